@@ -1,0 +1,371 @@
+"""Every setting, once: environment variable, type, default, help, aliases. Nothing else reads the environment.
+
+Precedence: command line > environment > YAML file (`VLLM_CONFIG_FILE`) > defaults. An empty variable counts as unset.
+A value that cannot be used raises `SettingsError`, one line that names the variable, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from ember.settings_known import KNOWN_UNUSED
+
+log = logging.getLogger(__name__)
+
+_LEN_SUFFIX = {"k": 1000, "K": 1024, "m": 1_000_000, "M": 1024 * 1024, "g": 1_000_000_000, "G": 1024**3}
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message is one line for the person who set it."""
+
+
+def _clean(value: Any) -> Any:
+    """Strip blanks; 'none' and 'null' mean unset."""
+    if isinstance(value, str):
+        value = value.strip()
+        if value.lower() in ("none", "null", ""):
+            return None
+    return value
+
+
+def _human_int(value: Any) -> Any:
+    """`32k` is 32000, `32K` is 32768, as in vLLM; `auto` and -1 mean: decide for me."""
+    value = _clean(value)
+    if isinstance(value, str):
+        if value.lower() == "auto" or value == "-1":
+            return None
+        if value.isdigit():
+            return int(value)
+        if value[-1:] in _LEN_SUFFIX:
+            try:
+                return int(float(value[:-1]) * _LEN_SUFFIX[value[-1]])
+            except ValueError:
+                return value
+    return None if value == -1 else value
+
+
+def _lower(value: Any) -> Any:
+    value = _clean(value)
+    return value.lower() if isinstance(value, str) else value
+
+
+def _comma_list(value: Any) -> Any:
+    value = _clean(value)
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"not valid JSON: {error}") from None
+    return value
+
+
+_DTYPES = {"bf16": "bfloat16", "half": "float16", "fp16": "float16", "float": "float32", "fp32": "float32"}
+
+
+def _dtype(value: Any) -> Any:
+    value = _lower(value)
+    return "auto" if value is None else _DTYPES.get(value, value)
+
+
+OptionalStr = Annotated[str | None, BeforeValidator(_clean)]
+PositiveInt = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_human_int)]
+CommaList = Annotated[list[str], NoDecode, BeforeValidator(_comma_list)]
+
+
+def _names(*names: str) -> Any:
+    return AliasChoices(*names)
+
+
+class Settings(BaseSettings):
+    """The worker's settings. The first alias of a field is its name in the documentation."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", populate_by_name=True)
+
+    # --- the model
+    model_name: OptionalStr = Field(
+        None,
+        validation_alias=_names("MODEL_NAME", "MODEL"),
+        description="Hugging Face id or directory of the model. `demo` is the small model in the package.",
+    )
+    model_revision: OptionalStr = Field(
+        None, validation_alias=_names("MODEL_REVISION", "REVISION"), description="Branch, tag or commit of the model."
+    )
+    tokenizer_name: OptionalStr = Field(
+        None,
+        validation_alias=_names("TOKENIZER_NAME", "TOKENIZER"),
+        description="Id or directory of the tokenizer, where it is not the model's own.",
+    )
+    tokenizer_revision: OptionalStr = Field(
+        None, validation_alias=_names("TOKENIZER_REVISION"), description="Branch, tag or commit of the tokenizer."
+    )
+    base_path: str = Field(
+        "/runpod-volume",
+        validation_alias=_names("BASE_PATH"),
+        description="Volume that holds `huggingface-cache/hub`, searched before the Hugging Face cache.",
+    )
+    download_dir: OptionalStr = Field(
+        None, validation_alias=_names("DOWNLOAD_DIR"), description="Cache directory for downloads instead of HF_HOME's."
+    )
+    hf_token: SecretStr | None = Field(
+        None,
+        validation_alias=_names("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
+        description="Token for gated or private models.",
+    )
+    served_model_name: CommaList = Field(
+        default_factory=list,
+        validation_alias=_names("OPENAI_SERVED_MODEL_NAME_OVERRIDE", "SERVED_MODEL_NAME"),
+        description="Names under which the model is served, separated by commas; the first is used in answers.",
+    )
+    dtype: Annotated[Literal["auto", "bfloat16", "float16", "float32"], BeforeValidator(_dtype)] = Field(
+        "auto", validation_alias=_names("DTYPE"), description="Weights and activations. auto = as in the checkpoint."
+    )
+    max_model_len: PositiveInt = Field(
+        None,
+        validation_alias=_names("MAX_MODEL_LEN"),
+        description="Longest prompt plus output, in tokens (`32k`, `auto`). auto = the model's, or what fits.",
+    )
+
+    # --- the engine
+    device: Annotated[Literal["auto", "cpu", "cuda"], BeforeValidator(_lower)] = Field(
+        "auto", validation_alias=_names("DEVICE"), description="auto = the GPU if there is one."
+    )
+    gpu_memory_utilization: float = Field(
+        0.92,
+        gt=0,
+        le=1,
+        validation_alias=_names("GPU_MEMORY_UTILIZATION"),
+        description="Share of the GPU's memory for weights, activations and KV cache together.",
+    )
+    kv_cache_memory_bytes: PositiveInt = Field(
+        None,
+        validation_alias=_names("KV_CACHE_MEMORY_BYTES"),
+        description="Size of the KV cache (`4G`), instead of what GPU_MEMORY_UTILIZATION leaves.",
+    )
+    num_gpu_blocks_override: PositiveInt = Field(
+        None, validation_alias=_names("NUM_GPU_BLOCKS_OVERRIDE"), description="Number of KV cache pages, exactly."
+    )
+    block_size: Annotated[Literal[8, 16, 32, 64, 128], BeforeValidator(_human_int)] = Field(
+        16, validation_alias=_names("BLOCK_SIZE"), description="Tokens in one page of the KV cache."
+    )
+    max_num_seqs: PositiveInt = Field(
+        None, validation_alias=_names("MAX_NUM_SEQS"), description="Sequences in one step. Default 256, on CPU 64."
+    )
+    max_num_batched_tokens: Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_human_int)] = Field(
+        None,
+        validation_alias=_names("MAX_NUM_BATCHED_TOKENS"),
+        description="Token budget of one step. 0 or unset: 8192, on CPU 2048.",
+    )
+    enable_prefix_caching: bool = Field(
+        True,
+        validation_alias=_names("ENABLE_PREFIX_CACHING"),
+        description="Share and keep the KV pages of common prefixes.",
+    )
+    scheduling_policy: Annotated[Literal["fcfs", "priority"], BeforeValidator(_lower)] = Field(
+        "fcfs", validation_alias=_names("SCHEDULING_POLICY"), description="Order of admission."
+    )
+    seed: Annotated[int | None, BeforeValidator(_clean)] = Field(
+        None,
+        validation_alias=_names("SEED"),
+        description="Seed of requests that bring none of their own. Unset: different at every boot.",
+    )
+    num_threads: PositiveInt = Field(
+        None, validation_alias=_names("NUM_THREADS", "OMP_NUM_THREADS"), description="CPU threads. Default: all cores."
+    )
+    engine_restarts: int = Field(
+        3,
+        ge=0,
+        validation_alias=_names("ENGINE_RESTARTS"),
+        description="How often a crashed engine is started again before the worker exits.",
+    )
+
+    # --- the API
+    custom_chat_template: OptionalStr = Field(
+        None,
+        validation_alias=_names("CUSTOM_CHAT_TEMPLATE", "CHAT_TEMPLATE"),
+        description="Chat template, as a file's path or as Jinja text, instead of the model's.",
+    )
+    generation_config: str = Field(
+        "auto",
+        validation_alias=_names("GENERATION_CONFIG"),
+        description="Sampling defaults: auto = the model's generation_config.json, vllm = none, or a directory.",
+    )
+    override_generation_config: Annotated[dict[str, Any], NoDecode, BeforeValidator(_json)] = Field(
+        default_factory=dict,
+        validation_alias=_names("OVERRIDE_GENERATION_CONFIG"),
+        description='Sampling defaults as JSON, such as {"temperature": 0.6}; stronger than GENERATION_CONFIG.',
+    )
+    response_role: str = Field(
+        "assistant",
+        validation_alias=_names("RESPONSE_ROLE", "OPENAI_RESPONSE_ROLE"),
+        description="Role in chat answers.",
+    )
+    max_logprobs: int = Field(
+        20, ge=-1, validation_alias=_names("MAX_LOGPROBS"), description="Most logprobs a request may ask; -1 = any."
+    )
+    max_stop_strings: int = Field(
+        4,
+        ge=0,
+        validation_alias=_names("MAX_STOP_STRINGS", "VLLM_MAX_STOP_STRINGS"),
+        description="Most stop strings a request may have.",
+    )
+    enable_prompt_tokens_details: bool = Field(
+        False, validation_alias=_names("ENABLE_PROMPT_TOKENS_DETAILS"), description="Report cached tokens in usage."
+    )
+    enable_force_include_usage: bool = Field(
+        False, validation_alias=_names("ENABLE_FORCE_INCLUDE_USAGE"), description="Usage in every stream."
+    )
+    return_tokens_as_token_ids: bool = Field(
+        False,
+        validation_alias=_names("RETURN_TOKENS_AS_TOKEN_IDS"),
+        description="Logprobs name tokens as `token_id:123`.",
+    )
+    enable_request_id_headers: bool = Field(
+        False, validation_alias=_names("ENABLE_REQUEST_ID_HEADERS"), description="Answer with an X-Request-Id header."
+    )
+
+    # --- the faces
+    host: str = Field("0.0.0.0", validation_alias=_names("HOST"), description="Address of `ember serve`.")
+    port: int = Field(8000, ge=0, le=65535, validation_alias=_names("PORT"), description="Port of `ember serve`.")
+    api_key: Annotated[list[SecretStr], NoDecode, BeforeValidator(_comma_list)] = Field(
+        default_factory=list,
+        validation_alias=_names("API_KEY", "VLLM_API_KEY"),
+        description="Keys that `ember serve` accepts as Bearer token, separated by commas.",
+    )
+    max_concurrency: PositiveInt = Field(
+        None,
+        validation_alias=_names("MAX_CONCURRENCY"),
+        description="Jobs taken from the queue at the same time. Default: MAX_NUM_SEQS.",
+    )
+    raw_openai_output: bool = Field(
+        True,
+        validation_alias=_names("RAW_OPENAI_OUTPUT"),
+        description="Streamed jobs yield SSE text; false = lists of parsed chunks.",
+    )
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field(
+        "info", validation_alias=_names("LOG_LEVEL"), description="Level of the log on stderr."
+    )
+    boot_report: OptionalStr = Field(
+        None, validation_alias=_names("EMBER_BOOT_REPORT"), description="File for the boot timeline as JSON."
+    )
+
+    @field_validator("max_num_batched_tokens")
+    @classmethod
+    def _zero_is_unset(cls, value: int | None) -> int | None:
+        return value or None
+
+    @field_validator("max_logprobs", mode="before")
+    @classmethod
+    def _strip(cls, value: Any) -> Any:
+        return value.strip() if isinstance(value, str) else value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings
+
+    @property
+    def served_names(self) -> list[str]:
+        """The names the API knows the model by; the first is the one it answers with."""
+        return self.served_model_name or [self.model_name or "demo"]
+
+
+def documented_name(field: str) -> str:
+    """The environment variable a field is documented under."""
+    alias = Settings.model_fields[field].validation_alias
+    assert isinstance(alias, AliasChoices)
+    return str(alias.choices[0])
+
+
+def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Read the environment and the YAML file. `overrides` (from the command line) are field names with values.
+
+    Raises SettingsError.
+    """
+    values = dict(_yaml_values())
+    values.update({field: value for field, value in (overrides or {}).items() if value is not None})
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        raise SettingsError(_one_line(error)) from None
+    return settings
+
+
+def warn_unused(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """One line for each variable that other workers read and this one does not act on."""
+    names = sorted(name for name in environ if name in KNOWN_UNUSED)
+    return [f"{name} is set but has no effect: {KNOWN_UNUSED[name]}" for name in names]
+
+
+def _yaml_values() -> dict[str, Any]:
+    """Values of the YAML file as field names; what the environment also sets is left out, for it is stronger."""
+    path = os.environ.get("VLLM_CONFIG_FILE") or os.environ.get("EMBER_CONFIG_FILE")
+    if not path:
+        return {}
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text()) or {}
+    except OSError as error:
+        raise SettingsError(f"VLLM_CONFIG_FILE={path}: {error.strerror or error}") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"VLLM_CONFIG_FILE={path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise SettingsError(f"VLLM_CONFIG_FILE={path} must hold a mapping of setting names to values")
+    by_alias = {str(alias): field for field in Settings.model_fields for alias in _aliases(field)}
+    values = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_").upper()
+        field = by_alias.get(name)
+        if field is None:
+            hint = KNOWN_UNUSED.get(name, "unknown setting")
+            log.warning("%s in %s has no effect: %s", key, path, hint)
+        elif not any(os.environ.get(alias) for alias in _aliases(field)):
+            values[field] = value
+    return values
+
+
+def _aliases(field: str) -> list[str]:
+    alias = Settings.model_fields[field].validation_alias
+    assert isinstance(alias, AliasChoices)
+    return [str(choice) for choice in alias.choices]
+
+
+def _one_line(error: ValidationError) -> str:
+    """`MAX_MODEL_LEN=abc: Input should be a valid integer`, for each wrong value, joined by semicolons."""
+    by_name = {name: field for field in Settings.model_fields for name in (*_aliases(field), field)}
+    lines = []
+    for item in error.errors():
+        field = by_name.get(str(item["loc"][0]), str(item["loc"][0]))
+        name = documented_name(field) if field in Settings.model_fields else field
+        set_as = next((alias for alias in _aliases(field) if os.environ.get(alias)), name) if field != name else name
+        secret = field in ("hf_token", "api_key")
+        given = "(hidden)" if secret else str(item.get("input"))[:100]
+        lines.append(f"{set_as}={given}: {_reason(item)}")
+    return "; ".join(lines)
+
+
+def _reason(item: Any) -> str:
+    message = str(item["msg"])
+    return message[0].lower() + message[1:]

@@ -1,0 +1,248 @@
+"""The messages between the two processes: msgspec structs as msgpack, each frame prefixed by its length.
+
+The front sends a `FrontMessage`, the engine an `EngineMessage`, over one socketpair. Everything that one engine step
+produced travels in one `Outputs`; everything the front wants before the next step in one frame holding a list.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+MAX_FRAME_BYTES = 1 << 30
+_LENGTH = struct.Struct("<I")
+
+
+class SamplingParams(Struct, frozen=True, omit_defaults=True):
+    """How one request is decoded. All values are validated by the front; ids are token ids."""
+
+    max_tokens: int
+    n: int = 1
+    temperature: float = 1.0  # 0 = greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0 = off
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0  # over prompt and output
+    presence_penalty: float = 0.0  # over output
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[list[int]] = []  # token sequences that must not be completed
+    min_tokens: int = 0  # EOS and stop ids are masked before that many output tokens
+    ignore_eos: bool = False
+    stop_token_ids: list[int] = []  # beside the model's own EOS ids
+    seed: int | None = None  # same seed, same tokens; sample i of n uses seed + i
+    logprobs: int | None = None  # None = off, N = sampled token and the top N, -1 = whole vocabulary
+    prompt_logprobs: int | None = None  # the same for the prompt's tokens
+
+
+# ---------------------------------------------------------------------------------------------- front -> engine
+
+
+class Configure(Struct, tag="configure", frozen=True):
+    """The first message: what to load and how to run. None means: the engine decides."""
+
+    model: str
+    revision: str | None = None
+    tokenizer: str | None = None
+    tokenizer_revision: str | None = None
+    base_path: str | None = None
+    download_dir: str | None = None
+    hf_token: str | None = None
+    device: str = "auto"  # auto, cpu, cuda
+    dtype: str = "auto"  # auto, bfloat16, float16, float32
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    block_size: int = 16
+    num_blocks: int | None = None
+    gpu_memory_utilization: float = 0.92
+    kv_cache_memory_bytes: int | None = None
+    enable_prefix_caching: bool = True
+    scheduling_policy: str = "fcfs"  # fcfs, priority
+    seed: int | None = None  # None = different at every boot
+    num_threads: int | None = None
+    boot_origin: float | None = None  # the worker's start on the clock of ember.boot.now()
+
+
+class Generate(Struct, tag="generate", frozen=True, omit_defaults=True):
+    """Start a request. `request_id` is the front's and unique for the life of the connection."""
+
+    request_id: int
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    priority: int = 0  # lower first, where the policy is `priority`
+    cache_salt: str | None = None  # requests with different salts share no cached prefix
+
+
+class Abort(Struct, tag="abort", frozen=True, omit_defaults=True):
+    """Stop a request, or one sample of it, and free its pages. No output follows for it."""
+
+    request_id: int
+    index: int | None = None  # None = all n samples
+
+
+class GetStats(Struct, tag="get_stats", frozen=True):
+    """Ask for one `Stats`."""
+
+
+class Shutdown(Struct, tag="shutdown", frozen=True):
+    """Leave the process at once."""
+
+
+FrontMessage = Configure | Generate | Abort | GetStats | Shutdown
+
+# ---------------------------------------------------------------------------------------------- engine -> front
+
+
+class Located(Struct, tag="located", frozen=True):
+    """Sent before the weights are read, so that the front can load the tokenizer meanwhile."""
+
+    model_dir: str
+    tokenizer_dir: str
+
+
+class Ready(Struct, tag="ready", frozen=True):
+    """Sent once, when the engine can serve; carries what the front must know about it."""
+
+    architecture: str
+    device: str
+    dtype: str
+    vocab_size: int  # rows of the logits; the tokenizer's own size may be smaller
+    max_model_len: int
+    block_size: int
+    num_blocks: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    eos_token_ids: list[int]
+    num_parameters: int
+    warnings: list[str]
+    boot_phases: list[dict[str, Any]]
+
+
+class TokenLogprobs(Struct, array_like=True, frozen=True):
+    """Log probabilities at one position, of the raw distribution (before penalties and temperature)."""
+
+    token_id: int
+    logprob: float
+    rank: int  # 1 = most likely
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+class SequenceOutput(Struct, array_like=True, frozen=True):
+    """What one step added to one sample of one request."""
+
+    request_id: int
+    index: int
+    token_ids: list[int]
+    finish_reason: str | None = None  # stop, length, abort, error
+    stop_reason: int | str | None = None  # the stop token id that ended it; None for EOS
+    logprobs: list[TokenLogprobs] | None = None  # one per token id
+    num_cached_tokens: int = 0  # of the prompt, taken from the prefix cache
+    prompt_logprobs: list[TokenLogprobs | None] | None = None  # once; the first position is None
+    error: str | None = None  # with finish_reason error
+
+
+class Stats(Struct, tag="stats", frozen=True):
+    """A picture of the engine. Counters count from the start of the engine."""
+
+    num_running: int
+    num_waiting: int
+    num_blocks: int
+    num_free_blocks: int
+    prompt_tokens: int
+    generation_tokens: int
+    prefix_cache_queries: int
+    prefix_cache_hits: int
+    num_preemptions: int
+    num_steps: int
+
+
+class Outputs(Struct, tag="outputs", frozen=True):
+    """The outputs of one step."""
+
+    outputs: list[SequenceOutput]
+
+
+class Failed(Struct, tag="failed", frozen=True):
+    """The engine cannot go on; the process exits after it. `during` is `boot` or `run`."""
+
+    message: str  # one line for the person who has to act
+    during: str
+
+
+EngineMessage = Located | Ready | Outputs | Stats | Failed
+
+_encoder = msgspec.msgpack.Encoder()
+_front_decoder = msgspec.msgpack.Decoder(list[FrontMessage])
+_engine_decoder = msgspec.msgpack.Decoder(EngineMessage)
+
+
+def encode_front(messages: list[FrontMessage]) -> bytes:
+    return _frame(_encoder.encode(messages))
+
+
+def encode_engine(message: EngineMessage) -> bytes:
+    return _frame(_encoder.encode(message))
+
+
+def decode_front(payload: bytes | memoryview) -> list[FrontMessage]:
+    return _front_decoder.decode(payload)
+
+
+def decode_engine(payload: bytes | memoryview) -> EngineMessage:
+    return _engine_decoder.decode(payload)
+
+
+def _frame(payload: bytes) -> bytes:
+    return _LENGTH.pack(len(payload)) + payload
+
+
+class FrameBuffer:
+    """Cuts a byte stream into frames: feed what arrived, take the payloads that are whole."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Returns the whole payloads. Raises ValueError when a length is beyond `MAX_FRAME_BYTES`."""
+        self._buffer += data
+        frames = []
+        position = 0
+        while len(self._buffer) - position >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer, position)
+            if length > MAX_FRAME_BYTES:
+                raise ValueError(f"frame of {length} bytes on the wire, at most {MAX_FRAME_BYTES} are allowed")
+            end = position + _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            frames.append(bytes(self._buffer[position + _LENGTH.size : end]))
+            position = end
+        del self._buffer[:position]
+        return frames
+
+
+def recv_frame(sock: socket.socket) -> bytes | None:
+    """Blocking read of one frame; None at a clean end of the stream."""
+    header = _recv_exactly(sock, _LENGTH.size)
+    if header is None:
+        return None
+    (length,) = _LENGTH.unpack(header)
+    if length > MAX_FRAME_BYTES:
+        raise ValueError(f"frame of {length} bytes on the wire, at most {MAX_FRAME_BYTES} are allowed")
+    return _recv_exactly(sock, length)
+
+
+def _recv_exactly(sock: socket.socket, size: int) -> bytes | None:
+    data = bytearray()
+    while len(data) < size:
+        chunk = sock.recv(min(size - len(data), 1 << 20))
+        if not chunk:
+            return None
+        data += chunk
+    return bytes(data)
