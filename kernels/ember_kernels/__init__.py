@@ -1,0 +1,1 @@
+"""Triton kernels of Ember. Depends on torch and triton alone; imports nothing from ember."""

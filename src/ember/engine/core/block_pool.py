@@ -1,0 +1,90 @@
+"""The pages of the KV cache: who holds them, what they contain, which to evict.
+
+A full page is content-addressed by a hash chain: its hash covers its tokens and the hash of the page before it, so
+equal hashes mean equal prefixes. A page that nobody holds keeps its content and stays findable until it is needed for
+something else; the one unused for longest goes first (within a sequence the tail before the head, for a tail is of no
+use without its head).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+
+def root_hash(salt: str | None) -> bytes:
+    """Start of a chain. Requests with different salts never share a page."""
+    return hashlib.blake2b((salt or "").encode(), digest_size=16).digest()
+
+
+def chain_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
+    """Hash of a full block that follows the block with hash `parent`."""
+    return hashlib.blake2b(parent + array("q", token_ids).tobytes(), digest_size=16).digest()
+
+
+class BlockPool:
+    """`num_blocks` pages, each free, held by one sequence, or shared by several."""
+
+    def __init__(self, num_blocks: int, enable_prefix_caching: bool = True) -> None:
+        self.num_blocks = num_blocks
+        self.enable_prefix_caching = enable_prefix_caching
+        self._references = [0] * num_blocks
+        self._hashes: list[bytes | None] = [None] * num_blocks
+        self._block_of: dict[bytes, int] = {}
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))  # next to be evicted first
+
+    @property
+    def num_free(self) -> int:
+        """Pages nobody holds, cached content included."""
+        return len(self._free)
+
+    def allocate(self) -> int:
+        """Take a page for new content. Raises KeyError when none is free."""
+        block, _ = self._free.popitem(last=False)
+        self._forget(block)
+        self._references[block] = 1
+        return block
+
+    def find(self, block_hashes: Iterable[bytes]) -> list[int]:
+        """The longest run of cached pages for the head of a hash chain. They are not held yet: see `hold`."""
+        blocks = []
+        for block_hash in block_hashes:
+            block = self._block_of.get(block_hash)
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def is_free(self, block: int) -> bool:
+        return self._references[block] == 0
+
+    def hold(self, blocks: Iterable[int]) -> None:
+        """Share cached pages with one more sequence."""
+        for block in blocks:
+            if self._references[block] == 0:
+                del self._free[block]
+            self._references[block] += 1
+
+    def publish(self, block: int, block_hash: bytes) -> None:
+        """Make a full page findable. If another page already has that content, this one stays private."""
+        if self.enable_prefix_caching and block_hash not in self._block_of:
+            self._forget(block)
+            self._hashes[block] = block_hash
+            self._block_of[block_hash] = block
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Give back a sequence's pages, in the order of its block table."""
+        for block in reversed(blocks):
+            self._references[block] -= 1
+            if self._references[block] == 0:
+                self._free[block] = None
+                if self._hashes[block] is None:  # nothing to find in it: reuse it before evicting cached content
+                    self._free.move_to_end(block, last=False)
+
+    def _forget(self, block: int) -> None:
+        block_hash = self._hashes[block]
+        if block_hash is not None:
+            del self._block_of[block_hash]
+            self._hashes[block] = None

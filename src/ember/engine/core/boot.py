@@ -1,0 +1,123 @@
+"""The engine's boot: from the first message to an engine that can take a step.
+
+`locate` runs in a thread while torch is being imported: it finds the model and starts reading its weights into memory.
+`build` needs torch and does the rest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ember.boot import Timeline
+from ember.engine.loading.resolve import resolve_model
+from ember.engine.loading.safetensors_header import prefetch
+from ember.wire import Configure, Located, Ready
+
+if TYPE_CHECKING:
+    from ember.engine.core.engine import Engine
+
+DEFAULT_MAX_NUM_SEQS = {"cuda": 256, "cpu": 64}
+DEFAULT_MAX_NUM_BATCHED_TOKENS = {"cuda": 8192, "cpu": 2048}
+
+
+def locate(configure: Configure, timeline: Timeline) -> Located:
+    """Find (or fetch) the model's and the tokenizer's files. Raises ModelError."""
+    with timeline.phase("locate"):
+        model_dir = resolve_model(
+            configure.model,
+            revision=configure.revision,
+            base_path=configure.base_path,
+            download_dir=configure.download_dir,
+            token=configure.hf_token,
+        )
+        prefetch(model_dir)
+        tokenizer_dir = model_dir
+        if configure.tokenizer:
+            tokenizer_dir = resolve_model(
+                configure.tokenizer,
+                revision=configure.tokenizer_revision,
+                base_path=configure.base_path,
+                download_dir=configure.download_dir,
+                token=configure.hf_token,
+            )
+    return Located(str(model_dir), str(tokenizer_dir))
+
+
+def build(configure: Configure, model_dir: Path, timeline: Timeline) -> tuple[Engine, Ready]:
+    """Load the weights, size the cache, put the engine together. Raises ModelError."""
+    import torch
+
+    from ember.engine.core.block_pool import BlockPool
+    from ember.engine.core.engine import Engine
+    from ember.engine.core.memory import plan_memory
+    from ember.engine.core.runner import Runner
+    from ember.engine.core.scheduler import Scheduler
+    from ember.engine.errors import ModelError
+    from ember.engine.layers.batch import KVCache
+    from ember.engine.loading.dtype import choose_dtype
+    from ember.engine.loading.load import load_decoder
+    from ember.engine.models.config import load_config
+
+    kind = configure.device
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    elif kind == "cuda" and not torch.cuda.is_available():
+        raise ModelError("DEVICE=cuda, but torch sees no GPU; check the driver, or set DEVICE=cpu")
+    device = torch.device(kind)
+    if configure.num_threads:
+        torch.set_num_threads(configure.num_threads)
+
+    config = load_config(model_dir)
+    dtype = choose_dtype(configure.dtype, config.dtype, kind)
+    with timeline.phase("load") as detail:
+        model = load_decoder(model_dir, config, dtype=dtype, device=device)
+        detail["bytes"] = model.weight_bytes
+    with timeline.phase("cache"):
+        max_num_seqs = configure.max_num_seqs or DEFAULT_MAX_NUM_SEQS[kind]
+        max_num_batched_tokens = configure.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS[kind]
+        plan = plan_memory(
+            config,
+            dtype=dtype,
+            device=device,
+            block_size=configure.block_size,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_model_len=configure.max_model_len,
+            num_blocks=configure.num_blocks,
+            kv_cache_memory_bytes=configure.kv_cache_memory_bytes,
+            gpu_memory_utilization=configure.gpu_memory_utilization,
+        )
+        cache = KVCache.allocate(
+            config.num_layers,
+            plan.num_blocks,
+            configure.block_size,
+            config.num_kv_heads,
+            config.head_dim,
+            dtype,
+            device,
+        )
+    scheduler = Scheduler(
+        BlockPool(plan.num_blocks, configure.enable_prefix_caching),
+        configure.block_size,
+        max_num_seqs,
+        max_num_batched_tokens,
+        configure.scheduling_policy,
+    )
+    engine = Engine(Runner(model, cache, device), scheduler, plan.max_model_len, configure.seed)
+    ready = Ready(
+        architecture=config.architecture,
+        device=kind,
+        dtype=str(dtype).removeprefix("torch."),
+        vocab_size=config.vocab_size,
+        max_model_len=plan.max_model_len,
+        block_size=configure.block_size,
+        num_blocks=plan.num_blocks,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        eos_token_ids=list(config.eos_token_ids),
+        num_parameters=model.num_parameters,
+        warnings=plan.warnings,
+        boot_phases=timeline.report()["phases"],
+    )
+    return engine, ready

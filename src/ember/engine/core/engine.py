@@ -1,0 +1,170 @@
+"""The engine itself: requests in, one step at a time, outputs out. No threads and no sockets in here."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import torch
+
+from ember.engine.core.block_pool import root_hash
+from ember.engine.core.runner import Runner
+from ember.engine.core.scheduler import Scheduled, Scheduler
+from ember.engine.core.sequence import Sequence
+from ember.wire import Generate, SequenceOutput, Stats, TokenLogprobs
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Owns the sequences. `add`, `abort` and `step` are called from one thread."""
+
+    def __init__(self, runner: Runner, scheduler: Scheduler, max_model_len: int, seed: int | None = None) -> None:
+        self.runner = runner
+        self.scheduler = scheduler
+        self.max_model_len = max_model_len
+        self.eos_token_ids = frozenset(runner.model.config.eos_token_ids)
+        self._primary_eos = next(iter(runner.model.config.eos_token_ids), None)
+        self._seed = int.from_bytes(os.urandom(8), "little") if seed is None else seed
+        self._sequences: dict[int, list[Sequence]] = {}  # by request id, unfinished samples only
+        self._num_arrivals = 0
+        self._prompt_tokens = 0
+        self._generation_tokens = 0
+        self._num_steps = 0
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    def add(self, request: Generate) -> list[SequenceOutput]:
+        """Queue a request. One that can never run is answered at once with an error."""
+        sampling = request.sampling
+        num_prompt_tokens = len(request.prompt_token_ids)
+        capacity = min(self.max_model_len, self.scheduler.pool.num_blocks * self.scheduler.block_size)
+        error = None
+        if not 0 < num_prompt_tokens <= capacity:
+            error = f"a prompt of {num_prompt_tokens} tokens cannot run, 1 to {capacity} are possible"
+        elif max(request.prompt_token_ids) >= self.runner.model.config.vocab_size or min(request.prompt_token_ids) < 0:
+            error = f"a token id of the prompt is not in [0, {self.runner.model.config.vocab_size})"
+        elif request.request_id in self._sequences:
+            error = f"request id {request.request_id} is in use"
+        if error is not None:
+            return [
+                SequenceOutput(request.request_id, index, [], finish_reason="error", error=error)
+                for index in range(sampling.n)
+            ]
+        leader: Sequence | None = None
+        self._prompt_tokens += num_prompt_tokens
+        for index in range(sampling.n):
+            self._num_arrivals += 1
+            seed = sampling.seed + index if sampling.seed is not None else hash((self._seed, self._num_arrivals))
+            sequence = Sequence(
+                request_id=request.request_id,
+                index=index,
+                token_ids=list(request.prompt_token_ids),
+                num_prompt_tokens=num_prompt_tokens,
+                sampling=sampling,
+                seed=seed,
+                priority=request.priority,
+                arrival=self._num_arrivals,
+                salt=root_hash(request.cache_salt),
+                leader=leader if self.scheduler.pool.enable_prefix_caching else None,
+            )
+            leader = leader or sequence
+            self._sequences.setdefault(request.request_id, []).append(sequence)
+            self.scheduler.add(sequence)
+        return []
+
+    def abort(self, request_id: int, index: int | None = None) -> None:
+        """Drop a request, or one of its samples; its pages are free when this returns. Unknown ids are ignored."""
+        for sequence in list(self._sequences.get(request_id, ())):
+            if index is None or sequence.index == index:
+                self._drop(sequence)
+
+    def step(self) -> list[SequenceOutput]:
+        """Compute one step. Returns what each sequence gained."""
+        step = self.scheduler.schedule()
+        if not step:
+            return []
+        self._num_steps += 1
+        try:
+            result = self.runner.run(step)
+        except torch.OutOfMemoryError as error:
+            return [self._fail_largest(step, str(error).partition("\n")[0])]
+        self.scheduler.complete(step)
+        outputs = []
+        for row, sequence in enumerate(result.sequences):
+            sampled = result.sampled
+            if sampled.is_broken[row]:
+                outputs.append(self._fail(sequence, "the model's output was not a number (NaN)"))
+            else:
+                outputs.append(self._extend(sequence, sampled.token_ids[row], sampled.logprobs.get(row)))
+        return outputs
+
+    def stats(self) -> Stats:
+        counters = self.scheduler.counters
+        return Stats(
+            num_running=len(self.scheduler.running),
+            num_waiting=len(self.scheduler.waiting),
+            num_blocks=self.scheduler.pool.num_blocks,
+            num_free_blocks=self.scheduler.pool.num_free,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens,
+            prefix_cache_queries=counters.prefix_cache_queries,
+            prefix_cache_hits=counters.prefix_cache_hits,
+            num_preemptions=counters.num_preemptions,
+            num_steps=self._num_steps,
+        )
+
+    def _extend(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> SequenceOutput:
+        """Add a sampled token and see whether it was the last."""
+        sampling = sequence.sampling
+        is_first = not sequence.is_prefilled
+        sequence.is_prefilled = True
+        finish_reason: str | None = None
+        stop_reason: int | None = None
+        token_ids = [token_id]
+        if sampling.max_tokens == 0:  # only the prompt was to be scored
+            token_ids, logprobs, finish_reason = [], None, "length"
+        else:
+            sequence.token_ids.append(token_id)
+            self._generation_tokens += 1
+            if token_id in self.eos_token_ids and not sampling.ignore_eos:
+                finish_reason = "stop"
+                stop_reason = None if token_id == self._primary_eos else token_id
+            elif token_id in sampling.stop_token_ids:
+                finish_reason, stop_reason = "stop", token_id
+            elif sequence.num_output_tokens >= sampling.max_tokens or sequence.num_tokens >= self.max_model_len:
+                finish_reason = "length"
+        output = SequenceOutput(
+            request_id=sequence.request_id,
+            index=sequence.index,
+            token_ids=token_ids,
+            finish_reason=finish_reason,
+            stop_reason=stop_reason,
+            logprobs=[logprobs] if logprobs is not None else None,
+            num_cached_tokens=max(sequence.num_cached_tokens, 0) if is_first else 0,
+            prompt_logprobs=sequence.prompt_logprobs if is_first else None,
+        )
+        if finish_reason is not None:
+            self._drop(sequence)
+        return output
+
+    def _fail_largest(self, step: list[Scheduled], reason: str) -> SequenceOutput:
+        """Out of memory: give up the sequence with most tokens in the step and let the others go on."""
+        largest = max(step, key=lambda scheduled: scheduled.num_tokens).sequence
+        log.error("out of memory in a step of %d tokens: %s", sum(scheduled.num_tokens for scheduled in step), reason)
+        if self.runner.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return self._fail(largest, f"out of memory: {reason}")
+
+    def _fail(self, sequence: Sequence, error: str) -> SequenceOutput:
+        self._drop(sequence)
+        return SequenceOutput(sequence.request_id, sequence.index, [], finish_reason="error", error=error)
+
+    def _drop(self, sequence: Sequence) -> None:
+        self.scheduler.remove(sequence)
+        siblings = self._sequences[sequence.request_id]
+        siblings.remove(sequence)
+        if not siblings:
+            del self._sequences[sequence.request_id]

@@ -1,0 +1,106 @@
+"""How many KV pages fit: arithmetic over sizes that are known, no trial run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from ember.engine.errors import ModelError
+from ember.engine.models.config import DecoderConfig
+
+CPU_KV_BYTES = 4 << 30  # at most, where nothing is set
+CPU_KV_SHARE = 0.5  # of the memory that is available
+DEVICE_RESERVE_BYTES = 512 << 20  # libraries' workspaces, fragmentation, graphs
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """The sizes the engine runs with."""
+
+    num_blocks: int
+    max_model_len: int
+    warnings: list[str]
+
+
+def kv_bytes_per_token(config: DecoderConfig, dtype: torch.dtype) -> int:
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
+
+
+def activation_bytes(config: DecoderConfig, dtype: torch.dtype, num_tokens: int, num_rows: int) -> int:
+    """An upper bound for one step: the widest layer's inputs and outputs for every token, and the logits, which the
+    sampler holds three times in float32."""
+    widths = 4 * config.hidden_size + 3 * config.intermediate_size
+    widths += 2 * (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    return num_tokens * widths * dtype.itemsize + num_rows * config.vocab_size * (dtype.itemsize + 3 * 4)
+
+
+def plan_memory(
+    config: DecoderConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    block_size: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    max_model_len: int | None,
+    num_blocks: int | None,
+    kv_cache_memory_bytes: int | None,
+    gpu_memory_utilization: float,
+) -> MemoryPlan:
+    """Sizes of the cache and the longest context. Called when the weights are on the device.
+
+    Raises ModelError when not even the wanted context fits, saying what to change.
+    """
+    bytes_per_block = kv_bytes_per_token(config, dtype) * block_size
+    wanted = config.max_position_embeddings if max_model_len is None else max_model_len
+    warnings = []
+    if wanted > config.max_position_embeddings:
+        raise ModelError(
+            f"MAX_MODEL_LEN={wanted} is more than the model's {config.max_position_embeddings} positions; "
+            f"set MAX_MODEL_LEN to at most {config.max_position_embeddings}"
+        )
+    if num_blocks is None:
+        if kv_cache_memory_bytes is not None:
+            budget = kv_cache_memory_bytes
+        elif device.type == "cuda":
+            activations = activation_bytes(config, dtype, max_num_batched_tokens, max_num_seqs)
+            free, total = torch.cuda.mem_get_info(device)
+            budget = free - int(total * (1 - gpu_memory_utilization)) - activations - DEVICE_RESERVE_BYTES
+        else:
+            budget = min(CPU_KV_BYTES, int(_available_host_bytes() * CPU_KV_SHARE))
+        num_blocks = max(budget, 0) // bytes_per_block
+        # More than every sequence at full length can never be used.
+        num_blocks = min(num_blocks, max_num_seqs * -(-wanted // block_size))
+    capacity = num_blocks * block_size
+    if capacity < min(wanted, block_size if max_model_len is None else wanted):
+        needed = -(-wanted // block_size) * bytes_per_block
+        raise ModelError(
+            f"the KV cache has room for {capacity} tokens, but a context of {wanted} needs {needed / 2**30:.2f} GiB; "
+            "lower MAX_MODEL_LEN, MAX_NUM_BATCHED_TOKENS or MAX_NUM_SEQS, raise GPU_MEMORY_UTILIZATION or "
+            "KV_CACHE_MEMORY_BYTES, or use a smaller or quantised model"
+        )
+    if capacity < wanted:
+        warnings.append(f"MAX_MODEL_LEN is {capacity} instead of the model's {wanted}: that is what the KV cache holds")
+        wanted = capacity
+    return MemoryPlan(num_blocks, wanted, warnings)
+
+
+def _available_host_bytes() -> int:
+    """Memory the kernel would give without swapping, within the container's own limit."""
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        with open("/proc/meminfo") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    available = int(line.split()[1]) * 1024
+        with open("/sys/fs/cgroup/memory.max") as file:
+            limit = file.read().strip()
+        with open("/sys/fs/cgroup/memory.current") as file:
+            current = int(file.read())
+        if limit != "max":
+            available = min(available, int(limit) - current)
+    except (OSError, ValueError):
+        pass
+    return available

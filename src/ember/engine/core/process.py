@@ -1,0 +1,184 @@
+"""The engine's process: a socket to the front, and a loop that steps while there is work and sleeps when there is none.
+
+Two threads: one reads the front's messages into a queue, the main one runs the engine and writes. The process ends when
+the front goes away, when it is told to, or when it cannot go on; then it says why first.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import queue
+import socket
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ember.boot import Timeline, now
+from ember.engine.core.boot import locate
+from ember.engine.errors import ModelError
+from ember.wire import (
+    Abort,
+    Configure,
+    EngineMessage,
+    Failed,
+    FrontMessage,
+    Generate,
+    GetStats,
+    Located,
+    Outputs,
+    SequenceOutput,
+    Shutdown,
+    decode_front,
+    encode_engine,
+    recv_frame,
+)
+
+if TYPE_CHECKING:
+    from ember.engine.core.engine import Engine
+
+log = logging.getLogger(__name__)
+
+
+class Connection:
+    """The engine's end of the socket. `receive` is called by the reader thread, `send` by any."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._lock = threading.Lock()
+
+    def receive(self) -> list[FrontMessage] | None:
+        """The next frame's messages; None when the front is gone."""
+        try:
+            payload = recv_frame(self._socket)
+        except OSError:
+            return None
+        return None if payload is None else decode_front(payload)
+
+    def send(self, message: EngineMessage) -> None:
+        with self._lock:
+            self._socket.sendall(encode_engine(message))
+
+
+def main(fd: int) -> int:
+    """Run the engine on the inherited socket `fd`. Returns the exit status."""
+    started = now()
+    gc.disable()  # importing makes many objects and no garbage
+    connection = Connection(socket.socket(fileno=fd))
+    opening = _Opening(connection)
+    thread = threading.Thread(target=opening.run, name="locate", daemon=True)
+    thread.start()
+    import_started = now()
+    import torch
+
+    import_ended = now()
+    thread.join()
+    if opening.configure is None or opening.located is None or opening.timeline is None:
+        return opening.status
+    timeline = opening.timeline
+    timeline.add("start", timeline.origin, started)
+    timeline.add("import_torch", import_started, import_ended, version=torch.__version__)
+    try:
+        from ember.engine.core.boot import build
+
+        engine, ready = build(opening.configure, Path(opening.located.model_dir), timeline)
+    except ModelError as error:
+        return _fail(connection, str(error), "boot")
+    except Exception as error:
+        traceback.print_exc()
+        return _fail(connection, f"the engine could not start: {type(error).__name__}: {error}", "boot")
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+    connection.send(ready)
+    try:
+        _serve(engine, connection)
+    except BrokenPipeError:
+        return 0  # the front is gone
+    except Exception as error:
+        traceback.print_exc()
+        return _fail(connection, f"the engine failed: {type(error).__name__}: {_first_line(error)}", "run")
+    return 0
+
+
+class _Opening:
+    """What happens beside the import of torch: receive the configuration and find the model."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.configure: Configure | None = None
+        self.located: Located | None = None
+        self.timeline: Timeline | None = None
+        self.status = 1
+
+    def run(self) -> None:
+        try:
+            messages = self.connection.receive()
+            if messages is None:  # the front gave up before it configured the engine
+                self.status = 0
+                os._exit(0)
+            first = messages[0]
+            if not isinstance(first, Configure):
+                raise ModelError(f"the first message to the engine was {type(first).__name__}, not Configure")
+            self.configure = first
+            self.timeline = Timeline("engine", first.boot_origin)
+            self.located = locate(first, self.timeline)
+            self.connection.send(self.located)
+        except ModelError as error:
+            _fail(self.connection, str(error), "boot")
+            os._exit(1)  # no need to wait for the import
+        except Exception as error:
+            traceback.print_exc()
+            _fail(self.connection, f"the engine could not start: {type(error).__name__}: {error}", "boot")
+            os._exit(1)
+
+
+def _serve(engine: Engine, connection: Connection) -> None:
+    """Step while there is work; otherwise sleep in the queue. Returns when the front goes away or says so."""
+    inbox: queue.SimpleQueue[list[FrontMessage] | None] = queue.SimpleQueue()
+
+    def read() -> None:
+        while (messages := connection.receive()) is not None:
+            inbox.put(messages)
+        inbox.put(None)
+
+    threading.Thread(target=read, name="reader", daemon=True).start()
+    while True:
+        outputs: list[SequenceOutput] = []
+        while True:  # all that has arrived; waits for something when there is nothing to compute
+            try:
+                messages = inbox.get(block=not engine.has_work and not outputs)
+            except queue.Empty:
+                break
+            if messages is None:
+                return
+            for message in messages:
+                match message:
+                    case Generate():
+                        outputs += engine.add(message)
+                    case Abort():
+                        engine.abort(message.request_id, message.index)
+                    case GetStats():
+                        connection.send(engine.stats())
+                    case Shutdown():
+                        return
+                    case Configure():
+                        log.error("the engine is configured already; the message is ignored")
+        outputs += engine.step()
+        if outputs:
+            connection.send(Outputs(outputs))
+
+
+def _fail(connection: Connection, message: str, during: str) -> int:
+    try:
+        connection.send(Failed(message, during))
+    except OSError:
+        print(f"ember engine: {message}", file=sys.stderr)
+    return 1
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,101 @@
+"""Executes what the scheduler decided: builds the flat batch, runs the model, samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ember.engine.core.sampler import Sampled, describe_token, sample
+from ember.engine.core.scheduler import Scheduled
+from ember.engine.core.sequence import Sequence
+from ember.engine.layers.batch import Batch, KVCache
+from ember.engine.models.decoder import Decoder
+
+
+@dataclass(slots=True)
+class StepResult:
+    """`sequences[i]` goes on with `sampled.token_ids[i]`. Prompts that are not through yet have no row."""
+
+    sequences: list[Sequence] = field(default_factory=list)
+    sampled: Sampled = field(default_factory=lambda: Sampled([], [], {}))
+
+
+class Runner:
+    """The model and its cache on one device."""
+
+    def __init__(self, model: Decoder, cache: KVCache, device: torch.device) -> None:
+        self.model = model
+        self.cache = cache
+        self.device = device
+
+    @torch.inference_mode()
+    def run(self, step: list[Scheduled]) -> StepResult:
+        """One forward pass over the scheduled tokens; a new token for every sequence whose last token is among them."""
+        batch = self._batch(step)
+        hidden = self.model.forward(batch, self.cache)  # [tokens, hidden]
+        for scheduled, start in zip(step, batch.query_starts, strict=False):
+            if scheduled.sequence.wants_prompt_logprobs and not scheduled.sequence.is_prefilled:
+                self._add_prompt_logprobs(scheduled, hidden[start : start + scheduled.num_tokens])
+        sequences = [scheduled.sequence for scheduled in step if _is_last_chunk(scheduled)]
+        if not sequences:
+            return StepResult()
+        logits = self.model.logits(hidden[batch.logits_indices])  # [rows, vocab]
+        return StepResult(sequences, sample(logits, sequences, self.model.config.eos_token_ids))
+
+    def _batch(self, step: list[Scheduled]) -> Batch:
+        block_size = self.cache.block_size
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        query_starts = [0]
+        context_lens: list[int] = []
+        max_blocks = max(len(scheduled.sequence.block_table) for scheduled in step)
+        block_tables = []
+        ends = []
+        for scheduled in step:
+            sequence = scheduled.sequence
+            start = sequence.num_computed_tokens
+            end = start + scheduled.num_tokens
+            table = sequence.block_table
+            token_ids += sequence.token_ids[start:end]
+            positions += range(start, end)
+            slots += [table[i // block_size] * block_size + i % block_size for i in range(start, end)]
+            query_starts.append(query_starts[-1] + scheduled.num_tokens)
+            context_lens.append(end)
+            block_tables.append(table + [0] * (max_blocks - len(table)))
+            if _is_last_chunk(scheduled):
+                ends.append(query_starts[-1] - 1)
+        return Batch(
+            token_ids=self._upload(token_ids),
+            positions=self._upload(positions),
+            slot_mapping=self._upload(slots),
+            block_tables=self._upload(block_tables),
+            query_starts=query_starts,
+            context_lens=context_lens,
+            logits_indices=self._upload(ends),
+        )
+
+    def _upload(self, values: list[int] | list[list[int]]) -> Tensor:
+        tensor = torch.tensor(values, dtype=torch.int64)
+        return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def _add_prompt_logprobs(self, scheduled: Scheduled, hidden: Tensor) -> None:
+        """Score the prompt tokens that follow the chunk's tokens. `hidden`: [chunk, hidden]."""
+        sequence = scheduled.sequence
+        count = sequence.sampling.prompt_logprobs
+        assert count is not None
+        if sequence.prompt_logprobs is None:
+            sequence.prompt_logprobs = [None]
+        first = sequence.num_computed_tokens + 1
+        targets = sequence.token_ids[first : min(first + scheduled.num_tokens, sequence.num_prompt_tokens)]
+        if not targets:
+            return
+        logprobs = torch.log_softmax(self.model.logits(hidden[: len(targets)]).float(), dim=-1)
+        for row, token_id in enumerate(targets):
+            sequence.prompt_logprobs.append(describe_token(logprobs[row], token_id, count))
+
+
+def _is_last_chunk(scheduled: Scheduled) -> bool:
+    return scheduled.num_tokens == scheduled.sequence.num_uncomputed_tokens

@@ -1,0 +1,198 @@
+"""From logits to tokens: every option of `wire.SamplingParams`, for a batch in which each row has its own.
+
+The order of operations is that of vLLM: allowed ids, bad words, logit bias, minimum length, penalties, temperature,
+min-p, top-k, top-p. Log probabilities are of the raw distribution, before all of it.
+
+A draw takes one uniform number that is a function of (seed, position) alone, and inverts the cumulative distribution of
+the row with it. Rows are grouped by their own parameters only, never by their neighbours', so a request draws the same
+tokens alone and in a full batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ember.engine.core.sequence import Sequence
+from ember.wire import SamplingParams, TokenLogprobs
+
+NUCLEUS_CANDIDATES = 1024  # top-p looks at this many tokens before it sorts the whole vocabulary
+_MASK64 = (1 << 64) - 1
+
+
+@dataclass(slots=True)
+class Sampled:
+    """Results for the rows of one step."""
+
+    token_ids: list[int]
+    is_broken: list[bool]  # the row's logits hold NaN
+    logprobs: dict[int, TokenLogprobs]  # row -> of the sampled token, where asked
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) from a counter: two rounds of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom
+    number generators", 2014) over seed and position, the top 53 bits of the result."""
+    state = _splitmix64((seed & _MASK64) ^ 0x5851F42D4C957F2D)
+    return (_splitmix64(state ^ (position & _MASK64)) >> 11) / (1 << 53)
+
+
+def _splitmix64(value: int) -> int:
+    value = (value + 0x9E3779B97F4A7C15) & _MASK64
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return value ^ (value >> 31)
+
+
+def sample(logits: Tensor, sequences: list[Sequence], eos_token_ids: list[int]) -> Sampled:
+    """Draw one token for each row of `logits` [rows, vocab]; row i continues sequences[i]."""
+    logits = logits.float()
+    logprob_rows = [row for row, sequence in enumerate(sequences) if sequence.sampling.logprobs is not None]
+    raw = torch.log_softmax(logits[logprob_rows], dim=-1) if logprob_rows else None
+    if raw is not None or any(_changes_logits(sequence.sampling) for sequence in sequences):
+        logits = logits.clone()
+    for row, sequence in enumerate(sequences):
+        if _changes_logits(sequence.sampling):
+            _process_row(logits[row], sequence, eos_token_ids)
+
+    best = logits.max(dim=-1)
+    token_ids: list[int] = best.indices.tolist()
+    is_broken: list[bool] = best.values.isnan().tolist()
+    random_rows = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature > 0]
+    for width, rows in _group_by_width(random_rows, sequences, logits.shape[-1]).items():
+        drawn = _draw(logits[rows], [sequences[row] for row in rows], width)
+        for row, token_id in zip(rows, drawn, strict=True):
+            token_ids[row] = token_id
+    logprobs = {}
+    if raw is not None:
+        for i, row in enumerate(logprob_rows):
+            count = sequences[row].sampling.logprobs
+            assert count is not None
+            logprobs[row] = describe_token(raw[i], token_ids[row], count)
+    return Sampled(token_ids, is_broken, logprobs)
+
+
+def describe_token(logprobs: Tensor, token_id: int, count: int) -> TokenLogprobs:
+    """The log probability and rank of one token, and the `count` most likely ones (-1 = all). `logprobs`: [vocab]."""
+    chosen = logprobs[token_id]
+    rank = int((logprobs > chosen).sum()) + 1
+    top = logprobs.topk(logprobs.shape[-1] if count < 0 else min(count, logprobs.shape[-1]))
+    top_logprobs = [_finite(value) for value in top.values.tolist()]
+    return TokenLogprobs(token_id, _finite(float(chosen)), rank, top.indices.tolist(), top_logprobs)
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else -9999.0
+
+
+def _changes_logits(params: SamplingParams) -> bool:
+    return bool(
+        params.repetition_penalty != 1.0
+        or params.presence_penalty
+        or params.frequency_penalty
+        or params.logit_bias
+        or params.bad_words
+        or params.min_tokens
+        or params.allowed_token_ids is not None
+    )
+
+
+def _process_row(logits: Tensor, sequence: Sequence, eos_token_ids: list[int]) -> None:
+    """Apply what forbids or favours tokens, in place. `logits`: [vocab]."""
+    params = sequence.sampling
+    if params.allowed_token_ids is not None:
+        allowed = torch.tensor(params.allowed_token_ids, device=logits.device)
+        kept = logits[allowed]
+        logits.fill_(-math.inf)
+        logits[allowed] = kept
+    output = sequence.token_ids[sequence.num_prompt_tokens :]
+    banned = [word[-1] for word in params.bad_words if len(word) == 1 or output[-(len(word) - 1) :] == word[:-1]]
+    if params.logit_bias:
+        ids = torch.tensor(list(params.logit_bias), device=logits.device)
+        logits[ids] += torch.tensor(list(params.logit_bias.values()), dtype=logits.dtype, device=logits.device)
+    if len(output) < params.min_tokens:
+        banned += params.stop_token_ids
+        banned += eos_token_ids
+    if banned:
+        logits[torch.tensor(banned, device=logits.device)] = -math.inf
+    if params.repetition_penalty != 1.0:
+        seen = torch.tensor(list(set(sequence.token_ids)), device=logits.device)
+        values = logits[seen]
+        logits[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+    if output and (params.presence_penalty or params.frequency_penalty):
+        counts = Counter(output)
+        ids = torch.tensor(list(counts), device=logits.device)
+        frequency = torch.tensor(list(counts.values()), dtype=logits.dtype, device=logits.device)
+        logits[ids] -= params.frequency_penalty * frequency + params.presence_penalty
+
+
+def _group_by_width(rows: list[int], sequences: list[Sequence], vocab_size: int) -> dict[int, list[int]]:
+    """Rows that look at the same number of most likely tokens: top_k of them; 0 = all, in the order of the vocabulary;
+    `vocab_size` + 1 = as many as top-p needs."""
+    groups: dict[int, list[int]] = {}
+    for row in rows:
+        params = sequences[row].sampling
+        if 0 < params.top_k < vocab_size:
+            width = params.top_k
+        elif params.top_p < 1.0:
+            width = vocab_size + 1
+        else:
+            width = 0
+        groups.setdefault(width, []).append(row)
+    return groups
+
+
+def _draw(logits: Tensor, sequences: list[Sequence], width: int) -> list[int]:
+    """Draw from rows of one width (see `_group_by_width`). `logits`: [rows, vocab]."""
+    vocab_size = logits.shape[-1]
+    scaled = logits / _column([sequence.sampling.temperature for sequence in sequences], logits)
+    for_min_p = [sequence.sampling.min_p for sequence in sequences]
+    if any(for_min_p):
+        floor = scaled.amax(dim=-1, keepdim=True) + _column(
+            [math.log(min_p) if min_p > 0 else -math.inf for min_p in for_min_p], logits
+        )
+        scaled = scaled.masked_fill(scaled < floor, -math.inf)
+    top_p = _column([sequence.sampling.top_p for sequence in sequences], logits)
+    if width == 0:
+        return _invert(scaled.softmax(dim=-1), sequences).tolist()
+    if width <= vocab_size:
+        values, ids = scaled.topk(width, dim=-1)
+        probabilities = _nucleus(values.softmax(dim=-1), top_p)
+    else:
+        num_candidates = min(NUCLEUS_CANDIDATES, vocab_size)
+        values, ids = scaled.topk(num_candidates, dim=-1)
+        masses = (values - scaled.logsumexp(dim=-1, keepdim=True)).exp()
+        is_covered = masses.sum(dim=-1, keepdim=True) >= top_p
+        probabilities = _nucleus(masses, top_p)
+        if num_candidates < vocab_size and not bool(is_covered.all()):
+            tokens = ids.gather(-1, _invert(probabilities, sequences).unsqueeze(-1)).squeeze(-1).tolist()
+            for row in (~is_covered.squeeze(-1)).nonzero().squeeze(-1).tolist():  # a very flat distribution
+                row_values, row_ids = scaled[row : row + 1].sort(dim=-1, descending=True)
+                row_probabilities = _nucleus(row_values.softmax(dim=-1), top_p[row : row + 1])
+                tokens[row] = int(row_ids[0, int(_invert(row_probabilities, [sequences[row]]))])
+            return tokens
+    return ids.gather(-1, _invert(probabilities, sequences).unsqueeze(-1)).squeeze(-1).tolist()
+
+
+def _column(values: list[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(-1)
+
+
+def _nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
+    """Keep the smallest head of each descending row whose mass reaches top_p; at least one token."""
+    before = probabilities.cumsum(dim=-1) - probabilities
+    return probabilities.masked_fill(before >= top_p, 0.0)
+
+
+def _invert(probabilities: Tensor, sequences: list[Sequence]) -> Tensor:
+    """Inverse transform sampling. `probabilities`: [rows, width], not normalised. Returns column indices [rows]."""
+    cumulative = probabilities.double().cumsum(dim=-1)
+    noise = [uniform(sequence.seed, sequence.num_tokens) for sequence in sequences]
+    targets = torch.tensor(noise, dtype=torch.float64, device=probabilities.device).unsqueeze(-1) * cumulative[:, -1:]
+    columns = torch.searchsorted(cumulative, targets, right=True).squeeze(-1)
+    # Rounding may leave the target at the very end: the last token that has any mass.
+    last = probabilities.shape[-1] - 1 - (probabilities > 0).flip(-1).to(torch.uint8).argmax(dim=-1)
+    return torch.minimum(columns, last)

@@ -1,0 +1,196 @@
+"""Decides what the next step computes: which sequences, how many tokens of each, in which pages.
+
+One step is a flat batch under a token budget. Sequences that are decoding come first, then prompts already begun, then
+new ones in order (arrival, or priority and arrival). A sequence that cannot get a page preempts the newest running one,
+which gives its pages back and is computed again later; most of it is then found in the prefix cache.
+"""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+
+from ember.engine.core.block_pool import BlockPool, chain_hash
+from ember.engine.core.sequence import Sequence
+
+MAX_PROMPT_LOGPROBS_CHUNK = 256  # bounds [tokens, vocabulary] logits of requests that ask for logprobs of the prompt
+
+
+@dataclass(slots=True)
+class Scheduled:
+    """`num_tokens` tokens of `sequence`, from `sequence.num_computed_tokens` on."""
+
+    sequence: Sequence
+    num_tokens: int
+
+
+@dataclass(slots=True)
+class SchedulerCounters:
+    prefix_cache_queries: int = 0  # prompt tokens looked up
+    prefix_cache_hits: int = 0
+    num_preemptions: int = 0
+
+
+class Scheduler:
+    """Holds the waiting and the running sequences and their pages."""
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        block_size: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        policy: str = "fcfs",
+    ) -> None:
+        self.pool = pool
+        self.block_size = block_size
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.by_priority = policy == "priority"
+        self.waiting: list[Sequence] = []  # in order
+        self.running: list[Sequence] = []  # in order
+        self.counters = SchedulerCounters()
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, sequence: Sequence) -> None:
+        bisect.insort(self.waiting, sequence, key=self._order)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out for good, finished or not, and free its pages."""
+        sequence.is_finished = True
+        queue = self.running if sequence in self.running else self.waiting
+        if sequence in queue:
+            queue.remove(sequence)
+        self._free(sequence)
+
+    def schedule(self) -> list[Scheduled]:
+        """The next step, pages allocated. Empty only when nothing is left to do."""
+        budget = self.max_num_batched_tokens
+        step: list[Scheduled] = []
+        preempted: set[Sequence] = set()
+        decoding = [sequence for sequence in self.running if sequence.num_uncomputed_tokens == 1]
+        prefilling = [sequence for sequence in self.running if sequence.num_uncomputed_tokens > 1]
+        for sequence in decoding + prefilling:
+            if budget == 0:
+                break
+            if sequence in preempted:
+                continue
+            num_tokens = min(self._chunk(sequence), budget)
+            victims = self._allocate(sequence, num_tokens)
+            preempted.update(victims)
+            budget += sum(scheduled.num_tokens for scheduled in step if scheduled.sequence in victims)
+            step = [scheduled for scheduled in step if scheduled.sequence not in victims]
+            if sequence not in victims:
+                step.append(Scheduled(sequence, num_tokens))
+                budget -= num_tokens
+        for sequence in list(self.waiting):
+            if budget == 0 or len(self.running) >= self.max_num_seqs:
+                break
+            if self._waits_for_leader(sequence):
+                continue
+            num_tokens = self._admit(sequence, budget)
+            if num_tokens == 0:
+                break
+            step.append(Scheduled(sequence, num_tokens))
+            budget -= num_tokens
+        return step
+
+    def complete(self, step: list[Scheduled]) -> None:
+        """After the step ran: move the marks on and publish the pages that are full now."""
+        for scheduled in step:
+            sequence = scheduled.sequence
+            sequence.num_computed_tokens += scheduled.num_tokens
+            num_full = sequence.num_computed_tokens // self.block_size
+            if num_full > sequence.num_registered_blocks:
+                self._extend_hashes(sequence, num_full)
+                for i in range(sequence.num_registered_blocks, num_full):
+                    self.pool.publish(sequence.block_table[i], sequence.block_hashes[i])
+                sequence.num_registered_blocks = num_full
+
+    def _order(self, sequence: Sequence) -> tuple[int, int]:
+        return (sequence.priority if self.by_priority else 0, sequence.arrival)
+
+    def _chunk(self, sequence: Sequence) -> int:
+        num_tokens = sequence.num_uncomputed_tokens
+        return min(num_tokens, MAX_PROMPT_LOGPROBS_CHUNK) if sequence.wants_prompt_logprobs else num_tokens
+
+    def _waits_for_leader(self, sequence: Sequence) -> bool:
+        """The other samples of a request wait until the first has computed the prompt, then share its pages."""
+        leader = sequence.leader
+        return leader is not None and not (leader.is_prefilled or leader.is_finished)
+
+    def _num_new_blocks(self, sequence: Sequence, num_tokens: int) -> int:
+        total = -(-(sequence.num_computed_tokens + num_tokens) // self.block_size)
+        return total - len(sequence.block_table)
+
+    def _allocate(self, sequence: Sequence, num_tokens: int) -> set[Sequence]:
+        """Give a running sequence the pages for its next tokens. Returns the sequences preempted for it, itself among
+        them when it is the newest and there is no other way."""
+        victims: set[Sequence] = set()
+        while self.pool.num_free < self._num_new_blocks(sequence, num_tokens):
+            victim = self.running[-1]
+            self._preempt(victim)
+            victims.add(victim)
+            if victim is sequence:
+                return victims
+        self._take_blocks(sequence, num_tokens)
+        return victims
+
+    def _take_blocks(self, sequence: Sequence, num_tokens: int) -> None:
+        for _ in range(self._num_new_blocks(sequence, num_tokens)):
+            sequence.block_table.append(self.pool.allocate())
+
+    def _admit(self, sequence: Sequence, budget: int) -> int:
+        """Start a waiting sequence with what the cache has of it. Returns the tokens it computes now, 0 = not yet."""
+        cached: list[int] = []
+        if self.pool.enable_prefix_caching and not sequence.wants_prompt_logprobs:
+            num_usable = (sequence.num_tokens - 1) // self.block_size  # the last token is always computed
+            self._extend_hashes(sequence, num_usable)
+            cached = self.pool.find(sequence.block_hashes[:num_usable])
+        num_cached_tokens = len(cached) * self.block_size
+        # Room for the whole prompt is asked for, though only a chunk is allocated now: prompts half computed by turns
+        # would preempt each other. When nothing runs there is no better moment.
+        num_blocks = -(-sequence.num_tokens // self.block_size) - len(cached)
+        num_free = self.pool.num_free - sum(self.pool.is_free(block) for block in cached)
+        if num_blocks > num_free and self.running:
+            return 0
+        self.pool.hold(cached)
+        sequence.block_table = cached
+        sequence.num_computed_tokens = num_cached_tokens
+        sequence.num_registered_blocks = len(cached)
+        num_tokens = min(self._chunk(sequence), budget)
+        if self._num_new_blocks(sequence, num_tokens) > self.pool.num_free:
+            self._free(sequence)
+            return 0
+        self.waiting.remove(sequence)
+        bisect.insort(self.running, sequence, key=self._order)
+        self._take_blocks(sequence, num_tokens)
+        if sequence.num_cached_tokens < 0:
+            sequence.num_cached_tokens = num_cached_tokens
+            self.counters.prefix_cache_queries += sequence.num_tokens
+            self.counters.prefix_cache_hits += num_cached_tokens
+        return num_tokens
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._free(sequence)
+        self.counters.num_preemptions += 1
+        if sequence.wants_prompt_logprobs and not sequence.is_prefilled:
+            sequence.prompt_logprobs = None
+        self.add(sequence)
+
+    def _free(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.block_table)
+        sequence.block_table = []
+        sequence.num_computed_tokens = 0
+        sequence.num_registered_blocks = 0
+
+    def _extend_hashes(self, sequence: Sequence, num_blocks: int) -> None:
+        hashes = sequence.block_hashes
+        while len(hashes) < num_blocks:
+            start = len(hashes) * self.block_size
+            parent = hashes[-1] if hashes else sequence.salt
+            hashes.append(chain_hash(parent, sequence.token_ids[start : start + self.block_size]))

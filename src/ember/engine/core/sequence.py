@@ -1,0 +1,47 @@
+"""One sample of one request on its way through the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ember.wire import SamplingParams, TokenLogprobs
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Tokens, pages and progress. `token_ids` is the prompt followed by what was sampled."""
+
+    request_id: int
+    index: int  # which of the n samples
+    token_ids: list[int]
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    seed: int  # of the sampling noise; together with the position it fixes every draw
+    priority: int
+    arrival: int  # order of arrival; older sequences go first
+    salt: bytes  # root of the prefix hash chain
+    leader: Sequence | None = None  # the sample that computes the shared prompt first
+    block_table: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)  # chain over the full blocks of token_ids, as far as known
+    num_computed_tokens: int = 0  # whose K and V are in the cache
+    num_registered_blocks: int = 0  # full blocks that are published in the prefix cache
+    num_cached_tokens: int = -1  # of the prompt, found in the prefix cache at the first admission; -1 before it
+    is_prefilled: bool = False  # the whole prompt has been computed once
+    is_finished: bool = False
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        return self.sampling.prompt_logprobs is not None

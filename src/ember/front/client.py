@@ -1,0 +1,313 @@
+"""The front's handle on the engine process: requests go out, outputs come back, and a crash fails what was in flight.
+
+Everything here runs in one event loop. Messages written in one turn of the loop leave as one frame; each frame that
+arrives holds one engine step, whose outputs are handed to the requests they belong to. A request that is not being read
+gathers its outputs, and its reader gets all of them at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import Protocol, Self
+
+from ember import wire
+from ember.boot import Timeline
+from ember.front.errors import ApiError
+from ember.front.spawn import EngineProcess, spawn
+
+log = logging.getLogger(__name__)
+
+EXIT_PATIENCE_S = 5.0  # for a process whose socket is closed to be gone too
+
+
+class EngineError(Exception):
+    """The engine cannot be used; one line for the person who has to act."""
+
+
+class Engine(Protocol):
+    """What the api and the faces need from the engine."""
+
+    @property
+    def info(self) -> wire.Ready: ...
+    @property
+    def is_ready(self) -> bool: ...
+    @property
+    def is_dead(self) -> bool: ...
+    async def wait_ready(self) -> wire.Ready: ...
+    def generate(
+        self,
+        prompt_token_ids: list[int],
+        sampling: wire.SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> Generation: ...
+    async def stats(self) -> wire.Stats: ...
+
+
+class Generation:
+    """One request with `sampling.n` samples. Iterate over it inside `async with`, which aborts what is unfinished."""
+
+    def __init__(self, client: EngineClient, request_id: int, num_samples: int) -> None:
+        self._client = client
+        self._request_id = request_id
+        self._unfinished = set(range(num_samples))
+        self._outputs: list[wire.SequenceOutput] = []
+        self._error: ApiError | None = None
+        self._arrived = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+    def __aiter__(self) -> AsyncIterator[list[wire.SequenceOutput]]:
+        return self
+
+    async def __anext__(self) -> list[wire.SequenceOutput]:
+        """All that has arrived since the last call. Raises ApiError when the engine died."""
+        while not self._outputs:
+            if self._error is not None:
+                raise self._error
+            if not self._unfinished:
+                raise StopAsyncIteration
+            self._arrived.clear()
+            await self._arrived.wait()
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def abort(self, index: int | None = None) -> None:
+        """Stop one sample, or all. The engine frees the pages within one step; nothing more arrives for them."""
+        if index is None:
+            stopped = bool(self._unfinished)
+            self._unfinished.clear()
+        else:
+            stopped = index in self._unfinished
+            self._unfinished.discard(index)
+        if stopped:
+            self._client._abort(self._request_id, index, is_over=not self._unfinished)
+        self._arrived.set()
+
+    def _feed(self, output: wire.SequenceOutput) -> bool:
+        """Take in one output. Returns whether it was the last of the request."""
+        if output.index in self._unfinished:
+            self._outputs.append(output)
+            if output.finish_reason is not None:
+                self._unfinished.discard(output.index)
+            self._arrived.set()
+        return not self._unfinished
+
+    def _fail(self, error: ApiError) -> None:
+        if self._unfinished:
+            self._error = error
+            self._unfinished.clear()
+            self._arrived.set()
+
+
+class EngineClient:
+    """Owns the engine process: configures it, routes its outputs, starts it again after a crash.
+
+    `restarts` is how often. A failure to boot is final: it would only happen again.
+    """
+
+    def __init__(self, engine: EngineProcess, configure: wire.Configure, timeline: Timeline, restarts: int = 0) -> None:
+        self._engine = engine
+        self._configure = configure
+        self._timeline = timeline
+        self._restarts_left = restarts
+        self._transport: asyncio.Transport | None = None
+        self._outbox: list[wire.FrontMessage] = []
+        self._generations: dict[int, Generation] = {}
+        self._num_requests = 0
+        self._stats_waiters: list[asyncio.Future[wire.Stats]] = []
+        self._failure: wire.Failed | None = None
+        self._info: wire.Ready | None = None
+        self._is_closing = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.located: asyncio.Future[wire.Located]
+        self._ready: asyncio.Future[wire.Ready]
+        self.dead = asyncio.Event()  # set when the engine is gone for good
+        self.error: str | None = None  # why
+        self.on_first_token: Callable[[], None] = lambda: None
+
+    async def start(self) -> None:
+        """Connect and configure. Returns at once; see `wait_ready`."""
+        loop = asyncio.get_running_loop()
+        self.located = loop.create_future()
+        self._ready = loop.create_future()
+        await self._connect()
+
+    @property
+    def info(self) -> wire.Ready:
+        """What the ready engine said of itself. Raises ApiError while it is not ready."""
+        if self._info is None:
+            if self.is_dead:
+                raise ApiError(500, f"The engine is not running: {self.error}", headers={"x-should-retry": "false"})
+            raise ApiError(503, "The model is being loaded; try again in a moment.", headers={"retry-after-ms": "1000"})
+        return self._info
+
+    @property
+    def is_ready(self) -> bool:
+        return self._info is not None
+
+    @property
+    def is_dead(self) -> bool:
+        return self.dead.is_set()
+
+    async def wait_ready(self) -> wire.Ready:
+        """Wait for the boot (or the restart) to end. Raises EngineError when it failed."""
+        return await asyncio.shield(self._ready)
+
+    def generate(
+        self,
+        prompt_token_ids: list[int],
+        sampling: wire.SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> Generation:
+        """Start a request. Raises ApiError while the engine is not ready."""
+        _ = self.info
+        self._num_requests += 1
+        generation = Generation(self, self._num_requests, sampling.n)
+        self._generations[self._num_requests] = generation
+        self._send(wire.Generate(self._num_requests, prompt_token_ids, sampling, priority, cache_salt))
+        return generation
+
+    async def stats(self) -> wire.Stats:
+        """A picture of the engine at its next step. Raises ApiError while the engine is not ready."""
+        _ = self.info
+        waiter: asyncio.Future[wire.Stats] = asyncio.get_running_loop().create_future()
+        self._stats_waiters.append(waiter)
+        self._send(wire.GetStats())
+        return await waiter
+
+    async def close(self) -> None:
+        """End the engine process and whatever is still in flight."""
+        self._is_closing = True
+        if self._transport is not None:
+            self._transport.close()
+        self._fail_in_flight("The worker is shutting down.")
+        await self._reap()
+        for task in self._tasks:
+            task.cancel()
+
+    def _abort(self, request_id: int, index: int | None, is_over: bool) -> None:
+        if is_over:
+            self._generations.pop(request_id, None)
+        if self._info is not None:
+            self._send(wire.Abort(request_id, None if is_over else index))
+
+    def _send(self, message: wire.FrontMessage) -> None:
+        if not self._outbox:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outbox.append(message)
+
+    def _flush(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(wire.encode_front(self._outbox))
+        self._outbox.clear()
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._transport, _ = await loop.create_connection(lambda: _Link(self), sock=self._engine.socket)
+        self._send(self._configure)
+
+    def _receive(self, message: wire.EngineMessage) -> None:
+        match message:
+            case wire.Outputs():
+                if "first_token" not in self._timeline.marks:
+                    self._timeline.mark("first_token")
+                    self.on_first_token()
+                for output in message.outputs:
+                    generation = self._generations.get(output.request_id)
+                    if generation is not None and generation._feed(output):
+                        del self._generations[output.request_id]
+            case wire.Stats():
+                for waiter in self._stats_waiters:
+                    if not waiter.done():
+                        waiter.set_result(message)
+                self._stats_waiters.clear()
+            case wire.Located():
+                if not self.located.done():
+                    self.located.set_result(message)
+            case wire.Ready():
+                self._info = message
+                self._ready.set_result(message)
+            case wire.Failed():
+                self._failure = message
+
+    def _disconnected(self) -> None:
+        """The socket is closed: the process has ended or is about to."""
+        if self._is_closing:
+            return
+        was_ready = self._info is not None
+        self._info = None
+        self._outbox.clear()
+        if was_ready:
+            reason = self._failure.message if self._failure else "the engine process ended unexpectedly"
+            self._fail_in_flight(f"The engine failed while this request was running: {reason}.")
+            self._ready = asyncio.get_running_loop().create_future()
+        task = asyncio.get_running_loop().create_task(self._recover(was_ready))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _fail_in_flight(self, message: str) -> None:
+        generations, self._generations = self._generations, {}
+        for generation in generations.values():
+            generation._fail(ApiError(500, message))
+        for waiter in self._stats_waiters:
+            if not waiter.done():
+                waiter.set_exception(ApiError(500, message))
+        self._stats_waiters.clear()
+
+    async def _recover(self, was_ready: bool) -> None:
+        status = await self._reap()
+        failure, self._failure = self._failure, None
+        reason = failure.message if failure else f"the engine process ended unexpectedly ({_describe(status)})"
+        if was_ready and self._restarts_left > 0:
+            self._restarts_left -= 1
+            log.error("%s; starting it again, %d more times at most", reason, self._restarts_left)
+            self._engine = spawn()
+            await self._connect()
+            return
+        self.error = reason
+        self.dead.set()
+        for future in (self.located, self._ready):
+            if not future.done():
+                future.set_exception(EngineError(reason))
+                future.exception()  # a future nobody waits for is no unhandled error
+
+    async def _reap(self) -> int:
+        """Wait for the process to be gone, with force after a while. Returns its exit status."""
+        process = self._engine.process
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(process.wait), EXIT_PATIENCE_S)
+        except TimeoutError:
+            process.kill()
+            return process.wait()
+
+
+class _Link(asyncio.Protocol):
+    """Cuts the socket's bytes into messages."""
+
+    def __init__(self, client: EngineClient) -> None:
+        self._client = client
+        self._frames = wire.FrameBuffer()
+
+    def data_received(self, data: bytes) -> None:
+        for payload in self._frames.feed(data):
+            self._client._receive(wire.decode_engine(payload))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._client._disconnected()
+
+
+def _describe(status: int) -> str:
+    return f"signal {-status}" if status < 0 else f"exit status {status}"

@@ -1,0 +1,55 @@
+"""The one error the api raises, and its two forms: a JSON body with a status, and an SSE event."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+
+class ApiError(Exception):
+    """An answer that is an error, in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`.
+
+    `status` is the HTTP status; `code` in the body is the same number, as vLLM's clients expect. The message is written
+    for the person who has to act: what was given, what is allowed, what to do.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        type: str | None = None,
+        param: str | None = None,
+        code: int | str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = type or _TYPES.get(status, "BadRequestError" if status < 500 else "InternalServerError")
+        self.param = param
+        self.code = status if code is None else code
+        self.headers = headers or {}
+
+    def body(self) -> dict[str, Any]:
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    def sse(self) -> str:
+        """The error as one SSE event (the stream goes on to `data: [DONE]`)."""
+        return f"data: {orjson.dumps(self.body()).decode()}\n\n"
+
+
+_TYPES = {
+    400: "BadRequestError",
+    404: "NotFoundError",
+    422: "UnprocessableEntityError",
+    500: "InternalServerError",
+    501: "NotImplementedError",
+    503: "ServiceUnavailableError",
+}
+
+
+def bad_request(message: str, param: str | None = None) -> ApiError:
+    """A 400 for a value that is out of range or makes no sense with the others."""
+    return ApiError(400, message, param=param)

@@ -1,0 +1,39 @@
+"""Starts the engine's process. Kept free of other imports: the sooner it runs, the sooner torch is being imported."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class EngineProcess:
+    """A running engine process and the front's end of the socket to it."""
+
+    process: subprocess.Popen[bytes]
+    socket: socket.socket
+
+
+_prepared: list[EngineProcess] = []
+
+
+def spawn() -> EngineProcess:
+    """Start an engine process, or hand out the one that `prepare` started."""
+    if _prepared:
+        return _prepared.pop()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ember.engine", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=2,  # what a library prints must not mix with an answer on stdout
+        )
+    return EngineProcess(process, ours)
+
+
+def prepare() -> None:
+    """Start the engine process before the settings are even read. One that is never configured ends with the front."""
+    _prepared.append(spawn())

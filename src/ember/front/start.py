@@ -1,0 +1,186 @@
+"""The start-up that both faces share: engine process first, then tokenizer and template, then everything together."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ember.boot import Timeline
+from ember.front.spawn import spawn
+from ember.wire import Configure
+
+if TYPE_CHECKING:
+    from ember.front.api.services import Services
+    from ember.front.client import EngineClient
+    from ember.front.text.template import ChatTemplate
+    from ember.front.text.tokenizer import Tokenizer
+    from ember.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# What a generation_config.json may set as a default of the request (openai-compatible servers agree on this list).
+GENERATION_DEFAULTS = (
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "max_new_tokens",
+    "skip_special_tokens",
+)
+
+
+def launch(settings: Settings) -> Worker:
+    """Start the engine process at once and return a worker that goes on from there in an event loop."""
+    timeline = Timeline("front")
+    engine = spawn()
+    timeline.mark("engine_spawned")
+    token = settings.hf_token
+    configure = Configure(
+        model=settings.model_name or "demo",
+        revision=settings.model_revision,
+        tokenizer=settings.tokenizer_name,
+        tokenizer_revision=settings.tokenizer_revision,
+        base_path=settings.base_path,
+        download_dir=settings.download_dir,
+        hf_token=token.get_secret_value() if token else None,
+        device=settings.device,
+        dtype=settings.dtype,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        block_size=settings.block_size,
+        num_blocks=settings.num_gpu_blocks_override,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
+        enable_prefix_caching=settings.enable_prefix_caching,
+        scheduling_policy=settings.scheduling_policy,
+        seed=settings.seed,
+        num_threads=settings.num_threads,
+        boot_origin=timeline.origin,
+    )
+    from ember.front.client import EngineClient
+
+    return Worker(settings, EngineClient(engine, configure, timeline, settings.engine_restarts), timeline)
+
+
+class Worker:
+    """The front's half of the boot. Lives in one event loop."""
+
+    def __init__(self, settings: Settings, engine: EngineClient, timeline: Timeline) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.timeline = timeline
+        engine.on_first_token = self.write_boot_report
+        self._booting: asyncio.Task[Services] | None = None
+        self._services: Services | None = None
+
+    @property
+    def services(self) -> Services:
+        """Valid after `ready`."""
+        if self._services is None:
+            raise RuntimeError("the worker is not ready")
+        return self._services
+
+    async def start(self) -> None:
+        """Connect to the engine; the boot goes on in the background."""
+        await self.engine.start()
+        self._booting = asyncio.create_task(self._boot())
+        self._booting.add_done_callback(lambda task: None if task.cancelled() else task.exception() and None)
+
+    async def ready(self) -> Services:
+        """Wait until requests can be served. Raises EngineError, one line, when the boot failed."""
+        assert self._booting is not None, "start() comes first"
+        return await asyncio.shield(self._booting)
+
+    async def wait_dead(self) -> str:
+        """Wait until the engine has failed for good. Returns why."""
+        await self.engine.dead.wait()
+        return self.engine.error or "the engine ended"
+
+    async def close(self) -> None:
+        if self._booting is not None:
+            self._booting.cancel()
+        await self.engine.close()
+
+    async def _boot(self) -> Services:
+        from ember.front.api.services import Services
+        from ember.front.client import EngineError
+        from ember.front.text.template import TemplateError
+        from ember.front.text.tokenizer import TokenizerError
+
+        located = await asyncio.shield(self.engine.located)
+        model_dir = Path(located.model_dir)
+        try:
+            tokenizer, template = await asyncio.to_thread(self._load_text, located.tokenizer_dir)
+            defaults = generation_defaults(self.settings, model_dir)
+        except (TokenizerError, TemplateError, OSError, ValueError) as error:
+            raise EngineError(str(error)) from None
+        info = await self.engine.wait_ready()
+        self.timeline.mark("ready")
+        self.timeline.extend(info.boot_phases)
+        self._services = Services(
+            settings=self.settings,
+            engine=self.engine,
+            tokenizer=tokenizer,
+            template=template,
+            model_dir=str(model_dir),
+            generation_defaults=defaults,
+            created=int(time.time()),
+            timeline=self.timeline,
+        )
+        for warning in info.warnings:
+            log.warning(warning)
+        log.info(
+            "%s (%s, %.2f M parameters, %s on %s): %s",
+            self.settings.served_names[0],
+            info.architecture,
+            info.num_parameters / 1e6,
+            info.dtype,
+            info.device,
+            self.timeline.summary(),
+        )
+        self.write_boot_report()
+        return self._services
+
+    def write_boot_report(self) -> None:
+        """Write the timeline to EMBER_BOOT_REPORT, where that is set."""
+        if self.settings.boot_report:
+            Path(self.settings.boot_report).write_text(json.dumps(self.timeline.report(), indent=1) + "\n")
+
+    def _load_text(self, directory: str) -> tuple[Tokenizer, ChatTemplate | None]:
+        from ember.front.text.template import ChatTemplate
+        from ember.front.text.tokenizer import Tokenizer
+
+        with self.timeline.phase("tokenizer"):
+            tokenizer = Tokenizer.load(directory)
+        with self.timeline.phase("template"):
+            template = ChatTemplate.for_tokenizer(tokenizer, self.settings.custom_chat_template)
+        return tokenizer, template
+
+
+def generation_defaults(settings: Settings, model_dir: Path) -> dict[str, Any]:
+    """Sampling defaults: of the model's generation_config.json or another directory's, then the override.
+
+    Raises ValueError, one line.
+    """
+    defaults: dict[str, Any] = {}
+    if settings.generation_config != "vllm":
+        directory = model_dir if settings.generation_config == "auto" else Path(settings.generation_config)
+        path = directory / "generation_config.json"
+        if path.exists():
+            try:
+                content = json.loads(path.read_text())
+            except ValueError as error:
+                raise ValueError(f"{path} is not valid JSON ({error}); fix it or set GENERATION_CONFIG=vllm") from None
+            defaults = {name: content[name] for name in GENERATION_DEFAULTS if content.get(name) is not None}
+        elif settings.generation_config != "auto":
+            raise ValueError(f"GENERATION_CONFIG={settings.generation_config}: it holds no generation_config.json")
+    defaults.update(settings.override_generation_config)
+    return defaults
