@@ -1,17 +1,24 @@
 """The engine's boot: from the first message to an engine that can take a step.
 
-`locate` runs in a thread while torch is being imported: it finds the model and starts reading its weights into memory.
-`build` needs torch and does the rest.
+`open_model` runs in a thread while torch is being imported: it finds the model and starts reading its weights, where
+their bytes need no conversion. `build` needs torch and does the rest.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ember.boot import Timeline
+from ember.engine.errors import ModelError
+from ember.engine.loading.dtype import choose_dtype, choose_dtype_name
+from ember.engine.loading.files import prefetch
+from ember.engine.loading.load import Started, begin
 from ember.engine.loading.resolve import resolve_model
-from ember.engine.loading.safetensors_header import prefetch
+from ember.engine.models.config import DecoderConfig, load_config
 from ember.wire import Configure, Located, Ready
 
 if TYPE_CHECKING:
@@ -21,30 +28,43 @@ DEFAULT_MAX_NUM_SEQS = {"cuda": 256, "cpu": 64}
 DEFAULT_MAX_NUM_BATCHED_TOKENS = {"cuda": 8192, "cpu": 2048}
 
 
-def locate(configure: Configure, timeline: Timeline) -> Located:
-    """Find (or fetch) the model's and the tokenizer's files. Raises ModelError."""
-    with timeline.phase("locate"):
-        model_dir = resolve_model(
-            configure.model,
-            revision=configure.revision,
+@dataclass(slots=True)
+class Opened:
+    """A model that was found, and the read of its weights if that could begin already."""
+
+    model_dir: Path
+    config: DecoderConfig
+    reading: Started | None
+
+
+def open_model(configure: Configure, timeline: Timeline, found: Callable[[Located], None]) -> Opened:
+    """Find (or fetch) the files, tell the front where, and start reading. No torch. Raises ModelError."""
+
+    def resolve(name: str, revision: str | None) -> Path:
+        return resolve_model(
+            name,
+            revision=revision,
             base_path=configure.base_path,
             download_dir=configure.download_dir,
             token=configure.hf_token,
         )
-        prefetch(model_dir)
+
+    with timeline.phase("locate"):
+        model_dir = resolve(configure.model, configure.revision)
         tokenizer_dir = model_dir
         if configure.tokenizer:
-            tokenizer_dir = resolve_model(
-                configure.tokenizer,
-                revision=configure.tokenizer_revision,
-                base_path=configure.base_path,
-                download_dir=configure.download_dir,
-                token=configure.hf_token,
-            )
-    return Located(str(model_dir), str(tokenizer_dir))
+            tokenizer_dir = resolve(configure.tokenizer, configure.tokenizer_revision)
+        found(Located(str(model_dir), str(tokenizer_dir)))
+        config = load_config(model_dir)
+    reading = None
+    if configure.device != "cuda" and not _has_nvidia_device():
+        reading = begin(model_dir, config, choose_dtype_name(configure.dtype, config.dtype, "cpu"), "cpu")
+    if reading is None:
+        prefetch(model_dir)
+    return Opened(model_dir, config, reading)
 
 
-def build(configure: Configure, model_dir: Path, timeline: Timeline) -> tuple[Engine, Ready]:
+def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Engine, Ready]:
     """Load the weights, size the cache, put the engine together. Raises ModelError."""
     import torch
 
@@ -53,11 +73,8 @@ def build(configure: Configure, model_dir: Path, timeline: Timeline) -> tuple[En
     from ember.engine.core.memory import plan_memory
     from ember.engine.core.runner import Runner
     from ember.engine.core.scheduler import Scheduler
-    from ember.engine.errors import ModelError
     from ember.engine.layers.batch import KVCache
-    from ember.engine.loading.dtype import choose_dtype
-    from ember.engine.loading.load import load_decoder
-    from ember.engine.models.config import load_config
+    from ember.engine.loading.load import LoadReport, load_decoder
 
     kind = configure.device
     if kind == "auto":
@@ -68,11 +85,16 @@ def build(configure: Configure, model_dir: Path, timeline: Timeline) -> tuple[En
     if configure.num_threads:
         torch.set_num_threads(configure.num_threads)
 
-    config = load_config(model_dir)
+    config = opened.config
     dtype = choose_dtype(configure.dtype, config.dtype, kind)
     with timeline.phase("load") as detail:
-        model = load_decoder(model_dir, config, dtype=dtype, device=device)
-        detail["bytes"] = model.weight_bytes
+        reports: list[LoadReport] = []
+        model = load_decoder(
+            opened.model_dir, config, dtype=dtype, device=device, started=opened.reading, report=reports
+        )
+        for report in reports:
+            detail.update(bytes=report.nbytes, read_s=round(report.seconds, 4), threads=report.threads)
+            detail["gb_per_s"] = round(report.gigabytes_per_second, 2)
     with timeline.phase("cache"):
         max_num_seqs = configure.max_num_seqs or DEFAULT_MAX_NUM_SEQS[kind]
         max_num_batched_tokens = configure.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS[kind]
@@ -121,3 +143,8 @@ def build(configure: Configure, model_dir: Path, timeline: Timeline) -> tuple[En
         boot_phases=timeline.report()["phases"],
     )
     return engine, ready
+
+
+def _has_nvidia_device() -> bool:
+    """Whether an NVIDIA GPU may be there, found out without torch or the driver's library."""
+    return os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/dxg")

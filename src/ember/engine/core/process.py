@@ -10,15 +10,15 @@ import gc
 import logging
 import os
 import queue
+import signal
 import socket
 import sys
 import threading
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ember.boot import Timeline, now
-from ember.engine.core.boot import locate
+from ember.engine.core.boot import Opened, open_model
 from ember.engine.errors import ModelError
 from ember.wire import (
     Abort,
@@ -28,7 +28,6 @@ from ember.wire import (
     FrontMessage,
     Generate,
     GetStats,
-    Located,
     Outputs,
     SequenceOutput,
     Shutdown,
@@ -66,6 +65,7 @@ class Connection:
 def main(fd: int) -> int:
     """Run the engine on the inherited socket `fd`. Returns the exit status."""
     started = now()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the front, which then closes the socket
     gc.disable()  # importing makes many objects and no garbage
     connection = Connection(socket.socket(fileno=fd))
     opening = _Opening(connection)
@@ -76,15 +76,14 @@ def main(fd: int) -> int:
 
     import_ended = now()
     thread.join()
-    if opening.configure is None or opening.located is None or opening.timeline is None:
-        return opening.status
+    assert opening.configure is not None and opening.opened is not None and opening.timeline is not None
     timeline = opening.timeline
     timeline.add("start", timeline.origin, started)
     timeline.add("import_torch", import_started, import_ended, version=torch.__version__)
     try:
         from ember.engine.core.boot import build
 
-        engine, ready = build(opening.configure, Path(opening.located.model_dir), timeline)
+        engine, ready = build(opening.configure, opening.opened, timeline)
     except ModelError as error:
         return _fail(connection, str(error), "boot")
     except Exception as error:
@@ -105,31 +104,31 @@ def main(fd: int) -> int:
 
 
 class _Opening:
-    """What happens beside the import of torch: receive the configuration and find the model."""
+    """What happens beside the import of torch: receive the configuration, find the model, start reading it.
+
+    Ends the process at once when that fails: there is no need to wait for the import.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.configure: Configure | None = None
-        self.located: Located | None = None
+        self.opened: Opened | None = None
         self.timeline: Timeline | None = None
-        self.status = 1
 
     def run(self) -> None:
         try:
             messages = self.connection.receive()
             if messages is None:  # the front gave up before it configured the engine
-                self.status = 0
                 os._exit(0)
             first = messages[0]
             if not isinstance(first, Configure):
                 raise ModelError(f"the first message to the engine was {type(first).__name__}, not Configure")
             self.configure = first
             self.timeline = Timeline("engine", first.boot_origin)
-            self.located = locate(first, self.timeline)
-            self.connection.send(self.located)
+            self.opened = open_model(first, self.timeline, self.connection.send)
         except ModelError as error:
             _fail(self.connection, str(error), "boot")
-            os._exit(1)  # no need to wait for the import
+            os._exit(1)
         except Exception as error:
             traceback.print_exc()
             _fail(self.connection, f"the engine could not start: {type(error).__name__}: {error}", "boot")

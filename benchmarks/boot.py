@@ -1,0 +1,115 @@
+"""Process start to first token: the worker is started N times, and each phase's median and spread is printed.
+
+    python benchmarks/boot.py [--model demo|qwen3-0.6b|DIRECTORY] [--runs 5] [--skip-transformers]
+
+Beside it, measured in the same run and in turn: a process that only imports torch, and transformers from process start
+to its first token on the same model. The page cache is warm: every file is read once before the first run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.shapes import SHAPES, make_checkpoint  # noqa: E402
+
+JOB = {"input": {"messages": [{"role": "user", "content": "What is the capital of France?"}]}}
+TRANSFORMERS = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
+inputs = tokenizer.apply_chat_template(
+    [{"role": "user", "content": "What is the capital of France?"}],
+    add_generation_prompt=True, return_tensors="pt", return_dict=True)
+model.generate(**inputs, max_new_tokens=1, do_sample=False)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="demo", help=f"demo, {', '.join(SHAPES)} or a directory")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--skip-transformers", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        cache = Path(os.environ.get("EMBER_BENCH_DIR", scratch))
+        directory = str(make_checkpoint(options.model, cache)) if options.model in SHAPES else options.model
+        files = directory if options.model != "demo" else str(ROOT / "src/ember/demo")
+        subprocess.run([sys.executable, "-m", "compileall", "-q", "src", "kernels", "handler.py"], cwd=ROOT, check=True)
+        _read_all(Path(files))
+        boots: list[dict[str, Any]] = []
+        imports: list[float] = []
+        peers: list[float] = []
+        for _ in range(options.runs):
+            imports.append(_timed([sys.executable, "-c", "import torch"]))
+            boots.append(_boot(directory, Path(scratch) / "report.json"))
+            if not options.skip_transformers:
+                peers.append(_timed([sys.executable, "-c", TRANSFORMERS, files]))
+    _print(options.model, boots, imports, peers)
+
+
+def _boot(model: str, report: Path) -> dict[str, Any]:
+    """Run one job in a fresh worker. Returns its boot report."""
+    report.unlink(missing_ok=True)
+    environment = {**os.environ, "MODEL_NAME": model, "EMBER_BOOT_REPORT": str(report), "MAX_MODEL_LEN": "2048"}
+    job = json.dumps({"input": {**JOB["input"], "sampling_params": {"max_tokens": 4}}})
+    command = [sys.executable, "handler.py", "--test_input", job]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"the worker failed:\n{done.stderr}\n{done.stdout}")
+    content: dict[str, Any] = json.loads(report.read_text())
+    return content
+
+
+def _timed(command: list[str]) -> float:
+    start = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def _read_all(directory: Path) -> None:
+    for path in directory.iterdir():
+        if path.is_file():
+            path.read_bytes()
+
+
+def _print(model: str, boots: list[dict[str, Any]], imports: list[float], peers: list[float]) -> None:
+    print(f"\nBoot of {model}, median (fastest - slowest) of {len(boots)} runs, seconds from process start\n")
+    print("| phase | process | start | end | duration |")
+    print("|---|---|---|---|---|")
+    for phase in boots[0]["phases"]:
+        key = (phase["process"], phase["name"])
+        found = [p for boot in boots for p in boot["phases"] if (p["process"], p["name"]) == key]
+        duration = statistics.median(p["end"] - p["start"] for p in found)
+        start, end = (statistics.median(p[name] for p in found) for name in ("start", "end"))
+        print(f"| {phase['name']} | {phase['process']} | {start:.3f} | {end:.3f} | {duration:.3f} |")
+    torch_alone = statistics.median(imports)
+    for name in ("ready", "first_token"):
+        values = [boot["marks"][name] for boot in boots]
+        median = statistics.median(values)
+        ratio = f"{median / torch_alone:.2f}x `import torch`"
+        print(f"| **{name}** | | | {median:.3f} ({min(values):.3f} - {max(values):.3f}) | {ratio} |")
+    print(f"\n`python -c 'import torch'` alone: {torch_alone:.3f} s ({min(imports):.3f} - {max(imports):.3f})")
+    if peers:
+        ours = statistics.median(boot["marks"]["first_token"] for boot in boots)
+        theirs = statistics.median(peers)
+        print(
+            f"transformers, process start to the end after one token: {theirs:.3f} s "
+            f"({min(peers):.3f} - {max(peers):.3f}), {theirs / ours:.1f}x Ember's first token"
+        )
+
+
+if __name__ == "__main__":
+    main()

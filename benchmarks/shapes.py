@@ -1,0 +1,104 @@
+"""Random-weight checkpoints of real shapes, for figures that do not depend on what the weights say.
+
+The tokenizer is synthetic but of the real size, for loading it is part of a boot.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+QWEN3_0_6B: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "vocab_size": 151936,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "max_position_embeddings": 40960,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "attention_bias": False,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "eos_token_id": 151645,
+    "bos_token_id": 151643,
+}
+SHAPES = {"qwen3-0.6b": QWEN3_0_6B}
+NUM_BYTE_LEVEL_TOKENS = 151643
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def make_checkpoint(shape: str, directory: Path) -> Path:
+    """Write the checkpoint of a shape unless it is there already. Returns its directory."""
+    path = directory / shape
+    if (path / "model.safetensors").exists():
+        return path
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.json").write_text(json.dumps(SHAPES[shape], indent=1))
+    config = AutoConfig.from_pretrained(path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    generator = torch.Generator().manual_seed(0)
+    weights = {}
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            weights[name] = torch.ones(parameter.shape, dtype=torch.bfloat16)
+        else:
+            weights[name] = torch.empty(parameter.shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+    _write_tokenizer(path)
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+def _write_tokenizer(path: Path) -> None:
+    """A byte-level BPE of 151,643 tokens whose merges are made up, with ChatML's special tokens after them."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    rng = random.Random(0)
+    alphabet = sorted(ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(alphabet)}
+    letters = [token for token in alphabet if token.isascii() and token.isalpha()] + ["Ġ"]
+    tokens = list(letters)
+    merges = []
+    while len(vocabulary) < NUM_BYTE_LEVEL_TOKENS:
+        left, right = rng.choice(tokens), rng.choice(letters)
+        if left + right not in vocabulary and len(left) < 12:
+            vocabulary[left + right] = len(vocabulary)
+            merges.append([left, right])
+            tokens.append(left + right)
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    added = [
+        {"id": len(vocabulary) + i, "content": token, "special": True, "single_word": False, "lstrip": False}
+        | {"rstrip": False, "normalized": False}
+        for i, token in enumerate(special)
+    ]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": merges},
+    }
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
+    names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "chat_template": CHAT_TEMPLATE}
+    (path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names}, indent=1)
+    )
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [151645, 151643]}))

@@ -1,0 +1,183 @@
+"""Prefill and decode tokens per second at several batch sizes, beside transformers' generate on the same weights.
+
+    python benchmarks/throughput.py [--model demo|qwen3-0.6b|DIRECTORY] [--batches 1 8 32] [--prompt 128] [--output 64]
+
+Both run in this process with the same number of threads and take turns; the figures are medians. The limit is what the
+memory bus allows: bytes of weights and KV cache that a decode step must read, over the bandwidth measured at the start.
+Prompts are random token ids of equal length, greedy, without end tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.shapes import SHAPES, make_checkpoint  # noqa: E402
+
+if TYPE_CHECKING:
+    from ember.engine.core.engine import Engine
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="demo", help=f"demo, {', '.join(SHAPES)} or a directory")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--output", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--skip-transformers", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        cache = Path(os.environ.get("EMBER_BENCH_DIR", scratch))
+        name = options.model
+        directory = ROOT / "src/ember/demo" if name == "demo" else Path(name)
+        if name in SHAPES:
+            directory = make_checkpoint(name, cache)
+        _run(directory, options)
+
+
+def _run(directory: Path, options: argparse.Namespace) -> None:
+    import torch
+
+    from ember.engine.core.memory import kv_bytes_per_token
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    engine = _engine(directory, options)
+    model = engine.runner.model
+    peer = None if options.skip_transformers else _peer(directory, options)
+    bandwidth = _bandwidth()
+    dtype = getattr(torch, options.dtype)
+    kv_bytes = kv_bytes_per_token(model.config, dtype)
+    print(
+        f"\n{options.model}: {model.num_parameters / 1e6:.1f} M parameters, {options.dtype}, prompt {options.prompt}, "
+        f"output {options.output}, {torch.get_num_threads()} threads, memory read {bandwidth / 1e9:.1f} GB/s\n"
+    )
+    print("| batch | prefill tok/s | transformers | decode tok/s | GB/s | % of limit | transformers | ratio |")
+    print("|---|---|---|---|---|---|---|---|")
+    for batch in options.batches:
+        ours: list[tuple[float, float]] = []
+        theirs: list[tuple[float, float]] = []
+        for round_ in range(options.rounds + 1):
+            prompts = _prompts(model.config.vocab_size, batch, options.prompt, seed=round_ + 1000 * batch)
+            measured = _measure_ember(engine, prompts, options.output)
+            compared = _measure_peer(peer, prompts, options.output) if peer is not None else None
+            if round_ > 0:  # the first round warms up
+                ours.append(measured)
+                if compared:
+                    theirs.append(compared)
+        prefill, decode = (statistics.median(values) for values in zip(*ours, strict=True))
+        context = options.prompt + options.output / 2
+        step_bytes = model.weight_bytes + batch * context * kv_bytes
+        limit = bandwidth / step_bytes * batch
+        line = f"| {batch} | {prefill:.0f} | "
+        if theirs:
+            prefill_peer, decode_peer = (statistics.median(values) for values in zip(*theirs, strict=True))
+            line += f"{prefill_peer:.0f} | "
+        else:
+            line += "- | "
+        line += f"{decode:.1f} | {decode / batch * step_bytes / 1e9:.1f} | {100 * decode / limit:.0f} | "
+        line += f"{decode_peer:.1f} | {decode / decode_peer:.2f}x |" if theirs else "- | - |"
+        print(line, flush=True)
+
+
+def _engine(directory: Path, options: argparse.Namespace) -> Engine:
+    from ember.boot import Timeline
+    from ember.engine.core.boot import build, open_model
+    from ember.wire import Configure
+
+    configure = Configure(
+        model=str(directory),
+        dtype=options.dtype,
+        device="cpu",
+        max_model_len=min(2048, options.prompt + options.output + 16),
+        max_num_seqs=max(options.batches),
+        enable_prefix_caching=False,
+        num_threads=options.threads,
+    )
+    timeline = Timeline("bench")
+    engine, _ = build(configure, open_model(configure, timeline, lambda located: None), timeline)
+    seconds = engine.runner.model.pack()
+    print(f"weights packed in {seconds:.2f} s")
+    return engine
+
+
+def _peer(directory: Path, options: argparse.Namespace) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    dtype = getattr(torch, options.dtype)
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa").eval()
+
+
+def _prompts(vocab_size: int, batch: int, length: int, seed: int) -> list[list[int]]:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(10, vocab_size - 10, (batch, length), generator=generator).tolist()
+
+
+def _measure_ember(engine: Engine, prompts: list[list[int]], num_output: int) -> tuple[float, float]:
+    """Returns (prefill tokens/s, decode tokens/s)."""
+    from ember.wire import Generate, SamplingParams
+
+    sampling = SamplingParams(max_tokens=num_output, temperature=0.0, ignore_eos=True)
+    for i, prompt in enumerate(prompts):
+        engine.add(Generate(i, prompt, sampling))
+    start = time.perf_counter()
+    waiting = set(range(len(prompts)))
+    while waiting:
+        waiting -= {output.request_id for output in engine.step()}
+    first = time.perf_counter()
+    produced = 0
+    while engine.has_work:
+        produced += len(engine.step())
+    end = time.perf_counter()
+    return sum(map(len, prompts)) / (first - start), produced / (end - first)
+
+
+def _measure_peer(model: Any, prompts: list[list[int]], num_output: int) -> tuple[float, float]:
+    import torch
+
+    ids = torch.tensor(prompts)
+    times = []
+    for count in (1, num_output):
+        start = time.perf_counter()
+        model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        times.append(time.perf_counter() - start)
+    return ids.numel() / times[0], len(prompts) * (num_output - 1) / (times[1] - times[0])
+
+
+def _bandwidth() -> float:
+    """Bytes per second that all threads read from memory together: the best of several sums over 1 GiB."""
+    import torch
+
+    data = torch.ones(1 << 28, dtype=torch.float32)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        data.sum()
+        best = min(best, time.perf_counter() - start)
+    return data.numel() * 4 / best
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""An engine in this process, for tests: built as the engine process builds it, stepped by hand."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from ember.boot import Timeline
+from ember.engine.core.boot import build, open_model
+from ember.engine.core.engine import Engine
+from ember.wire import Configure, Generate, SamplingParams, SequenceOutput
+
+
+def make_engine(directory: Path, **configure) -> Engine:
+    settings = {"device": "cpu", "dtype": "float32", "block_size": 8, "seed": 0, **configure}
+    message = Configure(model=str(directory), **settings)
+    timeline = Timeline("test")
+    engine, _ = build(message, open_model(message, timeline, lambda located: None), timeline)
+    return engine
+
+
+def greedy(max_tokens: int, **params) -> SamplingParams:
+    return SamplingParams(max_tokens=max_tokens, **{"temperature": 0.0, "ignore_eos": True, **params})
+
+
+def run(engine: Engine, requests: list[Generate], max_steps: int = 10_000) -> dict[tuple[int, int], list[SequenceOutput]]:
+    """Add all, step to the end. Returns the outputs of each (request id, sample)."""
+    outputs: dict[tuple[int, int], list[SequenceOutput]] = defaultdict(list)
+    for request in requests:
+        for output in engine.add(request):
+            outputs[output.request_id, output.index].append(output)
+    for _ in range(max_steps):
+        if not engine.has_work:
+            return outputs
+        for output in engine.step():
+            outputs[output.request_id, output.index].append(output)
+    raise AssertionError(f"not finished after {max_steps} steps")
+
+
+def tokens(outputs: list[SequenceOutput]) -> list[int]:
+    return [token for output in outputs for token in output.token_ids]

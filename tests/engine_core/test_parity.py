@@ -1,0 +1,96 @@
+"""Greedy output equals transformers' `generate` token for token, in float32, however the engine schedules the work."""
+
+import random
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from ember.wire import Generate
+from tests.engine_core.inline import greedy, make_engine, run, tokens
+from tests.engine_models.tiny import VARIANTS, VOCAB_SIZE, make_tiny
+
+NUM_OUTPUT = 12
+LENGTHS = [1, 3, 9, 16, 24, 33, 50, 7, 16, 2]
+
+
+@pytest.fixture(scope="module", params=sorted(VARIANTS))
+def case(request, tmp_path_factory):
+    """A checkpoint, prompts of many lengths (some with a common prefix), and what transformers says to them."""
+    directory = make_tiny(request.param, tmp_path_factory.mktemp(request.param))
+    rng = random.Random(request.param)
+    prompts = [[rng.randrange(6, VOCAB_SIZE) for _ in range(length)] for length in LENGTHS]
+    prompts[5][:17] = prompts[4][:17]
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    expected = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            generated = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=NUM_OUTPUT,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        expected.append(generated[0, len(prompt) :].tolist())
+    assert len({tuple(answer) for answer in expected}) > 5  # the weights say something
+    return directory, prompts, expected
+
+
+def requests(prompts: list[list[int]]) -> list[Generate]:
+    return [Generate(i, prompt, greedy(NUM_OUTPUT)) for i, prompt in enumerate(prompts)]
+
+
+def answers(engine, prompts) -> list[list[int]]:
+    outputs = run(engine, requests(prompts))
+    return [tokens(outputs[i, 0]) for i in range(len(prompts))]
+
+
+def test_alone_and_in_a_mixed_batch(case):
+    directory, prompts, expected = case
+    engine = make_engine(directory, enable_prefix_caching=False)
+    assert [answers(engine, [prompt])[0] for prompt in prompts] == expected
+    assert answers(engine, prompts) == expected
+    assert engine.stats().prefix_cache_hits == 0
+
+
+def test_joining_at_different_times(case):
+    directory, prompts, expected = case
+    engine = make_engine(directory, enable_prefix_caching=False)
+    found: dict[int, list[int]] = {i: [] for i in range(len(prompts))}
+    pending = requests(prompts)
+    while pending or engine.has_work:
+        if pending:
+            engine.add(pending.pop(0))
+        for output in engine.step():
+            found[output.request_id] += output.token_ids
+    assert list(found.values()) == expected
+
+
+def test_chunked_prefill(case):
+    directory, prompts, expected = case
+    engine = make_engine(directory, max_num_batched_tokens=11, enable_prefix_caching=False)
+    assert answers(engine, prompts) == expected
+    assert engine.stats().num_steps > NUM_OUTPUT + sum(LENGTHS) // 11
+
+
+def test_prefix_cache_hits(case):
+    directory, prompts, expected = case
+    engine = make_engine(directory)
+    assert answers(engine, prompts) == expected
+    before = engine.stats().prefix_cache_hits
+    assert answers(engine, prompts) == expected
+    assert engine.stats().prefix_cache_hits - before == sum((length - 1) // 8 * 8 for length in LENGTHS)
+    assert answers(engine, list(reversed(prompts))) == list(reversed(expected))
+
+
+@pytest.mark.parametrize("caching", [True, False])
+def test_forced_preemption(case, caching):
+    directory, prompts, expected = case
+    engine = make_engine(directory, num_blocks=14, max_model_len=64, enable_prefix_caching=caching)
+    assert answers(engine, prompts) == expected
+    stats = engine.stats()
+    assert stats.num_preemptions > 0
+    assert stats.num_free_blocks == stats.num_blocks == 14

@@ -1,0 +1,114 @@
+"""Settings: sources and their order, forms of values, and errors a person can act on."""
+
+import pytest
+
+from ember.settings import Settings, SettingsError, documented_name, load_settings, warn_unused
+from ember.settings_known import KNOWN_UNUSED
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    for field in Settings.model_fields:
+        for alias in Settings.model_fields[field].validation_alias.choices:
+            monkeypatch.delenv(alias, raising=False)
+    monkeypatch.delenv("VLLM_CONFIG_FILE", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "field", "expected"),
+    [
+        ("MODEL_NAME", " org/model ", "model_name", "org/model"),
+        ("MODEL", "org/model", "model_name", "org/model"),
+        ("MODEL_NAME", "", "model_name", None),
+        ("MODEL_REVISION", "None", "model_revision", None),
+        ("MAX_MODEL_LEN", "4096", "max_model_len", 4096),
+        ("MAX_MODEL_LEN", "32k", "max_model_len", 32_000),
+        ("MAX_MODEL_LEN", "32K", "max_model_len", 32_768),
+        ("MAX_MODEL_LEN", "auto", "max_model_len", None),
+        ("MAX_MODEL_LEN", "-1", "max_model_len", None),
+        ("KV_CACHE_MEMORY_BYTES", "2G", "kv_cache_memory_bytes", 2 << 30),
+        ("MAX_NUM_BATCHED_TOKENS", "0", "max_num_batched_tokens", None),
+        ("BLOCK_SIZE", "32", "block_size", 32),
+        ("DTYPE", "BF16", "dtype", "bfloat16"),
+        ("DTYPE", "half", "dtype", "float16"),
+        ("ENABLE_PREFIX_CACHING", "false", "enable_prefix_caching", False),
+        ("ENABLE_PREFIX_CACHING", "1", "enable_prefix_caching", True),
+        ("SERVED_MODEL_NAME", "a, b", "served_model_name", ["a", "b"]),
+        ("OVERRIDE_GENERATION_CONFIG", '{"temperature": 0.5}', "override_generation_config", {"temperature": 0.5}),
+        ("SEED", "7", "seed", 7),
+    ],
+)
+def test_forms_of_values(monkeypatch, name, value, field, expected):
+    monkeypatch.setenv(name, value)
+    assert getattr(load_settings(), field) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("MAX_MODEL_LEN", "abc", "integer"),
+        ("MAX_MODEL_LEN", "0", "greater than or equal to 1"),
+        ("GPU_MEMORY_UTILIZATION", "3", "less than or equal to 1"),
+        ("GPU_MEMORY_UTILIZATION", "0", "greater than 0"),
+        ("BLOCK_SIZE", "17", "8, 16, 32, 64 or 128"),
+        ("DTYPE", "int3", "'bfloat16'"),
+        ("PORT", "99999", "65535"),
+        ("ENABLE_PREFIX_CACHING", "maybe", "boolean"),
+        ("OVERRIDE_GENERATION_CONFIG", "{x", "not valid JSON"),
+        ("SCHEDULING_POLICY", "lifo", "'fcfs' or 'priority'"),
+    ],
+)
+def test_a_wrong_value_is_one_line_with_name_value_and_what_is_allowed(monkeypatch, name, value, says):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    message = str(caught.value)
+    assert message.startswith(f"{name}={value}: ") and says in message and "\n" not in message
+
+
+def test_the_alias_that_was_set_is_the_one_that_is_named(monkeypatch):
+    monkeypatch.setenv("VLLM_MAX_STOP_STRINGS", "x")
+    with pytest.raises(SettingsError, match="^VLLM_MAX_STOP_STRINGS=x: "):
+        load_settings()
+
+
+def test_command_line_beats_environment_beats_file(monkeypatch, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("model: from-file\nmax-model-len: 100\nblock_size: 8\n")
+    monkeypatch.setenv("VLLM_CONFIG_FILE", str(file))
+    monkeypatch.setenv("MAX_MODEL_LEN", "200")
+    monkeypatch.setenv("BLOCK_SIZE", "32")
+    settings = load_settings({"block_size": 64, "port": None})
+    assert (settings.model_name, settings.max_model_len, settings.block_size) == ("from-file", 200, 64)
+
+
+@pytest.mark.parametrize(("content", "says"), [("[1]", "mapping"), ("a: [", "not YAML"), (None, "No such file")])
+def test_a_bad_configuration_file(monkeypatch, tmp_path, content, says):
+    file = tmp_path / "config.yaml"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setenv("VLLM_CONFIG_FILE", str(file))
+    with pytest.raises(SettingsError, match=says):
+        load_settings()
+
+
+def test_secrets_are_not_shown(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_planted")
+    monkeypatch.setenv("API_KEY", "key_planted, other_planted")
+    settings = load_settings()
+    assert settings.hf_token.get_secret_value() == "hf_planted"
+    assert [key.get_secret_value() for key in settings.api_key] == ["key_planted", "other_planted"]
+    assert "planted" not in repr(settings) + str(settings.model_dump())
+
+
+def test_known_names_without_effect_are_named_once():
+    environment = {"SWAP_SPACE": "4", "MAX_MODEL_LEN": "1", "UNRELATED": "x"}
+    (line,) = warn_unused(environment)
+    assert line.startswith("SWAP_SPACE ") and KNOWN_UNUSED["SWAP_SPACE"] in line
+
+
+def test_no_name_is_both_read_and_unread():
+    read = {alias for field in Settings.model_fields.values() for alias in field.validation_alias.choices}
+    assert not read & set(KNOWN_UNUSED)
+    assert documented_name("model_name") == "MODEL_NAME"
+    assert all(field.description for field in Settings.model_fields.values())

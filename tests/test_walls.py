@@ -1,0 +1,57 @@
+"""The walls between the wings: what each may load, seen from a fresh interpreter that imports all of it."""
+
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import ember.engine
+import ember.front
+
+FORBIDDEN = {
+    "ember.front": {"torch", "triton", "transformers", "ember.engine"},
+    "ember.engine": {"aiohttp", "runpod", "pydantic", "pydantic_settings", "jinja2", "transformers", "ember.front"},
+}
+
+
+def modules(package) -> list[str]:
+    names = [package.__name__]
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if not module.name.endswith("__main__"):
+            names.append(module.name)
+    return names
+
+
+@pytest.mark.parametrize("package", [ember.front, ember.engine], ids=["front", "engine"])
+def test_importing_a_wing_leaves_the_other_sides_libraries_out(package):
+    names = modules(package)
+    assert len(names) > 10
+    code = f"import sys\nfor name in {names!r}: __import__(name)\nprint('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert set(names) <= loaded
+    assert not loaded & FORBIDDEN[package.__name__]
+
+
+def test_engine_never_loads_the_compiler_stack():
+    names = modules(ember.engine)
+    code = f"import sys\nfor name in {names!r}: __import__(name)\nprint('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torch._dynamo", "torch._inductor", "sympy", "fastapi", "boto3"}
+    baseline = subprocess.run(
+        [sys.executable, "-c", "import sys, torch; print('\\n'.join(sys.modules))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert not (set(done.stdout.split()) - set(baseline.stdout.split())) & heavy
+
+
+def test_kernels_import_nothing_from_ember():
+    import ember_kernels
+
+    names = [ember_kernels.__name__, *(m.name for m in pkgutil.iter_modules(ember_kernels.__path__, "ember_kernels."))]
+    code = f"import sys\nfor name in {names!r}: __import__(name)\nprint('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "ember" not in done.stdout.split()
