@@ -16,11 +16,8 @@ FORBIDDEN = {
 
 
 def modules(package) -> list[str]:
-    names = [package.__name__]
-    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if not module.name.endswith("__main__"):
-            names.append(module.name)
-    return names
+    found = pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+    return [package.__name__, *(module.name for module in found if not module.name.endswith("__main__"))]
 
 
 @pytest.mark.parametrize("package", [ember.front, ember.engine], ids=["front", "engine"])

@@ -23,9 +23,12 @@ def greedy(max_tokens: int, **params) -> SamplingParams:
     return SamplingParams(max_tokens=max_tokens, **{"temperature": 0.0, "ignore_eos": True, **params})
 
 
-def run(engine: Engine, requests: list[Generate], max_steps: int = 10_000) -> dict[tuple[int, int], list[SequenceOutput]]:
+Outputs = dict[tuple[int, int], list[SequenceOutput]]
+
+
+def run(engine: Engine, requests: list[Generate], max_steps: int = 10_000) -> Outputs:
     """Add all, step to the end. Returns the outputs of each (request id, sample)."""
-    outputs: dict[tuple[int, int], list[SequenceOutput]] = defaultdict(list)
+    outputs: Outputs = defaultdict(list)
     for request in requests:
         for output in engine.add(request):
             outputs[output.request_id, output.index].append(output)

@@ -78,7 +78,10 @@ def test_caching_can_be_turned_off():
     assert pool.find(chain([1])) == []
 
 
-@given(st.lists(st.tuples(st.sampled_from(["allocate", "share", "release", "publish"]), st.integers(0, 7)), max_size=80))
+OPERATIONS = st.tuples(st.sampled_from(["allocate", "share", "release", "publish"]), st.integers(0, 7))
+
+
+@given(st.lists(OPERATIONS, max_size=80))
 def test_any_sequence_of_operations_conserves_pages(operations):
     pool = BlockPool(8)
     held: list[int] = []

@@ -1,8 +1,11 @@
 """`python -m ember.engine FD`: the engine's process, started by the front with one end of a socketpair."""
 
+import os
 import sys
 
 from ember.engine.core.process import main
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    status = main(int(sys.argv[1]))
+    sys.stderr.flush()
+    os._exit(status)  # nothing needs tearing down, and torch takes its time over it

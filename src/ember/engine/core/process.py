@@ -79,7 +79,7 @@ def main(fd: int) -> int:
     assert opening.configure is not None and opening.opened is not None and opening.timeline is not None
     timeline = opening.timeline
     timeline.add("start", timeline.origin, started)
-    timeline.add("import_torch", import_started, import_ended, version=torch.__version__)
+    timeline.add("import_torch", import_started, import_ended, version=str(torch.__version__))
     try:
         from ember.engine.core.boot import build
 

@@ -1,0 +1,196 @@
+"""The HTTP face: an aiohttp request comes in, the api's answer goes out as JSON, text or server-sent events.
+
+Authorisation, body limits, parsing and the error form are settled here; what a path means is the api router's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, Protocol
+
+import orjson
+from aiohttp import ClientConnectionResetError, web
+
+from ember import __version__
+from ember.front.api.exchange import EventStream, Request, Response
+from ember.front.api.services import Services
+from ember.front.client import EngineError
+from ember.front.errors import ApiError
+from ember.settings import Settings
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 32 * 1024 * 1024
+_PROTECTED = ("/v1/", "/v2/")
+_REQUEST_ID = "X-Request-Id"
+_SSE_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",  # proxies must pass each event on at once
+}
+_DONE = "data: [DONE]\n\n"
+
+Dispatch = Callable[[Services, Request], Awaitable[Response | EventStream]]
+
+
+class Backend(Protocol):
+    """What the face needs of `ember.front.start.Worker`."""
+
+    @property
+    def engine(self) -> Any: ...
+    async def ready(self) -> Services: ...
+
+
+def make_app(settings: Settings, backend: Backend, dispatch: Dispatch) -> web.Application:
+    """The application; it answers from the first moment, and holds api requests until the engine is ready."""
+    app = web.Application(client_max_size=MAX_BODY_BYTES)
+    app.router.add_route("*", "/{path:.*}", _Face(settings, backend, dispatch).handle)
+    return app
+
+
+class _Face:
+    def __init__(self, settings: Settings, backend: Backend, dispatch: Dispatch) -> None:
+        self._settings = settings
+        self._backend = backend
+        self._dispatch = dispatch
+        self._key_digests = [_digest(key.get_secret_value()) for key in settings.api_key]
+
+    async def handle(self, http: web.Request) -> web.StreamResponse:
+        headers = self._echo_headers(http)
+        try:
+            return await self._answer(http, headers)
+        except ApiError as error:
+            return _json(error.status, error.body(), {**headers, **error.headers})
+        except web.HTTPRequestEntityTooLarge:
+            return _too_large(headers)
+        except Exception:
+            log.exception("%s %s failed unexpectedly", http.method, http.path)
+            return _json(500, _internal_error().body(), headers)
+
+    async def _answer(self, http: web.Request, headers: dict[str, str]) -> web.StreamResponse:
+        own = self._own_route(http)
+        if own is not None:
+            own.headers.update(headers)
+            return own
+        if not self._is_authorised(http):
+            return _json(401, {"error": "Unauthorized"}, headers)
+        if (http.content_length or 0) > MAX_BODY_BYTES:
+            return _too_large(headers)
+        body = await _parsed_body(http)
+        try:
+            services = await self._backend.ready()
+        except EngineError as error:
+            raise ApiError(500, str(error), headers={"x-should-retry": "false"}) from None
+        lowered = {name.lower(): value for name, value in http.headers.items()}
+        if _REQUEST_ID in headers:
+            lowered[_REQUEST_ID.lower()] = headers[_REQUEST_ID]
+        request = Request(http.method, http.rel_url.raw_path, body, lowered, dict(http.query))
+        answer = await self._dispatch(services, request)
+        if isinstance(answer, EventStream):
+            return await _send_events(http, answer, headers)
+        return _whole(answer, headers)
+
+    def _own_route(self, http: web.Request) -> web.Response | None:
+        """The routes that answer whatever the engine's state. `/ping` is 204 while loading: initialising, not ill."""
+        path = http.path
+        if path not in ("/ping", "/health", "/version"):
+            return None
+        allowed = ("GET", "POST", "HEAD") if path == "/ping" else ("GET", "HEAD")
+        if http.method not in allowed:
+            return _json(405, ApiError(405, "Method Not Allowed", type="Method Not Allowed").body(), {})
+        if path == "/version":
+            return _json(200, {"version": __version__}, {})
+        engine = self._backend.engine
+        if engine.is_dead:
+            return web.Response(status=503)
+        if engine.is_ready:
+            return web.Response(status=200)
+        return web.Response(status=204 if path == "/ping" else 503)
+
+    def _is_authorised(self, http: web.Request) -> bool:
+        """Every key is compared, each in constant time, whatever the others gave."""
+        if not self._key_digests or http.method == "OPTIONS" or not http.path.startswith(_PROTECTED):
+            return True
+        scheme, _, token = http.headers.get("Authorization", "").partition(" ")
+        digest = _digest(token.strip())
+        matches = [hmac.compare_digest(digest, key) for key in self._key_digests]
+        return scheme.lower() == "bearer" and any(matches)
+
+    def _echo_headers(self, http: web.Request) -> dict[str, str]:
+        if not self._settings.enable_request_id_headers:
+            return {}
+        return {_REQUEST_ID: http.headers.get(_REQUEST_ID) or uuid.uuid4().hex}
+
+
+async def _parsed_body(http: web.Request) -> Any:
+    """The JSON body, None where there is none. Raises ApiError 400."""
+    raw = await http.read()
+    if not raw:
+        return None
+    if http.content_type != "application/json":
+        message = "Unsupported Media Type: Only 'application/json' is allowed"
+        raise ApiError(400, f"{message}, not {http.content_type!r}.", type="Bad Request", param="header.content-type")
+    try:
+        return orjson.loads(raw)
+    except ValueError as error:
+        raise ApiError(400, f"The request body is not valid JSON: {error}", type="Bad Request", param="body") from None
+
+
+def _whole(answer: Response, headers: dict[str, str]) -> web.Response:
+    headers = {**headers, **answer.headers}
+    if answer.body is None:
+        return web.Response(status=answer.status, headers=headers)
+    if isinstance(answer.body, str):
+        headers.setdefault("Content-Type", "text/plain; charset=utf-8")
+        return web.Response(status=answer.status, body=answer.body.encode(), headers=headers)
+    return _json(answer.status, answer.body, headers)
+
+
+async def _send_events(http: web.Request, answer: EventStream, headers: dict[str, str]) -> web.StreamResponse:
+    """Write the events as they come. A client that goes away ends the generation: leaving here closes its source."""
+    async with aclosing(answer.events) as events:
+        response = web.StreamResponse(headers={**_SSE_HEADERS, **headers, **answer.headers})
+        try:
+            await response.prepare(http)
+            try:
+                async for event in events:
+                    await response.write(event.encode())
+            except ApiError as error:
+                await response.write((error.sse() + _DONE).encode())
+            except ConnectionResetError:
+                raise
+            except Exception:
+                log.exception("a stream of %s failed unexpectedly", http.path)
+                await response.write((_internal_error().sse() + _DONE).encode())
+            await response.write_eof()
+        except (ClientConnectionResetError, ConnectionResetError):
+            log.debug("the client of %s went away", http.path)
+        return response
+
+
+def _json(status: int, body: Any, headers: dict[str, str]) -> web.Response:
+    return web.Response(
+        status=status,
+        body=orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS),
+        content_type="application/json",
+        headers=headers,
+    )
+
+
+def _internal_error() -> ApiError:
+    return ApiError(500, "internal error; the server's log has it")
+
+
+def _too_large(headers: dict[str, str]) -> web.Response:
+    message = f"The request body is larger than {MAX_BODY_BYTES // 2**20} MiB."
+    return _json(413, ApiError(413, message, type="Request Entity Too Large").body(), headers)
+
+
+def _digest(key: str) -> bytes:
+    """Equal lengths, so that a comparison tells nothing of a key's length."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

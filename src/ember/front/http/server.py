@@ -1,0 +1,80 @@
+"""`ember serve`: listens at once, serves when the engine is ready, and leaves in order on SIGTERM.
+
+In: an engine that is already being started. Out: an exit code, 0 after a signal, 1 after a failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from ember.front.api.router import dispatch
+from ember.front.client import EngineError
+from ember.front.http.app import Dispatch, make_app
+
+if TYPE_CHECKING:
+    from ember.front.start import Worker
+    from ember.settings import Settings
+
+log = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 30.0  # for requests in flight after SIGTERM
+_CLOSE_SECONDS = 10.0
+
+
+def serve(settings: Settings, worker: Worker, dispatch: Dispatch = dispatch) -> int:
+    """Run until a signal or a failure. Returns the exit code."""
+    return asyncio.run(_serve(settings, worker, dispatch))
+
+
+async def _serve(settings: Settings, worker: Worker, dispatch: Dispatch) -> int:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    await worker.start()
+    runner = web.AppRunner(
+        make_app(settings, worker, dispatch),
+        access_log=None,
+        handler_cancellation=True,  # a client that goes away must not keep its request running
+        shutdown_timeout=DRAIN_SECONDS,
+    )
+    try:
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, settings.host, settings.port).start()
+        except OSError as error:
+            log.error("cannot listen on %s:%d: %s", settings.host, settings.port, error.strerror or error)
+            return 1
+        log.info("listening on http://%s:%d", settings.host, runner.addresses[0][1])
+        return await _until_over(worker, stopping)
+    finally:
+        await runner.cleanup()
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(worker.close(), _CLOSE_SECONDS)
+
+
+async def _until_over(worker: Worker, stopping: asyncio.Event) -> int:
+    """Wait for a signal, a boot that fails or an engine that is gone for good."""
+    stop = asyncio.create_task(stopping.wait())
+    ready = asyncio.create_task(worker.ready())
+    dead = asyncio.create_task(worker.wait_dead())
+    try:
+        await asyncio.wait((stop, ready), return_when=asyncio.FIRST_COMPLETED)
+        if ready.done() and (error := ready.exception()) is not None:
+            message = " ".join(str(error).split()) or type(error).__name__
+            log.error("%s", message, exc_info=None if isinstance(error, EngineError) else error)
+            return 1
+        await asyncio.wait((stop, dead), return_when=asyncio.FIRST_COMPLETED)
+        if stop.done():
+            log.info("stopping: requests in flight have %.0f s to finish", DRAIN_SECONDS)
+            return 0
+        log.error("the engine has failed for good: %s; the server exits", dead.result())
+        return 1
+    finally:
+        for task in (stop, ready, dead):
+            task.cancel()

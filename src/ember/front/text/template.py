@@ -1,0 +1,205 @@
+"""Chat templates: a conversation as the text that the model was trained on.
+
+The output is what transformers' apply_chat_template gives for the same template and arguments. jinja2 is imported when
+the first template is used, not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ember.front.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import jinja2
+    from jinja2 import nodes
+
+# Appended to the message to be continued, then found again in the rendered text. The space at its end shows whether
+# the template trims what it prints.
+_END_MARK = "EMBER-END-OF-FINAL-MESSAGE "
+# Under which names a message's reasoning arrives. Templates read the first; those of gpt-oss the second.
+_REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
+
+
+class TemplateError(Exception):
+    """A conversation that the template cannot render; the message is fit for the client."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class ChatTemplate:
+    """One Jinja chat template, with the special tokens it may name (`bos_token`, ...). Thread-safe."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        self.source = source
+        self._special_tokens = dict(special_tokens)
+
+    @classmethod
+    def for_tokenizer(
+        cls, tokenizer: Tokenizer, custom: str | None, *, with_tools: bool = False
+    ) -> ChatTemplate | None:
+        """The template to use: `custom` (a file, Jinja text, or the name of one of the model's templates), else the
+        model's own, of which "tool_use" is taken when there are tools. None where the model has none.
+
+        Raises TemplateError when `custom` is no template, or the model has only named ones and none is the default.
+        """
+        own = tokenizer.chat_template
+        named = own if isinstance(own, dict) else {} if own is None else {"default": own}
+        if custom is not None:
+            return cls(named.get(custom) or _read_custom(custom), tokenizer.special_tokens)
+        if not named:
+            return None
+        for name in ("tool_use", "default") if with_tools else ("default",):
+            if name in named:
+                return cls(named[name], tokenizer.special_tokens)
+        raise TemplateError(f"the model has no default chat template, choose one of: {', '.join(sorted(named))}")
+
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        documents: list[dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """The conversation as text; `kwargs` are further variables and win over the special tokens.
+
+        With `continue_final_message` the text ends where the last message's content ends, so that the model goes on
+        with it; `add_generation_prompt` must then be False. The arguments are not changed. Raises TemplateError: with
+        the template's own message where it calls raise_exception.
+        """
+        if continue_final_message and add_generation_prompt:
+            raise TemplateError("continue_final_message and add_generation_prompt cannot both be true")
+        messages = [_normalized(message) for message in _dicts(messages, "messages")]
+        if not messages:
+            raise TemplateError("messages must have at least one message")
+        final_text = ""
+        if continue_final_message:
+            if "content" not in self.source:
+                raise TemplateError("continue_final_message: the chat template does not print a message's content")
+            messages[-1], final_text = _with_end_mark(messages[-1])
+        text = self._render(
+            {
+                **self._special_tokens,
+                **kwargs,
+                "messages": messages,
+                "tools": None if tools is None else _dicts(tools, "tools"),
+                "documents": None if documents is None else _dicts(documents, "documents"),
+                "add_generation_prompt": add_generation_prompt,
+            }
+        )
+        return _cut_at_end_mark(text, final_text) if continue_final_message else text
+
+    @cached_property
+    def content_format(self) -> Literal["string", "openai"]:
+        """ "openai" when the template walks over a list of content parts, "string" when it prints content as it is.
+        Raises TemplateError for a template that does not parse."""
+        from ember.front.text.content_format import detect_content_format
+
+        return detect_content_format(self._ast)
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """The variables that the template reads and does not set itself (`messages`, `tools`, `enable_thinking`, ...).
+        Raises TemplateError for a template that does not parse."""
+        from jinja2 import meta
+
+        return frozenset(meta.find_undeclared_variables(self._ast) - self._environment.globals.keys())
+
+    def _render(self, variables: dict[str, Any]) -> str:
+        from ember.front.text.jinja_environment import RaisedByTemplate
+
+        template = self._template
+        try:
+            return template.render(variables)
+        except RaisedByTemplate as error:
+            raise TemplateError(str(error)) from None
+        except Exception as error:  # a template is a program: it may fail in any way, and the client must hear of it
+            raise TemplateError(f"the chat template failed: {type(error).__name__}: {error}") from error
+
+    @cached_property
+    def _environment(self) -> jinja2.Environment:
+        from ember.front.text.jinja_environment import chat_template_environment
+
+        return chat_template_environment()
+
+    @cached_property
+    def _ast(self) -> nodes.Template:
+        import jinja2
+
+        try:
+            return self._environment.parse(self.source)
+        except jinja2.TemplateSyntaxError as error:
+            raise TemplateError(_syntax_message(error)) from None
+
+    @cached_property
+    def _template(self) -> jinja2.Template:
+        import jinja2
+
+        try:
+            return self._environment.from_string(self.source)
+        except jinja2.TemplateSyntaxError as error:
+            raise TemplateError(_syntax_message(error)) from None
+
+
+def _syntax_message(error: jinja2.TemplateSyntaxError) -> str:
+    return f"the chat template is not valid Jinja: line {error.lineno}: {error.message}"
+
+
+def _read_custom(custom: str) -> str:
+    """The text of a template given as a file or as itself; no path has a brace or a line break in it."""
+    if any(character in custom for character in "{}\n"):
+        return custom
+    try:
+        return Path(custom).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise TemplateError(f"the chat template {custom!r} is neither Jinja nor a readable file: {reason}") from None
+
+
+def _dicts(values: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    for value in values:
+        if not isinstance(value, dict):
+            raise TemplateError(f"{name} must be a list of objects, one item is {type(value).__name__}")
+    return values
+
+
+def _normalized(message: dict[str, Any]) -> dict[str, Any]:
+    """A copy without null entries (templates test for presence), with the reasoning under the names templates read."""
+    message = {key: value for key, value in message.items() if value is not None}
+    for name in _REASONING_NAMES:
+        if name in message:
+            return {"thinking": message[name], **message, "reasoning_content": message[name]}
+    return message
+
+
+def _with_end_mark(message: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """A copy of the message with the mark after its (last) text, and that text."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return {**message, "content": content + _END_MARK}, content
+    if isinstance(content, list):
+        for index in reversed(range(len(content))):
+            part = content[index]
+            if isinstance(part, dict) and isinstance(part.get("text"), str):
+                marked = {**part, "text": part["text"] + _END_MARK}
+                return {**message, "content": [*content[:index], marked, *content[index + 1 :]]}, part["text"]
+    raise TemplateError("continue_final_message: the final message has no text to continue")
+
+
+def _cut_at_end_mark(text: str, final_text: str) -> str:
+    place = text.rfind(_END_MARK.strip())
+    if place < 0 or final_text.strip() not in text:
+        raise TemplateError(
+            "continue_final_message: the chat template drops or changes the text of the final message, "
+            "so there is no place in the prompt from which to continue it"
+        )
+    is_trimmed = not text.startswith(_END_MARK, place)
+    return text[:place].rstrip() if is_trimmed else text[:place]

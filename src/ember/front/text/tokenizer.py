@@ -1,0 +1,146 @@
+"""Text to token ids and back: the model's tokenizer.json, completed by the files beside it.
+
+Built on the `tokenizers` library alone: half the load time of the transformers class, and neither torch nor
+transformers is imported. The ids are those of transformers' TokenizersBackend on the same files: tokenizer.json is
+taken at its word. (transformers 5 rebuilds the pipeline of some classes, LlamaTokenizer among them, from the vocabulary
+alone; where such a repository's tokenizer.json puts a space after each special token, it does so here and not there.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import tokenizers
+
+from ember.front.text.token_pieces import ByteTable, TokenPieces, decoder_state, pieces_of, utf8
+from ember.front.text.tokenizer_files import TokenizerError, TokenizerFiles, read_tokenizer_files
+
+__all__ = ["Tokenizer", "TokenizerError"]
+
+_OTHER_FORMATS = ("tokenizer.model", "tekken.json", "tiktoken.model", "vocab.json", "vocab.txt")
+
+
+class Tokenizer:
+    """One model's tokenizer. Thread-safe: nothing changes after `load` but caches that any thread may fill."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, files: TokenizerFiles) -> None:
+        self._backend = backend
+        added = backend.get_added_tokens_decoder()
+        self.special_tokens: dict[str, str] = files.special_tokens
+        self.chat_template: str | dict[str, str] | None = files.chat_template
+        self.special_token_ids: frozenset[int] = frozenset(i for i, token in added.items() if token.special)
+        self.added_token_ids: frozenset[int] = frozenset(added)
+        # One more than the largest id: added tokens may leave a gap behind the model's own vocabulary.
+        sizes = (backend.get_vocab_size(False), backend.get_vocab_size(True))
+        self.vocab_size: int = max(*sizes, *(index + 1 for index in added))
+        self.bos_token_id = self._named_id("bos_token")
+        self.eos_token_id = self._named_id("eos_token")
+        self.pad_token_id = self._named_id("pad_token")
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Tokenizer:
+        """Load from a model directory. Raises TokenizerError, one line, when there is no usable tokenizer.json."""
+        directory = Path(directory)
+        path = directory / "tokenizer.json"
+        if not path.is_file():
+            raise TokenizerError(_missing(directory))
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            reason = " ".join(str(error).split())
+            raise TokenizerError(f"{path} cannot be read ({reason}): download the tokenizer files again") from None
+        backend.no_truncation()
+        padding = backend.padding
+        backend.no_padding()
+        files = read_tokenizer_files(directory, backend.get_added_tokens_decoder(), padding)
+        backend.add_tokens(files.added_tokens)
+        backend.encode_special_tokens = files.split_special_tokens
+        return cls(backend, files)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text of any length. Releases the GIL, so a long text may be encoded in a thread.
+
+        Unpaired surrogates, which JSON may smuggle in and UTF-8 cannot express, count as U+FFFD.
+        """
+        try:
+            encoded = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        except TypeError:
+            whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            encoded = self._backend.encode_batch_fast([whole], add_special_tokens=add_special_tokens)
+        return encoded[0].ids
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of a whole sequence. Broken UTF-8 becomes U+FFFD; ids outside the vocabulary stand for nothing
+        (outside 0 .. 2**32-1 they raise OverflowError).
+
+        A run of byte-fallback tokens with an invalid byte loses only that byte here; the library would replace every
+        byte of the run, valid characters included, which a stream that has already shown them cannot do.
+        """
+        text = self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        if "\ufffd" not in text or self.pieces is None:
+            return text
+        table = self.byte_table(skip_special_tokens)
+        text = b"".join([table[token_id] for token_id in token_ids]).decode("utf-8", "replace")
+        kept = text.lstrip(" ")
+        return text[min(self.pieces.leading_spaces, len(text) - len(kept)) :]
+
+    def decode_exact(self, token_ids: Sequence[int]) -> str:
+        """The library's own decoding, special tokens included."""
+        return self._backend.decode(list(token_ids), skip_special_tokens=False)
+
+    def token_text(self, token_id: int) -> str:
+        """The token alone, as logprobs show it: with its leading space, part of a character as U+FFFD."""
+        if self.pieces is not None:
+            return self.token_bytes(token_id).decode("utf-8", "replace")
+        return self.decode_exact([token_id])
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that the token stands for; empty for an id outside the vocabulary."""
+        if self.pieces is not None:
+            return self.byte_table(skip_special_tokens=False)[token_id]
+        return utf8(self.decode_exact([token_id]))
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a vocabulary entry, spelled as the vocabulary spells it; None where there is none."""
+        return self._backend.token_to_id(token)
+
+    def vocab_entry(self, token_id: int) -> str | None:
+        """The vocabulary's own spelling of an id ("Ġthe", "▁the", "<0x0A>"); None outside the vocabulary."""
+        return self._backend.id_to_token(token_id) if 0 <= token_id < 2**32 else None
+
+    @cached_property
+    def pieces(self) -> TokenPieces | None:
+        """How a token alone becomes bytes; None where that depends on its neighbours."""
+        return pieces_of(decoder_state(self._backend.decoder))
+
+    def byte_table(self, skip_special_tokens: bool) -> ByteTable:
+        """token id -> bytes, filled as it is used. Only where `pieces` is not None."""
+        return self._visible_bytes if skip_special_tokens else self._all_bytes
+
+    @cached_property
+    def _all_bytes(self) -> ByteTable:
+        assert self.pieces is not None
+        return ByteTable(self.vocab_entry, self.pieces.to_bytes)
+
+    @cached_property
+    def _visible_bytes(self) -> ByteTable:
+        assert self.pieces is not None
+        return ByteTable(self.vocab_entry, self.pieces.to_bytes, skip=self.special_token_ids)
+
+    def _named_id(self, name: str) -> int | None:
+        token = self.special_tokens.get(name)
+        return None if token is None else self._backend.token_to_id(token)
+
+
+def _missing(directory: Path) -> str:
+    if not directory.is_dir():
+        return f"{directory} is not a directory: give the directory that holds the model's tokenizer.json"
+    others = [name for name in _OTHER_FORMATS if (directory / name).is_file()]
+    if not others:
+        return f"{directory} has no tokenizer.json: download the model's tokenizer files, or set TOKENIZER_NAME"
+    return (
+        f"{directory} has {others[0]} but no tokenizer.json: convert it once with "
+        "transformers.AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
+    )

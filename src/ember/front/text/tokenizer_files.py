@@ -1,0 +1,158 @@
+"""What a model directory says about its tokenizer beside tokenizer.json: token names, added tokens, chat templates.
+
+The rules are those that transformers 5 follows for a fast tokenizer, so that ids and templates come out the same:
+added_tokens_decoder in tokenizer_config.json wins; only where it is absent are special_tokens_map.json and
+added_tokens.json read (older repositories); `add_bos_token` is not read at all, because the post-processor inside
+tokenizer.json already says whether a sequence begins with BOS.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+
+# The names that every tokenizer may have; any other "<something>_token" entry is a model's own (image_token, ...).
+STANDARD_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_ADDED_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+class TokenizerError(Exception):
+    """The model directory holds no usable tokenizer; one line that says what to do."""
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """The parts of a tokenizer that tokenizer.json does not hold."""
+
+    special_tokens: dict[str, str]  # "bos_token" -> "<s>", in the order templates see them
+    added_tokens: list[AddedToken]  # to be given to the tokenizer, in this order
+    chat_template: str | dict[str, str] | None
+    split_special_tokens: bool  # encode the text of a special token as ordinary text
+
+
+def read_tokenizer_files(
+    directory: Path, known: Mapping[int, AddedToken], padding: Mapping[str, Any] | None
+) -> TokenizerFiles:
+    """Read the side files of `directory`.
+
+    `known` and `padding` are the added tokens and the padding of tokenizer.json. Raises TokenizerError for a side file
+    that is not what its name promises.
+    """
+    config = _read_json(directory / "tokenizer_config.json")
+    listed: dict[int, AddedToken]
+    if "added_tokens_decoder" in config:
+        listed = {int(index): _added_token(entry) for index, entry in config["added_tokens_decoder"].items()}
+    else:
+        config = {**config, **_read_json(directory / "special_tokens_map.json")}
+        listed = {**_legacy_added_tokens(directory, config), **known}
+    named = _named_tokens(config)
+    if padding is not None and "pad_token" not in config:
+        named["pad_token"] = _added_token(str(padding["pad_token"]), special=True)
+
+    special_names = {token.content for token in named.values()}
+    tokens: dict[str, AddedToken] = {}
+    for _, token in sorted(listed.items()):
+        tokens[token.content] = _as_special(token) if token.content in special_names else token
+    present = {token.content for token in known.values()} | tokens.keys()
+    for token in [*named.values(), *_extra_tokens(config)]:
+        if token.content not in present:
+            present.add(token.content)
+            tokens[token.content] = token
+    return TokenizerFiles(
+        special_tokens={name: token.content for name, token in named.items()},
+        added_tokens=list(tokens.values()),
+        chat_template=_chat_template(directory, config),
+        split_special_tokens=bool(config.get("split_special_tokens", False)),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where the file does not exist."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise TokenizerError(f"{path} cannot be read ({error}): download the model's tokenizer files again") from None
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{path} holds no JSON object: download the model's tokenizer files again")
+    return value
+
+
+def _added_token(entry: object, *, special: bool = False) -> AddedToken:
+    """An added token from either form found in the files: its text, or an object with "content" and flags."""
+    if isinstance(entry, dict) and isinstance(entry.get("content"), str):
+        flags = {flag: bool(entry[flag]) for flag in _ADDED_TOKEN_FLAGS if flag in entry}
+        return AddedToken(entry["content"], **({"special": True} if special else {}) | flags)
+    if isinstance(entry, str):
+        return AddedToken(entry, special=True) if special else AddedToken(entry)
+    raise TokenizerError(f"tokenizer_config.json: an added token must be text or have 'content', not {entry!r}")
+
+
+def _as_special(token: AddedToken) -> AddedToken:
+    """The same token, marked special: a token that has a role (EOS, ...) is special whatever its entry says."""
+    flags = {flag: getattr(token, flag) for flag in _ADDED_TOKEN_FLAGS}
+    return AddedToken(token.content, **flags | {"special": True})
+
+
+def _named_tokens(config: Mapping[str, Any]) -> dict[str, AddedToken]:
+    """Every "<name>_token" entry that names a token: the standard names first, then the model's own."""
+    own = [key for key in config if key.endswith("_token") and key not in STANDARD_NAMES]
+    named = {}
+    for key in (*STANDARD_NAMES, *own):
+        value = config.get(key)
+        if isinstance(value, str) or (isinstance(value, dict) and "content" in value):
+            named[key] = _added_token(value, special=True)
+    extra = config.get("extra_special_tokens")
+    if isinstance(extra, dict):
+        named.update({key: _added_token(value, special=True) for key, value in extra.items()})
+    return named
+
+
+def _extra_tokens(config: Mapping[str, Any]) -> list[AddedToken]:
+    """Special tokens without a name of their own."""
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    return [_added_token(entry, special=True) for entry in extra] if isinstance(extra, list) else []
+
+
+def _legacy_added_tokens(directory: Path, config: Mapping[str, Any]) -> dict[int, AddedToken]:
+    """added_tokens.json: text -> id, without flags; special where the configuration gives the token a role."""
+    special = {token.content for token in [*_named_tokens(config).values(), *_extra_tokens(config)]}
+    tokens = {}
+    for content, index in _read_json(directory / "added_tokens.json").items():
+        is_special = content in special
+        tokens[int(index)] = AddedToken(content, normalized=not is_special, special=is_special)
+    return tokens
+
+
+def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | dict[str, str] | None:
+    """The chat template, or the named ones where there are several.
+
+    chat_template.jinja wins over tokenizer_config.json; chat_template.json (written by older multimodal processors) is
+    read last. additional_chat_templates/<name>.jinja add named templates.
+    """
+    template = config.get("chat_template")
+    named: dict[str, str] = {}
+    if isinstance(template, str):
+        named["default"] = template
+    elif isinstance(template, dict):
+        named.update(template)
+    elif isinstance(template, list):
+        named.update({entry["name"]: entry["template"] for entry in template})
+    try:
+        if (path := directory / "chat_template.jinja").is_file():
+            named = {"default": path.read_text(encoding="utf-8")}
+        for path in sorted((directory / "additional_chat_templates").glob("*.jinja")):
+            named[path.stem] = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"a chat template in {directory} cannot be read: {error}") from None
+    if not named and isinstance(processor := _read_json(directory / "chat_template.json").get("chat_template"), str):
+        named["default"] = processor
+    if not named:
+        return None
+    return named["default"] if named.keys() == {"default"} else named

@@ -1,0 +1,126 @@
+"""Joins SSE events into pieces: single events come in from the engine's loop, lists of them go out on the SDK's.
+
+The first event leaves at once. While the consumer is busy sending a piece, everything that is produced meanwhile
+collects here and leaves as the next one, at most `max_bytes` as the queue will carry it. When more than that is
+waiting, the producer pauses; the engine's outputs then collect further upstream, where they take less room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from typing import Any
+
+MAX_PIECE_BYTES = 900_000  # the platform splits streamed outputs beyond 1 MB
+
+
+def wire_bytes(text: str) -> int:
+    """Bytes of `text` inside a JSON string, as the queue client encodes it (UTF-8, escaped quotes and newlines)."""
+    size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+    return size + text.count('"') + text.count("\\") + text.count("\n")
+
+
+def cut(text: str, max_bytes: int = MAX_PIECE_BYTES) -> list[str]:
+    """`text` in parts of at most `max_bytes` on the wire, never inside a character."""
+    if wire_bytes(text) <= max_bytes:
+        return [text]
+    step = max(1, max_bytes // 4)  # no character takes more than four bytes
+    return [text[start : start + step] for start in range(0, len(text), step)]
+
+
+class _Signal:
+    """An asyncio.Event of one loop that any thread may set. `arm` and `set` are called under the owner's lock."""
+
+    def __init__(self) -> None:
+        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+
+    def arm(self) -> asyncio.Event:
+        event = asyncio.Event()
+        self._waiter = (asyncio.get_running_loop(), event)
+        return event
+
+    def set(self) -> None:
+        if self._waiter is None:
+            return
+        loop, event = self._waiter
+        self._waiter = None
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(event.set)
+
+
+class Pieces:
+    """One job's events between one producer and one consumer, which may live in different loops and threads."""
+
+    def __init__(self, max_bytes: int = MAX_PIECE_BYTES, max_events: int | None = None) -> None:
+        self._max_bytes = max_bytes
+        self._max_events = max_events
+        self._lock = threading.Lock()
+        self._events: deque[tuple[str, int]] = deque()  # with their bytes on the wire
+        self._waiting_bytes = 0
+        self._ended = False
+        self._error: BaseException | None = None
+        self._filled = _Signal()
+        self._drained = _Signal()
+        self.result: Any = None  # what finish() was given
+
+    async def put(self, event: str) -> None:
+        """Add an event; returns when there is room for another."""
+        size = wire_bytes(event)
+        with self._lock:
+            self._events.append((event, size))
+            self._waiting_bytes += size
+            self._filled.set()
+        while True:
+            with self._lock:
+                if self._waiting_bytes <= self._max_bytes:
+                    return
+                drained = self._drained.arm()
+            await drained.wait()
+
+    def finish(self, result: Any = None) -> None:
+        """No event follows; iteration ends after those that wait."""
+        self._end(result, None)
+
+    def fail(self, error: BaseException) -> None:
+        """No event follows; iteration raises `error` after those that wait."""
+        self._end(None, error)
+
+    def _end(self, result: Any, error: BaseException | None) -> None:
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+            self.result = result
+            self._error = error
+            self._filled.set()
+
+    def __aiter__(self) -> Pieces:
+        return self
+
+    async def __anext__(self) -> list[str]:
+        """All events since the last call, as far as they fit; waits for the first. A larger one comes alone."""
+        while True:
+            with self._lock:
+                if self._events:
+                    return self._take()
+                if self._ended:
+                    if self._error is not None:
+                        raise self._error
+                    raise StopAsyncIteration
+                filled = self._filled.arm()
+            await filled.wait()
+
+    def _take(self) -> list[str]:
+        piece: list[str] = []
+        size = 0
+        while self._events and len(piece) < (self._max_events or len(self._events) + len(piece)):
+            event, event_size = self._events[0]
+            if piece and size + event_size > self._max_bytes:
+                break
+            self._events.popleft()
+            piece.append(event)
+            size += event_size
+        self._waiting_bytes -= size
+        self._drained.set()
+        return piece

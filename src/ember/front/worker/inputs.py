@@ -1,0 +1,167 @@
+"""What a queue job asks for: the job's input comes in, one api request (or an ApiError) goes out.
+
+Shapes, in this order; the first that fits wins:
+
+1. `openai_input` with content, `openai_route` (default /v1/chat/completions)  -> POST
+2. `openai_route` alone, or with an empty `openai_input`                       -> GET
+3. `route`, `body`?, `method`?                                                 -> POST with a body, else GET
+4. `messages` or `prompt`, with `sampling_params`? and `stream`?               -> chat completions or completions
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from ember.front.api.exchange import Request
+from ember.front.errors import bad_request
+
+CHAT_ROUTE = "/v1/chat/completions"
+COMPLETIONS_ROUTE = "/v1/completions"
+
+_ALLOWED = (
+    "the job input must contain one of: `openai_route` with `openai_input` (an OpenAI request; without the input, a "
+    "GET such as /v1/models), `route` with `body` and `method`, `messages` or `prompt` (with `sampling_params` and "
+    "`stream`)"
+)
+_METHODS = ("GET", "POST", "DELETE")
+# Keys of the native shape that are for the worker; every other key is a field of the request.
+_CONTROL = frozenset(
+    {
+        "messages",
+        "prompt",
+        "sampling_params",
+        "apply_chat_template",
+        "use_openai_format",
+        "max_batch_size",
+        "min_batch_size",
+        "batch_size_growth_factor",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job, understood: the request it stands for and the form its answer is wanted in."""
+
+    request: Request
+    stream: bool
+    max_events: int | None = None  # most SSE events in one streamed piece (`max_batch_size`)
+
+
+def parse_input(job_input: Any, *, model: str, job_id: str | None = None) -> Job:
+    """`job_input` is the `input` of a queue job, `model` fills a request that names none. Raises ApiError(400)."""
+    if not isinstance(job_input, dict):
+        raise bad_request(f"the job input must be a JSON object, not {_kind(job_input)}; {_ALLOWED}", "input")
+    headers = {"content-type": "application/json"}
+    if job_id:
+        headers["x-request-id"] = job_id
+    method, route, body = _request_of(job_input)
+    path, query = _split_route(route)
+    if method == "POST" and body is not None and body.get("model") in (None, ""):
+        body = {**body, "model": model}
+    request = Request(method=method, path=path, body=body, headers=headers, query=query)
+    return Job(request, stream=_is_true((body or {}).get("stream")), max_events=_max_events(job_input))
+
+
+def wants_stream(job_input: Any) -> bool:
+    """Whether a job, even one that cannot be parsed, asks for a stream: its error then is an SSE event."""
+    if not isinstance(job_input, dict):
+        return False
+    places = (job_input.get("openai_input"), job_input.get("body"), job_input, job_input.get("sampling_params"))
+    return any(isinstance(place, dict) and _is_true(place.get("stream")) for place in places)
+
+
+def _request_of(job_input: dict[str, Any]) -> tuple[str, str, dict[str, Any] | None]:
+    """Method, route and body of the first shape that fits."""
+    openai_input = job_input.get("openai_input")
+    openai_route = job_input.get("openai_route")
+    if openai_input:
+        return "POST", _text(openai_route or CHAT_ROUTE, "openai_route"), _object(openai_input, "openai_input")
+    if openai_route:
+        return "GET", _text(openai_route, "openai_route"), None
+    if job_input.get("route"):
+        return _generic(job_input)
+    if job_input.get("messages") is not None or job_input.get("prompt") is not None:
+        return ("POST", *_native(job_input))
+    raise bad_request(_ALLOWED, "input")
+
+
+def _generic(job_input: dict[str, Any]) -> tuple[str, str, dict[str, Any] | None]:
+    body = _object(job_input["body"], "body") if job_input.get("body") else None
+    method = _text(job_input.get("method") or ("GET" if body is None else "POST"), "method").upper()
+    if method not in _METHODS:
+        raise bad_request(f"method must be one of {', '.join(_METHODS)}, not {method[:20]!r}", "method")
+    if method == "POST" and body is None:
+        body = {}
+    return method, _text(job_input["route"], "route"), body
+
+
+def _native(job_input: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Route and body of the native shape; `sampling_params` are spread over the body."""
+    body = {key: value for key, value in job_input.items() if key not in _CONTROL}
+    if job_input.get("sampling_params") is not None:
+        body.update(_object(job_input["sampling_params"], "sampling_params"))
+    if job_input.get("stream") is not None:
+        body["stream"] = job_input["stream"]
+    messages = job_input.get("messages")
+    if messages is None and _is_true(job_input.get("apply_chat_template")):
+        prompt = _text(job_input["prompt"], "prompt")
+        messages = [{"role": "user", "content": prompt}]
+    if messages is None:
+        return COMPLETIONS_ROUTE, {**body, "prompt": job_input["prompt"]}
+    count = body.get("logprobs")
+    if type(count) is int:  # the sampling parameter is a count, the chat field a flag
+        body["logprobs"] = True
+        body.setdefault("top_logprobs", count)
+    return CHAT_ROUTE, {**body, "messages": messages}
+
+
+def _split_route(route: str) -> tuple[str, dict[str, str]]:
+    """Path, with its leading slash, and query of a route such as `/openai/v1/models?a=b`."""
+    parts = urlsplit("/" + route.strip().lstrip("/"))
+    path = parts.path
+    if path.startswith("/openai/"):
+        path = path.removeprefix("/openai")
+    return path, dict(parse_qsl(parts.query, keep_blank_values=True))
+
+
+def _max_events(job_input: dict[str, Any]) -> int | None:
+    value = job_input.get("max_batch_size")
+    if value is None:
+        return None
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = 0
+    if number < 1:
+        raise bad_request(f"max_batch_size must be a positive integer, not {str(value)[:40]!r}", "max_batch_size")
+    return number
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise bad_request(f"{name} must be a string, not {_kind(value)}", name)
+    return value
+
+
+def _object(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise bad_request(f"{name} must be a JSON object, not {_kind(value)}", name)
+    return value
+
+
+def _is_true(value: Any) -> bool:
+    """A flag as clients send it: true, 1, "true", "yes", "on", "1"."""
+    if isinstance(value, str):
+        return value.strip().lower() in ("true", "1", "yes", "on", "t", "y")
+    return value is True or (isinstance(value, (int, float)) and value == 1)
+
+
+def _kind(value: Any) -> str:
+    """The JSON name of a value's type."""
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
+    return names.get(type(value), type(value).__name__)

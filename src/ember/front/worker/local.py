@@ -1,0 +1,92 @@
+"""One job without a queue: `--test_input` or ./test_input.json comes in, one JSON document goes out on stdout.
+
+The document is what the platform would show of the job: `{"id", "status", "output"}`, and `error` when it FAILED. The
+job takes the same way through the handler as one from the queue; only the SDK is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ember.front.start import Worker
+    from ember.front.worker.handler import Handler
+    from ember.settings import Settings
+
+log = logging.getLogger(__name__)
+
+TEST_INPUT_FILE = Path("test_input.json")
+
+
+class LocalJobError(ValueError):
+    """There is no job to run; one line that says why."""
+
+
+def read_job(text: str | None, file: Path = TEST_INPUT_FILE) -> dict[str, Any]:
+    """The job in `text`, or in `file` where there is none; with or without the outer `{"input": ...}`.
+
+    Raises LocalJobError.
+    """
+    source = "--test_input"
+    if text is None:
+        source = f"./{file}"
+        try:
+            text = file.read_text()
+        except OSError as error:
+            reason = error.strerror or error
+            raise LocalJobError(
+                f"no queue is configured and there is no job to run: {source}: {reason}; "
+                "give a job with --test_input '{...}', or start the HTTP server with `ember serve`"
+            ) from None
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise LocalJobError(f"{source} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise LocalJobError(f"{source} must hold a JSON object, the job or its input")
+    job = content if "input" in content else {"input": content}
+    return {"id": "local_test", **job}
+
+
+def run(settings: Settings, worker: Worker, job: dict[str, Any]) -> int:
+    """Boot, run the job, print its document. Returns the exit code: 0, or 1 when the job or the boot failed."""
+    from ember.front.worker.answer import answer_with
+    from ember.front.worker.handler import make_handler
+    from ember.front.worker.loop import EngineLoop
+    from ember.front.worker.sdk import boot, boot_failure, close
+
+    loop = EngineLoop()
+    loop.start()
+    try:
+        loop.submit(boot(worker)).result()
+    except Exception as error:
+        boot_failure(error)
+        return 1
+    else:
+        handler = make_handler(
+            loop, answer_with(worker), model=settings.served_names[0], raw=settings.raw_openai_output
+        )
+        document = asyncio.run(run_job(handler, job))
+        sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+        return 0 if document["status"] == "COMPLETED" else 1
+    finally:
+        close(loop, worker)
+
+
+async def run_job(handler: Handler, job: dict[str, Any]) -> dict[str, Any]:
+    """The job's document. A streamed job's output is the list of its pieces, any other's the body itself."""
+    from ember.front.worker.inputs import wants_stream
+
+    outputs: list[Any] = []
+    async for output in handler(job):
+        if isinstance(output, dict) and output.get("error"):
+            return {"id": job["id"], "status": "FAILED", "output": outputs or None, "error": str(output["error"])}
+        outputs.append(output)
+    whole = len(outputs) == 1 and not wants_stream(job.get("input"))
+    return {"id": job["id"], "status": "COMPLETED", "output": outputs[0] if whole else outputs}

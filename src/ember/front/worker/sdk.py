@@ -1,0 +1,196 @@
+"""The worker on a queue: starts the runpod SDK around the handler, takes jobs once the engine is ready, and exits.
+
+In: an engine that is already being started. Out: an exit code, 0 after a SIGTERM and its drain, 1 after a failure. The
+SDK's import (0.35 s once its CPU description is stubbed) runs beside the engine's boot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+import stat
+import sys
+import threading
+import time
+import types
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ember.front.worker.loop import EngineLoop
+from ember.settings import Settings
+
+if TYPE_CHECKING:
+    from ember.front.api.services import Services
+    from ember.front.start import Worker
+
+log = logging.getLogger(__name__)
+
+# The SDK's self-tests would import torch here and open a second CUDA context beside the engine's; the others end the
+# worker where a disk is 90 % full or the network has no way to one public address. The engine's boot is the real test.
+_SDK_DEFAULTS = {
+    "RUNPOD_SKIP_GPU_CHECK": "true",
+    "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
+    "RUNPOD_LOG_LEVEL": "INFO",  # at its own default, DEBUG, every prompt and every token goes to the log
+}
+_REPORT_SECONDS = 5.0  # for jobs in flight to report their errors when the engine is gone
+_CLOSE_SECONDS = 10.0
+_PR_SET_PDEATHSIG = 1
+
+
+def on_queue() -> bool:
+    """Whether this process was started by a platform that has jobs for it."""
+    return bool(os.environ.get("RUNPOD_WEBHOOK_GET_JOB"))
+
+
+def run(settings: Settings, worker: Worker, sdk_flags: list[str] | None = None) -> int:
+    """Serve the queue until SIGTERM or a failure; returns the exit code. `sdk_flags` go to the SDK's own parser."""
+    loop = EngineLoop()
+    loop.start()
+    started = loop.submit(boot(worker))
+    import_sdk()
+    from ember.front.worker.answer import answer_with
+    from ember.front.worker.handler import make_handler
+
+    try:
+        services = started.result()
+    except Exception as error:
+        report_unhealthy(boot_failure(error))
+        close(loop, worker)
+        return 1
+    concurrency = settings.max_concurrency or services.engine.info.max_num_seqs
+    handler = make_handler(loop, answer_with(worker), model=settings.served_names[0], raw=settings.raw_openai_output)
+    _watch(loop, worker)
+    _start(handler, concurrency, sdk_flags or [])
+    close(loop, worker)
+    return 0
+
+
+async def boot(worker: Worker) -> Services:
+    """Runs on the engine's loop. Raises EngineError when the boot failed."""
+    await worker.start()
+    return await worker.ready()
+
+
+def import_sdk() -> None:
+    """Import runpod with its defaults in the environment and without its description of the CPU (1.2 s)."""
+    for name, value in _SDK_DEFAULTS.items():
+        if name == "RUNPOD_LOG_LEVEL" and os.environ.get("RUNPOD_DEBUG_LEVEL"):
+            continue
+        os.environ.setdefault(name, value)
+    with _stub_cpuinfo():
+        import runpod  # noqa: F401
+
+
+@contextlib.contextmanager
+def _stub_cpuinfo() -> Iterator[None]:
+    """The SDK asks py-cpuinfo for the CPU's name when imported, for a debug label; answer without looking."""
+    if "cpuinfo" in sys.modules:
+        yield
+        return
+    stub = types.ModuleType("cpuinfo")
+    stub.get_cpu_info = dict  # type: ignore[attr-defined]
+    sys.modules["cpuinfo"] = stub
+    try:
+        yield
+    finally:
+        if sys.modules.get("cpuinfo") is stub:
+            del sys.modules["cpuinfo"]
+
+
+def report_unhealthy(reason: str) -> None:
+    """Tell the platform, as the SDK does when its own checks fail; never raises, at most two seconds."""
+    try:
+        import_sdk()
+        from runpod.serverless.modules import rp_fitness
+
+        rp_fitness._report_unhealthy("ember", reason)
+    except Exception:
+        log.debug("the unhealthy ping was not sent", exc_info=True)
+
+
+def _start(handler: Any, concurrency: int, sdk_flags: list[str]) -> None:
+    """Run the SDK's loop in this thread until it has drained."""
+    import runpod
+    from runpod.serverless.modules import rp_ping
+
+    from ember.front.worker import scaler
+
+    if multiprocessing.get_start_method() == "fork":
+        rp_ping.Heartbeat.process_loop = staticmethod(_guarded_ping(rp_ping.Heartbeat.process_loop))
+    scaler.install()
+    sys.argv = [sys.argv[0], *sdk_flags]
+    runpod.serverless.start(
+        {"handler": handler, "concurrency_modifier": lambda _: concurrency, "return_aggregate_stream": True}
+    )
+
+
+def _guarded_ping(ping_loop: Any) -> Any:
+    """The SDK's ping loop, in its forked process, made to end with the worker.
+
+    Left alone it goes on pinging for a worker that was killed, and holds that worker's sockets open, so that the engine
+    never sees the connection end.
+    """
+    parent = os.getpid()
+
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            return
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _close_sockets()
+        ping_loop(*args, **kwargs)
+
+    return guarded
+
+
+def _close_sockets() -> None:
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
+        with contextlib.suppress(OSError, ValueError):
+            if int(name) > 2 and stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                os.close(int(name))
+
+
+def _watch(loop: EngineLoop, worker: Worker) -> None:
+    """End the process, non-zero, once the engine has failed for good and the jobs in flight have reported it."""
+    dead = loop.submit(worker.wait_dead())
+
+    def leave(future: Any) -> None:
+        if not future.cancelled() and future.exception() is None:
+            threading.Thread(target=_leave_after_reports, name="leave", daemon=True).start()
+
+    dead.add_done_callback(leave)
+
+
+def _leave_after_reports() -> None:
+    from runpod.serverless.modules.worker_state import JobsProgress
+
+    log.error("the engine has failed for good; the worker exits")
+    deadline = time.monotonic() + _REPORT_SECONDS
+    while JobsProgress().get_job_count() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    report_unhealthy("the engine has failed for good")
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(1)  # the SDK's loop would stay in its long poll for up to 90 s
+
+
+def boot_failure(error: BaseException) -> str:
+    """Log a boot that failed, in one line; an unexpected reason with its traceback. Returns the line."""
+    from ember.front.client import EngineError
+
+    message = " ".join(str(error).split()) or type(error).__name__
+    log.error("%s", message, exc_info=None if isinstance(error, EngineError) else error)
+    return message
+
+
+def close(loop: EngineLoop, worker: Worker) -> None:
+    """End the engine, then the loop that owns it."""
+    with contextlib.suppress(Exception):
+        loop.submit(worker.close()).result(_CLOSE_SECONDS)
+    loop.stop()

@@ -1,0 +1,122 @@
+"""Variables that users of other workers set and that Ember does not act on, each with what to do instead.
+
+Setting one of them logs one warning at boot; it never changes anything silently. A variable that Ember learns to read
+leaves this table in the same commit.
+"""
+
+_LATER = "not in this version of Ember"
+
+_GROUPS: dict[str, str] = {
+    # --- the model and its files
+    "the model runs in its checkpoint's number format; name a checkpoint without quantization": "QUANTIZATION",
+    "Ember runs no code out of a model's repository; only the supported architectures load": (
+        "TRUST_REMOTE_CODE CODE_REVISION MODEL_IMPL MODEL_CLASS_OVERRIDES"
+    ),
+    "safetensors files are the one format, read in parallel": (
+        "LOAD_FORMAT MODEL_LOADER_EXTRA_CONFIG SAFETENSORS_LOAD_STRATEGY MAX_PARALLEL_LOADING_WORKERS "
+        "PT_LOAD_MAP_LOCATION IGNORE_PATTERNS USE_TQDM_ON_LOAD"
+    ),
+    "edit the model's config.json, which is what Ember reads": (
+        "HF_OVERRIDES HF_CONFIG_PATH CONFIG_FORMAT ROPE_SCALING ROPE_THETA DISABLE_SLIDING_WINDOW "
+        "OVERRIDE_ATTENTION_DTYPE"
+    ),
+    "the tokenizer is the model's tokenizer.json or that of TOKENIZER_NAME": "TOKENIZER_MODE SKIP_TOKENIZER_INIT",
+    "only text generation is served": "TASK RUNNER CONVERT POOLER_CONFIG OVERRIDE_POOLER_CONFIG IO_PROCESSOR_PLUGIN",
+    "the installed transformers is never changed at boot; use another image": "TRANSFORMERS_VERSION",
+    # --- one device
+    "one worker uses one device; scale by more workers": (
+        "TENSOR_PARALLEL_SIZE PIPELINE_PARALLEL_SIZE DATA_PARALLEL_SIZE DATA_PARALLEL_SIZE_LOCAL DATA_PARALLEL_RANK "
+        "DATA_PARALLEL_START_RANK DATA_PARALLEL_ADDRESS DATA_PARALLEL_RPC_PORT DATA_PARALLEL_BACKEND "
+        "DATA_PARALLEL_HYBRID_LB DECODE_CONTEXT_PARALLEL_SIZE ENABLE_EXPERT_PARALLEL DISTRIBUTED_EXECUTOR_BACKEND "
+        "DISABLE_CUSTOM_ALL_REDUCE RAY_WORKERS_USE_NSIGHT ENABLE_EPLB EPLB_CONFIG EPLB_STEP_INTERVAL EPLB_WINDOW_SIZE "
+        "EPLB_LOG_BALANCEDNESS NUM_REDUNDANT_EXPERTS EXPERT_PLACEMENT_STRATEGY ENABLE_DBO DBO_DECODE_TOKEN_THRESHOLD "
+        "DBO_PREFILL_TOKEN_THRESHOLD "
+        "WORKER_CLS WORKER_EXTENSION_CLS ENABLE_MULTIMODAL_ENCODER_DATA_PARALLEL"
+    ),
+    # --- the engine
+    "there is no swap space; preempted requests are recomputed": "SWAP_SPACE CPU_OFFLOAD_GB KV_OFFLOADING_SIZE "
+    "KV_OFFLOADING_BACKEND KV_TRANSFER_CONFIG KV_EVENTS_CONFIG",
+    "the KV cache has the model's number format": "KV_CACHE_DTYPE CALCULATE_KV_SCALES KV_SHARING_FAST_PREFILL",
+    "the engine chooses its kernels and graphs; there is nothing to set": (
+        "ENFORCE_EAGER COMPILATION_CONFIG CUDA_GRAPH_SIZES CUDAGRAPH_CAPTURE_SIZES MAX_CUDAGRAPH_CAPTURE_SIZE "
+        "MAX_SEQ_LEN_TO_CAPTURE ATTENTION_BACKEND ATTENTION_CONFIG DISABLE_CASCADE_ATTN VLLM_ATTENTION_BACKEND"
+    ),
+    "prompts are always processed in chunks; MAX_NUM_BATCHED_TOKENS is the chunk's bound": (
+        "ENABLE_CHUNKED_PREFILL LONG_PREFILL_TOKEN_THRESHOLD MAX_LONG_PARTIAL_PREFILLS MAX_NUM_PARTIAL_PREFILLS "
+        "SCHEDULER_DELAY_FACTOR NUM_LOOKAHEAD_SLOTS NUM_SCHEDULER_STEPS"
+    ),
+    "there is one scheduler; SCHEDULING_POLICY is what it can be told": (
+        "SCHEDULER_CLS ASYNC_SCHEDULING DISABLE_HYBRID_KV_CACHE_MANAGER"
+    ),
+    "prefixes are found by one hash; ENABLE_PREFIX_CACHING turns it on and off": "PREFIX_CACHING_HASH_ALGO",
+    f"speculative decoding is {_LATER}": (
+        "SPECULATIVE_CONFIG SPECULATIVE_METHOD SPECULATIVE_MODEL SPECULATIVE_MODEL_REVISION SPECULATIVE_QUANTIZATION "
+        "SPECULATIVE_DRAFT_TENSOR_PARALLEL_SIZE SPECULATIVE_MAX_MODEL_LEN SPECULATIVE_DISABLE_BY_BATCH_SIZE "
+        "SPECULATIVE_ENFORCE_EAGER NUM_SPECULATIVE_TOKENS NGRAM_PROMPT_LOOKUP_MIN NGRAM_PROMPT_LOOKUP_MAX"
+    ),
+    f"LoRA adapters are {_LATER}; serve a merged model": (
+        "ENABLE_LORA LORA_MODULES LORA_DTYPE MAX_LORAS MAX_LORA_RANK MAX_CPU_LORAS FULLY_SHARDED_LORAS "
+        "ENABLE_LORA_BIAS LORA_EXTRA_VOCAB_SIZE DEFAULT_MM_LORAS VLLM_ALLOW_RUNTIME_LORA_UPDATING"
+    ),
+    "state space layers are not served": "MAMBA_CACHE_DTYPE MAMBA_SSM_CACHE_DTYPE",
+    "logprobs are of the raw distribution": "LOGPROBS_MODE",
+    "logit processors are not loaded; use logit_bias, bad_words or allowed_token_ids in the request": (
+        "LOGITS_PROCESSORS LOGITS_PROCESSOR_PATTERN"
+    ),
+    "there is no sleep mode; the platform stops idle workers": "ENABLE_SLEEP_MODE",
+    "the engine is configured by the settings of this worker alone": (
+        "ADDITIONAL_CONFIG VLLM_EXTRA_ARGS VLLM_USE_DEEP_GEMM VLLM_USE_V1"
+    ),
+    # --- the API
+    f"tool calls are {_LATER}": (
+        "ENABLE_AUTO_TOOL_CHOICE TOOL_CALL_PARSER TOOL_PARSER_PLUGIN TOOL_SERVER EXCLUDE_TOOLS_WHEN_TOOL_CHOICE_NONE "
+        "TOOL_STRICT_LEVEL"
+    ),
+    f"reasoning is not split from the answer: that is {_LATER}": (
+        "REASONING_PARSER REASONING_PARSER_PLUGIN ENABLE_REASONING REASONING_EFFORT_MAP"
+    ),
+    f"structured outputs are {_LATER}": (
+        "STRUCTURED_OUTPUTS_CONFIG GUIDED_DECODING_BACKEND GUIDED_DECODING_DISABLE_ADDITIONAL_PROPERTIES "
+        "GUIDED_DECODING_DISABLE_ANY_WHITESPACE GUIDED_DECODING_DISABLE_FALLBACK"
+    ),
+    f"images, audio and video are {_LATER}": (
+        "LIMIT_MM_PER_PROMPT LANGUAGE_MODEL_ONLY MEDIA_IO_KWARGS MM_PROCESSOR_KWARGS MM_PROCESSOR_CACHE_GB "
+        "MM_PROCESSOR_CACHE_TYPE MM_SHM_CACHE_MAX_OBJECT_SIZE_MB MM_ENCODER_TP_MODE SKIP_MM_PROFILING "
+        "INTERLEAVE_MM_STRINGS ALLOWED_LOCAL_MEDIA_PATH ALLOWED_MEDIA_DOMAINS VIDEO_PRUNING_RATE "
+        "DISABLE_CHUNKED_MM_INPUT DISABLE_MM_PREPROCESSOR_CACHE TRUST_REQUEST_MM_KWARGS ENABLE_MM_EMBEDS"
+    ),
+    "prompts are text or token ids": "ENABLE_PROMPT_EMBEDS",
+    "templates come from the model or from CUSTOM_CHAT_TEMPLATE, never from a request": "TRUST_REQUEST_CHAT_TEMPLATE",
+    "the content format is read off the template": "CHAT_TEMPLATE_CONTENT_FORMAT",
+    "give chat_template_kwargs in the request": "DEFAULT_CHAT_TEMPLATE_KWARGS",
+    "chunks are joined while the one before is being sent; a job can bound them with max_batch_size": (
+        "DEFAULT_BATCH_SIZE DEFAULT_MIN_BATCH_SIZE DEFAULT_BATCH_SIZE_GROWTH_FACTOR MIN_BATCH_SIZE "
+        "BATCH_SIZE_GROWTH_FACTOR STREAM_INTERVAL"
+    ),
+    "requests wait in the engine's queue without a bound; MAX_CONCURRENCY bounds the jobs a worker takes": (
+        "MAX_NUM_QUEUED_REQS MAX_NUM_QUEUED_TOKENS"
+    ),
+    "neither prompts nor answers are ever logged": (
+        "ENABLE_LOG_REQUESTS DISABLE_LOG_REQUESTS ENABLE_LOG_OUTPUTS MAX_LOG_LEN LOG_ERROR_STACK"
+    ),
+    "set LOG_LEVEL": "UVICORN_LOG_LEVEL VLLM_LOGGING_LEVEL LOG_CONFIG_FILE DISABLE_UVICORN_ACCESS_LOG",
+    f"metrics and traces are {_LATER}": (
+        "DISABLE_LOG_STATS OTLP_TRACES_ENDPOINT COLLECT_DETAILED_TRACES SHOW_HIDDEN_METRICS_FOR_VERSION "
+        "ENABLE_SERVER_LOAD_TRACKING ENABLE_PER_REQUEST_METRICS"
+    ),
+    "put a proxy in front of `ember serve`": (
+        "ALLOW_CREDENTIALS ALLOWED_ORIGINS ALLOWED_METHODS ALLOWED_HEADERS SSL_KEYFILE SSL_CERTFILE SSL_CA_CERTS "
+        "SSL_CERT_REQS ENABLE_SSL_REFRESH UDS ROOT_PATH MIDDLEWARE H11_MAX_HEADER_COUNT H11_MAX_INCOMPLETE_EVENT_SIZE"
+    ),
+    "there is one API server, and it has no such page": (
+        "API_SERVER_COUNT DISABLE_FASTAPI_DOCS ENABLE_TOKENIZER_INFO_ENDPOINT DISABLE_FRONTEND_MULTIPROCESSING"
+    ),
+    # --- the process
+    "the engine is a process of this worker, reached without a port": "VLLM_PORT VLLM_BASE_URL",
+    "the worker waits for its engine as long as the platform lets it": (
+        "VLLM_STARTUP_TIMEOUT VLLM_ENGINE_READY_TIMEOUT_S"
+    ),
+    "a request runs until it ends or its job is cancelled; bound it with max_tokens": "REQUEST_TIMEOUT",
+}
+
+KNOWN_UNUSED: dict[str, str] = {name: hint for hint, names in _GROUPS.items() for name in names.split()}

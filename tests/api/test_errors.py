@@ -1,0 +1,435 @@
+"""What is refused, and with which words: status, type, param and message of every rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ember.front.errors import ApiError
+from tests.api.fakes import MAX_MODEL_LEN, VOCAB_SIZE, Deployment
+
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {}}}
+
+
+def refused(deployment: Deployment, path: str, body: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        deployment.request("POST", path, body)
+    assert not deployment.engine.calls, "nothing may reach the engine"
+    error = caught.value
+    assert error.body() == {
+        "error": {"message": error.message, "type": error.type, "param": error.param, "code": error.status}
+    }
+    return error
+
+
+# fields -> (param, message or its beginning). All 400 BadRequestError.
+BOTH: list[tuple[dict[str, Any], str | None, str]] = [
+    ({"max_tokens": 0}, "max_tokens", "max_tokens must be at least 1, got 0."),
+    ({"max_tokens": -1}, "max_tokens", "max_tokens must be at least 1, got -1."),
+    (
+        {"max_tokens": MAX_MODEL_LEN + 1},
+        "max_tokens",
+        f"max_tokens={MAX_MODEL_LEN + 1} cannot be greater than max_model_len={MAX_MODEL_LEN}. Please request fewer "
+        f"output tokens. (parameter=max_tokens, value={MAX_MODEL_LEN + 1})",
+    ),
+    ({"n": 0}, "n", "n must be at least 1, got 0."),
+    ({"n": 16385}, "n", "n must be at most 16384, got 16385."),
+    ({"n": 2, "temperature": 0}, "n", "n must be 1 when using greedy sampling, got 2."),
+    ({"temperature": 3}, "temperature", "temperature must be in [0, 2], got 3."),
+    ({"temperature": -0.5}, "temperature", "temperature must be in [0, 2], got -0.5."),
+    ({"temperature": float("nan")}, "temperature", "temperature must be in [0, 2], got nan."),
+    ({"top_p": 0}, "top_p", "top_p must be in (0, 1], got 0."),
+    ({"top_p": 1.5}, "top_p", "top_p must be in (0, 1], got 1.5."),
+    ({"top_k": -2}, "top_k", "top_k must be 0 (disable), or at least 1, got -2."),
+    ({"min_p": 2}, "min_p", "min_p must be in [0, 1], got 2."),
+    ({"presence_penalty": 2.5}, "presence_penalty", "presence_penalty must be in [-2, 2], got 2.5."),
+    ({"frequency_penalty": -3}, "frequency_penalty", "frequency_penalty must be in [-2, 2], got -3."),
+    ({"repetition_penalty": 0}, "repetition_penalty", "repetition_penalty must be greater than zero, got 0."),
+    ({"min_tokens": -1}, "min_tokens", "min_tokens must be greater than or equal to 0, got -1."),
+    (
+        {"min_tokens": 5, "max_tokens": 4},
+        "min_tokens",
+        "min_tokens must be less than or equal to max_tokens=4, got 5.",
+    ),
+    ({"stop": list("abcde")}, "stop", "stop must have at most 4 items, got 5."),
+    ({"stop": ""}, "stop", "stop cannot contain an empty string."),
+    ({"stop": ["a", ""]}, "stop", "stop cannot contain an empty string."),
+    ({"stop_token_ids": [1, VOCAB_SIZE]}, "stop_token_ids", f"stop_token_ids contains the token id {VOCAB_SIZE}"),
+    ({"stop_token_ids": [-1]}, "stop_token_ids", "stop_token_ids contains the token id -1"),
+    ({"allowed_token_ids": []}, "allowed_token_ids", "allowed_token_ids must not be empty."),
+    ({"allowed_token_ids": [VOCAB_SIZE]}, "allowed_token_ids", "allowed_token_ids contains the token id"),
+    ({"logit_bias": {"a": 1}}, "logit_bias", "Invalid key in 'logit_bias': 'a'"),
+    ({"logit_bias": {str(VOCAB_SIZE): 1}}, "logit_bias", f"logit_bias names token {VOCAB_SIZE}"),
+    ({"logit_bias": {"1": float("nan")}}, "logit_bias", "The value of '1' in 'logit_bias'"),
+    ({"bad_words": [""]}, "bad_words", "bad_words contains '', which has no tokens."),
+    ({"bad_words": ["a", " "]}, "bad_words", "bad_words contains ' ', which has no tokens."),
+    ({"bad_words": ["a"] * 129}, "bad_words", "bad_words must have at most 128 entries, got 129."),
+    (
+        {"bad_words": [chr(0x4E00 + i) for i in range(65)]},
+        "bad_words",
+        "bad_words must have at most 128 entries after tokenising, got 130.",
+    ),
+    (
+        {"prompt_logprobs": 21},
+        "prompt_logprobs",
+        "Requested prompt logprobs of 21, which is greater than max allowed: 20",
+    ),
+    ({"prompt_logprobs": -2}, "prompt_logprobs", "`prompt_logprobs` must be a positive value or -1, got -2."),
+    (
+        {"prompt_logprobs": 1, "stream": True},
+        "prompt_logprobs",
+        "`prompt_logprobs` are not available when `stream=True`.",
+    ),
+    ({"prompt_logprobs": -1, "stream": True}, "prompt_logprobs", "`prompt_logprobs` are not available"),
+    (
+        {"stream_options": {"include_usage": True}},
+        "stream_options",
+        "Stream options can only be defined when `stream=True`.",
+    ),
+    ({"cache_salt": ""}, "cache_salt", "cache_salt must be"),
+    ({"cache_salt": "a" * 129}, "cache_salt", "cache_salt must be"),
+    ({"cache_salt": "a@b"}, "cache_salt", "cache_salt must be"),
+    ({"cache_salt": "a/b"}, "cache_salt", "cache_salt must be"),
+    ({"cache_salt": "a\\b"}, "cache_salt", "cache_salt must be"),
+    ({"cache_salt": "a\0b"}, "cache_salt", "cache_salt must be"),
+    (
+        {"truncate_prompt_tokens": MAX_MODEL_LEN + 1},
+        "truncate_prompt_tokens",
+        f"truncate_prompt_tokens={MAX_MODEL_LEN + 1} cannot be greater than max_model_len={MAX_MODEL_LEN}.",
+    ),
+    ({"truncate_prompt_tokens": 0}, "prompt", "The decoder prompt cannot be empty"),
+    ({"best_of": 1, "n": 2}, "best_of", "best_of must be greater than or equal to n, got n=2 and best_of=1."),
+    (
+        {"response_format": {"type": "json_schema"}},
+        "response_format",
+        "When response_format type is 'json_schema', the 'json_schema' field must be provided.",
+    ),
+    ({"response_format": {"type": "yaml"}}, "response_format", "response_format type must be one of"),
+]
+
+# What comes in a later version.
+LATER_BOTH: dict[str, Any] = {
+    "response_format": {"type": "json_object"},
+    "structured_outputs": {"json": {}},
+    "guided_json": {"type": "object"},
+    "guided_regex": "a+",
+    "guided_choice": ["a"],
+    "guided_grammar": "root ::= 'a'",
+    "structural_tag": "{}",
+    "use_beam_search": True,
+    "best_of": 3,
+    "logprob_token_ids": [1],
+    "logits_processors": ["x"],
+    "thinking_token_budget": 10,
+    "repetition_detection": {"max_pattern_size": 3},
+    "prompt_embeds": "AAAA",
+    "audio": {"voice": "alloy"},
+    "modalities": ["text", "audio"],
+    "prediction": {"type": "content", "content": "x"},
+    "kv_transfer_params": {"a": 1},
+}
+LATER_CHAT: dict[str, Any] = {"functions": [{"name": "f"}], "function_call": "auto", "include_reasoning": False}
+LATER_COMPLETIONS: dict[str, Any] = {"suffix": "end"}
+
+CHAT: list[tuple[dict[str, Any], str | None, str]] = [
+    *((fields, param, message) for fields, param, message in BOTH),
+    *(({name: value}, name, f"`{name}` is not supported by this version") for name, value in LATER_BOTH.items()),
+    *(({name: value}, name, f"`{name}` is not supported by this version") for name, value in LATER_CHAT.items()),
+    (
+        {"max_completion_tokens": 1000, "max_tokens": 1},
+        "max_completion_tokens",
+        f"max_completion_tokens=1000 cannot be greater than max_model_len={MAX_MODEL_LEN}.",
+    ),
+    (
+        {"logprobs": True, "top_logprobs": 21},
+        "top_logprobs",
+        "Requested sample logprobs of 21, which is greater than max allowed: 20",
+    ),
+    (
+        {"logprobs": True, "top_logprobs": -1},
+        "top_logprobs",
+        f"Requested sample logprobs of {VOCAB_SIZE}, which is greater than max allowed: 20",
+    ),
+    ({"logprobs": True, "top_logprobs": -2}, "top_logprobs", "`top_logprobs` must be a positive value or -1"),
+    ({"top_logprobs": 2}, "top_logprobs", "when using `top_logprobs`, `logprobs` must be set to true."),
+    ({"tools": []}, "tools", "`tools` must not be an empty list."),
+    ({"tool_choice": "auto"}, "tool_choice", "When using `tool_choice`, `tools` must be set."),
+    ({"tool_choice": "perhaps", "tools": [TOOL]}, "tool_choice", "Invalid value for `tool_choice`: 'perhaps'"),
+    (
+        {"tools": [TOOL]},
+        "tools",
+        '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set',
+    ),
+    (
+        {"tools": [TOOL], "tool_choice": "auto"},
+        "tool_choice",
+        '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set',
+    ),
+    (
+        {"tools": [TOOL], "tool_choice": "required"},
+        "tool_choice",
+        'tool_choice="required" requires --tool-call-parser to be set',
+    ),
+    (
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "sub"}}},
+        "tool_choice",
+        "The tool specified in `tool_choice` does not match any of the specified `tools`",
+    ),
+    (
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "add"}}},
+        "tool_choice",
+        "A named `tool_choice` requires --tool-call-parser to be set",
+    ),
+    (
+        {"tools": [TOOL], "tool_choice": {"type": "function"}},
+        "tool_choice",
+        "Expected field `function` with a `name` in `tool_choice`.",
+    ),
+    (
+        {"chat_template": "{{ messages }}"},
+        "chat_template",
+        "Chat template is passed with request, but --trust-request-chat-template is not set. "
+        "Refused request with untrusted chat template.",
+    ),
+    ({"chat_template_kwargs": {"chat_template": ""}}, "chat_template_kwargs", "`chat_template` is not allowed"),
+    ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs", "`tokenize` is not allowed"),
+    ({"mm_processor_kwargs": {"a": 1}}, "mm_processor_kwargs", "mm_processor_kwargs is passed with request"),
+    ({"media_io_kwargs": {"a": 1}}, "media_io_kwargs", "media_io_kwargs is passed with request"),
+    (
+        {"continue_final_message": True, "add_generation_prompt": True},
+        "continue_final_message",
+        "Cannot set both `continue_final_message` and `add_generation_prompt` to True.",
+    ),
+    (
+        {"messages": [{"role": "forbidden", "content": "x"}]},
+        None,
+        "Only user and assistant roles are supported!",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        "messages",
+        "org/tiny is not a multimodal model",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"image_url": "x"}]}]},
+        "messages",
+        "org/tiny is not a multimodal model",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "smell"}]}]},
+        "messages",
+        "Unsupported chat content part type: 'smell'. Supported types: text,",
+    ),
+    ({"messages": [{"role": "user", "content": [{}]}]}, "messages", "A content part must have a `type`"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        "messages",
+        "A content part of type 'text' must have a string `text`.",
+    ),
+]
+
+COMPLETIONS: list[tuple[dict[str, Any], str | None, str]] = [
+    *((fields, param, message) for fields, param, message in BOTH),
+    *(({name: value}, name, f"`{name}` is not supported by this version") for name, value in LATER_BOTH.items()),
+    *(({name: value}, name, f"`{name}` is not supported by this version") for name, value in LATER_COMPLETIONS.items()),
+    ({"prompt": None}, "prompt", "Either prompt or prompt_embeds must be provided and non-empty."),
+    ({"prompt": ""}, "prompt", "Either prompt or prompt_embeds must be provided and non-empty."),
+    ({"prompt": []}, "prompt", "Either prompt or prompt_embeds must be provided and non-empty."),
+    ({"prompt": [""]}, "prompt", "The decoder prompt cannot be empty"),
+    ({"prompt": [[]]}, "prompt", "The decoder prompt cannot be empty"),
+    ({"prompt": [1, VOCAB_SIZE]}, "prompt", f"prompt contains the token id {VOCAB_SIZE}, which is out of the"),
+    ({"prompt": [[1], [-1]]}, "prompt", "prompt contains the token id -1"),
+    ({"prompt": ["a"] * 1000, "n": 17}, "n", "n times the number of prompts must be at most 16384, got 17000."),
+    ({"prompt": ["a"] * 1025}, "prompt", "prompt must have at most 1024 items, got 1025."),
+    (
+        {"logprobs": 21},
+        "logprobs",
+        "Requested sample logprobs of 21, which is greater than max allowed: 20",
+    ),
+    ({"logprobs": -2}, "logprobs", "`logprobs` must be a positive value or -1, got -2."),
+    (
+        {"prompt": [1] * (MAX_MODEL_LEN + 1)},
+        "input_tokens",
+        f"This model's maximum context length is {MAX_MODEL_LEN} tokens. However, your prompt contains "
+        f"{MAX_MODEL_LEN + 1} input tokens, which exceeds this limit even without any output tokens. "
+        "Please reduce the length of the input prompt.",
+    ),
+    ({"prompt": [1] * MAX_MODEL_LEN}, "max_tokens", "max_tokens must be at least 1, got 0."),
+]
+
+
+def named(cases: list[tuple[dict[str, Any], str | None, str]]) -> list[Any]:
+    return [pytest.param(*case, id=f"{number}-{'-'.join(case[0])}"[:48]) for number, case in enumerate(cases)]
+
+
+@pytest.mark.parametrize(("fields", "param", "message"), named(CHAT))
+def test_chat(deployment: Deployment, fields: dict[str, Any], param: str | None, message: str) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], **fields}
+    error = refused(deployment, "/v1/chat/completions", body)
+    assert (error.status, error.type, error.param) == (400, "BadRequestError", param)
+    assert error.message.startswith(message)
+
+
+@pytest.mark.parametrize(("fields", "param", "message"), named(COMPLETIONS))
+def test_completions(deployment: Deployment, fields: dict[str, Any], param: str | None, message: str) -> None:
+    error = refused(deployment, "/v1/completions", {"prompt": "hi", **fields})
+    assert (error.status, error.type, error.param) == (400, "BadRequestError", param)
+    assert error.message.startswith(message)
+
+
+HARMLESS: dict[str, Any] = {
+    "best_of": 1,
+    "use_beam_search": False,
+    "response_format": {"type": "text"},
+    "modalities": ["text"],
+    "logprob_token_ids": [],
+    "thinking_token_budget": -1,
+    "cache_salt": "x" * 128,
+    "min_tokens": 0,
+    "top_k": -1,
+    "truncate_prompt_tokens": -1,
+    "prompt_logprobs": 20,
+    "stop": ["a", "b", "c", "d"],
+    "length_penalty": 1.0,
+    "early_stopping": True,
+}
+HARMLESS_CHAT: dict[str, Any] = {
+    "tool_choice": "none",
+    "functions": [],
+    "function_call": "none",
+    "include_reasoning": True,
+    "parallel_tool_calls": True,
+    "add_generation_prompt": False,
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [*HARMLESS.items(), *HARMLESS_CHAT.items()])
+def test_what_asks_for_nothing_special_passes(deployment: Deployment, name: str, value: Any) -> None:
+    deployment.chat(**{name: value})
+    if name not in HARMLESS_CHAT:
+        deployment.complete(**{name: value})
+
+
+def test_a_long_chat_prompt(deployment: Deployment) -> None:
+    error = refused(deployment, "/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 300}]})
+    assert error.param == "input_tokens"
+    assert "maximum context length is 256 tokens" in error.message
+    assert "contains 302 input tokens" in error.message
+    assert error.message.endswith("(parameter=input_tokens, value=302)")
+
+
+def test_a_text_that_cannot_fit_is_refused_before_tokenising(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = []
+    encode = deployment.tokenizer.encode
+
+    def watched(text: str, add_special_tokens: bool = True) -> list[int]:
+        encoded.append(text)
+        return encode(text, add_special_tokens)
+
+    monkeypatch.setattr(deployment.tokenizer, "encode", watched)
+    error = refused(deployment, "/v1/completions", {"prompt": "x" * 1_000_000})
+    assert error.param == "input_text"
+    assert "maximum context length is 256 tokens" in error.message
+    assert not encoded
+    deployment.complete("x" * 1_000_000 + "end", truncate_prompt_tokens=4)
+    assert len(encoded[0]) < 10_000
+    assert deployment.prompt_text == "xend"
+
+
+def test_unknown_model(deployment: Deployment) -> None:
+    for path, body in (
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "model": "other"}),
+        ("/v1/completions", {"prompt": "x", "model": "other"}),
+    ):
+        error = refused(deployment, path, body)
+        assert (error.status, error.type, error.param) == (404, "NotFoundError", "model")
+        assert error.message == "The model `other` does not exist."
+
+
+def test_no_chat_template(deployment: Deployment) -> None:
+    deployment.services.template = None
+    error = refused(deployment, "/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]})
+    assert (error.status, error.type) == (400, "BadRequestError")
+    assert error.message == (
+        "As of transformers v4.44, default chat template is no longer allowed, so you must provide a chat template if "
+        "the tokenizer does not define one."
+    )
+
+
+def test_a_bad_priority_header(deployment: Deployment) -> None:
+    for value in ("high", "1.5", "9" * 40):
+        with pytest.raises(ApiError, match="X-Vllm-Priority") as caught:
+            deployment.request("POST", "/v1/completions", {"prompt": "x"}, x_vllm_priority=value)
+        assert caught.value.status == 400
+
+
+def test_limits_are_the_operators(deploy) -> None:
+    deployment = deploy(max_logprobs=-1, max_stop_strings=6)
+    deployment.chat(logprobs=True, top_logprobs=-1, stop=list("uvwxyz"))
+    assert deployment.engine.sampling.logprobs == -1
+    deployment.complete(logprobs=-1)
+    assert deployment.engine.sampling.logprobs == -1
+
+
+# ------------------------------------------------------------------------------------------- validation of the body
+
+
+def test_a_missing_field(deployment: Deployment) -> None:
+    error = refused(deployment, "/v1/chat/completions", {"model": "org/tiny"})
+    assert (error.status, error.type, error.param) == (400, "Bad Request", "body.messages")
+    assert error.message == (
+        "1 validation error:\n  {'type': 'missing', 'loc': 'body.messages', 'msg': 'Field required', "
+        "'input': {'model': 'org/tiny'}}"
+    )
+
+
+def test_several_errors_are_listed(deployment: Deployment) -> None:
+    error = refused(deployment, "/v1/chat/completions", {"messages": [{"content": "x"}], "temperature": "hot"})
+    assert error.message.startswith("2 validation errors:\n  {'type': ")
+    assert "'loc': 'body.messages.0.role'" in error.message
+    assert "'loc': 'body.temperature'" in error.message
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (None, "body"),
+        ([], "body"),
+        ("text", "body"),
+        ({"prompt": 5}, "body.prompt"),
+        ({"prompt": [1, "a"]}, None),
+        ({"prompt": "x", "stop": [1]}, None),
+        ({"prompt": "x", "stream_options": 1}, "body.stream_options"),
+        ({"prompt": "x", "logit_bias": {"1": "much"}}, "body.logit_bias.1"),
+        ({"prompt": "x", "seed": 2**64}, "body.seed"),
+        ({"prompt": "x", "truncate_prompt_tokens": -2}, "body.truncate_prompt_tokens"),
+        ({"prompt": "x", "truncation_side": "top"}, "body.truncation_side"),
+        ({"prompt": "x", "n": 1.5}, "body.n"),
+    ],
+)
+def test_the_place_of_an_error_has_no_union_members_in_it(deployment: Deployment, body: Any, param: str | None) -> None:
+    error = refused(deployment, "/v1/completions", body)
+    assert (error.status, error.type) == (400, "Bad Request")
+    assert param is None or error.param == param
+    assert "[" not in str(error.param)
+    assert not str(error.param).endswith(".str")
+
+
+def test_a_large_bad_body_gives_a_small_error(deployment: Deployment) -> None:
+    body = {
+        "messages": [{"role": "user", "content": "x" * 100_000, "name": 5} for _ in range(1000)],
+        "stop": [5] * 1000,
+    }
+    error = refused(deployment, "/v1/chat/completions", body)
+    assert len(error.message) < 10 * 1100
+    assert error.message.count("\n") <= 10
+    error = refused(deployment, "/v1/chat/completions", {"text": "y" * 1_000_000})
+    assert len(error.message) < 500
+
+
+def test_messages_must_not_be_empty(deployment: Deployment) -> None:
+    error = refused(deployment, "/v1/chat/completions", {"messages": []})
+    assert (error.type, error.param) == ("Bad Request", "body.messages")

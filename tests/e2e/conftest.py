@@ -1,0 +1,33 @@
+"""Real worker processes with the demo model: `handler.py` on the fake queue, `ember serve` on a free port."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.fake_queue import FakeQueue
+from tests.support.processes import Process, url_of
+
+BOOT_SECONDS = 120.0
+
+
+@pytest.fixture(scope="module")
+def queue() -> Iterator[FakeQueue]:
+    with FakeQueue() as queue:
+        yield queue
+
+
+@pytest.fixture(scope="module")
+def worker(queue: FakeQueue) -> Iterator[Process]:
+    """One `handler.py` for the module; it has answered its first job."""
+    with Process("handler.py", env={**queue.env(), "MODEL_NAME": "demo"}) as worker:
+        queue.wait(queue.submit({"prompt": "Hello", "sampling_params": {"max_tokens": 1}}), BOOT_SECONDS)
+        yield worker
+
+
+@pytest.fixture(scope="module")
+def server_url() -> Iterator[str]:
+    """The URL of one `ember serve demo` that is ready."""
+    with Process("-m", "ember", "serve", "demo", "--host", "127.0.0.1", "--port", "0") as server:
+        yield url_of(server, BOOT_SECONDS)

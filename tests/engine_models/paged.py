@@ -1,0 +1,73 @@
+"""A small stand-in for the scheduler: sequences in scattered pages, stepped in whatever mixture a test asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ember.engine.layers.batch import Batch, KVCache
+from ember.engine.models.decoder import Decoder
+
+
+class Paged:
+    """Sequences of known tokens; `step` feeds some of each and collects the logits of all fed tokens."""
+
+    def __init__(
+        self, model: Decoder, sequences: list[Tensor], *, block_size: int = 8, scattered: bool = True, spare: int = 3
+    ) -> None:
+        self.model, self.sequences, self.block_size = model, sequences, block_size
+        config = model.config
+        needed = [-(-len(sequence) // block_size) for sequence in sequences]
+        num_blocks = sum(needed) + spare
+        self.cache = KVCache.allocate(
+            config.num_layers,
+            num_blocks,
+            block_size,
+            config.num_kv_heads,
+            config.head_dim,
+            model.dtype,
+            model.device,
+        )
+        self.cache.keys.fill_(torch.nan)  # whoever reads a slot that was not written shows it
+        self.cache.values.fill_(torch.nan)
+        order = torch.randperm(num_blocks) if scattered else torch.arange(num_blocks)
+        self.tables = torch.zeros(len(sequences), max(needed) + 1, dtype=torch.int64)
+        for row, count in enumerate(needed):
+            self.tables[row, :count] = order[sum(needed[:row]) :][:count]
+        self.fed = [0] * len(sequences)
+        self.logits: list[list[Tensor]] = [[] for _ in sequences]
+
+    def step(self, counts: Iterable[tuple[int, int]]) -> None:
+        """Feed the next `count` tokens of each (sequence, count), in that order, as one batch."""
+        rows, starts, contexts = [], [0], []
+        tokens, positions, slots = [], [], []
+        for row, count in counts:
+            at = torch.arange(self.fed[row], self.fed[row] + count)
+            tokens.append(self.sequences[row][at])
+            positions.append(at)
+            slots.append(self.tables[row][at // self.block_size] * self.block_size + at % self.block_size)
+            self.fed[row] += count
+            rows.append(row)
+            starts.append(starts[-1] + count)
+            contexts.append(self.fed[row])
+        device = self.model.device
+        batch = Batch(
+            token_ids=torch.cat(tokens).to(device),
+            positions=torch.cat(positions).to(device),
+            slot_mapping=torch.cat(slots).to(device),
+            block_tables=self.tables[rows].to(device),
+            query_starts=starts,
+            context_lens=contexts,
+            logits_indices=torch.arange(starts[-1], device=device),
+        )
+        with torch.inference_mode():
+            hidden = self.model.forward(batch, self.cache)
+            logits = self.model.logits(hidden[batch.logits_indices]).float().cpu()
+        for index, row in enumerate(rows):
+            self.logits[row].append(logits[starts[index] : starts[index + 1]])
+
+    def finish(self) -> list[Tensor]:
+        """The logits of each sequence's fed tokens, [fed, vocab_size]."""
+        return [torch.cat(parts) for parts in self.logits]

@@ -1,0 +1,260 @@
+"""Weights: headers, plans, readers and dtypes; what is wrong with a checkpoint is said in one line."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ember.engine.errors import ModelError
+from ember.engine.loading import dtype as dtype_module
+from ember.engine.loading import reader
+from ember.engine.loading.dtype import choose_dtype
+from ember.engine.loading.files import prefetch, weight_files
+from ember.engine.loading.load import LoadReport, begin, load_decoder
+from ember.engine.loading.plan import make_plan, read_headers
+from ember.engine.loading.safetensors_header import read_header
+from ember.engine.models.config import load_config
+from ember.engine.models.decoder import Decoder
+from tests.engine_models.tiny import make_tiny
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def copy(llama: Path, tmp_path: Path) -> Path:
+    """A checkpoint that a test may spoil."""
+    for file in llama.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def load(directory: Path, dtype: torch.dtype = torch.float32, **arguments: Any) -> Decoder:
+    return load_decoder(directory, load_config(directory), dtype=dtype, device=CPU, **arguments)
+
+
+def same_weights(one: Decoder, other: Decoder) -> bool:
+    pairs = [
+        pair
+        for a, b in zip(one.layers, other.layers, strict=True)
+        for pair in ((a.qkv, b.qkv), (a.output, b.output), (a.mlp.up, b.mlp.up), (a.mlp.down, b.mlp.down))
+    ]
+    pairs.append((one.head, other.head))
+    tables = torch.equal(one.embedding.tokens, other.embedding.tokens)
+    return tables and all(torch.equal(a.weight, b.weight) for a, b in pairs)
+
+
+def test_fused_matrices_hold_the_rows_in_order(llama: Path) -> None:
+    saved, model = load_file(llama / "model.safetensors"), load(llama)
+    for number, layer in enumerate(model.layers):
+        prefix = f"model.layers.{number}."
+        qkv = torch.cat([saved[f"{prefix}self_attn.{name}_proj.weight"] for name in "qkv"])
+        up = torch.cat([saved[f"{prefix}mlp.{name}_proj.weight"] for name in ("gate", "up")])
+        assert torch.equal(layer.qkv.weight, qkv) and torch.equal(layer.mlp.up.weight, up)
+        assert torch.equal(layer.mlp.down.weight, saved[f"{prefix}mlp.down_proj.weight"])
+    assert torch.equal(model.head.weight, saved["lm_head.weight"])
+
+
+@pytest.mark.parametrize("chunk_bytes", [1 << 24, 4096])
+def test_shards_chunks_and_early_reads_give_the_same_weights(
+    llama: Path, tmp_path: Path, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load(llama)
+    monkeypatch.setattr(reader, "CHUNK_BYTES", chunk_bytes)
+    sharded = make_tiny("llama", tmp_path, max_shard_size="100KB")
+    assert len(weight_files(sharded)) > 3
+    report: list[LoadReport] = []
+    assert same_weights(whole, load(sharded, report=report))
+    assert report[0].files == len(weight_files(sharded)) and report[0].nbytes == whole.weight_bytes
+    started = begin(sharded, load_config(sharded), "float32", "cpu")
+    assert started is not None and same_weights(whole, load(sharded, started=started))
+
+
+@pytest.mark.parametrize("wanted", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("saved", [torch.bfloat16, torch.float32])
+def test_weights_are_converted_on_the_way(llama: Path, tmp_path: Path, saved: torch.dtype, wanted: torch.dtype) -> None:
+    directory = make_tiny("llama", tmp_path, dtype=saved)
+    model, exact = load(directory, wanted), load(llama)
+    assert torch.equal(model.layers[1].qkv.weight, exact.layers[1].qkv.weight.to(saved).to(wanted))
+    assert model.dtype == wanted and load_config(directory).dtype == str(saved).removeprefix("torch.")
+
+
+def test_a_mixed_checkpoint_is_converted_tensor_by_tensor(copy: Path) -> None:
+    file = copy / "model.safetensors"
+    exact = load(copy)
+    tensors = load_file(file)
+    save_file({name: t.half() if "norm" in name else t for name, t in tensors.items()}, file, {"format": "pt"})
+    model = load(copy)
+    assert same_weights(model, exact)
+    norm = tensors["model.norm.weight"].half().float()
+    assert model.final_norm is not None and model.final_norm.weight is not None
+    assert torch.equal(model.final_norm.weight, norm)
+
+
+def test_checkpoint_of_the_bare_model_and_stored_tied_head(tmp_path: Path) -> None:
+    directory = make_tiny("llama_tied", tmp_path)
+    file = directory / "model.safetensors"
+    exact = load(directory)
+    tensors = {name.removeprefix("model."): tensor for name, tensor in load_file(file).items()}
+    tensors["lm_head.weight"] = tensors["embed_tokens.weight"].clone()
+    tensors["layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(tensors, file, {"format": "pt"})
+    assert same_weights(load(directory), exact)
+
+
+def test_packing_replaces_the_plain_weights(llama: Path, tmp_path: Path) -> None:
+    model = load(llama)
+    before = model.weight_bytes
+    if model.pack() == 0.0:
+        pytest.skip("no packed linears on this machine")
+    assert all(layer.qkv.packed and layer.mlp.down.packed for layer in model.layers)
+    assert model.head.packed and model.weight_bytes == before
+    tied = load(make_tiny("llama_tied", tmp_path))
+    before, table = tied.weight_bytes, tied.embedding.tokens
+    tied.pack(tied_head=False)
+    assert (tied.head.packed, tied.weight_bytes) == (False, before)
+    tied.pack()
+    assert (tied.head.packed, tied.weight_bytes) == (True, before + table.nbytes)
+
+
+def rewrite_header(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    data = file.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    encoded = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(encoded)) + encoded + data[8 + length :])
+
+
+QUERY = "model.layers.1.self_attn.q_proj.weight"
+DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
+    "cut off": (lambda f: f.write_bytes(f.read_bytes()[:-100]), ["ends at byte", "download it again"]),
+    "cut in the header": (lambda f: f.write_bytes(f.read_bytes()[:200]), ["header", "download it again"]),
+    "empty": (lambda f: f.write_bytes(b""), ["0 bytes", "download it again"]),
+    "not JSON": (lambda f: f.write_bytes(struct.pack("<Q", 4) + b"{{{{"), ["not JSON"]),
+    "not an object": (lambda f: f.write_bytes(struct.pack("<Q", 2) + b"[]"), ["not a JSON object"]),
+    "pointer file": (lambda f: f.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"), ["download it again"]),
+    "unknown dtype": (lambda f: rewrite_header(f, lambda h: h[QUERY].update(dtype="F7")), ["F7", QUERY]),
+    "no dtype": (lambda f: rewrite_header(f, lambda h: h[QUERY].pop("dtype")), [QUERY, "no sense"]),
+    "offsets": (lambda f: rewrite_header(f, lambda h: h[QUERY].update(data_offsets=[8, -8])), [QUERY, "no sense"]),
+    "negative": (lambda f: rewrite_header(f, lambda h: h[QUERY].update(shape=[-64, -64])), [QUERY, "no sense"]),
+    "size": (lambda f: rewrite_header(f, lambda h: h[QUERY].update(data_offsets=[0, 8])), [QUERY, "does not fill"]),
+    "beyond": (
+        lambda f: rewrite_header(f, lambda h: h[QUERY].update(data_offsets=[1 << 40, (1 << 40) + 64 * 64 * 4])),
+        [QUERY, "reaches byte"],
+    ),
+    "missing": (lambda f: rewrite_header(f, lambda h: h.pop(QUERY)), ["lacks", QUERY, "LlamaForCausalLM"]),
+    "shape": (
+        lambda f: rewrite_header(f, lambda h: h[QUERY].update(shape=[32, 128])),
+        [QUERY, "[32, 128]", "[64, 64]"],
+    ),
+    "integers": (lambda f: rewrite_header(f, lambda h: h[QUERY].update(dtype="I32")), [QUERY, "I32"]),
+    "left over": (
+        lambda f: rewrite_header(f, lambda h: h.update({"model.extra.weight": h[QUERY]})),
+        ["model.extra.weight", "does not know"],
+    ),
+    "gone": (lambda f: f.unlink(), ["no *.safetensors"]),
+    "only bin": (lambda f: f.rename(f.with_name("pytorch_model.bin")), [".bin", "safetensors"]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_checkpoints(damage: str, copy: Path) -> None:
+    spoil, words = DAMAGES[damage]
+    spoil(copy / "model.safetensors")
+    with pytest.raises(ModelError) as caught:
+        load(copy)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_missing_shard_and_broken_index(tmp_path: Path) -> None:
+    directory = make_tiny("llama", tmp_path, max_shard_size="100KB")
+    index = directory / "model.safetensors.index.json"
+    weight_files(directory)[0].unlink()
+    with pytest.raises(ModelError, match=r"00001-of-.*download the model again"):
+        load(directory)
+    index.write_text('{"weight_map": 3}')
+    with pytest.raises(ModelError, match="weight_map"):
+        load(directory)
+
+
+def test_file_that_shrinks_while_it_is_read(copy: Path) -> None:
+    file = copy / "model.safetensors"
+    config = load_config(copy)
+    plan = make_plan(config, read_headers(copy))
+    file.write_bytes(file.read_bytes()[:-1000])
+    buffers = reader.Buffers(plan, "F32")
+    reading = reader.Reading(plan, lambda: buffers)
+    with pytest.raises(ModelError, match="became shorter"):
+        reading.wait()
+
+
+def test_header_offsets_count_from_the_start_of_the_file(llama: Path) -> None:
+    file = llama / "model.safetensors"
+    entry = read_header(file)["model.norm.weight"]
+    data = file.read_bytes()[entry.offset : entry.offset + entry.nbytes]
+    assert torch.equal(torch.frombuffer(bytearray(data), dtype=torch.float32), load_file(file)["model.norm.weight"])
+
+
+@pytest.mark.parametrize(
+    ("requested", "checkpoint", "device", "has_bfloat16", "expected"),
+    [
+        ("auto", "bfloat16", "cpu", True, torch.bfloat16),
+        ("auto", "float16", "cpu", True, torch.bfloat16),
+        ("auto", "float32", "cpu", True, torch.float32),
+        ("auto", "bfloat16", "cpu", False, torch.float32),
+        ("auto", "bfloat16", "cuda", False, torch.bfloat16),
+        ("auto", "float16", "cuda:0", False, torch.float16),
+        ("auto", "float32", "cuda", False, torch.bfloat16),
+        ("float32", "bfloat16", "cpu", True, torch.float32),
+        ("float16", "bfloat16", "cpu", True, torch.float16),
+    ],
+)
+def test_choice_of_dtype(
+    requested: str, checkpoint: str, device: str, has_bfloat16: bool, expected: torch.dtype, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(dtype_module, "cpu_has_bfloat16", lambda: has_bfloat16)
+    assert choose_dtype(requested, checkpoint, device) == expected
+
+
+def test_unknown_dtype_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"int3.*bfloat16"):
+        choose_dtype("int3", "bfloat16", "cpu")
+
+
+def test_reading_starts_without_torch(llama: Path) -> None:
+    """Finding, planning and reading a model must not wait for torch (nor transformers) to be imported."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from ember.engine.loading.resolve import resolve_model\n"
+        "from ember.engine.loading.files import prefetch\n"
+        "from ember.engine.loading.dtype import choose_dtype_name\n"
+        "from ember.engine.loading.load import begin\n"
+        "from ember.engine.models.config import load_config\n"
+        "path = resolve_model(sys.argv[1]); prefetch(path); config = load_config(path)\n"
+        "started = begin(path, config, choose_dtype_name('auto', config.dtype, 'cpu'), 'cpu')\n"
+        "started.reading.wait()\n"
+        "assert not {'torch', 'numpy', 'huggingface_hub', 'transformers', 'safetensors'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(llama)], check=True)
+
+
+def test_prefetch_leaves_errors_to_the_read(tmp_path: Path) -> None:
+    prefetch(tmp_path)
+    prefetch(tmp_path / "absent")

@@ -1,0 +1,156 @@
+"""From MODEL_NAME to a directory: paths, caches, downloads, and what is said when there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+
+from ember.engine.errors import ModelError
+from ember.engine.loading import resolve
+from ember.engine.loading.resolve import resolve_model
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: Any, **__: Any) -> str:
+        raise AssertionError("a download was asked for")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "no-cache"))
+
+
+def snapshot(hub: Path, repository: str, ref: str | None = "main", commit: str = COMMIT) -> Path:
+    directory = hub / repository / "snapshots" / commit
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text("{}")
+    (directory / "model.safetensors").write_bytes(b"")
+    if ref:
+        (hub / repository / "refs").mkdir(exist_ok=True)
+        (hub / repository / "refs" / ref).write_text(commit + "\n")
+    return directory
+
+
+def test_a_directory_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    (tmp_path / "org" / "name" / "config.json").write_text("{}")
+    assert resolve_model(f"{tmp_path}/org/name") == tmp_path / "org" / "name"
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model("org/name") == Path("org/name")
+
+
+def test_demo_is_the_one_in_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve, "DEMO", tmp_path)
+    with pytest.raises(ModelError, match="demo"):
+        resolve_model("demo")
+    (tmp_path / "config.json").write_text("{}")
+    assert resolve_model("demo") == tmp_path
+
+
+@pytest.mark.parametrize("repository", ["models--Org--Name", "models--org--name", "models--ORG--name"])
+def test_platform_cache_letter_case_aside(tmp_path: Path, repository: str) -> None:
+    expected = snapshot(tmp_path / "huggingface-cache" / "hub", repository)
+    assert resolve_model("Org/Name", base_path=str(tmp_path)) == expected
+
+
+def test_revisions_by_branch_and_by_commit(tmp_path: Path) -> None:
+    main = snapshot(tmp_path, "models--org--name")
+    other = snapshot(tmp_path, "models--org--name", "v2", "f" * 40)
+    assert resolve_model("org/name", download_dir=str(tmp_path)) == main
+    assert resolve_model("org/name", revision="v2", download_dir=str(tmp_path)) == other
+    assert resolve_model("org/name", revision="f" * 40, download_dir=str(tmp_path)) == other
+
+
+def test_cache_without_refs_serves_its_single_snapshot(tmp_path: Path) -> None:
+    only = snapshot(tmp_path, "models--org--name", None)
+    assert resolve_model("org/name", download_dir=str(tmp_path)) == only
+
+
+def test_user_cache_follows_the_usual_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = snapshot(tmp_path / "home" / "hub", "models--org--name")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    assert resolve_model("org/name") == expected
+    other = snapshot(tmp_path / "elsewhere", "models--org--name")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "elsewhere"))
+    assert resolve_model("org/name") == other
+
+
+def test_download_asks_for_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def download(name: str, **arguments: Any) -> str:
+        asked.update(arguments, name=name)
+        return str(snapshot(tmp_path, "models--org--name"))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    found = resolve_model("org/name", revision="v1", download_dir=str(tmp_path), token="secret")
+    assert (found / "config.json").exists()
+    assert (asked["name"], asked["revision"], asked["token"]) == ("org/name", "v1", "secret")
+    assert asked["cache_dir"] == str(tmp_path)
+    assert "*.safetensors" in asked["allow_patterns"] and not any(".bin" in p for p in asked["allow_patterns"])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("", ["MODEL_NAME"]),
+        ("/nope", ["/nope does not exist"]),
+        ("./nope/model", ["does not exist"]),
+        ("a/b/c", ["neither"]),
+        ("org/../name", ["neither"]),
+    ],
+)
+def test_names_that_cannot_be(name: str, words: list[str]) -> None:
+    with pytest.raises(ModelError) as caught:
+        resolve_model(name)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_paths_that_are_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        resolve_model(str(tmp_path))
+    (tmp_path / "weights").write_bytes(b"")
+    with pytest.raises(ModelError, match="is a file"):
+        resolve_model(str(tmp_path / "weights"))
+
+
+class _Response:
+    status_code = 401
+    headers: dict[str, str] = {}  # noqa: RUF012
+    request = None
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (errors.GatedRepoError, ["gated", "HF_TOKEN"]),
+        (errors.RevisionNotFoundError, ["no revision 'v9'", "MODEL_REVISION"]),
+        (errors.RepositoryNotFoundError, ["not found", "MODEL_NAME", "HF_TOKEN"]),
+        (errors.LocalEntryNotFoundError, ["could not be downloaded", "network"]),
+        (ConnectionError, ["could not be downloaded", "network"]),
+        (ValueError, ["could not be downloaded"]),
+    ],
+)
+def test_downloads_that_fail(error: type[Exception], words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> str:
+        raise error.__new__(error, "first line\nsecret second line")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(ModelError) as caught:
+        resolve_model("org/name", revision="v9")
+    message = str(caught.value)
+    assert "\n" not in message and "org/name" in message
+    assert all(word in message for word in words)
+
+
+def test_offline_without_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match="HF_HUB_OFFLINE"):
+        resolve_model("org/name")

@@ -1,0 +1,93 @@
+"""Tiny random checkpoints of every family, made on the spot with transformers in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+VOCAB_SIZE = 199
+EOS_TOKEN_ID = 2
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": EOS_TOKEN_ID,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+_OPT: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "ffn_dim": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "bos_token_id": 2,
+    "eos_token_id": EOS_TOKEN_ID,
+    "pad_token_id": 1,
+    "dropout": 0.0,
+}
+
+# family or variant -> (name of the model's and configuration's classes, what differs from the common part)
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "llama_mha": ("Llama", {"num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True}),
+    "llama_tied": ("Llama", {"tie_word_embeddings": True, "head_dim": 24}),
+    "llama_linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}}),
+    "llama3": ("Llama", {"rope_parameters": _LLAMA3, "eos_token_id": [2, 5]}),
+    "llama_yarn": ("Llama", {"rope_parameters": _YARN}),
+    "mistral": ("Mistral", {"sliding_window": None, "head_dim": 32}),
+    "mistral_window": ("Mistral", {"sliding_window": 11}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen2_window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}),
+    "qwen3": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
+    "qwen3_bias": ("Qwen3", {"head_dim": 16, "attention_bias": True, "num_key_value_heads": 1}),
+    "opt": ("OPT", {}),
+    "opt_post_norm": ("OPT", {"do_layer_norm_before": False, "word_embed_proj_dim": 32}),
+}
+
+
+def make_tiny(
+    family: str, directory: str | Path, *, seed: int = 0, max_shard_size: str = "5GB", **overrides: Any
+) -> Path:
+    """Save a tiny random model of a family (or variant, see VARIANTS) and return its directory.
+
+    `overrides` are fields of its configuration; `dtype` is that of the saved weights (default float32).
+    """
+    import torch
+    import transformers
+
+    name, differences = VARIANTS[family]
+    dtype = overrides.pop("dtype", torch.float32)
+    base = _OPT if name == "OPT" else _COMMON
+    spread = {"init_std" if name == "OPT" else "initializer_range": 0.3}
+    fields = {**base, **spread, **differences, **overrides}
+    config = getattr(transformers, f"{name}Config")(**fields)
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter.dim() == 1:  # biases are zero and norms one where a model is new: make each matter
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            elif parameter_name.endswith("embed_positions.weight"):
+                parameter.mul_(2.0)
+    model.to(dtype)
+    directory = Path(directory)
+    model.save_pretrained(directory, max_shard_size=max_shard_size)
+    return directory

@@ -1,0 +1,42 @@
+"""A queue worker process with a fake engine, for the tests of the real SDK's loop.
+
+python queue_worker.py '{"boot": 0.1, "boot_error": null, "settings": {}}'
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import types
+from typing import Any
+
+from ember.front.client import EngineError
+from ember.settings import load_settings
+from tests.faces.fakes import FakeWorker, fake_dispatch
+
+
+def main() -> int:
+    options: dict[str, Any] = json.loads(sys.argv[1])
+    logging.basicConfig(level="INFO", stream=sys.stderr)
+    router: Any = types.ModuleType("ember.front.api.router")  # the faces' one door to the api
+    router.dispatch = fake_dispatch
+    sys.modules[router.__name__] = router
+    failure = EngineError(options["boot_error"]) if options.get("boot_error") else None
+    worker: Any = FakeWorker(boot=options.get("boot", 0.0), boot_error=failure)
+    settings = load_settings({"model_name": "m", **options.get("settings", {})})
+    if options.get("face") == "http":
+        from ember.front.http.server import serve
+
+        return serve(settings, worker)
+    if options.get("face") == "local":
+        from ember.front.worker import local
+
+        return local.run(settings, worker, local.read_job(json.dumps(options["job"])))
+    from ember.front.worker import sdk
+
+    return sdk.run(settings, worker)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

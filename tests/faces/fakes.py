@@ -1,0 +1,108 @@
+"""A worker without an engine: it boots after a while, streams words at a pace, and notes what was aborted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator
+from types import SimpleNamespace
+from typing import Any
+
+from ember.front.api.exchange import EventStream, Request, Response
+from ember.front.errors import ApiError, bad_request
+
+log = logging.getLogger(__name__)
+
+
+class FakeWorker:
+    """Has the face of `ember.front.start.Worker`. `boot` seconds pass until ready; `boot_error` makes it fail."""
+
+    def __init__(self, boot: float = 0.0, boot_error: Exception | None = None, max_num_seqs: int = 64) -> None:
+        self.boot_seconds = boot
+        self.boot_error = boot_error
+        self.aborted: list[str] = []
+        self.closed = False
+        info = SimpleNamespace(max_num_seqs=max_num_seqs)
+        self.engine = SimpleNamespace(is_ready=False, is_dead=False, info=info)
+
+        async def ready() -> None:
+            return None
+
+        self.services: Any = SimpleNamespace(engine=self.engine, ready=ready, worker=self)
+
+    async def start(self) -> None:
+        self.dead = asyncio.Event()
+        self.booting = asyncio.create_task(self._boot())
+
+    async def _boot(self) -> None:
+        await asyncio.sleep(self.boot_seconds)
+        if self.boot_error is not None:
+            raise self.boot_error
+        self.engine.is_ready = True
+
+    async def ready(self) -> Any:
+        await asyncio.shield(self.booting)
+        return self.services
+
+    def note_abort(self, request: Request) -> None:
+        self.aborted.append(request.headers.get("x-request-id", ""))
+        log.info("aborted %s", self.aborted[-1])
+
+    async def wait_dead(self) -> str:
+        await self.dead.wait()
+        return "it was killed"
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+def event(content: Any) -> str:
+    return f"data: {json.dumps({'text': content}, ensure_ascii=False)}\n\n"
+
+
+async def fake_dispatch(services: Any, request: Request) -> Response | EventStream:
+    """Body fields: `words`, `pace` (seconds between them), `stream`, `fail` (bad, crash, late), `die` (the engine)."""
+    worker: FakeWorker = services.worker
+    if request.path == "/v1/models":
+        return Response(200, {"object": "list", "query": dict(request.query)})
+    if request.path == "/metrics":
+        return Response(200, "requests 1\n")
+    if request.path not in ("/v1/chat/completions", "/v1/completions"):
+        raise ApiError(404, "Not Found", type="Not Found")
+    body = request.body or {}
+    fail = body.get("fail")
+    if fail == "bad":
+        raise bad_request("temperature must be in [0, 2], got 3", "temperature")
+    if fail == "crash":
+        raise RuntimeError("a bug in /some/path.py")
+    if body.get("stream"):
+        return EventStream(_events(worker, request, body), {"X-Test": "1"})
+    try:
+        await asyncio.sleep(body.get("pace", 0) * body.get("words", 1))
+    except asyncio.CancelledError:
+        worker.note_abort(request)
+        raise
+    if worker.engine.is_dead:
+        raise ApiError(500, "the engine is gone", type="EngineDeadError")
+    return Response(200, {"object": "chat.completion", "echo": body}, {"X-Test": "1"})
+
+
+async def _events(worker: FakeWorker, request: Request, body: dict[str, Any]) -> AsyncGenerator[str, None]:
+    finished = False
+    try:
+        for number in range(body.get("words", 1)):
+            if worker.engine.is_dead:
+                raise ApiError(500, "the engine is gone", type="EngineDeadError")
+            if body.get("fail") == "late" and number == 2:
+                raise RuntimeError("a bug in /some/path.py")
+            if body.get("die") and number == 2:
+                worker.engine.is_dead = True
+                worker.dead.set()
+            yield event(body.get("word", "wört ") + str(number))
+            await asyncio.sleep(body.get("pace", 0))
+        yield "data: [DONE]\n\n"
+        finished = True
+    finally:
+        if not finished:
+            worker.note_abort(request)

@@ -1,0 +1,175 @@
+"""The command line: flags become settings, mistakes become one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from ember import cli
+from ember.settings import Settings, warn_unused
+from ember.settings_known import KNOWN_UNUSED
+
+
+class Launched(Exception):
+    """Ends a command where the engine would be configured."""
+
+
+@pytest.fixture(autouse=True)
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """No command starts an engine; `settings` in the result is what it would have been launched with."""
+    seen: dict[str, Any] = {"prepared": 0}
+
+    def launch(settings: Settings) -> None:
+        seen["settings"] = settings
+        raise Launched
+
+    def prepare() -> None:
+        seen["prepared"] += 1
+
+    for name in list(os.environ):
+        if name.startswith(("RUNPOD_", "MODEL_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr("ember.front.start.launch", launch)
+    monkeypatch.setattr("ember.cli.prepare", prepare)
+    monkeypatch.setattr("ember.front.worker.sdk.report_unhealthy", lambda reason: seen.update(unhealthy=reason))
+    return seen
+
+
+def settings_of(seen: dict[str, Any], *arguments: str) -> Settings:
+    with pytest.raises(Launched):
+        cli.main(list(arguments))
+    assert seen["prepared"] == 1
+    settings: Settings = seen["settings"]
+    return settings
+
+
+def test_flags_become_settings(no_engine: dict[str, Any]) -> None:
+    settings = settings_of(
+        no_engine, "serve", "my/model", "--max-model-len", "4K", "--no-enable-prefix-caching", "--port=0", "--dtype",
+        "bf16", "--served-model-name", "a", "b,c", "--api-key", "k1", "--api-key", "k2", "--enable_request_id_headers",
+        "--override-generation-config", '{"temperature": 0.5}',
+    )  # fmt: skip
+    assert settings.model_name == "my/model"
+    assert settings.max_model_len == 4096
+    assert not settings.enable_prefix_caching
+    assert settings.enable_request_id_headers
+    assert settings.port == 0
+    assert settings.dtype == "bfloat16"
+    assert settings.served_names == ["a", "b", "c"]
+    assert [key.get_secret_value() for key in settings.api_key] == ["k1", "k2"]
+    assert settings.override_generation_config == {"temperature": 0.5}
+
+
+def test_flags_are_stronger_than_the_environment(no_engine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL_NAME", "of/environment")
+    monkeypatch.setenv("MAX_NUM_SEQS", "5")
+    settings = settings_of(no_engine, "serve", "--model", "of/flags")
+    assert (settings.model_name, settings.max_num_seqs) == ("of/flags", 5)
+
+
+def test_every_setting_has_a_flag_of_its_own() -> None:
+    names = [name for field in Settings.model_fields for name in cli.flag_names(field)]
+    assert len(names) == len(set(names))
+    for field in Settings.model_fields:
+        assert "--" + field.replace("_", "-") in cli.flag_names(field)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serve", "--bogus"], "unrecognized arguments: --bogus"),
+        (["serve", "--max-model"], "unrecognized arguments: --max-model"),
+        (["serve", "--port"], "expected one argument"),
+        (["worker", "--rp_bogus"], "unrecognized arguments"),
+        (["worker", "--rp_log_level", "LOUD"], "invalid choice"),
+        (["dance"], "invalid choice"),
+        ([], "required"),
+    ],
+)
+def test_bad_flags(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_a_bad_setting_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", "--gpu-memory-utilization", "7"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("ember: error: GPU_MEMORY_UTILIZATION=7")
+    assert err.count("\n") == 1
+
+
+def test_secrets_are_not_repeated(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert cli.main(["serve", "--api-key", "sk_secret", "--port", "x"]) == 1
+    assert "secret" not in capsys.readouterr().err
+
+
+def test_a_queue_without_a_model(
+    no_engine: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNPOD_WEBHOOK_GET_JOB", "http://127.0.0.1:9/job-take/$ID?gpu=x")
+    assert cli.main(["worker"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("ember: error: MODEL_NAME is not set")
+    assert err.count("\n") == 1
+    assert "MODEL_NAME" in no_engine["unhealthy"]
+
+
+def test_a_server_without_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve"]) == 1
+    assert capsys.readouterr().err.startswith("ember: error: MODEL_NAME is not set")
+
+
+def test_a_local_job_has_a_model(no_engine: dict[str, Any]) -> None:
+    settings = settings_of(
+        no_engine, "worker", "--test_input", '{"prompt": "a"}', "--rp_log_level", "debug", "--rp_debugger"
+    )
+    assert settings.model_name == "demo"
+
+
+def test_the_sdk_flags(capsys: pytest.CaptureFixture[str], no_engine: dict[str, Any]) -> None:
+    assert cli.main(["worker", "--rp_serve_api", "--rp_api_port", "80", "--rp_api_host", "0.0.0.0"]) == 2
+    assert "ember serve" in capsys.readouterr().err
+    assert no_engine["prepared"] == 0
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_bad_test_input(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["worker", "--test_input", text]) == 1
+    assert capsys.readouterr().err.startswith("ember: error: --test_input")
+
+
+def test_help_starts_no_engine(no_engine: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["serve", "--help"])
+    assert caught.value.code == 0
+    assert "--max-model-len" in capsys.readouterr().out
+    assert no_engine["prepared"] == 0
+
+
+def test_table_of_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["settings"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + len(Settings.model_fields)
+    assert {line.replace("\\|", "").count("|") for line in lines} == {6}
+    assert any(line.startswith("| `MAX_MODEL_LEN` |") for line in lines)
+
+
+def test_no_variable_is_both_read_and_reported_as_unused() -> None:
+    read = {name for field in Settings.model_fields for name in cli.variable_names(field)}
+    assert read.isdisjoint(KNOWN_UNUSED)
+    for name, hint in KNOWN_UNUSED.items():
+        assert name == name.upper()
+        assert hint
+        assert "\n" not in hint
+
+
+def test_warnings_name_the_variable() -> None:
+    (line,) = warn_unused({"TENSOR_PARALLEL_SIZE": "2", "MODEL_NAME": "m"})
+    assert line.startswith("TENSOR_PARALLEL_SIZE ")

@@ -1,0 +1,210 @@
+"""The queue handler with a fake api: outputs, errors, and what reaches the engine when nobody listens any more."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from ember.front.worker.handler import Handler, make_handler
+from ember.front.worker.loop import EngineLoop
+from tests.faces.fakes import FakeWorker, event, fake_dispatch
+
+CHAT = "/v1/chat/completions"
+
+
+class Bench:
+    """A handler over a fake worker that lives on its own loop, as in the real process."""
+
+    def __init__(self) -> None:
+        self.worker = FakeWorker()
+        self.loop = EngineLoop()
+        self.loop.start()
+        self.loop.submit(self.worker.start()).result(5)
+
+    def handler(self, raw: bool = True) -> Handler:
+        async def answer(request: Any) -> Any:
+            return await fake_dispatch(self.worker.services, request)
+
+        return make_handler(self.loop, answer, model="m", raw=raw)
+
+    def run(self, job: Any, raw: bool = True) -> list[Any]:
+        async def collect() -> list[Any]:
+            return [output async for output in self.handler(raw)(job)]
+
+        return asyncio.run(collect())
+
+    def body(self, raw: bool = True, **body: Any) -> list[Any]:
+        return self.run({"id": "j", "input": {"openai_route": CHAT, "openai_input": {"messages": [], **body}}}, raw)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.loop.stop()
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_is_what_the_sdk_takes_for_a_stream(bench: Bench) -> None:
+    assert inspect.isasyncgenfunction(bench.handler())
+
+
+def test_whole_answer_is_one_body(bench: Bench) -> None:
+    assert bench.body(words=3) == [{"object": "chat.completion", "echo": {"messages": [], "words": 3, "model": "m"}}]
+
+
+def test_get_route(bench: Bench) -> None:
+    assert bench.run({"id": "j", "input": {"openai_route": "/v1/models"}}) == [{"object": "list", "query": {}}]
+    assert bench.run({"id": "j", "input": {"route": "/metrics"}}) == ["requests 1\n"]
+
+
+def test_stream_is_sse_text(bench: Bench) -> None:
+    outputs = bench.body(words=50, stream=True)
+    assert all(isinstance(output, str) for output in outputs)
+    assert "".join(outputs) == "".join(event(f"wört {n}") for n in range(50)) + "data: [DONE]\n\n"
+
+
+def test_stream_of_parsed_chunks(bench: Bench) -> None:
+    outputs = bench.body(raw=False, words=5, stream=True)
+    assert all(isinstance(output, list) for output in outputs)
+    assert [chunk for output in outputs for chunk in output] == [{"text": f"wört {n}"} for n in range(5)]
+
+
+def test_an_event_beyond_the_limit_is_cut(bench: Bench) -> None:
+    outputs = bench.body(words=1, stream=True, word="日" * 600_000)
+    assert len(outputs) > 1
+    assert max(len(json.dumps(output, ensure_ascii=False).encode()) for output in outputs) < 1_000_000
+    assert "".join(outputs).endswith("data: [DONE]\n\n")
+
+
+def test_error_of_a_whole_answer_is_json_text(bench: Bench) -> None:
+    (output,) = bench.body(fail="bad")
+    assert json.loads(output["error"]) == {
+        "message": "temperature must be in [0, 2], got 3",
+        "type": "BadRequestError",
+        "param": "temperature",
+        "code": 400,
+    }
+    (output,) = bench.run({"id": "j", "input": {"route": "/nowhere"}})
+    assert json.loads(output["error"])["code"] == 404
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_error_of_a_stream_is_an_event(bench: Bench, raw: bool) -> None:
+    (output,) = bench.body(raw, fail="bad", stream=True)
+    if raw:
+        first, done = output.split("\n\n")[:2]
+        assert done == "data: [DONE]"
+        chunk = json.loads(first.removeprefix("data: "))
+    else:
+        (chunk,) = output
+    assert chunk["error"]["param"] == "temperature"
+
+
+@pytest.mark.parametrize("fail", ["crash", "late"])
+def test_a_bug_is_a_plain_500(bench: Bench, fail: str) -> None:
+    outputs = bench.body(fail=fail, stream=fail == "late", words=5)
+    text = json.dumps(outputs)
+    assert "internal error" in text
+    assert "path.py" not in text
+    assert "Traceback" not in text
+    assert bench.body(words=1)  # and the next job is fine
+
+
+@pytest.mark.parametrize("job", [None, 5, [], {}, {"id": "j"}, {"id": 7, "input": None}, {"id": "j", "input": [1]}])
+def test_garbage_is_an_error(bench: Bench, job: Any) -> None:
+    (output,) = bench.run(job)
+    assert json.loads(output["error"])["code"] == 400
+
+
+def test_slow_consumer_gets_fewer_pieces(bench: Bench) -> None:
+    async def scenario() -> list[str]:
+        pieces = []
+        body = {"messages": [], "stream": True, "words": 100}
+        async for piece in bench.handler()({"id": "j", "input": {"openai_input": body}}):
+            pieces.append(piece)
+            await asyncio.sleep(0.2)
+        return pieces
+
+    pieces = asyncio.run(scenario())
+    assert len(pieces) < 20
+    assert "".join(pieces).count("data: ") == 101
+
+
+LONG = {"id": "long", "input": {"openai_input": {"messages": [], "stream": True, "words": 100_000, "pace": 0.001}}}
+
+
+def test_closing_aborts(bench: Bench) -> None:
+    async def scenario() -> None:
+        outputs = bench.handler()(LONG)
+        await anext(outputs)
+        await outputs.aclose()
+
+    asyncio.run(scenario())
+    _until(lambda: bench.worker.aborted == ["long"])
+
+
+def test_cancelling_while_waiting_for_an_event_aborts(bench: Bench) -> None:
+    async def consume() -> None:
+        async for _ in bench.handler()(LONG):
+            pass
+
+    async def scenario() -> None:
+        task = asyncio.create_task(consume())
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(scenario())
+    _until(lambda: bench.worker.aborted == ["long"])
+
+
+def test_leaving_the_generator_behind_aborts(bench: Bench) -> None:
+    """As the SDK does when a job is stopped while it sends a piece: the generator stays suspended, somewhere alive."""
+    kept = []
+
+    async def consume() -> None:
+        outputs = bench.handler()(LONG)
+        kept.append(outputs)
+        async for _ in outputs:
+            await asyncio.sleep(60)
+
+    async def scenario() -> None:
+        task = asyncio.create_task(consume())
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        for _ in range(500):
+            if bench.worker.aborted:
+                break
+            await asyncio.sleep(0.01)
+        assert bench.worker.aborted == ["long"]
+
+    asyncio.run(scenario())
+
+
+def test_cancelling_before_the_first_token_aborts(bench: Bench) -> None:
+    async def scenario() -> None:
+        body = {"messages": [], "words": 1, "pace": 60}
+        task = asyncio.create_task(anext(bench.handler()({"id": "w", "input": {"openai_input": body}})))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(scenario())
+    _until(lambda: bench.worker.aborted == ["w"])

@@ -1,0 +1,63 @@
+"""`serve` as a process, with a fake engine: signals, failures, the port."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from tests.support.processes import ROOT, Process, url_of
+
+SCRIPT = str(ROOT / "tests/faces/face_process.py")
+
+
+def start(settings: dict[str, Any] | None = None, **options: Any) -> Process:
+    options = {"face": "http", "settings": {"host": "127.0.0.1", "port": 0, **(settings or {})}, **options}
+    return Process(SCRIPT, json.dumps(options))
+
+
+def post(url: str, body: dict[str, Any]) -> str:
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=20) as response:
+        text: str = response.read().decode()
+        return text
+
+
+def test_sigterm_lets_requests_finish() -> None:
+    with start() as server, ThreadPoolExecutor() as pool:
+        url = url_of(server) + "/v1/chat/completions"
+        assert json.loads(post(url, {}))["object"] == "chat.completion"
+        stream = pool.submit(post, url, {"stream": True, "words": 50, "pace": 0.02})
+        whole = pool.submit(post, url, {"words": 10, "pace": 0.1})
+        time.sleep(0.3)
+        server.terminate()
+        assert stream.result().endswith("data: [DONE]\n\n")
+        assert json.loads(whole.result())["object"] == "chat.completion"
+        assert server.wait(10) == 0
+
+
+def test_boot_failure_is_one_line() -> None:
+    with start(boot=0.3, boot_error="no such model") as server:
+        assert server.wait(20) == 1
+        (line,) = [line for line in server.log().splitlines() if "ERROR" in line]
+        assert "no such model" in line
+        assert "Traceback" not in server.log()
+
+
+def test_dead_engine_ends_the_server() -> None:
+    with start() as server:
+        text = post(url_of(server) + "/v1/chat/completions", {"stream": True, "words": 10, "pace": 0.01, "die": True})
+        assert "EngineDeadError" in text
+        assert server.wait(10) == 1
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, start({"port": taken.getsockname()[1]}) as server:
+        assert server.wait(20) == 1
+        assert "cannot listen on 127.0.0.1" in server.log()
+        assert "Traceback" not in server.log()

@@ -1,0 +1,221 @@
+"""The client against a scripted engine on the other end of a real socketpair."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from ember import wire
+from ember.boot import Timeline
+from ember.front import client as client_module
+from ember.front.client import EngineClient, EngineError
+from ember.front.errors import ApiError
+from ember.front.spawn import EngineProcess
+
+READY = wire.Ready("Test", "cpu", "float32", 100, 64, 8, 16, 4, 32, [2], 1000, [], [])
+SAMPLING = wire.SamplingParams(max_tokens=5)
+
+
+class ScriptedEngine:
+    """Plays the engine: a sleeping process for its life and death, and its end of the socket to read and write."""
+
+    def __init__(self) -> None:
+        ours, self.socket = socket.socketpair()
+        self.socket.settimeout(5)
+        self.process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+        self.handle = EngineProcess(self.process, ours)
+        self.inbox: list[wire.FrontMessage] = []
+
+    async def read(self) -> wire.FrontMessage:
+        while not self.inbox:
+            payload = await asyncio.to_thread(wire.recv_frame, self.socket)
+            assert payload is not None
+            self.inbox += wire.decode_front(payload)
+        return self.inbox.pop(0)
+
+    def write(self, message: wire.EngineMessage) -> None:
+        self.socket.sendall(wire.encode_engine(message))
+
+    def die(self) -> None:
+        self.process.kill()
+        self.socket.close()
+
+
+@pytest.fixture
+def engines(monkeypatch):
+    """The engines in the order in which the client starts them."""
+    made: list[ScriptedEngine] = []
+
+    def spawn() -> EngineProcess:
+        made.append(ScriptedEngine())
+        return made[-1].handle
+
+    monkeypatch.setattr(client_module, "spawn", spawn)
+    spawn()
+    yield made
+    for engine in made:
+        engine.die()
+        engine.process.wait()
+
+
+async def started(engines, restarts=0, ready=True) -> EngineClient:
+    client = EngineClient(engines[0].handle, wire.Configure("model"), Timeline("test"), restarts)
+    await client.start()
+    assert isinstance(await engines[0].read(), wire.Configure)
+    if ready:
+        engines[0].write(READY)
+        assert await client.wait_ready() == READY
+    return client
+
+
+def output(request_id, tokens, index=0, finish=None, **rest) -> wire.SequenceOutput:
+    return wire.SequenceOutput(request_id, index, tokens, finish, **rest)
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_outputs_reach_their_requests(engines):
+    client = await started(engines)
+    first, second = client.generate([1, 2], SAMPLING), client.generate([3], SAMPLING)
+    messages = [await engines[0].read(), await engines[0].read()]
+    assert [m.prompt_token_ids for m in messages] == [[1, 2], [3]]
+    a, b = (m.request_id for m in messages)
+    engines[0].write(wire.Outputs([output(a, [7]), output(b, [8])]))
+    assert [o.token_ids for o in await anext(first)] == [[7]]
+    assert [o.token_ids for o in await anext(second)] == [[8]]
+    engines[0].write(wire.Outputs([output(b, [9])]))
+    engines[0].write(wire.Outputs([output(b, [10], finish="stop")]))
+    await asyncio.sleep(0.05)
+    assert [o.token_ids for o in await anext(second)] == [[9], [10]]  # all that came meanwhile, at once
+    with pytest.raises(StopAsyncIteration):
+        await anext(second)
+    await client.close()
+
+
+async def test_requests_of_one_turn_leave_in_one_frame(engines):
+    client = await started(engines)
+    for _ in range(3):
+        client.generate([1], SAMPLING)
+    await engines[0].read()
+    assert len(engines[0].inbox) == 2
+    await client.close()
+
+
+async def test_leaving_the_block_aborts_what_is_unfinished(engines):
+    client = await started(engines)
+    async with client.generate([1], wire.SamplingParams(max_tokens=5, n=2)) as generation:
+        request = await engines[0].read()
+        engines[0].write(wire.Outputs([output(request.request_id, [4], index=1, finish="stop")]))
+        await anext(generation)
+    assert await engines[0].read() == wire.Abort(request.request_id)
+    assert not client._generations
+    async with client.generate([1], SAMPLING) as generation:
+        request = await engines[0].read()
+        engines[0].write(wire.Outputs([output(request.request_id, [4], finish="length")]))
+        await anext(generation)
+    client.generate([2], SAMPLING)
+    assert isinstance(await engines[0].read(), wire.Generate)  # no abort for what was finished
+    await client.close()
+
+
+async def test_aborting_one_sample_drops_its_late_outputs(engines):
+    client = await started(engines)
+    generation = client.generate([1], wire.SamplingParams(max_tokens=5, n=2))
+    request = await engines[0].read()
+    generation.abort(0)
+    assert await engines[0].read() == wire.Abort(request.request_id, 0)
+    engines[0].write(wire.Outputs([output(request.request_id, [4], index=0), output(request.request_id, [5], index=1)]))
+    assert [o.index for o in await anext(generation)] == [1]
+    generation.abort(1)
+    assert await engines[0].read() == wire.Abort(request.request_id)
+    with pytest.raises(StopAsyncIteration):
+        await anext(generation)
+    await client.close()
+
+
+async def test_stats(engines):
+    client = await started(engines)
+    task = asyncio.create_task(client.stats())
+    assert isinstance(await engines[0].read(), wire.GetStats)
+    stats = wire.Stats(1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+    engines[0].write(stats)
+    assert await task == stats
+    await client.close()
+
+
+async def test_a_dead_engine_fails_what_is_in_flight_and_is_final_without_restarts(engines):
+    client = await started(engines)
+    generation = client.generate([1], SAMPLING)
+    request = await engines[0].read()
+    engines[0].write(wire.Outputs([output(request.request_id, [4])]))
+    await anext(generation)
+    engines[0].die()
+    with pytest.raises(ApiError) as caught:
+        await asyncio.wait_for(anext(generation), 2)
+    assert caught.value.status == 500 and "engine" in caught.value.message
+    await asyncio.wait_for(client.dead.wait(), 2)
+    assert "signal 9" in client.error and client.is_dead and not client.is_ready
+    with pytest.raises(EngineError, match="signal 9"):
+        await client.wait_ready()
+    with pytest.raises(ApiError) as caught:
+        client.generate([1], SAMPLING)
+    assert caught.value.status == 500
+    await client.close()
+
+
+async def test_a_crashed_engine_is_started_again(engines):
+    client = await started(engines, restarts=1)
+    generation = client.generate([1], SAMPLING)
+    await engines[0].read()
+    engines[0].write(wire.Failed("cuda is upset", "run"))
+    engines[0].die()
+    with pytest.raises(ApiError, match="cuda is upset"):
+        await asyncio.wait_for(anext(generation), 2)
+    with pytest.raises(ApiError) as caught:
+        client.generate([1], SAMPLING)
+    assert caught.value.status == 503 and "retry-after-ms" in caught.value.headers
+    while len(engines) < 2:
+        await asyncio.sleep(0.01)
+    assert isinstance(await engines[1].read(), wire.Configure)
+    engines[1].write(READY)
+    await asyncio.wait_for(client.wait_ready(), 2)
+    generation = client.generate([5], SAMPLING)
+    request = await engines[1].read()
+    engines[1].write(wire.Outputs([output(request.request_id, [6], finish="stop")]))
+    assert [o.token_ids for o in await anext(generation)] == [[6]]
+    engines[1].die()
+    await asyncio.wait_for(client.dead.wait(), 2)
+    await client.close()
+
+
+async def test_a_failed_boot_is_final_and_says_why(engines):
+    client = await started(engines, restarts=5, ready=False)
+    engines[0].write(wire.Failed("MODEL_NAME=/nope does not exist", "boot"))
+    engines[0].die()
+    for waiting in (client.wait_ready(), client.located):
+        with pytest.raises(EngineError, match="^MODEL_NAME=/nope does not exist$"):
+            await asyncio.wait_for(waiting, 2)
+    assert len(engines) == 1 and client.is_dead
+    await client.close()
+
+
+def test_frames_survive_any_cutting():
+    frames = [wire.encode_engine(wire.Outputs([output(i, list(range(i)))])) for i in range(5)]
+    data = b"".join(frames)
+    for size in (1, 2, 3, 7, len(data)):
+        buffer, found = wire.FrameBuffer(), []
+        for i in range(0, len(data), size):
+            found += buffer.feed(data[i : i + size])
+        assert [wire.decode_engine(payload).outputs[0].request_id for payload in found] == list(range(5))
+    with pytest.raises(ValueError, match="frame of"):
+        wire.FrameBuffer().feed(b"\xff\xff\xff\xff")

@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ember.front.text.tokenizer import Tokenizer, TokenizerError
+
+KINDS = ["byte_level", "byte_level_bos", "byte_fallback", "word_piece", "unigram", "undecoded"]
+
+TEXTS = [
+    "",
+    " ",
+    "Hello, world!",
+    "  leading and trailing  ",
+    "<|im_start|>user\nHi<|im_end|>\n<tool_call>{}</tool_call>",
+    "a <|strip|> b <two words> c é d <|image|><|vision|>",
+    "<s>[INST] hi [/INST]</s><s>",
+    "<|begin|>text<|eot|><note>more<|end|>",
+    "Füchse 你好 🦊👨‍👩‍👧 \u0000 \u200b",
+    "line\r\nline\n\n\n   x",
+]
+
+
+@pytest.fixture(scope="session")
+def references(model_dirs: dict[str, Path]) -> dict[str, Any]:
+    from transformers import AutoTokenizer
+
+    return {name: AutoTokenizer.from_pretrained(str(path)) for name, path in model_dirs.items()}
+
+
+@pytest.fixture(scope="session")
+def loaded(model_dirs: dict[str, Path]) -> dict[str, Tokenizer]:
+    return {name: Tokenizer.load(path) for name, path in model_dirs.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", TEXTS)
+def test_ids_are_those_of_transformers(kind, text, loaded, references):
+    for add_special_tokens in (True, False):
+        ids = loaded[kind].encode(text, add_special_tokens=add_special_tokens)
+        assert ids == references[kind].encode(text, add_special_tokens=add_special_tokens)
+        for skip in (True, False):
+            assert loaded[kind].decode(ids, skip) == references[kind].decode(ids, skip_special_tokens=skip)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None)
+@given(text=st.text())
+def test_ids_are_those_of_transformers_for_any_text(kind, text, loaded, references):
+    assert loaded[kind].encode(text) == references[kind].encode(text)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_named_tokens_are_those_of_transformers(kind, loaded, references):
+    ours, theirs = loaded[kind], references[kind]
+    assert ours.special_tokens == dict(theirs.special_tokens_map)
+    assert (ours.bos_token_id, ours.eos_token_id, ours.pad_token_id) == (
+        theirs.bos_token_id,
+        theirs.eos_token_id,
+        theirs.pad_token_id,
+    )
+    assert ours.vocab_size == len(theirs)
+    assert ours.special_token_ids == {i for i, token in theirs.added_tokens_decoder.items() if token.special}
+
+
+def test_tokens_of_tokenizer_config_are_single_ids(loaded):
+    tokenizer = loaded["byte_level"]
+    for text in ("<|im_start|>", "<tool_call>", "<two words>", "<|vision|>", "<|image|>"):
+        assert tokenizer.encode(text) == [tokenizer.token_id(text)]
+    assert tokenizer.token_id("<tool_call>") not in tokenizer.special_token_ids
+    assert tokenizer.token_id("<nothing>") is None
+
+
+def test_bos_comes_from_the_post_processor(loaded):
+    assert loaded["byte_level"].encode("a")[0] != loaded["byte_level"].bos_token_id
+    with_bos = loaded["byte_level_bos"]
+    assert with_bos.encode("a")[0] == with_bos.bos_token_id
+    assert with_bos.encode("a", add_special_tokens=False)[0] != with_bos.bos_token_id
+
+
+def test_truncation_and_padding_of_the_file_are_off(model_dirs, tmp_path):
+    data = json.loads((model_dirs["byte_level"] / "tokenizer.json").read_text())
+    data["truncation"] = {"max_length": 4, "stride": 0, "strategy": "LongestFirst", "direction": "Right"}
+    data["padding"] = {"strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": None}
+    data["padding"] |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.decode(tokenizer.encode("one two three four")) == "one two three four"
+    assert tokenizer.pad_token_id == 0
+
+
+def test_long_text(loaded):
+    text = "The quick brown fox. " * 20_000
+    ids = loaded["byte_level"].encode(text)
+    assert loaded["byte_level"].decode(ids) == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_surrogates(kind, loaded):
+    tokenizer = loaded[kind]
+    assert tokenizer.encode("a\ud800b") == tokenizer.encode("a\ufffdb")
+    assert tokenizer.encode("\ud83e\udd8a") == tokenizer.encode("🦊")
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
+def test_token_bytes_join_to_the_text(kind, loaded):
+    tokenizer = loaded[kind]
+    text = "Füchse 你好 🦊 x\n  y"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    whole = (" " if kind == "byte_fallback" else "") + text
+    assert b"".join(tokenizer.token_bytes(token_id) for token_id in ids) == whole.encode()
+
+
+def test_byte_level_table_is_the_decoder_s(loaded):
+    """Every single byte, by the decoder's own account: the byte that decodes beside its partner bytes."""
+    tokenizer = loaded["byte_level"]
+    from tokenizers import pre_tokenizers
+
+    seen = set()
+    for character in pre_tokenizers.ByteLevel.alphabet():
+        data = tokenizer.token_bytes(tokenizer.token_id(character))
+        assert len(data) == 1
+        seen.add(data)
+    assert len(seen) == 256
+    assert tokenizer.token_bytes(tokenizer.token_id("Ġ")) == b" "
+    assert tokenizer.token_bytes(tokenizer.token_id("Ċ")) == b"\n"
+    assert tokenizer.token_bytes(tokenizer.token_id("<two words>")) == b"<two words>"
+
+
+def test_token_text(loaded):
+    byte_level, fallback, words = loaded["byte_level"], loaded["byte_fallback"], loaded["word_piece"]
+    assert byte_level.token_text(byte_level.token_id("Ġthe")) == " the"
+    assert byte_level.token_text(byte_level.token_id("<|im_end|>")) == "<|im_end|>"
+    assert fallback.token_text(fallback.token_id("▁the")) == " the"
+    assert fallback.token_text(fallback.token_id("<0x0A>")) == "\n"
+    assert fallback.token_bytes(fallback.token_id("<0xE2>")) == b"\xe2"
+    assert fallback.token_text(fallback.token_id("<0xE2>")) == "\ufffd"
+    assert fallback.token_text(fallback.token_id("</s>")) == "</s>"
+    assert words.token_text(words.token_id("the")) == "the"
+    assert words.token_bytes(words.token_id("the")) == b"the"
+    for tokenizer in (byte_level, fallback, words):
+        assert tokenizer.token_text(10**6) == ""
+        assert tokenizer.token_bytes(10**6) == b""
+
+
+def test_a_broken_byte_spoils_only_itself(loaded):
+    tokenizer = loaded["byte_fallback"]
+    ids = [tokenizer.token_id(f"<0x{byte:02X}>") for byte in (*"€\n".encode(), 0xFF, *"é".encode())]
+    assert tokenizer.decode(ids) == "€\n\ufffdé"
+
+
+def _directory(model_dirs: dict[str, Path], target: Path, **files: str) -> Path:
+    (target / "tokenizer.json").write_text((model_dirs["byte_level"] / "tokenizer.json").read_text())
+    for name, text in files.items():
+        path = target / name.replace("__", "/").replace("_dot_", ".")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    return target
+
+
+def test_chat_templates(model_dirs, tmp_path):
+    def load(**files: str) -> str | dict[str, str] | None:
+        directory = tmp_path / str(len(list(tmp_path.iterdir())))
+        directory.mkdir()
+        return Tokenizer.load(_directory(model_dirs, directory, **files)).chat_template
+
+    config = json.dumps({"chat_template": "config"})
+    named = json.dumps({"chat_template": [{"name": "default", "template": "d"}, {"name": "tool_use", "template": "t"}]})
+    processor = json.dumps({"chat_template": "processor"})
+    assert load() is None
+    assert load(tokenizer_config_dot_json=config) == "config"
+    assert load(tokenizer_config_dot_json=config, chat_template_dot_jinja="jinja") == "jinja"
+    assert load(tokenizer_config_dot_json=config, chat_template_dot_json=processor) == "config"
+    assert load(chat_template_dot_json=processor) == "processor"
+    assert load(tokenizer_config_dot_json=named) == {"default": "d", "tool_use": "t"}
+    assert load(chat_template_dot_jinja="jinja", additional_chat_templates__rag_dot_jinja="r") == {
+        "default": "jinja",
+        "rag": "r",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("tokenizer.model", "", "convert it once"),
+        ("readme.md", "", "no tokenizer.json"),
+        ("tokenizer.json", "{broken", "cannot be read"),
+    ],
+)
+def test_errors_say_what_to_do(tmp_path, name, text, says):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(TokenizerError, match=says) as caught:
+        Tokenizer.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_errors(model_dirs, tmp_path):
+    with pytest.raises(TokenizerError, match="not a directory"):
+        Tokenizer.load(tmp_path / "nowhere")
+    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json cannot be read"):
+        Tokenizer.load(_directory(model_dirs, tmp_path, tokenizer_config_dot_json="{"))
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(TokenizerError, match="no JSON object"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"7": 3}}')
+    with pytest.raises(TokenizerError, match="must be text"):
+        Tokenizer.load(tmp_path)
+
+
+def test_imports_stay_small():
+    code = (
+        "import sys, ember.front.text.tokenizer, ember.front.text.template, ember.front.text.detokenizer, "
+        "ember.front.text.stop; print([m for m in ('torch', 'transformers', 'jinja2') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
