@@ -2,7 +2,7 @@
 
 import pytest
 
-from ember.settings import Settings, SettingsError, documented_name, load_settings, warn_unused
+from ember.settings import Settings, SettingsError, load_settings, variable_names, warn_unused
 from ember.settings_known import KNOWN_UNUSED
 
 
@@ -110,5 +110,14 @@ def test_known_names_without_effect_are_named_once():
 def test_no_name_is_both_read_and_unread():
     read = {alias for field in Settings.model_fields.values() for alias in field.validation_alias.choices}
     assert not read & set(KNOWN_UNUSED)
-    assert documented_name("model_name") == "MODEL_NAME"
+    assert variable_names("model_name")[0] == "MODEL_NAME"
     assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_the_reference_page_is_up_to_date():
+    from pathlib import Path
+
+    from ember.cli import settings_table
+
+    page = Path(__file__).parent.parent / "docs" / "settings.md"
+    assert settings_table() in page.read_text(), "run: ember settings, and put its table into docs/settings.md"

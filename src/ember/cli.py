@@ -177,19 +177,10 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 def flag_names(field: str) -> list[str]:
     """`--max-model-len` and the like: the field's name, and those of its variables that are no other program's."""
+    from ember.settings import variable_names
+
     names = [field, *(name for name in variable_names(field) if not name.startswith(_FOREIGN_PREFIXES))]
     return list(dict.fromkeys("--" + name.lower().replace("_", "-") for name in names))
-
-
-def variable_names(field: str) -> list[str]:
-    """The environment variables of a setting, the documented one first."""
-    from pydantic import AliasChoices
-
-    from ember.settings import Settings
-
-    alias = Settings.model_fields[field].validation_alias
-    assert isinstance(alias, AliasChoices)
-    return [str(choice) for choice in alias.choices]
 
 
 def _with_dashes(arguments: list[str]) -> list[str]:
@@ -203,7 +194,7 @@ def _with_dashes(arguments: list[str]) -> list[str]:
 
 def settings_table() -> str:
     """All settings as a Markdown table, in the order of settings.py."""
-    from ember.settings import Settings
+    from ember.settings import Settings, variable_names
 
     lines = ["| Variable | Also read | Flag | Default | Meaning |", "|---|---|---|---|---|"]
     for field, info in Settings.model_fields.items():

@@ -291,11 +291,11 @@ class Settings(BaseSettings):
         return self.served_model_name or [self.model_name or "demo"]
 
 
-def documented_name(field: str) -> str:
-    """The environment variable a field is documented under."""
+def variable_names(field: str) -> list[str]:
+    """The environment variables of a field; the first is the one it is documented under."""
     alias = Settings.model_fields[field].validation_alias
     assert isinstance(alias, AliasChoices)
-    return str(alias.choices[0])
+    return [str(choice) for choice in alias.choices]
 
 
 def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -333,7 +333,7 @@ def _yaml_values() -> dict[str, Any]:
         raise SettingsError(f"VLLM_CONFIG_FILE={path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise SettingsError(f"VLLM_CONFIG_FILE={path} must hold a mapping of setting names to values")
-    by_alias = {str(alias): field for field in Settings.model_fields for alias in _aliases(field)}
+    by_alias = {str(alias): field for field in Settings.model_fields for alias in variable_names(field)}
     values = {}
     for key, value in content.items():
         name = str(key).replace("-", "_").upper()
@@ -341,28 +341,23 @@ def _yaml_values() -> dict[str, Any]:
         if field is None:
             hint = KNOWN_UNUSED.get(name, "unknown setting")
             log.warning("%s in %s has no effect: %s", key, path, hint)
-        elif not any(os.environ.get(alias) for alias in _aliases(field)):
+        elif not any(os.environ.get(alias) for alias in variable_names(field)):
             values[field] = value
     return values
 
 
-def _aliases(field: str) -> list[str]:
-    alias = Settings.model_fields[field].validation_alias
-    assert isinstance(alias, AliasChoices)
-    return [str(choice) for choice in alias.choices]
-
-
 def _one_line(error: ValidationError) -> str:
     """`MAX_MODEL_LEN=abc: Input should be a valid integer`, for each wrong value, joined by semicolons."""
-    by_name = {name: field for field in Settings.model_fields for name in (*_aliases(field), field)}
+    by_name = {name: field for field in Settings.model_fields for name in (*variable_names(field), field)}
     lines = []
     for item in error.errors():
         field = by_name.get(str(item["loc"][0]), str(item["loc"][0]))
-        name = documented_name(field) if field in Settings.model_fields else field
-        set_as = next((alias for alias in _aliases(field) if os.environ.get(alias)), name) if field != name else name
+        name = variable_names(field)[0] if field in Settings.model_fields else field
+        if field in Settings.model_fields:
+            name = next((alias for alias in variable_names(field) if os.environ.get(alias)), name)
         secret = field in ("hf_token", "api_key")
         given = "(hidden)" if secret else str(item.get("input"))[:100]
-        lines.append(f"{set_as}={given}: {_reason(item)}")
+        lines.append(f"{name}={given}: {_reason(item)}")
     return "; ".join(lines)
 
 

@@ -162,7 +162,13 @@ def joined(chunks: list[Any]) -> dict[str, Any]:
     choices: dict[int, Any] = {}
     for chunk in chunks:
         for part in chunk["choices"]:
-            blank = {"text": "", "token_ids": [], "logprobs": None, "finish_reason": None, "stop_reason": None}
+            blank: dict[str, Any] = {
+                "text": "",
+                "token_ids": [],
+                "logprobs": None,
+                "finish_reason": None,
+                "stop_reason": None,
+            }
             choice = choices.setdefault(part["index"], blank)
             choice["text"] += part["delta"].get("content", "") if "delta" in part else part["text"]
             choice["token_ids"] += part.get("token_ids") or []

@@ -120,6 +120,16 @@ def test_tools_are_shown_when_the_choice_is_none(deployment: Deployment) -> None
     assert '"add"' in deployment.prompt_text
 
 
+def test_a_template_of_its_own_for_tools(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = {"default": "plain", "tool_use": "with tools"}
+    monkeypatch.setattr(deployment.tokenizer, "chat_template", named)
+    deployment.use_template(named["default"])
+    deployment.chat()
+    assert deployment.prompt_text == "plain"
+    deployment.chat(tools=[{"type": "function", "function": {"name": "add"}}], tool_choice="none")
+    assert deployment.prompt_text == "with tools"
+
+
 def test_documents_reach_the_template(deployment: Deployment) -> None:
     deployment.chat(documents=[{"title": "t"}])
     assert '<docs>[{"title": "t"}]</docs>' in deployment.prompt_text

@@ -9,7 +9,6 @@ import pytest
 
 from ember import cli
 from ember.settings import Settings, warn_unused
-from ember.settings_known import KNOWN_UNUSED
 
 
 class Launched(Exception):
@@ -160,14 +159,6 @@ def test_table_of_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert {line.replace("\\|", "").count("|") for line in lines} == {6}
     assert any(line.startswith("| `MAX_MODEL_LEN` |") for line in lines)
 
-
-def test_no_variable_is_both_read_and_reported_as_unused() -> None:
-    read = {name for field in Settings.model_fields for name in cli.variable_names(field)}
-    assert read.isdisjoint(KNOWN_UNUSED)
-    for name, hint in KNOWN_UNUSED.items():
-        assert name == name.upper()
-        assert hint
-        assert "\n" not in hint
 
 
 def test_warnings_name_the_variable() -> None:
