@@ -194,6 +194,7 @@ class EngineClient:
         if self._transport is not None:
             self._transport.close()
         self._fail_in_flight("The worker is shutting down.")
+        self._engine.process.kill()  # it has nothing to save
         await self._reap()
         for task in self._tasks:
             task.cancel()

@@ -112,7 +112,6 @@ class Worker:
     async def _boot(self) -> Services:
         from ember.front.api.services import Services
         from ember.front.client import EngineError
-        from ember.front.text.template import TemplateError
         from ember.front.text.tokenizer import TokenizerError
 
         located = await asyncio.shield(self.engine.located)
@@ -120,7 +119,7 @@ class Worker:
         try:
             tokenizer, template = await asyncio.to_thread(self._load_text, located.tokenizer_dir)
             defaults = generation_defaults(self.settings, model_dir)
-        except (TokenizerError, TemplateError, OSError, ValueError) as error:
+        except (TokenizerError, OSError, ValueError) as error:
             raise EngineError(str(error)) from None
         info = await self.engine.wait_ready()
         self.timeline.mark("ready")
@@ -155,13 +154,23 @@ class Worker:
             Path(self.settings.boot_report).write_text(json.dumps(self.timeline.report(), indent=1) + "\n")
 
     def _load_text(self, directory: str) -> tuple[Tokenizer, ChatTemplate | None]:
-        from ember.front.text.template import ChatTemplate
+        from ember.front.client import EngineError
+        from ember.front.text.template import ChatTemplate, TemplateError
         from ember.front.text.tokenizer import Tokenizer
 
+        custom = self.settings.custom_chat_template
         with self.timeline.phase("tokenizer"):
             tokenizer = Tokenizer.load(directory)
         with self.timeline.phase("template"):
-            template = ChatTemplate.for_tokenizer(tokenizer, self.settings.custom_chat_template)
+            try:
+                template = ChatTemplate.for_tokenizer(tokenizer, custom)
+                if custom and template:
+                    _ = template.variables  # parses it: a mistake in it should end the boot, not the first request
+            except TemplateError as error:
+                if custom:
+                    raise EngineError(f"CUSTOM_CHAT_TEMPLATE cannot be used: {error}") from None
+                log.warning("chat requests will be refused: %s", error)
+                template = None
         return tokenizer, template
 
 

@@ -92,10 +92,10 @@ def main(fd: int) -> int:
     gc.collect()
     gc.freeze()
     gc.enable()
-    connection.send(ready)
     try:
+        connection.send(ready)
         _serve(engine, connection)
-    except BrokenPipeError:
+    except (BrokenPipeError, ConnectionResetError):
         return 0  # the front is gone
     except Exception as error:
         traceback.print_exc()

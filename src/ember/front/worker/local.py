@@ -72,7 +72,8 @@ def run(settings: Settings, worker: Worker, job: dict[str, Any]) -> int:
             loop, answer_with(worker), model=settings.served_names[0], raw=settings.raw_openai_output
         )
         document = asyncio.run(run_job(handler, job))
-        sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
+        indent = 2 if sys.stdout.isatty() else None
+        sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=indent) + "\n")
         sys.stdout.flush()
         return 0 if document["status"] == "COMPLETED" else 1
     finally:
