@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
@@ -299,3 +300,15 @@ def parsed(events: Sequence[str]) -> list[Any]:
     for event in events:
         assert event.startswith("data: ") and event.endswith("\n\n") and event.count("\n") == 2
     return [json.loads(event[6:]) for event in events[:-1]]
+
+
+def refused(deployment: Deployment, path: str, body: Any) -> ApiError:
+    """The error of a POST that must be refused before the engine hears of it."""
+    with pytest.raises(ApiError) as caught:
+        deployment.request("POST", path, body)
+    assert not deployment.engine.calls, "nothing may reach the engine"
+    error = caught.value
+    assert error.body() == {
+        "error": {"message": error.message, "type": error.type, "param": error.param, "code": error.status}
+    }
+    return error

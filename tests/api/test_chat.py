@@ -83,12 +83,13 @@ def test_length(deployment: Deployment) -> None:
 @pytest.mark.parametrize("per_step", [1, 3, 100])
 def test_a_stop_string_is_cut_and_all_tokens_count(deployment: Deployment, per_step: int) -> None:
     deployment.says("hello world, good day", per_step)
-    body = deployment.chat(stop=["x", "ld, g"], return_token_ids=True)
+    body = deployment.chat(stop=["x", "ld, g"], return_token_ids=True, logprobs=True)
     choice = body["choices"][0]
     assert choice["message"]["content"] == "hello wor"
     assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", "ld, g")
     taken = deployment.tokenizer.decode(choice["token_ids"])
     assert taken == "hello world, g", "the tokens up to the one that completed the stop string"
+    assert len(choice["logprobs"]["content"]) == len(choice["token_ids"])
     assert body["usage"]["completion_tokens"] >= len(choice["token_ids"])
     if per_step == 100:
         assert (

@@ -172,6 +172,16 @@ def test_variables_of_the_template(deployment: Deployment, fields: dict[str, Any
     assert deployment.prompt_text == f"<|user|>hi{expected}<|assistant|>"
 
 
+def test_other_variables_are_not_passed_on(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = deployment.services.template
+    assert template is not None
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(template, "render", lambda messages, **variables: given.update(variables) or "prompt")
+    deployment.chat(chat_template_kwargs={"enable_thinking": 1, "unused": 2})
+    assert given.pop("enable_thinking") == 1
+    assert set(given) == {"tools", "documents", "add_generation_prompt", "continue_final_message"}
+
+
 def test_a_broken_template_is_the_clients_error_and_not_a_crash(deployment: Deployment) -> None:
     for source in ("{% for %}", "{{ messages[0].content.nothing.at_all }}", "{{ 1 / 0 }}"):
         deployment.use_template(source)

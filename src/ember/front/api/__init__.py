@@ -1,0 +1,1 @@
+"""What a request means: schemas, validation, one service per route, one router."""

@@ -1,0 +1,170 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from ember.front.api.body import parse_body
+from ember.front.api.call import Call, open_call
+from ember.front.api.exchange import EventStream, Request, Response
+from ember.front.api.logprobs import chat_logprobs, prompt_logprobs
+from ember.front.api.prompt import adds_generation_prompt, chat_prompt, response_role
+from ember.front.api.runs import Runs
+from ember.front.api.samples import Piece
+from ember.front.api.schemas import ChatRequest
+from ember.front.api.services import Services
+from ember.front.api.streaming import event, json_text, start_stream
+from ember.front.api.unsupported import check_tools, refuse_template_overrides, refuse_unsupported
+from ember.wire import Ready
+
+
+async def create_chat_completion(services: Services, request: Request) -> Response | EventStream:
+    """Raises ApiError for every failure before the first token."""
+    fields = parse_body(ChatRequest, request.body)
+    services.check_model(fields.model)
+    refuse_unsupported(fields)
+    refuse_template_overrides(fields)
+    tools = check_tools(fields)
+    adds_generation_prompt(fields)
+    info = await services.ready()
+    call = await asyncio.to_thread(_open, request, fields, services, info, tools)
+    if fields.stream:
+        return EventStream(await start_stream(call, _Chunks(call, fields)), call.headers)
+    return await _answer(call, fields)
+
+
+def _open(
+    request: Request, fields: ChatRequest, services: Services, info: Ready, tools: list[dict[str, Any]] | None
+) -> Call:
+    prompt = chat_prompt(fields, services, info, tools)
+    return open_call(request, fields, services, info, [prompt], "chatcmpl")
+
+
+# ------------------------------------------------------------------------------------------------------ whole answer
+
+
+async def _answer(call: Call, fields: ChatRequest) -> Response:
+    async with call.runs() as runs:
+        choices = await runs.collect()
+    run = runs.runs[0]
+    prompt = run.job.prompt
+    role = response_role(fields, call.services)
+    body = {
+        "id": call.id,
+        "object": "chat.completion",
+        "created": call.created,
+        "model": call.services.model_name,
+        "service_tier": None,
+        "system_fingerprint": call.fingerprint,
+        "choices": [_choice_body(choice, role, call, fields) for choice in choices],
+        "usage": call.usage(runs, runs.completion_tokens()),
+        "prompt_logprobs": prompt_logprobs(run.prompt_logprobs, fields.prompt_logprobs or 0, call.names),
+        "prompt_token_ids": prompt.token_ids if fields.return_token_ids else None,
+        "prompt_text": prompt.text if fields.return_prompt_text else None,
+        "kv_transfer_params": None,
+        "ec_transfer_params": None,
+        "metrics": None,
+    }
+    return Response(200, body, call.headers)
+
+
+def _choice_body(choice: Piece, role: str, call: Call, fields: ChatRequest) -> dict[str, Any]:
+    logprobs = chat_logprobs(choice.logprobs, fields.top_logprobs or 0, call.names) if fields.logprobs else None
+    return {
+        "index": choice.choice,
+        "message": {
+            "role": role,
+            "content": call.jobs[0].prompt.echo + choice.text,
+            "refusal": None,
+            "annotations": None,
+            "audio": None,
+            "function_call": None,
+            "reasoning": None,
+        },
+        "logprobs": logprobs,
+        "finish_reason": choice.finish_reason,
+        "stop_reason": choice.stop_reason,
+        "token_ids": choice.token_ids if fields.return_token_ids else None,
+        "routed_experts": None,
+        "weight_versions": None,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ stream
+
+
+class _Chunks:
+    """Writes the chunks of one stream. Everything that never changes is encoded once."""
+
+    def __init__(self, call: Call, fields: ChatRequest) -> None:
+        self._call = call
+        self._fields = fields
+        self._head = {
+            "id": call.id,
+            "object": "chat.completion.chunk",
+            "created": call.created,
+            "model": call.services.model_name,
+        }
+        self._prefix = f'data: {json_text(self._head)[:-1]},"choices":[{{"index":'
+        self._is_plain = not (fields.logprobs or fields.return_token_ids or call.stream_usage.in_chunks)
+
+    def opening(self, runs: Runs) -> list[str]:
+        """The role, and the echo, of every choice."""
+        prompt = self._call.jobs[0].prompt
+        role = response_role(self._fields, self._call.services)
+        extra: dict[str, Any] = {"prompt_token_ids": prompt.token_ids if self._fields.return_token_ids else None}
+        if self._fields.return_prompt_text:
+            extra["prompt_text"] = prompt.text
+        chunks = [
+            self._event(runs, {"index": index, "delta": {"role": role, "content": ""}, **_OPEN}, 0, extra)
+            for index in range(self._call.num_choices)
+        ]
+        if prompt.echo:
+            chunks += [
+                self._event(runs, {"index": index, "delta": {"content": prompt.echo}, **_OPEN}, 0)
+                for index in range(self._call.num_choices)
+            ]
+        return chunks
+
+    def delta(self, piece: Piece, runs: Runs) -> str | None:
+        """The chunk of one piece; None when there is nothing to tell."""
+        if piece.finish_reason is None and self._is_plain:
+            if not piece.text:
+                return None
+            text = json_text(piece.text)
+            delta = f'{{"content":{text}}}'
+            return f'{self._prefix}{piece.choice},"delta":{delta},"logprobs":null,"finish_reason":null}}]}}\n\n'
+        fields = self._fields
+        choice: dict[str, Any] = {
+            "index": piece.choice,
+            "delta": {"content": piece.text} if piece.text else {},
+            "logprobs": None,
+            "finish_reason": piece.finish_reason,
+        }
+        if fields.logprobs and piece.logprobs:
+            choice["logprobs"] = chat_logprobs(piece.logprobs, fields.top_logprobs or 0, self._call.names)
+        if fields.return_token_ids:
+            choice["token_ids"] = piece.token_ids
+        extra = {}
+        if piece.finish_reason is not None:
+            choice["stop_reason"] = piece.stop_reason
+            if not self._call.stream_usage.at_end:
+                extra["system_fingerprint"] = self._call.fingerprint
+        elif not (piece.text or choice["logprobs"] or choice.get("token_ids")):
+            return None
+        num_tokens = runs.runs[0].samples[piece.choice].num_tokens
+        return self._event(runs, choice, num_tokens, extra)
+
+    def usage(self, runs: Runs) -> str:
+        usage = self._call.final_usage(runs, runs.completion_tokens())
+        return event({**self._head, "choices": [], "usage": usage, "system_fingerprint": self._call.fingerprint})
+
+    def _event(self, runs: Runs, choice: dict[str, Any], num_tokens: int, extra: dict[str, Any] | None = None) -> str:
+        chunk = {**self._head, "choices": [choice], **(extra or {})}
+        if self._call.stream_usage.in_chunks:
+            chunk["usage"] = self._call.final_usage(runs, num_tokens)
+        return event(chunk)
+
+
+_OPEN: dict[str, Any] = {"logprobs": None, "finish_reason": None}

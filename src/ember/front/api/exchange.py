@@ -1,0 +1,39 @@
+"""What comes into the router and what leaves it. The faces translate between these and HTTP or queue jobs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Request:
+    """One request. `headers` has lower-case names; `path` is as it was sent, percent-encoding included."""
+
+    method: str
+    path: str
+    body: Any = None  # parsed JSON, None when there was no body
+    headers: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Response:
+    """A whole answer: a dict or list is JSON, a str plain text, None an empty body."""
+
+    status: int = 200
+    body: Any = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class EventStream:
+    """A streamed answer: each item is one whole SSE event, the last one `data: [DONE]`.
+
+    The engine has already produced its first output. `events.aclose()` aborts what is still running, also when nothing
+    was taken from the stream yet.
+    """
+
+    events: AsyncGenerator[str, None]
+    headers: dict[str, str] = field(default_factory=dict)

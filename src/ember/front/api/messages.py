@@ -1,0 +1,127 @@
+"""Chat messages as the template takes them: roles it knows, content in the format it reads, arguments as objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import orjson
+
+from ember.front.errors import bad_request
+
+ContentFormat = Literal["string", "openai"]
+
+# Content parts that are text -> the key that holds it.
+_TEXT_PARTS = {
+    "text": "text",
+    "input_text": "text",
+    "output_text": "text",
+    "refusal": "refusal",
+    "thinking": "thinking",
+}
+_MEDIA_PARTS = frozenset(
+    {
+        "image_url",
+        "input_image",
+        "image_embeds",
+        "image_pil",
+        "input_audio",
+        "audio_url",
+        "audio_embeds",
+        "video_url",
+        "video_embeds",
+        "prompt_embeds",
+        "file",
+        "input_file",
+    }
+)
+
+
+def prepare_messages(
+    messages: Sequence[Mapping[str, Any]], content_format: ContentFormat, *, knows_developer: bool, model_name: str
+) -> list[dict[str, Any]]:
+    """The messages to render; the given ones are left as they are. Raises ApiError 400 for content that is no text."""
+    prepared = [_prepare(message, content_format, model_name) for message in messages]
+    if not knows_developer and any(message["role"] == "developer" for message in prepared):
+        prepared = _with_developer_as_system(prepared, content_format)
+    return prepared
+
+
+def content_text(content: Any) -> str:
+    """Prepared content as one string."""
+    if isinstance(content, list):
+        return "\n".join(part["text"] for part in content)
+    return content or ""
+
+
+def _prepare(message: Mapping[str, Any], content_format: ContentFormat, model_name: str) -> dict[str, Any]:
+    prepared = {key: value for key, value in message.items() if value is not None}
+    role = message["role"]
+    texts = _texts(message.get("content"), model_name)
+    if content_format == "openai" and role != "tool":
+        prepared["content"] = [{"type": "text", "text": text} for text in texts]
+    else:
+        prepared["content"] = "\n".join(texts)
+    if role == "assistant":
+        reasoning = prepared.get("reasoning", prepared.get("reasoning_content"))
+        if reasoning is not None:
+            prepared["reasoning"] = prepared["reasoning_content"] = reasoning
+    tool_calls = prepared.pop("tool_calls", None)
+    if tool_calls:
+        prepared["tool_calls"] = [_with_parsed_arguments(call) for call in tool_calls]
+    return prepared
+
+
+def _texts(content: Any, model_name: str) -> list[str]:
+    if content is None:
+        return []
+    if isinstance(content, str):
+        return [content]
+    return [part if isinstance(part, str) else _part_text(part, model_name) for part in content]
+
+
+def _part_text(part: Mapping[str, Any], model_name: str) -> str:
+    kind = part.get("type")
+    if kind is None:  # the short form: the key says what it is
+        kind = next((key for key in part if key in _TEXT_PARTS or key in _MEDIA_PARTS), None)
+    if not isinstance(kind, str):
+        raise bad_request("A content part must have a `type`, such as {'type': 'text', 'text': '...'}.", "messages")
+    if kind in _MEDIA_PARTS:
+        message = f"{model_name} is not a multimodal model; content part {kind!r} cannot be used."
+        raise bad_request(message, "messages")
+    if kind not in _TEXT_PARTS:
+        supported = ", ".join(_TEXT_PARTS)
+        message = f"Unsupported chat content part type: {kind[:64]!r}. Supported types: {supported}"
+        raise bad_request(message, "messages")
+    text = part.get(_TEXT_PARTS[kind])
+    if not isinstance(text, str):
+        raise bad_request(f"A content part of type {kind!r} must have a string `{_TEXT_PARTS[kind]}`.", "messages")
+    return text
+
+
+def _with_parsed_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Templates read arguments as an object; what is no JSON object becomes an empty one, as history must not fail."""
+    function = call.get("function")
+    if not isinstance(function, dict):
+        return dict(call)
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = orjson.loads(arguments)
+        except ValueError:
+            arguments = {}
+    if not isinstance(arguments, dict):
+        arguments = {}
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _with_developer_as_system(messages: list[dict[str, Any]], content_format: ContentFormat) -> list[dict[str, Any]]:
+    """Developer messages become system ones, and one system message, at the front, holds them all."""
+    instructions = [message for message in messages if message["role"] in ("developer", "system")]
+    others = [message for message in messages if message["role"] not in ("developer", "system")]
+    content: Any
+    if content_format == "openai":
+        content = [part for message in instructions for part in message["content"]]
+    else:
+        content = "\n".join(message["content"] for message in instructions)
+    return [{**instructions[0], "role": "system", "content": content}, *others]

@@ -1,0 +1,213 @@
+"""From what the client sent to prompt token ids. Everything here is plain CPU work that the routes run in a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from ember.front.api.body import encodable
+from ember.front.api.messages import content_text, prepare_messages
+from ember.front.api.schemas import ChatRequest, CompletionRequest, GenerationRequest
+from ember.front.api.services import Services
+from ember.front.errors import ApiError, bad_request
+from ember.front.text.template import ChatTemplate, TemplateError
+from ember.front.text.tokenizer import Tokenizer
+from ember.wire import Ready
+
+MAX_PROMPTS = 1024
+USUAL_CHARS_PER_TOKEN = 8  # a text below this many per token of context is counted without looking at the vocabulary
+
+NO_TEMPLATE = (
+    "As of transformers v4.44, default chat template is no longer allowed, so you must provide a chat template if the "
+    "tokenizer does not define one."
+)
+
+
+@dataclass(slots=True)
+class Prompt:
+    """One prompt, ready for the engine."""
+
+    token_ids: list[int]
+    text: str | None = None  # as given or rendered; None for a prompt given as token ids
+    echo: str = ""  # what `echo` puts before the answer
+
+
+# ------------------------------------------------------------------------------------------------------------- chat
+
+
+def adds_generation_prompt(request: ChatRequest) -> bool:
+    """Continuing the last message leaves no place for a generation prompt. Raises ApiError 400 for both at once."""
+    if request.continue_final_message:
+        if request.add_generation_prompt:
+            message = "Cannot set both `continue_final_message` and `add_generation_prompt` to True."
+            raise bad_request(message, "continue_final_message")
+        return False
+    return request.add_generation_prompt is not False
+
+
+def response_role(request: ChatRequest, services: Services) -> str:
+    """Without a generation prompt the answer goes on in the last message, so it has that one's role."""
+    return services.settings.response_role if adds_generation_prompt(request) else request.messages[-1]["role"]
+
+
+def chat_prompt(request: ChatRequest, services: Services, info: Ready, tools: list[dict[str, Any]] | None) -> Prompt:
+    """Renders and tokenises. Raises ApiError 400."""
+    template = services.template
+    if template is None:
+        raise bad_request(NO_TEMPLATE)
+    try:
+        if tools and isinstance(services.tokenizer.chat_template, dict):
+            template = _template_with_tools(services.tokenizer, services.settings.custom_chat_template) or template
+        messages = prepare_messages(
+            request.messages,
+            template.content_format,
+            knows_developer="developer" in template.source,
+            model_name=services.model_name,
+        )
+        text = template.render(
+            messages,
+            tools=tools,
+            add_generation_prompt=adds_generation_prompt(request),
+            continue_final_message=bool(request.continue_final_message),
+            documents=request.documents,
+            **_template_variables(request, services, template),
+        )
+    except TemplateError as error:
+        raise bad_request(encodable(str(error))) from None
+    prompt = _encode_text(text, request, services, info, add_special_tokens=bool(request.add_special_tokens))
+    last = messages[-1]
+    if request.echo and last["role"] == response_role(request, services):
+        prompt.echo = encodable(content_text(last["content"]))
+    return prompt
+
+
+@lru_cache(maxsize=4)
+def _template_with_tools(tokenizer: Tokenizer, custom: str | None) -> ChatTemplate | None:
+    """Some models bring a template of their own for conversations with tools."""
+    return ChatTemplate.for_tokenizer(tokenizer, custom, with_tools=True)
+
+
+def _template_variables(request: ChatRequest, services: Services, template: ChatTemplate) -> dict[str, Any]:
+    """Of `chat_template_kwargs` and the fields that go to the template, those that it reads."""
+    given = dict(request.chat_template_kwargs or {})
+    if request.reasoning_effort is not None:
+        given["reasoning_effort"] = request.reasoning_effort
+        given.setdefault("enable_thinking", request.reasoning_effort != "none")
+    own = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "self"}
+    own.update(services.tokenizer.special_tokens)
+    return {name: value for name, value in given.items() if name in template.variables and name not in own}
+
+
+# ------------------------------------------------------------------------------------------------------ completions
+
+
+def completion_prompts(request: CompletionRequest, services: Services, info: Ready) -> list[Prompt]:
+    """One for each prompt of the request, in order. Raises ApiError 400."""
+    given = request.prompt
+    if given is None or len(given) == 0:
+        raise bad_request("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
+    items: Sequence[str | list[int]]
+    if isinstance(given, str):
+        items = [given]
+    elif isinstance(given[0], int):
+        items = [given]  # type: ignore[list-item]
+    else:
+        items = given  # type: ignore[assignment]
+    if len(items) > MAX_PROMPTS:
+        raise bad_request(f"prompt must have at most {MAX_PROMPTS} items, got {len(items)}.", "prompt")
+    return [_completion_prompt(item, request, services, info) for item in items]
+
+
+def _completion_prompt(item: str | list[int], request: CompletionRequest, services: Services, info: Ready) -> Prompt:
+    if len(item) == 0:
+        raise bad_request("The decoder prompt cannot be empty", "prompt")
+    if isinstance(item, str):
+        add_special_tokens = request.add_special_tokens is not False
+        prompt = _encode_text(item, request, services, info, add_special_tokens=add_special_tokens)
+    else:
+        check_token_ids(item, info, "prompt")
+        prompt = Prompt(_fit(item, request, info))
+    if request.echo:
+        prompt.echo = services.tokenizer.decode(prompt.token_ids) if prompt.text is None else prompt.text
+    return prompt
+
+
+def check_token_ids(token_ids: Sequence[int], info: Ready, param: str) -> None:
+    """Raises ApiError 400 unless the model has all of them."""
+    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < info.vocab_size):
+        wrong = next(token_id for token_id in token_ids if not 0 <= token_id < info.vocab_size)
+        message = f"{param} contains the token id {wrong}, which is out of the vocabulary of {info.vocab_size} tokens."
+        raise bad_request(message, param)
+
+
+# ------------------------------------------------------------------------------------------------------------- both
+
+
+def _encode_text(
+    text: str, request: GenerationRequest, services: Services, info: Ready, *, add_special_tokens: bool
+) -> Prompt:
+    text = encodable(text)
+    kept = _guarded(text, request, services.tokenizer, info)
+    token_ids = services.tokenizer.encode(kept, add_special_tokens)
+    fitted = _fit(token_ids, request, info)
+    if not fitted:
+        raise bad_request("The decoder prompt cannot be empty", "prompt")
+    if len(fitted) < len(token_ids) or len(kept) < len(text):
+        text = services.tokenizer.decode(fitted)
+    return Prompt(fitted, text)
+
+
+def _guarded(text: str, request: GenerationRequest, tokenizer: Tokenizer, info: Ready) -> str:
+    """Bounds the work of tokenising: no text may be longer than the context filled with the longest token."""
+    if len(text) <= info.max_model_len * USUAL_CHARS_PER_TOKEN:
+        return text
+    most = info.max_model_len * _longest_token(tokenizer)
+    if len(text) <= most:
+        return text
+    if request.truncate_prompt_tokens is not None:
+        return text[-most:] if _truncates_left(request) else text[:most]
+    message = (
+        f"This model's maximum context length is {info.max_model_len} tokens. However, your prompt has {len(text)} "
+        f"characters, more than {most}, which cannot fit. Please reduce the length of the input prompt. "
+        f"(parameter=input_text, value={len(text)})"
+    )
+    raise bad_request(message, "input_text")
+
+
+@lru_cache(maxsize=4)
+def _longest_token(tokenizer: Tokenizer) -> int:
+    return max((len(tokenizer.token_text(token_id)) for token_id in range(tokenizer.vocab_size)), default=1) or 1
+
+
+def _truncates_left(request: GenerationRequest) -> bool:
+    return request.truncation_side != "right"
+
+
+def _fit(token_ids: list[int], request: GenerationRequest, info: Ready) -> list[int]:
+    """Truncates as asked. Raises ApiError 400 for what is still longer than the context."""
+    keep = request.truncate_prompt_tokens
+    longest = info.max_model_len
+    if keep is not None:
+        if keep > longest:
+            message = (
+                f"truncate_prompt_tokens={keep} cannot be greater than max_model_len={longest}. "
+                f"Please request a smaller truncation size. (parameter=truncate_prompt_tokens, value={keep})"
+            )
+            raise bad_request(message, "truncate_prompt_tokens")
+        keep = longest - 1 if keep == -1 else keep  # one place is left for the output
+        if len(token_ids) > keep:
+            token_ids = token_ids[len(token_ids) - keep :] if _truncates_left(request) else token_ids[:keep]
+    if len(token_ids) > longest:
+        raise too_long(len(token_ids), longest)
+    return token_ids
+
+
+def too_long(num_tokens: int, max_model_len: int) -> ApiError:
+    message = (
+        f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains {num_tokens} "
+        "input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input "
+        f"prompt. (parameter=input_tokens, value={num_tokens})"
+    )
+    return bad_request(message, "input_tokens")

@@ -1,0 +1,54 @@
+"""What every route needs, built once at start-up."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from ember import __version__
+from ember.boot import Timeline
+from ember.front.client import Engine, EngineError
+from ember.front.errors import ApiError
+from ember.front.text.template import ChatTemplate
+from ember.front.text.tokenizer import Tokenizer
+from ember.settings import Settings
+from ember.wire import Ready
+
+
+@dataclass
+class Services:
+    """The deployment as the routes see it. `generation_defaults` are sampling defaults, already merged."""
+
+    settings: Settings
+    engine: Engine
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    model_dir: str
+    generation_defaults: dict[str, Any]
+    created: int  # seconds since the epoch, shown by /v1/models
+    timeline: Timeline
+
+    @property
+    def model_name(self) -> str:
+        """The name that answers carry."""
+        return self.settings.served_names[0]
+
+    def check_model(self, name: str | None) -> None:
+        """A missing or empty name is the base model. Raises ApiError 404 for any other that is not served."""
+        if name and name not in self.settings.served_names:
+            raise ApiError(404, f"The model `{name[:200]}` does not exist.", param="model")
+
+    async def ready(self) -> Ready:
+        """Waits until the engine can serve. Raises ApiError 500, not to be retried, when it cannot start."""
+        if self.engine.is_ready:
+            return self.engine.info
+        try:
+            return await self.engine.wait_ready()
+        except EngineError as error:
+            raise ApiError(500, str(error), headers={"x-should-retry": "false"}) from error
+
+    def fingerprint(self, info: Ready) -> str:
+        """`ember-<version>-<8 hex>`: equal for equal builds of equal models on equal kinds of device."""
+        parts = (__version__, self.model_name, self.model_dir, info.architecture, info.device, info.dtype)
+        return f"ember-{__version__}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"

@@ -1,0 +1,57 @@
+"""The `usage` object, and when a stream carries it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ember.front.api.schemas import GenerationRequest
+from ember.front.errors import bad_request
+from ember.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class StreamUsage:
+    """`at_end`: a last chunk with usage alone. `in_chunks`: the usage so far in every chunk."""
+
+    at_end: bool = False
+    in_chunks: bool = False
+
+
+def stream_usage(request: GenerationRequest, settings: Settings) -> StreamUsage:
+    """Raises ApiError 400 for stream options without a stream."""
+    options = request.stream_options
+    if options is not None and not request.stream:
+        raise bad_request("Stream options can only be defined when `stream=True`.", "stream_options")
+    if settings.enable_force_include_usage:
+        return StreamUsage(True, True)
+    if options is None:
+        return StreamUsage()
+    wanted = bool(options.continuous_usage_stats) if options.include_usage is None else options.include_usage
+    return StreamUsage(wanted, wanted and bool(options.continuous_usage_stats))
+
+
+def usage_body(prompt_tokens: int, completion_tokens: int, cached_tokens: int | None) -> dict[str, Any]:
+    """`cached_tokens` None: the deployment does not report them."""
+    details = None
+    if cached_tokens is not None:
+        details = {"cached_tokens": cached_tokens, "created_cache_tokens": None, "multimodal_tokens": None}
+    return {
+        "prompt_tokens": prompt_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "completion_tokens": completion_tokens,
+        "prompt_tokens_details": details,
+        "completion_tokens_details": None,
+    }
+
+
+def usage_for_stream(prompt_tokens: int, completion_tokens: int, cached_tokens: int | None) -> dict[str, Any]:
+    """The same without the nulls."""
+    usage: dict[str, Any] = {
+        "prompt_tokens": prompt_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "completion_tokens": completion_tokens,
+    }
+    if cached_tokens is not None:
+        usage["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
+    return usage
