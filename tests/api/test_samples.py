@@ -92,3 +92,13 @@ def test_only_the_token_that_ended_the_sample_is_hidden(tokenizer: Tokenizer) ->
         assert piece.token_ids == token_ids
     (piece,) = run(tokenizer, token_ids, [], TextOptions(), "stop")
     assert piece.text == "ab", "an engine that leaves the end token out loses nothing"
+
+
+def test_the_tokenizers_own_end_token_is_no_stop_reason_unless_it_was_asked_for(tokenizer: Tokenizer) -> None:
+    end = tokenizer.eos_token_id
+    assert end is not None
+    for asked, expected in ((frozenset[int](), None), (frozenset({end}), end)):
+        piece = Piece(0)
+        options = TextOptions(end_token_ids=frozenset({end}), stop_token_ids=asked)
+        Sample(0, tokenizer, [], options).push(SequenceOutput(1, 0, [end], "stop", stop_reason=end), piece)
+        assert (piece.finish_reason, piece.stop_reason) == ("stop", expected)

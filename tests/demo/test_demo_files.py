@@ -236,6 +236,8 @@ def test_trained_spans_follow_the_prompt() -> None:
     for example in (next(stream) for _ in range(500)):
         text, prompt = render(example), render_prompt(example)
         assert text.startswith(prompt)
+        tokens, start = (_tokenizer().encode(part, add_special_tokens=False) for part in (text, prompt))
+        assert tokens[: len(start)] == start
         spans = trained_spans(text, example.thinking)
         assert spans[-1] == (len(prompt), len(text) - 1)
 

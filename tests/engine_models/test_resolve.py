@@ -11,7 +11,7 @@ from huggingface_hub import errors
 
 from ember.engine.errors import ModelError
 from ember.engine.loading import resolve
-from ember.engine.loading.resolve import resolve_model
+from ember.engine.loading.resolve import find_snapshot, resolve_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -71,6 +71,15 @@ def test_revisions_by_branch_and_by_commit(tmp_path: Path) -> None:
 def test_cache_without_refs_serves_its_single_snapshot(tmp_path: Path) -> None:
     only = snapshot(tmp_path, "models--org--name", None)
     assert resolve_model("org/name", download_dir=str(tmp_path)) == only
+
+
+def test_a_download_that_was_cut_off_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = snapshot(tmp_path, "models--org--name")
+    index = '{"weight_map": {"a": "model.safetensors", "b": "absent.safetensors"}}'
+    (directory / "model.safetensors.index.json").write_text(index)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(directory))
+    assert find_snapshot(tmp_path, "org/name", None) is None
+    assert resolve_model("org/name", download_dir=str(tmp_path)) == directory
 
 
 def test_user_cache_follows_the_usual_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

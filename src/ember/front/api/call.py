@@ -87,6 +87,7 @@ def open_call(
             skip_special_tokens=not shows_special if fields.skip_special_tokens is None else fields.skip_special_tokens,
             spaces_between_special_tokens=fields.spaces_between_special_tokens is not False,
             end_token_ids=ends,
+            stop_token_ids=frozenset(params.stop_token_ids),
         )
         jobs.append(Job(prompt, sampling, text, rank, fields.cache_salt))
     as_ids = fields.return_tokens_as_token_ids

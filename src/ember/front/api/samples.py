@@ -22,6 +22,7 @@ class TextOptions:
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     end_token_ids: frozenset[int] = frozenset()  # EOS and stop ids
+    stop_token_ids: frozenset[int] = frozenset()  # those of them the request brought
 
 
 @dataclass(slots=True)
@@ -46,6 +47,7 @@ class Sample:
         self.num_tokens = 0  # generated, those after a stop string included
         self.finish_reason: str | None = None
         self._options = options
+        self._eos_token_id = tokenizer.eos_token_id
         self._detokenizer = Detokenizer(
             tokenizer,
             prompt_token_ids,
@@ -79,7 +81,7 @@ class Sample:
         if output.logprobs:
             piece.logprobs += output.logprobs[:taken]
         if self.finish_reason is None and output.finish_reason is not None:
-            self._finish(piece, output.finish_reason, output.stop_reason)
+            self._finish(piece, output.finish_reason, self._stop_reason(output))
 
     def close(self, piece: Piece, finish_reason: str) -> None:
         """Ends a sample that the engine left unfinished."""
@@ -106,6 +108,11 @@ class Sample:
             else:
                 piece.text += self._stops.flush()
         return len(output.token_ids)
+
+    def _stop_reason(self, output: SequenceOutput) -> int | str | None:
+        """A model may have several end tokens; ending with the tokenizer's own is the ordinary end, without a reason."""
+        is_ordinary = output.stop_reason == self._eos_token_id and self._eos_token_id not in self._options.stop_token_ids
+        return None if is_ordinary else output.stop_reason
 
     def _finish(self, piece: Piece, finish_reason: str, stop_reason: int | str | None) -> None:
         self.finish_reason = piece.finish_reason = finish_reason
