@@ -110,9 +110,10 @@ class Sample:
         return len(output.token_ids)
 
     def _stop_reason(self, output: SequenceOutput) -> int | str | None:
-        """A model may have several end tokens; ending with the tokenizer's own is the ordinary end, without a reason."""
-        is_ordinary = output.stop_reason == self._eos_token_id and self._eos_token_id not in self._options.stop_token_ids
-        return None if is_ordinary else output.stop_reason
+        """The ordinary end of a text, the tokenizer's own end token, is no reason; a model may have others."""
+        if output.stop_reason == self._eos_token_id and self._eos_token_id not in self._options.stop_token_ids:
+            return None
+        return output.stop_reason
 
     def _finish(self, piece: Piece, finish_reason: str, stop_reason: int | str | None) -> None:
         self.finish_reason = piece.finish_reason = finish_reason
