@@ -1,0 +1,271 @@
+"""Attention over the paged cache in torch operators: right on every device, tuned for CPU.
+
+`plan_attention` decides once per step, on the host, how each sequence of the batch is attended to; `attend` then runs
+that plan in every layer without a further decision. Three kinds of work:
+
+- a whole prompt (nothing cached): K and V of the batch itself, causal;
+- a chunk after a cached prefix, or longer than a sliding window: read from its pages, with an explicit mask;
+- decodes (one query each): sequences of similar context are gathered into one padded problem. The query heads that
+  share a KV head become rows of one small matrix, so K and V are read once for all of them.
+
+Gathering goes by slot, not by page: padding repeats a slot of the same sequence, so what lies in unused slots is never
+read. A sequence whose pages happen to be adjacent in memory is read in place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ember.engine.layers.batch import Batch
+
+_MAX_GATHER = 32_768  # tokens gathered at once for a group of decodes: bounds the buffers
+_IN_PLACE = 512  # context from which a decode with adjacent pages is better alone than copied into a group
+_MAX_QUERIES = 512  # of one masked problem: bounds the mask and leaves out keys that no query of the stretch sees
+_FEW_QUERIES = 16  # up to here, queries after a cached prefix go as rows, like decodes
+
+Rows = slice | Tensor  # rows of the flat batch
+
+
+@dataclass(slots=True)
+class Segment:
+    """Some sequences of the batch, attended to by one call."""
+
+    rows: Rows  # tokens of the batch, sequence by sequence
+    sequences: int
+    queries: int  # per sequence
+    keys: int  # per sequence, padding included
+    slots: Rows | None  # slots of the keys, sequence by sequence; None: the batch's own K and V, causal
+    mask: Tensor | None  # added to the scores: [queries, keys], or [sequences, 1, 1, keys] for decodes
+
+
+@dataclass(slots=True)
+class AttentionPlan:
+    """One step's attention, for the layers of one sliding window; read by `attend`."""
+
+    segments: list[Segment]
+    slot_mapping: Tensor  # [T]
+    buffers: tuple[Tensor, Tensor] | None  # [slots, kv_heads, head_dim] for gathered K and V, shared by all layers
+
+
+def plan_attention(
+    batch: Batch, windows: set[int | None], block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+) -> dict[int | None, AttentionPlan]:
+    """The plan of each distinct sliding window (None: full attention)."""
+    longest = max(batch.context_lens, default=0)
+    tables = batch.block_tables.tolist() if batch.block_tables.device.type == "cpu" else None
+    planned: dict[int | None, list[Segment]] = {}
+    plans: dict[int | None, AttentionPlan] = {}
+    for window in windows:
+        effective = window if window is not None and window < longest else None
+        if effective not in planned:
+            planned[effective] = _segments(batch, effective, block_size, tables, dtype)
+        plans[window] = AttentionPlan(planned[effective], batch.slot_mapping, None)
+    gathered = [
+        segment.slots.shape[0]
+        for segments in planned.values()
+        for segment in segments
+        if isinstance(segment.slots, Tensor)
+    ]
+    if gathered:
+        shape = (max(gathered), kv_heads, head_dim)
+        device = batch.slot_mapping.device
+        buffers = torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device)
+        for plan in plans.values():
+            plan.buffers = buffers
+    return plans
+
+
+def attend(plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Write the batch's K and V into the cache and attend.
+
+    query [T, heads, head_dim], key and value [T, kv_heads, head_dim]; keys and values are one layer's cache
+    [num_blocks, block_size, kv_heads, head_dim]. Returns [T, heads * head_dim].
+    """
+    keys, values = keys.flatten(0, 1), values.flatten(0, 1)  # [slots, kv_heads, head_dim]
+    keys.index_copy_(0, plan.slot_mapping, key)
+    values.index_copy_(0, plan.slot_mapping, value)
+    tokens = query.shape[0]
+    if len(plan.segments) == 1 and isinstance(plan.segments[0].rows, slice):
+        return _attend_segment(plan, plan.segments[0], query, key, value, keys, values)
+    output = query.new_empty(tokens, query.shape[1] * query.shape[2])
+    for segment in plan.segments:
+        output[segment.rows] = _attend_segment(plan, segment, query, key, value, keys, values)
+    return output
+
+
+def _attend_segment(
+    plan: AttentionPlan, segment: Segment, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor
+) -> Tensor:
+    """[sequences * queries, heads * head_dim] of one segment; `keys` and `values` are the cache by slot."""
+    query = query[segment.rows]
+    if segment.slots is None:
+        key, value = key[segment.rows], value[segment.rows]
+    elif isinstance(segment.slots, slice):
+        key, value = keys[segment.slots], values[segment.slots]
+    else:
+        assert plan.buffers is not None
+        count = segment.slots.shape[0]
+        key = torch.index_select(keys, 0, segment.slots, out=plan.buffers[0][:count])
+        value = torch.index_select(values, 0, segment.slots, out=plan.buffers[1][:count])
+    sequences, queries, (_, heads, size), kv_heads = segment.sequences, segment.queries, query.shape, key.shape[1]
+    key = key.unflatten(0, (sequences, segment.keys)).transpose(1, 2)  # [sequences, kv_heads, keys, head_dim]
+    value = value.unflatten(0, (sequences, segment.keys)).transpose(1, 2)
+    if segment.slots is not None and queries <= _FEW_QUERIES:
+        return _attend_rows(query, key, value, segment).reshape(sequences * queries, heads * size)
+    query = query.unflatten(0, (sequences, queries)).transpose(1, 2)  # [sequences, heads, queries, head_dim]
+    output = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=segment.mask,
+        is_causal=segment.slots is None,
+        enable_gqa=heads != kv_heads,
+    )
+    return output.transpose(1, 2).reshape(sequences * queries, heads * size)
+
+
+def _attend_rows(query: Tensor, key: Tensor, value: Tensor, segment: Segment) -> Tensor:
+    """Few queries: those of one KV head, over its query heads, as the rows of one problem.
+
+    query [sequences * queries, heads, head_dim] -> [sequences, queries, heads, head_dim]; key and value
+    [sequences, kv_heads, keys, head_dim].
+    """
+    sequences, kv_heads, _, size = key.shape
+    queries, group = segment.queries, query.shape[1] // kv_heads
+    mask = segment.mask
+    if queries == 1:
+        rows = query.view(sequences, kv_heads, group, size)
+        if group == 1 and query.dtype != torch.float32 and query.device.type == "cpu":
+            rows = rows.expand(-1, -1, 2, -1)  # torch's CPU kernel is several times slower for one row than for two
+        if mask is not None:
+            mask = mask.expand(sequences, 1, rows.shape[2], segment.keys)
+        output = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask)
+        return output[:, :, :group].reshape(sequences, 1, kv_heads * group, size)
+    rows = query.view(sequences, queries, kv_heads, group, size).permute(0, 2, 1, 3, 4)
+    rows = rows.reshape(sequences, kv_heads, queries * group, size)
+    if mask is not None:
+        mask = mask[:, None].expand(queries, group, segment.keys).reshape(queries * group, segment.keys)
+    output = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask)
+    output = output.view(sequences, kv_heads, queries, group, size).transpose(1, 2)
+    return output.reshape(sequences, queries, kv_heads * group, size)
+
+
+def _segments(
+    batch: Batch, window: int | None, block_size: int, tables: list[list[int]] | None, dtype: torch.dtype
+) -> list[Segment]:
+    segments: list[Segment] = []
+    decodes: list[int] = []
+    for sequence, context in enumerate(batch.context_lens):
+        start, stop = batch.query_starts[sequence], batch.query_starts[sequence + 1]
+        queries = stop - start
+        if queries == 1:
+            decodes.append(sequence)
+        elif queries == context and (window is None or context <= window):
+            segments.append(Segment(slice(start, stop), 1, queries, queries, None, None))
+        else:
+            for begin in range(0, queries, _MAX_QUERIES):
+                count = min(_MAX_QUERIES, queries - begin)
+                end = context - queries + begin + count  # what the stretch sees: positions [first, end)
+                first = 0 if window is None else max(0, end - count - window + 1)
+                slots = _slots(batch, [sequence], [first], end - first, block_size, tables)
+                mask = _mask(batch, count, first, end, window, dtype)
+                rows = slice(start + begin, start + begin + count)
+                segments.append(Segment(rows, 1, count, end - first, slots, mask))
+    return segments + _decode_segments(batch, decodes, window, block_size, tables, dtype)
+
+
+def _decode_segments(
+    batch: Batch,
+    decodes: list[int],
+    window: int | None,
+    block_size: int,
+    tables: list[list[int]] | None,
+    dtype: torch.dtype,
+) -> list[Segment]:
+    """Groups of sequences whose visible contexts differ by less than half (and a page or so)."""
+    visible = {s: min(batch.context_lens[s], window or batch.context_lens[s]) for s in decodes}
+    groups: list[list[int]] = []
+    group: list[int] = []
+    for sequence in sorted(decodes, key=lambda s: visible[s]):
+        context, count = batch.context_lens[sequence], visible[sequence]
+        long = tables is not None and count >= _IN_PLACE
+        if long and tables is not None and _adjacent(tables[sequence], context - count, context, block_size):
+            groups.append([sequence])
+            continue
+        too_long = bool(group) and count > 1.5 * visible[group[0]] + 64
+        if not group or too_long or count * (len(group) + 1) > _MAX_GATHER:
+            group = []
+            groups.append(group)
+        group.append(sequence)
+    return [_decode_segment(batch, sorted(group), visible, block_size, tables, dtype) for group in groups]
+
+
+def _decode_segment(
+    batch: Batch,
+    group: list[int],
+    visible: dict[int, int],
+    block_size: int,
+    tables: list[list[int]] | None,
+    dtype: torch.dtype,
+) -> Segment:
+    """The last `visible` positions of each sequence of `group`, padded to the longest."""
+    device = batch.slot_mapping.device
+    counts = [visible[sequence] for sequence in group]
+    first = [batch.context_lens[sequence] - visible[sequence] for sequence in group]
+    rows = [batch.query_starts[sequence] for sequence in group]
+    longest = max(counts)
+    mask = None
+    if min(counts) < longest:
+        hidden = torch.arange(longest, device=device) >= torch.tensor(counts, device=device)[:, None]
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)[:, None, None]
+    adjacent = rows[-1] - rows[0] == len(rows) - 1
+    return Segment(
+        rows=slice(rows[0], rows[-1] + 1) if adjacent else torch.tensor(rows, device=device),
+        sequences=len(group),
+        queries=1,
+        keys=longest,
+        slots=_slots(batch, group, first, longest, block_size, tables),
+        mask=mask,
+    )
+
+
+def _slots(
+    batch: Batch,
+    sequences: list[int],
+    first: list[int],
+    count: int,
+    block_size: int,
+    tables: list[list[int]] | None,
+) -> Rows:
+    """Slots of `count` positions of each sequence from `first` on; past a sequence's end its last slot is repeated."""
+    if tables is not None and len(sequences) == 1:
+        table, start = tables[sequences[0]], first[0]
+        if _adjacent(table, start, start + count, block_size):
+            slot = table[start // block_size] * block_size + start % block_size
+            return slice(slot, slot + count)
+    device = batch.block_tables.device
+    bounds = torch.tensor([sequences, first, [batch.context_lens[s] - 1 for s in sequences]], device=device)
+    positions = torch.minimum(bounds[1][:, None] + torch.arange(count, device=device), bounds[2][:, None])
+    blocks = batch.block_tables[bounds[0]].gather(1, positions // block_size)  # [sequences, count]
+    return (blocks * block_size + positions % block_size).flatten()
+
+
+def _adjacent(table: list[int], start: int, stop: int, block_size: int) -> bool:
+    """Whether positions [start, stop) lie in pages that follow each other in memory."""
+    first, last = start // block_size, (stop - 1) // block_size
+    return table[first : last + 1] == list(range(table[first], table[first] + last + 1 - first))
+
+
+def _mask(batch: Batch, queries: int, first: int, context: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """[queries, context - first]: the last `queries` positions of `context` see themselves and what came before."""
+    device = batch.slot_mapping.device
+    query = torch.arange(context - queries, context, device=device)[:, None]
+    key = torch.arange(first, context, device=device)
+    hidden = key > query
+    if window is not None:
+        hidden |= key <= query - window
+    return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)

@@ -1,0 +1,28 @@
+"""Rotary positions as data. No torch here: a model's configuration is read before torch is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+RopeKind = Literal["default", "linear", "llama3", "yarn"]
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary positions: the base frequencies of `rotary_dim` dimensions, and how `kind` rescales them.
+
+    Sources: RoPE arXiv 2104.09864, YaRN arXiv 2309.00071; `llama3` is Llama 3.1's frequency-dependent scaling.
+    """
+
+    rotary_dim: int
+    theta: float = 10_000.0
+    kind: RopeKind = "default"
+    factor: float = 1.0
+    original_max_position_embeddings: int = 0  # llama3, yarn
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0  # yarn
+    truncate: bool = True  # yarn
+    attention_factor: float = 1.0  # scales cos and sin; worked out from the factor where yarn's config leaves it open

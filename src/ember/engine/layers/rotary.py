@@ -1,0 +1,88 @@
+"""Rotary position embedding (RoPE, arXiv 2104.09864) in the half-split ("NeoX") layout.
+
+The angles of a step's tokens are computed once per step, in float32, and shared by all layers. That is a few
+microseconds; tables for the whole context would cost a long-context model a noticeable part of its boot.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ember.engine.layers.rope_config import RopeConfig
+
+
+@dataclass(slots=True)
+class Rotary:
+    """Angles and rotation of the first `rotary_dim` dimensions of each head."""
+
+    inverse_frequencies: Tensor  # [rotary_dim / 2] float32
+    attention_factor: float
+    rotary_dim: int
+
+    @classmethod
+    def build(cls, config: RopeConfig, device: torch.device) -> Rotary:
+        frequencies = inverse_frequencies(config).to(device)
+        return cls(frequencies, config.attention_factor, config.rotary_dim)
+
+    def angles(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines (-sin for the first half) of [T] positions: two tensors [T, 1, rotary_dim]."""
+        angles = positions[:, None].float() * self.inverse_frequencies  # [T, rotary_dim / 2]
+        cos, sin = angles.cos(), angles.sin()
+        if self.attention_factor != 1.0:
+            cos, sin = cos * self.attention_factor, sin * self.attention_factor
+        cosines = torch.cat((cos, cos), dim=-1).to(dtype)
+        sines = torch.cat((-sin, sin), dim=-1).to(dtype)
+        return cosines[:, None], sines[:, None]
+
+    def rotate(self, heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+        """Rotate [T, heads, head_dim] by `angles`; dimensions past `rotary_dim` stay as they are."""
+        half = self.rotary_dim // 2
+        turned = heads if self.rotary_dim == heads.shape[-1] else heads[..., : self.rotary_dim]
+        swapped = torch.cat((turned[..., half:], turned[..., :half]), dim=-1)
+        rotated = torch.addcmul(turned * cosines, swapped, sines)
+        if turned is heads:
+            return rotated
+        return torch.cat((rotated, heads[..., self.rotary_dim :]), dim=-1)
+
+
+def inverse_frequencies(config: RopeConfig) -> Tensor:
+    """[rotary_dim / 2] float32: radians per position of each pair of dimensions."""
+    steps = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32) / config.rotary_dim
+    frequencies = 1.0 / config.theta**steps
+    if config.kind == "linear":
+        return frequencies / config.factor
+    if config.kind == "llama3":
+        return _llama3(config, frequencies)
+    if config.kind == "yarn":
+        return _yarn(config, frequencies)
+    return frequencies
+
+
+def _llama3(config: RopeConfig, frequencies: Tensor) -> Tensor:
+    """Llama 3.1: long wavelengths are slowed by `factor`, short ones kept, those between are interpolated."""
+    turns = config.original_max_position_embeddings * frequencies / (2 * math.pi)  # full turns in the original context
+    kept = (turns - config.low_freq_factor) / (config.high_freq_factor - config.low_freq_factor)
+    kept = kept.clamp(0.0, 1.0)
+    return frequencies * kept + frequencies / config.factor * (1 - kept)
+
+
+def _yarn(config: RopeConfig, frequencies: Tensor) -> Tensor:
+    """YaRN's "NTK by parts" (arXiv 2309.00071, section 3.2): a linear ramp over dimensions from kept to slowed."""
+
+    def dimension(turns: float) -> float:
+        length = config.original_max_position_embeddings / (turns * 2 * math.pi)
+        return config.rotary_dim * math.log(length) / (2 * math.log(config.theta))
+
+    low, high = dimension(config.beta_fast), dimension(config.beta_slow)
+    if config.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, config.rotary_dim - 1)
+    if low == high:
+        high += 0.001
+    pairs = torch.arange(config.rotary_dim // 2, dtype=torch.float32)
+    slowed = ((pairs - low) / (high - low)).clamp(0.0, 1.0)
+    return frequencies / config.factor * slowed + frequencies * (1 - slowed)

@@ -1,0 +1,48 @@
+"""Which dtype the model runs in. No torch at import."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from ember.engine.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def choose_dtype(requested: str, checkpoint_dtype: str, device: str) -> torch.dtype:
+    """The dtype to run in, by `choose_dtype_name`."""
+    import torch
+
+    return getattr(torch, choose_dtype_name(requested, checkpoint_dtype, device))
+
+
+def choose_dtype_name(requested: str, checkpoint_dtype: str, device: str) -> str:
+    """`requested` is auto or a dtype's name, `device` a torch device type or name; returns the dtype's name.
+
+    auto: on a GPU the checkpoint's own (float32 becomes bfloat16, as 32 bits only cost speed there); on a CPU bfloat16
+    where the checkpoint has 16 bits and the CPU multiplies bfloat16, otherwise float32. Raises ModelError.
+    """
+    if requested in DTYPES:
+        return requested
+    if requested != "auto":
+        raise ModelError(f"dtype {requested!r} is not supported; use auto, {', '.join(DTYPES)}")
+    if device.split(":")[0] == "cpu":
+        return "bfloat16" if checkpoint_dtype in ("bfloat16", "float16") and cpu_has_bfloat16() else "float32"
+    return checkpoint_dtype if checkpoint_dtype in ("bfloat16", "float16") else "bfloat16"
+
+
+@cache
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU has bfloat16 dot products (AVX512-BF16 or AMX)."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("flags"):
+                    return bool({"avx512_bf16", "amx_bf16"}.intersection(line.split()))
+    except OSError:
+        pass
+    return False

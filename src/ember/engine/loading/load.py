@@ -1,0 +1,90 @@
+"""From a model directory to a decoder with its weights in place.
+
+Two ways of reading. Where the checkpoint's dtype is the one wanted and the device is the CPU, bytes go straight into
+the parameters' memory, which needs no torch: `begin` may start that before torch is imported. Otherwise each reader
+thread has staging memory (pinned for a GPU) from which its chunks are copied, converted on the way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ember.engine.loading.plan import DTYPES, LoadPlan, make_plan, read_headers
+from ember.engine.loading.reader import Buffers, Reading
+from ember.engine.models.config import DecoderConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from ember.engine.models.decoder import Decoder
+
+
+@dataclass(slots=True)
+class LoadReport:
+    """What loading took; `seconds` is the time during which reads were under way."""
+
+    nbytes: int
+    seconds: float
+    threads: int
+    files: int
+
+    @property
+    def gigabytes_per_second(self) -> float:
+        return self.nbytes / max(self.seconds, 1e-9) / 1e9
+
+
+@dataclass(slots=True)
+class Started:
+    """A direct read under way, to be handed to `load_decoder`."""
+
+    buffers: Buffers
+    reading: Reading
+    dtype: str  # as torch spells it
+
+
+def begin(model_dir: Path, config: DecoderConfig, dtype: str, device: str) -> Started | None:
+    """Start reading before torch is imported, where the bytes need no conversion; None where they do.
+
+    `dtype` is a torch dtype's name (`loading.dtype.choose_dtype`). Raises ModelError.
+    """
+    return begin_plan(make_plan(config, read_headers(model_dir)), dtype, device)
+
+
+def begin_plan(plan: LoadPlan, dtype: str, device: str) -> Started | None:
+    if device.split(":")[0] != "cpu" or {DTYPES[found] for found in plan.dtypes} != {dtype}:
+        return None
+    buffers = Buffers(plan, next(iter(plan.dtypes)))
+    return Started(buffers, Reading(plan, lambda: buffers), dtype)
+
+
+def load_decoder(
+    model_dir: Path,
+    config: DecoderConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    started: Started | None = None,
+    report: list[LoadReport] | None = None,
+) -> Decoder:
+    """Read the weights and build the decoder; `report` gets one entry. Raises ModelError."""
+    from ember.engine.loading.place import Staging, parameter_tensors, wrap
+    from ember.engine.models.decoder import Decoder
+
+    name = str(dtype).removeprefix("torch.")
+    if started is None or started.dtype != name or device.type != "cpu":
+        plan = make_plan(config, read_headers(model_dir))
+        started = begin_plan(plan, name, device.type)
+    if started is not None:
+        reading = started.reading
+        reading.wait()
+        weights = wrap(reading.plan, started.buffers, dtype)
+    else:
+        weights = parameter_tensors(plan, dtype, device)
+        reading = Reading(plan, lambda: Staging(weights, device))
+        reading.wait()
+    if report is not None:
+        files = len({copy.entry.file for copy in reading.plan.copies})
+        report.append(LoadReport(reading.plan.nbytes, reading.seconds, reading.threads, files))
+    return Decoder(config, weights)

@@ -1,0 +1,59 @@
+"""Parameters as tensors, and the staging memory through which bytes reach them when they cannot be read in place."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ember.engine.loading.plan import DTYPES, LoadPlan
+from ember.engine.loading.reader import CHUNK_BYTES, Buffers, Chunk
+
+
+def wrap(plan: LoadPlan, buffers: Buffers, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The buffers as tensors on the same memory, which the tensors keep alive."""
+    weights: dict[str, Tensor] = {}
+    for parameter in plan.parameters:
+        memory, offset = buffers.places.pop(parameter.name)
+        flat = torch.frombuffer(memory, dtype=dtype, count=math.prod(parameter.shape), offset=offset)
+        weights[parameter.name] = flat.view(parameter.shape)
+    return weights
+
+
+def parameter_tensors(plan: LoadPlan, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """Uninitialised parameters, one allocation each, so that each can be replaced and freed on its own."""
+    return {parameter.name: torch.empty(parameter.shape, dtype=dtype, device=device) for parameter in plan.parameters}
+
+
+class Staging:
+    """One thread's sink: two buffers in turn, so that a copy to the device overlaps the next read."""
+
+    def __init__(self, weights: dict[str, Tensor], device: torch.device) -> None:
+        cuda = device.type == "cuda"
+        self._flat = {name: weight.view(-1) for name, weight in weights.items()}
+        self._buffers = [torch.empty(CHUNK_BYTES, dtype=torch.uint8, pin_memory=cuda) for _ in range(2)]
+        self._stream = torch.cuda.Stream(device) if cuda else None
+        self._copied = [torch.cuda.Event() for _ in range(2)] if cuda else []
+        self._turn = 0
+
+    def view(self, chunk: Chunk) -> memoryview:
+        self._turn ^= 1
+        if self._copied:
+            self._copied[self._turn].synchronize()  # the copy that last used this buffer
+        return memoryview(self._buffers[self._turn].numpy().data)[: chunk.nbytes]
+
+    @torch.inference_mode()
+    def done(self, chunk: Chunk) -> None:
+        source = self._buffers[self._turn][: chunk.nbytes].view(getattr(torch, DTYPES[chunk.copy.entry.dtype]))
+        target = self._flat[chunk.copy.parameter][chunk.element : chunk.element + chunk.count]
+        if self._stream is None:
+            target.copy_(source)
+            return
+        with torch.cuda.stream(self._stream):
+            target.copy_(source.to(target.device, non_blocking=True))  # converted on the device where dtypes differ
+            self._copied[self._turn].record()
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.synchronize()

@@ -1,0 +1,173 @@
+"""Reading the plan's bytes with several threads, each `preadv` straight to where the bytes belong. No torch here.
+
+`pread` releases the interpreter lock, so reading runs beside `import torch` and everything else the boot does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ember.engine.errors import ModelError
+from ember.engine.loading.plan import Copy, LoadPlan, parameter_bytes
+from ember.engine.loading.safetensors_header import AGAIN, ITEM_SIZES
+
+CHUNK_BYTES = 16 << 20
+_LARGE = 1 << 20  # bytes from which a parameter is worth freeing when it is replaced
+_ALIGN = 64  # bytes; a cache line, and what vector loads like best
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A stretch of one copy; `element` and `count` in elements of the flat parameter."""
+
+    copy: Copy
+    offset: int  # in the file
+    nbytes: int
+    element: int
+    count: int
+
+
+class Sink(Protocol):
+    """Where one thread's chunks go; each thread has its own."""
+
+    def view(self, chunk: Chunk) -> memoryview:
+        """Memory of `chunk.nbytes` bytes to read into."""
+
+    def done(self, chunk: Chunk) -> None:
+        """The chunk is in that memory."""
+
+    def close(self) -> None:
+        """No more chunks come: finish what is under way."""
+
+
+class Reading:
+    """A read under way in threads. `wait()` returns when every byte is in place, or raises the first ModelError."""
+
+    def __init__(self, plan: LoadPlan, open_sink: Callable[[], Sink], threads: int | None = None) -> None:
+        self.plan = plan
+        self.threads = threads or min(8, 2 * available_cores())
+        self.seconds = 0.0
+        self._chunks = iter(_chunks(plan))
+        self._files: dict[Path, int] = {}
+        self._lock = threading.Lock()
+        self._error: BaseException | None = None
+        self._open_sink = open_sink
+        self._start = time.perf_counter()
+        self._end = self._start
+        self._workers = [threading.Thread(target=self._work, daemon=True) for _ in range(self.threads)]
+        for worker in self._workers:
+            worker.start()
+
+    def wait(self) -> None:
+        for worker in self._workers:
+            worker.join()
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        self._files.clear()
+        self.seconds = self._end - self._start
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        try:
+            sink = self._open_sink()
+            while (chunk := self._next()) is not None:
+                view = sink.view(chunk)
+                _read_exactly(self._descriptor(chunk.copy.entry.file), view, chunk)
+                sink.done(chunk)
+            sink.close()
+        except BaseException as error:
+            with self._lock:
+                self._error = self._error or error
+        with self._lock:
+            self._end = max(self._end, time.perf_counter())
+
+    def _next(self) -> Chunk | None:
+        with self._lock:
+            return None if self._error is not None else next(self._chunks, None)
+
+    def _descriptor(self, file: Path) -> int:
+        with self._lock:
+            if file not in self._files:
+                self._files[file] = os.open(file, os.O_RDONLY)
+            return self._files[file]
+
+
+class Buffers:
+    """A sink of plain memory in the checkpoint's dtype: filled without torch.
+
+    The large parameters of a layer share one mapping, on huge pages: touching fresh memory costs more than reading the
+    file does, and a layer is also the unit in which packing frees what it replaced. Small ones share one for good.
+    """
+
+    def __init__(self, plan: LoadPlan, dtype: str) -> None:
+        """`dtype` as safetensors spells it; every tensor of the plan must have it."""
+        self.item_size = ITEM_SIZES[dtype]
+        self.places: dict[str, tuple[mmap.mmap, int]] = {}  # parameter -> its mapping and the offset there in bytes
+        groups: dict[str, list[tuple[str, int]]] = {}
+        for parameter in plan.parameters:
+            size = parameter_bytes(parameter, dtype)
+            owner = parameter.name.rsplit(".", 2)[0] if size >= _LARGE else ""
+            groups.setdefault(owner, []).append((parameter.name, size))
+        for members in groups.values():
+            memory = _memory(sum(-(-size // _ALIGN) * _ALIGN for _, size in members))
+            offset = 0
+            for name, size in members:
+                self.places[name] = memory, offset
+                offset += -(-size // _ALIGN) * _ALIGN
+
+    def view(self, chunk: Chunk) -> memoryview:
+        memory, offset = self.places[chunk.copy.parameter]
+        start = offset + chunk.element * self.item_size
+        return memoryview(memory)[start : start + chunk.nbytes]
+
+    def done(self, chunk: Chunk) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def _memory(size: int) -> mmap.mmap:
+    """Private zero pages, mapped as they are touched; huge ones where that is possible."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if size >= 4 << 20 and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
+def _chunks(plan: LoadPlan) -> list[Chunk]:
+    chunks: list[Chunk] = []
+    for copy in plan.copies:
+        item_size = ITEM_SIZES[copy.entry.dtype]
+        for start in range(0, copy.entry.nbytes, CHUNK_BYTES):
+            nbytes = min(CHUNK_BYTES, copy.entry.nbytes - start)
+            element = copy.element + start // item_size
+            chunks.append(Chunk(copy, copy.entry.offset + start, nbytes, element, nbytes // item_size))
+    return chunks
+
+
+def _read_exactly(descriptor: int, view: memoryview, chunk: Chunk) -> None:
+    done = 0
+    while done < chunk.nbytes:
+        count = os.preadv(descriptor, [view[done:]], chunk.offset + done)
+        if count == 0:
+            raise ModelError(f"{chunk.copy.entry.file} became shorter while it was read: {AGAIN}")
+        done += count

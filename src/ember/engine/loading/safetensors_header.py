@@ -1,0 +1,93 @@
+"""The header of a safetensors file: which tensor lies where. No torch here.
+
+Format (huggingface/safetensors): 8 bytes with the header's length (little endian), the header as a JSON object of
+`name -> {"dtype", "shape", "data_offsets": [begin, end]}` plus `__metadata__`, then the data; offsets count from there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ember.engine.errors import ModelError
+
+ITEM_SIZES = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
+    "I16": 2,
+    "U16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "I32": 4,
+    "U32": 4,
+    "F32": 4,
+    "I64": 8,
+    "U64": 8,
+    "F64": 8,
+}
+MAX_HEADER = 100_000_000  # bytes; the format's own limit
+AGAIN = "the file is damaged or its download was cut off: delete it and download it again"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor of a file; `offset` in bytes from the file's start."""
+
+    name: str
+    file: Path
+    offset: int
+    nbytes: int
+    dtype: str  # as the format spells it: BF16, F32, ...
+    shape: tuple[int, ...]
+
+
+def read_header(file: Path) -> dict[str, TensorEntry]:
+    """The tensors of one file by name. Raises ModelError, in one line, for a file that is not whole or not sound."""
+    try:
+        with open(file, "rb") as handle:
+            size = os.fstat(handle.fileno()).st_size
+            length = int.from_bytes(handle.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise ModelError(f"{file} has {size} bytes but its header alone says {length}: {AGAIN}")
+            if length > MAX_HEADER:
+                raise ModelError(
+                    f"{file} says that its header has {length} bytes, over the limit of {MAX_HEADER}: {AGAIN}"
+                )
+            header = json.loads(handle.read(length))
+    except FileNotFoundError:
+        raise ModelError(f"{file} is missing: download the model again") from None
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise ModelError(f"{file} has a header that is not JSON: {AGAIN}") from None
+    if not isinstance(header, dict):
+        raise ModelError(f"{file} has a header that is not a JSON object: {AGAIN}")
+    header.pop("__metadata__", None)
+    start = 8 + length
+    return {name: _entry(file, name, value, start, size) for name, value in header.items()}
+
+
+def _entry(file: Path, name: str, value: Any, start: int, size: int) -> TensorEntry:
+    try:
+        dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+        sound = all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end))
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise ModelError(f"{file}: the header's entry for {name} makes no sense: {AGAIN}")
+    if dtype not in ITEM_SIZES:
+        known = ", ".join(ITEM_SIZES)
+        raise ModelError(f"{file}: tensor {name} has the unknown dtype {dtype!r} (known: {known}): convert the model")
+    if end - begin != math.prod(shape) * ITEM_SIZES[dtype]:
+        raise ModelError(f"{file}: tensor {name} {dtype} {list(shape)} does not fill its {end - begin} bytes: {AGAIN}")
+    if start + end > size:
+        raise ModelError(f"{file} ends at byte {size}, but tensor {name} reaches byte {start + end}: {AGAIN}")
+    return TensorEntry(name, file, start + begin, end - begin, dtype, shape)

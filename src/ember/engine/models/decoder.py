@@ -1,0 +1,168 @@
+"""The decoder: one forward pass for every family, whose differences are data in `DecoderConfig`.
+
+    hidden = embed(tokens)
+    for each layer:
+        hidden = hidden + attention(norm(hidden))
+        hidden = hidden + mlp(norm(hidden))
+    logits = head(norm(hidden))
+
+Norms may follow the sum instead (`norm_first` False). Call under `torch.inference_mode()`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ember.engine.layers.attention import AttentionPlan, attend, plan_attention
+from ember.engine.layers.batch import Batch, KVCache
+from ember.engine.layers.embedding import Embedding
+from ember.engine.layers.linear import Linear, can_pack
+from ember.engine.layers.mlp import ACTIVATIONS, MLP
+from ember.engine.layers.norm import LayerNorm, Norm, RMSNorm
+from ember.engine.layers.rotary import Rotary
+from ember.engine.models.config import DecoderConfig
+
+
+@dataclass(slots=True)
+class Layer:
+    """The weights of one decoder layer."""
+
+    attention_norm: Norm
+    qkv: Linear  # [(heads + 2 * kv_heads) * head_dim, hidden]
+    qk_norm: RMSNorm | None  # weight [heads + kv_heads, head_dim]: the query norm's row for each query head, then key's
+    output: Linear  # [hidden, heads * head_dim]
+    mlp_norm: Norm
+    mlp: MLP
+    window: int | None
+
+
+@dataclass(slots=True)
+class Step:
+    """What all layers share in one forward pass."""
+
+    plans: dict[int | None, AttentionPlan]
+    cosines: Tensor | None  # [T, 1, rotary_dim]
+    sines: Tensor | None  # [T, 1, rotary_dim]
+    cache: KVCache
+
+
+class Decoder:
+    """A model's weights and its forward pass."""
+
+    def __init__(self, config: DecoderConfig, weights: dict[str, Tensor]) -> None:
+        """`weights` by the names of `models.weights.parameters`, of one dtype on one device; the dict is emptied."""
+        self.config = config
+        self.num_parameters = sum(weight.numel() for weight in weights.values())
+        self.weight_bytes = sum(weight.nbytes for weight in weights.values())
+        tokens = weights.pop("embed_tokens.weight")
+        self.dtype, self.device = tokens.dtype, tokens.device
+        self.embedding = Embedding(
+            tokens,
+            weights.pop("embed_positions.weight", None),
+            config.position_offset or 0,
+            _linear(weights, "project_in") if config.embed_dim else None,
+        )
+        self.rotary = Rotary.build(config.rope, self.device) if config.rope else None
+        self.layers = [_layer(config, weights, layer) for layer in range(config.num_layers)]
+        self.final_norm = _norm(config, weights, "final_norm") if config.final_norm else None
+        self.project_out = _linear(weights, "project_out") if config.embed_dim else None
+        self.head = Linear(tokens) if config.tie_word_embeddings else _linear(weights, "lm_head")
+
+    def forward(self, batch: Batch, cache: KVCache) -> Tensor:
+        """Run one step: K and V of the batch are written to the cache. Returns [T, hidden] after the final norm."""
+        config = self.config
+        hidden = self.embedding(batch.token_ids, batch.positions)  # [T, hidden]
+        plans = plan_attention(
+            batch, set(config.windows()), cache.block_size, config.num_kv_heads, config.head_dim, self.dtype
+        )
+        step = Step(plans, None, None, cache)
+        if self.rotary is not None:
+            step.cosines, step.sines = self.rotary.angles(batch.positions, self.dtype)
+        for index, layer in enumerate(self.layers):
+            if config.norm_first:
+                hidden = hidden + self._attention(layer, index, layer.attention_norm(hidden), step)
+                hidden = hidden + layer.mlp(layer.mlp_norm(hidden))
+            else:
+                hidden = layer.attention_norm(hidden + self._attention(layer, index, hidden, step))
+                hidden = layer.mlp_norm(hidden + layer.mlp(hidden))
+        if self.final_norm is not None:
+            hidden = self.final_norm(hidden)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[R, hidden] -> [R, vocab_size] in the model's dtype."""
+        if self.project_out is not None:
+            hidden = self.project_out(hidden)
+        return self.head(hidden)
+
+    def pack(self, *, tied_head: bool = True) -> float:
+        """Bring every matrix into the layout that this CPU reads fastest, one at a time; returns the seconds it took.
+
+        Packed weights replace plain ones. The exception is a head tied to the token embedding: looking tokens up needs
+        the plain rows, so packing it (`tied_head`) costs a second copy. Does nothing where packing has no use.
+        """
+        if not can_pack(self.device.type, self.dtype):
+            return 0.0
+        start = time.perf_counter()
+        for layer in self.layers:
+            for linear in (layer.qkv, layer.output, layer.mlp.up, layer.mlp.down):
+                linear.pack()
+        tied = self.head.weight is self.embedding.tokens
+        if not tied or tied_head:
+            if tied and not self.head.packed:
+                self.weight_bytes += self.head.weight.nbytes
+            self.head.pack()
+        return time.perf_counter() - start
+
+    def _attention(self, layer: Layer, index: int, hidden: Tensor, step: Step) -> Tensor:
+        """[T, hidden] -> [T, hidden]."""
+        config = self.config
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        qkv = layer.qkv(hidden).view(-1, heads + 2 * kv_heads, config.head_dim)  # [T, all heads, head_dim]
+        query_key, value = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
+        if layer.qk_norm is not None:
+            query_key = layer.qk_norm(query_key)
+        if self.rotary is not None:
+            assert step.cosines is not None and step.sines is not None
+            query_key = self.rotary.rotate(query_key, step.cosines, step.sines)
+        query, key = query_key[:, :heads], query_key[:, heads:]
+        mixed = attend(step.plans[layer.window], query, key, value, step.cache.keys[index], step.cache.values[index])
+        return layer.output(mixed)
+
+
+def _layer(config: DecoderConfig, weights: dict[str, Tensor], number: int) -> Layer:
+    prefix = f"layers.{number}."
+    qk_norm = None
+    if config.qk_norm:
+        query = weights.pop(f"{prefix}query_norm.weight").expand(config.num_heads, -1)
+        key = weights.pop(f"{prefix}key_norm.weight").expand(config.num_kv_heads, -1)
+        qk_norm = RMSNorm(torch.cat((query, key)), config.head_dim, config.norm_eps)
+    return Layer(
+        attention_norm=_norm(config, weights, f"{prefix}attention_norm"),
+        qkv=_linear(weights, f"{prefix}qkv"),
+        qk_norm=qk_norm,
+        output=_linear(weights, f"{prefix}output"),
+        mlp_norm=_norm(config, weights, f"{prefix}mlp_norm"),
+        mlp=MLP(
+            up=_linear(weights, f"{prefix}up"),
+            down=_linear(weights, f"{prefix}down"),
+            activation=ACTIVATIONS[config.activation],
+            gated=config.gated_mlp,
+        ),
+        window=config.windows()[number],
+    )
+
+
+def _linear(weights: dict[str, Tensor], name: str) -> Linear:
+    return Linear(weights.pop(f"{name}.weight"), weights.pop(f"{name}.bias", None))
+
+
+def _norm(config: DecoderConfig, weights: dict[str, Tensor], name: str) -> Norm:
+    weight = weights.pop(f"{name}.weight", None)
+    if config.norm == "rms":
+        return RMSNorm(weight, config.hidden_size, config.norm_eps)
+    return LayerNorm(weight, weights.pop(f"{name}.bias", None), config.hidden_size, config.norm_eps)
