@@ -101,6 +101,11 @@ class Engine:
                 outputs.append(self._extend(sequence, sampled.token_ids[row], sampled.logprobs.get(row)))
         return outputs
 
+    def do_chore(self) -> bool:
+        """One short piece of the work that the boot put off: repacking weights for the CPU. Returns whether more is
+        left. For idle moments after the first answer, and between steps where there are none."""
+        return self.runner.model.pack_next()
+
     def stats(self) -> Stats:
         counters = self.scheduler.counters
         return Stats(

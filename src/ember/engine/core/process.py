@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+STEPS_BEFORE_CHORES = 32  # of an engine that finds no idle moment
+
 
 class Connection:
     """The engine's end of the socket. `receive` is called by the reader thread, `send` by any."""
@@ -145,13 +147,20 @@ def _serve(engine: Engine, connection: Connection) -> None:
         inbox.put(None)
 
     threading.Thread(target=read, name="reader", daemon=True).start()
+    chores_left = True
+    num_steps = 0
     while True:
         outputs: list[SequenceOutput] = []
         while True:  # all that has arrived; waits for something when there is nothing to compute
+            is_idle = not engine.has_work and not outputs
+            has_chore = chores_left and num_steps > 0
             try:
-                messages = inbox.get(block=not engine.has_work and not outputs)
+                messages = inbox.get(block=is_idle and not has_chore)
             except queue.Empty:
-                break
+                if not is_idle:
+                    break
+                chores_left = engine.do_chore()
+                continue
             if messages is None:
                 return
             for message in messages:
@@ -166,9 +175,13 @@ def _serve(engine: Engine, connection: Connection) -> None:
                         return
                     case Configure():
                         log.error("the engine is configured already; the message is ignored")
-        outputs += engine.step()
+        if engine.has_work:
+            outputs += engine.step()
+            num_steps += 1
         if outputs:
             connection.send(Outputs(outputs))
+        if chores_left and num_steps >= STEPS_BEFORE_CHORES:
+            chores_left = engine.do_chore()
 
 
 def _fail(connection: Connection, message: str, during: str) -> int:

@@ -70,6 +70,7 @@ class Decoder:
         self.layers = [_layer(config, weights, layer) for layer in range(config.num_layers)]
         self.final_norm = _norm(config, weights, "final_norm") if config.final_norm else None
         self.project_out = _linear(weights, "project_out") if config.embed_dim else None
+        self._num_packed = 0  # layers, and then the head
         self.head = Linear(tokens) if config.tie_word_embeddings else _linear(weights, "lm_head")
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
@@ -99,23 +100,29 @@ class Decoder:
             hidden = self.project_out(hidden)
         return self.head(hidden)
 
-    def pack(self, *, tied_head: bool = True) -> float:
-        """Bring every matrix into the layout that this CPU reads fastest, one at a time; returns the seconds it took.
+    def pack_next(self) -> bool:
+        """Bring one more layer's matrices, at last the head's, into the layout that this CPU reads fastest. Returns
+        whether there is more to do; False at once where packing has no use.
 
         Packed weights replace plain ones. The exception is a head tied to the token embedding: looking tokens up needs
-        the plain rows, so packing it (`tied_head`) costs a second copy. Does nothing where packing has no use.
+        the plain rows, so packing it costs a second copy.
         """
-        if not can_pack(self.device.type, self.dtype):
-            return 0.0
-        start = time.perf_counter()
-        for layer in self.layers:
+        if self._num_packed > len(self.layers) or not can_pack(self.device.type, self.dtype):
+            return False
+        if self._num_packed < len(self.layers):
+            layer = self.layers[self._num_packed]
             for linear in (layer.qkv, layer.output, layer.mlp.up, layer.mlp.down):
                 linear.pack()
-        tied = self.head.weight is self.embedding.tokens
-        if not tied or tied_head:
-            if tied and not self.head.packed:
-                self.weight_bytes += self.head.weight.nbytes
+        else:
             self.head.pack()
+        self._num_packed += 1
+        return self._num_packed <= len(self.layers)
+
+    def pack(self) -> float:
+        """`pack_next` to the end; returns the seconds it took."""
+        start = time.perf_counter()
+        while self.pack_next():
+            pass
         return time.perf_counter() - start
 
     def _attention(self, layer: Layer, index: int, hidden: Tensor, step: Step) -> Tensor:
