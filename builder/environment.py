@@ -33,9 +33,9 @@ def main(directory: str, kind: str, torch_index: str) -> int:
         torch = next(line for line in (ROOT / "constraints.txt").read_text().split() if line.startswith("torch=="))
         print(f"installing {torch}")
         from_cpu_index = ["--index-url", torch_index, "--retries", "0", "--timeout", "20"]
-        if shutil.which("nvidia-smi") or not _pip(python, torch, *from_cpu_index, quietly=True):
-            if not _pip(python, torch):
-                return 1
+        for_cpu = shutil.which("nvidia-smi") is None and _pip(python, torch, *from_cpu_index, quietly=True)
+        if not for_cpu and not _pip(python, torch):
+            return 1
     extra = "[dev]" if kind == "dev" else ""
     print(f"installing ember{extra} and what it needs")
     if not _pip(python, "-e", f"{ROOT}{extra}", *constraints):

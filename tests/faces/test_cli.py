@@ -160,7 +160,6 @@ def test_table_of_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert any(line.startswith("| `MAX_MODEL_LEN` |") for line in lines)
 
 
-
 def test_warnings_name_the_variable() -> None:
     (line,) = warn_unused({"TENSOR_PARALLEL_SIZE": "2", "MODEL_NAME": "m"})
     assert line.startswith("TENSOR_PARALLEL_SIZE ")
