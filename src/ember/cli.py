@@ -3,6 +3,7 @@
 `ember serve [MODEL]`   the HTTP server
 `ember worker`          the queue worker; the same as `python handler.py`
 `ember settings`        the table of all settings, as Markdown
+`ember boot-report`     the boot timeline that EMBER_BOOT_REPORT wrote, drawn as text or SVG
 
 The engine's process is started before anything else is imported, so that both sides of the boot run side by side.
 """
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 _FOREIGN_PREFIXES = ("VLLM_", "EMBER_", "OMP_", "HUGGING_FACE_", "OPENAI_")
 _HELP_FLAGS = ("-h", "--help")
-_COMMANDS = ("serve", "worker", "settings")
+_COMMANDS = ("serve", "worker", "settings", "boot-report")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
             return _serve(flags)
         if flags.command == "worker":
             return _worker(flags)
+        if flags.command == "boot-report":
+            return _boot_report(flags)
         print(settings_table())
         return 0
     except SettingsError as error:
@@ -103,6 +106,25 @@ def _local_job(flags: argparse.Namespace) -> int:
     return local.run(settings, launch(settings), job)
 
 
+def _boot_report(flags: argparse.Namespace) -> int:
+    import json
+    from pathlib import Path
+
+    from ember.boot_report import as_svg, as_text
+
+    try:
+        report = json.loads(Path(flags.file).read_text())
+        text, picture = as_text(report), as_svg(report)
+        if flags.svg:
+            Path(flags.svg).write_text(picture)
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return _fail(f"{flags.file} is not a boot report; EMBER_BOOT_REPORT=FILE makes the worker write one")
+    print(text)
+    return 0
+
+
 def _load(flags: argparse.Namespace, default_model: str | None = None) -> Settings:
     """The settings, with the flags on top; logging is set up by them and useless variables are reported."""
     import logging
@@ -156,6 +178,9 @@ def _parser() -> argparse.ArgumentParser:
         kind: dict[str, Any] = {"metavar": "X"} if count else {"action": "store_true"}
         worker.add_argument(f"--rp-{name}", help=argparse.SUPPRESS, **kind)
     _add_settings(worker)
+    report = commands.add_parser("boot-report", help="draw a boot timeline", allow_abbrev=False)
+    report.add_argument("file", metavar="FILE", help="what EMBER_BOOT_REPORT wrote, or the answer of GET /boot")
+    report.add_argument("--svg", metavar="OUT", help="write it as a picture too")
     commands.add_parser("settings", help="print the table of settings", allow_abbrev=False)
     return parser
 

@@ -11,7 +11,7 @@ from ember.front.api.completions import create_completion
 from ember.front.api.exchange import EventStream, Request, Response
 from ember.front.api.models import get_model, list_models
 from ember.front.api.services import Services
-from ember.front.api.status import health, ping, version
+from ember.front.api.status import boot, health, ping, version
 from ember.front.errors import ApiError
 
 __all__ = ["EventStream", "Request", "Response", "dispatch"]
@@ -70,4 +70,5 @@ _ROUTES: dict[str, dict[str, Route]] = {
     "/health": {"GET": _at_once(health)},
     "/ping": {"GET": _at_once(ping), "POST": _at_once(ping)},
     "/version": {"GET": _at_once(version)},
+    "/boot": {"GET": _at_once(boot)},
 }

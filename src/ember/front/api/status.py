@@ -1,4 +1,4 @@
-"""GET /health, /ping and /version: is this worker alive, ready, and what is it."""
+"""GET /health, /ping, /version and /boot: is this worker alive, ready, what is it, and how did it boot."""
 
 from __future__ import annotations
 
@@ -21,3 +21,8 @@ def ping(services: Services) -> Response:
 
 def version(services: Services) -> Response:
     return Response(200, {"version": __version__})
+
+
+def boot(services: Services) -> Response:
+    """The boot timeline of both processes, as `ember boot-report` reads it."""
+    return Response(200, services.timeline.report())

@@ -1,0 +1,73 @@
+"""Every kernel compiles for GPUs that are not there, without spills, and with the cache keys of a launch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CAPABILITIES = (80, 90, 120)
+# Local memory a thread, in bytes: a few registers at most, which a kernel bound by bandwidth does not feel.
+MAX_SPILL_BYTES = 64
+
+
+def _run(*arguments: str, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own, in which triton compiles instead of interpreting."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    if cache is not None:
+        environment["TRITON_CACHE_DIR"] = str(cache)
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_every_typical_kernel_compiles_without_spills(capability: int) -> None:
+    command = ["-m", "ember_kernels.compile", "--typical", "--capabilities", str(capability)]
+    result = _run(*command, "--processes", "2", "--max-spills", str(MAX_SPILL_BYTES))
+    print(result.stdout)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+
+
+PROBE = """
+import torch, triton, triton.language as tl
+from ember_kernels.compile import Specialisation, compile_one, dry_run
+
+@triton.jit(do_not_specialize=["size"])
+def kernel(x_ptr, y_ptr, bias_ptr, size, stride, scale, BLOCK: tl.constexpr, ROUND: tl.constexpr = False):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offsets * stride, mask=offsets < size) * scale
+    tl.store(y_ptr + offsets, x, mask=offsets < size)
+
+types = {"x_ptr": "*bf16", "y_ptr": "*fp16", "size": "i32", "stride": "i32", "scale": "fp32"}
+constants = {"BLOCK": 64, "bias_ptr": None}
+compile_one("probe", Specialisation("s", kernel, types, constants, 2, 2, ("x_ptr", "y_ptr", "stride")), 90)
+
+def launch(size, stride, offset=0, dtype=torch.float16):
+    x, y = torch.zeros(4096, dtype=torch.bfloat16), torch.zeros(4096, dtype=dtype)
+    kernel[(1,)](x[offset:], y, None, size, stride, 2.0, BLOCK=64, num_warps=2, num_stages=2)
+
+for name, arguments in {
+    "same": (33, 16), "size of one": (1, 32), "odd stride": (33, 5), "odd address": (33, 16, 1),
+    "other dtype": (33, 16, 0, torch.float32),
+}.items():
+    with dry_run(90) as misses:
+        launch(*arguments)
+    print(name, len(misses))
+"""
+
+
+def test_compiled_keys_are_those_of_a_launch(tmp_path: Path) -> None:
+    (tmp_path / "probe.py").write_text(PROBE)
+    result = _run(str(tmp_path / "probe.py"), cache=tmp_path / "cache")
+    expected = ["same 0", "size of one 0", "odd stride 1", "odd address 1", "other dtype 1"]
+    assert result.stdout.splitlines() == expected, result.stderr[-4000:]
+
+
+def test_a_specialisation_that_does_not_fit_its_kernel_says_so(tmp_path: Path) -> None:
+    (tmp_path / "probe.py").write_text(PROBE.replace('"size": "i32"', '"length": "i32"'))
+    result = _run(str(tmp_path / "probe.py"), cache=tmp_path / "cache")
+    assert result.returncode != 0
+    assert "probe.s: the kernel has no argument length" in result.stderr
