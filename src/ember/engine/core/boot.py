@@ -57,33 +57,36 @@ def open_model(configure: Configure, timeline: Timeline, found: Callable[[Locate
         found(Located(str(model_dir), str(tokenizer_dir)))
         config = load_config(model_dir)
     reading = None
-    if configure.device != "cuda" and not _has_nvidia_device():
-        reading = begin(model_dir, config, choose_dtype_name(configure.dtype, config.dtype, "cpu"), "cpu")
-    if reading is None:
-        prefetch(model_dir)
+    with timeline.phase("start_reading"):
+        if configure.device != "cuda" and not _has_nvidia_device():
+            reading = begin(model_dir, config, choose_dtype_name(configure.dtype, config.dtype, "cpu"), "cpu")
+        if reading is None:
+            prefetch(model_dir)
     return Opened(model_dir, config, reading)
 
 
 def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Engine, Ready]:
     """Load the weights, size the cache, put the engine together. Raises ModelError."""
-    import torch
+    with timeline.phase("import_engine"):
+        import torch
 
-    from ember.engine.core.block_pool import BlockPool
-    from ember.engine.core.engine import Engine
-    from ember.engine.core.memory import plan_memory
-    from ember.engine.core.runner import Runner
-    from ember.engine.core.scheduler import Scheduler
-    from ember.engine.layers.batch import KVCache
-    from ember.engine.loading.load import LoadReport, load_decoder
+        from ember.engine.core.block_pool import BlockPool
+        from ember.engine.core.engine import Engine
+        from ember.engine.core.memory import plan_memory
+        from ember.engine.core.runner import Runner
+        from ember.engine.core.scheduler import Scheduler
+        from ember.engine.layers.batch import KVCache
+        from ember.engine.loading.load import LoadReport, load_decoder
 
-    kind = configure.device
-    if kind == "auto":
-        kind = "cuda" if torch.cuda.is_available() else "cpu"
-    elif kind == "cuda" and not torch.cuda.is_available():
-        raise ModelError("DEVICE=cuda, but torch sees no GPU; check the driver, or set DEVICE=cpu")
-    device = torch.device(kind)
-    if configure.num_threads:
-        torch.set_num_threads(configure.num_threads)
+    with timeline.phase("device"):
+        kind = configure.device
+        if kind == "auto":
+            kind = "cuda" if torch.cuda.is_available() else "cpu"
+        elif kind == "cuda" and not torch.cuda.is_available():
+            raise ModelError("DEVICE=cuda, but torch sees no GPU; check the driver, or set DEVICE=cpu")
+        device = torch.device(kind)
+        if configure.num_threads:
+            torch.set_num_threads(configure.num_threads)
 
     config = opened.config
     dtype = choose_dtype(configure.dtype, config.dtype, kind)

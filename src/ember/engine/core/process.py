@@ -18,7 +18,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from ember.boot import Timeline, now
-from ember.engine.core.boot import Opened, open_model
+from ember.engine.core.boot import Opened, build, open_model
 from ember.engine.errors import ModelError
 from ember.wire import (
     Abort,
@@ -83,8 +83,6 @@ def main(fd: int) -> int:
     timeline.add("start", timeline.origin, started)
     timeline.add("import_torch", import_started, import_ended, version=str(torch.__version__))
     try:
-        from ember.engine.core.boot import build
-
         engine, ready = build(opening.configure, opening.opened, timeline)
     except ModelError as error:
         return _fail(connection, str(error), "boot")
