@@ -56,6 +56,9 @@ def test_forms_of_values(monkeypatch, name, value, field, expected):
         ("ENABLE_PREFIX_CACHING", "maybe", "boolean"),
         ("OVERRIDE_GENERATION_CONFIG", "{x", "not valid JSON"),
         ("SCHEDULING_POLICY", "lifo", "'fcfs' or 'priority'"),
+        ("MAX_MODEL_LEN", "1e400k", "integer"),
+        ("KV_CACHE_MEMORY_BYTES", "99999999999999999999", "less than or equal to"),
+        ("SEED", "999999999999999999999999", "less than or equal to"),
     ],
 )
 def test_a_wrong_value_is_one_line_with_name_value_and_what_is_allowed(monkeypatch, name, value, says):
@@ -82,11 +85,14 @@ def test_command_line_beats_environment_beats_file(monkeypatch, tmp_path):
     assert (settings.model_name, settings.max_model_len, settings.block_size) == ("from-file", 200, 64)
 
 
-@pytest.mark.parametrize(("content", "says"), [("[1]", "mapping"), ("a: [", "not YAML"), (None, "No such file")])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"[1]", "mapping"), (b"a: [", "not YAML"), (b"a: \xff", "not UTF-8"), (None, "No such file")],
+)
 def test_a_bad_configuration_file(monkeypatch, tmp_path, content, says):
     file = tmp_path / "config.yaml"
     if content is not None:
-        file.write_text(content)
+        file.write_bytes(content)
     monkeypatch.setenv("VLLM_CONFIG_FILE", str(file))
     with pytest.raises(SettingsError, match=says):
         load_settings()

@@ -47,7 +47,7 @@ def _human_int(value: Any) -> Any:
         if value[-1:] in _LEN_SUFFIX:
             try:
                 return int(float(value[:-1]) * _LEN_SUFFIX[value[-1]])
-            except ValueError:
+            except (ValueError, OverflowError):
                 return value
     return None if value == -1 else value
 
@@ -84,7 +84,9 @@ def _dtype(value: Any) -> Any:
 
 
 OptionalStr = Annotated[str | None, BeforeValidator(_clean)]
-PositiveInt = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_human_int)]
+_MAX_INT = 2**63 - 1  # what a message to the engine can carry
+PositiveInt = Annotated[Annotated[int, Field(ge=1, le=_MAX_INT)] | None, BeforeValidator(_human_int)]
+NonNegativeInt = Annotated[Annotated[int, Field(ge=0, le=_MAX_INT)] | None, BeforeValidator(_human_int)]
 CommaList = Annotated[list[str], NoDecode, BeforeValidator(_comma_list)]
 
 
@@ -127,7 +129,8 @@ class Settings(BaseSettings):
         validation_alias=_names("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
         description="Token for gated or private models.",
     )
-    served_model_name: CommaList = Field(
+    served_model_name: NonNegativeInt = Annotated[Annotated[int, Field(ge=0, le=_MAX_INT)] | None, BeforeValidator(_human_int)]
+CommaList = Field(
         default_factory=list,
         validation_alias=_names("OPENAI_SERVED_MODEL_NAME_OVERRIDE", "SERVED_MODEL_NAME"),
         description="Names under which the model is served, separated by commas; the first is used in answers.",
@@ -166,7 +169,7 @@ class Settings(BaseSettings):
     max_num_seqs: PositiveInt = Field(
         None, validation_alias=_names("MAX_NUM_SEQS"), description="Sequences in one step. Default 256, on CPU 64."
     )
-    max_num_batched_tokens: Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_human_int)] = Field(
+    max_num_batched_tokens: NonNegativeInt = Field(
         None,
         validation_alias=_names("MAX_NUM_BATCHED_TOKENS"),
         description="Token budget of one step. 0 or unset: 8192, on CPU 2048.",
@@ -179,7 +182,7 @@ class Settings(BaseSettings):
     scheduling_policy: Annotated[Literal["fcfs", "priority"], BeforeValidator(_lower)] = Field(
         "fcfs", validation_alias=_names("SCHEDULING_POLICY"), description="Order of admission."
     )
-    seed: Annotated[int | None, BeforeValidator(_clean)] = Field(
+    seed: Annotated[Annotated[int, Field(ge=-(2**63), le=_MAX_INT)] | None, BeforeValidator(_clean)] = Field(
         None,
         validation_alias=_names("SEED"),
         description="Seed of requests that bring none of their own. Unset: different at every boot.",
@@ -251,6 +254,11 @@ class Settings(BaseSettings):
         None,
         validation_alias=_names("MAX_CONCURRENCY"),
         description="Jobs taken from the queue at the same time. Default: MAX_NUM_SEQS.",
+    )
+    default_batch_size: PositiveInt = Field(
+        None,
+        validation_alias=_names("DEFAULT_BATCH_SIZE"),
+        description="Most chunks that leave in one piece of a streamed job. Unset: all that were made meanwhile.",
     )
     raw_openai_output: bool = Field(
         True,
@@ -329,6 +337,8 @@ def _yaml_values() -> dict[str, Any]:
         content = yaml.safe_load(Path(path).read_text()) or {}
     except OSError as error:
         raise SettingsError(f"VLLM_CONFIG_FILE={path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"VLLM_CONFIG_FILE={path} is not UTF-8 text") from None
     except yaml.YAMLError as error:
         raise SettingsError(f"VLLM_CONFIG_FILE={path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

@@ -141,10 +141,10 @@ class SequenceOutput(Struct, array_like=True, frozen=True):
     index: int
     token_ids: list[int]
     finish_reason: str | None = None  # stop, length, abort, error
-    stop_reason: int | str | None = None  # the stop token id that ended it; None for EOS
+    stop_reason: int | str | None = None  # the token id that ended it, with finish_reason stop
     logprobs: list[TokenLogprobs] | None = None  # one per token id
     num_cached_tokens: int = 0  # of the prompt, taken from the prefix cache
-    prompt_logprobs: list[TokenLogprobs | None] | None = None  # once; the first position is None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None  # once, with sample 0; the first position is None
     error: str | None = None  # with finish_reason error
 
 
@@ -183,8 +183,20 @@ _front_decoder = msgspec.msgpack.Decoder(list[FrontMessage])
 _engine_decoder = msgspec.msgpack.Decoder(EngineMessage)
 
 
-def encode_front(messages: list[FrontMessage]) -> bytes:
-    return _frame(_encoder.encode(messages))
+def encode_front(message: FrontMessage) -> bytes:
+    """One message, to be put into a frame by `frame_front`. Raises ValueError when a value cannot travel (text that
+    UTF-8 cannot encode, numbers beyond 64 bits)."""
+    try:
+        return _encoder.encode(message)
+    except (UnicodeEncodeError, OverflowError) as error:
+        raise ValueError(f"{type(message).__name__}: {error}") from None
+
+
+def frame_front(encoded: list[bytes]) -> bytes:
+    """One frame: a list of encoded messages."""
+    count = len(encoded)
+    head = bytes([0x90 | count]) if count < 16 else b"\xdd" + struct.pack(">I", count)  # msgpack's array headers
+    return _frame(head + b"".join(encoded))
 
 
 def encode_engine(message: EngineMessage) -> bytes:
@@ -200,6 +212,8 @@ def decode_engine(payload: bytes | memoryview) -> EngineMessage:
 
 
 def _frame(payload: bytes) -> bytes:
+    if len(payload) > MAX_FRAME_BYTES:
+        raise ValueError(f"a frame of {len(payload)} bytes, at most {MAX_FRAME_BYTES} are allowed")
     return _LENGTH.pack(len(payload)) + payload
 
 

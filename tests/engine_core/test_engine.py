@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from ember.engine.errors import ModelError
 from ember.wire import Generate, SamplingParams
 from tests.engine_core.inline import greedy, make_engine, run, tokens
 from tests.engine_models.tiny import EOS_TOKEN_ID, VOCAB_SIZE, make_tiny
@@ -45,7 +46,7 @@ def test_eos_ends_unless_ignored(engine):
     bias = {EOS_TOKEN_ID: 1000.0}
     outputs = one(engine, ignore_eos=False, logit_bias=bias)
     assert tokens(outputs) == [EOS_TOKEN_ID]
-    assert (outputs[-1].finish_reason, outputs[-1].stop_reason) == ("stop", None)
+    assert (outputs[-1].finish_reason, outputs[-1].stop_reason) == ("stop", EOS_TOKEN_ID)
     assert tokens(one(engine, ignore_eos=True, logit_bias=bias)) == [EOS_TOKEN_ID] * 20
     outputs = one(engine, ignore_eos=False, logit_bias=bias, min_tokens=3)
     assert tokens(outputs)[3:] == [EOS_TOKEN_ID] and EOS_TOKEN_ID not in tokens(outputs)[:3]
@@ -196,3 +197,64 @@ def test_out_of_memory_fails_the_largest_and_spares_the_rest(engine, monkeypatch
     assert "out of memory" in outputs[2, 0][-1].error
     assert len(tokens(outputs[1, 0])) == 3
     assert engine.stats().num_free_blocks == engine.stats().num_blocks
+
+
+def test_out_of_memory_between_two_samplings_leaves_prompt_logprobs_whole(engine, monkeypatch):
+    plain = one(engine, max_tokens=2, prompt_logprobs=1)[0].prompt_logprobs
+    logits = engine.runner.model.logits
+    failures = [True]
+
+    def fails_once(hidden):
+        if len(hidden) == 2 and failures:
+            failures.clear()
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return logits(hidden)
+
+    monkeypatch.setattr(engine.runner.model, "logits", fails_once)
+    requests = [Generate(1, PROMPT, greedy(2, prompt_logprobs=1)), Generate(2, PROMPT * 2, greedy(2))]
+    outputs = run(engine, requests)
+    assert "out of memory" in outputs[2, 0][-1].error
+    assert outputs[1, 0][0].prompt_logprobs == plain
+
+
+def test_only_the_first_sample_brings_prompt_logprobs(engine):
+    outputs = run(engine, [Generate(1, PROMPT, greedy(2, n=2, prompt_logprobs=0))])
+    assert len(outputs[1, 0][0].prompt_logprobs) == len(PROMPT)
+    assert outputs[1, 1][0].prompt_logprobs is None
+
+
+def test_waiting_samples_share_the_prompts_tokens(engine):
+    prompt = list(PROMPT)
+    engine.add(Generate(1, prompt, greedy(3, n=50)))
+    sequences = engine._sequences[1]
+    assert all(sequence.token_ids is prompt for sequence in sequences)
+    run(engine, [])
+    assert prompt == PROMPT
+
+
+def test_penalties_look_at_all_tokens_so_far(engine):
+    answer = tokens(one(engine, max_tokens=30, frequency_penalty=2.0, presence_penalty=2.0, repetition_penalty=5.0))
+    assert len(set(answer)) == len(answer) and not set(answer) & set(PROMPT)
+
+
+def test_every_running_sequence_gets_its_token_in_every_step(directory):
+    engine = make_engine(directory, max_num_batched_tokens=2, max_num_seqs=8)
+    for i in range(4):
+        engine.add(Generate(i, [i + 10], greedy(10)))
+    gained = dict.fromkeys(range(4), 0)
+    for _ in range(12):
+        for output in engine.step():
+            gained[output.request_id] += 1
+    assert gained[0] == gained[1] == 10 and gained[2] > 0
+
+
+def test_end_tokens_without_logits_are_left_out(tmp_path):
+    directory = make_tiny("llama3", tmp_path, eos_token_id=[2, 999_999])
+    engine = make_engine(directory)
+    assert engine.runner.model.config.eos_token_ids == [2]
+    assert len(tokens(one(engine, max_tokens=4, min_tokens=2))) >= 2
+
+
+def test_a_cache_that_cannot_be_allocated_is_one_line(directory):
+    with pytest.raises(ModelError, match="NUM_GPU_BLOCKS_OVERRIDE"):
+        make_engine(directory, num_blocks=1 << 40)

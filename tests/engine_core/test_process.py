@@ -29,7 +29,7 @@ class Front:
         self.thread.start()
 
     def send(self, *messages: wire.FrontMessage) -> None:
-        self.socket.sendall(wire.encode_front(list(messages)))
+        self.socket.sendall(wire.frame_front([wire.encode_front(message) for message in messages]))
 
     def receive(self) -> wire.EngineMessage:
         payload = wire.recv_frame(self.socket)
@@ -88,3 +88,36 @@ def test_all_that_arrived_is_taken_before_the_next_step(directory):
     assert [{output.request_id for output in message.outputs} for message in outputs] == [set(range(5))] * 3
     front.send(wire.Shutdown())
     front.thread.join(10)
+
+
+@pytest.mark.parametrize("data", [b"\xff\xff\xff\xff", b"\x03\x00\x00\x00abc"], ids=["too long", "no message"])
+def test_a_frame_that_makes_no_sense_ends_the_loop(directory, data):
+    ours, theirs = socket.socketpair()
+    failures = []
+
+    def serve() -> None:
+        try:
+            _serve(make_engine(directory), Connection(theirs))
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    ours.sendall(data)
+    thread.join(10)
+    assert not thread.is_alive() and len(failures) == 1
+
+
+def test_a_failing_chore_harms_nothing(directory, monkeypatch):
+    engine = make_engine(directory)
+
+    def fails() -> bool:
+        raise RuntimeError("no memory for a second copy")
+
+    monkeypatch.setattr(engine.runner.model, "pack_next", fails)
+    front = Front(engine)
+    for i in range(2):
+        assert len(front.answer(wire.Generate(i, [5, 6, 7], greedy(40)))) == 40
+    front.send(wire.Shutdown())
+    front.thread.join(10)
+    assert not front.thread.is_alive()

@@ -11,7 +11,7 @@ from huggingface_hub import errors
 
 from ember.engine.errors import ModelError
 from ember.engine.loading import resolve
-from ember.engine.loading.resolve import find_snapshot, resolve_model
+from ember.engine.loading.resolve import find_snapshot, resolve_model, resolve_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -163,3 +163,16 @@ def test_offline_without_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelError, match="HF_HUB_OFFLINE"):
         resolve_model("org/name")
+
+
+def test_a_tokenizer_needs_no_model(tmp_path: Path) -> None:
+    directory = tmp_path / "tokenizer"
+    directory.mkdir()
+    with pytest.raises(ModelError, match=r"has no tokenizer\.json: it is not a tokenizer directory"):
+        resolve_tokenizer(str(directory))
+    (directory / "tokenizer.json").write_text("{}")
+    assert resolve_tokenizer(str(directory)) == directory
+    snapshot = tmp_path / "hub" / "models--org--name" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "tokenizer.json").write_text("{}")
+    assert resolve_tokenizer("org/name", download_dir=str(tmp_path / "hub")) == snapshot

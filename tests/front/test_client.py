@@ -219,3 +219,47 @@ def test_frames_survive_any_cutting():
         assert [wire.decode_engine(payload).outputs[0].request_id for payload in found] == list(range(5))
     with pytest.raises(ValueError, match="frame of"):
         wire.FrameBuffer().feed(b"\xff\xff\xff\xff")
+
+
+async def test_a_value_that_cannot_be_encoded_fails_its_request_and_no_other(engines):
+    client = await started(engines)
+    for salt, sampling in (("\ud800", SAMPLING), (None, wire.SamplingParams(max_tokens=1, seed=1 << 70))):
+        with pytest.raises(ApiError) as caught:
+            client.generate([1], sampling, cache_salt=salt)
+        assert caught.value.status == 400
+    assert not client._generations
+    client.generate([7], SAMPLING)
+    assert (await asyncio.wait_for(engines[0].read(), 2)).prompt_token_ids == [7]
+    await client.close()
+
+
+async def test_an_engine_that_cannot_be_started_again_is_dead(engines, monkeypatch):
+    client = await started(engines, restarts=3)
+
+    def spawn():
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(client_module, "spawn", spawn)
+    engines[0].die()
+    await asyncio.wait_for(client.dead.wait(), 5)
+    assert "too many open files" in client.error
+    with pytest.raises(EngineError):
+        await client.wait_ready()
+    await client.close()
+
+
+async def test_more_than_a_frame_holds_leaves_in_several(engines, monkeypatch):
+    monkeypatch.setattr(client_module, "MAX_FRAME_BYTES", 200)
+    client = await started(engines)
+    for i in range(5):
+        client.generate([i] * 100, SAMPLING)
+    for i in range(5):
+        assert (await engines[0].read()).prompt_token_ids == [i] * 100
+        assert len(engines[0].inbox) <= 1
+    await client.close()
+
+
+def test_any_number_of_messages_fits_one_frame():
+    for count in (1, 15, 16, 70_000):
+        (payload,) = wire.FrameBuffer().feed(wire.frame_front([wire.encode_front(wire.GetStats())] * count))
+        assert len(wire.decode_front(payload)) == count

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Protocol, Self
@@ -21,6 +22,8 @@ from ember.front.spawn import EngineProcess, spawn
 log = logging.getLogger(__name__)
 
 EXIT_PATIENCE_S = 5.0  # for a process whose socket is closed to be gone too
+MAX_FRAME_BYTES = wire.MAX_FRAME_BYTES // 2  # more than that leaves in several frames
+HEALTHY_S = 3600.0  # an engine that ran so long starts with the full number of restarts again
 
 
 class EngineError(Exception):
@@ -120,9 +123,12 @@ class EngineClient:
         self._engine = engine
         self._configure = configure
         self._timeline = timeline
+        self._restarts = restarts
         self._restarts_left = restarts
+        self._ready_at = 0.0
         self._transport: asyncio.Transport | None = None
-        self._outbox: list[wire.FrontMessage] = []
+        self._outbox: list[bytes] = []  # encoded messages
+        self._outbox_bytes = 0
         self._generations: dict[int, Generation] = {}
         self._num_requests = 0
         self._stats_waiters: list[asyncio.Future[wire.Stats]] = []
@@ -172,12 +178,15 @@ class EngineClient:
         priority: int = 0,
         cache_salt: str | None = None,
     ) -> Generation:
-        """Start a request. Raises ApiError while the engine is not ready."""
+        """Start a request. Raises ApiError while the engine is not ready, or when a value cannot be encoded."""
         _ = self.info
         self._num_requests += 1
+        try:
+            self._send(wire.Generate(self._num_requests, prompt_token_ids, sampling, priority, cache_salt))
+        except ValueError as error:
+            raise ApiError(400, f"The request holds a value that cannot be passed on: {error}") from None
         generation = Generation(self, self._num_requests, sampling.n)
         self._generations[self._num_requests] = generation
-        self._send(wire.Generate(self._num_requests, prompt_token_ids, sampling, priority, cache_salt))
         return generation
 
     async def stats(self) -> wire.Stats:
@@ -193,7 +202,7 @@ class EngineClient:
         self._is_closing = True
         if self._transport is not None:
             self._transport.close()
-        self._fail_in_flight("The worker is shutting down.")
+        self._fail_in_flight("The worker is shutting down.", status=503)
         self._engine.process.kill()  # it has nothing to save
         await self._reap()
         for task in self._tasks:
@@ -206,14 +215,19 @@ class EngineClient:
             self._send(wire.Abort(request_id, None if is_over else index))
 
     def _send(self, message: wire.FrontMessage) -> None:
+        """Queue a message for the next frame. Raises ValueError, and queues nothing, when it cannot be encoded."""
+        encoded = wire.encode_front(message)
+        if self._outbox_bytes + len(encoded) > MAX_FRAME_BYTES:
+            self._flush()
         if not self._outbox:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._outbox.append(message)
+        self._outbox.append(encoded)
+        self._outbox_bytes += len(encoded)
 
     def _flush(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(wire.encode_front(self._outbox))
-        self._outbox.clear()
+        outbox, self._outbox, self._outbox_bytes = self._outbox, [], 0
+        if outbox and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(wire.frame_front(outbox))
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
@@ -223,13 +237,14 @@ class EngineClient:
     def _receive(self, message: wire.EngineMessage) -> None:
         match message:
             case wire.Outputs():
-                if "first_token" not in self._timeline.marks:
-                    self._timeline.mark("first_token")
-                    self.on_first_token()
+                is_first = "first_token" not in self._timeline.marks
+                self._timeline.mark("first_token")
                 for output in message.outputs:
                     generation = self._generations.get(output.request_id)
                     if generation is not None and generation._feed(output):
                         del self._generations[output.request_id]
+                if is_first:
+                    self.on_first_token()
             case wire.Stats():
                 for waiter in self._stats_waiters:
                     if not waiter.done():
@@ -240,6 +255,7 @@ class EngineClient:
                     self.located.set_result(message)
             case wire.Ready():
                 self._info = message
+                self._ready_at = time.monotonic()
                 self._ready.set_result(message)
             case wire.Failed():
                 self._failure = message
@@ -250,8 +266,10 @@ class EngineClient:
             return
         was_ready = self._info is not None
         self._info = None
-        self._outbox.clear()
+        self._outbox, self._outbox_bytes = [], 0
         if was_ready:
+            if time.monotonic() - self._ready_at > HEALTHY_S:
+                self._restarts_left = self._restarts
             reason = self._failure.message if self._failure else "the engine process ended unexpectedly"
             self._fail_in_flight(f"The engine failed while this request was running: {reason}.")
             self._ready = asyncio.get_running_loop().create_future()
@@ -259,13 +277,13 @@ class EngineClient:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _fail_in_flight(self, message: str) -> None:
+    def _fail_in_flight(self, message: str, status: int = 500) -> None:
         generations, self._generations = self._generations, {}
         for generation in generations.values():
-            generation._fail(ApiError(500, message))
+            generation._fail(ApiError(status, message))
         for waiter in self._stats_waiters:
             if not waiter.done():
-                waiter.set_exception(ApiError(500, message))
+                waiter.set_exception(ApiError(status, message))
         self._stats_waiters.clear()
 
     async def _recover(self, was_ready: bool) -> None:
@@ -275,9 +293,12 @@ class EngineClient:
         if was_ready and self._restarts_left > 0:
             self._restarts_left -= 1
             log.error("%s; starting it again, %d more times at most", reason, self._restarts_left)
-            self._engine = spawn()
-            await self._connect()
-            return
+            try:
+                self._engine = spawn()
+                await self._connect()
+                return
+            except Exception as error:  # out of processes, files or memory: this worker is of no more use
+                reason = f"{reason}; it could not be started again: {type(error).__name__}: {error}"
         self.error = reason
         self.dead.set()
         for future in (self.located, self._ready):

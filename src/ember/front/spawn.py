@@ -6,15 +6,14 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from typing import NamedTuple
 
 # Read by OpenMP when torch loads it. Threads that spin while they wait for each other steal the cores they wait for as
 # soon as anything else runs on the machine: on two shared cores a decode step took 2 to 16 times as long.
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
 
 
-@dataclass(slots=True)
-class EngineProcess:
+class EngineProcess(NamedTuple):
     """A running engine process and the front's end of the socket to it."""
 
     process: subprocess.Popen[bytes]

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ember.boot import Timeline
 from ember.front.spawn import spawn
@@ -21,19 +21,6 @@ if TYPE_CHECKING:
     from ember.settings import Settings
 
 log = logging.getLogger(__name__)
-
-# What a generation_config.json may set as a default of the request (openai-compatible servers agree on this list).
-GENERATION_DEFAULTS = (
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "max_new_tokens",
-    "skip_special_tokens",
-)
 
 
 def launch(settings: Settings) -> Worker:
@@ -112,6 +99,7 @@ class Worker:
     async def _boot(self) -> Services:
         from ember.front.api.services import Services
         from ember.front.client import EngineError
+        from ember.front.generation_config import generation_defaults
         from ember.front.text.tokenizer import TokenizerError
 
         located = await asyncio.shield(self.engine.located)
@@ -150,8 +138,12 @@ class Worker:
 
     def write_boot_report(self) -> None:
         """Write the timeline to EMBER_BOOT_REPORT, where that is set."""
-        if self.settings.boot_report:
-            Path(self.settings.boot_report).write_text(json.dumps(self.timeline.report(), indent=1) + "\n")
+        path = self.settings.boot_report
+        if path:
+            try:
+                Path(path).write_text(json.dumps(self.timeline.report(), indent=1) + "\n")
+            except OSError as error:
+                log.warning("EMBER_BOOT_REPORT=%s cannot be written: %s", path, error.strerror or error)
 
     def _load_text(self, directory: str) -> tuple[Tokenizer, ChatTemplate | None]:
         from ember.front.client import EngineError
@@ -172,24 +164,3 @@ class Worker:
                 log.warning("chat requests will be refused: %s", error)
                 template = None
         return tokenizer, template
-
-
-def generation_defaults(settings: Settings, model_dir: Path) -> dict[str, Any]:
-    """Sampling defaults: of the model's generation_config.json or another directory's, then the override.
-
-    Raises ValueError, one line.
-    """
-    defaults: dict[str, Any] = {}
-    if settings.generation_config != "vllm":
-        directory = model_dir if settings.generation_config == "auto" else Path(settings.generation_config)
-        path = directory / "generation_config.json"
-        if path.exists():
-            try:
-                content = json.loads(path.read_text())
-            except ValueError as error:
-                raise ValueError(f"{path} is not valid JSON ({error}); fix it or set GENERATION_CONFIG=vllm") from None
-            defaults = {name: content[name] for name in GENERATION_DEFAULTS if content.get(name) is not None}
-        elif settings.generation_config != "auto":
-            raise ValueError(f"GENERATION_CONFIG={settings.generation_config}: it holds no generation_config.json")
-    defaults.update(settings.override_generation_config)
-    return defaults

@@ -17,7 +17,7 @@ from ember.engine.errors import ModelError
 from ember.engine.loading.dtype import choose_dtype, choose_dtype_name
 from ember.engine.loading.files import prefetch
 from ember.engine.loading.load import Started, begin
-from ember.engine.loading.resolve import resolve_model
+from ember.engine.loading.resolve import resolve_model, resolve_tokenizer
 from ember.engine.models.config import DecoderConfig, load_config
 from ember.wire import Configure, Located, Ready
 
@@ -40,20 +40,12 @@ class Opened:
 def open_model(configure: Configure, timeline: Timeline, found: Callable[[Located], None]) -> Opened:
     """Find (or fetch) the files, tell the front where, and start reading. No torch. Raises ModelError."""
 
-    def resolve(name: str, revision: str | None) -> Path:
-        return resolve_model(
-            name,
-            revision=revision,
-            base_path=configure.base_path,
-            download_dir=configure.download_dir,
-            token=configure.hf_token,
-        )
-
+    places = {"base_path": configure.base_path, "download_dir": configure.download_dir, "token": configure.hf_token}
     with timeline.phase("locate"):
-        model_dir = resolve(configure.model, configure.revision)
+        model_dir = resolve_model(configure.model, revision=configure.revision, **places)
         tokenizer_dir = model_dir
         if configure.tokenizer:
-            tokenizer_dir = resolve(configure.tokenizer, configure.tokenizer_revision)
+            tokenizer_dir = resolve_tokenizer(configure.tokenizer, revision=configure.tokenizer_revision, **places)
         found(Located(str(model_dir), str(tokenizer_dir)))
         config = load_config(model_dir)
     reading = None
@@ -72,7 +64,7 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
 
         from ember.engine.core.block_pool import BlockPool
         from ember.engine.core.engine import Engine
-        from ember.engine.core.memory import plan_memory
+        from ember.engine.core.memory import kv_bytes_per_token, plan_memory
         from ember.engine.core.runner import Runner
         from ember.engine.core.scheduler import Scheduler
         from ember.engine.layers.batch import KVCache
@@ -101,6 +93,8 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
     with timeline.phase("cache"):
         max_num_seqs = configure.max_num_seqs or DEFAULT_MAX_NUM_SEQS[kind]
         max_num_batched_tokens = configure.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS[kind]
+        # Every running sequence must get its token in every step, or the last ones would starve.
+        max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
         plan = plan_memory(
             config,
             dtype=dtype,
@@ -113,15 +107,23 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
             kv_cache_memory_bytes=configure.kv_cache_memory_bytes,
             gpu_memory_utilization=configure.gpu_memory_utilization,
         )
-        cache = KVCache.allocate(
-            config.num_layers,
-            plan.num_blocks,
-            configure.block_size,
-            config.num_kv_heads,
-            config.head_dim,
-            dtype,
-            device,
-        )
+        try:
+            cache = KVCache.allocate(
+                config.num_layers,
+                plan.num_blocks,
+                configure.block_size,
+                config.num_kv_heads,
+                config.head_dim,
+                dtype,
+                device,
+            )
+        except RuntimeError as error:
+            size = plan.num_blocks * configure.block_size * kv_bytes_per_token(config, dtype)
+            raise ModelError(
+                f"a KV cache of {plan.num_blocks} pages, {size / 2**30:.2f} GiB, cannot be allocated; lower "
+                f"NUM_GPU_BLOCKS_OVERRIDE, KV_CACHE_MEMORY_BYTES or GPU_MEMORY_UTILIZATION "
+                f"({str(error).partition(chr(10))[0][:200]})"
+            ) from None
     scheduler = Scheduler(
         BlockPool(plan.num_blocks, configure.enable_prefix_caching),
         configure.block_size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
+import msgspec
 import torch
 
 from ember.engine.core.block_pool import root_hash
@@ -24,7 +25,6 @@ class Engine:
         self.scheduler = scheduler
         self.max_model_len = max_model_len
         self.eos_token_ids = frozenset(runner.model.config.eos_token_ids)
-        self._primary_eos = next(iter(runner.model.config.eos_token_ids), None)
         self._seed = int.from_bytes(os.urandom(8), "little") if seed is None else seed
         self._sequences: dict[int, list[Sequence]] = {}  # by request id, unfinished samples only
         self._num_arrivals = 0
@@ -54,6 +54,7 @@ class Engine:
                 for index in range(sampling.n)
             ]
         leader: Sequence | None = None
+        following = msgspec.structs.replace(sampling, prompt_logprobs=None)  # the first sample brings them for all
         self._prompt_tokens += num_prompt_tokens
         for index in range(sampling.n):
             self._num_arrivals += 1
@@ -61,9 +62,9 @@ class Engine:
             sequence = Sequence(
                 request_id=request.request_id,
                 index=index,
-                token_ids=list(request.prompt_token_ids),
+                token_ids=request.prompt_token_ids,
                 num_prompt_tokens=num_prompt_tokens,
-                sampling=sampling,
+                sampling=sampling if index == 0 else following,
                 seed=seed,
                 priority=request.priority,
                 arrival=self._num_arrivals,
@@ -89,7 +90,9 @@ class Engine:
         self._num_steps += 1
         try:
             result = self.runner.run(step)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
             return [self._fail_largest(step, str(error).partition("\n")[0])]
         self.scheduler.complete(step)
         outputs = []
@@ -132,12 +135,12 @@ class Engine:
         if sampling.max_tokens == 0:  # only the prompt was to be scored
             token_ids, logprobs, finish_reason = [], None, "length"
         else:
+            if is_first:  # until now the samples of a request share the prompt's list
+                sequence.token_ids = list(sequence.token_ids)
             sequence.token_ids.append(token_id)
             self._generation_tokens += 1
-            if token_id in self.eos_token_ids and not sampling.ignore_eos:
-                finish_reason = "stop"
-                stop_reason = None if token_id == self._primary_eos else token_id
-            elif token_id in sampling.stop_token_ids:
+            is_eos = token_id in self.eos_token_ids and not sampling.ignore_eos
+            if is_eos or token_id in sampling.stop_token_ids:
                 finish_reason, stop_reason = "stop", token_id
             elif sequence.num_output_tokens >= sampling.max_tokens or sequence.num_tokens >= self.max_model_len:
                 finish_reason = "length"
@@ -173,3 +176,8 @@ class Engine:
         siblings.remove(sequence)
         if not siblings:
             del self._sequences[sequence.request_id]
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """torch has an exception of its own for a device's memory; for the host's it is a RuntimeError like any other."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

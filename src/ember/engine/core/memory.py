@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ember.engine.errors import ModelError
+from ember.engine.layers.attention import MAX_GATHER
 from ember.engine.models.config import DecoderConfig
 
 CPU_KV_BYTES = 4 << 30  # at most, where nothing is set
@@ -28,12 +29,15 @@ def kv_bytes_per_token(config: DecoderConfig, dtype: torch.dtype) -> int:
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
 
 
-def activation_bytes(config: DecoderConfig, dtype: torch.dtype, num_tokens: int, num_rows: int) -> int:
-    """An upper bound for one step: the widest layer's inputs and outputs for every token, and the logits, which the
-    sampler holds three times in float32."""
+def activation_bytes(
+    config: DecoderConfig, dtype: torch.dtype, num_tokens: int, num_rows: int, max_model_len: int
+) -> int:
+    """An upper bound for one step: the widest layer's inputs and outputs for every token, the K and V of one context
+    gathered from its pages, and the logits, which the sampler holds three times in float32."""
+    gathered = 2 * max(max_model_len, MAX_GATHER) * config.num_kv_heads * config.head_dim * dtype.itemsize
     widths = 4 * config.hidden_size + 3 * config.intermediate_size
     widths += 2 * (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    return num_tokens * widths * dtype.itemsize + num_rows * config.vocab_size * (dtype.itemsize + 3 * 4)
+    return gathered + num_tokens * widths * dtype.itemsize + num_rows * config.vocab_size * (dtype.itemsize + 3 * 4)
 
 
 def plan_memory(
@@ -65,7 +69,7 @@ def plan_memory(
         if kv_cache_memory_bytes is not None:
             budget = kv_cache_memory_bytes
         elif device.type == "cuda":
-            activations = activation_bytes(config, dtype, max_num_batched_tokens, max_num_seqs)
+            activations = activation_bytes(config, dtype, max_num_batched_tokens, max_num_seqs, wanted)
             free, total = torch.cuda.mem_get_info(device)
             budget = free - int(total * (1 - gpu_memory_utilization)) - activations - DEVICE_RESERVE_BYTES
         else:

@@ -67,7 +67,8 @@ class Connection:
 def main(fd: int) -> int:
     """Run the engine on the inherited socket `fd`. Returns the exit status."""
     started = now()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the front, which then closes the socket
+    for number in (signal.SIGINT, signal.SIGTERM):  # for the front, which drains and then closes the socket
+        signal.signal(number, signal.SIG_IGN)
     gc.disable()  # importing makes many objects and no garbage
     connection = Connection(socket.socket(fileno=fd))
     opening = _Opening(connection)
@@ -137,12 +138,15 @@ class _Opening:
 
 def _serve(engine: Engine, connection: Connection) -> None:
     """Step while there is work; otherwise sleep in the queue. Returns when the front goes away or says so."""
-    inbox: queue.SimpleQueue[list[FrontMessage] | None] = queue.SimpleQueue()
+    inbox: queue.SimpleQueue[list[FrontMessage] | BaseException | None] = queue.SimpleQueue()
 
     def read() -> None:
-        while (messages := connection.receive()) is not None:
-            inbox.put(messages)
-        inbox.put(None)
+        try:
+            while (messages := connection.receive()) is not None:
+                inbox.put(messages)
+            inbox.put(None)
+        except BaseException as error:  # the engine must not live on without hearing
+            inbox.put(error)
 
     threading.Thread(target=read, name="reader", daemon=True).start()
     chores_left = True
@@ -157,8 +161,10 @@ def _serve(engine: Engine, connection: Connection) -> None:
             except queue.Empty:
                 if not is_idle:
                     break
-                chores_left = engine.do_chore()
+                chores_left = _do_chore(engine)
                 continue
+            if isinstance(messages, BaseException):
+                raise messages
             if messages is None:
                 return
             for message in messages:
@@ -179,7 +185,16 @@ def _serve(engine: Engine, connection: Connection) -> None:
         if outputs:
             connection.send(Outputs(outputs))
         if chores_left and num_steps >= STEPS_BEFORE_CHORES:
-            chores_left = engine.do_chore()
+            chores_left = _do_chore(engine)
+
+
+def _do_chore(engine: Engine) -> bool:
+    """Whether there is another one. An engine that serves does not fail because it cannot become faster."""
+    try:
+        return engine.do_chore()
+    except Exception as error:
+        log.warning("weights stay as they are: %s: %s", type(error).__name__, _first_line(error))
+        return False
 
 
 def _fail(connection: Connection, message: str, during: str) -> int:

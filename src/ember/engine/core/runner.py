@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,9 +53,9 @@ class Runner:
         query_starts = [0]
         context_lens: list[int] = []
         max_blocks = max(len(scheduled.sequence.block_table) for scheduled in step)
-        block_tables = []
+        block_tables = np.zeros((len(step), max_blocks), dtype=np.int64)
         ends = []
-        for scheduled in step:
+        for row, scheduled in enumerate(step):
             sequence = scheduled.sequence
             start = sequence.num_computed_tokens
             end = start + scheduled.num_tokens
@@ -64,7 +65,7 @@ class Runner:
             slots += [table[i // block_size] * block_size + i % block_size for i in range(start, end)]
             query_starts.append(query_starts[-1] + scheduled.num_tokens)
             context_lens.append(end)
-            block_tables.append(table + [0] * (max_blocks - len(table)))
+            block_tables[row, : len(table)] = np.frombuffer(table, dtype=np.int64)
             if _is_last_chunk(scheduled):
                 ends.append(query_starts[-1] - 1)
         return Batch(
@@ -77,8 +78,8 @@ class Runner:
             logits_indices=self._upload(ends),
         )
 
-    def _upload(self, values: list[int] | list[list[int]]) -> Tensor:
-        tensor = torch.tensor(values, dtype=torch.int64)
+    def _upload(self, values: list[int] | np.ndarray) -> Tensor:
+        tensor = torch.as_tensor(values, dtype=torch.int64)
         return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _add_prompt_logprobs(self, scheduled: Scheduled, hidden: Tensor) -> None:
@@ -86,9 +87,9 @@ class Runner:
         sequence = scheduled.sequence
         count = sequence.sampling.prompt_logprobs
         assert count is not None
-        if sequence.prompt_logprobs is None:
-            sequence.prompt_logprobs = [None]
         first = sequence.num_computed_tokens + 1
+        known = sequence.prompt_logprobs or [None]  # nothing comes before the first token
+        sequence.prompt_logprobs = known[:first]  # a chunk that failed half-way may have left some of its own
         targets = sequence.token_ids[first : min(first + scheduled.num_tokens, sequence.num_prompt_tokens)]
         if not targets:
             return

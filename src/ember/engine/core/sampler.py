@@ -11,7 +11,6 @@ tokens alone and in a full batch.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +21,15 @@ from ember.wire import SamplingParams, TokenLogprobs
 
 NUCLEUS_CANDIDATES = 1024  # top-p looks at this many tokens before it sorts the whole vocabulary
 _MASK64 = (1 << 64) - 1
+
+
+@dataclass(slots=True)
+class TokenCounts:
+    """What the penalties look at, for the first `num_tokens` tokens of a sequence."""
+
+    seen: Tensor  # [vocab] bool, in prompt or output
+    output: Tensor  # [vocab] float32, times in the output
+    num_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -118,15 +126,31 @@ def _process_row(logits: Tensor, sequence: Sequence, eos_token_ids: list[int]) -
         banned += eos_token_ids
     if banned:
         logits[torch.tensor(banned, device=logits.device)] = -math.inf
-    if params.repetition_penalty != 1.0:
-        seen = torch.tensor(list(set(sequence.token_ids)), device=logits.device)
-        values = logits[seen]
-        logits[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
-    if output and (params.presence_penalty or params.frequency_penalty):
-        counts = Counter(output)
-        ids = torch.tensor(list(counts), device=logits.device)
-        frequency = torch.tensor(list(counts.values()), dtype=logits.dtype, device=logits.device)
-        logits[ids] -= params.frequency_penalty * frequency + params.presence_penalty
+    if params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty:
+        counts = _counts_of(sequence, logits)
+        if params.repetition_penalty != 1.0:
+            penalised = torch.where(logits > 0, logits / params.repetition_penalty, logits * params.repetition_penalty)
+            logits.copy_(torch.where(counts.seen, penalised, logits))
+        logits -= params.frequency_penalty * counts.output
+        logits -= params.presence_penalty * (counts.output > 0)
+
+
+def _counts_of(sequence: Sequence, like: Tensor) -> TokenCounts:
+    """The sequence's counts, brought up to date with its tokens."""
+    counts = sequence.token_counts
+    if counts is None:
+        counts = sequence.token_counts = TokenCounts(
+            seen=torch.zeros(like.shape, dtype=torch.bool, device=like.device),
+            output=torch.zeros(like.shape, dtype=torch.float32, device=like.device),
+        )
+    new = torch.tensor(sequence.token_ids[counts.num_tokens :], dtype=torch.int64, device=like.device)
+    if len(new):
+        counts.seen[new] = True
+        num_prompt = max(sequence.num_prompt_tokens - counts.num_tokens, 0)
+        generated = new[num_prompt:]
+        counts.output.index_add_(0, generated, torch.ones(len(generated), device=like.device))
+        counts.num_tokens += len(new)
+    return counts
 
 
 def _group_by_width(rows: list[int], sequences: list[Sequence], vocab_size: int) -> dict[int, list[int]]:

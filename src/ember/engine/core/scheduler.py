@@ -8,6 +8,7 @@ which gives its pages back and is computed again later; most of it is then found
 from __future__ import annotations
 
 import bisect
+from array import array
 from dataclasses import dataclass
 
 from ember.engine.core.block_pool import BlockPool, chain_hash
@@ -86,14 +87,16 @@ class Scheduler:
             if sequence not in victims:
                 step.append(Scheduled(sequence, num_tokens))
                 budget -= num_tokens
-        for sequence in list(self.waiting):
-            if budget == 0 or len(self.running) >= self.max_num_seqs:
-                break
+        position = 0
+        while budget > 0 and position < len(self.waiting) and len(self.running) < self.max_num_seqs:
+            sequence = self.waiting[position]
             if self._waits_for_leader(sequence):
+                position += 1
                 continue
             num_tokens = self._admit(sequence, budget)
             if num_tokens == 0:
                 break
+            del self.waiting[position]
             step.append(Scheduled(sequence, num_tokens))
             budget -= num_tokens
         return step
@@ -144,7 +147,7 @@ class Scheduler:
             sequence.block_table.append(self.pool.allocate())
 
     def _admit(self, sequence: Sequence, budget: int) -> int:
-        """Start a waiting sequence with what the cache has of it. Returns the tokens it computes now, 0 = not yet."""
+        """Start the sequence with what the cache has of it. Returns the tokens it computes now; 0: it has to wait."""
         cached: list[int] = []
         if self.pool.enable_prefix_caching and not sequence.wants_prompt_logprobs:
             num_usable = (sequence.num_tokens - 1) // self.block_size  # the last token is always computed
@@ -158,14 +161,13 @@ class Scheduler:
         if num_blocks > num_free and self.running:
             return 0
         self.pool.hold(cached)
-        sequence.block_table = cached
+        sequence.block_table = array("q", cached)
         sequence.num_computed_tokens = num_cached_tokens
         sequence.num_registered_blocks = len(cached)
         num_tokens = min(self._chunk(sequence), budget)
         if self._num_new_blocks(sequence, num_tokens) > self.pool.num_free:
             self._free(sequence)
             return 0
-        self.waiting.remove(sequence)
         bisect.insort(self.running, sequence, key=self._order)
         self._take_blocks(sequence, num_tokens)
         if sequence.num_cached_tokens < 0:
@@ -184,7 +186,7 @@ class Scheduler:
 
     def _free(self, sequence: Sequence) -> None:
         self.pool.release(sequence.block_table)
-        sequence.block_table = []
+        sequence.block_table = array("q")
         sequence.num_computed_tokens = 0
         sequence.num_registered_blocks = 0
 

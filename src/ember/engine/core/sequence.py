@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ember.wire import SamplingParams, TokenLogprobs
+
+if TYPE_CHECKING:
+    from ember.engine.core.sampler import TokenCounts
 
 
 @dataclass(slots=True, eq=False)
@@ -21,14 +26,15 @@ class Sequence:
     arrival: int  # order of arrival; older sequences go first
     salt: bytes  # root of the prefix hash chain
     leader: Sequence | None = None  # the sample that computes the shared prompt first
-    block_table: list[int] = field(default_factory=list)
+    block_table: array[int] = field(default_factory=lambda: array("q"))  # read as a buffer when the batch is built
     block_hashes: list[bytes] = field(default_factory=list)  # chain over the full blocks of token_ids, as far as known
     num_computed_tokens: int = 0  # whose K and V are in the cache
     num_registered_blocks: int = 0  # full blocks that are published in the prefix cache
     num_cached_tokens: int = -1  # of the prompt, found in the prefix cache at the first admission; -1 before it
     is_prefilled: bool = False  # the whole prompt has been computed once
     is_finished: bool = False
-    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None  # by position, as far as computed
+    token_counts: TokenCounts | None = None  # of sequences with penalties
 
     @property
     def num_tokens(self) -> int:

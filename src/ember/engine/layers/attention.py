@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ember.engine.layers.batch import Batch
 
-_MAX_GATHER = 32_768  # tokens gathered at once for a group of decodes: bounds the buffers
+MAX_GATHER = 32_768  # tokens gathered at once for a group of decodes: bounds the buffers
 _IN_PLACE = 512  # context from which a decode with adjacent pages is better alone than copied into a group
 _MAX_QUERIES = 512  # of one masked problem: bounds the mask and leaves out keys that no query of the stretch sees
 _FEW_QUERIES = 16  # up to here, queries after a cached prefix go as rows, like decodes
@@ -56,7 +57,7 @@ def plan_attention(
 ) -> dict[int | None, AttentionPlan]:
     """The plan of each distinct sliding window (None: full attention)."""
     longest = max(batch.context_lens, default=0)
-    tables = batch.block_tables.tolist() if batch.block_tables.device.type == "cpu" else None
+    tables = batch.block_tables.numpy() if batch.block_tables.device.type == "cpu" else None
     planned: dict[int | None, list[Segment]] = {}
     plans: dict[int | None, AttentionPlan] = {}
     for window in windows:
@@ -155,7 +156,7 @@ def _attend_rows(query: Tensor, key: Tensor, value: Tensor, segment: Segment) ->
 
 
 def _segments(
-    batch: Batch, window: int | None, block_size: int, tables: list[list[int]] | None, dtype: torch.dtype
+    batch: Batch, window: int | None, block_size: int, tables: np.ndarray | None, dtype: torch.dtype
 ) -> list[Segment]:
     segments: list[Segment] = []
     decodes: list[int] = []
@@ -183,7 +184,7 @@ def _decode_segments(
     decodes: list[int],
     window: int | None,
     block_size: int,
-    tables: list[list[int]] | None,
+    tables: np.ndarray | None,
     dtype: torch.dtype,
 ) -> list[Segment]:
     """Groups of sequences whose visible contexts differ by less than half (and a page or so)."""
@@ -197,7 +198,7 @@ def _decode_segments(
             groups.append([sequence])
             continue
         too_long = bool(group) and count > 1.5 * visible[group[0]] + 64
-        if not group or too_long or count * (len(group) + 1) > _MAX_GATHER:
+        if not group or too_long or count * (len(group) + 1) > MAX_GATHER:
             group = []
             groups.append(group)
         group.append(sequence)
@@ -209,7 +210,7 @@ def _decode_segment(
     group: list[int],
     visible: dict[int, int],
     block_size: int,
-    tables: list[list[int]] | None,
+    tables: np.ndarray | None,
     dtype: torch.dtype,
 ) -> Segment:
     """The last `visible` positions of each sequence of `group`, padded to the longest."""
@@ -239,13 +240,13 @@ def _slots(
     first: list[int],
     count: int,
     block_size: int,
-    tables: list[list[int]] | None,
+    tables: np.ndarray | None,
 ) -> Rows:
     """Slots of `count` positions of each sequence from `first` on; past a sequence's end its last slot is repeated."""
     if tables is not None and len(sequences) == 1:
         table, start = tables[sequences[0]], first[0]
         if _adjacent(table, start, start + count, block_size):
-            slot = table[start // block_size] * block_size + start % block_size
+            slot = int(table[start // block_size]) * block_size + start % block_size
             return slice(slot, slot + count)
     device = batch.block_tables.device
     bounds = torch.tensor([sequences, first, [batch.context_lens[s] - 1 for s in sequences]], device=device)
@@ -254,10 +255,10 @@ def _slots(
     return (blocks * block_size + positions % block_size).flatten()
 
 
-def _adjacent(table: list[int], start: int, stop: int, block_size: int) -> bool:
+def _adjacent(table: np.ndarray, start: int, stop: int, block_size: int) -> bool:
     """Whether positions [start, stop) lie in pages that follow each other in memory."""
     first, last = start // block_size, (stop - 1) // block_size
-    return table[first : last + 1] == list(range(table[first], table[first] + last + 1 - first))
+    return bool((np.diff(table[first : last + 1]) == 1).all())
 
 
 def _mask(batch: Batch, queries: int, first: int, context: int, window: int | None, dtype: torch.dtype) -> Tensor:

@@ -116,9 +116,7 @@ def load_config(model_dir: Path) -> DecoderConfig:
         architecture=str(architecture),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch."),
         bos_token_id=next(iter(_token_ids(raw.get("bos_token_id"))), None),
-        eos_token_ids=list(
-            dict.fromkeys(_token_ids(raw.get("eos_token_id")) + _token_ids(generation.get("eos_token_id")))
-        ),
+        eos_token_ids=_eos_token_ids(raw, generation, config.vocab_size),
     )
 
 
@@ -137,6 +135,12 @@ def read_json(path: Path, *, required: bool) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{path} is not a JSON object: download the file again")
     return value
+
+
+def _eos_token_ids(raw: dict[str, Any], generation: dict[str, Any], vocab_size: int) -> list[int]:
+    """The end tokens of both files, each once; ids that the model has no logits for are left out."""
+    ids = _token_ids(raw.get("eos_token_id")) + _token_ids(generation.get("eos_token_id"))
+    return [token_id for token_id in dict.fromkeys(ids) if 0 <= token_id < vocab_size]
 
 
 def _token_ids(value: Any) -> list[int]:
