@@ -129,8 +129,7 @@ class Settings(BaseSettings):
         validation_alias=_names("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
         description="Token for gated or private models.",
     )
-    served_model_name: NonNegativeInt = Annotated[Annotated[int, Field(ge=0, le=_MAX_INT)] | None, BeforeValidator(_human_int)]
-CommaList = Field(
+    served_model_name: CommaList = Field(
         default_factory=list,
         validation_alias=_names("OPENAI_SERVED_MODEL_NAME_OVERRIDE", "SERVED_MODEL_NAME"),
         description="Names under which the model is served, separated by commas; the first is used in answers.",
