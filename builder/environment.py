@@ -6,10 +6,10 @@ wheel carries several GB of CUDA libraries, so a machine without an NVIDIA GPU t
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,19 +18,19 @@ OLDEST = (3, 11)
 
 def main(directory: str, kind: str, torch_index: str) -> int:
     if sys.version_info < OLDEST:
-        print(
+        return _fail(
             f"ember needs Python {OLDEST[0]}.{OLDEST[1]} or newer, this is {sys.version.split()[0]}; "
-            "choose another with `make PYTHON=python3.12 ...`",
-            file=sys.stderr,
+            "choose another with `make PYTHON=python3.12 ...`"
         )
-        return 1
     python = Path(directory) / "bin" / "python"
-    if not python.exists():
-        print(f"creating {directory}")
-        venv.create(directory, with_pip=True)
+    if not _has_pip(python):
+        problem = _make(Path(directory))
+        if problem:
+            return _fail(problem)
     constraints = ["-c", str(ROOT / "constraints.txt")]
-    if not _has(python, "torch"):
-        torch = next(line for line in (ROOT / "constraints.txt").read_text().split() if line.startswith("torch=="))
+    torch = next(line for line in (ROOT / "constraints.txt").read_text().split() if line.startswith("torch=="))
+    installed = _version(python, "torch") or ""
+    if installed.partition("+")[0] != torch.removeprefix("torch=="):  # 2.13.0+cpu is 2.13.0
         print(f"installing {torch}")
         from_cpu_index = ["--index-url", torch_index, "--retries", "0", "--timeout", "20"]
         for_cpu = shutil.which("nvidia-smi") is None and _pip(python, torch, *from_cpu_index, quietly=True)
@@ -40,19 +40,55 @@ def main(directory: str, kind: str, torch_index: str) -> int:
     print(f"installing ember{extra} and what it needs")
     if not _pip(python, "-e", f"{ROOT}{extra}", *constraints):
         return 1
-    # The first start should not be slower than the others, whatever the environment says about bytecode.
-    subprocess.run([python, "-m", "compileall", "-q", "src", "kernels", "handler.py"], cwd=ROOT, check=False)
+    _compile(python)
     return 0
 
 
-def _has(python: Path, module: str) -> bool:
-    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
-    return subprocess.run([python, "-c", code], check=False).returncode == 0
+def _fail(message: str) -> int:
+    print(message, file=sys.stderr)
+    return 1
+
+
+def _make(directory: Path) -> str | None:
+    """Create the environment, in place of one that was left half-made. Returns what is wrong, in one line."""
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    advice = f"on Debian and Ubuntu: apt-get install {name}-venv; or choose another with `make PYTHON=python3.12 ...`"
+    if any(importlib.util.find_spec(module) is None for module in ("venv", "ensurepip")):
+        return f"{sys.executable} cannot make a virtual environment, it lacks ensurepip; {advice}"
+    import venv
+
+    is_half_made = (directory / "pyvenv.cfg").exists()  # anything else that is there stays
+    print(f"creating {directory}" + (" again: there is no pip in it" if is_half_made else ""))
+    try:
+        venv.create(directory, with_pip=True, clear=is_half_made)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"{directory} could not be created: {error}; {advice}"
+    return None
+
+
+def _has_pip(python: Path) -> bool:
+    """Whether there is an environment, and a whole one: pip is the last thing that is put into it."""
+    if not python.exists():
+        return False
+    command = [str(python), "-c", "import pip"]
+    return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def _version(python: Path, package: str) -> str | None:
+    """The version that is installed."""
+    code = f"import importlib.metadata as m; print(m.version({package!r}))"
+    done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _pip(python: Path, *arguments: str, quietly: bool = False) -> bool:
     command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
     return subprocess.run(command, stderr=subprocess.DEVNULL if quietly else None, check=False).returncode == 0
+
+
+def _compile(python: Path) -> None:
+    """The first start should not be slower than the others, whatever the environment says about bytecode."""
+    subprocess.run([python, "-m", "compileall", "-q", "src", "kernels", "handler.py"], cwd=ROOT, check=False)
 
 
 if __name__ == "__main__":

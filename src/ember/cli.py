@@ -10,36 +10,32 @@ The engine's process is started before anything else is imported, so that both s
 
 from __future__ import annotations
 
-import argparse
+import os
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from ember.front.spawn import prepare
+from ember.front.worker.signals import leave_on_signals
 
 if TYPE_CHECKING:
+    import argparse
+
     from ember.settings import Settings
 
-_FOREIGN_PREFIXES = ("VLLM_", "EMBER_", "OMP_", "HUGGING_FACE_", "OPENAI_")
-_HELP_FLAGS = ("-h", "--help")
-_COMMANDS = ("serve", "worker", "settings", "boot-report")
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a bad flag in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+# With one of these nothing is served: `--help` and the SDK's test server, which is refused.
+_NO_ENGINE = frozenset({"-h", "--help", "--rp-serve-api", "--rp_serve_api"})
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command. `argv` are the arguments after the program's name."""
-    arguments = _with_dashes(sys.argv[1:] if argv is None else argv)
-    engine_needed = arguments[:1] in (["serve"], ["worker"]) and not set(arguments) & {*_HELP_FLAGS, "--rp-serve-api"}
-    if engine_needed:
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] in (["serve"], ["worker"]) and _NO_ENGINE.isdisjoint(arguments):
         prepare()
+        leave_on_signals(0 if os.environ.get("RUNPOD_WEBHOOK_GET_JOB") else None)  # the engine ends with the front
+    from ember.flags import make_parser, with_dashes
     from ember.settings import SettingsError
 
-    flags = _parser().parse_args(arguments)
+    flags = make_parser().parse_args(with_dashes(arguments))
     try:
         if flags.command == "serve":
             return _serve(flags)
@@ -100,7 +96,11 @@ def _local_job(flags: argparse.Namespace) -> int:
         job = local.read_job(flags.test_input)
     except local.LocalJobError as error:
         raise SettingsError(str(error)) from None
-    settings = _load(flags, default_model="demo")
+    try:
+        settings = _load(flags, default_model="demo")
+    except SettingsError as error:
+        local.write_document(local.failed(job, " ".join(str(error).split())))
+        raise
     from ember.front.start import launch
 
     return local.run(settings, launch(settings), job)
@@ -161,64 +161,9 @@ def _fail(message: str, status: int = 1) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
-    from ember import __version__
-
-    parser = _Parser(prog="ember", description="A serverless worker for large language models.", allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(_COMMANDS) + "}")
-    serve = commands.add_parser("serve", help="serve the OpenAI API over HTTP", allow_abbrev=False)
-    serve.add_argument("model_name", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help="same as --model-name")
-    _add_settings(serve)
-    worker = commands.add_parser("worker", help="take jobs from a queue, or run one", allow_abbrev=False)
-    worker.add_argument("--test-input", "--test_input", metavar="JSON", help="run this job and print its result")
-    levels = ("ERROR", "WARN", "INFO", "DEBUG", "TRACE", "NOTSET")
-    worker.add_argument("--rp-log-level", type=str.upper, choices=levels, help="the SDK's log level")
-    for name, count in (("serve-api", 0), ("debugger", 0), ("api-port", 1), ("api-host", 1), ("api-concurrency", 1)):
-        kind: dict[str, Any] = {"metavar": "X"} if count else {"action": "store_true"}
-        worker.add_argument(f"--rp-{name}", help=argparse.SUPPRESS, **kind)
-    _add_settings(worker)
-    report = commands.add_parser("boot-report", help="draw a boot timeline", allow_abbrev=False)
-    report.add_argument("file", metavar="FILE", help="what EMBER_BOOT_REPORT wrote, or the answer of GET /boot")
-    report.add_argument("--svg", metavar="OUT", help="write it as a picture too")
-    commands.add_parser("settings", help="print the table of settings", allow_abbrev=False)
-    return parser
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """One flag for each setting and for each of its other names; values are checked by Settings."""
-    from ember.settings import Settings
-
-    group = parser.add_argument_group("settings", "each is an environment variable too; `ember settings` has the table")
-    for name, field in Settings.model_fields.items():
-        kind: dict[str, Any] = {"metavar": "VALUE"}
-        if field.annotation is bool:
-            kind = {"action": argparse.BooleanOptionalAction}
-        elif field.default_factory is list:
-            kind = {"metavar": "VALUE", "action": "extend", "nargs": "+"}
-        help_text = (field.description or "").replace("%", "%%")
-        group.add_argument(*flag_names(name), dest=name, default=argparse.SUPPRESS, help=help_text, **kind)
-
-
-def flag_names(field: str) -> list[str]:
-    """`--max-model-len` and the like: the field's name, and those of its variables that are no other program's."""
-    from ember.settings import variable_names
-
-    names = [field, *(name for name in variable_names(field) if not name.startswith(_FOREIGN_PREFIXES))]
-    return list(dict.fromkeys("--" + name.lower().replace("_", "-") for name in names))
-
-
-def _with_dashes(arguments: list[str]) -> list[str]:
-    """`--max_model_len=5` is `--max-model-len=5`, as it is elsewhere."""
-    result = []
-    for argument in arguments:
-        flag, equals, value = argument.partition("=")
-        result.append(flag.replace("_", "-") + equals + value if flag.startswith("--") else argument)
-    return result
-
-
 def settings_table() -> str:
     """All settings as a Markdown table, in the order of settings.py."""
+    from ember.flags import flag_names
     from ember.settings import Settings, variable_names
 
     lines = ["| Variable | Also read | Flag | Default | Meaning |", "|---|---|---|---|---|"]

@@ -89,9 +89,10 @@ _GROUPS: dict[str, str] = {
     "templates come from the model or from CUSTOM_CHAT_TEMPLATE, never from a request": "TRUST_REQUEST_CHAT_TEMPLATE",
     "the content format is read off the template": "CHAT_TEMPLATE_CONTENT_FORMAT",
     "give chat_template_kwargs in the request": "DEFAULT_CHAT_TEMPLATE_KWARGS",
-    "chunks are joined while the one before is being sent; a job can bound them with max_batch_size": (
-        "DEFAULT_BATCH_SIZE DEFAULT_MIN_BATCH_SIZE DEFAULT_BATCH_SIZE_GROWTH_FACTOR MIN_BATCH_SIZE "
-        "BATCH_SIZE_GROWTH_FACTOR STREAM_INTERVAL"
+    "the first token leaves at once, then each piece holds what came while the one before was being sent; "
+    "DEFAULT_BATCH_SIZE bounds them": (
+        "DEFAULT_MIN_BATCH_SIZE DEFAULT_BATCH_SIZE_GROWTH_FACTOR MIN_BATCH_SIZE BATCH_SIZE_GROWTH_FACTOR "
+        "STREAM_INTERVAL"
     ),
     "requests wait in the engine's queue without a bound; MAX_CONCURRENCY bounds the jobs a worker takes": (
         "MAX_NUM_QUEUED_REQS MAX_NUM_QUEUED_TOKENS"

@@ -193,7 +193,10 @@ def logprob_of(token_id: int, num_top: int) -> wire.TokenLogprobs:
 
 
 def say(tokenizer: Tokenizer, text: str | Sequence[int], per_step: int = 1) -> Script:
-    """Every sample says the text and then EOS, `per_step` tokens at a time, or less if max_tokens comes first."""
+    """Every sample says the text and then EOS, `per_step` tokens at a time, or less if max_tokens comes first.
+
+    The first sample brings the log probabilities of the prompt, as in the engine.
+    """
     said = tokenizer.encode(text, add_special_tokens=False) if isinstance(text, str) else list(text)
 
     def script(prompt: list[int], sampling: wire.SamplingParams) -> list[Step]:
@@ -206,7 +209,7 @@ def say(tokenizer: Tokenizer, text: str | Sequence[int], per_step: int = 1) -> S
         if len(token_ids) > sampling.max_tokens:
             token_ids, reason, stop_reason = token_ids[: sampling.max_tokens], "length", None
         steps: list[Step] = []
-        for start in range(0, len(token_ids), per_step):
+        for start in range(0, len(token_ids) or 1, per_step):
             new = token_ids[start : start + per_step]
             is_last = start + per_step >= len(token_ids)
             outputs = [
@@ -218,7 +221,7 @@ def say(tokenizer: Tokenizer, text: str | Sequence[int], per_step: int = 1) -> S
                     stop_reason=stop_reason if is_last else None,
                     logprobs=None if sampling.logprobs is None else [logprob_of(i, sampling.logprobs) for i in new],
                     num_cached_tokens=3 if start == 0 else 0,
-                    prompt_logprobs=_prompt_logprobs(prompt, sampling) if start == 0 else None,
+                    prompt_logprobs=_prompt_logprobs(prompt, sampling) if start == index == 0 else None,
                 )
                 for index in range(sampling.n)
             ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from openai.types import Completion
 
 from ember import wire
 from ember.front.errors import ApiError
-from tests.api.fakes import BOS, Deployment, Step, say
+from tests.api.fakes import BOS, MAX_MODEL_LEN, Deployment, Step, say
 
 
 def text_of(chunks: list[Any], index: int = 0) -> str:
@@ -115,7 +116,7 @@ def test_echo(deployment: Deployment) -> None:
 def test_scoring_only(deployment: Deployment) -> None:
     body = deployment.complete("hi", echo=True, max_tokens=0, logprobs=1, return_token_ids=True)
     choice = body["choices"][0]
-    assert deployment.engine.sampling.max_tokens == 1
+    assert deployment.engine.sampling.max_tokens == 0
     assert (choice["text"], choice["finish_reason"]) == ("hi", "length")
     assert choice["token_ids"] == deployment.engine.prompt
     assert choice["logprobs"]["tokens"] == [BOS, "h", "i"]
@@ -212,3 +213,46 @@ def test_a_stop_string_ends_one_choice_and_not_the_others(deployment: Deployment
     assert [choice["text"] for choice in choices] == ["a", "xxx"]
     assert [choice["finish_reason"] for choice in choices] == ["stop", "length"]
     assert deployment.engine.generations[0].aborted == [0]
+
+
+def test_scoring_a_prompt_that_fills_the_context(deployment: Deployment) -> None:
+    body = deployment.complete([5] * MAX_MODEL_LEN, echo=True, max_tokens=0, logprobs=0, n=2)
+    assert deployment.engine.sampling.max_tokens == 0
+    assert len(body["choices"][1]["logprobs"]["tokens"]) == MAX_MODEL_LEN
+    assert body["usage"]["completion_tokens"] == 0
+    with pytest.raises(ApiError, match="max_tokens must be at least 1, got 0"):
+        deployment.complete([5] * MAX_MODEL_LEN, echo=True, max_tokens=1)
+    with pytest.raises(ApiError, match="min_tokens must be less than or equal to max_tokens=0, got 1"):
+        deployment.complete("hi", echo=True, max_tokens=0, min_tokens=1)
+
+
+def test_all_choices_show_the_prompt_logprobs_that_the_first_sample_brings(deployment: Deployment) -> None:
+    steps = list(say(deployment.tokenizer, "hi")([1, 2], wire.SamplingParams(4, n=2, logprobs=1, prompt_logprobs=1)))
+    first = [output for step in steps if isinstance(step, list) for output in step if output.index == 0]
+    second = [output for step in steps if isinstance(step, list) for output in step if output.index == 1]
+    assert second[0].prompt_logprobs is None
+    fields: dict[str, Any] = {"echo": True, "logprobs": 1, "n": 2}
+    for order in ([*second, *first], [second[0], *first, *second[1:]], [second[0], first[0], *second[1:], *first[1:]]):
+        deployment.engine.script = partial(lambda steps, prompt, sampling: steps, [[output] for output in order])
+        choices = deployment.complete([1, 2], prompt_logprobs=1, **fields)["choices"]
+        assert choices[0]["logprobs"] == choices[1]["logprobs"]
+        assert choices[0]["prompt_logprobs"] == choices[1]["prompt_logprobs"]
+        assert choices[0]["prompt_logprobs"] is not None
+        chunks = deployment.stream_completion([1, 2], **fields)
+        begun = set()
+        for chunk in chunks:
+            choice = chunk["choices"][0]
+            if choice["index"] not in begun:
+                begun.add(choice["index"])
+                assert choice["logprobs"]["token_logprobs"][:2] == [None, -1.0]
+                assert choice["logprobs"]["top_logprobs"][1] is not None
+        assert begun == {0, 1}
+
+
+def test_a_first_sample_that_never_comes_keeps_nobody_waiting(deployment: Deployment) -> None:
+    steps = list(say(deployment.tokenizer, "hi")([1, 2], wire.SamplingParams(4, n=2, logprobs=1, prompt_logprobs=1)))
+    second = [[step[1]] for step in steps if isinstance(step, list)]
+    deployment.engine.script = lambda prompt, sampling: second
+    choices = deployment.complete([1, 2], echo=True, logprobs=1, n=2)["choices"]
+    assert [choice["finish_reason"] for choice in choices] == ["abort", "stop"]
+    assert choices[1]["text"].endswith("hi")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+import orjson
 import pytest
 
 from ember.front.errors import ApiError
@@ -23,7 +25,12 @@ BOTH: list[tuple[dict[str, Any], str | None, str]] = [
         f"output tokens. (parameter=max_tokens, value={MAX_MODEL_LEN + 1})",
     ),
     ({"n": 0}, "n", "n must be at least 1, got 0."),
-    ({"n": 16385}, "n", "n must be at most 16384, got 16385."),
+    ({"n": 129}, "n", "n must be at most 128, got 129."),
+    (
+        {"logit_bias": {str(i).zfill(4): 1 for i in range(VOCAB_SIZE + 1)}},
+        "logit_bias",
+        f"logit_bias must have at most {VOCAB_SIZE} entries, one for each token, got {VOCAB_SIZE + 1}.",
+    ),
     ({"n": 2, "temperature": 0}, "n", "n must be 1 when using greedy sampling, got 2."),
     ({"temperature": 3}, "temperature", "temperature must be in [0, 2], got 3."),
     ({"temperature": -0.5}, "temperature", "temperature must be in [0, 2], got -0.5."),
@@ -118,13 +125,29 @@ LATER_BOTH: dict[str, Any] = {
     "prediction": {"type": "content", "content": "x"},
     "kv_transfer_params": {"a": 1},
 }
-LATER_CHAT: dict[str, Any] = {"functions": [{"name": "f"}], "function_call": "auto", "include_reasoning": False}
+LATER_CHAT: dict[str, Any] = {
+    "functions": [{"name": "f"}],
+    "function_call": "auto",
+    "include_reasoning": False,
+    "reasoning_effort": "low",
+    "mm_processor_kwargs": {"a": 1},
+    "media_io_kwargs": {"a": 1},
+}
+LATER_KWARGS: dict[str, Any] = {"enable_thinking": True, "thinking": 1, "reasoning_effort": "high"}
 LATER_COMPLETIONS: dict[str, Any] = {"suffix": "end"}
 
 CHAT: list[tuple[dict[str, Any], str | None, str]] = [
     *((fields, param, message) for fields, param, message in BOTH),
     *(({name: value}, name, f"`{name}` is not supported by this version") for name, value in LATER_BOTH.items()),
     *(({name: value}, name, f"`{name}` is not supported by this version") for name, value in LATER_CHAT.items()),
+    *(
+        (
+            {"chat_template_kwargs": {name: value}},
+            f"chat_template_kwargs.{name}",
+            f"`chat_template_kwargs.{name}` is not supported by this version of Ember; reasoning comes in a later",
+        )
+        for name, value in LATER_KWARGS.items()
+    ),
     (
         {"max_completion_tokens": 1000, "max_tokens": 1},
         "max_completion_tokens",
@@ -148,7 +171,8 @@ CHAT: list[tuple[dict[str, Any], str | None, str]] = [
     (
         {"tools": [TOOL]},
         "tools",
-        '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set',
+        '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set. This version of Ember '
+        "has no tool calls; ",
     ),
     (
         {"tools": [TOOL], "tool_choice": "auto"},
@@ -158,7 +182,7 @@ CHAT: list[tuple[dict[str, Any], str | None, str]] = [
     (
         {"tools": [TOOL], "tool_choice": "required"},
         "tool_choice",
-        'tool_choice="required" requires --tool-call-parser to be set',
+        '`tool_choice` "required" is not supported. This version of Ember has no tool calls; ',
     ),
     (
         {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "sub"}}},
@@ -168,7 +192,7 @@ CHAT: list[tuple[dict[str, Any], str | None, str]] = [
     (
         {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "add"}}},
         "tool_choice",
-        "A named `tool_choice` requires --tool-call-parser to be set",
+        "A named `tool_choice` is not supported. This version of Ember has no tool calls; ",
     ),
     (
         {"tools": [TOOL], "tool_choice": {"type": "function"}},
@@ -178,13 +202,10 @@ CHAT: list[tuple[dict[str, Any], str | None, str]] = [
     (
         {"chat_template": "{{ messages }}"},
         "chat_template",
-        "Chat template is passed with request, but --trust-request-chat-template is not set. "
-        "Refused request with untrusted chat template.",
+        "Refused request with untrusted chat template: ",
     ),
     ({"chat_template_kwargs": {"chat_template": ""}}, "chat_template_kwargs", "`chat_template` is not allowed"),
     ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs", "`tokenize` is not allowed"),
-    ({"mm_processor_kwargs": {"a": 1}}, "mm_processor_kwargs", "mm_processor_kwargs is passed with request"),
-    ({"media_io_kwargs": {"a": 1}}, "media_io_kwargs", "media_io_kwargs is passed with request"),
     (
         {"continue_final_message": True, "add_generation_prompt": True},
         "continue_final_message",
@@ -229,8 +250,10 @@ COMPLETIONS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"prompt": [[]]}, "prompt", "The decoder prompt cannot be empty"),
     ({"prompt": [1, VOCAB_SIZE]}, "prompt", f"prompt contains the token id {VOCAB_SIZE}, which is out of the"),
     ({"prompt": [[1], [-1]]}, "prompt", "prompt contains the token id -1"),
-    ({"prompt": ["a"] * 1000, "n": 17}, "n", "n times the number of prompts must be at most 16384, got 17000."),
+    ({"prompt": ["a"] * 43, "n": 3}, "n", "n times the number of prompts must be at most 128, got 129."),
     ({"prompt": ["a"] * 1025}, "prompt", "prompt must have at most 1024 items, got 1025."),
+    ({"prompt": [[1]] * 1025}, "prompt", "prompt must have at most 1024 items, got 1025."),
+    ({"prompt": [2**70]}, "prompt", f"prompt contains the token id {2**70}, which is out of the"),
     (
         {"logprobs": 21},
         "logprobs",
@@ -290,6 +313,8 @@ HARMLESS_CHAT: dict[str, Any] = {
     "include_reasoning": True,
     "parallel_tool_calls": True,
     "add_generation_prompt": False,
+    "reasoning_effort": "none",
+    "chat_template_kwargs": {"enable_thinking": False, "thinking": None, "reasoning_effort": "none"},
 }
 
 
@@ -361,3 +386,56 @@ def test_limits_are_the_operators(deploy) -> None:
     assert deployment.engine.sampling.logprobs == -1
     deployment.complete(logprobs=-1)
     assert deployment.engine.sampling.logprobs == -1
+
+
+def test_the_number_of_samples_follows_the_size_of_a_step(deployment: Deployment) -> None:
+    deployment.complete("x", n=128)
+    deployment.complete(["x"] * 1024)  # one of each prompt is always fine
+    deployment.engine._info = msgspec.structs.replace(deployment.engine._info, max_num_seqs=50)
+    deployment.complete("x", n=200)
+    with pytest.raises(ApiError, match="n must be at most 200, got 201"):
+        deployment.complete("x", n=201)
+    deployment.engine._info = msgspec.structs.replace(deployment.engine._info, max_num_seqs=10**6)
+    with pytest.raises(ApiError, match="n must be at most 16384, got 16385"):
+        deployment.complete("x", n=16385)
+
+
+def test_an_error_can_be_sent_whatever_it_quotes() -> None:
+    error = ApiError(400, "got \ud800é", param="a\udfff")
+    assert error.body()["error"]["message"] == "got ?é"
+    assert error.body()["error"]["param"] == "a?"
+    assert str(error) == "got ?é"
+    assert error.sse().startswith("data: {")
+
+
+SURROGATES: list[tuple[dict[str, Any], str]] = [
+    ({"model": "\ud800"}, "body.model"),
+    ({"cache_salt": "a\ud800"}, "body.cache_salt"),
+    ({"request_id": "\udc00"}, "body.request_id"),
+    ({"stop": ["a", "\ud800"]}, "body.stop.1"),
+    ({"unknown": {"a": [{"\ud800": 1}]}}, "body.unknown.a.0"),
+    ({"\ud800": 10**100}, "body"),
+    ({"messages": [{"role": "user", "content": "\ud800"}]}, "body.messages.0.content"),
+]
+
+
+@pytest.mark.parametrize(("fields", "place"), SURROGATES)
+def test_text_that_cannot_be_encoded_is_refused(deployment: Deployment, fields: dict[str, Any], place: str) -> None:
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        body = {"messages": [{"role": "user", "content": "hi"}], "prompt": "hi", **fields}
+        error = refused(deployment, path, body)
+        assert (error.status, error.type, error.param) == (400, "Bad Request", place)
+        assert error.message == f"{place} holds a lone surrogate, which is no character and cannot be encoded as UTF-8."
+
+
+def test_large_numbers_and_depths_are_no_surrogates(deployment: Deployment) -> None:
+    deep: Any = 1
+    for _ in range(300):
+        deep = [deep]
+    deployment.complete("hi", unknown=[10**100, deep, float("nan")])
+
+
+def test_a_model_that_cannot_be_encoded(deployment: Deployment) -> None:
+    with pytest.raises(ApiError, match="does not exist") as caught:
+        deployment.request("GET", "/v1/models/\ud800")
+    orjson.dumps(caught.value.body())

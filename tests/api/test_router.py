@@ -25,7 +25,8 @@ def test_unknown_paths(deployment: Deployment, path: str) -> None:
         ("DELETE", "/v1/completions", "POST"),
         ("POST", "/v1/models", "GET"),
         ("POST", "/v1/models/x", "GET"),
-        ("PUT", "/ping", "GET, POST"),
+        ("PUT", "/ping", "GET, HEAD, POST"),
+        ("POST", "/health/", "GET, HEAD"),
     ],
 )
 def test_wrong_methods(deployment: Deployment, method: str, path: str, allowed: str) -> None:
@@ -60,6 +61,7 @@ def test_an_unknown_model(deployment: Deployment) -> None:
     with pytest.raises(ApiError) as caught:
         deployment.request("GET", "/v1/models/other")
     assert (caught.value.status, caught.value.type, caught.value.param) == (404, "NotFoundError", "model")
+    assert caught.value.message == "The model `other` does not exist."
 
 
 def test_health_and_ping(deployment: Deployment) -> None:
@@ -67,7 +69,7 @@ def test_health_and_ping(deployment: Deployment) -> None:
     for state, (health, ping) in statuses.items():
         deployment.engine.state = state
         assert deployment.request("GET", "/health").status == health
-        for method in ("GET", "POST"):
+        for method in ("GET", "POST", "HEAD"):
             answer = deployment.request(method, "/ping")
             assert (answer.status, answer.body) == (ping, None)
 
@@ -91,7 +93,7 @@ def test_what_nobody_expected_is_a_500_without_details(deployment: Deployment, m
         with pytest.raises(ApiError) as caught:
             ask()
         assert caught.value.body()["error"] == {
-            "message": "Internal server error",
+            "message": "Internal server error; the worker's log has it.",
             "type": "InternalServerError",
             "param": None,
             "code": 500,

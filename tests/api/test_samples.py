@@ -23,7 +23,7 @@ def run(tokenizer: Tokenizer, token_ids: list[int], cuts: list[int], options: Te
         is_last = end == len(token_ids)
         sample.push(SequenceOutput(1, 0, token_ids[start:end], reason if is_last else None), piece)
         pieces.append(piece)
-    assert sample.num_tokens == len(token_ids)
+    assert sample.num_tokens == sum(len(piece.token_ids) for piece in pieces), "what counts is what is shown"
     return pieces
 
 
@@ -102,3 +102,22 @@ def test_the_tokenizers_own_end_token_is_no_stop_reason_unless_it_was_asked_for(
         options = TextOptions(end_token_ids=frozenset({end}), stop_token_ids=asked)
         Sample(0, tokenizer, [], options).push(SequenceOutput(1, 0, [end], "stop", stop_reason=end), piece)
         assert (piece.finish_reason, piece.stop_reason) == ("stop", expected)
+
+
+def test_a_finished_sample_takes_nothing_more(tokenizer: Tokenizer) -> None:
+    token_ids = tokenizer.encode("abcde", False)
+    sample, piece = Sample(0, tokenizer, [], TextOptions(stop=["bc"])), Piece(0)
+    sample.push(SequenceOutput(1, 0, token_ids), piece)
+    assert (piece.text, piece.token_ids, sample.num_tokens) == ("a", token_ids[:3], 3)
+    late = Piece(0)
+    sample.push(SequenceOutput(1, 0, token_ids, "length"), late)
+    sample.push(SequenceOutput(1, 0, [], "error", error="too late to matter"), late)
+    assert late == Piece(0)
+    assert sample.num_tokens == 3
+
+
+def test_a_sample_without_a_token(tokenizer: Tokenizer) -> None:
+    for options in (TextOptions(), TextOptions(stop=["x"])):
+        piece = Piece(0)
+        Sample(0, tokenizer, [], options).push(SequenceOutput(1, 0, [], "length"), piece)
+        assert piece == Piece(0, finish_reason="length")

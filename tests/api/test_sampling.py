@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ember.front.api.sampling import check_defaults
 from ember.wire import SamplingParams
 from tests.api.fakes import MAX_MODEL_LEN, VOCAB_SIZE, Deployment
 
@@ -142,3 +143,57 @@ def test_echo_asks_for_the_larger_number_of_prompt_logprobs(deployment: Deployme
         assert deployment.engine.sampling.prompt_logprobs == expected
     choice = deployment.complete(echo=True, logprobs=3, prompt_logprobs=1)["choices"][0]
     assert {len(entry) for entry in choice["prompt_logprobs"][1:]} == {2}
+
+
+GOOD_DEFAULTS: dict[str, Any] = {
+    "max_new_tokens": 100,
+    "temperature": 0,
+    "top_p": 0.95,
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.1,
+    "presence_penalty": -2,
+    "frequency_penalty": 2.0,
+    "skip_special_tokens": False,
+}
+
+
+def test_defaults_that_can_be_used(deployment: Deployment) -> None:
+    check_defaults({})
+    check_defaults(GOOD_DEFAULTS)
+    check_defaults(dict.fromkeys(GOOD_DEFAULTS))
+    deployment.services.generation_defaults.update(GOOD_DEFAULTS)
+    deployment.chat()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("max_new_tokens", 0, "a whole number of at least 1, not 0"),
+        ("max_new_tokens", 10.0, "a whole number of at least 1, not 10.0"),
+        ("max_new_tokens", True, "a whole number of at least 1, not True"),
+        ("temperature", 2.5, "a number, in [0, 2], not 2.5"),
+        ("temperature", "hot", "a number, in [0, 2], not 'hot'"),
+        ("temperature", float("nan"), "a number, in [0, 2], not nan"),
+        ("top_p", 0, "a number, in (0, 1], not 0"),
+        ("top_k", 1.5, "a whole number, 0 (disable), or at least 1, not 1.5"),
+        ("top_k", -2, "a whole number, 0 (disable), or at least 1, not -2"),
+        ("min_p", -0.1, "a number, in [0, 1], not -0.1"),
+        ("repetition_penalty", 0, "a number, greater than zero, not 0"),
+        ("repetition_penalty", float("inf"), "a number, greater than zero, not inf"),
+        ("presence_penalty", 3, "a number, in [-2, 2], not 3"),
+        ("frequency_penalty", [1], "a number, in [-2, 2], not [1]"),
+        ("skip_special_tokens", "no", "true or false, not 'no'"),
+    ],
+)
+def test_defaults_that_cannot_be_used(name: str, value: Any, allowed: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        check_defaults({"top_p": 0.5, name: value})
+    assert str(caught.value) == f"the sampling default {name} must be {allowed}"
+
+
+def test_a_default_nobody_knows() -> None:
+    with pytest.raises(ValueError) as caught:
+        check_defaults({"temprature": 1})
+    assert str(caught.value).startswith("'temprature' is no sampling default; there are max_new_tokens, temperature,")
+    assert "\n" not in str(caught.value)

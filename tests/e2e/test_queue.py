@@ -22,6 +22,14 @@ def chat(**body: Any) -> dict[str, Any]:
     return {"openai_route": CHAT, "openai_input": {"messages": MESSAGES, "temperature": 0, **body}}
 
 
+def wait_gone(pid: int) -> None:
+    """An engine that is cut off before it was configured ends when it has imported torch."""
+    deadline = time.monotonic() + 10
+    while os.path.exists(f"/proc/{pid}"):
+        assert time.monotonic() < deadline, "the engine outlives the worker"
+        time.sleep(0.05)
+
+
 def content_of(record: JobRecord) -> str:
     """The text of a streamed chat."""
     parts = [choice["delta"].get("content") or "" for event in record.events() for choice in event["choices"]]
@@ -74,8 +82,25 @@ def test_thirty_streams_at_once(queue: FakeQueue) -> None:
 
 @pytest.mark.usefixtures("worker")
 def test_garbage_between_good_jobs(queue: FakeQueue) -> None:
-    garbage = [None, "text", 5, [1], {}, {"foo": 1}, {"openai_input": "x"}, {"prompt": "a", "sampling_params": [1]}]
+    garbage: list[Any] = [
+        None,
+        "text",
+        5,
+        [1],
+        {},
+        {"foo": 1},
+        {"openai_input": "x"},
+        {"prompt": "a", "sampling_params": [1]},
+    ]
     garbage += [chat(temperature=99), chat(max_tokens=-1), {"route": "/nowhere"}, chat(model="another")]
+    # What json reads and UTF-8, or 64 bits, cannot hold.
+    garbage += [
+        chat(model="\ud800"),
+        chat(cache_salt="\ud800"),
+        {"openai_route": "/v1/models/\ud800"},
+        chat(seed=2**70),
+    ]
+    garbage += [{"messages": [{"role": "\ud800", "content": "hi"}]}, {"prompt": "a", "\ud800": 1}]
     good, bad = [], []
     for job_input in garbage:
         good.append(queue.submit(chat(max_tokens=6)))
@@ -85,6 +110,7 @@ def test_garbage_between_good_jobs(queue: FakeQueue) -> None:
         error = json.loads(record.error)
         assert 400 <= error["code"] < 500
         assert set(error) == {"message", "type", "param", "code"}
+        assert "traceback" not in error["message"].lower()
     for record in queue.wait_all(good):
         assert record.status == "COMPLETED"
 
@@ -142,6 +168,30 @@ def test_sigterm_finishes_what_runs(queue: FakeQueue, worker: Process) -> None:
     assert worker.wait(20) == 0
 
 
+def test_a_job_on_its_way_at_sigterm_is_run_and_reported() -> None:
+    with FakeQueue() as queue, Process("handler.py", env={**queue.env(), "MODEL_NAME": "demo"}) as worker:
+        queue.wait(queue.submit(chat(max_tokens=1)), BOOT_SECONDS)
+        queue.deliver_delay = 0.15
+        job = queue.submit(chat(max_tokens=6, stream=True))
+        queue.wait_taken(job)
+        worker.terminate()
+        assert queue.wait(job, 10).text.endswith("data: [DONE]\n\n")
+        assert worker.wait(10) == 0
+
+
+@pytest.mark.parametrize("after", [0.3, 1.2])
+def test_sigterm_during_the_boot(after: float) -> None:
+    with FakeQueue() as queue, Process("handler.py", env={**queue.env(), "MODEL_NAME": "demo"}) as worker:
+        (engine,) = worker.wait_children()
+        time.sleep(after)
+        if queue.takes:
+            pytest.skip("it has booted already")
+        worker.terminate()
+        assert worker.wait(5) == 0
+        assert "Traceback" not in worker.log()
+        wait_gone(engine)
+
+
 def test_without_restarts_a_dead_engine_ends_the_worker() -> None:
     with (
         FakeQueue() as queue,
@@ -187,6 +237,26 @@ def test_local_job() -> None:
 def test_local_job_of_the_repository() -> None:
     code, document = local()
     assert (code, document["status"]) == (0, "COMPLETED")
+
+
+def test_local_job_that_does_not_boot() -> None:
+    with Process(
+        "handler.py", "--test_input", json.dumps({"input": chat()}), env={"MODEL_NAME": "/no/such"}
+    ) as process:
+        document = json.loads(process.output(BOOT_SECONDS))
+        assert process.wait() == 1
+        assert (document["id"], document["status"]) == ("local_test", "FAILED")
+        assert "/no/such" in document["error"]
+        assert len(process.log().splitlines()) == 1
+
+
+def test_local_job_that_is_stopped() -> None:
+    with Process("handler.py", "--test_input", json.dumps({"input": chat(max_tokens=4)})) as process:
+        (engine,) = process.wait_children()
+        time.sleep(0.5)
+        process.terminate()
+        assert process.wait(5) == 143
+        wait_gone(engine)
 
 
 def test_local_job_that_fails() -> None:

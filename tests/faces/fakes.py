@@ -36,6 +36,7 @@ class FakeWorker:
         self.booting = asyncio.create_task(self._boot())
 
     async def _boot(self) -> None:
+        log.info("the fake boots")
         await asyncio.sleep(self.boot_seconds)
         if self.boot_error is not None:
             raise self.boot_error
@@ -55,6 +56,7 @@ class FakeWorker:
 
     async def close(self) -> None:
         self.closed = True
+        log.info("the fake is closed")
 
 
 def event(content: Any) -> str:

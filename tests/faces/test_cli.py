@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
 import pytest
 
 from ember import cli
+from ember.flags import flag_names
 from ember.settings import Settings, warn_unused
+from tests.support.processes import Process
 
 
 class Launched(Exception):
@@ -32,6 +35,7 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             monkeypatch.delenv(name)
     monkeypatch.setattr("ember.front.start.launch", launch)
     monkeypatch.setattr("ember.cli.prepare", prepare)
+    monkeypatch.setattr("ember.cli.leave_on_signals", lambda status: None)
     monkeypatch.setattr("ember.front.worker.sdk.report_unhealthy", lambda reason: seen.update(unhealthy=reason))
     return seen
 
@@ -47,7 +51,8 @@ def settings_of(seen: dict[str, Any], *arguments: str) -> Settings:
 def test_flags_become_settings(no_engine: dict[str, Any]) -> None:
     settings = settings_of(
         no_engine, "serve", "my/model", "--max-model-len", "4K", "--no-enable-prefix-caching", "--port=0", "--dtype",
-        "bf16", "--served-model-name", "a", "b,c", "--api-key", "k1", "--api-key", "k2", "--enable_request_id_headers",
+        "bf16", "--served-model-name", "a", "--served-model-name", "b,c", "--api-key", "k1",
+        "--api-key", "k2", "--enable_request_id_headers",
         "--override-generation-config", '{"temperature": 0.5}',
     )  # fmt: skip
     assert settings.model_name == "my/model"
@@ -61,6 +66,11 @@ def test_flags_become_settings(no_engine: dict[str, Any]) -> None:
     assert settings.override_generation_config == {"temperature": 0.5}
 
 
+@pytest.mark.parametrize("flag", ["--api-key", "--served-model-name"])
+def test_a_list_does_not_swallow_the_model(no_engine: dict[str, Any], flag: str) -> None:
+    assert settings_of(no_engine, "serve", flag, "a,b", "my/model").model_name == "my/model"
+
+
 def test_flags_are_stronger_than_the_environment(no_engine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODEL_NAME", "of/environment")
     monkeypatch.setenv("MAX_NUM_SEQS", "5")
@@ -69,10 +79,10 @@ def test_flags_are_stronger_than_the_environment(no_engine: dict[str, Any], monk
 
 
 def test_every_setting_has_a_flag_of_its_own() -> None:
-    names = [name for field in Settings.model_fields for name in cli.flag_names(field)]
+    names = [name for field in Settings.model_fields for name in flag_names(field)]
     assert len(names) == len(set(names))
     for field in Settings.model_fields:
-        assert "--" + field.replace("_", "-") in cli.flag_names(field)
+        assert "--" + field.replace("_", "-") in flag_names(field)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +154,21 @@ def test_a_bad_test_input(text: str, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err.startswith("ember: error: --test_input")
 
 
+def test_a_local_job_with_a_bad_setting_has_its_document(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["worker", "--test_input", '{"prompt": "a"}', "--port", "x"]) == 1
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert (document["id"], document["status"]) == ("local_test", "FAILED")
+    assert document["error"].startswith("PORT=x")
+    assert err.count("\n") == 1 and "PORT=x" in err
+
+
+def test_nothing_is_imported_before_the_engine_is_started() -> None:
+    code = "import sys; from ember import cli; print(*sys.modules)"
+    with Process("-c", code) as process:
+        assert not {"argparse", "dataclasses", "pydantic", "asyncio", "logging", "json"} & set(process.output().split())
+
+
 def test_help_starts_no_engine(no_engine: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["serve", "--help"])
@@ -158,6 +183,11 @@ def test_table_of_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(lines) == 2 + len(Settings.model_fields)
     assert {line.replace("\\|", "").count("|") for line in lines} == {6}
     assert any(line.startswith("| `MAX_MODEL_LEN` |") for line in lines)
+
+
+def test_batch_sizes_of_other_workers() -> None:
+    assert warn_unused({"DEFAULT_BATCH_SIZE": "5"}) == []
+    assert len(warn_unused({"MIN_BATCH_SIZE": "1", "BATCH_SIZE_GROWTH_FACTOR": "3"})) == 2
 
 
 def test_warnings_name_the_variable() -> None:

@@ -6,11 +6,13 @@ import asyncio
 import inspect
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
 import pytest
 
+from ember.front.api.exchange import EventStream, Response
+from ember.front.errors import ApiError
 from ember.front.worker.handler import Handler, make_handler
 from ember.front.worker.loop import EngineLoop
 from tests.faces.fakes import FakeWorker, event, fake_dispatch
@@ -27,11 +29,11 @@ class Bench:
         self.loop.start()
         self.loop.submit(self.worker.start()).result(5)
 
-    def handler(self, raw: bool = True) -> Handler:
+    def handler(self, raw: bool = True, max_events: int | None = None) -> Handler:
         async def answer(request: Any) -> Any:
             return await fake_dispatch(self.worker.services, request)
 
-        return make_handler(self.loop, answer, model="m", raw=raw)
+        return make_handler(self.loop, answer, model="m", raw=raw, max_events=max_events)
 
     def run(self, job: Any, raw: bool = True) -> list[Any]:
         async def collect() -> list[Any]:
@@ -117,7 +119,7 @@ def test_error_of_a_stream_is_an_event(bench: Bench, raw: bool) -> None:
 def test_a_bug_is_a_plain_500(bench: Bench, fail: str) -> None:
     outputs = bench.body(fail=fail, stream=fail == "late", words=5)
     text = json.dumps(outputs)
-    assert "internal error" in text
+    assert "Internal server error" in text
     assert "path.py" not in text
     assert "Traceback" not in text
     assert bench.body(words=1)  # and the next job is fine
@@ -127,6 +129,66 @@ def test_a_bug_is_a_plain_500(bench: Bench, fail: str) -> None:
 def test_garbage_is_an_error(bench: Bench, job: Any) -> None:
     (output,) = bench.run(job)
     assert json.loads(output["error"])["code"] == 400
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("job_input", [{"openai_route": CHAT, "openai_input": {"model": "\ud800"}}, {"prompt": 2**70}])
+def test_what_no_json_can_carry_is_a_bad_request(bench: Bench, job_input: Any, stream: bool) -> None:
+    (output,) = bench.run({"id": "j", "input": {**job_input, "stream": stream}})
+    error = (
+        json.loads(output.split("\n")[0].removeprefix("data: ")) if stream else {"error": json.loads(output["error"])}
+    )
+    assert error["error"]["code"] == 400
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("fault", ["body", "error"])
+def test_what_leaves_can_always_be_encoded(bench: Bench, fault: str, raw: bool, stream: bool) -> None:
+    """The SDK drops a result that it cannot encode, and the job then never ends."""
+
+    async def answer(request: Any) -> Any:
+        if fault == "error":
+            raise ApiError(404, "there is no \ud800", param="\ud800")
+        if not stream:
+            return Response(200, {"model": "\ud800"})
+
+        async def events() -> AsyncGenerator[str, None]:
+            yield 'data: {"text": "\ud800"}\n\n'
+
+        return EventStream(events())
+
+    async def collect() -> list[Any]:
+        handler = make_handler(bench.loop, answer, model="m", raw=raw)
+        return [output async for output in handler({"id": "j", "input": {"prompt": "a", "stream": stream}})]
+
+    outputs = asyncio.run(collect())
+    assert outputs
+    json.dumps(outputs, ensure_ascii=False, allow_nan=False).encode()
+
+
+def test_a_body_is_what_a_client_over_http_would_read(bench: Bench) -> None:
+    async def answer(request: Any) -> Any:
+        return Response(200, {"value": float("nan"), "counts": {1: 2}})
+
+    async def collect() -> list[Any]:
+        return [output async for output in make_handler(bench.loop, answer, model="m")({"input": {"prompt": "a"}})]
+
+    assert asyncio.run(collect()) == [{"value": None, "counts": {"1": 2}}]
+
+
+@pytest.mark.parametrize(("of_job", "expected"), [({}, 3), ({"max_batch_size": 2}, 2), ({"max_batch_size": 7}, 7)])
+def test_events_in_a_piece_are_bounded(bench: Bench, of_job: dict[str, int], expected: int) -> None:
+    async def collect() -> list[str]:
+        pieces = []
+        async for piece in bench.handler(max_events=3)(
+            {"input": {"prompt": "a", "stream": True, "words": 30, **of_job}}
+        ):
+            pieces.append(piece)
+            await asyncio.sleep(0.02)
+        return pieces
+
+    assert max(piece.count("data: ") for piece in asyncio.run(collect())) == expected
 
 
 def test_slow_consumer_gets_fewer_pieces(bench: Bench) -> None:

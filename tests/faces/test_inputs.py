@@ -120,6 +120,35 @@ def test_refused(job_input: Any, said: str) -> None:
     assert said in caught.value.message
 
 
+def _nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("job_input", "param", "said"),
+    [
+        ({"openai_input": {"messages": MESSAGES, "model": "\ud800"}}, "openai_input.model", "surrogate"),
+        ({"openai_route": "/v1/models/\ud800"}, "openai_route", "surrogate"),
+        ({"messages": [{"role": "\ud800", "content": "hi"}]}, "messages.0.role", "surrogate"),
+        ({"prompt": "a", "\ud800": 1}, "input", "surrogate"),
+        ({"prompt": "a", "seed": 2**64}, "seed", "64 bits"),
+        ({"prompt": "a", "sampling_params": {"logit_bias": {1: 2}}}, "sampling_params.logit_bias", "keys"),
+        ({"prompt": _nested(300)}, "prompt.0.0.0", "nested"),
+    ],
+)
+def test_what_no_json_can_carry_is_refused_where_it_is(job_input: Any, param: str, said: str) -> None:
+    """The SDK reads jobs with the json module, which lets such values in."""
+    with pytest.raises(ApiError) as caught:
+        parse_input(job_input, model="m")
+    assert caught.value.status == 400
+    assert said in caught.value.message
+    assert caught.value.param == param
+    caught.value.sse().encode()
+
+
 def test_query_and_headers() -> None:
     job = parse_input({"route": "/v1/models?a=b&c="}, model="m", job_id="job-7")
     assert job.request.path == "/v1/models"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +48,29 @@ def test_failed_job() -> None:
 
 
 def test_failed_boot() -> None:
-    code, document, log = run({"prompt": "a"}, boot_error="no such model")
-    assert (code, document) == (1, {})
-    assert "no such model" in log
+    code, document, log = run({"id": "mine", "input": {"prompt": "a"}}, boot_error="no such\nmodel")
+    assert code == 1
+    assert document == {"id": "mine", "status": "FAILED", "error": "no such model"}
+    assert log.count("no such model") == 1
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("boot", [0, 60])
+def test_a_signal_ends_the_engine_too(number: int, status: int, boot: int) -> None:
+    job = {"messages": [], "words": 1, "pace": 60}
+    with Process(SCRIPT, json.dumps({"face": "local", "job": job, "boot": boot})) as process:
+        process.wait_log("the fake boots")
+        time.sleep(0 if boot else 0.5)
+        process.popen.send_signal(number)
+        assert process.wait(5) == status
+        assert "the fake is closed" in process.log()
+        assert "Traceback" not in process.log()
+
+
+def test_a_document_can_always_be_printed() -> None:
+    code, document, log = run({"id": "\ud800", "input": {"prompt": "\ud800"}})
+    assert (code, document["status"]) == (1, "FAILED")
     assert "Traceback" not in log
 
 
@@ -65,6 +87,15 @@ def test_read_job(text: str, tmp_path: Path) -> None:
 def test_no_job(text: str | None, said: str, tmp_path: Path) -> None:
     with pytest.raises(LocalJobError, match=said) as caught:
         read_job(text, tmp_path / "missing.json")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b'{"prompt": "\xff"}', b"[" * 5000, b"\xff\xfe{\x00"])
+def test_a_file_that_is_no_json_text(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "test_input.json"
+    file.write_bytes(content)
+    with pytest.raises(LocalJobError, match="test_input.json") as caught:
+        read_job(None, file)
     assert "\n" not in str(caught.value)
 
 

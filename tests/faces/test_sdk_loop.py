@@ -50,7 +50,15 @@ def test_a_worker_from_boot_to_sigterm(queue: FakeQueue) -> None:
         streams = [queue.submit(chat(words=40, pace=0.01, stream=True)) for _ in range(30)]
         garbage = [
             queue.submit(job_input)
-            for job_input in (None, "text", [1], {"foo": 1}, 5, {"prompt": "a", "max_batch_size": {}})
+            for job_input in (
+                None,
+                "text",
+                [1],
+                {"foo": 1},
+                5,
+                {"prompt": "a", "max_batch_size": {}},
+                {"prompt": "\ud800"},
+            )
         ]
         for record in queue.wait_all(streams):
             assert record.status == "COMPLETED"
@@ -74,6 +82,28 @@ def test_a_worker_from_boot_to_sigterm(queue: FakeQueue) -> None:
         assert queue.wait(running).text == text_of(60)
         assert worker.wait(10) == 0  # the open long poll does not hold it
         assert queue.pings
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_boot_ends_it_in_order(queue: FakeQueue, number: int) -> None:
+    with start(queue, boot=60.0) as worker:
+        worker.wait_log("the fake boots", 20)
+        worker.popen.send_signal(number)
+        assert worker.wait(5) == 0
+        assert "the fake is closed" in worker.log()
+        assert "Traceback" not in worker.log()
+        assert queue.takes == 0
+
+
+def test_a_job_that_is_on_its_way_at_sigterm_is_run(queue: FakeQueue) -> None:
+    queue.deliver_delay = 0.15
+    with start(queue) as worker:
+        queue.wait(queue.submit(chat()))
+        job = queue.submit(chat(words=3, pace=0.1, stream=True))
+        queue.wait_taken(job)
+        worker.terminate()
+        assert queue.wait(job, 10).text == text_of(3)
+        assert worker.wait(10) == 0
 
 
 def test_cancel_reaches_the_engine(queue: FakeQueue) -> None:

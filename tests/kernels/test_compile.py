@@ -31,9 +31,16 @@ def test_every_typical_kernel_compiles_without_spills(capability: int) -> None:
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
 
 
+@pytest.mark.timeout(240)
+def test_the_image_has_every_binary_that_typical_models_launch() -> None:
+    """The launcher's own code, on tensors of real shapes, asks for nothing that the modules do not list."""
+    result = _run(str(Path(__file__).parent / "typical_launches.py"), "80", "86", "89", "90", "100", "120")
+    assert (result.stdout, result.returncode) == ("", 0), result.stdout + result.stderr[-4000:]
+
+
 PROBE = """
 import torch, triton, triton.language as tl
-from ember_kernels.compile import Specialisation, compile_one, dry_run
+from ember_kernels import compile as kernels
 
 @triton.jit(do_not_specialize=["size"])
 def kernel(x_ptr, y_ptr, bias_ptr, size, stride, scale, BLOCK: tl.constexpr, ROUND: tl.constexpr = False):
@@ -43,31 +50,54 @@ def kernel(x_ptr, y_ptr, bias_ptr, size, stride, scale, BLOCK: tl.constexpr, ROU
 
 types = {"x_ptr": "*bf16", "y_ptr": "*fp16", "size": "i32", "stride": "i32", "scale": "fp32"}
 constants = {"BLOCK": 64, "bias_ptr": None}
-compile_one("probe", Specialisation("s", kernel, types, constants, 2, 2, ("x_ptr", "y_ptr", "stride")), 90)
+specialisation = kernels.Specialisation("s", kernel, types, constants, 2, 2, ("x_ptr", "y_ptr", "stride"))
 
 def launch(size, stride, offset=0, dtype=torch.float16):
     x, y = torch.zeros(4096, dtype=torch.bfloat16), torch.zeros(4096, dtype=dtype)
-    kernel[(1,)](x[offset:], y, None, size, stride, 2.0, BLOCK=64, num_warps=2, num_stages=2)
+    kernel[(1,)](x[offset:], y, None, size, stride, 2.0, BLOCK=64, num_stages=2, num_warps=2)
 
-for name, arguments in {
+CALLS = {
     "same": (33, 16), "size of one": (1, 32), "odd stride": (33, 5), "odd address": (33, 16, 1),
     "other dtype": (33, 16, 0, torch.float32),
-}.items():
-    with dry_run(90) as misses:
+}
+"""
+EXPECTED = ["same 0", "size of one 0", "odd stride 1", "odd address 1", "other dtype 1"]
+
+COMPILE = """
+kernels.compile_one("probe", specialisation, 90)
+for name, arguments in CALLS.items():
+    with kernels._active(kernels._Driver(90)), kernels.cache_misses() as misses:
         launch(*arguments)
     print(name, len(misses))
 """
 
+IDENTIFY = """
+kernels._specialisations = lambda module, capability: [specialisation]
+listed = kernels.listed(90, ["probe"])
+for name, arguments in CALLS.items():
+    with kernels.dry_run(90) as launched:
+        launch(*arguments)
+    print(name, len(launched - listed))
+"""
 
-def test_compiled_keys_are_those_of_a_launch(tmp_path: Path) -> None:
-    (tmp_path / "probe.py").write_text(PROBE)
+
+@pytest.mark.parametrize("check", [COMPILE, IDENTIFY])
+def test_what_is_compiled_is_what_a_launch_looks_for(tmp_path: Path, check: str) -> None:
+    (tmp_path / "probe.py").write_text(PROBE + check)
     result = _run(str(tmp_path / "probe.py"), cache=tmp_path / "cache")
-    expected = ["same 0", "size of one 0", "odd stride 1", "odd address 1", "other dtype 1"]
-    assert result.stdout.splitlines() == expected, result.stderr[-4000:]
+    assert result.stdout.splitlines() == EXPECTED, result.stderr[-4000:]
 
 
 def test_a_specialisation_that_does_not_fit_its_kernel_says_so(tmp_path: Path) -> None:
-    (tmp_path / "probe.py").write_text(PROBE.replace('"size": "i32"', '"length": "i32"'))
+    (tmp_path / "probe.py").write_text(PROBE.replace('"size": "i32"', '"length": "i32"') + COMPILE)
     result = _run(str(tmp_path / "probe.py"), cache=tmp_path / "cache")
     assert result.returncode != 0
     assert "probe.s: the kernel has no argument length" in result.stderr
+
+
+def test_launchers_are_built_where_triton_wants_them(tmp_path: Path) -> None:
+    command = ["-m", "ember_kernels.compile", "--modules", "step", "--capabilities", "90", "--launchers"]
+    result = _run(*command, "--processes", "1", cache=tmp_path)
+    assert result.returncode == 0, result.stderr[-4000:]
+    asked = _run("-c", "from ember_kernels.launchers import needs_launchers as n; print(n())").stdout.strip()
+    assert bool(list(tmp_path.rglob("__triton_launcher*"))) == (asked == "True")

@@ -38,7 +38,7 @@ class Device:
         def full(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
             return torch.full(shape, POISON, dtype=dtype, device=device)
 
-        outputs = [full(batch), full(batch), full(batch, dtype=torch.int64), full(batch), full(words, batch + 3)]
+        outputs = [full(batch, dtype=torch.int64) for _ in range(3)] + [full(batch), full(words, batch + 3)]
         return cls([full(rows), full(rows), full(rows, max_blocks), full(rows, words)], outputs)
 
 

@@ -49,11 +49,15 @@ class JobRecord:
 
 
 class FakeQueue:
-    """`poll_seconds` is how long an empty job-take or job-stop is held; `stream_delay` slows every streamed piece."""
+    """`poll_seconds` is how long an empty job-take or job-stop is held; `stream_delay` slows every streamed piece.
+
+    `deliver_delay` is the time from handing a job out to the worker's having it.
+    """
 
     def __init__(self, poll_seconds: float = 20.0, stream_delay: float = 0.0) -> None:
         self.poll_seconds = poll_seconds
         self.stream_delay = stream_delay
+        self.deliver_delay = 0.0
         self.jobs: dict[str, JobRecord] = {}
         self.pings: list[dict[str, str]] = []
         self.takes = 0
@@ -126,6 +130,11 @@ class FakeQueue:
         self.wait_for(lambda: len(self.jobs[job_id].pieces) >= count, timeout, f"{count} pieces of {job_id}")
         return self.jobs[job_id]
 
+    def wait_taken(self, job_id: str, timeout: float = 30.0) -> JobRecord:
+        """The record once the job was handed out. Raises TimeoutError."""
+        self.wait_for(lambda: self.jobs[job_id].taken is not None, timeout, f"the taking of {job_id}")
+        return self.jobs[job_id]
+
     def wait_for(self, condition: Any, timeout: float, what: str) -> None:
         with self._changed:
             if not self._changed.wait_for(condition, timeout):
@@ -190,11 +199,13 @@ class FakeQueue:
     async def _take(self, request: web.Request) -> web.Response:
         await self._hold(lambda: self._waiting)
         jobs = self._hand_out(1)
+        await asyncio.sleep(self.deliver_delay)
         return web.json_response(jobs[0]) if jobs else web.Response(status=204)
 
     async def _take_batch(self, request: web.Request) -> web.Response:
         await self._hold(lambda: self._waiting)
         jobs = self._hand_out(int(request.query["batch_size"]))
+        await asyncio.sleep(self.deliver_delay)
         return web.json_response(jobs) if jobs else web.Response(status=204)
 
     async def _stop_signals(self, request: web.Request) -> web.Response:

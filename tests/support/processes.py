@@ -50,6 +50,21 @@ class Process:
         self._log.seek(0)
         return self._log.read()
 
+    def wait_log(self, text: str, timeout: float = 30.0) -> None:
+        """Wait until it has written `text` to stderr. Raises AssertionError."""
+        deadline = time.monotonic() + timeout
+        while text not in self.log():
+            assert time.monotonic() < deadline and self.popen.poll() is None, f"it did not log {text!r}"
+            time.sleep(0.02)
+
+    def wait_children(self, timeout: float = 20.0) -> dict[int, str]:
+        """Its child processes, once it has one."""
+        deadline = time.monotonic() + timeout
+        while not (found := children(self.popen.pid)):
+            assert time.monotonic() < deadline and self.popen.poll() is None, "it has no child process"
+            time.sleep(0.01)
+        return found
+
     def terminate(self) -> None:
         self.popen.send_signal(signal.SIGTERM)
 

@@ -1,4 +1,4 @@
-"""The one error the api raises, and its two forms: a JSON body with a status, and an SSE event."""
+"""The one error the api raises, and its two forms: a JSON body with a status, and an SSE event; the end of a stream."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from typing import Any
 
 import orjson
 
+DONE = "data: [DONE]\n\n"  # the last event of every stream, also of one that failed
+
 
 class ApiError(Exception):
     """An answer that is an error, in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`.
 
     `status` is the HTTP status; `code` in the body is the same number, as vLLM's clients expect. The message is written
-    for the person who has to act: what was given, what is allowed, what to do.
+    for the person who has to act: what was given, what is allowed, what to do. It may quote what came in: whatever
+    UTF-8 cannot encode is a question mark here.
     """
 
     def __init__(
@@ -23,11 +26,11 @@ class ApiError(Exception):
         code: int | str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
+        self.message = encodable(message)
+        super().__init__(self.message)
         self.status = status
-        self.message = message
         self.type = type or _TYPES.get(status, "BadRequestError" if status < 500 else "InternalServerError")
-        self.param = param
+        self.param = None if param is None else encodable(param)
         self.code = status if code is None else code
         self.headers = headers or {}
 
@@ -36,7 +39,7 @@ class ApiError(Exception):
         return {"error": error}
 
     def sse(self) -> str:
-        """The error as one SSE event (the stream goes on to `data: [DONE]`)."""
+        """The error as one SSE event (the stream goes on to `DONE`)."""
         return f"data: {orjson.dumps(self.body()).decode()}\n\n"
 
 
@@ -53,3 +56,13 @@ _TYPES = {
 def bad_request(message: str, param: str | None = None) -> ApiError:
     """A 400 for a value that is out of range or makes no sense with the others."""
     return ApiError(400, message, param=param)
+
+
+def internal_error() -> ApiError:
+    """A 500 for what nobody expected. It says nothing of the cause, which belongs in the log."""
+    return ApiError(500, "Internal server error; the worker's log has it.")
+
+
+def encodable(text: str) -> str:
+    """The text with lone surrogates, which no JSON encoder takes, as question marks."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

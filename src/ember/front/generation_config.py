@@ -36,8 +36,20 @@ def generation_defaults(settings: Settings, model_dir: Path) -> dict[str, Any]:
                 content = json.loads(path.read_text())
             except ValueError as error:
                 raise ValueError(f"{path} is not valid JSON ({error}); fix it or set GENERATION_CONFIG=vllm") from None
+            if not isinstance(content, dict):
+                raise ValueError(f"{path} is not a JSON object; fix it or set GENERATION_CONFIG=vllm")
             defaults = {name: content[name] for name in GENERATION_DEFAULTS if content.get(name) is not None}
+            _checked(defaults, f"{path}: ", "; fix it or set GENERATION_CONFIG=vllm")
         elif settings.generation_config != "auto":
             raise ValueError(f"GENERATION_CONFIG={settings.generation_config}: it holds no generation_config.json")
-    defaults.update(settings.override_generation_config)
-    return defaults
+    _checked(settings.override_generation_config, "OVERRIDE_GENERATION_CONFIG: ", "")
+    return {**defaults, **settings.override_generation_config}
+
+
+def _checked(defaults: dict[str, Any], source: str, advice: str) -> None:
+    from ember.front.api.sampling import check_defaults
+
+    try:
+        check_defaults(defaults)
+    except ValueError as error:
+        raise ValueError(f"{source}{error}{advice}") from None

@@ -90,6 +90,14 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
         for report in reports:
             detail.update(bytes=report.nbytes, read_s=round(report.seconds, 4), threads=report.threads)
             detail["gb_per_s"] = round(report.gigabytes_per_second, 2)
+    warnings = []
+    if kind == "cuda":
+        with timeline.phase("kernels"):
+            try:
+                if not model.use_kernels():
+                    warnings.append(f"{config.architecture} runs on torch operators: no kernels for this form of it")
+            except ImportError as error:
+                warnings.append(f"{error}; the model runs on torch operators, which is slower")
     with timeline.phase("cache"):
         max_num_seqs = configure.max_num_seqs or DEFAULT_MAX_NUM_SEQS[kind]
         max_num_batched_tokens = configure.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS[kind]
@@ -144,7 +152,7 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
         max_num_batched_tokens=max_num_batched_tokens,
         eos_token_ids=list(config.eos_token_ids),
         num_parameters=model.num_parameters,
-        warnings=plan.warnings,
+        warnings=warnings + plan.warnings,
         boot_phases=timeline.report()["phases"],
     )
     return engine, ready

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,6 +26,9 @@ from ember.engine.layers.mlp import ACTIVATIONS, MLP
 from ember.engine.layers.norm import LayerNorm, Norm, RMSNorm
 from ember.engine.layers.rotary import Rotary
 from ember.engine.models.config import DecoderConfig
+
+if TYPE_CHECKING:
+    from ember.engine.models.fused import FusedForward
 
 
 @dataclass(slots=True)
@@ -71,10 +75,24 @@ class Decoder:
         self.final_norm = _norm(config, weights, "final_norm") if config.final_norm else None
         self.project_out = _linear(weights, "project_out") if config.embed_dim else None
         self._num_packed = 0  # layers, and then the head
+        self._fused: FusedForward | None = None
         self.head = Linear(tokens) if config.tie_word_embeddings else _linear(weights, "lm_head")
+
+    def use_kernels(self) -> bool:
+        """From here on run the forward pass in Triton kernels, where they know this form of decoder; returns whether.
+
+        Raises ImportError where triton is not installed.
+        """
+        from ember.engine.models.fused import FusedForward
+
+        if FusedForward.serves(self):
+            self._fused = FusedForward(self)
+        return self._fused is not None
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         """Run one step: K and V of the batch are written to the cache. Returns [T, hidden] after the final norm."""
+        if self._fused is not None:
+            return self._fused.forward(batch, cache)
         config = self.config
         hidden = self.embedding(batch.token_ids, batch.positions)  # [T, hidden]
         plans = plan_attention(

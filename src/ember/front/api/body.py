@@ -1,21 +1,29 @@
-"""From a parsed JSON body to a request model: validation errors in one form, and a word about ignored fields."""
+"""From a parsed JSON body to a request model: validation errors in one form, and a word about ignored fields.
+
+Bodies are untrusted. Text that UTF-8 cannot encode ends here, as neither the engine nor an answer could carry it.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import reprlib
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
+import orjson
 from pydantic import BaseModel, ValidationError
 
-from ember.front.errors import ApiError
+from ember.front.errors import ApiError, encodable
 
 log = logging.getLogger(__name__)
 
 MAX_ENTRIES = 10  # of one error message
 MAX_ENTRY_CHARS = 1000
 MAX_INPUT_CHARS = 200
+MAX_IGNORED = 32  # names in the header
+LARGE_BODY = 2**16  # about the characters of its JSON; a larger body is validated in a thread
 IGNORED_FIELDS_HEADER = "X-Ember-Ignored-Fields"
 
 # Fields that change nothing in the answer by their nature, so leaving them without effect deserves no word.
@@ -38,14 +46,47 @@ WITHOUT_EFFECT = frozenset(
 
 RequestModel = TypeVar("RequestModel", bound=BaseModel)
 
-_short = reprlib.Repr()  # its work is bounded, however large the value
+
+class _Short(reprlib.Repr):
+    """Its work is bounded, however large the value: the base class sorts the whole of a dict."""
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        if level <= 0 and x:
+            return "{...}"
+        shown = [f"{self.repr1(key, level - 1)}: {self.repr1(x[key], level - 1)}" for key in islice(x, self.maxdict)]
+        return "{" + ", ".join([*shown, "..."] if len(x) > self.maxdict else shown) + "}"
+
+
+_short = _Short()
 _short.maxlevel, _short.maxdict, _short.maxlist = 4, 8, 12
 _short.maxstring = _short.maxother = MAX_INPUT_CHARS
 _reported: set[str] = set()
 
 
-def parse_body(model: type[RequestModel], body: Any) -> RequestModel:
+async def parse_body(model: type[RequestModel], body: Any) -> RequestModel:
     """Raises ApiError 400 of type `Bad Request` that lists what is wrong, with the place of each."""
+    return await asyncio.to_thread(_parse, model, body) if _is_large(body) else _parse(model, body)
+
+
+def _is_large(body: Any) -> bool:
+    """Looks at no more of the body than it takes to tell."""
+    left = LARGE_BODY
+    waiting = [body]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            left -= len(value)
+        elif isinstance(value, dict | list):
+            left -= 16 * len(value)
+            if left > 0:
+                waiting.extend(value.values() if isinstance(value, dict) else value)
+        if left <= 0:
+            return True
+    return False
+
+
+def _parse(model: type[RequestModel], body: Any) -> RequestModel:
+    check_encodable(body)
     if body is None:
         raise _invalid([{"type": "missing", "loc": (), "msg": "Field required", "input": None}], body)
     try:
@@ -55,15 +96,58 @@ def parse_body(model: type[RequestModel], body: Any) -> RequestModel:
         raise _invalid(found, body) from None
 
 
+def check_encodable(body: Any) -> None:
+    """Raises ApiError 400 that names the place of a lone surrogate (JSON can spell one, text cannot hold one)."""
+    try:
+        orjson.dumps(body)
+        return
+    except TypeError:  # or it has something else that orjson does not write, such as 100 digits
+        place = _unencodable(body)
+    if place is not None:
+        message = f"{place} holds a lone surrogate, which is no character and cannot be encoded as UTF-8."
+        raise ApiError(400, message, type="Bad Request", param=place)
+
+
+def _unencodable(body: Any) -> str | None:
+    """The place of the first such text that is found; a key counts as a part of its object."""
+    waiting: list[tuple[Any, Any, Any]] = [(body, None, None)]  # value, its key, the entry it is in
+    while waiting:
+        entry = waiting.pop()
+        value = entry[0]
+        items: Any = ()
+        if isinstance(value, dict):
+            items = value.items()
+        elif isinstance(value, list):
+            items = enumerate(value)
+        if _is_broken(value) or (isinstance(value, dict) and any(_is_broken(key) for key in value)):
+            parts: list[str] = []
+            while entry is not None and entry[2] is not None:
+                parts.append(str(entry[1])[:64])
+                entry = entry[2]
+            return ".".join(["body", *reversed(parts[-8:])])
+        waiting.extend((inner, key, entry) for key, inner in items)
+    return None
+
+
+def _is_broken(value: Any) -> bool:
+    return isinstance(value, str) and encodable(value) != value
+
+
 def ignored_fields(request: BaseModel, refused_elsewhere: frozenset[str] = frozenset()) -> list[str]:
     """The names of given fields without effect; each is logged the first time it is met."""
     names = [name for name, value in (request.model_extra or {}).items() if value is not None]
-    names = [_printable(name) for name in names if name not in WITHOUT_EFFECT and name not in refused_elsewhere][:32]
-    for name in names:
+    names = [name for name in names if name not in WITHOUT_EFFECT and name not in refused_elsewhere]
+    return reported(names, "the request field %s is not known and has no effect (said once per name)")
+
+
+def reported(names: Sequence[str], message: str) -> list[str]:
+    """The names, fit for a header and at most `MAX_IGNORED`. Each is logged the first time it is met."""
+    printable = [_printable(name) for name in names[:MAX_IGNORED]]
+    for name in printable:
         if name not in _reported and len(_reported) < 1000:
             _reported.add(name)
-            log.warning("the request field %s is not known and has no effect (said once per name)", name)
-    return names
+            log.warning(message, name)
+    return printable
 
 
 def _printable(name: str) -> str:
@@ -82,7 +166,7 @@ def _invalid(found: Sequence[Any], body: Any) -> ApiError:
         entries.append("  " + entry[:MAX_ENTRY_CHARS])
     count = len(found)
     message = f"{count} validation error{'' if count == 1 else 's'}:\n" + "\n".join(entries)
-    return ApiError(400, encodable(message), type="Bad Request", param=first_place and encodable(first_place))
+    return ApiError(400, message, type="Bad Request", param=first_place)
 
 
 def _place(location: Sequence[int | str], body: Any, missing: bool) -> str:
@@ -97,8 +181,3 @@ def _place(location: Sequence[int | str], body: Any, missing: bool) -> str:
             continue
         parts.append(str(part)[:64])
     return ".".join(parts)
-
-
-def encodable(text: str) -> str:
-    """The text with lone surrogates, which no JSON encoder takes, as question marks."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ember.front.api.body import IGNORED_FIELDS_HEADER, ignored_fields
-from ember.front.api.exchange import Request
+from ember.front.api.body import IGNORED_FIELDS_HEADER, MAX_IGNORED, ignored_fields
+from ember.front.api.exchange import REQUEST_ID_HEADER, Request, request_id
 from ember.front.api.logprobs import TokenNames
 from ember.front.api.prompt import Prompt
 from ember.front.api.runs import Job, Runs
 from ember.front.api.samples import TextOptions
-from ember.front.api.sampling import priority, sampling_params, stop_strings, with_lengths
+from ember.front.api.sampling import check_num_samples, priority, sampling_params, stop_strings, with_lengths
 from ember.front.api.schemas import GenerationRequest
 from ember.front.api.services import Services
 from ember.front.api.unsupported import REFUSED
@@ -69,9 +68,14 @@ def open_call(
     info: Ready,
     prompts: Sequence[Prompt],
     id_prefix: str,
+    ignored: Sequence[str] = (),
 ) -> Call:
-    """Checks what is left to check and plans the jobs. Tokenises bad words: runs in a thread. Raises ApiError 400."""
+    """Checks what is left to check and plans the jobs. Tokenises bad words: runs in a thread. Raises ApiError 400.
+
+    `ignored` are the parts of the request that were found to have no effect, beside the fields nobody knows.
+    """
     params = sampling_params(fields, services, info)
+    check_num_samples(params.n, len(prompts), info)
     stop = stop_strings(fields, services.settings)
     rank = priority(fields, request.headers.get("x-vllm-priority"))
     usage = stream_usage(fields, services.settings)
@@ -93,32 +97,23 @@ def open_call(
     as_ids = fields.return_tokens_as_token_ids
     if as_ids is None:
         as_ids = services.settings.return_tokens_as_token_ids
-    request_id = _request_id(request, fields)
+    name = request_id(request.headers.get(REQUEST_ID_HEADER.lower()), fields.request_id)  # the header wins
     return Call(
         services=services,
         info=info,
-        id=f"{id_prefix}-{request_id}",
+        id=f"{id_prefix}-{name}",
         created=int(time.time()),
-        headers=_headers(fields, services, request_id),
+        headers=_headers([*ignored_fields(fields, REFUSED), *ignored], services, name),
         stream_usage=usage,
         names=TokenNames(services.tokenizer, as_ids),
         jobs=jobs,
     )
 
 
-def _request_id(request: Request, fields: GenerationRequest) -> str:
-    """The header wins over the field; either must be fit for a header and a log line."""
-    given = request.headers.get("x-request-id") or fields.request_id or ""
-    if given and len(given) <= 256 and given.isascii() and given.isprintable():
-        return given
-    return uuid.uuid4().hex
-
-
-def _headers(fields: GenerationRequest, services: Services, request_id: str) -> dict[str, str]:
+def _headers(ignored: Sequence[str], services: Services, name: str) -> dict[str, str]:
     headers = {}
-    ignored = ignored_fields(fields, REFUSED)
     if ignored:
-        headers[IGNORED_FIELDS_HEADER] = ", ".join(ignored)
+        headers[IGNORED_FIELDS_HEADER] = ", ".join(ignored[:MAX_IGNORED])
     if services.settings.enable_request_id_headers:
-        headers["X-Request-Id"] = request_id
+        headers[REQUEST_ID_HEADER] = name
     return headers

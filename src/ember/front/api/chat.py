@@ -15,16 +15,17 @@ from ember.front.api.samples import Piece
 from ember.front.api.schemas import ChatRequest
 from ember.front.api.services import Services
 from ember.front.api.streaming import event, json_text, start_stream
-from ember.front.api.unsupported import check_tools, refuse_template_overrides, refuse_unsupported
+from ember.front.api.unsupported import check_tools, refuse_reasoning, refuse_template_overrides, refuse_unsupported
 from ember.wire import Ready
 
 
 async def create_chat_completion(services: Services, request: Request) -> Response | EventStream:
     """Raises ApiError for every failure before the first token."""
-    fields = parse_body(ChatRequest, request.body)
+    fields = await parse_body(ChatRequest, request.body)
     services.check_model(fields.model)
     refuse_unsupported(fields)
     refuse_template_overrides(fields)
+    refuse_reasoning(fields)
     tools = check_tools(fields)
     adds_generation_prompt(fields)
     info = await services.ready()
@@ -37,8 +38,8 @@ async def create_chat_completion(services: Services, request: Request) -> Respon
 def _open(
     request: Request, fields: ChatRequest, services: Services, info: Ready, tools: list[dict[str, Any]] | None
 ) -> Call:
-    prompt = chat_prompt(fields, services, info, tools)
-    return open_call(request, fields, services, info, [prompt], "chatcmpl")
+    prompt, unread = chat_prompt(fields, services, info, tools)
+    return open_call(request, fields, services, info, [prompt], "chatcmpl", unread)
 
 
 # ------------------------------------------------------------------------------------------------------ whole answer

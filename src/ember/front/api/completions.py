@@ -12,18 +12,16 @@ from ember.front.api.logprobs import CompletionLogprobs, prompt_logprobs
 from ember.front.api.prompt import completion_prompts
 from ember.front.api.runs import Run, Runs
 from ember.front.api.samples import Piece
-from ember.front.api.sampling import MAX_N, scores_only
 from ember.front.api.schemas import CompletionRequest
 from ember.front.api.services import Services
 from ember.front.api.streaming import event, json_text, start_stream
 from ember.front.api.unsupported import later, refuse_unsupported
-from ember.front.errors import bad_request
 from ember.wire import Ready, TokenLogprobs
 
 
 async def create_completion(services: Services, request: Request) -> Response | EventStream:
     """Raises ApiError for every failure before the first token."""
-    fields = parse_body(CompletionRequest, request.body)
+    fields = await parse_body(CompletionRequest, request.body)
     services.check_model(fields.model)
     refuse_unsupported(fields)
     if fields.suffix:
@@ -37,10 +35,7 @@ async def create_completion(services: Services, request: Request) -> Response | 
 
 def _open(request: Request, fields: CompletionRequest, services: Services, info: Ready) -> Call:
     prompts = completion_prompts(fields, services, info)
-    call = open_call(request, fields, services, info, prompts, "cmpl")
-    if call.num_choices > MAX_N:
-        raise bad_request(f"n times the number of prompts must be at most {MAX_N}, got {call.num_choices}.", "n")
-    return call
+    return open_call(request, fields, services, info, prompts, "cmpl")
 
 
 class _Choice:
@@ -49,15 +44,12 @@ class _Choice:
     def __init__(self, index: int, call: Call, fields: CompletionRequest) -> None:
         self._job = call.jobs[index // call.n]
         self._echo_is_due = bool(fields.echo)
-        self._scores_only = scores_only(fields)
         self._columns = None if fields.logprobs is None else CompletionLogprobs(fields.logprobs, call.names)
 
     def show(self, piece: Piece, run: Run) -> tuple[str, list[int], dict[str, Any] | None]:
         """Text, token ids and logprobs of this piece, with those of the prompt where they are due."""
         text, token_ids = piece.text, piece.token_ids
         entries: list[TokenLogprobs | None] = list(piece.logprobs)
-        if self._scores_only:
-            text, token_ids, entries = "", [], []
         if self._echo_is_due:
             self._echo_is_due = False
             prompt = self._job.prompt
@@ -68,16 +60,6 @@ class _Choice:
         if self._columns is not None and len(entries) == len(token_ids):
             columns = self._columns.take(token_ids, entries)
         return text, token_ids, columns
-
-
-def _completion_tokens(runs: Runs, fields: CompletionRequest) -> int:
-    return 0 if scores_only(fields) else runs.completion_tokens()
-
-
-def _finish(piece: Piece, fields: CompletionRequest) -> tuple[str | None, int | str | None]:
-    if piece.finish_reason is not None and scores_only(fields):
-        return "length", None
-    return piece.finish_reason, piece.stop_reason
 
 
 # ------------------------------------------------------------------------------------------------------ whole answer
@@ -94,7 +76,7 @@ async def _answer(call: Call, fields: CompletionRequest) -> Response:
         "choices": [_choice_body(piece, runs.runs[piece.choice // call.n], call, fields) for piece in choices],
         "service_tier": None,
         "system_fingerprint": call.fingerprint,
-        "usage": call.usage(runs, _completion_tokens(runs, fields)),
+        "usage": call.usage(runs, runs.completion_tokens()),
         "kv_transfer_params": None,
         "ec_transfer_params": None,
         "metrics": None,
@@ -104,7 +86,6 @@ async def _answer(call: Call, fields: CompletionRequest) -> Response:
 
 def _choice_body(piece: Piece, run: Run, call: Call, fields: CompletionRequest) -> dict[str, Any]:
     text, token_ids, columns = _Choice(piece.choice, call, fields).show(piece, run)
-    finish_reason, stop_reason = _finish(piece, fields)
     scores = None
     if fields.prompt_logprobs is not None:
         scores = prompt_logprobs(run.prompt_logprobs, fields.prompt_logprobs, call.names)
@@ -112,8 +93,8 @@ def _choice_body(piece: Piece, run: Run, call: Call, fields: CompletionRequest) 
         "index": piece.choice,
         "text": text,
         "logprobs": columns,
-        "finish_reason": finish_reason,
-        "stop_reason": stop_reason,
+        "finish_reason": piece.finish_reason,
+        "stop_reason": piece.stop_reason,
         "token_ids": token_ids if fields.return_token_ids else None,
         "prompt_logprobs": scores,
         "prompt_token_ids": run.job.prompt.token_ids if fields.return_token_ids else None,
@@ -159,16 +140,15 @@ class _Chunks:
         run = runs.runs[piece.choice // self._call.n]
         shown = self._choices[piece.choice]
         text, token_ids, columns = shown.show(piece, run)
-        finish_reason, stop_reason = _finish(piece, self._fields)
         tells_tokens = token_ids and (columns is not None or self._fields.return_token_ids)
-        if not (text or tells_tokens or finish_reason):
+        if not (text or tells_tokens or piece.finish_reason):
             return None
         choice: dict[str, Any] = {
             "index": piece.choice,
             "text": text,
             "logprobs": columns if columns is None or columns["tokens"] else None,
-            "finish_reason": finish_reason,
-            "stop_reason": stop_reason,
+            "finish_reason": piece.finish_reason,
+            "stop_reason": piece.stop_reason,
         }
         if self._fields.return_token_ids:
             if not self._has_begun[piece.choice]:
@@ -176,15 +156,12 @@ class _Chunks:
             choice["token_ids"] = token_ids
         self._has_begun[piece.choice] = True
         chunk: dict[str, Any] = {**self._head, "choices": [choice]}
-        if finish_reason is not None and not self._call.stream_usage.at_end:
+        if piece.finish_reason is not None and not self._call.stream_usage.at_end:
             chunk["system_fingerprint"] = self._call.fingerprint
         if self._call.stream_usage.in_chunks:
-            chunk["usage"] = self._call.final_usage(runs, self._num_tokens(piece, run))
+            chunk["usage"] = self._call.final_usage(runs, run.samples[piece.choice % self._call.n].num_tokens)
         return event(chunk)
 
     def usage(self, runs: Runs) -> str:
-        usage = self._call.final_usage(runs, _completion_tokens(runs, self._fields))
+        usage = self._call.final_usage(runs, runs.completion_tokens())
         return event({**self._head, "choices": [], "usage": usage, "system_fingerprint": self._call.fingerprint})
-
-    def _num_tokens(self, piece: Piece, run: Run) -> int:
-        return 0 if scores_only(self._fields) else run.samples[piece.choice % self._call.n].num_tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,3 +38,14 @@ class EventStream:
 
     events: AsyncGenerator[str, None]
     headers: dict[str, str] = field(default_factory=dict)
+
+
+REQUEST_ID_HEADER = "X-Request-Id"
+
+
+def request_id(*given: str | None) -> str:
+    """The first of the given ids that is fit for a header and a log line; a new one when none is."""
+    for name in given:
+        if name and len(name) <= 256 and name.isascii() and name.isprintable():
+            return name
+    return uuid.uuid4().hex

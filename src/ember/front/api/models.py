@@ -7,7 +7,6 @@ from typing import Any
 
 from ember.front.api.exchange import Response
 from ember.front.api.services import Services
-from ember.front.errors import ApiError
 
 
 def list_models(services: Services) -> Response:
@@ -19,8 +18,7 @@ def list_models(services: Services) -> Response:
 
 def get_model(services: Services, name: str) -> Response:
     """`name` is percent-decoded. Raises ApiError 404."""
-    if name not in services.settings.served_names:
-        raise ApiError(404, f"The model `{name[:200]}` does not exist.", param="model")
+    services.check_model(name)
     return Response(200, _model(services, name))
 
 

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from ember.front.api.body import encodable
+from ember.front.api.body import reported
 from ember.front.api.messages import content_text, prepare_messages
 from ember.front.api.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from ember.front.api.services import Services
-from ember.front.errors import ApiError, bad_request
+from ember.front.errors import ApiError, bad_request, encodable
 from ember.front.text.template import ChatTemplate, TemplateError
 from ember.front.text.tokenizer import Tokenizer
 from ember.wire import Ready
 
-MAX_PROMPTS = 1024
 USUAL_CHARS_PER_TOKEN = 8  # a text below this many per token of context is counted without looking at the vocabulary
 
 NO_TEMPLATE = (
@@ -52,8 +51,10 @@ def response_role(request: ChatRequest, services: Services) -> str:
     return services.settings.response_role if adds_generation_prompt(request) else request.messages[-1]["role"]
 
 
-def chat_prompt(request: ChatRequest, services: Services, info: Ready, tools: list[dict[str, Any]] | None) -> Prompt:
-    """Renders and tokenises. Raises ApiError 400."""
+def chat_prompt(
+    request: ChatRequest, services: Services, info: Ready, tools: list[dict[str, Any]] | None
+) -> tuple[Prompt, list[str]]:
+    """Renders and tokenises. Returns also what was given to the template and is not read by it. Raises ApiError 400."""
     template = services.template
     if template is None:
         raise bad_request(NO_TEMPLATE)
@@ -74,13 +75,14 @@ def chat_prompt(request: ChatRequest, services: Services, info: Ready, tools: li
             documents=request.documents,
             **_template_variables(request, services, template),
         )
+        unread = _unread(request, services, template)
     except TemplateError as error:
-        raise bad_request(encodable(str(error))) from None
+        raise bad_request(str(error)) from None
     prompt = _encode_text(text, request, services, info, add_special_tokens=bool(request.add_special_tokens))
     last = messages[-1]
     if request.echo and last["role"] == response_role(request, services):
-        prompt.echo = encodable(content_text(last["content"]))
-    return prompt
+        prompt.echo = content_text(last["content"])
+    return prompt, unread
 
 
 @lru_cache(maxsize=4)
@@ -95,9 +97,24 @@ def _template_variables(request: ChatRequest, services: Services, template: Chat
     if request.reasoning_effort is not None:
         given["reasoning_effort"] = request.reasoning_effort
         given.setdefault("enable_thinking", request.reasoning_effort != "none")
+    read = _free_variables(services, template)
+    return {name: value for name, value in given.items() if name in read}
+
+
+def _free_variables(services: Services, template: ChatTemplate) -> frozenset[str]:
+    """What the template reads and a request may set."""
     own = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "self"}
-    own.update(services.tokenizer.special_tokens)
-    return {name: value for name, value in given.items() if name in template.variables and name not in own}
+    return template.variables - own - services.tokenizer.special_tokens.keys()
+
+
+def _unread(request: ChatRequest, services: Services, template: ChatTemplate) -> list[str]:
+    """The parts of the request that are for the template, and change nothing with this one."""
+    read = _free_variables(services, template)
+    names = [f"chat_template_kwargs.{name}" for name in request.chat_template_kwargs or {} if name not in read]
+    if request.reasoning_effort is not None and not read & {"reasoning_effort", "enable_thinking"}:
+        names.append("reasoning_effort")
+    names += [name for name in ("documents", "tools") if getattr(request, name) and name not in template.variables]
+    return reported(names, "the chat template does not read %s, which has no effect (said once per name)")
 
 
 # ------------------------------------------------------------------------------------------------------ completions
@@ -115,8 +132,6 @@ def completion_prompts(request: CompletionRequest, services: Services, info: Rea
         items = [given]  # type: ignore[list-item]
     else:
         items = given  # type: ignore[assignment]
-    if len(items) > MAX_PROMPTS:
-        raise bad_request(f"prompt must have at most {MAX_PROMPTS} items, got {len(items)}.", "prompt")
     return [_completion_prompt(item, request, services, info) for item in items]
 
 

@@ -11,8 +11,8 @@ from ember.front.api.completions import create_completion
 from ember.front.api.exchange import EventStream, Request, Response
 from ember.front.api.models import get_model, list_models
 from ember.front.api.services import Services
-from ember.front.api.status import boot, health, ping, version
-from ember.front.errors import ApiError
+from ember.front.api.status import boot, not_allowed, plain_path, status
+from ember.front.errors import ApiError, internal_error
 
 __all__ = ["EventStream", "Request", "Response", "dispatch"]
 
@@ -25,6 +25,9 @@ _MODEL_PATH = "/v1/models/"
 
 async def dispatch(services: Services, request: Request) -> Response | EventStream:
     """Answers a request. Raises ApiError for every failure before the first token, and nothing else."""
+    answer = status(services.engine, request.method, request.path)
+    if answer is not None:
+        return answer
     route = _find(request)
     try:
         return await route(services, request)
@@ -32,11 +35,11 @@ async def dispatch(services: Services, request: Request) -> Response | EventStre
         raise
     except Exception as error:
         log.exception("%r %r failed", request.method[:20], request.path[:200])
-        raise ApiError(500, "Internal server error") from error
+        raise internal_error() from error
 
 
 def _find(request: Request) -> Route:
-    path = request.path.partition("?")[0].rstrip("/")
+    path = plain_path(request.path)
     by_method = _ROUTES.get(path)
     if by_method is None and path.startswith(_MODEL_PATH):
         by_method = {"GET": _get_model}
@@ -44,8 +47,7 @@ def _find(request: Request) -> Route:
         raise ApiError(404, "Not Found", type="Not Found")
     route = by_method.get(request.method.upper())
     if route is None:
-        headers = {"Allow": ", ".join(by_method)}
-        raise ApiError(405, "Method Not Allowed", type="Method Not Allowed", headers=headers)
+        raise not_allowed(tuple(by_method))
     return route
 
 
@@ -59,16 +61,12 @@ def _at_once(answer: Callable[[Services], Response]) -> Route:
 
 
 async def _get_model(services: Services, request: Request) -> Response:
-    path = request.path.partition("?")[0].rstrip("/")
-    return get_model(services, unquote(path[len(_MODEL_PATH) :]))
+    return get_model(services, unquote(plain_path(request.path)[len(_MODEL_PATH) :]))
 
 
 _ROUTES: dict[str, dict[str, Route]] = {
     "/v1/chat/completions": {"POST": create_chat_completion},
     "/v1/completions": {"POST": create_completion},
     "/v1/models": {"GET": _at_once(list_models)},
-    "/health": {"GET": _at_once(health)},
-    "/ping": {"GET": _at_once(ping), "POST": _at_once(ping)},
-    "/version": {"GET": _at_once(version)},
     "/boot": {"GET": _at_once(boot)},
 }

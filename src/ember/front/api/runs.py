@@ -37,10 +37,23 @@ class Run:
         self.num_cached_tokens = 0
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
         n = job.sampling.n
+        self._waits_for_prompt = n > 1 and job.sampling.prompt_logprobs is not None
+        self._held: list[SequenceOutput] = []
         self.samples = [Sample(number * n + i, services.tokenizer, job.prompt.token_ids, job.text) for i in range(n)]
 
     def push(self, outputs: list[SequenceOutput]) -> list[Piece]:
-        """One piece for each sample that has something new. A sample ended by a stop string is aborted at once."""
+        """One piece for each sample that has something new. A sample ended by a stop string is aborted at once.
+
+        The first sample brings the prompt's log probabilities for all; until it does, the others' outputs wait here.
+        """
+        if self._waits_for_prompt:
+            self._held += outputs
+            if not any(
+                output.prompt_logprobs is not None or (output.index == 0 and output.finish_reason is not None)
+                for output in outputs
+            ):
+                return []
+            outputs = self._release()
         pieces: dict[int, Piece] = {}
         for output in outputs:
             self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
@@ -58,13 +71,18 @@ class Run:
 
     def end(self) -> list[Piece]:
         """The engine has nothing more: closes what it left unfinished (it was aborted from outside)."""
-        pieces = []
+        pieces = self.push(self._release())
         for sample in self.samples:
             if sample.finish_reason is None:
                 piece = Piece(sample.choice)
                 sample.close(piece, "abort")
                 pieces.append(piece)
         return pieces
+
+    def _release(self) -> list[SequenceOutput]:
+        self._waits_for_prompt = False
+        held, self._held = self._held, []
+        return held
 
 
 class Runs:

@@ -44,7 +44,7 @@ class Sample:
         self, choice: int, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], options: TextOptions
     ) -> None:
         self.choice = choice
-        self.num_tokens = 0  # generated, those after a stop string included
+        self.num_tokens = 0  # taken: up to and with the one that ended the sample
         self.finish_reason: str | None = None
         self._options = options
         self._eos_token_id = tokenizer.eos_token_id
@@ -58,11 +58,10 @@ class Sample:
 
     def push(self, output: SequenceOutput, piece: Piece) -> None:
         """Adds one engine output to the piece. Raises ApiError 500 when the engine reports an error."""
-        if output.finish_reason == "error":
-            raise ApiError(500, output.error or "The engine could not finish this request.")
-        self.num_tokens += len(output.token_ids)
         if self.finish_reason is not None:
             return
+        if output.finish_reason == "error":
+            raise ApiError(500, output.error or "The engine could not finish this request.")
         hides_last = (
             output.finish_reason == "stop"
             and not self._options.include_stop
@@ -77,6 +76,7 @@ class Sample:
             taken = len(output.token_ids)
         else:
             taken = self._push_until_stop(output, shown, piece)
+        self.num_tokens += taken
         piece.token_ids += output.token_ids[:taken]
         if output.logprobs:
             piece.logprobs += output.logprobs[:taken]
@@ -93,15 +93,14 @@ class Sample:
     def _push_until_stop(self, output: SequenceOutput, shown: Sequence[int], piece: Piece) -> int:
         """Token by token, so that what follows a stop string can be left out. Returns how many tokens were taken."""
         assert self._stops is not None
-        before = self.num_tokens - len(output.token_ids)
         for position, token_id in enumerate(shown, start=1):
-            text, matched = self._stops.push(self._detokenizer.push((token_id,)), before + position)
+            text, matched = self._stops.push(self._detokenizer.push((token_id,)), self.num_tokens + position)
             piece.text += text
             if matched is not None:
                 self._finish(piece, "stop", matched)
                 return position
         if output.finish_reason is not None:
-            text, matched = self._stops.push(self._detokenizer.flush(), self.num_tokens)
+            text, matched = self._stops.push(self._detokenizer.flush(), self.num_tokens + len(output.token_ids))
             piece.text += text
             if matched is not None:
                 self._finish(piece, "stop", matched)

@@ -6,12 +6,12 @@ Request fields win over the deployment's generation defaults, and those over the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from ember.front.api.body import encodable
 from ember.front.api.prompt import check_token_ids
 from ember.front.api.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from ember.front.api.services import Services
@@ -29,10 +29,14 @@ INT64_MAX = 2**63 - 1
 
 def sampling_params(request: GenerationRequest, services: Services, info: Ready) -> SamplingParams:
     """All but the lengths, which depend on the prompt: see `with_lengths`. Raises ApiError 400."""
-    temperature, top_p, top_k, min_p = _distribution(request, services.generation_defaults)
+    defaults = services.generation_defaults
+    temperature = float(_checked("temperature", request, defaults, 1.0))
+    top_p = float(_checked("top_p", request, defaults, 1.0))
+    top_k = max(int(_checked("top_k", request, defaults, 0)), 0)
+    min_p = float(_checked("min_p", request, defaults, 0.0))
     n = 1 if request.n is None else request.n
-    if not 1 <= n <= MAX_N:
-        wanted = "at least 1" if n < 1 else f"at most {MAX_N}"
+    if not 1 <= n <= max_samples(info):
+        wanted = "at least 1" if n < 1 else f"at most {max_samples(info)}"
         raise bad_request(f"n must be {wanted}, got {n}.", "n")
     if temperature == 0:
         if n > 1:
@@ -53,9 +57,9 @@ def sampling_params(request: GenerationRequest, services: Services, info: Ready)
         top_p=top_p,
         top_k=min(top_k, info.vocab_size),
         min_p=min_p,
-        repetition_penalty=_repetition_penalty(request, services.generation_defaults),
-        presence_penalty=_penalty("presence_penalty", request, services.generation_defaults),
-        frequency_penalty=_penalty("frequency_penalty", request, services.generation_defaults),
+        repetition_penalty=float(_checked("repetition_penalty", request, defaults, 1.0)),
+        presence_penalty=float(_checked("presence_penalty", request, defaults, 0.0)),
+        frequency_penalty=float(_checked("frequency_penalty", request, defaults, 0.0)),
         logit_bias=_logit_bias(request.logit_bias or {}, info),
         allowed_token_ids=sorted(set(request.allowed_token_ids)) if request.allowed_token_ids else None,
         bad_words=_bad_words(request.bad_words or [], services, info),
@@ -67,50 +71,74 @@ def sampling_params(request: GenerationRequest, services: Services, info: Ready)
     )
 
 
-def _number(value: float) -> str:
-    return f"{value:g}"
+def _penalty_allowed(value: float) -> bool:
+    return -2 <= value <= 2
 
 
-def _value(name: str, request: GenerationRequest, defaults: dict[str, Any], neutral: float) -> float:
+# What a request and the deployment's defaults may say: the test of a value, and its words.
+_ALLOWED: dict[str, tuple[Callable[[float], bool], str]] = {
+    "temperature": (lambda value: 0 <= value <= 2, "in [0, 2]"),
+    "top_p": (lambda value: 0 < value <= 1, "in (0, 1]"),
+    "top_k": (lambda value: value >= -1, "0 (disable), or at least 1"),
+    "min_p": (lambda value: 0 <= value <= 1, "in [0, 1]"),
+    "presence_penalty": (_penalty_allowed, "in [-2, 2]"),
+    "frequency_penalty": (_penalty_allowed, "in [-2, 2]"),
+    "repetition_penalty": (lambda value: 0 < value < math.inf, "greater than zero"),
+}
+
+
+def check_defaults(defaults: Mapping[str, Any]) -> None:
+    """Raises ValueError, one line, for the first generation default that cannot be used. None stands for unset."""
+    for name, value in defaults.items():
+        if name == "skip_special_tokens":
+            is_fit, allowed = isinstance(value, bool), "true or false"
+        elif name == "max_new_tokens":
+            is_fit, allowed = _is_number(value, whole=True) and value >= 1, "a whole number of at least 1"
+        elif name in _ALLOWED:
+            test, allowed = _ALLOWED[name]
+            whole = name == "top_k"
+            is_fit = _is_number(value, whole) and test(value)
+            allowed = f"a {'whole ' if whole else ''}number, {allowed}"
+        else:
+            known = ", ".join(["max_new_tokens", *_ALLOWED, "skip_special_tokens"])
+            raise ValueError(f"{name[:64]!r} is no sampling default; there are {known}")
+        if value is not None and not is_fit:
+            raise ValueError(f"the sampling default {name} must be {allowed}, not {reprlib.repr(value)}")
+
+
+def _is_number(value: Any, whole: bool) -> bool:
+    return isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+
+
+def _checked(name: str, request: GenerationRequest, defaults: Mapping[str, Any], neutral: float) -> float:
     value = getattr(request, name)
     if value is None:
         value = defaults.get(name)
-    return neutral if value is None else value
+    if value is None:
+        value = neutral
+    is_fit, allowed = _ALLOWED[name]
+    if not is_fit(value):
+        raise bad_request(f"{name} must be {allowed}, got {value:g}.", name)
+    return value
 
 
-def _distribution(request: GenerationRequest, defaults: dict[str, Any]) -> tuple[float, float, int, float]:
-    temperature = _value("temperature", request, defaults, 1.0)
-    if not 0 <= temperature <= 2:
-        raise bad_request(f"temperature must be in [0, 2], got {_number(temperature)}.", "temperature")
-    top_p = _value("top_p", request, defaults, 1.0)
-    if not 0 < top_p <= 1:
-        raise bad_request(f"top_p must be in (0, 1], got {_number(top_p)}.", "top_p")
-    top_k = int(_value("top_k", request, defaults, 0))
-    if top_k < -1:
-        raise bad_request(f"top_k must be 0 (disable), or at least 1, got {top_k}.", "top_k")
-    min_p = _value("min_p", request, defaults, 0.0)
-    if not 0 <= min_p <= 1:
-        raise bad_request(f"min_p must be in [0, 1], got {_number(min_p)}.", "min_p")
-    return float(temperature), float(top_p), max(top_k, 0), float(min_p)
+def max_samples(info: Ready) -> int:
+    """Most samples of one request that asks for several of each prompt: four full steps, and 128 in any case."""
+    return min(MAX_N, max(128, 4 * info.max_num_seqs))
 
 
-def _penalty(name: str, request: GenerationRequest, defaults: dict[str, Any]) -> float:
-    value = _value(name, request, defaults, 0.0)
-    if not -2 <= value <= 2:
-        raise bad_request(f"{name} must be in [-2, 2], got {_number(value)}.", name)
-    return float(value)
-
-
-def _repetition_penalty(request: GenerationRequest, defaults: dict[str, Any]) -> float:
-    value = _value("repetition_penalty", request, defaults, 1.0)
-    if not (value > 0 and math.isfinite(value)):
-        message = f"repetition_penalty must be greater than zero, got {_number(value)}."
-        raise bad_request(message, "repetition_penalty")
-    return float(value)
+def check_num_samples(n: int, num_prompts: int, info: Ready) -> None:
+    """Each sample holds memory in both processes from the start. One of each prompt is always fine. Raises ApiError."""
+    most = max_samples(info)
+    if n > 1 and n * num_prompts > most:
+        raise bad_request(f"n times the number of prompts must be at most {most}, got {n * num_prompts}.", "n")
 
 
 def _logit_bias(given: dict[str, float], info: Ready) -> dict[int, float]:
     bias = {}
+    if len(given) > info.vocab_size:
+        message = f"logit_bias must have at most {info.vocab_size} entries, one for each token, got {len(given)}."
+        raise bad_request(message, "logit_bias")
     for key, value in given.items():
         try:
             token_id = int(key)
@@ -128,7 +156,7 @@ def _logit_bias(given: dict[str, float], info: Ready) -> dict[int, float]:
 
 
 def _logit_bias_error(message: str, key: str) -> ApiError:
-    return bad_request(encodable(f"{message} (parameter=logit_bias, value={key[:64]})"), "logit_bias")
+    return bad_request(f"{message} (parameter=logit_bias, value={key[:64]})", "logit_bias")
 
 
 def _bad_words(words: Sequence[str], services: Services, info: Ready) -> list[list[int]]:
@@ -137,12 +165,12 @@ def _bad_words(words: Sequence[str], services: Services, info: Ready) -> list[li
         raise bad_request(f"bad_words must have at most {MAX_BAD_WORDS} entries, got {len(words)}.", "bad_words")
     sequences: list[list[int]] = []
     for word in words:
-        bare = encodable(word).lstrip()
+        bare = word.lstrip()
         if len(bare) > info.max_model_len:
             raise bad_request(f"bad_words contains a word of {len(bare)} characters, which is too long.", "bad_words")
         found = [services.tokenizer.encode(text, add_special_tokens=False) for text in (bare, f" {bare}") if bare]
         if not any(found):
-            raise bad_request(encodable(f"bad_words contains {word[:64]!r}, which has no tokens."), "bad_words")
+            raise bad_request(f"bad_words contains {word[:64]!r}, which has no tokens.", "bad_words")
         sequences.extend(token_ids for token_ids in found if token_ids and token_ids not in sequences)
     if len(sequences) > MAX_BAD_WORDS:
         message = f"bad_words must have at most {MAX_BAD_WORDS} entries after tokenising, got {len(sequences)}."
@@ -247,8 +275,6 @@ def with_lengths(
             f"tokens. (parameter={field}, value={wanted})"
         )
         raise bad_request(message, field)
-    if scores_only(request):
-        wanted, min_tokens = 1, 0
     if wanted is None:
         wanted = services.generation_defaults.get("max_new_tokens")
     limits = [
@@ -257,7 +283,7 @@ def with_lengths(
         info.max_model_len - num_prompt_tokens,
     ]
     max_tokens = min(limit for limit in limits if limit is not None)
-    if max_tokens < 1:
+    if max_tokens < 1 and not _scores_only(request):
         raise bad_request(f"max_tokens must be at least 1, got {max_tokens}.", field)
     if min_tokens > max_tokens:
         message = f"min_tokens must be less than or equal to max_tokens={max_tokens}, got {min_tokens}."
@@ -274,7 +300,7 @@ def wanted_tokens(request: GenerationRequest) -> tuple[int | None, str]:
     return request.max_tokens, "max_tokens"
 
 
-def scores_only(request: GenerationRequest) -> bool:
+def _scores_only(request: GenerationRequest) -> bool:
     """`max_tokens: 0` with `echo` wants the prompt back with its log probabilities, and no output."""
     return isinstance(request, CompletionRequest) and request.max_tokens == 0 and bool(request.echo)
 

@@ -3,42 +3,82 @@
 `null` means the same as leaving a field out, so every field is optional with the default None, and values are coerced
 where that is harmless (`"1"` is 1). Unknown fields are kept in `model_extra`. Ranges are checked in `sampling.py`,
 because the messages name what is allowed; what this version cannot do is refused in `unsupported.py`.
+
+Every list and open object has a longest length, and the validation of a list ends at the first wrong item: pydantic
+makes an error for each, and nothing else can run meanwhile, so a body of 1 MB could stop the worker for seconds.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Required
+from collections.abc import Callable
+from typing import Annotated, Any, Required, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WrapValidator, model_validator
+from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
+from ember.front.errors import bad_request
+
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
-TokenIds = Annotated[list[Int64], Field(fail_fast=True)]
-Texts = Annotated[list[str], Field(fail_fast=True)]
+Item = TypeVar("Item")
+MAX_PROMPTS = 1024
+MAX_ITEMS = 16384  # of a list that a person or a program writes: messages, parts, tools, documents, words
+MAX_TOKEN_IDS = 2**22  # longer than any context
+MAX_KEYS = 1024  # of the body, and of an object in it that may have unknown keys
+Items = Annotated[list[Item], Field(max_length=MAX_ITEMS, fail_fast=True)]
+TokenIds = Annotated[list[int], Field(max_length=MAX_TOKEN_IDS, fail_fast=True)]  # ranges: `check_token_ids`
+Objects = Items[dict[str, Any]]
 
 
-class StreamOptions(BaseModel):
+def _first_wrong_number(given: Any, validate: Callable[[Any], Any]) -> Any:
+    """What `fail_fast` is for lists: an entry that may be no number is validated before, and without, the others."""
+    if isinstance(given, dict):
+        for key, value in given.items():
+            if type(value) is not int and type(value) is not float:
+                validate({key: value})
+    return validate(given)
+
+
+def _few_prompts(given: Any) -> Any:
+    """Raises ApiError 400; before validation, which takes its time with millions of them."""
+    if isinstance(given, list) and len(given) > MAX_PROMPTS and isinstance(given[0], str | list):
+        raise bad_request(f"prompt must have at most {MAX_PROMPTS} items, got {len(given)}.", "prompt")
+    return given
+
+
+def _few_keys(given: Any) -> Any:
+    if isinstance(given, dict) and len(given) > MAX_KEYS:
+        raise PydanticCustomError("too_long", f"Object should have at most {MAX_KEYS} keys, not {len(given)}")
+    return given
+
+
+class _Open(BaseModel):
+    """Keeps unknown keys."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_keys(cls, given: Any) -> Any:
+        return _few_keys(given)
+
+
+class StreamOptions(_Open):
     """Which usage a stream reports."""
-
-    model_config = ConfigDict(extra="allow")
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(_Open):
     """Only `{"type": "text"}` is understood in this version."""
-
-    model_config = ConfigDict(extra="allow")
 
     type: str
     json_schema: dict[str, Any] | None = None
 
 
-class GenerationRequest(BaseModel):
+class GenerationRequest(_Open):
     """The fields that chat and completions share."""
-
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
 
     model: str | None = None
     # sampling
@@ -51,13 +91,13 @@ class GenerationRequest(BaseModel):
     presence_penalty: float | None = None
     repetition_penalty: float | None = None
     seed: Int64 | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float], WrapValidator(_first_wrong_number)] | None = None
     allowed_token_ids: TokenIds | None = None
-    bad_words: Texts | None = None
+    bad_words: Items[str] | None = None
     # the end of the output
     max_tokens: Int64 | None = None
     min_tokens: Int64 | None = None
-    stop: str | Texts | None = None
+    stop: str | Items[str] | None = None
     stop_token_ids: TokenIds | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
@@ -90,9 +130,9 @@ class Message(TypedDict, total=False):
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
 
     role: Required[str]
-    content: str | list[str | dict[str, Any]] | None
+    content: str | Items[str | dict[str, Any]] | None
     name: str | None
-    tool_calls: list[dict[str, Any]] | None
+    tool_calls: Objects | None
     tool_call_id: str | None
     reasoning: str | None
     reasoning_content: str | None
@@ -101,7 +141,9 @@ class Message(TypedDict, total=False):
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[
+        list[Annotated[Message, BeforeValidator(_few_keys)]], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
+    ]
     max_completion_tokens: Int64 | None = None
     logprobs: bool | None = None
     top_logprobs: Int64 | None = None
@@ -109,10 +151,10 @@ class ChatRequest(GenerationRequest):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    documents: list[dict[str, Any]] | None = None
+    documents: Objects | None = None
     reasoning_effort: Annotated[str, Field(pattern="^(none|minimal|low|medium|high|xhigh|max)$")] | None = None
     include_reasoning: bool | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Objects | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     return_prompt_text: bool | None = None
@@ -121,6 +163,6 @@ class ChatRequest(GenerationRequest):
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions. Prompts are text or token ids, one or a list."""
 
-    prompt: str | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)] | Texts | None = None
+    prompt: Annotated[str | TokenIds | Items[TokenIds] | Items[str] | None, BeforeValidator(_few_prompts)] = None
     logprobs: Int64 | None = None
     suffix: str | None = None

@@ -12,11 +12,9 @@ import orjson
 from ember.front.api.call import Call
 from ember.front.api.runs import Runs
 from ember.front.api.samples import Piece
-from ember.front.errors import ApiError
+from ember.front.errors import DONE, ApiError, internal_error
 
 log = logging.getLogger(__name__)
-
-DONE = "data: [DONE]\n\n"
 
 
 def event(chunk: dict[str, Any]) -> str:
@@ -106,7 +104,7 @@ async def _until_done(chunks: AsyncGenerator[str, None]) -> AsyncGenerator[str, 
         if not is_started:
             raise
         log.exception("a stream failed")
-        yield ApiError(500, "Internal server error").sse()
+        yield internal_error().sse()
     finally:
         await chunks.aclose()
     yield DONE

@@ -45,7 +45,12 @@ _LATER: dict[str, Callable[[Any], bool]] = {
 }
 REFUSED = frozenset(_LATER)
 
-_TOOLS_HINT = 'tool calls come in a later version; with `tool_choice` "none" the tools are only shown to the model'
+_NO_TOOLS = (
+    'This version of Ember has no tool calls; with `tool_choice` "none" the tools are shown to the model, and it '
+    "answers with text."
+)
+# Clients know this sentence of vLLM's and act on it. No setting of this worker changes it.
+_AUTO_TOOLS = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
 
 
 def refuse_unsupported(request: GenerationRequest) -> None:
@@ -102,13 +107,10 @@ def check_tools(request: ChatRequest) -> list[dict[str, Any]] | None:
         return None
     if isinstance(choice, dict):
         _check_named(tools, choice)
-        raise bad_request(f"A named `tool_choice` requires --tool-call-parser to be set: {_TOOLS_HINT}.", "tool_choice")
+        raise bad_request(f"A named `tool_choice` is not supported. {_NO_TOOLS}", "tool_choice")
     if choice == "required":
-        raise bad_request(
-            f'tool_choice="required" requires --tool-call-parser to be set: {_TOOLS_HINT}.', "tool_choice"
-        )
-    auto = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
-    raise bad_request(f"{auto}: {_TOOLS_HINT}.", "tools" if choice is None else "tool_choice")
+        raise bad_request(f'`tool_choice` "required" is not supported. {_NO_TOOLS}', "tool_choice")
+    raise bad_request(f"{_AUTO_TOOLS}. {_NO_TOOLS}", "tools" if choice is None else "tool_choice")
 
 
 def _check_named(tools: list[dict[str, Any]], choice: dict[str, Any]) -> None:
@@ -126,20 +128,33 @@ def _check_named(tools: list[dict[str, Any]], choice: dict[str, Any]) -> None:
 
 
 def refuse_template_overrides(request: ChatRequest) -> None:
-    """Raises ApiError 400 for what a request may only bring to a server that trusts its callers."""
+    """Raises ApiError 400 for a template, and options of it, that are the operator's to set."""
     extra = request.model_extra or {}
     if extra.get("chat_template") is not None:
         message = (
-            "Chat template is passed with request, but --trust-request-chat-template is not set. "
-            "Refused request with untrusted chat template."
+            "Refused request with untrusted chat template: a request cannot bring one, the operator sets it with "
+            "CUSTOM_CHAT_TEMPLATE."
         )
         raise bad_request(message, "chat_template")
     for name in ("mm_processor_kwargs", "media_io_kwargs"):
         if extra.get(name):
-            message = f"{name} is passed with request, but --trust-request-mm-kwargs is not set. Refused request."
-            raise bad_request(message, name)
+            raise later(name)
     for name in ("chat_template", "tokenize"):
         if name in (request.chat_template_kwargs or {}):
             raise bad_request(f"`{name}` is not allowed in chat_template_kwargs.", "chat_template_kwargs")
+
+
+def refuse_reasoning(request: ChatRequest) -> None:
+    """Raises ApiError 400 for a request that wants the model to reason, or its reasoning told apart from its answer."""
     if request.include_reasoning is False:
         raise later("include_reasoning", "leave it out or send true")
+    hint = 'reasoning comes in a later version; leave it out or send "none"'
+    if request.reasoning_effort not in (None, "none"):
+        raise later("reasoning_effort", hint)
+    for name, value in (request.chat_template_kwargs or {}).items():
+        if name in ("enable_thinking", "thinking") and value:
+            raise later(
+                f"chat_template_kwargs.{name}", "reasoning comes in a later version; leave it out or send false"
+            )
+        if name == "reasoning_effort" and value not in (None, "none"):
+            raise later("chat_template_kwargs.reasoning_effort", hint)

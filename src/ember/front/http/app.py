@@ -5,10 +5,10 @@ Authorisation, body limits, parsing and the error form are settled here; what a 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
-import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Protocol
@@ -16,24 +16,24 @@ from typing import Any, Protocol
 import orjson
 from aiohttp import ClientConnectionResetError, web
 
-from ember import __version__
-from ember.front.api.exchange import EventStream, Request, Response
+from ember.front.api.exchange import REQUEST_ID_HEADER, EventStream, Request, Response, request_id
 from ember.front.api.services import Services
+from ember.front.api.status import status
 from ember.front.client import EngineError
-from ember.front.errors import ApiError
+from ember.front.errors import ApiError, internal_error
 from ember.settings import Settings
 
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
-_PROTECTED = ("/v1/", "/v2/")
-_REQUEST_ID = "X-Request-Id"
+MAX_BODY_VALUES = 4_000_000  # counted by their punctuation; nothing else runs while the parser makes them
+LARGE_BODY_BYTES = 64 * 1024
+_OPEN = ("/metrics",)  # without a key, beside /health, /ping and /version
 _SSE_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",  # proxies must pass each event on at once
 }
-_DONE = "data: [DONE]\n\n"
 
 Dispatch = Callable[[Services, Request], Awaitable[Response | EventStream]]
 
@@ -70,13 +70,12 @@ class _Face:
             return _too_large(headers)
         except Exception:
             log.exception("%s %s failed unexpectedly", http.method, http.path)
-            return _json(500, _internal_error().body(), headers)
+            return _json(500, internal_error().body(), headers)
 
     async def _answer(self, http: web.Request, headers: dict[str, str]) -> web.StreamResponse:
-        own = self._own_route(http)
+        own = status(self._backend.engine, http.method, http.path)
         if own is not None:
-            own.headers.update(headers)
-            return own
+            return _whole(own, headers)
         if not self._is_authorised(http):
             return _json(401, {"error": "Unauthorized"}, headers)
         if (http.content_length or 0) > MAX_BODY_BYTES:
@@ -87,34 +86,15 @@ class _Face:
         except EngineError as error:
             raise ApiError(500, str(error), headers={"x-should-retry": "false"}) from None
         lowered = {name.lower(): value for name, value in http.headers.items()}
-        if _REQUEST_ID in headers:
-            lowered[_REQUEST_ID.lower()] = headers[_REQUEST_ID]
         request = Request(http.method, http.rel_url.raw_path, body, lowered, dict(http.query))
         answer = await self._dispatch(services, request)
         if isinstance(answer, EventStream):
             return await _send_events(http, answer, headers)
         return _whole(answer, headers)
 
-    def _own_route(self, http: web.Request) -> web.Response | None:
-        """The routes that answer whatever the engine's state. `/ping` is 204 while loading: initialising, not ill."""
-        path = http.path
-        if path not in ("/ping", "/health", "/version"):
-            return None
-        allowed = ("GET", "POST", "HEAD") if path == "/ping" else ("GET", "HEAD")
-        if http.method not in allowed:
-            return _json(405, ApiError(405, "Method Not Allowed", type="Method Not Allowed").body(), {})
-        if path == "/version":
-            return _json(200, {"version": __version__}, {})
-        engine = self._backend.engine
-        if engine.is_dead:
-            return web.Response(status=503)
-        if engine.is_ready:
-            return web.Response(status=200)
-        return web.Response(status=204 if path == "/ping" else 503)
-
     def _is_authorised(self, http: web.Request) -> bool:
         """Every key is compared, each in constant time, whatever the others gave."""
-        if not self._key_digests or http.method == "OPTIONS" or not http.path.startswith(_PROTECTED):
+        if not self._key_digests or http.path in _OPEN:
             return True
         scheme, _, token = http.headers.get("Authorization", "").partition(" ")
         digest = _digest(token.strip())
@@ -124,7 +104,7 @@ class _Face:
     def _echo_headers(self, http: web.Request) -> dict[str, str]:
         if not self._settings.enable_request_id_headers:
             return {}
-        return {_REQUEST_ID: http.headers.get(_REQUEST_ID) or uuid.uuid4().hex}
+        return {REQUEST_ID_HEADER: request_id(http.headers.get(REQUEST_ID_HEADER))}
 
 
 async def _parsed_body(http: web.Request) -> Any:
@@ -135,8 +115,12 @@ async def _parsed_body(http: web.Request) -> Any:
     if http.content_type != "application/json":
         message = "Unsupported Media Type: Only 'application/json' is allowed"
         raise ApiError(400, f"{message}, not {http.content_type!r}.", type="Bad Request", param="header.content-type")
+    is_large = len(raw) > LARGE_BODY_BYTES
+    if is_large and sum(raw.count(mark) for mark in (b",", b"[", b"{")) > MAX_BODY_VALUES:
+        message = f"The request body has more than {MAX_BODY_VALUES} values."
+        raise ApiError(400, message, type="Bad Request", param="body")
     try:
-        return orjson.loads(raw)
+        return await asyncio.to_thread(orjson.loads, raw) if is_large else orjson.loads(raw)
     except ValueError as error:
         raise ApiError(400, f"The request body is not valid JSON: {error}", type="Bad Request", param="body") from None
 
@@ -157,16 +141,8 @@ async def _send_events(http: web.Request, answer: EventStream, headers: dict[str
         response = web.StreamResponse(headers={**_SSE_HEADERS, **headers, **answer.headers})
         try:
             await response.prepare(http)
-            try:
-                async for event in events:
-                    await response.write(event.encode())
-            except ApiError as error:
-                await response.write((error.sse() + _DONE).encode())
-            except ConnectionResetError:
-                raise
-            except Exception:
-                log.exception("a stream of %s failed unexpectedly", http.path)
-                await response.write((_internal_error().sse() + _DONE).encode())
+            async for event in events:
+                await response.write(event.encode())
             await response.write_eof()
         except (ClientConnectionResetError, ConnectionResetError):
             log.debug("the client of %s went away", http.path)
@@ -180,10 +156,6 @@ def _json(status: int, body: Any, headers: dict[str, str]) -> web.Response:
         content_type="application/json",
         headers=headers,
     )
-
-
-def _internal_error() -> ApiError:
-    return ApiError(500, "internal error; the server's log has it")
 
 
 def _too_large(headers: dict[str, str]) -> web.Response:

@@ -18,22 +18,23 @@ from typing import Any
 import orjson
 
 from ember.front.api.exchange import EventStream, Request, Response
-from ember.front.errors import ApiError
+from ember.front.errors import DONE, ApiError, encodable, internal_error
 from ember.front.worker.coalesce import Pieces, cut
 from ember.front.worker.inputs import Job, parse_input, wants_stream
 from ember.front.worker.loop import EngineLoop
 
 log = logging.getLogger(__name__)
 
-DONE = "data: [DONE]\n\n"
-
 Answer = Callable[[Request], Awaitable[Response | EventStream]]
 Handler = Callable[[Any], AsyncGenerator[Any, None]]
 
 
-def make_handler(loop: EngineLoop, answer: Answer, *, model: str, raw: bool = True) -> Handler:
+def make_handler(
+    loop: EngineLoop, answer: Answer, *, model: str, raw: bool = True, max_events: int | None = None
+) -> Handler:
     """The handler of this worker: an async generator function, as the SDK must find it.
 
+    `max_events` is the most SSE events in one streamed piece, for jobs that do not bring their own `max_batch_size`.
     `answer` is run on `loop`, the handler on whichever loop calls it. When the consumer is cancelled, closes the
     generator, or merely ends its task and leaves the generator behind, the job's work on `loop` is cancelled at once.
     """
@@ -46,7 +47,7 @@ def make_handler(loop: EngineLoop, answer: Answer, *, model: str, raw: bool = Tr
             job_id = job.get("id") if isinstance(job, dict) else None
             parsed = parse_input(job_input, model=model, job_id=job_id if isinstance(job_id, str) else None)
             stream = parsed.stream
-            pieces = Pieces(max_events=parsed.max_events)
+            pieces = Pieces(max_events=parsed.max_events or max_events)
             source = loop.submit(_produce(answer, parsed, pieces))
             _cancel_with_this_task(source)
             async for events in pieces:
@@ -59,7 +60,7 @@ def make_handler(loop: EngineLoop, answer: Answer, *, model: str, raw: bool = Tr
                 yield output
         except Exception:
             log.exception("a job failed unexpectedly")
-            for output in _error_outputs(ApiError(500, "internal error; the worker's log has it"), stream, raw):
+            for output in _error_outputs(internal_error(), stream, raw):
                 yield output
         finally:
             if source is not None:
@@ -97,11 +98,14 @@ async def _produce(answer: Answer, job: Job, pieces: Pieces) -> None:
         pieces.fail(error)
     except Exception:
         log.exception("%s %s failed unexpectedly", job.request.method, job.request.path)
-        pieces.fail(ApiError(500, "internal error; the worker's log has it"))
+        pieces.fail(internal_error())
 
 
 def _body(response: Response) -> Any:
-    """What a finished response puts on the queue; raises ApiError where it is an error."""
+    """What a finished response puts on the queue, the same as a client over HTTP would read.
+
+    Raises ApiError where the response is an error, TypeError where it cannot be encoded: the SDK would drop it.
+    """
     if response.status >= 400:
         error = response.body.get("error") if isinstance(response.body, dict) else None
         details = error if isinstance(error, dict) else {"message": str(response.body or response.status)}
@@ -112,20 +116,22 @@ def _body(response: Response) -> Any:
             param=details.get("param"),
             code=details.get("code"),
         )
-    return {"status": "ok"} if response.body is None else response.body
+    if response.body is None:
+        return {"status": "ok"}
+    return orjson.loads(orjson.dumps(response.body, option=orjson.OPT_NON_STR_KEYS))
 
 
 def _outputs(events: list[str], raw: bool) -> list[Any]:
     """What to yield for a piece: its text, cut where a single event is beyond the limit, or its parsed chunks."""
     if raw:
-        return list(cut("".join(events)))
+        return list(cut(encodable("".join(events))))
     chunks = [chunk for event in events for chunk in _chunks(event)]
     return [chunks] if chunks else []
 
 
 def _chunks(event: str) -> list[Any]:
     """The JSON documents of one SSE event, without `[DONE]` and comments."""
-    lines = [line.removeprefix("data:").strip() for line in event.splitlines() if line.startswith("data:")]
+    lines = [line.removeprefix("data:").strip() for line in encodable(event).splitlines() if line.startswith("data:")]
     return [orjson.loads(line) for line in lines if line and line != "[DONE]"]
 
 

@@ -36,7 +36,9 @@ def read_job(text: str | None, file: Path = TEST_INPUT_FILE) -> dict[str, Any]:
     if text is None:
         source = f"./{file}"
         try:
-            text = file.read_text()
+            text = file.read_text("utf-8-sig")
+        except UnicodeDecodeError:
+            raise LocalJobError(f"{source} is not UTF-8 text; save it as UTF-8") from None
         except OSError as error:
             reason = error.strerror or error
             raise LocalJobError(
@@ -45,7 +47,7 @@ def read_job(text: str | None, file: Path = TEST_INPUT_FILE) -> dict[str, Any]:
             ) from None
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LocalJobError(f"{source} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise LocalJobError(f"{source} must hold a JSON object, the job or its input")
@@ -58,26 +60,43 @@ def run(settings: Settings, worker: Worker, job: dict[str, Any]) -> int:
     from ember.front.worker.answer import answer_with
     from ember.front.worker.handler import make_handler
     from ember.front.worker.loop import EngineLoop
-    from ember.front.worker.sdk import boot, boot_failure, close
+    from ember.front.worker.sdk import LEAVE_SECONDS, boot, boot_failure, close, end_engine
+    from ember.front.worker.signals import leave_on_signals
 
     loop = EngineLoop()
     loop.start()
+    leave_on_signals(before=lambda: end_engine(loop, worker, LEAVE_SECONDS))
     try:
         loop.submit(boot(worker)).result()
     except Exception as error:
-        boot_failure(error)
+        write_document(failed(job, boot_failure(error)))
         return 1
     else:
         handler = make_handler(
-            loop, answer_with(worker), model=settings.served_names[0], raw=settings.raw_openai_output
+            loop,
+            answer_with(worker),
+            model=settings.served_names[0],
+            raw=settings.raw_openai_output,
+            max_events=settings.default_batch_size,
         )
         document = asyncio.run(run_job(handler, job))
-        indent = 2 if sys.stdout.isatty() else None
-        sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=indent) + "\n")
-        sys.stdout.flush()
+        write_document(document)
         return 0 if document["status"] == "COMPLETED" else 1
     finally:
         close(loop, worker)
+
+
+def failed(job: dict[str, Any], reason: str) -> dict[str, Any]:
+    """The document of a job that was never begun; `reason` is one line."""
+    return {"id": job["id"], "status": "FAILED", "error": reason}
+
+
+def write_document(document: dict[str, Any]) -> None:
+    """To stdout, in one line where nobody reads along. Whatever the document holds is written, and in UTF-8."""
+    text = json.dumps(document, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None) + "\n"
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+    sys.stdout.buffer.flush()
 
 
 async def run_job(handler: Handler, job: dict[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 The SDK's loop looks for new jobs every 100 ms, counts a job that waits there twice and then sleeps a second, and on
 SIGTERM stays in its long poll (up to 90 s), where it loses a job that is delivered. Here a job starts when it arrives,
-room is what is not running, and SIGTERM ends the poll. The HTTP calls, the job's life, pings and stop signals are the
-SDK's (`get_job`, `handle_job`, `monitor_stop_signals`).
+room is what is not running, and SIGTERM ends the poll, after a moment in which a job may still come. The HTTP calls,
+the job's life, pings and stop signals are the SDK's (`get_job`, `handle_job`, `monitor_stop_signals`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable
@@ -25,6 +26,7 @@ T = TypeVar("T")
 TESTED_VERSION = "1.12."
 _EMPTY_POLL_SECONDS = 0.1  # an empty answer sooner than this is not a long poll: wait before the next
 _BACKOFF_SECONDS = (0.1, 5.0)
+_GRACE_SECONDS = 0.3  # for a job that is on its way when the worker is told to stop
 
 
 def install() -> None:
@@ -38,19 +40,25 @@ def install() -> None:
 class Scaler(rp_scale.JobScaler):  # type: ignore[misc]
     """One running task for each job, `concurrency_modifier` of them at most, and one poll for more."""
 
-    async def run(self) -> None:
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = asyncio.Event()
         self._drained = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self.current_concurrency: int = self.concurrency_modifier(1)
         self.jobs_queue: asyncio.Queue[Any] = asyncio.Queue()  # the SDK's handle_job marks each job done in it
         await super().run()
 
     def kill_worker(self) -> None:
-        """Called from the signal handler: no job is taken from here on, those running finish."""
+        """Called from the signal handler, at any moment: no job is taken from here on, those running finish."""
         super().kill_worker()
-        self._loop.call_soon_threadsafe(self._stopping.set)
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._stopping.set)
 
     async def get_jobs(self, session: Any) -> None:
         """Take jobs and start them, until shutdown; then wait for those that run."""
@@ -63,7 +71,7 @@ class Scaler(rp_scale.JobScaler):  # type: ignore[misc]
             asked_at = time.monotonic()
             try:
                 poll = asyncio.wait_for(self.jobs_fetcher(session, room), timeout=self.jobs_fetcher_timeout)
-                jobs = await _unless(self._stopping, poll) or []
+                jobs = await _unless(self._stopping, poll, _GRACE_SECONDS) or []
                 backoff = _BACKOFF_SECONDS[0]
             except TooManyRequests:
                 await self._pause(_BACKOFF_SECONDS[1])
@@ -112,15 +120,22 @@ class Scaler(rp_scale.JobScaler):  # type: ignore[misc]
         await _unless(self._stopping, asyncio.sleep(seconds))
 
 
-async def _unless(event: asyncio.Event, awaitable: Awaitable[T]) -> T | None:
-    """The awaitable's result, or None once the event is set; the awaitable is then cancelled."""
+async def _unless(event: asyncio.Event, awaitable: Awaitable[T], grace: float = 0.0) -> T | None:
+    """The awaitable's result, or None where the event came first and the awaitable did not end `grace` seconds later.
+
+    It is cancelled then. What it returns all the same is not dropped: `wait_for` may have its result already.
+    """
     work = asyncio.ensure_future(awaitable)
     stop = asyncio.ensure_future(event.wait())
     try:
         await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
-        return work.result() if work.done() else None
+        if not work.done() and grace:
+            await asyncio.wait((work,), timeout=grace)
+        if work.done():
+            return work.result()
+        work.cancel()
+        await asyncio.wait((work,))
+        return None if work.cancelled() or work.exception() is not None else work.result()
     finally:
         stop.cancel()
-        if not work.done():
-            work.cancel()
-            await asyncio.wait((work,))
+        work.cancel()

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ember.front.worker.loop import EngineLoop
+from ember.front.worker.signals import leave_on_signals
 from ember.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ _SDK_DEFAULTS = {
 }
 _REPORT_SECONDS = 5.0  # for jobs in flight to report their errors when the engine is gone
 _CLOSE_SECONDS = 10.0
+LEAVE_SECONDS = 3.0  # the same, where a signal ends the boot
 _PR_SET_PDEATHSIG = 1
 
 
@@ -50,6 +52,7 @@ def run(settings: Settings, worker: Worker, sdk_flags: list[str] | None = None) 
     """Serve the queue until SIGTERM or a failure; returns the exit code. `sdk_flags` go to the SDK's own parser."""
     loop = EngineLoop()
     loop.start()
+    leave_on_signals(0, before=lambda: end_engine(loop, worker, LEAVE_SECONDS))  # until the SDK sets its own handlers
     started = loop.submit(boot(worker))
     import_sdk()
     from ember.front.worker.answer import answer_with
@@ -62,7 +65,13 @@ def run(settings: Settings, worker: Worker, sdk_flags: list[str] | None = None) 
         close(loop, worker)
         return 1
     concurrency = settings.max_concurrency or services.engine.info.max_num_seqs
-    handler = make_handler(loop, answer_with(worker), model=settings.served_names[0], raw=settings.raw_openai_output)
+    handler = make_handler(
+        loop,
+        answer_with(worker),
+        model=settings.served_names[0],
+        raw=settings.raw_openai_output,
+        max_events=settings.default_batch_size,
+    )
     _watch(loop, worker)
     _start(handler, concurrency, sdk_flags or [])
     close(loop, worker)
@@ -142,6 +151,7 @@ def _guarded_ping(ping_loop: Any) -> Any:
         if os.getppid() != parent:
             return
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the worker, which drains
         _close_sockets()
         ping_loop(*args, **kwargs)
 
@@ -191,6 +201,11 @@ def boot_failure(error: BaseException) -> str:
 
 def close(loop: EngineLoop, worker: Worker) -> None:
     """End the engine, then the loop that owns it."""
-    with contextlib.suppress(Exception):
-        loop.submit(worker.close()).result(_CLOSE_SECONDS)
+    end_engine(loop, worker, _CLOSE_SECONDS)
     loop.stop()
+
+
+def end_engine(loop: EngineLoop, worker: Worker, timeout: float) -> None:
+    """End the engine; what is still running on its loop fails. An engine that is cut off ends by itself."""
+    with contextlib.suppress(Exception):
+        loop.submit(worker.close()).result(timeout)

@@ -1,0 +1,73 @@
+"""Prefill attention of fresh prompts and of chunks after a cached prefix, beside torch's varlen attention.
+
+FLOPs count the visible pairs of query and key alone. Ends with the entries that MEASURED_VARLEN in
+`ember_kernels.varlen` should have for this device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from benchmarks.kernels.common import SHAPES, Ceilings, Row, Shape, main, measure
+from benchmarks.kernels.decode_attention import paged_batch
+
+GAIN = 1.05  # by which torch must be faster to earn an entry
+
+
+def cases() -> Iterator[tuple[str, Shape, list[tuple[int, int]]]]:
+    """(name, shape, (cached, new) tokens of each sequence), fresh prompts from short to long."""
+    for shape in SHAPES:
+        for seqs, new in ((32, 64), (8, 512), (4, 1024), (2, 4096), (1, 16384)):
+            yield f"{shape.name} {seqs} x {new}", shape, [(0, new)] * seqs
+        yield f"{shape.name} mixed", shape, [(0, 128 * (i + 1)) for i in range(16)]
+    for cached, new in ((1024, 1024), (8192, 2048), (30000, 16), (8192, 1)):
+        yield f"{SHAPES[1].name} {new} after {cached}", SHAPES[1], [(cached, new)]
+
+
+def run(ceilings: Ceilings) -> list[Row]:
+    from ember_kernels.prefill_attention import prefill_attention
+    from ember_kernels.varlen import varlen_attention, varlen_function
+
+    rows = []
+    won: list[tuple[int, int, bool]] = []  # head_dim, longest prompt, whether torch was faster
+    for name, shape, sequences in cases():
+        longest = max(cached + new for cached, new in sequences)
+        batch = paged_batch(shape, len(sequences), longest, torch.bfloat16, 16)
+        lengths = [cached + new for cached, new in sequences]
+        batch["seq_lens"] = torch.tensor(lengths, dtype=torch.int32, device="cuda")
+        new = torch.tensor([0] + [new for _, new in sequences])
+        starts = new.cumsum(0).int().cuda()
+        tokens, most = int(starts[-1]), int(new.max())
+        query = torch.randn(tokens, shape.heads, shape.head_dim, device="cuda").bfloat16()
+        seconds = measure(partial(prefill_attention, query, **batch, starts=starts, max_queries=most))
+        pairs = sum(new * cached + new * (new + 1) // 2 for cached, new in sequences)
+        flops = 4.0 * shape.heads * shape.head_dim * pairs
+        moved = 4.0 * shape.head_dim * (tokens * shape.heads + sum(lengths) * shape.kv_heads)
+        peer, torch_seconds = "", 0.0
+        if varlen_function() is not None and not any(cached for cached, _ in sequences):
+            key, value = torch.randn(2, tokens, shape.kv_heads, shape.head_dim, device="cuda").bfloat16()
+            call = partial(varlen_attention, query, key, value, starts, max_queries=most)
+            peer, torch_seconds = "torch varlen", measure(call)
+            won.append((shape.head_dim, most, GAIN * torch_seconds <= seconds))
+        rows.append(Row("prefill_attention", name, seconds, moved, flops, peer, torch_seconds))
+    major, minor = torch.cuda.get_device_capability()
+    print(f"MEASURED_VARLEN of {ceilings.device}: {{{10 * major + minor}: {_entries(won)}}}")
+    return rows
+
+
+def _entries(won: list[tuple[int, int, bool]]) -> dict[int, int]:
+    """{head_dim: the length from which on torch was faster in every case}"""
+    entries = {}
+    for head_dim in {size for size, _, _ in won}:
+        lost = max((length for size, length, faster in won if size == head_dim and not faster), default=0)
+        lengths = [length for size, length, _ in won if size == head_dim and length > lost]
+        if lengths:
+            entries[head_dim] = min(lengths)
+    return entries
+
+
+if __name__ == "__main__":
+    main(run)

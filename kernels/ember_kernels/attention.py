@@ -1,0 +1,230 @@
+# mypy: disable-error-code="no-untyped-def"
+"""What the attention kernels share: reading the paged cache, scores, checks, and the reference.
+
+The cache of a layer: keys and values [num_blocks, block_size, kv_heads, head_dim]; position p of a sequence lies in
+block block_tables[sequence, p // block_size] at offset p % block_size.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+LOG2_E = math.log2(math.e)
+NO_WINDOW = 1 << 30
+
+
+@triton.jit
+def e4m3_bits(bits, DTYPE: tl.constexpr):
+    """float8 e4m3 given as uint8, in DTYPE: for devices before sm_89 and for the interpreter, which have no such type.
+
+    The bits, shifted to where float16 has exponent and mantissa, are the value times 2**(7 - 15), subnormals included.
+    """
+    wide = bits.to(tl.uint16)
+    half = (((wide & 0x80) << 8) | ((wide & 0x7F) << 7)).to(tl.float16, bitcast=True)
+    return (half.to(tl.float32) * 256.0).to(DTYPE)
+
+
+@triton.jit
+def cache_tile(tile, DTYPE: tl.constexpr, FP8_BITS: tl.constexpr, INTERPRET: tl.constexpr):
+    """Keys or values as loaded from the cache, in the type in which they are multiplied."""
+    if FP8_BITS:
+        tile = e4m3_bits(tile, DTYPE)
+    else:
+        tile = tile.to(DTYPE)
+    if INTERPRET:  # the interpreter's dot of bfloat16 is wrong
+        tile = tile.to(tl.float32)
+    return tile
+
+
+@triton.jit
+def scores_of(products, scale, soft_cap, HAS_CAP: tl.constexpr):
+    """Scores in units of log 2 from q @ k; `scale` and `soft_cap` as `score_factors` made them."""
+    if HAS_CAP:  # cap * tanh(x / cap), with tanh(y) = 1 - 2 / (1 + exp(2 y))
+        scores = soft_cap * (1.0 - 2.0 / (1.0 + tl.exp2(products * scale)))
+    else:
+        scores = products * scale
+    return scores
+
+
+@triton.jit
+def attend_tiles(
+    query,
+    sums,
+    maxima,
+    weights,
+    keys_ptr,
+    values_ptr,
+    table_ptr,
+    kv_stride,
+    begin,
+    end,
+    positions,
+    seq_len,
+    window,
+    scale,
+    soft_cap,
+    DTYPE: tl.constexpr,
+    MASKED: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    FP8_BITS: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
+    """Let `query` [rows, head_dim] attend to the keys from `begin` (a multiple of BLOCK_N) to `end`, tile by tile.
+
+    MASKED: some rows do not see some of the keys, which may lie before every window or beyond the context; these are
+    not loaded, since their pages may hold anything.
+    """
+    dims = tl.arange(0, BLOCK_D)
+    offsets = tl.arange(0, BLOCK_N)
+    dim_mask = dims < HEAD_DIM
+    if MASKED and HAS_WINDOW:
+        lowest = tl.min(positions, 0) - window
+    for tile in range(begin, end, BLOCK_N):
+        at = tile + offsets
+        if MASKED:
+            stored = at < seq_len
+            if HAS_WINDOW:
+                stored &= at > lowest
+            blocks = tl.load(table_ptr + at // BLOCK_SIZE, mask=stored, other=0).to(tl.int64)
+        else:
+            blocks = tl.load(table_ptr + at // BLOCK_SIZE).to(tl.int64)
+        slots = (blocks * BLOCK_SIZE + at % BLOCK_SIZE) * kv_stride
+        key_ptrs = keys_ptr + slots[None, :] + dims[:, None]
+        value_ptrs = values_ptr + slots[:, None] + dims[None, :]
+        if MASKED:
+            key = tl.load(key_ptrs, mask=stored[None, :] & dim_mask[:, None], other=0.0)
+            value = tl.load(value_ptrs, mask=stored[:, None] & dim_mask[None, :], other=0.0)
+        elif HEAD_DIM != BLOCK_D:
+            key = tl.load(key_ptrs, mask=dim_mask[:, None], other=0.0)
+            value = tl.load(value_ptrs, mask=dim_mask[None, :], other=0.0)
+        else:
+            key = tl.load(key_ptrs)
+            value = tl.load(value_ptrs)
+        key = cache_tile(key, DTYPE, FP8_BITS, INTERPRET)
+        scores = scores_of(tl.dot(query, key, input_precision="ieee"), scale, soft_cap, HAS_CAP)
+        if MASKED:
+            visible = at[None, :] <= positions[:, None]
+            if HAS_WINDOW:
+                visible &= at[None, :] > positions[:, None] - window
+            scores = tl.where(visible, scores, float("-inf"))
+        highest = tl.maximum(maxima, tl.max(scores, 1))
+        if MASKED and HAS_WINDOW:  # a row may have seen no key yet
+            base = tl.where(highest == float("-inf"), 0.0, highest)
+        else:
+            base = highest
+        weight = tl.exp2(scores - base[:, None])
+        decay = tl.exp2(maxima - base)
+        weights = weights * decay + tl.sum(weight, 1)
+        value = cache_tile(value, DTYPE, FP8_BITS, INTERPRET)
+        sums = tl.dot(weight.to(value.dtype), value, sums * decay[:, None], input_precision="ieee")
+        maxima = highest
+    return sums, maxima, weights
+
+
+def score_factors(scale: float | None, k_scale: float, soft_cap: float | None, head_dim: int) -> tuple[float, float]:
+    """`scale` and `soft_cap` for `scores_of`, with what can be multiplied beforehand multiplied beforehand."""
+    factor = (head_dim**-0.5 if scale is None else scale) * float(k_scale)
+    if soft_cap is None:
+        return factor * LOG2_E, 0.0
+    return factor / soft_cap * 2 * LOG2_E, soft_cap * LOG2_E
+
+
+def as_stored(keys: torch.Tensor, values: torch.Tensor, capability: int) -> tuple[torch.Tensor, torch.Tensor, bool]:
+    """The cache as kernels take it: float8 as bytes (and True) where the device has no such type."""
+    if keys.dtype == torch.float8_e4m3fn and (INTERPRET or capability < 89):
+        return keys.view(torch.uint8), values.view(torch.uint8), True
+    return keys, values, False
+
+
+def capability_of(device: torch.device) -> int:
+    if device.type != "cuda" and INTERPRET:
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def check_cache(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, block_tables: torch.Tensor) -> None:
+    """Raise ValueError for what the attention kernels cannot take."""
+    heads, head_dim = query.shape[1:]
+    if keys.shape != values.shape or keys.dim() != 4 or keys.shape[3] != head_dim:
+        raise ValueError(
+            f"keys {tuple(keys.shape)} and values {tuple(values.shape)} must be [num_blocks, block_size, kv_heads, "
+            f"{head_dim}] for query {tuple(query.shape)}"
+        )
+    if head_dim % 16 or not 16 <= head_dim <= 256:
+        raise ValueError(f"head_dim must be a multiple of 16 from 16 to 256 and is {head_dim}")
+    if heads % keys.shape[2]:
+        raise ValueError(f"the {heads} heads of query are no multiple of the cache's {keys.shape[2]} KV heads")
+    if query.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        raise ValueError(f"query must be bfloat16, float16 or float32 and is {query.dtype}")
+    if keys.dtype not in (query.dtype, torch.float8_e4m3fn) or values.dtype != keys.dtype:
+        raise ValueError(f"the cache must be {query.dtype} or float8_e4m3fn and is {keys.dtype}, {values.dtype}")
+    if not (keys.is_contiguous() and values.is_contiguous()):
+        raise ValueError("the cache of a layer must be contiguous")
+    if query.stride(2) != 1 or query.stride(1) != head_dim:
+        raise ValueError("the heads of a row of query must be contiguous")
+    if block_tables.dtype != torch.int32 or block_tables.stride(1) != 1:
+        raise ValueError("block_tables must be int32 with contiguous rows")
+
+
+def paged_attention_reference(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    block_tables: torch.Tensor,
+    query_starts: Sequence[int],
+    seq_lens: Sequence[int],
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: torch.Tensor | None = None,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+) -> torch.Tensor:
+    """Causal attention of ragged queries to paged contexts, in float32: the specification of the kernels.
+
+    Rows query_starts[i] to query_starts[i + 1] of query [tokens, heads, head_dim] are the last positions of the
+    context of seq_lens[i] tokens. Rows of no sequence, and of one of length 0, are zero.
+    """
+    head_dim, group = query.shape[2], query.shape[1] // keys.shape[2]
+    block_size = keys.shape[1]
+    out = torch.zeros_like(query, memory_format=torch.contiguous_format)
+    for i, length in enumerate(seq_lens):
+        rows = slice(query_starts[i], query_starts[i + 1])
+        q = query[rows].float()
+        if length == 0 or q.shape[0] == 0:
+            continue
+        at = torch.arange(length, device=query.device)
+        blocks = block_tables[i].long()[at // block_size]
+        k = (keys[blocks, at % block_size].float() * k_scale).repeat_interleave(group, 1)
+        v = (values[blocks, at % block_size].float() * v_scale).repeat_interleave(group, 1)
+        positions = at[length - q.shape[0] :, None]
+        hidden = at > positions  # [queries, context]
+        if window is not None:
+            hidden |= at <= positions - window
+            unseen = at <= at[length - q.shape[0]] - window  # such pages may hold anything
+            k[unseen], v[unseen] = 0, 0
+        scores = torch.einsum("qhd,khd->hqk", q, k) * (head_dim**-0.5 if scale is None else scale)
+        if soft_cap is not None:
+            scores = soft_cap * torch.tanh(scores / soft_cap)
+        scores = scores.masked_fill(hidden, -torch.inf)
+        if sinks is not None:
+            column = sinks.float()[:, None, None].expand(-1, scores.shape[1], 1)
+            weights = torch.cat([scores, column], -1).softmax(-1)[..., :-1]
+        else:
+            weights = scores.softmax(-1)
+        out[rows] = torch.einsum("hqk,khd->qhd", weights, v).to(out.dtype)
+    return out

@@ -1,0 +1,400 @@
+"""Compiles every kernel without a GPU, so that an image ships them and a boot compiles nothing.
+
+    python -m ember_kernels.compile [--capabilities 80 90 120] [--modules NAME ...] [--typical]
+
+fills Triton's cache and prints registers, spills and shared memory of each kernel. TRITON_CACHE_DIR must already be the
+path that the worker will use: a cache that was moved is not found, for it holds absolute paths.
+
+What makes the cache key. `JITFunction.run` turns the arguments of a launch into
+    signature   {argument: type}: "*bf16" of a tensor's dtype, "i32"/"i64"/"u64" of an int's range, "fp32" of a float,
+                "constexpr" of a tl.constexpr argument, of None and of an int that is 1 (unless `do_not_specialize`)
+    constants   {argument position: value} of the "constexpr" ones
+    attributes  {argument position: [["tt.divisibility", 16]]} of ints and of data pointers that are multiples of 16
+                (not of arguments named in `do_not_specialize`; with that list a pointer keeps no attribute either)
+    options     num_warps, num_stages, debug, ... merged with the backend's defaults for the target (the capability)
+and `triton.compile` hashes: Triton's own files, the kernel's source with that of every @triton.jit function it calls,
+its line number and the constexpr globals it reads (not its path), attributes, signature, constants, ptxas' version,
+target, options, and the environment variables that Triton lists as invalidating. The device, the grid and tensor
+shapes are not in it.
+
+So that the keys are those of a launch by construction and not by imitation, nothing here calls `triton.compile`: a
+stand-in driver reports the wanted target and `JITFunction.run(..., warmup=True)` is called with stand-ins for the
+arguments. That is the code of a launch up to the moment it would load the binary, in any Triton version. What a kernel
+module must get right is therefore only its list of specialisations. Two ways to see what a list lacks: on a GPU,
+`cache_misses()` around a boot; without one, compare `listed(capability)` with what `dry_run(capability)` saw, under
+which the public functions take CPU tensors and go through the launcher, but nothing is compiled or launched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import pkgutil
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+
+from ember_kernels.launchers import build_launcher, needs_launchers
+
+# Triton 3.10 changes the default to off; it is part of the cache key and of the numerics, so it is stated here.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+CAPABILITIES = (80, 86, 89, 90, 100, 120)
+
+DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp8e4nv": torch.float8_e4m3fn,
+    "u8": torch.uint8,
+    "i8": torch.int8,
+    "i16": torch.int16,
+    "i32": torch.int32,
+    "i64": torch.int64,
+    "i1": torch.bool,
+}
+# Ints of the range that Triton gives the type; odd ones get no divisibility attribute, none is 1.
+INTS = {"i32": 4097, "i64": (1 << 40) + 1, "u64": (1 << 63) + 1}
+
+
+@dataclass(frozen=True)
+class Specialisation:
+    """One binary that a boot will ask for: a kernel with types, constants and launch options.
+
+    signature: {argument: type} of the arguments that are neither tl.constexpr nor given in `constants`, for example
+        {"out_ptr": "*bf16", "num_tokens": "i32", "scale": "fp32"}; "*fp8e4nv" and "*u8" are float8_e4m3fn and uint8.
+    constants: every tl.constexpr argument without a default, and plain arguments that the launch passes as None or 1.
+    divisible: the arguments that will be multiples of 16 at every launch (pointers: of 16 bytes, as torch allocates).
+    typical: a boot of a typical model asks for it, so CI compiles it; the others are compiled for the image alone.
+    options: further launch options as the launch passes them, such as {"launch_pdl": True}.
+    """
+
+    name: str
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    num_warps: int
+    num_stages: int
+    divisible: tuple[str, ...] = ()
+    typical: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """`registers` and `spills` (bytes of local memory) a thread, `shared_bytes` a program; `error` if it failed."""
+
+    name: str
+    capability: int
+    registers: int
+    spills: int
+    shared_bytes: int
+    seconds: float
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class _Pointer:
+    """Stands in for a tensor argument: the launcher looks at its dtype and address alone."""
+
+    dtype: torch.dtype
+    address: int
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+class _Driver:
+    """Stands in for Triton's driver: a device of the wanted capability whose launches do nothing.
+
+    Its number is far from any real device's, for JITFunction keeps one cache per device number.
+    """
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+        self.utils = self  # Triton keeps these functions in an object of their own
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return 1000 + self.capability
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def launcher_cls(self, src: Any, metadata: Any) -> Callable[..., None]:
+        return lambda *args: None
+
+    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[None, None, int, int, int]:
+        return None, None, 0, 0, 1024
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": 227 << 10}
+
+
+def device_capability(device: torch.device) -> int:
+    """The compute capability that launch tables are keyed by: 90 for 9.0. In the interpreter, on CPU tensors, 90."""
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") == "1":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def compile_one(module: str, specialisation: Specialisation, capability: int, launchers: bool = False) -> Compiled:
+    """Compile one specialisation, or find it in Triton's cache. Raises what Triton raises, with the name after it."""
+    name = f"{module}.{specialisation.name}"
+    start = time.perf_counter()
+    try:
+        with _active(_Driver(capability)):
+            binary = _run(name, specialisation)
+    except Exception as error:
+        error.add_note(f"while compiling {name} for sm_{capability}")
+        raise
+    if launchers and needs_launchers():
+        build_launcher(binary)
+    seconds = time.perf_counter() - start
+    registers, stack, static_shared = _resources(binary.asm["cubin"])
+    return Compiled(name, capability, registers, stack, binary.metadata.shared + static_shared, seconds)
+
+
+def compile_all(
+    capabilities: Iterable[int],
+    modules: Sequence[str] | None = None,
+    *,
+    all: bool = True,
+    processes: int | None = None,
+    launchers: bool = False,
+) -> list[Compiled]:
+    """Compile the specialisations of `modules` (None: of every kernel module) for each capability.
+
+    all=False: only those marked `typical`. processes: None for one a CPU. launchers: build those too. A kernel that
+    does not compile costs the others nothing: its row says why.
+    """
+    modules = kernel_modules() if modules is None else modules
+    work = [
+        (module, index, capability, launchers)
+        for capability in capabilities
+        for module in modules
+        for index, specialisation in enumerate(_specialisations(module, capability))
+        if all or specialisation.typical
+    ]
+    processes = min(processes or os.cpu_count() or 1, len(work))
+    if processes <= 1:
+        return [_compile(item) for item in work]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(_compile, work))
+
+
+def kernel_modules() -> list[str]:
+    """Names of the modules of this package that list specialisations."""
+    package = importlib.import_module(__package__ or "ember_kernels")
+    names = sorted(
+        module.name for module in pkgutil.iter_modules(package.__path__) if module.name not in ("compile", "launchers")
+    )
+    return [name for name in names if hasattr(importlib.import_module(f"{package.__name__}.{name}"), "specialisations")]
+
+
+@contextmanager
+def dry_run(capability: int) -> Iterator[set[str]]:
+    """Yields the identities (see `listed`) of the launches made inside the block, which compile and launch nothing.
+
+    Public functions may be called with CPU tensors: torch allocates them with the alignment that CUDA's have.
+    """
+    properties = torch.cuda.get_device_capability
+    torch.cuda.get_device_capability = lambda device=None: divmod(capability, 10)  # type: ignore[assignment]
+    try:
+        with _active(_Driver(capability)), _identities() as identities:
+            yield identities
+    finally:
+        torch.cuda.get_device_capability = properties  # type: ignore[assignment]
+
+
+def listed(capability: int, modules: Sequence[str] | None = None) -> set[str]:
+    """Identities of all specialisations of `modules` (None: of every kernel module), without compiling them.
+
+    An identity is what the launcher gives the compiler: kernel, signature, constants, attributes and options, as JSON.
+    """
+    with _active(_Driver(capability)), _identities() as identities:
+        for module in kernel_modules() if modules is None else modules:
+            for specialisation in _specialisations(module, capability):
+                _run(f"{module}.{specialisation.name}", specialisation)
+    return identities
+
+
+@contextmanager
+def cache_misses() -> Iterator[list[str]]:
+    """The names of the kernels that Triton compiles inside the block because its cache does not hold them."""
+    from triton import knobs
+
+    misses: list[str] = []
+    previous = knobs.compilation.listener
+
+    def listener(*, src: Any, cache_hit: bool, **rest: Any) -> None:
+        if not cache_hit:
+            misses.append(f"{src.name} {src.signature} {src.constants} {src.attrs}")
+
+    knobs.compilation.listener = listener
+    try:
+        yield misses
+    finally:
+        knobs.compilation.listener = previous
+
+
+def table(rows: Iterable[Compiled]) -> str:
+    """The rows as text, one line each, in columns."""
+    lines = [f"{'kernel':<72} {'sm':>4} {'registers':>9} {'spills B':>8} {'shared B':>8} {'seconds':>7}"]
+    lines += [
+        f"{r.name:<72} {r.capability:>4} {r.registers:>9} {r.spills:>8} {r.shared_bytes:>8} {r.seconds:>7.2f}"
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
+def _specialisations(module: str, capability: int) -> list[Specialisation]:
+    return list(importlib.import_module(f"{__package__ or 'ember_kernels'}.{module}").specialisations(capability))
+
+
+def _compile(item: tuple[str, int, int, bool]) -> Compiled:
+    module, index, capability, launchers = item
+    specialisation = _specialisations(module, capability)[index]
+    try:
+        return compile_one(module, specialisation, capability, launchers)
+    except Exception as error:
+        return Compiled(f"{module}.{specialisation.name}", capability, 0, 0, 0, 0.0, f"{type(error).__name__}: {error}")
+
+
+def _run(name: str, specialisation: Specialisation) -> Any:
+    """The launcher's work but for the launch. Returns the binary, or None where a hook forbids to compile."""
+    kernel = specialisation.kernel
+    if not hasattr(kernel, "device_caches"):
+        raise RuntimeError(f"{name}: kernels cannot be compiled under TRITON_INTERPRET=1; unset it")
+    return kernel.run(
+        *_arguments(name, specialisation),
+        grid=(1, 1, 1),
+        warmup=True,
+        num_warps=specialisation.num_warps,
+        num_stages=specialisation.num_stages,
+        **specialisation.options,
+    )
+
+
+@contextmanager
+def _identities() -> Iterator[set[str]]:
+    """Collects what kernels would be compiled for inside the block, and has none compiled."""
+    from triton import knobs
+
+    identities: set[str] = set()
+    previous = knobs.runtime.jit_cache_hook
+
+    def hook(*, compile: dict[str, Any], **rest: Any) -> bool:
+        data = json.loads(compile["specialization_data"])
+        del data["key"]  # the same again, with the options in the order in which the launch names them
+        identities.add(json.dumps(data, sort_keys=True))
+        return True
+
+    knobs.runtime.jit_cache_hook = hook
+    try:
+        yield identities
+    finally:
+        knobs.runtime.jit_cache_hook = previous
+
+
+@contextmanager
+def _active(stand_in: _Driver) -> Iterator[None]:
+    from triton.runtime.driver import driver
+
+    previous = driver._active
+    driver.set_active(stand_in)
+    try:
+        yield
+    finally:
+        driver._active = previous
+
+
+def _arguments(name: str, specialisation: Specialisation) -> list[Any]:
+    """Stand-ins for the launch's arguments, in the kernel's order."""
+    arguments: list[Any] = []
+    known = {parameter.name for parameter in specialisation.kernel.params}
+    if unknown := sorted((set(specialisation.signature) | set(specialisation.constants)) - known):
+        raise ValueError(f"{name}: the kernel has no argument {', '.join(unknown)}")
+    if unknown := sorted(set(specialisation.divisible) - set(specialisation.signature)):
+        raise ValueError(f"{name}: divisible but not in the signature: {', '.join(unknown)}")
+    for parameter in specialisation.kernel.params:
+        if parameter.name in specialisation.constants:
+            arguments.append(specialisation.constants[parameter.name])
+        elif parameter.name in specialisation.signature:
+            divisible = parameter.name in specialisation.divisible
+            arguments.append(_argument(name, parameter.name, specialisation.signature[parameter.name], divisible))
+        elif parameter.has_default:
+            arguments.append(parameter.default)
+        else:
+            raise ValueError(f"{name}: neither signature nor constants have {parameter.name}")
+    return arguments
+
+
+def _argument(name: str, parameter: str, kind: str, divisible: bool) -> Any:
+    if kind.startswith("*") and kind[1:] in DTYPES:
+        return _Pointer(DTYPES[kind[1:]], 4096 if divisible else 4097)
+    if kind in INTS:
+        return INTS[kind] + 15 if divisible else INTS[kind]
+    if kind == "fp32":
+        return 0.5
+    if kind in ("i1", "u1"):
+        return True
+    raise ValueError(f"{name}: {parameter} has the unknown type {kind!r}")
+
+
+def _resources(cubin: bytes) -> tuple[int, int, int]:
+    """Registers and stack bytes (spills) a thread, static shared memory in bytes, as cuobjdump reports them."""
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    numbers = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", report)}
+    return numbers["REG"], numbers["STACK"] + numbers["LOCAL"], numbers["SHARED"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--capabilities", type=int, nargs="+", default=list(CAPABILITIES))
+    parser.add_argument("--modules", nargs="+", default=None, help="kernel modules; all of them without it")
+    parser.add_argument("--typical", action="store_true", help="only what a boot of a typical model asks for")
+    parser.add_argument("--processes", type=int, default=None)
+    parser.add_argument("--max-spills", type=int, default=None, help="fail if a kernel spills more bytes a thread")
+    parser.add_argument("--launchers", action="store_true", help="also build the C launchers that Triton 3.6 wants")
+    options = parser.parse_args()
+    start = time.perf_counter()
+    choice = {"all": not options.typical, "processes": options.processes, "launchers": options.launchers}
+    rows = compile_all(options.capabilities, options.modules, **choice)
+    print(table(rows))
+    print(f"{len(rows)} kernels, {time.perf_counter() - start:.1f} s")
+    problems = [f"{row.name} for sm_{row.capability}: {row.error}" for row in rows if row.error]
+    if options.max_spills is not None:
+        problems += [
+            f"{row.name} for sm_{row.capability} spills {row.spills} bytes a thread, more than {options.max_spills}"
+            for row in rows
+            if row.spills > options.max_spills
+        ]
+    if problems:
+        raise SystemExit("\n".join(problems))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Residual add + RMSNorm (arXiv 1910.07467) or LayerNorm (arXiv 1607.06450), optionally with float8 output.
+
+One program normalises one row and holds it in registers: a row is read once and written once. Rounding is that of
+transformers: the residual sum is rounded to the model dtype before it is normalised; RMSNorm rounds the normalised row
+to the model dtype and then multiplies with the weight (with `unit_offset`, Gemma's way: weight + 1, and one rounding at
+the end); LayerNorm rounds once at the end. float8 is quantised from the rounded result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ember_kernels.compile import Specialisation
+from ember_kernels.rounding import e4m3_bits, has_conversion, quantise_reference, rounded, row_scale
+
+MAX_HIDDEN = 16384
+# Warps by row length; the same on all architectures, for the kernel does little but move 16 bytes a thread.
+WARPS = {512: 2, 1024: 4, 2048: 4, 4096: 8, 8192: 16, 16384: 16}
+
+
+@triton.jit(do_not_specialize=["eps"])
+def _norm_kernel(
+    x_ptr,
+    residual_ptr,  # None: no residual
+    weight_ptr,  # None: ones
+    bias_ptr,  # None: zeros
+    out_ptr,
+    scale_ptr,  # None: out has the model dtype
+    x_stride,
+    hidden,
+    eps,
+    RMS: tl.constexpr,
+    UNIT_OFFSET: tl.constexpr,
+    HARDWARE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    mask = columns < hidden
+    loaded = tl.load(x_ptr + row * x_stride + columns, mask=mask, other=0.0)
+    x = loaded.to(tl.float32)
+    if residual_ptr is not None:
+        residual = tl.load(residual_ptr + row * hidden + columns, mask=mask, other=0.0)
+        total = rounded(x + residual.to(tl.float32), loaded.dtype)
+        tl.store(residual_ptr + row * hidden + columns, total, mask=mask)
+        x = total.to(tl.float32)
+    if not RMS:
+        x = tl.where(mask, x - tl.sum(x, axis=0) / hidden, 0.0)
+    y = x * tl.rsqrt(tl.sum(x * x, axis=0) / hidden + eps)
+    if RMS and not UNIT_OFFSET:
+        y = rounded(y, loaded.dtype).to(tl.float32)
+    if weight_ptr is not None:
+        weight = tl.load(weight_ptr + columns, mask=mask, other=0.0).to(tl.float32)
+        y *= weight + 1.0 if UNIT_OFFSET else weight
+    if bias_ptr is not None:
+        y += tl.load(bias_ptr + columns, mask=mask, other=0.0).to(tl.float32)
+    y = rounded(y, loaded.dtype)
+    if scale_ptr is not None:
+        y = y.to(tl.float32)
+        scale, factor = row_scale(tl.max(tl.abs(y), axis=0))
+        tl.store(scale_ptr + row, scale)
+        y = e4m3_bits(y * factor, HARDWARE)
+    tl.store(out_ptr + row * hidden + columns, y, mask=mask)
+
+
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    *,
+    residual: Tensor | None = None,
+    unit_offset: bool = False,
+    quantise: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """RMSNorm of x, or of x + residual, which then replaces `residual` in place.
+
+    x: [T, hidden], rows may be strided, float32, bfloat16 or float16. residual: [T, hidden] contiguous. weight:
+    [hidden], of any of these dtypes. Returns (out, None), out [T, hidden] as x, or with `quantise` (e4m3 [T, hidden],
+    float32 scale [T]), where out is about value * scale.
+    """
+    return _launch(x, weight, None, eps, residual, True, unit_offset, quantise)
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    residual: Tensor | None = None,
+    quantise: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """LayerNorm of x, or of x + residual, with shapes as in `rms_norm`. bias: [hidden]."""
+    return _launch(x, weight, bias, eps, residual, False, False, quantise)
+
+
+def _launch(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+    rms: bool,
+    unit_offset: bool,
+    quantise: bool,
+) -> tuple[Tensor, Tensor | None]:
+    tokens, hidden = x.shape
+    if hidden > MAX_HIDDEN:
+        raise ValueError(f"hidden size {hidden}: the norm kernel holds a row of at most {MAX_HIDDEN} values")
+    if x.stride(-1) != 1 or (residual is not None and not residual.is_contiguous()):
+        raise ValueError(f"rows must be contiguous: strides of x {x.stride()}")
+    block = max(512, triton.next_power_of_2(hidden))
+    out = torch.empty(tokens, hidden, dtype=torch.uint8 if quantise else x.dtype, device=x.device)
+    scale = torch.empty(tokens, dtype=torch.float32, device=x.device) if quantise else None
+    if tokens:
+        _norm_kernel[(tokens,)](
+            x,
+            residual,
+            weight,
+            bias,
+            out,
+            scale,
+            x.stride(0) if tokens > 1 else hidden,
+            hidden,
+            eps,
+            RMS=rms,
+            UNIT_OFFSET=unit_offset,
+            HARDWARE=quantise and has_conversion(),
+            BLOCK=block,
+            num_warps=WARPS[block],
+            num_stages=1,
+        )
+    return (out.view(torch.float8_e4m3fn), scale) if quantise else (out, None)
+
+
+def rms_norm_reference(
+    x: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    *,
+    residual: Tensor | None = None,
+    unit_offset: bool = False,
+    quantise: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """See `rms_norm`."""
+    if residual is not None:
+        x = residual.copy_(x + residual)
+    y = x.float() * torch.rsqrt(x.float().square().mean(dim=-1, keepdim=True) + eps)
+    if not unit_offset:
+        y = y.to(x.dtype).float()
+    if weight is not None:
+        y = y * (weight.float() + 1.0 if unit_offset else weight.float())
+    y = y.to(x.dtype)
+    return quantise_reference(y) if quantise else (y, None)
+
+
+def layer_norm_reference(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    residual: Tensor | None = None,
+    quantise: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """See `layer_norm`."""
+    if residual is not None:
+        x = residual.copy_(x + residual)
+    y = torch.nn.functional.layer_norm(
+        x.float(),
+        x.shape[-1:],
+        None if weight is None else weight.float(),
+        None if bias is None else bias.float(),
+        eps,
+    ).to(x.dtype)
+    return quantise_reference(y) if quantise else (y, None)
+
+
+def specialisations(capability: int) -> Iterator[Specialisation]:
+    """RMSNorm of every row length with and without residual; the variants of other families not marked typical."""
+    kinds = [(dtype, True, False, False) for dtype in ("bf16", "fp16", "fp32")]
+    kinds += [(dtype, True, True, False) for dtype in ("bf16", "fp16")]  # Gemma
+    kinds += [(dtype, False, False, bias) for dtype in ("bf16", "fp16") for bias in (True, False)]  # LayerNorm
+    for dtype, rms, unit_offset, has_bias in kinds:
+        for block, warps in WARPS.items():
+            for has_residual in (True, False):
+                for quantise in (False, True) if dtype != "fp32" else (False,):
+                    signature = {"x_ptr": f"*{dtype}", "weight_ptr": f"*{dtype}", "out_ptr": f"*{dtype}"}
+                    signature |= {"x_stride": "i32", "hidden": "i32", "eps": "fp32"}
+                    constants: dict[str, Any] = {"RMS": rms, "UNIT_OFFSET": unit_offset, "BLOCK": block}
+                    constants["HARDWARE"] = quantise and has_conversion(capability)
+                    optional = {"residual_ptr": has_residual, "bias_ptr": has_bias, "scale_ptr": quantise}
+                    for name, given in optional.items():
+                        if given:
+                            signature[name] = "*fp32" if name == "scale_ptr" else f"*{dtype}"
+                        else:
+                            constants[name] = None
+                    if quantise:
+                        signature["out_ptr"] = "*u8"
+                    yield Specialisation(
+                        f"norm[{'rms' if rms else 'layer'} {dtype} {block}{' residual' if has_residual else ''}"
+                        f"{' offset' if unit_offset else ''}{' bias' if has_bias else ''}{' fp8' if quantise else ''}]",
+                        _norm_kernel,
+                        signature,
+                        constants,
+                        warps,
+                        1,
+                        tuple(name for name in signature if name != "eps"),
+                        typical=dtype == "bf16" and rms and not unit_offset and (not quantise or capability >= 89),
+                    )

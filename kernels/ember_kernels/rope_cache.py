@@ -1,0 +1,320 @@
+"""From the fused projection to attention's inputs in one launch: QK norm, rotary embedding, KV cache write.
+
+One program takes a few heads of one token, whichever of query, key and value they are: normalises queries and keys
+(RMSNorm per head, as in Qwen3 and Gemma 3), rotates them (arXiv 2104.09864), writes queries to a tensor of their own,
+keys and values to the token's slot of the paged cache. Rounding: the norm rounds as transformers does (to the model
+dtype before and after the weight, with `unit_offset` once at the end); the rotation is computed in float32 and rounded
+once; a float8 cache is quantised from the rounded value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ember_kernels.compile import Specialisation
+from ember_kernels.rounding import LARGEST, e4m3_bits, has_conversion, rounded
+
+BLOCK_DIMS = (64, 128, 256)
+TILE, WARPS = 1024, 4  # values a program and its warps: 16 bytes a thread, the same on all architectures
+NOT_SPECIALISED = ["num_heads", "num_kv_heads", "rotary_dim", "eps", "scale_stride", "slot_ptr", "position_ptr"]
+
+
+@triton.jit
+def _normalise(x, inverse, weight, dtype: tl.constexpr, UNIT_OFFSET: tl.constexpr):
+    """x [heads, dims] * inverse [heads] * weight [heads, dims], rounded to the model dtype, as float32."""
+    y = x * inverse[:, None]
+    if UNIT_OFFSET:
+        y *= weight + 1.0
+    else:
+        y = rounded(y, dtype).to(tl.float32) * weight
+    return rounded(y, dtype).to(tl.float32)
+
+
+@triton.jit
+def _store_cache(cache_ptr, offsets, x, scale_ptr, scale_offsets, mask, HARDWARE: tl.constexpr):
+    if scale_ptr is not None:
+        scale = tl.load(scale_ptr + scale_offsets, mask=mask, other=1.0)
+        tl.store(cache_ptr + offsets, e4m3_bits(x * tl.div_rn(1.0, scale), HARDWARE), mask=mask)
+    else:
+        tl.store(cache_ptr + offsets, rounded(x, cache_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=NOT_SPECIALISED)
+def _rope_cache_kernel(
+    qkv_ptr,
+    query_ptr,
+    key_cache_ptr,
+    value_cache_ptr,
+    slot_ptr,
+    position_ptr,
+    table_ptr,  # None: no rotation
+    query_weight_ptr,  # None: no norm
+    key_weight_ptr,
+    key_scale_ptr,  # None: the caches are not float8
+    value_scale_ptr,
+    qkv_stride,
+    key_stride,
+    value_stride,
+    num_heads,
+    num_kv_heads,
+    head_dim,
+    rotary_dim,
+    eps,
+    scale_stride,
+    NEOX: tl.constexpr,
+    UNIT_OFFSET: tl.constexpr,
+    HARDWARE: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slot_ptr + token).to(tl.int64)
+    if slot < 0:
+        return
+    heads = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
+    dims = tl.arange(0, BLOCK_DIM)
+    is_query = (heads < num_heads)[:, None]
+    is_turned = (heads < num_heads + num_kv_heads)[:, None]  # queries and keys
+    exists = (heads < num_heads + 2 * num_kv_heads)[:, None]
+    mask = exists & (dims < head_dim)[None, :]
+    row_ptr = qkv_ptr + token * qkv_stride + heads[:, None] * head_dim
+    x = tl.load(row_ptr + dims[None, :], mask=mask, other=0.0).to(tl.float32)
+    dtype: tl.constexpr = qkv_ptr.dtype.element_ty
+
+    y = x
+    inverse = tl.zeros([BLOCK_HEADS], tl.float32)
+    if query_weight_ptr is not None:
+        inverse = tl.rsqrt(tl.sum(x * x, axis=1) / head_dim + eps)
+        query_weight = tl.load(query_weight_ptr + dims, mask=dims < head_dim, other=0.0).to(tl.float32)
+        key_weight = tl.load(key_weight_ptr + dims, mask=dims < head_dim, other=0.0).to(tl.float32)
+        weight = tl.where(is_query, query_weight[None, :], key_weight[None, :])
+        y = _normalise(x, inverse, weight, dtype, UNIT_OFFSET)
+
+    if table_ptr is not None:
+        # The other member of each pair is loaded (and normalised) a second time, from the level-1 cache.
+        half = rotary_dim // 2
+        in_rotation = dims < rotary_dim
+        if NEOX:
+            is_first = dims < half
+            partner = tl.where(is_first, dims + half, dims - half)
+            frequency = tl.where(is_first, dims, dims - half)
+        else:
+            is_first = dims % 2 == 0
+            partner = dims ^ 1
+            frequency = dims // 2
+        z = tl.load(row_ptr + partner[None, :], mask=is_turned & in_rotation[None, :], other=0.0).to(tl.float32)
+        if query_weight_ptr is not None:
+            query_weight = tl.load(query_weight_ptr + partner, mask=in_rotation, other=0.0).to(tl.float32)
+            key_weight = tl.load(key_weight_ptr + partner, mask=in_rotation, other=0.0).to(tl.float32)
+            weight = tl.where(is_query, query_weight[None, :], key_weight[None, :])
+            z = _normalise(z, inverse, weight, dtype, UNIT_OFFSET)
+        angle_ptr = table_ptr + tl.load(position_ptr + token).to(tl.int64) * rotary_dim + frequency
+        cosine = tl.load(angle_ptr, mask=in_rotation, other=1.0)
+        sine = tl.load(angle_ptr + half, mask=in_rotation, other=0.0)
+        y = y * cosine[None, :] + z * tl.where(is_first, -sine, sine)[None, :]
+
+    result = rounded(tl.where(is_turned, y, x), dtype)
+    query_offsets = (token * num_heads + heads[:, None]) * head_dim + dims[None, :]
+    tl.store(query_ptr + query_offsets, result, mask=mask & is_query)
+
+    stored = result.to(tl.float32)
+    key_heads = heads[:, None] - num_heads
+    value_heads = key_heads - num_kv_heads
+    key_offsets = slot * key_stride + key_heads * head_dim + dims[None, :]
+    value_offsets = slot * value_stride + value_heads * head_dim + dims[None, :]
+    key_mask = mask & is_turned & (heads >= num_heads)[:, None]
+    value_mask = mask & (heads >= num_heads + num_kv_heads)[:, None]
+    _store_cache(key_cache_ptr, key_offsets, stored, key_scale_ptr, key_heads * scale_stride, key_mask, HARDWARE)
+    _store_cache(
+        value_cache_ptr, value_offsets, stored, value_scale_ptr, value_heads * scale_stride, value_mask, HARDWARE
+    )
+
+
+def rope_cache(
+    qkv: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slot_mapping: Tensor,
+    positions: Tensor,
+    table: Tensor | None,
+    *,
+    query_weight: Tensor | None = None,
+    key_weight: Tensor | None = None,
+    eps: float = 1e-6,
+    unit_offset: bool = False,
+    neox: bool = True,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Queries [T, heads, head_dim], normalised and rotated; keys and values go to their slots of the caches.
+
+    qkv: [T, (heads + 2 * kv_heads) * head_dim], rows may be strided; float32, bfloat16 or float16.
+    key_cache, value_cache: [num_blocks, block_size, kv_heads, head_dim], slots of one stride, float32, bfloat16,
+        float16 or float8_e4m3fn; float8 holds value / scale.
+    slot_mapping: [T] int64 or int32; a token of negative slot is padding: nothing is read or written for it.
+    positions: [T] int64 or int32. table: [max_positions, rotary_dim] float32, cosines then sines of rotary_dim / 2
+        frequencies, of any scaling; None: no rotation. Dimensions past rotary_dim are left as they are.
+    query_weight, key_weight: [head_dim], both or none. neox: pairs (i, i + rotary_dim / 2), else GPT-J's (2i, 2i + 1).
+    key_scale, value_scale: float32 [1] or [kv_heads], with float8 caches. out: the queries' tensor, made if None.
+    """
+    tokens = qkv.shape[0]
+    _, _, kv_heads, head_dim = key_cache.shape
+    num_heads = qkv.shape[1] // head_dim - 2 * kv_heads
+    _check(qkv, key_cache, value_cache, num_heads, head_dim, key_scale, value_scale, out)
+    if out is None:
+        out = torch.empty(tokens, num_heads, head_dim, dtype=qkv.dtype, device=qkv.device)
+    if not tokens:
+        return out
+    if key_cache.dtype == torch.float8_e4m3fn:
+        key_cache, value_cache = key_cache.view(torch.uint8), value_cache.view(torch.uint8)
+    block_dim = max(BLOCK_DIMS[0], triton.next_power_of_2(head_dim))
+    block_heads = max(1, TILE // block_dim)
+    _rope_cache_kernel[(tokens, triton.cdiv(num_heads + 2 * kv_heads, block_heads))](
+        qkv,
+        out,
+        key_cache,
+        value_cache,
+        slot_mapping,
+        positions,
+        table,
+        query_weight,
+        key_weight,
+        key_scale,
+        value_scale,
+        qkv.stride(0) if tokens > 1 else qkv.shape[1],
+        key_cache.stride(1),
+        value_cache.stride(1),
+        num_heads,
+        kv_heads,
+        head_dim,
+        0 if table is None else table.shape[1],
+        eps,
+        0 if key_scale is None or key_scale.numel() == 1 else 1,
+        NEOX=neox,
+        UNIT_OFFSET=unit_offset,
+        HARDWARE=key_scale is not None and has_conversion(),
+        BLOCK_HEADS=block_heads,
+        BLOCK_DIM=block_dim,
+        num_warps=WARPS,
+        num_stages=1,
+    )
+    return out
+
+
+def _check(
+    qkv: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    num_heads: int,
+    head_dim: int,
+    key_scale: Tensor | None,
+    value_scale: Tensor | None,
+    out: Tensor | None,
+) -> None:
+    if num_heads < 1 or qkv.shape[1] % head_dim or qkv.stride(1) != 1:
+        raise ValueError(f"qkv {tuple(qkv.shape)} does not fit caches {tuple(key_cache.shape)} of key and value heads")
+    if head_dim > BLOCK_DIMS[-1]:
+        raise ValueError(f"head size {head_dim} is more than {BLOCK_DIMS[-1]}")
+    for cache in (key_cache, value_cache):
+        if cache.stride()[2:] != (head_dim, 1) or cache.stride(0) != cache.shape[1] * cache.stride(1):
+            raise ValueError(f"a cache's slots must lie one stride apart: {tuple(cache.shape)}, {cache.stride()}")
+    is_float8 = key_cache.dtype == torch.float8_e4m3fn
+    if (key_scale is not None) != is_float8 or (value_scale is not None) != is_float8:
+        raise ValueError(f"a float8 cache needs both scales, others none: the cache is {key_cache.dtype}")
+    if out is not None and not out.is_contiguous():
+        raise ValueError(f"out must be contiguous: {out.stride()}")
+
+
+def rope_cache_reference(
+    qkv: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slot_mapping: Tensor,
+    positions: Tensor,
+    table: Tensor | None,
+    *,
+    query_weight: Tensor | None = None,
+    key_weight: Tensor | None = None,
+    eps: float = 1e-6,
+    unit_offset: bool = False,
+    neox: bool = True,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """See `rope_cache`."""
+    _, _, kv_heads, head_dim = key_cache.shape
+    heads = qkv.unflatten(1, (-1, head_dim))
+    query, key, value = heads.split([heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
+    turned = []
+    for x, weight in ((query, query_weight), (key, key_weight)):
+        y = x.float()
+        if weight is not None:
+            y = y * torch.rsqrt(y.square().mean(dim=-1, keepdim=True) + eps)
+            y = y * (weight.float() + 1) if unit_offset else y.to(qkv.dtype).float() * weight.float()
+            y = y.to(qkv.dtype).float()
+        if table is not None:
+            cosine, sine = (half[:, None] for half in table[positions.long().clamp(min=0)].chunk(2, dim=-1))
+            pairs = y[..., : table.shape[1]]
+            first, second = pairs.chunk(2, dim=-1) if neox else (pairs[..., 0::2], pairs[..., 1::2])
+            rotated = (first * cosine - second * sine, second * cosine + first * sine)
+            pairs = torch.cat(rotated, dim=-1) if neox else torch.stack(rotated, dim=-1).flatten(-2)
+            y = torch.cat([pairs, y[..., table.shape[1] :]], dim=-1)
+        turned.append(y.to(qkv.dtype))
+    query, key = turned
+    is_real = slot_mapping >= 0
+    slots = slot_mapping[is_real].long()
+    for x, cache, scale in ((key, key_cache, key_scale), (value, value_cache, value_scale)):
+        kept = x[is_real].float()
+        if scale is not None:
+            kept = (kept * (1.0 / scale)[:, None]).clamp(-LARGEST, LARGEST)
+        cache[slots // cache.shape[1], slots % cache.shape[1]] = kept.to(cache.dtype)
+    if out is None:
+        return query
+    out[is_real] = query[is_real]
+    return out
+
+
+def specialisations(capability: int) -> Iterator[Specialisation]:
+    """NeoX with and without QK norm, int64 slots; a float8 cache, float16, GPT-J and Gemma's norm not as typical."""
+    variants = [
+        (dtype, norm, neox, False, float8)
+        for dtype in ("bf16", "fp16", "fp32")
+        for norm in (False, True)
+        for neox in (True, False)
+        for float8 in (False, True)
+        if neox or not norm
+    ]
+    variants += [(dtype, True, True, True, float8) for dtype in ("bf16", "fp16") for float8 in (False, True)]
+    for (dtype, norm, neox, unit_offset, float8), position, block_dim in product(variants, ("i32", "i64"), BLOCK_DIMS):
+        signature = dict.fromkeys(("qkv_ptr", "query_ptr"), f"*{dtype}")
+        signature |= dict.fromkeys(("key_cache_ptr", "value_cache_ptr"), "*u8" if float8 else f"*{dtype}")
+        signature |= {"slot_ptr": "*i64", "position_ptr": f"*{position}", "table_ptr": "*fp32", "eps": "fp32"}
+        integers = ("qkv_stride", "key_stride", "value_stride", "num_heads", "num_kv_heads", "head_dim")
+        signature |= dict.fromkeys((*integers, "rotary_dim", "scale_stride"), "i32")
+        constants: dict[str, Any] = {"NEOX": neox, "UNIT_OFFSET": unit_offset}
+        constants |= {"HARDWARE": float8 and has_conversion(capability)}
+        constants |= {"BLOCK_HEADS": TILE // block_dim, "BLOCK_DIM": block_dim}
+        optional = dict.fromkeys(("query_weight_ptr", "key_weight_ptr"), f"*{dtype}" if norm else None)
+        optional |= dict.fromkeys(("key_scale_ptr", "value_scale_ptr"), "*fp32" if float8 else None)
+        signature |= {name: kind for name, kind in optional.items() if kind is not None}
+        constants |= {name: None for name, kind in optional.items() if kind is None}
+        yield Specialisation(
+            f"rope_cache[{dtype} {block_dim} positions {position}{' qk-norm' if norm else ''}"
+            f"{' offset' if unit_offset else ''}{'' if neox else ' gpt-j'}{' fp8' if float8 else ''}]",
+            _rope_cache_kernel,
+            signature,
+            constants,
+            WARPS,
+            1,
+            tuple(name for name in signature if name not in NOT_SPECIALISED),
+            typical=dtype == "bf16" and neox and not unit_offset and not float8 and position == "i32",
+        )

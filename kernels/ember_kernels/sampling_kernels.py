@@ -1,0 +1,367 @@
+"""The device side of `sampling`: four kernels, of which a batch without filters needs the first and the last.
+
+    prepare    (row, split)  masks, bias, penalties, temperature; greedy and unfiltered rows are decided up to a maximum
+                             over splits here; rows with top-k, top-p or min-p store their scaled logits
+    histogram  (row, split)  of filtered rows: how many tokens lie how far below the maximum, and their mass
+    collect    (row, split)  of filtered rows: ids of the tokens that the histogram cannot exclude, usually a few dozen
+    select     (row)         the exact cut among those, the draw, the token
+
+Order. Tokens are compared by one 52-bit key: the value's bits in order, then the lower id first. There are no ties, so
+every set that is kept is the head of one order. Masses are integers (exp(x - max) * 2^40): sums do not depend on the
+order of addition, hence neither on the number of splits nor on the neighbours in the batch.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ember_kernels.sampling_keys import gumbel, key_index, key_value, pack, splitmix64
+from ember_kernels.step_update import SAMPLING_FIELDS
+
+MAX_SPLITS = 64
+BINS = 256  # of 1/8 nat each; the last one takes everything further down
+NOT_SPECIALISED = ["sampling_stride", "mask_words", "bias_width", "blocks_per_split", "num_splits", "sampling_ptr"]
+NOT_SPECIALISED += ["positions_ptr", "slots_ptr", "mask_rows_ptr"]
+
+_BINS: tl.constexpr = tl.constexpr(BINS)
+_SPLITS: tl.constexpr = tl.constexpr(MAX_SPLITS)
+_MASS: tl.constexpr = tl.constexpr(float(1 << 40))
+# Rows of the table of parameters.
+_TEMPERATURE: tl.constexpr = tl.constexpr(SAMPLING_FIELDS.index("temperature"))
+_TOP_P: tl.constexpr = tl.constexpr(SAMPLING_FIELDS.index("top_p"))
+_MIN_P: tl.constexpr = tl.constexpr(SAMPLING_FIELDS.index("min_p"))
+_TOP_K: tl.constexpr = tl.constexpr(SAMPLING_FIELDS.index("top_k"))
+_SEED_LOW: tl.constexpr = tl.constexpr(SAMPLING_FIELDS.index("seed_low"))
+_SEED_HIGH: tl.constexpr = tl.constexpr(SAMPLING_FIELDS.index("seed_high"))
+_REPETITION: tl.constexpr = tl.constexpr(SAMPLING_FIELDS.index("repetition_penalty"))
+_PRESENCE: tl.constexpr = tl.constexpr(SAMPLING_FIELDS.index("presence_penalty"))
+_FREQUENCY: tl.constexpr = tl.constexpr(SAMPLING_FIELDS.index("frequency_penalty"))
+
+
+@triton.jit
+def _word(sampling_ptr, stride, FIELD: tl.constexpr):
+    """A parameter of the row at sampling_ptr, as the int32 that it is stored as."""
+    return tl.load(sampling_ptr + FIELD * stride)
+
+
+@triton.jit
+def _real(sampling_ptr, stride, FIELD: tl.constexpr):
+    return _word(sampling_ptr, stride, FIELD).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _stream(sampling_ptr, stride, position):
+    """64 bits for a row's (seed, position)."""
+    low = _word(sampling_ptr, stride, _SEED_LOW).to(tl.uint32, bitcast=True).to(tl.uint64)
+    high = _word(sampling_ptr, stride, _SEED_HIGH).to(tl.uint32, bitcast=True).to(tl.uint64)
+    return splitmix64(splitmix64((high << 32) | low) ^ position.to(tl.uint64))
+
+
+@triton.jit
+def _filters(sampling_ptr, stride, vocab):
+    """Whether the row draws from fewer than all tokens, which of top-k and top-p it has, and their values."""
+    top_k = _word(sampling_ptr, stride, _TOP_K)
+    top_p = _real(sampling_ptr, stride, _TOP_P)
+    has_k = (top_k > 0) & (top_k < vocab)
+    has_p = top_p < 1.0
+    is_random = _real(sampling_ptr, stride, _TEMPERATURE) > 0.0
+    return is_random & (has_k | has_p | (_real(sampling_ptr, stride, _MIN_P) > 0.0)), has_k, top_k, has_p, top_p
+
+
+@triton.jit
+def _log_min_p(sampling_ptr, stride):
+    min_p = _real(sampling_ptr, stride, _MIN_P)
+    return tl.where(min_p > 0.0, tl.log(tl.maximum(min_p, 1e-30)), float("-inf"))
+
+
+@triton.jit
+def _row_best(best_ptr, num_splits):
+    splits = tl.arange(0, _SPLITS)
+    return tl.max(tl.load(best_ptr + splits, mask=splits < num_splits, other=-1), axis=0)
+
+
+@triton.jit(do_not_specialize=NOT_SPECIALISED)
+def prepare_kernel(
+    logits_ptr,
+    sampling_ptr,
+    positions_ptr,
+    slots_ptr,
+    mask_rows_ptr,
+    mask_ptr,
+    bias_counts_ptr,
+    bias_ids_ptr,
+    bias_values_ptr,
+    prompt_mask_ptr,
+    counts_ptr,
+    scaled_ptr,
+    best_ptr,
+    nan_ptr,
+    histogram_ptr,
+    mass_ptr,
+    counter_ptr,
+    logits_stride,
+    scaled_stride,
+    sampling_stride,
+    vocab,
+    mask_words,
+    bias_width,
+    blocks_per_split,
+    HAS_BIAS: tl.constexpr,
+    HAS_TABLES: tl.constexpr,
+    HAS_FILTERS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    split = tl.program_id(1)
+    sampling_ptr += row
+    if split == 0:  # for the kernels that follow
+        tl.store(histogram_ptr + row * _BINS + tl.arange(0, _BINS), tl.zeros([_BINS], tl.int32))
+        tl.store(mass_ptr + row, 0)
+        tl.store(counter_ptr + row, 0)
+    temperature = _real(sampling_ptr, sampling_stride, _TEMPERATURE)
+    repetition = _real(sampling_ptr, sampling_stride, _REPETITION)
+    presence = _real(sampling_ptr, sampling_stride, _PRESENCE)
+    frequency = _real(sampling_ptr, sampling_stride, _FREQUENCY)
+    slot = tl.load(slots_ptr + row).to(tl.int64)
+    mask_row = tl.load(mask_rows_ptr + row).to(tl.int64)
+    num_bias = tl.load(bias_counts_ptr + slot, mask=HAS_BIAS & (slot >= 0), other=0)
+    has_penalties = HAS_TABLES & (slot >= 0) & ((repetition != 1.0) | (presence != 0.0) | (frequency != 0.0))
+    is_filtered, _, _, _, _ = _filters(sampling_ptr, sampling_stride, vocab)
+    is_filtered = is_filtered & HAS_FILTERS
+    stream = _stream(sampling_ptr, sampling_stride, tl.load(positions_ptr + row))
+
+    best = tl.full([BLOCK], -1, tl.int64)
+    is_nan = tl.zeros([BLOCK], tl.int32)
+    first = split * blocks_per_split * BLOCK
+    for start in range(first, tl.minimum(first + blocks_per_split * BLOCK, vocab), BLOCK):
+        index = start + tl.arange(0, BLOCK)
+        valid = index < vocab
+        x = tl.load(logits_ptr + row * logits_stride + index, mask=valid, other=float("-inf")).to(tl.float32)
+        for entry in range(num_bias):
+            token = tl.load(bias_ids_ptr + slot * bias_width + entry)
+            if (token >= start) & (token < start + BLOCK):
+                x += tl.where(index == token, tl.load(bias_values_ptr + slot * bias_width + entry), 0.0)
+        if mask_row >= 0:
+            words = tl.load(mask_ptr + mask_row * mask_words + index // 32, mask=valid, other=0)
+            x = tl.where((words >> (index % 32)) & 1 != 0, x, float("-inf"))
+        if has_penalties:
+            words = tl.load(prompt_mask_ptr + slot * mask_words + index // 32, mask=valid, other=0)
+            count = tl.load(counts_ptr + slot * vocab + index, mask=valid, other=0).to(tl.float32)
+            is_seen = ((words >> (index % 32)) & 1 != 0) | (count > 0.0)
+            x = tl.where(is_seen, tl.where(x > 0.0, tl.div_rn(x, repetition), x * repetition), x)
+            x = tl.where(count > 0.0, x - (frequency * count + presence), x)
+        is_nan |= (x != x).to(tl.int32)
+        if temperature > 0.0:
+            x = tl.div_rn(x, temperature)
+            if is_filtered:
+                tl.store(scaled_ptr + row * scaled_stride + index, x, mask=valid)
+            else:
+                x += gumbel(stream, index)
+        best = tl.maximum(best, tl.where(valid, pack(x, index), -1))
+    tl.store(best_ptr + row * _SPLITS + split, tl.max(best, axis=0))
+    tl.store(nan_ptr + row * _SPLITS + split, tl.max(is_nan, axis=0))
+
+
+@triton.jit
+def _distance(x, largest, log_min_p):
+    """How far below the largest logit, in nats, and whether the token passes min-p."""
+    passes = (x >= largest + log_min_p) & (x > float("-inf"))
+    return tl.where(x == largest, 0.0, largest - x), passes
+
+
+@triton.jit
+def _mass(distance, keep):
+    return tl.where(keep, (tl.exp(-distance) * _MASS).to(tl.int64), 0)
+
+
+@triton.jit
+def _bin(distance, keep):
+    return tl.where(keep, tl.minimum(distance * 8.0, _BINS - 1.0), _BINS - 1.0).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=NOT_SPECIALISED)
+def histogram_kernel(
+    sampling_ptr,
+    scaled_ptr,
+    best_ptr,
+    histogram_ptr,
+    mass_ptr,
+    scaled_stride,
+    sampling_stride,
+    vocab,
+    blocks_per_split,
+    num_splits,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    sampling_ptr += row
+    is_filtered, _, _, _, _ = _filters(sampling_ptr, sampling_stride, vocab)
+    if not is_filtered:
+        return
+    largest = key_value(_row_best(best_ptr + row * _SPLITS, num_splits))
+    log_min_p = _log_min_p(sampling_ptr, sampling_stride)
+    counts = tl.zeros([_BINS], tl.int32)
+    masses = tl.zeros([BLOCK], tl.int64)
+    first = tl.program_id(1) * blocks_per_split * BLOCK
+    for start in range(first, tl.minimum(first + blocks_per_split * BLOCK, vocab), BLOCK):
+        index = start + tl.arange(0, BLOCK)
+        x = tl.load(scaled_ptr + row * scaled_stride + index, mask=index < vocab, other=float("-inf"))
+        distance, keep = _distance(x, largest, log_min_p)
+        counts += tl.histogram(_bin(distance, keep), _BINS)  # what min-p excludes is in the last bin
+        masses += _mass(distance, keep)
+    tl.atomic_add(histogram_ptr + row * _BINS + tl.arange(0, _BINS), counts, mask=counts > 0)
+    tl.atomic_add(mass_ptr + row, tl.sum(masses, axis=0))
+
+
+@triton.jit
+def _last_bin(histogram_ptr, mass_ptr, has_k, top_k, has_p, top_p):
+    """The last bin that may hold a kept token.
+
+    top-k: the bin in which the count reaches k. top-p: the tokens of all later bins, each taken to lie at its bin's
+    upper edge, have less than 1 - p of the mass. With both, top-p is of the mass of top-k's tokens: all are needed.
+    """
+    bins = tl.arange(0, _BINS)
+    counts = tl.load(histogram_ptr + bins)
+    last = _BINS - 1
+    if has_k:
+        last = tl.sum((tl.cumsum(counts, axis=0) < top_k).to(tl.int32), axis=0)
+    elif has_p:
+        budget = (1.0 - top_p) * 0.999 * (tl.load(mass_ptr).to(tl.float32) / _MASS)
+        rest = tl.cumsum(counts.to(tl.float32) * tl.exp(bins.to(tl.float32) * -0.125), axis=0, reverse=True)
+        last = tl.maximum(tl.sum((rest > budget).to(tl.int32), axis=0) - 1, 0)
+    return tl.minimum(last, _BINS - 1)
+
+
+@triton.jit(do_not_specialize=NOT_SPECIALISED)
+def collect_kernel(
+    sampling_ptr,
+    scaled_ptr,
+    best_ptr,
+    histogram_ptr,
+    mass_ptr,
+    counter_ptr,
+    candidates_ptr,
+    scaled_stride,
+    sampling_stride,
+    vocab,
+    blocks_per_split,
+    num_splits,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    sampling_ptr += row
+    is_filtered, has_k, top_k, has_p, top_p = _filters(sampling_ptr, sampling_stride, vocab)
+    if not is_filtered:
+        return
+    largest = key_value(_row_best(best_ptr + row * _SPLITS, num_splits))
+    log_min_p = _log_min_p(sampling_ptr, sampling_stride)
+    last = _last_bin(histogram_ptr + row * _BINS, mass_ptr + row, has_k, top_k, has_p, top_p)
+    first = tl.program_id(1) * blocks_per_split * BLOCK
+    for start in range(first, tl.minimum(first + blocks_per_split * BLOCK, vocab), BLOCK):
+        index = start + tl.arange(0, BLOCK)
+        x = tl.load(scaled_ptr + row * scaled_stride + index, mask=index < vocab, other=float("-inf"))
+        distance, keep = _distance(x, largest, log_min_p)
+        keep &= _bin(distance, keep) <= last
+        order = tl.cumsum(keep.to(tl.int32), axis=0)
+        num_kept = tl.max(order, axis=0)
+        if num_kept > 0:
+            base = tl.atomic_add(counter_ptr + row, num_kept)
+            tl.store(candidates_ptr + row * scaled_stride + base + order - 1, index, mask=keep)
+
+
+@triton.jit
+def _threshold(candidates_ptr, scaled_ptr, count, largest, minimum, target, BY_MASS: tl.constexpr, BLOCK: tl.constexpr):
+    """The largest key at or above which the candidates' number (or mass) reaches target; those under `minimum` count
+    nothing. Found 4 bits a pass, from the top."""
+    key = tl.full([], 0, tl.int64)
+    for digit in range(13):
+        shift = 48 - 4 * digit
+        pivots = key + (tl.arange(0, 16).to(tl.int64) << shift)
+        sums = tl.zeros([16], tl.int64)
+        for start in range(0, count, BLOCK):
+            i = start + tl.arange(0, BLOCK)
+            index = tl.load(candidates_ptr + i, mask=i < count, other=0)
+            x = tl.load(scaled_ptr + index, mask=i < count, other=float("-inf"))
+            keys = pack(x, index)
+            weight = _mass(tl.where(x == largest, 0.0, largest - x), keys >= minimum)
+            if not BY_MASS:
+                weight = (keys >= minimum).to(tl.int64)
+            weight = tl.where(i < count, weight, 0)
+            sums += tl.sum(tl.where(keys[:, None] >= pivots[None, :], weight[:, None], 0), axis=0)
+        key += (tl.sum((sums >= target).to(tl.int64), axis=0) - 1) << shift
+    return key
+
+
+@triton.jit(do_not_specialize=NOT_SPECIALISED)
+def select_kernel(
+    sampling_ptr,
+    positions_ptr,
+    slots_ptr,
+    scaled_ptr,
+    best_ptr,
+    nan_ptr,
+    mass_ptr,
+    counter_ptr,
+    candidates_ptr,
+    counts_ptr,
+    token_ptr,
+    broken_ptr,
+    threshold_ptr,
+    scaled_stride,
+    sampling_stride,
+    vocab,
+    num_splits,
+    HAS_TABLES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    sampling_ptr += row
+    is_filtered, has_k, top_k, has_p, top_p = _filters(sampling_ptr, sampling_stride, vocab)
+    winner = _row_best(best_ptr + row * _SPLITS, num_splits)
+    largest = key_value(winner)
+    splits = tl.arange(0, _SPLITS)
+    is_nan = tl.max(tl.load(nan_ptr + row * _SPLITS + splits, mask=splits < num_splits, other=0), axis=0)
+    tl.store(broken_ptr + row, ((is_nan > 0) | (largest == float("-inf"))).to(tl.int8))
+
+    threshold = tl.full([], 0, tl.int64)
+    if is_filtered:
+        candidates_ptr += row * scaled_stride
+        scaled_ptr += row * scaled_stride
+        count = tl.load(counter_ptr + row)
+        if has_k & (top_k < count):
+            threshold = _threshold(candidates_ptr, scaled_ptr, count, largest, threshold, top_k, False, BLOCK)
+        if has_p:
+            total = tl.load(mass_ptr + row)
+            if has_k:
+                masses = tl.zeros([BLOCK], tl.int64)
+                for start in range(0, count, BLOCK):
+                    i = start + tl.arange(0, BLOCK)
+                    index = tl.load(candidates_ptr + i, mask=i < count, other=0)
+                    x = tl.load(scaled_ptr + index, mask=i < count, other=float("-inf"))
+                    keep = (i < count) & (pack(x, index) >= threshold)
+                    masses += _mass(tl.where(x == largest, 0.0, largest - x), keep)
+                total = tl.sum(masses, axis=0)
+            target = tl.maximum((top_p.to(tl.float64) * total.to(tl.float64)).to(tl.int64), 1)
+            if total >= target:  # false only if no token is allowed
+                threshold = _threshold(candidates_ptr, scaled_ptr, count, largest, threshold, target, True, BLOCK)
+        stream = _stream(sampling_ptr, sampling_stride, tl.load(positions_ptr + row))
+        best = tl.full([BLOCK], -1, tl.int64)
+        for start in range(0, count, BLOCK):
+            i = start + tl.arange(0, BLOCK)
+            index = tl.load(candidates_ptr + i, mask=i < count, other=0)
+            x = tl.load(scaled_ptr + index, mask=i < count, other=float("-inf"))
+            keep = (i < count) & (pack(x, index) >= threshold)
+            best = tl.maximum(best, tl.where(keep, pack(x + gumbel(stream, index), index), -1))
+        if count > 0:
+            winner = tl.max(best, axis=0)
+    token = key_index(winner)
+    tl.store(token_ptr + row, token)
+    tl.store(threshold_ptr + row, threshold)
+
+    slot = tl.load(slots_ptr + row).to(tl.int64)
+    if HAS_TABLES & (slot >= 0):
+        count_ptr = counts_ptr + slot * vocab + token
+        count = tl.load(count_ptr).to(tl.int32)
+        tl.debug_barrier()  # no thread may load what another has stored already
+        tl.store(count_ptr, tl.minimum(count + 1, 32767).to(tl.int16))

@@ -1,0 +1,105 @@
+"""What the host tells the device before a decode step: one packed int32 buffer, made without torch or triton.
+
+The host packs it in pinned memory and copies the part that is used, in one copy, to where `step.prepare_step` reads it.
+Two pinned buffers in turn, for a host one step ahead packs the next update before the last one was copied; the device
+buffer may be one, since the stream orders its reader and the copy after it.
+
+    word 0                  number of records            word 1   number of block entries
+    word 2                  number of rows of the step   word 3   0
+    words 4 .. 4+capacity   the rows of the step in batch order, padded with -1; capacity is a constant of the buffer
+    then the records        (row, token, position, words of sampling): sets a row; token -1 keeps last_tokens[row]
+    then the block entries  (row, index, block): block_tables[row, index] = block
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+HEADER = 4
+ENTRY = 3
+RECORD_HEADER = 3
+KEEP_TOKEN = -1
+
+# What the sampler needs of a row, a word each: floats as their bits, the 64-bit seed as two words.
+SAMPLING_FIELDS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "top_k",
+    "seed_low",
+    "seed_high",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """New values of one row. `sampling`: int32 words, see `float_word`."""
+
+    row: int
+    position: int
+    sampling: Sequence[int] = ()
+    token: int = KEEP_TOKEN
+
+
+@dataclass(frozen=True)
+class StepUpdate:
+    """What the device must learn before a step: its rows in batch order, new rows, and (row, index, block) entries."""
+
+    rows: Sequence[int]
+    records: Sequence[Record] = ()
+    entries: Sequence[tuple[int, int, int]] | np.ndarray = field(default_factory=tuple)
+
+
+def float_word(value: float) -> int:
+    """The bits of a float32 as an int32."""
+    return int(np.float32(value).view(np.int32))
+
+
+def sampling_words(
+    temperature: float,
+    top_p: float,
+    min_p: float,
+    top_k: int,
+    seed: int,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+) -> tuple[int, ...]:
+    """The words of `SAMPLING_FIELDS`."""
+    seed_words = np.array([seed & ((1 << 64) - 1)], dtype=np.uint64).view(np.int32).tolist()
+    penalties = [float_word(value) for value in (repetition_penalty, presence_penalty, frequency_penalty)]
+    return (float_word(temperature), float_word(top_p), float_word(min_p), top_k, *seed_words, *penalties)
+
+
+def words_needed(update: StepUpdate, capacity: int, words: int) -> int:
+    """Size in int32 words of a packed update."""
+    return HEADER + capacity + len(update.records) * (RECORD_HEADER + words) + len(update.entries) * ENTRY
+
+
+def pack_step(update: StepUpdate, buffer: np.ndarray, capacity: int, words: int) -> int:
+    """Write an update into an int32 buffer (the numpy view of pinned memory). Returns how many words to copy."""
+    used = words_needed(update, capacity, words)
+    if len(update.rows) > capacity:
+        raise ValueError(f"a step of {len(update.rows)} rows does not fit a buffer for {capacity}")
+    if used > len(buffer):
+        raise ValueError(f"the step's update needs {used} words and the buffer has {len(buffer)}: send it in parts")
+    buffer[:HEADER] = (len(update.records), len(update.entries), len(update.rows), 0)
+    rows_end = HEADER + len(update.rows)
+    records_at = HEADER + capacity
+    buffer[HEADER:rows_end] = update.rows
+    buffer[rows_end:records_at] = -1
+    entries_at = records_at + len(update.records) * (RECORD_HEADER + words)
+    if update.records:
+        records = buffer[records_at:entries_at].reshape(len(update.records), -1)
+        for target, record in zip(records, update.records, strict=True):
+            target[:RECORD_HEADER] = (record.row, record.token, record.position)
+            target[RECORD_HEADER:] = record.sampling
+    if len(update.entries):
+        buffer[entries_at:used] = np.asarray(update.entries, dtype=np.int32).reshape(-1)
+    return used

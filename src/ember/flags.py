@@ -1,0 +1,73 @@
+"""The flags of the `ember` command: the settings under their own names, and those of each command.
+
+Kept out of cli.py, which starts the engine before it needs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+from ember import __version__
+from ember.settings import Settings, variable_names
+
+_FOREIGN_PREFIXES = ("VLLM_", "EMBER_", "OMP_", "HUGGING_FACE_", "OPENAI_")
+_COMMANDS = ("serve", "worker", "settings", "boot-report")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a bad flag in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands. It reads the settings' names, so it is no part of what happens before the boot."""
+    parser = _Parser(prog="ember", description="A serverless worker for large language models.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(_COMMANDS) + "}")
+    serve = commands.add_parser("serve", help="serve the OpenAI API over HTTP", allow_abbrev=False)
+    serve.add_argument("model_name", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help="same as --model-name")
+    _add_settings(serve)
+    worker = commands.add_parser("worker", help="take jobs from a queue, or run one", allow_abbrev=False)
+    worker.add_argument("--test-input", "--test_input", metavar="JSON", help="run this job and print its result")
+    levels = ("ERROR", "WARN", "INFO", "DEBUG", "TRACE", "NOTSET")
+    worker.add_argument("--rp-log-level", type=str.upper, choices=levels, help="the SDK's log level")
+    for name, count in (("serve-api", 0), ("debugger", 0), ("api-port", 1), ("api-host", 1), ("api-concurrency", 1)):
+        kind: dict[str, Any] = {"metavar": "X"} if count else {"action": "store_true"}
+        worker.add_argument(f"--rp-{name}", help=argparse.SUPPRESS, **kind)
+    _add_settings(worker)
+    report = commands.add_parser("boot-report", help="draw a boot timeline", allow_abbrev=False)
+    report.add_argument("file", metavar="FILE", help="what EMBER_BOOT_REPORT wrote, or the answer of GET /boot")
+    report.add_argument("--svg", metavar="OUT", help="write it as a picture too")
+    commands.add_parser("settings", help="print the table of settings", allow_abbrev=False)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """One flag for each setting and for each of its other names; values are checked by Settings."""
+    group = parser.add_argument_group("settings", "each is an environment variable too; `ember settings` has the table")
+    for name, field in Settings.model_fields.items():
+        kind: dict[str, Any] = {"metavar": "VALUE"}
+        if field.annotation is bool:
+            kind = {"action": argparse.BooleanOptionalAction}
+        elif field.default_factory is list:
+            kind = {"metavar": "VALUE", "action": "append"}  # a flag that took several would swallow MODEL
+        help_text = (field.description or "").replace("%", "%%")
+        group.add_argument(*flag_names(name), dest=name, default=argparse.SUPPRESS, help=help_text, **kind)
+
+
+def flag_names(field: str) -> list[str]:
+    """`--max-model-len` and the like: the field's name, and those of its variables that are no other program's."""
+    names = [field, *(name for name in variable_names(field) if not name.startswith(_FOREIGN_PREFIXES))]
+    return list(dict.fromkeys("--" + name.lower().replace("_", "-") for name in names))
+
+
+def with_dashes(arguments: list[str]) -> list[str]:
+    """`--max_model_len=5` is `--max-model-len=5`, as it is elsewhere."""
+    result = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        result.append(flag.replace("_", "-") + equals + value if flag.startswith("--") else argument)
+    return result

@@ -1,0 +1,75 @@
+"""The job loop's waits, and a stop that comes at an awkward moment."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import pytest
+
+from ember.front.worker.sdk import import_sdk
+
+
+@pytest.fixture(autouse=True)
+def sdk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    import_sdk()
+
+
+def unless(work: Any, stop_after: float, grace: float = 0.0) -> Any:
+    from ember.front.worker.scaler import _unless
+
+    async def scenario() -> Any:
+        stop = asyncio.Event()
+        asyncio.get_running_loop().call_later(stop_after, stop.set)
+        return await _unless(stop, work(), grace)
+
+    return asyncio.run(scenario())
+
+
+async def late() -> str:
+    await asyncio.sleep(0.1)
+    return "job"
+
+
+async def unstoppable() -> str:
+    """As `asyncio.wait_for` in Python 3.11 when the answer arrives in the turn in which it is cancelled."""
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        return "job"
+    return "late"
+
+
+async def failing() -> str:
+    try:
+        await asyncio.sleep(60)
+    finally:
+        raise OSError("connection lost")
+
+
+def test_what_was_delivered_is_not_dropped() -> None:
+    assert unless(unstoppable, 0.01) == "job"
+    assert unless(late, 0.01, grace=5) == "job"
+    assert unless(late, 0.01, grace=0.02) is None
+    assert unless(late, 0.01) is None
+    assert unless(failing, 0.01) is None
+    assert unless(late, 60) == "job"
+
+
+def test_a_stop_before_the_loop_runs() -> None:
+    from ember.front.worker.scaler import Scaler
+
+    polls = []
+
+    async def fetch(session: Any, count: int) -> list[Any]:
+        polls.append(count)
+        return []
+
+    scaler = Scaler({"concurrency_modifier": lambda _: 1, "handler": None})
+    scaler.jobs_fetcher = fetch
+    scaler.handle_shutdown(15, None)
+    asyncio.run(asyncio.wait_for(scaler.run(), 5))
+    assert not polls
+    scaler.kill_worker()  # a second signal, when the loop is closed already

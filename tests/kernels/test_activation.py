@@ -1,0 +1,48 @@
+"""Activations against their references."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ember_kernels import activation as kernels
+from tests.kernels.test_norm import DTYPES, check
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", kernels.KINDS)
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("quantise", [False, True])
+def test_activation(device, has_gpu, dtype, kind, gated, quantise):
+    for tokens, size in [(1, 40), (3, 1001)] + ([(7, 5000), (300, 14336), (2, 25600)] if has_gpu else []):
+        x = (2 * torch.randn(tokens, 2 * size if gated else size, device=device)).to(dtype)
+        actual = kernels.activation(x, kind, gated=gated, quantise=quantise)
+        expected = kernels.activation_reference(x, kind, gated=gated, quantise=quantise)
+        check(actual, expected, dtype)
+
+
+def test_float8_rows_longer_than_a_block(device):
+    x = torch.randn(2, 2 * 5000, device=device).bfloat16()
+    actual = kernels.activation(x, "silu", quantise=True)
+    check(actual, kernels.activation_reference(x, "silu", quantise=True), torch.bfloat16)
+
+
+def test_large_inputs_do_not_overflow(device):
+    x = torch.tensor([[-1e4, -100.0, 0.0, 100.0, 1e4]], device=device)
+    for kind in kernels.KINDS:
+        actual, _ = kernels.activation(x, kind, gated=False)
+        expected, _ = kernels.activation_reference(x, kind, gated=False)
+        torch.testing.assert_close(actual, expected)
+
+
+def test_strided_rows(device):
+    x = torch.randn(3, 100, device=device)[:, 20:60]
+    actual, _ = kernels.activation(x, "silu")
+    torch.testing.assert_close(actual, kernels.activation_reference(x, "silu")[0])
+
+
+def test_unknown_kind_and_odd_width_are_refused(device):
+    with pytest.raises(ValueError, match="not one of silu"):
+        kernels.activation(torch.empty(1, 2, device=device), "swish")
+    with pytest.raises(ValueError, match="even length"):
+        kernels.activation(torch.empty(1, 3, device=device), "silu")

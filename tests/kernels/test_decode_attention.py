@@ -1,0 +1,217 @@
+"""Decode attention against the reference, in the interpreter or on the GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from ember_kernels.decode_attention import decode_attention, decode_attention_reference, workspace_size
+from ember_kernels.decode_splits import MAX_SPLITS, split_count
+
+NAN = float("nan")
+
+
+def _problem(
+    device: str,
+    lengths: list[int],
+    heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int = 64,
+    block_size: int = 16,
+    dtype: torch.dtype = torch.float32,
+    cache_dtype: torch.dtype | None = None,
+) -> dict[str, Any]:
+    """Queries and a cache in which everything that belongs to no sequence is NaN, slots after a length included."""
+    blocks = [-(-length // block_size) for length in lengths]
+    total = sum(blocks) + 2
+    order = torch.randperm(total - 1) + 1  # block 0 stays poisoned: tables are padded with it
+    tables = torch.zeros(len(lengths), max(blocks, default=0) + 1, dtype=torch.int32)
+    caches = torch.full((2, total, block_size, kv_heads, head_dim), NAN)
+    for i, (length, count) in enumerate(zip(lengths, blocks, strict=True)):
+        tables[i, :count], order = order[:count], order[count:]
+        at = torch.arange(length)
+        caches[:, tables[i].long()[at // block_size], at % block_size] = torch.randn(2, length, kv_heads, head_dim)
+    keys, values = caches.to(device).to(cache_dtype or dtype)
+    # Queries are a view of a wider row, as of a fused qkv.
+    query = torch.randn(len(lengths), (heads + 2 * kv_heads) * head_dim).to(device).to(dtype)
+    return {
+        "query": query[:, : heads * head_dim].unflatten(1, (heads, head_dim)),
+        "keys": keys,
+        "values": values,
+        "block_tables": tables.to(device),
+        "seq_lens": torch.tensor(lengths, dtype=torch.int32, device=device),
+        "max_context": max([*lengths, 1]),
+    }
+
+
+def _check(problem: dict[str, Any], **options: Any) -> torch.Tensor:
+    query = problem["query"]
+    seqs, heads, head_dim = query.shape
+    out = torch.full((seqs + 1, heads, head_dim), NAN, dtype=query.dtype, device=query.device)
+    splits = options.get("splits") or MAX_SPLITS
+    size = workspace_size(seqs, heads, head_dim, splits)
+    workspace = torch.full((size,), NAN, device=query.device)
+    result = decode_attention(**problem, **options, workspace=workspace, out=out[:seqs])
+    assert result.data_ptr() == out.data_ptr()
+    assert out[seqs].isnan().all(), "wrote beyond the last row"
+    expected = decode_attention_reference(**problem, **options)
+    tolerance = {torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}[query.dtype]
+    torch.testing.assert_close(result.float(), expected.float(), rtol=tolerance, atol=tolerance)
+    return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("splits", [1, 3])
+def test_matches_the_reference(device: str, has_gpu: bool, dtype: torch.dtype, splits: int) -> None:
+    _check(_problem(device, [1, 17, 130, 64], dtype=dtype), splits=splits)
+    if has_gpu:
+        for head_dim in (64, 128, 256):
+            problem = _problem(device, [1, 4097, 700, 2048], 32, 8, head_dim, dtype=dtype)
+            _check(problem, splits=splits)
+            _check(problem)
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 4, 5, 7, 8, 20])
+def test_every_ratio_of_query_heads_to_kv_heads(device: str, ratio: int) -> None:
+    problem = _problem(device, [40, 5], heads=2 * ratio)
+    _check(problem, splits=1)
+    _check(problem, splits=2, sinks=torch.randn(2 * ratio, device=device))
+
+
+@pytest.mark.parametrize("head_dim", [16, 80, 96, 112, 128, 256])
+def test_every_head_dim(device: str, head_dim: int) -> None:
+    problem = _problem(device, [70, 3], head_dim=head_dim)
+    _check(problem, splits=1)
+    _check(problem, splits=4)
+
+
+@pytest.mark.parametrize("block_size", [8, 24, 32, 128])
+def test_every_block_size(device: str, block_size: int) -> None:
+    _check(_problem(device, [150, 1, 128], block_size=block_size), splits=2)
+
+
+@pytest.mark.parametrize("splits", [1, 5])
+@pytest.mark.parametrize("window", [1, 7, 16, 100])
+def test_window(device: str, window: int, splits: int) -> None:
+    problem = _problem(device, [150, 3, 16, 101], block_size=16)
+    for i, length in enumerate([150, 3, 16, 101]):  # pages that lie before the window may have been given away
+        problem["block_tables"][i, : max(0, length - window) // 16] = 0
+    _check(problem, window=window, splits=splits)
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+def test_soft_cap_sinks_and_scale(device: str, splits: int) -> None:
+    problem = _problem(device, [90, 31], heads=8)
+    problem["query"] *= 8
+    sinks = torch.tensor([-30.0, -1.0, 0.0, 1.0, 3.0, 10.0, 40.0, 200.0], device=device)
+    _check(problem, soft_cap=5.0, splits=splits)
+    _check(problem, sinks=sinks, splits=splits)
+    _check(problem, sinks=sinks, soft_cap=20.0, window=20, scale=0.3, splits=splits)
+    _check(problem, soft_cap=1e-3, scale=100.0, splits=splits)  # tanh far beyond where exp overflows
+
+
+@pytest.mark.parametrize("splits", [1, 6])
+@pytest.mark.parametrize("with_sinks", [False, True])
+def test_padding_rows_are_zero(device: str, splits: int, with_sinks: bool) -> None:
+    sinks = torch.randn(4, device=device) if with_sinks else None
+    problem = _problem(device, [0, 20, 0])
+    result = _check(problem, splits=splits, sinks=sinks)
+    assert not result[0].any() and not result[2].any()
+    assert not _check(_problem(device, [0, 0]), splits=splits, sinks=sinks, window=5).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_float8_cache(device: str, dtype: torch.dtype) -> None:
+    """In the interpreter and before sm_89 through the bytes; the hardware's own type elsewhere."""
+    problem = _problem(device, [60, 9], dtype=dtype, cache_dtype=torch.float8_e4m3fn)
+    _check(problem, splits=1, k_scale=0.5, v_scale=3.0)
+    _check(problem, splits=2, k_scale=0.5, v_scale=3.0, soft_cap=4.0)
+
+
+def test_every_float8_value_is_decoded_from_its_bits(device: str) -> None:
+    bits = torch.arange(256, dtype=torch.uint8)
+    bits = bits[(bits & 0x7F) != 0x7F].view(torch.float8_e4m3fn)  # without the two NaNs: 254 values
+    problem = _problem(device, [1] * 4, heads=2, kv_heads=2, head_dim=32, dtype=torch.float16)
+    keys, values = problem["keys"], torch.zeros(6, 16, 2, 32, device=device)
+    every = torch.cat([bits.float(), torch.zeros(2)]).to(device)
+    at = problem["block_tables"][:, 0].long()
+    values[at, 0] = every.view(4, 2, 32)  # the output of a context of one token is its value
+    problem["keys"] = torch.zeros_like(keys).to(torch.float8_e4m3fn)
+    problem["values"] = values.to(torch.float8_e4m3fn)
+    assert torch.equal(decode_attention(**problem).flatten().float(), every)
+
+
+def test_high_scores_do_not_overflow(device: str) -> None:
+    problem = _problem(device, [80, 20])
+    problem["query"] *= 1000
+    _check(problem, splits=1)
+    _check(problem, splits=2)
+
+
+def test_no_sequences(device: str) -> None:
+    assert decode_attention(**_problem(device, [])).shape == (0, 4, 64)
+
+
+def test_splits_occupy_the_device() -> None:
+    assert split_count(1, 8, 100_000, 132) * 8 >= 132
+    assert split_count(256, 8, 100_000, 132) == 1
+    assert split_count(1, 8, 64, 132) == 1
+    assert split_count(1, 1, 1 << 20, 132) == MAX_SPLITS
+    assert split_count(0, 8, 0, 132) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"keys": torch.zeros(4, 16, 2, 32)}, r"must be \[num_blocks, block_size, kv_heads, 64\]"),
+        ({"query": torch.zeros(1, 3, 64)}, "3 heads of query are no multiple of the cache's 2 KV heads"),
+        ({"query": torch.zeros(1, 4, 64).half()}, "cache must be torch.float16 or float8_e4m3fn"),
+        ({"query": torch.zeros(1, 64, 4).mT}, "must be contiguous"),
+        ({"block_tables": torch.zeros(1, 1)}, "block_tables must be int32"),
+        ({"splits": 1000}, "takes 1 to 128 splits and was given 1000"),
+        ({"splits": 2, "workspace": torch.zeros(3)}, "needs a workspace of 528 floats and was given 3"),
+    ],
+)
+def test_refuses_what_it_cannot_do(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        decode_attention(**{**_problem("cpu", [5]), **change})
+
+
+PROBE = """
+import torch
+from ember_kernels import decode_attention as module, decode_splits
+from ember_kernels.compile import compile_one, dry_run
+
+for owner in (module, decode_splits):
+    for specialisation in owner.specialisations(90):
+        variant = specialisation.name.partition("[")[2]
+        if variant in ("bf16_cache_bf16_d64_p16]", "bf16_cache_bf16_d64_p16_split]", "bf16_d64_n64]"):
+            compile_one("", specialisation, 90)
+with dry_run(90) as misses:
+    for seqs, heads, kv_heads, window, at in ((3, 8, 2, None, 0), (4, 6, 1, 100, 3), (1, 5, 5, 1, 1)):
+        tables = torch.zeros(seqs + 4, 9, dtype=torch.int32)
+        lengths = torch.ones(seqs + 4, dtype=torch.int32)
+        query = torch.zeros(seqs, (heads + 2 * kv_heads) * 64).bfloat16()[:, : heads * 64].unflatten(1, (heads, 64))
+        cache = torch.zeros(9, 16, kv_heads, 64).bfloat16()
+        rows = slice(at, at + seqs)
+        for splits in (None, 1, 2, 16):
+            module.decode_attention(
+                query, cache, cache, tables[rows], lengths[rows], max_context=144, window=window, splits=splits
+            )
+assert not misses, misses
+"""
+
+
+def test_launches_ask_for_what_is_listed(tmp_path: Path) -> None:
+    """Whatever the batch, a boot finds the binaries of an image: nothing but the listed ones is ever asked for."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    result = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr[-4000:]

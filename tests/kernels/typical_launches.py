@@ -1,0 +1,172 @@
+"""Calls that a boot of a typical model makes, run by test_compile.py without a GPU and without launching anything.
+
+    python tests/kernels/typical_launches.py CAPABILITY ...
+
+prints each binary that these calls ask for and no module lists in its specialisations, so that the image lacks it.
+Tensors are never read, so they are empty and as large as a model's.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from ember_kernels import compile as kernels
+
+# hidden, intermediate, heads, kv_heads, vocabulary: Qwen3-0.6B, Llama-3.1-8B, Qwen3-32B
+SHAPES = ((1024, 3072, 16, 8, 151936), (4096, 14336, 32, 8, 128256), (5120, 25600, 64, 8, 151936))
+BATCHES = (1, 2, 7, 16, 48, 256, 1000)
+# experts, top_k, hidden, intermediate: Qwen3-30B-A3B, Mixtral-8x7B
+EXPERTS = ((128, 8, 2048, 768), (8, 2, 4096, 14336))
+half = partial(torch.empty, dtype=torch.bfloat16)
+single = partial(torch.empty, dtype=torch.float32)
+integers = partial(torch.empty, dtype=torch.int32)
+longs = partial(torch.empty, dtype=torch.int64)
+
+
+def small_gemm() -> None:
+    from ember_kernels.small_gemm import NARROW, small_gemm
+
+    for n, k in NARROW:
+        for m in (1, 2, 7, 16):
+            small_gemm(half(m, k), half(n, k))
+
+
+def step() -> None:
+    from ember_kernels import step
+    from ember_kernels.step_update import SAMPLING_FIELDS
+
+    words, capacity, rows, max_blocks = len(SAMPLING_FIELDS), 256, 300, 2560
+    last_tokens, positions, tables = integers(rows), integers(rows), integers(rows, max_blocks)
+    for count in (0, words):
+        for batch in (1, 2, 8, 24, 256):
+            update, lengths, out = integers(8192), integers(batch), integers(capacity, max_blocks)
+            outputs = (longs(batch), longs(batch), longs(batch), lengths, integers(count, capacity))
+            state = (last_tokens, positions, tables, integers(rows, count))
+            step.prepare_step(update, *state, *outputs, capacity, 16)
+            step.gather_block_tables(step.step_rows(update, batch), lengths, tables, out, 16)
+            for sampled in (integers(batch), longs(batch)):
+                step.store_tokens(sampled, step.step_rows(update, batch), last_tokens)
+
+
+def experts() -> None:
+    from ember_kernels.expert_blocks import expert_blocks
+    from ember_kernels.grouped_gemm import block_rows, combine_experts, gather_gemm, grouped_gemm, uses_gather
+
+    for num_experts, top_k, hidden, intermediate in EXPERTS:
+        gate_up, down = half(num_experts, 2 * intermediate, hidden), half(num_experts, hidden, intermediate)
+        for tokens in BATCHES:
+            x, ids, weights = half(tokens, hidden), longs(tokens, top_k), single(tokens, top_k)
+            act = half(tokens * top_k, intermediate)
+            if uses_gather(tokens):
+                gather_gemm(x, gate_up, ids, top_k)
+                gather_gemm(act, down, ids)
+            else:
+                blocks = expert_blocks(ids, num_experts, block_rows(ids.numel(), num_experts))
+                grouped_gemm(x, gate_up, blocks, top_k)
+                grouped_gemm(act, down, blocks)
+            combine_experts(half(tokens * top_k, hidden), ids, weights, num_experts)
+
+
+def norm() -> None:
+    from ember_kernels.norm import rms_norm
+
+    for hidden, *_ in SHAPES:
+        for tokens in BATCHES:
+            for residual in (None, half(tokens, hidden)):
+                rms_norm(half(tokens, hidden), half(hidden), 1e-6, residual=residual)
+
+
+def activation() -> None:
+    from ember_kernels.activation import activation
+
+    for _, intermediate, *_ in SHAPES:
+        for tokens in BATCHES:
+            activation(half(tokens, 2 * intermediate), "silu")
+
+
+def rope_cache() -> None:
+    from ember_kernels.rope_cache import rope_cache
+
+    for _, _, heads, kv_heads, _ in SHAPES:
+        cache = half(4, 16, kv_heads, 128)
+        for tokens in BATCHES:
+            qkv = half(tokens, (heads + 2 * kv_heads) * 128)
+            for weight in (None, half(128)):
+                where = (longs(tokens), longs(tokens), single(1000, 128))
+                rope_cache(qkv, cache, cache, *where, query_weight=weight, key_weight=weight)
+
+
+def decode_attention() -> None:
+    from ember_kernels.decode_attention import decode_attention
+
+    for _, _, heads, kv_heads, _ in SHAPES:
+        cache = half(4, 16, kv_heads, 128)
+        for batch in BATCHES:
+            tables, lengths = integers(batch, 2560), integers(batch)
+            decode_attention(half(batch, heads, 128), cache, cache, tables, lengths, max_context=40960)
+
+
+def prefill_attention() -> None:
+    from ember_kernels.prefill_attention import prefill_attention
+
+    for _, _, heads, kv_heads, _ in SHAPES:
+        cache = half(4, 16, kv_heads, 128)
+        for seqs in (1, 3, 16):
+            for queries in (1, 17, 200, 4000):
+                where = (integers(seqs, 2560), integers(seqs + 1), integers(seqs))
+                prefill_attention(half(seqs * queries, heads, 128), cache, cache, *where, max_queries=queries)
+
+
+def logprobs() -> None:
+    from ember_kernels.sampling_logprobs import logprobs
+
+    for *_, vocabulary in SHAPES[:2]:
+        for rows in (1, 3, 16):
+            for num_top in (0, 1, 5, 20):
+                logprobs(half(rows, vocabulary), longs(rows), num_top)
+
+
+def sampling() -> None:
+    from ember_kernels.sampling import Workspace, sample
+    from ember_kernels.step_update import SAMPLING_FIELDS
+
+    for *_, vocabulary in SHAPES[:2]:
+        workspace = Workspace.create(256, vocabulary, "cpu")
+        parameters = integers(len(SAMPLING_FIELDS), 256)
+        for rows in (1, 2, 7, 16, 256):
+            for has_filters in (False, True):
+                logits = half(rows, vocabulary)
+                sample(logits, parameters, integers(rows), has_filters=has_filters, workspace=workspace)
+
+
+LAUNCHES: tuple[Callable[[], None], ...] = (
+    small_gemm,
+    step,
+    experts,
+    norm,
+    activation,
+    rope_cache,
+    decode_attention,
+    prefill_attention,
+    sampling,
+    logprobs,
+)
+
+
+def main() -> None:
+    for capability in map(int, sys.argv[1:]):
+        listed = kernels.listed(capability)
+        for launches in LAUNCHES:
+            with kernels.dry_run(capability) as launched:
+                launches()
+            assert launched, launches
+            for identity in sorted(launched - listed):
+                print(f"{launches.__name__} on sm_{capability}: {identity}")
+
+
+if __name__ == "__main__":
+    main()
