@@ -1,6 +1,6 @@
 # make run    a real chat on the bundled demo model       make test   the whole test suite
 # make lint   ruff and mypy                               make bench  boot and throughput figures
-# make venv   only the environment
+# make venv   only the environment             make gpu-check   all that needs an NVIDIA GPU
 
 PYTHON ?= python3
 VENV   := .venv
@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 # Where torch comes from on a machine without an NVIDIA GPU; falls back to the default index.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: run test lint bench venv demo-model clean
+.PHONY: run test lint bench gpu-check venv demo-model clean
 
 run: $(VENV)/.runtime
 	@$(BIN)/python handler.py
@@ -24,6 +24,15 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/boot.py
 	$(BIN)/python benchmarks/throughput.py
+
+# With GPU_PYTHON, a Python that has torch and triton already, nothing is installed.
+ifdef GPU_PYTHON
+gpu-check:
+	PYTHONPATH=src:kernels:. $(GPU_PYTHON) benchmarks/gpu_check.py
+else
+gpu-check: $(VENV)/.dev
+	$(BIN)/python benchmarks/gpu_check.py
+endif
 
 venv: $(VENV)/.dev
 

@@ -30,7 +30,33 @@ QWEN3_0_6B: dict[str, Any] = {
     "eos_token_id": 151645,
     "bos_token_id": 151643,
 }
-SHAPES = {"qwen3-0.6b": QWEN3_0_6B}
+LLAMA_3_1_8B: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "hidden_act": "silu",
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "eos_token_id": 128009,
+    "bos_token_id": 128000,
+}
+QWEN3_32B: dict[str, Any] = QWEN3_0_6B | {
+    "hidden_size": 5120,
+    "intermediate_size": 25600,
+    "num_hidden_layers": 64,
+    "num_attention_heads": 64,
+    "tie_word_embeddings": False,
+}
+SHAPES = {"qwen3-0.6b": QWEN3_0_6B, "llama-3.1-8b": LLAMA_3_1_8B, "qwen3-32b": QWEN3_32B}
+RANDOM_NUMBERS = 1 << 26  # made once and repeated: a large model's worth of them would take minutes
 NUM_BYTE_LEVEL_TOKENS = 151643
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -53,14 +79,19 @@ def make_checkpoint(shape: str, directory: Path) -> Path:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     generator = torch.Generator().manual_seed(0)
+    numbers = torch.empty(RANDOM_NUMBERS, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
     weights = {}
-    for name, parameter in model.named_parameters():
+    for i, (name, parameter) in enumerate(model.named_parameters()):
         if parameter.dim() == 1:
             weights[name] = torch.ones(parameter.shape, dtype=torch.bfloat16)
         else:
-            weights[name] = torch.empty(parameter.shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+            repeats = -(-parameter.numel() // RANDOM_NUMBERS) + 1
+            start = 7919 * i % RANDOM_NUMBERS  # no two matrices alike
+            weights[name] = numbers.repeat(repeats)[start : start + parameter.numel()].view(parameter.shape).clone()
     _write_tokenizer(path)
-    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    partial = path / "model.safetensors.partial"
+    save_file(weights, partial, metadata={"format": "pt"})
+    partial.rename(path / "model.safetensors")
     return path
 
 
@@ -101,4 +132,3 @@ def _write_tokenizer(path: Path) -> None:
     (path / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names}, indent=1)
     )
-    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [151645, 151643]}))

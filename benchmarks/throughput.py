@@ -2,14 +2,16 @@
 
     python benchmarks/throughput.py [--model demo|qwen3-0.6b|DIRECTORY] [--batches 1 8 32] [--prompt 128] [--output 64]
 
-Both run in this process with the same number of threads and take turns; the figures are medians. The limit is what the
-memory bus allows: bytes of weights and KV cache that a decode step must read, over the bandwidth measured at the start.
-Prompts are random token ids of equal length, greedy, without end tokens.
+Both run in this process, on the same device with the same number of threads, and take turns; the figures are medians.
+The limit is what the memory allows: bytes of weights and KV cache that a decode step must read, over the bandwidth
+measured at the start. Prompts are random token ids of equal length, greedy, without end tokens. `--json FILE` writes
+the rows for other programs.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -36,8 +38,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--json", type=Path, default=None, metavar="FILE")
     parser.add_argument("--skip-transformers", action="store_true")
     options = parser.parse_args()
+    # As the worker does for its engine process; OpenMP reads it when torch is imported, which is further down.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with tempfile.TemporaryDirectory() as scratch:
         cache = Path(os.environ.get("EMBER_BENCH_DIR", scratch))
         name = options.model
@@ -57,12 +63,13 @@ def _run(directory: Path, options: argparse.Namespace) -> None:
     engine = _engine(directory, options)
     model = engine.runner.model
     peer = None if options.skip_transformers else _peer(directory, options)
-    bandwidth = _bandwidth()
+    bandwidth = _bandwidth(options.device)
+    rows = []
     dtype = getattr(torch, options.dtype)
     kv_bytes = kv_bytes_per_token(model.config, dtype)
     print(
         f"\n{options.model}: {model.num_parameters / 1e6:.1f} M parameters, {options.dtype}, prompt {options.prompt}, "
-        f"output {options.output}, {torch.get_num_threads()} threads, memory read {bandwidth / 1e9:.1f} GB/s\n"
+        f"output {options.output}, {_device_name(options.device)}, memory {bandwidth / 1e9:.1f} GB/s\n"
     )
     print("| batch | prefill tok/s | transformers | decode tok/s | GB/s | % of limit | transformers | ratio |")
     print("|---|---|---|---|---|---|---|---|")
@@ -82,14 +89,20 @@ def _run(directory: Path, options: argparse.Namespace) -> None:
         step_bytes = model.weight_bytes + batch * context * kv_bytes
         limit = bandwidth / step_bytes * batch
         line = f"| {batch} | {prefill:.0f} | "
+        row = {"model": options.model, "batch": batch, "prompt": options.prompt, "output": options.output}
+        row |= {"prefill": prefill, "decode": decode, "decode_limit": limit}
         if theirs:
             prefill_peer, decode_peer = (statistics.median(values) for values in zip(*theirs, strict=True))
+            row |= {"transformers_prefill": prefill_peer, "transformers_decode": decode_peer}
             line += f"{prefill_peer:.0f} | "
         else:
             line += "- | "
+        rows.append(row)
         line += f"{decode:.1f} | {decode / batch * step_bytes / 1e9:.1f} | {100 * decode / limit:.0f} | "
         line += f"{decode_peer:.1f} | {decode / decode_peer:.2f}x |" if theirs else "- | - |"
         print(line, flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def _engine(directory: Path, options: argparse.Namespace) -> Engine:
@@ -100,16 +113,18 @@ def _engine(directory: Path, options: argparse.Namespace) -> Engine:
     configure = Configure(
         model=str(directory),
         dtype=options.dtype,
-        device="cpu",
+        device=options.device,
         max_model_len=min(2048, options.prompt + options.output + 16),
         max_num_seqs=max(options.batches),
         enable_prefix_caching=False,
         num_threads=options.threads,
     )
     timeline = Timeline("bench")
-    engine, _ = build(configure, open_model(configure, timeline, lambda located: None), timeline)
-    seconds = engine.runner.model.pack()
-    print(f"weights packed in {seconds:.2f} s")
+    engine, ready = build(configure, open_model(configure, timeline, lambda located: None), timeline)
+    for warning in ready.warnings:
+        print(warning)
+    if options.device == "cpu":
+        print(f"weights packed in {engine.runner.model.pack():.2f} s")
     return engine
 
 
@@ -118,7 +133,8 @@ def _peer(directory: Path, options: argparse.Namespace) -> Any:
     from transformers import AutoModelForCausalLM
 
     dtype = getattr(torch, options.dtype)
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa")
+    return model.eval().to(options.device)
 
 
 def _prompts(vocab_size: int, batch: int, length: int, seed: int) -> list[list[int]]:
@@ -150,7 +166,7 @@ def _measure_ember(engine: Engine, prompts: list[list[int]], num_output: int) ->
 def _measure_peer(model: Any, prompts: list[list[int]], num_output: int) -> tuple[float, float]:
     import torch
 
-    ids = torch.tensor(prompts)
+    ids = torch.tensor(prompts, device=model.device)
     times = []
     for count in (1, num_output):
         start = time.perf_counter()
@@ -166,17 +182,29 @@ def _measure_peer(model: Any, prompts: list[list[int]], num_output: int) -> tupl
     return ids.numel() / times[0], len(prompts) * (num_output - 1) / (times[1] - times[0])
 
 
-def _bandwidth() -> float:
-    """Bytes per second that all threads read from memory together: the best of several sums over 1 GiB."""
+def _device_name(device: str) -> str:
     import torch
 
-    data = torch.ones(1 << 28, dtype=torch.float32)
+    return torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
+
+
+def _bandwidth(device: str) -> float:
+    """Bytes per second read from memory: on a CPU by a sum over 1 GiB in all threads, the best of several; on a GPU by
+    a copy, read and write counted."""
+    import torch
+
+    data = torch.ones(1 << 28, dtype=torch.float32, device=device)
+    moved = data.numel() * 4 * (2 if device == "cuda" else 1)
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()
-        data.sum()
+        if device == "cuda":
+            data.clone()
+            torch.cuda.synchronize()
+        else:
+            data.sum()
         best = min(best, time.perf_counter() - start)
-    return data.numel() * 4 / best
+    return moved / best
 
 
 if __name__ == "__main__":
