@@ -5,7 +5,10 @@ The same as `ember worker`. The engine's process is started before anything else
 
 import sys
 
-from ember.cli import main
+try:
+    from ember.cli import main
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}: use `make run`, or the environment it makes: .venv/bin/python handler.py")
 
 if __name__ == "__main__":
     sys.exit(main(["worker", *sys.argv[1:]]))

@@ -16,6 +16,11 @@ ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 11)
 
 
+def _say(line: str) -> None:
+    """To stderr: the stdout of `make run` is the worker's answer alone."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def main(directory: str, kind: str, torch_index: str) -> int:
     if sys.version_info < OLDEST:
         return _fail(
@@ -31,13 +36,13 @@ def main(directory: str, kind: str, torch_index: str) -> int:
     torch = next(line for line in (ROOT / "constraints.txt").read_text().split() if line.startswith("torch=="))
     installed = _version(python, "torch") or ""
     if installed.partition("+")[0] != torch.removeprefix("torch=="):  # 2.13.0+cpu is 2.13.0
-        print(f"installing {torch}")
+        _say(f"installing {torch}")
         from_cpu_index = ["--index-url", torch_index, "--retries", "0", "--timeout", "20"]
         for_cpu = shutil.which("nvidia-smi") is None and _pip(python, torch, *from_cpu_index, quietly=True)
         if not for_cpu and not _pip(python, torch):
             return 1
     extra = "[dev]" if kind == "dev" else ""
-    print(f"installing ember{extra} and what it needs")
+    _say(f"installing ember{extra} and what it needs")
     if not _pip(python, "-e", f"{ROOT}{extra}", *constraints):
         return 1
     _compile(python)
@@ -45,7 +50,7 @@ def main(directory: str, kind: str, torch_index: str) -> int:
 
 
 def _fail(message: str) -> int:
-    print(message, file=sys.stderr)
+    _say(message)
     return 1
 
 
@@ -58,7 +63,7 @@ def _make(directory: Path) -> str | None:
     import venv
 
     is_half_made = (directory / "pyvenv.cfg").exists()  # anything else that is there stays
-    print(f"creating {directory}" + (" again: there is no pip in it" if is_half_made else ""))
+    _say(f"creating {directory}" + (" again: there is no pip in it" if is_half_made else ""))
     try:
         venv.create(directory, with_pip=True, clear=is_half_made)
     except (OSError, subprocess.CalledProcessError) as error:

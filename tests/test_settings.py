@@ -127,3 +127,12 @@ def test_the_reference_page_is_up_to_date():
 
     page = Path(__file__).parent.parent / "docs" / "settings.md"
     assert settings_table() in page.read_text(), "run: ember settings, and put its table into docs/settings.md"
+
+
+@pytest.mark.parametrize("value", [",", " ", ", ,"])
+def test_a_key_that_is_none_does_not_leave_the_server_open(monkeypatch, value):
+    monkeypatch.setenv("API_KEY", value)
+    with pytest.raises(SettingsError, match="holds no key"):
+        load_settings()
+    with pytest.raises(SettingsError, match="holds no key"):
+        load_settings({"api_key": value})

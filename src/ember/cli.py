@@ -52,6 +52,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _serve(flags: argparse.Namespace) -> int:
+    if flags.positional_model is not None:
+        if vars(flags).get("model_name", flags.positional_model) != flags.positional_model:
+            return _fail(
+                f"two models are named: {flags.positional_model} and --model-name {flags.model_name}", status=2
+            )
+        flags.model_name = flags.positional_model
     settings = _load(flags)
     _require_model(settings)
     from ember.front.start import launch

@@ -28,7 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(_COMMANDS) + "}")
     serve = commands.add_parser("serve", help="serve the OpenAI API over HTTP", allow_abbrev=False)
-    serve.add_argument("model_name", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help="same as --model-name")
+    serve.add_argument("positional_model", nargs="?", default=None, metavar="MODEL", help="same as --model-name")
     _add_settings(serve)
     worker = commands.add_parser("worker", help="take jobs from a queue, or run one", allow_abbrev=False)
     worker.add_argument("--test-input", "--test_input", metavar="JSON", help="run this job and print its result")

@@ -276,6 +276,13 @@ class Settings(BaseSettings):
     def _zero_is_unset(cls, value: int | None) -> int | None:
         return value or None
 
+    @field_validator("api_key", mode="before")
+    @classmethod
+    def _holds_a_key(cls, value: Any) -> Any:
+        if isinstance(value, str) and not any(part.strip() for part in value.split(",")):
+            raise ValueError("it is set but holds no key, which would leave the server open; unset it or give a key")
+        return value
+
     @field_validator("max_logprobs", mode="before")
     @classmethod
     def _strip(cls, value: Any) -> Any:

@@ -193,3 +193,8 @@ def test_batch_sizes_of_other_workers() -> None:
 def test_warnings_name_the_variable() -> None:
     (line,) = warn_unused({"TENSOR_PARALLEL_SIZE": "2", "MODEL_NAME": "m"})
     assert line.startswith("TENSOR_PARALLEL_SIZE ")
+
+
+def test_two_models_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", "demo", "--model-name", "other"]) == 2
+    assert "two models are named" in capsys.readouterr().err

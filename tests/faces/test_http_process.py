@@ -63,3 +63,25 @@ def test_a_port_in_use_is_one_line() -> None:
         assert server.wait(20) == 1
         assert "cannot listen on 127.0.0.1" in server.log()
         assert "Traceback" not in server.log()
+
+
+def test_a_second_signal_ends_what_is_in_flight() -> None:
+    with start() as server, ThreadPoolExecutor() as pool:
+        url = url_of(server) + "/v1/chat/completions"
+        request = pool.submit(post, url, {"words": 1000, "pace": 0.1})
+        time.sleep(0.5)
+        server.terminate()
+        time.sleep(0.3)
+        server.terminate()
+        assert server.wait(20) == 0
+        with contextlib.suppress(http.client.HTTPException, urllib.error.URLError, ConnectionError):
+            request.result(5)
+
+
+def test_a_request_line_without_end_leaves_no_traceback() -> None:
+    with start() as server:
+        address = url_of(server).removeprefix("http://")
+        connection = http.client.HTTPConnection(address, timeout=10)
+        connection.request("GET", "/v1/models?" + "a" * 20_000)
+        assert connection.getresponse().status == 400
+        assert "Traceback" not in server.log()

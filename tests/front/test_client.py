@@ -27,7 +27,7 @@ class ScriptedEngine:
         ours, self.socket = socket.socketpair()
         self.socket.settimeout(5)
         self.process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
-        self.handle = EngineProcess(self.process, ours)
+        self.handle = EngineProcess(self.process, ours, 0.0)
         self.inbox: list[wire.FrontMessage] = []
 
     async def read(self) -> wire.FrontMessage:

@@ -254,6 +254,8 @@ class EngineClient:
                 if not self.located.done():
                     self.located.set_result(message)
             case wire.Ready():
+                if self._ready_at:
+                    log.info("the engine is ready again")
                 self._info = message
                 self._ready_at = time.monotonic()
                 self._ready.set_result(message)
@@ -292,7 +294,9 @@ class EngineClient:
         reason = failure.message if failure else f"the engine process ended unexpectedly ({_describe(status)})"
         if was_ready and self._restarts_left > 0:
             self._restarts_left -= 1
-            log.error("%s; starting it again, %d more times at most", reason, self._restarts_left)
+            log.error(
+                "%s; it is being started again (ENGINE_RESTARTS leaves %d after this)", reason, self._restarts_left
+            )
             try:
                 self._engine = spawn()
                 await self._connect()

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from typing import NamedTuple
 
 # Read by OpenMP when torch loads it. Threads that spin while they wait for each other steal the cores they wait for as
@@ -18,6 +19,7 @@ class EngineProcess(NamedTuple):
 
     process: subprocess.Popen[bytes]
     socket: socket.socket
+    started: float  # on the clock of ember.boot.now(), which would be one more import here
 
 
 _prepared: list[EngineProcess] = []
@@ -36,7 +38,7 @@ def spawn() -> EngineProcess:
             stdin=subprocess.DEVNULL,
             stdout=2,  # what a library prints must not mix with an answer on stdout
         )
-    return EngineProcess(process, ours)
+    return EngineProcess(process, ours, time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)))
 
 
 def prepare() -> None:

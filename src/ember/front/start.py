@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ember.boot import Timeline
+from ember.boot import Timeline, now
 from ember.front.spawn import spawn
 from ember.wire import Configure
 
@@ -27,7 +27,8 @@ def launch(settings: Settings) -> Worker:
     """Start the engine process at once and return a worker that goes on from there in an event loop."""
     timeline = Timeline("front")
     engine = spawn()
-    timeline.mark("engine_spawned")
+    timeline.add("spawn", timeline.origin, engine.started)
+    timeline.add("settings", engine.started, now())
     token = settings.hf_token
     configure = Configure(
         model=settings.model_name or "demo",

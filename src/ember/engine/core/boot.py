@@ -64,7 +64,7 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
 
         from ember.engine.core.block_pool import BlockPool
         from ember.engine.core.engine import Engine
-        from ember.engine.core.memory import kv_bytes_per_token, plan_memory
+        from ember.engine.core.memory import kv_bytes_per_token, plan_memory, readable
         from ember.engine.core.runner import Runner
         from ember.engine.core.scheduler import Scheduler
         from ember.engine.layers.batch import KVCache
@@ -128,7 +128,7 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
         except RuntimeError as error:
             size = plan.num_blocks * configure.block_size * kv_bytes_per_token(config, dtype)
             raise ModelError(
-                f"a KV cache of {plan.num_blocks} pages, {size / 2**30:.2f} GiB, cannot be allocated; lower "
+                f"a KV cache of {plan.num_blocks} pages, {readable(size)}, cannot be allocated; lower "
                 f"NUM_GPU_BLOCKS_OVERRIDE, KV_CACHE_MEMORY_BYTES or GPU_MEMORY_UTILIZATION "
                 f"({str(error).partition(chr(10))[0][:200]})"
             ) from None

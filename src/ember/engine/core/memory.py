@@ -81,7 +81,7 @@ def plan_memory(
     if capacity < min(wanted, block_size if max_model_len is None else wanted):
         needed = -(-wanted // block_size) * bytes_per_block
         raise ModelError(
-            f"the KV cache has room for {capacity} tokens, but a context of {wanted} needs {needed / 2**30:.2f} GiB; "
+            f"the KV cache has room for {capacity} tokens, but a context of {wanted} needs {readable(needed)}; "
             "lower MAX_MODEL_LEN, MAX_NUM_BATCHED_TOKENS or MAX_NUM_SEQS, raise GPU_MEMORY_UTILIZATION or "
             "KV_CACHE_MEMORY_BYTES, or use a smaller or quantised model"
         )
@@ -89,6 +89,14 @@ def plan_memory(
         warnings.append(f"MAX_MODEL_LEN is {capacity} instead of the model's {wanted}: that is what the KV cache holds")
         wanted = capacity
     return MemoryPlan(num_blocks, wanted, warnings)
+
+
+def readable(num_bytes: int) -> str:
+    """1.5 GiB, 24.0 MiB."""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.1f} {unit}"
+    return f"{num_bytes} bytes"
 
 
 def _available_host_bytes() -> int:

@@ -38,6 +38,9 @@ _SSE_HEADERS = {
 Dispatch = Callable[[Services, Request], Awaitable[Response | EventStream]]
 
 
+IN_FLIGHT: web.AppKey[set[asyncio.Task[object]]] = web.AppKey("in_flight", set)
+
+
 class Backend(Protocol):
     """What the face needs of `ember.front.start.Worker`."""
 
@@ -49,7 +52,9 @@ class Backend(Protocol):
 def make_app(settings: Settings, backend: Backend, dispatch: Dispatch) -> web.Application:
     """The application; it answers from the first moment, and holds api requests until the engine is ready."""
     app = web.Application(client_max_size=MAX_BODY_BYTES)
-    app.router.add_route("*", "/{path:.*}", _Face(settings, backend, dispatch).handle)
+    face = _Face(settings, backend, dispatch)
+    app[IN_FLIGHT] = face.in_flight
+    app.router.add_route("*", "/{path:.*}", face.handle)
     return app
 
 
@@ -59,9 +64,13 @@ class _Face:
         self._backend = backend
         self._dispatch = dispatch
         self._key_digests = [_digest(key.get_secret_value()) for key in settings.api_key]
+        self.in_flight: set[asyncio.Task[object]] = set()  # that are being answered
 
     async def handle(self, http: web.Request) -> web.StreamResponse:
         headers = self._echo_headers(http)
+        task = asyncio.current_task()
+        assert task is not None
+        self.in_flight.add(task)
         try:
             return await self._answer(http, headers)
         except ApiError as error:
@@ -71,6 +80,8 @@ class _Face:
         except Exception:
             log.exception("%s %s failed unexpectedly", http.method, http.path)
             return _json(500, internal_error().body(), headers)
+        finally:
+            self.in_flight.discard(task)
 
     async def _answer(self, http: web.Request, headers: dict[str, str]) -> web.StreamResponse:
         own = status(self._backend.engine, http.method, http.path)

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from ember.front.api.router import dispatch
 from ember.front.client import EngineError
-from ember.front.http.app import Dispatch, make_app
+from ember.front.http.app import IN_FLIGHT, Dispatch, make_app
 
 if TYPE_CHECKING:
     from ember.front.start import Worker
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 30.0  # for requests in flight after SIGTERM
-_CLOSE_SECONDS = 10.0
+_CLOSE_SECONDS = 5.0
 
 
 def serve(settings: Settings, worker: Worker, dispatch: Dispatch = dispatch) -> int:
@@ -34,28 +34,49 @@ def serve(settings: Settings, worker: Worker, dispatch: Dispatch = dispatch) -> 
 
 async def _serve(settings: Settings, worker: Worker, dispatch: Dispatch) -> int:
     stopping = asyncio.Event()
+    hurrying = asyncio.Event()
+
+    def stop() -> None:
+        (hurrying if stopping.is_set() else stopping).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # a traceback for each malformed request line
     await worker.start()
+    app = make_app(settings, worker, dispatch)
     runner = web.AppRunner(
-        make_app(settings, worker, dispatch),
+        app,
         access_log=None,
         handler_cancellation=True,  # a client that goes away must not keep its request running
-        shutdown_timeout=DRAIN_SECONDS,
+        shutdown_timeout=_CLOSE_SECONDS,
     )
     try:
         await runner.setup()
+        site = web.TCPSite(runner, settings.host, settings.port)
         try:
-            await web.TCPSite(runner, settings.host, settings.port).start()
+            await site.start()
         except OSError as error:
             log.error("cannot listen on %s:%d: %s", settings.host, settings.port, error.strerror or error)
             return 1
         log.info("listening on http://%s:%d", settings.host, runner.addresses[0][1])
-        return await _until_over(worker, stopping)
+        status = await _until_over(worker, stopping)
+        await site.stop()
+        await _drain(app[IN_FLIGHT], hurrying)
+        return status
     finally:
-        await runner.cleanup()
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):  # what is still in flight is answered with an error by this
             await asyncio.wait_for(worker.close(), _CLOSE_SECONDS)
+        await runner.cleanup()
+
+
+async def _drain(in_flight: set[asyncio.Task[object]], hurrying: asyncio.Event) -> None:
+    """Let requests finish, until the time is up or a second signal comes."""
+    if not in_flight:
+        return
+    hurry = asyncio.create_task(hurrying.wait())
+    done = asyncio.gather(*in_flight, return_exceptions=True)
+    await asyncio.wait((hurry, done), timeout=DRAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    hurry.cancel()
 
 
 async def _until_over(worker: Worker, stopping: asyncio.Event) -> int:
@@ -71,7 +92,7 @@ async def _until_over(worker: Worker, stopping: asyncio.Event) -> int:
             return 1
         await asyncio.wait((stop, dead), return_when=asyncio.FIRST_COMPLETED)
         if stop.done():
-            log.info("stopping: requests in flight have %.0f s to finish", DRAIN_SECONDS)
+            log.info("stopping: requests in flight have %.0f s to finish; a second signal ends them now", DRAIN_SECONDS)
             return 0
         log.error("the engine has failed for good: %s; the server exits", dead.result())
         return 1

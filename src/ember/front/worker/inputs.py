@@ -121,7 +121,10 @@ def _request_of(job_input: dict[str, Any]) -> tuple[str, str, dict[str, Any] | N
     if openai_input:
         return "POST", _text(openai_route or CHAT_ROUTE, "openai_route"), _object(openai_input, "openai_input")
     if openai_route:
-        return "GET", _text(openai_route, "openai_route"), None
+        route = _text(openai_route, "openai_route")
+        if route.rstrip("/").endswith("/completions"):  # both kinds; what would come back is a bare 405
+            raise bad_request(f"openai_input is missing: {route} needs a request body", "openai_input")
+        return "GET", route, None
     if job_input.get("route"):
         return _generic(job_input)
     if job_input.get("messages") is not None or job_input.get("prompt") is not None:
