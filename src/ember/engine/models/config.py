@@ -69,7 +69,6 @@ class DecoderConfig:
     sliding_windows: tuple[int | None, ...] = ()  # per layer, in tokens including the query's own
     tie_word_embeddings: bool = False
     dtype: str = "float32"  # of the checkpoint, by its config.json
-    bos_token_id: int | None = None
     eos_token_ids: list[int] = field(default_factory=list)
 
     @property
@@ -115,7 +114,6 @@ def load_config(model_dir: Path) -> DecoderConfig:
         config,
         architecture=str(architecture),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch."),
-        bos_token_id=next(iter(_token_ids(raw.get("bos_token_id"))), None),
         eos_token_ids=_eos_token_ids(raw, generation, config.vocab_size),
     )
 
