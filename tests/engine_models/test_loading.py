@@ -15,14 +15,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ember.engine.errors import ModelError
+from ember.engine.layers import linear
 from ember.engine.layers.linear import can_pack
 from ember.engine.loading import dtype as dtype_module
-from ember.engine.loading import reader
+from ember.engine.loading import mapped, reader
 from ember.engine.loading.dtype import choose_dtype
 from ember.engine.loading.files import prefetch, weight_files
 from ember.engine.loading.load import LoadReport, begin, load_decoder
+from ember.engine.loading.mapped import Mapped, Warming
 from ember.engine.loading.plan import make_plan, read_headers
 from ember.engine.loading.safetensors_header import read_header
+from ember.engine.models import decoder
 from ember.engine.models.config import load_config
 from ember.engine.models.decoder import Decoder
 from tests.engine_models.tiny import make_tiny
@@ -130,6 +133,72 @@ def test_packing_replaces_the_plain_weights_layer_by_layer(llama: Path, tmp_path
     assert tied.head.packed and tied.head.weight is not tied.embedding.tokens
 
 
+@pytest.mark.parametrize("is_cached", [True, False])
+@pytest.mark.parametrize("family", ["llama_mha", "llama_tied", "opt_post_norm"])
+def test_mapped_matrices_are_the_same_and_leave_their_files_when_packed(
+    family: str, is_cached: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With every parameter mapped: the same weights, used in parts, and after packing none is in a file any more."""
+    directory = make_tiny(family, tmp_path, max_shard_size="100KB")
+    exact = load(directory)
+    monkeypatch.setattr(mapped, "SMALL_BYTES", 0)
+    monkeypatch.setattr(mapped, "_is_cached", lambda descriptor, chunk: is_cached)
+    report: list[LoadReport] = []
+    model = load(directory, report=report)
+    assert report[0].nbytes == exact.weight_bytes == model.weight_bytes
+    assert report[0].read_bytes <= (0.1 if is_cached else 1.0) * exact.weight_bytes
+    assert report[0].read_bytes > (0 if is_cached else 0.9 * exact.weight_bytes)
+    assert same_weights(model, exact) and len(model.layers[0].qkv.rows) == 3
+    x = torch.randn(5, exact.config.hidden_size)
+    for one, other in ((a.qkv, b.qkv) for a, b in zip(model.layers, exact.layers, strict=True)):
+        torch.testing.assert_close(one(x), other(x))
+    model.pack()
+    assert model.mapped_bytes == 0
+    torch.testing.assert_close(model.logits(x), exact.logits(x))
+    assert torch.equal(model.embedding.tokens, exact.embedding.tokens)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux what is mapped")
+def test_matrices_are_unmapped_layer_by_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = make_tiny("llama", tmp_path)
+    monkeypatch.setattr(mapped, "SMALL_BYTES", 1024)  # norms are read, as they are in real models
+    model = load(directory)
+
+    def mappings() -> int:
+        return Path("/proc/self/maps").read_text().count(str(directory))
+
+    before = mappings()
+    assert before >= len(model.layers)
+    assert model.pack_next() and mappings() == before - 1
+    model.pack()
+    assert mappings() == 0
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_mapped_weights_are_taken_over_without_packing_too(
+    can: bool, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapped, "SMALL_BYTES", 1024)
+    monkeypatch.setattr(linear, "can_pack", lambda device, dtype: can and can_pack(device, dtype))
+    monkeypatch.setattr(decoder, "can_pack", linear.can_pack)
+    exact, model = load(llama), load(llama)
+    model.pack()
+    x = torch.randn(3, exact.config.hidden_size)
+    assert all(len(layer.qkv.rows) == 1 and len(layer.mlp.up.rows) == 1 for layer in model.layers)
+    torch.testing.assert_close(model.layers[0].mlp(x), exact.layers[0].mlp(x))
+
+
+def test_unaligned_tensors_are_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = load(copy)
+    file = copy / "model.safetensors"
+    data = file.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    file.write_bytes(struct.pack("<Q", length + 1) + data[8 : 8 + length] + b" " + data[8 + length :])
+    monkeypatch.setattr(mapped, "SMALL_BYTES", 0)
+    report: list[LoadReport] = []
+    assert same_weights(load(copy, report=report), exact) and report[0].read_bytes == exact.weight_bytes
+
+
 def rewrite_header(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     data = file.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
@@ -194,15 +263,17 @@ def test_missing_shard_and_broken_index(tmp_path: Path) -> None:
         load(directory)
 
 
-def test_file_that_shrinks_while_it_is_read(copy: Path) -> None:
+def test_file_that_shrinks_while_it_is_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = copy / "model.safetensors"
     config = load_config(copy)
     plan = make_plan(config, read_headers(copy))
     file.write_bytes(file.read_bytes()[:-1000])
-    buffers = reader.Buffers(plan, "F32")
-    reading = reader.Reading(plan, lambda: buffers)
+    reading = reader.Reading(plan, lambda: Warming(Mapped(plan, "F32")))
     with pytest.raises(ModelError, match="became shorter"):
         reading.wait()
+    monkeypatch.setattr(mapped, "SMALL_BYTES", 0)
+    with pytest.raises(ModelError, match="became shorter"):
+        Mapped(plan, "F32")
 
 
 def test_header_offsets_count_from_the_start_of_the_file(llama: Path) -> None:

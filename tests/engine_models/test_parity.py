@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ember.engine.loading import mapped
 from ember.engine.loading.load import load_decoder
 from ember.engine.models.config import load_config
 from ember.engine.models.decoder import Decoder
@@ -94,6 +95,22 @@ def mixed(paged: Paged) -> None:
     paged.step([(5, 10), (0, 2), (4, 1), (1, 1), (2, 1)])
     paged.step([(4, 19), (3, 1), (5, 1), (0, 1), (2, 1)])
     paged.step([(0, 3), (4, 1), (5, 7)])
+
+
+@pytest.mark.parametrize("variant", ["llama_mha", "qwen3", "opt_post_norm"])
+def test_logits_equal_transformers_on_mapped_weights(
+    variant: str, checkpoints: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Matrices used where they lie in the file, in parts; some layers already packed, some not."""
+    monkeypatch.setattr(mapped, "SMALL_BYTES", 0)
+    directory, sequences = checkpoints(variant), tokens()
+    model = load(directory)
+    assert len(model.layers[-1].qkv.rows) == 3
+    model.pack_next()
+    paged = Paged(model, sequences)
+    mixed(paged)
+    found, expected = paged.finish(), reference(directory, sequences)
+    assert_same(found, [theirs[: len(ours)] for ours, theirs in zip(found, expected, strict=True)])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -88,7 +88,12 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
             opened.model_dir, config, dtype=dtype, device=device, started=opened.reading, report=reports
         )
         for report in reports:
-            detail.update(bytes=report.nbytes, read_s=round(report.seconds, 4), threads=report.threads)
+            detail.update(
+                bytes=report.nbytes,
+                read_bytes=report.read_bytes,
+                read_s=round(report.seconds, 4),
+                threads=report.threads,
+            )
             detail["gb_per_s"] = round(report.gigabytes_per_second, 2)
     warnings = []
     if kind == "cuda":
@@ -114,6 +119,7 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
             num_blocks=configure.num_blocks,
             kv_cache_memory_bytes=configure.kv_cache_memory_bytes,
             gpu_memory_utilization=configure.gpu_memory_utilization,
+            pending_bytes=model.mapped_bytes,
         )
         try:
             cache = KVCache.allocate(

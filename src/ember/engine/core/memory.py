@@ -52,8 +52,10 @@ def plan_memory(
     num_blocks: int | None,
     kv_cache_memory_bytes: int | None,
     gpu_memory_utilization: float,
+    pending_bytes: int = 0,
 ) -> MemoryPlan:
-    """Sizes of the cache and the longest context. Called when the weights are on the device.
+    """Sizes of the cache and the longest context. Called when the weights are on the device, except for
+    `pending_bytes` of them, which will move into memory of their own later.
 
     Raises ModelError when not even the wanted context fits, saying what to change.
     """
@@ -73,7 +75,7 @@ def plan_memory(
             free, total = torch.cuda.mem_get_info(device)
             budget = free - int(total * (1 - gpu_memory_utilization)) - activations - DEVICE_RESERVE_BYTES
         else:
-            budget = min(CPU_KV_BYTES, int(_available_host_bytes() * CPU_KV_SHARE))
+            budget = min(CPU_KV_BYTES, int((_available_host_bytes() - pending_bytes) * CPU_KV_SHARE))
         num_blocks = max(budget, 0) // bytes_per_block
         # More than every sequence at full length can never be used.
         num_blocks = min(num_blocks, max_num_seqs * -(-wanted // block_size))

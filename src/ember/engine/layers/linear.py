@@ -7,7 +7,6 @@ are tried once on a small case; where they are absent or wrong, layers stay plai
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -17,26 +16,45 @@ from torch import Tensor
 _ROWS_HINT = 32  # rows of input the packed layout is chosen for; one layout serves all row counts
 
 
-@dataclass(slots=True)
 class Linear:
-    """x @ weight.T + bias. `packed`: the weight is in oneDNN's own layout, to be used by `__call__` alone."""
+    """x @ weight.T + bias. `rows`: the weight, [out, in], in one piece or in several that follow each other.
 
-    weight: Tensor  # [out, in]
-    bias: Tensor | None = None  # [out]
-    packed: bool = False
+    `packed`: the one piece is in oneDNN's own layout, to be used by `__call__` alone.
+    """
+
+    __slots__ = ("bias", "packed", "rows")
+
+    def __init__(self, *rows: Tensor, bias: Tensor | None = None, packed: bool = False) -> None:
+        self.rows = rows
+        self.bias = bias  # [out]
+        self.packed = packed
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as one tensor; a copy where it lies in several pieces."""
+        return self.rows[0] if len(self.rows) == 1 else torch.cat(self.rows)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[rows, in] -> [rows, out]."""
         if self.packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return F.linear(x, self.weight, self.bias)
+            return torch.ops.mkldnn._linear_pointwise(x, self.rows[0], self.bias, "none", [], "")
+        if len(self.rows) == 1:
+            return F.linear(x, self.rows[0], self.bias)
+        if self.bias is None:
+            return torch.cat([F.linear(x, rows) for rows in self.rows], dim=-1)
+        biases = self.bias.split([len(rows) for rows in self.rows])
+        return torch.cat([F.linear(x, rows, bias) for rows, bias in zip(self.rows, biases, strict=True)], dim=-1)
 
-    def pack(self) -> bool:
-        """Replace the weight by its packed form where this machine and dtype allow; True when it was packed."""
-        if not self.packed and can_pack(self.weight.device.type, self.weight.dtype):
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, _ROWS_HINT)
+    def pack(self, is_mapped: bool = False) -> None:
+        """Replace the weight by its packed form where this machine and dtype allow. A mapped weight moves into memory
+        of its own in any case."""
+        if self.packed:
+            return
+        if can_pack(self.rows[0].device.type, self.rows[0].dtype):
+            self.rows = (torch.ops.mkldnn._reorder_linear_weight(self.weight, _ROWS_HINT),)
             self.packed = True
-        return self.packed
+        elif is_mapped:
+            self.rows = (torch.cat(self.rows),)
 
 
 @cache

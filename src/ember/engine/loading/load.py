@@ -1,8 +1,8 @@
 """From a model directory to a decoder with its weights in place.
 
-Two ways of reading. Where the checkpoint's dtype is the one wanted and the device is the CPU, bytes go straight into
-the parameters' memory, which needs no torch: `begin` may start that before torch is imported. Otherwise each reader
-thread has staging memory (pinned for a GPU) from which its chunks are copied, converted on the way.
+Two ways. Where the checkpoint's dtype is the one wanted and the device is the CPU, the files are mapped and used as
+they are, which needs no torch: `begin` may start that before torch is imported. Otherwise each reader thread has
+staging memory (pinned for a GPU) from which its chunks are copied, converted on the way.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ember.engine.loading.mapped import Mapped, Warming
 from ember.engine.loading.plan import DTYPES, LoadPlan, make_plan, read_headers
-from ember.engine.loading.reader import Buffers, Reading
+from ember.engine.loading.reader import Reading
 from ember.engine.models.config import DecoderConfig
 
 if TYPE_CHECKING:
@@ -25,21 +26,22 @@ if TYPE_CHECKING:
 class LoadReport:
     """What loading took; `seconds` is the time during which reads were under way."""
 
-    nbytes: int
+    nbytes: int  # of weights
+    read_bytes: int  # read; the rest lay in the page cache and was mapped
     seconds: float
     threads: int
     files: int
 
     @property
     def gigabytes_per_second(self) -> float:
-        return self.nbytes / max(self.seconds, 1e-9) / 1e9
+        return self.read_bytes / max(self.seconds, 1e-9) / 1e9
 
 
 @dataclass(slots=True)
 class Started:
-    """A direct read under way, to be handed to `load_decoder`."""
+    """Mapped weights, and the read of what is not in the page cache under way; to be handed to `load_decoder`."""
 
-    buffers: Buffers
+    mapped: Mapped
     reading: Reading
     dtype: str  # as torch spells it
 
@@ -55,8 +57,11 @@ def begin(model_dir: Path, config: DecoderConfig, dtype: str, device: str) -> St
 def begin_plan(plan: LoadPlan, dtype: str, device: str) -> Started | None:
     if device.split(":")[0] != "cpu" or {DTYPES[found] for found in plan.dtypes} != {dtype}:
         return None
-    buffers = Buffers(plan, next(iter(plan.dtypes)))
-    return Started(buffers, Reading(plan, lambda: buffers), dtype)
+    try:
+        mapped = Mapped(plan, next(iter(plan.dtypes)))
+    except OSError:  # a file system that maps no files
+        return None
+    return Started(mapped, Reading(plan, lambda: Warming(mapped)), dtype)
 
 
 def load_decoder(
@@ -79,12 +84,12 @@ def load_decoder(
     if started is not None:
         reading = started.reading
         reading.wait()
-        weights = wrap(reading.plan, started.buffers, dtype)
+        weights = wrap(reading.plan, started.mapped, dtype)
     else:
         weights = parameter_tensors(plan, dtype, device)
         reading = Reading(plan, lambda: Staging(weights, device))
         reading.wait()
     if report is not None:
         files = len({copy.entry.file for copy in reading.plan.copies})
-        report.append(LoadReport(reading.plan.nbytes, reading.seconds, reading.threads, files))
-    return Decoder(config, weights)
+        report.append(LoadReport(reading.plan.nbytes, reading.nbytes, reading.seconds, reading.threads, files))
+    return Decoder(config, weights, is_mapped=started is not None)

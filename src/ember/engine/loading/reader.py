@@ -1,12 +1,10 @@
-"""Reading the plan's bytes with several threads, each `preadv` straight to where the bytes belong. No torch here.
+"""Reading the plan's bytes with several threads, each `preadv` to where its sink wants them. No torch here.
 
 `pread` releases the interpreter lock, so reading runs beside `import torch` and everything else the boot does.
 """
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import os
 import threading
 import time
@@ -16,12 +14,10 @@ from pathlib import Path
 from typing import Protocol
 
 from ember.engine.errors import ModelError
-from ember.engine.loading.plan import Copy, LoadPlan, parameter_bytes
+from ember.engine.loading.plan import Copy, LoadPlan
 from ember.engine.loading.safetensors_header import AGAIN, ITEM_SIZES
 
 CHUNK_BYTES = 16 << 20
-_LARGE = 1 << 20  # bytes from which a parameter is worth freeing when it is replaced
-_ALIGN = 64  # bytes; a cache line, and what vector loads like best
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +34,8 @@ class Chunk:
 class Sink(Protocol):
     """Where one thread's chunks go; each thread has its own."""
 
-    def view(self, chunk: Chunk) -> memoryview:
-        """Memory of `chunk.nbytes` bytes to read into."""
+    def view(self, chunk: Chunk, descriptor: int) -> memoryview | None:
+        """Memory of `chunk.nbytes` bytes to read into; None where there is nothing to read."""
 
     def done(self, chunk: Chunk) -> None:
         """The chunk is in that memory."""
@@ -55,6 +51,7 @@ class Reading:
         self.plan = plan
         self.threads = threads or min(8, 2 * available_cores())
         self.seconds = 0.0
+        self.nbytes = 0  # that were read
         self._chunks = iter(_chunks(plan))
         self._files: dict[Path, int] = {}
         self._lock = threading.Lock()
@@ -80,9 +77,12 @@ class Reading:
         try:
             sink = self._open_sink()
             while (chunk := self._next()) is not None:
-                view = sink.view(chunk)
-                _read_exactly(self._descriptor(chunk.copy.entry.file), view, chunk)
-                sink.done(chunk)
+                descriptor = self._descriptor(chunk.copy.entry.file)
+                view = sink.view(chunk, descriptor)
+                if view is not None:
+                    _read_exactly(descriptor, view, chunk)
+                    sink.done(chunk)
+                    self._count(chunk.nbytes)
             sink.close()
         except BaseException as error:
             with self._lock:
@@ -94,46 +94,15 @@ class Reading:
         with self._lock:
             return None if self._error is not None else next(self._chunks, None)
 
+    def _count(self, nbytes: int) -> None:
+        with self._lock:
+            self.nbytes += nbytes
+
     def _descriptor(self, file: Path) -> int:
         with self._lock:
             if file not in self._files:
                 self._files[file] = os.open(file, os.O_RDONLY)
             return self._files[file]
-
-
-class Buffers:
-    """A sink of plain memory in the checkpoint's dtype: filled without torch.
-
-    The large parameters of a layer share one mapping, on huge pages: touching fresh memory costs more than reading the
-    file does, and a layer is also the unit in which packing frees what it replaced. Small ones share one for good.
-    """
-
-    def __init__(self, plan: LoadPlan, dtype: str) -> None:
-        """`dtype` as safetensors spells it; every tensor of the plan must have it."""
-        self.item_size = ITEM_SIZES[dtype]
-        self.places: dict[str, tuple[mmap.mmap, int]] = {}  # parameter -> its mapping and the offset there in bytes
-        groups: dict[str, list[tuple[str, int]]] = {}
-        for parameter in plan.parameters:
-            size = parameter_bytes(parameter, dtype)
-            owner = parameter.name.rsplit(".", 2)[0] if size >= _LARGE else ""
-            groups.setdefault(owner, []).append((parameter.name, size))
-        for members in groups.values():
-            memory = _memory(sum(-(-size // _ALIGN) * _ALIGN for _, size in members))
-            offset = 0
-            for name, size in members:
-                self.places[name] = memory, offset
-                offset += -(-size // _ALIGN) * _ALIGN
-
-    def view(self, chunk: Chunk) -> memoryview:
-        memory, offset = self.places[chunk.copy.parameter]
-        start = offset + chunk.element * self.item_size
-        return memoryview(memory)[start : start + chunk.nbytes]
-
-    def done(self, chunk: Chunk) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 def available_cores() -> int:
@@ -142,15 +111,6 @@ def available_cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:
         return os.cpu_count() or 1
-
-
-def _memory(size: int) -> mmap.mmap:
-    """Private zero pages, mapped as they are touched; huge ones where that is possible."""
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if size >= 4 << 20 and hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory
 
 
 def _chunks(plan: LoadPlan) -> list[Chunk]:

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from ember.engine.models.fused import FusedForward
 
 
+Weights = dict[str, tuple[Tensor, ...]]
+"""Parameters by name, in one piece; fused matrices may come as their parts, in row order."""
+
+
 @dataclass(slots=True)
 class Layer:
     """The weights of one decoder layer."""
@@ -57,16 +61,20 @@ class Step:
 class Decoder:
     """A model's weights and its forward pass."""
 
-    def __init__(self, config: DecoderConfig, weights: dict[str, Tensor]) -> None:
-        """`weights` by the names of `models.weights.parameters`, of one dtype on one device; the dict is emptied."""
+    def __init__(self, config: DecoderConfig, weights: Weights, is_mapped: bool = False) -> None:
+        """`weights` by the names of `models.weights.parameters`, of one dtype on one device; the dict is emptied.
+
+        `is_mapped`: they are part of their files and should move into memory of their own in time (`pack_next`).
+        """
         self.config = config
-        self.num_parameters = sum(weight.numel() for weight in weights.values())
-        self.weight_bytes = sum(weight.nbytes for weight in weights.values())
-        tokens = weights.pop("embed_tokens.weight")
+        self.num_parameters = sum(part.numel() for weight in weights.values() for part in weight)
+        self.weight_bytes = sum(part.nbytes for weight in weights.values() for part in weight)
+        self.mapped_bytes = self.weight_bytes if is_mapped else 0
+        (tokens,) = weights.pop("embed_tokens.weight")
         self.dtype, self.device = tokens.dtype, tokens.device
         self.embedding = Embedding(
             tokens,
-            weights.pop("embed_positions.weight", None),
+            _pop(weights, "embed_positions.weight"),
             config.position_offset or 0,
             _linear(weights, "project_in") if config.embed_dim else None,
         )
@@ -119,22 +127,38 @@ class Decoder:
         return self.head(hidden)
 
     def pack_next(self) -> bool:
-        """Bring one more layer's matrices, at last the head's, into the layout that this CPU reads fastest. Returns
-        whether there is more to do; False at once where packing has no use.
+        """Bring one more layer's matrices, at last the head's, into the layout that this CPU reads fastest, and out of
+        their files where they are mapped. Returns whether there is more to do; False at once where there is no use.
 
         Packed weights replace plain ones. The exception is a head tied to the token embedding: looking tokens up needs
         the plain rows, so packing it costs a second copy.
         """
-        if self._num_packed > len(self.layers) or not can_pack(self.device.type, self.dtype):
+        if self._num_packed > len(self.layers) or not (self.mapped_bytes or can_pack(self.device.type, self.dtype)):
             return False
+        is_mapped = self.mapped_bytes > 0
         if self._num_packed < len(self.layers):
             layer = self.layers[self._num_packed]
             for linear in (layer.qkv, layer.output, layer.mlp.up, layer.mlp.down):
-                linear.pack()
+                linear.pack(is_mapped)
         else:
-            self.head.pack()
+            self._pack_rest(is_mapped)
         self._num_packed += 1
         return self._num_packed <= len(self.layers)
+
+    def _pack_rest(self, is_mapped: bool) -> None:
+        """The head, and what is no matrix of a layer."""
+        embedding = self.embedding
+        if is_mapped:
+            embedding.tokens = embedding.tokens.clone()
+            if embedding.positions is not None:
+                embedding.positions = embedding.positions.clone()
+            if self.config.tie_word_embeddings:
+                self.head = Linear(embedding.tokens)
+        self.head.pack(is_mapped and not self.config.tie_word_embeddings)
+        for linear in (embedding.project, self.project_out):
+            if linear is not None:
+                linear.pack(is_mapped)
+        self.mapped_bytes = 0
 
     def pack(self) -> float:
         """`pack_next` to the end; returns the seconds it took."""
@@ -159,13 +183,17 @@ class Decoder:
         return layer.output(mixed)
 
 
-def _layer(config: DecoderConfig, weights: dict[str, Tensor], number: int) -> Layer:
+def _layer(config: DecoderConfig, weights: Weights, number: int) -> Layer:
     prefix = f"layers.{number}."
     qk_norm = None
     if config.qk_norm:
-        query = weights.pop(f"{prefix}query_norm.weight").expand(config.num_heads, -1)
-        key = weights.pop(f"{prefix}key_norm.weight").expand(config.num_kv_heads, -1)
-        qk_norm = RMSNorm(torch.cat((query, key)), config.head_dim, config.norm_eps)
+        (query,) = weights.pop(f"{prefix}query_norm.weight")
+        (key,) = weights.pop(f"{prefix}key_norm.weight")
+        qk_norm = RMSNorm(
+            torch.cat((query.expand(config.num_heads, -1), key.expand(config.num_kv_heads, -1))),
+            config.head_dim,
+            config.norm_eps,
+        )
     return Layer(
         attention_norm=_norm(config, weights, f"{prefix}attention_norm"),
         qkv=_linear(weights, f"{prefix}qkv"),
@@ -182,12 +210,18 @@ def _layer(config: DecoderConfig, weights: dict[str, Tensor], number: int) -> La
     )
 
 
-def _linear(weights: dict[str, Tensor], name: str) -> Linear:
-    return Linear(weights.pop(f"{name}.weight"), weights.pop(f"{name}.bias", None))
+def _linear(weights: Weights, name: str) -> Linear:
+    return Linear(*weights.pop(f"{name}.weight"), bias=_pop(weights, f"{name}.bias"))
 
 
-def _norm(config: DecoderConfig, weights: dict[str, Tensor], name: str) -> Norm:
-    weight = weights.pop(f"{name}.weight", None)
+def _norm(config: DecoderConfig, weights: Weights, name: str) -> Norm:
+    weight = _pop(weights, f"{name}.weight")
     if config.norm == "rms":
         return RMSNorm(weight, config.hidden_size, config.norm_eps)
-    return LayerNorm(weight, weights.pop(f"{name}.bias", None), config.hidden_size, config.norm_eps)
+    return LayerNorm(weight, _pop(weights, f"{name}.bias"), config.hidden_size, config.norm_eps)
+
+
+def _pop(weights: Weights, name: str) -> Tensor | None:
+    """A vector or table, which always comes in one piece; None where the model has none."""
+    found = weights.pop(name, None)
+    return None if found is None else found[0]

@@ -1,0 +1,124 @@
+"""Weights used where they lie: matrices mapped from their files, small tensors read. No torch here.
+
+A server on a CPU may compute on the page cache itself. A warm boot then copies nothing, and fresh memory, which is
+touched for the first time at little more than 1 GB/s on many virtual machines, is not needed before the first answer;
+packing the weights afterwards (`Decoder.pack_next`) moves them into memory of their own, matrix by matrix. Threads read
+what the page cache lacks, with large requests, so that no page fault has to wait for a disk.
+
+The files must not shrink while they are mapped: reading beyond a file's end kills a process (mmap(2), SIGBUS).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections import defaultdict
+from pathlib import Path
+
+from ember.engine.errors import ModelError
+from ember.engine.loading.plan import Copy, LoadPlan, parameter_bytes
+from ember.engine.loading.reader import CHUNK_BYTES, Chunk
+from ember.engine.loading.safetensors_header import AGAIN, ITEM_SIZES
+
+SMALL_BYTES = 1 << 20  # below, a parameter is read into memory of its own; so are vectors and what is not aligned
+_PROBE_BYTES = 1 << 20  # the page cache is asked about one page in so many bytes
+_MAX_WASTE = 1.25  # of a mapping that several tensors share: its size over theirs
+
+Place = tuple[mmap.mmap | bytearray, int]  # memory, and the offset in bytes
+
+
+class Mapped:
+    """The tensors of a plan, all of one dtype (as safetensors spells it), at their places.
+
+    Raises ModelError when a file is shorter than its header says, OSError where a file system does not map files.
+    """
+
+    def __init__(self, plan: LoadPlan, dtype: str) -> None:
+        self.item_size = ITEM_SIZES[dtype]
+        self.places: dict[str, list[Place]] = {}  # parameter -> its rows' places: one, or one for each part
+        self._small: dict[str, bytearray] = {}
+        copies: dict[str, list[Copy]] = defaultdict(list)
+        for copy in plan.copies:
+            copies[copy.parameter].append(copy)
+        groups: dict[tuple[Path, str], list[Copy]] = defaultdict(list)
+        for parameter in plan.parameters:
+            size = parameter_bytes(parameter, dtype)
+            offsets = [copy.entry.offset for copy in copies[parameter.name]]
+            if size < SMALL_BYTES or len(parameter.shape) < 2 or any(offset % self.item_size for offset in offsets):
+                memory = self._small[parameter.name] = bytearray(size)
+                self.places[parameter.name] = [(memory, 0)]
+                continue
+            for copy in copies[parameter.name]:
+                groups[copy.entry.file, parameter.name.rsplit(".", 2)[0]].append(copy)
+        placed: dict[tuple[str, int], Place] = {}
+        for (file, _), members in groups.items():
+            placed |= _map(file, members)
+        for name, own in copies.items():
+            if name not in self._small:
+                own.sort(key=lambda copy: copy.element)
+                self.places[name] = [placed[name, copy.element] for copy in own]
+
+    def small(self, chunk: Chunk) -> memoryview | None:
+        """The memory of a chunk of a small parameter; None for the others, which are mapped."""
+        memory = self._small.get(chunk.copy.parameter)
+        if memory is None:
+            return None
+        start = chunk.element * self.item_size
+        return memoryview(memory)[start : start + chunk.nbytes]
+
+
+class Warming:
+    """One thread's sink: reads small tensors to their places, and of mapped ones what the page cache lacks."""
+
+    def __init__(self, mapped: Mapped) -> None:
+        self._mapped = mapped
+        self._scratch: bytearray | None = None
+
+    def view(self, chunk: Chunk, descriptor: int) -> memoryview | None:
+        small = self._mapped.small(chunk)
+        if small is not None or _is_cached(descriptor, chunk):
+            return small
+        self._scratch = self._scratch or bytearray(CHUNK_BYTES)
+        return memoryview(self._scratch)[: chunk.nbytes]
+
+    def done(self, chunk: Chunk) -> None:
+        pass
+
+    def close(self) -> None:
+        self._scratch = None
+
+
+def _map(file: Path, copies: list[Copy]) -> dict[tuple[str, int], Place]:
+    """Map the tensors of one layer in one file, together where they lie close to each other, which is the rule."""
+    spans = [(copy.entry.offset, copy.entry.offset + copy.entry.nbytes) for copy in copies]
+    first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
+    if last - first > _MAX_WASTE * sum(stop - start for start, stop in spans) and len(copies) > 1:
+        placed: dict[tuple[str, int], Place] = {}
+        for copy in copies:
+            placed |= _map(file, [copy])
+        return placed
+    base = first // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        if os.fstat(descriptor).st_size < last:
+            raise ModelError(f"{file} became shorter while it was read: {AGAIN}")
+        # Private and writable, as torch wants it. Nothing writes; if something did, the file would not change.
+        memory = mmap.mmap(descriptor, last - base, access=mmap.ACCESS_COPY, offset=base)
+    finally:
+        os.close(descriptor)
+    return {(copy.parameter, copy.element): (memory, copy.entry.offset - base) for copy in copies}
+
+
+def _is_cached(descriptor: int, chunk: Chunk) -> bool:
+    """Whether the page cache seems to hold a chunk, by samples; False where the system cannot tell."""
+    byte = bytearray(1)
+    try:
+        for offset in (
+            *range(chunk.offset, chunk.offset + chunk.nbytes, _PROBE_BYTES),
+            chunk.offset + chunk.nbytes - 1,
+        ):
+            if os.preadv(descriptor, [byte], offset, os.RWF_NOWAIT) == 0:
+                return False
+    except (OSError, AttributeError):
+        return False
+    return True
