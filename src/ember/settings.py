@@ -267,6 +267,12 @@ class Settings(BaseSettings):
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field(
         "info", validation_alias=_names("LOG_LEVEL"), description="Level of the log on stderr."
     )
+    warmup: Annotated[Literal["none", "eager", "full"], BeforeValidator(_lower)] = Field(
+        "none",
+        validation_alias=_names("WARMUP"),
+        description="Work before the worker is ready, for platforms that snapshot a warmed process: eager = a first "
+        "request of its own, full = also packed weights and every CUDA graph. none boots fastest.",
+    )
     boot_report: OptionalStr = Field(
         None, validation_alias=_names("EMBER_BOOT_REPORT"), description="File for the boot timeline as JSON."
     )

@@ -17,6 +17,27 @@ MAX_FRAME_BYTES = 1 << 30
 _LENGTH = struct.Struct("<I")
 
 
+class Grammar(Struct, frozen=True, omit_defaults=True):
+    """What a sample's text must match, from its first token or from the end of its reasoning.
+
+    The engine compiles it; one that cannot be compiled comes back as an error with `error_param`, before any token.
+    """
+
+    kind: str  # json_schema, regex, lark, gbnf
+    text: str  # of json_schema: the schema as JSON, which may carry options as "x-guidance"
+    param: str = "structured_outputs"  # the field of the request it comes from, for errors
+
+
+class Thinking(Struct, frozen=True, omit_defaults=True):
+    """How a sample's reasoning is told from its answer, for a grammar that begins after it and for a budget."""
+
+    end_token_ids: list[list[int]]  # spellings of what ends it, each a sequence of ids
+    start_token_ids: list[int] = []  # what begins it; empty = it begins in the prompt or not at all
+    is_open: bool = False  # the prompt ends inside reasoning
+    budget: int | None = None  # reasoning tokens at most; after them the end is forced
+    forced_token_ids: list[int] = []  # what is forced then; empty = the first spelling of the end
+
+
 class SamplingParams(Struct, frozen=True, omit_defaults=True):
     """How one request is decoded. All values are validated by the front; ids are token ids."""
 
@@ -38,6 +59,8 @@ class SamplingParams(Struct, frozen=True, omit_defaults=True):
     seed: int | None = None  # same seed, same tokens; sample i of n uses seed + i
     logprobs: int | None = None  # None = off, N = sampled token and the top N, -1 = whole vocabulary
     prompt_logprobs: int | None = None  # the same for the prompt's tokens
+    grammar: Grammar | None = None
+    thinking: Thinking | None = None  # None = no reasoning: a grammar holds from the first token
 
 
 # ---------------------------------------------------------------------------------------------- front -> engine
@@ -66,6 +89,7 @@ class Configure(Struct, tag="configure", frozen=True):
     scheduling_policy: str = "fcfs"  # fcfs, priority
     seed: int | None = None  # None = different at every boot
     num_threads: int | None = None
+    warmup: str = "none"  # none, eager, full
     boot_origin: float | None = None  # the worker's start on the clock of ember.boot.now()
 
 
@@ -146,6 +170,7 @@ class SequenceOutput(Struct, array_like=True, frozen=True):
     num_cached_tokens: int = 0  # of the prompt, taken from the prefix cache
     prompt_logprobs: list[TokenLogprobs | None] | None = None  # once, with sample 0; the first position is None
     error: str | None = None  # with finish_reason error
+    error_param: str | None = None  # with an error that is the request's own: the field at fault (a 400)
 
 
 class Stats(Struct, tag="stats", frozen=True):

@@ -51,6 +51,7 @@ def launch(settings: Settings) -> Worker:
         scheduling_policy=settings.scheduling_policy,
         seed=settings.seed,
         num_threads=settings.num_threads,
+        warmup=settings.warmup,
         boot_origin=timeline.origin,
     )
     from ember.front.client import EngineClient

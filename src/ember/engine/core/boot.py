@@ -7,6 +7,7 @@ their bytes need no conversion. `build` needs torch and does the rest.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ember.boot import Timeline
 from ember.engine.errors import ModelError
+from ember.engine.loading.cuda_context import create_context
 from ember.engine.loading.dtype import choose_dtype, choose_dtype_name
 from ember.engine.loading.files import prefetch
 from ember.engine.loading.load import Started, begin
@@ -39,7 +41,9 @@ class Opened:
 
 def open_model(configure: Configure, timeline: Timeline, found: Callable[[Located], None]) -> Opened:
     """Find (or fetch) the files, tell the front where, and start reading. No torch. Raises ModelError."""
-
+    is_cuda = configure.device != "cpu" and _has_nvidia_device()
+    if is_cuda:
+        threading.Thread(target=create_context, name="cuda-context", daemon=True).start()
     places = {"base_path": configure.base_path, "download_dir": configure.download_dir, "token": configure.hf_token}
     with timeline.phase("locate"):
         model_dir = resolve_model(configure.model, revision=configure.revision, **places)
@@ -50,7 +54,7 @@ def open_model(configure: Configure, timeline: Timeline, found: Callable[[Locate
         config = load_config(model_dir)
     reading = None
     with timeline.phase("start_reading"):
-        if configure.device != "cuda" and not _has_nvidia_device():
+        if configure.device != "cuda" and not is_cuda:
             reading = begin(model_dir, config, choose_dtype_name(configure.dtype, config.dtype, "cpu"), "cpu")
         if reading is None:
             prefetch(model_dir)

@@ -124,6 +124,11 @@ class Engine:
             num_steps=self._num_steps,
         )
 
+    def reset_counters(self) -> None:
+        """Count from here on."""
+        self._prompt_tokens = self._generation_tokens = self._num_steps = 0
+        self.scheduler.reset_counters()
+
     def _extend(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> SequenceOutput:
         """Add a sampled token and see whether it was the last."""
         sampling = sequence.sampling

@@ -17,6 +17,8 @@ import threading
 import traceback
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from ember.boot import Timeline, now
 from ember.engine.core.boot import Opened, build, open_model
 from ember.engine.errors import ModelError
@@ -29,6 +31,7 @@ from ember.wire import (
     Generate,
     GetStats,
     Outputs,
+    Ready,
     SequenceOutput,
     Shutdown,
     decode_front,
@@ -85,6 +88,7 @@ def main(fd: int) -> int:
     timeline.add("import_torch", import_started, import_ended, version=str(torch.__version__))
     try:
         engine, ready = build(opening.configure, opening.opened, timeline)
+        ready = _warm_up(engine, ready, opening.configure.warmup, timeline)
     except ModelError as error:
         return _fail(connection, str(error), "boot")
     except Exception as error:
@@ -134,6 +138,17 @@ class _Opening:
             traceback.print_exc()
             _fail(self.connection, f"the engine could not start: {type(error).__name__}: {error}", "boot")
             os._exit(1)
+
+
+def _warm_up(engine: Engine, ready: Ready, mode: str, timeline: Timeline) -> Ready:
+    """Take the first steps before anybody asks, where WARMUP wants it. Returns `ready` with the time it took."""
+    if mode == "none":
+        return ready
+    from ember.engine.core.warmup import warm_up
+
+    with timeline.phase("warmup", mode=mode):
+        warm_up(engine, mode)
+    return msgspec.structs.replace(ready, boot_phases=timeline.report()["phases"])
 
 
 def _serve(engine: Engine, connection: Connection) -> None:

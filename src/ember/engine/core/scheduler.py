@@ -52,6 +52,9 @@ class Scheduler:
         self.running: list[Sequence] = []  # in order
         self.counters = SchedulerCounters()
 
+    def reset_counters(self) -> None:
+        self.counters = SchedulerCounters()
+
     @property
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
