@@ -267,7 +267,7 @@ class Settings(BaseSettings):
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field(
         "info", validation_alias=_names("LOG_LEVEL"), description="Level of the log on stderr."
     )
-    warmup: Annotated[Literal["none", "eager", "full"], BeforeValidator(_lower)] = Field(
+    warmup: Annotated[Literal["none", "eager", "full"], BeforeValidator(lambda value: _lower(value) or "none")] = Field(
         "none",
         validation_alias=_names("WARMUP"),
         description="Work before the worker is ready, for platforms that snapshot a warmed process: eager = a first "
