@@ -1,9 +1,11 @@
 """Process start to first token: the worker is started N times, and each phase's median and spread is printed.
 
-    python benchmarks/boot.py [--model demo|qwen3-0.6b|DIRECTORY] [--runs 5] [--skip-transformers]
+    python benchmarks/boot.py [--model demo|qwen3-0.6b|DIRECTORY] [--runs 5] [--cold] [--skip-transformers]
 
-Beside it, measured in the same run and in turn: a process that only imports torch, and transformers from process start
-to its first token on the same model. The page cache is warm: every file is read once before the first run.
+Beside it, measured in the same run and in turn: a process that only imports torch; the same worker with its boot steps
+one after the other (serial_boot/); transformers from process start to its first token on the same model; and the rate
+at which `dd` and our reader read the weights. The page cache is warm: every file is read once before the first run.
+With `--cold` it is dropped before every process, which root may do.
 """
 
 from __future__ import annotations
@@ -37,10 +39,28 @@ model.generate(**inputs, max_new_tokens=1, do_sample=False)
 """
 
 
+READER = """
+import sys, time
+from pathlib import Path
+from ember.engine.loading import mapped
+from ember.engine.loading.plan import make_plan, read_headers
+from ember.engine.loading.reader import Reading
+from ember.engine.models.config import load_config
+mapped._is_cached = lambda descriptor, chunk: False
+path = Path(sys.argv[1])
+plan = make_plan(load_config(path), read_headers(path))
+places = mapped.Mapped(plan, next(iter(plan.dtypes)))
+reading = Reading(plan, lambda: mapped.Warming(places))
+reading.wait()
+print(reading.nbytes / reading.seconds / 1e9)
+"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="demo", help=f"demo, {', '.join(SHAPES)} or a directory")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--cold", action="store_true", help="drop the page cache before every process")
     parser.add_argument("--skip-transformers", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -50,20 +70,56 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "compileall", "-q", "src", "kernels", "handler.py"], cwd=ROOT, check=True)
         _read_all(Path(files))
         boots: list[dict[str, Any]] = []
+        serial: list[dict[str, Any]] = []
         imports: list[float] = []
         peers: list[float] = []
+        rates: dict[str, list[float]] = {"dd": [], "our reader": []}
+        cool = _drop_page_cache if options.cold else lambda: None
+        report = Path(scratch) / "report.json"
         for _ in range(options.runs):
+            cool()
             imports.append(_timed([sys.executable, "-c", "import torch"]))
-            boots.append(_boot(directory, Path(scratch) / "report.json"))
+            cool()
+            boots.append(_boot(directory, report))
+            cool()
+            serial.append(_boot(directory, report, {"PYTHONPATH": str(ROOT / "benchmarks/serial_boot")}))
+            cool()
+            rates["dd"].append(_dd_rate(Path(files)))
+            cool()
+            read = [sys.executable, "-c", READER, files]
+            rates["our reader"].append(float(subprocess.run(read, check=True, capture_output=True).stdout))
             if not options.skip_transformers:
+                cool()
                 peers.append(_timed([sys.executable, "-c", TRANSFORMERS, files]))
-    _print(options.model, boots, imports, peers)
+    _print(options.model, boots, imports)
+    _print_others(boots, serial, peers, rates)
 
 
-def _boot(model: str, report: Path) -> dict[str, Any]:
+def _drop_page_cache() -> None:
+    os.sync()
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+    except OSError as error:
+        raise SystemExit(f"--cold: the page cache cannot be dropped here: {error}") from None
+
+
+def _dd_rate(directory: Path) -> float:
+    """GB/s at which `dd` reads the weight files one after the other."""
+    files = sorted(directory.glob("*.safetensors"))
+    seconds = sum(_timed(["dd", f"if={file}", "of=/dev/null", "bs=16M"]) for file in files)
+    return sum(file.stat().st_size for file in files) / seconds / 1e9
+
+
+def _boot(model: str, report: Path, variables: dict[str, str] | None = None) -> dict[str, Any]:
     """Run one job in a fresh worker. Returns its boot report."""
     report.unlink(missing_ok=True)
-    environment = {**os.environ, "MODEL_NAME": model, "EMBER_BOOT_REPORT": str(report), "MAX_MODEL_LEN": "2048"}
+    environment = {
+        **os.environ,
+        **(variables or {}),
+        "MODEL_NAME": model,
+        "EMBER_BOOT_REPORT": str(report),
+        "MAX_MODEL_LEN": "2048",
+    }
     job = json.dumps({"input": {**JOB["input"], "sampling_params": {"max_tokens": 4}}})
     command = [sys.executable, "handler.py", "--test_input", job]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -85,7 +141,7 @@ def _read_all(directory: Path) -> None:
             path.read_bytes()
 
 
-def _print(model: str, boots: list[dict[str, Any]], imports: list[float], peers: list[float]) -> None:
+def _print(model: str, boots: list[dict[str, Any]], imports: list[float]) -> None:
     print(f"\nBoot of {model}, median (fastest - slowest) of {len(boots)} runs, seconds from process start\n")
     print("| phase | process | start | end | duration |")
     print("|---|---|---|---|---|")
@@ -101,14 +157,25 @@ def _print(model: str, boots: list[dict[str, Any]], imports: list[float], peers:
         median = statistics.median(values)
         ratio = f"{median / torch_alone:.2f}x `import torch`"
         print(f"| **{name}** | | | {median:.3f} ({min(values):.3f} - {max(values):.3f}) | {ratio} |")
-    print(f"\n`python -c 'import torch'` alone: {torch_alone:.3f} s ({min(imports):.3f} - {max(imports):.3f})")
+    print(f"\n`python -c 'import torch'` alone: {_spread(imports)}")
+
+
+def _print_others(
+    boots: list[dict[str, Any]], serial: list[dict[str, Any]], peers: list[float], rates: dict[str, list[float]]
+) -> None:
+    ours = statistics.median(boot["marks"]["first_token"] for boot in boots)
+    steps = [boot["marks"]["first_token"] for boot in serial]
+    ratio = statistics.median(steps) / ours
+    print(f"the same steps one after the other, to the first token: {_spread(steps)}, {ratio:.2f}x Ember's")
     if peers:
-        ours = statistics.median(boot["marks"]["first_token"] for boot in boots)
-        theirs = statistics.median(peers)
-        print(
-            f"transformers, process start to the end after one token: {theirs:.3f} s "
-            f"({min(peers):.3f} - {max(peers):.3f}), {theirs / ours:.1f}x Ember's first token"
-        )
+        ratio = statistics.median(peers) / ours
+        print(f"transformers, process start to the end after one token: {_spread(peers)}, {ratio:.1f}x Ember's")
+    for name, found in rates.items():
+        print(f"{name}: {statistics.median(found):.2f} GB/s ({min(found):.2f} - {max(found):.2f})")
+
+
+def _spread(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds):.3f} s ({min(seconds):.3f} - {max(seconds):.3f})"
 
 
 if __name__ == "__main__":
