@@ -17,11 +17,12 @@ from pathlib import Path
 
 from ember.engine.errors import ModelError
 from ember.engine.loading.plan import Copy, LoadPlan, parameter_bytes
-from ember.engine.loading.reader import CHUNK_BYTES, Chunk
+from ember.engine.loading.reader import Chunk, read_exactly
 from ember.engine.loading.safetensors_header import AGAIN, ITEM_SIZES
 
 SMALL_BYTES = 1 << 20  # below, a parameter is read into memory of its own; so are vectors and what is not aligned
 _PROBE_BYTES = 1 << 20  # the page cache is asked about one page in so many bytes
+_SCRATCH_BYTES = 1 << 20  # what is read only to be in the page cache lands here; it fits a core's own cache
 _MAX_WASTE = 1.25  # of a mapping that several tensors share: its size over theirs
 
 Place = tuple[mmap.mmap | bytearray, int]  # memory, and the offset in bytes
@@ -72,20 +73,21 @@ class Warming:
 
     def __init__(self, mapped: Mapped) -> None:
         self._mapped = mapped
-        self._scratch: bytearray | None = None
+        self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
 
-    def view(self, chunk: Chunk, descriptor: int) -> memoryview | None:
+    def fill(self, chunk: Chunk, descriptor: int) -> int:
         small = self._mapped.small(chunk)
-        if small is not None or _is_cached(descriptor, chunk):
-            return small
-        self._scratch = self._scratch or bytearray(CHUNK_BYTES)
-        return memoryview(self._scratch)[: chunk.nbytes]
-
-    def done(self, chunk: Chunk) -> None:
-        pass
+        if small is not None:
+            read_exactly(descriptor, small, chunk)
+            return chunk.nbytes
+        if _is_cached(descriptor, chunk):
+            return 0
+        for start in range(0, chunk.nbytes, _SCRATCH_BYTES):
+            read_exactly(descriptor, self._scratch[: min(_SCRATCH_BYTES, chunk.nbytes - start)], chunk, start)
+        return chunk.nbytes
 
     def close(self) -> None:
-        self._scratch = None
+        pass
 
 
 def _map(file: Path, copies: list[Copy]) -> dict[tuple[str, int], Place]:

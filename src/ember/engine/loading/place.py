@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ember.engine.loading.mapped import Mapped
 from ember.engine.loading.plan import DTYPES, LoadPlan
-from ember.engine.loading.reader import CHUNK_BYTES, Chunk
+from ember.engine.loading.reader import CHUNK_BYTES, Chunk, read_exactly
 
 
 def wrap(plan: LoadPlan, mapped: Mapped, dtype: torch.dtype) -> dict[str, tuple[Tensor, ...]]:
@@ -43,22 +43,21 @@ class Staging:
         self._copied = [torch.cuda.Event() for _ in range(2)] if cuda else []
         self._turn = 0
 
-    def view(self, chunk: Chunk, descriptor: int) -> memoryview:
+    @torch.inference_mode()
+    def fill(self, chunk: Chunk, descriptor: int) -> int:
         self._turn ^= 1
         if self._copied:
             self._copied[self._turn].synchronize()  # the copy that last used this buffer
-        return memoryview(self._buffers[self._turn].numpy().data)[: chunk.nbytes]
-
-    @torch.inference_mode()
-    def done(self, chunk: Chunk) -> None:
+        read_exactly(descriptor, memoryview(self._buffers[self._turn].numpy().data)[: chunk.nbytes], chunk)
         source = self._buffers[self._turn][: chunk.nbytes].view(getattr(torch, DTYPES[chunk.copy.entry.dtype]))
         target = self._flat[chunk.copy.parameter][chunk.element : chunk.element + chunk.count]
         if self._stream is None:
             target.copy_(source)
-            return
+            return chunk.nbytes
         with torch.cuda.stream(self._stream):
             target.copy_(source.to(target.device, non_blocking=True))  # converted on the device where dtypes differ
             self._copied[self._turn].record()
+        return chunk.nbytes
 
     def close(self) -> None:
         if self._stream is not None:

@@ -34,11 +34,8 @@ class Chunk:
 class Sink(Protocol):
     """Where one thread's chunks go; each thread has its own."""
 
-    def view(self, chunk: Chunk, descriptor: int) -> memoryview | None:
-        """Memory of `chunk.nbytes` bytes to read into; None where there is nothing to read."""
-
-    def done(self, chunk: Chunk) -> None:
-        """The chunk is in that memory."""
+    def fill(self, chunk: Chunk, descriptor: int) -> int:
+        """Bring one chunk from the open file to its place. Returns how many bytes had to be read."""
 
     def close(self) -> None:
         """No more chunks come: finish what is under way."""
@@ -77,12 +74,9 @@ class Reading:
         try:
             sink = self._open_sink()
             while (chunk := self._next()) is not None:
-                descriptor = self._descriptor(chunk.copy.entry.file)
-                view = sink.view(chunk, descriptor)
-                if view is not None:
-                    _read_exactly(descriptor, view, chunk)
-                    sink.done(chunk)
-                    self._count(chunk.nbytes)
+                nbytes = sink.fill(chunk, self._descriptor(chunk.copy.entry.file))
+                with self._lock:
+                    self.nbytes += nbytes
             sink.close()
         except BaseException as error:
             with self._lock:
@@ -93,10 +87,6 @@ class Reading:
     def _next(self) -> Chunk | None:
         with self._lock:
             return None if self._error is not None else next(self._chunks, None)
-
-    def _count(self, nbytes: int) -> None:
-        with self._lock:
-            self.nbytes += nbytes
 
     def _descriptor(self, file: Path) -> int:
         with self._lock:
@@ -124,10 +114,11 @@ def _chunks(plan: LoadPlan) -> list[Chunk]:
     return chunks
 
 
-def _read_exactly(descriptor: int, view: memoryview, chunk: Chunk) -> None:
+def read_exactly(descriptor: int, view: memoryview, chunk: Chunk, start: int = 0) -> None:
+    """Fill `view` with the bytes from `start` of a chunk on. Raises ModelError when the file ends before."""
     done = 0
-    while done < chunk.nbytes:
-        count = os.preadv(descriptor, [view[done:]], chunk.offset + done)
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done:]], chunk.offset + start + done)
         if count == 0:
             raise ModelError(f"{chunk.copy.entry.file} became shorter while it was read: {AGAIN}")
         done += count
