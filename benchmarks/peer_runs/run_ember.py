@@ -1,0 +1,45 @@
+"""Ember's engine, in this process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the worker does for its engine process
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "src"), str(ROOT / "kernels")]
+
+from benchmarks.peer_runs.timing import measure, request  # noqa: E402
+from ember.boot import Timeline  # noqa: E402
+from ember.engine.core.boot import build, open_model  # noqa: E402
+from ember.wire import Configure, Generate, SamplingParams  # noqa: E402
+
+
+def main() -> None:
+    asked = request()
+    configure = Configure(
+        model=asked["directory"],
+        dtype="bfloat16",
+        device="cpu",
+        max_model_len=asked["prompt"] + asked["output"] + 16,
+        max_num_seqs=max(asked["batches"]),
+        enable_prefix_caching=False,
+        num_threads=asked["threads"],
+    )
+    timeline = Timeline("bench")
+    engine, _ = build(configure, open_model(configure, timeline, lambda located: None), timeline)
+    while engine.do_chore():
+        pass
+
+    def generate(prompts: list[list[int]], tokens: int) -> None:
+        sampling = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
+        for number, prompt in enumerate(prompts, 1):
+            engine.add(Generate(number, prompt, sampling))
+        while engine.has_work:
+            engine.step()
+
+    measure(asked, generate)
+
+
+main()
