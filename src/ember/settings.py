@@ -195,6 +195,12 @@ class Settings(BaseSettings):
         validation_alias=_names("ENGINE_RESTARTS"),
         description="How often a crashed engine is started again before the worker exits.",
     )
+    step_timeout: float = Field(
+        300.0,
+        ge=0,
+        validation_alias=_names("STEP_TIMEOUT"),
+        description="Seconds until a step of the engine that does not return counts as a crash; 0 = wait for ever.",
+    )
 
     # --- the API
     custom_chat_template: OptionalStr = Field(

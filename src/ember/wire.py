@@ -36,6 +36,7 @@ class Thinking(Struct, frozen=True, omit_defaults=True):
     is_open: bool = False  # the prompt ends inside reasoning
     budget: int | None = None  # reasoning tokens at most; after them the end is forced
     forced_token_ids: list[int] = []  # what is forced then; empty = the first spelling of the end
+    gap_token_ids: list[int] = []  # forced between the end and a grammar's first token: the blank lines of a template
 
 
 class SamplingParams(Struct, frozen=True, omit_defaults=True):
@@ -90,6 +91,7 @@ class Configure(Struct, tag="configure", frozen=True):
     seed: int | None = None  # None = different at every boot
     num_threads: int | None = None
     warmup: str = "none"  # none, eager, full
+    step_timeout: float = 0.0  # seconds until a step that does not return ends the process; 0 = never
     boot_origin: float | None = None  # the worker's start on the clock of ember.boot.now()
 
 

@@ -43,7 +43,8 @@ class Driver:
     """The three calls of the driver's library; `fails` is the one that does not succeed."""
 
     def __init__(self, fails: str = "") -> None:
-        self.fails, self.calls = fails, []
+        self.fails = fails
+        self.calls: list[str] = []
 
     def __getattr__(self, name: str):
         def call(*arguments) -> int:

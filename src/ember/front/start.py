@@ -52,6 +52,7 @@ def launch(settings: Settings) -> Worker:
         seed=settings.seed,
         num_threads=settings.num_threads,
         warmup=settings.warmup,
+        step_timeout=settings.step_timeout,
         boot_origin=timeline.origin,
     )
     from ember.front.client import EngineClient

@@ -6,6 +6,7 @@ the front goes away, when it is told to, or when it cannot go on; then it says w
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import logging
 import os
@@ -21,6 +22,7 @@ import msgspec
 
 from ember.boot import Timeline, now
 from ember.engine.core.boot import Opened, build, open_model
+from ember.engine.core.watchdog import Watchdog
 from ember.engine.errors import ModelError
 from ember.wire import (
     Abort,
@@ -99,7 +101,7 @@ def main(fd: int) -> int:
     gc.enable()
     try:
         connection.send(ready)
-        _serve(engine, connection)
+        _serve(engine, connection, opening.configure.step_timeout)
     except (BrokenPipeError, ConnectionResetError):
         return 0  # the front is gone
     except Exception as error:
@@ -151,7 +153,7 @@ def _warm_up(engine: Engine, ready: Ready, mode: str, timeline: Timeline) -> Rea
     return msgspec.structs.replace(ready, boot_phases=timeline.report()["phases"])
 
 
-def _serve(engine: Engine, connection: Connection) -> None:
+def _serve(engine: Engine, connection: Connection, step_timeout: float = 0.0) -> None:
     """Step while there is work; otherwise sleep in the queue. Returns when the front goes away or says so."""
     inbox: queue.SimpleQueue[list[FrontMessage] | BaseException | None] = queue.SimpleQueue()
 
@@ -164,6 +166,7 @@ def _serve(engine: Engine, connection: Connection) -> None:
             inbox.put(error)
 
     threading.Thread(target=read, name="reader", daemon=True).start()
+    watchdog = Watchdog(step_timeout, lambda: _hang(connection, step_timeout)) if step_timeout else None
     chores_left = True
     num_steps = 0
     while True:
@@ -171,6 +174,8 @@ def _serve(engine: Engine, connection: Connection) -> None:
         while True:  # all that has arrived; waits for something when there is nothing to compute
             is_idle = not engine.has_work and not outputs
             has_chore = chores_left and num_steps > 0
+            if is_idle and watchdog is not None:
+                watchdog.rest()
             try:
                 messages = inbox.get(block=is_idle and not has_chore)
             except queue.Empty:
@@ -195,12 +200,23 @@ def _serve(engine: Engine, connection: Connection) -> None:
                     case Configure():
                         log.error("the engine is configured already; the message is ignored")
         if engine.has_work:
+            if watchdog is not None:
+                watchdog.begin()
             outputs += engine.step()
             num_steps += 1
         if outputs:
             connection.send(Outputs(outputs))
         if chores_left and num_steps >= STEPS_BEFORE_CHORES:
             chores_left = _do_chore(engine)
+
+
+def _hang(connection: Connection, step_timeout: float) -> None:
+    """The main thread is lost, and with it the device's state: say so and end the process."""
+    message = f"the engine hangs: a step took longer than STEP_TIMEOUT={step_timeout:g} seconds"
+    sys.stderr.write(f"{message}\n")
+    faulthandler.dump_traceback(all_threads=True)
+    _fail(connection, message, "run")
+    os._exit(1)
 
 
 def _do_chore(engine: Engine) -> bool:

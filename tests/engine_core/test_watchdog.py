@@ -1,0 +1,70 @@
+"""A step that never returns ends the engine's process; slow and idle engines are left alone."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from ember import wire
+from ember.engine.core.watchdog import Watchdog
+from tests.engine_core.inline import greedy
+from tests.engine_models.tiny import make_tiny
+
+HANGS = """
+import socket, sys, time
+from pathlib import Path
+from ember.engine.core.process import Connection, _serve
+from tests.engine_core.inline import make_engine
+engine = make_engine(Path(sys.argv[2]))
+steps, run = 0, engine.runner.run
+def slower(step):
+    global steps
+    steps += 1
+    while steps > 3:
+        time.sleep(1)
+    return run(step)
+engine.runner.run = slower
+_serve(engine, Connection(socket.socket(fileno=int(sys.argv[1]))), step_timeout=1.5)
+"""
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny("qwen3", tmp_path_factory.mktemp("qwen3"))
+
+
+def test_a_step_that_hangs_is_reported_and_ends_the_process(directory: Path) -> None:
+    ours, theirs = socket.socketpair()
+    ours.settimeout(60)
+    with theirs:
+        command = [sys.executable, "-c", HANGS, str(theirs.fileno()), str(directory)]
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, text=True)
+    request = wire.Generate(1, [5, 6, 7], greedy(20))
+    ours.sendall(wire.frame_front([wire.encode_front(request)]))
+    messages = []
+    while payload := wire.recv_frame(ours):
+        messages.append(wire.decode_engine(payload))
+    _, log = process.communicate(timeout=30)
+    assert isinstance(messages[-1], wire.Failed) and messages[-1].during == "run"
+    assert "STEP_TIMEOUT=1.5" in messages[-1].message
+    assert all(isinstance(message, wire.Outputs) for message in messages[:-1]) and len(messages) == 4
+    assert process.returncode == 1
+    assert "slower" in log, "the log shows where it hangs"
+
+
+def test_each_step_has_the_whole_time() -> None:
+    barked = threading.Event()
+    watchdog = Watchdog(0.5, barked.set)
+    for _ in range(4):
+        watchdog.begin()
+        time.sleep(0.25)
+    watchdog.rest()
+    assert not barked.wait(1.0), "neither many short steps nor rest are a hang"
+    watchdog.begin()
+    assert barked.wait(5.0)
