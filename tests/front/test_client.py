@@ -263,3 +263,67 @@ def test_any_number_of_messages_fits_one_frame():
     for count in (1, 15, 16, 70_000):
         (payload,) = wire.FrameBuffer().feed(wire.frame_front([wire.encode_front(wire.GetStats())] * count))
         assert len(wire.decode_front(payload)) == count
+
+
+async def crash(engines, client, *prompts):
+    """The newest engine dies with these prompts in flight; the next one is ready when this returns."""
+    generations = [client.generate(prompt, SAMPLING) for prompt in prompts]
+    for _ in prompts:
+        await asyncio.wait_for(engines[-1].read(), 2)
+    number = len(engines)
+    engines[-1].die()
+    for generation in generations:
+        with pytest.raises(ApiError, match="The engine failed while"):
+            await asyncio.wait_for(anext(generation), 5)
+    while len(engines) == number:
+        await asyncio.sleep(0.01)
+    assert isinstance(await engines[-1].read(), wire.Configure)
+    engines[-1].write(READY)
+    await client.wait_ready()
+
+
+async def test_the_request_that_ends_the_engine_twice_is_refused_and_its_neighbours_are_not(engines):
+    client = await started(engines, restarts=3)
+    await crash(engines, client, [1], [2], [3])
+    first, second, third = (
+        client.generate([1], SAMPLING),
+        client.generate([2], SAMPLING),
+        client.generate([3], SAMPLING),
+    )
+    fresh = client.generate([4], SAMPLING)
+    requests = [await engines[1].read(), await engines[1].read()]
+    assert [request.prompt_token_ids for request in requests] == [[1], [4]]  # one suspect at a time, all others at once
+    for request in requests:
+        engines[1].write(wire.Outputs([output(request.request_id, [7], finish="stop")]))
+    assert [o.token_ids for o in await anext(first)] == [[7]]
+    assert [o.token_ids for o in await anext(fresh)] == [[7]]
+    assert (await asyncio.wait_for(engines[1].read(), 2)).prompt_token_ids == [2]
+    engines[1].die()
+    for generation in (second, third):
+        with pytest.raises(ApiError, match="The engine failed while"):
+            await asyncio.wait_for(anext(generation), 5)
+    while len(engines) == 2:
+        await asyncio.sleep(0.01)
+    assert isinstance(await engines[2].read(), wire.Configure)
+    engines[2].write(READY)
+    await client.wait_ready()
+    with pytest.raises(ApiError, match="ended the engine twice") as caught:
+        client.generate([2], SAMPLING)
+    assert caught.value.status == 500 and caught.value.headers == {"x-should-retry": "false"}
+    client.generate([1], SAMPLING)
+    client.generate([3], SAMPLING)  # it was waiting when the engine ended the second time
+    assert [(await engines[2].read()).prompt_token_ids for _ in range(2)] == [[1], [3]]
+    await client.close()
+
+
+async def test_a_suspect_whose_client_is_gone_makes_room_for_the_next(engines):
+    client = await started(engines, restarts=3)
+    await crash(engines, client, [1], [2], [3])
+    generations = [client.generate([i], SAMPLING) for i in (1, 2, 3)]
+    running = await engines[1].read()
+    generations[1].abort()  # the engine never heard of it
+    generations[0].abort()
+    assert await asyncio.wait_for(engines[1].read(), 2) == wire.Abort(running.request_id)
+    assert (await asyncio.wait_for(engines[1].read(), 2)).prompt_token_ids == [3]
+    assert list(client._generations) == [generations[2]._request.request_id]
+    await client.close()

@@ -18,6 +18,7 @@ from ember import wire
 from ember.boot import Timeline
 from ember.front.errors import ApiError
 from ember.front.spawn import EngineProcess, spawn
+from ember.front.suspects import Suspects, fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +55,10 @@ class Engine(Protocol):
 class Generation:
     """One request with `sampling.n` samples. Iterate over it inside `async with`, which aborts what is unfinished."""
 
-    def __init__(self, client: EngineClient, request_id: int, num_samples: int) -> None:
+    def __init__(self, client: EngineClient, request: wire.Generate) -> None:
         self._client = client
-        self._request_id = request_id
-        self._unfinished = set(range(num_samples))
+        self._request = request
+        self._unfinished = set(range(request.sampling.n))
         self._outputs: list[wire.SequenceOutput] = []
         self._error: ApiError | None = None
         self._arrived = asyncio.Event()
@@ -94,7 +95,7 @@ class Generation:
             stopped = index in self._unfinished
             self._unfinished.discard(index)
         if stopped:
-            self._client._abort(self._request_id, index, is_over=not self._unfinished)
+            self._client._abort(self._request.request_id, index, is_over=not self._unfinished)
         self._arrived.set()
 
     def _feed(self, output: wire.SequenceOutput) -> bool:
@@ -131,6 +132,8 @@ class EngineClient:
         self._outbox_bytes = 0
         self._generations: dict[int, Generation] = {}
         self._num_requests = 0
+        self._suspects = Suspects()
+        self._tried: dict[int, bytes] = {}  # suspects by request id, the first of which is in the engine
         self._stats_waiters: list[asyncio.Future[wire.Stats]] = []
         self._failure: wire.Failed | None = None
         self._info: wire.Ready | None = None
@@ -178,15 +181,18 @@ class EngineClient:
         priority: int = 0,
         cache_salt: str | None = None,
     ) -> Generation:
-        """Start a request. Raises ApiError while the engine is not ready, or when a value cannot be encoded."""
+        """Start a request. Raises ApiError while the engine is not ready, when a value cannot be encoded, and for a
+        request that ended the engine before."""
         _ = self.info
         self._num_requests += 1
+        request = wire.Generate(self._num_requests, prompt_token_ids, sampling, priority, cache_salt)
         try:
-            self._send(wire.Generate(self._num_requests, prompt_token_ids, sampling, priority, cache_salt))
+            if not self._hold_suspect(request):
+                self._send(request)
         except ValueError as error:
             raise ApiError(400, f"The request holds a value that cannot be passed on: {error}") from None
-        generation = Generation(self, self._num_requests, sampling.n)
-        self._generations[self._num_requests] = generation
+        generation = Generation(self, request)
+        self._generations[request.request_id] = generation
         return generation
 
     async def stats(self) -> wire.Stats:
@@ -208,11 +214,37 @@ class EngineClient:
         for task in self._tasks:
             task.cancel()
 
+    def _hold_suspect(self, request: wire.Generate) -> bool:
+        """Whether the request has to wait until another suspect is through. Raises ApiError when it is the culprit."""
+        if not self._suspects:
+            return False
+        key = fingerprint(request)
+        if self._suspects.is_guilty(key):
+            message = "This request ended the engine twice and is not run again; the worker's log has the reason."
+            raise ApiError(500, message, headers={"x-should-retry": "false"})
+        if not self._suspects.is_suspect(key):
+            return False
+        self._tried[request.request_id] = key
+        return len(self._tried) > 1
+
+    def _end(self, request_id: int, is_answered: bool) -> None:
+        """A request is over; where it was a suspect, the next one has its turn."""
+        generation = self._generations.pop(request_id, None)
+        if request_id not in self._tried or generation is None:
+            return
+        was_running = next(iter(self._tried)) == request_id
+        key = self._tried.pop(request_id)
+        if is_answered:
+            self._suspects.clear(key)
+        if was_running and self._tried and self._info is not None:
+            self._send(self._generations[next(iter(self._tried))]._request)
+
     def _abort(self, request_id: int, index: int | None, is_over: bool) -> None:
-        if is_over:
-            self._generations.pop(request_id, None)
-        if self._info is not None:
+        is_held = request_id in self._tried and next(iter(self._tried)) != request_id  # the engine has not heard of it
+        if self._info is not None and not is_held:
             self._send(wire.Abort(request_id, None if is_over else index))
+        if is_over:
+            self._end(request_id, is_answered=False)
 
     def _send(self, message: wire.FrontMessage) -> None:
         """Queue a message for the next frame. Raises ValueError, and queues nothing, when it cannot be encoded."""
@@ -242,7 +274,7 @@ class EngineClient:
                 for output in message.outputs:
                     generation = self._generations.get(output.request_id)
                     if generation is not None and generation._feed(output):
-                        del self._generations[output.request_id]
+                        self._end(output.request_id, is_answered=True)
                 if is_first:
                     self.on_first_token()
             case wire.Stats():
@@ -273,11 +305,24 @@ class EngineClient:
             if time.monotonic() - self._ready_at > HEALTHY_S:
                 self._restarts_left = self._restarts
             reason = self._failure.message if self._failure else "the engine process ended unexpectedly"
+            self._blame_in_flight()
             self._fail_in_flight(f"The engine failed while this request was running: {reason}.")
             self._ready = asyncio.get_running_loop().create_future()
         task = asyncio.get_running_loop().create_task(self._recover(was_ready))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _blame_in_flight(self) -> None:
+        """What the engine was working on when it ended is suspected of it."""
+        waiting = list(self._tried)[1:]
+        self._suspects.blame(
+            [
+                fingerprint(generation._request)
+                for request_id, generation in self._generations.items()
+                if request_id not in waiting
+            ]
+        )
+        self._tried.clear()
 
     def _fail_in_flight(self, message: str, status: int = 500) -> None:
         generations, self._generations = self._generations, {}

@@ -1,0 +1,61 @@
+"""Finds the request that ends the engine, so that it does not do so again and again when clients send it again.
+
+All requests that were in flight when the engine crashed are suspects. A suspect that comes back runs while no other
+suspect does; if the engine crashes again, it is the one, and is refused from then on. A crash costs a boot, so suspects
+are tried one by one (one more crash in all) and not by halves (a crash for each halving).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from hashlib import blake2b
+
+from ember.wire import Generate, encode_front
+
+MAX_SUSPECTS = 4096  # the oldest are forgotten first
+MEMORY_S = 3600.0  # a suspect that does not come back is forgotten
+MAX_CRASHES = 2
+
+
+class Suspects:
+    """How many crashes each request was part of. A request is known by its prompt and sampling parameters."""
+
+    def __init__(self) -> None:
+        self._crashes: OrderedDict[bytes, tuple[int, float]] = OrderedDict()  # fingerprint -> crashes, time of the last
+
+    def __bool__(self) -> bool:
+        """Whether there is any: without a crash, requests are not looked at."""
+        return bool(self._crashes)
+
+    def blame(self, fingerprints: list[bytes]) -> None:
+        """The engine crashed with these in flight."""
+        now = time.monotonic()
+        for key in fingerprints:
+            count, _ = self._crashes.pop(key, (0, 0.0))
+            self._crashes[key] = count + 1, now
+        while len(self._crashes) > MAX_SUSPECTS:
+            self._crashes.popitem(last=False)
+
+    def clear(self, key: bytes) -> None:
+        """The request was answered to its end."""
+        self._crashes.pop(key, None)
+
+    def is_suspect(self, key: bytes) -> bool:
+        return self._count(key) > 0
+
+    def is_guilty(self, key: bytes) -> bool:
+        return self._count(key) >= MAX_CRASHES
+
+    def _count(self, key: bytes) -> int:
+        count, at = self._crashes.get(key, (0, 0.0))
+        if count and time.monotonic() - at > MEMORY_S:
+            self.clear(key)
+            return 0
+        return count
+
+
+def fingerprint(request: Generate) -> bytes:
+    """Equal for requests with equal prompts and parameters. Raises ValueError when a value cannot be encoded."""
+    encoded = encode_front(Generate(0, request.prompt_token_ids, request.sampling))
+    return blake2b(encoded, digest_size=16).digest()
