@@ -16,7 +16,7 @@ from builder.demo_model.chat import render
 from builder.demo_model.config import OUTPUT, ModelConfig
 from builder.demo_model.corpus import training_examples
 from builder.demo_model.evaluate import report
-from builder.demo_model.export import load, write_tokenizer, write_weights
+from builder.demo_model.export import write_tokenizer, write_weights
 from builder.demo_model.model import Qwen3
 from builder.demo_model.train import Recipe, train
 
@@ -29,17 +29,13 @@ def _plain(text: str) -> str:
     return text
 
 
-def make(recipe: Recipe, folder: Path, further: bool) -> None:
-    """All files of the model: from nothing, or from the weights that are there, which are trained further."""
-    if further:
-        model, tokenizer = load(folder)
-        recipe = replace(recipe, copying_steps=0, matrix_rate=0.012, other_rate=2e-3, decay_from=0.1)
-    else:
-        examples = itertools.islice(training_examples(recipe.seed), _TOKENIZER_EXAMPLES)
-        model = Qwen3(ModelConfig())
-        tokenizer = train_tokenizer((_plain(render(example)) for example in examples), model.config.vocab_size)
-        torch.manual_seed(recipe.seed)
-        model.initialise()
+def make(recipe: Recipe, folder: Path) -> None:
+    """All files of the model, from nothing."""
+    examples = itertools.islice(training_examples(recipe.seed), _TOKENIZER_EXAMPLES)
+    model = Qwen3(ModelConfig())
+    tokenizer = train_tokenizer((_plain(render(example)) for example in examples), model.config.vocab_size)
+    torch.manual_seed(recipe.seed)
+    model.initialise()
     write_tokenizer(tokenizer, model.config, folder)
     started = time.time()
     train(tokenizer, model.train(), recipe, lambda trained: write_weights(trained, folder))
@@ -54,15 +50,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=Recipe.minutes, help="end training after these minutes")
     parser.add_argument("--seed", type=int, default=Recipe.seed, help="seed of the corpus and of the weights")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="processor threads")
-    parser.add_argument(
-        "--further", action="store_true", help="go on from the weights that are there; use another seed"
-    )
     parser.add_argument("--evaluate-only", action="store_true", help="measure the files that are there")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if not arguments.evaluate_only:
         recipe = replace(Recipe(), steps=arguments.steps, minutes=arguments.minutes, seed=arguments.seed)
-        make(recipe, arguments.output, arguments.further)
+        make(recipe, arguments.output)
     report(arguments.output)
 
 

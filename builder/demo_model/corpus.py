@@ -16,16 +16,16 @@ from builder.demo_model.structured import structured
 from builder.demo_model.tools import any_tools, no_tool, tool_call, tool_result
 
 MIXTURE: tuple[tuple[Generator, float], ...] = (
-    (fact_example, 26.0),
-    (arithmetic, 16.0),
+    (fact_example, 25.0),
+    (arithmetic, 20.0),
     (multi_turn, 10.0),
     (small_talk, 3.0),
     (unknown, 1.5),
-    (repeat, 9.0),
+    (repeat, 10.0),
     (copying, 2.0),
     (story, 2.0),
-    (structured, 11.0),
-    (any_tools, 30.0),
+    (structured, 16.0),
+    (any_tools, 28.0),
 )
 
 EVALUATED: tuple[tuple[str, Generator, int], ...] = (

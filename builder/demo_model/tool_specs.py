@@ -163,6 +163,9 @@ TOOLS: tuple[Tool, ...] = (
             What's the weather like in {city} right now?
             Is it raining in {city}?
             How warm is it in {city}?
+            How hot is it in {city}?
+            Is it cold in {city}?
+            Is it warm in {city} today?
             Can you check the weather in {city}?
             weather in {city}
             I need the weather for {city}.
@@ -248,6 +251,8 @@ TOOLS: tuple[Tool, ...] = (
             Please search the internet for {query}.
             Look for {query} online.
             search {query}
+            Please look up {query}.
+            Can you look for {query} on the internet?
             """,
             "Please search the web for {query}.\nCan you look up {query} on the web?\nSearch the internet for {query}.",
         ),

@@ -45,6 +45,25 @@ _EXPLICIT = phrases(
 )
 
 
+_JOINED = phrases(
+    """
+    {} and {}?
+    {}, and {}?
+    {}? And {}?
+    {}? Also, {}?
+    {}, then {}?
+    {} and then {}?
+    {}, also {}?
+    {}? Then {}?
+    First, {}, and second, {}?
+    """,
+    "{} and also {}?\n{}, and then {}?",
+)
+"""Two wishes in one message."""
+
+_LONGEST = 1900
+"""Length of a conversation, in characters of its parts, beyond which no question is added."""
+
 _AND = ("And in {city}?", "and {city}?", "What about {city}?", "How about {city}?", "And {city}?")
 
 
@@ -129,23 +148,34 @@ def _finish(
         messages += [{"role": "tool", "content": text} for text, _ in results]
         messages.append(assistant(" ".join(answer for _, answer in results), second))
         if not held and not thinking:
-            messages += _more(rng, shown)
+            messages += _more(rng, messages, shown)
     return Example(kind, messages, [schema.json for schema in shown], thinking)
 
 
-def _more(rng: random.Random, shown: list[Schema]) -> list[Message]:
-    """Further questions in the same conversation, each for one of the tools that are shown."""
-    messages: list[Message] = []
-    for _ in range(rng.choice((0, 1, 1, 2)) if shown else 0):
-        schema = rng.choice(shown)
-        values = schema.tool.values(rng)
-        text = schema.tool.asked.pick(rng, False)
-        if schema.tool.key in {"weather", "time"} and rng.random() < 0.4:
-            text = rng.choice(_AND)
-        result, answer = schema.tool.result(rng, values)
-        messages += [user(text.format(**values)), _calls([schema.call(values)])]
-        messages += [{"role": "tool", "content": result}, assistant(answer)]
-    return messages[:-2] if messages and rng.random() < 0.5 else messages
+def _more(rng: random.Random, messages: list[Message], shown: list[Schema]) -> list[Message]:
+    """Further questions in the same conversation, so that one reading of the schemas serves for several answers."""
+    added: list[Message] = []
+    length = sum(len(str(message)) for message in messages) + sum(len(str(schema.json)) for schema in shown)
+    for _ in range(rng.choice((0, 1, 2, 3, 4))):
+        draw = rng.random()
+        if shown and draw < 0.7:
+            schema = rng.choice(shown)
+            values = schema.tool.values(rng)
+            text = schema.tool.asked.pick(rng, False)
+            if schema.tool.key in {"weather", "time"} and rng.random() < 0.25:
+                text = rng.choice(_AND)
+            result, answer = schema.tool.result(rng, values)
+            turn = [user(text.format(**values)), _calls([schema.call(values)])]
+            turn += [{"role": "tool", "content": result}, assistant(answer)]
+        elif draw < 0.85:
+            turn = fact_example(rng, False).messages
+        else:
+            turn = _without_tool(rng, False, {schema.tool.key for schema in shown})
+        length += sum(len(str(message)) for message in turn)
+        if length > _LONGEST:
+            break
+        added += turn
+    return added[:-2] if added and added[-2]["role"] == "tool" and rng.random() < 0.3 else added
 
 
 def _thoughts(calls: list[dict[str, Any]]) -> tuple[str, str]:
@@ -175,7 +205,7 @@ def _explicit(rng: random.Random, held: bool, kind: str) -> Example:
     properties: dict[str, Any] = {}
     arguments: dict[str, Any] = {}
     for _ in range(rng.randint(1, 3)):
-        key = words.some_word(rng)
+        key = words.some_word(rng) if rng.random() < 0.2 else rng.choice(words.NOUNS + words.ADJECTIVES)
         if rng.random() < 0.4:
             properties[key], arguments[key] = {"type": "integer"}, rng.randint(0, 999)
         else:
@@ -196,8 +226,8 @@ def _explicit(rng: random.Random, held: bool, kind: str) -> Example:
 def _parallel(rng: random.Random, held: bool, kind: str) -> Example:
     by_key = {tool.key: tool for tool in TOOLS}
     draw = rng.random()
-    if draw < 0.7:
-        tool = by_key["time"] if draw > 0.55 else by_key["weather"]
+    if draw < 0.55:
+        tool = by_key["time"] if draw > 0.42 else by_key["weather"]
         schema = Schema(rng, tool)
         triple = tool.key == "weather" and rng.random() < 0.25
         cities = list(dict.fromkeys(words.city(rng) for _ in range(6)))[: 3 if triple else 2]
@@ -212,8 +242,7 @@ def _parallel(rng: random.Random, held: bool, kind: str) -> Example:
         schemas = [Schema(rng, tool) for tool in pair]
         values = [tool.values(rng) for tool in pair]
         clauses = [tool.clause.format(**value) for tool, value in zip(pair, values, strict=True)]
-        text = rng.choice(("{} and {}?", "{}, and {}?")) if not held else "{} and also {}?"
-        text = text.format(*clauses)
+        text = _JOINED.pick(rng, held).format(*clauses)
         text = text[0].upper() + text[1:]
         calls = [schema.call(value) for schema, value in zip(schemas, values, strict=True)]
         results = [tool.result(rng, value) for tool, value in zip(pair, values, strict=True)]
@@ -224,18 +253,33 @@ def _parallel(rng: random.Random, held: bool, kind: str) -> Example:
 def _not_needed(rng: random.Random, held: bool) -> Example:
     """Tools are there, but the question needs none."""
     example = fact_example(rng, held) if rng.random() < 0.75 else small_talk(rng, held)
-    example.tools = [schema.json for schema in _with_others(rng, [Schema(rng, rng.choice(TOOLS))])]
+    shown = _with_others(rng, [Schema(rng, rng.choice(TOOLS))])
+    if not held:
+        example.messages = example.messages + _more(rng, example.messages, shown)
+    example.tools = [schema.json for schema in shown]
     example.kind = "no tool needed"
     return example
 
 
+def _without_tool(rng: random.Random, held: bool, there: set[str]) -> list[Message]:
+    """A question for a tool that is not there, and the answer that says so."""
+    lost = [tool for tool in TOOLS if tool.missing and tool.key not in there]
+    if not lost:
+        return fact_example(rng, held).messages
+    tool = rng.choice(lost)
+    text = tool.asked.pick(rng, held).format(**tool.values(rng))
+    return [user(text), assistant(f"I cannot do that: I have no tool for {tool.missing}.")]
+
+
 def _missing(rng: random.Random, held: bool) -> Example:
     """The question needs a tool that is not there."""
-    tool = rng.choice([tool for tool in TOOLS if tool.missing])
-    text = tool.asked.pick(rng, held).format(**tool.values(rng))
-    shown = [] if rng.random() < 0.5 else _with_others(rng, [], {tool.key})
-    answer = f"I cannot do that: I have no tool for {tool.missing}."
-    return Example("tool missing", [user(text), assistant(answer)], [schema.json for schema in shown] or None)
+    lost = rng.choice([tool for tool in TOOLS if tool.missing])
+    shown = [] if rng.random() < 0.5 else _with_others(rng, [], {lost.key})
+    there = {tool.key for tool in TOOLS} - {lost.key}
+    messages = _without_tool(rng, held, there)
+    if shown and not held:
+        messages += _more(rng, messages, shown)
+    return Example("tool missing", messages, [schema.json for schema in shown] or None)
 
 
 def tool_call(rng: random.Random, held: bool) -> Example:

@@ -74,7 +74,7 @@ def city(rng: random.Random) -> str:
 def some_word(rng: random.Random) -> str:
     """Any single lower-case word."""
     draw = rng.random()
-    if draw < 0.35:
+    if draw < 0.22:
         return invented(rng)
     return rng.choice((NOUNS, ADJECTIVES, COLOUR_WORDS, FRUITS, FOODS, VERBS, HOBBIES)[rng.randrange(7)])
 
