@@ -88,14 +88,14 @@ def make_checkpoint(shape: str, directory: Path) -> Path:
             repeats = -(-parameter.numel() // RANDOM_NUMBERS) + 1
             start = 7919 * i % RANDOM_NUMBERS  # no two matrices alike
             weights[name] = numbers.repeat(repeats)[start : start + parameter.numel()].view(parameter.shape).clone()
-    _write_tokenizer(path)
+    write_tokenizer(path)
     partial = path / "model.safetensors.partial"
     save_file(weights, partial, metadata={"format": "pt"})
     partial.rename(path / "model.safetensors")
     return path
 
 
-def _write_tokenizer(path: Path) -> None:
+def write_tokenizer(path: Path) -> None:
     """A byte-level BPE of 151,643 tokens whose merges are made up, with ChatML's special tokens after them."""
     from tokenizers.pre_tokenizers import ByteLevel
 

@@ -125,6 +125,9 @@ def _engine(directory: Path, options: argparse.Namespace) -> Engine:
         print(warning)
     if options.device == "cpu":
         print(f"weights packed in {engine.runner.model.pack():.2f} s")
+    else:
+        while engine.do_chore():  # record decode steps
+            pass
     return engine
 
 

@@ -49,6 +49,7 @@ from ember_kernels.launchers import build_launcher, needs_launchers
 
 # Triton 3.10 changes the default to off; it is part of the cache key and of the numerics, so it is stated here.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+os.environ.setdefault("TRITON_DISABLE_LINE_INFO", "1")  # in the key too; without them a binary is a third as large
 
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 

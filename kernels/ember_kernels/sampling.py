@@ -280,5 +280,5 @@ def _specialisation(
         SELECT_WARPS if kernel is select_kernel else WARPS,
         1,
         tuple(name for name in signature if name not in skipped),
-        typical=is_aligned and "fp" not in name and not constants.get("HAS_BIAS"),
+        typical=is_aligned and "fp" not in name and all(constants.values()),  # the engine always gives all tables
     )

@@ -23,7 +23,8 @@ ENTRY = 3
 RECORD_HEADER = 3
 KEEP_TOKEN = -1
 
-# What the sampler needs of a row, a word each: floats as their bits, the 64-bit seed as two words.
+# What the sampler needs of a row, a word each: floats as their bits, the 64-bit seed as two words. `table` and `mask`
+# are one more than the row of `sampling.Constraints`' tables and of its masks, so that the zeros of padding mean: none.
 SAMPLING_FIELDS = (
     "temperature",
     "top_p",
@@ -34,6 +35,8 @@ SAMPLING_FIELDS = (
     "repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
+    "table",
+    "mask",
 )
 
 
@@ -70,11 +73,14 @@ def sampling_words(
     repetition_penalty: float = 1.0,
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
+    table: int = 0,
+    mask: int = 0,
 ) -> tuple[int, ...]:
     """The words of `SAMPLING_FIELDS`."""
     seed_words = np.array([seed & ((1 << 64) - 1)], dtype=np.uint64).view(np.int32).tolist()
     penalties = [float_word(value) for value in (repetition_penalty, presence_penalty, frequency_penalty)]
-    return (float_word(temperature), float_word(top_p), float_word(min_p), top_k, *seed_words, *penalties)
+    fixed = (float_word(temperature), float_word(top_p), float_word(min_p), top_k)
+    return (*fixed, *seed_words, *penalties, table, mask)
 
 
 def words_needed(update: StepUpdate, capacity: int, words: int) -> int:

@@ -59,6 +59,7 @@ class SamplingParams(Struct, frozen=True, omit_defaults=True):
     stop_token_ids: list[int] = []  # beside the model's own EOS ids
     seed: int | None = None  # same seed, same tokens; sample i of n uses seed + i
     logprobs: int | None = None  # None = off, N = sampled token and the top N, -1 = whole vocabulary
+    logprob_token_ids: list[int] = []  # whose log probabilities come too, at every output token that has any
     prompt_logprobs: int | None = None  # the same for the prompt's tokens
     grammar: Grammar | None = None
     thinking: Thinking | None = None  # None = no reasoning: a grammar holds from the first token
@@ -91,6 +92,7 @@ class Configure(Struct, tag="configure", frozen=True):
     seed: int | None = None  # None = different at every boot
     num_threads: int | None = None
     warmup: str = "none"  # none, eager, full
+    enforce_eager: bool = False  # on a GPU: record no decode steps as graphs
     step_timeout: float = 0.0  # seconds until a step that does not return ends the process; 0 = never
     boot_origin: float | None = None  # the worker's start on the clock of ember.boot.now()
 
@@ -132,6 +134,13 @@ class Located(Struct, tag="located", frozen=True):
     tokenizer_dir: str
 
 
+class Notice(Struct, tag="notice", frozen=True):
+    """One line for the worker's log, such as how far a download is."""
+
+    message: str
+    level: str = "info"  # or warning
+
+
 class Ready(Struct, tag="ready", frozen=True):
     """Sent once, when the engine can serve; carries what the front must know about it."""
 
@@ -150,6 +159,12 @@ class Ready(Struct, tag="ready", frozen=True):
     boot_phases: list[dict[str, Any]]
 
 
+class Phases(Struct, tag="phases", frozen=True):
+    """What the boot timeline gets after `Ready`: the first step."""
+
+    phases: list[dict[str, Any]]
+
+
 class TokenLogprobs(Struct, array_like=True, frozen=True):
     """Log probabilities at one position, of the raw distribution (before penalties and temperature)."""
 
@@ -158,6 +173,8 @@ class TokenLogprobs(Struct, array_like=True, frozen=True):
     rank: int  # 1 = most likely
     top_ids: list[int]
     top_logprobs: list[float]
+    asked_ids: list[int] = []  # those of `SamplingParams.logprob_token_ids`
+    asked_logprobs: list[float] = []
 
 
 class SequenceOutput(Struct, array_like=True, frozen=True):
@@ -173,6 +190,7 @@ class SequenceOutput(Struct, array_like=True, frozen=True):
     prompt_logprobs: list[TokenLogprobs | None] | None = None  # once, with sample 0; the first position is None
     error: str | None = None  # with finish_reason error
     error_param: str | None = None  # with an error that is the request's own: the field at fault (a 400)
+    queue_seconds: float = 0.0  # with the first tokens: from its arrival in the engine to its first step
 
 
 class Stats(Struct, tag="stats", frozen=True):
@@ -188,6 +206,8 @@ class Stats(Struct, tag="stats", frozen=True):
     prefix_cache_hits: int
     num_preemptions: int
     num_steps: int
+    step_tokens: int = 0  # computed in all steps
+    step_token_counts: list[int] = []  # steps by their tokens, in the buckets of `histogram.STEP_TOKENS`
 
 
 class Outputs(Struct, tag="outputs", frozen=True):
@@ -203,7 +223,7 @@ class Failed(Struct, tag="failed", frozen=True):
     during: str
 
 
-EngineMessage = Located | Ready | Outputs | Stats | Failed
+EngineMessage = Located | Notice | Ready | Phases | Outputs | Stats | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 _front_decoder = msgspec.msgpack.Decoder(list[FrontMessage])

@@ -170,6 +170,17 @@ def test_logprobs_are_raw_and_ranked():
     assert sample(logits, [sequence(temperature=0.0, logprobs=0)], EOS).logprobs[0].top_ids == []
 
 
+def test_asked_logprobs_come_in_their_order():
+    logits = logits_row()
+    raw = torch.log_softmax(logits[0], dim=-1)
+    row = sequence(temperature=0.0, logprobs=1, logprob_token_ids=[9, 3, 9], logit_bias={3: -5.0})
+    got = sample(logits, [row], EOS).logprobs[0]
+    assert got.asked_ids == [9, 3, 9]
+    assert got.asked_logprobs == pytest.approx(raw[[9, 3, 9]].tolist(), abs=1e-5)
+    assert len(got.top_ids) == 1
+    assert sample(logits, [sequence(temperature=0.0, logprobs=1)], EOS).logprobs[0].asked_ids == []
+
+
 def test_minus_infinity_becomes_a_finite_number():
     logits = torch.zeros(1, VOCAB)
     logits[0, 5] = -math.inf

@@ -131,16 +131,26 @@ def logprobs() -> None:
 
 
 def sampling() -> None:
-    from ember_kernels.sampling import Workspace, sample
+    from ember_kernels.sampling import Constraints, Workspace, sample
     from ember_kernels.step_update import SAMPLING_FIELDS
 
     for *_, vocabulary in SHAPES[:2]:
         workspace = Workspace.create(256, vocabulary, "cpu")
-        parameters = integers(len(SAMPLING_FIELDS), 256)
+        parameters, logits = integers(len(SAMPLING_FIELDS), 256), half(256, vocabulary)
+        limits, words = integers(2, 256), -(-vocabulary // 32)
         for rows in (1, 2, 7, 16, 256):
-            for has_filters in (False, True):
-                logits = half(rows, vocabulary)
-                sample(logits, parameters, integers(rows), has_filters=has_filters, workspace=workspace)
+            constraints = Constraints(
+                mask=integers(256, words),
+                mask_rows=limits[1, :rows],
+                bias_ids=integers(256, 512),
+                bias_values=single(256, 512),
+                bias_counts=integers(256),
+                prompt_mask=integers(256, words),
+                output_counts=torch.empty(256, vocabulary, dtype=torch.int16),
+            )
+            for positions in (integers(rows), integers(4096)[12 : 12 + rows]):  # a part of the step's buffer
+                batch = logits[:rows], parameters, positions
+                sample(*batch, slots=limits[0, :rows], constraints=constraints, workspace=workspace)
 
 
 LAUNCHES: tuple[Callable[[], None], ...] = (

@@ -19,12 +19,13 @@ from ember.engine.loading.cuda_context import create_context
 from ember.engine.loading.dtype import choose_dtype, choose_dtype_name
 from ember.engine.loading.files import prefetch
 from ember.engine.loading.load import Started, begin
-from ember.engine.loading.resolve import resolve_model, resolve_tokenizer
+from ember.engine.loading.resolve import Places, resolve_model, resolve_tokenizer
 from ember.engine.models.config import DecoderConfig, load_config
-from ember.wire import Configure, Located, Ready
+from ember.wire import Configure, Located, Notice, Ready
 
 if TYPE_CHECKING:
     from ember.engine.core.engine import Engine
+    from ember_kernels.cache import CacheWatch
 
 DEFAULT_MAX_NUM_SEQS = {"cuda": 256, "cpu": 64}
 DEFAULT_MAX_NUM_BATCHED_TOKENS = {"cuda": 8192, "cpu": 2048}
@@ -35,22 +36,25 @@ class Opened:
     """A model that was found, and the read of its weights if that could begin already."""
 
     model_dir: Path
+    tokenizer_dir: Path
     config: DecoderConfig
     reading: Started | None
+    kernels: CacheWatch | None = None  # on a GPU
 
 
-def open_model(configure: Configure, timeline: Timeline, found: Callable[[Located], None]) -> Opened:
+def open_model(configure: Configure, timeline: Timeline, tell: Callable[[Located | Notice], None]) -> Opened:
     """Find (or fetch) the files, tell the front where, and start reading. No torch. Raises ModelError."""
     is_cuda = configure.device != "cpu" and _has_nvidia_device()
     if is_cuda:
         threading.Thread(target=create_context, name="cuda-context", daemon=True).start()
-    places = {"base_path": configure.base_path, "download_dir": configure.download_dir, "token": configure.hf_token}
+    say = lambda line: tell(Notice(line))  # noqa: E731
+    places = Places(configure.base_path, configure.download_dir, configure.hf_token, say)
     with timeline.phase("locate"):
-        model_dir = resolve_model(configure.model, revision=configure.revision, **places)
+        model_dir = resolve_model(configure.model, configure.revision, places, check=load_config)
         tokenizer_dir = model_dir
         if configure.tokenizer:
-            tokenizer_dir = resolve_tokenizer(configure.tokenizer, revision=configure.tokenizer_revision, **places)
-        found(Located(str(model_dir), str(tokenizer_dir)))
+            tokenizer_dir = resolve_tokenizer(configure.tokenizer, configure.tokenizer_revision, places)
+        tell(Located(str(model_dir), str(tokenizer_dir)))
         config = load_config(model_dir)
     reading = None
     with timeline.phase("start_reading"):
@@ -58,7 +62,7 @@ def open_model(configure: Configure, timeline: Timeline, found: Callable[[Locate
             reading = begin(model_dir, config, choose_dtype_name(configure.dtype, config.dtype, "cpu"), "cpu")
         if reading is None:
             prefetch(model_dir)
-    return Opened(model_dir, config, reading)
+    return Opened(model_dir, tokenizer_dir, config, reading)
 
 
 def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Engine, Ready]:
@@ -68,8 +72,9 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
 
         from ember.engine.core.block_pool import BlockPool
         from ember.engine.core.engine import Engine
+        from ember.engine.core.grammar import GrammarCompiler
         from ember.engine.core.memory import kv_bytes_per_token, plan_memory, readable
-        from ember.engine.core.runner import Runner
+        from ember.engine.core.runner import Runner, StepRunner
         from ember.engine.core.scheduler import Scheduler
         from ember.engine.layers.batch import KVCache
         from ember.engine.loading.load import LoadReport, load_decoder
@@ -101,8 +106,13 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
             detail["gb_per_s"] = round(report.gigabytes_per_second, 2)
     warnings = []
     if kind == "cuda":
-        with timeline.phase("kernels"):
+        with timeline.phase("kernels") as detail:
             try:
+                from ember_kernels.cache import CacheWatch, use_baked_key
+
+                opened.kernels = CacheWatch()
+                opened.kernels.start()
+                detail["baked_key"] = use_baked_key()
                 if not model.use_kernels():
                     warnings.append(f"{config.architecture} runs on torch operators: no kernels for this form of it")
             except ImportError as error:
@@ -149,7 +159,21 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
         max_num_batched_tokens,
         configure.scheduling_policy,
     )
-    engine = Engine(Runner(model, cache, device), scheduler, plan.max_model_len, configure.seed)
+    grammars = GrammarCompiler(opened.tokenizer_dir, config.vocab_size, config.eos_token_ids)
+    runner: StepRunner = Runner(model, cache, device)
+    if model.fused is not None:
+        from ember.engine.core.device_runner import DeviceRunner
+
+        runner = DeviceRunner(
+            model,
+            cache,
+            device,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_model_len=plan.max_model_len,
+            enforce_eager=configure.enforce_eager,
+        )
+    engine = Engine(runner, scheduler, grammars, plan.max_model_len, configure.seed)
     ready = Ready(
         architecture=config.architecture,
         device=kind,

@@ -4,37 +4,57 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import TYPE_CHECKING
 
 import msgspec
 import torch
 
 from ember.engine.core.block_pool import root_hash
-from ember.engine.core.runner import Runner
+from ember.engine.core.constraint import Constraint
+from ember.engine.core.grammar import CompilingRequests, GrammarCompiler, GrammarError
+from ember.engine.core.runner import Launched, StepRunner
 from ember.engine.core.scheduler import Scheduled, Scheduler
 from ember.engine.core.sequence import Sequence
+from ember.histogram import STEP_TOKENS, Histogram
 from ember.wire import Generate, SequenceOutput, Stats, TokenLogprobs
 
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
 log = logging.getLogger(__name__)
+
+PAUSE_S = 0.005  # of a step that has nothing to do but wait for a grammar
 
 
 class Engine:
     """Owns the sequences. `add`, `abort` and `step` are called from one thread."""
 
-    def __init__(self, runner: Runner, scheduler: Scheduler, max_model_len: int, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        runner: StepRunner,
+        scheduler: Scheduler,
+        grammars: GrammarCompiler,
+        max_model_len: int,
+        seed: int | None = None,
+    ) -> None:
         self.runner = runner
         self.scheduler = scheduler
+        self.grammars = grammars
+        self.compiling = CompilingRequests(grammars)
         self.max_model_len = max_model_len
         self.eos_token_ids = frozenset(runner.model.config.eos_token_ids)
         self._seed = int.from_bytes(os.urandom(8), "little") if seed is None else seed
         self._sequences: dict[int, list[Sequence]] = {}  # by request id, unfinished samples only
+        self._launched: Launched | None = None  # the step whose tokens are still to be read
         self._num_arrivals = 0
         self._prompt_tokens = 0
         self._generation_tokens = 0
         self._num_steps = 0
+        self._step_tokens = Histogram(STEP_TOKENS)
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        return self.scheduler.has_work or bool(self.compiling) or self._launched is not None
 
     def add(self, request: Generate) -> list[SequenceOutput]:
         """Queue a request. One that can never run is answered at once with an error."""
@@ -69,11 +89,16 @@ class Engine:
                 priority=request.priority,
                 arrival=self._num_arrivals,
                 salt=root_hash(request.cache_salt),
+                max_num_tokens=min(num_prompt_tokens + sampling.max_tokens, self.max_model_len),
                 leader=leader if self.scheduler.pool.enable_prefix_caching else None,
             )
             leader = leader or sequence
             self._sequences.setdefault(request.request_id, []).append(sequence)
-            self.scheduler.add(sequence)
+        sequences = self._sequences[request.request_id]
+        if sampling.grammar is not None:
+            self.compiling.add(list(sequences), sampling.grammar)
+        else:
+            self._admit(sequences, None)
         return []
 
     def abort(self, request_id: int, index: int | None = None) -> None:
@@ -83,37 +108,48 @@ class Engine:
                 self._drop(sequence)
 
     def step(self) -> list[SequenceOutput]:
-        """Compute one step. Returns what each sequence gained."""
+        """Launch one step, and take in the tokens of the last one that was launched: this one, or the one before where
+        the runner runs ahead. Returns what each sequence gained."""
+        outputs = self._take_compiled() if self.compiling else []
         step = self.scheduler.schedule()
-        if not step:
-            return []
-        self._num_steps += 1
-        try:
-            result = self.runner.run(step)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            return [self._fail_largest(step, str(error).partition("\n")[0])]
-        self.scheduler.complete(step)
-        outputs = []
-        for row, sequence in enumerate(result.sequences):
-            sampled = result.sampled
-            if sampled.is_broken[row]:
-                outputs.append(self._fail(sequence, "the model's output was not a number (NaN)"))
+        if not step and self._launched is None:
+            if self.compiling and not outputs:
+                self.compiling.pause(PAUSE_S)
+            return outputs
+        launched = None
+        if step:
+            self._num_steps += 1
+            self._step_tokens.observe(sum(scheduled.num_tokens for scheduled in step))
+            try:
+                launched = self.runner.launch(step)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                outputs.append(self._fail_largest(step, str(error).partition("\n")[0]))
             else:
-                outputs.append(self._extend(sequence, sampled.token_ids[row], sampled.logprobs.get(row)))
+                self.scheduler.complete(step)
+                for sequence in launched.sequences:
+                    sequence.num_pending += 1
+        before = launched
+        if self.runner.runs_ahead:
+            before, self._launched = self._launched, launched
+        if before is not None:
+            outputs += self._take_in(before)
+        if launched is not None:
+            launched.draw_late()
         return outputs
 
     def do_chore(self) -> bool:
-        """One short piece of the work that the boot put off: repacking weights for the CPU. Returns whether more is
-        left. For idle moments after the first answer, and between steps where there are none."""
-        return self.runner.model.pack_next()
+        """One short piece of the work that the boot put off: repacking weights for the CPU, recording decode steps for
+        the GPU. Returns whether more is left. For idle moments after the first answer, and between steps where there
+        are none."""
+        return self.runner.do_chore(is_idle=not self.has_work)
 
     def stats(self) -> Stats:
         counters = self.scheduler.counters
         return Stats(
             num_running=len(self.scheduler.running),
-            num_waiting=len(self.scheduler.waiting),
+            num_waiting=len(self.scheduler.waiting) + len(self.compiling),
             num_blocks=self.scheduler.pool.num_blocks,
             num_free_blocks=self.scheduler.pool.num_free,
             prompt_tokens=self._prompt_tokens,
@@ -122,12 +158,32 @@ class Engine:
             prefix_cache_hits=counters.prefix_cache_hits,
             num_preemptions=counters.num_preemptions,
             num_steps=self._num_steps,
+            step_tokens=int(self._step_tokens.sum),
+            step_token_counts=self._step_tokens.counts,
         )
 
     def reset_counters(self) -> None:
         """Count from here on."""
         self._prompt_tokens = self._generation_tokens = self._num_steps = 0
+        self._step_tokens = Histogram(STEP_TOKENS)
         self.scheduler.reset_counters()
+
+    def _take_in(self, launched: Launched) -> list[SequenceOutput]:
+        """The tokens of a step. One that was drawn behind a sequence's end, or for one that was dropped, is nothing."""
+        outputs = []
+        result = launched.result()
+        sampled = result.sampled
+        for row, sequence in enumerate(result.sequences):
+            sequence.num_pending -= 1
+            if sequence.is_finished:
+                continue
+            if row in sampled.errors:
+                outputs.append(self._fail_grammar(sequence, sampled.errors[row]))
+            elif sampled.is_broken[row]:
+                outputs.append(self._fail(sequence, "the model's output was not a number (NaN)"))
+            else:
+                outputs.append(self._extend(sequence, sampled.token_ids[row], sampled.logprobs.get(row)))
+        return outputs
 
     def _extend(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> SequenceOutput:
         """Add a sampled token and see whether it was the last."""
@@ -149,6 +205,13 @@ class Engine:
                 finish_reason, stop_reason = "stop", token_id
             elif sequence.num_output_tokens >= sampling.max_tokens or sequence.num_tokens >= self.max_model_len:
                 finish_reason = "length"
+            if sequence.grammar is not None and finish_reason != "stop":
+                try:
+                    sequence.grammar.advance(token_id)
+                except GrammarError as error:
+                    return self._fail_grammar(sequence, str(error))
+                if sequence.grammar.is_complete:  # its EOS is not waited for
+                    finish_reason = "stop"
         output = SequenceOutput(
             request_id=sequence.request_id,
             index=sequence.index,
@@ -158,6 +221,7 @@ class Engine:
             logprobs=[logprobs] if logprobs is not None else None,
             num_cached_tokens=max(sequence.num_cached_tokens, 0) if is_first else 0,
             prompt_logprobs=sequence.prompt_logprobs if is_first else None,
+            queue_seconds=sequence.admitted - sequence.arrived if is_first else 0.0,
         )
         if finish_reason is not None:
             self._drop(sequence)
@@ -171,9 +235,39 @@ class Engine:
             torch.cuda.empty_cache()
         return self._fail(largest, f"out of memory: {reason}")
 
-    def _fail(self, sequence: Sequence, error: str) -> SequenceOutput:
+    def _admit(self, sequences: list[Sequence], matcher: LLMatcher | None) -> None:
+        """Queue the samples of a request; `matcher` is that of its grammar, at its start."""
+        for sequence in sequences:
+            sampling = sequence.sampling
+            if sampling.max_tokens > 0 and (matcher is not None or sampling.thinking is not None):
+                own = matcher.deep_copy() if matcher is not None else None
+                sequence.grammar = Constraint(sampling, own, self.eos_token_ids, self.grammars.num_words)
+            self.scheduler.add(sequence)
+
+    def _take_compiled(self) -> list[SequenceOutput]:
+        """Queue the requests whose grammar is compiled now. Returns the errors of those that have none."""
+        outputs = []
+        for compiled in self.compiling.take():
+            if compiled.matcher is not None:
+                self._admit(compiled.sequences, compiled.matcher)
+                continue
+            for sequence in compiled.sequences:
+                assert sequence.sampling.grammar is not None and compiled.error is not None
+                param = sequence.sampling.grammar.param
+                outputs.append(self._fail(sequence, f"`{param}` cannot be used: {compiled.error}", param))
+        return outputs
+
+    def _fail_grammar(self, sequence: Sequence, error: str) -> SequenceOutput:
+        """A grammar that cannot be followed any further, by itself or together with the request's other options."""
+        assert sequence.grammar is not None
+        param = sequence.grammar.param
+        return self._fail(sequence, f"the output cannot follow `{param}` any further: {error}", param)
+
+    def _fail(self, sequence: Sequence, error: str, param: str | None = None) -> SequenceOutput:
         self._drop(sequence)
-        return SequenceOutput(sequence.request_id, sequence.index, [], finish_reason="error", error=error)
+        return SequenceOutput(
+            sequence.request_id, sequence.index, [], finish_reason="error", error=error, error_param=param
+        )
 
     def _drop(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)

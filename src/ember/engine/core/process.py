@@ -22,6 +22,7 @@ import msgspec
 
 from ember.boot import Timeline, now
 from ember.engine.core.boot import Opened, build, open_model
+from ember.engine.core.first_step import FirstStep
 from ember.engine.core.watchdog import Watchdog
 from ember.engine.errors import ModelError
 from ember.wire import (
@@ -90,6 +91,7 @@ def main(fd: int) -> int:
     timeline.add("import_torch", import_started, import_ended, version=str(torch.__version__))
     try:
         engine, ready = build(opening.configure, opening.opened, timeline)
+        first_step = FirstStep(timeline, connection.send, opening.opened.kernels)
         ready = _warm_up(engine, ready, opening.configure.warmup, timeline)
     except ModelError as error:
         return _fail(connection, str(error), "boot")
@@ -101,7 +103,7 @@ def main(fd: int) -> int:
     gc.enable()
     try:
         connection.send(ready)
-        _serve(engine, connection, opening.configure.step_timeout)
+        _serve(engine, connection, opening.configure.step_timeout, first_step)
     except (BrokenPipeError, ConnectionResetError):
         return 0  # the front is gone
     except Exception as error:
@@ -153,7 +155,9 @@ def _warm_up(engine: Engine, ready: Ready, mode: str, timeline: Timeline) -> Rea
     return msgspec.structs.replace(ready, boot_phases=timeline.report()["phases"])
 
 
-def _serve(engine: Engine, connection: Connection, step_timeout: float = 0.0) -> None:
+def _serve(
+    engine: Engine, connection: Connection, step_timeout: float = 0.0, first_step: FirstStep | None = None
+) -> None:
     """Step while there is work; otherwise sleep in the queue. Returns when the front goes away or says so."""
     inbox: queue.SimpleQueue[list[FrontMessage] | BaseException | None] = queue.SimpleQueue()
 
@@ -202,8 +206,11 @@ def _serve(engine: Engine, connection: Connection, step_timeout: float = 0.0) ->
         if engine.has_work:
             if watchdog is not None:
                 watchdog.begin()
+            started = now() if first_step is not None else 0.0
             outputs += engine.step()
             num_steps += 1
+            if first_step is not None and first_step.ended(started):
+                first_step = None
         if outputs:
             connection.send(Outputs(outputs))
         if chores_left and num_steps >= STEPS_BEFORE_CHORES:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ember.engine.core.masks import MaskFiller
 from ember.engine.core.sampler import Sampled, describe_token, sample
 from ember.engine.core.scheduler import Scheduled
 from ember.engine.core.sequence import Sequence
@@ -23,27 +25,82 @@ class StepResult:
     sampled: Sampled = field(default_factory=lambda: Sampled([], [], {}))
 
 
+class Launched(Protocol):
+    """A step that was launched."""
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """Those that get a token."""
+
+    def draw_late(self) -> None:
+        """Draw what had to wait for the tokens of the step before; to be called when they are known."""
+
+    def result(self) -> StepResult:
+        """Wait for the step and read its tokens."""
+
+
+class StepRunner(Protocol):
+    """What the engine needs of whoever executes its steps."""
+
+    model: Decoder
+    device: torch.device
+    runs_ahead: bool  # a step is to be launched before the tokens of the one before are read
+
+    def launch(self, step: list[Scheduled]) -> Launched: ...
+
+    def do_chore(self, is_idle: bool) -> bool:
+        """One short piece of the work that the boot put off. Returns whether more is left."""
+
+
+@dataclass(slots=True)
+class Done:
+    """A step that is over when its launch returns."""
+
+    outcome: StepResult
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        return self.outcome.sequences
+
+    def draw_late(self) -> None:
+        """All is drawn."""
+
+    def result(self) -> StepResult:
+        return self.outcome
+
+
 class Runner:
-    """The model and its cache on one device."""
+    """The model and its cache on one device, one step at a time: for CPUs, and for decoders that have no kernels."""
+
+    runs_ahead = False
 
     def __init__(self, model: Decoder, cache: KVCache, device: torch.device) -> None:
         self.model = model
         self.cache = cache
         self.device = device
+        self.masks = MaskFiller(pin_memory=device.type == "cuda")
+
+    def launch(self, step: list[Scheduled]) -> Done:
+        return Done(self.run(step))
+
+    def do_chore(self, is_idle: bool) -> bool:
+        """Repack one more layer's weights for the CPU."""
+        return self.model.pack_next()
 
     @torch.inference_mode()
     def run(self, step: list[Scheduled]) -> StepResult:
         """One forward pass over the scheduled tokens; a new token for every sequence whose last token is among them."""
+        sequences = [scheduled.sequence for scheduled in step if is_last_chunk(scheduled)]
+        masks = self.masks.start(sequences)
         batch = self._batch(step)
         hidden = self.model.forward(batch, self.cache)  # [tokens, hidden]
         for scheduled, start in zip(step, batch.query_starts, strict=False):
             if scheduled.sequence.wants_prompt_logprobs and not scheduled.sequence.is_prefilled:
                 self._add_prompt_logprobs(scheduled, hidden[start : start + scheduled.num_tokens])
-        sequences = [scheduled.sequence for scheduled in step if _is_last_chunk(scheduled)]
         if not sequences:
             return StepResult()
         logits = self.model.logits(hidden[batch.logits_indices])  # [rows, vocab]
-        return StepResult(sequences, sample(logits, sequences, self.model.config.eos_token_ids))
+        return StepResult(sequences, sample(logits, sequences, self.model.config.eos_token_ids, masks()))
 
     def _batch(self, step: list[Scheduled]) -> Batch:
         block_size = self.cache.block_size
@@ -66,7 +123,7 @@ class Runner:
             query_starts.append(query_starts[-1] + scheduled.num_tokens)
             context_lens.append(end)
             block_tables[row, : len(table)] = np.frombuffer(table, dtype=np.int64)
-            if _is_last_chunk(scheduled):
+            if is_last_chunk(scheduled):
                 ends.append(query_starts[-1] - 1)
         return Batch(
             token_ids=self._upload(token_ids),
@@ -98,5 +155,6 @@ class Runner:
             sequence.prompt_logprobs.append(describe_token(logprobs[row], token_id, count))
 
 
-def _is_last_chunk(scheduled: Scheduled) -> bool:
+def is_last_chunk(scheduled: Scheduled) -> bool:
+    """Whether a token follows what is computed of the sequence."""
     return scheduled.num_tokens == scheduled.sequence.num_uncomputed_tokens

@@ -11,11 +11,14 @@ tokens alone and in a full batch.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import msgspec
 import torch
 from torch import Tensor
 
+from ember.engine.core.constraint import NOTHING_LEFT
+from ember.engine.core.masks import Masks
 from ember.engine.core.sequence import Sequence
 from ember.wire import SamplingParams, TokenLogprobs
 
@@ -39,6 +42,7 @@ class Sampled:
     token_ids: list[int]
     is_broken: list[bool]  # the row's logits hold NaN
     logprobs: dict[int, TokenLogprobs]  # row -> of the sampled token, where asked
+    errors: dict[int, str] = field(default_factory=dict)  # row -> why its grammar cannot be followed any further
 
 
 def uniform(seed: int, position: int) -> float:
@@ -55,20 +59,27 @@ def _splitmix64(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def sample(logits: Tensor, sequences: list[Sequence], eos_token_ids: list[int]) -> Sampled:
+def sample(logits: Tensor, sequences: list[Sequence], eos_token_ids: list[int], masks: Masks | None = None) -> Sampled:
     """Draw one token for each row of `logits` [rows, vocab]; row i continues sequences[i]."""
     logits = logits.float()
     logprob_rows = [row for row, sequence in enumerate(sequences) if sequence.sampling.logprobs is not None]
     raw = torch.log_softmax(logits[logprob_rows], dim=-1) if logprob_rows else None
-    if raw is not None or any(_changes_logits(sequence.sampling) for sequence in sequences):
+    if raw is not None or masks is not None or any(_changes_logits(sequence.sampling) for sequence in sequences):
         logits = logits.clone()
     for row, sequence in enumerate(sequences):
         if _changes_logits(sequence.sampling):
             _process_row(logits[row], sequence, eos_token_ids)
+    if masks is not None:
+        masks.apply(logits)
 
     best = logits.max(dim=-1)
     token_ids: list[int] = best.indices.tolist()
-    is_broken: list[bool] = best.values.isnan().tolist()
+    best_values: list[float] = best.values.tolist()
+    is_broken = [math.isnan(value) for value in best_values]
+    errors = dict(masks.errors) if masks is not None else {}
+    for row in masks.rows if masks is not None else ():
+        if best_values[row] == -math.inf:
+            errors.setdefault(row, NOTHING_LEFT)
     random_rows = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature > 0]
     for width, rows in _group_by_width(random_rows, sequences, logits.shape[-1]).items():
         drawn = _draw(logits[rows], [sequences[row] for row in rows], width)
@@ -77,19 +88,26 @@ def sample(logits: Tensor, sequences: list[Sequence], eos_token_ids: list[int]) 
     logprobs = {}
     if raw is not None:
         for i, row in enumerate(logprob_rows):
-            count = sequences[row].sampling.logprobs
-            assert count is not None
-            logprobs[row] = describe_token(raw[i], token_ids[row], count)
-    return Sampled(token_ids, is_broken, logprobs)
+            params = sequences[row].sampling
+            assert params.logprobs is not None
+            logprobs[row] = describe_token(raw[i], token_ids[row], params.logprobs, params.logprob_token_ids)
+    return Sampled(token_ids, is_broken, logprobs, errors)
 
 
-def describe_token(logprobs: Tensor, token_id: int, count: int) -> TokenLogprobs:
-    """The log probability and rank of one token, and the `count` most likely ones (-1 = all). `logprobs`: [vocab]."""
+def describe_token(logprobs: Tensor, token_id: int, count: int, asked: list[int] | None = None) -> TokenLogprobs:
+    """The log probability and rank of one token, the `count` most likely ones (-1 = all), and those `asked` for.
+    `logprobs`: [vocab]."""
     chosen = logprobs[token_id]
     rank = int((logprobs > chosen).sum()) + 1
     top = logprobs.topk(logprobs.shape[-1] if count < 0 else min(count, logprobs.shape[-1]))
     top_logprobs = [_finite(value) for value in top.values.tolist()]
-    return TokenLogprobs(token_id, _finite(float(chosen)), rank, top.indices.tolist(), top_logprobs)
+    described = TokenLogprobs(token_id, _finite(float(chosen)), rank, top.indices.tolist(), top_logprobs)
+    if asked:
+        values = logprobs[torch.tensor(asked, device=logprobs.device)].tolist()
+        described = msgspec.structs.replace(
+            described, asked_ids=asked, asked_logprobs=[_finite(value) for value in values]
+        )
+    return described
 
 
 def _finite(value: float) -> float:

@@ -8,6 +8,7 @@ which gives its pages back and is computed again later; most of it is then found
 from __future__ import annotations
 
 import bisect
+import time
 from array import array
 from dataclasses import dataclass
 
@@ -71,12 +72,17 @@ class Scheduler:
         self._free(sequence)
 
     def schedule(self) -> list[Scheduled]:
-        """The next step, pages allocated. Empty only when nothing is left to do."""
+        """The next step, pages allocated. Empty only when nothing is left to do but to read the tokens of steps before.
+
+        Sequences go on behind tokens that are being drawn, unless these are their last. A sequence that was preempted
+        meanwhile starts again when all its tokens are known.
+        """
         budget = self.max_num_batched_tokens
         step: list[Scheduled] = []
         preempted: set[Sequence] = set()
-        decoding = [sequence for sequence in self.running if sequence.num_uncomputed_tokens == 1]
-        prefilling = [sequence for sequence in self.running if sequence.num_uncomputed_tokens > 1]
+        going_on = [sequence for sequence in self.running if not sequence.ends_by_length]
+        decoding = [sequence for sequence in going_on if sequence.num_uncomputed_tokens == 1]
+        prefilling = [sequence for sequence in going_on if sequence.num_uncomputed_tokens > 1]
         for sequence in decoding + prefilling:
             if budget == 0:
                 break
@@ -93,7 +99,7 @@ class Scheduler:
         position = 0
         while budget > 0 and position < len(self.waiting) and len(self.running) < self.max_num_seqs:
             sequence = self.waiting[position]
-            if self._waits_for_leader(sequence):
+            if sequence.num_pending or self._waits_for_leader(sequence):
                 position += 1
                 continue
             num_tokens = self._admit(sequence, budget)
@@ -105,11 +111,11 @@ class Scheduler:
         return step
 
     def complete(self, step: list[Scheduled]) -> None:
-        """After the step ran: move the marks on and publish the pages that are full now."""
+        """After the step was launched: move the marks on and publish the pages that are full of known tokens."""
         for scheduled in step:
             sequence = scheduled.sequence
             sequence.num_computed_tokens += scheduled.num_tokens
-            num_full = sequence.num_computed_tokens // self.block_size
+            num_full = min(sequence.num_computed_tokens, sequence.num_tokens) // self.block_size
             if num_full > sequence.num_registered_blocks:
                 self._extend_hashes(sequence, num_full)
                 for i in range(sequence.num_registered_blocks, num_full):
@@ -175,6 +181,7 @@ class Scheduler:
         self._take_blocks(sequence, num_tokens)
         if sequence.num_cached_tokens < 0:
             sequence.num_cached_tokens = num_cached_tokens
+            sequence.admitted = time.monotonic()
             self.counters.prefix_cache_queries += sequence.num_tokens
             self.counters.prefix_cache_hits += num_cached_tokens
         return num_tokens

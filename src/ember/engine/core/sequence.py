@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING
 from ember.wire import SamplingParams, TokenLogprobs
 
 if TYPE_CHECKING:
+    from ember.engine.core.constraint import Constraint
     from ember.engine.core.sampler import TokenCounts
 
 
@@ -25,16 +28,21 @@ class Sequence:
     priority: int
     arrival: int  # order of arrival; older sequences go first
     salt: bytes  # root of the prefix hash chain
+    arrived: float = field(default_factory=time.monotonic)
+    admitted: float = 0.0  # when it first joined a step, on the same clock
+    max_num_tokens: int = sys.maxsize  # prompt and output; there it ends by length
     leader: Sequence | None = None  # the sample that computes the shared prompt first
     block_table: array[int] = field(default_factory=lambda: array("q"))  # read as a buffer when the batch is built
     block_hashes: list[bytes] = field(default_factory=list)  # chain over the full blocks of token_ids, as far as known
-    num_computed_tokens: int = 0  # whose K and V are in the cache
+    num_computed_tokens: int = 0  # whose K and V are in the cache, or will be when the launched steps are done
+    num_pending: int = 0  # tokens that follow token_ids and are being drawn on the device
     num_registered_blocks: int = 0  # full blocks that are published in the prefix cache
     num_cached_tokens: int = -1  # of the prompt, found in the prefix cache at the first admission; -1 before it
     is_prefilled: bool = False  # the whole prompt has been computed once
     is_finished: bool = False
     prompt_logprobs: list[TokenLogprobs | None] | None = None  # by position, as far as computed
     token_counts: TokenCounts | None = None  # of sequences with penalties
+    grammar: Constraint | None = None  # of sequences with a grammar or with reasoning that is watched
 
     @property
     def num_tokens(self) -> int:
@@ -46,7 +54,12 @@ class Sequence:
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        return len(self.token_ids) - self.num_computed_tokens
+        return len(self.token_ids) + self.num_pending - self.num_computed_tokens
+
+    @property
+    def ends_by_length(self) -> bool:
+        """The token that is being drawn is its last, whatever it will be."""
+        return self.num_pending > 0 and len(self.token_ids) + self.num_pending >= self.max_num_tokens
 
     @property
     def wants_prompt_logprobs(self) -> bool:

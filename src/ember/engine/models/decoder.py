@@ -97,6 +97,11 @@ class Decoder:
             self._fused = FusedForward(self)
         return self._fused is not None
 
+    @property
+    def fused(self) -> FusedForward | None:
+        """The forward pass in kernels, where `use_kernels` chose it."""
+        return self._fused
+
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         """Run one step: K and V of the batch are written to the cache. Returns [T, hidden] after the final norm."""
         if self._fused is not None:

@@ -45,6 +45,9 @@ ACTIVATION_KINDS = {
 class FusedStep:
     """What all layers share in one step. The first `num_decodes` sequences have one query each."""
 
+    token_ids: Tensor  # [T] int64
+    positions: Tensor  # [T] int64
+    slot_mapping: Tensor  # [T] int64; negative: padding, which leaves the cache alone
     num_decodes: int
     block_tables: Tensor  # [S, max_blocks] int32
     context_lens: Tensor  # [S] int32
@@ -59,6 +62,9 @@ class FusedStep:
         num_decodes = next((i for i, count in enumerate(counts) if count != 1), len(counts))
         device = batch.token_ids.device
         return cls(
+            token_ids=batch.token_ids,
+            positions=batch.positions,
+            slot_mapping=batch.slot_mapping,
             num_decodes=num_decodes,
             block_tables=batch.block_tables.to(torch.int32),
             context_lens=torch.tensor(batch.context_lens, dtype=torch.int32).to(device, non_blocking=True),
@@ -85,13 +91,16 @@ class FusedForward:
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         """Run one step: K and V of the batch are written to the cache. Returns [T, hidden] after the final norm."""
+        return self.run(FusedStep.of(batch), cache)
+
+    def run(self, step: FusedStep, cache: KVCache) -> Tensor:
+        """As `forward`, for inputs that are on the device already; nothing here looks at their values."""
         decoder = self.decoder
-        step = FusedStep.of(batch)
-        residual = decoder.embedding(batch.token_ids, batch.positions)  # [T, hidden]
+        residual = decoder.embedding(step.token_ids, step.positions)  # [T, hidden]
         delta: Tensor | None = None  # what the last block adds to it
         for index, layer in enumerate(decoder.layers):
             hidden = _add_norm(layer.attention_norm, delta, residual)
-            delta = self._attention(layer, hidden, batch, step, cache.keys[index], cache.values[index])
+            delta = self._attention(layer, hidden, step, cache.keys[index], cache.values[index])
             hidden = _add_norm(layer.mlp_norm, delta, residual)
             inner, _ = activation(layer.mlp.up(hidden), self.activation_kind, gated=layer.mlp.gated)
             delta = layer.mlp.down(inner)
@@ -99,17 +108,15 @@ class FusedForward:
             return residual if delta is None else residual + delta
         return _add_norm(decoder.final_norm, delta, residual)
 
-    def _attention(
-        self, layer: Layer, hidden: Tensor, batch: Batch, step: FusedStep, keys: Tensor, values: Tensor
-    ) -> Tensor:
+    def _attention(self, layer: Layer, hidden: Tensor, step: FusedStep, keys: Tensor, values: Tensor) -> Tensor:
         """[T, hidden] -> [T, hidden]; `keys` and `values` are the layer's cache."""
         norm = layer.qk_norm.weight if layer.qk_norm is not None else None  # [heads + kv_heads, head_dim]
         query = rope_cache(
             layer.qkv(hidden),
             keys,
             values,
-            batch.slot_mapping,
-            batch.positions,
+            step.slot_mapping,
+            step.positions,
             self.table,
             query_weight=None if norm is None else norm[0],
             key_weight=None if norm is None else norm[-1],

@@ -1,0 +1,276 @@
+"""One model on one GPU, beside what the device allows and beside transformers' continuous batching on the same weights.
+
+    python benchmarks/gpu_engine.py --model qwen3-0.6b|llama-3.1-8b|qwen3-32b|DIRECTORY [--parts decode prefill ...]
+
+decode: tokens/s at several batch sizes after prompts of 1k, the share of what reading weights and cache allows, and how
+much of a step the device waits for the host. prefill: tokens/s at 1k and 8k, the share of the measured matmul rate.
+first: time to the first token of one prompt of 1k. workload: nano-vllm's (256 requests, 100 to 1024 tokens in and out,
+temperature 0.6, no end token). peer: the same workload in transformers. Ceilings, a copy of 1 GiB and a bfloat16 matmul
+of 8192^3, are measured in the same run. `--json FILE` writes the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.shapes import SHAPES, make_checkpoint  # noqa: E402
+
+if TYPE_CHECKING:
+    from benchmarks.kernels.common import Ceilings
+    from ember.engine.core.engine import Engine
+    from ember.wire import SamplingParams
+
+PARTS = ("decode", "prefill", "first", "workload", "peer")
+BATCHES = (1, 8, 64, 256)
+CONTEXT, OUTPUT = 1024, 96
+PREFILLS = (1024, 8192)
+NUM_REQUESTS, SHORTEST, LONGEST = 256, 100, 1024  # of nano-vllm's workload
+REPEATS = 3
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="qwen3-0.6b", help=f"{', '.join(SHAPES)} or a directory")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
+    parser.add_argument("--checkpoints", type=Path, default=None, help="where checkpoints are kept; else they are not")
+    parser.add_argument("--json", type=Path, default=None, metavar="FILE")
+    options = parser.parse_args()
+    from benchmarks.kernels.common import measure_ceilings, require_gpu
+
+    require_gpu()
+    ceilings = measure_ceilings()
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(options.model)
+        if options.model in SHAPES:
+            directory = make_checkpoint(options.model, options.checkpoints or Path(scratch))
+        rows = measure(directory, options.model, options.parts, options.batches, ceilings, options.json)
+    for row in rows:
+        print(json.dumps(row))
+
+
+def measure(
+    directory: Path, name: str, parts: list[str], batches: list[int], ceilings: Ceilings, file: Path | None
+) -> list[Row]:
+    """A row for each figure; `file` is written after each part: a time limit does not cost what was measured."""
+    import torch
+
+    rows: list[Row] = []
+
+    def note(made: list[Row]) -> None:
+        rows.extend({"model": name, **row} for row in made)
+        if file is not None:
+            file.write_text(json.dumps(rows, indent=1) + "\n")
+
+    if set(parts) - {"peer"}:
+        _measure_engine(_engine(directory), parts, batches, ceilings, note)
+    gc.collect()  # the engine is gone, and with it its memory
+    torch.cuda.empty_cache()
+    if "peer" in parts:
+        note([_peer(directory)])
+    return rows
+
+
+def _measure_engine(
+    engine: Engine, parts: list[str], batches: list[int], ceilings: Ceilings, note: Callable[[list[Row]], None]
+) -> None:
+    if "first" in parts:
+        note([_first(engine)])
+    if "decode" in parts:
+        for batch in batches:
+            note([_decode(engine, batch, ceilings)])
+    if "prefill" in parts:
+        note([_prefill(engine, length, ceilings) for length in PREFILLS])
+    if "workload" in parts:
+        note([_workload(engine)])
+
+
+def _engine(directory: Path) -> Engine:
+    """As the worker builds it, with every decode step recorded."""
+    from ember.boot import Timeline
+    from ember.engine.core.boot import build, open_model
+    from ember.engine.core.warmup import warm_up
+    from ember.wire import Configure
+
+    configure = Configure(
+        model=str(directory),
+        dtype="bfloat16",
+        device="cuda",
+        max_model_len=max(*PREFILLS, 2 * LONGEST) + 64,
+        max_num_seqs=max(*BATCHES, NUM_REQUESTS),
+        enable_prefix_caching=False,
+        seed=0,
+    )
+    timeline = Timeline("bench")
+    engine, ready = build(configure, open_model(configure, timeline, lambda located: None), timeline)
+    for warning in ready.warnings:
+        print(warning)
+    started = time.perf_counter()
+    warm_up(engine, "full")
+    print(f"warmed up, graphs included, in {time.perf_counter() - started:.2f} s", flush=True)
+    return engine
+
+
+def _greedy(max_tokens: int) -> SamplingParams:
+    from ember.wire import SamplingParams
+
+    return SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+
+
+def _prompts(engine: Engine, lengths: list[int], seed: int) -> list[list[int]]:
+    draw = random.Random(seed)
+    vocabulary = engine.runner.model.config.vocab_size
+    return [[draw.randrange(10, vocabulary - 10) for _ in range(length)] for length in lengths]
+
+
+def _first(engine: Engine) -> Row:
+    """Seconds from a prompt of 1k to its first token, on an idle engine."""
+    from ember.wire import Generate
+
+    seconds = []
+    for i in range(REPEATS + 1):
+        (prompt,) = _prompts(engine, [CONTEXT], seed=i)
+        started = time.perf_counter()
+        engine.add(Generate(i, prompt, _greedy(2)))
+        while not engine.step():
+            pass
+        seconds.append(time.perf_counter() - started)
+        while engine.has_work:
+            engine.step()
+    return {"part": "first", "prompt": CONTEXT, "seconds": statistics.median(seconds[1:])}
+
+
+def _decode(engine: Engine, batch: int, ceilings: Ceilings) -> Row:
+    """Decode rate of a full batch, all prompts through, and what the device and the memory would allow."""
+    from ember.engine.core.memory import kv_bytes_per_token
+    from ember.wire import Generate
+
+    for i, prompt in enumerate(_prompts(engine, [CONTEXT] * batch, seed=batch)):
+        engine.add(Generate(i, prompt, _greedy(OUTPUT)))
+    waiting = set(range(batch))
+    steps: list[float] = []
+    while engine.has_work:
+        started = time.perf_counter()
+        outputs = engine.step()
+        if not waiting and len(outputs) == batch:
+            steps.append(time.perf_counter() - started)
+        waiting -= {output.request_id for output in outputs}
+    step = statistics.median(steps)
+    model = engine.runner.model
+    context = CONTEXT + OUTPUT / 2
+    step_bytes = model.weight_bytes + batch * context * kv_bytes_per_token(model.config, model.dtype)
+    row = {"part": "decode", "batch": batch, "context": CONTEXT, "tokens_per_second": batch / step}
+    row |= {"bytes_per_second": step_bytes / step, "limit": ceilings.bytes_per_second / step_bytes * batch}
+    device = _device_seconds(engine, batch)
+    if device is not None:
+        row |= {"step_seconds": step, "device_seconds": device, "device_waits": max(0.0, 1 - device / step)}
+    return row
+
+
+def _device_seconds(engine: Engine, batch: int) -> float | None:
+    """Of one recorded step of that size, repeated without the host between; None where none is recorded.
+
+    The rows are those of the last step, a few positions further on: their contexts are as long, their pages free.
+    """
+    import torch
+
+    from ember.engine.core.device_runner import DeviceRunner
+
+    runner = engine.runner
+    if not isinstance(runner, DeviceRunner):
+        return None
+    size = runner.graphs.size_for(batch)
+    if size is None:
+        return None
+    repeats = 10
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(repeats):
+        runner.graphs.launch(size)
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000 / repeats
+
+
+def _prefill(engine: Engine, length: int, ceilings: Ceilings) -> Row:
+    """Prompt tokens per second with the engine full of prompts of one length."""
+    from ember.wire import Generate
+
+    budget = engine.scheduler.max_num_batched_tokens
+    count = max(1, 2 * budget // length)
+    rates = []
+    for repeat in range(REPEATS + 1):
+        for i, prompt in enumerate(_prompts(engine, [length] * count, seed=repeat)):
+            engine.add(Generate(i, prompt, _greedy(1)))
+        started = time.perf_counter()
+        while engine.has_work:
+            engine.step()
+        rates.append(count * length / (time.perf_counter() - started))
+    rate = statistics.median(rates[1:])
+    model = engine.runner.model
+    config = model.config
+    attention = 2 * 2 * config.num_layers * config.num_heads * config.head_dim * length / 2  # causal: half of it
+    flops = 2 * (model.num_parameters - config.vocab_size * config.hidden_size) + attention  # a token
+    share = rate * flops / ceilings.flops_per_second
+    return {"part": "prefill", "prompt": length, "tokens_per_second": rate, "share_of_matmul_rate": share}
+
+
+def _requests(vocabulary: int) -> tuple[list[list[int]], list[int]]:
+    """nano-vllm's workload: prompts and output lengths."""
+    draw = random.Random(0)
+    prompts = [
+        [draw.randrange(10, min(10_000, vocabulary)) for _ in range(draw.randint(SHORTEST, LONGEST))]
+        for _ in range(NUM_REQUESTS)
+    ]
+    return prompts, [draw.randint(SHORTEST, LONGEST) for _ in range(NUM_REQUESTS)]
+
+
+def _workload(engine: Engine) -> Row:
+    from ember.wire import Generate, SamplingParams
+
+    prompts, lengths = _requests(engine.runner.model.config.vocab_size)
+    started = time.perf_counter()
+    for i, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+        engine.add(Generate(i, prompt, SamplingParams(max_tokens=length, temperature=0.6, ignore_eos=True)))
+    while engine.has_work:
+        engine.step()
+    seconds = time.perf_counter() - started
+    return {"part": "workload", "seconds": seconds, "tokens_per_second": sum(lengths) / seconds}
+
+
+def _peer(directory: Path) -> Row:
+    """The workload in transformers. Its requests have one output length in common: the mean of ours."""
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16, attn_implementation="sdpa")
+    model = model.eval().to("cuda")
+    prompts, lengths = _requests(model.config.vocab_size)
+    length = round(statistics.mean(lengths))
+    config = GenerationConfig(
+        max_new_tokens=length, do_sample=True, temperature=0.6, top_k=0, eos_token_id=-1, pad_token_id=0
+    )
+    started = time.perf_counter()
+    outputs = model.generate_batch(inputs=prompts, generation_config=config, progress_bar=False)
+    seconds = time.perf_counter() - started
+    produced = sum(len(output.generated_tokens) for output in outputs.values())
+    return {"part": "peer", "seconds": seconds, "tokens_per_second": produced / seconds}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""What structured output adds to a step: the masks of constrained rows, at the vocabulary of a real model.
+
+    python benchmarks/masks.py [--rows 32] [--steps 200] [--forward-ms 10] [--device cpu]
+
+Every row follows a grammar of its own kind (records, enums, recursion, patterns, free objects, regular expressions)
+with random tokens that its mask allows, and begins again at its end. A step does what the engine does: it starts the
+masks, waits for a forward pass, which is a sleep here as on a GPU the host has nothing to do meanwhile, takes the
+masks, applies them to the logits and tells the grammars the tokens. What is printed is how much longer a step is for
+all that; "masks alone" is how long they take where nothing hides them. `--json FILE` writes the figures for other
+programs. On a GPU the engine's sampling kernel reads the masks as they are, and "apply" falls away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)  # not this directory, where a module has the name of one of Python's
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from benchmarks.shapes import QWEN3_0_6B, write_tokenizer  # noqa: E402
+from ember.engine.core.constraint import Constraint  # noqa: E402
+from ember.engine.core.grammar import GrammarCompiler  # noqa: E402
+from ember.engine.core.masks import MaskFiller, Masks, expand  # noqa: E402
+from ember.engine.core.sequence import Sequence  # noqa: E402
+from ember.front.text.json_schema import schema_text  # noqa: E402
+from ember.front.text.portable_regex import portable  # noqa: E402
+from ember.wire import Grammar, SamplingParams  # noqa: E402
+
+VOCAB_SIZE: int = QWEN3_0_6B["vocab_size"]
+EOS: int = QWEN3_0_6B["eos_token_id"]
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 60},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "born": {"type": "string", "format": "date"},
+        "email": {"type": "string", "pattern": r"^\w+@\w+\.(com|org)$"},
+        "tags": {"type": "array", "items": {"enum": ["a", "b", "c"]}, "maxItems": 5},
+        "note": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+    },
+    "required": ["name", "age", "born", "email", "tags", "note"],
+    "additionalProperties": False,
+}
+TREE = {
+    "$ref": "#/$defs/node",
+    "$defs": {
+        "node": {
+            "type": "object",
+            "properties": {
+                "text": {"type": "string"},
+                "children": {"type": "array", "items": {"$ref": "#/$defs/node"}},
+            },
+            "required": ["text", "children"],
+            "additionalProperties": False,
+        }
+    },
+}
+MANY_OPTIONAL = {
+    "type": "object",
+    "properties": {f"field_{i}": {"type": ["string", "integer", "null"]} for i in range(30)},
+    "additionalProperties": False,
+}
+GRAMMARS = {
+    "record": Grammar("json_schema", schema_text(PERSON)),
+    "tree": Grammar("json_schema", schema_text(TREE)),
+    "30 optional": Grammar("json_schema", schema_text(MANY_OPTIONAL)),
+    "enum of 500": Grammar("json_schema", schema_text({"enum": [f"value number {i}" for i in range(500)]})),
+    "any object": Grammar("json_schema", schema_text({"type": "object"})),
+    "free text": Grammar("regex", portable(r"(\w+ ){3,80}\.")),
+    "phone": Grammar("regex", portable(r"\+\d{2} \d{3,5}/\d{4}")),
+    "lark": Grammar("lark", 'start: item ("," item)*\nitem: WORD "=" NUMBER\nWORD: /[a-z]+/\nNUMBER: /[0-9]+/'),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--forward-ms", type=float, default=10.0, help="length of the forward pass; 0 hides nothing")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where the logits are")
+    parser.add_argument("--json", type=Path, default=None, metavar="FILE")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        write_tokenizer(Path(directory))
+        compiler = GrammarCompiler(Path(directory), VOCAB_SIZE, [EOS])
+        figures = {"compile": _compile(compiler), **_steps(compiler, options)}
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _compile(compiler: GrammarCompiler) -> dict[str, float]:
+    """Milliseconds until the first mask of each grammar can be had, by name; prints them."""
+    start = time.perf_counter()
+    compiler.submit(Grammar("regex", "warm")).result()
+    found = {"tokenizer, once": time.perf_counter() - start}
+    for name, grammar in GRAMMARS.items():
+        start = time.perf_counter()
+        compiler.submit(grammar).result()
+        found[name] = time.perf_counter() - start
+    print(f"{VOCAB_SIZE} tokens; compiled in ms: " + ", ".join(f"{name} {s * 1e3:.1f}" for name, s in found.items()))
+    return {name: round(seconds * 1e3, 3) for name, seconds in found.items()}
+
+
+class _Rows:
+    """Constrained sequences that go on for ever."""
+
+    def __init__(self, compiler: GrammarCompiler, count: int) -> None:
+        self._compiler = compiler
+        kinds = list(GRAMMARS.values())
+        self.sequences = [self._sequence(kinds[i % len(kinds)]) for i in range(count)]
+
+    def _sequence(self, grammar: Grammar) -> Sequence:
+        sampling = SamplingParams(max_tokens=1 << 20, grammar=grammar)
+        made = Sequence(0, 0, [1], 1, sampling, seed=0, priority=0, arrival=0, salt=b"")
+        made.grammar = self._constraint(sampling)
+        return made
+
+    def _constraint(self, sampling: SamplingParams) -> Constraint:
+        assert sampling.grammar is not None
+        matcher = self._compiler.submit(sampling.grammar).result().deep_copy()
+        return Constraint(sampling, matcher, [EOS], self._compiler.num_words)
+
+    def restart_finished(self, token_ids: list[int]) -> None:
+        for sequence, token_id in zip(self.sequences, token_ids, strict=True):
+            assert sequence.grammar is not None
+            if sequence.grammar.is_complete or token_id == EOS:
+                sequence.grammar = self._constraint(sequence.sampling)
+
+
+def _steps(compiler: GrammarCompiler, options: argparse.Namespace) -> dict[str, Any]:
+    device = torch.device(options.device)
+    filler = MaskFiller(pin_memory=device.type == "cuda")
+    rows = _Rows(compiler, options.rows)
+    logits = torch.zeros(options.rows, VOCAB_SIZE, device=device)
+    rng = np.random.default_rng(0)
+    parts: dict[str, list[float]] = {
+        "start": [],
+        "wait": [],
+        "apply": [],
+        "advance": [],
+        "added": [],
+        "masks alone": [],
+    }
+    for step in range(options.steps + 10):
+        is_alone = step % 2 == 1  # every other step hides nothing, so both see the same rows
+        marks = [time.perf_counter()]
+        take = filler.start(rows.sequences)
+        marks.append(time.perf_counter())
+        if not is_alone:
+            time.sleep(options.forward_ms / 1e3)
+        before = time.perf_counter()
+        masks = take()
+        marks.append(time.perf_counter())
+        waited = marks[-1] - before
+        assert masks is not None and not masks.errors
+        masks.apply(logits)
+        _synchronise(device)
+        applied = time.perf_counter() - marks[-1]
+        token_ids = _draw(masks, rng)
+        told = time.perf_counter()
+        for sequence, token_id in zip(rows.sequences, token_ids, strict=True):
+            assert sequence.grammar is not None
+            if token_id != EOS:
+                sequence.grammar.advance(token_id)
+        told = time.perf_counter() - told
+        rows.restart_finished(token_ids)
+        logits.zero_()
+        if step < 10:
+            continue
+        started = marks[1] - marks[0]
+        if is_alone:
+            parts["masks alone"].append(started + waited)
+        else:
+            for name, seconds in (("start", started), ("wait", waited), ("apply", applied), ("advance", told)):
+                parts[name].append(seconds)
+            parts["added"].append(started + waited + applied + told)
+    print(f"{options.rows} rows, forward pass of {options.forward_ms:g} ms, logits on {device.type}; ms in a step")
+    print("| | median | 95 % |\n|---|---|---|")
+    figures = {}
+    for name, times in parts.items():
+        median, high = statistics.median(times) * 1e3, float(np.quantile(times, 0.95)) * 1e3
+        figures[name] = {"median_ms": round(median, 4), "p95_ms": round(high, 4)}
+        print(f"| {name} | {median:.3f} | {high:.3f} |")
+    return figures
+
+
+def _draw(masks: Masks, rng: np.random.Generator) -> list[int]:
+    """A random token that may follow, for each row."""
+    allowed = expand(masks.bits, VOCAB_SIZE).numpy()
+    return [int(rng.choice(np.nonzero(row)[0])) for row in allowed]
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

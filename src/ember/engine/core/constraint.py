@@ -1,0 +1,178 @@
+"""What one sample may say next: reasoning up to its budget, then what its grammar allows.
+
+A constraint lives as long as its sequence, through preemption too: tokens that were sampled once are computed again,
+but not sampled again. It is told every token (`advance`) and asked for a mask before every draw that it restricts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ember.engine.core.grammar import GrammarError
+from ember.wire import SamplingParams, Thinking
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+Bits = NDArray[np.int32]  # [words]; bit i of word w stands for token 32 w + i
+NOTHING_LEFT = "other options of the request forbid every token that may follow"
+
+
+class State(Enum):
+    """Where the sample is."""
+
+    UNDECIDED = "the next token either begins reasoning or is the grammar's first"
+    REASONING = "inside reasoning"
+    ANSWER = "the grammar holds, if there is one"
+
+
+class Constraint:
+    """The state of one sample. Its masks are `num_words` wide."""
+
+    def __init__(
+        self, sampling: SamplingParams, matcher: LLMatcher | None, eos_token_ids: Collection[int], num_words: int
+    ) -> None:
+        self.num_words = num_words
+        self.param = sampling.grammar.param if sampling.grammar else "thinking_token_budget"  # the field to blame
+        self._matcher = matcher
+        self._thinking = sampling.thinking
+        self._eos_token_ids = list(eos_token_ids)
+        self._ignores_eos = sampling.ignore_eos
+        self._end_token_ids = [*([] if sampling.ignore_eos else eos_token_ids), *sampling.stop_token_ids]
+        self._forced: deque[int] = deque()  # the next tokens, whatever the model would say
+        self._state_after = State.ANSWER  # once they are out
+        self._num_reasoning_tokens = 0
+        self._recent: deque[int] = deque(maxlen=_longest_marker(self._thinking))
+        self.state = State.ANSWER
+        if self._thinking is not None:
+            if self._thinking.is_open:
+                self.state = State.REASONING
+                self._enforce_budget(self._thinking)
+            elif matcher is not None and self._thinking.start_token_ids:
+                self.state = State.UNDECIDED
+
+    @property
+    def is_complete(self) -> bool:
+        """Nothing can follow: the grammar is at its end."""
+        matcher = self._matcher
+        return self.state is State.ANSWER and not self._forced and matcher is not None and matcher.is_stopped()
+
+    @property
+    def needs_mask(self) -> bool:
+        """Whether the next token is restricted at all."""
+        return bool(self._forced) or self._matcher is not None
+
+    @property
+    def plain_matcher(self) -> LLMatcher | None:
+        """The matcher, where its mask is the whole mask but for `trim`."""
+        return self._matcher if self.state is State.ANSWER and not self._forced else None
+
+    def fill(self, bits: Bits) -> None:
+        """The mask where there is no `plain_matcher`."""
+        if self._forced:
+            bits[:] = 0
+            _set(bits, self._forced[0])
+        elif self.state is State.REASONING:  # a sample that ended here would never come to its grammar
+            bits[:] = -1
+            for token_id in self._end_token_ids:
+                _clear(bits, token_id)
+        else:
+            assert self._matcher is not None and self._thinking is not None
+            self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+            _set(bits, self._thinking.start_token_ids[0])
+
+    def trim(self, bits: Bits) -> None:
+        """What is left to do on a mask of the matcher: with `ignore_eos` the output goes on while the grammar lets it.
+
+        Raises GrammarError when the grammar became too complex to follow.
+        """
+        if self._matcher is None or self._forced or self.state is State.REASONING:
+            return
+        if self._matcher.is_error():
+            raise GrammarError(_first_line(self._matcher.get_error()))
+        if self._ignores_eos:
+            for token_id in self._eos_token_ids:
+                _clear(bits, token_id)
+            if not bits.any():  # the end is all that is left
+                _set(bits, self._eos_token_ids[0])
+
+    def advance(self, token_id: int) -> None:
+        """Take in the token that was sampled (not one that ended the sample). Raises GrammarError when the grammar does
+        not allow it: other options of the request left none of the tokens that it allows."""
+        if self._forced:
+            if token_id != self._forced[0]:
+                raise GrammarError(NOTHING_LEFT)
+            self._forced.popleft()
+            if not self._forced:
+                self._enter(self._state_after)
+            return
+        thinking = self._thinking
+        if self.state is State.UNDECIDED:
+            assert thinking is not None and self._matcher is not None
+            if token_id == thinking.start_token_ids[0] and not self._matcher.validate_tokens([token_id]):
+                self._force(thinking.start_token_ids[1:], State.REASONING)
+                return
+            self.state = State.ANSWER
+        if self.state is State.ANSWER and self._matcher is not None:
+            if not self._matcher.consume_token(token_id):
+                reason = _first_line(self._matcher.get_error())
+                raise GrammarError(NOTHING_LEFT if "satisfy the grammar" in reason else reason)
+        elif thinking is not None:
+            self._recent.append(token_id)
+            self._watch(thinking)
+
+    def _watch(self, thinking: Thinking) -> None:
+        """Look for the marker that the last tokens may have completed."""
+        if self.state is State.ANSWER:
+            if thinking.start_token_ids and self._ends_with(thinking.start_token_ids):
+                self._enter(State.REASONING)
+        elif any(self._ends_with(marker) for marker in thinking.end_token_ids):
+            self._force(thinking.gap_token_ids if self._matcher is not None else [], State.ANSWER)
+        else:
+            self._num_reasoning_tokens += 1
+            self._enforce_budget(thinking)
+
+    def _enforce_budget(self, thinking: Thinking) -> None:
+        if thinking.budget is not None and self._num_reasoning_tokens >= thinking.budget:
+            end = thinking.forced_token_ids or thinking.end_token_ids[0]
+            self._force([*end, *(thinking.gap_token_ids if self._matcher is not None else [])], State.ANSWER)
+
+    def _force(self, token_ids: Sequence[int], then: State) -> None:
+        self._forced.extend(token_ids)
+        self._state_after = then
+        if not token_ids:
+            self._enter(then)
+
+    def _enter(self, state: State) -> None:
+        self.state = state
+        self._recent.clear()
+        if state is State.REASONING:
+            assert self._thinking is not None
+            self._enforce_budget(self._thinking)
+
+    def _ends_with(self, marker: Sequence[int]) -> bool:
+        return bool(marker) and list(self._recent)[-len(marker) :] == list(marker)
+
+
+def _longest_marker(thinking: Thinking | None) -> int:
+    if thinking is None:
+        return 0
+    return max(len(marker) for marker in [thinking.start_token_ids, *thinking.end_token_ids])
+
+
+def _set(bits: Bits, token_id: int) -> None:
+    bits.view(np.uint32)[token_id >> 5] |= np.uint32(1 << (token_id & 31))
+
+
+def _clear(bits: Bits, token_id: int) -> None:
+    bits.view(np.uint32)[token_id >> 5] &= np.uint32(~(1 << (token_id & 31)) & 0xFFFFFFFF)
+
+
+def _first_line(error: str) -> str:
+    return error.partition("\n")[0][:400]

@@ -1,0 +1,103 @@
+"""The rows of running sequences on the device, and the host's picture of them: what changed is what goes up.
+
+A sequence gets a row when it joins its first step and keeps it while it has pages. Its row knows the token to be fed
+next, its position, its pages and its sampling parameters (`ember_kernels.step`). The host knows what it sent; a step's
+update is the difference: new pages, and a record where position or parameters are not what the device would go on with.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+
+import torch
+
+from ember.engine.core.accelerator import Accelerator
+from ember.engine.core.row_limits import Limits, RowTables
+from ember.engine.core.sequence import Sequence
+from ember_kernels.step_update import KEEP_TOKEN, SAMPLING_FIELDS, Record
+
+
+@dataclass(slots=True)
+class Row:
+    """What the device holds for one sequence, as far as it was told."""
+
+    index: int
+    sequence: Sequence
+    block_table: array[int]  # that of the sequence when the row was given; another one means that it was preempted
+    limits: Limits
+    num_blocks: int = 0
+    position: int | None = None  # of the token it will be fed next; None: it was not told
+    words: tuple[int, ...] | None = None
+
+
+class DeviceRows:
+    """Gives rows and finds out what has to be sent. One more row than sequences that run at a time is never needed."""
+
+    def __init__(self, num_rows: int, max_blocks: int, accelerator: Accelerator, tables: RowTables) -> None:
+        device = accelerator.device
+        self.last_tokens = torch.zeros(num_rows, dtype=torch.int32, device=device)
+        self.positions = torch.zeros(num_rows, dtype=torch.int32, device=device)
+        self.block_tables = torch.zeros((num_rows, max_blocks), dtype=torch.int32, device=device)
+        self.sampling = torch.zeros((num_rows, len(SAMPLING_FIELDS)), dtype=torch.int32, device=device)
+        self._tables = tables
+        self._rows: dict[Sequence, Row] = {}
+        self._free = list(range(num_rows - 1, -1, -1))
+
+    def row_of(self, sequence: Sequence) -> Row:
+        """The sequence's row, for the draw or chunk to come; a new one where it has none."""
+        row = self._rows.get(sequence)
+        if row is None or row.block_table is not sequence.block_table:
+            row = self._place(sequence, row)
+        else:
+            changes_at = row.limits.changes_at
+            if changes_at is not None and sequence.num_output_tokens + sequence.num_pending >= changes_at:
+                row.limits = self._tables.renew(sequence, row.index)
+        return row
+
+    def new_blocks(self, row: Row) -> list[tuple[int, int, int]]:
+        """(row, index, block) of the pages that the device does not know yet; from now on it is taken to."""
+        table, known = row.sequence.block_table, row.num_blocks
+        if len(table) == known:
+            return []
+        row.num_blocks = len(table)
+        return [(row.index, i, table[i]) for i in range(known, len(table))]
+
+    def decode_record(self, row: Row) -> Record | None:
+        """What must be sent before the sequence's next token is fed, if anything; the device then moves one on."""
+        sequence = row.sequence
+        position = sequence.num_computed_tokens
+        is_known = row.position == position and row.words == row.limits.words
+        row.position = position + 1
+        if is_known:
+            return None
+        row.words = row.limits.words
+        token = KEEP_TOKEN if sequence.num_pending else sequence.token_ids[position]
+        return Record(row.index, position, row.words, token)
+
+    def prompt_record(self, row: Row) -> Record:
+        """What must be sent with the last chunk of a prompt, behind which the sampler leaves the token."""
+        row.position, row.words = row.sequence.num_tokens, row.limits.words
+        return Record(row.index, row.position, row.words)
+
+    def distrust(self, sequences: list[Sequence]) -> None:
+        """A step failed half-way: what it sent may or may not have arrived."""
+        for sequence in sequences:
+            row = self._rows.get(sequence)
+            if row is not None:
+                row.position, row.num_blocks = None, 0
+
+    def _place(self, sequence: Sequence, row: Row | None) -> Row:
+        if row is None and not self._free:
+            self._reclaim()
+        index = row.index if row is not None else self._free.pop()
+        limits = self._tables.place(sequence, index)
+        placed = self._rows[sequence] = Row(index, sequence, sequence.block_table, limits)
+        return placed
+
+    def _reclaim(self) -> None:
+        """Take the rows back of sequences that have ended or wait again."""
+        for sequence, row in list(self._rows.items()):
+            if sequence.block_table is not row.block_table:
+                del self._rows[sequence]
+                self._free.append(row.index)

@@ -1,0 +1,59 @@
+"""What goes up to the device for one step: one packed buffer of int32 words, copied from pinned memory at once.
+
+It begins with the update of the rows (`ember_kernels.step_update`); behind it come the step's own arrays, each at a
+multiple of 16 bytes, as kernels expect of pointers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ember.engine.core.accelerator import Accelerator
+from ember_kernels.step_update import ENTRY, HEADER, RECORD_HEADER, SAMPLING_FIELDS, Record, StepUpdate, pack_step
+
+ENTRIES = 16_384  # new pages in the buffer at most; what is more goes ahead in parts
+_ALIGNMENT = 4  # words
+_WORDS = len(SAMPLING_FIELDS)
+
+Entry = tuple[int, int, int]  # row, index, block
+
+
+class StepBuffer:
+    """Two pinned buffers by turns, for the host is one step ahead, and one on the device."""
+
+    def __init__(self, max_rows: int, max_tokens: int, accelerator: Accelerator) -> None:
+        self.capacity = max_rows
+        size = HEADER + max_rows + max_rows * (RECORD_HEADER + _WORDS) + ENTRIES * ENTRY
+        size += 3 * max_tokens + 6 * max_rows + 16 * _ALIGNMENT
+        self.words = torch.zeros(size, dtype=torch.int32, device=accelerator.device)  # on the device
+        self._pinned = [accelerator.pinned(size, dtype=torch.int32) for _ in range(2)]
+        self._accelerator = accelerator
+
+    def send(
+        self, rows: Sequence[int], records: list[Record], entries: list[Entry], arrays: Iterable[np.ndarray] = ()
+    ) -> list[Tensor]:
+        """Copy an update of at most `ENTRIES` entries and the arrays. Returns the arrays on the device, int32."""
+        self._pinned.reverse()
+        pinned = self._pinned[0]
+        words = pinned.numpy()
+        update = StepUpdate(rows, records, np.array(entries, dtype=np.int32).reshape(-1, ENTRY))
+        used = pack_step(update, words, self.capacity, _WORDS)
+        spans = []
+        for array in arrays:
+            start = -(-used // _ALIGNMENT) * _ALIGNMENT
+            used = start + len(array)
+            words[start:used] = array
+            spans.append((start, used))
+        self.words[:used].copy_(pinned[:used], non_blocking=True)
+        return [self.words[start:stop] for start, stop in spans]
+
+    def pack_alone(self, entries: list[Entry]) -> Tensor:
+        """Entries as an update of their own, in memory of their own."""
+        update = StepUpdate((), (), np.array(entries, dtype=np.int32))
+        words = np.empty(HEADER + self.capacity + len(entries) * ENTRY, dtype=np.int32)
+        pack_step(update, words, self.capacity, _WORDS)
+        return self._accelerator.upload(words)

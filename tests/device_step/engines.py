@@ -1,0 +1,94 @@
+"""Two engines on one model: the runner for GPUs, and the plain one that it is compared with."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ember.engine.core import sampler
+from ember.engine.core.device_runner import DeviceRunner
+from ember.engine.core.engine import Engine
+from ember.engine.core.runner import Runner
+from ember.wire import Generate, SequenceOutput
+from ember_kernels.sampling_reference import gumbel, kept_tokens
+from tests.engine_core.inline import Outputs, make_engine, run
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_engine(directory: Path, *, enforce_eager: bool = False, **configure: Any) -> Engine:
+    """An engine with the runner for GPUs, whatever the device."""
+    engine = make_engine(directory, device=DEVICE, **configure)
+    if isinstance(engine.runner, DeviceRunner) and not enforce_eager:
+        return engine
+    plain, model = engine.runner, engine.runner.model
+    assert isinstance(plain, Runner | DeviceRunner) and (model.fused or model.use_kernels())
+    scheduler = engine.scheduler
+    engine.runner = DeviceRunner(
+        model,
+        plain.cache,
+        plain.device,
+        max_num_seqs=scheduler.max_num_seqs,
+        max_num_batched_tokens=scheduler.max_num_batched_tokens,
+        max_model_len=engine.max_model_len,
+        enforce_eager=enforce_eager,
+    )
+    return engine
+
+
+def draw_as_the_kernels_do(monkeypatch: Any) -> None:
+    """Let the plain engine's sampler draw by the noise of the kernels' specification, from the tokens that its options
+    leave. Everything before the draw stays its own."""
+
+    def draw(logits: torch.Tensor, sequences: list[Any], width: int) -> list[int]:
+        tokens = []
+        for row, sequence in zip(logits, sequences, strict=True):
+            params = sequence.sampling
+            x = row / params.temperature
+            kept = kept_tokens(x, {"top_k": params.top_k, "top_p": params.top_p, "min_p": params.min_p})
+            noisy = x + gumbel(sequence.seed, sequence.num_tokens, len(x)).to(x.device)
+            tokens.append(int(torch.where(kept, noisy, -torch.inf).argmax()))
+        return tokens
+
+    monkeypatch.setattr(sampler, "_draw", draw)
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """What a sample said, without what depends on how many steps it took."""
+
+    token_ids: list[int]
+    finish_reason: str | None
+    stop_reason: int | str | None
+    error: str | None
+    param: str | None
+
+
+def said(outputs: list[SequenceOutput]) -> Said:
+    last = outputs[-1]
+    token_ids = [token_id for output in outputs for token_id in output.token_ids]
+    return Said(token_ids, last.finish_reason, last.stop_reason, last.error, last.error_param)
+
+
+def all_said(outputs: Outputs) -> dict[tuple[int, int], Said]:
+    return {key: said(made) for key, made in outputs.items()}
+
+
+def compare(directory: Path, requests: list[Generate], **configure: Any) -> tuple[Outputs, Engine]:
+    """Run the requests on both engines; what they say must be the same. Returns what came from the runner under test,
+    and its engine, which holds nothing any more."""
+    expected = run(make_engine(directory, **configure), requests)
+    engine = device_engine(directory, **configure)
+    outputs = run(engine, requests)
+    assert all_said(outputs) == all_said(expected)
+    check_empty(engine)
+    return outputs, engine
+
+
+def check_empty(engine: Engine) -> None:
+    stats = engine.stats()
+    assert not engine.has_work
+    assert (stats.num_running, stats.num_waiting, stats.num_free_blocks) == (0, 0, stats.num_blocks)

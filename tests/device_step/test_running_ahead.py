@@ -1,0 +1,245 @@
+"""One step ahead: stops seen late, rows reused, preemption and aborts with tokens in flight, recorded steps."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from ember.engine.core.graphs import SIZES
+from ember.wire import Generate, SamplingParams
+from tests.device_step.engines import all_said, check_empty, compare, device_engine, said
+from tests.engine_core.inline import greedy, make_engine, run, tokens
+from tests.engine_models.tiny import EOS_TOKEN_ID, VOCAB_SIZE, make_tiny
+
+PROMPT = [10, 20, 30, 40, 50, 60, 70, 80, 90, 100]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return make_tiny("qwen3", tmp_path_factory.mktemp("qwen3"), num_hidden_layers=1)
+
+
+def mixture(count: int, seed: int = 0) -> list[Generate]:
+    """Requests of many lengths and options; some stop early, by a token that is likely."""
+    draw = random.Random(seed)
+    requests = []
+    for i in range(count):
+        prompt = [draw.randrange(6, VOCAB_SIZE) for _ in range(draw.randrange(1, 25))]
+        options: dict[str, Any] = draw.choice(
+            [
+                {"temperature": 0.0},
+                {"temperature": 1.0, "seed": i, "logit_bias": {EOS_TOKEN_ID: 3.0}},
+                {"temperature": 0.7, "seed": i, "top_p": 0.8, "repetition_penalty": 1.3},
+                {"temperature": 0.0, "frequency_penalty": 0.8, "ignore_eos": True},
+                {"temperature": 1.0, "seed": i, "allowed_token_ids": [5, 6, 7], "stop_token_ids": [6]},
+                {"temperature": 1.0, "seed": i, "allowed_token_ids": [5, 6, 7], "bad_words": [[5, 6]]},
+            ]
+        )
+        requests.append(Generate(i, prompt, SamplingParams(max_tokens=draw.randrange(1, 9), **options)))
+    return requests
+
+
+def test_a_step_is_launched_before_the_tokens_of_the_last_one_are_read(directory):
+    engine = device_engine(directory)
+    engine.add(Generate(1, PROMPT, greedy(3)))
+    launched = []
+    launch = engine.runner.launch
+
+    def count(step):
+        launched.append(len(step))
+        return launch(step)
+
+    engine.runner.launch = count
+    assert engine.step() == [] and len(launched) == 1
+    first = engine.step()
+    assert len(launched) == 2 and [output.token_ids for output in first]
+    for _ in range(2):
+        engine.step()
+    assert not engine.has_work
+    assert len(launched) == 3  # the end by length is known beforehand: no step is wasted
+
+
+def test_the_token_behind_a_stop_is_dropped(directory):
+    answer = tokens(run(make_engine(directory), [Generate(1, PROMPT, greedy(8))])[1, 0])
+    outputs, _ = compare(directory, [Generate(1, PROMPT, greedy(8, stop_token_ids=[answer[3]]))])
+    assert said(outputs[1, 0]).finish_reason == "stop"
+    assert tokens(outputs[1, 0]) == answer[: answer.index(answer[3]) + 1]
+
+
+def test_context_length_ends_generation(directory):
+    outputs, _ = compare(directory, [Generate(1, PROMPT, greedy(100))], max_model_len=15)
+    assert len(tokens(outputs[1, 0])) == 5 and said(outputs[1, 0]).finish_reason == "length"
+
+
+def test_chunks_and_decodes_share_steps_and_rows_are_used_again(directory):
+    _, engine = compare(directory, mixture(12), max_num_batched_tokens=9, max_num_seqs=3)
+    assert engine.stats().num_preemptions == 0
+
+
+def test_preemption_with_tokens_in_flight(directory):
+    _, engine = compare(directory, mixture(8, seed=1), num_blocks=6, max_num_batched_tokens=16, max_model_len=48)
+    assert engine.stats().num_preemptions > 0
+
+
+def test_a_cached_prefix_is_read(directory):
+    engine = device_engine(directory)
+    first = run(engine, [Generate(1, PROMPT * 3, greedy(4))])[1, 0]
+    again = run(engine, [Generate(2, PROMPT * 3, greedy(4))])[2, 0]
+    assert tokens(again) == tokens(first) and again[0].num_cached_tokens == 24
+
+
+def test_an_answer_is_published_for_the_next_turn(directory):
+    """Pages that fill while their tokens are still unread are found later all the same."""
+    engine = device_engine(directory)
+    answer = tokens(run(engine, [Generate(1, PROMPT, greedy(16))])[1, 0])
+    turn = run(engine, [Generate(2, [*PROMPT, *answer, 9], greedy(2))])[2, 0]
+    assert turn[0].num_cached_tokens == 24
+    plain = run(make_engine(directory), [Generate(2, [*PROMPT, *answer, 9], greedy(2))])[2, 0]
+    assert tokens(turn) == tokens(plain)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_an_abort_with_a_token_in_flight(directory, steps):
+    engine = device_engine(directory, max_num_seqs=2)
+    for request_id in (1, 2):
+        engine.add(Generate(request_id, PROMPT, greedy(20)))
+    for _ in range(steps):
+        engine.step()
+    engine.abort(1)
+    later = Generate(3, PROMPT[::-1], greedy(5))
+    outputs = run(engine, [later])
+    expected = run(make_engine(directory), [later, Generate(2, PROMPT, greedy(20))])
+    assert not outputs.get((1, 0))
+    assert tokens(outputs[3, 0]) == tokens(expected[3, 0])
+    assert tokens(outputs[2, 0]) == tokens(expected[2, 0])[-len(tokens(outputs[2, 0])) :]
+    check_empty(engine)
+
+
+def test_an_aborted_engine_is_empty_after_the_step_in_flight(directory):
+    engine = device_engine(directory)
+    engine.add(Generate(1, PROMPT, greedy(20)))
+    engine.step()
+    engine.abort(1)
+    assert engine.has_work  # the step on the device
+    assert engine.step() == []
+    check_empty(engine)
+
+
+def test_recorded_steps_say_the_same(directory):
+    """Padding rows change nothing, and every decode step that fits a recorded size runs in it."""
+    requests = mixture(7, seed=2)
+    expected = run(make_engine(directory), requests)
+    engine = device_engine(directory, max_num_seqs=8)
+    while engine.do_chore():
+        pass
+    graphs = engine.runner.graphs
+    assert graphs.recorded == [1, 2, 4, 8]
+    sizes = []
+    launch = graphs.launch
+
+    def note(size):
+        sizes.append(size)
+        launch(size)
+
+    graphs.launch = note
+    graphs.observe_eager = None  # a decode step that no graph served would fail
+    assert all_said(run(engine, requests)) == all_said(expected)
+    assert sizes
+    check_empty(engine)
+
+
+def test_enforce_eager_records_nothing(directory):
+    engine = device_engine(directory, enforce_eager=True)
+    assert not engine.do_chore()
+    assert tokens(run(engine, [Generate(1, PROMPT, greedy(3))])[1, 0])
+    assert engine.runner.graphs.recorded == []
+
+
+def test_graphs_come_largest_useful_first(directory):
+    engine = device_engine(directory, max_num_seqs=16)
+    graphs = engine.runner.graphs
+    assert graphs.size_for(5) is None
+    order = []
+    while engine.do_chore():
+        order += [size for size in graphs.recorded if size not in order]
+    order += [size for size in graphs.recorded if size not in order]
+    assert order == [8, 4, 2, 1, 16]
+    assert (graphs.size_for(3), graphs.size_for(9), graphs.size_for(17)) == (4, 16, None)
+    assert 10 <= len(SIZES) <= 14
+
+
+def test_recording_waits_for_an_idle_moment_when_it_would_hold_up_a_stream(directory):
+    engine = device_engine(directory, max_num_seqs=2)
+    engine.add(Generate(1, PROMPT, greedy(4)))
+    engine.step()
+    engine.runner.graphs.observe_eager(1.0)
+    assert engine.do_chore() and engine.do_chore() and engine.runner.graphs.recorded == []
+    run(engine, [])
+    while engine.do_chore():
+        pass
+    assert engine.runner.graphs.recorded
+
+
+def test_out_of_memory_fails_one_and_the_others_go_on(directory):
+    engine = device_engine(directory)
+    requests = [Generate(1, PROMPT, greedy(6)), Generate(2, PROMPT * 4, greedy(6)), Generate(3, PROMPT[:4], greedy(6))]
+    expected = run(make_engine(directory), requests)
+    fused_run = engine.runner.fused.run
+    steps = 0
+
+    def fail_once(inputs, cache):
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            raise torch.OutOfMemoryError("no memory in a test")
+        return fused_run(inputs, cache)
+
+    engine.runner.fused.run = fail_once
+    outputs = {}
+
+    def step():
+        for output in engine.step():
+            outputs.setdefault((output.request_id, output.index), []).append(output)
+
+    for request in requests:
+        engine.add(request)
+        step()
+    while engine.has_work:
+        step()
+    failed = [key for key, made in outputs.items() if made[-1].finish_reason == "error"]
+    assert failed == [(3, 0)] and "out of memory" in outputs[3, 0][-1].error
+    for key in ((1, 0), (2, 0)):
+        assert outputs[key][-1].finish_reason == "length"
+        assert tokens(outputs[key]) == tokens(expected[key])
+    check_empty(engine)
+
+
+def test_not_a_number_fails_its_request_alone(directory):
+    engine = device_engine(directory)
+    logits = engine.runner.model.logits
+
+    def break_first(hidden):
+        made = logits(hidden)
+        if len(made) == 2:
+            made[0] = torch.nan
+        return made
+
+    engine.runner.model.logits = break_first
+    requests = [Generate(1, PROMPT, greedy(4)), Generate(2, PROMPT[:5], greedy(4))]
+    outputs = run(engine, requests)
+    assert "NaN" in outputs[1, 0][-1].error
+    assert tokens(outputs[2, 0]) == tokens(run(make_engine(directory), requests)[2, 0])
+
+
+def test_more_new_pages_than_the_buffer_takes(directory, monkeypatch):
+    monkeypatch.setattr("ember.engine.core.device_runner.ENTRIES", 3)
+    compare(directory, [Generate(i, PROMPT * 3, greedy(3)) for i in range(3)])
+
+
+@pytest.mark.parametrize("family", ["qwen2_window", "opt"])
+def test_other_families(family, tmp_path):
+    directory = make_tiny(family, tmp_path, num_hidden_layers=2)
+    compare(directory, [Generate(i, PROMPT * i, greedy(5)) for i in (1, 2)], max_num_batched_tokens=13)

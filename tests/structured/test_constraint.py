@@ -1,0 +1,170 @@
+"""One sample's path through reasoning and its grammar, token by token."""
+
+import numpy as np
+import pytest
+
+from ember.engine.core.constraint import Constraint, State
+from ember.engine.core.grammar import GrammarCompiler, GrammarError
+from ember.wire import Grammar, SamplingParams, Thinking
+from tests.structured.json_model import END_THINK, EOS, NUM_ROWS, THINK, load
+
+
+@pytest.fixture(scope="module")
+def tokenizer(directory):
+    return load(directory)
+
+
+@pytest.fixture(scope="module")
+def ids(tokenizer):
+    """The markers' token ids by name."""
+    return {name: tokenizer.token_id(name) for name in (EOS, THINK, END_THINK)}
+
+
+@pytest.fixture(scope="module")
+def make(directory, ids):
+    """Builds a constraint; `grammar` is a regular expression."""
+    compiler = GrammarCompiler(directory, NUM_ROWS, [ids[EOS]])
+
+    def build(grammar: str | None = None, thinking: Thinking | None = None, **params) -> Constraint:
+        matcher = compiler.submit(Grammar("regex", grammar)).result().deep_copy() if grammar is not None else None
+        wire_grammar = Grammar("regex", grammar, param="guided_regex") if grammar is not None else None
+        sampling = SamplingParams(max_tokens=100, grammar=wire_grammar, thinking=thinking, **params)
+        return Constraint(sampling, matcher, [ids[EOS]], compiler.num_words)
+
+    return build
+
+
+def allowed(constraint: Constraint) -> set[int]:
+    """The tokens that may follow, by the mask; all where none is needed."""
+    if not constraint.needs_mask:
+        return set(range(NUM_ROWS))
+    bits = np.full(constraint.num_words, -1, dtype=np.int32)
+    matcher = constraint.plain_matcher
+    if matcher is not None:
+        matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+    else:
+        constraint.fill(bits)
+    constraint.trim(bits)
+    return set(np.nonzero(np.unpackbits(bits.view(np.uint8), bitorder="little")[:NUM_ROWS])[0].tolist())
+
+
+def advance(constraint: Constraint, *token_ids: int) -> None:
+    """Each token must be among the allowed ones."""
+    for token_id in token_ids:
+        assert token_id in allowed(constraint)
+        constraint.advance(token_id)
+
+
+def test_a_grammar_from_the_first_token(make, tokenizer, ids):
+    a, b = tokenizer.encode("a"), tokenizer.encode("b")
+    constraint = make("a(a|b)?")
+    assert constraint.param == "guided_regex"
+    assert allowed(constraint) == {*a, tokenizer.token_id("ab")}
+    advance(constraint, *a)
+    assert allowed(constraint) == {*a, *b, ids[EOS]} and not constraint.is_complete
+    advance(constraint, *b)
+    assert constraint.is_complete
+
+
+def test_ignore_eos_goes_on_while_the_grammar_lets_it(make, tokenizer, ids):
+    constraint = make("a*", ignore_eos=True)
+    assert ids[EOS] in allowed(make("a*"))
+    assert allowed(constraint) == set(tokenizer.encode("a"))
+
+
+def test_a_token_that_the_grammar_forbids_is_an_error_of_the_request(make, tokenizer):
+    constraint = make("aa")
+    with pytest.raises(GrammarError, match="other options of the request"):
+        constraint.advance(tokenizer.encode("b")[0])
+
+
+def first_of_word(tokenizer) -> set[int]:
+    """What may begin a word of `(a|c)b`."""
+    return {tokenizer.token_id("ab"), *tokenizer.encode("a"), *tokenizer.encode("c")}
+
+
+def test_reasoning_that_the_prompt_began_then_the_grammar(make, tokenizer, ids):
+    thinking = Thinking(end_token_ids=[[ids[END_THINK]]], is_open=True)
+    constraint = make("(a|c)b", thinking, stop_token_ids=[7])
+    everything = set(range(NUM_ROWS))
+    assert allowed(constraint) == everything - {ids[EOS], 7}  # an end here would never come to the grammar
+    advance(constraint, 1, 2, 3)
+    assert constraint.state is State.REASONING and not constraint.is_complete
+    advance(constraint, ids[END_THINK])
+    assert allowed(constraint) == first_of_word(tokenizer)
+    advance(constraint, tokenizer.token_id("ab"))
+    assert constraint.is_complete
+
+
+def test_an_ending_of_several_tokens_in_any_spelling(make, tokenizer, ids):
+    endings = [[10, 11], [20, 10, 12]]
+    for ending in endings:
+        constraint = make("(a|c)b", Thinking(end_token_ids=endings, is_open=True))
+        advance(constraint, 10, 10, 20, *ending[:-1])
+        assert constraint.state is State.REASONING
+        advance(constraint, ending[-1])
+        assert constraint.state is State.ANSWER
+
+
+def test_the_blank_lines_of_a_template_come_before_the_grammar(make, tokenizer, ids):
+    gap = tokenizer.encode("\n\n")
+    constraint = make("(a|c)b", Thinking(end_token_ids=[[ids[END_THINK]]], is_open=True, gap_token_ids=gap))
+    advance(constraint, 1, ids[END_THINK])
+    assert allowed(constraint) == {gap[0]} and not constraint.is_complete
+    advance(constraint, *gap)
+    assert allowed(constraint) == first_of_word(tokenizer)
+
+
+def test_the_model_may_begin_its_reasoning_itself_or_not(make, tokenizer, ids):
+    thinking = Thinking(end_token_ids=[[ids[END_THINK]]], start_token_ids=[ids[THINK], 9])
+    constraint = make("(a|c)b", thinking)
+    first = first_of_word(tokenizer)
+    assert constraint.state is State.UNDECIDED and allowed(constraint) == first | {ids[THINK]}
+    advance(constraint, ids[THINK])
+    assert allowed(constraint) == {9}  # the rest of the marker
+    advance(constraint, 9, 50, 60, ids[END_THINK])
+    assert allowed(constraint) == first
+
+    constraint = make("(a|c)b", thinking)
+    advance(constraint, *tokenizer.encode("a"))
+    assert constraint.state is State.ANSWER and allowed(constraint) == set(tokenizer.encode("b"))
+
+
+@pytest.mark.parametrize("grammar", [None, "ab"])
+def test_a_budget_ends_the_reasoning(make, ids, grammar):
+    thinking = Thinking(end_token_ids=[[ids[END_THINK]]], is_open=True, budget=3)
+    constraint = make(grammar, thinking)
+    advance(constraint, 1, 2)
+    assert len(allowed(constraint)) > 100
+    advance(constraint, 3)
+    assert allowed(constraint) == {ids[END_THINK]}
+    advance(constraint, ids[END_THINK])
+    assert constraint.state is State.ANSWER
+    assert constraint.param == ("guided_regex" if grammar else "thinking_token_budget")
+
+
+def test_a_budget_of_nothing_and_a_text_of_its_own_at_the_end(make, ids):
+    forced = [30, 31, ids[END_THINK]]
+    constraint = make("(a|c)b", Thinking([[ids[END_THINK]]], is_open=True, budget=0, forced_token_ids=forced))
+    advance(constraint, *forced)
+    assert constraint.state is State.ANSWER
+
+    constraint = make("(a|c)b", Thinking([[ids[END_THINK]]], is_open=True, budget=2, gap_token_ids=[40]))
+    advance(constraint, 1, 2)
+    for token_id in (ids[END_THINK], 40):
+        assert allowed(constraint) == {token_id}
+        constraint.advance(token_id)
+    assert constraint.state is State.ANSWER
+
+
+def test_an_end_before_the_budget_is_free_and_a_second_reasoning_has_what_is_left(make, ids):
+    thinking = Thinking([[ids[END_THINK]]], start_token_ids=[ids[THINK]], budget=3)
+    constraint = make(None, thinking)
+    advance(constraint, 1, ids[THINK], 2, ids[END_THINK], 5, 6, 7, 8, ids[THINK], 3, 4)
+    assert allowed(constraint) == {ids[END_THINK]}
+
+
+def test_a_forced_token_that_did_not_come_is_an_error(make, ids):
+    constraint = make(None, Thinking([[ids[END_THINK]]], is_open=True, budget=0))
+    with pytest.raises(GrammarError, match="other options of the request"):
+        constraint.advance(1)
