@@ -5,23 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
-from huggingface_hub import errors
 
 from ember.engine.errors import ModelError
-from ember.engine.loading import resolve
-from ember.engine.loading.resolve import find_snapshot, resolve_model, resolve_tokenizer
+from ember.engine.loading import download, resolve
+from ember.engine.loading.resolve import Places, find_snapshot, resolve_model, resolve_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def refuse(*_: Any, **__: Any) -> str:
+    def refuse(*_: Any, **__: Any) -> Path:
         raise AssertionError("a download was asked for")
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setattr(download, "download", refuse)
+    monkeypatch.setattr(resolve, "BAKED", tmp_path / "no-baked")
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "no-cache"))
@@ -57,29 +56,61 @@ def test_demo_is_the_one_in_the_package(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("repository", ["models--Org--Name", "models--org--name", "models--ORG--name"])
 def test_platform_cache_letter_case_aside(tmp_path: Path, repository: str) -> None:
     expected = snapshot(tmp_path / "huggingface-cache" / "hub", repository)
-    assert resolve_model("Org/Name", base_path=str(tmp_path)) == expected
+    assert resolve_model("Org/Name", None, Places(base_path=str(tmp_path))) == expected
 
 
 def test_revisions_by_branch_and_by_commit(tmp_path: Path) -> None:
     main = snapshot(tmp_path, "models--org--name")
     other = snapshot(tmp_path, "models--org--name", "v2", "f" * 40)
-    assert resolve_model("org/name", download_dir=str(tmp_path)) == main
-    assert resolve_model("org/name", revision="v2", download_dir=str(tmp_path)) == other
-    assert resolve_model("org/name", revision="f" * 40, download_dir=str(tmp_path)) == other
+    places = Places(download_dir=str(tmp_path))
+    assert resolve_model("org/name", None, places) == main
+    assert resolve_model("org/name", "v2", places) == other
+    assert resolve_model("org/name", "f" * 40, places) == other
 
 
 def test_cache_without_refs_serves_its_single_snapshot(tmp_path: Path) -> None:
     only = snapshot(tmp_path, "models--org--name", None)
-    assert resolve_model("org/name", download_dir=str(tmp_path)) == only
+    assert resolve_model("org/name", None, Places(download_dir=str(tmp_path))) == only
 
 
 def test_a_download_that_was_cut_off_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = snapshot(tmp_path, "models--org--name")
     index = '{"weight_map": {"a": "model.safetensors", "b": "absent.safetensors"}}'
     (directory / "model.safetensors.index.json").write_text(index)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(directory))
+    monkeypatch.setattr(download, "download", lambda repository, cache, **_: cache / "taken-up")
     assert find_snapshot(tmp_path, "org/name", None) is None
-    assert resolve_model("org/name", download_dir=str(tmp_path)) == directory
+    assert resolve_model("org/name", None, Places(download_dir=str(tmp_path))) == tmp_path / "taken-up"
+
+
+def test_the_first_place_that_has_it_whole_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve, "BAKED", tmp_path / "baked")
+    monkeypatch.chdir(tmp_path)
+    places = Places(base_path=str(tmp_path / "volume"), download_dir=str(tmp_path / "cache"))
+    hubs = [tmp_path / "baked", tmp_path / "volume" / "huggingface-cache" / "hub", tmp_path / "cache"]
+    found = [snapshot(hub, "models--org--name") for hub in hubs]
+    local = Path("org/name")
+    local.mkdir(parents=True)
+    (local / "config.json").write_text("{}")
+    for expected in (local, *found):
+        assert resolve_model("org/name", None, places) == expected
+        (expected / "config.json").unlink()
+        if expected == local:
+            local.rmdir()
+
+
+def test_a_baked_model_of_another_revision_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve, "BAKED", tmp_path / "baked")
+    baked = snapshot(tmp_path / "baked", "models--org--name", "v1")
+    cached = snapshot(tmp_path / "cache", "models--org--name", "v2", "f" * 40)
+    places = Places(download_dir=str(tmp_path / "cache"))
+    assert resolve_model("Org/Name", "v1", places) == baked
+    assert resolve_model("org/name", "v2", places) == cached
+
+
+def test_a_shell_of_the_right_name_does_not_hide_the_lowercased_one(tmp_path: Path) -> None:
+    (tmp_path / "models--Org--Name" / "snapshots" / COMMIT).mkdir(parents=True)
+    whole = snapshot(tmp_path, "models--org--name")
+    assert find_snapshot(tmp_path, "Org/Name", None) == whole
 
 
 def test_user_cache_follows_the_usual_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,21 +120,6 @@ def test_user_cache_follows_the_usual_variables(tmp_path: Path, monkeypatch: pyt
     other = snapshot(tmp_path / "elsewhere", "models--org--name")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "elsewhere"))
     assert resolve_model("org/name") == other
-
-
-def test_download_asks_for_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
-
-    def download(name: str, **arguments: Any) -> str:
-        asked.update(arguments, name=name)
-        return str(snapshot(tmp_path, "models--org--name"))
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    found = resolve_model("org/name", revision="v1", download_dir=str(tmp_path), token="secret")
-    assert (found / "config.json").exists()
-    assert (asked["name"], asked["revision"], asked["token"]) == ("org/name", "v1", "secret")
-    assert asked["cache_dir"] == str(tmp_path)
-    assert "*.safetensors" in asked["allow_patterns"] and not any(".bin" in p for p in asked["allow_patterns"])
 
 
 @pytest.mark.parametrize(
@@ -130,35 +146,6 @@ def test_paths_that_are_no_model(tmp_path: Path) -> None:
         resolve_model(str(tmp_path / "weights"))
 
 
-class _Response:
-    status_code = 401
-    headers: dict[str, str] = {}  # noqa: RUF012
-    request = None
-
-
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (errors.GatedRepoError, ["gated", "HF_TOKEN"]),
-        (errors.RevisionNotFoundError, ["no revision 'v9'", "MODEL_REVISION"]),
-        (errors.RepositoryNotFoundError, ["not found", "MODEL_NAME", "HF_TOKEN"]),
-        (errors.LocalEntryNotFoundError, ["could not be downloaded", "network"]),
-        (ConnectionError, ["could not be downloaded", "network"]),
-        (ValueError, ["could not be downloaded"]),
-    ],
-)
-def test_downloads_that_fail(error: type[Exception], words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any, **__: Any) -> str:
-        raise error.__new__(error, "first line\nsecret second line")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(ModelError) as caught:
-        resolve_model("org/name", revision="v9")
-    message = str(caught.value)
-    assert "\n" not in message and "org/name" in message
-    assert all(word in message for word in words)
-
-
 def test_offline_without_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelError, match="HF_HUB_OFFLINE"):
@@ -175,4 +162,4 @@ def test_a_tokenizer_needs_no_model(tmp_path: Path) -> None:
     snapshot = tmp_path / "hub" / "models--org--name" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (snapshot / "tokenizer.json").write_text("{}")
-    assert resolve_tokenizer("org/name", download_dir=str(tmp_path / "hub")) == snapshot
+    assert resolve_tokenizer("org/name", None, Places(download_dir=str(tmp_path / "hub"))) == snapshot

@@ -1,6 +1,9 @@
 """From the name a user gives to a directory with the model's files. No torch here.
 
-In order: a path; `demo`; the worker platform's model cache; the Hugging Face cache; a download.
+In order: a path; `demo`; a model baked into the image; the worker platform's model cache; the Hugging Face cache; a
+download. It goes to DOWNLOAD_DIR or the user's Hugging Face cache where either is set, else to the volume at BASE_PATH
+where one is mounted, so that the next worker finds it, else to the default cache. What is found is used as it is: the
+Hub is not asked whether there is a newer commit, and need not be up.
 """
 
 from __future__ import annotations
@@ -8,23 +11,26 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ember.engine.errors import ModelError
 from ember.engine.loading.files import weight_files
+from ember.engine.loading.hub_files import Repository
 
+Say = Callable[[str], None]
 DEMO = Path(__file__).parents[2] / "demo"
+BAKED = Path("/opt/ember/models")  # of the image, which keeps models there in the layout of a Hugging Face cache
+_HOME = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")  # one of them set: the user has chosen a place
 
 
 class Wanted(NamedTuple):
     """What a directory must hold, and how to speak of it."""
 
     what: str
-    setting: str  # names it; its revision is <model or tokenizer>_REVISION
+    setting: str  # names it
     required: str  # file
     is_whole: Callable[[Path], bool]  # a download may have been cut off
-    patterns: list[str]  # what a download asks for
-    ignored: list[str]
+    with_weights: bool
 
 
 def _has_weights(directory: Path) -> bool:
@@ -35,56 +41,40 @@ def _has_weights(directory: Path) -> bool:
         return False
 
 
-_TEXT_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
-MODEL = Wanted(
-    "model",
-    "MODEL_NAME",
-    "config.json",
-    _has_weights,
-    [*_TEXT_FILES, "*.safetensors"],
-    ["*/*.safetensors", "consolidated*"],  # other forms of the same weights
-)
+MODEL = Wanted("model", "MODEL_NAME", "config.json", _has_weights, True)
 TOKENIZER = Wanted(
-    "tokenizer",
-    "TOKENIZER_NAME",
-    "tokenizer.json",
-    lambda directory: (directory / "tokenizer.json").exists(),
-    _TEXT_FILES,
-    [],
+    "tokenizer", "TOKENIZER_NAME", "tokenizer.json", lambda directory: (directory / "tokenizer.json").exists(), False
 )
+
+
+class Places(NamedTuple):
+    """Where to look, and how to fetch what is not there."""
+
+    base_path: str | None = None  # the volume with the platform's cache, `<base_path>/huggingface-cache/hub`
+    download_dir: str | None = None  # a Hugging Face cache directory that takes the place of the user's
+    token: str | None = None
+    say: Say = lambda line: None  # gets lines about a download
 
 
 def resolve_model(
     name: str,
-    *,
     revision: str | None = None,
-    base_path: str | None = None,
-    download_dir: str | None = None,
-    token: str | None = None,
+    places: Places = Places(),  # noqa: B008  (it cannot be changed)
+    check: Callable[[Path], object] = lambda directory: None,
 ) -> Path:
     """The model's directory, downloaded if need be.
 
-    `base_path` is the volume with the platform's cache (`<base_path>/huggingface-cache/hub`), `download_dir` a Hugging
-    Face cache directory that takes the place of the user's. Raises ModelError.
+    `check` is called with the directory before weights are downloaded, and may raise ModelError. Raises ModelError.
     """
-    return _resolve(MODEL, name.strip(), revision, base_path, download_dir, token)
+    return _resolve(MODEL, name.strip(), revision, places, check)
 
 
-def resolve_tokenizer(
-    name: str,
-    *,
-    revision: str | None = None,
-    base_path: str | None = None,
-    download_dir: str | None = None,
-    token: str | None = None,
-) -> Path:
+def resolve_tokenizer(name: str, revision: str | None = None, places: Places = Places()) -> Path:  # noqa: B008
     """The directory of a tokenizer that is not the model's own, found like a model; it needs no weights."""
-    return _resolve(TOKENIZER, name.strip(), revision, base_path, download_dir, token)
+    return _resolve(TOKENIZER, name.strip(), revision, places, lambda directory: None)
 
 
-def _resolve(
-    wanted: Wanted, name: str, revision: str | None, base_path: str | None, download_dir: str | None, token: str | None
-) -> Path:
+def _resolve(wanted: Wanted, name: str, revision: str | None, places: Places, check: Callable[[Path], object]) -> Path:
     setting = wanted.setting
     if not name:
         raise ModelError(f"no {wanted.what} was named: set {setting} to a Hugging Face id or a directory")
@@ -101,13 +91,22 @@ def _resolve(
         raise ModelError(f"{name} does not exist: set {setting} to an existing directory or a Hugging Face id")
     if name.count("/") > 1 or "\\" in name or ".." in name:
         raise ModelError(f"{name} is neither an existing directory nor a Hugging Face id (organisation/model)")
-    caches = [Path(base_path) / "huggingface-cache" / "hub"] if base_path else []
-    caches.append(Path(download_dir).expanduser() if download_dir else hub_cache())
-    for hub in caches:
-        found = find_snapshot(hub, name, revision, wanted)
+    own = Path(places.download_dir).expanduser() if places.download_dir else hub_cache()
+    volume = Path(places.base_path) / "huggingface-cache" / "hub" if places.base_path else None
+    for hub in (BAKED, volume, own):
+        found = find_snapshot(hub, name, revision, wanted) if hub else None
         if found is not None:
             return found
-    return _download(wanted, name, revision, download_dir, token)
+    repository = Repository(name, revision, setting, wanted.required, wanted.with_weights)
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise ModelError(
+            f"{repository.label} is not cached here and HF_HUB_OFFLINE forbids a download: unset it or add the model"
+        )
+    has_chosen = places.download_dir or any(map(os.environ.get, _HOME))
+    target = volume if volume is not None and not has_chosen and _is_writable(volume) else own
+    from ember.engine.loading.download import download
+
+    return download(repository, target, token=places.token, say=places.say, check=check)
 
 
 def find_snapshot(hub: Path, name: str, revision: str | None, wanted: Wanted = MODEL) -> Path | None:
@@ -115,19 +114,17 @@ def find_snapshot(hub: Path, name: str, revision: str | None, wanted: Wanted = M
 
     Layout: `models--org--name/snapshots/<commit>/`, with `refs/<branch or tag>` files that hold a commit.
     """
-    repository = _child(hub, f"models--{name.replace('/', '--')}")
-    if repository is None:
-        return None
-    commit = _read_ref(repository / "refs" / (revision or "main")) or revision
-    snapshots = repository / "snapshots"
-    if commit is not None:
-        candidates = [snapshots / commit]
-    else:  # a cache copied without its refs: a single snapshot is beyond doubt
-        candidates = sorted(snapshots.iterdir()) if snapshots.is_dir() else []
-        candidates = candidates if len(candidates) == 1 else []
-    for candidate in candidates:
-        if wanted.is_whole(candidate):
-            return candidate
+    for repository in _children(hub, f"models--{name.replace('/', '--')}"):
+        commit = _read_ref(repository / "refs" / (revision or "main")) or revision
+        snapshots = repository / "snapshots"
+        if commit is not None:
+            candidates = [snapshots / commit]
+        else:  # a cache copied without its refs: a single snapshot is beyond doubt
+            candidates = sorted(snapshots.iterdir()) if snapshots.is_dir() else []
+            candidates = candidates if len(candidates) == 1 else []
+        for candidate in candidates:
+            if wanted.is_whole(candidate):
+                return candidate
     return None
 
 
@@ -145,14 +142,21 @@ def _checked(wanted: Wanted, path: Path) -> Path:
     raise ModelError(f"{path} has no {wanted.required}: it is not a {wanted.what} directory")
 
 
-def _child(parent: Path, name: str) -> Path | None:
-    """The directory entry `name`, exactly or else letter case aside."""
-    if (parent / name).is_dir():
-        return parent / name
+def _children(parent: Path, name: str) -> list[Path]:
+    """The directories of that name, letter case aside; the one that is spelt so comes first."""
     try:
-        return next((entry for entry in sorted(parent.iterdir()) if entry.name.lower() == name.lower()), None)
+        entries = [entry for entry in sorted(parent.iterdir()) if entry.name.lower() == name.lower()]
     except OSError:
-        return None
+        return []
+    return sorted(entries, key=lambda entry: entry.name != name)
+
+
+def _is_writable(directory: Path) -> bool:
+    """Whether files can be put there, or it can be made: a volume that is mounted, and not read-only."""
+    if not directory.parents[1].is_dir():  # the volume itself
+        return False
+    place = next(path for path in (directory, *directory.parents) if path.is_dir())
+    return os.access(place, os.W_OK)
 
 
 def _read_ref(ref: Path) -> str | None:
@@ -160,51 +164,3 @@ def _read_ref(ref: Path) -> str | None:
         return ref.read_text().strip() or None
     except (OSError, ValueError):
         return None
-
-
-def _download(wanted: Wanted, name: str, revision: str | None, download_dir: str | None, token: str | None) -> Path:
-    """Fetch the files that are needed; every failure becomes a ModelError that says what to do."""
-    where = f"{name} (revision {revision})" if revision else name
-    try:
-        import huggingface_hub
-        from huggingface_hub import errors
-    except ImportError:
-        raise ModelError(f"{name} is not cached here, and huggingface_hub is not installed to download it") from None
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    if offline:
-        raise ModelError(f"{where} is not cached here and HF_HUB_OFFLINE forbids a download: unset it or add the model")
-    arguments: dict[str, Any] = {"revision": revision, "cache_dir": download_dir, "token": token}
-    try:
-        directory = Path(
-            huggingface_hub.snapshot_download(
-                name, allow_patterns=wanted.patterns, ignore_patterns=wanted.ignored, **arguments
-            )
-        )
-    except errors.GatedRepoError:
-        raise ModelError(
-            f"{where} is gated: accept its terms on huggingface.co and set HF_TOKEN to a token of that account"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise ModelError(
-            f"{name} has no revision {revision!r}: set {wanted.what.upper()}_REVISION to a branch, tag or commit"
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise ModelError(
-            f"{where} was not found on the Hugging Face Hub: check {wanted.setting}, or set HF_TOKEN if it is private"
-        ) from None
-    except errors.HFValidationError:
-        raise ModelError(
-            f"{name} is neither an existing directory nor a Hugging Face id (organisation/model)"
-        ) from None
-    except OSError as error:
-        raise ModelError(
-            f"{where} could not be downloaded ({_first_line(error)}): check the network and free disk"
-        ) from None
-    except Exception as error:
-        raise ModelError(f"{where} could not be downloaded: {_first_line(error)}") from None
-    return _checked(wanted, directory)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -34,6 +34,7 @@ ITEM_SIZES = {
     "F64": 8,
 }
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
+_MAX_NAME = 200  # characters of a name in a message
 AGAIN = "the file is damaged or its download was cut off: delete it and download it again"
 
 
@@ -66,7 +67,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
         raise ModelError(f"{file} is missing: download the model again") from None
     except OSError as error:
         raise ModelError(f"{file} cannot be read: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ModelError(f"{file} has a header that is not JSON: {AGAIN}") from None
     if not isinstance(header, dict):
         raise ModelError(f"{file} has a header that is not a JSON object: {AGAIN}")
@@ -78,16 +79,19 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
 def _entry(file: Path, name: str, value: Any, start: int, size: int) -> TensorEntry:
     try:
         dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
-        sound = all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end))
+        numbers = (*shape, begin, end)
+        sound = isinstance(dtype, str) and all(type(number) is int and number >= 0 for number in numbers)
     except (KeyError, TypeError, ValueError):
         sound = False
+    shown = name if name.isprintable() and len(name) <= _MAX_NAME else ascii(name)[:_MAX_NAME]
     if not sound:
-        raise ModelError(f"{file}: the header's entry for {name} makes no sense: {AGAIN}")
+        raise ModelError(f"{file}: the header's entry for {shown} makes no sense: {AGAIN}")
     if dtype not in ITEM_SIZES:
         known = ", ".join(ITEM_SIZES)
-        raise ModelError(f"{file}: tensor {name} has the unknown dtype {dtype!r} (known: {known}): convert the model")
+        given = ascii(dtype)[:_MAX_NAME]
+        raise ModelError(f"{file}: tensor {shown} has the unknown dtype {given} (known: {known}): convert the model")
     if end - begin != math.prod(shape) * ITEM_SIZES[dtype]:
-        raise ModelError(f"{file}: tensor {name} {dtype} {list(shape)} does not fill its {end - begin} bytes: {AGAIN}")
+        raise ModelError(f"{file}: tensor {shown} {dtype} {list(shape)} does not fill its {end - begin} bytes: {AGAIN}")
     if start + end > size:
-        raise ModelError(f"{file} ends at byte {size}, but tensor {name} reaches byte {start + end}: {AGAIN}")
+        raise ModelError(f"{file} ends at byte {size}, but tensor {shown} reaches byte {start + end}: {AGAIN}")
     return TensorEntry(name, file, start + begin, end - begin, dtype, shape)

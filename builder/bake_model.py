@@ -1,0 +1,116 @@
+"""Puts a model into the image, where the worker looks before any volume and any download.
+
+    python -m builder.bake_model --into /opt/ember/models --name ORG/MODEL [--revision REV] [--from DIRECTORY]
+                                 [--token-file FILE] [--tokenizer ORG/MODEL] [--tokenizer-revision REV]
+
+From the Hub only what the engine needs is fetched; from a directory only that is copied. `--into` gets the layout of a
+Hugging Face cache. A model that this Ember cannot serve fails the build, not the first boot. The token is read from a
+file (a build secret) and goes nowhere else. Without a name nothing is baked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from ember.engine.errors import ModelError
+from ember.engine.loading.download import download
+from ember.engine.loading.files import INDEX
+from ember.engine.loading.hub_files import Repository, text_files, weight_names
+from ember.engine.loading.resolve import MODEL, TOKENIZER, Wanted, find_snapshot
+from ember.engine.models.config import load_config, read_json
+
+LOCAL = "local"  # the commit of what comes from a directory
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--into", type=Path, required=True)
+    parser.add_argument("--name", default="", help="Hugging Face id, which the worker's MODEL_NAME will be")
+    parser.add_argument("--revision", default="")
+    parser.add_argument("--from", dest="source", type=Path, default=None, help="a directory with the model's files")
+    parser.add_argument("--token-file", type=Path, default=None)
+    parser.add_argument("--tokenizer", default="")
+    parser.add_argument("--tokenizer-revision", default="")
+    options = parser.parse_args(arguments)
+    options.into.mkdir(parents=True, exist_ok=True)
+    try:
+        token = _token(options.token_file)
+        if options.name not in ("", "demo"):  # the demo model is part of the package
+            bake(MODEL, options.into, options.name, options.revision or None, options.source, token)
+        if options.tokenizer and options.tokenizer != options.name:
+            bake(TOKENIZER, options.into, options.tokenizer, options.tokenizer_revision or None, None, token)
+    except ModelError as error:
+        print(f"bake_model: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def bake(wanted: Wanted, into: Path, name: str, revision: str | None, source: Path | None, token: str | None) -> None:
+    """Raises ModelError."""
+    if name.startswith(("/", ".")) or name.count("/") > 1:
+        raise ModelError(
+            f"{wanted.setting}={name}: give the name that the worker will serve (organisation/model); the directory "
+            "with the files is a build context, --build-context model=DIRECTORY"
+        )
+    if source is not None and source.is_dir() and any(not file.name.startswith(".") for file in source.iterdir()):
+        directory = copy(into, name, revision, source)
+    else:
+        repository = Repository(name, revision, wanted.setting, wanted.required, wanted.with_weights)
+        check = load_config if wanted.with_weights else lambda directory: None
+        directory = download(repository, into, token=token, say=print, check=check)
+    if wanted.with_weights:
+        load_config(directory)
+    _tidy(into)
+    if find_snapshot(into, name, revision, wanted) != directory:
+        raise ModelError(f"{name} was put into {directory}, where the worker would not find it whole")
+    size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    print(f"baked {name}: {size / 1e9:.2f} GB in {directory}")
+
+
+def copy(into: Path, name: str, revision: str | None, source: Path) -> Path:
+    """The files of a directory that the engine needs, as a snapshot of their own. Raises ModelError."""
+    if not (source / "config.json").exists():
+        raise ModelError(f"{source} has no config.json: it is not a model directory")
+    names = [str(file.relative_to(source)) for file in source.rglob("*") if file.is_file()]
+    index = read_json(source / INDEX, required=False) or None
+    repository = into / f"models--{name.replace('/', '--')}"
+    snapshot = repository / "snapshots" / LOCAL
+    for file in [*text_files(names), *weight_names(str(source), names, index)]:
+        target = snapshot / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / file, target)
+    ref = repository / "refs" / (revision or "main")
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    ref.write_text(LOCAL)
+    return snapshot
+
+
+def _token(file: Path | None) -> str | None:
+    """The token of a mounted secret; None where there is none."""
+    os.environ.pop("HF_TOKEN", None)  # a build argument of that name would stay in the image's history
+    if file is None or not file.exists():
+        return None
+    return file.read_text().strip() or None
+
+
+def _tidy(into: Path) -> None:
+    """What a download leaves behind, and rights for whoever runs the worker."""
+    shutil.rmtree(into / ".locks", ignore_errors=True)
+    for left_over in [*into.glob("*/blobs/*.incomplete"), *into.glob("*/trees"), into / "CACHEDIR.TAG"]:
+        if left_over.is_dir():
+            shutil.rmtree(left_over)
+        else:
+            left_over.unlink(missing_ok=True)
+    for path in [into, *into.rglob("*")]:
+        if not path.is_symlink():
+            with contextlib.suppress(PermissionError):
+                path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""Fetches from the Hugging Face Hub what the engine needs of a repository, into a cache of Hugging Face's layout.
+
+Small files first, so that a model which cannot be served is refused before its weights cost time; then the weights,
+several files at once. A file that is there is not fetched again: a connection that breaks goes on at the byte where it
+stopped, a process that ended at the file. Every failure is one ModelError that says what to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ember.engine.errors import ModelError
+from ember.engine.loading.files import INDEX
+from ember.engine.loading.hub_errors import explain, may_pass, no_space, readable
+from ember.engine.loading.hub_files import Repository, text_files, weight_names
+
+WORKERS = 8  # files at once
+TRIES = 3  # of what a passing fault of the network can break
+TIMEOUT = 10.0  # seconds for the Hub to answer
+PAUSE = 1.0  # seconds before the second try, twice that before the third
+REPORT_SECONDS = 5.0
+
+Say = Callable[[str], None]
+Result = TypeVar("Result")
+
+
+def download(
+    repository: Repository,
+    cache_dir: Path,
+    *,
+    token: str | None = None,
+    say: Say = lambda line: None,
+    check: Callable[[Path], object] = lambda directory: None,
+) -> Path:
+    """The snapshot's directory, whole. `say` gets lines of progress; `check` is called with the directory once its
+    small files are there and may raise ModelError. Raises ModelError."""
+    try:
+        import huggingface_hub
+        from huggingface_hub.utils import disable_progress_bars
+    except ImportError:
+        raise ModelError(
+            f"{repository.label} is not cached here, and huggingface_hub is not installed to download it"
+        ) from None
+    disable_progress_bars()  # lines of carriage returns have no place in a log
+    try:
+        return _download(huggingface_hub, repository, cache_dir, token, say, check)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(explain(error, repository, cache_dir, has_token=bool(token))) from None
+
+
+def _download(
+    hub: Any,
+    repository: Repository,
+    cache_dir: Path,
+    token: str | None,
+    say: Say,
+    check: Callable[[Path], object],
+) -> Path:
+    name = repository.name
+    api = hub.HfApi(token=token, library_name="ember")
+    info = _patiently(lambda: api.model_info(name, revision=repository.revision, files_metadata=True, timeout=TIMEOUT))
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
+    if repository.required not in sizes:
+        raise ModelError(f"{repository.label} has no {repository.required} on the Hub: check {repository.setting}")
+
+    def fetch(file: str) -> None:
+        _patiently(
+            lambda: hub.hf_hub_download(
+                name, file, revision=info.sha, cache_dir=cache_dir, token=token, etag_timeout=TIMEOUT
+            )
+        )
+
+    folder = cache_dir / f"models--{name.replace('/', '--')}"
+    snapshot = folder / "snapshots" / info.sha
+    _fetch_all([file for file in text_files(sizes) if not (snapshot / file).exists()], fetch)
+    check(snapshot)
+    if repository.with_weights:
+        weights = weight_names(repository.label, sizes, _index(snapshot))
+        missing = {file: sizes[file] for file in weights if not (snapshot / file).exists()}
+        _require_space(repository.label, cache_dir, sum(missing.values()))
+        if missing:
+            _fetch_weights(repository.label, folder / "blobs", missing, fetch, say)
+    _write_ref(folder, repository.revision or "main", info.sha)
+    return snapshot
+
+
+def _index(snapshot: Path) -> dict[str, object] | None:
+    try:
+        content = json.loads((snapshot / INDEX).read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _require_space(label: str, cache_dir: Path, needed: int) -> None:
+    place = next((path for path in (cache_dir, *cache_dir.parents) if path.is_dir()), None)
+    if place is None or not needed:
+        return
+    usage = shutil.disk_usage(place)
+    if usage.total and usage.free < needed:
+        raise ModelError(no_space(label, cache_dir, f"{readable(needed)} to download, {readable(usage.free)} free"))
+
+
+def _fetch_weights(label: str, blobs: Path, missing: dict[str, int], fetch: Callable[[str], None], say: Say) -> None:
+    """Fetch the files, largest first, and report what has arrived every few seconds."""
+    total = sum(missing.values())
+    say(f"downloading {label}: {len(missing)} weight file{'s' * (len(missing) > 1)}, {readable(total)}, to {blobs}")
+    before = _bytes_in(blobs)
+    start = time.monotonic()
+
+    def report() -> None:
+        done = min(max(_bytes_in(blobs) - before, 0), total)
+        rate = done / max(time.monotonic() - start, 1e-9)
+        left = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
+        say(
+            f"downloading {label}: {readable(done)} of {readable(total)} ({100 * done // max(total, 1)} %), "
+            f"{rate / 1e6:.0f} MB/s{left}"
+        )
+
+    _fetch_all(sorted(missing, key=lambda file: -missing[file]), fetch, report)
+    seconds = time.monotonic() - start
+    say(f"downloaded {label}: {readable(total)} in {seconds:.1f} s, {total / max(seconds, 1e-9) / 1e6:.0f} MB/s")
+
+
+def _fetch_all(files: Iterable[str], fetch: Callable[[str], None], report: Callable[[], None] | None = None) -> None:
+    """Call `fetch` for each file, `WORKERS` at a time. Raises the first error at once; the others' work is dropped.
+
+    The threads are daemons: a boot that has failed does not wait for a transfer that nobody needs.
+    """
+    todo = deque(files)
+    errors: list[Exception] = []
+    ended = threading.Semaphore(0)
+
+    def work() -> None:
+        try:
+            while todo and not errors:
+                try:
+                    file = todo.popleft()
+                except IndexError:
+                    break
+                fetch(file)
+        except Exception as error:
+            errors.append(error)
+        finally:
+            ended.release()
+
+    count = min(WORKERS, len(todo))
+    for _ in range(count):
+        threading.Thread(target=work, name="download", daemon=True).start()
+    last = time.monotonic()
+    while count and not errors:
+        if ended.acquire(timeout=max(last + REPORT_SECONDS - time.monotonic(), 0.01)):
+            count -= 1
+        elif report is not None:
+            report()
+        if time.monotonic() - last >= REPORT_SECONDS:
+            last = time.monotonic()
+    if errors:
+        raise errors[0]
+
+
+def _bytes_in(directory: Path) -> int:
+    """Bytes of all files in it, those being written among them."""
+    total = 0
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                total += entry.stat().st_size
+    return total
+
+
+def _write_ref(folder: Path, revision: str, commit: str) -> None:
+    """Remember which commit a branch or tag is, for the boots that find the files here. A whole file or none."""
+    if revision == commit:
+        return
+    ref = folder / "refs" / revision
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    draft = ref.with_name(f".{ref.name}.{uuid.uuid4().hex[:8]}")
+    draft.write_text(commit)
+    draft.replace(ref)
+
+
+def _patiently(call: Callable[[], Result]) -> Result:
+    """Try again after a fault that may pass: a container's network can need a moment, the Hub too."""
+    for number in range(1, TRIES):
+        try:
+            return call()
+        except Exception as error:
+            if not may_pass(error):
+                raise
+            time.sleep(PAUSE * number)
+    return call()

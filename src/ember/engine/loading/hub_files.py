@@ -1,0 +1,83 @@
+"""Which files of a Hugging Face repository the engine needs. No torch, no network.
+
+A repository often holds its weights several times: safetensors beside .bin, half precision beside full, GGUF, ONNX,
+Flax, the original training format. One form is enough: the one that `loading.files.weight_files` reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from ember.engine.errors import ModelError
+from ember.engine.loading.files import INDEX, SINGLE
+
+_TEXT_SUFFIXES = {".json", ".model", ".txt", ".jinja", ".tiktoken"}
+_WEIGHT_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"}
+# Folders of other programs' copies of a model; their .json files are of no use here.
+_FOREIGN = {"onnx", "openvino", "coreml", "flax", "tf", "gguf", "original", "metal"}
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """What to fetch, and the settings that named it."""
+
+    name: str
+    revision: str | None
+    setting: str  # MODEL_NAME
+    required: str  # a file without which it is of no use
+    with_weights: bool
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} (revision {self.revision})" if self.revision else self.name
+
+    @property
+    def revision_setting(self) -> str:
+        return self.setting.replace("_NAME", "_REVISION")
+
+
+def text_files(names: Iterable[str]) -> list[str]:
+    """Configuration, tokenizer and templates: small files at the root, and one folder down where no program owns it."""
+    chosen = []
+    for name in names:
+        path = PurePosixPath(name)
+        is_foreign = len(path.parts) > 2 or path.parts[0].lower() in _FOREIGN or path.parts[0].startswith(".")
+        is_foreign_index = name.endswith(".index.json") and name != INDEX
+        if path.suffix in _TEXT_SUFFIXES and not is_foreign and not is_foreign_index:
+            chosen.append(name)
+    return sorted(chosen)
+
+
+def weight_names(repository: str, names: Iterable[str], index: dict[str, object] | None) -> list[str]:
+    """The safetensors files to fetch; `index` is the parsed model.safetensors.index.json, where there is one.
+
+    Raises ModelError where the repository has weights in other formats only, or none.
+    """
+    available = set(names)
+    if index is not None:
+        shards = index.get("weight_map")
+        if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+            raise ModelError(f"{repository}: its {INDEX} has no weight_map; choose another revision or model")
+        wanted = sorted(set(shards.values()))
+        if missing := [name for name in wanted if name not in available]:
+            raise ModelError(
+                f"{repository} lacks {missing[0]}, which its {INDEX} names; choose another revision or model"
+            )
+        return wanted
+    if SINGLE in available:
+        return [SINGLE]
+    root = sorted(name for name in available if "/" not in name and name.endswith(".safetensors"))
+    if usual := [name for name in root if not name.startswith(("consolidated", "adapter_"))]:
+        return usual
+    if "adapter_model.safetensors" in root:
+        raise ModelError(f"{repository} is a LoRA adapter, not a model: set MODEL_NAME to a merged model")
+    if root:
+        return root
+    others = sorted({PurePosixPath(name).suffix for name in available} & _WEIGHT_SUFFIXES)
+    if others:
+        raise ModelError(
+            f"{repository} has weights only as {', '.join(others)}: choose a revision or model with safetensors files"
+        )
+    raise ModelError(f"{repository} has no weights: set MODEL_NAME to a repository with safetensors files")

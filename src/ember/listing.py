@@ -1,0 +1,132 @@
+"""The worker's listing on the RunPod Hub, `.runpod/hub.json`, made from Settings: `ember settings --hub`, `make hub`.
+
+What a deployer is asked is what the code reads, with the code's defaults. The format is that of RunPod's publishing
+guide; it knows no groups, so the settings come group by group and all but the most wanted ones are marked as advanced.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ember.settings import Settings, variable_names
+
+# What a deployer decides comes first; the groups after it are folded away as advanced.
+BASIC = ("model_name", "hf_token", "max_model_len", "gpu_memory_utilization", "max_concurrency", "served_model_name")
+GROUPS = {
+    "Model": ("model_", "tokenizer_", "dtype", "base_path", "download_dir"),
+    "Chat": ("custom_chat", "chat_template_", "default_chat", "trust_request", "tool_", "exclude_tools", "reasoning_"),
+    "Memory and speed": ("kv_cache_", "num_gpu_", "block_size", "max_num_", "enable_prefix", "warmup", "enforce_eager"),
+    "API": ("generation_", "override_", "response_role", "max_", "enable_", "return_", "seed", "scheduling_"),
+    "Queue": ("queue_", "drain_", "stream_", "default_batch", "min_batch", "batch_size", "native_", "raw_"),
+}
+_OTHER = "Operation"
+# Of no use to a worker on a queue, or nothing a deployer of the image should touch.
+LEFT_OUT = {
+    "host": "only `ember serve` listens",
+    "port": "only `ember serve` listens",
+    "api_key": "the platform checks its own keys; only `ember serve` reads it",
+    "api_key_file": "only `ember serve` reads it",
+    "allowed_origins": "only `ember serve` reads it",
+    "max_request_bytes": "only `ember serve` reads it",
+    "port_health": "only `ember serve` listens",
+    "health_check_path": "only `ember serve` listens",
+    "platform_store": "only `ember platform` keeps jobs",
+    "device": "the image decides",
+    "num_threads": "of the CPU build",
+    "boot_report": "a file that nobody could fetch; `/boot` answers the same",
+}
+_SAFE_NUMBER = 2**53  # larger bounds are bounds of the machine, not of the setting
+
+# Models that the engine's families cover, 0.6B to 32B, in the order of their size, each with the GB of a GPU that holds
+# it at 16 bits a weight with room for a cache of some ten thousand tokens.
+PRESETS = (
+    ("Qwen/Qwen3-0.6B", 16),
+    ("meta-llama/Llama-3.2-1B-Instruct", 16),
+    ("Qwen/Qwen3-1.7B", 16),
+    ("meta-llama/Llama-3.2-3B-Instruct", 16),
+    ("Qwen/Qwen3-4B-Instruct-2507", 16),
+    ("mistralai/Mistral-7B-Instruct-v0.3", 24),
+    ("Qwen/Qwen2.5-7B-Instruct", 24),
+    ("Qwen/Qwen3-8B", 24),
+    ("meta-llama/Llama-3.1-8B-Instruct", 24),
+    ("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", 24),
+    ("Qwen/Qwen3-14B", 48),
+    ("Qwen/Qwen2.5-Coder-32B-Instruct", 80),
+    ("Qwen/Qwen3-32B", 80),
+)
+
+
+def hub_listing() -> dict[str, Any]:
+    """The content of hub.json."""
+    return {
+        "title": "Ember",
+        "description": "Large language models behind an OpenAI-compatible API, with cold starts in seconds.",
+        "type": "serverless",
+        "category": "language",
+        "config": {
+            "runsOn": "GPU",
+            "containerDiskInGb": 100,
+            "gpuCount": 1,
+            "gpuIds": "AMPERE_48,ADA_48_PRO,AMPERE_80,ADA_80_PRO",
+            "allowedCudaVersions": ["12.8", "12.9", "13.0"],
+            "presets": [
+                {"name": f"{name} ({memory} GB GPU)", "defaults": {"MODEL_NAME": name}} for name, memory in PRESETS
+            ],
+            "env": [_entry(field) for field in _in_order()],
+        },
+    }
+
+
+def hub_json() -> str:
+    return json.dumps(hub_listing(), indent=2, ensure_ascii=False) + "\n"
+
+
+def group_of(field: str) -> str:
+    """The group a setting is listed in; one that is new and not named here comes last."""
+    return next((group for group, starts in GROUPS.items() if field.startswith(starts)), _OTHER)
+
+
+def _in_order() -> list[str]:
+    order = [*GROUPS, _OTHER]
+    rest = [field for field in Settings.model_fields if field not in BASIC and field not in LEFT_OUT]
+    return [*BASIC, *sorted(rest, key=lambda field: order.index(group_of(field)))]
+
+
+def _entry(field: str) -> dict[str, Any]:
+    """One variable as the deploy form asks for it."""
+    schema = Settings.model_json_schema(by_alias=False)["properties"][field]
+    value = next((branch for branch in schema.get("anyOf", []) if branch["type"] != "null"), schema)
+    default = schema.get("default")
+    asked: dict[str, Any] = {"name": _title(field), "type": "string", "description": _description(field)}
+    if field == "model_name":
+        asked |= {"type": "huggingface", "required": True}
+    elif value["type"] == "boolean":
+        asked |= {"type": "boolean", "trueValue": "true", "falseValue": "false"}
+    elif "enum" in value:
+        asked["options"] = [{"label": str(choice), "value": str(choice)} for choice in value["enum"]]
+        default = None if default is None else str(default)
+    elif value["type"] in ("integer", "number"):
+        asked["type"] = "number"
+        for bound, keys in (("min", ("minimum", "exclusiveMinimum")), ("max", ("maximum", "exclusiveMaximum"))):
+            limit = next((value[key] for key in keys if key in value), None)
+            if limit is not None and abs(limit) < _SAFE_NUMBER:
+                asked[bound] = limit
+    if default is not None:
+        asked["default"] = default
+    if field not in BASIC:
+        asked["advanced"] = True
+    return {"key": variable_names(field)[0], "input": asked}
+
+
+def _title(field: str) -> str:
+    name = " ".join(_WORDS.get(word, word) for word in field.split("_"))
+    name = name[0].upper() + name[1:]
+    return name if field in BASIC else f"{group_of(field)}: {name}"
+
+
+_WORDS = {"hf": "Hugging Face", "kv": "KV", "gpu": "GPU", "openai": "OpenAI", "len": "length"}
+
+
+def _description(field: str) -> str:
+    return (Settings.model_fields[field].description or "").replace("`", "")
