@@ -18,10 +18,11 @@ def queue() -> Iterator[FakeQueue]:
         yield queue
 
 
-@pytest.fixture(scope="module")
-def worker(queue: FakeQueue) -> Iterator[Process]:
-    """One `handler.py` for the module; it has answered its first job."""
-    with Process("handler.py", env={**queue.env(), "MODEL_NAME": "demo"}) as worker:
+@pytest.fixture(scope="module", params=["runpod", "direct"])
+def worker(queue: FakeQueue, request: pytest.FixtureRequest) -> Iterator[Process]:
+    """One `handler.py` for the module and each queue client; it has answered its first job."""
+    env = {**queue.env(), "MODEL_NAME": "demo", "QUEUE_CLIENT": request.param}
+    with Process("handler.py", env=env) as worker:
         queue.wait(queue.submit({"prompt": "Hello", "sampling_params": {"max_tokens": 1}}), BOOT_SECONDS)
         yield worker
 

@@ -168,8 +168,16 @@ def test_sigterm_finishes_what_runs(queue: FakeQueue, worker: Process) -> None:
     assert worker.wait(20) == 0
 
 
-def test_a_job_on_its_way_at_sigterm_is_run_and_reported() -> None:
-    with FakeQueue() as queue, Process("handler.py", env={**queue.env(), "MODEL_NAME": "demo"}) as worker:
+CLIENTS = pytest.mark.parametrize("client", ["runpod", "direct"])
+
+
+def environment(queue: FakeQueue, client: str, **settings: str) -> dict[str, str]:
+    return {**queue.env(), "MODEL_NAME": "demo", "QUEUE_CLIENT": client, **settings}
+
+
+@CLIENTS
+def test_a_job_on_its_way_at_sigterm_is_run_and_reported(client: str) -> None:
+    with FakeQueue() as queue, Process("handler.py", env=environment(queue, client)) as worker:
         queue.wait(queue.submit(chat(max_tokens=1)), BOOT_SECONDS)
         queue.deliver_delay = 0.15
         job = queue.submit(chat(max_tokens=6, stream=True))
@@ -179,9 +187,10 @@ def test_a_job_on_its_way_at_sigterm_is_run_and_reported() -> None:
         assert worker.wait(10) == 0
 
 
+@CLIENTS
 @pytest.mark.parametrize("after", [0.3, 1.2])
-def test_sigterm_during_the_boot(after: float) -> None:
-    with FakeQueue() as queue, Process("handler.py", env={**queue.env(), "MODEL_NAME": "demo"}) as worker:
+def test_sigterm_during_the_boot(after: float, client: str) -> None:
+    with FakeQueue() as queue, Process("handler.py", env=environment(queue, client)) as worker:
         (engine,) = worker.wait_children()
         time.sleep(after)
         if queue.takes:
@@ -192,10 +201,11 @@ def test_sigterm_during_the_boot(after: float) -> None:
         wait_gone(engine)
 
 
-def test_without_restarts_a_dead_engine_ends_the_worker() -> None:
+@CLIENTS
+def test_without_restarts_a_dead_engine_ends_the_worker(client: str) -> None:
     with (
         FakeQueue() as queue,
-        Process("handler.py", env={**queue.env(), "MODEL_NAME": "demo", "ENGINE_RESTARTS": "0"}) as worker,
+        Process("handler.py", env=environment(queue, client, ENGINE_RESTARTS="0")) as worker,
     ):
         job = queue.submit(chat(max_tokens=500, ignore_eos=True, stream=True))
         queue.wait_pieces(job, 1, BOOT_SECONDS)
@@ -205,18 +215,43 @@ def test_without_restarts_a_dead_engine_ends_the_worker() -> None:
         assert worker.wait(15) != 0
 
 
-def test_boot_failures_end_the_worker_with_one_line() -> None:
+@CLIENTS
+def test_boot_failures_end_the_worker_with_one_line(client: str) -> None:
     with FakeQueue() as queue:
-        with Process("handler.py", env=queue.env()) as worker:
+        with Process("handler.py", env={**queue.env(), "QUEUE_CLIENT": client}) as worker:
             assert worker.wait(30) == 1
             assert "MODEL_NAME is not set" in worker.log()
             assert "Traceback" not in worker.log()
-        with Process("handler.py", env={**queue.env(), "MODEL_NAME": "/no/such/model"}) as worker:
+        with Process("handler.py", env=environment(queue, client, MODEL_NAME="/no/such/model")) as worker:
             assert worker.wait(60) == 1
             assert "/no/such/model" in worker.log()
             assert "Traceback" not in worker.log()
         assert queue.takes == 0
         assert sum(ping.get("status") == "unhealthy" for ping in queue.pings) == 2
+
+
+def test_native_jobs_as_lists_of_tokens() -> None:
+    """The form of older workers; a job may ask for the other one."""
+    with FakeQueue() as queue, Process("handler.py", env=environment(queue, "direct", NATIVE_OUTPUT="tokens")):
+        sampling = {"max_tokens": 8, "temperature": 0.8, "seed": 7, "n": 2}
+        native = {"messages": MESSAGES, "sampling_params": sampling}
+        whole = queue.wait(queue.submit(native), BOOT_SECONDS)
+        (output,) = whole.output
+        texts = [choice["tokens"][0] for choice in output["choices"]]
+        assert len(texts) == 2 and all(texts)
+        assert set(output) == {"choices", "usage"}
+
+        streamed = queue.wait(queue.submit({**native, "stream": True}))
+        assert streamed.status == "COMPLETED"
+        assert streamed.output[-1]["usage"] == output["usage"]
+        for index, text in enumerate(texts):
+            parts = [token for piece in streamed.output for token in piece["choices"][index]["tokens"]]
+            assert "".join(parts) == text
+
+        refused = queue.wait(queue.submit({"prompt": "a", "stream": True, "sampling_params": {"temperature": 99}}))
+        assert (refused.status, refused.pieces) == ("FAILED", [])
+        as_openai = queue.wait(queue.submit({**native, "use_openai_format": True}))
+        assert [choice["message"]["content"] for choice in as_openai.output[0]["choices"]] == texts
 
 
 def local(*arguments: str) -> tuple[int, dict[str, Any]]:

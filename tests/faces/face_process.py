@@ -33,6 +33,10 @@ def main() -> int:
         from ember.front.worker import local
 
         return local.run(settings, worker, local.read_job(json.dumps(options["job"])))
+    if settings.queue_client == "direct":
+        from ember.front.worker import direct
+
+        return direct.run(settings, worker)
     from ember.front.worker import sdk
 
     return sdk.run(settings, worker)

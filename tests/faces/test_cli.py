@@ -10,6 +10,7 @@ import pytest
 
 from ember import cli
 from ember.flags import flag_names
+from ember.platform.server import worker_environment
 from ember.settings import Settings, warn_unused
 from tests.support.processes import Process
 
@@ -36,7 +37,7 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr("ember.front.start.launch", launch)
     monkeypatch.setattr("ember.cli.prepare", prepare)
     monkeypatch.setattr("ember.cli.leave_on_signals", lambda status: None)
-    monkeypatch.setattr("ember.front.worker.sdk.report_unhealthy", lambda reason: seen.update(unhealthy=reason))
+    monkeypatch.setattr("ember.front.worker.health.report_unhealthy", lambda reason: seen.update(unhealthy=reason))
     return seen
 
 
@@ -142,10 +143,55 @@ def test_a_local_job_has_a_model(no_engine: dict[str, Any]) -> None:
     assert settings.model_name == "demo"
 
 
-def test_the_sdk_flags(capsys: pytest.CaptureFixture[str], no_engine: dict[str, Any]) -> None:
-    assert cli.main(["worker", "--rp_serve_api", "--rp_api_port", "80", "--rp_api_host", "0.0.0.0"]) == 2
-    assert "ember serve" in capsys.readouterr().err
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The variables that a platform gives its worker; they are as before when the test ends."""
+    names = worker_environment("http://x", "w")
+    for name in names:
+        monkeypatch.setenv(name, "")
+    return names
+
+
+def test_the_sdk_flags(no_engine: dict[str, Any], played: dict[str, str]) -> None:
+    settings = settings_of(no_engine, "worker", "--rp_serve_api", "--rp_api_port", "0", "--rp_api_host", "127.0.0.1")
+    assert settings.model_name == "demo"
+    assert os.environ["RUNPOD_WEBHOOK_GET_JOB"].startswith("http://localhost:")
+
+
+def test_a_worker_of_a_platform_elsewhere(no_engine: dict[str, Any], played: dict[str, str]) -> None:
+    settings = settings_of(no_engine, "worker", "--model", "my/model", "--platform", "http://there:1")
+    assert settings.model_name == "my/model"
+    assert os.environ["RUNPOD_WEBHOOK_GET_JOB"].startswith("http://there:1/v2/LOCAL/job-take/$ID?")
+
+
+def test_a_platform_with_a_worker_of_its_own(no_engine: dict[str, Any], played: dict[str, str]) -> None:
+    settings = settings_of(no_engine, "platform", "my/model", "--port", "0", "--api-key", "a-key")
+    assert settings.model_name == "my/model"
+    assert os.environ["RUNPOD_AI_API_KEY"] == "a-key"
+
+
+def test_the_environment_of_a_platforms_worker(
+    no_engine: dict[str, Any], played: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["platform", "--env", "http://there:1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split("=")[0].removeprefix("export ") for line in lines} == set(played)
     assert no_engine["prepared"] == 0
+
+
+@pytest.mark.parametrize("store", ["sqlite:/no/such/directory/x.db", "redis:x"])
+def test_a_store_that_cannot_be(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["platform", "--port", "0", "--store", store]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("ember: error: ") and err.count("\n") == 1
+
+
+def test_behind_a_load_balancer_a_worker_serves(no_engine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "8080")
+    monkeypatch.setenv("RUNPOD_ENDPOINT_ID", "x")
+    settings = settings_of(no_engine, "worker", "--model", "my/model")
+    assert (settings.model_name, settings.port) == ("my/model", 8080)
+    assert cli.main(["worker"]) == 1  # and it is not the demo model that it would serve there
 
 
 @pytest.mark.parametrize("text", ["{", "[1]"])
@@ -186,8 +232,10 @@ def test_table_of_settings(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_batch_sizes_of_other_workers() -> None:
-    assert warn_unused({"DEFAULT_BATCH_SIZE": "5"}) == []
-    assert len(warn_unused({"MIN_BATCH_SIZE": "1", "BATCH_SIZE_GROWTH_FACTOR": "3"})) == 2
+    read = {"DEFAULT_BATCH_SIZE": "5", "MIN_BATCH_SIZE": "1", "BATCH_SIZE_GROWTH_FACTOR": "3"}
+    assert warn_unused(read) == []
+    (line,) = warn_unused({"DEFAULT_BATCH_SIZE_GROWTH_FACTOR": "3"})  # set to 3 by every template, on no one's wish
+    assert "BATCH_SIZE_GROWTH_FACTOR is read" in line
 
 
 def test_warnings_name_the_variable() -> None:

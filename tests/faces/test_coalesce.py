@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ember.front.worker.coalesce import MAX_PIECE_BYTES, Pieces, cut, wire_bytes
+from ember.front.worker.coalesce import MAX_PIECE_BYTES, BatchSizes, Pieces, cut, wire_bytes
 from ember.front.worker.loop import EngineLoop
 
 
@@ -60,7 +60,7 @@ def test_pieces_are_bounded_in_bytes_and_events() -> None:
     assert "".join(event for piece in taken for event in piece) == "x" * 400 + "y" * 500 + "z" * 10
     assert all(len(piece) == 1 or sum(map(len, piece)) <= 100 for piece in taken)
     assert ["y" * 500] in taken
-    assert max(len(piece) for piece in asyncio.run(scenario(Pieces(max_events=3)))) == 3
+    assert max(len(piece) for piece in asyncio.run(scenario(Pieces(sizes=BatchSizes(most=3))))) == 3
 
 
 def test_producer_pauses_when_nobody_takes() -> None:
@@ -74,6 +74,45 @@ def test_producer_pauses_when_nobody_takes() -> None:
         await producer
 
     asyncio.run(scenario())
+
+
+def test_fewest_events_of_a_piece_grow() -> None:
+    async def scenario(sizes: BatchSizes, count: int) -> list[int]:
+        pieces = Pieces(sizes=sizes)
+        producer = asyncio.create_task(_put_all(pieces, ["x"] * count))
+        taking = asyncio.create_task(_take_all(pieces))
+        await producer
+        return [len(piece) for piece in await taking]
+
+    async def one_by_one(sizes: BatchSizes, count: int) -> list[int]:
+        pieces = Pieces(sizes=sizes)
+
+        async def put() -> None:
+            for _ in range(count):
+                await pieces.put("x")
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            pieces.finish()
+
+        producer = asyncio.create_task(put())
+        taken = [len(piece) for piece in await _take_all(pieces)]
+        await producer
+        return taken
+
+    assert asyncio.run(one_by_one(BatchSizes(least=1, growth=3, most=10), 25)) == [1, 3, 9, 10, 2]
+    assert asyncio.run(one_by_one(BatchSizes(least=7, most=4), 10)) == [4, 4, 2]  # the bound wins
+    assert sum(asyncio.run(scenario(BatchSizes(least=1000), 30))) == 30  # the end does not wait
+
+
+def test_a_full_piece_does_not_wait_for_the_fewest() -> None:
+    async def scenario() -> list[list[str]]:
+        pieces = Pieces(max_bytes=100, sizes=BatchSizes(least=1000))
+        producer = asyncio.create_task(_put_all(pieces, ["x" * 40] * 10))
+        taken = await _take_all(pieces)
+        await producer
+        return taken
+
+    assert sum(map(len, asyncio.run(asyncio.wait_for(scenario(), 5)))) == 10
 
 
 def test_an_error_comes_after_the_events_before_it() -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from ember.front.api.exchange import EventStream, Response
 from ember.front.errors import ApiError
-from ember.front.worker.handler import Handler, make_handler
+from ember.front.worker.coalesce import BatchSizes
+from ember.front.worker.handler import Answer, Handler, Handling, make_handler
 from ember.front.worker.loop import EngineLoop
 from tests.faces.fakes import FakeWorker, event, fake_dispatch
 
@@ -29,11 +30,11 @@ class Bench:
         self.loop.start()
         self.loop.submit(self.worker.start()).result(5)
 
-    def handler(self, raw: bool = True, max_events: int | None = None) -> Handler:
-        async def answer(request: Any) -> Any:
+    def handler(self, raw: bool = True, answer: Answer | None = None, **options: Any) -> Handler:
+        async def fake_answer(request: Any) -> Any:
             return await fake_dispatch(self.worker.services, request)
 
-        return make_handler(self.loop, answer, model="m", raw=raw, max_events=max_events)
+        return make_handler(Handling(self.loop, answer or fake_answer, model="m", raw=raw, **options))
 
     def run(self, job: Any, raw: bool = True) -> list[Any]:
         async def collect() -> list[Any]:
@@ -159,7 +160,7 @@ def test_what_leaves_can_always_be_encoded(bench: Bench, fault: str, raw: bool, 
         return EventStream(events())
 
     async def collect() -> list[Any]:
-        handler = make_handler(bench.loop, answer, model="m", raw=raw)
+        handler = bench.handler(raw, answer)
         return [output async for output in handler({"id": "j", "input": {"prompt": "a", "stream": stream}})]
 
     outputs = asyncio.run(collect())
@@ -172,7 +173,7 @@ def test_a_body_is_what_a_client_over_http_would_read(bench: Bench) -> None:
         return Response(200, {"value": float("nan"), "counts": {1: 2}})
 
     async def collect() -> list[Any]:
-        return [output async for output in make_handler(bench.loop, answer, model="m")({"input": {"prompt": "a"}})]
+        return [output async for output in bench.handler(answer=answer)({"input": {"prompt": "a"}})]
 
     assert asyncio.run(collect()) == [{"value": None, "counts": {"1": 2}}]
 
@@ -181,7 +182,7 @@ def test_a_body_is_what_a_client_over_http_would_read(bench: Bench) -> None:
 def test_events_in_a_piece_are_bounded(bench: Bench, of_job: dict[str, int], expected: int) -> None:
     async def collect() -> list[str]:
         pieces = []
-        async for piece in bench.handler(max_events=3)(
+        async for piece in bench.handler(sizes=BatchSizes(most=3))(
             {"input": {"prompt": "a", "stream": True, "words": 30, **of_job}}
         ):
             pieces.append(piece)
@@ -270,3 +271,27 @@ def test_cancelling_before_the_first_token_aborts(bench: Bench) -> None:
 
     asyncio.run(scenario())
     _until(lambda: bench.worker.aborted == ["w"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_jobs_can_be_ended_from_outside(bench: Bench, stream: bool) -> None:
+    async def answer(request: Any) -> Any:
+        return await fake_dispatch(bench.worker.services, request)
+
+    handling = Handling(bench.loop, answer, model="m")
+
+    async def scenario() -> list[Any]:
+        body = {"messages": [], "stream": stream, "words": 100_000, "pace": 0.001}
+        collecting = asyncio.create_task(_collect(make_handler(handling), {"id": "j", "input": {"openai_input": body}}))
+        await asyncio.sleep(0.1)
+        handling.fail_all(ApiError(503, "going down"))
+        return await asyncio.wait_for(collecting, 5)
+
+    last = asyncio.run(scenario())[-1]
+    assert "going down" in (last if stream else last["error"])
+    assert not handling.runs
+    _until(lambda: bench.worker.aborted == ["j"])
+
+
+async def _collect(handler: Handler, job: Any) -> list[Any]:
+    return [output async for output in handler(job)]

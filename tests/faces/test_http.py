@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +13,15 @@ from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 
 from ember.front.client import EngineError
-from ember.front.http.app import MAX_BODY_BYTES, make_app
+from ember.front.http import app as face
+from ember.front.http import server
+from ember.front.http.app import make_app, make_health_app
 from ember.settings import load_settings
 from tests.faces.fakes import FakeWorker, event, fake_dispatch
 
 CHAT = "/v1/chat/completions"
 Client = TestClient[Any, Any]
+MAX_BODY_BYTES = 32 * 2**20  # as in the settings
 
 
 def with_client(
@@ -164,11 +169,14 @@ def test_keys() -> None:
         assert await status("/v1/models", "bearer two") == 200
         for wrong in (None, "Bearer", "Bearer ", "Bearer on", "Bearer one,two", "Basic one", "one", "Bearer öne"):
             assert await status("/v1/models", wrong) == 401, wrong
-        for path in ("/boot", "/boot/", "/nowhere", "/tokenize"):
+        for path in ("/boot", "/boot/", "/nowhere", "/tokenize", "/healthz", "/health/x", "/metrics/x"):
             assert await status(path, None) == 401, path
-            assert await status(path, "Bearer one") == 404, path
+            assert await status(path, "Bearer one") in (404, 200), path
+        for path in ("/metrics", "/version"):
+            assert await status(path, None) == 401, path
+            assert await status(path, "Bearer two") == 200, path
         assert (await client.options("/v1/models")).status == 401
-        for path in ("/health", "/ping", "/version", "/metrics"):
+        for path in ("/health", "/ping"):
             assert await status(path, None) == 200
 
     with_client(scenario, api_key="one,two")
@@ -226,3 +234,134 @@ def test_a_large_body_is_parsed_beside_the_loop() -> None:
         assert (await (await client.post(CHAT, json=body)).json())["echo"] == body
 
     with_client(scenario)
+
+
+def test_keys_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# ours\none\n\n  two \n")
+
+    async def scenario(client: Client, worker: FakeWorker) -> None:
+        for key, expected in (("one", 200), ("two", 200), ("three", 200), ("# ours", 401), ("", 401)):
+            response = await client.get("/v1/models", headers={"Authorization": f"Bearer {key}"})
+            assert response.status == expected, key
+
+    with_client(scenario, api_key="three", api_key_file=str(file))
+
+
+def test_health_for_a_load_balancer() -> None:
+    async def scenario(client: Client, worker: FakeWorker) -> None:
+        settings = load_settings({"model_name": "m", "health_check_path": "/alive"})
+        async with TestClient(TestServer(make_health_app(settings, worker))) as other:
+            for each in (client, other):
+                assert (await each.get("/alive")).status == 204
+            await worker.ready()
+            for each in (client, other):
+                assert (await each.get("/alive")).status == 200
+                assert (await each.get("/alive?x=1")).status == 200
+                assert (await each.get("/ping")).status == 200
+                assert (await each.delete("/alive")).status == 405
+            worker.engine.is_dead = True
+            for each in (client, other):
+                assert (await each.get("/alive")).status == 503
+            assert (await other.get("/v1/models")).status == 404
+            assert (await other.get("/version")).status == 404
+
+    with_client(scenario, FakeWorker(boot=0.3), health_check_path="/alive", api_key="one")
+
+
+def test_browsers_of_other_origins_are_kept_out() -> None:
+    preflight = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+
+    async def closed(client: Client, worker: FakeWorker) -> None:
+        response = await client.get("/v1/models", headers={"Origin": "https://a.example"})
+        assert not [name for name in response.headers if name.lower().startswith("access-control")]
+        response = await client.options(CHAT, headers=preflight)
+        assert not [name for name in response.headers if name.lower().startswith("access-control")]
+
+    with_client(closed)
+
+    async def named(client: Client, worker: FakeWorker) -> None:
+        response = await client.options(CHAT, headers={**preflight, "Access-Control-Request-Headers": "authorization"})
+        assert response.status == 204
+        assert response.headers["Access-Control-Allow-Origin"] == "https://a.example"
+        assert response.headers["Access-Control-Allow-Headers"] == "authorization"
+        assert "POST" in response.headers["Access-Control-Allow-Methods"]
+        assert response.headers["Vary"] == "Origin"
+        assert "Access-Control-Allow-Credentials" not in response.headers
+        response = await client.get("/v1/models", headers={"Origin": "https://a.example"})
+        assert response.status == 401  # the key is asked for all the same, and the page may read that
+        assert response.headers["Access-Control-Allow-Origin"] == "https://a.example"
+        response = await client.options(CHAT, headers={**preflight, "Origin": "https://b.example"})
+        assert response.status == 401
+        assert "Access-Control-Allow-Origin" not in response.headers
+
+    with_client(named, allowed_origins="https://a.example", api_key="one")
+
+
+def test_a_small_body_that_unpacks_to_a_large_one() -> None:
+    packed = gzip.compress(b" " * (MAX_BODY_BYTES + 1))
+
+    async def scenario(client: Client, worker: FakeWorker) -> None:
+        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        response = await client.post(CHAT, data=packed, headers=headers)
+        assert response.status == 413
+        response = await client.post(CHAT, data=gzip.compress(b"{}"), headers=headers)
+        assert response.status == 200
+        response = await client.post(CHAT, data=b"not packed at all", headers=headers)
+        assert response.status == 400
+
+    with_client(scenario)
+
+
+def test_the_limit_of_a_body_is_a_setting() -> None:
+    async def scenario(client: Client, worker: FakeWorker) -> None:
+        response = await client.post(CHAT, json={"text": "x" * 2100})
+        assert response.status == 413
+        assert "0.001953 MiB" in (await error_of(response))["message"]
+        assert (await client.post(CHAT, json={"text": "x" * 1000})).status == 200
+
+    with_client(scenario, max_request_bytes=2048)
+
+
+@pytest.mark.parametrize("headers", [{f"X-{number}": "a" for number in range(200)}, {"X-Long": "a" * 20_000}])
+def test_too_many_headers_and_too_long_ones(headers: dict[str, str]) -> None:
+    async def scenario(client: Client, worker: FakeWorker) -> None:
+        response = await client.get("/v1/models", headers=headers)
+        assert response.status == 400
+        assert (await client.get("/v1/models")).status == 200
+
+    with_client(scenario)
+
+
+def test_a_body_that_does_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(face, "BODY_SECONDS", 0.1)
+
+    async def scenario(client: Client, worker: FakeWorker) -> None:
+        reader, writer = await asyncio.open_connection(client.host, client.port)
+        writer.write(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{" % CHAT.encode())
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
+        await asyncio.wait_for(reader.read(), 20)  # and the connection is closed
+        writer.close()
+
+    with_client(scenario)
+
+
+def test_a_head_that_does_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.1)
+
+    async def run() -> None:
+        worker = FakeWorker()
+        await worker.start()
+        app = make_app(load_settings({"model_name": "m"}), worker, fake_dispatch)
+        async with TestClient(TestServer(app)) as client:
+            runner: Any = client.server.runner
+            task = asyncio.create_task(server._close_silent(runner, app[face.HEARD]))
+            reader, writer = await asyncio.open_connection(client.host, client.port)
+            writer.write(b"GET /v1/models HTTP/1.1\r\nHost:")
+            slow = asyncio.create_task(client.post(CHAT, json={"words": 1, "pace": 0.5}))
+            assert await asyncio.wait_for(reader.read(), 20) == b""
+            assert (await slow).status == 200  # one that has sent its head may take its time
+            task.cancel()
+            writer.close()
+
+    asyncio.run(run())

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from ember.front.errors import ApiError
+from ember.front.worker.coalesce import BatchSizes
 from ember.front.worker.inputs import parse_input, wants_stream
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -188,3 +189,27 @@ def test_wants_stream_of_what_cannot_be_parsed() -> None:
 def test_max_batch_size_bounds_events() -> None:
     assert parse_input({"prompt": "a", "max_batch_size": "5"}, model="m").max_events == 5
     assert parse_input({"prompt": "a", "max_batch_size": None}, model="m").max_events is None
+
+
+def test_batch_sizes_of_a_job_are_stronger_than_the_workers() -> None:
+    usual = BatchSizes(least=2, growth=3.0, most=50)
+    assert parse_input({"prompt": "a"}, model="m").sizes(usual) == usual
+    own = {"prompt": "a", "min_batch_size": 4, "batch_size_growth_factor": "1.5", "max_batch_size": 9}
+    assert parse_input(own, model="m").sizes(usual) == BatchSizes(least=4, growth=1.5, most=9)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("min_batch_size", 0),
+        ("min_batch_size", "many"),
+        ("batch_size_growth_factor", 0.5),
+        ("batch_size_growth_factor", []),
+        ("batch_size_growth_factor", "nan"),
+        ("max_batch_size", -1),
+    ],
+)
+def test_batch_sizes_that_make_no_sense(name: str, value: object) -> None:
+    with pytest.raises(ApiError) as caught:
+        parse_input({"prompt": "a", name: value}, model="m")
+    assert (caught.value.status, caught.value.param) == (400, name)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
+from ember.front.worker import waits
+from ember.front.worker.handler import Handling, ThisLoop
 from ember.front.worker.sdk import import_sdk
 
 
@@ -18,12 +21,10 @@ def sdk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def unless(work: Any, stop_after: float, grace: float = 0.0) -> Any:
-    from ember.front.worker.scaler import _unless
-
     async def scenario() -> Any:
         stop = asyncio.Event()
         asyncio.get_running_loop().call_later(stop_after, stop.set)
-        return await _unless(stop, work(), grace)
+        return await waits.unless(stop, work(), grace)
 
     return asyncio.run(scenario())
 
@@ -67,7 +68,11 @@ def test_a_stop_before_the_loop_runs() -> None:
         polls.append(count)
         return []
 
-    scaler = Scaler({"concurrency_modifier": lambda _: 1, "handler": None})
+    async def answer(request: Any) -> Any:
+        raise AssertionError
+
+    handling = Handling(ThisLoop(), answer, model="m")
+    scaler = Scaler({"concurrency_modifier": lambda _: 1, "handler": None}, handling, Future, 1.0)
     scaler.jobs_fetcher = fetch
     scaler.handle_shutdown(15, None)
     asyncio.run(asyncio.wait_for(scaler.run(), 5))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from concurrent.futures import Future
+from typing import Any
 
 import pytest
 
+from ember.front.worker.handler import Handling, ThisLoop
 from tests.support.processes import Process
 
 IMPORT = """
@@ -44,13 +47,17 @@ def test_another_version_keeps_its_own_loop(monkeypatch: pytest.MonkeyPatch, cap
 
     from ember.front.worker import scaler
 
+    async def answer(request: Any) -> Any:
+        raise AssertionError
+
+    handling = Handling(ThisLoop(), answer, model="m")
     own = rp_scale.JobScaler
     monkeypatch.setattr(rp_scale, "JobScaler", own)
     monkeypatch.setattr(runpod, "__version__", "1.99.0")
     with caplog.at_level(logging.WARNING):
-        scaler.install()
+        scaler.install(handling, Future, 1.0)
     assert rp_scale.JobScaler is own
     assert "1.99.0" in caplog.text
     monkeypatch.setattr(runpod, "__version__", "1.12.3")
-    scaler.install()
-    assert rp_scale.JobScaler is scaler.Scaler
+    scaler.install(handling, Future, 1.0)
+    assert isinstance(rp_scale.JobScaler({"handler": None}), scaler.Scaler)

@@ -12,6 +12,7 @@ import pytest
 from ember import wire
 from ember.boot import Timeline
 from ember.front import client as client_module
+from ember.front.admission import Admission
 from ember.front.client import EngineClient, EngineError
 from ember.front.errors import ApiError
 from ember.front.spawn import EngineProcess
@@ -326,4 +327,27 @@ async def test_a_suspect_whose_client_is_gone_makes_room_for_the_next(engines):
     assert await asyncio.wait_for(engines[1].read(), 2) == wire.Abort(running.request_id)
     assert (await asyncio.wait_for(engines[1].read(), 2)).prompt_token_ids == [3]
     assert list(client._generations) == [generations[2]._request.request_id]
+    await client.close()
+
+
+async def test_what_waits_for_its_first_token_is_bounded(engines):
+    client = EngineClient(
+        engines[0].handle, wire.Configure("model"), Timeline("test"), admission=Admission(max_requests=2)
+    )
+    await client.start()
+    await engines[0].read()
+    engines[0].write(READY)
+    await client.wait_ready()
+    generations = [client.generate([1], SAMPLING) for _ in range(2)]
+    with pytest.raises(ApiError) as caught:
+        client.generate([1], SAMPLING)
+    assert caught.value.status == 503
+    first = await engines[0].read()
+    engines[0].write(wire.Outputs([output(first.request_id, [7])]))
+    await anext(generations[0])  # it runs now, and makes room for one more
+    generations.append(client.generate([1], SAMPLING))
+    with pytest.raises(ApiError):
+        client.generate([1], SAMPLING)
+    generations[1].abort()
+    client.generate([1], SAMPLING)
     await client.close()

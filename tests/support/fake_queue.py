@@ -13,7 +13,8 @@ import asyncio
 import json
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +43,11 @@ class JobRecord:
         """The streamed SSE text."""
         return "".join(piece for _, piece in self.pieces)
 
+    @property
+    def streamed(self) -> list[Any]:
+        """The streamed outputs."""
+        return [piece for _, piece in self.pieces]
+
     def events(self) -> list[Any]:
         """The JSON documents of the streamed SSE text."""
         lines = [line.removeprefix("data: ") for line in self.text.splitlines() if line.startswith("data: ")]
@@ -51,13 +57,22 @@ class JobRecord:
 class FakeQueue:
     """`poll_seconds` is how long an empty job-take or job-stop is held; `stream_delay` slows every streamed piece.
 
-    `deliver_delay` is the time from handing a job out to the worker's having it.
+    `deliver_delay` is the time from handing a job out to the worker's having it, `body_delay` the part of that between
+    the headers of the answer and its body. `fail(call, number)` may give a status to answer the call's number-th
+    request with; nothing comes of that request. While `is_down`, every connection is cut. A result of more than
+    `max_result_bytes` is refused with a 400.
     """
 
     def __init__(self, poll_seconds: float = 20.0, stream_delay: float = 0.0) -> None:
         self.poll_seconds = poll_seconds
         self.stream_delay = stream_delay
         self.deliver_delay = 0.0
+        self.body_delay = 0.0
+        self.fail: Callable[[str, int], int | None] = lambda call, number: None
+        self.is_down = False
+        self.max_result_bytes = 20_000_000
+        self.calls: Counter[str] = Counter()
+        self.wrong_headers: list[str] = []  # of calls for a job that did not carry its id, or not the key
         self.jobs: dict[str, JobRecord] = {}
         self.pings: list[dict[str, str]] = []
         self.takes = 0
@@ -153,7 +168,7 @@ class FakeQueue:
     async def _main(self) -> None:
         self._stop = asyncio.Event()
         self._news = asyncio.Condition()
-        app = web.Application(client_max_size=64 * 2**20)
+        app = web.Application(client_max_size=64 * 2**20, middlewares=[self._fault])
         base = "/v2/testep"
         app.router.add_get(base + "/job-take/{worker}", self._take)
         app.router.add_get(base + "/job-take-batch/{worker}", self._take_batch)
@@ -168,6 +183,25 @@ class FakeQueue:
         self._started.set()
         await self._stop.wait()
         await runner.cleanup()
+
+    @web.middleware
+    async def _fault(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        call = request.path.split("/")[3]
+        with self._changed:
+            self.calls[call] += 1
+            job = request.match_info.get("job")
+            if request.headers.get("Authorization") != "test-key" or (job and request.headers["X-Request-ID"] != job):
+                self.wrong_headers.append(f"{call} {job}: {request.headers.get('X-Request-ID')}")
+            status = self.fail(call, self.calls[call])
+            self._changed.notify_all()
+        if self.is_down and request.transport is not None:
+            request.transport.abort()
+            return web.Response(status=503)  # nobody gets it
+        if status is not None:
+            return web.Response(status=status, text="no")
+        return await handler(request)
 
     def _wake(self) -> None:
         async def notify() -> None:
@@ -196,17 +230,26 @@ class FakeQueue:
             self._changed.notify_all()
         return jobs
 
-    async def _take(self, request: web.Request) -> web.Response:
+    async def _take(self, request: web.Request) -> web.StreamResponse:
         await self._hold(lambda: self._waiting)
         jobs = self._hand_out(1)
-        await asyncio.sleep(self.deliver_delay)
-        return web.json_response(jobs[0]) if jobs else web.Response(status=204)
+        return await self._deliver(request, jobs[0] if jobs else None)
 
-    async def _take_batch(self, request: web.Request) -> web.Response:
+    async def _take_batch(self, request: web.Request) -> web.StreamResponse:
         await self._hold(lambda: self._waiting)
-        jobs = self._hand_out(int(request.query["batch_size"]))
-        await asyncio.sleep(self.deliver_delay)
-        return web.json_response(jobs) if jobs else web.Response(status=204)
+        return await self._deliver(request, self._hand_out(int(request.query["batch_size"])) or None)
+
+    async def _deliver(self, request: web.Request, content: Any) -> web.StreamResponse:
+        await asyncio.sleep(max(0.0, self.deliver_delay - self.body_delay))
+        if content is None:
+            return web.Response(status=204)
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        if self.body_delay:
+            await response.write(b" ")
+            await asyncio.sleep(self.body_delay)
+        await response.write(json.dumps(content).encode())
+        return response
 
     async def _stop_signals(self, request: web.Request) -> web.Response:
         await self._hold(lambda: self._to_stop)
@@ -224,7 +267,10 @@ class FakeQueue:
         return web.Response(text="ok")
 
     async def _done(self, request: web.Request) -> web.Response:
-        content = json.loads(await request.text())
+        body = await request.read()
+        if len(body) > self.max_result_bytes:
+            return web.Response(status=400, text="too large")
+        content = json.loads(body)
         with self._changed:
             record = self.jobs[request.match_info["job"]]
             record.done = time.monotonic()

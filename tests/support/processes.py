@@ -19,7 +19,9 @@ _OURS = ("RUNPOD_", "MODEL", "VLLM_", "EMBER_", "API_KEY", "PORT", "HOST")
 class Process:
     """`python <arguments>` in the repository's root, or in `cwd`. Killed when the block ends."""
 
-    def __init__(self, *arguments: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> None:
+    def __init__(
+        self, *arguments: str, env: dict[str, str] | None = None, cwd: Path = ROOT, stdout: int = subprocess.PIPE
+    ) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
         inherited["PYTHONPATH"] = str(ROOT)
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed in __exit__)
@@ -27,7 +29,7 @@ class Process:
             [sys.executable, *arguments],
             env={**inherited, **(env or {})},
             cwd=cwd,
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=self._log,
             text=True,
         )

@@ -2,7 +2,8 @@
 
 The first event leaves at once. While the consumer is busy sending a piece, everything that is produced meanwhile
 collects here and leaves as the next one, at most `max_bytes` as the queue will carry it. When more than that is
-waiting, the producer pauses; the engine's outputs then collect further upstream, where they take less room.
+waiting, the producer pauses; the engine's outputs then collect further upstream, where they take less room. Whoever
+wants fewer and larger pieces, or smaller ones, says so with `BatchSizes`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 MAX_PIECE_BYTES = 900_000  # the platform splits streamed outputs beyond 1 MB
@@ -29,6 +31,21 @@ def cut(text: str, max_bytes: int = MAX_PIECE_BYTES) -> list[str]:
     return [text[start : start + step] for start in range(0, len(text), step)]
 
 
+@dataclass(frozen=True)
+class BatchSizes:
+    """Events in one piece: `least` of the first, growing by `growth` with each, and `most` (None: no bound).
+
+    The last piece has what is left.
+    """
+
+    least: int = 1
+    growth: float = 1.0
+    most: int | None = None
+
+
+ANY_SIZE = BatchSizes()
+
+
 class _Signal:
     """An asyncio.Event of one loop that any thread may set. `arm` and `set` are called under the owner's lock."""
 
@@ -45,16 +62,20 @@ class _Signal:
             return
         loop, event = self._waiter
         self._waiter = None
-        if not loop.is_closed():
+        if loop is asyncio._get_running_loop():
+            event.set()
+        elif not loop.is_closed():
             loop.call_soon_threadsafe(event.set)
 
 
 class Pieces:
     """One job's events between one producer and one consumer, which may live in different loops and threads."""
 
-    def __init__(self, max_bytes: int = MAX_PIECE_BYTES, max_events: int | None = None) -> None:
+    def __init__(self, max_bytes: int = MAX_PIECE_BYTES, sizes: BatchSizes = ANY_SIZE) -> None:
         self._max_bytes = max_bytes
-        self._max_events = max_events
+        self._most = sizes.most
+        self._growth = sizes.growth
+        self._least = float(min(sizes.least, sizes.most or sizes.least))  # of the next piece
         self._lock = threading.Lock()
         self._events: deque[tuple[str, int]] = deque()  # with their bytes on the wire
         self._waiting_bytes = 0
@@ -99,10 +120,11 @@ class Pieces:
         return self
 
     async def __anext__(self) -> list[str]:
-        """All events since the last call, as far as they fit; waits for the first. A larger one comes alone."""
+        """All events since the last call, as far as they fit; waits for the fewest. A larger one comes alone."""
         while True:
             with self._lock:
-                if self._events:
+                is_full = self._waiting_bytes > self._max_bytes  # the producer waits
+                if self._events and (len(self._events) >= int(self._least) or self._ended or is_full):
                     return self._take()
                 if self._ended:
                     if self._error is not None:
@@ -114,7 +136,7 @@ class Pieces:
     def _take(self) -> list[str]:
         piece: list[str] = []
         size = 0
-        while self._events and len(piece) < (self._max_events or len(self._events) + len(piece)):
+        while self._events and (self._most is None or len(piece) < self._most):
             event, event_size = self._events[0]
             if piece and size + event_size > self._max_bytes:
                 break
@@ -122,5 +144,7 @@ class Pieces:
             piece.append(event)
             size += event_size
         self._waiting_bytes -= size
+        if self._growth > 1:
+            self._least = min(self._least * self._growth, self._most or 1e9)
         self._drained.set()
         return piece

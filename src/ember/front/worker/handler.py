@@ -1,27 +1,23 @@
-"""The handler the SDK calls: one job comes in, what the queue is to carry goes out, piece by piece.
+"""One job: its input comes in, what the queue is to carry goes out, piece by piece. Both queue clients use this.
 
-A streamed job yields SSE text (or, with RAW_OPENAI_OUTPUT=0, lists of parsed chunks), any other its JSON body once.
-Errors: a streamed job yields the error as an SSE event and `[DONE]`; any other yields `{"error": <JSON text>}`. The
-SDK makes that a FAILED job whose `error` is `str()` of the value: JSON text comes through unharmed, an object would
-arrive as a Python repr.
+The SDK calls an async generator function (`make_handler`), our own client iterates over a `JobRun` itself. Jobs that
+are still running when the time to drain is over are ended from outside, with an error (`Handling.fail_all`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
-from typing import Any
-
-import orjson
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from ember.front.api.exchange import EventStream, Request, Response
-from ember.front.errors import DONE, ApiError, encodable, internal_error
-from ember.front.worker.coalesce import Pieces, cut
+from ember.front.errors import ApiError, internal_error
+from ember.front.worker.coalesce import ANY_SIZE, BatchSizes, Pieces
 from ember.front.worker.inputs import Job, parse_input, wants_stream
-from ember.front.worker.loop import EngineLoop
+from ember.front.worker.outputs import Form, ParsedChunks, SseText, TokenLists, Whole, check_result_size, output_bytes
 
 log = logging.getLogger(__name__)
 
@@ -29,63 +25,139 @@ Answer = Callable[[Request], Awaitable[Response | EventStream]]
 Handler = Callable[[Any], AsyncGenerator[Any, None]]
 
 
-def make_handler(
-    loop: EngineLoop, answer: Answer, *, model: str, raw: bool = True, max_events: int | None = None
-) -> Handler:
-    """The handler of this worker: an async generator function, as the SDK must find it.
+class Work(Protocol):
+    """Something that runs and can be cancelled: a task, or a future of another thread's loop."""
 
-    `max_events` is the most SSE events in one streamed piece, for jobs that do not bring their own `max_batch_size`.
-    `answer` is run on `loop`, the handler on whichever loop calls it. When the consumer is cancelled, closes the
-    generator, or merely ends its task and leaves the generator behind, the job's work on `loop` is cancelled at once.
+    def cancel(self) -> Any: ...
+
+
+class Submitter(Protocol):
+    """Where a job's work is done: an `EngineLoop`, or `ThisLoop`."""
+
+    def submit(self, coroutine: Coroutine[Any, Any, None]) -> Work: ...
+
+
+class ThisLoop:
+    """The loop that asks is the one that owns the engine's client."""
+
+    def submit(self, coroutine: Coroutine[Any, Any, None]) -> Work:
+        return asyncio.get_running_loop().create_task(coroutine)
+
+
+@dataclass
+class Handling:
+    """How this worker handles jobs: `answer` is run on `loop`, whichever loop a job itself runs on.
+
+    `sizes` are for jobs that do not bring their own; `model` is for requests that name none.
     """
 
+    loop: Submitter
+    answer: Answer
+    model: str
+    raw: bool = True
+    native_tokens: bool = False
+    sizes: BatchSizes = ANY_SIZE
+    runs: set[JobRun] = field(default_factory=set)  # those under way
+
+    def fail_all(self, error: ApiError) -> None:
+        """Every job under way ends with this error."""
+        for run in list(self.runs):
+            run.fail(error)
+
+
+def make_handler(handling: Handling) -> Handler:
+    """The handler for the SDK: an async generator function, as it must find it."""
+
     async def handler(job: Any) -> AsyncGenerator[Any, None]:
-        job_input = job.get("input") if isinstance(job, dict) else None
-        stream = wants_stream(job_input)
-        source: concurrent.futures.Future[None] | None = None
-        try:
-            job_id = job.get("id") if isinstance(job, dict) else None
-            parsed = parse_input(job_input, model=model, job_id=job_id if isinstance(job_id, str) else None)
-            stream = parsed.stream
-            pieces = Pieces(max_events=parsed.max_events or max_events)
-            source = loop.submit(_produce(answer, parsed, pieces))
-            _cancel_with_this_task(source)
-            async for events in pieces:
-                for output in _outputs(events, raw):
-                    yield output
-            if pieces.result is not None:
-                yield pieces.result
-        except ApiError as error:
-            for output in _error_outputs(error, stream, raw):
+        async with aclosing(JobRun(handling, job).outputs()) as outputs:
+            async for output in outputs:
                 yield output
-        except Exception:
-            log.exception("a job failed unexpectedly")
-            for output in _error_outputs(internal_error(), stream, raw):
-                yield output
-        finally:
-            if source is not None:
-                source.cancel()
 
     return handler
 
 
-def _cancel_with_this_task(source: concurrent.futures.Future[None]) -> None:
-    """Cancel `source` when the task that asked for the job ends, however it ends.
+class JobRun:
+    """One job under way. When the consumer of its outputs is cancelled, closes them, or merely ends its task and leaves
+    them behind, the job's work is cancelled at once."""
+
+    def __init__(self, handling: Handling, job: Any) -> None:
+        self._handling = handling
+        job_id = job.get("id") if isinstance(job, dict) else None
+        self._id = job_id if isinstance(job_id, str) else ""
+        self._input = job.get("input") if isinstance(job, dict) else None
+        self._form: Form = self._form_of(wants_stream(self._input), is_native=False)
+        self._pieces: Pieces | None = None
+        self._work: Work | None = None
+        self._size = 0  # bytes of the outputs so far
+
+    def fail(self, error: ApiError) -> None:
+        """The outputs end with this error, after what is there. From any thread."""
+        if self._pieces is not None:
+            self._pieces.fail(error)
+        if self._work is not None:
+            self._work.cancel()
+
+    async def outputs(self) -> AsyncGenerator[Any, None]:
+        """What to stream, in order. One that is an `{"error": ...}` is the last and ends the job as FAILED."""
+        handling = self._handling
+        handling.runs.add(self)
+        try:
+            job = parse_input(
+                self._input, model=handling.model, job_id=self._id or None, native_tokens=handling.native_tokens
+            )
+            self._form = self._form_of(job.stream, is_native=job.native_tokens)
+            pieces = self._pieces = Pieces(sizes=job.sizes(handling.sizes))
+            work = self._work = handling.loop.submit(_produce(handling.answer, job, pieces))
+            _cancel_with_this_task(work)
+            async for events in pieces:
+                for output in self._form.pieces(events):
+                    self._size += output_bytes(output)
+                    yield output
+            if pieces.result is not None:
+                body = self._form.body(pieces.result)
+                check_result_size(output_bytes(body), self._id)
+                yield body
+        except ApiError as error:
+            for output in self._form.failed(error):
+                yield output
+        except Exception:
+            log.exception("a job failed unexpectedly")
+            for output in self._form.failed(internal_error()):
+                yield output
+        finally:
+            handling.runs.discard(self)
+            if self._work is not None:
+                self._work.cancel()
+        try:
+            check_result_size(self._size, self._id)
+        except ApiError as error:  # the stream is complete, what repeats it as the job's result is not taken
+            yield Whole().failed(error)[0]
+
+    def _form_of(self, stream: bool, is_native: bool) -> Form:
+        if is_native:
+            return TokenLists()
+        if not stream:
+            return Whole()
+        return SseText() if self._handling.raw else ParsedChunks()
+
+
+def _cancel_with_this_task(work: Work) -> None:
+    """Cancel `work` when the task that asked for the job ends, however it ends.
 
     A task cancelled while it sends a piece, or that stops after an error, leaves the generator suspended until the
     garbage collector finds it; the engine must not generate that long for nobody.
     """
     task = asyncio.current_task()
     if task is not None:
-        task.add_done_callback(lambda _: source.cancel())
+        task.add_done_callback(lambda _: work.cancel())
 
 
 async def _produce(answer: Answer, job: Job, pieces: Pieces) -> None:
-    """Runs on the engine's loop: the answer's events into `pieces`, or its body as their result."""
+    """Runs on the engine's loop: the answer's events into `pieces`, or its response as their result."""
     try:
         response = await answer(job.request)
         if isinstance(response, Response):
-            pieces.finish(_body(response))
+            pieces.finish(response)
             return
         async with aclosing(response.events) as events:
             async for event in events:
@@ -99,43 +171,3 @@ async def _produce(answer: Answer, job: Job, pieces: Pieces) -> None:
     except Exception:
         log.exception("%s %s failed unexpectedly", job.request.method, job.request.path)
         pieces.fail(internal_error())
-
-
-def _body(response: Response) -> Any:
-    """What a finished response puts on the queue, the same as a client over HTTP would read.
-
-    Raises ApiError where the response is an error, TypeError where it cannot be encoded: the SDK would drop it.
-    """
-    if response.status >= 400:
-        error = response.body.get("error") if isinstance(response.body, dict) else None
-        details = error if isinstance(error, dict) else {"message": str(response.body or response.status)}
-        raise ApiError(
-            response.status,
-            str(details.get("message")),
-            type=details.get("type"),
-            param=details.get("param"),
-            code=details.get("code"),
-        )
-    if response.body is None:
-        return {"status": "ok"}
-    return orjson.loads(orjson.dumps(response.body, option=orjson.OPT_NON_STR_KEYS))
-
-
-def _outputs(events: list[str], raw: bool) -> list[Any]:
-    """What to yield for a piece: its text, cut where a single event is beyond the limit, or its parsed chunks."""
-    if raw:
-        return list(cut(encodable("".join(events))))
-    chunks = [chunk for event in events for chunk in _chunks(event)]
-    return [chunks] if chunks else []
-
-
-def _chunks(event: str) -> list[Any]:
-    """The JSON documents of one SSE event, without `[DONE]` and comments."""
-    lines = [line.removeprefix("data:").strip() for line in encodable(event).splitlines() if line.startswith("data:")]
-    return [orjson.loads(line) for line in lines if line and line != "[DONE]"]
-
-
-def _error_outputs(error: ApiError, stream: bool, raw: bool) -> list[Any]:
-    if stream:
-        return [error.sse() + DONE] if raw else [[error.body()]]
-    return [{"error": orjson.dumps(error.body()["error"]).decode()}]

@@ -18,6 +18,7 @@ import orjson
 
 from ember.front.api.exchange import Request
 from ember.front.errors import bad_request
+from ember.front.worker.coalesce import BatchSizes
 
 CHAT_ROUTE = "/v1/chat/completions"
 COMPLETIONS_ROUTE = "/v1/completions"
@@ -57,11 +58,27 @@ class Job:
 
     request: Request
     stream: bool
-    max_events: int | None = None  # most SSE events in one streamed piece (`max_batch_size`)
+    native_tokens: bool = False  # the answer is wanted as lists of tokens
+    min_events: int | None = (
+        None  # fewest SSE events in one streamed piece (`min_batch_size`), as long as there are more
+    )
+    growth: float | None = None  # from piece to piece (`batch_size_growth_factor`)
+    max_events: int | None = None  # most (`max_batch_size`)
+
+    def sizes(self, defaults: BatchSizes) -> BatchSizes:
+        """Of its pieces; `defaults` are for what the job leaves open."""
+        return BatchSizes(
+            least=self.min_events or defaults.least,
+            growth=self.growth or defaults.growth,
+            most=self.max_events or defaults.most,
+        )
 
 
-def parse_input(job_input: Any, *, model: str, job_id: str | None = None) -> Job:
-    """`job_input` is the `input` of a queue job, `model` fills a request that names none. Raises ApiError(400)."""
+def parse_input(job_input: Any, *, model: str, job_id: str | None = None, native_tokens: bool = False) -> Job:
+    """`job_input` is the `input` of a queue job, `model` fills a request that names none. Raises ApiError(400).
+
+    `native_tokens`: jobs of the native shape are answered with lists of tokens, unless they set `use_openai_format`.
+    """
     if not isinstance(job_input, dict):
         raise bad_request(f"the job input must be a JSON object, not {_kind(job_input)}; {_ALLOWED}", "input")
     _check_is_json(job_input)
@@ -72,8 +89,18 @@ def parse_input(job_input: Any, *, model: str, job_id: str | None = None) -> Job
     path, query = _split_route(route)
     if method == "POST" and body is not None and body.get("model") in (None, ""):
         body = {**body, "model": model}
-    request = Request(method=method, path=path, body=body, headers=headers, query=query)
-    return Job(request, stream=_is_true((body or {}).get("stream")), max_events=_max_events(job_input))
+    stream = _is_true((body or {}).get("stream"))
+    as_tokens = native_tokens and _is_native(job_input) and not _is_true(job_input.get("use_openai_format"))
+    if as_tokens and body is not None:
+        body = _for_tokens(body, stream)
+    return Job(
+        Request(method=method, path=path, body=body, headers=headers, query=query),
+        stream=stream,
+        native_tokens=as_tokens,
+        min_events=_count(job_input, "min_batch_size"),
+        growth=_growth(job_input),
+        max_events=_count(job_input, "max_batch_size"),
+    )
 
 
 def wants_stream(job_input: Any) -> bool:
@@ -132,6 +159,22 @@ def _request_of(job_input: dict[str, Any]) -> tuple[str, str, dict[str, Any] | N
     raise bad_request(_ALLOWED, "input")
 
 
+def _is_native(job_input: dict[str, Any]) -> bool:
+    return not (job_input.get("openai_input") or job_input.get("openai_route") or job_input.get("route"))
+
+
+def _for_tokens(body: dict[str, Any], stream: bool) -> dict[str, Any]:
+    """The body of a request whose answer becomes lists of tokens, which are counted in every chunk."""
+    if body.get("tools") or body.get("functions"):
+        raise bad_request(
+            "lists of tokens (NATIVE_OUTPUT=tokens) cannot hold tool calls; set use_openai_format in the job input",
+            "tools",
+        )
+    if not stream:
+        return body
+    return {**body, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+
+
 def _generic(job_input: dict[str, Any]) -> tuple[str, str, dict[str, Any] | None]:
     body = _object(job_input["body"], "body") if job_input.get("body") else None
     method = _text(job_input.get("method") or ("GET" if body is None else "POST"), "method").upper()
@@ -171,8 +214,8 @@ def _split_route(route: str) -> tuple[str, dict[str, str]]:
     return path, dict(parse_qsl(parts.query, keep_blank_values=True))
 
 
-def _max_events(job_input: dict[str, Any]) -> int | None:
-    value = job_input.get("max_batch_size")
+def _count(job_input: dict[str, Any], name: str) -> int | None:
+    value = job_input.get(name)
     if value is None:
         return None
     try:
@@ -180,7 +223,21 @@ def _max_events(job_input: dict[str, Any]) -> int | None:
     except (TypeError, ValueError, OverflowError):
         number = 0
     if number < 1:
-        raise bad_request(f"max_batch_size must be a positive integer, not {str(value)[:40]!r}", "max_batch_size")
+        raise bad_request(f"{name} must be a positive integer, not {str(value)[:40]!r}", name)
+    return number
+
+
+def _growth(job_input: dict[str, Any]) -> float | None:
+    name = "batch_size_growth_factor"
+    value = job_input.get(name)
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = 0.0
+    if not 1 <= number <= 1000:
+        raise bad_request(f"{name} must be a number from 1 to 1000, not {str(value)[:40]!r}", name)
     return number
 
 

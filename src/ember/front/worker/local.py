@@ -57,10 +57,11 @@ def read_job(text: str | None, file: Path = TEST_INPUT_FILE) -> dict[str, Any]:
 
 def run(settings: Settings, worker: Worker, job: dict[str, Any]) -> int:
     """Boot, run the job, print its document. Returns the exit code: 0, or 1 when the job or the boot failed."""
-    from ember.front.worker.answer import answer_with
+    from ember.front.worker.answer import answer_with, handling_for
     from ember.front.worker.handler import make_handler
+    from ember.front.worker.health import boot_failure
     from ember.front.worker.loop import EngineLoop
-    from ember.front.worker.sdk import LEAVE_SECONDS, boot, boot_failure, close, end_engine
+    from ember.front.worker.sdk import LEAVE_SECONDS, boot, close, end_engine
     from ember.front.worker.signals import leave_on_signals
 
     loop = EngineLoop()
@@ -72,13 +73,7 @@ def run(settings: Settings, worker: Worker, job: dict[str, Any]) -> int:
         write_document(failed(job, boot_failure(error)))
         return 1
     else:
-        handler = make_handler(
-            loop,
-            answer_with(worker),
-            model=settings.served_names[0],
-            raw=settings.raw_openai_output,
-            max_events=settings.default_batch_size,
-        )
+        handler = make_handler(handling_for(settings, loop, answer_with(worker)))
         document = asyncio.run(run_job(handler, job))
         write_document(document)
         return 0 if document["status"] == "COMPLETED" else 1

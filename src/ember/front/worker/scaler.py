@@ -2,8 +2,9 @@
 
 The SDK's loop looks for new jobs every 100 ms, counts a job that waits there twice and then sleeps a second, and on
 SIGTERM stays in its long poll (up to 90 s), where it loses a job that is delivered. Here a job starts when it arrives,
-room is what is not running, and SIGTERM ends the poll, after a moment in which a job may still come. The HTTP calls,
-the job's life, pings and stop signals are the SDK's (`get_job`, `handle_job`, `monitor_stop_signals`).
+room is what is not running, and SIGTERM ends the poll, after a moment in which a job may still come; what has not ended
+when the time to drain is over ends with an error. The HTTP calls, the job's life, pings and stop signals are the SDK's
+(`get_job`, `handle_job`, `monitor_stop_signals`).
 """
 
 from __future__ import annotations
@@ -12,38 +13,47 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
 
 import runpod
 from runpod.http_client import TooManyRequests
 from runpod.serverless.modules import rp_scale
 
-log = logging.getLogger(__name__)
+from ember.front.worker.handler import Handling
+from ember.front.worker.queue import GRACE_SECONDS, REPORT_SECONDS, SHUTTING_DOWN
+from ember.front.worker.waits import Backoff, unless
 
-T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 TESTED_VERSION = "1.12."
 _EMPTY_POLL_SECONDS = 0.1  # an empty answer sooner than this is not a long poll: wait before the next
-_BACKOFF_SECONDS = (0.1, 5.0)
-_GRACE_SECONDS = 0.3  # for a job that is on its way when the worker is told to stop
+_FAILURE_WAITS = (0.1, 5.0)
+_TOO_MANY_SECONDS = 5.0
 
 
-def install() -> None:
-    """Have the SDK use this loop, where it is the version this was written for."""
+def install(handling: Handling, ready: Callable[[], Future[Any]], drain_timeout: float) -> None:
+    """Have the SDK use this loop, where it is the version this was written for. `ready` ends when the engine serves."""
     if not str(runpod.__version__).startswith(TESTED_VERSION):
         log.warning("runpod %s: its own job loop is used, as %sx is the tested one", runpod.__version__, TESTED_VERSION)
         return
-    rp_scale.JobScaler = Scaler
+    rp_scale.JobScaler = lambda config: Scaler(config, handling, ready, drain_timeout)
 
 
 class Scaler(rp_scale.JobScaler):  # type: ignore[misc]
     """One running task for each job, `concurrency_modifier` of them at most, and one poll for more."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(
+        self, config: dict[str, Any], handling: Handling, ready: Callable[[], Future[Any]], drain_timeout: float
+    ) -> None:
         super().__init__(config)
+        self._handling = handling
+        self._ready = ready
+        self._drain_timeout = drain_timeout
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = asyncio.Event()
+        self._hurrying = asyncio.Event()
         self._drained = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
 
@@ -54,42 +64,61 @@ class Scaler(rp_scale.JobScaler):  # type: ignore[misc]
         await super().run()
 
     def kill_worker(self) -> None:
-        """Called from the signal handler, at any moment: no job is taken from here on, those running finish."""
+        """Called from the signal handler, at any moment: no job is taken from here on, those running finish. A second
+        call ends them."""
+        event = self._stopping if self.is_alive() else self._hurrying
         super().kill_worker()
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._stopping.set)
+                self._loop.call_soon_threadsafe(event.set)
 
     async def get_jobs(self, session: Any) -> None:
         """Take jobs and start them, until shutdown; then wait for those that run."""
-        backoff = _BACKOFF_SECONDS[0]
+        backoff = Backoff(*_FAILURE_WAITS)
         while self.is_alive():
+            try:
+                await unless(self._stopping, asyncio.wrap_future(self._ready()))
+            except Exception as error:  # the process ends for it, as soon as its jobs have reported
+                log.debug("the engine cannot serve: %s", error)
+                await self._stopping.wait()
+                break
+            if not self.is_alive():
+                break
             room = self.current_concurrency - len(self._running)
             if room <= 0:
-                await _unless(self._stopping, asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED))
+                await unless(self._stopping, asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED))
                 continue
             asked_at = time.monotonic()
             try:
                 poll = asyncio.wait_for(self.jobs_fetcher(session, room), timeout=self.jobs_fetcher_timeout)
-                jobs = await _unless(self._stopping, poll, _GRACE_SECONDS) or []
-                backoff = _BACKOFF_SECONDS[0]
+                jobs = await unless(self._stopping, poll, GRACE_SECONDS) or []
+                backoff.reset()
             except TooManyRequests:
-                await self._pause(_BACKOFF_SECONDS[1])
+                await self._pause(_TOO_MANY_SECONDS)
                 continue
             except TimeoutError:
                 continue
             except Exception as error:
                 log.error("no job could be taken: %s: %s", type(error).__name__, error)
-                await self._pause(backoff)
-                backoff = min(2 * backoff, _BACKOFF_SECONDS[1])
+                await self._pause(backoff.next())
                 continue
             for job in jobs:
                 self._begin(session, job)
             if not jobs and time.monotonic() - asked_at < _EMPTY_POLL_SECONDS:
                 await self._pause(_EMPTY_POLL_SECONDS)
-        while self._running:
-            await asyncio.wait(self._running)
+        await self._drain()
         self._drained.set()
+
+    async def _drain(self) -> None:
+        """Wait for the jobs under way; those that take too long end with an error."""
+        if self._running:
+            await unless(self._hurrying, asyncio.wait(self._running, timeout=self._drain_timeout))
+        if self._running:
+            log.warning("%d jobs are cut short", len(self._running))
+            self._handling.fail_all(SHUTTING_DOWN)
+            await asyncio.wait(self._running, timeout=REPORT_SECONDS)
+        for task in self._running:
+            task.cancel()
 
     def _begin(self, session: Any, job: Any) -> None:
         if not isinstance(job, dict) or not isinstance(job.get("id"), str):
@@ -114,28 +143,7 @@ class Scaler(rp_scale.JobScaler):  # type: ignore[misc]
 
     async def monitor_stop_signals(self, session: Any) -> None:
         """Jobs can be stopped until the last one has ended."""
-        await _unless(self._drained, super().monitor_stop_signals(session))
+        await unless(self._drained, super().monitor_stop_signals(session))
 
     async def _pause(self, seconds: float) -> None:
-        await _unless(self._stopping, asyncio.sleep(seconds))
-
-
-async def _unless(event: asyncio.Event, awaitable: Awaitable[T], grace: float = 0.0) -> T | None:
-    """The awaitable's result, or None where the event came first and the awaitable did not end `grace` seconds later.
-
-    It is cancelled then. What it returns all the same is not dropped: `wait_for` may have its result already.
-    """
-    work = asyncio.ensure_future(awaitable)
-    stop = asyncio.ensure_future(event.wait())
-    try:
-        await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
-        if not work.done() and grace:
-            await asyncio.wait((work,), timeout=grace)
-        if work.done():
-            return work.result()
-        work.cancel()
-        await asyncio.wait((work,))
-        return None if work.cancelled() or work.exception() is not None else work.result()
-    finally:
-        stop.cancel()
-        work.cancel()
+        await unless(self._stopping, asyncio.sleep(seconds))

@@ -17,9 +17,11 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from ember.front.worker.health import boot_failure, report_unhealthy
 from ember.front.worker.loop import EngineLoop
 from ember.front.worker.signals import leave_on_signals
 from ember.settings import Settings
@@ -27,6 +29,7 @@ from ember.settings import Settings
 if TYPE_CHECKING:
     from ember.front.api.services import Services
     from ember.front.start import Worker
+    from ember.front.worker.handler import Handling
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +58,7 @@ def run(settings: Settings, worker: Worker, sdk_flags: list[str] | None = None) 
     leave_on_signals(0, before=lambda: end_engine(loop, worker, LEAVE_SECONDS))  # until the SDK sets its own handlers
     started = loop.submit(boot(worker))
     import_sdk()
-    from ember.front.worker.answer import answer_with
-    from ember.front.worker.handler import make_handler
+    from ember.front.worker.answer import answer_with, handling_for
 
     try:
         services = started.result()
@@ -65,15 +67,9 @@ def run(settings: Settings, worker: Worker, sdk_flags: list[str] | None = None) 
         close(loop, worker)
         return 1
     concurrency = settings.max_concurrency or services.engine.info.max_num_seqs
-    handler = make_handler(
-        loop,
-        answer_with(worker),
-        model=settings.served_names[0],
-        raw=settings.raw_openai_output,
-        max_events=settings.default_batch_size,
-    )
+    handling = handling_for(settings, loop, answer_with(worker))
     _watch(loop, worker)
-    _start(handler, concurrency, sdk_flags or [])
+    _start(handling, lambda: loop.submit(worker.services.ready()), concurrency, settings.drain_timeout, sdk_flags or [])
     close(loop, worker)
     return 0
 
@@ -110,30 +106,30 @@ def _stub_cpuinfo() -> Iterator[None]:
             del sys.modules["cpuinfo"]
 
 
-def report_unhealthy(reason: str) -> None:
-    """Tell the platform, as the SDK does when its own checks fail; never raises, at most two seconds."""
-    try:
-        import_sdk()
-        from runpod.serverless.modules import rp_fitness
-
-        rp_fitness._report_unhealthy("ember", reason)
-    except Exception:
-        log.debug("the unhealthy ping was not sent", exc_info=True)
-
-
-def _start(handler: Any, concurrency: int, sdk_flags: list[str]) -> None:
-    """Run the SDK's loop in this thread until it has drained."""
+def _start(
+    handling: Handling,
+    ready: Callable[[], Future[Any]],
+    concurrency: int,
+    drain_timeout: float,
+    sdk_flags: list[str],
+) -> None:
+    """Run the SDK's loop in this thread until it has drained. `ready` ends when the engine can serve."""
     import runpod
     from runpod.serverless.modules import rp_ping
 
     from ember.front.worker import scaler
+    from ember.front.worker.handler import make_handler
 
     if multiprocessing.get_start_method() == "fork":
         rp_ping.Heartbeat.process_loop = staticmethod(_guarded_ping(rp_ping.Heartbeat.process_loop))
-    scaler.install()
+    scaler.install(handling, ready, drain_timeout)
     sys.argv = [sys.argv[0], *sdk_flags]
     runpod.serverless.start(
-        {"handler": handler, "concurrency_modifier": lambda _: concurrency, "return_aggregate_stream": True}
+        {
+            "handler": make_handler(handling),
+            "concurrency_modifier": lambda _: concurrency,
+            "return_aggregate_stream": True,
+        }
     )
 
 
@@ -188,15 +184,6 @@ def _leave_after_reports() -> None:
         with contextlib.suppress(Exception):
             stream.flush()
     os._exit(1)  # the SDK's loop would stay in its long poll for up to 90 s
-
-
-def boot_failure(error: BaseException) -> str:
-    """Log a boot that failed, in one line; an unexpected reason with its traceback. Returns the line."""
-    from ember.front.client import EngineError
-
-    message = " ".join(str(error).split()) or type(error).__name__
-    log.error("%s", message, exc_info=None if isinstance(error, EngineError) else error)
-    return message
 
 
 def close(loop: EngineLoop, worker: Worker) -> None:

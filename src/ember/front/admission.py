@@ -1,0 +1,60 @@
+"""Who may still join the queue of requests that wait for their first token.
+
+One that would be too many is refused at once, with a 503 that says when to come again: a client, or the platform's
+balancer, can then turn to another worker. Without limits everybody waits.
+"""
+
+from __future__ import annotations
+
+from ember.front.errors import ApiError
+
+RETRY_AFTER_MS = 1000
+
+
+class Admission:
+    """`max_requests` and `max_tokens` (of prompts) are of the requests that wait together; None: any number.
+
+    A single request may be larger than `max_tokens` when it has the queue for itself: it would never be served.
+    """
+
+    def __init__(self, max_requests: int | None = None, max_tokens: int | None = None) -> None:
+        self._max_requests = max_requests
+        self._max_tokens = max_tokens
+        self._waiting: dict[int, int] = {}  # prompt tokens by request id
+        self.num_tokens = 0
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._waiting)
+
+    def enter(self, request_id: int, num_tokens: int) -> None:
+        """Raises ApiError 503 where the queue is full."""
+        if self._max_requests is not None and len(self._waiting) >= self._max_requests:
+            raise _full(
+                f"{len(self._waiting)} requests wait already, as many as MAX_NUM_QUEUED_REQS allows", "requests"
+            )
+        is_over = self._max_tokens is not None and self.num_tokens + num_tokens > self._max_tokens
+        if is_over and self._waiting:
+            raise _full(
+                f"{self.num_tokens} prompt tokens wait already; with the {num_tokens} of this request they would be "
+                f"more than MAX_NUM_QUEUED_TOKENS={self._max_tokens} allows",
+                "tokens",
+            )
+        self._waiting[request_id] = num_tokens
+        self.num_tokens += num_tokens
+
+    def leave(self, request_id: int) -> None:
+        """The request has its first token, or is over. Does nothing for one that has left before."""
+        self.num_tokens -= self._waiting.pop(request_id, 0)
+
+    def clear(self) -> None:
+        """Nobody waits any more."""
+        self._waiting.clear()
+        self.num_tokens = 0
+
+
+def _full(reason: str, limit: str) -> ApiError:
+    headers = {"retry-after-ms": str(RETRY_AFTER_MS), "retry-after": str(-(-RETRY_AFTER_MS // 1000))}
+    error = ApiError(503, f"The worker is busy: {reason}.", type="Service Unavailable", headers=headers)
+    error.limit = limit
+    return error

@@ -1,0 +1,227 @@
+"""The queue's calls, on aiohttp: take jobs, hear which to stop, send pieces and results, ping.
+
+Addresses and key come from the variables with which the platform starts a worker; they are its contract and no
+settings of ours. What goes over the wire is what the platform's SDK sends: JSON text under a form's content type, the
+raw key as `Authorization`, `isStream` as the SDK has it for a generator. A piece or result that cannot be delivered is
+tried again, with growing waits; each carries its job's id as `X-Request-ID`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+import orjson
+from yarl import URL
+
+from ember import __version__
+from ember.front.worker.waits import Backoff
+
+log = logging.getLogger(__name__)
+
+PROTOCOL_VERSION = "1.12.0"  # of the SDK whose calls these are; the platform is told with each ping
+TAKE_SECONDS = 120.0  # a long poll; the platform answers an empty one after 90 s at most
+_BODY_SECONDS = 30.0  # from an answer's headers to its end
+_POST_SECONDS = 60.0
+_POST_WAITS = (0.1, 5.0)
+_TOO_MANY_SECONDS = 5.0
+_RETRIED = frozenset({408, 425, 429})  # beside every 5xx
+
+
+class QueueError(Exception):
+    """A call of the queue failed; one line."""
+
+
+class TooManyRequests(QueueError):
+    """The queue wants to be left alone for a while."""
+
+
+class Refused(QueueError):
+    """The queue does not want this piece or result, and would not the next time."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(f"HTTP {status}" + (f": {detail}" if detail else ""))
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the calls go. `$ID` stands for the job's id in `stream` and `done`; `stop` and `ping` may be missing."""
+
+    take: str
+    take_batch: str | None
+    stop: str | None
+    stream: str
+    done: str
+    ping: str | None
+    ping_seconds: float
+    key: str = field(repr=False)
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Addresses:
+        """Raises QueueError, one line, when an address is missing or is none."""
+        worker = environ.get("RUNPOD_POD_ID") or "ember"
+        urls = {}
+        for name in ("GET_JOB", "POST_OUTPUT", "POST_STREAM"):
+            url = environ.get(f"RUNPOD_WEBHOOK_{name}", "").replace("$RUNPOD_POD_ID", worker)
+            if not url.startswith(("http://", "https://")):
+                raise QueueError(
+                    f"RUNPOD_WEBHOOK_{name}={url[:100]}: it must be the http(s) address of the queue's call"
+                )
+            urls[name] = url
+        take = urls["GET_JOB"].replace("$ID", worker)
+        has_channels = "/job-take/" in take
+        ping = environ.get("RUNPOD_WEBHOOK_PING", "").replace("$RUNPOD_POD_ID", worker)
+        try:
+            interval = int(environ.get("RUNPOD_PING_INTERVAL") or 10_000) / 1000
+        except ValueError:
+            interval = 10.0
+        return cls(
+            take=take,
+            take_batch=take.replace("/job-take/", "/job-take-batch/") if has_channels else None,
+            stop=take.replace("/job-take/", "/job-stop/") if has_channels else None,
+            stream=_with(urls["POST_STREAM"], isStream="false"),
+            done=_with(urls["POST_OUTPUT"], isStream="true"),
+            ping=ping if ping.startswith("http") and environ.get("RUNPOD_POD_ID") else None,
+            ping_seconds=max(interval, 0.1),
+            key=environ.get("RUNPOD_AI_API_KEY", ""),
+        )
+
+
+def _with(url: str, **parameters: Any) -> str:
+    """The address with these in its query; what it has already stays as it is."""
+    added = "&".join(f"{name}={quote(str(value), safe=',')}" for name, value in parameters.items())
+    return f"{url}{'&' if '?' in url else '?'}{added}"
+
+
+def make_session(key: str) -> aiohttp.ClientSession:
+    """A session for `Calls`, to be closed by the caller."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
+        headers={"Authorization": key, "User-Agent": f"ember/{__version__}", "Accept-Encoding": "gzip, deflate"},
+        timeout=aiohttp.ClientTimeout(total=_POST_SECONDS, sock_connect=10),
+    )
+
+
+class Calls:
+    """The calls of one worker. `patience` is for how long a piece or a result is tried."""
+
+    def __init__(self, addresses: Addresses, session: aiohttp.ClientSession, patience: float = 300.0) -> None:
+        self._addresses = addresses
+        self._session = session
+        self._patience = patience
+
+    @property
+    def has_stop_channel(self) -> bool:
+        return self._addresses.stop is not None
+
+    async def ask_for_jobs(self, count: int, is_busy: bool) -> aiohttp.ClientResponse:
+        """The long poll: returns as soon as the answer's headers are there. From then on jobs may be in it, so it has
+        to be read, with `read_jobs`. Raises QueueError."""
+        url = self._addresses.take
+        if count > 1 and self._addresses.take_batch is not None:
+            url = _with(self._addresses.take_batch, batch_size=count)
+        return await self._poll(_with(url, job_in_progress=int(is_busy)))
+
+    async def read_jobs(self, response: aiohttp.ClientResponse) -> list[Any]:
+        """The jobs of an answer, not yet looked at; none where it is empty. Raises QueueError."""
+        content = await self._read_poll(
+            response, none_at=(204, 400)
+        )  # 400: a worker that the platform has put to sleep
+        if content is None:
+            return []
+        return content if isinstance(content, list) else [content]
+
+    async def stopped_jobs(self) -> list[str]:
+        """The ids of jobs that are to be stopped; a long poll. Raises QueueError."""
+        assert self._addresses.stop is not None
+        content = await self._read_poll(await self._poll(self._addresses.stop), none_at=(204,))
+        ids = content.get("jobsToStop") if isinstance(content, dict) else None
+        return [job_id for job_id in ids if isinstance(job_id, str)] if isinstance(ids, list) else []
+
+    async def send_piece(self, job_id: str, output: Any) -> None:
+        """Stream one piece of a job's output. Raises Refused, or QueueError when it could not be delivered."""
+        await self._post(self._addresses.stream, job_id, {"output": output})
+
+    async def send_result(self, job_id: str, result: dict[str, Any]) -> None:
+        """End a job, with `{"output": ...}` or `{"error": ...}`. Raises as `send_piece` does."""
+        await self._post(self._addresses.done, job_id, result)
+
+    async def ping(self, job_ids: list[str]) -> None:
+        """Say that the worker is alive, and at what. Raises QueueError."""
+        assert self._addresses.ping is not None
+        running = {"job_id": ",".join(job_ids)} if job_ids else {}
+        url = _with(self._addresses.ping, **running, runpod_version=PROTOCOL_VERSION)
+        timeout = aiohttp.ClientTimeout(total=2 * self._addresses.ping_seconds)
+        try:
+            async with self._session.get(URL(url, encoded=True), timeout=timeout) as response:
+                await response.read()
+                if response.status >= 400:
+                    raise QueueError(f"HTTP {response.status}")
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise QueueError(_describe(error)) from None
+
+    async def _poll(self, url: str) -> aiohttp.ClientResponse:
+        timeout = aiohttp.ClientTimeout(total=TAKE_SECONDS, sock_connect=10)
+        try:
+            return await self._session.get(URL(url, encoded=True), timeout=timeout)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise QueueError(_describe(error)) from None
+
+    async def _read_poll(self, response: aiohttp.ClientResponse, none_at: tuple[int, ...]) -> Any:
+        """The JSON of a poll's answer, None where it has nothing to say. Raises QueueError."""
+        async with response:
+            if response.status == 429:
+                raise TooManyRequests("HTTP 429")
+            try:
+                content = await asyncio.wait_for(response.read(), _BODY_SECONDS)
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise QueueError(_describe(error)) from None
+            if response.status in none_at:
+                return None
+            if response.status >= 400:
+                raise QueueError(f"HTTP {response.status}")
+            if not content or response.content_type != "application/json":
+                return None
+            try:
+                return json.loads(content)  # lets lone surrogates in, which cost one job and not all of an answer's
+            except (ValueError, RecursionError) as error:
+                raise QueueError(f"the answer is not JSON: {error}") from None
+
+    async def _post(self, url: str, job_id: str, document: dict[str, Any]) -> None:
+        address = URL(url.replace("$ID", quote(job_id, safe="")), encoded=True)
+        body = orjson.dumps(document)
+        headers = {"Content-Type": "application/x-www-form-urlencoded", "charset": "utf-8", "X-Request-ID": job_id}
+        backoff = Backoff(*_POST_WAITS)
+        give_up_at = time.monotonic() + self._patience
+        while True:
+            wait = backoff.next()
+            try:
+                async with self._session.post(address, data=body, headers=headers) as response:
+                    text = await response.text(errors="replace")
+                    if response.status < 400:
+                        return
+                    if response.status < 500 and response.status not in _RETRIED:
+                        raise Refused(response.status, " ".join(text[:200].split()))
+                    problem = f"HTTP {response.status}"
+                    if response.status == 429:
+                        wait = max(wait, _TOO_MANY_SECONDS)
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                problem = _describe(error)
+            if time.monotonic() + wait > give_up_at:
+                raise QueueError(f"not delivered in {self._patience:.0f} s: {problem}")
+            if backoff.failures == 1:
+                log.warning("job %s: %s; it is sent again", job_id, problem)
+            await asyncio.sleep(wait)
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

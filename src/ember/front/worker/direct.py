@@ -1,0 +1,130 @@
+"""The worker on a queue with our own client: one event loop for the engine, the jobs and the pings.
+
+In: an engine that is already being started. Out: an exit code, 0 after a SIGTERM and its drain, 1 after a failure. The
+platform is pinged from the first moment of the boot to the last job; jobs are taken once the engine is ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from typing import TYPE_CHECKING
+
+from ember.front.worker.calls import Addresses, Calls, QueueError, make_session
+from ember.front.worker.handler import Handling, ThisLoop
+from ember.front.worker.health import boot_failure, report_unhealthy
+from ember.front.worker.queue import REPORT_SECONDS, Queue, keep_pinging
+
+if TYPE_CHECKING:
+    from ember.front.start import Worker
+    from ember.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_CLOSE_SECONDS = 5.0
+
+
+def run(settings: Settings, worker: Worker) -> int:
+    """Serve the queue until SIGTERM or a failure; returns the exit code."""
+    return asyncio.run(_run(settings, worker))
+
+
+async def _run(settings: Settings, worker: Worker) -> int:
+    stopping = asyncio.Event()
+    hurrying = asyncio.Event()
+
+    def stop() -> None:
+        (hurrying if stopping.is_set() else stopping).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    try:
+        await worker.start()
+        try:
+            addresses = Addresses.from_environment()
+        except QueueError as error:
+            log.error("%s", error)
+            return 1
+        async with make_session(addresses.key) as session:
+            return await _serve(settings, worker, Calls(addresses, session), addresses, stopping, hurrying)
+    finally:
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(worker.close(), _CLOSE_SECONDS)
+
+
+async def _serve(
+    settings: Settings,
+    worker: Worker,
+    calls: Calls,
+    addresses: Addresses,
+    stopping: asyncio.Event,
+    hurrying: asyncio.Event,
+) -> int:
+    queue: Queue | None = None
+    background: list[asyncio.Task[None]] = []
+    if addresses.ping is not None and addresses.key:
+        pinging = keep_pinging(calls, lambda: queue.job_ids if queue else [], addresses.ping_seconds)
+        background.append(asyncio.create_task(pinging))
+    try:
+        if not await _booted(worker, stopping):
+            return 0 if stopping.is_set() else 1
+        queue = _queue(settings, worker, calls)
+        serving = asyncio.create_task(queue.run())
+        background.append(serving)
+        return await _until_over(worker, queue, serving, stopping, hurrying)
+    finally:
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+
+
+async def _booted(worker: Worker, stopping: asyncio.Event) -> bool:
+    """Wait for the engine. False when a signal came first or the boot failed, which is reported here."""
+    stop = asyncio.create_task(stopping.wait())
+    ready = asyncio.create_task(worker.ready())
+    try:
+        await asyncio.wait((stop, ready), return_when=asyncio.FIRST_COMPLETED)
+        if not ready.done():
+            return False
+        error = ready.exception()
+        if error is not None:
+            await asyncio.to_thread(report_unhealthy, boot_failure(error))
+        return error is None
+    finally:
+        stop.cancel()
+        ready.cancel()
+
+
+def _queue(settings: Settings, worker: Worker, calls: Calls) -> Queue:
+    from ember.front.worker.answer import answer_with, handling_for
+
+    handling: Handling = handling_for(settings, ThisLoop(), answer_with(worker))
+    concurrency = settings.max_concurrency or worker.services.engine.info.max_num_seqs
+    return Queue(calls, handling, concurrency, worker.services.ready, settings.drain_timeout)
+
+
+async def _until_over(
+    worker: Worker, queue: Queue, serving: asyncio.Task[None], stopping: asyncio.Event, hurrying: asyncio.Event
+) -> int:
+    """Serve until a signal, or until the engine has failed for good and the jobs in flight have reported it."""
+    stop = asyncio.create_task(stopping.wait())
+    hurry = asyncio.create_task(hurrying.wait())
+    dead = asyncio.create_task(worker.wait_dead())
+    try:
+        await asyncio.wait((stop, dead, serving), return_when=asyncio.FIRST_COMPLETED)
+        if dead.done():
+            log.error("the engine has failed for good: %s; the worker exits", dead.result())
+            queue.stop(drain_timeout=REPORT_SECONDS)
+            await asyncio.wait((serving,))
+            await asyncio.to_thread(report_unhealthy, "the engine has failed for good")
+            return 1
+        queue.stop()
+        await asyncio.wait((serving, hurry), return_when=asyncio.FIRST_COMPLETED)
+        queue.hurry()
+        await serving
+        return 0
+    finally:
+        for task in (stop, hurry, dead):
+            task.cancel()

@@ -1,0 +1,38 @@
+"""What is said when a worker cannot serve: one line in the log, and a ping to the platform."""
+
+from __future__ import annotations
+
+import logging
+import os
+from urllib.error import URLError
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
+
+log = logging.getLogger(__name__)
+
+_PING_SECONDS = 2.0
+_REASON_CHARS = 256
+
+
+def report_unhealthy(reason: str) -> None:
+    """Tell the platform, as its SDK does when its own checks fail; never raises, takes two seconds at most."""
+    url = os.environ.get("RUNPOD_WEBHOOK_PING", "").replace("$RUNPOD_POD_ID", os.environ.get("RUNPOD_POD_ID", ""))
+    key = os.environ.get("RUNPOD_AI_API_KEY", "")
+    if not url.startswith(("http://", "https://")) or not key:
+        return
+    query = urlencode({"status": "unhealthy", "check": "ember", "reason": reason[:_REASON_CHARS]})
+    try:
+        request = Request(f"{url}{'&' if '?' in url else '?'}{query}", headers={"Authorization": key})
+        with urlopen(request, timeout=_PING_SECONDS) as response:
+            response.read()
+    except (URLError, OSError, ValueError):
+        log.debug("the unhealthy ping was not sent", exc_info=True)
+
+
+def boot_failure(error: BaseException) -> str:
+    """Log a boot that failed, in one line; an unexpected reason with its traceback. Returns the line."""
+    from ember.front.client import EngineError
+
+    message = " ".join(str(error).split()) or type(error).__name__
+    log.error("%s", message, exc_info=None if isinstance(error, EngineError) else error)
+    return message

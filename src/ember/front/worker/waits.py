@@ -1,0 +1,49 @@
+"""Waits of the job loops: until something is done or the worker is told to stop, and growing ones after failures."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def unless(event: asyncio.Event, awaitable: Awaitable[T], grace: float = 0.0) -> T | None:
+    """The awaitable's result, or None where the event came first and the awaitable did not end `grace` seconds later.
+
+    It is cancelled then. What it returns all the same is not dropped: `wait_for` may have its result already.
+    """
+    work = asyncio.ensure_future(awaitable)
+    stop = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done() and grace:
+            await asyncio.wait((work,), timeout=grace)
+        if work.done():
+            return work.result()
+        work.cancel()
+        await asyncio.wait((work,))
+        return None if work.cancelled() or work.exception() is not None else work.result()
+    finally:
+        stop.cancel()
+        work.cancel()
+
+
+class Backoff:
+    """Seconds to wait after a failure: twice as long each time, with jitter, between `first` and `most`."""
+
+    def __init__(self, first: float, most: float) -> None:
+        self._first = first
+        self._most = most
+        self.failures = 0  # since the last success
+
+    def next(self) -> float:
+        """The wait after one more failure."""
+        seconds = min(self._first * 2.0 ** min(self.failures, 30), self._most)
+        self.failures += 1
+        return seconds * random.uniform(0.75, 1.0)
+
+    def reset(self) -> None:
+        self.failures = 0

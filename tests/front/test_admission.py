@@ -1,0 +1,44 @@
+"""Who may wait for the first token, and who is told to come again."""
+
+from __future__ import annotations
+
+import pytest
+
+from ember.front.admission import Admission
+from ember.front.errors import ApiError
+
+
+def refused(admission: Admission, request_id: int, num_tokens: int) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        admission.enter(request_id, num_tokens)
+    assert caught.value.status == 503
+    assert int(caught.value.headers["retry-after-ms"]) > 0
+    return caught.value
+
+
+def test_without_limits_everybody_waits() -> None:
+    admission = Admission()
+    for number in range(1000):
+        admission.enter(number, 10_000)
+    assert (admission.num_requests, admission.num_tokens) == (1000, 10_000_000)
+
+
+def test_requests_are_bounded_until_one_leaves() -> None:
+    admission = Admission(max_requests=2)
+    admission.enter(1, 5)
+    admission.enter(2, 5)
+    assert "MAX_NUM_QUEUED_REQS" in refused(admission, 3, 5).message
+    admission.leave(1)
+    admission.leave(1)  # its later outputs
+    admission.enter(3, 5)
+    assert admission.num_tokens == 10
+
+
+def test_prompt_tokens_are_bounded() -> None:
+    admission = Admission(max_tokens=100)
+    admission.enter(1, 60)
+    assert "MAX_NUM_QUEUED_TOKENS=100" in refused(admission, 2, 41).message
+    admission.enter(2, 40)
+    admission.clear()
+    admission.enter(3, 500)  # alone it is served, whatever its size
+    refused(admission, 4, 1)
