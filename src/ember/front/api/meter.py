@@ -1,0 +1,135 @@
+"""One request, measured: when its tokens came. The figures go into `Metrics` and into one line of the log.
+
+Times are taken where the front reads the engine's outputs, which is when a client can have them. The cost is one clock
+reading for each batch of outputs of a request and one histogram entry for each sample in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ember.front.errors import ApiError
+from ember.front.metrics import Metrics
+
+if TYPE_CHECKING:
+    from ember.front.api.runs import Run
+
+log = logging.getLogger("ember.requests")
+
+FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
+
+
+class Clock:
+    """When the tokens of one sample came, on the clock of `time.monotonic()`."""
+
+    __slots__ = ("first", "gaps", "last", "queue")
+
+    def __init__(self) -> None:
+        self.queue = 0.0  # seconds in the engine before its first step
+        self.first: float | None = None
+        self.last = 0.0
+        self.gaps = array("d")  # seconds before each token after the first
+
+    def push(self, num_tokens: int, now: float, metrics: Metrics) -> None:
+        """Tokens that were read together share the time since the ones before."""
+        if self.first is None:
+            self.first = self.last = now
+            num_tokens -= 1
+        if num_tokens == 1:  # nearly always
+            gap = now - self.last
+            metrics.token_gap.observe(gap)
+            self.gaps.append(gap)
+            self.last = now
+        elif num_tokens > 1:
+            gap = (now - self.last) / num_tokens
+            metrics.token_gap.observe(gap, num_tokens)
+            self.gaps.extend([gap] * num_tokens)
+            self.last = now
+
+
+class Meter:
+    """Measures one request from its arrival to its end. `arrived` is a reading of `time.monotonic()`."""
+
+    def __init__(self, metrics: Metrics, request_id: str, arrived: float) -> None:
+        self.metrics = metrics
+        self._request_id = request_id
+        self._arrived = arrived
+
+    def finish(self, runs: Sequence[Run], failure: BaseException | None) -> None:
+        """The request has ended, well or by `failure`. Called once."""
+        now = time.monotonic()
+        unfinished = "error" if isinstance(failure, Exception) else "abort"
+        reasons: Counter[str] = Counter()
+        for run in runs:
+            self.metrics.n.observe(run.job.n)
+            self.metrics.max_tokens.observe(run.job.sampling.max_tokens)
+            self.metrics.cached_tokens += run.num_cached_tokens
+            for sample in run.samples:
+                reason = sample.finish_reason or unfinished
+                reasons[reason if reason in FINISH_REASONS else "stop"] += 1
+                self._observe(run.clocks[sample], len(run.job.prompt.token_ids), sample.num_tokens, now)
+        self.metrics.finished.update(reasons)
+        if isinstance(failure, ApiError):
+            failure.is_logged = True
+        line = self._line(runs, reasons, now)
+        log.info("finished: %s", _as_text(line.items()), extra={"fields": line})
+        if self.metrics.tracer is not None:
+            self.metrics.tracer.record(line)
+
+    def _observe(self, clock: Clock, num_prompt_tokens: int, num_tokens: int, now: float) -> None:
+        metrics = self.metrics
+        metrics.prompt_tokens.observe(num_prompt_tokens)
+        metrics.generation_tokens.observe(num_tokens)
+        metrics.whole.observe(now - self._arrived)
+        if clock.first is None:
+            return
+        metrics.first_token.observe(clock.first - self._arrived)
+        metrics.queue.observe(clock.queue)
+        decode = clock.last - clock.first
+        prefill = max(clock.first - self._arrived - clock.queue, 0.0)
+        metrics.prefill.observe(prefill)
+        metrics.decode.observe(decode)
+        metrics.inference.observe(prefill + decode)
+        if clock.gaps:
+            metrics.per_output_token.observe(decode / len(clock.gaps))
+
+    def _line(self, runs: Sequence[Run], reasons: Counter[str], now: float) -> dict[str, Any]:
+        clocks = [clock for run in runs for clock in run.clocks.values()]
+        firsts = [clock.first for clock in clocks if clock.first is not None]
+        gaps = sorted(gap for clock in clocks for gap in clock.gaps)
+        return {
+            "request_id": self._request_id,
+            "finish_reason": ",".join(sorted(reasons)),
+            "prompt_tokens": sum(len(run.job.prompt.token_ids) for run in runs),
+            "cached_tokens": sum(run.num_cached_tokens for run in runs),
+            "completion_tokens": sum(sample.num_tokens for run in runs for sample in run.samples),
+            "queue_ms": _ms(max((clock.queue for clock in clocks), default=0.0)),
+            "ttft_ms": _ms(min(firsts) - self._arrived) if firsts else None,
+            "itl_p50_ms": _ms(percentile(gaps, 0.5)) if gaps else None,
+            "itl_p99_ms": _ms(percentile(gaps, 0.99)) if gaps else None,
+            "total_ms": _ms(now - self._arrived),
+        }
+
+
+def log_refusal(request_id: str, route: str, status: int, kind: str, seconds: float) -> None:
+    """The one line of a request that was answered with an error; the message may quote the prompt and stays out."""
+    line = {"request_id": request_id, "route": route, "status": status, "error": kind, "total_ms": _ms(seconds)}
+    log.info("refused: %s", _as_text(line.items()), extra={"fields": line})
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest of the sorted `values` that at least `share` of them do not exceed."""
+    return values[max(0, -int(-share * len(values) // 1) - 1)]
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 2)
+
+
+def _as_text(fields: Iterable[tuple[str, Any]]) -> str:
+    return " ".join(f"{name}={value}" for name, value in fields if value is not None)

@@ -1,0 +1,131 @@
+"""What clients call: /run, /runsync, /status, /stream, /cancel, /retry, /purge-queue, /health; GET and POST alike."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from aiohttp import web
+
+from ember.platform.endpoint import Endpoint
+from ember.platform.jobs import TTL_MS, Job, PlatformError, new_job
+
+ENDPOINT: web.AppKey[Endpoint] = web.AppKey("endpoint", Endpoint)
+
+RUN_BYTES, RUNSYNC_BYTES = 10 * 2**20, 20 * 2**20  # of a request's body
+_WAIT_MS = (1_000, 90_000, 300_000)  # least, default, most
+_STREAM_SECONDS = 5.0  # that a /stream with nothing to tell is held; the SDK's client gives up after ten
+
+
+def add_client_routes(app: web.Application) -> None:
+    """Under /v2/<any id>, and without it, as the SDK's own test server has them."""
+    for prefix in ("/v2/{endpoint}", ""):
+        for path, handler in (
+            ("/run", run),
+            ("/runsync", runsync),
+            ("/status/{job}", status),
+            ("/stream/{job}", stream),
+            ("/cancel/{job}", cancel),
+            ("/retry/{job}", retry),
+            ("/purge-queue", purge_queue),
+            ("/health", health),
+        ):
+            app.router.add_get(prefix + path, handler)
+            app.router.add_post(prefix + path, handler)
+
+
+async def run(http: web.Request) -> web.Response:
+    job = http.app[ENDPOINT].submit(new_job(await _request(http, RUN_BYTES), is_sync=False))
+    return answer({"id": job.id, "status": job.status})
+
+
+async def runsync(http: web.Request) -> web.Response:
+    """The result, or where the job stands when the wait is over. A client that leaves does not stop it."""
+    wait = _number(http, "wait", _WAIT_MS)
+    endpoint = http.app[ENDPOINT]
+    job = endpoint.submit(new_job(await _request(http, RUNSYNC_BYTES), is_sync=True))
+    await endpoint.wait_final(job, wait / 1000)
+    return answer(job.body())
+
+
+async def status(http: web.Request) -> web.Response:
+    """`?ttl=` keeps the result that many milliseconds from now."""
+    job = _job(http)
+    if "ttl" in http.query:
+        job.kept_until = time.time() + _number(http, "ttl", TTL_MS) / 1000
+    return answer(job.body())
+
+
+async def stream(http: web.Request) -> web.Response:
+    """The outputs that were streamed since the last call. Over when the job has ended and there are none."""
+    job = _job(http)
+    endpoint = http.app[ENDPOINT]
+    await endpoint.wait_chunks(job, _STREAM_SECONDS)
+    body: dict[str, Any] = {"status": job.status, "stream": [{"output": each} for each in endpoint.take_chunks(job)]}
+    if job.error is not None:
+        body["error"] = job.error
+    return answer(body)
+
+
+async def cancel(http: web.Request) -> web.Response:
+    job = _job(http)
+    http.app[ENDPOINT].cancel(job)
+    return answer({"id": job.id, "status": job.status})
+
+
+async def retry(http: web.Request) -> web.Response:
+    job = _job(http)
+    http.app[ENDPOINT].retry(job)
+    return answer({"id": job.id, "status": job.status})
+
+
+async def purge_queue(http: web.Request) -> web.Response:
+    return answer({"removed": http.app[ENDPOINT].purge(), "status": "completed"})
+
+
+async def health(http: web.Request) -> web.Response:
+    return answer(http.app[ENDPOINT].health())
+
+
+def answer(body: Any, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=json.dumps(body).encode(), content_type="application/json")
+
+
+async def read_json(http: web.Request, limit: int) -> Any:
+    """The body, None where there is none. Numbers and text are kept as they came. Raises PlatformError."""
+    if (http.content_length or 0) > limit:
+        raise PlatformError(413, f"the request body is larger than the {limit >> 20} MB that are allowed here")
+    raw = await http.read()
+    if len(raw) > limit:
+        raise PlatformError(413, f"the request body is larger than the {limit >> 20} MB that are allowed here")
+    if not raw.strip():
+        return None
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise PlatformError(400, f"the request body is not valid JSON: {error}") from None
+
+
+async def _request(http: web.Request, limit: int) -> Any:
+    """The body of a /run; a GET may bring its input as JSON in the query instead."""
+    body = await read_json(http, limit)
+    if body is None and "input" in http.query:
+        try:
+            return {"input": json.loads(http.query["input"])}
+        except (ValueError, RecursionError) as error:
+            raise PlatformError(400, f"the query's `input` is not valid JSON: {error}") from None
+    return body
+
+
+def _job(http: web.Request) -> Job:
+    return http.app[ENDPOINT].get(http.match_info["job"])
+
+
+def _number(http: web.Request, name: str, limits: tuple[int, int, int]) -> int:
+    """A number of milliseconds in the query. Raises PlatformError 400."""
+    least, default, most = limits
+    text = http.query.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and least <= int(text[:12]) <= most):
+        raise PlatformError(400, f"{name} must be between {least} and {most} milliseconds")
+    return int(text)

@@ -1,0 +1,331 @@
+"""The endpoint: jobs come in from clients, workers take them, stream and report, and time takes its toll.
+
+Everything happens on one event loop, so nothing is locked. Whoever waits for a job waits for `job.changed`; workers
+without one wait for `_arrived`, and for `_told` when they ask which jobs to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ember.platform.jobs import (
+    CANCELLED,
+    COMPLETED,
+    FAILED,
+    IN_PROGRESS,
+    IN_QUEUE,
+    TIMED_OUT,
+    Job,
+    PlatformError,
+    split_chunk,
+)
+from ember.platform.store import Store
+
+log = logging.getLogger(__name__)
+
+RESULT_SECONDS = {False: 1800.0, True: 60.0}  # how long results are kept, of /run and of /runsync
+MAX_RETRIES = 2  # of a job whose worker went silent
+SILENT_SECONDS = 60.0  # after which a worker that used to ping is gone
+FORGET_SECONDS = 300.0  # after which it is no longer counted
+
+
+@dataclass(slots=True)
+class WorkerSeen:
+    """A worker as its calls show it; times on the clock of `time.time()`."""
+
+    id: str
+    last_call: float
+    last_ping: float | None = None
+    unhealthy: str | None = None
+    jobs: set[str] = field(default_factory=set)
+    to_stop: list[str] = field(default_factory=list)
+    version: str | None = None
+
+
+class Endpoint:
+    """The queue and its jobs. `on_final` is called with each job that has just ended, for its webhook."""
+
+    def __init__(self, store: Store, on_final: Callable[[Job], None] = lambda job: None) -> None:
+        self.jobs: dict[str, Job] = {}
+        self.workers: dict[str, WorkerSeen] = {}
+        self.counts = {"completed": 0, "failed": 0, "retried": 0}
+        self._store = store
+        self._on_final = on_final
+        self._queues: tuple[deque[Job], deque[Job]] = (deque(), deque())  # ordinary ones, and those of low priority
+        self._arrived = asyncio.Event()
+        self._told = asyncio.Event()
+        for job in store.load():
+            self._restore(job)
+
+    def _restore(self, job: Job) -> None:
+        """A job of an earlier run. One in progress goes on: its worker may not have noticed that we were away."""
+        self.jobs[job.id] = job
+        if job.status == IN_QUEUE:
+            self._queues[job.policy.low_priority].append(job)
+        elif job.status == IN_PROGRESS and job.worker is not None:
+            worker = self._worker(job.worker)
+            worker.last_ping = time.time()
+            worker.jobs.add(job.id)
+        elif job.status in (COMPLETED, FAILED):
+            self.counts["completed" if job.status == COMPLETED else "failed"] += 1
+
+    # ------------------------------------------------------------------ for clients
+
+    def submit(self, job: Job) -> Job:
+        self.jobs[job.id] = job
+        self._enqueue(job)
+        return job
+
+    def get(self, job_id: str) -> Job:
+        """Raises PlatformError 404."""
+        job = self.jobs.get(job_id)
+        if job is None:
+            raise PlatformError(404, f"the job {job_id[:100]} does not exist; results are kept for a while only")
+        return job
+
+    async def wait_final(self, job: Job, seconds: float) -> None:
+        """Until it has ended, or that long."""
+        deadline = time.monotonic() + seconds
+        while not job.is_final and await _wait(job.changed, deadline):
+            pass
+
+    async def wait_chunks(self, job: Job, seconds: float) -> None:
+        """Until there is something to stream, the job has ended, or that long."""
+        deadline = time.monotonic() + seconds
+        while not (job.chunks or job.is_final) and await _wait(job.changed, deadline):
+            pass
+
+    def take_chunks(self, job: Job) -> list[Any]:
+        """The streamed outputs that nobody has had yet."""
+        chunks = list(job.chunks)
+        job.chunks.clear()
+        if chunks:
+            self._store.drop_chunks(job, job.num_streamed)
+        return chunks
+
+    def cancel(self, job: Job) -> None:
+        """The job is over at once, and its worker hears of it. Nothing happens to one that has ended."""
+        if not job.is_final:
+            self._stop(job, CANCELLED)
+
+    def retry(self, job: Job) -> None:
+        """Run a job again under its id. Raises PlatformError 400 unless it has failed or timed out."""
+        if job.status not in (FAILED, TIMED_OUT):
+            raise PlatformError(400, f"only jobs that are FAILED or TIMED_OUT can be tried again; this is {job.status}")
+        self._requeue(job)
+
+    def purge(self) -> int:
+        """Drop what waits. Returns how many jobs that were."""
+        waiting = [job for queue in self._queues for job in queue]
+        for job in waiting:
+            self._stop(job, CANCELLED)
+        return len(waiting)
+
+    def health(self) -> dict[str, Any]:
+        now = time.time()
+        alive = [worker for worker in self.workers.values() if now - worker.last_call < SILENT_SECONDS]
+        ill = sum(worker.unhealthy is not None for worker in alive)
+        running = sum(bool(worker.jobs) for worker in alive if worker.unhealthy is None)
+        return {
+            "jobs": {
+                **self.counts,
+                "inProgress": sum(job.status == IN_PROGRESS for job in self.jobs.values()),
+                "inQueue": sum(map(len, self._queues)),
+            },
+            "workers": {
+                "idle": len(alive) - ill - running,
+                "initializing": 0,
+                "ready": len(alive) - ill,
+                "running": running,
+                "throttled": 0,
+                "unhealthy": ill,
+            },
+        }
+
+    # ------------------------------------------------------------------ for workers
+
+    async def take(self, worker_id: str, count: int, seconds: float, is_gone: Callable[[], bool]) -> list[Job]:
+        """Up to `count` jobs, as soon as there is one, or none after that long. `is_gone` says that nobody listens."""
+        self._worker(worker_id)
+        deadline = time.monotonic() + seconds
+        while not any(self._queues):
+            if not await _wait(self._arrived, deadline):
+                return []
+        if is_gone():
+            return []
+        worker = self._worker(worker_id)
+        taken: list[Job] = []
+        while len(taken) < count and (job := self._next()) is not None:
+            job.status = IN_PROGRESS
+            job.started = time.time()
+            job.worker = worker_id
+            worker.jobs.add(job.id)
+            self._store.save(job)
+            job.notify()
+            taken.append(job)
+        return taken
+
+    def put_back(self, jobs: list[Job]) -> None:
+        """Jobs that were on their way to a worker that had gone."""
+        for job in jobs:
+            if job.status == IN_PROGRESS:
+                self._release(job)
+                job.reset()
+                self._enqueue(job, first=True)
+
+    async def stops(self, worker_id: str, seconds: float) -> list[str]:
+        """The jobs that a worker is to stop, as soon as there is one, or none after that long."""
+        deadline = time.monotonic() + seconds
+        while not self._worker(worker_id).to_stop:
+            if not await _wait(self._told, deadline):
+                return []
+        worker = self._worker(worker_id)
+        ids, worker.to_stop = worker.to_stop, []
+        return ids
+
+    def stream(self, worker_id: str, job_id: str, output: Any) -> None:
+        """A piece of a job's output. Of a job that is no longer this worker's it is dropped."""
+        job = self._running(worker_id, job_id)
+        if job is None:
+            return
+        for part in split_chunk(output):
+            self._store.add_chunk(job, job.num_streamed, part)
+            job.chunks.append(part)
+            job.num_streamed += 1
+        job.notify()
+
+    def progress(self, worker_id: str, job_id: str, output: Any) -> None:
+        """What a job says of itself while it runs; /status shows it."""
+        job = self._running(worker_id, job_id)
+        if job is not None:
+            job.output = output
+            self._store.save(job)
+            job.notify()
+
+    def done(self, worker_id: str, job_id: str, output: Any, error: Any) -> None:
+        """A job's result. Of a job that is no longer this worker's it is dropped."""
+        job = self._running(worker_id, job_id)
+        if job is not None:
+            job.output, job.error = output, error
+            self._finish(job, FAILED if error else COMPLETED)
+
+    def ping(self, worker_id: str, version: str | None, unhealthy: str | None) -> None:
+        worker = self._worker(worker_id)
+        worker.last_ping = worker.last_call
+        worker.version = version or worker.version
+        if unhealthy is not None and worker.unhealthy != unhealthy:
+            log.warning("worker %s says that it is unhealthy: %s", worker_id, unhealthy)
+        worker.unhealthy = unhealthy
+
+    # ------------------------------------------------------------------ time
+
+    def sweep(self, now: float) -> None:
+        """What time does: jobs run out of theirs, workers fall silent, results are forgotten. `now` is time.time()."""
+        for job in list(self.jobs.values()):
+            if now - job.created > job.policy.ttl:
+                if not job.is_final:
+                    self._stop(job, TIMED_OUT)
+                self._forget(job)
+            elif job.status == IN_PROGRESS and now - (job.started or now) > job.policy.execution_timeout:
+                job.error = f"job timed out after {job.policy.execution_timeout:g} seconds"
+                self._stop(job, TIMED_OUT)
+            elif job.ended is not None and now > (job.kept_until or job.ended + RESULT_SECONDS[job.is_sync]):
+                self._forget(job)
+        for worker in list(self.workers.values()):
+            if worker.last_ping is not None and now - worker.last_call > SILENT_SECONDS:
+                self._bury(worker)
+            if not worker.jobs and now - worker.last_call > FORGET_SECONDS:
+                del self.workers[worker.id]
+
+    def _bury(self, worker: WorkerSeen) -> None:
+        """Its jobs are run by others, or fail: when that has happened too often, or when they had begun to stream."""
+        for job in [self.jobs[job_id] for job_id in worker.jobs if job_id in self.jobs]:
+            log.warning("worker %s has gone silent with job %s", worker.id, job.id)
+            if job.retries < MAX_RETRIES and job.num_streamed == 0:
+                self._requeue(job)
+            else:
+                job.error = f"the worker {worker.id} stopped answering while it ran this job"
+                self._finish(job, FAILED)
+        worker.jobs.clear()
+        worker.last_ping = None
+
+    # ------------------------------------------------------------------ inside
+
+    def _worker(self, worker_id: str) -> WorkerSeen:
+        now = time.time()
+        worker = self.workers.setdefault(worker_id, WorkerSeen(worker_id, now))
+        worker.last_call = now
+        return worker
+
+    def _running(self, worker_id: str, job_id: str) -> Job | None:
+        """Raises PlatformError 404 for a job nobody knows."""
+        self._worker(worker_id)
+        job = self.get(job_id)
+        return job if job.status == IN_PROGRESS and job.worker == worker_id else None
+
+    def _next(self) -> Job | None:
+        return next((queue.popleft() for queue in self._queues if queue), None)
+
+    def _enqueue(self, job: Job, first: bool = False) -> None:
+        queue = self._queues[job.policy.low_priority]
+        queue.appendleft(job) if first else queue.append(job)
+        self._store.save(job)
+        job.notify()
+        self._arrived.set()
+        self._arrived = asyncio.Event()
+
+    def _requeue(self, job: Job) -> None:
+        self._release(job)
+        self._store.drop_chunks(job, job.num_streamed)
+        job.reset()
+        job.retries += 1
+        self.counts["retried"] += 1
+        self._enqueue(job)
+
+    def _stop(self, job: Job, status: str) -> None:
+        """End a job from our side."""
+        if job.status == IN_PROGRESS and job.worker in self.workers:
+            self.workers[job.worker].to_stop.append(job.id)
+            self._told.set()
+            self._told = asyncio.Event()
+        for queue in self._queues:
+            if job in queue:
+                queue.remove(job)
+        self._finish(job, status)
+
+    def _finish(self, job: Job, status: str) -> None:
+        self._release(job)
+        job.status = status
+        job.ended = time.time()
+        if status in (COMPLETED, FAILED):
+            self.counts["completed" if status == COMPLETED else "failed"] += 1
+        self._store.save(job)
+        job.notify()
+        self._on_final(job)
+
+    def _release(self, job: Job) -> None:
+        if job.worker in self.workers:
+            self.workers[job.worker].jobs.discard(job.id)
+
+    def _forget(self, job: Job) -> None:
+        del self.jobs[job.id]
+        self._store.delete(job)
+        job.notify()
+
+
+async def _wait(event: asyncio.Event, deadline: float) -> bool:
+    """Whether the event came before the deadline, on the clock of `time.monotonic()`."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        return False
+    try:
+        await asyncio.wait_for(event.wait(), left)
+    except TimeoutError:
+        return False
+    return True

@@ -1,0 +1,163 @@
+"""A job and what clients may see of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+IN_QUEUE, IN_PROGRESS = "IN_QUEUE", "IN_PROGRESS"
+COMPLETED, FAILED, CANCELLED, TIMED_OUT = "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"
+FINAL = frozenset({COMPLETED, FAILED, CANCELLED, TIMED_OUT})
+
+EXECUTION_TIMEOUT_MS = (5_000, 600_000, 604_800_000)  # least, default, most
+TTL_MS = (10_000, 86_400_000, 604_800_000)
+MAX_CHUNK_BYTES = 1_000_000  # of a streamed output; a larger one reaches clients in parts
+
+
+class PlatformError(Exception):
+    """An answer that is an error: `{"error": message}` with an HTTP status."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a request may ask of the queue, in seconds."""
+
+    execution_timeout: float = EXECUTION_TIMEOUT_MS[1] / 1000
+    ttl: float = TTL_MS[1] / 1000
+    low_priority: bool = False
+
+    @classmethod
+    def read(cls, given: Any) -> Policy:
+        """From a request's `policy`, in milliseconds. Raises PlatformError 400."""
+        if given is None:
+            return cls()
+        if not isinstance(given, dict):
+            raise PlatformError(400, "policy must be an object")
+        low_priority = given.get("lowPriority", False)
+        if not isinstance(low_priority, bool):
+            raise PlatformError(400, "policy.lowPriority must be true or false")
+        return cls(
+            _seconds(given, "executionTimeout", EXECUTION_TIMEOUT_MS), _seconds(given, "ttl", TTL_MS), low_priority
+        )
+
+
+def _seconds(given: dict[str, Any], name: str, limits: tuple[int, int, int]) -> float:
+    least, default, most = limits
+    value = given.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        raise PlatformError(400, f"policy.{name} must be between {least} and {most} milliseconds")
+    return value / 1000
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One job's life. Times are seconds since the epoch; `changed` is replaced whenever something happens to it."""
+
+    id: str
+    input: Any
+    policy: Policy = field(default_factory=Policy)
+    webhook: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)  # keys of the request that are handed to the worker as they are
+    is_sync: bool = False
+    status: str = IN_QUEUE
+    created: float = field(default_factory=time.time)
+    started: float | None = None
+    ended: float | None = None
+    worker: str | None = None
+    output: Any = None
+    error: Any = None
+    retries: int = 0
+    chunks: deque[Any] = field(default_factory=deque)  # streamed outputs that no client has had yet
+    num_streamed: int = 0  # streamed outputs in all
+    kept_until: float | None = None  # as a client has asked for
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def is_final(self) -> bool:
+        return self.status in FINAL
+
+    def notify(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def body(self) -> dict[str, Any]:
+        """As /status and webhooks show it; delay and execution times in milliseconds."""
+        body: dict[str, Any] = {"id": self.id, "status": self.status}
+        if self.started is not None:
+            body["delayTime"] = _ms(self.started - self.created)
+            if self.ended is not None:
+                body["executionTime"] = _ms(self.ended - self.started)
+        if self.worker is not None:
+            body["workerId"] = self.worker
+        if self.retries:
+            body["retries"] = self.retries
+        if self.output is not None:
+            body["output"] = self.output
+        if self.error is not None:
+            body["error"] = self.error
+        return body
+
+    def for_worker(self) -> dict[str, Any]:
+        return {**self.extra, "id": self.id, "input": self.input, **({"webhook": self.webhook} if self.webhook else {})}
+
+    def reset(self) -> None:
+        """Back to the queue, as if it were new."""
+        self.status = IN_QUEUE
+        self.started = self.ended = self.worker = self.output = self.error = None
+        self.chunks.clear()
+        self.num_streamed = 0
+
+
+def new_id(is_sync: bool) -> str:
+    """In the form of the platform's: its region is at the end, and jobs of /runsync say so."""
+    return f"{'sync-' if is_sync else ''}{uuid.uuid4()}-u1"
+
+
+def new_job(request: Any, is_sync: bool) -> Job:
+    """From the body of /run or /runsync. Raises PlatformError 400."""
+    if not isinstance(request, dict):
+        raise PlatformError(400, "the request body must be a JSON object with an `input`")
+    if request.get("input") is None:
+        raise PlatformError(400, "`input` is missing from the request body")
+    webhook = request.get("webhook")
+    if webhook is not None and not (isinstance(webhook, str) and webhook.startswith(("http://", "https://"))):
+        raise PlatformError(400, "`webhook` must be an http or https URL")
+    return Job(
+        id=new_id(is_sync),
+        input=request["input"],
+        policy=Policy.read(request.get("policy")),
+        webhook=webhook,
+        extra={"s3Config": request["s3Config"]} if request.get("s3Config") is not None else {},
+        is_sync=is_sync,
+    )
+
+
+def split_chunk(output: Any) -> list[Any]:
+    """A streamed output in parts of at most MAX_CHUNK_BYTES. Only text can be split; the rest stays as it is."""
+    if not isinstance(output, str) or len(output) * 4 <= MAX_CHUNK_BYTES:
+        return [output]
+    data = output.encode("utf-8", "surrogatepass")
+    if len(data) <= MAX_CHUNK_BYTES:
+        return [output]
+    parts = []
+    start = 0
+    while start < len(data):
+        end = min(start + MAX_CHUNK_BYTES, len(data))
+        while end < len(data) and data[end] & 0xC0 == 0x80:  # not inside a character
+            end -= 1
+        parts.append(data[start:end].decode("utf-8", "surrogatepass"))
+        start = end
+    return parts
+
+
+def _ms(seconds: float) -> int:
+    return max(0, round(seconds * 1000))

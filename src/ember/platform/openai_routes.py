@@ -1,0 +1,96 @@
+"""/v2/<id>/openai/*: an OpenAI client's request becomes a job, and the job's output its answer.
+
+A streamed answer is the concatenation of the texts that the worker streams, as they come. A job that fails before that
+is a 500, whatever its error says: on a queue the worker cannot choose the status. A client that leaves cancels its job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from typing import Any
+
+from aiohttp import web
+
+from ember.platform.client_routes import ENDPOINT, RUNSYNC_BYTES, answer, read_json
+from ember.platform.endpoint import Endpoint
+from ember.platform.jobs import COMPLETED, Job, PlatformError, new_id
+
+_SSE_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+
+
+def add_openai_routes(app: web.Application) -> None:
+    for prefix in ("/v2/{endpoint}", ""):
+        app.router.add_get(prefix + "/openai/{path:.+}", openai)
+        app.router.add_post(prefix + "/openai/{path:.+}", openai)
+
+
+async def openai(http: web.Request) -> web.StreamResponse:
+    body = None
+    if http.method == "POST":
+        if http.content_type not in ("application/json", "application/octet-stream"):  # the latter: none was given
+            raise PlatformError(415, f"a queue carries JSON bodies only, not {http.content_type}")
+        body = await read_json(http, RUNSYNC_BYTES)
+    job_input: dict[str, Any] = {"openai_route": "/" + http.match_info["path"]}
+    if body is not None:
+        job_input["openai_input"] = body
+    endpoint = http.app[ENDPOINT]
+    job = endpoint.submit(Job(new_id(is_sync=True), job_input, is_sync=True))
+    try:
+        if isinstance(body, dict) and body.get("stream") is True:
+            return await _streamed(http, endpoint, job)
+        await endpoint.wait_final(job, math.inf)
+        return _whole(job)
+    except (asyncio.CancelledError, ConnectionError):
+        endpoint.cancel(job)
+        raise
+
+
+def _whole(job: Job) -> web.Response:
+    if job.status != COMPLETED:
+        return answer({"error": _error(job)}, 500)
+    output = job.output
+    if isinstance(output, list) and len(output) == 1:  # what a generator yields comes as a list
+        output = output[0]
+    return answer(output)
+
+
+async def _streamed(http: web.Request, endpoint: Endpoint, job: Job) -> web.StreamResponse:
+    await endpoint.wait_chunks(job, math.inf)
+    if not job.chunks:
+        return _whole(job)
+    response = web.StreamResponse(headers=_SSE_HEADERS)
+    await response.prepare(http)
+    while True:
+        for output in endpoint.take_chunks(job):
+            await response.write(_event(output).encode("utf-8", "replace"))
+        if job.is_final and not job.chunks:
+            break
+        await endpoint.wait_chunks(job, math.inf)
+    if job.status != COMPLETED:
+        await response.write(_event({"error": _error(job)}).encode("utf-8", "replace"))
+    await response.write_eof()
+    return response
+
+
+def _event(output: Any) -> str:
+    """Text goes out as it is; a worker that streams objects has them made into events."""
+    if isinstance(output, str):
+        return output
+    parts = output if isinstance(output, list) else [output]
+    return "".join(f"data: {json.dumps(part, ensure_ascii=False)}\n\n" for part in parts)
+
+
+def _error(job: Job) -> Any:
+    """The job's error as an object: workers report text, which may be an object in JSON."""
+    error = job.error if job.error is not None else f"the job is {job.status}"
+    if isinstance(error, str):
+        try:
+            parsed = json.loads(error)
+        except ValueError:
+            parsed = None
+        error = parsed if isinstance(parsed, dict) else {"message": error}
+    if not isinstance(error, dict):
+        error = {"message": json.dumps(error)}
+    return {"type": "InternalServerError", "param": None, "code": 500, **error}

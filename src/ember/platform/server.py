@@ -1,0 +1,212 @@
+"""`ember platform`: the endpoint behind HTTP, by itself or beside a worker in the same process."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from aiohttp import web
+
+from ember.platform.client_routes import ENDPOINT, add_client_routes, answer
+from ember.platform.endpoint import Endpoint
+from ember.platform.jobs import PlatformError
+from ember.platform.openai_routes import add_openai_routes
+from ember.platform.store import Store
+from ember.platform.webhooks import Webhooks
+from ember.platform.worker_routes import POLL_SECONDS, add_worker_routes
+
+log = logging.getLogger(__name__)
+
+LOCAL = "LOCAL"  # the endpoint's id in what we print; any other reaches it too
+MAX_BODY_BYTES = 64 * 2**20
+SWEEP_SECONDS = 1.0
+_CLOSE_SECONDS = 1.0
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Platform:
+    """One endpoint and its server. `keys` are asked of clients and workers alike; none = everybody may come."""
+
+    def __init__(self, store: Store, keys: Sequence[str] = (), poll_seconds: float = 25.0) -> None:
+        self._store = store
+        self._webhooks = Webhooks()
+        self._keys = [_digest(key.encode()) for key in keys]
+        self.endpoint = Endpoint(store, self._webhooks.send)
+        guard: Any = self._guard
+        self._app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[guard])
+        self._app[ENDPOINT] = self.endpoint
+        self._app[POLL_SECONDS] = poll_seconds
+        add_client_routes(self._app)
+        add_openai_routes(self._app)
+        add_worker_routes(self._app)
+        self._runner: web.AppRunner | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self.url = ""
+
+    async def start(self, host: str, port: int) -> None:
+        """Raises OSError where it cannot listen."""
+        self._runner = web.AppRunner(
+            self._app,
+            access_log=None,
+            handler_cancellation=True,  # a client that leaves a stream cancels its job
+            shutdown_timeout=_CLOSE_SECONDS,
+        )
+        await self._runner.setup()
+        await web.TCPSite(self._runner, host, port).start()
+        self.url = f"http://{'localhost' if host in ('0.0.0.0', '127.0.0.1', '::') else host}:{self._port}"
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    async def close(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        await self._webhooks.close()
+        if self._runner is not None:
+            await self._runner.cleanup()
+        self._store.close()
+
+    @property
+    def _port(self) -> int:
+        assert self._runner is not None
+        port: int = self._runner.addresses[0][1]
+        return port
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            try:
+                self.endpoint.sweep(time.time())
+            except Exception:
+                log.exception("the platform's clock failed once")
+
+    @web.middleware
+    async def _guard(self, http: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            if not self._is_authorised(http):
+                raise PlatformError(401, "a key is asked for: `Authorization: Bearer <key>`")
+            return await handler(http)
+        except PlatformError as error:
+            return answer({"error": error.message}, error.status)
+        except web.HTTPException as error:
+            return answer({"error": error.reason}, error.status)
+        except web.RequestPayloadError as error:
+            return answer({"error": " ".join(f"the request body cannot be read: {error}".split())}, 400)
+        except ConnectionError:  # nobody is there to be told
+            raise
+        except Exception:
+            log.exception("%r %r failed", http.method[:20], http.path[:200])
+            return answer({"error": "internal error; the platform's log has it"}, 500)
+
+    def _is_authorised(self, http: web.Request) -> bool:
+        """Clients send `Bearer <key>`, workers the key alone. Every key is compared in constant time."""
+        if not self._keys:
+            return True
+        given = http.headers.get("Authorization", "").encode("utf-8", "surrogatepass")
+        if given[:7].lower() == b"bearer ":
+            given = given[7:]
+        digest = _digest(given.strip())
+        matches = [hmac.compare_digest(digest, key) for key in self._keys]
+        return any(matches)
+
+
+def _digest(key: bytes) -> bytes:
+    """Equal lengths, so that a comparison tells nothing of a key's length."""
+    return hashlib.sha256(key).digest()
+
+
+def worker_environment(url: str, worker_id: str, key: str | None = None) -> dict[str, str]:
+    """The variables with which a platform at `url` starts a worker."""
+    base = f"{url.rstrip('/')}/v2/{LOCAL}"
+    return {
+        "RUNPOD_WEBHOOK_GET_JOB": f"{base}/job-take/$ID?gpu=local",
+        "RUNPOD_WEBHOOK_POST_OUTPUT": f"{base}/job-done/$RUNPOD_POD_ID/$ID?gpu=local",
+        "RUNPOD_WEBHOOK_POST_STREAM": f"{base}/job-stream/$RUNPOD_POD_ID/$ID?gpu=local",
+        "RUNPOD_WEBHOOK_PING": f"{base}/ping/$RUNPOD_POD_ID?gpu=local",
+        "RUNPOD_PING_INTERVAL": "10000",
+        "RUNPOD_POD_ID": worker_id,
+        "RUNPOD_ENDPOINT_ID": LOCAL,
+        "RUNPOD_AI_API_KEY": key or "local",  # the SDK does not ping without one
+    }
+
+
+def new_worker_id() -> str:
+    return f"local-{secrets.token_hex(4)}"
+
+
+def serve(store: Store, host: str, port: int, keys: Sequence[str]) -> int:
+    """Run until SIGTERM or SIGINT. Returns the exit code."""
+    return asyncio.run(_serve(Platform(store, keys), host, port))
+
+
+async def _serve(platform: Platform, host: str, port: int) -> int:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    try:
+        await platform.start(host, port)
+    except OSError as error:
+        log.error("cannot listen on %s:%d: %s", host, port, error.strerror or error)
+        await platform.close()
+        return 1
+    try:
+        log.info("listening on %s", platform.url)
+        log.info("OpenAI clients: base_url=%s/v2/%s/openai/v1", platform.url, LOCAL)
+        log.info("workers: ember worker --model MODEL --platform %s", platform.url)
+        await stopping.wait()
+        return 0
+    finally:
+        await platform.close()
+
+
+class PlatformThread:
+    """The platform beside a worker, which needs the main thread for its signals."""
+
+    def __init__(self, store: Store, host: str, port: int, keys: Sequence[str]) -> None:
+        self._arguments = (store, host, port, keys)
+        self._started = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="platform", daemon=True)
+        self._error: OSError | None = None
+        self.url = ""
+
+    def start(self) -> None:
+        """Raises OSError where it cannot listen."""
+        self._thread.start()
+        self._started.wait()
+        if self._error is not None:
+            self._thread.join()
+            raise self._error
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stopping.set)
+            self._thread.join(10)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._main())
+        self._loop.close()
+
+    async def _main(self) -> None:
+        store, host, port, keys = self._arguments
+        self._stopping = asyncio.Event()
+        platform = Platform(store, keys)
+        try:
+            await platform.start(host, port)
+        except OSError as error:
+            await platform.close()
+            self._error = error
+            self._started.set()
+            return
+        self.url = platform.url
+        self._started.set()
+        await self._stopping.wait()
+        await platform.close()

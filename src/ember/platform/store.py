@@ -1,0 +1,145 @@
+"""Where jobs and results are kept: nowhere but in memory, or in a SQLite file that outlives the process."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import deque
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from ember.platform.jobs import Job, Policy
+
+_COLUMNS = {
+    "id": "TEXT PRIMARY KEY",
+    "status": "TEXT NOT NULL",
+    "created": "REAL NOT NULL",
+    "started": "REAL",
+    "ended": "REAL",
+    "worker": "TEXT",
+    "webhook": "TEXT",
+    "is_sync": "INTEGER NOT NULL",
+    "retries": "INTEGER NOT NULL",
+    "num_streamed": "INTEGER NOT NULL",
+    "input": "TEXT NOT NULL",  # these are JSON
+    "policy": "TEXT NOT NULL",
+    "extra": "TEXT NOT NULL",
+    "output": "TEXT NOT NULL",
+    "error": "TEXT NOT NULL",
+}
+_JSON = ("input", "policy", "extra", "output", "error")
+
+
+class StoreError(Exception):
+    """The store cannot be used; one line for the person who named it."""
+
+
+class Store(Protocol):
+    """What the endpoint tells of its jobs. Called on the event loop, so every call must be short."""
+
+    def load(self) -> list[Job]:
+        """All jobs, oldest first."""
+
+    def save(self, job: Job) -> None: ...
+    def add_chunk(self, job: Job, number: int, output: Any) -> None: ...
+    def drop_chunks(self, job: Job, before: int) -> None:
+        """Clients have had all streamed outputs whose number is less."""
+
+    def delete(self, job: Job) -> None: ...
+    def close(self) -> None: ...
+
+
+def open_store(spec: str) -> Store:
+    """`memory` or `sqlite:FILE`. Raises StoreError."""
+    if spec == "memory":
+        return MemoryStore()
+    kind, _, path = spec.partition(":")
+    if kind != "sqlite" or not path:
+        raise StoreError(f"the store must be `memory` or `sqlite:FILE`, not {spec!r}")
+    return SqliteStore(Path(path))
+
+
+class MemoryStore:
+    """Keeps nothing: the endpoint has its jobs at hand."""
+
+    def load(self) -> list[Job]:
+        return []
+
+    def save(self, job: Job) -> None:
+        pass
+
+    def add_chunk(self, job: Job, number: int, output: Any) -> None:
+        pass
+
+    def drop_chunks(self, job: Job, before: int) -> None:
+        pass
+
+    def delete(self, job: Job) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class SqliteStore:
+    """One row for each job and one for each streamed output that no client has had. Writes take tens of microseconds:
+    the log is written ahead and not forced to the disk, so a crash of the machine, not of the process, may lose the
+    last moments."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
+            self._db.execute(f"CREATE TABLE IF NOT EXISTS jobs ({columns})")
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS chunks (job TEXT NOT NULL, number INTEGER NOT NULL, output TEXT NOT NULL, "
+                "PRIMARY KEY (job, number)) WITHOUT ROWID"
+            )
+            found = {row[1] for row in self._db.execute("PRAGMA table_info(jobs)")}
+        except sqlite3.Error as error:
+            raise StoreError(f"sqlite:{path} cannot be used: {error}") from None
+        if found != set(_COLUMNS):
+            raise StoreError(f"sqlite:{path} holds the jobs of another version; name another file")
+        places = ", ".join("?" for _ in _COLUMNS)
+        self._insert = f"INSERT OR REPLACE INTO jobs ({', '.join(_COLUMNS)}) VALUES ({places})"
+
+    def load(self) -> list[Job]:
+        jobs = []
+        for row in self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM jobs ORDER BY created, id"):
+            values: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
+            values.update({name: json.loads(values[name]) for name in _JSON})
+            values["policy"] = Policy(**values["policy"])
+            values["is_sync"] = bool(values["is_sync"])
+            chunks = self._db.execute("SELECT output FROM chunks WHERE job = ? ORDER BY number", (values["id"],))
+            jobs.append(Job(**values, chunks=deque(json.loads(output) for (output,) in chunks)))
+        return jobs
+
+    def save(self, job: Job) -> None:
+        values = [getattr(job, name) for name in _COLUMNS]
+        texts = {"policy": asdict(job.policy)}
+        row = [
+            _text(texts.get(name, value)) if name in _JSON else value
+            for name, value in zip(_COLUMNS, values, strict=True)
+        ]
+        self._db.execute(self._insert, row)
+
+    def add_chunk(self, job: Job, number: int, output: Any) -> None:
+        self._db.execute("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?)", (job.id, number, _text(output)))
+
+    def drop_chunks(self, job: Job, before: int) -> None:
+        self._db.execute("DELETE FROM chunks WHERE job = ? AND number < ?", (job.id, before))
+
+    def delete(self, job: Job) -> None:
+        self._db.execute("DELETE FROM jobs WHERE id = ?", (job.id,))
+        self._db.execute("DELETE FROM chunks WHERE job = ?", (job.id,))
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def _text(value: Any) -> str:
+    """JSON in ASCII, which also holds the halves of surrogate pairs that clients send."""
+    return json.dumps(value)

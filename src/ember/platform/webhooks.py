@@ -1,0 +1,55 @@
+"""Webhooks: the result of a job is POSTed to where its client wants it, and again when that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+
+import aiohttp
+
+from ember.platform.jobs import Job
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+WAIT_SECONDS = 10.0
+_POST_SECONDS = 10.0
+
+
+class Webhooks:
+    """Sends in the background. Only a 200 counts as delivered; redirects are not followed."""
+
+    def __init__(self) -> None:
+        self._session: aiohttp.ClientSession | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def send(self, job: Job) -> None:
+        """Returns at once; nothing happens for a job without a webhook."""
+        if job.webhook is not None:
+            task = asyncio.get_running_loop().create_task(self._deliver(job.webhook, json.dumps(job.body()), job.id))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._session is not None:
+            await self._session.close()
+
+    async def _deliver(self, url: str, body: str, job_id: str) -> None:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_POST_SECONDS))
+        reason = ""
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                await asyncio.sleep(WAIT_SECONDS)
+            try:
+                headers = {"Content-Type": "application/json"}
+                async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+                    if response.status == 200:
+                        return
+                    reason = f"it answered {response.status}"
+            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+                reason = f"{type(error).__name__}: {error}"
+        log.warning("the webhook of job %s was not delivered: %s", job_id, reason)

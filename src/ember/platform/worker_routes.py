@@ -1,0 +1,106 @@
+"""What workers call: job-take, job-take-batch, job-stop, job-stream, job-done and ping, as the platform's SDK does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+from ember.platform.client_routes import ENDPOINT, answer
+from ember.platform.jobs import Job, PlatformError
+
+POLL_SECONDS: web.AppKey[float] = web.AppKey("poll_seconds", float)  # an empty job-take or job-stop is held so long
+RESULT_BYTES = {False: 10 * 2**20, True: 20 * 2**20}  # of a result, for /run and for /runsync
+
+
+def add_worker_routes(app: web.Application) -> None:
+    base = "/v2/{endpoint}"
+    app.router.add_get(base + "/job-take/{worker}", take)
+    app.router.add_get(base + "/job-take-batch/{worker}", take_batch)
+    app.router.add_get(base + "/job-stop/{worker}", stops)
+    app.router.add_post(base + "/job-stream/{worker}/{job}", stream)
+    app.router.add_post(base + "/job-done/{worker}/{job}", done)
+    app.router.add_get(base + "/ping/{worker}", ping)
+
+
+async def take(http: web.Request) -> web.StreamResponse:
+    return await _hand_out(http, 1, lambda jobs: jobs[0].for_worker())
+
+
+async def take_batch(http: web.Request) -> web.StreamResponse:
+    size = http.query.get("batch_size", "1")
+    if not (size.isascii() and size.isdigit() and 0 < int(size[:6]) <= 10_000):
+        raise PlatformError(400, "batch_size must be between 1 and 10000")
+    return await _hand_out(http, int(size), lambda jobs: [job.for_worker() for job in jobs])
+
+
+async def _hand_out(http: web.Request, count: int, body: Callable[[list[Job]], Any]) -> web.StreamResponse:
+    """Jobs for a worker that has gone meanwhile are put back."""
+
+    def is_gone() -> bool:
+        return http.transport is None or http.transport.is_closing()
+
+    endpoint = http.app[ENDPOINT]
+    jobs = await endpoint.take(http.match_info["worker"], count, http.app[POLL_SECONDS], is_gone)
+    if not jobs:
+        return web.Response(status=204)
+    response = answer(body(jobs))
+    try:
+        await response.prepare(http)
+        await response.write_eof()
+    except (asyncio.CancelledError, ConnectionError):
+        endpoint.put_back(jobs)
+        raise
+    return response
+
+
+async def stops(http: web.Request) -> web.Response:
+    ids = await http.app[ENDPOINT].stops(http.match_info["worker"], http.app[POLL_SECONDS])
+    return answer({"jobsToStop": ids}) if ids else web.Response(status=204)
+
+
+async def stream(http: web.Request) -> web.Response:
+    _, body = await _report(http)
+    if "output" not in body:
+        raise PlatformError(400, "the body must have an `output`")
+    http.app[ENDPOINT].stream(http.match_info["worker"], http.match_info["job"], body["output"])
+    return web.Response()
+
+
+async def done(http: web.Request) -> web.Response:
+    """A result, or a progress report, which has a `status` of IN_PROGRESS. One that is too large fails its job."""
+    size, body = await _report(http)
+    endpoint = http.app[ENDPOINT]
+    worker_id, job_id = http.match_info["worker"], http.match_info["job"]
+    if body.get("status") == "IN_PROGRESS":
+        endpoint.progress(worker_id, job_id, body.get("output"))
+        return web.Response()
+    limit = RESULT_BYTES[endpoint.get(job_id).is_sync]
+    if size > limit:
+        message = f"the result of {size / 2**20:.1f} MB is larger than the {limit >> 20} MB that are allowed here"
+        endpoint.done(worker_id, job_id, None, message)
+        raise PlatformError(400, message)
+    endpoint.done(worker_id, job_id, body.get("output"), body.get("error"))
+    return web.Response()
+
+
+async def ping(http: web.Request) -> web.Response:
+    query = http.query
+    unhealthy = query.get("reason", "no reason given") if query.get("status") == "unhealthy" else None
+    http.app[ENDPOINT].ping(http.match_info["worker"], query.get("runpod_version"), unhealthy)
+    return web.Response()
+
+
+async def _report(http: web.Request) -> tuple[int, dict[str, Any]]:
+    """Bytes and content of a body. It is JSON, though the SDK says that it is a form. Raises PlatformError 400."""
+    raw = await http.read()
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise PlatformError(400, f"the body is not valid JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise PlatformError(400, "the body must be a JSON object")
+    return len(raw), body

@@ -1,0 +1,121 @@
+"""Real worker processes on the platform: the SDK's loop and our own client, with a fake engine behind both."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from ember.platform.server import PlatformThread, worker_environment
+from ember.platform.store import MemoryStore
+from tests.support.processes import ROOT, Process
+
+SCRIPT = str(ROOT / "tests/faces/face_process.py")
+FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
+
+
+@contextmanager
+def running(client: str, workers: int = 1, key: str | None = None) -> Iterator[str]:
+    """The URL of an endpoint with that many workers."""
+    platform = PlatformThread(MemoryStore(), "127.0.0.1", 0, [key] if key else [])
+    platform.start()
+    processes: list[Process] = []
+    try:
+        for number in range(workers):
+            env = worker_environment(platform.url, f"worker-{number}", key)
+            options = {"settings": {"queue_client": client, "max_concurrency": 8}}
+            processes.append(Process(SCRIPT, json.dumps(options), env={**env, "RUNPOD_PING_INTERVAL": "1000"}))
+        yield f"{platform.url}/v2/test"
+    finally:
+        for process in processes:
+            process.__exit__(None, None, None)
+        platform.stop()
+
+
+def call(url: str, body: Any = None, key: str | None = None) -> Any:
+    data = json.dumps(body).encode() if body is not None else None
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+    with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=60) as response:
+        return json.loads(response.read())
+
+
+def chat(**body: Any) -> dict[str, Any]:
+    return {"openai_route": "/v1/chat/completions", "openai_input": {"messages": [], **body}}
+
+
+def until_final(url: str, job_id: str) -> Any:
+    deadline = time.monotonic() + 60
+    while (body := call(f"{url}/status/{job_id}"))["status"] not in FINAL:
+        assert time.monotonic() < deadline, body
+        time.sleep(0.02)
+    return body
+
+
+@pytest.mark.parametrize("client", ["runpod", "direct"])
+def test_jobs_through_a_worker(client: str) -> None:
+    with running(client) as url:
+        whole = call(f"{url}/runsync", {"input": chat(words=1)})
+        assert whole["status"] == "COMPLETED", whole
+        assert whole["output"][0]["object"] == "chat.completion"
+        assert whole["workerId"] == "worker-0"
+
+        job_id = call(f"{url}/run", {"input": chat(stream=True, words=30, pace=0.01)})["id"]
+        pieces: list[str] = []
+        while True:
+            body = call(f"{url}/stream/{job_id}")
+            pieces += [each["output"] for each in body["stream"]]
+            if body["status"] in FINAL and not body["stream"]:
+                break
+        assert len(pieces) > 3, "it was not streamed"
+        text = "".join(pieces)
+        assert text.count("data: ") == 31 and text.endswith("data: [DONE]\n\n")
+        assert "".join(until_final(url, job_id)["output"]) == text
+
+        failed = call(f"{url}/runsync", {"input": chat(fail="bad")})
+        assert failed["status"] == "FAILED"
+        assert json.loads(failed["error"])["param"] == "temperature"
+
+        stopped = call(f"{url}/run", {"input": chat(stream=True, words=10_000, pace=0.01)})["id"]
+        assert call(f"{url}/stream/{stopped}")["stream"]
+        assert call(f"{url}/cancel/{stopped}", {})["status"] == "CANCELLED"
+        again = call(f"{url}/runsync", {"input": chat(words=1)})
+        assert again["status"] == "COMPLETED"
+        deadline = time.monotonic() + 20
+        while (health := call(f"{url}/health"))["workers"]["running"]:
+            assert time.monotonic() < deadline, health
+        assert health["jobs"]["completed"] == 3 and health["workers"]["ready"] == 1
+
+
+@pytest.mark.parametrize("client", ["runpod", "direct"])
+def test_a_key_that_workers_and_clients_need(client: str) -> None:
+    with running(client, key="the-key") as url:
+        assert call(f"{url}/runsync", {"input": chat(words=1)}, "the-key")["status"] == "COMPLETED"
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            call(f"{url}/health")
+
+
+def test_many_workers_share_the_queue() -> None:
+    with running("direct", workers=3) as url:
+        jobs = [call(f"{url}/run", {"input": chat(words=10, pace=0.02)})["id"] for _ in range(60)]
+        bodies = [until_final(url, job_id) for job_id in jobs]
+        assert {body["status"] for body in bodies} == {"COMPLETED"}
+        assert len({body["workerId"] for body in bodies}) > 1
+
+
+def test_a_port_that_is_taken() -> None:
+    first = PlatformThread(MemoryStore(), "127.0.0.1", 0, [])
+    first.start()
+    try:
+        port = int(first.url.rpartition(":")[2])
+        second = PlatformThread(MemoryStore(), "127.0.0.1", port, [])
+        with pytest.raises(OSError):
+            second.start()
+    finally:
+        first.stop()
+    assert not [thread for thread in threading.enumerate() if thread.name == "platform" and thread.is_alive()]
