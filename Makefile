@@ -1,6 +1,9 @@
 # make run    a real chat on the bundled demo model       make test   the whole test suite
 # make lint   ruff and mypy                               make bench  boot and throughput figures
 # make venv   only the environment             make gpu-check   all that needs an NVIDIA GPU
+# make test-clients   LangChain and LiteLLM against the demo model
+# make image  the container image, with docker make image-check the same without docker, started and asked
+# make hub    .runpod/hub.json from Settings   make lock        requirements.lock from pyproject.toml
 
 PYTHON ?= python3
 VENV   := .venv
@@ -8,13 +11,23 @@ BIN    := $(VENV)/bin
 # Where torch comes from on a machine without an NVIDIA GPU; falls back to the default index.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: run test lint bench gpu-check venv demo-model clean
+.PHONY: run test test-clients lint bench gpu-check venv demo-model image image-check hub lock clean
 
 run: $(VENV)/.runtime
 	@$(BIN)/python handler.py
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# LangChain's and LiteLLM's adapters, in an environment of their own: many packages, and an older OpenAI SDK. Once it is
+# there, `make test` runs them too.
+test-clients: $(VENV)/.dev .venv-clients/.made
+	$(BIN)/python -m pytest tests/clients
+
+.venv-clients/.made: tests/clients/requirements.txt
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --quiet -r $<
+	@touch $@
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -35,6 +48,19 @@ gpu-check: $(VENV)/.dev
 endif
 
 venv: $(VENV)/.dev
+
+image:
+	docker buildx bake --load cuda12.8
+
+# As root, with Debian's buildah and debootstrap. IMAGE_CHECK: further arguments, such as --buildah "--build-arg ...".
+image-check: $(VENV)/.dev
+	$(BIN)/python -m tests.image.check $(IMAGE_CHECK)
+
+hub: $(VENV)/.runtime
+	$(BIN)/python -m ember settings --hub > .runpod/hub.json.new && mv .runpod/hub.json.new .runpod/hub.json
+
+lock: $(VENV)/.dev
+	$(BIN)/python -m builder.lock
 
 demo-model: $(VENV)/.dev
 	$(BIN)/python -m builder.demo_model

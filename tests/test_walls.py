@@ -10,8 +10,11 @@ import ember.engine
 import ember.front
 
 FORBIDDEN = {
-    "ember.front": {"torch", "triton", "transformers", "ember.engine"},
-    "ember.engine": {"aiohttp", "runpod", "pydantic", "pydantic_settings", "jinja2", "transformers", "ember.front"},
+    "ember.front": {"torch", "triton", "transformers", "llguidance", "ember.engine"},
+    "ember.engine": {
+        *("aiohttp", "runpod", "pydantic", "pydantic_settings", "jinja2", "transformers", "ember.front"),
+        "llguidance",  # with the first grammar, not with the boot
+    },
 }
 
 

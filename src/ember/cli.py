@@ -2,7 +2,8 @@
 
 `ember serve [MODEL]`   the HTTP server
 `ember worker`          the queue worker; the same as `python handler.py`
-`ember settings`        the table of all settings, as Markdown
+`ember platform [MODEL]` the serverless platform on this machine, with a worker of its own if a model is named
+`ember settings`        the table of all settings, as Markdown, or with --hub as the RunPod Hub's listing
 `ember boot-report`     the boot timeline that EMBER_BOOT_REPORT wrote, drawn as text or SVG
 
 The engine's process is started before anything else is imported, so that both sides of the boot run side by side.
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
 
     from ember.settings import Settings
 
-# With one of these nothing is served: `--help` and the SDK's test server, which is refused.
-_NO_ENGINE = frozenset({"-h", "--help", "--rp-serve-api", "--rp_serve_api"})
+_NO_ENGINE = frozenset({"-h", "--help"})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,9 +41,11 @@ def main(argv: list[str] | None = None) -> int:
             return _serve(flags)
         if flags.command == "worker":
             return _worker(flags)
+        if flags.command == "platform":
+            return _platform(flags)
         if flags.command == "boot-report":
             return _boot_report(flags)
-        print(settings_table())
+        print(_hub_json() if flags.hub else settings_table())
         return 0
     except SettingsError as error:
         return _fail(str(error))
@@ -52,12 +54,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _serve(flags: argparse.Namespace) -> int:
-    if flags.positional_model is not None:
-        if vars(flags).get("model_name", flags.positional_model) != flags.positional_model:
-            return _fail(
-                f"two models are named: {flags.positional_model} and --model-name {flags.model_name}", status=2
-            )
-        flags.model_name = flags.positional_model
+    if not _take_positional_model(flags):
+        return 2
     settings = _load(flags)
     _require_model(settings)
     from ember.front.start import launch
@@ -70,27 +68,109 @@ def _serve(flags: argparse.Namespace) -> int:
 
 def _worker(flags: argparse.Namespace) -> int:
     if flags.rp_serve_api:
-        return _fail("--rp_serve_api is the SDK's test server; use `ember serve` for an HTTP API", status=2)
+        return _platform_and_worker(
+            flags, flags.rp_api_host or "127.0.0.1", 8000 if flags.rp_api_port is None else flags.rp_api_port
+        )
     from ember.front.worker.sdk import on_queue
 
+    if flags.platform is not None:
+        from ember.platform.server import new_worker_id, worker_environment
+
+        os.environ.update(worker_environment(flags.platform, new_worker_id(), os.environ.get("RUNPOD_AI_API_KEY")))
     if flags.test_input is None and on_queue():
         return _queue_worker(flags)
+    if flags.test_input is None and os.environ.get("PORT") and os.environ.get("RUNPOD_ENDPOINT_ID"):
+        flags.positional_model = None  # a load balancer's worker: no queue, but a port to listen on
+        return _serve(flags)
     return _local_job(flags)
 
 
+def _platform(flags: argparse.Namespace) -> int:
+    if not _take_positional_model(flags):
+        return 2
+    if flags.env is not None:
+        from ember.platform.server import new_worker_id, worker_environment
+
+        for name, value in worker_environment(flags.env, new_worker_id()).items():
+            print(f"export {name}='{value}'")
+        return 0
+    if flags.positional_model is not None:
+        prepare()
+        leave_on_signals(None)
+        return _platform_and_worker(flags)
+    settings = _load(flags)
+    from ember.platform.server import serve
+    from ember.platform.store import StoreError, open_store
+
+    host = settings.host if "host" in settings.model_fields_set else "127.0.0.1"
+    try:
+        store = open_store(settings.platform_store)
+    except StoreError as error:
+        return _fail(str(error))
+    return serve(store, host, settings.port, [key.get_secret_value() for key in settings.api_key])
+
+
+def _platform_and_worker(flags: argparse.Namespace, host: str | None = None, port: int | None = None) -> int:
+    """The platform in a thread, and in the main thread a worker that takes its jobs."""
+    import logging
+
+    from ember.platform.server import PlatformThread, new_worker_id, worker_environment
+    from ember.platform.store import StoreError, open_store
+
+    settings = _load(flags, default_model="demo")
+    if host is None:
+        host = settings.host if "host" in settings.model_fields_set else "127.0.0.1"
+    port = settings.port if port is None else port
+    keys = [key.get_secret_value() for key in settings.api_key]
+    try:
+        platform = PlatformThread(open_store(settings.platform_store), host, port, keys)
+        platform.start()
+    except StoreError as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"cannot listen on {host}:{port}: {error.strerror or error}")
+    logging.getLogger(__name__).info("the platform is listening on %s", platform.url)
+    os.environ.update(worker_environment(platform.url, new_worker_id(), keys[0] if keys else None))
+    try:
+        return _run_queue_worker(flags, settings)
+    finally:
+        platform.stop()
+
+
+def _take_positional_model(flags: argparse.Namespace) -> bool:
+    """MODEL is --model-name; says so where both are given and differ."""
+    if flags.positional_model is not None:
+        if vars(flags).get("model_name", flags.positional_model) != flags.positional_model:
+            _fail(f"two models are named: {flags.positional_model} and --model-name {flags.model_name}")
+            return False
+        flags.model_name = flags.positional_model
+    return True
+
+
 def _queue_worker(flags: argparse.Namespace) -> int:
-    from ember.front.worker import sdk
+    from ember.front.worker.health import report_unhealthy
     from ember.settings import SettingsError
 
     try:
         settings = _load(flags)
         _require_model(settings)
     except SettingsError as error:
-        sdk.report_unhealthy(str(error))
+        report_unhealthy(str(error))
         raise
+    return _run_queue_worker(flags, settings)
+
+
+def _run_queue_worker(flags: argparse.Namespace, settings: Settings) -> int:
     from ember.front.start import launch
 
-    level = ["--rp_log_level", flags.rp_log_level] if flags.rp_log_level else []
+    if settings.queue_client == "direct":
+        from ember.front.worker import direct
+
+        return direct.run(settings, launch(settings))
+    from ember.front.worker import sdk
+
+    rp_log_level = getattr(flags, "rp_log_level", None)
+    level = ["--rp_log_level", rp_log_level] if rp_log_level else []
     return sdk.run(settings, launch(settings), level)
 
 
@@ -135,6 +215,7 @@ def _load(flags: argparse.Namespace, default_model: str | None = None) -> Settin
     """The settings, with the flags on top; logging is set up by them and useless variables are reported."""
     import logging
 
+    from ember.logs import set_up
     from ember.settings import Settings, load_settings, warn_unused
 
     given = {name: value for name, value in vars(flags).items() if name in Settings.model_fields}
@@ -142,14 +223,12 @@ def _load(flags: argparse.Namespace, default_model: str | None = None) -> Settin
     settings = load_settings(overrides)
     if settings.model_name is None and default_model is not None:
         settings = load_settings({**overrides, "model_name": default_model})
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    set_up(settings)
     unused = warn_unused()
     if getattr(flags, "rp_debugger", False):
         unused.append("--rp_debugger has no effect: the SDK's debugger cannot describe streamed jobs")
+    if (getattr(flags, "rp_api_concurrency", None) or 1) > 1:
+        unused.append("--rp_api_concurrency has no effect: one process answers everything at once")
     for line in unused:
         logging.getLogger(__name__).warning(line)
     return settings
@@ -165,6 +244,12 @@ def _require_model(settings: Settings) -> None:
 def _fail(message: str, status: int = 1) -> int:
     print(f"ember: error: {' '.join(message.split())}", file=sys.stderr)
     return status
+
+
+def _hub_json() -> str:
+    from ember.listing import hub_json
+
+    return hub_json().rstrip("\n")
 
 
 def settings_table() -> str:

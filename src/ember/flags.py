@@ -12,7 +12,7 @@ from ember import __version__
 from ember.settings import Settings, variable_names
 
 _FOREIGN_PREFIXES = ("VLLM_", "EMBER_", "OMP_", "HUGGING_FACE_", "OPENAI_")
-_COMMANDS = ("serve", "worker", "settings", "boot-report")
+_COMMANDS = ("serve", "worker", "platform", "settings", "boot-report")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,12 +36,20 @@ def make_parser() -> argparse.ArgumentParser:
     worker.add_argument("--rp-log-level", type=str.upper, choices=levels, help="the SDK's log level")
     for name, count in (("serve-api", 0), ("debugger", 0), ("api-port", 1), ("api-host", 1), ("api-concurrency", 1)):
         kind: dict[str, Any] = {"metavar": "X"} if count else {"action": "store_true"}
+        if name in ("api-port", "api-concurrency"):
+            kind["type"] = int
         worker.add_argument(f"--rp-{name}", help=argparse.SUPPRESS, **kind)
     _add_settings(worker)
+    worker.add_argument("--platform", metavar="URL", help="take jobs from the `ember platform` that listens there")
+    platform = commands.add_parser("platform", help="play the serverless platform on this machine", allow_abbrev=False)
+    platform.add_argument("positional_model", nargs="?", metavar="MODEL", help="run a worker with it in this process")
+    platform.add_argument("--env", metavar="URL", help="print the variables of a worker for the platform at URL")
+    _add_settings(platform)
     report = commands.add_parser("boot-report", help="draw a boot timeline", allow_abbrev=False)
     report.add_argument("file", metavar="FILE", help="what EMBER_BOOT_REPORT wrote, or the answer of GET /boot")
     report.add_argument("--svg", metavar="OUT", help="write it as a picture too")
-    commands.add_parser("settings", help="print the table of settings", allow_abbrev=False)
+    settings = commands.add_parser("settings", help="print the table of settings", allow_abbrev=False)
+    settings.add_argument("--hub", action="store_true", help="print them as the RunPod Hub's hub.json instead")
     return parser
 
 

@@ -83,7 +83,14 @@ def _dtype(value: Any) -> Any:
     return "auto" if value is None else _DTYPES.get(value, value)
 
 
+def _format_name(value: Any) -> Any:
+    """`none` is a value of its own here: it turns the detection off."""
+    value = value.strip() if isinstance(value, str) else value
+    return None if value in ("", "auto") else value
+
+
 OptionalStr = Annotated[str | None, BeforeValidator(_clean)]
+FormatName = Annotated[str | None, BeforeValidator(_format_name)]
 _MAX_INT = 2**63 - 1  # what a message to the engine can carry
 PositiveInt = Annotated[Annotated[int, Field(ge=1, le=_MAX_INT)] | None, BeforeValidator(_human_int)]
 NonNegativeInt = Annotated[Annotated[int, Field(ge=0, le=_MAX_INT)] | None, BeforeValidator(_human_int)]
@@ -208,6 +215,48 @@ class Settings(BaseSettings):
         validation_alias=_names("CUSTOM_CHAT_TEMPLATE", "CHAT_TEMPLATE"),
         description="Chat template, as a file's path or as Jinja text, instead of the model's.",
     )
+    chat_template_content_format: Annotated[Literal["auto", "string", "openai"], BeforeValidator(_lower)] = Field(
+        "auto",
+        validation_alias=_names("CHAT_TEMPLATE_CONTENT_FORMAT"),
+        description="How the template takes a message's content: string, openai = a list of parts, auto = read off it.",
+    )
+    trust_request_chat_template: bool = Field(
+        False,
+        validation_alias=_names("TRUST_REQUEST_CHAT_TEMPLATE"),
+        description="Accept chat templates that requests bring. They run sandboxed, in a process of their own.",
+    )
+    chat_template_render_timeout: float = Field(
+        10.0,
+        gt=0,
+        le=600,
+        validation_alias=_names("CHAT_TEMPLATE_RENDER_TIMEOUT", "VLLM_CHAT_TEMPLATE_RENDER_TIMEOUT"),
+        description="Seconds that a template of a request may take.",
+    )
+    default_chat_template_kwargs: Annotated[dict[str, Any], NoDecode, BeforeValidator(_json)] = Field(
+        default_factory=dict,
+        validation_alias=_names("DEFAULT_CHAT_TEMPLATE_KWARGS"),
+        description='Variables of the chat template as JSON, such as {"enable_thinking": false}; requests win.',
+    )
+    tool_call_parser: FormatName = Field(
+        None,
+        validation_alias=_names("TOOL_CALL_PARSER"),
+        description="Form of the model's tool calls (hermes, llama3_json, ...), or none. Unset: read off its template.",
+    )
+    enable_auto_tool_choice: bool = Field(
+        True,
+        validation_alias=_names("ENABLE_AUTO_TOOL_CHOICE"),
+        description='Let the model decide whether it calls a tool; false refuses tool_choice "auto".',
+    )
+    exclude_tools_when_tool_choice_none: bool = Field(
+        False,
+        validation_alias=_names("EXCLUDE_TOOLS_WHEN_TOOL_CHOICE_NONE"),
+        description='Keep tools out of the prompt with tool_choice "none".',
+    )
+    reasoning_parser: FormatName = Field(
+        None,
+        validation_alias=_names("REASONING_PARSER"),
+        description="Form of the model's reasoning (qwen3, deepseek_r1, ...), or none. Unset: read off its template.",
+    )
     generation_config: str = Field(
         "auto",
         validation_alias=_names("GENERATION_CONFIG"),
@@ -238,6 +287,12 @@ class Settings(BaseSettings):
     enable_force_include_usage: bool = Field(
         False, validation_alias=_names("ENABLE_FORCE_INCLUDE_USAGE"), description="Usage in every stream."
     )
+    stream_interval: int = Field(
+        1,
+        ge=1,
+        validation_alias=_names("STREAM_INTERVAL"),
+        description="Tokens of a choice in one chunk of a stream, after its first; a request may ask for another.",
+    )
     return_tokens_as_token_ids: bool = Field(
         False,
         validation_alias=_names("RETURN_TOKENS_AS_TOKEN_IDS"),
@@ -255,15 +310,85 @@ class Settings(BaseSettings):
         validation_alias=_names("API_KEY", "VLLM_API_KEY"),
         description="Keys that `ember serve` accepts as Bearer token, separated by commas.",
     )
+    api_key_file: OptionalStr = Field(
+        None,
+        validation_alias=_names("API_KEY_FILE"),
+        description="File with more such keys, one a line; empty lines and those that begin with # are skipped.",
+    )
+    allowed_origins: CommaList = Field(
+        default_factory=list,
+        validation_alias=_names("ALLOWED_ORIGINS"),
+        description="Origins whose pages may call `ember serve` from a browser (CORS); `*` = all. Unset: none.",
+    )
+    max_request_bytes: Annotated[int, Field(ge=1024, le=2**31), BeforeValidator(_human_int)] = Field(
+        32 * 2**20,
+        validation_alias=_names("MAX_REQUEST_BYTES", "VLLM_HTTP_MAX_REQUEST_BODY_SIZE"),
+        description="Largest body of a request to `ember serve` (`32M`).",
+    )
+    port_health: Annotated[Annotated[int, Field(ge=0, le=65535)] | None, BeforeValidator(_clean)] = Field(
+        None,
+        validation_alias=_names("PORT_HEALTH"),
+        description="Port on which `ember serve` answers health checks too, where it is not PORT.",
+    )
+    platform_store: Annotated[
+        str, Field(pattern=r"^(memory|sqlite:.+)$"), BeforeValidator(lambda value: _clean(value) or "memory")
+    ] = Field(
+        "memory",
+        validation_alias=_names("PLATFORM_STORE", "STORE"),
+        description="Where `ember platform` keeps jobs and results: memory, or sqlite:FILE to outlive a restart.",
+    )
+    health_check_path: str = Field(
+        "/ping",
+        pattern="^/",
+        validation_alias=_names("HEALTH_CHECK_PATH"),
+        description="Path of a load balancer's health check: 204 while loading, 200 when ready, 503 when dead.",
+    )
     max_concurrency: PositiveInt = Field(
         None,
         validation_alias=_names("MAX_CONCURRENCY"),
         description="Jobs taken from the queue at the same time. Default: MAX_NUM_SEQS.",
     )
+    queue_client: Annotated[Literal["runpod", "direct"], BeforeValidator(_lower)] = Field(
+        "runpod",
+        validation_alias=_names("QUEUE_CLIENT"),
+        description="Who speaks to the queue: runpod = the platform's SDK, direct = Ember's own client.",
+    )
+    drain_timeout: float = Field(
+        30.0,
+        ge=0,
+        validation_alias=_names("DRAIN_TIMEOUT"),
+        description="Seconds that jobs and requests in flight have to finish after SIGTERM; the rest end in an error.",
+    )
+    max_num_queued_reqs: PositiveInt = Field(
+        None,
+        validation_alias=_names("MAX_NUM_QUEUED_REQS"),
+        description="Most requests that wait for their first token; one more is refused with a 503. Unset: any number.",
+    )
+    max_num_queued_tokens: PositiveInt = Field(
+        None,
+        validation_alias=_names("MAX_NUM_QUEUED_TOKENS"),
+        description="Most prompt tokens of the requests that wait for their first token; beyond them a 503.",
+    )
     default_batch_size: PositiveInt = Field(
         None,
         validation_alias=_names("DEFAULT_BATCH_SIZE"),
         description="Most chunks that leave in one piece of a streamed job. Unset: all that were made meanwhile.",
+    )
+    min_batch_size: PositiveInt = Field(
+        None,
+        validation_alias=_names("MIN_BATCH_SIZE", "DEFAULT_MIN_BATCH_SIZE"),
+        description="Fewest chunks in a piece of a streamed job, the last one apart. Unset: 1, nothing waits.",
+    )
+    batch_size_growth_factor: Annotated[Annotated[float, Field(ge=1, le=1000)] | None, BeforeValidator(_clean)] = Field(
+        None,
+        validation_alias=_names("BATCH_SIZE_GROWTH_FACTOR"),
+        description="The fewest chunks of a piece grow by this factor from piece to piece, up to DEFAULT_BATCH_SIZE.",
+    )
+    native_output: Annotated[Literal["openai", "tokens"], BeforeValidator(_lower)] = Field(
+        "openai",
+        validation_alias=_names("NATIVE_OUTPUT"),
+        description="Output of jobs with `messages` or `prompt`: openai = as the OpenAI routes, tokens = "
+        "`choices[].tokens` with usage `input` and `output`, as older workers had it.",
     )
     raw_openai_output: bool = Field(
         True,
@@ -273,11 +398,28 @@ class Settings(BaseSettings):
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field(
         "info", validation_alias=_names("LOG_LEVEL"), description="Level of the log on stderr."
     )
+    log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = Field(
+        "text",
+        validation_alias=_names("LOG_FORMAT"),
+        description="Form of the log: text, or json with a JSON object a line.",
+    )
+    otlp_traces_endpoint: OptionalStr = Field(
+        None,
+        validation_alias=_names("OTLP_TRACES_ENDPOINT"),
+        description="Where a span for each request is sent, as OTLP over HTTP (`http://collector:4318/v1/traces`); "
+        "needs the `otel` extra.",
+    )
     warmup: Annotated[Literal["none", "eager", "full"], BeforeValidator(lambda value: _lower(value) or "none")] = Field(
         "none",
         validation_alias=_names("WARMUP"),
         description="Work before the worker is ready, for platforms that snapshot a warmed process: eager = a first "
         "request of its own, full = also packed weights and every CUDA graph. none boots fastest.",
+    )
+    enforce_eager: bool = Field(
+        False,
+        validation_alias=_names("ENFORCE_EAGER"),
+        description="On a GPU: launch every step kernel by kernel. Otherwise decode steps are recorded as CUDA graphs, "
+        "in idle moments after the first answer.",
     )
     boot_report: OptionalStr = Field(
         None, validation_alias=_names("EMBER_BOOT_REPORT"), description="File for the boot timeline as JSON."
@@ -335,7 +477,23 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
         settings = Settings(**values)
     except ValidationError as error:
         raise SettingsError(_one_line(error)) from None
+    if settings.api_key_file is not None:
+        settings.api_key += _keys_of(settings.api_key_file)
     return settings
+
+
+def _keys_of(path: str) -> list[SecretStr]:
+    """The keys in a file. Raises SettingsError; its content is never shown."""
+    try:
+        lines = [line.strip() for line in Path(path).read_text().splitlines()]
+    except OSError as error:
+        raise SettingsError(f"API_KEY_FILE={path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"API_KEY_FILE={path} is not UTF-8 text") from None
+    keys = [SecretStr(line) for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise SettingsError(f"API_KEY_FILE={path} holds no key, which would leave the server open")
+    return keys
 
 
 def warn_unused(environ: Mapping[str, str] = os.environ) -> list[str]:

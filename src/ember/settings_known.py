@@ -38,7 +38,7 @@ _GROUPS: dict[str, str] = {
     "KV_OFFLOADING_BACKEND KV_TRANSFER_CONFIG KV_EVENTS_CONFIG",
     "the KV cache has the model's number format": "KV_CACHE_DTYPE CALCULATE_KV_SCALES KV_SHARING_FAST_PREFILL",
     "the engine chooses its kernels and graphs; there is nothing to set": (
-        "ENFORCE_EAGER COMPILATION_CONFIG CUDA_GRAPH_SIZES CUDAGRAPH_CAPTURE_SIZES MAX_CUDAGRAPH_CAPTURE_SIZE "
+        "COMPILATION_CONFIG CUDA_GRAPH_SIZES CUDAGRAPH_CAPTURE_SIZES MAX_CUDAGRAPH_CAPTURE_SIZE "
         "MAX_SEQ_LEN_TO_CAPTURE ATTENTION_BACKEND ATTENTION_CONFIG DISABLE_CASCADE_ATTN VLLM_ATTENTION_BACKEND"
     ),
     "prompts are always processed in chunks; MAX_NUM_BATCHED_TOKENS is the chunk's bound": (
@@ -68,16 +68,20 @@ _GROUPS: dict[str, str] = {
         "ADDITIONAL_CONFIG VLLM_EXTRA_ARGS VLLM_USE_DEEP_GEMM VLLM_USE_V1"
     ),
     # --- the API
-    f"tool calls are {_LATER}": (
-        "ENABLE_AUTO_TOOL_CHOICE TOOL_CALL_PARSER TOOL_PARSER_PLUGIN TOOL_SERVER EXCLUDE_TOOLS_WHEN_TOOL_CHOICE_NONE "
-        "TOOL_STRICT_LEVEL"
+    "formats of tool calls and of reasoning are data of Ember; choose one with TOOL_CALL_PARSER or REASONING_PARSER": (
+        "TOOL_PARSER_PLUGIN REASONING_PARSER_PLUGIN"
     ),
-    f"reasoning is not split from the answer: that is {_LATER}": (
-        "REASONING_PARSER REASONING_PARSER_PLUGIN ENABLE_REASONING REASONING_EFFORT_MAP"
+    "a call follows its schema where a tool has `strict` or tool_choice demands a call": "TOOL_STRICT_LEVEL",
+    "tools run at the client, which gets the calls": "TOOL_SERVER",
+    "reasoning is split from the answer where the model's form of it is known; REASONING_PARSER=none turns it off": (
+        "ENABLE_REASONING"
     ),
-    f"structured outputs are {_LATER}": (
-        "STRUCTURED_OUTPUTS_CONFIG GUIDED_DECODING_BACKEND GUIDED_DECODING_DISABLE_ADDITIONAL_PROPERTIES "
-        "GUIDED_DECODING_DISABLE_ANY_WHITESPACE GUIDED_DECODING_DISABLE_FALLBACK"
+    "reasoning_effort goes to the chat template as it is": "REASONING_EFFORT_MAP",
+    "structured output has one backend, which refuses what it cannot do": (
+        "GUIDED_DECODING_BACKEND GUIDED_DECODING_DISABLE_FALLBACK"
+    ),
+    "a request says it in `structured_outputs`: disable_any_whitespace, disable_additional_properties": (
+        "STRUCTURED_OUTPUTS_CONFIG GUIDED_DECODING_DISABLE_ANY_WHITESPACE GUIDED_DECODING_DISABLE_ADDITIONAL_PROPERTIES"
     ),
     f"images, audio and video are {_LATER}": (
         "LIMIT_MM_PER_PROMPT LANGUAGE_MODEL_ONLY MEDIA_IO_KWARGS MM_PROCESSOR_KWARGS MM_PROCESSOR_CACHE_GB "
@@ -86,27 +90,20 @@ _GROUPS: dict[str, str] = {
         "DISABLE_CHUNKED_MM_INPUT DISABLE_MM_PREPROCESSOR_CACHE TRUST_REQUEST_MM_KWARGS ENABLE_MM_EMBEDS"
     ),
     "prompts are text or token ids": "ENABLE_PROMPT_EMBEDS",
-    "templates come from the model or from CUSTOM_CHAT_TEMPLATE, never from a request": "TRUST_REQUEST_CHAT_TEMPLATE",
-    "the content format is read off the template": "CHAT_TEMPLATE_CONTENT_FORMAT",
-    "give chat_template_kwargs in the request": "DEFAULT_CHAT_TEMPLATE_KWARGS",
-    "the first token leaves at once, then each piece holds what came while the one before was being sent; "
-    "DEFAULT_BATCH_SIZE bounds them": (
-        "DEFAULT_MIN_BATCH_SIZE DEFAULT_BATCH_SIZE_GROWTH_FACTOR MIN_BATCH_SIZE BATCH_SIZE_GROWTH_FACTOR "
-        "STREAM_INTERVAL"
-    ),
-    "requests wait in the engine's queue without a bound; MAX_CONCURRENCY bounds the jobs a worker takes": (
-        "MAX_NUM_QUEUED_REQS MAX_NUM_QUEUED_TOKENS"
+    "templates of other workers set it everywhere, which would send text in lumps; BATCH_SIZE_GROWTH_FACTOR is read": (
+        "DEFAULT_BATCH_SIZE_GROWTH_FACTOR"
     ),
     "neither prompts nor answers are ever logged": (
         "ENABLE_LOG_REQUESTS DISABLE_LOG_REQUESTS ENABLE_LOG_OUTPUTS MAX_LOG_LEN LOG_ERROR_STACK"
     ),
     "set LOG_LEVEL": "UVICORN_LOG_LEVEL VLLM_LOGGING_LEVEL LOG_CONFIG_FILE DISABLE_UVICORN_ACCESS_LOG",
-    f"metrics and traces are {_LATER}": (
-        "DISABLE_LOG_STATS OTLP_TRACES_ENDPOINT COLLECT_DETAILED_TRACES SHOW_HIDDEN_METRICS_FOR_VERSION "
-        "ENABLE_SERVER_LOAD_TRACKING ENABLE_PER_REQUEST_METRICS"
+    "GET /metrics is always there, and each request has one line in the log": (
+        "DISABLE_LOG_STATS SHOW_HIDDEN_METRICS_FOR_VERSION ENABLE_SERVER_LOAD_TRACKING ENABLE_PER_REQUEST_METRICS"
     ),
+    "OTLP_TRACES_ENDPOINT has one span for each request": "COLLECT_DETAILED_TRACES",
+    "ALLOWED_ORIGINS is all there is to set about CORS": "ALLOW_CREDENTIALS ALLOWED_METHODS ALLOWED_HEADERS",
     "put a proxy in front of `ember serve`": (
-        "ALLOW_CREDENTIALS ALLOWED_ORIGINS ALLOWED_METHODS ALLOWED_HEADERS SSL_KEYFILE SSL_CERTFILE SSL_CA_CERTS "
+        "SSL_KEYFILE SSL_CERTFILE SSL_CA_CERTS "
         "SSL_CERT_REQS ENABLE_SSL_REFRESH UDS ROOT_PATH MIDDLEWARE H11_MAX_HEADER_COUNT H11_MAX_INCOMPLETE_EVENT_SIZE"
     ),
     "there is one API server, and it has no such page": (

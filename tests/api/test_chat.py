@@ -34,6 +34,7 @@ def test_the_answer_has_every_key_in_its_place(deployment: Deployment) -> None:
                     "audio": None,
                     "function_call": None,
                     "reasoning": None,
+                    "reasoning_content": None,
                 },
                 "logprobs": None,
                 "finish_reason": "stop",

@@ -106,19 +106,7 @@ BOTH: list[tuple[dict[str, Any], str | None, str]] = [
 
 # What comes in a later version.
 LATER_BOTH: dict[str, Any] = {
-    "response_format": {"type": "json_object"},
-    "structured_outputs": {"json": {}},
-    "guided_json": {"type": "object"},
-    "guided_regex": "a+",
-    "guided_choice": ["a"],
-    "guided_grammar": "root ::= 'a'",
-    "structural_tag": "{}",
-    "use_beam_search": True,
-    "best_of": 3,
-    "logprob_token_ids": [1],
     "logits_processors": ["x"],
-    "thinking_token_budget": 10,
-    "repetition_detection": {"max_pattern_size": 3},
     "prompt_embeds": "AAAA",
     "audio": {"voice": "alloy"},
     "modalities": ["text", "audio"],
@@ -126,28 +114,24 @@ LATER_BOTH: dict[str, Any] = {
     "kv_transfer_params": {"a": 1},
 }
 LATER_CHAT: dict[str, Any] = {
-    "functions": [{"name": "f"}],
-    "function_call": "auto",
-    "include_reasoning": False,
-    "reasoning_effort": "low",
     "mm_processor_kwargs": {"a": 1},
     "media_io_kwargs": {"a": 1},
 }
-LATER_KWARGS: dict[str, Any] = {"enable_thinking": True, "thinking": 1, "reasoning_effort": "high"}
-LATER_COMPLETIONS: dict[str, Any] = {"suffix": "end"}
+LATER_COMPLETIONS: dict[str, Any] = {
+    "functions": [{"name": "f"}],
+    "function_call": "auto",
+    "thinking_token_budget": 10,
+}
 
 CHAT: list[tuple[dict[str, Any], str | None, str]] = [
     *((fields, param, message) for fields, param, message in BOTH),
     *(({name: value}, name, f"`{name}` is not supported by this version") for name, value in LATER_BOTH.items()),
     *(({name: value}, name, f"`{name}` is not supported by this version") for name, value in LATER_CHAT.items()),
     *(
-        (
-            {"chat_template_kwargs": {name: value}},
-            f"chat_template_kwargs.{name}",
-            f"`chat_template_kwargs.{name}` is not supported by this version of Ember; reasoning comes in a later",
-        )
-        for name, value in LATER_KWARGS.items()
+        ({"thinking_token_budget": value}, "thinking_token_budget", "thinking_token_budget must be a whole number")
+        for value in (-2, 1.5, True, "8", 2**31)
     ),
+    ({"thinking_token_budget": 8}, "thinking_token_budget", "thinking_token_budget needs a model whose reasoning"),
     (
         {"max_completion_tokens": 1000, "max_tokens": 1},
         "max_completion_tokens",
@@ -171,8 +155,8 @@ CHAT: list[tuple[dict[str, Any], str | None, str]] = [
     (
         {"tools": [TOOL]},
         "tools",
-        '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set. This version of Ember '
-        "has no tool calls; ",
+        '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set. (the form of this '
+        "model's tool calls is not known; set TOOL_CALL_PARSER; ",
     ),
     (
         {"tools": [TOOL], "tool_choice": "auto"},
@@ -182,7 +166,7 @@ CHAT: list[tuple[dict[str, Any], str | None, str]] = [
     (
         {"tools": [TOOL], "tool_choice": "required"},
         "tool_choice",
-        '`tool_choice` "required" is not supported. This version of Ember has no tool calls; ',
+        'tool_choice="required" requires --tool-call-parser to be set. (the form of this model',
     ),
     (
         {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "sub"}}},
@@ -192,17 +176,39 @@ CHAT: list[tuple[dict[str, Any], str | None, str]] = [
     (
         {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "add"}}},
         "tool_choice",
-        "A named `tool_choice` is not supported. This version of Ember has no tool calls; ",
+        "A named tool_choice requires --tool-call-parser to be set. (the form of this model",
     ),
     (
         {"tools": [TOOL], "tool_choice": {"type": "function"}},
         "tool_choice",
         "Expected field `function` with a `name` in `tool_choice`.",
     ),
+    ({"tools": [{"type": "web_search"}]}, "tools", "`tools.0.type` must be 'function', got 'web_search'."),
+    ({"tools": [TOOL, {"type": "function"}]}, "tools", "`tools.1.function` must be an object."),
+    ({"tools": [{"function": {"name": ""}}]}, "tools", "`tools.0.function.name` must be a string that is not empty."),
+    (
+        {"tools": [{"function": {"name": "f", "parameters": []}}]},
+        "tools",
+        "`tools.0.function.parameters` must be a JSON schema, an object.",
+    ),
+    (
+        {"tools": [{"function": {"name": "f", "strict": 1}}]},
+        "tools",
+        "`tools.0.function.strict` must be true or false.",
+    ),
+    ({"functions": [{"name": "f"}], "tools": [TOOL]}, "functions", "`functions` cannot be used beside `tools`"),
+    ({"function_call": "auto"}, "function_call", "When using `function_call`, `functions` must be set."),
+    ({"functions": [{"name": "f"}]}, "functions", '"auto" tool choice requires --enable-auto-tool-choice'),
+    (
+        {"functions": [{"name": "f"}], "function_call": {"name": "g"}},
+        "function_call",
+        "The tool specified in `function_call` does not match any of the specified `tools`",
+    ),
     (
         {"chat_template": "{{ messages }}"},
         "chat_template",
-        "Refused request with untrusted chat template: ",
+        "Chat template is passed with request, but --trust-request-chat-template is not set. "
+        "Refused request with untrusted chat template.",
     ),
     ({"chat_template_kwargs": {"chat_template": ""}}, "chat_template_kwargs", "`chat_template` is not allowed"),
     ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs", "`tokenize` is not allowed"),
@@ -242,12 +248,14 @@ CHAT: list[tuple[dict[str, Any], str | None, str]] = [
 COMPLETIONS: list[tuple[dict[str, Any], str | None, str]] = [
     *((fields, param, message) for fields, param, message in BOTH),
     *(({name: value}, name, f"`{name}` is not supported by this version") for name, value in LATER_BOTH.items()),
-    *(({name: value}, name, f"`{name}` is not supported by this version") for name, value in LATER_COMPLETIONS.items()),
+    *(({name: value}, name, f"`{name}` is not supported by this") for name, value in LATER_COMPLETIONS.items()),
+    ({"suffix": "end"}, "suffix", "suffix is not currently supported by org/tiny, whose tokenizer has no tokens"),
     ({"prompt": None}, "prompt", "Either prompt or prompt_embeds must be provided and non-empty."),
     ({"prompt": ""}, "prompt", "Either prompt or prompt_embeds must be provided and non-empty."),
     ({"prompt": []}, "prompt", "Either prompt or prompt_embeds must be provided and non-empty."),
     ({"prompt": [""]}, "prompt", "The decoder prompt cannot be empty"),
     ({"prompt": [[]]}, "prompt", "The decoder prompt cannot be empty"),
+    ({"prompt": [1, 2], "truncate_prompt_tokens": 0}, "prompt", "The decoder prompt cannot be empty"),
     ({"prompt": [1, VOCAB_SIZE]}, "prompt", f"prompt contains the token id {VOCAB_SIZE}, which is out of the"),
     ({"prompt": [[1], [-1]]}, "prompt", "prompt contains the token id -1"),
     ({"prompt": ["a"] * 43, "n": 3}, "n", "n times the number of prompts must be at most 128, got 129."),
@@ -310,11 +318,12 @@ HARMLESS_CHAT: dict[str, Any] = {
     "tool_choice": "none",
     "functions": [],
     "function_call": "none",
-    "include_reasoning": True,
     "parallel_tool_calls": True,
     "add_generation_prompt": False,
-    "reasoning_effort": "none",
-    "chat_template_kwargs": {"enable_thinking": False, "thinking": None, "reasoning_effort": "none"},
+    "reasoning_effort": "low",
+    "include_reasoning": False,
+    "enable_thinking": True,
+    "chat_template_kwargs": {"enable_thinking": True, "thinking": None, "reasoning_effort": "high"},
 }
 
 

@@ -197,3 +197,11 @@ def test_a_default_nobody_knows() -> None:
         check_defaults({"temprature": 1})
     assert str(caught.value).startswith("'temprature' is no sampling default; there are max_new_tokens, temperature,")
     assert "\n" not in str(caught.value)
+
+
+def test_a_priority_without_the_policy_is_reported(deploy) -> None:
+    for policy, header in (("fcfs", "priority"), ("priority", None)):
+        deployment = deploy(scheduling_policy=policy)
+        answer = deployment.request("POST", "/v1/completions", {"prompt": "x", "priority": 3})
+        assert answer.headers.get("X-Ember-Ignored-Fields") == header
+        assert deployment.engine.calls[-1][2] == 3

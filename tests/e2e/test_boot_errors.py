@@ -112,3 +112,12 @@ def test_a_queue_without_a_model_name_is_an_error():
     status, lines = boot(["handler.py"], env)
     assert status == 1
     assert len(lines) == 1 and "MODEL_NAME" in lines[0], lines
+
+
+@pytest.mark.parametrize("name", ["REASONING_PARSER", "TOOL_CALL_PARSER"])
+def test_an_unknown_format_ends_the_boot_with_the_names_there_are(name: str) -> None:
+    with Process("-m", "ember", "serve", "demo", "--host", "127.0.0.1", "--port", "0", env={name: "gpt9"}) as server:
+        assert server.wait(60) == 1
+        assert f"{name}=gpt9: there is no such format; there are " in server.log()
+        assert "hermes" in server.log() or "qwen3" in server.log()
+        assert "Traceback" not in server.log()

@@ -16,6 +16,7 @@ from typing import Protocol, Self
 
 from ember import wire
 from ember.boot import Timeline
+from ember.front.admission import Admission
 from ember.front.errors import ApiError
 from ember.front.spawn import EngineProcess, spawn
 from ember.front.suspects import Suspects, fingerprint
@@ -117,11 +118,19 @@ class Generation:
 class EngineClient:
     """Owns the engine process: configures it, routes its outputs, starts it again after a crash.
 
-    `restarts` is how often. A failure to boot is final: it would only happen again.
+    `restarts` is how often. A failure to boot is final: it would only happen again. `admission` bounds what waits.
     """
 
-    def __init__(self, engine: EngineProcess, configure: wire.Configure, timeline: Timeline, restarts: int = 0) -> None:
+    def __init__(
+        self,
+        engine: EngineProcess,
+        configure: wire.Configure,
+        timeline: Timeline,
+        restarts: int = 0,
+        admission: Admission | None = None,
+    ) -> None:
         self._engine = engine
+        self._admission = admission or Admission()
         self._configure = configure
         self._timeline = timeline
         self._restarts = restarts
@@ -181,15 +190,20 @@ class EngineClient:
         priority: int = 0,
         cache_salt: str | None = None,
     ) -> Generation:
-        """Start a request. Raises ApiError while the engine is not ready, when a value cannot be encoded, and for a
-        request that ended the engine before."""
+        """Start a request. Raises ApiError while the engine is not ready, when too many wait already, when a value
+        cannot be encoded, and for a request that ended the engine before."""
         _ = self.info
         self._num_requests += 1
         request = wire.Generate(self._num_requests, prompt_token_ids, sampling, priority, cache_salt)
+        self._admission.enter(request.request_id, len(prompt_token_ids))
         try:
             if not self._hold_suspect(request):
                 self._send(request)
+        except ApiError:
+            self._admission.leave(request.request_id)
+            raise
         except ValueError as error:
+            self._admission.leave(request.request_id)
             raise ApiError(400, f"The request holds a value that cannot be passed on: {error}") from None
         generation = Generation(self, request)
         self._generations[request.request_id] = generation
@@ -229,6 +243,7 @@ class EngineClient:
 
     def _end(self, request_id: int, is_answered: bool) -> None:
         """A request is over; where it was a suspect, the next one has its turn."""
+        self._admission.leave(request_id)
         generation = self._generations.pop(request_id, None)
         if request_id not in self._tried or generation is None:
             return
@@ -272,6 +287,7 @@ class EngineClient:
                 is_first = "first_token" not in self._timeline.marks
                 self._timeline.mark("first_token")
                 for output in message.outputs:
+                    self._admission.leave(output.request_id)
                     generation = self._generations.get(output.request_id)
                     if generation is not None and generation._feed(output):
                         self._end(output.request_id, is_answered=True)
@@ -285,12 +301,16 @@ class EngineClient:
             case wire.Located():
                 if not self.located.done():
                     self.located.set_result(message)
+            case wire.Notice():
+                log.log(logging.WARNING if message.level == "warning" else logging.INFO, "%s", message.message)
             case wire.Ready():
                 if self._ready_at:
                     log.info("the engine is ready again")
                 self._info = message
                 self._ready_at = time.monotonic()
                 self._ready.set_result(message)
+            case wire.Phases():
+                self._timeline.extend(message.phases)
             case wire.Failed():
                 self._failure = message
 
@@ -325,6 +345,7 @@ class EngineClient:
         self._tried.clear()
 
     def _fail_in_flight(self, message: str, status: int = 500) -> None:
+        self._admission.clear()
         generations, self._generations = self._generations, {}
         for generation in generations.values():
             generation._fail(ApiError(status, message))

@@ -33,6 +33,8 @@ class ApiError(Exception):
         self.param = None if param is None else encodable(param)
         self.code = status if code is None else code
         self.headers = headers or {}
+        self.is_logged = False  # the line of its request is in the log
+        self.limit: str | None = None  # the setting that kept a request out, for the count of those
 
     def body(self) -> dict[str, Any]:
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}

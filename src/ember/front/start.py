@@ -52,12 +52,16 @@ def launch(settings: Settings) -> Worker:
         seed=settings.seed,
         num_threads=settings.num_threads,
         warmup=settings.warmup,
+        enforce_eager=settings.enforce_eager,
         step_timeout=settings.step_timeout,
         boot_origin=timeline.origin,
     )
+    from ember.front.admission import Admission
     from ember.front.client import EngineClient
 
-    return Worker(settings, EngineClient(engine, configure, timeline, settings.engine_restarts), timeline)
+    admission = Admission(settings.max_num_queued_reqs, settings.max_num_queued_tokens)
+    client = EngineClient(engine, configure, timeline, settings.engine_restarts, admission)
+    return Worker(settings, client, timeline)
 
 
 class Worker:
@@ -98,19 +102,27 @@ class Worker:
         if self._booting is not None:
             self._booting.cancel()
         await self.engine.close()
+        if self._services is not None and self._services.metrics.tracer is not None:
+            await asyncio.to_thread(self._services.metrics.tracer.close)
 
     async def _boot(self) -> Services:
         from ember.front.api.services import Services
         from ember.front.client import EngineError
+        from ember.front.formats import choose_formats
         from ember.front.generation_config import generation_defaults
+        from ember.front.metrics import Metrics
         from ember.front.text.tokenizer import TokenizerError
+        from ember.front.tracing import Tracer, TracingError
 
         located = await asyncio.shield(self.engine.located)
         model_dir = Path(located.model_dir)
         try:
             tokenizer, template = await asyncio.to_thread(self._load_text, located.tokenizer_dir)
             defaults = generation_defaults(self.settings, model_dir)
-        except (TokenizerError, OSError, ValueError) as error:
+            formats = choose_formats(self.settings, tokenizer, template, model_dir)
+            endpoint = self.settings.otlp_traces_endpoint
+            tracer = await asyncio.to_thread(Tracer, endpoint, self.settings.served_names[0]) if endpoint else None
+        except (TokenizerError, TracingError, OSError, ValueError) as error:
             raise EngineError(str(error)) from None
         info = await self.engine.wait_ready()
         self.timeline.mark("ready")
@@ -124,6 +136,9 @@ class Worker:
             generation_defaults=defaults,
             created=int(time.time()),
             timeline=self.timeline,
+            metrics=Metrics(tracer=tracer),
+            reasoning_format=formats.reasoning,
+            tool_format=formats.tools,
         )
         for warning in info.warnings:
             log.warning(warning)

@@ -39,8 +39,6 @@ WITHOUT_EFFECT = frozenset(
         "prompt_cache_options",
         "session_id",
         "parallel_tool_calls",
-        "length_penalty",  # these two tune the beam search, which is refused by its own name
-        "early_stopping",
     }
 )
 

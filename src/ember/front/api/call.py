@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ember.front.api.body import IGNORED_FIELDS_HEADER, MAX_IGNORED, ignored_fields
+from ember.front.api.beams import requested_beams, without_effect
+from ember.front.api.body import IGNORED_FIELDS_HEADER, MAX_IGNORED, ignored_fields, reported
 from ember.front.api.exchange import REQUEST_ID_HEADER, Request, request_id
 from ember.front.api.logprobs import TokenNames
+from ember.front.api.meter import Meter
 from ember.front.api.prompt import Prompt
+from ember.front.api.reading import Reading
+from ember.front.api.repetition import requested_repetition
 from ember.front.api.runs import Job, Runs
 from ember.front.api.samples import TextOptions
 from ember.front.api.sampling import check_num_samples, priority, sampling_params, stop_strings, with_lengths
@@ -18,6 +22,7 @@ from ember.front.api.schemas import GenerationRequest
 from ember.front.api.services import Services
 from ember.front.api.unsupported import REFUSED
 from ember.front.api.usage import StreamUsage, stream_usage, usage_body, usage_for_stream
+from ember.logs import REQUEST_ID
 from ember.wire import Ready
 
 
@@ -31,15 +36,18 @@ class Call:
     created: int
     headers: dict[str, str]
     stream_usage: StreamUsage
+    stream_interval: int  # tokens of a choice in one chunk, after the first
     names: TokenNames
     jobs: list[Job]
+    arrived: float  # reading of time.monotonic()
 
     def runs(self) -> Runs:
-        return Runs(self.jobs, self.services)
+        return Runs(self.jobs, self.services, Meter(self.services.metrics, self.id, self.arrived))
 
     @property
     def n(self) -> int:
-        return self.jobs[0].sampling.n
+        """Choices of each prompt."""
+        return self.jobs[0].n
 
     @property
     def num_choices(self) -> int:
@@ -51,14 +59,19 @@ class Call:
 
     def usage(self, runs: Runs, completion_tokens: int) -> dict[str, Any]:
         """For a whole answer, nulls included."""
-        return usage_body(runs.prompt_tokens(), completion_tokens, self._cached(runs))
+        return usage_body(runs.prompt_tokens(), completion_tokens, self._cached(runs), self._reasoning(runs))
 
     def final_usage(self, runs: Runs, completion_tokens: int) -> dict[str, Any]:
         """For the last chunk of a stream."""
-        return usage_for_stream(runs.prompt_tokens(), completion_tokens, self._cached(runs))
+        return usage_for_stream(runs.prompt_tokens(), completion_tokens, self._cached(runs), self._reasoning(runs))
 
     def _cached(self, runs: Runs) -> int | None:
         return runs.cached_tokens() if self.services.settings.enable_prompt_tokens_details else None
+
+    def _reasoning(self, runs: Runs) -> int | None:
+        """None where the output is not read for reasoning."""
+        reading = self.jobs[0].text.reading
+        return None if reading is None or reading.reasoning is None else runs.reasoning_tokens()
 
 
 def open_call(
@@ -69,16 +82,22 @@ def open_call(
     prompts: Sequence[Prompt],
     id_prefix: str,
     ignored: Sequence[str] = (),
+    reading: Reading | None = None,
 ) -> Call:
     """Checks what is left to check and plans the jobs. Tokenises bad words: runs in a thread. Raises ApiError 400.
 
-    `ignored` are the parts of the request that were found to have no effect, beside the fields nobody knows.
+    `ignored` are the parts of the request that were found to have no effect, beside the fields nobody knows. With a
+    `reading`, that of a chat, there is one prompt.
     """
     params = sampling_params(fields, services, info)
-    check_num_samples(params.n, len(prompts), info)
+    if reading is not None:
+        params = reading.constrained(params, prompts[0].token_ids)
+    beams = requested_beams(fields, params, info)
+    check_num_samples(beams.width if beams else params.n, len(prompts), info)
     stop = stop_strings(fields, services.settings)
     rank = priority(fields, request.headers.get("x-vllm-priority"))
     usage = stream_usage(fields, services.settings)
+    repetition = requested_repetition(fields)
     shows_special = services.generation_defaults.get("skip_special_tokens") is False
     ends = frozenset(params.stop_token_ids).union(() if params.ignore_eos else info.eos_token_ids)
     jobs = []
@@ -92,22 +111,38 @@ def open_call(
             spaces_between_special_tokens=fields.spaces_between_special_tokens is not False,
             end_token_ids=ends,
             stop_token_ids=frozenset(params.stop_token_ids),
+            repetition=repetition,
+            reading=reading,
         )
-        jobs.append(Job(prompt, sampling, text, rank, fields.cache_salt))
+        jobs.append(Job(prompt, sampling, text, rank, fields.cache_salt, n=fields.n or 1, beams=beams))
     as_ids = fields.return_tokens_as_token_ids
     if as_ids is None:
         as_ids = services.settings.return_tokens_as_token_ids
-    name = request_id(request.headers.get(REQUEST_ID_HEADER.lower()), fields.request_id)  # the header wins
+    given = request.headers.get(REQUEST_ID_HEADER.lower())  # the header wins
+    name = request_id(given, fields.request_id, REQUEST_ID.get())
     return Call(
         services=services,
         info=info,
         id=f"{id_prefix}-{name}",
         created=int(time.time()),
-        headers=_headers([*ignored_fields(fields, REFUSED), *ignored], services, name),
+        headers=_headers(
+            [*ignored_fields(fields, REFUSED), *_unread_options(fields, services), *ignored], services, name
+        ),
         stream_usage=usage,
+        stream_interval=fields.stream_interval or services.settings.stream_interval,
         names=TokenNames(services.tokenizer, as_ids),
         jobs=jobs,
+        arrived=request.arrived,
     )
+
+
+def _unread_options(fields: GenerationRequest, services: Services) -> list[str]:
+    """Options that have no effect together with the others, or in this deployment."""
+    message = "the request field %s has no effect, as use_beam_search is or is not set (said once per name)"
+    names = reported(without_effect(fields), message)
+    if fields.priority and services.settings.scheduling_policy != "priority":
+        names += reported(["priority"], "the request field %s needs SCHEDULING_POLICY=priority (said once per name)")
+    return names
 
 
 def _headers(ignored: Sequence[str], services: Services, name: str) -> dict[str, str]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from ember.front.api.body import parse_body
 from ember.front.api.call import Call, open_call
+from ember.front.api.chat_message import delta_fields, message_fields
 from ember.front.api.exchange import EventStream, Request, Response
 from ember.front.api.logprobs import chat_logprobs, prompt_logprobs
-from ember.front.api.prompt import adds_generation_prompt, chat_prompt, response_role
+from ember.front.api.prompt import adds_generation_prompt, asked_variables, chat_prompt, response_role
+from ember.front.api.reading import requested_reading
 from ember.front.api.runs import Runs
 from ember.front.api.samples import Piece
 from ember.front.api.schemas import ChatRequest
 from ember.front.api.services import Services
 from ember.front.api.streaming import event, json_text, start_stream
-from ember.front.api.unsupported import check_tools, refuse_reasoning, refuse_template_overrides, refuse_unsupported
+from ember.front.api.templates import in_thread
+from ember.front.api.tools import ToolUse, requested_tools
+from ember.front.api.unsupported import refuse_template_overrides, refuse_unsupported
+from ember.front.text.output import Content
 from ember.wire import Ready
 
 
@@ -25,21 +29,24 @@ async def create_chat_completion(services: Services, request: Request) -> Respon
     services.check_model(fields.model)
     refuse_unsupported(fields)
     refuse_template_overrides(fields)
-    refuse_reasoning(fields)
-    tools = check_tools(fields)
+    tools = requested_tools(fields, services)
     adds_generation_prompt(fields)
     info = await services.ready()
-    call = await asyncio.to_thread(_open, request, fields, services, info, tools)
+    call = await in_thread(fields, _open, request, fields, services, info, tools)
     if fields.stream:
         return EventStream(await start_stream(call, _Chunks(call, fields)), call.headers)
     return await _answer(call, fields)
 
 
-def _open(
-    request: Request, fields: ChatRequest, services: Services, info: Ready, tools: list[dict[str, Any]] | None
-) -> Call:
-    prompt, unread = chat_prompt(fields, services, info, tools)
-    return open_call(request, fields, services, info, [prompt], "chatcmpl", unread)
+def _open(request: Request, fields: ChatRequest, services: Services, info: Ready, tools: ToolUse) -> Call:
+    reading = requested_reading(fields, services, tools, asked_variables(fields, services))
+    prompt, unread = chat_prompt(fields, services, info, tools.shown)
+    return open_call(request, fields, services, info, [prompt], "chatcmpl", unread, reading)
+
+
+def _is_legacy(fields: ChatRequest) -> bool:
+    """Whether calls are told under their names of 2023."""
+    return bool(fields.functions)
 
 
 # ------------------------------------------------------------------------------------------------------ whole answer
@@ -72,17 +79,12 @@ async def _answer(call: Call, fields: ChatRequest) -> Response:
 
 def _choice_body(choice: Piece, role: str, call: Call, fields: ChatRequest) -> dict[str, Any]:
     logprobs = chat_logprobs(choice.logprobs, fields.top_logprobs or 0, call.names) if fields.logprobs else None
+    message = {"role": role, **message_fields(choice, _is_legacy(fields))}
+    if echo := call.jobs[0].prompt.echo:
+        message["content"] = echo + (message["content"] or "")
     return {
         "index": choice.choice,
-        "message": {
-            "role": role,
-            "content": call.jobs[0].prompt.echo + choice.text,
-            "refusal": None,
-            "annotations": None,
-            "audio": None,
-            "function_call": None,
-            "reasoning": None,
-        },
+        "message": message,
         "logprobs": logprobs,
         "finish_reason": choice.finish_reason,
         "stop_reason": choice.stop_reason,
@@ -101,6 +103,7 @@ class _Chunks:
     def __init__(self, call: Call, fields: ChatRequest) -> None:
         self._call = call
         self._fields = fields
+        self._is_legacy = _is_legacy(fields)
         self._head = {
             "id": call.id,
             "object": "chat.completion.chunk",
@@ -131,15 +134,16 @@ class _Chunks:
     def delta(self, piece: Piece, runs: Runs) -> str | None:
         """The chunk of one piece; None when there is nothing to tell."""
         if piece.finish_reason is None and self._is_plain:
-            if not piece.text:
-                return None
-            text = json_text(piece.text)
-            delta = f'{{"content":{text}}}'
-            return f'{self._prefix}{piece.choice},"delta":{delta},"logprobs":null,"finish_reason":null}}]}}\n\n'
+            text = piece.text
+            if len(piece.deltas) == 1 and type(delta := piece.deltas[0]) is Content:
+                text = delta.text
+            elif piece.deltas:
+                return self._plain_event(piece.choice, json_text(delta_fields(piece, self._is_legacy)))
+            return self._plain_event(piece.choice, f'{{"content":{json_text(text)}}}') if text else None
         fields = self._fields
         choice: dict[str, Any] = {
             "index": piece.choice,
-            "delta": {"content": piece.text} if piece.text else {},
+            "delta": delta_fields(piece, self._is_legacy),
             "logprobs": None,
             "finish_reason": piece.finish_reason,
         }
@@ -152,7 +156,7 @@ class _Chunks:
             choice["stop_reason"] = piece.stop_reason
             if not self._call.stream_usage.at_end:
                 extra["system_fingerprint"] = self._call.fingerprint
-        elif not (piece.text or choice["logprobs"] or choice.get("token_ids")):
+        elif not (choice["delta"] or choice["logprobs"] or choice.get("token_ids")):
             return None
         num_tokens = runs.runs[0].samples[piece.choice].num_tokens
         return self._event(runs, choice, num_tokens, extra)
@@ -160,6 +164,9 @@ class _Chunks:
     def usage(self, runs: Runs) -> str:
         usage = self._call.final_usage(runs, runs.completion_tokens())
         return event({**self._head, "choices": [], "usage": usage, "system_fingerprint": self._call.fingerprint})
+
+    def _plain_event(self, choice: int, delta: str) -> str:
+        return f'{self._prefix}{choice},"delta":{delta},"logprobs":null,"finish_reason":null}}]}}\n\n'
 
     def _event(self, runs: Runs, choice: dict[str, Any], num_tokens: int, extra: dict[str, Any] | None = None) -> str:
         chunk = {**self._head, "choices": [choice], **(extra or {})}

@@ -15,7 +15,7 @@ from ember.front.api.samples import Piece
 from ember.front.api.schemas import CompletionRequest
 from ember.front.api.services import Services
 from ember.front.api.streaming import event, json_text, start_stream
-from ember.front.api.unsupported import later, refuse_unsupported
+from ember.front.api.unsupported import refuse_unsupported
 from ember.wire import Ready, TokenLogprobs
 
 
@@ -24,8 +24,6 @@ async def create_completion(services: Services, request: Request) -> Response | 
     fields = await parse_body(CompletionRequest, request.body)
     services.check_model(fields.model)
     refuse_unsupported(fields)
-    if fields.suffix:
-        raise later("suffix")
     info = await services.ready()
     call = await asyncio.to_thread(_open, request, fields, services, info)
     if fields.stream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ class Request:
     body: Any = None  # parsed JSON, None when there was no body
     headers: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
+    arrived: float = field(default_factory=time.monotonic)  # when the face had it
 
 
 @dataclass(slots=True)

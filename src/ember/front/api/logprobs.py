@@ -31,18 +31,22 @@ class TokenNames:
         return list(self._tokenizer.token_bytes(token_id))
 
 
-def _ranked(entry: TokenLogprobs) -> list[tuple[int, float]]:
-    """The sampled token first, then the most likely ones without it."""
+def _shown(entry: TokenLogprobs, count: int) -> list[tuple[int, float]]:
+    """The first `count` (-1 = all) of: the sampled token, then the most likely ones without it. Behind them the tokens
+    that the request named, if it did; the sampled one then comes in any case."""
     top = zip(entry.top_ids, entry.top_logprobs, strict=True)
-    return [(entry.token_id, entry.logprob), *(pair for pair in top if pair[0] != entry.token_id)]
+    ranked = [(entry.token_id, entry.logprob), *(pair for pair in top if pair[0] != entry.token_id)]
+    kept = ranked if count == -1 else ranked[: max(count, 1) if entry.asked_ids else count]
+    known = {token_id for token_id, _ in kept}
+    asked = zip(entry.asked_ids, entry.asked_logprobs, strict=True)
+    return [*kept, *(pair for pair in asked if pair[0] not in known)]
 
 
 def chat_logprobs(entries: Sequence[TokenLogprobs], num_top: int, names: TokenNames) -> dict[str, Any]:
     """`{"content": [...]}`; `num_top` -1 = all. The alternatives begin with the sampled token."""
     content = []
     for entry in entries:
-        ranked = _ranked(entry)
-        top = ranked if num_top == -1 else ranked[:num_top]
+        top = _shown(entry, num_top)
         content.append(
             {
                 **_chat_entry(entry.token_id, entry.logprob, names),
@@ -79,8 +83,7 @@ class CompletionLogprobs:
                 logprobs.append(None)
                 top.append(None)
                 continue
-            ranked = _ranked(entry)
-            kept = ranked if self._num_top == -1 else ranked[: self._num_top + 1]
+            kept = _shown(entry, -1 if self._num_top == -1 else self._num_top + 1)
             logprobs.append(finite(entry.logprob))
             by_name: dict[str, float] = {}
             for alternative, logprob in kept:  # where two tokens have one name, the sampled or likelier one stays
@@ -101,8 +104,7 @@ def prompt_logprobs(
             positions.append(None)
             continue
         ranks = {token_id: rank for rank, token_id in enumerate(entry.top_ids, start=1)}
-        ranked = _ranked(entry)
-        kept = ranked if num_top == -1 else ranked[: num_top + 1]
+        kept = _shown(entry, -1 if num_top == -1 else num_top + 1)
         positions.append(
             {
                 str(token_id): {

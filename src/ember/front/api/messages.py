@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
 from ember.front.errors import bad_request
+
+if TYPE_CHECKING:
+    from ember.front.text.tools import ToolFormat
 
 ContentFormat = Literal["string", "openai"]
 
@@ -38,10 +42,16 @@ _MEDIA_PARTS = frozenset(
 
 
 def prepare_messages(
-    messages: Sequence[Mapping[str, Any]], content_format: ContentFormat, *, knows_developer: bool, model_name: str
+    messages: Sequence[Mapping[str, Any]],
+    content_format: ContentFormat,
+    *,
+    knows_developer: bool,
+    model_name: str,
+    tool_format: ToolFormat | None = None,
 ) -> list[dict[str, Any]]:
     """The messages to render; the given ones are left as they are. Raises ApiError 400 for content that is no text."""
-    prepared = [_prepare(message, content_format, model_name) for message in messages]
+    as_object = tool_format is None or tool_format.arguments_as_object
+    prepared = [_prepare(_with_tools_of_2023(message), content_format, model_name, as_object) for message in messages]
     if not knows_developer and any(message["role"] == "developer" for message in prepared):
         prepared = _with_developer_as_system(prepared, content_format)
     return prepared
@@ -54,7 +64,21 @@ def content_text(content: Any) -> str:
     return content or ""
 
 
-def _prepare(message: Mapping[str, Any], content_format: ContentFormat, model_name: str) -> dict[str, Any]:
+def _with_tools_of_2023(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`function_call` becomes a call among `tool_calls`, and a message of the role "function" a tool's result. They
+    have no ids to be told by, so the name stands for one."""
+    if message["role"] == "function":
+        return {**message, "role": "tool", "tool_call_id": message.get("name") or "function"}
+    call = message.get("function_call")
+    if not call or message.get("tool_calls"):
+        return {key: value for key, value in message.items() if key != "function_call"} if call else message
+    without = {key: value for key, value in message.items() if key != "function_call"}
+    return {**without, "tool_calls": [{"id": str(call.get("name")), "type": "function", "function": call}]}
+
+
+def _prepare(
+    message: Mapping[str, Any], content_format: ContentFormat, model_name: str, as_object: bool
+) -> dict[str, Any]:
     prepared = {key: value for key, value in message.items() if value is not None}
     role = message["role"]
     texts = _texts(message.get("content"), model_name)
@@ -68,7 +92,7 @@ def _prepare(message: Mapping[str, Any], content_format: ContentFormat, model_na
             prepared["reasoning"] = prepared["reasoning_content"] = reasoning
     tool_calls = prepared.pop("tool_calls", None)
     if tool_calls:
-        prepared["tool_calls"] = [_with_parsed_arguments(call) for call in tool_calls]
+        prepared["tool_calls"] = [_with_arguments(call, as_object) for call in tool_calls]
     return prepared
 
 
@@ -99,20 +123,24 @@ def _part_text(part: Mapping[str, Any], model_name: str) -> str:
     return text
 
 
-def _with_parsed_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Templates read arguments as an object; what is no JSON object becomes an empty one, as history must not fail."""
+def _with_arguments(call: Mapping[str, Any], as_object: bool) -> dict[str, Any]:
+    """Most templates read arguments as an object, some as JSON text. What is no JSON object becomes an empty one, as
+    history must not fail."""
     function = call.get("function")
     if not isinstance(function, dict):
         return dict(call)
-    arguments = function.get("arguments")
+    arguments = given = function.get("arguments")
     if isinstance(arguments, str):
         try:
             arguments = orjson.loads(arguments)
         except ValueError:
             arguments = {}
     if not isinstance(arguments, dict):
-        arguments = {}
-    return {**call, "function": {**function, "arguments": arguments}}
+        arguments = given = {}
+    if as_object:
+        return {**call, "function": {**function, "arguments": arguments}}
+    text = given if isinstance(given, str) and arguments else json.dumps(arguments, ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": text}}
 
 
 def _with_developer_as_system(messages: list[dict[str, Any]], content_format: ContentFormat) -> list[dict[str, Any]]:

@@ -11,17 +11,15 @@ from ember.front.api.body import reported
 from ember.front.api.messages import content_text, prepare_messages
 from ember.front.api.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from ember.front.api.services import Services
+from ember.front.api.templates import Template, chosen_template, content_format
 from ember.front.errors import ApiError, bad_request, encodable
-from ember.front.text.template import ChatTemplate, TemplateError
+from ember.front.text.fim import middle_format
+from ember.front.text.reasoning import SWITCHES
+from ember.front.text.template import TemplateError
 from ember.front.text.tokenizer import Tokenizer
 from ember.wire import Ready
 
 USUAL_CHARS_PER_TOKEN = 8  # a text below this many per token of context is counted without looking at the vocabulary
-
-NO_TEMPLATE = (
-    "As of transformers v4.44, default chat template is no longer allowed, so you must provide a chat template if the "
-    "tokenizer does not define one."
-)
 
 
 @dataclass(slots=True)
@@ -55,29 +53,7 @@ def chat_prompt(
     request: ChatRequest, services: Services, info: Ready, tools: list[dict[str, Any]] | None
 ) -> tuple[Prompt, list[str]]:
     """Renders and tokenises. Returns also what was given to the template and is not read by it. Raises ApiError 400."""
-    template = services.template
-    if template is None:
-        raise bad_request(NO_TEMPLATE)
-    try:
-        if tools and isinstance(services.tokenizer.chat_template, dict):
-            template = _template_with_tools(services.tokenizer, services.settings.custom_chat_template) or template
-        messages = prepare_messages(
-            request.messages,
-            template.content_format,
-            knows_developer="developer" in template.source,
-            model_name=services.model_name,
-        )
-        text = template.render(
-            messages,
-            tools=tools,
-            add_generation_prompt=adds_generation_prompt(request),
-            continue_final_message=bool(request.continue_final_message),
-            documents=request.documents,
-            **_template_variables(request, services, template),
-        )
-        unread = _unread(request, services, template)
-    except TemplateError as error:
-        raise bad_request(str(error)) from None
+    text, messages, unread = render_chat(request, services, tools)
     prompt = _encode_text(text, request, services, info, add_special_tokens=bool(request.add_special_tokens))
     last = messages[-1]
     if request.echo and last["role"] == response_role(request, services):
@@ -85,35 +61,78 @@ def chat_prompt(
     return prompt, unread
 
 
-@lru_cache(maxsize=4)
-def _template_with_tools(tokenizer: Tokenizer, custom: str | None) -> ChatTemplate | None:
-    """Some models bring a template of their own for conversations with tools."""
-    return ChatTemplate.for_tokenizer(tokenizer, custom, with_tools=True)
+def render_chat(
+    request: ChatRequest, services: Services, tools: list[dict[str, Any]] | None
+) -> tuple[str, list[dict[str, Any]], list[str]]:
+    """The prompt's text, the messages as the template had them, and what of the request it does not read. Raises
+    ApiError 400."""
+    try:
+        with chosen_template(request, services, tools) as template:
+            messages = prepare_messages(
+                request.messages,
+                content_format(template, services),
+                knows_developer="developer" in template.source,
+                model_name=services.model_name,
+                tool_format=services.tool_format,
+            )
+            text = template.render(
+                messages,
+                tools=tools,
+                add_generation_prompt=adds_generation_prompt(request),
+                continue_final_message=bool(request.continue_final_message),
+                documents=request.documents,
+                **_template_variables(request, services, template),
+            )
+            return text, messages, _unread(request, services, template, tools)
+    except TemplateError as error:
+        raise bad_request(str(error)) from None
 
 
-def _template_variables(request: ChatRequest, services: Services, template: ChatTemplate) -> dict[str, Any]:
-    """Of `chat_template_kwargs` and the fields that go to the template, those that it reads."""
-    given = dict(request.chat_template_kwargs or {})
+def asked_variables(request: ChatRequest, services: Services) -> dict[str, Any]:
+    """What the template is told beside the conversation, whether it reads it or not: the operator's defaults, and over
+    them what the request says."""
+    own = dict(request.chat_template_kwargs or {})
+    if request.enable_thinking is not None:
+        own.setdefault("enable_thinking", request.enable_thinking)
     if request.reasoning_effort is not None:
-        given["reasoning_effort"] = request.reasoning_effort
-        given.setdefault("enable_thinking", request.reasoning_effort != "none")
+        own["reasoning_effort"] = request.reasoning_effort
+        if not any(name in own for name in SWITCHES):
+            own["enable_thinking"] = request.reasoning_effort != "none"
+    return {**_both_switches(services.settings.default_chat_template_kwargs), **_both_switches(own)}
+
+
+def _both_switches(given: dict[str, Any]) -> dict[str, Any]:
+    """Templates know the switch for reasoning under two names; who uses one of them means both."""
+    named = [given[name] for name in SWITCHES if name in given]
+    return {**dict.fromkeys(SWITCHES, named[0]), **given} if named else given
+
+
+def _template_variables(request: ChatRequest, services: Services, template: Template) -> dict[str, Any]:
+    """Of `asked_variables`, those that the template reads."""
     read = _free_variables(services, template)
-    return {name: value for name, value in given.items() if name in read}
+    return {name: value for name, value in asked_variables(request, services).items() if name in read}
 
 
-def _free_variables(services: Services, template: ChatTemplate) -> frozenset[str]:
+def _free_variables(services: Services, template: Template) -> frozenset[str]:
     """What the template reads and a request may set."""
     own = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "self"}
     return template.variables - own - services.tokenizer.special_tokens.keys()
 
 
-def _unread(request: ChatRequest, services: Services, template: ChatTemplate) -> list[str]:
+def _unread(
+    request: ChatRequest, services: Services, template: Template, tools: list[dict[str, Any]] | None
+) -> list[str]:
     """The parts of the request that are for the template, and change nothing with this one."""
     read = _free_variables(services, template)
+    if read.intersection(SWITCHES):
+        read = read.union(SWITCHES)
     names = [f"chat_template_kwargs.{name}" for name in request.chat_template_kwargs or {} if name not in read]
-    if request.reasoning_effort is not None and not read & {"reasoning_effort", "enable_thinking"}:
+    if request.reasoning_effort is not None and not read & {"reasoning_effort", *SWITCHES}:
         names.append("reasoning_effort")
-    names += [name for name in ("documents", "tools") if getattr(request, name) and name not in template.variables]
+    if request.enable_thinking is not None and not read.intersection(SWITCHES):
+        names.append("enable_thinking")
+    given = {"documents": request.documents, "tools": tools}
+    names += [name for name, value in given.items() if value and name not in template.variables]
     return reported(names, "the chat template does not read %s, which has no effect (said once per name)")
 
 
@@ -123,7 +142,7 @@ def _unread(request: ChatRequest, services: Services, template: ChatTemplate) ->
 def completion_prompts(request: CompletionRequest, services: Services, info: Ready) -> list[Prompt]:
     """One for each prompt of the request, in order. Raises ApiError 400."""
     given = request.prompt
-    if given is None or len(given) == 0:
+    if given is None or (len(given) == 0 and not (given == "" and request.suffix)):
         raise bad_request("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
     items: Sequence[str | list[int]]
     if isinstance(given, str):
@@ -136,6 +155,8 @@ def completion_prompts(request: CompletionRequest, services: Services, info: Rea
 
 
 def _completion_prompt(item: str | list[int], request: CompletionRequest, services: Services, info: Ready) -> Prompt:
+    if request.suffix:
+        item = _around_the_middle(item, request.suffix, request, services)
     if len(item) == 0:
         raise bad_request("The decoder prompt cannot be empty", "prompt")
     if isinstance(item, str):
@@ -147,6 +168,22 @@ def _completion_prompt(item: str | list[int], request: CompletionRequest, servic
     if request.echo:
         prompt.echo = services.tokenizer.decode(prompt.token_ids) if prompt.text is None else prompt.text
     return prompt
+
+
+def _around_the_middle(prefix: str | list[int], suffix: str, request: CompletionRequest, services: Services) -> str:
+    """The prompt that makes the model write what belongs between the two. Raises ApiError 400."""
+    found = middle_format(services.tokenizer)
+    if found is None:
+        message = (
+            f"suffix is not currently supported by {services.model_name}, whose tokenizer has no tokens for filling in "
+            "the middle."
+        )
+        raise bad_request(message, "suffix")
+    if not isinstance(prefix, str):
+        raise bad_request("`suffix` needs a prompt that is text, not token ids.", "suffix")
+    if request.echo:
+        raise bad_request("`echo` cannot be used with `suffix`.", "suffix")
+    return found.prompt(prefix, suffix)
 
 
 def check_token_ids(token_ids: Sequence[int], info: Ready, param: str) -> None:
@@ -167,8 +204,6 @@ def _encode_text(
     kept = _guarded(text, request, services.tokenizer, info)
     token_ids = services.tokenizer.encode(kept, add_special_tokens)
     fitted = _fit(token_ids, request, info)
-    if not fitted:
-        raise bad_request("The decoder prompt cannot be empty", "prompt")
     if len(fitted) < len(token_ids) or len(kept) < len(text):
         text = services.tokenizer.decode(fitted)
     return Prompt(fitted, text)
@@ -201,7 +236,7 @@ def _truncates_left(request: GenerationRequest) -> bool:
 
 
 def _fit(token_ids: list[int], request: GenerationRequest, info: Ready) -> list[int]:
-    """Truncates as asked. Raises ApiError 400 for what is still longer than the context."""
+    """Truncates as asked. Raises ApiError 400 for what is still longer than the context, and where nothing is left."""
     keep = request.truncate_prompt_tokens
     longest = info.max_model_len
     if keep is not None:
@@ -216,6 +251,8 @@ def _fit(token_ids: list[int], request: GenerationRequest, info: Ready) -> list[
             token_ids = token_ids[len(token_ids) - keep :] if _truncates_left(request) else token_ids[:keep]
     if len(token_ids) > longest:
         raise too_long(len(token_ids), longest)
+    if not token_ids:
+        raise bad_request("The decoder prompt cannot be empty", "prompt")
     return token_ids
 
 

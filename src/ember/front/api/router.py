@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from urllib.parse import unquote
 
+from ember.front.api.batch import create_chat_batch
 from ember.front.api.chat import create_chat_completion
 from ember.front.api.completions import create_completion
-from ember.front.api.exchange import EventStream, Request, Response
+from ember.front.api.exchange import REQUEST_ID_HEADER, EventStream, Request, Response, request_id
+from ember.front.api.meter import log_refusal
 from ember.front.api.models import get_model, list_models
 from ember.front.api.services import Services
 from ember.front.api.status import boot, not_allowed, plain_path, status
+from ember.front.api.tokenize import detokenize, tokenize
 from ember.front.errors import ApiError, internal_error
+from ember.front.tracing import TRACEPARENT
+from ember.logs import REQUEST_ID
 
 __all__ = ["EventStream", "Request", "Response", "dispatch"]
 
@@ -25,17 +31,47 @@ _MODEL_PATH = "/v1/models/"
 
 async def dispatch(services: Services, request: Request) -> Response | EventStream:
     """Answers a request. Raises ApiError for every failure before the first token, and nothing else."""
-    answer = status(services.engine, request.method, request.path)
-    if answer is not None:
-        return answer
-    route = _find(request)
+    own = status(services.engine, request.method, request.path)
+    if own is not None:
+        return own
+    REQUEST_ID.set(request_id(request.headers.get(REQUEST_ID_HEADER.lower())))
+    TRACEPARENT.set(request.headers.get("traceparent"))
     try:
-        return await route(services, request)
-    except ApiError:
+        answer = await _find(request)(services, request)
+    except ApiError as error:
+        _note_error(services, request, error)
         raise
     except Exception as error:
         log.exception("%r %r failed", request.method[:20], request.path[:200])
-        raise internal_error() from error
+        failure = internal_error()
+        _note_error(services, request, failure)
+        raise failure from error
+    _count(services, request, answer.status if isinstance(answer, Response) else 200)
+    return answer
+
+
+def _count(services: Services, request: Request, status: int) -> None:
+    method = request.method.upper()
+    methods = ("GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH")
+    key = (_route_name(request), method if method in methods else "other", f"{status // 100}xx")
+    services.metrics.requests[key] += 1
+
+
+def _note_error(services: Services, request: Request, error: ApiError) -> None:
+    _count(services, request, error.status)
+    if error.limit is not None:
+        services.metrics.refused[error.limit] += 1
+    if not error.is_logged:
+        name = REQUEST_ID.get() or ""
+        log_refusal(name, _route_name(request), error.status, error.type, time.monotonic() - request.arrived)
+
+
+def _route_name(request: Request) -> str:
+    """The route as the table has it: what clients make up must not make new time series."""
+    path = plain_path(request.path)
+    if path.startswith(_MODEL_PATH):
+        return _MODEL_PATH + "{model}"
+    return path if path in _ROUTES else "none"
 
 
 def _find(request: Request) -> Route:
@@ -64,9 +100,19 @@ async def _get_model(services: Services, request: Request) -> Response:
     return get_model(services, unquote(plain_path(request.path)[len(_MODEL_PATH) :]))
 
 
+async def _metrics(services: Services, request: Request) -> Response:
+    from ember.front.api.metrics_page import metrics_page  # the library behind it takes 60 ms of the boot
+
+    return await metrics_page(services)
+
+
 _ROUTES: dict[str, dict[str, Route]] = {
     "/v1/chat/completions": {"POST": create_chat_completion},
+    "/v1/chat/completions/batch": {"POST": create_chat_batch},
     "/v1/completions": {"POST": create_completion},
+    "/tokenize": {"POST": tokenize},
+    "/detokenize": {"POST": detokenize},
     "/v1/models": {"GET": _at_once(list_models)},
     "/boot": {"GET": _at_once(boot)},
+    "/metrics": {"GET": _metrics},
 }

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from ember.front.api.repetition import STOP_REASON, Repetition, RepetitionDetector
 from ember.front.errors import ApiError
 from ember.front.text.detokenizer import Detokenizer
+from ember.front.text.output import Delta, Marker
 from ember.front.text.stop import StopStrings
 from ember.front.text.tokenizer import Tokenizer
 from ember.wire import SequenceOutput, TokenLogprobs
+
+if TYPE_CHECKING:
+    from ember.front.api.reading import OutputReader, Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +30,30 @@ class TextOptions:
     spaces_between_special_tokens: bool = True
     end_token_ids: frozenset[int] = frozenset()  # EOS and stop ids
     stop_token_ids: frozenset[int] = frozenset()  # those of them the request brought
+    repetition: Repetition | None = None
+    reading: Reading | None = None  # tells reasoning and tool calls from content
 
 
 @dataclass(slots=True)
 class Piece:
-    """What is new in one sample; a finish reason makes it the last one."""
+    """What is new in one sample; a finish reason makes it the last one. It has text, or deltas where the text is read
+    for reasoning and tool calls."""
 
     choice: int  # index of the choice in the answer
     text: str = ""
+    deltas: list[Delta] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+
+    def extend(self, later: Piece) -> None:
+        """Takes in the piece of the same choice that came after this one."""
+        self.text += later.text
+        self.deltas += later.deltas
+        self.token_ids += later.token_ids
+        self.logprobs += later.logprobs
+        self.finish_reason, self.stop_reason = later.finish_reason, later.stop_reason
 
 
 class Sample:
@@ -45,6 +64,7 @@ class Sample:
     ) -> None:
         self.choice = choice
         self.num_tokens = 0  # taken: up to and with the one that ended the sample
+        self.num_reasoning_tokens = 0
         self.finish_reason: str | None = None
         self._options = options
         self._eos_token_id = tokenizer.eos_token_id
@@ -55,13 +75,21 @@ class Sample:
             spaces_between_special_tokens=options.spaces_between_special_tokens,
         )
         self._stops = _Stops(options) if options.stop else None
+        self._repetition = RepetitionDetector(options.repetition) if options.repetition else None
+        self._tokenizer = tokenizer
+        self._reader: OutputReader | None = None
+        if options.reading is not None:
+            self._reader = options.reading.reader(prompt_token_ids, options.skip_special_tokens)
+        self._unshown: deque[str] = deque()  # parts that the stop strings hold back, where there is a reader
 
     def push(self, output: SequenceOutput, piece: Piece) -> None:
-        """Adds one engine output to the piece. Raises ApiError 500 when the engine reports an error."""
+        """Adds one engine output to the piece. Raises ApiError when the engine reports an error: 400 for one of the
+        request's own, 500 for any other."""
         if self.finish_reason is not None:
             return
         if output.finish_reason == "error":
-            raise ApiError(500, output.error or "The engine could not finish this request.")
+            message = output.error or "The engine could not finish this request."
+            raise ApiError(500 if output.error_param is None else 400, message, param=output.error_param)
         hides_last = (
             output.finish_reason == "stop"
             and not self._options.include_stop
@@ -69,44 +97,116 @@ class Sample:
             and output.token_ids[-1] in self._options.end_token_ids
         )
         shown = output.token_ids[:-1] if hides_last else output.token_ids
-        if self._stops is None:
-            piece.text += self._detokenizer.push(shown)
+        unseen: list[int] = []
+        if self._stops is None and self._repetition is None and (self._reader is None or self._reads_at_once(shown)):
+            self._add(self._detokenizer.push(shown), piece)
             if output.finish_reason is not None:
-                piece.text += self._detokenizer.flush()
+                self._add(self._detokenizer.flush(), piece)
             taken = len(output.token_ids)
         else:
-            taken = self._push_until_stop(output, shown, piece)
+            taken = self._push_one_by_one(output, shown, piece, unseen)
         self.num_tokens += taken
-        piece.token_ids += output.token_ids[:taken]
-        if output.logprobs:
-            piece.logprobs += output.logprobs[:taken]
+        token_ids, logprobs = output.token_ids[:taken], (output.logprobs or [])[:taken]
+        for position in reversed(unseen):
+            del token_ids[position : position + 1], logprobs[position : position + 1]
+        piece.token_ids += token_ids
+        piece.logprobs += logprobs
+        if self.finish_reason is None and self._reader is not None and self._reader.is_over:
+            self._finish(piece, "stop", None)
         if self.finish_reason is None and output.finish_reason is not None:
             self._finish(piece, output.finish_reason, self._stop_reason(output))
 
     def close(self, piece: Piece, finish_reason: str) -> None:
         """Ends a sample that the engine left unfinished."""
-        piece.text += self._detokenizer.flush()
-        if self._stops is not None:
-            piece.text += self._stops.flush()
+        if self._stops is None:
+            self._add(self._detokenizer.flush(), piece)
+        else:  # too late for a stop string to count
+            held = self._detokenizer.flush()
+            self._unshown.append(held)
+            self._add(self._stops.flush() + held, piece)
         self._finish(piece, finish_reason, None)
 
-    def _push_until_stop(self, output: SequenceOutput, shown: Sequence[int], piece: Piece) -> int:
-        """Token by token, so that what follows a stop string can be left out. Returns how many tokens were taken."""
-        assert self._stops is not None
+    def _reads_at_once(self, shown: Sequence[int]) -> bool:
+        """Whether the reader needs nothing but the text of these tokens."""
+        return self._reader is not None and self._reader.is_settled and self._reader.markers.isdisjoint(shown)
+
+    def _push_one_by_one(self, output: SequenceOutput, shown: Sequence[int], piece: Piece, unseen: list[int]) -> int:
+        """So that what follows a stop string or a repetition can be left out, and tokens of reasoning counted. Returns
+        how many tokens were taken. `unseen` gets the positions of those that the client is not told of."""
+        reader = self._reader
         for position, token_id in enumerate(shown, start=1):
-            text, matched = self._stops.push(self._detokenizer.push((token_id,)), self.num_tokens + position)
-            piece.text += text
-            if matched is not None:
-                self._finish(piece, "stop", matched)
+            num_tokens = self.num_tokens + position
+            was_reasoning = reader is not None and reader.is_reasoning
+            is_over = self._show_token(token_id, num_tokens, piece)
+            if reader is not None:
+                is_reasoning = reader.is_reasoning
+                self.num_reasoning_tokens += was_reasoning and is_reasoning
+                if not reader.shows_reasoning and (was_reasoning or is_reasoning):
+                    unseen.append(position - 1)
+                if reader.is_over and not is_over:
+                    self._finish(piece, "stop", None)
+                    is_over = True
+            if is_over:
                 return position
+            if self._repetition is not None and self._repetition.push(token_id):
+                is_over = output.finish_reason is not None and position == len(output.token_ids)  # by itself
+                if num_tokens >= self._options.min_tokens and not is_over:
+                    self._flush(num_tokens, piece)
+                    if self.finish_reason is None:
+                        self._finish(piece, "repetition", STOP_REASON)
+                    return position
         if output.finish_reason is not None:
-            text, matched = self._stops.push(self._detokenizer.flush(), self.num_tokens + len(output.token_ids))
-            piece.text += text
-            if matched is not None:
-                self._finish(piece, "stop", matched)
-            else:
-                piece.text += self._stops.flush()
+            self._flush(self.num_tokens + len(output.token_ids), piece)
         return len(output.token_ids)
+
+    def _show_token(self, token_id: int, num_tokens: int, piece: Piece) -> bool:
+        """As `_show`, for the text of a token; one that marks something for the reader is a part of its own."""
+        if self._reader is None or token_id not in self._reader.markers:
+            return self._show(self._detokenizer.push((token_id,)), num_tokens, piece)
+        return self._show(self._detokenizer.flush(), num_tokens, piece) or self._show(
+            Marker(self._tokenizer.vocab_entry(token_id) or ""), num_tokens, piece
+        )
+
+    def _show(self, text: str, num_tokens: int, piece: Piece) -> bool:
+        """Adds new text to the piece, up to a stop string. Returns whether there was one, which ends the sample."""
+        if self._stops is None:
+            self._add(text, piece)
+            return False
+        if self._reader is not None:
+            self._unshown.append(text)
+        shown, matched = self._stops.push(str(text), num_tokens)
+        self._add(shown, piece)
+        if matched is not None:
+            self._finish(piece, "stop", matched)
+        return matched is not None
+
+    def _flush(self, num_tokens: int, piece: Piece) -> None:
+        """Shows what was held back, at the end of the sample; a stop string may be found in it."""
+        if not self._show(self._detokenizer.flush(), num_tokens, piece) and self._stops is not None:
+            self._add(self._stops.flush(), piece)
+
+    def _add(self, text: str, piece: Piece) -> None:
+        """Text that can no longer change."""
+        if not text:
+            return
+        if self._reader is None:
+            piece.text += text
+        elif self._stops is None:
+            piece.deltas += self._reader.push((text,))
+        else:
+            piece.deltas += self._reader.push(self._parts(len(text)))
+
+    def _parts(self, num_characters: int) -> list[str]:
+        """The next characters, which the stop strings have let through, in parts. One that is cut is no marker."""
+        parts = []
+        while num_characters > 0:
+            part = self._unshown.popleft()
+            if len(part) > num_characters:
+                self._unshown.appendleft(part[num_characters:])
+                part = part[:num_characters]
+            parts.append(part)
+            num_characters -= len(part)
+        return parts
 
     def _stop_reason(self, output: SequenceOutput) -> int | str | None:
         """The ordinary end of a text, the tokenizer's own end token, is no reason; a model may have others."""
@@ -117,6 +217,9 @@ class Sample:
     def _finish(self, piece: Piece, finish_reason: str, stop_reason: int | str | None) -> None:
         self.finish_reason = piece.finish_reason = finish_reason
         piece.stop_reason = stop_reason
+        if self._reader is not None:
+            piece.deltas += self._reader.finish()
+            piece.finish_reason = self._reader.finish_reason(finish_reason)
 
 
 class _Stops:

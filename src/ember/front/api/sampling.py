@@ -15,12 +15,14 @@ import msgspec
 from ember.front.api.prompt import check_token_ids
 from ember.front.api.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from ember.front.api.services import Services
+from ember.front.api.structured import structured_grammar
 from ember.front.errors import ApiError, bad_request
 from ember.settings import Settings
 from ember.wire import Ready, SamplingParams
 
 MAX_N = 16384
 MAX_BAD_WORDS = 128
+MAX_LOGPROB_TOKEN_IDS = 128
 MAX_LOGIT_BIAS = 100.0
 LOWEST_TEMPERATURE = 0.01  # below it the logits overflow; 0 itself is greedy
 COMPLETION_MAX_TOKENS = 16
@@ -34,13 +36,11 @@ def sampling_params(request: GenerationRequest, services: Services, info: Ready)
     top_p = float(_checked("top_p", request, defaults, 1.0))
     top_k = max(int(_checked("top_k", request, defaults, 0)), 0)
     min_p = float(_checked("min_p", request, defaults, 0.0))
-    n = 1 if request.n is None else request.n
-    if not 1 <= n <= max_samples(info):
-        wanted = "at least 1" if n < 1 else f"at most {max_samples(info)}"
-        raise bad_request(f"n must be {wanted}, got {n}.", "n")
+    n, best_of = _num_samples(request, info)
     if temperature == 0:
-        if n > 1:
-            raise bad_request(f"n must be 1 when using greedy sampling, got {n}.", "n")
+        for name, count in (("n", n), ("best_of", best_of)):
+            if count > 1 and not request.use_beam_search:
+                raise bad_request(f"{name} must be 1 when using greedy sampling, got {count}.", name)
         top_p, top_k, min_p = 1.0, 0, 0.0
     elif temperature < LOWEST_TEMPERATURE:
         temperature = LOWEST_TEMPERATURE
@@ -50,9 +50,12 @@ def sampling_params(request: GenerationRequest, services: Services, info: Ready)
         raise bad_request("allowed_token_ids must not be empty.", "allowed_token_ids")
     check_token_ids(request.allowed_token_ids or [], info, "allowed_token_ids")
     check_cache_salt(request.cache_salt)
+    logprob_token_ids = _logprob_token_ids(request, logprobs, info)
+    if best_of > n and logprobs is None and not request.use_beam_search:
+        logprobs = 0  # by which the best are found
     return SamplingParams(
         max_tokens=1,
-        n=n,
+        n=n if request.use_beam_search else best_of,
         temperature=temperature,
         top_p=top_p,
         top_k=min(top_k, info.vocab_size),
@@ -67,8 +70,24 @@ def sampling_params(request: GenerationRequest, services: Services, info: Ready)
         stop_token_ids=sorted(set(request.stop_token_ids or [])),
         seed=None if request.seed == -1 else request.seed,
         logprobs=logprobs,
+        logprob_token_ids=logprob_token_ids,
         prompt_logprobs=prompt_logprobs,
+        grammar=structured_grammar(request, services.tokenizer),
     )
+
+
+def _num_samples(request: GenerationRequest, info: Ready) -> tuple[int, int]:
+    """`n` and `best_of`, which is `n` unless it is given. Raises ApiError 400."""
+    n = 1 if request.n is None else request.n
+    best_of = n if request.best_of is None else request.best_of
+    for name, count in (("n", n), ("best_of", best_of)):
+        if count > max_samples(info):
+            raise bad_request(f"{name} must be at most {max_samples(info)}, got {count}.", name)
+    if n < 1:
+        raise bad_request(f"n must be at least 1, got {n}.", "n")
+    if best_of < n:
+        raise bad_request(f"best_of must be greater than or equal to n, got n={n} and best_of={best_of}.", "best_of")
+    return n, best_of
 
 
 def _penalty_allowed(value: float) -> bool:
@@ -204,6 +223,17 @@ def requested_logprobs(request: GenerationRequest, settings: Settings, info: Rea
     elif request.stream:
         prompt_logprobs = None  # a stream of chunks has no place for them
     return logprobs, prompt_logprobs
+
+
+def _logprob_token_ids(request: GenerationRequest, logprobs: int | None, info: Ready) -> list[int]:
+    token_ids = request.logprob_token_ids or []
+    if token_ids and logprobs is None:
+        raise bad_request("when using `logprob_token_ids`, `logprobs` must be set.", "logprob_token_ids")
+    if len(token_ids) > MAX_LOGPROB_TOKEN_IDS:
+        message = f"logprob_token_ids must have at most {MAX_LOGPROB_TOKEN_IDS} entries, got {len(token_ids)}."
+        raise bad_request(message, "logprob_token_ids")
+    check_token_ids(token_ids, info, "logprob_token_ids")
+    return list(dict.fromkeys(token_ids))
 
 
 def _chat_logprobs(request: ChatRequest) -> int | None:

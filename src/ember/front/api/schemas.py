@@ -70,8 +70,16 @@ class StreamOptions(_Open):
     continuous_usage_stats: bool | None = None
 
 
+class RepetitionDetection(_Open):
+    """When output that runs in circles ends; see `repetition.py`."""
+
+    max_pattern_size: Int64 | None = None
+    min_pattern_size: Int64 | None = None
+    min_count: Int64 | None = None
+
+
 class ResponseFormat(_Open):
-    """Only `{"type": "text"}` is understood in this version."""
+    """`schema`, `format`, `structures` and `triggers` are among the unknown keys; see `structured.py`."""
 
     type: str
     json_schema: dict[str, Any] | None = None
@@ -83,6 +91,10 @@ class GenerationRequest(_Open):
     model: str | None = None
     # sampling
     n: Int64 | None = None
+    best_of: Int64 | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: Int64 | None = None
@@ -101,11 +113,14 @@ class GenerationRequest(_Open):
     stop_token_ids: TokenIds | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
+    repetition_detection: RepetitionDetection | None = None
     # what is returned
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    stream_interval: Annotated[Int64, Field(ge=1)] | None = None
     echo: bool | None = None
     prompt_logprobs: Int64 | None = None
+    logprob_token_ids: TokenIds | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     return_tokens_as_token_ids: bool | None = None
@@ -118,10 +133,18 @@ class GenerationRequest(_Open):
     priority: Int64 | None = None
     cache_salt: str | None = None
     request_id: str | None = None
-    # understood, and refused where they ask for what this version cannot do
+    # the form of the output, under the names of every age; see `structured.py`
     response_format: ResponseFormat | None = None
-    best_of: Int64 | None = None
-    use_beam_search: bool | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_decoding: dict[str, Any] | None = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    guided_json_object: bool | None = None
+    guided_whitespace_pattern: Any = None
+    guided_decoding_backend: Any = None
+    structural_tag: Any = None
 
 
 class Message(TypedDict, total=False):
@@ -133,30 +156,41 @@ class Message(TypedDict, total=False):
     content: str | Items[str | dict[str, Any]] | None
     name: str | None
     tool_calls: Objects | None
+    function_call: dict[str, Any] | None
     tool_call_id: str | None
     reasoning: str | None
     reasoning_content: str | None
 
 
+Messages = Annotated[
+    list[Annotated[Message, BeforeValidator(_few_keys)]], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
+]
+
+
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[
-        list[Annotated[Message, BeforeValidator(_few_keys)]], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
-    ]
+    messages: Messages
     max_completion_tokens: Int64 | None = None
     logprobs: bool | None = None
     top_logprobs: Int64 | None = None
     # the template
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     documents: Objects | None = None
     reasoning_effort: Annotated[str, Field(pattern="^(none|minimal|low|medium|high|xhigh|max)$")] | None = None
+    # reasoning
     include_reasoning: bool | None = None
+    enable_thinking: bool | None = None
+    thinking_token_budget: Any = None
+    # tools; the last two are their names of 2023
     tools: Objects | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    functions: Objects | None = None
+    function_call: str | dict[str, Any] | None = None
     return_prompt_text: bool | None = None
 
 
@@ -166,3 +200,33 @@ class CompletionRequest(GenerationRequest):
     prompt: Annotated[str | TokenIds | Items[TokenIds] | Items[str] | None, BeforeValidator(_few_prompts)] = None
     logprobs: Int64 | None = None
     suffix: str | None = None
+
+
+class BatchChatRequest(_Open):
+    """POST /v1/chat/completions/batch. Each conversation becomes a `ChatRequest` with the body's other fields."""
+
+    model: str | None = None
+    messages: Annotated[list[Messages], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+    n: Int64 | None = None
+
+
+class TokenizeRequest(_Open):
+    """POST /tokenize with a text."""
+
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+
+class TokenizeChatRequest(ChatRequest):
+    """POST /tokenize with a conversation."""
+
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(_Open):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: TokenIds

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from ember import __version__
 from ember.boot import Timeline
 from ember.front.client import Engine, EngineError
 from ember.front.errors import ApiError
+from ember.front.metrics import Metrics
+from ember.front.text.reasoning import ReasoningFormat
 from ember.front.text.template import ChatTemplate
 from ember.front.text.tokenizer import Tokenizer
 from ember.settings import Settings
 from ember.wire import Ready
+
+if TYPE_CHECKING:
+    from ember.front.text.tools import ToolFormat
 
 
 @dataclass
@@ -28,6 +33,9 @@ class Services:
     generation_defaults: dict[str, Any]
     created: int  # seconds since the epoch, shown by /v1/models
     timeline: Timeline
+    metrics: Metrics = field(default_factory=Metrics)
+    reasoning_format: ReasoningFormat | None = None  # None: whatever the model says is content
+    tool_format: ToolFormat | None = None  # None: tools cannot be called
 
     @property
     def model_name(self) -> str:

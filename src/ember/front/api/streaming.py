@@ -76,6 +76,7 @@ async def start_stream(call: Call, writer: ChunkWriter) -> StartedEvents:
 async def _chunks(call: Call, writer: ChunkWriter) -> AsyncGenerator[str, None]:
     """Whatever has gathered in a choice while the last chunk was sent leaves as one chunk."""
     is_first = True
+    intervals = _Intervals(call.stream_interval)
     async with call.runs() as runs:
         while (pieces := await runs.next()) is not None:
             if is_first:
@@ -83,11 +84,38 @@ async def _chunks(call: Call, writer: ChunkWriter) -> AsyncGenerator[str, None]:
                 runs.check_not_empty()
                 for chunk in writer.opening(runs):
                     yield chunk
-            for piece in pieces:
+            for piece in intervals.due(pieces):
                 if (delta := writer.delta(piece, runs)) is not None:
                     yield delta
     if call.stream_usage.at_end:
         yield writer.usage(runs)
+
+
+class _Intervals:
+    """Holds the pieces of each choice until they have as many tokens as a chunk should have."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self._num_tokens = num_tokens
+        self._held: dict[int, Piece] = {}  # of the choices that have begun; without tokens where nothing is held
+
+    def due(self, pieces: list[Piece]) -> list[Piece]:
+        """The pieces to send now: the first of a choice, the last, and those that are large enough."""
+        if self._num_tokens == 1:
+            return pieces
+        due = []
+        for new in pieces:
+            piece = self._held.get(new.choice)
+            is_begun = piece is not None
+            if piece is None:
+                piece = new
+            else:
+                piece.extend(new)
+            if is_begun and piece.finish_reason is None and len(piece.token_ids) < self._num_tokens:
+                self._held[new.choice] = piece
+                continue
+            self._held[new.choice] = Piece(new.choice)
+            due.append(piece)
+        return due
 
 
 async def _until_done(chunks: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:

@@ -31,8 +31,10 @@ def stream_usage(request: GenerationRequest, settings: Settings) -> StreamUsage:
     return StreamUsage(wanted, wanted and bool(options.continuous_usage_stats))
 
 
-def usage_body(prompt_tokens: int, completion_tokens: int, cached_tokens: int | None) -> dict[str, Any]:
-    """`cached_tokens` None: the deployment does not report them."""
+def usage_body(
+    prompt_tokens: int, completion_tokens: int, cached_tokens: int | None, reasoning_tokens: int | None = None
+) -> dict[str, Any]:
+    """`cached_tokens` None: the deployment does not report them; `reasoning_tokens` None: it knows of no reasoning."""
     details = None
     if cached_tokens is not None:
         details = {"cached_tokens": cached_tokens, "created_cache_tokens": None, "multimodal_tokens": None}
@@ -41,11 +43,17 @@ def usage_body(prompt_tokens: int, completion_tokens: int, cached_tokens: int | 
         "total_tokens": prompt_tokens + completion_tokens,
         "completion_tokens": completion_tokens,
         "prompt_tokens_details": details,
-        "completion_tokens_details": None,
+        "completion_tokens_details": _completion_details(reasoning_tokens),
     }
 
 
-def usage_for_stream(prompt_tokens: int, completion_tokens: int, cached_tokens: int | None) -> dict[str, Any]:
+def _completion_details(reasoning_tokens: int | None) -> dict[str, Any] | None:
+    return None if reasoning_tokens is None else {"reasoning_tokens": reasoning_tokens}
+
+
+def usage_for_stream(
+    prompt_tokens: int, completion_tokens: int, cached_tokens: int | None, reasoning_tokens: int | None = None
+) -> dict[str, Any]:
     """The same without the nulls."""
     usage: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
@@ -54,4 +62,6 @@ def usage_for_stream(prompt_tokens: int, completion_tokens: int, cached_tokens: 
     }
     if cached_tokens is not None:
         usage["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
+    if reasoning_tokens is not None:
+        usage["completion_tokens_details"] = _completion_details(reasoning_tokens)
     return usage

@@ -11,11 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ember.front.text.tokenizer import Tokenizer
-
 if TYPE_CHECKING:
     import jinja2
     from jinja2 import nodes
+
+    from ember.front.text.tokenizer import Tokenizer
 
 # Appended to the message to be continued, then found again in the rendered text. The space at its end shows whether
 # the template trims what it prints.
@@ -41,10 +41,11 @@ class ChatTemplate:
 
     @classmethod
     def for_tokenizer(
-        cls, tokenizer: Tokenizer, custom: str | None, *, with_tools: bool = False
+        cls, tokenizer: Tokenizer, custom: str | None, *, with_tools: bool = False, with_documents: bool = False
     ) -> ChatTemplate | None:
         """The template to use: `custom` (a file, Jinja text, or the name of one of the model's templates), else the
-        model's own, of which "tool_use" is taken when there are tools. None where the model has none.
+        model's own, of which "tool_use" is taken when there are tools, else "rag" when there are documents. None where
+        the model has none.
 
         Raises TemplateError when `custom` is no template, or the model has only named ones and none is the default.
         """
@@ -54,8 +55,8 @@ class ChatTemplate:
             return cls(named.get(custom) or _read_custom(custom), tokenizer.special_tokens)
         if not named:
             return None
-        for name in ("tool_use", "default") if with_tools else ("default",):
-            if name in named:
+        for name, is_fit in (("tool_use", with_tools), ("rag", with_documents), ("default", True)):
+            if is_fit and name in named:
                 return cls(named[name], tokenizer.special_tokens)
         raise TemplateError(f"the model has no default chat template, choose one of: {', '.join(sorted(named))}")
 

@@ -57,7 +57,15 @@ class Tokenizer:
         files = read_tokenizer_files(directory, backend.get_added_tokens_decoder(), padding)
         backend.add_tokens(files.added_tokens)
         backend.encode_special_tokens = files.split_special_tokens
-        return cls(backend, files)
+        tokenizer = cls(backend, files)
+        try:
+            tokenizer.decode(tokenizer.encode("A word, or 2."))
+        except BaseException as error:  # the library panics on some files, which is no Exception
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise TokenizerError(f"{path} cannot be used ({reason}): download the tokenizer files again") from None
+        return tokenizer
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text of any length. Releases the GIL, so a long text may be encoded in a thread.

@@ -43,6 +43,17 @@ def read_tokenizer_files(
     `known` and `padding` are the added tokens and the padding of tokenizer.json. Raises TokenizerError for a side file
     that is not what its name promises.
     """
+    try:
+        return _read_files(directory, known, padding)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise TokenizerError(
+            f"the tokenizer's files in {directory} hold something else than they should ({reason}): download the "
+            "model's tokenizer files again"
+        ) from None
+
+
+def _read_files(directory: Path, known: Mapping[int, AddedToken], padding: Mapping[str, Any] | None) -> TokenizerFiles:
     config = _read_json(directory / "tokenizer_config.json")
     listed: dict[int, AddedToken]
     if "added_tokens_decoder" in config:
@@ -77,7 +88,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TokenizerError(f"{path} cannot be read ({error}): download the model's tokenizer files again") from None
     if not isinstance(value, dict):
         raise TokenizerError(f"{path} holds no JSON object: download the model's tokenizer files again")
@@ -91,7 +102,9 @@ def _added_token(entry: object, *, special: bool = False) -> AddedToken:
         return AddedToken(entry["content"], **({"special": True} if special else {}) | flags)
     if isinstance(entry, str):
         return AddedToken(entry, special=True) if special else AddedToken(entry)
-    raise TokenizerError(f"tokenizer_config.json: an added token must be text or have 'content', not {entry!r}")
+    raise TokenizerError(
+        f"tokenizer_config.json: an added token must be text or have 'content', not {ascii(entry)[:100]}"
+    )
 
 
 def _as_special(token: AddedToken) -> AddedToken:

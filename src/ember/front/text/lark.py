@@ -1,0 +1,58 @@
+"""Pieces of grammars in the engine's dialect of Lark."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+
+from ember.front.text.tokenizer import Tokenizer
+
+
+def quoted(text: str) -> str:
+    """A string literal for exactly this text."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def regex_quoted(text: str) -> str:
+    """The text inside a `/.../` regular expression."""
+    return re.sub(r"[^0-9A-Za-z]", lambda match: f"\\x{{{ord(match[0]):x}}}", text)
+
+
+def parts(text: str, tokenizer: Tokenizer) -> list[str | int]:
+    """The text cut at the tokenizer's added tokens: pieces of plain text, and token ids.
+
+    A model writes a marker that is a token of its own as that token, which no text of a grammar matches.
+    """
+    found: list[str | int] = []
+    position = 0
+    for token_id in tokenizer.encode(text, add_special_tokens=False):
+        if token_id not in tokenizer.added_token_ids:
+            continue
+        content = tokenizer.vocab_entry(token_id) or ""
+        start = text.find(content, position)
+        if not content or start < 0:
+            continue
+        if start > position:
+            found.append(text[position:start])
+        found.append(token_id)
+        position = start + len(content)
+    return [*found, text[position:]] if position < len(text) else found
+
+
+def literal(text: str, tokenizer: Tokenizer) -> str:
+    """An expression for the text as the model writes it: strings and token references."""
+    return sequence([quoted(part) if isinstance(part, str) else token(part) for part in parts(text, tokenizer)])
+
+
+def token(token_id: int) -> str:
+    return f"<[{token_id}]>"
+
+
+def sequence(expressions: Sequence[str]) -> str:
+    return " ".join(expressions) or '""'
+
+
+def choice(texts: Sequence[str]) -> str:
+    """A grammar of one of these texts."""
+    return "start: " + " | ".join(quoted(text) for text in dict.fromkeys(texts))

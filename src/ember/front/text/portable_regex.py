@@ -1,0 +1,100 @@
+r"""Regular expressions of clients, which mean Python's or JavaScript's, in the dialect of the engine's (Rust's).
+
+Dialects differ in the classes \d, \w and \s: ASCII or Unicode, and which Unicode. What the engine writes must match in
+every dialect, so each class becomes the part that all agree on: \d, \w, \s are ASCII where they allow characters and
+Unicode where they exclude them (\D, [^\d]). Braces that are no quantifier are characters, and inside brackets so are
+the set operators that Rust alone has. What Rust's dialect does not have (look-around, back-references) is left for the
+engine to refuse by name; possessive quantifiers, which it would read as something else, are refused here.
+"""
+
+from __future__ import annotations
+
+import re
+
+# The characters that every dialect counts in, and those that at least one does; as parts of a bracket expression.
+_NARROW = {"d": "0-9", "w": "0-9A-Za-z_", "s": r" \t\n\r\f\v"}
+_WIDE = {"d": r"\d", "w": r"\w\p{N}", "s": r"\s\x1c-\x1f\x{feff}"}
+_ANY = r"[^\n\r\x{2028}\x{2029}]"  # what `.` means in every dialect
+_QUANTIFIER = re.compile(r"\{(?:[0-9]+(?:,[0-9]*)?|,[0-9]+)\}")
+_DOT_IS_ALL = re.compile(r"\(\?[a-z]*s")
+_NAMED = re.compile(r"\\(?:[pPxuU]\{[^}]*\}|p[A-Z])")  # \p{Greek}, \x{41}
+
+
+def portable(pattern: str) -> str:
+    """The pattern for the engine. Unbalanced brackets are left as they are: the engine's parser complains of them.
+
+    Raises ValueError for a possessive quantifier, and for the character NUL, which no text of a model holds.
+    """
+    if "\0" in pattern:
+        raise ValueError("a regular expression must not hold the character NUL")
+    any_char = "." if _DOT_IS_ALL.search(pattern) else _ANY
+    parts: list[str] = []
+    position = 0
+    while position < len(pattern):
+        char = pattern[position]
+        quantifier = _quantifier(pattern, position)
+        if quantifier and parts:
+            position += len(quantifier)
+            if pattern[position : position + 1] == "+":
+                raise ValueError(f"the possessive quantifier `{quantifier}+` is not supported")
+            lazy = pattern[position : position + 1] == "?"
+            parts.append((f"{{0{quantifier[1:]}" if quantifier[1:2] == "," else quantifier) + "?" * lazy)
+            position += lazy
+        elif char == "\\" and position + 1 < len(pattern):
+            named = _NAMED.match(pattern, position)
+            text = named[0] if named else pattern[position : position + 2]
+            parts.append(text if named else _escape(text[1], in_brackets=False, is_negated=False))
+            position += len(text)
+        elif char == "[":
+            text, position = _brackets(pattern, position)
+            parts.append(text)
+        else:
+            parts.append(f"\\{char}" if char in "{}" else any_char if char == "." else char)
+            position += 1
+    return "".join(parts)
+
+
+def _quantifier(pattern: str, position: int) -> str:
+    """The quantifier that stands there, without a `?` or `+` behind it."""
+    if pattern[position] in "*+?":
+        return "" if pattern[position - 1 : position] == "(" else pattern[position]
+    found = _QUANTIFIER.match(pattern, position)
+    return found[0] if found else ""
+
+
+def _brackets(pattern: str, start: int) -> tuple[str, int]:
+    """The bracket expression at `start`, and the position after it."""
+    position = start + 1
+    is_negated = pattern[position : position + 1] == "^"
+    position += is_negated
+    parts = ["[^" if is_negated else "["]
+    if pattern[position : position + 1] == "]":  # first in brackets it is a character in Python
+        parts.append(r"\]")
+        position += 1
+    while position < len(pattern):
+        char = pattern[position]
+        if char == "]":
+            return "".join([*parts, "]"]), position + 1
+        if char == "\\" and position + 1 < len(pattern):
+            named = _NAMED.match(pattern, position)
+            text = named[0] if named else pattern[position : position + 2]
+            parts.append(text if named else _escape(text[1], in_brackets=True, is_negated=is_negated))
+            position += len(text)
+            continue
+        parts.append(f"\\{char}" if char in "[&~" or (char == "-" and parts[-1] == "-") else char)
+        position += 1
+    return pattern[start:], len(pattern)
+
+
+def _escape(letter: str, in_brackets: bool, is_negated: bool) -> str:
+    """A backslash and `letter`. A class is narrow where it allows, and wide where it excludes."""
+    name = letter.lower()
+    if name not in _NARROW:
+        if letter in "<>":  # word boundaries in Rust
+            return letter
+        return r"\x08" if letter == "b" and in_brackets else r"\z" if letter == "Z" else f"\\{letter}"
+    excludes = letter.isupper()
+    members = _WIDE[name] if excludes != is_negated else _NARROW[name]
+    if excludes:
+        return f"[^{members}]"
+    return members if in_brackets else f"[{members}]"

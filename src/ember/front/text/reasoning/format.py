@@ -1,0 +1,205 @@
+"""One reasoning format: what it makes of a prompt, and the parser and the engine's instructions for an output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+from ember.front.text.output import Delta, Marker
+from ember.front.text.reasoning import harmony
+from ember.front.text.reasoning.formats import FORMATS, Tags, choose_name
+from ember.front.text.reasoning.parser import InContentParser, Marks, Stage, TagParser
+from ember.front.text.reasoning.patterns import Pattern, pattern_of
+from ember.front.text.tokenizer import Tokenizer
+from ember.wire import Thinking
+
+# The variables by which a template is asked for reasoning or for none.
+SWITCHES = ("enable_thinking", "thinking")
+_BEFORE = ("", "\n", "\n\n", " ", ".", ".\n", ".\n\n")  # what a mark that is text may share its first token with
+_LONGEST_TAIL = 4096  # tokens at the end of a prompt that may belong to the message that it has begun
+
+
+class ReasoningParser(Protocol):
+    """An `OutputParser` that gives `Reasoning` and `Content`; a `Content` may be a `Marker` for the tool parser."""
+
+    @property
+    def is_reasoning(self) -> bool:
+        """Whether what was pushed last ends inside reasoning."""
+        ...
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether ordinary text is content from here on, as it comes."""
+        ...
+
+    def push(self, parts: Sequence[str]) -> list[Delta]: ...
+
+    def finish(self) -> list[Delta]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningFormat:
+    """How a model writes its reasoning. `choose_reasoning_format` makes one."""
+
+    name: str
+    tags: Tags
+
+    def markers(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """The tokens that must reach the parser as `Marker`s."""
+        return _markers(self.tags, tokenizer)
+
+    def parser(
+        self,
+        tokenizer: Tokenizer,
+        prompt_token_ids: Sequence[int],
+        template_variables: Mapping[str, Any],
+        *,
+        with_tools: bool,
+    ) -> ReasoningParser:
+        """The parser of one sample behind this prompt. `with_tools`: a tool parser reads what it passes on."""
+        if self.tags.is_harmony:
+            return harmony.HarmonyParser(harmony.begun_message(prompt_token_ids, tokenizer))
+        marks = _marks(self.tags, tokenizer, with_tools)
+        stage = self.stage(tokenizer, prompt_token_ids, template_variables)
+        if self.tags.in_content:
+            return InContentParser(marks, self.tags.starts[0], stage in (Stage.OPENED, Stage.REASONING))
+        return TagParser(marks, stage)
+
+    def stage(
+        self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], template_variables: Mapping[str, Any]
+    ) -> Stage:
+        """Where the output begins, as the end of the rendered prompt says it, or else the template's variables."""
+        tail = _begun_text(prompt_token_ids, tokenizer, _boundaries(self.tags, tokenizer))
+        start = max((_end_of_last(tail, mark.strip()) for mark in self.tags.starts), default=-1)
+        end = max((_end_of_last(tail, mark) for mark in self.tags.ends), default=-1)
+        if start > end:
+            return Stage.OPENED if not tail[start:].strip() else Stage.REASONING
+        if end >= 0:
+            return Stage.ENDED if not tail[end:].strip() else Stage.ANSWER
+        if self.tags.opens and all(template_variables.get(name) is not False for name in SWITCHES):
+            return Stage.OPENED
+        return Stage.BEFORE
+
+    def thinking(
+        self,
+        tokenizer: Tokenizer,
+        prompt_token_ids: Sequence[int],
+        template_variables: Mapping[str, Any],
+        budget: int | None,
+        *,
+        with_calls: bool = False,
+    ) -> Thinking:
+        """What the engine must know to begin a grammar after the reasoning and to end the reasoning in time.
+
+        `with_calls`: the grammar has tool calls in it, and `answer_mark` before an answer.
+        """
+        if self.tags.is_harmony:
+            return _harmony_thinking(tokenizer, budget, with_calls)
+        stage = self.stage(tokenizer, prompt_token_ids, template_variables)
+        end = _encode(self.tags.ends[0], tokenizer)
+        forced = _encode("\n" + self.tags.ends[0], tokenizer)
+        extra = max(len(forced) - len(end), 0)  # the newline belongs to the budget
+        if budget is not None:
+            forced, budget = (forced, budget - extra) if budget > extra else (end, budget)
+        return Thinking(
+            end_token_ids=_spellings(self.tags.ends, tokenizer),
+            start_token_ids=_encode(self.tags.starts[0], tokenizer),
+            is_open=stage in (Stage.OPENED, Stage.REASONING),
+            budget=budget,
+            forced_token_ids=forced,
+            gap_token_ids=_encode(self.tags.gap, tokenizer) if self.tags.gap else [],
+        )
+
+    @property
+    def answer_mark(self) -> str:
+        """What stands before an answer where a call may stand instead."""
+        return harmony.ANSWER if self.tags.is_harmony else ""
+
+
+def choose_reasoning_format(
+    template: str, model_type: str | None, model_name: str, override: str | None
+) -> tuple[ReasoningFormat | None, str]:
+    """The format, None where the model does not reason, and why. Raises ValueError for an unknown override."""
+    name, why = choose_name(template, model_type, model_name, override)
+    return (None if name is None else ReasoningFormat(name, FORMATS[name])), why
+
+
+# ---------------------------------------------------------------------------------------------- marks of a tokenizer
+
+
+@lru_cache(maxsize=16)
+def _marks(tags: Tags, tokenizer: Tokenizer, with_tools: bool) -> Marks:
+    def patterns(texts: Sequence[str]) -> tuple[Pattern, ...]:
+        return tuple(pattern_of(text, tokenizer) for text in texts)
+
+    wrapper = None
+    if tags.wrapper is not None:
+        wrapper = (pattern_of(tags.wrapper[0], tokenizer), pattern_of(tags.wrapper[1], tokenizer))
+    breaks = patterns(tags.broken_by) if with_tools else ()
+    return Marks(patterns(tags.starts), patterns(tags.ends), breaks, wrapper)
+
+
+@lru_cache(maxsize=16)
+def _markers(tags: Tags, tokenizer: Tokenizer) -> frozenset[int]:
+    if tags.is_harmony:
+        texts: Sequence[str] = harmony.MARKS
+    else:
+        marks = _marks(tags, tokenizer, True)
+        patterns = [*marks.starts, *marks.ends, *marks.breaks, *(marks.wrapper or ())]
+        texts = [item for pattern in patterns for item in pattern if type(item) is Marker]
+    found = (tokenizer.token_id(text) for text in texts)
+    return frozenset(token_id for token_id in found if token_id is not None)
+
+
+@lru_cache(maxsize=16)
+def _boundaries(tags: Tags, tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens before which a prompt has nothing to say about the message that it begins: those of its roles."""
+    own = _markers(tags, tokenizer)
+    return frozenset(
+        token_id
+        for token_id in tokenizer.added_token_ids
+        if token_id not in own and (tokenizer.vocab_entry(token_id) or "").strip(" \t\r\n▁ĠĊ")
+    )
+
+
+def _begun_text(prompt_token_ids: Sequence[int], tokenizer: Tokenizer, boundaries: frozenset[int]) -> str:
+    """The text of the prompt behind its last boundary."""
+    end = len(prompt_token_ids)
+    first = end
+    while first > max(0, end - _LONGEST_TAIL) and prompt_token_ids[first - 1] not in boundaries:
+        first -= 1
+    return tokenizer.decode(prompt_token_ids[first:], skip_special_tokens=False)
+
+
+def _end_of_last(text: str, mark: str) -> int:
+    place = text.rfind(mark)
+    return place if place < 0 else place + len(mark)
+
+
+def _encode(text: str, tokenizer: Tokenizer) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def _spellings(marks: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
+    """A mark that is text may share its first and last tokens with the newlines and spaces around it."""
+    texts = [before + mark + behind for mark in marks for before in _BEFORE for behind in ("", "\n", "\n\n")]
+    own = [_encode(mark, tokenizer) for mark in marks]
+    if all(len(token_ids) == 1 for token_ids in own):
+        return own
+    found = [*own, *(_encode(text, tokenizer) for text in texts)]
+    return [token_ids for place, token_ids in enumerate(found) if token_ids and token_ids not in found[:place]]
+
+
+def _harmony_thinking(tokenizer: Tokenizer, budget: int | None, with_calls: bool) -> Thinking:
+    """Everything before the final channel counts as reasoning, the headers of the messages too. A call is a message of
+    its own, so where there may be calls the end is that of the first message."""
+    ends = (harmony.END,) if with_calls else (harmony.FINAL, harmony.FINAL_JSON)
+    forced = harmony.END if with_calls else harmony.END + harmony.ANSWER
+    return Thinking(
+        end_token_ids=[_encode(text, tokenizer) for text in ends],
+        is_open=True,
+        budget=budget,
+        forced_token_ids=_encode(forced, tokenizer),
+    )

@@ -1,0 +1,146 @@
+"""The reasoning formats, as data: which marks a family writes around its reasoning, and how it is recognised.
+
+The names are those of vLLM's `--reasoning-parser`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+OFF = frozenset({"none", "off"})  # overrides that turn the splitting off
+
+
+@dataclass(frozen=True, slots=True)
+class Tags:
+    """How one family writes its reasoning. Every mark may be special tokens, text, or both."""
+
+    starts: tuple[str, ...] = ("<think>",)  # spellings
+    ends: tuple[str, ...] = ("</think>",)
+    opens: bool = False  # the output begins inside reasoning where the prompt says nothing to the contrary
+    broken_by: tuple[str, ...] = ()  # marks of tool calls that end the reasoning as well
+    wrapper: tuple[str, str] | None = None  # what stands around the answer
+    gap: str = "\n\n"  # between the end and the answer
+    in_content: bool = False  # the reasoning stays in the content, with its marks
+    is_harmony: bool = False  # channels instead of marks: see harmony.py
+
+
+_THINK = Tags()
+_ALWAYS = Tags(opens=True)
+_QWEN = Tags(broken_by=("<tool_call>",))
+_DEEPSEEK = Tags(gap="")
+
+FORMATS: dict[str, Tags] = {
+    "qwen3": _QWEN,
+    "deepseek_r1": _ALWAYS,
+    "deepseek_v3": _DEEPSEEK,
+    "deepseek_v31": _DEEPSEEK,
+    "deepseek_v32": _DEEPSEEK,
+    "deepseek_v4": _DEEPSEEK,
+    "deepseek_v41": _DEEPSEEK,
+    "openai_gptoss": Tags(is_harmony=True, gap=""),
+    "gemma4": Tags(("<|channel>thought\n",), ("<channel|>",), gap=""),
+    "glm45": Tags(gap="\n"),
+    "glm47": Tags(gap=""),
+    "mistral": Tags(("[THINK]",), ("[/THINK]",), gap=""),
+    "nemotron_v3": _QWEN,
+    "minimax_m2": _ALWAYS,
+    "minimax_m2_append_think": Tags(opens=True, in_content=True),
+    "minimax_m3": Tags(("<mm:think>",), ("</mm:think>",)),
+    "kimi_k2": Tags(broken_by=("<|tool_calls_section_begin|>",), gap=""),
+    "kimi_k3": Tags(("<|open|>think<|sep|>",), ("<|close|>think<|sep|>",), gap=""),
+    "seed_oss": Tags(("<seed:think>",), ("</seed:think>",), gap="\n"),
+    "step3": _ALWAYS,
+    "step3p5": _ALWAYS,
+    "step5": _ALWAYS,
+    "granite": Tags(
+        ("Here is my thought process:", "Here's my thought process:"),
+        ("Here is my response:", "Here's my response:"),
+        gap=" ",
+    ),
+    "olmo3": _THINK,
+    "hunyuan_a13b": Tags(wrapper=("<answer>", "</answer>"), gap="\n"),
+    "ernie45": Tags(wrapper=("<response>", "</response>")),
+    "mimo": _THINK,
+    "ling3": _THINK,
+    "holo2": _THINK,
+    "minicpmv": _THINK,
+    "poolside_v1": _THINK,
+    "k2_horizon": Tags(("<ifm|think>",), ("</ifm|think>",)),
+    "cohere_command": Tags(("<|START_THINKING|>",), ("<|END_THINKING|>",), gap=""),
+}
+
+# Texts that a template must all have -> the format. The first line that fits counts.
+_BY_TEMPLATE: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("<|channel|>", "analysis"), "openai_gptoss"),
+    (("<|channel>",), "gemma4"),
+    (("<seed:think>",), "seed_oss"),
+    (("[THINK]",), "mistral"),
+    (("<mm:think>",), "minimax_m3"),
+    (("<ifm|think>",), "k2_horizon"),
+    (("<|START_THINKING|>",), "cohere_command"),
+    (("<|open|>think<|sep|>",), "kimi_k3"),
+    (("Here is my thought process",), "granite"),
+    (("think>", "<minimax:tool_call>"), "minimax_m2"),
+    (("think>", "<|tool_calls_section_begin|>"), "kimi_k2"),
+    (("think>", "<arg_key>"), "glm45"),
+    (("think>", "<|hy_Assistant|>"), "hunyuan_a13b"),
+    (("think>", "<answer>"), "hunyuan_a13b"),
+    (("think>", "<response>"), "ernie45"),
+    (("think>", "<|begin_of_sentence|>"), "ernie45"),
+    (("think>", "｜DSML｜"), "deepseek_v4"),
+    (("think>", "<｜Assistant｜>", "thinking"), "deepseek_v3"),
+    (("think>", "<｜Assistant｜>"), "deepseek_r1"),
+    (("<think>",), "qwen3"),
+    (("</think>",), "qwen3"),
+)
+
+# Parts of config.json's model_type -> the format, for templates that say nothing.
+_BY_MODEL_TYPE: tuple[tuple[str, str], ...] = (
+    ("gpt_oss", "openai_gptoss"),
+    ("seed_oss", "seed_oss"),
+    ("minimax", "minimax_m2"),
+    ("step3p5", "step3p5"),
+    ("kimi_k2", "kimi_k2"),
+)
+
+# Parts of a model's name, in small letters -> the format. The first that fits counts.
+_BY_NAME: tuple[tuple[str, str], ...] = (
+    ("deepseek-r1", "deepseek_r1"),
+    ("qwq", "deepseek_r1"),
+    ("gpt-oss", "openai_gptoss"),
+    ("magistral", "mistral"),
+    ("seed-oss", "seed_oss"),
+    ("minimax-m3", "minimax_m3"),
+    ("minimax-m2", "minimax_m2"),
+    ("kimi-k2-thinking", "kimi_k2"),
+    ("step-3.5", "step3p5"),
+    ("olmo-3", "olmo3"),
+    ("hunyuan-a13b", "hunyuan_a13b"),
+    ("nemotron-3", "nemotron_v3"),
+    ("mimo-", "mimo"),
+    ("qwen3", "qwen3"),
+)
+
+
+def choose_name(template: str, model_type: str | None, model_name: str, override: str | None) -> tuple[str | None, str]:
+    """The name of the format, None for no reasoning, and why. Raises ValueError for an unknown override."""
+    if override is not None:
+        wanted = override.strip().lower()
+        if wanted in OFF:
+            return None, "REASONING_PARSER turns it off"
+        if wanted not in FORMATS:
+            raise ValueError(
+                f"REASONING_PARSER={override[:64]}: there is no such format; there are {', '.join(FORMATS)}, none"
+            )
+        return wanted, "REASONING_PARSER says so"
+    lower = model_name.lower()
+    for texts, name in _BY_TEMPLATE:
+        if all(text in template for text in texts):
+            return name, f"the chat template has {' and '.join(repr(text) for text in texts)}"
+    for part, name in _BY_MODEL_TYPE:
+        if model_type and part in model_type.lower():
+            return name, f"the model's type is {model_type}"
+    for part, name in _BY_NAME:
+        if part in lower:
+            return name, f"the model's name has {part!r}"
+    return None, "neither the chat template nor the model's name points to one"

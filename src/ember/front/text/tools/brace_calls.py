@@ -1,0 +1,190 @@
+"""Calls in a notation like JSON's, `call:f{key:value,...}`, with bare keys and marks of its own around strings."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+from ember.front.text.tools.brace_grammar import object_rule
+from ember.front.text.tools.grammar import Rules
+from ember.front.text.tools.reading import Dialect, Finder, Markers, Reading, Steps, json_escaped
+from ember.front.text.tools.schema import Tool, text_as, typed
+
+_MAX_NAME = 256
+_MAX_DEPTH = 64
+_NAME = re.compile(r"[\w.\-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class BraceCalls:
+    """How one family writes them."""
+
+    begin: str
+    end: str
+    quote: str  # before and behind a string
+    head: str = "call:"
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        return (self.begin, self.end, self.quote)
+
+    def dialect(self, markers: Markers) -> Dialect:
+        reader = _Reader(self, markers)
+        return Dialect([reader.begin], [reader.end], reader.read)
+
+    def rules(self, tools: list[Tool], rules: Rules, parallel: bool) -> tuple[str, str]:
+        """See `grammar.Form`."""
+        calls = rules.one_of(
+            [f"{rules.quoted(self.head + tool.name)} {object_rule(rules, tool, self.quote)}" for tool in tools]
+        )
+        one = f"{calls} {rules.literal(self.end)}"
+        return self.begin, f"{one} ({rules.literal(self.begin)} {one})*" if parallel else one
+
+
+class _Reader:
+    """The format with the marks of one tokenizer."""
+
+    def __init__(self, form: BraceCalls, markers: Markers) -> None:
+        self._head = form.head
+        self.begin, self.end = markers.encode(form.begin), markers.encode(form.end)
+        self._quote = markers.encode(form.quote)
+        self._quotes = Finder([self._quote])
+        self._name_ends = Finder(["{"])
+        self._key_ends = Finder([":", "}", self.end])
+        self._word_ends = Finder([",", "}", "]", self.end])
+
+    def read(self, reading: Reading, opener: str) -> Steps[bool]:
+        yield from reading.blanks()
+        if not (yield from reading.take(self._head)):
+            return False
+        found = yield from reading.until(self._name_ends, _MAX_NAME)
+        if found is None or not _NAME.fullmatch(found[0]):
+            return False
+        reading.call(found[0])
+        tool = reading.tools.get(found[0])
+        if (yield from self._object(reading, tool, 0)):
+            reading.begin()
+            yield from reading.blanks()
+        if not (yield from reading.take(self.end)) and reading.is_trying:
+            reading.go_back()
+        return True
+
+    def _object(self, reading: Reading, tool: Tool | None, depth: int) -> Steps[bool]:
+        """From behind the brace. False where it broke off; it is closed unless the output is over."""
+        reading.arguments("{")
+        separator = ""
+        is_whole = False
+        while depth < _MAX_DEPTH:
+            yield from reading.blanks()
+            character = yield from reading.character()
+            if character in ("}", ",") and character:
+                reading.at += 1
+                if character == ",":
+                    continue
+                is_whole = True
+                break
+            key = yield from self._key(reading)
+            if key is None:
+                break
+            reading.arguments(f"{separator}{json.dumps(key, ensure_ascii=False)}: ")
+            separator = ", "
+            types = tool.types(key) if tool is not None else None
+            if not (yield from self._value(reading, types, depth)):
+                break
+        if is_whole or not self._is_over(reading):
+            reading.arguments("}")
+        return is_whole
+
+    def _list(self, reading: Reading, depth: int) -> Steps[bool]:
+        """The same of a list."""
+        reading.arguments("[")
+        separator = ""
+        is_whole = False
+        while depth < _MAX_DEPTH:
+            yield from reading.blanks()
+            character = yield from reading.character()
+            if character in ("]", ",") and character:
+                reading.at += 1
+                if character == ",":
+                    continue
+                is_whole = True
+                break
+            if character in ("", "}"):
+                break
+            if (yield from reading.take(self.end)):
+                reading.at -= len(self.end)
+                break
+            reading.arguments(separator)
+            separator = ", "
+            if not (yield from self._value(reading, None, depth)):
+                break
+        if is_whole or not self._is_over(reading):
+            reading.arguments("]")
+        return is_whole
+
+    def _is_over(self, reading: Reading) -> bool:
+        return reading.is_ended and reading.at >= len(reading.text)
+
+    def _key(self, reading: Reading) -> Steps[str | None]:
+        if (yield from reading.take(self._quote)):
+            found = yield from reading.until(self._quotes, _MAX_NAME)
+            yield from reading.blanks()
+            is_key = found is not None and (yield from reading.take(":"))
+            return reading.markers.plain(found[0]) if is_key and found is not None else None
+        found = yield from reading.until(self._key_ends, _MAX_NAME)
+        if found is None:
+            if reading.is_ended:
+                reading.at = len(reading.text)
+            return None
+        if found[1] != ":":
+            reading.at -= len(found[1])
+            return None
+        return reading.markers.plain(found[0]).strip().strip("\"'")
+
+    def _value(self, reading: Reading, types: tuple[str, ...] | None, depth: int) -> Steps[bool]:
+        yield from reading.blanks()
+        if (yield from reading.take(self._quote)):
+            return (yield from self._string(reading))
+        character = yield from reading.character()
+        if character == "{":
+            reading.at += 1
+            return (yield from self._object(reading, None, depth + 1))
+        if character == "[":
+            reading.at += 1
+            return (yield from self._list(reading, depth + 1))
+        found = yield from reading.until(self._word_ends)
+        if found is None:
+            reading.at = len(reading.text)
+            return False
+        reading.at -= len(found[1])
+        reading.arguments(_word(reading.markers.plain(found[0]).strip(), types))
+        return found[1] != self.end
+
+    def _string(self, reading: Reading) -> Steps[bool]:
+        """From behind the quote, as it arrives."""
+        reading.arguments('"')
+        while True:
+            place, mark = self._quotes.find(reading.text, reading.at, reading.is_ended)
+            reading.arguments(json_escaped(reading.text[reading.at : place]))
+            reading.at = place
+            if mark is not None:
+                reading.at += len(mark)
+                reading.arguments('"')
+                return True
+            if reading.is_ended:
+                reading.at = len(reading.text)
+                return False
+            yield
+
+
+def _word(text: str, types: tuple[str, ...] | None) -> str:
+    """A value without quotes."""
+    if types:
+        return typed(text, types)
+    for name in ("boolean", "number"):
+        if (made := text_as(name, text, text)) is not None:
+            return made
+    if text in ("null", "None", ""):
+        return "null"
+    return json.dumps(text.strip("\"'"), ensure_ascii=False)

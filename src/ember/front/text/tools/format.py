@@ -1,0 +1,99 @@
+"""One format of tool calls: the parser of a sample, the grammar of a request, and what else a model expects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from ember.front.text.output import Content, Delta, Marker, OutputParser
+from ember.front.text.reasoning.harmony import MARKS, HarmonyParser
+from ember.front.text.tokenizer import Tokenizer
+from ember.front.text.tools.choose import choose_name
+from ember.front.text.tools.formats import FORMATS, Entry
+from ember.front.text.tools.grammar import calls_grammar
+from ember.front.text.tools.ids import make_id
+from ember.front.text.tools.reading import CallParser, Dialect, Markers
+from ember.front.text.tools.schema import Tools
+
+
+@dataclass(frozen=True, slots=True)
+class ToolFormat:
+    """How a model writes tool calls. `choose_tool_format` makes one."""
+
+    name: str
+
+    @property
+    def arguments_as_object(self) -> bool:
+        """Whether templates take the arguments of earlier calls as an object: all do that are known, and those of
+        Harmony, which print a string as it is, too."""
+        return True
+
+    def markers(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """The tokens that must reach the parser as `Marker`s."""
+        return _compiled(self.name, tokenizer)[2]
+
+    def parser(self, tools: Sequence[Mapping[str, Any]] | None, tokenizer: Tokenizer) -> OutputParser:
+        """The parser of one sample. It reads what a reasoning parser passes on, or the whole output."""
+        dialect, markers, _ = _compiled(self.name, tokenizer)
+        parser = CallParser(dialect, markers, Tools(tools))
+        return _BehindHarmony(parser) if FORMATS[self.name].is_harmony else parser
+
+    def grammar(
+        self, tools: Sequence[Mapping[str, Any]], *, at_least_one: bool, parallel: bool, tokenizer: Tokenizer
+    ) -> str:
+        """A Lark grammar of the model's own form. With `at_least_one` there are calls and nothing else, all of them by
+        their tools' schemas; without, text that may end in calls, and `strict` tools alone are held to their schemas.
+
+        Raises ValueError for tools that cannot be enforced.
+        """
+        offered = list(Tools(tools))
+        form = FORMATS[self.name].calls
+        return calls_grammar(form, offered, tokenizer, at_least_one=at_least_one, parallel=parallel)
+
+    def make_id(self, index: int, name: str) -> str:
+        """An id for a call, where the format brings none."""
+        return make_id(FORMATS[self.name].id_form, index, name)
+
+
+def choose_tool_format(
+    template: str, model_type: str | None, model_name: str, override: str | None
+) -> tuple[ToolFormat | None, str]:
+    """The format, None where the model calls no tools, and why. Raises ValueError for an unknown override."""
+    name, why = choose_name(template, model_type, model_name, override)
+    return (None if name is None else ToolFormat(name)), why
+
+
+@lru_cache(maxsize=16)
+def _compiled(name: str, tokenizer: Tokenizer) -> tuple[Dialect, Markers, frozenset[int]]:
+    entry: Entry = FORMATS[name]
+    markers = Markers([*entry.calls.marks, *(MARKS if entry.is_harmony else ())], tokenizer)
+    return entry.calls.dialect(markers), markers, frozenset(markers.token_ids)
+
+
+class _BehindHarmony:
+    """Takes the messages apart first, where the output begins with a header. Where it begins with text, a reasoning
+    parser has done so already."""
+
+    def __init__(self, calls: CallParser) -> None:
+        self._messages = HarmonyParser()
+        self._calls = calls
+        self._is_whole: bool | None = None  # with all headers; None before the first part
+
+    def push(self, parts: Sequence[str]) -> list[Delta]:
+        if self._is_whole is None:
+            first = next((part for part in parts if part), None)
+            if first is None:
+                return []
+            self._is_whole = type(first) is Marker
+        return self._read(self._messages.push(parts)) if self._is_whole else self._calls.push(parts)
+
+    def finish(self) -> list[Delta]:
+        return [*self._read(self._messages.finish()), *self._calls.finish()]
+
+    def _read(self, deltas: Sequence[Delta]) -> list[Delta]:
+        found: list[Delta] = []
+        for delta in deltas:
+            found += self._calls.push([delta.text]) if isinstance(delta, Content) else [delta]
+        return found

@@ -1,0 +1,190 @@
+"""The formats of tool calls, as data over five ways of writing them. The names are those of `--tool-call-parser`.
+
+A format of a known kind is an entry here, a line in `choose.py`, and a test vector.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ember.front.text.tools.brace_calls import BraceCalls
+from ember.front.text.tools.json_calls import JsonCalls
+from ember.front.text.tools.pythonic_calls import PythonicCalls
+from ember.front.text.tools.section_calls import SectionCalls
+from ember.front.text.tools.xml_calls import XmlCalls
+
+Calls = JsonCalls | SectionCalls | XmlCalls | PythonicCalls | BraceCalls
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One format: how its calls are written, and what else differs."""
+
+    calls: Calls
+    id_form: str = "openai"  # see ids.py
+    is_harmony: bool = False  # calls are messages of Harmony
+
+
+def _tagged(begin: str, end: str, space: str = "\n", between: str = "\n") -> Entry:
+    """JSON objects, each in its own pair of tags."""
+    return Entry(JsonCalls((begin,), (end,) if end else (), space=space, between=between))
+
+
+def _listed(*begins: str, end: str = "", bare: str = "") -> Entry:
+    """A JSON list of all calls."""
+    return Entry(JsonCalls(begins, (end,) if end else (), bare=bare, is_list=True, space=""))
+
+
+def _functions(begin: str, end: str, has_newlines: bool = True) -> Entry:
+    """As Qwen3-Coder."""
+    function, parameter = ("<function=", ">"), ("<parameter=", ">")
+    return Entry(
+        XmlCalls(
+            begin,
+            end,
+            function,
+            "</function>",
+            parameter,
+            "</parameter>",
+            has_newlines=has_newlines,
+            space="\n" if has_newlines else "",
+            before_call="\n",
+        )
+    )
+
+
+def _invokes(begin: str, end: str, prefix: str = "", is_typed: bool = False) -> Entry:
+    """`<invoke name="f">` with `<parameter name="k">`."""
+    key = (f'<{prefix}parameter name="', '"' if is_typed else '">')
+    call = (f'<{prefix}invoke name="', '">')
+    calls = XmlCalls(
+        begin, end, call, f"</{prefix}invoke>", key, f"</{prefix}parameter>", is_typed=is_typed, in_one=True
+    )
+    return Entry(calls)
+
+
+def _pairs(space: str) -> Entry:
+    """As GLM: keys and values in tags of their own."""
+    key = ("<arg_key>", "</arg_key>")
+    calls = XmlCalls(
+        *("<tool_call>", "</tool_call>", ("", ""), "", key, "</arg_value>", "<arg_value>"),
+        space=space,
+        before_call=space,
+    )
+    return Entry(calls)
+
+
+_HERMES = _tagged("<tool_call>", "</tool_call>")
+_QWEN_CODER = _functions("<tool_call>", "</tool_call>")
+_DEEPSEEK = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>")
+
+FORMATS: dict[str, Entry] = {
+    # JSON objects
+    "hermes": _HERMES,
+    "longcat": _tagged("<longcat_tool_call>", "</longcat_tool_call>"),
+    "ernie45": _tagged("<tool_call>", "</tool_call>", between="\n\n"),
+    "granite4": _HERMES,
+    "granite-20b-fc": _tagged("<function_call>", "", space=" ", between=" "),
+    "internlm": Entry(
+        JsonCalls(("<|action_start|><|plugin|>", "<|action_start|> <|plugin|>"), ("<|action_end|>",), "", "parameters")
+    ),
+    "llama3_json": Entry(JsonCalls(("<|python_tag|>",), (), "{[", "parameters", space="", between="; ")),
+    "granite": _listed("<|tool_call|>", "<tool_call>"),
+    "jamba": _listed("<tool_calls>", end="</tool_calls>"),
+    "hunyuan_a13b": _listed("<tool_calls>", end="</tool_calls>"),
+    "phi4_mini_json": _listed("functools", "<|tool_call|>"),
+    "xlam": Entry(
+        JsonCalls(("[TOOL_CALLS]", "<tool_call>", "```json"), ("</tool_call>", "```"), bare="{[", is_list=True)
+    ),
+    # a header, and JSON
+    "mistral": Entry(
+        SectionCalls(
+            ("[TOOL_CALLS]",),
+            r"^\s*(?P<name>[^\s\[\]{}]+)\s*(?:\[CALL_ID\]\s*(?P<id>\w+))?\s*$",
+            ("[ARGS]",),
+            has_brace=True,
+            has_json=True,
+        ),
+        id_form="mistral",
+    ),
+    "deepseek_v3": Entry(
+        SectionCalls(
+            (_DEEPSEEK[2],),
+            r"^\s*(?:function)?\s*<｜tool▁sep｜>\s*(?P<name>[^\s`{}]+)\s*$",
+            ("```json\n", "```json"),
+            (_DEEPSEEK[3],),
+            *_DEEPSEEK[:2],
+            written="function<｜tool▁sep｜>{name}\n",
+            before_end="\n```",
+            between="\n",
+        )
+    ),
+    "deepseek_v31": Entry(
+        SectionCalls(
+            (_DEEPSEEK[2],), r"^\s*(?P<name>[^\s{}]+)\s*$", ("<｜tool▁sep｜>",), (_DEEPSEEK[3],), *_DEEPSEEK[:2]
+        )
+    ),
+    "kimi_k2": Entry(
+        SectionCalls(
+            ("<|tool_call_begin|>",),
+            r"^\s*(?P<id>(?:functions\.)?(?P<name>[^\s:{}]+)(?::[0-9]+)?)\s*$",
+            ("<|tool_call_argument_begin|>",),
+            ("<|tool_call_end|>",),
+            "<|tool_calls_section_begin|>",
+            "<|tool_calls_section_end|>",
+            written="functions.{name}:{index}",
+        ),
+        id_form="kimi",
+    ),
+    "openai": Entry(
+        SectionCalls(
+            ("<|start|>", "<|channel|>"),
+            r"\bto=functions\.(?P<name>[\w.\-]+)",
+            ("<|message|>",),
+            ("<|call|>", "<|end|>", "<|return|>"),
+            written="assistant<|channel|>commentary to=functions.{name} <|constrain|>json",
+        ),
+        is_harmony=True,
+    ),
+    # tags
+    "qwen3_coder": _QWEN_CODER,
+    "step3p5": _QWEN_CODER,
+    "seed_oss": _functions("<seed:tool_call>", "</seed:tool_call>"),
+    "mimo": _functions("<tool_call>", "</tool_call>", has_newlines=False),
+    "glm45": _pairs("\n"),
+    "glm47": _pairs(""),
+    "minimax_m2": _invokes("<minimax:tool_call>", "</minimax:tool_call>"),
+    "deepseek_v32": _invokes("<｜DSML｜function_calls>", "</｜DSML｜function_calls>", "｜DSML｜", is_typed=True),
+    "deepseek_v4": _invokes("<｜DSML｜tool_calls>", "</｜DSML｜tool_calls>", "｜DSML｜", is_typed=True),
+    "dots": _invokes("<dots_function_call>", "</dots_function_call>"),
+    # Python
+    "pythonic": Entry(PythonicCalls(is_bare=True)),
+    "llama4_pythonic": Entry(PythonicCalls(("<|python_start|>",), ("<|python_end|>",), is_bare=True)),
+    "lfm2": Entry(PythonicCalls(("<|tool_call_start|>",), ("<|tool_call_end|>",))),
+    "olmo3": Entry(
+        PythonicCalls(
+            ("<function_calls>",),
+            ("</function_calls>",),
+            has_brackets=False,
+            between="\n",
+            has_python_words=False,
+        )
+    ),
+    # bare keys
+    "gemma4": Entry(BraceCalls("<|tool_call>", "<tool_call|>", '<|"|>')),
+    "functiongemma": Entry(BraceCalls("<start_function_call>", "<end_function_call>", "<escape>")),
+}
+
+ALIASES = {
+    "qwen3_json": "hermes",
+    "qwen3_xml": "qwen3_coder",
+    "step5": "step3p5",
+    "llama4_json": "llama3_json",
+    "deepseek_r1": "deepseek_v3",
+    "gpt_oss": "openai",
+    "gptoss": "openai",
+    "harmony": "openai",
+    "ling3": "glm45",
+    "poolside_v1": "glm45",
+    "glm4_moe": "glm45",
+}

@@ -1,0 +1,19 @@
+"""Ids of tool calls, in the form in which a model's template expects them back."""
+
+from __future__ import annotations
+
+import secrets
+import string
+import uuid
+
+_LETTERS = string.ascii_letters + string.digits
+_MISTRAL_LENGTH = 9
+
+
+def make_id(form: str, index: int, name: str) -> str:
+    """The id of the call with this index in the conversation's answer."""
+    if form == "mistral":
+        return "".join(secrets.choice(_LETTERS) for _ in range(_MISTRAL_LENGTH))
+    if form == "kimi":
+        return f"functions.{name}:{index}"
+    return f"chatcmpl-tool-{uuid.uuid4().hex}"

@@ -1,0 +1,177 @@
+"""Calls that are JSON objects, `{"name": ..., "arguments": {...}}`, alone or in lists, with or without marks around."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from ember.front.text.tools.grammar import Rules
+from ember.front.text.tools.json_text import forward_value, held_string, held_value
+from ember.front.text.tools.reading import Dialect, Markers, Reading, Steps
+from ember.front.text.tools.schema import Tool
+
+_NAME_KEYS = frozenset({"name", "tool_name", "function_name"})
+_ARGUMENT_KEYS = frozenset({"arguments", "parameters", "args"})
+_OTHER_KEYS = frozenset({"type", "id", "function", "tool_call_id"})
+_MAX_NAME = 256
+
+
+@dataclass(frozen=True, slots=True)
+class JsonCalls:
+    """How one family writes them. Every reader takes single objects and lists of them, and either name of the
+    arguments; the first spelling of each is the one that the model is held to."""
+
+    begins: tuple[str, ...] = ()  # marks before one or more calls
+    ends: tuple[str, ...] = ()
+    bare: str = ""  # characters, "{" and "[", with which calls may begin without a mark
+    arguments: str = "arguments"
+    is_list: bool = False  # one pair of marks around all calls, which form a JSON list
+    space: str = "\n"  # between the marks and the calls
+    between: str = "\n"  # two calls, with their marks unless they form a list
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        return (*self.begins, *self.ends)
+
+    def dialect(self, markers: Markers) -> Dialect:
+        begins, ends = markers.encode_all(self.begins), markers.encode_all(self.ends)
+
+        def read(reading: Reading, opener: str) -> Steps[bool]:
+            if opener in begins:
+                return (yield from read_calls(reading, ends))
+            reading.at -= len(opener)
+            return (yield from _read_bare(reading))
+
+        return Dialect((*begins, *self.bare), ends, read)
+
+    def rules(self, tools: list[Tool], rules: Rules, parallel: bool) -> tuple[str, str]:
+        """See `grammar.Form`."""
+        calls = rules.one_of(
+            [f"{rules.quoted(self._head(tool))} {rules.arguments(tool)} {rules.quoted('}')}" for tool in tools]
+        )
+        begin, end = ("", "") if self.bare else (self.begins[0], next(iter(self.ends), ""))
+        if self.is_list:
+            inner = rules.many(calls, rules.quoted(", "), parallel)
+            return begin, f"{rules.quoted('[')} {inner} {rules.literal(']' + end)}"
+        if not begin:
+            return "", rules.many(calls, rules.quoted(self.between), parallel)
+        one = f"{rules.quoted(self.space)} {calls} {rules.literal(self.space + end if end else '')}"
+        again = f"{rules.literal(self.between + begin)} {one}"
+        return begin, f"{one} ({again})*" if parallel else one
+
+    def _head(self, tool: Tool) -> str:
+        return f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "{self.arguments}": '
+
+
+def read_calls(reading: Reading, ends: tuple[str, ...]) -> Steps[bool]:
+    """Calls behind a mark, one or a list, and the end mark."""
+    num_calls = 0
+    while True:
+        yield from reading.blanks()
+        character = yield from reading.character()
+        if character == "{":
+            if num_calls:
+                reading.begin()
+            if not (yield from _read_object(reading, is_bare=False)):
+                if num_calls:
+                    reading.go_back()
+                    return True
+                return False
+            num_calls += 1
+        elif character and ((character == "[" and not num_calls) or (character in ",;]}" and num_calls)):
+            reading.at += 1
+        else:
+            break
+    if num_calls:
+        yield from reading.take_any(ends)
+    return num_calls > 0
+
+
+def _read_bare(reading: Reading) -> Steps[bool]:
+    """Calls without a mark: of offered tools only, as an answer may be JSON too."""
+    num_calls = 0
+    is_list = yield from reading.take("[")
+    while True:
+        if is_list or num_calls:
+            yield from reading.blanks()
+        if not (yield from _read_object(reading, is_bare=True)):
+            if not num_calls:
+                return False
+            reading.go_back()
+            return True
+        num_calls += 1
+        reading.begin()
+        yield from reading.blanks()
+        if is_list and (yield from reading.take("]")):
+            return True
+        if not (yield from reading.take("," if is_list else ";")):
+            reading.go_back()
+            return True
+
+
+def _read_object(reading: Reading, is_bare: bool, is_inner: bool = False) -> Steps[bool]:
+    """One call. False where there is none, and nothing was written. `is_inner`: it is the `function` of another."""
+    if not (yield from reading.take("{")):
+        return False
+    name: str | None = None
+    arguments: str | None = None
+    is_called = has_arguments = False
+    while True:
+        yield from reading.blanks()
+        character = yield from reading.character()
+        if character == "}":
+            reading.at += 1
+            break
+        if character == ",":
+            reading.at += 1
+            continue
+        key = yield from held_string(reading, _MAX_NAME)
+        if key is None or (is_bare and key not in _NAME_KEYS | _ARGUMENT_KEYS | _OTHER_KEYS):
+            return is_called
+        yield from reading.blanks()
+        if not (yield from reading.take(":")):
+            return is_called
+        yield from reading.blanks()
+        character = yield from reading.character()
+        if key in _NAME_KEYS and name is None:
+            name = yield from held_string(reading, _MAX_NAME)
+            if not name or (is_bare and name not in reading.tools):
+                return is_called
+        elif key in _ARGUMENT_KEYS and not has_arguments:
+            if is_bare and name is None:
+                return False
+            has_arguments = True
+            if character == "{" and name is not None:
+                reading.call(name)
+                is_called = True
+                yield from forward_value(reading)
+            else:
+                arguments = _as_object((yield from held_value(reading)))
+                if arguments is None:
+                    return is_called
+        elif key == "function" and character == "{" and name is None and not is_inner:  # as in the API itself
+            if not (yield from _read_object(reading, is_bare, is_inner=True)):
+                return False
+            is_called = has_arguments = True
+        elif (is_bare and character in ("{", "[")) or (yield from held_value(reading)) is None:
+            return is_called
+    if is_called:
+        return True
+    if name is None or (is_bare and not has_arguments):
+        return False
+    reading.call(name)
+    reading.arguments("{}" if arguments is None else arguments)
+    return True
+
+
+def _as_object(text: str | None) -> str | None:
+    """Arguments that do not come as an object: the text of one, or none at all."""
+    if text is None or text.startswith("{"):
+        return text
+    value = json.loads(text)
+    if value is None or value == "":
+        return "{}"
+    try:
+        return value.strip() if isinstance(value, str) and isinstance(json.loads(value), dict) else None
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,208 @@
+"""JSON of a model, read as it arrives and handed on in the model's own spelling, made valid where it is not."""
+
+from __future__ import annotations
+
+import json
+import re
+from enum import Enum
+
+from ember.front.text.tools.reading import Reading, Steps
+
+MAX_DEPTH = 256
+_PLAIN = re.compile(r'[^"\\\x00-\x1f]+')
+_ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})')
+_BEGUN_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
+_BLANKS = re.compile(r"[ \t\r\n]+")
+_WORD = re.compile(r"[-+.0-9A-Za-z_]+")
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
+_WORDS = {
+    "true": "true",
+    "True": "true",
+    "false": "false",
+    "False": "false",
+    "null": "null",
+    "None": "null",
+    "NaN": "null",
+    "Infinity": "null",
+    "-Infinity": "null",
+}
+
+
+class _Next(Enum):
+    """What may come next."""
+
+    VALUE = 0
+    VALUE_OR_END = 1
+    KEY = 2
+    KEY_OR_END = 3
+    COLON = 4
+    COMMA_OR_END = 5
+
+
+class JsonCopy:
+    """One JSON value, copied piece by piece. What it gives is valid JSON so far: raw line breaks in strings become
+    escapes, backslashes that escape nothing are doubled, Python's words become JSON's, a comma before an end is left
+    out.
+    """
+
+    def __init__(self) -> None:
+        self.is_done = False
+        self.is_broken = False  # something came that no JSON has there
+        self._stack: list[str] = []  # the brackets that will close what is open
+        self._next = _Next.VALUE
+        self._in_string = False
+        self._comma = ""  # held, with the blanks behind it, until something follows
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether an object or a list is open."""
+        return bool(self._stack)
+
+    @property
+    def is_in_string(self) -> bool:
+        return self._in_string and not self.is_broken
+
+    def feed(self, text: str, at: int, is_end: bool) -> tuple[str, int]:
+        """The copy of what can be read from this place on, and the place behind it."""
+        out: list[str] = []
+        while at < len(text) and not (self.is_done or self.is_broken):
+            before = at
+            at = self._string(text, at, is_end, out) if self._in_string else self._token(text, at, is_end, out)
+            if at == before and not (self.is_done or self.is_broken):
+                break  # not whole yet
+        return "".join(out), at
+
+    def closing(self) -> str:
+        """What makes a value of one that broke off."""
+        text = '"' if self._in_string else ""
+        if self._in_string:
+            self._leave_string()
+        if self._next is _Next.COLON:
+            text += ": null"
+        elif self._next is _Next.VALUE and not self._comma:
+            text += "null"
+        return text + "".join(reversed(self._stack))
+
+    def _string(self, text: str, at: int, is_end: bool, out: list[str]) -> int:
+        if found := _PLAIN.match(text, at):
+            out.append(found[0])
+            return found.end()
+        if text[at] == '"':
+            out.append('"')
+            self._leave_string()
+            return at + 1
+        if text[at] != "\\":
+            out.append(json.dumps(text[at])[1:-1])
+            return at + 1
+        if found := _ESCAPE.match(text, at):
+            out.append(found[0])
+            return found.end()
+        if not is_end and _BEGUN_ESCAPE.fullmatch(text, at):
+            return at
+        out.append("\\\\")
+        return at + 1
+
+    def _leave_string(self) -> None:
+        self._in_string = False
+        if self._next in (_Next.KEY, _Next.KEY_OR_END):
+            self._next = _Next.COLON
+        else:
+            self._after_value()
+
+    def _token(self, text: str, at: int, is_end: bool, out: list[str]) -> int:
+        if found := _BLANKS.match(text, at):
+            if self._comma:
+                self._comma += found[0]
+            else:
+                out.append(found[0])
+            return found.end()
+        character = text[at]
+        follows = self._next
+        if follows is _Next.COLON and character == ":":
+            self._next = _Next.VALUE
+        elif follows is _Next.COMMA_OR_END and character == ",":
+            self._comma = ","
+            self._next = _Next.KEY if self._stack[-1] == "}" else _Next.VALUE
+            return at + 1
+        elif self._may_end() and character == self._stack[-1]:
+            self._comma = ""
+            self._stack.pop()
+            self._after_value()
+        elif character == '"' and follows not in (_Next.COLON, _Next.COMMA_OR_END):
+            self._in_string = True
+        elif follows in (_Next.VALUE, _Next.VALUE_OR_END):
+            if character not in "{[":
+                return self._word(text, at, is_end, out)
+            self._stack.append("}" if character == "{" else "]")
+            self._next = _Next.KEY_OR_END if character == "{" else _Next.VALUE_OR_END
+            self.is_broken = len(self._stack) > MAX_DEPTH
+        else:
+            self.is_broken = True
+        if self.is_broken:
+            return at
+        self._write(character, out)
+        return at + 1
+
+    def _may_end(self) -> bool:
+        """Whether the innermost bracket may close: also behind a comma too many."""
+        if not self._stack:
+            return False
+        return bool(self._comma) or self._next in (_Next.VALUE_OR_END, _Next.KEY_OR_END, _Next.COMMA_OR_END)
+
+    def _word(self, text: str, at: int, is_end: bool, out: list[str]) -> int:
+        found = _WORD.match(text, at)
+        if found is None:
+            self.is_broken = True
+            return at
+        if found.end() == len(text) and not is_end:
+            return at
+        word = found[0] if _NUMBER.fullmatch(found[0]) else _WORDS.get(found[0])
+        if word is None:
+            self.is_broken = True
+            return at
+        self._write(word, out)
+        self._after_value()
+        return found.end()
+
+    def _write(self, text: str, out: list[str]) -> None:
+        out.append(self._comma + text)
+        self._comma = ""
+
+    def _after_value(self) -> None:
+        self._next = _Next.COMMA_OR_END
+        self.is_done = not self._stack
+
+
+def held_value(reading: Reading, limit: int | None = None) -> Steps[str | None]:
+    """Takes one JSON value, as text; None where there is none, or none that ends."""
+    copy = JsonCopy()
+    made = ""
+    while True:
+        more, reading.at = copy.feed(reading.text, reading.at, reading.is_ended)
+        made += more
+        if copy.is_done:
+            return reading.markers.json_plain(made)
+        if copy.is_broken or reading.is_ended or (limit is not None and len(made) > limit):
+            return None
+        yield
+
+
+def held_string(reading: Reading, limit: int | None = None) -> Steps[str | None]:
+    """Takes one JSON string and gives what it means."""
+    if (yield from reading.character()) != '"':
+        return None
+    text = yield from held_value(reading, limit)
+    return None if text is None else str(json.loads(text))
+
+
+def forward_value(reading: Reading) -> Steps[None]:
+    """Hands one JSON value on as arguments, as it arrives. One that breaks off is closed, unless the output is over."""
+    copy = JsonCopy()
+    while True:
+        made, reading.at = copy.feed(reading.text, reading.at, reading.is_ended)
+        reading.arguments(made)
+        if copy.is_broken:
+            reading.arguments(copy.closing())
+        if copy.is_done or copy.is_broken or reading.is_ended:
+            return
+        yield

@@ -1,0 +1,240 @@
+"""Calls in Python's own form, `[f(a=1, b="x"), g()]`, whose arguments are literals."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ember.front.text.tools.grammar import Rules
+from ember.front.text.tools.reading import Dialect, Markers, Reading, Steps
+from ember.front.text.tools.schema import Tool, dumps, is_text, refuse_constant
+
+_MAX_NAME = 256
+_NAME = re.compile(r"\w[\w.\-]*")
+_ARGUMENT = re.compile(r"\s*([A-Za-z_]\w*)\s*=(?!=)(.*)", re.DOTALL)
+_QUOTES = ('"""', "'''", '"', "'")
+_STRING_ENDS = {quote: re.compile(rf"\\|{quote}") for quote in _QUOTES}
+_TO_SPECIAL = re.compile(r"[^'\"()\[\]{},\ud800-\udfff]+")
+_WORDS = {"true": True, "false": False, "null": None}
+
+
+@dataclass(frozen=True, slots=True)
+class PythonicCalls:
+    """How one family writes them. Readers take them with and without brackets, and with commas or lines between."""
+
+    begins: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
+    is_bare: bool = False  # a list of calls may come without a mark
+    has_brackets: bool = True
+    between: str = ", "
+    has_python_words: bool = True  # True and False, not true and false
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        return (*self.begins, *self.ends)
+
+    def dialect(self, markers: Markers) -> Dialect:
+        begins, ends = markers.encode_all(self.begins), markers.encode_all(self.ends)
+
+        def read(reading: Reading, opener: str) -> Steps[bool]:
+            return (yield from _read_calls(reading, ends, is_bare=opener not in begins))
+
+        return Dialect((*begins, *(("[",) if self.is_bare else ())), ends, read)
+
+    def rules(self, tools: list[Tool], rules: Rules, parallel: bool) -> tuple[str, str]:
+        """See `grammar.Form`."""
+        calls = rules.one_of(
+            [
+                f"{rules.quoted(tool.name + '(')} {rules.pairs(tool, self._pair_rule, ', ')} {rules.quoted(')')}"
+                for tool in tools
+            ]
+        )
+        many = rules.many(calls, rules.quoted(self.between), parallel)
+        begin, end = next(iter(self.begins), ""), next(iter(self.ends), "")
+        if self.is_bare:
+            begin = end = ""
+        if not self.has_brackets:
+            return begin, f"{many} {rules.literal(end)}"
+        return begin, f"{rules.quoted('[')} {many} {rules.literal(']' + end)}"
+
+    def _pair_rule(self, rules: Rules, tool: Tool, key: str | None, schema: Any) -> str:
+        name = rules.quoted(key) if key is not None else rules.name()
+        is_flag = self.has_python_words and tool.types_of(schema) == ("boolean",)
+        listed = isinstance(schema, dict) and ("enum" in schema or "const" in schema)
+        value = '("True" | "False")' if is_flag and not listed else rules.json_value(tool, schema)
+        return f'{name} "=" {value}'
+
+
+def _read_calls(reading: Reading, ends: tuple[str, ...], is_bare: bool) -> Steps[bool]:
+    num_calls = 0
+    if is_bare and reading.has_failed:
+        return False
+    yield from reading.blanks()
+    is_list = True if is_bare else (yield from reading.take("["))
+    while True:
+        yield from reading.blanks()
+        if not (yield from _read_call(reading, is_bare)):
+            if num_calls:
+                reading.go_back()
+            return num_calls > 0
+        num_calls += 1
+        reading.begin()
+        yield from reading.blanks()
+        has_comma = yield from reading.take(",")
+        if is_list and not has_comma:
+            if not (yield from reading.take("]")):
+                reading.go_back()
+                return True
+            reading.begin()
+            is_list = False
+            if is_bare:
+                return True
+            yield from reading.blanks()
+        if (yield from reading.take_any(ends)) is not None:
+            return True
+
+
+def _read_call(reading: Reading, is_bare: bool) -> Steps[bool]:
+    """One call, from its name on. False where there is none, and nothing was written."""
+    name = yield from _name(reading)
+    if name is None or (is_bare and name not in reading.tools):
+        return False
+    tool = reading.tools.get(name)
+    num_arguments = 0
+    while True:
+        part = yield from _part(reading)
+        if part is None:  # cut off
+            reading.has_failed = True
+            if num_arguments:
+                reading.at = len(reading.text)
+            return num_arguments > 0
+        text, stop = part
+        if text.strip():
+            found = _ARGUMENT.fullmatch(text)
+            if found is None and num_arguments >= len(tool.properties) and num_arguments == 0:
+                return False
+            key = found[1] if found else _name_at(tool, num_arguments)
+            value = literal(reading.markers.plain(found[2] if found else text), tool.types(key))
+            if num_arguments == 0:
+                reading.call(name)
+            head = ("{" if num_arguments == 0 else ", ") + json.dumps(key, ensure_ascii=False) + ": "
+            reading.arguments(head + value)
+            num_arguments += 1
+        if stop == ")":
+            break
+        if not stop:  # a special token, which no call has: it is over
+            break
+    if num_arguments == 0:
+        reading.call(name)
+    reading.arguments("}" if num_arguments else "{}")
+    return True
+
+
+def _name_at(tool: Tool, position: int) -> str:
+    """The name of an argument that came without one."""
+    names = list(tool.properties)
+    return names[position] if position < len(names) else f"argument_{position + 1}"
+
+
+def _name(reading: Reading) -> Steps[str | None]:
+    """Takes a name and the parenthesis behind it."""
+    while True:
+        found = _NAME.match(reading.text, reading.at)
+        end = found.end() if found else reading.at
+        if end < len(reading.text) or reading.is_ended or end - reading.at > _MAX_NAME:
+            break
+        yield
+    if found is None or not reading.text.startswith("(", end):
+        return None
+    reading.at = end + 1
+    return found[0]
+
+
+def _part(reading: Reading) -> Steps[tuple[str, str] | None]:
+    """Takes the text up to the next comma or parenthesis that is in nothing else, and that; None where none comes."""
+    scan = _Scan()
+    while True:
+        length = scan.length(reading.text, reading.at, reading.is_ended)
+        if length is not None:
+            end = reading.at + length
+            text, stop = reading.text[reading.at : end], reading.text[end]
+            is_mark = "\ud800" <= stop <= "\udfff"
+            reading.at = end if is_mark else end + 1
+            return text, "" if is_mark else stop
+        if reading.is_ended:
+            return None
+        yield
+
+
+class _Scan:
+    """Looks for the end of a part, and goes on where it stopped when more has come."""
+
+    def __init__(self) -> None:
+        self._seen = 0  # characters from the beginning of the part
+        self._depth = 0
+        self._quote = ""  # of the string that the place is in
+
+    def length(self, text: str, start: int, is_end: bool) -> int | None:
+        """Of the part; None where it goes on. `start` is where it begins in this text."""
+        at = start + self._seen
+        while at < len(text):
+            before = at
+            if self._quote:
+                at = self._string(text, at)
+            elif found := _TO_SPECIAL.match(text, at):
+                at = found.end()
+            elif text[at] in "\"'":
+                at = self._open(text, at, is_end)
+            elif "\ud800" <= text[at] <= "\udfff" or (self._depth == 0 and text[at] in ",)"):
+                return at - start
+            else:
+                self._depth += (text[at] in "([{") - (text[at] in ")]}")
+                at += 1
+            if at == before:
+                break  # what it is, more text will tell
+        self._seen = at - start
+        return None
+
+    def _open(self, text: str, at: int, is_end: bool) -> int:
+        """A string begins. Two quotes may become three."""
+        if not is_end and len(text) - at < 3 and text[at:] in ('"', "'", '""', "''"):
+            return at
+        self._quote = next(quote for quote in _QUOTES if text.startswith(quote, at))
+        return at + len(self._quote)
+
+    def _string(self, text: str, at: int) -> int:
+        found = _STRING_ENDS[self._quote].search(text, at)
+        if found is None:  # a quote of three may have begun
+            return max(at, len(text) - len(self._quote) + 1)
+        if found[0] == self._quote:
+            self._quote = ""
+            return found.end()
+        return found.end() + 1 if found.end() < len(text) else found.start()
+
+
+def literal(text: str, types: tuple[str, ...] | None) -> str:
+    """A literal as JSON; what is none is the text itself."""
+    bare = text.strip()
+    try:
+        json.loads(bare, parse_constant=refuse_constant)
+    except (ValueError, RecursionError):
+        pass
+    else:
+        return bare
+    try:
+        tree = _Words().visit(ast.parse(bare, mode="eval"))
+        value = ast.literal_eval(tree)
+        made = dumps(value)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return json.dumps(bare, ensure_ascii=False)
+    return json.dumps(bare, ensure_ascii=False) if types and is_text(types) and not isinstance(value, str) else made
+
+
+class _Words(ast.NodeTransformer):
+    """JSON's words, which are names in Python."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.copy_location(ast.Constant(_WORDS[node.id]), node) if node.id in _WORDS else node

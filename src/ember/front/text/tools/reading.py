@@ -1,0 +1,311 @@
+"""What all tool parsers share: reading on in a stream that arrives in pieces, and writing deltas.
+
+A format is read by generators that yield where more text is needed. What they decide depends on the text alone and
+never on where it was cut, so a stream gives the same deltas, joined, as the whole output at once.
+
+Inside the parsers a special token is one character, a lone surrogate, which no decoded text has. So a format's marks
+are ordinary strings, whether the tokenizer has them as tokens, as text, or as both in a row.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import TypeVar
+
+from ember.front.text import lark
+from ember.front.text.output import CallArguments, CallStart, Content, Delta, Marker
+from ember.front.text.tokenizer import Tokenizer
+from ember.front.text.tools.schema import Tools
+
+Result = TypeVar("Result")
+Steps = Generator[None, None, Result]  # yields for more text; returns a result
+_FIRST_SURROGATE, _NUM_SURROGATES = 0xD800, 0x800
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_BLANKS = re.compile(r"[ \t\r\n]*")
+_LONGEST_MARK = 64
+MAX_HEADER = 1024  # characters of a call's header, which are held back until it is whole
+
+
+class Markers:
+    """The special tokens of a format in one tokenizer, and the characters they are inside the parsers."""
+
+    def __init__(self, marks: Iterable[str], tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.token_ids: dict[int, str] = {}
+        self._characters: dict[str, str] = {}
+        for mark in marks:
+            self.encode(mark)
+        self._texts = {ord(character): text for text, character in self._characters.items()}
+        self._json_texts = {key: json_escaped(text) for key, text in self._texts.items()}
+
+    def encode(self, mark: str) -> str:
+        """The mark as the parsers see it."""
+        made = []
+        for part in lark.parts(mark, self._tokenizer):
+            if isinstance(part, str):
+                made.append(part)
+                continue
+            text = self._tokenizer.vocab_entry(part) or ""
+            made.append(self._characters.setdefault(text, chr(_FIRST_SURROGATE + len(self._characters))))
+            self.token_ids[part] = text
+        return "".join(made)
+
+    def encode_all(self, marks: Iterable[str]) -> tuple[str, ...]:
+        return tuple(self.encode(mark) for mark in marks if mark)
+
+    def take_in(self, part: str) -> str:
+        """A part of the stream. A marker of another format is ordinary text."""
+        if type(part) is Marker:
+            return self._characters.get(part, part)
+        return part if part.isascii() else _SURROGATE.sub("\ufffd", part)
+
+    def plain(self, text: str) -> str:
+        """The text with its markers spelled out."""
+        return text if text.isascii() else text.translate(self._texts)
+
+    def json_plain(self, text: str) -> str:
+        """JSON text with the markers in its strings spelled out."""
+        return text if text.isascii() else text.translate(self._json_texts)
+
+
+def json_escaped(text: str) -> str:
+    """The text as the inside of a JSON string."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+class Finder:
+    """Finds the first of some marks. Where two begin at the same character, the longer one counts."""
+
+    def __init__(self, marks: Iterable[str]) -> None:
+        self._marks = sorted({mark for mark in marks if mark}, key=len, reverse=True)
+        firsts = "".join(sorted({re.escape(mark[0]) for mark in self._marks}))
+        self._first = re.compile(f"[{firsts}]" if firsts else "(?!)")
+
+    def find(self, text: str, start: int, is_end: bool) -> tuple[int, str | None]:
+        """Where a mark is, and which; or None with the place from which one may still become whole."""
+        for candidate in self._first.finditer(text, start):
+            place = candidate.start()
+            for mark in self._marks:
+                if text.startswith(mark, place):
+                    return place, mark
+                if not is_end and len(text) - place < len(mark) and mark.startswith(text[place:]):
+                    return place, None
+        return len(text), None
+
+
+class Reading:
+    """One sample: the text that is not yet read, and the deltas that are not yet taken."""
+
+    def __init__(self, markers: Markers, tools: Tools) -> None:
+        self.tools = tools
+        self.markers = markers
+        self.text = ""
+        self.at = 0
+        self.is_ended = False
+        self.num_calls = 0
+        self.has_content = False
+        self.has_failed = False  # what began like a call without a mark went on to the end of the output
+        self._tried: int | None = None  # where what may be no call begins: kept until that is known
+        self._blank = ""  # at the end of the content: shown when text follows
+        self._deltas: list[Delta] = []
+
+    # -------------------------------------------------------------------------------------------------------- in
+
+    def add(self, parts: Sequence[str]) -> None:
+        take_in = self.markers.take_in
+        first = self.at if self._tried is None else self._tried
+        self.text = self.text[first:] + "".join([take_in(part) for part in parts])
+        self.at -= first
+        if self._tried is not None:
+            self._tried = 0
+
+    def character(self) -> Steps[str]:
+        """The next character, which is not taken; "" at the end."""
+        while self.at >= len(self.text):
+            if self.is_ended:
+                return ""
+            yield
+        return self.text[self.at]
+
+    def blanks(self) -> Steps[None]:
+        """Skips white space."""
+        while True:
+            found = _BLANKS.match(self.text, self.at)
+            assert found is not None
+            self.at = found.end()
+            if self.at < len(self.text) or self.is_ended:
+                return
+            yield
+
+    def take(self, mark: str) -> Steps[bool]:
+        """Takes the mark if it comes next."""
+        while True:
+            if self.text.startswith(mark, self.at):
+                self.at += len(mark)
+                return True
+            if self.is_ended or len(self.text) - self.at >= len(mark) or not mark.startswith(self.text[self.at :]):
+                return False
+            yield
+
+    def take_any(self, marks: Iterable[str]) -> Steps[str | None]:
+        """Takes the first of the marks that comes next."""
+        for mark in marks:
+            if (yield from self.take(mark)):
+                return mark
+        return None
+
+    def until(self, finder: Finder, limit: int | None = None) -> Steps[tuple[str, str] | None]:
+        """Takes the text up to a mark, and the mark. None, and nothing is taken, where none comes in time."""
+        seen = 0
+        while True:
+            if limit is not None and len(self.text) - self.at > limit + _LONGEST_MARK:
+                window = self.text[self.at : self.at + limit + _LONGEST_MARK]
+                seen, mark = finder.find(window, seen, False)
+                place = self.at + seen
+            else:
+                place, mark = finder.find(self.text, self.at + seen, self.is_ended)
+                seen = place - self.at
+            if limit is not None and seen > limit:
+                return None
+            if mark is not None:
+                taken = self.text[self.at : place]
+                self.at = place + len(mark)
+                return taken, mark
+            if self.is_ended:
+                return None
+            yield
+
+    # ------------------------------------------------------------------------------------------------------- out
+
+    def keep(self) -> None:
+        """What was tried is taken."""
+        self._tried = None
+
+    @property
+    def is_trying(self) -> bool:
+        return self._tried is not None
+
+    def begin(self, length: int = 0) -> None:
+        """What follows, and the last `length` characters, may be no call: `give_up` makes them content."""
+        self._tried = self.at - length
+
+    def go_back(self) -> None:
+        """To where `begin` was; what was tried is read again as something else."""
+        assert self._tried is not None
+        self.at = self._tried
+        self._tried = None
+
+    def call(self, name: str, call_id: str | None = None) -> None:
+        """A call begins."""
+        self._tried = None
+        self._blank = ""
+        self._deltas.append(CallStart(self.num_calls, name, call_id))
+        self.num_calls += 1
+
+    def arguments(self, text: str) -> None:
+        """More JSON text of the call that began last."""
+        if text:
+            self._deltas.append(CallArguments(self.num_calls - 1, self.markers.json_plain(text)))
+
+    def content(self, text: str) -> None:
+        """White space around calls belongs to nothing."""
+        if not text:
+            return
+        text = self._blank + self.markers.plain(text)
+        shown = text.rstrip()
+        self._blank = text[len(shown) :]
+        if shown:
+            if self.num_calls and not self.has_content:
+                shown = shown.lstrip()
+            self.has_content = True
+            self._deltas.append(Content(shown))
+
+    def close(self) -> None:
+        """At the end of the sample."""
+        if self._blank and not self.num_calls:
+            self._deltas.append(Content(self._blank))
+        self._blank = ""
+
+    def take_deltas(self) -> list[Delta]:
+        """What came since the last time, neighbours joined."""
+        deltas, self._deltas = self._deltas, []
+        if len(deltas) < 2:
+            return deltas
+        joined: list[Delta] = []
+        for delta in deltas:
+            last = joined[-1] if joined else None
+            if isinstance(delta, Content) and isinstance(last, Content):
+                joined[-1] = Content(last.text + delta.text)
+            elif isinstance(delta, CallArguments) and isinstance(last, CallArguments) and last.index == delta.index:
+                joined[-1] = CallArguments(last.index, last.text + delta.text)
+            else:
+                joined.append(delta)
+        return joined
+
+
+class Dialect:
+    """How the calls of one format are read with one tokenizer: what begins them, and what reads on from there.
+
+    `read` is called behind an opener. It returns False where no call follows, and nothing was written; the opener is
+    content then, and so is what follows. Once it has begun a call it returns True, whatever comes.
+    """
+
+    def __init__(
+        self,
+        openers: Iterable[str],
+        ends: Iterable[str],
+        read: Callable[[Reading, str], Steps[bool]],
+    ) -> None:
+        self.read = read
+        self.openers = Finder(openers)
+        self._ends = frozenset(ends)
+        self.openers_and_ends = Finder([*openers, *self._ends])
+
+    def run(self, reading: Reading) -> Steps[None]:
+        """Reads everything."""
+        while True:
+            # An end mark that comes late, behind a call that was left, is no content.
+            finder = self.openers_and_ends if reading.num_calls else self.openers
+            place, mark = finder.find(reading.text, reading.at, reading.is_ended)
+            reading.content(reading.text[reading.at : place])
+            reading.at = place
+            if mark is None:
+                if reading.is_ended:
+                    reading.close()
+                    return
+                yield
+                continue
+            reading.at += len(mark)
+            if mark in self._ends and reading.num_calls and not self._opens(mark):
+                continue
+            reading.begin(len(mark))
+            if (yield from self.read(reading, mark)):
+                reading.keep()
+            else:
+                reading.go_back()
+                reading.content(mark)
+                reading.at += len(mark)
+
+    def _opens(self, mark: str) -> bool:
+        return self.openers.find(mark, 0, True) == (0, mark)
+
+
+class CallParser:
+    """See `ember.front.text.output.OutputParser`."""
+
+    def __init__(self, dialect: Dialect, markers: Markers, tools: Tools) -> None:
+        self._reading = Reading(markers, tools)
+        self._steps = dialect.run(self._reading)
+        next(self._steps)
+
+    def push(self, parts: Sequence[str]) -> list[Delta]:
+        self._reading.add(parts)
+        next(self._steps)
+        return self._reading.take_deltas()
+
+    def finish(self) -> list[Delta]:
+        self._reading.is_ended = True
+        next(self._steps, None)
+        return self._reading.take_deltas()

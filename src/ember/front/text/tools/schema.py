@@ -1,0 +1,204 @@
+"""The tools of a request: their names, and what their schemas say of each argument."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from ember.front.text.json_one_of import lookup
+
+MAX_REFERENCES = 16
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
+_NAMES = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
+
+
+class Tool:
+    """One function that the model may call."""
+
+    def __init__(self, name: str, parameters: Any, is_strict: bool) -> None:
+        self.name = name
+        self.parameters: Any = {"type": "object", "properties": {}} if parameters is None else parameters
+        self.is_strict = is_strict
+
+    @cached_property
+    def root(self) -> Any:
+        """The parameters' schema, with a reference at its head followed."""
+        return self.resolve(self.parameters)
+
+    @cached_property
+    def properties(self) -> dict[str, Any]:
+        """The schemas of the arguments that are declared, in `properties` or in the parts of `allOf` and its like."""
+        found: dict[str, Any] = {}
+        pending = [self.parameters]
+        for _ in range(64):
+            if not pending:
+                break
+            schema = self.resolve(pending.pop(0))
+            if not isinstance(schema, dict):
+                continue
+            properties = schema.get("properties")
+            for key, value in properties.items() if isinstance(properties, dict) else ():
+                found.setdefault(key, value)
+            for keyword in ("allOf", "anyOf", "oneOf"):
+                branches = schema.get(keyword)
+                pending += branches if isinstance(branches, list) else []
+        return found
+
+    def resolve(self, schema: Any) -> Any:
+        """The schema that `$ref`s of this tool's document lead to."""
+        for _ in range(MAX_REFERENCES):
+            reference = schema.get("$ref") if isinstance(schema, dict) else None
+            if not isinstance(reference, str):
+                return schema
+            target = lookup(self.parameters, reference)
+            if target is None:
+                return schema
+            schema = target
+        return schema
+
+    def types(self, key: str) -> tuple[str, ...] | None:
+        """The JSON types that an argument may have, in the order in which the schema has them. None where it is not
+        declared; empty where everything is allowed."""
+        return self.types_of(self.properties[key]) if key in self.properties else None
+
+    def types_of(self, schema: Any, depth: int = 0) -> tuple[str, ...]:
+        """The same of a schema."""
+        schema = self.resolve(schema)
+        if not isinstance(schema, dict) or depth > MAX_REFERENCES:
+            return ()
+        given = schema.get("type")
+        if isinstance(given, str):
+            return (given,)
+        if isinstance(given, list):
+            return tuple(name for name in given if isinstance(name, str))
+        if "const" in schema or isinstance(schema.get("enum"), list):
+            values = [schema["const"]] if "const" in schema else schema["enum"]
+            return tuple(dict.fromkeys(_NAMES.get(type(value), "null") for value in values))
+        for keyword in ("anyOf", "oneOf"):
+            if isinstance(schema.get(keyword), list):
+                branches = [self.types_of(branch, depth + 1) for branch in schema[keyword]]
+                return () if not all(branches) else tuple(dict.fromkeys(name for names in branches for name in names))
+        if isinstance(schema.get("allOf"), list):
+            return next((names for branch in schema["allOf"] if (names := self.types_of(branch, depth + 1))), ())
+        return ("object",) if "properties" in schema else ("array",) if "items" in schema else ()
+
+
+class Tools:
+    """All of them, by name."""
+
+    def __init__(self, given: Sequence[Mapping[str, Any]] | None) -> None:
+        self._by_name = {tool.name: tool for tool in _tools(given or ())}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    def __iter__(self) -> Iterator[Tool]:
+        return iter(self._by_name.values())
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def get(self, name: str) -> Tool:
+        """One that was not offered has no declared arguments."""
+        return self._by_name.get(name) or Tool(name, None, False)
+
+
+def _tools(given: Sequence[Mapping[str, Any]]) -> Iterable[Tool]:
+    """`{"type": "function", "function": {...}}`, or the inner object alone."""
+    for entry in given:
+        function = entry.get("function", entry)
+        if isinstance(function, Mapping) and isinstance(function.get("name"), str):
+            yield Tool(function["name"], function.get("parameters"), function.get("strict") is True)
+
+
+def is_text(types: tuple[str, ...] | None) -> bool:
+    """Whether an argument of these types is a string, whatever it looks like."""
+    return types is None or (types[:1] == ("string",) and "null" not in types)
+
+
+def typed(text: str, types: tuple[str, ...] | None) -> str:
+    """What a model wrote as plain text, as JSON: the first of the types that it can be, a string where it is none."""
+    if is_text(types):
+        return json.dumps(text, ensure_ascii=False)
+    assert types is not None
+    bare = text.strip()
+    if bare in ("null", "None") and ("null" in types or not types):
+        return "null"
+    for name in types or ("boolean", "number", "object", "array"):
+        made = text_as(name, text, bare)
+        if made is not None:
+            return made
+    return json.dumps(text, ensure_ascii=False)
+
+
+def text_as(name: str, text: str, bare: str) -> str | None:
+    """The JSON of a text as one type; None where it is not of that type."""
+    match name:
+        case "string":
+            return json.dumps(text, ensure_ascii=False)
+        case "integer":
+            return _integer(bare)
+        case "number":
+            return bare if _NUMBER.fullmatch(bare) else None
+        case "boolean":
+            return bare.lower() if bare.lower() in ("true", "false") else None
+        case "object":
+            return _container(bare, dict)
+        case "array":
+            return _container(bare, list)
+    return None
+
+
+def _integer(text: str) -> str | None:
+    if not _NUMBER.fullmatch(text):
+        return None
+    if text.lstrip("-").isdigit():
+        return text
+    value = float(text)
+    return str(int(value)) if value.is_integer() else None
+
+
+def _container(text: str, kind: type) -> str | None:
+    """The text itself where it is JSON; what it means where it is Python."""
+    try:
+        value = json.loads(text, parse_constant=refuse_constant)
+    except (ValueError, RecursionError):
+        pass
+    else:
+        return text if isinstance(value, kind) else None
+    value = python_value(text)
+    return dumps(value) if isinstance(value, kind) else None
+
+
+def refuse_constant(name: str) -> Any:
+    raise ValueError(name)
+
+
+class NotPython(Exception):
+    """A text that is no literal of Python."""
+
+
+def python_value(text: str) -> Any:
+    """What a literal of Python means; the class `NotPython` where it is none."""
+    try:
+        value = ast.literal_eval(text)
+        dumps(value)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return NotPython
+    return value
+
+
+def dumps(value: Any) -> str:
+    """JSON text. Raises ValueError or TypeError for what JSON does not have."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_container_of_others)
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _container_of_others(value: Any) -> Any:
+    if isinstance(value, tuple | set | frozenset):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} is not of JSON")

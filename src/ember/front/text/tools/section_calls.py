@@ -1,0 +1,153 @@
+"""Calls whose name stands in a header of special tokens, and whose arguments are JSON behind it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ember.front.text.tools.grammar import Rules
+from ember.front.text.tools.json_calls import JsonCalls, read_calls
+from ember.front.text.tools.json_text import forward_value
+from ember.front.text.tools.reading import MAX_HEADER, Dialect, Finder, Markers, Reading, Steps
+from ember.front.text.tools.schema import Tool
+
+
+@dataclass(frozen=True, slots=True)
+class SectionCalls:
+    """How one family writes them: begin, (call begin, header, arguments begin, arguments, call end)..., end.
+
+    `header` finds the groups `name`, and perhaps `id`, in the text between the begin of a call and its arguments.
+    """
+
+    call_begins: tuple[str, ...]
+    header: str
+    arguments_begins: tuple[str, ...]
+    call_ends: tuple[str, ...] = ()
+    begin: str = ""
+    end: str = ""
+    has_brace: bool = False  # the arguments may come without a mark before them
+    has_json: bool = False  # instead of a header there may be calls that are JSON objects
+    written: str = "{name}"  # the header, as the model is held to write it; {index} counts the calls
+    before_end: str = ""  # between the arguments and the end of the call
+    between: str = ""  # two calls
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        return (self.begin, *self.call_begins, *self.arguments_begins, *self.call_ends, self.end)
+
+    def dialect(self, markers: Markers) -> Dialect:
+        reader = _Reader(self, markers)
+        openers = (reader.begin, *reader.call_begins)
+        return Dialect([mark for mark in openers if mark], [*reader.call_ends, reader.end or ""], reader.read)
+
+    def rules(self, tools: list[Tool], rules: Rules, parallel: bool) -> tuple[str, str]:
+        """See `grammar.Form`."""
+        call_begin, arguments_begin = self.call_begins[0], self.arguments_begins[0]
+        if self.has_json and not rules.has_token(arguments_begin):  # an older model of the family
+            return JsonCalls((call_begin,), is_list=True, space="").rules(tools, rules, parallel)
+        call_end = next(iter(self.call_ends), "")
+
+        def call(index: str) -> str:
+            return rules.one_of(
+                [
+                    f"{rules.header(self.written, tool.name, index, arguments_begin)} {rules.arguments(tool)}"
+                    f" {rules.literal(self.before_end + call_end)}"
+                    for tool in tools
+                ]
+            )
+
+        first = call("0")
+        opening = self.begin or call_begin
+        body = f"{rules.literal(call_begin)} {first}" if self.begin else first
+        if parallel:
+            more = call("/[1-9][0-9]?/") if "{index}" in self.written else first
+            body += f" ({rules.literal(self.between + call_begin)} {more})*"
+        return opening, f"{body} {rules.literal(self.end)}"
+
+
+class _Reader:
+    """The format with the marks of one tokenizer."""
+
+    def __init__(self, form: SectionCalls, markers: Markers) -> None:
+        self._form = form
+        self._header = re.compile(form.header, re.DOTALL)
+        self.begin = markers.encode(form.begin)
+        self.end = markers.encode(form.end)
+        self.call_begins = markers.encode_all(form.call_begins)
+        self.call_ends = markers.encode_all(form.call_ends)
+        self._arguments_begins = markers.encode_all(form.arguments_begins)
+        stops = (*self._arguments_begins, *("{" if form.has_brace else ()))
+        # The end of a call is one of its header, too: without arguments, or not a call at all.
+        self._header_ends = Finder([*stops, *self.call_ends, self.end])
+
+    def read(self, reading: Reading, opener: str) -> Steps[bool]:
+        num_calls = 0
+        is_in_call = opener in self.call_begins
+        while True:
+            if not is_in_call:
+                yield from reading.blanks()
+                is_in_call = (yield from reading.take_any(self.call_begins)) is not None
+            if not is_in_call:
+                break
+            if not (yield from self._read_call(reading)):
+                if num_calls == 0:
+                    return False
+                reading.go_back()
+                return True
+            num_calls += 1
+            is_in_call = False
+            reading.begin()
+        if num_calls == 0:
+            return False
+        if not self.end or not (yield from reading.take(self.end)):
+            reading.go_back()
+        return True
+
+    def _read_call(self, reading: Reading) -> Steps[bool]:
+        """One call, from behind its begin."""
+        yield from reading.blanks()
+        if self._form.has_json and (yield from reading.character()) in ("{", "["):
+            return (yield from read_calls(reading, self.call_ends))
+        found = yield from reading.until(self._header_ends, MAX_HEADER)
+        if found is None:
+            return False
+        text, mark = found
+        header = self._header.search(reading.markers.plain(text))
+        if header is None:
+            return False
+        has_arguments = mark in self._arguments_begins or mark == "{"
+        if mark == "{":
+            reading.at -= 1
+        call_id = header.groupdict().get("id")
+        if has_arguments:
+            yield from reading.blanks()
+            has_arguments = (yield from reading.character()) == "{"
+            if not has_arguments and not (yield from self._is_over(reading)):
+                return False
+        reading.call(header["name"], call_id)
+        if not has_arguments:
+            reading.arguments("{}")
+            return True
+        yield from forward_value(reading)
+        yield from self._leave_call(reading)
+        return True
+
+    def _is_over(self, reading: Reading) -> Steps[bool]:
+        """Behind a header without arguments."""
+        return (yield from reading.take_any(self.call_ends)) is not None
+
+    def _leave_call(self, reading: Reading) -> Steps[None]:
+        """Takes the end of a call, and what models put before it: brackets too many, the end of a code block."""
+        if not self.call_ends:
+            return
+        reading.begin()
+        while True:
+            yield from reading.blanks()
+            if (yield from reading.take_any(self.call_ends)) is not None:
+                reading.keep()
+                return
+            character = yield from reading.character()
+            if not character or character not in "`}]":
+                reading.go_back()
+                return
+            reading.at += 1

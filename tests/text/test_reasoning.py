@@ -1,0 +1,307 @@
+"""Reasoning formats: what is reasoning and what is the answer, however the output is cut."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ember.front.text.output import Content, Delta, Marker, Reasoning
+from ember.front.text.reasoning import ReasoningFormat, choose_reasoning_format
+from ember.front.text.reasoning.formats import FORMATS
+from ember.front.text.tokenizer import Tokenizer
+from tests.support.byte_tokenizer import byte_tokenizer
+
+ROLES = ("<|user|>", "<|assistant|>")
+MARKS = (
+    "<think>",
+    "</think>",
+    "<seed:think>",
+    "</seed:think>",
+    "[THINK]",
+    "[/THINK]",
+    "<|channel>",
+    "<channel|>",
+    "<|START_THINKING|>",
+    "<|END_THINKING|>",
+    "<tool_call>",
+    "<|tool_calls_section_begin|>",
+    "<|open|>",
+    "<|close|>",
+    "<|sep|>",
+    "<|start|>",
+    "<|channel|>",
+    "<|message|>",
+    "<|constrain|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+)
+WITH_TOKENS = byte_tokenizer(ROLES, MARKS)
+WITHOUT_TOKENS = byte_tokenizer(ROLES)
+BOTH = {"tokens": WITH_TOKENS, "text": WITHOUT_TOKENS}
+
+# format, end of the prompt, output, reasoning, content
+VECTORS = [
+    ("qwen3", "", "<think>\nTwo and two.\n</think>\n\nFour.", "Two and two.", "Four."),
+    ("qwen3", "", "Four.", "", "Four."),
+    ("qwen3", "", "\n\n<think>a\n\nb\n\n</think>c\n", "a\n\nb", "c\n"),
+    ("qwen3", "", "  Four.\n", "", "  Four.\n"),
+    ("qwen3", "<think>\n", "Two and two.\n</think>\n\nFour.", "Two and two.", "Four."),
+    ("qwen3", "<think>\n", "Two and two", "Two and two", ""),
+    ("qwen3", "<think>\n\n</think>\n\n", "Four.", "", "Four."),
+    ("qwen3", "<think>\n\n</think>\n\n", "a </thin", "", "a </thin"),
+    ("qwen3", "", "<think>\n\n</think>\n\nFour.", "", "Four."),
+    ("qwen3", "", "<think>a < b </thin</think>x", "a < b </thin", "x"),
+    ("qwen3", "<think>\nfirst half", " second half</think>x", " second half", "x"),
+    ("qwen3", "<think>\nall</think>\n\nThe answer", "\nis four", "", "\nis four"),
+    ("qwen3", "", "   ", "", "   "),
+    ("deepseek_r1", "", "Two and two.\n</think>\n\nFour.", "Two and two.", "Four."),
+    ("deepseek_r1", "", "<think>\nTwo and two.\n</think>\n\nFour.", "Two and two.", "Four."),
+    ("deepseek_r1", "", "No end", "No end", ""),
+    ("deepseek_v3", "<think>", "a</think>b", "a", "b"),
+    ("deepseek_v3", "</think>", "b", "", "b"),
+    ("deepseek_v4", "<think>", "a</think>b", "a", "b"),
+    ("gemma4", "", "<|channel>thought\nhm\n<channel|>four", "hm", "four"),
+    ("gemma4", "<|channel>thought\n<channel|>", "four", "", "four"),
+    ("gemma4", "", "four", "", "four"),
+    ("glm45", "", "\n<think>hm</think>\nfour", "hm", "four"),
+    ("glm45", "<think></think>", "\nfour", "", "four"),
+    ("mistral", "", "[THINK]hm[/THINK]four", "hm", "four"),
+    ("mistral", "", "four [2]", "", "four [2]"),
+    ("nemotron_v3", "<think>\n", "hm\n</think>\nfour", "hm", "four"),
+    ("minimax_m2", "<think>\n", "hm\n</think>\n\nfour", "hm", "four"),
+    ("minimax_m2_append_think", "<think>\n", "hm\n</think>\n\nfour", "", "<think>hm\n</think>\n\nfour"),
+    ("kimi_k2", "", "<think>hm</think>four", "hm", "four"),
+    ("seed_oss", "", "<seed:think>hm</seed:think>four", "hm", "four"),
+    ("step3p5", "<think>\n", "hm\n</think>\nfour", "hm", "four"),
+    ("granite", "", "Here is my thought process:\nhm\nHere is my response:\nfour", "hm", "four"),
+    ("granite", "", "Here's my thought process: hm Here's my response: four", " hm ", " four"),
+    ("granite", "", "Here is my thought: four", "", "Here is my thought: four"),
+    ("olmo3", "<think>", "hm</think>\nfour", "hm", "four"),
+    ("hunyuan_a13b", "", "<think>\nhm\n</think>\n<answer>\nfour\n</answer>", "hm", "four"),
+    ("hunyuan_a13b", "", "<think>\n\n</think>\n<answer>\na\n\nb</answer>", "", "a\n\nb"),
+    ("hunyuan_a13b", "", "<think>\nhm\n</think>\nfour\n", "hm", "four\n"),
+    ("ernie45", "<think>\n", "hm\n</think>\n\n<response>\nfour\n</response>\n", "hm", "four\n"),
+    ("cohere_command", "", "<|START_THINKING|>hm<|END_THINKING|>four", "hm", "four"),
+    ("kimi_k3", "", "<|open|>think<|sep|>hm<|close|>think<|sep|>four", "hm", "four"),
+]
+HARMONY = [
+    (
+        "",
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>four<|return|>",
+        "hm",
+        "four",
+    ),
+    ("", "<|channel|>final<|message|>four", "", "four"),
+    ("", "<|channel|>analysis<|message|>hm", "hm", ""),
+    (
+        "",
+        "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>analysis<|message|>b<|end|>"
+        "<|start|>assistant<|channel|>commentary<|message|>I will look.<|end|>",
+        "a\nb",
+        "I will look.",
+    ),
+    ("<|channel|>final<|message|>The answer", " is four", "", " is four"),
+    (
+        "<|channel|>analysis<|message|>",
+        "hm<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>{}",
+        "hm",
+        "{}",
+    ),
+    ("", "Plain text.", "", "Plain text."),
+]
+
+
+def format_of(name: str) -> ReasoningFormat:
+    return ReasoningFormat(name, FORMATS[name])
+
+
+def parts_of(text: str, chosen: ReasoningFormat, tokenizer: Tokenizer) -> list[str]:
+    """One part for each token, as the detokenizer would give them at the most."""
+    markers = chosen.markers(tokenizer)
+    parts: list[str] = []
+    held: list[int] = []
+    for token_id in tokenizer.encode(text, add_special_tokens=False):
+        if token_id in markers:
+            assert not held
+            parts.append(Marker(tokenizer.vocab_entry(token_id) or ""))
+            continue
+        held.append(token_id)
+        if "\ufffd" not in (piece := tokenizer.decode(held, skip_special_tokens=False)):
+            parts.append(piece)
+            held = []
+    return parts
+
+
+def read(
+    name: str, prompt: str, pushes: Sequence[Sequence[str]], tokenizer: Tokenizer, *, with_tools: bool = True, **kw: Any
+) -> list[Delta]:
+    prompt_ids = tokenizer.encode("<|user|></think> <think> hi<|assistant|>" + prompt, add_special_tokens=False)
+    if name == "openai_gptoss":
+        prompt_ids = tokenizer.encode("<|start|>user<|message|>hi<|end|><|start|>assistant" + prompt, False)
+    parser = format_of(name).parser(tokenizer, prompt_ids, kw, with_tools=with_tools)
+    return [delta for parts in pushes for delta in parser.push(parts)] + parser.finish()
+
+
+def joined(deltas: Sequence[Delta]) -> tuple[str, str]:
+    reasoning = "".join(delta.text for delta in deltas if isinstance(delta, Reasoning))
+    content = "".join(delta.text for delta in deltas if isinstance(delta, Content))
+    return reasoning, content
+
+
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize(("name", "prompt", "output", "reasoning", "content"), VECTORS)
+def test_vectors(name: str, prompt: str, output: str, reasoning: str, content: str, kind: str) -> None:
+    tokenizer = BOTH[kind]
+    parts = parts_of(output, format_of(name), tokenizer)
+    assert joined(read(name, prompt, [parts], tokenizer)) == (reasoning, content)
+    assert joined(read(name, prompt, [[part] for part in parts], tokenizer)) == (reasoning, content)
+
+
+@pytest.mark.parametrize(("prompt", "output", "reasoning", "content"), HARMONY)
+def test_harmony(prompt: str, output: str, reasoning: str, content: str) -> None:
+    parts = parts_of(output, format_of("openai_gptoss"), WITH_TOKENS)
+    assert joined(read("openai_gptoss", prompt, [parts], WITH_TOKENS)) == (reasoning, content)
+    assert joined(read("openai_gptoss", prompt, [[part] for part in parts], WITH_TOKENS)) == (reasoning, content)
+
+
+def test_harmony_passes_calls_on_with_their_marks() -> None:
+    call = "<|channel|>commentary to=functions.add <|constrain|>json<|message|>{}<|call|>"
+    output = f"<|channel|>analysis<|message|>hm<|end|><|start|>assistant{call}"
+    parts = parts_of(output, format_of("openai_gptoss"), WITH_TOKENS)
+    deltas = read("openai_gptoss", "", [[part] for part in parts], WITH_TOKENS)
+    assert joined(deltas) == ("hm", "<|start|>assistant" + call)
+    marks = [delta.text for delta in deltas if isinstance(delta, Content) and type(delta.text) is Marker]
+    assert marks == ["<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|call|>"]
+
+
+PIECES = [
+    *MARKS,
+    "<think",
+    "</",
+    "think>",
+    "\n",
+    "\n\n",
+    " ",
+    "a",
+    "Here is my ",
+    "thought process:",
+    "<answer>",
+    "é",
+    "🦜",
+]
+
+
+@given(
+    st.sampled_from(sorted(FORMATS)),
+    st.lists(st.sampled_from(PIECES), max_size=12).map("".join),
+    st.sampled_from(["", "<think>\n", "</think>", "x"]),
+    st.sampled_from(sorted(BOTH)),
+    st.booleans(),
+    st.randoms(use_true_random=False),
+)
+def test_cuts_do_not_matter(
+    name: str, output: str, prompt: str, kind: str, with_tools: bool, cuts: random.Random
+) -> None:
+    tokenizer = BOTH[kind]
+    parts = parts_of(output, format_of(name), tokenizer)
+    whole = read(name, prompt, [parts], tokenizer, with_tools=with_tools)
+    pushes, place = [], 0
+    while place < len(parts):
+        size = cuts.randint(0, 4)
+        pushes.append(parts[place : place + size])
+        place += size
+    cut = read(name, prompt, pushes, tokenizer, with_tools=with_tools)
+    single = read(name, prompt, [[part] for part in parts], tokenizer, with_tools=with_tools)
+    assert joined(whole) == joined(cut) == joined(single)
+    assert len("".join(joined(whole))) <= len(output) + len("<think>") + 8
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+def test_nothing_is_lost_without_marks(output: str) -> None:
+    """Of a parser whose marks never come, the deltas are the output."""
+    parts = [part for part in parts_of(output, format_of("seed_oss"), WITHOUT_TOKENS) if "seed" not in part]
+    if "<seed:think>" not in output:
+        assert joined(read("seed_oss", "", [parts], WITHOUT_TOKENS)) == ("", output)
+
+
+def test_a_tool_call_ends_the_reasoning_only_where_there_are_tools() -> None:
+    parts = parts_of("hm<tool_call>{}", format_of("qwen3"), WITH_TOKENS)
+    assert joined(read("qwen3", "<think>\n", [parts], WITH_TOKENS)) == ("hm", "<tool_call>{}")
+    assert joined(read("qwen3", "<think>\n", [parts], WITH_TOKENS, with_tools=False)) == ("hm<tool_call>{}", "")
+
+
+def test_marks_spelled_with_ordinary_tokens_are_text_where_the_tokenizer_has_them_as_tokens() -> None:
+    deltas = read("qwen3", "<think>\n", [["the mark </think> ends it", Marker("</think>"), "so"]], WITH_TOKENS)
+    assert joined(deltas) == ("the mark </think> ends it", "so")
+
+
+def test_variables_of_the_template_close_a_format_that_opens_by_itself() -> None:
+    parts = ["four"]
+    assert joined(read("deepseek_r1", "", [parts], WITH_TOKENS, enable_thinking=False)) == ("", "four")
+    assert joined(read("deepseek_r1", "", [parts], WITH_TOKENS, enable_thinking=True)) == ("four", "")
+
+
+def test_what_the_engine_is_told() -> None:
+    qwen = format_of("qwen3")
+    (think, end) = WITH_TOKENS.encode("<think></think>", False)
+    newline = WITH_TOKENS.encode("\n", False)
+    prompt = WITH_TOKENS.encode("<|assistant|>", False)
+    closed = qwen.thinking(WITH_TOKENS, prompt, {}, 7)
+    assert (closed.start_token_ids, closed.end_token_ids, closed.is_open, closed.budget) == ([think], [[end]], False, 6)
+    assert closed.forced_token_ids == [*newline, end]  # the newline is the seventh token of the budget
+    tight = qwen.thinking(WITH_TOKENS, prompt, {}, 1)
+    assert (tight.budget, tight.forced_token_ids) == (1, [end])
+    assert closed.gap_token_ids == newline * 2
+    assert qwen.thinking(WITH_TOKENS, [*prompt, think, *newline], {}, None).is_open
+    assert not qwen.thinking(WITH_TOKENS, [*prompt, think, *newline, end], {}, None).is_open
+    text = qwen.thinking(WITHOUT_TOKENS, prompt, {}, None)
+    assert WITHOUT_TOKENS.encode("</think>", False) in text.end_token_ids
+    assert WITHOUT_TOKENS.encode("</think>\n\n", False) in text.end_token_ids
+    harmony = format_of("openai_gptoss").thinking(WITH_TOKENS, prompt, {}, 3)
+    assert harmony.is_open
+    assert WITH_TOKENS.encode("<|channel|>final<|message|>", False) in harmony.end_token_ids
+    calls = format_of("openai_gptoss").thinking(WITH_TOKENS, prompt, {}, 3, with_calls=True)
+    assert calls.end_token_ids == [WITH_TOKENS.encode("<|end|>", False)]
+
+
+# template, model_type, name, override -> format
+CHOICES = [
+    ("{{ '<think>\n' if enable_thinking }}", None, "org/x", None, "qwen3"),
+    ("<|channel|>analysis<|message|>", None, "org/x", None, "openai_gptoss"),
+    ("<|channel>thought\n", None, "org/x", None, "gemma4"),
+    ("[INST] [THINK]", None, "org/x", None, "mistral"),
+    ("<think> <arg_key>", None, "org/x", None, "glm45"),
+    ("<think> <minimax:tool_call>", None, "org/x", None, "minimax_m2"),
+    ("<think> <|tool_calls_section_begin|>", None, "org/x", None, "kimi_k2"),
+    ("<｜Assistant｜></think> {% if thinking %}", None, "org/x", None, "deepseek_v3"),
+    ("<｜Assistant｜><think>", None, "org/x", None, "deepseek_r1"),
+    ("<think> ｜DSML｜", None, "org/x", None, "deepseek_v4"),
+    ("<seed:think>", None, "org/x", None, "seed_oss"),
+    ("Here is my thought process:", None, "org/x", None, "granite"),
+    ("<think> <answer>", None, "org/x", None, "hunyuan_a13b"),
+    ("<think> <response>", None, "org/x", None, "ernie45"),
+    ("plain", "gpt_oss", "org/x", None, "openai_gptoss"),
+    ("plain", "llama", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", None, "deepseek_r1"),
+    ("plain", "qwen2", "Qwen/QwQ-32B", None, "deepseek_r1"),
+    ("plain", "llama", "meta-llama/Llama-3.1-8B", None, None),
+    ("<think>", None, "org/x", "none", None),
+    ("<think>", None, "org/x", "Olmo3", "olmo3"),
+]
+
+
+@pytest.mark.parametrize(("template", "model_type", "name", "override", "expected"), CHOICES)
+def test_choice(template: str, model_type: str | None, name: str, override: str | None, expected: str | None) -> None:
+    chosen, why = choose_reasoning_format(template, model_type, name, override)
+    assert (chosen and chosen.name) == expected
+    assert why
+
+
+def test_an_unknown_override_lists_the_names() -> None:
+    with pytest.raises(ValueError, match="REASONING_PARSER=claude: there is no such format; there are qwen3, "):
+        choose_reasoning_format("", None, "x", "claude")

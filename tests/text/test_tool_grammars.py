@@ -1,0 +1,260 @@
+"""Grammars of tool calls: what a model is held to can be read back, and fits the tools' schemas."""
+
+from __future__ import annotations
+
+import json
+import random
+from functools import lru_cache
+from typing import Any
+
+import jsonschema
+import pytest
+from llguidance import LLMatcher, LLTokenizer
+
+from ember.front.text.tokenizer import Tokenizer
+from ember.front.text.tools import ToolFormat
+from ember.front.text.tools.formats import FORMATS
+from tests.support.byte_tokenizer import EOS, byte_tokenizer
+from tests.text.test_tools import BOTH, WITH_TOKENS, joined, parts_of, read
+from tests.text.tool_vectors import HARMONY_VECTORS, TOOLS, VECTORS, tool
+
+RICH = [
+    *TOOLS,
+    tool(
+        "book",
+        ("kind", "seats", "who"),
+        kind={"enum": ["train", "bus <A>"]},
+        seats={
+            "type": "array",
+            "items": {"type": "integer", "minimum": 1, "maximum": 99},
+            "minItems": 1,
+            "maxItems": 3,
+        },
+        who={
+            "type": "object",
+            "properties": {"name": {"type": "string", "minLength": 1, "maxLength": 5}, "child": {"type": "boolean"}},
+            "required": ["name"],
+            "additionalProperties": False,
+        },
+        code={"type": "string", "pattern": "^[A-Z]{2}-[0-9]+$"},
+        price={"type": ["number", "null"]},
+        via={"anyOf": [{"type": "string", "maxLength": 3}, {"type": "integer"}]},
+    ),
+]
+SNIPPETS = [
+    *(
+        "\n</parameter>",
+        "</parameter>",
+        "</｜DSML｜parameter>",
+        "</arg_value>",
+        '<|"|>',
+        "<escape>",
+        '"',
+        "'",
+        "]",
+        "}",
+        ")",
+    ),
+    *("</function>", "</invoke>", "</｜DSML｜invoke>", "</tool_call>", "\n</tool_call>", '"}', "1", "null", "é🦜"),
+]
+
+
+@lru_cache(maxsize=4)
+def engine_tokenizer(tokenizer: Tokenizer) -> LLTokenizer:
+    eos = tokenizer.token_id(EOS)
+    assert eos is not None
+    return LLTokenizer(tokenizer._backend.to_str(), eos_token=[eos])
+
+
+def matcher(
+    name: str, tokenizer: Tokenizer, tools: list[dict[str, Any]], at_least_one: bool = True, parallel: bool = True
+) -> LLMatcher:
+    grammar = ToolFormat(name).grammar(tools, at_least_one=at_least_one, parallel=parallel, tokenizer=tokenizer)
+    made = LLMatcher(engine_tokenizer(tokenizer), LLMatcher.grammar_from_lark(grammar), log_level=0)
+    assert not made.is_error(), made.get_error()
+    return made
+
+
+def accepts(made: LLMatcher, tokenizer: Tokenizer, text: str) -> bool:
+    own = made.deep_copy()
+    token_ids = tokenizer.encode(text, add_special_tokens=False)
+    return own.try_consume_tokens(token_ids) == len(token_ids) and own.is_accepting()
+
+
+def walk(made: LLMatcher, tokenizer: Tokenizer, chance: random.Random) -> str | None:
+    """A random output that the grammar allows; None for one that does not end soon."""
+    own = made.deep_copy()
+    snippets = [tokenizer.encode(text, add_special_tokens=False) for text in SNIPPETS]
+    taken: list[int] = []
+    eos = tokenizer.token_id(EOS)
+    for _ in range(1500):
+        if own.is_stopped() or (own.is_accepting() and chance.random() < 0.7):
+            break
+        if chance.random() < 0.4:
+            chance.shuffle(snippets)
+            fit = next((ids for ids in snippets if own.validate_tokens(ids) == len(ids)), None)
+            if fit is not None:
+                own.consume_tokens(fit)
+                taken += fit
+                continue
+        mask = own.compute_bitmask()
+        allowed = [i for i in range(tokenizer.vocab_size) if mask[i // 8] >> (i % 8) & 1 and i != eos]
+        if not allowed:
+            break
+        plain = [i for i in allowed if 0x20 <= (tokenizer.token_bytes(i) or b"\0")[0] < 0x7F]
+        own.consume_token(token := chance.choice(plain or allowed))
+        taken.append(token)
+    return tokenizer.decode(taken, skip_special_tokens=False) if own.is_accepting() else None
+
+
+def schemas(tools: list[dict[str, Any]]) -> dict[str, Any]:
+    return {entry["function"]["name"]: entry["function"]["parameters"] for entry in tools}
+
+
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_is_allowed_can_be_read_back_and_fits(name: str, kind: str) -> None:
+    if name == "openai" and kind == "text":
+        pytest.skip("the marks of Harmony are tokens in every tokenizer")
+    tokenizer = BOTH[kind]
+    made = matcher(name, tokenizer, RICH)
+    wanted = schemas(RICH)
+    seen: set[str] = set()
+    for seed in range(12):
+        output = walk(made, tokenizer, random.Random(seed))
+        if output is None:
+            continue
+        content, calls = joined(read(name, [parts_of(output, ToolFormat(name), tokenizer)], tokenizer, RICH))
+        assert calls and content == "", output
+        for called, _, arguments in calls:
+            jsonschema.validate(json.loads(arguments), wanted[called])
+            seen.add(called)
+    assert len(seen) >= 2, seen
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_one_call_where_calls_are_not_parallel(name: str) -> None:
+    made = matcher(name, WITH_TOKENS, TOOLS[1:2], parallel=False)
+    for seed in range(3):
+        output = walk(made, WITH_TOKENS, random.Random(seed))
+        assert output is not None
+        _, calls = joined(read(name, [parts_of(output, ToolFormat(name), WITH_TOKENS)], WITH_TOKENS))
+        assert [(called, arguments.replace(" ", "")) for called, _, arguments in calls] == [("now", "{}")]
+        assert not accepts(made, WITH_TOKENS, output + output)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("name", FORMATS)
+def test_text_may_stand_before_calls_that_are_not_demanded(name: str, kind: str) -> None:
+    if name == "openai" and kind == "text":
+        pytest.skip("the marks of Harmony are tokens in every tokenizer")
+    tokenizer = BOTH[kind]
+    strict = [tool("weather", ("city",), strict=True, city={"enum": ["Rome"]}), *TOOLS[1:]]
+    made = matcher(name, tokenizer, strict, at_least_one=False)
+    assert accepts(made, tokenizer, "Nothing to call, [1] and {2}.")
+    call = walk(matcher(name, tokenizer, strict[:1]), tokenizer, random.Random(0))
+    assert call is not None and accepts(made, tokenizer, call)
+    assert not accepts(made, tokenizer, call.replace("Rome", "Oslo"))
+    if FORMATS[name].calls.marks and any(mark in call for mark in FORMATS[name].calls.marks):
+        assert accepts(made, tokenizer, "I look." + call)
+    assert not accepts(matcher(name, tokenizer, strict), tokenizer, "Nothing to call.")
+
+
+def test_published_spellings_are_allowed() -> None:
+    """Whole calls of the vectors that are spelled as the family's template spells them."""
+    for name, output in (
+        ("hermes", VECTORS[0].output),
+        ("llama3_json", '{"name": "weather", "parameters": {"city": "Rome", "days": 3}}'),
+        ("mistral", '[TOOL_CALLS]weather[ARGS]{"city": "Rome", "days": 3}'),
+        (
+            "qwen3_coder",
+            "<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n</function>\n</tool_call>",
+        ),
+        ("glm45", "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Rome</arg_value>\n</tool_call>"),
+        ("glm47", "<tool_call>weather<arg_key>city</arg_key><arg_value>Rome</arg_value></tool_call>"),
+        ("gemma4", '<|tool_call>call:weather{city:<|"|>Rome<|"|>,days:3}<tool_call|>'),
+        ("pythonic", '[weather(city="Rome", days=3), now()]'),
+        ("openai", "<|start|>assistant" + HARMONY_VECTORS[0].output),
+        ("deepseek_v3", next(vector.output for vector in VECTORS if vector.name == "deepseek_v3").removeprefix("Ok.")),
+        ("kimi_k2", next(vector.output for vector in VECTORS if vector.name == "kimi_k2").removeprefix("Ok.")),
+    ):
+        assert accepts(matcher(name, WITH_TOKENS, TOOLS), WITH_TOKENS, output), name
+
+
+def test_mistral_writes_a_list_where_its_tokenizer_is_of_the_older_kind() -> None:
+    older = byte_tokenizer(("[TOOL_CALLS]",))
+    made = matcher("mistral", older, TOOLS)
+    assert accepts(made, older, '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Rome", "days": 3}}]')
+    assert not accepts(made, older, '[TOOL_CALLS]weather[ARGS]{"city": "Rome"}')
+
+
+@pytest.mark.parametrize(
+    ("name", "output"),
+    [
+        ("hermes", '<tool_call>\n{"name": "weather", "arguments": {"days": 3}}\n</tool_call>'),
+        ("hermes", '<tool_call>\n{"name": "other", "arguments": {}}\n</tool_call>'),
+        ("hermes", '<tool_call>\n{"name": "now", "arguments": {"x": 1}}\n</tool_call>'),
+        ("hermes", '<tool_call>\n{"name": "now", "arguments": {}}'),
+        ("llama3_json", '{"name": "weather", "parameters": {"city": 3}}'),
+        ("mistral", '[TOOL_CALLS]weather[ARGS]{"city": "Rome", "days": 99}'),
+        ("qwen3_coder", "<tool_call>\n<function=weather>\n</function>\n</tool_call>"),
+        (
+            "qwen3_coder",
+            "<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n"
+            "<parameter=days>\nthree\n</parameter>\n</function>\n</tool_call>",
+        ),
+        ("glm45", "<tool_call>weather\n<arg_key>town</arg_key>\n<arg_value>Rome</arg_value>\n</tool_call>"),
+        ("gemma4", "<|tool_call>call:weather{city:Rome}<tool_call|>"),
+        ("gemma4", '<|tool_call>call:weather{city:<|"|>Rome<|"|>,days:15}<tool_call|>'),
+        ("pythonic", "[weather(days=3)]"),
+        ("pythonic", "[weather(city=Rome)]"),
+    ],
+)
+def test_what_does_not_fit_is_refused(name: str, output: str) -> None:
+    assert not accepts(matcher(name, WITH_TOKENS, TOOLS), WITH_TOKENS, output)
+
+
+def test_tools_that_cannot_be_enforced_say_so() -> None:
+    with pytest.raises(ValueError, match="no tool"):
+        ToolFormat("hermes").grammar([], at_least_one=True, parallel=True, tokenizer=WITH_TOKENS)
+    odd = {"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}
+    with pytest.raises(ValueError, match="type object"):
+        ToolFormat("hermes").grammar([odd], at_least_one=True, parallel=True, tokenizer=WITH_TOKENS)
+    unique = [tool("f", a={"type": "array", "uniqueItems": True})]
+    with pytest.raises(ValueError, match="uniqueItems"):
+        ToolFormat("gemma4").grammar(unique, at_least_one=True, parallel=True, tokenizer=WITH_TOKENS)
+
+
+@pytest.mark.parametrize("name", ["hermes", "qwen3_coder", "gemma4", "pythonic", "glm45"])
+def test_recursive_and_composed_schemas(name: str) -> None:
+    node = {
+        "type": "object",
+        "properties": {"v": {"type": "integer"}, "next": {"$ref": "#/$defs/node"}},
+        "required": ["v"],
+    }
+    parameters = {
+        "type": "object",
+        "$defs": {"node": node},
+        "properties": {"root": {"$ref": "#/$defs/node"}},
+        "required": ["root"],
+    }
+    either = {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}, "b": {"type": "boolean"}},
+        "anyOf": [{"required": ["a"]}, {"required": ["b"]}],
+    }
+    tools = [
+        {"type": "function", "function": {"name": "tree", "parameters": parameters}},
+        {"type": "function", "function": {"name": "either", "parameters": either}},
+    ]
+    made = matcher(name, WITH_TOKENS, tools)
+    seen = set()
+    for seed in range(12):
+        output = walk(made, WITH_TOKENS, random.Random(seed))
+        if output is None:
+            continue
+        _, calls = joined(read(name, [parts_of(output, ToolFormat(name), WITH_TOKENS)], WITH_TOKENS, tools))
+        for called, _, arguments in calls:
+            jsonschema.validate(json.loads(arguments), schemas(tools)[called])
+            seen.add(called)
+    assert seen == {"tree", "either"}

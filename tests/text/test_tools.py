@@ -1,0 +1,258 @@
+"""Tool-call formats: what is content and what are calls, however the output is cut."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ember.front.text.output import CallArguments, CallStart, Content, Delta, Marker, Reasoning
+from ember.front.text.tokenizer import Tokenizer
+from ember.front.text.tools import ToolFormat, choose_tool_format
+from ember.front.text.tools.formats import ALIASES, FORMATS
+from tests.support.byte_tokenizer import byte_tokenizer
+from tests.text.tool_vectors import HARMONY_VECTORS, TOOLS, VECTORS, Vector, hermes
+
+# Every mark that published tokenizers have as a token. Tags with a name in them are text everywhere.
+SPECIAL = (
+    *dict.fromkeys(
+        mark
+        for entry in FORMATS.values()
+        for mark in entry.calls.marks
+        if mark.startswith(("<", "["))
+        and not any(part in mark for part in ("=", "|> <", "><|", "function>", "_calls>"))
+    ),
+    "<|action_start|>",
+    "<|plugin|>",
+    "<|constrain|>",
+)
+WITH_TOKENS = byte_tokenizer(SPECIAL)
+WITHOUT_TOKENS = byte_tokenizer(("<|user|>",))
+BOTH = {"tokens": WITH_TOKENS, "text": WITHOUT_TOKENS}
+
+
+def parts_of(text: str, chosen: ToolFormat, tokenizer: Tokenizer) -> list[str]:
+    """One part for each token, as the detokenizer would give them at the most."""
+    markers = chosen.markers(tokenizer)
+    parts: list[str] = []
+    held: list[int] = []
+    for token_id in tokenizer.encode(text, add_special_tokens=False):
+        if token_id in markers:
+            parts.append(Marker(tokenizer.vocab_entry(token_id) or ""))
+            continue
+        held.append(token_id)
+        if "\ufffd" not in (piece := tokenizer.decode(held, skip_special_tokens=False)):
+            parts.append(piece)
+            held = []
+    return parts
+
+
+def read(name: str, pushes: Sequence[Sequence[str]], tokenizer: Tokenizer, tools: Any = TOOLS) -> list[Delta]:
+    parser = ToolFormat(name).parser(tools, tokenizer)
+    return [delta for parts in pushes for delta in parser.push(parts)] + parser.finish()
+
+
+def joined(deltas: Sequence[Delta]) -> tuple[str, list[tuple[str, str | None, str]]]:
+    """The content, and name, id and arguments of each call. Calls begin in order and their arguments follow."""
+    content = ""
+    calls: list[tuple[str, str | None, str]] = []
+    for delta in deltas:
+        if isinstance(delta, Content):
+            content += delta.text
+        elif isinstance(delta, CallStart):
+            assert delta.index == len(calls)
+            calls.append((delta.name, delta.id, ""))
+        elif isinstance(delta, CallArguments):
+            assert delta.index == len(calls) - 1 and delta.text
+            calls[-1] = (*calls[-1][:2], calls[-1][2] + delta.text)
+        else:
+            assert isinstance(delta, Reasoning)
+    return content, calls
+
+
+def cut(parts: Sequence[str], cuts: random.Random) -> list[list[str]]:
+    """The parts in pushes of random sizes; ordinary text is also cut inside and joined."""
+    pushes: list[list[str]] = [[]]
+    for part in parts:
+        pieces = [part]
+        if type(part) is not Marker and len(part) > 1:
+            place = cuts.randint(0, len(part))
+            pieces = [part[:place], part[place:]]
+        for piece in pieces:
+            if cuts.random() < 0.4:
+                pushes.append([])
+            last = pushes[-1]
+            if last and type(piece) is not Marker and type(last[-1]) is not Marker and cuts.random() < 0.5:
+                last[-1] += piece
+            else:
+                last.append(piece)
+    return pushes
+
+
+def check(vector: Vector, tokenizer: Tokenizer) -> None:
+    parts = parts_of(vector.output, ToolFormat(vector.name), tokenizer)
+    content, calls = joined(read(vector.name, [parts], tokenizer))
+    assert content == vector.content
+    assert [name for name, _, _ in calls] == [name for name, _ in vector.calls]
+    for (_, _, text), (_, expected) in zip(calls, vector.calls, strict=True):
+        assert (text if isinstance(expected, str) else json.loads(text)) == expected
+    if any(vector.ids):
+        assert [call_id for _, call_id, _ in calls] == vector.ids
+    assert joined(read(vector.name, [[part] for part in parts], tokenizer)) == (content, calls)
+    characters = [[part] if type(part) is Marker else list(part) for part in parts]
+    assert joined(read(vector.name, [[c] for chars in characters for c in chars], tokenizer)) == (content, calls)
+    for seed in range(5):
+        assert joined(read(vector.name, cut(parts, random.Random(seed)), tokenizer)) == (content, calls)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: f"{vector.name}-{vector.output[:24]!r}")
+def test_vectors(vector: Vector, kind: str) -> None:
+    check(vector, BOTH[kind])
+
+
+@pytest.mark.parametrize("vector", HARMONY_VECTORS, ids=lambda vector: vector.output[:40])
+def test_harmony(vector: Vector) -> None:
+    check(vector, WITH_TOKENS)
+
+
+def test_every_format_has_a_vector() -> None:
+    assert {vector.name for vector in (*VECTORS, *HARMONY_VECTORS)} == set(FORMATS)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: f"{vector.name}-{vector.output[:24]!r}")
+def test_every_beginning_of_an_output(vector: Vector, kind: str) -> None:
+    """Cut off anywhere, the stream is still that of the whole text at once, and loses no plain text."""
+    tokenizer = BOTH[kind]
+    parts = parts_of(vector.output, ToolFormat(vector.name), tokenizer)
+    for end in range(len(parts)):
+        whole = joined(read(vector.name, [parts[:end]], tokenizer))
+        assert whole == joined(read(vector.name, [[part] for part in parts[:end]], tokenizer))
+        if not whole[1]:
+            assert whole[0] == "".join(parts[:end])
+
+
+PIECES = [
+    *sorted({mark for entry in FORMATS.values() for mark in entry.calls.marks if mark}),
+    *("{", "}", "[", "]", "(", ")", ",", ":", ";", '"', "'", "\\", "=", "\n", " ", "<", "</", "|>", "`", ">"),
+    *("weather", "now", "name", "arguments", "parameters", "city", "days", "3", "true", "None", "é🦜", "call:"),
+    *(
+        '{"name": "now", "arguments": {',
+        '"city": "',
+        "weather(city=",
+        "<function=now>",
+        "<parameter=city>",
+        "functions.",
+    ),
+    *('<invoke name="now">', "assistant", "commentary to=functions.now", "\\u00", "1e", "-", "call:now{", "now[ARGS]{"),
+]
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.sampled_from(sorted(FORMATS)),
+    st.lists(st.sampled_from(PIECES), max_size=24).map("".join),
+    st.sampled_from(sorted(BOTH)),
+    st.randoms(use_true_random=False),
+)
+def test_cuts_do_not_matter(name: str, output: str, kind: str, cuts: random.Random) -> None:
+    check_cuts(name, output, kind, cuts)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(VECTORS), st.sampled_from(sorted(BOTH)), st.randoms(use_true_random=False), st.data())
+def test_cuts_do_not_matter_in_broken_calls(
+    vector: Vector, kind: str, cuts: random.Random, data: st.DataObject
+) -> None:
+    """A vector from which something was taken out, and to which something was added."""
+    start, end = sorted(data.draw(st.integers(0, len(vector.output))) for _ in range(2))
+    added = data.draw(st.sampled_from(["", *PIECES]))
+    check_cuts(vector.name, vector.output[:start] + added + vector.output[end:], kind, cuts)
+
+
+def check_cuts(name: str, output: str, kind: str, cuts: random.Random) -> None:
+    tokenizer = BOTH[kind]
+    parts = parts_of(output, ToolFormat(name), tokenizer)
+    whole = joined(read(name, [parts], tokenizer))
+    assert whole == joined(read(name, cut(parts, cuts), tokenizer))
+    assert whole == joined(read(name, [[part] for part in parts], tokenizer))
+    if not whole[1] and name != "openai":
+        assert whole[0] == output  # without a call, everything is content
+
+
+def test_arguments_leave_as_they_arrive() -> None:
+    parser = ToolFormat("hermes").parser(TOOLS, WITHOUT_TOKENS)
+    assert parser.push(['<tool_call>\n{"name": "weather", "argu']) == []
+    assert parser.push(['ments": {"ci']) == [CallStart(0, "weather"), CallArguments(0, '{"ci')]
+    assert parser.push(['ty":  "Z']) == [CallArguments(0, 'ty":  "Z')]
+    assert parser.push(['"}}\n</tool_c']) == [CallArguments(0, '"}')]
+    assert [*parser.push(["all>"]), *parser.finish()] == []
+    parser = ToolFormat("qwen3_coder").parser(TOOLS, WITHOUT_TOKENS)
+    parser.push(["<tool_call>\n<function=weather>\n<parameter=city>"])
+    assert parser.push(["\nZü"]) == [CallArguments(0, '{"city": "Zü')]
+    assert parser.push(["rich\n"]) == [CallArguments(0, "rich")]
+    assert parser.push(["</parameter>\n</function>\n</tool_call>"]) == [CallArguments(0, '"}')]
+
+
+def test_content_leaves_as_it_arrives() -> None:
+    parser = ToolFormat("hermes").parser(TOOLS, WITHOUT_TOKENS)
+    assert parser.push(["a < b"]) == [Content("a < b")]
+    assert parser.push([" <tool"]) == []
+    assert parser.push(["box>"]) == [Content(" <toolbox>")]
+
+
+def test_marks_spelled_with_ordinary_tokens_are_text_where_the_tokenizer_has_them_as_tokens() -> None:
+    assert joined(read("hermes", [[hermes("now", "{}")]], WITH_TOKENS)) == (hermes("now", "{}"), [])
+    inside = [Marker("<tool_call>"), '{"name": "note", "arguments": {"text": "', Marker("</tool_call>"), '"}}']
+    content, calls = joined(read("hermes", [inside], WITH_TOKENS))
+    assert (content, json.loads(calls[0][2])) == ("", {"text": "</tool_call>"})
+
+
+def test_a_marker_of_another_format_is_text() -> None:
+    assert joined(read("hermes", [["a", Marker("<|sep|>"), "b"]], WITH_TOKENS)) == ("a<|sep|>b", [])
+
+
+def test_long_arguments_take_time_in_proportion() -> None:
+    """Nothing is read again and again: the text that is kept stays short."""
+    parser = ToolFormat("hermes").parser(TOOLS, WITHOUT_TOKENS)
+    parser.push(['<tool_call>{"name": "note", "arguments": {"text": "'])
+    for _ in range(2000):
+        assert parser.push(["word "]) == [CallArguments(0, "word ")]
+        assert len(parser._reading.text) < 64  # type: ignore[attr-defined]
+
+
+def test_deep_nesting_ends() -> None:
+    for name, text in (
+        ("hermes", '<tool_call>{"name": "now", "arguments": {"a": ' + "[" * 100_000),
+        ("gemma4", "<|tool_call>call:now{a:" + "[" * 100_000),
+        ("gemma4", "<|tool_call>call:now{a:" + "{a:" * 100_000),
+        ("pythonic", "[now(a=" + "[" * 100_000 + ")]"),
+        ("qwen3_coder", "<function=note><parameter=tags>" + "[" * 100_000 + "</parameter></function>"),
+        ("llama3_json", '{"function": ' * 10_000),
+        ("hermes", "<tool_call>" + '{"function": ' * 10_000),
+        ("xlam", "[{" * 10_000),
+    ):
+        joined(read(name, [[text]], WITHOUT_TOKENS))
+
+
+def test_ids() -> None:
+    assert ToolFormat("hermes").make_id(0, "f").startswith("chatcmpl-tool-")
+    assert ToolFormat("kimi_k2").make_id(2, "f") == "functions.f:2"
+    assert len(ToolFormat("mistral").make_id(0, "f")) == 9 and ToolFormat("mistral").make_id(0, "f").isalnum()
+    assert ToolFormat("mistral").make_id(0, "f") != ToolFormat("mistral").make_id(0, "f")
+
+
+def test_overrides() -> None:
+    for name in FORMATS:
+        assert choose_tool_format("<tool_call>", None, "", f" {name.upper()} ")[0] == ToolFormat(name)
+    for alias, name in ALIASES.items():
+        assert choose_tool_format("", None, "", alias) == (ToolFormat(name), "TOOL_CALL_PARSER says so")
+    assert choose_tool_format("<tool_call>", None, "qwen3", "none")[0] is None
+    with pytest.raises(ValueError, match=r"TOOL_CALL_PARSER=hermess.*qwen3_coder.*qwen3_json"):
+        choose_tool_format("", None, "", "hermess")

@@ -1,0 +1,216 @@
+"""Chat templates of our own in the formats of the families that call tools, each with a model's type and name.
+
+They are written to the families' formats and are none of the published ones: short, and about tool calls alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_HEAD = """\
+{%- if tools %}
+    {{- OPEN_SYSTEM }}
+    {{- INTRODUCTION }}
+    {%- for tool in tools %}{{- '\\n' ~ (tool.function | tojson) }}{%- endfor %}
+    {{- CLOSE }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'tool' %}
+        {{- OPEN_TOOL ~ message.content ~ CLOSE }}
+    {%- elif message.role == 'assistant' %}
+        {{- OPEN_ASSISTANT ~ (message.content or '') }}
+        {%- if message.tool_calls %}
+CALLS
+        {%- endif %}
+        {{- CLOSE }}
+    {%- else %}
+        {{- OPEN_USER ~ message.content ~ CLOSE }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- OPEN_ASSISTANT }}{%- endif %}
+"""
+
+
+def template(
+    calls: str, introduction: str = "You may call:", roles: str = "<|{}|>", close: str = "<|end_of_turn|>"
+) -> str:
+    """`calls` writes `message.tool_calls`; `roles` is what opens a turn."""
+    made = _HEAD.replace("CALLS", calls)
+    for role in ("system", "tool", "assistant", "user"):
+        made = made.replace(f"OPEN_{role.upper()}", repr(roles.format(role)))
+    return made.replace("INTRODUCTION", repr(introduction)).replace("CLOSE", repr(close))
+
+
+def each(body: str, before: str = "", behind: str = "", between: str = "") -> str:
+    """The template of all calls, where `body` writes one of `f` (`f.name`, `f.arguments`)."""
+    separator = f"{{%- if not loop.first %}}{{{{- {between!r} }}}}{{%- endif %}}" if between else ""
+    return (
+        f"{{{{- {before!r} }}}}{{%- for call in message.tool_calls %}}{{%- set f = call.function %}}{separator}"
+        f"{body}{{%- endfor %}}{{{{- {behind!r} }}}}"
+    )
+
+
+def as_json(key: str = "arguments", before: str = "", behind: str = "") -> str:
+    head = f'{before}{{"name": "'
+    return f'{{{{- {head!r} ~ f.name ~ \'", "{key}": \' ~ (f.arguments | tojson) ~ {"}" + behind!r} }}}}'
+
+
+def pairs(head: str, pair: str, tail: str) -> str:
+    """`pair` writes `key` and `text`, the value as it is where it is a string, as JSON where it is not."""
+    return (
+        f"{{{{- {head} }}}}{{%- for key, value in f.arguments.items() %}}"
+        "{%- set text = value if value is string else value | tojson %}"
+        "{%- set is_text = 'true' if value is string else 'false' %}"
+        f"{{{{- {pair} }}}}{{%- endfor %}}{{{{- {tail} }}}}"
+    )
+
+
+CODER = pairs(
+    "'\\n<tool_call>\\n<function=' ~ f.name ~ '>\\n'",
+    "'<parameter=' ~ key ~ '>\\n' ~ text ~ '\\n</parameter>\\n'",
+    "'</function>\\n</tool_call>'",
+)
+DSML = pairs(
+    "'<｜DSML｜invoke name=\"' ~ f.name ~ '\">\\n'",
+    "'<｜DSML｜parameter name=\"' ~ key ~ '\" string=\"' ~ is_text ~ '\">' ~ text ~ '</｜DSML｜parameter>\\n'",
+    "'</｜DSML｜invoke>\\n'",
+)
+INVOKE = pairs(
+    "'<invoke name=\"' ~ f.name ~ '\">\\n'",
+    "'<parameter name=\"' ~ key ~ '\">' ~ text ~ '</parameter>\\n'",
+    "'</invoke>\\n'",
+)
+GLM = "'<arg_key>' ~ key ~ '</arg_key>{0}<arg_value>' ~ text ~ '</arg_value>{0}'"
+PYTHON = (
+    "{{- f.name ~ '(' }}{%- for key, value in f.arguments.items() %}"
+    "{{- key ~ '=' ~ (value | tojson) }}{%- if not loop.last %}{{- ', ' }}{%- endif %}{%- endfor %}{{- ')' }}"
+)
+_BRACE_VALUE = (
+    "{%- macro braces(value) -%}{%- if value is string -%}QUOTE{{ value }}QUOTE"
+    "{%- elif value is mapping -%}{{ '{' }}{%- for k, v in value.items() -%}{{ k }}:{{ braces(v) }}"
+    "{{ ',' if not loop.last }}{%- endfor -%}{{ '}' }}"
+    "{%- elif value is iterable -%}[{%- for v in value -%}{{ braces(v) }}{{ ',' if not loop.last }}{%- endfor -%}]"
+    "{%- else -%}{{ value | tojson }}{%- endif -%}{%- endmacro -%}"
+)
+
+
+def braces(begin: str, end: str, quote: str) -> str:
+    calls = each(f"{{{{- {begin + 'call:'!r} ~ f.name ~ braces(f.arguments) ~ {end!r} }}}}")
+    return _BRACE_VALUE.replace("QUOTE", quote) + template(calls)
+
+
+@dataclass(frozen=True)
+class Family:
+    format: str
+    template: str
+    model_type: str = "llama"
+    model_name: str = "models/own"
+
+
+_V3 = "{{- '<｜tool▁call▁begin｜>function<｜tool▁sep｜>' ~ f.name ~ '\\n```json\\n' ~ (f.arguments | tojson)"
+HARMONY = (
+    "{%- for call in message.tool_calls %}{%- if not loop.first %}{{- '<|start|>assistant' }}{%- endif %}"
+    "{{- '<|channel|>commentary to=functions.' ~ call.function.name ~ ' <|constrain|>json<|message|>' }}"
+    "{{- (call.function.arguments | tojson) ~ '<|call|>' }}{%- endfor %}"
+)
+MISTRAL_JSON = each(as_json(), "[TOOL_CALLS][", "]", ", ")
+MISTRAL_ARGS = each("{{- '[TOOL_CALLS]' ~ f.name ~ '[ARGS]' ~ (f.arguments | tojson) }}")
+
+FAMILIES = [
+    Family("hermes", template(each(as_json(before="\n<tool_call>\n", behind="\n</tool_call>"))), "qwen2", "Qwen2.5-7B"),
+    Family("qwen3_coder", template(each(CODER)), "qwen3_moe", "Qwen3-Coder-30B"),
+    Family("step3p5", template(each(CODER)), "step3p5", "Step-3.5-Flash"),
+    Family("seed_oss", template(each(CODER.replace("tool_call>", "seed:tool_call>"))), "seed_oss"),
+    Family(
+        "mimo",
+        template(
+            each(
+                pairs(
+                    "'<tool_call>\\n<function=' ~ f.name ~ '>'",
+                    "'<parameter=' ~ key ~ '>' ~ text ~ '</parameter>'",
+                    "'</function>\\n</tool_call>'",
+                )
+            )
+        ),
+        "mimo_v2",
+    ),
+    Family(
+        "llama3_json",
+        template(
+            each(as_json("parameters"), between="; "), 'Answer with {"name": function name, "parameters": dictionary}.'
+        ),
+        model_name="Llama-3.1-8B",
+    ),
+    Family("llama3_json", template(each(as_json("parameters"), "<|python_tag|>", "", "; "))),
+    Family("mistral", template(MISTRAL_JSON, roles="[{}]", close="</s>"), "mistral"),
+    Family("mistral", template(MISTRAL_ARGS, roles="[{}]", close="</s>"), "mistral3"),
+    Family("openai", template(HARMONY, "namespace functions.", "<|start|>{}", "<|end|>"), "gpt_oss"),
+    Family(
+        "deepseek_v3",
+        template(
+            each(_V3 + " ~ '\\n```<｜tool▁call▁end｜>' }}", "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "\n")
+        ),
+        "deepseek_v3",
+        "DeepSeek-R1",
+    ),
+    Family(
+        "deepseek_v31",
+        template(
+            each(
+                "{{- '<｜tool▁call▁begin｜>' ~ f.name ~ '<｜tool▁sep｜>' ~ (f.arguments | tojson)"
+                " ~ '<｜tool▁call▁end｜>' }}",
+                "<｜tool▁calls▁begin｜>",
+                "<｜tool▁calls▁end｜>",
+            )
+        ),
+        "deepseek_v3",
+    ),
+    Family("deepseek_v32", template(each(DSML, "<｜DSML｜function_calls>\n", "</｜DSML｜function_calls>"))),
+    Family("deepseek_v4", template(each(DSML, "<｜DSML｜tool_calls>\n", "</｜DSML｜tool_calls>"))),
+    Family(
+        "kimi_k2",
+        template(
+            each(
+                "{{- '<|tool_call_begin|>' ~ call.id ~ '<|tool_call_argument_begin|>' ~ (f.arguments | tojson)"
+                " ~ '<|tool_call_end|>' }}",
+                "<|tool_calls_section_begin|>",
+                "<|tool_calls_section_end|>",
+            )
+        ),
+        "deepseek_v3",
+        "Kimi-K2-Instruct",
+    ),
+    Family(
+        "glm45",
+        template(each(pairs("'\\n<tool_call>' ~ f.name ~ '\\n'", GLM.format("\\n"), "'</tool_call>'"))),
+        "glm4_moe",
+    ),
+    Family("glm47", template(each(pairs("'<tool_call>' ~ f.name", GLM.format(""), "'</tool_call>'"))), "glm4_moe"),
+    Family("minimax_m2", template(each(INVOKE, "\n<minimax:tool_call>\n", "</minimax:tool_call>")), "minimax_m2"),
+    Family("pythonic", template(each(PYTHON, "[", "]", ", "), "Answer with [func_name1(key=value), func_name2()].")),
+    Family(
+        "llama4_pythonic",
+        template(each(PYTHON, "<|python_start|>[", "]<|python_end|>", ", "), "[func_name1(key=value)]"),
+        "llama4",
+    ),
+    Family("olmo3", template(each(PYTHON, "<function_calls>", "</function_calls>", "\n")), "olmo3"),
+    Family("lfm2", template(each(PYTHON, "<|tool_call_start|>[", "]<|tool_call_end|>", ", ")), "lfm2"),
+    Family("granite", template(each(as_json(), "<|tool_call|>[", "]", ", ")), "granite"),
+    Family(
+        "granite4",
+        template(each(as_json(before="<tool_call>\n", behind="\n</tool_call>"), between="\n")),
+        "granitemoehybrid",
+    ),
+    Family(
+        "internlm",
+        template(each(as_json("parameters"), "<|action_start|><|plugin|>\n", "<|action_end|>", "\n")),
+        "internlm3",
+    ),
+    Family("jamba", template(each(as_json(), "<tool_calls>[", "]</tool_calls>", ", ")), "jamba"),
+    Family("hunyuan_a13b", template(each(as_json(), "<tool_calls>[", "]</tool_calls>", ", ")), "hunyuan_v1_moe"),
+    Family("phi4_mini_json", template(each(as_json(), "functools[", "]", ", ")), "phi3", "Phi-4-mini"),
+    Family("xlam", template(each(as_json(), "[", "]", ", ")), "llama", "Llama-xLAM-2-8b"),
+    Family("ernie45", template(each(as_json(before="\n<tool_call>\n", behind="\n</tool_call>\n"))), "ernie4_5_moe"),
+    Family("gemma4", braces("<|tool_call>", "<tool_call|>", '<|"|>'), "gemma4"),
+    Family("functiongemma", braces("<start_function_call>", "<end_function_call>", "<escape>"), "gemma3_text"),
+]

@@ -1,0 +1,428 @@
+"""Outputs with tool calls in the format of each family, and what they mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def tool(name: str, required: tuple[str, ...] = (), strict: bool | None = None, **properties: Any) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": properties, "required": list(required)}
+    function: dict[str, Any] = {"name": name, "description": f"{name}.", "parameters": parameters}
+    if strict is not None:
+        function["strict"] = strict
+    return {"type": "function", "function": function}
+
+
+TEXT = {"type": "string"}
+TOOLS = [
+    tool(
+        "weather",
+        ("city",),
+        city=TEXT,
+        days={"type": "integer", "minimum": 0, "maximum": 14},
+        unit={"enum": ["C", "F"]},
+    ),
+    tool("now"),
+    tool(
+        "note",
+        ("text",),
+        text=TEXT,
+        tags={"type": "array", "items": TEXT},
+        extra={"type": "object", "properties": {"a": {"type": "number"}, "ok": {"type": "boolean"}}},
+        is_open={"type": "boolean"},
+        ratio={"type": "number"},
+        parent={"anyOf": [TEXT, {"type": "null"}]},
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Vector:
+    """`calls` are names with arguments: an object, or a text for calls that are no whole one."""
+
+    name: str
+    output: str
+    calls: list[tuple[str, Any]]
+    content: str = ""
+    ids: list[str | None] = field(default_factory=list)
+
+
+ONE = ("weather", {"city": "Zürich", "days": 3})
+NOW: tuple[str, Any] = ("now", {})
+DEEP = ("note", {"text": 'a "b" \\ </x>\n🦜', "tags": ["x", "y z"], "extra": {"a": 1.5, "ok": True}})
+DEEP_JSON = '{"text": "a \\"b\\" \\\\ </x>\\n🦜", "tags": ["x", "y z"], "extra": {"a": 1.5, "ok": true}}'
+
+
+def hermes(name: str = "weather", arguments: str = '{"city": "Zürich", "days": 3}') -> str:
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+
+
+def coder(name: str, **values: str) -> str:
+    lines = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values.items())
+    return f"<tool_call>\n<function={name}>\n{lines}</function>\n</tool_call>"
+
+
+def dsml(name: str, *values: tuple[str, bool, str]) -> str:
+    lines = "".join(
+        f'<｜DSML｜parameter name="{key}" string="{str(is_text).lower()}">{value}</｜DSML｜parameter>\n'
+        for key, is_text, value in values
+    )
+    return f'<｜DSML｜invoke name="{name}">\n{lines}</｜DSML｜invoke>\n'
+
+
+def glm(name: str, gap: str = "\n", **values: str) -> str:
+    pairs = "".join(
+        f"<arg_key>{key}</arg_key>{gap}<arg_value>{value}</arg_value>{gap}" for key, value in values.items()
+    )
+    return f"<tool_call>{name}{gap}{pairs}</tool_call>"
+
+
+def minimax(name: str, **values: str) -> str:
+    lines = "".join(f'<parameter name="{key}">{value}</parameter>\n' for key, value in values.items())
+    return f'<invoke name="{name}">\n{lines}</invoke>\n'
+
+
+V3 = "<｜tool▁call▁begin｜>function<｜tool▁sep｜>{}\n```json\n{}\n```<｜tool▁call▁end｜>"
+V31 = "<｜tool▁call▁begin｜>{}<｜tool▁sep｜>{}<｜tool▁call▁end｜>"
+V_BEGIN, V_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
+KIMI = "<|tool_call_begin|>functions.{}<|tool_call_argument_begin|>{}<|tool_call_end|>"
+K_BEGIN, K_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
+HARMONY = "<|channel|>commentary to=functions.{} <|constrain|>json<|message|>{}<|call|>"
+Q = '<|"|>'
+ARGUMENTS = '{"city": "Zürich", "days": 3}'
+TAGS, EXTRA = '["x", "y z"]', '{"a": 1.5, "ok": true}'
+DEEP_TEXT = 'a "b" \\ </x>\n🦜'
+
+VECTORS = [
+    # ---------------------------------------------------------------------------------------- JSON objects in tags
+    Vector("hermes", hermes(), [ONE]),
+    Vector("hermes", "Let me see.\n\n" + hermes() + "\n" + hermes("now", "{}"), [ONE, NOW], "Let me see."),
+    Vector("hermes", hermes() + "\nThat is all.", [ONE], "That is all."),
+    Vector("hermes", "One. " + hermes() + "\nTwo.", [ONE], "One.\nTwo."),
+    Vector("hermes", hermes("note", DEEP_JSON), [DEEP]),
+    Vector("hermes", "No call at all.\n", [], "No call at all.\n"),
+    Vector("hermes", "  \n", [], "  \n"),
+    Vector("hermes", '<tool_call>{"name":"weather","arguments":{"city":"Zürich","days":3}}</tool_call>', [ONE]),
+    Vector(
+        "hermes", '<tool_call>\n{"arguments": {"city": "Zürich", "days": 3}, "name": "weather"}\n</tool_call>', [ONE]
+    ),
+    Vector("hermes", '<tool_call>\n{"name": "now"}\n</tool_call>', [NOW]),
+    Vector("hermes", '<tool_call>\n{"name": "now", "arguments": null}\n</tool_call>', [NOW]),
+    Vector(
+        "hermes",
+        '<tool_call>\n{"name": "weather", "arguments": "{\\"city\\": \\"Zürich\\", \\"days\\": 3}"}\n</tool_call>',
+        [ONE],
+    ),
+    Vector("hermes", '<tool_call>\n{"id": "1", "name": "now", "arguments": {}, "x": [1]}\n</tool_call>', [NOW]),
+    Vector(
+        "hermes",
+        '<tool_call>\n{"type": "function", "function": {"name": "now", "arguments": {}}}\n</tool_call>',
+        [NOW],
+    ),
+    Vector("hermes", '<tool_call>\n{"name": "now", "arguments": {}}\n{"name": "now"}\n</tool_call>', [NOW, NOW]),
+    Vector("hermes", '<tool_call>\n{"name": "now", "arguments": {}}', [NOW]),
+    Vector("hermes", '<tool_call>\n{"name": "weather", "arguments": {"city": "Zür', [("weather", '{"city": "Zür')]),
+    Vector("hermes", '<tool_call>\n{"name": "wea', [], '<tool_call>\n{"name": "wea'),
+    Vector("hermes", "<tool_call>\n", [], "<tool_call>\n"),
+    Vector("hermes", "<tool_call>\nnothing\n</tool_call>", [], "<tool_call>\nnothing\n</tool_call>"),
+    Vector("hermes", '<tool_call>\n{"name": 3}\n</tool_call>', [], '<tool_call>\n{"name": 3}\n</tool_call>'),
+    Vector(
+        "hermes",
+        "<tool_call>\n{'name'}\n</tool_call>\n" + hermes("now", "{}"),
+        [NOW],
+        "<tool_call>\n{'name'}\n</tool_call>",
+    ),
+    # what models get wrong
+    Vector(
+        "hermes", '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich", "days": 3}\n</tool_call>', [ONE]
+    ),
+    Vector(
+        "hermes", '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich", "days": 3}}}\n</tool_call>', [ONE]
+    ),
+    Vector("hermes", '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich", "days": 3\n</tool_call>', [ONE]),
+    Vector("hermes", hermes(arguments='{"city": "Zürich", "days": 3, }'), [ONE]),
+    Vector(
+        "hermes",
+        hermes("note", '{"text": "a\nb\tc", "is_open": True}'),
+        [("note", {"text": "a\nb\tc", "is_open": True})],
+    ),
+    Vector(
+        "hermes",
+        hermes("note", '{"text": "\\d+ \\u12 \\"", "parent": None}'),
+        [("note", {"text": '\\d+ \\u12 "', "parent": None})],
+    ),
+    Vector("hermes", hermes("note", '{"text": "\\ud83e\\udd9c \\u00e9"}'), [("note", {"text": "🦜 é"})]),
+    Vector("hermes", hermes("note", '{"text": "a < b", "tags": []}'), [("note", {"text": "a < b", "tags": []})]),
+    Vector("longcat", '<longcat_tool_call>\n{"name": "now", "arguments": {}}\n</longcat_tool_call>', [NOW]),
+    Vector("ernie45", "Hm.\n\n" + hermes() + "\n\n" + hermes("now", "{}"), [ONE, NOW], "Hm."),
+    Vector("granite4", hermes() + "\n" + hermes("now", "{}"), [ONE, NOW]),
+    Vector(
+        "granite-20b-fc",
+        f'<function_call> {{"name": "weather", "arguments": {ARGUMENTS}}} '
+        '<function_call> {"name": "now", "arguments": {}}',
+        [ONE, NOW],
+    ),
+    Vector(
+        "internlm",
+        f'I see.<|action_start|><|plugin|>\n{{"name": "weather", "parameters": {ARGUMENTS}}}\n<|action_end|>\n',
+        [ONE],
+        "I see.",
+    ),
+    # --------------------------------------------------------------------------------------------------- JSON alone
+    Vector("llama3_json", f'{{"name": "weather", "parameters": {ARGUMENTS}}}', [ONE]),
+    Vector(
+        "llama3_json",
+        f'<|python_tag|>{{"name": "weather", "parameters": {ARGUMENTS}}}; {{"name": "now", "parameters": {{}}}}',
+        [ONE, NOW],
+    ),
+    Vector(
+        "llama3_json",
+        f'{{"name": "weather", "parameters": {ARGUMENTS}}}; {{"name": "now", "parameters": {{}}}}',
+        [ONE, NOW],
+    ),
+    Vector(
+        "llama3_json",
+        f'Well: {{"type": "function", "name": "weather", "parameters": {ARGUMENTS}}} there.',
+        [ONE],
+        "Well: there.",
+    ),
+    Vector(
+        "llama3_json",
+        '{"name": "Ada", "parameters": {"city": "x"}}',
+        [],
+        '{"name": "Ada", "parameters": {"city": "x"}}',
+    ),
+    Vector("llama3_json", '{"name": "now"}', [], '{"name": "now"}'),
+    Vector("llama3_json", 'As {"a": {"b": [1, 2]}} says.', [], 'As {"a": {"b": [1, 2]}} says.'),
+    Vector(
+        "llama3_json",
+        f'[{{"name": "weather", "parameters": {ARGUMENTS}}}, {{"name": "now", "arguments": {{}}}}]',
+        [ONE, NOW],
+    ),
+    Vector("llama3_json", '{"name": "now", "parameters": {}}; then {', [NOW], "; then {"),
+    Vector(
+        "granite",
+        f'<|tool_call|>[{{"name": "weather", "arguments": {ARGUMENTS}}}, {{"name": "now", "arguments": {{}}}}]',
+        [ONE, NOW],
+    ),
+    Vector("granite", '<tool_call>[{"name": "now", "arguments": {}}]', [NOW]),
+    Vector(
+        "jamba",
+        f'Ok.\n<tool_calls>[\n{{"name": "weather", "arguments": {ARGUMENTS}}},\n'
+        '{"name": "now", "arguments": {}}\n]</tool_calls>',
+        [ONE, NOW],
+        "Ok.",
+    ),
+    Vector("hunyuan_a13b", f'<tool_calls>[{{"name": "weather", "arguments": {ARGUMENTS}}}]</tool_calls>', [ONE]),
+    Vector("hunyuan_a13b", "<tool_calls>[]</tool_calls>", [], "<tool_calls>[]</tool_calls>"),
+    Vector(
+        "phi4_mini_json",
+        f'functools[{{"name": "weather", "arguments": {ARGUMENTS}}}, {{"name": "now", "arguments": {{}}}}]',
+        [ONE, NOW],
+    ),
+    Vector("phi4_mini_json", "Use functools.cache here.", [], "Use functools.cache here."),
+    Vector(
+        "xlam", f'[{{"name": "weather", "arguments": {ARGUMENTS}}}, {{"name": "now", "arguments": {{}}}}]', [ONE, NOW]
+    ),
+    Vector("xlam", f'Here:\n```json\n[{{"name": "weather", "arguments": {ARGUMENTS}}}]\n```', [ONE], "Here:"),
+    Vector("xlam", '[TOOL_CALLS][{"name": "now", "arguments": {}}]', [NOW]),
+    Vector("xlam", '<tool_call>[{"name": "now", "arguments": {}}]</tool_call>', [NOW]),
+    Vector("xlam", "See [1] and [x](y): ```json\n[1]\n```", [], "See [1] and [x](y): ```json\n[1]\n```"),
+    # ------------------------------------------------------------------------------------------- headers and JSON
+    Vector(
+        "mistral",
+        f'[TOOL_CALLS][{{"name": "weather", "arguments": {ARGUMENTS}}}, {{"name": "now", "arguments": {{}}}}]',
+        [ONE, NOW],
+    ),
+    Vector("mistral", f"I look.[TOOL_CALLS]weather[ARGS]{ARGUMENTS}[TOOL_CALLS]now[ARGS]{{}}", [ONE, NOW], "I look."),
+    Vector("mistral", f"[TOOL_CALLS]weather{ARGUMENTS}[TOOL_CALLS]now{{}}", [ONE, NOW]),
+    Vector("mistral", f"[TOOL_CALLS]weather[CALL_ID]aB3dE6gH9[ARGS]{ARGUMENTS}", [ONE], ids=["aB3dE6gH9"]),
+    Vector("mistral", "[TOOL_CALLS] [1]", [], "[TOOL_CALLS] [1]"),
+    Vector(
+        "deepseek_v3",
+        f"Ok.{V_BEGIN}{V3.format('weather', ARGUMENTS)}\n{V3.format('now', '{}')}{V_END}",
+        [ONE, NOW],
+        "Ok.",
+    ),
+    Vector("deepseek_v3", f"{V_BEGIN}{V3.format('note', DEEP_JSON)}{V_END}", [DEEP]),
+    Vector(
+        "deepseek_v3", f"{V_BEGIN}{V3.format('weather', ARGUMENTS).partition('rich')[0]}", [("weather", '{"city": "Zü')]
+    ),
+    Vector("deepseek_v31", f"{V_BEGIN}{V31.format('weather', ARGUMENTS)}{V31.format('now', '{}')}{V_END}", [ONE, NOW]),
+    Vector("deepseek_v31", f"{V_BEGIN}x y<｜tool▁sep｜>{{}}", [], f"{V_BEGIN}x y<｜tool▁sep｜>{{}}"),
+    Vector(
+        "kimi_k2",
+        f"Ok.{K_BEGIN}{KIMI.format('weather:0', ARGUMENTS)}{KIMI.format('now:1', '{}')}{K_END}",
+        [ONE, NOW],
+        "Ok.",
+        ["functions.weather:0", "functions.now:1"],
+    ),
+    Vector(
+        "kimi_k2", f"{K_BEGIN}\n{KIMI.format('note:2 ', ' ' + DEEP_JSON)}\n{K_END}", [DEEP], ids=["functions.note:2"]
+    ),
+    Vector("kimi_k2", KIMI.format("now:0", ""), [NOW], ids=["functions.now:0"]),
+    # ---------------------------------------------------------------------------------------------------------- tags
+    Vector("qwen3_coder", "Let me see.\n\n" + coder("weather", city="Zürich", days="3"), [ONE], "Let me see."),
+    Vector("qwen3_coder", coder("weather", city="Zürich", days="3") + "\n" + coder("now"), [ONE, NOW]),
+    Vector("qwen3_coder", coder("note", text=DEEP_TEXT, tags='["x", "y z"]', extra="{'a': 1.5, 'ok': True}"), [DEEP]),
+    Vector("qwen3_coder", coder("note", text="\n  keep\n\n"), [("note", {"text": "\n  keep\n\n"})]),
+    Vector(
+        "qwen3_coder",
+        coder("note", text="123", is_open="True", ratio="1e3", parent="null"),
+        [("note", {"text": "123", "is_open": True, "ratio": 1000.0, "parent": None})],
+    ),
+    Vector(
+        "qwen3_coder",
+        coder("note", text="a", parent="b", is_open="maybe", ratio="much"),
+        [("note", {"text": "a", "parent": "b", "is_open": "maybe", "ratio": "much"})],
+    ),
+    Vector(
+        "qwen3_coder",
+        coder("weather", city="x", days="4.0", other="5"),
+        [("weather", {"city": "x", "days": 4, "other": "5"})],
+    ),
+    Vector("qwen3_coder", "<function=now>\n</function>", [NOW]),
+    Vector(
+        "qwen3_coder",
+        "<tool_call>\n<function=weather>\n<parameter=city>\nZürich\n</function>\n</tool_call>",
+        [("weather", {"city": "Zürich"})],
+    ),
+    Vector("qwen3_coder", "<tool_call>\n<function=weather>\n<parameter=city>\nZür", [("weather", '{"city": "Zür')]),
+    Vector("qwen3_coder", "<tool_call>\n<function=weather>\n<parameter=days>\n3", [("weather", "")]),
+    Vector(
+        "qwen3_coder",
+        "<tool_call>\n<function=wea ther>\n</function>",
+        [],
+        "<tool_call>\n<function=wea ther>\n</function>",
+    ),
+    Vector("qwen3_coder", "<tool_call>\n<function=weather>\n<para", [], "<tool_call>\n<function=weather>\n<para"),
+    Vector(
+        "qwen3_coder",
+        "<tool_call>\n<function=now>\nwell</function>\n</tool_call>",
+        [],
+        "<tool_call>\n<function=now>\nwell</function>\n</tool_call>",
+    ),
+    Vector("qwen3_coder", coder("note", tags='["</parameter>", "b"]'), [("note", {"tags": ["</parameter>", "b"]})]),
+    Vector("qwen3_coder", coder("note", tags='["a', text="b"), [("note", {"tags": '["a', "text": "b"})]),
+    Vector("qwen3_coder", hermes(), [ONE]),
+    Vector("step3p5", coder("weather", city="Zürich", days="3"), [ONE]),
+    Vector("seed_oss", coder("weather", city="Zürich", days="3").replace("tool_call>", "seed:tool_call>"), [ONE]),
+    Vector(
+        "mimo",
+        "<tool_call>\n<function=note>\n<parameter=text> a\n</parameter>\n</function>\n</tool_call>",
+        [("note", {"text": " a\n"})],
+    ),
+    Vector("glm45", "Ok.\n" + glm("weather", city="Zürich", days="3") + "\n" + glm("now"), [ONE, NOW], "Ok."),
+    Vector("glm45", glm("note", text=DEEP_TEXT, tags='["x", "y z"]', extra='{"a": 1.5, "ok": true}'), [DEEP]),
+    Vector("glm47", glm("weather", "", city="Zürich", days="3") + glm("now", ""), [ONE, NOW]),
+    Vector("glm45", "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Zü", [("weather", '{"city": "Zü')]),
+    Vector("glm45", "<tool_call>not a name</tool_call>", [], "<tool_call>not a name</tool_call>"),
+    Vector(
+        "minimax_m2",
+        f"Ok.\n<minimax:tool_call>\n{minimax('weather', city='Zürich', days='3')}{minimax('now')}</minimax:tool_call>",
+        [ONE, NOW],
+        "Ok.",
+    ),
+    Vector(
+        "minimax_m2",
+        f"<minimax:tool_call>\n{minimax('note', text=DEEP_TEXT, tags=TAGS, extra=EXTRA)}</minimax:tool_call>",
+        [DEEP],
+    ),
+    Vector(
+        "deepseek_v32",
+        "Ok.\n\n<｜DSML｜function_calls>\n"
+        + dsml("weather", ("city", True, "Zürich"), ("days", False, "3"))
+        + dsml("now")
+        + "</｜DSML｜function_calls>",
+        [ONE, NOW],
+        "Ok.",
+    ),
+    Vector(
+        "deepseek_v4",
+        "<｜DSML｜tool_calls>\n"
+        + dsml("note", ("text", True, DEEP_TEXT), ("tags", False, TAGS), ("extra", False, EXTRA))
+        + "</｜DSML｜tool_calls>",
+        [DEEP],
+    ),
+    Vector(
+        "deepseek_v32",
+        f"<｜DSML｜function_calls>\n{dsml('f', ('n', True, '3'), ('m', False, 'null'))}</｜DSML｜function_calls>",
+        [("f", {"n": "3", "m": None})],
+    ),
+    Vector("dots", f"<dots_function_call>\n{minimax('now')}</dots_function_call>", [NOW]),
+    # -------------------------------------------------------------------------------------------------------- Python
+    Vector("pythonic", "[weather(city='Zürich', days=3), now()]", [ONE, NOW]),
+    Vector(
+        "pythonic", "[note(text='a \"b\" \\\\ </x>\\n🦜', tags=['x', \"y z\"], extra={'a': 1.5, 'ok': True})]", [DEEP]
+    ),
+    Vector(
+        "pythonic",
+        "[note(text='a, (b) ]', parent=None, is_open=False)]",
+        [("note", {"text": "a, (b) ]", "parent": None, "is_open": False})],
+    ),
+    Vector("pythonic", "[weather('Zürich', 3)]", [ONE]),
+    Vector("pythonic", "[weather(city=Zürich)]", [("weather", {"city": "Zürich"})]),
+    Vector("pythonic", '[note(text="""a "b"\nc""", ratio=-1.5e3)]', [("note", {"text": 'a "b"\nc', "ratio": -1500.0})]),
+    Vector("pythonic", "[weather(city='Zürich', days=3), now(", [ONE], ", now("),
+    Vector("pythonic", "[weather(city='Zürich', days=", [("weather", '{"city": "Zürich"')]),
+    Vector("pythonic", "See [1], [f(x)] and [now].", [], "See [1], [f(x)] and [now]."),
+    Vector("llama4_pythonic", '<|python_start|>[weather(city="Zürich", days=3), now()]<|python_end|>', [ONE, NOW]),
+    Vector("llama4_pythonic", "[now()]", [NOW]),
+    Vector(
+        "lfm2",
+        '<|tool_call_start|>[weather(city="Zürich", days=3), now()]<|tool_call_end|>Checking.',
+        [ONE, NOW],
+        "Checking.",
+    ),
+    Vector("olmo3", 'Ok.\n<function_calls>weather(city="Zürich", days=3)\nnow()</function_calls>', [ONE, NOW], "Ok."),
+    Vector(
+        "olmo3",
+        '<function_calls>note(text="a", is_open=true, parent=null, extra={"ok": true, "b": [null]})</function_calls>',
+        [("note", {"text": "a", "is_open": True, "parent": None, "extra": {"ok": True, "b": [None]}})],
+    ),
+    # ----------------------------------------------------------------------------------------------------- bare keys
+    Vector(
+        "gemma4",
+        f"Ok.<|tool_call>call:weather{{city:{Q}Zürich{Q},days:3}}<tool_call|><|tool_call>call:now{{}}<tool_call|>",
+        [ONE, NOW],
+        "Ok.",
+    ),
+    Vector(
+        "gemma4",
+        f"<|tool_call>call:note{{text:{Q}{DEEP_TEXT}{Q},tags:[{Q}x{Q},{Q}y z{Q}],extra:{{a:1.5,ok:true}}}}<tool_call|>",
+        [DEEP],
+    ),
+    Vector(
+        "gemma4",
+        f"<|tool_call>call:note{{text:{Q}{{a:[1,]}}{Q}, extra:{{}}, tags:[], parent:null}}<tool_call|>",
+        [("note", {"text": "{a:[1,]}", "extra": {}, "tags": [], "parent": None})],
+    ),
+    Vector("gemma4", f"<|tool_call>call:weather{{city:{Q}Zü", [("weather", '{"city": "Zü')]),
+    Vector("gemma4", f"<|tool_call>call:weather{{city:{Q}Zürich{Q},days:3<tool_call|>", [ONE]),
+    Vector("gemma4", "<|tool_call>weather{}<tool_call|>", [], "<|tool_call>weather{}<tool_call|>"),
+    Vector(
+        "functiongemma",
+        "<start_function_call>call:weather{city:<escape>Zürich<escape>,days:3}<end_function_call><start_function_call>call:now{}<end_function_call>",
+        [ONE, NOW],
+    ),
+]
+HARMONY_VECTORS = [
+    Vector("openai", HARMONY.format("weather", ARGUMENTS), [ONE]),
+    Vector("openai", "<|channel|>final<|message|>Four.", [], "Four."),
+    Vector(
+        "openai",
+        "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant"
+        + HARMONY.format("weather", ARGUMENTS)
+        + "<|start|>assistant"
+        + HARMONY.format("now", "{}"),
+        [ONE, NOW],
+        "I look.",
+    ),
+    Vector(
+        "openai",
+        "<|start|>assistant to=functions.note<|channel|>commentary json<|message|>" + DEEP_JSON + "<|call|>",
+        [DEEP],
+    ),
+    Vector("openai", HARMONY.format("weather", ARGUMENTS).partition("rich")[0], [("weather", '{"city": "Zü')]),
+]
