@@ -50,7 +50,7 @@ endif
 venv: $(VENV)/.dev
 
 image:
-	docker buildx bake --load cuda12.8
+	docker buildx bake --load cuda12-8
 
 # As root, with Debian's buildah and debootstrap. IMAGE_CHECK: further arguments, such as --buildah "--build-arg ...".
 image-check: $(VENV)/.dev

@@ -1,4 +1,4 @@
-# docker buildx bake [cuda12.8 | cuda13 | cpu]; REPOSITORY, VERSION and MODEL_NAME are variables of the environment.
+# docker buildx bake [cuda12-8 | cuda13 | cpu]; REPOSITORY, VERSION and MODEL_NAME are variables of the environment.
 
 variable "REPOSITORY" { default = "worker-ember" }
 variable "VERSION" { default = "latest" }
@@ -10,11 +10,11 @@ variable "TOKENIZER_NAME" { default = "" }
 variable "TOKENIZER_REVISION" { default = "" }
 
 group "default" {
-  targets = ["cuda12.8"]
+  targets = ["cuda12-8"]
 }
 
 group "all" {
-  targets = ["cuda12.8", "cuda13", "cpu"]
+  targets = ["cuda12-8", "cuda13", "cpu"]
 }
 
 target "common" {
@@ -31,7 +31,7 @@ target "common" {
 }
 
 # Runs on drivers for CUDA 12.8 and later, so on all of the fleet.
-target "cuda12.8" {
+target "cuda12-8" {
   inherits = ["common"]
   tags     = ["${REPOSITORY}:${VERSION}", "${REPOSITORY}:${VERSION}-cuda12.8"]
   args = {

@@ -5,7 +5,7 @@
 `handler.py` with the demo model takes jobs of random kinds and sizes from a local queue: native and OpenAI form,
 streamed and not, scored, with constraints, refused ones, and cancelled ones. Each job's end is checked. The table shows
 both processes by the minute; the last lines compare the idle worker at the end with the idle worker after its first
-500 jobs, and ask the engine whether a page or a row is still taken. Exit status 1 when a job ended otherwise than it
+3000 jobs, and ask the engine whether a page or a row is still taken. Exit status 1 when a job ended otherwise than it
 should or something was left behind.
 """
 
@@ -32,7 +32,7 @@ from tests.support.processes import Process, children  # noqa: E402
 
 HEAD = """| minute | jobs | latency p50, p99 (s) | memory MB | threads | files | sockets |
 |---|---|---|---|---|---|---|"""
-WARM_JOBS = 500  # what caches and pools need to fill
+WARM_JOBS = 3000  # what caches and pools need to fill
 CANCELLED = 0.15  # of all jobs
 MEMORY_SLACK_MB = 48.0  # of both processes together, between the two idle moments
 WORDS = ["what", "is", "the", "capital", "of", "France", "and", "seven", "story", "an", "old", "boat", "in", "JSON"]

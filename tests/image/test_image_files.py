@@ -95,7 +95,9 @@ def test_versions_are_pinned() -> None:
 
 def test_the_bake_file_has_the_variants_and_passes_arguments_that_exist() -> None:
     targets = re.findall(r'^target "([^"]+)"', BAKE, re.MULTILINE)
-    assert set(targets) == {"common", "cuda12.8", "cuda13", "cpu"}
+    assert set(targets) == {"common", "cuda12-8", "cuda13", "cpu"}
+    names = re.findall(r'^(?:target|group) "([^"]+)"', BAKE, re.MULTILINE)
+    assert all(re.fullmatch(r"[a-zA-Z0-9_-]+", name) for name in names), "buildx takes no other names"
     known = set(re.findall(r"^ARG (\w+)", DOCKERFILE, re.MULTILINE))
     passed = {
         name for block in re.findall(r"args = \{(.*?)\}", BAKE, re.DOTALL) for name in re.findall(r"(\w+)\s+=", block)
@@ -103,7 +105,7 @@ def test_the_bake_file_has_the_variants_and_passes_arguments_that_exist() -> Non
     assert passed and passed <= known
     for version, index in re.findall(r'TORCH_VERSION = "([^"]+)"\n\s+TORCH_INDEX\s+= "([^"]+)"', BAKE):
         assert index.endswith("/" + version.partition("+")[2])
-    default = re.search(r'TORCH_VERSION = "([^"]+)"', BAKE[BAKE.index('target "cuda12.8"') :])
+    default = re.search(r'TORCH_VERSION = "([^"]+)"', BAKE[BAKE.index('target "cuda12-8"') :])
     assert default and default[1] == arguments()["TORCH_VERSION"]
 
 
