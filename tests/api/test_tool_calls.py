@@ -200,10 +200,10 @@ def test_calls_or_an_answer_in_the_demanded_form(deployment: Deployment) -> None
     assert calls_of(deployment.chat(tools=[ADD], response_format=form)["choices"][0]["message"]) == BOTH_CALLS[:1]
 
 
-def test_a_named_tool_and_another_constraint(deployment: Deployment) -> None:
-    named = {"type": "function", "function": {"name": "add"}}
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "add"}}])
+def test_a_forced_call_and_another_constraint(deployment: Deployment, choice: Any) -> None:
     with pytest.raises(ApiError) as caught:
-        deployment.chat(tools=[ADD], tool_choice=named, structured_outputs={"regex": "a"})
+        deployment.chat(tools=[ADD], tool_choice=choice, structured_outputs={"regex": "a"})
     assert caught.value.message == "You can only either use constraints for structured outputs or tools, not both."
 
 

@@ -351,3 +351,13 @@ async def test_what_waits_for_its_first_token_is_bounded(engines):
     generations[1].abort()
     client.generate([1], SAMPLING)
     await client.close()
+
+
+async def test_a_client_that_is_closed_while_a_crash_is_cleared_up_starts_nothing(engines):
+    client = await started(engines, restarts=3)
+    engines[0].die()
+    while client.is_ready:
+        await asyncio.sleep(0)
+    await client.close()  # before the dead process was waited for
+    await asyncio.sleep(0.2)
+    assert len(engines) == 1

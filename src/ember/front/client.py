@@ -356,6 +356,8 @@ class EngineClient:
 
     async def _recover(self, was_ready: bool) -> None:
         status = await self._reap()
+        if self._is_closing:
+            return
         failure, self._failure = self._failure, None
         reason = failure.message if failure else f"the engine process ended unexpectedly ({_describe(status)})"
         if was_ready and self._restarts_left > 0:

@@ -219,7 +219,8 @@ class BeamSearch:
                 generations.append(await stack.enter_async_context(generation))
             for generation in generations:
                 outputs = [output async for step in generation for output in step]
-                answers.append(outputs[-1] if outputs else _ABORTED)
+                is_answered = outputs and (outputs[-1].logprobs or outputs[-1].finish_reason == "error")
+                answers.append(outputs[-1] if is_answered else _ABORTED)
         if is_first:
             self._num_cached_tokens = answers[0].num_cached_tokens
             self._prompt_logprobs = answers[0].prompt_logprobs

@@ -83,7 +83,7 @@ class Reading:
             if demanded is not None:
                 return self._either(demanded)
             return self._calls_or_text() if use.is_strict else None
-        if use.mode == "named" and demanded is not None and demanded.param != "response_format":
+        if demanded is not None and demanded.param != "response_format":  # that is of content, which forced calls lack
             message = "You can only either use constraints for structured outputs or tools, not both."
             raise bad_request(message, demanded.param)
         return self._of_calls(at_least_one=True)

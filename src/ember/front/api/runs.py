@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -110,8 +109,7 @@ class Run:
         if any(sample.finish_reason is None for sample in self.samples):
             return []
         candidates, self._candidates = self._candidates, []
-        scores = [math.fsum(entry.logprob for entry in piece.logprobs) for piece in candidates]
-        order = sorted(range(len(candidates)), key=lambda index: -scores[index])  # equal ones stay in order
+        order = sorted(range(len(candidates)), key=lambda index: -self.samples[index].score)  # equal ones stay in order
         self.samples = [self.samples[index] for index in order]
         chosen = [candidates[index] for index in order[: self.job.n]]
         for i, piece in enumerate(chosen):

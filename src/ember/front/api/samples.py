@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -65,6 +66,7 @@ class Sample:
         self.choice = choice
         self.num_tokens = 0  # taken: up to and with the one that ended the sample
         self.num_reasoning_tokens = 0
+        self.score = 0.0  # the sum of the log probabilities of all its tokens, where they were asked for
         self.finish_reason: str | None = None
         self._options = options
         self._eos_token_id = tokenizer.eos_token_id
@@ -107,6 +109,7 @@ class Sample:
             taken = self._push_one_by_one(output, shown, piece, unseen)
         self.num_tokens += taken
         token_ids, logprobs = output.token_ids[:taken], (output.logprobs or [])[:taken]
+        self.score += math.fsum(entry.logprob for entry in logprobs)
         for position in reversed(unseen):
             del token_ids[position : position + 1], logprobs[position : position + 1]
         piece.token_ids += token_ids

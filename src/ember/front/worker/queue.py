@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
-from ember.front.errors import ApiError
+from ember.front.errors import ApiError, internal_error
 from ember.front.worker.calls import Calls, QueueError, Refused, TooManyRequests
 from ember.front.worker.handler import Handling, JobRun
 from ember.front.worker.outputs import error_output
@@ -155,6 +155,8 @@ class Queue:
             raise
         except Exception:
             log.exception("job %s failed outside its handler", job_id)
+            with contextlib.suppress(Exception):  # what can be said of it must not be what failed
+                await self._calls.send_result(job_id, error_output(internal_error()))
             return
         outcome = "failed" if "error" in result else "ended"
         log.debug("job %s %s: %d pieces in %.2f s", job_id, outcome, num_pieces, time.monotonic() - started)
