@@ -19,7 +19,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.shapes import SHAPES, make_checkpoint  # noqa: E402
 
 if TYPE_CHECKING:
+    import torch
+
     from benchmarks.kernels.common import Ceilings
     from ember.engine.core.engine import Engine
     from ember.wire import SamplingParams
@@ -164,47 +168,65 @@ def _decode(engine: Engine, batch: int, ceilings: Ceilings) -> Row:
         engine.add(Generate(i, prompt, _greedy(OUTPUT)))
     waiting = set(range(batch))
     steps: list[float] = []
-    while engine.has_work:
-        started = time.perf_counter()
-        outputs = engine.step()
-        if not waiting and len(outputs) == batch:
-            steps.append(time.perf_counter() - started)
-        waiting -= {output.request_id for output in outputs}
+    with _graph_launches(engine) as launches:
+        while engine.has_work:
+            started = time.perf_counter()
+            outputs = engine.step()
+            if not waiting and len(outputs) == batch:
+                steps.append(time.perf_counter() - started)
+            waiting -= {output.request_id for output in outputs}
     step = statistics.median(steps)
     model = engine.runner.model
     context = CONTEXT + OUTPUT / 2
     step_bytes = model.weight_bytes + batch * context * kv_bytes_per_token(model.config, model.dtype)
     row = {"part": "decode", "batch": batch, "context": CONTEXT, "tokens_per_second": batch / step}
     row |= {"bytes_per_second": step_bytes / step, "limit": ceilings.bytes_per_second / step_bytes * batch}
-    device = _device_seconds(engine, batch)
-    if device is not None:
-        row |= {"step_seconds": step, "device_seconds": device, "device_waits": max(0.0, 1 - device / step)}
+    device = [launch.seconds() for launch in launches if launch.size >= batch]
+    if device:
+        busy = statistics.median(device)
+        row |= {"step_seconds": step, "device_seconds": busy, "device_waits": max(0.0, 1 - busy / step)}
     return row
 
 
-def _device_seconds(engine: Engine, batch: int) -> float | None:
-    """Of one recorded step of that size, repeated without the host between; None where none is recorded.
+@dataclass(frozen=True)
+class _Launch:
+    """A recorded step as the device ran it, between two events of its stream."""
 
-    The rows are those of the last step, a few positions further on: their contexts are as long, their pages free.
-    """
+    size: int
+    start: torch.cuda.Event
+    end: torch.cuda.Event
+
+    def seconds(self) -> float:
+        self.end.synchronize()
+        return self.start.elapsed_time(self.end) / 1000
+
+
+@contextmanager
+def _graph_launches(engine: Engine) -> Iterator[list[_Launch]]:
+    """The recorded steps that are launched inside the block; none where the engine records none."""
     import torch
 
     from ember.engine.core.device_runner import DeviceRunner
 
-    runner = engine.runner
-    if not isinstance(runner, DeviceRunner):
-        return None
-    size = runner.graphs.size_for(batch)
-    if size is None:
-        return None
-    repeats = 10
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    for _ in range(repeats):
-        runner.graphs.launch(size)
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000 / repeats
+    launches: list[_Launch] = []
+    if not isinstance(engine.runner, DeviceRunner):
+        yield launches
+        return
+    graphs = engine.runner.graphs
+    launch = graphs.launch
+
+    def timed(size: int) -> None:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        launch(size)
+        end.record()
+        launches.append(_Launch(size, start, end))
+
+    graphs.launch = timed  # type: ignore[method-assign]
+    try:
+        yield launches
+    finally:
+        del graphs.launch
 
 
 def _prefill(engine: Engine, length: int, ceilings: Ceilings) -> Row:

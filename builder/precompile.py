@@ -1,4 +1,4 @@
-"""Fills Triton's cache with every kernel for every GPU of the image, on a machine without one.
+"""Fills Triton's cache with every kernel of the engine for every GPU of the image, on a machine without one.
 
     python -m builder.precompile --cache /opt/ember/kernels [--capabilities 80 86 89 90 100 120]
 
@@ -16,9 +16,22 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
+# The kernels that the engine launches, by module; the package has others that nothing launches yet.
+MODULES = (
+    "activation",
+    "decode_attention",
+    "decode_splits",
+    "norm",
+    "prefill_attention",
+    "rope_cache",
+    "sampling",
+    "sampling_logprobs",
+    "step",
+)
 _KEPT = (".json", ".cubin")
 _GROUP = "__grp__"
 
@@ -28,7 +41,7 @@ import sys
 from ember_kernels.cache import use_baked_key
 from ember_kernels.compile import compile_all
 assert use_baked_key(), "the baked key does not belong to this Triton"
-rows = compile_all(map(int, sys.argv[1].split()), sys.argv[2].split() or None, processes=1)
+rows = compile_all(map(int, sys.argv[1].split()), sys.argv[2].split(), processes=1)
 assert not any(row.error for row in rows), rows
 """
 
@@ -37,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cache", type=Path, required=True, help="TRITON_CACHE_DIR of the worker")
     parser.add_argument("--capabilities", type=int, nargs="+", help="else CAPABILITIES of the environment, else all")
-    parser.add_argument("--modules", nargs="+", default=None, help="kernel modules; all of them without it")
+    parser.add_argument("--modules", nargs="+", default=MODULES, help="kernel modules")
     parser.add_argument("--processes", type=int, default=None)
     options = parser.parse_args(arguments)
     options.cache.mkdir(parents=True, exist_ok=True)
@@ -53,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     return precompile(options.cache.resolve(), chosen or list(CAPABILITIES), options.modules, options.processes)
 
 
-def precompile(cache: Path, capabilities: list[int], modules: list[str] | None, processes: int | None) -> int:
+def precompile(cache: Path, capabilities: list[int], modules: Sequence[str], processes: int | None) -> int:
     from ember_kernels.cache import bake_key
     from ember_kernels.compile import compile_all
 
@@ -66,7 +79,7 @@ def precompile(cache: Path, capabilities: list[int], modules: list[str] | None, 
     slim(cache)
     bake_key(cache)
     before = set(_groups(cache))
-    command = [sys.executable, "-c", _AGAIN, " ".join(map(str, capabilities)), " ".join(modules or [])]
+    command = [sys.executable, "-c", _AGAIN, " ".join(map(str, capabilities)), " ".join(modules)]
     if subprocess.run(command, check=False).returncode != 0:
         return 1
     compiled_again = sorted(str(group) for group in set(_groups(cache)) - before)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 
+from ember.engine.core import late_rows
 from ember.wire import Generate, Grammar, SamplingParams, Thinking
-from tests.device_step.engines import compare, said
-from tests.engine_core.inline import greedy, tokens
+from tests.device_step.engines import check_empty, compare, device_engine, said
+from tests.engine_core.inline import greedy, make_engine, run, tokens
 from tests.structured.json_model import END_THINK, THINK, load, make_json_model
 
 WORD = "[a-c]{2,6}x"
@@ -72,3 +74,27 @@ def test_options_that_leave_nothing_are_an_error_that_names_the_field(directory,
     requests = [Generate(1, PROMPT, word(allowed_token_ids=[299])), Generate(2, PROMPT, word(bad_words=banned))]
     outputs, _ = compare(directory, requests)
     assert said(outputs[1, 0]).param == "structured_outputs"
+
+
+def test_out_of_memory_in_a_late_draw_fails_one(directory, tokenizer, monkeypatch):
+    """The longest late row is given up; the draw of the others happens once, penalties included."""
+    options = {"repetition_penalty": 1.4, "temperature": 0.7}
+    requests = [Generate(i, PROMPT[: 5 + i], word(**options)) for i in range(3)]
+    requests.append(Generate(3, PROMPT, greedy(6)))
+    expected = run(make_engine(directory), requests)
+    engine = device_engine(directory)
+    real, calls = late_rows.store_tokens, 0
+
+    def fail_once(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise torch.OutOfMemoryError("no memory in a test")
+        real(*arguments)
+
+    monkeypatch.setattr(late_rows, "store_tokens", fail_once)
+    outputs = run(engine, requests)
+    assert "out of memory" in said(outputs[2, 0]).error
+    for key in ((0, 0), (1, 0), (3, 0)):
+        assert tokens(outputs[key]) == tokens(expected[key])
+    check_empty(engine)

@@ -151,6 +151,37 @@ def test_recorded_steps_say_the_same(directory):
     check_empty(engine)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_recording_between_steps_changes_nothing(directory, steps, monkeypatch):
+    """A rehearsal is a step: of no rows, whatever the last one was."""
+    monkeypatch.setattr("ember.engine.core.graphs.STALL_S", 1e9)
+    requests = mixture(7, seed=2)
+    expected = run(make_engine(directory), requests)
+    engine = device_engine(directory, max_num_seqs=8)
+    outputs: dict[tuple[int, int], list[Any]] = {}
+    for request in requests:
+        engine.add(request)
+    while engine.has_work:
+        for _ in range(steps):
+            for output in engine.step() if engine.has_work else ():
+                outputs.setdefault((output.request_id, output.index), []).append(output)
+        engine.do_chore()
+    assert all_said(outputs) == all_said(expected)
+    assert engine.runner.graphs.recorded
+    check_empty(engine)
+
+
+def test_recording_in_an_idle_moment_leaves_the_cache_alone(directory):
+    engine = device_engine(directory, max_num_seqs=4)
+    run(engine, [Generate(1, PROMPT, greedy(5))])
+    cache = engine.runner.cache
+    before = cache.keys.clone(), cache.values.clone()
+    while engine.do_chore():
+        pass
+    for now, then in zip((cache.keys, cache.values), before, strict=True):
+        torch.testing.assert_close(now, then, rtol=0, atol=0, equal_nan=True)  # pages never written hold anything
+
+
 def test_enforce_eager_records_nothing(directory):
     engine = device_engine(directory, enforce_eager=True)
     assert not engine.do_chore()
@@ -215,6 +246,55 @@ def test_out_of_memory_fails_one_and_the_others_go_on(directory):
         assert outputs[key][-1].finish_reason == "length"
         assert tokens(outputs[key]) == tokens(expected[key])
     check_empty(engine)
+
+
+@pytest.mark.parametrize(("place", "at"), [("download", 6), ("mark", 10)])
+def test_a_step_that_fails_behind_its_draw_counts_once(directory, place, at):
+    """Penalties count what was drawn; a step that is launched again has drawn nothing before."""
+    options = {"max_tokens": 8, "temperature": 0.0, "frequency_penalty": 0.9, "repetition_penalty": 1.2}
+    requests = [Generate(i, PROMPT[i:], SamplingParams(ignore_eos=True, **options)) for i in range(3)]
+    expected = run(make_engine(directory), requests)
+    engine = device_engine(directory)
+    accelerator = engine.runner.accelerator
+    real, calls = getattr(accelerator, place), 0
+
+    def fail_once(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise torch.OutOfMemoryError("no memory in a test")
+        return real(*arguments)
+
+    setattr(accelerator, place, fail_once)
+    outputs = run(engine, requests)
+    assert calls > at
+    failed = [key for key, made in outputs.items() if made[-1].finish_reason == "error"]
+    assert len(failed) == 1 and "out of memory" in outputs[failed[0]][-1].error
+    for key in set(outputs) - set(failed):
+        assert tokens(outputs[key]) == tokens(expected[key])
+    check_empty(engine)
+
+
+def test_a_row_that_cannot_be_filled_is_not_lost(directory):
+    engine = device_engine(directory, max_num_seqs=2)
+    tables = engine.runner.tables
+    place = tables.place
+
+    def fail(sequence, row):
+        raise torch.OutOfMemoryError("no memory in a test")
+
+    for _ in range(3):
+        tables.place = fail
+        assert "out of memory" in run(engine, [Generate(1, PROMPT, greedy(2))])[1, 0][-1].error
+        tables.place = place
+    compare(directory, [Generate(i, PROMPT, greedy(2)) for i in range(3)], max_num_seqs=2)
+    assert len(run(engine, [Generate(i, PROMPT, greedy(2)) for i in range(2)])) == 2
+    check_empty(engine)
+
+
+def test_a_prompt_of_one_token_has_its_log_probability(directory):
+    outputs, _ = compare(directory, [Generate(1, PROMPT[:1], greedy(2, prompt_logprobs=2))])
+    assert outputs[1, 0][0].prompt_logprobs == [None]
 
 
 def test_not_a_number_fails_its_request_alone(directory):

@@ -94,6 +94,16 @@ def test_the_hash_of_another_triton_is_not_taken(cache: Path, tmp_path: Path) ->
     assert run(["-c", check], other).stdout.strip() == "False"
 
 
+def test_the_image_has_the_kernels_that_the_engine_imports() -> None:
+    code = (
+        "import sys, ember.engine.core.device_runner; from ember_kernels.compile import kernel_modules; "
+        "print(*[name for name in kernel_modules() if 'ember_kernels.' + name in before])"
+    ).replace("from ember", "before = set(sys.modules); from ember", 1)
+    result = run(["-c", code])
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert tuple(result.stdout.split()) == precompile.MODULES
+
+
 def test_a_cpu_build_of_torch_has_nothing_to_compile(tmp_path: Path) -> None:
     import torch
 

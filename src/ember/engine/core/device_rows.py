@@ -81,17 +81,25 @@ class DeviceRows:
         return Record(row.index, row.position, row.words)
 
     def distrust(self, sequences: list[Sequence]) -> None:
-        """A step failed half-way: what it sent may or may not have arrived."""
+        """A step failed half-way: what it sent may or may not have arrived, and its draws may be counted. The sequences
+        lose their rows; they get new ones when every token is known."""
         for sequence in sequences:
-            row = self._rows.get(sequence)
+            row = self._rows.pop(sequence, None)
             if row is not None:
-                row.position, row.num_blocks = None, 0
+                self._free.append(row.index)
+
+    def recount(self, rows: list[Row]) -> None:
+        """A draw of rows all of whose tokens are known failed half-way: it may be counted."""
+        for row in rows:
+            row.limits = self._tables.place(row.sequence, row.index)
 
     def _place(self, sequence: Sequence, row: Row | None) -> Row:
         if row is None and not self._free:
             self._reclaim()
-        index = row.index if row is not None else self._free.pop()
+        index = row.index if row is not None else self._free[-1]
         limits = self._tables.place(sequence, index)
+        if row is None:
+            self._free.pop()
         placed = self._rows[sequence] = Row(index, sequence, sequence.block_table, limits)
         return placed
 

@@ -57,6 +57,14 @@ class LaunchedStep:
         if self.late:
             self.draw(self)
 
+    def give_up_late(self) -> Sequence | None:
+        """Leave one undrawn, the longest."""
+        if not self.late:
+            return None
+        longest = max(self.late, key=lambda late: late[1].sequence.num_tokens)
+        self.late.remove(longest)
+        return longest[1].sequence
+
     def result(self) -> StepResult:
         """Wait for the step; its tokens. The samples' prompts get the log probabilities of this step's chunks."""
         self.wait()
@@ -126,11 +134,15 @@ class DeviceRunner:
         chunks = [s for s in step if s.num_tokens != 1 or not is_last_chunk(s)]
         sequences = decodes + [chunk.sequence for chunk in chunks if is_last_chunk(chunk)]
         try:
-            rows = [self.rows.row_of(sequence) for sequence in sequences]
-            prompts = self._launch_mixed(rows, len(decodes), chunks) if chunks else self._launch_decodes(rows)
+            return self._launch(sequences, len(decodes), chunks)
         except RuntimeError:
             self.rows.distrust([scheduled.sequence for scheduled in step])
             raise
+
+    def _launch(self, sequences: list[Sequence], num_decodes: int, chunks: list[Scheduled]) -> LaunchedStep:
+        """`sequences` get a token, the decodes first."""
+        rows = [self.rows.row_of(sequence) for sequence in sequences]
+        prompts = self._launch_mixed(rows, num_decodes, chunks) if chunks else self._launch_decodes(rows)
         late = [(i, row) for i, row in enumerate(rows) if row.limits.is_late]
         tokens = self.accelerator.download(self._drawn[: len(sequences)])
         launched = LaunchedStep(sequences, late, tokens, _not_marked, self._draw_late, prompts=prompts)
@@ -147,6 +159,7 @@ class DeviceRunner:
     @torch.inference_mode()
     def do_chore(self, is_idle: bool) -> bool:
         """Record a part of a graph. Returns whether there is more to do."""
+        self.buffer.clear()  # a rehearsal is a step, and the last one must not happen twice
         return self.graphs.record_next(is_idle)
 
     def _launch_decodes(self, rows: list[Row]) -> list[tuple[Sequence, int, Underway]]:
@@ -306,9 +319,14 @@ class DeviceRunner:
 
     @torch.inference_mode()
     def _draw_late(self, launched: LaunchedStep) -> None:
-        launched.late_draw = self.late_rows.draw(launched.late)
-        launched.late = []
-        launched.wait = self.accelerator.mark()
+        try:
+            launched.late_draw = self.late_rows.draw(launched.late)
+            wait = self.accelerator.mark()
+        except RuntimeError:
+            launched.late_draw = None
+            self.rows.recount([row for _, row in launched.late])
+            raise
+        launched.late, launched.wait = [], wait
 
     def _score_prompts(
         self, chunks: list[Scheduled], starts: list[int], hidden: Tensor

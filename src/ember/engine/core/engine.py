@@ -136,7 +136,7 @@ class Engine:
         if before is not None:
             outputs += self._take_in(before)
         if launched is not None:
-            launched.draw_late()
+            outputs += self._draw_late(launched)
         return outputs
 
     def do_chore(self) -> bool:
@@ -185,6 +185,24 @@ class Engine:
                 outputs.append(self._extend(sequence, sampled.token_ids[row], sampled.logprobs.get(row)))
         return outputs
 
+    def _draw_late(self, launched: Launched) -> list[SequenceOutput]:
+        """Draw what had to wait for the tokens just taken in. Returns the errors of those there is no memory for."""
+        outputs: list[SequenceOutput] = []
+        while True:
+            try:
+                launched.draw_late()
+                return outputs
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                sequence = launched.give_up_late()
+                if sequence is None:
+                    raise
+                reason = str(error).partition("\n")[0]
+                log.error("out of memory in a draw: %s", reason)
+                if not sequence.is_finished:
+                    outputs.append(self._fail_for_memory(sequence, reason))
+
     def _extend(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> SequenceOutput:
         """Add a sampled token and see whether it was the last."""
         sampling = sequence.sampling
@@ -220,7 +238,7 @@ class Engine:
             stop_reason=stop_reason,
             logprobs=[logprobs] if logprobs is not None else None,
             num_cached_tokens=max(sequence.num_cached_tokens, 0) if is_first else 0,
-            prompt_logprobs=sequence.prompt_logprobs if is_first else None,
+            prompt_logprobs=sequence.scored_prompt if is_first else None,
             queue_seconds=sequence.admitted - sequence.arrived if is_first else 0.0,
         )
         if finish_reason is not None:
@@ -231,9 +249,12 @@ class Engine:
         """Out of memory: give up the sequence with most tokens in the step and let the others go on."""
         largest = max(step, key=lambda scheduled: scheduled.num_tokens).sequence
         log.error("out of memory in a step of %d tokens: %s", sum(scheduled.num_tokens for scheduled in step), reason)
+        return self._fail_for_memory(largest, reason)
+
+    def _fail_for_memory(self, sequence: Sequence, reason: str) -> SequenceOutput:
         if self.runner.device.type == "cuda":
             torch.cuda.empty_cache()
-        return self._fail(largest, f"out of memory: {reason}")
+        return self._fail(sequence, f"out of memory: {reason}")
 
     def _admit(self, sequences: list[Sequence], matcher: LLMatcher | None) -> None:
         """Queue the samples of a request; `matcher` is that of its grammar, at its start."""

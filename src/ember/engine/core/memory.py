@@ -33,11 +33,12 @@ def activation_bytes(
     config: DecoderConfig, dtype: torch.dtype, num_tokens: int, num_rows: int, max_model_len: int
 ) -> int:
     """An upper bound for one step: the widest layer's inputs and outputs for every token, the K and V of one context
-    gathered from its pages, and the logits: twice as they are, and what samplers keep, at most three times float32."""
+    gathered from its pages, and the logits: at most three times as they are (the step's, the output layer's, those of
+    rows drawn late), what samplers keep (8 bytes a token and row, 2 of counts, masks) and one more float32 copy."""
     gathered = 2 * max(max_model_len, MAX_GATHER) * config.num_kv_heads * config.head_dim * dtype.itemsize
     widths = 4 * config.hidden_size + 3 * config.intermediate_size
     widths += 2 * (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    return gathered + num_tokens * widths * dtype.itemsize + num_rows * config.vocab_size * (2 * dtype.itemsize + 3 * 4)
+    return gathered + num_tokens * widths * dtype.itemsize + num_rows * config.vocab_size * (3 * dtype.itemsize + 15)
 
 
 def plan_memory(

@@ -231,7 +231,7 @@ def _do_chore(engine: Engine) -> bool:
     try:
         return engine.do_chore()
     except Exception as error:
-        log.warning("weights stay as they are: %s: %s", type(error).__name__, _first_line(error))
+        log.warning("what the boot put off stays undone: %s: %s", type(error).__name__, _first_line(error))
         return False
 
 

@@ -35,6 +35,9 @@ class Launched(Protocol):
     def draw_late(self) -> None:
         """Draw what had to wait for the tokens of the step before; to be called when they are known."""
 
+    def give_up_late(self) -> Sequence | None:
+        """Leave one that had to wait undrawn, after `draw_late` ran out of memory. None: there is none left."""
+
     def result(self) -> StepResult:
         """Wait for the step and read its tokens."""
 
@@ -64,6 +67,10 @@ class Done:
 
     def draw_late(self) -> None:
         """All is drawn."""
+
+    def give_up_late(self) -> Sequence | None:
+        """There is none."""
+        return None
 
     def result(self) -> StepResult:
         return self.outcome

@@ -62,5 +62,10 @@ class Sequence:
         return self.num_pending > 0 and len(self.token_ids) + self.num_pending >= self.max_num_tokens
 
     @property
+    def scored_prompt(self) -> list[TokenLogprobs | None] | None:
+        """The log probabilities of the prompt's tokens, if they are wanted; nothing comes before the first token."""
+        return (self.prompt_logprobs or [None]) if self.wants_prompt_logprobs else None
+
+    @property
     def wants_prompt_logprobs(self) -> bool:
         return self.sampling.prompt_logprobs is not None

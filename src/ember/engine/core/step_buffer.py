@@ -6,7 +6,8 @@ multiple of 16 bytes, as kernels expect of pointers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,6 +23,14 @@ _WORDS = len(SAMPLING_FIELDS)
 Entry = tuple[int, int, int]  # row, index, block
 
 
+@dataclass(slots=True)
+class _Pinned:
+    """Host memory, and how to wait until the last copy out of it is done."""
+
+    words: Tensor  # int32
+    wait: Callable[[], None] = lambda: None
+
+
 class StepBuffer:
     """Two pinned buffers by turns, for the host is one step ahead, and one on the device."""
 
@@ -30,7 +39,7 @@ class StepBuffer:
         size = HEADER + max_rows + max_rows * (RECORD_HEADER + _WORDS) + ENTRIES * ENTRY
         size += 3 * max_tokens + 6 * max_rows + 16 * _ALIGNMENT
         self.words = torch.zeros(size, dtype=torch.int32, device=accelerator.device)  # on the device
-        self._pinned = [accelerator.pinned(size, dtype=torch.int32) for _ in range(2)]
+        self._pinned = [_Pinned(accelerator.pinned(size, dtype=torch.int32)) for _ in range(2)]
         self._accelerator = accelerator
 
     def send(
@@ -39,7 +48,8 @@ class StepBuffer:
         """Copy an update of at most `ENTRIES` entries and the arrays. Returns the arrays on the device, int32."""
         self._pinned.reverse()
         pinned = self._pinned[0]
-        words = pinned.numpy()
+        pinned.wait()  # for nothing, except where a step between failed and was not waited for
+        words = pinned.words.numpy()
         update = StepUpdate(rows, records, np.array(entries, dtype=np.int32).reshape(-1, ENTRY))
         used = pack_step(update, words, self.capacity, _WORDS)
         spans = []
@@ -48,8 +58,14 @@ class StepBuffer:
             used = start + len(array)
             words[start:used] = array
             spans.append((start, used))
-        self.words[:used].copy_(pinned[:used], non_blocking=True)
+        self.words[:used].copy_(pinned.words[:used], non_blocking=True)
+        pinned.wait = self._accelerator.mark()
         return [self.words[start:stop] for start, stop in spans]
+
+    def clear(self) -> None:
+        """Let the update on the device be that of a step without rows, which changes nothing."""
+        self.words[:HEADER].zero_()
+        self.words[HEADER : HEADER + self.capacity].fill_(-1)
 
     def pack_alone(self, entries: list[Entry]) -> Tensor:
         """Entries as an update of their own, in memory of their own."""
