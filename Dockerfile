@@ -32,16 +32,17 @@ RUN /opt/pip/bin/pip --python /opt/ember/venv/bin/python install "torch==${TORCH
  && /opt/pip/bin/pip --python /opt/ember/venv/bin/python install --no-deps --only-binary=:all: \
         --requirement /src/requirements.lock
 
-# ---------------------------------------------------------------- the kernels, compiled for every GPU without one
+# ---------------------------------------------------------------- the kernels, compiled for CPUs, and for every GPU without one
 FROM packages AS kernels
 ARG CAPABILITIES="80 86 89 90 100 120"
-# Some versions of Triton compile C launchers too. The CPU build needs no compiler and no kernels.
-RUN if [ -d "$(/opt/ember/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/triton" ]; then \
-        apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev python3-dev; fi
+# The library for CPUs is C, and some versions of Triton compile C launchers too.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev python3-dev
 COPY kernels /src/kernels
 COPY builder/__init__.py builder/precompile.py /src/builder/
 WORKDIR /src
 RUN PYTHONPATH=/src/kernels:/src \
+    /opt/ember/venv/bin/python -m ember_cpu.build \
+ && PYTHONPATH=/src/kernels:/src \
     /opt/ember/venv/bin/python -m builder.precompile --cache /opt/ember/kernels \
  && chmod -R a+rwX /opt/ember/kernels
 
@@ -49,7 +50,7 @@ RUN PYTHONPATH=/src/kernels:/src \
 FROM packages AS ember
 COPY pyproject.toml README.md LICENSE /src/
 COPY src /src/src
-COPY kernels /src/kernels
+COPY --from=kernels /src/kernels /src/kernels
 RUN cd /src && /opt/pip/bin/hatchling build -t wheel -d /tmp/dist \
  && /opt/pip/bin/pip --python /opt/ember/venv/bin/python install --no-deps --target /opt/ember/app /tmp/dist/*.whl \
  && sed -i '1s|.*|#!/opt/ember/venv/bin/python|' /opt/ember/app/bin/ember \

@@ -46,6 +46,8 @@ def main(directory: str, kind: str, torch_index: str) -> int:
     if not _pip(python, "-e", f"{ROOT}{extra}", *constraints):
         return 1
     _compile(python)
+    # Without a compiler this says so, and the worker runs on torch's operators.
+    subprocess.run([python, "-m", "ember_cpu.build"], cwd=ROOT, check=False)
     return 0
 
 

@@ -117,6 +117,8 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
                     warnings.append(f"{config.architecture} runs on torch operators: no kernels for this form of it")
             except ImportError as error:
                 warnings.append(f"{error}; the model runs on torch operators, which is slower")
+    elif kind == "cpu":
+        model.use_native()
     with timeline.phase("cache"):
         max_num_seqs = configure.max_num_seqs or DEFAULT_MAX_NUM_SEQS[kind]
         max_num_batched_tokens = configure.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS[kind]

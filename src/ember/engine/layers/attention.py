@@ -86,9 +86,16 @@ def attend(plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor, keys:
     query [T, heads, head_dim], key and value [T, kv_heads, head_dim]; keys and values are one layer's cache
     [num_blocks, block_size, kv_heads, head_dim]. Returns [T, heads * head_dim].
     """
+    keys.flatten(0, 1).index_copy_(0, plan.slot_mapping, key)
+    values.flatten(0, 1).index_copy_(0, plan.slot_mapping, value)
+    return attend_written(plan, query, key, value, keys, values)
+
+
+def attend_written(
+    plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor
+) -> Tensor:
+    """As `attend`, where the batch's K and V are in the cache already."""
     keys, values = keys.flatten(0, 1), values.flatten(0, 1)  # [slots, kv_heads, head_dim]
-    keys.index_copy_(0, plan.slot_mapping, key)
-    values.index_copy_(0, plan.slot_mapping, value)
     tokens = query.shape[0]
     if len(plan.segments) == 1 and isinstance(plan.segments[0].rows, slice):
         return _attend_segment(plan, plan.segments[0], query, key, value, keys, values)

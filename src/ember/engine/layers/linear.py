@@ -7,12 +7,14 @@ are tried once on a small case; where they are absent or wrong, layers stay plai
 
 from __future__ import annotations
 
+import mmap
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_HUGE_PAGE = 2 << 20
 _ROWS_HINT = 32  # rows of input the packed layout is chosen for; one layout serves all row counts
 
 
@@ -45,16 +47,27 @@ class Linear:
         biases = self.bias.split([len(rows) for rows in self.rows])
         return torch.cat([F.linear(x, rows, bias) for rows, bias in zip(self.rows, biases, strict=True)], dim=-1)
 
-    def pack(self, is_mapped: bool = False) -> None:
-        """Replace the weight by its packed form where this machine and dtype allow. A mapped weight moves into memory
-        of its own in any case."""
-        if self.packed:
-            return
-        if can_pack(self.rows[0].device.type, self.rows[0].dtype):
+    def settle(self, packs: bool, is_mapped: bool) -> None:
+        """Bring the weight where it stays: into its packed form where `can_pack` allows it and it `packs`; else, if it
+        is mapped, into memory of its own."""
+        if packs and not self.packed:
             self.rows = (torch.ops.mkldnn._reorder_linear_weight(self.weight, _ROWS_HINT),)
             self.packed = True
-        elif is_mapped:
-            self.rows = (torch.cat(self.rows),)
+        elif is_mapped and not packs:
+            self.rows = (in_own_memory(*self.rows),)
+
+
+def in_own_memory(*rows: Tensor) -> Tensor:
+    """A copy of the rows in one piece, in huge pages where the kernel has them: who streams through gigabytes of
+    weights spends a good part of the time looking small pages up."""
+    first = rows[0]
+    size = sum(part.nbytes for part in rows)
+    if size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.cat(rows)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    own = torch.frombuffer(memory, dtype=first.dtype).view(-1, *first.shape[1:])
+    return torch.cat(rows, out=own)
 
 
 @cache

@@ -21,7 +21,7 @@ from torch import Tensor
 from ember.engine.layers.attention import AttentionPlan, attend, plan_attention
 from ember.engine.layers.batch import Batch, KVCache
 from ember.engine.layers.embedding import Embedding
-from ember.engine.layers.linear import Linear, can_pack
+from ember.engine.layers.linear import Linear, can_pack, in_own_memory
 from ember.engine.layers.mlp import ACTIVATIONS, MLP
 from ember.engine.layers.norm import LayerNorm, Norm, RMSNorm
 from ember.engine.layers.rotary import Rotary
@@ -29,6 +29,7 @@ from ember.engine.models.config import DecoderConfig
 
 if TYPE_CHECKING:
     from ember.engine.models.fused import FusedForward
+    from ember.engine.models.native import NativeForward
 
 
 Weights = dict[str, tuple[Tensor, ...]]
@@ -84,6 +85,7 @@ class Decoder:
         self.project_out = _linear(weights, "project_out") if config.embed_dim else None
         self._num_packed = 0  # layers, and then the head
         self._fused: FusedForward | None = None
+        self._native: NativeForward | None = None
         self.head = Linear(tokens) if config.tie_word_embeddings else _linear(weights, "lm_head")
 
     def use_kernels(self) -> bool:
@@ -97,6 +99,16 @@ class Decoder:
             self._fused = FusedForward(self)
         return self._fused is not None
 
+    def use_native(self) -> bool:
+        """From here on run in the C library for CPUs, where it is there and serves this form of decoder on this
+        machine; returns whether. Weights then stay plain."""
+        from ember.engine.models.native import NativeForward
+
+        library = NativeForward.library_for(self)
+        if library is not None:
+            self._native = NativeForward(self, library)
+        return library is not None
+
     @property
     def fused(self) -> FusedForward | None:
         """The forward pass in kernels, where `use_kernels` chose it."""
@@ -106,6 +118,8 @@ class Decoder:
         """Run one step: K and V of the batch are written to the cache. Returns [T, hidden] after the final norm."""
         if self._fused is not None:
             return self._fused.forward(batch, cache)
+        if self._native is not None:
+            return self._native.forward(batch, cache)
         config = self.config
         hidden = self.embedding(batch.token_ids, batch.positions)  # [T, hidden]
         plans = plan_attention(
@@ -126,7 +140,9 @@ class Decoder:
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[R, hidden] -> [R, vocab_size] in the model's dtype."""
+        """[R, hidden] -> [R, vocab_size] in the model's dtype, or float32."""
+        if self._native is not None:
+            return self._native.logits(hidden)
         if self.project_out is not None:
             hidden = self.project_out(hidden)
         return self.head(hidden)
@@ -136,33 +152,38 @@ class Decoder:
         their files where they are mapped. Returns whether there is more to do; False at once where there is no use.
 
         Packed weights replace plain ones. The exception is a head tied to the token embedding: looking tokens up needs
-        the plain rows, so packing it costs a second copy.
+        the plain rows, so packing it costs a second copy. Where the C library computes, plain weights stay plain.
         """
-        if self._num_packed > len(self.layers) or not (self.mapped_bytes or can_pack(self.device.type, self.dtype)):
+        packs = self._native is None and can_pack(self.device.type, self.dtype)
+        if self._num_packed > len(self.layers) or not (self.mapped_bytes or packs):
             return False
         is_mapped = self.mapped_bytes > 0
         if self._num_packed < len(self.layers):
             layer = self.layers[self._num_packed]
             for linear in (layer.qkv, layer.output, layer.mlp.up, layer.mlp.down):
-                linear.pack(is_mapped)
+                linear.settle(packs, is_mapped)
+            if self._native is not None:
+                self._native.refresh(self._num_packed)
         else:
-            self._pack_rest(is_mapped)
+            self._settle_rest(packs, is_mapped)
         self._num_packed += 1
         return self._num_packed <= len(self.layers)
 
-    def _pack_rest(self, is_mapped: bool) -> None:
+    def _settle_rest(self, packs: bool, is_mapped: bool) -> None:
         """The head, and what is no matrix of a layer."""
         embedding = self.embedding
         if is_mapped:
-            embedding.tokens = embedding.tokens.clone()
+            embedding.tokens = in_own_memory(embedding.tokens)
             if embedding.positions is not None:
                 embedding.positions = embedding.positions.clone()
             if self.config.tie_word_embeddings:
                 self.head = Linear(embedding.tokens)
-        self.head.pack(is_mapped and not self.config.tie_word_embeddings)
+        self.head.settle(packs, is_mapped and not self.config.tie_word_embeddings)
         for linear in (embedding.project, self.project_out):
             if linear is not None:
-                linear.pack(is_mapped)
+                linear.settle(packs, is_mapped)
+        if self._native is not None:
+            self._native.refresh_head(self.head)
         self.mapped_bytes = 0
 
     def pack(self) -> float:

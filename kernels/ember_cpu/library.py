@@ -1,0 +1,157 @@
+"""The C library's structures and functions (`decoder.c`), and which build of it this machine can run."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+HERE = Path(__file__).resolve().parent
+MAX_ROWS = 128  # of one call, as in decoder.c
+MAX_HEAD_DIM = 256
+ALIGNMENT = 32  # elements: rows of matrices and heads are whole registers
+
+_I64, _POINTER = ctypes.c_int64, ctypes.c_void_p
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A build of the library: the compiler's options, and what /proc/cpuinfo must list."""
+
+    name: str
+    options: tuple[str, ...]
+    flags: frozenset[str]
+
+
+VARIANTS = (
+    Variant("avx512_bf16", ("-march=x86-64-v4", "-mavx512bf16"), frozenset({"avx512_bf16", "avx512vl", "avx512dq"})),
+    Variant("avx2", ("-march=x86-64-v3",), frozenset({"avx2", "fma"})),
+)
+"""The best first."""
+
+
+class Matrix(ctypes.Structure):
+    """[rows, columns] in up to three pieces."""
+
+    _fields_ = (("piece", _POINTER * 3), ("rows", _I64 * 3), ("bias", _POINTER), ("columns", _I64))
+
+
+class Layer(ctypes.Structure):
+    _fields_ = (
+        ("attention_norm", _POINTER),
+        ("mlp_norm", _POINTER),
+        ("query_key_norm", _POINTER),
+        ("qkv", Matrix),
+        ("output", Matrix),
+        ("up", Matrix),
+        ("down", Matrix),
+        ("keys", _POINTER),
+        ("values", _POINTER),
+        ("window", _I64),
+    )
+
+
+class Model(ctypes.Structure):
+    _fields_ = (
+        ("num_layers", _I64),
+        ("hidden", _I64),
+        ("heads", _I64),
+        ("kv_heads", _I64),
+        ("head_dim", _I64),
+        ("intermediate", _I64),
+        ("rotary_dim", _I64),
+        ("block_size", _I64),
+        ("eps", ctypes.c_float),
+        ("final_norm", _POINTER),
+        ("layers", ctypes.POINTER(Layer)),
+    )
+
+
+class Step(ctypes.Structure):
+    _fields_ = (
+        ("rows", _I64),
+        ("max_blocks", _I64),
+        ("positions", _POINTER),
+        ("slots", _POINTER),
+        ("sequences", _POINTER),
+        ("block_tables", _POINTER),
+        ("cosines", _POINTER),
+        ("sines", _POINTER),
+        ("hidden", _POINTER),
+    )
+
+
+def matrix(pieces: tuple[Tensor, ...], bias: Tensor | None = None) -> Matrix:
+    """`pieces`: [rows, columns] bfloat16, contiguous, which must outlive the matrix."""
+    made = Matrix(bias=address(bias), columns=pieces[0].shape[1])
+    for i, piece in enumerate(pieces):
+        made.piece[i], made.rows[i] = piece.data_ptr(), piece.shape[0]
+    return made
+
+
+def address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """What this machine's cores can do, by the kernel's names; empty where it does not say."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("flags"):
+                    return frozenset(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return frozenset()
+
+
+@cache
+def load(name: str | None = None) -> ctypes.CDLL | None:
+    """The build of this name, else the best one for this machine; None where there is none.
+
+    torch is loaded before, and with it the OpenMP library that both use.
+    """
+    for variant in VARIANTS:
+        path = HERE / f"decoder_{variant.name}.so"
+        if name not in (None, variant.name) or not variant.flags <= cpu_flags() or not path.exists():
+            continue
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError as error:  # made for another system, or there is no OpenMP
+            log.warning("the C library for CPUs cannot be loaded: %s", error)
+            continue
+        library.ember_workspace.restype = _I64
+        library.ember_workspace.argtypes = (ctypes.POINTER(Model), _I64)
+        library.ember_forward.restype = None
+        library.ember_forward.argtypes = (ctypes.POINTER(Model), ctypes.POINTER(Step), _POINTER, ctypes.c_int)
+        library.ember_linear.restype = None
+        library.ember_linear.argtypes = (ctypes.POINTER(Matrix), _POINTER, _I64, _POINTER, ctypes.c_int)
+        library.ember_add_norm.restype = None
+        library.ember_add_norm.argtypes = (*[_POINTER] * 4, _I64, _I64, ctypes.c_float, ctypes.c_int)
+        library.ember_place.restype = None
+        library.ember_place.argtypes = (
+            ctypes.POINTER(Model),
+            ctypes.POINTER(Layer),
+            ctypes.POINTER(Step),
+            *[_POINTER] * 3,
+            ctypes.c_int,
+        )
+        library.ember_gate.restype = None
+        library.ember_gate.argtypes = (_POINTER, _POINTER, _I64, _I64, ctypes.c_int)
+        return library
+    return None
+
+
+def linear(library: ctypes.CDLL, weight: Matrix, x: Tensor, threads: int) -> Tensor:
+    """x [rows, columns] bfloat16 times the matrix: [rows, all its rows] float32. At most MAX_ROWS rows."""
+    out = torch.empty(len(x), sum(weight.rows), dtype=torch.float32)
+    library.ember_linear(weight, x.data_ptr(), len(x), out.data_ptr(), threads)
+    return out

@@ -1,0 +1,159 @@
+"""The forward pass on a CPU by a C library (`kernels/ember_cpu`), on the weights as they lie.
+
+It serves what most models on CPUs are: RMSNorm before, rotary heads, gated SiLU, bfloat16. A step of few rows is one
+call. For many, as prompts bring them, torch's matrix products and attention are the faster ones, and the library does
+what is between them. CPUs with AMX stay with torch's operators: oneDNN's packed weights are the fastest there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ember.engine.layers.attention import attend_written, plan_attention
+from ember.engine.layers.batch import Batch, KVCache
+from ember.engine.layers.linear import Linear
+from ember.engine.layers.norm import Norm, RMSNorm
+from ember_cpu import library as native
+
+if TYPE_CHECKING:
+    from ember.engine.models.decoder import Decoder, Layer
+
+MAX_ROWS = native.MAX_ROWS
+
+
+class NativeForward:
+    """The layers of one decoder as the library sees them; what it points to belongs to the decoder."""
+
+    def __init__(self, model: Decoder, library: ctypes.CDLL) -> None:
+        config = model.config
+        assert config.rope is not None and isinstance(model.final_norm, RMSNorm)
+        self._library = library
+        self._decoder = model
+        self._layers = (native.Layer * config.num_layers)()
+        self._model = native.Model(
+            num_layers=config.num_layers,
+            hidden=config.hidden_size,
+            heads=config.num_heads,
+            kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            intermediate=config.intermediate_size,
+            rotary_dim=config.rope.rotary_dim,
+            eps=config.norm_eps,
+            final_norm=native.address(model.final_norm.weight),
+            layers=self._layers,
+        )
+        for index in range(config.num_layers):
+            self.refresh(index)
+        self._head = native.matrix(model.head.rows, model.head.bias)
+        self._cache: KVCache | None = None
+        self._workspace = torch.empty(0, dtype=torch.uint8)
+        self.max_rows = MAX_ROWS  # tokens of a step that this is used for
+
+    @staticmethod
+    def library_for(model: Decoder) -> ctypes.CDLL | None:
+        """The library, where it can serve this decoder on this machine."""
+        config = model.config
+        sizes = (config.hidden_size, config.head_dim, config.intermediate_size, config.num_heads * config.head_dim)
+        norms = [model.final_norm] + [norm for layer in model.layers for norm in (layer.attention_norm, layer.mlp_norm)]
+        serves = (
+            model.device.type == "cpu"
+            and model.dtype == torch.bfloat16
+            and config.norm_first
+            and config.rope is not None
+            and config.gated_mlp
+            and config.activation == "silu"
+            and not config.embed_dim
+            and config.head_dim <= native.MAX_HEAD_DIM
+            and all(size % native.ALIGNMENT == 0 for size in sizes)
+            and all(isinstance(norm, RMSNorm) and norm.weight is not None for norm in norms)
+            and "amx_bf16" not in native.cpu_flags()
+        )
+        return native.load() if serves else None
+
+    def refresh(self, index: int) -> None:
+        """A layer's matrices may lie elsewhere now."""
+        layer: Layer = self._decoder.layers[index]
+        made = self._layers[index]
+        assert isinstance(layer.attention_norm, RMSNorm) and isinstance(layer.mlp_norm, RMSNorm)
+        made.attention_norm = native.address(layer.attention_norm.weight)
+        made.mlp_norm = native.address(layer.mlp_norm.weight)
+        made.query_key_norm = native.address(layer.qk_norm.weight) if layer.qk_norm is not None else None
+        matrices = (("qkv", layer.qkv), ("output", layer.output), ("up", layer.mlp.up), ("down", layer.mlp.down))
+        for name, linear in matrices:
+            setattr(made, name, native.matrix(linear.rows, linear.bias))
+        made.window = layer.window or 0
+
+    def refresh_head(self, head: Linear) -> None:
+        self._head = native.matrix(head.rows, head.bias)
+
+    def forward(self, batch: Batch, cache: KVCache) -> Tensor:
+        """As `Decoder.forward`."""
+        decoder = self._decoder
+        if self._cache is not cache:
+            self._cache = cache
+            self._model.block_size = cache.block_size
+            for index, layer in enumerate(self._layers):
+                layer.keys, layer.values = cache.keys[index].data_ptr(), cache.values[index].data_ptr()
+        hidden = decoder.embedding(batch.token_ids, batch.positions).contiguous()
+        assert decoder.rotary is not None
+        cosines, sines = (angle.float().contiguous() for angle in decoder.rotary.angles(batch.positions, hidden.dtype))
+        step = native.Step(
+            rows=len(hidden),
+            max_blocks=batch.block_tables.shape[1],
+            positions=batch.positions.data_ptr(),
+            slots=batch.slot_mapping.data_ptr(),
+            block_tables=batch.block_tables.data_ptr(),
+            cosines=cosines.data_ptr(),
+            sines=sines.data_ptr(),
+            hidden=hidden.data_ptr(),
+        )
+        if len(hidden) > self.max_rows:
+            return self._run_parts(batch, cache, step, hidden)
+        counts = np.diff(np.array(batch.query_starts))
+        sequences = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
+        step.sequences = sequences.data_ptr()
+        needed = self._library.ember_workspace(self._model, len(hidden))
+        if len(self._workspace) < needed:
+            self._workspace = torch.empty(needed, dtype=torch.uint8)
+        self._library.ember_forward(self._model, step, self._workspace.data_ptr(), torch.get_num_threads())
+        return hidden
+
+    def _run_parts(self, batch: Batch, cache: KVCache, step: native.Step, hidden: Tensor) -> Tensor:
+        """The layers on [rows, hidden] with torch's matrix products and attention, which many rows are better with."""
+        config, library, threads = self._decoder.config, self._library, torch.get_num_threads()
+        rows, heads, kv_heads, size = len(hidden), config.num_heads, config.num_kv_heads, config.head_dim
+        plans = plan_attention(batch, set(config.windows()), cache.block_size, kv_heads, size, hidden.dtype)
+        normed, inner = torch.empty_like(hidden), hidden.new_empty(rows, config.intermediate_size)
+        queries, keys = hidden.new_empty(rows, heads, size), hidden.new_empty(rows, kv_heads, size)
+
+        def add_norm(delta: Tensor | None, norm: Norm | None) -> None:
+            assert norm is not None
+            places = (hidden.data_ptr(), native.address(delta), native.address(norm.weight), normed.data_ptr())
+            library.ember_add_norm(*places, rows, config.hidden_size, config.norm_eps, threads)
+
+        delta: Tensor | None = None
+        for index, (layer, described) in enumerate(zip(self._decoder.layers, self._layers, strict=True)):
+            add_norm(delta, layer.attention_norm)
+            qkv = layer.qkv(normed)
+            outputs = (qkv.data_ptr(), queries.data_ptr(), keys.data_ptr())
+            library.ember_place(self._model, described, step, *outputs, threads)
+            values = qkv.view(rows, heads + 2 * kv_heads, size)[:, heads + kv_heads :]
+            plan = plans[layer.window]
+            mixed = attend_written(plan, queries, keys, values, cache.keys[index], cache.values[index])
+            add_norm(layer.output(mixed), layer.mlp_norm)
+            up = layer.mlp.up(normed)
+            library.ember_gate(up.data_ptr(), inner.data_ptr(), rows, config.intermediate_size, threads)
+            delta = layer.mlp.down(inner)
+        add_norm(delta, self._decoder.final_norm)
+        return normed
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] -> [rows, vocab_size] float32."""
+        threads = torch.get_num_threads()
+        parts = [native.linear(self._library, self._head, x.contiguous(), threads) for x in hidden.split(MAX_ROWS)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,0 +1,151 @@
+"""The C library's forward pass against transformers in float32, in every mixture of rows, for every build of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ember.engine.models.decoder import Decoder
+from ember.engine.models.native import NativeForward
+from ember.wire import Generate
+from ember_cpu import library as native
+from tests.engine_core.inline import greedy, make_engine, run, tokens
+from tests.engine_models.paged import Paged
+from tests.engine_models.test_parity import chunked, decode, load, mixed, reference, together, whole
+from tests.engine_models.test_parity import tokens as sequences_of_tokens
+from tests.engine_models.tiny import make_tiny
+
+FAMILIES = ["llama", "llama_mha", "llama3", "mistral_window", "qwen2", "qwen2_window", "qwen3", "qwen3_bias"]
+SIZES: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 96, "head_dim": 32}  # registers are 32 elements wide
+BUILDS = [variant.name for variant in native.VARIANTS]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    root = tmp_path_factory.mktemp("native")
+    made: dict[str, tuple[Path, list[Tensor]]] = {}
+
+    def checkpoint(family: str) -> tuple[Path, list[Tensor]]:
+        """A model whose weights are bfloat16, and its logits as transformers computes them in float32."""
+        if family not in made:
+            directory = make_tiny(family, root / family, dtype=torch.bfloat16, **SIZES)
+            made[family] = directory, reference(directory, sequences_of_tokens())
+        return made[family]
+
+    return checkpoint
+
+
+@pytest.fixture(params=BUILDS)
+def build(request, monkeypatch):
+    if native.load(request.param) is None:
+        pytest.skip(f"this machine cannot run {request.param}")
+    chosen = native.load(request.param)
+    monkeypatch.setattr(native, "load", lambda: chosen)
+    monkeypatch.setattr(native, "cpu_flags", frozenset)  # whatever oneDNN would be better at
+    return request.param
+
+
+def native_model(directory: Path, max_rows: int = native.MAX_ROWS) -> Decoder:
+    model = load(directory, torch.bfloat16)
+    assert model.use_native() and model._native is not None
+    model._native.max_rows = max_rows
+    return model
+
+
+def error(model: Decoder, schedule, expected: list[Tensor]) -> float:
+    """The differences' spread over that of the logits."""
+    torch.manual_seed(3)
+    paged = Paged(model, sequences_of_tokens())
+    schedule(paged)
+    found = paged.finish()
+    theirs = torch.cat([logits[: len(ours)] for ours, logits in zip(found, expected, strict=True)])
+    return float((torch.cat(found) - theirs).square().mean().sqrt() / theirs.std())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_those_of_transformers(family, build, checkpoints):
+    """Not further from float32 than torch's operators in bfloat16 are."""
+    directory, expected = checkpoints(family)
+    plain = load(directory, torch.bfloat16)
+    model, parts = native_model(directory), native_model(directory, max_rows=0)
+    for schedule in (whole, together, chunked, decode, mixed):
+        usual = error(plain, schedule, expected)
+        assert error(model, schedule, expected) <= 1.1 * usual
+        assert error(parts, schedule, expected) <= 1.1 * usual
+
+
+def test_a_row_does_not_depend_on_its_neighbours(build, checkpoints):
+    directory, _ = checkpoints("qwen3")
+    model = native_model(directory)
+    sequences = sequences_of_tokens()
+    alone, beside = Paged(model, sequences), Paged(model, sequences)
+    for row in range(len(sequences)):
+        while alone.fed[row] < 2:
+            alone.step([(row, 1)])
+    beside.step([(row, 1) for row in range(len(sequences))])
+    beside.step([(row, 1) for row in reversed(range(len(sequences)))])
+    for one, other in zip(alone.finish(), beside.finish(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_more_rows_of_logits_than_one_call_takes(build, checkpoints):
+    model = native_model(checkpoints("llama")[0])
+    hidden = torch.randn(2 * native.MAX_ROWS + 3, 128).bfloat16()
+    expected = hidden.float() @ model.head.weight.float().T
+    torch.testing.assert_close(model.logits(hidden), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_weights_that_move_are_found_again(build, checkpoints, monkeypatch):
+    """Chores take mapped weights out of their files, between the steps of running requests."""
+    monkeypatch.setattr("ember.engine.loading.mapped.SMALL_BYTES", 0)
+    monkeypatch.setattr("ember.engine.layers.linear._HUGE_PAGE", 0)
+    directory, _ = checkpoints("qwen2")
+    requests = [Generate(i, list(range(5, 9 + i)), greedy(6)) for i in range(3)]
+    expected = run(make_engine(directory, dtype="bfloat16"), requests)
+    engine = make_engine(directory, dtype="bfloat16")
+    assert isinstance(engine.runner.model._native, NativeForward) and engine.runner.model.mapped_bytes
+    outputs = {}
+    for request in requests:
+        engine.add(request)
+    more = True
+    while engine.has_work:
+        for output in engine.step():
+            outputs.setdefault((output.request_id, output.index), []).append(output)
+        more = more and engine.do_chore()
+    assert not engine.runner.model.mapped_bytes
+    assert {key: tokens(made) for key, made in outputs.items()} == {key: tokens(made) for key, made in expected.items()}
+
+
+def test_not_a_number_fails_its_request_alone(build, checkpoints):
+    directory, _ = checkpoints("qwen3")
+    engine = make_engine(directory, dtype="bfloat16", enable_prefix_caching=False)
+    engine.runner.model.embedding.tokens = engine.runner.model.embedding.tokens.clone()
+    engine.runner.model.embedding.tokens[77] = torch.nan  # the head keeps its own
+    outputs = run(engine, [Generate(1, [5, 77, 6], greedy(4)), Generate(2, [5, 8, 6], greedy(4))])
+    assert "NaN" in (outputs[1, 0][-1].error or "")
+    assert len(tokens(outputs[2, 0])) == 4
+
+
+def test_what_it_does_not_serve_stays_with_torch(checkpoints, tmp_path, monkeypatch):
+    assert not load(make_tiny("opt", tmp_path / "opt"), torch.bfloat16).use_native()
+    assert not load(make_tiny("llama", tmp_path / "odd"), torch.bfloat16).use_native()  # 112 is not whole registers
+    directory, _ = checkpoints("llama")
+    assert not load(directory, torch.float32).use_native()
+    monkeypatch.setattr(native, "cpu_flags", lambda: frozenset({"amx_bf16"}))
+    assert not load(directory, torch.bfloat16).use_native()
+
+
+def test_without_the_library_torch_serves(checkpoints, monkeypatch, tmp_path):
+    monkeypatch.setattr(native, "HERE", tmp_path)
+    native.load.cache_clear()
+    assert native.load() is None
+    (tmp_path / f"decoder_{BUILDS[-1]}.so").write_bytes(b"no library")
+    native.load.cache_clear()
+    assert native.load() is None
+    native.load.cache_clear()
+    assert not load(checkpoints("llama")[0], torch.bfloat16).use_native()
+    native.load.cache_clear()
