@@ -120,6 +120,9 @@ static inline __m128 reduce4(Sum a, Sum b, Sum c, Sum d) {
     return _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
 }
 
+/* Four rows are read side by side, but memory is asked for in the order in which it lies, so many bytes ahead. */
+#define AHEAD 12288
+
 /* out[x][0..3] = four rows of the matrix times `count` rows of x. */
 #define TILE(COUNT)                                                                                                    \
     static inline void tile##COUNT(const bf16 *const w[4], const bf16 *x, i64 columns, float (*out)[4]) {              \
@@ -128,7 +131,7 @@ static inline __m128 reduce4(Sum a, Sum b, Sum c, Sum d) {
             for (int j = 0; j < 4; j++) sums[i][j] = no_sum();                                                         \
         for (i64 k = 0; k < columns; k += STEP_WIDTH) {                                                                \
             Wide w0 = load(w[0] + k), w1 = load(w[1] + k), w2 = load(w[2] + k), w3 = load(w[3] + k);                   \
-            for (int j = 0; j < 4; j++) _mm_prefetch((const char *)(w[j] + 4 * columns + k), _MM_HINT_T0);             \
+            for (int j = 0; j < 4; j++) _mm_prefetch((const char *)(w[0] + 4 * k + 32 * j) + AHEAD, _MM_HINT_T1);      \
             _Pragma("GCC unroll 8") for (int i = 0; i < COUNT; i++) {                                                  \
                 Wide v = load(x + i * columns + k);                                                                    \
                 sums[i][0] = add_dot(sums[i][0], w0, v);                                                               \

@@ -362,12 +362,12 @@ class Settings(BaseSettings):
     max_num_queued_reqs: PositiveInt = Field(
         None,
         validation_alias=_names("MAX_NUM_QUEUED_REQS"),
-        description="Most requests that wait for their first token; one more is refused with a 503. Unset: any number.",
+        description="Most requests that wait for their first token: one more is a 503, a job is not taken. Unset: any.",
     )
     max_num_queued_tokens: PositiveInt = Field(
         None,
         validation_alias=_names("MAX_NUM_QUEUED_TOKENS"),
-        description="Most prompt tokens of the requests that wait for their first token; beyond them a 503.",
+        description="Most prompt tokens of the requests that wait for their first token; beyond them the same.",
     )
     default_batch_size: PositiveInt = Field(
         None,

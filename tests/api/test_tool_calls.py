@@ -56,6 +56,14 @@ def test_calls_in_a_whole_answer(deployment: Deployment) -> None:
     assert "<tools>add sub </tools>" in deployment.prompt_text
 
 
+def test_a_name_with_a_lone_surrogate_is_no_error(deployment: Deployment) -> None:
+    deployment.says('<tool_call>\n{"name": "f\\ud800", "arguments": "{\\"a\\": \\"\\udc00\\"}"}\n</tool_call>')
+    message = deployment.chat(tools=[ADD])["choices"][0]["message"]
+    assert calls_of(message) == [("f\ufffd", {"a": "\ufffd"})]
+    chunks = deployment.stream_chat(tools=[ADD])
+    assert calls_of(message_of(chunks, 0)) == calls_of(message)
+
+
 def test_content_is_null_where_there_are_only_calls(deployment: Deployment) -> None:
     deployment.says(f"\n\n{CALL_ADD}")
     message = deployment.chat(tools=[ADD])["choices"][0]["message"]

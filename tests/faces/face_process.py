@@ -11,6 +11,7 @@ import sys
 import types
 from typing import Any
 
+from ember.front.admission import Admission
 from ember.front.client import EngineError
 from ember.settings import load_settings
 from tests.faces.fakes import FakeWorker, fake_dispatch
@@ -23,8 +24,9 @@ def main() -> int:
     router.dispatch = fake_dispatch
     sys.modules[router.__name__] = router
     failure = EngineError(options["boot_error"]) if options.get("boot_error") else None
-    worker: Any = FakeWorker(boot=options.get("boot", 0.0), boot_error=failure)
     settings = load_settings({"model_name": "m", **options.get("settings", {})})
+    admission = Admission(settings.max_num_queued_reqs, settings.max_num_queued_tokens)
+    worker: Any = FakeWorker(boot=options.get("boot", 0.0), boot_error=failure, admission=admission)
     if options.get("face") == "http":
         from ember.front.http.server import serve
 

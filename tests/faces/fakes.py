@@ -6,9 +6,11 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+from ember.front.admission import Admission
 from ember.front.api.exchange import EventStream, Request, Response
 from ember.front.errors import ApiError, bad_request
 
@@ -18,13 +20,19 @@ log = logging.getLogger(__name__)
 class FakeWorker:
     """Has the face of `ember.front.start.Worker`. `boot` seconds pass until ready; `boot_error` makes it fail."""
 
-    def __init__(self, boot: float = 0.0, boot_error: Exception | None = None, max_num_seqs: int = 64) -> None:
+    def __init__(
+        self,
+        boot: float = 0.0,
+        boot_error: Exception | None = None,
+        max_num_seqs: int = 64,
+        admission: Admission | None = None,
+    ) -> None:
         self.boot_seconds = boot
         self.boot_error = boot_error
         self.aborted: list[str] = []
         self.closed = False
         info = SimpleNamespace(max_num_seqs=max_num_seqs)
-        self.engine = SimpleNamespace(is_ready=False, is_dead=False, info=info)
+        self.engine = SimpleNamespace(is_ready=False, is_dead=False, info=info, admission=admission or Admission())
 
         async def ready() -> None:
             return None
@@ -64,7 +72,8 @@ def event(content: Any) -> str:
 
 
 async def fake_dispatch(services: Any, request: Request) -> Response | EventStream:
-    """Body fields: `words`, `pace` (seconds between them), `stream`, `fail` (bad, crash, late), `die` (the engine)."""
+    """Body fields: `words`, `pace` (seconds between them), `stream`, `fail` (bad, crash, late), `die` (the engine) and
+    `tokens` (of the prompt, which wait as long as the request)."""
     worker: FakeWorker = services.worker
     if request.path == "/v1/models":
         return Response(200, {"object": "list", "query": dict(request.query)})
@@ -73,6 +82,12 @@ async def fake_dispatch(services: Any, request: Request) -> Response | EventStre
     if request.path not in ("/v1/chat/completions", "/v1/completions"):
         raise ApiError(404, "Not Found", type="Not Found")
     body = request.body or {}
+    if body.get("tokens"):
+        worker.engine.admission.enter(id(request), body["tokens"])
+        try:
+            return await fake_dispatch(services, replace(request, body={**body, "tokens": None}))
+        finally:
+            worker.engine.admission.leave(id(request))
     fail = body.get("fail")
     if fail == "bad":
         raise bad_request("temperature must be in [0, 2], got 3", "temperature")

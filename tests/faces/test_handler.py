@@ -126,6 +126,31 @@ def test_a_bug_is_a_plain_500(bench: Bench, fail: str) -> None:
     assert bench.body(words=1)  # and the next job is fine
 
 
+@pytest.mark.parametrize("at", ["answer", "events"])
+def test_a_failure_that_is_no_exception_ends_its_job_too(bench: Bench, at: str) -> None:
+    """A bug in a library written in another language: nobody may wait for the job for ever."""
+
+    class Panic(BaseException):
+        pass
+
+    async def answer(request: Any) -> Any:
+        if at == "answer":
+            raise Panic
+
+        async def events() -> AsyncGenerator[str, None]:
+            yield event("a")
+            raise Panic
+
+        return EventStream(events())
+
+    async def collect() -> list[Any]:
+        handler = bench.handler(answer=answer)
+        return [output async for output in handler({"id": "j", "input": {"prompt": "a", "stream": True}})]
+
+    outputs = asyncio.run(asyncio.wait_for(collect(), 20))
+    assert '"code":500' in outputs[-1] and outputs[-1].endswith("data: [DONE]\n\n")
+
+
 @pytest.mark.parametrize("job", [None, 5, [], {}, {"id": "j"}, {"id": 7, "input": None}, {"id": "j", "input": [1]}])
 def test_garbage_is_an_error(bench: Bench, job: Any) -> None:
     (output,) = bench.run(job)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 
+from ember.front.api.exchange import EventStream
 from ember.front.client import EngineError
 from ember.front.http import app as face
 from ember.front.http import server
@@ -94,6 +95,40 @@ def test_client_that_leaves_stops_its_request(stream: bool) -> None:
         assert worker.aborted == ["left"]
 
     with_client(scenario)
+
+
+def test_a_slow_consumer_is_waited_for_and_holds_up_nobody() -> None:
+    word = "x" * 100_000
+    produced = 0
+
+    async def dispatch(services: Any, request: Any) -> Any:
+        nonlocal produced
+        if not (request.body or {}).get("stream"):
+            return await fake_dispatch(services, request)
+
+        async def events() -> AsyncGenerator[str, None]:
+            nonlocal produced
+            while produced < 1000:
+                produced += 1
+                yield event(word)
+
+        return EventStream(events())
+
+    async def run() -> None:
+        worker = FakeWorker()
+        await worker.start()
+        app = make_app(load_settings({"model_name": "m"}), worker, dispatch)
+        async with TestClient(TestServer(app), read_bufsize=2**16) as client:
+            slow = await client.post(CHAT, json={"stream": True})
+            seen = -1
+            while seen != produced:  # until nothing more is made for it
+                seen = produced
+                await asyncio.sleep(0.2)
+            assert seen < 1000, "it was all made, for nobody to read"
+            assert (await client.post(CHAT, json={"words": 1})).status == 200
+            assert len(await slow.read()) == 1000 * len(event(word))
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize(

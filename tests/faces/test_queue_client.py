@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import selectors
 import threading
+import time
 from collections.abc import AsyncGenerator, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ember.front.api.exchange import EventStream, Request, Response
+from ember.front.worker import calls as calls_module
+from ember.front.worker import queue as queue_module
 from ember.front.worker.calls import Addresses, Calls, QueueError, Refused, TooManyRequests, make_session
 from ember.front.worker.handler import Handling, ThisLoop
 from ember.front.worker.queue import Queue
@@ -163,6 +168,63 @@ def test_a_job_that_comes_twice_runs_once_and_junk_is_passed_over(queue: FakeQue
         assert loop.job_ids == []
 
     asyncio.run(_with_calls(queue, use))
+
+
+SPEED = 20.0  # of the worker's clock, in the test below
+
+
+class FastLoop(asyncio.SelectorEventLoop):
+    """An event loop whose seconds are short."""
+
+    def __init__(self) -> None:
+        selector = selectors.DefaultSelector()
+        select = selector.select
+        selector.select = lambda timeout=None: select(timeout and timeout / SPEED)  # type: ignore[method-assign]
+        super().__init__(selector)
+
+    def time(self) -> float:
+        return super().time() * SPEED
+
+
+def test_a_queue_that_is_away_for_a_minute(queue: FakeQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was generated meanwhile arrives, once; the queue is asked now and then, and jobs are taken afterwards."""
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() * SPEED)
+    for module in (calls_module, queue_module):
+        monkeypatch.setattr(module, "time", clock)
+
+    async def use(calls: Calls) -> None:
+        engine = Engine()
+
+        async def ready() -> None:
+            return None
+
+        loop = Queue(calls, Handling(ThisLoop(), engine.answer, model="m"), 8, ready, 5.0)
+        serving = asyncio.create_task(loop.run())
+        streamed = queue.submit({"prompt": "a", "stream": True})
+        await asyncio.to_thread(queue.wait_pieces, streamed, 1)
+        queue.is_down = True
+        queue.submit({"prompt": "lost"})  # ends the open poll: it goes down with the connection
+        engine.release.set()
+        before = queue.calls.total()
+        await asyncio.sleep(60)
+        tries = queue.calls.total() - before
+        queue.is_down = False
+        later = queue.submit({"prompt": "b", "stream": True})
+        for job in (streamed, later):
+            record = await asyncio.to_thread(queue.wait, job)
+            assert (record.status, record.text) == ("COMPLETED", event("a") + "data: [DONE]\n\n")
+        assert 3 < tries < 100
+        loop.stop()
+        await serving
+
+    addresses = Addresses.from_environment(queue.env())
+
+    async def run() -> None:
+        async with make_session(addresses.key) as session:
+            await use(Calls(addresses, session))
+
+    with asyncio.Runner(loop_factory=FastLoop) as runner:
+        runner.run(run())
 
 
 def test_no_job_is_taken_while_the_engine_is_started_again(queue: FakeQueue) -> None:

@@ -130,13 +130,45 @@ def test_jobs_beyond_the_concurrency_wait(queue: FakeQueue, start: Start) -> Non
 def test_no_more_jobs_than_the_concurrency_are_taken(queue: FakeQueue, start: Start) -> None:
     """Also when several are delivered at once, and places become free one by one."""
     with start({"max_concurrency": 4}):
-        records = queue.wait_all([queue.submit(chat(words=1 + n % 5, pace=0.02, stream=True)) for n in range(16)])
-        times = [(record.taken or 0.0, 1) for record in records] + [(record.done or 0.0, -1) for record in records]
-        running, most = 0, 0
-        for _, change in sorted(times):
-            running += change
-            most = max(most, running)
-        assert most == 4
+        assert most_at_once(queue, [chat(words=1 + n % 5, pace=0.02, stream=True) for n in range(16)]) == 4
+
+
+def most_at_once(queue: FakeQueue, inputs: list[Any]) -> int:
+    """How many of these jobs ran at the same time."""
+    records = queue.wait_all([queue.submit(each) for each in inputs])
+    assert {record.status for record in records} == {"COMPLETED"}, queue.summary()
+    times = [(record.taken or 0.0, 1) for record in records] + [(record.done or 0.0, -1) for record in records]
+    running, most = 0, 0
+    for _, change in sorted(times):
+        running += change
+        most = max(most, running)
+    return most
+
+
+@pytest.mark.parametrize("wanted", [None, 6])
+def test_no_more_jobs_are_taken_than_may_wait(queue: FakeQueue, start: Start, wanted: int | None) -> None:
+    """They would be refused, which over the queue is a failed job; and an idle worker could have had them."""
+    settings = {"max_num_queued_reqs": 2, **({} if wanted is None else {"max_concurrency": wanted})}
+    with start(settings) as worker:
+        assert most_at_once(queue, [chat(words=2, pace=0.02, tokens=9) for _ in range(12)]) == 2
+        said = [line for line in worker.log().splitlines() if "MAX_CONCURRENCY=6" in line]
+        assert len(said) == (0 if wanted is None else 1)
+        assert all("MAX_NUM_QUEUED_REQS=2" in line for line in said)
+
+
+def test_no_job_is_taken_while_the_tokens_that_may_wait_do(queue: FakeQueue, start: Start) -> None:
+    """But for the one of the poll that was open before; nothing that was taken is refused."""
+    with start({"max_num_queued_tokens": 100, "max_concurrency": 8}):
+        queue.wait(queue.submit(chat()))
+        waiting = queue.wait_taken(queue.submit(chat(words=1, pace=60, tokens=120))).id
+        time.sleep(0.3)
+        later = []
+        for _ in range(3):
+            later.append(queue.submit(chat(words=1, tokens=120)))
+            time.sleep(0.3)
+        assert all(queue.jobs[job].taken is None for job in later[1:])
+        queue.cancel(waiting)
+        assert {record.status for record in queue.wait_all(later)} == {"COMPLETED"}, queue.summary()
 
 
 def test_as_many_jobs_as_the_engine_batches_run_at_once(queue: FakeQueue, start: Start) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+
 import pytest
 
 from ember.front.admission import Admission
@@ -42,3 +45,38 @@ def test_prompt_tokens_are_bounded() -> None:
     admission.clear()
     admission.enter(3, 500)  # alone it is served, whatever its size
     refused(admission, 4, 1)
+
+
+def test_for_jobs_of_a_queue_nobody_is_refused() -> None:
+    admission = Admission(max_requests=1, max_tokens=10)
+    admission.refuses = False
+    for number in range(5):
+        admission.enter(number, 100)
+    assert (admission.num_requests, admission.num_tokens) == (5, 500)
+
+
+@pytest.mark.parametrize("limits", [{"max_requests": 2}, {"max_tokens": 100}])
+@pytest.mark.parametrize("end", [lambda admission: admission.leave(1), lambda admission: admission.clear()])
+def test_waiting_for_room(limits: dict[str, int], end: Callable[[Admission], None]) -> None:
+    async def run() -> None:
+        admission = Admission(**limits)
+        await asyncio.wait_for(admission.room(), 1)
+        admission.enter(1, 60)
+        await asyncio.wait_for(admission.room(), 1)
+        admission.refuses = False
+        admission.enter(2, 40)
+        waiting = [asyncio.create_task(admission.room()) for _ in range(2)]
+        await asyncio.sleep(0)
+        waiting.pop().cancel()
+        await asyncio.sleep(0.01)
+        assert not waiting[0].done()
+        end(admission)
+        await asyncio.wait_for(waiting[0], 1)
+
+    asyncio.run(run())
+
+
+def test_without_limits_there_is_always_room() -> None:
+    admission = Admission()
+    admission.enter(1, 10**9)
+    asyncio.run(asyncio.wait_for(admission.room(), 1))

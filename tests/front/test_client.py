@@ -317,6 +317,16 @@ async def test_the_request_that_ends_the_engine_twice_is_refused_and_its_neighbo
     await client.close()
 
 
+async def test_equal_requests_of_one_crash_are_no_culprits(engines):
+    client = await started(engines, restarts=3)
+    await crash(engines, client, [1], [1], [1])
+    generation = client.generate([1], SAMPLING)
+    request = await engines[1].read()
+    engines[1].write(wire.Outputs([output(request.request_id, [7], finish="stop")]))
+    assert [o.token_ids for o in await anext(generation)] == [[7]]
+    await client.close()
+
+
 async def test_a_suspect_whose_client_is_gone_makes_room_for_the_next(engines):
     client = await started(engines, restarts=3)
     await crash(engines, client, [1], [2], [3])
@@ -326,7 +336,7 @@ async def test_a_suspect_whose_client_is_gone_makes_room_for_the_next(engines):
     generations[0].abort()
     assert await asyncio.wait_for(engines[1].read(), 2) == wire.Abort(running.request_id)
     assert (await asyncio.wait_for(engines[1].read(), 2)).prompt_token_ids == [3]
-    assert list(client._generations) == [generations[2]._request.request_id]
+    assert list(client._generations) == [generations[2].request.request_id]
     await client.close()
 
 

@@ -148,6 +148,64 @@ def test_retry_of_what_failed() -> None:
     play(scenario)
 
 
+TOO_LONG = [start + "9" * count for start in ("000000200000", "000001") for count in (9, 5000)]  # begin as good ones do
+
+
+def test_numbers_in_queries() -> None:
+    async def scenario(calls: Calls) -> None:
+        job_id = await calls.run(1)
+        for number in (*TOO_LONG, "5000000000", "-1", "1.5", "", "x", "²"):
+            for method, path in (
+                ("POST", "/runsync?wait="),
+                ("GET", f"/status/{job_id}?ttl="),
+                ("GET", "/job-take-batch/w?batch_size="),
+            ):
+                status, body = await calls.client(method, path + number, {"input": 1} if method == "POST" else None)
+                assert status == 400 and "must be between" in body["error"], (path, number)
+        assert list(calls.endpoint.jobs) == [job_id]
+        assert (await calls.client("GET", f"/status/{job_id}?ttl=10000"))[0] == 200
+        assert (await calls.client("GET", "/job-take-batch/w?batch_size=10000"))[1][0]["id"] == job_id
+
+    play(scenario)
+
+
+def test_an_old_stop_order_does_not_meet_the_next_try() -> None:
+    async def scenario(calls: Calls) -> None:
+        job_id = await calls.run(1, policy={"executionTimeout": 5000})
+        other = await calls.run(2)
+        assert len(await calls.take_batch(2)) == 2
+        calls.endpoint.sweep(time.time() + 6)
+        await calls.client("POST", f"/cancel/{other}")
+        assert (await calls.status(job_id))["status"] == "TIMED_OUT"
+        await calls.client("POST", f"/retry/{job_id}")
+        assert (await calls.take())["id"] == job_id
+        assert await calls.stops() == [other]
+        await calls.report("job-done", job_id, '{"output": 1}')
+        assert (await calls.status(job_id))["status"] == "COMPLETED"
+
+    play(scenario)
+
+
+def test_what_a_leaving_client_has_not_read_is_there_for_the_next() -> None:
+    texts = [f"{number} " + "x" * 900_000 for number in range(30)]
+
+    async def scenario(calls: Calls) -> None:
+        job_id = await calls.run(1)
+        await calls.take()
+        for text in texts:
+            await calls.report("job-stream", job_id, json.dumps({"output": text}))
+        host, port = calls.platform.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=1000)
+        writer.write(f"GET /stream/{job_id} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        assert not calls.endpoint.jobs[job_id].chunks
+        writer.transport.abort()
+        _, body = await calls.client("GET", f"/stream/{job_id}")
+        assert [each["output"] for each in body["stream"]] == texts
+
+    play(scenario)
+
+
 def test_purge_and_health() -> None:
     async def scenario(calls: Calls) -> None:
         running = await calls.run(0)

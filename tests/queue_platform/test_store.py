@@ -13,7 +13,7 @@ import pytest
 
 from ember.platform import endpoint
 from ember.platform.store import MemoryStore, SqliteStore, StoreError, open_store
-from tests.queue_platform.calls import platform
+from tests.queue_platform.calls import Calls, platform
 
 GIVEN: dict[str, Any] = {"text": "日本", "half": "\ud800", "large": 2**70, "none": None}
 
@@ -81,6 +81,77 @@ def test_a_worker_that_died_with_the_platform(tmp_path: Path) -> None:
         async with platform(SqliteStore(path)) as calls:
             calls.endpoint.sweep(time.time() + endpoint.SILENT_SECONDS + 1)
             assert (await calls.take("alive"))["id"] == job_id
+
+    asyncio.run(run())
+
+
+def test_streamed_outputs_over_several_restarts_are_read_once_and_none_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    read: list[str] = []
+
+    async def say(calls: Calls, job_id: str, *texts: str) -> None:
+        for text in texts:
+            assert await calls.report("job-stream", job_id, json.dumps({"output": text})) == 200
+
+    async def read_some(calls: Calls, job_id: str) -> None:
+        _, body = await calls.client("GET", f"/stream/{job_id}")
+        read.extend(each["output"] for each in body["stream"])
+
+    async def run() -> None:
+        async with platform(SqliteStore(path)) as calls:
+            job_id = await calls.run(1)
+            await calls.take()
+            await say(calls, job_id, "a", "b")
+            await read_some(calls, job_id)
+            await say(calls, job_id, "c")
+        async with platform(SqliteStore(path)) as calls:  # with one unread
+            await say(calls, job_id, "d", "e")
+        async with platform(SqliteStore(path)) as calls:  # with three unread
+            await read_some(calls, job_id)
+            await say(calls, job_id, "f")
+            await read_some(calls, job_id)
+        async with platform(SqliteStore(path)) as calls:  # with none unread
+            await say(calls, job_id, "g")
+        async with platform(SqliteStore(path)) as calls:
+            assert calls.endpoint.jobs[job_id].num_streamed == 7
+            await read_some(calls, job_id)
+
+    asyncio.run(run())
+    assert "".join(read) == "abcdefg"
+
+
+def test_a_job_that_has_streamed_is_not_begun_anew_after_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+
+    async def run() -> None:
+        async with platform(SqliteStore(path)) as calls:
+            job_id = await calls.run(1)
+            await calls.take("dead")
+            await calls.report("job-stream", job_id, '{"output": "a"}', "dead")
+            await calls.client("GET", f"/stream/{job_id}")
+        async with platform(SqliteStore(path)) as calls:
+            calls.endpoint.sweep(time.time() + endpoint.SILENT_SECONDS + 1)
+            failed = await calls.status(job_id)
+            assert failed["status"] == "FAILED" and "stopped answering" in failed["error"]
+
+    asyncio.run(run())
+
+
+def test_what_a_retried_job_had_streamed_is_gone_after_a_restart_too(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+
+    async def run() -> None:
+        async with platform(SqliteStore(path)) as calls:
+            job_id = await calls.run(1)
+            await calls.take()
+            await calls.report("job-stream", job_id, '{"output": "old"}')
+            await calls.report("job-done", job_id, '{"error": "no"}')
+            await calls.client("POST", f"/retry/{job_id}")
+        async with platform(SqliteStore(path)) as calls:
+            await calls.take()
+            await calls.report("job-stream", job_id, '{"output": "new"}')
+            _, body = await calls.client("GET", f"/stream/{job_id}")
+            assert [each["output"] for each in body["stream"]] == ["new"]
 
     asyncio.run(run())
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ember.front.text.output import Content, Delta, Marker, Reasoning
 from ember.front.text.reasoning import ReasoningFormat, choose_reasoning_format
-from ember.front.text.reasoning.formats import FORMATS
+from ember.front.text.reasoning.formats import ALIASES, FORMATS, WITHOUT_FORM
 from ember.front.text.tokenizer import Tokenizer
 from tests.support.byte_tokenizer import byte_tokenizer
 
@@ -247,6 +247,22 @@ def test_variables_of_the_template_close_a_format_that_opens_by_itself() -> None
     assert joined(read("deepseek_r1", "", [parts], WITH_TOKENS, enable_thinking=True)) == ("four", "")
 
 
+@pytest.mark.parametrize("suffix", ["", ":6124c78e"])
+def test_a_checkpoint_may_have_marks_of_its_own(suffix: str) -> None:
+    start, end = f"<think{suffix}>", f"</think{suffix}>"
+    tokenizer = byte_tokenizer(ROLES, (start, end))
+    chosen = format_of("hy_v3")
+    assert chosen.markers(tokenizer) == set(tokenizer.encode(start + end, False))
+    for prompt, output in (("", f"{start}hm{end}\nfour"), (start, f"hm{end}four")):
+        prompt_ids = tokenizer.encode("<|assistant|>" + prompt, False)
+        parser = chosen.parser(tokenizer, prompt_ids, {}, with_tools=False)
+        deltas = [*parser.push(parts_of(output, chosen, tokenizer)), *parser.finish()]
+        assert joined(deltas) == ("hm", "four")
+        told = chosen.thinking(tokenizer, prompt_ids, {}, None)
+        assert told.is_open == bool(prompt)
+        assert told.end_token_ids == [tokenizer.encode(end, False)]
+
+
 def test_what_the_engine_is_told() -> None:
     qwen = format_of("qwen3")
     (think, end) = WITH_TOKENS.encode("<think></think>", False)
@@ -277,6 +293,7 @@ CHOICES = [
     ("<|channel>thought\n", None, "org/x", None, "gemma4"),
     ("[INST] [THINK]", None, "org/x", None, "mistral"),
     ("<think> <arg_key>", None, "org/x", None, "glm45"),
+    ("<think:1a> </think:1a> <tool_sep:1a> <arg_key:1a>", None, "org/x", None, "hy_v3"),
     ("<think> <minimax:tool_call>", None, "org/x", None, "minimax_m2"),
     ("<think> <|tool_calls_section_begin|>", None, "org/x", None, "kimi_k2"),
     ("<｜Assistant｜></think> {% if thinking %}", None, "org/x", None, "deepseek_v3"),
@@ -305,3 +322,16 @@ def test_choice(template: str, model_type: str | None, name: str, override: str 
 def test_an_unknown_override_lists_the_names() -> None:
     with pytest.raises(ValueError, match="REASONING_PARSER=claude: there is no such format; there are qwen3, "):
         choose_reasoning_format("", None, "x", "claude")
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_FORM))
+def test_names_of_forms_that_are_not_supported_are_known(name: str) -> None:
+    assert name not in FORMATS and name not in ALIASES
+    expected = f"REASONING_PARSER={name}: the form of this reasoning is not supported; there are qwen3, .*, none"
+    with pytest.raises(ValueError, match=expected):
+        choose_reasoning_format("<think>", None, "", name)
+
+
+def test_other_names_of_a_format() -> None:
+    for alias, name in ALIASES.items():
+        assert choose_reasoning_format("", None, "x", alias.upper())[0] == format_of(name)

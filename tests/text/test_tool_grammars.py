@@ -176,6 +176,28 @@ def test_published_spellings_are_allowed() -> None:
         ("pythonic", '[weather(city="Rome", days=3), now()]'),
         ("openai", "<|start|>assistant" + HARMONY_VECTORS[0].output),
         ("deepseek_v3", next(vector.output for vector in VECTORS if vector.name == "deepseek_v3").removeprefix("Ok.")),
+        (
+            "cohere_command3",
+            '<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "weather", "parameters": {"city": "Rome"}}, '
+            '{"tool_call_id": "1", "tool_name": "now", "parameters": {}}]<|END_ACTION|>',
+        ),
+        ("apertus", '<|tools_prefix|>[{"weather": {"city": "Rome"}}, {"now": {}}]<|tools_suffix|>'),
+        ("gigachat3", '<|function_call|>{"name": "weather", "arguments": {"city": "Rome"}}'),
+        (
+            "step3",
+            '<｜tool_calls_begin｜>\n<｜tool_call_begin｜>function<｜tool_sep｜><steptml:invoke name="weather">\n'
+            '<steptml:parameter name="city">Rome</steptml:parameter>\n</steptml:invoke><｜tool_call_end｜>\n'
+            "<｜tool_calls_end｜>",
+        ),
+        (
+            "hy_v3",
+            "<tool_calls>\n<tool_call>weather<tool_sep>\n<arg_key>city</arg_key>\n<arg_value>Rome</arg_value>\n"
+            "</tool_call>\n</tool_calls>",
+        ),
+        (
+            "minicpm5",
+            '<function name="weather"><param name="city">Rome</param></function><function name="now"></function>',
+        ),
         ("kimi_k2", next(vector.output for vector in VECTORS if vector.name == "kimi_k2").removeprefix("Ok.")),
     ):
         assert accepts(matcher(name, WITH_TOKENS, TOOLS), WITH_TOKENS, output), name

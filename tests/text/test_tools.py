@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from ember.front.text.output import CallArguments, CallStart, Content, Delta, Marker, Reasoning
 from ember.front.text.tokenizer import Tokenizer
 from ember.front.text.tools import ToolFormat, choose_tool_format
-from ember.front.text.tools.formats import ALIASES, FORMATS
+from ember.front.text.tools.formats import ALIASES, FORMATS, WITHOUT_FORM
 from tests.support.byte_tokenizer import byte_tokenizer
-from tests.text.tool_vectors import HARMONY_VECTORS, TOOLS, VECTORS, Vector, hermes
+from tests.text.tool_vectors import HARMONY_VECTORS, ONE, TOOLS, VECTORS, Vector, hermes, hunyuan
 
 # Every mark that published tokenizers have as a token. Tags with a name in them are text everywhere.
 SPECIAL = (
@@ -256,3 +256,29 @@ def test_overrides() -> None:
     assert choose_tool_format("<tool_call>", None, "qwen3", "none")[0] is None
     with pytest.raises(ValueError, match=r"TOOL_CALL_PARSER=hermess.*qwen3_coder.*qwen3_json"):
         choose_tool_format("", None, "", "hermess")
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_FORM))
+def test_names_of_forms_that_are_not_supported_are_known(name: str) -> None:
+    assert name not in FORMATS and name not in ALIASES
+    expected = f"TOOL_CALL_PARSER={name}: the form of these calls is not supported; there are hermes, .*, none"
+    with pytest.raises(ValueError, match=expected):
+        choose_tool_format("<tool_call>", None, "", name)
+
+
+@pytest.mark.parametrize("suffix", ["", ":6124c78e"])
+def test_a_checkpoint_may_have_marks_of_its_own(suffix: str) -> None:
+    tags = ("tool_calls", "tool_call", "arg_key", "arg_value")
+    marks = [f"<{slash}{tag}{suffix}>" for tag in tags for slash in ("", "/")]
+    tokenizer = byte_tokenizer((*marks, f"<tool_sep{suffix}>"))
+    output = f"Ok.<tool_calls{suffix}>\n{hunyuan('weather', suffix, city='Zürich', days='3')}</tool_calls{suffix}>"
+    chosen = ToolFormat("hy_v3")
+    assert {tokenizer.vocab_entry(token_id) for token_id in chosen.markers(tokenizer)} == {
+        *marks,
+        f"<tool_sep{suffix}>",
+    }
+    content, calls = joined(read("hy_v3", [parts_of(output, chosen, tokenizer)], tokenizer))
+    assert (content, [(name, json.loads(text)) for name, _, text in calls]) == ("Ok.", [ONE])
+    grammar = chosen.grammar(TOOLS, at_least_one=True, parallel=True, tokenizer=tokenizer)
+    ids = [tokenizer.token_id(mark) for mark in (*marks, f"<tool_sep{suffix}>")]
+    assert all(f"<[{token_id}]>" in grammar for token_id in ids)

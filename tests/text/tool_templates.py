@@ -75,6 +75,23 @@ DSML = pairs(
     "'<｜DSML｜parameter name=\"' ~ key ~ '\" string=\"' ~ is_text ~ '\">' ~ text ~ '</｜DSML｜parameter>\\n'",
     "'</｜DSML｜invoke>\\n'",
 )
+STEP = pairs(
+    "'<｜tool_call_begin｜>function<｜tool_sep｜><steptml:invoke name=\"' ~ f.name ~ '\">\n'",
+    "'<steptml:parameter name=\"' ~ key ~ '\">' ~ text ~ '</steptml:parameter>\n'",
+    "'</steptml:invoke><｜tool_call_end｜>\n'",
+)
+HUNYUAN = pairs(
+    "'<tool_call>' ~ f.name ~ '<tool_sep>\n'",
+    "'<arg_key>' ~ key ~ '</arg_key>\n<arg_value>' ~ text ~ '</arg_value>\n'",
+    "'</tool_call>\n'",
+)
+MINICPM = pairs(
+    "'<function name=\"' ~ f.name ~ '\">'", "'<param name=\"' ~ key ~ '\">' ~ text ~ '</param>'", "'</function>'"
+)
+COHERE = (
+    '{{- \'    {"tool_call_id": "\' ~ loop.index0 ~ \'", "tool_name": "\' ~ f.name }}'
+    "{{- '\", \"parameters\": ' ~ (f.arguments | tojson) ~ '}' }}"
+)
 INVOKE = pairs(
     "'<invoke name=\"' ~ f.name ~ '\">\\n'",
     "'<parameter name=\"' ~ key ~ '\">' ~ text ~ '</parameter>\\n'",
@@ -211,6 +228,37 @@ FAMILIES = [
     Family("phi4_mini_json", template(each(as_json(), "functools[", "]", ", ")), "phi3", "Phi-4-mini"),
     Family("xlam", template(each(as_json(), "[", "]", ", ")), "llama", "Llama-xLAM-2-8b"),
     Family("ernie45", template(each(as_json(before="\n<tool_call>\n", behind="\n</tool_call>\n"))), "ernie4_5_moe"),
+    Family(
+        "gigachat3",
+        template(each(as_json(before="<|function_call|>"))),
+        "deepseek_v3",
+        "GigaChat3-10B",
+    ),
+    Family(
+        "cohere_command3",
+        template(each(COHERE, "<|START_ACTION|>[\n", "\n]<|END_ACTION|>", ",\n")),
+        "cohere2",
+        "c4ai-command-r7b-12-2024",
+    ),
+    Family(
+        "apertus",
+        template(
+            each(
+                "{{- '{\"' ~ f.name ~ '\": ' ~ (f.arguments | tojson) ~ '}' }}",
+                "<|tools_prefix|>[",
+                "]<|tools_suffix|>",
+                ", ",
+            )
+        ),
+        "apertus",
+    ),
+    Family("step3", template(each(STEP, "<｜tool_calls_begin｜>\n", "<｜tool_calls_end｜>")), "step3_text", "Step3"),
+    Family("hy_v3", template(each(HUNYUAN, "<tool_calls>\n", "</tool_calls>")), "hy_v3"),
+    Family("minicpm5", template(each(MINICPM)), "minicpm"),
+    Family(
+        "deepseek_v41",
+        template(each(DSML.replace("DSML｜", "DSML｜ "), "<｜DSML｜ calls>\n", "</｜DSML｜ calls>")),
+    ),
     Family("gemma4", braces("<|tool_call>", "<tool_call|>", '<|"|>'), "gemma4"),
     Family("functiongemma", braces("<start_function_call>", "<end_function_call>", "<escape>"), "gemma3_text"),
 ]

@@ -83,6 +83,34 @@ def minimax(name: str, **values: str) -> str:
     return f'<invoke name="{name}">\n{lines}</invoke>\n'
 
 
+def cohere(*calls: tuple[str, str]) -> str:
+    made = (
+        f'{{"tool_call_id": "{index}", "tool_name": "{name}", "parameters": {arguments}}}'
+        for index, (name, arguments) in enumerate(calls)
+    )
+    return "<|START_ACTION|>[\n    " + ",\n    ".join(made) + "\n]<|END_ACTION|>"
+
+
+def steptml(name: str, **values: str) -> str:
+    lines = "".join(f'<steptml:parameter name="{key}">{value}</steptml:parameter>\n' for key, value in values.items())
+    return f'{STEP}<steptml:invoke name="{name}">\n{lines}</steptml:invoke><｜tool_call_end｜>'
+
+
+def hunyuan(name: str, suffix: str = "", **values: str) -> str:
+    pairs = "".join(
+        f"<arg_key{suffix}>{key}</arg_key{suffix}>\n<arg_value{suffix}>{value}</arg_value{suffix}>\n"
+        for key, value in values.items()
+    )
+    return f"<tool_call{suffix}>{name}<tool_sep{suffix}>\n{pairs}</tool_call{suffix}>\n"
+
+
+def minicpm(name: str, **values: str) -> str:
+    pairs = "".join(f'<param name="{key}">{value}</param>' for key, value in values.items())
+    return f'<function name="{name}">{pairs}</function>'
+
+
+STEP = "<｜tool_call_begin｜>function<｜tool_sep｜>"
+S_BEGIN, S_END = "<｜tool_calls_begin｜>", "<｜tool_calls_end｜>"
 V3 = "<｜tool▁call▁begin｜>function<｜tool▁sep｜>{}\n```json\n{}\n```<｜tool▁call▁end｜>"
 V31 = "<｜tool▁call▁begin｜>{}<｜tool▁sep｜>{}<｜tool▁call▁end｜>"
 V_BEGIN, V_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
@@ -229,6 +257,31 @@ VECTORS = [
     Vector("xlam", '[TOOL_CALLS][{"name": "now", "arguments": {}}]', [NOW]),
     Vector("xlam", '<tool_call>[{"name": "now", "arguments": {}}]</tool_call>', [NOW]),
     Vector("xlam", "See [1] and [x](y): ```json\n[1]\n```", [], "See [1] and [x](y): ```json\n[1]\n```"),
+    Vector("gigachat3", f'<|function_call|>{{"name": "weather", "arguments": {ARGUMENTS}}}', [ONE]),
+    Vector("gigachat3", f'function call<|role_sep|>\n{{"name": "weather", "arguments": {ARGUMENTS}}}', [ONE]),
+    Vector("gigachat3", f'Ok. function call{{"name": "weather", "arguments": {ARGUMENTS}}}', [ONE], "Ok."),
+    Vector("gigachat3", "A function call needs a name.", [], "A function call needs a name."),
+    Vector("cohere_command3", cohere(("weather", ARGUMENTS), ("now", "{}")), [ONE, NOW]),
+    Vector("cohere_command3", "I look." + cohere(("note", DEEP_JSON)), [DEEP], "I look."),
+    Vector(
+        "cohere_command3",
+        cohere(("weather", '{"city": "Zür')).partition("}")[0],
+        [("weather", '{"city": "Zür')],
+    ),
+    Vector("cohere_command3", "<|START_ACTION|>[]<|END_ACTION|>", [], "<|START_ACTION|>[]<|END_ACTION|>"),
+    Vector(
+        "apertus",
+        f'Ok. <|tools_prefix|>[{{"weather": {ARGUMENTS}}}, {{"now": {{}}}}]<|tools_suffix|>',
+        [ONE, NOW],
+        "Ok.",
+    ),
+    Vector("apertus", f'<|tools_prefix|>[{{"weather": {ARGUMENTS}, "now": {{}}}}]<|tools_suffix|>', [ONE, NOW]),
+    Vector("apertus", f'<|tools_prefix|>[{{"note": {DEEP_JSON}}}]', [DEEP]),
+    Vector("apertus", '<|tools_prefix|>[{"weather": {"city": "Zür', [("weather", '{"city": "Zür')]),
+    Vector(
+        "apertus", '<|tools_prefix|>[{"now": 3}]<|tools_suffix|>', [], '<|tools_prefix|>[{"now": 3}]<|tools_suffix|>'
+    ),
+    Vector("apertus", "<|tools_prefix|>[{}]", [], "<|tools_prefix|>[{}]"),
     # ------------------------------------------------------------------------------------------- headers and JSON
     Vector(
         "mistral",
@@ -312,6 +365,48 @@ VECTORS = [
         "mimo",
         "<tool_call>\n<function=note>\n<parameter=text> a\n</parameter>\n</function>\n</tool_call>",
         [("note", {"text": " a\n"})],
+    ),
+    Vector(
+        "step3",
+        f"Ok.\n{S_BEGIN}\n{steptml('weather', city='Zürich', days='3')}\n{steptml('now')}\n{S_END}",
+        [ONE, NOW],
+        "Ok.",
+    ),
+    Vector("step3", f"{S_BEGIN}{steptml('weather', city='Zürich', days='3')}{S_END}".replace("\n", ""), [ONE]),
+    Vector(
+        "step3",
+        f"{S_BEGIN}\n{steptml('now')}\n{S_END}".replace(STEP, STEP + "\n").replace("invoke><", "invoke>\n<"),
+        [NOW],
+    ),
+    Vector("step3", steptml("note", text=DEEP_TEXT, tags=TAGS, extra=EXTRA), [DEEP]),
+    Vector(
+        "step3",
+        f'{S_BEGIN}{STEP}<steptml:invoke name="weather"><steptml:parameter name="city">Zür',
+        [("weather", '{"city": "Zür')],
+    ),
+    Vector("step3", f"{S_BEGIN}{STEP}nothing", [], f"{S_BEGIN}{STEP}nothing"),
+    Vector(
+        "hy_v3",
+        f"Ok.<tool_calls>\n{hunyuan('weather', city='Zürich', days='3')}{hunyuan('now')}</tool_calls>",
+        [ONE, NOW],
+        "Ok.",
+    ),
+    Vector("hy_v3", f"<tool_calls>{hunyuan('note', text=DEEP_TEXT, tags=TAGS, extra=EXTRA)}</tool_calls>", [DEEP]),
+    Vector("hy_v3", "<tool_calls><tool_call>now<tool_sep></tool_call></tool_calls>", [NOW]),
+    Vector("hy_v3", "<tool_calls>no call</tool_calls>", [], "<tool_calls>no call</tool_calls>"),
+    Vector("minicpm5", "Ok. " + minicpm("weather", city="Zürich", days="3") + "\n" + minicpm("now"), [ONE, NOW], "Ok."),
+    Vector("minicpm5", minicpm("note", text=DEEP_TEXT, tags=TAGS, extra=EXTRA), [DEEP]),
+    Vector(
+        "minicpm5", '<function name="weather">\n<param name="city">Zürich</param>\n', [("weather", '{"city": "Zürich"')]
+    ),
+    Vector("minicpm5", '<function name="a b"></function>', [], '<function name="a b"></function>'),
+    Vector(
+        "deepseek_v41",
+        "Ok.<｜DSML｜ calls>\n"
+        + (dsml("weather", ("city", True, "Zürich"), ("days", False, "3")) + dsml("now")).replace("DSML｜", "DSML｜ ")
+        + "</｜DSML｜ calls>",
+        [ONE, NOW],
+        "Ok.",
     ),
     Vector("glm45", "Ok.\n" + glm("weather", city="Zürich", days="3") + "\n" + glm("now"), [ONE, NOW], "Ok."),
     Vector("glm45", glm("note", text=DEEP_TEXT, tags='["x", "y z"]', extra='{"a": 1.5, "ok": true}'), [DEEP]),

@@ -2,9 +2,14 @@
 
 One that would be too many is refused at once, with a 503 that says when to come again: a client, or the platform's
 balancer, can then turn to another worker. Without limits everybody waits.
+
+A job that was taken from the platform's queue has nowhere else to go: such jobs are not refused, but none is taken
+while this queue is full.
 """
 
 from __future__ import annotations
+
+import asyncio
 
 from ember.front.errors import ApiError
 
@@ -21,14 +26,45 @@ class Admission:
         self._max_requests = max_requests
         self._max_tokens = max_tokens
         self._waiting: dict[int, int] = {}  # prompt tokens by request id
+        self._left = asyncio.Event()  # replaced whenever somebody leaves
         self.num_tokens = 0
+        self.refuses = True
 
     @property
     def num_requests(self) -> int:
         return len(self._waiting)
 
     def enter(self, request_id: int, num_tokens: int) -> None:
-        """Raises ApiError 503 where the queue is full."""
+        """Raises ApiError 503 where the queue is full, unless nobody is to be refused."""
+        if self.refuses:
+            self._check(num_tokens)
+        self._waiting[request_id] = num_tokens
+        self.num_tokens += num_tokens
+
+    def leave(self, request_id: int) -> None:
+        """The request has its first token, or is over. Does nothing for one that has left before."""
+        if request_id in self._waiting:
+            self.num_tokens -= self._waiting.pop(request_id)
+            self._tell()
+
+    def clear(self) -> None:
+        """Nobody waits any more."""
+        self._waiting.clear()
+        self.num_tokens = 0
+        self._tell()
+
+    async def room(self) -> None:
+        """Until one more may wait, however large."""
+        while (self._max_requests is not None and len(self._waiting) >= self._max_requests) or (
+            self._max_tokens is not None and self.num_tokens >= self._max_tokens
+        ):
+            await self._left.wait()
+
+    def _tell(self) -> None:
+        self._left.set()
+        self._left = asyncio.Event()
+
+    def _check(self, num_tokens: int) -> None:
         if self._max_requests is not None and len(self._waiting) >= self._max_requests:
             raise _full(
                 f"{len(self._waiting)} requests wait already, as many as MAX_NUM_QUEUED_REQS allows", "requests"
@@ -40,17 +76,6 @@ class Admission:
                 f"more than MAX_NUM_QUEUED_TOKENS={self._max_tokens} allows",
                 "tokens",
             )
-        self._waiting[request_id] = num_tokens
-        self.num_tokens += num_tokens
-
-    def leave(self, request_id: int) -> None:
-        """The request has its first token, or is over. Does nothing for one that has left before."""
-        self.num_tokens -= self._waiting.pop(request_id, 0)
-
-    def clear(self) -> None:
-        """Nobody waits any more."""
-        self._waiting.clear()
-        self.num_tokens = 0
 
 
 def _full(reason: str, limit: str) -> ApiError:

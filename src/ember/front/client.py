@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from types import TracebackType
-from typing import Protocol, Self
+from collections.abc import Callable
+from typing import Protocol
 
 from ember import wire
 from ember.boot import Timeline
 from ember.front.admission import Admission
 from ember.front.errors import ApiError
+from ember.front.generation import Generation
 from ember.front.spawn import EngineProcess, spawn
 from ember.front.suspects import Suspects, fingerprint
 
@@ -53,68 +53,6 @@ class Engine(Protocol):
     async def stats(self) -> wire.Stats: ...
 
 
-class Generation:
-    """One request with `sampling.n` samples. Iterate over it inside `async with`, which aborts what is unfinished."""
-
-    def __init__(self, client: EngineClient, request: wire.Generate) -> None:
-        self._client = client
-        self._request = request
-        self._unfinished = set(range(request.sampling.n))
-        self._outputs: list[wire.SequenceOutput] = []
-        self._error: ApiError | None = None
-        self._arrived = asyncio.Event()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.abort()
-
-    def __aiter__(self) -> AsyncIterator[list[wire.SequenceOutput]]:
-        return self
-
-    async def __anext__(self) -> list[wire.SequenceOutput]:
-        """All that has arrived since the last call. Raises ApiError when the engine died."""
-        while not self._outputs:
-            if self._error is not None:
-                raise self._error
-            if not self._unfinished:
-                raise StopAsyncIteration
-            self._arrived.clear()
-            await self._arrived.wait()
-        outputs, self._outputs = self._outputs, []
-        return outputs
-
-    def abort(self, index: int | None = None) -> None:
-        """Stop one sample, or all. The engine frees the pages within one step; nothing more arrives for them."""
-        if index is None:
-            stopped = bool(self._unfinished)
-            self._unfinished.clear()
-        else:
-            stopped = index in self._unfinished
-            self._unfinished.discard(index)
-        if stopped:
-            self._client._abort(self._request.request_id, index, is_over=not self._unfinished)
-        self._arrived.set()
-
-    def _feed(self, output: wire.SequenceOutput) -> bool:
-        """Take in one output. Returns whether it was the last of the request."""
-        if output.index in self._unfinished:
-            self._outputs.append(output)
-            if output.finish_reason is not None:
-                self._unfinished.discard(output.index)
-            self._arrived.set()
-        return not self._unfinished
-
-    def _fail(self, error: ApiError) -> None:
-        if self._unfinished:
-            self._error = error
-            self._unfinished.clear()
-            self._arrived.set()
-
-
 class EngineClient:
     """Owns the engine process: configures it, routes its outputs, starts it again after a crash.
 
@@ -130,7 +68,7 @@ class EngineClient:
         admission: Admission | None = None,
     ) -> None:
         self._engine = engine
-        self._admission = admission or Admission()
+        self.admission = admission or Admission()
         self._configure = configure
         self._timeline = timeline
         self._restarts = restarts
@@ -195,17 +133,17 @@ class EngineClient:
         _ = self.info
         self._num_requests += 1
         request = wire.Generate(self._num_requests, prompt_token_ids, sampling, priority, cache_salt)
-        self._admission.enter(request.request_id, len(prompt_token_ids))
+        self.admission.enter(request.request_id, len(prompt_token_ids))
         try:
             if not self._hold_suspect(request):
                 self._send(request)
         except ApiError:
-            self._admission.leave(request.request_id)
+            self.admission.leave(request.request_id)
             raise
         except ValueError as error:
-            self._admission.leave(request.request_id)
+            self.admission.leave(request.request_id)
             raise ApiError(400, f"The request holds a value that cannot be passed on: {error}") from None
-        generation = Generation(self, request)
+        generation = Generation(request, self._abort)
         self._generations[request.request_id] = generation
         return generation
 
@@ -243,7 +181,7 @@ class EngineClient:
 
     def _end(self, request_id: int, is_answered: bool) -> None:
         """A request is over; where it was a suspect, the next one has its turn."""
-        self._admission.leave(request_id)
+        self.admission.leave(request_id)
         generation = self._generations.pop(request_id, None)
         if request_id not in self._tried or generation is None:
             return
@@ -252,7 +190,7 @@ class EngineClient:
         if is_answered:
             self._suspects.clear(key)
         if was_running and self._tried and self._info is not None:
-            self._send(self._generations[next(iter(self._tried))]._request)
+            self._send(self._generations[next(iter(self._tried))].request)
 
     def _abort(self, request_id: int, index: int | None, is_over: bool) -> None:
         is_held = request_id in self._tried and next(iter(self._tried)) != request_id  # the engine has not heard of it
@@ -287,9 +225,9 @@ class EngineClient:
                 is_first = "first_token" not in self._timeline.marks
                 self._timeline.mark("first_token")
                 for output in message.outputs:
-                    self._admission.leave(output.request_id)
+                    self.admission.leave(output.request_id)
                     generation = self._generations.get(output.request_id)
-                    if generation is not None and generation._feed(output):
+                    if generation is not None and generation.feed(output):
                         self._end(output.request_id, is_answered=True)
                 if is_first:
                     self.on_first_token()
@@ -337,7 +275,7 @@ class EngineClient:
         waiting = list(self._tried)[1:]
         self._suspects.blame(
             [
-                fingerprint(generation._request)
+                fingerprint(generation.request)
                 for request_id, generation in self._generations.items()
                 if request_id not in waiting
             ]
@@ -345,10 +283,10 @@ class EngineClient:
         self._tried.clear()
 
     def _fail_in_flight(self, message: str, status: int = 500) -> None:
-        self._admission.clear()
+        self.admission.clear()
         generations, self._generations = self._generations, {}
         for generation in generations.values():
-            generation._fail(ApiError(status, message))
+            generation.fail(ApiError(status, message))
         for waiter in self._stats_waiters:
             if not waiter.done():
                 waiter.set_exception(ApiError(status, message))

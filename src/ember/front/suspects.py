@@ -29,9 +29,9 @@ class Suspects:
         return bool(self._crashes)
 
     def blame(self, fingerprints: list[bytes]) -> None:
-        """The engine crashed with these in flight."""
+        """The engine crashed with these in flight; equal ones are one suspect."""
         now = time.monotonic()
-        for key in fingerprints:
+        for key in dict.fromkeys(fingerprints):
             count, _ = self._crashes.pop(key, (0, 0.0))
             self._crashes[key] = count + 1, now
         while len(self._crashes) > MAX_SUSPECTS:

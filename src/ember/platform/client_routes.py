@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from typing import Any
@@ -42,7 +43,7 @@ async def run(http: web.Request) -> web.Response:
 
 async def runsync(http: web.Request) -> web.Response:
     """The result, or where the job stands when the wait is over. A client that leaves does not stop it."""
-    wait = _number(http, "wait", _WAIT_MS)
+    wait = query_number(http, "wait", _WAIT_MS, " milliseconds")
     endpoint = http.app[ENDPOINT]
     job = endpoint.submit(new_job(await _request(http, RUNSYNC_BYTES), is_sync=True))
     await endpoint.wait_final(job, wait / 1000)
@@ -53,19 +54,30 @@ async def status(http: web.Request) -> web.Response:
     """`?ttl=` keeps the result that many milliseconds from now."""
     job = _job(http)
     if "ttl" in http.query:
-        job.kept_until = time.time() + _number(http, "ttl", TTL_MS) / 1000
+        job.kept_until = time.time() + query_number(http, "ttl", TTL_MS, " milliseconds") / 1000
     return answer(job.body())
 
 
-async def stream(http: web.Request) -> web.Response:
-    """The outputs that were streamed since the last call. Over when the job has ended and there are none."""
+async def stream(http: web.Request) -> web.StreamResponse:
+    """The outputs that were streamed since the last call. Over when the job has ended and there are none.
+
+    What a client that leaves has not read to the end is there for the next call.
+    """
     job = _job(http)
     endpoint = http.app[ENDPOINT]
     await endpoint.wait_chunks(job, _STREAM_SECONDS)
-    body: dict[str, Any] = {"status": job.status, "stream": [{"output": each} for each in endpoint.take_chunks(job)]}
+    retries, chunks = job.retries, endpoint.take_chunks(job)
+    body: dict[str, Any] = {"status": job.status, "stream": [{"output": each} for each in chunks]}
     if job.error is not None:
         body["error"] = job.error
-    return answer(body)
+    response = answer(body)
+    try:
+        await response.prepare(http)
+        await response.write_eof()
+    except (asyncio.CancelledError, ConnectionError):
+        endpoint.put_chunks_back(job, chunks, retries)
+        raise
+    return response
 
 
 async def cancel(http: web.Request) -> web.Response:
@@ -122,10 +134,11 @@ def _job(http: web.Request) -> Job:
     return http.app[ENDPOINT].get(http.match_info["job"])
 
 
-def _number(http: web.Request, name: str, limits: tuple[int, int, int]) -> int:
-    """A number of milliseconds in the query. Raises PlatformError 400."""
+def query_number(http: web.Request, name: str, limits: tuple[int, int, int], unit: str = "") -> int:
+    """A number in the query; `limits` are least, default and most. Raises PlatformError 400."""
     least, default, most = limits
     text = http.query.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and least <= int(text[:12]) <= most):
-        raise PlatformError(400, f"{name} must be between {least} and {most} milliseconds")
+    is_number = text.isascii() and text.isdigit() and len(text) <= len(str(most))
+    if not (is_number and least <= int(text) <= most):
+        raise PlatformError(400, f"{name} must be between {least} and {most}{unit}")
     return int(text)

@@ -25,6 +25,7 @@ from ember.platform.jobs import (
     PlatformError,
     split_chunk,
 )
+from ember.platform.keeper import Keeper
 from ember.platform.store import Store
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,6 @@ class WorkerSeen:
     unhealthy: str | None = None
     jobs: set[str] = field(default_factory=set)
     to_stop: list[str] = field(default_factory=list)
-    version: str | None = None
 
 
 class Endpoint:
@@ -55,7 +55,7 @@ class Endpoint:
         self.jobs: dict[str, Job] = {}
         self.workers: dict[str, WorkerSeen] = {}
         self.counts = {"completed": 0, "failed": 0, "retried": 0}
-        self._store = store
+        self._keeper = Keeper(store)
         self._on_final = on_final
         self._queues: tuple[deque[Job], deque[Job]] = (deque(), deque())  # ordinary ones, and those of low priority
         self._arrived = asyncio.Event()
@@ -78,6 +78,8 @@ class Endpoint:
     # ------------------------------------------------------------------ for clients
 
     def submit(self, job: Job) -> Job:
+        """Raises PlatformError 507 where the job cannot be stored."""
+        self._keeper.add(job)
         self.jobs[job.id] = job
         self._enqueue(job)
         return job
@@ -106,8 +108,15 @@ class Endpoint:
         chunks = list(job.chunks)
         job.chunks.clear()
         if chunks:
-            self._store.drop_chunks(job, job.num_streamed)
+            self._keeper.drop_chunks(job)
         return chunks
+
+    def put_chunks_back(self, job: Job, chunks: list[Any], retries: int) -> None:
+        """Outputs that did not reach whoever took them, when the job had been tried again so often."""
+        if job.retries == retries and job.id in self.jobs:
+            job.chunks.extendleft(reversed(chunks))
+            self._keeper.save_later(job)
+            job.notify()
 
     def cancel(self, job: Job) -> None:
         """The job is over at once, and its worker hears of it. Nothing happens to one that has ended."""
@@ -166,7 +175,9 @@ class Endpoint:
             job.started = time.time()
             job.worker = worker_id
             worker.jobs.add(job.id)
-            self._store.save(job)
+            if job.id in worker.to_stop:  # of an earlier try
+                worker.to_stop.remove(job.id)
+            self._keeper.save(job)
             job.notify()
             taken.append(job)
         return taken
@@ -177,6 +188,7 @@ class Endpoint:
             if job.status == IN_PROGRESS:
                 self._release(job)
                 job.reset()
+                self._keeper.save(job)
                 self._enqueue(job, first=True)
 
     async def stops(self, worker_id: str, seconds: float) -> list[str]:
@@ -195,9 +207,9 @@ class Endpoint:
         if job is None:
             return
         for part in split_chunk(output):
-            self._store.add_chunk(job, job.num_streamed, part)
             job.chunks.append(part)
             job.num_streamed += 1
+            self._keeper.add_chunk(job)
         job.notify()
 
     def progress(self, worker_id: str, job_id: str, output: Any) -> None:
@@ -205,7 +217,7 @@ class Endpoint:
         job = self._running(worker_id, job_id)
         if job is not None:
             job.output = output
-            self._store.save(job)
+            self._keeper.save(job)
             job.notify()
 
     def done(self, worker_id: str, job_id: str, output: Any, error: Any) -> None:
@@ -215,10 +227,9 @@ class Endpoint:
             job.output, job.error = output, error
             self._finish(job, FAILED if error else COMPLETED)
 
-    def ping(self, worker_id: str, version: str | None, unhealthy: str | None) -> None:
+    def ping(self, worker_id: str, unhealthy: str | None) -> None:
         worker = self._worker(worker_id)
         worker.last_ping = worker.last_call
-        worker.version = version or worker.version
         if unhealthy is not None and worker.unhealthy != unhealthy:
             log.warning("worker %s says that it is unhealthy: %s", worker_id, unhealthy)
         worker.unhealthy = unhealthy
@@ -226,7 +237,8 @@ class Endpoint:
     # ------------------------------------------------------------------ time
 
     def sweep(self, now: float) -> None:
-        """What time does: jobs run out of theirs, workers fall silent, results are forgotten. `now` is time.time()."""
+        """What time does: jobs run out of theirs, workers fall silent, results are forgotten, and what the store could
+        not take is written. `now` is time.time()."""
         for job in list(self.jobs.values()):
             if now - job.created > job.policy.ttl:
                 if not job.is_final:
@@ -242,6 +254,7 @@ class Endpoint:
                 self._bury(worker)
             if not worker.jobs and now - worker.last_call > FORGET_SECONDS:
                 del self.workers[worker.id]
+        self._keeper.catch_up()
 
     def _bury(self, worker: WorkerSeen) -> None:
         """Its jobs are run by others, or fail: when that has happened too often, or when they had begun to stream."""
@@ -275,17 +288,18 @@ class Endpoint:
     def _enqueue(self, job: Job, first: bool = False) -> None:
         queue = self._queues[job.policy.low_priority]
         queue.appendleft(job) if first else queue.append(job)
-        self._store.save(job)
         job.notify()
         self._arrived.set()
         self._arrived = asyncio.Event()
 
     def _requeue(self, job: Job) -> None:
         self._release(job)
-        self._store.drop_chunks(job, job.num_streamed)
+        job.chunks.clear()
+        self._keeper.drop_chunks(job)
         job.reset()
         job.retries += 1
         self.counts["retried"] += 1
+        self._keeper.save(job)
         self._enqueue(job)
 
     def _stop(self, job: Job, status: str) -> None:
@@ -305,7 +319,7 @@ class Endpoint:
         job.ended = time.time()
         if status in (COMPLETED, FAILED):
             self.counts["completed" if status == COMPLETED else "failed"] += 1
-        self._store.save(job)
+        self._keeper.save(job)
         job.notify()
         self._on_final(job)
 
@@ -315,7 +329,7 @@ class Endpoint:
 
     def _forget(self, job: Job) -> None:
         del self.jobs[job.id]
-        self._store.delete(job)
+        self._keeper.delete(job)
         job.notify()
 
 

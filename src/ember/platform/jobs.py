@@ -85,6 +85,11 @@ class Job:
     def is_final(self) -> bool:
         return self.status in FINAL
 
+    @property
+    def num_taken(self) -> int:
+        """Streamed outputs that clients have had."""
+        return self.num_streamed - len(self.chunks)
+
     def notify(self) -> None:
         self.changed.set()
         self.changed = asyncio.Event()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import logging
 import secrets
 import signal
@@ -15,6 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
+from ember.platform.access import Access
 from ember.platform.client_routes import ENDPOINT, add_client_routes, answer
 from ember.platform.endpoint import Endpoint
 from ember.platform.jobs import PlatformError
@@ -34,12 +33,14 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Platform:
-    """One endpoint and its server. `keys` are asked of clients and workers alike; none = everybody may come."""
+    """One endpoint and its server. `keys` are asked of clients and workers alike; none = everybody may come, but
+    for web pages from elsewhere."""
 
     def __init__(self, store: Store, keys: Sequence[str] = (), poll_seconds: float = 25.0) -> None:
         self._store = store
         self._webhooks = Webhooks()
-        self._keys = [_digest(key.encode()) for key in keys]
+        self._keys = keys
+        self._access: Access | None = None
         self.endpoint = Endpoint(store, self._webhooks.send)
         guard: Any = self._guard
         self._app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[guard])
@@ -54,6 +55,7 @@ class Platform:
 
     async def start(self, host: str, port: int) -> None:
         """Raises OSError where it cannot listen."""
+        self._access = Access(self._keys, host)
         self._runner = web.AppRunner(
             self._app,
             access_log=None,
@@ -90,8 +92,8 @@ class Platform:
     @web.middleware
     async def _guard(self, http: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            if not self._is_authorised(http):
-                raise PlatformError(401, "a key is asked for: `Authorization: Bearer <key>`")
+            assert self._access is not None
+            self._access.check(http)
             return await handler(http)
         except PlatformError as error:
             return answer({"error": error.message}, error.status)
@@ -104,22 +106,6 @@ class Platform:
         except Exception:
             log.exception("%r %r failed", http.method[:20], http.path[:200])
             return answer({"error": "internal error; the platform's log has it"}, 500)
-
-    def _is_authorised(self, http: web.Request) -> bool:
-        """Clients send `Bearer <key>`, workers the key alone. Every key is compared in constant time."""
-        if not self._keys:
-            return True
-        given = http.headers.get("Authorization", "").encode("utf-8", "surrogatepass")
-        if given[:7].lower() == b"bearer ":
-            given = given[7:]
-        digest = _digest(given.strip())
-        matches = [hmac.compare_digest(digest, key) for key in self._keys]
-        return any(matches)
-
-
-def _digest(key: bytes) -> bytes:
-    """Equal lengths, so that a comparison tells nothing of a key's length."""
-    return hashlib.sha256(key).digest()
 
 
 def worker_environment(url: str, worker_id: str, key: str | None = None) -> dict[str, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,17 +38,20 @@ class StoreError(Exception):
 
 
 class Store(Protocol):
-    """What the endpoint tells of its jobs. Called on the event loop, so every call must be short."""
+    """What the endpoint tells of its jobs. Called on the event loop, so every call must be short; one that raises has
+    done nothing."""
 
     def load(self) -> list[Job]:
         """All jobs, oldest first."""
 
     def save(self, job: Job) -> None: ...
-    def add_chunk(self, job: Job, number: int, output: Any) -> None: ...
+    def add_chunk(self, job: Job, number: int, output: Any) -> None:
+        """Numbers count from 0 and go on after a restart, whatever clients have had in between."""
+
     def drop_chunks(self, job: Job, before: int) -> None:
         """Clients have had all streamed outputs whose number is less."""
 
-    def delete(self, job: Job) -> None: ...
+    def delete(self, job_id: str) -> None: ...
     def close(self) -> None: ...
 
 
@@ -75,7 +80,7 @@ class MemoryStore:
     def drop_chunks(self, job: Job, before: int) -> None:
         pass
 
-    def delete(self, job: Job) -> None:
+    def delete(self, job_id: str) -> None:
         pass
 
     def close(self) -> None:
@@ -127,17 +132,32 @@ class SqliteStore:
         self._db.execute(self._insert, row)
 
     def add_chunk(self, job: Job, number: int, output: Any) -> None:
-        self._db.execute("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?)", (job.id, number, _text(output)))
+        text = _text(output)
+        with self._together():
+            self._db.execute("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?)", (job.id, number, text))
+            self._db.execute("UPDATE jobs SET num_streamed = ? WHERE id = ?", (number + 1, job.id))
 
     def drop_chunks(self, job: Job, before: int) -> None:
         self._db.execute("DELETE FROM chunks WHERE job = ? AND number < ?", (job.id, before))
 
-    def delete(self, job: Job) -> None:
-        self._db.execute("DELETE FROM jobs WHERE id = ?", (job.id,))
-        self._db.execute("DELETE FROM chunks WHERE job = ?", (job.id,))
+    def delete(self, job_id: str) -> None:
+        with self._together():
+            self._db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+            self._db.execute("DELETE FROM chunks WHERE job = ?", (job_id,))
 
     def close(self) -> None:
         self._db.close()
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Both writes or none."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
 
 
 def _text(value: Any) -> str:

@@ -9,10 +9,11 @@ from typing import Any
 
 from aiohttp import web
 
-from ember.platform.client_routes import ENDPOINT, answer
+from ember.platform.client_routes import ENDPOINT, answer, query_number
 from ember.platform.jobs import Job, PlatformError
 
 POLL_SECONDS: web.AppKey[float] = web.AppKey("poll_seconds", float)  # an empty job-take or job-stop is held so long
+_BATCH = (1, 1, 10_000)  # jobs of one job-take-batch: least, default, most
 RESULT_BYTES = {False: 10 * 2**20, True: 20 * 2**20}  # of a result, for /run and for /runsync
 
 
@@ -31,10 +32,9 @@ async def take(http: web.Request) -> web.StreamResponse:
 
 
 async def take_batch(http: web.Request) -> web.StreamResponse:
-    size = http.query.get("batch_size", "1")
-    if not (size.isascii() and size.isdigit() and 0 < int(size[:6]) <= 10_000):
-        raise PlatformError(400, "batch_size must be between 1 and 10000")
-    return await _hand_out(http, int(size), lambda jobs: [job.for_worker() for job in jobs])
+    return await _hand_out(
+        http, query_number(http, "batch_size", _BATCH), lambda jobs: [job.for_worker() for job in jobs]
+    )
 
 
 async def _hand_out(http: web.Request, count: int, body: Callable[[list[Job]], Any]) -> web.StreamResponse:
@@ -90,7 +90,7 @@ async def done(http: web.Request) -> web.Response:
 async def ping(http: web.Request) -> web.Response:
     query = http.query
     unhealthy = query.get("reason", "no reason given") if query.get("status") == "unhealthy" else None
-    http.app[ENDPOINT].ping(http.match_info["worker"], query.get("runpod_version"), unhealthy)
+    http.app[ENDPOINT].ping(http.match_info["worker"], unhealthy)
     return web.Response()
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import orjson
 
 from ember.front.errors import bad_request
-
-if TYPE_CHECKING:
-    from ember.front.text.tools import ToolFormat
 
 ContentFormat = Literal["string", "openai"]
 
@@ -47,11 +43,9 @@ def prepare_messages(
     *,
     knows_developer: bool,
     model_name: str,
-    tool_format: ToolFormat | None = None,
 ) -> list[dict[str, Any]]:
     """The messages to render; the given ones are left as they are. Raises ApiError 400 for content that is no text."""
-    as_object = tool_format is None or tool_format.arguments_as_object
-    prepared = [_prepare(_with_tools_of_2023(message), content_format, model_name, as_object) for message in messages]
+    prepared = [_prepare(_with_tools_of_2023(message), content_format, model_name) for message in messages]
     if not knows_developer and any(message["role"] == "developer" for message in prepared):
         prepared = _with_developer_as_system(prepared, content_format)
     return prepared
@@ -76,9 +70,7 @@ def _with_tools_of_2023(message: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**without, "tool_calls": [{"id": str(call.get("name")), "type": "function", "function": call}]}
 
 
-def _prepare(
-    message: Mapping[str, Any], content_format: ContentFormat, model_name: str, as_object: bool
-) -> dict[str, Any]:
+def _prepare(message: Mapping[str, Any], content_format: ContentFormat, model_name: str) -> dict[str, Any]:
     prepared = {key: value for key, value in message.items() if value is not None}
     role = message["role"]
     texts = _texts(message.get("content"), model_name)
@@ -92,7 +84,7 @@ def _prepare(
             prepared["reasoning"] = prepared["reasoning_content"] = reasoning
     tool_calls = prepared.pop("tool_calls", None)
     if tool_calls:
-        prepared["tool_calls"] = [_with_arguments(call, as_object) for call in tool_calls]
+        prepared["tool_calls"] = [_with_arguments(call) for call in tool_calls]
     return prepared
 
 
@@ -123,24 +115,18 @@ def _part_text(part: Mapping[str, Any], model_name: str) -> str:
     return text
 
 
-def _with_arguments(call: Mapping[str, Any], as_object: bool) -> dict[str, Any]:
-    """Most templates read arguments as an object, some as JSON text. What is no JSON object becomes an empty one, as
-    history must not fail."""
+def _with_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Templates read arguments as an object. What is no JSON object becomes an empty one, as history must not fail."""
     function = call.get("function")
     if not isinstance(function, dict):
         return dict(call)
-    arguments = given = function.get("arguments")
+    arguments = function.get("arguments")
     if isinstance(arguments, str):
         try:
             arguments = orjson.loads(arguments)
         except ValueError:
             arguments = {}
-    if not isinstance(arguments, dict):
-        arguments = given = {}
-    if as_object:
-        return {**call, "function": {**function, "arguments": arguments}}
-    text = given if isinstance(given, str) and arguments else json.dumps(arguments, ensure_ascii=False)
-    return {**call, "function": {**function, "arguments": text}}
+    return {**call, "function": {**function, "arguments": arguments if isinstance(arguments, dict) else {}}}
 
 
 def _with_developer_as_system(messages: list[dict[str, Any]], content_format: ContentFormat) -> list[dict[str, Any]]:

@@ -73,7 +73,6 @@ def render_chat(
                 content_format(template, services),
                 knows_developer="developer" in template.source,
                 model_name=services.model_name,
-                tool_format=services.tool_format,
             )
             text = template.render(
                 messages,

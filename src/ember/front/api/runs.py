@@ -15,8 +15,8 @@ from ember.front.api.meter import Clock, Meter
 from ember.front.api.prompt import Prompt
 from ember.front.api.samples import Piece, Sample, TextOptions
 from ember.front.api.services import Services
-from ember.front.client import Generation
 from ember.front.errors import ApiError
+from ember.front.generation import Generation
 from ember.wire import SamplingParams, SequenceOutput, TokenLogprobs
 
 

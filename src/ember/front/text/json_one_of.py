@@ -9,96 +9,89 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ember.front.text.json_reference import resolve
+
 MAX_BRANCHES = 64
-MAX_REFERENCES = 16  # followed from one to the next
+MAX_VALUES = 10_000  # of one list; longer ones are not looked at
+MAX_NAMES = 64  # required properties of one branch that are looked at
 _TYPES = {str: "string", bool: "boolean", int: "number", float: "number", type(None): "null", list: "array"}
+_EVERYTHING = frozenset({*_TYPES.values(), "object"})
 
 
 class Exclusion:
-    """Looks at the schemas of one document; `root` is the whole of it."""
+    """Looks at the schemas of one document; `root` is the whole of it, and stays as it is. What was found of a schema
+    is kept, as each is compared with many others."""
 
     def __init__(self, root: dict[str, Any]) -> None:
         self._root = root
-
-    def resolve(self, schema: Any) -> Any:
-        """The schema that `$ref`s of this document lead to; itself where there is none, or where it cannot be told."""
-        for _ in range(MAX_REFERENCES):
-            reference = schema.get("$ref") if isinstance(schema, dict) else None
-            if not isinstance(reference, str):
-                return schema
-            target = lookup(self._root, reference)
-            if target is None:
-                return schema
-            schema = target
-        return schema
+        self._values_by_id: dict[int, frozenset[str] | None] = {}
+        self._types_by_id: dict[int, frozenset[str]] = {}
+        self._apart: dict[tuple[int, int], bool] = {}  # whether two sets of values are
 
     def excludes(self, branches: list[Any], discriminator: str | None) -> bool:
         """Whether no value fits two of the branches. `discriminator` counts as a required property of each."""
         if len(branches) > MAX_BRANCHES:
             return False
-        resolved = [self.resolve(branch) for branch in branches]
+        extra = () if discriminator is None else (discriminator,)
+        resolved = [self._resolve(branch) for branch in branches]
+        names = [(*_required(branch), *extra) for branch in resolved]
         return all(
-            self._are_disjoint(first, second, discriminator)
-            for i, first in enumerate(resolved)
-            for second in resolved[:i]
+            self._are_disjoint(resolved[i], resolved[j], (*names[i], *names[j]))
+            for i in range(len(resolved))
+            for j in range(i)
         )
 
-    def values_of(self, schema: Any, name: str) -> set[str] | None:
+    def values_of(self, schema: Any, name: str) -> frozenset[str] | None:
         """The values, as JSON, that an object's property may have; None where they are not listed."""
-        schema = self.resolve(schema)
+        schema = self._resolve(schema)
         properties = schema.get("properties") if isinstance(schema, dict) else None
         return self._values(properties.get(name)) if isinstance(properties, dict) else None
 
-    def _are_disjoint(self, first: Any, second: Any, discriminator: str | None) -> bool:
+    def _resolve(self, schema: Any) -> Any:
+        return resolve(self._root, schema)
+
+    def _are_disjoint(self, first: Any, second: Any, names: tuple[str, ...]) -> bool:
         common = self._types(first) & self._types(second)
-        if not common:
+        if not common or self._are_apart(self._values(first), self._values(second)):
             return True
-        values, others = self._values(first), self._values(second)
-        if values is not None and others is not None:
-            return not values & others
-        if common != {"object"}:
+        if common != {"object"} or (self._values(first) is not None and self._values(second) is not None):
             return False
-        names = {*_required(first), *_required(second)}
-        for name in names if discriminator is None else {*names, discriminator}:
-            values, others = self.values_of(first, name), self.values_of(second, name)
-            if values is not None and others is not None and not values & others:
-                return True
-        return False
+        return any(self._are_apart(self.values_of(first, name), self.values_of(second, name)) for name in names)
 
-    def _types(self, schema: Any) -> set[str]:
+    def _are_apart(self, first: frozenset[str] | None, second: frozenset[str] | None) -> bool:
+        """Whether both are known and have nothing in common."""
+        if first is None or second is None:
+            return False
+        key = (id(first), id(second))
+        if key not in self._apart:
+            self._apart[key] = first.isdisjoint(second)
+        return self._apart[key]
+
+    def _types(self, schema: Any) -> frozenset[str]:
         """Of the values that fit, at most these. An integer is a number."""
-        everything = {*_TYPES.values(), "object"}
-        schema = self.resolve(schema)
+        schema = self._resolve(schema)
         if not isinstance(schema, dict):
-            return everything if schema is not False else set()
-        given = schema.get("type")
-        given = [given] if isinstance(given, str) else _texts(given) or everything
-        names = {"number" if name == "integer" else name for name in given}
-        listed = _listed(schema)
-        return names if listed is None else names & {_type_of(value) for value in listed}
+            return _EVERYTHING if schema is not False else frozenset()
+        if id(schema) not in self._types_by_id:
+            given = schema.get("type")
+            given = [given] if isinstance(given, str) else _texts(given) or _EVERYTHING
+            names = frozenset("number" if name == "integer" else name for name in given)
+            listed = _listed(schema)
+            self._types_by_id[id(schema)] = names if listed is None else names & {_type_of(value) for value in listed}
+        return self._types_by_id[id(schema)]
 
-    def _values(self, schema: Any) -> set[str] | None:
-        schema = self.resolve(schema)
-        listed = _listed(schema) if isinstance(schema, dict) else None
-        return None if listed is None else {json.dumps(_canonical(value), sort_keys=True) for value in listed}
-
-
-def lookup(root: Any, reference: str) -> Any:
-    """What a `#/...` reference names; None where there is nothing, or where it leads out of the document."""
-    if reference == "#":
-        return root
-    if not reference.startswith("#/"):
-        return None
-    here = root
-    for part in reference[2:].split("/"):
-        key = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(here, dict):
-            here = here.get(key)
-        elif isinstance(here, list) and key.isdecimal() and int(key) < len(here):
-            here = here[int(key)]
-        else:
+    def _values(self, schema: Any) -> frozenset[str] | None:
+        schema = self._resolve(schema)
+        if not isinstance(schema, dict):
             return None
-    return here
+        if id(schema) not in self._values_by_id:
+            listed = _listed(schema)
+            self._values_by_id[id(schema)] = (
+                None
+                if listed is None or len(listed) > MAX_VALUES
+                else frozenset(json.dumps(_canonical(value), sort_keys=True) for value in listed)
+            )
+        return self._values_by_id[id(schema)]
 
 
 def _listed(schema: dict[str, Any]) -> list[Any] | None:
@@ -109,7 +102,8 @@ def _listed(schema: dict[str, Any]) -> list[Any] | None:
 
 
 def _required(schema: Any) -> list[str]:
-    return _texts(schema.get("required")) if isinstance(schema, dict) else []
+    required = schema.get("required") if isinstance(schema, dict) else None
+    return _texts(required[:MAX_NAMES]) if isinstance(required, list) else []
 
 
 def _texts(value: Any) -> list[str]:

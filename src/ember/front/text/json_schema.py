@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ember.front.text.json_one_of import Exclusion, lookup
+from ember.front.text.json_one_of import Exclusion
+from ember.front.text.json_reference import lookup
 from ember.front.text.portable_regex import portable
 
 MAX_DEPTH = 64

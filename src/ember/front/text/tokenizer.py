@@ -17,13 +17,30 @@ import tokenizers
 from ember.front.text.token_pieces import ByteTable, TokenPieces, decoder_state, pieces_of, utf8
 from ember.front.text.tokenizer_files import TokenizerError, TokenizerFiles, read_tokenizer_files
 
-__all__ = ["Tokenizer", "TokenizerError"]
+__all__ = ["Tokenizer", "TokenizerError", "TokenizerPanic"]
 
 _OTHER_FORMATS = ("tokenizer.model", "tekken.json", "tiktoken.model", "vocab.json", "vocab.txt")
 
 
+class TokenizerPanic(Exception):
+    """The library panicked over a text or over tokens: a regular expression that gives up, a decoder with a bug.
+
+    What the library raises then is no Exception, and would pass by every handler between here and the client.
+    """
+
+    def __init__(self) -> None:  # the library's message may hold the text
+        super().__init__("the tokenizers library panicked; standard error has its line")
+
+
+def _unless_panic(error: BaseException) -> BaseException:
+    return TokenizerPanic() if type(error).__name__ == "PanicException" else error
+
+
 class Tokenizer:
-    """One model's tokenizer. Thread-safe: nothing changes after `load` but caches that any thread may fill."""
+    """One model's tokenizer. Thread-safe: nothing changes after `load` but caches that any thread may fill.
+
+    Encoding and decoding raise TokenizerPanic where the library panics.
+    """
 
     def __init__(self, backend: tokenizers.Tokenizer, files: TokenizerFiles) -> None:
         self._backend = backend
@@ -60,10 +77,11 @@ class Tokenizer:
         tokenizer = cls(backend, files)
         try:
             tokenizer.decode(tokenizer.encode("A word, or 2."))
-        except BaseException as error:  # the library panics on some files, which is no Exception
-            if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                raise
-            reason = " ".join(str(error).split())[:200]
+        except Exception as error:
+            cause = (
+                error.__context__ if isinstance(error, TokenizerPanic) else error
+            )  # of our own words, so it may be said
+            reason = " ".join(str(cause).split())[:200]
             raise TokenizerError(f"{path} cannot be used ({reason}): download the tokenizer files again") from None
         return tokenizer
 
@@ -73,11 +91,10 @@ class Tokenizer:
         Unpaired surrogates, which JSON may smuggle in and UTF-8 cannot express, count as U+FFFD.
         """
         try:
-            encoded = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+            return self._encode(text, add_special_tokens)
         except TypeError:
             whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            encoded = self._backend.encode_batch_fast([whole], add_special_tokens=add_special_tokens)
-        return encoded[0].ids
+            return self._encode(whole, add_special_tokens)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence. Broken UTF-8 becomes U+FFFD; ids outside the vocabulary stand for nothing
@@ -86,7 +103,7 @@ class Tokenizer:
         A run of byte-fallback tokens with an invalid byte loses only that byte here; the library would replace every
         byte of the run, valid characters included, which a stream that has already shown them cannot do.
         """
-        text = self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        text = self._decode(list(token_ids), skip_special_tokens)
         if "\ufffd" not in text or self.pieces is None:
             return text
         table = self.byte_table(skip_special_tokens)
@@ -96,7 +113,7 @@ class Tokenizer:
 
     def decode_exact(self, token_ids: Sequence[int]) -> str:
         """The library's own decoding, special tokens included."""
-        return self._backend.decode(list(token_ids), skip_special_tokens=False)
+        return self._decode(list(token_ids), False)
 
     def token_text(self, token_id: int) -> str:
         """The token alone, as logprobs show it: with its leading space, part of a character as U+FFFD."""
@@ -136,6 +153,18 @@ class Tokenizer:
     def _visible_bytes(self) -> ByteTable:
         assert self.pieces is not None
         return ByteTable(self.vocab_entry, self.pieces.to_bytes, skip=self.special_token_ids)
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        try:
+            return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        except BaseException as error:
+            raise _unless_panic(error) from None
+
+    def _decode(self, token_ids: list[int], skip_special_tokens: bool) -> str:
+        try:
+            return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        except BaseException as error:
+            raise _unless_panic(error) from None
 
     def _named_id(self, name: str) -> int | None:
         token = self.special_tokens.get(name)

@@ -1,7 +1,10 @@
-"""How this worker handles jobs: from a request to the api's answer, with what the settings say about the form."""
+"""How this worker handles jobs: when it takes them and how many, and from a request to the api's answer, with what the
+settings say about the form."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
 from ember.front.api.exchange import EventStream, Request, Response
@@ -12,6 +15,8 @@ from ember.front.worker.handler import Answer, Handling, Submitter
 if TYPE_CHECKING:
     from ember.front.start import Worker
     from ember.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 def answer_with(worker: Worker) -> Answer:
@@ -25,6 +30,37 @@ def answer_with(worker: Worker) -> Answer:
         return await dispatch(worker.services, request)
 
     return answer
+
+
+def gate(worker: Worker) -> Callable[[], Coroutine[None, None, None]]:
+    """What to wait for before a job is taken: an engine that serves, and room among the requests that wait.
+
+    A job that was taken is not refused for want of room: it would fail, though another worker might have had it.
+    """
+    admission = worker.engine.admission
+    admission.refuses = False
+
+    async def passed() -> None:
+        await worker.services.ready()
+        await admission.room()
+
+    return passed
+
+
+def concurrency(settings: Settings, max_num_seqs: int) -> int:
+    """The most jobs to run at the same time: no more than may wait for the engine together."""
+    wanted = settings.max_concurrency or max_num_seqs
+    limit = settings.max_num_queued_reqs
+    if limit is None or wanted <= limit:
+        return wanted
+    if settings.max_concurrency is not None:
+        log.warning(
+            "MAX_CONCURRENCY=%d is more than MAX_NUM_QUEUED_REQS=%d lets wait: %d jobs are taken at the same time",
+            wanted,
+            limit,
+            limit,
+        )
+    return limit
 
 
 def handling_for(settings: Settings, loop: Submitter, answer: Answer) -> Handling:

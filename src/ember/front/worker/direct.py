@@ -98,11 +98,11 @@ async def _booted(worker: Worker, stopping: asyncio.Event) -> bool:
 
 
 def _queue(settings: Settings, worker: Worker, calls: Calls) -> Queue:
-    from ember.front.worker.answer import answer_with, handling_for
+    from ember.front.worker.answer import answer_with, concurrency, gate, handling_for
 
     handling: Handling = handling_for(settings, ThisLoop(), answer_with(worker))
-    concurrency = settings.max_concurrency or worker.services.engine.info.max_num_seqs
-    return Queue(calls, handling, concurrency, worker.services.ready, settings.drain_timeout)
+    places = concurrency(settings, worker.services.engine.info.max_num_seqs)
+    return Queue(calls, handling, places, gate(worker), settings.drain_timeout)
 
 
 async def _until_over(

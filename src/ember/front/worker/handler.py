@@ -170,4 +170,5 @@ async def _produce(answer: Answer, job: Job, pieces: Pieces) -> None:
         pieces.fail(error)
     except Exception:
         log.exception("%s %s failed unexpectedly", job.request.method, job.request.path)
-        pieces.fail(internal_error())
+    finally:
+        pieces.fail(internal_error())  # of all that got past the above, also what is no Exception; it does nothing else

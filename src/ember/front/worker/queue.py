@@ -34,7 +34,7 @@ SHUTTING_DOWN = ApiError(503, "The worker is shutting down; send the request aga
 
 
 class Queue:
-    """Serves jobs until it is told to stop. `ready` returns when the engine can serve; it raises when it never will."""
+    """Serves jobs until it is told to stop. `ready` returns when a job can be served; it raises when none ever will."""
 
     def __init__(
         self,

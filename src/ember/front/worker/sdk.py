@@ -58,7 +58,7 @@ def run(settings: Settings, worker: Worker, sdk_flags: list[str] | None = None) 
     leave_on_signals(0, before=lambda: end_engine(loop, worker, LEAVE_SECONDS))  # until the SDK sets its own handlers
     started = loop.submit(boot(worker))
     import_sdk()
-    from ember.front.worker.answer import answer_with, handling_for
+    from ember.front.worker.answer import answer_with, concurrency, gate, handling_for
 
     try:
         services = started.result()
@@ -66,10 +66,11 @@ def run(settings: Settings, worker: Worker, sdk_flags: list[str] | None = None) 
         report_unhealthy(boot_failure(error))
         close(loop, worker)
         return 1
-    concurrency = settings.max_concurrency or services.engine.info.max_num_seqs
+    places = concurrency(settings, services.engine.info.max_num_seqs)
     handling = handling_for(settings, loop, answer_with(worker))
+    passed = gate(worker)
     _watch(loop, worker)
-    _start(handling, lambda: loop.submit(worker.services.ready()), concurrency, settings.drain_timeout, sdk_flags or [])
+    _start(handling, lambda: loop.submit(passed()), places, settings.drain_timeout, sdk_flags or [])
     close(loop, worker)
     return 0
 

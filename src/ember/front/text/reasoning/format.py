@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from ember.wire import Thinking
 # The variables by which a template is asked for reasoning or for none.
 SWITCHES = ("enable_thinking", "thinking")
 _BEFORE = ("", "\n", "\n\n", " ", ".", ".\n", ".\n\n")  # what a mark that is text may share its first token with
+_SUFFIXED = re.compile("</?think(:[^<>]+)>")
 _LONGEST_TAIL = 4096  # tokens at the end of a prompt that may belong to the message that it has begun
 
 
@@ -48,7 +50,7 @@ class ReasoningFormat:
 
     def markers(self, tokenizer: Tokenizer) -> frozenset[int]:
         """The tokens that must reach the parser as `Marker`s."""
-        return _markers(self.tags, tokenizer)
+        return _markers(_fitted(self.tags, tokenizer), tokenizer)
 
     def parser(
         self,
@@ -61,24 +63,26 @@ class ReasoningFormat:
         """The parser of one sample behind this prompt. `with_tools`: a tool parser reads what it passes on."""
         if self.tags.is_harmony:
             return harmony.HarmonyParser(harmony.begun_message(prompt_token_ids, tokenizer))
-        marks = _marks(self.tags, tokenizer, with_tools)
+        tags = _fitted(self.tags, tokenizer)
+        marks = _marks(tags, tokenizer, with_tools)
         stage = self.stage(tokenizer, prompt_token_ids, template_variables)
-        if self.tags.in_content:
-            return InContentParser(marks, self.tags.starts[0], stage in (Stage.OPENED, Stage.REASONING))
+        if tags.in_content:
+            return InContentParser(marks, tags.starts[0], stage in (Stage.OPENED, Stage.REASONING))
         return TagParser(marks, stage)
 
     def stage(
         self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], template_variables: Mapping[str, Any]
     ) -> Stage:
         """Where the output begins, as the end of the rendered prompt says it, or else the template's variables."""
-        tail = _begun_text(prompt_token_ids, tokenizer, _boundaries(self.tags, tokenizer))
-        start = max((_end_of_last(tail, mark.strip()) for mark in self.tags.starts), default=-1)
-        end = max((_end_of_last(tail, mark) for mark in self.tags.ends), default=-1)
+        tags = _fitted(self.tags, tokenizer)
+        tail = _begun_text(prompt_token_ids, tokenizer, _boundaries(tags, tokenizer))
+        start = max((_end_of_last(tail, mark.strip()) for mark in tags.starts), default=-1)
+        end = max((_end_of_last(tail, mark) for mark in tags.ends), default=-1)
         if start > end:
             return Stage.OPENED if not tail[start:].strip() else Stage.REASONING
         if end >= 0:
             return Stage.ENDED if not tail[end:].strip() else Stage.ANSWER
-        if self.tags.opens and all(template_variables.get(name) is not False for name in SWITCHES):
+        if tags.opens and all(template_variables.get(name) is not False for name in SWITCHES):
             return Stage.OPENED
         return Stage.BEFORE
 
@@ -98,18 +102,19 @@ class ReasoningFormat:
         if self.tags.is_harmony:
             return _harmony_thinking(tokenizer, budget, with_calls)
         stage = self.stage(tokenizer, prompt_token_ids, template_variables)
-        end = _encode(self.tags.ends[0], tokenizer)
-        forced = _encode("\n" + self.tags.ends[0], tokenizer)
+        tags = _fitted(self.tags, tokenizer)
+        end = _encode(tags.ends[0], tokenizer)
+        forced = _encode("\n" + tags.ends[0], tokenizer)
         extra = max(len(forced) - len(end), 0)  # the newline belongs to the budget
         if budget is not None:
             forced, budget = (forced, budget - extra) if budget > extra else (end, budget)
         return Thinking(
-            end_token_ids=_spellings(self.tags.ends, tokenizer),
-            start_token_ids=_encode(self.tags.starts[0], tokenizer),
+            end_token_ids=_spellings(tags.ends, tokenizer),
+            start_token_ids=_encode(tags.starts[0], tokenizer),
             is_open=stage in (Stage.OPENED, Stage.REASONING),
             budget=budget,
             forced_token_ids=forced,
-            gap_token_ids=_encode(self.tags.gap, tokenizer) if self.tags.gap else [],
+            gap_token_ids=_encode(tags.gap, tokenizer) if tags.gap else [],
         )
 
     @property
@@ -127,6 +132,17 @@ def choose_reasoning_format(
 
 
 # ---------------------------------------------------------------------------------------------- marks of a tokenizer
+
+
+@lru_cache(maxsize=16)
+def _fitted(tags: Tags, tokenizer: Tokenizer) -> Tags:
+    """The tags with the suffix that this checkpoint's marks have."""
+    if not tags.has_suffix:
+        return tags
+    tokens = (tokenizer.vocab_entry(token_id) or "" for token_id in sorted(tokenizer.added_token_ids))
+    suffix = next((match[1] for token in tokens if (match := _SUFFIXED.fullmatch(token))), "")
+    starts, ends = (tuple(mark.replace(">", f"{suffix}>") for mark in marks) for marks in (tags.starts, tags.ends))
+    return replace(tags, starts=starts, ends=ends)
 
 
 @lru_cache(maxsize=16)

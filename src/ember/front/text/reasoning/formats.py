@@ -22,6 +22,7 @@ class Tags:
     gap: str = "\n\n"  # between the end and the answer
     in_content: bool = False  # the reasoning stays in the content, with its marks
     is_harmony: bool = False  # channels instead of marks: see harmony.py
+    has_suffix: bool = False  # a checkpoint may have a suffix of its own in its marks: <think:1a2b>
 
 
 _THINK = Tags()
@@ -66,8 +67,23 @@ FORMATS: dict[str, Tags] = {
     "minicpmv": _THINK,
     "poolside_v1": _THINK,
     "k2_horizon": Tags(("<ifm|think>",), ("</ifm|think>",)),
+    "granite_thinking_parser": _THINK,
+    "hy_v3": Tags(has_suffix=True),
     "cohere_command": Tags(("<|START_THINKING|>",), ("<|END_THINKING|>",), gap=""),
 }
+
+ALIASES = {
+    "hy_v4": "hy_v3",
+    "cohere_command3": "cohere_command",
+    "cohere_command4": "cohere_command",
+    "gpt_oss": "openai_gptoss",
+    "gptoss": "openai_gptoss",
+    "openai": "openai_gptoss",
+    "harmony": "openai_gptoss",
+}
+
+# Names of vLLM's whose form is not known here, or is not one of marks in text.
+WITHOUT_FORM = frozenset({*("plamo3", "inkling", "muse", "muse_glimmer", "musespark1x"), *("hf", "beam")})
 
 # Texts that a template must all have -> the format. The first line that fits counts.
 _BY_TEMPLATE: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -82,6 +98,7 @@ _BY_TEMPLATE: tuple[tuple[tuple[str, ...], str], ...] = (
     (("Here is my thought process",), "granite"),
     (("think>", "<minimax:tool_call>"), "minimax_m2"),
     (("think>", "<|tool_calls_section_begin|>"), "kimi_k2"),
+    (("</think", "<tool_sep", "<arg_key"), "hy_v3"),
     (("think>", "<arg_key>"), "glm45"),
     (("think>", "<|hy_Assistant|>"), "hunyuan_a13b"),
     (("think>", "<answer>"), "hunyuan_a13b"),
@@ -128,11 +145,12 @@ def choose_name(template: str, model_type: str | None, model_name: str, override
         wanted = override.strip().lower()
         if wanted in OFF:
             return None, "REASONING_PARSER turns it off"
-        if wanted not in FORMATS:
-            raise ValueError(
-                f"REASONING_PARSER={override[:64]}: there is no such format; there are {', '.join(FORMATS)}, none"
-            )
-        return wanted, "REASONING_PARSER says so"
+        if wanted not in FORMATS and wanted not in ALIASES:
+            names = ", ".join([*FORMATS, *ALIASES, "none"])
+            known = wanted in WITHOUT_FORM
+            what = "the form of this reasoning is not supported" if known else "there is no such format"
+            raise ValueError(f"REASONING_PARSER={override[:64]}: {what}; there are {names}")
+        return ALIASES.get(wanted, wanted), "REASONING_PARSER says so"
     lower = model_name.lower()
     for texts, name in _BY_TEMPLATE:
         if all(text in template for text in texts):

@@ -9,6 +9,8 @@ from enum import Enum
 from ember.front.text.output import Content, Delta, Marker, Reasoning
 from ember.front.text.reasoning.patterns import Fit, Pattern, Place, begins_with_token, find, fit, normalized, split
 
+MAX_BLANKS = 4096  # white space that is held back for a mark behind it
+
 
 class Stage(Enum):
     """Where the output is."""
@@ -112,10 +114,11 @@ class TagParser:
     def _read_front(self) -> bool:
         """A mark that begins the reasoning may come first, behind white space."""
         place = _behind_blanks(self._held, None)
-        if place[0] == len(self._held):
-            return False
         is_open = self._stage is Stage.OPENED
-        for pattern in self._marks.starts:
+        is_too_far = _num_characters(self._held, place) > MAX_BLANKS
+        if place[0] == len(self._held) and not is_too_far:
+            return False
+        for pattern in () if is_too_far else self._marks.starts:
             found, behind = fit(self._held, place, pattern)
             if found is Fit.PARTLY:
                 return False
@@ -153,9 +156,10 @@ class TagParser:
             return False
         if self._marks.wrapper is not None and not self._wrapper_is_open:
             place = _behind_blanks(self._held, None)
-            if place[0] == len(self._held):
+            is_too_far = _num_characters(self._held, place) > MAX_BLANKS
+            if place[0] == len(self._held) and not is_too_far:
                 return False
-            found, behind = fit(self._held, place, self._marks.wrapper[0])
+            found, behind = (Fit.NO, place) if is_too_far else fit(self._held, place, self._marks.wrapper[0])
             if found is Fit.PARTLY:
                 return False
             if found is Fit.WHOLE:
@@ -211,7 +215,9 @@ class TagParser:
         text = part if self._has_shown else part.lstrip("\n")
         body = text.rstrip("\n")
         if not body:
-            self._newlines += text
+            held, self._newlines = self._newlines, ""
+            held += text  # in place, as nothing else refers to it
+            self._newlines = held
             return ""
         shown = self._newlines + body
         self._newlines = text[len(body) :]
@@ -248,6 +254,11 @@ class InContentParser:
 def _relative(place: Place, origin: Place) -> Place:
     """The place as seen from the parts that begin at `origin`."""
     return place[0] - origin[0], place[1] - (origin[1] if place[0] == origin[0] else 0)
+
+
+def _num_characters(parts: Sequence[str], place: Place) -> int:
+    """Before the place."""
+    return sum(len(part) for part in parts[: place[0]]) + place[1]
 
 
 def _behind_blanks(parts: Sequence[str], blanks: str | None) -> Place:

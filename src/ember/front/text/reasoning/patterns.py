@@ -33,16 +33,13 @@ def begins_with_token(pattern: Pattern) -> bool:
 
 def normalized(parts: Sequence[str]) -> list[str]:
     """Without empty parts, neighbouring texts joined."""
-    joined: list[str] = []
+    runs: list[list[str]] = []
     for part in parts:
-        if type(part) is Marker:
-            joined.append(part)
+        if type(part) is Marker or (part and (not runs or type(runs[-1][0]) is Marker)):
+            runs.append([part])
         elif part:
-            if joined and type(joined[-1]) is not Marker:
-                joined[-1] += part
-            else:
-                joined.append(part)
-    return joined
+            runs[-1].append(part)
+    return [run[0] if len(run) == 1 else "".join(run) for run in runs]
 
 
 def fit(parts: Sequence[str], place: Place, pattern: Pattern) -> tuple[Fit, Place]:

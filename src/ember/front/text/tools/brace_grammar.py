@@ -42,9 +42,9 @@ class _Writer:
             value, named = f"any_{number}", f"any_object_{number}"
             self._named.update(value=value, object=named)
             pair = f'{rules.name()} ":" {value}'
-            rules.lines.append(f'{named}: "{{" ({pair} ("," {pair})*)? "}}"')
+            rules.add(f'{named}: "{{" ({pair} ("," {pair})*)? "}}"')
             scalar = '%json {"type":["number","boolean","null"]}'
-            rules.lines.append(f'{value}: {text} | {scalar} | {named} | "[" ({value} ("," {value})*)? "]"')
+            rules.add(f'{value}: {text} | {scalar} | {named} | "[" ({value} ("," {value})*)? "]"')
         return self._named[kind]
 
     def value(self, schema: Any) -> str:
@@ -91,7 +91,7 @@ class _Writer:
             if target is schema:
                 raise ValueError(f"{reference[:64]!r} is not in the schema")
             self._named[reference] = name = f"ref_{len(self._rules.lines)}_{len(self._named)}"
-            self._rules.lines.append(f"{name}: {self.value(target)}")
+            self._rules.add(f"{name}: {self.value(target)}")
         return self._named[reference]
 
     def _alternatives(self, schema: dict[str, Any]) -> list[str]:

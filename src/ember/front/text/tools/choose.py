@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ember.front.text.tools.formats import ALIASES, FORMATS
+from ember.front.text.tools.formats import ALIASES, FORMATS, WITHOUT_FORM
 
 OFF = frozenset({"none", "off"})  # overrides that turn tool calls off
 
@@ -11,6 +11,7 @@ _BY_TEMPLATE: tuple[tuple[tuple[str, ...], str], ...] = (
     (("<|channel|>", "functions."), "openai"),
     (("<|channel|>", "<|constrain|>"), "openai"),
     (("｜DSML｜tool_calls",), "deepseek_v4"),
+    (("｜DSML｜ calls",), "deepseek_v41"),
     (("｜DSML｜",), "deepseek_v32"),
     (("<｜tool▁sep｜>", "```json"), "deepseek_v3"),
     (("<｜tool▁sep｜>",), "deepseek_v31"),
@@ -25,6 +26,13 @@ _BY_TEMPLATE: tuple[tuple[tuple[str, ...], str], ...] = (
     (("<|action_start|>",), "internlm"),
     (("<|tool_call_start|>",), "lfm2"),
     (("<function_calls>",), "olmo3"),
+    (("<steptml:invoke",), "step3"),
+    (("<tool_sep", "<arg_key"), "hy_v3"),
+    (("<function name=", "<param name="), "minicpm5"),
+    (("<|START_ACTION|>",), "cohere_command3"),
+    (("<|tools_prefix|>",), "apertus"),
+    (("<|function_call|>",), "gigachat3"),
+    (("function call<|role_sep|>",), "gigachat3"),
     (("<tool_calls>",), "hunyuan_a13b"),
     (("functools",), "phi4_mini_json"),
     (("<function_call>",), "granite-20b-fc"),
@@ -42,6 +50,8 @@ _BY_MODEL_TYPE: tuple[tuple[str, str], ...] = (
     ("minimax", "minimax_m2"),
     ("kimi_k2", "kimi_k2"),
     ("deepseek_v4", "deepseek_v4"),
+    ("apertus", "apertus"),
+    ("hy_v3", "hy_v3"),
     ("deepseek_v32", "deepseek_v32"),
     ("glm4_moe", "glm45"),
     ("granitemoehybrid", "granite4"),
@@ -106,6 +116,11 @@ _BY_NAME: tuple[tuple[str, str], ...] = (
     ("olmo-3", "olmo3"),
     ("lfm2", "lfm2"),
     ("toolace", "pythonic"),
+    ("apertus", "apertus"),
+    ("gigachat3", "gigachat3"),
+    ("minicpm5", "minicpm5"),
+    ("command-r7b", "cohere_command3"),
+    ("command-a", "cohere_command3"),
 )
 
 
@@ -117,7 +132,8 @@ def choose_name(template: str, model_type: str | None, model_name: str, override
             return None, "TOOL_CALL_PARSER turns it off"
         if wanted not in FORMATS and wanted not in ALIASES:
             names = ", ".join([*FORMATS, *ALIASES, "none"])
-            raise ValueError(f"TOOL_CALL_PARSER={override[:64]}: there is no such format; there are {names}")
+            what = "the form of these calls is not supported" if wanted in WITHOUT_FORM else "there is no such format"
+            raise ValueError(f"TOOL_CALL_PARSER={override[:64]}: {what}; there are {names}")
         return ALIASES.get(wanted, wanted), "TOOL_CALL_PARSER says so"
     kind, name = (model_type or "").lower(), model_name.lower()
     found = _by_template(template, kind, name)

@@ -24,12 +24,6 @@ class ToolFormat:
 
     name: str
 
-    @property
-    def arguments_as_object(self) -> bool:
-        """Whether templates take the arguments of earlier calls as an object: all do that are known, and those of
-        Harmony, which print a string as it is, too."""
-        return True
-
     def markers(self, tokenizer: Tokenizer) -> frozenset[int]:
         """The tokens that must reach the parser as `Marker`s."""
         return _compiled(self.name, tokenizer)[2]
@@ -49,7 +43,7 @@ class ToolFormat:
         Raises ValueError for tools that cannot be enforced.
         """
         offered = list(Tools(tools))
-        form = FORMATS[self.name].calls
+        form = FORMATS[self.name].fitted(tokenizer)
         return calls_grammar(form, offered, tokenizer, at_least_one=at_least_one, parallel=parallel)
 
     def make_id(self, index: int, name: str) -> str:
@@ -68,8 +62,9 @@ def choose_tool_format(
 @lru_cache(maxsize=16)
 def _compiled(name: str, tokenizer: Tokenizer) -> tuple[Dialect, Markers, frozenset[int]]:
     entry: Entry = FORMATS[name]
-    markers = Markers([*entry.calls.marks, *(MARKS if entry.is_harmony else ())], tokenizer)
-    return entry.calls.dialect(markers), markers, frozenset(markers.token_ids)
+    calls = entry.fitted(tokenizer)
+    markers = Markers([*calls.marks, *(MARKS if entry.is_harmony else ())], tokenizer)
+    return calls.dialect(markers), markers, frozenset(markers.token_ids)
 
 
 class _BehindHarmony:

@@ -5,13 +5,17 @@ A format of a known kind is an entry here, a line in `choose.py`, and a test vec
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
+from ember.front.text.tokenizer import Tokenizer
 from ember.front.text.tools.brace_calls import BraceCalls
 from ember.front.text.tools.json_calls import JsonCalls
 from ember.front.text.tools.pythonic_calls import PythonicCalls
 from ember.front.text.tools.section_calls import SectionCalls
 from ember.front.text.tools.xml_calls import XmlCalls
+
+_SUFFIXED = re.compile("<tool_calls?(:[^<>]+)>")  # a mark that ends in what only one checkpoint has
 
 Calls = JsonCalls | SectionCalls | XmlCalls | PythonicCalls | BraceCalls
 
@@ -23,6 +27,31 @@ class Entry:
     calls: Calls
     id_form: str = "openai"  # see ids.py
     is_harmony: bool = False  # calls are messages of Harmony
+    has_suffix: bool = False  # a checkpoint may have a suffix of its own in all marks: <tool_call:1a2b>
+
+    def fitted(self, tokenizer: Tokenizer) -> Calls:
+        """How the calls are written with this tokenizer."""
+        if not self.has_suffix or not isinstance(self.calls, XmlCalls):
+            return self.calls
+        tokens = (tokenizer.vocab_entry(token_id) or "" for token_id in sorted(tokenizer.added_token_ids))
+        found = next((match for token in tokens if (match := _SUFFIXED.fullmatch(token))), None)
+        if found is None:
+            return self.calls
+
+        def suffixed(mark: str) -> str:
+            return mark.replace(">", f"{found[1]}>")
+
+        calls = self.calls
+        return replace(
+            calls,
+            begin=suffixed(calls.begin),
+            end=suffixed(calls.end),
+            call=(suffixed(calls.call[0]), suffixed(calls.call[1])),
+            call_end=suffixed(calls.call_end),
+            key=(suffixed(calls.key[0]), suffixed(calls.key[1])),
+            value_begin=suffixed(calls.value_begin),
+            value_end=suffixed(calls.value_end),
+        )
 
 
 def _tagged(begin: str, end: str, space: str = "\n", between: str = "\n") -> Entry:
@@ -96,6 +125,25 @@ FORMATS: dict[str, Entry] = {
     "xlam": Entry(
         JsonCalls(("[TOOL_CALLS]", "<tool_call>", "```json"), ("</tool_call>", "```"), bare="{[", is_list=True)
     ),
+    "gigachat3": Entry(
+        JsonCalls(
+            ("<|function_call|>", "function call<|role_sep|>\n", "function call<|role_sep|>", "function call"),
+            space="",
+            between="",
+        )
+    ),
+    "cohere_command3": Entry(
+        JsonCalls(
+            ("<|START_ACTION|>",),
+            ("<|END_ACTION|>",),
+            arguments="parameters",
+            name="tool_name",
+            number="tool_call_id",
+            is_list=True,
+            space="",
+        )
+    ),
+    "apertus": Entry(JsonCalls(("<|tools_prefix|>",), ("<|tools_suffix|>",), is_keyed=True, is_list=True, space="")),
     # a header, and JSON
     "mistral": Entry(
         SectionCalls(
@@ -157,6 +205,31 @@ FORMATS: dict[str, Entry] = {
     "deepseek_v32": _invokes("<｜DSML｜function_calls>", "</｜DSML｜function_calls>", "｜DSML｜", is_typed=True),
     "deepseek_v4": _invokes("<｜DSML｜tool_calls>", "</｜DSML｜tool_calls>", "｜DSML｜", is_typed=True),
     "dots": _invokes("<dots_function_call>", "</dots_function_call>"),
+    "deepseek_v41": _invokes("<｜DSML｜ calls>", "</｜DSML｜ calls>", "｜DSML｜ ", is_typed=True),
+    "step3": Entry(
+        XmlCalls(
+            "<｜tool_calls_begin｜>",
+            "<｜tool_calls_end｜>",
+            ('<steptml:invoke name="', '">'),
+            "</steptml:invoke>",
+            ('<steptml:parameter name="', '">'),
+            "</steptml:parameter>",
+            in_one=True,
+            lead="<｜tool_call_begin｜>function<｜tool_sep｜>",
+            trail="<｜tool_call_end｜>",
+        )
+    ),
+    "hy_v3": Entry(
+        XmlCalls(
+            *("<tool_calls>", "</tool_calls>", ("<tool_call>", "<tool_sep>"), "</tool_call>"),
+            *(("<arg_key>", "</arg_key>"), "</arg_value>", "<arg_value>"),
+            in_one=True,
+        ),
+        has_suffix=True,
+    ),
+    "minicpm5": Entry(
+        XmlCalls("", "", ('<function name="', '">'), "</function>", ('<param name="', '">'), "</param>", space="")
+    ),
     # Python
     "pythonic": Entry(PythonicCalls(is_bare=True)),
     "llama4_pythonic": Entry(PythonicCalls(("<|python_start|>",), ("<|python_end|>",), is_bare=True)),
@@ -187,4 +260,14 @@ ALIASES = {
     "ling3": "glm45",
     "poolside_v1": "glm45",
     "glm4_moe": "glm45",
+    "cohere_command4": "cohere_command3",
+    "hy_v4": "hy_v3",
 }
+
+# Names of vLLM's whose form is not known here, or is not one of calls in text.
+WITHOUT_FORM = frozenset(
+    {
+        *("kimi_k3", "minimax_m3", "k2_horizon", "muse", "muse_glimmer", "musespark1x", "inkling", "plamo3"),
+        *("hf", "beam"),
+    }
+)

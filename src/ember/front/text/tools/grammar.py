@@ -18,6 +18,9 @@ from ember.front.text.tokenizer import Tokenizer
 from ember.front.text.tools.schema import Tool, is_text
 
 _ANY = "/(?s:.*)/"
+_MAX_ROUNDS = 256  # of writing out the alternatives at the head of a schema
+_MAX_DEPTH = 64  # of alternatives within alternatives
+_MAX_RULES, _MAX_SIZE = 20_000, 8 << 20  # of one grammar; its size in characters
 _MAX_LENGTH = 4096  # longer bounds of strings in plain text are left to the model
 
 
@@ -51,12 +54,25 @@ class Rules:
         self._enforce_all = enforce_all
         self._texts: dict[str, str] = {}
         self.lines: list[str] = []
+        self._size = 0
+
+    def add(self, line: str) -> None:
+        """Raises ValueError where there are too many: schemas that share their parts are written out."""
+        self._size += len(line)
+        if len(self.lines) == _MAX_RULES or self._size > _MAX_SIZE:
+            raise ValueError("the grammar of the tools' schemas is too large")
+        self.lines.append(line)
 
     def literal(self, text: str) -> str:
         return lark.literal(text, self._tokenizer)
 
     def has_token(self, text: str) -> bool:
         return isinstance(lark.parts(text, self._tokenizer)[0], int)
+
+    def own_of(self, marks: Sequence[str]) -> str:
+        """The first of a mark's spellings that the tokenizer has tokens of, else the first of all."""
+        own = (mark for mark in marks if any(isinstance(part, int) for part in lark.parts(mark, self._tokenizer)))
+        return next(own, marks[0])
 
     def quoted(self, text: str) -> str:
         return lark.quoted(text)
@@ -69,14 +85,14 @@ class Rules:
 
     def rule(self, body: str) -> str:
         name = f"r_{len(self.lines)}"
-        self.lines.append(f"{name}: {body}")
+        self.add(f"{name}: {body}")
         return name
 
     def terminal(self, body: str) -> str:
         """Equal ones are one: two that match the same text would be at odds."""
         if body not in self._texts:
             self._texts[body] = name = f"T_{len(self.lines)}"
-            self.lines.append(f"{name}: {body}")
+            self.add(f"{name}: {body}")
         return self._texts[body]
 
     def is_enforced(self, tool: Tool) -> bool:
@@ -131,7 +147,7 @@ class Rules:
         key = f"until {cut[0]}"
         if key not in self._texts:
             self._texts[key] = name = f"text_{len(self.lines)}"
-            self.lines.append(f"{name}[lazy]: {_ANY} {lark.quoted(cut[0])}")
+            self.add(f"{name}[lazy]: {_ANY} {lark.quoted(cut[0])}")
         return lark.sequence(
             [self._texts[key], *(lark.token(part) if isinstance(part, int) else lark.quoted(part) for part in cut[1:])]
         )
@@ -182,18 +198,21 @@ class Rules:
     def text_value(self, tool: Tool, schema: Any, end: str, early: Sequence[str] = ()) -> str:
         """A string in plain text and the end behind it; "" where the schema allows no string. `early` are texts that
         a parser would take for the end, too."""
-        return self._text_value(tool, schema, end, early, 0)
+        return self._text_value(tool, schema, end, early, set(), 0)
 
-    def _text_value(self, tool: Tool, schema: Any, end: str, early: Sequence[str], depth: int) -> str:
+    def _text_value(self, tool: Tool, schema: Any, end: str, early: Sequence[str], seen: set[int], depth: int) -> str:
+        """`seen` are the alternatives that were written already."""
         schema = tool.resolve(schema)
         types = tool.types_of(schema)
-        if (types and "string" not in types) or depth > 16 or schema is False:
+        if (types and "string" not in types) or schema is False or id(schema) in seen:
             return ""
+        _check_depth(depth)
+        seen.add(id(schema))
         if not isinstance(schema, dict):
             schema = {}
         for keyword in ("anyOf", "oneOf"):
             if isinstance(schema.get(keyword), list):
-                made = [self._text_value(tool, branch, end, early, depth + 1) for branch in schema[keyword]]
+                made = [self._text_value(tool, branch, end, early, seen, depth + 1) for branch in schema[keyword]]
                 made = [branch for branch in dict.fromkeys(made) if branch]
                 return self.rule(" | ".join(made)) if made else ""
         if "const" in schema or isinstance(schema.get("enum"), list):
@@ -218,7 +237,7 @@ class Rules:
         if key not in self._texts:
             name = self.terminal(body)
             self._texts[key] = f"text_{len(self.lines)}"
-            self.lines.append(f"{self._texts[key]}[lazy]: {name}")
+            self.add(f"{self._texts[key]}[lazy]: {name}")
         return self._texts[key]
 
     def _exactly(self, part: str | int) -> str:
@@ -259,16 +278,19 @@ class Rules:
         if not isinstance(schema, dict):
             schema = {}
         definitions = {key: tool.parameters[key] for key in ("$defs", "definitions") if key in tool.parameters}
-        if "#/properties" in json.dumps(schema):
+        text = json.dumps(schema)
+        if "#/properties" in text:
             raise ValueError(f"the parameters of {tool.name[:64]!r} refer to one another's schemas: use $defs")
-        return f"%json {schema_text({**definitions, **schema})}"
+        return f"%json {schema_text({**definitions, **schema} if '$ref' in text else schema)}"
 
 
 def variants(tool: Tool) -> list[dict[str, Any]]:
     """The schemas of the arguments without `allOf`, `anyOf` and `oneOf` at the head: one for each combination."""
     done: list[dict[str, Any]] = []
     pending: list[Any] = [tool.root]
-    while pending and len(done) + len(pending) < 64:
+    for _ in range(_MAX_ROUNDS):
+        if not pending or len(done) + len(pending) >= 64:
+            break
         schema = tool.resolve(pending.pop(0))
         if not isinstance(schema, dict):
             continue
@@ -300,15 +322,22 @@ def _merged(schema: dict[str, Any], other: Any) -> dict[str, Any]:
     return merged
 
 
-def without_strings(tool: Tool, schema: Any, depth: int = 0) -> dict[str, Any] | None:
+def without_strings(tool: Tool, schema: Any) -> dict[str, Any] | None:
     """The schema of what else than strings it allows, None for nothing."""
+    return _without_strings(tool, schema, set(), 0)
+
+
+def _without_strings(tool: Tool, schema: Any, seen: set[int], depth: int) -> dict[str, Any] | None:
+    """`seen` are the alternatives that are in the schema already."""
     schema = tool.resolve(schema)
-    if not isinstance(schema, dict) or depth > 16:
+    if not isinstance(schema, dict) or id(schema) in seen:
         return None
+    _check_depth(depth)
+    seen.add(id(schema))
     made = dict(schema)
     for keyword in ("anyOf", "oneOf"):
         if isinstance(schema.get(keyword), list):
-            branches = [without_strings(tool, branch, depth + 1) for branch in schema[keyword]]
+            branches = [_without_strings(tool, branch, seen, depth + 1) for branch in schema[keyword]]
             made[keyword] = [branch for branch in branches if branch is not None]
             if not made[keyword]:
                 return None
@@ -323,6 +352,11 @@ def without_strings(tool: Tool, schema: Any, depth: int = 0) -> dict[str, Any] |
         if not made["type"]:
             return None
     return made
+
+
+def _check_depth(depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        raise ValueError("the schema is nested too deeply")
 
 
 def _bounds(schema: dict[str, Any]) -> str | None:

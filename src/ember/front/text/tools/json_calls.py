@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ember.front.text.tools.grammar import Rules
 from ember.front.text.tools.json_text import forward_value, held_string, held_value
 from ember.front.text.tools.reading import Dialect, Markers, Reading, Steps
-from ember.front.text.tools.schema import Tool
+from ember.front.text.tools.schema import Tool, encodable
 
 _NAME_KEYS = frozenset({"name", "tool_name", "function_name"})
 _ARGUMENT_KEYS = frozenset({"arguments", "parameters", "args"})
@@ -25,6 +25,9 @@ class JsonCalls:
     ends: tuple[str, ...] = ()
     bare: str = ""  # characters, "{" and "[", with which calls may begin without a mark
     arguments: str = "arguments"
+    name: str = "name"
+    number: str = ""  # a key before the name, whose value is a number as text
+    is_keyed: bool = False  # an object has the function's name for its key: {"f": {...}}
     is_list: bool = False  # one pair of marks around all calls, which form a JSON list
     space: str = "\n"  # between the marks and the calls
     between: str = "\n"  # two calls, with their marks unless they form a list
@@ -38,7 +41,7 @@ class JsonCalls:
 
         def read(reading: Reading, opener: str) -> Steps[bool]:
             if opener in begins:
-                return (yield from read_calls(reading, ends))
+                return (yield from read_calls(reading, ends, self.is_keyed))
             reading.at -= len(opener)
             return (yield from _read_bare(reading))
 
@@ -47,9 +50,9 @@ class JsonCalls:
     def rules(self, tools: list[Tool], rules: Rules, parallel: bool) -> tuple[str, str]:
         """See `grammar.Form`."""
         calls = rules.one_of(
-            [f"{rules.quoted(self._head(tool))} {rules.arguments(tool)} {rules.quoted('}')}" for tool in tools]
+            [f"{self._head(tool, rules)} {rules.arguments(tool)} {rules.quoted('}')}" for tool in tools]
         )
-        begin, end = ("", "") if self.bare else (self.begins[0], next(iter(self.ends), ""))
+        begin, end = ("", "") if self.bare else (rules.own_of(self.begins), next(iter(self.ends), ""))
         if self.is_list:
             inner = rules.many(calls, rules.quoted(", "), parallel)
             return begin, f"{rules.quoted('[')} {inner} {rules.literal(']' + end)}"
@@ -59,11 +62,18 @@ class JsonCalls:
         again = f"{rules.literal(self.between + begin)} {one}"
         return begin, f"{one} ({again})*" if parallel else one
 
-    def _head(self, tool: Tool) -> str:
-        return f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "{self.arguments}": '
+    def _head(self, tool: Tool, rules: Rules) -> str:
+        name = json.dumps(tool.name, ensure_ascii=False)
+        if self.is_keyed:
+            return rules.quoted(f"{{{name}: ")
+        head = f'"{self.name}": {name}, "{self.arguments}": '
+        if not self.number:
+            return rules.quoted("{" + head)
+        number = rules.terminal("/[0-9]{1,3}/")
+        return f"""{rules.quoted(f'{{"{self.number}": "')} {number} {rules.quoted('", ' + head)}"""
 
 
-def read_calls(reading: Reading, ends: tuple[str, ...]) -> Steps[bool]:
+def read_calls(reading: Reading, ends: tuple[str, ...], is_keyed: bool = False) -> Steps[bool]:
     """Calls behind a mark, one or a list, and the end mark."""
     num_calls = 0
     while True:
@@ -72,7 +82,8 @@ def read_calls(reading: Reading, ends: tuple[str, ...]) -> Steps[bool]:
         if character == "{":
             if num_calls:
                 reading.begin()
-            if not (yield from _read_object(reading, is_bare=False)):
+            is_read = yield from _read_keyed(reading) if is_keyed else _read_object(reading, is_bare=False)
+            if not is_read:
                 if num_calls:
                     reading.go_back()
                     return True
@@ -85,6 +96,30 @@ def read_calls(reading: Reading, ends: tuple[str, ...]) -> Steps[bool]:
     if num_calls:
         yield from reading.take_any(ends)
     return num_calls > 0
+
+
+def _read_keyed(reading: Reading) -> Steps[bool]:
+    """Calls that are the pairs of one object. False where there is none, and nothing was written."""
+    yield from reading.take("{")
+    num_calls = 0
+    while True:
+        yield from reading.blanks()
+        if num_calls and (yield from reading.take("}")):
+            return True
+        name = yield from held_string(reading, _MAX_NAME)
+        if not name:
+            return num_calls > 0
+        yield from reading.blanks()
+        if not (yield from reading.take(":")):
+            return num_calls > 0
+        yield from reading.blanks()
+        if (yield from reading.character()) != "{":
+            return num_calls > 0
+        reading.call(name)
+        num_calls += 1
+        yield from forward_value(reading)
+        yield from reading.blanks()
+        yield from reading.take(",")
 
 
 def _read_bare(reading: Reading) -> Steps[bool]:
@@ -168,10 +203,10 @@ def _as_object(text: str | None) -> str | None:
     """Arguments that do not come as an object: the text of one, or none at all."""
     if text is None or text.startswith("{"):
         return text
-    value = json.loads(text)
-    if value is None or value == "":
-        return "{}"
     try:
-        return value.strip() if isinstance(value, str) and isinstance(json.loads(value), dict) else None
-    except (ValueError, RecursionError):
+        value = json.loads(text)
+        if value is None or value == "":
+            return "{}"
+        return encodable(value.strip()) if isinstance(value, str) and isinstance(json.loads(value), dict) else None
+    except (ValueError, RecursionError):  # no JSON, too deep, or a number of too many digits
         return None

@@ -7,6 +7,7 @@ import re
 from enum import Enum
 
 from ember.front.text.tools.reading import Reading, Steps
+from ember.front.text.tools.schema import encodable
 
 MAX_DEPTH = 256
 _PLAIN = re.compile(r'[^"\\\x00-\x1f]+')
@@ -51,7 +52,7 @@ class JsonCopy:
         self._stack: list[str] = []  # the brackets that will close what is open
         self._next = _Next.VALUE
         self._in_string = False
-        self._comma = ""  # held, with the blanks behind it, until something follows
+        self._comma: list[str] = []  # held, with the blanks behind it, until something follows
 
     @property
     def is_nested(self) -> bool:
@@ -112,7 +113,7 @@ class JsonCopy:
     def _token(self, text: str, at: int, is_end: bool, out: list[str]) -> int:
         if found := _BLANKS.match(text, at):
             if self._comma:
-                self._comma += found[0]
+                self._comma.append(found[0])
             else:
                 out.append(found[0])
             return found.end()
@@ -121,11 +122,11 @@ class JsonCopy:
         if follows is _Next.COLON and character == ":":
             self._next = _Next.VALUE
         elif follows is _Next.COMMA_OR_END and character == ",":
-            self._comma = ","
+            self._comma = [","]
             self._next = _Next.KEY if self._stack[-1] == "}" else _Next.VALUE
             return at + 1
         elif self._may_end() and character == self._stack[-1]:
-            self._comma = ""
+            self._comma = []
             self._stack.pop()
             self._after_value()
         elif character == '"' and follows not in (_Next.COLON, _Next.COMMA_OR_END):
@@ -165,8 +166,9 @@ class JsonCopy:
         return found.end()
 
     def _write(self, text: str, out: list[str]) -> None:
-        out.append(self._comma + text)
-        self._comma = ""
+        out += self._comma
+        out.append(text)
+        self._comma = []
 
     def _after_value(self) -> None:
         self._next = _Next.COMMA_OR_END
@@ -174,15 +176,23 @@ class JsonCopy:
 
 
 def held_value(reading: Reading, limit: int | None = None) -> Steps[str | None]:
-    """Takes one JSON value, as text; None where there is none, or none that ends."""
+    """Takes one JSON value, as text; None where there is none, none that ends, or one that is longer than `limit`."""
     copy = JsonCopy()
-    made = ""
+    made: list[str] = []
+    num_taken = 0
     while True:
-        more, reading.at = copy.feed(reading.text, reading.at, reading.is_ended)
-        made += more
+        text, at = reading.text, reading.at
+        is_cut = limit is not None and len(text) - at > limit + 1 - num_taken
+        if limit is not None and is_cut:
+            text = text[: at + limit + 1 - num_taken]
+        more, reading.at = copy.feed(text, at, reading.is_ended and not is_cut)
+        made.append(more)
+        num_taken += reading.at - at
+        if limit is not None and (num_taken > limit or (is_cut and not copy.is_done)):
+            return None
         if copy.is_done:
-            return reading.markers.json_plain(made)
-        if copy.is_broken or reading.is_ended or (limit is not None and len(made) > limit):
+            return reading.markers.json_plain("".join(made))
+        if copy.is_broken or reading.is_ended:
             return None
         yield
 
@@ -192,7 +202,7 @@ def held_string(reading: Reading, limit: int | None = None) -> Steps[str | None]
     if (yield from reading.character()) != '"':
         return None
     text = yield from held_value(reading, limit)
-    return None if text is None else str(json.loads(text))
+    return None if text is None else encodable(str(json.loads(text)))
 
 
 def forward_value(reading: Reading) -> Steps[None]:

@@ -70,8 +70,6 @@ class PythonicCalls:
 
 def _read_calls(reading: Reading, ends: tuple[str, ...], is_bare: bool) -> Steps[bool]:
     num_calls = 0
-    if is_bare and reading.has_failed:
-        return False
     yield from reading.blanks()
     is_list = True if is_bare else (yield from reading.take("["))
     while True:
@@ -107,9 +105,7 @@ def _read_call(reading: Reading, is_bare: bool) -> Steps[bool]:
     while True:
         part = yield from _part(reading)
         if part is None:  # cut off
-            reading.has_failed = True
-            if num_arguments:
-                reading.at = len(reading.text)
+            reading.at = len(reading.text)
             return num_arguments > 0
         text, stop = part
         if text.strip():
@@ -135,8 +131,7 @@ def _read_call(reading: Reading, is_bare: bool) -> Steps[bool]:
 
 def _name_at(tool: Tool, position: int) -> str:
     """The name of an argument that came without one."""
-    names = list(tool.properties)
-    return names[position] if position < len(names) else f"argument_{position + 1}"
+    return tool.names[position] if position < len(tool.names) else f"argument_{position + 1}"
 
 
 def _name(reading: Reading) -> Steps[str | None]:
@@ -147,7 +142,7 @@ def _name(reading: Reading) -> Steps[str | None]:
         if end < len(reading.text) or reading.is_ended or end - reading.at > _MAX_NAME:
             break
         yield
-    if found is None or not reading.text.startswith("(", end):
+    if found is None or end - reading.at > _MAX_NAME or not reading.text.startswith("(", end):
         return None
     reading.at = end + 1
     return found[0]

@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Generator, Iterable, Sequence
+from itertools import groupby
 from typing import TypeVar
 
 from ember.front.text import lark
 from ember.front.text.output import CallArguments, CallStart, Content, Delta, Marker
 from ember.front.text.tokenizer import Tokenizer
-from ember.front.text.tools.schema import Tools
+from ember.front.text.tools.schema import Tools, encodable
 
 Result = TypeVar("Result")
 Steps = Generator[None, None, Result]  # yields for more text; returns a result
@@ -26,6 +27,10 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _LONGEST_MARK = 64
 MAX_HEADER = 1024  # characters of a call's header, which are held back until it is whole
+# What begins like a call and is none is read again, as something else. Text may repeat that without end, so the
+# characters that are read again have a limit: so many, and so many times those of the output. Behind it all is content.
+FREE_REPEATS = 1 << 16
+REPEATS = 4
 
 
 class Markers:
@@ -106,9 +111,10 @@ class Reading:
         self.is_ended = False
         self.num_calls = 0
         self.has_content = False
-        self.has_failed = False  # what began like a call without a mark went on to the end of the output
         self._tried: int | None = None  # where what may be no call begins: kept until that is known
-        self._blank = ""  # at the end of the content: shown when text follows
+        self._num_dropped = 0  # characters before `text`
+        self._num_repeated = 0  # characters that were read in vain
+        self._blanks: list[str] = []  # at the end of the content: shown when text follows
         self._deltas: list[Delta] = []
 
     # -------------------------------------------------------------------------------------------------------- in
@@ -116,8 +122,11 @@ class Reading:
     def add(self, parts: Sequence[str]) -> None:
         take_in = self.markers.take_in
         first = self.at if self._tried is None else self._tried
-        self.text = self.text[first:] + "".join([take_in(part) for part in parts])
+        text, self.text = self.text[first:], ""
+        text += "".join([take_in(part) for part in parts])  # in place, as nothing else refers to the text
+        self.text = text
         self.at -= first
+        self._num_dropped += first
         if self._tried is not None:
             self._tried = 0
 
@@ -168,12 +177,14 @@ class Reading:
                 place, mark = finder.find(self.text, self.at + seen, self.is_ended)
                 seen = place - self.at
             if limit is not None and seen > limit:
+                self._num_repeated += limit
                 return None
             if mark is not None:
                 taken = self.text[self.at : place]
                 self.at = place + len(mark)
                 return taken, mark
             if self.is_ended:
+                self._num_repeated += len(self.text) - self.at
                 return None
             yield
 
@@ -194,14 +205,19 @@ class Reading:
     def go_back(self) -> None:
         """To where `begin` was; what was tried is read again as something else."""
         assert self._tried is not None
+        self._num_repeated += self.at - self._tried
         self.at = self._tried
         self._tried = None
+
+    def may_repeat(self) -> bool:
+        """Whether more may be read in vain. To be asked where the cuts of the stream do not matter."""
+        return self._num_repeated <= FREE_REPEATS + REPEATS * (self._num_dropped + self.at)
 
     def call(self, name: str, call_id: str | None = None) -> None:
         """A call begins."""
         self._tried = None
-        self._blank = ""
-        self._deltas.append(CallStart(self.num_calls, name, call_id))
+        self._blanks = []
+        self._deltas.append(CallStart(self.num_calls, encodable(self.markers.plain(name)), call_id))
         self.num_calls += 1
 
     def arguments(self, text: str) -> None:
@@ -213,36 +229,46 @@ class Reading:
         """White space around calls belongs to nothing."""
         if not text:
             return
-        text = self._blank + self.markers.plain(text)
+        text = self.markers.plain(text)
         shown = text.rstrip()
-        self._blank = text[len(shown) :]
         if shown:
+            end = text[len(shown) :]
+            shown = "".join([*self._blanks, shown])
+            self._blanks = []
             if self.num_calls and not self.has_content:
                 shown = shown.lstrip()
             self.has_content = True
             self._deltas.append(Content(shown))
+            text = end
+        if text:
+            self._blanks.append(text)
 
     def close(self) -> None:
         """At the end of the sample."""
-        if self._blank and not self.num_calls:
-            self._deltas.append(Content(self._blank))
-        self._blank = ""
+        if self._blanks and not self.num_calls:
+            self._deltas.append(Content("".join(self._blanks)))
+        self._blanks = []
 
     def take_deltas(self) -> list[Delta]:
         """What came since the last time, neighbours joined."""
         deltas, self._deltas = self._deltas, []
         if len(deltas) < 2:
             return deltas
-        joined: list[Delta] = []
-        for delta in deltas:
-            last = joined[-1] if joined else None
-            if isinstance(delta, Content) and isinstance(last, Content):
-                joined[-1] = Content(last.text + delta.text)
-            elif isinstance(delta, CallArguments) and isinstance(last, CallArguments) and last.index == delta.index:
-                joined[-1] = CallArguments(last.index, last.text + delta.text)
-            else:
-                joined.append(delta)
-        return joined
+        return [_joined(list(run)) for _, run in groupby(deltas, key=_kind)]
+
+
+def _joined(run: list[Delta]) -> Delta:
+    first = run[0]
+    if isinstance(first, CallArguments):
+        return CallArguments(first.index, "".join([delta.text for delta in run if isinstance(delta, CallArguments)]))
+    if isinstance(first, Content):
+        return Content("".join([delta.text for delta in run if isinstance(delta, Content)]))
+    return first
+
+
+def _kind(delta: Delta) -> object:
+    """Equal for neighbours that can be joined."""
+    return delta.index if isinstance(delta, CallArguments) else type(delta) if isinstance(delta, Content) else id(delta)
 
 
 class Dialect:
@@ -287,6 +313,17 @@ class Dialect:
                 reading.go_back()
                 reading.content(mark)
                 reading.at += len(mark)
+            if not reading.may_repeat():
+                return (yield from self._run_out(reading))
+
+    def _run_out(self, reading: Reading) -> Steps[None]:
+        """What comes now is content."""
+        while True:
+            reading.content(reading.text[reading.at :])
+            reading.at = len(reading.text)
+            if reading.is_ended:
+                return reading.close()
+            yield
 
     def _opens(self, mark: str) -> bool:
         return self.openers.find(mark, 0, True) == (0, mark)

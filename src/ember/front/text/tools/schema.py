@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from ember.front.text.json_one_of import lookup
+from ember.front.text.json_reference import resolve
 
-MAX_REFERENCES = 16
+_MAX_DEPTH = 64
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _NAMES = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
 
@@ -23,6 +23,7 @@ class Tool:
         self.name = name
         self.parameters: Any = {"type": "object", "properties": {}} if parameters is None else parameters
         self.is_strict = is_strict
+        self._types: dict[str, tuple[str, ...]] = {}
 
     @cached_property
     def root(self) -> Any:
@@ -48,28 +49,36 @@ class Tool:
                 pending += branches if isinstance(branches, list) else []
         return found
 
+    @cached_property
+    def names(self) -> list[str]:
+        """Those of the arguments that are declared, in their order."""
+        return list(self.properties)
+
     def resolve(self, schema: Any) -> Any:
         """The schema that `$ref`s of this tool's document lead to."""
-        for _ in range(MAX_REFERENCES):
-            reference = schema.get("$ref") if isinstance(schema, dict) else None
-            if not isinstance(reference, str):
-                return schema
-            target = lookup(self.parameters, reference)
-            if target is None:
-                return schema
-            schema = target
-        return schema
+        return resolve(self.parameters, schema)
 
     def types(self, key: str) -> tuple[str, ...] | None:
         """The JSON types that an argument may have, in the order in which the schema has them. None where it is not
         declared; empty where everything is allowed."""
-        return self.types_of(self.properties[key]) if key in self.properties else None
+        if key not in self.properties:
+            return None
+        if key not in self._types:
+            self._types[key] = self.types_of(self.properties[key])
+        return self._types[key]
 
-    def types_of(self, schema: Any, depth: int = 0) -> tuple[str, ...]:
+    def types_of(self, schema: Any) -> tuple[str, ...]:
         """The same of a schema."""
+        return self._types_of(schema, set(), 0) or ()
+
+    def _types_of(self, schema: Any, seen: set[int], depth: int) -> tuple[str, ...] | None:
+        """None where the schema was seen before: it adds nothing to what it, or a part of it, is an alternative of."""
         schema = self.resolve(schema)
-        if not isinstance(schema, dict) or depth > MAX_REFERENCES:
+        if not isinstance(schema, dict) or depth > _MAX_DEPTH:
             return ()
+        if id(schema) in seen:
+            return None
+        seen.add(id(schema))
         given = schema.get("type")
         if isinstance(given, str):
             return (given,)
@@ -78,12 +87,15 @@ class Tool:
         if "const" in schema or isinstance(schema.get("enum"), list):
             values = [schema["const"]] if "const" in schema else schema["enum"]
             return tuple(dict.fromkeys(_NAMES.get(type(value), "null") for value in values))
-        for keyword in ("anyOf", "oneOf"):
-            if isinstance(schema.get(keyword), list):
-                branches = [self.types_of(branch, depth + 1) for branch in schema[keyword]]
-                return () if not all(branches) else tuple(dict.fromkeys(name for names in branches for name in names))
-        if isinstance(schema.get("allOf"), list):
-            return next((names for branch in schema["allOf"] if (names := self.types_of(branch, depth + 1))), ())
+        keyword = next((key for key in ("anyOf", "oneOf", "allOf") if isinstance(schema.get(key), list)), None)
+        if keyword is not None:
+            found = [self._types_of(branch, seen, depth + 1) for branch in schema[keyword]]
+            branches = [names for names in found if names is not None]
+            if found and not branches:
+                return None
+            if keyword == "allOf":
+                return next((names for names in branches if names), ())
+            return () if not all(branches) else tuple(dict.fromkeys(name for names in branches for name in names))
         return ("object",) if "properties" in schema else ("array",) if "items" in schema else ()
 
 
@@ -194,8 +206,13 @@ def python_value(text: str) -> Any:
 
 def dumps(value: Any) -> str:
     """JSON text. Raises ValueError or TypeError for what JSON does not have."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_container_of_others)
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return encodable(json.dumps(value, ensure_ascii=False, allow_nan=False, default=_container_of_others))
+
+
+def encodable(text: str) -> str:
+    """The text with pairs of surrogates as the characters that they are, and lone ones, which no JSON encoder takes,
+    as U+FFFD."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _container_of_others(value: Any) -> Any:

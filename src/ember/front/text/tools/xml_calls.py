@@ -19,7 +19,7 @@ class XmlCalls:
     """How one family writes them: begin, (call, (key, value)..., call end)..., end.
 
     `call` and `key` are what stands before and behind a name. Without a text before its name, a call begins with the
-    section and has its end. Blanks may stand between all tags.
+    section and has its end; without a `begin` there is no section. Blanks may stand between all tags.
     """
 
     begin: str
@@ -34,19 +34,26 @@ class XmlCalls:
     space: str = "\n"  # between the tags, where the model is held to the form
     before_call: str = ""  # between two sections, where each call has its own
     in_one: bool = False  # one section for all calls
+    lead: str = ""  # before each call of the section
+    trail: str = ""  # behind it
 
     @property
     def marks(self) -> tuple[str, ...]:
         tags = (*self.call, self.call_end, *self.key, self.value_begin, self.value_end)
-        return (self.begin, self.end, *tags)
+        return (self.begin, self.end, self.lead, self.trail, *tags)
 
     def dialect(self, markers: Markers) -> Dialect:
         reader = _Reader(self, markers)
-        return Dialect([mark for mark in (reader.begin, reader.call) if mark], [reader.end], reader.read)
+        openers = [mark for mark in (reader.begin, reader.lead, reader.call) if mark]
+        return Dialect(openers, [reader.end], reader.read)
 
     def rules(self, tools: list[Tool], rules: Rules, parallel: bool) -> tuple[str, str]:
         """See `grammar.Form`."""
         space = self.space
+        if not self.begin:
+            one = rules.one_of([self._call_rule(tool, rules, is_open=True) for tool in tools])
+            again = f"{rules.literal(self.before_call + self.call[0])} {one}"
+            return self.call[0], f"{one} ({again})*" if parallel else one
         calls = rules.one_of([self._call_rule(tool, rules) for tool in tools])
         if self.in_one:
             many = rules.many(calls, rules.literal(space) if space else "", parallel)
@@ -56,11 +63,12 @@ class XmlCalls:
         again = f"{rules.literal(self.before_call + self.begin)} {one}"
         return self.begin, f"{one} ({again})*" if parallel else one
 
-    def _call_rule(self, tool: Tool, rules: Rules) -> str:
+    def _call_rule(self, tool: Tool, rules: Rules, is_open: bool = False) -> str:
+        """`is_open`: what stands before the name was written already."""
         before, behind = self.call
-        head = f"{before}{tool.name}{behind if before else ''}{self.space}"
+        head = f"{'' if is_open else self.lead + before}{tool.name}{behind if before else ''}{self.space}"
         pairs = rules.pairs(tool, self._pair_rule)
-        return f"{rules.literal(head)} {pairs} {rules.literal(self.call_end)}"
+        return f"{rules.literal(head)} {pairs} {rules.literal(self.call_end + self.trail)}"
 
     def _pair_rule(self, rules: Rules, tool: Tool, key: str | None, schema: object) -> str:
         """One argument. A key of None is any that the model thinks of."""
@@ -91,6 +99,7 @@ class _Reader:
         self._form = form
         self.begin, self.end = markers.encode(form.begin), markers.encode(form.end)
         self.call = markers.encode(form.call[0])
+        self.lead, self._trail = markers.encode(form.lead), markers.encode(form.trail)
         self._call_end = markers.encode(form.call_end)
         self._key = markers.encode(form.key[0])
         self._value_begin = markers.encode(form.value_begin)
@@ -118,6 +127,8 @@ class _Reader:
                 yield from reading.blanks()
                 if not num_calls and (yield from reading.character()) in ("{", "["):  # the form of many other models
                     return (yield from read_calls(reading, (self.end,)))
+                if self.lead and (yield from reading.take(self.lead)):
+                    yield from reading.blanks()
                 is_in_call = bool(self.call) and (yield from reading.take(self.call))
             if not is_in_call:
                 break
@@ -128,6 +139,10 @@ class _Reader:
             num_calls += 1
             is_in_call = False
             reading.begin()
+            if self._trail:
+                yield from reading.blanks()
+                if (yield from reading.take(self._trail)):
+                    reading.begin()
         if num_calls == 0:
             return False
         if not (yield from reading.take(self.end)):
@@ -161,7 +176,7 @@ class _Reader:
                 continue
             if self._call_end and (yield from reading.take(self._call_end)):
                 break
-            if (yield from reading.take(self.end)):
+            if self.end and (yield from reading.take(self.end)):
                 reading.at -= len(self.end)
                 break
             if not (yield from self._skip(reading)):
@@ -192,7 +207,7 @@ class _Reader:
         """One argument, from behind the begin of its key; the mark that ended it, None if the output did."""
         found = yield from reading.until(self._key_ends, _MAX_NAME)
         if found is None:
-            reading.at = len(reading.text)
+            self._cut_off(reading)
             return None
         key = reading.markers.plain(found[0]).strip()
         types = tool.types(key)
@@ -200,7 +215,7 @@ class _Reader:
         if self._form.is_typed:
             attribute = yield from reading.until(Finder([">"]), _MAX_NAME)
             if attribute is None:
-                reading.at = len(reading.text)
+                self._cut_off(reading)
                 return None
             is_string = "true" in attribute[0]
             types = types if is_string or types else ()
@@ -223,6 +238,11 @@ class _Reader:
         reading.arguments(head + (_declared(text) if self._form.is_typed else typed(text, types)))
         return mark
 
+    def _cut_off(self, reading: Reading) -> None:
+        """Where a key does not end in time: at the end of the output it is lost, elsewhere it is content."""
+        if reading.is_ended:
+            reading.at = len(reading.text)
+
     def _held_value(self, reading: Reading) -> Steps[tuple[str, str] | None]:
         """Takes a value that is no plain string, and its end. An end inside a string of JSON is part of that string,
         unless the string has no end itself."""
@@ -237,7 +257,7 @@ class _Reader:
                 yield
                 continue
             if mark is not None:
-                copied = copy.feed(reading.text[reading.at : place], copied, False)[1]
+                copied += copy.feed(reading.text[reading.at + copied : place], 0, False)[1]
                 if copy.is_in_string and copy.is_nested:
                     first = first or (length, mark)
                     seen = length + 1
