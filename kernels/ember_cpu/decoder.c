@@ -238,6 +238,11 @@ static void normalise(const float *x, const bf16 *weight, i64 size, float eps, b
     for (i64 i = 0; i < size; i++) out[i] = to_bf16(x[i] * scale * from_bf16(weight[i]));
 }
 
+static void add_bias(const bf16 *bias, i64 width, i64 rows, float (*sums)[4]) {
+    for (i64 i = 0; i < rows; i++)
+        for (i64 j = 0; j < width; j++) sums[i][j] += from_bf16(bias[j]);
+}
+
 /* out [rows, all rows of the matrix] = x times the matrix, plus bias; or added to out. */
 static void multiply(Team *team, const Matrix *matrix, const bf16 *x, i64 rows, float *out, int adds) {
     i64 total = num_rows(matrix), chunk = share(matrix, total, team->threads), first;
@@ -247,12 +252,14 @@ static void multiply(Team *team, const Matrix *matrix, const bf16 *x, i64 rows, 
         for (i64 n = first; n < end; n += 4) {
             four_rows(matrix, n, total - 1, x, rows, sums);
             i64 width = end - n < 4 ? end - n : 4;
-            for (i64 i = 0; i < rows; i++)
-                for (i64 j = 0; j < width; j++) {
-                    float value = sums[i][j] + (matrix->bias ? from_bf16(matrix->bias[n + j]) : 0.0f);
-                    float *to = out + i * total + n + j;
-                    *to = adds ? *to + value : value;
-                }
+            if (matrix->bias) add_bias(matrix->bias + n, width, rows, sums);
+            for (i64 i = 0; i < rows; i++) {
+                float *to = out + i * total + n;
+                if (adds)
+                    for (i64 j = 0; j < width; j++) sums[i][j] += to[j];
+                if (width == 4) memcpy(to, sums[i], sizeof sums[i]);
+                else memcpy(to, sums[i], (size_t)width * sizeof(float));
+            }
         }
     }
 }
@@ -261,21 +268,20 @@ static void multiply(Team *team, const Matrix *matrix, const bf16 *x, i64 rows, 
 static void gated(Team *team, const Matrix *matrix, const bf16 *x, i64 rows, bf16 *out) {
     i64 half = num_rows(matrix) / 2, chunk = share(matrix, half, team->threads), first;
     float gate[MAX_ROWS][4], up[MAX_ROWS][4];
+    bf16 made[MAX_ROWS * 4];
     while ((first = take(team, chunk)) < half) {
         i64 end = first + chunk < half ? first + chunk : half;
         for (i64 n = first; n < end; n += 4) {
             four_rows(matrix, n, half - 1, x, rows, gate);
             four_rows(matrix, half + n, 2 * half - 1, x, rows, up);
             i64 width = end - n < 4 ? end - n : 4;
-            for (i64 i = 0; i < rows; i++)
-                for (i64 j = 0; j < width; j++) {
-                    float g = gate[i][j], u = up[i][j];
-                    if (matrix->bias) {
-                        g += from_bf16(matrix->bias[n + j]);
-                        u += from_bf16(matrix->bias[half + n + j]);
-                    }
-                    out[i * half + n + j] = to_bf16(g / (1.0f + exponential(-g)) * u);
-                }
+            if (matrix->bias) {
+                add_bias(matrix->bias + n, width, rows, gate);
+                add_bias(matrix->bias + half + n, width, rows, up);
+            }
+            float *g = gate[0], *u = up[0]; /* in one piece: the compiler makes vectors of it */
+            for (i64 i = 0; i < rows * 4; i++) made[i] = to_bf16(g[i] / (1.0f + exponential(-g[i])) * u[i]);
+            for (i64 i = 0; i < rows; i++) memcpy(out + i * half + n, made + i * 4, (size_t)width * sizeof(bf16));
         }
     }
 }
@@ -312,10 +318,9 @@ static void place_head(const Model *model, const Layer *layer, const Step *step,
 
 #define KEYS 32      /* keys whose scores are kept at a time */
 #define MAX_HEAD 256 /* head_dim */
-#define MAX_GROUP 8  /* query heads that are worked on together */
 
 static inline void ask(const bf16 *at, i64 size) {
-    for (i64 d = 0; d < size; d += 32) _mm_prefetch((const char *)(at + d), _MM_HINT_T0);
+    for (i64 d = 0; d < size; d += 32) _mm_prefetch((const char *)(at + d), _MM_HINT_T1);
 }
 
 /* scores[0..3] = the query times four keys. */
@@ -361,35 +366,32 @@ static inline void mix(const bf16 *values, const i64 *places, const float *share
     }
 }
 
-/* Up to MAX_GROUP query heads of one row, from `head` on, that share a KV head: a running softmax, KEYS at a time.
- * `queries` and `out`: [count, head_dim]. */
-static void attend(const Model *model, const Layer *layer, const Step *step, i64 row, i64 head, i64 count, const bf16 *queries, bf16 *out) {
+/* The query heads of one row that belong to KV heads [kv, kv + kv_count): a running softmax, KEYS at a time. What several
+ * heads read of a page lies side by side. `queries` and `out`: [heads, head_dim] of the row. */
+static void attend(const Model *model, const Layer *layer, const Step *step, i64 row, i64 kv, i64 kv_count, const bf16 *queries, bf16 *out) {
     i64 size = model->head_dim, block_size = model->block_size, stride = model->kv_heads * size;
-    i64 kv = head / (model->heads / model->kv_heads) * size, end = step->positions[row] + 1;
+    i64 group = model->heads / model->kv_heads, head = kv * group, count = kv_count * group, end = step->positions[row] + 1;
     i64 start = layer->window && end > layer->window ? end - layer->window : 0;
     const i64 *table = step->block_tables + step->sequences[row] * step->max_blocks;
     float scale = 1.0f / sqrtf((float)size);
-    float mixed[MAX_GROUP][MAX_HEAD], best[MAX_GROUP], total[MAX_GROUP];
-    for (i64 g = 0; g < count; g++) {
-        memset(mixed[g], 0, sizeof mixed[g]);
-        best[g] = -INFINITY;
-        total[g] = 0;
-    }
+    float mixed[count][size], best[count], total[count];
+    memset(mixed, 0, sizeof mixed);
+    for (i64 g = 0; g < count; g++) best[g] = -INFINITY, total[g] = 0;
     for (i64 first = start; first < end; first += KEYS) {
-        i64 keys = end - first < KEYS ? end - first : KEYS, places[KEYS];
+        i64 keys = end - first < KEYS ? end - first : KEYS, slots[KEYS], places[KEYS];
         for (i64 i = 0; i < KEYS; i++) {
             i64 position = first + (i < keys ? i : keys - 1);
-            places[i] = (table[position / block_size] * block_size + position % block_size) * stride + kv;
-            if (i < keys) ask(layer->keys + places[i], size);
+            slots[i] = (table[position / block_size] * block_size + position % block_size) * stride;
         }
-        /* A head's keys and values are short pieces far apart: ask for them ahead. */
-        for (i64 i = 0; i < keys; i++) ask(layer->values + places[i], size);
+        for (i64 i = 0; i < keys; i++) ask(layer->keys + slots[i] + kv * size, kv_count * size);
+        for (i64 i = 0; i < keys; i++) ask(layer->values + slots[i] + kv * size, kv_count * size);
         for (i64 g = 0; g < count; g++) {
             float scores[KEYS], highest = best[g], parts[16] = {0}, sum = 0;
+            for (i64 i = 0; i < KEYS; i++) places[i] = slots[i] + (head + g) / group * size;
             for (i64 i = 0; i < keys; i += 4) {
                 const bf16 *key[4];
                 for (int j = 0; j < 4; j++) key[j] = layer->keys + places[i + j];
-                four_keys(key, queries + g * size, size, scores + i);
+                four_keys(key, queries + (head + g) * size, size, scores + i);
             }
             for (i64 i = 0; i < keys; i++) scores[i] *= scale;
             for (i64 i = 0; i < keys; i++) highest = scores[i] > highest ? scores[i] : highest;
@@ -407,8 +409,9 @@ static void attend(const Model *model, const Layer *layer, const Step *step, i64
     for (i64 g = 0; g < count; g++)
         for (i64 d = 0; d < size; d += STEP_WIDTH)
             for (int j = 0; j < STEP_WIDTH / 2; j++) {
-                out[g * size + d + 2 * j] = to_bf16(mixed[g][d + j] / total[g]);
-                out[g * size + d + 2 * j + 1] = to_bf16(mixed[g][d + STEP_WIDTH / 2 + j] / total[g]);
+                bf16 *to = out + (head + g) * size + d + 2 * j;
+                to[0] = to_bf16(mixed[g][d + j] / total[g]);
+                to[1] = to_bf16(mixed[g][d + STEP_WIDTH / 2 + j] / total[g]);
             }
 }
 
@@ -431,7 +434,7 @@ static void *reserve(char **at, i64 bytes) {
 void ember_forward(const Model *model, const Step *step, char *workspace, int threads) {
     i64 rows = step->rows, hidden = model->hidden, size = model->head_dim, heads = model->heads;
     i64 width = (heads + 2 * model->kv_heads) * size, placed = heads + model->kv_heads;
-    i64 group = heads / model->kv_heads, parts = (group + MAX_GROUP - 1) / MAX_GROUP, groups = model->kv_heads * parts;
+    i64 parts = rows < 4 * threads ? model->kv_heads : 1; /* of a row's attention: shares for all threads */
     float *residual = reserve(&workspace, rows * hidden * 4), *qkv = reserve(&workspace, rows * width * 4);
     bf16 *normed = reserve(&workspace, rows * hidden * 2), *queries = reserve(&workspace, rows * heads * size * 2);
     bf16 *mixed = reserve(&workspace, rows * heads * size * 2);
@@ -460,10 +463,9 @@ void ember_forward(const Model *model, const Step *step, char *workspace, int th
                     place_head(model, layer, step, row, task % placed, qkv + row * width, queries + row * heads * size);
                 }
             meet(&team);
-            while ((task = take(&team, 1)) < rows * groups) {
-                i64 head = task % groups / parts * group + task % parts * MAX_GROUP, at = (task / groups * heads + head) * size;
-                i64 count = group - task % parts * MAX_GROUP < MAX_GROUP ? group - task % parts * MAX_GROUP : MAX_GROUP;
-                attend(model, layer, step, task / groups, head, count, queries + at, mixed + at);
+            while ((task = take(&team, 1)) < rows * parts) {
+                i64 at = task / parts * heads * size, kv_count = model->kv_heads / parts;
+                attend(model, layer, step, task / parts, task % parts * kv_count, kv_count, queries + at, mixed + at);
             }
             meet(&team);
             multiply(&team, &layer->output, mixed, rows, residual, 1);
