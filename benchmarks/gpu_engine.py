@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[0] = str(ROOT)  # not this directory: its queue.py is not the library's
 
 from benchmarks.shapes import SHAPES, make_checkpoint  # noqa: E402
 

@@ -13,7 +13,7 @@ import zipfile
 from fnmatch import fnmatch
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this directory: its queue.py is not the library's
 
 from builder.slim import UNUSED
 

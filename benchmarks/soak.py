@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[0] = str(ROOT)  # not this directory: its queue.py is not the library's
 
 from tests.support.fake_queue import FINAL, FakeQueue, JobRecord  # noqa: E402
 from tests.support.processes import Process, children  # noqa: E402
