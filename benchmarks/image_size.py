@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this directory: its queue.py is not the library's
 
-from builder.slim import UNUSED
+from builder.slim import UNUSED  # noqa: E402
 
 
 def is_slimmed(name: str) -> bool:

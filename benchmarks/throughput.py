@@ -124,7 +124,7 @@ def _engine(directory: Path, options: argparse.Namespace) -> Engine:
     for warning in ready.warnings:
         print(warning)
     if options.device == "cpu":
-        print(f"weights packed in {engine.runner.model.pack():.2f} s")
+        print(f"weights settled in {engine.runner.model.pack():.2f} s")
     else:
         while engine.do_chore():  # record decode steps
             pass
