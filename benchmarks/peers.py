@@ -88,6 +88,10 @@ def _environment(script: str, requirements: list[str], variables: dict[str, str]
         subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
         install = [str(python), "-m", "pip", "install", "-q", *requirements]
         subprocess.run(install, check=True, env={**os.environ, **variables})
+        # Built for another torch than the CPU's, it breaks the imports of those who only look whether it is there.
+        if subprocess.run([str(python), "-c", "import torchvision"], stderr=subprocess.DEVNULL, check=False).returncode:
+            extras = ["torchvision", "torchaudio", "torchcodec"]
+            subprocess.run([str(python), "-m", "pip", "uninstall", "-q", "-y", *extras], check=False)
         subprocess.run(
             [str(python), "-m", "compileall", "-q", str(home / "lib")], check=False, stdout=subprocess.DEVNULL
         )

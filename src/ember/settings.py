@@ -194,7 +194,9 @@ class Settings(BaseSettings):
         description="Seed of requests that bring none of their own. Unset: different at every boot.",
     )
     num_threads: PositiveInt = Field(
-        None, validation_alias=_names("NUM_THREADS", "OMP_NUM_THREADS"), description="CPU threads. Default: all cores."
+        None,
+        validation_alias=_names("NUM_THREADS", "OMP_NUM_THREADS"),
+        description="CPU threads. Default: the physical cores that the process may use.",
     )
     engine_restarts: int = Field(
         3,

@@ -76,6 +76,7 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
         from ember.engine.core.memory import kv_bytes_per_token, plan_memory, readable
         from ember.engine.core.runner import Runner, StepRunner
         from ember.engine.core.scheduler import Scheduler
+        from ember.engine.core.threads import usable_cores
         from ember.engine.layers.batch import KVCache
         from ember.engine.loading.load import LoadReport, load_decoder
 
@@ -86,8 +87,8 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
         elif kind == "cuda" and not torch.cuda.is_available():
             raise ModelError("DEVICE=cuda, but torch sees no GPU; check the driver, or set DEVICE=cpu")
         device = torch.device(kind)
-        if configure.num_threads:
-            torch.set_num_threads(configure.num_threads)
+        if configure.num_threads or kind == "cpu":
+            torch.set_num_threads(configure.num_threads or usable_cores())
 
     config = opened.config
     dtype = choose_dtype(configure.dtype, config.dtype, kind)
