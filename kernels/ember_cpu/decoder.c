@@ -534,6 +534,17 @@ void ember_place(const Model *model, const Layer *layer, const Step *step, const
     }
 }
 
+/* Attention of `count` of the step's rows, those that `chosen` lists; queries and out are [rows, heads, head_dim] of all.
+ * What the rows see must be in the cache. */
+void ember_attend(const Model *model, const Layer *layer, const Step *step, const i64 *chosen, i64 count, const bf16 *queries, bf16 *out, int threads) {
+    i64 width = model->heads * model->head_dim;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 4)
+    for (i64 i = 0; i < count; i++) {
+        i64 row = chosen[i];
+        attend(model, layer, step, row, 0, model->kv_heads, queries + row * width, out + row * width);
+    }
+}
+
 /* out [rows, half] = silu(x[:, :half]) * x[:, half:]. */
 void ember_gate(const bf16 *x, bf16 *out, i64 rows, i64 half, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)

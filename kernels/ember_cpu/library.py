@@ -144,6 +144,16 @@ def load(name: str | None = None) -> ctypes.CDLL | None:
             *[_POINTER] * 3,
             ctypes.c_int,
         )
+        library.ember_attend.restype = None
+        library.ember_attend.argtypes = (
+            ctypes.POINTER(Model),
+            ctypes.POINTER(Layer),
+            ctypes.POINTER(Step),
+            _POINTER,
+            _I64,
+            *[_POINTER] * 2,
+            ctypes.c_int,
+        )
         library.ember_gate.restype = None
         library.ember_gate.argtypes = (_POINTER, _POINTER, _I64, _I64, ctypes.c_int)
         return library

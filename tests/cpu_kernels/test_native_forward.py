@@ -67,15 +67,18 @@ def error(model: Decoder, schedule, expected: list[Tensor]) -> float:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_are_those_of_transformers(family, build, checkpoints):
-    """Not further from float32 than torch's operators in bfloat16 are."""
+def test_logits_are_those_of_transformers(family, build, checkpoints, monkeypatch):
+    """Not further from float32 than torch's operators in bfloat16 are: in one call; in parts, with the library's
+    attention for all, for some and only for decodes."""
     directory, expected = checkpoints(family)
     plain = load(directory, torch.bfloat16)
     model, parts = native_model(directory), native_model(directory, max_rows=0)
     for schedule in (whole, together, chunked, decode, mixed):
         usual = error(plain, schedule, expected)
         assert error(model, schedule, expected) <= 1.1 * usual
-        assert error(parts, schedule, expected) <= 1.1 * usual
+        for short in (512, 20, 0):
+            monkeypatch.setattr("ember.engine.models.native.SHORT_CONTEXT", short)
+            assert error(parts, schedule, expected) <= 1.1 * usual
 
 
 def test_a_row_does_not_depend_on_its_neighbours(build, checkpoints):

@@ -14,6 +14,7 @@ read. A sequence whose pages happen to be adjacent in memory is read in place.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,9 +54,15 @@ class AttentionPlan:
 
 
 def plan_attention(
-    batch: Batch, windows: set[int | None], block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+    batch: Batch,
+    windows: set[int | None],
+    block_size: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    without: Container[int] = (),
 ) -> dict[int | None, AttentionPlan]:
-    """The plan of each distinct sliding window (None: full attention)."""
+    """The plan of each distinct sliding window (None: full attention). `without`: sequences that others attend to."""
     longest = max(batch.context_lens, default=0)
     tables = batch.block_tables.numpy() if batch.block_tables.device.type == "cpu" else None
     planned: dict[int | None, list[Segment]] = {}
@@ -63,7 +70,7 @@ def plan_attention(
     for window in windows:
         effective = window if window is not None and window < longest else None
         if effective not in planned:
-            planned[effective] = _segments(batch, effective, block_size, tables, dtype)
+            planned[effective] = _segments(batch, effective, block_size, tables, dtype, without)
         plans[window] = AttentionPlan(planned[effective], batch.slot_mapping, None)
     gathered = [
         segment.slots.shape[0]
@@ -97,7 +104,7 @@ def attend_written(
     """As `attend`, where the batch's K and V are in the cache already."""
     keys, values = keys.flatten(0, 1), values.flatten(0, 1)  # [slots, kv_heads, head_dim]
     tokens = query.shape[0]
-    if len(plan.segments) == 1 and isinstance(plan.segments[0].rows, slice):
+    if len(plan.segments) == 1 and plan.segments[0].rows == slice(0, tokens):
         return _attend_segment(plan, plan.segments[0], query, key, value, keys, values)
     output = query.new_empty(tokens, query.shape[1] * query.shape[2])
     for segment in plan.segments:
@@ -163,11 +170,18 @@ def _attend_rows(query: Tensor, key: Tensor, value: Tensor, segment: Segment) ->
 
 
 def _segments(
-    batch: Batch, window: int | None, block_size: int, tables: np.ndarray | None, dtype: torch.dtype
+    batch: Batch,
+    window: int | None,
+    block_size: int,
+    tables: np.ndarray | None,
+    dtype: torch.dtype,
+    without: Container[int],
 ) -> list[Segment]:
     segments: list[Segment] = []
     decodes: list[int] = []
     for sequence, context in enumerate(batch.context_lens):
+        if sequence in without:
+            continue
         start, stop = batch.query_starts[sequence], batch.query_starts[sequence + 1]
         queries = stop - start
         if queries == 1:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ember.engine.models.decoder import Decoder, Layer
 
 MAX_ROWS = native.MAX_ROWS
+SHORT_CONTEXT = 512  # of prompts, up to which the library's attention is the faster one
 
 
 class NativeForward:
@@ -112,22 +113,31 @@ class NativeForward:
             sines=sines.data_ptr(),
             hidden=hidden.data_ptr(),
         )
-        if len(hidden) > self.max_rows:
-            return self._run_parts(batch, cache, step, hidden)
         counts = np.diff(np.array(batch.query_starts))
         sequences = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
         step.sequences = sequences.data_ptr()
+        if len(hidden) > self.max_rows:
+            return self._run_parts(batch, cache, step, hidden, sequences)
         needed = self._library.ember_workspace(self._model, len(hidden))
         if len(self._workspace) < needed:
             self._workspace = torch.empty(needed, dtype=torch.uint8)
         self._library.ember_forward(self._model, step, self._workspace.data_ptr(), torch.get_num_threads())
         return hidden
 
-    def _run_parts(self, batch: Batch, cache: KVCache, step: native.Step, hidden: Tensor) -> Tensor:
-        """The layers on [rows, hidden] with torch's matrix products and attention, which many rows are better with."""
+    def _run_parts(self, batch: Batch, cache: KVCache, step: native.Step, hidden: Tensor, sequences: Tensor) -> Tensor:
+        """The layers on [rows, hidden] with torch's matrix products, and its attention for long prompts, which many
+        rows are better with. `sequences`: that of each row."""
         config, library, threads = self._decoder.config, self._library, torch.get_num_threads()
         rows, heads, kv_heads, size = len(hidden), config.num_heads, config.num_kv_heads, config.head_dim
-        plans = plan_attention(batch, set(config.windows()), cache.block_size, kv_heads, size, hidden.dtype)
+        starts = batch.query_starts
+        is_short = [
+            context <= SHORT_CONTEXT or starts[sequence + 1] - starts[sequence] == 1
+            for sequence, context in enumerate(batch.context_lens)
+        ]
+        short = torch.tensor(is_short)[sequences].nonzero().squeeze(1)  # rows
+        ours = {sequence for sequence, answer in enumerate(is_short) if answer}
+        windows = set(config.windows())
+        plans = plan_attention(batch, windows, cache.block_size, kv_heads, size, hidden.dtype, without=ours)
         normed, inner = torch.empty_like(hidden), hidden.new_empty(rows, config.intermediate_size)
         queries, keys = hidden.new_empty(rows, heads, size), hidden.new_empty(rows, kv_heads, size)
 
@@ -145,6 +155,8 @@ class NativeForward:
             values = qkv.view(rows, heads + 2 * kv_heads, size)[:, heads + kv_heads :]
             plan = plans[layer.window]
             mixed = attend_written(plan, queries, keys, values, cache.keys[index], cache.values[index])
+            places = (short.data_ptr(), len(short), queries.data_ptr(), mixed.data_ptr())
+            library.ember_attend(self._model, described, step, *places, threads)
             add_norm(layer.output(mixed), layer.mlp_norm)
             up = layer.mlp.up(normed)
             library.ember_gate(up.data_ptr(), inner.data_ptr(), rows, config.intermediate_size, threads)
