@@ -34,6 +34,7 @@ class Thinking(Struct, frozen=True, omit_defaults=True):
     end_token_ids: list[list[int]]  # spellings of what ends it, each a sequence of ids
     start_token_ids: list[int] = []  # what begins it; empty = it begins in the prompt or not at all
     is_open: bool = False  # the prompt ends inside reasoning
+    is_over: bool = False  # it ended in the prompt: a grammar holds from the first token
     budget: int | None = None  # reasoning tokens at most; after them the end is forced
     forced_token_ids: list[int] = []  # what is forced then; empty = the first spelling of the end
     gap_token_ids: list[int] = []  # forced between the end and a grammar's first token: the blank lines of a template

@@ -130,6 +130,14 @@ def test_the_model_may_begin_its_reasoning_itself_or_not(make, tokenizer, ids):
     assert constraint.state is State.ANSWER and allowed(constraint) == set(tokenizer.encode("b"))
 
 
+def test_reasoning_that_the_prompt_ended_does_not_begin_again(make, ids):
+    thinking = Thinking([[ids[END_THINK]]], start_token_ids=[ids[THINK]], is_over=True)
+    constraint = make("(a|c)b", thinking)
+    assert constraint.plain_matcher is not None
+    with pytest.raises(GrammarError):
+        constraint.advance(ids[THINK])
+
+
 @pytest.mark.parametrize("grammar", [None, "ab"])
 def test_a_budget_ends_the_reasoning(make, ids, grammar):
     thinking = Thinking(end_token_ids=[[ids[END_THINK]]], is_open=True, budget=3)

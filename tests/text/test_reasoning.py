@@ -275,7 +275,10 @@ def test_what_the_engine_is_told() -> None:
     assert (tight.budget, tight.forced_token_ids) == (1, [end])
     assert closed.gap_token_ids == newline * 2
     assert qwen.thinking(WITH_TOKENS, [*prompt, think, *newline], {}, None).is_open
-    assert not qwen.thinking(WITH_TOKENS, [*prompt, think, *newline, end], {}, None).is_open
+    assert not closed.is_over and not qwen.thinking(WITH_TOKENS, [*prompt, think], {}, None).is_over
+    for behind in ([], newline, WITH_TOKENS.encode("four", False)):
+        over = qwen.thinking(WITH_TOKENS, [*prompt, think, *newline, end, *behind], {}, None)
+        assert over.is_over and not over.is_open
     text = qwen.thinking(WITHOUT_TOKENS, prompt, {}, None)
     assert WITHOUT_TOKENS.encode("</think>", False) in text.end_token_ids
     assert WITHOUT_TOKENS.encode("</think>\n\n", False) in text.end_token_ids

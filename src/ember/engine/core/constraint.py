@@ -54,7 +54,7 @@ class Constraint:
             if self._thinking.is_open:
                 self.state = State.REASONING
                 self._enforce_budget(self._thinking)
-            elif matcher is not None and self._thinking.start_token_ids:
+            elif matcher is not None and self._thinking.start_token_ids and not self._thinking.is_over:
                 self.state = State.UNDECIDED
 
     @property

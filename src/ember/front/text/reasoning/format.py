@@ -112,6 +112,7 @@ class ReasoningFormat:
             end_token_ids=_spellings(tags.ends, tokenizer),
             start_token_ids=_encode(tags.starts[0], tokenizer),
             is_open=stage in (Stage.OPENED, Stage.REASONING),
+            is_over=stage in (Stage.ENDED, Stage.ANSWER),
             budget=budget,
             forced_token_ids=forced,
             gap_token_ids=_encode(tags.gap, tokenizer) if tags.gap else [],
