@@ -195,6 +195,7 @@ CHAT: list[tuple[dict[str, Any], str | None, str]] = [
     ),
     ({"functions": [{"name": "f"}], "tools": [TOOL]}, "functions", "`functions` cannot be used beside `tools`"),
     ({"function_call": "auto"}, "function_call", "When using `function_call`, `functions` must be set."),
+    ({"functions": []}, "functions", "`functions` must not be an empty list."),
     ({"functions": [{"name": "f"}]}, "functions", '"auto" tool choice requires --enable-auto-tool-choice'),
     (
         {"functions": [{"name": "f"}], "function_call": {"name": "g"}},
@@ -313,7 +314,6 @@ HARMLESS: dict[str, Any] = {
 }
 HARMLESS_CHAT: dict[str, Any] = {
     "tool_choice": "none",
-    "functions": [],
     "function_call": "none",
     "parallel_tool_calls": True,
     "add_generation_prompt": False,

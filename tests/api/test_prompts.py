@@ -157,6 +157,8 @@ def test_a_template_over_parts_is_recognised(deployment: Deployment) -> None:
     [
         ({}, ""),
         ({"chat_template_kwargs": {"enable_thinking": False}}, "<thinking False>"),
+        ({"enable_thinking": True, "chat_template_kwargs": {"enable_thinking": False}}, "<thinking True>"),
+        ({"enable_thinking": False, "chat_template_kwargs": {"thinking": True}}, "<thinking False>"),
         ({"chat_template_kwargs": {"unused": 1, "messages": [], "tools": [1], "bos_token": "x"}}, ""),
         ({"reasoning_effort": "none"}, "<thinking False><effort none>"),
         ({"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": 0}}, "<thinking 0><effort none>"),

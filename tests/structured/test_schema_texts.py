@@ -59,6 +59,11 @@ CASES: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
     ({"type": "object", "minProperties": 2, "maxProperties": 3}, [{"a": 1, "b": 2}], [{}, {"a": 1}]),
     ({"type": "array", "prefixItems": [INTEGER], "items": BOOLEAN, "maxItems": 2}, [[1, True], []], [[True], [1, 1]]),
     (
+        {"type": "array", "prefixItems": [INTEGER], "additionalItems": False, "minItems": 1, "maxItems": 2},
+        [[1], [1, True]],
+        [["a"], [], [1, 2, 3]],
+    ),
+    (
         ALL["names by pattern beside named"],
         [{"id": 1}, {"id": 1, "s_a": "x"}],
         [{"id": 1, "s_a": 1}, {"id": 1, "q": 1}],

@@ -91,8 +91,8 @@ def asked_variables(request: ChatRequest, services: Services) -> dict[str, Any]:
     """What the template is told beside the conversation, whether it reads it or not: the operator's defaults, and over
     them what the request says."""
     own = dict(request.chat_template_kwargs or {})
-    if request.enable_thinking is not None:
-        own.setdefault("enable_thinking", request.enable_thinking)
+    if request.enable_thinking is not None:  # a field says more than a variable, by either of its names
+        own |= dict.fromkeys(SWITCHES, request.enable_thinking)
     if request.reasoning_effort is not None:
         own["reasoning_effort"] = request.reasoning_effort
         if not any(name in own for name in SWITCHES):

@@ -75,8 +75,10 @@ def _given(request: ChatRequest) -> tuple[list[dict[str, Any]] | None, Any, bool
     if request.tools is not None or request.tool_choice is not None:
         name = "functions" if request.functions is not None else "function_call"
         raise bad_request(f"`{name}` cannot be used beside `tools` and `tool_choice`.", name)
-    tools = [{"type": "function", "function": function} for function in request.functions or ()]
-    return tools or None, request.function_call, True
+    tools = None
+    if request.functions is not None:
+        tools = [{"type": "function", "function": function} for function in request.functions]
+    return tools, request.function_call, True
 
 
 def _check_tool(tool: dict[str, Any], place: str, field: str) -> None:

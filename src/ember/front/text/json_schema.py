@@ -121,6 +121,8 @@ class _Preparation:
         if not isinstance(schema, dict):
             return schema
         prepared = {key: self._keyword(key, value) for key, value in schema.items() if key not in _ANNOTATIONS}
+        if not isinstance(prepared.get("items"), list):  # it means something beside the list of an older draft alone
+            prepared.pop("additionalItems", None)
         _drop_empty(prepared)
         _name_properties(prepared)
         _write_out_strings(prepared)

@@ -54,5 +54,7 @@ def sequence(expressions: Sequence[str]) -> str:
 
 
 def choice(texts: Sequence[str]) -> str:
-    """A grammar of one of these texts."""
-    return "start: " + " | ".join(quoted(text) for text in dict.fromkeys(texts))
+    """A grammar of one of these texts: one lexeme, for the parser holds no more than 2,000 alternatives at a time."""
+    some = " | ".join(quoted(text) for text in dict.fromkeys(texts) if text)
+    start = "start: CHOICE" + (" |" if "" in texts else "") if some else "start:"
+    return f"{start}\nCHOICE: {some}" if some else start
