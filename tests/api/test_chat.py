@@ -213,6 +213,22 @@ def test_ignored_fields_are_named(deployment: Deployment, caplog: pytest.LogCapt
     assert sum("colour" in record.getMessage() for record in caplog.records) <= 1
 
 
+def test_ignored_fields_of_objects_are_named(deployment: Deployment) -> None:
+    tool = {"type": "function", "strict": True, "function": {"name": "f"}}
+    body = {
+        "messages": [{"role": "user", "content": "hi"}],
+        "repetition_detection": {"max_pattern": 4},
+        "response_format": {"type": "json_object", "schema": {"type": "object"}, "foo": 1},
+        "tools": [tool, tool],
+        "tool_choice": "none",
+    }
+    answer = deployment.request("POST", "/v1/chat/completions", body)
+    assert (
+        answer.headers["X-Ember-Ignored-Fields"]
+        == "repetition_detection.max_pattern, response_format.foo, tools.strict"
+    )
+
+
 def test_priority_and_cache_salt_reach_the_engine(deployment: Deployment) -> None:
     deployment.chat(priority=7, cache_salt="pepper")
     assert deployment.engine.calls[-1][2:] == (7, "pepper")

@@ -210,6 +210,18 @@ def test_a_request_that_fails_in_the_engine_has_one_line(
     assert value(read(deployment), "vllm:request_success_total", finished_reason="error") == 1
 
 
+def test_a_request_that_the_engine_refuses_is_not_among_the_finished(
+    deployment: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    deployment.engine.script = lambda prompt, sampling: [ApiError(400, "No such grammar.", param="structured_outputs")]
+    with pytest.raises(ApiError):
+        deployment.chat(n=3)
+    (line,) = lines(caplog)
+    assert (line["status"], "finish_reason" in line) == (400, False)
+    assert value(read(deployment), "vllm:request_success_total", finished_reason="error") == 0
+
+
 def test_a_client_that_leaves_is_an_abort(deployment: Deployment, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 

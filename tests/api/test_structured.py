@@ -153,6 +153,17 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"response_format": response_format(False)}, "response_format", "allows nothing"),
     ({"response_format": response_format([SCHEMA])}, "response_format", "a schema is an object"),
     ({"response_format": {"type": "structural_tag"}}, "response_format", "`structures` and `triggers`"),
+    (
+        {"response_format": {"type": "json_object", "json_schema": {}}},
+        "response_format",
+        "demands the type 'json_schema'",
+    ),
+    ({"response_format": {"type": "text", "json_schema": {}}}, "response_format", "demands the type 'json_schema'"),
+    (
+        {"structured_outputs": {"regex": "a", "disable_additional_properties": True}},
+        "structured_outputs.disable_additional_properties",
+        "not beside regex",
+    ),
     ({"structured_outputs": {}}, "structured_outputs", "exactly one of json, regex"),
     ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs", "it has regex, choice"),
     ({"structured_outputs": {"jsn": {}}}, "structured_outputs", "unknown field 'jsn'"),

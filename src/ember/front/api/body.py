@@ -42,6 +42,8 @@ WITHOUT_EFFECT = frozenset(
     }
 )
 
+_TOOL_FIELDS = {"type", "function"}
+
 RequestModel = TypeVar("RequestModel", bound=BaseModel)
 
 
@@ -133,9 +135,19 @@ def _is_broken(value: Any) -> bool:
 
 def ignored_fields(request: BaseModel, refused_elsewhere: frozenset[str] = frozenset()) -> list[str]:
     """The names of given fields without effect; each is logged the first time it is met."""
-    names = [name for name, value in (request.model_extra or {}).items() if value is not None]
-    names = [name for name in names if name not in WITHOUT_EFFECT and name not in refused_elsewhere]
+    names = [name for name in _extra(request) if name not in WITHOUT_EFFECT and name not in refused_elsewhere]
+    for field, value in request:
+        if isinstance(value, BaseModel):
+            read = getattr(value, "read_extra", frozenset())
+            names += [f"{field}.{name}" for name in _extra(value) if name not in read]
+        elif field == "tools" and isinstance(value, list):
+            found = {name for tool in value if isinstance(tool, dict) for name in tool.keys() - _TOOL_FIELDS}
+            names += [f"tools.{name}" for name in sorted(found, key=str)]
     return reported(names, "the request field %s is not known and has no effect (said once per name)")
+
+
+def _extra(model: BaseModel) -> list[str]:
+    return [name for name, value in (model.model_extra or {}).items() if value is not None]
 
 
 def reported(names: Sequence[str], message: str) -> list[str]:

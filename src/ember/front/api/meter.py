@@ -61,8 +61,13 @@ class Meter:
         self._arrived = arrived
 
     def finish(self, runs: Sequence[Run], failure: BaseException | None) -> None:
-        """The request has ended, well or by `failure`. Called once."""
+        """The request has ended, well or by `failure`. Called once. One that the engine refused for a fault of its own,
+        a schema that is none, has the line of a refused request and is not among the finished."""
+        is_refused = isinstance(failure, ApiError) and failure.status < 500
+        if is_refused and not any(sample.num_tokens for run in runs for sample in run.samples):
+            return
         now = time.monotonic()
+        refused = isinstance(failure, ApiError) and failure.status < 500  # the client's own mistake is no failure
         unfinished = "error" if isinstance(failure, Exception) else "abort"
         reasons: Counter[str] = Counter()
         for run in runs:
@@ -72,8 +77,11 @@ class Meter:
             for sample in run.samples:
                 reason = sample.finish_reason or unfinished
                 reasons[reason if reason in FINISH_REASONS else "stop"] += 1
+                if refused and not sample.num_tokens:
+                    continue
                 self._observe(run.clocks[sample], len(run.job.prompt.token_ids), sample.num_tokens, now)
-        self.metrics.finished.update(reasons)
+        if not refused:
+            self.metrics.finished.update(reasons)
         if isinstance(failure, ApiError):
             failure.is_logged = True
         line = self._line(runs, reasons, now)

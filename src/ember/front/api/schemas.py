@@ -78,11 +78,22 @@ class RepetitionDetection(_Open):
     min_count: Int64 | None = None
 
 
+_FORMAT_EXTRA = {
+    "json_object": frozenset({"schema"}),
+    "structural_tag": frozenset({"format", "structures", "triggers"}),
+}
+
+
 class ResponseFormat(_Open):
     """`schema`, `format`, `structures` and `triggers` are among the unknown keys; see `structured.py`."""
 
     type: str
     json_schema: dict[str, Any] | None = None
+
+    @property
+    def read_extra(self) -> frozenset[str]:
+        """The unknown keys that mean something in this type."""
+        return _FORMAT_EXTRA.get(self.type, frozenset())
 
 
 class GenerationRequest(_Open):
@@ -108,6 +119,7 @@ class GenerationRequest(_Open):
     bad_words: Items[str] | None = None
     # the end of the output
     max_tokens: Int64 | None = None
+    max_completion_tokens: Int64 | None = None  # wins in chats, where it is the newer name
     min_tokens: Int64 | None = None
     stop: str | Items[str] | None = None
     stop_token_ids: TokenIds | None = None
@@ -171,7 +183,6 @@ class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
     messages: Messages
-    max_completion_tokens: Int64 | None = None
     logprobs: bool | None = None
     top_logprobs: Int64 | None = None
     # the template

@@ -23,6 +23,7 @@ from ember.front.text.tokenizer import Tokenizer
 from ember.wire import Grammar
 
 KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+_WITH_SCHEMAS = ("json", "structural_tag")
 _FLAGS = ("disable_any_whitespace", "disable_additional_properties")
 # Which library should do the work, and whether another may: there is one here, and it refuses what it cannot do.
 _OF_BACKENDS = frozenset({"backend", "_backend", "_backend_was_auto", "backend_was_auto", "disable_fallback"})
@@ -63,14 +64,22 @@ def structured_grammar(request: GenerationRequest, tokenizer: Tokenizer) -> Gram
 
 
 def _of_response_format(given: ResponseFormat | None) -> list[_Demand]:
-    if given is None or given.type == "text":
+    if given is None:
         return []
     field = "response_format"
     extra = given.model_extra or {}
     if given.type not in _FORMATS:
         raise bad_request(f"response_format type must be one of {', '.join(_FORMATS)}, got {given.type[:64]!r}.", field)
+    if given.json_schema is not None and given.type != "json_schema":
+        message = f"`response_format.json_schema` demands the type 'json_schema', and the type is {given.type!r}."
+        raise bad_request(message, field)
     if given.type == "structural_tag":
         return [_Demand("structural_tag", extra, field)]
+    if extra.get("schema") is not None and given.type != "json_object":
+        place = "needs the type 'json_object'" if given.type == "text" else "belongs into `response_format.json_schema`"
+        raise bad_request(f"`response_format.schema` {place}.", field)
+    if given.type == "text":
+        return []
     if given.type == "json_object":
         schema = extra.get("schema")
         return [_Demand("json_object", True, field) if schema is None else _Demand("json", schema, field)]
@@ -110,6 +119,12 @@ def _of_object(given: Mapping[str, Any], name: str) -> _Demand:
             raise bad_request(f"`{name}.{flag}` must be true or false.", f"{name}.{flag}")
     kind = kinds[0]
     demand = _Demand(kind, options[kind], f"{name}.{kind}", closed=options.get("disable_additional_properties", False))
+    if demand.closed and kind not in _WITH_SCHEMAS:
+        flag = f"{name}.disable_additional_properties"
+        raise bad_request(f"`{flag}` has a meaning beside {' and '.join(_WITH_SCHEMAS)}, not beside {kind}.", flag)
+    if demand.closed and kind not in ("json", "structural_tag"):
+        flag = f"{name}.disable_additional_properties"
+        raise bad_request(f"`{flag}` is for JSON schemas, and has no meaning with `{demand.field}`.", flag)
     if options.get("disable_any_whitespace"):
         if "whitespace_pattern" in options:
             message = f"`{name}` cannot have both disable_any_whitespace and whitespace_pattern."
