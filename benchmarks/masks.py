@@ -5,9 +5,12 @@
 Every row follows a grammar of its own kind (records, enums, recursion, patterns, free objects, regular expressions)
 with random tokens that its mask allows, and begins again at its end. A step does what the engine does: it starts the
 masks, waits for a forward pass, which is a sleep here as on a GPU the host has nothing to do meanwhile, takes the
-masks, applies them to the logits and tells the grammars the tokens. What is printed is how much longer a step is for
-all that; "masks alone" is how long they take where nothing hides them. `--json FILE` writes the figures for other
-programs. On a GPU the engine's sampling kernel reads the masks as they are, and "apply" falls away.
+masks, samples under them and tells the grammars the tokens. What is printed is how much longer a step is for all that:
+of sampling, the difference to the same logits and options without masks, greedy and (not in the sum) at temperature 0.8
+with top-p 0.95. The most likely tokens are ones that the mask allows, as with a model that was asked for the form, but
+in every fourth row the first choice is another. "masks alone" is how long they take where nothing hides them. `--json
+FILE` writes the figures for other programs. On a GPU the engine's sampling kernel reads the masks as they are, which
+this does not measure.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from benchmarks.shapes import QWEN3_0_6B, write_tokenizer  # noqa: E402
 from ember.engine.core.constraint import Constraint  # noqa: E402
 from ember.engine.core.grammar import GrammarCompiler  # noqa: E402
 from ember.engine.core.masks import MaskFiller, Masks, expand  # noqa: E402
+from ember.engine.core.sampler import sample  # noqa: E402
 from ember.engine.core.sequence import Sequence  # noqa: E402
 from ember.front.text.json_schema import schema_text  # noqa: E402
 from ember.front.text.portable_regex import portable  # noqa: E402
@@ -120,8 +124,8 @@ class _Rows:
         self.sequences = [self._sequence(kinds[i % len(kinds)]) for i in range(count)]
 
     def _sequence(self, grammar: Grammar) -> Sequence:
-        sampling = SamplingParams(max_tokens=1 << 20, grammar=grammar)
-        made = Sequence(0, 0, [1], 1, sampling, seed=0, priority=0, arrival=0, salt=b"")
+        sampling = SamplingParams(max_tokens=1 << 20, temperature=0.0, grammar=grammar)
+        made = _plain(sampling)
         made.grammar = self._constraint(sampling)
         return made
 
@@ -137,18 +141,26 @@ class _Rows:
                 sequence.grammar = self._constraint(sequence.sampling)
 
 
+def _plain(sampling: SamplingParams) -> Sequence:
+    return Sequence(0, 0, [1], 1, sampling, seed=0, priority=0, arrival=0, salt=b"")
+
+
 def _steps(compiler: GrammarCompiler, options: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(options.device)
-    filler = MaskFiller(pin_memory=device.type == "cuda")
+    filler = MaskFiller(device.type == "cuda", VOCAB_SIZE if device.type == "cpu" else None)
     rows = _Rows(compiler, options.rows)
-    logits = torch.zeros(options.rows, VOCAB_SIZE, device=device)
+    at_random = [_plain(SamplingParams(max_tokens=1, temperature=0.8, top_p=0.95)) for _ in rows.sequences]
+    noise = torch.randn(options.rows, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
     rng = np.random.default_rng(0)
     parts: dict[str, list[float]] = {
         "start": [],
         "wait": [],
-        "apply": [],
+        "sample": [],
         "advance": [],
         "added": [],
+        "sample, no masks": [],
+        "sample at random": [],
+        "sample at random, no masks": [],
         "masks alone": [],
     }
     for step in range(options.steps + 10):
@@ -163,9 +175,10 @@ def _steps(compiler: GrammarCompiler, options: argparse.Namespace) -> dict[str, 
         marks.append(time.perf_counter())
         waited = marks[-1] - before
         assert masks is not None and not masks.errors
-        masks.apply(logits)
-        _synchronise(device)
-        applied = time.perf_counter() - marks[-1]
+        logits = _follow(noise, masks, rng).to(device)
+        sampled = _time_sampling(logits, rows.sequences, masks)
+        unmasked = _time_sampling(logits, rows.sequences, None)
+        drawn = _time_sampling(logits, at_random, masks), _time_sampling(logits, at_random, None)
         token_ids = _draw(masks, rng)
         told = time.perf_counter()
         for sequence, token_id in zip(rows.sequences, token_ids, strict=True):
@@ -174,16 +187,20 @@ def _steps(compiler: GrammarCompiler, options: argparse.Namespace) -> dict[str, 
                 sequence.grammar.advance(token_id)
         told = time.perf_counter() - told
         rows.restart_finished(token_ids)
-        logits.zero_()
         if step < 10:
             continue
         started = marks[1] - marks[0]
         if is_alone:
             parts["masks alone"].append(started + waited)
         else:
-            for name, seconds in (("start", started), ("wait", waited), ("apply", applied), ("advance", told)):
-                parts[name].append(seconds)
-            parts["added"].append(started + waited + applied + told)
+            parts["start"].append(started)
+            parts["wait"].append(waited)
+            parts["sample"].append(sampled - unmasked)
+            parts["advance"].append(told)
+            parts["added"].append(started + waited + sampled - unmasked + told)
+            parts["sample, no masks"].append(unmasked)
+            parts["sample at random"].append(drawn[0] - drawn[1])
+            parts["sample at random, no masks"].append(drawn[1])
     print(f"{options.rows} rows, forward pass of {options.forward_ms:g} ms, logits on {device.type}; ms in a step")
     print("| | median | 95 % |\n|---|---|---|")
     figures = {}
@@ -194,15 +211,29 @@ def _steps(compiler: GrammarCompiler, options: argparse.Namespace) -> dict[str, 
     return figures
 
 
+def _follow(noise: torch.Tensor, masks: Masks, rng: np.random.Generator) -> torch.Tensor:
+    """Logits of a model that follows the form, but wants to leave it in every fourth row."""
+    logits = noise.clone()
+    allowed = expand(masks.bits, VOCAB_SIZE).numpy()
+    for i, row in enumerate(masks.rows):
+        likely = rng.choice(np.nonzero(allowed[i])[0], 50)
+        logits[row, likely] = torch.from_numpy(rng.uniform(15, 25, 50).astype(np.float32))
+        forbidden = np.nonzero(~allowed[i])[0]
+        if i % 4 == 0 and len(forbidden):
+            logits[row, rng.choice(forbidden)] = 30.0
+    return logits
+
+
+def _time_sampling(logits: torch.Tensor, sequences: list[Sequence], masks: Masks | None) -> float:
+    start = time.perf_counter()
+    sample(logits, sequences, [EOS], masks)  # ends with its tokens on the host
+    return time.perf_counter() - start
+
+
 def _draw(masks: Masks, rng: np.random.Generator) -> list[int]:
     """A random token that may follow, for each row."""
     allowed = expand(masks.bits, VOCAB_SIZE).numpy()
     return [int(rng.choice(np.nonzero(row)[0])) for row in allowed]
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

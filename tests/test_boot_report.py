@@ -1,8 +1,12 @@
 """The boot timeline: what is recorded, and how it is drawn."""
 
+import asyncio
 import json
+import threading
 import time
 import xml.etree.ElementTree as ET
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
 
@@ -67,3 +71,52 @@ def test_the_command(report, tmp_path, capsys):
     file.write_text("[]")
     assert main(["boot-report", str(file)]) == 1
     assert "not a boot report" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_is_told_once(tmp_path, caplog):
+    async def scenario():
+        from ember.front.start import Worker
+        from ember.settings import load_settings
+
+        engine = SimpleNamespace(on_first_token=None)
+        worker = Worker(load_settings({"boot_report": str(tmp_path / "none" / "x.json")}), engine, Timeline("front"))
+        worker.write_boot_report()
+        worker.write_boot_report()
+
+    asyncio.run(scenario())
+    assert [record.getMessage().partition("=")[0] for record in caplog.records] == ["EMBER_BOOT_REPORT"]
+
+
+def test_the_report_of_a_running_server(report, capsys, monkeypatch):
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append((self.path, self.headers.get("Authorization")))
+            is_report = self.path == "/boot"
+            self.send_response(200 if is_report else 401)
+            self.end_headers()
+            self.wfile.write(json.dumps(report).encode() if is_report else b"{}")
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        monkeypatch.delenv("API_KEY", raising=False)
+        assert main(["boot-report", url]) == 0
+        assert "tokenizer" in capsys.readouterr().out
+        monkeypatch.setenv("API_KEY", "planted,other")
+        assert main(["boot-report", url + "/boot"]) == 0
+        capsys.readouterr()
+        assert main(["boot-report", url + "/else"]) == 1
+        error = capsys.readouterr().err
+        assert f"{url}/else/boot: HTTP 401" in error and "API_KEY" in error and "planted" not in error
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert asked == [("/boot", None), ("/boot", "Bearer planted"), ("/else/boot", "Bearer planted")]
+    assert main(["boot-report", url]) == 1
+    assert f"{url}/boot: " in capsys.readouterr().err

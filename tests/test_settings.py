@@ -59,6 +59,32 @@ def test_forms_of_values(monkeypatch, name, value, field, expected):
         ("MAX_MODEL_LEN", "1e400k", "integer"),
         ("KV_CACHE_MEMORY_BYTES", "99999999999999999999", "less than or equal to"),
         ("SEED", "999999999999999999999999", "less than or equal to"),
+        ("STEP_TIMEOUT", "inf", "finite"),
+        ("STEP_TIMEOUT", "nan", "finite"),
+        ("STEP_TIMEOUT", "1e300", "less than or equal to 86400"),
+        ("STEP_TIMEOUT", "-1", "greater than or equal to 0"),
+        ("DRAIN_TIMEOUT", "inf", "finite"),
+        ("DRAIN_TIMEOUT", "1e12", "less than or equal to 86400"),
+        ("GPU_MEMORY_UTILIZATION", "nan", "finite"),
+        ("CHAT_TEMPLATE_RENDER_TIMEOUT", "nan", "finite"),
+        ("BATCH_SIZE_GROWTH_FACTOR", "nan", "finite"),
+        ("MAX_MODEL_LEN", "abc", "32k (32000), 32K (32768) or auto"),
+        ("KV_CACHE_MEMORY_BYTES", "lots", "4G"),
+        ("MAX_REQUEST_BYTES", "zz", "32M"),
+        ("MAX_REQUEST_BYTES", "auto", "32M"),
+        ("HEALTH_CHECK_PATH", "ping", "begin with a slash, such as /ping"),
+        ("PLATFORM_STORE", "mysql:x", "memory or sqlite:FILE"),
+        ("PLATFORM_STORE", "sqlite:", "memory or sqlite:FILE"),
+        ("DEFAULT_CHAT_TEMPLATE_KWARGS", "notjson", '{"enable_thinking": false}'),
+        ("DEFAULT_CHAT_TEMPLATE_KWARGS", "[1]", '{"enable_thinking": false}'),
+        ("OTLP_TRACES_ENDPOINT", "foo", "http://collector:4318/v1/traces"),
+        ("OTLP_TRACES_ENDPOINT", "grpc://collector:4317", "http://collector:4318/v1/traces"),
+        ("OTLP_TRACES_ENDPOINT", "http://", "http://collector:4318/v1/traces"),
+        ("OTLP_TRACES_ENDPOINT", "http://collector:port/v1", "http://collector:4318/v1/traces"),
+        ("ALLOWED_ORIGINS", "foo", "https://example.com"),
+        ("ALLOWED_ORIGINS", "https://example.com/page", "https://example.com"),
+        ("ALLOWED_ORIGINS", "https://example.com:port", "https://example.com"),
+        ("ALLOWED_ORIGINS", '["*"', "https://example.com"),
     ],
 )
 def test_a_wrong_value_is_one_line_with_name_value_and_what_is_allowed(monkeypatch, name, value, says):
@@ -67,6 +93,51 @@ def test_a_wrong_value_is_one_line_with_name_value_and_what_is_allowed(monkeypat
         load_settings()
     message = str(caught.value)
     assert message.startswith(f"{name}={value}: ") and says in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MAX_MODEL_LEN", "abc"),
+        ("HEALTH_CHECK_PATH", "ping"),
+        ("PLATFORM_STORE", "mysql:x"),
+        ("DEFAULT_CHAT_TEMPLATE_KWARGS", "notjson"),
+        ("API_KEY", ","),
+    ],
+)
+def test_errors_speak_to_people_and_not_of_their_making(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert not any(inner in str(caught.value).lower() for inner in ("value error", "pattern", "^", "unable to parse"))
+
+
+def test_a_file_of_keys_that_is_missing_says_what_it_is_for(monkeypatch):
+    monkeypatch.setenv("API_KEY_FILE", "/nope")
+    with pytest.raises(SettingsError, match=r"^API_KEY_FILE=/nope: No such file .*one key a line.*unset") as caught:
+        load_settings()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_file_that_is_missing_says_what_it_is_for(monkeypatch):
+    monkeypatch.setenv("VLLM_CONFIG_FILE", "/nope.yaml")
+    with pytest.raises(SettingsError, match=r"^VLLM_CONFIG_FILE=/nope.yaml: No such file .*YAML.*unset"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("*", ["*"]),
+        ('["*"]', ["*"]),  # as vLLM takes it
+        ("https://a.example, http://LOCALHOST:3000/", ["https://a.example", "http://localhost:3000"]),
+        ("chrome-extension://abc", ["chrome-extension://abc"]),
+        ("http://[::1]:3000", ["http://[::1]:3000"]),
+    ],
+)
+def test_origins_are_kept_as_browsers_send_them(monkeypatch, value, expected):
+    monkeypatch.setenv("ALLOWED_ORIGINS", value)
+    assert load_settings().allowed_origins == expected
 
 
 def test_the_alias_that_was_set_is_the_one_that_is_named(monkeypatch):

@@ -13,9 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ember_cpu.library import HERE, VARIANTS
-
-_OPTIONS = ["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-Wall", "-Wextra"]
+from ember_cpu.library import HERE, VARIANTS, Variant
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,22 +27,28 @@ def main(arguments: list[str] | None = None) -> int:
     if shutil.which(options.compiler) is None:
         print(f"no CPU kernels: there is no compiler {options.compiler!r}", file=sys.stderr)
         return 1
-    for variant in VARIANTS:
-        if not compile_variant(options.compiler, variant.name, variant.options, options.into):
-            return 1
-    return 0
+    made = [compile_variant(options.compiler, variant, options.into) for variant in VARIANTS]
+    return 0 if any(made) else 1
 
 
-def compile_variant(compiler: str, name: str, machine: tuple[str, ...], into: Path) -> bool:
-    """Whether the library is there and younger than its source."""
-    source, library = HERE / "decoder.c", into / f"decoder_{name}.so"
-    if library.exists() and library.stat().st_mtime >= source.stat().st_mtime:
+def compile_variant(compiler: str, variant: Variant, into: Path) -> bool:
+    """Whether there is a library of this source and these options now."""
+    library, build = into / f"decoder_{variant.name}.so", variant.build()
+    if library.exists() and build.encode() in library.read_bytes():
         return True
     partial = library.with_suffix(f".{os.getpid()}")
-    command = [compiler, *_OPTIONS, *machine, str(source), "-o", str(partial), "-lm"]
+    command = [
+        compiler,
+        *variant.options,
+        f'-DEMBER_BUILD="{build}"',
+        str(HERE / "decoder.c"),
+        "-o",
+        str(partial),
+        "-lm",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        print(f"no CPU kernels for {name}: {done.stderr.strip()[-1000:]}", file=sys.stderr)
+        print(f"no CPU kernels for {variant.name}: {done.stderr.strip()[-1000:]}", file=sys.stderr)
         partial.unlink(missing_ok=True)
         return False
     partial.replace(library)  # at once: a worker may be starting

@@ -67,9 +67,10 @@ static inline bf16 to_bf16(float value) {
     return (bf16)(value != value ? 0x7fc0 : rounded);
 }
 
-/* e^x to about 1e-7, for x <= 88; plain arithmetic, so that loops over it become vectors. */
+/* e^x to about 1e-7, held between e^-87 and e^88; plain arithmetic, so that loops over it become vectors. */
 static inline float exponential(float x) {
     x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
     float shifted = x * 1.44269504f + 12582912.0f; /* rounds to an integer in the low bits */
     float power = shifted - 12582912.0f;
     float r = x - power * 0.693359375f + power * 2.12194440e-4f;
@@ -415,7 +416,26 @@ static void attend(const Model *model, const Layer *layer, const Step *step, i64
             }
 }
 
+#define LONG 2048 /* keys; a row that sees more is shared by several threads */
+
+/* The most that one of the rows sees; `chosen` NULL: of the first `count` rows. */
+static i64 longest(const Step *step, const i64 *chosen, i64 count) {
+    i64 most = 0;
+    for (i64 i = 0; i < count; i++) {
+        i64 position = step->positions[chosen ? chosen[i] : i];
+        most = position + 1 > most ? position + 1 : most;
+    }
+    return most;
+}
+
 /* ---------------------------------------------------------------- what is called */
+
+#ifndef EMBER_BUILD
+#define EMBER_BUILD "unknown"
+#endif
+/* Of which source and options this is: who has other structures in mind must not call it. */
+const char ember_build[] = EMBER_BUILD;
+const i64 ember_sizes[] = {sizeof(Matrix), sizeof(Layer), sizeof(Model), sizeof(Step)};
 
 /* Bytes that `ember_forward` needs to work in. */
 i64 ember_workspace(const Model *model, i64 rows) {
@@ -434,7 +454,7 @@ static void *reserve(char **at, i64 bytes) {
 void ember_forward(const Model *model, const Step *step, char *workspace, int threads) {
     i64 rows = step->rows, hidden = model->hidden, size = model->head_dim, heads = model->heads;
     i64 width = (heads + 2 * model->kv_heads) * size, placed = heads + model->kv_heads;
-    i64 parts = rows < 4 * threads ? model->kv_heads : 1; /* of a row's attention: shares for all threads */
+    i64 parts = rows < 4 * threads || longest(step, NULL, rows) > LONG ? model->kv_heads : 1; /* of a row's attention */
     float *residual = reserve(&workspace, rows * hidden * 4), *qkv = reserve(&workspace, rows * width * 4);
     bf16 *normed = reserve(&workspace, rows * hidden * 2), *queries = reserve(&workspace, rows * heads * size * 2);
     bf16 *mixed = reserve(&workspace, rows * heads * size * 2);
@@ -496,7 +516,7 @@ void ember_linear(const Matrix *matrix, const bf16 *x, i64 rows, float *out, int
 void ember_add_norm(bf16 *hidden, const bf16 *delta, const bf16 *weight, bf16 *out, i64 rows, i64 size, float eps, int threads) {
 #pragma omp parallel num_threads(threads)
     {
-        float *x = aligned_alloc(64, (size_t)(size + 15) / 16 * 64);
+        float x[size];
 #pragma omp for schedule(static)
         for (i64 row = 0; row < rows; row++) {
             bf16 *own = hidden + row * size;
@@ -510,7 +530,6 @@ void ember_add_norm(bf16 *hidden, const bf16 *delta, const bf16 *weight, bf16 *o
             }
             normalise(x, weight, size, eps, out + row * size);
         }
-        free(x);
     }
 }
 
@@ -537,11 +556,11 @@ void ember_place(const Model *model, const Layer *layer, const Step *step, const
 /* Attention of `count` of the step's rows, those that `chosen` lists; queries and out are [rows, heads, head_dim] of all.
  * What the rows see must be in the cache. */
 void ember_attend(const Model *model, const Layer *layer, const Step *step, const i64 *chosen, i64 count, const bf16 *queries, bf16 *out, int threads) {
-    i64 width = model->heads * model->head_dim;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 4)
-    for (i64 i = 0; i < count; i++) {
-        i64 row = chosen[i];
-        attend(model, layer, step, row, 0, model->kv_heads, queries + row * width, out + row * width);
+    i64 width = model->heads * model->head_dim, parts = longest(step, chosen, count) > LONG ? model->kv_heads : 1;
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (i64 i = 0; i < count * parts; i++) {
+        i64 row = chosen[i / parts], kv_count = model->kv_heads / parts;
+        attend(model, layer, step, row, i % parts * kv_count, kv_count, queries + row * width, out + row * width);
     }
 }
 

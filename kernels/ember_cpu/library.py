@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import logging
 from dataclasses import dataclass
 from functools import cache
@@ -16,23 +17,39 @@ log = logging.getLogger(__name__)
 HERE = Path(__file__).resolve().parent
 MAX_ROWS = 128  # of one call, as in decoder.c
 MAX_HEAD_DIM = 256
+MAX_SIZE = 1 << 17  # elements of a row: some are kept on a thread's stack
 ALIGNMENT = 32  # elements: rows of matrices and heads are whole registers
 
 _I64, _POINTER = ctypes.c_int64, ctypes.c_void_p
 
 
+OPTIONS = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A build of the library: the compiler's options, and what /proc/cpuinfo must list."""
+    """A build of the library for CPUs with these features, by the names of /proc/cpuinfo."""
 
     name: str
-    options: tuple[str, ...]
-    flags: frozenset[str]
+    flags: tuple[str, ...]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The compiler's: these features and no others, whatever it takes a generation of CPUs to have."""
+        names = ({"bmi1": "bmi", "avx512_bf16": "avx512bf16"}.get(flag, flag) for flag in self.flags)
+        return (*OPTIONS, *(f"-m{name}" for name in names), "-mprefer-vector-width=512")
+
+    def build(self) -> str:
+        """What a library that is up to date says of itself: a digest of source and options."""
+        digest = hashlib.sha256((HERE / "decoder.c").read_bytes())
+        digest.update(" ".join(self.options).encode())
+        return digest.hexdigest()[:32]
 
 
+_AVX2 = ("avx2", "fma", "bmi1", "bmi2", "f16c")
 VARIANTS = (
-    Variant("avx512_bf16", ("-march=x86-64-v4", "-mavx512bf16"), frozenset({"avx512_bf16", "avx512vl", "avx512dq"})),
-    Variant("avx2", ("-march=x86-64-v3",), frozenset({"avx2", "fma"})),
+    Variant("avx512_bf16", (*_AVX2, "avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16")),
+    Variant("avx2", _AVX2),
 )
 """The best first."""
 
@@ -121,12 +138,14 @@ def load(name: str | None = None) -> ctypes.CDLL | None:
     """
     for variant in VARIANTS:
         path = HERE / f"decoder_{variant.name}.so"
-        if name not in (None, variant.name) or not variant.flags <= cpu_flags() or not path.exists():
+        if name not in (None, variant.name) or not cpu_flags().issuperset(variant.flags) or not path.exists():
             continue
         try:
             library = ctypes.CDLL(str(path))
-        except OSError as error:  # made for another system, or there is no OpenMP
-            log.warning("the C library for CPUs cannot be loaded: %s", error)
+            if build_of(library) != variant.build():
+                raise OSError(f"{path.name} is of another source; run `python -m ember_cpu.build`")
+        except OSError as error:  # or made for another system, or there is no OpenMP
+            log.warning("the C library for CPUs is not used: %s", error)
             continue
         library.ember_workspace.restype = _I64
         library.ember_workspace.argtypes = (ctypes.POINTER(Model), _I64)
@@ -158,6 +177,14 @@ def load(name: str | None = None) -> ctypes.CDLL | None:
         library.ember_gate.argtypes = (_POINTER, _POINTER, _I64, _I64, ctypes.c_int)
         return library
     return None
+
+
+def build_of(library: ctypes.CDLL) -> str:
+    """The digest that a library was built with; empty where it knows none."""
+    try:
+        return ctypes.string_at(ctypes.addressof(ctypes.c_char.in_dll(library, "ember_build"))).decode(errors="replace")
+    except ValueError:
+        return ""
 
 
 def linear(library: ctypes.CDLL, weight: Matrix, x: Tensor, threads: int) -> Tensor:

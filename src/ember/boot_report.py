@@ -1,16 +1,55 @@
 """Draws a boot timeline, as text for a terminal or as an SVG picture: `ember boot-report FILE [--svg OUT]`.
 
-The input is what EMBER_BOOT_REPORT wrote, or the answer of `GET /boot`.
+The input is what EMBER_BOOT_REPORT wrote, or the answer of `GET /boot`, which is fetched where FILE is a server's URL.
 """
 
 from __future__ import annotations
 
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
 _COLOURS = {"front": "#4c78a8", "engine": "#f58518"}
 _BAR = 60  # characters
 _WIDTH, _ROW, _LEFT = 760, 22, 210  # pixels
+
+
+_FETCH_SECONDS = 10.0
+
+
+class ReportError(Exception):
+    """There is no report to be had; one line."""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *args: Any) -> None:
+        """A key is for the server that was named, and for no other."""
+
+
+def read(place: str) -> str:
+    """The text of a report: of a file, or of a server, which is given the first key of API_KEY. Raises ReportError."""
+    try:
+        if not place.startswith(("http://", "https://")):
+            return Path(place).read_text()
+        place = place.rstrip("/").removesuffix("/boot") + "/boot"
+        request = urllib.request.Request(place)
+        key = (os.environ.get("API_KEY") or os.environ.get("VLLM_API_KEY") or "").split(",")[0].strip()
+        if key:
+            request.add_header("Authorization", f"Bearer {key}")
+        with urllib.request.build_opener(_NoRedirects).open(request, timeout=_FETCH_SECONDS) as response:
+            return str(response.read().decode("utf-8", "replace"))
+    except urllib.error.HTTPError as error:
+        hint = "; set API_KEY to a key of the server" if error.code == 401 else ""
+        raise ReportError(f"{place}: HTTP {error.code}{hint}") from None
+    except urllib.error.URLError as error:
+        raise ReportError(f"{place}: {getattr(error.reason, 'strerror', None) or error.reason}") from None
+    except OSError as error:
+        raise ReportError(f"{place}: {error.strerror or error}") from None
+    except ValueError:  # no URL after all, or no text
+        raise ReportError(f"{place} is neither a file of text nor the address of a server") from None
 
 
 def as_text(report: dict[str, Any]) -> str:

@@ -196,13 +196,15 @@ def _boot_report(flags: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
-    from ember.boot_report import as_svg, as_text
+    from ember.boot_report import ReportError, as_svg, as_text, read
 
     try:
-        report = json.loads(Path(flags.file).read_text())
+        report = json.loads(read(flags.file))
         text, picture = as_text(report), as_svg(report)
         if flags.svg:
             Path(flags.svg).write_text(picture)
+    except ReportError as error:
+        return _fail(str(error))
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}")
     except (ValueError, KeyError, TypeError, AttributeError):

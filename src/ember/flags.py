@@ -46,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     platform.add_argument("--env", metavar="URL", help="print the variables of a worker for the platform at URL")
     _add_settings(platform)
     report = commands.add_parser("boot-report", help="draw a boot timeline", allow_abbrev=False)
-    report.add_argument("file", metavar="FILE", help="what EMBER_BOOT_REPORT wrote, or the answer of GET /boot")
+    report.add_argument("file", metavar="FILE", help="what EMBER_BOOT_REPORT wrote, or a server's URL")
     report.add_argument("--svg", metavar="OUT", help="write it as a picture too")
     settings = commands.add_parser("settings", help="print the table of settings", allow_abbrev=False)
     settings.add_argument("--hub", action="store_true", help="print them as the RunPod Hub's hub.json instead")

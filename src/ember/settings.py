@@ -6,20 +6,22 @@ A value that cannot be used raises `SettingsError`, one line that names the vari
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from ember import settings_forms as forms
 from ember.settings_known import KNOWN_UNUSED
 
 log = logging.getLogger(__name__)
 
+_WHOLE = re.compile(r"[+-]?[0-9][0-9_]*")
 _LEN_SUFFIX = {"k": 1000, "K": 1024, "m": 1_000_000, "M": 1024 * 1024, "g": 1_000_000_000, "G": 1024**3}
 
 
@@ -52,6 +54,21 @@ def _human_int(value: Any) -> Any:
     return None if value == -1 else value
 
 
+def _count(value: Any) -> Any:
+    """Raises ValueError for text that is no number in any of these forms."""
+    number = _human_int(value)
+    if isinstance(number, str) and not _WHOLE.fullmatch(number):
+        raise ValueError("it must be an integer, also as 32k (32000), 32K (32768) or auto; bytes as 4G")
+    return number
+
+
+def _bytes(value: Any) -> Any:
+    number = _human_int(value)
+    if number is None or (isinstance(number, str) and not _WHOLE.fullmatch(number)):
+        raise ValueError("it must be a number of bytes, such as 32M (32 MiB) or 33554432")
+    return number
+
+
 def _lower(value: Any) -> Any:
     value = _clean(value)
     return value.lower() if isinstance(value, str) else value
@@ -63,15 +80,6 @@ def _comma_list(value: Any) -> Any:
         return []
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
-    return value
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            return json.loads(value)
-        except ValueError as error:
-            raise ValueError(f"not valid JSON: {error}") from None
     return value
 
 
@@ -92,8 +100,9 @@ def _format_name(value: Any) -> Any:
 OptionalStr = Annotated[str | None, BeforeValidator(_clean)]
 FormatName = Annotated[str | None, BeforeValidator(_format_name)]
 _MAX_INT = 2**63 - 1  # what a message to the engine can carry
-PositiveInt = Annotated[Annotated[int, Field(ge=1, le=_MAX_INT)] | None, BeforeValidator(_human_int)]
-NonNegativeInt = Annotated[Annotated[int, Field(ge=0, le=_MAX_INT)] | None, BeforeValidator(_human_int)]
+_DAY_SECONDS = 86_400.0
+PositiveInt = Annotated[Annotated[int, Field(ge=1, le=_MAX_INT)] | None, BeforeValidator(_count)]
+NonNegativeInt = Annotated[Annotated[int, Field(ge=0, le=_MAX_INT)] | None, BeforeValidator(_count)]
 CommaList = Annotated[list[str], NoDecode, BeforeValidator(_comma_list)]
 
 
@@ -104,7 +113,7 @@ def _names(*names: str) -> Any:
 class Settings(BaseSettings):
     """The worker's settings. The first alias of a field is its name in the documentation."""
 
-    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", populate_by_name=True, allow_inf_nan=False)
 
     # --- the model
     model_name: OptionalStr = Field(
@@ -207,6 +216,7 @@ class Settings(BaseSettings):
     step_timeout: float = Field(
         300.0,
         ge=0,
+        le=_DAY_SECONDS,
         validation_alias=_names("STEP_TIMEOUT"),
         description="Seconds until a step of the engine that does not return counts as a crash; 0 = wait for ever.",
     )
@@ -234,7 +244,9 @@ class Settings(BaseSettings):
         validation_alias=_names("CHAT_TEMPLATE_RENDER_TIMEOUT", "VLLM_CHAT_TEMPLATE_RENDER_TIMEOUT"),
         description="Seconds that a template of a request may take.",
     )
-    default_chat_template_kwargs: Annotated[dict[str, Any], NoDecode, BeforeValidator(_json)] = Field(
+    default_chat_template_kwargs: Annotated[
+        dict[str, Any], NoDecode, BeforeValidator(forms.json_object('{"enable_thinking": false}'))
+    ] = Field(
         default_factory=dict,
         validation_alias=_names("DEFAULT_CHAT_TEMPLATE_KWARGS"),
         description='Variables of the chat template as JSON, such as {"enable_thinking": false}; requests win.',
@@ -264,7 +276,9 @@ class Settings(BaseSettings):
         validation_alias=_names("GENERATION_CONFIG"),
         description="Sampling defaults: auto = the model's generation_config.json, vllm = none, or a directory.",
     )
-    override_generation_config: Annotated[dict[str, Any], NoDecode, BeforeValidator(_json)] = Field(
+    override_generation_config: Annotated[
+        dict[str, Any], NoDecode, BeforeValidator(forms.json_object('{"temperature": 0.6}'))
+    ] = Field(
         default_factory=dict,
         validation_alias=_names("OVERRIDE_GENERATION_CONFIG"),
         description='Sampling defaults as JSON, such as {"temperature": 0.6}; stronger than GENERATION_CONFIG.',
@@ -317,12 +331,16 @@ class Settings(BaseSettings):
         validation_alias=_names("API_KEY_FILE"),
         description="File with more such keys, one a line; empty lines and those that begin with # are skipped.",
     )
-    allowed_origins: CommaList = Field(
+    allowed_origins: Annotated[
+        list[Annotated[str, AfterValidator(forms.origin)]],
+        NoDecode,
+        BeforeValidator(lambda value: _comma_list(forms.origin_list(value))),
+    ] = Field(
         default_factory=list,
         validation_alias=_names("ALLOWED_ORIGINS"),
         description="Origins whose pages may call `ember serve` from a browser (CORS); `*` = all. Unset: none.",
     )
-    max_request_bytes: Annotated[int, Field(ge=1024, le=2**31), BeforeValidator(_human_int)] = Field(
+    max_request_bytes: Annotated[int, Field(ge=1024, le=2**31), BeforeValidator(_bytes)] = Field(
         32 * 2**20,
         validation_alias=_names("MAX_REQUEST_BYTES", "VLLM_HTTP_MAX_REQUEST_BODY_SIZE"),
         description="Largest body of a request to `ember serve` (`32M`).",
@@ -333,15 +351,14 @@ class Settings(BaseSettings):
         description="Port on which `ember serve` answers health checks too, where it is not PORT.",
     )
     platform_store: Annotated[
-        str, Field(pattern=r"^(memory|sqlite:.+)$"), BeforeValidator(lambda value: _clean(value) or "memory")
+        str, BeforeValidator(lambda value: _clean(value) or "memory"), AfterValidator(forms.store)
     ] = Field(
         "memory",
         validation_alias=_names("PLATFORM_STORE", "STORE"),
         description="Where `ember platform` keeps jobs and results: memory, or sqlite:FILE to outlive a restart.",
     )
-    health_check_path: str = Field(
+    health_check_path: Annotated[str, AfterValidator(forms.url_path)] = Field(
         "/ping",
-        pattern="^/",
         validation_alias=_names("HEALTH_CHECK_PATH"),
         description="Path of a load balancer's health check: 204 while loading, 200 when ready, 503 when dead.",
     )
@@ -358,6 +375,7 @@ class Settings(BaseSettings):
     drain_timeout: float = Field(
         30.0,
         ge=0,
+        le=_DAY_SECONDS,
         validation_alias=_names("DRAIN_TIMEOUT"),
         description="Seconds that jobs and requests in flight have to finish after SIGTERM; the rest end in an error.",
     )
@@ -405,7 +423,7 @@ class Settings(BaseSettings):
         validation_alias=_names("LOG_FORMAT"),
         description="Form of the log: text, or json with a JSON object a line.",
     )
-    otlp_traces_endpoint: OptionalStr = Field(
+    otlp_traces_endpoint: Annotated[OptionalStr, AfterValidator(forms.http_url)] = Field(
         None,
         validation_alias=_names("OTLP_TRACES_ENDPOINT"),
         description="Where a span for each request is sent, as OTLP over HTTP (`http://collector:4318/v1/traces`); "
@@ -489,7 +507,8 @@ def _keys_of(path: str) -> list[SecretStr]:
     try:
         lines = [line.strip() for line in Path(path).read_text().splitlines()]
     except OSError as error:
-        raise SettingsError(f"API_KEY_FILE={path}: {error.strerror or error}") from None
+        advice = "it must name a readable file with one key a line, or be unset"
+        raise SettingsError(f"API_KEY_FILE={path}: {error.strerror or error}; {advice}") from None
     except UnicodeDecodeError:
         raise SettingsError(f"API_KEY_FILE={path} is not UTF-8 text") from None
     keys = [SecretStr(line) for line in lines if line and not line.startswith("#")]
@@ -514,7 +533,8 @@ def _yaml_values() -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text()) or {}
     except OSError as error:
-        raise SettingsError(f"VLLM_CONFIG_FILE={path}: {error.strerror or error}") from None
+        advice = "it must name a readable YAML file of settings, or be unset"
+        raise SettingsError(f"VLLM_CONFIG_FILE={path}: {error.strerror or error}; {advice}") from None
     except UnicodeDecodeError:
         raise SettingsError(f"VLLM_CONFIG_FILE={path} is not UTF-8 text") from None
     except yaml.YAMLError as error:
@@ -550,5 +570,5 @@ def _one_line(error: ValidationError) -> str:
 
 
 def _reason(item: Any) -> str:
-    message = str(item["msg"])
+    message = str(item["msg"]).removeprefix("Value error, ").partition(", unable to parse")[0]
     return message[0].lower() + message[1:]

@@ -190,7 +190,7 @@ def test_the_request_id_header_is_answered_where_wanted(deploy) -> None:
     body = {"messages": [{"role": "user", "content": "hi"}]}
     answer = deployment.request("POST", "/v1/chat/completions", body, x_request_id="theirs")
     assert answer.headers == {"X-Request-Id": "theirs"}
-    broken = deployment.request("POST", "/v1/chat/completions", {**body, "request_id": "a\r\nSet-Cookie: b"})
+    broken = deployment.request("POST", "/v1/chat/completions", body, x_request_id="a\r\nSet-Cookie: b")
     assert broken.headers["X-Request-Id"].isalnum()
 
 

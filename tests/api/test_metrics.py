@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import functools
 import logging
 import re
 import time
@@ -86,6 +87,17 @@ def test_names_of_the_dashboards(deployment: Deployment) -> None:
     assert value(samples, "vllm:cache_config_info", block_size="16", num_gpu_blocks="64") == 1
     for reason in ("stop", "length", "abort", "error", "repetition"):
         assert value(samples, "vllm:request_success_total", finished_reason=reason) == 0
+
+
+def test_a_grammar_that_cannot_be_used_is_no_failure_of_a_generation(deployment: Deployment) -> None:
+    for param, status in (("response_format", 400), (None, 500)):
+        output = wire.SequenceOutput(1, 0, [], "error", error="it cannot be used", error_param=param)
+        deployment.engine.script = functools.partial(lambda made, prompt, sampling: [[made]], output)
+        with pytest.raises(ApiError) as caught:
+            deployment.chat(response_format={"type": "json_object"})
+        assert caught.value.status == status
+        failed = value(read(deployment), "vllm:request_success_total", finished_reason="error")
+        assert failed == (1 if status == 500 else 0)
 
 
 def test_requests_are_counted(deployment: Deployment) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from ember.front.api.sampling import check_defaults
+from ember.front.errors import ApiError
 from ember.wire import SamplingParams
-from tests.api.fakes import MAX_MODEL_LEN, VOCAB_SIZE, Deployment
+from tests.api.fakes import MAX_MODEL_LEN, VOCAB_SIZE, Deployment, refused
 
 
 def test_nothing_given(deployment: Deployment) -> None:
@@ -85,6 +86,26 @@ def test_reshaping(deployment: Deployment, fields: dict[str, Any], expected: dic
     deployment.chat("hi", **fields)
     sampling = deployment.engine.sampling
     assert {name: getattr(sampling, name) for name in expected} == expected
+
+
+def test_the_newer_name_of_a_length_holds_for_completions_too(deployment: Deployment) -> None:
+    for fields in ({"max_completion_tokens": 5}, {"max_completion_tokens": 5, "max_tokens": 5}):
+        deployment.complete("hi", **fields)
+        assert deployment.engine.sampling.max_tokens == 5
+    with pytest.raises(ApiError, match="max_tokens=6 and max_completion_tokens=5") as caught:
+        deployment.complete("hi", max_completion_tokens=5, max_tokens=6)
+    assert (caught.value.status, caught.value.param) == (400, "max_completion_tokens")
+    body = {"prompt": "hi", "max_completion_tokens": 5}
+    assert "X-Ember-Ignored-Fields" not in deployment.request("POST", "/v1/completions", body).headers
+
+
+@pytest.mark.parametrize("name", ["", "é", "a" * 257, "a\nb"])
+def test_a_request_id_that_no_header_can_hold(deployment: Deployment, name: str) -> None:
+    error = refused(deployment, "/v1/completions", {"prompt": "hi", "request_id": name})
+    assert (error.status, error.param) == (400, "request_id")
+    assert "256" in error.message
+    answer = deployment.request("POST", "/v1/completions", {"prompt": "hi"}, x_request_id=name)
+    assert answer.body["id"] != f"cmpl-{name}"  # a proxy's header is replaced
 
 
 def test_defaults_of_the_deployment_are_weaker_than_the_request(deployment: Deployment) -> None:

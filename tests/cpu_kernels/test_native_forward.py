@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import mmap
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +48,7 @@ def build(request, monkeypatch):
     if native.load(request.param) is None:
         pytest.skip(f"this machine cannot run {request.param}")
     chosen = native.load(request.param)
-    monkeypatch.setattr(native, "load", lambda: chosen)
+    monkeypatch.setattr(native, "load", lambda name=None: chosen)
     monkeypatch.setattr(native, "cpu_flags", frozenset)  # whatever oneDNN would be better at
     return request.param
 
@@ -131,6 +135,77 @@ def test_not_a_number_fails_its_request_alone(build, checkpoints):
     outputs = run(engine, [Generate(1, [5, 77, 6], greedy(4)), Generate(2, [5, 8, 6], greedy(4))])
     assert "NaN" in (outputs[1, 0][-1].error or "")
     assert len(tokens(outputs[2, 0])) == 4
+
+
+def test_gates_of_any_size(build):
+    """In prompts' own call; the one of a step is the same arithmetic (`exponential`)."""
+    library = native.load(build)
+    assert library is not None
+    gate = torch.cat([torch.linspace(-1e4, 1e4, 4001), torch.linspace(-200.0, 200.0, 4001)]).bfloat16()
+    x = torch.stack((gate, torch.ones_like(gate))).flatten()[None].contiguous()
+    out = torch.empty(1, len(gate), dtype=torch.bfloat16)
+    library.ember_gate(x.data_ptr(), out.data_ptr(), 1, len(gate), 2)
+    torch.testing.assert_close(out[0].float(), torch.nn.functional.silu(gate.float()), rtol=1e-2, atol=1e-30)
+    x[0, :2] = torch.nan
+    library.ember_gate(x.data_ptr(), out.data_ptr(), 1, len(gate), 2)
+    assert out[0, :2].isnan().all() and not out[0, 2:].isnan().any()
+
+
+def test_large_gates_in_a_step(build, tmp_path):
+    """Weights so large that gates leave the range of float32's exponential."""
+    import safetensors.torch
+
+    directory = make_tiny("llama", tmp_path, dtype=torch.bfloat16, **{**SIZES, "num_hidden_layers": 1})
+    file = directory / "model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    weights["model.layers.0.mlp.gate_proj.weight"] *= 200
+    safetensors.torch.save_file(weights, file, metadata={"format": "pt"})
+    expected = reference(directory, sequences_of_tokens())
+    usual = error(load(directory, torch.bfloat16), decode, expected)
+    assert error(native_model(directory), decode, expected) <= 1.1 * usual
+
+
+def test_a_chore_that_fails_leaves_a_whole_model(build, checkpoints, monkeypatch):
+    """Memory runs out between two matrices of a layer whose parts are mapped alone."""
+    monkeypatch.setattr("ember.engine.loading.mapped.SMALL_BYTES", 0)
+    monkeypatch.setattr("ember.engine.loading.mapped._MAX_WASTE", 0)
+    monkeypatch.setattr("ember.engine.layers.linear._HUGE_PAGE", 0)
+    directory, expected = checkpoints("llama")
+    model = native_model(directory)
+    real, calls = mmap.mmap, 0
+
+    def fail_second(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise OSError("no memory in a test")
+        return real(*arguments, **options)
+
+    usual = error(model, decode, expected)
+    monkeypatch.setattr("ember.engine.layers.linear.mmap.mmap", fail_second)
+    with pytest.raises(OSError, match="no memory"):
+        model.pack_next()
+    gc.collect()
+    assert error(model, decode, expected) == usual
+    assert not model.pack_next()
+
+
+def test_structures_are_those_of_the_library(build):
+    library = native.load(build)
+    assert library is not None
+    sizes = (ctypes.c_int64 * 4).in_dll(library, "ember_sizes")
+    assert list(sizes) == [ctypes.sizeof(kind) for kind in (native.Matrix, native.Layer, native.Model, native.Step)]
+
+
+def test_a_library_of_another_source_is_not_used(build, monkeypatch, tmp_path):
+    monkeypatch.undo()
+    for name in ("decoder.c", f"decoder_{build}.so"):
+        shutil.copy(native.HERE / name, tmp_path)
+    monkeypatch.setattr(native, "HERE", tmp_path)
+    assert native.load.__wrapped__(build) is not None
+    with (tmp_path / "decoder.c").open("a") as file:
+        file.write("/* changed */")
+    assert native.load.__wrapped__(build) is None
 
 
 def test_what_it_does_not_serve_stays_with_torch(checkpoints, tmp_path, monkeypatch):

@@ -68,3 +68,14 @@ def test_each_step_has_the_whole_time() -> None:
     assert not barked.wait(1.0), "neither many short steps nor rest are a hang"
     watchdog.begin()
     assert barked.wait(5.0)
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 1e300])
+def test_a_time_that_no_clock_can_hold_is_waited_for_all_the_same(timeout: float) -> None:
+    before = set(threading.enumerate())
+    watchdog = Watchdog(timeout, lambda: None)
+    (thread,) = set(threading.enumerate()) - before
+    watchdog.begin()
+    thread.join(0.5)
+    assert thread.is_alive(), "a watchdog that fails is none"
+    watchdog.rest()

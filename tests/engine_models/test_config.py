@@ -108,6 +108,13 @@ def test_errors_are_one_line_and_name_the_field(tmp_path: Path, fields: dict[str
         assert word in message
 
 
+@pytest.mark.parametrize("share", [0.0, 1.5, 0.95, -1.0])
+def test_a_share_of_dimensions_that_cannot_be_turned(tmp_path: Path, share: float) -> None:
+    """Of 16 dimensions at most all, in pairs."""
+    with pytest.raises(ModelError, match="partial_rotary_factor"):
+        load(tmp_path, partial_rotary_factor=share)
+
+
 @pytest.mark.parametrize(
     ("content", "word"), [(None, "does not exist"), ("{", "not valid JSON"), ("[]", "JSON object")]
 )

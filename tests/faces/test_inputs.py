@@ -213,3 +213,29 @@ def test_batch_sizes_that_make_no_sense(name: str, value: object) -> None:
     with pytest.raises(ApiError) as caught:
         parse_input({"prompt": "a", name: value}, model="m")
     assert (caught.value.status, caught.value.param) == (400, name)
+
+
+@pytest.mark.parametrize(
+    ("job_input", "beside", "name"),
+    [
+        ({"openai_input": {"messages": MESSAGES}, "zork_a": 1}, "openai_input", "zork_a"),
+        ({"openai_input": {"messages": MESSAGES}, "sampling_params": {"n": 2}}, "openai_input", "sampling_params"),
+        ({"openai_route": "/v1/models", "zork_b": 1}, "openai_route", "zork_b"),
+        ({"route": CHAT, "body": {"messages": MESSAGES}, "zork_c": 1}, "route", "zork_c"),
+    ],
+)
+def test_fields_beside_a_request_are_named_once(
+    job_input: Any, beside: str, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    parse_input(job_input, model="m")
+    parse_input(job_input, model="m")
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert f"input.{name} " in message and f"beside {beside}" in message and "no effect" in message
+
+
+def test_fields_with_an_effect_are_not_named(caplog: pytest.LogCaptureFixture) -> None:
+    parse_input({"openai_input": {"messages": MESSAGES}, "openai_route": CHAT, "max_batch_size": 2}, model="m")
+    parse_input({"route": CHAT, "body": {"messages": MESSAGES}, "method": "POST", "min_batch_size": 2}, model="m")
+    parse_input({"messages": MESSAGES, "sampling_params": {}, "use_openai_format": True}, model="m")
+    parse_input({"openai_input": {"messages": MESSAGES}, "messages": None}, model="m")
+    assert not caplog.records

@@ -78,3 +78,11 @@ def test_a_stop_before_the_loop_runs() -> None:
     asyncio.run(asyncio.wait_for(scaler.run(), 5))
     assert not polls
     scaler.kill_worker()  # a second signal, when the loop is closed already
+
+
+def test_the_time_to_drain_counts_from_the_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes between, such as the moment in which a job may still be delivered, is no extra."""
+    monkeypatch.setattr(waits.time, "monotonic", lambda: 103.0)
+    assert waits.time_left(None, 30.0) == 30.0
+    assert waits.time_left(100.0, 30.0) == 27.0
+    assert waits.time_left(10.0, 30.0) == 0.0

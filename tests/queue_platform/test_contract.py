@@ -482,3 +482,29 @@ def test_a_client_that_leaves_cancels_its_job(stream: bool) -> None:
         assert (await calls.status(job["id"]))["status"] == "CANCELLED"
 
     play(scenario, poll=5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"policy": {"foo": 1}}, "policy.foo is not known; it may hold executionTimeout, lowPriority and ttl"),
+        ({"policy": {"executiontimeout": 5000}}, "executiontimeout"),
+        ({"s3Config": 7}, "s3Config must be an object"),
+    ],
+)
+def test_mistyped_options_of_a_job_are_refused(fields: Any, says: str) -> None:
+    async def scenario(calls: Calls) -> None:
+        status, body = await calls.client("POST", "/run", {"input": {"a": 1}, **fields})
+        assert status == 400 and says in body["error"]
+
+    play(scenario)
+
+
+def test_unknown_fields_of_a_job_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(calls: Calls) -> None:
+        for _ in range(2):
+            assert (await calls.client("POST", "/run", {"input": {"a": 1}, "zork": 1, "id": "x"}))[0] == 200
+
+    play(scenario)
+    said = [record.getMessage() for record in caplog.records if "zork" in record.getMessage()]
+    assert len(said) == 1 and "no effect" in said[0]

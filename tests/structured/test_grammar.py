@@ -16,6 +16,7 @@ from ember.engine.core.grammar import (
     load_tokenizer,
 )
 from ember.engine.core.sequence import Sequence
+from ember.front.text.tools import choose_tool_format
 from ember.wire import Grammar, SamplingParams
 from tests.structured.json_model import CALL, NUM_ROWS, THINK, load
 
@@ -193,3 +194,40 @@ def test_samples_aborted_meanwhile_are_left_out():
     assert requests.take()[0].sequences == [second]
     requests.add([first], Grammar("regex", "a"))
     assert requests.take() == [] and not requests
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "words"),
+    [
+        ("json_schema", '{"$ref":"#"}', "no value matches the schema, or it refers to itself without end"),
+        ("json_schema", '{"oneOf":[{"type":"integer"},{"type":"number"}]}', "use `anyOf`"),
+        ("json_schema", '{"type":"integer","minimum":1000000000000000000000000000000}', "bounds of integers"),
+        ("json_schema", '{"type":"number","minimum":1e300}', "bound of a number is too large"),
+        ("regex", r"a[^\s\S]", "no text matches the regular expression"),
+        (
+            "lark",
+            'start: %json {"type":"array","uniqueItems":true}',
+            'in a JSON schema: Unimplemented keys: ["uniqueItems"]',
+        ),
+    ],
+)
+def test_errors_say_what_to_change(compiler, kind, text, words):
+    with pytest.raises(GrammarError) as caught:
+        compiled(compiler, kind, text)
+    said = str(caught.value)
+    assert words in said
+    assert not any(inside in said for inside in ("NoExtensionBias", "coerce", "start:", "Some("))
+
+
+def test_the_error_of_a_tool_s_schema_names_the_tool(compiler, directory):
+    broken = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": parameters}}
+        for name, parameters in (("good", {"type": "object"}), ('to "set"', broken), ("fine", {"type": "object"}))
+    ]
+    for form in ("hermes", "qwen3_coder"):
+        chosen, _ = choose_tool_format("", None, "org/x", form)
+        text = chosen.grammar(tools, at_least_one=True, parallel=True, tokenizer=load(directory))
+        with pytest.raises(GrammarError) as caught:
+            compiled(compiler, "lark", text)
+        assert str(caught.value) == """in the schema of 'to "set"': Unimplemented keys: ["uniqueItems"]"""

@@ -18,6 +18,7 @@ from ember.boot import Timeline
 from ember.front.admission import Admission
 from ember.front.errors import ApiError
 from ember.front.generation import Generation
+from ember.front.liveness import is_ending
 from ember.front.spawn import EngineProcess, spawn
 from ember.front.suspects import Suspects, fingerprint
 
@@ -104,17 +105,23 @@ class EngineClient:
         """What the ready engine said of itself. Raises ApiError while it is not ready."""
         if self._info is None:
             if self.is_dead:
-                raise ApiError(500, f"The engine is not running: {self.error}", headers={"x-should-retry": "false"})
+                raise ApiError(
+                    500,
+                    f"The engine is not running: {self.error or 'its process ends'}",
+                    headers={"x-should-retry": "false"},
+                )
             raise ApiError(503, "The model is being loaded; try again in a moment.", headers={"retry-after-ms": "1000"})
         return self._info
 
     @property
     def is_ready(self) -> bool:
-        return self._info is not None
+        """False from the moment at which the process is killed, long before its socket closes."""
+        return self._info is not None and not is_ending(self._engine.process)
 
     @property
     def is_dead(self) -> bool:
-        return self.dead.is_set()
+        """Whether the engine is gone, or going, for good."""
+        return self.dead.is_set() or (not self._may_restart() and is_ending(self._engine.process))
 
     async def wait_ready(self) -> wire.Ready:
         """Wait for the boot (or the restart) to end. Raises EngineError when it failed."""
@@ -252,16 +259,22 @@ class EngineClient:
             case wire.Failed():
                 self._failure = message
 
+    def _may_restart(self) -> bool:
+        return self._restarts_left > 0 or (self._restarts > 0 and self._has_been_healthy())
+
+    def _has_been_healthy(self) -> bool:
+        return self._info is not None and time.monotonic() - self._ready_at > HEALTHY_S
+
     def _disconnected(self) -> None:
         """The socket is closed: the process has ended or is about to."""
         if self._is_closing:
             return
         was_ready = self._info is not None
+        if self._has_been_healthy():
+            self._restarts_left = self._restarts
         self._info = None
         self._outbox, self._outbox_bytes = [], 0
         if was_ready:
-            if time.monotonic() - self._ready_at > HEALTHY_S:
-                self._restarts_left = self._restarts
             reason = self._failure.message if self._failure else "the engine process ended unexpectedly"
             self._blame_in_flight()
             self._fail_in_flight(f"The engine failed while this request was running: {reason}.")

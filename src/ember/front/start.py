@@ -74,6 +74,7 @@ class Worker:
         engine.on_first_token = self.write_boot_report
         self._booting: asyncio.Task[Services] | None = None
         self._services: Services | None = None
+        self._report_failed = False
 
     @property
     def services(self) -> Services:
@@ -157,10 +158,11 @@ class Worker:
     def write_boot_report(self) -> None:
         """Write the timeline to EMBER_BOOT_REPORT, where that is set."""
         path = self.settings.boot_report
-        if path:
+        if path and not self._report_failed:
             try:
                 Path(path).write_text(json.dumps(self.timeline.report(), indent=1) + "\n")
             except OSError as error:
+                self._report_failed = True  # said once, though it is written again at the first token
                 log.warning("EMBER_BOOT_REPORT=%s cannot be written: %s", path, error.strerror or error)
 
     def _load_text(self, directory: str) -> tuple[Tokenizer, ChatTemplate | None]:

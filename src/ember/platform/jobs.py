@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
 from collections import deque
@@ -15,7 +16,15 @@ FINAL = frozenset({COMPLETED, FAILED, CANCELLED, TIMED_OUT})
 
 EXECUTION_TIMEOUT_MS = (5_000, 600_000, 604_800_000)  # least, default, most
 TTL_MS = (10_000, 86_400_000, 604_800_000)
+_POLICY = ("executionTimeout", "lowPriority", "ttl")
+_REQUEST = frozenset({"input", "webhook", "policy", "s3Config"})
+_MAX_NAMES = 100  # of unknown fields that are told of
 MAX_CHUNK_BYTES = 1_000_000  # of a streamed output; a larger one reaches clients in parts
+
+
+log = logging.getLogger(__name__)
+
+_named: set[str] = set()
 
 
 class PlatformError(Exception):
@@ -42,6 +51,10 @@ class Policy:
             return cls()
         if not isinstance(given, dict):
             raise PlatformError(400, "policy must be an object")
+        unknown = next((name for name in given if name not in _POLICY), None)
+        if unknown is not None:  # one that is misspelt would leave a limit where nobody wants it
+            known = f"{', '.join(_POLICY[:-1])} and {_POLICY[-1]}"
+            raise PlatformError(400, f"policy.{unknown[:40]} is not known; it may hold {known}")
         low_priority = given.get("lowPriority", False)
         if not isinstance(low_priority, bool):
             raise PlatformError(400, "policy.lowPriority must be true or false")
@@ -136,14 +149,27 @@ def new_job(request: Any, is_sync: bool) -> Job:
     webhook = request.get("webhook")
     if webhook is not None and not (isinstance(webhook, str) and webhook.startswith(("http://", "https://"))):
         raise PlatformError(400, "`webhook` must be an http or https URL")
+    s3_config = request.get("s3Config")
+    if s3_config is not None and not isinstance(s3_config, dict):
+        raise PlatformError(400, "s3Config must be an object")
+    _name_ignored(request)
     return Job(
         id=new_id(is_sync),
         input=request["input"],
         policy=Policy.read(request.get("policy")),
         webhook=webhook,
-        extra={"s3Config": request["s3Config"]} if request.get("s3Config") is not None else {},
+        extra={} if s3_config is None else {"s3Config": s3_config},
         is_sync=is_sync,
     )
+
+
+def _name_ignored(request: dict[str, Any]) -> None:
+    """Log the request's fields that are not known; each name once."""
+    for name in request.keys() - _REQUEST:
+        shown = ascii(name[:40])
+        if shown not in _named and len(_named) < _MAX_NAMES:
+            _named.add(shown)
+            log.warning("the field %s of a job is not known and has no effect (said once per name)", shown)
 
 
 def split_chunk(output: Any) -> list[Any]:

@@ -19,6 +19,7 @@ from ember.engine.loading.cuda_context import create_context
 from ember.engine.loading.dtype import choose_dtype, choose_dtype_name
 from ember.engine.loading.files import prefetch
 from ember.engine.loading.load import Started, begin
+from ember.engine.loading.progress import Say
 from ember.engine.loading.resolve import Places, resolve_model, resolve_tokenizer
 from ember.engine.models.config import DecoderConfig, load_config
 from ember.wire import Configure, Located, Notice, Ready
@@ -40,6 +41,7 @@ class Opened:
     config: DecoderConfig
     reading: Started | None
     kernels: CacheWatch | None = None  # on a GPU
+    say: Say = lambda line: None  # gets lines about a long load
 
 
 def open_model(configure: Configure, timeline: Timeline, tell: Callable[[Located | Notice], None]) -> Opened:
@@ -62,7 +64,7 @@ def open_model(configure: Configure, timeline: Timeline, tell: Callable[[Located
             reading = begin(model_dir, config, choose_dtype_name(configure.dtype, config.dtype, "cpu"), "cpu")
         if reading is None:
             prefetch(model_dir)
-    return Opened(model_dir, tokenizer_dir, config, reading)
+    return Opened(model_dir, tokenizer_dir, config, reading, say=say)
 
 
 def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Engine, Ready]:
@@ -95,7 +97,13 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
     with timeline.phase("load") as detail:
         reports: list[LoadReport] = []
         model = load_decoder(
-            opened.model_dir, config, dtype=dtype, device=device, started=opened.reading, report=reports
+            opened.model_dir,
+            config,
+            dtype=dtype,
+            device=device,
+            started=opened.reading,
+            report=reports,
+            say=opened.say,
         )
         for report in reports:
             detail.update(

@@ -89,9 +89,13 @@ class DeviceRows:
                 self._free.append(row.index)
 
     def recount(self, rows: list[Row]) -> None:
-        """A draw of rows all of whose tokens are known failed half-way: it may be counted."""
+        """A draw of rows all of whose tokens are known failed half-way: it may be counted. A row that there is no
+        memory to fill is given up: its sequence gets another one."""
         for row in rows:
-            row.limits = self._tables.place(row.sequence, row.index)
+            try:
+                row.limits = self._tables.place(row.sequence, row.index)
+            except RuntimeError:
+                self.distrust([row.sequence])
 
     def _place(self, sequence: Sequence, row: Row | None) -> Row:
         if row is None and not self._free:

@@ -26,7 +26,7 @@ from ember.engine.core.device_rows import DeviceRows, Row
 from ember.engine.core.graphs import DecodeGraphs
 from ember.engine.core.late_rows import BROKEN, LateDraw, LateRow, LateRows
 from ember.engine.core.row_limits import TABLE_WORD, RowTables
-from ember.engine.core.runner import StepResult, is_last_chunk
+from ember.engine.core.runner import SCORED_ROWS, StepResult, is_last_chunk
 from ember.engine.core.sampler import Sampled
 from ember.engine.core.scheduler import Scheduled
 from ember.engine.core.sequence import Sequence
@@ -125,7 +125,9 @@ class DeviceRunner:
         self._drawn = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
         self._broken = torch.tensor(BROKEN, device=device)
         self.late_rows = LateRows(self.tables, self.logits, self.rows.last_tokens, self.workspace, accelerator)
-        self.graphs = DecodeGraphs(self._decode_body, 0 if enforce_eager else max_num_seqs, accelerator)
+        self.graphs = DecodeGraphs(
+            self._decode_body, self.buffer.clear, 0 if enforce_eager else max_num_seqs, accelerator
+        )
 
     @torch.inference_mode()
     def launch(self, step: list[Scheduled]) -> LaunchedStep:
@@ -159,7 +161,6 @@ class DeviceRunner:
     @torch.inference_mode()
     def do_chore(self, is_idle: bool) -> bool:
         """Record a part of a graph. Returns whether there is more to do."""
-        self.buffer.clear()  # a rehearsal is a step, and the last one must not happen twice
         return self.graphs.record_next(is_idle)
 
     def _launch_decodes(self, rows: list[Row]) -> list[tuple[Sequence, int, Underway]]:
@@ -340,11 +341,12 @@ class DeviceRunner:
                 continue
             first = sequence.num_computed_tokens + 1
             targets = sequence.token_ids[first : min(first + chunk.num_tokens, sequence.num_prompt_tokens)]
-            if targets:
-                logits = self.model.logits(hidden[start : start + len(targets)])
-                wanted = [Wanted(i, i, count, []) for i in range(len(targets))]
-                underway = Underway(logits, self.accelerator.upload(targets), wanted, self.accelerator)
-                scored.append((sequence, first, underway))
+            for at in range(0, len(targets), SCORED_ROWS):
+                piece = targets[at : at + SCORED_ROWS]
+                logits = self.model.logits(hidden[start + at : start + at + len(piece)])
+                wanted = [Wanted(i, i, count, []) for i in range(len(piece))]
+                underway = Underway(logits, self.accelerator.upload(piece), wanted, self.accelerator)
+                scored.append((sequence, first + at, underway))
         return scored
 
 

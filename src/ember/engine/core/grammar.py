@@ -8,6 +8,7 @@ before. Threads compile; their work is bounded by llguidance's own limits, and n
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Sequence as Items
@@ -79,7 +80,7 @@ class GrammarCompiler:
         if not matcher.is_error():
             matcher.compute_bitmask()  # the first mask builds much of the lexer, which copies share
         if matcher.is_error():
-            raise GrammarError(_short(matcher.get_error()))
+            raise GrammarError(_in_words(matcher.get_error(), grammar))
         return matcher
 
     def _load_tokenizer(self) -> LLTokenizer:
@@ -135,7 +136,7 @@ def _source(grammar: Grammar) -> str:
             try:
                 return LLMatcher.grammar_from_json_schema(grammar.text)
             except ValueError as error:
-                raise GrammarError(_short(str(error))) from None
+                raise GrammarError(_in_words(str(error), grammar)) from None
         case "regex":
             return LLMatcher.grammar_from_regex(grammar.text)
         case "lark":
@@ -146,6 +147,47 @@ def _source(grammar: Grammar) -> str:
             except Exception as error:  # it raises bare Exception, and RecursionError for deep nesting
                 raise GrammarError(_short(str(error))) from None
     raise GrammarError(f"there is no grammar of the kind {grammar.kind[:32]!r}")
+
+
+_DRAWING = re.compile(r"\n *[0-9]+ \| .*", re.DOTALL)  # of the place in the grammar, which the client did not write
+_IN_WORDS = (
+    ("Regex is empty", "no text matches one of its patterns"),
+    (
+        "coerce_one_of",
+        "the branches of a `oneOf` must exclude each other; use `anyOf`, or a property that each branch requires with "
+        "a `const` of its own",
+    ),
+    (
+        "Failed to generate regex for",
+        "a bound of a number is too large, or bounds leave nothing between them; bounds of integers are within 64 bits",
+    ),
+)
+_EMPTY = {
+    "json_schema": "no value matches the schema, or it refers to itself without end",
+    "regex": "no text matches the regular expression",
+}
+
+
+def _in_words(error: str, grammar: Grammar) -> str:
+    """What the compiler says, with what to change where its own words are of its insides."""
+    if "NoExtensionBias" in error:
+        return _EMPTY.get(grammar.kind, "no text matches the grammar")
+    owner = _owner(error, grammar)
+    _, is_json, reason = error.partition("failed to compile JSON schema: ")
+    for part, words in _IN_WORDS:
+        if part in error:
+            return f"{owner}{words}"
+    return _short(f"{owner or 'in a JSON schema: '}{_DRAWING.sub('', reason)}" if is_json else error)
+
+
+def _owner(error: str, grammar: Grammar) -> str:
+    """Whose schema is at fault, in a grammar of several: its line has the name in a comment."""
+    place = re.match(r"at ([0-9]+)\(", error)
+    if place is None:
+        return ""
+    line = "".join(grammar.text.split("\n")[int(place[1]) - 1 : int(place[1])])
+    names = set(re.findall(r'"\$comment":("(?:[^"\\]|\\.)*")', line))
+    return f"in the schema of {json.loads(names.pop())[:64]!r}: " if len(names) == 1 else ""
 
 
 def _short(error: str) -> str:

@@ -1,4 +1,8 @@
-"""The token masks of one step: computed by threads while the forward pass runs, needed at sampling."""
+"""The token masks of one step: computed by threads while the forward pass runs, needed at sampling.
+
+A CPU takes them row by row, without touching a whole row where it can: a mask that leaves few tokens is their list
+(`Masks.few`), and of another one it is asked whether the token that was chosen is among its own (`Masks.allows`).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ember.engine.core.constraint import Bits, Constraint
@@ -20,6 +25,10 @@ if TYPE_CHECKING:
     from llguidance import LLExecutor
 
 MAX_THREADS = 8
+FEW = 1024  # a row with at most so many tokens left has a list of them
+
+TokenIds = NDArray[np.int64]  # ascending
+Values = NDArray[np.float32]  # logits
 
 
 @dataclass(slots=True)
@@ -29,19 +38,42 @@ class Masks:
     rows: list[int]  # of the logits
     bits: Tensor  # [len(rows), words] int32 on the host; bit i of word w: token 32 w + i may follow
     errors: dict[int, str] = field(default_factory=dict)  # row -> why its grammar cannot be followed any further
+    few: dict[int, TokenIds] = field(default_factory=dict)  # row -> all that may follow; only where that was asked for
 
     def apply(self, logits: Tensor) -> None:
         """Forbid, in place, what the masks do not allow. `logits`: [all rows of the step, vocab]."""
-        if logits.device.type == "cpu":  # numpy: a byte for each token, and no other thread to wait for
-            bits = np.unpackbits(~self.bits.numpy().view(np.uint8), axis=1, bitorder="little")
-            forbidden = bits[:, : logits.shape[-1]].view(np.bool_)
-            values = logits.numpy()
-            for i, row in enumerate(self.rows):
-                np.copyto(values[row], -np.inf, where=forbidden[i])
-            return
         allowed = expand(self.bits.to(logits.device, non_blocking=True), logits.shape[-1])
         rows = torch.tensor(self.rows, device=logits.device)
         logits[rows] = logits[rows].masked_fill(~allowed, -torch.inf)
+
+    def allows(self, i: int, token_id: int) -> bool:
+        """Whether the row `self.rows[i]` may go on with a token."""
+        return bool(int(self.bits[i, token_id >> 5]) >> (token_id & 31) & 1)
+
+    def forbid(self, i: int, values: Values) -> None:
+        """Apply the mask of `self.rows[i]`, in place. `values`: [vocab]."""
+        # Indices of set bits, never a copy under a condition: that costs ten times as much where bits are mixed.
+        bits = self.bits[i].numpy().view(np.uint8)
+        allowed = np.unpackbits(bits, count=len(values), bitorder="little").view(np.bool_)
+        forbidden = np.flatnonzero(~allowed)
+        if len(forbidden) <= len(values) // 2:
+            values[forbidden] = -np.inf
+        else:
+            kept = np.flatnonzero(allowed)
+            held = values[kept]
+            values.fill(-np.inf)
+            values[kept] = held
+
+
+def list_few(bits: Bits, vocab_size: int) -> TokenIds | None:
+    """The tokens below `vocab_size` that a mask allows; None where there are more than `FEW`. `bits`: [words]."""
+    if np.count_nonzero(bits) > FEW:
+        return None
+    held = np.flatnonzero(bits != 0)  # words with any bit; of booleans it is the fast case
+    positions = np.flatnonzero(np.unpackbits(bits[held].view(np.uint8), bitorder="little").view(np.bool_))
+    token_ids = (held[positions >> 5] << 5) + (positions & 31)
+    token_ids = token_ids[: np.searchsorted(token_ids, vocab_size)]
+    return token_ids if len(token_ids) <= FEW else None
 
 
 def expand(bits: Tensor, vocab_size: int) -> Tensor:
@@ -54,9 +86,11 @@ class MaskFiller:
     """Computes the masks of a step in a thread of its own, matchers in parallel.
 
     `start` may be called again once the masks it gave before are on the device: there are two buffers, used by turns.
+    With `vocab_size`, the rows of the logits, they come with `Masks.few`.
     """
 
-    def __init__(self, pin_memory: bool = False) -> None:
+    def __init__(self, pin_memory: bool = False, vocab_size: int | None = None) -> None:
+        self._vocab_size = vocab_size
         self._pin_memory = pin_memory
         self._buffers: list[Tensor] = [torch.empty(0, 0, dtype=torch.int32)] * 2
         self._thread: ThreadPoolExecutor | None = None
@@ -109,4 +143,8 @@ class MaskFiller:
                 constraint.trim(array[i])
             except GrammarError as error:
                 masks.errors[row] = str(error)
+            if self._vocab_size is not None:
+                few = list_few(array[i], self._vocab_size)
+                if few is not None:
+                    masks.few[row] = few
         return masks

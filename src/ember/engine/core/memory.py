@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -76,7 +77,7 @@ def plan_memory(
             free, total = torch.cuda.mem_get_info(device)
             budget = free - int(total * (1 - gpu_memory_utilization)) - activations - DEVICE_RESERVE_BYTES
         else:
-            budget = min(CPU_KV_BYTES, int((_available_host_bytes() - pending_bytes) * CPU_KV_SHARE))
+            budget = min(CPU_KV_BYTES, int((available_host_bytes() - pending_bytes) * CPU_KV_SHARE))
         num_blocks = max(budget, 0) // bytes_per_block
         # More than every sequence at full length can never be used.
         num_blocks = min(num_blocks, max_num_seqs * -(-wanted // block_size))
@@ -102,20 +103,28 @@ def readable(num_bytes: int) -> str:
     return f"{num_bytes} bytes"
 
 
-def _available_host_bytes() -> int:
-    """Memory the kernel would give without swapping, within the container's own limit."""
+def available_host_bytes(root: Path = Path("/")) -> int:
+    """Memory the kernel would give without swapping, within the container's own limit; what either keeps of files, such
+    as the weights that were just read, it would give back. `root`: where /proc and /sys are looked for."""
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    cgroup = root / "sys/fs/cgroup"
     try:
-        with open("/proc/meminfo") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    available = int(line.split()[1]) * 1024
-        with open("/sys/fs/cgroup/memory.max") as file:
-            limit = file.read().strip()
-        with open("/sys/fs/cgroup/memory.current") as file:
-            current = int(file.read())
+        available = _counts(root / "proc/meminfo").get("MemAvailable", available // 1024) * 1024
+        limit = (cgroup / "memory.max").read_text().strip()
         if limit != "max":
-            available = min(available, int(limit) - current)
+            current = int((cgroup / "memory.current").read_text())
+            stat = _counts(cgroup / "memory.stat")
+            files = stat.get("active_file", 0) + stat.get("inactive_file", 0)
+            files -= stat.get("file_dirty", 0) + stat.get("file_writeback", 0)
+            available = min(available, int(limit) - current + max(files, 0))
     except (OSError, ValueError):
         pass
     return available
+
+
+def _counts(path: Path) -> dict[str, int]:
+    """Lines of a name and a number; nothing where the file is missing."""
+    if not path.exists():
+        return {}
+    words = (line.replace(":", " ").split() for line in path.read_text().splitlines())
+    return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdecimal()}

@@ -16,6 +16,8 @@ from ember.engine.core.sequence import Sequence
 from ember.engine.layers.batch import Batch, KVCache
 from ember.engine.models.decoder import Decoder
 
+SCORED_ROWS = 128  # of a prompt, at a time: rows of logits are large
+
 
 @dataclass(slots=True)
 class StepResult:
@@ -85,7 +87,7 @@ class Runner:
         self.model = model
         self.cache = cache
         self.device = device
-        self.masks = MaskFiller(pin_memory=device.type == "cuda")
+        self.masks = MaskFiller(device.type == "cuda", model.config.vocab_size if device.type == "cpu" else None)
 
     def launch(self, step: list[Scheduled]) -> Done:
         return Done(self.run(step))
@@ -157,9 +159,11 @@ class Runner:
         targets = sequence.token_ids[first : min(first + scheduled.num_tokens, sequence.num_prompt_tokens)]
         if not targets:
             return
-        logprobs = torch.log_softmax(self.model.logits(hidden[: len(targets)]).float(), dim=-1)
-        for row, token_id in enumerate(targets):
-            sequence.prompt_logprobs.append(describe_token(logprobs[row], token_id, count))
+        for at in range(0, len(targets), SCORED_ROWS):
+            piece = targets[at : at + SCORED_ROWS]
+            logprobs = torch.log_softmax(self.model.logits(hidden[at : at + len(piece)]).float(), dim=-1)
+            for row, token_id in enumerate(piece):
+                sequence.prompt_logprobs.append(describe_token(logprobs[row], token_id, count))
 
 
 def is_last_chunk(scheduled: Scheduled) -> bool:

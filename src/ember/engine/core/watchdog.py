@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
+_NAP_SECONDS = 3600.0  # time.sleep refuses what a clock cannot hold
+
 
 class Watchdog:
     """Calls `bark` once, from a thread of its own, when a stretch of work lasts longer than `timeout` seconds.
@@ -36,7 +38,7 @@ class Watchdog:
             self._busy.wait()
             left = self._started + self.timeout - time.monotonic()
             if left > 0:
-                time.sleep(left)
+                time.sleep(min(left, _NAP_SECONDS))
             elif self._busy.is_set():
                 self._bark()
                 return

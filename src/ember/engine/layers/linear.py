@@ -8,6 +8,8 @@ are tried once on a small case; where they are absent or wrong, layers stay plai
 from __future__ import annotations
 
 import mmap
+from collections.abc import Generator, Iterator
+from contextlib import suppress
 from functools import cache
 
 import torch
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _HUGE_PAGE = 2 << 20
+_PIECE = 64 << 20  # bytes copied at a time: about a tenth of a second where memory is fresh
 _ROWS_HINT = 32  # rows of input the packed layout is chosen for; one layout serves all row counts
 
 
@@ -47,27 +50,38 @@ class Linear:
         biases = self.bias.split([len(rows) for rows in self.rows])
         return torch.cat([F.linear(x, rows, bias) for rows, bias in zip(self.rows, biases, strict=True)], dim=-1)
 
-    def settle(self, packs: bool, is_mapped: bool) -> None:
-        """Bring the weight where it stays: into its packed form where `can_pack` allows it and it `packs`; else, if it
-        is mapped, into memory of its own."""
+    def settle(self, packs: bool, is_mapped: bool) -> Iterator[None]:
+        """Bring the weight where it stays, a piece between two yields: into its packed form where `can_pack` allows it
+        and it `packs`; else, if it is mapped, into memory of its own."""
         if packs and not self.packed:
             self.rows = (torch.ops.mkldnn._reorder_linear_weight(self.weight, _ROWS_HINT),)
             self.packed = True
         elif is_mapped and not packs:
-            self.rows = (in_own_memory(*self.rows),)
+            own = yield from in_own_memory(*self.rows)
+            self.rows = (own,)
 
 
-def in_own_memory(*rows: Tensor) -> Tensor:
+def in_own_memory(*rows: Tensor) -> Generator[None, None, Tensor]:
     """A copy of the rows in one piece, in huge pages where the kernel has them: who streams through gigabytes of
-    weights spends a good part of the time looking small pages up."""
+    weights spends a good part of the time looking small pages up. Yields when it has copied for a while."""
     first = rows[0]
     size = sum(part.nbytes for part in rows)
     if size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.cat(rows)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    with suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
     own = torch.frombuffer(memory, dtype=first.dtype).view(-1, *first.shape[1:])
-    return torch.cat(rows, out=own)
+    at = copied = 0
+    for part in rows:
+        for piece in part.split(max(1, _PIECE * len(part) // max(part.nbytes, 1))):
+            if copied >= _PIECE:
+                copied = 0
+                yield
+            own[at : at + len(piece)] = piece
+            at += len(piece)
+            copied += piece.nbytes
+    return own
 
 
 @cache

@@ -23,14 +23,14 @@ from ember.engine.errors import ModelError
 from ember.engine.loading.files import INDEX
 from ember.engine.loading.hub_errors import explain, may_pass, no_space, readable
 from ember.engine.loading.hub_files import Repository, text_files, weight_names
+from ember.engine.loading.progress import Progress, Say
 
 WORKERS = 8  # files at once
 TRIES = 3  # of what a passing fault of the network can break
 TIMEOUT = 10.0  # seconds for the Hub to answer
 PAUSE = 1.0  # seconds before the second try, twice that before the third
-REPORT_SECONDS = 5.0
+REPORT_SECONDS = 5.0  # between two lines of progress
 
-Say = Callable[[str], None]
 Result = TypeVar("Result")
 
 
@@ -116,27 +116,23 @@ def _require_space(label: str, cache_dir: Path, needed: int) -> None:
 
 
 def _fetch_weights(label: str, blobs: Path, missing: dict[str, int], fetch: Callable[[str], None], say: Say) -> None:
-    """Fetch the files, largest first, and report what has arrived every few seconds."""
+    """Fetch the files, largest first, and report what has arrived."""
     total = sum(missing.values())
     say(f"downloading {label}: {len(missing)} weight file{'s' * (len(missing) > 1)}, {readable(total)}, to {blobs}")
     before = _bytes_in(blobs)
     start = time.monotonic()
-
-    def report() -> None:
-        done = min(max(_bytes_in(blobs) - before, 0), total)
-        rate = done / max(time.monotonic() - start, 1e-9)
-        left = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
-        say(
-            f"downloading {label}: {readable(done)} of {readable(total)} ({100 * done // max(total, 1)} %), "
-            f"{rate / 1e6:.0f} MB/s{left}"
-        )
-
-    _fetch_all(sorted(missing, key=lambda file: -missing[file]), fetch, report)
+    progress = Progress(
+        f"downloading {label}", total, lambda: _bytes_in(blobs) - before, say, line_seconds=REPORT_SECONDS
+    )
+    try:
+        _fetch_all(sorted(missing, key=lambda file: -missing[file]), fetch, progress)
+    finally:
+        progress.end()
     seconds = time.monotonic() - start
-    say(f"downloaded {label}: {readable(total)} in {seconds:.1f} s, {total / max(seconds, 1e-9) / 1e6:.0f} MB/s")
+    say(f"downloaded {label}: {readable(total)} in {seconds:.1f} s, {readable(total / max(seconds, 1e-9))}/s")
 
 
-def _fetch_all(files: Iterable[str], fetch: Callable[[str], None], report: Callable[[], None] | None = None) -> None:
+def _fetch_all(files: Iterable[str], fetch: Callable[[str], None], progress: Progress | None = None) -> None:
     """Call `fetch` for each file, `WORKERS` at a time. Raises the first error at once; the others' work is dropped.
 
     The threads are daemons: a boot that has failed does not wait for a transfer that nobody needs.
@@ -161,14 +157,11 @@ def _fetch_all(files: Iterable[str], fetch: Callable[[str], None], report: Calla
     count = min(WORKERS, len(todo))
     for _ in range(count):
         threading.Thread(target=work, name="download", daemon=True).start()
-    last = time.monotonic()
     while count and not errors:
-        if ended.acquire(timeout=max(last + REPORT_SECONDS - time.monotonic(), 0.01)):
+        if ended.acquire(timeout=None if progress is None else progress.tick):
             count -= 1
-        elif report is not None:
-            report()
-        if time.monotonic() - last >= REPORT_SECONDS:
-            last = time.monotonic()
+        if progress is not None:
+            progress.step()
     if errors:
         raise errors[0]
 

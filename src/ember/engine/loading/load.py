@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ember.engine.loading.mapped import Mapped, Warming
 from ember.engine.loading.plan import DTYPES, LoadPlan, make_plan, read_headers
+from ember.engine.loading.progress import Say
 from ember.engine.loading.reader import Reading
 from ember.engine.models.config import DecoderConfig
 
@@ -72,8 +73,12 @@ def load_decoder(
     device: torch.device,
     started: Started | None = None,
     report: list[LoadReport] | None = None,
+    say: Say | None = None,
 ) -> Decoder:
-    """Read the weights and build the decoder; `report` gets one entry. Raises ModelError."""
+    """Read the weights and build the decoder; `report` gets one entry, `say` lines if it takes long.
+
+    Raises ModelError.
+    """
     from ember.engine.loading.place import Staging, parameter_tensors, wrap
     from ember.engine.models.decoder import Decoder
 
@@ -83,12 +88,12 @@ def load_decoder(
         started = begin_plan(plan, name, device.type)
     if started is not None:
         reading = started.reading
-        reading.wait()
+        reading.wait(say)
         weights = wrap(reading.plan, started.mapped, dtype)
     else:
         weights = parameter_tensors(plan, dtype, device)
         reading = Reading(plan, lambda: Staging(weights, device))
-        reading.wait()
+        reading.wait(say)
     if report is not None:
         files = len({copy.entry.file for copy in reading.plan.copies})
         report.append(LoadReport(reading.plan.nbytes, reading.nbytes, reading.seconds, reading.threads, files))

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Protocol
 
 from ember.engine.errors import ModelError
+from ember.engine.loading.hub_errors import readable
 from ember.engine.loading.plan import Copy, LoadPlan
+from ember.engine.loading.progress import LINE_SECONDS, Progress, Say
 from ember.engine.loading.safetensors_header import AGAIN, ITEM_SIZES
 
 CHUNK_BYTES = 16 << 20
+QUIET_SECONDS = 3.0  # a load that is over by then is not worth a word
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +52,49 @@ class Reading:
         self.threads = threads or min(8, 2 * available_cores())
         self.seconds = 0.0
         self.nbytes = 0  # that were read
+        self.placed_bytes = 0  # that are in place, read or mapped
         self._chunks = iter(_chunks(plan))
         self._files: dict[Path, int] = {}
         self._lock = threading.Lock()
         self._error: BaseException | None = None
         self._open_sink = open_sink
         self._start = time.perf_counter()
+        self._started = time.monotonic()
         self._end = self._start
         self._workers = [threading.Thread(target=self._work, daemon=True) for _ in range(self.threads)]
         for worker in self._workers:
             worker.start()
 
-    def wait(self) -> None:
+    def wait(self, say: Say | None = None) -> None:
+        """Tells a terminal, or in lines `say`, how far it is, if it takes more than a few seconds."""
+        total = self.plan.nbytes
+        progress = None
+        if say is not None:
+            progress = Progress(
+                "loading weights",
+                total,
+                lambda: self.placed_bytes,
+                say,
+                started=self._started,
+                quiet_seconds=QUIET_SECONDS,
+                line_seconds=LINE_SECONDS,
+            )
         for worker in self._workers:
-            worker.join()
+            while worker.is_alive():
+                worker.join(None if progress is None else progress.tick)
+                if progress is not None:
+                    progress.step()
+        if progress is not None:
+            progress.end()
         for descriptor in self._files.values():
             os.close(descriptor)
         self._files.clear()
         self.seconds = self._end - self._start
         if self._error is not None:
             raise self._error
+        if say is not None and self.seconds > QUIET_SECONDS:
+            rate = readable(total / self.seconds)
+            say(f"loaded weights: {readable(total)} in {self.seconds:.1f} s, {rate}/s")
 
     def _work(self) -> None:
         try:
@@ -77,6 +103,7 @@ class Reading:
                 nbytes = sink.fill(chunk, self._descriptor(chunk.copy.entry.file))
                 with self._lock:
                     self.nbytes += nbytes
+                    self.placed_bytes += chunk.nbytes
             sink.close()
         except BaseException as error:
             with self._lock:

@@ -12,6 +12,7 @@ Norms may follow the sum instead (`norm_first` False). Call under `torch.inferen
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from ember.engine.models.fused import FusedForward
     from ember.engine.models.native import NativeForward
 
+
+_DONE = object()
 
 Weights = dict[str, tuple[Tensor, ...]]
 """Parameters by name, in one piece; fused matrices may come as their parts, in row order."""
@@ -83,7 +86,7 @@ class Decoder:
         self.layers = [_layer(config, weights, layer) for layer in range(config.num_layers)]
         self.final_norm = _norm(config, weights, "final_norm") if config.final_norm else None
         self.project_out = _linear(weights, "project_out") if config.embed_dim else None
-        self._num_packed = 0  # layers, and then the head
+        self._settling: Iterator[None] | None = None  # see `pack_next`
         self._fused: FusedForward | None = None
         self._native: NativeForward | None = None
         self.head = Linear(tokens) if config.tie_word_embeddings else _linear(weights, "lm_head")
@@ -148,42 +151,42 @@ class Decoder:
         return self.head(hidden)
 
     def pack_next(self) -> bool:
-        """Bring one more layer's matrices, at last the head's, into the layout that this CPU reads fastest, and out of
-        their files where they are mapped. Returns whether there is more to do; False at once where there is no use.
+        """Bring one more layer's matrices, at last the head's, into the layout that this CPU reads fastest, or a piece
+        of them out of their files where they are mapped. Returns whether there is more to do; False at once where there
+        is no use.
 
         Packed weights replace plain ones. The exception is a head tied to the token embedding: looking tokens up needs
         the plain rows, so packing it costs a second copy. Where the C library computes, plain weights stay plain.
         """
-        packs = self._native is None and can_pack(self.device.type, self.dtype)
-        if self._num_packed > len(self.layers) or not (self.mapped_bytes or packs):
-            return False
-        is_mapped = self.mapped_bytes > 0
-        if self._num_packed < len(self.layers):
-            layer = self.layers[self._num_packed]
-            for linear in (layer.qkv, layer.output, layer.mlp.up, layer.mlp.down):
-                linear.settle(packs, is_mapped)
-            if self._native is not None:
-                self._native.refresh(self._num_packed)
-        else:
-            self._settle_rest(packs, is_mapped)
-        self._num_packed += 1
-        return self._num_packed <= len(self.layers)
+        if self._settling is None:
+            packs = self._native is None and can_pack(self.device.type, self.dtype)
+            self._settling = self._settle(packs) if packs or self.mapped_bytes else iter(())
+        return next(self._settling, _DONE) is not _DONE
 
-    def _settle_rest(self, packs: bool, is_mapped: bool) -> None:
-        """The head, and what is no matrix of a layer."""
+    def _settle(self, packs: bool) -> Iterator[None]:
+        is_mapped = self.mapped_bytes > 0
+        for index, layer in enumerate(self.layers):
+            for linear in (layer.qkv, layer.output, layer.mlp.up, layer.mlp.down):
+                yield from linear.settle(packs, is_mapped)
+                if self._native is not None:
+                    self._native.refresh(index)
+            yield
         embedding = self.embedding
         if is_mapped:
-            embedding.tokens = in_own_memory(embedding.tokens)
+            own = yield from in_own_memory(embedding.tokens)
+            embedding.tokens = own
             if embedding.positions is not None:
                 embedding.positions = embedding.positions.clone()
             if self.config.tie_word_embeddings:
                 self.head = Linear(embedding.tokens)
-        self.head.settle(packs, is_mapped and not self.config.tie_word_embeddings)
-        for linear in (embedding.project, self.project_out):
-            if linear is not None:
-                linear.settle(packs, is_mapped)
         if self._native is not None:
             self._native.refresh_head(self.head)
+        yield from self.head.settle(packs, is_mapped and not self.config.tie_word_embeddings)
+        if self._native is not None:
+            self._native.refresh_head(self.head)
+        for extra in (embedding.project, self.project_out):
+            if extra is not None:
+                yield from extra.settle(packs, is_mapped)
         self.mapped_bytes = 0
 
     def pack(self) -> float:

@@ -182,7 +182,10 @@ def rope_config(raw: Raw, head_dim: int, max_position_embeddings: int) -> RopeCo
     values: dict[str, Any] = {"rope_theta": raw.get("rope_theta"), **given}
     kind = values.get("rope_type") or values.get("type") or "default"
     share = _number(values, "partial_rotary_factor", _number(raw, "partial_rotary_factor", 1.0))
-    base = RopeConfig(rotary_dim=int(head_dim * share), theta=_number(values, "rope_theta", 10_000.0))
+    rotary_dim = int(head_dim * share)
+    if not 0 < rotary_dim <= head_dim or rotary_dim % 2:
+        raise ModelError(f"partial_rotary_factor={share} turns {rotary_dim} of a head's {head_dim} dimensions")
+    base = RopeConfig(rotary_dim=rotary_dim, theta=_number(values, "rope_theta", 10_000.0))
     if kind == "default":
         return base
     original = _optional_int(raw, "original_max_position_embeddings", None) or _int(

@@ -70,7 +70,9 @@ class NativeForward:
             and config.activation == "silu"
             and not config.embed_dim
             and config.head_dim <= native.MAX_HEAD_DIM
-            and all(size % native.ALIGNMENT == 0 for size in sizes)
+            and all(size % native.ALIGNMENT == 0 and size <= native.MAX_SIZE for size in sizes)
+            and config.rope.rotary_dim % 2 == 0
+            and config.rope.rotary_dim <= config.head_dim
             and all(isinstance(norm, RMSNorm) and norm.weight is not None for norm in norms)
             and "amx_bf16" not in native.cpu_flags()
         )

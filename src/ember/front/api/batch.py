@@ -10,7 +10,7 @@ from ember.front.api.chat import create_chat_completion
 from ember.front.api.exchange import Request, Response
 from ember.front.api.schemas import BatchChatRequest
 from ember.front.api.services import Services
-from ember.front.errors import bad_request
+from ember.front.errors import ApiError, bad_request
 
 _NOT_HERE = ("stream", "stream_options", "tools", "functions", "use_beam_search")
 _OF_PROMPT = ("prompt_logprobs", "prompt_token_ids", "prompt_text")
@@ -26,8 +26,8 @@ async def create_chat_batch(services: Services, request: Request) -> Response:
     if fields.n not in (None, 1):
         raise bad_request(f"n must be 1 in /v1/chat/completions/batch, got {fields.n}.", "n")
     tasks = [
-        asyncio.create_task(_answer(services, request, {**request.body, "messages": conversation}))
-        for conversation in request.body["messages"]
+        asyncio.create_task(_answer(services, request, {**request.body, "messages": conversation}, index))
+        for index, conversation in enumerate(request.body["messages"])
     ]
     try:
         answers = await asyncio.gather(*tasks)
@@ -38,8 +38,14 @@ async def create_chat_batch(services: Services, request: Request) -> Response:
     return Response(200, _joined([answer.body for answer in answers]), answers[0].headers)
 
 
-async def _answer(services: Services, request: Request, body: dict[str, Any]) -> Response:
-    answer = await create_chat_completion(services, Request("POST", request.path, body, request.headers))
+async def _answer(services: Services, request: Request, body: dict[str, Any], index: int) -> Response:
+    """Raises ApiError, whose `param` says in which conversation the fault is."""
+    try:
+        answer = await create_chat_completion(services, Request("POST", request.path, body, request.headers))
+    except ApiError as error:
+        if error.param is not None and error.param.partition(".")[0] == "messages":
+            error.param = f"messages.{index}{error.param.removeprefix('messages')}"
+        raise
     assert isinstance(answer, Response)
     return answer
 

@@ -138,7 +138,7 @@ def ignored_fields(request: BaseModel, refused_elsewhere: frozenset[str] = froze
     names = [name for name in _extra(request) if name not in WITHOUT_EFFECT and name not in refused_elsewhere]
     for field, value in request:
         if isinstance(value, BaseModel):
-            read = getattr(value, "read_extra", frozenset())
+            read: frozenset[str] = getattr(value, "read_extra", frozenset())
             names += [f"{field}.{name}" for name in _extra(value) if name not in read]
         elif field == "tools" and isinstance(value, list):
             found = {name for tool in value if isinstance(tool, dict) for name in tool.keys() - _TOOL_FIELDS}

@@ -9,7 +9,7 @@ from typing import Any
 
 from ember.front.api.beams import requested_beams, without_effect
 from ember.front.api.body import IGNORED_FIELDS_HEADER, MAX_IGNORED, ignored_fields, reported
-from ember.front.api.exchange import REQUEST_ID_HEADER, Request, request_id
+from ember.front.api.exchange import MAX_ID_CHARS, REQUEST_ID_HEADER, Request, is_fit_id, request_id
 from ember.front.api.logprobs import TokenNames
 from ember.front.api.meter import Meter
 from ember.front.api.prompt import Prompt
@@ -22,6 +22,7 @@ from ember.front.api.schemas import GenerationRequest
 from ember.front.api.services import Services
 from ember.front.api.unsupported import REFUSED
 from ember.front.api.usage import StreamUsage, stream_usage, usage_body, usage_for_stream
+from ember.front.errors import bad_request
 from ember.logs import REQUEST_ID
 from ember.wire import Ready
 
@@ -119,6 +120,9 @@ def open_call(
     if as_ids is None:
         as_ids = services.settings.return_tokens_as_token_ids
     given = request.headers.get(REQUEST_ID_HEADER.lower())  # the header wins
+    if fields.request_id is not None and not is_fit_id(fields.request_id):
+        message = f"`request_id` must be 1 to {MAX_ID_CHARS} printable ASCII characters."
+        raise bad_request(message, "request_id")
     name = request_id(given, fields.request_id, REQUEST_ID.get())
     return Call(
         services=services,

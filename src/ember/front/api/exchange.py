@@ -45,9 +45,18 @@ class EventStream:
 REQUEST_ID_HEADER = "X-Request-Id"
 
 
+MAX_ID_CHARS = 256
+
+
+def is_fit_id(name: str) -> bool:
+    """Whether it can stand in a header and a log line."""
+    return 0 < len(name) <= MAX_ID_CHARS and name.isascii() and name.isprintable()
+
+
 def request_id(*given: str | None) -> str:
-    """The first of the given ids that is fit for a header and a log line; a new one when none is."""
+    """The first of the given ids that is fit; a new one when none is. A header with another is left out: proxies set
+    them, and the client could not mend it."""
     for name in given:
-        if name and len(name) <= 256 and name.isascii() and name.isprintable():
+        if name is not None and is_fit_id(name):
             return name
     return uuid.uuid4().hex

@@ -45,7 +45,10 @@ def prepare_messages(
     model_name: str,
 ) -> list[dict[str, Any]]:
     """The messages to render; the given ones are left as they are. Raises ApiError 400 for content that is no text."""
-    prepared = [_prepare(_with_tools_of_2023(message), content_format, model_name) for message in messages]
+    prepared = [
+        _prepare(_with_tools_of_2023(message), content_format, model_name, f"messages.{index}")
+        for index, message in enumerate(messages)
+    ]
     if not knows_developer and any(message["role"] == "developer" for message in prepared):
         prepared = _with_developer_as_system(prepared, content_format)
     return prepared
@@ -70,7 +73,7 @@ def _with_tools_of_2023(message: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**without, "tool_calls": [{"id": str(call.get("name")), "type": "function", "function": call}]}
 
 
-def _prepare(message: Mapping[str, Any], content_format: ContentFormat, model_name: str) -> dict[str, Any]:
+def _prepare(message: Mapping[str, Any], content_format: ContentFormat, model_name: str, place: str) -> dict[str, Any]:
     prepared = {key: value for key, value in message.items() if value is not None}
     role = message["role"]
     texts = _texts(message.get("content"), model_name)
@@ -84,7 +87,9 @@ def _prepare(message: Mapping[str, Any], content_format: ContentFormat, model_na
             prepared["reasoning"] = prepared["reasoning_content"] = reasoning
     tool_calls = prepared.pop("tool_calls", None)
     if tool_calls:
-        prepared["tool_calls"] = [_with_arguments(call) for call in tool_calls]
+        prepared["tool_calls"] = [
+            _with_arguments(call, f"{place}.tool_calls.{index}.function") for index, call in enumerate(tool_calls)
+        ]
     return prepared
 
 
@@ -115,11 +120,14 @@ def _part_text(part: Mapping[str, Any], model_name: str) -> str:
     return text
 
 
-def _with_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Templates read arguments as an object. What is no JSON object becomes an empty one, as history must not fail."""
+def _with_arguments(call: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Templates read arguments as an object. What is no JSON object becomes an empty one, as a model may have written
+    it; a call without a function and its name is the client's own mistake, a 400."""
     function = call.get("function")
     if not isinstance(function, dict):
-        return dict(call)
+        raise bad_request(f"`{place}` must be an object with a `name` and `arguments`.", place)
+    if not isinstance(function.get("name"), str) or not function["name"]:
+        raise bad_request(f"`{place}.name` must be a string that is not empty.", f"{place}.name")
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         try:

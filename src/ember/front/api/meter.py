@@ -67,7 +67,6 @@ class Meter:
         if is_refused and not any(sample.num_tokens for run in runs for sample in run.samples):
             return
         now = time.monotonic()
-        refused = isinstance(failure, ApiError) and failure.status < 500  # the client's own mistake is no failure
         unfinished = "error" if isinstance(failure, Exception) else "abort"
         reasons: Counter[str] = Counter()
         for run in runs:
@@ -77,10 +76,8 @@ class Meter:
             for sample in run.samples:
                 reason = sample.finish_reason or unfinished
                 reasons[reason if reason in FINISH_REASONS else "stop"] += 1
-                if refused and not sample.num_tokens:
-                    continue
                 self._observe(run.clocks[sample], len(run.job.prompt.token_ids), sample.num_tokens, now)
-        if not refused:
+        if not is_refused:
             self.metrics.finished.update(reasons)
         if isinstance(failure, ApiError):
             failure.is_logged = True

@@ -9,7 +9,7 @@ from typing import Any
 
 from ember.front.api.body import reported
 from ember.front.api.messages import content_text, prepare_messages
-from ember.front.api.schemas import ChatRequest, CompletionRequest, GenerationRequest
+from ember.front.api.schemas import ChatRequest, CompletionRequest, GenerationRequest, TokenizeRequest
 from ember.front.api.services import Services
 from ember.front.api.templates import Template, chosen_template, content_format
 from ember.front.errors import ApiError, bad_request, encodable
@@ -230,12 +230,23 @@ def _longest_token(tokenizer: Tokenizer) -> int:
     return max((len(tokenizer.token_text(token_id)) for token_id in range(tokenizer.vocab_size)), default=1) or 1
 
 
-def _truncates_left(request: GenerationRequest) -> bool:
+def _truncates_left(request: GenerationRequest | TokenizeRequest) -> bool:
     return request.truncation_side != "right"
 
 
 def _fit(token_ids: list[int], request: GenerationRequest, info: Ready) -> list[int]:
     """Truncates as asked. Raises ApiError 400 for what is still longer than the context, and where nothing is left."""
+    longest = info.max_model_len
+    token_ids = truncated(token_ids, request, info)
+    if len(token_ids) > longest:
+        raise too_long(len(token_ids), longest)
+    if not token_ids:
+        raise bad_request("The decoder prompt cannot be empty", "prompt")
+    return token_ids
+
+
+def truncated(token_ids: list[int], request: GenerationRequest | TokenizeRequest, info: Ready) -> list[int]:
+    """What `truncate_prompt_tokens` leaves. Raises ApiError 400."""
     keep = request.truncate_prompt_tokens
     longest = info.max_model_len
     if keep is not None:
@@ -248,10 +259,6 @@ def _fit(token_ids: list[int], request: GenerationRequest, info: Ready) -> list[
         keep = longest - 1 if keep == -1 else keep  # one place is left for the output
         if len(token_ids) > keep:
             token_ids = token_ids[len(token_ids) - keep :] if _truncates_left(request) else token_ids[:keep]
-    if len(token_ids) > longest:
-        raise too_long(len(token_ids), longest)
-    if not token_ids:
-        raise bad_request("The decoder prompt cannot be empty", "prompt")
     return token_ids
 
 

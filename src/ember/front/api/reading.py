@@ -144,7 +144,9 @@ def _budget(request: ChatRequest, services: Services) -> int | None:
     if budget is None or (type(budget) is int and budget == -1):
         return None
     if type(budget) is not int or not 0 <= budget < 2**31:
-        message = f"thinking_token_budget must be a whole number of tokens, or -1 for no limit, got {str(budget)[:64]}."
+        message = (
+            f"thinking_token_budget must be a whole number of tokens, or -1 for no limit, got {repr(budget)[:64]}."
+        )
         raise bad_request(message, "thinking_token_budget")
     if services.reasoning_format is None:
         message = "thinking_token_budget needs a model whose reasoning format is known; set REASONING_PARSER."

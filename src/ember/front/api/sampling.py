@@ -323,8 +323,14 @@ def with_lengths(
 
 def wanted_tokens(request: GenerationRequest) -> tuple[int | None, str]:
     """The output length asked for, and the field it came from; None = as much as fits."""
-    if isinstance(request, ChatRequest) and request.max_completion_tokens is not None:
-        return request.max_completion_tokens, "max_completion_tokens"
+    newer = request.max_completion_tokens
+    if newer is not None:
+        if isinstance(request, CompletionRequest) and request.max_tokens not in (None, newer):
+            message = (
+                f"max_tokens={request.max_tokens} and max_completion_tokens={newer} mean the same; give one of them."
+            )
+            raise bad_request(message, "max_completion_tokens")
+        return newer, "max_completion_tokens"
     if isinstance(request, CompletionRequest) and request.max_tokens is None:
         return COMPLETION_MAX_TOKENS, "max_tokens"
     return request.max_tokens, "max_tokens"
@@ -332,7 +338,7 @@ def wanted_tokens(request: GenerationRequest) -> tuple[int | None, str]:
 
 def _scores_only(request: GenerationRequest) -> bool:
     """`max_tokens: 0` with `echo` wants the prompt back with its log probabilities, and no output."""
-    return isinstance(request, CompletionRequest) and request.max_tokens == 0 and bool(request.echo)
+    return isinstance(request, CompletionRequest) and wanted_tokens(request)[0] == 0 and bool(request.echo)
 
 
 def _hard_cap(settings: Settings, defaults: dict[str, Any]) -> int | None:

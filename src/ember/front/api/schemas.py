@@ -227,6 +227,8 @@ class TokenizeRequest(_Open):
     model: str | None = None
     prompt: str
     add_special_tokens: bool | None = None
+    truncate_prompt_tokens: Annotated[Int64, Field(ge=-1)] | None = None
+    truncation_side: Annotated[str, Field(pattern="^(left|right)$")] | None = None
     return_token_strs: bool | None = None
 
 

@@ -122,9 +122,6 @@ def _of_object(given: Mapping[str, Any], name: str) -> _Demand:
     if demand.closed and kind not in _WITH_SCHEMAS:
         flag = f"{name}.disable_additional_properties"
         raise bad_request(f"`{flag}` has a meaning beside {' and '.join(_WITH_SCHEMAS)}, not beside {kind}.", flag)
-    if demand.closed and kind not in ("json", "structural_tag"):
-        flag = f"{name}.disable_additional_properties"
-        raise bad_request(f"`{flag}` is for JSON schemas, and has no meaning with `{demand.field}`.", flag)
     if options.get("disable_any_whitespace"):
         if "whitespace_pattern" in options:
             message = f"`{name}` cannot have both disable_any_whitespace and whitespace_pattern."

@@ -1,54 +1,89 @@
-"""POST /tokenize and /detokenize: what a prompt is in tokens, without running it. No length limit applies."""
+"""POST /tokenize and /detokenize: what a prompt is in tokens, without running it.
+
+A prompt may be longer than the context, up to `MAX_CHARS` and `MAX_TOKENS`: the streams of others share the process. A
+conversation is what the same body is as a chat; fields of sampling are accepted, and change no prompt.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
-from ember.front.api.body import parse_body
+from ember.front.api.body import IGNORED_FIELDS_HEADER, MAX_IGNORED, ignored_fields, parse_body
 from ember.front.api.exchange import Request, Response
-from ember.front.api.prompt import adds_generation_prompt, check_token_ids, render_chat
+from ember.front.api.prompt import adds_generation_prompt, check_token_ids, render_chat, truncated
 from ember.front.api.schemas import ChatRequest, DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
 from ember.front.api.services import Services
 from ember.front.api.templates import in_thread
+from ember.front.api.tools import requested_tools
 from ember.front.api.unsupported import refuse_template_overrides
-from ember.front.errors import encodable
+from ember.front.errors import bad_request, encodable
+from ember.wire import Ready
+
+MAX_CHARS = 2**21  # of a text
+MAX_TOKENS = 2**19  # of what is to become a text
 
 
 async def tokenize(services: Services, request: Request) -> Response:
     """Of a prompt, or of `messages` as the chat template renders them. Raises ApiError."""
+    info = await services.ready()
+    unread: list[str] = []
+    fields: TokenizeChatRequest | TokenizeRequest
     if isinstance(request.body, dict) and request.body.get("messages") is not None:
-        chat = await parse_body(TokenizeChatRequest, request.body)
-        services.check_model(chat.model)
-        refuse_template_overrides(chat)
-        adds_generation_prompt(chat)
-        token_ids = await in_thread(chat, _chat_tokens, chat, services)
-        shows_strings = chat.return_token_strs
+        if request.body.get("prompt") is not None:
+            raise bad_request("Give `prompt` or `messages`, not both.", "prompt")
+        fields = await parse_body(TokenizeChatRequest, request.body)
+        services.check_model(fields.model)
+        refuse_template_overrides(fields)
+        adds_generation_prompt(fields)
+        tools = requested_tools(fields, services, to_run=False).shown
+        token_ids, unread = await in_thread(fields, _chat_tokens, fields, services, tools)
     else:
         fields = await parse_body(TokenizeRequest, request.body)
         services.check_model(fields.model)
-        text, adds_special = encodable(fields.prompt), fields.add_special_tokens is not False
-        token_ids = await asyncio.to_thread(services.tokenizer.encode, text, adds_special)
-        shows_strings = fields.return_token_strs
-    info = await services.ready()
+        adds_special = fields.add_special_tokens is not False
+        token_ids = await asyncio.to_thread(_tokens, fields.prompt, services, adds_special)
+    token_ids = truncated(token_ids, fields, info)
     body: dict[str, Any] = {
         "count": len(token_ids),
         "max_model_len": info.max_model_len,
         "tokens": token_ids,
-        "token_strs": [services.tokenizer.vocab_entry(token_id) for token_id in token_ids] if shows_strings else None,
+        "token_strs": [services.tokenizer.vocab_entry(token_id) for token_id in token_ids]
+        if fields.return_token_strs
+        else None,
     }
-    return Response(200, body)
+    return Response(200, body, _headers([*ignored_fields(fields), *unread]))
 
 
 async def detokenize(services: Services, request: Request) -> Response:
     """Special tokens included. Raises ApiError."""
     fields = await parse_body(DetokenizeRequest, request.body)
     services.check_model(fields.model)
-    check_token_ids(fields.tokens, await services.ready(), "tokens")
-    text = await asyncio.to_thread(services.tokenizer.decode, fields.tokens, skip_special_tokens=False)
-    return Response(200, {"prompt": text})
+    if len(fields.tokens) > MAX_TOKENS:
+        raise bad_request(f"tokens must have at most {MAX_TOKENS} entries, got {len(fields.tokens)}.", "tokens")
+    text = await asyncio.to_thread(_text, fields.tokens, services, await services.ready())
+    return Response(200, {"prompt": text}, _headers(ignored_fields(fields)))
 
 
-def _chat_tokens(request: ChatRequest, services: Services) -> list[int]:
-    text, _, _ = render_chat(request, services, request.tools)
-    return services.tokenizer.encode(encodable(text), bool(request.add_special_tokens))
+def _chat_tokens(
+    request: ChatRequest, services: Services, tools: list[dict[str, Any]] | None
+) -> tuple[list[int], list[str]]:
+    """The prompt, and what of the request the template does not read."""
+    text, _, unread = render_chat(request, services, tools)
+    return _tokens(text, services, bool(request.add_special_tokens)), unread
+
+
+def _tokens(text: str, services: Services, adds_special: bool) -> list[int]:
+    if len(text) > MAX_CHARS:
+        raise bad_request(f"The text must have at most {MAX_CHARS} characters, it has {len(text)}.", "prompt")
+    return services.tokenizer.encode(encodable(text), adds_special)
+
+
+def _text(token_ids: Sequence[int], services: Services, info: Ready) -> str:
+    check_token_ids(token_ids, info, "tokens")
+    return services.tokenizer.decode(token_ids, skip_special_tokens=False)
+
+
+def _headers(ignored: Sequence[str]) -> dict[str, str]:
+    return {IGNORED_FIELDS_HEADER: ", ".join(ignored[:MAX_IGNORED])} if ignored else {}

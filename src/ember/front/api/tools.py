@@ -38,8 +38,8 @@ class ToolUse:
         return any(tool["function"].get("strict") is True for tool in self.callable)
 
 
-def requested_tools(request: ChatRequest, services: Services) -> ToolUse:
-    """Raises ApiError 400."""
+def requested_tools(request: ChatRequest, services: Services, *, to_run: bool = True) -> ToolUse:
+    """`to_run` false: only the prompt is wanted, whether calls could be read or not. Raises ApiError 400."""
     tools, choice, is_legacy = _given(request)
     field, choice_field = ("functions", "function_call") if is_legacy else ("tools", "tool_choice")
     if tools is not None and not tools:
@@ -59,11 +59,15 @@ def requested_tools(request: ChatRequest, services: Services) -> ToolUse:
     if choice == "none":
         return ToolUse(None if services.settings.exclude_tools_when_tool_choice_none else tools)
     callable_tools, mode = tuple(tools), "auto"
-    if isinstance(choice, dict):
+    if isinstance(choice, dict) and not is_legacy and choice.get("type") == "allowed_tools":
+        callable_tools, mode = _allowed(tools, choice)
+        tools = list(callable_tools)  # a model that does not know of the others cannot call them
+    elif isinstance(choice, dict):
         callable_tools, mode = (_named(tools, choice, is_legacy),), "named"
     elif choice == "required":
         mode = "required"
-    _check_possible(mode, services, choice_field if choice is not None else field)
+    if to_run:
+        _check_possible(mode, services, choice_field if choice is not None else field)
     parallel = not is_legacy and mode != "named" and request.parallel_tool_calls is not False
     return ToolUse(tools, callable_tools, mode, parallel, is_legacy)  # type: ignore[arg-type]
 
@@ -101,6 +105,10 @@ def _check_tool(tool: dict[str, Any], place: str, field: str) -> None:
 def _named(tools: list[dict[str, Any]], choice: dict[str, Any], is_legacy: bool) -> dict[str, Any]:
     """The tool of a named choice. Raises ApiError 400."""
     field = "function_call" if is_legacy else "tool_choice"
+    kind = choice.get("type", "function")
+    if kind != "function" and not is_legacy:
+        message = f"`tool_choice.type` must be 'function' or 'allowed_tools', got {str(kind)[:64]!r}."
+        raise bad_request(message, field)
     function = choice if is_legacy else choice.get("function")
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str) or not name:
@@ -112,6 +120,30 @@ def _named(tools: list[dict[str, Any]], choice: dict[str, Any], is_legacy: bool)
             return tool
     message = f"The tool specified in `{field}` does not match any of the specified `tools`"
     raise bad_request(message, field)
+
+
+def _allowed(tools: list[dict[str, Any]], choice: dict[str, Any]) -> tuple[tuple[dict[str, Any], ...], str]:
+    """The tools of an `allowed_tools` choice, in the order of `tools`, and its mode. Raises ApiError 400."""
+    field = "tool_choice"
+    given = choice.get("allowed_tools", choice)  # the Responses API has the fields beside the type
+    mode = given.get("mode", "auto") if isinstance(given, dict) else None
+    listed = given.get("tools") if isinstance(given, dict) else None
+    if mode not in ("auto", "required") or not isinstance(listed, list) or not listed:
+        form = '{"type": "allowed_tools", "allowed_tools": {"mode": "auto" or "required", "tools": [...]}}'
+        raise bad_request(f"`tool_choice` names no allowed tools. Correct usage: {form}", field)
+    names = {_name_of(entry) for entry in listed}
+    allowed = tuple(tool for tool in tools if tool["function"]["name"] in names)
+    unknown = names.difference(tool["function"]["name"] for tool in allowed)
+    if unknown:
+        raise bad_request("A tool specified in `tool_choice` does not match any of the specified `tools`", field)
+    return allowed, mode
+
+
+def _name_of(entry: Any) -> str | None:
+    """Of a tool that an `allowed_tools` choice lists."""
+    function = entry.get("function", entry) if isinstance(entry, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _check_possible(mode: str, services: Services, field: str) -> None:

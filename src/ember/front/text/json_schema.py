@@ -67,11 +67,14 @@ _FORMAT_PATTERNS = {
 }
 
 
-def schema_text(schema: Any, *, whitespace: str = DEFAULT_WHITESPACE, closed: bool = False) -> str:
+def schema_text(
+    schema: Any, *, whitespace: str = DEFAULT_WHITESPACE, closed: bool = False, owner: str | None = None
+) -> str:
     """The schema as JSON for the compiler, which also takes it behind `%json` in a Lark grammar.
 
     `whitespace` is a regular expression for what may stand between the parts of the output, "" for nothing; `closed`
-    forbids additional properties where the schema says nothing of them. Raises ValueError for what is no schema.
+    forbids additional properties where the schema says nothing of them; `owner` stands in the engine's errors of this
+    schema. Raises ValueError for what is no schema.
     """
     if schema is False:
         raise ValueError("the schema `false` allows nothing")
@@ -85,6 +88,8 @@ def schema_text(schema: Any, *, whitespace: str = DEFAULT_WHITESPACE, closed: bo
         prepared["x-guidance"] = {"whitespace_pattern": whitespace}
     else:
         prepared["x-guidance"] = {"whitespace_flexible": False}
+    if owner is not None:
+        prepared["$comment"] = owner
     return json.dumps(prepared, ensure_ascii=False, separators=(",", ":"))
 
 

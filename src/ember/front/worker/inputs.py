@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import orjson
 
+from ember.front.api.body import reported
 from ember.front.api.exchange import Request
 from ember.front.errors import bad_request
 from ember.front.worker.coalesce import BatchSizes
@@ -30,18 +31,14 @@ _ALLOWED = (
 )
 _METHODS = ("GET", "POST", "DELETE")
 # Keys of the native shape that are for the worker; every other key is a field of the request.
-_CONTROL = frozenset(
-    {
-        "messages",
-        "prompt",
-        "sampling_params",
-        "apply_chat_template",
-        "use_openai_format",
-        "max_batch_size",
-        "min_batch_size",
-        "batch_size_growth_factor",
-    }
-)
+_BATCH_SIZES = frozenset({"max_batch_size", "min_batch_size", "batch_size_growth_factor"})
+_CONTROL = _BATCH_SIZES | {"messages", "prompt", "sampling_params", "apply_chat_template", "use_openai_format"}
+# Of the shapes that hold a whole request: what else is read beside it.
+_BESIDE = {
+    "openai_input": _BATCH_SIZES | {"openai_input", "openai_route"},
+    "openai_route": _BATCH_SIZES | {"openai_input", "openai_route"},
+    "route": _BATCH_SIZES | {"route", "body", "method"},
+}
 # What orjson says of a value that it cannot encode, and what to say to the one who sent it.
 _NOT_JSON = {
     "surrogates": "it holds half of a surrogate pair (such as \\ud800 alone), which is no text; send whole characters",
@@ -145,6 +142,7 @@ def _request_of(job_input: dict[str, Any]) -> tuple[str, str, dict[str, Any] | N
     """Method, route and body of the first shape that fits."""
     openai_input = job_input.get("openai_input")
     openai_route = job_input.get("openai_route")
+    _name_ignored(job_input)
     if openai_input:
         return "POST", _text(openai_route or CHAT_ROUTE, "openai_route"), _object(openai_input, "openai_input")
     if openai_route:
@@ -159,8 +157,17 @@ def _request_of(job_input: dict[str, Any]) -> tuple[str, str, dict[str, Any] | N
     raise bad_request(_ALLOWED, "input")
 
 
+def _name_ignored(job_input: dict[str, Any]) -> None:
+    """Log what lies beside a whole request and is not read; each name once."""
+    shape = next((name for name in _BESIDE if job_input.get(name)), None)
+    if shape is None:
+        return  # of the native shape every field is one of the request, where it is reported
+    names = [f"input.{name}" for name, value in job_input.items() if value is not None and name not in _BESIDE[shape]]
+    reported(names, f"the job's %s has no effect beside {shape} (said once per name)")
+
+
 def _is_native(job_input: dict[str, Any]) -> bool:
-    return not (job_input.get("openai_input") or job_input.get("openai_route") or job_input.get("route"))
+    return not any(job_input.get(name) for name in _BESIDE)
 
 
 def _for_tokens(body: dict[str, Any], stream: bool) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ember.front.errors import ApiError, internal_error
 from ember.front.worker.calls import Calls, QueueError, Refused, TooManyRequests
 from ember.front.worker.handler import Handling, JobRun
 from ember.front.worker.outputs import error_output
-from ember.front.worker.waits import Backoff, unless
+from ember.front.worker.waits import Backoff, time_left, unless
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class Queue:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._stopping = asyncio.Event()
         self._hurrying = asyncio.Event()
+        self._stopped_at: float | None = None  # on time.monotonic()
 
     @property
     def job_ids(self) -> list[str]:
@@ -62,10 +63,12 @@ class Queue:
         """Take no more jobs and let `run` return once those under way have ended, or the time for that is up."""
         if drain_timeout is not None:
             self._drain_timeout = drain_timeout
+        self._stopped_at = self._stopped_at or time.monotonic()
         self._stopping.set()
 
     def hurry(self) -> None:
         """Do not wait for the jobs under way: they end with an error now."""
+        self._stopped_at = self._stopped_at or time.monotonic()
         self._stopping.set()
         self._hurrying.set()
 
@@ -221,9 +224,10 @@ class Queue:
         """Wait for the jobs under way; those that take too long end with an error."""
         if not self._running:
             return
-        log.info("%d jobs have %.0f s to finish", len(self._running), self._drain_timeout)
+        left = time_left(self._stopped_at, self._drain_timeout)
+        log.info("%d jobs have %.0f s to finish", len(self._running), left)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(unless(self._hurrying, self._all_ended()), self._drain_timeout)
+            await asyncio.wait_for(unless(self._hurrying, self._all_ended()), left)
         if not self._running:
             return
         log.warning("%d jobs are cut short", len(self._running))

@@ -23,7 +23,7 @@ from runpod.serverless.modules import rp_scale
 
 from ember.front.worker.handler import Handling
 from ember.front.worker.queue import GRACE_SECONDS, REPORT_SECONDS, SHUTTING_DOWN
-from ember.front.worker.waits import Backoff, unless
+from ember.front.worker.waits import Backoff, time_left, unless
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ class Scaler(rp_scale.JobScaler):  # type: ignore[misc]
         self._hurrying = asyncio.Event()
         self._drained = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
+        self._stopped_at: float | None = None  # on time.monotonic()
 
     async def run(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -67,6 +68,7 @@ class Scaler(rp_scale.JobScaler):  # type: ignore[misc]
         """Called from the signal handler, at any moment: no job is taken from here on, those running finish. A second
         call ends them."""
         event = self._stopping if self.is_alive() else self._hurrying
+        self._stopped_at = self._stopped_at or time.monotonic()
         super().kill_worker()
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
@@ -112,7 +114,8 @@ class Scaler(rp_scale.JobScaler):  # type: ignore[misc]
     async def _drain(self) -> None:
         """Wait for the jobs under way; those that take too long end with an error."""
         if self._running:
-            await unless(self._hurrying, asyncio.wait(self._running, timeout=self._drain_timeout))
+            left = time_left(self._stopped_at, self._drain_timeout)
+            await unless(self._hurrying, asyncio.wait(self._running, timeout=left))
         if self._running:
             log.warning("%d jobs are cut short", len(self._running))
             self._handling.fail_all(SHUTTING_DOWN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable
 from typing import TypeVar
 
@@ -29,6 +30,11 @@ async def unless(event: asyncio.Event, awaitable: Awaitable[T], grace: float = 0
     finally:
         stop.cancel()
         work.cancel()
+
+
+def time_left(since: float | None, seconds: float) -> float:
+    """What is left of `seconds` that began at `since`, on time.monotonic(); all of them where that is None."""
+    return seconds if since is None else max(0.0, since + seconds - time.monotonic())
 
 
 class Backoff:

@@ -55,7 +55,8 @@ class _Writer:
             return self.anything()
         unknown = next((key for key in _UNKNOWN if schema.get(key) not in (None, False, {})), None)
         if unknown is not None:
-            raise ValueError(f"`{unknown}` cannot be enforced in this model's form of calls")
+            place = f"in the parameters of {self._tool.name[:64]!r}"
+            raise ValueError(f"`{unknown}` {place} cannot be enforced in this model's form of calls")
         if "const" in schema or isinstance(schema.get("enum"), list):
             values = [schema["const"]] if "const" in schema else schema["enum"]
             return self._rules.one_of([self._rules.literal(self._written(value)) for value in values])
@@ -114,11 +115,12 @@ class _Writer:
             return self.object(schema)
         if name == "array":
             return self._array(schema)
-        return f"%json {schema_text({**schema, 'type': name})}"
+        return f"%json {schema_text({**schema, 'type': name}, owner=self._tool.name)}"
 
     def _array(self, schema: dict[str, Any]) -> str:
         if isinstance(schema.get("items"), list) or "prefixItems" in schema:
-            raise ValueError("`prefixItems` cannot be enforced in this model's form of calls")
+            place = f"in the parameters of {self._tool.name[:64]!r}"
+            raise ValueError(f"`prefixItems` {place} cannot be enforced in this model's form of calls")
         item = self.value(schema.get("items", {}))
         least, most = schema.get("minItems", 0), schema.get("maxItems")
         if type(least) is not int or not (most is None or type(most) is int) or max(least, most or 0) > _MAX_ITEMS:

@@ -114,7 +114,7 @@ class Rules:
 
     def arguments(self, tool: Tool) -> str:
         """All arguments of a call, as one JSON object."""
-        return f"%json {schema_text(self.schema(tool))}"
+        return self.rule(f"%json {schema_text(self.schema(tool), owner=tool.name)}")
 
     def header(self, written: str, name: str, index: str, behind: str) -> str:
         """A header with the name in it, and its number: a text, or a regular expression."""
@@ -281,7 +281,8 @@ class Rules:
         text = json.dumps(schema)
         if "#/properties" in text:
             raise ValueError(f"the parameters of {tool.name[:64]!r} refer to one another's schemas: use $defs")
-        return f"%json {schema_text({**definitions, **schema} if '$ref' in text else schema)}"
+        whole = {**definitions, **schema} if "$ref" in text else schema
+        return f"%json {schema_text(whole, owner=tool.name)}"
 
 
 def variants(tool: Tool) -> list[dict[str, Any]]:

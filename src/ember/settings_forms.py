@@ -1,0 +1,75 @@
+"""Forms of single settings that types alone do not describe. Each raises ValueError: what is allowed, in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]{1,5})?")
+
+
+def http_url(value: str | None) -> str | None:
+    """An http(s) address with a host."""
+    if value is None:
+        return None
+    try:
+        parts = urlsplit(value)
+        is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:  # a port or an IPv6 address that is none
+        is_usable = False
+    if not is_usable or any(character.isspace() for character in value):
+        raise ValueError("it must be an http(s) address, such as http://collector:4318/v1/traces")
+    return value
+
+
+def origin_list(value: Any) -> Any:
+    """Separated by commas, or a JSON list, as vLLM takes it."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return [value]
+    return value
+
+
+def origin(value: str) -> str:
+    """`*`, or an origin as browsers send it: scheme://host[:port] in small letters."""
+    plain = value.strip().lower().removesuffix("/")
+    if plain != "*" and not _ORIGIN.fullmatch(plain):
+        raise ValueError(
+            f"{value[:100]!r} is not an origin: it must be scheme://host[:port] without a path, such as "
+            "https://example.com, or * for all"
+        )
+    return plain
+
+
+def store(value: str) -> str:
+    """Where the platform keeps its jobs."""
+    if value != "memory" and not (value.startswith("sqlite:") and value != "sqlite:"):
+        raise ValueError("it must be memory or sqlite:FILE")
+    return value
+
+
+def url_path(value: str) -> str:
+    if not value.startswith("/"):
+        raise ValueError("it must begin with a slash, such as /ping")
+    return value
+
+
+def json_object(example: str) -> Callable[[Any], Any]:
+    """A check for a JSON object like `example`, as text or as the YAML file's mapping."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise ValueError(f"not valid JSON: {error}; it must be a JSON object, such as {example}") from None
+        if not isinstance(value, dict):
+            raise ValueError(f"it must be a JSON object, such as {example}")
+        return value
+
+    return check
