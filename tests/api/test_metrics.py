@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import functools
+import json
 import logging
 import re
 import time
