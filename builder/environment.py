@@ -46,8 +46,6 @@ def main(directory: str, kind: str, torch_index: str) -> int:
     if not _pip(python, "-e", f"{ROOT}{extra}", *constraints):
         return 1
     _compile(python)
-    # Without a compiler this says so, and the worker runs on torch's operators.
-    subprocess.run([python, "-m", "ember_cpu.build"], cwd=ROOT, check=False)
     return 0
 
 
@@ -96,6 +94,8 @@ def _pip(python: Path, *arguments: str, quietly: bool = False) -> bool:
 def _compile(python: Path) -> None:
     """The first start should not be slower than the others, whatever the environment says about bytecode."""
     subprocess.run([python, "-m", "compileall", "-q", "src", "kernels", "handler.py"], cwd=ROOT, check=False)
+    # The C library for CPUs. Without a compiler this says so, and the worker runs on torch's operators.
+    subprocess.run([python, "-m", "ember_cpu.build"], cwd=ROOT, check=False)
 
 
 if __name__ == "__main__":

