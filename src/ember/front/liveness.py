@@ -9,16 +9,27 @@ from __future__ import annotations
 import signal
 from subprocess import Popen
 from typing import Any
+from weakref import WeakSet
 
 _STATE, _FLAGS, _PENDING = 0, 6, 28  # fields 3, 9 and 31, counted behind the name
 _PF_EXITING = 0x4  # include/linux/sched.h
 _KILLED = 1 << (signal.SIGKILL - 1)
 
 
+_ending: WeakSet[Popen[Any]] = WeakSet()  # between two of its signs a process may show none for a moment
+
+
 def is_ending(process: Popen[Any]) -> bool:
     """Whether it has been killed, is exiting or has ended. Without /proc only the last is seen."""
-    if process.returncode is not None:
+    if process.returncode is not None or process in _ending:
         return True
+    if _shows_signs(process):
+        _ending.add(process)
+        return True
+    return False
+
+
+def _shows_signs(process: Popen[Any]) -> bool:
     try:
         with open(f"/proc/{process.pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
