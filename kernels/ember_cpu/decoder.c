@@ -85,6 +85,8 @@ static inline float exponential(float x) {
     return p * scale.value;
 }
 
+static inline float silu(float x) { return x / (1.0f + exponential(-x)); }
+
 /* ---------------------------------------------------------------- dot products */
 
 #if defined(__AVX512BF16__)
@@ -92,8 +94,10 @@ static inline float exponential(float x) {
 #define ROWS_X 6      /* a tile: 4 rows of the matrix by up to this many of the input */
 typedef __m512 Sum;
 typedef __m512i Wide;
-static inline Sum no_sum(void) { return _mm512_setzero_ps(); }
+#define SUM(name) _mm512_##name##_ps
 static inline Wide load(const bf16 *from) { return _mm512_loadu_si512(from); }
+static inline Sum evens(Wide w) { return _mm512_castsi512_ps(_mm512_slli_epi32(w, 16)); }
+static inline Sum odds(Wide w) { return _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32((int)0xffff0000))); }
 static inline Sum add_dot(Sum sum, Wide a, Wide b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
 static inline __m256 halves(Sum sum) {
     return _mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps(sum, 1));
@@ -103,13 +107,13 @@ static inline __m256 halves(Sum sum) {
 #define ROWS_X 2
 typedef __m256 Sum;
 typedef __m256i Wide;
-static inline Sum no_sum(void) { return _mm256_setzero_ps(); }
+#define SUM(name) _mm256_##name##_ps
 static inline Wide load(const bf16 *from) { return _mm256_loadu_si256((const __m256i *)from); }
+/* As float32: the odd elements are the upper halves of 32-bit words, the even ones are shifted there. */
+static inline Sum evens(Wide w) { return _mm256_castsi256_ps(_mm256_slli_epi32(w, 16)); }
+static inline Sum odds(Wide w) { return _mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32((int)0xffff0000))); }
 static inline Sum add_dot(Sum sum, Wide a, Wide b) {
-    /* The odd elements are the upper halves of 32-bit words, the even ones are shifted there. */
-    const __m256i upper = _mm256_set1_epi32((int)0xffff0000);
-    sum = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(b, 16)), sum);
-    return _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(a, upper)), _mm256_castsi256_ps(_mm256_and_si256(b, upper)), sum);
+    return SUM(fmadd)(odds(a), odds(b), SUM(fmadd)(evens(a), evens(b), sum));
 }
 static inline __m256 halves(Sum sum) { return sum; }
 #endif
@@ -129,7 +133,7 @@ static inline __m128 reduce4(Sum a, Sum b, Sum c, Sum d) {
     static inline void tile##COUNT(const bf16 *const w[4], const bf16 *x, i64 columns, float (*out)[4]) {              \
         Sum sums[COUNT][4];                                                                                            \
         for (int i = 0; i < COUNT; i++)                                                                                \
-            for (int j = 0; j < 4; j++) sums[i][j] = no_sum();                                                         \
+            for (int j = 0; j < 4; j++) sums[i][j] = SUM(setzero)();                                                         \
         for (i64 k = 0; k < columns; k += STEP_WIDTH) {                                                                \
             Wide w0 = load(w[0] + k), w1 = load(w[1] + k), w2 = load(w[2] + k), w3 = load(w[3] + k);                   \
             for (int j = 0; j < 4; j++) _mm_prefetch((const char *)(w[0] + 4 * k + 32 * j) + AHEAD, _MM_HINT_T1);      \
@@ -281,7 +285,7 @@ static void gated(Team *team, const Matrix *matrix, const bf16 *x, i64 rows, bf1
                 add_bias(matrix->bias + half + n, width, rows, up);
             }
             float *g = gate[0], *u = up[0]; /* in one piece: the compiler makes vectors of it */
-            for (i64 i = 0; i < rows * 4; i++) made[i] = to_bf16(g[i] / (1.0f + exponential(-g[i])) * u[i]);
+            for (i64 i = 0; i < rows * 4; i++) made[i] = to_bf16(silu(g[i]) * u[i]);
             for (i64 i = 0; i < rows; i++) memcpy(out + i * half + n, made + i * 4, (size_t)width * sizeof(bf16));
         }
     }
@@ -326,7 +330,7 @@ static inline void ask(const bf16 *at, i64 size) {
 
 /* scores[0..3] = the query times four keys. */
 static inline void four_keys(const bf16 *const key[4], const bf16 *query, i64 size, float *scores) {
-    Sum sums[4] = {no_sum(), no_sum(), no_sum(), no_sum()};
+    Sum sums[4] = {SUM(setzero)(), SUM(setzero)(), SUM(setzero)(), SUM(setzero)()};
     for (i64 k = 0; k < size; k += STEP_WIDTH) {
         Wide q = load(query + k);
         for (int j = 0; j < 4; j++) sums[j] = add_dot(sums[j], load(key[j] + k), q);
@@ -339,31 +343,15 @@ static inline void four_keys(const bf16 *const key[4], const bf16 *query, i64 si
 static inline void mix(const bf16 *values, const i64 *places, const float *shares, i64 count, float kept, i64 size, float *mixed) {
     for (i64 d = 0; d < size; d += STEP_WIDTH) {
         float *even = mixed + d, *odd = even + STEP_WIDTH / 2;
-#if STEP_WIDTH == 32
-        const __m512i upper = _mm512_set1_epi32((int)0xffff0000);
-        __m512 a = _mm512_mul_ps(_mm512_loadu_ps(even), _mm512_set1_ps(kept));
-        __m512 b = _mm512_mul_ps(_mm512_loadu_ps(odd), _mm512_set1_ps(kept));
+        Sum a = SUM(mul)(SUM(loadu)(even), SUM(set1)(kept)), b = SUM(mul)(SUM(loadu)(odd), SUM(set1)(kept));
         for (i64 i = 0; i < count; i++) {
-            __m512i value = load(values + places[i] + d);
-            __m512 share = _mm512_set1_ps(shares[i]);
-            a = _mm512_fmadd_ps(share, _mm512_castsi512_ps(_mm512_slli_epi32(value, 16)), a);
-            b = _mm512_fmadd_ps(share, _mm512_castsi512_ps(_mm512_and_si512(value, upper)), b);
+            Wide value = load(values + places[i] + d);
+            Sum share = SUM(set1)(shares[i]);
+            a = SUM(fmadd)(share, evens(value), a);
+            b = SUM(fmadd)(share, odds(value), b);
         }
-        _mm512_storeu_ps(even, a);
-        _mm512_storeu_ps(odd, b);
-#else
-        const __m256i upper = _mm256_set1_epi32((int)0xffff0000);
-        __m256 a = _mm256_mul_ps(_mm256_loadu_ps(even), _mm256_set1_ps(kept));
-        __m256 b = _mm256_mul_ps(_mm256_loadu_ps(odd), _mm256_set1_ps(kept));
-        for (i64 i = 0; i < count; i++) {
-            __m256i value = load(values + places[i] + d);
-            __m256 share = _mm256_set1_ps(shares[i]);
-            a = _mm256_fmadd_ps(share, _mm256_castsi256_ps(_mm256_slli_epi32(value, 16)), a);
-            b = _mm256_fmadd_ps(share, _mm256_castsi256_ps(_mm256_and_si256(value, upper)), b);
-        }
-        _mm256_storeu_ps(even, a);
-        _mm256_storeu_ps(odd, b);
-#endif
+        SUM(storeu)(even, a);
+        SUM(storeu)(odd, b);
     }
 }
 
@@ -569,9 +557,6 @@ void ember_gate(const bf16 *x, bf16 *out, i64 rows, i64 half, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (i64 row = 0; row < rows; row++) {
         const bf16 *gate = x + row * 2 * half, *up = gate + half;
-        for (i64 i = 0; i < half; i++) {
-            float g = from_bf16(gate[i]);
-            out[row * half + i] = to_bf16(g / (1.0f + exponential(-g)) * from_bf16(up[i]));
-        }
+        for (i64 i = 0; i < half; i++) out[row * half + i] = to_bf16(silu(from_bf16(gate[i])) * from_bf16(up[i]));
     }
 }

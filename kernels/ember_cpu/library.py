@@ -8,6 +8,7 @@ import logging
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,6 +106,19 @@ class Step(ctypes.Structure):
     )
 
 
+_MODEL, _LAYER, _STEP = ctypes.POINTER(Model), ctypes.POINTER(Layer), ctypes.POINTER(Step)
+_FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "ember_workspace": (_I64, (_MODEL, _I64)),
+    "ember_forward": (None, (_MODEL, _STEP, _POINTER, ctypes.c_int)),
+    "ember_linear": (None, (ctypes.POINTER(Matrix), _POINTER, _I64, _POINTER, ctypes.c_int)),
+    "ember_add_norm": (None, (*[_POINTER] * 4, _I64, _I64, ctypes.c_float, ctypes.c_int)),
+    "ember_place": (None, (_MODEL, _LAYER, _STEP, *[_POINTER] * 3, ctypes.c_int)),
+    "ember_attend": (None, (_MODEL, _LAYER, _STEP, _POINTER, _I64, *[_POINTER] * 2, ctypes.c_int)),
+    "ember_gate": (None, (_POINTER, _POINTER, _I64, _I64, ctypes.c_int)),
+}
+"""What each function returns and takes."""
+
+
 def matrix(pieces: tuple[Tensor, ...], bias: Tensor | None = None) -> Matrix:
     """`pieces`: [rows, columns] bfloat16, contiguous, which must outlive the matrix."""
     made = Matrix(bias=address(bias), columns=pieces[0].shape[1])
@@ -147,34 +161,8 @@ def load(name: str | None = None) -> ctypes.CDLL | None:
         except OSError as error:  # or made for another system, or there is no OpenMP
             log.warning("the C library for CPUs is not used: %s", error)
             continue
-        library.ember_workspace.restype = _I64
-        library.ember_workspace.argtypes = (ctypes.POINTER(Model), _I64)
-        library.ember_forward.restype = None
-        library.ember_forward.argtypes = (ctypes.POINTER(Model), ctypes.POINTER(Step), _POINTER, ctypes.c_int)
-        library.ember_linear.restype = None
-        library.ember_linear.argtypes = (ctypes.POINTER(Matrix), _POINTER, _I64, _POINTER, ctypes.c_int)
-        library.ember_add_norm.restype = None
-        library.ember_add_norm.argtypes = (*[_POINTER] * 4, _I64, _I64, ctypes.c_float, ctypes.c_int)
-        library.ember_place.restype = None
-        library.ember_place.argtypes = (
-            ctypes.POINTER(Model),
-            ctypes.POINTER(Layer),
-            ctypes.POINTER(Step),
-            *[_POINTER] * 3,
-            ctypes.c_int,
-        )
-        library.ember_attend.restype = None
-        library.ember_attend.argtypes = (
-            ctypes.POINTER(Model),
-            ctypes.POINTER(Layer),
-            ctypes.POINTER(Step),
-            _POINTER,
-            _I64,
-            *[_POINTER] * 2,
-            ctypes.c_int,
-        )
-        library.ember_gate.restype = None
-        library.ember_gate.argtypes = (_POINTER, _POINTER, _I64, _I64, ctypes.c_int)
+        for function, (result, arguments) in _FUNCTIONS.items():
+            getattr(library, function).restype, getattr(library, function).argtypes = result, arguments
         return library
     return None
 

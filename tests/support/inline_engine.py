@@ -3,60 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from ember import wire
 from ember.boot import Timeline
 from ember.engine.core.boot import build, open_model
-
-
-class InlineGeneration:
-    """One request: like the client's `Generation`, without a process that could die."""
-
-    def __init__(self, engine: InlineEngine, request: wire.Generate) -> None:
-        self.request_id = request.request_id
-        self._engine = engine
-        self._unfinished = set(range(request.sampling.n))
-        self._outputs: list[wire.SequenceOutput] = []
-        self._arrived = asyncio.Event()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.abort()
-
-    def __aiter__(self) -> AsyncIterator[list[wire.SequenceOutput]]:
-        return self
-
-    async def __anext__(self) -> list[wire.SequenceOutput]:
-        while not self._outputs:
-            if not self._unfinished:
-                raise StopAsyncIteration
-            self._arrived.clear()
-            await self._arrived.wait()
-        outputs, self._outputs = self._outputs, []
-        return outputs
-
-    def abort(self, index: int | None = None) -> None:
-        if self._unfinished:
-            self._unfinished -= self._unfinished.copy() if index is None else {index}
-            self._engine.abort(self.request_id, index, is_over=not self._unfinished)
-        self._arrived.set()
-
-    def feed(self, output: wire.SequenceOutput) -> bool:
-        """Returns whether it was the last output of the request."""
-        if output.index in self._unfinished:
-            self._outputs.append(output)
-            if output.finish_reason is not None:
-                self._unfinished.discard(output.index)
-            self._arrived.set()
-        return not self._unfinished
+from ember.front.generation import Generation
 
 
 class InlineEngine:
@@ -69,7 +22,7 @@ class InlineEngine:
         self.core, self.info = build(message, open_model(message, timeline, lambda located: None), timeline)
         self.is_ready, self.is_dead = True, False
         self.num_requests = 0
-        self._generations: dict[int, InlineGeneration] = {}
+        self._generations: dict[int, Generation] = {}
         self._stepping: asyncio.Task[None] | None = None
 
     async def wait_ready(self) -> wire.Ready:
@@ -87,7 +40,7 @@ class InlineEngine:
         message = wire.Generate(self.num_requests, prompt_token_ids, sampling, priority, cache_salt)
         (request,) = wire.decode_front(wire.frame_front([wire.encode_front(message)])[4:])
         assert isinstance(request, wire.Generate)
-        generation = InlineGeneration(self, request)
+        generation = Generation(request, self.abort)
         self._generations[self.num_requests] = generation
         self._route(self.core.add(request))
         if self._stepping is None or self._stepping.done():

@@ -179,8 +179,6 @@ class Decoder:
                 embedding.positions = embedding.positions.clone()
             if self.config.tie_word_embeddings:
                 self.head = Linear(embedding.tokens)
-        if self._native is not None:
-            self._native.refresh_head(self.head)
         yield from self.head.settle(packs, is_mapped and not self.config.tie_word_embeddings)
         if self._native is not None:
             self._native.refresh_head(self.head)
