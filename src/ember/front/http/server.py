@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from aiohttp.web_protocol import RequestHandler
 from ember.front.api.router import dispatch
 from ember.front.client import EngineError
 from ember.front.http.app import HEARD, IN_FLIGHT, Dispatch, make_app, make_health_app
+from ember.front.signals import on_signals
 
 if TYPE_CHECKING:
     from ember.front.start import Worker
@@ -35,14 +35,7 @@ def serve(settings: Settings, worker: Worker, dispatch: Dispatch = dispatch) -> 
 
 
 async def _serve(settings: Settings, worker: Worker, dispatch: Dispatch) -> int:
-    stopping = asyncio.Event()
-    hurrying = asyncio.Event()
-
-    def stop() -> None:
-        (hurrying if stopping.is_set() else stopping).set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
+    stopping, hurrying = on_signals()
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # a traceback for each malformed request line
     await worker.start()
     app = make_app(settings, worker, dispatch)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 from typing import TYPE_CHECKING
 
+from ember.front.signals import on_signals
 from ember.front.worker.calls import Addresses, Calls, QueueError, make_session
 from ember.front.worker.handler import Handling, ThisLoop
 from ember.front.worker.health import boot_failure, report_unhealthy
@@ -32,14 +32,7 @@ def run(settings: Settings, worker: Worker) -> int:
 
 
 async def _run(settings: Settings, worker: Worker) -> int:
-    stopping = asyncio.Event()
-    hurrying = asyncio.Event()
-
-    def stop() -> None:
-        (hurrying if stopping.is_set() else stopping).set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
+    stopping, hurrying = on_signals()
     try:
         await worker.start()
         try:
