@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--cpu-weights", default="auto", choices=["auto", "int8", "int4"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--json", type=Path, default=None, metavar="FILE")
     parser.add_argument("--skip-transformers", action="store_true")
@@ -113,6 +114,7 @@ def _engine(directory: Path, options: argparse.Namespace) -> Engine:
     configure = Configure(
         model=str(directory),
         dtype=options.dtype,
+        cpu_weights=options.cpu_weights,
         device=options.device,
         max_model_len=min(2048, options.prompt + options.output + 16),
         max_num_seqs=max(options.batches),

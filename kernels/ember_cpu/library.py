@@ -1,4 +1,4 @@
-"""The C library's structures and functions (`decoder.c`), and which build of it this machine can run."""
+"""The C library's structures and functions (`decoder.c`, its headers), and which build of it this machine can run."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parent
-MAX_ROWS = 128  # of one call, as in decoder.c
+MAX_ROWS = 128  # of one call, as in matrix.h
 MAX_HEAD_DIM = 256
 MAX_SIZE = 1 << 17  # elements of a row: some are kept on a thread's stack
+UNIT, GROUP = 128, 64  # of weights of fewer bits, as in quantised.h: what rows are multiples of, weights to one scale
 ALIGNMENT = 32  # elements: rows of matrices and heads are whole registers
 
 _I64, _POINTER = ctypes.c_int64, ctypes.c_void_p
@@ -42,7 +43,9 @@ class Variant:
 
     def build(self) -> str:
         """What a library that is up to date says of itself: a digest of source and options."""
-        digest = hashlib.sha256((HERE / "decoder.c").read_bytes())
+        digest = hashlib.sha256()
+        for source in sorted((*HERE.glob("*.c"), *HERE.glob("*.h"))):
+            digest.update(source.read_bytes())
         digest.update(" ".join(self.options).encode())
         return digest.hexdigest()[:32]
 
@@ -58,7 +61,14 @@ VARIANTS = (
 class Matrix(ctypes.Structure):
     """[rows, columns] in up to three pieces."""
 
-    _fields_ = (("piece", _POINTER * 3), ("rows", _I64 * 3), ("bias", _POINTER), ("columns", _I64))
+    _fields_ = (
+        ("piece", _POINTER * 3),
+        ("rows", _I64 * 3),
+        ("bias", _POINTER),
+        ("scales", _POINTER),
+        ("columns", _I64),
+        ("bits", _I64),
+    )
 
 
 class Layer(ctypes.Structure):
@@ -114,6 +124,8 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ember_add_norm": (None, (*[_POINTER] * 4, _I64, _I64, ctypes.c_float, ctypes.c_int)),
     "ember_place": (None, (_MODEL, _LAYER, _STEP, *[_POINTER] * 3, ctypes.c_int)),
     "ember_attend": (None, (_MODEL, _LAYER, _STEP, _POINTER, _I64, *[_POINTER] * 2, ctypes.c_int)),
+    "ember_quantise": (None, (ctypes.POINTER(Matrix), ctypes.c_int, *[_POINTER] * 2, ctypes.c_int)),
+    "ember_restore": (None, (ctypes.POINTER(Matrix), _POINTER, ctypes.c_int)),
     "ember_gate": (None, (_POINTER, _POINTER, _I64, _I64, ctypes.c_int)),
 }
 """What each function returns and takes."""
@@ -121,9 +133,17 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 def matrix(pieces: tuple[Tensor, ...], bias: Tensor | None = None) -> Matrix:
     """`pieces`: [rows, columns] bfloat16, contiguous, which must outlive the matrix."""
-    made = Matrix(bias=address(bias), columns=pieces[0].shape[1])
+    made = Matrix(bias=address(bias), columns=pieces[0].shape[1], bits=16)
     for i, piece in enumerate(pieces):
         made.piece[i], made.rows[i] = piece.data_ptr(), piece.shape[0]
+    return made
+
+
+def quantised_matrix(codes: Tensor, scales: Tensor, bits: int, bias: Tensor | None = None) -> Matrix:
+    """`codes`: [rows, columns * bits / 8] uint8, `scales`: [rows, columns / GROUP] float32, as `ember_quantise` makes
+    them; both must outlive the matrix."""
+    made = Matrix(bias=address(bias), scales=scales.data_ptr(), columns=codes.shape[1] * 8 // bits, bits=bits)
+    made.piece[0], made.rows[0] = codes.data_ptr(), len(codes)
     return made
 
 

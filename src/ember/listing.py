@@ -34,6 +34,7 @@ LEFT_OUT = {
     "platform_store": "only `ember platform` keeps jobs",
     "device": "the image decides",
     "num_threads": "of the CPU build",
+    "cpu_weights": "of the CPU build",
     "boot_report": "a file that nobody could fetch; `/boot` answers the same",
 }
 _SAFE_NUMBER = 2**53  # larger bounds are bounds of the machine, not of the setting

@@ -86,9 +86,14 @@ def _comma_list(value: Any) -> Any:
 _DTYPES = {"bf16": "bfloat16", "half": "float16", "fp16": "float16", "float": "float32", "fp32": "float32"}
 
 
-def _dtype(value: Any) -> Any:
+def _auto(value: Any) -> Any:
     value = _lower(value)
-    return "auto" if value is None else _DTYPES.get(value, value)
+    return "auto" if value is None else value
+
+
+def _dtype(value: Any) -> Any:
+    value = _auto(value)
+    return _DTYPES.get(value, value)
 
 
 def _format_name(value: Any) -> Any:
@@ -152,6 +157,11 @@ class Settings(BaseSettings):
     )
     dtype: Annotated[Literal["auto", "bfloat16", "float16", "float32"], BeforeValidator(_dtype)] = Field(
         "auto", validation_alias=_names("DTYPE"), description="Weights and activations. auto = as in the checkpoint."
+    )
+    cpu_weights: Annotated[Literal["auto", "int8", "int4"], BeforeValidator(_auto)] = Field(
+        "auto",
+        validation_alias=_names("CPU_WEIGHTS"),
+        description="Matrices on a CPU: auto = in DTYPE; int8, int4 = smaller, faster for a few users, less exact.",
     )
     max_model_len: PositiveInt = Field(
         None,

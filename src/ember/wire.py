@@ -81,6 +81,7 @@ class Configure(Struct, tag="configure", frozen=True):
     hf_token: str | None = None
     device: str = "auto"  # auto, cpu, cuda
     dtype: str = "auto"  # auto, bfloat16, float16, float32
+    cpu_weights: str = "auto"  # on a CPU: auto = in dtype, int8, int4
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None

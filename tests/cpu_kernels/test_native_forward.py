@@ -199,13 +199,15 @@ def test_structures_are_those_of_the_library(build):
 
 def test_a_library_of_another_source_is_not_used(build, monkeypatch, tmp_path):
     monkeypatch.undo()
-    for name in ("decoder.c", f"decoder_{build}.so"):
-        shutil.copy(native.HERE / name, tmp_path)
+    for path in (*native.HERE.glob("*.[ch]"), native.HERE / f"decoder_{build}.so"):
+        shutil.copy(path, tmp_path)
     monkeypatch.setattr(native, "HERE", tmp_path)
     assert native.load.__wrapped__(build) is not None
-    with (tmp_path / "decoder.c").open("a") as file:
-        file.write("/* changed */")
-    assert native.load.__wrapped__(build) is None
+    for name in ("matrix.h", "decoder.c"):
+        text = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(text + "/* changed */")
+        assert native.load.__wrapped__(build) is None
+        (tmp_path / name).write_text(text)
 
 
 def test_what_it_does_not_serve_stays_with_torch(checkpoints, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from ember.engine.layers import linear
 from ember.engine.layers.linear import can_pack
 from ember.engine.loading import dtype as dtype_module
 from ember.engine.loading import mapped, reader
-from ember.engine.loading.dtype import choose_dtype
+from ember.engine.loading.dtype import choose_dtype_name
 from ember.engine.loading.files import prefetch, weight_files
 from ember.engine.loading.load import LoadReport, begin, load_decoder
 from ember.engine.loading.mapped import Mapped, Warming
@@ -301,12 +301,12 @@ def test_choice_of_dtype(
     requested: str, checkpoint: str, device: str, has_bfloat16: bool, expected: torch.dtype, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(dtype_module, "cpu_has_bfloat16", lambda: has_bfloat16)
-    assert choose_dtype(requested, checkpoint, device) == expected
+    assert getattr(torch, choose_dtype_name(requested, checkpoint, device)) == expected
 
 
 def test_unknown_dtype_is_refused() -> None:
     with pytest.raises(ModelError, match=r"int3.*bfloat16"):
-        choose_dtype("int3", "bfloat16", "cpu")
+        choose_dtype_name("int3", "bfloat16", "cpu")
 
 
 def test_reading_starts_without_torch(llama: Path) -> None:

@@ -40,6 +40,7 @@ def launch(settings: Settings) -> Worker:
         hf_token=token.get_secret_value() if token else None,
         device=settings.device,
         dtype=settings.dtype,
+        cpu_weights=settings.cpu_weights,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ember.boot import Timeline
 from ember.engine.errors import ModelError
 from ember.engine.loading.cuda_context import create_context
-from ember.engine.loading.dtype import choose_dtype, choose_dtype_name
+from ember.engine.loading.dtype import choose_dtype_name
 from ember.engine.loading.files import prefetch
 from ember.engine.loading.load import Started, begin
 from ember.engine.loading.progress import Say
@@ -61,7 +61,7 @@ def open_model(configure: Configure, timeline: Timeline, tell: Callable[[Located
     reading = None
     with timeline.phase("start_reading"):
         if configure.device != "cuda" and not is_cuda:
-            reading = begin(model_dir, config, choose_dtype_name(configure.dtype, config.dtype, "cpu"), "cpu")
+            reading = begin(model_dir, config, _dtype_name(configure, config, "cpu"), "cpu")
         if reading is None:
             prefetch(model_dir)
     return Opened(model_dir, tokenizer_dir, config, reading, say=say)
@@ -93,7 +93,7 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
             torch.set_num_threads(configure.num_threads or usable_cores())
 
     config = opened.config
-    dtype = choose_dtype(configure.dtype, config.dtype, kind)
+    dtype = getattr(torch, _dtype_name(configure, config, kind))
     with timeline.phase("load") as detail:
         reports: list[LoadReport] = []
         model = load_decoder(
@@ -126,8 +126,14 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
                     warnings.append(f"{config.architecture} runs on torch operators: no kernels for this form of it")
             except ImportError as error:
                 warnings.append(f"{error}; the model runs on torch operators, which is slower")
-    elif kind == "cpu":
+        if configure.cpu_weights != "auto":
+            warnings.append(f"CPU_WEIGHTS={configure.cpu_weights} has no effect: the model runs on a GPU")
+    elif configure.cpu_weights == "auto":
         model.use_native()
+    else:
+        with timeline.phase("quantise"):
+            if not model.use_native(configure.cpu_weights):
+                raise ModelError(model.why_not_native(configure.cpu_weights))
     with timeline.phase("cache"):
         max_num_seqs = configure.max_num_seqs or DEFAULT_MAX_NUM_SEQS[kind]
         max_num_batched_tokens = configure.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS[kind]
@@ -201,6 +207,12 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
         boot_phases=timeline.report()["phases"],
     )
     return engine, ready
+
+
+def _dtype_name(configure: Configure, config: DecoderConfig, kind: str) -> str:
+    """The dtype of weights and activations. Small weights are made of bfloat16 ones."""
+    is_small = kind == "cpu" and configure.cpu_weights != "auto" and configure.dtype == "auto"
+    return choose_dtype_name("bfloat16" if is_small else configure.dtype, config.dtype, kind)
 
 
 def _has_nvidia_device() -> bool:

@@ -65,13 +65,7 @@ def in_own_memory(*rows: Tensor) -> Generator[None, None, Tensor]:
     """A copy of the rows in one piece, in huge pages where the kernel has them: who streams through gigabytes of
     weights spends a good part of the time looking small pages up. Yields when it has copied for a while."""
     first = rows[0]
-    size = sum(part.nbytes for part in rows)
-    if size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.cat(rows)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    own = torch.frombuffer(memory, dtype=first.dtype).view(-1, *first.shape[1:])
+    own = fresh_memory(sum(part.nbytes for part in rows), first.dtype).view(-1, *first.shape[1:])
     at = copied = 0
     for part in rows:
         for piece in part.split(max(1, _PIECE * len(part) // max(part.nbytes, 1))):
@@ -82,6 +76,16 @@ def in_own_memory(*rows: Tensor) -> Generator[None, None, Tensor]:
             at += len(piece)
             copied += piece.nbytes
     return own
+
+
+def fresh_memory(nbytes: int, dtype: torch.dtype) -> Tensor:
+    """A vector of so many bytes, in huge pages where it fills some and the kernel has them."""
+    if nbytes < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(nbytes // dtype.itemsize, dtype=dtype)
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype)
 
 
 @cache

@@ -3,21 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
 
 from ember.engine.errors import ModelError
 
-if TYPE_CHECKING:
-    import torch
-
 DTYPES = ("bfloat16", "float16", "float32")
-
-
-def choose_dtype(requested: str, checkpoint_dtype: str, device: str) -> torch.dtype:
-    """The dtype to run in, by `choose_dtype_name`."""
-    import torch
-
-    return getattr(torch, choose_dtype_name(requested, checkpoint_dtype, device))
 
 
 def choose_dtype_name(requested: str, checkpoint_dtype: str, device: str) -> str:

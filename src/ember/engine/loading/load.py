@@ -50,7 +50,7 @@ class Started:
 def begin(model_dir: Path, config: DecoderConfig, dtype: str, device: str) -> Started | None:
     """Start reading before torch is imported, where the bytes need no conversion; None where they do.
 
-    `dtype` is a torch dtype's name (`loading.dtype.choose_dtype`). Raises ModelError.
+    `dtype` is a torch dtype's name (`loading.dtype.choose_dtype_name`). Raises ModelError.
     """
     return begin_plan(make_plan(config, read_headers(model_dir)), dtype, device)
 

@@ -72,7 +72,7 @@ class Decoder:
         """
         self.config = config
         self.num_parameters = sum(part.numel() for weight in weights.values() for part in weight)
-        self.weight_bytes = sum(part.nbytes for weight in weights.values() for part in weight)
+        self.weight_bytes = sum(part.nbytes for weight in weights.values() for part in weight)  # that a step reads
         self.mapped_bytes = self.weight_bytes if is_mapped else 0
         (tokens,) = weights.pop("embed_tokens.weight")
         self.dtype, self.device = tokens.dtype, tokens.device
@@ -102,15 +102,24 @@ class Decoder:
             self._fused = FusedForward(self)
         return self._fused is not None
 
-    def use_native(self) -> bool:
+    def use_native(self, weights: str = "auto") -> bool:
         """From here on run in the C library for CPUs, where it is there and serves this form of decoder on this
-        machine; returns whether. Weights then stay plain."""
+        machine; returns whether. Weights then stay plain, or become `weights`: int8 or int4."""
         from ember.engine.models.native import NativeForward
 
-        library = NativeForward.library_for(self)
+        library = NativeForward.library_for(self, weights)
         if library is not None:
             self._native = NativeForward(self, library)
+            if weights != "auto":
+                self.weight_bytes = self._native.quantise(weights)
+                self.mapped_bytes = self.embedding.tokens.nbytes if self.mapped_bytes else 0
         return library is not None
+
+    def why_not_native(self, weights: str) -> str:
+        """Why `use_native` had to refuse weights of fewer bits: a line for who asked for them."""
+        from ember.engine.models.native import NativeForward
+
+        return NativeForward.why_not(self, weights)
 
     @property
     def fused(self) -> FusedForward | None:
@@ -177,7 +186,7 @@ class Decoder:
             embedding.tokens = own
             if embedding.positions is not None:
                 embedding.positions = embedding.positions.clone()
-            if self.config.tie_word_embeddings:
+            if self.head.rows[0].dtype == self.dtype and self.config.tie_word_embeddings:
                 self.head = Linear(embedding.tokens)
         yield from self.head.settle(packs, is_mapped and not self.config.tie_word_embeddings)
         if self._native is not None:

@@ -18,6 +18,7 @@ from ember.engine.layers.attention import attend_written, plan_attention
 from ember.engine.layers.batch import Batch, KVCache
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.norm import Norm, RMSNorm
+from ember.engine.layers.quantised import BITS, QuantisedLinear
 from ember_cpu import library as native
 
 if TYPE_CHECKING:
@@ -50,14 +51,14 @@ class NativeForward:
         )
         for index in range(config.num_layers):
             self.refresh(index)
-        self._head = native.matrix(model.head.rows, model.head.bias)
+        self._head = _matrix(model.head)
         self._cache: KVCache | None = None
         self._workspace = torch.empty(0, dtype=torch.uint8)
         self.max_rows = MAX_ROWS  # tokens of a step that this is used for
 
     @staticmethod
-    def library_for(model: Decoder) -> ctypes.CDLL | None:
-        """The library, where it can serve this decoder on this machine."""
+    def library_for(model: Decoder, weights: str = "auto") -> ctypes.CDLL | None:
+        """The library, where it can serve this decoder on this machine with `weights`: auto, int8 or int4."""
         config = model.config
         sizes = (config.hidden_size, config.head_dim, config.intermediate_size, config.num_heads * config.head_dim)
         norms = [model.final_norm] + [norm for layer in model.layers for norm in (layer.attention_norm, layer.mlp_norm)]
@@ -74,9 +75,49 @@ class NativeForward:
             and config.rope.rotary_dim % 2 == 0
             and config.rope.rotary_dim <= config.head_dim
             and all(isinstance(norm, RMSNorm) and norm.weight is not None for norm in norms)
-            and "amx_bf16" not in native.cpu_flags()
+            and (
+                "amx_bf16" not in native.cpu_flags()
+                if weights == "auto"
+                else all(size % native.UNIT == 0 for size in (sizes[0], *sizes[2:]))
+            )
         )
         return native.load() if serves else None
+
+    @staticmethod
+    def why_not(model: Decoder, weights: str) -> str:
+        """What to tell who asked for weights of fewer bits where `library_for` has no library."""
+        if model.dtype != torch.bfloat16:
+            dtype = str(model.dtype).removeprefix("torch.")
+            return f"CPU_WEIGHTS={weights} needs DTYPE=bfloat16 or auto, and it is {dtype}"
+        if native.load() is None:
+            return (
+                f"CPU_WEIGHTS={weights} needs the C library for CPUs, for x86-64 with AVX2, and it is not there: "
+                "`python -m ember_cpu.build` compiles it; or leave CPU_WEIGHTS at auto"
+            )
+        return (
+            f"CPU_WEIGHTS={weights} is for decoders with RMSNorm, rotary positions and gated SiLU whose hidden size, "
+            f"intermediate size and heads x head size are multiples of {native.UNIT}, and this "
+            f"{model.config.architecture} is not one; leave it at auto"
+        )
+
+    def quantise(self, weights: str) -> int:
+        """Make the layers' matrices, and at last the head, int8 or int4, and let go of what was there before.
+
+        Returns the bytes of them all.
+        """
+        model, made = self._decoder, []
+
+        def small(linear: Linear) -> Linear:
+            made.append(QuantisedLinear(self._library, linear, BITS[weights]))
+            return made[-1]
+
+        for index, layer in enumerate(model.layers):
+            layer.qkv, layer.output = small(layer.qkv), small(layer.output)
+            layer.mlp.up, layer.mlp.down = small(layer.mlp.up), small(layer.mlp.down)
+            self.refresh(index)
+        model.head = small(model.head)
+        self.refresh_head(model.head)
+        return sum(linear.nbytes for linear in made)
 
     def refresh(self, index: int) -> None:
         """A layer's matrices may lie elsewhere now."""
@@ -88,11 +129,11 @@ class NativeForward:
         made.query_key_norm = native.address(layer.qk_norm.weight) if layer.qk_norm is not None else None
         matrices = (("qkv", layer.qkv), ("output", layer.output), ("up", layer.mlp.up), ("down", layer.mlp.down))
         for name, linear in matrices:
-            setattr(made, name, native.matrix(linear.rows, linear.bias))
+            setattr(made, name, _matrix(linear))
         made.window = layer.window or 0
 
     def refresh_head(self, head: Linear) -> None:
-        self._head = native.matrix(head.rows, head.bias)
+        self._head = _matrix(head)
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         """As `Decoder.forward`."""
@@ -171,3 +212,7 @@ class NativeForward:
         threads = torch.get_num_threads()
         parts = [native.linear(self._library, self._head, x.contiguous(), threads) for x in hidden.split(MAX_ROWS)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _matrix(linear: Linear) -> native.Matrix:
+    return linear.matrix if isinstance(linear, QuantisedLinear) else native.matrix(linear.rows, linear.bias)

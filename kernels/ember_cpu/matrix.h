@@ -1,0 +1,178 @@
+/* Products of a matrix with few rows of input. Threads take the matrix's rows in chunks. */
+#pragma once
+
+#include <string.h>
+
+#include "quantised.h"
+#include "team.h"
+
+#define MAX_PIECES 3
+#define MAX_ROWS 128 /* of input, in one call */
+
+/* One matrix, [rows, columns] by rows, in up to three pieces whose rows follow each other. */
+typedef struct {
+    const char *piece[MAX_PIECES];
+    i64 rows[MAX_PIECES];
+    const bf16 *bias;    /* [all rows] or NULL */
+    const float *scales; /* [all rows, columns / GROUP] of fewer than 16 bits, then in one piece */
+    i64 columns, bits;   /* 16: bfloat16; 8, 4: see quantised.h */
+} Matrix;
+
+/* Memory is asked for in the order in which it lies, so many bytes ahead, and evenly: all at once, it would stall what is
+ * loaded meanwhile. */
+#define AHEAD 24576
+
+/* out[x][0..3] = four rows of the matrix times `count` rows of x. Asks for `lines` cache lines from `ahead` on with each
+ * register of weights of a row. `scales`: of the four rows, where they are of fewer than 16 bits. */
+static inline __attribute__((always_inline)) void tile(const int count, const int lines, const int bits, const char *const w[4],
+                                                       const float *const scales[4], const bf16 *x, i64 columns, const char *ahead,
+                                                       float (*out)[4]) {
+    Sum sums[ROWS_X][4];
+    for (int i = 0; i < count; i++)
+        for (int j = 0; j < 4; j++) sums[i][j] = SUM(setzero)();
+    for (i64 k = 0, at = 0; k < columns; k += HELD(bits), at += 2 * STEP_WIDTH) {
+        Wide parts[4][4];
+        for (int j = 0; j < 4; j++) unpack(bits, w[j] + at, bits < 16 ? scales[j] + k / GROUP : NULL, parts[j]);
+        for (int j = 0; j < lines; j++, ahead += LINE) _mm_prefetch(ahead, _MM_HINT_T1);
+        _Pragma("GCC unroll 4") for (int p = 0; p < HELD(bits) / STEP_WIDTH; p++)
+            _Pragma("GCC unroll 8") for (int i = 0; i < count; i++) {
+                Wide v = load(x + i * columns + k + p * STEP_WIDTH);
+                for (int j = 0; j < 4; j++) sums[i][j] = add_dot(sums[i][j], parts[j][p], v);
+            }
+    }
+    for (int i = 0; i < count; i++) _mm_storeu_ps(out[i], reduce4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]));
+}
+
+static const char *row_of(const Matrix *matrix, i64 row) {
+    int piece = 0;
+    while (row >= matrix->rows[piece]) row -= matrix->rows[piece++];
+    return matrix->piece[piece] + row * matrix->columns * matrix->bits / 8;
+}
+
+#if ROWS_X == 6
+#define COUNTS(CASE, ...) CASE(1, __VA_ARGS__) CASE(2, __VA_ARGS__) CASE(3, __VA_ARGS__) CASE(4, __VA_ARGS__) CASE(5, __VA_ARGS__) CASE(6, __VA_ARGS__)
+#else
+#define COUNTS(CASE, ...) CASE(1, __VA_ARGS__) CASE(2, __VA_ARGS__)
+#endif
+#define CASE(COUNT, LINES, BITS)                                                                                       \
+    case (COUNT * 8 + LINES) * 32 + BITS: tile(COUNT, LINES, BITS, w, scales, x, columns, ahead, out); break;
+
+static void some_tile(i64 count, int lines, int bits, const char *const w[4], const float *const scales[4], const bf16 *x, i64 columns,
+                      const char *ahead, float (*out)[4]) {
+    switch ((count * 8 + lines) * 32 + bits) {
+    COUNTS(CASE, 4, 16) COUNTS(CASE, 2, 16) COUNTS(CASE, 1, 16) COUNTS(CASE, 4, 8) COUNTS(CASE, 4, 4)
+    default: __builtin_unreachable();
+    }
+}
+#undef CASE
+
+/* Rows [first, first + 4) of the matrix, clamped to its last row, times all rows of x: out[row][0..3]. `then`: the row from
+ * which on memory is asked for. */
+static void four_rows(const Matrix *matrix, i64 first, i64 last, i64 then, const bf16 *x, i64 rows, float (*out)[4]) {
+    const char *w[4], *ahead = row_of(matrix, then);
+    const float *scales[4];
+    i64 columns = matrix->columns, tiles = (rows + ROWS_X - 1) / ROWS_X;
+    for (int j = 0; j < 4; j++) {
+        i64 row = first + j < last ? first + j : last;
+        w[j] = row_of(matrix, row);
+        scales[j] = matrix->bits < 16 ? matrix->scales + row * (columns / GROUP) : NULL;
+    }
+    int bits = (int)matrix->bits, lines = tiles == 1 ? 4 : tiles < 4 ? 2 : 1;
+    bf16 own[bits < 16 && tiles > 1 ? 4 : 1][columns];
+    for (int j = 0; bits < 16 && tiles > 1 && j < 4; j++) { /* unpacked once for all tiles */
+        unpack_row(bits, w[j], scales[j], columns, ahead + j * columns * bits / 8, own[j]);
+        w[j] = (const char *)own[j];
+    }
+    if (bits < 16 && tiles > 1) bits = 16, ahead = w[0];
+    for (i64 at = 0, i = 0; at < tiles; at++) { /* as even as they can be */
+        i64 count = rows / tiles + (at < rows % tiles);
+        some_tile(count, lines, bits, w, scales, x + i * columns, columns, ahead, out + i);
+        i += count;
+        ahead += columns / STEP_WIDTH * LINE * lines;
+    }
+}
+
+static i64 num_rows(const Matrix *matrix) {
+    i64 rows = 0;
+    for (int i = 0; i < MAX_PIECES; i++) rows += matrix->rows[i];
+    return rows;
+}
+
+/* Rows of a matrix that one thread takes at a time: some tens of KiB of weights. */
+static inline i64 share(const Matrix *matrix, i64 rows, int threads) {
+    i64 chunk = (128 << 10) / (matrix->columns * matrix->bits / 8) / 4 * 4, fair = rows / threads / 4 * 4;
+    if (chunk > fair) chunk = fair;
+    return chunk < 4 ? 4 : chunk;
+}
+
+static void add_bias(const bf16 *bias, i64 width, i64 rows, float (*sums)[4]) {
+    for (i64 i = 0; i < rows; i++)
+        for (i64 j = 0; j < width; j++) sums[i][j] += from_bf16(bias[j]);
+}
+
+/* The rows of a matrix, handed out in chunks; a thread knows its next chunk early and asks for it in time. */
+typedef struct {
+    i64 first, end, next, total, chunk, lead; /* rows; lead: how far ahead memory is asked for */
+} Turn;
+
+static Turn start(Team *team, const Matrix *matrix, i64 total) {
+    i64 group = matrix->columns * matrix->bits / 8 * 4, lead = (AHEAD + group / 2) / group * 4, chunk = share(matrix, total, team->threads);
+    return (Turn){0, 0, take(team, chunk), total, chunk, lead < 4 ? 4 : lead};
+}
+
+static int turn_on(Team *team, Turn *turn) {
+    turn->first = turn->next;
+    turn->end = turn->first + turn->chunk < turn->total ? turn->first + turn->chunk : turn->total;
+    if (turn->first >= turn->total) return 0;
+    turn->next = take(team, turn->chunk);
+    return 1;
+}
+
+/* The row that memory is asked for while row n is worked on. */
+static i64 ahead_of(const Turn *turn, i64 n) {
+    i64 row = n + turn->lead;
+    if (row >= turn->end) row = turn->next + row - turn->end;
+    return row < turn->total ? row : n;
+}
+
+/* out [rows, all rows of the matrix] = x times the matrix, plus bias; or added to out. */
+static void multiply(Team *team, const Matrix *matrix, const bf16 *x, i64 rows, float *out, int adds) {
+    i64 total = num_rows(matrix);
+    float sums[MAX_ROWS][4];
+    for (Turn turn = start(team, matrix, total); turn_on(team, &turn);) {
+        for (i64 n = turn.first; n < turn.end; n += 4) {
+            four_rows(matrix, n, total - 1, ahead_of(&turn, n), x, rows, sums);
+            i64 width = turn.end - n < 4 ? turn.end - n : 4;
+            if (matrix->bias) add_bias(matrix->bias + n, width, rows, sums);
+            for (i64 i = 0; i < rows; i++) {
+                float *to = out + i * total + n;
+                if (adds)
+                    for (i64 j = 0; j < width; j++) sums[i][j] += to[j];
+                if (width == 4) memcpy(to, sums[i], sizeof sums[i]);
+                else memcpy(to, sums[i], (size_t)width * sizeof(float));
+            }
+        }
+    }
+}
+
+/* out [rows, intermediate] = silu(gate) * up. */
+static void gated(Team *team, const Matrix *matrix, const bf16 *x, i64 rows, bf16 *out) {
+    i64 half = num_rows(matrix) / 2;
+    float gate[MAX_ROWS][4], up[MAX_ROWS][4];
+    bf16 made[MAX_ROWS * 4];
+    for (Turn turn = start(team, matrix, half); turn_on(team, &turn);) {
+        for (i64 n = turn.first; n < turn.end; n += 4) {
+            i64 then = ahead_of(&turn, n);
+            four_rows(matrix, n, half - 1, then, x, rows, gate);
+            four_rows(matrix, half + n, 2 * half - 1, half + then, x, rows, up);
+            i64 width = turn.end - n < 4 ? turn.end - n : 4;
+            if (matrix->bias) {
+                add_bias(matrix->bias + n, width, rows, gate);
+                add_bias(matrix->bias + half + n, width, rows, up);
+            }
+            float *g = gate[0], *u = up[0]; /* in one piece: the compiler makes vectors of it */
+            for (i64 i = 0; i < rows * 4; i++) made[i] = to_bf16(silu(g[i]) * u[i]);
+            for (i64 i = 0; i < rows; i++) memcpy(out + i * half + n, made + i * 4, (size_t)width * sizeof(bf16));
+        }
+    }
+}

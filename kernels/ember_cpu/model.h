@@ -1,0 +1,74 @@
+/* What the caller describes, a model and a step, and what is done to one row of it. */
+#pragma once
+
+#include <math.h>
+
+#include "matrix.h"
+
+typedef struct {
+    const bf16 *attention_norm, *mlp_norm; /* [hidden] */
+    const bf16 *query_key_norm;            /* [heads + kv_heads, head_dim] or NULL */
+    Matrix qkv, output, up, down;          /* up: gate's rows first */
+    bf16 *keys, *values;                   /* the layer's cache by slot, [slots, kv_heads, head_dim] */
+    i64 window;                            /* 0: all of the context */
+} Layer;
+
+typedef struct {
+    i64 num_layers, hidden, heads, kv_heads, head_dim, intermediate, rotary_dim, block_size;
+    float eps;
+    const bf16 *final_norm; /* [hidden] */
+    const Layer *layers;
+} Model;
+
+/* A step of `rows` tokens. What a row sees: the slots of its sequence up to its own position. */
+typedef struct {
+    i64 rows, max_blocks;
+    const i64 *positions, *slots, *sequences; /* [rows]; sequences: rows of `block_tables` */
+    const i64 *block_tables;                  /* [sequences, max_blocks] */
+    const float *cosines, *sines;             /* [rows, rotary_dim]; sines negative in the first half */
+    bf16 *hidden;                             /* [rows, hidden], in: embeddings, out: after the final norm */
+} Step;
+
+/* 1 / the root of the mean of squares; `size` is a multiple of 16. */
+static float inverse_rms(const float *x, i64 size, float eps) {
+    float parts[16] = {0}, sum = 0;
+    for (i64 i = 0; i < size; i += 16)
+        for (int j = 0; j < 16; j++) parts[j] += x[i + j] * x[i + j];
+    for (int j = 0; j < 16; j++) sum += parts[j];
+    return 1.0f / sqrtf(sum / (float)size + eps);
+}
+
+static void normalise(const float *x, const bf16 *weight, i64 size, float eps, bf16 *out) {
+    float scale = inverse_rms(x, size, eps);
+    for (i64 i = 0; i < size; i++) out[i] = to_bf16(x[i] * scale * from_bf16(weight[i]));
+}
+
+/* One head: norm, rotation, rounding. `head`: [head_dim] float32. */
+static void rotate(const Model *model, const Step *step, i64 row, const bf16 *norm, float *head, bf16 *out) {
+    i64 size = model->head_dim, rotary = model->rotary_dim, half = rotary / 2;
+    if (norm) {
+        float scale = inverse_rms(head, size, model->eps);
+        for (i64 i = 0; i < size; i++) head[i] *= scale * from_bf16(norm[i]);
+    }
+    const float *cosines = step->cosines + row * rotary, *sines = step->sines + row * rotary;
+    for (i64 i = 0; i < half; i++) {
+        out[i] = to_bf16(head[i] * cosines[i] + head[i + half] * sines[i]);
+        out[i + half] = to_bf16(head[i + half] * cosines[i + half] + head[i] * sines[i + half]);
+    }
+    for (i64 i = rotary; i < size; i++) out[i] = to_bf16(head[i]);
+}
+
+/* One head of a row: a query into `queries` [heads, head_dim], a key with its value into the cache. */
+static void place_head(const Model *model, const Layer *layer, const Step *step, i64 row, i64 head, float *qkv, bf16 *queries) {
+    i64 size = model->head_dim, heads = model->heads, kv_heads = model->kv_heads;
+    const bf16 *norm = layer->query_key_norm ? layer->query_key_norm + head * size : NULL;
+    if (head < heads) {
+        rotate(model, step, row, norm, qkv + head * size, queries + head * size);
+        return;
+    }
+    if (step->slots[row] < 0) return;
+    i64 at = (step->slots[row] * kv_heads + head - heads) * size;
+    rotate(model, step, row, norm, qkv + head * size, layer->keys + at);
+    const float *value = qkv + (head + kv_heads) * size;
+    for (i64 i = 0; i < size; i++) layer->values[at + i] = to_bf16(value[i]);
+}

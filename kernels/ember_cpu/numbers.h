@@ -1,0 +1,77 @@
+/* Numbers and registers: bfloat16 in, sums in float32. */
+#pragma once
+
+#include <immintrin.h>
+#include <stdint.h>
+
+typedef uint16_t bf16;
+typedef int64_t i64;
+
+#define LINE 64 /* bytes in a cache line */
+
+static inline float from_bf16(bf16 value) {
+    union { uint32_t bits; float value; } u = {(uint32_t)value << 16};
+    return u.value;
+}
+
+static inline bf16 to_bf16(float value) {
+    union { float value; uint32_t bits; } u = {value};
+    uint32_t rounded = (u.bits + 0x7fff + ((u.bits >> 16) & 1)) >> 16;
+    return (bf16)(value != value ? 0x7fc0 : rounded);
+}
+
+/* e^x to about 1e-7, held between e^-87 and e^88; plain arithmetic, so that loops over it become vectors. */
+static inline float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    float shifted = x * 1.44269504f + 12582912.0f; /* rounds to an integer in the low bits */
+    float power = shifted - 12582912.0f;
+    float r = x - power * 0.693359375f + power * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    union { int32_t bits; float value; } scale = {((int32_t)power + 127) << 23};
+    return p * scale.value;
+}
+
+static inline float silu(float x) { return x / (1.0f + exponential(-x)); }
+
+#if defined(__AVX512BF16__)
+#define STEP_WIDTH 32 /* elements in a register of weights */
+#define ROWS_X 6      /* a tile: 4 rows of the matrix by up to this many of the input */
+typedef __m512 Sum;
+typedef __m512i Wide;
+#define SUM(name) _mm512_##name##_ps
+static inline Wide load(const bf16 *from) { return _mm512_loadu_si512(from); }
+static inline Sum evens(Wide w) { return _mm512_castsi512_ps(_mm512_slli_epi32(w, 16)); }
+static inline Sum odds(Wide w) { return _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32((int)0xffff0000))); }
+static inline Sum add_dot(Sum sum, Wide a, Wide b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+static inline __m256 halves(Sum sum) {
+    return _mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps(sum, 1));
+}
+#else
+#define STEP_WIDTH 16
+#define ROWS_X 2
+typedef __m256 Sum;
+typedef __m256i Wide;
+#define SUM(name) _mm256_##name##_ps
+static inline Wide load(const bf16 *from) { return _mm256_loadu_si256((const __m256i *)from); }
+/* As float32: the odd elements are the upper halves of 32-bit words, the even ones are shifted there. */
+static inline Sum evens(Wide w) { return _mm256_castsi256_ps(_mm256_slli_epi32(w, 16)); }
+static inline Sum odds(Wide w) { return _mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32((int)0xffff0000))); }
+static inline Sum add_dot(Sum sum, Wide a, Wide b) {
+    return SUM(fmadd)(odds(a), odds(b), SUM(fmadd)(evens(a), evens(b), sum));
+}
+static inline __m256 halves(Sum sum) { return sum; }
+#endif
+
+/* The sums of four registers. */
+static inline __m128 reduce4(Sum a, Sum b, Sum c, Sum d) {
+    __m256 ab = _mm256_hadd_ps(halves(a), halves(b)), cd = _mm256_hadd_ps(halves(c), halves(d));
+    __m256 all = _mm256_hadd_ps(ab, cd);
+    return _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+}

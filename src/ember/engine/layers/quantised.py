@@ -1,0 +1,63 @@
+"""Linear layers whose weights are 8 or 4 bits on a CPU: integers with scales (`kernels/ember_cpu/quantised.h`).
+
+The C library multiplies few rows with them as they lie, which is what they are for: it reads a half or a quarter of the
+bytes. For many rows, as prompts bring them, a layer's weight is made bfloat16 again while it is needed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ember.engine.layers.linear import Linear, fresh_memory
+from ember_cpu import library as native
+
+BITS = {"int8": 8, "int4": 4}
+
+
+class QuantisedLinear(Linear):
+    """x @ weight.T + bias. `rows` is what is stored: [out, in * bits / 8] bytes."""
+
+    __slots__ = ("_library", "matrix", "scales")
+
+    _restored = torch.empty(0, dtype=torch.bfloat16)  # of the layer that is computing: one at a time does
+
+    def __init__(self, library: ctypes.CDLL, linear: Linear, bits: int) -> None:
+        """`linear`: plain bfloat16, [out, in]; `in` is a multiple of `native.UNIT`."""
+        self._library = library
+        out, width = sum(len(part) for part in linear.rows), linear.rows[0].shape[1]
+        codes = fresh_memory(out * width * bits // 8, torch.uint8).view(out, -1)
+        self.scales = torch.empty(out, width // native.GROUP)  # float32
+        source = native.matrix(linear.rows)
+        threads = torch.get_num_threads()
+        library.ember_quantise(source, bits, codes.data_ptr(), self.scales.data_ptr(), threads)
+        super().__init__(codes, bias=linear.bias)
+        self.matrix = native.quantised_matrix(codes, self.scales, bits, self.bias)
+
+    @property
+    def weight(self) -> Tensor:
+        """[out, in] bfloat16, what the layer computes with; a copy."""
+        return self._restore(torch.empty(len(self.rows[0]), self.matrix.columns, dtype=torch.bfloat16))
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows[0].nbytes + self.scales.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[rows, in] -> [rows, out]."""
+        out, width = len(self.rows[0]), self.matrix.columns
+        if QuantisedLinear._restored.numel() < out * width:
+            QuantisedLinear._restored = fresh_memory(out * width * 2, torch.bfloat16)
+        return F.linear(x, self._restore(QuantisedLinear._restored[: out * width].view(out, width)), self.bias)
+
+    def settle(self, packs: bool, is_mapped: bool) -> Iterator[None]:
+        """It lies where it stays."""
+        return iter(())
+
+    def _restore(self, weight: Tensor) -> Tensor:
+        self._library.ember_restore(self.matrix, weight.data_ptr(), torch.get_num_threads())
+        return weight

@@ -1,0 +1,175 @@
+"""Weights of 8 and 4 bits: what is stored is the format, and the model is that of the weights it stands for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ember.engine.errors import ModelError
+from ember.engine.layers.linear import Linear
+from ember.engine.layers.quantised import BITS, QuantisedLinear
+from ember.engine.models.decoder import Decoder
+from ember.wire import Generate
+from ember_cpu import library as native
+from tests.cpu_kernels.test_native_forward import build, error  # noqa: F401
+from tests.engine_core.inline import greedy, make_engine, run, tokens
+from tests.engine_models.paged import Paged
+from tests.engine_models.test_parity import chunked, decode, load, mixed, reference, together, whole
+from tests.engine_models.test_parity import tokens as sequences_of_tokens
+from tests.engine_models.tiny import make_tiny
+
+SIZES: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "dtype": torch.bfloat16}
+KINDS = list(BITS)
+
+
+def stands_for(weight: Tensor, kind: str) -> Tensor:
+    """The bfloat16 weight that a bfloat16 [rows, columns] becomes, by the format's words."""
+    groups = weight.float().view(len(weight), -1, 64)
+    if kind == "int8":
+        scales, most = groups.abs().amax(-1, keepdim=True) / 127, 127
+    else:
+        largest, lowest = groups.amax(-1, keepdim=True), groups.amin(-1, keepdim=True)
+        scales, most = torch.where(largest > -lowest, largest, lowest) / -8, 7
+    inverse = torch.where(scales == 0, 0.0, 1 / scales)
+    whole_numbers = (groups * inverse).round().clamp(max=most)
+    return (whole_numbers * scales).view_as(weight).bfloat16()
+
+
+def quantised(directory: Path, kind: str) -> Decoder:
+    model = load(directory, torch.bfloat16)
+    assert model.use_native(kind)
+    return model
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    root = tmp_path_factory.mktemp("quantised")
+    made: dict[tuple[str, str], tuple[Path, Path]] = {}
+
+    def checkpoint(family: str, kind: str) -> tuple[Path, Path]:
+        """A model, and the one that its quantised form stands for."""
+        if (family, kind) not in made:
+            directory = make_tiny(family, root / family, **SIZES)
+            twin = make_tiny(family, root / f"{family}-{kind}", **SIZES, tie_word_embeddings=False)
+            weights = safetensors.torch.load_file(directory / "model.safetensors")
+            weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"].clone())
+            for name, weight in weights.items():
+                if weight.dim() == 2 and "embed" not in name:
+                    weights[name] = stands_for(weight, kind)
+            safetensors.torch.save_file(weights, twin / "model.safetensors", metadata={"format": "pt"})
+            made[family, kind] = directory, twin
+        return made[family, kind]
+
+    return checkpoint
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_stored_is_the_format(build, kind):  # noqa: F811
+    library = native.load(build)
+    assert library is not None
+    torch.manual_seed(1)
+    weight = torch.randn(50, 384).bfloat16()
+    weight[3, 64:128] = 0
+    weight[4, :64] = 2.5
+    weight[5, :64] = -2.5
+    weight[6, 128] = 300
+    linear = QuantisedLinear(library, Linear(weight[:20], weight[20:]), BITS[kind])
+    assert torch.equal(linear.weight, stands_for(weight, kind))
+    assert linear.nbytes == 50 * 384 * BITS[kind] // 8 + 50 * 6 * 4
+    spread = (linear.weight.float() - weight.float())[10:].std() / weight.float().std()
+    assert 0 < spread < {"int8": 0.01, "int4": 0.12}[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_rows_and_many_multiply_with_the_same_weights(build, kind):  # noqa: F811
+    library = native.load(build)
+    assert library is not None
+    torch.manual_seed(2)
+    bias = torch.randn(70).bfloat16()
+    linear = QuantisedLinear(library, Linear(torch.randn(70, 256).bfloat16(), bias=bias), BITS[kind])
+    weight = linear.weight
+    plain = native.matrix((weight,), bias)
+    for rows in (*range(1, 15), 128):
+        x = torch.randn(rows, 256).bfloat16()
+        found = native.linear(library, linear.matrix, x, 2)
+        assert torch.equal(found, native.linear(library, plain, x, 2))
+        torch.testing.assert_close(linear(x).float(), found, rtol=0.01, atol=0.1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama"])
+def test_the_model_is_that_of_the_weights_it_stands_for(family, kind, build, checkpoints):  # noqa: F811
+    """In one call and in parts; as far from transformers in float32 as torch's operators are with those weights."""
+    directory, twin = checkpoints(family, kind)
+    expected = reference(twin, sequences_of_tokens())
+    plain = load(twin, torch.bfloat16)
+    model, parts = quantised(directory, kind), quantised(directory, kind)
+    assert parts._native is not None
+    parts._native.max_rows = 0
+    for schedule in (whole, together, chunked, decode, mixed):
+        usual = error(plain, schedule, expected)
+        assert error(model, schedule, expected) <= 1.1 * usual
+        assert error(parts, schedule, expected) <= 1.1 * usual
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_does_not_depend_on_its_neighbours(build, kind, checkpoints):  # noqa: F811
+    model = quantised(checkpoints("qwen3", kind)[0], kind)
+    sequences = sequences_of_tokens()
+    sequences += sequences
+    alone, beside = Paged(model, sequences), Paged(model, sequences)
+    for row in range(len(sequences)):
+        while alone.fed[row] < 2:
+            alone.step([(row, 1)])
+    for _ in range(2):
+        beside.step([(row, 1) for row in range(len(sequences))])
+    for one, other in zip(alone.finish(), beside.finish(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_an_engine_with_small_weights(build, checkpoints, monkeypatch):  # noqa: F811
+    """Its chores move what is still mapped, and change nothing."""
+    monkeypatch.setattr("ember.engine.loading.mapped.SMALL_BYTES", 0)
+    monkeypatch.setattr("ember.engine.layers.linear._HUGE_PAGE", 0)
+    directory, _ = checkpoints("qwen3", "int8")
+    requests = [Generate(i, list(range(5, 9 + i)), greedy(6)) for i in range(3)]
+    engine = make_engine(directory, dtype="auto", cpu_weights="int8")
+    model = engine.runner.model
+    assert model.dtype == torch.bfloat16 and isinstance(model.layers[0].qkv, QuantisedLinear)
+    assert model.mapped_bytes == model.embedding.tokens.nbytes
+    expected = run(engine, requests)
+    while engine.do_chore():
+        pass
+    assert not model.mapped_bytes and isinstance(model.head, QuantisedLinear)
+    again = run(engine, requests)
+    assert {key: tokens(made) for key, made in again.items()} == {key: tokens(made) for key, made in expected.items()}
+
+
+def test_a_float32_checkpoint_becomes_small_too(build, tmp_path):  # noqa: F811
+    directory = make_tiny("llama", tmp_path, **{**SIZES, "dtype": torch.float32})
+    assert make_engine(directory, dtype="auto", cpu_weights="int4").runner.model.dtype == torch.bfloat16
+
+
+def test_refusals_name_the_reason(build, checkpoints, tmp_path, monkeypatch):  # noqa: F811
+    directory, _ = checkpoints("llama", "int8")
+    with pytest.raises(ModelError, match="CPU_WEIGHTS=int8 needs DTYPE=bfloat16 or auto, and it is float32"):
+        make_engine(directory, dtype="float32", cpu_weights="int8")
+    odd = make_tiny("llama", tmp_path / "odd", **{**SIZES, "intermediate_size": 96})
+    with pytest.raises(ModelError, match="multiples of 128, and this LlamaForCausalLM is not one"):
+        make_engine(odd, dtype="bfloat16", cpu_weights="int4")
+    assert json.loads((odd / "config.json").read_text())["intermediate_size"] == 96
+    monkeypatch.setattr(native, "load", lambda name=None: None)
+    with pytest.raises(ModelError, match="needs the C library for CPUs"):
+        make_engine(directory, dtype="bfloat16", cpu_weights="int8")
+
+
+def test_weights_chosen_are_used_where_amx_would_serve_plain_ones(build, checkpoints, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(native, "cpu_flags", lambda: frozenset({"amx_bf16"}))
+    model = load(checkpoints("llama", "int8")[0], torch.bfloat16)
+    assert not model.use_native() and model.use_native("int8")
