@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from ember.engine.loading.dtype import choose_dtype_name
 from ember.engine.loading.files import prefetch, weight_files
 from ember.engine.loading.load import LoadReport, begin, load_decoder
 from ember.engine.loading.mapped import Mapped, Warming
+from ember.engine.loading.place import wrap
 from ember.engine.loading.plan import make_plan, read_headers
 from ember.engine.loading.safetensors_header import read_header
 from ember.engine.models import decoder
@@ -186,6 +188,32 @@ def test_mapped_weights_are_taken_over_without_packing_too(
     x = torch.randn(3, exact.config.hidden_size)
     assert all(len(layer.qkv.rows) == 1 and len(layer.mlp.up.rows) == 1 for layer in model.layers)
     torch.testing.assert_close(model.layers[0].mlp(x), exact.layers[0].mlp(x))
+
+
+def test_what_was_copied_leaves_memory(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page table of the process says which pages it holds; asked for again, they come from the file."""
+    monkeypatch.setattr(mapped, "SMALL_BYTES", 0)
+    plan = make_plan(load_config(llama), read_headers(llama))
+    mappings = Mapped(plan, "F32")
+    pages, weights = mappings.pages(), wrap(plan, mappings, torch.float32)
+    (tokens,) = weights["embed_tokens.weight"]
+    expected = tokens.clone()
+    first, last = -(-tokens.data_ptr() // 4096), (tokens.data_ptr() + tokens.nbytes) // 4096
+
+    def held() -> int:
+        with open("/proc/self/pagemap", "rb") as file:
+            file.seek(first * 8)
+            return sum(entry >> 63 for (entry,) in struct.iter_unpack("<Q", file.read((last - first) * 8)))
+
+    if not Path("/proc/self/pagemap").exists() or os.sysconf("SC_PAGESIZE") != 4096:
+        pytest.skip("this system does not tell which pages a process holds")
+    assert held() == last - first > 2
+    pages.let_go(tokens.data_ptr(), tokens.nbytes)
+    assert held() == 0
+    assert torch.equal(tokens, expected)
+    own = torch.ones(4096)
+    pages.let_go(own.data_ptr(), own.nbytes)
+    assert own.sum() == 4096
 
 
 def test_unaligned_tensors_are_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,17 @@ import mmap
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from ember.engine.loading.mapped import Pages
+
 _HUGE_PAGE = 2 << 20
-_PIECE = 64 << 20  # bytes copied at a time: about a tenth of a second where memory is fresh
+_PIECE = 16 << 20  # bytes copied at a time: a running request waits for it, up to some hundredths of a second
 _ROWS_HINT = 32  # rows of input the packed layout is chosen for; one layout serves all row counts
 
 
@@ -50,20 +54,23 @@ class Linear:
         biases = self.bias.split([len(rows) for rows in self.rows])
         return torch.cat([F.linear(x, rows, bias) for rows, bias in zip(self.rows, biases, strict=True)], dim=-1)
 
-    def settle(self, packs: bool, is_mapped: bool) -> Iterator[None]:
+    def settle(self, packs: bool, pages: Pages | None) -> Iterator[None]:
         """Bring the weight where it stays, a piece between two yields: into its packed form where `can_pack` allows it
-        and it `packs`; else, if it is mapped, into memory of its own."""
+        and it `packs`; else, if it is mapped (`pages`), into memory of its own."""
         if packs and not self.packed:
             self.rows = (torch.ops.mkldnn._reorder_linear_weight(self.weight, _ROWS_HINT),)
             self.packed = True
-        elif is_mapped and not packs:
-            own = yield from in_own_memory(*self.rows)
+        elif pages is not None and not packs:
+            own = yield from in_own_memory(pages, *self.rows)
             self.rows = (own,)
 
 
-def in_own_memory(*rows: Tensor) -> Generator[None, None, Tensor]:
+def in_own_memory(pages: Pages, *rows: Tensor) -> Generator[None, None, Tensor]:
     """A copy of the rows in one piece, in huge pages where the kernel has them: who streams through gigabytes of
-    weights spends a good part of the time looking small pages up. Yields when it has copied for a while."""
+    weights spends a good part of the time looking small pages up. Yields when it has copied for a while.
+
+    What is copied leaves memory where it was (`pages`), so that it is never there twice.
+    """
     first = rows[0]
     own = fresh_memory(sum(part.nbytes for part in rows), first.dtype).view(-1, *first.shape[1:])
     at = copied = 0
@@ -73,6 +80,7 @@ def in_own_memory(*rows: Tensor) -> Generator[None, None, Tensor]:
                 copied = 0
                 yield
             own[at : at + len(piece)] = piece
+            pages.let_go(piece.data_ptr(), piece.nbytes)
             at += len(piece)
             copied += piece.nbytes
     return own

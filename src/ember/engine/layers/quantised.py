@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from ember.engine.layers.linear import Linear, fresh_memory
 from ember_cpu import library as native
+
+if TYPE_CHECKING:
+    from ember.engine.loading.mapped import Pages
 
 BITS = {"int8": 8, "int4": 4}
 
@@ -54,7 +58,7 @@ class QuantisedLinear(Linear):
             QuantisedLinear._restored = fresh_memory(out * width * 2, torch.bfloat16)
         return F.linear(x, self._restore(QuantisedLinear._restored[: out * width].view(out, width)), self.bias)
 
-    def settle(self, packs: bool, is_mapped: bool) -> Iterator[None]:
+    def settle(self, packs: bool, pages: Pages | None) -> Iterator[None]:
         """It lies where it stays."""
         return iter(())
 

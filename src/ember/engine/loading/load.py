@@ -89,12 +89,14 @@ def load_decoder(
     if started is not None:
         reading = started.reading
         reading.wait(say)
+        pages = started.mapped.pages()
         weights = wrap(reading.plan, started.mapped, dtype)
     else:
+        pages = None
         weights = parameter_tensors(plan, dtype, device)
         reading = Reading(plan, lambda: Staging(weights, device))
         reading.wait(say)
     if report is not None:
         files = len({copy.entry.file for copy in reading.plan.copies})
         report.append(LoadReport(reading.plan.nbytes, reading.nbytes, reading.seconds, reading.threads, files))
-    return Decoder(config, weights, is_mapped=started is not None)
+    return Decoder(config, weights, pages)

@@ -10,9 +10,12 @@ The files must not shrink while they are mapped: reading beyond a file's end kil
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
+import weakref
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from ember.engine.errors import ModelError
@@ -59,6 +62,11 @@ class Mapped:
                 own.sort(key=lambda copy: copy.element)
                 self.places[name] = [placed[name, copy.element] for copy in own]
 
+    def pages(self) -> Pages:
+        """Of all that is mapped now."""
+        places = (place for places in self.places.values() for place in places)
+        return Pages({id(memory): memory for memory, _ in places if isinstance(memory, mmap.mmap)}.values())
+
     def small(self, chunk: Chunk) -> memoryview | None:
         """The memory of a chunk of a small parameter; None for the others, which are mapped."""
         memory = self._small.get(chunk.copy.parameter)
@@ -66,6 +74,27 @@ class Mapped:
             return None
         start = chunk.element * self.item_size
         return memoryview(memory)[start : start + chunk.nbytes]
+
+
+class Pages:
+    """Gives back the pages of what was copied out of mappings, which live on as long as their tensors do."""
+
+    def __init__(self, mappings: Iterable[mmap.mmap]) -> None:
+        self._mappings = [
+            (ctypes.addressof(ctypes.c_char.from_buffer(memory)), len(memory), weakref.ref(memory))
+            for memory in mappings
+        ]
+
+    def let_go(self, address: int, nbytes: int) -> None:
+        """They are read from the file again if somebody asks. What is no part of a mapping stays."""
+        for base, size, reference in self._mappings:
+            memory = reference()
+            if memory is None or not base <= address < base + size:
+                continue
+            start = -(-(address - base) // mmap.PAGESIZE) * mmap.PAGESIZE
+            stop = (address - base + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+            if stop > start and hasattr(mmap, "MADV_DONTNEED"):
+                memory.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
 class Warming:

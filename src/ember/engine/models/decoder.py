@@ -29,6 +29,7 @@ from ember.engine.layers.rotary import Rotary
 from ember.engine.models.config import DecoderConfig
 
 if TYPE_CHECKING:
+    from ember.engine.loading.mapped import Pages
     from ember.engine.models.fused import FusedForward
     from ember.engine.models.native import NativeForward
 
@@ -65,15 +66,16 @@ class Step:
 class Decoder:
     """A model's weights and its forward pass."""
 
-    def __init__(self, config: DecoderConfig, weights: Weights, is_mapped: bool = False) -> None:
+    def __init__(self, config: DecoderConfig, weights: Weights, pages: Pages | None = None) -> None:
         """`weights` by the names of `models.weights.parameters`, of one dtype on one device; the dict is emptied.
 
-        `is_mapped`: they are part of their files and should move into memory of their own in time (`pack_next`).
+        `pages`: of their files, which they are part of and should leave for memory of their own in time (`pack_next`).
         """
         self.config = config
         self.num_parameters = sum(part.numel() for weight in weights.values() for part in weight)
         self.weight_bytes = sum(part.nbytes for weight in weights.values() for part in weight)  # that a step reads
-        self.mapped_bytes = self.weight_bytes if is_mapped else 0
+        self.mapped_bytes = self.weight_bytes if pages is not None else 0
+        self._pages = pages
         (tokens,) = weights.pop("embed_tokens.weight")
         self.dtype, self.device = tokens.dtype, tokens.device
         self.embedding = Embedding(
@@ -111,7 +113,7 @@ class Decoder:
         if library is not None:
             self._native = NativeForward(self, library)
             if weights != "auto":
-                self.weight_bytes = self._native.quantise(weights)
+                self.weight_bytes = self._native.quantise(weights, self._pages)
                 self.mapped_bytes = self.embedding.tokens.nbytes if self.mapped_bytes else 0
         return library is not None
 
@@ -173,28 +175,28 @@ class Decoder:
         return next(self._settling, _DONE) is not _DONE
 
     def _settle(self, packs: bool) -> Iterator[None]:
-        is_mapped = self.mapped_bytes > 0
+        pages = self._pages
         for index, layer in enumerate(self.layers):
             for linear in (layer.qkv, layer.output, layer.mlp.up, layer.mlp.down):
-                yield from linear.settle(packs, is_mapped)
+                yield from linear.settle(packs, pages)
                 if self._native is not None:
                     self._native.refresh(index)
             yield
         embedding = self.embedding
-        if is_mapped:
-            own = yield from in_own_memory(embedding.tokens)
+        if pages is not None:
+            own = yield from in_own_memory(pages, embedding.tokens)
             embedding.tokens = own
             if embedding.positions is not None:
                 embedding.positions = embedding.positions.clone()
             if self.head.rows[0].dtype == self.dtype and self.config.tie_word_embeddings:
                 self.head = Linear(embedding.tokens)
-        yield from self.head.settle(packs, is_mapped and not self.config.tie_word_embeddings)
+        yield from self.head.settle(packs, None if self.config.tie_word_embeddings else pages)
         if self._native is not None:
             self._native.refresh_head(self.head)
         for extra in (embedding.project, self.project_out):
             if extra is not None:
-                yield from extra.settle(packs, is_mapped)
-        self.mapped_bytes = 0
+                yield from extra.settle(packs, pages)
+        self._pages, self.mapped_bytes = None, 0
 
     def pack(self) -> float:
         """`pack_next` to the end; returns the seconds it took."""

@@ -22,6 +22,7 @@ from ember.engine.layers.quantised import BITS, QuantisedLinear
 from ember_cpu import library as native
 
 if TYPE_CHECKING:
+    from ember.engine.loading.mapped import Pages
     from ember.engine.models.decoder import Decoder, Layer
 
 MAX_ROWS = native.MAX_ROWS
@@ -100,8 +101,9 @@ class NativeForward:
             f"{model.config.architecture} is not one; leave it at auto"
         )
 
-    def quantise(self, weights: str) -> int:
-        """Make the layers' matrices, and at last the head, int8 or int4, and let go of what was there before.
+    def quantise(self, weights: str, pages: Pages | None) -> int:
+        """Make the layers' matrices, and at last the head, int8 or int4, and let go of what was there before (`pages`,
+        where it is mapped).
 
         Returns the bytes of them all.
         """
@@ -109,6 +111,9 @@ class NativeForward:
 
         def small(linear: Linear) -> Linear:
             made.append(QuantisedLinear(self._library, linear, BITS[weights]))
+            if pages is not None:
+                for rows in linear.rows:
+                    pages.let_go(rows.data_ptr(), rows.nbytes)
             return made[-1]
 
         for index, layer in enumerate(model.layers):
