@@ -229,6 +229,16 @@ def test_ignored_fields_of_objects_are_named(deployment: Deployment) -> None:
     )
 
 
+def test_ignored_fields_beside_a_schema_are_named(deployment: Deployment) -> None:
+    inner = {"name": "n", "description": "d", "strict": None, "schema": {"type": "object"}, "scheme": 1, "x": None}
+    body = {
+        "messages": [{"role": "user", "content": "hi"}],
+        "response_format": {"type": "json_schema", "json_schema": inner},
+    }
+    answer = deployment.request("POST", "/v1/chat/completions", body)
+    assert answer.headers["X-Ember-Ignored-Fields"] == "response_format.json_schema.scheme"
+
+
 def test_priority_and_cache_salt_reach_the_engine(deployment: Deployment) -> None:
     deployment.chat(priority=7, cache_salt="pepper")
     assert deployment.engine.calls[-1][2:] == (7, "pepper")

@@ -43,6 +43,7 @@ WITHOUT_EFFECT = frozenset(
 )
 
 _TOOL_FIELDS = {"type", "function"}
+_JSON_SCHEMA_FIELDS = {"name", "description", "schema", "strict"}
 
 RequestModel = TypeVar("RequestModel", bound=BaseModel)
 
@@ -140,6 +141,10 @@ def ignored_fields(request: BaseModel, refused_elsewhere: frozenset[str] = froze
         if isinstance(value, BaseModel):
             read: frozenset[str] = getattr(value, "read_extra", frozenset())
             names += [f"{field}.{name}" for name in _extra(value) if name not in read]
+            given = getattr(value, "json_schema", None)  # of a response format
+            if isinstance(given, dict):
+                unread = {name for name, inner in given.items() if inner is not None} - _JSON_SCHEMA_FIELDS
+                names += [f"{field}.json_schema.{name}" for name in sorted(unread, key=str)]
         elif field == "tools" and isinstance(value, list):
             found = {name for tool in value if isinstance(tool, dict) for name in tool.keys() - _TOOL_FIELDS}
             names += [f"tools.{name}" for name in sorted(found, key=str)]
