@@ -60,8 +60,9 @@ def checkpoints(tmp_path_factory):
             weights = safetensors.torch.load_file(directory / "model.safetensors")
             weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"].clone())
             for name, weight in weights.items():
-                if weight.dim() == 2 and "embed" not in name:
-                    weights[name] = stands_for(weight, kind)
+                if weight.dim() == 2:
+                    is_token = "embed" in name or "lm_head" in name
+                    weights[name] = stands_for(weight, "int8" if is_token else kind)
             safetensors.torch.save_file(weights, twin / "model.safetensors", metadata={"format": "pt"})
             made[family, kind] = directory, twin
         return made[family, kind]
@@ -134,7 +135,7 @@ def test_a_row_does_not_depend_on_its_neighbours(build, kind, checkpoints):  # n
 
 
 def test_an_engine_with_small_weights(build, checkpoints, monkeypatch):  # noqa: F811
-    """Its chores move what is still mapped, and change nothing."""
+    """Nothing of its files is left to be moved."""
     monkeypatch.setattr("ember.engine.loading.mapped.SMALL_BYTES", 0)
     monkeypatch.setattr("ember.engine.layers.linear._HUGE_PAGE", 0)
     directory, _ = checkpoints("qwen3", "int8")
@@ -142,13 +143,23 @@ def test_an_engine_with_small_weights(build, checkpoints, monkeypatch):  # noqa:
     engine = make_engine(directory, dtype="auto", cpu_weights="int8")
     model = engine.runner.model
     assert model.dtype == torch.bfloat16 and isinstance(model.layers[0].qkv, QuantisedLinear)
-    assert model.mapped_bytes == model.embedding.tokens.nbytes
+    assert str(directory) not in Path("/proc/self/maps").read_text()
     expected = run(engine, requests)
-    while engine.do_chore():
-        pass
-    assert not model.mapped_bytes and isinstance(model.head, QuantisedLinear)
+    assert not engine.do_chore() and isinstance(model.head, QuantisedLinear)
     again = run(engine, requests)
     assert {key: tokens(made) for key, made in again.items()} == {key: tokens(made) for key, made in expected.items()}
+
+
+def test_tokens_are_looked_up_in_the_head_they_are_tied_to(build, tmp_path):  # noqa: F811
+    for tied in (True, False):
+        directory = make_tiny("llama", tmp_path / str(tied), **SIZES, tie_word_embeddings=tied)
+        model = quantised(directory, "int4")
+        embedding = model.embedding.tokens
+        assert isinstance(embedding, QuantisedLinear) and (embedding is model.head) == tied
+        plain = load(directory, torch.bfloat16).embedding.tokens
+        assert isinstance(plain, Tensor)
+        ids = torch.tensor([5, 0, len(plain) - 1, 5])
+        assert torch.equal(model.embedding(ids, ids), stands_for(plain, "int8")[ids])
 
 
 def test_a_float32_checkpoint_becomes_small_too(build, tmp_path):  # noqa: F811

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ember.engine.layers.linear import Linear
 
+if TYPE_CHECKING:
+    from ember.engine.layers.quantised import QuantisedLinear
+
 
 @dataclass(slots=True)
 class Embedding:
     """Token ids -> the decoder's input."""
 
-    tokens: Tensor  # [vocab_size, embed_dim]
+    tokens: Tensor | QuantisedLinear  # [vocab_size, embed_dim]
     positions: Tensor | None = None  # [offset + max_position_embeddings, hidden]
     position_offset: int = 0
     project: Linear | None = None  # [hidden, embed_dim]
 
     def __call__(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """[T] ids and [T] positions -> [T, hidden]."""
-        hidden = F.embedding(token_ids, self.tokens)
+        tokens = self.tokens
+        hidden = F.embedding(token_ids, tokens) if isinstance(tokens, Tensor) else tokens.look_up(token_ids)
         if self.project is not None:
             hidden = self.project(hidden)
         if self.positions is not None:

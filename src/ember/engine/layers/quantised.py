@@ -58,6 +58,14 @@ class QuantisedLinear(Linear):
             QuantisedLinear._restored = fresh_memory(out * width * 2, torch.bfloat16)
         return F.linear(x, self._restore(QuantisedLinear._restored[: out * width].view(out, width)), self.bias)
 
+    def look_up(self, ids: Tensor) -> Tensor:
+        """[T] -> [T, in] bfloat16: those rows of the weight."""
+        codes, scales = self.rows[0][ids], self.scales[ids]
+        found = torch.empty(len(ids), self.matrix.columns, dtype=torch.bfloat16)
+        matrix = native.quantised_matrix(codes, scales, self.matrix.bits)
+        self._library.ember_restore(matrix, found.data_ptr(), torch.get_num_threads())
+        return found
+
     def settle(self, packs: bool, pages: Pages | None) -> Iterator[None]:
         """It lies where it stays."""
         return iter(())

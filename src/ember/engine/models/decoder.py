@@ -114,7 +114,7 @@ class Decoder:
             self._native = NativeForward(self, library)
             if weights != "auto":
                 self.weight_bytes = self._native.quantise(weights, self._pages)
-                self.mapped_bytes = self.embedding.tokens.nbytes if self.mapped_bytes else 0
+                self._pages, self.mapped_bytes = None, 0
         return library is not None
 
     def why_not_native(self, weights: str) -> str:
@@ -183,13 +183,13 @@ class Decoder:
                     self._native.refresh(index)
             yield
         embedding = self.embedding
-        if pages is not None:
+        if pages is not None and isinstance(embedding.tokens, Tensor):
             own = yield from in_own_memory(pages, embedding.tokens)
             embedding.tokens = own
             if embedding.positions is not None:
                 embedding.positions = embedding.positions.clone()
-            if self.head.rows[0].dtype == self.dtype and self.config.tie_word_embeddings:
-                self.head = Linear(embedding.tokens)
+            if self.config.tie_word_embeddings:
+                self.head = Linear(own)
         yield from self.head.settle(packs, None if self.config.tie_word_embeddings else pages)
         if self._native is not None:
             self._native.refresh_head(self.head)

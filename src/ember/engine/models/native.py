@@ -102,15 +102,15 @@ class NativeForward:
         )
 
     def quantise(self, weights: str, pages: Pages | None) -> int:
-        """Make the layers' matrices, and at last the head, int8 or int4, and let go of what was there before (`pages`,
-        where it is mapped).
+        """Make the layers' matrices int8 or int4, the embedding and the head, where a token's meaning is in one row,
+        int8, and let go of what was there before (`pages`, where it is mapped).
 
-        Returns the bytes of them all.
+        Returns the bytes that a step reads.
         """
         model, made = self._decoder, []
 
-        def small(linear: Linear) -> Linear:
-            made.append(QuantisedLinear(self._library, linear, BITS[weights]))
+        def small(linear: Linear, bits: int = BITS[weights]) -> QuantisedLinear:
+            made.append(QuantisedLinear(self._library, linear, bits))
             if pages is not None:
                 for rows in linear.rows:
                     pages.let_go(rows.data_ptr(), rows.nbytes)
@@ -120,9 +120,13 @@ class NativeForward:
             layer.qkv, layer.output = small(layer.qkv), small(layer.output)
             layer.mlp.up, layer.mlp.down = small(layer.mlp.up), small(layer.mlp.down)
             self.refresh(index)
-        model.head = small(model.head)
-        self.refresh_head(model.head)
-        return sum(linear.nbytes for linear in made)
+        is_tied, tokens = model.config.tie_word_embeddings, model.embedding.tokens
+        assert isinstance(tokens, Tensor)
+        model.head = head = small(model.head, 8)
+        self.refresh_head(head)
+        read = sum(linear.nbytes for linear in made)
+        model.embedding.tokens = head if is_tied else small(Linear(tokens), 8)
+        return read
 
     def refresh(self, index: int) -> None:
         """A layer's matrices may lie elsewhere now."""
