@@ -71,7 +71,9 @@ def checkpoints(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_stored_is_the_format(build, kind):  # noqa: F811
+@pytest.mark.parametrize("piece", [2**25, 5000])
+def test_what_is_stored_is_the_format(build, kind, piece, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("ember.engine.layers.quantised._PIECE", piece)
     library = native.load(build)
     assert library is not None
     torch.manual_seed(1)

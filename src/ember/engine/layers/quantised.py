@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ember.engine.loading.mapped import Pages
 
 BITS = {"int8": 8, "int4": 4}
+_PIECE = 32 << 20  # bytes quantised at a time
 
 
 class QuantisedLinear(Linear):
@@ -30,15 +31,20 @@ class QuantisedLinear(Linear):
 
     _restored = torch.empty(0, dtype=torch.bfloat16)  # of the layer that is computing: one at a time does
 
-    def __init__(self, library: ctypes.CDLL, linear: Linear, bits: int) -> None:
-        """`linear`: plain bfloat16, [out, in]; `in` is a multiple of `native.UNIT`."""
+    def __init__(self, library: ctypes.CDLL, linear: Linear, bits: int, pages: Pages | None = None) -> None:
+        """`linear`: plain bfloat16, [out, in]; `in` is a multiple of `native.UNIT`. Where it is mapped (`pages`), it
+        leaves memory piece by piece."""
         self._library = library
         out, width = sum(len(part) for part in linear.rows), linear.rows[0].shape[1]
         codes = fresh_memory(out * width * bits // 8, torch.uint8).view(out, -1)
         self.scales = torch.empty(out, width // native.GROUP)  # float32
-        source = native.matrix(linear.rows)
-        threads = torch.get_num_threads()
-        library.ember_quantise(source, bits, codes.data_ptr(), self.scales.data_ptr(), threads)
+        at, threads = 0, torch.get_num_threads()
+        for piece in (piece for rows in linear.rows for piece in rows.split(max(1, _PIECE // (2 * width)))):
+            to = (codes[at:].data_ptr(), self.scales[at:].data_ptr())
+            library.ember_quantise(native.matrix((piece,)), bits, *to, threads)
+            if pages is not None:
+                pages.let_go(piece.data_ptr(), piece.nbytes)
+            at += len(piece)
         super().__init__(codes, bias=linear.bias)
         self.matrix = native.quantised_matrix(codes, self.scales, bits, self.bias)
 

@@ -110,10 +110,7 @@ class NativeForward:
         model, made = self._decoder, []
 
         def small(linear: Linear, bits: int = BITS[weights]) -> QuantisedLinear:
-            made.append(QuantisedLinear(self._library, linear, bits))
-            if pages is not None:
-                for rows in linear.rows:
-                    pages.let_go(rows.data_ptr(), rows.nbytes)
+            made.append(QuantisedLinear(self._library, linear, bits, pages))
             return made[-1]
 
         for index, layer in enumerate(model.layers):
@@ -124,9 +121,8 @@ class NativeForward:
         assert isinstance(tokens, Tensor)
         model.head = head = small(model.head, 8)
         self.refresh_head(head)
-        read = sum(linear.nbytes for linear in made)
-        model.embedding.tokens = head if is_tied else small(Linear(tokens), 8)
-        return read
+        model.embedding.tokens = head if is_tied else QuantisedLinear(self._library, Linear(tokens), 8, pages)
+        return sum(linear.nbytes for linear in made)
 
     def refresh(self, index: int) -> None:
         """A layer's matrices may lie elsewhere now."""
