@@ -67,9 +67,10 @@ def _run(directory: Path, options: argparse.Namespace) -> None:
     bandwidth = _bandwidth(options.device)
     rows = []
     dtype = getattr(torch, options.dtype)
+    weights = options.dtype if options.cpu_weights == "auto" else options.cpu_weights
     kv_bytes = kv_bytes_per_token(model.config, dtype)
     print(
-        f"\n{options.model}: {model.num_parameters / 1e6:.1f} M parameters, {options.dtype}, prompt {options.prompt}, "
+        f"\n{options.model}: {model.num_parameters / 1e6:.1f} M parameters, {weights}, prompt {options.prompt}, "
         f"output {options.output}, {_device_name(options.device)}, memory {bandwidth / 1e9:.1f} GB/s\n"
     )
     print("| batch | prefill tok/s | transformers | decode tok/s | GB/s | % of limit | transformers | ratio |")
@@ -90,7 +91,13 @@ def _run(directory: Path, options: argparse.Namespace) -> None:
         step_bytes = model.weight_bytes + batch * context * kv_bytes
         limit = bandwidth / step_bytes * batch
         line = f"| {batch} | {prefill:.0f} | "
-        row = {"model": options.model, "batch": batch, "prompt": options.prompt, "output": options.output}
+        row = {
+            "model": options.model,
+            "weights": weights,
+            "batch": batch,
+            "prompt": options.prompt,
+            "output": options.output,
+        }
         row |= {"prefill": prefill, "decode": decode, "decode_limit": limit}
         if theirs:
             prefill_peer, decode_peer = (statistics.median(values) for values in zip(*theirs, strict=True))

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ember_cpu.library import HERE, VARIANTS, Variant
+from ember_cpu.variants import HERE, VARIANTS, Variant, library_file
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def compile_variant(compiler: str, variant: Variant, into: Path) -> bool:
     """Whether there is a library of this source and these options now."""
-    library, build = into / f"decoder_{variant.name}.so", variant.build()
+    library, build = library_file(variant.name, into), variant.build()
     if library.exists() and build.encode() in library.read_bytes():
         return True
     partial = library.with_suffix(f".{os.getpid()}")

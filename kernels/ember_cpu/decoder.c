@@ -153,7 +153,7 @@ void ember_gate(const bf16 *x, bf16 *out, i64 rows, i64 half, int threads) {
 /* ---------------------------------------------------------------- weights of fewer bits */
 
 /* A bfloat16 matrix in `bits` (8, 4): `out` [all rows, columns * bits / 8] bytes, `scales` [all rows, columns / GROUP]. */
-void ember_quantise(const Matrix *matrix, int bits, uint8_t *out, float *scales, int threads) {
+void ember_quantise(const Matrix *matrix, int bits, char *out, float *scales, int threads) {
     i64 rows = num_rows(matrix), columns = matrix->columns;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (i64 row = 0; row < rows; row++) {

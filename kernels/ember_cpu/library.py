@@ -3,59 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import logging
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ember_cpu.variants import HERE, VARIANTS, cpu_flags, library_file
+
 log = logging.getLogger(__name__)
 
-HERE = Path(__file__).resolve().parent
 MAX_ROWS = 128  # of one call, as in matrix.h
-MAX_HEAD_DIM = 256
-MAX_SIZE = 1 << 17  # elements of a row: some are kept on a thread's stack
-UNIT, GROUP = 128, 64  # of weights of fewer bits, as in quantised.h: what rows are multiples of, weights to one scale
-ALIGNMENT = 32  # elements: rows of matrices and heads are whole registers
+GROUP = 64  # weights of fewer bits to one scale, as in quantised.h
 
 _I64, _POINTER = ctypes.c_int64, ctypes.c_void_p
-
-
-OPTIONS = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """A build of the library for CPUs with these features, by the names of /proc/cpuinfo."""
-
-    name: str
-    flags: tuple[str, ...]
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        """The compiler's: these features and no others, whatever it takes a generation of CPUs to have."""
-        names = ({"bmi1": "bmi", "avx512_bf16": "avx512bf16"}.get(flag, flag) for flag in self.flags)
-        return (*OPTIONS, *(f"-m{name}" for name in names), "-mprefer-vector-width=512")
-
-    def build(self) -> str:
-        """What a library that is up to date says of itself: a digest of source and options."""
-        digest = hashlib.sha256()
-        for source in sorted((*HERE.glob("*.c"), *HERE.glob("*.h"))):
-            digest.update(source.read_bytes())
-        digest.update(" ".join(self.options).encode())
-        return digest.hexdigest()[:32]
-
-
-_AVX2 = ("avx2", "fma", "bmi1", "bmi2", "f16c")
-VARIANTS = (
-    Variant("avx512_bf16", (*_AVX2, "avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16")),
-    Variant("avx2", _AVX2),
-)
-"""The best first."""
 
 
 class Matrix(ctypes.Structure):
@@ -152,31 +114,18 @@ def address(tensor: Tensor | None) -> int | None:
 
 
 @cache
-def cpu_flags() -> frozenset[str]:
-    """What this machine's cores can do, by the kernel's names; empty where it does not say."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("flags"):
-                    return frozenset(line.partition(":")[2].split())
-    except OSError:
-        pass
-    return frozenset()
-
-
-@cache
 def load(name: str | None = None) -> ctypes.CDLL | None:
     """The build of this name, else the best one for this machine; None where there is none.
 
     torch is loaded before, and with it the OpenMP library that both use.
     """
     for variant in VARIANTS:
-        path = HERE / f"decoder_{variant.name}.so"
+        path = library_file(variant.name, HERE)
         if name not in (None, variant.name) or not cpu_flags().issuperset(variant.flags) or not path.exists():
             continue
         try:
             library = ctypes.CDLL(str(path))
-            if build_of(library) != variant.build():
+            if build_of(library) != variant.build(HERE):
                 raise OSError(f"{path.name} is of another source; run `python -m ember_cpu.build`")
         except OSError as error:  # or made for another system, or there is no OpenMP
             log.warning("the C library for CPUs is not used: %s", error)

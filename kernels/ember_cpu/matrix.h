@@ -54,17 +54,91 @@ static const char *row_of(const Matrix *matrix, i64 row) {
 #else
 #define COUNTS(CASE, ...) CASE(1, __VA_ARGS__) CASE(2, __VA_ARGS__)
 #endif
-#define CASE(COUNT, LINES, BITS)                                                                                       \
-    case (COUNT * 8 + LINES) * 32 + BITS: tile(COUNT, LINES, BITS, w, scales, x, columns, ahead, out); break;
+#define LINES (8 * STEP_WIDTH / LINE) /* in a register of each of four rows */
+#define CASE(COUNT, ASKED, BITS)                                                                                       \
+    case (COUNT * 8 + ASKED) * 32 + BITS: tile(COUNT, ASKED, BITS, w, scales, x, columns, ahead, out); break;
 
 static void some_tile(i64 count, int lines, int bits, const char *const w[4], const float *const scales[4], const bf16 *x, i64 columns,
                       const char *ahead, float (*out)[4]) {
     switch ((count * 8 + lines) * 32 + bits) {
-    COUNTS(CASE, 4, 16) COUNTS(CASE, 2, 16) COUNTS(CASE, 1, 16) COUNTS(CASE, 4, 8) COUNTS(CASE, 4, 4)
+    COUNTS(CASE, LINES, 16) COUNTS(CASE, LINES, 8) COUNTS(CASE, LINES, 4)
+#if defined(__AVX512BF16__)
+    COUNTS(CASE, 2, 16) COUNTS(CASE, 1, 16)
+#endif
     default: __builtin_unreachable();
     }
 }
 #undef CASE
+
+/* All rows of x, in tiles as even as they can be. */
+#if defined(__AVX512BF16__)
+static void many_rows(int bits, const char *w[4], const float *const scales[4], const bf16 *x, i64 columns, i64 rows, const char *ahead,
+                      float (*out)[4]) {
+    i64 tiles = (rows + ROWS_X - 1) / ROWS_X;
+    int lines = tiles < 4 ? 2 : 1;
+    bf16 own[bits < 16 ? 4 : 1][columns];
+    for (int j = 0; bits < 16 && j < 4; j++) { /* once for all tiles */
+        unpack_row(bits, w[j], scales[j], columns, ahead + j * columns * bits / 8, own[j]);
+        w[j] = (const char *)own[j];
+    }
+    if (bits < 16) ahead = w[0];
+    for (i64 at = 0, i = 0; at < tiles; at++) {
+        i64 count = rows / tiles + (at < rows % tiles);
+        some_tile(count, lines, 16, w, scales, x + i * columns, columns, ahead, out + i);
+        i += count;
+        ahead = (at + 1) * lines < 4 ? ahead + columns / STEP_WIDTH * LINE * lines : w[0]; /* asked for once */
+    }
+}
+#else
+#define ROWS_WIDE 3 /* of a tile on float32: with it, the sums fill the registers */
+
+/* As `odds`, with the mask in memory: there is no register left for it, whatever the compiler thinks. */
+static inline Sum odds_by(const Wide *mask, Wide both) {
+    Wide kept;
+    __asm__("vpand %1, %2, %0" : "=x"(kept) : "m"(*mask), "x"(both));
+    return _mm256_castsi256_ps(kept);
+}
+
+/* As `tile`, with weights [4, columns] that are float32 already, even elements and odd ones apart; sums in the same order. */
+static inline __attribute__((always_inline)) void wide_tile(const int count, const float *w, const bf16 *x, i64 columns, float (*out)[4]) {
+    const Wide mask = _mm256_set1_epi32((int)0xffff0000);
+    Sum sums[ROWS_WIDE][4];
+    for (int i = 0; i < count; i++)
+        for (int j = 0; j < 4; j++) sums[i][j] = SUM(setzero)();
+    for (i64 k = 0; k < columns; k += STEP_WIDTH)
+        _Pragma("GCC unroll 2") for (int odd = 0; odd < 2; odd++) {
+            Sum v[ROWS_WIDE];
+            for (int i = 0; i < count; i++) {
+                Wide both = load(x + i * columns + k);
+                v[i] = odd ? odds_by(&mask, both) : evens(both);
+            }
+            _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) {
+                Sum weights = SUM(loadu)(w + j * columns + k + odd * STEP_WIDTH / 2);
+                _Pragma("GCC unroll 3") for (int i = 0; i < count; i++) sums[i][j] = SUM(fmadd)(weights, v[i], sums[i][j]);
+            }
+        }
+    for (int i = 0; i < count; i++) _mm_storeu_ps(out[i], reduce4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]));
+}
+
+static void many_rows(int bits, const char *w[4], const float *const scales[4], const bf16 *x, i64 columns, i64 rows, const char *ahead,
+                      float (*out)[4]) {
+    float own[4][columns];
+    i64 tiles = (rows + ROWS_WIDE - 1) / ROWS_WIDE;
+    for (int j = 0; j < 4; j++) {
+        const char *then = ahead + j * columns * bits / 8;
+        if (bits == 16) unpack_all(16, 1, w[j], scales[j], columns, then, own[j]);
+        else if (bits == 8) unpack_all(8, 1, w[j], scales[j], columns, then, own[j]);
+        else unpack_all(4, 1, w[j], scales[j], columns, then, own[j]);
+    }
+    for (i64 at = 0, i = 0; at < tiles; at++) {
+        i64 count = rows / tiles + (at < rows % tiles);
+        if (count == 3) wide_tile(3, own[0], x + i * columns, columns, out + i);
+        else if (count == 2) wide_tile(2, own[0], x + i * columns, columns, out + i);
+        else wide_tile(1, own[0], x + i * columns, columns, out + i);
+        i += count;
+    }
+}
+#endif
 
 /* Rows [first, first + 4) of the matrix, clamped to its last row, times all rows of x: out[row][0..3]. `then`: the row from
  * which on memory is asked for. */
@@ -77,19 +151,8 @@ static void four_rows(const Matrix *matrix, i64 first, i64 last, i64 then, const
         w[j] = row_of(matrix, row);
         scales[j] = matrix->bits < 16 ? matrix->scales + row * (columns / GROUP) : NULL;
     }
-    int bits = (int)matrix->bits, lines = tiles == 1 ? 4 : tiles < 4 ? 2 : 1;
-    bf16 own[bits < 16 && tiles > 1 ? 4 : 1][columns];
-    for (int j = 0; bits < 16 && tiles > 1 && j < 4; j++) { /* unpacked once for all tiles */
-        unpack_row(bits, w[j], scales[j], columns, ahead + j * columns * bits / 8, own[j]);
-        w[j] = (const char *)own[j];
-    }
-    if (bits < 16 && tiles > 1) bits = 16, ahead = w[0];
-    for (i64 at = 0, i = 0; at < tiles; at++) { /* as even as they can be */
-        i64 count = rows / tiles + (at < rows % tiles);
-        some_tile(count, lines, bits, w, scales, x + i * columns, columns, ahead, out + i);
-        i += count;
-        ahead += columns / STEP_WIDTH * LINE * lines;
-    }
+    if (tiles == 1) some_tile(rows, LINES, (int)matrix->bits, w, scales, x, columns, ahead, out);
+    else many_rows((int)matrix->bits, w, scales, x, columns, rows, ahead, out);
 }
 
 static i64 num_rows(const Matrix *matrix) {
@@ -98,9 +161,10 @@ static i64 num_rows(const Matrix *matrix) {
     return rows;
 }
 
-/* Rows of a matrix that one thread takes at a time: some tens of KiB of weights. */
+/* Rows of a matrix that one thread takes at a time: some tens of KiB of weights, and of a small matrix so few that taking the
+ * next ones early leaves enough for others. */
 static inline i64 share(const Matrix *matrix, i64 rows, int threads) {
-    i64 chunk = (128 << 10) / (matrix->columns * matrix->bits / 8) / 4 * 4, fair = rows / threads / 4 * 4;
+    i64 chunk = (128 << 10) / (matrix->columns * matrix->bits / 8) / 4 * 4, fair = rows / (4 * threads) / 4 * 4;
     if (chunk > fair) chunk = fair;
     return chunk < 4 ? 4 : chunk;
 }

@@ -55,7 +55,7 @@ static inline __m256 halves(Sum sum) {
 }
 #else
 #define STEP_WIDTH 16
-#define ROWS_X 2
+#define ROWS_X 2 /* of a tile on weights as they lie */
 typedef __m256 Sum;
 typedef __m256i Wide;
 #define SUM(name) _mm256_##name##_ps

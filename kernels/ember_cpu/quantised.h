@@ -74,47 +74,86 @@ static inline __attribute__((always_inline)) void unpack(const int bits, const c
     }
 }
 
+/* The scale of a group, and what to multiply with to have integers. A group that holds NaN or infinity becomes NaN as a
+ * whole, for somebody to notice; one too small for float32's range becomes zero. */
+static float scale_of(const float x[GROUP], int bits, float *inverse) {
+    float high[16] = {0}, low[16] = {0}, odd[16] = {0}, largest = 0, lowest = 0, strange = 0;
+    for (int i = 0; i < GROUP; i += 16)
+        for (int j = 0; j < 16; j++) {
+            high[j] = x[i + j] > high[j] ? x[i + j] : high[j];
+            low[j] = x[i + j] < low[j] ? x[i + j] : low[j];
+            odd[j] += x[i + j] * 0.0f;
+        }
+    for (int j = 0; j < 16; j++) {
+        largest = high[j] > largest ? high[j] : largest;
+        lowest = low[j] < lowest ? low[j] : lowest;
+        strange += odd[j];
+    }
+    float extreme = largest > -lowest ? largest : lowest, scale = bits == 8 ? fabsf(extreme) / 127.0f : extreme / -8.0f;
+    *inverse = 0.0f;
+    if (strange != strange) return strange;
+    if (fabsf(scale) < 0x1p-126f) return 0.0f;
+    *inverse = 1.0f / scale;
+    return scale;
+}
+
+static void lay_bytes(const int32_t whole[UNIT], uint32_t out[UNIT / 4]) {
+    for (int from = 0; from < UNIT; from += HELD(8), out += HELD(8) / 4)
+        for (int d = 0; d < STEP_WIDTH / 2; d++) {
+            const int32_t *first = whole + from, *second = whole + from + STEP_WIDTH;
+            out[d] = (uint32_t)(first[PLACE(0, d)] & 255) | (uint32_t)(first[PLACE(1, d)] & 255) << 8 |
+                     (uint32_t)(second[PLACE(0, d)] & 255) << 16 | (uint32_t)(second[PLACE(1, d)] & 255) << 24;
+        }
+}
+
+static void lay_nibbles(const int32_t whole[UNIT], uint16_t out[UNIT / 4]) {
+    for (int from = 0; from < UNIT; from += HELD(4), out += HELD(4) / 4)
+        for (int e = 0; e < STEP_WIDTH; e++) {
+            const int32_t *n = whole + from + e;
+            out[e] = (uint16_t)((n[0] + 8) | (n[STEP_WIDTH] + 8) << 4 | (n[2 * STEP_WIDTH] + 8) << 8 | (n[3 * STEP_WIDTH] + 8) << 12);
+        }
+}
+
 /* A row to `out` (columns * bits / 8 bytes) and its scales. */
-static void quantise_row(const bf16 *row, i64 columns, int bits, uint8_t *out, float *scales) {
+static void quantise_row(const bf16 *row, i64 columns, int bits, char *out, float *scales) {
+    float most = bits == 8 ? 127.0f : 7.0f;
     for (i64 start = 0; start < columns; start += UNIT, row += UNIT, out += UNIT * bits / 8) {
-        int whole[UNIT];
+        int32_t whole[UNIT];
         for (int group = 0; group < UNIT; group += GROUP) {
-            float x[GROUP], largest = 0, lowest = 0;
+            float x[GROUP], inverse;
             for (int i = 0; i < GROUP; i++) x[i] = from_bf16(row[group + i]);
-            for (int i = 0; i < GROUP; i++) largest = x[i] > largest ? x[i] : largest, lowest = x[i] < lowest ? x[i] : lowest;
-            float magnitude = largest > -lowest ? largest : -lowest;
-            float scale = bits == 8 ? magnitude / 127.0f : (largest > -lowest ? largest : lowest) / -8.0f;
-            float inverse = scale == 0.0f ? 0.0f : 1.0f / scale, most = bits == 8 ? 127.0f : 7.0f;
+            *scales++ = scale_of(x, bits, &inverse);
             for (int i = 0; i < GROUP; i++) {
-                float nearest = rintf(x[i] * inverse);
-                whole[group + i] = (int)(nearest < most ? nearest : most);
+                float nearest = inverse == 0.0f ? 0.0f : rintf(x[i] * inverse);
+                whole[group + i] = (int32_t)(nearest < most ? nearest : most);
             }
-            *scales++ = scale;
         }
-        for (int i = 0; bits == 8 && i < UNIT; i++) {
-            int base = i / HELD(8) * HELD(8), d = i % HELD(8) / 4, lane = i % 4;
-            out[i] = (uint8_t)whole[base + lane / 2 * STEP_WIDTH + PLACE(lane, d)];
-        }
-        for (int i = 0; bits == 4 && i < UNIT / 2; i++) { /* a word's first byte: its nibbles 0 and 1; the second: 2 and 3 */
-            int e = i % (2 * STEP_WIDTH) / 2, n = i % 2 * 2, base = i / (2 * STEP_WIDTH) * HELD(4);
-            int low = whole[base + n * STEP_WIDTH + e] + 8, high = whole[base + (n + 1) * STEP_WIDTH + e] + 8;
-            out[i] = (uint8_t)(low | high << 4);
-        }
+        if (bits == 8) lay_bytes(whole, (uint32_t *)out);
+        else lay_nibbles(whole, (uint16_t *)out);
     }
 }
 
-/* A row as bfloat16; asks for as much memory from `ahead` on. */
-static inline __attribute__((always_inline)) void unpack_all(const int bits, const char *row, const float *scales, i64 columns,
-                                                             const char *ahead, bf16 *out) {
+/* A row as bfloat16, or (`wide`) as the float32 that it is in two registers for each of bfloat16: the even elements, the odd
+ * ones. Asks for as much memory from `ahead` on. */
+static inline __attribute__((always_inline)) void unpack_all(const int bits, const int wide, const char *row, const float *scales,
+                                                             i64 columns, const char *ahead, void *out) {
     for (i64 k = 0; k < columns; k += HELD(bits), row += 2 * STEP_WIDTH, ahead += 2 * STEP_WIDTH) {
         Wide parts[4];
         _mm_prefetch(ahead, _MM_HINT_T1);
-        unpack(bits, row, scales + k / GROUP, parts);
-        _Pragma("GCC unroll 4") for (int p = 0; p < HELD(bits) / STEP_WIDTH; p++) keep(out + k + p * STEP_WIDTH, parts[p]);
+        unpack(bits, row, bits < 16 ? scales + k / GROUP : NULL, parts);
+        _Pragma("GCC unroll 4") for (int p = 0; p < HELD(bits) / STEP_WIDTH; p++) {
+            i64 at = k + p * STEP_WIDTH;
+            if (!wide) {
+                keep((bf16 *)out + at, parts[p]);
+                continue;
+            }
+            SUM(storeu)((float *)out + at, evens(parts[p]));
+            SUM(storeu)((float *)out + at + STEP_WIDTH / 2, odds(parts[p]));
+        }
     }
 }
 
 static void unpack_row(int bits, const char *row, const float *scales, i64 columns, const char *ahead, bf16 *out) {
-    if (bits == 8) unpack_all(8, row, scales, columns, ahead, out);
-    else unpack_all(4, row, scales, columns, ahead, out);
+    if (bits == 8) unpack_all(8, 0, row, scales, columns, ahead, out);
+    else unpack_all(4, 0, row, scales, columns, ahead, out);
 }

@@ -73,14 +73,15 @@ def error(model: Decoder, schedule, expected: list[Tensor]) -> float:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_those_of_transformers(family, build, checkpoints, monkeypatch):
     """Not further from float32 than torch's operators in bfloat16 are: in one call; in parts, with the library's
-    attention for all, for some and only for decodes."""
+    attention for all, for some and only for decodes, and with its products or torch's."""
     directory, expected = checkpoints(family)
     plain = load(directory, torch.bfloat16)
     model, parts = native_model(directory), native_model(directory, max_rows=0)
     for schedule in (whole, together, chunked, decode, mixed):
         usual = error(plain, schedule, expected)
         assert error(model, schedule, expected) <= 1.1 * usual
-        for short in (512, 20, 0):
+        assert parts._native is not None
+        for short, parts._native.multiplies in ((512, True), (20, True), (0, True), (20, False)):
             monkeypatch.setattr("ember.engine.models.native.SHORT_CONTEXT", short)
             assert error(parts, schedule, expected) <= 1.1 * usual
 
@@ -217,6 +218,17 @@ def test_what_it_does_not_serve_stays_with_torch(checkpoints, tmp_path, monkeypa
     assert not load(directory, torch.float32).use_native()
     monkeypatch.setattr(native, "cpu_flags", lambda: frozenset({"amx_bf16"}))
     assert not load(directory, torch.bfloat16).use_native()
+
+
+def test_sixteen_bits_stay_sixteen_where_the_library_serves(checkpoints, tmp_path, monkeypatch):
+    """On a CPU that does not multiply bfloat16, too; where torch would have to, they become float32."""
+    monkeypatch.setattr("ember.engine.loading.dtype.cpu_has_bfloat16", lambda: False)
+    dtype = lambda directory: make_engine(directory, dtype="auto").runner.model.dtype  # noqa: E731
+    assert dtype(checkpoints("llama")[0]) == torch.bfloat16
+    assert dtype(make_tiny("opt", tmp_path / "opt", dtype=torch.bfloat16)) == torch.float32
+    assert dtype(make_tiny("llama", tmp_path / "float32", **SIZES)) == torch.float32
+    monkeypatch.setattr("ember_cpu.variants.library_file", lambda name: tmp_path / name)
+    assert dtype(checkpoints("llama")[0]) == torch.float32
 
 
 def test_without_the_library_torch_serves(checkpoints, monkeypatch, tmp_path):

@@ -22,6 +22,7 @@ from ember.engine.loading.load import Started, begin
 from ember.engine.loading.progress import Say
 from ember.engine.loading.resolve import Places, resolve_model, resolve_tokenizer
 from ember.engine.models.config import DecoderConfig, load_config
+from ember.engine.models.native_forms import refusal, runs_in_bfloat16
 from ember.wire import Configure, Located, Notice, Ready
 
 if TYPE_CHECKING:
@@ -61,7 +62,11 @@ def open_model(configure: Configure, timeline: Timeline, tell: Callable[[Located
     reading = None
     with timeline.phase("start_reading"):
         if configure.device != "cuda" and not is_cuda:
-            reading = begin(model_dir, config, _dtype_name(configure, config, "cpu"), "cpu")
+            dtype = _dtype_name(configure, config, "cpu")
+            refused = refusal(config, dtype, configure.cpu_weights) if configure.cpu_weights != "auto" else None
+            if refused is not None:
+                raise ModelError(refused)
+            reading = begin(model_dir, config, dtype, "cpu")
         if reading is None:
             prefetch(model_dir)
     return Opened(model_dir, tokenizer_dir, config, reading, say=say)
@@ -133,7 +138,7 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
     else:
         with timeline.phase("quantise"):
             if not model.use_native(configure.cpu_weights):
-                raise ModelError(model.why_not_native(configure.cpu_weights))
+                raise ModelError("CPU_WEIGHTS: the C library for CPUs cannot be used; the log says why")
     with timeline.phase("cache"):
         max_num_seqs = configure.max_num_seqs or DEFAULT_MAX_NUM_SEQS[kind]
         max_num_batched_tokens = configure.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS[kind]
@@ -210,9 +215,14 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
 
 
 def _dtype_name(configure: Configure, config: DecoderConfig, kind: str) -> str:
-    """The dtype of weights and activations. Small weights are made of bfloat16 ones."""
-    is_small = kind == "cpu" and configure.cpu_weights != "auto" and configure.dtype == "auto"
-    return choose_dtype_name("bfloat16" if is_small else configure.dtype, config.dtype, kind)
+    """The dtype of weights and activations. Small weights are made of bfloat16 ones; and where our own products do
+    without a CPU's bfloat16 instructions, 16 bits of a checkpoint stay 16."""
+    is_open = kind == "cpu" and configure.dtype == "auto"
+    if is_open and configure.cpu_weights != "auto":
+        return "bfloat16"
+    if is_open and config.dtype in ("bfloat16", "float16") and runs_in_bfloat16(config):
+        return "bfloat16"
+    return choose_dtype_name(configure.dtype, config.dtype, kind)
 
 
 def _has_nvidia_device() -> bool:

@@ -11,18 +11,22 @@ import mmap
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ember.engine.loading.mapped import Pages
-
 _HUGE_PAGE = 2 << 20
 _PIECE = 16 << 20  # bytes copied at a time: a running request waits for it, up to some hundredths of a second
 _ROWS_HINT = 32  # rows of input the packed layout is chosen for; one layout serves all row counts
+
+
+class Pages(Protocol):
+    """Memory that is part of a file."""
+
+    def let_go(self, address: int, nbytes: int) -> None:
+        """These bytes were copied; they need not stay in memory where they are."""
 
 
 class Linear:

@@ -7,34 +7,41 @@ bytes. For many rows, as prompts bring them, a layer's weight is made bfloat16 a
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ember.engine.layers.linear import Linear, fresh_memory
+from ember.engine.layers.linear import Linear, Pages, fresh_memory
 from ember_cpu import library as native
-
-if TYPE_CHECKING:
-    from ember.engine.loading.mapped import Pages
 
 BITS = {"int8": 8, "int4": 4}
 _PIECE = 32 << 20  # bytes quantised at a time
 
 
+class Scratch:
+    """Where one weight at a time is bfloat16."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.bfloat16)
+
+    def take(self, rows: int, columns: int) -> Tensor:
+        if self._memory.numel() < rows * columns:
+            self._memory = fresh_memory(rows * columns * 2, torch.bfloat16)
+        return self._memory[: rows * columns].view(rows, columns)
+
+
 class QuantisedLinear(Linear):
     """x @ weight.T + bias. `rows` is what is stored: [out, in * bits / 8] bytes."""
 
-    __slots__ = ("_library", "matrix", "scales")
+    __slots__ = ("_library", "_scratch", "matrix", "scales")
 
-    _restored = torch.empty(0, dtype=torch.bfloat16)  # of the layer that is computing: one at a time does
-
-    def __init__(self, library: ctypes.CDLL, linear: Linear, bits: int, pages: Pages | None = None) -> None:
-        """`linear`: plain bfloat16, [out, in]; `in` is a multiple of `native.UNIT`. Where it is mapped (`pages`), it
-        leaves memory piece by piece."""
-        self._library = library
+    def __init__(
+        self, library: ctypes.CDLL, linear: Linear, bits: int, scratch: Scratch, pages: Pages | None = None
+    ) -> None:
+        """`linear`: plain bfloat16, [out, in]; `in` is a multiple of 128. Where it is mapped (`pages`), it
+        leaves memory piece by piece. `scratch`: shared with the layers that compute at other times."""
+        self._library, self._scratch = library, scratch
         out, width = sum(len(part) for part in linear.rows), linear.rows[0].shape[1]
         codes = fresh_memory(out * width * bits // 8, torch.uint8).view(out, -1)
         self.scales = torch.empty(out, width // native.GROUP)  # float32
@@ -59,10 +66,8 @@ class QuantisedLinear(Linear):
 
     def __call__(self, x: Tensor) -> Tensor:
         """[rows, in] -> [rows, out]."""
-        out, width = len(self.rows[0]), self.matrix.columns
-        if QuantisedLinear._restored.numel() < out * width:
-            QuantisedLinear._restored = fresh_memory(out * width * 2, torch.bfloat16)
-        return F.linear(x, self._restore(QuantisedLinear._restored[: out * width].view(out, width)), self.bias)
+        weight = self._scratch.take(len(self.rows[0]), self.matrix.columns)
+        return F.linear(x, self._restore(weight), self.bias)
 
     def look_up(self, ids: Tensor) -> Tensor:
         """[T] -> [T, in] bfloat16: those rows of the weight."""
@@ -71,10 +76,6 @@ class QuantisedLinear(Linear):
         matrix = native.quantised_matrix(codes, scales, self.matrix.bits)
         self._library.ember_restore(matrix, found.data_ptr(), torch.get_num_threads())
         return found
-
-    def settle(self, packs: bool, pages: Pages | None) -> Iterator[None]:
-        """It lies where it stays."""
-        return iter(())
 
     def _restore(self, weight: Tensor) -> Tensor:
         self._library.ember_restore(self.matrix, weight.data_ptr(), torch.get_num_threads())

@@ -16,6 +16,7 @@ import os
 import weakref
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from ember.engine.errors import ModelError
@@ -86,7 +87,7 @@ class Pages:
         ]
 
     def let_go(self, address: int, nbytes: int) -> None:
-        """They are read from the file again if somebody asks. What is no part of a mapping stays."""
+        """They are read from the file again if somebody asks, as they are there. What is no part of a mapping stays."""
         for base, size, reference in self._mappings:
             memory = reference()
             if memory is None or not base <= address < base + size:
@@ -94,7 +95,8 @@ class Pages:
             start = -(-(address - base) // mmap.PAGESIZE) * mmap.PAGESIZE
             stop = (address - base + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
             if stop > start and hasattr(mmap, "MADV_DONTNEED"):
-                memory.madvise(mmap.MADV_DONTNEED, start, stop - start)
+                with suppress(OSError):  # locked pages stay
+                    memory.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
 class Warming:

@@ -22,14 +22,13 @@ from torch import Tensor
 from ember.engine.layers.attention import AttentionPlan, attend, plan_attention
 from ember.engine.layers.batch import Batch, KVCache
 from ember.engine.layers.embedding import Embedding
-from ember.engine.layers.linear import Linear, can_pack, in_own_memory
+from ember.engine.layers.linear import Linear, Pages, can_pack, in_own_memory
 from ember.engine.layers.mlp import ACTIVATIONS, MLP
 from ember.engine.layers.norm import LayerNorm, Norm, RMSNorm
 from ember.engine.layers.rotary import Rotary
 from ember.engine.models.config import DecoderConfig
 
 if TYPE_CHECKING:
-    from ember.engine.loading.mapped import Pages
     from ember.engine.models.fused import FusedForward
     from ember.engine.models.native import NativeForward
 
@@ -117,12 +116,6 @@ class Decoder:
                 self._pages, self.mapped_bytes = None, 0
         return library is not None
 
-    def why_not_native(self, weights: str) -> str:
-        """Why `use_native` had to refuse weights of fewer bits: a line for who asked for them."""
-        from ember.engine.models.native import NativeForward
-
-        return NativeForward.why_not(self, weights)
-
     @property
     def fused(self) -> FusedForward | None:
         """The forward pass in kernels, where `use_kernels` chose it."""
@@ -183,7 +176,8 @@ class Decoder:
                     self._native.refresh(index)
             yield
         embedding = self.embedding
-        if pages is not None and isinstance(embedding.tokens, Tensor):
+        if pages is not None:
+            assert isinstance(embedding.tokens, Tensor)
             own = yield from in_own_memory(pages, embedding.tokens)
             embedding.tokens = own
             if embedding.positions is not None:

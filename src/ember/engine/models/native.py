@@ -16,13 +16,13 @@ from torch import Tensor
 
 from ember.engine.layers.attention import attend_written, plan_attention
 from ember.engine.layers.batch import Batch, KVCache
-from ember.engine.layers.linear import Linear
+from ember.engine.layers.linear import Linear, Pages
 from ember.engine.layers.norm import Norm, RMSNorm
-from ember.engine.layers.quantised import BITS, QuantisedLinear
+from ember.engine.layers.quantised import BITS, QuantisedLinear, Scratch
+from ember.engine.models.native_forms import SMALL_ALIGNMENT, serves
 from ember_cpu import library as native
 
 if TYPE_CHECKING:
-    from ember.engine.loading.mapped import Pages
     from ember.engine.models.decoder import Decoder, Layer
 
 MAX_ROWS = native.MAX_ROWS
@@ -55,51 +55,18 @@ class NativeForward:
         self._head = _matrix(model.head)
         self._cache: KVCache | None = None
         self._workspace = torch.empty(0, dtype=torch.uint8)
-        self.max_rows = MAX_ROWS  # tokens of a step that this is used for
+        self.max_rows = MAX_ROWS  # tokens of a step that one call is used for
+        # Whether its products are the faster ones for many rows too: torch has poor ones where the CPU has none.
+        self.multiplies = not native.cpu_flags() & {"avx512_bf16", "amx_bf16"}
 
     @staticmethod
     def library_for(model: Decoder, weights: str = "auto") -> ctypes.CDLL | None:
         """The library, where it can serve this decoder on this machine with `weights`: auto, int8 or int4."""
-        config = model.config
-        sizes = (config.hidden_size, config.head_dim, config.intermediate_size, config.num_heads * config.head_dim)
-        norms = [model.final_norm] + [norm for layer in model.layers for norm in (layer.attention_norm, layer.mlp_norm)]
-        serves = (
-            model.device.type == "cpu"
-            and model.dtype == torch.bfloat16
-            and config.norm_first
-            and config.rope is not None
-            and config.gated_mlp
-            and config.activation == "silu"
-            and not config.embed_dim
-            and config.head_dim <= native.MAX_HEAD_DIM
-            and all(size % native.ALIGNMENT == 0 and size <= native.MAX_SIZE for size in sizes)
-            and config.rope.rotary_dim % 2 == 0
-            and config.rope.rotary_dim <= config.head_dim
-            and all(isinstance(norm, RMSNorm) and norm.weight is not None for norm in norms)
-            and (
-                "amx_bf16" not in native.cpu_flags()
-                if weights == "auto"
-                else all(size % native.UNIT == 0 for size in (sizes[0], *sizes[2:]))
-            )
-        )
-        return native.load() if serves else None
-
-    @staticmethod
-    def why_not(model: Decoder, weights: str) -> str:
-        """What to tell who asked for weights of fewer bits where `library_for` has no library."""
-        if model.dtype != torch.bfloat16:
-            dtype = str(model.dtype).removeprefix("torch.")
-            return f"CPU_WEIGHTS={weights} needs DTYPE=bfloat16 or auto, and it is {dtype}"
-        if native.load() is None:
-            return (
-                f"CPU_WEIGHTS={weights} needs the C library for CPUs, for x86-64 with AVX2, and it is not there: "
-                "`python -m ember_cpu.build` compiles it; or leave CPU_WEIGHTS at auto"
-            )
-        return (
-            f"CPU_WEIGHTS={weights} is for decoders with RMSNorm, rotary positions and gated SiLU whose hidden size, "
-            f"intermediate size and heads x head size are multiples of {native.UNIT}, and this "
-            f"{model.config.architecture} is not one; leave it at auto"
-        )
+        if weights == "auto":
+            chosen = serves(model.config) and "amx_bf16" not in native.cpu_flags()
+        else:
+            chosen = serves(model.config, SMALL_ALIGNMENT)
+        return native.load() if chosen and model.device.type == "cpu" and model.dtype == torch.bfloat16 else None
 
     def quantise(self, weights: str, pages: Pages | None) -> int:
         """Make the layers' matrices int8 or int4, the embedding and the head, where a token's meaning is in one row,
@@ -107,10 +74,10 @@ class NativeForward:
 
         Returns the bytes that a step reads.
         """
-        model, made = self._decoder, []
+        model, made, scratch = self._decoder, [], Scratch()
 
         def small(linear: Linear, bits: int = BITS[weights]) -> QuantisedLinear:
-            made.append(QuantisedLinear(self._library, linear, bits, pages))
+            made.append(QuantisedLinear(self._library, linear, bits, scratch, pages))
             return made[-1]
 
         for index, layer in enumerate(model.layers):
@@ -121,7 +88,7 @@ class NativeForward:
         assert isinstance(tokens, Tensor)
         model.head = head = small(model.head, 8)
         self.refresh_head(head)
-        model.embedding.tokens = head if is_tied else QuantisedLinear(self._library, Linear(tokens), 8, pages)
+        model.embedding.tokens = head if is_tied else QuantisedLinear(self._library, Linear(tokens), 8, scratch, pages)
         return sum(linear.nbytes for linear in made)
 
     def refresh(self, index: int) -> None:
@@ -197,7 +164,7 @@ class NativeForward:
         delta: Tensor | None = None
         for index, (layer, described) in enumerate(zip(self._decoder.layers, self._layers, strict=True)):
             add_norm(delta, layer.attention_norm)
-            qkv = layer.qkv(normed)
+            qkv = self._product(layer.qkv, normed)
             outputs = (qkv.data_ptr(), queries.data_ptr(), keys.data_ptr())
             library.ember_place(self._model, described, step, *outputs, threads)
             values = qkv.view(rows, heads + 2 * kv_heads, size)[:, heads + kv_heads :]
@@ -205,12 +172,22 @@ class NativeForward:
             mixed = attend_written(plan, queries, keys, values, cache.keys[index], cache.values[index])
             places = (short.data_ptr(), len(short), queries.data_ptr(), mixed.data_ptr())
             library.ember_attend(self._model, described, step, *places, threads)
-            add_norm(layer.output(mixed), layer.mlp_norm)
-            up = layer.mlp.up(normed)
+            add_norm(self._product(layer.output, mixed), layer.mlp_norm)
+            up = self._product(layer.mlp.up, normed)
             library.ember_gate(up.data_ptr(), inner.data_ptr(), rows, config.intermediate_size, threads)
-            delta = layer.mlp.down(inner)
+            delta = self._product(layer.mlp.down, inner)
         add_norm(delta, self._decoder.final_norm)
         return normed
+
+    def _product(self, linear: Linear, x: Tensor) -> Tensor:
+        """[rows, in] -> [rows, out] bfloat16."""
+        if not self.multiplies:
+            return linear(x)
+        matrix, threads = _matrix(linear), torch.get_num_threads()
+        out = x.new_empty(len(x), sum(matrix.rows))
+        for given, made in zip(x.split(MAX_ROWS), out.split(MAX_ROWS), strict=True):
+            made.copy_(native.linear(self._library, matrix, given, threads))
+        return out
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, vocab_size] float32."""

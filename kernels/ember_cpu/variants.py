@@ -1,0 +1,66 @@
+"""The builds of the C library, and which of them this machine can run. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+OPTIONS = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A build of the library for CPUs with these features, by the names of /proc/cpuinfo."""
+
+    name: str
+    flags: tuple[str, ...]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The compiler's: these features and no others, whatever it takes a generation of CPUs to have."""
+        names = ({"bmi1": "bmi", "avx512_bf16": "avx512bf16"}.get(flag, flag) for flag in self.flags)
+        return (*OPTIONS, *(f"-m{name}" for name in names), "-mprefer-vector-width=512")
+
+    def build(self, folder: Path = HERE) -> str:
+        """What a library that is up to date says of itself: a digest of source and options."""
+        digest = hashlib.sha256()
+        for source in sorted((*folder.glob("*.c"), *folder.glob("*.h"))):
+            digest.update(source.read_bytes())
+        digest.update(" ".join(self.options).encode())
+        return digest.hexdigest()[:32]
+
+    def is_current(self) -> bool:
+        """Whether its library is here, of this source, and this machine can run it."""
+        try:
+            return cpu_flags().issuperset(self.flags) and self.build().encode() in library_file(self.name).read_bytes()
+        except OSError:
+            return False
+
+
+_AVX2 = ("avx2", "fma", "bmi1", "bmi2", "f16c")
+VARIANTS = (
+    Variant("avx512_bf16", (*_AVX2, "avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16")),
+    Variant("avx2", _AVX2),
+)
+"""The best first."""
+
+
+def library_file(name: str, folder: Path = HERE) -> Path:
+    return folder / f"decoder_{name}.so"
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """What this machine's cores can do, by the kernel's names; empty where it does not say."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("flags"):
+                    return frozenset(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return frozenset()
