@@ -22,6 +22,10 @@ except ImportError:
     collect_ignore.extend(name for name in os.listdir(os.path.dirname(__file__)) if name.startswith("test_"))
 else:
     from tests.device_step.engines import draw_as_the_kernels_do
+    from tests.support.interpreter import patch_once_a_launch
+
+    if not HAS_GPU:
+        patch_once_a_launch()
 
     @pytest.fixture(autouse=True)
     def same_draws(monkeypatch):
