@@ -6,6 +6,7 @@ import ctypes
 import gc
 import mmap
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,19 @@ def checkpoints(tmp_path_factory):
     return checkpoint
 
 
+@pytest.fixture(scope="module")
+def usual_errors(checkpoints):
+    """How far torch's operators are from float32 in bfloat16: the same for every build."""
+
+    @cache
+    def errors(family: str) -> dict[Any, float]:
+        directory, expected = checkpoints(family)
+        plain = load(directory, torch.bfloat16)
+        return {schedule: error(plain, schedule, expected) for schedule in (whole, together, chunked, decode, mixed)}
+
+    return errors
+
+
 @pytest.fixture(params=BUILDS)
 def build(request, monkeypatch):
     if native.load(request.param) is None:
@@ -71,14 +85,12 @@ def error(model: Decoder, schedule, expected: list[Tensor]) -> float:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_are_those_of_transformers(family, build, checkpoints, monkeypatch):
+def test_logits_are_those_of_transformers(family, build, checkpoints, usual_errors, monkeypatch):
     """Not further from float32 than torch's operators in bfloat16 are: in one call; in parts, with the library's
     attention for all, for some and only for decodes."""
     directory, expected = checkpoints(family)
-    plain = load(directory, torch.bfloat16)
     model, parts = native_model(directory), native_model(directory, max_rows=0)
-    for schedule in (whole, together, chunked, decode, mixed):
-        usual = error(plain, schedule, expected)
+    for schedule, usual in usual_errors(family).items():
         assert error(model, schedule, expected) <= 1.1 * usual
         for short in (512, 20, 0):
             monkeypatch.setattr("ember.engine.models.native.SHORT_CONTEXT", short)
