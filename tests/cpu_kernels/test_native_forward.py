@@ -6,6 +6,7 @@ import ctypes
 import gc
 import mmap
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,19 @@ def checkpoints(tmp_path_factory):
     return checkpoint
 
 
+@pytest.fixture(scope="module")
+def usual_errors(checkpoints):
+    """How far torch's operators are from float32 in bfloat16: the same for every build."""
+
+    @cache
+    def errors(family: str) -> dict[Any, float]:
+        directory, expected = checkpoints(family)
+        plain = load(directory, torch.bfloat16)
+        return {schedule: error(plain, schedule, expected) for schedule in (whole, together, chunked, decode, mixed)}
+
+    return errors
+
+
 @pytest.fixture(params=BUILDS)
 def build(request, monkeypatch):
     if native.load(request.param) is None:
@@ -71,14 +85,12 @@ def error(model: Decoder, schedule, expected: list[Tensor]) -> float:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_are_those_of_transformers(family, build, checkpoints, monkeypatch):
+def test_logits_are_those_of_transformers(family, build, checkpoints, usual_errors, monkeypatch):
     """Not further from float32 than torch's operators in bfloat16 are: in one call; in parts, with the library's
     attention for all, for some and only for decodes, and with its products or torch's."""
     directory, expected = checkpoints(family)
-    plain = load(directory, torch.bfloat16)
     model, parts = native_model(directory), native_model(directory, max_rows=0)
-    for schedule in (whole, together, chunked, decode, mixed):
-        usual = error(plain, schedule, expected)
+    for schedule, usual in usual_errors(family).items():
         assert error(model, schedule, expected) <= 1.1 * usual
         assert parts._native is not None
         for short, parts._native.multiplies in ((512, True), (20, True), (0, True), (20, False)):

@@ -51,9 +51,9 @@ def test_grammars_beside_plain_rows(directory, tokenizer):
 def test_a_grammar_that_is_preempted_goes_on(directory):
     regex = Grammar("regex", r"\[(true,|[0-9]{1,3},){3}\]")
     requests = [
-        Generate(i, [i + 40] * 12, SamplingParams(max_tokens=16, seed=i, grammar=regex, min_tokens=2)) for i in range(4)
+        Generate(i, [i + 40] * 12, SamplingParams(max_tokens=16, seed=i, grammar=regex, min_tokens=2)) for i in range(3)
     ]
-    _, engine = compare(directory, requests, num_blocks=9, max_num_batched_tokens=16, max_model_len=64)
+    _, engine = compare(directory, requests, num_blocks=7, max_num_batched_tokens=16, max_model_len=56)
     assert engine.stats().num_preemptions > 0
 
 

@@ -28,9 +28,10 @@ def main() -> int:
     admission = Admission(settings.max_num_queued_reqs, settings.max_num_queued_tokens)
     worker: Any = FakeWorker(boot=options.get("boot", 0.0), boot_error=failure, admission=admission)
     if options.get("face") == "http":
-        from ember.front.http.server import serve
+        from ember.front.http import server
 
-        return serve(settings, worker)
+        server._CLOSE_SECONDS = options.get("close", server._CLOSE_SECONDS)
+        return server.serve(settings, worker)
     if options.get("face") == "local":
         from ember.front.worker import local
 

@@ -26,14 +26,19 @@ MAX_BODY_BYTES = 32 * 2**20  # as in the settings
 
 
 def with_client(
-    scenario: Callable[[Client, FakeWorker], Awaitable[None]], worker: FakeWorker | None = None, **settings: Any
+    scenario: Callable[[Client, FakeWorker], Awaitable[None]],
+    worker: FakeWorker | None = None,
+    linger: float = 10.0,
+    **settings: Any,
 ) -> None:
+    """`linger`: the seconds for which the server reads on where it has answered before the request's end."""
     worker = worker or FakeWorker()
 
     async def run() -> None:
         await worker.start()
-        app = make_app(load_settings({"model_name": "m", **settings}), worker, fake_dispatch)
-        async with TestClient(TestServer(app)) as client:
+        test_server = TestServer(make_app(load_settings({"model_name": "m", **settings}), worker, fake_dispatch))
+        await test_server.start_server(lingering_time=linger)
+        async with TestClient(test_server) as client:
             await scenario(client, worker)
 
     asyncio.run(run())
@@ -378,7 +383,7 @@ def test_a_body_that_does_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
         await asyncio.wait_for(reader.read(), 20)  # and the connection is closed
         writer.close()
 
-    with_client(scenario)
+    with_client(scenario, linger=0.1)
 
 
 def test_a_head_that_does_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,7 @@ def test_a_port_in_use_is_one_line() -> None:
 
 
 def test_a_second_signal_ends_what_is_in_flight() -> None:
-    with start() as server, ThreadPoolExecutor() as pool:
+    with start(close=0.5) as server, ThreadPoolExecutor() as pool:
         url = url_of(server) + "/v1/chat/completions"
         request = pool.submit(post, url, {"words": 1000, "pace": 0.1})
         time.sleep(0.5)

@@ -20,6 +20,11 @@ try:
 except ImportError:
     # Triton is needed on GPUs alone; a CPU installation has no kernels to test.
     collect_ignore.extend(name for name in os.listdir(os.path.dirname(__file__)) if name.startswith("test_"))
+else:
+    from tests.support.interpreter import make_faster
+
+    if not HAS_GPU:
+        make_faster()
 
 
 @pytest.fixture
