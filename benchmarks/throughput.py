@@ -39,12 +39,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--cpu-weights", default="auto", choices=["auto", "int8", "int4"])
+    parser.add_argument("--avx2", action="store_true", help="as on a CPU that has AVX2 and nothing newer")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--json", type=Path, default=None, metavar="FILE")
     parser.add_argument("--skip-transformers", action="store_true")
     options = parser.parse_args()
     # As the worker does for its engine process; OpenMP reads it when torch is imported, which is further down.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if options.avx2:
+        _hide_newer_than_avx2()
     with tempfile.TemporaryDirectory() as scratch:
         cache = Path(os.environ.get("EMBER_BENCH_DIR", scratch))
         name = options.model
@@ -111,6 +114,15 @@ def _run(directory: Path, options: argparse.Namespace) -> None:
         print(line, flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _hide_newer_than_avx2() -> None:
+    """From torch's operators, which read these when they are imported, and from our choice of a library."""
+    os.environ |= {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    from ember_cpu import library, variants
+
+    flags = frozenset(variants.VARIANTS[-1].flags)
+    library.cpu_flags = variants.cpu_flags = lambda: flags  # type: ignore[assignment]
 
 
 def _engine(directory: Path, options: argparse.Namespace) -> Engine:
