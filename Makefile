@@ -13,7 +13,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .PHONY: run test test-clients lint bench gpu-check venv demo-model image image-check hub lock clean
 
-run: $(VENV)/.runtime
+run: $(VENV)/.library
 	@$(BIN)/python handler.py
 
 test: $(VENV)/.dev
@@ -73,6 +73,11 @@ $(VENV)/.runtime: pyproject.toml constraints.txt builder/environment.py
 	@$(PYTHON) builder/environment.py $(VENV) runtime $(TORCH_INDEX)
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime
+# Without a compiler this says so, and the worker runs on torch's operators.
+$(VENV)/.library: $(VENV)/.runtime $(wildcard kernels/ember_cpu/*.c kernels/ember_cpu/*.h kernels/ember_cpu/*.py)
+	@$(BIN)/python -m ember_cpu.build || true
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.library
 	@$(PYTHON) builder/environment.py $(VENV) dev $(TORCH_INDEX)
 	@touch $@

@@ -94,8 +94,6 @@ def _pip(python: Path, *arguments: str, quietly: bool = False) -> bool:
 def _compile(python: Path) -> None:
     """The first start should not be slower than the others, whatever the environment says about bytecode."""
     subprocess.run([python, "-m", "compileall", "-q", "src", "kernels", "handler.py"], cwd=ROOT, check=False)
-    # The C library for CPUs. Without a compiler this says so, and the worker runs on torch's operators.
-    subprocess.run([python, "-m", "ember_cpu.build"], cwd=ROOT, check=False)
 
 
 if __name__ == "__main__":

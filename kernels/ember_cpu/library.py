@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ember_cpu.variants import HERE, VARIANTS, cpu_flags, library_file
+from ember_cpu.variants import HERE, VARIANTS, library_file
+from ember_cpu.variants import cpu_flags as cpu_flags  # asked here by who calls the library
 
 log = logging.getLogger(__name__)
 
@@ -120,28 +121,17 @@ def load(name: str | None = None) -> ctypes.CDLL | None:
     torch is loaded before, and with it the OpenMP library that both use.
     """
     for variant in VARIANTS:
-        path = library_file(variant.name, HERE)
-        if name not in (None, variant.name) or not cpu_flags().issuperset(variant.flags) or not path.exists():
+        if name not in (None, variant.name) or not variant.is_runnable() or variant.fault(HERE) is not None:
             continue
         try:
-            library = ctypes.CDLL(str(path))
-            if build_of(library) != variant.build(HERE):
-                raise OSError(f"{path.name} is of another source; run `python -m ember_cpu.build`")
-        except OSError as error:  # or made for another system, or there is no OpenMP
+            library = ctypes.CDLL(str(library_file(variant.name, HERE)))
+        except OSError as error:  # made for another system, or there is no OpenMP
             log.warning("the C library for CPUs is not used: %s", error)
             continue
         for function, (result, arguments) in _FUNCTIONS.items():
             getattr(library, function).restype, getattr(library, function).argtypes = result, arguments
         return library
     return None
-
-
-def build_of(library: ctypes.CDLL) -> str:
-    """The digest that a library was built with; empty where it knows none."""
-    try:
-        return ctypes.string_at(ctypes.addressof(ctypes.c_char.in_dll(library, "ember_build"))).decode(errors="replace")
-    except ValueError:
-        return ""
 
 
 def linear(library: ctypes.CDLL, weight: Matrix, x: Tensor, threads: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,12 +34,22 @@ class Variant:
         digest.update(" ".join(self.options).encode())
         return digest.hexdigest()[:32]
 
-    def is_current(self) -> bool:
-        """Whether its library is here, of this source, and this machine can run it."""
+    def is_runnable(self) -> bool:
+        return cpu_flags().issuperset(self.flags)
+
+    def fault(self, folder: Path = HERE) -> str | None:
+        """Why its library cannot be used; None where it can. To load half a file would end the process."""
+        file = library_file(self.name, folder)
         try:
-            return cpu_flags().issuperset(self.flags) and self.build().encode() in library_file(self.name).read_bytes()
+            content = file.read_bytes()
         except OSError:
-            return False
+            return f"{file.name} is not there"
+        if len(content) < 64 or content[:6] != b"\x7fELF\x02\x01":
+            return f"{file.name} is no library"
+        (sections,), (size, count) = struct.unpack_from("<Q", content, 40), struct.unpack_from("<2H", content, 58)
+        if len(content) < sections + size * count:  # they are at the end (the ELF format, System V ABI, chapter 4)
+            return f"{file.name} is cut short"
+        return None if self.build(folder).encode() in content else f"{file.name} is of another source"
 
 
 _AVX2 = ("avx2", "fma", "bmi1", "bmi2", "f16c")
@@ -51,6 +62,18 @@ VARIANTS = (
 
 def library_file(name: str, folder: Path = HERE) -> Path:
     return folder / f"decoder_{name}.so"
+
+
+def usable(folder: Path = HERE) -> tuple[Variant | None, list[str]]:
+    """The best build that this machine can run, if any is in order, and what is wrong with better ones."""
+    faults: list[str] = []
+    for variant in VARIANTS:
+        if variant.is_runnable():
+            fault = variant.fault(folder)
+            if fault is None:
+                return variant, faults
+            faults.append(fault)
+    return None, faults
 
 
 @cache

@@ -156,12 +156,14 @@ class Settings(BaseSettings):
         description="Names under which the model is served, separated by commas; the first is used in answers.",
     )
     dtype: Annotated[Literal["auto", "bfloat16", "float16", "float32"], BeforeValidator(_dtype)] = Field(
-        "auto", validation_alias=_names("DTYPE"), description="Weights and activations. auto = as in the checkpoint."
+        "auto",
+        validation_alias=_names("DTYPE"),
+        description="Weights and activations. auto = as in the checkpoint, or what the device is fast at.",
     )
     cpu_weights: Annotated[Literal["auto", "int8", "int4"], BeforeValidator(_auto)] = Field(
         "auto",
         validation_alias=_names("CPU_WEIGHTS"),
-        description="Matrices on a CPU: auto = in DTYPE; int8, int4 = smaller, faster for a few users, less exact.",
+        description="Weights on a CPU: auto = in DTYPE; int8; int4 (embedding and head int8). Faster for few users.",
     )
     max_model_len: PositiveInt = Field(
         None,

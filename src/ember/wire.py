@@ -159,6 +159,7 @@ class Ready(Struct, tag="ready", frozen=True):
     num_parameters: int
     warnings: list[str]
     boot_phases: list[dict[str, Any]]
+    weights: str = "auto"  # of matrices on a CPU: auto = in dtype, int8, int4
 
 
 class Phases(Struct, tag="phases", frozen=True):

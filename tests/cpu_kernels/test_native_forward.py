@@ -221,6 +221,17 @@ def test_a_library_of_another_source_is_not_used(build, monkeypatch, tmp_path):
         (tmp_path / name).write_text(text + "/* changed */")
         assert native.load.__wrapped__(build) is None
         (tmp_path / name).write_text(text)
+    variant = next(variant for variant in native.VARIANTS if variant.name == build)
+    assert variant.fault(tmp_path) is None
+    file = tmp_path / f"decoder_{build}.so"
+    whole = file.read_bytes()
+    for size in (0, 10, 5000, len(whole) - 1):  # loaded, it would end the process
+        file.unlink()  # the one that is loaded stays whole
+        file.write_bytes(whole[:size])
+        assert native.load.__wrapped__(build) is None
+        assert variant.fault(tmp_path) == f"{file.name} is {'no library' if size < 64 else 'cut short'}"
+    file.unlink()
+    assert variant.fault(tmp_path) == f"{file.name} is not there"
 
 
 def test_what_it_does_not_serve_stays_with_torch(checkpoints, tmp_path, monkeypatch):
@@ -239,7 +250,7 @@ def test_sixteen_bits_stay_sixteen_where_the_library_serves(checkpoints, tmp_pat
     assert dtype(checkpoints("llama")[0]) == torch.bfloat16
     assert dtype(make_tiny("opt", tmp_path / "opt", dtype=torch.bfloat16)) == torch.float32
     assert dtype(make_tiny("llama", tmp_path / "float32", **SIZES)) == torch.float32
-    monkeypatch.setattr("ember_cpu.variants.library_file", lambda name: tmp_path / name)
+    monkeypatch.setattr("ember_cpu.variants.library_file", lambda name, folder: tmp_path / name)
     assert dtype(checkpoints("llama")[0]) == torch.float32
 
 

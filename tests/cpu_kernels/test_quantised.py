@@ -194,7 +194,7 @@ def test_refusals_name_the_reason(build, checkpoints, tmp_path, monkeypatch):  #
     monkeypatch.setattr(native, "load", lambda name=None: None)
     with pytest.raises(ModelError, match="cannot be used; the log says why"):
         make_engine(directory, dtype="bfloat16", cpu_weights="int8")
-    monkeypatch.setattr("ember_cpu.variants.library_file", lambda name: tmp_path / name)
+    monkeypatch.setattr("ember_cpu.variants.library_file", lambda name, folder: tmp_path / name)
     with pytest.raises(ModelError, match="needs the C library for CPUs"):
         make_engine(directory, dtype="bfloat16", cpu_weights="int8")
 

@@ -149,7 +149,7 @@ class Worker:
             self.settings.served_names[0],
             info.architecture,
             info.num_parameters / 1e6,
-            info.dtype,
+            info.dtype if info.weights == "auto" else f"{info.dtype} with {info.weights} weights",
             info.device,
             self.timeline.summary(),
         )

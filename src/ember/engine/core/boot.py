@@ -22,7 +22,7 @@ from ember.engine.loading.load import Started, begin
 from ember.engine.loading.progress import Say
 from ember.engine.loading.resolve import Places, resolve_model, resolve_tokenizer
 from ember.engine.models.config import DecoderConfig, load_config
-from ember.engine.models.native_forms import refusal, runs_in_bfloat16
+from ember.engine.models.native_forms import library_fault, refusal, runs_in_bfloat16, serves
 from ember.wire import Configure, Located, Notice, Ready
 
 if TYPE_CHECKING:
@@ -119,6 +119,12 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
             )
             detail["gb_per_s"] = round(report.gigabytes_per_second, 2)
     warnings = []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if configure.num_threads and configure.num_threads > cores:
+        warnings.append(
+            f"NUM_THREADS={configure.num_threads}, but this process may use {cores} cores: threads that wait for each "
+            f"other there are many times slower; set {cores} or fewer, or none"
+        )
     if kind == "cuda":
         with timeline.phase("kernels") as detail:
             try:
@@ -134,7 +140,10 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
         if configure.cpu_weights != "auto":
             warnings.append(f"CPU_WEIGHTS={configure.cpu_weights} has no effect: the model runs on a GPU")
     elif configure.cpu_weights == "auto":
-        model.use_native()
+        if not model.use_native() and dtype == torch.bfloat16 and serves(config):
+            missing = library_fault()
+            if missing is not None:
+                warnings.append(f"the model runs on torch operators, which is slower, without the C library: {missing}")
     else:
         with timeline.phase("quantise"):
             if not model.use_native(configure.cpu_weights):
@@ -210,6 +219,7 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
         num_parameters=model.num_parameters,
         warnings=warnings + plan.warnings,
         boot_phases=timeline.report()["phases"],
+        weights=configure.cpu_weights if kind == "cpu" else "auto",
     )
     return engine, ready
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
 from ember.engine.models.config import DecoderConfig
-from ember_cpu.variants import VARIANTS
+from ember_cpu.variants import usable
 
 ALIGNMENT = 32  # elements: rows of matrices and heads are whole registers
 MAX_HEAD_DIM = 256
@@ -33,18 +35,26 @@ def serves(config: DecoderConfig, alignment: int = ALIGNMENT) -> bool:
 
 def runs_in_bfloat16(config: DecoderConfig) -> bool:
     """Whether bfloat16 is the fast format here though the CPU does not multiply it: the library is built and serves."""
-    return serves(config) and any(variant.is_current() for variant in VARIANTS)
+    return serves(config) and usable()[0] is not None
+
+
+def library_fault() -> str | None:
+    """Why there is no library here, and what to do; None where there is one."""
+    variant, faults = usable()
+    if variant is not None:
+        return None
+    if not faults:
+        return "it is for x86-64 with AVX2, which this CPU is not"
+    return f"{', '.join(faults)} (`{sys.executable} -m ember_cpu.build` compiles it)"
 
 
 def refusal(config: DecoderConfig, dtype: str, weights: str) -> str | None:
     """Why matrices cannot become `weights` (int8, int4) here, for who asked for them; None where they can."""
     if dtype != "bfloat16":
         return f"CPU_WEIGHTS={weights} needs DTYPE=bfloat16 or auto, and it is {dtype}"
-    if not any(variant.is_current() for variant in VARIANTS):
-        return (
-            f"CPU_WEIGHTS={weights} needs the C library for CPUs, for x86-64 with AVX2, and it is not there: "
-            "`python -m ember_cpu.build` compiles it; or leave CPU_WEIGHTS at auto"
-        )
+    missing = library_fault()
+    if missing is not None:
+        return f"CPU_WEIGHTS={weights} needs the C library for CPUs: {missing}; or leave CPU_WEIGHTS at auto"
     if not serves(config, SMALL_ALIGNMENT):
         return (
             f"CPU_WEIGHTS={weights} is for decoders with RMSNorm, rotary positions and gated SiLU whose hidden size, "

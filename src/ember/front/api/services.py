@@ -58,5 +58,5 @@ class Services:
 
     def fingerprint(self, info: Ready) -> str:
         """`ember-<version>-<8 hex>`: equal for equal builds of equal models on equal kinds of device."""
-        parts = (__version__, self.model_name, self.model_dir, info.architecture, info.device, info.dtype)
+        parts = (__version__, self.model_name, self.model_dir, info.architecture, info.device, info.dtype, info.weights)
         return f"ember-{__version__}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
