@@ -168,6 +168,6 @@ void ember_restore(const Matrix *matrix, bf16 *out, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (i64 row = 0; row < rows; row++) {
         const char *from = row_of(matrix, row);
-        unpack_row((int)matrix->bits, from, matrix->scales + row * (columns / GROUP), columns, from, out + row * columns);
+        unpack_row((int)matrix->bits, 0, from, matrix->scales + row * (columns / GROUP), columns, from, out + row * columns);
     }
 }

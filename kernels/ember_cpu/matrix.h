@@ -78,7 +78,7 @@ static void many_rows(int bits, const char *w[4], const float *const scales[4], 
     int lines = tiles < 4 ? 2 : 1;
     bf16 own[bits < 16 ? 4 : 1][columns];
     for (int j = 0; bits < 16 && j < 4; j++) { /* once for all tiles */
-        unpack_row(bits, w[j], scales[j], columns, ahead + j * columns * bits / 8, own[j]);
+        unpack_row(bits, 0, w[j], scales[j], columns, ahead + j * columns * bits / 8, own[j]);
         w[j] = (const char *)own[j];
     }
     if (bits < 16) ahead = w[0];
@@ -124,12 +124,7 @@ static void many_rows(int bits, const char *w[4], const float *const scales[4], 
                       float (*out)[4]) {
     float own[4][columns];
     i64 tiles = (rows + ROWS_WIDE - 1) / ROWS_WIDE;
-    for (int j = 0; j < 4; j++) {
-        const char *then = ahead + j * columns * bits / 8;
-        if (bits == 16) unpack_all(16, 1, w[j], scales[j], columns, then, own[j]);
-        else if (bits == 8) unpack_all(8, 1, w[j], scales[j], columns, then, own[j]);
-        else unpack_all(4, 1, w[j], scales[j], columns, then, own[j]);
-    }
+    for (int j = 0; j < 4; j++) unpack_row(bits, 1, w[j], scales[j], columns, ahead + j * columns * bits / 8, own[j]);
     for (i64 at = 0, i = 0; at < tiles; at++) {
         i64 count = rows / tiles + (at < rows % tiles);
         if (count == 3) wide_tile(3, own[0], x + i * columns, columns, out + i);

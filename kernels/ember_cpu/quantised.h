@@ -153,7 +153,8 @@ static inline __attribute__((always_inline)) void unpack_all(const int bits, con
     }
 }
 
-static void unpack_row(int bits, const char *row, const float *scales, i64 columns, const char *ahead, bf16 *out) {
-    if (bits == 8) unpack_all(8, 0, row, scales, columns, ahead, out);
-    else unpack_all(4, 0, row, scales, columns, ahead, out);
+static inline void unpack_row(int bits, const int wide, const char *row, const float *scales, i64 columns, const char *ahead, void *out) {
+    if (bits == 16) unpack_all(16, wide, row, scales, columns, ahead, out);
+    else if (bits == 8) unpack_all(8, wide, row, scales, columns, ahead, out);
+    else unpack_all(4, wide, row, scales, columns, ahead, out);
 }
