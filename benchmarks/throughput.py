@@ -119,10 +119,10 @@ def _run(directory: Path, options: argparse.Namespace) -> None:
 def _hide_newer_than_avx2() -> None:
     """From torch's operators, which read these when they are imported, and from our choice of a library."""
     os.environ |= {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-    from ember_cpu import library, variants
+    from ember_cpu import variants
 
     flags = frozenset(variants.VARIANTS[-1].flags)
-    library.cpu_flags = variants.cpu_flags = lambda: flags  # type: ignore[assignment]
+    variants.cpu_flags = lambda: flags  # type: ignore[assignment]
 
 
 def _engine(directory: Path, options: argparse.Namespace) -> Engine:

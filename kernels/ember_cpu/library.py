@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ember_cpu.variants import HERE, VARIANTS, library_file
-from ember_cpu.variants import cpu_flags as cpu_flags  # asked here by who calls the library
 
 log = logging.getLogger(__name__)
 

@@ -64,18 +64,6 @@ def library_file(name: str, folder: Path = HERE) -> Path:
     return folder / f"decoder_{name}.so"
 
 
-def usable(folder: Path = HERE) -> tuple[Variant | None, list[str]]:
-    """The best build that this machine can run, if any is in order, and what is wrong with better ones."""
-    faults: list[str] = []
-    for variant in VARIANTS:
-        if variant.is_runnable():
-            fault = variant.fault(folder)
-            if fault is None:
-                return variant, faults
-            faults.append(fault)
-    return None, faults
-
-
 @cache
 def cpu_flags() -> frozenset[str]:
     """What this machine's cores can do, by the kernel's names; empty where it does not say."""
@@ -87,3 +75,8 @@ def cpu_flags() -> frozenset[str]:
     except OSError:
         pass
     return frozenset()
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU has bfloat16 dot products (AVX512-BF16 or AMX)."""
+    return not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})

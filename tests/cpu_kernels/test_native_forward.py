@@ -63,7 +63,8 @@ def build(request, monkeypatch):
         pytest.skip(f"this machine cannot run {request.param}")
     chosen = native.load(request.param)
     monkeypatch.setattr(native, "load", lambda name=None: chosen)
-    monkeypatch.setattr(native, "cpu_flags", frozenset)  # whatever oneDNN would be better at
+    monkeypatch.setattr("ember.engine.models.native.cpu_flags", frozenset)  # whatever oneDNN would be better at
+    monkeypatch.setattr("ember.engine.models.native.cpu_has_bfloat16", lambda: False)
     return request.param
 
 
@@ -239,7 +240,7 @@ def test_what_it_does_not_serve_stays_with_torch(checkpoints, tmp_path, monkeypa
     assert not load(make_tiny("llama", tmp_path / "odd"), torch.bfloat16).use_native()  # 112 is not whole registers
     directory, _ = checkpoints("llama")
     assert not load(directory, torch.float32).use_native()
-    monkeypatch.setattr(native, "cpu_flags", lambda: frozenset({"amx_bf16"}))
+    monkeypatch.setattr("ember.engine.models.native.cpu_flags", lambda: frozenset({"amx_bf16"}))
     assert not load(directory, torch.bfloat16).use_native()
 
 

@@ -200,6 +200,6 @@ def test_refusals_name_the_reason(build, checkpoints, tmp_path, monkeypatch):  #
 
 
 def test_weights_chosen_are_used_where_amx_would_serve_plain_ones(build, checkpoints, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(native, "cpu_flags", lambda: frozenset({"amx_bf16"}))
+    monkeypatch.setattr("ember.engine.models.native.cpu_flags", lambda: frozenset({"amx_bf16"}))
     model = load(checkpoints("llama", "int8")[0], torch.bfloat16)
     assert not model.use_native() and model.use_native("int8")

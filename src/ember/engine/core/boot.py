@@ -83,7 +83,7 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
         from ember.engine.core.memory import kv_bytes_per_token, plan_memory, readable
         from ember.engine.core.runner import Runner, StepRunner
         from ember.engine.core.scheduler import Scheduler
-        from ember.engine.core.threads import usable_cores
+        from ember.engine.core.threads import allowed_cpus, usable_cores
         from ember.engine.layers.batch import KVCache
         from ember.engine.loading.load import LoadReport, load_decoder
 
@@ -119,7 +119,7 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
             )
             detail["gb_per_s"] = round(report.gigabytes_per_second, 2)
     warnings = []
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(allowed_cpus())
     if configure.num_threads and configure.num_threads > cores:
         warnings.append(
             f"NUM_THREADS={configure.num_threads}, but this process may use {cores} cores: threads that wait for each "
@@ -227,12 +227,11 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
 def _dtype_name(configure: Configure, config: DecoderConfig, kind: str) -> str:
     """The dtype of weights and activations. Small weights are made of bfloat16 ones; and where our own products do
     without a CPU's bfloat16 instructions, 16 bits of a checkpoint stay 16."""
-    is_open = kind == "cpu" and configure.dtype == "auto"
-    if is_open and configure.cpu_weights != "auto":
-        return "bfloat16"
-    if is_open and config.dtype in ("bfloat16", "float16") and runs_in_bfloat16(config):
-        return "bfloat16"
-    return choose_dtype_name(configure.dtype, config.dtype, kind)
+    name = choose_dtype_name(configure.dtype, config.dtype, kind)
+    if kind != "cpu" or configure.dtype != "auto" or name == "bfloat16":
+        return name
+    is_short = config.dtype in ("bfloat16", "float16") and runs_in_bfloat16(config)
+    return "bfloat16" if is_short or configure.cpu_weights != "auto" else name
 
 
 def _has_nvidia_device() -> bool:

@@ -11,14 +11,17 @@ from collections.abc import Collection
 from pathlib import Path
 
 
+def allowed_cpus() -> Collection[int]:
+    """This process's affinity."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+
+
 def usable_cores(root: Path = Path("/"), allowed: Collection[int] | None = None) -> int:
     """Physical cores among the CPUs of this process's affinity (`allowed`), within the quota of its cgroup; at least 1.
 
     `root`: where /sys and /proc are looked for.
     """
-    if allowed is None:
-        allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    cores = {_siblings(root, cpu) for cpu in allowed}
+    cores = {_siblings(root, cpu) for cpu in (allowed_cpus() if allowed is None else allowed)}
     quota = _quota(root)
     return max(1, len(cores) if quota is None else min(len(cores), int(quota)))
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 from ember.engine.errors import ModelError
+from ember_cpu.variants import cpu_has_bfloat16
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -22,16 +21,3 @@ def choose_dtype_name(requested: str, checkpoint_dtype: str, device: str) -> str
     if device.split(":")[0] == "cpu":
         return "bfloat16" if checkpoint_dtype in ("bfloat16", "float16") and cpu_has_bfloat16() else "float32"
     return checkpoint_dtype if checkpoint_dtype in ("bfloat16", "float16") else "bfloat16"
-
-
-@cache
-def cpu_has_bfloat16() -> bool:
-    """Whether the CPU has bfloat16 dot products (AVX512-BF16 or AMX)."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("flags"):
-                    return bool({"avx512_bf16", "amx_bf16"}.intersection(line.split()))
-    except OSError:
-        pass
-    return False

@@ -21,6 +21,7 @@ from ember.engine.layers.norm import Norm, RMSNorm
 from ember.engine.layers.quantised import BITS, QuantisedLinear, Scratch
 from ember.engine.models.native_forms import SMALL_ALIGNMENT, serves
 from ember_cpu import library as native
+from ember_cpu.variants import cpu_flags, cpu_has_bfloat16
 
 if TYPE_CHECKING:
     from ember.engine.models.decoder import Decoder, Layer
@@ -57,13 +58,13 @@ class NativeForward:
         self._workspace = torch.empty(0, dtype=torch.uint8)
         self.max_rows = MAX_ROWS  # tokens of a step that one call is used for
         # Whether its products are the faster ones for many rows too: torch has poor ones where the CPU has none.
-        self.multiplies = not native.cpu_flags() & {"avx512_bf16", "amx_bf16"}
+        self.multiplies = not cpu_has_bfloat16()
 
     @staticmethod
     def library_for(model: Decoder, weights: str = "auto") -> ctypes.CDLL | None:
         """The library, where it can serve this decoder on this machine with `weights`: auto, int8 or int4."""
         if weights == "auto":
-            chosen = serves(model.config) and "amx_bf16" not in native.cpu_flags()
+            chosen = serves(model.config) and "amx_bf16" not in cpu_flags()
         else:
             chosen = serves(model.config, SMALL_ALIGNMENT)
         return native.load() if chosen and model.device.type == "cpu" and model.dtype == torch.bfloat16 else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from ember.engine.models.config import DecoderConfig
-from ember_cpu.variants import usable
+from ember_cpu.variants import VARIANTS
 
 ALIGNMENT = 32  # elements: rows of matrices and heads are whole registers
 MAX_HEAD_DIM = 256
@@ -35,14 +35,18 @@ def serves(config: DecoderConfig, alignment: int = ALIGNMENT) -> bool:
 
 def runs_in_bfloat16(config: DecoderConfig) -> bool:
     """Whether bfloat16 is the fast format here though the CPU does not multiply it: the library is built and serves."""
-    return serves(config) and usable()[0] is not None
+    return serves(config) and library_fault() is None
 
 
 def library_fault() -> str | None:
     """Why there is no library here, and what to do; None where there is one."""
-    variant, faults = usable()
-    if variant is not None:
-        return None
+    faults = []
+    for variant in VARIANTS:
+        if variant.is_runnable():
+            fault = variant.fault()
+            if fault is None:
+                return None
+            faults.append(fault)
     if not faults:
         return "it is for x86-64 with AVX2, which this CPU is not"
     return f"{', '.join(faults)} (`{sys.executable} -m ember_cpu.build` compiles it)"
