@@ -120,11 +120,17 @@ class GetStats(Struct, tag="get_stats", frozen=True):
     """Ask for one `Stats`."""
 
 
+class EndTokens(Struct, tag="end_tokens", frozen=True):
+    """The tokenizer's end tokens, which end an answer beside those of the model's configuration (`Ready`)."""
+
+    token_ids: list[int]
+
+
 class Shutdown(Struct, tag="shutdown", frozen=True):
     """Leave the process at once."""
 
 
-FrontMessage = Configure | Generate | Abort | GetStats | Shutdown
+FrontMessage = Configure | EndTokens | Generate | Abort | GetStats | Shutdown
 
 # ---------------------------------------------------------------------------------------------- engine -> front
 

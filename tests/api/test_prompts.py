@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ember.front.api.messages import content_text, prepare_messages
 from ember.front.errors import ApiError
-from tests.api.fakes import MAX_MODEL_LEN, Deployment
+from ember.front.text.reasoning.format import FORMATS, ReasoningFormat
+from ember.front.text.tokenizer import Tokenizer
+from tests.api.fakes import MAX_MODEL_LEN, VOCAB_SIZE, Deployment, make_tokenizer, refused
 
 
 def prepared(*messages: dict[str, Any], content_format: Any = "string", knows_developer: bool = False) -> Any:
@@ -200,6 +204,56 @@ def test_a_broken_template_is_the_clients_error_and_not_a_crash(deployment: Depl
 def test_truncation(deployment: Deployment, fields: dict[str, Any], expected: list[int]) -> None:
     deployment.complete(list(range(1, 11)), **fields)
     assert deployment.engine.prompt == expected
+
+
+BEYOND = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hello <new>"}]},
+    "/v1/completions": {"prompt": "hello <new>"},
+    "/v1/completions#list": {"prompt": ["hello", "hello <new>"]},
+    "/v1/completions#suffix": {"prompt": "hello <new>", "suffix": "world"},
+    "/v1/completions#beams": {"prompt": "hello <new>", "use_beam_search": True, "max_tokens": 2, "n": 2},
+    "/v1/chat/completions/batch": {"messages": [[{"role": "user", "content": "hello <new>"}]]},
+}
+
+
+@pytest.mark.parametrize("route", BEYOND)
+def test_a_token_that_only_the_tokenizer_knows_is_refused(route: str, tmp_path: Path) -> None:
+    deployment = Deployment(with_more_tokens(tmp_path))
+    path = route.partition("#")[0]
+    error = refused(deployment, path, BEYOND[route])
+    assert error.status == 400 and "out of vocabulary" in error.message and "<new>" in error.message
+    assert error.param == ("prompt" if "chat" not in path else "messages.0" if "batch" in path else "messages")
+    body = {"prompt": "hello <new>", "truncate_prompt_tokens": 1, "truncation_side": "right"}
+    assert deployment.request("POST", "/v1/completions", body).status == 200, "a token that is cut off does no harm"
+    count = deployment.request("POST", "/tokenize", {"prompt": "<new>"}).body
+    assert isinstance(count, dict) and count["count"] == 2
+
+
+def test_reasoning_whose_markers_the_model_lacks_cannot_be_bounded(tmp_path: Path) -> None:
+    tokenizer = with_more_tokens(tmp_path, "<think>", "</think>")
+    deployment = Deployment(tokenizer)
+    deployment.services.reasoning_format = ReasoningFormat("qwen3", FORMATS["qwen3"])
+    body = {"messages": [{"role": "user", "content": "hello"}], "thinking_token_budget": 5}
+    error = refused(deployment, "/v1/chat/completions", body)
+    assert error.status == 400 and error.param == "thinking_token_budget" and "out of vocabulary" in error.message
+
+
+def with_more_tokens(directory: Path, *names: str) -> Tokenizer:
+    """The fakes' tokenizer with a few tokens more than the model has rows."""
+    make_tokenizer(directory)
+    path = directory / "tokenizer.json"
+    content = json.loads(path.read_text())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    vocab = content["model"]["vocab"]
+    ends = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]  # the model has these
+    fillers = [f"<filler {i}>" for i in range(VOCAB_SIZE - len(ends) - len(vocab) - len(content["added_tokens"]))]
+    own = [*(entry["content"] for entry in content["added_tokens"]), *ends, *fillers]
+    vocab |= {name: token_id for token_id, name in enumerate(own, len(vocab))}
+    more = [{"id": vocab[text], "content": text, **flags} for text in ends]
+    more += [{"id": VOCAB_SIZE + i, "content": text, **flags} for i, text in enumerate(("<new>", *names))]
+    content["added_tokens"] += more
+    path.write_text(json.dumps(content))
+    return Tokenizer.load(directory)
 
 
 def test_minus_one_truncates_to_what_leaves_room_for_one_token(deployment: Deployment) -> None:

@@ -56,6 +56,20 @@ def test_all_options_in_one_batch(directory):
     assert said(outputs[list(OPTIONS).index("min_tokens"), 0]).finish_reason == "stop"
 
 
+def test_the_tokenizers_end_token(directory):
+    """Ends an answer, waits for `min_tokens` and is ignored with the others, also in rows that were placed before."""
+    engine = device_engine(directory)
+    engine.add_end_tokens([7])
+    requests = [
+        Generate(i, PROMPT, SamplingParams(max_tokens=6, temperature=0.0, logit_bias={7: 1000.0}, **options))
+        for i, options in enumerate([{}, {"min_tokens": 3}, {"ignore_eos": True}])
+    ]
+    outputs = run(engine, requests)
+    assert tokens(outputs[0, 0]) == [7]
+    assert tokens(outputs[1, 0])[3:] == [7] and 7 not in tokens(outputs[1, 0])[:3]
+    assert tokens(outputs[2, 0]) == [7] * 6
+
+
 def test_a_bias_that_is_longer_than_the_tables(directory):
     bias = {token_id: (token_id * 37 % 50) / 10 for token_id in range(VOCAB_SIZE)}
     import ember.engine.core.late_rows as late_rows

@@ -255,6 +255,18 @@ def test_end_tokens_without_logits_are_left_out(tmp_path):
     assert len(tokens(one(engine, max_tokens=4, min_tokens=2))) >= 2
 
 
+def test_the_tokenizers_end_token_ends_too(directory):
+    engine = make_engine(directory)
+    engine.add_end_tokens([7, EOS_TOKEN_ID, VOCAB_SIZE, -1])
+    assert engine.eos_token_ids == {EOS_TOKEN_ID, 7}
+    bias = {7: 1000.0}
+    outputs = one(engine, ignore_eos=False, logit_bias=bias)
+    assert tokens(outputs) == [7] and (outputs[-1].finish_reason, outputs[-1].stop_reason) == ("stop", 7)
+    assert tokens(one(engine, ignore_eos=True, logit_bias=bias)) == [7] * 20
+    outputs = one(engine, ignore_eos=False, logit_bias=bias, min_tokens=3)
+    assert tokens(outputs)[3:] == [7] and 7 not in tokens(outputs)[:3]
+
+
 def test_a_cache_that_cannot_be_allocated_is_one_line(directory):
     with pytest.raises(ModelError, match="NUM_GPU_BLOCKS_OVERRIDE"):
         make_engine(directory, num_blocks=1 << 40)

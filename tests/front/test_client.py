@@ -230,6 +230,32 @@ async def test_a_crashed_engine_is_started_again(engines):
     await client.close()
 
 
+async def test_the_tokenizers_end_tokens_reach_every_engine(engines):
+    client = await started(engines, restarts=1)
+    client.add_end_tokens([7, 2, 100])
+    assert await engines[0].read() == wire.EndTokens([7]), "2 is known already, 100 has no row"
+    assert client.info.eos_token_ids == [2, 7]
+    engines[0].die()
+    while len(engines) < 2:
+        await asyncio.sleep(0.01)
+    assert isinstance(await engines[1].read(), wire.Configure)
+    engines[1].write(READY)
+    assert (await asyncio.wait_for(client.wait_ready(), 2)).eos_token_ids == [2, 7]
+    client.generate([5], SAMPLING)
+    assert await engines[1].read() == wire.EndTokens([7])
+    assert isinstance(await engines[1].read(), wire.Generate)
+    await client.close()
+
+
+async def test_end_tokens_that_are_known_before_the_engine_is_ready(engines):
+    client = await started(engines, ready=False)
+    client.add_end_tokens([7])
+    engines[0].write(READY)
+    assert (await client.wait_ready()).eos_token_ids == [2, 7]
+    assert await engines[0].read() == wire.EndTokens([7])
+    await client.close()
+
+
 async def test_a_failed_boot_is_final_and_says_why(engines):
     client = await started(engines, restarts=5, ready=False)
     engines[0].write(wire.Failed("MODEL_NAME=/nope does not exist", "boot"))

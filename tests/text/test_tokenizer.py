@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -221,3 +222,33 @@ def test_imports_stay_small():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+END = {"content": "<|im_end|>", "lstrip": False, "normalized": False, "rstrip": False, "special": True}
+
+
+@pytest.mark.parametrize(
+    ("config", "special_tokens_map"),
+    [
+        ({"eos_token": "<|im_end|>"}, {"eos_token": "<|endoftext|>"}),
+        ({"eos_token": END}, None),
+        ({"eos_token": None}, {"eos_token": "<|im_end|>"}),
+        ({"eos_token": "absent"}, {"eos_token": END}),
+        ({"added_tokens_decoder": "absent"}, {"eos_token": None}),
+        ({"added_tokens_decoder": "absent", "eos_token": None}, {"eos_token": END}),
+    ],
+)
+def test_the_end_token_is_looked_for_in_both_files(model_dirs, tmp_path, config, special_tokens_map):
+    directory = tmp_path / "model"
+    shutil.copytree(model_dirs["byte_level"], directory)
+    path = directory / "tokenizer_config.json"
+    content = json.loads(path.read_text()) | config
+    path.write_text(json.dumps({name: value for name, value in content.items() if value != "absent"}))
+    if special_tokens_map is not None:
+        (directory / "special_tokens_map.json").write_text(json.dumps(special_tokens_map))
+    tokenizer = Tokenizer.load(directory)
+    assert tokenizer.eos_token_id == tokenizer.token_id("<|im_end|>") is not None
+
+
+def test_a_tokenizer_without_an_end_token(model_dirs):
+    assert Tokenizer.load(model_dirs["undecoded"]).eos_token_id is None

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
+
 from ember import wire
 from ember.boot import Timeline
 from ember.front.admission import Admission
@@ -85,6 +87,7 @@ class EngineClient:
         self._stats_waiters: list[asyncio.Future[wire.Stats]] = []
         self._failure: wire.Failed | None = None
         self._info: wire.Ready | None = None
+        self._end_tokens = wire.EndTokens([])  # of the tokenizer
         self._is_closing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.located: asyncio.Future[wire.Located]
@@ -122,6 +125,12 @@ class EngineClient:
     def is_dead(self) -> bool:
         """Whether the engine is gone, or going, for good."""
         return self.dead.is_set() or (not self._may_restart() and is_ending(self._engine.process))
+
+    def add_end_tokens(self, token_ids: list[int]) -> None:
+        """Let the tokenizer's end tokens end answers too, also in an engine that is started again."""
+        self._end_tokens = wire.EndTokens(token_ids)
+        if self._info is not None:
+            self._info = self._with_end_tokens(self._info)
 
     async def wait_ready(self) -> wire.Ready:
         """Wait for the boot (or the restart) to end. Raises EngineError when it failed."""
@@ -251,13 +260,22 @@ class EngineClient:
             case wire.Ready():
                 if self._ready_at:
                     log.info("the engine is ready again")
-                self._info = message
+                self._info = self._with_end_tokens(message)
                 self._ready_at = time.monotonic()
-                self._ready.set_result(message)
+                self._ready.set_result(self._info)
             case wire.Phases():
                 self._timeline.extend(message.phases)
             case wire.Failed():
                 self._failure = message
+
+    def _with_end_tokens(self, info: wire.Ready) -> wire.Ready:
+        """What a ready engine says of itself, once it is told of the tokenizer's end tokens."""
+        new = [token_id for token_id in self._end_tokens.token_ids if 0 <= token_id < info.vocab_size]
+        new = [token_id for token_id in new if token_id not in info.eos_token_ids]
+        if not new:
+            return info
+        self._send(wire.EndTokens(new))
+        return msgspec.structs.replace(info, eos_token_ids=[*info.eos_token_ids, *new])
 
     def _may_restart(self) -> bool:
         return self._restarts_left > 0 or (self._restarts > 0 and self._has_been_healthy())

@@ -120,6 +120,8 @@ class Worker:
         model_dir = Path(located.model_dir)
         try:
             tokenizer, template = await asyncio.to_thread(self._load_text, located.tokenizer_dir)
+            if tokenizer.eos_token_id is not None:
+                self.engine.add_end_tokens([tokenizer.eos_token_id])
             defaults = generation_defaults(self.settings, model_dir)
             formats = choose_formats(self.settings, tokenizer, template, model_dir)
             endpoint = self.settings.otlp_traces_endpoint
@@ -144,6 +146,13 @@ class Worker:
         )
         for warning in info.warnings:
             log.warning(warning)
+        if tokenizer.vocab_size > info.vocab_size:
+            log.warning(
+                "the tokenizer has token ids up to %d, but the model has %d rows (vocab_size): a prompt with a token "
+                "beyond them is refused",
+                tokenizer.vocab_size - 1,
+                info.vocab_size,
+            )
         log.info(
             "%s (%s, %.2f M parameters, %s on %s): %s",
             self.settings.served_names[0],

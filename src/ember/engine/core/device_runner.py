@@ -108,7 +108,7 @@ class DeviceRunner:
         self.accelerator = accelerator = Accelerator(device)
         config = model.config
         vocab_size, max_blocks = config.vocab_size, -(-max_model_len // cache.block_size)
-        self.tables = RowTables(max_num_seqs, vocab_size, list(config.eos_token_ids), accelerator)
+        self.tables = RowTables(max_num_seqs, vocab_size, config.eos_token_ids, accelerator)
         self.rows = DeviceRows(max_num_seqs, max_blocks, accelerator, self.tables)
         self.buffer = StepBuffer(max_num_seqs, max_num_batched_tokens, accelerator)
         self.workspace = Workspace.create(max_num_seqs, vocab_size, device)

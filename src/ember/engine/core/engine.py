@@ -56,6 +56,14 @@ class Engine:
     def has_work(self) -> bool:
         return self.scheduler.has_work or bool(self.compiling) or self._launched is not None
 
+    def add_end_tokens(self, token_ids: list[int]) -> None:
+        """Let further tokens end every answer: those that the tokenizer names. Sequences must not have begun."""
+        config = self.runner.model.config
+        new = [token_id for token_id in token_ids if token_id not in self.eos_token_ids]
+        new = [token_id for token_id in new if 0 <= token_id < config.vocab_size]
+        self.eos_token_ids |= frozenset(new)
+        config.eos_token_ids.extend(new)  # the runner and the grammars hold this list
+
     def add(self, request: Generate) -> list[SequenceOutput]:
         """Queue a request. One that can never run is answered at once with an error."""
         sampling = request.sampling

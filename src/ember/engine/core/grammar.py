@@ -42,7 +42,7 @@ class GrammarCompiler:
     def __init__(self, tokenizer_dir: Path, vocab_size: int, eos_token_ids: Items[int]) -> None:
         self._tokenizer_dir = tokenizer_dir
         self._vocab_size = vocab_size  # rows of the logits
-        self._eos_token_ids = list(eos_token_ids)
+        self._eos_token_ids = eos_token_ids  # the model's own list, to which the tokenizer's end token may come
         self._tokenizer: LLTokenizer | None = None
         self._tokenizer_lock = Lock()
         self._threads: ThreadPoolExecutor | None = None

@@ -28,6 +28,7 @@ from ember.engine.errors import ModelError
 from ember.wire import (
     Abort,
     Configure,
+    EndTokens,
     EngineMessage,
     Failed,
     FrontMessage,
@@ -197,6 +198,8 @@ def _serve(
                         outputs += engine.add(message)
                     case Abort():
                         engine.abort(message.request_id, message.index)
+                    case EndTokens():
+                        engine.add_end_tokens(message.token_ids)
                     case GetStats():
                         connection.send(engine.stats())
                     case Shutdown():

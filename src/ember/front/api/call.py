@@ -24,7 +24,7 @@ from ember.front.api.unsupported import REFUSED
 from ember.front.api.usage import StreamUsage, stream_usage, usage_body, usage_for_stream
 from ember.front.errors import bad_request
 from ember.logs import REQUEST_ID
-from ember.wire import Ready
+from ember.wire import Ready, Thinking
 
 
 @dataclass(slots=True)
@@ -93,6 +93,7 @@ def open_call(
     params = sampling_params(fields, services, info)
     if reading is not None:
         params = reading.constrained(params, prompts[0].token_ids)
+        _check_thinking(params.thinking, info)
     beams = requested_beams(fields, params, info)
     check_num_samples(beams.width if beams else params.n, len(prompts), info)
     stop = stop_strings(fields, services.settings)
@@ -138,6 +139,20 @@ def open_call(
         jobs=jobs,
         arrived=request.arrived,
     )
+
+
+def _check_thinking(thinking: Thinking | None, info: Ready) -> None:
+    """Raises ApiError 400 where the model has no rows for the tokens that begin and end its reasoning."""
+    if thinking is None:
+        return
+    forced = (thinking.start_token_ids, thinking.forced_token_ids, thinking.gap_token_ids, *thinking.end_token_ids)
+    largest = max((token_id for token_ids in forced for token_id in token_ids), default=0)
+    if largest >= info.vocab_size:
+        message = (
+            f"Reasoning cannot be told from the answer here: token id {largest} of its markers is out of vocabulary: "
+            f"the model has {info.vocab_size} tokens, fewer than its tokenizer."
+        )
+        raise bad_request(message, "thinking_token_budget")
 
 
 def _unread_options(fields: GenerationRequest, services: Services) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -203,9 +204,21 @@ def _encode_text(
     kept = _guarded(text, request, services.tokenizer, info)
     token_ids = services.tokenizer.encode(kept, add_special_tokens)
     fitted = _fit(token_ids, request, info)
+    _check_rows(fitted, services.tokenizer, info, "messages" if isinstance(request, ChatRequest) else "prompt")
     if len(fitted) < len(token_ids) or len(kept) < len(text):
         text = services.tokenizer.decode(fitted)
     return Prompt(fitted, text)
+
+
+def _check_rows(token_ids: Sequence[int], tokenizer: Tokenizer, info: Ready, param: str) -> None:
+    """A tokenizer may know more tokens than the model. Raises ApiError 400 for a text that holds such a token."""
+    if token_ids and (largest := max(token_ids)) >= info.vocab_size:
+        token = reprlib.repr(tokenizer.vocab_entry(largest))
+        message = (
+            f"Token id {largest} ({token} in {param}) is out of vocabulary: the model has {info.vocab_size} tokens, "
+            "fewer than its tokenizer."
+        )
+        raise bad_request(message, param)
 
 
 def _guarded(text: str, request: GenerationRequest, tokenizer: Tokenizer, info: Ready) -> str:

@@ -53,7 +53,7 @@ class Tokenizer:
         sizes = (backend.get_vocab_size(False), backend.get_vocab_size(True))
         self.vocab_size: int = max(*sizes, *(index + 1 for index in added))
         self.bos_token_id = self._named_id("bos_token")
-        self.eos_token_id = self._named_id("eos_token")
+        self.eos_token_id = None if files.eos_token is None else backend.token_to_id(files.eos_token)
         self.pad_token_id = self._named_id("pad_token")
 
     @classmethod

@@ -30,6 +30,7 @@ class TokenizerFiles:
     """The parts of a tokenizer that tokenizer.json does not hold."""
 
     special_tokens: dict[str, str]  # "bos_token" -> "<s>", in the order templates see them
+    eos_token: str | None  # what ends an answer
     added_tokens: list[AddedToken]  # to be given to the tokenizer, in this order
     chat_template: str | dict[str, str] | None
     split_special_tokens: bool  # encode the text of a special token as ordinary text
@@ -59,7 +60,8 @@ def _read_files(directory: Path, known: Mapping[int, AddedToken], padding: Mappi
     if "added_tokens_decoder" in config:
         listed = {int(index): _added_token(entry) for index, entry in config["added_tokens_decoder"].items()}
     else:
-        config = {**config, **_read_json(directory / "special_tokens_map.json")}
+        named_there = _read_json(directory / "special_tokens_map.json")
+        config |= {name: token for name, token in named_there.items() if token is not None}
         listed = {**_legacy_added_tokens(directory, config), **known}
     named = _named_tokens(config)
     if padding is not None and "pad_token" not in config:
@@ -76,6 +78,7 @@ def _read_files(directory: Path, known: Mapping[int, AddedToken], padding: Mappi
             tokens[token.content] = token
     return TokenizerFiles(
         special_tokens={name: token.content for name, token in named.items()},
+        eos_token=_eos_token(directory, named),
         added_tokens=list(tokens.values()),
         chat_template=_chat_template(directory, config),
         split_special_tokens=bool(config.get("split_special_tokens", False)),
@@ -125,6 +128,14 @@ def _named_tokens(config: Mapping[str, Any]) -> dict[str, AddedToken]:
     if isinstance(extra, dict):
         named.update({key: _added_token(value, special=True) for key, value in extra.items()})
     return named
+
+
+def _eos_token(directory: Path, named: Mapping[str, AddedToken]) -> str | None:
+    """The text of the end token. Where tokenizer_config.json names none, special_tokens_map.json may: transformers does
+    not look there beside an added_tokens_decoder, but a model whose answers have no end is of no use."""
+    if "eos_token" not in named:
+        named = _named_tokens(_read_json(directory / "special_tokens_map.json"))
+    return named["eos_token"].content if "eos_token" in named else None
 
 
 def _extra_tokens(config: Mapping[str, Any]) -> list[AddedToken]:
