@@ -193,13 +193,13 @@ def _local_job(flags: argparse.Namespace) -> int:
 
 
 def _boot_report(flags: argparse.Namespace) -> int:
-    import json
     from pathlib import Path
 
     from ember.boot_report import ReportError, as_svg, as_text, read
+    from ember.untrusted_json import loads
 
     try:
-        report = json.loads(read(flags.file))
+        report = loads(read(flags.file))
         text, picture = as_text(report), as_svg(report)
         if flags.svg:
             Path(flags.svg).write_text(picture)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
+
+from ember.untrusted_json import loads
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]{1,5})?")
 
@@ -29,7 +30,7 @@ def origin_list(value: Any) -> Any:
     """Separated by commas, or a JSON list, as vLLM takes it."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            return json.loads(value)
+            return loads(value)
         except ValueError:
             return [value]
     return value
@@ -65,7 +66,7 @@ def json_object(example: str) -> Callable[[Any], Any]:
     def check(value: Any) -> Any:
         if isinstance(value, str):
             try:
-                value = json.loads(value)
+                value = loads(value)
             except ValueError as error:
                 raise ValueError(f"not valid JSON: {error}; it must be a JSON object, such as {example}") from None
         if not isinstance(value, dict):

@@ -141,7 +141,8 @@ def test_a_slow_consumer_is_waited_for_and_holds_up_nobody() -> None:
     [
         (b"{", "application/json", "not valid JSON"),
         (b"\xff\xfe", "application/json", "not valid JSON"),
-        (b"[" * 100_000, "application/json", "not valid JSON"),
+        (b"[" * 100_000, "application/json", "nested more than 200 levels deep"),
+        (b"[" * 201 + b"]" * 201, "application/json", "nested more than 200 levels deep"),
         (b"[" + b"1," * 4_000_001 + b"1]", "application/json", "more than 4000000 values"),
         (b'"' + b"," * 100_000, "application/json", "not valid JSON"),
         (b"{}", "text/plain", "Only 'application/json' is allowed"),
@@ -158,6 +159,17 @@ def test_bad_bodies(data: bytes, content_type: str, said: str) -> None:
         error = await error_of(response)
         assert error["type"] == "Bad Request"
         assert said in error["message"]
+
+    with_client(scenario)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+def test_bodies_in_every_encoding_of_json(encoding: str) -> None:
+    async def scenario(client: Client, worker: FakeWorker) -> None:
+        headers = {"Content-Type": "application/json"}
+        data = '{"words": 2, "user": "ä😀"}'.encode(encoding)
+        response = await client.post(CHAT, data=data, headers=headers)
+        assert response.status == 200, await response.text()
 
     with_client(scenario)
 

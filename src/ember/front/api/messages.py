@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import orjson
-
 from ember.front.errors import bad_request
+from ember.untrusted_json import loads_strict
 
 ContentFormat = Literal["string", "openai"]
 
@@ -131,7 +130,7 @@ def _with_arguments(call: Mapping[str, Any], place: str) -> dict[str, Any]:
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         try:
-            arguments = orjson.loads(arguments)
+            arguments = loads_strict(arguments)
         except ValueError:
             arguments = {}
     return {**call, "function": {**function, "arguments": arguments if isinstance(arguments, dict) else {}}}

@@ -7,7 +7,6 @@ each other, and a demand that cannot be met is a 400 that names the field. Nothi
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from ember.front.text.lark import choice
 from ember.front.text.portable_regex import portable
 from ember.front.text.structural_tag import structural_tag_grammar
 from ember.front.text.tokenizer import Tokenizer
+from ember.untrusted_json import UntrustedJsonError, loads
 from ember.wire import Grammar
 
 KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
@@ -237,6 +237,6 @@ def _parsed(demand: _Demand) -> Any:
     if not isinstance(demand.value, str):
         return demand.value
     try:
-        return json.loads(demand.value)
-    except (ValueError, RecursionError) as error:
+        return loads(demand.value)
+    except UntrustedJsonError as error:
         raise ValueError(f"it is no JSON ({error})") from None

@@ -25,6 +25,7 @@ from ember.front.client import EngineError
 from ember.front.errors import ApiError, internal_error
 from ember.front.http.cors import cors_headers, is_preflight
 from ember.settings import Settings
+from ember.untrusted_json import UntrustedJsonError, loads_strict
 
 log = logging.getLogger(__name__)
 
@@ -174,8 +175,8 @@ async def _parsed_body(http: web.Request) -> Any:
         message = f"The request body has more than {MAX_BODY_VALUES} values."
         raise ApiError(400, message, type="Bad Request", param="body")
     try:
-        return await asyncio.to_thread(orjson.loads, raw) if is_large else orjson.loads(raw)
-    except ValueError as error:
+        return await asyncio.to_thread(loads_strict, raw) if is_large else loads_strict(raw)
+    except UntrustedJsonError as error:
         raise ApiError(400, f"The request body is not valid JSON: {error}", type="Bad Request", param="body") from None
 
 

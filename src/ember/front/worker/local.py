@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ember.untrusted_json import UntrustedJsonError, loads
+
 if TYPE_CHECKING:
     from ember.front.start import Worker
     from ember.front.worker.handler import Handler
@@ -46,8 +48,8 @@ def read_job(text: str | None, file: Path = TEST_INPUT_FILE) -> dict[str, Any]:
                 "give a job with --test_input '{...}', or start the HTTP server with `ember serve`"
             ) from None
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = loads(text)
+    except UntrustedJsonError as error:
         raise LocalJobError(f"{source} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise LocalJobError(f"{source} must hold a JSON object, the job or its input")
