@@ -181,7 +181,8 @@ def test_other_variables_are_not_passed_on(deployment: Deployment, monkeypatch: 
     monkeypatch.setattr(template, "render", lambda messages, **variables: given.update(variables) or "prompt")
     deployment.chat(chat_template_kwargs={"enable_thinking": 0, "unused": 2})
     assert given.pop("enable_thinking") == 0
-    assert set(given) == {"tools", "documents", "add_generation_prompt", "continue_final_message"}
+    ours = {"tools", "documents", "add_generation_prompt", "continue_final_message", "keep_null_content"}
+    assert set(given) == ours
 
 
 def test_a_broken_template_is_the_clients_error_and_not_a_crash(deployment: Deployment) -> None:

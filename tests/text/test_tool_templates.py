@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ember.front.api.messages import prepare_messages
 from ember.front.text.template import ChatTemplate
 from ember.front.text.tokenizer import Tokenizer
 from ember.front.text.tools import ToolFormat, choose_tool_format
@@ -42,12 +43,24 @@ def ids(family: Family) -> str:
     return f"{family.format}-{family.model_type}"
 
 
+def prepared(family: Family, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As the chat route gives them to the family's template."""
+    history = ChatTemplate(family.template, SPECIAL).history_form
+    return prepare_messages(messages, "string", knows_developer=False, model_name="tiny", history=history)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=ids)
+def test_how_the_template_takes_earlier_calls_is_found(family: Family) -> None:
+    form = ChatTemplate(family.template, SPECIAL).history_form
+    assert (form.arguments, form.empty_content, form.ids, form.problem) == (family.arguments, "text", None, None)
+
+
 @pytest.mark.parametrize("family", FAMILIES, ids=ids)
 @pytest.mark.parametrize("length", [1, 2, 5])
 def test_rendered_as_transformers_does(family: Family, length: int) -> None:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    messages = MESSAGES[:length]
+    messages = prepared(family, MESSAGES[:length])
     is_over = messages[-1]["role"] == "assistant"
     ours = ChatTemplate(family.template, SPECIAL).render(
         copy.deepcopy(messages), tools=TOOLS, add_generation_prompt=not is_over
@@ -73,7 +86,7 @@ def test_calls_in_a_rendered_conversation_can_be_read_back(family: Family, kind:
     tokenizer: Tokenizer = BOTH[kind]
     template = ChatTemplate(family.template, SPECIAL)
     prompt = template.render(MESSAGES[:1], tools=TOOLS, add_generation_prompt=True)
-    whole = template.render(MESSAGES[:2], tools=TOOLS, add_generation_prompt=False)
+    whole = template.render(prepared(family, MESSAGES[:2]), tools=TOOLS, add_generation_prompt=False)
     assert whole.startswith(prompt)
     output = whole[len(prompt) :].removesuffix("<|end_of_turn|>").removesuffix("</s>")
     if family.format == "openai":

@@ -50,9 +50,12 @@ def each(body: str, before: str = "", behind: str = "", between: str = "") -> st
     )
 
 
-def as_json(key: str = "arguments", before: str = "", behind: str = "") -> str:
+EITHER = "(f.arguments if f.arguments is string else f.arguments | tojson)"  # text or an object, as Qwen's template
+
+
+def as_json(key: str = "arguments", before: str = "", behind: str = "", value: str = "(f.arguments | tojson)") -> str:
     head = f'{before}{{"name": "'
-    return f'{{{{- {head!r} ~ f.name ~ \'", "{key}": \' ~ (f.arguments | tojson) ~ {"}" + behind!r} }}}}'
+    return f'{{{{- {head!r} ~ f.name ~ \'", "{key}": \' ~ {value} ~ {"}" + behind!r} }}}}'
 
 
 def pairs(head: str, pair: str, tail: str) -> str:
@@ -122,9 +125,10 @@ class Family:
     template: str
     model_type: str = "llama"
     model_name: str = "models/own"
+    arguments: str = "object"  # as what the template takes the arguments of earlier calls
 
 
-_V3 = "{{- '<｜tool▁call▁begin｜>function<｜tool▁sep｜>' ~ f.name ~ '\\n```json\\n' ~ (f.arguments | tojson)"
+_V3 = "{{- '<｜tool▁call▁begin｜>function<｜tool▁sep｜>' + f.name + '\\n```json\\n' + f.arguments"
 HARMONY = (
     "{%- for call in message.tool_calls %}{%- if not loop.first %}{{- '<|start|>assistant' }}{%- endif %}"
     "{{- '<|channel|>commentary to=functions.' ~ call.function.name ~ ' <|constrain|>json<|message|>' }}"
@@ -134,7 +138,12 @@ MISTRAL_JSON = each(as_json(), "[TOOL_CALLS][", "]", ", ")
 MISTRAL_ARGS = each("{{- '[TOOL_CALLS]' ~ f.name ~ '[ARGS]' ~ (f.arguments | tojson) }}")
 
 FAMILIES = [
-    Family("hermes", template(each(as_json(before="\n<tool_call>\n", behind="\n</tool_call>"))), "qwen2", "Qwen2.5-7B"),
+    Family(
+        "hermes",
+        template(each(as_json(before="\n<tool_call>\n", behind="\n</tool_call>", value=EITHER))),
+        "qwen2",
+        "Qwen2.5-7B",
+    ),
     Family("qwen3_coder", template(each(CODER)), "qwen3_moe", "Qwen3-Coder-30B"),
     Family("step3p5", template(each(CODER)), "step3p5", "Step-3.5-Flash"),
     Family("seed_oss", template(each(CODER.replace("tool_call>", "seed:tool_call>"))), "seed_oss"),
@@ -165,22 +174,23 @@ FAMILIES = [
     Family(
         "deepseek_v3",
         template(
-            each(_V3 + " ~ '\\n```<｜tool▁call▁end｜>' }}", "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "\n")
+            each(_V3 + " + '\\n```<｜tool▁call▁end｜>' }}", "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "\n")
         ),
         "deepseek_v3",
         "DeepSeek-R1",
+        "text",
     ),
     Family(
         "deepseek_v31",
         template(
             each(
-                "{{- '<｜tool▁call▁begin｜>' ~ f.name ~ '<｜tool▁sep｜>' ~ (f.arguments | tojson)"
-                " ~ '<｜tool▁call▁end｜>' }}",
+                "{{- '<｜tool▁call▁begin｜>' + f.name + '<｜tool▁sep｜>' + f.arguments + '<｜tool▁call▁end｜>' }}",
                 "<｜tool▁calls▁begin｜>",
                 "<｜tool▁calls▁end｜>",
             )
         ),
         "deepseek_v3",
+        arguments="text",
     ),
     Family("deepseek_v32", template(each(DSML, "<｜DSML｜function_calls>\n", "</｜DSML｜function_calls>"))),
     Family("deepseek_v4", template(each(DSML, "<｜DSML｜tool_calls>\n", "</｜DSML｜tool_calls>"))),
@@ -188,8 +198,9 @@ FAMILIES = [
         "kimi_k2",
         template(
             each(
-                "{{- '<|tool_call_begin|>' ~ call.id ~ '<|tool_call_argument_begin|>' ~ (f.arguments | tojson)"
-                " ~ '<|tool_call_end|>' }}",
+                "{{- '<|tool_call_begin|>' ~ call.id ~ '<|tool_call_argument_begin|>' ~ "
+                + EITHER
+                + " ~ '<|tool_call_end|>' }}",
                 "<|tool_calls_section_begin|>",
                 "<|tool_calls_section_end|>",
             )

@@ -76,6 +76,7 @@ class Worker:
         self._booting: asyncio.Task[Services] | None = None
         self._services: Services | None = None
         self._report_failed = False
+        self._describing: asyncio.Task[None] | None = None  # kept, or it might be collected before it ends
 
     @property
     def services(self) -> Services:
@@ -109,6 +110,7 @@ class Worker:
 
     async def _boot(self) -> Services:
         from ember.front.api.services import Services
+        from ember.front.api.templates import describe_history
         from ember.front.client import EngineError
         from ember.front.formats import choose_formats
         from ember.front.generation_config import generation_defaults
@@ -163,6 +165,7 @@ class Worker:
             self.timeline.summary(),
         )
         self.write_boot_report()
+        self._describing = asyncio.create_task(asyncio.to_thread(describe_history, self._services))
         return self._services
 
     def write_boot_report(self) -> None:
@@ -177,7 +180,8 @@ class Worker:
 
     def _load_text(self, directory: str) -> tuple[Tokenizer, ChatTemplate | None]:
         from ember.front.client import EngineError
-        from ember.front.text.template import ChatTemplate, TemplateError
+        from ember.front.text.template import ChatTemplate
+        from ember.front.text.template_error import TemplateError
         from ember.front.text.tokenizer import Tokenizer
 
         custom = self.settings.custom_chat_template

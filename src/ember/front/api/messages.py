@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from ember.front.errors import bad_request
+from ember.front.text.call_history import HistoryForm, with_ids
 from ember.untrusted_json import loads_strict
 
 ContentFormat = Literal["string", "openai"]
+USUAL_HISTORY = HistoryForm()
 
 # Content parts that are text -> the key that holds it.
 _TEXT_PARTS = {
@@ -42,15 +45,26 @@ def prepare_messages(
     *,
     knows_developer: bool,
     model_name: str,
+    history: HistoryForm = USUAL_HISTORY,
 ) -> list[dict[str, Any]]:
-    """The messages to render; the given ones are left as they are. Raises ApiError 400 for content that is no text."""
+    """The messages to render; the given ones are left as they are. `history` says how the template takes tool calls.
+
+    Raises ApiError 400 for content that is no text, and TemplateError where there are more calls than ids.
+    """
     prepared = [
-        _prepare(_with_tools_of_2023(message), content_format, model_name, f"messages.{index}")
+        _prepare(_with_tools_of_2023(message), content_format, model_name, history, f"messages.{index}")
         for index, message in enumerate(messages)
     ]
+    if history.ids is not None:
+        prepared = with_ids(prepared, history.ids)
     if not knows_developer and any(message["role"] == "developer" for message in prepared):
         prepared = _with_developer_as_system(prepared, content_format)
     return prepared
+
+
+def has_tool_calls(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether tools were called earlier in the conversation."""
+    return any(message.get(name) for message in messages for name in ("tool_calls", "function_call", "tool_call_id"))
 
 
 def content_text(content: Any) -> str:
@@ -72,7 +86,9 @@ def _with_tools_of_2023(message: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**without, "tool_calls": [{"id": str(call.get("name")), "type": "function", "function": call}]}
 
 
-def _prepare(message: Mapping[str, Any], content_format: ContentFormat, model_name: str, place: str) -> dict[str, Any]:
+def _prepare(
+    message: Mapping[str, Any], content_format: ContentFormat, model_name: str, history: HistoryForm, place: str
+) -> dict[str, Any]:
     prepared = {key: value for key, value in message.items() if value is not None}
     role = message["role"]
     texts = _texts(message.get("content"), model_name)
@@ -87,8 +103,11 @@ def _prepare(message: Mapping[str, Any], content_format: ContentFormat, model_na
     tool_calls = prepared.pop("tool_calls", None)
     if tool_calls:
         prepared["tool_calls"] = [
-            _with_arguments(call, f"{place}.tool_calls.{index}.function") for index, call in enumerate(tool_calls)
+            _with_arguments(call, history, f"{place}.tool_calls.{index}.function")
+            for index, call in enumerate(tool_calls)
         ]
+        if history.empty_content == "null" and not any(texts):
+            prepared["content"] = None
     return prepared
 
 
@@ -119,15 +138,19 @@ def _part_text(part: Mapping[str, Any], model_name: str) -> str:
     return text
 
 
-def _with_arguments(call: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Templates read arguments as an object. What is no JSON object becomes an empty one, as a model may have written
-    it; a call without a function and its name is the client's own mistake, a 400."""
+def _with_arguments(call: Mapping[str, Any], history: HistoryForm, place: str) -> dict[str, Any]:
+    """The call with its arguments as the template takes them. Where it takes an object, what is no JSON object becomes
+    an empty one, as a model may have written it; where it takes text, a text stays as it is. A call without a function
+    and its name is the client's own mistake, a 400."""
     function = call.get("function")
     if not isinstance(function, dict):
         raise bad_request(f"`{place}` must be an object with a `name` and `arguments`.", place)
     if not isinstance(function.get("name"), str) or not function["name"]:
         raise bad_request(f"`{place}.name` must be a string that is not empty.", f"{place}.name")
     arguments = function.get("arguments")
+    if history.arguments == "text":
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
+        return {"type": "function", **call, "function": {**function, "arguments": text.strip() or "{}"}}
     if isinstance(arguments, str):
         try:
             arguments = loads_strict(arguments)

@@ -9,14 +9,14 @@ from functools import lru_cache
 from typing import Any
 
 from ember.front.api.body import reported
-from ember.front.api.messages import content_text, prepare_messages
+from ember.front.api.messages import USUAL_HISTORY, content_text, has_tool_calls, prepare_messages
 from ember.front.api.schemas import ChatRequest, CompletionRequest, GenerationRequest, TokenizeRequest
 from ember.front.api.services import Services
 from ember.front.api.templates import Template, chosen_template, content_format
 from ember.front.errors import ApiError, bad_request, encodable
 from ember.front.text.fim import middle_format
 from ember.front.text.reasoning import SWITCHES
-from ember.front.text.template import TemplateError
+from ember.front.text.template_error import TemplateError
 from ember.front.text.tokenizer import Tokenizer
 from ember.wire import Ready
 
@@ -69,11 +69,13 @@ def render_chat(
     ApiError 400."""
     try:
         with chosen_template(request, services, tools) as template:
+            history = template.history_form if has_tool_calls(request.messages) else USUAL_HISTORY
             messages = prepare_messages(
                 request.messages,
                 content_format(template, services),
                 knows_developer="developer" in template.source,
                 model_name=services.model_name,
+                history=history,
             )
             text = template.render(
                 messages,
@@ -81,6 +83,7 @@ def render_chat(
                 add_generation_prompt=adds_generation_prompt(request),
                 continue_final_message=bool(request.continue_final_message),
                 documents=request.documents,
+                keep_null_content=history.empty_content == "null",
                 **_template_variables(request, services, template),
             )
             return text, messages, _unread(request, services, template, tools)
@@ -115,7 +118,15 @@ def _template_variables(request: ChatRequest, services: Services, template: Temp
 
 def _free_variables(services: Services, template: Template) -> frozenset[str]:
     """What the template reads and a request may set."""
-    own = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "self"}
+    own = {
+        "messages",
+        "tools",
+        "documents",
+        "add_generation_prompt",
+        "continue_final_message",
+        "keep_null_content",
+        "self",
+    }
     return template.variables - own - services.tokenizer.special_tokens.keys()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -13,8 +14,11 @@ from ember.front.api.schemas import ChatRequest
 from ember.front.api.services import Services
 from ember.front.errors import bad_request
 from ember.front.text.template import ChatTemplate
+from ember.front.text.template_error import TemplateError
 from ember.front.text.tokenizer import Tokenizer
 from ember.front.text.untrusted import UntrustedTemplate
+
+log = logging.getLogger(__name__)
 
 Template = ChatTemplate | UntrustedTemplate
 Result = TypeVar("Result")
@@ -57,6 +61,20 @@ def chosen_template(
     if template is None:
         raise bad_request(NO_TEMPLATE)
     return nullcontext(template)
+
+
+def describe_history(services: Services) -> None:
+    """Find out how the deployment's template takes tool calls of earlier turns, and say so in the log."""
+    own, template = services.tokenizer.chat_template, services.template
+    if isinstance(own, dict) and services.settings.custom_chat_template is None and "tool_use" in own:
+        template = _template(own["tool_use"], services.tokenizer)
+    if template is None or "tool_calls" not in template.source:
+        return
+    try:
+        form = template.history_form
+    except TemplateError:
+        return  # each chat request says what is wrong with the template
+    log.log(logging.INFO if form.problem is None else logging.WARNING, "tool calls of earlier turns: %s", form)
 
 
 def content_format(template: Template, services: Services) -> Literal["string", "openai"]:

@@ -11,10 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ember.front.text.template_error import TemplateError
+
 if TYPE_CHECKING:
     import jinja2
     from jinja2 import nodes
 
+    from ember.front.text.call_history import HistoryForm
     from ember.front.text.tokenizer import Tokenizer
 
 # Appended to the message to be continued, then found again in the rendered text. The space at its end shows whether
@@ -22,14 +25,6 @@ if TYPE_CHECKING:
 _END_MARK = "EMBER-END-OF-FINAL-MESSAGE "
 # Under which names a message's reasoning arrives. Templates read the first; those of gpt-oss the second.
 _REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
-
-
-class TemplateError(Exception):
-    """A conversation that the template cannot render; the message is fit for the client."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
 
 
 class ChatTemplate:
@@ -68,9 +63,13 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         documents: list[dict[str, Any]] | None = None,
+        keep_null_content: bool = False,
         **kwargs: Any,
     ) -> str:
         """The conversation as text; `kwargs` are further variables and win over the special tokens.
+
+        With `keep_null_content` a content of None reaches the template; otherwise, as with transformers, no null entry
+        does.
 
         With `continue_final_message` the text ends where the last message's content ends, so that the model goes on
         with it; `add_generation_prompt` must then be False. The arguments are not changed. Raises TemplateError: with
@@ -78,7 +77,8 @@ class ChatTemplate:
         """
         if continue_final_message and add_generation_prompt:
             raise TemplateError("continue_final_message and add_generation_prompt cannot both be true")
-        messages = [_normalized(message) for message in _dicts(messages, "messages")]
+        kept = "content" if keep_null_content else None
+        messages = [_normalized(message, kept) for message in _dicts(messages, "messages")]
         if not messages:
             raise TemplateError("messages must have at least one message")
         final_text = ""
@@ -105,6 +105,14 @@ class ChatTemplate:
         from ember.front.text.content_format import detect_content_format
 
         return detect_content_format(self._ast)
+
+    @cached_property
+    def history_form(self) -> HistoryForm:
+        """How tool calls of earlier turns are given to the template. Raises TemplateError for a template that does not
+        parse."""
+        from ember.front.text.call_history import find_history_form
+
+        return find_history_form(self)
 
     @cached_property
     def variables(self) -> frozenset[str]:
@@ -172,9 +180,10 @@ def _dicts(values: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     return values
 
 
-def _normalized(message: dict[str, Any]) -> dict[str, Any]:
-    """A copy without null entries (templates test for presence), with the reasoning under the names templates read."""
-    message = {key: value for key, value in message.items() if value is not None}
+def _normalized(message: dict[str, Any], kept: str | None) -> dict[str, Any]:
+    """A copy without null entries (templates test for presence) except for `kept`, with the reasoning under the names
+    that templates read."""
+    message = {key: value for key, value in message.items() if value is not None or key == kept}
     for name in _REASONING_NAMES:
         if name in message:
             return {"thinking": message[name], **message, "reasoning_content": message[name]}

@@ -17,7 +17,8 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from ember.front.text.template import TemplateError
+from ember.front.text.call_history import HistoryForm, IdForm
+from ember.front.text.template_error import TemplateError
 
 MEMORY_BYTES = 512 * 2**20  # of the whole process, Python itself included
 MAX_ANSWER_BYTES = 128 * 2**20
@@ -62,6 +63,13 @@ class UntrustedTemplate:
     def variables(self) -> frozenset[str]:
         """As of a `ChatTemplate`. Raises TemplateError."""
         return frozenset(self._facts["variables"])
+
+    @cached_property
+    def history_form(self) -> HistoryForm:
+        """As of a `ChatTemplate`. Raises TemplateError."""
+        _ = self._facts
+        found = self._ask({"history_form": True})["history_form"]
+        return HistoryForm(**{**found, "ids": IdForm(**found["ids"]) if found["ids"] else None})
 
     def render(self, messages: list[dict[str, Any]], **arguments: Any) -> str:
         """As of a `ChatTemplate`. Raises TemplateError, also when a limit is reached."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import resource
 import sys
 from typing import Any
 
-from ember.front.text.template import ChatTemplate, TemplateError
+from ember.front.text.template import ChatTemplate
+from ember.front.text.template_error import TemplateError
 
 
 def main(memory_bytes: int, seconds: float) -> None:
@@ -31,6 +33,8 @@ def main(memory_bytes: int, seconds: float) -> None:
                     "content_format": template.content_format,
                     "variables": sorted(template.variables),
                 }
+            elif "history_form" in question:
+                answer = {"history_form": dataclasses.asdict(template.history_form)}
             else:
                 answer = {"text": template.render(**question)}
             written = json.dumps(answer)
