@@ -215,8 +215,8 @@ class Stats(Struct, tag="stats", frozen=True):
     prefix_cache_hits: int
     num_preemptions: int
     num_steps: int
-    step_tokens: int = 0  # computed in all steps
-    step_token_counts: list[int] = []  # steps by their tokens, in the buckets of `histogram.STEP_TOKENS`
+    step_tokens: int = 0  # of all steps: prompt tokens that were computed, and generated tokens
+    step_token_counts: list[int] = []  # steps by these tokens, in the buckets of `histogram.STEP_TOKENS`
 
 
 class Outputs(Struct, tag="outputs", frozen=True):

@@ -17,7 +17,7 @@ BOTH: list[tuple[dict[str, Any], str, str]] = [
     (
         {"logprob_token_ids": [VOCAB_SIZE], "logprobs": 1},
         "logprob_token_ids",
-        f"logprob_token_ids contains the token id {VOCAB_SIZE}, which is out of the vocabulary",
+        f"token_id(s) [{VOCAB_SIZE}] in logprob_token_ids are out of vocabulary",
     ),
     (
         {"logprob_token_ids": [1] * 129, "logprobs": 1},
@@ -36,12 +36,17 @@ BOTH: list[tuple[dict[str, Any], str, str]] = [
         "repetition_detection.min_count must be at least 2, got 0.",
     ),
     *(
-        ({"use_beam_search": True, name: value}, name, f"`{name}` cannot be used with `use_beam_search`.")
+        (
+            {"use_beam_search": True, "logprobs": 1, name: value},
+            name,
+            f"`{name}` cannot be used with `use_beam_search`.",
+        )
         for name, value in {
             "stop": "x",
             "logit_bias": {"1": 1},
             "bad_words": ["x"],
             "allowed_token_ids": [1],
+            "logprob_token_ids": [1],
             "repetition_detection": {"max_pattern_size": 3, "min_count": 2},
             "presence_penalty": 1.0,
             "frequency_penalty": -1.0,
@@ -67,6 +72,11 @@ BOTH: list[tuple[dict[str, Any], str, str]] = [
 ]
 COMPLETIONS: list[tuple[dict[str, Any], str, str]] = [
     *BOTH,
+    (
+        {"echo": True, "max_tokens": 0, "logprobs": 1, "logprob_token_ids": [1]},
+        "logprob_token_ids",
+        "`logprob_token_ids` are of generated tokens, and with `max_tokens` 0 there are none.",
+    ),
     ({"use_beam_search": True, "stream": True}, "stream", "`stream` cannot be used with `use_beam_search`"),
     (
         {"use_beam_search": True, "echo": True, "logprobs": 1},

@@ -161,20 +161,40 @@ def test_nothing_is_lost_between_intervals(deployment: Deployment, interval: int
 # ---------------------------------------------------------------------------------------------- logprobs of given ids
 
 
-def test_asked_logprobs_are_shown_behind_the_others(deployment: Deployment) -> None:
-    a, b = (deployment.tokenizer.encode(text, False)[0] for text in "ab")
+@pytest.mark.parametrize("num_top", [0, 1, 5])
+def test_named_tokens_replace_the_likeliest_in_logprobs(deployment: Deployment, num_top: int) -> None:
+    a, b, c = (deployment.tokenizer.encode(text, False)[0] for text in "abc")
 
     def script(prompt: list[int], sampling: wire.SamplingParams) -> list[Step]:
-        assert sampling.logprob_token_ids == [b, a]
-        entry = wire.TokenLogprobs(a, -1.0, 2, [b + 5], [-0.5], [b, a], [-4.0, -1.0])
+        assert (sampling.logprobs, sampling.logprob_token_ids) == (0, [b, a, c])
+        entry = wire.TokenLogprobs(a, -1.0, 2, [], [], [b, a, c], [-4.0, -1.0, -0.5])
         return [[wire.SequenceOutput(1, 0, [a], "length", logprobs=[entry])]]
 
     deployment.engine.script = script
-    (choice,) = deployment.complete(logprobs=0, logprob_token_ids=[b, a, b])["choices"]
-    assert choice["logprobs"]["top_logprobs"] == [{"a": -1.0, "b": -4.0}]
-    (chat,) = deployment.chat(logprobs=True, logprob_token_ids=[b, a])["choices"]
-    top = chat["logprobs"]["content"][0]["top_logprobs"]
-    assert [(entry["token"], entry["logprob"]) for entry in top] == [("a", -1.0), ("b", -4.0)]
+    (choice,) = deployment.complete(logprobs=num_top, logprob_token_ids=[b, a, b, c])["choices"]
+    assert choice["logprobs"]["top_logprobs"] == [{"a": -1.0, "b": -4.0, "c": -0.5}]
+    (chunk, *_) = deployment.stream_completion(logprobs=num_top, logprob_token_ids=[b, a, c])
+    assert chunk["choices"][0]["logprobs"] == choice["logprobs"]
+    fields: dict[str, Any] = {"logprobs": True, "top_logprobs": num_top, "logprob_token_ids": [b, a, c]}
+    expected = [("a", -1.0), ("b", -4.0), ("c", -0.5)]
+    (chat,) = deployment.chat(**fields)["choices"]
+    conversation = [{"role": "user", "content": "hi"}]
+    batch = deployment.request("POST", "/v1/chat/completions/batch", {"messages": [conversation] * 2, **fields}).body
+    streamed = [part["choices"][0] for part in deployment.stream_chat(**fields)]
+    for shown in (chat, *batch["choices"], next(part for part in streamed if part["logprobs"])):
+        top = shown["logprobs"]["content"][0]["top_logprobs"]
+        assert [(entry["token"], entry["logprob"]) for entry in top] == expected
+
+
+def test_without_named_tokens_the_likeliest_stay(deployment: Deployment) -> None:
+    deployment.says("h")
+    nothing: list[list[int] | None] = [[], None]
+    for token_ids in nothing:
+        (choice,) = deployment.complete(logprobs=3, logprob_token_ids=token_ids)["choices"]
+        assert [len(top) for top in choice["logprobs"]["top_logprobs"]] == [3, 3]
+    echoed = deployment.complete("hi", echo=True, logprobs=2, logprob_token_ids=[5])["choices"][0]["logprobs"]
+    assert deployment.engine.sampling.prompt_logprobs == 2
+    assert [top and len(top) for top in echoed["top_logprobs"][:3]] == [None, 2, 2]  # of the prompt
 
 
 def test_a_closed_stream_of_candidates_aborts_them(deployment: Deployment) -> None:

@@ -110,6 +110,15 @@ def test_echo(deployment: Deployment) -> None:
     ids = deployment.tokenizer.encode("hi ", False)
     assert deployment.complete(ids, echo=True)["choices"][0]["text"] == "hi hello world"
     assert text_of(deployment.stream_completion("hi ", echo=True)) == "hi hello world"
+    special = deployment.tokenizer.encode("<|user|>hi ")
+    for skips in (True, False):
+        body = deployment.complete(special, echo=True, skip_special_tokens=skips, return_token_ids=True)
+        assert body["choices"][0]["text"] == "<s><|user|>hi hello world"
+        assert deployment.tokenizer.decode(body["choices"][0]["token_ids"]) == "hello world"
+        chunks = deployment.stream_completion(special, echo=True, skip_special_tokens=skips, return_token_ids=True)
+        assert text_of(chunks) == body["choices"][0]["text"]
+        streamed = [token_id for chunk in chunks for token_id in chunk["choices"][0]["token_ids"]]
+        assert streamed == body["choices"][0]["token_ids"]
     assert text_of(deployment.stream_completion(["a ", "b "], echo=True), 1) == "b hello world"
 
 
@@ -118,7 +127,8 @@ def test_scoring_only(deployment: Deployment) -> None:
     choice = body["choices"][0]
     assert deployment.engine.sampling.max_tokens == 0
     assert (choice["text"], choice["finish_reason"]) == ("hi", "length")
-    assert choice["token_ids"] == deployment.engine.prompt
+    assert choice["token_ids"] == []  # of generated tokens, and there are none
+    assert choice["prompt_token_ids"] == deployment.engine.prompt
     assert choice["logprobs"]["tokens"] == [BOS, "h", "i"]
     assert choice["logprobs"]["token_logprobs"] == [None, -1.0, -1.0]
     assert choice["logprobs"]["top_logprobs"][0] is None
@@ -135,7 +145,7 @@ def test_echo_with_logprobs_of_prompt_and_output(deployment: Deployment) -> None
     logprobs = deployment.complete("hi", echo=True, logprobs=2)["choices"][0]["logprobs"]
     assert deployment.engine.sampling.prompt_logprobs == 2
     assert logprobs["tokens"] == [BOS, "h", "i", "hello", " w", "o", "r", "l", "d", "</s>"]
-    assert logprobs["text_offset"] == [0, 3, 4, 5, 10, 12, 13, 14, 15, 16]
+    assert logprobs["text_offset"] == [0, 0, 1, 2, 7, 9, 10, 11, 12, 13]  # the text has no BOS
     assert [len(top) for top in logprobs["top_logprobs"][1:]] == [2] * 9
     chunks = deployment.stream_completion("hi", echo=True, logprobs=2)
     streamed: dict[str, list[Any]] = {key: [] for key in logprobs}

@@ -12,7 +12,8 @@ from tests.api.fakes import MAX_MODEL_LEN, VOCAB_SIZE, Deployment
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 LONGEST = MAX_MODEL_LEN
-EMPTY: list[Any] = ["", []]
+EMPTY: list[Any] = ["", [], None]
+EMPTY_IN_LISTS: list[Any] = [[""], ["a", ""], [[]], [[1], []]]
 
 
 class Row(NamedTuple):
@@ -78,8 +79,27 @@ ROWS = [
         )
         for prompt in EMPTY
     ),
-    Row("an empty prompt in a list", COMPLETIONS, {"prompt": [""]}, "prompt", "The decoder prompt cannot be empty"),
-    Row("token id out of vocab", COMPLETIONS, {"prompt": [VOCAB_SIZE]}, "prompt", "out of the vocabulary"),
+    *(
+        Row(
+            f"an empty prompt in a list, {prompt!r}",
+            COMPLETIONS,
+            {"prompt": prompt},
+            "prompt",
+            "The decoder prompt cannot be empty. Either prompt or prompt_embeds must be provided and non-empty.",
+        )
+        for prompt in EMPTY_IN_LISTS
+    ),
+    *(
+        Row(
+            f"empty prompt_embeds {embeds!r}",
+            COMPLETIONS,
+            {"prompt": "", "prompt_embeds": embeds},
+            "prompt",
+            "Either prompt or prompt_embeds must be provided and non-empty.",
+        )
+        for embeds in EMPTY
+    ),
+    Row("token id out of vocab", COMPLETIONS, {"prompt": [VOCAB_SIZE]}, "prompt", "out of vocabulary"),
     Row("> 1024 prompts", COMPLETIONS, {"prompt": ["a"] * 1025}, "prompt", "at most 1024 items, got 1025"),
     Row("stop > 4 strings", CHAT, {"stop": list("abcde")}, "stop", "stop must have at most 4 items, got 5."),
     Row("empty stop string", CHAT, {"stop": [""]}, "stop", "stop cannot contain an empty string."),
@@ -116,7 +136,7 @@ ROWS = [
         "`prompt_logprobs` are not available when `stream=True`.",
     ),
     Row("logit_bias bad key", CHAT, {"logit_bias": {"a": 1}}, "logit_bias", "Invalid key in 'logit_bias': 'a'"),
-    Row("logit_bias out of vocab", CHAT, {"logit_bias": {"300": 1}}, "logit_bias", "out of the vocabulary"),
+    Row("logit_bias out of vocab", CHAT, {"logit_bias": {"300": 1}}, "logit_bias", "out of vocabulary"),
     Row(
         "logit_bias no number",
         CHAT,
@@ -126,7 +146,7 @@ ROWS = [
         type="Bad Request",
     ),
     Row("allowed_token_ids empty", CHAT, {"allowed_token_ids": []}, "allowed_token_ids", "must not be empty"),
-    Row("allowed_token_ids", CHAT, {"allowed_token_ids": [-1]}, "allowed_token_ids", "out of the vocabulary"),
+    Row("allowed_token_ids", CHAT, {"allowed_token_ids": [-1]}, "allowed_token_ids", "out of vocabulary"),
     Row("bad_words of nothing", CHAT, {"bad_words": [" "]}, "bad_words", "has no tokens"),
     Row("bad_words > 128", CHAT, {"bad_words": ["a"] * 129}, "bad_words", "at most 128 entries, got 129"),
     Row(

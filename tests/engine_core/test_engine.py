@@ -270,3 +270,20 @@ def test_the_tokenizers_end_token_ends_too(directory):
 def test_a_cache_that_cannot_be_allocated_is_one_line(directory):
     with pytest.raises(ModelError, match="NUM_GPU_BLOCKS_OVERRIDE"):
         make_engine(directory, num_blocks=1 << 40)
+
+
+def test_a_step_counts_the_prompt_tokens_it_computes_and_the_tokens_it_generates(directory):
+    engine = make_engine(directory, max_num_batched_tokens=8)
+
+    def counted(**params):
+        before, steps_before = engine.stats(), sum(engine.stats().step_token_counts)
+        one(engine, **params)
+        after = engine.stats()
+        return after.step_tokens - before.step_tokens, sum(after.step_token_counts) - steps_before
+
+    assert counted(max_tokens=5) == (len(PROMPT) + 5, 2 + 4)  # the prompt takes two steps
+    assert counted(max_tokens=5) == (len(PROMPT) - 8 + 5, 5)  # a block of it was cached
+    assert counted(max_tokens=0, prompt=[3] * 20) == (20, 3)
+    stop = tokens(one(engine))[0]
+    assert counted(stop_token_ids=[stop])[0] == len(PROMPT) - 8 + 1
+    assert engine.stats().generation_tokens == 5 + 5 + 20 + 1

@@ -125,9 +125,11 @@ class Engine:
                 self.compiling.pause(PAUSE_S)
             return outputs
         launched = None
+        num_step_tokens = 0
+        num_generated_before = self._generation_tokens
         if step:
             self._num_steps += 1
-            self._step_tokens.observe(sum(scheduled.num_tokens for scheduled in step))
+            num_step_tokens = sum(scheduled.num_prompt_tokens for scheduled in step)
             try:
                 launched = self.runner.launch(step)
             except RuntimeError as error:
@@ -143,6 +145,9 @@ class Engine:
             before, self._launched = self._launched, launched
         if before is not None:
             outputs += self._take_in(before)
+        num_step_tokens += self._generation_tokens - num_generated_before
+        if num_step_tokens:
+            self._step_tokens.observe(num_step_tokens)
         if launched is not None:
             outputs += self._draw_late(launched)
         return outputs

@@ -25,6 +25,12 @@ class Scheduled:
     sequence: Sequence
     num_tokens: int
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        """How many of them are the prompt's. Before the step is complete: it looks at what is computed by then."""
+        left = self.sequence.num_prompt_tokens - self.sequence.num_computed_tokens
+        return max(0, min(self.num_tokens, left))
+
 
 @dataclass(slots=True)
 class SchedulerCounters:

@@ -26,7 +26,14 @@ MAX_LENGTH_PENALTY = 20.0  # beyond it powers of a length leave the range of flo
 # Fields that shape a distribution to draw from. A search draws nothing and looks at the raw one.
 _OF_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed")
 # Fields that forbid or change outputs in ways that the search does not know.
-_UNKNOWN_TO_SEARCH = ("stop", "logit_bias", "bad_words", "allowed_token_ids", "repetition_detection")
+_UNKNOWN_TO_SEARCH = (
+    "stop",
+    "logit_bias",
+    "bad_words",
+    "allowed_token_ids",
+    "logprob_token_ids",
+    "repetition_detection",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +214,6 @@ class BeamSearch:
             temperature=0.0,
             ignore_eos=True,
             logprobs=-1 if wanted == -1 else max(wanted, width),
-            logprob_token_ids=self._sampling.logprob_token_ids,
             prompt_logprobs=self._sampling.prompt_logprobs if is_first else None,
         )
         answers = []

@@ -16,7 +16,7 @@ from ember.front.api.schemas import CompletionRequest
 from ember.front.api.services import Services
 from ember.front.api.streaming import event, json_text, start_stream
 from ember.front.api.unsupported import refuse_unsupported
-from ember.wire import Ready, TokenLogprobs
+from ember.wire import Ready
 
 
 async def create_completion(services: Services, request: Request) -> Response | EventStream:
@@ -40,24 +40,32 @@ class _Choice:
     """What a choice shows of its pieces: the echo comes before the first one, columns of logprobs run on."""
 
     def __init__(self, index: int, call: Call, fields: CompletionRequest) -> None:
-        self._job = call.jobs[index // call.n]
+        job = call.jobs[index // call.n]
+        self._prompt = job.prompt
         self._echo_is_due = bool(fields.echo)
-        self._columns = None if fields.logprobs is None else CompletionLogprobs(fields.logprobs, call.names)
+        self._columns: CompletionLogprobs | None = None
+        if fields.logprobs is not None:
+            detokenizer = job.text.detokenizer(call.services.tokenizer, job.prompt.token_ids)
+            self._columns = CompletionLogprobs(fields.logprobs, call.names, detokenizer)
 
-    def show(self, piece: Piece, run: Run) -> tuple[str, list[int], dict[str, Any] | None]:
-        """Text, token ids and logprobs of this piece, with those of the prompt where they are due."""
-        text, token_ids = piece.text, piece.token_ids
-        entries: list[TokenLogprobs | None] = list(piece.logprobs)
+    def show(self, piece: Piece, run: Run) -> tuple[str, dict[str, list[Any]] | None]:
+        """Text and logprobs of this piece, with those of the prompt where they are due."""
+        text = piece.text
+        columns: dict[str, list[Any]] | None = None
         if self._echo_is_due:
             self._echo_is_due = False
-            prompt = self._job.prompt
-            text = prompt.echo + text
-            token_ids = prompt.token_ids + token_ids
-            entries = list(run.prompt_logprobs or [None] * len(prompt.token_ids)) + entries
-        columns = None
-        if self._columns is not None and len(entries) == len(token_ids):
-            columns = self._columns.take(token_ids, entries)
-        return text, token_ids, columns
+            text = self._prompt.echo + text
+            if self._columns is not None:
+                columns = self._echo(self._columns, run)
+        if self._columns is not None and len(piece.logprobs) == len(piece.token_ids):
+            new = self._columns.take(piece.token_ids, piece.logprobs)
+            columns = new if columns is None else {name: columns[name] + new[name] for name in new}
+        return text, columns
+
+    def _echo(self, columns: CompletionLogprobs, run: Run) -> dict[str, list[Any]]:
+        prompt = self._prompt
+        entries = run.prompt_logprobs or [None] * len(prompt.token_ids)
+        return columns.echo(prompt.token_ids, entries, prompt.echo_offsets or (), len(prompt.echo))
 
 
 # ------------------------------------------------------------------------------------------------------ whole answer
@@ -83,7 +91,7 @@ async def _answer(call: Call, fields: CompletionRequest) -> Response:
 
 
 def _choice_body(piece: Piece, run: Run, call: Call, fields: CompletionRequest) -> dict[str, Any]:
-    text, token_ids, columns = _Choice(piece.choice, call, fields).show(piece, run)
+    text, columns = _Choice(piece.choice, call, fields).show(piece, run)
     scores = None
     if fields.prompt_logprobs is not None:
         scores = prompt_logprobs(run.prompt_logprobs, fields.prompt_logprobs, call.names)
@@ -93,7 +101,7 @@ def _choice_body(piece: Piece, run: Run, call: Call, fields: CompletionRequest) 
         "logprobs": columns,
         "finish_reason": piece.finish_reason,
         "stop_reason": piece.stop_reason,
-        "token_ids": token_ids if fields.return_token_ids else None,
+        "token_ids": piece.token_ids if fields.return_token_ids else None,
         "prompt_logprobs": scores,
         "prompt_token_ids": run.job.prompt.token_ids if fields.return_token_ids else None,
         "routed_experts": None,
@@ -137,8 +145,8 @@ class _Chunks:
             return f'{self._prefix}{piece.choice},"text":{text},{end}'
         run = runs.runs[piece.choice // self._call.n]
         shown = self._choices[piece.choice]
-        text, token_ids, columns = shown.show(piece, run)
-        tells_tokens = token_ids and (columns is not None or self._fields.return_token_ids)
+        text, columns = shown.show(piece, run)
+        tells_tokens = (columns and columns["tokens"]) or (piece.token_ids and self._fields.return_token_ids)
         if not (text or tells_tokens or piece.finish_reason):
             return None
         choice: dict[str, Any] = {
@@ -151,7 +159,7 @@ class _Chunks:
         if self._fields.return_token_ids:
             if not self._has_begun[piece.choice]:
                 choice["prompt_token_ids"] = run.job.prompt.token_ids
-            choice["token_ids"] = token_ids
+            choice["token_ids"] = piece.token_ids
         self._has_begun[piece.choice] = True
         chunk: dict[str, Any] = {**self._head, "choices": [choice]}
         if piece.finish_reason is not None and not self._call.stream_usage.at_end:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from ember.front.text.detokenizer import Detokenizer
 from ember.front.text.tokenizer import Tokenizer
 from ember.wire import TokenLogprobs
 
@@ -31,22 +32,25 @@ class TokenNames:
         return list(self._tokenizer.token_bytes(token_id))
 
 
-def _shown(entry: TokenLogprobs, count: int) -> list[tuple[int, float]]:
-    """The first `count` (-1 = all) of: the sampled token, then the most likely ones without it. Behind them the tokens
-    that the request named, if it did; the sampled one then comes in any case."""
-    top = zip(entry.top_ids, entry.top_logprobs, strict=True)
-    ranked = [(entry.token_id, entry.logprob), *(pair for pair in top if pair[0] != entry.token_id)]
-    kept = ranked if count == -1 else ranked[: max(count, 1) if entry.asked_ids else count]
-    known = {token_id for token_id, _ in kept}
-    asked = zip(entry.asked_ids, entry.asked_logprobs, strict=True)
-    return [*kept, *(pair for pair in asked if pair[0] not in known)]
+def _shown(entry: TokenLogprobs, num_top: int) -> list[tuple[int, float]]:
+    """The token itself, then the others of the `num_top` most likely ones (-1 = all). The tokens that the request named
+    in `logprob_token_ids` replace the most likely ones."""
+    if entry.asked_ids:
+        others = zip(entry.asked_ids, entry.asked_logprobs, strict=True)
+    else:
+        end = None if num_top == -1 else num_top  # the engine may have been asked for more: the prompt's share a field
+        others = zip(entry.top_ids[:end], entry.top_logprobs[:end], strict=True)
+    return [(entry.token_id, entry.logprob), *(pair for pair in others if pair[0] != entry.token_id)]
 
 
 def chat_logprobs(entries: Sequence[TokenLogprobs], num_top: int, names: TokenNames) -> dict[str, Any]:
-    """`{"content": [...]}`; `num_top` -1 = all. The alternatives begin with the sampled token."""
+    """`{"content": [...]}`; `num_top` -1 = all. The alternatives begin with the sampled token, which counts as one of
+    the `num_top`; tokens that the request named are all there."""
     content = []
     for entry in entries:
         top = _shown(entry, num_top)
+        if num_top != -1 and not entry.asked_ids:
+            top = top[:num_top]
         content.append(
             {
                 **_chat_entry(entry.token_id, entry.logprob, names),
@@ -61,35 +65,70 @@ def _chat_entry(token_id: int, logprob: float, names: TokenNames) -> dict[str, A
 
 
 class CompletionLogprobs:
-    """The columns of /v1/completions for one choice. Offsets run on from one call of `take` to the next."""
+    """The columns of /v1/completions for one choice: lists with one element for each token.
 
-    def __init__(self, num_top: int, names: TokenNames) -> None:
+    `text_offset` says where the token's text begins in the choice's `text`, in characters. `detokenizer` is one of its
+    own with the options of the choice's: tokens that give no text have no width, and those of one character share its
+    offset. The offsets run on from one call to the next.
+    """
+
+    def __init__(self, num_top: int, names: TokenNames, detokenizer: Detokenizer) -> None:
         self._num_top = num_top
         self._names = names
+        self._detokenizer = detokenizer
         self._offset = 0
 
-    def take(self, token_ids: Sequence[int], entries: Sequence[TokenLogprobs | None]) -> dict[str, Any]:
-        """The columns for these tokens; an entry is None where there is no prediction (the first of a prompt)."""
-        offsets: list[int] = []
-        tokens: list[str] = []
+    def echo(
+        self, token_ids: Sequence[int], entries: Sequence[TokenLogprobs | None], offsets: Sequence[int], length: int
+    ) -> dict[str, list[Any]]:
+        """The columns of the prompt, which `echo` puts before the output with a text of `length` characters. An entry
+        is None where there is no prediction: at the first token."""
+        self._offset += length
+        return self._columns(token_ids, entries, list(offsets))
+
+    def take(self, token_ids: Sequence[int], entries: Sequence[TokenLogprobs]) -> dict[str, list[Any]]:
+        """The columns of the output's next tokens."""
+        offsets = []
+        for token_id in token_ids:
+            offsets.append(self._offset)
+            self._offset += len(self._detokenizer.push((token_id,)))
+        return self._columns(token_ids, entries, offsets)
+
+    def _columns(
+        self, token_ids: Sequence[int], entries: Sequence[TokenLogprobs | None], offsets: list[int]
+    ) -> dict[str, list[Any]]:
         logprobs: list[float | None] = []
         top: list[dict[str, float] | None] = []
-        for token_id, entry in zip(token_ids, entries, strict=True):
-            name = self._names.name(token_id)
-            offsets.append(self._offset)
-            tokens.append(name)
-            self._offset += len(name)
+        for entry in entries:
             if entry is None:
                 logprobs.append(None)
                 top.append(None)
                 continue
-            kept = _shown(entry, -1 if self._num_top == -1 else self._num_top + 1)
             logprobs.append(finite(entry.logprob))
             by_name: dict[str, float] = {}
-            for alternative, logprob in kept:  # where two tokens have one name, the sampled or likelier one stays
+            for alternative, logprob in _shown(entry, self._num_top):
+                # Where two tokens have one name, the sampled or likelier one stays.
                 by_name.setdefault(self._names.name(alternative), finite(logprob))
             top.append(by_name)
+        tokens = [self._names.name(token_id) for token_id in token_ids]
         return {"text_offset": offsets, "token_logprobs": logprobs, "tokens": tokens, "top_logprobs": top}
+
+
+def prompt_offsets(token_ids: Sequence[int], text: str, tokenizer: Tokenizer) -> list[int]:
+    """Where each token of a prompt begins in the prompt's `text`. A special token that the text does not spell, such as
+    a BOS that the tokenizer added, has no width."""
+    detokenizer = Detokenizer(tokenizer, skip_special_tokens=False)
+    offsets = []
+    position = 0
+    for token_id in token_ids:
+        offsets.append(position)
+        piece = detokenizer.push((token_id,))
+        spelled = next((form for form in (piece, piece.lstrip(" ")) if text.startswith(form, position)), None)
+        if spelled is not None:
+            position += len(spelled)
+        elif token_id not in tokenizer.special_token_ids:  # the tokenizer normalised the text
+            position = min(position + len(piece), len(text))
+    return offsets
 
 
 def prompt_logprobs(
@@ -104,7 +143,7 @@ def prompt_logprobs(
             positions.append(None)
             continue
         ranks = {token_id: rank for rank, token_id in enumerate(entry.top_ids, start=1)}
-        kept = _shown(entry, -1 if num_top == -1 else num_top + 1)
+        kept = _shown(entry, num_top)
         positions.append(
             {
                 str(token_id): {

@@ -83,7 +83,9 @@ class _Page(Collector):
         if stats.step_token_counts:
             steps = Histogram(STEP_TOKENS)
             steps.counts, steps.sum = stats.step_token_counts, float(stats.step_tokens)
-            yield self._histogram("vllm:iteration_tokens_total", "Tokens computed in a step.", steps)
+            yield self._histogram(
+                "vllm:iteration_tokens_total", "Prompt tokens computed and tokens generated in a step.", steps
+            )
         settings = self._services.settings
         config = {
             "block_size": info.block_size,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from ember.front.api.body import reported
+from ember.front.api.logprobs import prompt_offsets
 from ember.front.api.messages import USUAL_HISTORY, content_text, has_tool_calls, prepare_messages
 from ember.front.api.schemas import ChatRequest, CompletionRequest, GenerationRequest, TokenizeRequest
 from ember.front.api.services import Services
@@ -20,6 +21,8 @@ from ember.front.text.template_error import TemplateError
 from ember.front.text.tokenizer import Tokenizer
 from ember.wire import Ready
 
+MAX_LISTED = 128  # wrong values that one error message names
+_NO_PROMPT = "Either prompt or prompt_embeds must be provided and non-empty."
 USUAL_CHARS_PER_TOKEN = 8  # a text below this many per token of context is counted without looking at the vocabulary
 
 
@@ -30,6 +33,7 @@ class Prompt:
     token_ids: list[int]
     text: str | None = None  # as given or rendered; None for a prompt given as token ids
     echo: str = ""  # what `echo` puts before the answer
+    echo_offsets: list[int] | None = None  # where each token begins in it; only for log probabilities of completions
 
 
 # ------------------------------------------------------------------------------------------------------------- chat
@@ -154,7 +158,7 @@ def completion_prompts(request: CompletionRequest, services: Services, info: Rea
     """One for each prompt of the request, in order. Raises ApiError 400."""
     given = request.prompt
     if given is None or (len(given) == 0 and not (given == "" and request.suffix)):
-        raise bad_request("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
+        raise bad_request(_NO_PROMPT, "prompt")
     items: Sequence[str | list[int]]
     if isinstance(given, str):
         items = [given]
@@ -169,7 +173,7 @@ def _completion_prompt(item: str | list[int], request: CompletionRequest, servic
     if request.suffix:
         item = _around_the_middle(item, request.suffix, request, services)
     if len(item) == 0:
-        raise bad_request("The decoder prompt cannot be empty", "prompt")
+        raise _empty_prompt()
     if isinstance(item, str):
         add_special_tokens = request.add_special_tokens is not False
         prompt = _encode_text(item, request, services, info, add_special_tokens=add_special_tokens)
@@ -177,8 +181,17 @@ def _completion_prompt(item: str | list[int], request: CompletionRequest, servic
         check_token_ids(item, info, "prompt")
         prompt = Prompt(_fit(item, request, info))
     if request.echo:
-        prompt.echo = services.tokenizer.decode(prompt.token_ids) if prompt.text is None else prompt.text
+        tokenizer, token_ids = services.tokenizer, prompt.token_ids
+        # Of ids the special tokens are shown: they are part of what the client sent.
+        prompt.echo = tokenizer.decode(token_ids, skip_special_tokens=False) if prompt.text is None else prompt.text
+        if request.logprobs is not None:
+            prompt.echo_offsets = prompt_offsets(token_ids, prompt.echo, tokenizer)
     return prompt
+
+
+def _empty_prompt() -> ApiError:
+    """The error for one of several prompts, or for one of which nothing is left."""
+    return bad_request(f"The decoder prompt cannot be empty. {_NO_PROMPT}", "prompt")
 
 
 def _around_the_middle(prefix: str | list[int], suffix: str, request: CompletionRequest, services: Services) -> str:
@@ -197,12 +210,22 @@ def _around_the_middle(prefix: str | list[int], suffix: str, request: Completion
     return found.prompt(prefix, suffix)
 
 
-def check_token_ids(token_ids: Sequence[int], info: Ready, param: str) -> None:
-    """Raises ApiError 400 unless the model has all of them."""
+def check_token_ids(token_ids: Collection[int], info: Ready, param: str) -> None:
+    """Raises ApiError 400, which names those that are wrong, unless the model has all of them."""
     if token_ids and not (min(token_ids) >= 0 and max(token_ids) < info.vocab_size):
-        wrong = next(token_id for token_id in token_ids if not 0 <= token_id < info.vocab_size)
-        message = f"{param} contains the token id {wrong}, which is out of the vocabulary of {info.vocab_size} tokens."
+        wrong = list(dict.fromkeys(token_id for token_id in token_ids if not 0 <= token_id < info.vocab_size))
+        named = listed([str(token_id)[:24] for token_id in wrong])
+        message = (
+            f"token_id(s) [{named}] in {param} are out of vocabulary (out-of-vocab token ids). Vocabulary size: "
+            f"{info.vocab_size} (parameter={param}, value=[{named}])"
+        )
         raise bad_request(message, param)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The names with commas between them, at most `MAX_LISTED`, and how many more there are."""
+    more = len(names) - MAX_LISTED
+    return ", ".join([*names[:MAX_LISTED], *([f"and {more} more"] if more > 0 else [])])
 
 
 # ------------------------------------------------------------------------------------------------------------- both
@@ -265,7 +288,7 @@ def _fit(token_ids: list[int], request: GenerationRequest, info: Ready) -> list[
     if len(token_ids) > longest:
         raise too_long(len(token_ids), longest)
     if not token_ids:
-        raise bad_request("The decoder prompt cannot be empty", "prompt")
+        raise _empty_prompt()
     return token_ids
 
 

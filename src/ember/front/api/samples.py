@@ -34,6 +34,15 @@ class TextOptions:
     repetition: Repetition | None = None
     reading: Reading | None = None  # tells reasoning and tool calls from content
 
+    def detokenizer(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int]) -> Detokenizer:
+        """One for the text of a sample."""
+        return Detokenizer(
+            tokenizer,
+            prompt_token_ids,
+            skip_special_tokens=self.skip_special_tokens,
+            spaces_between_special_tokens=self.spaces_between_special_tokens,
+        )
+
 
 @dataclass(slots=True)
 class Piece:
@@ -70,12 +79,7 @@ class Sample:
         self.finish_reason: str | None = None
         self._options = options
         self._eos_token_id = tokenizer.eos_token_id
-        self._detokenizer = Detokenizer(
-            tokenizer,
-            prompt_token_ids,
-            skip_special_tokens=options.skip_special_tokens,
-            spaces_between_special_tokens=options.spaces_between_special_tokens,
-        )
+        self._detokenizer = options.detokenizer(tokenizer, prompt_token_ids)
         self._stops = _Stops(options) if options.stop else None
         self._repetition = RepetitionDetector(options.repetition) if options.repetition else None
         self._tokenizer = tokenizer

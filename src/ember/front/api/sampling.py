@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
-from ember.front.api.prompt import check_token_ids
+from ember.front.api.prompt import check_token_ids, listed
 from ember.front.api.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from ember.front.api.services import Services
 from ember.front.api.structured import structured_grammar
-from ember.front.errors import ApiError, bad_request
+from ember.front.errors import bad_request
 from ember.settings import Settings
 from ember.wire import Ready, SamplingParams
 
@@ -51,6 +51,8 @@ def sampling_params(request: GenerationRequest, services: Services, info: Ready)
     check_token_ids(request.allowed_token_ids or [], info, "allowed_token_ids")
     check_cache_salt(request.cache_salt)
     logprob_token_ids = _logprob_token_ids(request, logprobs, info)
+    if logprob_token_ids:
+        logprobs = 0  # the named tokens replace the most likely ones
     if best_of > n and logprobs is None and not request.use_beam_search:
         logprobs = 0  # by which the best are found
     return SamplingParams(
@@ -154,28 +156,25 @@ def check_num_samples(n: int, num_prompts: int, info: Ready) -> None:
 
 
 def _logit_bias(given: dict[str, float], info: Ready) -> dict[int, float]:
-    bias = {}
+    bias: dict[int, float] = {}
     if len(given) > info.vocab_size:
         message = f"logit_bias must have at most {info.vocab_size} entries, one for each token, got {len(given)}."
         raise bad_request(message, "logit_bias")
+    invalid = []
     for key, value in given.items():
         try:
-            token_id = int(key)
+            bias[int(key)] = max(-MAX_LOGIT_BIAS, min(MAX_LOGIT_BIAS, value))
         except ValueError:
-            raise _logit_bias_error(
-                f"Invalid key in 'logit_bias': {key[:64]!r}. Keys must be token ids.", key
-            ) from None
-        if not 0 <= token_id < info.vocab_size:
-            message = f"logit_bias names token {key[:64]}, out of the vocabulary of {info.vocab_size} tokens."
-            raise _logit_bias_error(message, key)
-        if math.isnan(value):
-            raise _logit_bias_error(f"The value of {key[:64]!r} in 'logit_bias' is not a number.", key)
-        bias[token_id] = max(-MAX_LOGIT_BIAS, min(MAX_LOGIT_BIAS, value))
+            invalid.append(key)
+    if invalid:
+        named = listed([repr(key[:64]) for key in invalid])
+        message = f"Invalid key{'s' if len(invalid) > 1 else ''} in 'logit_bias': {named}. Keys must be token ids."
+        raise bad_request(f"{message} (parameter=logit_bias, value={named})", "logit_bias")
+    check_token_ids(bias.keys(), info, "logit_bias")
+    no_numbers = [repr(key) for key, value in given.items() if math.isnan(value)]
+    if no_numbers:
+        raise bad_request(f"The value of {listed(no_numbers)} in 'logit_bias' is not a number.", "logit_bias")
     return bias
-
-
-def _logit_bias_error(message: str, key: str) -> ApiError:
-    return bad_request(f"{message} (parameter=logit_bias, value={key[:64]})", "logit_bias")
 
 
 def _bad_words(words: Sequence[str], services: Services, info: Ready) -> list[list[int]]:
@@ -229,6 +228,9 @@ def _logprob_token_ids(request: GenerationRequest, logprobs: int | None, info: R
     token_ids = request.logprob_token_ids or []
     if token_ids and logprobs is None:
         raise bad_request("when using `logprob_token_ids`, `logprobs` must be set.", "logprob_token_ids")
+    if token_ids and _scores_only(request):
+        message = "`logprob_token_ids` are of generated tokens, and with `max_tokens` 0 there are none."
+        raise bad_request(message, "logprob_token_ids")
     if len(token_ids) > MAX_LOGPROB_TOKEN_IDS:
         message = f"logprob_token_ids must have at most {MAX_LOGPROB_TOKEN_IDS} entries, got {len(token_ids)}."
         raise bad_request(message, "logprob_token_ids")

@@ -27,7 +27,7 @@ _LATER: dict[str, Callable[[Any], bool]] = {
     "function_call": lambda value: value == "none",
     "logits_processors": _empty,
     "thinking_token_budget": lambda value: type(value) is int and value == -1,
-    "prompt_embeds": _never,
+    "prompt_embeds": _empty,
     "audio": _never,
     "modalities": lambda value: value in ([], ["text"]),
     "prediction": _never,
