@@ -24,7 +24,17 @@ from tests.engine_models.test_parity import chunked, decode, load, mixed, refere
 from tests.engine_models.test_parity import tokens as sequences_of_tokens
 from tests.engine_models.tiny import make_tiny
 
-FAMILIES = ["llama", "llama_mha", "llama3", "mistral_window", "qwen2", "qwen2_window", "qwen3", "qwen3_bias"]
+FAMILIES = [
+    "llama",
+    "llama_mha",
+    "llama3",
+    "mistral_window",
+    "ministral",
+    "qwen2",
+    "qwen2_window",
+    "qwen3",
+    "qwen3_bias",
+]
 SIZES: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 96, "head_dim": 32}  # registers are 32 elements wide
 BUILDS = [variant.name for variant in native.VARIANTS]
 

@@ -23,6 +23,11 @@ LLAMA: dict[str, Any] = {
     "eos_token_id": 2,
 }
 
+QWEN3: dict[str, Any] = {"architectures": ["Qwen3ForCausalLM"]}
+MISTRAL: dict[str, Any] = {"architectures": ["MistralForCausalLM"], "num_key_value_heads": 2}
+ALTERNATING = ["full_attention", "sliding_attention", "full_attention"]
+LLAMA3 = {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
 
 def load(directory: Path, generation: dict[str, Any] | None = None, /, **fields: Any) -> DecoderConfig:
     fields = {name: value for name, value in (LLAMA | fields).items() if value != "absent"}
@@ -60,6 +65,7 @@ def test_rope_scaling_lengthens_the_context(tmp_path: Path) -> None:
         ([3, 4], None, [3, 4]),
         (None, {"eos_token_id": 5}, [5]),
         (None, {}, []),
+        ([2, -1], {"eos_token_id": [999, 7]}, [2, 7]),
     ],
 )
 def test_stop_tokens_come_from_both_files(tmp_path: Path, config: Any, generation: Any, expected: list[int]) -> None:
@@ -72,9 +78,46 @@ def test_windows_by_layer(tmp_path: Path) -> None:
     assert load(tmp_path, **qwen, use_sliding_window=True, max_window_layers=2).windows() == (None, None, 32)
     types = ["sliding_attention", "full_attention", "full_attention"]
     assert load(tmp_path, **qwen, use_sliding_window=True, layer_types=types).windows() == (32, None, None)
-    mistral = {"architectures": ["MistralForCausalLM"], "num_key_value_heads": 2}
-    assert load(tmp_path, **mistral, sliding_window=None).windows() == (None, None, None)
-    assert load(tmp_path, **mistral).windows() == (4096, 4096, 4096)
+    assert load(tmp_path, **MISTRAL, sliding_window=None).windows() == (None, None, None)
+    assert load(tmp_path, **MISTRAL).windows() == (4096, 4096, 4096)
+    for architecture in ("MistralForCausalLM", "MinistralForCausalLM"):
+        fields = MISTRAL | {"architectures": [architecture], "sliding_window": 16}
+        assert load(tmp_path, **fields, layer_types=ALTERNATING).windows() == (None, 16, None)
+        assert load(tmp_path, **fields, layer_types=None).windows() == (16, 16, 16)
+    old_names = ["attention", "sliding_attention", "attention"]
+    assert load(tmp_path, **MISTRAL, sliding_window=16, layer_types=old_names).windows() == (None, 16, None)
+
+
+def test_a_number_of_layers_that_no_memory_holds_is_read_at_once(tmp_path: Path) -> None:
+    """The files say later how many there are; until then nothing of that size may be made."""
+    for fields in (MISTRAL, QWEN3, QWEN3 | {"use_sliding_window": True}, LLAMA):
+        assert load(tmp_path, **fields | {"num_hidden_layers": 10**9}).num_layers == 10**9
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"attn_logit_softcapping": 30.0, "query_pre_attn_scalar": 9}, "attn_logit_softcapping, query_pre_attn_scalar"),
+        ({"sliding_window": 16, "layer_types": ALTERNATING}, "sliding_window, layer_types"),
+        ({"auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}}, "auto_map"),
+        ({f"own_{i}": 1 for i in range(20)}, "own_7 and 12 more"),
+        ({"own" + chr(27) + "[31m": 1}, r"own\x1b[31m"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "short_factor": [1.0]}}, "rope_scaling.short_factor"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 5e5}}, "rope_scaling"),
+        ({"model_type": "qwen3"}, "model_type qwen3 is that of Qwen3ForCausalLM"),
+        ({"eos_token_id": [2, -1, 100]}, "eos_token_id [-1, 100] is out of the vocabulary"),
+        ({"dtype": "int7"}, "dtype 'int7'"),
+    ],
+)
+def test_what_is_odd_or_not_read_is_said_once(tmp_path: Path, fields: dict[str, Any], named: str) -> None:
+    (warning,) = load(tmp_path, **fields).warnings
+    assert named in warning and "config.json" in warning and "\n" not in warning and len(warning) < 500
+
+
+def test_what_is_known_is_not_named(tmp_path: Path) -> None:
+    harmless = {"attention_dropout": 0.1, "use_cache": True, "transformers_version": "5.23.0", "pretraining_tp": 2}
+    assert load(tmp_path, **harmless, unknown=None, is_encoder_decoder=False, per_layer_config={}).warnings == ()
+    assert load(tmp_path, {"eos_token_id": [7, 1000]}).warnings != ()
 
 
 def test_model_type_stands_in_for_architectures(tmp_path: Path) -> None:
@@ -96,7 +139,50 @@ def test_model_type_stands_in_for_architectures(tmp_path: Path) -> None:
         ({"hidden_act": "swishy"}, ["hidden_act", "swishy", "silu"]),
         ({"rms_norm_eps": "small"}, ["rms_norm_eps", "small"]),
         ({"quantization_config": {"quant_method": "gptq"}}, ["gptq", "unquantized"]),
-        ({"architectures": ["Qwen3ForCausalLM"], "layer_types": ["full_attention"]}, ["layer_types", "3 layers"]),
+        (QWEN3 | {"layer_types": ["full_attention"]}, ["layer_types", "num_hidden_layers=3"]),
+        (QWEN3 | {"layer_types": "full_attention"}, ["layer_types", "a list of names"]),
+        (QWEN3 | {"layer_types": ["full_attention", "full_attention", "conv"]}, ["layer_types", "'conv'"]),
+        (MISTRAL | {"layer_types": ALTERNATING, "sliding_window": None}, ["layer_types", "sliding_window"]),
+        (QWEN3 | {"layer_types": ALTERNATING, "sliding_window": 8}, ["layer_types", "use_sliding_window"]),
+        (MISTRAL | {"sliding_window": -8}, ["sliding_window", "-8", "from 1"]),
+        (MISTRAL | {"sliding_window": 8.0}, ["sliding_window", "8.0", "an integer"]),
+        (QWEN3 | {"max_window_layers": -1}, ["max_window_layers", "-1", "from 0"]),
+        (QWEN3 | {"use_sliding_window": "false"}, ["use_sliding_window", "'false'", "true or false"]),
+        ({"attention_bias": "no"}, ["attention_bias", "'no'", "true or false"]),
+        ({"tie_word_embeddings": 1}, ["tie_word_embeddings", "1", "true or false"]),
+        ({"num_key_value_heads": 3}, ["num_key_value_heads=3", "num_attention_heads=4"]),
+        ({"num_key_value_heads": True}, ["num_key_value_heads", "True"]),
+        ({"head_dim": 0}, ["head_dim", "0"]),
+        ({"vocab_size": 1e9}, ["vocab_size", "an integer"]),
+        ({"vocab_size": 10**12}, ["vocab_size", "to 2147483647"]),
+        ({"intermediate_size": [1]}, ["intermediate_size", "[1]"]),
+        ({"rms_norm_eps": -1e-6}, ["rms_norm_eps", "-1e-06", "at least 0"]),
+        ({"rms_norm_eps": float("nan")}, ["rms_norm_eps", "nan"]),
+        ({"rope_theta": 0}, ["rope_theta", "0", "above 0"]),
+        ({"rope_theta": -1e4}, ["rope_theta", "-10000.0"]),
+        ({"rope_theta": float("inf")}, ["rope_theta", "inf"]),
+        ({"rope_parameters": {"rope_theta": 0.0}}, ["rope_parameters.rope_theta", "0.0"]),
+        ({"rope_scaling": []}, ["rope_scaling", "an object", "[]"]),
+        ({"rope_parameters": "default"}, ["rope_parameters", "an object"]),
+        ({"rope_scaling": {"type": 5}}, ["rope_scaling.type", "text", "5"]),
+        ({"rope_scaling": {"type": "linear", "factor": -2}}, ["rope_scaling.factor", "-2"]),
+        ({"rope_scaling": {"type": "linear", "factor": 1e9}}, ["rope_scaling.factor", "at most 1e+06"]),
+        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 0.5}}, ["high_freq_factor", "above 1"]),
+        ({"rope_scaling": {"type": "yarn", "factor": 4, "beta_fast": 0}}, ["beta_fast", "above 0"]),
+        ({"rope_scaling": {"type": "yarn", "factor": 4, "rope_theta": 1}}, ["rope_theta", "above 1"]),
+        ({"rope_scaling": {"type": "yarn", "factor": 4, "truncate": 1}}, ["truncate", "true or false"]),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, ["rope_parameters.full_attention"]),
+        ({"architectures": 5}, ["architectures", "a list of names", "5"]),
+        ({"architectures": [5]}, ["architectures", "a list of names"]),
+        ({"architectures": "absent", "model_type": 5}, ["model_type", "text"]),
+        ({"architectures": ["x" * 500 + chr(10)]}, ["is not supported"]),
+        ({"dtype": 5}, ["dtype", "text"]),
+        ({"quantization_config": "gptq"}, ["quantization_config", "an object"]),
+        ({"eos_token_id": "2"}, ["eos_token_id", "'2'", "a token id"]),
+        ({"eos_token_id": True}, ["eos_token_id", "True"]),
+        ({"eos_token_id": [2, [3]]}, ["eos_token_id", "[2, [3]]"]),
+        ({"per_layer_config": {"0": {"rms_norm_eps": 1e-2}}}, ["per_layer_config", "not supported"]),
+        ({"is_encoder_decoder": True}, ["is_encoder_decoder", "not supported"]),
     ],
 )
 def test_errors_are_one_line_and_name_the_field(tmp_path: Path, fields: dict[str, Any], words: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import struct
 import subprocess
 import sys
@@ -280,6 +281,51 @@ def test_damaged_checkpoints(damage: str, copy: Path) -> None:
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+COUNTS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "many layers": ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000, but the files have 3 layers"),
+    "many windows": ("mistral", {"num_hidden_layers": 10**9, "sliding_window": 5}, "but the files have 3 layers"),
+    "few layers": ("llama", {"num_hidden_layers": 2}, "num_hidden_layers=2, but the files have 3 layers"),
+    "vocab": ("llama", {"vocab_size": 2 * 10**9}, "vocab_size=2000000000, but model.embed_tokens.weight has 199 rows"),
+    "hidden": ("llama", {"hidden_size": 128, "head_dim": 16}, "hidden_size=128, but model.embed_tokens.weight has 64"),
+    "heads": ("llama", {"num_attention_heads": 32, "head_dim": 16}, "num_attention_heads=32 of head_dim=16: 512, but"),
+    "kv heads": ("llama", {"num_key_value_heads": 4}, "num_key_value_heads=4 of head_dim=16: 64, but"),
+    "head size": (
+        "llama",
+        {"head_dim": 32},
+        "head_dim=32: 128, but model.layers.0.self_attn.q_proj.weight has 64",
+    ),
+    "mlp": ("llama", {"intermediate_size": 10**9}, "intermediate_size=1000000000, but model.layers.0.mlp.up_proj"),
+    "opt mlp": ("opt", {"ffn_dim": 97}, "ffn_dim=97, but model.decoder.layers.0.fc1.weight has 96 rows"),
+    "opt layers": ("opt", {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000, but the files have 3 layers"),
+    "opt embedding": ("opt_post_norm", {"word_embed_proj_dim": 48}, "word_embed_proj_dim=48, but"),
+    "opt positions": ("opt", {"max_position_embeddings": 10**9}, "max_position_embeddings and its offset: 1000000002"),
+}
+
+
+@pytest.mark.parametrize("case", COUNTS)
+def test_counts_of_the_configuration_are_compared_with_the_files(case: str, tmp_path: Path) -> None:
+    """In one line, before anything of their size is made: neither memory nor time may grow with them."""
+    family, changes, words = COUNTS[case]
+    directory = make_tiny(family, tmp_path)
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelError) as caught:
+        load(directory)
+    assert words in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 700
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "KiB"
+
+
+def test_a_layer_that_is_missing_among_others(copy: Path) -> None:
+    file = copy / "model.safetensors"
+    rewrite_header(file, lambda h: [h.pop(name) for name in list(h) if ".layers.1." in name])
+    with pytest.raises(ModelError, match=r"num_hidden_layers=3, but the files lack model\.layers\.1"):
+        load(copy)
+    rewrite_header(file, lambda h: h.update({"model.layers.999999999.x": h["model.norm.weight"]}))
+    with pytest.raises(ModelError, match="the files have 1000000000 layers"):
+        load(copy)
 
 
 def test_missing_shard_and_broken_index(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+_ALTERNATING = ["full_attention", "sliding_attention", "full_attention"]
 _YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 _OPT: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -54,8 +55,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama_yarn": ("Llama", {"rope_parameters": _YARN}),
     "mistral": ("Mistral", {"sliding_window": None, "head_dim": 32}),
     "mistral_window": ("Mistral", {"sliding_window": 11}),
+    "ministral": ("Ministral", {"sliding_window": 7, "layer_types": _ALTERNATING, "head_dim": 16}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen2_window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}),
+    "qwen2_layer_types": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 9, "layer_types": _ALTERNATING},
+    ),
     "qwen3": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
     "qwen3_bias": ("Qwen3", {"head_dim": 16, "attention_bias": True, "num_key_value_heads": 1}),
     "opt": ("OPT", {}),

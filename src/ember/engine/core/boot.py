@@ -217,7 +217,7 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
         max_num_batched_tokens=max_num_batched_tokens,
         eos_token_ids=list(config.eos_token_ids),
         num_parameters=model.num_parameters,
-        warnings=warnings + plan.warnings,
+        warnings=[*config.warnings, *warnings, *plan.warnings],
         boot_phases=timeline.report()["phases"],
         weights=configure.cpu_weights if kind == "cpu" else "auto",
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ember.engine.errors import ModelError
+from ember.engine.loading.counts import check_counts
 from ember.engine.loading.files import some, weight_files
 from ember.engine.loading.safetensors_header import ITEM_SIZES, TensorEntry, read_header
 from ember.engine.models.config import DecoderConfig
@@ -50,10 +51,11 @@ def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry]) -> Load
 
     Raises ModelError naming what is missing, has another shape, or is left over.
     """
-    wanted = parameters(config)
     strip = (
         f"{config.names.embed_tokens}.weight" not in entries
     )  # a checkpoint of the bare model has no "model." prefix
+    check_counts(config, entries, strip)
+    wanted = parameters(config)
     copies: list[Copy] = []
     missing: list[str] = []
     wrong: list[str] = []

@@ -84,7 +84,8 @@ class Decoder:
             _linear(weights, "project_in") if config.embed_dim else None,
         )
         self.rotary = Rotary.build(config.rope, self.device) if config.rope else None
-        self.layers = [_layer(config, weights, layer) for layer in range(config.num_layers)]
+        windows = config.windows()
+        self.layers = [_layer(config, weights, layer, windows[layer]) for layer in range(config.num_layers)]
         self.final_norm = _norm(config, weights, "final_norm") if config.final_norm else None
         self.project_out = _linear(weights, "project_out") if config.embed_dim else None
         self._settling: Iterator[None] | None = None  # see `pack_next`
@@ -215,7 +216,7 @@ class Decoder:
         return layer.output(mixed)
 
 
-def _layer(config: DecoderConfig, weights: Weights, number: int) -> Layer:
+def _layer(config: DecoderConfig, weights: Weights, number: int, window: int | None) -> Layer:
     prefix = f"layers.{number}."
     qk_norm = None
     if config.qk_norm:
@@ -238,7 +239,7 @@ def _layer(config: DecoderConfig, weights: Weights, number: int) -> Layer:
             activation=ACTIVATIONS[config.activation],
             gated=config.gated_mlp,
         ),
-        window=config.windows()[number],
+        window=window,
     )
 
 

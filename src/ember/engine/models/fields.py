@@ -1,0 +1,117 @@
+"""The fields of a config.json, each read with its type and its range. No torch here.
+
+What is wrong is a ModelError of one line that names the field, its value and what is allowed. Absent and null mean the
+default, which is the one that the family's Hugging Face configuration documents.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from ember.engine.errors import ModelError
+
+MAX_INTEGER = 2**31 - 1
+_LARGEST = 1e300
+_SHOWN = 8  # names in a message
+
+
+class Fields:
+    """A JSON object of a model's configuration; `prefix` stands before the names in messages."""
+
+    def __init__(self, values: Mapping[str, Any], prefix: str = "") -> None:
+        self.values = values
+        self.prefix = prefix
+        self.warnings: list[str] = []  # what is odd and does no harm, or may
+
+    def integer(self, name: str, default: int | None = None, *, at_least: int = 1) -> int:
+        """Raises ModelError, as all of these do; where there is no default also for an absent field."""
+        value = self._value(name, default)
+        if type(value) is not int or not at_least <= value <= MAX_INTEGER:
+            raise self.error(name, f"an integer from {at_least} to {MAX_INTEGER}")
+        return value
+
+    def optional_integer(self, name: str, default: int | None) -> int | None:
+        """Null means None here, and absent the default."""
+        if name in self.values and self.values[name] is None:
+            return None
+        return None if name not in self.values and default is None else self.integer(name, default)
+
+    def number(
+        self,
+        name: str,
+        default: float | None = None,
+        *,
+        above: float = -math.inf,
+        at_least: float = -math.inf,
+        at_most: float = _LARGEST,
+    ) -> float:
+        """A finite number in a range."""
+        value = self._value(name, default)
+        if type(value) not in (int, float) or not (above < value <= at_most and value >= at_least):
+            ranges = [f"above {above:g}"] if above > -math.inf else []
+            ranges += [f"of at least {at_least:g}"] if at_least > -math.inf else []
+            ranges += [f"of at most {at_most:g}"] if at_most < _LARGEST else []
+            raise self.error(name, " ".join(["a number", " and ".join(ranges)]).strip())
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self._value(name, default)
+        if type(value) is not bool:
+            raise self.error(name, "true or false")
+        return value
+
+    def text(self, name: str, default: str | None = None) -> str | None:
+        value = self.values.get(name)
+        if value is not None and not isinstance(value, str):
+            raise self.error(name, "text")
+        return default if value is None else value
+
+    def one_of(self, name: str, default: str, allowed: Collection[str]) -> str:
+        value = self.text(name, default)
+        if value not in allowed:
+            raise self.error(name, f"one of {', '.join(allowed)}: no other is supported")
+        return str(value)
+
+    def mapping(self, name: str) -> Mapping[str, Any]:
+        """Empty where the field is absent or null."""
+        value = self.values.get(name)
+        if value is not None and not isinstance(value, Mapping):
+            raise self.error(name, "an object")
+        return {} if value is None else value
+
+    def names(self, name: str) -> list[str]:
+        """A list of texts; empty where the field is absent or null."""
+        value = self.values.get(name)
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self.error(name, "a list of names")
+        return value
+
+    def unread(self, known: Collection[str]) -> list[str]:
+        """The names that are not `known`, with the prefix. Null says nothing."""
+        return [self.prefix + name for name, value in self.values.items() if value is not None and name not in known]
+
+    def error(self, name: str, allowed: str) -> ModelError:
+        return ModelError(f"{self.prefix}{name} must be {allowed}, not {shown(self.values.get(name))}")
+
+    def _value(self, name: str, default: Any) -> Any:
+        value = self.values.get(name)
+        if value is None and default is None:
+            raise ModelError(f"the field {self.prefix}{name} is missing")
+        return default if value is None else value
+
+
+def shown(value: object) -> str:
+    """A value of a file as a message shows it: on one line, and short."""
+    return ascii(value)[:100] if isinstance(value, str) else ascii(reprlib.repr(value))[1:-1]
+
+
+def listed(names: Collection[str]) -> str:
+    """The first names, and how many more there are."""
+    short = [name if name.isprintable() and len(name) <= 100 else ascii(name)[:100] for name in list(names)[:_SHOWN]]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(short) + more

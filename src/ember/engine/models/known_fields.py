@@ -1,0 +1,77 @@
+"""The fields of a config.json that the families read, and those that change nothing here.
+
+A field in neither list may change what the model computes: the boot names it, once. One that transformers' own
+configuration classes give a meaning for every family, and that is not read, must have its neutral value. A test walks
+over those classes, so that a field they come to have does not go by unseen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Read for every family: by `load_config`, or by the family's function under these names.
+_COMMON = _names(
+    "architectures model_type dtype torch_dtype eos_token_id quantization_config vocab_size hidden_size "
+    "num_hidden_layers num_attention_heads max_position_embeddings tie_word_embeddings"
+)
+_ROTARY = _COMMON | _names(
+    "intermediate_size num_key_value_heads head_dim rms_norm_eps hidden_act rope_theta rope_scaling rope_parameters "
+    "partial_rotary_factor original_max_position_embeddings"
+)
+LLAMA = _ROTARY | {"attention_bias", "mlp_bias"}
+MISTRAL = _ROTARY | {"sliding_window", "layer_types"}
+QWEN2 = _ROTARY | {"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"}
+QWEN3 = QWEN2 | {"attention_bias"}
+OPT = _COMMON | _names(
+    "ffn_dim activation_function do_layer_norm_before _remove_final_layer_norm word_embed_proj_dim enable_bias "
+    "layer_norm_elementwise_affine"
+)
+
+# By the kind of rotary positions. `original_max_position_embeddings` and what stands for no scaling do no harm to any.
+_ROPE = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"})
+ROPE = {
+    "default": _ROPE,
+    "linear": _ROPE | {"factor"},
+    "llama3": _ROPE | {"factor", "low_freq_factor", "high_freq_factor"},
+    "yarn": _ROPE | _names("factor beta_fast beta_slow truncate attention_factor mscale mscale_all_dim finetuned"),
+}
+
+# Of training; of the program that wrote the file; of generation, which generation_config.json and requests say; of
+# tasks other than generation; and of how transformers computes the same result.
+HARMLESS = _names(
+    """
+    attention_dropout dropout hidden_dropout activation_dropout resid_pdrop embd_pdrop layerdrop classifier_dropout
+    initializer_range init_std pretraining_tp gradient_checkpointing neftune_noise_alpha
+
+    transformers_version _name_or_path name_or_path _commit_hash unsloth_version unsloth_fixed transformers.js_config
+    tokenizer_class model_max_length _flash_attn_2_enabled attn_implementation _attn_implementation
+    _attn_implementation_autoset _attn_implementation_internal _experts_implementation experts_implementation
+
+    bos_token_id pad_token_id sep_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id use_cache
+    max_length max_new_tokens min_length min_new_tokens do_sample early_stopping num_beams num_beam_groups
+    diversity_penalty temperature top_k top_p min_p typical_p epsilon_cutoff eta_cutoff repetition_penalty
+    encoder_repetition_penalty encoder_no_repeat_ngram_size length_penalty no_repeat_ngram_size bad_words_ids
+    suppress_tokens begin_suppress_tokens exponential_decay_length_penalty remove_invalid_values num_return_sequences
+    num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold assistant_lookbehind
+    target_lookbehind output_scores return_dict_in_generate generation_config
+
+    output_hidden_states output_attentions return_dict use_return_dict torchscript chunk_size_feed_forward
+    id2label label2id num_labels problem_type finetuning_task task_specific_params prefix
+    tie_encoder_decoder is_decoder use_bfloat16 tf_legacy_loss base_model_tp_plan base_model_pp_plan base_model_ep_plan
+    keys_to_ignore_at_inference tie_last_hidden_states
+    """
+)
+
+# What transformers' base configuration gives a meaning for every family: the values that change nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "cross_attention_hidden_size": (),
+    "pruned_heads": ({},),
+    "per_layer_config": ({},),
+}

@@ -1,0 +1,103 @@
+"""Every field that transformers' configuration classes give a family is read, known to be harmless, or refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from transformers import GenerationConfig
+from transformers.modeling_rope_utils import RopeParameters
+
+from ember.engine.models.config import load_config
+from ember.engine.models.families import FAMILIES, MODEL_TYPES
+from ember.engine.models.fields import Fields
+from ember.engine.models.known_fields import HARMLESS, NEUTRAL, ROPE
+from tests.engine_models.tiny import VARIANTS
+
+
+class Recorded(Mapping[str, Any]):
+    """A configuration that remembers what it was asked for."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.given, self.asked = values, set[str]()
+
+    def __getitem__(self, name: str) -> Any:
+        self.asked.add(name)
+        return self.given[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.given)
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+
+def config_class(architecture: str) -> Any:
+    return getattr(transformers, architecture.replace("ForCausalLM", "Config"))
+
+
+def new_config(architecture: str, **fields: Any) -> Any:
+    """A configuration of the class's defaults; Ministral's has no head_dim, without which nothing can be made of it."""
+    own = {} if architecture.startswith("OPT") else {"head_dim": 128}
+    return config_class(architecture)(**{**own, **fields})
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_no_field_of_a_class_goes_by_unseen(architecture: str) -> None:
+    cls = config_class(architecture)
+    names = {field.name for field in dataclasses.fields(cls)} | cls.attribute_map.keys() | cls().to_dict().keys()
+    accounted = FAMILIES[architecture].fields | HARMLESS | NEUTRAL.keys()
+    assert not names - accounted, "read it, or say in known_fields why it may be left unread"
+    assert not GenerationConfig._get_default_generation_params().keys() - accounted
+    assert MODEL_TYPES[cls.model_type] == architecture
+
+
+def test_rope_parameters_that_transformers_knows() -> None:
+    """A key that some kind reads is read by every kind that has a use for it here, or its kind is refused."""
+    elsewhere = {"short_factor", "long_factor", "alpha", "mrope_section", "mrope_interleaved"}  # kinds that are refused
+    known = frozenset[str]().union(*ROPE.values()) | elsewhere
+    assert not set(RopeParameters.__annotations__) - known
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_a_family_reads_what_it_lists_and_nothing_else(architecture: str) -> None:
+    asked: set[str] = set()
+    for name, differences in VARIANTS.values():
+        if name == architecture.removesuffix("ForCausalLM"):
+            layers = {"num_hidden_layers": len(differences["layer_types"])} if "layer_types" in differences else {}
+            values = Recorded(new_config(architecture, **differences, **layers).to_dict())
+            FAMILIES[architecture].read(Fields(values))
+            asked |= values.asked
+    listed = FAMILIES[architecture].fields
+    assert asked and asked <= listed
+    of_load_config = {"architectures", "model_type", "dtype", "torch_dtype", "eos_token_id", "quantization_config"}
+    assert listed <= asked | of_load_config | {"original_max_position_embeddings"}, "what is listed is read"
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_a_file_of_transformers_is_read_without_a_word(architecture: str, tmp_path: Path) -> None:
+    new_config(architecture).save_pretrained(tmp_path)
+    whole = load_config(tmp_path)
+    assert whole.warnings == () and whole.architecture == architecture
+
+
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "ffn_dim", "num_hidden_layers", "num_attention_heads")
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_absent_fields_have_the_defaults_of_transformers(architecture: str, tmp_path: Path) -> None:
+    """All but sizes, which every file has, and end tokens, which are no one's by default."""
+    new_config(architecture).save_pretrained(tmp_path)
+    whole = load_config(tmp_path)
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    kept = (*SIZES, "model_type", "eos_token_id")
+    path.write_text(json.dumps({name: content[name] for name in kept if name in content}))
+    bare = load_config(tmp_path)
+    assert bare.windows() == whole.windows()
+    assert dataclasses.replace(bare, windowed_layers=whole.windowed_layers) == whole
