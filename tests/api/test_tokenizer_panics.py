@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import tokenizers
-from aiohttp.test_utils import TestClient, TestServer
 from tokenizers import decoders, pre_tokenizers
 
 from ember.front.api.router import dispatch
@@ -23,6 +22,7 @@ from ember.front.http.app import make_app
 from ember.front.text.tokenizer import Tokenizer, TokenizerPanic
 from ember.front.worker.handler import Handling, ThisLoop, make_handler
 from tests.api.fakes import Deployment, make_tokenizer
+from tests.support.http_server import client_of
 
 WORST = "x" * 40 + "z"
 ANSWERED = "/v1/completions", "/v1/chat/completions", "/tokenize"
@@ -123,7 +123,7 @@ def test_over_http(encoding_fails: Deployment) -> None:
 
     async def run() -> None:
         app = make_app(encoding_fails.services.settings, backend, dispatch)
-        async with TestClient(TestServer(app)) as client:
+        async with client_of(app) as client:
             for path in ANSWERED:
                 response = await client.post(path, json=body_of(path, WORST))
                 assert response.status == 500

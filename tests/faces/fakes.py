@@ -12,6 +12,7 @@ from typing import Any
 
 from ember.front.admission import Admission
 from ember.front.api.exchange import EventStream, Request, Response
+from ember.front.api.streaming import StartedEvents
 from ember.front.errors import ApiError, bad_request
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,8 @@ async def fake_dispatch(services: Any, request: Request) -> Response | EventStre
     if fail == "crash":
         raise RuntimeError("a bug in /some/path.py")
     if body.get("stream"):
-        return EventStream(_events(worker, request, body), {"X-Test": "1"})
+        events = _events(worker, request, body)
+        return EventStream(StartedEvents(await anext(events), events), {"X-Test": "1"})
     try:
         await asyncio.sleep(body.get("pace", 0) * body.get("words", 1))
     except asyncio.CancelledError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import resource
 import socket
 import time
 import urllib.error
@@ -83,5 +84,22 @@ def test_a_request_line_without_end_leaves_no_traceback() -> None:
         address = url_of(server).removeprefix("http://")
         connection = http.client.HTTPConnection(address, timeout=10)
         connection.request("GET", "/v1/models?" + "a" * 20_000)
-        assert connection.getresponse().status == 400
+        assert connection.getresponse().status == 414
+        assert "Traceback" not in server.log()
+
+
+def test_a_worker_without_file_descriptors_goes_on() -> None:
+    with start() as server, contextlib.ExitStack() as stack:
+        url = url_of(server)
+        resource.prlimit(server.popen.pid, resource.RLIMIT_NOFILE, (40, 40))
+        host, _, port = url.removeprefix("http://").partition(":")
+        busy = http.client.HTTPConnection(host, int(port), timeout=30)
+        body = {"stream": True, "words": 100, "pace": 0.03}
+        busy.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        for _ in range(120):
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
+        assert json.loads(post(url + "/v1/chat/completions", {}))["object"] == "chat.completion"
+        assert busy.getresponse().read().endswith(b"data: [DONE]\n\n")
+        server.wait_log("a connection waits: Too many open files")
+        assert server.log().count("a connection waits") == 1
         assert "Traceback" not in server.log()

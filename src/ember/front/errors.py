@@ -65,6 +65,11 @@ def internal_error() -> ApiError:
     return ApiError(500, "Internal server error; the worker's log has it.")
 
 
+def shutting_down() -> ApiError:
+    """A 503 for what comes, or is not over, when the worker leaves: another one can do it."""
+    return ApiError(503, "The worker is shutting down; send the request again.")
+
+
 def encodable(text: str) -> str:
     """The text with lone surrogates, which no JSON encoder takes, as question marks."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -14,15 +14,15 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Protocol
 
-import orjson
-from aiohttp import ClientConnectionResetError, web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp import HttpVersion11, web
 
 from ember.front.api.exchange import REQUEST_ID_HEADER, EventStream, Request, Response, request_id
 from ember.front.api.services import Services
 from ember.front.api.status import plain_path, status
 from ember.front.client import EngineError
-from ember.front.errors import ApiError, internal_error
+from ember.front.errors import ApiError, internal_error, shutting_down
+from ember.front.http.answers import error_answer, json_answer, whole_answer
+from ember.front.http.connection import Server
 from ember.front.http.cors import cors_headers, is_preflight
 from ember.settings import Settings
 from ember.untrusted_json import UntrustedJsonError, loads_strict
@@ -42,10 +42,6 @@ _SSE_HEADERS = {
 Dispatch = Callable[[Services, Request], Awaitable[Response | EventStream]]
 
 
-IN_FLIGHT: web.AppKey[set[asyncio.Task[object]]] = web.AppKey("in_flight", set)
-HEARD: web.AppKey[set[RequestHandler]] = web.AppKey("heard", set)
-
-
 class Backend(Protocol):
     """What the face needs of `ember.front.start.Worker`."""
 
@@ -54,32 +50,30 @@ class Backend(Protocol):
     async def ready(self) -> Services: ...
 
 
-def make_app(settings: Settings, backend: Backend, dispatch: Dispatch) -> web.Application:
-    """The application; it answers from the first moment, and holds api requests until the engine is ready."""
-    app = web.Application(client_max_size=settings.max_request_bytes)
-    face = _Face(settings, backend, dispatch)
-    app[IN_FLIGHT] = face.in_flight
-    app[HEARD] = face.heard
-    app.router.add_route("*", "/{path:.*}", face.handle)
-    return app
+def make_app(settings: Settings, backend: Backend, dispatch: Dispatch, stopping: asyncio.Event | None = None) -> Server:
+    """The server; it answers from the first moment, and holds api requests until the engine is ready. Once `stopping`
+    is set it takes no request any more, also on connections that are open."""
+    stopping = stopping or asyncio.Event()
+    return Server(_Face(settings, backend, dispatch, stopping).answer, settings.max_request_bytes, stopping)
 
 
-def make_health_app(settings: Settings, backend: Backend) -> web.Application:
+def make_health_app(settings: Settings, backend: Backend, stopping: asyncio.Event | None = None) -> Server:
     """What listens on PORT_HEALTH: the health paths, and nothing else."""
+    stopping = stopping or asyncio.Event()
 
-    async def handle(http: web.Request) -> web.StreamResponse:
+    async def answer(http: web.BaseRequest) -> web.StreamResponse:
         try:
-            answer = health(settings, backend, http)
+            found = health(settings, backend, http)
         except ApiError as error:
-            return _json(error.status, error.body(), error.headers)
-        return web.Response(status=404) if answer is None else _whole(answer, {})
+            return error_answer(error, {})
+        if found is None:
+            return web.Response(status=404)
+        return whole_answer(Response(503) if stopping.is_set() else found, {})
 
-    app = web.Application(client_max_size=0)
-    app.router.add_route("*", "/{path:.*}", handle)
-    return app
+    return Server(answer, max_body_bytes=1, stopping=stopping)
 
 
-def health(settings: Settings, backend: Backend, http: web.Request) -> Response | None:
+def health(settings: Settings, backend: Backend, http: web.BaseRequest) -> Response | None:
     """The answer of a health path, None for another path. HEALTH_CHECK_PATH is a name of /ping. Raises ApiError 405."""
     path = plain_path(http.path)
     if path == plain_path(settings.health_check_path):
@@ -88,43 +82,41 @@ def health(settings: Settings, backend: Backend, http: web.Request) -> Response 
 
 
 class _Face:
-    def __init__(self, settings: Settings, backend: Backend, dispatch: Dispatch) -> None:
+    def __init__(self, settings: Settings, backend: Backend, dispatch: Dispatch, stopping: asyncio.Event) -> None:
         self._settings = settings
         self._backend = backend
         self._dispatch = dispatch
+        self._stopping = stopping
         self._key_digests = [_digest(key.get_secret_value()) for key in settings.api_key]
-        self.in_flight: set[asyncio.Task[object]] = set()  # that are being answered
-        self.heard: set[RequestHandler] = set()  # connections on which a whole request head has come
 
-    async def handle(self, http: web.Request) -> web.StreamResponse:
+    async def answer(self, http: web.BaseRequest) -> web.StreamResponse:
+        """Raises nothing but what a client that is gone makes it raise."""
         headers = {**self._echo_headers(http), **cors_headers(self._settings, http)}
-        self.heard.add(http.protocol)
-        task = asyncio.current_task()
-        assert task is not None
-        self.in_flight.add(task)
         try:
+            if self._stopping.is_set():
+                raise shutting_down()
             return await self._answer(http, headers)
         except ApiError as error:
-            return _json(error.status, error.body(), {**headers, **error.headers})
+            return error_answer(error, headers)
         except web.HTTPRequestEntityTooLarge:
             return _too_large(self._settings.max_request_bytes, headers)
+        except ConnectionError:  # the client's: there are no other connections that an answer waits for
+            raise
         except Exception:
             log.exception("%r %r failed unexpectedly", http.method[:20], http.path[:200])
-            return _json(500, internal_error().body(), headers)
-        finally:
-            self.in_flight.discard(task)
+            return error_answer(internal_error(), headers)
 
-    async def _answer(self, http: web.Request, headers: dict[str, str]) -> web.StreamResponse:
+    async def _answer(self, http: web.BaseRequest, headers: dict[str, str]) -> web.StreamResponse:
         own = health(self._settings, self._backend, http)
         if own is not None:
-            return _whole(own, headers)
+            return whole_answer(own, headers)
         if is_preflight(http, headers):
             return web.Response(status=204, headers=headers)
         if not self._is_authorised(http):
-            return _json(401, {"error": "Unauthorized"}, headers)
+            return json_answer(401, {"error": "Unauthorized"}, headers)
         own = status(self._backend.engine, http.method, http.path)  # /version
         if own is not None:
-            return _whole(own, headers)
+            return whole_answer(own, headers)
         if (http.content_length or 0) > self._settings.max_request_bytes:
             return _too_large(self._settings.max_request_bytes, headers)
         arrived = time.monotonic()
@@ -137,10 +129,24 @@ class _Face:
         request = Request(http.method, http.rel_url.raw_path, body, lowered, dict(http.query), arrived)
         answer = await self._dispatch(services, request)
         if isinstance(answer, EventStream):
-            return await _send_events(http, answer, headers)
-        return _whole(answer, headers)
+            return await self._send_events(http, answer, headers)
+        return whole_answer(answer, headers)
 
-    def _is_authorised(self, http: web.Request) -> bool:
+    async def _send_events(
+        self, http: web.BaseRequest, answer: EventStream, headers: dict[str, str]
+    ) -> web.StreamResponse:
+        """Write the events as they come. A client that goes away ends the generation: leaving closes its source."""
+        async with aclosing(answer.events) as events:
+            response = web.StreamResponse(headers={**_SSE_HEADERS, **headers, **answer.headers})
+            if self._stopping.is_set():
+                response.force_close()
+            await response.prepare(http)
+            async for event in events:
+                await response.write(event.encode())
+            await response.write_eof()
+            return response
+
+    def _is_authorised(self, http: web.BaseRequest) -> bool:
         """Every key is compared, each in constant time, whatever the others gave."""
         if not self._key_digests:
             return True
@@ -149,16 +155,18 @@ class _Face:
         matches = [hmac.compare_digest(digest, key) for key in self._key_digests]
         return scheme.lower() == "bearer" and any(matches)
 
-    def _echo_headers(self, http: web.Request) -> dict[str, str]:
+    def _echo_headers(self, http: web.BaseRequest) -> dict[str, str]:
         if not self._settings.enable_request_id_headers:
             return {}
         return {REQUEST_ID_HEADER: request_id(http.headers.get(REQUEST_ID_HEADER))}
 
 
-async def _parsed_body(http: web.Request) -> Any:
+async def _parsed_body(http: web.BaseRequest) -> Any:
     """The JSON body, None where there is none. Raises ApiError 400."""
+    await _ask_for_body(http)
     try:
-        raw = await asyncio.wait_for(http.read(), BODY_SECONDS)
+        async with asyncio.timeout(BODY_SECONDS):  # `wait_for` loses a cancellation that comes with the last bytes
+            raw = await http.read()
     except TimeoutError:
         message = f"The request body did not arrive within {BODY_SECONDS:.0f} seconds."
         raise ApiError(408, message, type="Request Timeout", headers={"Connection": "close"}) from None
@@ -180,42 +188,20 @@ async def _parsed_body(http: web.Request) -> Any:
         raise ApiError(400, f"The request body is not valid JSON: {error}", type="Bad Request", param="body") from None
 
 
-def _whole(answer: Response, headers: dict[str, str]) -> web.Response:
-    headers = {**headers, **answer.headers}
-    if answer.body is None:
-        return web.Response(status=answer.status, headers=headers)
-    if isinstance(answer.body, str):
-        headers.setdefault("Content-Type", "text/plain; charset=utf-8")
-        return web.Response(status=answer.status, body=answer.body.encode(), headers=headers)
-    return _json(answer.status, answer.body, headers)
-
-
-async def _send_events(http: web.Request, answer: EventStream, headers: dict[str, str]) -> web.StreamResponse:
-    """Write the events as they come. A client that goes away ends the generation: leaving here closes its source."""
-    async with aclosing(answer.events) as events:
-        response = web.StreamResponse(headers={**_SSE_HEADERS, **headers, **answer.headers})
-        try:
-            await response.prepare(http)
-            async for event in events:
-                await response.write(event.encode())
-            await response.write_eof()
-        except (ClientConnectionResetError, ConnectionResetError):
-            log.debug("the client of %r went away", http.path[:200])
-        return response
-
-
-def _json(status: int, body: Any, headers: dict[str, str]) -> web.Response:
-    return web.Response(
-        status=status,
-        body=orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS),
-        content_type="application/json",
-        headers=headers,
-    )
+async def _ask_for_body(http: web.BaseRequest) -> None:
+    """Tell a client that waits for a word, before it sends its body, that the body is wanted. Raises ApiError 417."""
+    expected = http.headers.get("Expect")
+    if expected is None or http.version < HttpVersion11:
+        return
+    if expected.lower() != "100-continue":
+        raise ApiError(417, "The only expectation that can be met is `100-continue`.", type="Expectation Failed")
+    await http.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    http.writer.output_size = 0  # nothing of the answer is sent yet
 
 
 def _too_large(limit: int, headers: dict[str, str]) -> web.Response:
     message = f"The request body is larger than {limit / 2**20:.4g} MiB."
-    return _json(413, ApiError(413, message, type="Request Entity Too Large").body(), headers)
+    return error_answer(ApiError(413, message, type="Request Entity Too Large"), headers)
 
 
 def _digest(key: str) -> bytes:

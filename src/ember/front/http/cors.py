@@ -11,7 +11,7 @@ _HEADERS = "authorization, content-type, x-request-id"
 _MAX_AGE_S = "600"
 
 
-def cors_headers(settings: Settings, http: web.Request) -> dict[str, str]:
+def cors_headers(settings: Settings, http: web.BaseRequest) -> dict[str, str]:
     """What a browser must read to let a page of an allowed origin see the answer. Credentials are keys, not cookies."""
     origin = http.headers.get("Origin")
     allowed = settings.allowed_origins
@@ -25,7 +25,7 @@ def cors_headers(settings: Settings, http: web.Request) -> dict[str, str]:
     return headers
 
 
-def is_preflight(http: web.Request, headers: dict[str, str]) -> bool:
+def is_preflight(http: web.BaseRequest, headers: dict[str, str]) -> bool:
     """Whether a browser only asks what it may send, which it does without a key; the answer is put into `headers`."""
     if http.method != "OPTIONS" or "Access-Control-Request-Method" not in http.headers:
         return False

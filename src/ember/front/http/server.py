@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
-import time
-from typing import TYPE_CHECKING
+import resource
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 
 from ember.front.api.router import dispatch
 from ember.front.client import EngineError
-from ember.front.http.app import HEARD, IN_FLIGHT, Dispatch, make_app, make_health_app
+from ember.front.http.app import Dispatch, make_app, make_health_app
+from ember.front.http.connection import Server, watch
 from ember.front.signals import on_signals
 
 if TYPE_CHECKING:
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HEAD_SECONDS = 30.0  # for the first request's line and headers to arrive
 _CLOSE_SECONDS = 5.0
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_MAX_DESCRIPTORS = 65_536
+_QUIET_SECONDS = 60.0  # between two lines of the log that say the same
 
 
 def serve(settings: Settings, worker: Worker, dispatch: Dispatch = dispatch) -> int:
@@ -36,12 +39,13 @@ def serve(settings: Settings, worker: Worker, dispatch: Dispatch = dispatch) -> 
 
 async def _serve(settings: Settings, worker: Worker, dispatch: Dispatch) -> int:
     stopping, hurrying = on_signals()
-    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # a traceback for each malformed request line
+    _raise_descriptor_limit()
     await worker.start()
-    app = make_app(settings, worker, dispatch)
-    runner = _runner(app)
-    health = _runner(make_health_app(settings, worker))
-    silent = asyncio.create_task(_close_silent(runner, app[HEARD]))
+    server = make_app(settings, worker, dispatch, stopping)
+    asyncio.get_running_loop().set_exception_handler(_Unhandled(server))
+    health_server = make_health_app(settings, worker, stopping)
+    runner, health = _runner(server), _runner(health_server)
+    watching = asyncio.create_task(watch(server, health_server))
     try:
         await runner.setup()
         await health.setup()
@@ -55,24 +59,51 @@ async def _serve(settings: Settings, worker: Worker, dispatch: Dispatch) -> int:
                 return 1
             log.info("health checks on http://%s:%d", settings.host, health.addresses[0][1])
         status = await _until_over(worker, stopping, settings.drain_timeout)
+        stopping.set()
         await site.stop()
-        await _drain(app[IN_FLIGHT], hurrying, settings.drain_timeout)
+        await _drain(server.in_flight, hurrying, settings.drain_timeout)
         return status
     finally:
         with contextlib.suppress(Exception):  # what is still in flight is answered with an error by this
-            await asyncio.wait_for(worker.close(), _CLOSE_SECONDS)
-        silent.cancel()
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await worker.close()
+        watching.cancel()
         await health.cleanup()
         await runner.cleanup()
 
 
-def _runner(app: web.Application) -> web.AppRunner:
-    return web.AppRunner(
-        app,
-        access_log=None,
-        handler_cancellation=True,  # a client that goes away must not keep its request running
-        shutdown_timeout=_CLOSE_SECONDS,
-    )
+def _raise_descriptor_limit() -> None:
+    """Use the file descriptors that the system allows: each connection is one."""
+    with contextlib.suppress(OSError, ValueError):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+class _Unhandled:
+    """The event loop's exception handler. Connections that cannot be accepted for want of a file descriptor, which the
+    loop tries again each second, are a line of the log a minute, and room is made by closing idle ones."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._said_at = -_QUIET_SECONDS
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not (isinstance(error, OSError) and error.errno in _EXHAUSTED):
+            loop.default_exception_handler(context)
+            return
+        num_closed = self._server.shed()
+        if loop.time() - self._said_at >= _QUIET_SECONDS:
+            self._said_at = loop.time()
+            count = len(self._server.connections)
+            reason = error.strerror or error
+            log.warning("a connection waits: %s (%d are open, %d idle ones are closed)", reason, count, num_closed)
+
+
+def _runner(server: Server) -> web.ServerRunner:
+    return web.ServerRunner(server, shutdown_timeout=_CLOSE_SECONDS)
 
 
 async def _listen(site: web.TCPSite, host: str, port: int) -> bool:
@@ -84,21 +115,7 @@ async def _listen(site: web.TCPSite, host: str, port: int) -> bool:
     return True
 
 
-async def _close_silent(runner: web.AppRunner, heard: set[RequestHandler]) -> None:
-    """Close connections on which no whole request head has come for HEAD_SECONDS: they would add up for ever."""
-    since: dict[RequestHandler, float] = {}
-    while True:
-        await asyncio.sleep(HEAD_SECONDS / 4)
-        now = time.monotonic()
-        connections = runner.server.connections if runner.server is not None else []
-        heard.intersection_update(connections)
-        since = {each: since.get(each, now) for each in connections if each not in heard}
-        for connection, seen in since.items():
-            if now - seen > HEAD_SECONDS:
-                connection.force_close()
-
-
-async def _drain(in_flight: set[asyncio.Task[object]], hurrying: asyncio.Event, seconds: float) -> None:
+async def _drain(in_flight: set[asyncio.Task[Any]], hurrying: asyncio.Event, seconds: float) -> None:
     """Let requests finish, until the time is up or a second signal comes."""
     if not in_flight:
         return

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
-from ember.front.errors import ApiError, internal_error
+from ember.front.errors import ApiError, internal_error, shutting_down
 from ember.front.worker.calls import Calls, QueueError, Refused, TooManyRequests
 from ember.front.worker.handler import Handling, JobRun
 from ember.front.worker.outputs import error_output
@@ -30,7 +30,7 @@ _HELD_SECONDS = 1.0  # an empty answer sooner than this is not a long poll: wait
 _EMPTY_WAITS = (0.05, 0.5)
 _FAILURE_WAITS = (0.1, 5.0)
 _TOO_MANY_SECONDS = 5.0
-SHUTTING_DOWN = ApiError(503, "The worker is shutting down; send the request again.")
+SHUTTING_DOWN = shutting_down()
 
 
 class Queue:
