@@ -11,13 +11,13 @@ are given twice the last counts. This module imports nothing heavy: the engine r
 from __future__ import annotations
 
 import json
-import os
 import re
-import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ember.regular_file import UnfitFileError, read_regular
 
 MAX_DEPTH = 200  # of a document from outside
 QUEUE_DEPTH = MAX_DEPTH + 10  # the same where it may lie inside what a queue puts around it
@@ -91,14 +91,10 @@ def read_file(path: Path, max_bytes: int, max_depth: int = MAX_DEPTH) -> Any:
 
     Raises UntrustedJsonError, and OSError where the file cannot be opened or read.
     """
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise UntrustedJsonError("it is no regular file")
-        data = file.read(max_bytes + 1) if found.st_size <= max_bytes else b""
-        size = max(found.st_size, len(data))
-    if size > max_bytes:
-        raise UntrustedJsonError(f"it has {size:,} bytes; {max_bytes:,} are allowed")
+    try:
+        data = read_regular(path, max_bytes)
+    except UnfitFileError as error:
+        raise UntrustedJsonError(error.strerror) from None
     return loads(data, max_depth)
 
 

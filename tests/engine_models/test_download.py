@@ -20,6 +20,7 @@ from huggingface_hub import constants
 from ember.engine.errors import ModelError
 from ember.engine.loading import download as downloading
 from ember.engine.loading import resolve
+from ember.engine.loading.files import weight_files
 from ember.engine.loading.resolve import Places, resolve_model, resolve_tokenizer
 from tests.support.fake_hub import FakeHub
 
@@ -28,6 +29,8 @@ WEIGHTS = os.urandom(3 << 20)
 SMALL = {"config.json": b"{}", "tokenizer.json": b"{ }", "tokenizer_config.json": b"{  }", "merges.txt": b"a b"}
 SHARDS = {f"model-{i}-of-4.safetensors": bytes([i]) * 200_000 for i in range(1, 5)}
 INDEX = json.dumps({"weight_map": {f"w{i}": name for i, name in enumerate(SHARDS)}}).encode()
+
+OUTSIDE = b'{"weight_map": {"a": "../../x.safetensors"}}'
 
 
 @pytest.fixture
@@ -78,6 +81,13 @@ def test_one_form_of_the_weights_is_fetched(hub: FakeHub, tmp_path: Path) -> Non
     assert hub.fetched() == {*SMALL, *SHARDS, "model.safetensors.index.json"}
     for name, content in SHARDS.items():
         assert (directory / name).read_bytes() == content
+
+
+def test_a_whole_file_is_fetched_whatever_an_index_says(hub: FakeHub, tmp_path: Path) -> None:
+    hub.add("org/name", {**SMALL, **SHARDS, "model.safetensors": WEIGHTS, "model.safetensors.index.json": INDEX})
+    directory = resolve_model("org/name", None, places(tmp_path))
+    assert hub.fetched() == {*SMALL, "model.safetensors", "model.safetensors.index.json"}
+    assert weight_files(directory) == [directory / "model.safetensors"]
 
 
 @pytest.mark.timeout(30)
@@ -146,6 +156,8 @@ def test_a_model_that_cannot_be_served_is_refused_before_its_weights(hub: FakeHu
         ({"model.safetensors": b"x"}, "has no config.json"),
         ({"config.json": b"{}", "model.safetensors.index.json": b"{}"}, "no weight_map"),
         ({"config.json": b"{}", "model.safetensors.index.json": INDEX}, "lacks model-1-of-4.safetensors"),
+        ({"config.json": b"{}", "a.safetensors": b"x", "model.safetensors.index.json": INDEX}, "the index is stale"),
+        ({"config.json": b"{}", "model.safetensors.index.json": OUTSIDE}, "'../../x.safetensors', which is no file"),
     ],
 )
 def test_repositories_without_usable_weights(hub: FakeHub, tmp_path: Path, files: dict[str, bytes], says: str) -> None:

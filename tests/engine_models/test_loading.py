@@ -28,6 +28,7 @@ from ember.engine.loading.mapped import Mapped, Warming
 from ember.engine.loading.place import wrap
 from ember.engine.loading.plan import make_plan, read_headers
 from ember.engine.loading.safetensors_header import read_header
+from ember.engine.models import config as config_module
 from ember.engine.models import decoder
 from ember.engine.models.config import load_config
 from ember.engine.models.decoder import Decoder
@@ -230,6 +231,18 @@ def test_unaligned_tensors_are_read(copy: Path, monkeypatch: pytest.MonkeyPatch)
     assert same_weights(load(copy, report=report), exact) and report[0].read_bytes == exact.weight_bytes
 
 
+def nested(depth: int) -> Any:
+    value: Any = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def replaced(file: Path, make: Callable[[Path], None]) -> None:
+    file.unlink()
+    make(file)
+
+
 def rewrite_header(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     data = file.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
@@ -239,6 +252,7 @@ def rewrite_header(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     file.write_bytes(struct.pack("<Q", len(encoded)) + encoded + data[8 + length :])
 
 
+EMPTY = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
 QUERY = "model.layers.1.self_attn.q_proj.weight"
 DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "cut off": (lambda f: f.write_bytes(f.read_bytes()[:-100]), ["ends at byte", "download it again"]),
@@ -256,6 +270,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         lambda f: rewrite_header(f, lambda h: h[QUERY].update(data_offsets=[1 << 40, (1 << 40) + 64 * 64 * 4])),
         [QUERY, "reaches byte"],
     ),
+    "overlap": (
+        lambda f: rewrite_header(f, lambda h: h.update({"a" + chr(27): h[QUERY]})),
+        [QUERY, r"a\x1b", "overlap", "download it again"],
+    ),
+    "too deep": (lambda f: rewrite_header(f, lambda h: h.update(x=nested(300))), ["nested more than", "not JSON"]),
+    "a FIFO": (lambda f: replaced(f, os.mkfifo), ["no regular file"]),
+    "a device": (lambda f: replaced(f, lambda f: f.symlink_to("/dev/zero")), ["no regular file"]),
+    "a directory": (lambda f: replaced(f, Path.mkdir), ["Is a directory"]),
     "missing": (lambda f: rewrite_header(f, lambda h: h.pop(QUERY)), ["lacks", QUERY, "LlamaForCausalLM"]),
     "shape": (
         lambda f: rewrite_header(f, lambda h: h[QUERY].update(shape=[32, 128])),
@@ -263,7 +285,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "integers": (lambda f: rewrite_header(f, lambda h: h[QUERY].update(dtype="I32")), [QUERY, "I32"]),
     "left over": (
-        lambda f: rewrite_header(f, lambda h: h.update({"model.extra.weight": h[QUERY]})),
+        lambda f: rewrite_header(f, lambda h: h.update({"model.extra.weight": EMPTY})),
         ["model.extra.weight", "does not know"],
     ),
     "gone": (lambda f: f.unlink(), ["no *.safetensors"]),
@@ -323,7 +345,7 @@ def test_a_layer_that_is_missing_among_others(copy: Path) -> None:
     rewrite_header(file, lambda h: [h.pop(name) for name in list(h) if ".layers.1." in name])
     with pytest.raises(ModelError, match=r"num_hidden_layers=3, but the files lack model\.layers\.1"):
         load(copy)
-    rewrite_header(file, lambda h: h.update({"model.layers.999999999.x": h["model.norm.weight"]}))
+    rewrite_header(file, lambda h: h.update({"model.layers.999999999.x": EMPTY}))
     with pytest.raises(ModelError, match="the files have 1000000000 layers"):
         load(copy)
 
@@ -334,9 +356,76 @@ def test_missing_shard_and_broken_index(tmp_path: Path) -> None:
     weight_files(directory)[0].unlink()
     with pytest.raises(ModelError, match=r"00001-of-.*download the model again"):
         load(directory)
+    for wrong in ('{"weight_map": 3}', '{"weight_map": {}}', '{"weight_map": {"a": 3}}', '{"other": 1}'):
+        index.write_text(wrong)
+        with pytest.raises(ModelError, match="weight_map"):
+            load(directory)
+    for name in ("../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", ".hidden", "a\\\\b", "a\\nb"):
+        index.write_text(f'{{"weight_map": {{"a": "{name}"}}}}')
+        with pytest.raises(ModelError, match="which is no file beside it"):
+            load(directory)
     index.write_text('{"weight_map": 3}')
     with pytest.raises(ModelError, match="weight_map"):
         load(directory)
+
+
+def test_an_index_that_is_stale(tmp_path: Path) -> None:
+    """Where the files have other names than the index says, it says which."""
+    directory = make_tiny("llama", tmp_path, max_shard_size="100KB")
+    for number, file in enumerate(weight_files(directory)):
+        file.rename(file.with_name(f"part-{number}.safetensors"))
+    with pytest.raises(ModelError, match=r"lacks model-00001-of-.*but has part-0\.safetensors.*the index is stale"):
+        load(directory)
+
+
+def test_a_whole_file_is_taken_before_an_index(llama: Path, copy: Path) -> None:
+    """As transformers does; whatever the index says, and whether its files are there or not."""
+    whole = load(llama)
+    index = copy / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}')
+    assert same_weights(load(copy), whole)
+    (copy / "model-00001-of-00002.safetensors").write_bytes(b"of an earlier form")
+    assert same_weights(load(copy), whole)
+    index.write_text("{")
+    assert same_weights(load(copy), whole)
+
+
+def test_copies_of_other_programs_are_left_alone(llama: Path, copy: Path) -> None:
+    whole = copy / "model.safetensors"
+    (copy / "consolidated.safetensors").write_bytes(b"of another form")
+    (copy / "adapter_model.safetensors").write_bytes(b"of a LoRA")
+    whole.rename(copy / "weights.safetensors")
+    assert same_weights(load(copy), load(llama))
+
+
+def test_files_of_a_cache_are_links(llama: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "snapshots" / "0"
+    snapshot.mkdir(parents=True)
+    for file in llama.iterdir():
+        (snapshot / file.name).symlink_to(file)
+    assert same_weights(load(snapshot), load(llama))
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("kind", ["fifo", "device", "deep", "large"])
+def test_json_files_that_are_none(name: str, kind: str, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither is waited for, read without end, or followed into the depth; the line names the file."""
+    (copy / "model.safetensors").rename(copy / "weights.safetensors")
+    file = copy / name
+    file.unlink(missing_ok=True)
+    if kind == "fifo":
+        os.mkfifo(file)
+    elif kind == "device":
+        file.symlink_to("/dev/zero")
+    else:
+        file.write_text('{"a":' * 100_000 if kind == "deep" else " " * 2000)
+        monkeypatch.setattr(config_module, "MAX_JSON_BYTES", 1000 if kind == "large" else 64 << 20)
+        if kind == "large" and name != "config.json":
+            (copy / "config.json").write_text(json.dumps(json.loads((copy / "config.json").read_text()))[:1000])
+    words = {"fifo": "no regular file", "device": "no regular file", "deep": "nested more than", "large": "2,000 bytes"}
+    with pytest.raises(ModelError, match=words[kind]) as caught:
+        load(copy)
+    assert "\n" not in str(caught.value) and name in str(caught.value)
 
 
 def test_file_that_shrinks_while_it_is_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,8 @@ def test_cache_without_refs_serves_its_single_snapshot(tmp_path: Path) -> None:
 
 def test_a_download_that_was_cut_off_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = snapshot(tmp_path, "models--org--name")
-    index = '{"weight_map": {"a": "model.safetensors", "b": "absent.safetensors"}}'
+    (directory / "model.safetensors").rename(directory / "first.safetensors")
+    index = '{"weight_map": {"a": "first.safetensors", "b": "absent.safetensors"}}'
     (directory / "model.safetensors.index.json").write_text(index)
     monkeypatch.setattr(download, "download", lambda repository, cache, **_: cache / "taken-up")
     assert find_snapshot(tmp_path, "org/name", None) is None

@@ -8,7 +8,6 @@ stopped, a process that ended at the file. Every failure is one ModelError that 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import threading
@@ -24,6 +23,7 @@ from ember.engine.loading.files import INDEX
 from ember.engine.loading.hub_errors import explain, may_pass, no_space, readable
 from ember.engine.loading.hub_files import Repository, text_files, weight_names
 from ember.engine.loading.progress import Progress, Say
+from ember.engine.models.config import read_json
 
 WORKERS = 8  # files at once
 TRIES = 3  # of what a passing fault of the network can break
@@ -98,12 +98,9 @@ def _download(
 
 def _index(snapshot: Path) -> dict[str, object] | None:
     try:
-        content = json.loads((snapshot / INDEX).read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
+        return read_json(snapshot / INDEX, required=True)
+    except ModelError:
+        return {} if os.path.lexists(snapshot / INDEX) else None
 
 
 def _require_space(label: str, cache_dir: Path, needed: int) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 from ember.engine.errors import ModelError
 from ember.engine.models.config import read_json
+from ember.regular_file import open_regular
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -15,24 +17,23 @@ _STRETCH = 16 << 20  # bytes asked for at once: the kernel caps one request
 
 
 def weight_files(model_dir: Path) -> list[Path]:
-    """The model's safetensors files. Raises ModelError where there are none, or a listed one is missing."""
-    index = read_json(model_dir / INDEX, required=False)
-    if index:
-        shards = index.get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-            raise ModelError(f"{model_dir / INDEX} has no weight_map: download the file again")
-        files = [model_dir / name for name in sorted(set(shards.values()))]
-        missing = [file.name for file in files if not file.exists()]
-        if missing:
-            raise ModelError(
-                f"{model_dir} lacks {some(missing)} of {len(files)} weight files: download the model again"
-            )
-        return files
+    """The model's safetensors files. Raises ModelError where there are none, or a listed one is missing.
+
+    A whole model in one file is taken before an index, which may be left from an earlier form of it; transformers does
+    so too.
+    """
     if (model_dir / SINGLE).exists():
         return [model_dir / SINGLE]
-    files = sorted(model_dir.glob("*.safetensors"))
-    if files:
-        return files
+    beside = sorted(file.name for file in model_dir.glob("*.safetensors"))
+    index = read_json(model_dir / INDEX, required=False)
+    if index:
+        shards = shard_names(index, str(model_dir / INDEX))
+        missing = [name for name in shards if not (model_dir / name).exists()]
+        if missing:
+            raise ModelError(f"{model_dir} lacks {missing_shards(missing, shards, beside)}")
+        return [model_dir / name for name in shards]
+    if usual := usual_names(beside):
+        return [model_dir / name for name in usual]
     if any(model_dir.glob("*.bin")) or any(model_dir.glob("*.pt*")):
         raise ModelError(
             f"{model_dir} has weights only as .bin/.pt files, which can run code when loaded: "
@@ -41,6 +42,31 @@ def weight_files(model_dir: Path) -> list[Path]:
     raise ModelError(
         f"{model_dir} has no *.safetensors files: download the weights, or convert them where there are only .bin files"
     )
+
+
+def usual_names(names: list[str]) -> list[str]:
+    """Of safetensors files without an index those of the model, where others lie beside them."""
+    return [name for name in names if not name.startswith(("consolidated", "adapter_"))] or names
+
+
+def shard_names(index: Mapping[str, object], where: str) -> list[str]:
+    """The files that an index names. Raises ModelError, also for names of files elsewhere."""
+    shards = index.get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+        raise ModelError(f"{where} has no weight_map: download the file again, or choose another revision or model")
+    names = sorted(set(shards.values()))
+    for name in names:
+        if "/" in name or "\\" in name or name.startswith(".") or not name.isprintable():
+            raise ModelError(f"{where} names {ascii(name)[:200]}, which is no file beside it: download the file again")
+    return names
+
+
+def missing_shards(missing: list[str], shards: list[str], beside: list[str]) -> str:
+    """How to say that an index names files which are not there. `beside` are those that are."""
+    words = f"{some(missing)} of the {len(shards)} weight files that its {INDEX} names"
+    if others := [name for name in beside if name not in shards]:
+        return f"{words}, but has {some(others)}: the index is stale; download the model again, or its index"
+    return f"{words}: download the model again"
 
 
 def prefetch(model_dir: Path) -> None:
@@ -62,7 +88,7 @@ def some(names: list[str]) -> str:
 def _prefetch(file: Path) -> None:
     """Ask the kernel for the file piece by piece, which does not copy anything."""
     try:
-        descriptor = os.open(file, os.O_RDONLY)
+        descriptor = open_regular(file)
     except OSError:
         return
     try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from ember.engine.errors import ModelError
-from ember.engine.loading.files import INDEX, SINGLE
+from ember.engine.loading.files import INDEX, SINGLE, missing_shards, shard_names, usual_names
 
 _TEXT_SUFFIXES = {".json", ".model", ".txt", ".jinja", ".tiktoken"}
 _WEIGHT_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"}
@@ -56,25 +56,18 @@ def weight_names(repository: str, names: Iterable[str], index: dict[str, object]
     Raises ModelError where the repository has weights in other formats only, or none.
     """
     available = set(names)
-    if index is not None:
-        shards = index.get("weight_map")
-        if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
-            raise ModelError(f"{repository}: its {INDEX} has no weight_map; choose another revision or model")
-        wanted = sorted(set(shards.values()))
-        if missing := [name for name in wanted if name not in available]:
-            raise ModelError(
-                f"{repository} lacks {missing[0]}, which its {INDEX} names; choose another revision or model"
-            )
-        return wanted
     if SINGLE in available:
         return [SINGLE]
     root = sorted(name for name in available if "/" not in name and name.endswith(".safetensors"))
-    if usual := [name for name in root if not name.startswith(("consolidated", "adapter_"))]:
-        return usual
-    if "adapter_model.safetensors" in root:
+    if index is not None:
+        wanted = shard_names(index, f"{repository}: its {INDEX}")
+        if missing := [name for name in wanted if name not in available]:
+            raise ModelError(f"{repository} lacks {missing_shards(missing, wanted, root)}")
+        return wanted
+    if root == ["adapter_model.safetensors"]:
         raise ModelError(f"{repository} is a LoRA adapter, not a model: set MODEL_NAME to a merged model")
     if root:
-        return root
+        return usual_names(root)
     others = sorted({PurePosixPath(name).suffix for name in available} & _WEIGHT_SUFFIXES)
     if others:
         raise ModelError(

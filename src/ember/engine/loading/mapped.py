@@ -23,6 +23,7 @@ from ember.engine.errors import ModelError
 from ember.engine.loading.plan import Copy, LoadPlan, parameter_bytes
 from ember.engine.loading.reader import Chunk, read_exactly
 from ember.engine.loading.safetensors_header import AGAIN, ITEM_SIZES
+from ember.regular_file import open_regular
 
 SMALL_BYTES = 1 << 20  # below, a parameter is read into memory of its own; so are vectors and what is not aligned
 _PROBE_BYTES = 1 << 20  # the page cache is asked about one page in so many bytes
@@ -131,7 +132,7 @@ def _map(file: Path, copies: list[Copy]) -> dict[tuple[str, int], Place]:
             placed |= _map(file, [copy])
         return placed
     base = first // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-    descriptor = os.open(file, os.O_RDONLY)
+    descriptor = open_regular(file)
     try:
         if os.fstat(descriptor).st_size < last:
             raise ModelError(f"{file} became shorter while it was read: {AGAIN}")

@@ -18,6 +18,7 @@ from ember.engine.loading.hub_errors import readable
 from ember.engine.loading.plan import Copy, LoadPlan
 from ember.engine.loading.progress import LINE_SECONDS, Progress, Say
 from ember.engine.loading.safetensors_header import AGAIN, ITEM_SIZES
+from ember.regular_file import open_regular
 
 CHUNK_BYTES = 16 << 20
 QUIET_SECONDS = 3.0  # a load that is over by then is not worth a word
@@ -118,7 +119,7 @@ class Reading:
     def _descriptor(self, file: Path) -> int:
         with self._lock:
             if file not in self._files:
-                self._files[file] = os.open(file, os.O_RDONLY)
+                self._files[file] = open_regular(file)
             return self._files[file]
 
 

@@ -6,14 +6,18 @@ Format (huggingface/safetensors): 8 bytes with the header's length (little endia
 
 from __future__ import annotations
 
-import json
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ember import untrusted_json
 from ember.engine.errors import ModelError
+from ember.regular_file import open_regular
+from ember.untrusted_json import UntrustedJsonError
 
 ITEM_SIZES = {
     "BOOL": 1,
@@ -53,7 +57,7 @@ class TensorEntry:
 def read_header(file: Path) -> dict[str, TensorEntry]:
     """The tensors of one file by name. Raises ModelError, in one line, for a file that is not whole or not sound."""
     try:
-        with open(file, "rb") as handle:
+        with os.fdopen(open_regular(file), "rb") as handle:
             size = os.fstat(handle.fileno()).st_size
             length = int.from_bytes(handle.read(8), "little")
             if size < 8 or length > size - 8:
@@ -62,18 +66,33 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
                 raise ModelError(
                     f"{file} says that its header has {length} bytes, over the limit of {MAX_HEADER}: {AGAIN}"
                 )
-            header = json.loads(handle.read(length))
+            header = untrusted_json.loads(handle.read(length))
     except FileNotFoundError:
         raise ModelError(f"{file} is missing: download the model again") from None
     except OSError as error:
         raise ModelError(f"{file} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise ModelError(f"{file} has a header that is not JSON: {AGAIN}") from None
+    except UntrustedJsonError as error:
+        raise ModelError(f"{file} has a header that is not JSON ({error}): {AGAIN}") from None
     if not isinstance(header, dict):
         raise ModelError(f"{file} has a header that is not a JSON object: {AGAIN}")
     header.pop("__metadata__", None)
     start = 8 + length
-    return {name: _entry(file, name, value, start, size) for name, value in header.items()}
+    entries = {name: _entry(file, name, value, start, size) for name, value in header.items()}
+    _refuse_overlaps(entries.values())
+    return entries
+
+
+def _refuse_overlaps(entries: Iterable[TensorEntry]) -> None:
+    """Raises ModelError where bytes belong to two tensors, as the format forbids."""
+    placed = sorted((entry for entry in entries if entry.nbytes), key=lambda entry: entry.offset)
+    for one, other in pairwise(placed):
+        if one.offset + one.nbytes > other.offset:
+            names = f"{_shown(one.name)} and {_shown(other.name)}"
+            raise ModelError(f"{one.file}: the tensors {names} overlap: {AGAIN}")
+
+
+def _shown(name: str) -> str:
+    return name if name.isprintable() and len(name) <= _MAX_NAME else ascii(name)[:_MAX_NAME]
 
 
 def _entry(file: Path, name: str, value: Any, start: int, size: int) -> TensorEntry:
@@ -83,7 +102,7 @@ def _entry(file: Path, name: str, value: Any, start: int, size: int) -> TensorEn
         sound = isinstance(dtype, str) and all(type(number) is int and number >= 0 for number in numbers)
     except (KeyError, TypeError, ValueError):
         sound = False
-    shown = name if name.isprintable() and len(name) <= _MAX_NAME else ascii(name)[:_MAX_NAME]
+    shown = _shown(name)
     if not sound:
         raise ModelError(f"{file}: the header's entry for {shown} makes no sense: {AGAIN}")
     if dtype not in ITEM_SIZES:
