@@ -29,6 +29,7 @@ LEFT_OUT = {
     "api_key_file": "only `ember serve` reads it",
     "allowed_origins": "only `ember serve` reads it",
     "max_request_bytes": "only `ember serve` reads it",
+    "root_path": "only `ember serve` reads it",
     "port_health": "only `ember serve` listens",
     "health_check_path": "only `ember serve` listens",
     "platform_store": "only `ember platform` keeps jobs",

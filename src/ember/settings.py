@@ -329,6 +329,16 @@ class Settings(BaseSettings):
     enable_request_id_headers: bool = Field(
         False, validation_alias=_names("ENABLE_REQUEST_ID_HEADERS"), description="Answer with an X-Request-Id header."
     )
+    enable_per_request_metrics: bool = Field(
+        False,
+        validation_alias=_names("ENABLE_PER_REQUEST_METRICS"),
+        description="Answers with one choice have their times in `metrics`; streams, in the chunk with the usage.",
+    )
+    enable_tokenizer_info_endpoint: bool = Field(
+        False,
+        validation_alias=_names("ENABLE_TOKENIZER_INFO_ENDPOINT"),
+        description="GET /tokenizer_info shows the tokenizer's configuration and the chat template.",
+    )
 
     # --- the faces
     host: str = Field("0.0.0.0", validation_alias=_names("HOST"), description="Address of `ember serve`.")
@@ -351,6 +361,13 @@ class Settings(BaseSettings):
         default_factory=list,
         validation_alias=_names("ALLOWED_ORIGINS"),
         description="Origins whose pages may call `ember serve` from a browser (CORS); `*` = all. Unset: none.",
+    )
+    root_path: Annotated[str, BeforeValidator(lambda value: _clean(value) or ""), AfterValidator(forms.root_path)] = (
+        Field(
+            "",
+            validation_alias=_names("ROOT_PATH"),
+            description="Path under which a proxy shows `ember serve`, such as /llm: it is no part of a route.",
+        )
     )
     max_request_bytes: Annotated[int, Field(ge=1024, le=2**31), BeforeValidator(_bytes)] = Field(
         32 * 2**20,

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from ember.untrusted_json import loads
 
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")  # nothing that is percent-encoded in a URL
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]{1,5})?")
 
 
@@ -58,6 +59,14 @@ def url_path(value: str) -> str:
     if not value.startswith("/"):
         raise ValueError("it must begin with a slash, such as /ping")
     return value
+
+
+def root_path(value: str | None) -> str | None:
+    """A path before all others, without a slash at its end; None for none."""
+    plain = (value or "").rstrip("/")
+    if plain and not _ROOT_PATH.fullmatch(plain):
+        raise ValueError("it must be a path of letters, digits, '.', '_', '~' and '-' that begins with a slash: /llm")
+    return plain or None
 
 
 def json_object(example: str) -> Callable[[Any], Any]:

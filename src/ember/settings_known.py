@@ -97,18 +97,17 @@ _GROUPS: dict[str, str] = {
         "ENABLE_LOG_REQUESTS DISABLE_LOG_REQUESTS ENABLE_LOG_OUTPUTS MAX_LOG_LEN LOG_ERROR_STACK"
     ),
     "set LOG_LEVEL": "UVICORN_LOG_LEVEL VLLM_LOGGING_LEVEL LOG_CONFIG_FILE DISABLE_UVICORN_ACCESS_LOG",
-    "GET /metrics is always there, and each request has one line in the log": (
-        "DISABLE_LOG_STATS SHOW_HIDDEN_METRICS_FOR_VERSION ENABLE_SERVER_LOAD_TRACKING ENABLE_PER_REQUEST_METRICS"
+    "GET /metrics and GET /load are always there, and each request has one line in the log": (
+        "DISABLE_LOG_STATS SHOW_HIDDEN_METRICS_FOR_VERSION ENABLE_SERVER_LOAD_TRACKING"
     ),
     "OTLP_TRACES_ENDPOINT has one span for each request": "COLLECT_DETAILED_TRACES",
     "ALLOWED_ORIGINS is all there is to set about CORS": "ALLOW_CREDENTIALS ALLOWED_METHODS ALLOWED_HEADERS",
     "put a proxy in front of `ember serve`": (
         "SSL_KEYFILE SSL_CERTFILE SSL_CA_CERTS "
-        "SSL_CERT_REQS ENABLE_SSL_REFRESH UDS ROOT_PATH MIDDLEWARE H11_MAX_HEADER_COUNT H11_MAX_INCOMPLETE_EVENT_SIZE"
+        "SSL_CERT_REQS ENABLE_SSL_REFRESH UDS MIDDLEWARE H11_MAX_HEADER_COUNT H11_MAX_INCOMPLETE_EVENT_SIZE"
     ),
-    "there is one API server, and it has no such page": (
-        "API_SERVER_COUNT DISABLE_FASTAPI_DOCS ENABLE_TOKENIZER_INFO_ENDPOINT DISABLE_FRONTEND_MULTIPROCESSING"
-    ),
+    "there is one API server": "API_SERVER_COUNT DISABLE_FRONTEND_MULTIPROCESSING",
+    "GET /openapi.json is behind the key like every route, and there are no other pages": "DISABLE_FASTAPI_DOCS",
     # --- the process
     "the engine is a process of this worker, reached without a port": "VLLM_PORT VLLM_BASE_URL",
     "the worker waits for its engine as long as the platform lets it": (

@@ -16,7 +16,7 @@ from ember.front.api.exchange import EventStream
 from ember.front.client import EngineError
 from ember.front.http import app as face
 from ember.front.http.app import make_app, make_health_app
-from ember.settings import load_settings
+from ember.settings import SettingsError, load_settings
 from tests.faces.fakes import FakeWorker, event, fake_dispatch
 from tests.support.http_server import client_of
 
@@ -395,3 +395,42 @@ def test_a_body_that_does_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
         writer.close()
 
     with_client(scenario, linger=0.1)
+
+
+@pytest.mark.parametrize("root_path", ["/llm", "/a/b.c/"])
+def test_paths_below_the_root_path_and_without_it(root_path: str) -> None:
+    async def scenario(client: Client, worker: FakeWorker) -> None:
+        await worker.ready()
+        for root in (root_path.rstrip("/"), ""):
+            assert (await client.get(f"{root}/health")).status == 200
+            assert (await client.get(f"{root}/custom")).status == 200
+            assert (await client.get(f"{root}/version")).status == 200
+            response = await client.get(f"{root}/v1/models?limit=5")
+            assert (await response.json())["query"] == {"limit": "5"}
+            assert (await client.post(root + CHAT, json={"words": 1})).status == 200
+        for path in (
+            f"{root_path.rstrip('/')}x/v1/models",
+            f"{root_path.rstrip('/') * 2}/v1/models",
+            "/other/v1/models",
+        ):
+            response = await client.get(path)
+            assert (await response.json()).get("object") != "list"
+
+    with_client(scenario, root_path=root_path, health_check_path="/custom")
+
+
+def test_a_health_check_path_may_be_given_with_the_root_path() -> None:
+    async def scenario(client: Client, worker: FakeWorker) -> None:
+        await worker.ready()
+        assert (await client.get("/llm/custom")).status == 200
+
+    with_client(scenario, root_path="/llm", health_check_path="/llm/custom")
+
+
+@pytest.mark.parametrize("value", ["llm", "/a b", "/%61", "/ä", "//", "/a//b", "https://x/y"])
+def test_a_root_path_that_is_none(value: str) -> None:
+    if value == "//":
+        assert load_settings({"root_path": value}).root_path is None
+        return
+    with pytest.raises(SettingsError, match="ROOT_PATH"):
+        load_settings({"root_path": value})

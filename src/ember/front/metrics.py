@@ -45,5 +45,6 @@ class Metrics:
     generation_tokens: Histogram = field(default_factory=_tokens)
     max_tokens: Histogram = field(default_factory=_tokens)
     n: Histogram = field(default_factory=lambda: Histogram((1, 2, 5, 10, 20)))
+    in_flight: int = 0  # requests in the engine, or about to be
     cached_tokens: int = 0  # of prompts, taken from the prefix cache
     tracer: Tracer | None = None  # None: nobody asks for traces

@@ -139,6 +139,7 @@ class Worker:
             tokenizer=tokenizer,
             template=template,
             model_dir=str(model_dir),
+            tokenizer_dir=located.tokenizer_dir,
             generation_defaults=defaults,
             created=int(time.time()),
             timeline=self.timeline,

@@ -13,7 +13,7 @@ from ember.front.api.services import Services
 from ember.front.errors import ApiError, bad_request
 
 _NOT_HERE = ("stream", "stream_options", "tools", "functions", "use_beam_search")
-_OF_PROMPT = ("prompt_logprobs", "prompt_token_ids", "prompt_text")
+_OF_PROMPT = ("prompt_logprobs", "prompt_token_ids", "prompt_text", "metrics")
 
 
 async def create_chat_batch(services: Services, request: Request) -> Response:

@@ -11,7 +11,7 @@ from ember.front.api.beams import requested_beams, without_effect
 from ember.front.api.body import IGNORED_FIELDS_HEADER, MAX_IGNORED, ignored_fields, reported
 from ember.front.api.exchange import MAX_ID_CHARS, REQUEST_ID_HEADER, Request, is_fit_id, request_id
 from ember.front.api.logprobs import TokenNames
-from ember.front.api.meter import Meter
+from ember.front.api.meter import Meter, request_metrics
 from ember.front.api.prompt import Prompt
 from ember.front.api.reading import Reading
 from ember.front.api.repetition import requested_repetition
@@ -65,6 +65,22 @@ class Call:
     def final_usage(self, runs: Runs, completion_tokens: int) -> dict[str, Any]:
         """For the last chunk of a stream."""
         return usage_for_stream(runs.prompt_tokens(), completion_tokens, self._cached(runs), self._reasoning(runs))
+
+    def metrics(self, runs: Runs) -> dict[str, float | None] | None:
+        """The times of a finished request. None where the deployment does not show them, and with several choices."""
+        if not self.services.settings.enable_per_request_metrics or self.num_choices > 1:
+            return None
+        run = runs.runs[0]
+        sample = run.samples[0]
+        return request_metrics(run.clocks[sample], sample.num_tokens, self.arrived)
+
+    def final_chunk(self, runs: Runs) -> dict[str, Any]:
+        """What the last chunk of a stream has where it tells the usage, beside what every chunk has."""
+        usage = self.final_usage(runs, runs.completion_tokens())
+        chunk = {"choices": [], "usage": usage, "system_fingerprint": self.fingerprint}
+        if (metrics := self.metrics(runs)) is not None:
+            chunk["metrics"] = {name: value for name, value in metrics.items() if value is not None}
+        return chunk
 
     def _cached(self, runs: Runs) -> int | None:
         return runs.cached_tokens() if self.services.settings.enable_prompt_tokens_details else None

@@ -72,7 +72,7 @@ async def _answer(call: Call, fields: ChatRequest) -> Response:
         "prompt_text": prompt.text if fields.return_prompt_text else None,
         "kv_transfer_params": None,
         "ec_transfer_params": None,
-        "metrics": None,
+        "metrics": call.metrics(runs),
     }
     return Response(200, body, call.headers)
 
@@ -162,8 +162,7 @@ class _Chunks:
         return self._event(runs, choice, num_tokens, extra)
 
     def usage(self, runs: Runs) -> str:
-        usage = self._call.final_usage(runs, runs.completion_tokens())
-        return event({**self._head, "choices": [], "usage": usage, "system_fingerprint": self._call.fingerprint})
+        return event({**self._head, **self._call.final_chunk(runs)})
 
     def _plain_event(self, choice: int, delta: str) -> str:
         return f'{self._prefix}{choice},"delta":{delta},"logprobs":null,"finish_reason":null}}]}}\n\n'

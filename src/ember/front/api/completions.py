@@ -85,7 +85,7 @@ async def _answer(call: Call, fields: CompletionRequest) -> Response:
         "usage": call.usage(runs, runs.completion_tokens()),
         "kv_transfer_params": None,
         "ec_transfer_params": None,
-        "metrics": None,
+        "metrics": call.metrics(runs),
     }
     return Response(200, body, call.headers)
 
@@ -169,5 +169,4 @@ class _Chunks:
         return event(chunk)
 
     def usage(self, runs: Runs) -> str:
-        usage = self._call.final_usage(runs, runs.completion_tokens())
-        return event({**self._head, "choices": [], "usage": usage, "system_fingerprint": self._call.fingerprint})
+        return event({**self._head, **self._call.final_chunk(runs)})

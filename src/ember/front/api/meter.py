@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ember.requests")
 
+_REQUEST_METRICS = (
+    "time_to_first_token_ms",
+    "generation_time_ms",
+    "queue_time_ms",
+    "mean_itl_ms",
+    "tokens_per_second",
+)
 FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
 
 
@@ -34,6 +41,10 @@ class Clock:
         self.first: float | None = None
         self.last = 0.0
         self.gaps = array("d")  # seconds before each token after the first
+
+    def prefill(self, arrived: float) -> float:
+        """Seconds from the first step to the first token. The front's own work on the request counts here too."""
+        return 0.0 if self.first is None else max(self.first - arrived - self.queue, 0.0)
 
     def push(self, num_tokens: int, now: float, metrics: Metrics) -> None:
         """Tokens that were read together share the time since the ones before."""
@@ -96,7 +107,7 @@ class Meter:
         metrics.first_token.observe(clock.first - self._arrived)
         metrics.queue.observe(clock.queue)
         decode = clock.last - clock.first
-        prefill = max(clock.first - self._arrived - clock.queue, 0.0)
+        prefill = clock.prefill(self._arrived)
         metrics.prefill.observe(prefill)
         metrics.decode.observe(decode)
         metrics.inference.observe(prefill + decode)
@@ -119,6 +130,22 @@ class Meter:
             "itl_p99_ms": _ms(percentile(gaps, 0.99)) if gaps else None,
             "total_ms": _ms(now - self._arrived),
         }
+
+
+def request_metrics(clock: Clock, num_tokens: int, arrived: float) -> dict[str, float | None]:
+    """The times of one sample under vLLM's names: `time_to_first_token_ms` is without the time in the queue."""
+    if clock.first is None:
+        return dict.fromkeys(_REQUEST_METRICS)
+    prefill, decode = clock.prefill(arrived), clock.last - clock.first
+    busy = prefill + decode
+    values = (
+        _ms(prefill),
+        _ms(decode),
+        _ms(clock.queue),
+        _ms(decode / (num_tokens - 1)) if num_tokens > 1 else None,
+        round(num_tokens / busy, 2) if busy > 0 else None,
+    )
+    return dict(zip(_REQUEST_METRICS, values, strict=True))
 
 
 def log_refusal(request_id: str, route: str, status: int, kind: str, seconds: float) -> None:

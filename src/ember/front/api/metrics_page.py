@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from ember import __version__, wire
 from ember.boot import Timeline
 from ember.front.api.exchange import Response
+from ember.front.api.load import kv_cache_usage
 from ember.front.api.meter import FINISH_REASONS
 from ember.front.api.services import Services
 from ember.front.errors import ApiError
@@ -60,7 +61,7 @@ class _Page(Collector):
         yield build
 
     def _engine(self, stats: wire.Stats, info: wire.Ready) -> Iterator[Metric]:
-        usage = 1 - stats.num_free_blocks / stats.num_blocks if stats.num_blocks else 0.0
+        usage = kv_cache_usage(stats)
         for name, text, value in (
             ("vllm:num_requests_running", "Samples in the batch.", stats.num_running),
             ("vllm:num_requests_waiting", "Samples that wait for the batch.", stats.num_waiting),

@@ -11,11 +11,14 @@ from ember.front.api.batch import create_chat_batch
 from ember.front.api.chat import create_chat_completion
 from ember.front.api.completions import create_completion
 from ember.front.api.exchange import REQUEST_ID_HEADER, EventStream, Request, Response, request_id
+from ember.front.api.invocations import invoke
+from ember.front.api.load import FORMAT_HEADER, load, load_headers
 from ember.front.api.meter import log_refusal
 from ember.front.api.models import get_model, list_models
 from ember.front.api.services import Services
 from ember.front.api.status import boot, not_allowed, plain_path, status
 from ember.front.api.tokenize import detokenize, tokenize
+from ember.front.api.tokenizer_info import tokenizer_info
 from ember.front.errors import ApiError, internal_error
 from ember.front.tracing import TRACEPARENT
 from ember.logs import REQUEST_ID
@@ -27,6 +30,9 @@ log = logging.getLogger(__name__)
 Route = Callable[[Services, Request], Awaitable[Response | EventStream]]
 
 _MODEL_PATH = "/v1/models/"
+_CHAT, _BATCH, _COMPLETIONS = "/v1/chat/completions", "/v1/chat/completions/batch", "/v1/completions"
+_INVOCATIONS = "/invocations"
+_GENERATING = frozenset({_CHAT, _BATCH, _COMPLETIONS, _INVOCATIONS})
 
 
 async def dispatch(services: Services, request: Request) -> Response | EventStream:
@@ -38,6 +44,8 @@ async def dispatch(services: Services, request: Request) -> Response | EventStre
     TRACEPARENT.set(request.headers.get("traceparent"))
     try:
         answer = await _find(request)(services, request)
+        if FORMAT_HEADER in request.headers and plain_path(request.path) in _GENERATING:
+            answer.headers = {**answer.headers, **await load_headers(services, request.headers[FORMAT_HEADER])}
     except ApiError as error:
         _note_error(services, request, error)
         raise
@@ -107,11 +115,14 @@ async def _metrics(services: Services, request: Request) -> Response:
 
 
 _ROUTES: dict[str, dict[str, Route]] = {
-    "/v1/chat/completions": {"POST": create_chat_completion},
-    "/v1/chat/completions/batch": {"POST": create_chat_batch},
-    "/v1/completions": {"POST": create_completion},
+    _CHAT: {"POST": create_chat_completion},
+    _BATCH: {"POST": create_chat_batch},
+    _COMPLETIONS: {"POST": create_completion},
+    _INVOCATIONS: {"POST": invoke},
     "/tokenize": {"POST": tokenize},
     "/detokenize": {"POST": detokenize},
+    "/tokenizer_info": {"GET": tokenizer_info},
+    "/load": {"GET": _at_once(load)},
     "/v1/models": {"GET": _at_once(list_models)},
     "/boot": {"GET": _at_once(boot)},
     "/metrics": {"GET": _metrics},

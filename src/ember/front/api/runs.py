@@ -148,6 +148,7 @@ class Runs:
         except BaseException:
             await self._stack.aclose()
             raise
+        self._services.metrics.in_flight += 1
         self._num_open = len(self.runs)
         if self._num_open == 1:
             self._iterator = aiter(self.runs[0].generation)
@@ -158,6 +159,7 @@ class Runs:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._services.metrics.in_flight -= 1
         for pump in self._pumps:
             pump.cancel()
         await self._stack.aclose()

@@ -33,6 +33,7 @@ class Services:
     generation_defaults: dict[str, Any]
     created: int  # seconds since the epoch, shown by /v1/models
     timeline: Timeline
+    tokenizer_dir: str | None = None  # where it is not `model_dir`
     metrics: Metrics = field(default_factory=Metrics)
     reasoning_format: ReasoningFormat | None = None  # None: whatever the model says is content
     tool_format: ToolFormat | None = None  # None: tools cannot be called

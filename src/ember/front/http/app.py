@@ -73,10 +73,16 @@ def make_health_app(settings: Settings, backend: Backend, stopping: asyncio.Even
     return Server(answer, max_body_bytes=1, stopping=stopping)
 
 
+def below_root(path: str, root_path: str | None) -> str:
+    """The path without ROOT_PATH, under which a proxy shows it; one that strips it itself sends paths without."""
+    is_below = root_path is not None and (path == root_path or path.startswith(root_path + "/"))
+    return path.removeprefix(root_path or "") if is_below else path
+
+
 def health(settings: Settings, backend: Backend, http: web.BaseRequest) -> Response | None:
     """The answer of a health path, None for another path. HEALTH_CHECK_PATH is a name of /ping. Raises ApiError 405."""
-    path = plain_path(http.path)
-    if path == plain_path(settings.health_check_path):
+    path = plain_path(below_root(http.path, settings.root_path))
+    if plain_path(settings.health_check_path) in (path, plain_path(http.path)):
         path = "/ping"
     return status(backend.engine, http.method, path) if path in _HEALTH else None
 
@@ -114,7 +120,8 @@ class _Face:
             return web.Response(status=204, headers=headers)
         if not self._is_authorised(http):
             return json_answer(401, {"error": "Unauthorized"}, headers)
-        own = status(self._backend.engine, http.method, http.path)  # /version
+        root_path = self._settings.root_path
+        own = status(self._backend.engine, http.method, below_root(http.path, root_path))  # /version
         if own is not None:
             return whole_answer(own, headers)
         if (http.content_length or 0) > self._settings.max_request_bytes:
@@ -126,7 +133,9 @@ class _Face:
         except EngineError as error:
             raise ApiError(500, str(error), headers={"x-should-retry": "false"}) from None
         lowered = {name.lower(): value for name, value in http.headers.items()}
-        request = Request(http.method, http.rel_url.raw_path, body, lowered, dict(http.query), arrived)
+        request = Request(
+            http.method, below_root(http.rel_url.raw_path, root_path), body, lowered, dict(http.query), arrived
+        )
         answer = await self._dispatch(services, request)
         if isinstance(answer, EventStream):
             return await self._send_events(http, answer, headers)

@@ -135,6 +135,14 @@ class Tokenizer:
         """The vocabulary's own spelling of an id ("Ġthe", "▁the", "<0x0A>"); None outside the vocabulary."""
         return self._backend.id_to_token(token_id) if 0 <= token_id < 2**32 else None
 
+    def added_tokens(self) -> dict[str, dict[str, bool | str]]:
+        """The tokens beside the model's own vocabulary by id, with their flags, as tokenizer_config.json has them."""
+        flags = ("lstrip", "normalized", "rstrip", "single_word", "special")
+        decoder = sorted(self._backend.get_added_tokens_decoder().items())
+        return {
+            str(i): {"content": token.content, **{flag: getattr(token, flag) for flag in flags}} for i, token in decoder
+        }
+
     @cached_property
     def pieces(self) -> TokenPieces | None:
         """How a token alone becomes bytes; None where that depends on its neighbours."""

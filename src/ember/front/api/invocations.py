@@ -1,0 +1,37 @@
+"""POST /invocations, the one route that SageMaker sends requests to: the body says which of the others is meant."""
+
+from __future__ import annotations
+
+from ember.front.api.body import parse_body
+from ember.front.api.chat import create_chat_completion
+from ember.front.api.completions import create_completion
+from ember.front.api.exchange import EventStream, Request, Response
+from ember.front.api.schemas import ChatRequest
+from ember.front.api.services import Services
+from ember.front.errors import ApiError, bad_request
+
+
+async def invoke(services: Services, request: Request) -> Response | EventStream:
+    """A chat where the body has `messages`, a completion where it has a `prompt`; with both, a chat if it is a valid
+    one. Raises ApiError."""
+    given = request.body if isinstance(request.body, dict) else {}
+    has_messages, has_prompt = (given.get(name) is not None for name in ("messages", "prompt"))
+    if has_messages and has_prompt:
+        has_messages = await _is_chat(request)
+    if has_messages:
+        return await create_chat_completion(services, request)
+    if has_prompt:
+        return await create_completion(services, request)
+    message = (
+        "Cannot find suitable handler for request. Expected one of: ['ChatCompletionRequest', 'CompletionRequest'], "
+        "which have `messages` or a `prompt`."
+    )
+    raise bad_request(message, "body")
+
+
+async def _is_chat(request: Request) -> bool:
+    try:
+        await parse_body(ChatRequest, request.body)
+    except ApiError:
+        return False
+    return True
