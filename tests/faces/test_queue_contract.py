@@ -122,6 +122,80 @@ def test_a_worker_from_boot_to_sigterm(queue: FakeQueue, start: Start) -> None:
 # ------------------------------------------------------------------------------------------------------ taking jobs
 
 
+TOO_DEEP = "[" * 1_500 + "]" * 1_500
+TOO_LONG = "7" * 5_000
+ODD_INPUTS = [TOO_DEEP, TOO_LONG, f'{{"prompt": {TOO_DEEP}}}', "nul"]
+
+
+def test_a_job_that_cannot_be_read_fails_and_costs_no_other(queue: FakeQueue, start: Start) -> None:
+    with start() as worker:
+        queue.wait_for(lambda: queue.takes or queue.calls["job-take-batch"], 30, "the first job-take")
+        odd = {f"odd-{number}": text for number, text in enumerate(ODD_INPUTS)}
+        elements = [f'{{"id": "{name}", "input": {text}}}' for name, text in odd.items()]
+        elements.append(f'{{"input": {{"id": "other", "n": [{TOO_LONG}]}}, "id": "last"}}')
+        jobs: list[Any] = []
+        for element, name in zip(elements, [*odd, "last"], strict=True):
+            jobs += [(chat(words=2), None, None), (None, name, element)]
+        ids = queue.submit_all(jobs)
+        for job_id, record in zip(ids, queue.wait_all(ids), strict=True):
+            if job_id in odd or job_id == "last":
+                assert record.status == "FAILED"
+                assert "the job cannot be read: " in json.loads(record.error)["message"]
+            else:
+                assert record.status == "COMPLETED", record
+        assert queue.wait(queue.submit(None, "alone", f'{{"id": "alone", "input": {TOO_DEEP}}}')).status == "FAILED"
+        nobodys = queue.submit_all([(None, "nobodys", TOO_DEEP), (chat(words=1), None, None)])
+        assert queue.wait(nobodys[1]).status == "COMPLETED"
+        worker.terminate()
+        assert worker.wait(10) == 0
+
+
+ODD_IDS = [
+    "a/b",
+    "a?b=c",
+    "a#b",
+    "a%2Fb",
+    "../../job-done/w/x",
+    "a b",
+    "a\nX-Evil: 1",
+    "a\r\n\r\nGET /",
+    "日本",
+    "$ID",
+    '"',
+    "&b",
+]
+
+
+def test_odd_ids_are_one_part_of_an_address(queue: FakeQueue, start: Start) -> None:
+    with start({"max_concurrency": 32}):
+        for job_id in ODD_IDS:
+            queue.submit(chat(words=5, pace=0.01, stream=True), job_id)
+            queue.submit(chat(words=5_000, pace=0.01, stream=True), job_id + "2")
+        for job_id in ODD_IDS:
+            record = queue.wait(job_id)
+            assert record.status == "COMPLETED" and record.text == text_of(5)
+            queue.wait_pieces(job_id + "2", 2)
+            queue.cancel(job_id + "2")
+        pinged = len(queue.pings)
+        queue.wait_for(lambda: queue.pings[pinged + 1 :] and "job_id" not in queue.pings[-1], 30, "the ends")
+        assert queue.wait(queue.submit(chat(words=1))).status == "COMPLETED"
+        assert set(queue.jobs) == {*ODD_IDS, *(job_id + "2" for job_id in ODD_IDS), f"job-{2 * len(ODD_IDS) + 1}"}
+
+
+def test_ids_that_no_address_can_carry_cost_no_other(queue: FakeQueue, start: Start) -> None:
+    with start():
+        jobs: list[Any] = []
+        for number, odd in enumerate(["..", ".", "", "\ud800", "x" * 100_000, 5, None, {"a": 1}, True]):
+            element = json.dumps({"id": odd, "input": chat(words=1)})
+            jobs += [(None, f"odd-{number}", element), (chat(words=1), None, None)]
+        ids = queue.submit_all(jobs)
+        assert {record.status for record in queue.wait_all(ids[1::2])} == {"COMPLETED"}
+        keys = {"self": 1, "__class__": "x", "__dict__": 3, "refresh_worker": True, "batchId": 5, "webhook": [1]}
+        job_id = queue.submit(None, "keys", json.dumps({"id": "keys", "input": chat(words=1), **keys}))
+        assert queue.wait(job_id).status == "COMPLETED"
+        assert queue.wait(queue.submit(chat(words=1))).status == "COMPLETED"
+
+
 def test_jobs_beyond_the_concurrency_wait(queue: FakeQueue, start: Start) -> None:
     with start({"max_concurrency": 1}):
         records = queue.wait_all([queue.submit(chat(words=5, pace=0.02, stream=True)) for _ in range(4)])

@@ -17,6 +17,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 from aiohttp import web
 
@@ -36,6 +37,7 @@ class JobRecord:
     done: float | None = None
     output: Any = None
     error: Any = None
+    element: str | None = None  # the text of the job in a job-take's answer, where it is no ordinary one
     pieces: list[tuple[float, Any]] = field(default_factory=list)
 
     @property
@@ -110,14 +112,21 @@ class FakeQueue:
             "RUNPOD_ENDPOINT_ID": "testep",
         }
 
-    def submit(self, job_input: Any, job_id: str | None = None) -> str:
+    def submit(self, job_input: Any, job_id: str | None = None, element: str | None = None) -> str:
+        return self.submit_all([(job_input, job_id, element)])[0]
+
+    def submit_all(self, jobs: list[tuple[Any, str | None, str | None]]) -> list[str]:
+        """Jobs that one job-take can deliver together: each an input, an id or None, and its text where it is odd."""
+        ids = []
         with self._changed:
-            self._count += 1
-            job_id = job_id or f"job-{self._count}"
-            self.jobs[job_id] = JobRecord(job_id, job_input, time.monotonic())
-            self._waiting.append(job_id)
+            for job_input, job_id, element in jobs:
+                self._count += 1
+                job_id = job_id or f"job-{self._count}"
+                self.jobs[job_id] = JobRecord(job_id, job_input, time.monotonic(), element=element)
+                self._waiting.append(job_id)
+                ids.append(job_id)
         self._wake()
-        return job_id
+        return ids
 
     def cancel(self, job_id: str) -> None:
         """As /cancel does: the job is CANCELLED at once and the worker is told."""
@@ -192,7 +201,9 @@ class FakeQueue:
         with self._changed:
             self.calls[call] += 1
             job = request.match_info.get("job")
-            if request.headers.get("Authorization") != "test-key" or (job and request.headers["X-Request-ID"] != job):
+            if request.headers.get("Authorization") != "test-key" or (
+                job and unquote(request.headers["X-Request-ID"]) != job
+            ):
                 self.wrong_headers.append(f"{call} {job}: {request.headers.get('X-Request-ID')}")
             status = self.fail(call, self.calls[call])
             self._changed.notify_all()
@@ -218,15 +229,15 @@ class FakeQueue:
             except TimeoutError:
                 return
 
-    def _hand_out(self, count: int) -> list[dict[str, Any]]:
-        jobs: list[dict[str, Any]] = []
+    def _hand_out(self, count: int) -> list[str]:
+        jobs: list[str] = []
         with self._changed:
             self.takes += 1
             while self._waiting and len(jobs) < count:
                 record = self.jobs[self._waiting.popleft()]
                 record.status = "IN_PROGRESS"
                 record.taken = time.monotonic()
-                jobs.append({"id": record.id, "input": record.input})
+                jobs.append(record.element or json.dumps({"id": record.id, "input": record.input}))
             self._changed.notify_all()
         return jobs
 
@@ -237,9 +248,10 @@ class FakeQueue:
 
     async def _take_batch(self, request: web.Request) -> web.StreamResponse:
         await self._hold(lambda: self._waiting)
-        return await self._deliver(request, self._hand_out(int(request.query["batch_size"])) or None)
+        jobs = self._hand_out(int(request.query["batch_size"]))
+        return await self._deliver(request, f"[{','.join(jobs)}]" if jobs else None)
 
-    async def _deliver(self, request: web.Request, content: Any) -> web.StreamResponse:
+    async def _deliver(self, request: web.Request, content: str | None) -> web.StreamResponse:
         await asyncio.sleep(max(0.0, self.deliver_delay - self.body_delay))
         if content is None:
             return web.Response(status=204)
@@ -248,7 +260,7 @@ class FakeQueue:
         if self.body_delay:
             await response.write(b" ")
             await asyncio.sleep(self.body_delay)
-        await response.write(json.dumps(content).encode())
+        await response.write(content.encode())
         return response
 
     async def _stop_signals(self, request: web.Request) -> web.Response:

@@ -9,12 +9,13 @@ tried again, with growing waits; each carries its job's id as `X-Request-ID`.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import time
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 from urllib.parse import quote
 
@@ -23,7 +24,9 @@ import orjson
 from yarl import URL
 
 from ember import __version__
+from ember.front.worker.delivery import path_id, read_answer
 from ember.front.worker.waits import Backoff
+from ember.untrusted_json import UntrustedJsonError, loads
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,7 @@ _BODY_SECONDS = 30.0  # from an answer's headers to its end
 _POST_SECONDS = 60.0
 _POST_WAITS = (0.1, 5.0)
 _TOO_MANY_SECONDS = 5.0
+_PING_IDS_BYTES = 2**16  # of the ids in a ping, as many as the SDK names; the others are not named
 _RETRIED = frozenset({408, 425, 429})  # beside every 5xx
 
 
@@ -132,18 +136,22 @@ class Calls:
         return await self._poll(_with(url, job_in_progress=int(is_busy)))
 
     async def read_jobs(self, response: aiohttp.ClientResponse) -> list[Any]:
-        """The jobs of an answer, not yet looked at; none where it is empty. Raises QueueError."""
-        content = await self._read_poll(
-            response, none_at=(204, 400)
-        )  # 400: a worker that the platform has put to sleep
-        if content is None:
-            return []
-        return content if isinstance(content, list) else [content]
+        """What an answer delivers, each for `delivered`; none where it is empty. Raises QueueError."""
+        # 400: a worker that the platform has put to sleep
+        content = await self._read_poll(response, none_at=(204, 400))
+        try:
+            return await read_answer(content) if content else []
+        except UntrustedJsonError as error:
+            raise _no_json(error) from None
 
     async def stopped_jobs(self) -> list[str]:
         """The ids of jobs that are to be stopped; a long poll. Raises QueueError."""
         assert self._addresses.stop is not None
-        content = await self._read_poll(await self._poll(self._addresses.stop), none_at=(204,))
+        raw = await self._read_poll(await self._poll(self._addresses.stop), none_at=(204,))
+        try:
+            content = loads(raw) if raw else None
+        except UntrustedJsonError as error:
+            raise _no_json(error) from None
         ids = content.get("jobsToStop") if isinstance(content, dict) else None
         return [job_id for job_id in ids if isinstance(job_id, str)] if isinstance(ids, list) else []
 
@@ -158,6 +166,8 @@ class Calls:
     async def ping(self, job_ids: list[str]) -> None:
         """Say that the worker is alive, and at what. Raises QueueError."""
         assert self._addresses.ping is not None
+        named = list(accumulate(job_ids, lambda size, job_id: size + len(path_id(job_id)) + 1, initial=0))
+        job_ids = job_ids[: bisect_right(named, _PING_IDS_BYTES) - 1]
         running = {"job_id": ",".join(job_ids)} if job_ids else {}
         url = _with(self._addresses.ping, **running, runpod_version=PROTOCOL_VERSION)
         timeout = aiohttp.ClientTimeout(total=2 * self._addresses.ping_seconds)
@@ -176,8 +186,8 @@ class Calls:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise QueueError(_describe(error)) from None
 
-    async def _read_poll(self, response: aiohttp.ClientResponse, none_at: tuple[int, ...]) -> Any:
-        """The JSON of a poll's answer, None where it has nothing to say. Raises QueueError."""
+    async def _read_poll(self, response: aiohttp.ClientResponse, none_at: tuple[int, ...]) -> bytes:
+        """The JSON of a poll's answer, empty where it has nothing to say. Raises QueueError."""
         async with response:
             if response.status == 429:
                 raise TooManyRequests("HTTP 429")
@@ -186,20 +196,16 @@ class Calls:
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 raise QueueError(_describe(error)) from None
             if response.status in none_at:
-                return None
+                return b""
             if response.status >= 400:
                 raise QueueError(f"HTTP {response.status}")
-            if not content or response.content_type != "application/json":
-                return None
-            try:
-                return json.loads(content)  # lets lone surrogates in, which cost one job and not all of an answer's
-            except (ValueError, RecursionError) as error:
-                raise QueueError(f"the answer is not JSON: {error}") from None
+            return content if response.content_type == "application/json" else b""
 
     async def _post(self, url: str, job_id: str, document: dict[str, Any]) -> None:
-        address = URL(url.replace("$ID", quote(job_id, safe="")), encoded=True)
+        name = path_id(job_id)
+        address = URL(url.replace("$ID", name), encoded=True)
         body = orjson.dumps(document)
-        headers = {"Content-Type": "application/x-www-form-urlencoded", "charset": "utf-8", "X-Request-ID": job_id}
+        headers = {"Content-Type": "application/x-www-form-urlencoded", "charset": "utf-8", "X-Request-ID": name}
         backoff = Backoff(*_POST_WAITS)
         give_up_at = time.monotonic() + self._patience
         while True:
@@ -221,6 +227,10 @@ class Calls:
             if backoff.failures == 1:
                 log.warning("job %s: %s; it is sent again", job_id, problem)
             await asyncio.sleep(wait)
+
+
+def _no_json(error: UntrustedJsonError) -> QueueError:
+    return QueueError(f"the answer is not JSON: {error}")
 
 
 def _describe(error: BaseException) -> str:

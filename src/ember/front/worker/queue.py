@@ -18,6 +18,7 @@ from typing import Any
 
 from ember.front.errors import ApiError, internal_error, shutting_down
 from ember.front.worker.calls import Calls, QueueError, Refused, TooManyRequests
+from ember.front.worker.delivery import delivered
 from ember.front.worker.handler import Handling, JobRun
 from ember.front.worker.outputs import error_output
 from ember.front.worker.waits import Backoff, time_left, unless
@@ -129,15 +130,19 @@ class Queue:
         response = await unless(self._stopping, asking, GRACE_SECONDS)
         return [] if response is None else await self._calls.read_jobs(response)
 
-    def _begin(self, job: Any) -> None:
-        job_id = job.get("id") if isinstance(job, dict) else None
-        if not isinstance(job_id, str) or not job_id:
-            log.error("the queue sent something that is not a job with an id")
+    def _begin(self, element: Any) -> None:
+        delivery = delivered(element)
+        if delivery is None:
             return
+        job_id = delivery.id
         if job_id in self._running:
             log.warning("job %s was delivered again while it runs; it runs once", job_id)
             return
-        task = asyncio.create_task(self._work(job_id, job), name=job_id)
+        if delivery.error is None:
+            work = self._work(job_id, delivery.job)
+        else:
+            work = self._report(job_id, delivery.error)
+        task = asyncio.create_task(work, name=job_id)
         self._running[job_id] = task
         task.add_done_callback(lambda _: self._running.pop(job_id, None))
 

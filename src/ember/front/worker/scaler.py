@@ -13,17 +13,20 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from typing import Any
 
 import runpod
 from runpod.http_client import TooManyRequests
-from runpod.serverless.modules import rp_scale
+from runpod.serverless.modules import rp_http, rp_scale
 
+from ember.front.worker.calls import QueueError
+from ember.front.worker.delivery import Delivery, delivered, path_id, read_answer
 from ember.front.worker.handler import Handling
 from ember.front.worker.queue import GRACE_SECONDS, REPORT_SECONDS, SHUTTING_DOWN
 from ember.front.worker.waits import Backoff, time_left, unless
+from ember.untrusted_json import UntrustedJsonError
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,7 @@ TESTED_VERSION = "1.12."
 _EMPTY_POLL_SECONDS = 0.1  # an empty answer sooner than this is not a long poll: wait before the next
 _FAILURE_WAITS = (0.1, 5.0)
 _TOO_MANY_SECONDS = 5.0
+_READ_BY_SDK = frozenset({"input", "webhook", "batchId"})  # keys of a job; its handler reads the input alone
 
 
 def install(handling: Handling, ready: Callable[[], Future[Any]], drain_timeout: float) -> None:
@@ -92,7 +96,8 @@ class Scaler(rp_scale.JobScaler):  # type: ignore[misc]
                 continue
             asked_at = time.monotonic()
             try:
-                poll = asyncio.wait_for(self.jobs_fetcher(session, room), timeout=self.jobs_fetcher_timeout)
+                asking = self.jobs_fetcher(_JobTake(session), room)
+                poll = asyncio.wait_for(asking, timeout=self.jobs_fetcher_timeout)
                 jobs = await unless(self._stopping, poll, GRACE_SECONDS) or []
                 backoff.reset()
             except TooManyRequests:
@@ -123,23 +128,45 @@ class Scaler(rp_scale.JobScaler):  # type: ignore[misc]
         for task in self._running:
             task.cancel()
 
-    def _begin(self, session: Any, job: Any) -> None:
-        if not isinstance(job, dict) or not isinstance(job.get("id"), str):
-            log.error("the queue sent something that is not a job with an id")
+    def _begin(self, session: Any, element: Any) -> None:
+        delivery = delivered(element)
+        if delivery is None:
             return
-        self.jobs_queue.put_nowait(job)
-        self.jobs_queue.get_nowait()
-        self.job_progress.add(job["id"])
-        task = asyncio.create_task(self._handle(session, job))
-        self.jobs_tasks[job["id"]] = task
+        name = delivery.path_id
+        if name in self.jobs_tasks:
+            log.warning("job %s was delivered again while it runs; it runs once", delivery.id)
+            return
+        task = asyncio.create_task(self._handle(session, delivery))
+        self.jobs_tasks[name] = task  # the SDK takes it off by the id that it knows
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(lambda _: self._ended(name, task))
 
-    async def _handle(self, session: Any, job: dict[str, Any]) -> None:
+    def _ended(self, name: str, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if self.jobs_tasks.get(name) is task:
+            del self.jobs_tasks[name]
+
+    async def stop_job(self, job_id: str) -> bool:
         try:
+            return bool(await super().stop_job(path_id(job_id)))
+        except UnicodeEncodeError:  # no id that was ever delivered
+            return False
+
+    async def _handle(self, session: Any, delivery: Delivery) -> None:
+        """The SDK puts a job's id into addresses and into a header as it is, and reads some keys of the job into an
+        object of its own: it is given the id as an address takes it, and those keys alone."""
+        job = {name: value for name, value in delivery.job.items() if name in _READ_BY_SDK}
+        job["id"] = delivery.path_id
+        try:
+            if delivery.error is not None:
+                await rp_http.send_result(session, delivery.error, job, is_stream=True)
+                return
+            self.jobs_queue.put_nowait(job)
+            self.jobs_queue.get_nowait()
+            self.job_progress.add(job["id"])
             await self.handle_job(session, job)
         except Exception:
-            log.exception("job %s failed outside its handler", job["id"])
+            log.exception("job %s failed outside its handler", delivery.id)
 
     async def run_jobs(self, session: Any) -> None:
         """Jobs run in tasks of their own; there is nothing to look for."""
@@ -150,3 +177,33 @@ class Scaler(rp_scale.JobScaler):  # type: ignore[misc]
 
     async def _pause(self, seconds: float) -> None:
         await unless(self._stopping, asyncio.sleep(seconds))
+
+
+class _JobTake:
+    """The SDK's session for one job-take: of its answer each job is read by itself, which costs no other."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    @contextlib.asynccontextmanager
+    async def get(self, url: str) -> AsyncIterator[_Answer]:
+        async with self._session.get(url) as response:
+            yield _Answer(response)
+
+
+class _Answer:
+    """A response whose JSON is the list of what it delivers, each for `delivered`."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._response, name)
+
+    async def json(self) -> list[Any]:
+        """Raises QueueError where nothing can be made out: the SDK would take a ValueError for an empty answer."""
+        content = await self._response.read()
+        try:
+            return await read_answer(content) if content.strip() else []
+        except UntrustedJsonError as error:
+            raise QueueError(f"the answer is not JSON: {error}") from None
