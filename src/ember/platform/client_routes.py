@@ -11,6 +11,7 @@ from aiohttp import web
 
 from ember.platform.endpoint import Endpoint
 from ember.platform.jobs import TTL_MS, Job, PlatformError, new_job
+from ember.untrusted_json import UntrustedJsonError, loads
 
 ENDPOINT: web.AppKey[Endpoint] = web.AppKey("endpoint", Endpoint)
 
@@ -114,8 +115,8 @@ async def read_json(http: web.Request, limit: int) -> Any:
     if not raw.strip():
         return None
     try:
-        return json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        return loads(raw)
+    except UntrustedJsonError as error:
         raise PlatformError(400, f"the request body is not valid JSON: {error}") from None
 
 
@@ -124,8 +125,8 @@ async def _request(http: web.Request, limit: int) -> Any:
     body = await read_json(http, limit)
     if body is None and "input" in http.query:
         try:
-            return {"input": json.loads(http.query["input"])}
-        except (ValueError, RecursionError) as error:
+            return {"input": loads(http.query["input"])}
+        except UntrustedJsonError as error:
             raise PlatformError(400, f"the query's `input` is not valid JSON: {error}") from None
     return body
 

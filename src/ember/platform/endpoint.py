@@ -227,6 +227,13 @@ class Endpoint:
             job.output, job.error = output, error
             self._finish(job, FAILED if error else COMPLETED)
 
+    def refuse(self, worker_id: str, job_id: str, reason: str) -> None:
+        """A report that is not taken: its job fails, and its worker hears that it need not go on."""
+        job = self.jobs.get(job_id)
+        if job is not None and job.status == IN_PROGRESS and job.worker == worker_id:
+            job.error = reason
+            self._stop(job, FAILED)
+
     def ping(self, worker_id: str, unhealthy: str | None) -> None:
         worker = self._worker(worker_id)
         worker.last_ping = worker.last_call

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
+import re
 import time
 import uuid
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
+
+from yarl import URL
 
 IN_QUEUE, IN_PROGRESS = "IN_QUEUE", "IN_PROGRESS"
 COMPLETED, FAILED, CANCELLED, TIMED_OUT = "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"
@@ -20,7 +24,8 @@ _POLICY = ("executionTimeout", "lowPriority", "ttl")
 _REQUEST = frozenset({"input", "webhook", "policy", "s3Config"})
 _MAX_NAMES = 100  # of unknown fields that are told of
 MAX_CHUNK_BYTES = 1_000_000  # of a streamed output; a larger one reaches clients in parts
-
+_MAX_URL_CHARS = 8_000
+_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")  # of a host's name, as the DNS has it
 
 log = logging.getLogger(__name__)
 
@@ -147,8 +152,9 @@ def new_job(request: Any, is_sync: bool) -> Job:
     if request.get("input") is None:
         raise PlatformError(400, "`input` is missing from the request body")
     webhook = request.get("webhook")
-    if webhook is not None and not (isinstance(webhook, str) and webhook.startswith(("http://", "https://"))):
-        raise PlatformError(400, "`webhook` must be an http or https URL")
+    if webhook is not None and not is_webhook(webhook):
+        example = "such as https://example.com/hook"
+        raise PlatformError(400, f"`webhook` must be an http or https URL of printable characters, {example}")
     s3_config = request.get("s3Config")
     if s3_config is not None and not isinstance(s3_config, dict):
         raise PlatformError(400, "s3Config must be an object")
@@ -161,6 +167,30 @@ def new_job(request: Any, is_sync: bool) -> Job:
         extra={} if s3_config is None else {"s3Config": s3_config},
         is_sync=is_sync,
     )
+
+
+def is_webhook(url: Any) -> bool:
+    """Whether it can be called. Line breaks and halves of surrogate pairs are no part of any URL."""
+    if not isinstance(url, str) or len(url) > _MAX_URL_CHARS or not url.isprintable() or " " in url or "\\" in url:
+        return False
+    try:
+        parts = URL(url)
+        host = parts.raw_host or ""
+        if parts.scheme not in ("http", "https") or not 0 < (parts.port or 0) < 2**16:
+            return False
+        if ":" in host:
+            return bool(ipaddress.IPv6Address(host.partition("%")[0]))
+    except ValueError:
+        return False
+    return len(host) <= 253 and all(_LABEL.fullmatch(label) for label in host.removesuffix(".").split("."))
+
+
+def webhook_host(url: str) -> str:
+    """All that may be said of a webhook: the rest of its URL holds secrets."""
+    try:
+        return URL(url).host or "?"
+    except ValueError:
+        return "?"
 
 
 def _name_ignored(request: dict[str, Any]) -> None:

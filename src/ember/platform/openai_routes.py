@@ -16,14 +16,16 @@ from aiohttp import web
 from ember.platform.client_routes import ENDPOINT, RUNSYNC_BYTES, answer, read_json
 from ember.platform.endpoint import Endpoint
 from ember.platform.jobs import COMPLETED, Job, PlatformError, new_id
+from ember.untrusted_json import UntrustedJsonError, loads
 
+_PATH = "/openai/{path:(?s:.+)}"  # line breaks too, which are spelt %0A
 _SSE_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 
 
 def add_openai_routes(app: web.Application) -> None:
     for prefix in ("/v2/{endpoint}", ""):
-        app.router.add_get(prefix + "/openai/{path:.+}", openai)
-        app.router.add_post(prefix + "/openai/{path:.+}", openai)
+        app.router.add_get(prefix + _PATH, openai)
+        app.router.add_post(prefix + _PATH, openai)
 
 
 async def openai(http: web.Request) -> web.StreamResponse:
@@ -87,8 +89,8 @@ def _error(job: Job) -> Any:
     error = job.error if job.error is not None else f"the job is {job.status}"
     if isinstance(error, str):
         try:
-            parsed = json.loads(error)
-        except ValueError:
+            parsed = loads(error)
+        except UntrustedJsonError:
             parsed = None
         error = parsed if isinstance(parsed, dict) else {"message": error}
     if not isinstance(error, dict):

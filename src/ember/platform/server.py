@@ -20,14 +20,14 @@ from ember.platform.jobs import PlatformError
 from ember.platform.openai_routes import add_openai_routes
 from ember.platform.store import Store
 from ember.platform.webhooks import Webhooks
-from ember.platform.worker_routes import POLL_SECONDS, add_worker_routes
+from ember.platform.worker_routes import MAX_BODY_BYTES, POLL_SECONDS, add_worker_routes
 
 log = logging.getLogger(__name__)
 
 LOCAL = "LOCAL"  # the endpoint's id in what we print; any other reaches it too
-MAX_BODY_BYTES = 64 * 2**20
 SWEEP_SECONDS = 1.0
 _CLOSE_SECONDS = 1.0
+_MAX_LINE_BYTES = 2**17  # of a request's first line: a ping names the jobs under way there, up to 64 KB of ids
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -61,6 +61,7 @@ class Platform:
             access_log=None,
             handler_cancellation=True,  # a client that leaves a stream cancels its job
             shutdown_timeout=_CLOSE_SECONDS,
+            max_line_size=_MAX_LINE_BYTES,
         )
         await self._runner.setup()
         await web.TCPSite(self._runner, host, port).start()

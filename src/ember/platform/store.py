@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from collections import deque
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ember.platform.jobs import Job, Policy
+from ember.untrusted_json import QUEUE_DEPTH, loads
+
+log = logging.getLogger(__name__)
 
 _COLUMNS = {
     "id": "TEXT PRIMARY KEY",
@@ -114,13 +118,18 @@ class SqliteStore:
     def load(self) -> list[Job]:
         jobs = []
         for row in self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM jobs ORDER BY created, id"):
-            values: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
-            values.update({name: json.loads(values[name]) for name in _JSON})
-            values["policy"] = Policy(**values["policy"])
-            values["is_sync"] = bool(values["is_sync"])
-            chunks = self._db.execute("SELECT output FROM chunks WHERE job = ? ORDER BY number", (values["id"],))
-            jobs.append(Job(**values, chunks=deque(json.loads(output) for (output,) in chunks)))
+            try:
+                jobs.append(self._job(dict(zip(_COLUMNS, row, strict=True))))
+            except (ValueError, TypeError) as error:  # it costs no other job
+                log.error("the job %s of the store cannot be read and is left out: %s", row[0], error)
         return jobs
+
+    def _job(self, values: dict[str, Any]) -> Job:
+        values.update({name: loads(values[name], QUEUE_DEPTH) for name in _JSON})
+        values["policy"] = Policy(**values["policy"])
+        values["is_sync"] = bool(values["is_sync"])
+        chunks = self._db.execute("SELECT output FROM chunks WHERE job = ? ORDER BY number", (values["id"],))
+        return Job(**values, chunks=deque(loads(output, QUEUE_DEPTH) for (output,) in chunks))
 
     def save(self, job: Job) -> None:
         values = [getattr(job, name) for name in _COLUMNS]

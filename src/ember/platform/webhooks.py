@@ -8,7 +8,7 @@ import logging
 
 import aiohttp
 
-from ember.platform.jobs import Job
+from ember.platform.jobs import Job, webhook_host
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,13 @@ class Webhooks:
                     if response.status == 200:
                         return
                     reason = f"it answered {response.status}"
-            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-                reason = f"{type(error).__name__}: {error}"
-        log.warning("the webhook of job %s was not delivered: %s", job_id, reason)
+            except Exception as error:
+                reason = _reason(error)
+        log.warning("the webhook of job %s, at %s, was not delivered: %s", job_id, webhook_host(url), reason)
+
+
+def _reason(error: Exception) -> str:
+    """Without the error's own text, which may repeat the URL."""
+    cause = getattr(error, "os_error", error)
+    detail = cause.strerror if isinstance(cause, OSError) else None
+    return f"{type(error).__name__}: {detail}" if detail else type(error).__name__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +10,13 @@ from aiohttp import web
 
 from ember.platform.client_routes import ENDPOINT, answer, query_number
 from ember.platform.jobs import Job, PlatformError
+from ember.untrusted_json import QUEUE_DEPTH, UntrustedJsonError, loads
 
 POLL_SECONDS: web.AppKey[float] = web.AppKey("poll_seconds", float)  # an empty job-take or job-stop is held so long
 _BATCH = (1, 1, 10_000)  # jobs of one job-take-batch: least, default, most
+MAX_BODY_BYTES = 64 * 2**20  # of whatever is sent; more is not read
+_MAX_WORKER_ID_CHARS = 256
+_MAX_REASON_CHARS = 300
 RESULT_BYTES = {False: 10 * 2**20, True: 20 * 2**20}  # of a result, for /run and for /runsync
 
 
@@ -44,7 +47,7 @@ async def _hand_out(http: web.Request, count: int, body: Callable[[list[Job]], A
         return http.transport is None or http.transport.is_closing()
 
     endpoint = http.app[ENDPOINT]
-    jobs = await endpoint.take(http.match_info["worker"], count, http.app[POLL_SECONDS], is_gone)
+    jobs = await endpoint.take(_worker(http), count, http.app[POLL_SECONDS], is_gone)
     if not jobs:
         return web.Response(status=204)
     response = answer(body(jobs))
@@ -58,23 +61,24 @@ async def _hand_out(http: web.Request, count: int, body: Callable[[list[Job]], A
 
 
 async def stops(http: web.Request) -> web.Response:
-    ids = await http.app[ENDPOINT].stops(http.match_info["worker"], http.app[POLL_SECONDS])
+    ids = await http.app[ENDPOINT].stops(_worker(http), http.app[POLL_SECONDS])
     return answer({"jobsToStop": ids}) if ids else web.Response(status=204)
 
 
 async def stream(http: web.Request) -> web.Response:
-    _, body = await _report(http)
+    """A piece of the output. One that cannot be taken fails its job: what clients read would have a hole."""
+    _, body = await _report(http, "a piece of its output")
     if "output" not in body:
-        raise PlatformError(400, "the body must have an `output`")
-    http.app[ENDPOINT].stream(http.match_info["worker"], http.match_info["job"], body["output"])
+        raise _refused(http, 400, "a piece of its output", "the body must have an `output`")
+    http.app[ENDPOINT].stream(_worker(http), http.match_info["job"], body["output"])
     return web.Response()
 
 
 async def done(http: web.Request) -> web.Response:
-    """A result, or a progress report, which has a `status` of IN_PROGRESS. One that is too large fails its job."""
-    size, body = await _report(http)
+    """A result, or a progress report, which has a `status` of IN_PROGRESS. One that cannot be taken fails its job."""
+    size, body = await _report(http, "its result")
     endpoint = http.app[ENDPOINT]
-    worker_id, job_id = http.match_info["worker"], http.match_info["job"]
+    worker_id, job_id = _worker(http), http.match_info["job"]
     if body.get("status") == "IN_PROGRESS":
         endpoint.progress(worker_id, job_id, body.get("output"))
         return web.Response()
@@ -90,17 +94,41 @@ async def done(http: web.Request) -> web.Response:
 async def ping(http: web.Request) -> web.Response:
     query = http.query
     unhealthy = query.get("reason", "no reason given") if query.get("status") == "unhealthy" else None
-    http.app[ENDPOINT].ping(http.match_info["worker"], unhealthy)
+    http.app[ENDPOINT].ping(_worker(http), None if unhealthy is None else unhealthy[:_MAX_REASON_CHARS])
     return web.Response()
 
 
-async def _report(http: web.Request) -> tuple[int, dict[str, Any]]:
-    """Bytes and content of a body. It is JSON, though the SDK says that it is a form. Raises PlatformError 400."""
-    raw = await http.read()
+def _worker(http: web.Request) -> str:
+    """The worker's id, which is shown to clients. Raises PlatformError 400."""
+    worker_id = http.match_info["worker"]
+    if not worker_id.isprintable() or len(worker_id) > _MAX_WORKER_ID_CHARS:
+        limit = f"printable text of at most {_MAX_WORKER_ID_CHARS} characters"
+        raise PlatformError(400, f"a worker's id must be {limit}, not {ascii(worker_id)[:60]}")
+    return worker_id
+
+
+async def _report(http: web.Request, what: str) -> tuple[int, dict[str, Any]]:
+    """Bytes and content of a body. It is JSON, though the SDK says that it is a form.
+
+    Raises PlatformError 400 or 413. The job has failed then, as its worker does not send `what` a second time.
+    """
+    too_large = f"the body is larger than the {MAX_BODY_BYTES >> 20} MB that are allowed here"
+    if (http.content_length or 0) > MAX_BODY_BYTES:
+        raise _refused(http, 413, what, too_large)
     try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise PlatformError(400, f"the body is not valid JSON: {error}") from None
+        raw = await http.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise _refused(http, 413, what, too_large) from None
+    try:
+        body = loads(raw, QUEUE_DEPTH)
+    except UntrustedJsonError as error:
+        raise _refused(http, 400, what, f"the body is not valid JSON: {error}") from None
     if not isinstance(body, dict):
-        raise PlatformError(400, "the body must be a JSON object")
+        raise _refused(http, 400, what, "the body must be a JSON object")
     return len(raw), body
+
+
+def _refused(http: web.Request, status: int, what: str, reason: str) -> PlatformError:
+    """What to answer, after the job has failed for it."""
+    http.app[ENDPOINT].refuse(_worker(http), http.match_info["job"], f"the worker could not report {what}: {reason}")
+    return PlatformError(status, reason)
