@@ -230,7 +230,7 @@ class Settings(BaseSettings):
         ge=0,
         le=_DAY_SECONDS,
         validation_alias=_names("STEP_TIMEOUT"),
-        description="Seconds until a step of the engine that does not return counts as a crash; 0 = wait for ever.",
+        description="Seconds until a step that does not return, or an engine that is frozen, is a crash; 0 = never.",
     )
 
     # --- the API

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -79,3 +80,28 @@ def test_a_time_that_no_clock_can_hold_is_waited_for_all_the_same(timeout: float
     thread.join(0.5)
     assert thread.is_alive(), "a watchdog that fails is none"
     watchdog.rest()
+
+
+WATCHED = """
+import sys, time
+from ember.engine.core.watchdog import Watchdog
+watchdog = Watchdog(1.0, lambda: print("barked", flush=True))
+watchdog.begin()
+print("begun", flush=True)
+sys.stdin.readline()
+watchdog.rest()
+print("rests", flush=True)
+"""
+
+
+def test_time_in_which_the_process_is_stopped_does_not_count() -> None:
+    command = [sys.executable, "-c", WATCHED]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdin is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(3.0)
+        process.stdin.write("\n")  # it has ended the step by the time it looks
+        process.stdin.flush()
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.readline() == "rests\n"

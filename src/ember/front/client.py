@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 import msgspec
 
@@ -20,13 +20,15 @@ from ember.boot import Timeline
 from ember.front.admission import Admission
 from ember.front.errors import ApiError
 from ember.front.generation import Generation
-from ember.front.liveness import is_ending
+from ember.front.liveness import is_ending, is_stopped
+from ember.front.silence import Silence
 from ember.front.spawn import EngineProcess, spawn
 from ember.front.suspects import Suspects, fingerprint
 
 log = logging.getLogger(__name__)
 
-EXIT_PATIENCE_S = 5.0  # for a process whose socket is closed to be gone too
+EXIT_PATIENCE_S = 5.0  # for a process whose socket is closed to be gone too, and once more when it was killed
+REAP_LOOK_S = 0.01
 MAX_FRAME_BYTES = wire.MAX_FRAME_BYTES // 2  # more than that leaves in several frames
 HEALTHY_S = 3600.0  # an engine that ran so long starts with the full number of restarts again
 
@@ -90,6 +92,7 @@ class EngineClient:
         self._end_tokens = wire.EndTokens([])  # of the tokenizer
         self._is_closing = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._silence = Silence(configure.step_timeout, self._is_expecting, self._ask, self._give_up)
         self.located: asyncio.Future[wire.Located]
         self._ready: asyncio.Future[wire.Ready]
         self.dead = asyncio.Event()  # set when the engine is gone for good
@@ -101,6 +104,8 @@ class EngineClient:
         loop = asyncio.get_running_loop()
         self.located = loop.create_future()
         self._ready = loop.create_future()
+        if self._configure.step_timeout:
+            self._keep(self._silence.watch())
         await self._connect()
 
     @property
@@ -118,8 +123,9 @@ class EngineClient:
 
     @property
     def is_ready(self) -> bool:
-        """False from the moment at which the process is killed, long before its socket closes."""
-        return self._info is not None and not is_ending(self._engine.process)
+        """False from the moment the process is killed, long before its socket closes, and while it is stopped."""
+        process = self._engine.process
+        return self._info is not None and not is_ending(process) and not is_stopped(process)
 
     @property
     def is_dead(self) -> bool:
@@ -277,6 +283,28 @@ class EngineClient:
         self._send(wire.EndTokens(new))
         return msgspec.structs.replace(info, eos_token_ids=[*info.eos_token_ids, *new])
 
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run it as a task, until `close` at the latest."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _is_expecting(self) -> bool:
+        """Whether a ready engine owes an answer."""
+        waits = bool(self._generations) or any(not waiter.done() for waiter in self._stats_waiters)
+        return self._info is not None and waits
+
+    def _ask(self) -> None:
+        self._send(wire.GetStats())
+
+    def _give_up(self, seconds: float) -> None:
+        """End an engine that is silent, as if it had crashed."""
+        limit = f"STEP_TIMEOUT={self._configure.step_timeout:g} seconds"
+        self._failure = wire.Failed(f"the engine hangs: it has not answered for {seconds:.0f} seconds ({limit})", "run")
+        self._engine.process.kill()
+        if self._transport is not None:
+            self._transport.abort()  # a process that the kernel holds keeps its end of the socket open
+
     def _may_restart(self) -> bool:
         return self._restarts_left > 0 or (self._restarts > 0 and self._has_been_healthy())
 
@@ -297,9 +325,7 @@ class EngineClient:
             self._blame_in_flight()
             self._fail_in_flight(f"The engine failed while this request was running: {reason}.")
             self._ready = asyncio.get_running_loop().create_future()
-        task = asyncio.get_running_loop().create_task(self._recover(was_ready))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._keep(self._recover(was_ready))
 
     def _blame_in_flight(self) -> None:
         """What the engine was working on when it ended is suspected of it."""
@@ -329,7 +355,9 @@ class EngineClient:
             return
         failure, self._failure = self._failure, None
         reason = failure.message if failure else f"the engine process ended unexpectedly ({_describe(status)})"
-        if was_ready and self._restarts_left > 0:
+        if status is None:
+            reason = f"{reason}; its process cannot be ended, and holds the device's memory"
+        elif was_ready and self._restarts_left > 0:
             self._restarts_left -= 1
             log.error(
                 "%s; it is being started again (ENGINE_RESTARTS leaves %d after this)", reason, self._restarts_left
@@ -347,14 +375,18 @@ class EngineClient:
                 future.set_exception(EngineError(reason))
                 future.exception()  # a future nobody waits for is no unhandled error
 
-    async def _reap(self) -> int:
-        """Wait for the process to be gone, with force after a while. Returns its exit status."""
+    async def _reap(self) -> int | None:
+        """Wait for the process to be gone, with force after a while. Returns its exit status; None when the kernel does
+        not let it go, as it may in the call of a driver that hangs."""
         process = self._engine.process
-        try:
-            return await asyncio.wait_for(asyncio.to_thread(process.wait), EXIT_PATIENCE_S)
-        except TimeoutError:
-            process.kill()
-            return process.wait()
+        for force in (process.poll, process.kill):
+            force()
+            give_up_at = time.monotonic() + EXIT_PATIENCE_S
+            while (status := process.poll()) is None and time.monotonic() < give_up_at:
+                await asyncio.sleep(REAP_LOOK_S)
+            if status is not None:
+                return status
+        return None
 
 
 class _Link(asyncio.Protocol):
@@ -365,6 +397,7 @@ class _Link(asyncio.Protocol):
         self._frames = wire.FrameBuffer()
 
     def data_received(self, data: bytes) -> None:
+        self._client._silence.end()
         for payload in self._frames.feed(data):
             self._client._receive(wire.decode_engine(payload))
 
@@ -372,5 +405,7 @@ class _Link(asyncio.Protocol):
         self._client._disconnected()
 
 
-def _describe(status: int) -> str:
+def _describe(status: int | None) -> str:
+    if status is None:
+        return "it still runs"
     return f"signal {-status}" if status < 0 else f"exit status {status}"

@@ -1,4 +1,4 @@
-"""Whether a process of ours is on its way out, asked of the kernel, which knows it first.
+"""Whether a process of ours is on its way out, or stopped, asked of the kernel, which knows it first.
 
 A killed process gives its memory back, 80 ms a GiB, before its socket closes, and can be waited for only then. What
 tells at once is in /proc/PID/stat (proc(5)): a pending SIGKILL, the flag PF_EXITING, the state. It costs 16 us.
@@ -29,10 +29,22 @@ def is_ending(process: Popen[Any]) -> bool:
     return False
 
 
+def is_stopped(process: Popen[Any]) -> bool:
+    """Whether a signal has stopped it (SIGSTOP), until another one lets it go on. Without /proc that is not seen."""
+    try:
+        return _fields(process)[_STATE] == b"T"
+    except (OSError, IndexError):
+        return False
+
+
+def _fields(process: Popen[Any]) -> list[bytes]:
+    with open(f"/proc/{process.pid}/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()
+
+
 def _shows_signs(process: Popen[Any]) -> bool:
     try:
-        with open(f"/proc/{process.pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
+        fields = _fields(process)
         if fields[_STATE] in (b"Z", b"X"):
             return True
         return bool(int(fields[_FLAGS]) & _PF_EXITING or int(fields[_PENDING]) & _KILLED)

@@ -211,6 +211,8 @@ def _serve(
                 watchdog.begin()
             started = now() if first_step is not None else 0.0
             outputs += engine.step()
+            if watchdog is not None:
+                watchdog.rest()  # a front that is suspended takes nothing, and sending waits for it
             num_steps += 1
             if first_step is not None and first_step.ended(started):
                 first_step = None

@@ -1,0 +1,58 @@
+"""Notices an engine that has fallen silent: stopped by a signal, or in a call that holds its interpreter.
+
+The engine's own watchdog is a thread of its process, and frozen with it. So the front asks an engine that says nothing
+while it has work, and one that does not answer between two steps for longer than STEP_TIMEOUT is given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from ember.running_time import RunningTime
+
+LOOK_S = 0.5
+ASK_AFTER_S = 1.0
+GRACE_S = 3.0  # beyond STEP_TIMEOUT: the engine's watchdog, which can say where it hangs, comes first
+
+
+class Silence:
+    """How long the engine has said nothing although something is expected of it. Only time in which the front itself
+    runs counts.
+
+    `is_expecting` tells whether anything is; `ask` sends what an engine answers between two steps; `give_up` is called
+    with the seconds when they are more than `timeout` and the grace.
+    """
+
+    def __init__(
+        self,
+        timeout: float,
+        is_expecting: Callable[[], bool],
+        ask: Callable[[], None],
+        give_up: Callable[[float], None],
+    ) -> None:
+        self._limit = timeout + GRACE_S
+        self._is_expecting = is_expecting
+        self._ask = ask
+        self._give_up = give_up
+        self._is_asked = False
+        self._time = RunningTime(2 * LOOK_S)
+
+    def end(self) -> None:
+        """The engine has said something."""
+        self._is_asked = False
+        self._time.restart()
+
+    async def watch(self) -> None:
+        """For as long as the client lives."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            seconds = self._time.read()
+            if not self._is_expecting():
+                self.end()
+            elif seconds > self._limit:
+                self.end()
+                self._give_up(seconds)
+            elif seconds >= ASK_AFTER_S and not self._is_asked:
+                self._is_asked = True
+                self._ask()
