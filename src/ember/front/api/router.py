@@ -16,7 +16,7 @@ from ember.front.api.load import FORMAT_HEADER, load, load_headers
 from ember.front.api.meter import log_refusal
 from ember.front.api.models import get_model, list_models
 from ember.front.api.services import Services
-from ember.front.api.status import boot, not_allowed, plain_path, status
+from ember.front.api.status import STATUS_METHODS, boot, not_allowed, plain_path, status
 from ember.front.api.tokenize import detokenize, tokenize
 from ember.front.api.tokenizer_info import tokenizer_info
 from ember.front.errors import ApiError, internal_error
@@ -114,6 +114,18 @@ async def _metrics(services: Services, request: Request) -> Response:
     return await metrics_page(services)
 
 
+async def _openapi(services: Services, request: Request) -> Response:
+    from ember.front.api.openapi import openapi_page  # its models and their schemas are for this page alone
+
+    return await openapi_page(services, routes())
+
+
+def routes() -> dict[str, tuple[str, ...]]:
+    """Every path with its methods; a parameter is in braces."""
+    found = {path: tuple(by_method) for path, by_method in _ROUTES.items()}
+    return {**found, _MODEL_PATH + "{model}": ("GET",), **STATUS_METHODS}
+
+
 _ROUTES: dict[str, dict[str, Route]] = {
     _CHAT: {"POST": create_chat_completion},
     _BATCH: {"POST": create_chat_batch},
@@ -126,4 +138,5 @@ _ROUTES: dict[str, dict[str, Route]] = {
     "/v1/models": {"GET": _at_once(list_models)},
     "/boot": {"GET": _at_once(boot)},
     "/metrics": {"GET": _metrics},
+    "/openapi.json": {"GET": _openapi},
 }

@@ -52,6 +52,12 @@ def _few_keys(given: Any) -> Any:
     return given
 
 
+def _demanded(schema: dict[str, Any]) -> None:
+    """In the schema that clients see: a field that must be there. Here it may be absent, for a better message."""
+    schema["anyOf"] = [kind for kind in schema["anyOf"] if kind.get("type") != "null"]
+    schema.pop("default", None)
+
+
 class _Open(BaseModel):
     """Keeps unknown keys."""
 
@@ -208,7 +214,11 @@ class ChatRequest(GenerationRequest):
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions. Prompts are text or token ids, one or a list."""
 
-    prompt: Annotated[str | TokenIds | Items[TokenIds] | Items[str] | None, BeforeValidator(_few_prompts)] = None
+    model_config = ConfigDict(json_schema_extra={"required": ["prompt"]})
+
+    prompt: Annotated[str | TokenIds | Items[TokenIds] | Items[str] | None, BeforeValidator(_few_prompts)] = Field(
+        None, json_schema_extra=_demanded
+    )
     logprobs: Int64 | None = None
     suffix: str | None = None
 

@@ -12,7 +12,7 @@ from ember.front.api.services import Services
 from ember.front.client import Engine
 from ember.front.errors import ApiError
 
-_METHODS = {"/health": ("GET", "HEAD"), "/ping": ("GET", "HEAD", "POST"), "/version": ("GET", "HEAD")}
+STATUS_METHODS = {"/health": ("GET", "HEAD"), "/ping": ("GET", "HEAD", "POST"), "/version": ("GET", "HEAD")}
 
 
 def status(engine: Engine, method: str, path: str) -> Response | None:
@@ -22,7 +22,7 @@ def status(engine: Engine, method: str, path: str) -> Response | None:
     of serverless platforms ask, is 204 while loading: initialising, not ill.
     """
     path = plain_path(path)
-    allowed = _METHODS.get(path)
+    allowed = STATUS_METHODS.get(path)
     if allowed is None:
         return None
     if method.upper() not in allowed:

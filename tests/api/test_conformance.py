@@ -1,0 +1,126 @@
+"""The HTTP face against its own /openapi.json: schemathesis makes requests of it and compares every answer.
+
+The engine is the fake of these tests, so that an example costs milliseconds. The examples are the same in every run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ember.front.api.router import dispatch, routes
+from ember.front.http.app import make_app
+from ember.front.text.tokenizer import Tokenizer
+from tests.api.fakes import VOCAB_SIZE, Deployment
+from tests.api.test_metrics import stats
+
+schemathesis = pytest.importorskip("schemathesis", reason="not installed: `make venv`")
+openapi_checks = pytest.importorskip("schemathesis.specs.openapi.checks")
+GenerationMode = schemathesis.GenerationMode
+
+NUM_EXAMPLES = 12  # of each route
+CHECKS = [
+    schemathesis.checks.not_a_server_error,
+    openapi_checks.status_code_conformance,
+    openapi_checks.content_type_conformance,
+    openapi_checks.response_headers_conformance,
+    openapi_checks.response_schema_conformance,
+]
+MADE_UP = frozenset(
+    (
+        *("model", "n", "chat_template", "truncate_prompt_tokens", "stream_options", "tool_choice", "functions"),
+        *("function_call", "structured_outputs", "structural_tag", "response_format", "suffix"),
+    )
+)
+OPERATIONS = [
+    (path, method, mode)
+    for path, methods in routes().items()
+    for method in methods
+    for mode in GenerationMode
+    if mode.is_positive or (method == "POST" and path != "/ping")  # only what takes a body has bad input
+]
+
+
+class Backend:
+    """What the face needs of a worker."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.engine = deployment.engine
+        self._services = deployment.services
+
+    async def ready(self) -> Any:
+        return self._services
+
+
+@pytest.fixture(scope="module")
+def address(tokenizer: Tokenizer) -> Iterator[str]:
+    """Of a server in a thread of its own."""
+    deployment = Deployment(tokenizer, enable_tokenizer_info_endpoint=True, max_logprobs=-1)
+    deployment.engine.stats = stats  # type: ignore[method-assign]
+    started = threading.Event()
+    port = 0
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        nonlocal port
+        runner = web.ServerRunner(make_app(deployment.services.settings, Backend(deployment), dispatch))
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        started.set()
+        await stop.wait()
+        await runner.cleanup()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
+    thread.start()
+    assert started.wait(30)
+    yield f"http://127.0.0.1:{port}"
+    loop.call_soon_threadsafe(stop.set)
+    thread.join(30)
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def schema(address: str) -> Any:
+    return schemathesis.openapi.from_url(f"{address}/openapi.json")
+
+
+@pytest.mark.parametrize(("path", "method", "mode"), OPERATIONS)
+def test_answers_are_as_documented(address: str, schema: Any, path: str, method: str, mode: Any) -> None:
+    operation = schema[path][method]
+    statuses = set()
+
+    @settings(max_examples=NUM_EXAMPLES, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.data())
+    def run(data: st.DataObject) -> None:
+        case = data.draw(operation.as_strategy(generation_mode=mode))
+        if mode.is_positive:
+            case.body = sensible(case.body)
+            case.path_parameters = dict.fromkeys(case.path_parameters or {}, "org/tiny")
+        statuses.add(case.call_and_validate(base_url=address, checks=CHECKS).status_code)
+
+    run()
+    assert not mode.is_positive or 200 in statuses
+
+
+def sensible(body: Any) -> Any:
+    """The body without what is refused nearly always when it is made up, so that many examples have an answer."""
+    if not isinstance(body, dict):
+        return body
+    body = {name: value for name, value in body.items() if name not in MADE_UP}
+    if "tokens" in body:
+        body["tokens"] = [token_id % VOCAB_SIZE for token_id in body["tokens"]]
+    if isinstance(body.get("prompt"), list):
+        body["prompt"] = [1, 2, 3]
+    if body.get("prompt") == "":
+        body["prompt"] = "hi"
+    return body
