@@ -159,6 +159,47 @@ def test_others_are_served_while_templates_hang(deploy, monkeypatch: pytest.Monk
     assert len(started) <= 2, "the others never started"
 
 
+def test_a_client_that_leaves_ends_its_template(deploy, monkeypatch: pytest.MonkeyPatch) -> None:
+    deployment = deploy(trust_request_chat_template=True, chat_template_render_timeout=600.0)
+    endless = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}"
+    started: list[UntrustedTemplate] = []
+    enter = UntrustedTemplate.__enter__
+
+    def watched(template: UntrustedTemplate) -> UntrustedTemplate:
+        started.append(enter(template))
+        return template
+
+    monkeypatch.setattr(UntrustedTemplate, "__enter__", watched)
+
+    async def run() -> None:
+        body = {"messages": MESSAGES, "chat_template": endless}
+        for round_ in range(3):
+            leaving = [asyncio.create_task(deployment.dispatch("POST", CHAT, body)) for _ in range(8)]
+            while len(started) < 2 * round_ + 2:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1 * round_)
+            for task in leaving:
+                task.cancel()
+            await asyncio.gather(*leaving, return_exceptions=True)
+            answer = deployment.dispatch("POST", CHAT, {"messages": MESSAGES, "chat_template": WHOLE})
+            assert (await asyncio.wait_for(answer, 60)).body["choices"]
+            started.pop()  # the one that was answered
+
+    asyncio.run(run())
+    for template in started:
+        template._process.wait(20)
+
+
+def test_a_template_that_no_process_can_be_started_for(deploy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def popen(*arguments: Any, **options: Any) -> None:
+        raise OSError(24, "Too many open files")
+
+    deployment = deploy(trust_request_chat_template=True)
+    monkeypatch.setattr(untrusted.subprocess, "Popen", popen)
+    error = refused(deployment, CHAT, {"messages": MESSAGES, "chat_template": WHOLE})
+    assert error.status == 503 and "Too many open files" in error.message
+
+
 def test_the_process_sees_no_environment_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_TOKEN", "secret")
     with UntrustedTemplate(WHOLE, {}, 10.0) as template:

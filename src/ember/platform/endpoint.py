@@ -346,7 +346,8 @@ async def _wait(event: asyncio.Event, deadline: float) -> bool:
     if left <= 0:
         return False
     try:
-        await asyncio.wait_for(event.wait(), left)
+        async with asyncio.timeout(left):
+            await event.wait()
     except TimeoutError:
         return False
     return True

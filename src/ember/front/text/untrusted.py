@@ -12,7 +12,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -22,6 +23,32 @@ from ember.front.text.template_error import TemplateError
 
 MEMORY_BYTES = 512 * 2**20  # of the whole process, Python itself included
 MAX_ANSWER_BYTES = 128 * 2**20
+
+
+class Abandonment:
+    """Tells what renders for a request, in a thread, that nobody waits for it any more. `set` may come at any moment
+    and from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_set = False
+        self._end: Callable[[], None] | None = None
+
+    def set(self) -> None:
+        with self._lock:
+            self._is_set = True
+            if self._end is not None:
+                self._end()
+
+    def on_set(self, end: Callable[[], None]) -> None:
+        """`end` is called then, at once where it is set already."""
+        with self._lock:
+            self._end = end
+            if self._is_set:
+                end()
+
+
+ABANDONMENT: ContextVar[Abandonment | None] = ContextVar("abandonment", default=None)  # of the request's thread
 
 
 class UntrustedTemplate:
@@ -42,6 +69,9 @@ class UntrustedTemplate:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
+        abandonment = ABANDONMENT.get()
+        if abandonment is not None:
+            abandonment.on_set(self._process.kill)
         self._clock = threading.Timer(self._timeout, self._give_up)
         self._clock.daemon = True
         self._clock.start()

@@ -192,7 +192,8 @@ class Calls:
             if response.status == 429:
                 raise TooManyRequests("HTTP 429")
             try:
-                content = await asyncio.wait_for(response.read(), _BODY_SECONDS)
+                async with asyncio.timeout(_BODY_SECONDS):
+                    content = await response.read()
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 raise QueueError(_describe(error)) from None
             if response.status in none_at:

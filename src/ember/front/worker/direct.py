@@ -44,7 +44,8 @@ async def _run(settings: Settings, worker: Worker) -> int:
             return await _serve(settings, worker, Calls(addresses, session), addresses, stopping, hurrying)
     finally:
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(worker.close(), _CLOSE_SECONDS)
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await worker.close()
 
 
 async def _serve(

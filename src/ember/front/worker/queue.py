@@ -232,13 +232,15 @@ class Queue:
         left = time_left(self._stopped_at, self._drain_timeout)
         log.info("%d jobs have %.0f s to finish", len(self._running), left)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(unless(self._hurrying, self._all_ended()), left)
+            async with asyncio.timeout(left):
+                await unless(self._hurrying, self._all_ended())
         if not self._running:
             return
         log.warning("%d jobs are cut short", len(self._running))
         self._handling.fail_all(SHUTTING_DOWN)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._all_ended(), REPORT_SECONDS)
+            async with asyncio.timeout(REPORT_SECONDS):
+                await self._all_ended()
 
     async def _all_ended(self) -> None:
         while self._running:

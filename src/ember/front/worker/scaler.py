@@ -97,7 +97,8 @@ class Scaler(rp_scale.JobScaler):  # type: ignore[misc]
             asked_at = time.monotonic()
             try:
                 asking = self.jobs_fetcher(_JobTake(session), room)
-                poll = asyncio.wait_for(asking, timeout=self.jobs_fetcher_timeout)
+                # It may lose a cancellation to an answer of the same turn, whose jobs are then not lost.
+                poll = asyncio.wait_for(asking, timeout=self.jobs_fetcher_timeout)  # noqa: TID251
                 jobs = await unless(self._stopping, poll, GRACE_SECONDS) or []
                 backoff.reset()
             except TooManyRequests:
