@@ -13,8 +13,10 @@ from openai.types.chat import ChatCompletion
 
 from ember import wire
 from ember.front.api.exchange import EventStream, Response
+from ember.front.api.router import dispatch, routes
 from ember.front.errors import ApiError
 from ember.front.text.template import ChatTemplate
+from ember.front.worker.inputs import parse_input
 from tests.api.fakes import MAX_MODEL_LEN, Deployment, make_tokenizer, refused
 from tests.api.test_metrics import stats
 
@@ -94,6 +96,34 @@ def test_without_a_known_format_or_an_engine_the_answer_comes_alone(deployment: 
     deployment.engine.stats = fails  # type: ignore[method-assign]
     answer = deployment.request("POST", CHAT, body, endpoint_load_metrics_format="TEXT")
     assert (answer.status, "endpoint-load-metrics" in answer.headers) == (200, False)
+
+
+# ------------------------------------------------------------------------------------------------------ as queue jobs
+
+
+@pytest.mark.parametrize("path", [path for path, methods in routes().items() if "GET" in methods and "{" not in path])
+def test_what_is_shown_over_http_is_shown_to_a_job(deploy: Any, path: str) -> None:
+    deployment = deploy(enable_tokenizer_info_endpoint=True)
+    deployment.engine.stats = stats  # type: ignore[method-assign]
+    for route in (path, f"/openai{path}"):
+        request = parse_input({"openai_route": route}, model="org/tiny").request
+        answer = asyncio.run(dispatch(deployment.services, request))
+        assert isinstance(answer, Response)
+        assert answer.status == 200
+
+
+@pytest.mark.parametrize("path", [path for path, methods in routes().items() if methods == ("POST",)])
+def test_a_job_for_a_route_that_needs_a_body(deployment: Deployment, path: str) -> None:
+    with pytest.raises(ApiError, match="openai_input is missing"):
+        parse_input({"openai_route": path}, model="org/tiny")
+    bodies: dict[str, Any] = {
+        "/tokenize": {"prompt": "hi"},
+        "/detokenize": {"tokens": [1]},
+        COMPLETIONS: {"prompt": "hi"},
+    }
+    body = bodies.get(path, {"messages": [USER] if "batch" in path else USER})
+    request = parse_input({"openai_route": path, "openai_input": body}, model="org/tiny").request
+    assert asyncio.run(dispatch(deployment.services, request)).headers == {}
 
 
 # ------------------------------------------------------------------------------------------------ times of a request

@@ -29,6 +29,7 @@ _ALLOWED = (
     "GET such as /v1/models), `route` with `body` and `method`, `messages` or `prompt` (with `sampling_params` and "
     "`stream`)"
 )
+_WITH_BODY = ("/completions", "/completions/batch", "/invocations", "/tokenize", "/detokenize")  # ends of routes
 _METHODS = ("GET", "POST", "DELETE")
 # Keys of the native shape that are for the worker; every other key is a field of the request.
 _BATCH_SIZES = frozenset({"max_batch_size", "min_batch_size", "batch_size_growth_factor"})
@@ -147,7 +148,7 @@ def _request_of(job_input: dict[str, Any]) -> tuple[str, str, dict[str, Any] | N
         return "POST", _text(openai_route or CHAT_ROUTE, "openai_route"), _object(openai_input, "openai_input")
     if openai_route:
         route = _text(openai_route, "openai_route")
-        if route.rstrip("/").endswith("/completions"):  # both kinds; what would come back is a bare 405
+        if route.rstrip("/").endswith(_WITH_BODY):  # what would come back is a bare 405
             raise bad_request(f"openai_input is missing: {route} needs a request body", "openai_input")
         return "GET", route, None
     if job_input.get("route"):
