@@ -60,7 +60,7 @@ def test_job_inputs(given_input: Any, native_tokens: bool) -> None:
 @given(job_input)
 def test_requests_of_the_platform(given_input: Any) -> None:
     try:
-        job = new_job(given_input, is_sync=False)
+        job = new_job(given_input, 0, is_sync=False)
     except PlatformError as error:
         assert error.status == 400
         return

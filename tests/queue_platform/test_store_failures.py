@@ -10,6 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
+from ember.platform import endpoint
 from ember.platform.store import SqliteStore
 from tests.queue_platform.calls import Calls, platform, play
 
@@ -37,15 +38,18 @@ def test_a_job_ends_for_its_waiters_on_a_full_disk_and_is_stored_later(tmp_path:
         waiting = asyncio.create_task(calls.client("POST", "/runsync", {"input": 1}))
         job_id = (await calls.take())["id"]
         disk.fill()
-        assert await calls.report("job-done", job_id, json.dumps({"output": LARGE})) == 200
+        assert await calls.report("job-done", job_id, json.dumps({"output": LARGE})) == 507  # not stored: say so
         _, body = await asyncio.wait_for(waiting, 10)
         assert (body["status"], body["output"]) == ("COMPLETED", LARGE)
         assert (await calls.client("GET", "/health"))[1]["jobs"]["completed"] == 1
         calls.endpoint.sweep(time.time())  # still full
         assert _stored(tmp_path)[job_id].status == "IN_PROGRESS"
+        assert await calls.report("job-done", job_id, json.dumps({"output": LARGE})) == 507
         disk.free()
-        calls.endpoint.sweep(time.time())
-        assert _stored(tmp_path)[job_id].output == LARGE
+        assert await calls.report("job-done", job_id, json.dumps({"output": "another"})) == 200
+        assert _stored(tmp_path)[job_id].output == LARGE  # the first that arrived
+        assert (await calls.status(job_id))["output"] == LARGE
+        assert calls.endpoint.counts["completed"] == 1
 
     play(scenario, store=disk.store, poll=5)
 
@@ -120,9 +124,9 @@ def test_jobs_are_handed_out_and_forgotten_on_a_full_disk(tmp_path: Path) -> Non
 
         is_broken = False
 
-        def save(self, job: Any) -> None:
+        def save(self, *jobs: Any) -> None:
             self._fail()
-            super().save(job)
+            super().save(*jobs)
 
         def delete(self, job: Any) -> None:
             self._fail()
@@ -138,7 +142,8 @@ def test_jobs_are_handed_out_and_forgotten_on_a_full_disk(tmp_path: Path) -> Non
         first, second = await calls.run(1), await calls.run(2)
         store.is_broken = True
         assert [job["id"] for job in await calls.take_batch(2)] == [first, second]
-        assert (await calls.client("POST", f"/cancel/{first}"))[1]["status"] == "CANCELLED"
+        status, body = await calls.client("POST", f"/cancel/{first}")
+        assert (status, body["status"]) == (507, "CANCELLED") and "stored" in body["error"]
         calls.endpoint.sweep(time.time() + 90_000)
         assert not calls.endpoint.jobs
         store.is_broken = False
@@ -146,6 +151,104 @@ def test_jobs_are_handed_out_and_forgotten_on_a_full_disk(tmp_path: Path) -> Non
         assert not _stored(tmp_path)
 
     play(scenario, store=store)
+
+
+def test_what_was_answered_with_200_holds_after_the_process_was_killed_on_a_full_disk(tmp_path: Path) -> None:
+    """Whatever the store refuses is told; a new process on the file, as after a kill, knows all that was promised."""
+    disk = SmallDisk(tmp_path / "jobs.db")
+
+    async def scenario(calls: Calls) -> None:
+        ids = [await calls.run("x" * 3_000) for _ in range(40)]
+        await calls.take_batch(20)
+        failed = ids[19]
+        await calls.report("job-done", failed, '{"error": "no"}')
+        disk.fill()
+        promised: dict[str, str] = {}
+        for number, job_id in enumerate(ids):
+            if number < 10:
+                output = json.dumps({"output": "y" * 5_000})
+                status, told = await calls.report("job-done", job_id, output), "COMPLETED"
+            elif number < 19 or 20 <= number < 30:
+                status, told = (await calls.client("POST", f"/cancel/{job_id}"))[0], "CANCELLED"
+            elif job_id == failed:
+                status, told = (await calls.client("POST", f"/retry/{job_id}"))[0], "IN_QUEUE"
+            else:
+                continue
+            assert status in (200, 507)
+            if status == 200:
+                promised[job_id] = told
+        stored = _stored(tmp_path)
+        assert {job_id: stored[job_id].status for job_id in promised} == promised
+        promised.pop(failed, None)  # it waits again
+        purged, _ = await calls.client("POST", "/purge-queue")
+        if purged == 200:
+            promised.update(dict.fromkeys(ids[30:], "CANCELLED"))
+        assert (await calls.client("POST", "/run", {"input": LARGE}))[0] == 507
+        stored = _stored(tmp_path)
+        assert {job_id: stored[job_id].status for job_id in promised} == promised
+        assert len(promised) < 40, "nothing was refused: the disk was not full"
+        disk.free()
+        for job_id in ids[10:]:
+            assert (await calls.client("POST", f"/cancel/{job_id}"))[0] == 200
+        assert {_stored(tmp_path)[job_id].status for job_id in ids[10:]} == {"CANCELLED"}
+
+    play(scenario, store=disk.store)
+
+
+def test_a_jobs_state_is_on_the_disk_before_it_is_promised(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "jobs.db")
+    said: list[str] = []
+
+    async def scenario(calls: Calls) -> None:
+        store._db.set_trace_callback(said.append)
+        ids = [await calls.run(number) for number in range(3)]
+        assert len(await calls.take_batch(3)) == 3
+        await calls.report("job-stream", ids[0], '{"output": 1}')
+        await calls.report("job-done", ids[0], '{"output": [1]}')
+        await calls.client("POST", "/purge-queue")
+
+    play(scenario, store=store)
+    forced, writes = "", []
+    for statement in said:
+        if statement.startswith("PRAGMA synchronous="):
+            forced = statement.partition("=")[2]
+        elif statement.startswith("INSERT OR REPLACE INTO"):
+            writes.append((statement.split()[4], forced))
+    assert writes == [("jobs", "FULL")] * 6 + [("chunks", "NORMAL"), ("jobs", "FULL")]
+    assert said.count("COMMIT") == 6, "jobs that are handed out together are written together"
+
+
+def test_a_job_that_cannot_be_read_from_the_store_costs_no_other(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "jobs.db")
+
+    async def fill(calls: Calls) -> None:
+        for number in range(3):
+            await calls.run(number)
+
+    play(fill, store=store)
+    store = SqliteStore(tmp_path / "jobs.db")
+    store._db.execute("UPDATE jobs SET input = ? WHERE input = '1'", ("[" * 2_000 + "]" * 2_000,))
+    store.close()
+
+    async def scenario(calls: Calls) -> None:
+        assert [job["input"] for job in await calls.take_batch(5)] == [0, 2]
+
+    play(scenario, store=SqliteStore(tmp_path / "jobs.db"))
+
+
+def test_jobs_that_are_handed_out_together_have_a_bound_on_their_size(monkeypatch: Any) -> None:
+    monkeypatch.setattr(endpoint, "TAKE_BYTES", 1_000_000)
+
+    async def scenario(calls: Calls) -> None:
+        for _ in range(5):
+            await calls.run(LARGE)
+        await calls.run("x" * 2_000_000)
+        await calls.run("small")
+        taken = [[len(job["input"]) for job in await calls.take_batch(10)] for _ in range(4)]
+        assert taken == [[400_000] * 2, [400_000] * 2, [400_000], [2_000_000]]
+        assert len(await calls.take_batch(10)) == 1
+
+    play(scenario)
 
 
 def _stored(directory: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ember.platform import worker_routes
 from ember.platform.server import PlatformThread, worker_environment
 from ember.platform.store import MemoryStore
 from tests.support.processes import ROOT, Process
@@ -119,3 +120,45 @@ def test_a_port_that_is_taken() -> None:
     finally:
         first.stop()
     assert not [thread for thread in threading.enumerate() if thread.name == "platform" and thread.is_alive()]
+
+
+HANDLER = """
+import runpod
+def nested(levels):
+    value = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+outputs = {"large": "x" * 300_000, "deep": nested(500), "fine": {"ok": nested(100)}}
+def handler(job):
+    return outputs[job["input"]]
+def generator(job):
+    yield "first"
+    yield outputs[job["input"]]
+    yield "last"
+runpod.serverless.start({"handler": %s, "return_aggregate_stream": True})
+"""
+
+
+@pytest.mark.parametrize("kind", ["handler", "generator"])
+def test_any_handler_on_the_sdk_whose_result_is_refused_fails_its_job(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(worker_routes, "MAX_BODY_BYTES", 100_000)
+    platform = PlatformThread(MemoryStore(), "127.0.0.1", 0, [])
+    platform.start()
+    env = {**worker_environment(platform.url, "sdk"), "RUNPOD_SKIP_GPU_CHECK": "true"}
+    env |= {"RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true", "RUNPOD_AI_API_KEY": ""}  # without a key it does not ping
+    try:
+        with Process("-c", HANDLER % kind, env=env):
+            url = f"{platform.url}/v2/test"
+            jobs = {name: call(f"{url}/run", {"input": name})["id"] for name in ("large", "deep", "fine")}
+            bodies = {name: until_final(url, job_id) for name, job_id in jobs.items()}
+            assert {name: body["status"] for name, body in bodies.items()} == {
+                **dict.fromkeys(("large", "deep"), "FAILED"),
+                "fine": "COMPLETED",
+            }
+            assert "larger than" in bodies["large"]["error"]
+            assert "levels deep" in bodies["deep"]["error"]
+    finally:
+        platform.stop()

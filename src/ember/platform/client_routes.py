@@ -38,7 +38,7 @@ def add_client_routes(app: web.Application) -> None:
 
 
 async def run(http: web.Request) -> web.Response:
-    job = http.app[ENDPOINT].submit(new_job(await _request(http, RUN_BYTES), is_sync=False))
+    job = http.app[ENDPOINT].submit(new_job(*await _request(http, RUN_BYTES), is_sync=False))
     return answer({"id": job.id, "status": job.status})
 
 
@@ -46,7 +46,7 @@ async def runsync(http: web.Request) -> web.Response:
     """The result, or where the job stands when the wait is over. A client that leaves does not stop it."""
     wait = query_number(http, "wait", _WAIT_MS, " milliseconds")
     endpoint = http.app[ENDPOINT]
-    job = endpoint.submit(new_job(await _request(http, RUNSYNC_BYTES), is_sync=True))
+    job = endpoint.submit(new_job(*await _request(http, RUNSYNC_BYTES), is_sync=True))
     await endpoint.wait_final(job, wait / 1000)
     return answer(job.body())
 
@@ -84,51 +84,63 @@ async def stream(http: web.Request) -> web.StreamResponse:
 async def cancel(http: web.Request) -> web.Response:
     job = _job(http)
     http.app[ENDPOINT].cancel(job)
-    return answer({"id": job.id, "status": job.status})
+    return _promise(http, [job], {"id": job.id, "status": job.status})
 
 
 async def retry(http: web.Request) -> web.Response:
     job = _job(http)
     http.app[ENDPOINT].retry(job)
-    return answer({"id": job.id, "status": job.status})
+    return _promise(http, [job], {"id": job.id, "status": job.status})
 
 
 async def purge_queue(http: web.Request) -> web.Response:
-    return answer({"removed": http.app[ENDPOINT].purge(), "status": "completed"})
+    jobs = http.app[ENDPOINT].purge()
+    return _promise(http, jobs, {"removed": len(jobs), "status": "completed"})
 
 
 async def health(http: web.Request) -> web.Response:
     return answer(http.app[ENDPOINT].health())
 
 
+def _promise(http: web.Request, jobs: list[Job], body: dict[str, Any]) -> web.Response:
+    """The answer to what has been done, as a 507 where another process would not know of it."""
+    if all(http.app[ENDPOINT].is_stored(job) for job in jobs):
+        return answer(body)
+    return answer({**body, "error": "this is done, but cannot be stored yet: a restart now would undo it"}, 507)
+
+
 def answer(body: Any, status: int = 200) -> web.Response:
     return web.Response(status=status, body=json.dumps(body).encode(), content_type="application/json")
 
 
-async def read_json(http: web.Request, limit: int) -> Any:
-    """The body, None where there is none. Numbers and text are kept as they came. Raises PlatformError."""
+async def read_json(http: web.Request, limit: int) -> tuple[Any, int]:
+    """The body, None where there is none, and its bytes. Numbers and text are kept as they came.
+
+    Raises PlatformError 400 or 413.
+    """
     if (http.content_length or 0) > limit:
         raise PlatformError(413, f"the request body is larger than the {limit >> 20} MB that are allowed here")
     raw = await http.read()
     if len(raw) > limit:
         raise PlatformError(413, f"the request body is larger than the {limit >> 20} MB that are allowed here")
     if not raw.strip():
-        return None
+        return None, 0
     try:
-        return loads(raw)
+        return loads(raw), len(raw)
     except UntrustedJsonError as error:
         raise PlatformError(400, f"the request body is not valid JSON: {error}") from None
 
 
-async def _request(http: web.Request, limit: int) -> Any:
-    """The body of a /run; a GET may bring its input as JSON in the query instead."""
-    body = await read_json(http, limit)
+async def _request(http: web.Request, limit: int) -> tuple[Any, int]:
+    """The body of a /run and its bytes; a GET may bring its input as JSON in the query instead."""
+    body, size = await read_json(http, limit)
     if body is None and "input" in http.query:
+        text = http.query["input"]
         try:
-            return {"input": loads(http.query["input"])}
+            return {"input": loads(text)}, len(text)
         except UntrustedJsonError as error:
             raise PlatformError(400, f"the query's `input` is not valid JSON: {error}") from None
-    return body
+    return body, size
 
 
 def _job(http: web.Request) -> Job:

@@ -31,6 +31,7 @@ from ember.platform.store import Store
 log = logging.getLogger(__name__)
 
 RESULT_SECONDS = {False: 1800.0, True: 60.0}  # how long results are kept, of /run and of /runsync
+TAKE_BYTES = 32 * 2**20  # of the requests of jobs that are handed out together
 MAX_RETRIES = 2  # of a job whose worker went silent
 SILENT_SECONDS = 60.0  # after which a worker that used to ping is gone
 FORGET_SECONDS = 300.0  # after which it is no longer counted
@@ -129,12 +130,17 @@ class Endpoint:
             raise PlatformError(400, f"only jobs that are FAILED or TIMED_OUT can be tried again; this is {job.status}")
         self._requeue(job)
 
-    def purge(self) -> int:
-        """Drop what waits. Returns how many jobs that were."""
+    def purge(self) -> list[Job]:
+        """Drop what waits, and return it."""
         waiting = [job for queue in self._queues for job in queue]
-        for job in waiting:
-            self._stop(job, CANCELLED)
-        return len(waiting)
+        with self._keeper.together():
+            for job in waiting:
+                self._stop(job, CANCELLED)
+        return waiting
+
+    def is_stored(self, job: Job) -> bool:
+        """Whether a new process would find the job as it is; one that is not yet stored is written if it can be."""
+        return self._keeper.is_stored(job)
 
     def health(self) -> dict[str, Any]:
         now = time.time()
@@ -170,26 +176,30 @@ class Endpoint:
             return []
         worker = self._worker(worker_id)
         taken: list[Job] = []
-        while len(taken) < count and (job := self._next()) is not None:
-            job.status = IN_PROGRESS
-            job.started = time.time()
-            job.worker = worker_id
-            worker.jobs.add(job.id)
-            if job.id in worker.to_stop:  # of an earlier try
-                worker.to_stop.remove(job.id)
-            self._keeper.save(job)
-            job.notify()
-            taken.append(job)
+        size = 0
+        with self._keeper.together():
+            while len(taken) < count and (job := self._next(TAKE_BYTES - size if taken else None)) is not None:
+                job.status = IN_PROGRESS
+                job.started = time.time()
+                job.worker = worker_id
+                worker.jobs.add(job.id)
+                if job.id in worker.to_stop:  # of an earlier try
+                    worker.to_stop.remove(job.id)
+                self._keeper.save(job)
+                job.notify()
+                taken.append(job)
+                size += job.size
         return taken
 
     def put_back(self, jobs: list[Job]) -> None:
         """Jobs that were on their way to a worker that had gone."""
-        for job in jobs:
-            if job.status == IN_PROGRESS:
-                self._release(job)
-                job.reset()
-                self._keeper.save(job)
-                self._enqueue(job, first=True)
+        with self._keeper.together():
+            for job in jobs:
+                if job.status == IN_PROGRESS:
+                    self._release(job)
+                    job.reset()
+                    self._keeper.save(job)
+                    self._enqueue(job, first=True)
 
     async def stops(self, worker_id: str, seconds: float) -> list[str]:
         """The jobs that a worker is to stop, as soon as there is one, or none after that long."""
@@ -246,6 +256,11 @@ class Endpoint:
     def sweep(self, now: float) -> None:
         """What time does: jobs run out of theirs, workers fall silent, results are forgotten, and what the store could
         not take is written. `now` is time.time()."""
+        with self._keeper.together():
+            self._age(now)
+        self._keeper.catch_up()
+
+    def _age(self, now: float) -> None:
         for job in list(self.jobs.values()):
             if now - job.created > job.policy.ttl:
                 if not job.is_final:
@@ -261,7 +276,6 @@ class Endpoint:
                 self._bury(worker)
             if not worker.jobs and now - worker.last_call > FORGET_SECONDS:
                 del self.workers[worker.id]
-        self._keeper.catch_up()
 
     def _bury(self, worker: WorkerSeen) -> None:
         """Its jobs are run by others, or fail: when that has happened too often, or when they had begun to stream."""
@@ -289,8 +303,12 @@ class Endpoint:
         job = self.get(job_id)
         return job if job.status == IN_PROGRESS and job.worker == worker_id else None
 
-    def _next(self) -> Job | None:
-        return next((queue.popleft() for queue in self._queues if queue), None)
+    def _next(self, max_size: int | None) -> Job | None:
+        """The job whose turn it is, unless it is larger than that."""
+        queue = next((queue for queue in self._queues if queue), None)
+        if queue is None or (max_size is not None and queue[0].size > max_size):
+            return None
+        return queue.popleft()
 
     def _enqueue(self, job: Job, first: bool = False) -> None:
         queue = self._queues[job.policy.low_priority]

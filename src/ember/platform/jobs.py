@@ -96,6 +96,7 @@ class Job:
     retries: int = 0
     chunks: deque[Any] = field(default_factory=deque)  # streamed outputs that no client has had yet
     num_streamed: int = 0  # streamed outputs in all
+    size: int = 0  # bytes of its request
     kept_until: float | None = None  # as a client has asked for
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -145,7 +146,7 @@ def new_id(is_sync: bool) -> str:
     return f"{'sync-' if is_sync else ''}{uuid.uuid4()}-u1"
 
 
-def new_job(request: Any, is_sync: bool) -> Job:
+def new_job(request: Any, size: int, is_sync: bool) -> Job:
     """From the body of /run or /runsync. Raises PlatformError 400."""
     if not isinstance(request, dict):
         raise PlatformError(400, "the request body must be a JSON object with an `input`")
@@ -166,6 +167,7 @@ def new_job(request: Any, is_sync: bool) -> Job:
         webhook=webhook,
         extra={} if s3_config is None else {"s3Config": s3_config},
         is_sync=is_sync,
+        size=size,
     )
 
 

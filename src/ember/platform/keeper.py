@@ -1,13 +1,14 @@
 """Keeps a store as the endpoint's jobs are, also one that fails for a while (a full disk): nothing waits for a store.
 
-What could not be written is written whole as soon as it can be. Only a new job is not taken then: it would be lost with
-the process, and its client can still be told.
+What could not be written is written whole as soon as it can be. Until then no answer promises it: a new job is refused,
+and whoever ends a job hears that this is not stored yet (`is_stored`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from ember.platform.jobs import Job, PlatformError
 from ember.platform.store import Store
@@ -25,6 +26,7 @@ class Keeper:
         self._late: dict[str, Job] = {}  # as they are, to be written
         self._gone: set[str] = set()  # to be deleted
         self._is_failing = False
+        self._held: dict[str, Job] | None = None  # what `together` will write
 
     def add(self, job: Job) -> None:
         """A new job. Raises PlatformError 507 where it cannot be written."""
@@ -35,7 +37,25 @@ class Keeper:
             raise PlatformError(507, f"the job cannot be stored: {error}") from None
 
     def save(self, job: Job) -> None:
-        self._try(job, lambda: self._store.save(job))
+        if self._held is not None:
+            self._held[job.id] = job
+        else:
+            self._save([job])
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is saved inside is written once, at the end: each write waits for the disk."""
+        self._held = {}
+        try:
+            yield
+        finally:
+            jobs, self._held = list(self._held.values()), None
+            if jobs:
+                self._save(jobs)
+
+    def is_stored(self, job: Job) -> bool:
+        """Whether a new process would find the job as it is; what is late is tried once more."""
+        return job.id not in self._late or self._write(job)
 
     def add_chunk(self, job: Job) -> None:
         """The last of the job's streamed outputs is new."""
@@ -51,6 +71,8 @@ class Keeper:
 
     def delete(self, job: Job) -> None:
         self._late.pop(job.id, None)
+        if self._held is not None:
+            self._held.pop(job.id, None)
         self._gone.add(job.id)
         self._delete(job.id)
 
@@ -61,6 +83,14 @@ class Keeper:
         if is_written and self._is_failing:
             log.info("the store is complete again")
             self._is_failing = False
+
+    def _save(self, jobs: Sequence[Job]) -> None:
+        ready = [job for job in jobs if job.id not in self._late]
+        try:
+            self._store.save(*ready)
+        except Exception as error:
+            self._say(error)
+            self._late.update({job.id: job for job in ready})
 
     def _try(self, job: Job, write: Callable[[], None]) -> None:
         if job.id in self._late:  # in its turn, with all that is missing

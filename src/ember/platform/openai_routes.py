@@ -29,16 +29,16 @@ def add_openai_routes(app: web.Application) -> None:
 
 
 async def openai(http: web.Request) -> web.StreamResponse:
-    body = None
+    body, size = None, 0
     if http.method == "POST":
         if http.content_type not in ("application/json", "application/octet-stream"):  # the latter: none was given
             raise PlatformError(415, f"a queue carries JSON bodies only, not {http.content_type}")
-        body = await read_json(http, RUNSYNC_BYTES)
+        body, size = await read_json(http, RUNSYNC_BYTES)
     job_input: dict[str, Any] = {"openai_route": "/" + http.match_info["path"]}
     if body is not None:
         job_input["openai_input"] = body
     endpoint = http.app[ENDPOINT]
-    job = endpoint.submit(Job(new_id(is_sync=True), job_input, is_sync=True))
+    job = endpoint.submit(Job(new_id(is_sync=True), job_input, is_sync=True, size=size))
     try:
         if isinstance(body, dict) and body.get("stream") is True:
             return await _streamed(http, endpoint, job)

@@ -48,7 +48,9 @@ class Store(Protocol):
     def load(self) -> list[Job]:
         """All jobs, oldest first."""
 
-    def save(self, job: Job) -> None: ...
+    def save(self, *jobs: Job) -> None:
+        """All of them or none. They are on the disk when this returns."""
+
     def add_chunk(self, job: Job, number: int, output: Any) -> None:
         """Numbers count from 0 and go on after a restart, whatever clients have had in between."""
 
@@ -75,7 +77,7 @@ class MemoryStore:
     def load(self) -> list[Job]:
         return []
 
-    def save(self, job: Job) -> None:
+    def save(self, *jobs: Job) -> None:
         pass
 
     def add_chunk(self, job: Job, number: int, output: Any) -> None:
@@ -92,15 +94,15 @@ class MemoryStore:
 
 
 class SqliteStore:
-    """One row for each job and one for each streamed output that no client has had. Writes take tens of microseconds:
-    the log is written ahead and not forced to the disk, so a crash of the machine, not of the process, may lose the
-    last moments."""
+    """One row for each job and one for each streamed output that no client has had.
+
+    The log is written ahead. It is forced to the disk for jobs, which takes milliseconds, and not for streamed outputs,
+    which take tens of microseconds: a crash of the machine, not of the process, may lose the last of those."""
 
     def __init__(self, path: Path) -> None:
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
             columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
             self._db.execute(f"CREATE TABLE IF NOT EXISTS jobs ({columns})")
             self._db.execute(
@@ -125,20 +127,17 @@ class SqliteStore:
         return jobs
 
     def _job(self, values: dict[str, Any]) -> Job:
+        size = len(values["input"])
         values.update({name: loads(values[name], QUEUE_DEPTH) for name in _JSON})
         values["policy"] = Policy(**values["policy"])
         values["is_sync"] = bool(values["is_sync"])
         chunks = self._db.execute("SELECT output FROM chunks WHERE job = ? ORDER BY number", (values["id"],))
-        return Job(**values, chunks=deque(loads(output, QUEUE_DEPTH) for (output,) in chunks))
+        return Job(**values, size=size, chunks=deque(loads(output, QUEUE_DEPTH) for (output,) in chunks))
 
-    def save(self, job: Job) -> None:
-        values = [getattr(job, name) for name in _COLUMNS]
-        texts = {"policy": asdict(job.policy)}
-        row = [
-            _text(texts.get(name, value)) if name in _JSON else value
-            for name, value in zip(_COLUMNS, values, strict=True)
-        ]
-        self._db.execute(self._insert, row)
+    def save(self, *jobs: Job) -> None:
+        rows = [_row(job) for job in jobs]
+        with self._together(is_forced=True):
+            self._db.executemany(self._insert, rows)
 
     def add_chunk(self, job: Job, number: int, output: Any) -> None:
         text = _text(output)
@@ -147,7 +146,8 @@ class SqliteStore:
             self._db.execute("UPDATE jobs SET num_streamed = ? WHERE id = ?", (number + 1, job.id))
 
     def drop_chunks(self, job: Job, before: int) -> None:
-        self._db.execute("DELETE FROM chunks WHERE job = ? AND number < ?", (job.id, before))
+        with self._together():
+            self._db.execute("DELETE FROM chunks WHERE job = ? AND number < ?", (job.id, before))
 
     def delete(self, job_id: str) -> None:
         with self._together():
@@ -158,8 +158,9 @@ class SqliteStore:
         self._db.close()
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
-        """Both writes or none."""
+    def _together(self, is_forced: bool = False) -> Iterator[None]:
+        """All writes or none, and with `is_forced` only when they are on the disk."""
+        self._db.execute(f"PRAGMA synchronous={'FULL' if is_forced else 'NORMAL'}")
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -167,6 +168,11 @@ class SqliteStore:
         finally:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
+
+
+def _row(job: Job) -> list[Any]:
+    values = {name: getattr(job, name) for name in _COLUMNS} | {"policy": asdict(job.policy)}
+    return [_text(value) if name in _JSON else value for name, value in values.items()]
 
 
 def _text(value: Any) -> str:

@@ -88,6 +88,9 @@ async def done(http: web.Request) -> web.Response:
         endpoint.done(worker_id, job_id, None, message)
         raise PlatformError(400, message)
     endpoint.done(worker_id, job_id, body.get("output"), body.get("error"))
+    job = endpoint.get(job_id)
+    if job.worker == worker_id and not endpoint.is_stored(job):  # a restart now would have the job run again
+        raise PlatformError(507, "the result has arrived, but cannot be stored yet; send it again")
     return web.Response()
 
 
