@@ -1,4 +1,5 @@
-"""A text that makes the tokenizers library panic (which raises what is no Exception) is a 500 of its request alone.
+"""A text that makes the tokenizers library panic (which raises what is no Exception) costs its request alone: a prompt
+that cannot be encoded is a 400, an answer that cannot be decoded a 500.
 
 The tokenizers are real: one whose regular expression gives up on some texts, one whose decoder fails on some tokens.
 """
@@ -74,12 +75,18 @@ def test_a_panic_is_an_exception(encoding_fails: Deployment, decoding_fails: Dep
         decoding_fails.tokenizer.decode([2**40])
 
 
+def test_a_word_that_cannot_be_encoded(encoding_fails: Deployment) -> None:
+    with pytest.raises(ApiError, match="gives up") as caught:
+        encoding_fails.complete(bad_words=[WORST])
+    assert caught.value.status == 400 and caught.value.param == "bad_words"
+
+
 @pytest.mark.parametrize("path", ANSWERED)
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_prompt_that_cannot_be_encoded(encoding_fails: Deployment, path: str, stream: bool) -> None:
-    with pytest.raises(ApiError, match="Internal server error") as caught:
+    with pytest.raises(ApiError, match="tokenizer gives up on a text") as caught:
         encoding_fails.request("POST", path, body_of(path, WORST, stream=stream))
-    assert caught.value.status == 500
+    assert caught.value.status == 400 and caught.value.param == ("messages" if "chat" in path else "prompt")
     assert encoding_fails.request("POST", path, body_of(path, "hello")).status == 200
 
 
@@ -111,7 +118,7 @@ def test_over_the_queue(encoding_fails: Deployment, path: str, stream: bool) -> 
 
     failed, next_one = asyncio.run(run())
     said = json.loads(failed[0].split("\n")[0].removeprefix("data: "))["error"] if stream else failed[0]["error"]
-    assert (said if stream else json.loads(said))["code"] == 500
+    assert (said if stream else json.loads(said))["code"] == 400
     assert next_one and "Internal server error" not in json.dumps(next_one)
 
 
@@ -126,8 +133,8 @@ def test_over_http(encoding_fails: Deployment) -> None:
         async with client_of(app) as client:
             for path in ANSWERED:
                 response = await client.post(path, json=body_of(path, WORST))
-                assert response.status == 500
-                assert (await response.json())["error"]["type"] == "InternalServerError"
+                assert response.status == 400
+                assert (await response.json())["error"]["type"] == "BadRequestError"
                 assert (await client.post(path, json=body_of(path, "hello"))).status == 200
 
     asyncio.run(run())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -233,3 +234,43 @@ def test_choice_for_a_tokenizer(model_dirs, tmp_path):
     tokenizer.chat_template = {"rag": "r"}
     with pytest.raises(TemplateError, match="choose one of: rag"):
         rendered()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"{{ bos_token }}\n{% for m in messages %}{{ m.role }}:\t{{ m.content }}\n{% endfor %}", "<s>\nuser:\tx\n"),
+        (r"{{ 'a\nb' }}\n\n", "a\nb\n"),  # Jinja drops the last line break
+        (r"{{ 'a\\nb' }}\\n", "a\\nb\\n"),
+        (r"it's {{ bos_token }} isn't\n.", "it's <s> isn't\n."),
+        (r'"{{ "q\"\n" }}"\n\"', '"q"\n"\n"'),
+        (r"{% if true %}\n  yes\n{% endif %}", "  yes\n"),
+        (r"{{ bos_token\n }}Gr\u00fc\xdfe, größer \U0001F98A \q \d", "<s>Grüße, größer 🦊 \\q \\d"),
+        (r"{# it's a note #}\n{{ bos_token }}", "<s>"),
+        ("{{ bos_token }}\n\\n", "<s>\n\\n"),
+    ],
+)
+def test_a_template_on_one_line_has_escapes_for_its_line_breaks(text, expected, model_dirs):
+    tokenizer = Tokenizer.load(model_dirs["byte_fallback"])
+    template = ChatTemplate.for_tokenizer(tokenizer, text)
+    assert template is not None
+    assert template.render([{"role": "user", "content": "x"}]) == expected
+
+
+def test_a_template_in_a_file_stays_as_it_is(model_dirs, tmp_path):
+    tokenizer = Tokenizer.load(model_dirs["byte_fallback"])
+    path = tmp_path / "one-line.jinja"
+    path.write_text(r"{{ bos_token }}\n")
+    template = ChatTemplate.for_tokenizer(tokenizer, str(path))
+    assert template is not None and template.render([{"role": "user", "content": "x"}]) == r"<s>\n"
+
+
+def test_a_template_file_has_a_bound(model_dirs, tmp_path):
+    tokenizer = Tokenizer.load(model_dirs["byte_fallback"])
+    (tmp_path / "long.jinja").write_text("x" * (2 << 20))
+    os.mkfifo(tmp_path / "fifo")
+    for name, says in (("long.jinja", "2,097,152 bytes"), ("fifo", "no regular file")):
+        with pytest.raises(TemplateError, match=says):
+            ChatTemplate.for_tokenizer(tokenizer, str(tmp_path / name))
+    with pytest.raises(TemplateError, match="no regular file"):
+        ChatTemplate.for_tokenizer(tokenizer, "/dev/zero")

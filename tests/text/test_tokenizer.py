@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ember.front.text import tokenizer as tokenizer_module
+from ember.front.text.panics import without_panic_lines
 from ember.front.text.tokenizer import Tokenizer, TokenizerError
 
 KINDS = ["byte_level", "byte_level_bos", "byte_fallback", "word_piece", "unigram", "undecoded"]
@@ -252,3 +256,92 @@ def test_the_end_token_is_looked_for_in_both_files(model_dirs, tmp_path, config,
 
 def test_a_tokenizer_without_an_end_token(model_dirs):
     assert Tokenizer.load(model_dirs["undecoded"]).eos_token_id is None
+
+
+def changed(model_dirs: dict[str, Path], tmp_path: Path, **parts: Any) -> Path:
+    """A copy of a tokenizer with other parts in its tokenizer.json."""
+    directory = tmp_path / "model"
+    shutil.copytree(model_dirs["byte_level"], directory)
+    path = directory / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | parts))
+    return directory
+
+
+def split(pattern: str) -> dict[str, Any]:
+    cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    rest = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {"type": "Sequence", "pretokenizers": [cut, rest]}
+
+
+PANICS = {
+    "normalizer": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    "pattern": {"pre_tokenizer": split(r"(\w+\s?)*$")},
+    "post-processor": {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("case", PANICS)
+def test_a_panic_at_the_start_is_one_line_and_no_more(case, model_dirs, tmp_path, capfd):
+    directory = changed(model_dirs, tmp_path, **PANICS[case])
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json cannot be (read|used)") as caught:
+        Tokenizer.load(directory)
+    assert "\n" not in str(caught.value)
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")
+
+
+def test_what_others_write_meanwhile_is_kept(capfd):
+    with pytest.raises(ValueError), without_panic_lines():
+        os.write(2, b"before\n")
+        os.write(2, b"\nthread '<unnamed>' (7) panicked at src/lib.rs:1:2:\nOnig: over\nnote: run with it\n")
+        os.write(2, b"behind\n")
+        raise ValueError
+    os.write(2, b"later\n")
+    assert capfd.readouterr().err == "before\nbehind\nlater\n"
+
+
+def test_a_pattern_that_does_not_end_ends_the_boot(model_dirs, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer_module, "PROBE_SECONDS", 0.1)
+    is_over = threading.Event()
+    monkeypatch.setattr(Tokenizer, "_encode", lambda *_: is_over.wait(30) and [])
+    with pytest.raises(TokenizerError, match=r"not encoded within 0\.1 seconds.*backtrack without end"):
+        Tokenizer.load(model_dirs["byte_level"])
+    is_over.set()
+
+
+def test_files_have_bounds(model_dirs, tmp_path, monkeypatch):
+    directory = changed(model_dirs, tmp_path)
+    for name in ("chat_template.jinja", "additional_chat_templates/rag.jinja"):
+        path = directory / name
+        path.parent.mkdir(exist_ok=True)
+        with path.open("wb") as file:
+            file.truncate(300 << 20)  # no disk is needed for it
+        with pytest.raises(TokenizerError, match=rf"{path.name} cannot be read: it has 314,572,800 bytes"):
+            Tokenizer.load(directory)
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(TokenizerError, match=rf"{path.name} cannot be read: it is no regular file"):
+            Tokenizer.load(directory)
+        path.unlink()
+    config = directory / "tokenizer_config.json"
+    content = config.read_text()
+    config.write_text(json.dumps(json.loads(content) | {"chat_template": "x" * (1 << 21)}))
+    with pytest.raises(TokenizerError, match="'default' in .* has 2,097,152 characters; 1,048,576 are allowed"):
+        Tokenizer.load(directory)
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"):
+        config.write_text(json.dumps({k: v for k, v in json.loads(content).items() if k != "added_tokens_decoder"}))
+        path = directory / name
+        kept = path.read_bytes() if path.exists() else b"{}"
+        with path.open("wb") as file:
+            file.truncate(300 << 20)
+        with pytest.raises(TokenizerError, match=rf"{name} cannot be read \(it has 314,572,800 bytes"):
+            Tokenizer.load(directory)
+        path.write_bytes(kept)
+    Tokenizer.load(directory)

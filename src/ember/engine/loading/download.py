@@ -72,8 +72,8 @@ def _download(
     api = hub.HfApi(token=token, library_name="ember")
     info = _patiently(lambda: api.model_info(name, revision=repository.revision, files_metadata=True, timeout=TIMEOUT))
     sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
-    if repository.required not in sizes:
-        raise ModelError(f"{repository.label} has no {repository.required} on the Hub: check {repository.setting}")
+    if sizes.keys().isdisjoint(repository.required):
+        raise ModelError(f"{repository.label} has no {repository.required[0]} on the Hub: check {repository.setting}")
 
     def fetch(file: str) -> None:
         _patiently(

@@ -26,7 +26,7 @@ class Repository:
     name: str
     revision: str | None
     setting: str  # MODEL_NAME
-    required: str  # a file without which it is of no use
+    required: tuple[str, ...]  # files without one of which it is of no use; the first is the one to speak of
     with_weights: bool
 
     @property

@@ -28,7 +28,7 @@ class Wanted(NamedTuple):
 
     what: str
     setting: str  # names it
-    required: str  # file
+    required: tuple[str, ...]  # files, one of which must be there; the first is the one to speak of
     is_whole: Callable[[Path], bool]  # a download may have been cut off
     with_weights: bool
 
@@ -41,10 +41,14 @@ def _has_weights(directory: Path) -> bool:
         return False
 
 
-MODEL = Wanted("model", "MODEL_NAME", "config.json", _has_weights, True)
-TOKENIZER = Wanted(
-    "tokenizer", "TOKENIZER_NAME", "tokenizer.json", lambda directory: (directory / "tokenizer.json").exists(), False
-)
+def _has_tokenizer(directory: Path) -> bool:
+    return any((directory / name).exists() for name in TOKENIZER.required)
+
+
+MODEL = Wanted("model", "MODEL_NAME", ("config.json",), _has_weights, True)
+# Of forms that cannot be read the front says how to convert them.
+_TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model", "tekken.json", "tiktoken.model", "vocab.txt")
+TOKENIZER = Wanted("tokenizer", "TOKENIZER_NAME", _TOKENIZERS, _has_tokenizer, False)
 
 
 class Places(NamedTuple):
@@ -79,14 +83,15 @@ def _resolve(wanted: Wanted, name: str, revision: str | None, places: Places, ch
     if not name:
         raise ModelError(f"no {wanted.what} was named: set {setting} to a Hugging Face id or a directory")
     if name == "demo":
-        if (DEMO / wanted.required).exists():
+        first = wanted.required[0]
+        if (DEMO / first).exists():
             return DEMO
-        raise ModelError(f"the demo model is not in this installation ({DEMO} has no {wanted.required}): set {setting}")
+        raise ModelError(f"the demo model is not in this installation ({DEMO} has no {first}): set {setting}")
     path = Path(name).expanduser()
     if path.is_dir():
         return _checked(wanted, path)
     if path.is_file():
-        raise ModelError(f"{name} is a file: {setting} names the directory that holds {wanted.required}")
+        raise ModelError(f"{name} is a file: {setting} names the directory that holds {wanted.required[0]}")
     if name.startswith(("/", ".", "~")):
         raise ModelError(f"{name} does not exist: set {setting} to an existing directory or a Hugging Face id")
     if name.count("/") > 1 or "\\" in name or ".." in name:
@@ -137,9 +142,9 @@ def hub_cache() -> Path:
 
 
 def _checked(wanted: Wanted, path: Path) -> Path:
-    if (path / wanted.required).exists():
+    if any((path / name).exists() for name in wanted.required):
         return path
-    raise ModelError(f"{path} has no {wanted.required}: it is not a {wanted.what} directory")
+    raise ModelError(f"{path} has no {wanted.required[0]}: it is not a {wanted.what} directory")
 
 
 def _children(parent: Path, name: str) -> list[Path]:

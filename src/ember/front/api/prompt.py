@@ -16,6 +16,7 @@ from ember.front.api.services import Services
 from ember.front.api.templates import Template, chosen_template, content_format
 from ember.front.errors import ApiError, bad_request, encodable
 from ember.front.text.fim import middle_format
+from ember.front.text.panics import TokenizerPanic
 from ember.front.text.reasoning import SWITCHES
 from ember.front.text.template_error import TemplateError
 from ember.front.text.tokenizer import Tokenizer
@@ -236,12 +237,22 @@ def _encode_text(
 ) -> Prompt:
     text = encodable(text)
     kept = _guarded(text, request, services.tokenizer, info)
-    token_ids = services.tokenizer.encode(kept, add_special_tokens)
+    param = "messages" if isinstance(request, ChatRequest) else "prompt"
+    token_ids = encode(services.tokenizer, kept, add_special_tokens, param)
     fitted = _fit(token_ids, request, info)
-    _check_rows(fitted, services.tokenizer, info, "messages" if isinstance(request, ChatRequest) else "prompt")
+    _check_rows(fitted, services.tokenizer, info, param)
     if len(fitted) < len(token_ids) or len(kept) < len(text):
         text = services.tokenizer.decode(fitted)
     return Prompt(fitted, text)
+
+
+def encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool, param: str) -> list[int]:
+    """Raises ApiError 400 for a text that the tokenizer gives up on: its regular expressions have limits."""
+    try:
+        return tokenizer.encode(text, add_special_tokens)
+    except TokenizerPanic:
+        message = f"The model's tokenizer gives up on a text in {param}: its patterns need too many steps for it."
+        raise bad_request(message, param) from None
 
 
 def _check_rows(token_ids: Sequence[int], tokenizer: Tokenizer, info: Ready, param: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from ember.front.api.prompt import check_token_ids, listed
+from ember.front.api.prompt import check_token_ids, encode, listed
 from ember.front.api.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from ember.front.api.services import Services
 from ember.front.api.structured import structured_grammar
@@ -186,7 +186,8 @@ def _bad_words(words: Sequence[str], services: Services, info: Ready) -> list[li
         bare = word.lstrip()
         if len(bare) > info.max_model_len:
             raise bad_request(f"bad_words contains a word of {len(bare)} characters, which is too long.", "bad_words")
-        found = [services.tokenizer.encode(text, add_special_tokens=False) for text in (bare, f" {bare}") if bare]
+        spelled = (bare, f" {bare}") if bare else ()
+        found = [encode(services.tokenizer, text, False, "bad_words") for text in spelled]
         if not any(found):
             raise bad_request(f"bad_words contains {word[:64]!r}, which has no tokens.", "bad_words")
         sequences.extend(token_ids for token_ids in found if token_ids and token_ids not in sequences)

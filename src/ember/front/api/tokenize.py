@@ -12,7 +12,7 @@ from typing import Any
 
 from ember.front.api.body import IGNORED_FIELDS_HEADER, MAX_IGNORED, ignored_fields, parse_body
 from ember.front.api.exchange import Request, Response
-from ember.front.api.prompt import adds_generation_prompt, check_token_ids, render_chat, truncated
+from ember.front.api.prompt import adds_generation_prompt, check_token_ids, encode, render_chat, truncated
 from ember.front.api.schemas import ChatRequest, DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
 from ember.front.api.services import Services
 from ember.front.api.templates import in_thread
@@ -77,7 +77,7 @@ def _chat_tokens(
 def _tokens(text: str, services: Services, adds_special: bool) -> list[int]:
     if len(text) > MAX_CHARS:
         raise bad_request(f"The text must have at most {MAX_CHARS} characters, it has {len(text)}.", "prompt")
-    return services.tokenizer.encode(encodable(text), adds_special)
+    return encode(services.tokenizer, encodable(text), adds_special, "prompt")
 
 
 def _text(token_ids: Sequence[int], services: Services, info: Ready) -> str:

@@ -6,12 +6,15 @@ the first template is used, not before.
 
 from __future__ import annotations
 
+import codecs
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ember.front.text.template_error import TemplateError
+from ember.front.text.tokenizer_files import TemplateFileError, read_template
 
 if TYPE_CHECKING:
     import jinja2
@@ -163,14 +166,47 @@ def _syntax_message(error: jinja2.TemplateSyntaxError) -> str:
 
 
 def _read_custom(custom: str) -> str:
-    """The text of a template given as a file or as itself; no path has a brace or a line break in it."""
+    """The text of a template given as a file or as itself; no path has a brace or a line break in it.
+
+    A text on one line, as a form or an environment file holds it, has `\\n` for its line breaks. Raises TemplateError.
+    """
     if any(character in custom for character in "{}\n"):
-        return custom
+        return custom if "\n" in custom else _unescaped(custom)
     try:
-        return Path(custom).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise TemplateError(f"the chat template {custom!r} is neither Jinja nor a readable file: {reason}") from None
+        return read_template(Path(custom))
+    except TemplateFileError as error:
+        raise TemplateError(f"the chat template {custom!r} is neither Jinja nor a readable file: {error}") from None
+
+
+# What Jinja reads by itself: strings, which have the same escapes, but only inside of its marks. Then escapes.
+_PARTS = re.compile(
+    r"""(?P<open>\{\{|\{%|\{\#) | (?P<close>\}\}|%\}|\#\}) | (?P<string>'(?:[^'\\]|\\.)*' | "(?:[^"\\]|\\.)*")
+      | (?P<escape>\\(?:[\\'"abfnrtv]|x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}))""",
+    re.VERBOSE,
+)
+
+
+def _unescaped(text: str) -> str:
+    """The text with Python's escapes decoded, as vLLM does it, but not inside of Jinja's strings."""
+    found: list[str] = []
+    at = 0
+    is_inside = False
+    while (part := _PARTS.search(text, at)) is not None:
+        found.append(text[at : part.start()])
+        at = part.end()
+        if part["open"]:
+            is_inside = True
+        elif part["close"]:
+            is_inside = False
+        elif part["escape"]:
+            found.append(codecs.decode(part[0], "unicode_escape"))
+            continue
+        elif not is_inside:  # a quotation mark or an apostrophe of the text
+            found.append(part[0][0])
+            at = part.start() + 1
+            continue
+        found.append(part[0])
+    return "".join(found) + text[at:]
 
 
 def _dicts(values: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Text to token ids and back: the model's tokenizer.json, completed by the files beside it.
+"""Text to token ids and back: the model's tokenizer.json, or vocab.json and merges.txt, and the files beside them.
 
 Built on the `tokenizers` library alone: half the load time of the transformers class, and neither torch nor
 transformers is imported. The ids are those of transformers' TokenizersBackend on the same files: tokenizer.json is
@@ -8,32 +8,40 @@ alone; where such a repository's tokenizer.json puts a space after each special 
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 import tokenizers
 
+from ember.byte_level_bpe import (
+    MAX_TOKENIZER_BYTES,
+    MERGES,
+    VOCABULARY,
+    Vocabulary,
+    VocabularyError,
+    conversion,
+    has_vocabulary,
+    load_vocabulary,
+)
+from ember.front.text.panics import TokenizerPanic, is_panic, unless_panic, without_panic_lines
 from ember.front.text.token_pieces import ByteTable, TokenPieces, decoder_state, pieces_of, utf8
 from ember.front.text.tokenizer_files import TokenizerError, TokenizerFiles, read_tokenizer_files
+from ember.regular_file import open_regular
 
 __all__ = ["Tokenizer", "TokenizerError", "TokenizerPanic"]
 
-_OTHER_FORMATS = ("tokenizer.model", "tekken.json", "tiktoken.model", "vocab.json", "vocab.txt")
-
-
-class TokenizerPanic(Exception):
-    """The library panicked over a text or over tokens: a regular expression that gives up, a decoder with a bug.
-
-    What the library raises then is no Exception, and would pass by every handler between here and the client.
-    """
-
-    def __init__(self) -> None:  # the library's message may hold the text
-        super().__init__("the tokenizers library panicked; standard error has its line")
-
-
-def _unless_panic(error: BaseException) -> BaseException:
-    return TokenizerPanic() if type(error).__name__ == "PanicException" else error
+PROBE_SECONDS = 20.0
+_PROBE = (
+    "A word, or 2. The quick brown fox doesn't jump over 12,345 lazy dogs;   it's\n\n\tan ordinary sentence.\r\n"
+    'def f(items: list[str]) -> None:\n    return [item.strip() for item in items if item != ""]\n'
+    "Füchse, größer als Mäuse; Привет, мир! 你好，世界。 🦊 https://example.com/a?b=c&d=e#f ==== ---- ........\n"
+    "one plain sentence without any mark in it goes on and on over the hills and far away until the evening comes\n"
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa                                        1111111111111111111111111111!\n"
+)
+_OTHER_FORMATS = ("tokenizer.model", "tekken.json", "tiktoken.model", VOCABULARY, MERGES, "vocab.txt")
 
 
 class Tokenizer:
@@ -58,32 +66,49 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: str | Path) -> Tokenizer:
-        """Load from a model directory. Raises TokenizerError, one line, when there is no usable tokenizer.json."""
+        """Load from a model directory. Raises TokenizerError, one line, when there is no usable tokenizer."""
         directory = Path(directory)
-        path = directory / "tokenizer.json"
-        if not path.is_file():
-            raise TokenizerError(_missing(directory))
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            reason = " ".join(str(error).split())
-            raise TokenizerError(f"{path} cannot be read ({reason}): download the tokenizer files again") from None
-        backend.no_truncation()
-        padding = backend.padding
-        backend.no_padding()
-        files = read_tokenizer_files(directory, backend.get_added_tokens_decoder(), padding)
-        backend.add_tokens(files.added_tokens)
-        backend.encode_special_tokens = files.split_special_tokens
-        tokenizer = cls(backend, files)
-        try:
-            tokenizer.decode(tokenizer.encode("A word, or 2."))
-        except Exception as error:
+        with without_panic_lines():
+            backend, vocabulary = _backend(directory)
+            path = directory / ("tokenizer.json" if vocabulary is None else VOCABULARY)
+            backend.no_truncation()
+            padding = backend.padding
+            backend.no_padding()
+            known = backend.get_added_tokens_decoder()
+            files = read_tokenizer_files(directory, known, padding, vocabulary.special_tokens if vocabulary else {})
+            backend.add_tokens(files.added_tokens)
+            backend.encode_special_tokens = files.split_special_tokens
+            if vocabulary is not None:
+                vocabulary.finish(files.special_tokens)
+            tokenizer = cls(backend, files)
+            tokenizer.check(path)
+        return tokenizer
+
+    def check(self, path: Path) -> None:
+        """Encode and decode a text as people write it. Raises TokenizerError where that fails or does not end."""
+        errors: list[BaseException] = []
+
+        def attempt() -> None:
+            try:
+                self.decode(self.encode(_PROBE))
+            except Exception as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=attempt, name="probe", daemon=True)
+        thread.start()
+        thread.join(PROBE_SECONDS)
+        if thread.is_alive():
+            raise TokenizerError(
+                f"{path} cannot be used: {len(_PROBE)} characters are not encoded within {PROBE_SECONDS:g} seconds; "
+                "its regular expressions backtrack without end"
+            )
+        if errors:
+            error = errors[0]
             cause = (
                 error.__context__ if isinstance(error, TokenizerPanic) else error
-            )  # of our own words, so it may be said
+            )  # of our own words: it may be said
             reason = " ".join(str(cause).split())[:200]
             raise TokenizerError(f"{path} cannot be used ({reason}): download the tokenizer files again") from None
-        return tokenizer
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text of any length. Releases the GIL, so a long text may be encoded in a thread.
@@ -166,17 +191,51 @@ class Tokenizer:
         try:
             return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         except BaseException as error:
-            raise _unless_panic(error) from None
+            raise unless_panic(error) from None
 
     def _decode(self, token_ids: list[int], skip_special_tokens: bool) -> str:
         try:
             return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
         except BaseException as error:
-            raise _unless_panic(error) from None
+            raise unless_panic(error) from None
 
     def _named_id(self, name: str) -> int | None:
         token = self.special_tokens.get(name)
         return None if token is None else self._backend.token_to_id(token)
+
+
+def _backend(directory: Path) -> tuple[tokenizers.Tokenizer, Vocabulary | None]:
+    """The library's tokenizer, and the vocabulary it was made from where there is no tokenizer.json. Raises
+    TokenizerError."""
+    path = directory / "tokenizer.json"
+    if not path.exists():
+        if not has_vocabulary(directory):
+            raise TokenizerError(_missing(directory))
+        try:
+            vocabulary = load_vocabulary(directory)
+        except VocabularyError as error:
+            raise TokenizerError(str(error)) from None
+        return vocabulary.backend, vocabulary
+    try:
+        if (size := _regular_size(path)) > MAX_TOKENIZER_BYTES:
+            raise ValueError(f"it has {size:,} bytes; {MAX_TOKENIZER_BYTES:,} are allowed")
+        return tokenizers.Tokenizer.from_file(str(path)), None
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except BaseException as error:  # the library raises bare Exception, and panics
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+    raise TokenizerError(f"{path} cannot be read ({reason}): download the tokenizer files again")
+
+
+def _regular_size(path: Path) -> int:
+    """Raises OSError for what is no regular file."""
+    descriptor = open_regular(path)
+    try:
+        return os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
 
 
 def _missing(directory: Path) -> str:
@@ -185,7 +244,7 @@ def _missing(directory: Path) -> str:
     others = [name for name in _OTHER_FORMATS if (directory / name).is_file()]
     if not others:
         return f"{directory} has no tokenizer.json: download the model's tokenizer files, or set TOKENIZER_NAME"
-    return (
-        f"{directory} has {others[0]} but no tokenizer.json: convert it once with "
-        "transformers.AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
-    )
+    if others[0] in (VOCABULARY, MERGES):
+        other = MERGES if others[0] == VOCABULARY else VOCABULARY
+        return f"{directory} has {others[0]} but neither tokenizer.json nor {other}: download the tokenizer files again"
+    return f"{directory} has {others[0]} but no tokenizer.json: {conversion(directory)}"

@@ -8,7 +8,6 @@ tokenizer.json already says whether a sequence begins with BOS.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,30 @@ from typing import Any
 
 from tokenizers import AddedToken
 
+from ember import untrusted_json
+from ember.byte_level_bpe import MAX_BYTES
+from ember.regular_file import read_regular
+from ember.untrusted_json import UntrustedJsonError
+
 # The names that every tokenizer may have; any other "<something>_token" entry is a model's own (image_token, ...).
 STANDARD_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _ADDED_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+MAX_TEMPLATE_BYTES = 1 << 20  # of one chat template; the longest known have 40,000
+MAX_TEMPLATES = 100  # in additional_chat_templates
+
+
+class TemplateFileError(ValueError):
+    """A template's file that cannot be read; its path and why."""
+
+
+def read_template(path: Path) -> str:
+    """Raises TemplateFileError."""
+    try:
+        return read_regular(path, MAX_TEMPLATE_BYTES).decode("utf-8")
+    except OSError as error:
+        raise TemplateFileError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise TemplateFileError(f"{path} cannot be read: it is not UTF-8") from None
 
 
 class TokenizerError(Exception):
@@ -37,15 +57,18 @@ class TokenizerFiles:
 
 
 def read_tokenizer_files(
-    directory: Path, known: Mapping[int, AddedToken], padding: Mapping[str, Any] | None
+    directory: Path,
+    known: Mapping[int, AddedToken],
+    padding: Mapping[str, Any] | None,
+    defaults: Mapping[str, str] | None = None,
 ) -> TokenizerFiles:
     """Read the side files of `directory`.
 
-    `known` and `padding` are the added tokens and the padding of tokenizer.json. Raises TokenizerError for a side file
-    that is not what its name promises.
+    `known` and `padding` are the added tokens and the padding of tokenizer.json; `defaults` the named tokens where the
+    files say nothing of them. Raises TokenizerError for a side file that is not what its name promises.
     """
     try:
-        return _read_files(directory, known, padding)
+        return _read_files(directory, known, padding, defaults or {})
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise TokenizerError(
@@ -54,8 +77,10 @@ def read_tokenizer_files(
         ) from None
 
 
-def _read_files(directory: Path, known: Mapping[int, AddedToken], padding: Mapping[str, Any] | None) -> TokenizerFiles:
-    config = _read_json(directory / "tokenizer_config.json")
+def _read_files(
+    directory: Path, known: Mapping[int, AddedToken], padding: Mapping[str, Any] | None, defaults: Mapping[str, str]
+) -> TokenizerFiles:
+    config = {**defaults, **_read_json(directory / "tokenizer_config.json")}
     listed: dict[int, AddedToken]
     if "added_tokens_decoder" in config:
         listed = {int(index): _added_token(entry) for index, entry in config["added_tokens_decoder"].items()}
@@ -88,11 +113,12 @@ def _read_files(directory: Path, known: Mapping[int, AddedToken], padding: Mappi
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where the file does not exist."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = untrusted_json.read_file(path, MAX_BYTES)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path} cannot be read ({error}): download the model's tokenizer files again") from None
+    except (OSError, UntrustedJsonError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise TokenizerError(f"{path} cannot be read ({reason}): download the model's tokenizer files again") from None
     if not isinstance(value, dict):
         raise TokenizerError(f"{path} holds no JSON object: download the model's tokenizer files again")
     return value
@@ -169,14 +195,20 @@ def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | dict[str
     elif isinstance(template, list):
         named.update({entry["name"]: entry["template"] for entry in template})
     try:
-        if (path := directory / "chat_template.jinja").is_file():
-            named = {"default": path.read_text(encoding="utf-8")}
-        for path in sorted((directory / "additional_chat_templates").glob("*.jinja")):
-            named[path.stem] = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"a chat template in {directory} cannot be read: {error}") from None
+        if (path := directory / "chat_template.jinja").exists():
+            named = {"default": read_template(path)}
+        for path in sorted((directory / "additional_chat_templates").glob("*.jinja"))[:MAX_TEMPLATES]:
+            named[path.stem] = read_template(path)
+    except TemplateFileError as error:
+        raise TokenizerError(f"the chat template {error}") from None
     if not named and isinstance(processor := _read_json(directory / "chat_template.json").get("chat_template"), str):
         named["default"] = processor
     if not named:
         return None
+    for name, text in named.items():
+        if len(text) > MAX_TEMPLATE_BYTES:
+            raise TokenizerError(
+                f"the chat template {ascii(name)[:100]} in {directory} has {len(text):,} characters; "
+                f"{MAX_TEMPLATE_BYTES:,} are allowed"
+            )
     return named["default"] if named.keys() == {"default"} else named

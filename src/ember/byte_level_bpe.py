@@ -1,0 +1,183 @@
+"""A tokenizer from vocab.json and merges.txt, for repositories of byte-level BPE that have no tokenizer.json.
+
+What the two files leave open (how text is cut before the merges, which tokens are special where nobody says so) is that
+of the class which tokenizer_config.json names, or else of the model's type, as transformers 5 builds it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ember import untrusted_json
+from ember.regular_file import read_regular
+from ember.untrusted_json import UntrustedJsonError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+VOCABULARY, MERGES = "vocab.json", "merges.txt"
+MAX_TOKENIZER_BYTES = 128 << 20  # of tokenizer.json; the largest ones, of 262,000 tokens, have 33 MB
+MAX_BYTES = 64 << 20  # of each of a tokenizer's files but tokenizer.json; the largest vocabularies have about 6 MB
+
+_QWEN2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_ROBERTA = {"bos_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "cls_token": "<s>", "unk_token": "<unk>"}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How one class of tokenizers completes its two files."""
+
+    name: str
+    special_tokens: dict[str, str]  # where tokenizer_config.json names none
+    pattern: str | None = None  # by which text is cut; None: GPT-2's own
+    is_nfc: bool = False  # whether text is brought into Unicode's form NFC first
+    has_class_token: bool = False  # a sequence is put between the class token and the separator
+
+
+_GPT2 = Kind("GPT-2", dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>"))
+_QWEN2 = Kind(
+    "Qwen2", dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>"), _QWEN2_PATTERN, is_nfc=True
+)
+_ROBERTA_KIND = Kind("RoBERTa", {**_ROBERTA, "pad_token": "<pad>", "mask_token": "<mask>"}, has_class_token=True)
+_KINDS = {"GPT2Tokenizer": _GPT2, "Qwen2Tokenizer": _QWEN2, "RobertaTokenizer": _ROBERTA_KIND}
+_KINDS_BY_TYPE = {"gpt2": _GPT2, "opt": _GPT2, "qwen2": _QWEN2, "qwen3": _QWEN2, "roberta": _ROBERTA_KIND}
+
+
+class VocabularyError(ValueError):
+    """The two files cannot be used; one line that says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The tokenizer of the two files, without the tokens that others add, and how its class goes on."""
+
+    backend: tokenizers.Tokenizer
+    kind: Kind
+    config: dict[str, Any]  # tokenizer_config.json
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """Those of the class that the vocabulary has."""
+        known = self.backend.get_vocab()
+        return {name: token for name, token in self.kind.special_tokens.items() if token in known}
+
+    def finish(self, named: dict[str, str]) -> None:
+        """Set what is put around a text, once all tokens are there. `named`: "bos_token" -> "<s>"."""
+        from tokenizers import processors
+
+        def single(name: str) -> list[str]:
+            return [named[name]] if self.config.get(f"add_{name}") is True and name in named else []
+
+        def pair(name: str) -> tuple[str, int]:
+            token_id = self.backend.token_to_id(named[name])
+            assert token_id is not None
+            return named[name], token_id
+
+        adds = {"add_bos_token", "add_eos_token"} & self.config.keys()
+        if self.kind.has_class_token and not adds and {"sep_token", "cls_token"} <= named.keys():
+            prefix = self.config.get("add_prefix_space") is True
+            self.backend.post_processor = processors.RobertaProcessing(
+                pair("sep_token"), pair("cls_token"), trim_offsets=True, add_prefix_space=prefix
+            )
+            return
+        before, behind = single("bos_token"), single("eos_token")
+        self.backend.post_processor = processors.TemplateProcessing(
+            single=[*before, "$A", *behind],
+            special_tokens=[pair(name) for name in ("bos_token", "eos_token") if single(name)],
+        )
+
+
+def has_vocabulary(directory: Path) -> bool:
+    return (directory / VOCABULARY).is_file() and (directory / MERGES).is_file()
+
+
+def load_vocabulary(directory: Path) -> Vocabulary:
+    """Read the two files. Raises VocabularyError."""
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+    config = _object(directory / "tokenizer_config.json")
+    kind = _kind(directory, config)
+    vocab = _object(directory / VOCABULARY)
+    if not vocab or not all(type(token_id) is int and 0 <= token_id < 2**31 for token_id in vocab.values()):
+        raise VocabularyError(f"{directory / VOCABULARY} must map each token to its id: download the file again")
+    try:
+        model = models.BPE(vocab, _merges(directory / MERGES), continuing_subword_prefix="", end_of_word_suffix="")
+    except Exception as error:  # the library raises bare Exception
+        reason = " ".join(str(error).split())[:200]
+        raise VocabularyError(
+            f"{directory}: {VOCABULARY} and {MERGES} do not fit each other ({reason}): download both again"
+        ) from None
+    backend = tokenizers.Tokenizer(model)
+    prefix = config.get("add_prefix_space") is True
+    cut: Any = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=kind.pattern is None)
+    if kind.pattern is not None:
+        split = pre_tokenizers.Split(tokenizers.Regex(kind.pattern), behavior="isolated", invert=False)
+        cut = pre_tokenizers.Sequence([split, cut])
+    backend.pre_tokenizer = cut
+    backend.decoder = decoders.ByteLevel()
+    if kind.is_nfc:
+        backend.normalizer = normalizers.NFC()
+    return Vocabulary(backend, kind, config)
+
+
+def _kind(directory: Path, config: dict[str, Any]) -> Kind:
+    name = config.get("tokenizer_class")
+    kind = _KINDS.get(name.removesuffix("Fast")) if isinstance(name, str) else None
+    if name is None:
+        model_type = _object(directory / "config.json").get("model_type")
+        kind = _KINDS_BY_TYPE.get(model_type) if isinstance(model_type, str) else None
+        name = f"a model of the type {model_type}"
+    if kind is None:
+        raise VocabularyError(
+            f"{directory} has {VOCABULARY} and {MERGES} of {ascii(str(name))[1:-1][:100]}, of which only "
+            f"{', '.join(_KINDS)} load without a tokenizer.json: {conversion(directory)}"
+        )
+    return kind
+
+
+def conversion(directory: Path) -> str:
+    """What to run for a tokenizer.json."""
+    return (
+        'convert it once with `python -c "from transformers import AutoTokenizer as A; '
+        f"A.from_pretrained('{directory}').save_pretrained('{directory}')\"`, where transformers, sentencepiece and "
+        "tiktoken are installed"
+    )
+
+
+def _merges(path: Path) -> list[tuple[str, str]]:
+    """A merge a line: two tokens with a blank between them. Raises VocabularyError."""
+    try:
+        lines = read_regular(path, MAX_BYTES).decode("utf-8").split("\n")
+    except UnicodeDecodeError:
+        raise VocabularyError(f"{path} is not UTF-8 text: download the file again") from None
+    except OSError as error:
+        raise VocabularyError(f"{path} cannot be read: {error.strerror}") from None
+    merges = []
+    for number, line in enumerate(lines, start=1):
+        line = line.removesuffix("\r")
+        if not line or line.startswith("#version"):
+            continue
+        left, _, right = line.partition(" ")
+        if not left or not right or " " in right:
+            raise VocabularyError(f"{path}, line {number}, is not two tokens with a blank between: download it again")
+        merges.append((left, right))
+    return merges
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """Empty where the file does not exist. Raises VocabularyError."""
+    try:
+        value = untrusted_json.read_file(path, MAX_BYTES)
+    except FileNotFoundError:
+        return {}
+    except (OSError, UntrustedJsonError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise VocabularyError(f"{path} cannot be read ({reason}): download the file again") from None
+    if not isinstance(value, dict):
+        raise VocabularyError(f"{path} holds no JSON object: download the file again")
+    return value
