@@ -184,6 +184,33 @@ def test_known_names_without_effect_are_named_once():
     assert line.startswith("SWAP_SPACE ") and KNOWN_UNUSED["SWAP_SPACE"] in line
 
 
+@pytest.mark.parametrize("blank", ["", " ", "\t \n"])
+def test_what_is_empty_is_unset(monkeypatch, blank):
+    """As a form sends what nobody filled in: for every setting under each name, and for every known variable."""
+    expected = Settings().model_dump(exclude={"api_key"})
+    for field in Settings.model_fields:
+        if field != "api_key":  # of which blanks are a mistake that would leave a server open
+            for name in variable_names(field):
+                monkeypatch.setenv(name, blank)
+    monkeypatch.setenv("VLLM_CONFIG_FILE", blank)
+    assert load_settings().model_dump(exclude={"api_key"}) == expected
+    flags = dict.fromkeys(field for field in Settings.model_fields if field != "api_key")
+    assert load_settings(dict.fromkeys(flags, blank)).model_dump() == Settings().model_dump()
+    assert warn_unused(dict.fromkeys(KNOWN_UNUSED, blank)) == []
+
+
+def test_an_empty_name_hides_no_other_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("MODEL_NAME", " ")
+    monkeypatch.setenv("MODEL", "org/model")
+    assert load_settings().model_name == "org/model"
+    monkeypatch.setenv("MODEL", "")
+    file = tmp_path / "settings.yaml"
+    file.write_text("model: of-the-file\nmax-model-len:\nblock_size: ''\nquantization: ''\nseed: '  '\n")
+    monkeypatch.setenv("VLLM_CONFIG_FILE", str(file))
+    settings = load_settings()
+    assert (settings.model_name, settings.max_model_len, settings.block_size) == ("of-the-file", None, 16)
+
+
 def test_no_name_is_both_read_and_unread():
     read = {alias for field in Settings.model_fields.values() for alias in field.validation_alias.choices}
     assert not read & set(KNOWN_UNUSED)

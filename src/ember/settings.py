@@ -1,6 +1,6 @@
 """Every setting, once: environment variable, type, default, help, aliases. Nothing else reads the environment.
 
-Precedence: command line > environment > YAML file (`VLLM_CONFIG_FILE`) > defaults. An empty variable counts as unset.
+Precedence: command line > environment > YAML file (`VLLM_CONFIG_FILE`) > defaults. What is empty or blank is unset.
 A value that cannot be used raises `SettingsError`, one line that names the variable, the value and what is allowed.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ember import settings_forms as forms
 from ember.settings_known import KNOWN_UNUSED
@@ -113,6 +113,14 @@ CommaList = Annotated[list[str], NoDecode, BeforeValidator(_comma_list)]
 
 def _names(*names: str) -> Any:
     return AliasChoices(*names)
+
+
+_KEYS = ("API_KEY", "VLLM_API_KEY")  # set to blanks they are a mistake that would leave a server open
+
+
+def _is_blank(name: str, value: Any) -> bool:
+    """Whether a setting is given as nothing, as forms send what nobody filled in: then it is unset."""
+    return isinstance(value, str) and not value.strip() and name.upper() not in _KEYS
 
 
 class Settings(BaseSettings):
@@ -500,7 +508,10 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings
+        environment = EnvSettingsSource(settings_cls)
+        found = environment.env_vars
+        environment.env_vars = {name: value for name, value in found.items() if not _is_blank(name, value)}
+        return init_settings, environment
 
     @property
     def served_names(self) -> list[str]:
@@ -521,7 +532,8 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
     Raises SettingsError.
     """
     values = dict(_yaml_values())
-    values.update({field: value for field, value in (overrides or {}).items() if value is not None})
+    given = {field: value for field, value in (overrides or {}).items() if value is not None}
+    values.update({field: value for field, value in given.items() if not _is_blank(field, value)})
     try:
         settings = Settings(**values)
     except ValidationError as error:
@@ -548,13 +560,13 @@ def _keys_of(path: str) -> list[SecretStr]:
 
 def warn_unused(environ: Mapping[str, str] = os.environ) -> list[str]:
     """One line for each variable that other workers read and this one does not act on."""
-    names = sorted(name for name in environ if name in KNOWN_UNUSED)
+    names = sorted(name for name, value in environ.items() if name in KNOWN_UNUSED and value.strip())
     return [f"{name} is set but has no effect: {KNOWN_UNUSED[name]}" for name in names]
 
 
 def _yaml_values() -> dict[str, Any]:
     """Values of the YAML file as field names; what the environment also sets is left out, for it is stronger."""
-    path = os.environ.get("VLLM_CONFIG_FILE") or os.environ.get("EMBER_CONFIG_FILE")
+    path = os.environ.get("VLLM_CONFIG_FILE", "").strip() or os.environ.get("EMBER_CONFIG_FILE", "").strip()
     if not path:
         return {}
     import yaml
@@ -575,10 +587,12 @@ def _yaml_values() -> dict[str, Any]:
     for key, value in content.items():
         name = str(key).replace("-", "_").upper()
         field = by_alias.get(name)
+        if value is None or _is_blank(name, value):
+            continue
         if field is None:
             hint = KNOWN_UNUSED.get(name, "unknown setting")
             log.warning("%s in %s has no effect: %s", key, path, hint)
-        elif not any(os.environ.get(alias) for alias in variable_names(field)):
+        elif not any(os.environ.get(alias, "").strip() for alias in variable_names(field)):
             values[field] = value
     return values
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ember.front.api.sampling import check_defaults
+from ember.front.api.sampling import checked_defaults
 from ember.front.errors import ApiError
 from ember.wire import SamplingParams
 from tests.api.fakes import MAX_MODEL_LEN, VOCAB_SIZE, Deployment, refused
@@ -180,9 +180,9 @@ GOOD_DEFAULTS: dict[str, Any] = {
 
 
 def test_defaults_that_can_be_used(deployment: Deployment) -> None:
-    check_defaults({})
-    check_defaults(GOOD_DEFAULTS)
-    check_defaults(dict.fromkeys(GOOD_DEFAULTS))
+    checked_defaults({})
+    checked_defaults(GOOD_DEFAULTS)
+    checked_defaults(dict.fromkeys(GOOD_DEFAULTS))
     deployment.services.generation_defaults.update(GOOD_DEFAULTS)
     deployment.chat()
 
@@ -191,7 +191,7 @@ def test_defaults_that_can_be_used(deployment: Deployment) -> None:
     ("name", "value", "allowed"),
     [
         ("max_new_tokens", 0, "a whole number of at least 1, not 0"),
-        ("max_new_tokens", 10.0, "a whole number of at least 1, not 10.0"),
+        ("max_new_tokens", 10.5, "a whole number of at least 1, not 10.5"),
         ("max_new_tokens", True, "a whole number of at least 1, not True"),
         ("temperature", 2.5, "a number, in [0, 2], not 2.5"),
         ("temperature", "hot", "a number, in [0, 2], not 'hot'"),
@@ -209,13 +209,13 @@ def test_defaults_that_can_be_used(deployment: Deployment) -> None:
 )
 def test_defaults_that_cannot_be_used(name: str, value: Any, allowed: str) -> None:
     with pytest.raises(ValueError) as caught:
-        check_defaults({"top_p": 0.5, name: value})
+        checked_defaults({"top_p": 0.5, name: value})
     assert str(caught.value) == f"the sampling default {name} must be {allowed}"
 
 
 def test_a_default_nobody_knows() -> None:
     with pytest.raises(ValueError) as caught:
-        check_defaults({"temprature": 1})
+        checked_defaults({"temprature": 1})
     assert str(caught.value).startswith("'temprature' is no sampling default; there are max_new_tokens, temperature,")
     assert "\n" not in str(caught.value)
 

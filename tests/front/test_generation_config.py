@@ -1,6 +1,7 @@
 """Sampling defaults of the deployment: where they come from, and which are refused."""
 
 import json
+import os
 
 import pytest
 
@@ -31,6 +32,27 @@ def test_the_override_is_stronger_and_another_directory_may_be_named(tmp_path):
     assert generation_defaults(chosen, tmp_path) == {"temperature": 0.7, "top_p": 0.9}
 
 
+def test_numbers_are_taken_as_requests_take_them(tmp_path):
+    content = {"top_k": 20.0, "top_p": "0.9", "temperature": 1, "max_new_tokens": "64", "skip_special_tokens": "False"}
+    write(tmp_path, content)
+    found = generation_defaults(settings(override_generation_config={"top_k": "7.0", "min_p": None}), tmp_path)
+    assert found == {
+        "top_k": 7,
+        "top_p": 0.9,
+        "temperature": 1,
+        "max_new_tokens": 64,
+        "skip_special_tokens": False,
+        "min_p": None,
+    }
+    assert type(found["top_k"]) is int and type(found["max_new_tokens"]) is int
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "generation_config.json")
+    with pytest.raises(ValueError, match="no regular file"):
+        generation_defaults(settings(), tmp_path)
+
+
 def test_no_file_is_no_defaults(tmp_path):
     assert generation_defaults(settings(), tmp_path) == {}
 
@@ -40,6 +62,16 @@ def test_no_file_is_no_defaults(tmp_path):
     [
         ("{", {}, r"generation_config\.json is not valid JSON"),
         ("[]", {}, r"generation_config\.json is not a JSON object"),
+        ({"top_k": 20.5}, {}, r"top_k must be a whole number, 0 \(disable\), or at least 1, not 20\.5"),
+        ({"top_k": float("inf")}, {}, r"top_k must be a whole number.*inf"),
+        ({"top_k": True}, {}, r"top_k must be a whole number.*True"),
+        ({"top_p": "half"}, {}, r"top_p must be a number, in \(0, 1\], not 'half'"),
+        ({"temperature": float("nan")}, {}, r"temperature must be a number.*nan"),
+        ({"max_new_tokens": 0.5}, {}, r"max_new_tokens must be a whole number of at least 1, not 0\.5"),
+        ({"max_new_tokens": 1e300}, {}, r"max_new_tokens must be a whole number of at least 1"),
+        ({"max_new_tokens": [5]}, {}, r"max_new_tokens must be a whole number"),
+        ({}, {"skip_special_tokens": "maybe"}, r"OVERRIDE_GENERATION_CONFIG: .*skip_special_tokens must be true or"),
+        ('{"a":' * 1000, {}, r"generation_config\.json is not valid JSON \(it is nested more than"),
         ({"temperature": "hot"}, {}, r"generation_config\.json: .*temperature.*hot"),
         ({}, {"temperature": 3}, r"OVERRIDE_GENERATION_CONFIG: .*temperature.*3"),
         ({}, {"temprature": 1}, r"OVERRIDE_GENERATION_CONFIG: .*temprature"),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from ember import untrusted_json
 from ember.settings import Settings
+from ember.untrusted_json import UntrustedJsonError
+
+_MAX_BYTES = 64 << 20
+_ADVICE = "; fix it or set GENERATION_CONFIG=vllm"
 
 # What a generation_config.json may set as a default of the request (openai-compatible servers agree on this list).
 GENERATION_DEFAULTS = (
@@ -31,25 +35,28 @@ def generation_defaults(settings: Settings, model_dir: Path) -> dict[str, Any]:
     if settings.generation_config != "vllm":
         directory = model_dir if settings.generation_config == "auto" else Path(settings.generation_config)
         path = directory / "generation_config.json"
-        if path.exists():
-            try:
-                content = json.loads(path.read_text())
-            except ValueError as error:
-                raise ValueError(f"{path} is not valid JSON ({error}); fix it or set GENERATION_CONFIG=vllm") from None
-            if not isinstance(content, dict):
-                raise ValueError(f"{path} is not a JSON object; fix it or set GENERATION_CONFIG=vllm")
-            defaults = {name: content[name] for name in GENERATION_DEFAULTS if content.get(name) is not None}
-            _checked(defaults, f"{path}: ", "; fix it or set GENERATION_CONFIG=vllm")
-        elif settings.generation_config != "auto":
-            raise ValueError(f"GENERATION_CONFIG={settings.generation_config}: it holds no generation_config.json")
-    _checked(settings.override_generation_config, "OVERRIDE_GENERATION_CONFIG: ", "")
-    return {**defaults, **settings.override_generation_config}
+        try:
+            content = untrusted_json.read_file(path, _MAX_BYTES)
+        except FileNotFoundError:
+            if settings.generation_config != "auto":
+                message = f"GENERATION_CONFIG={settings.generation_config}: it holds no generation_config.json"
+                raise ValueError(message) from None
+            content = {}
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror}){_ADVICE}") from None
+        except UntrustedJsonError as error:
+            raise ValueError(f"{path} is not valid JSON ({error}){_ADVICE}") from None
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} is not a JSON object{_ADVICE}")
+        own = {name: content[name] for name in GENERATION_DEFAULTS if content.get(name) is not None}
+        defaults = _checked(own, f"{path}: ", _ADVICE)
+    return {**defaults, **_checked(settings.override_generation_config, "OVERRIDE_GENERATION_CONFIG: ", "")}
 
 
-def _checked(defaults: dict[str, Any], source: str, advice: str) -> None:
-    from ember.front.api.sampling import check_defaults
+def _checked(defaults: dict[str, Any], source: str, advice: str) -> dict[str, Any]:
+    from ember.front.api.sampling import checked_defaults
 
     try:
-        check_defaults(defaults)
+        return checked_defaults(defaults)
     except ValueError as error:
         raise ValueError(f"{source}{error}{advice}") from None

@@ -103,11 +103,11 @@ def _resolve(wanted: Wanted, name: str, revision: str | None, places: Places, ch
         if found is not None:
             return found
     repository = Repository(name, revision, setting, wanted.required, wanted.with_weights)
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+    if _variable("HF_HUB_OFFLINE").upper() in ("1", "ON", "YES", "TRUE"):
         raise ModelError(
             f"{repository.label} is not cached here and HF_HUB_OFFLINE forbids a download: unset it or add the model"
         )
-    has_chosen = places.download_dir or any(map(os.environ.get, _HOME))
+    has_chosen = places.download_dir or any(map(_variable, _HOME))
     target = volume if volume is not None and not has_chosen and _is_writable(volume) else own
     from ember.engine.loading.download import download
 
@@ -135,10 +135,15 @@ def find_snapshot(hub: Path, name: str, revision: str | None, wanted: Wanted = M
 
 def hub_cache() -> Path:
     """Where Hugging Face's libraries keep their cache, by the same variables."""
-    if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+    if cache := _variable("HF_HUB_CACHE") or _variable("HUGGINGFACE_HUB_CACHE"):
         return Path(cache).expanduser()
-    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
+    home = _variable("HF_HOME") or os.path.join(_variable("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     return Path(home).expanduser() / "hub"
+
+
+def _variable(name: str) -> str:
+    """A variable of Hugging Face's libraries; empty where it is unset or blank."""
+    return os.environ.get(name, "").strip()
 
 
 def _checked(wanted: Wanted, path: Path) -> Path:

@@ -108,27 +108,50 @@ _ALLOWED: dict[str, tuple[Callable[[float], bool], str]] = {
 }
 
 
-def check_defaults(defaults: Mapping[str, Any]) -> None:
-    """Raises ValueError, one line, for the first generation default that cannot be used. None stands for unset."""
-    for name, value in defaults.items():
+def checked_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The generation defaults as numbers, which may be written as a request may write them: 20.0 or "20" for 20. None
+    stands for unset. Raises ValueError, one line, for the first that cannot be used."""
+    checked: dict[str, Any] = {}
+    for name, given in defaults.items():
+        value: Any = None
         if name == "skip_special_tokens":
-            is_fit, allowed = isinstance(value, bool), "true or false"
+            value, allowed = _as_flag(given), "true or false"
         elif name == "max_new_tokens":
-            is_fit, allowed = _is_number(value, whole=True) and value >= 1, "a whole number of at least 1"
+            value, allowed = _as_number(given, whole=True), "a whole number of at least 1"
+            value = value if value is not None and value >= 1 else None
         elif name in _ALLOWED:
-            test, allowed = _ALLOWED[name]
+            is_fit, allowed = _ALLOWED[name]
             whole = name == "top_k"
-            is_fit = _is_number(value, whole) and test(value)
+            value = _as_number(given, whole)
+            value = value if value is not None and is_fit(value) else None
             allowed = f"a {'whole ' if whole else ''}number, {allowed}"
         else:
             known = ", ".join(["max_new_tokens", *_ALLOWED, "skip_special_tokens"])
             raise ValueError(f"{name[:64]!r} is no sampling default; there are {known}")
-        if value is not None and not is_fit:
-            raise ValueError(f"the sampling default {name} must be {allowed}, not {reprlib.repr(value)}")
+        if given is not None and value is None:
+            raise ValueError(f"the sampling default {name} must be {allowed}, not {reprlib.repr(given)}")
+        checked[name] = value
+    return checked
 
 
-def _is_number(value: Any, whole: bool) -> bool:
-    return isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+def _as_number(value: Any, whole: bool) -> float | None:
+    """None for what is no number, or has a fraction where it must be whole."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if not whole:
+        return value
+    return int(value) if abs(value) <= INT64_MAX and value == int(value) else None
+
+
+def _as_flag(value: Any) -> bool | None:
+    if isinstance(value, str):
+        value = {"true": True, "false": False}.get(value.strip().lower())
+    return value if isinstance(value, bool) else None
 
 
 def _checked(name: str, request: GenerationRequest, defaults: Mapping[str, Any], neutral: float) -> float:
