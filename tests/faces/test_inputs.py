@@ -34,6 +34,10 @@ SHAPES: list[tuple[Any, str, str, Any]] = [
     ({"openai_route": "/v1/models", "openai_input": None}, "GET", "/v1/models", None),
     ({"openai_route": "/v1/models", "openai_input": ""}, "GET", "/v1/models", None),
     ({"openai_route": "/v1/models/a%2Fb"}, "GET", "/v1/models/a%2Fb", None),
+    ({"openai_route": "/v1/\nmodels"}, "GET", "/v1/\nmodels", None),  # and no other route
+    ({"route": "/v1/mod\r\tels?a=b#c?d"}, "GET", "/v1/mod\r\tels", None),
+    ({"route": "//evil.example/health?x#y"}, "GET", "/evil.example/health", None),
+    ({"route": "http://[::1/v1/models"}, "GET", "/http://[::1/v1/models", None),
     # route, body and method
     ({"route": "/health"}, "GET", "/health", None),
     ({"route": "/v1/models", "method": "get", "body": {}}, "GET", "/v1/models", None),

@@ -28,7 +28,6 @@ SDK_CANNOT = {
     "test_a_job_whose_delivery_has_begun_at_sigterm_is_run": "it reads the answer in the call that is given up",
     "test_pings_from_the_start_of_the_boot": "it pings only once it is started, which takes jobs too",
     "test_an_outage_in_mid_stream_loses_nothing": "it tries a piece three times in five seconds, then drops it",
-    "test_a_refused_result_is_reported_as_an_error": "it logs the refusal, and the job stays IN_PROGRESS",
 }
 
 # How long to wait for the end of a job that only our own client brings to one.
@@ -378,12 +377,21 @@ def test_a_result_beyond_the_platforms_limit_is_an_error(queue: FakeQueue, start
         assert sync.status == "COMPLETED"
 
 
-def test_a_refused_result_is_reported_as_an_error(queue: FakeQueue, start: Start, client: str) -> None:
+def test_a_refused_result_is_reported_as_an_error(queue: FakeQueue, start: Start) -> None:
     queue.max_result_bytes = 1000
     with start():
-        record = queue.wait(queue.submit(chat(word="x" * 2000)), PATIENCE[client])
-        assert record.status == "FAILED"
-        assert json.loads(record.error)["code"] == 502
+        for body in ({}, {"stream": True, "words": 3}):
+            record = queue.wait(queue.submit(chat(word="x" * 2000, **body)))
+            assert record.status == "FAILED"
+            error = json.loads(record.error)
+            assert error["code"] == 502 and error["message"].endswith("HTTP 400: too large.")
+        queue.max_result_bytes = 10  # nothing can be said of this job, and it is not tried for ever
+        queue.submit(chat(word="x" * 2000))
+        done = queue.calls["job-done"]
+        queue.wait_for(lambda: queue.calls["job-done"] == done + 2, 30, "both results")
+        queue.max_result_bytes = 10**6
+        assert queue.wait(queue.submit(chat(words=1))).status == "COMPLETED"
+        assert queue.calls["job-done"] == done + 3
 
 
 def test_every_call_names_its_job(queue: FakeQueue, start: Start) -> None:

@@ -52,6 +52,7 @@ class Refused(QueueError):
     """The queue does not want this piece or result, and would not the next time."""
 
     def __init__(self, status: int, detail: str) -> None:
+        detail = " ".join(detail[:200].split())
         super().__init__(f"HTTP {status}" + (f": {detail}" if detail else ""))
         self.status = status
 
@@ -216,8 +217,8 @@ class Calls:
                     text = await response.text(errors="replace")
                     if response.status < 400:
                         return
-                    if response.status < 500 and response.status not in _RETRIED:
-                        raise Refused(response.status, " ".join(text[:200].split()))
+                    if is_refusal(response.status):
+                        raise Refused(response.status, text)
                     problem = f"HTTP {response.status}"
                     if response.status == 429:
                         wait = max(wait, _TOO_MANY_SECONDS)
@@ -228,6 +229,11 @@ class Calls:
             if backoff.failures == 1:
                 log.warning("job %s: %s; it is sent again", job_id, problem)
             await asyncio.sleep(wait)
+
+
+def is_refusal(status: int) -> bool:
+    """Whether what was sent with this answer is not wanted, now or later."""
+    return 400 <= status < 500 and status not in _RETRIED
 
 
 def _no_json(error: UntrustedJsonError) -> QueueError:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 import orjson
 
@@ -214,12 +214,14 @@ def _native(job_input: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _split_route(route: str) -> tuple[str, dict[str, str]]:
-    """Path, with its leading slash, and query of a route such as `/openai/v1/models?a=b`."""
-    parts = urlsplit("/" + route.strip().lstrip("/"))
-    path = parts.path
+    """Path, with its leading slash, and query of a route such as `/openai/v1/models?a=b`.
+
+    Line breaks stay in it (`urlsplit` would drop them), so that it is no route's path.
+    """
+    path, _, query = ("/" + route.strip().lstrip("/")).partition("#")[0].partition("?")
     if path.startswith("/openai/"):
         path = path.removeprefix("/openai")
-    return path, dict(parse_qsl(parts.query, keep_blank_values=True))
+    return path, dict(parse_qsl(query, keep_blank_values=True))
 
 
 def _count(job_input: dict[str, Any], name: str) -> int | None:

@@ -191,12 +191,10 @@ class Queue:
         try:
             await self._calls.send_result(job_id, result)
         except Refused as error:
-            log.error("job %s: the result was refused: %s", job_id, error)
-            if "error" in result or error.status in (404, 410):
-                return  # or the job is gone
-            reason = ApiError(502, f"The platform refused the job's result: {error}.")
-            with contextlib.suppress(QueueError):
-                await self._calls.send_result(job_id, error_output(reason))
+            instead = after_refusal(job_id, error, is_error="error" in result)
+            if instead is not None:
+                with contextlib.suppress(QueueError):
+                    await self._calls.send_result(job_id, instead)
         except QueueError as error:
             log.error("job %s: the result is lost: %s", job_id, error)
 
@@ -246,6 +244,14 @@ class Queue:
         while self._running:
             await asyncio.wait(self._running.values())
             await asyncio.sleep(0)  # their callbacks take them off
+
+
+def after_refusal(job_id: str, refusal: Refused, is_error: bool) -> dict[str, str] | None:
+    """The result to send in the place of one that the platform has refused; None where that would not end the job."""
+    log.error("job %s: the result was refused: %s", job_id, refusal)
+    if is_error or refusal.status in (404, 410):  # of the latter the job is gone
+        return None
+    return error_output(ApiError(502, f"The platform refused the job's result: {refusal}."))
 
 
 async def keep_pinging(calls: Calls, job_ids: Callable[[], list[str]], seconds: float) -> None:

@@ -3,7 +3,8 @@
 The SDK's loop looks for new jobs every 100 ms, counts a job that waits there twice and then sleeps a second, and on
 SIGTERM stays in its long poll (up to 90 s), where it loses a job that is delivered. Here a job starts when it arrives,
 room is what is not running, and SIGTERM ends the poll, after a moment in which a job may still come; what has not ended
-when the time to drain is over ends with an error. The HTTP calls, the job's life, pings and stop signals are the SDK's
+when the time to drain is over ends with an error. Beside that, each job of an answer is read by itself, and a job whose
+result is refused ends with an error. The HTTP calls, the job's life, pings and stop signals are the SDK's
 (`get_job`, `handle_job`, `monitor_stop_signals`).
 """
 
@@ -21,10 +22,10 @@ import runpod
 from runpod.http_client import TooManyRequests
 from runpod.serverless.modules import rp_http, rp_scale
 
-from ember.front.worker.calls import QueueError
+from ember.front.worker.calls import QueueError, Refused, is_refusal
 from ember.front.worker.delivery import Delivery, delivered, path_id, read_answer
 from ember.front.worker.handler import Handling
-from ember.front.worker.queue import GRACE_SECONDS, REPORT_SECONDS, SHUTTING_DOWN
+from ember.front.worker.queue import GRACE_SECONDS, REPORT_SECONDS, SHUTTING_DOWN, after_refusal
 from ember.front.worker.waits import Backoff, time_left, unless
 from ember.untrusted_json import UntrustedJsonError
 
@@ -165,7 +166,12 @@ class Scaler(rp_scale.JobScaler):  # type: ignore[misc]
             self.jobs_queue.put_nowait(job)
             self.jobs_queue.get_nowait()
             self.job_progress.add(job["id"])
-            await self.handle_job(session, job)
+            calls = _JobCalls(session, rp_http.JOB_DONE_URL.replace("$ID", job["id"]))
+            await self.handle_job(calls, job)
+            if calls.refused is not None:
+                instead = after_refusal(delivery.id, calls.refused, calls.is_error)
+                if instead is not None:
+                    await rp_http.send_result(session, instead, job, is_stream=True)
         except Exception:
             log.exception("job %s failed outside its handler", delivery.id)
 
@@ -190,6 +196,24 @@ class _JobTake:
     async def get(self, url: str) -> AsyncIterator[_Answer]:
         async with self._session.get(url) as response:
             yield _Answer(response)
+
+
+class _JobCalls:
+    """The SDK's session for one job's pieces and result. The SDK logs that a result is refused; here that is kept."""
+
+    def __init__(self, session: Any, result_url: str) -> None:
+        self._session = session
+        self._result_url = result_url  # as far as the SDK does not add to it
+        self.headers: dict[str, str] = {}  # the SDK writes the job's id here: into its session, shared by all jobs
+        self.refused: Refused | None = None
+        self.is_error = False  # what was refused
+
+    async def request(self, method: str, url: str, headers: dict[str, str], **options: Any) -> Any:
+        response = await self._session.request(method, url, headers={**self.headers, **headers}, **options)
+        if url.startswith(self._result_url) and is_refusal(response.status):
+            self.refused = Refused(response.status, await response.text(errors="replace"))
+            self.is_error = str(options.get("data")).startswith('{"error"')
+        return response
 
 
 class _Answer:
