@@ -391,6 +391,10 @@ def test_a_stream_that_begins_while_the_worker_stops_says_so() -> None:
 # ---------------------------------------------------------------------------------------------- what is not usual HTTP
 
 
+CHUNKED = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n%s"
+)
 ODD = [
     (b"GET /a%0Ab HTTP/1.1\r\nHost: x\r\n\r\n", 404),
     (b"GET /v1/models/%0d%0aX-Injected:%201 HTTP/1.1\r\nHost: x\r\n\r\n", 404),
@@ -421,6 +425,11 @@ ODD = [
     (post({}, extra="Expect: 200-ok\r\n"), 417),
     (post({}, extra="Transfer-Encoding: chunked\r\n"), 400),
     (post({}, extra="Content-Length: 1\r\n"), 400),
+    (post({}, extra="Content-Encoding: gzip\r\n"), 400),
+    (post({}, path="/health", extra="Content-Encoding: gzip\r\n"), 405),
+    (CHUNKED % b"zz\r\n{}\r\n0\r\n\r\n", 400),
+    (CHUNKED % b"2\r\n{}zz\r\n0\r\n\r\n", 400),
+    (CHUNKED % b"2\r\n{}\r\n0\r\n\r\n", 200),
     (post({}, extra="Upgrade: h2c\r\nConnection: Upgrade\r\n"), 200),
     (post({}, extra="Upgrade: websocket\r\nConnection: Upgrade\r\n"), 200),
 ]

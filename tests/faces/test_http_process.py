@@ -13,6 +13,8 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
+
 from tests.support.processes import ROOT, Process, url_of
 
 SCRIPT = str(ROOT / "tests/faces/face_process.py")
@@ -41,6 +43,28 @@ def test_sigterm_lets_requests_finish() -> None:
         server.terminate()
         assert stream.result().endswith("data: [DONE]\n\n")
         assert json.loads(whole.result())["object"] == "chat.completion"
+        assert server.wait(10) == 0
+
+
+def test_sigterm_closes_open_connections_to_new_requests() -> None:
+    with start() as server, ThreadPoolExecutor() as pool:
+        url = url_of(server)
+        kept = [http.client.HTTPConnection(url.removeprefix("http://"), timeout=20) for _ in range(2)]
+        for connection in kept:
+            connection.request("GET", "/health")
+            assert connection.getresponse().read() == b""
+        stream = pool.submit(post, url + "/v1/chat/completions", {"stream": True, "words": 50, "pace": 0.04})
+        time.sleep(0.3)
+        server.terminate()
+        server.wait_log("stopping:")
+        for connection, path in zip(kept, ("/v1/models", "/health"), strict=True):
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            assert answer.status == 503 and answer.headers["Connection"] == "close"
+            assert "shutting down" in json.loads(answer.read())["error"]["message"]
+        with pytest.raises(urllib.error.URLError, match="refused"):
+            urllib.request.urlopen(url + "/health", timeout=20)
+        assert stream.result().endswith("data: [DONE]\n\n")
         assert server.wait(10) == 0
 
 

@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 8_190  # of the request's line
 MAX_FIELD_BYTES = 16_380  # of a header; another number, as the parser's error has nothing else to tell which it was
-MAX_HEADERS = 128
 HEAD_SECONDS = 30.0  # for a request's line and headers to arrive
 IDLE_SECONDS = 620.0  # between two requests of a connection: more than the 600 of the most patient proxies
 SHED_SECONDS = 1.0  # a connection that has been idle for less is about to be used
@@ -51,7 +50,6 @@ class Server(web.Server):
             keepalive_timeout=IDLE_SECONDS,
             max_line_size=MAX_LINE_BYTES,
             max_field_size=MAX_FIELD_BYTES,
-            max_headers=MAX_HEADERS,
         )
         self._answer = answer
         self._max_body_bytes = max_body_bytes
@@ -165,6 +163,15 @@ class Connection(web.RequestHandler):
         else:
             self.idle_since = now
 
+    def log_exception(self, *args: Any, **options: Any) -> None:
+        """What fails between requests. A body that cannot be read, of a request that was answered without it, is the
+        client's fault, and ends its connection."""
+        error = options.get("exc_info")
+        if isinstance(error, web.RequestPayloadError | ConnectionError):
+            log.debug("a connection ends: %s", type(error).__name__)
+        else:
+            log.error(*args, **options)
+
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
@@ -232,7 +239,7 @@ def _head_error(error: BaseException | None) -> ApiError:
     if isinstance(error, LineTooLong) and MAX_LINE_BYTES in error.args:
         return ApiError(414, f"The request's line is longer than {MAX_LINE_BYTES} bytes.", type="URI Too Long")
     if isinstance(error, LineTooLong) or str(getattr(error, "message", "")).startswith("Too many headers"):
-        message = f"The request has a header of more than {MAX_FIELD_BYTES} bytes, or more than {MAX_HEADERS} headers."
+        message = f"The request has too many headers, or one of more than {MAX_FIELD_BYTES} bytes."
         return ApiError(431, message, type="Request Header Fields Too Large")
     if isinstance(error, BadHttpMethod):
         return ApiError(400, "The request does not begin with a method of HTTP/1.1.", type="Bad Request")
