@@ -13,11 +13,14 @@ from pydantic import BaseModel
 
 from ember import __version__
 from ember.front.api import answers
+from ember.front.api.openapi import RANGES
 from ember.front.api.router import routes
+from ember.front.errors import ApiError
 from tests.api.fakes import Deployment
 from tests.api.talking import ADD, CALL_ADD, talking
 
 USER = [{"role": "user", "content": "hi"}]
+STEPS = {"minimum": -1, "maximum": 1, "exclusiveMinimum": 0}  # out of a range
 
 
 def page_of(deployment: Deployment) -> Any:
@@ -78,6 +81,27 @@ def test_the_schemas_are_schemas_and_all_there(deployment: Deployment) -> None:
     assert chat["required"] == ["messages"]
     assert {"temperature", "logprob_token_ids", "response_format", "tools", "stream"} <= chat["properties"].keys()
     assert schemas["CompletionRequest"]["required"] == ["prompt"]
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_ranges_are_those_that_are_enforced(deploy: Any, name: str) -> None:
+    deployment, limits = deploy(max_logprobs=-1), RANGES[name]
+
+    def ask(value: float) -> None:
+        if name == "top_logprobs":
+            deployment.chat(logprobs=True, top_logprobs=value)
+        else:
+            deployment.complete("hi", echo=True, **{name: value})
+
+    inside = [limits[bound] for bound in ("minimum", "maximum") if bound in limits]
+    outside = [limits[bound] + step for bound, step in STEPS.items() if bound in limits]
+    for value in inside:
+        ask(value)
+    assert outside
+    for value in outside:
+        with pytest.raises(ApiError) as caught:
+            ask(value)
+        assert (caught.value.status, caught.value.param) == (400, name)
 
 
 def test_a_boot_does_not_load_what_the_page_needs() -> None:

@@ -30,6 +30,26 @@ _OF_EVERY_ROUTE = (400, 401, 500, 503)
 _OF_BODIES = (404, 408, 413)
 
 
+# What `sampling.py` allows, of the fields whose range is the same in every deployment.
+RANGES: dict[str, dict[str, float]] = {
+    "n": {"minimum": 1},
+    "best_of": {"minimum": 1},
+    "temperature": {"minimum": 0, "maximum": 2},
+    "top_p": {"exclusiveMinimum": 0, "maximum": 1},
+    "top_k": {"minimum": -1},
+    "min_p": {"minimum": 0, "maximum": 1},
+    "presence_penalty": {"minimum": -2, "maximum": 2},
+    "frequency_penalty": {"minimum": -2, "maximum": 2},
+    "repetition_penalty": {"exclusiveMinimum": 0},
+    "max_tokens": {"minimum": 0},
+    "max_completion_tokens": {"minimum": 0},
+    "min_tokens": {"minimum": 0},
+    "logprobs": {"minimum": -1},
+    "top_logprobs": {"minimum": -1},
+    "prompt_logprobs": {"minimum": -1},
+}
+
+
 @dataclass(frozen=True)
 class Operation:
     """A route as the page tells of it. Several models are alternatives; `answer` None is an empty body, "" text."""
@@ -135,11 +155,8 @@ def _responses(operation: Operation, *, has_body: bool) -> dict[str, Any]:
         schema = {"type": "string"} if operation.answer == "text/plain" else {"type": "object"}
         success["content"] = {operation.answer: {"schema": schema}}
     if operation.chunk:
-        names = " or ".join(model.__name__ for model in operation.chunk)
-        success["description"] = (
-            f"OK. With `stream` each event's data is a {names}, an Error, or at the end the text [DONE]."
-        )
-        success["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+        success["description"] = "OK. With `stream` the answer is events; the data of the last one is [DONE]."
+        success["content"]["text/event-stream"] = {"itemSchema": _event((*operation.chunk, answers.Error))}
     if operation.generates:
         success["headers"] = {LOAD_HEADER: {"schema": {"type": "string"}, "description": "Where it is asked for."}}
     responses = {"200": success}
@@ -158,6 +175,16 @@ def _json(models: Sequence[Model]) -> dict[str, Any]:
     return {"application/json": {"schema": references[0] if len(references) == 1 else {"anyOf": references}}}
 
 
+def _event(models: Sequence[Model]) -> dict[str, Any]:
+    """One event of a stream, whose data is one of the models as JSON text."""
+    written = [
+        {"contentMediaType": "application/json", "contentSchema": {"$ref": _SCHEMAS + model.__name__}}
+        for model in models
+    ]
+    data = {"type": "string", "anyOf": [{"const": "[DONE]"}, *written]}
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
+
+
 def _schemas() -> dict[str, Any]:
     models: dict[Model, None] = {answers.Error: None, answers.Unauthorized: None}
     for operation in _OPERATIONS.values():
@@ -167,6 +194,11 @@ def _schemas() -> dict[str, Any]:
     definitions: dict[str, Any] = found["$defs"]
     for definition in definitions.values():
         definition.pop("description", None)  # the docstring, which is for readers of the code
+        for name, limits in RANGES.items():
+            field = definition.get("properties", {}).get(name, {})
+            for kind in field.get("anyOf", [field]):
+                if kind.get("type") in ("number", "integer"):
+                    kind.update(limits)
     return definitions
 
 
@@ -183,7 +215,7 @@ _HEADERS = {
         "name": FORMAT_HEADER,
         "in": "header",
         "required": False,
-        "schema": {"type": "string", "enum": ["TEXT", "JSON"]},
-        "description": "The form in which the answer tells the load.",
+        "schema": {"type": "string"},
+        "description": "TEXT or JSON: the form in which the answer tells the load. Any other is ignored.",
     },
 }

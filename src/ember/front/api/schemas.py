@@ -53,8 +53,11 @@ def _few_keys(given: Any) -> Any:
 
 
 def _demanded(schema: dict[str, Any]) -> None:
-    """In the schema that clients see: a field that must be there. Here it may be absent, for a better message."""
+    """In the schema that clients see: a field that must be there and not empty. Here it may be absent, for a better
+    message."""
     schema["anyOf"] = [kind for kind in schema["anyOf"] if kind.get("type") != "null"]
+    for kind in schema["anyOf"]:
+        kind["minLength" if kind["type"] == "string" else "minItems"] = 1
     schema.pop("default", None)
 
 
