@@ -66,7 +66,7 @@ demo-model: $(VENV)/.dev
 	$(BIN)/python -m builder.demo_model
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis
 
 # Two stamps, so that `make run` does not install what only the tests need.
 $(VENV)/.runtime: pyproject.toml constraints.txt builder/environment.py
