@@ -376,3 +376,52 @@ def test_harmony_is_enforced_from_one_message_to_the_next(
     assert fits(HARMONY_ANSWER) == (fields == {})
     assert fits(HARMONY_ANSWER.replace("Three.", "{}")) == (fields != {"tool_choice": "required"})
     assert not fits("Three.")
+
+
+# ---------------------------------------------------------------------------------------- broken calls, and cut ones
+
+BROKEN = '<tool_call>\n{"name": "add", "arguments": {"a": one}}\n</tool_call>'
+
+
+def test_broken_arguments_are_text_in_a_whole_answer_and_stay_broken_in_a_stream(deployment: Deployment) -> None:
+    deployment.says(f"Adding. {BROKEN}")
+    choice = deployment.chat(tools=[ADD])["choices"][0]
+    assert "tool_calls" not in choice["message"]
+    assert choice["message"]["content"] == f"Adding. {BROKEN}"
+    assert choice["finish_reason"] == "stop"
+    streamed = message_of(deployment.stream_chat(tools=[ADD]))
+    assert [call["function"] for call in streamed["tool_calls"]] == [{"name": "add", "arguments": '{"a": one}'}]
+    assert streamed["finish_reason"] == "tool_calls"
+    deployment.says(BROKEN, 1000)  # nothing was sent before it was known
+    streamed = message_of(deployment.stream_chat(tools=[ADD]))
+    assert (streamed["content"], streamed["tool_calls"]) == (BROKEN, [])
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "add"}}])
+def test_a_forced_call_that_is_cut(deployment: Deployment, choice: Any) -> None:
+    deployment.says(CALL_ADD)
+    begun = CALL_ADD.partition(', "arguments": ')[0]
+    for max_tokens in range(1, len(CALL_ADD)):
+        answer = deployment.chat(tools=[ADD], tool_choice=choice, max_tokens=max_tokens)["choices"][0]
+        streamed = message_of(deployment.stream_chat(tools=[ADD], tool_choice=choice, max_tokens=max_tokens))
+        assert answer["finish_reason"] == streamed["finish_reason"]
+        assert answer["message"]["content"] is None and not streamed["content"]
+        calls = [call["function"] for call in answer["message"].get("tool_calls", ())]
+        assert calls == [call["function"] for call in streamed["tool_calls"]]
+        if not calls:
+            assert max_tokens < len(begun) + 20 and answer["finish_reason"] == "length"
+        else:
+            assert calls[0]["name"] == "add" and '{"a": 1, "b": 2}'.startswith(calls[0]["arguments"])
+
+
+@pytest.mark.parametrize("per_step", [1, 5, 1000])
+def test_a_call_in_reasoning_is_no_reasoning_token(deployment: Deployment, per_step: int) -> None:
+    deployment.says(f"<think>\nhm\n{CALL_ADD}", per_step)
+    whole = deployment.chat(tools=[ADD], enable_thinking=False)
+    message = whole["choices"][0]["message"]
+    assert (message["reasoning"], message["content"], calls_of(message)) == ("hm", None, BOTH_CALLS[:1])
+    assert whole["usage"]["completion_tokens_details"] == {"reasoning_tokens": len("\nhm\n")}
+    (mark,) = deployment.tokenizer.encode("<tool_call>", False)
+    deployment.chat(tools=[ADD], tool_choice="required")
+    thinking = deployment.engine.sampling.thinking
+    assert thinking is not None and thinking.break_token_ids == [[mark]]

@@ -176,3 +176,33 @@ def test_a_forced_token_that_did_not_come_is_an_error(make, ids):
     constraint = make(None, Thinking([[ids[END_THINK]]], is_open=True, budget=0))
     with pytest.raises(GrammarError, match="other options of the request"):
         constraint.advance(1)
+
+
+def test_the_begin_of_a_call_ends_the_reasoning_and_is_the_grammars_own(make, tokenizer, ids):
+    a, b = tokenizer.encode("a"), tokenizer.encode("b")
+    thinking = Thinking([[ids[END_THINK]]], is_open=True, break_token_ids=[a], gap_token_ids=[40])
+    constraint = make("ab", thinking)
+    advance(constraint, 1, 2, *a)
+    assert constraint.state is State.ANSWER and allowed(constraint) == set(b)
+    advance(constraint, *b)
+    assert constraint.is_complete
+
+
+def test_a_call_that_the_grammar_does_not_have_cannot_end_the_reasoning(make, tokenizer, ids):
+    a, c = tokenizer.encode("a"), tokenizer.encode("c")
+    thinking = Thinking([[ids[END_THINK]]], is_open=True, break_token_ids=[a, [*c, 9], [5, 6]])
+    constraint = make("(c|x)b", thinking)
+    assert a[0] not in allowed(constraint) and {c[0], 5, 6} <= allowed(constraint)
+    advance(constraint, c[0])
+    assert 9 not in allowed(constraint)
+    advance(constraint, 5)
+    assert not {6, a[0]} & allowed(constraint)
+    advance(constraint, 7, 6)
+    assert constraint.state is State.REASONING
+
+
+def test_a_budget_does_not_end_a_call(make, ids):
+    thinking = Thinking([[ids[END_THINK]]], is_open=True, budget=3, break_token_ids=[[8, 9]])
+    constraint = make(None, thinking)
+    advance(constraint, 1, 8, 9, 2, 3, 4, 5)
+    assert constraint.state is State.ANSWER and not constraint.needs_mask

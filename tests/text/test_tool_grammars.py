@@ -16,7 +16,7 @@ from ember.front.text.tools import ToolFormat
 from ember.front.text.tools.formats import FORMATS
 from tests.support.byte_tokenizer import EOS, byte_tokenizer
 from tests.text.test_tools import BOTH, WITH_TOKENS, joined, parts_of, read
-from tests.text.tool_vectors import HARMONY_VECTORS, TOOLS, VECTORS, tool
+from tests.text.tool_vectors import HARMONY_VECTORS, NOW, ONE, TOOLS, VECTORS, tool
 
 RICH = [
     *TOOLS,
@@ -47,6 +47,8 @@ SNIPPETS = [
         "</parameter>",
         "</｜DSML｜parameter>",
         "</arg_value>",
+        "</ifm|arg_value>",
+        "<|close|>argument<|sep|>",
         '<|"|>',
         "<escape>",
         '"',
@@ -160,6 +162,13 @@ def test_text_may_stand_before_calls_that_are_not_demanded(name: str, kind: str)
     assert not accepts(matcher(name, tokenizer, strict), tokenizer, "Nothing to call.")
 
 
+def spelled(name: str) -> str:
+    """The calls of a vector."""
+    return next(vector.output for vector in VECTORS if vector.name == name and vector.calls == [ONE, NOW]).removeprefix(
+        "Ok."
+    )
+
+
 def test_published_spellings_are_allowed() -> None:
     """Whole calls of the vectors that are spelled as the family's template spells them."""
     for name, output in (
@@ -175,7 +184,7 @@ def test_published_spellings_are_allowed() -> None:
         ("gemma4", '<|tool_call>call:weather{city:<|"|>Rome<|"|>,days:3}<tool_call|>'),
         ("pythonic", '[weather(city="Rome", days=3), now()]'),
         ("openai", "<|start|>assistant" + HARMONY_VECTORS[0].output),
-        ("deepseek_v3", next(vector.output for vector in VECTORS if vector.name == "deepseek_v3").removeprefix("Ok.")),
+        ("deepseek_v3", spelled("deepseek_v3")),
         (
             "cohere_command3",
             '<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "weather", "parameters": {"city": "Rome"}}, '
@@ -198,7 +207,7 @@ def test_published_spellings_are_allowed() -> None:
             "minicpm5",
             '<function name="weather"><param name="city">Rome</param></function><function name="now"></function>',
         ),
-        ("kimi_k2", next(vector.output for vector in VECTORS if vector.name == "kimi_k2").removeprefix("Ok.")),
+        ("kimi_k2", spelled("kimi_k2")),
     ):
         assert accepts(matcher(name, WITH_TOKENS, TOOLS), WITH_TOKENS, output), name
 

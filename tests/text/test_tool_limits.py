@@ -266,6 +266,8 @@ def work_of(name: str, parts: Sequence[str], at_once: bool) -> int:
     def work() -> None:
         for push in pushes:
             parser.push(push)
+            if not at_once:
+                parser.release()
         parser.finish()
 
     return num_events(work)

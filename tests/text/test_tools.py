@@ -15,6 +15,7 @@ from ember.front.text.output import CallArguments, CallStart, Content, Delta, Ma
 from ember.front.text.tokenizer import Tokenizer
 from ember.front.text.tools import ToolFormat, choose_tool_format
 from ember.front.text.tools.formats import ALIASES, FORMATS, WITHOUT_FORM
+from ember.front.text.tools.schema import refuse_constant
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.text.tool_vectors import HARMONY_VECTORS, ONE, TOOLS, VECTORS, Vector, hermes, hunyuan
 
@@ -25,11 +26,14 @@ SPECIAL = (
         for entry in FORMATS.values()
         for mark in entry.calls.marks
         if mark.startswith(("<", "["))
-        and not any(part in mark for part in ("=", "|> <", "><|", "function>", "_calls>"))
+        and not any(part in mark for part in ("=", "|> <", "><|", "function>", "_calls>", "<|open|>", "plamo"))
+        and not mark.startswith("<|close|>")
     ),
     "<|action_start|>",
     "<|plugin|>",
     "<|constrain|>",
+    *("<|open|>", "<|close|>", "<|sep|>", "<ifm|tool_calls>", "</ifm|tool_calls>"),
+    *("<|plamo:begin_", "<|plamo:end_", ":plamo|>", "<|plamo:constrain|>", "<|plamo:msg|>"),
 )
 WITH_TOKENS = byte_tokenizer(SPECIAL)
 WITHOUT_TOKENS = byte_tokenizer(("<|user|>",))
@@ -52,9 +56,17 @@ def parts_of(text: str, chosen: ToolFormat, tokenizer: Tokenizer) -> list[str]:
     return parts
 
 
-def read(name: str, pushes: Sequence[Sequence[str]], tokenizer: Tokenizer, tools: Any = TOOLS) -> list[Delta]:
+def read(
+    name: str, pushes: Sequence[Sequence[str]], tokenizer: Tokenizer, tools: Any = TOOLS, is_whole: bool = False
+) -> list[Delta]:
+    """`is_whole`: the answer is sent when all of it is there."""
     parser = ToolFormat(name).parser(tools, tokenizer)
-    return [delta for parts in pushes for delta in parser.push(parts)] + parser.finish()
+    deltas: list[Delta] = []
+    for parts in pushes:
+        deltas += parser.push(parts)
+        if not is_whole and parts is not pushes[-1]:
+            deltas += parser.release()
+    return deltas + parser.finish()
 
 
 def joined(deltas: Sequence[Delta]) -> tuple[str, list[tuple[str, str | None, str]]]:
@@ -96,18 +108,42 @@ def cut(parts: Sequence[str], cuts: random.Random) -> list[list[str]]:
 
 def check(vector: Vector, tokenizer: Tokenizer) -> None:
     parts = parts_of(vector.output, ToolFormat(vector.name), tokenizer)
-    content, calls = joined(read(vector.name, [parts], tokenizer))
+    content, calls = joined(read(vector.name, [parts], tokenizer, is_whole=True))
     assert content == vector.content
     assert [name for name, _, _ in calls] == [name for name, _ in vector.calls]
     for (_, _, text), (_, expected) in zip(calls, vector.calls, strict=True):
         assert (text if isinstance(expected, str) else json.loads(text)) == expected
     if any(vector.ids):
         assert [call_id for _, call_id, _ in calls] == vector.ids
-    assert joined(read(vector.name, [[part] for part in parts], tokenizer)) == (content, calls)
+    assert joined(read(vector.name, [parts], tokenizer)) == (content, calls)  # nothing was sent before
     characters = [[part] if type(part) is Marker else list(part) for part in parts]
-    assert joined(read(vector.name, [[c] for chars in characters for c in chars], tokenizer)) == (content, calls)
+    single = [[c] for chars in characters for c in chars]
+    assert joined(read(vector.name, single, tokenizer, is_whole=True)) == (content, calls)
+    streamed = joined(read(vector.name, single, tokenizer))
+    if vector.sent is None:
+        assert streamed == (content, calls)
+    else:
+        assert [(name, text) for name, _, text in streamed[1]] == vector.sent
     for seed in range(5):
-        assert joined(read(vector.name, cut(parts, random.Random(seed)), tokenizer)) == (content, calls)
+        pushes = cut(parts, random.Random(seed))
+        assert joined(read(vector.name, pushes, tokenizer, is_whole=True)) == (content, calls)
+        check_streamed((content, calls), joined(read(vector.name, pushes, tokenizer)))
+    check_streamed((content, calls), joined(read(vector.name, [[part] for part in parts], tokenizer)))
+
+
+Read = tuple[str, list[tuple[str, str | None, str]]]
+
+
+def check_streamed(whole: Read, streamed: Read) -> None:
+    """A stream says what the whole answer does, but that it cannot take back a call whose arguments become no JSON."""
+    if whole == streamed:
+        return
+    same = 0
+    while same < min(len(whole[1]), len(streamed[1])) and whole[1][same] == streamed[1][same]:
+        same += 1
+    assert same < len(streamed[1]), (whole, streamed)
+    with pytest.raises(ValueError):
+        json.loads(streamed[1][same][2], parse_constant=refuse_constant)
 
 
 @pytest.mark.parametrize("kind", BOTH)
@@ -132,10 +168,28 @@ def test_every_beginning_of_an_output(vector: Vector, kind: str) -> None:
     tokenizer = BOTH[kind]
     parts = parts_of(vector.output, ToolFormat(vector.name), tokenizer)
     for end in range(len(parts)):
-        whole = joined(read(vector.name, [parts[:end]], tokenizer))
-        assert whole == joined(read(vector.name, [[part] for part in parts[:end]], tokenizer))
+        whole = joined(read(vector.name, [parts[:end]], tokenizer, is_whole=True))
+        check_streamed(whole, joined(read(vector.name, [[part] for part in parts[:end]], tokenizer)))
         if not whole[1]:
-            assert whole[0] == "".join(parts[:end])
+            check_content(vector.name, "".join(parts[:end]), whole[0])
+
+
+def check_content(name: str, output: str, content: str) -> None:
+    """Without a call everything is content, but blocks of marks alone."""
+    if content == output:
+        return
+    marks = sorted({mark for mark in FORMATS[name].calls.marks if mark}, key=len, reverse=True)
+    place = 0
+    while place < len(output):
+        if content and output.startswith(content[0], place):
+            rest = next((mark for mark in marks if output.startswith(mark, place)), "")
+            if not rest or content.startswith(rest):
+                content, place = content[1:], place + 1
+                continue
+        mark = next((mark for mark in [*marks, *"[] \t\r\n"] if output.startswith(mark, place)), None)
+        assert mark, (output, content)
+        place += len(mark)
+    assert not content
 
 
 PIECES = [
@@ -179,25 +233,33 @@ def test_cuts_do_not_matter_in_broken_calls(
 def check_cuts(name: str, output: str, kind: str, cuts: random.Random) -> None:
     tokenizer = BOTH[kind]
     parts = parts_of(output, ToolFormat(name), tokenizer)
-    whole = joined(read(name, [parts], tokenizer))
-    assert whole == joined(read(name, cut(parts, cuts), tokenizer))
-    assert whole == joined(read(name, [[part] for part in parts], tokenizer))
+    whole = joined(read(name, [parts], tokenizer, is_whole=True))
+    pushes = cut(parts, cuts)
+    assert whole == joined(read(name, [parts], tokenizer))
+    assert whole == joined(read(name, pushes, tokenizer, is_whole=True))
+    assert whole == joined(read(name, [[part] for part in parts], tokenizer, is_whole=True))
+    check_streamed(whole, joined(read(name, pushes, tokenizer)))
+    check_streamed(whole, joined(read(name, [[part] for part in parts], tokenizer)))
     if not whole[1] and name != "openai":
-        assert whole[0] == output  # without a call, everything is content
+        check_content(name, output, whole[0])
 
 
 def test_arguments_leave_as_they_arrive() -> None:
     parser = ToolFormat("hermes").parser(TOOLS, WITHOUT_TOKENS)
-    assert parser.push(['<tool_call>\n{"name": "weather", "argu']) == []
-    assert parser.push(['ments": {"ci']) == [CallStart(0, "weather"), CallArguments(0, '{"ci')]
-    assert parser.push(['ty":  "Z']) == [CallArguments(0, 'ty":  "Z')]
-    assert parser.push(['"}}\n</tool_c']) == [CallArguments(0, '"}')]
+
+    def push(text: str) -> list[Delta]:
+        return [*parser.push([text]), *parser.release()]
+
+    assert push('<tool_call>\n{"name": "weather", "argu') == []
+    assert push('ments": {"ci') == [CallStart(0, "weather"), CallArguments(0, '{"ci')]
+    assert push('ty":  "Z') == [CallArguments(0, 'ty":  "Z')]
+    assert push('"}}\n</tool_c') == [CallArguments(0, '"}')]
     assert [*parser.push(["all>"]), *parser.finish()] == []
     parser = ToolFormat("qwen3_coder").parser(TOOLS, WITHOUT_TOKENS)
-    parser.push(["<tool_call>\n<function=weather>\n<parameter=city>"])
-    assert parser.push(["\nZü"]) == [CallArguments(0, '{"city": "Zü')]
-    assert parser.push(["rich\n"]) == [CallArguments(0, "rich")]
-    assert parser.push(["</parameter>\n</function>\n</tool_call>"]) == [CallArguments(0, '"}')]
+    push("<tool_call>\n<function=weather>\n<parameter=city>")
+    assert push("\nZü") == [CallArguments(0, '{"city": "Zü')]
+    assert push("rich\n") == [CallArguments(0, "rich")]
+    assert push("</parameter>\n</function>\n</tool_call>") == [CallArguments(0, '"}')]
 
 
 def test_content_leaves_as_it_arrives() -> None:
@@ -222,8 +284,9 @@ def test_long_arguments_take_time_in_proportion() -> None:
     """Nothing is read again and again: the text that is kept stays short."""
     parser = ToolFormat("hermes").parser(TOOLS, WITHOUT_TOKENS)
     parser.push(['<tool_call>{"name": "note", "arguments": {"text": "'])
+    parser.release()
     for _ in range(2000):
-        assert parser.push(["word "]) == [CallArguments(0, "word ")]
+        assert [*parser.push(["word "]), *parser.release()] == [CallArguments(0, "word ")]
         assert len(parser._reading.text) < 64  # type: ignore[attr-defined]
 
 

@@ -91,6 +91,23 @@ HUNYUAN = pairs(
 MINICPM = pairs(
     "'<function name=\"' ~ f.name ~ '\">'", "'<param name=\"' ~ key ~ '\">' ~ text ~ '</param>'", "'</function>'"
 )
+IFM = pairs(
+    "'<ifm|tool_call>' ~ f.name",
+    "'<ifm|arg_key>' ~ key ~ '</ifm|arg_key><ifm|arg_value>' ~ text ~ '</ifm|arg_value>'",
+    "'</ifm|tool_call>\n'",
+)
+XTML = pairs(
+    "'<|open|>call tool=\"' ~ f.name ~ '\" index=\"' ~ loop.index ~ '\"<|sep|>'",
+    "'<|open|>argument key=\"' ~ key ~ '\" type=\"' ~ ('string' if value is string else 'object') ~ '\"<|sep|>' ~ text"
+    " ~ '<|close|>argument<|sep|>'",
+    "'<|close|>call<|sep|>'",
+)
+PLAMO = (
+    "{{- '<|plamo:begin_tool_request:plamo|><|plamo:begin_tool_name:plamo|>' ~ f.name }}"
+    "{{- '<|plamo:end_tool_name:plamo|>' }}"
+    "{{- '<|plamo:begin_tool_arguments:plamo|><|plamo:constrain|>json<|plamo:msg|>' ~ (f.arguments | tojson) }}"
+    "{{- '<|plamo:end_tool_arguments:plamo|><|plamo:end_tool_request:plamo|>' }}"
+)
 COHERE = (
     '{{- \'    {"tool_call_id": "\' ~ loop.index0 ~ \'", "tool_name": "\' ~ f.name }}'
     "{{- '\", \"parameters\": ' ~ (f.arguments | tojson) ~ '}' }}"
@@ -269,6 +286,13 @@ FAMILIES = [
     Family(
         "deepseek_v41",
         template(each(DSML.replace("DSML｜", "DSML｜ "), "<｜DSML｜ calls>\n", "</｜DSML｜ calls>")),
+    ),
+    Family("k2_horizon", template(each(IFM, "<ifm|tool_calls>", "</ifm|tool_calls>"))),
+    Family("kimi_k3", template(each(XTML, "<|open|>tools<|sep|>", "<|close|>tools<|sep|>"))),
+    Family(
+        "plamo3",
+        template(each(PLAMO, "<|plamo:begin_tool_requests:plamo|>", "<|plamo:end_tool_requests:plamo|>")),
+        "plamo3",
     ),
     Family("gemma4", braces("<|tool_call>", "<tool_call|>", '<|"|>'), "gemma4"),
     Family("functiongemma", braces("<start_function_call>", "<end_function_call>", "<escape>"), "gemma3_text"),

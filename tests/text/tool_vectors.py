@@ -39,13 +39,15 @@ TOOLS = [
 
 @dataclass(frozen=True)
 class Vector:
-    """`calls` are names with arguments: an object, or a text for calls that are no whole one."""
+    """What is read in the whole output. `calls` are names with arguments: an object, or a text for calls that are no
+    whole one."""
 
     name: str
     output: str
     calls: list[tuple[str, Any]]
     content: str = ""
     ids: list[str | None] = field(default_factory=list)
+    sent: list[tuple[str, str]] | None = None  # by a stream, where it could not take a call back
 
 
 ONE = ("weather", {"city": "Zürich", "days": 3})
@@ -113,6 +115,32 @@ STEP = "<｜tool_call_begin｜>function<｜tool_sep｜>"
 S_BEGIN, S_END = "<｜tool_calls_begin｜>", "<｜tool_calls_end｜>"
 V3 = "<｜tool▁call▁begin｜>function<｜tool▁sep｜>{}\n```json\n{}\n```<｜tool▁call▁end｜>"
 V31 = "<｜tool▁call▁begin｜>{}<｜tool▁sep｜>{}<｜tool▁call▁end｜>"
+
+
+def ifm(name: str, **values: str) -> str:
+    pairs = "".join(f"<ifm|arg_key>{k}</ifm|arg_key><ifm|arg_value>{v}</ifm|arg_value>" for k, v in values.items())
+    return f"<ifm|tool_call>{name}{pairs}</ifm|tool_call>"
+
+
+def xtml(index: int, name: str, *values: tuple[str, str, str]) -> str:
+    arguments = "".join(
+        f'<|open|>argument key="{key}" type="{kind}"<|sep|>{value}<|close|>argument<|sep|>'
+        for key, kind, value in values
+    )
+    return f'<|open|>call tool="{name}" index="{index}"<|sep|>{arguments}<|close|>call<|sep|>'
+
+
+def plamo(name: str, arguments: str) -> str:
+    return (
+        f"<|plamo:begin_tool_request:plamo|><|plamo:begin_tool_name:plamo|>{name}<|plamo:end_tool_name:plamo|>"
+        f"<|plamo:begin_tool_arguments:plamo|><|plamo:constrain|>json<|plamo:msg|>{arguments}"
+        "<|plamo:end_tool_arguments:plamo|><|plamo:end_tool_request:plamo|>"
+    )
+
+
+I_BEGIN, I_END = "<ifm|tool_calls>", "</ifm|tool_calls>"
+X_BEGIN, X_END = "<|open|>tools<|sep|>", "<|close|>tools<|sep|>"
+P_BEGIN, P_END = "<|plamo:begin_tool_requests:plamo|>", "<|plamo:end_tool_requests:plamo|>"
 V_BEGIN, V_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 KIMI = "<|tool_call_begin|>functions.{}<|tool_call_argument_begin|>{}<|tool_call_end|>"
 K_BEGIN, K_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
@@ -168,7 +196,45 @@ VECTORS = [
     Vector(
         "hermes", '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich", "days": 3}}}\n</tool_call>', [ONE]
     ),
-    Vector("hermes", '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich", "days": 3\n</tool_call>', [ONE]),
+    Vector(
+        "hermes",
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich", "days": 3\n</tool_call>',
+        [],
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich", "days": 3\n</tool_call>',
+        sent=[("weather", '{"city": "Zürich", "days": 3\n')],
+    ),
+    Vector(
+        "hermes",
+        hermes("now", "{}") + "\n" + hermes("weather", '{"city": Zürich}'),
+        [NOW],
+        hermes("weather", '{"city": Zürich}'),
+        sent=[("now", "{}"), ("weather", '{"city": Zürich}')],
+    ),
+    Vector(
+        "hermes",
+        hermes("note", '{"ratio": NaN}') + "Hm.",
+        [],
+        hermes("note", '{"ratio": NaN}') + "Hm.",
+        sent=[("note", '{"ratio": NaN}')],
+    ),
+    Vector("hermes", "<tool_call>\n<tool_call>\n" + hermes().removeprefix("<tool_call>"), [ONE]),
+    Vector("hermes", hermes() + "</tool_call>\n</tool_call>", [ONE]),
+    Vector("hermes", "Ok.<tool_call>\n</tool_call>\nNo.", [], "Ok.\nNo."),
+    Vector("hermes", "<tool_call></tool_call></tool_call>" + hermes("now", "{}"), [NOW]),
+    Vector("hermes", hermes(arguments='{"arguments": {"city": "Zürich", "days": 3}}'), [ONE]),
+    Vector("hermes", hermes(arguments='{"input": "{\\"city\\": \\"Zürich\\", \\"days\\": 3}"}'), [ONE]),
+    Vector(
+        "hermes",
+        hermes(arguments='{ "properties": {"town": "Zürich"}}'),
+        [("weather", {"properties": {"town": "Zürich"}})],
+    ),
+    Vector(
+        "hermes",
+        hermes(arguments='{"input": {"city": "Zürich"}, "days": 3}'),
+        [("weather", {"input": {"city": "Zürich"}, "days": 3})],
+    ),
+    Vector("hermes", '<tool_call>{"name": "weather", "arguments": {"input": {"ci', [("weather", '{"input": {"ci')]),
+    Vector("hermes", hermes("now", '{"input": {"a": 1}}'), [("now", {"input": {"a": 1}})]),
     Vector("hermes", hermes(arguments='{"city": "Zürich", "days": 3, }'), [ONE]),
     Vector(
         "hermes",
@@ -243,7 +309,54 @@ VECTORS = [
         "Ok.",
     ),
     Vector("hunyuan_a13b", f'<tool_calls>[{{"name": "weather", "arguments": {ARGUMENTS}}}]</tool_calls>', [ONE]),
-    Vector("hunyuan_a13b", "<tool_calls>[]</tool_calls>", [], "<tool_calls>[]</tool_calls>"),
+    Vector("hunyuan_a13b", "<tool_calls>[]</tool_calls>", []),
+    Vector("jamba", "No.<tool_calls>[\n]</tool_calls>", [], "No."),
+    Vector("granite", "<|tool_call|>[]", []),
+    Vector("mistral", "[TOOL_CALLS][]", []),
+    Vector("mistral", f"[TOOL_CALLS][TOOL_CALLS]weather[ARGS]{ARGUMENTS}", [ONE]),
+    Vector(
+        "mistral",
+        '[TOOL_CALLS]now[ARGS]{}[TOOL_CALLS]weather[ARGS]{"city": "Zürich", "days": }',
+        [NOW],
+        '[TOOL_CALLS]weather[ARGS]{"city": "Zürich", "days": }',
+        sent=[("now", "{}"), ("weather", '{"city": "Zürich", "days": }')],
+    ),
+    Vector("deepseek_v31", f"Ok.{V_BEGIN}{V_END}", [], "Ok."),
+    Vector("kimi_k2", f"{K_BEGIN}\n{K_END}Ok.", [], "Ok."),
+    Vector(
+        "kimi_k2",
+        f"{K_BEGIN}{KIMI.format('weather:0', '{city: 1}')}{K_END}",
+        [],
+        f"{K_BEGIN}{KIMI.format('weather:0', '{city: 1}')}{K_END}",
+        sent=[("weather", "{city: 1}")],
+    ),
+    Vector(
+        "kimi_k2",
+        f"{K_BEGIN}{KIMI.format('now:0', '{}')}{KIMI.format('now:0', '{}')}{K_END}",
+        [NOW, NOW],
+        ids=["functions.now:0", None],
+    ),
+    Vector(
+        "deepseek_v3",
+        V_BEGIN + V3.format("weather", '{"city": Zürich}') + V_END,
+        [],
+        V_BEGIN + V3.format("weather", '{"city": Zürich}') + V_END,
+        sent=[("weather", '{"city": Zürich}')],
+    ),
+    Vector(
+        "llama3_json",
+        '{"name": "weather", "parameters": {"city": Zürich}}',
+        [],
+        '{"name": "weather", "parameters": {"city": Zürich}}',
+        sent=[("weather", '{"city": Zürich}')],
+    ),
+    Vector(
+        "jamba",
+        '<tool_calls>[{"name": "now", "arguments": {}}, {"name": "weather", "arguments": {"a": [b}}]</tool_calls>',
+        [NOW],
+        '{"name": "weather", "arguments": {"a": [b}}]',
+        sent=[("now", "{}"), ("weather", '{"a": [b}')],
+    ),
     Vector(
         "phi4_mini_json",
         f'functools[{{"name": "weather", "arguments": {ARGUMENTS}}}, {{"name": "now", "arguments": {{}}}}]',
@@ -261,14 +374,20 @@ VECTORS = [
     Vector("gigachat3", f'function call<|role_sep|>\n{{"name": "weather", "arguments": {ARGUMENTS}}}', [ONE]),
     Vector("gigachat3", f'Ok. function call{{"name": "weather", "arguments": {ARGUMENTS}}}', [ONE], "Ok."),
     Vector("gigachat3", "A function call needs a name.", [], "A function call needs a name."),
-    Vector("cohere_command3", cohere(("weather", ARGUMENTS), ("now", "{}")), [ONE, NOW]),
+    Vector("cohere_command3", cohere(("weather", ARGUMENTS), ("now", "{}")), [ONE, NOW], ids=["0", "1"]),
+    Vector(
+        "cohere_command3",
+        '<|START_ACTION|>[{"tool_call_id": 7, "tool_name": "now"}, {"tool_call_id": "7", "tool_name": "now"}]',
+        [NOW, NOW],
+        ids=["7", None],
+    ),
     Vector("cohere_command3", "I look." + cohere(("note", DEEP_JSON)), [DEEP], "I look."),
     Vector(
         "cohere_command3",
         cohere(("weather", '{"city": "Zür')).partition("}")[0],
         [("weather", '{"city": "Zür')],
     ),
-    Vector("cohere_command3", "<|START_ACTION|>[]<|END_ACTION|>", [], "<|START_ACTION|>[]<|END_ACTION|>"),
+    Vector("cohere_command3", "<|START_ACTION|>[]<|END_ACTION|>", []),
     Vector(
         "apertus",
         f'Ok. <|tools_prefix|>[{{"weather": {ARGUMENTS}}}, {{"now": {{}}}}]<|tools_suffix|>',
@@ -278,6 +397,13 @@ VECTORS = [
     Vector("apertus", f'<|tools_prefix|>[{{"weather": {ARGUMENTS}, "now": {{}}}}]<|tools_suffix|>', [ONE, NOW]),
     Vector("apertus", f'<|tools_prefix|>[{{"note": {DEEP_JSON}}}]', [DEEP]),
     Vector("apertus", '<|tools_prefix|>[{"weather": {"city": "Zür', [("weather", '{"city": "Zür')]),
+    Vector(
+        "apertus",
+        '<|tools_prefix|>[{"now": {}, "weather": {"city": x}}]',
+        [NOW],
+        '"weather": {"city": x}}]',
+        sent=[("now", "{}"), ("weather", '{"city": x}')],
+    ),
     Vector(
         "apertus", '<|tools_prefix|>[{"now": 3}]<|tools_suffix|>', [], '<|tools_prefix|>[{"now": 3}]<|tools_suffix|>'
     ),
@@ -315,6 +441,11 @@ VECTORS = [
         "kimi_k2", f"{K_BEGIN}\n{KIMI.format('note:2 ', ' ' + DEEP_JSON)}\n{K_END}", [DEEP], ids=["functions.note:2"]
     ),
     Vector("kimi_k2", KIMI.format("now:0", ""), [NOW], ids=["functions.now:0"]),
+    Vector("plamo3", f"Ok.{P_BEGIN}{plamo('weather', ARGUMENTS)}{plamo('now', '{}')}{P_END}", [ONE, NOW], "Ok."),
+    Vector("plamo3", f"{P_BEGIN}{plamo('note', DEEP_JSON)}", [DEEP]),
+    Vector("plamo3", P_BEGIN + plamo("weather", ARGUMENTS).partition("<|plamo:end_tool_arguments")[0], [ONE]),
+    Vector("plamo3", P_BEGIN + plamo("weather", ARGUMENTS).partition("rich")[0], [("weather", '{"city": "Zü')]),
+    Vector("plamo3", f"{P_BEGIN}{P_END}Hm.", [], "Hm."),
     # ---------------------------------------------------------------------------------------------------------- tags
     Vector("qwen3_coder", "Let me see.\n\n" + coder("weather", city="Zürich", days="3"), [ONE], "Let me see."),
     Vector("qwen3_coder", coder("weather", city="Zürich", days="3") + "\n" + coder("now"), [ONE, NOW]),
@@ -359,6 +490,131 @@ VECTORS = [
     Vector("qwen3_coder", coder("note", tags='["</parameter>", "b"]'), [("note", {"tags": ["</parameter>", "b"]})]),
     Vector("qwen3_coder", coder("note", tags='["a', text="b"), [("note", {"tags": '["a', "text": "b"})]),
     Vector("qwen3_coder", hermes(), [ONE]),
+    # the end of a value or of a call is missing
+    Vector(
+        "qwen3_coder",
+        "<tool_call>\n<function=weather>\n<parameter=city>\nZürich\n<parameter=days>\n3\n</function>\n</tool_call>",
+        [ONE],
+    ),
+    Vector("qwen3_coder", "<function=weather><parameter=city>Zürich<parameter=days>3</function>\n", [ONE]),
+    Vector(
+        "qwen3_coder",
+        "<function=weather><parameter=city>Zürich<parameter=days>3</function>\n\n<function=now>\n</function>Bye.",
+        [ONE, NOW],
+        "Bye.",
+    ),
+    Vector(
+        "qwen3_coder",
+        coder("note", text="a <parameter=b>c</parameter", tags='["<parameter=x>", "</function>"]'),
+        [("note", {"text": "a <parameter=b>c</parameter", "tags": ["<parameter=x>", "</function>"]})],
+    ),
+    Vector(
+        "qwen3_coder",
+        coder("note", text="f = '</function>' + '<parameter=')\n</function>\nx"),
+        [("note", {"text": "f = '</function>' + '<parameter=')\n</function>\nx"})],
+    ),
+    Vector(
+        "qwen3_coder", "<function=f>\n<parameter=a>\n1\n<parameter=b>\n2\n</function>", [("f", {"a": "1", "b": "2"})]
+    ),
+    Vector(
+        "qwen3_coder",
+        "<tool_call>\n<function=weather>\n<parameter=city>\nZürich\n</parameter>\n<parameter=days>\n3\n</parameter>\n"
+        "<tool_call>\n<function=now>\n</function>\n</tool_call>",
+        [ONE, NOW],
+    ),
+    Vector(
+        "qwen3_coder",
+        "<tool_call>\n<function=weather>\n<parameter=city>\nZürich\n<function=now>\n</function>\n</tool_call>",
+        [("weather", {"city": "Zürich"}), NOW],
+    ),
+    Vector(
+        "qwen3_coder",
+        coder("note", text="<function=x> <tool_call>"),
+        [("note", {"text": "<function=x> <tool_call>"})],
+    ),
+    Vector("qwen3_coder", coder("weather", city="<![CDATA[Zürich]]>", days="<![CDATA[3]]>"), [ONE]),
+    Vector(
+        "qwen3_coder",
+        coder("note", text="<![CDATA[a </parameter> ]]]]><![CDATA[> b]]>", tags="\n <![CDATA[[1, 2]]]> "),
+        [("note", {"text": "a </parameter> ]]> b", "tags": [1, 2]})],
+    ),
+    Vector("qwen3_coder", coder("note", text="<![CDATA[a]]>b <![CDATA[c]]>"), [("note", {"text": "ab <![CDATA[c]]>"})]),
+    Vector("qwen3_coder", coder("note", text="<![CDATAb"), [("note", {"text": "<![CDATAb"})]),
+    Vector("qwen3_coder", "<tool_call>\n<tool_call>\n" + coder("now").removeprefix("<tool_call>\n"), [NOW]),
+    Vector(
+        "qwen3_coder",
+        coder("now").replace("</function>", "</function>\n</function>") + "\n</tool_call>\nBye.",
+        [NOW],
+        "Bye.",
+    ),
+    Vector("qwen3_coder", "<tool_call>\n</tool_call>", []),
+    Vector("qwen3_coder", coder("weather", arguments='{"city": "Zürich", "days": 3}'), [ONE]),
+    Vector("qwen3_coder", coder("weather", properties="{'city': 'Zürich', 'days': 3}"), [ONE]),
+    Vector("qwen3_coder", coder("weather", input="no"), [("weather", {"input": "no"})]),
+    Vector("step3p5", coder("weather", city="Zürich", days="3").replace("\n</parameter>", ""), [ONE]),
+    Vector(
+        "mimo",
+        "<tool_call>\n<function=weather>\n<parameter=city>Zürich<parameter=days>3</function>\n</tool_call>",
+        [ONE],
+    ),
+    Vector(
+        "seed_oss",
+        coder("weather", city="Zürich", days="3")
+        .replace("tool_call>", "seed:tool_call>")
+        .replace("</parameter>\n", ""),
+        [ONE],
+    ),
+    Vector("glm45", glm("weather", city="Zürich", days="3").replace("</arg_value>\n", ""), [ONE]),
+    Vector("glm47", glm("weather", "", city="Zürich", days="3").replace("</arg_value>", "") + "\n", [ONE]),
+    Vector(
+        "glm47",
+        "<tool_call>weather<arg_key>city</arg_key><arg_value>Zürich<arg_key>days</arg_key><arg_value>3"
+        + glm("now", ""),
+        [ONE, NOW],
+    ),
+    Vector("glm45", glm("note", text="<![CDATA[a</arg_value>]]>"), [("note", {"text": "a</arg_value>"})]),
+    Vector("glm45", "<tool_call></tool_call>Hm.", [], "Hm."),
+    Vector("glm45", "<tool_call><tool_call>now</tool_call></tool_call>", [NOW]),
+    Vector(
+        "minimax_m2",
+        f"<minimax:tool_call>\n{minimax('weather', city='Zürich', days='3')}</minimax:tool_call>".replace(
+            "</parameter>\n", ""
+        ),
+        [ONE],
+    ),
+    Vector(
+        "deepseek_v32",
+        "<｜DSML｜function_calls>\n"
+        + dsml("weather", ("city", True, "Zürich"), ("days", False, "3")).replace("</｜DSML｜parameter>\n", "")
+        + "</｜DSML｜function_calls>",
+        [ONE],
+    ),
+    Vector(
+        "deepseek_v4",
+        "<｜DSML｜tool_calls>\n"
+        + dsml("weather", ("city", True, "Zürich"), ("days", False, "3")).replace("</｜DSML｜parameter>\n", "")
+        + "</｜DSML｜tool_calls>",
+        [ONE],
+    ),
+    Vector(
+        "deepseek_v4",
+        "<｜DSML｜tool_calls>\n" + dsml("weather", ("input", False, ARGUMENTS)) + "</｜DSML｜tool_calls>",
+        [ONE],
+    ),
+    Vector("deepseek_v4", "<｜DSML｜tool_calls>\n</｜DSML｜tool_calls>", []),
+    Vector(
+        "step3",
+        f"{S_BEGIN}\n{steptml('weather', city='Zürich', days='3')}\n{S_END}".replace("</steptml:parameter>\n", ""),
+        [ONE],
+    ),
+    Vector(
+        "hy_v3",
+        f"<tool_calls>{hunyuan('weather', city='Zürich', days='3')}</tool_calls>".replace("</arg_value>\n", ""),
+        [ONE],
+    ),
+    Vector("minicpm5", minicpm("weather", city="Zürich", days="3").replace("</param>", ""), [ONE]),
+    Vector("minicpm5", minicpm("weather", city="<![CDATA[Zürich]]>", days="3"), [ONE]),
+    Vector("minicpm5", minicpm("weather", properties="{'city': 'Zürich', 'days': 3}"), [ONE]),
     Vector("step3p5", coder("weather", city="Zürich", days="3"), [ONE]),
     Vector("seed_oss", coder("weather", city="Zürich", days="3").replace("tool_call>", "seed:tool_call>"), [ONE]),
     Vector(
@@ -446,6 +702,55 @@ VECTORS = [
         [("f", {"n": "3", "m": None})],
     ),
     Vector("dots", f"<dots_function_call>\n{minimax('now')}</dots_function_call>", [NOW]),
+    Vector(
+        "k2_horizon",
+        f"Ok.{I_BEGIN}{ifm('weather', city='Zürich', days='3')}\n{ifm('now')}{I_END}No.",
+        [ONE, NOW],
+        "Ok.No.",
+    ),
+    Vector("k2_horizon", f"{I_BEGIN}{ifm('note', text=DEEP_TEXT, tags=TAGS, extra=EXTRA)}{I_END}", [DEEP]),
+    Vector(
+        "k2_horizon",
+        f'{I_BEGIN}<ifm|tool_call>{{"name": "weather", "arguments": {ARGUMENTS}}}</ifm|tool_call>'
+        f'<ifm|tool_call>{{"name": "now", "arguments": {{}}}}</ifm|tool_call>{I_END}',
+        [ONE, NOW],
+    ),
+    Vector(
+        "k2_horizon",
+        f"{I_BEGIN}<ifm|tool_call>note<ifm|arg_key>text</ifm|arg_key><ifm|arg_type>string</ifm|arg_type>"
+        "<ifm|arg_value>1</ifm|arg_value><ifm|arg_key>x</ifm|arg_key><ifm|arg_type>array[integer]</ifm|arg_type>"
+        f"<ifm|arg_value>[1]</ifm|arg_value><ifm|arg_key>y</ifm|arg_key><ifm|arg_value>1</ifm|arg_value></ifm|tool_call>{I_END}",
+        [("note", {"text": "1", "x": [1], "y": "1"})],
+    ),
+    Vector("k2_horizon", f"{I_BEGIN}junk{I_END}", [], f"{I_BEGIN}junk{I_END}"),
+    Vector("k2_horizon", f"{I_BEGIN}<ifm|tool_call>now", [], f"{I_BEGIN}<ifm|tool_call>now"),
+    Vector("k2_horizon", f"{I_BEGIN}{I_END}", []),
+    Vector(
+        "kimi_k3",
+        f"Ok.{X_BEGIN}"
+        + xtml(1, "weather", ("city", "string", "Zürich"), ("days", "number", "3"))
+        + xtml(2, "now")
+        + X_END,
+        [ONE, NOW],
+        "Ok.",
+    ),
+    Vector(
+        "kimi_k3",
+        X_BEGIN
+        + xtml(1, "note", ("text", "string", DEEP_TEXT), ("tags", "array", TAGS), ("extra", "object", EXTRA))
+        + X_END,
+        [DEEP],
+    ),
+    Vector(
+        "kimi_k3",
+        f"{X_BEGIN}{xtml(1, 'f', ('a &quot;b&amp;quot;', 'string', '&amp; 1'), ('n', 'null', 'null'))}{X_END}",
+        [("f", {'a "b&quot;': "&amp; 1", "n": None})],
+    ),
+    Vector(
+        "kimi_k3",
+        f"{X_BEGIN}{xtml(1, 'weather', ('city', 'string', 'Zürich')).partition('rich')[0]}",
+        [("weather", '{"city": "Zü')],
+    ),
     # -------------------------------------------------------------------------------------------------------- Python
     Vector("pythonic", "[weather(city='Zürich', days=3), now()]", [ONE, NOW]),
     Vector(
@@ -457,6 +762,46 @@ VECTORS = [
         [("note", {"text": "a, (b) ]", "parent": None, "is_open": False})],
     ),
     Vector("pythonic", "[weather('Zürich', 3)]", [ONE]),
+    Vector(
+        "pythonic",
+        "[note(text='sed -n '360,450p' a.py'), now()]",
+        [("note", {"text": "sed -n '360,450p' a.py"}), NOW],
+    ),
+    Vector(
+        "lfm2",
+        "<|tool_call_start|>[note(text='python -c \"from x import y\nprint(y(3*x, s='\\,'))\"')]<|tool_call_end|>",
+        [("note", {"text": "python -c \"from x import y\nprint(y(3*x, s='\\,'))\""})],
+    ),
+    Vector(
+        "lfm2",
+        "<|tool_call_start|>[note(text='a\x00b\r\nc\td')]<|tool_call_end|>",
+        [("note", {"text": "a\x00b\r\nc\td"})],
+    ),
+    Vector("lfm2", "<|tool_call_start|>[]<|tool_call_end|>Hm.", [], "Hm."),
+    Vector("lfm2", "<|tool_call_start|> <|tool_call_start|>[now()]<|tool_call_end|>", [NOW]),
+    Vector("olmo3", "<function_calls>\n</function_calls>", []),
+    Vector(
+        "olmo3",
+        "<function_calls>note(text='echo 'a' 'b'')\nnow()</function_calls>",
+        [("note", {"text": "echo 'a' 'b'"}), NOW],
+    ),
+    Vector("pythonic", "[weather(city='Zürich', days=03)]", [ONE]),
+    Vector("pythonic", "[weather(city=007)]", [("weather", {"city": "007"})]),
+    Vector(
+        "pythonic",
+        "[note(tags={'b', 'a', 'b'}, extra={'a': 07, 'b': {1}})]",
+        [("note", {"tags": ["b", "a"], "extra": {"a": 7, "b": [1]}})],
+    ),
+    Vector("pythonic", "[note(tags={'it's', 'a', 'it's'})]", [("note", {"tags": ["it's", "a"]})]),
+    Vector("pythonic", "[note(text='one ' 'two', ratio=-1)]", [("note", {"text": "one two", "ratio": -1})]),
+    Vector(
+        "pythonic",
+        "[weather('Zürich', 3, 'C', 'more'), now('x')]",
+        [("weather", {"city": "Zürich", "days": 3, "unit": "C"})],
+        ", now('x')]",
+    ),
+    Vector("pythonic", "[weather(city='a', city='b')]", [("weather", {"city": "a"})]),
+    Vector("pythonic", "[weather(input={'city': 'Zürich', 'days': 3})]", [ONE]),
     Vector("pythonic", "[weather(city=Zürich)]", [("weather", {"city": "Zürich"})]),
     Vector("pythonic", '[note(text="""a "b"\nc""", ratio=-1.5e3)]', [("note", {"text": 'a "b"\nc', "ratio": -1500.0})]),
     Vector("pythonic", "[weather(city='Zürich', days=3), now(", [ONE], ", now("),
@@ -495,7 +840,17 @@ VECTORS = [
     ),
     Vector("gemma4", f"<|tool_call>call:weather{{city:{Q}Zü", [("weather", '{"city": "Zü')]),
     Vector("gemma4", f"<|tool_call>call:weather{{city:{Q}Zürich{Q},days:3<tool_call|>", [ONE]),
-    Vector("gemma4", "<|tool_call>weather{}<tool_call|>", [], "<|tool_call>weather{}<tool_call|>"),
+    Vector("gemma4", f"<|tool_call>weather{{city:{Q}Zürich{Q},days:3}}<tool_call|>", [ONE]),
+    Vector("gemma4", f"<|tool_call>:weather{{city:{Q}Zürich{Q},days:3}}<tool_call|>", [ONE]),
+    Vector("gemma4", f"call:weather{{city:{Q}Zürich{Q},days:3}}<tool_call|>Bye.", [ONE], "Bye."),
+    Vector("gemma4", f"Ok. call:weather(city:{Q}Zürich{Q},days:3)<tool_call|>", [ONE], "Ok."),
+    Vector("gemma4", f"<|tool_call>call:weather({{city:{Q}Zürich{Q},days:3}})<tool_call|>", [ONE]),
+    Vector("gemma4", "<|tool_call><|tool_call>call:now{}<tool_call|><tool_call|>", [NOW]),
+    Vector("gemma4", "Ok.<|tool_call><tool_call|>", [], "Ok."),
+    Vector("gemma4", f"<|tool_call>call:weather{{input:{{city:{Q}Zürich{Q},days:3}}}}<tool_call|>", [ONE]),
+    Vector("gemma4", "<|tool_call>other{}<tool_call|>", [], "<|tool_call>other{}<tool_call|>"),
+    Vector("gemma4", "I call:other{a:1} and call: weather", [], "I call:other{a:1} and call: weather"),
+    Vector("functiongemma", "<start_function_call>now{}<end_function_call>", [NOW]),
     Vector(
         "functiongemma",
         "<start_function_call>call:weather{city:<escape>Zürich<escape>,days:3}<end_function_call><start_function_call>call:now{}<end_function_call>",

@@ -50,6 +50,9 @@ class Constraint:
         self._num_reasoning_tokens = 0
         self._recent: deque[int] = deque(maxlen=_longest_marker(self._thinking))
         self.state = State.ANSWER
+        # Begins of calls that the grammar does not have: the reasoning cannot end with them.
+        breaks = self._thinking.break_token_ids if self._thinking is not None and matcher is not None else []
+        self._barred = [marker for marker in breaks if matcher is not None and not _accepts(matcher, marker)]
         if self._thinking is not None:
             if self._thinking.is_open:
                 self.state = State.REASONING
@@ -82,6 +85,9 @@ class Constraint:
             bits[:] = -1
             for token_id in self._end_token_ids:
                 _clear(bits, token_id)
+            for marker in self._barred:
+                if self._ends_with(marker[:-1]):
+                    _clear(bits, marker[-1])
         else:
             assert self._matcher is not None and self._thinking is not None
             self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
@@ -132,8 +138,12 @@ class Constraint:
         if self.state is State.ANSWER:
             if thinking.start_token_ids and self._ends_with(thinking.start_token_ids):
                 self._enter(State.REASONING)
-        elif any(self._ends_with(marker) for marker in thinking.end_token_ids):
+        elif any(marker and self._ends_with(marker) for marker in thinking.end_token_ids):
             self._force(thinking.gap_token_ids if self._matcher is not None else [], State.ANSWER)
+        elif marker := next((marker for marker in thinking.break_token_ids if self._ends_with(marker)), None):
+            self._enter(State.ANSWER)
+            if self._matcher is not None and not self._matcher.consume_tokens(marker):
+                raise GrammarError(NOTHING_LEFT)
         else:
             self._num_reasoning_tokens += 1
             self._enforce_budget(thinking)
@@ -157,13 +167,19 @@ class Constraint:
             self._enforce_budget(self._thinking)
 
     def _ends_with(self, marker: Sequence[int]) -> bool:
-        return bool(marker) and list(self._recent)[-len(marker) :] == list(marker)
+        """Whether the last tokens are these. No tokens are always the last."""
+        return not marker or list(self._recent)[-len(marker) :] == list(marker)
 
 
 def _longest_marker(thinking: Thinking | None) -> int:
     if thinking is None:
         return 0
-    return max(len(marker) for marker in [thinking.start_token_ids, *thinking.end_token_ids])
+    markers = [thinking.start_token_ids, *thinking.end_token_ids, *thinking.break_token_ids]
+    return max(len(marker) for marker in markers)
+
+
+def _accepts(matcher: LLMatcher, token_ids: Sequence[int]) -> bool:
+    return matcher.validate_tokens(list(token_ids)) == len(token_ids)
 
 
 def _set(bits: Bits, token_id: int) -> None:

@@ -12,7 +12,8 @@ from ember.front.text.output import CallArguments, CallStart, Content, Delta, Re
 def message_fields(piece: Piece, is_legacy: bool) -> dict[str, Any]:
     """`content`, `reasoning` (under both of its names) and the calls of a whole answer.
 
-    Content is null beside calls or reasoning where there is none: white space that led to a call is no content.
+    Content is null beside calls or reasoning where there is none, and where calls were demanded: white space that led
+    to a call is no content.
     """
     content, reasoning, calls = _joined(piece)
     whole = [
@@ -24,7 +25,7 @@ def message_fields(piece: Piece, is_legacy: bool) -> dict[str, Any]:
         for call in calls.values()
     ]
     shown: str | None = content
-    if (whole and not content.strip()) or (reasoning and not content):
+    if (whole and not content.strip()) or (not content and (reasoning or not piece.has_content)):
         shown = None
     fields: dict[str, Any] = {
         "content": shown,

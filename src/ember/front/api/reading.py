@@ -14,13 +14,13 @@ from ember.front.api.services import Services
 from ember.front.api.tools import ToolUse
 from ember.front.errors import bad_request
 from ember.front.text import lark
-from ember.front.text.output import CallArguments, CallStart, Content, Delta, Marker, OutputParser, Reasoning
+from ember.front.text.output import CallArguments, CallStart, Content, Delta, Marker, Reasoning
 from ember.front.text.reasoning import ReasoningFormat, ReasoningParser
 from ember.front.text.tokenizer import Tokenizer
 from ember.wire import Grammar, SamplingParams
 
 if TYPE_CHECKING:
-    from ember.front.text.tools import ToolFormat
+    from ember.front.text.tools import ToolFormat, ToolParser
 
 _START_RULE = re.compile(r"^start(?=\s*:)", re.MULTILINE)
 
@@ -36,6 +36,7 @@ class Reading:
     shows_reasoning: bool = True
     variables: Mapping[str, Any] = field(default_factory=dict)  # of the template, as asked for
     budget: int | None = None  # reasoning tokens
+    is_whole: bool = False  # the answer is sent when all of it is there
 
     @property
     def markers(self) -> frozenset[int]:
@@ -69,6 +70,7 @@ class Reading:
                 prompt_token_ids,
                 self.variables,
                 self.budget,
+                with_tools=self.calls_with is not None,
                 with_calls=grammar is not params.grammar,
             )
         if grammar is params.grammar and thinking is None:
@@ -135,6 +137,7 @@ def requested_reading(request: ChatRequest, services: Services, use: ToolUse, va
         shows_reasoning=request.include_reasoning is not False,
         variables=variables,
         budget=_budget(request, services),
+        is_whole=not request.stream,
     )
 
 
@@ -174,7 +177,8 @@ class OutputReader:
             self._reasoning = reading.reasoning.parser(
                 tokenizer, prompt_token_ids, reading.variables, with_tools=tool_format is not None
             )
-        self._tools: OutputParser | None = None
+        self._is_whole = reading.is_whole
+        self._tools: ToolParser | None = None
         if tool_format is not None:
             self._tools = tool_format.parser(list(reading.use.callable), tokenizer)
 
@@ -191,8 +195,18 @@ class OutputReader:
         """No token but a `Marker` can begin reasoning any more."""
         return self._reasoning is None or self._reasoning.is_settled
 
+    @property
+    def is_forced(self) -> bool:
+        """Whether there can be nothing but calls behind the reasoning."""
+        return self._use.mode in ("required", "named")
+
+    def release(self) -> list[Delta]:
+        """What there is of a call that is not yet whole, where the answer is sent piece by piece. To be asked when all
+        that is there is about to be sent: until then a call can be taken back."""
+        return [] if self._tools is None or self._is_whole else self._shown(self._tools.release())
+
     def push(self, parts: Sequence[str]) -> list[Delta]:
-        """What is new for the client."""
+        """What is new for the client, but calls that are not yet whole."""
         if self._reasoning is not None:
             deltas = self._reasoning.push(parts)
             if self._tools is not None:
@@ -203,13 +217,20 @@ class OutputReader:
             deltas = [Content(part) for part in parts]
         if len(deltas) == 1 and type(deltas[0]) is Content and type(deltas[0].text) is not Marker and not self.is_over:
             return deltas
-        return self._shown(deltas)
+        shown = self._shown(deltas)
+        if self._tools is not None and not self._use.parallel and self._tools.num_calls > 1:
+            self.is_over = True
+        return shown
 
     def finish(self) -> list[Delta]:
         """What was held back, at the end of the sample."""
         deltas = self._reasoning.finish() if self._reasoning is not None else []
         if self._tools is not None:
-            deltas = [*self._call(self._tools, deltas), *self._tools.finish()]
+            deltas = self._call(self._tools, deltas)
+            held = self._tools.finish()
+            if self.is_forced:  # a call that was cut before its name is no content
+                held = [delta for delta in held if not isinstance(delta, Content)]
+            deltas = [*deltas, *held]
         return self._shown(deltas)
 
     def finish_reason(self, reason: str) -> str:
@@ -218,7 +239,7 @@ class OutputReader:
             return "function_call" if self._use.is_legacy else "tool_calls"
         return reason
 
-    def _call(self, tools: OutputParser, deltas: Sequence[Delta]) -> list[Delta]:
+    def _call(self, tools: ToolParser, deltas: Sequence[Delta]) -> list[Delta]:
         """Content goes through the tool parser, in its place among the rest. Markers of the reasoning's alone, which
         are text for that parser, are none where special tokens are hidden."""
         read: list[Delta] = []

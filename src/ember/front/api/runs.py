@@ -196,6 +196,7 @@ class Runs:
                 choice.token_ids += piece.token_ids
                 choice.logprobs += piece.logprobs
                 choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
+                choice.has_content = piece.has_content
         self.check_not_empty()
         for choice in whole:
             choice.text = "".join(texts[choice.choice])

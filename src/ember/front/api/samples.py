@@ -56,6 +56,7 @@ class Piece:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    has_content: bool = True  # False where the request demanded calls: what has none has no content either
 
     def extend(self, later: Piece) -> None:
         """Takes in the piece of the same choice that came after this one."""
@@ -64,6 +65,7 @@ class Piece:
         self.token_ids += later.token_ids
         self.logprobs += later.logprobs
         self.finish_reason, self.stop_reason = later.finish_reason, later.stop_reason
+        self.has_content = self.has_content and later.has_content
 
 
 class Sample:
@@ -122,6 +124,8 @@ class Sample:
             self._finish(piece, "stop", None)
         if self.finish_reason is None and output.finish_reason is not None:
             self._finish(piece, output.finish_reason, self._stop_reason(output))
+        if self.finish_reason is None and self._reader is not None:
+            piece.deltas += self._reader.release()
 
     def close(self, piece: Piece, finish_reason: str) -> None:
         """Ends a sample that the engine left unfinished."""
@@ -227,6 +231,7 @@ class Sample:
         if self._reader is not None:
             piece.deltas += self._reader.finish()
             piece.finish_reason = self._reader.finish_reason(finish_reason)
+            piece.has_content = not self._reader.is_forced
 
 
 class _Stops:

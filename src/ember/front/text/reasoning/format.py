@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from ember.front.text.output import Delta, Marker
 from ember.front.text.reasoning import harmony
+from ember.front.text.reasoning.citations import CitationFilter
 from ember.front.text.reasoning.formats import FORMATS, Tags, choose_name
 from ember.front.text.reasoning.parser import InContentParser, Marks, Stage, TagParser
 from ember.front.text.reasoning.patterns import Pattern, pattern_of
@@ -68,7 +69,8 @@ class ReasoningFormat:
         stage = self.stage(tokenizer, prompt_token_ids, template_variables)
         if tags.in_content:
             return InContentParser(marks, tags.starts[0], stage in (Stage.OPENED, Stage.REASONING))
-        return TagParser(marks, stage)
+        parser = TagParser(marks, stage)
+        return CitationFilter(parser) if tags.has_citations else parser
 
     def stage(
         self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], template_variables: Mapping[str, Any]
@@ -79,7 +81,7 @@ class ReasoningFormat:
         start = max((_end_of_last(tail, mark.strip()) for mark in tags.starts), default=-1)
         end = max((_end_of_last(tail, mark) for mark in tags.ends), default=-1)
         if start > end:
-            return Stage.OPENED if not tail[start:].strip() else Stage.REASONING
+            return Stage.OPENED if tail[start:].strip() in ("", tags.label.strip()) else Stage.REASONING
         if end >= 0:
             return Stage.ENDED if not tail[end:].strip() else Stage.ANSWER
         if tags.opens and all(template_variables.get(name) is not False for name in SWITCHES):
@@ -93,10 +95,12 @@ class ReasoningFormat:
         template_variables: Mapping[str, Any],
         budget: int | None,
         *,
+        with_tools: bool = False,
         with_calls: bool = False,
     ) -> Thinking:
         """What the engine must know to begin a grammar after the reasoning and to end the reasoning in time.
 
+        `with_tools`: a tool parser reads the output, so that the begin of a call ends the reasoning, too.
         `with_calls`: the grammar has tool calls in it, and `answer_mark` before an answer.
         """
         if self.tags.is_harmony:
@@ -116,6 +120,7 @@ class ReasoningFormat:
             budget=budget,
             forced_token_ids=forced,
             gap_token_ids=_encode(tags.gap, tokenizer) if tags.gap else [],
+            break_token_ids=_openings(tags.broken_by, tokenizer) if with_tools else [],
         )
 
     @property
@@ -155,7 +160,8 @@ def _marks(tags: Tags, tokenizer: Tokenizer, with_tools: bool) -> Marks:
     if tags.wrapper is not None:
         wrapper = (pattern_of(tags.wrapper[0], tokenizer), pattern_of(tags.wrapper[1], tokenizer))
     breaks = patterns(tags.broken_by) if with_tools else ()
-    return Marks(patterns(tags.starts), patterns(tags.ends), breaks, wrapper)
+    starts, ends, dropped = patterns(tags.starts), patterns(tags.ends), patterns(tags.dropped)
+    return Marks(starts, ends, breaks, wrapper, dropped, tags.label, tags.blanks)
 
 
 @lru_cache(maxsize=16)
@@ -164,7 +170,7 @@ def _markers(tags: Tags, tokenizer: Tokenizer) -> frozenset[int]:
         texts: Sequence[str] = harmony.MARKS
     else:
         marks = _marks(tags, tokenizer, True)
-        patterns = [*marks.starts, *marks.ends, *marks.breaks, *(marks.wrapper or ())]
+        patterns = [*marks.starts, *marks.ends, *marks.breaks, *(marks.wrapper or ()), *marks.dropped]
         texts = [item for pattern in patterns for item in pattern if type(item) is Marker]
     found = (tokenizer.token_id(text) for text in texts)
     return frozenset(token_id for token_id in found if token_id is not None)
@@ -207,6 +213,14 @@ def _spellings(marks: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
         return own
     found = [*own, *(_encode(text, tokenizer) for text in texts)]
     return [token_ids for place, token_ids in enumerate(found) if token_ids and token_ids not in found[:place]]
+
+
+def _openings(marks: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
+    """The spellings of marks that what follows begins with: a mark that is text may share its last token with the
+    newline behind it."""
+    found = [_encode(mark + behind, tokenizer) for mark in marks for behind in ("", "\n")]
+    whole = [token_ids for token_ids in found if token_ids]
+    return [ids for place, ids in enumerate(whole) if not any(ids[: len(other)] == other for other in whole[:place])]
 
 
 def _harmony_thinking(tokenizer: Tokenizer, budget: int | None, with_calls: bool) -> Thinking:

@@ -19,6 +19,10 @@ class Tags:
     opens: bool = False  # the output begins inside reasoning where the prompt says nothing to the contrary
     broken_by: tuple[str, ...] = ()  # marks of tool calls that end the reasoning as well
     wrapper: tuple[str, str] | None = None  # what stands around the answer
+    dropped: tuple[str, ...] = ()  # marks that are shown nowhere: those around an answer, and of messages
+    label: str = ""  # the begin of the reasoning's text that names it and may be missing
+    blanks: str = "\n"  # characters that only set the reasoning apart from its marks
+    has_citations: bool = False  # see citations.py
     gap: str = "\n\n"  # between the end and the answer
     in_content: bool = False  # the reasoning stays in the content, with its marks
     is_harmony: bool = False  # channels instead of marks: see harmony.py
@@ -28,7 +32,10 @@ class Tags:
 _THINK = Tags()
 _ALWAYS = Tags(opens=True)
 _QWEN = Tags(broken_by=("<tool_call>",))
+_STEP = Tags(opens=True, broken_by=("<tool_call>",))
 _DEEPSEEK = Tags(gap="")
+_K3 = ("<|open|>response<|sep|>", "<|close|>response<|sep|>", "<|close|>message<|sep|>")
+_COHERE = ("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_TEXT|>", "<|END_TEXT|>")
 
 FORMATS: dict[str, Tags] = {
     "qwen3": _QWEN,
@@ -36,23 +43,23 @@ FORMATS: dict[str, Tags] = {
     "deepseek_v3": _DEEPSEEK,
     "deepseek_v31": _DEEPSEEK,
     "deepseek_v32": _DEEPSEEK,
-    "deepseek_v4": _DEEPSEEK,
-    "deepseek_v41": _DEEPSEEK,
+    "deepseek_v4": Tags(broken_by=("<｜DSML｜tool_calls>",), gap=""),
+    "deepseek_v41": Tags(broken_by=("<｜DSML｜ calls>",), gap=""),
     "openai_gptoss": Tags(is_harmony=True, gap=""),
-    "gemma4": Tags(("<|channel>thought\n",), ("<channel|>",), gap=""),
-    "glm45": Tags(gap="\n"),
-    "glm47": Tags(gap=""),
-    "mistral": Tags(("[THINK]",), ("[/THINK]",), gap=""),
+    "gemma4": Tags(("<|channel>",), ("<channel|>",), broken_by=("<|tool_call>",), label="thought\n", gap=""),
+    "glm45": Tags(broken_by=("<tool_call>",), gap="\n"),
+    "glm47": Tags(broken_by=("<tool_call>",), gap=""),
+    "mistral": Tags(("[THINK]",), ("[/THINK]",), broken_by=("[TOOL_CALLS]",), gap=""),
     "nemotron_v3": _QWEN,
-    "minimax_m2": _ALWAYS,
+    "minimax_m2": Tags(opens=True, broken_by=("<minimax:tool_call>",)),
     "minimax_m2_append_think": Tags(opens=True, in_content=True),
     "minimax_m3": Tags(("<mm:think>",), ("</mm:think>",)),
     "kimi_k2": Tags(broken_by=("<|tool_calls_section_begin|>",), gap=""),
-    "kimi_k3": Tags(("<|open|>think<|sep|>",), ("<|close|>think<|sep|>",), gap=""),
-    "seed_oss": Tags(("<seed:think>",), ("</seed:think>",), gap="\n"),
+    "kimi_k3": Tags(("<|open|>think<|sep|>",), ("<|close|>think<|sep|>",), dropped=_K3, gap=""),
+    "seed_oss": Tags(("<seed:think>",), ("</seed:think>",), broken_by=("<seed:tool_call>",), gap="\n"),
     "step3": _ALWAYS,
-    "step3p5": _ALWAYS,
-    "step5": _ALWAYS,
+    "step3p5": _STEP,
+    "step5": _STEP,
     "granite": Tags(
         ("Here is my thought process:", "Here's my thought process:"),
         ("Here is my response:", "Here's my response:"),
@@ -61,15 +68,24 @@ FORMATS: dict[str, Tags] = {
     "olmo3": _THINK,
     "hunyuan_a13b": Tags(wrapper=("<answer>", "</answer>"), gap="\n"),
     "ernie45": Tags(wrapper=("<response>", "</response>")),
-    "mimo": _THINK,
-    "ling3": _THINK,
+    "mimo": _QWEN,
+    "ling3": _QWEN,
     "holo2": _THINK,
-    "minicpmv": _THINK,
-    "poolside_v1": _THINK,
+    "minicpmv": _QWEN,
+    "poolside_v1": _QWEN,
     "k2_horizon": Tags(("<ifm|think>",), ("</ifm|think>",)),
-    "granite_thinking_parser": _THINK,
+    "granite_thinking_parser": _QWEN,
     "hy_v3": Tags(has_suffix=True),
-    "cohere_command": Tags(("<|START_THINKING|>",), ("<|END_THINKING|>",), gap=""),
+    "cohere_command": Tags(
+        ("<|START_THINKING|>",), ("<|END_THINKING|>",), dropped=_COHERE, blanks="\n ", has_citations=True, gap=""
+    ),
+    "plamo3": Tags(
+        ("<|plamo:begin_think:plamo|>",),
+        ("<|plamo:end_think:plamo|>",),
+        opens=True,
+        broken_by=("<|plamo:begin_tool_requests:plamo|>",),
+        gap="",
+    ),
 }
 
 ALIASES = {
@@ -83,7 +99,7 @@ ALIASES = {
 }
 
 # Names of vLLM's whose form is not known here, or is not one of marks in text.
-WITHOUT_FORM = frozenset({*("plamo3", "inkling", "muse", "muse_glimmer", "musespark1x"), *("hf", "beam")})
+WITHOUT_FORM = frozenset({*("inkling", "muse", "muse_glimmer", "musespark1x"), *("hf", "beam")})
 
 # Texts that a template must all have -> the format. The first line that fits counts.
 _BY_TEMPLATE: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -94,6 +110,8 @@ _BY_TEMPLATE: tuple[tuple[tuple[str, ...], str], ...] = (
     (("<mm:think>",), "minimax_m3"),
     (("<ifm|think>",), "k2_horizon"),
     (("<|START_THINKING|>",), "cohere_command"),
+    (("<|START_RESPONSE|>",), "cohere_command"),
+    (("<|plamo:", "begin_think"), "plamo3"),
     (("<|open|>think<|sep|>",), "kimi_k3"),
     (("Here is my thought process",), "granite"),
     (("think>", "<minimax:tool_call>"), "minimax_m2"),
@@ -104,6 +122,7 @@ _BY_TEMPLATE: tuple[tuple[tuple[str, ...], str], ...] = (
     (("think>", "<answer>"), "hunyuan_a13b"),
     (("think>", "<response>"), "ernie45"),
     (("think>", "<|begin_of_sentence|>"), "ernie45"),
+    (("think>", "｜DSML｜ calls"), "deepseek_v41"),
     (("think>", "｜DSML｜"), "deepseek_v4"),
     (("think>", "<｜Assistant｜>", "thinking"), "deepseek_v3"),
     (("think>", "<｜Assistant｜>"), "deepseek_r1"),

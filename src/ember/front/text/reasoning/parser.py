@@ -17,9 +17,10 @@ class Stage(Enum):
 
     BEFORE = 0  # nothing but white space so far, and no word about reasoning in the prompt
     OPENED = 1  # the same, where the prompt has begun the reasoning or the format does so by itself
-    REASONING = 2
-    ENDED = 3  # right behind the reasoning
-    ANSWER = 4
+    LABEL = 2  # inside, where the reasoning's name may come
+    REASONING = 3
+    ENDED = 4  # right behind the reasoning
+    ANSWER = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,9 @@ class Marks:
     ends: tuple[Pattern, ...]
     breaks: tuple[Pattern, ...] = ()  # end the reasoning and stay in the answer
     wrapper: tuple[Pattern, Pattern] | None = None
+    dropped: tuple[Pattern, ...] = ()  # shown nowhere
+    label: str = ""
+    blanks: str = "\n"
 
     @property
     def start_tokens(self) -> tuple[Pattern, ...]:
@@ -50,8 +54,9 @@ class TagParser:
 
     def __init__(self, marks: Marks, stage: Stage) -> None:
         self._marks = marks
-        self._in_reasoning = (*marks.ends, *marks.breaks, *marks.start_tokens)
-        self._in_answer = (*marks.start_tokens, *marks.end_tokens)
+        self._in_reasoning = (*marks.ends, *marks.breaks, *marks.start_tokens, *marks.dropped)
+        self._in_answer = (*marks.start_tokens, *marks.end_tokens, *marks.dropped)
+        self._answers_in_plain_text = all(begins_with_token(pattern) for pattern in marks.dropped)
         self._ends_with_tokens = all(begins_with_token(pattern) for pattern in self._in_reasoning)
         self._wrapper_is_open = False
         self._stage = stage
@@ -62,15 +67,17 @@ class TagParser:
 
     @property
     def is_reasoning(self) -> bool:
-        return self._stage in (Stage.REASONING, Stage.OPENED)
+        return self._stage in (Stage.REASONING, Stage.OPENED, Stage.LABEL)
 
     @property
     def is_settled(self) -> bool:
         """Ordinary text is content from here on, as it comes."""
+        if not self._answers_in_plain_text:
+            return False
         return self._stage is Stage.ANSWER and not self._held and not self._wrapper_is_open
 
     def push(self, parts: Sequence[str]) -> list[Delta]:
-        if self._stage is Stage.ANSWER and not self._held and not self._wrapper_is_open:
+        if self.is_settled:
             for part in parts:
                 if type(part) is Marker and self._in_answer:
                     break
@@ -92,7 +99,9 @@ class TagParser:
     def finish(self) -> list[Delta]:
         deltas: list[Delta] = []
         held, self._held = self._held, []
-        if self._stage in (Stage.OPENED, Stage.REASONING):
+        if self._stage is Stage.LABEL and held and self._marks.label.startswith(held[0]):
+            held = held[1:]
+        if self.is_reasoning:
             self._reason(held, deltas)
         else:
             self._answer(held, deltas)
@@ -104,6 +113,8 @@ class TagParser:
         match self._stage:
             case Stage.BEFORE | Stage.OPENED:
                 return self._read_front()
+            case Stage.LABEL:
+                return self._read_label()
             case Stage.REASONING:
                 return self._read_reasoning(deltas)
             case Stage.ENDED:
@@ -126,7 +137,18 @@ class TagParser:
                 self._held = split(self._held, behind)[1]
                 is_open = True
                 break
-        self._stage = Stage.REASONING if is_open else Stage.ANSWER
+        self._stage = Stage.LABEL if is_open else Stage.ANSWER
+        return True
+
+    def _read_label(self) -> bool:
+        """The name of the reasoning is none of its text."""
+        first, label = self._held[0], self._marks.label
+        if label and type(first) is not Marker:
+            if len(first) < len(label) and label.startswith(first) and len(self._held) == 1:
+                return False
+            if first.startswith(label):
+                self._held = split(self._held, (0, len(label)))[1]
+        self._stage = Stage.REASONING
         return True
 
     def _read_reasoning(self, deltas: list[Delta]) -> bool:
@@ -142,6 +164,8 @@ class TagParser:
         self._held = split(self._held, _relative(behind, place))[1]
         if pattern in self._marks.ends:
             self._leave_reasoning(Stage.ENDED)
+        elif pattern in self._marks.starts:
+            self._stage = Stage.LABEL
         return True
 
     def _leave_reasoning(self, stage: Stage) -> None:
@@ -180,6 +204,8 @@ class TagParser:
         if pattern is None:
             return False
         self._held = split(self._held, _relative(behind, place))[1]
+        if pattern in self._marks.dropped:
+            return True
         self._newlines = ""
         if self._marks.wrapper is not None and pattern == self._marks.wrapper[1]:
             self._wrapper_is_open = False
@@ -187,7 +213,7 @@ class TagParser:
             if self._has_reasoned:
                 self._newlines = "\n"
             self._has_shown = False
-            self._stage = Stage.REASONING
+            self._stage = Stage.LABEL
         else:  # an end without a beginning
             self._stage = Stage.ENDED
         return True
@@ -205,15 +231,15 @@ class TagParser:
                 deltas.append(Content(shown))
 
     def _without_trailing_newlines(self, part: str) -> str:
-        """Leading newlines are dropped, and those at the end wait for what follows."""
+        """Leading newlines are dropped, and those at the end wait for what follows; so are a format's `blanks`."""
         if type(part) is Marker:
             if self._newlines:
                 part = self._newlines + part
                 self._newlines = ""
             self._has_shown = True
             return part
-        text = part if self._has_shown else part.lstrip("\n")
-        body = text.rstrip("\n")
+        text = part if self._has_shown else part.lstrip(self._marks.blanks)
+        body = text.rstrip(self._marks.blanks)
         if not body:
             held, self._newlines = self._newlines, ""
             held += text  # in place, as nothing else refers to it

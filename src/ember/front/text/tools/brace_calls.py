@@ -31,7 +31,7 @@ class BraceCalls:
 
     def dialect(self, markers: Markers) -> Dialect:
         reader = _Reader(self, markers)
-        return Dialect([reader.begin], [reader.end], reader.read)
+        return Dialect([reader.begin, self.head], [reader.end], reader.read)
 
     def rules(self, tools: list[Tool], rules: Rules, parallel: bool) -> tuple[str, str]:
         """See `grammar.Form`."""
@@ -50,27 +50,53 @@ class _Reader:
         self.begin, self.end = markers.encode(form.begin), markers.encode(form.end)
         self._quote = markers.encode(form.quote)
         self._quotes = Finder([self._quote])
-        self._name_ends = Finder(["{"])
         self._key_ends = Finder([":", "}", self.end])
         self._word_ends = Finder([",", "}", "]", self.end])
+        self._words_before_parenthesis = Finder([",", ")", "}", "]", self.end])
 
     def read(self, reading: Reading, opener: str) -> Steps[bool]:
-        yield from reading.blanks()
-        if not (yield from reading.take(self._head)):
+        """The head, or all of it but the colon, may be missing where the name is that of a tool that was offered; so
+        may the mark before it, and parentheses may stand in place of the braces, or around them."""
+        is_sure = opener != self._head
+        if is_sure:
+            yield from reading.blanks()
+            is_sure = yield from reading.take(self._head)
+            if not is_sure:
+                yield from reading.take(self._head[-1])
+        found = yield from self._name(reading)
+        if found is None or not (is_sure or found[0] in reading.tools):
             return False
-        found = yield from reading.until(self._name_ends, _MAX_NAME)
-        if found is None or not _NAME.fullmatch(found[0]):
-            return False
+        has_parenthesis = found[1] == "("
+        if has_parenthesis:
+            yield from reading.blanks()
+            if (yield from reading.take("{")):
+                has_parenthesis = False
+                found = (found[0], "({")
         reading.call(found[0])
         tool = reading.tools.get(found[0])
-        if (yield from self._object(reading, tool, 0)):
+        if (yield from self._object(reading, tool, 0, ")" if has_parenthesis else "}")):
             reading.begin()
             yield from reading.blanks()
+            if found[1] == "({" and (yield from reading.take(")")):
+                yield from reading.blanks()
         if not (yield from reading.take(self.end)) and reading.is_trying:
             reading.go_back()
         return True
 
-    def _object(self, reading: Reading, tool: Tool | None, depth: int) -> Steps[bool]:
+    def _name(self, reading: Reading) -> Steps[tuple[str, str] | None]:
+        """Takes a name and what opens the arguments."""
+        while True:
+            found = _NAME.match(reading.text, reading.at)
+            end = found.end() if found else reading.at
+            if end < len(reading.text) or reading.is_ended or end - reading.at > _MAX_NAME:
+                break
+            yield
+        if found is None or end - reading.at > _MAX_NAME or reading.text[end : end + 1] not in ("{", "("):
+            return None
+        reading.at = end + 1
+        return found[0], reading.text[end]
+
+    def _object(self, reading: Reading, tool: Tool | None, depth: int, closing: str = "}") -> Steps[bool]:
         """From behind the brace. False where it broke off; it is closed unless the output is over."""
         reading.arguments("{")
         separator = ""
@@ -78,7 +104,7 @@ class _Reader:
         while depth < _MAX_DEPTH:
             yield from reading.blanks()
             character = yield from reading.character()
-            if character in ("}", ",") and character:
+            if character in (closing, ",") and character:
                 reading.at += 1
                 if character == ",":
                     continue
@@ -90,7 +116,7 @@ class _Reader:
             reading.arguments(f"{separator}{json.dumps(key, ensure_ascii=False)}: ")
             separator = ", "
             types = tool.types(key) if tool is not None else None
-            if not (yield from self._value(reading, types, depth)):
+            if not (yield from self._value(reading, types, depth, closing)):
                 break
         if is_whole or not self._is_over(reading):
             reading.arguments("}")
@@ -117,7 +143,7 @@ class _Reader:
                 break
             reading.arguments(separator)
             separator = ", "
-            if not (yield from self._value(reading, None, depth)):
+            if not (yield from self._value(reading, None, depth, "]")):
                 break
         if is_whole or not self._is_over(reading):
             reading.arguments("]")
@@ -142,7 +168,7 @@ class _Reader:
             return None
         return reading.markers.plain(found[0]).strip().strip("\"'")
 
-    def _value(self, reading: Reading, types: tuple[str, ...] | None, depth: int) -> Steps[bool]:
+    def _value(self, reading: Reading, types: tuple[str, ...] | None, depth: int, closing: str) -> Steps[bool]:
         yield from reading.blanks()
         if (yield from reading.take(self._quote)):
             return (yield from self._string(reading))
@@ -153,7 +179,7 @@ class _Reader:
         if character == "[":
             reading.at += 1
             return (yield from self._list(reading, depth + 1))
-        found = yield from reading.until(self._word_ends)
+        found = yield from reading.until(self._words_before_parenthesis if closing == ")" else self._word_ends)
         if found is None:
             reading.at = len(reading.text)
             return False

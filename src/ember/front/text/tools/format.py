@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 from ember.front.text.output import Content, Delta, Marker, OutputParser
 from ember.front.text.reasoning.harmony import MARKS, HarmonyParser
@@ -18,6 +18,20 @@ from ember.front.text.tools.reading import CallParser, Dialect, Markers
 from ember.front.text.tools.schema import Tools
 
 
+class ToolParser(OutputParser, Protocol):
+    """An `OutputParser` that gives a call when all of it was read, and only if its arguments are JSON."""
+
+    @property
+    def num_calls(self) -> int:
+        """Those that have begun."""
+        ...
+
+    def release(self) -> list[Delta]:
+        """What there is of a call that is not yet whole. Once it is given it cannot be taken back any more: what
+        turns out to be no JSON is handed on as it is."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
     """How a model writes tool calls. `choose_tool_format` makes one."""
@@ -28,7 +42,7 @@ class ToolFormat:
         """The tokens that must reach the parser as `Marker`s."""
         return _compiled(self.name, tokenizer)[2]
 
-    def parser(self, tools: Sequence[Mapping[str, Any]] | None, tokenizer: Tokenizer) -> OutputParser:
+    def parser(self, tools: Sequence[Mapping[str, Any]] | None, tokenizer: Tokenizer) -> ToolParser:
         """The parser of one sample. It reads what a reasoning parser passes on, or the whole output."""
         dialect, markers, _ = _compiled(self.name, tokenizer)
         parser = CallParser(dialect, markers, Tools(tools))
@@ -86,6 +100,13 @@ class _BehindHarmony:
 
     def finish(self) -> list[Delta]:
         return [*self._read(self._messages.finish()), *self._calls.finish()]
+
+    @property
+    def num_calls(self) -> int:
+        return self._calls.num_calls
+
+    def release(self) -> list[Delta]:
+        return self._calls.release()
 
     def _read(self, deltas: Sequence[Delta]) -> list[Delta]:
         found: list[Delta] = []

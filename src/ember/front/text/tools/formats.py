@@ -82,12 +82,12 @@ def _functions(begin: str, end: str, has_newlines: bool = True) -> Entry:
     )
 
 
-def _invokes(begin: str, end: str, prefix: str = "", is_typed: bool = False) -> Entry:
+def _invokes(begin: str, end: str, prefix: str = "", typed_by: str = "") -> Entry:
     """`<invoke name="f">` with `<parameter name="k">`."""
-    key = (f'<{prefix}parameter name="', '"' if is_typed else '">')
+    key = (f'<{prefix}parameter name="', '"' if typed_by else '">')
     call = (f'<{prefix}invoke name="', '">')
     calls = XmlCalls(
-        begin, end, call, f"</{prefix}invoke>", key, f"</{prefix}parameter>", is_typed=is_typed, in_one=True
+        begin, end, call, f"</{prefix}invoke>", key, f"</{prefix}parameter>", typed_by=typed_by, in_one=True
     )
     return Entry(calls)
 
@@ -103,6 +103,14 @@ def _pairs(space: str) -> Entry:
     return Entry(calls)
 
 
+def _plamo(mark: str) -> str:
+    return f"<|plamo:{mark}:plamo|>"
+
+
+_PLAMO_ENDS = ("end_tool_arguments", "end_tool_request")
+_PLAMO_HEADER = (
+    rf"^\s*{re.escape(_plamo('begin_tool_name'))}\s*(?P<name>[^\s<>{{}}]+)\s*{re.escape(_plamo('end_tool_name'))}\s*$"
+)
 _HERMES = _tagged("<tool_call>", "</tool_call>")
 _QWEN_CODER = _functions("<tool_call>", "</tool_call>")
 _DEEPSEEK = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>")
@@ -194,6 +202,17 @@ FORMATS: dict[str, Entry] = {
         ),
         is_harmony=True,
     ),
+    "plamo3": Entry(
+        SectionCalls(
+            (_plamo("begin_tool_request"),),
+            _PLAMO_HEADER,
+            (_plamo("begin_tool_arguments") + "<|plamo:constrain|>json<|plamo:msg|>", _plamo("begin_tool_arguments")),
+            (_plamo("end_tool_arguments") + _plamo("end_tool_request"), *map(_plamo, _PLAMO_ENDS)),
+            _plamo("begin_tool_requests"),
+            _plamo("end_tool_requests"),
+            written=_plamo("begin_tool_name") + "{name}" + _plamo("end_tool_name"),
+        )
+    ),
     # tags
     "qwen3_coder": _QWEN_CODER,
     "step3p5": _QWEN_CODER,
@@ -202,10 +221,10 @@ FORMATS: dict[str, Entry] = {
     "glm45": _pairs("\n"),
     "glm47": _pairs(""),
     "minimax_m2": _invokes("<minimax:tool_call>", "</minimax:tool_call>"),
-    "deepseek_v32": _invokes("<｜DSML｜function_calls>", "</｜DSML｜function_calls>", "｜DSML｜", is_typed=True),
-    "deepseek_v4": _invokes("<｜DSML｜tool_calls>", "</｜DSML｜tool_calls>", "｜DSML｜", is_typed=True),
+    "deepseek_v32": _invokes("<｜DSML｜function_calls>", "</｜DSML｜function_calls>", "｜DSML｜", typed_by="string"),
+    "deepseek_v4": _invokes("<｜DSML｜tool_calls>", "</｜DSML｜tool_calls>", "｜DSML｜", typed_by="string"),
     "dots": _invokes("<dots_function_call>", "</dots_function_call>"),
-    "deepseek_v41": _invokes("<｜DSML｜ calls>", "</｜DSML｜ calls>", "｜DSML｜ ", is_typed=True),
+    "deepseek_v41": _invokes("<｜DSML｜ calls>", "</｜DSML｜ calls>", "｜DSML｜ ", typed_by="string"),
     "step3": Entry(
         XmlCalls(
             "<｜tool_calls_begin｜>",
@@ -229,6 +248,27 @@ FORMATS: dict[str, Entry] = {
     ),
     "minicpm5": Entry(
         XmlCalls("", "", ('<function name="', '">'), "</function>", ('<param name="', '">'), "</param>", space="")
+    ),
+    "k2_horizon": Entry(
+        XmlCalls(
+            *("<ifm|tool_calls>", "</ifm|tool_calls>", ("<ifm|tool_call>", ""), "</ifm|tool_call>"),
+            *(("<ifm|arg_key>", "</ifm|arg_key>"), "</ifm|arg_value>", "<ifm|arg_value>"),
+            type_tag=("<ifm|arg_type>", "</ifm|arg_type>"),
+            in_one=True,
+            space="",
+        )
+    ),
+    "kimi_k3": Entry(
+        XmlCalls(
+            *("<|open|>tools<|sep|>", "<|close|>tools<|sep|>", ('<|open|>call tool="', '"'), "<|close|>call<|sep|>"),
+            *(('<|open|>argument key="', '"'), "<|close|>argument<|sep|>"),
+            typed_by="type",
+            attributes_end="<|sep|>",
+            call_attributes=' index="{index}"',
+            has_entities=True,
+            in_one=True,
+            space="",
+        )
     ),
     # Python
     "pythonic": Entry(PythonicCalls(is_bare=True)),
@@ -267,7 +307,7 @@ ALIASES = {
 # Names of vLLM's whose form is not known here, or is not one of calls in text.
 WITHOUT_FORM = frozenset(
     {
-        *("kimi_k3", "minimax_m3", "k2_horizon", "muse", "muse_glimmer", "musespark1x", "inkling", "plamo3"),
+        *("minimax_m3", "muse", "muse_glimmer", "musespark1x", "inkling"),
         *("hf", "beam"),
     }
 )

@@ -69,6 +69,10 @@ class Rules:
     def has_token(self, text: str) -> bool:
         return isinstance(lark.parts(text, self._tokenizer)[0], int)
 
+    def is_text(self, text: str) -> bool:
+        """Whether no token of the tokenizer's own is in it."""
+        return not any(isinstance(part, int) for part in lark.parts(text, self._tokenizer))
+
     def own_of(self, marks: Sequence[str]) -> str:
         """The first of a mark's spellings that the tokenizer has tokens of, else the first of all."""
         own = (mark for mark in marks if any(isinstance(part, int) for part in lark.parts(mark, self._tokenizer)))
@@ -195,12 +199,22 @@ class Rules:
         """The name of an argument that the schema does not have."""
         return self.terminal("/[A-Za-z_][A-Za-z0-9_]{0,63}/")
 
-    def text_value(self, tool: Tool, schema: Any, end: str, early: Sequence[str] = ()) -> str:
+    def text_value(
+        self, tool: Tool, schema: Any, end: str, early: Sequence[str] = (), misread: Sequence[str] = ()
+    ) -> str:
         """A string in plain text and the end behind it; "" where the schema allows no string. `early` are texts that
-        a parser would take for the end, too."""
-        return self._text_value(tool, schema, end, early, set(), 0)
+        a parser would take for the end, too; `misread` are regular expressions of what it would read otherwise."""
+        return self._text_value(tool, schema, end, (tuple(early), tuple(misread)), set(), 0)
 
-    def _text_value(self, tool: Tool, schema: Any, end: str, early: Sequence[str], seen: set[int], depth: int) -> str:
+    def _text_value(
+        self,
+        tool: Tool,
+        schema: Any,
+        end: str,
+        barred: tuple[tuple[str, ...], tuple[str, ...]],
+        seen: set[int],
+        depth: int,
+    ) -> str:
         """`seen` are the alternatives that were written already."""
         schema = tool.resolve(schema)
         types = tool.types_of(schema)
@@ -212,7 +226,7 @@ class Rules:
             schema = {}
         for keyword in ("anyOf", "oneOf"):
             if isinstance(schema.get(keyword), list):
-                made = [self._text_value(tool, branch, end, early, seen, depth + 1) for branch in schema[keyword]]
+                made = [self._text_value(tool, branch, end, barred, seen, depth + 1) for branch in schema[keyword]]
                 made = [branch for branch in dict.fromkeys(made) if branch]
                 return self.rule(" | ".join(made)) if made else ""
         if "const" in schema or isinstance(schema.get("enum"), list):
@@ -229,8 +243,11 @@ class Rules:
         body = f"/(?s:.{bounds or '*'}){tail}/"
         if isinstance(pattern, str):
             body += f" & /{_searched(pattern)}{tail}/"
+        early, misread = barred
         for text in early:
             body += self._without(text, lead)
+        for expression in misread:
+            body += f" & ~/{expression}/"
         if behind:
             return lark.sequence([self.terminal(body), *(self._exactly(part) for part in behind)])
         key = f"lazy {body}"

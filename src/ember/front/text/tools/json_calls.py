@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 
 from ember.front.text.tools.grammar import Rules
@@ -13,6 +14,7 @@ from ember.front.text.tools.schema import Tool, encodable
 _NAME_KEYS = frozenset({"name", "tool_name", "function_name"})
 _ARGUMENT_KEYS = frozenset({"arguments", "parameters", "args"})
 _OTHER_KEYS = frozenset({"type", "id", "function", "tool_call_id"})
+_ID = re.compile(r'"([^"\\]{1,64})"|([0-9]{1,9})')
 _MAX_NAME = 256
 
 
@@ -26,7 +28,7 @@ class JsonCalls:
     bare: str = ""  # characters, "{" and "[", with which calls may begin without a mark
     arguments: str = "arguments"
     name: str = "name"
-    number: str = ""  # a key before the name, whose value is a number as text
+    number: str = ""  # a key before the name, whose value is the call's id, a number as text
     is_keyed: bool = False  # an object has the function's name for its key: {"f": {...}}
     is_list: bool = False  # one pair of marks around all calls, which form a JSON list
     space: str = "\n"  # between the marks and the calls
@@ -41,7 +43,7 @@ class JsonCalls:
 
         def read(reading: Reading, opener: str) -> Steps[bool]:
             if opener in begins:
-                return (yield from read_calls(reading, ends, self.is_keyed))
+                return (yield from read_calls(reading, ends, self.is_keyed, self.number))
             reading.at -= len(opener)
             return (yield from _read_bare(reading))
 
@@ -73,8 +75,8 @@ class JsonCalls:
         return f"""{rules.quoted(f'{{"{self.number}": "')} {number} {rules.quoted('", ' + head)}"""
 
 
-def read_calls(reading: Reading, ends: tuple[str, ...], is_keyed: bool = False) -> Steps[bool]:
-    """Calls behind a mark, one or a list, and the end mark."""
+def read_calls(reading: Reading, ends: tuple[str, ...], is_keyed: bool = False, id_key: str = "") -> Steps[bool]:
+    """Calls behind a mark, one or a list, and the end mark. The calls' ids are under `id_key`."""
     num_calls = 0
     while True:
         yield from reading.blanks()
@@ -82,7 +84,9 @@ def read_calls(reading: Reading, ends: tuple[str, ...], is_keyed: bool = False) 
         if character == "{":
             if num_calls:
                 reading.begin()
-            is_read = yield from _read_keyed(reading) if is_keyed else _read_object(reading, is_bare=False)
+            is_read = yield from (
+                _read_keyed(reading) if is_keyed else _read_object(reading, is_bare=False, id_key=id_key)
+            )
             if not is_read:
                 if num_calls:
                     reading.go_back()
@@ -106,6 +110,8 @@ def _read_keyed(reading: Reading) -> Steps[bool]:
         yield from reading.blanks()
         if num_calls and (yield from reading.take("}")):
             return True
+        if num_calls:
+            reading.begin()
         name = yield from held_string(reading, _MAX_NAME)
         if not name:
             return num_calls > 0
@@ -116,8 +122,11 @@ def _read_keyed(reading: Reading) -> Steps[bool]:
         if (yield from reading.character()) != "{":
             return num_calls > 0
         reading.call(name)
+        if not (yield from forward_value(reading, is_in_object=True)):
+            if num_calls:
+                reading.go_back()
+            return num_calls > 0
         num_calls += 1
-        yield from forward_value(reading)
         yield from reading.blanks()
         yield from reading.take(",")
 
@@ -144,12 +153,13 @@ def _read_bare(reading: Reading) -> Steps[bool]:
             return True
 
 
-def _read_object(reading: Reading, is_bare: bool, is_inner: bool = False) -> Steps[bool]:
+def _read_object(reading: Reading, is_bare: bool, is_inner: bool = False, id_key: str = "") -> Steps[bool]:
     """One call. False where there is none, and nothing was written. `is_inner`: it is the `function` of another."""
     if not (yield from reading.take("{")):
         return False
     name: str | None = None
     arguments: str | None = None
+    call_id: str | None = None
     is_called = has_arguments = False
     while True:
         yield from reading.blanks()
@@ -177,9 +187,10 @@ def _read_object(reading: Reading, is_bare: bool, is_inner: bool = False) -> Ste
                 return False
             has_arguments = True
             if character == "{" and name is not None:
-                reading.call(name)
+                reading.call(name, call_id)
                 is_called = True
-                yield from forward_value(reading)
+                if not (yield from forward_value(reading, is_in_object=True)):
+                    return False
             else:
                 arguments = _as_object((yield from held_value(reading)))
                 if arguments is None:
@@ -188,13 +199,20 @@ def _read_object(reading: Reading, is_bare: bool, is_inner: bool = False) -> Ste
             if not (yield from _read_object(reading, is_bare, is_inner=True)):
                 return False
             is_called = has_arguments = True
-        elif (is_bare and character in ("{", "[")) or (yield from held_value(reading)) is None:
+        elif is_bare and character in ("{", "["):
             return is_called
+        else:
+            value = yield from held_value(reading)
+            if value is None:
+                return is_called
+            if key == id_key and not is_called:
+                found = _ID.fullmatch(value)
+                call_id = found and (found[1] or found[2])
     if is_called:
         return True
     if name is None or (is_bare and not has_arguments):
         return False
-    reading.call(name)
+    reading.call(name, call_id)
     reading.arguments("{}" if arguments is None else arguments)
     return True
 

@@ -15,6 +15,7 @@ _ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})')
 _BEGUN_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
 _BLANKS = re.compile(r"[ \t\r\n]+")
 _WORD = re.compile(r"[-+.0-9A-Za-z_]+")
+_BEHIND_BROKEN = " \t\r\n`;,]}"  # what may stand between broken arguments and the end of their call
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _WORDS = {
     "true": "true",
@@ -23,9 +24,6 @@ _WORDS = {
     "False": "false",
     "null": "null",
     "None": "null",
-    "NaN": "null",
-    "Infinity": "null",
-    "-Infinity": "null",
 }
 
 
@@ -54,6 +52,11 @@ class JsonCopy:
         self._in_string = False
         self._comma: list[str] = []  # held, with the blanks behind it, until something follows
 
+    def take_comma(self) -> str:
+        """The comma that was held, where the copy is given up."""
+        comma, self._comma = self._comma, []
+        return "".join(comma)
+
     @property
     def is_nested(self) -> bool:
         """Whether an object or a list is open."""
@@ -72,17 +75,6 @@ class JsonCopy:
             if at == before and not (self.is_done or self.is_broken):
                 break  # not whole yet
         return "".join(out), at
-
-    def closing(self) -> str:
-        """What makes a value of one that broke off."""
-        text = '"' if self._in_string else ""
-        if self._in_string:
-            self._leave_string()
-        if self._next is _Next.COLON:
-            text += ": null"
-        elif self._next is _Next.VALUE and not self._comma:
-            text += "null"
-        return text + "".join(reversed(self._stack))
 
     def _string(self, text: str, at: int, is_end: bool, out: list[str]) -> int:
         if found := _PLAIN.match(text, at):
@@ -205,14 +197,38 @@ def held_string(reading: Reading, limit: int | None = None) -> Steps[str | None]
     return None if text is None else encodable(str(json.loads(text)))
 
 
-def forward_value(reading: Reading) -> Steps[None]:
-    """Hands one JSON value on as arguments, as it arrives. One that breaks off is closed, unless the output is over."""
+def forward_value(reading: Reading, is_in_object: bool = False) -> Steps[bool]:
+    """Hands one JSON value on as arguments, as it arrives. What is no JSON takes the call back, and the result is
+    False; where some of the call was sent already, it is handed on as it is. `is_in_object`: a brace ends the call."""
     copy = JsonCopy()
     while True:
         made, reading.at = copy.feed(reading.text, reading.at, reading.is_ended)
         reading.arguments(made)
         if copy.is_broken:
-            reading.arguments(copy.closing())
-        if copy.is_done or copy.is_broken or reading.is_ended:
-            return
+            if reading.withdraw():
+                return False
+            reading.arguments(copy.take_comma())
+            yield from _forward_broken(reading, is_in_object)
+            return True
+        if copy.is_done or reading.is_ended:
+            return True
         yield
+
+
+def _forward_broken(reading: Reading, is_in_object: bool) -> Steps[None]:
+    """Hands on what is no JSON, up to the next mark, without the brackets of the call itself."""
+    parts: list[str] = []  # what may belong to the call
+    while True:
+        place, mark = reading.boundaries.find(reading.text, reading.at, reading.is_ended)
+        text, reading.at = reading.text[reading.at : place], place
+        if shown := text.rstrip(_BEHIND_BROKEN):
+            reading.arguments("".join([*parts, shown]))
+            parts = []
+        parts.append(text[len(shown) :])
+        if mark is not None or reading.is_ended:
+            break
+        yield
+    held = "".join(parts).rstrip(" \t\r\n`;,")
+    if is_in_object and held:
+        held = held.rstrip("]").rstrip().removesuffix("}").rstrip() if held.endswith(("]", "}")) else held
+    reading.arguments(held)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from ember.front.text.tools.grammar import Rules
+from ember.front.text.tools.python_text import Scan, literal
 from ember.front.text.tools.reading import Dialect, Markers, Reading, Steps
-from ember.front.text.tools.schema import Tool, dumps, is_text, refuse_constant
+from ember.front.text.tools.schema import Tool
 
 _MAX_NAME = 256
 _NAME = re.compile(r"\w[\w.\-]*")
 _ARGUMENT = re.compile(r"\s*([A-Za-z_]\w*)\s*=(?!=)(.*)", re.DOTALL)
-_QUOTES = ('"""', "'''", '"', "'")
-_STRING_ENDS = {quote: re.compile(rf"\\|{quote}") for quote in _QUOTES}
-_TO_SPECIAL = re.compile(r"[^'\"()\[\]{},\ud800-\udfff]+")
-_WORDS = {"true": True, "false": False, "null": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +98,7 @@ def _read_call(reading: Reading, is_bare: bool) -> Steps[bool]:
         return False
     tool = reading.tools.get(name)
     num_arguments = 0
+    keys: set[str] = set()
     while True:
         part = yield from _part(reading)
         if part is None:  # cut off
@@ -110,9 +107,14 @@ def _read_call(reading: Reading, is_bare: bool) -> Steps[bool]:
         text, stop = part
         if text.strip():
             found = _ARGUMENT.fullmatch(text)
-            if found is None and num_arguments >= len(tool.properties) and num_arguments == 0:
-                return False
             key = found[1] if found else _name_at(tool, num_arguments)
+            if key is None and num_arguments == 0:
+                return False
+            if key is None or key in keys:  # no argument that the tool has
+                if not stop or stop == ")":
+                    break
+                continue
+            keys.add(key)
             value = literal(reading.markers.plain(found[2] if found else text), tool.types(key))
             if num_arguments == 0:
                 reading.call(name)
@@ -129,9 +131,9 @@ def _read_call(reading: Reading, is_bare: bool) -> Steps[bool]:
     return True
 
 
-def _name_at(tool: Tool, position: int) -> str:
+def _name_at(tool: Tool, position: int) -> str | None:
     """The name of an argument that came without one."""
-    return tool.names[position] if position < len(tool.names) else f"argument_{position + 1}"
+    return tool.names[position] if position < len(tool.names) else None
 
 
 def _name(reading: Reading) -> Steps[str | None]:
@@ -150,7 +152,7 @@ def _name(reading: Reading) -> Steps[str | None]:
 
 def _part(reading: Reading) -> Steps[tuple[str, str] | None]:
     """Takes the text up to the next comma or parenthesis that is in nothing else, and that; None where none comes."""
-    scan = _Scan()
+    scan = Scan()
     while True:
         length = scan.length(reading.text, reading.at, reading.is_ended)
         if length is not None:
@@ -162,74 +164,3 @@ def _part(reading: Reading) -> Steps[tuple[str, str] | None]:
         if reading.is_ended:
             return None
         yield
-
-
-class _Scan:
-    """Looks for the end of a part, and goes on where it stopped when more has come."""
-
-    def __init__(self) -> None:
-        self._seen = 0  # characters from the beginning of the part
-        self._depth = 0
-        self._quote = ""  # of the string that the place is in
-
-    def length(self, text: str, start: int, is_end: bool) -> int | None:
-        """Of the part; None where it goes on. `start` is where it begins in this text."""
-        at = start + self._seen
-        while at < len(text):
-            before = at
-            if self._quote:
-                at = self._string(text, at)
-            elif found := _TO_SPECIAL.match(text, at):
-                at = found.end()
-            elif text[at] in "\"'":
-                at = self._open(text, at, is_end)
-            elif "\ud800" <= text[at] <= "\udfff" or (self._depth == 0 and text[at] in ",)"):
-                return at - start
-            else:
-                self._depth += (text[at] in "([{") - (text[at] in ")]}")
-                at += 1
-            if at == before:
-                break  # what it is, more text will tell
-        self._seen = at - start
-        return None
-
-    def _open(self, text: str, at: int, is_end: bool) -> int:
-        """A string begins. Two quotes may become three."""
-        if not is_end and len(text) - at < 3 and text[at:] in ('"', "'", '""', "''"):
-            return at
-        self._quote = next(quote for quote in _QUOTES if text.startswith(quote, at))
-        return at + len(self._quote)
-
-    def _string(self, text: str, at: int) -> int:
-        found = _STRING_ENDS[self._quote].search(text, at)
-        if found is None:  # a quote of three may have begun
-            return max(at, len(text) - len(self._quote) + 1)
-        if found[0] == self._quote:
-            self._quote = ""
-            return found.end()
-        return found.end() + 1 if found.end() < len(text) else found.start()
-
-
-def literal(text: str, types: tuple[str, ...] | None) -> str:
-    """A literal as JSON; what is none is the text itself."""
-    bare = text.strip()
-    try:
-        json.loads(bare, parse_constant=refuse_constant)
-    except (ValueError, RecursionError):
-        pass
-    else:
-        return bare
-    try:
-        tree = _Words().visit(ast.parse(bare, mode="eval"))
-        value = ast.literal_eval(tree)
-        made = dumps(value)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return json.dumps(bare, ensure_ascii=False)
-    return json.dumps(bare, ensure_ascii=False) if types and is_text(types) and not isinstance(value, str) else made
-
-
-class _Words(ast.NodeTransformer):
-    """JSON's words, which are names in Python."""
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        return ast.copy_location(ast.Constant(_WORDS[node.id]), node) if node.id in _WORDS else node

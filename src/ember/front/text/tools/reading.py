@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from ember.front.text import lark
 from ember.front.text.output import CallArguments, CallStart, Content, Delta, Marker
 from ember.front.text.tokenizer import Tokenizer
 from ember.front.text.tools.schema import Tools, encodable
+from ember.front.text.tools.unwrap import Unwrapping
 
 Result = TypeVar("Result")
 Steps = Generator[None, None, Result]  # yields for more text; returns a result
@@ -100,12 +102,25 @@ class Finder:
         return len(text), None
 
 
+@dataclass(frozen=True, slots=True)
+class _OpenCall:
+    """A call of which nothing was taken yet, with what was there before it."""
+
+    start: int  # of its text
+    num_deltas: int
+    blanks: list[str]
+
+
 class Reading:
     """One sample: the text that is not yet read, and the deltas that are not yet taken."""
 
-    def __init__(self, markers: Markers, tools: Tools) -> None:
+    def __init__(self, markers: Markers, tools: Tools, boundaries: Finder) -> None:
         self.tools = tools
         self.markers = markers
+        self.boundaries = boundaries  # the marks of the format
+        self._open_call: _OpenCall | None = None
+        self._unwrapping: Unwrapping | None = None
+        self._ids: set[str] = set()
         self.text = ""
         self.at = 0
         self.is_ended = False
@@ -121,14 +136,23 @@ class Reading:
 
     def add(self, parts: Sequence[str]) -> None:
         take_in = self.markers.take_in
-        first = self.at if self._tried is None else self._tried
+        first = self._first_kept
         text, self.text = self.text[first:], ""
         text += "".join([take_in(part) for part in parts])  # in place, as nothing else refers to the text
         self.text = text
         self.at -= first
         self._num_dropped += first
         if self._tried is not None:
-            self._tried = 0
+            self._tried -= first
+        if self._open_call is not None:
+            self._open_call = replace(self._open_call, start=self._open_call.start - first)
+
+    @property
+    def _first_kept(self) -> int:
+        """The first character that may still be read again."""
+        if self._open_call is not None:
+            return self._open_call.start
+        return self.at if self._tried is None else self._tried
 
     def character(self) -> Steps[str]:
         """The next character, which is not taken; "" at the end."""
@@ -192,6 +216,7 @@ class Reading:
 
     def keep(self) -> None:
         """What was tried is taken."""
+        self._end_call()
         self._tried = None
 
     @property
@@ -199,8 +224,20 @@ class Reading:
         return self._tried is not None
 
     def begin(self, length: int = 0) -> None:
-        """What follows, and the last `length` characters, may be no call: `give_up` makes them content."""
+        """What follows, and the last `length` characters, may be no call: `go_back` makes them content."""
+        self._end_call()
         self._tried = self.at - length
+
+    @property
+    def num_tried(self) -> int:
+        """Characters since `begin`; `return_to` takes it back there."""
+        assert self._tried is not None
+        return self.at - self._tried
+
+    def return_to(self, num_tried: int) -> None:
+        self._num_repeated += self.num_tried - num_tried
+        assert self._tried is not None
+        self.at = self._tried + num_tried
 
     def go_back(self) -> None:
         """To where `begin` was; what was tried is read again as something else."""
@@ -214,16 +251,50 @@ class Reading:
         return self._num_repeated <= FREE_REPEATS + REPEATS * (self._num_dropped + self.at)
 
     def call(self, name: str, call_id: str | None = None) -> None:
-        """A call begins."""
+        """A call begins. An id that another call of the sample has is none."""
+        self._end_call()
+        if self._tried is not None:
+            self._open_call = _OpenCall(self._tried, len(self._deltas), self._blanks)
         self._tried = None
         self._blanks = []
-        self._deltas.append(CallStart(self.num_calls, encodable(self.markers.plain(name)), call_id))
+        name = encodable(self.markers.plain(name))
+        call_id = None if call_id is None or call_id in self._ids else encodable(call_id)
+        if call_id is not None:
+            self._ids.add(call_id)
+        self._deltas.append(CallStart(self.num_calls, name, call_id))
+        self._unwrapping = Unwrapping.of(self.tools.get(name))
         self.num_calls += 1
 
     def arguments(self, text: str) -> None:
         """More JSON text of the call that began last."""
+        text = self.markers.json_plain(text)
+        if self._unwrapping is not None:
+            text = self._unwrapping.push(text)
+            if self._unwrapping.is_over:
+                self._unwrapping = None
         if text:
-            self._deltas.append(CallArguments(self.num_calls - 1, self.markers.json_plain(text)))
+            self._deltas.append(CallArguments(self.num_calls - 1, text))
+
+    def withdraw(self) -> bool:
+        """Takes back the call that began last, so that `go_back` makes it content. False, and nothing happens, where
+        some of it was taken already."""
+        if self._open_call is None:
+            return False
+        call, self._open_call = self._open_call, None
+        self._unwrapping = None
+        del self._deltas[call.num_deltas :]
+        self._blanks = call.blanks
+        self._tried = call.start
+        self.num_calls -= 1
+        return True
+
+    def _end_call(self) -> None:
+        """The call that began last is whole."""
+        self._open_call = None
+        if self._unwrapping is not None:
+            text, self._unwrapping = self._unwrapping.finish(), None
+            if text:
+                self._deltas.append(CallArguments(self.num_calls - 1, text))
 
     def content(self, text: str) -> None:
         """White space around calls belongs to nothing."""
@@ -245,13 +316,21 @@ class Reading:
 
     def close(self) -> None:
         """At the end of the sample."""
+        self._end_call()
         if self._blanks and not self.num_calls:
             self._deltas.append(Content("".join(self._blanks)))
         self._blanks = []
 
-    def take_deltas(self) -> list[Delta]:
-        """What came since the last time, neighbours joined."""
-        deltas, self._deltas = self._deltas, []
+    def take_deltas(self, is_released: bool = False) -> list[Delta]:
+        """What came since the last time, neighbours joined; what there is of a call that can be taken back only where
+        `is_released` or at the end."""
+        if self._open_call is not None and not (is_released or self.is_ended):
+            num_whole = self._open_call.num_deltas
+            deltas, self._deltas = self._deltas[:num_whole], self._deltas[num_whole:]
+            self._open_call = replace(self._open_call, num_deltas=0)
+        else:
+            deltas, self._deltas = self._deltas, []
+            self._open_call = None
         if len(deltas) < 2:
             return deltas
         return [_joined(list(run)) for _, run in groupby(deltas, key=_kind)]
@@ -285,12 +364,17 @@ class Dialect:
         read: Callable[[Reading, str], Steps[bool]],
     ) -> None:
         self.read = read
+        openers = [mark for mark in openers if mark]
         self.openers = Finder(openers)
-        self._ends = frozenset(ends)
+        self._ends = tuple(sorted({mark for mark in ends if mark}, key=len, reverse=True))
         self.openers_and_ends = Finder([*openers, *self._ends])
+        # Single characters and the fences of code blocks may stand in any text.
+        self._marks = [mark for mark in openers if not mark.startswith("`") and (len(mark) > 1 or not mark.isascii())]
+        self.boundaries = Finder([*self._marks, *self._ends])
 
     def run(self, reading: Reading) -> Steps[None]:
         """Reads everything."""
+        is_opened = False  # a mark that opens no call was shown: so is the end behind it
         while True:
             # An end mark that comes late, behind a call that was left, is no content.
             finder = self.openers_and_ends if reading.num_calls else self.openers
@@ -305,16 +389,47 @@ class Dialect:
                 continue
             reading.at += len(mark)
             if mark in self._ends and reading.num_calls and not self._opens(mark):
+                if is_opened:
+                    reading.content(mark)
+                is_opened = False
                 continue
             reading.begin(len(mark))
-            if (yield from self.read(reading, mark)):
+            is_marked = mark in self._marks
+            if (is_marked and (yield from self._is_empty(reading, mark))) or (yield from self.read(reading, mark)):
                 reading.keep()
+                is_opened = False
             else:
                 reading.go_back()
                 reading.content(mark)
                 reading.at += len(mark)
+                is_opened = is_marked
             if not reading.may_repeat():
                 return (yield from self._run_out(reading))
+
+    def _is_empty(self, reading: Reading, mark: str) -> Steps[bool]:
+        """Takes the opener when it is there twice, and the rest of a block without calls, which is no content."""
+        behind = reading.num_tried
+        yield from reading.blanks()
+        while (yield from reading.take(mark)):
+            behind = reading.num_tried
+            yield from reading.blanks()
+        while (yield from reading.take_any(self._marks)) is not None:
+            yield from reading.blanks()
+        is_empty = False
+        if (yield from reading.take("[")):
+            yield from reading.blanks()
+            is_empty = yield from reading.take("]")
+            if not is_empty:
+                reading.return_to(behind)
+                return False
+        while True:
+            end = reading.num_tried
+            yield from reading.blanks()
+            if (yield from reading.take_any(self._ends)) is None:
+                break
+            is_empty = True
+        reading.return_to(end if is_empty else behind)
+        return is_empty
 
     def _run_out(self, reading: Reading) -> Steps[None]:
         """What comes now is content."""
@@ -330,10 +445,10 @@ class Dialect:
 
 
 class CallParser:
-    """See `ember.front.text.output.OutputParser`."""
+    """See `ember.front.text.tools.ToolParser`."""
 
     def __init__(self, dialect: Dialect, markers: Markers, tools: Tools) -> None:
-        self._reading = Reading(markers, tools)
+        self._reading = Reading(markers, tools, dialect.boundaries)
         self._steps = dialect.run(self._reading)
         next(self._steps)
 
@@ -341,6 +456,13 @@ class CallParser:
         self._reading.add(parts)
         next(self._steps)
         return self._reading.take_deltas()
+
+    @property
+    def num_calls(self) -> int:
+        return self._reading.num_calls
+
+    def release(self) -> list[Delta]:
+        return self._reading.take_deltas(is_released=True)
 
     def finish(self) -> list[Delta]:
         self._reading.is_ended = True

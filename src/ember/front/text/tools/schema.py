@@ -114,6 +114,11 @@ class Tools:
     def __len__(self) -> int:
         return len(self._by_name)
 
+    def own_name(self, name: str) -> str:
+        """The tool that is meant: some models write the name of one twice, as `f.f`."""
+        head, _, tail = name.partition(".")
+        return head if head == tail and name not in self._by_name and head in self._by_name else name
+
     def get(self, name: str) -> Tool:
         """One that was not offered has no declared arguments."""
         return self._by_name.get(name) or Tool(name, None, False)
@@ -197,25 +202,49 @@ class NotPython(Exception):
 def python_value(text: str) -> Any:
     """What a literal of Python means; the class `NotPython` where it is none."""
     try:
-        value = ast.literal_eval(text)
+        value = _evaluated(ast.parse(text.strip(), mode="eval").body)
         dumps(value)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    except (NotPython, ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return NotPython
     return value
 
 
+_NAMED = {"true": True, "false": False, "null": None}  # JSON's words, which are names in Python
+
+
+def _evaluated(node: ast.expr) -> Any:
+    """What a literal means, a set as a list in the order in which it is written. Raises NotPython for what is none."""
+    match node:
+        case ast.Constant(value) if isinstance(value, str | int | float | None):
+            return value
+        case ast.Name(name) if name in _NAMED:
+            return _NAMED[name]
+        case ast.List(items) | ast.Tuple(items):
+            return [_evaluated(item) for item in items]
+        case ast.Set(items):
+            return list({dumps(value): value for value in map(_evaluated, items)}.values())
+        case ast.Dict(keys, items):
+            if None in keys:
+                raise NotPython
+            return {_key(key): _evaluated(item) for key, item in zip(keys, items, strict=True)}
+        case ast.UnaryOp(ast.USub() | ast.UAdd() as sign, ast.Constant(int() | float() as value)) if value is not True:
+            return -value if isinstance(sign, ast.USub) else value
+    raise NotPython
+
+
+def _key(node: ast.expr | None) -> Any:
+    key = None if node is None else _evaluated(node)
+    if isinstance(key, list | dict):
+        raise NotPython
+    return key
+
+
 def dumps(value: Any) -> str:
     """JSON text. Raises ValueError or TypeError for what JSON does not have."""
-    return encodable(json.dumps(value, ensure_ascii=False, allow_nan=False, default=_container_of_others))
+    return encodable(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 def encodable(text: str) -> str:
     """The text with pairs of surrogates as the characters that they are, and lone ones, which no JSON encoder takes,
     as U+FFFD."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _container_of_others(value: Any) -> Any:
-    if isinstance(value, tuple | set | frozenset):
-        return list(value)
-    raise TypeError(f"{type(value).__name__} is not of JSON")

@@ -86,10 +86,11 @@ class _Reader:
         while True:
             if not is_in_call:
                 yield from reading.blanks()
-                is_in_call = (yield from reading.take_any(self.call_begins)) is not None
+                opener = (yield from reading.take_any(self.call_begins)) or ""
+                is_in_call = bool(opener)
             if not is_in_call:
                 break
-            if not (yield from self._read_call(reading)):
+            if not (yield from self._read_call(reading, opener)):
                 if num_calls == 0:
                     return False
                 reading.go_back()
@@ -103,9 +104,11 @@ class _Reader:
             reading.go_back()
         return True
 
-    def _read_call(self, reading: Reading) -> Steps[bool]:
-        """One call, from behind its begin."""
+    def _read_call(self, reading: Reading, opener: str) -> Steps[bool]:
+        """One call, from behind its begin, which may be there twice."""
         yield from reading.blanks()
+        while (yield from reading.take(opener)):
+            yield from reading.blanks()
         if self._form.has_json and (yield from reading.character()) in ("{", "["):
             return (yield from read_calls(reading, self.call_ends))
         found = yield from reading.until(self._header_ends, MAX_HEADER)
@@ -128,7 +131,8 @@ class _Reader:
         if not has_arguments:
             reading.arguments("{}")
             return True
-        yield from forward_value(reading)
+        if not (yield from forward_value(reading)):
+            return False
         yield from self._leave_call(reading)
         return True
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from ember.front.text import lark
 from ember.front.text.tools.grammar import Rules
 from ember.front.text.tools.json_calls import read_calls
-from ember.front.text.tools.json_text import JsonCopy
-from ember.front.text.tools.reading import Dialect, Finder, Markers, Reading, Steps, json_escaped
+from ember.front.text.tools.reading import Dialect, Finder, Markers, Reading, Steps
 from ember.front.text.tools.schema import Tool, is_text, text_as, typed
+from ember.front.text.tools.xml_values import CDATA, Values
 
 _MAX_NAME = 256
 
@@ -30,7 +31,11 @@ class XmlCalls:
     value_end: str
     value_begin: str = ""
     has_newlines: bool = False  # around a value, that are not of it
-    is_typed: bool = False  # behind a key stands `string="true"` or "false"
+    typed_by: str = ""  # an attribute behind a key: `string="true"` or "false", or the `type` by its name
+    attributes_end: str = ">"  # behind the attributes
+    type_tag: tuple[str, str] = ("", "")  # around a type that may stand between key and value
+    call_attributes: str = ""  # behind a name, up to `attributes_end`; {index} counts the calls
+    has_entities: bool = False  # in names, &quot; and &amp;
     space: str = "\n"  # between the tags, where the model is held to the form
     before_call: str = ""  # between two sections, where each call has its own
     in_one: bool = False  # one section for all calls
@@ -39,13 +44,15 @@ class XmlCalls:
 
     @property
     def marks(self) -> tuple[str, ...]:
-        tags = (*self.call, self.call_end, *self.key, self.value_begin, self.value_end)
-        return (self.begin, self.end, self.lead, self.trail, *tags)
+        tags = (*self.call, self.call_end, *self.key, *self.type_tag, self.value_begin, self.value_end)
+        attributes = (self.attributes_end,) if self.attributes_end != ">" else ()
+        return (self.begin, self.end, self.lead, self.trail, *tags, *attributes)
 
     def dialect(self, markers: Markers) -> Dialect:
         reader = _Reader(self, markers)
         openers = [mark for mark in (reader.begin, reader.lead, reader.call) if mark]
-        return Dialect(openers, [reader.end], reader.read)
+        ends = [reader.end] if self.call[0] else [reader.end, reader.call_end]
+        return Dialect(openers, ends, reader.read)
 
     def rules(self, tools: list[Tool], rules: Rules, parallel: bool) -> tuple[str, str]:
         """See `grammar.Form`."""
@@ -66,30 +73,55 @@ class XmlCalls:
     def _call_rule(self, tool: Tool, rules: Rules, is_open: bool = False) -> str:
         """`is_open`: what stands before the name was written already."""
         before, behind = self.call
-        head = f"{'' if is_open else self.lead + before}{tool.name}{behind if before else ''}{self.space}"
+        name = _with_entities(tool.name) if self.has_entities else tool.name
+        head = rules.literal(f"{'' if is_open else self.lead + before}{name}{behind if before else ''}")
+        if self.call_attributes:
+            first, _, second = self.call_attributes.partition("{index}")
+            number = rules.terminal("/[1-9][0-9]?/")
+            head += f" {rules.literal(first)} {number} {rules.literal(second + self.attributes_end)}"
         pairs = rules.pairs(tool, self._pair_rule)
-        return f"{rules.literal(head)} {pairs} {rules.literal(self.call_end + self.trail)}"
+        return f"{head} {rules.literal(self.space)} {pairs} {rules.literal(self.call_end + self.trail)}"
 
     def _pair_rule(self, rules: Rules, tool: Tool, key: str | None, schema: object) -> str:
         """One argument. A key of None is any that the model thinks of."""
         line = "\n" if self.has_newlines else ""
-        name = rules.literal(key) if key is not None else rules.name()
-        early = [self.value_end, *(f"{self.call_end}{space}{self.end}" for space in ("", "\n") if self.call_end)]
-        text = rules.text_value(tool, schema, line + self.value_end, early)
+        name = rules.literal(_with_entities(key) if self.has_entities else key) if key is not None else rules.name()
+        text = rules.text_value(tool, schema, line + self.value_end, [self.value_end], self._misread(rules))
         value = rules.plain_value(tool, schema)
         ends = rules.literal(line + self.value_end)
-        if not self.is_typed:
+        if not self.typed_by:
             made = [text] if text else []
             made += [f"{value} {ends}"] if value else []
             middle = f"{rules.literal(self.key[1] + self._gap() + self.value_begin + line)} {rules.one_of(made)}"
         else:
-            made = [f"{rules.quoted(' string=' + chr(34) + 'true' + chr(34) + '>')} {text}"] if text else []
-            made += [f"{rules.quoted(' string=' + chr(34) + 'false' + chr(34) + '>')} {value} {ends}"] if value else []
-            middle = f"{rules.quoted(chr(34))} {rules.one_of(made)}"
+            made = [f"{self._attribute_rule(rules, ['string'])} {text}"] if text else []
+            if value:
+                types = [kind for kind in tool.types_of(schema) if kind != "string"]
+                made.append(f"{self._attribute_rule(rules, types)} {value} {ends}")
+            middle = f"{rules.literal(self.key[1])} {rules.one_of(made)}"
         return f"{rules.literal(self.key[0])} {name} {middle} {rules.literal(self.space)}"
+
+    def _attribute_rule(self, rules: Rules, types: list[str]) -> str:
+        """The attribute that says whether a value is a string, or which type it has."""
+        if self.typed_by == "string":
+            values = ["true" if types == ["string"] else "false"]
+        else:  # a whole number is a number there
+            kinds = types or ["number", "boolean", "null", "array", "object"]
+            values = list(dict.fromkeys("number" if kind == "integer" else kind for kind in kinds))
+        names = rules.one_of([rules.quoted(value) for value in values])
+        quote = chr(34)
+        return f"{rules.quoted(f' {self.typed_by}={quote}')} {names} {rules.literal(quote + self.attributes_end)}"
 
     def _gap(self) -> str:
         return self.space if self.value_begin else ""
+
+    def _misread(self, rules: Rules) -> list[str]:
+        """What a string cannot hold where the model is held to the form: the tags that would end it where its own end
+        is missing, and the head of CDATA."""
+        tags = [self.key[0], self.call_end, self.end, self.call[0], self.begin]
+        made = [lark.regex_quoted(tag) for tag in dict.fromkeys(tags) if tag and rules.is_text(tag)]
+        expressions = [f"(?s:.*)({'|'.join(made)})(?s:.*)"] if made else []
+        return [*expressions, rf"[ \t\r\n]*{lark.regex_quoted(CDATA)}(?s:.*)"]
 
 
 class _Reader:
@@ -100,24 +132,28 @@ class _Reader:
         self.begin, self.end = markers.encode(form.begin), markers.encode(form.end)
         self.call = markers.encode(form.call[0])
         self.lead, self._trail = markers.encode(form.lead), markers.encode(form.trail)
-        self._call_end = markers.encode(form.call_end)
+        self.call_end = markers.encode(form.call_end)
         self._key = markers.encode(form.key[0])
+        self._type_begin = markers.encode(form.type_tag[0])
         self._value_begin = markers.encode(form.value_begin)
-        value_end = markers.encode(form.value_end)
-        # Before the end of the section the end of a value may be missing.
-        ends = [value_end]
-        if self.end:
-            ends += [f"{self._call_end}{space}{self.end}" for space in ("", "\n") if self._call_end]
-            ends += [self.end] if self.end != form.end else []
-        self._value_end = value_end
-        self._value_ends = Finder(ends)
-        behind_name = markers.encode(form.call[1])
-        if form.call[0]:
+        self._value_end = markers.encode(form.value_end)
+        self._attributes_ends = Finder([markers.encode(form.attributes_end)])
+        behind_name, key_end = markers.encode(form.call[1]), markers.encode(form.key[1])
+        # A call goes on where one of these comes, and it is over where one of those that are no key does.
+        self._tags = [mark for mark in (self._key, self.call_end, self.end) if mark]
+        self._starts = [mark for mark in (self.call, self.lead, self.begin) if mark]
+        self._any_tag = Finder([*self._tags, *self._starts])
+        if behind_name:
             self._name_ends = Finder([behind_name])
         else:
-            self._name_ends = Finder(["\n", self._key, self.end])
-        self._key_ends = Finder([markers.encode(form.key[1])])
-        self._any_tag = Finder([self._key, self._call_end, self.end])
+            self._name_ends = Finder(["\n", *self._tags])
+        self._has_mark_behind_name = bool(behind_name)
+        self._key_ends = Finder([key_end])
+        self._type_ends = Finder([markers.encode(form.type_tag[1])])
+        follows = [self.end, self._trail, *self._starts]
+        self._values = Values(
+            self._value_end, (self._key, key_end), [self.call_end, self.end], self._starts, follows, form.has_newlines
+        )
 
     def read(self, reading: Reading, opener: str) -> Steps[bool]:
         num_calls = 0
@@ -139,9 +175,8 @@ class _Reader:
             num_calls += 1
             is_in_call = False
             reading.begin()
-            if self._trail:
-                yield from reading.blanks()
-                if (yield from reading.take(self._trail)):
+            for mark in (self.call_end, self._trail):  # one that is there twice
+                while mark and (yield from self._take_next(reading, mark)):
                     reading.begin()
         if num_calls == 0:
             return False
@@ -149,18 +184,34 @@ class _Reader:
             reading.go_back()
         return True
 
+    def _take_next(self, reading: Reading, mark: str) -> Steps[bool]:
+        """Takes the mark if it comes next, behind blanks, which stay otherwise."""
+        place = reading.num_tried
+        yield from reading.blanks()
+        if (yield from reading.take(mark)):
+            return True
+        reading.return_to(place)
+        return False
+
     def _read_call(self, reading: Reading) -> Steps[bool]:
         """One call, from behind what begins it."""
         yield from reading.blanks()
+        if self.call and not self._has_mark_behind_name and (yield from reading.character()) == "{":
+            return (yield from read_calls(reading, (self.call_end,)))
         found = yield from reading.until(self._name_ends, _MAX_NAME)
         if found is None:
             return False
         name, stop = found[0].strip(), found[1]
-        if not self.call and stop != "\n":
+        if not self._has_mark_behind_name and stop != "\n":
             reading.at -= len(stop)
-        yield from reading.blanks()
-        if not _is_name(name) or not (yield from self._goes_on(reading)):
+        if self._form.call_attributes and (yield from reading.until(self._attributes_ends, _MAX_NAME)) is None:
             return False
+        yield from reading.blanks()
+        if self._form.has_entities:
+            name = _without_entities(name)
+        if not _is_name(name) or not (yield from self._comes(reading, self._tags)):
+            return False
+        name = reading.tools.own_name(name)
         reading.call(name)
         tool = reading.tools.get(name)
         num_arguments = 0
@@ -171,23 +222,22 @@ class _Reader:
                 if mark is None:
                     return True  # cut off
                 num_arguments += 1
-                if mark != self._value_end:  # it was the last, and what ended it is read again
+                if mark != self._value_end:  # it was missing, and what came instead is read again
                     reading.at -= len(mark)
                 continue
-            if self._call_end and (yield from reading.take(self._call_end)):
+            if self.call_end and (yield from reading.take(self.call_end)):
                 break
-            if self.end and (yield from reading.take(self.end)):
-                reading.at -= len(self.end)
+            if (yield from self._comes(reading, [mark for mark in (self.end, *self._starts) if mark])):
                 break
             if not (yield from self._skip(reading)):
                 return True  # cut off
         reading.arguments("}" if num_arguments else "{}")
         return True
 
-    def _goes_on(self, reading: Reading) -> Steps[bool]:
-        """Whether an argument or an end comes next; nothing is taken."""
-        for mark in (self._key, self._call_end, self.end):
-            if mark and (yield from reading.take(mark)):
+    def _comes(self, reading: Reading, marks: list[str]) -> Steps[bool]:
+        """Whether one of them comes next; nothing is taken."""
+        for mark in marks:
+            if (yield from reading.take(mark)):
                 reading.at -= len(mark)
                 return True
         return False
@@ -210,15 +260,27 @@ class _Reader:
             self._cut_off(reading)
             return None
         key = reading.markers.plain(found[0]).strip()
+        if self._form.has_entities:
+            key = _without_entities(key)
         types = tool.types(key)
         is_string = is_text(types)
-        if self._form.is_typed:
-            attribute = yield from reading.until(Finder([">"]), _MAX_NAME)
+        is_declared = False  # the type, by the model
+        if self._form.typed_by:
+            attribute = yield from reading.until(self._attributes_ends, _MAX_NAME)
             if attribute is None:
                 self._cut_off(reading)
                 return None
-            is_string = "true" in attribute[0]
-            types = types if is_string or types else ()
+            kind = '"true"' if self._form.typed_by == "string" else 'type="string"'
+            is_string, is_declared = kind in attribute[0], True
+        elif self._type_begin:
+            yield from reading.blanks()
+            if (yield from reading.take(self._type_begin)):
+                named = yield from reading.until(self._type_ends, _MAX_NAME)
+                if named is None:
+                    self._cut_off(reading)
+                    return None
+                types = _named_types(types, named[0])
+                is_string = is_text(types)
         if self._value_begin:
             yield from reading.blanks()
             yield from reading.take(self._value_begin)
@@ -226,16 +288,13 @@ class _Reader:
             yield from reading.take("\n")
         head = ("{" if num_before == 0 else ", ") + json.dumps(key, ensure_ascii=False) + ": "
         if is_string:
-            return (yield from self._forward_string(reading, head))
-        ended = yield from self._held_value(reading)
+            return (yield from self._values.forward(reading, tool, head))
+        ended = yield from self._values.held(reading, tool)
         if ended is None:
             reading.at = len(reading.text)
             return None
         text, mark = ended
-        if self._form.has_newlines:
-            text = text.removesuffix("\n")
-        text = reading.markers.plain(text)
-        reading.arguments(head + (_declared(text) if self._form.is_typed else typed(text, types)))
+        reading.arguments(head + (_declared(text) if is_declared else typed(text, types)))
         return mark
 
     def _cut_off(self, reading: Reading) -> None:
@@ -243,51 +302,22 @@ class _Reader:
         if reading.is_ended:
             reading.at = len(reading.text)
 
-    def _held_value(self, reading: Reading) -> Steps[tuple[str, str] | None]:
-        """Takes a value that is no plain string, and its end. An end inside a string of JSON is part of that string,
-        unless the string has no end itself."""
-        seen = copied = 0
-        copy = JsonCopy()
-        first: tuple[int, str] | None = None
-        while True:
-            place, mark = self._value_ends.find(reading.text, reading.at + seen, reading.is_ended)
-            length = place - reading.at
-            if mark is None and not reading.is_ended:
-                seen = length
-                yield
-                continue
-            if mark is not None:
-                copied += copy.feed(reading.text[reading.at + copied : place], 0, False)[1]
-                if copy.is_in_string and copy.is_nested:
-                    first = first or (length, mark)
-                    seen = length + 1
-                    continue
-            if mark is None:
-                if first is None:
-                    return None
-                length, mark = first
-            text = reading.text[reading.at : reading.at + length]
-            reading.at += length + len(mark)
-            return text, mark
 
-    def _forward_string(self, reading: Reading, head: str) -> Steps[str | None]:
-        """A value that is a string, as it arrives."""
-        reading.arguments(head + '"')
-        while True:
-            place, mark = self._value_ends.find(reading.text, reading.at, reading.is_ended)
-            chunk = reading.text[reading.at : place]
-            held = 1 if self._form.has_newlines and chunk.endswith("\n") else 0
-            shown = chunk[: len(chunk) - held]
-            reading.arguments(json_escaped(shown))
-            reading.at += len(shown)
-            if mark is not None:
-                reading.at += held + len(mark)
-                reading.arguments('"')
-                return mark
-            if reading.is_ended:
-                reading.at = len(reading.text)
-                return None
-            yield
+def _with_entities(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;")
+
+
+def _without_entities(text: str) -> str:
+    return text.replace("&quot;", '"').replace("&amp;", "&")
+
+
+def _named_types(types: tuple[str, ...] | None, name: str) -> tuple[str, ...] | None:
+    """The types of an argument whose type the model named, `array[string]` perhaps: its own word counts where the
+    schema says nothing, or allows several."""
+    word = name.partition("[")[0].strip().lower()
+    if types is None:
+        return () if word == "any" else (word,)
+    return (word,) if word in types else types
 
 
 def _is_name(text: str) -> bool:

@@ -1,0 +1,73 @@
+"""Arguments that a model wrapped once more: `{"arguments": {...}}` for a tool that has no such parameter."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from ember.front.text.tools.schema import NotPython, Tool, dumps, python_value
+
+WRAPPERS = ("arguments", "input", "properties")
+_FIRST_KEY = re.compile(r'\{\s*"(\w+)"')
+_BEGUN_KEY = re.compile(r'\{?\s*(?:(?<=[{\s])"(\w*))?')
+
+
+class Unwrapping:
+    """The arguments of one call. They pass as they come unless their first name is a wrapper's: then they are held
+    back until all are there."""
+
+    def __init__(self, tool: Tool, wrappers: tuple[str, ...]) -> None:
+        self.is_over = False  # what follows passes as it comes
+        self._tool = tool
+        self._wrappers = wrappers
+        self._held: list[str] = []
+        self._is_wrapped = False
+
+    @classmethod
+    def of(cls, tool: Tool) -> Unwrapping | None:
+        """None for a tool that declares no parameters, or all of the wrappers' names."""
+        wrappers = tuple(name for name in WRAPPERS if name not in tool.properties)
+        return cls(tool, wrappers) if tool.properties and wrappers else None
+
+    def push(self, text: str) -> str:
+        """What may pass."""
+        self._held.append(text)
+        if self._is_wrapped:
+            return ""
+        text = "".join(self._held)
+        self._held = [text]
+        first = _FIRST_KEY.match(text)
+        if first is not None and first[1] in self._wrappers:
+            self._is_wrapped = True
+            return ""
+        begun = None if first is not None else _BEGUN_KEY.fullmatch(text)
+        if begun is not None and any(name.startswith(begun[1] or "") for name in self._wrappers):
+            return ""
+        self.is_over = True
+        return text
+
+    def finish(self) -> str:
+        """The rest, without the wrapper where there is nothing but declared parameters inside."""
+        text = "".join(self._held)
+        if not self._is_wrapped:
+            return text
+        try:
+            arguments = json.loads(text)
+            if not isinstance(arguments, dict) or len(arguments) != 1:
+                return text
+            inner = next(iter(arguments.values()))
+            if isinstance(inner, str):
+                inner = _value(inner)
+            if not isinstance(inner, dict) or not self._tool.properties.keys() >= inner.keys():
+                return text
+            return dumps(inner)
+        except (ValueError, TypeError, RecursionError):  # cut off, or no JSON
+            return text
+
+
+def _value(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        value = python_value(text)
+        return None if value is NotPython else value

@@ -1,0 +1,213 @@
+"""Values in tags: where they end, with their end tag or without, and CDATA."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ember.front.text.tools.json_text import JsonCopy
+from ember.front.text.tools.reading import Finder, Reading, Steps, json_escaped
+from ember.front.text.tools.schema import Tool, Tools
+
+CDATA, _CDATA_END = "<![CDATA[", "]]>"
+_CDATA_ENDS = Finder([_CDATA_END])
+_BLANKS = re.compile(r"[ \t\r\n]{0,64}")
+_NAME = re.compile("[^\\s<>\"'{}\ud800-\udfff]{1,256}")
+_MAX_NAME = 256
+
+
+class Values:
+    """How a format's values end. Where the end tag is missing, the tag of the next argument ends a value, and so does
+    the end of the call with something behind it that may follow a call, or the begin of a call of a tool that was
+    offered: a value may be about such tags itself."""
+
+    def __init__(
+        self,
+        end: str,
+        key: tuple[str, str],
+        call_ends: Sequence[str],
+        starts: Sequence[str],
+        follows: Sequence[str],
+        has_newlines: bool,
+    ) -> None:
+        self._end = end
+        self._key, self._key_end = key
+        self._call_ends = [mark for mark in call_ends if mark]
+        self._follows = [mark for mark in follows if mark]
+        self._has_newlines = has_newlines
+        self._starts = [mark for mark in starts if mark]
+        self._marks = Finder([end, self._key, *self._call_ends, *self._starts])
+
+    def forward(self, reading: Reading, tool: Tool, head: str) -> Steps[str | None]:
+        """Hands a string on as it arrives, with `head` before it. The mark that ended it, None where the output did."""
+        reading.arguments(head + '"')
+        if (yield from self._takes_cdata(reading)):
+            while True:
+                place, mark = _CDATA_ENDS.find(reading.text, reading.at, reading.is_ended)
+                reading.arguments(json_escaped(reading.text[reading.at : place]))
+                reading.at = place
+                if mark is not None:
+                    reading.at += len(mark)
+                    if not (yield from reading.take(CDATA)):
+                        break
+                    continue
+                if reading.is_ended:
+                    return None
+                yield
+            rest = yield from self._plain(reading, tool)
+            if rest is None:
+                reading.at = len(reading.text)
+                return None
+            text = rest[0].removesuffix("\n") if self._has_newlines else rest[0]
+            reading.arguments((json_escaped(text) if text.strip() else "") + '"')
+            return rest[1]
+        while True:
+            place, mark = self._find(reading, reading.at, tool)
+            chunk = reading.text[reading.at : place]
+            held = 1 if self._has_newlines and chunk.endswith("\n") else 0
+            shown = chunk[: len(chunk) - held]
+            reading.arguments(json_escaped(shown))
+            reading.at += len(shown)
+            if mark is not None:
+                reading.at += held + len(mark)
+                reading.arguments('"')
+                return mark
+            if reading.is_ended:
+                reading.at = len(reading.text)
+                return None
+            yield
+
+    def held(self, reading: Reading, tool: Tool) -> Steps[tuple[str, str] | None]:
+        """Takes a value that is no plain string, and its end."""
+        if (yield from self._takes_cdata(reading)):
+            parts: list[str] = []
+            while True:
+                found = yield from reading.until(_CDATA_ENDS)
+                if found is None:
+                    return None
+                parts.append(found[0])
+                if not (yield from reading.take(CDATA)):
+                    break
+            rest = yield from self._plain(reading, tool)
+            return None if rest is None else ("".join([*parts, rest[0].strip()]), rest[1])
+        ended = yield from self._json(reading, tool)
+        if ended is None:
+            return None
+        text = ended[0].removesuffix("\n") if self._has_newlines else ended[0]
+        return reading.markers.plain(text), ended[1]
+
+    def _plain(self, reading: Reading, tool: Tool) -> Steps[tuple[str, str] | None]:
+        """Takes the text up to the end, and that."""
+        seen = 0
+        while True:
+            place, mark = self._find(reading, reading.at + seen, tool)
+            if mark is not None:
+                text, reading.at = reading.text[reading.at : place], place + len(mark)
+                return text, mark
+            if reading.is_ended:
+                return None
+            seen = place - reading.at
+            yield
+
+    def _json(self, reading: Reading, tool: Tool) -> Steps[tuple[str, str] | None]:
+        """The same of text that may be JSON. An end inside a string of JSON is part of that string, unless the string
+        has no end itself."""
+        seen = copied = 0
+        copy = JsonCopy()
+        first: tuple[int, str] | None = None
+        while True:
+            place, mark = self._find(reading, reading.at + seen, tool)
+            length = place - reading.at
+            if mark is None and not reading.is_ended:
+                seen = length
+                yield
+                continue
+            if mark is not None:
+                copied += copy.feed(reading.text[reading.at + copied : place], 0, False)[1]
+                if copy.is_in_string and copy.is_nested:
+                    first = first or (length, mark)
+                    seen = length + 1
+                    continue
+            if mark is None:
+                if first is None:
+                    return None
+                length, mark = first
+            text = reading.text[reading.at : reading.at + length]
+            reading.at += length + len(mark)
+            return text, mark
+
+    def _find(self, reading: Reading, start: int, tool: Tool) -> tuple[int, str | None]:
+        """Where the value ends, and the mark; or None with the place from which a mark may still become one."""
+        text, is_end = reading.text, reading.is_ended
+        while True:
+            place, mark = self._marks.find(text, start, is_end)
+            if mark is None or mark == self._end or (_has_token(mark) and mark not in self._starts):
+                return place, mark
+            behind = place + len(mark)
+            if mark == self._key:
+                is_mark = self._is_key(text, behind, tool, is_end)
+            elif mark in self._call_ends:
+                is_mark = _comes(self._follows, text, behind, is_end)
+            else:
+                is_mark = self._is_start(mark, reading, behind)
+            if is_mark is None:
+                return place, None
+            if is_mark:
+                return place, mark
+            start = place + 1
+
+    def _is_key(self, text: str, start: int, tool: Tool, is_end: bool) -> bool | None:
+        """Whether the name of a declared argument follows, of any where none is declared. None: it is not there yet."""
+        end = text.find(self._key_end, start, start + _MAX_NAME)
+        if end < 0:
+            return False if is_end or len(text) - start >= _MAX_NAME else None
+        name = text[start:end]
+        return name in tool.properties if tool.properties else bool(name) and not any(c in "<>\n" for c in name)
+
+    def _is_start(self, mark: str, reading: Reading, behind: int) -> bool | None:
+        """Whether a call follows, directly or behind the mark of one. None: it is not there yet."""
+        call = self._starts[0]
+        if mark != call:
+            return _comes([call], reading.text, behind, reading.is_ended, at_end=False)
+        return _is_named(reading.text, behind, reading.tools, reading.is_ended)
+
+    def _takes_cdata(self, reading: Reading) -> Steps[bool]:
+        """Takes the head of CDATA, and blanks before it, if they come next."""
+        while True:
+            found = _BLANKS.match(reading.text, reading.at)
+            assert found is not None
+            rest = reading.text[found.end() : found.end() + len(CDATA)]
+            if rest == CDATA:
+                reading.at = found.end() + len(CDATA)
+                return True
+            if reading.is_ended or not CDATA.startswith(rest):
+                return False
+            yield
+
+
+def _comes(marks: Sequence[str], text: str, start: int, is_end: bool, at_end: bool = True) -> bool | None:
+    """Whether one of the marks comes next, behind blanks; at the end of the output, `at_end`. None: not known yet."""
+    found = _BLANKS.match(text, start)
+    assert found is not None
+    place = found.end()
+    if place == len(text):
+        return at_end if is_end else None
+    if any(text.startswith(mark, place) for mark in marks):
+        return True
+    rest = text[place : place + _MAX_NAME]
+    return None if not is_end and any(mark.startswith(rest) for mark in marks) else False
+
+
+def _is_named(text: str, start: int, tools: Tools, is_end: bool) -> bool | None:
+    """Whether the name of a tool that was offered follows. None: it is not there yet."""
+    found = _NAME.match(text, start)
+    if found is None:
+        return False if is_end or start < len(text) else None
+    if found.end() == len(text) and not is_end:
+        return None
+    return found[0] in tools
+
+
+def _has_token(mark: str) -> bool:
+    """Whether a special token is in the mark, which no value has."""
+    return any("\ud800" <= character <= "\udfff" for character in mark)
