@@ -17,12 +17,12 @@ BOTH: list[tuple[dict[str, Any], str, str]] = [
     (
         {"logprob_token_ids": [VOCAB_SIZE], "logprobs": 1},
         "logprob_token_ids",
-        f"token_id(s) [{VOCAB_SIZE}] in logprob_token_ids are out of vocabulary",
+        f"token_id(s) [{VOCAB_SIZE}] in logprob_token_ids contain out-of-vocab token ids.",
     ),
     (
         {"logprob_token_ids": [1] * 129, "logprobs": 1},
         "logprob_token_ids",
-        "logprob_token_ids must have at most 128 entries, got 129.",
+        "Requested logprob_token_ids of length 129, which is greater than max allowed: 128",
     ),
     (
         {"repetition_detection": {"max_pattern_size": 2, "min_pattern_size": 3, "min_count": 2}},

@@ -48,16 +48,22 @@ BOTH: list[tuple[dict[str, Any], str | None, str]] = [
     ({"stop": list("abcde")}, "stop", "stop must have at most 4 items, got 5."),
     ({"stop": ""}, "stop", "stop cannot contain an empty string."),
     ({"stop": ["a", ""]}, "stop", "stop cannot contain an empty string."),
-    ({"stop_token_ids": [1, VOCAB_SIZE]}, "stop_token_ids", f"token_id(s) [{VOCAB_SIZE}] in stop_token_ids are"),
-    ({"stop_token_ids": [-1]}, "stop_token_ids", "token_id(s) [-1] in stop_token_ids are"),
+    ({"stop_token_ids": [1, VOCAB_SIZE]}, "stop_token_ids", f"token_id(s) [{VOCAB_SIZE}] in stop_token_ids contain"),
+    ({"stop_token_ids": [-1]}, "stop_token_ids", "token_id(s) [-1] in stop_token_ids contain"),
     ({"allowed_token_ids": []}, "allowed_token_ids", "allowed_token_ids must not be empty."),
     ({"allowed_token_ids": [VOCAB_SIZE]}, "allowed_token_ids", f"token_id(s) [{VOCAB_SIZE}] in allowed_token_ids"),
     ({"logit_bias": {"a": 1}}, "logit_bias", "Invalid key in 'logit_bias': 'a'"),
     (
         {"logit_bias": {str(VOCAB_SIZE): 1, "5": 1, "-1": 2, "0300": 0}},
         "logit_bias",
-        f"token_id(s) [{VOCAB_SIZE}, -1] in logit_bias are out of vocabulary (out-of-vocab token ids). Vocabulary "
-        f"size: {VOCAB_SIZE} (parameter=logit_bias, value=[{VOCAB_SIZE}, -1])",
+        f"token_id(s) [{VOCAB_SIZE}, -1] in logit_bias contain out-of-vocab token ids. Vocabulary size: {VOCAB_SIZE}. "
+        f"An id out of vocabulary cannot be used. (parameter=logit_bias, value=[{VOCAB_SIZE}, -1])",
+    ),
+    (
+        {"logit_bias": {"a": 1, "999": 1, "b": 1, "-7": float("nan")}},
+        "logit_bias",
+        "Invalid keys in 'logit_bias': 'a', 'b'. Keys must be token ids. (parameter=logit_bias, value='a', 'b') "
+        "token_id(s) [999, -7] in logit_bias contain out-of-vocab token ids.",
     ),
     (
         {"logit_bias": {"a": 1, "5": 1, "1.5": 1, "": 2}},
@@ -264,12 +270,12 @@ COMPLETIONS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"prompt": [""]}, "prompt", "The decoder prompt cannot be empty"),
     ({"prompt": [[]]}, "prompt", "The decoder prompt cannot be empty"),
     ({"prompt": [1, 2], "truncate_prompt_tokens": 0}, "prompt", "The decoder prompt cannot be empty"),
-    ({"prompt": [1, VOCAB_SIZE]}, "prompt", f"token_id(s) [{VOCAB_SIZE}] in prompt are out of vocabulary"),
-    ({"prompt": [[1], [-1]]}, "prompt", "token_id(s) [-1] in prompt are out of vocabulary"),
+    ({"prompt": [1, VOCAB_SIZE]}, "prompt", f"token_id(s) [{VOCAB_SIZE}] in prompt contain out-of-vocab"),
+    ({"prompt": [[1], [-1]]}, "prompt", "token_id(s) [-1] in prompt contain out-of-vocab"),
     ({"prompt": ["a"] * 43, "n": 3}, "n", "n times the number of prompts must be at most 128, got 129."),
     ({"prompt": ["a"] * 1025}, "prompt", "prompt must have at most 1024 items, got 1025."),
     ({"prompt": [[1]] * 1025}, "prompt", "prompt must have at most 1024 items, got 1025."),
-    ({"prompt": [2**70]}, "prompt", f"token_id(s) [{2**70}] in prompt are out of vocabulary"),
+    ({"prompt": [2**70]}, "prompt", f"token_id(s) [{2**70}] in prompt contain out-of-vocab"),
     (
         {"logprobs": 21},
         "logprobs",

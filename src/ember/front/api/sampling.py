@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from ember.front.api.prompt import check_token_ids, encode, listed
+from ember.front.api.prompt import check_token_ids, encode, listed, out_of_vocabulary
 from ember.front.api.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from ember.front.api.services import Services
 from ember.front.api.structured import structured_grammar
@@ -189,14 +189,18 @@ def _logit_bias(given: dict[str, float], info: Ready) -> dict[int, float]:
             bias[int(key)] = max(-MAX_LOGIT_BIAS, min(MAX_LOGIT_BIAS, value))
         except ValueError:
             invalid.append(key)
+    problems = []
     if invalid:
         named = listed([repr(key[:64]) for key in invalid])
         message = f"Invalid key{'s' if len(invalid) > 1 else ''} in 'logit_bias': {named}. Keys must be token ids."
-        raise bad_request(f"{message} (parameter=logit_bias, value={named})", "logit_bias")
-    check_token_ids(bias.keys(), info, "logit_bias")
-    no_numbers = [repr(key) for key, value in given.items() if math.isnan(value)]
+        problems.append(f"{message} (parameter=logit_bias, value={named})")
+    if (unknown := out_of_vocabulary(bias.keys(), info, "logit_bias")) is not None:
+        problems.append(unknown)
+    no_numbers = [repr(key[:64]) for key, value in given.items() if math.isnan(value)]
     if no_numbers:
-        raise bad_request(f"The value of {listed(no_numbers)} in 'logit_bias' is not a number.", "logit_bias")
+        problems.append(f"The value of {listed(no_numbers)} in 'logit_bias' is not a number.")
+    if problems:
+        raise bad_request(" ".join(problems), "logit_bias")
     return bias
 
 
@@ -256,7 +260,10 @@ def _logprob_token_ids(request: GenerationRequest, logprobs: int | None, info: R
         message = "`logprob_token_ids` are of generated tokens, and with `max_tokens` 0 there are none."
         raise bad_request(message, "logprob_token_ids")
     if len(token_ids) > MAX_LOGPROB_TOKEN_IDS:
-        message = f"logprob_token_ids must have at most {MAX_LOGPROB_TOKEN_IDS} entries, got {len(token_ids)}."
+        message = (
+            f"Requested logprob_token_ids of length {len(token_ids)}, which is greater than max allowed: "
+            f"{MAX_LOGPROB_TOKEN_IDS}"
+        )
         raise bad_request(message, "logprob_token_ids")
     check_token_ids(token_ids, info, "logprob_token_ids")
     return list(dict.fromkeys(token_ids))
