@@ -222,7 +222,7 @@ def test_many_clients_that_vanish_leave_nothing_behind() -> None:
 
 
 def test_a_head_that_does_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 1.0)
     well = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
     part = b"GET /v1/models HTTP/1.1\r\nHost:"
 
@@ -242,7 +242,7 @@ def test_a_head_that_does_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
                 if first:
                     assert (await read_answer(slow[number][0]))[0] == 200
             busy = await face.connect()
-            busy[1].write(post({"words": 1, "pace": 2.0}))  # one that has sent its head may take its time
+            busy[1].write(post({"words": 1, "pace": 3.0}))  # one that has sent its head may take its time
             late: list[asyncio.Task[None]] = []
             slow[1][1].write(part)
             slow[2][1].write(part)
@@ -261,16 +261,18 @@ def test_a_head_that_does_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_idle_connection_may_stay_for_a_time_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.1)
-    monkeypatch.setattr(connection, "IDLE_SECONDS", 1.5)
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.4)
+    monkeypatch.setattr(connection, "IDLE_SECONDS", 2.5)
 
     async def scenario() -> None:
         async with running() as face:
             reader, writer = await face.connect()
-            for _ in range(3):
-                writer.write(post({"words": 1}))
+            for request in (post({"words": 1}), b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n", post({"words": 1})):
+                for position in range(0, len(request), 3):
+                    writer.write(request[position : position + 3])
+                    await asyncio.sleep(0)
                 assert (await read_answer(reader))[0] == 200
-                await asyncio.sleep(0.4)  # much longer than a head may take
+                await asyncio.sleep(1.0)  # much longer than a head may take
             async with asyncio.timeout(PATIENCE_S):
                 assert await reader.read() == b""
             writer.close()

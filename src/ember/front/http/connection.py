@@ -113,7 +113,7 @@ class Connection(web.RequestHandler):
     def __init__(self, manager: Server, *, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
         super().__init__(manager, loop=loop, **options)
         self._request: web.BaseRequest | None = None  # that is being answered
-        self._tail = b""  # the last bytes that arrived
+        self._tail = b""  # the last four bytes that arrived
         self._has_more = False  # bytes of the next request have come while this one is being answered
         self.is_answered = False  # the answer is complete, and some of it may have to be sent yet
         self.head_since: float | None = None  # a head is expected since then
@@ -134,7 +134,7 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         if data:
-            self._tail = bytes(data[-4:])
+            self._tail = (self._tail + data[-4:])[-4:]
             self.idle_since = None
             if self._request is None:
                 self.head_since = self.head_since or self._loop.time()
