@@ -25,7 +25,7 @@ schemathesis = pytest.importorskip("schemathesis", reason="not installed: `make 
 openapi_checks = pytest.importorskip("schemathesis.specs.openapi.checks")
 GenerationMode = schemathesis.GenerationMode
 
-NUM_EXAMPLES = 12  # of each route
+NUM_EXAMPLES = 8  # of each route
 CHECKS = [
     schemathesis.checks.not_a_server_error,
     openapi_checks.status_code_conformance,

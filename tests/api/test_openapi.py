@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,6 +39,11 @@ def test_every_route_is_on_the_page(deploy: Any) -> None:
     names = [operation["operationId"] for methods in page["paths"].values() for operation in methods.values()]
     assert len(names) == len(set(names))
     assert "/tokenizer_info" not in page_of(deploy())["paths"]
+
+
+def test_every_route_is_in_the_docs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "routes.md").read_text()
+    assert not [path for path in routes() if f"`{path}`" not in text]
 
 
 def test_the_key_and_the_root_path(deploy: Any) -> None:

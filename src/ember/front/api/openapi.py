@@ -52,7 +52,8 @@ RANGES: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True)
 class Operation:
-    """A route as the page tells of it. Several models are alternatives; `answer` None is an empty body, "" text."""
+    """A route as the page tells of it. Several models are alternatives. An `answer` that is text is the media type of a
+    body without a model; None stands for an empty body."""
 
     summary: str
     answer: tuple[Model, ...] | str | None
