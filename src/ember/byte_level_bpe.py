@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ember import untrusted_json
-from ember.regular_file import read_regular
+from ember.regular_file import MAX_JSON_BYTES, read_regular
 from ember.untrusted_json import UntrustedJsonError
 
 if TYPE_CHECKING:
     import tokenizers
 
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
-MAX_TOKENIZER_BYTES = 128 << 20  # of tokenizer.json; the largest ones, of 262,000 tokens, have 33 MB
-MAX_BYTES = 64 << 20  # of each of a tokenizer's files but tokenizer.json; the largest vocabularies have about 6 MB
 
 _QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -91,10 +89,6 @@ class Vocabulary:
         )
 
 
-def has_vocabulary(directory: Path) -> bool:
-    return (directory / VOCABULARY).is_file() and (directory / MERGES).is_file()
-
-
 def load_vocabulary(directory: Path) -> Vocabulary:
     """Read the two files. Raises VocabularyError."""
     import tokenizers
@@ -152,7 +146,7 @@ def conversion(directory: Path) -> str:
 def _merges(path: Path) -> list[tuple[str, str]]:
     """A merge a line: two tokens with a blank between them. Raises VocabularyError."""
     try:
-        lines = read_regular(path, MAX_BYTES).decode("utf-8").split("\n")
+        lines = read_regular(path, MAX_JSON_BYTES).decode("utf-8").split("\n")
     except UnicodeDecodeError:
         raise VocabularyError(f"{path} is not UTF-8 text: download the file again") from None
     except OSError as error:
@@ -172,7 +166,7 @@ def _merges(path: Path) -> list[tuple[str, str]]:
 def _object(path: Path) -> dict[str, Any]:
     """Empty where the file does not exist. Raises VocabularyError."""
     try:
-        value = untrusted_json.read_file(path, MAX_BYTES)
+        value = untrusted_json.read_file(path, MAX_JSON_BYTES)
     except FileNotFoundError:
         return {}
     except (OSError, UntrustedJsonError) as error:

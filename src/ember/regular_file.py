@@ -10,6 +10,9 @@ import os
 import stat
 from pathlib import Path
 
+MAX_JSON_BYTES = 64 << 20  # of one of a model's JSON files; an index of many thousand tensors has a few MB
+MAX_TOKENIZER_BYTES = 128 << 20  # of tokenizer.json; the largest ones, of 262,000 tokens, have 33 MB
+
 
 class UnfitFileError(OSError):
     """A file that is not read: it is none, or too large. `strerror` says why, in one line without its name."""

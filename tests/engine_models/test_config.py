@@ -202,7 +202,7 @@ def test_a_share_of_dimensions_that_cannot_be_turned(tmp_path: Path, share: floa
 
 
 @pytest.mark.parametrize(
-    ("content", "word"), [(None, "does not exist"), ("{", "not valid JSON"), ("[]", "JSON object")]
+    ("content", "word"), [(None, "does not exist"), ("{", "cannot be read as JSON"), ("[]", "JSON object")]
 )
 def test_config_that_is_no_config(tmp_path: Path, content: str | None, word: str) -> None:
     if content is not None:

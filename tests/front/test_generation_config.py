@@ -60,7 +60,7 @@ def test_no_file_is_no_defaults(tmp_path):
 @pytest.mark.parametrize(
     ("content", "override", "says"),
     [
-        ("{", {}, r"generation_config\.json is not valid JSON"),
+        ("{", {}, r"generation_config\.json cannot be read as JSON"),
         ("[]", {}, r"generation_config\.json is not a JSON object"),
         ({"top_k": 20.5}, {}, r"top_k must be a whole number, 0 \(disable\), or at least 1, not 20\.5"),
         ({"top_k": float("inf")}, {}, r"top_k must be a whole number.*inf"),
@@ -71,7 +71,7 @@ def test_no_file_is_no_defaults(tmp_path):
         ({"max_new_tokens": 1e300}, {}, r"max_new_tokens must be a whole number of at least 1"),
         ({"max_new_tokens": [5]}, {}, r"max_new_tokens must be a whole number"),
         ({}, {"skip_special_tokens": "maybe"}, r"OVERRIDE_GENERATION_CONFIG: .*skip_special_tokens must be true or"),
-        ('{"a":' * 1000, {}, r"generation_config\.json is not valid JSON \(it is nested more than"),
+        ('{"a":' * 1000, {}, r"generation_config\.json cannot be read as JSON \(it is nested more than"),
         ({"temperature": "hot"}, {}, r"generation_config\.json: .*temperature.*hot"),
         ({}, {"temperature": 3}, r"OVERRIDE_GENERATION_CONFIG: .*temperature.*3"),
         ({}, {"temprature": 1}, r"OVERRIDE_GENERATION_CONFIG: .*temprature"),

@@ -11,11 +11,10 @@ from ember.front.text.reasoning import ReasoningFormat, choose_reasoning_format
 from ember.front.text.template import ChatTemplate
 from ember.front.text.tokenizer import Tokenizer
 from ember.front.text.tools import ToolFormat, choose_tool_format
+from ember.regular_file import MAX_JSON_BYTES
 from ember.settings import Settings
 
 log = logging.getLogger(__name__)
-
-_MAX_CONFIG_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ def choose_formats(settings: Settings, tokenizer: Tokenizer, template: ChatTempl
 
 def _model_type(model_dir: Path) -> str | None:
     try:
-        kind = untrusted_json.read_file(model_dir / "config.json", _MAX_CONFIG_BYTES).get("model_type")
+        kind = untrusted_json.read_file(model_dir / "config.json", MAX_JSON_BYTES).get("model_type")
     except (OSError, ValueError, AttributeError):
         return None  # the engine says what is wrong with it
     return kind if isinstance(kind, str) else None

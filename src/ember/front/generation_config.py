@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ember import untrusted_json
+from ember.regular_file import MAX_JSON_BYTES
 from ember.settings import Settings
 from ember.untrusted_json import UntrustedJsonError
 
-_MAX_BYTES = 64 << 20
 _ADVICE = "; fix it or set GENERATION_CONFIG=vllm"
 
 # What a generation_config.json may set as a default of the request (openai-compatible servers agree on this list).
@@ -36,7 +36,7 @@ def generation_defaults(settings: Settings, model_dir: Path) -> dict[str, Any]:
         directory = model_dir if settings.generation_config == "auto" else Path(settings.generation_config)
         path = directory / "generation_config.json"
         try:
-            content = untrusted_json.read_file(path, _MAX_BYTES)
+            content = untrusted_json.read_file(path, MAX_JSON_BYTES)
         except FileNotFoundError:
             if settings.generation_config != "auto":
                 message = f"GENERATION_CONFIG={settings.generation_config}: it holds no generation_config.json"
@@ -45,7 +45,7 @@ def generation_defaults(settings: Settings, model_dir: Path) -> dict[str, Any]:
         except OSError as error:
             raise ValueError(f"{path} cannot be read ({error.strerror}){_ADVICE}") from None
         except UntrustedJsonError as error:
-            raise ValueError(f"{path} is not valid JSON ({error}){_ADVICE}") from None
+            raise ValueError(f"{path} cannot be read as JSON ({error}){_ADVICE}") from None
         if not isinstance(content, dict):
             raise ValueError(f"{path} is not a JSON object{_ADVICE}")
         own = {name: content[name] for name in GENERATION_DEFAULTS if content.get(name) is not None}

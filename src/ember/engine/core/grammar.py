@@ -19,8 +19,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ember import untrusted_json
-from ember.byte_level_bpe import MAX_BYTES, MAX_TOKENIZER_BYTES, has_vocabulary, load_vocabulary
-from ember.regular_file import read_regular
+from ember.regular_file import MAX_JSON_BYTES, MAX_TOKENIZER_BYTES, read_regular
 from ember.wire import Grammar
 
 if TYPE_CHECKING:
@@ -114,14 +113,16 @@ def load_tokenizer(directory: Path, vocab_size: int, eos_token_ids: Items[int]) 
 
 def _tokenizer_json(directory: Path) -> str:
     """tokenizer.json, or what stands for it, with the added tokens that only tokenizer_config.json knows."""
-    if (directory / "tokenizer.json").exists() or not has_vocabulary(directory):
+    if (directory / "tokenizer.json").exists():
         text = read_regular(directory / "tokenizer.json", MAX_TOKENIZER_BYTES).decode("utf-8")
     else:
+        from ember.byte_level_bpe import load_vocabulary
+
         text = load_vocabulary(directory).backend.to_str()
     config_path = directory / "tokenizer_config.json"
     if not config_path.is_file():
         return text
-    listed: dict[str, Any] = untrusted_json.read_file(config_path, MAX_BYTES).get("added_tokens_decoder") or {}
+    listed: dict[str, Any] = untrusted_json.read_file(config_path, MAX_JSON_BYTES).get("added_tokens_decoder") or {}
     tokenizer = json.loads(text)
     known = {entry["id"] for entry in tokenizer.get("added_tokens", ())}
     missing = sorted((int(index), entry) for index, entry in listed.items() if int(index) not in known)

@@ -66,7 +66,9 @@ def missing_shards(missing: list[str], shards: list[str], beside: list[str]) -> 
     words = f"{some(missing)} of the {len(shards)} weight files that its {INDEX} names"
     if others := [name for name in beside if name not in shards]:
         return f"{words}, but has {some(others)}: the index is stale; download the model again, or its index"
-    return f"{words}: download the model again"
+    if present := [name for name in beside if name in shards]:
+        words += f", but has {some(present)}"
+    return f"{words}: the index is stale or a download was cut off; download the model again"
 
 
 def prefetch(model_dir: Path) -> None:

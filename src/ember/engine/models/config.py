@@ -12,10 +12,10 @@ from ember.engine.errors import ModelError
 from ember.engine.layers.rope_config import RopeConfig
 from ember.engine.models.fields import Fields, listed, shown
 from ember.engine.models.known_fields import HARMLESS, NEUTRAL
+from ember.regular_file import MAX_JSON_BYTES
 from ember.untrusted_json import UntrustedJsonError
 
 Norm = Literal["rms", "layer"]
-MAX_JSON_BYTES = 64 << 20  # of one of a model's configuration files; an index of many thousand tensors has a few MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ def read_json(path: Path, *, required: bool) -> dict[str, Any]:
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from None
     except UntrustedJsonError as error:
-        raise ModelError(f"{path} is not valid JSON ({error}): download the file again") from None
+        raise ModelError(f"{path} cannot be read as JSON ({error}): download the file again") from None
     if not isinstance(value, dict):
         raise ModelError(f"{path} is not a JSON object: download the file again")
     return value

@@ -13,23 +13,17 @@ import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tokenizers
 
-from ember.byte_level_bpe import (
-    MAX_TOKENIZER_BYTES,
-    MERGES,
-    VOCABULARY,
-    Vocabulary,
-    VocabularyError,
-    conversion,
-    has_vocabulary,
-    load_vocabulary,
-)
 from ember.front.text.panics import TokenizerPanic, is_panic, unless_panic, without_panic_lines
 from ember.front.text.token_pieces import ByteTable, TokenPieces, decoder_state, pieces_of, utf8
 from ember.front.text.tokenizer_files import TokenizerError, TokenizerFiles, read_tokenizer_files
-from ember.regular_file import open_regular
+from ember.regular_file import MAX_TOKENIZER_BYTES, open_regular
+
+if TYPE_CHECKING:
+    from ember.byte_level_bpe import Vocabulary
 
 __all__ = ["Tokenizer", "TokenizerError", "TokenizerPanic"]
 
@@ -41,7 +35,8 @@ _PROBE = (
     "one plain sentence without any mark in it goes on and on over the hills and far away until the evening comes\n"
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa                                        1111111111111111111111111111!\n"
 )
-_OTHER_FORMATS = ("tokenizer.model", "tekken.json", "tiktoken.model", VOCABULARY, MERGES, "vocab.txt")
+_VOCABULARY = ("vocab.json", "merges.txt")
+_OTHER_FORMATS = ("tokenizer.model", "tekken.json", "tiktoken.model", *_VOCABULARY, "vocab.txt")
 
 
 class Tokenizer:
@@ -70,7 +65,7 @@ class Tokenizer:
         directory = Path(directory)
         with without_panic_lines():
             backend, vocabulary = _backend(directory)
-            path = directory / ("tokenizer.json" if vocabulary is None else VOCABULARY)
+            path = directory / ("tokenizer.json" if vocabulary is None else _VOCABULARY[0])
             backend.no_truncation()
             padding = backend.padding
             backend.no_padding()
@@ -209,8 +204,10 @@ def _backend(directory: Path) -> tuple[tokenizers.Tokenizer, Vocabulary | None]:
     TokenizerError."""
     path = directory / "tokenizer.json"
     if not path.exists():
-        if not has_vocabulary(directory):
+        if not all((directory / name).exists() for name in _VOCABULARY):
             raise TokenizerError(_missing(directory))
+        from ember.byte_level_bpe import VocabularyError, load_vocabulary
+
         try:
             vocabulary = load_vocabulary(directory)
         except VocabularyError as error:
@@ -244,7 +241,9 @@ def _missing(directory: Path) -> str:
     others = [name for name in _OTHER_FORMATS if (directory / name).is_file()]
     if not others:
         return f"{directory} has no tokenizer.json: download the model's tokenizer files, or set TOKENIZER_NAME"
-    if others[0] in (VOCABULARY, MERGES):
-        other = MERGES if others[0] == VOCABULARY else VOCABULARY
+    if others[0] in _VOCABULARY:
+        (other,) = {*_VOCABULARY} - {others[0]}
         return f"{directory} has {others[0]} but neither tokenizer.json nor {other}: download the tokenizer files again"
+    from ember.byte_level_bpe import conversion
+
     return f"{directory} has {others[0]} but no tokenizer.json: {conversion(directory)}"

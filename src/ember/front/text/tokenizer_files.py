@@ -16,8 +16,7 @@ from typing import Any
 from tokenizers import AddedToken
 
 from ember import untrusted_json
-from ember.byte_level_bpe import MAX_BYTES
-from ember.regular_file import read_regular
+from ember.regular_file import MAX_JSON_BYTES, read_regular
 from ember.untrusted_json import UntrustedJsonError
 
 # The names that every tokenizer may have; any other "<something>_token" entry is a model's own (image_token, ...).
@@ -113,7 +112,7 @@ def _read_files(
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where the file does not exist."""
     try:
-        value = untrusted_json.read_file(path, MAX_BYTES)
+        value = untrusted_json.read_file(path, MAX_JSON_BYTES)
     except FileNotFoundError:
         return {}
     except (OSError, UntrustedJsonError) as error:
