@@ -22,7 +22,7 @@ from ember.engine.loading.download import download
 from ember.engine.loading.files import INDEX
 from ember.engine.loading.hub_files import Repository, text_files, weight_names
 from ember.engine.loading.resolve import MODEL, TOKENIZER, Wanted, find_snapshot
-from ember.engine.models.config import load_config, read_json
+from ember.engine.models.read_config import load_config, read_json
 
 LOCAL = "local"  # the commit of what comes from a directory
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from ember.engine.errors import ModelError
-from ember.engine.models.config import DecoderConfig, load_config
+from ember.engine.models.config import DecoderConfig
+from ember.engine.models.read_config import load_config
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

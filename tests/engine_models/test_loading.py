@@ -28,10 +28,10 @@ from ember.engine.loading.mapped import Mapped, Warming
 from ember.engine.loading.place import wrap
 from ember.engine.loading.plan import make_plan, read_headers
 from ember.engine.loading.safetensors_header import read_header
-from ember.engine.models import config as config_module
 from ember.engine.models import decoder
-from ember.engine.models.config import load_config
+from ember.engine.models import read_config as read_config_module
 from ember.engine.models.decoder import Decoder
+from ember.engine.models.read_config import load_config
 from tests.engine_models.tiny import make_tiny
 
 CPU = torch.device("cpu")
@@ -419,7 +419,7 @@ def test_json_files_that_are_none(name: str, kind: str, copy: Path, monkeypatch:
         file.symlink_to("/dev/zero")
     else:
         file.write_text('{"a":' * 100_000 if kind == "deep" else " " * 2000)
-        monkeypatch.setattr(config_module, "MAX_JSON_BYTES", 1000 if kind == "large" else 64 << 20)
+        monkeypatch.setattr(read_config_module, "MAX_JSON_BYTES", 1000 if kind == "large" else 64 << 20)
         if kind == "large" and name != "config.json":
             (copy / "config.json").write_text(json.dumps(json.loads((copy / "config.json").read_text()))[:1000])
     words = {"fifo": "no regular file", "device": "no regular file", "deep": "nested more than", "large": "2,000 bytes"}
@@ -482,7 +482,7 @@ def test_reading_starts_without_torch(llama: Path) -> None:
         "from ember.engine.loading.files import prefetch\n"
         "from ember.engine.loading.dtype import choose_dtype_name\n"
         "from ember.engine.loading.load import begin\n"
-        "from ember.engine.models.config import load_config\n"
+        "from ember.engine.models.read_config import load_config\n"
         "path = resolve_model(sys.argv[1]); prefetch(path); config = load_config(path)\n"
         "started = begin(path, config, choose_dtype_name('auto', config.dtype, 'cpu'), 'cpu')\n"
         "started.reading.wait()\n"

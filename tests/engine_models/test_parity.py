@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ember.engine.loading import mapped
 from ember.engine.loading.load import load_decoder
-from ember.engine.models.config import load_config
 from ember.engine.models.decoder import Decoder
+from ember.engine.models.read_config import load_config
 from tests.engine_models.paged import Paged
 from tests.engine_models.tiny import VARIANTS, VOCAB_SIZE, make_tiny
 

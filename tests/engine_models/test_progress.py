@@ -13,7 +13,7 @@ from ember.engine.loading import progress as telling
 from ember.engine.loading import reader
 from ember.engine.loading.load import load_decoder
 from ember.engine.loading.progress import Progress
-from ember.engine.models.config import load_config
+from ember.engine.models.read_config import load_config
 from tests.engine_models.tiny import make_tiny
 
 GB = 10**9

@@ -15,18 +15,15 @@ from typing import TYPE_CHECKING
 
 from ember.boot import Timeline
 from ember.engine.errors import ModelError
-from ember.engine.loading.cuda_context import create_context
 from ember.engine.loading.dtype import choose_dtype_name
-from ember.engine.loading.files import prefetch
-from ember.engine.loading.load import Started, begin
 from ember.engine.loading.progress import Say
-from ember.engine.loading.resolve import Places, resolve_model, resolve_tokenizer
-from ember.engine.models.config import DecoderConfig, load_config
+from ember.engine.models.config import DecoderConfig
 from ember.engine.models.native_forms import library_fault, refusal, runs_in_bfloat16, serves
 from ember.wire import Configure, Located, Notice, Ready
 
 if TYPE_CHECKING:
     from ember.engine.core.engine import Engine
+    from ember.engine.loading.load import Started
     from ember_kernels.cache import CacheWatch
 
 DEFAULT_MAX_NUM_SEQS = {"cuda": 256, "cpu": 64}
@@ -47,6 +44,12 @@ class Opened:
 
 def open_model(configure: Configure, timeline: Timeline, tell: Callable[[Located | Notice], None]) -> Opened:
     """Find (or fetch) the files, tell the front where, and start reading. No torch. Raises ModelError."""
+    from ember.engine.loading.cuda_context import create_context  # these too are imported beside torch
+    from ember.engine.loading.files import prefetch
+    from ember.engine.loading.load import begin
+    from ember.engine.loading.resolve import Places, resolve_model, resolve_tokenizer
+    from ember.engine.models.read_config import load_config
+
     is_cuda = configure.device != "cpu" and _has_nvidia_device()
     if is_cuda:
         threading.Thread(target=create_context, name="cuda-context", daemon=True).start()

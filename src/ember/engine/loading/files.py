@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ember.engine.errors import ModelError
-from ember.engine.models.config import read_json
+from ember.engine.models.read_config import read_json
 from ember.regular_file import open_regular
 
 INDEX = "model.safetensors.index.json"

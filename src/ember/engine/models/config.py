@@ -1,19 +1,11 @@
-"""What the decoder needs to know about a model, and reading it from a Hugging Face directory. No torch here."""
+"""What the decoder needs to know about a model. No torch here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
-from ember import untrusted_json
-from ember.engine.errors import ModelError
 from ember.engine.layers.rope_config import RopeConfig
-from ember.engine.models.fields import Fields, listed, shown
-from ember.engine.models.known_fields import HARMLESS, NEUTRAL
-from ember.regular_file import MAX_JSON_BYTES
-from ember.untrusted_json import UntrustedJsonError
 
 Norm = Literal["rms", "layer"]
 
@@ -93,114 +85,3 @@ class DecoderConfig:
         layers = range(self.num_layers)
         has_window = self.windowed_layers or [layer >= self.first_window_layer for layer in layers]
         return tuple(self.sliding_window if has_window[layer] else None for layer in layers)
-
-
-def load_config(model_dir: Path) -> DecoderConfig:
-    """Read `config.json` (and the stop tokens of `generation_config.json`).
-
-    Raises ModelError in one line: no or broken config.json, an architecture or a rope type we do not know, a missing
-    or senseless field.
-    """
-    from ember.engine.models.families import FAMILIES, MODEL_TYPES
-
-    path = model_dir / "config.json"
-    fields = Fields(read_json(path, required=True))
-    try:
-        architecture = _architecture(fields, MODEL_TYPES)
-        if architecture not in FAMILIES:
-            given = f"model_type {shown(fields.values.get('model_type'))}" if architecture is None else architecture
-            supported = ", ".join(FAMILIES)
-            raise ModelError(f"architecture {shown(given)[1:-1]} is not supported; supported are {supported}")
-        if method := _quantization(fields):
-            raise ModelError(f"{method} quantized weights are not supported; use the unquantized model")
-        family = FAMILIES[architecture]
-        config = family.read(fields)
-        _check_unread(fields, architecture, family.fields)
-        own = _token_ids(fields, config.vocab_size)
-        dtype = _dtype(fields)
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
-    warnings = [f"{path}: {warning}" for warning in fields.warnings]
-    path = model_dir / "generation_config.json"
-    generation = Fields(read_json(path, required=False))
-    try:
-        theirs = _token_ids(generation, config.vocab_size)
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
-    warnings += [f"{path}: {warning}" for warning in generation.warnings]
-    return replace(
-        config,
-        architecture=architecture,
-        dtype=dtype,
-        eos_token_ids=list(dict.fromkeys(own + theirs)),
-        warnings=tuple(warnings),
-    )
-
-
-def read_json(path: Path, *, required: bool) -> dict[str, Any]:
-    """A JSON object from a file; {} where it is absent and not required. Raises ModelError."""
-    try:
-        value = untrusted_json.read_file(path, MAX_JSON_BYTES)
-    except FileNotFoundError:
-        if not required:
-            return {}
-        raise ModelError(f"{path} does not exist: {path.parent} is not a model directory") from None
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
-    except UntrustedJsonError as error:
-        raise ModelError(f"{path} cannot be read as JSON ({error}): download the file again") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} is not a JSON object: download the file again")
-    return value
-
-
-def _architecture(fields: Fields, model_types: Mapping[str, str]) -> str | None:
-    """The class that the weights were saved from: by its name, or by the model's type where no class is named."""
-    architectures = fields.names("architectures")
-    by_type = model_types.get(fields.text("model_type", "") or "")
-    if not architectures:
-        return by_type
-    if by_type is not None and architectures[0] != by_type and architectures[0] in model_types.values():
-        named = f"model_type {fields.values['model_type']} is that of {by_type}"
-        fields.warnings.append(f"{named}, but architectures names {architectures[0]}, which is what is served")
-    return architectures[0]
-
-
-def _quantization(fields: Fields) -> str | None:
-    """The method by which the weights are quantized; None where they are not."""
-    quantization = fields.mapping("quantization_config")
-    return shown(str(quantization.get("quant_method", "unknown")))[1:-1] if quantization else None
-
-
-def _dtype(fields: Fields) -> str:
-    dtype = (fields.text("dtype") or fields.text("torch_dtype") or "float32").removeprefix("torch.")
-    if dtype not in ("bfloat16", "float16", "float32", "float64", "auto"):
-        fields.warnings.append(f"dtype {shown(dtype)} is none that weights are kept in here")
-    return dtype
-
-
-def _check_unread(fields: Fields, architecture: str, read: frozenset[str]) -> None:
-    """Name the fields that nobody reads. Raises ModelError for those that are known to change what is computed."""
-    for name, neutral in NEUTRAL.items():
-        value = fields.values.get(name)
-        if value is not None and value not in neutral:
-            raise ModelError(f"{name} is {shown(value)}, which is not supported: it must be absent")
-    unread = fields.unread(read | HARMLESS | NEUTRAL.keys())
-    if unread:
-        fields.warnings.append(
-            f"what Ember does not read for {architecture}: {listed(unread)}. If that changes what the model computes, "
-            "its answers are not those that it was trained for"
-        )
-
-
-def _token_ids(fields: Fields, vocab_size: int) -> list[int]:
-    """The end tokens; ids that the model has no logits for are left out, and said. Raises ModelError."""
-    value = fields.values.get("eos_token_id")
-    items = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(item) is int for item in items):
-        raise fields.error("eos_token_id", "a token id or a list of them")
-    if wrong := [item for item in items if not 0 <= item < vocab_size]:
-        fields.warnings.append(
-            f"eos_token_id {shown(wrong)} is out of the vocabulary of {vocab_size} and ends no answer"
-        )
-    return [item for item in items if 0 <= item < vocab_size]
