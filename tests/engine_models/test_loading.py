@@ -265,6 +265,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "no dtype": (lambda f: rewrite_header(f, lambda h: h[QUERY].pop("dtype")), [QUERY, "no sense"]),
     "offsets": (lambda f: rewrite_header(f, lambda h: h[QUERY].update(data_offsets=[8, -8])), [QUERY, "no sense"]),
     "negative": (lambda f: rewrite_header(f, lambda h: h[QUERY].update(shape=[-64, -64])), [QUERY, "no sense"]),
+    "dimensions": (
+        lambda f: rewrite_header(f, lambda h: h[QUERY].update(shape=[2**62] * 100_000)),
+        [QUERY, "no sense"],
+    ),
+    "huge": (lambda f: rewrite_header(f, lambda h: h[QUERY].update(data_offsets=[0, 2**63])), [QUERY, "no sense"]),
     "size": (lambda f: rewrite_header(f, lambda h: h[QUERY].update(data_offsets=[0, 8])), [QUERY, "does not fill"]),
     "beyond": (
         lambda f: rewrite_header(f, lambda h: h[QUERY].update(data_offsets=[1 << 40, (1 << 40) + 64 * 64 * 4])),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,21 @@ def test_revisions_by_branch_and_by_commit(tmp_path: Path) -> None:
 def test_cache_without_refs_serves_its_single_snapshot(tmp_path: Path) -> None:
     only = snapshot(tmp_path, "models--org--name", None)
     assert resolve_model("org/name", None, Places(download_dir=str(tmp_path))) == only
+
+
+def test_a_ref_names_a_commit_and_nothing_else(tmp_path: Path) -> None:
+    directory = snapshot(tmp_path, "models--org--name", ref=None)
+    refs = tmp_path / "models--org--name" / "refs"
+    refs.mkdir()
+    other = directory.rename(directory.with_name("elsewhere")).name
+    for content in (f"../snapshots/{other}", f"../../models--org--name/snapshots/{other}", "..", "x" * 5000):
+        (refs / "main").write_text(content)
+        assert find_snapshot(tmp_path, "org/name", "main") is None
+    (refs / "main").write_text(f"{other}\n")
+    assert find_snapshot(tmp_path, "org/name", "main") == directory.with_name("elsewhere")
+    (refs / "main").unlink()
+    os.mkfifo(refs / "main")
+    assert find_snapshot(tmp_path, "org/name", "main") is None
 
 
 def test_a_download_that_was_cut_off_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,10 @@ from typing import NamedTuple
 from ember.engine.errors import ModelError
 from ember.engine.loading.files import weight_files
 from ember.engine.loading.hub_files import Repository
+from ember.regular_file import read_regular
 
 Say = Callable[[str], None]
+_MAX_REF_BYTES = 1000
 DEMO = Path(__file__).parents[2] / "demo"
 BAKED = Path("/opt/ember/models")  # of the image, which keeps models there in the layout of a Hugging Face cache
 _HOME = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")  # one of them set: the user has chosen a place
@@ -170,7 +172,9 @@ def _is_writable(directory: Path) -> bool:
 
 
 def _read_ref(ref: Path) -> str | None:
+    """The commit that a ref names; None where there is none, or what it names is no directory's name."""
     try:
-        return ref.read_text().strip() or None
+        commit = read_regular(ref, _MAX_REF_BYTES).decode().strip()
     except (OSError, ValueError):
         return None
+    return commit if commit and "/" not in commit and not commit.startswith(".") else None

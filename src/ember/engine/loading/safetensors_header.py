@@ -38,6 +38,7 @@ ITEM_SIZES = {
     "F64": 8,
 }
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
+_MAX_DIMENSIONS = 32  # of a tensor
 _MAX_NAME = 200  # characters of a name in a message
 AGAIN = "the file is damaged or its download was cut off: delete it and download it again"
 
@@ -99,7 +100,8 @@ def _entry(file: Path, name: str, value: Any, start: int, size: int) -> TensorEn
     try:
         dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
         numbers = (*shape, begin, end)
-        sound = isinstance(dtype, str) and all(type(number) is int and number >= 0 for number in numbers)
+        sound = isinstance(dtype, str) and len(shape) <= _MAX_DIMENSIONS
+        sound = sound and all(type(number) is int and 0 <= number < 2**63 for number in numbers)
     except (KeyError, TypeError, ValueError):
         sound = False
     shown = _shown(name)
