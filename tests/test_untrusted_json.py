@@ -55,6 +55,15 @@ def test_many_shallow_values_are_no_depth(read):
     assert len(read(text.encode())) == 5_000
 
 
+@BOTH
+def test_values_are_counted_before_they_are_made(read):
+    for text in ("[" + "1," * 1_000 + "1]", b"[" + b"[]," * 500 + b"1]", "[" + "{}," * 500 + "1]"):
+        with pytest.raises(UntrustedJsonError, match="more than 1000 values"):
+            read(text, max_values=1_000)
+        assert read(text, max_values=1_001)
+    assert read('"' + "x" * 5_000 + '"', max_values=10)
+
+
 def test_what_is_accepted_can_be_written_again_by_every_encoder_also_inside_a_queues_envelope():
     value = loads(nested(QUEUE_DEPTH - 1), QUEUE_DEPTH)
     for _ in range(20):
@@ -198,6 +207,51 @@ def test_whatever_comes_there_is_an_answer(text):
     except UntrustedJsonError:
         return
     assert isinstance(read, list)
+
+
+ODD_TEXT = st.text(alphabet='id"\\\\[]{}:, ', max_size=8)
+ODD_VALUE = st.recursive(
+    st.none() | st.integers() | ODD_TEXT | st.just("id"),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(ODD_TEXT | st.just("id"), inner, max_size=4),
+)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(ODD_TEXT | st.just("id"), ODD_VALUE, max_size=6), st.booleans())
+def test_the_end_and_the_id_of_an_element_that_cannot_be_parsed_are_those_it_would_have(element, is_wide):
+    text = json.dumps(element, indent=1 if is_wide else None)[1:-1].rstrip()
+    bad = f'{{{text}{"," if element else ""} "last": nul}}'
+    read = loads_each(f"[{bad}, {GOOD[0]}]".encode())
+    assert read[1:] == [json.loads(GOOD[0])]
+    given_id = element.get("id")
+    assert isinstance(read[0], Unreadable)
+    assert read[0].id == (given_id if isinstance(given_id, str) else None)
+
+
+@pytest.mark.parametrize(
+    "filler",
+    [
+        "[],",
+        "[[[[[]]]]],",
+        '{"id":"y"},',
+        '{"a":{"a":{"a":{"id":"y"}}}},',
+        '"\\\\\\"id",',
+        '"]}",',
+        "1,",
+        '"[",[{"a":"}"}],',
+    ],
+)
+def test_large_elements_are_passed_over_in_time_and_keep_their_id(filler):
+    many = f"[{filler * 20_000}1]"
+    entries = '"k": 1,' * 20_000
+    bad = f'{{"a": {many}, "id": "x", "b": [{filler * 20_000}{TOO_DEEP}], "c": {{{entries}"d": 1}}}}'
+    read = loads_each(f"[{GOOD[0]},{bad},{GOOD[1]}]".encode())
+    assert [each.id if isinstance(each, Unreadable) else each["id"] for each in read] == ["a", "x", "b"]
+
+
+def test_a_list_of_nothing_but_broken_elements_is_given_up():
+    read = loads_each(b"[" + b"nul," * 1_000_000 + b"nul]")
+    assert len(read) < 2_000 and all(isinstance(each, Unreadable) for each in read)
 
 
 def test_hostile_strings_are_scanned_once():

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from ember.platform.endpoint import Endpoint
 from ember.platform.jobs import TTL_MS, Job, PlatformError, new_job
-from ember.untrusted_json import UntrustedJsonError, loads
+from ember.untrusted_json import MAX_VALUES, UntrustedJsonError, loads
 
 ENDPOINT: web.AppKey[Endpoint] = web.AppKey("endpoint", Endpoint)
 
@@ -126,7 +126,7 @@ async def read_json(http: web.Request, limit: int) -> tuple[Any, int]:
     if not raw.strip():
         return None, 0
     try:
-        return loads(raw), len(raw)
+        return loads(raw, max_values=MAX_VALUES), len(raw)
     except UntrustedJsonError as error:
         raise PlatformError(400, f"the request body is not valid JSON: {error}") from None
 

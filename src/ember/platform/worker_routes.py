@@ -10,7 +10,7 @@ from aiohttp import web
 
 from ember.platform.client_routes import ENDPOINT, answer, query_number
 from ember.platform.jobs import Job, PlatformError
-from ember.untrusted_json import QUEUE_DEPTH, UntrustedJsonError, loads
+from ember.untrusted_json import MAX_VALUES, QUEUE_DEPTH, UntrustedJsonError, loads
 
 POLL_SECONDS: web.AppKey[float] = web.AppKey("poll_seconds", float)  # an empty job-take or job-stop is held so long
 _BATCH = (1, 1, 10_000)  # jobs of one job-take-batch: least, default, most
@@ -123,7 +123,7 @@ async def _report(http: web.Request, what: str) -> tuple[int, dict[str, Any]]:
     except web.HTTPRequestEntityTooLarge:
         raise _refused(http, 413, what, too_large) from None
     try:
-        body = loads(raw, QUEUE_DEPTH)
+        body = loads(raw, QUEUE_DEPTH, MAX_VALUES)
     except UntrustedJsonError as error:
         raise _refused(http, 400, what, f"the body is not valid JSON: {error}") from None
     if not isinstance(body, dict):
