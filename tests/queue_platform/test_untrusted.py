@@ -180,6 +180,59 @@ def test_a_report_that_is_refused_fails_its_job(
     play(scenario)
 
 
+def test_a_body_that_cannot_be_decompressed_fails_its_job() -> None:
+    async def scenario(calls: Calls) -> None:
+        job_id = await calls.run(1)
+        await calls.take()
+        url = f"{calls.base}/job-done/w1/{job_id}?gpu=x"
+        async with calls.session.post(url, data=b"no gzip", headers={"Content-Encoding": "gzip"}) as response:
+            assert response.status == 400
+        failed = await calls.status(job_id)
+        assert failed["status"] == "FAILED" and "cannot be read" in failed["error"]
+
+    play(scenario)
+
+
+def test_a_report_that_breaks_off_may_come_again() -> None:
+    async def scenario(calls: Calls) -> None:
+        job_id = await calls.run(1)
+        await calls.take()
+        port = int(calls.platform.url.rpartition(":")[2])
+        for framing in ("Content-Length: 500", "Transfer-Encoding: chunked"):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            head = f"POST /v2/any/job-done/w1/{job_id} HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n"
+            writer.write(head.encode() + b'b\r\n{"output": 1\r\n')
+            await writer.drain()
+            await asyncio.sleep(0.1)
+            writer.close()
+            await asyncio.sleep(0.1)
+            assert (await calls.status(job_id))["status"] == "IN_PROGRESS", framing
+        assert await calls.report("job-done", job_id, '{"output": 1}') == 200
+
+    play(scenario)
+
+
+def test_what_is_no_http_is_not_repeated_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(calls: Calls) -> None:
+        port = int(calls.platform.url.rpartition(":")[2])
+        for text in (
+            f"GET /health HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {SECRET}\x01\r\n\r\n",
+            f"{SECRET}\r\n\r\n",
+            f"GET /{SECRET}\x00 HTTP/1.1\r\n\r\n",
+            f"POST /run HTTP/1.1\r\nHost: localhost\r\nContent-Length: -{SECRET}\r\n\r\n",
+            f"POST /run HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n{SECRET}\r\n",
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(text.encode())
+            assert b" 400 " in await asyncio.wait_for(reader.readline(), 10)
+            writer.close()
+        assert (await calls.client("GET", "/health"))[0] == 200
+
+    with caplog.at_level(logging.DEBUG):
+        play(scenario)
+    assert SECRET not in caplog.text and "Traceback" not in caplog.text
+
+
 def test_a_body_beyond_the_real_limit_fails_its_job_without_being_read_whole() -> None:
     async def scenario(calls: Calls) -> None:
         job_id = await calls.run(1)

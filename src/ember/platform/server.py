@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from ember.platform.access import Access
 from ember.platform.client_routes import ENDPOINT, add_client_routes, answer
@@ -62,6 +63,7 @@ class Platform:
             handler_cancellation=True,  # a client that leaves a stream cancels its job
             shutdown_timeout=_CLOSE_SECONDS,
             max_line_size=_MAX_LINE_BYTES,
+            logger=_http_log(),
         )
         await self._runner.setup()
         await web.TCPSite(self._runner, host, port).start()
@@ -107,6 +109,21 @@ class Platform:
         except Exception:
             log.exception("%r %r failed", http.method[:20], http.path[:200])
             return answer({"error": "internal error; the platform's log has it"}, 500)
+
+
+def _http_log() -> logging.Logger:
+    """The log of the HTTP library, without what clients get wrong: it prints whole header lines, keys included."""
+    http_log = logging.getLogger(f"{__name__}.http")
+    http_log.addFilter(_is_ours)
+    return http_log
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, (HttpProcessingError, web.RequestPayloadError, ConnectionError)):
+        log.debug("a request cannot be read: %s", type(error).__name__)
+        return False
+    return True
 
 
 def worker_environment(url: str, worker_id: str, key: str | None = None) -> dict[str, str]:

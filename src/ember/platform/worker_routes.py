@@ -122,6 +122,10 @@ async def _report(http: web.Request, what: str) -> tuple[int, dict[str, Any]]:
         raw = await http.read()
     except web.HTTPRequestEntityTooLarge:
         raise _refused(http, 413, what, too_large) from None
+    except web.RequestPayloadError as error:
+        if http.transport is None or http.transport.is_closing():  # the worker may send it again
+            raise
+        raise _refused(http, 400, what, " ".join(f"the body cannot be read: {error}".split())) from None
     try:
         body = loads(raw, QUEUE_DEPTH, MAX_VALUES)
     except UntrustedJsonError as error:
