@@ -108,8 +108,8 @@ def _check_unread(fields: Fields, architecture: str, read: frozenset[str]) -> No
     unread = fields.unread(read | HARMLESS | NEUTRAL.keys())
     if unread:
         fields.warnings.append(
-            f"what Ember does not read for {architecture}: {listed(unread)}. If that changes what the model computes, "
-            "its answers are not those that it was trained for"
+            f"fields that Ember does not read for {architecture}: {listed(unread)}. Where one of them changes what the "
+            "model computes, its answers are not those that it was trained for"
         )
 
 
