@@ -1,5 +1,6 @@
 # make run    a real chat on the bundled demo model       make test   the whole test suite
 # make lint   ruff and mypy                               make bench  boot and throughput figures
+# make soak   half an hour of attacks and of load
 # make venv   only the environment             make gpu-check   all that needs an NVIDIA GPU
 # make test-clients   LangChain and LiteLLM against the demo model
 # make image  the container image, with docker make image-check the same without docker, started and asked
@@ -11,7 +12,9 @@ BIN    := $(VENV)/bin
 # Where torch comes from on a machine without an NVIDIA GPU; falls back to the default index.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: run test test-clients lint bench gpu-check venv demo-model image image-check hub lock clean
+SOAK_MINUTES ?= 30
+
+.PHONY: run test test-clients lint soak bench gpu-check venv demo-model image image-check hub lock clean
 
 run: $(VENV)/.library
 	@$(BIN)/python handler.py
@@ -33,6 +36,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Half an hour of attacks, then half an hour of mixed load; SOAK_MINUTES for each.
+soak: $(VENV)/.dev
+	$(BIN)/python -m tests.attack --minutes $(SOAK_MINUTES)
+	$(BIN)/python benchmarks/soak.py --minutes $(SOAK_MINUTES)
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/boot.py
