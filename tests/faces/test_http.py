@@ -434,3 +434,27 @@ def test_a_root_path_that_is_none(value: str) -> None:
         return
     with pytest.raises(SettingsError, match="ROOT_PATH"):
         load_settings({"root_path": value})
+
+
+def test_a_body_in_an_encoding_that_nothing_decodes_is_refused() -> None:
+    async def scenario(client: Client, worker: FakeWorker) -> None:
+        for encoding in ("br", "zstd", "nonsense", "gzip, gzip"):
+            headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+            response = await client.post(CHAT, data=b"{}", headers=headers)
+            error = await error_of(response)
+            assert (response.status, error["param"]) == (415, "header.content-encoding")
+            assert "gzip" in error["message"] and encoding in error["message"]
+
+    with_client(scenario)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_body_that_does_not_decode_ends_the_connection_in_words(encoding: str) -> None:
+    """What comes behind such a body cannot be told from it, so the client has to know that the connection is over."""
+
+    async def scenario(client: Client, worker: FakeWorker) -> None:
+        headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+        response = await client.post(CHAT, data=b"not packed at all", headers=headers)
+        assert response.status == 400 and response.headers["Connection"] == "close"
+
+    with_client(scenario)

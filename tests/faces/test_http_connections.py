@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import socket
@@ -249,8 +250,10 @@ def test_a_head_that_does_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
             slow[5][1].write(b"P")
             late = [asyncio.create_task(trickled(slow[number][1], part)) for number in (3, 6)]
             for reader, _ in slow:
+                # A byte that is on its way when the server closes is answered by a reset.
                 async with asyncio.timeout(PATIENCE_S):
-                    assert await reader.read() == b""
+                    with contextlib.suppress(ConnectionResetError):
+                        assert await reader.read() == b""
             assert (await read_answer(busy[0]))[0] == 200
             for task in late:
                 task.cancel()

@@ -30,6 +30,7 @@ from ember.untrusted_json import MAX_VALUES, UntrustedJsonError, loads_strict
 log = logging.getLogger(__name__)
 
 LARGE_BODY_BYTES = 64 * 1024
+BODY_ENCODINGS = ("identity", "gzip", "deflate")
 BODY_SECONDS = 60.0  # for a request's body to arrive
 _HEALTH = ("/health", "/ping")  # need no key
 _SSE_HEADERS = {
@@ -171,6 +172,7 @@ class _Face:
 
 async def _parsed_body(http: web.BaseRequest) -> Any:
     """The JSON body, None where there is none. Raises ApiError 400."""
+    _check_encoding(http)
     await _ask_for_body(http)
     try:
         async with asyncio.timeout(BODY_SECONDS):  # `wait_for` loses a cancellation that comes with the last bytes
@@ -180,7 +182,9 @@ async def _parsed_body(http: web.BaseRequest) -> Any:
         raise ApiError(408, message, type="Request Timeout", headers={"Connection": "close"}) from None
     except web.RequestPayloadError as error:
         reason = " ".join(str(error).split())
-        raise ApiError(400, f"The request body cannot be read: {reason}", type="Bad Request", param="body") from None
+        message = f"The request body cannot be read: {reason}"
+        closing = {"Connection": "close"}  # where the next request would begin is not known
+        raise ApiError(400, message, type="Bad Request", param="body", headers=closing) from None
     if not raw:
         return None
     if http.content_type != "application/json":
@@ -192,6 +196,15 @@ async def _parsed_body(http: web.BaseRequest) -> Any:
         return await asyncio.to_thread(loads_strict, raw, max_values=MAX_VALUES)
     except UntrustedJsonError as error:
         raise ApiError(400, f"The request body is not valid JSON: {error}", type="Bad Request", param="body") from None
+
+
+def _check_encoding(http: web.BaseRequest) -> None:
+    """Raises ApiError 415 for a body in an encoding that is not decoded: it would be read as it is, or as empty."""
+    encoding = http.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in BODY_ENCODINGS:
+        message = f"Content-Encoding must be one of {', '.join(BODY_ENCODINGS)}, not {encoding[:40]!r}."
+        param, closing = "header.content-encoding", {"Connection": "close"}
+        raise ApiError(415, message, type="Unsupported Media Type", param=param, headers=closing)
 
 
 async def _ask_for_body(http: web.BaseRequest) -> None:
