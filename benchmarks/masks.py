@@ -36,7 +36,7 @@ from ember.engine.core.grammar import GrammarCompiler  # noqa: E402
 from ember.engine.core.masks import MaskFiller, Masks, expand  # noqa: E402
 from ember.engine.core.sampler import sample  # noqa: E402
 from ember.engine.core.sequence import Sequence  # noqa: E402
-from ember.front.text.json_schema import schema_text  # noqa: E402
+from ember.front.text.json_schema import schema_grammar  # noqa: E402
 from ember.front.text.portable_regex import portable  # noqa: E402
 from ember.wire import Grammar, SamplingParams  # noqa: E402
 
@@ -75,11 +75,11 @@ MANY_OPTIONAL = {
     "additionalProperties": False,
 }
 GRAMMARS = {
-    "record": Grammar("json_schema", schema_text(PERSON)),
-    "tree": Grammar("json_schema", schema_text(TREE)),
-    "30 optional": Grammar("json_schema", schema_text(MANY_OPTIONAL)),
-    "enum of 500": Grammar("json_schema", schema_text({"enum": [f"value number {i}" for i in range(500)]})),
-    "any object": Grammar("json_schema", schema_text({"type": "object"})),
+    "record": Grammar("json", schema_grammar(PERSON)),
+    "tree": Grammar("json", schema_grammar(TREE)),
+    "30 optional": Grammar("json", schema_grammar(MANY_OPTIONAL)),
+    "enum of 500": Grammar("json", schema_grammar({"enum": [f"value number {i}" for i in range(500)]})),
+    "any object": Grammar("json", schema_grammar({"type": "object"})),
     "free text": Grammar("regex", portable(r"(\w+ ){3,80}\.")),
     "phone": Grammar("regex", portable(r"\+\d{2} \d{3,5}/\d{4}")),
     "lark": Grammar("lark", 'start: item ("," item)*\nitem: WORD "=" NUMBER\nWORD: /[a-z]+/\nNUMBER: /[0-9]+/'),

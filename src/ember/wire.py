@@ -23,8 +23,8 @@ class Grammar(Struct, frozen=True, omit_defaults=True):
     The engine compiles it; one that cannot be compiled comes back as an error with `error_param`, before any token.
     """
 
-    kind: str  # json_schema, regex, lark, gbnf
-    text: str  # of json_schema: the schema as JSON, which may carry options as "x-guidance"
+    kind: str  # regex, gbnf, lark, json (a Lark grammar of JSON), json_schema
+    text: str
     param: str = "structured_outputs"  # the field of the request it comes from, for errors
 
 

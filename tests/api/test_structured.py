@@ -10,7 +10,9 @@ import pytest
 
 from ember import wire
 from ember.front.errors import ApiError
+from ember.front.text.json_schema import schema_grammar
 from tests.api.fakes import Deployment, refused
+from tests.structured.random_schemas import matcher_of
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 TAG = {"format": {"type": "tag", "begin": "<f>", "content": {"type": "json_schema", "json_schema": SCHEMA}, "end": "."}}
@@ -50,10 +52,7 @@ JSON_FIELDS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("fields", "param"), JSON_FIELDS)
 def test_a_schema_under_every_name(deployment: Deployment, fields: dict[str, Any], param: str) -> None:
     made = grammar(deployment, **fields)
-    assert (made.kind, made.param) == ("json_schema", param)
-    sent = json.loads(made.text)
-    assert sent.pop("x-guidance")["whitespace_pattern"]  # bounded
-    assert sent == SCHEMA
+    assert made == wire.Grammar("json", schema_grammar(SCHEMA), param)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +65,7 @@ def test_a_schema_under_every_name(deployment: Deployment, fields: dict[str, Any
 )
 def test_any_object(deployment: Deployment, fields: dict[str, Any]) -> None:
     made = grammar(deployment, **fields)
-    assert made.kind == "json_schema" and json.loads(made.text)["type"] == "object"
+    assert (made.kind, made.text) == ("json", schema_grammar({"type": "object"}))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +98,8 @@ def test_structural_tags_in_every_place(deployment: Deployment, tag: dict[str, A
     ]
     assert [one.param for one in made] == ["response_format", "structured_outputs.structural_tag", "structural_tag"]
     assert len({(one.kind, one.text) for one in made}) == 1
-    assert made[0].kind == "lark" and "%json" in made[0].text
+    assert made[0].kind == "lark"
+    matcher_of(made[0].text)
 
 
 def test_nothing_demanded(deployment: Deployment) -> None:
@@ -113,35 +113,35 @@ def test_nothing_demanded(deployment: Deployment) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "guidance"),
+    ("fields", "whitespace"),
     [
-        ({"structured_outputs": {"json": {}, "disable_any_whitespace": True}}, {"whitespace_flexible": False}),
-        ({"structured_outputs": {"json_object": True, "whitespace_pattern": ""}}, {"whitespace_flexible": False}),
-        ({"structured_outputs": {"json": {}, "whitespace_pattern": "[ ]?"}}, {"whitespace_pattern": "[ ]?"}),
-        (
-            {"guided_json": {}, "guided_whitespace_pattern": r"[\s]{0,2}|\n"},
-            {"whitespace_pattern": "[ \\t\\n\\r]{0,2}|\\n"},
-        ),
-        ({"guided_json": {}, "guided_whitespace_pattern": r"\s?"}, {"whitespace_pattern": "[ \\t\\n\\r]?"}),
+        ({"structured_outputs": {"json": {}, "disable_any_whitespace": True}}, ""),
+        ({"structured_outputs": {"json_object": True, "whitespace_pattern": ""}}, ""),
+        ({"structured_outputs": {"json": {}, "whitespace_pattern": "[ ]?"}}, "[ ]?"),
+        ({"guided_json": {}, "guided_whitespace_pattern": r"[\s]{0,2}|\n"}, "[ \\t\\n\\r]{0,2}|\\n"),
+        ({"guided_json": {}, "guided_whitespace_pattern": r"\s?"}, "[ \\t\\n\\r]?"),
+        ({"guided_json": {}, "guided_whitespace_pattern": r"\s*"}, "[ \\t\\n\\r]{0,24}"),
+        ({"guided_json": {}, "guided_whitespace_pattern": " +|\n{2,}?|\t{30,}"}, " {1,24}|\n{2,24}?|\t{30,30}"),
     ],
 )
-def test_whitespace(deployment: Deployment, fields: dict[str, Any], guidance: dict[str, Any]) -> None:
-    assert json.loads(grammar(deployment, **fields).text)["x-guidance"] == guidance
+def test_whitespace(deployment: Deployment, fields: dict[str, Any], whitespace: str) -> None:
+    schema = {"type": "object"} if "json_object" in str(fields) else {}
+    assert grammar(deployment, **fields).text == schema_grammar(schema, whitespace=whitespace)
 
 
 def test_options_reach_the_schemas_of_a_structural_tag(deployment: Deployment) -> None:
     options = {"disable_additional_properties": True, "disable_any_whitespace": True}
-    text = grammar(deployment, structured_outputs={"structural_tag": TAG, **options}).text
-    assert '"additionalProperties":false' in text and '"whitespace_flexible":false' in text
+    made = matcher_of(grammar(deployment, structured_outputs={"structural_tag": TAG, **options}).text)
+    for text, is_allowed in (('<f>{"a":1}.', True), ('<f>{"a": 1}.', False), ('<f>{"a":1,"b":1}.', False)):
+        own = made.deep_copy()
+        assert (own.try_consume_tokens(list(text.encode())) == len(text)) is is_allowed, text
 
 
 def test_no_additional_properties_where_the_schema_says_nothing(deployment: Deployment) -> None:
     inner = {"properties": {"b": {"type": "object", "additionalProperties": {"type": "string"}}}}
     schema = {"type": "object", "properties": {"a": inner}}
     text = grammar(deployment, structured_outputs={"json": schema, "disable_additional_properties": True}).text
-    sent = json.loads(text)
-    assert sent["additionalProperties"] is False and sent["properties"]["a"]["additionalProperties"] is False
-    assert sent["properties"]["a"]["properties"]["b"]["additionalProperties"] == {"type": "string"}
+    assert text == schema_grammar(schema, closed=True) != schema_grammar(schema)
 
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
@@ -174,6 +174,20 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"structured_outputs": {"grammar": ""}}, "structured_outputs.grammar", "not empty"),
     ({"structured_outputs": {"regex": "a\0"}}, "structured_outputs.regex", "NUL"),
     ({"structured_outputs": {"regex": "a*+"}}, "structured_outputs.regex", "possessive"),
+    ({"structured_outputs": {"regex": "foo**"}}, "structured_outputs.regex", "nothing to repeat"),
+    ({"guided_regex": "a{2}{3}"}, "guided_regex", "nothing to repeat"),
+    ({"guided_regex": "x(?i)y"}, "guided_regex", "options"),
+    ({"guided_json": {"pattern": "a{2}{3}"}}, "guided_json", "`pattern`"),
+    ({"guided_json": {"patternProperties": {"^foo**": True}}}, "guided_json", "`patternProperties`"),
+    ({"response_format": response_format({"minProperties": 2})}, "response_format", "`minProperties`"),
+    ({"response_format": response_format({"uniqueItems": True})}, "response_format", "`uniqueItems`"),
+    ({"guided_json": {}, "guided_whitespace_pattern": " **"}, "guided_whitespace_pattern", "nothing to repeat"),
+    ({"guided_json": {}, "guided_whitespace_pattern": "( "}, "guided_whitespace_pattern", "cannot be used"),
+    (
+        {"structural_tag": {"format": {"type": "regex", "pattern": "b**"}}},
+        "structural_tag",
+        "nothing to repeat",
+    ),
     (
         {"structured_outputs": {"json": {}, "disable_any_whitespace": 1}},
         "structured_outputs.disable_any_whitespace",

@@ -182,7 +182,19 @@ OBJECTS: dict[str, Schema] = {
     "additional records": {"type": "object", "additionalProperties": record("v", v=BOOLEAN), "maxProperties": 2},
     "additional beside named": record("a", rest={"type": "boolean"}, a=INTEGER),
     "open beside named": {"type": "object", "properties": {"a": INTEGER}, "required": ["a"], "maxProperties": 2},
-    "at least two": {"type": "object", "additionalProperties": INTEGER, "minProperties": 2, "maxProperties": 4},
+    "at least one": {"type": "object", "additionalProperties": INTEGER, "minProperties": 1, "maxProperties": 4},
+    "at least two of few names": {
+        "type": "object",
+        "patternProperties": {"^[a-d]$": INTEGER},
+        "additionalProperties": False,
+        "minProperties": 2,
+        "maxProperties": 3,
+    },
+    "two or three of four": {
+        **record("b", a=BOOLEAN, b=INTEGER, c={"type": "null"}, d=SHORT),
+        "minProperties": 2,
+        "maxProperties": 3,
+    },
     "names by pattern": {
         "type": "object",
         "patternProperties": {"^x_[a-z]{1,3}$": INTEGER},

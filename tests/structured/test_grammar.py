@@ -16,7 +16,6 @@ from ember.engine.core.grammar import (
     load_tokenizer,
 )
 from ember.engine.core.sequence import Sequence
-from ember.front.text.tools import choose_tool_format
 from ember.wire import Grammar, SamplingParams
 from tests.structured.json_model import CALL, NUM_ROWS, THINK, load
 
@@ -217,17 +216,3 @@ def test_errors_say_what_to_change(compiler, kind, text, words):
     said = str(caught.value)
     assert words in said
     assert not any(inside in said for inside in ("NoExtensionBias", "coerce", "start:", "Some("))
-
-
-def test_the_error_of_a_tool_s_schema_names_the_tool(compiler, directory):
-    broken = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
-    tools = [
-        {"type": "function", "function": {"name": name, "parameters": parameters}}
-        for name, parameters in (("good", {"type": "object"}), ('to "set"', broken), ("fine", {"type": "object"}))
-    ]
-    for form in ("hermes", "qwen3_coder"):
-        chosen, _ = choose_tool_format("", None, "org/x", form)
-        text = chosen.grammar(tools, at_least_one=True, parallel=True, tokenizer=load(directory))
-        with pytest.raises(GrammarError) as caught:
-            compiled(compiler, "lark", text)
-        assert str(caught.value) == """in the schema of 'to "set"': Unimplemented keys: ["uniqueItems"]"""

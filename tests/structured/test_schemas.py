@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from ember.front.text.json_schema import schema_text
+from ember.front.text.json_schema import schema_grammar
 from ember.wire import Generate, Grammar, SamplingParams
 from tests.engine_core.inline import make_engine, run, tokens
 from tests.structured.json_model import load
@@ -41,7 +41,7 @@ def outputs(directory):
     ends = dict.fromkeys([tokenizer.encode(text)[0] for text in ('"', "}", "]", ",")], 4.0)
     requests = []
     for number, schema in enumerate(ALL.values()):
-        grammar = Grammar("json_schema", schema_text(schema))
+        grammar = Grammar("json", schema_grammar(schema))
         sampling = SamplingParams(MAX_TOKENS, SAMPLES, temperature=1.0, seed=number, logit_bias=ends, grammar=grammar)
         requests.append(Generate(number, [40 + number % 100, 50, 60], sampling))
     engine = make_engine(directory, max_num_seqs=64, num_blocks=2048)

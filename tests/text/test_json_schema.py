@@ -1,45 +1,53 @@
-"""What of a client's schema reaches the engine's compiler, and in which words."""
+"""Which values the rules of a client's schema allow, and which schemas are refused."""
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 
-from ember.front.text.json_schema import DEFAULT_WHITESPACE, schema_text
+from ember.front.text.json_keywords import Keywords
+from ember.front.text.json_schema import JsonRules, schema_grammar
+from tests.structured.random_schemas import matcher_of
 
 
-def prepared(schema: Any, **options: Any) -> dict[str, Any]:
-    made = json.loads(schema_text(schema, **options))
-    made.pop("x-guidance")
-    return made
+def allows(schema: Any, *values: Any, **options: Any) -> list[bool]:
+    """Of each value, whether the grammar takes it as it is usually written."""
+    made = matcher_of(schema_grammar(schema, **options))
+    found = []
+    for value in values:
+        own = made.deep_copy()
+        text = list(json.dumps(value, ensure_ascii=False).encode())
+        found.append(own.try_consume_tokens(text) == len(text) and own.is_accepting())
+    return found
 
 
-def test_whitespace_is_bounded_unless_asked_otherwise():
-    assert json.loads(schema_text({}))["x-guidance"] == {"whitespace_pattern": DEFAULT_WHITESPACE}
-    assert json.loads(schema_text({}, whitespace="[ ]"))["x-guidance"] == {"whitespace_pattern": "[ ]"}
-    assert json.loads(schema_text({}, whitespace=""))["x-guidance"] == {"whitespace_flexible": False}
+def takes(schema: Any, text: str, **options: Any) -> bool:
+    own = matcher_of(schema_grammar(schema, **options)).deep_copy()
+    given = list(text.encode())
+    return own.try_consume_tokens(given) == len(given) and own.is_accepting()
 
 
-def test_a_request_cannot_set_the_compilers_options():
-    given = {"x-guidance": {"lenient": True}, "properties": {"a": {"x-guidance": {"lenient": True}}}}
-    assert prepared(given) == {"properties": {"a": {}}}
-    assert "lenient" not in schema_text(given)
+def lenient(schema: Any) -> set[str]:
+    """What is dropped where the schema need not hold; the rest must make a grammar."""
+    lines: list[str] = []
+    keywords = Keywords(lenient=True, closed=False)
+    start = JsonRules(lines.append).read(schema, keywords)
+    matcher_of("\n".join([f"start: {start}", *lines]))
+    return keywords.dropped
 
 
-def test_annotations_go_and_properties_of_the_same_names_stay():
-    given = {
+def test_annotations_have_no_effect_and_properties_of_the_same_names_have() -> None:
+    schema = {
         "title": "T",
-        "description": "D",
         "default": 1,
+        "x-guidance": {"lenient": True},
         "properties": {"title": {"type": "string", "examples": ["a"]}, "default": True},
-        "enum": [{"title": "kept"}],
+        "enum": [{"title": "kept"}, {"title": 3}],
     }
-    assert prepared(given) == {
-        "properties": {"title": {"type": "string"}, "default": True},
-        "enum": [{"title": "kept"}],
-    }
+    assert allows(schema, {"title": "kept"}, {"title": 3}, {}) == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -48,66 +56,236 @@ def test_annotations_go_and_properties_of_the_same_names_stay():
         *({"uniqueItems": False}, {"not": False}, {"dependentRequired": {}}, {"propertyNames": True}),
         *({"propertyNames": {}}, {"propertyNames": {"type": "string"}}, {"if": {"type": "null"}}, {"then": False}),
         *({"contains": {}, "minContains": 0}, {"minContains": 3}, {"unevaluatedItems": True}, {"format": "int64"}),
+        {"madeUp": 1},
     ],
 )
-def test_keywords_that_demand_nothing_go(nothing):
-    assert prepared({"type": "object", **nothing}) == {"type": "object"}
+def test_keywords_that_demand_nothing(nothing: dict[str, Any]) -> None:
+    assert allows({"type": "object", **nothing}, {"a": [1, 1]}, {}, 3) == [True, True, False]
 
 
 @pytest.mark.parametrize(
     "demand",
     [
         *({"uniqueItems": True}, {"uniqueItems": 0}, {"not": {}}, {"dependentRequired": {"a": ["b"]}}),
-        *({"propertyNames": {"maxLength": 3}}, {"if": True, "then": False}, {"contains": {}}, {"format": "iri"}),
-        *({"contains": {}, "minContains": 0, "maxContains": 1}, {"unevaluatedItems": False}, {"madeUp": 1}),
-        {"propertyNames": {"enum": ["a"]}, "properties": {"a": True}},
+        *({"if": True, "then": False}, {"contains": {}}, {"format": "iri"}, {"$dynamicRef": "#a"}),
+        *({"contains": {}, "minContains": 0, "maxContains": 1}, {"unevaluatedItems": False}),
+        *({"$ref": "#/$defs/no"}, {"$ref": "https://example.com/a.json"}, {"$ref": "#gone"}, {"$ref": 3}),
+        *({"type": "strin"}, {"type": 3}, {"properties": []}, {"required": True}, {"anyOf": {}}, {"maxLength": -1}),
+        *({"minimum": "3"}, {"multipleOf": 0}, {"pattern": 3}, {"pattern": "foo**"}, {"pattern": "a(?=b)"}),
+        *({"patternProperties": {"a{2}{3}": True}}, {"patternProperties": {"(?<!a)b": True}}, {"minProperties": 2}),
+        *({"oneOf": [{"type": "integer"}, {"minimum": 3}]}, {"pattern": "[z-a]"}),
+        *({"items": {"contains": {}}}, {"properties": {"a": {"not": {"type": "string"}}}}),
+        {"unevaluatedProperties": False, "allOf": [{"properties": {"a": True}}]},
     ],
 )
-def test_demands_stay_for_the_compiler_to_meet_or_refuse(demand):
-    assert prepared({"type": "object", **demand}) == {"type": "object", **demand}
+def test_what_cannot_be_enforced_is_refused_by_name_or_dropped(demand: dict[str, Any]) -> None:
+    keyword = next(iter(demand))
+    if keyword in ("items", "properties") and demand[keyword]:
+        keyword = "contains" if keyword == "items" else "not"
+    whole = {"type": "object", "properties": {"x": demand}} if keyword != "minProperties" else demand
+    with pytest.raises(ValueError, match=f"`{re.escape(keyword)}`"):
+        schema_grammar(whole)
+    assert keyword in lenient(whole)
 
 
-def test_names_of_properties_in_other_words():
-    assert prepared({"propertyNames": {"enum": ["a", 1]}, "additionalProperties": {"type": "null"}}) == {
-        "properties": {"a": {"type": "null"}},
-        "additionalProperties": False,
-    }
-    assert prepared({"propertyNames": {"type": "string", "pattern": r"^\d$"}}) == {
-        "patternProperties": {"^[0-9]$": True},
-        "additionalProperties": False,
-    }
+@pytest.mark.parametrize("schema", [False, None, [], "string", 3])
+def test_what_is_no_schema(schema: Any) -> None:
+    with pytest.raises(ValueError, match="schema"):
+        schema_grammar(schema)
 
 
-def test_patterns_that_become_one_are_refused():
-    with pytest.raises(ValueError, match="same names"):
-        schema_text({"patternProperties": {r"\d": True, "[0-9]": {"type": "null"}}})
+def test_depth_and_size_are_limited_and_true_is_anything() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(70):
+        deep = {"items": deep}
+    with pytest.raises(ValueError, match="64 levels"):
+        schema_grammar(deep)
+    with pytest.raises(ValueError, match="too large"):
+        schema_grammar({"properties": {f"property {i} of many": {"minLength": i} for i in range(9000)}})
+    many = [{"anyOf": [{"minimum": i}, {"maximum": i}]} for i in range(30)]
+    with pytest.raises(ValueError, match="too many alternatives"):
+        schema_grammar({"allOf": many})
+    assert allows(True, 1, "a", [None, {"b": True}]) == [True] * 3
 
 
-def test_closed_schemas():
-    inner = {"type": "object", "properties": {"a": {"type": "array", "items": {"properties": {}}}}}
-    made = prepared({"anyOf": [inner, {"type": "object", "additionalProperties": True}]}, closed=True)
-    assert made["anyOf"][0]["additionalProperties"] is False
-    assert made["anyOf"][0]["properties"]["a"]["items"]["additionalProperties"] is False
-    assert made["anyOf"][1]["additionalProperties"] is True
-    named = prepared({"type": "object", "propertyNames": {"enum": ["a"]}}, closed=True)
-    assert named["properties"] == {"a": True}
-    assert prepared({"type": "object", "properties": {"a": True}, "unevaluatedProperties": False}) == {
+def test_a_schema_that_no_value_fits() -> None:
+    for schema in (
+        {"$ref": "#"},
+        {"properties": {"a": {"$ref": "#"}}, "required": ["a"], "type": "object"},
+        {"type": "string", "enum": [1]},
+        {"type": "integer", "minimum": 5, "maximum": 3},
+        {"type": "object", "required": ["a"], "maxProperties": 0},
+        {"type": "string", "pattern": "^a$", "minLength": 2},
+    ):
+        with pytest.raises(ValueError, match="no value matches"):
+            schema_grammar(schema)
+
+
+# -------------------------------------------------------------------------------------------------- names of properties
+
+
+def test_names_of_properties() -> None:
+    listed = {"type": "object", "propertyNames": {"enum": ["a", 1]}, "additionalProperties": {"type": "null"}}
+    assert allows(listed, {"a": None}, {}, {"a": 1}, {"b": None}) == [True, True, False, False]
+    both = {"type": "object", "propertyNames": {"maxLength": 2, "pattern": "^[ab]"}, "properties": {"abc": True}}
+    assert allows(both, {"ab": 1}, {"abc": 1}, {"c": 1}, {}) == [True, False, False, True]
+    beside = {"type": "object", "propertyNames": {"enum": ["a", "b"]}, "properties": {"a": {"const": 1}, "c": True}}
+    assert allows(beside, {"a": 1, "b": 2}, {"a": 2}, {"c": 1}) == [True, False, False]
+
+
+def test_a_name_has_one_spelling() -> None:
+    """Otherwise an escaped name would be another one to the grammar, and the same to who reads the answer."""
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": {"type": "string"}}
+    assert takes(schema, '{"a":1,"b":"x"}')
+    assert not takes(schema, r'{"a":1,"\u0061":"x"}')
+    by_pattern = {"type": "object", "patternProperties": {"^a$": {"type": "integer"}}}
+    assert takes(by_pattern, '{"a":1}') and not takes(by_pattern, r'{"\u0061":"x"}')
+
+
+def test_names_that_come_twice_are_one_property() -> None:
+    """So they do not count towards `minProperties`."""
+    few = {"type": "object", "propertyNames": {"pattern": "^[ab]$"}, "minProperties": 2}
+    assert allows(few, {"a": 1, "b": 2}, {"a": 1}) == [True, False]
+    assert not takes(few, '{"a":1,"a":2}')
+    choices: list[dict[str, Any]] = [
+        {"patternProperties": {"^[abc]$": True}},
+        {"patternProperties": {"^[ab]$": {}, "^c$": {}}},
+    ]
+    for names in choices:
+        closed = {"type": "object", **names, "additionalProperties": False, "minProperties": 3, "maxProperties": 3}
+        assert allows(closed, {"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 2}) == [True, False]
+        assert not takes(closed, '{"a":1,"b":1,"b":1}')
+    one = {"type": "object", "minProperties": 1, "properties": {"x": True}}
+    assert allows(one, {"free": 1}, {"x": 1}, {}) == [True, True, False]
+    with pytest.raises(ValueError, match="`minProperties` cannot be enforced above 1"):
+        schema_grammar({"type": "object", "minProperties": 2})
+    beside = {"type": "object", "properties": {"x": True, "y": True}, "minProperties": 2}
+    assert allows(beside, {"x": 1, "y": 2}, {"x": 1, "free": 2}, {"x": 1}) == [True, True, False]
+    assert not takes(beside, '{"z":1,"z":2}')
+
+
+def test_counts_of_properties_that_may_be_left_out() -> None:
+    schema = {
         "type": "object",
-        "properties": {"a": True},
+        "properties": {name: {"type": "integer"} for name in "abcd"},
+        "required": ["c"],
+        "additionalProperties": False,
+        "minProperties": 2,
+        "maxProperties": 3,
+    }
+    good: list[Any] = [{"a": 1, "c": 1}, {"c": 1, "d": 1}, {"a": 1, "b": 1, "c": 1}]
+    bad: list[Any] = [{"c": 1}, {"a": 1, "b": 1}, {"a": 1, "b": 1, "c": 1, "d": 1}, {}]
+    assert allows(schema, *good, *bad) == [True] * 3 + [False] * 4
+
+
+def test_a_property_that_patterns_cover_as_well() -> None:
+    digit = {"type": "integer", "minimum": 0, "maximum": 9}
+    schema = {
+        "type": "object",
+        "properties": {"s": digit},
+        "patternProperties": {"^s$": {"type": "integer", "minimum": 3}},
+        "required": ["s"],
         "additionalProperties": False,
     }
+    assert allows(schema, {"s": 5}, {"s": 1}, {}) == [True, False, False]
+    own = matcher_of(schema_grammar(schema)).deep_copy()
+    assert own.try_consume_tokens(list(b'{"s":5')) == 6
+    assert own.try_consume_tokens(list(b",")) == 0  # no other name is left
+    overlapping = {
+        "type": "object",
+        "patternProperties": {"^a": {"minimum": 3, "type": "integer"}, "b$": {"maximum": 5}},
+    }
+    assert allows(overlapping, {"ab": 4}, {"ab": 9}, {"a": 9}, {"b": 2}, {"b": 9}, {"c": "x"}) == [
+        *(True, False, True, True, False, True),
+    ]
 
 
-def test_formats_are_patterns_beside_what_was_there():
-    made = prepared({"type": "string", "format": "date", "pattern": "^2", "allOf": [{"minLength": 1}]})
-    assert made["pattern"] == "^2" and made["allOf"][0] == {"minLength": 1} and len(made["allOf"]) == 2
-    assert "format" not in made
+def test_conditions_of_several_schemas_hold_together() -> None:
+    base = {"type": "object", "patternProperties": {"^a": {"type": "integer"}}, "additionalProperties": False}
+    schema = {"additionalProperties": {"maximum": 5}, "allOf": [base], "patternProperties": {"^ab": {"minimum": 3}}}
+    assert allows(schema, {"ab": 9}, {"a": 3}, {"a": 9}, {"ab": 2}, {"b": 1}) == [True, True, False, False, False]
 
 
-def one_of(first: Any, second: Any, **more: Any) -> str:
-    """Whether the two became an `anyOf`, or stayed."""
-    (name,) = {"oneOf", "anyOf"} & prepared({"oneOf": [first, second], **more}).keys()
-    return name
+def test_closed_schemas() -> None:
+    inner = {"type": "object", "properties": {"a": {"type": "array", "items": {"properties": {}}}}}
+    schema = {"anyOf": [inner, {"type": "object", "additionalProperties": True, "required": ["open"]}]}
+    values: tuple[Any, ...] = ({"a": [{}]}, {"a": [{"x": 1}]}, {"b": 1}, {"open": 1, "b": 2})
+    assert allows(schema, *values, closed=True) == [True, False, False, True]
+    assert allows({"properties": {"a": True}, "unevaluatedProperties": False, "type": "object"}, {"b": 1}) == [False]
+
+
+# ----------------------------------------------------------------------------------------------------- references
+
+
+@pytest.mark.parametrize("keyword", ["$defs", "definitions"])
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        *(("Page<User>", "Page<User>"), ("Page<User>", "Page%3CUser%3E"), ("Box[int]", "Box[int]")),
+        *(("My Type", "My Type"), ("My Type", "My%20Type"), ("Größe", "Größe"), ("Größe", "Gr%C3%B6%C3%9Fe")),
+        *(("100%", "100%25"), ("100%", "100%"), ("100%25", "100%25"), ("a/b", "a~1b"), ("a~b", "a~0b")),
+        *(("a/b", "a%2Fb"), ("a^b|c\\d", "a^b|c\\d"), ('q"', 'q"'), ("{x}", "%7Bx%7D"), ("A«B»", "A«B»")),
+    ],
+)
+def test_names_in_references(keyword: str, name: str, reference: str) -> None:
+    definitions = {name: {"enum": ["z"]}, "Outer<T>": {"items": {"$ref": f"#/{keyword}/{reference}"}, "type": "array"}}
+    schema = {keyword: definitions, "$ref": f"#/{keyword}/Outer<T>"}
+    assert allows(schema, ["z"], ["y"]) == [True, False]
+
+
+def test_references_with_siblings_and_back_to_themselves() -> None:
+    schema = {
+        "$defs": {
+            "List<T>": {
+                "type": "object",
+                "properties": {"v": {"type": "integer"}, "next": {"$ref": "#/$defs/List%3CT%3E", "maxProperties": 1}},
+                "required": ["v"],
+            }
+        },
+        "$ref": "#/$defs/List<T>",
+        "minProperties": 2,
+        "description": "a list",
+    }
+    assert allows(schema, {"v": 1, "next": {"v": 2}}, {"v": 1}, {"v": 1, "next": {"v": 2, "next": {"v": 3}}}) == [
+        *(True, False, False),
+    ]
+
+
+def test_anchors_and_identifiers() -> None:
+    schema = {
+        "$id": "https://example.com/root.json",
+        "$defs": {
+            "a": {"$anchor": "here", "const": 1},
+            "b": {"$id": "other.json", "$defs": {"c": {"const": 2}}, "$ref": "#/$defs/c"},
+            "d": {"$id": "#old", "const": 3},
+        },
+        "type": "array",
+        "prefixItems": [
+            *({"$ref": "#here"}, {"$ref": "other.json"}, {"$ref": "https://example.com/other.json#/$defs/c"}),
+            *({"$ref": "#old"}, {"$ref": "root.json#here"}),
+        ],
+        "minItems": 5,
+        "items": False,
+    }
+    assert allows(schema, [1, 2, 2, 3, 1], [1, 2, 2, 3, 2]) == [True, False]
+
+
+def test_a_circle_of_references_ends() -> None:
+    circle = {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}
+    with pytest.raises(ValueError, match="without end"):
+        schema_grammar({"$ref": "#/$defs/a", "$defs": circle})
+
+
+# --------------------------------------------------------------------------------------------------------------- one of
+
+
+def is_exclusive(first: Any, second: Any, **more: Any) -> bool:
+    try:
+        schema_grammar({"oneOf": [first, second], **more})
+    except ValueError as error:
+        assert "`oneOf`" in str(error) and "use `anyOf`" in str(error)
+        return False
+    return True
 
 
 def tagged(values: Any, *required: str) -> dict[str, Any]:
@@ -132,53 +310,59 @@ OVERLAPPING: list[tuple[Any, Any]] = [
     ({"properties": {"t": {"const": "a"}}, "required": ["t"]}, {"properties": {"t": {"const": "b"}}}),  # and others
     (tagged({"enum": ["a", "b"]}, "t"), tagged({"enum": ["b"]}, "t")),
     (True, {"type": "string"}),
-    ({"$ref": "#/$defs/missing"}, {"type": "string"}),
-    ({"$ref": "https://example.com/a.json"}, {"type": "string"}),
 ]
 
 
 @pytest.mark.parametrize(("first", "second"), EXCLUSIVE)
-def test_exclusive_branches_are_an_any_of(first, second):
-    assert one_of(first, second) == one_of(second, first) == "anyOf"
-    references = {"$defs": {"a": first, "b": {"$ref": "#/$defs/c"}, "c": second}}
-    assert one_of({"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}, **references) == "anyOf"
+def test_exclusive_branches_are_alternatives(first: Any, second: Any) -> None:
+    assert is_exclusive(first, second) and is_exclusive(second, first)
+    references = {"$defs": {"a<b>": first, "b": {"$ref": "#/$defs/c"}, "c": second}}
+    assert is_exclusive({"$ref": "#/$defs/a%3Cb%3E"}, {"$ref": "#/$defs/b"}, **references)
 
 
 @pytest.mark.parametrize(("first", "second"), OVERLAPPING)
-def test_branches_that_may_overlap_stay(first, second):
-    assert one_of(first, second) == one_of(second, first) == "oneOf"
+def test_branches_that_may_overlap(first: Any, second: Any) -> None:
+    assert not is_exclusive(first, second) and not is_exclusive(second, first)
 
 
-def test_a_discriminator_is_required_from_then_on():
+def test_a_discriminator_is_required_from_then_on() -> None:
     branches = [{"$ref": "#/$defs/A"}, tagged({"const": "b"})]
     given = {"oneOf": branches, "discriminator": {"propertyName": "t"}, "$defs": {"A": tagged({"const": "a"}, "x")}}
-    made = prepared(given)
-    assert made["$defs"]["A"]["required"] == ["x", "t"] and made["anyOf"][1]["required"] == ["t"]
+    assert allows(given, {"t": "a", "x": 1}, {"t": "b"}, {"x": 1}, {}) == [True, True, False, False]
     assert given["$defs"] == {"A": tagged({"const": "a"}, "x")}  # the client's own is as it was
-    unlisted = {**given, "oneOf": [{"type": "string"}, {"type": "null"}]}
-    assert prepared(unlisted)["$defs"]["A"]["required"] == ["x"]
 
 
-def test_both_kinds_of_choices_hold():
-    made = prepared({"oneOf": [{"type": "integer"}, {"type": "null"}], "anyOf": [{"minimum": 3}]})
-    assert made == {"anyOf": [{"minimum": 3}], "allOf": [{"anyOf": [{"type": "integer"}, {"type": "null"}]}]}
+def test_both_kinds_of_choices_hold() -> None:
+    schema = {"oneOf": [{"type": "integer"}, {"type": "null"}], "anyOf": [{"minimum": 3}]}
+    assert allows(schema, 3, None, 2) == [True, True, False]
 
 
-def test_a_circle_of_references_ends():
-    circle = {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}
-    assert one_of({"$ref": "#/$defs/a"}, {"type": "string"}, **{"$defs": circle}) == "oneOf"
+# ------------------------------------------------------------------------------------------------- what has an end
 
 
-@pytest.mark.parametrize("schema", [False, None, [], "string", 3])
-def test_what_is_no_schema(schema):
-    with pytest.raises(ValueError, match="schema"):
-        schema_text(schema)
-
-
-def test_depth_is_limited_and_true_is_anything():
-    deep: dict[str, Any] = {}
-    for _ in range(70):
-        deep = {"not": deep}
-    with pytest.raises(ValueError, match="64 levels"):
-        schema_text(deep)
-    assert prepared(True) == {}
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        ({"type": "integer"}, ["1" * 19, "-" + "9" * 19], ["1" * 20, "-" + "1" * 20]),
+        ({"type": "integer", "minimum": 7}, ["7", "9" * 19], ["6", "1" * 20]),
+        ({"type": "integer", "maximum": -7}, ["-7", "-" + "9" * 19], ["-6", "7", "-" + "1" * 20]),
+        ({"type": "integer", "minimum": 10**24}, ["1" + "0" * 24], ["9" * 19, "1" + "0" * 25]),
+        ({"type": "number"}, ["0." + "3" * 17, "1" * 19 + ".5", "-2.5e-270"], ["0." + "3" * 18, "1" * 20, "1e1000"]),
+        ({"type": "number", "minimum": 0}, ["0", "0." + "0" * 17, "5.25"], ["-1", "0." + "0" * 18, "-0.1"]),
+        ({"type": "number", "exclusiveMinimum": 0, "maximum": 1}, ["0.1", "1", "1.0"], ["0", "0.0", "1.01", "2"]),
+        ({"type": "number", "minimum": -0.5, "maximum": 0.25}, ["-0.5", "0", "0.25", "0.2"], ["-0.51", "0.3", "1"]),
+        ({"type": "number", "minimum": 97.5, "exclusiveMaximum": 100}, ["97.5", "99.99"], ["97.49", "100", "9.9"]),
+        ({"type": "number", "maximum": -2.25}, ["-2.25", "-3", "-2.3"], ["-2.24", "2.5", "0"]),
+        ({"type": "number", "minimum": 1e30}, ["1" + "0" * 30], ["1" * 19]),
+        ({"type": "integer", "multipleOf": 7}, ["0", "-14", "700"], ["8", "7" * 19]),
+        ({"type": "number", "multipleOf": 0.25}, ["1.50", "-0.25", "3"], ["0.3", "1.500"]),
+        ({"type": "integer", "multipleOf": 5, "minimum": 3, "maximum": 61}, ["5", "60"], ["0", "65", "7"]),
+        ({}, ["[1.5]", "1" * 19], ["1" * 20, '{"a":0.' + "1" * 18 + "}"]),
+        ({"type": "object"}, ['{"a":1e5}'], ['{"a":' + "1" * 20 + "}"]),
+        ({"type": "array"}, ["[ 1 ]", "[\n    1,\n    2\n]"], ["[  1]", "[\n\n1]", "[1,\n" + " " * 30 + "2]"]),
+        ({"enum": [1, 1.0, "1"]}, ["1", '"1"'], ["1.0", "1.5"]),
+    ],
+)
+def test_numbers_and_blanks_come_to_an_end(schema: dict[str, Any], good: list[str], bad: list[str]) -> None:
+    assert [takes(schema, text) for text in good] == [True] * len(good)
+    assert [takes(schema, text) for text in bad] == [False] * len(bad)

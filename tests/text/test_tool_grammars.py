@@ -245,15 +245,69 @@ def test_what_does_not_fit_is_refused(name: str, output: str) -> None:
     assert not accepts(matcher(name, WITH_TOKENS, TOOLS), WITH_TOKENS, output)
 
 
-def test_tools_that_cannot_be_enforced_say_so() -> None:
+def strict(parameters: Any, name: str = "f", is_strict: bool = True) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters, "strict": is_strict}}
+
+
+UNENFORCEABLE: list[tuple[Any, str]] = [
+    ({"type": "array"}, "type object"),
+    ({"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}, "`uniqueItems`"),
+    ({"type": "object", "properties": {"a": {"not": {"type": "string"}}}}, "`not`"),
+    ({"type": "object", "properties": {"a": {"type": "string", "pattern": "a(?=b)"}}}, "`pattern`"),
+    ({"type": "object", "properties": {"a": {"type": "string", "pattern": "a**"}}}, "`pattern`"),
+    ({"type": "object", "properties": {"a": {"$ref": "#/$defs/gone"}}, "required": ["a"]}, "`.ref`"),
+    ({"type": "object", "properties": {"a": {"type": "strin"}}}, "`type`"),
+    ({"type": "object", "properties": ["a"]}, "`properties`"),
+    ({"type": "object", "properties": {"a": {"type": "integer"}}, "required": True}, "`required`"),
+    ({"type": "object", "properties": {"a": 3}}, "`schema`"),
+    ({"type": "object", "properties": {"a": {}}, "if": {}, "then": {}}, "`if`"),
+    ({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, "no (value|call)"),
+]
+
+
+@pytest.mark.parametrize(("parameters", "words"), UNENFORCEABLE)
+@pytest.mark.parametrize("name", FORMATS)
+def test_schemas_that_cannot_be_enforced(name: str, parameters: Any, words: str) -> None:
+    """A strict tool is refused, with its name; another one is held to the rest of its schema."""
+    with pytest.raises(ValueError, match=f"in the schema of 'f': .*{words}"):
+        ToolFormat(name).grammar([strict(parameters)], at_least_one=True, parallel=True, tokenizer=WITH_TOKENS)
+    tools = [strict(parameters, is_strict=False), strict({"type": "object", "properties": {}}, "g")]
+    for at_least_one in (True, False):
+        made = matcher(name, WITH_TOKENS, tools, at_least_one)
+        assert not made.is_stopped()
+
+
+def test_there_must_be_a_tool() -> None:
     with pytest.raises(ValueError, match="no tool"):
         ToolFormat("hermes").grammar([], at_least_one=True, parallel=True, tokenizer=WITH_TOKENS)
-    odd = {"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}
-    with pytest.raises(ValueError, match="type object"):
-        ToolFormat("hermes").grammar([odd], at_least_one=True, parallel=True, tokenizer=WITH_TOKENS)
-    unique = [tool("f", a={"type": "array", "uniqueItems": True})]
-    with pytest.raises(ValueError, match="uniqueItems"):
-        ToolFormat("gemma4").grammar(unique, at_least_one=True, parallel=True, tokenizer=WITH_TOKENS)
+
+
+@pytest.mark.parametrize("name", ["hermes", "qwen3_coder", "gemma4", "pythonic", "glm45"])
+def test_the_rest_of_a_schema_is_enforced_and_the_log_names_what_is_not(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    kinds = {"type": "array", "items": {"enum": ["x", "y"]}, "uniqueItems": True, "maxItems": 2}
+    parameters = {
+        "type": "object",
+        "properties": {"kinds": kinds, "size": {"type": "integer", "maximum": 5, "not": {"const": 3}}},
+        "required": ["kinds", "size"],
+    }
+    tools = [strict(parameters, f"save_{name}", is_strict=False)]
+    made = matcher(name, WITH_TOKENS, tools)
+    matcher(name, WITH_TOKENS, tools)
+    told = [record.getMessage() for record in caplog.records if f"save_{name}" in record.getMessage()]
+    assert len(told) == 1 and "not, uniqueItems" in told[0]
+    without: dict[str, Any] = json.loads(json.dumps(parameters))
+    del without["properties"]["kinds"]["uniqueItems"], without["properties"]["size"]["not"]
+    num_read = 0
+    for seed in range(8):
+        output = walk(made, WITH_TOKENS, random.Random(seed))
+        if output is not None:
+            _, calls = joined(read(name, [parts_of(output, ToolFormat(name), WITH_TOKENS)], WITH_TOKENS, tools))
+            for _, _, arguments in calls:
+                jsonschema.validate(json.loads(arguments), without)
+                num_read += 1
+    assert num_read
 
 
 @pytest.mark.parametrize("name", ["hermes", "qwen3_coder", "gemma4", "pythonic", "glm45"])

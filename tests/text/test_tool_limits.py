@@ -146,8 +146,9 @@ def test_required_names_without_values_cost_little() -> None:
 
 @pytest.mark.parametrize("index", ["9" * 5000, "٣", "01", "-1", "3", ""])
 def test_an_index_that_is_none_leads_nowhere(index: str) -> None:
-    assert json_reference.lookup({"a": [1, 2, 3]}, f"#/a/{index}") is None
-    assert json_reference.lookup({"a": [1, 2, 3]}, "#/a/2") == 3
+    document = {"a": [1, 2, 3]}
+    assert json_reference.References(document).lookup(f"#/a/{index}", document) is None
+    assert json_reference.References(document).lookup("#/a/2", document) == 3
 
 
 # ------------------------------------------------------------------------------------------------------------ outputs

@@ -146,7 +146,7 @@ def _source(grammar: Grammar) -> str:
                 raise GrammarError(_in_words(str(error), grammar)) from None
         case "regex":
             return LLMatcher.grammar_from_regex(grammar.text)
-        case "lark":
+        case "lark" | "json":
             return LLMatcher.grammar_from_lark(grammar.text)
         case "gbnf":
             try:

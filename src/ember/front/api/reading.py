@@ -107,19 +107,19 @@ class Reading:
     def _calls_or_text(self) -> Grammar:
         if not self._answer_mark:
             return self._of_calls(at_least_one=False)
-        return self._with_answer("/(?s:.*)/", "tools")
+        return self._with_answer("other_answer: /(?s:.*)/", "tools")
 
     def _either(self, demanded: Grammar) -> Grammar:
         """Calls, or an answer in the form that the request demands. A form that is no JSON schema stands alone."""
-        if demanded.kind != "json_schema":
+        if demanded.kind != "json":
             return demanded
-        return self._with_answer(f"%json {demanded.text}", demanded.param)
+        return self._with_answer(_START_RULE.sub("other_answer", demanded.text, count=1), demanded.param)
 
     def _with_answer(self, answer: str, param: str) -> Grammar:
-        """Calls alone, or an answer alone, which is this expression behind its mark."""
+        """Calls alone, or an answer alone, which has these rules and stands behind its mark."""
         calls = _START_RULE.sub("tool_calls_instead", self._of_calls(at_least_one=True).text, count=1)
         mark = lark.literal(self._answer_mark, self.tokenizer) if self._answer_mark else ""
-        text = f"{calls}\nstart: tool_calls_instead | {mark} other_answer\nother_answer: {answer}\n"
+        text = f"{calls}\nstart: tool_calls_instead | {mark} other_answer\n{answer}\n"
         return Grammar("lark", text, param)
 
     @property

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ember.front.api.schemas import GenerationRequest, ResponseFormat
 from ember.front.errors import ApiError, bad_request
-from ember.front.text.json_schema import DEFAULT_WHITESPACE, schema_text
+from ember.front.text import regular_language
+from ember.front.text.json_schema import ANY_OBJECT, DEFAULT_WHITESPACE, schema_grammar
 from ember.front.text.lark import choice
 from ember.front.text.portable_regex import portable
 from ember.front.text.structural_tag import structural_tag_grammar
@@ -29,6 +30,7 @@ _FLAGS = ("disable_any_whitespace", "disable_additional_properties")
 _OF_BACKENDS = frozenset({"backend", "_backend", "_backend_was_auto", "backend_was_auto", "disable_fallback"})
 _FORMATS = ("text", "json_object", "json_schema", "structural_tag")
 _GBNF_RULE = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
+MAX_BLANKS = 24  # where a pattern for whitespace says no number
 # The parts of a regular expression that matches nothing but what JSON knows as whitespace.
 _BLANKS = re.compile(r"(?:\\[snrt]|\\x(?:20|09|0[aAdD])|[ \t\n\r]|[\[\]()|*+?]|\?:|\{[0-9]*,?[0-9]*\})*")
 
@@ -162,13 +164,27 @@ def _with_whitespace(demand: _Demand, pattern: Any, field: str) -> _Demand:
             f"`{field}` must be a regular expression of whitespace alone: blanks, \\s, \\n, \\r, \\t and repetitions."
         )
         raise bad_request(message, field)
+    try:
+        regular_language.check(portable(pattern))
+    except ValueError as error:
+        raise bad_request(f"`{field}` cannot be used: {error}", field) from None
+    return replace(demand, whitespace=_bounded(pattern))
+
+
+def _bounded(pattern: str) -> str:
+    """The pattern with as much whitespace in a row as JSON allows, and with an end to each repetition."""
     in_brackets = False
     parts = []
-    for part in re.findall(r"\\.|.", pattern, re.DOTALL):
+    for part in re.findall(r"\\.|\{[0-9]*,?[0-9]*\}|.", pattern, re.DOTALL):
         in_brackets = part == "[" or (in_brackets and part != "]")
-        known = r" \t\n\r" if in_brackets else r"[ \t\n\r]"  # \s is more than JSON allows
-        parts.append(known if part == r"\s" else part)
-    return _Demand(demand.kind, demand.value, demand.field, "".join(parts), demand.closed)
+        if part == r"\s":  # more than JSON allows
+            part = r" \t\n\r" if in_brackets else r"[ \t\n\r]"
+        elif part in ("*", "+") and not in_brackets:
+            part = f"{{{int(part == '+')},{MAX_BLANKS}}}"
+        elif part.startswith("{") and part.endswith(",}"):
+            part = f"{part[:-1]}{max(int(part[1:-2] or 0), MAX_BLANKS)}}}"
+        parts.append(part)
+    return "".join(parts)
 
 
 # ------------------------------------------------------------------------------------------------------ what they mean
@@ -184,14 +200,13 @@ def _grammar(demand: _Demand, tokenizer: Tokenizer) -> Grammar:
 
 
 def _json(demand: _Demand, tokenizer: Tokenizer) -> tuple[str, str]:
-    schema = _parsed(demand)
-    return "json_schema", schema_text(schema, whitespace=demand.whitespace, closed=demand.closed)
+    return "json", schema_grammar(_parsed(demand), whitespace=demand.whitespace, closed=demand.closed)
 
 
 def _json_object(demand: _Demand, tokenizer: Tokenizer) -> tuple[str, str]:
     if demand.value is not True:
         raise demand.error("must be true, or left out.")
-    return "json_schema", schema_text({"type": "object"}, whitespace=demand.whitespace)
+    return "json", schema_grammar(ANY_OBJECT, whitespace=demand.whitespace)
 
 
 def _regex(demand: _Demand, tokenizer: Tokenizer) -> tuple[str, str]:

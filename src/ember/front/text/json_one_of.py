@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ember.front.text.json_reference import resolve
+from ember.front.text.json_reference import References
 
 MAX_BRANCHES = 64
 MAX_VALUES = 10_000  # of one list; longer ones are not looked at
@@ -23,7 +23,7 @@ class Exclusion:
     is kept, as each is compared with many others."""
 
     def __init__(self, root: dict[str, Any]) -> None:
-        self._root = root
+        self._references = References(root)
         self._values_by_id: dict[int, frozenset[str] | None] = {}
         self._types_by_id: dict[int, frozenset[str]] = {}
         self._apart: dict[tuple[int, int], bool] = {}  # whether two sets of values are
@@ -48,7 +48,7 @@ class Exclusion:
         return self._values(properties.get(name)) if isinstance(properties, dict) else None
 
     def _resolve(self, schema: Any) -> Any:
-        return resolve(self._root, schema)
+        return self._references.resolve(schema)
 
     def _are_disjoint(self, first: Any, second: Any, names: tuple[str, ...]) -> bool:
         common = self._types(first) & self._types(second)

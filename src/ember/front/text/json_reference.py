@@ -1,40 +1,119 @@
-"""References within one JSON document: what `#/$defs/x` names, and where a row of them leads."""
+"""References within one JSON document: what `#/$defs/x`, `#anchor` and an `$id` name, and where a row of them leads.
+
+Generators write the names of generic types as they are (`#/definitions/Page<User>`), others escape them as the
+specification asks for (`#/definitions/Page%3CUser%3E`); both are understood.
+"""
 
 from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import unquote, urljoin
 
 MAX_REFERENCES = 16  # followed from one to the next
 _INDEX = re.compile("0|[1-9][0-9]{0,8}")  # RFC 6901, and no longer than a list can be
+_DATA = ("enum", "const", "default", "example", "examples")  # keywords whose values are no schemas
+_MISSING = object()
 
 
-def lookup(root: Any, reference: str) -> Any:
-    """What a `#/...` reference names; None where there is nothing, or where it leads out of the document."""
-    if reference == "#":
-        return root
-    if not reference.startswith("#/"):
+class References:
+    """The references of one document, which must not change meanwhile."""
+
+    def __init__(self, root: Any) -> None:
+        self._root = root
+        self._root_uri = ""
+        self._by_uri: dict[str, Any] | None = None  # of `$id` and `$anchor`
+        self._resource_of: dict[int, tuple[Any, str]] = {}  # of a schema in another resource than the root: it, its URI
+
+    def resolve(self, schema: Any) -> Any:
+        """The schema that `$ref`s lead to; itself where there is none, or where it cannot be told."""
+        for _ in range(MAX_REFERENCES):
+            reference = schema.get("$ref") if isinstance(schema, dict) else None
+            if not isinstance(reference, str):
+                return schema
+            target = self.lookup(reference, schema)
+            if target is None:
+                return schema
+            schema = target
+        return schema
+
+    def lookup(self, reference: str, schema: Any) -> Any:
+        """What a reference that stands in `schema` names; None where there is nothing."""
+        if reference in ("#", "#/", ""):
+            return self._resource(schema)[0]
+        if reference.startswith("#/"):
+            found = _pointed(self._resource(schema)[0], reference[1:])
+            return _or_none(_pointed(self._root, reference[1:]) if found is _MISSING else found)
+        named = self._named()
+        base = self._resource(schema)[1]
+        for uri in (urljoin(base, reference), reference, base.partition("#")[0] + reference):
+            if uri in named:
+                return named[uri]
+            document, _, fragment = uri.partition("#")
+            if fragment.startswith("/") and document in named:
+                return _or_none(_pointed(named[document], fragment))
         return None
-    here = root
-    for part in reference[2:].split("/"):
-        key = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(here, dict):
-            here = here.get(key)
-        elif isinstance(here, list) and _INDEX.fullmatch(key) and int(key) < len(here):
-            here = here[int(key)]
-        else:
-            return None
-    return here
+
+    def _resource(self, schema: Any) -> tuple[Any, str]:
+        """The innermost schema with an `$id` around this one, and its URI."""
+        self._named()
+        return self._resource_of.get(id(schema), (self._root, self._root_uri))
+
+    def _named(self) -> dict[str, Any]:
+        if self._by_uri is None:
+            self._by_uri = {}
+            self._root_uri = _identifier(self._root)
+            pending: list[tuple[Any, Any, str]] = [(self._root, self._root, self._root_uri)]
+            while pending:
+                here, resource, base = pending.pop()
+                if isinstance(here, list):
+                    pending += [(entry, resource, base) for entry in here if isinstance(entry, dict | list)]
+                    continue
+                own = _identifier(here)
+                if own and not own.startswith("#"):
+                    resource, base = here, urljoin(base, own)
+                    self._by_uri.setdefault(base.removesuffix("#"), here)
+                    self._by_uri.setdefault(own, here)
+                elif own:
+                    self._by_uri.setdefault(base + own, here)
+                if isinstance(here.get("$anchor"), str):
+                    self._by_uri.setdefault(f"{base}#{here['$anchor']}", here)
+                if resource is not self._root:
+                    self._resource_of[id(here)] = (resource, base)
+                pending += [
+                    (value, resource, base)
+                    for key, value in here.items()
+                    if key not in _DATA and isinstance(value, dict | list)
+                ]
+        return self._by_uri
 
 
-def resolve(root: Any, schema: Any) -> Any:
-    """The schema that `$ref`s of this document lead to; itself where there is none, or where it cannot be told."""
-    for _ in range(MAX_REFERENCES):
-        reference = schema.get("$ref") if isinstance(schema, dict) else None
-        if not isinstance(reference, str):
-            return schema
-        target = lookup(root, reference)
-        if target is None:
-            return schema
-        schema = target
-    return schema
+def _identifier(schema: Any) -> str:
+    found = schema.get("$id") if isinstance(schema, dict) else None
+    return found if isinstance(found, str) else ""
+
+
+def _or_none(found: Any) -> Any:
+    return None if found is _MISSING else found
+
+
+def _pointed(root: Any, pointer: str) -> Any:
+    """What a JSON pointer names: with its percent escapes read as RFC 6901 does it, read name by name, or as it is."""
+    readings = [pointer.split("/")[1:]]
+    if "%" in pointer:
+        readings = [unquote(pointer).split("/")[1:], [unquote(part) for part in readings[0]], *readings]
+    for parts in readings:
+        here = root
+        for part in parts:
+            key = part.replace("~1", "/").replace("~0", "~")
+            if isinstance(here, dict):
+                here = here.get(key, _MISSING)
+            elif isinstance(here, list) and _INDEX.fullmatch(key) and int(key) < len(here):
+                here = here[int(key)]
+            else:
+                here = _MISSING
+            if here is _MISSING:
+                break
+        if here is not _MISSING:
+            return here
+    return _MISSING

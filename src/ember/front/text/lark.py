@@ -19,6 +19,18 @@ def regex_quoted(text: str) -> str:
     return re.sub(r"[^0-9A-Za-z]", lambda match: f"\\x{{{ord(match[0]):x}}}", text)
 
 
+def in_slashes(pattern: str) -> str:
+    """A regular expression as it stands between slashes: a slash in it is escaped, where it is not already."""
+    made = []
+    position = 0
+    while position < len(pattern):
+        size = 2 if pattern[position] == "\\" else 1
+        piece = pattern[position : position + size]
+        made.append("\\/" if piece == "/" else "\\n" if piece == "\n" else piece)
+        position += size
+    return "".join(made)
+
+
 def parts(text: str, tokenizer: Tokenizer) -> list[str | int]:
     """The text cut at the tokenizer's added tokens: pieces of plain text, and token ids.
 

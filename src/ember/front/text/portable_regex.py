@@ -10,12 +10,15 @@ engine to refuse by name; possessive quantifiers, which it would read as somethi
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 # The characters that every dialect counts in, and those that at least one does; as parts of a bracket expression.
 _NARROW = {"d": "0-9", "w": "0-9A-Za-z_", "s": r" \t\n\r\f\v"}
 _WIDE = {"d": r"\d", "w": r"\w\p{N}", "s": r"\s\x1c-\x1f\x{feff}"}
 _ANY = r"[^\n\r\x{2028}\x{2029}]"  # what `.` means in every dialect
 _QUANTIFIER = re.compile(r"\{(?:[0-9]+(?:,[0-9]*)?|,[0-9]+)\}")
+_OPTIONS = re.compile(r"\(\?[a-zA-Z-]+\)")
+_ANCHORS = frozenset({"^", "$", r"\A", r"\z", "(", "|"})
 _DOT_IS_ALL = re.compile(r"\(\?[a-z]*s")
 _NAMED = re.compile(r"\\(?:[pPxuU]\{[^}]*\}|p[A-Z])")  # \p{Greek}, \x{41}
 
@@ -23,24 +26,35 @@ _NAMED = re.compile(r"\\(?:[pPxuU]\{[^}]*\}|p[A-Z])")  # \p{Greek}, \x{41}
 def portable(pattern: str) -> str:
     """The pattern for the engine. Unbalanced brackets are left as they are: the engine's parser complains of them.
 
-    Raises ValueError for a possessive quantifier, and for the character NUL, which no text of a model holds.
+    Raises ValueError for what Python and JavaScript refuse and Rust does not (a quantifier behind a quantifier or an
+    anchor, options in the middle), for a possessive quantifier, and for the character NUL, which no text of a model
+    holds.
     """
     if "\0" in pattern:
         raise ValueError("a regular expression must not hold the character NUL")
+    options = next((found for found in _OPTIONS.finditer(pattern) if found.start() and not _is_escaped(found)), None)
+    if options is not None:
+        raise ValueError(f"the options `{options[0]}` may only stand at the beginning of a regular expression")
     any_char = "." if _DOT_IS_ALL.search(pattern) else _ANY
     parts: list[str] = []
     position = 0
+    repeatable = False  # whether a quantifier may stand here
+    before = ""  # what it would stand behind
     while position < len(pattern):
         char = pattern[position]
         quantifier = _quantifier(pattern, position)
-        if quantifier and parts:
+        if quantifier and not repeatable:
+            raise ValueError(f"there is nothing to repeat before the quantifier `{before}{quantifier}`")
+        if quantifier:
             position += len(quantifier)
             if pattern[position : position + 1] == "+":
                 raise ValueError(f"the possessive quantifier `{quantifier}+` is not supported")
             lazy = pattern[position : position + 1] == "?"
             parts.append((f"{{0{quantifier[1:]}" if quantifier[1:2] == "," else quantifier) + "?" * lazy)
             position += lazy
-        elif char == "\\" and position + 1 < len(pattern):
+            repeatable, before = False, quantifier + "?" * lazy
+            continue
+        if char == "\\" and position + 1 < len(pattern):
             named = _NAMED.match(pattern, position)
             text = named[0] if named else pattern[position : position + 2]
             parts.append(text if named else _escape(text[1], in_brackets=False, is_negated=False))
@@ -51,7 +65,78 @@ def portable(pattern: str) -> str:
         else:
             parts.append(f"\\{char}" if char in "{}" else any_char if char == "." else char)
             position += 1
+        repeatable = parts[-1] not in _ANCHORS
+        before = "" if repeatable else parts[-1]
     return "".join(parts)
+
+
+def searched(pattern: str) -> str:
+    """A portable pattern that may match anywhere, as one that matches the whole text. Raises ValueError where an anchor
+    stands inside."""
+    alternatives = []
+    for alternative in _alternatives(pattern):
+        inner = _inner(alternative)
+        if inner is not None:
+            alternatives.append(searched(inner))
+            continue
+        starts = next((anchor for anchor in (r"\A", "^") if alternative.startswith(anchor)), "")
+        ends = next((anchor for anchor in (r"\z", "$") if _ends_with(alternative, anchor)), "")
+        body = alternative[len(starts) : len(alternative) - len(ends)]
+        if any(anchor in _ANCHORS - {"(", "|"} for anchor in _pieces(body)):
+            raise ValueError("anchors are supported at the beginning and the end of a pattern or of its alternatives")
+        anything = "(?s:.*)"
+        alternatives.append(f"{'' if starts else anything}(?:{body}){'' if ends else anything}")
+    return "|".join(alternatives)
+
+
+def _pieces(pattern: str) -> Iterator[str]:
+    """Its escapes, bracket expressions and other characters, one by one."""
+    position = 0
+    while position < len(pattern):
+        end = position + 1
+        if pattern[position] == "\\":
+            end += 1
+        elif pattern[position] == "[":
+            end = _brackets(pattern, position)[1]
+        yield pattern[position:end]
+        position = end
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """Cut at the bars that are in no group."""
+    made = [""]
+    depth = 0
+    for piece in _pieces(pattern):
+        depth += (piece == "(") - (piece == ")")
+        if piece == "|" and depth == 0:
+            made.append("")
+        else:
+            made[-1] += piece
+    return made
+
+
+def _inner(pattern: str) -> str | None:
+    """What is in a group that is the whole pattern and has no options."""
+    opening = re.match(r"\((?:\?:|\?P?<\w+>|(?!\?))", pattern)
+    if opening is None:
+        return None
+    depth = 0
+    position = 0
+    for piece in _pieces(pattern):
+        depth += (piece == "(") - (piece == ")")
+        position += len(piece)
+        if depth == 0:
+            return pattern[opening.end() : -1] if position == len(pattern) else None
+    return None
+
+
+def _ends_with(pattern: str, anchor: str) -> bool:
+    return list(_pieces(pattern))[-1:] == [anchor]
+
+
+def _is_escaped(found: re.Match[str]) -> bool:
+    before = found.string[: found.start()]
+    return (len(before) - len(before.rstrip("\\"))) % 2 == 1 or before.count("[") > before.count("]")
 
 
 def _quantifier(pattern: str, position: int) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ember.front.text.json_schema import DEFAULT_WHITESPACE, schema_text
-from ember.front.text.lark import literal, parts, quoted, regex_quoted, sequence, token
+from ember.front.text.json_schema import DEFAULT_WHITESPACE, JsonRules
+from ember.front.text.lark import in_slashes, literal, parts, quoted, regex_quoted, sequence, token
 from ember.front.text.portable_regex import portable
 from ember.front.text.tokenizer import Tokenizer
 
@@ -21,7 +21,7 @@ _ANY_TEXT = "/(?s:.*)/"
 def structural_tag_grammar(
     tag: Any, tokenizer: Tokenizer, *, whitespace: str = DEFAULT_WHITESPACE, closed: bool = False
 ) -> str:
-    """The Lark grammar of a structural tag; `whitespace` and `closed` are for its JSON schemas, see `schema_text`.
+    """The Lark grammar of a structural tag; `whitespace` and `closed` are for its JSON schemas, see `JsonRules`.
 
     Raises ValueError, naming what is wrong.
     """
@@ -59,11 +59,10 @@ class _Builder:
 
     def __init__(self, tokenizer: Tokenizer, whitespace: str, closed: bool) -> None:
         self._tokenizer = tokenizer
-        self._whitespace = whitespace
-        self._closed = closed
         self._nesting = 0
         self._num_tags = 0
         self.rules: list[str] = []
+        self._json = JsonRules(self.rules.append, whitespace=whitespace, closed=closed)
 
     def expression(self, form: Any, is_last: bool) -> str:
         """`is_last`: nothing follows, so text without an end may stand here."""
@@ -77,10 +76,9 @@ class _Builder:
             case "const_string":
                 made = literal(_text(form, "value"), self._tokenizer)
             case "json_schema":
-                schema = schema_text(form.get("json_schema"), whitespace=self._whitespace, closed=self._closed)
-                made = f"%json {schema}"
+                made = self._json.value(form.get("json_schema"))
             case "regex":
-                made = self._rule(self._terminal(f"/{_in_slashes(portable(_text(form, 'pattern')))}/"))
+                made = self._rule(self._terminal(f"/{in_slashes(portable(_text(form, 'pattern')))}/"))
             case "any_text":
                 if not is_last:
                     raise ValueError("`any_text` may only stand at the end, or alone in a tag")
@@ -214,15 +212,3 @@ def _list(form: dict[str, Any], key: str) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise ValueError(f"a structural tag needs a list as `{key}` that is not empty")
     return value
-
-
-def _in_slashes(pattern: str) -> str:
-    """The pattern between slashes: a slash in it is escaped, where it is not already."""
-    made = []
-    position = 0
-    while position < len(pattern):
-        size = 2 if pattern[position] == "\\" else 1
-        piece = pattern[position : position + size]
-        made.append("\\/" if piece == "/" else "\\n" if piece == "\n" else piece)
-        position += size
-    return "".join(made)

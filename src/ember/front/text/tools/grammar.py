@@ -6,22 +6,28 @@ nothing where a call is demanded, text that the model is free in where it is not
 
 from __future__ import annotations
 
-import json
-import re
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ember.front.text import lark
-from ember.front.text.json_schema import schema_text
-from ember.front.text.portable_regex import portable
+from ember.front.text.json_fits import type_of
+from ember.front.text.json_keywords import Keywords
+from ember.front.text.json_nodes import Nodes, Object, String, Values
+from ember.front.text.json_rules import Document, Writer
+from ember.front.text.json_schema import ANY_OBJECT, JsonRules, check_depth
 from ember.front.text.tokenizer import Tokenizer
 from ember.front.text.tools.schema import Tool, is_text
 
+_LOG = logging.getLogger(__name__)
 _ANY = "/(?s:.*)/"
-_MAX_ROUNDS = 256  # of writing out the alternatives at the head of a schema
-_MAX_DEPTH = 64  # of alternatives within alternatives
 _MAX_RULES, _MAX_SIZE = 20_000, 8 << 20  # of one grammar; its size in characters
-_MAX_LENGTH = 4096  # longer bounds of strings in plain text are left to the model
+_MAX_LENGTH = 4096  # of strings in plain text
+_MAX_TOLD = 1024  # tools of which the log has said what is not enforced
+
+
+# Writes one argument: its name, None for any that the model thinks of, and the node of its values; "" where it cannot.
+Pair = Callable[["Rules", Tool, str | None, Document, int], str]
 
 
 class Form(Protocol):
@@ -43,7 +49,11 @@ def calls_grammar(form: Form, tools: list[Tool], tokenizer: Tokenizer, *, at_lea
         start = f"{rules.literal(opening)} {calls}"
     else:
         start = rules.text_before(opening, calls, [tool.name for tool in tools])
+    rules.tell()
     return "\n".join([f"start: {start}", *rules.lines]) + "\n"
+
+
+_told: set[tuple[str, str]] = set()  # tools and what the log said of them
 
 
 class Rules:
@@ -53,8 +63,11 @@ class Rules:
         self._tokenizer = tokenizer
         self._enforce_all = enforce_all
         self._texts: dict[str, str] = {}
+        self._keywords: dict[str, Keywords] = {}
+        self._documents: dict[str, Document] = {}
         self.lines: list[str] = []
         self._size = 0
+        self._json = JsonRules(self.add)
 
     def add(self, line: str) -> None:
         """Raises ValueError where there are too many: schemas that share their parts are written out."""
@@ -63,15 +76,19 @@ class Rules:
             raise ValueError("the grammar of the tools' schemas is too large")
         self.lines.append(line)
 
+    @property
+    def json_writer(self) -> Writer:
+        return self._json.writer
+
     def literal(self, text: str) -> str:
         return lark.literal(text, self._tokenizer)
-
-    def has_token(self, text: str) -> bool:
-        return isinstance(lark.parts(text, self._tokenizer)[0], int)
 
     def is_text(self, text: str) -> bool:
         """Whether no token of the tokenizer's own is in it."""
         return not any(isinstance(part, int) for part in lark.parts(text, self._tokenizer))
+
+    def has_token(self, text: str) -> bool:
+        return isinstance(lark.parts(text, self._tokenizer)[0], int)
 
     def own_of(self, marks: Sequence[str]) -> str:
         """The first of a mark's spellings that the tokenizer has tokens of, else the first of all."""
@@ -102,23 +119,67 @@ class Rules:
     def is_enforced(self, tool: Tool) -> bool:
         return self._enforce_all or tool.is_strict
 
-    def schema(self, tool: Tool) -> dict[str, Any]:
+    def keywords(self, tool: Tool) -> Keywords:
+        """Reads the tool's schema: strictly where it is `strict`, otherwise without what cannot be enforced."""
+        if tool.name not in self._keywords:
+            self._keywords[tool.name] = Keywords(lenient=not tool.is_strict, closed=False)
+        return self._keywords[tool.name]
+
+    def or_anything(self, tool: Tool, held: Callable[[], str], anything: Callable[[], str]) -> str:
+        """The expression that `held` gives; where the tool need not be held to its schema, and cannot be, the other.
+        Raises ValueError."""
+        if not self.is_enforced(tool):
+            return anything()
+        try:
+            return held()
+        except ValueError as error:
+            if tool.is_strict:
+                place = f"in the schema of {tool.name[:64]!r}: "
+                raise ValueError(f"{'' if place in str(error) else place}{error}") from None
+            self.keywords(tool).dropped.add(f"the whole schema ({error})")
+            return anything()
+
+    def tell(self) -> None:
+        """One line in the log for each tool whose schema is not enforced in all its parts."""
+        for name, keywords in self._keywords.items():
+            what = ", ".join(sorted(keywords.dropped))
+            if what and (name, what) not in _told and len(_told) < _MAX_TOLD:
+                _told.add((name, what))
+                _LOG.warning("tool %r is not strict: calls are not held to %s of its schema", name[:64], what[:400])
+
+    def arguments(self, tool: Tool) -> str:
+        """All arguments of a call, as one JSON object."""
+        return self.or_anything(
+            tool,
+            lambda: (document := self.document(tool)).expression(document.root),
+            lambda: self._json.value(ANY_OBJECT),
+        )
+
+    def document(self, tool: Tool) -> Document:
+        """The schema of the tool's arguments, taken apart. Raises ValueError."""
+        if tool.name not in self._documents:
+            self._documents[tool.name] = Document(self._json.writer, self.nodes(tool))
+        return self._documents[tool.name]
+
+    def nodes(self, tool: Tool) -> Nodes:
+        """Raises ValueError."""
+        schema = self._schema(tool)
+        check_depth(schema)
+        return Nodes(schema, self.keywords(tool), tool.parameters)
+
+    def _schema(self, tool: Tool) -> dict[str, Any]:
         """The schema of the arguments object. Nothing undeclared, where the schema says nothing of it."""
-        parameters = tool.parameters if self.is_enforced(tool) else {"type": "object"}
+        parameters = tool.parameters
         if not isinstance(parameters, dict):
-            raise ValueError(f"the parameters of {tool.name[:64]!r} are no schema")
-        if parameters.get("type", "object") != "object":
-            raise ValueError(f"the parameters of {tool.name[:64]!r} must be of the type object")
+            raise ValueError("it is no schema")
+        if "object" not in self.keywords(tool).types(parameters):
+            raise ValueError("it must be of the type object")
         schema = {**parameters, "type": "object"}
         if schema.get("properties") is not None and not any(
             key in schema for key in ("allOf", "anyOf", "oneOf", "$ref")
         ):
             schema.setdefault("additionalProperties", False)
         return schema
-
-    def arguments(self, tool: Tool) -> str:
-        """All arguments of a call, as one JSON object."""
-        return self.rule(f"%json {schema_text(self.schema(tool), owner=tool.name)}")
 
     def header(self, written: str, name: str, index: str, behind: str) -> str:
         """A header with the name in it, and its number: a text, or a regular expression."""
@@ -158,32 +219,52 @@ class Rules:
 
     # ------------------------------------------------------------------------- arguments one by one, as plain text
 
-    def pairs(self, tool: Tool, pair: Callable[[Rules, Tool, str | None, Any], str], separator: str = "") -> str:
-        """All arguments of a call, one after the other: the declared ones in their order, the optional ones or not."""
-        if not self.is_enforced(tool):
-            return (
-                f"{self.rule(pair(self, tool, None, {}))}*" if not separator else self._free_list(tool, pair, separator)
-            )
-        made = [self._pairs_of(tool, variant, pair, separator) for variant in variants(tool)]
-        return self.one_of(made)
+    def pairs(self, tool: Tool, pair: Pair, separator: str = "") -> str:
+        """All arguments of a call, one after the other: the declared ones in their order, the optional ones or not.
+        `pair` writes one of them."""
 
-    def _free_list(self, tool: Tool, pair: Callable[[Rules, Tool, str | None, Any], str], separator: str) -> str:
-        one = self.rule(pair(self, tool, None, {}))
-        return f"({one} ({self.literal(separator)} {one})*)?"
+        def anything() -> str:
+            document = Document(self._json.writer, Nodes(True, self.keywords(tool)))
+            return self._free_pairs(pair(self, tool, None, document, document.root), separator)
 
-    def _pairs_of(
-        self, tool: Tool, schema: dict[str, Any], pair: Callable[[Rules, Tool, str | None, Any], str], separator: str
-    ) -> str:
-        properties = schema.get("properties") or {}
-        required = [key for key in schema.get("required") or () if isinstance(key, str)]
-        missing: dict[str, Any] = {key: {} for key in required if key not in properties}
-        every = {**properties, **missing}
-        rules = {key: self.rule(pair(self, tool, key, inner)) for key, inner in every.items()}
-        if not every and schema.get("additionalProperties") is not False and schema.get("properties") is None:
-            return self._free_list(tool, pair, separator) if separator else f"{self.rule(pair(self, tool, None, {}))}*"
+        def held() -> str:
+            document = self.document(tool)
+            nodes = [document.nodes[number] for number in document.leaves(document.root)]
+            objects = [node for node in nodes if isinstance(node, Object)]
+            made = [self._pairs_of(tool, document, node, pair, separator) for node in objects]
+            if len(made) < len(nodes) or not made:
+                raise ValueError("no call fits it, or it lists whole calls")
+            return self.one_of(made)
+
+        return self.or_anything(tool, held, anything)
+
+    def _free_pairs(self, pair: str, separator: str) -> str:
+        one = self.rule(pair)
+        return f"({one} ({self.literal(separator)} {one})*)?" if separator else f"{one}*"
+
+    def _pairs_of(self, tool: Tool, document: Document, node: Object, pair: Pair, separator: str) -> str:
+        items: list[tuple[str, bool]] = []
+        for name, number, is_required in node.items:
+            made = pair(self, tool, name, document, number) if document.possible[number] else ""
+            if made:
+                items.append((self.rule(made), is_required))
+            elif is_required:
+                raise ValueError(f"the argument {name[:64]!r} cannot be written in this model's form of calls")
+        num_required = sum(is_required for _, is_required in items)
+        keywords = self.keywords(tool)
+        if node.least > num_required:
+            keywords.refuse("minProperties", "cannot be enforced in this model's form of calls")
+        if node.most is not None and node.most < max(len(items), 1):
+            keywords.refuse("maxProperties", "cannot be enforced in this model's form of calls")
+        if not items and node.free and node.most is None:
+            names, number = node.free[0]
+            if len(node.free) > 1 or names.conditions or names.taken:
+                keywords.refuse("patternProperties", "cannot be enforced in this model's form of calls")
+            elif document.possible[number] and (made := pair(self, tool, None, document, number)):
+                return self._free_pairs(made, separator)
         if not separator:
-            return lark.sequence([rule if key in required else f"{rule}?" for key, rule in rules.items()])
-        return self.separated([(rule, key in required) for key, rule in rules.items()], self.literal(separator))
+            return lark.sequence([rule if is_required else f"{rule}?" for rule, is_required in items])
+        return self.separated(items, self.literal(separator))
 
     def separated(self, items: list[tuple[str, bool]], separator: str) -> str:
         """The items in their order, separated; those that are not required may be left out."""
@@ -199,51 +280,66 @@ class Rules:
         """The name of an argument that the schema does not have."""
         return self.terminal("/[A-Za-z_][A-Za-z0-9_]{0,63}/")
 
-    def text_value(
-        self, tool: Tool, schema: Any, end: str, early: Sequence[str] = (), misread: Sequence[str] = ()
-    ) -> str:
-        """A string in plain text and the end behind it; "" where the schema allows no string. `early` are texts that
-        a parser would take for the end, too; `misread` are regular expressions of what it would read otherwise."""
-        return self._text_value(tool, schema, end, (tuple(early), tuple(misread)), set(), 0)
+    def texts_and_others(
+        self, tool: Tool, key: str | None, document: Document, number: int
+    ) -> tuple[list[int], list[int]]:
+        """The nodes of an argument's strings, which are read as plain text, and those of its other values, as JSON.
+        The reader knows a text by the types that the argument may have."""
+        types = tool.types(key) if key is not None else ()
+        texts: list[int] = []
+        others: list[int] = []
+        for leaf in document.leaves(number):
+            node = document.nodes[leaf]
+            if isinstance(node, String):
+                texts.append(leaf)
+            elif isinstance(node, Values):
+                for values in _by_kind(node.values):
+                    (texts if isinstance(values[0], str) else others).append(document.add(Values(values)))
+            else:
+                others.append(leaf)
+        if document.is_anything(number) or is_text(types):
+            return texts, []
+        if types and "string" not in types:
+            return [], others
+        return ([], others) if not types and others else (texts, others)
 
-    def _text_value(
+    def text(
         self,
         tool: Tool,
-        schema: Any,
+        document: Document,
+        texts: list[int],
         end: str,
-        barred: tuple[tuple[str, ...], tuple[str, ...]],
-        seen: set[int],
-        depth: int,
+        early: Sequence[str] = (),
+        misread: Sequence[str] = (),
     ) -> str:
-        """`seen` are the alternatives that were written already."""
-        schema = tool.resolve(schema)
-        types = tool.types_of(schema)
-        if (types and "string" not in types) or schema is False or id(schema) in seen:
-            return ""
-        _check_depth(depth)
-        seen.add(id(schema))
-        if not isinstance(schema, dict):
-            schema = {}
-        for keyword in ("anyOf", "oneOf"):
-            if isinstance(schema.get(keyword), list):
-                made = [self._text_value(tool, branch, end, barred, seen, depth + 1) for branch in schema[keyword]]
-                made = [branch for branch in dict.fromkeys(made) if branch]
-                return self.rule(" | ".join(made)) if made else ""
-        if "const" in schema or isinstance(schema.get("enum"), list):
-            values = [schema["const"]] if "const" in schema else schema["enum"]
-            texts = [self.literal(value + end) for value in values if isinstance(value, str)]
-            return self.rule(" | ".join(texts)) if texts else ""
-        if not types and not self._is_free(schema):
-            return ""  # untyped, with demands on other types: all of it as JSON
-        bounds, pattern = _bounds(schema), schema.get("pattern")
+        """Strings in plain text and the end behind them; "" where there is none. `early` are texts that a parser would
+        take for the end, too; `misread` are regular expressions of what it would read otherwise."""
+        made: list[str] = []
+        for number in texts:
+            node = document.nodes[number]
+            if isinstance(node, Values):
+                made += [self.literal(value + end) for value in node.values]
+            elif isinstance(node, String):
+                made.append(self.plain_string(tool, node, end, early, misread))
+        return self.one_of(made) if made else ""
+
+    def plain_string(
+        self, tool: Tool, node: String, end: str, early: Sequence[str], misread: Sequence[str] = ()
+    ) -> str:
+        """A string in plain text, and the end behind it. Raises ValueError."""
+        keywords = self.keywords(tool)
+        bounds = "*"
+        if max(node.least, node.most or 0) > _MAX_LENGTH:
+            keywords.refuse("maxLength", f"is at most {_MAX_LENGTH} in this model's form of calls")
+        elif node.least or node.most is not None:
+            bounds = f"{{{node.least},{'' if node.most is None else node.most}}}"
         cut = lark.parts(end, self._tokenizer)
         lead = cut[0] if cut and isinstance(cut[0], str) else ""
         behind = cut[1:] if lead else cut
         tail = lark.regex_quoted(lead)
-        body = f"/(?s:.{bounds or '*'}){tail}/"
-        if isinstance(pattern, str):
-            body += f" & /{_searched(pattern)}{tail}/"
-        early, misread = barred
+        body = f"/(?s:.{bounds}){tail}/"
+        for found in keywords.text_patterns(node.rules):
+            body += f" & /(?:{lark.in_slashes(found)}){tail}/"
         for text in early:
             body += self._without(text, lead)
         for expression in misread:
@@ -272,129 +368,10 @@ class Rules:
             made += f" & ~/((?s:.*)[^{lark.regex_quoted(lead[-len(text) - 1])}])?{quoted}/"
         return made
 
-    def _is_free(self, schema: dict[str, Any]) -> bool:
-        return not any(key in schema for key in ("properties", "items", "minimum", "maximum", "allOf", "not", "if"))
 
-    def plain_value(self, tool: Tool, schema: Any) -> str:
-        """Anything but a string, as JSON; "" where the schema allows strings alone, or where all text is allowed."""
-        types = tool.types_of(schema)
-        if not types:
-            resolved = tool.resolve(schema)
-            is_free = not isinstance(resolved, dict) or self._is_free(resolved)
-            return "" if is_free else self._json(tool, schema)
-        if is_text(types):
-            return ""  # it would be read as a string
-        others = without_strings(tool, schema)
-        return "" if others is None else self._json(tool, others)
-
-    def json_value(self, tool: Tool, schema: Any) -> str:
-        """One argument as JSON."""
-        return self._json(tool, schema)
-
-    def _json(self, tool: Tool, schema: Any) -> str:
-        if not isinstance(schema, dict):
-            schema = {}
-        definitions = {key: tool.parameters[key] for key in ("$defs", "definitions") if key in tool.parameters}
-        text = json.dumps(schema)
-        if "#/properties" in text:
-            raise ValueError(f"the parameters of {tool.name[:64]!r} refer to one another's schemas: use $defs")
-        whole = {**definitions, **schema} if "$ref" in text else schema
-        return f"%json {schema_text(whole, owner=tool.name)}"
-
-
-def variants(tool: Tool) -> list[dict[str, Any]]:
-    """The schemas of the arguments without `allOf`, `anyOf` and `oneOf` at the head: one for each combination."""
-    done: list[dict[str, Any]] = []
-    pending: list[Any] = [tool.root]
-    for _ in range(_MAX_ROUNDS):
-        if not pending or len(done) + len(pending) >= 64:
-            break
-        schema = tool.resolve(pending.pop(0))
-        if not isinstance(schema, dict):
-            continue
-        keyword = next((key for key in ("allOf", "anyOf", "oneOf") if isinstance(schema.get(key), list)), None)
-        if keyword is None:
-            done.append(schema)
-            continue
-        rest = {key: value for key, value in schema.items() if key != keyword}
-        branches = [tool.resolve(branch) for branch in schema[keyword]]
-        if keyword == "allOf":
-            for branch in branches:
-                rest = _merged(rest, branch)
-            pending.append(rest)
-        else:
-            pending += [_merged(rest, branch) for branch in branches]
-    if pending or not done:
-        raise ValueError(f"the parameters of {tool.name[:64]!r} have too many alternatives")
-    return done
-
-
-def _merged(schema: dict[str, Any], other: Any) -> dict[str, Any]:
-    if not isinstance(other, dict):
-        return schema
-    merged = {**schema, **{key: value for key, value in other.items() if key not in ("properties", "required")}}
-    if "properties" in schema or "properties" in other:
-        merged["properties"] = {**(schema.get("properties") or {}), **(other.get("properties") or {})}
-    if "required" in schema or "required" in other:
-        merged["required"] = list(dict.fromkeys([*(schema.get("required") or ()), *(other.get("required") or ())]))
-    return merged
-
-
-def without_strings(tool: Tool, schema: Any) -> dict[str, Any] | None:
-    """The schema of what else than strings it allows, None for nothing."""
-    return _without_strings(tool, schema, set(), 0)
-
-
-def _without_strings(tool: Tool, schema: Any, seen: set[int], depth: int) -> dict[str, Any] | None:
-    """`seen` are the alternatives that are in the schema already."""
-    schema = tool.resolve(schema)
-    if not isinstance(schema, dict) or id(schema) in seen:
-        return None
-    _check_depth(depth)
-    seen.add(id(schema))
-    made = dict(schema)
-    for keyword in ("anyOf", "oneOf"):
-        if isinstance(schema.get(keyword), list):
-            branches = [_without_strings(tool, branch, seen, depth + 1) for branch in schema[keyword]]
-            made[keyword] = [branch for branch in branches if branch is not None]
-            if not made[keyword]:
-                return None
-    if isinstance(schema.get("enum"), list):
-        made["enum"] = [value for value in schema["enum"] if not isinstance(value, str)]
-        if not made["enum"]:
-            return None
-    if isinstance(schema.get("const"), str) or schema.get("type") == "string":
-        return None
-    if isinstance(schema.get("type"), list):
-        made["type"] = [name for name in schema["type"] if name != "string"]
-        if not made["type"]:
-            return None
-    return made
-
-
-def _check_depth(depth: int) -> None:
-    if depth > _MAX_DEPTH:
-        raise ValueError("the schema is nested too deeply")
-
-
-def _bounds(schema: dict[str, Any]) -> str | None:
-    """The length of a string as a repetition."""
-    least, most = schema.get("minLength", 0), schema.get("maxLength")
-    if type(least) is not int or not (most is None or type(most) is int):
-        raise ValueError("minLength and maxLength are whole numbers")
-    if least == 0 and most is None:
-        return None
-    if max(least, most or 0) > _MAX_LENGTH:
-        raise ValueError(f"minLength and maxLength are at most {_MAX_LENGTH} in this model's form of calls")
-    return f"{{{least},{'' if most is None else most}}}"
-
-
-def _searched(pattern: str) -> str:
-    """A schema's pattern, which may match anywhere, as one that matches the whole."""
-    made = portable(pattern)
-    before = "" if made.startswith("^") else "(?s:.*)"
-    behind = "" if made.endswith("$") and not made.endswith(r"\$") else "(?s:.*)"
-    made = made.removeprefix("^")
-    made = made[:-1] if behind == "" else made
-    made = re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", made)
-    return f"{before}({made}){behind}"
+def _by_kind(values: list[Any]) -> list[list[Any]]:
+    """The values of each type together."""
+    kinds: dict[str, list[Any]] = {}
+    for value in values:
+        kinds.setdefault(type_of(value).replace("integer", "number"), []).append(value)
+    return list(kinds.values())

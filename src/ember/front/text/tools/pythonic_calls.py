@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
 
+from ember.front.text.json_nodes import Leaf
+from ember.front.text.json_rules import Document
 from ember.front.text.tools.grammar import Rules
 from ember.front.text.tools.python_text import Scan, literal
 from ember.front.text.tools.reading import Dialect, Markers, Reading, Steps
@@ -56,11 +57,11 @@ class PythonicCalls:
             return begin, f"{many} {rules.literal(end)}"
         return begin, f"{rules.quoted('[')} {many} {rules.literal(']' + end)}"
 
-    def _pair_rule(self, rules: Rules, tool: Tool, key: str | None, schema: Any) -> str:
+    def _pair_rule(self, rules: Rules, tool: Tool, key: str | None, document: Document, number: int) -> str:
         name = rules.quoted(key) if key is not None else rules.name()
-        is_flag = self.has_python_words and tool.types_of(schema) == ("boolean",)
-        listed = isinstance(schema, dict) and ("enum" in schema or "const" in schema)
-        value = '("True" | "False")' if is_flag and not listed else rules.json_value(tool, schema)
+        words = [document.nodes[leaf] for leaf in document.leaves(number)]
+        is_flag = self.has_python_words and words == [Leaf("/true|false/", True)]
+        value = '("True" | "False")' if is_flag else document.expression(number)
         return f'{name} "=" {value}'
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from ember.front.text.json_reference import resolve
+from ember.front.text.json_reference import References
 
 _MAX_DEPTH = 64
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
@@ -23,6 +23,7 @@ class Tool:
         self.name = name
         self.parameters: Any = {"type": "object", "properties": {}} if parameters is None else parameters
         self.is_strict = is_strict
+        self._references = References(self.parameters)
         self._types: dict[str, tuple[str, ...]] = {}
 
     @cached_property
@@ -56,7 +57,7 @@ class Tool:
 
     def resolve(self, schema: Any) -> Any:
         """The schema that `$ref`s of this tool's document lead to."""
-        return resolve(self.parameters, schema)
+        return self._references.resolve(schema)
 
     def types(self, key: str) -> tuple[str, ...] | None:
         """The JSON types that an argument may have, in the order in which the schema has them. None where it is not

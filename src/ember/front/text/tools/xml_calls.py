@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 
 from ember.front.text import lark
+from ember.front.text.json_nodes import kind_of
+from ember.front.text.json_rules import Document
 from ember.front.text.tools.grammar import Rules
 from ember.front.text.tools.json_calls import read_calls
 from ember.front.text.tools.reading import Dialect, Finder, Markers, Reading, Steps
@@ -82,35 +84,32 @@ class XmlCalls:
         pairs = rules.pairs(tool, self._pair_rule)
         return f"{head} {rules.literal(self.space)} {pairs} {rules.literal(self.call_end + self.trail)}"
 
-    def _pair_rule(self, rules: Rules, tool: Tool, key: str | None, schema: object) -> str:
+    def _pair_rule(self, rules: Rules, tool: Tool, key: str | None, document: Document, number: int) -> str:
         """One argument. A key of None is any that the model thinks of."""
         line = "\n" if self.has_newlines else ""
         name = rules.literal(_with_entities(key) if self.has_entities else key) if key is not None else rules.name()
-        text = rules.text_value(tool, schema, line + self.value_end, [self.value_end], self._misread(rules))
-        value = rules.plain_value(tool, schema)
+        texts, others = rules.texts_and_others(tool, key, document, number)
+        if not texts and not others:
+            return ""
+        text = rules.text(tool, document, texts, line + self.value_end, [self.value_end], self._misread(rules))
         ends = rules.literal(line + self.value_end)
         if not self.typed_by:
             made = [text] if text else []
-            made += [f"{value} {ends}"] if value else []
+            made += [f"{rules.one_of([document.expression(other) for other in others])} {ends}"] if others else []
             middle = f"{rules.literal(self.key[1] + self._gap() + self.value_begin + line)} {rules.one_of(made)}"
         else:
-            made = [f"{self._attribute_rule(rules, ['string'])} {text}"] if text else []
-            if value:
-                types = [kind for kind in tool.types_of(schema) if kind != "string"]
-                made.append(f"{self._attribute_rule(rules, types)} {value} {ends}")
+            made = [f"{self._attribute(rules, 'string')} {text}"] if text else []
+            made += [
+                f"{self._attribute(rules, kind_of(document.nodes[other]))} {document.expression(other)} {ends}"
+                for other in others
+            ]
             middle = f"{rules.literal(self.key[1])} {rules.one_of(made)}"
         return f"{rules.literal(self.key[0])} {name} {middle} {rules.literal(self.space)}"
 
-    def _attribute_rule(self, rules: Rules, types: list[str]) -> str:
+    def _attribute(self, rules: Rules, kind: str) -> str:
         """The attribute that says whether a value is a string, or which type it has."""
-        if self.typed_by == "string":
-            values = ["true" if types == ["string"] else "false"]
-        else:  # a whole number is a number there
-            kinds = types or ["number", "boolean", "null", "array", "object"]
-            values = list(dict.fromkeys("number" if kind == "integer" else kind for kind in kinds))
-        names = rules.one_of([rules.quoted(value) for value in values])
-        quote = chr(34)
-        return f"{rules.quoted(f' {self.typed_by}={quote}')} {names} {rules.literal(quote + self.attributes_end)}"
+        value = str(kind == "string").lower() if self.typed_by == "string" else kind
+        return rules.literal(f' {self.typed_by}="{value}"{self.attributes_end}')
 
     def _gap(self) -> str:
         return self.space if self.value_begin else ""

@@ -1,0 +1,113 @@
+"""Questions about regular expressions in the engine's dialect: is one valid, does it match, does it match anything?
+
+The engine's own grammar library answers them, on bytes, so that the answers are the engine's. It is imported with the
+first question: most schemas raise none.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+_NOTHING = ("NoExtensionBias", "Regex is empty", "Unsatisfiable")
+
+
+@cache
+def _tokenizer() -> LLTokenizer:
+    from llguidance import LLTokenizer
+
+    return LLTokenizer("byte")
+
+
+@lru_cache(maxsize=256)
+def _matcher(grammar: str) -> LLMatcher | None:
+    """None for a grammar that no text matches. Raises ValueError for one that cannot be used."""
+    from llguidance import LLMatcher
+
+    try:
+        matcher = LLMatcher(_tokenizer(), grammar, log_level=0)
+        if not matcher.is_error():
+            matcher.compute_bitmask()
+    except BaseException as error:  # a panic of the library is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise ValueError(f"it cannot be read ({type(error).__name__})") from None
+    if not matcher.is_error():
+        return matcher
+    message = matcher.get_error()
+    if any(part in message for part in _NOTHING):
+        return None
+    raise ValueError(_reason(message))
+
+
+def _terminal(body: str) -> LLMatcher | None:
+    from llguidance import LLMatcher
+
+    return _matcher(LLMatcher.grammar_from_lark(f"start: T\nT: {body}\n"))
+
+
+def check(pattern: str) -> None:
+    """Raises ValueError for a regular expression, as `portable` gives it, that the engine would refuse."""
+    from llguidance import LLMatcher
+
+    _matcher(LLMatcher.grammar_from_regex(pattern))
+
+
+def is_empty(body: str) -> bool:
+    """Whether a terminal, as it stands in a Lark grammar, matches no text. Raises ValueError."""
+    return _terminal(body) is None
+
+
+def is_empty_schema(schema: dict[str, Any]) -> bool:
+    """Whether no value fits a schema that the engine's compiler reads. Raises ValueError."""
+    from llguidance import LLMatcher
+
+    return _matcher(LLMatcher.grammar_from_json_schema(json.dumps(schema))) is None
+
+
+def matches(body: str, text: str) -> bool:
+    """Whether a terminal matches the whole text. Raises ValueError."""
+    matcher = _terminal(body)
+    if matcher is None:
+        return False
+    own = matcher.deep_copy()
+    given = list(text.encode())
+    return own.try_consume_tokens(given) == len(given) and own.is_accepting()
+
+
+def members(body: str, limit: int) -> list[str] | None:
+    """All texts that a terminal matches, in the order of their bytes; None where there are more than `limit`. Raises
+    ValueError."""
+    start = _terminal(body)
+    found: list[str] = []
+    pending: list[tuple[LLMatcher, bytes]] = [] if start is None else [(start.deep_copy(), b"")]
+    steps = 0
+    while pending:
+        matcher, text = pending.pop()
+        steps += 1
+        if len(found) > limit or steps > 64 * limit:
+            return None
+        if matcher.is_accepting():
+            found.append(text.decode())
+        if matcher.is_stopped():
+            continue
+        mask = matcher.compute_bitmask()
+        following = [byte for byte in range(256) if mask[byte >> 3] >> (byte & 7) & 1]
+        if len(following) > limit:
+            return None
+        for byte in reversed(following):
+            own = matcher.deep_copy()
+            own.consume_token(byte)
+            pending.append((own, text + bytes([byte])))
+    return found if len(found) <= limit else None
+
+
+def _reason(error: str) -> str:
+    """The library's words, without its drawing of the place."""
+    lines = [line.strip() for line in error.partition("<state>")[0].splitlines()]
+    told = next((line for line in reversed(lines) if line.startswith("error: ")), lines[0] if lines else "")
+    return told.removeprefix("error: ")[:300]
