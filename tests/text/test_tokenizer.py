@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import models, normalizers
 
 from ember.front.text import tokenizer as tokenizer_module
-from ember.front.text.panics import without_panic_lines
+from ember.front.text.panics import TokenizerPanic, without_panic_lines
 from ember.front.text.tokenizer import Tokenizer, TokenizerError
 
 KINDS = ["byte_level", "byte_level_bos", "byte_fallback", "word_piece", "unigram", "undecoded"]
@@ -345,3 +347,16 @@ def test_files_have_bounds(model_dirs, tmp_path, monkeypatch):
             Tokenizer.load(directory)
         path.write_bytes(kept)
     Tokenizer.load(directory)
+
+
+def test_a_character_without_a_token_is_the_texts_fault(tmp_path):
+    """A vocabulary may be small: that a text has no tokens in it shows when that text comes."""
+    backend = tokenizers.Tokenizer(models.Unigram([("a", -1.0), ("w", -1.0), ("o", -1.0), ("r", -1.0), ("d", -1.0)]))
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), normalizers.Replace(tokenizers.Regex("[^a-z]"), "")]
+    )
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert len(tokenizer.encode("A word.")) == 5
+    with pytest.raises(TokenizerPanic):
+        tokenizer.encode("fox")

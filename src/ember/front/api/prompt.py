@@ -257,7 +257,8 @@ def encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool, param: str
     try:
         return tokenizer.encode(text, add_special_tokens)
     except TokenizerPanic:
-        message = f"The model's tokenizer gives up on a text in {param}: its patterns need too many steps for it."
+        reason = "its patterns need too many steps, or a character has no token"
+        message = f"The model's tokenizer gives up on a text in {param}: {reason}."
         raise bad_request(message, param) from None
 
 
