@@ -12,6 +12,7 @@ from ember.front.api.tools import ToolUse
 from ember.front.text.output import Delta, Marker, Reasoning
 from ember.front.text.reasoning import ReasoningFormat
 from ember.front.text.reasoning.formats import FORMATS
+from ember.front.text.reasoning.messages import INKLING, MUSE
 from ember.front.text.tokenizer import Tokenizer
 from ember.front.text.tools import ToolFormat
 from tests.support.byte_tokenizer import byte_tokenizer
@@ -21,6 +22,7 @@ from tests.text.tool_vectors import ARGUMENTS, K_BEGIN, K_END, KIMI, ONE, TOOLS,
 ROLES = ("<|user|>", "<|assistant|>")
 THINKING = {mark for tags in FORMATS.values() for mark in (*tags.starts, *tags.ends)}
 MARKS = (*SPECIAL, *sorted(mark for mark in THINKING if mark.startswith(("<", "[")) and "<|open|>" not in mark))
+MARKS = (*MARKS, *INKLING.marks, *MUSE.marks)
 TOKENIZERS = {
     "tokens": byte_tokenizer(ROLES, tuple(mark for mark in dict.fromkeys(MARKS) if mark.count("plamo") < 2)),
     "text": byte_tokenizer(ROLES),
@@ -65,6 +67,33 @@ BROKEN = [
 KEPT = [
     ("deepseek_r1", "<think>", "hermes", hermes()),
     ("deepseek_v32", "<think>", "deepseek_v32", f"<｜DSML｜function_calls>\n{DSML_CALL}</｜DSML｜function_calls>"),
+]
+
+
+INVOKE = '<|content_invoke_tool_json|>{"name": "weather", "args": {"city": "Zürich", "days": 3}}<|end_message|>'
+ATEM = (
+    '<|message|>\n<atem:function_calls>\n<atem:invoke name="weather.weather">\n'
+    '<atem:parameter name="city">Zürich</atem:parameter>\n<atem:parameter name="days">3</atem:parameter>\n'
+    "</atem:invoke>\n</atem:function_calls><|eom|>"
+)
+# formats, what the prompt ends with, the output, its content
+MESSAGES = [
+    ("inkling", "<|message_model|>", f"<|content_thinking|>I look.{INVOKE}", ""),
+    (
+        "inkling",
+        "<|message_model|>",
+        "<|content_thinking|>I look.<|end_message|><|message_model|><|content_text|>So.<|end_message|><|message_model|>"
+        f"weather{INVOKE}<|message_model|><|content_text|>Done.<|end_message|>",
+        "So.Done.",
+    ),
+    ("muse", "<|start|>assistant", f" to=self<|message|>I look.<|eom|><|start|>assistant to=weather.weather{ATEM}", ""),
+    (
+        "muse",
+        "<|start|>assistant",
+        f" to=self<|message|>I look. to=weather{ATEM}"
+        "<|start|>assistant to=user<|message|><atem:invoke name='now'>!<|eot|>",
+        "<atem:invoke name='now'>!",
+    ),
 ]
 
 
@@ -140,3 +169,15 @@ def test_the_engine_is_told(reasoning: str, prompt: str, tools: str, call: str) 
     opened = tokenizer.encode(call, add_special_tokens=False)
     assert any(opened[: len(marker)] == marker for marker in breaks)
     assert not chosen.thinking(tokenizer, prompt_ids, {}, None).break_token_ids
+
+
+@pytest.mark.parametrize(("name", "prompt", "output", "content"), MESSAGES)
+def test_calls_in_messages(name: str, prompt: str, output: str, content: str) -> None:
+    tokenizer = TOKENIZERS["tokens"]
+    parts = parts_of(output, reading_of(name, name, tokenizer, True))
+    for is_whole in (True, False):
+        reading = reading_of(name, name, tokenizer, is_whole)
+        for pushes in ([parts], [[part] for part in parts], cut(parts, random.Random(1)), cut(parts, random.Random(2))):
+            found = told(read(reading, prompt, pushes))
+            assert (found[0], found[1]) == ("I look.", content)
+            assert [(called, json.loads(arguments)) for called, arguments in found[2]] == [ONE]

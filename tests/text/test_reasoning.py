@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -40,6 +41,8 @@ MARKS = (
     "<|end|>",
     "<|return|>",
     "<|call|>",
+    *("<|message_model|>", "<|content_text|>", "<|content_thinking|>", "<|end_message|>", "<|eom|>", "<|eot|>"),
+    *("<|content_invoke_tool_json|>", "<|content_model_end_sampling|>"),
     "<|START_RESPONSE|>",
     "<|END_RESPONSE|>",
     "<|START_TEXT|>",
@@ -209,6 +212,56 @@ def test_harmony(prompt: str, output: str, reasoning: str, content: str) -> None
     assert joined(read("openai_gptoss", prompt, [[part] for part in parts], WITH_TOKENS)) == (reasoning, content)
 
 
+INK, THINKS, SAYS, DONE = "<|message_model|>", "<|content_thinking|>", "<|content_text|>", "<|end_message|>"
+INVOKE = '<|content_invoke_tool_json|>{"name": "f", "args": {}}<|end_message|>'
+SELF, USER = " to=self<|message|>", " to=user<|message|>"
+# format, end of the prompt, output, reasoning, content
+MESSAGES = [
+    ("inkling", INK, f"{THINKS}hm{DONE}{INK}{SAYS}four{DONE}", "hm", "four"),
+    ("inkling", INK, f"{SAYS}four<|content_model_end_sampling|>", "", "four"),
+    ("inkling", INK, "hello world", "", "hello world"),
+    ("inkling", INK, f"hello{DONE}", "", "hello"),
+    ("inkling", INK + THINKS, f"hm{DONE}{INK}{SAYS}see {SAYS} four", "hm", "see  four"),
+    ("inkling", INK, f"{THINKS}a{DONE}{INK}{SAYS}b{DONE}{INK}{THINKS}c{DONE}", "ac", "b"),
+    ("inkling", INK, f"f{INVOKE}{INK}f{INVOKE}", "", INVOKE + INVOKE),
+    ("inkling", INK, f"{THINKS}hm{INVOKE}", "hm", INVOKE),
+    ("inkling", INK, f"{THINKS}hm{DONE}{INK}get_wea", "hm", ""),
+    ("muse", "<|start|>assistant", f"{SELF}hm<|eom|><|start|>assistant{USER}four<|eot|>", "hm", "four"),
+    ("muse", "<|start|>assistant", f"{USER}four<|eot|>", "", "four"),
+    ("muse", "<|start|>assistant", "Just a direct answer.", "", "Just a direct answer."),
+    ("muse", "<|start|>assistant", " <|message|>public<|eot|>", "", "public"),
+    ("muse", "<|start|>assistant", f"{SELF}a<|eom|><|start|>assistant{SELF}b<|eom|>", "ab", ""),
+    ("muse", "<|start|>assistant", f"{SELF}set to=5 and send to=al", "set to=5 and send to=al", ""),
+    (
+        "muse",
+        "<|start|>assistant",
+        f"{SELF}<atem:invoke> now to=w.get<|message|><atem:function_calls><|eom|>",
+        "<atem:invoke> now",
+        "<|message|><atem:function_calls><|eom|>",
+    ),
+    ("muse", "<|start|>assistant to=self<|message|>", "hm<|eom|>", "hm", ""),
+    ("muse", "<|start|>assistant", f"{SELF}hm<|eom|><|start|>assistant to=us", "hm", ""),
+]
+
+
+@pytest.mark.parametrize(("name", "prompt", "output", "reasoning", "content"), MESSAGES)
+def test_messages(name: str, prompt: str, output: str, reasoning: str, content: str) -> None:
+    parts = parts_of(output, format_of(name), WITH_TOKENS)
+    assert joined(read(name, prompt, [parts], WITH_TOKENS)) == (reasoning, content)
+    assert joined(read(name, prompt, [[part] for part in parts], WITH_TOKENS)) == (reasoning, content)
+
+
+def test_what_the_engine_is_told_of_messages() -> None:
+    encode = partial(WITH_TOKENS.encode, add_special_tokens=False)
+    ink = format_of("inkling").thinking(WITH_TOKENS, encode(INK), {}, 3)
+    assert (ink.end_token_ids, ink.break_token_ids, ink.is_open) == ([encode(SAYS)], [], True)
+    calls = format_of("inkling").thinking(WITH_TOKENS, encode(INK), {}, 3, with_tools=True, with_calls=True)
+    assert calls.break_token_ids == [encode("<|content_invoke_tool_json|>"), encode(SAYS)]
+    assert (calls.end_token_ids, calls.forced_token_ids) == ([], encode(DONE + INK))
+    muse = format_of("muse").thinking(WITH_TOKENS, [], {}, None, with_calls=True)
+    assert muse.end_token_ids == [encode("<|eom|>")]
+
+
 def test_harmony_passes_calls_on_with_their_marks() -> None:
     call = "<|channel|>commentary to=functions.add <|constrain|>json<|message|>{}<|call|>"
     output = f"<|channel|>analysis<|message|>hm<|end|><|start|>assistant{call}"
@@ -345,6 +398,12 @@ CHOICES = [
     ("<｜Assistant｜><think>", None, "org/x", None, "deepseek_r1"),
     ("<think> ｜DSML｜", None, "org/x", None, "deepseek_v4"),
     ("<seed:think>", None, "org/x", None, "seed_oss"),
+    ("<think> ｜DSML｜ calls", None, "org/x", None, "deepseek_v41"),
+    ("<|START_RESPONSE|>", None, "org/x", None, "cohere_command"),
+    ("'<|plamo:begin_think:plamo|>'", None, "org/x", None, "plamo3"),
+    ("<|open|> think <|sep|> <|close|>", None, "org/x", None, "kimi_k3"),
+    ("<|message_model|> <|content_thinking|>", None, "org/x", None, "inkling"),
+    ("<|start|>assistant to=self<|message|> <atem:invoke", None, "org/x", None, "muse"),
     ("Here is my thought process:", None, "org/x", None, "granite"),
     ("<think> <answer>", None, "org/x", None, "hunyuan_a13b"),
     ("<think> <response>", None, "org/x", None, "ernie45"),

@@ -15,7 +15,7 @@ from ember.front.text.tokenizer import Tokenizer
 from ember.front.text.tools import ToolFormat
 from ember.front.text.tools.formats import FORMATS
 from tests.support.byte_tokenizer import EOS, byte_tokenizer
-from tests.text.test_tools import BOTH, WITH_TOKENS, joined, parts_of, read
+from tests.text.test_tools import BOTH, WITH_TOKENS, is_framed, joined, parts_of, read
 from tests.text.tool_vectors import HARMONY_VECTORS, NOW, ONE, TOOLS, VECTORS, tool
 
 RICH = [
@@ -47,6 +47,8 @@ SNIPPETS = [
         "</parameter>",
         "</｜DSML｜parameter>",
         "</arg_value>",
+        "]<]minimax[>[",
+        "</atem:parameter>",
         "</ifm|arg_value>",
         "<|close|>argument<|sep|>",
         '<|"|>',
@@ -116,8 +118,8 @@ def schemas(tools: list[dict[str, Any]]) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", BOTH)
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_is_allowed_can_be_read_back_and_fits(name: str, kind: str) -> None:
-    if name == "openai" and kind == "text":
-        pytest.skip("the marks of Harmony are tokens in every tokenizer")
+    if is_framed(name) and kind == "text":
+        pytest.skip("the marks of messages are tokens in every tokenizer")
     tokenizer = BOTH[kind]
     made = matcher(name, tokenizer, RICH)
     wanted = schemas(RICH)
@@ -148,8 +150,8 @@ def test_one_call_where_calls_are_not_parallel(name: str) -> None:
 @pytest.mark.parametrize("kind", BOTH)
 @pytest.mark.parametrize("name", FORMATS)
 def test_text_may_stand_before_calls_that_are_not_demanded(name: str, kind: str) -> None:
-    if name == "openai" and kind == "text":
-        pytest.skip("the marks of Harmony are tokens in every tokenizer")
+    if is_framed(name) and kind == "text":
+        pytest.skip("the marks of messages are tokens in every tokenizer")
     tokenizer = BOTH[kind]
     strict = [tool("weather", ("city",), strict=True, city={"enum": ["Rome"]}), *TOOLS[1:]]
     made = matcher(name, tokenizer, strict, at_least_one=False)
@@ -183,7 +185,7 @@ def test_published_spellings_are_allowed() -> None:
         ("glm47", "<tool_call>weather<arg_key>city</arg_key><arg_value>Rome</arg_value></tool_call>"),
         ("gemma4", '<|tool_call>call:weather{city:<|"|>Rome<|"|>,days:3}<tool_call|>'),
         ("pythonic", '[weather(city="Rome", days=3), now()]'),
-        ("openai", "<|start|>assistant" + HARMONY_VECTORS[0].output),
+        ("openai", "<|start|>assistant" + next(vector.output for vector in HARMONY_VECTORS if vector.name == "openai")),
         ("deepseek_v3", spelled("deepseek_v3")),
         (
             "cohere_command3",

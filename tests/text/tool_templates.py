@@ -117,6 +117,21 @@ INVOKE = pairs(
     "'<parameter name=\"' ~ key ~ '\">' ~ text ~ '</parameter>\\n'",
     "'</invoke>\\n'",
 )
+ATEM = pairs(
+    "'<atem:invoke name=\"' ~ f.name ~ '\">\n'",
+    "'<atem:parameter name=\"' ~ key ~ '\">' ~ text ~ '</atem:parameter>\n'",
+    "'</atem:invoke>\n'",
+)
+M3 = (
+    "{%- macro element(name, value) -%}NS<{{ name }}>{%- if value is string -%}{{ value }}"
+    "{%- elif value is mapping -%}{%- for k, v in value.items() -%}{{ element(k, v) }}{%- endfor -%}"
+    "{%- elif value is iterable -%}{%- for v in value -%}{{ element('item', v) }}{%- endfor -%}"
+    "{%- else -%}{{ value | tojson }}{%- endif -%}NS</{{ name }}>{%- endmacro -%}"
+)
+M3_CALL = (
+    "{{- 'NS<invoke name=\"' ~ f.name ~ '\">' }}{%- for key, value in f.arguments.items() %}{{- element(key, value) }}"
+    "{%- endfor %}{{- 'NS</invoke>\n' }}"
+)
 GLM = "'<arg_key>' ~ key ~ '</arg_key>{0}<arg_value>' ~ text ~ '</arg_value>{0}'"
 PYTHON = (
     "{{- f.name ~ '(' }}{%- for key, value in f.arguments.items() %}"
@@ -294,6 +309,21 @@ FAMILIES = [
         template(each(PLAMO, "<|plamo:begin_tool_requests:plamo|>", "<|plamo:end_tool_requests:plamo|>")),
         "plamo3",
     ),
+    Family(
+        "minimax_m3",
+        (M3 + template(each(M3_CALL, "NS<tool_call>\n", "NS</tool_call>"))).replace("NS<", "]<]minimax[>[<"),
+        "minimax_m3",
+    ),
+    Family(
+        "inkling",
+        template(
+            each(
+                "{{- '{\"name\": \"' ~ f.name ~ '\", \"args\": ' ~ (f.arguments | tojson) ~ '}<|end_message|>' }}"
+            ).replace("{{- '{", "{{- '<|content_invoke_tool_json|>{")
+        ),
+        "inkling",
+    ),
+    Family("muse", template(each(ATEM, "<|message|><atem:function_calls>\n", "</atem:function_calls><|eom|>")), "muse"),
     Family("gemma4", braces("<|tool_call>", "<tool_call|>", '<|"|>'), "gemma4"),
     Family("functiongemma", braces("<start_function_call>", "<end_function_call>", "<escape>"), "gemma3_text"),
 ]

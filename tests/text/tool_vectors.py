@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -138,6 +139,13 @@ def plamo(name: str, arguments: str) -> str:
     )
 
 
+def m3(name: str, inside: str) -> str:
+    """Every tag is written without what stands before it."""
+    return re.sub("<(?=/?[a-z])", NS + "<", f'<invoke name="{name}">{inside}</invoke>')
+
+
+NS = "]<]minimax[>["
+M_BEGIN, M_END = f"{NS}<tool_call>\n", f"{NS}</tool_call>"
 I_BEGIN, I_END = "<ifm|tool_calls>", "</ifm|tool_calls>"
 X_BEGIN, X_END = "<|open|>tools<|sep|>", "<|close|>tools<|sep|>"
 P_BEGIN, P_END = "<|plamo:begin_tool_requests:plamo|>", "<|plamo:end_tool_requests:plamo|>"
@@ -726,6 +734,43 @@ VECTORS = [
     Vector("k2_horizon", f"{I_BEGIN}<ifm|tool_call>now", [], f"{I_BEGIN}<ifm|tool_call>now"),
     Vector("k2_horizon", f"{I_BEGIN}{I_END}", []),
     Vector(
+        "minimax_m3",
+        f"Ok.{M_BEGIN}{m3('weather', '<city>Zürich</city><days>3</days>')}\n{m3('now', '')}\n{M_END}",
+        [ONE, NOW],
+        "Ok.",
+    ),
+    Vector(
+        "minimax_m3",
+        M_BEGIN
+        + m3(
+            "note", "<text>{}</text><tags><item>x</item><item>y z</item></tags><extra><a>1.5</a><ok>true</ok></extra>"
+        ).replace("{}", DEEP_TEXT)
+        + M_END,
+        [DEEP],
+    ),
+    Vector(
+        "minimax_m3",
+        M_BEGIN + m3("note", "<tags></tags><extra></extra><other><k>a</k><k>b</k> c</other><more>1</more>") + M_END,
+        [("note", {"tags": [], "extra": {}, "other": {"k": ["a", "b"], "$text": " c"}, "more": "1"})],
+    ),
+    Vector("minimax_m3", M_BEGIN + m3("weather", "<city>Zürich<days>03</days>") + M_END, [ONE]),
+    Vector("minimax_m3", M_BEGIN + m3("weather", "<city>Zürich</city><days>3") + M_END, [ONE]),
+    Vector(
+        "minimax_m3",
+        M_BEGIN + m3("weather", "<input><city>Zürich</city><days>3</days></input>") + M_END,
+        [ONE],
+    ),
+    Vector("minimax_m3", M_BEGIN + m3("weather", "<city><![CDATA[Zürich]]></city><days>3</days>") + M_END, [ONE]),
+    Vector(
+        "minimax_m3",
+        M_BEGIN + m3("weather", "<city>Zürich</city><days>3").removesuffix(f"{NS}</invoke>"),
+        [("weather", '{"city": "Zürich"')],
+    ),
+    Vector("minimax_m3", M_BEGIN + m3("weather", "<city>Zürich</city><days>3</days>").replace('"', "'") + M_END, [ONE]),
+    Vector("minimax_m3", f"{M_BEGIN}{M_END}Hm.", [], "Hm."),
+    Vector("minimax_m3", f"{M_BEGIN}{NS}</city>", [], f"{M_BEGIN}{NS}</city>"),
+    Vector("qwen3_coder", coder("weather", city="Zürich", days="03"), [ONE]),
+    Vector(
         "kimi_k3",
         f"Ok.{X_BEGIN}"
         + xtml(1, "weather", ("city", "string", "Zürich"), ("days", "number", "3"))
@@ -857,7 +902,24 @@ VECTORS = [
         [ONE, NOW],
     ),
 ]
+INVOKE = '<|content_invoke_tool_json|>{{"name": "{}", "args": {}}}<|end_message|>'
+ATEM = "<|message|><atem:function_calls>\n{}</atem:function_calls><|eom|>"
+
+
+def atem(name: str, **values: str) -> str:
+    lines = "".join(f'<atem:parameter name="{key}">{value}</atem:parameter>\n' for key, value in values.items())
+    return f'<atem:invoke name="{name}">\n{lines}</atem:invoke>\n'
+
+
+# Calls that are messages: their marks are tokens in every tokenizer.
 HARMONY_VECTORS = [
+    Vector("inkling", INVOKE.format("weather", ARGUMENTS) + INVOKE.format("now", "{}"), [ONE, NOW]),
+    Vector("inkling", "Ok." + INVOKE.format("note", DEEP_JSON), [DEEP], "Ok."),
+    Vector("inkling", INVOKE.format("weather", ARGUMENTS).partition("rich")[0], [("weather", '{"city": "Zü')]),
+    Vector("muse", ATEM.format(atem("weather", city="Zürich", days="3")) + ATEM.format(atem("now.now")), [ONE, NOW]),
+    Vector("muse", ATEM.format(atem("note", text=DEEP_TEXT, tags=TAGS, extra=EXTRA) + atem("now")), [DEEP, NOW]),
+    Vector("muse", "Ok. " + ATEM.format(atem("now")).replace("eom", "eot"), [NOW], "Ok."),
+    Vector("muse", f"As in <atem:function_calls>{atem('now')}.", [], f"As in <atem:function_calls>{atem('now')}."),
     Vector("openai", HARMONY.format("weather", ARGUMENTS), [ONE]),
     Vector("openai", "<|channel|>final<|message|>Four.", [], "Four."),
     Vector(

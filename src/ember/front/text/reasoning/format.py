@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from ember.front.text.output import Delta, Marker
-from ember.front.text.reasoning import harmony
+from ember.front.text.reasoning import harmony, messages
 from ember.front.text.reasoning.citations import CitationFilter
 from ember.front.text.reasoning.formats import FORMATS, Tags, choose_name
 from ember.front.text.reasoning.parser import InContentParser, Marks, Stage, TagParser
@@ -64,6 +64,9 @@ class ReasoningFormat:
         """The parser of one sample behind this prompt. `with_tools`: a tool parser reads what it passes on."""
         if self.tags.is_harmony:
             return harmony.HarmonyParser(harmony.begun_message(prompt_token_ids, tokenizer))
+        if self.tags.frames is not None:
+            frames = self.tags.frames
+            return messages.MessageParser(frames, messages.begun_message(frames, prompt_token_ids, tokenizer))
         tags = _fitted(self.tags, tokenizer)
         marks = _marks(tags, tokenizer, with_tools)
         stage = self.stage(tokenizer, prompt_token_ids, template_variables)
@@ -105,6 +108,8 @@ class ReasoningFormat:
         """
         if self.tags.is_harmony:
             return _harmony_thinking(tokenizer, budget, with_calls)
+        if self.tags.frames is not None:
+            return _messages_thinking(self.tags.frames, tokenizer, budget, with_calls)
         stage = self.stage(tokenizer, prompt_token_ids, template_variables)
         tags = _fitted(self.tags, tokenizer)
         end = _encode(tags.ends[0], tokenizer)
@@ -126,6 +131,8 @@ class ReasoningFormat:
     @property
     def answer_mark(self) -> str:
         """What stands before an answer where a call may stand instead."""
+        if self.tags.frames is not None:
+            return self.tags.frames.answer
         return harmony.ANSWER if self.tags.is_harmony else ""
 
 
@@ -168,6 +175,8 @@ def _marks(tags: Tags, tokenizer: Tokenizer, with_tools: bool) -> Marks:
 def _markers(tags: Tags, tokenizer: Tokenizer) -> frozenset[int]:
     if tags.is_harmony:
         texts: Sequence[str] = harmony.MARKS
+    elif tags.frames is not None:
+        texts = tags.frames.marks
     else:
         marks = _marks(tags, tokenizer, True)
         patterns = [*marks.starts, *marks.ends, *marks.breaks, *(marks.wrapper or ()), *marks.dropped]
@@ -233,4 +242,22 @@ def _harmony_thinking(tokenizer: Tokenizer, budget: int | None, with_calls: bool
         is_open=True,
         budget=budget,
         forced_token_ids=_encode(forced, tokenizer),
+    )
+
+
+def _messages_thinking(frames: messages.Frames, tokenizer: Tokenizer, budget: int | None, with_calls: bool) -> Thinking:
+    """As of Harmony: everything before the answer counts as reasoning. Where a mark of its own begins a call, the
+    grammar begins with that, or with the answer's; else it begins behind the first message."""
+    end = frames.ends[0]
+    answer, call = _encode(frames.answer, tokenizer), _encode(frames.call, tokenizer) if frames.call else []
+    if not with_calls:
+        ends, forced = [answer], f"{end}{frames.start}{frames.answer}" if call else end + frames.answer
+    else:
+        ends, forced = [] if call else [_encode(end, tokenizer)], f"{end}{frames.start}" if call else end
+    return Thinking(
+        end_token_ids=ends,
+        is_open=True,
+        budget=budget,
+        forced_token_ids=_encode(forced, tokenizer),
+        break_token_ids=[call, answer] if with_calls and call else [],
     )

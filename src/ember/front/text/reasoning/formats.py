@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ember.front.text.reasoning.messages import INKLING, MUSE, Frames
+
 OFF = frozenset({"none", "off"})  # overrides that turn the splitting off
 
 
@@ -26,6 +28,7 @@ class Tags:
     gap: str = "\n\n"  # between the end and the answer
     in_content: bool = False  # the reasoning stays in the content, with its marks
     is_harmony: bool = False  # channels instead of marks: see harmony.py
+    frames: Frames | None = None  # messages with headers instead of marks: see messages.py
     has_suffix: bool = False  # a checkpoint may have a suffix of its own in its marks: <think:1a2b>
 
 
@@ -79,6 +82,8 @@ FORMATS: dict[str, Tags] = {
     "cohere_command": Tags(
         ("<|START_THINKING|>",), ("<|END_THINKING|>",), dropped=_COHERE, blanks="\n ", has_citations=True, gap=""
     ),
+    "inkling": Tags(frames=INKLING, gap=""),
+    "muse": Tags(frames=MUSE, gap=""),
     "plamo3": Tags(
         ("<|plamo:begin_think:plamo|>",),
         ("<|plamo:end_think:plamo|>",),
@@ -96,15 +101,19 @@ ALIASES = {
     "gptoss": "openai_gptoss",
     "openai": "openai_gptoss",
     "harmony": "openai_gptoss",
+    "muse_glimmer": "muse",
+    "musespark1x": "muse",
 }
 
 # Names of vLLM's whose form is not known here, or is not one of marks in text.
-WITHOUT_FORM = frozenset({*("inkling", "muse", "muse_glimmer", "musespark1x"), *("hf", "beam")})
+WITHOUT_FORM = frozenset({"hf", "beam"})
 
 # Texts that a template must all have -> the format. The first line that fits counts.
 _BY_TEMPLATE: tuple[tuple[tuple[str, ...], str], ...] = (
     (("<|channel|>", "analysis"), "openai_gptoss"),
     (("<|channel>",), "gemma4"),
+    (("<|content_thinking|>",), "inkling"),
+    (("<|start|>", "<|message|>", "<atem:"), "muse"),
     (("<seed:think>",), "seed_oss"),
     (("[THINK]",), "mistral"),
     (("<mm:think>",), "minimax_m3"),
@@ -112,7 +121,7 @@ _BY_TEMPLATE: tuple[tuple[tuple[str, ...], str], ...] = (
     (("<|START_THINKING|>",), "cohere_command"),
     (("<|START_RESPONSE|>",), "cohere_command"),
     (("<|plamo:", "begin_think"), "plamo3"),
-    (("<|open|>think<|sep|>",), "kimi_k3"),
+    (("<|open|>", "<|close|>", "<|sep|>", "think"), "kimi_k3"),
     (("Here is my thought process",), "granite"),
     (("think>", "<minimax:tool_call>"), "minimax_m2"),
     (("think>", "<|tool_calls_section_begin|>"), "kimi_k2"),

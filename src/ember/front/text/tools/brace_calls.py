@@ -7,8 +7,10 @@ import re
 from dataclasses import dataclass
 
 from ember.front.text.tools.brace_grammar import object_rule
+from ember.front.text.tools.dialect import Dialect
 from ember.front.text.tools.grammar import Rules
-from ember.front.text.tools.reading import Dialect, Finder, Markers, Reading, Steps, json_escaped
+from ember.front.text.tools.marks import Finder, Markers, json_escaped
+from ember.front.text.tools.reading import Reading, Steps
 from ember.front.text.tools.schema import Tool, text_as, typed
 
 _MAX_NAME = 256

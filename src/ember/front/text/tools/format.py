@@ -9,12 +9,14 @@ from typing import Any, Protocol
 
 from ember.front.text.output import Content, Delta, Marker, OutputParser
 from ember.front.text.reasoning.harmony import MARKS, HarmonyParser
+from ember.front.text.reasoning.messages import MessageParser
 from ember.front.text.tokenizer import Tokenizer
 from ember.front.text.tools.choose import choose_name
+from ember.front.text.tools.dialect import CallParser, Dialect
 from ember.front.text.tools.formats import FORMATS, Entry
 from ember.front.text.tools.grammar import calls_grammar
 from ember.front.text.tools.ids import make_id
-from ember.front.text.tools.reading import CallParser, Dialect, Markers
+from ember.front.text.tools.marks import Markers
 from ember.front.text.tools.schema import Tools
 
 
@@ -46,7 +48,12 @@ class ToolFormat:
         """The parser of one sample. It reads what a reasoning parser passes on, or the whole output."""
         dialect, markers, _ = _compiled(self.name, tokenizer)
         parser = CallParser(dialect, markers, Tools(tools))
-        return _BehindHarmony(parser) if FORMATS[self.name].is_harmony else parser
+        entry = FORMATS[self.name]
+        if entry.is_harmony:
+            return _BehindMessages(parser, HarmonyParser(), "")
+        return (
+            parser if entry.frames is None else _BehindMessages(parser, MessageParser(entry.frames), entry.frames.start)
+        )
 
     def grammar(
         self, tools: Sequence[Mapping[str, Any]], *, at_least_one: bool, parallel: bool, tokenizer: Tokenizer
@@ -77,16 +84,18 @@ def choose_tool_format(
 def _compiled(name: str, tokenizer: Tokenizer) -> tuple[Dialect, Markers, frozenset[int]]:
     entry: Entry = FORMATS[name]
     calls = entry.fitted(tokenizer)
-    markers = Markers([*calls.marks, *(MARKS if entry.is_harmony else ())], tokenizer)
+    frames = MARKS if entry.is_harmony else entry.frames.marks if entry.frames is not None else ()
+    markers = Markers([*calls.marks, *frames], tokenizer)
     return calls.dialect(markers), markers, frozenset(markers.token_ids)
 
 
-class _BehindHarmony:
-    """Takes the messages apart first, where the output begins with a header. Where it begins with text, a reasoning
-    parser has done so already."""
+class _BehindMessages:
+    """Takes the messages apart first, where the output begins with the mark of a header (any mark, where it is "").
+    Where it begins with text, a reasoning parser has done so already."""
 
-    def __init__(self, calls: CallParser) -> None:
-        self._messages = HarmonyParser()
+    def __init__(self, calls: CallParser, messages: HarmonyParser | MessageParser, start: str) -> None:
+        self._messages = messages
+        self._start = start
         self._calls = calls
         self._is_whole: bool | None = None  # with all headers; None before the first part
 
@@ -95,11 +104,12 @@ class _BehindHarmony:
             first = next((part for part in parts if part), None)
             if first is None:
                 return []
-            self._is_whole = type(first) is Marker
+            self._is_whole = type(first) is Marker and self._start in ("", first)
         return self._read(self._messages.push(parts)) if self._is_whole else self._calls.push(parts)
 
     def finish(self) -> list[Delta]:
-        return [*self._read(self._messages.finish()), *self._calls.finish()]
+        held = self._messages.finish() if self._is_whole else []
+        return [*self._read(held), *self._calls.finish()]
 
     @property
     def num_calls(self) -> int:

@@ -1,4 +1,4 @@
-"""The formats of tool calls, as data over five ways of writing them. The names are those of `--tool-call-parser`.
+"""The formats of tool calls, as data over six ways of writing them. The names are those of `--tool-call-parser`.
 
 A format of a known kind is an entry here, a line in `choose.py`, and a test vector.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
+from ember.front.text.reasoning.messages import INKLING, MUSE, Frames
 from ember.front.text.tokenizer import Tokenizer
 from ember.front.text.tools.brace_calls import BraceCalls
+from ember.front.text.tools.element_calls import ElementCalls
 from ember.front.text.tools.json_calls import JsonCalls
 from ember.front.text.tools.pythonic_calls import PythonicCalls
 from ember.front.text.tools.section_calls import SectionCalls
@@ -17,7 +19,7 @@ from ember.front.text.tools.xml_calls import XmlCalls
 
 _SUFFIXED = re.compile("<tool_calls?(:[^<>]+)>")  # a mark that ends in what only one checkpoint has
 
-Calls = JsonCalls | SectionCalls | XmlCalls | PythonicCalls | BraceCalls
+Calls = JsonCalls | SectionCalls | XmlCalls | ElementCalls | PythonicCalls | BraceCalls
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class Entry:
     calls: Calls
     id_form: str = "openai"  # see ids.py
     is_harmony: bool = False  # calls are messages of Harmony
+    frames: Frames | None = None  # calls are messages, which the reasoning's parser takes apart
     has_suffix: bool = False  # a checkpoint may have a suffix of its own in all marks: <tool_call:1a2b>
 
     def fitted(self, tokenizer: Tokenizer) -> Calls:
@@ -152,6 +155,16 @@ FORMATS: dict[str, Entry] = {
         )
     ),
     "apertus": Entry(JsonCalls(("<|tools_prefix|>",), ("<|tools_suffix|>",), is_keyed=True, is_list=True, space="")),
+    "inkling": Entry(
+        JsonCalls(
+            ("<|content_invoke_tool_json|>",),
+            ("<|end_message|>", "<|content_model_end_sampling|>", "<|message_model|>"),
+            arguments="args",
+            space="",
+            between="<|message_model|>",
+        ),
+        frames=INKLING,
+    ),
     # a header, and JSON
     "mistral": Entry(
         SectionCalls(
@@ -249,6 +262,18 @@ FORMATS: dict[str, Entry] = {
     "minicpm5": Entry(
         XmlCalls("", "", ('<function name="', '">'), "</function>", ('<param name="', '">'), "</param>", space="")
     ),
+    "muse": Entry(
+        XmlCalls(
+            *("<|message|>", "<|eom|>", ('<atem:invoke name="', '">'), "</atem:invoke>"),
+            *(('<atem:parameter name="', '">'), "</atem:parameter>"),
+            lead="<atem:function_calls>",
+            trail="</atem:function_calls>",
+            header_mark="<|start|>",
+            header="assistant to={name}",
+            other_end="<|eot|>",
+        ),
+        frames=MUSE,
+    ),
     "k2_horizon": Entry(
         XmlCalls(
             *("<ifm|tool_calls>", "</ifm|tool_calls>", ("<ifm|tool_call>", ""), "</ifm|tool_call>"),
@@ -270,6 +295,8 @@ FORMATS: dict[str, Entry] = {
             space="",
         )
     ),
+    # elements
+    "minimax_m3": Entry(ElementCalls("]<]minimax[>[")),
     # Python
     "pythonic": Entry(PythonicCalls(is_bare=True)),
     "llama4_pythonic": Entry(PythonicCalls(("<|python_start|>",), ("<|python_end|>",), is_bare=True)),
@@ -302,12 +329,9 @@ ALIASES = {
     "glm4_moe": "glm45",
     "cohere_command4": "cohere_command3",
     "hy_v4": "hy_v3",
+    "muse_glimmer": "muse",
+    "musespark1x": "muse",
 }
 
-# Names of vLLM's whose form is not known here, or is not one of calls in text.
-WITHOUT_FORM = frozenset(
-    {
-        *("minimax_m3", "muse", "muse_glimmer", "musespark1x", "inkling"),
-        *("hf", "beam"),
-    }
-)
+# Names of vLLM's whose form is not one of calls in text.
+WITHOUT_FORM = frozenset({"hf", "beam"})

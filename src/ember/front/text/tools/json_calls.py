@@ -6,9 +6,11 @@ import json
 import re
 from dataclasses import dataclass
 
+from ember.front.text.tools.dialect import Dialect
 from ember.front.text.tools.grammar import Rules
 from ember.front.text.tools.json_text import forward_value, held_string, held_value
-from ember.front.text.tools.reading import Dialect, Markers, Reading, Steps
+from ember.front.text.tools.marks import Markers
+from ember.front.text.tools.reading import Reading, Steps
 from ember.front.text.tools.schema import Tool, encodable
 
 _NAME_KEYS = frozenset({"name", "tool_name", "function_name"})

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 from ember.front.text.json_nodes import Leaf
 from ember.front.text.json_rules import Document
+from ember.front.text.tools.dialect import Dialect
 from ember.front.text.tools.grammar import Rules
+from ember.front.text.tools.marks import Markers
 from ember.front.text.tools.python_text import Scan, literal
-from ember.front.text.tools.reading import Dialect, Markers, Reading, Steps
+from ember.front.text.tools.reading import Reading, Steps
 from ember.front.text.tools.schema import Tool
 
 _MAX_NAME = 256

@@ -2,104 +2,30 @@
 
 A format is read by generators that yield where more text is needed. What they decide depends on the text alone and
 never on where it was cut, so a stream gives the same deltas, joined, as the whole output at once.
-
-Inside the parsers a special token is one character, a lone surrogate, which no decoded text has. So a format's marks
-are ordinary strings, whether the tokenizer has them as tokens, as text, or as both in a row.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TypeVar
 
-from ember.front.text import lark
-from ember.front.text.output import CallArguments, CallStart, Content, Delta, Marker
-from ember.front.text.tokenizer import Tokenizer
+from ember.front.text.output import CallArguments, CallStart, Content, Delta
+from ember.front.text.tools.marks import Finder, Markers
 from ember.front.text.tools.schema import Tools, encodable
 from ember.front.text.tools.unwrap import Unwrapping
 
 Result = TypeVar("Result")
 Steps = Generator[None, None, Result]  # yields for more text; returns a result
-_FIRST_SURROGATE, _NUM_SURROGATES = 0xD800, 0x800
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _BLANKS = re.compile(r"[ \t\r\n]*")
-_LONGEST_MARK = 64
+_LONGEST_MARK = 128
 MAX_HEADER = 1024  # characters of a call's header, which are held back until it is whole
 # What begins like a call and is none is read again, as something else. Text may repeat that without end, so the
 # characters that are read again have a limit: so many, and so many times those of the output. Behind it all is content.
 FREE_REPEATS = 1 << 16
 REPEATS = 4
-
-
-class Markers:
-    """The special tokens of a format in one tokenizer, and the characters they are inside the parsers."""
-
-    def __init__(self, marks: Iterable[str], tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self.token_ids: dict[int, str] = {}
-        self._characters: dict[str, str] = {}
-        for mark in marks:
-            self.encode(mark)
-        self._texts = {ord(character): text for text, character in self._characters.items()}
-        self._json_texts = {key: json_escaped(text) for key, text in self._texts.items()}
-
-    def encode(self, mark: str) -> str:
-        """The mark as the parsers see it."""
-        made = []
-        for part in lark.parts(mark, self._tokenizer):
-            if isinstance(part, str):
-                made.append(part)
-                continue
-            text = self._tokenizer.vocab_entry(part) or ""
-            made.append(self._characters.setdefault(text, chr(_FIRST_SURROGATE + len(self._characters))))
-            self.token_ids[part] = text
-        return "".join(made)
-
-    def encode_all(self, marks: Iterable[str]) -> tuple[str, ...]:
-        return tuple(self.encode(mark) for mark in marks if mark)
-
-    def take_in(self, part: str) -> str:
-        """A part of the stream. A marker of another format is ordinary text."""
-        if type(part) is Marker:
-            return self._characters.get(part, part)
-        return part if part.isascii() else _SURROGATE.sub("\ufffd", part)
-
-    def plain(self, text: str) -> str:
-        """The text with its markers spelled out."""
-        return text if text.isascii() else text.translate(self._texts)
-
-    def json_plain(self, text: str) -> str:
-        """JSON text with the markers in its strings spelled out."""
-        return text if text.isascii() else text.translate(self._json_texts)
-
-
-def json_escaped(text: str) -> str:
-    """The text as the inside of a JSON string."""
-    return json.dumps(text, ensure_ascii=False)[1:-1]
-
-
-class Finder:
-    """Finds the first of some marks. Where two begin at the same character, the longer one counts."""
-
-    def __init__(self, marks: Iterable[str]) -> None:
-        self._marks = sorted({mark for mark in marks if mark}, key=len, reverse=True)
-        firsts = "".join(sorted({re.escape(mark[0]) for mark in self._marks}))
-        self._first = re.compile(f"[{firsts}]" if firsts else "(?!)")
-
-    def find(self, text: str, start: int, is_end: bool) -> tuple[int, str | None]:
-        """Where a mark is, and which; or None with the place from which one may still become whole."""
-        for candidate in self._first.finditer(text, start):
-            place = candidate.start()
-            for mark in self._marks:
-                if text.startswith(mark, place):
-                    return place, mark
-                if not is_end and len(text) - place < len(mark) and mark.startswith(text[place:]):
-                    return place, None
-        return len(text), None
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,123 +274,3 @@ def _joined(run: list[Delta]) -> Delta:
 def _kind(delta: Delta) -> object:
     """Equal for neighbours that can be joined."""
     return delta.index if isinstance(delta, CallArguments) else type(delta) if isinstance(delta, Content) else id(delta)
-
-
-class Dialect:
-    """How the calls of one format are read with one tokenizer: what begins them, and what reads on from there.
-
-    `read` is called behind an opener. It returns False where no call follows, and nothing was written; the opener is
-    content then, and so is what follows. Once it has begun a call it returns True, whatever comes.
-    """
-
-    def __init__(
-        self,
-        openers: Iterable[str],
-        ends: Iterable[str],
-        read: Callable[[Reading, str], Steps[bool]],
-    ) -> None:
-        self.read = read
-        openers = [mark for mark in openers if mark]
-        self.openers = Finder(openers)
-        self._ends = tuple(sorted({mark for mark in ends if mark}, key=len, reverse=True))
-        self.openers_and_ends = Finder([*openers, *self._ends])
-        # Single characters and the fences of code blocks may stand in any text.
-        self._marks = [mark for mark in openers if not mark.startswith("`") and (len(mark) > 1 or not mark.isascii())]
-        self.boundaries = Finder([*self._marks, *self._ends])
-
-    def run(self, reading: Reading) -> Steps[None]:
-        """Reads everything."""
-        is_opened = False  # a mark that opens no call was shown: so is the end behind it
-        while True:
-            # An end mark that comes late, behind a call that was left, is no content.
-            finder = self.openers_and_ends if reading.num_calls else self.openers
-            place, mark = finder.find(reading.text, reading.at, reading.is_ended)
-            reading.content(reading.text[reading.at : place])
-            reading.at = place
-            if mark is None:
-                if reading.is_ended:
-                    reading.close()
-                    return
-                yield
-                continue
-            reading.at += len(mark)
-            if mark in self._ends and reading.num_calls and not self._opens(mark):
-                if is_opened:
-                    reading.content(mark)
-                is_opened = False
-                continue
-            reading.begin(len(mark))
-            is_marked = mark in self._marks
-            if (is_marked and (yield from self._is_empty(reading, mark))) or (yield from self.read(reading, mark)):
-                reading.keep()
-                is_opened = False
-            else:
-                reading.go_back()
-                reading.content(mark)
-                reading.at += len(mark)
-                is_opened = is_marked
-            if not reading.may_repeat():
-                return (yield from self._run_out(reading))
-
-    def _is_empty(self, reading: Reading, mark: str) -> Steps[bool]:
-        """Takes the opener when it is there twice, and the rest of a block without calls, which is no content."""
-        behind = reading.num_tried
-        yield from reading.blanks()
-        while (yield from reading.take(mark)):
-            behind = reading.num_tried
-            yield from reading.blanks()
-        while (yield from reading.take_any(self._marks)) is not None:
-            yield from reading.blanks()
-        is_empty = False
-        if (yield from reading.take("[")):
-            yield from reading.blanks()
-            is_empty = yield from reading.take("]")
-            if not is_empty:
-                reading.return_to(behind)
-                return False
-        while True:
-            end = reading.num_tried
-            yield from reading.blanks()
-            if (yield from reading.take_any(self._ends)) is None:
-                break
-            is_empty = True
-        reading.return_to(end if is_empty else behind)
-        return is_empty
-
-    def _run_out(self, reading: Reading) -> Steps[None]:
-        """What comes now is content."""
-        while True:
-            reading.content(reading.text[reading.at :])
-            reading.at = len(reading.text)
-            if reading.is_ended:
-                return reading.close()
-            yield
-
-    def _opens(self, mark: str) -> bool:
-        return self.openers.find(mark, 0, True) == (0, mark)
-
-
-class CallParser:
-    """See `ember.front.text.tools.ToolParser`."""
-
-    def __init__(self, dialect: Dialect, markers: Markers, tools: Tools) -> None:
-        self._reading = Reading(markers, tools, dialect.boundaries)
-        self._steps = dialect.run(self._reading)
-        next(self._steps)
-
-    def push(self, parts: Sequence[str]) -> list[Delta]:
-        self._reading.add(parts)
-        next(self._steps)
-        return self._reading.take_deltas()
-
-    @property
-    def num_calls(self) -> int:
-        return self._reading.num_calls
-
-    def release(self) -> list[Delta]:
-        return self._reading.take_deltas(is_released=True)
-
-    def finish(self) -> list[Delta]:
-        self._reading.is_ended = True
-        next(self._steps, None)
-        return self._reading.take_deltas()

@@ -13,6 +13,7 @@ from ember.front.text.json_reference import References
 
 _MAX_DEPTH = 64
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
+_LEADING_ZEROS = re.compile(r"\A(-?)0+(?=[0-9])")
 _NAMES = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
 
 
@@ -159,8 +160,9 @@ def text_as(name: str, text: str, bare: str) -> str | None:
         case "string":
             return json.dumps(text, ensure_ascii=False)
         case "integer":
-            return _integer(bare)
+            return _integer(_LEADING_ZEROS.sub(r"\1", bare))
         case "number":
+            bare = _LEADING_ZEROS.sub(r"\1", bare)
             return bare if _NUMBER.fullmatch(bare) else None
         case "boolean":
             return bare.lower() if bare.lower() in ("true", "false") else None

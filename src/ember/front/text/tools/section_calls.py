@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ember.front.text.tools.dialect import Dialect
 from ember.front.text.tools.grammar import Rules
 from ember.front.text.tools.json_calls import JsonCalls, read_calls
 from ember.front.text.tools.json_text import forward_value
-from ember.front.text.tools.reading import MAX_HEADER, Dialect, Finder, Markers, Reading, Steps
+from ember.front.text.tools.marks import Finder, Markers
+from ember.front.text.tools.reading import MAX_HEADER, Reading, Steps
 from ember.front.text.tools.schema import Tool
 
 

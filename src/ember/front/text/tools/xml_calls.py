@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from ember.front.text import lark
 from ember.front.text.json_nodes import kind_of
 from ember.front.text.json_rules import Document
+from ember.front.text.tools.dialect import Dialect
 from ember.front.text.tools.grammar import Rules
 from ember.front.text.tools.json_calls import read_calls
-from ember.front.text.tools.reading import Dialect, Finder, Markers, Reading, Steps
+from ember.front.text.tools.marks import Finder, Markers
+from ember.front.text.tools.reading import Reading, Steps
 from ember.front.text.tools.schema import Tool, is_text, text_as, typed
 from ember.front.text.tools.xml_values import CDATA, Values
 
@@ -43,22 +45,35 @@ class XmlCalls:
     in_one: bool = False  # one section for all calls
     lead: str = ""  # before each call of the section
     trail: str = ""  # behind it
+    header_mark: str = ""  # before the header
+    header: str = ""  # before the begin of each section, with the function's name; calls begin with a section alone
+    other_end: str = ""  # of a section that ends the output
 
     @property
     def marks(self) -> tuple[str, ...]:
         tags = (*self.call, self.call_end, *self.key, *self.type_tag, self.value_begin, self.value_end)
         attributes = (self.attributes_end,) if self.attributes_end != ">" else ()
-        return (self.begin, self.end, self.lead, self.trail, *tags, *attributes)
+        return (self.begin, self.end, self.other_end, self.lead, self.trail, *tags, *attributes)
 
     def dialect(self, markers: Markers) -> Dialect:
         reader = _Reader(self, markers)
-        openers = [mark for mark in (reader.begin, reader.lead, reader.call) if mark]
-        ends = [reader.end] if self.call[0] else [reader.end, reader.call_end]
+        openers = [reader.begin] if self.header else [mark for mark in (reader.begin, reader.lead, reader.call) if mark]
+        ends = [reader.end, markers.encode(self.other_end)]
+        ends += [] if self.call[0] else [reader.call_end]
         return Dialect(openers, ends, reader.read)
 
     def rules(self, tools: list[Tool], rules: Rules, parallel: bool) -> tuple[str, str]:
         """See `grammar.Form`."""
         space = self.space
+        if self.header:
+            framed = rules.one_of(
+                [
+                    f"{rules.literal(self.header.format(name=tool.name) + self.begin)} {self._call_rule(tool, rules)}"
+                    f" {rules.literal(self.end)}"
+                    for tool in tools
+                ]
+            )
+            return self.header_mark, rules.many(framed, rules.literal(self.header_mark), parallel)
         if not self.begin:
             one = rules.one_of([self._call_rule(tool, rules, is_open=True) for tool in tools])
             again = f"{rules.literal(self.before_call + self.call[0])} {one}"

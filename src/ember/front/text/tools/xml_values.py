@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 
 from ember.front.text.tools.json_text import JsonCopy
-from ember.front.text.tools.reading import Finder, Reading, Steps, json_escaped
+from ember.front.text.tools.marks import Finder, json_escaped
+from ember.front.text.tools.reading import Reading, Steps
 from ember.front.text.tools.schema import Tool, Tools
 
 CDATA, _CDATA_END = "<![CDATA[", "]]>"
