@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aiohttp import web
 
 from ember.platform import endpoint
@@ -193,6 +194,36 @@ def test_what_was_answered_with_200_holds_after_the_process_was_killed_on_a_full
         assert {_stored(tmp_path)[job_id].status for job_id in ids[10:]} == {"CANCELLED"}
 
     play(scenario, store=disk.store)
+
+
+@pytest.mark.parametrize("report", ["job-done", "job-stream"])
+def test_a_job_whose_handing_out_was_not_stored_is_its_workers_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: str
+) -> None:
+    store = SqliteStore(tmp_path / "jobs.db")
+    ids: list[str] = []
+
+    def fail(*jobs: Any) -> None:
+        raise OSError("the disk is gone")
+
+    async def before(calls: Calls) -> None:
+        ids.extend([await calls.run(number) for number in range(30)])
+        monkeypatch.setattr(store, "save", fail)
+        assert len(await calls.take_batch(30)) == 30
+
+    async def after(calls: Calls) -> None:
+        assert {(await calls.status(job_id))["status"] for job_id in ids} == {"IN_QUEUE"}
+        assert await calls.report(report, ids[3], '{"output": 1}') == 200
+        other = [job["id"] for job in await calls.take_batch(30, worker="w2")]
+        assert other == [*ids[:3], *ids[4:]]
+        assert await calls.report("job-done", ids[3], '{"output": [1]}') == 200
+        assert (await calls.status(ids[3]))["workerId"] == "w1"
+        assert _stored(tmp_path)[ids[3]].status == "COMPLETED"
+        assert await calls.report("job-done", ids[4], '{"output": [1]}') == 200  # it is another's now
+        assert (await calls.status(ids[4]))["status"] == "IN_PROGRESS"
+
+    play(before, store=store)
+    play(after, store=SqliteStore(tmp_path / "jobs.db"))
 
 
 def test_a_jobs_state_is_on_the_disk_before_it_is_promised(tmp_path: Path) -> None:

@@ -179,14 +179,7 @@ class Endpoint:
         size = 0
         with self._keeper.together():
             while len(taken) < count and (job := self._next(TAKE_BYTES - size if taken else None)) is not None:
-                job.status = IN_PROGRESS
-                job.started = time.time()
-                job.worker = worker_id
-                worker.jobs.add(job.id)
-                if job.id in worker.to_stop:  # of an earlier try
-                    worker.to_stop.remove(job.id)
-                self._keeper.save(job)
-                job.notify()
+                self._begin(job, worker)
                 taken.append(job)
                 size += job.size
         return taken
@@ -239,8 +232,8 @@ class Endpoint:
 
     def refuse(self, worker_id: str, job_id: str, reason: str) -> None:
         """A report that is not taken: its job fails, and its worker hears that it need not go on."""
-        job = self.jobs.get(job_id)
-        if job is not None and job.status == IN_PROGRESS and job.worker == worker_id:
+        job = self._running(worker_id, job_id) if job_id in self.jobs else None
+        if job is not None:
             job.error = reason
             self._stop(job, FAILED)
 
@@ -298,10 +291,24 @@ class Endpoint:
         return worker
 
     def _running(self, worker_id: str, job_id: str) -> Job | None:
-        """Raises PlatformError 404 for a job nobody knows."""
-        self._worker(worker_id)
+        """The job, if this worker runs it. One that waits although a worker reports of it was handed out when the store
+        could not be written, before a restart: it is that worker's. Raises PlatformError 404 for a job nobody knows."""
+        worker = self._worker(worker_id)
         job = self.get(job_id)
+        if job.status == IN_QUEUE and job.retries == 0:
+            self._queues[job.policy.low_priority].remove(job)
+            self._begin(job, worker)
         return job if job.status == IN_PROGRESS and job.worker == worker_id else None
+
+    def _begin(self, job: Job, worker: WorkerSeen) -> None:
+        job.status = IN_PROGRESS
+        job.started = time.time()
+        job.worker = worker.id
+        worker.jobs.add(job.id)
+        if job.id in worker.to_stop:  # of an earlier try
+            worker.to_stop.remove(job.id)
+        self._keeper.save(job)
+        job.notify()
 
     def _next(self, max_size: int | None) -> Job | None:
         """The job whose turn it is, unless it is larger than that."""
