@@ -100,6 +100,7 @@ def test_a_number_of_layers_that_no_memory_holds_is_read_at_once(tmp_path: Path)
     [
         ({"attn_logit_softcapping": 30.0, "query_pre_attn_scalar": 9}, "attn_logit_softcapping, query_pre_attn_scalar"),
         ({"sliding_window": 16, "layer_types": ALTERNATING}, "sliding_window, layer_types"),
+        ({"rope_interleaved": True}, "rope_interleaved"),
         ({"auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}}, "auto_map"),
         ({f"own_{i}": 1 for i in range(20)}, "own_7 and 12 more"),
         ({"own" + chr(27) + "[31m": 1}, r"own\x1b[31m"),
@@ -117,6 +118,7 @@ def test_what_is_odd_or_not_read_is_said_once(tmp_path: Path, fields: dict[str, 
 
 def test_what_is_known_is_not_named(tmp_path: Path) -> None:
     harmless = {"attention_dropout": 0.1, "use_cache": True, "transformers_version": "5.23.0", "pretraining_tp": 2}
+    harmless |= {"rope_interleaved": False, "use_mrope": False, "is_llama_config": True}
     assert load(tmp_path, **harmless, unknown=None, is_encoder_decoder=False, per_layer_config={}).warnings == ()
     assert load(tmp_path, {"eos_token_id": [7, 1000]}).warnings != ()
 

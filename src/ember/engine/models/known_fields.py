@@ -52,7 +52,10 @@ HARMLESS = _names(
     tokenizer_class model_max_length _flash_attn_2_enabled attn_implementation _attn_implementation
     _attn_implementation_autoset _attn_implementation_internal _experts_implementation experts_implementation
 
-    bos_token_id pad_token_id sep_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id use_cache
+    max_sequence_length is_llama_config use_mrope
+
+    bos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id decoder_start_token_id
+    forced_bos_token_id forced_eos_token_id use_cache
     max_length max_new_tokens min_length min_new_tokens do_sample early_stopping num_beams num_beam_groups
     diversity_penalty temperature top_k top_p min_p typical_p epsilon_cutoff eta_cutoff repetition_penalty
     encoder_repetition_penalty encoder_no_repeat_ngram_size length_penalty no_repeat_ngram_size bad_words_ids
@@ -66,6 +69,10 @@ HARMLESS = _names(
     keys_to_ignore_at_inference tie_last_hidden_states
     """
 )
+
+# Harmless with one of these values: what a model of another kind switches on. (The positions of a text are the same
+# with `use_mrope`, which is for images.)
+HARMLESS_VALUES: dict[str, tuple[Any, ...]] = {"rope_interleaved": (False,), "scale_embeddings": (False,)}
 
 # What transformers' base configuration gives a meaning for every family: the values that change nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {

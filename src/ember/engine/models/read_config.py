@@ -12,7 +12,7 @@ from ember.engine.errors import ModelError
 from ember.engine.models.config import DecoderConfig
 from ember.engine.models.families import FAMILIES, MODEL_TYPES
 from ember.engine.models.fields import Fields, listed, shown
-from ember.engine.models.known_fields import HARMLESS, NEUTRAL
+from ember.engine.models.known_fields import HARMLESS, HARMLESS_VALUES, NEUTRAL
 from ember.regular_file import MAX_JSON_BYTES
 from ember.untrusted_json import UntrustedJsonError
 
@@ -105,7 +105,8 @@ def _check_unread(fields: Fields, architecture: str, read: frozenset[str]) -> No
         value = fields.values.get(name)
         if value is not None and value not in neutral:
             raise ModelError(f"{name} is {shown(value)}, which is not supported: it must be absent")
-    unread = fields.unread(read | HARMLESS | NEUTRAL.keys())
+    harmless = {name for name, values in HARMLESS_VALUES.items() if fields.values.get(name) in values}
+    unread = fields.unread(read | HARMLESS | NEUTRAL.keys() | harmless)
     if unread:
         fields.warnings.append(
             f"fields that Ember does not read for {architecture}: {listed(unread)}. Where one of them changes what the "
