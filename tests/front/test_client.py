@@ -234,7 +234,7 @@ async def test_the_tokenizers_end_tokens_reach_every_engine(engines):
     client = await started(engines, restarts=1)
     client.add_end_tokens([7, 2, 100])
     assert await engines[0].read() == wire.EndTokens([7]), "2 is known already, 100 has no row"
-    assert client.info.eos_token_ids == [2, 7]
+    assert client.info.eos_token_ids == [2, 7] == (await client.wait_ready()).eos_token_ids
     engines[0].die()
     while len(engines) < 2:
         await asyncio.sleep(0.01)

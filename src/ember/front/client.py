@@ -140,7 +140,8 @@ class EngineClient:
 
     async def wait_ready(self) -> wire.Ready:
         """Wait for the boot (or the restart) to end. Raises EngineError when it failed."""
-        return await asyncio.shield(self._ready)
+        info = await asyncio.shield(self._ready)
+        return self._info or info  # which may know more end tokens by now
 
     def generate(
         self,
