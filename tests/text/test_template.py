@@ -274,3 +274,5 @@ def test_a_template_file_has_a_bound(model_dirs, tmp_path):
             ChatTemplate.for_tokenizer(tokenizer, str(tmp_path / name))
     with pytest.raises(TemplateError, match="no regular file"):
         ChatTemplate.for_tokenizer(tokenizer, "/dev/zero")
+    with pytest.raises(TemplateError, match="2,097,152 characters; 1,048,576 are allowed"):
+        ChatTemplate.for_tokenizer(tokenizer, "{# " + "x" * (2**21 - 6) + " #}")

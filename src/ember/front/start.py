@@ -149,6 +149,8 @@ class Worker:
         )
         for warning in info.warnings:
             log.warning(warning)
+        if not info.eos_token_ids:
+            log.warning("no file of the model names an end token that it has: answers run to max_tokens")
         if tokenizer.vocab_size > info.vocab_size:
             log.warning(
                 "the tokenizer has token ids up to %d, but the model has %d rows (vocab_size): a prompt with a token "

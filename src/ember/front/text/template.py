@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ember.front.text.template_error import TemplateError
-from ember.front.text.tokenizer_files import TemplateFileError, read_template
+from ember.front.text.tokenizer_files import MAX_TEMPLATE_BYTES, TemplateFileError, read_template
 
 if TYPE_CHECKING:
     import jinja2
@@ -170,6 +170,8 @@ def _read_custom(custom: str) -> str:
 
     A text on one line, as a form or an environment file holds it, has `\\n` for its line breaks. Raises TemplateError.
     """
+    if len(custom) > MAX_TEMPLATE_BYTES:
+        raise TemplateError(f"the chat template has {len(custom):,} characters; {MAX_TEMPLATE_BYTES:,} are allowed")
     if any(character in custom for character in "{}\n"):
         return custom if "\n" in custom else _unescaped(custom)
     try:
