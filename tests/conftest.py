@@ -1,11 +1,18 @@
-"""What holds for the whole suite: its processes share the machine's cores instead of all using all of them."""
+"""What holds for the whole suite: its processes share the machine's cores, and torch is imported as the engine does it."""
 
 from __future__ import annotations
 
 import os
 
+from ember.engine.lean import lean_import
+
 
 def pytest_configure() -> None:
+    _keep_to_own_cores()
+    _import_torch()
+
+
+def _keep_to_own_cores() -> None:
     """Keep a worker of pytest-xdist, and what it starts, on its own share of the cores.
 
     Each library with threads of its own (torch, the C library, tokenizers) asks how many cores there are. Two workers
@@ -18,3 +25,12 @@ def pytest_configure() -> None:
     if count <= len(cores):
         index = int(worker.removeprefix("gw"))
         os.sched_setaffinity(0, set(cores[index::count]))
+
+
+def _import_torch() -> None:
+    """Import torch without what the engine does not need. A test that needs more of it completes the import."""
+    lean = lean_import.prepare()
+    if lean is not None:
+        import torch  # noqa: F401
+
+        lean.finish()

@@ -478,6 +478,12 @@ class Settings(BaseSettings):
         description="On a GPU: launch every step kernel by kernel. Otherwise decode steps are recorded as CUDA graphs, "
         "in idle moments after the first answer.",
     )
+    lean_torch: bool = Field(
+        True,
+        validation_alias=_names("EMBER_LEAN_TORCH"),
+        description="Import only those parts of torch that the engine needs, and the rest when something asks for it. "
+        "docs/boot.md has more.",
+    )
     boot_report: OptionalStr = Field(
         None, validation_alias=_names("EMBER_BOOT_REPORT"), description="File for the boot timeline as JSON."
     )

@@ -55,6 +55,7 @@ def launch(settings: Settings) -> Worker:
         warmup=settings.warmup,
         enforce_eager=settings.enforce_eager,
         step_timeout=settings.step_timeout,
+        lean_torch=settings.lean_torch,
         boot_origin=timeline.origin,
     )
     from ember.front.admission import Admission

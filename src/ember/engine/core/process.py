@@ -25,6 +25,7 @@ from ember.engine.core.boot import Opened, build, open_model
 from ember.engine.core.first_step import FirstStep
 from ember.engine.core.watchdog import Watchdog
 from ember.engine.errors import ModelError
+from ember.engine.lean import lean_import
 from ember.wire import (
     Abort,
     Configure,
@@ -34,6 +35,7 @@ from ember.wire import (
     FrontMessage,
     Generate,
     GetStats,
+    Notice,
     Outputs,
     Ready,
     SequenceOutput,
@@ -82,14 +84,19 @@ def main(fd: int) -> int:
     thread = threading.Thread(target=opening.run, name="locate", daemon=True)
     thread.start()
     import_started = now()
+    lean = lean_import.prepare(lambda line: connection.send(Notice(line)))
     import torch
 
+    if lean is not None:
+        lean.finish()
     import_ended = now()
     thread.join()
     assert opening.configure is not None and opening.opened is not None and opening.timeline is not None
     timeline = opening.timeline
     timeline.add("start", timeline.origin, started)
-    timeline.add("import_torch", import_started, import_ended, version=str(torch.__version__))
+    timeline.add("import_torch", import_started, import_ended, version=str(torch.__version__), lean=lean is not None)
+    if lean is not None and not opening.configure.lean_torch:
+        lean.complete("EMBER_LEAN_TORCH=false")
     try:
         engine, ready = build(opening.configure, opening.opened, timeline)
         first_step = FirstStep(timeline, connection.send, opening.opened.kernels)

@@ -1,0 +1,459 @@
+"""Makes the list of what a lean import of torch defers: `python -m builder.lean_torch [--into DIRECTORY] [--check]`.
+
+Every step is a fresh process. The plain import is traced first: which modules it loads, in which order, how long each
+takes. Then the import is tried with every module deferred. Whatever is touched on the way is needed, stays out of the
+list, and the import is tried again, until nothing is touched; the same with the engine's probe (builder/lean_probe.py),
+which runs the operators, dtypes and kernels of a boot and of requests, and with a comparison of the registered kernels.
+
+`from deferred import name` need not execute the module where the importing one uses the name only inside of functions,
+and there only to call it, to ask it for an attribute, or as the class in isinstance() or issubclass(): for these a
+`DeferredName` does as well. That is read from the source here, name by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ember.engine.lean.torch_list import DIRECTORY, TorchList, find_torch
+
+_REPLACES_ITSELF = re.compile(r"sys\.modules\[__name__\]\s*=")
+_NEEDED = (
+    # Imported for what it registers and never touched, by modules that read the registry when they are imported.
+    "torch._logging._registrations",
+    # torch's C++ code reads it under a lock of its own (std::call_once) whenever a device is given, as does the code of
+    # deferred modules: an import that is completed from there would wait for itself.
+    "torch.fx.experimental.sym_node",
+    # Its overrides of operators on CUDA, which it registers and nobody touches.
+    "torch._native",
+    # What a boot on a GPU goes through; a machine without one cannot show it.
+    "torch.cuda._utils",
+    "torch.cuda.graphs",
+    "torch.cuda.memory",
+    "torch.cuda.random",
+    "torch.cuda.streams",
+)
+_MOST_TRIES = 60
+
+_TRACE = """
+import json, sys
+order = []
+class Recorder:
+    def find_spec(self, name, path=None, target=None):
+        order.append(name)
+sys.meta_path.insert(0, Recorder())
+import torch
+found = {}
+for name in dict.fromkeys(order):
+    module = sys.modules.get(name)
+    spec = getattr(module, "__spec__", None)
+    if name.partition(".")[0] not in ("torch", "torchgen") or name == "torch" or spec is None or spec.name != name:
+        continue
+    if (spec.origin or "").endswith(".py"):
+        names = getattr(module, "__all__", None)
+        submodules = [n for n, v in vars(module).items() if v is sys.modules.get(f"{name}.{n}")]
+        found[name] = {"file": spec.origin, "is_package": spec.submodule_search_locations is not None,
+                       "is_bound": name.rpartition(".")[2] in vars(sys.modules.get(name.rpartition(".")[0], sys)),
+                       "all": names and list(names), "submodules": submodules, "is_plain": type(module) is type(sys)}
+root = sys.modules["torch"]
+found["torch"] = {"file": root.__file__, "is_package": True, "is_plain": True, "all": list(root.__all__),
+                  "submodules": [n for n, v in vars(root).items() if v is sys.modules.get(f"torch.{n}")]}
+print(json.dumps(found))
+"""
+
+_TRY = """
+import json, sys, traceback
+from pathlib import Path
+from ember.engine.lean import lean_import, torch_list
+from ember.engine.lean.deferred import DeferredName, raw_dict
+import msgspec
+lean = lean_import.prepare(torch_list=msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=torch_list.TorchList))
+report = {"error": None, "bound": [], "held": [], "probed": None}
+def find_bound():
+    for name, module in list(sys.modules.items()):
+        if type(module) is not lean_import.DeferredModule:
+            for key, value in list(vars(module).items()):
+                if type(value) is DeferredName:
+                    report["bound"].append([name, key, value._ember_module.__name__, value._ember_name])
+try:
+    try:
+        import torch
+    finally:
+        find_bound()
+    import gc
+    places = [id(raw_dict(module)) for module in sys.modules.values() if isinstance(module, type(sys))]
+    places.append(id(lean.deferral.given))
+    for deferred in lean.deferral.given.values():
+        for holder in gc.get_referrers(deferred):
+            if id(holder) not in places and isinstance(holder, (dict, list, tuple, set, type(lambda: 0))):
+                report["held"].append([deferred._ember_module.__name__, deferred._ember_name])
+    lean.finish()
+    if len(sys.argv) > 2:
+        from builder.lean_probe import run
+        report["probed"] = run(lambda: lean.is_complete)
+except BaseException as error:
+    report["error"] = traceback.format_exc()
+    report["files"] = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+report["given"] = list(lean.deferral.given)
+report["touched"] = lean.deferral.touched
+report["completed_for"] = lean.deferral.completed_for
+print("\\n" + json.dumps(report))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--into", type=Path, default=DIRECTORY, help="directory for torch-VERSION.json")
+    parser.add_argument("--own-build", action="store_true", help="for this very build of torch, as 2.13.0+cu130")
+    options = parser.parse_args()
+    torch_list = make_list()
+    if options.own_build:
+        found = find_torch()
+        assert found is not None
+        torch_list = msgspec.structs.replace(torch_list, version=found[1])
+    options.into.mkdir(parents=True, exist_ok=True)
+    file = options.into / f"torch-{torch_list.version}.json"
+    file.write_bytes(msgspec.json.format(msgspec.json.encode(torch_list), indent=1) + b"\n")
+    for name, gain in sorted(torch_list.milliseconds.items(), key=lambda item: -item[1])[:25]:
+        print(f"{gain:8.1f} ms  {name}")
+    total = sum(torch_list.milliseconds.values())
+    print(f"{file}: {len(torch_list.modules)} modules deferred, {total:.0f} ms of the plain import")
+
+
+def make_list() -> TorchList:
+    """The list for the torch that this Python imports."""
+    found = find_torch()
+    if found is None:
+        raise SystemExit("no torch is installed")
+    plain: dict[str, dict[str, Any]] = json.loads(_run(_TRACE))
+    sources = {name: _Source(name, entry) for name, entry in plain.items()}
+    milliseconds = _import_times()
+    kept = {"torch", *(name for name, source in sources.items() if source.replaces_itself)}
+    kept |= {name for name in sources if any(f"{name}.".startswith(f"{needed}.") for needed in _NEEDED)}
+    refused: set[tuple[str, str, str]] = set()  # importer, deferred module, name
+    with tempfile.TemporaryDirectory() as scratch:
+        candidate = Path(scratch) / "candidate.json"
+        for _ in range(_MOST_TRIES):
+            torch_list = _make(found[1].partition("+")[0], plain, sources, kept, refused, milliseconds)
+            candidate.write_bytes(msgspec.json.encode(torch_list))
+            report = _try(candidate, probe=False)
+            needed = _needed(report, sources, kept, refused)
+            if not needed and report["error"] is None:
+                report = _try(candidate, probe=True)
+                needed = _needed(report, sources, kept, refused)
+            if not needed and report["error"] is None:
+                break
+            if not needed:
+                raise SystemExit(
+                    f"the lean import fails, and no module that it touched is to blame:\n{report['error']}"
+                )
+            print(f"needed: {', '.join(sorted(needed))}", file=sys.stderr)
+        else:
+            raise SystemExit(f"no list was found in {_MOST_TRIES} tries")
+    return _pruned(torch_list)
+
+
+def _needed(
+    report: dict[str, Any], sources: dict[str, _Source], kept: set[str], refused: set[tuple[str, str, str]]
+) -> set[str]:
+    """What a try showed to be needed; adds it to `kept` and `refused`."""
+    needed = {name for name, _ in report["touched"]}
+    if report["completed_for"]:
+        needed.add(report["completed_for"])
+        module = report["completed_for"].rpartition(".")[0]
+        if module not in sources or module in kept:
+            raise SystemExit(f"the engine needs what cannot be told by a module: {report['completed_for']}")
+        kept.add(module)
+    kept.update(name for name, _ in report["touched"])
+    for importer, name, module, original in report["bound"]:
+        source = sources.get(importer)
+        if source is None or not source.may_defer(name):  # it came by way of another module
+            kept.add(module)
+            needed.add(f"{module}.{original} for {importer}")
+    for module, name in report["held"]:  # by something that a completed import would not repair
+        kept.add(module)
+        needed.add(f"{module}.{name}")
+    if report["error"] is not None and not needed:
+        needed = _blamed(report, sources)
+        kept |= needed
+    return needed
+
+
+def _blamed(report: dict[str, Any], sources: dict[str, _Source]) -> set[str]:
+    """The modules of the deferred names that the failing module has, which may have come by way of others."""
+    by_file = {source.file: source for source in sources.values()}
+    for file in reversed(report["files"]):
+        if file in by_file:
+            imported = {name for _, name in by_file[file].imports}
+            blamed = {module for module, name in report["given"] if name in imported}
+            if blamed:
+                return blamed
+    return set()
+
+
+def _make(
+    version: str,
+    plain: dict[str, dict[str, Any]],
+    sources: dict[str, _Source],
+    kept: set[str],
+    refused: set[tuple[str, str, str]],
+    milliseconds: dict[str, float],
+) -> TorchList:
+    modules = {name: entry["is_package"] for name, entry in plain.items() if name not in kept}
+    names: dict[str, dict[str, list[str]]] = {}
+    stars: dict[str, list[str]] = {}
+    for importer, source in sources.items():
+        for (module, name), bound in source.imports.items():
+            if module not in modules:
+                continue
+            if name == "*":
+                exported = plain[module]["all"]
+                if exported is None or not all(
+                    source.may_defer(each) and (importer, module, each) not in refused for each in exported
+                ):
+                    continue
+                stars[module] = exported
+            elif name in plain[module]["submodules"]:
+                if f"{module}.{name}" not in modules:
+                    continue
+            elif f"{module}.{name}" in plain or (importer, module, name) in refused:
+                continue  # a name that hides a submodule
+            elif not all(source.may_defer(each) for each in bound):
+                continue
+            names.setdefault(importer, {}).setdefault(module, []).append(name)
+    gains = {name: round(milliseconds.get(name, 0.0), 1) for name in modules}
+    # A package that is deferred itself sees to it when it is executed.
+    unbound = [name for name in modules if name.rpartition(".")[0] in kept and not plain[name]["is_bound"]]
+    return TorchList(
+        version, modules, unbound, names, stars, {name: gain for name, gain in gains.items() if gain >= 0.1}
+    )
+
+
+def _pruned(torch_list: TorchList) -> TorchList:
+    """The list with the names that the modules that are imported ask for, and no others."""
+    importers = {importer for importer in torch_list.names if importer not in torch_list.modules}
+    names = {importer: torch_list.names[importer] for importer in sorted(importers)}
+    used = {module for modules in names.values() for module in modules}
+    stars = {module: exported for module, exported in torch_list.stars.items() if module in used}
+    return msgspec.structs.replace(torch_list, names=names, stars=stars)
+
+
+class _Source:
+    """What a module's source says: what it imports by name, and what it does with these names."""
+
+    def __init__(self, module: str, entry: dict[str, Any]) -> None:
+        self.module = module
+        self.file = entry["file"]
+        text = Path(entry["file"]).read_text(encoding="utf-8")
+        self.replaces_itself = _REPLACES_ITSELF.search(text) is not None
+        self.is_plain = entry["is_plain"]
+        package = module if entry["is_package"] else module.rpartition(".")[0]
+        self.imports: dict[tuple[str, str], set[str]] = defaultdict(set)  # (module, name) -> what it is called here
+        tree = ast.parse(text)
+        has_lazy_annotations = any(
+            isinstance(node, ast.ImportFrom) and node.module == "__future__" and node.names[0].name == "annotations"
+            for node in tree.body
+        )
+        self._uses = _Uses(has_lazy_annotations)
+        self._uses.visit(tree)
+        for node in _executed(tree.body):
+            if isinstance(node, ast.ImportFrom):
+                target = _resolve(package, node)
+                for alias in node.names:
+                    self.imports[(target, alias.name)].add(alias.asname or alias.name)
+
+    def may_defer(self, name: str) -> bool:
+        """Whether a `DeferredName` does for the global `name`."""
+        if self.module == "torch":  # its functions get no deferred names: see LeanImport._guard_package
+            return name not in self._uses.loaded
+        return self.is_plain and name not in self._uses.needed
+
+
+def _resolve(package: str, node: ast.ImportFrom) -> str:
+    if not node.level:
+        return node.module or ""
+    parts = package.split(".")
+    base = ".".join(parts[: len(parts) - node.level + 1])
+    return f"{base}.{node.module}" if node.module else base
+
+
+def _executed(body: list[ast.stmt]) -> list[ast.stmt]:
+    """The statements that run when the module is imported, blocks opened."""
+    found: list[ast.stmt] = []
+    for node in body:
+        found.append(node)
+        if isinstance(node, ast.If):
+            test = ast.unparse(node.test)
+            if not test.endswith("TYPE_CHECKING") or test.startswith("not "):
+                found += _executed(node.body)
+            found += _executed(node.orelse)
+        elif isinstance(node, ast.Try):
+            for block in (node.body, node.orelse, node.finalbody, *(handler.body for handler in node.handlers)):
+                found += _executed(block)
+        elif isinstance(node, ast.With | ast.For | ast.While):
+            found += _executed(node.body)
+    return found
+
+
+class _Uses(ast.NodeVisitor):
+    """Which names are loaded at all, and which in a way that needs the real object or the moment of the import."""
+
+    def __init__(self, has_lazy_annotations: bool) -> None:
+        self.loaded: set[str] = set()
+        self.needed: set[str] = set()
+        self._has_lazy_annotations = has_lazy_annotations
+        self._in_function = False
+        self._locals: list[set[str]] = []  # of the functions around
+
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        for part in (*node.decorator_list, *node.args.defaults, *node.args.kw_defaults):
+            if part is not None:
+                self.visit(part)
+        if not self._has_lazy_annotations:
+            arguments = (
+                *node.args.posonlyargs,
+                *node.args.args,
+                *node.args.kwonlyargs,
+                node.args.vararg,
+                node.args.kwarg,
+            )
+            for annotation in (*(each.annotation for each in arguments if each is not None), node.returns):
+                if annotation is not None:
+                    self._visit_annotation(annotation)
+        self._visit_body(node.body, _locals(node))
+
+    visit_AsyncFunctionDef = visit_FunctionDef
+
+    def visit_Lambda(self, node: ast.Lambda) -> None:
+        for part in (*node.args.defaults, *node.args.kw_defaults):
+            if part is not None:
+                self.visit(part)
+        self._visit_body([node.body], _locals(node))
+
+    def _visit_body(self, body: list[Any], local: set[str]) -> None:
+        outer, self._in_function = self._in_function, True
+        self._locals.append(local)
+        for part in body:
+            self.visit(part)
+        self._in_function = outer
+        self._locals.pop()
+
+    def _is_local(self, name: str) -> bool:
+        return any(name in local for local in self._locals)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        self.visit(node.target)
+        if node.value is not None:
+            self.visit(node.value)
+        if not self._has_lazy_annotations and not self._in_function:
+            self.visit(node.annotation)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        self._visit_harmless(node.func)
+        arguments = list(node.args)
+        is_check = isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "issubclass")
+        if is_check and len(arguments) == 2:
+            classes = arguments.pop()
+            for each in classes.elts if isinstance(classes, ast.Tuple) else [classes]:
+                self._visit_harmless(each)
+        for part in (*arguments, *(keyword.value for keyword in node.keywords)):
+            self.visit(part)
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        if isinstance(node.ctx, ast.Load):
+            self._visit_harmless(node.value)
+        else:
+            self.visit(node.value)
+
+    def _visit_annotation(self, node: ast.expr) -> None:
+        """Of a function, evaluated when it is defined. `real_annotations` repairs plain names and their unions."""
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+            self._visit_annotation(node.left)
+            self._visit_annotation(node.right)
+        elif isinstance(node, ast.Name):
+            self.loaded.add(node.id)
+        else:
+            self.visit(node)
+
+    def _visit_harmless(self, node: ast.expr) -> None:
+        """A use that a `DeferredName` answers as the real object would, if it comes after the import."""
+        if isinstance(node, ast.Name):
+            if self._is_local(node.id):
+                return
+            self.loaded.add(node.id)
+            if not self._in_function:
+                self.needed.add(node.id)
+        else:
+            self.visit(node)
+
+    def visit_Name(self, node: ast.Name) -> None:
+        if isinstance(node.ctx, ast.Load) and not self._is_local(node.id):
+            self.loaded.add(node.id)
+            self.needed.add(node.id)
+
+
+def _locals(function: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> set[str]:
+    """The names that a function's body binds, so that they hide the module's."""
+    arguments = function.args
+    every = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg)
+    found = {each.arg for each in every if each is not None}
+    declared: set[str] = set()
+    waiting: list[ast.AST] = list(function.body) if isinstance(function.body, list) else [function.body]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+            continue
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Global):
+            declared |= set(node.names)
+        if not isinstance(node, ast.Lambda):
+            waiting += ast.iter_child_nodes(node)
+    return found - declared
+
+
+def _import_times() -> dict[str, float]:
+    """Milliseconds of each module's own code in the plain import, without those that it imports; medians of three."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-c", "import torch"], capture_output=True, text=True, check=True
+        )
+        for line in done.stderr.splitlines():
+            match = re.fullmatch(r"import time:\s*(\d+) \|\s*\d+ \|\s*(\S+)", line)
+            if match:
+                found[match[2]].append(int(match[1]) / 1000)
+    return {name: sorted(times)[len(times) // 2] for name, times in found.items()}
+
+
+def _try(candidate: Path, probe: bool) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(_run(_TRY, str(candidate), *(["probe"] if probe else [])))
+    return report
+
+
+def _run(code: str, *arguments: str) -> str:
+    environment = {**os.environ, "EMBER_LEAN_TORCH": "true"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"a step failed:\n{done.stderr}")
+    return done.stdout.splitlines()[-1]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""What leads from a lean torch to the whole one where no deferred module is touched: the registries of operators.
+
+Some of torch's Python modules register operators and kernels when they are imported: kernels for tensors on the device
+"meta" (shapes without values), and operators such as `prims::add`. The dispatcher would do without them silently.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ember.engine.lean.lean_import import LeanImport
+
+# Every tensor on the device "meta" begins with one of these operators.
+_META_FACTORIES = ("empty.memory_format", "empty_strided")
+
+
+def install(lean: LeanImport) -> None:
+    """Complete the import when the first meta tensor is made, and when an operator is asked for that nobody knows."""
+    _watch_meta_tensors(lean)
+    _watch_operators(lean)
+
+
+def _watch_meta_tensors(lean: LeanImport) -> None:
+    import torch
+
+    libraries = [torch.library.Library("aten", "IMPL", "Meta")]
+
+    def watch(name: str) -> None:
+        packet, _, overload = name.partition(".")
+        operator = getattr(getattr(torch.ops.aten, packet), overload or "default")
+
+        def completing(*args: Any, **kwargs: Any) -> Any:
+            lean.complete(f'device="meta", by aten::{name}')
+            return operator(*args, **kwargs)  # its own kernel is back
+
+        libraries[0].impl(name, completing)
+
+    for name in _META_FACTORIES:
+        watch(name)
+    lean.deferral.before_complete.append(libraries.clear)  # a library's end takes its kernels back
+
+
+def _watch_operators(lean: LeanImport) -> None:
+    import torch
+
+    def watch(namespace: Any, prefix: str) -> None:
+        original = namespace.__getattr__
+
+        def __getattr__(self: Any, name: str) -> Any:
+            try:
+                return original(self, name)
+            except AttributeError:
+                if name.startswith("__") or lean.is_complete:
+                    raise
+                lean.complete(f"{prefix}{name}")
+                return original(self, name)
+
+        def restore() -> None:
+            namespace.__getattr__ = original
+
+        namespace.__getattr__ = __getattr__
+        lean.deferral.on_complete.append(restore)
+
+    watch(type(torch.ops.aten), "operator ")
+    watch(type(torch.ops.higher_order), "higher-order operator ")
