@@ -37,6 +37,8 @@ _NEEDED = (
     "torch.fx.experimental.sym_node",
     # Its overrides of operators on CUDA, which it registers and nobody touches.
     "torch._native",
+    # It has tensors shared when they are sent to another process, which may be done without a touch of it.
+    "torch.multiprocessing",
     # What a boot on a GPU goes through; a machine without one cannot show it.
     "torch.cuda._utils",
     "torch.cuda.graphs",

@@ -1,4 +1,4 @@
-"""What holds for the whole suite: its processes share the machine's cores, and torch is imported as the engine does it."""
+"""What holds for the whole suite: its processes share the machine's cores, and torch is imported as the engine does."""
 
 from __future__ import annotations
 

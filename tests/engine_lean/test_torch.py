@@ -132,6 +132,22 @@ def test_a_lean_torch_lacks_meta_kernels_and_python_operators_and_nothing_else(p
     assert {name.partition("::")[0] for name in missing}.isdisjoint({"aten", "quantized", "mkldnn", "_c10d_functional"})
 
 
+def test_what_a_lean_torch_has_works_without_the_rest():
+    code = """
+    generator = torch.Generator().manual_seed(3)
+    first = torch.randn(4, generator=generator)
+    assert torch.equal(torch.randn(4, generator=torch.Generator().manual_seed(3)), first)
+    assert isinstance(generator, torch.Generator)
+    from multiprocessing.reduction import ForkingPickler
+    assert torch.Tensor in ForkingPickler._extra_reducers
+    assert torch.nn.functional.softmax(torch.ones(2), -1).tolist() == [0.5, 0.5]
+    with torch.inference_mode():
+        assert torch.einsum("i,i->", first, first).item() > 0
+    assert not lean.is_complete, lean.deferral.completed_for
+    """
+    run(LEAN + textwrap.dedent(code))
+
+
 COMPLETING = {
     "a factory on meta": "assert torch.empty(2, 3, device='meta').sum().device.type == 'meta'",
     "zeros on meta": "assert torch.zeros(2, device='meta').is_meta",

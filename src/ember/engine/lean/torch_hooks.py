@@ -17,8 +17,20 @@ _META_FACTORIES = ("empty.memory_format", "empty_strided")
 
 def install(lean: LeanImport) -> None:
     """Complete the import when the first meta tensor is made, and when an operator is asked for that nobody knows."""
+    _make_generators_usable()
     _watch_meta_tensors(lean)
     _watch_operators(lean)
+
+
+def _make_generators_usable() -> None:
+    """Say which metaclass `torch.Generator` has; a deferred module does, and no generator can be made before it."""
+    import torch
+
+    say = getattr(torch._C, "_set_generator_metaclass", None)  # torch 2.13
+    if say is not None:
+        from torch._opaque_base import OpaqueBaseMeta
+
+        say(OpaqueBaseMeta)
 
 
 def _watch_meta_tensors(lean: LeanImport) -> None:
