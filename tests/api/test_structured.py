@@ -76,6 +76,7 @@ def test_any_object(deployment: Deployment, fields: dict[str, Any]) -> None:
         ({"grammar": 'root ::= "a"'}, "gbnf", 'root ::= "a"'),
         ({"grammar": 'start: "a ::= b"'}, "lark", 'start: "a ::= b"'),
         ({"grammar": '?start: "a"'}, "lark", '?start: "a"'),
+        ({"grammar": 'start: "/a**/" /b\\/+/ // c**/'}, "lark", 'start: "/a**/" /b\\/+/ // c**/'),
     ],
 )
 def test_the_other_kinds_and_their_old_names(
@@ -176,6 +177,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"structured_outputs": {"regex": "a*+"}}, "structured_outputs.regex", "possessive"),
     ({"structured_outputs": {"regex": "foo**"}}, "structured_outputs.regex", "nothing to repeat"),
     ({"guided_regex": "a{2}{3}"}, "guided_regex", "nothing to repeat"),
+    ({"guided_grammar": 'start: "//" /a\\/b**/'}, "guided_grammar", "nothing to repeat"),
     ({"guided_regex": "x(?i)y"}, "guided_regex", "options"),
     ({"guided_json": {"pattern": "a{2}{3}"}}, "guided_json", "`pattern`"),
     ({"guided_json": {"patternProperties": {"^foo**": True}}}, "guided_json", "`patternProperties`"),

@@ -366,3 +366,16 @@ def test_both_kinds_of_choices_hold() -> None:
 def test_numbers_and_blanks_come_to_an_end(schema: dict[str, Any], good: list[str], bad: list[str]) -> None:
     assert [takes(schema, text) for text in good] == [True] * len(good)
     assert [takes(schema, text) for text in bad] == [False] * len(bad)
+
+
+def test_patterns_that_backtrack_cost_little() -> None:
+    """Both the pattern and the value that it is searched in are the client's."""
+    schema = {"type": "string", "pattern": "^(x+x+)+y$", "enum": ["x" * 60, "xxy"]}
+    assert allows(schema, "xxy", "x" * 60) == [True, False]
+    names = {"type": "object", "properties": {"x" * 60: True}, "patternProperties": {"^(x+x+)+y$": {"type": "null"}}}
+    assert allows(names, {"x" * 60: 1}, {"xxy": None}, {"xxy": 1}) == [True, True, False]
+
+
+def test_many_values_that_are_listed_twice_cost_little() -> None:
+    values = list(range(5000))
+    assert allows({"enum": values, "allOf": [{"enum": values[10:]}]}, 4999, 3) == [True, False]

@@ -279,6 +279,16 @@ def test_schemas_that_cannot_be_enforced(name: str, parameters: Any, words: str)
         assert not made.is_stopped()
 
 
+@pytest.mark.parametrize("name", ["hermes", "qwen3_coder", "gemma4", "pythonic"])
+def test_schemas_that_are_too_large_together(name: str) -> None:
+    properties = {f"a property with a long name {i}": {"type": "integer", "maximum": i} for i in range(30)}
+    tools = [strict({"type": "object", "properties": properties}, f"tool_{i}", is_strict=False) for i in range(150)]
+    matcher(name, WITH_TOKENS, tools)
+    held = [strict({"type": "object", "properties": properties}, f"tool_{i}") for i in range(150)]
+    with pytest.raises(ValueError, match="too large"):
+        ToolFormat(name).grammar(held, at_least_one=True, parallel=True, tokenizer=WITH_TOKENS)
+
+
 def test_there_must_be_a_tool() -> None:
     with pytest.raises(ValueError, match="no tool"):
         ToolFormat("hermes").grammar([], at_least_one=True, parallel=True, tokenizer=WITH_TOKENS)

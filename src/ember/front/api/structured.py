@@ -16,7 +16,7 @@ from ember.front.api.schemas import GenerationRequest, ResponseFormat
 from ember.front.errors import ApiError, bad_request
 from ember.front.text import regular_language
 from ember.front.text.json_schema import ANY_OBJECT, DEFAULT_WHITESPACE, schema_grammar
-from ember.front.text.lark import choice
+from ember.front.text.lark import choice, regexes
 from ember.front.text.portable_regex import portable
 from ember.front.text.structural_tag import structural_tag_grammar
 from ember.front.text.tokenizer import Tokenizer
@@ -223,7 +223,11 @@ def _choice(demand: _Demand, tokenizer: Tokenizer) -> tuple[str, str]:
 def _own_grammar(demand: _Demand, tokenizer: Tokenizer) -> tuple[str, str]:
     """GBNF and Lark are told apart by how a rule is written."""
     text = _text(demand)
-    return "gbnf" if _GBNF_RULE.search(text) else "lark", text
+    if _GBNF_RULE.search(text):
+        return "gbnf", text
+    for pattern in regexes(text):
+        portable(pattern)  # for its errors: the expression itself is in the grammar's own dialect
+    return "lark", text
 
 
 def _structural_tag(demand: _Demand, tokenizer: Tokenizer) -> tuple[str, str]:

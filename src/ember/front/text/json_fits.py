@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
+from ember.front.text import regular_language
 from ember.front.text.json_keywords import FORMAT_PATTERNS, Keywords
 from ember.front.text.json_numbers import tighter_high, tighter_low
 from ember.front.text.json_reference import References
+from ember.front.text.lark import in_slashes
+from ember.front.text.portable_regex import portable, searched
 
 _MAX_DEPTH = 64
 
@@ -43,6 +45,7 @@ class Fits:
     def __init__(self, references: References, keywords: Keywords) -> None:
         self._references = references
         self._keywords = keywords
+        self._listed: dict[int, frozenset[str]] = {}  # the values that a schema lists, by its id
 
     def __call__(self, value: Any, schema: Any, depth: int = 0) -> bool:
         if not isinstance(schema, dict) or depth > _MAX_DEPTH:
@@ -56,8 +59,11 @@ class Fits:
             if branches and not wanted(self(value, branch, depth + 1) for branch in branches):
                 return False
         listed = self._keywords.listed(schema)
-        if listed is not None and canonical(value) not in map(canonical, listed):
-            return False
+        if listed is not None:
+            if id(schema) not in self._listed:
+                self._listed[id(schema)] = frozenset(map(canonical, listed))
+            if canonical(value) not in self._listed[id(schema)]:
+                return False
         return self._fits_type(value, schema, depth)
 
     def _fits_type(self, value: Any, schema: dict[str, Any], depth: int) -> bool:
@@ -120,8 +126,9 @@ class Fits:
 
 
 def _is_found(pattern: str, text: str) -> bool:
-    """What Python's expressions cannot say counts as found, and is left to the engine."""
+    """Both are the client's, so the search must not backtrack. A pattern that cannot be used counts as found: it is
+    refused or dropped elsewhere."""
     try:
-        return re.search(pattern, text) is not None
-    except re.error:
+        return regular_language.matches(f"/(?:{in_slashes(searched(portable(pattern)))})/", text)
+    except ValueError:
         return True

@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 from ember.front.text import regular_language
@@ -399,8 +400,10 @@ class Nodes:
                 continue
             matched = [f'{"" if key in found else "~"}/"(?:{body})"/' for key, body in patterns.items()]
             names = OtherNames(tuple(taken), (*conditions, *matched))
-            if names.conditions and regular_language.is_empty(names.terminal):
-                continue
+            if names.conditions:
+                keyword = "patternProperties" if patterns else "propertyNames"
+                if self._keywords.checked(keyword, partial(regular_language.is_empty, names.terminal), True):
+                    continue
             made.append((names, self.place(schemas)))
         return made
 

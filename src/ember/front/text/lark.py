@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 from ember.front.text.tokenizer import Tokenizer
 
+# Strings and comments, which are skipped, and regular expressions.
+_PIECES = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|#[^\n]*|/((?:\\.|[^/\\\n])+)/')
+
 
 def quoted(text: str) -> str:
     """A string literal for exactly this text."""
@@ -29,6 +32,11 @@ def in_slashes(pattern: str) -> str:
         made.append("\\/" if piece == "/" else "\\n" if piece == "\n" else piece)
         position += size
     return "".join(made)
+
+
+def regexes(grammar: str) -> list[str]:
+    """The regular expressions between slashes in a grammar."""
+    return [found[1].replace("\\/", "/") for found in _PIECES.finditer(grammar) if found[1] is not None]
 
 
 def parts(text: str, tokenizer: Tokenizer) -> list[str | int]:

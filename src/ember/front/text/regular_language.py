@@ -23,7 +23,7 @@ def _tokenizer() -> LLTokenizer:
     return LLTokenizer("byte")
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _matcher(grammar: str) -> LLMatcher | None:
     """None for a grammar that no text matches. Raises ValueError for one that cannot be used."""
     from llguidance import LLMatcher

@@ -38,11 +38,14 @@ class _Braces(Document):
         return self._rules.quoted(mark)
 
     def key(self, name: str) -> str:
+        if any(mark in name for mark in "\"'{}[]:,") or self._quote in name:
+            raise ValueError(f"the name {name[:64]!r} cannot be written in this model's form of calls")
         return self._rules.quoted(f"{name}:")
 
     def other_key(self, names: OtherNames) -> str:
         if names.conditions:
-            raise ValueError("`patternProperties` and `propertyNames` cannot be enforced in this model's form of calls")
+            keywords = self._rules.keywords(self._tool)
+            keywords.refuse("patternProperties", "and `propertyNames` cannot be enforced in this model's form of calls")
         taken = " | ".join(self._rules.quoted(name) for name in names.taken)
         bare = "/[A-Za-z_][A-Za-z0-9_]{0,63}/"
         return f'{self._rules.terminal(f"{bare} & ~({taken})" if taken else bare)} ":"'

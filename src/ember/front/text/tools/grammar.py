@@ -21,7 +21,7 @@ from ember.front.text.tools.schema import Tool, is_text
 
 _LOG = logging.getLogger(__name__)
 _ANY = "/(?s:.*)/"
-_MAX_RULES, _MAX_SIZE = 20_000, 8 << 20  # of one grammar; its size in characters
+_MAX_RULES, _MAX_SIZE = 20_000, 240 * 1024  # of one grammar; its size in bytes, of which the engine takes 256 kB
 _MAX_LENGTH = 4096  # of strings in plain text
 _MAX_TOLD = 1024  # tools of which the log has said what is not enforced
 
@@ -43,7 +43,16 @@ def calls_grammar(form: Form, tools: list[Tool], tokenizer: Tokenizer, *, at_lea
     """The Lark grammar. Raises ValueError for schemas that are none, and where there is no tool."""
     if not tools:
         raise ValueError("there is no tool to call")
-    rules = Rules(tokenizer, enforce_all=at_least_one)
+    try:
+        return _grammar(form, tools, Rules(tokenizer, enforce_all=at_least_one), at_least_one, parallel)
+    except _TooLargeError:
+        if not at_least_one or all(tool.is_strict for tool in tools):
+            raise
+        _LOG.warning("the schemas of %d tools are too large together: those not strict are not enforced", len(tools))
+        return _grammar(form, tools, Rules(tokenizer, enforce_all=False), at_least_one, parallel)
+
+
+def _grammar(form: Form, tools: list[Tool], rules: Rules, at_least_one: bool, parallel: bool) -> str:
     opening, calls = form.rules(tools, rules, parallel)
     if at_least_one:
         start = f"{rules.literal(opening)} {calls}"
@@ -51,6 +60,10 @@ def calls_grammar(form: Form, tools: list[Tool], tokenizer: Tokenizer, *, at_lea
         start = rules.text_before(opening, calls, [tool.name for tool in tools])
     rules.tell()
     return "\n".join([f"start: {start}", *rules.lines]) + "\n"
+
+
+class _TooLargeError(ValueError):
+    """The grammar has too many rules."""
 
 
 _told: set[tuple[str, str]] = set()  # tools and what the log said of them
@@ -71,9 +84,9 @@ class Rules:
 
     def add(self, line: str) -> None:
         """Raises ValueError where there are too many: schemas that share their parts are written out."""
-        self._size += len(line)
+        self._size += len(line.encode()) + 1
         if len(self.lines) == _MAX_RULES or self._size > _MAX_SIZE:
-            raise ValueError("the grammar of the tools' schemas is too large")
+            raise _TooLargeError("the grammar of the tools' schemas is too large")
         self.lines.append(line)
 
     @property
@@ -132,6 +145,8 @@ class Rules:
             return anything()
         try:
             return held()
+        except _TooLargeError:
+            raise
         except ValueError as error:
             if tool.is_strict:
                 place = f"in the schema of {tool.name[:64]!r}: "
