@@ -34,10 +34,9 @@ _FLAT = rf"\[(?:{_PLAIN})*+\]|\{{(?:{_PLAIN})*+\}}"
 _TWO = rf"\[(?:{_PLAIN}|{_FLAT})*+\]|\{{(?:{_PLAIN}|{_FLAT})*+\}}"
 _THREE = rf"\[(?:{_PLAIN}|{_TWO})*+\]|\{{(?:{_PLAIN}|{_TWO})*+\}}"
 _INSIDE = re.compile(f"(?:{_PLAIN}|{_THREE})*+", re.DOTALL)
-_CONTAINER = re.compile(_THREE, re.DOTALL)
 _BRACKETS = re.compile(r"[\[{]+|[\]}]+")
 _SCALAR = re.compile(rf'(?:[^",\[\]{{}}]++|{_STRING})*+', re.DOTALL)
-_ID = re.compile(rf'(?<!\\)"id"[ \t\n\r]*:[ \t\n\r]*({_STRING})', re.DOTALL)
+_ID = re.compile(rf'"id"[ \t\n\r]*:[ \t\n\r]*({_STRING})|{_STRING}|{_THREE}', re.DOTALL)
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -231,8 +230,8 @@ def _skip_element(text: str, start: int, reason: str) -> tuple[Unreadable, int]:
         else:
             depth -= size
         at = _match_end(_INSIDE, text, run.end())
-        if is_object and depth == 1:
-            found = _id_in(text[run.end() : at]) or found
+        if is_object and depth == 1 and (last := _id_in(text[run.end() : at])) is not None:
+            found = last
     return Unreadable(reason, found), len(text)
 
 
@@ -246,7 +245,7 @@ def _id_in(entries: str) -> str | None:
     """The `id` among some entries of an object: that of a container in them is another's."""
     if '"id"' not in entries:
         return None
-    found = _ID.findall(_CONTAINER.sub("", entries))
+    found = [text for text in _ID.findall(entries) if text]  # empty for other strings, and for containers
     return _string(found[-1]) if found else None
 
 
