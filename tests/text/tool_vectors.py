@@ -319,6 +319,13 @@ VECTORS = [
     Vector("hunyuan_a13b", f'<tool_calls>[{{"name": "weather", "arguments": {ARGUMENTS}}}]</tool_calls>', [ONE]),
     Vector("hunyuan_a13b", "<tool_calls>[]</tool_calls>", []),
     Vector("jamba", "No.<tool_calls>[\n]</tool_calls>", [], "No."),
+    Vector(
+        "hunyuan_a13b",
+        '<tool_calls>[{"name": "note", "arguments": {"text": "}\\"" 1}}, {"name": "now", "arguments": {}}]',
+        [],
+        '<tool_calls>[{"name": "note", "arguments": {"text": "}\\"" 1}}, {"name": "now", "arguments": {}}]',
+        sent=[("note", '{"text": "}\\"" 1}'), ("now", "{}")],
+    ),
     Vector("granite", "<|tool_call|>[]", []),
     Vector("mistral", "[TOOL_CALLS][]", []),
     Vector("mistral", f"[TOOL_CALLS][TOOL_CALLS]weather[ARGS]{ARGUMENTS}", [ONE]),
@@ -363,7 +370,7 @@ VECTORS = [
         '<tool_calls>[{"name": "now", "arguments": {}}, {"name": "weather", "arguments": {"a": [b}}]</tool_calls>',
         [NOW],
         '{"name": "weather", "arguments": {"a": [b}}]',
-        sent=[("now", "{}"), ("weather", '{"a": [b}')],
+        sent=[("now", "{}"), ("weather", '{"a": [b}}')],
     ),
     Vector(
         "phi4_mini_json",

@@ -16,6 +16,7 @@ _BEGUN_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
 _BLANKS = re.compile(r"[ \t\r\n]+")
 _WORD = re.compile(r"[-+.0-9A-Za-z_]+")
 _BEHIND_BROKEN = " \t\r\n`;,]}"  # what may stand between broken arguments and the end of their call
+_BRACKET = re.compile(r'\\.|["{}\[\]\\]', re.DOTALL)
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _WORDS = {
     "true": "true",
@@ -56,6 +57,11 @@ class JsonCopy:
         """The comma that was held, where the copy is given up."""
         comma, self._comma = self._comma, []
         return "".join(comma)
+
+    @property
+    def depth(self) -> int:
+        """How many objects and lists are open."""
+        return len(self._stack)
 
     @property
     def is_nested(self) -> bool:
@@ -208,18 +214,33 @@ def forward_value(reading: Reading, is_in_object: bool = False) -> Steps[bool]:
             if reading.withdraw():
                 return False
             reading.arguments(copy.take_comma())
-            yield from _forward_broken(reading, is_in_object)
+            yield from _forward_broken(reading, copy.depth, is_in_object)
             return True
         if copy.is_done or reading.is_ended:
             return True
         yield
 
 
-def _forward_broken(reading: Reading, is_in_object: bool) -> Steps[None]:
-    """Hands on what is no JSON, up to the next mark, without the brackets of the call itself."""
+def _forward_broken(reading: Reading, depth: int, is_in_object: bool) -> Steps[None]:
+    """Hands on what is no JSON: as far as its brackets go, or up to the next mark, without the brackets of the call
+    itself."""
     parts: list[str] = []  # what may belong to the call
+    is_in_string = is_escaped = False
     while True:
         place, mark = reading.boundaries.find(reading.text, reading.at, reading.is_ended)
+        start, is_escaped = reading.at + is_escaped, False
+        for found in _BRACKET.finditer(reading.text, start, place):
+            character = found[0]
+            if character[0] == "\\":
+                is_escaped = len(character) == 1  # by the end of what is there
+            elif character == '"':
+                is_in_string = not is_in_string
+            elif not is_in_string:
+                depth += 1 if character in "{[" else -1
+                if depth == 0:
+                    reading.arguments("".join([*parts, reading.text[reading.at : found.end()]]))
+                    reading.at = found.end()
+                    return
         text, reading.at = reading.text[reading.at : place], place
         if shown := text.rstrip(_BEHIND_BROKEN):
             reading.arguments("".join([*parts, shown]))
@@ -229,6 +250,6 @@ def _forward_broken(reading: Reading, is_in_object: bool) -> Steps[None]:
             break
         yield
     held = "".join(parts).rstrip(" \t\r\n`;,")
-    if is_in_object and held:
-        held = held.rstrip("]").rstrip().removesuffix("}").rstrip() if held.endswith(("]", "}")) else held
+    if is_in_object and held.endswith(("]", "}")):
+        held = held.rstrip("]").rstrip().removesuffix("}").rstrip()
     reading.arguments(held)
