@@ -32,7 +32,8 @@ import torch  # noqa: E402
 
 from benchmarks.shapes import QWEN3_0_6B, write_tokenizer  # noqa: E402
 from ember.engine.core.constraint import Constraint  # noqa: E402
-from ember.engine.core.grammar import GrammarCompiler  # noqa: E402
+from ember.engine.core.grammar_worker import GrammarWorker, Matcher, State  # noqa: E402
+from ember.engine.core.grammar_workers import GrammarWorkers  # noqa: E402
 from ember.engine.core.masks import MaskFiller, Masks, expand  # noqa: E402
 from ember.engine.core.sampler import sample  # noqa: E402
 from ember.engine.core.sequence import Sequence  # noqa: E402
@@ -96,30 +97,39 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         write_tokenizer(Path(directory))
-        compiler = GrammarCompiler(Path(directory), VOCAB_SIZE, [EOS])
-        figures = {"compile": _compile(compiler), **_steps(compiler, options)}
+        workers = GrammarWorkers(Path(directory), VOCAB_SIZE, [EOS])
+        figures = {"compile": _compile(workers), **_steps(workers, options)}
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def _compile(compiler: GrammarCompiler) -> dict[str, float]:
+def _compile(workers: GrammarWorkers) -> dict[str, float]:
     """Milliseconds until the first mask of each grammar can be had, by name; prints them."""
     start = time.perf_counter()
-    compiler.submit(Grammar("regex", "warm")).result()
+    _ready(workers, Grammar("regex", "warm"))
     found = {"tokenizer, once": time.perf_counter() - start}
     for name, grammar in GRAMMARS.items():
         start = time.perf_counter()
-        compiler.submit(grammar).result()
+        _ready(workers, grammar)
         found[name] = time.perf_counter() - start
     print(f"{VOCAB_SIZE} tokens; compiled in ms: " + ", ".join(f"{name} {s * 1e3:.1f}" for name, s in found.items()))
     return {name: round(seconds * 1e3, 3) for name, seconds in found.items()}
 
 
+def _ready(workers: GrammarWorkers, grammar: Grammar) -> GrammarWorker:
+    """The grammar's worker, when it is compiled."""
+    worker = workers.submit(grammar)
+    while worker.state is not State.READY:
+        assert worker.error is None, worker.error
+        workers.receive(1.0)
+    return worker
+
+
 class _Rows:
     """Constrained sequences that go on for ever."""
 
-    def __init__(self, compiler: GrammarCompiler, count: int) -> None:
-        self._compiler = compiler
+    def __init__(self, workers: GrammarWorkers, count: int) -> None:
+        self._workers = workers
         kinds = list(GRAMMARS.values())
         self.sequences = [self._sequence(kinds[i % len(kinds)]) for i in range(count)]
 
@@ -131,13 +141,15 @@ class _Rows:
 
     def _constraint(self, sampling: SamplingParams) -> Constraint:
         assert sampling.grammar is not None
-        matcher = self._compiler.submit(sampling.grammar).result().deep_copy()
-        return Constraint(sampling, matcher, [EOS], self._compiler.num_words)
+        matcher = Matcher(self._workers, _ready(self._workers, sampling.grammar))
+        matcher.prepare()
+        return Constraint(sampling, matcher, [EOS], self._workers.num_words)
 
     def restart_finished(self, token_ids: list[int]) -> None:
         for sequence, token_id in zip(self.sequences, token_ids, strict=True):
             assert sequence.grammar is not None
             if sequence.grammar.is_complete or token_id == EOS:
+                sequence.grammar.close()
                 sequence.grammar = self._constraint(sequence.sampling)
 
 
@@ -145,10 +157,10 @@ def _plain(sampling: SamplingParams) -> Sequence:
     return Sequence(0, 0, [1], 1, sampling, seed=0, priority=0, arrival=0, salt=b"")
 
 
-def _steps(compiler: GrammarCompiler, options: argparse.Namespace) -> dict[str, Any]:
+def _steps(workers: GrammarWorkers, options: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(options.device)
     filler = MaskFiller(device.type == "cuda", VOCAB_SIZE if device.type == "cpu" else None)
-    rows = _Rows(compiler, options.rows)
+    rows = _Rows(workers, options.rows)
     at_random = [_plain(SamplingParams(max_tokens=1, temperature=0.8, top_p=0.95)) for _ in rows.sequences]
     noise = torch.randn(options.rows, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
     rng = np.random.default_rng(0)
@@ -185,6 +197,7 @@ def _steps(compiler: GrammarCompiler, options: argparse.Namespace) -> dict[str, 
             assert sequence.grammar is not None
             if token_id != EOS:
                 sequence.grammar.advance(token_id)
+        workers.settle([row.grammar.matcher for row in rows.sequences if row.grammar and row.grammar.matcher], 1.0)
         told = time.perf_counter() - told
         rows.restart_finished(token_ids)
         if step < 10:

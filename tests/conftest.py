@@ -6,6 +6,9 @@ import os
 
 from ember.engine.lean import lean_import
 
+# As in the engine's process (`front/spawn.py`); before anything imports torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 
 def pytest_configure() -> None:
     _keep_to_own_cores()

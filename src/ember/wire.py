@@ -254,11 +254,11 @@ def frame_front(encoded: list[bytes]) -> bytes:
     """One frame: a list of encoded messages."""
     count = len(encoded)
     head = bytes([0x90 | count]) if count < 16 else b"\xdd" + struct.pack(">I", count)  # msgpack's array headers
-    return _frame(head + b"".join(encoded))
+    return frame(head + b"".join(encoded))
 
 
 def encode_engine(message: EngineMessage) -> bytes:
-    return _frame(_encoder.encode(message))
+    return frame(_encoder.encode(message))
 
 
 def decode_front(payload: bytes | memoryview) -> list[FrontMessage]:
@@ -269,7 +269,8 @@ def decode_engine(payload: bytes | memoryview) -> EngineMessage:
     return _engine_decoder.decode(payload)
 
 
-def _frame(payload: bytes) -> bytes:
+def frame(payload: bytes) -> bytes:
+    """A payload behind its length. Raises ValueError when it is beyond `MAX_FRAME_BYTES`."""
     if len(payload) > MAX_FRAME_BYTES:
         raise ValueError(f"a frame of {len(payload)} bytes, at most {MAX_FRAME_BYTES} are allowed")
     return _LENGTH.pack(len(payload)) + payload

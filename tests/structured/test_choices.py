@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from ember.engine.core.grammar import GrammarCompiler
+from ember.engine.core.grammar import compile_grammar, load_tokenizer
 from ember.front.text.lark import choice
 from ember.wire import Grammar
 from tests.structured.json_model import load
@@ -16,10 +16,10 @@ from tests.structured.json_model import load
 def takes(directory):
     """Whether the grammar of the choices takes the whole text."""
     tokenizer = load(directory)
-    compiler = GrammarCompiler(directory, 512, [tokenizer.eos_token_id])
+    vocabulary = load_tokenizer(directory, 512, [tokenizer.eos_token_id])
 
     def check(texts: list[str], text: str) -> bool:
-        matcher = compiler.submit(Grammar("lark", choice(texts))).result().deep_copy()
+        matcher = compile_grammar(vocabulary, Grammar("lark", choice(texts)))
         token_ids = tokenizer.encode(text)
         return matcher.try_consume_tokens(token_ids) == len(token_ids) and matcher.is_accepting()
 

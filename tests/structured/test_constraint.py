@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from ember.engine.core.constraint import Constraint, State
-from ember.engine.core.grammar import GrammarCompiler, GrammarError
+from ember.engine.core.grammar import GrammarError
+from ember.engine.core.grammar_workers import GrammarWorkers
 from ember.wire import Grammar, SamplingParams, Thinking
 from tests.structured.json_model import END_THINK, EOS, NUM_ROWS, THINK, load
+from tests.structured.waiting import catch_up, matcher_of
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +25,21 @@ def ids(tokenizer):
 @pytest.fixture(scope="module")
 def make(directory, ids):
     """Builds a constraint; `grammar` is a regular expression."""
-    compiler = GrammarCompiler(directory, NUM_ROWS, [ids[EOS]])
+    workers = GrammarWorkers(directory, NUM_ROWS, [ids[EOS]])
+    matcher_of(workers, Grammar("regex", "a")).close()  # from now on it is known how wide masks are
 
     def build(grammar: str | None = None, thinking: Thinking | None = None, **params) -> Constraint:
-        matcher = compiler.submit(Grammar("regex", grammar)).result().deep_copy() if grammar is not None else None
+        matcher = matcher_of(workers, Grammar("regex", grammar)) if grammar is not None else None
         wire_grammar = Grammar("regex", grammar, param="guided_regex") if grammar is not None else None
         sampling = SamplingParams(max_tokens=100, grammar=wire_grammar, thinking=thinking, **params)
-        return Constraint(sampling, matcher, [ids[EOS]], compiler.num_words)
+        return Constraint(sampling, matcher, [ids[EOS]], workers.num_words)
 
     return build
+
+
+def settle(constraint: Constraint) -> None:
+    if constraint.matcher is not None:
+        catch_up(constraint.matcher.pool, constraint)
 
 
 def allowed(constraint: Constraint) -> set[int]:
@@ -39,12 +47,8 @@ def allowed(constraint: Constraint) -> set[int]:
     if not constraint.needs_mask:
         return set(range(NUM_ROWS))
     bits = np.full(constraint.num_words, -1, dtype=np.int32)
-    matcher = constraint.plain_matcher
-    if matcher is not None:
-        matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
-    else:
-        constraint.fill(bits)
-    constraint.trim(bits)
+    settle(constraint)
+    constraint.fill(bits)
     return set(np.nonzero(np.unpackbits(bits.view(np.uint8), bitorder="little")[:NUM_ROWS])[0].tolist())
 
 
@@ -53,6 +57,7 @@ def advance(constraint: Constraint, *token_ids: int) -> None:
     for token_id in token_ids:
         assert token_id in allowed(constraint)
         constraint.advance(token_id)
+    settle(constraint)
 
 
 def test_a_grammar_from_the_first_token(make, tokenizer, ids):
@@ -76,6 +81,7 @@ def test_a_token_that_the_grammar_forbids_is_an_error_of_the_request(make, token
     constraint = make("aa")
     with pytest.raises(GrammarError, match="other options of the request"):
         constraint.advance(tokenizer.encode("b")[0])
+        settle(constraint)
 
 
 def first_of_word(tokenizer) -> set[int]:
@@ -133,9 +139,10 @@ def test_the_model_may_begin_its_reasoning_itself_or_not(make, tokenizer, ids):
 def test_reasoning_that_the_prompt_ended_does_not_begin_again(make, ids):
     thinking = Thinking([[ids[END_THINK]]], start_token_ids=[ids[THINK]], is_over=True)
     constraint = make("(a|c)b", thinking)
-    assert constraint.plain_matcher is not None
+    assert constraint.state is State.ANSWER
     with pytest.raises(GrammarError):
         constraint.advance(ids[THINK])
+        settle(constraint)
 
 
 @pytest.mark.parametrize("grammar", [None, "ab"])

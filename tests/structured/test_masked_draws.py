@@ -155,7 +155,8 @@ class Fixed:
     """A constraint whose mask is given."""
 
     needs_mask = True
-    plain_matcher = None
+    is_ready = True
+    matcher = None
 
     def __init__(self, bits: np.ndarray) -> None:
         self.bits = bits
@@ -164,7 +165,7 @@ class Fixed:
     def fill(self, bits: np.ndarray) -> None:
         bits[:] = self.bits
 
-    def trim(self, bits: np.ndarray) -> None:
+    def prepare(self) -> None:
         pass
 
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from ember.engine.core.constraint import Constraint
-from ember.engine.core.grammar import GrammarCompiler
+from ember.engine.core.grammar_workers import GrammarWorkers
 from ember.engine.core.masks import MaskFiller, Masks, expand
 from ember.engine.core.sampler import sample
 from ember.engine.core.sequence import Sequence
 from ember.wire import Grammar, SamplingParams, Thinking
 from tests.structured.json_model import END_THINK, EOS, NUM_ROWS, load
+from tests.structured.waiting import matcher_of, wait_until
 
 
 @pytest.mark.parametrize("vocab_size", [1, 31, 32, 33, 300])
@@ -43,18 +44,20 @@ def tokenizer(directory):
 
 
 @pytest.fixture(scope="module")
-def compiler(directory, tokenizer):
-    return GrammarCompiler(directory, NUM_ROWS, [tokenizer.eos_token_id])
+def workers(directory, tokenizer):
+    made = GrammarWorkers(directory, NUM_ROWS, [tokenizer.eos_token_id])
+    matcher_of(made, Grammar("regex", "a")).close()  # from now on it is known how wide masks are
+    return made
 
 
-def sequence(compiler, tokenizer, regex=None, **params) -> Sequence:
+def sequence(workers, tokenizer, regex=None, **params) -> Sequence:
     params = {"max_tokens": 10, "temperature": 0.0, **params}
     grammar = Grammar("regex", regex) if regex is not None else None
     sampling = SamplingParams(grammar=grammar, **params)
     made = Sequence(1, 0, [1], 1, sampling, seed=0, priority=0, arrival=0, salt=b"")
     if regex is not None or "thinking" in params:
-        matcher = compiler.submit(grammar).result().deep_copy() if grammar is not None else None
-        made.grammar = Constraint(sampling, matcher, [tokenizer.eos_token_id], compiler.num_words)
+        matcher = matcher_of(workers, grammar) if grammar is not None else None
+        made.grammar = Constraint(sampling, matcher, [tokenizer.eos_token_id], workers.num_words)
     return made
 
 
@@ -62,16 +65,16 @@ def tokens_of(masks: Masks, i: int) -> list[int]:
     return expand(masks.bits, NUM_ROWS)[i].nonzero().squeeze(-1).tolist()
 
 
-def test_a_step_of_many_kinds_of_rows(compiler, tokenizer):
+def test_a_step_of_many_kinds_of_rows(workers, tokenizer):
     a, b = tokenizer.encode("a")[0], tokenizer.encode("b")[0]
     end = tokenizer.token_id(END_THINK)
     step = [
-        sequence(compiler, tokenizer),
-        sequence(compiler, tokenizer, "a"),
-        sequence(compiler, tokenizer, thinking=Thinking([[end]], is_open=True, budget=0)),
-        sequence(compiler, tokenizer, thinking=Thinking([[end]], is_open=True, budget=5)),
-        sequence(compiler, tokenizer, "b", thinking=Thinking([[end]], is_open=True)),
-        sequence(compiler, tokenizer, "b"),
+        sequence(workers, tokenizer),
+        sequence(workers, tokenizer, "a"),
+        sequence(workers, tokenizer, thinking=Thinking([[end]], is_open=True, budget=0)),
+        sequence(workers, tokenizer, thinking=Thinking([[end]], is_open=True, budget=5)),
+        sequence(workers, tokenizer, "b", thinking=Thinking([[end]], is_open=True)),
+        sequence(workers, tokenizer, "b"),
     ]
     filler = MaskFiller()
     masks = filler.start(step)()
@@ -84,22 +87,22 @@ def test_a_step_of_many_kinds_of_rows(compiler, tokenizer):
     assert [sampled.token_ids[row] for row in (1, 2, 5)] == [a, end, b]
 
 
-def test_masks_of_two_steps_do_not_share_memory(compiler, tokenizer):
+def test_masks_of_two_steps_do_not_share_memory(workers, tokenizer):
     filler = MaskFiller()
-    steps = [[sequence(compiler, tokenizer, text) for text in texts] for texts in ("a", "bb")]
+    steps = [[sequence(workers, tokenizer, text) for text in texts] for texts in ("a", "bb")]
     first, second = (filler.start(step)() for step in steps)
     assert first is not None and second is not None
     assert tokens_of(first, 0) == tokenizer.encode("a") and tokens_of(second, 1) == tokenizer.encode("b")
-    third = filler.start([sequence(compiler, tokenizer, "c")])()
+    third = filler.start([sequence(workers, tokenizer, "c")])()
     assert third is not None and tokens_of(second, 0) == tokenizer.encode("b")
 
 
-def test_masks_come_before_the_choice_and_after_the_raw_distribution(compiler, tokenizer):
+def test_masks_come_before_the_choice_and_after_the_raw_distribution(workers, tokenizer):
     a, b = tokenizer.encode("a")[0], tokenizer.encode("b")[0]
     logits = torch.full((1, NUM_ROWS), 0.0)
     logits[0, a], logits[0, b], logits[0, 7] = 1.0, 2.0, 9.0
     for params in ({}, {"temperature": 1.0, "top_k": 1}, {"temperature": 1.0, "top_p": 0.1}):
-        row = [sequence(compiler, tokenizer, "a|b", logprobs=1, **params)]
+        row = [sequence(workers, tokenizer, "a|b", logprobs=1, **params)]
         sampled = sample(logits, row, [tokenizer.eos_token_id], MaskFiller().start(row)())
         assert sampled.token_ids == [b]
         raw = torch.log_softmax(logits[0], dim=-1)
@@ -107,21 +110,23 @@ def test_masks_come_before_the_choice_and_after_the_raw_distribution(compiler, t
         assert math.isclose(sampled.logprobs[0].logprob, float(raw[b]), abs_tol=1e-5)
 
 
-def test_a_row_with_nothing_left_is_an_error_and_leaves_the_others(compiler, tokenizer):
+def test_a_row_with_nothing_left_is_an_error_and_leaves_the_others(workers, tokenizer):
     a = tokenizer.encode("a")[0]
     step = [
-        sequence(compiler, tokenizer, "a", bad_words=[[a]]),
-        sequence(compiler, tokenizer, "a", allowed_token_ids=[7], temperature=1.0),
-        sequence(compiler, tokenizer, "a"),
+        sequence(workers, tokenizer, "a", bad_words=[[a]]),
+        sequence(workers, tokenizer, "a", allowed_token_ids=[7], temperature=1.0),
+        sequence(workers, tokenizer, "a"),
     ]
     sampled = sample(torch.zeros(3, NUM_ROWS), step, [tokenizer.eos_token_id], MaskFiller().start(step)())
     assert set(sampled.errors) == {0, 1} and "other options" in sampled.errors[0]
     assert sampled.token_ids[2] == a
 
 
-def test_a_matcher_in_trouble_is_an_error_of_its_row(compiler, tokenizer):
-    step = [sequence(compiler, tokenizer, "aa"), sequence(compiler, tokenizer, "a")]
-    step[0].grammar._matcher.consume_token(tokenizer.encode("b")[0])  # from here on it is in an error state
+def test_a_matcher_in_trouble_is_an_error_of_its_row(workers, tokenizer):
+    step = [sequence(workers, tokenizer, "aa"), sequence(workers, tokenizer, "a")]
+    matcher = step[0].grammar.matcher
+    matcher.advance(tokenizer.encode("b"))  # from here on it is in an error state
+    wait_until(workers, lambda: matcher.error is not None)
     masks = MaskFiller().start(step)()
     assert masks is not None and list(masks.errors) == [0] and "\n" not in masks.errors[0]
     assert tokens_of(masks, 1) == tokenizer.encode("a")

@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from ember.engine.core.grammar import GrammarCompiler
+from ember.engine.core.grammar import compile_grammar, load_tokenizer
 from ember.front.text.json_schema import schema_grammar
 from ember.wire import Grammar
 from tests.structured.json_model import NUM_ROWS, load
@@ -87,11 +87,11 @@ CASES: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
 def accepts(directory):
     """Whether the grammar of a schema takes the whole text."""
     tokenizer = load(directory)
-    compiler = GrammarCompiler(directory, NUM_ROWS, [tokenizer.eos_token_id])
+    vocabulary = load_tokenizer(directory, NUM_ROWS, [tokenizer.eos_token_id])
 
     def check(schema: dict[str, Any], text: str, **options: Any) -> bool:
         grammar = Grammar("json", schema_grammar(schema, **options))
-        matcher = compiler.submit(grammar).result().deep_copy()
+        matcher = compile_grammar(vocabulary, grammar)
         return matcher.consume_tokens(tokenizer.encode(text, add_special_tokens=False)) and matcher.is_accepting()
 
     return check

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ember.engine.core.grammar import GrammarCompiler
+from ember.engine.core.grammar import compile_grammar, load_tokenizer
 from ember.front.text.structural_tag import structural_tag_grammar
 from ember.wire import Grammar
 from tests.structured.json_model import NUM_ROWS, load
@@ -28,11 +28,11 @@ def triggered(triggers: list[str], *tags: dict[str, Any], **more: Any) -> dict[s
 def accepts(directory):
     """Whether a text, with its markers as tokens, is in the language of a tag."""
     tokenizer = load(directory)
-    compiler = GrammarCompiler(directory, NUM_ROWS, [tokenizer.eos_token_id])
+    vocabulary = load_tokenizer(directory, NUM_ROWS, [tokenizer.eos_token_id])
 
     def check(structural_tag: dict[str, Any], text: str) -> bool:
         grammar = structural_tag_grammar(structural_tag, tokenizer)
-        matcher = compiler.submit(Grammar("lark", grammar)).result().deep_copy()
+        matcher = compile_grammar(vocabulary, Grammar("lark", grammar))
         return matcher.consume_tokens(tokenizer.encode(text, add_special_tokens=False)) and matcher.is_accepting()
 
     return check

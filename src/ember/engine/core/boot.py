@@ -82,7 +82,7 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
 
         from ember.engine.core.block_pool import BlockPool
         from ember.engine.core.engine import Engine
-        from ember.engine.core.grammar import GrammarCompiler
+        from ember.engine.core.grammar_workers import GrammarWorkers
         from ember.engine.core.memory import kv_bytes_per_token, plan_memory, readable
         from ember.engine.core.runner import Runner, StepRunner
         from ember.engine.core.scheduler import Scheduler
@@ -193,7 +193,7 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
         max_num_batched_tokens,
         configure.scheduling_policy,
     )
-    grammars = GrammarCompiler(opened.tokenizer_dir, config.vocab_size, config.eos_token_ids)
+    grammars = GrammarWorkers(opened.tokenizer_dir, config.vocab_size, config.eos_token_ids)
     runner: StepRunner = Runner(model, cache, device)
     if model.fused is not None:
         from ember.engine.core.device_runner import DeviceRunner

@@ -1,5 +1,8 @@
 """What one sample may say next: reasoning up to its budget, then what its grammar allows.
 
+The grammar is followed in a process of its own (`grammar_workers`), so its mask may be late, and so may the news that a
+token was taken in.
+
 A constraint lives as long as its sequence, through preemption too: tokens that were sampled once are computed again,
 but not sampled again. It is told every token (`advance`) and asked for a mask before every draw that it restricts.
 """
@@ -18,7 +21,7 @@ from ember.engine.core.grammar import GrammarError
 from ember.wire import SamplingParams, Thinking
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher
+    from ember.engine.core.grammar_workers import Matcher
 
 Bits = NDArray[np.int32]  # [words]; bit i of word w stands for token 32 w + i
 NOTHING_LEFT = "other options of the request forbid every token that may follow"
@@ -36,7 +39,7 @@ class Constraint:
     """The state of one sample. Its masks are `num_words` wide."""
 
     def __init__(
-        self, sampling: SamplingParams, matcher: LLMatcher | None, eos_token_ids: Collection[int], num_words: int
+        self, sampling: SamplingParams, matcher: Matcher | None, eos_token_ids: Collection[int], num_words: int
     ) -> None:
         self.num_words = num_words
         self.param = sampling.grammar.param if sampling.grammar else "thinking_token_budget"  # the field to blame
@@ -50,9 +53,8 @@ class Constraint:
         self._num_reasoning_tokens = 0
         self._recent: deque[int] = deque(maxlen=_longest_marker(self._thinking))
         self.state = State.ANSWER
-        # Begins of calls that the grammar does not have: the reasoning cannot end with them.
-        breaks = self._thinking.break_token_ids if self._thinking is not None and matcher is not None else []
-        self._barred = [marker for marker in breaks if matcher is not None and not _accepts(matcher, marker)]
+        # Begins of calls: the reasoning cannot end with one that the grammar does not have.
+        self._breaks = self._thinking.break_token_ids if self._thinking is not None and matcher is not None else []
         if self._thinking is not None:
             if self._thinking.is_open:
                 self.state = State.REASONING
@@ -61,10 +63,26 @@ class Constraint:
                 self.state = State.UNDECIDED
 
     @property
+    def matcher(self) -> Matcher | None:
+        """The sample's place in its grammar."""
+        return self._matcher
+
+    @property
     def is_complete(self) -> bool:
         """Nothing can follow: the grammar is at its end."""
         matcher = self._matcher
-        return self.state is State.ANSWER and not self._forced and matcher is not None and matcher.is_stopped()
+        return self.state is State.ANSWER and not self._forced and matcher is not None and matcher.is_complete
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the last token is taken in. Raises GrammarError when the grammar does not allow it, because other
+        options of the request left none of the tokens that it allows, or when it cannot be followed any further."""
+        matcher = self._matcher
+        if matcher is None:
+            return True
+        if matcher.error is not None:
+            raise GrammarError(NOTHING_LEFT if "satisfy the grammar" in matcher.error else matcher.error)
+        return matcher.is_settled
 
     @property
     def needs_mask(self) -> bool:
@@ -72,12 +90,31 @@ class Constraint:
         return bool(self._forced) or self._matcher is not None
 
     @property
-    def plain_matcher(self) -> LLMatcher | None:
-        """The matcher, where its mask is the whole mask but for `trim`."""
-        return self._matcher if self.state is State.ANSWER and not self._forced else None
+    def is_ready(self) -> bool:
+        """Whether the mask can be had, or the reason why there is none."""
+        matcher = self._matcher
+        if matcher is None or self._forced or matcher.error is not None:
+            return True
+        if self.state is State.REASONING:
+            return all(tuple(marker) in matcher.accepted for marker in self._breaks)
+        return matcher.has_mask
+
+    def _accepts(self, marker: Sequence[int]) -> bool:
+        """Whether the grammar can begin with a marker."""
+        return self._matcher is None or self._matcher.accepted.get(tuple(marker), False)
+
+    def prepare(self) -> None:
+        """Ask for the mask that will be needed, where that was not done before."""
+        if self._matcher is not None:
+            self._matcher.prepare(self._breaks)
+
+    def close(self) -> None:
+        """The sample is over."""
+        if self._matcher is not None:
+            self._matcher.close()
 
     def fill(self, bits: Bits) -> None:
-        """The mask where there is no `plain_matcher`."""
+        """Write the mask. Raises GrammarError when the grammar cannot be followed any further."""
         if self._forced:
             bits[:] = 0
             _set(bits, self._forced[0])
@@ -85,32 +122,28 @@ class Constraint:
             bits[:] = -1
             for token_id in self._end_token_ids:
                 _clear(bits, token_id)
-            for marker in self._barred:
-                if self._ends_with(marker[:-1]):
+            for marker in self._breaks:
+                if self._ends_with(marker[:-1]) and not self._accepts(marker):
                     _clear(bits, marker[-1])
         else:
-            assert self._matcher is not None and self._thinking is not None
-            self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
-            _set(bits, self._thinking.start_token_ids[0])
-
-    def trim(self, bits: Bits) -> None:
-        """What is left to do on a mask of the matcher: with `ignore_eos` the output goes on while the grammar lets it.
-
-        Raises GrammarError when the grammar became too complex to follow.
-        """
-        if self._matcher is None or self._forced or self.state is State.REASONING:
-            return
-        if self._matcher.is_error():
-            raise GrammarError(_first_line(self._matcher.get_error()))
-        if self._ignores_eos:
-            for token_id in self._eos_token_ids:
-                _clear(bits, token_id)
-            if not bits.any():  # the end is all that is left
-                _set(bits, self._eos_token_ids[0])
+            matcher = self._matcher
+            assert matcher is not None
+            if matcher.error is not None:
+                bits[:] = -1
+                raise GrammarError(matcher.error)
+            bits[:] = matcher.mask
+            if self.state is State.UNDECIDED:
+                assert self._thinking is not None
+                _set(bits, self._thinking.start_token_ids[0])
+            if self._ignores_eos:  # the output goes on while the grammar lets it
+                for token_id in self._eos_token_ids:
+                    _clear(bits, token_id)
+                if not bits.any():  # the end is all that is left
+                    _set(bits, self._eos_token_ids[0])
 
     def advance(self, token_id: int) -> None:
-        """Take in the token that was sampled (not one that ended the sample). Raises GrammarError when the grammar does
-        not allow it: other options of the request left none of the tokens that it allows."""
+        """Tell the token that was sampled (not one that ended the sample). Raises GrammarError when it is not the one
+        that was to come; `is_settled` says whether the grammar allows it."""
         if self._forced:
             if token_id != self._forced[0]:
                 raise GrammarError(NOTHING_LEFT)
@@ -121,14 +154,12 @@ class Constraint:
         thinking = self._thinking
         if self.state is State.UNDECIDED:
             assert thinking is not None and self._matcher is not None
-            if token_id == thinking.start_token_ids[0] and not self._matcher.validate_tokens([token_id]):
+            if token_id == thinking.start_token_ids[0] and not self._matcher.allows(token_id):
                 self._force(thinking.start_token_ids[1:], State.REASONING)
                 return
             self.state = State.ANSWER
         if self.state is State.ANSWER and self._matcher is not None:
-            if not self._matcher.consume_token(token_id):
-                reason = _first_line(self._matcher.get_error())
-                raise GrammarError(NOTHING_LEFT if "satisfy the grammar" in reason else reason)
+            self._matcher.advance([token_id])
         elif thinking is not None:
             self._recent.append(token_id)
             self._watch(thinking)
@@ -142,8 +173,8 @@ class Constraint:
             self._force(thinking.gap_token_ids if self._matcher is not None else [], State.ANSWER)
         elif marker := next((marker for marker in thinking.break_token_ids if self._ends_with(marker)), None):
             self._enter(State.ANSWER)
-            if self._matcher is not None and not self._matcher.consume_tokens(marker):
-                raise GrammarError(NOTHING_LEFT)
+            if self._matcher is not None:
+                self._matcher.advance(marker)
         else:
             self._num_reasoning_tokens += 1
             self._enforce_budget(thinking)
@@ -178,17 +209,9 @@ def _longest_marker(thinking: Thinking | None) -> int:
     return max(len(marker) for marker in markers)
 
 
-def _accepts(matcher: LLMatcher, token_ids: Sequence[int]) -> bool:
-    return matcher.validate_tokens(list(token_ids)) == len(token_ids)
-
-
 def _set(bits: Bits, token_id: int) -> None:
     bits.view(np.uint32)[token_id >> 5] |= np.uint32(1 << (token_id & 31))
 
 
 def _clear(bits: Bits, token_id: int) -> None:
     bits.view(np.uint32)[token_id >> 5] &= np.uint32(~(1 << (token_id & 31)) & 0xFFFFFFFF)
-
-
-def _first_line(error: str) -> str:
-    return error.partition("\n")[0][:400]

@@ -51,11 +51,15 @@ class LaunchedStep:
     logprobs: Underway | None = None
     prompts: list[tuple[Sequence, int, Underway]] = field(default_factory=list)  # with the first position described
     late_draw: LateDraw | None = None
+    given_up: set[int] = field(default_factory=set)  # rows whose masks were late
 
-    def draw_late(self) -> None:
-        """Draw the rows that had to wait for the tokens of the step before."""
+    def draw_late(self) -> list[Sequence]:
+        """Draw the rows that had to wait for the tokens of the step before. Returns those whose masks are late."""
         if self.late:
             self.draw(self)
+        undrawn = [] if self.late_draw is None else self.late_draw.undrawn
+        self.given_up = {row for row, _ in undrawn}
+        return [held.sequence for _, held in undrawn]
 
     def give_up_late(self) -> Sequence | None:
         """Leave one undrawn, the longest."""
@@ -80,7 +84,7 @@ class LaunchedStep:
             if self.late_draw.logprobs is not None:
                 logprobs |= self.late_draw.logprobs.read()
         is_broken = [token_id == BROKEN for token_id in token_ids]
-        return StepResult(self.sequences, Sampled(token_ids, is_broken, logprobs, errors))
+        return StepResult(self.sequences, Sampled(token_ids, is_broken, logprobs, errors), self.given_up)
 
 
 class DeviceRunner:

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING
 
 import msgspec
 import torch
 
 from ember.engine.core.block_pool import root_hash
+from ember.engine.core.compiling import CompilingRequests
 from ember.engine.core.constraint import Constraint
-from ember.engine.core.grammar import CompilingRequests, GrammarCompiler, GrammarError
+from ember.engine.core.grammar import GrammarError
+from ember.engine.core.grammar_workers import GrammarWorker, GrammarWorkers, Matcher
 from ember.engine.core.runner import Launched, StepRunner
 from ember.engine.core.scheduler import Scheduled, Scheduler
 from ember.engine.core.sequence import Sequence
 from ember.histogram import STEP_TOKENS, Histogram
 from ember.wire import Generate, SequenceOutput, Stats, TokenLogprobs
 
-if TYPE_CHECKING:
-    from llguidance import LLMatcher
-
 log = logging.getLogger(__name__)
 
 PAUSE_S = 0.005  # of a step that has nothing to do but wait for a grammar
+SETTLE_S = 0.02  # that a step waits for grammars to take in its tokens
 
 
 class Engine:
@@ -33,7 +32,7 @@ class Engine:
         self,
         runner: StepRunner,
         scheduler: Scheduler,
-        grammars: GrammarCompiler,
+        grammars: GrammarWorkers,
         max_model_len: int,
         seed: int | None = None,
     ) -> None:
@@ -45,6 +44,7 @@ class Engine:
         self.eos_token_ids = frozenset(runner.model.config.eos_token_ids)
         self._seed = int.from_bytes(os.urandom(8), "little") if seed is None else seed
         self._sequences: dict[int, list[Sequence]] = {}  # by request id, unfinished samples only
+        self._held: list[Sequence] = []  # those that `Sequence.is_held` says of
         self._launched: Launched | None = None  # the step whose tokens are still to be read
         self._num_arrivals = 0
         self._prompt_tokens = 0
@@ -54,7 +54,9 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work or bool(self.compiling) or self._launched is not None
+        return (
+            self.scheduler.has_work or bool(self.compiling) or self._launched is not None or self.grammars.has_unwanted
+        )
 
     def add_end_tokens(self, token_ids: list[int]) -> None:
         """Let further tokens end every answer: those that the tokenizer names. Sequences must not have begun."""
@@ -118,11 +120,14 @@ class Engine:
     def step(self) -> list[SequenceOutput]:
         """Launch one step, and take in the tokens of the last one that was launched: this one, or the one before where
         the runner runs ahead. Returns what each sequence gained."""
+        self.grammars.check()
         outputs = self._take_compiled() if self.compiling else []
+        if self._held:
+            outputs += self._let_go()
         step = self.scheduler.schedule()
         if not step and self._launched is None:
-            if self.compiling and not outputs:
-                self.compiling.pause(PAUSE_S)
+            if not outputs and self.has_work:  # all there is to do is to wait for grammars
+                self.grammars.receive(PAUSE_S)
             return outputs
         launched = None
         num_step_tokens = 0
@@ -186,16 +191,106 @@ class Engine:
         outputs = []
         result = launched.result()
         sampled = result.sampled
+        gained = []
         for row, sequence in enumerate(result.sequences):
+            if row in result.given_up:
+                continue
+            if row in sampled.late and not sequence.is_finished:
+                self._hold(sequence)
+                continue
             sequence.num_pending -= 1
             if sequence.is_finished:
                 continue
             if row in sampled.errors:
-                outputs.append(self._fail_grammar(sequence, sampled.errors[row]))
+                outputs += self._fail_grammar(sequence, sampled.errors[row])
             elif sampled.is_broken[row]:
                 outputs.append(self._fail(sequence, "the model's output was not a number (NaN)"))
             else:
-                outputs.append(self._extend(sequence, sampled.token_ids[row], sampled.logprobs.get(row)))
+                output = self._append(sequence, sampled.token_ids[row], sampled.logprobs.get(row))
+                if output.finish_reason == "stop" or sequence.grammar is None:
+                    outputs.append(self._end(sequence, output))
+                else:
+                    gained.append((sequence, output))
+        outputs += self._follow_grammars(gained)
+        return outputs
+
+    def _follow_grammars(self, gained: list[tuple[Sequence, SequenceOutput]]) -> list[SequenceOutput]:
+        """Tell grammars the tokens that their sequences gained, and end those that they end. A token that is not taken
+        in quickly is output at once, and what the grammar says of it later."""
+        outputs = []
+        told: list[tuple[Sequence, SequenceOutput]] = []
+        matchers: list[Matcher] = []
+        for sequence, output in gained:
+            constraint = sequence.grammar
+            assert constraint is not None
+            try:
+                constraint.advance(output.token_ids[-1])
+            except GrammarError as error:
+                outputs += self._fail_grammar(sequence, str(error))
+                continue
+            told.append((sequence, output))
+            if constraint.matcher is not None:
+                matchers.append(constraint.matcher)
+        if matchers:
+            self.grammars.settle(matchers, SETTLE_S)
+        for sequence, output in told:
+            if sequence.is_finished:  # with another sample of its request
+                continue
+            assert sequence.grammar is not None
+            try:
+                is_settled = sequence.grammar.is_settled
+            except GrammarError as error:
+                outputs += self._fail_grammar(sequence, str(error))
+                continue
+            if is_settled:
+                if sequence.grammar.is_complete:  # its EOS is not waited for
+                    output = msgspec.structs.replace(output, finish_reason="stop")
+                outputs.append(self._end(sequence, output))
+                matcher = sequence.grammar.matcher
+                if not sequence.is_finished and matcher is not None and matcher.worker.is_slow:
+                    self._set_aside(sequence)
+            else:
+                sequence.finish_reason = output.finish_reason
+                outputs.append(msgspec.structs.replace(output, finish_reason=None))
+                self._set_aside(sequence)
+        return outputs
+
+    def _hold(self, sequence: Sequence) -> None:
+        """A step that computed the sequence could not draw its token, as its mask was late."""
+        sequence.take_back()
+        self._set_aside(sequence)
+
+    def _set_aside(self, sequence: Sequence) -> None:
+        """Leave the sequence out of the next steps, until its grammar has caught up."""
+        sequence.is_held = True
+        if sequence not in self._held:
+            self._held.append(sequence)
+
+    def _let_go(self) -> list[SequenceOutput]:
+        """Let sequences join steps again whose grammar has caught up. Returns the ends of those that are over."""
+        outputs: list[SequenceOutput] = []
+        held, self._held = self._held, []
+        for sequence in held:
+            if sequence.is_finished:
+                continue
+            constraint = sequence.grammar
+            assert constraint is not None
+            try:
+                is_settled = constraint.is_settled
+            except GrammarError as error:
+                outputs += self._fail_grammar(sequence, str(error))
+                continue
+            finish_reason = "stop" if is_settled and constraint.is_complete else sequence.finish_reason
+            if is_settled and finish_reason is not None:
+                output = SequenceOutput(sequence.request_id, sequence.index, [], finish_reason=finish_reason)
+                outputs.append(self._end(sequence, output))
+                continue
+            constraint.prepare()
+            if is_settled and constraint.is_ready:
+                sequence.is_held = False
+            else:
+                self._held.append(sequence)
+        self.grammars.flush()
         return outputs
 
     def _draw_late(self, launched: Launched) -> list[SequenceOutput]:
@@ -203,7 +298,8 @@ class Engine:
         outputs: list[SequenceOutput] = []
         while True:
             try:
-                launched.draw_late()
+                for undrawn in launched.draw_late():
+                    self._hold(undrawn)
                 return outputs
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
@@ -216,8 +312,8 @@ class Engine:
                 if not sequence.is_finished:
                     outputs.append(self._fail_for_memory(sequence, reason))
 
-    def _extend(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> SequenceOutput:
-        """Add a sampled token and see whether it was the last."""
+    def _append(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> SequenceOutput:
+        """Add a sampled token and see whether it was the last, as far as that can be said without the grammar."""
         sampling = sequence.sampling
         is_first = not sequence.is_prefilled
         sequence.is_prefilled = True
@@ -236,14 +332,7 @@ class Engine:
                 finish_reason, stop_reason = "stop", token_id
             elif sequence.num_output_tokens >= sampling.max_tokens or sequence.num_tokens >= self.max_model_len:
                 finish_reason = "length"
-            if sequence.grammar is not None and finish_reason != "stop":
-                try:
-                    sequence.grammar.advance(token_id)
-                except GrammarError as error:
-                    return self._fail_grammar(sequence, str(error))
-                if sequence.grammar.is_complete:  # its EOS is not waited for
-                    finish_reason = "stop"
-        output = SequenceOutput(
+        return SequenceOutput(
             request_id=sequence.request_id,
             index=sequence.index,
             token_ids=token_ids,
@@ -254,7 +343,10 @@ class Engine:
             prompt_logprobs=sequence.scored_prompt if is_first else None,
             queue_seconds=sequence.admitted - sequence.arrived if is_first else 0.0,
         )
-        if finish_reason is not None:
+
+    def _end(self, sequence: Sequence, output: SequenceOutput) -> SequenceOutput:
+        """Drop the sequence if this is its last output, which is returned."""
+        if output.finish_reason is not None:
             self._drop(sequence)
         return output
 
@@ -269,33 +361,36 @@ class Engine:
             torch.cuda.empty_cache()
         return self._fail(sequence, f"out of memory: {reason}")
 
-    def _admit(self, sequences: list[Sequence], matcher: LLMatcher | None) -> None:
-        """Queue the samples of a request; `matcher` is that of its grammar, at its start."""
+    def _admit(self, sequences: list[Sequence], worker: GrammarWorker | None) -> None:
+        """Queue the samples of a request; `worker` follows its grammar."""
         for sequence in sequences:
             sampling = sequence.sampling
-            if sampling.max_tokens > 0 and (matcher is not None or sampling.thinking is not None):
-                own = matcher.deep_copy() if matcher is not None else None
-                sequence.grammar = Constraint(sampling, own, self.eos_token_ids, self.grammars.num_words)
+            if sampling.max_tokens > 0 and (worker is not None or sampling.thinking is not None):
+                matcher = Matcher(self.grammars, worker) if worker is not None else None
+                sequence.grammar = Constraint(sampling, matcher, self.eos_token_ids, self.grammars.num_words)
             self.scheduler.add(sequence)
 
     def _take_compiled(self) -> list[SequenceOutput]:
         """Queue the requests whose grammar is compiled now. Returns the errors of those that have none."""
         outputs = []
         for compiled in self.compiling.take():
-            if compiled.matcher is not None:
-                self._admit(compiled.sequences, compiled.matcher)
+            if compiled.error is None:
+                self._admit(compiled.sequences, compiled.worker)
                 continue
             for sequence in compiled.sequences:
-                assert sequence.sampling.grammar is not None and compiled.error is not None
+                assert sequence.sampling.grammar is not None
                 param = sequence.sampling.grammar.param
                 outputs.append(self._fail(sequence, f"`{param}` cannot be used: {compiled.error}", param))
         return outputs
 
-    def _fail_grammar(self, sequence: Sequence, error: str) -> SequenceOutput:
-        """A grammar that cannot be followed any further, by itself or together with the request's other options."""
+    def _fail_grammar(self, sequence: Sequence, error: str) -> list[SequenceOutput]:
+        """A grammar that cannot be followed any further, by itself or together with the request's other options. The
+        whole request ends: its answer is an error whatever its other samples say."""
         assert sequence.grammar is not None
         param = sequence.grammar.param
-        return self._fail(sequence, f"the output cannot follow `{param}` any further: {error}", param)
+        message = f"the output cannot follow `{param}` any further: {error}"
+        samples = [sequence, *(other for other in self._sequences[sequence.request_id] if other is not sequence)]
+        return [self._fail(sample, message, param) for sample in samples]
 
     def _fail(self, sequence: Sequence, error: str, param: str | None = None) -> SequenceOutput:
         self._drop(sequence)
@@ -305,6 +400,8 @@ class Engine:
 
     def _drop(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
+        if sequence.grammar is not None:
+            sequence.grammar.close()
         siblings = self._sequences[sequence.request_id]
         siblings.remove(sequence)
         if not siblings:

@@ -1,21 +1,15 @@
-"""Compiles grammars beside the engine's steps, and holds the sequences that wait for theirs.
+"""From a grammar's text to llguidance's matcher, or to an error that the client can act on.
 
-llguidance does the work. It is imported, and its view of the tokenizer made, when the first grammar arrives and not
-before. Threads compile; their work is bounded by llguidance's own limits, and nobody waits longer than
-`COMPILE_TIMEOUT_S`. What is wrong with a grammar is the client's to mend: it ends as an error that names the field.
+Nothing here runs in the engine's own process: `grammar_host` calls it in a process for each grammar, since some texts
+keep the library busy for hours or end its process. llguidance's own limits come first, because they name the cause.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import time
-from collections import OrderedDict
 from collections.abc import Sequence as Items
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ember import untrusted_json
@@ -25,71 +19,46 @@ from ember.wire import Grammar
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-    from ember.engine.core.sequence import Sequence
-
-COMPILE_TIMEOUT_S = 20.0  # from the request's arrival, the first one's wait for the tokenizer included
 MAX_GRAMMAR_BYTES = 256 * 1024
 MAX_ERROR_CHARS = 400
-NUM_THREADS = 2
-NUM_CACHED = 64  # compiled grammars, least recently used first to go
+# llguidance's limits; but for the states of its lexer, of 1 to 2 kB each, they are its defaults.
+MAX_ITEMS_IN_ROW = 2_000
+INITIAL_LEXER_FUEL = 1_000_000
+STEP_LEXER_FUEL = 200_000
+STEP_MAX_ITEMS = 50_000
+MAX_LEXER_STATES = 100_000
+MAX_GRAMMAR_SIZE = 500_000
 
 
 class GrammarError(Exception):
     """A grammar that cannot be used; a reason for the client, to stand behind the name of the field."""
 
 
-class GrammarCompiler:
-    """Turns grammars into matchers for one tokenizer. `submit` and the futures it returns never block."""
+def size_error(grammar: Grammar) -> str | None:
+    """Why a grammar is too large to be looked at; None where it is not."""
+    size = len(grammar.text.encode())
+    return f"it has {size} bytes, at most {MAX_GRAMMAR_BYTES} are allowed" if size > MAX_GRAMMAR_BYTES else None
 
-    def __init__(self, tokenizer_dir: Path, vocab_size: int, eos_token_ids: Items[int]) -> None:
-        self._tokenizer_dir = tokenizer_dir
-        self._vocab_size = vocab_size  # rows of the logits
-        self._eos_token_ids = eos_token_ids  # the model's own list, to which the tokenizer's end token may come
-        self._tokenizer: LLTokenizer | None = None
-        self._tokenizer_lock = Lock()
-        self._threads: ThreadPoolExecutor | None = None
-        self._compiled: OrderedDict[tuple[str, str], Future[LLMatcher]] = OrderedDict()
 
-    def submit(self, grammar: Grammar) -> Future[LLMatcher]:
-        """The future gives a matcher at its start, to be copied for each sample, or raises GrammarError."""
-        key = (grammar.kind, grammar.text)
-        future = self._compiled.get(key)
-        if future is not None and not (future.done() and future.exception()):
-            self._compiled.move_to_end(key)
-            return future
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grammar")
-        future = self._compiled[key] = self._threads.submit(self._compile, grammar)
-        self._compiled.move_to_end(key)
-        if len(self._compiled) > NUM_CACHED:
-            self._compiled.popitem(last=False)
-        return future
+def compile_grammar(tokenizer: LLTokenizer, grammar: Grammar) -> LLMatcher:
+    """A matcher at the grammar's start, to be copied for each sample. Raises GrammarError."""
+    from llguidance import LLMatcher, LLParserLimits
 
-    @property
-    def num_words(self) -> int:
-        """Of a mask's row: one bit for each token."""
-        num_tokens = self._vocab_size if self._tokenizer is None else self._tokenizer.vocab_size
-        return -(-num_tokens // 32)
-
-    def _compile(self, grammar: Grammar) -> LLMatcher:
-        """Raises GrammarError."""
-        if len(grammar.text.encode()) > MAX_GRAMMAR_BYTES:
-            raise GrammarError(f"it has {len(grammar.text.encode())} bytes, at most {MAX_GRAMMAR_BYTES} are allowed")
-        tokenizer = self._load_tokenizer()
-        from llguidance import LLMatcher
-
-        matcher = LLMatcher(tokenizer, _source(grammar), log_level=0)
-        if not matcher.is_error():
-            matcher.compute_bitmask()  # the first mask builds much of the lexer, which copies share
-        if matcher.is_error():
-            raise GrammarError(_in_words(matcher.get_error(), grammar))
-        return matcher
-
-    def _load_tokenizer(self) -> LLTokenizer:
-        with self._tokenizer_lock:
-            if self._tokenizer is None:
-                self._tokenizer = load_tokenizer(self._tokenizer_dir, self._vocab_size, self._eos_token_ids)
-            return self._tokenizer
+    limits = LLParserLimits(
+        max_items_in_row=MAX_ITEMS_IN_ROW,
+        initial_lexer_fuel=INITIAL_LEXER_FUEL,
+        step_lexer_fuel=STEP_LEXER_FUEL,
+        step_max_items=STEP_MAX_ITEMS,
+        max_lexer_states=MAX_LEXER_STATES,
+        max_grammar_size=MAX_GRAMMAR_SIZE,
+        verbose_errors=False,
+    )
+    matcher = LLMatcher(tokenizer, _source(grammar), log_level=0, limits=limits)
+    if not matcher.is_error():
+        matcher.compute_bitmask()  # the first mask builds much of the lexer, which copies share
+    if matcher.is_error():
+        raise GrammarError(_in_words(matcher.get_error(), grammar))
+    return matcher
 
 
 def load_tokenizer(directory: Path, vocab_size: int, eos_token_ids: Items[int]) -> LLTokenizer:
@@ -201,71 +170,3 @@ def _short(error: str) -> str:
     """An error of several lines, with drawings of the place, as one line."""
     text = " ".join(error.partition("<state>")[0].split())
     return text if len(text) <= MAX_ERROR_CHARS else f"{text[:MAX_ERROR_CHARS]}..."
-
-
-@dataclass(slots=True)
-class Compiled:
-    """The samples of one request, and the matcher they start with or why there is none."""
-
-    sequences: list[Sequence]
-    matcher: LLMatcher | None
-    error: str | None
-
-
-@dataclass(slots=True)
-class _Waiting:
-    sequences: list[Sequence]
-    future: Future[LLMatcher]
-    deadline: float
-
-
-class CompilingRequests:
-    """The requests whose grammar is being compiled. They are in no queue of the scheduler yet."""
-
-    def __init__(self, compiler: GrammarCompiler, timeout_s: float = COMPILE_TIMEOUT_S) -> None:
-        self._compiler = compiler
-        self._timeout_s = timeout_s
-        self._waiting: list[_Waiting] = []
-
-    def __len__(self) -> int:
-        """How many sequences wait."""
-        return sum(not sequence.is_finished for waiting in self._waiting for sequence in waiting.sequences)
-
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
-
-    def add(self, sequences: list[Sequence], grammar: Grammar) -> None:
-        deadline = time.monotonic() + self._timeout_s
-        self._waiting.append(_Waiting(sequences, self._compiler.submit(grammar), deadline))
-
-    def pause(self, seconds: float) -> None:
-        """Sleep until one of them is ready, at most that long."""
-        wait([waiting.future for waiting in self._waiting], seconds, FIRST_COMPLETED)
-
-    def take(self) -> list[Compiled]:
-        """The requests that need not wait any longer. Samples that were aborted meanwhile are left out."""
-        taken: list[Compiled] = []
-        still = []
-        for waiting in self._waiting:
-            waiting.sequences = [sequence for sequence in waiting.sequences if not sequence.is_finished]
-            if not waiting.sequences:
-                continue
-            if waiting.future.done():
-                taken.append(_result(waiting))
-            elif time.monotonic() > waiting.deadline:
-                error = f"it was not compiled within {self._timeout_s:g} seconds; make it smaller"
-                taken.append(Compiled(waiting.sequences, None, error))
-            else:
-                still.append(waiting)
-        self._waiting = still
-        return taken
-
-
-def _result(waiting: _Waiting) -> Compiled:
-    error = waiting.future.exception()
-    if error is None:
-        return Compiled(waiting.sequences, waiting.future.result(), None)
-    if isinstance(error, GrammarError):
-        return Compiled(waiting.sequences, None, str(error))
-    # A fault of the library, a panic too, which is no Exception, must not end the engine.
-    return Compiled(waiting.sequences, None, f"{type(error).__name__}: {_short(str(error))}")

@@ -36,6 +36,7 @@ class LateDraw:
     masked: set[int]  # those of `rows` that a grammar or budget restricts
     errors: dict[int, str]  # row -> why its grammar cannot be followed any further
     logprobs: Underway | None
+    undrawn: list[LateRow]  # whose masks are late
 
     def read(self, token_ids: list[int], errors: dict[int, str]) -> None:
         """Put the tokens, and what went wrong, where those of the other rows are."""
@@ -61,13 +62,21 @@ class LateRows:
         self._broken = torch.tensor(BROKEN, device=accelerator.device)
 
     def draw(self, late: list[LateRow]) -> LateDraw | None:
-        """Draw those of the rows whose sequences have not ended meanwhile; every token before is known."""
+        """Draw those of the rows whose sequences have not ended meanwhile; every token before is known. Rows whose mask
+        is not there are left out, and are in `LateDraw.undrawn`."""
         late = [(row, held) for row, held in late if not held.sequence.is_finished]
         if not late:
             return None
+        masks = self._masks.start([held.sequence for _, held in late])()
+        undrawn: list[LateRow] = []
+        if masks is not None and masks.late:
+            undrawn = [late[i] for i in sorted(masks.late)]
+            kept = [i for i in range(len(late)) if i not in masks.late]
+            late, masks = [late[i] for i in kept], masks.only(kept)
+        if not late:
+            return LateDraw([], torch.empty(0, dtype=torch.int64), set(), {}, None, undrawn)
         count = len(late)
         sequences = [held.sequence for _, held in late]
-        masks = self._masks.start(sequences)()
         bits = self._bits(late, masks)
         words = np.array([held.limits.words for _, held in late], dtype=np.int32)
         words[:, TABLE_WORD] = [held.index + 1 if uses_table(held.sequence.sampling) else 0 for _, held in late]
@@ -100,6 +109,7 @@ class LateRows:
             masked=set() if masks is None else {late[i][0] for i in masks.rows},
             errors={} if masks is None else {late[i][0]: error for i, error in masks.errors.items()},
             logprobs=Underway(raw, drawn, described, self._accelerator) if described else None,
+            undrawn=undrawn,
         )
 
     def _bits(self, late: list[LateRow], masks: Masks | None) -> Words:

@@ -1,4 +1,4 @@
-"""The token masks of one step: computed by threads while the forward pass runs, needed at sampling.
+"""The token masks of one step: computed by other processes while the forward pass runs, needed at sampling.
 
 A CPU takes them row by row, without touching a whole row where it can: a mask that leaves few tokens is their list
 (`Masks.few`), and of another one it is asked whether the token that was chosen is among its own (`Masks.allows`).
@@ -6,10 +6,12 @@ A CPU takes them row by row, without touching a whole row where it can: a mask t
 
 from __future__ import annotations
 
-import os
+import math
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from threading import Event
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,9 +24,10 @@ from ember.engine.core.grammar import GrammarError
 from ember.engine.core.sequence import Sequence
 
 if TYPE_CHECKING:
-    from llguidance import LLExecutor
+    from ember.engine.core.grammar_workers import GrammarWorkers
 
-MAX_THREADS = 8
+PATIENCE_S = 0.02  # that a step waits for masks after its forward pass; a row without one is drawn in another step
+_SLICE_S = 0.005
 FEW = 1024  # a row with at most so many tokens left has a list of them
 
 TokenIds = NDArray[np.int64]  # ascending
@@ -38,7 +41,19 @@ class Masks:
     rows: list[int]  # of the logits
     bits: Tensor  # [len(rows), words] int32 on the host; bit i of word w: token 32 w + i may follow
     errors: dict[int, str] = field(default_factory=dict)  # row -> why its grammar cannot be followed any further
+    late: set[int] = field(default_factory=set)  # rows whose mask is not there yet: they allow everything
     few: dict[int, TokenIds] = field(default_factory=dict)  # row -> all that may follow; only where that was asked for
+
+    def only(self, rows: list[int]) -> Masks:
+        """The masks of these rows of the step, in their order, which are rows 0, 1, ... of the result's."""
+        places = {row: i for i, row in enumerate(self.rows)}
+        held = [(new, old) for new, old in enumerate(rows) if old in places]
+        return Masks(
+            rows=[new for new, _ in held],
+            bits=self.bits[[places[old] for _, old in held]],
+            errors={new: self.errors[old] for new, old in held if old in self.errors},
+            few={new: self.few[old] for new, old in held if old in self.few},
+        )
 
     def apply(self, logits: Tensor) -> None:
         """Forbid, in place, what the masks do not allow. `logits`: [all rows of the step, vocab]."""
@@ -83,7 +98,7 @@ def expand(bits: Tensor, vocab_size: int) -> Tensor:
 
 
 class MaskFiller:
-    """Computes the masks of a step in a thread of its own, matchers in parallel.
+    """Collects the masks of a step in a thread of its own.
 
     `start` may be called again once the masks it gave before are on the device: there are two buffers, used by turns.
     With `vocab_size`, the rows of the logits, they come with `Masks.few`.
@@ -94,11 +109,10 @@ class MaskFiller:
         self._pin_memory = pin_memory
         self._buffers: list[Tensor] = [torch.empty(0, 0, dtype=torch.int32)] * 2
         self._thread: ThreadPoolExecutor | None = None
-        self._executor: LLExecutor | None = None
 
     def start(self, sequences: list[Sequence]) -> Callable[[], Masks | None]:
         """`sequences[i]` is row i of the logits to come. Call what this returns when they are there; None: no row is
-        restricted."""
+        restricted. It waits for late masks no longer than `PATIENCE_S`."""
         constrained = [
             (row, sequence.grammar)
             for row, sequence in enumerate(sequences)
@@ -106,11 +120,23 @@ class MaskFiller:
         ]
         if not constrained:
             return lambda: None
+        for _, constraint in constrained:
+            constraint.prepare()
+        pool = next((c.matcher.pool for _, c in constrained if c.matcher is not None), None)
+        if pool is not None:
+            pool.flush()
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks")
         num_words = max(constraint.num_words for _, constraint in constrained)
         bits = self._take_buffer(len(constrained), num_words)
-        return self._thread.submit(self._fill, constrained, bits).result
+        is_awaited = Event()
+        future = self._thread.submit(self._collect, constrained, bits, pool, is_awaited)
+
+        def take() -> Masks:
+            is_awaited.set()
+            return future.result()
+
+        return take
 
     def _take_buffer(self, num_rows: int, num_words: int) -> Tensor:
         self._buffers.reverse()
@@ -121,30 +147,47 @@ class MaskFiller:
             self._buffers[0] = buffer
         return buffer[:num_rows]
 
-    def _fill(self, constrained: list[tuple[int, Constraint]], bits: Tensor) -> Masks:
+    def _collect(
+        self,
+        constrained: list[tuple[int, Constraint]],
+        bits: Tensor,
+        pool: GrammarWorkers | None,
+        is_awaited: Event,
+    ) -> Masks:
         masks = Masks([row for row, _ in constrained], bits)
         array: Bits = bits.numpy()
-        plain = []
-        for i, (_, constraint) in enumerate(constrained):
-            matcher = constraint.plain_matcher
-            if matcher is not None:
-                plain.append((matcher, i))
-            else:
-                constraint.fill(array[i])
-        if plain:
-            if self._executor is None:
-                from llguidance import LLExecutor
-
-                self._executor = LLExecutor(max(1, min(MAX_THREADS, (os.cpu_count() or 1) // 2)))
-            row_bytes = array.shape[1] * array.itemsize
-            self._executor.unsafe_compute_mask_ptr(plain, bits.data_ptr(), row_bytes, len(array))
-        for i, (row, constraint) in enumerate(constrained):
-            try:
-                constraint.trim(array[i])
-            except GrammarError as error:
-                masks.errors[row] = str(error)
-            if self._vocab_size is not None:
-                few = list_few(array[i], self._vocab_size)
-                if few is not None:
-                    masks.few[row] = few
+        left = list(range(len(constrained)))
+        until = math.inf
+        while left:
+            still = []
+            for i in left:
+                row, constraint = constrained[i]
+                if constraint.is_ready:
+                    self._fill(masks, array[i], row, constraint)
+                else:
+                    still.append(i)
+            left = still
+            late = {constrained[i][1].matcher for i in left}
+            waiting = {matcher.worker for matcher in late if matcher is not None and not matcher.worker.is_slow}
+            if is_awaited.is_set() and until == math.inf:
+                until = time.monotonic() + PATIENCE_S
+            if not waiting or time.monotonic() > until:
+                break
+            assert pool is not None
+            pool.receive(_SLICE_S, waiting)
+        for i in left:
+            array[i] = -1
+            masks.late.add(constrained[i][0])
+        if left and pool is not None:
+            pool.give_up(waiting)
         return masks
+
+    def _fill(self, masks: Masks, bits: Bits, row: int, constraint: Constraint) -> None:
+        try:
+            constraint.fill(bits)
+        except GrammarError as error:
+            masks.errors[row] = str(error)
+        if self._vocab_size is not None:
+            few = list_few(bits, self._vocab_size)
+            if few is not None:
+                masks.few[row] = few

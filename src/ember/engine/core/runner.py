@@ -25,6 +25,7 @@ class StepResult:
 
     sequences: list[Sequence] = field(default_factory=list)
     sampled: Sampled = field(default_factory=lambda: Sampled([], [], {}))
+    given_up: set[int] = field(default_factory=set)  # rows that `Launched.draw_late` returned
 
 
 class Launched(Protocol):
@@ -34,8 +35,9 @@ class Launched(Protocol):
     def sequences(self) -> list[Sequence]:
         """Those that get a token."""
 
-    def draw_late(self) -> None:
-        """Draw what had to wait for the tokens of the step before; to be called when they are known."""
+    def draw_late(self) -> list[Sequence]:
+        """Draw what had to wait for the tokens of the step before; to be called when they are known. Returns those
+        that cannot be drawn yet, since their masks are late: they have no row in the result."""
 
     def give_up_late(self) -> Sequence | None:
         """Leave one that had to wait undrawn, after `draw_late` ran out of memory. None: there is none left."""
@@ -67,8 +69,9 @@ class Done:
     def sequences(self) -> list[Sequence]:
         return self.outcome.sequences
 
-    def draw_late(self) -> None:
-        """All is drawn."""
+    def draw_late(self) -> list[Sequence]:
+        """This runner never defers a draw."""
+        return []
 
     def give_up_late(self) -> Sequence | None:
         """There is none."""

@@ -47,6 +47,7 @@ class Sampled:
     is_broken: list[bool]  # the row's logits hold NaN
     logprobs: dict[int, TokenLogprobs]  # row -> of the sampled token, where asked
     errors: dict[int, str] = field(default_factory=dict)  # row -> why its grammar cannot be followed any further
+    late: set[int] = field(default_factory=set)  # rows whose mask was not there: their tokens mean nothing
 
 
 def uniform(seed: int, position: int) -> float:
@@ -103,7 +104,7 @@ def sample(logits: Tensor, sequences: list[Sequence], eos_token_ids: list[int], 
             params = sequences[row].sampling
             assert params.logprobs is not None
             logprobs[row] = describe_token(raw[i], token_ids[row], params.logprobs, params.logprob_token_ids)
-    return Sampled(token_ids, is_broken, logprobs, errors)
+    return Sampled(token_ids, is_broken, logprobs, errors, masks.late if masks is not None else set())
 
 
 def describe_token(logprobs: Tensor, token_id: int, count: int, asked: list[int] | None = None) -> TokenLogprobs:

@@ -78,7 +78,8 @@ class Scheduler:
         self._free(sequence)
 
     def schedule(self) -> list[Scheduled]:
-        """The next step, pages allocated. Empty only when nothing is left to do but to read the tokens of steps before.
+        """The next step, pages allocated. Empty only when nothing is left to do but to read the tokens of steps before,
+        or to wait for grammars.
 
         Sequences go on behind tokens that are being drawn, unless these are their last. A sequence that was preempted
         meanwhile starts again when all its tokens are known.
@@ -86,7 +87,7 @@ class Scheduler:
         budget = self.max_num_batched_tokens
         step: list[Scheduled] = []
         preempted: set[Sequence] = set()
-        going_on = [sequence for sequence in self.running if not sequence.ends_by_length]
+        going_on = [sequence for sequence in self.running if not (sequence.ends_by_length or sequence.is_held)]
         decoding = [sequence for sequence in going_on if sequence.num_uncomputed_tokens == 1]
         prefilling = [sequence for sequence in going_on if sequence.num_uncomputed_tokens > 1]
         for sequence in decoding + prefilling:
@@ -105,7 +106,7 @@ class Scheduler:
         position = 0
         while budget > 0 and position < len(self.waiting) and len(self.running) < self.max_num_seqs:
             sequence = self.waiting[position]
-            if sequence.num_pending or self._waits_for_leader(sequence):
+            if sequence.num_pending or sequence.is_held or self._waits_for_leader(sequence):
                 position += 1
                 continue
             num_tokens = self._admit(sequence, budget)

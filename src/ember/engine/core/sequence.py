@@ -43,6 +43,8 @@ class Sequence:
     prompt_logprobs: list[TokenLogprobs | None] | None = None  # by position, as far as computed
     token_counts: TokenCounts | None = None  # of sequences with penalties
     grammar: Constraint | None = None  # of sequences with a grammar or with reasoning that is watched
+    is_held: bool = False  # no step computes it: its grammar is late with a mask or with taking in the last token
+    finish_reason: str | None = None  # of a held one whose last token was its last by length
 
     @property
     def num_tokens(self) -> int:
@@ -60,6 +62,13 @@ class Sequence:
     def ends_by_length(self) -> bool:
         """The token that is being drawn is its last, whatever it will be."""
         return self.num_pending > 0 and len(self.token_ids) + self.num_pending >= self.max_num_tokens
+
+    def take_back(self) -> None:
+        """Undo the draw of the token that follows `token_ids`: it is drawn in a later step, which computes the last
+        token again."""
+        self.num_pending -= 1
+        self.num_computed_tokens -= 1
+        self.is_held = True
 
     @property
     def scored_prompt(self) -> list[TokenLogprobs | None] | None:

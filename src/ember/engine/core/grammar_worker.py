@@ -1,0 +1,141 @@
+"""What the engine knows of one grammar's process, and of each sample that it follows there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Sequence as Items
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ember.engine.core.grammar_messages import NUM_QUICK, QUICK_SECONDS, Command, Mailbox, Order, Reply
+from ember.wire import Grammar
+
+if TYPE_CHECKING:
+    from ember.engine.core.grammar_workers import GrammarWorkers
+
+_NICE = 19
+DEMOTE_AFTER_S = 0.05  # of the processor; then the rest of it runs when nobody else wants the processor
+NUM_SLOW = 8  # slow masks, and the same
+
+Words = NDArray[np.int32]  # [words]; bit i of word w stands for token 32 w + i
+
+
+class State(Enum):
+    """How far a worker is."""
+
+    QUEUED = "there is no process yet"
+    COMPILING = "its grammar is being compiled"
+    READY = "it follows samples"
+    ENDED = "it has an error, and its process is gone or about to go"
+
+
+class Matcher:
+    """One sample's place in its grammar, and the mask of what may follow there. The worker does the work; `has_mask`
+    and `is_settled` say how far it is. `close` it in the end."""
+
+    def __init__(self, pool: GrammarWorkers, worker: GrammarWorker) -> None:
+        self.pool = pool
+        self.worker = worker
+        self.slot = -1
+        self.has_mask = False
+        self.is_settled = True  # the token that was told last is taken in
+        self.is_complete = False  # nothing can follow
+        self.accepted: dict[tuple[int, ...], bool] = {}  # beginnings that were asked for, as far as is known
+        self.error: str | None = worker.error
+        self._tried: set[tuple[int, ...]] = set()  # those that were asked for
+        self.is_closed = False
+        worker.leases += 1
+
+    def prepare(self, beginnings: Items[Items[int]] = ()) -> None:
+        """Ask for the first mask, unless that was done before, and whether the grammar can begin with these tokens."""
+        if self.slot < 0 and self.error is None:
+            self.pool.open(self)
+        if self.slot >= 0 and len(self._tried) < len(beginnings):
+            for token_ids in beginnings:
+                if tuple(token_ids) not in self._tried:
+                    self._tried.add(tuple(token_ids))
+                    self.pool.command(self, Order.TRY, token_ids)
+
+    def advance(self, token_ids: Items[int]) -> None:
+        """Tell the sample's next tokens; `GrammarWorkers.settle` waits for the answer."""
+        self.prepare()
+        if self.error is None:
+            self.has_mask = self.is_settled = False
+            self.pool.command(self, Order.ADVANCE, token_ids)
+
+    @property
+    def mask(self) -> Words:
+        """What may follow, where `has_mask`; it holds until the next token is told."""
+        return self.pool.masks[self.slot]
+
+    def allows(self, token_id: int) -> bool:
+        """Whether the mask has a token."""
+        return bool(int(self.mask[token_id >> 5]) >> (token_id & 31) & 1)
+
+    def close(self) -> None:
+        """The sample is over."""
+        if not self.is_closed:
+            self.is_closed = True
+            self.pool.close(self)
+
+
+class GrammarWorker:
+    """What the engine knows of one grammar's process."""
+
+    def __init__(self, worker_id: int, grammar: Grammar) -> None:
+        self.worker_id = worker_id
+        self.grammar = grammar
+        self.state = State.QUEUED
+        self.error: str | None = None
+        self.is_slow = False  # steps do not wait for it
+        self.leases = 0  # of whoever may still want it
+        self.matchers: dict[int, Matcher] = {}  # by slot
+        self.outbox: list[Command] = []
+        self.socket: socket.socket | None = None
+        self.mailbox: Mailbox[list[Reply]] = Mailbox(list[Reply])
+        self.awaited: set[Matcher] = set()  # whose mask, token or end it has not answered
+        self.pid: int | None = None
+        self.thread_id: int | None = None  # of the thread that does the work
+        self.since = 0.0  # when it began what it is doing now
+        self.processor_at: float | None = None  # the clock of its processor not long after
+        self.is_demoted = False
+        self.slow_seconds = 0.0
+        self.num_slow = 0  # slow masks since several in a row were quick
+        self.num_quick = 0  # quick masks in a row
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.grammar.kind, self.grammar.text
+
+    @property
+    def is_busy(self) -> bool:
+        return self.state is State.COMPILING or (self.state is State.READY and bool(self.awaited))
+
+    def begin(self) -> None:
+        """Its next piece of work starts about now."""
+        self.since = time.monotonic()
+        self.processor_at = None
+
+    def demote(self) -> None:
+        """What it does from now on runs when nobody else wants the processor, until it goes on in another thread."""
+        if self.thread_id is not None and not self.is_demoted:
+            self.is_demoted = True
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, self.thread_id, _NICE)
+
+    def observe(self, seconds: float) -> None:
+        """It did one piece."""
+        if seconds > QUICK_SECONDS:
+            self.is_slow, self.num_quick = True, 0
+            self.num_slow += 1
+            self.slow_seconds += seconds if seconds > DEMOTE_AFTER_S else 0.0
+        else:
+            self.num_quick += 1
+            if self.num_quick >= NUM_QUICK:
+                self.is_slow, self.num_slow = False, 0
