@@ -899,6 +899,10 @@ VECTORS = [
     Vector("gemma4", f"<|tool_call>call:weather({{city:{Q}Zürich{Q},days:3}})<tool_call|>", [ONE]),
     Vector("gemma4", "<|tool_call><|tool_call>call:now{}<tool_call|><tool_call|>", [NOW]),
     Vector("gemma4", "Ok.<|tool_call><tool_call|>", [], "Ok."),
+    Vector(
+        "gemma4", "<|tool_call>call:note{parent:null,ratio:07}<tool_call|>", [("note", {"parent": None, "ratio": 7})]
+    ),
+    Vector("gemma4", "<|tool_call>call:weather{city:12}<tool_call|>", [("weather", {"city": "12"})]),
     Vector("gemma4", f"<|tool_call>call:weather{{input:{{city:{Q}Zürich{Q},days:3}}}}<tool_call|>", [ONE]),
     Vector("gemma4", "<|tool_call>other{}<tool_call|>", [], "<|tool_call>other{}<tool_call|>"),
     Vector("gemma4", "I call:other{a:1} and call: weather", [], "I call:other{a:1} and call: weather"),

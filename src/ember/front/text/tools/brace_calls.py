@@ -207,9 +207,10 @@ class _Reader:
 
 
 def _word(text: str, types: tuple[str, ...] | None) -> str:
-    """A value without quotes."""
+    """A value without quotes: a string only where it is nothing else that it may be."""
+    others = tuple(name for name in types or () if name != "string")
     if types:
-        return typed(text, types)
+        return next((made for name in others if (made := text_as(name, text, text)) is not None), typed(text, types))
     for name in ("boolean", "number"):
         if (made := text_as(name, text, text)) is not None:
             return made
