@@ -98,6 +98,31 @@ def test_without_a_known_format_or_an_engine_the_answer_comes_alone(deployment: 
     assert (answer.status, "endpoint-load-metrics" in answer.headers) == (200, False)
 
 
+def test_a_client_that_leaves_while_the_load_is_asked_for_ends_its_stream(deployment: Deployment) -> None:
+    is_asked = asyncio.Event()
+
+    async def never() -> wire.Stats:
+        is_asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    deployment.engine.stats = never  # type: ignore[method-assign]
+
+    async def scenario() -> None:
+        body = {"messages": USER, "stream": True}
+        asked = deployment.dispatch("POST", CHAT, body, endpoint_load_metrics_format="TEXT")
+        task = asyncio.create_task(asked)
+        async with asyncio.timeout(60):
+            await is_asked.wait()
+        assert deployment.services.metrics.in_flight == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert deployment.services.metrics.in_flight == 0
+
+    asyncio.run(scenario())
+
+
 # ------------------------------------------------------------------------------------------------------ as queue jobs
 
 

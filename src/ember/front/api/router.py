@@ -45,7 +45,7 @@ async def dispatch(services: Services, request: Request) -> Response | EventStre
     try:
         answer = await _find(request)(services, request)
         if FORMAT_HEADER in request.headers and plain_path(request.path) in _GENERATING:
-            answer.headers = {**answer.headers, **await load_headers(services, request.headers[FORMAT_HEADER])}
+            await _tell_load(services, answer, request.headers[FORMAT_HEADER])
     except ApiError as error:
         _note_error(services, request, error)
         raise
@@ -56,6 +56,16 @@ async def dispatch(services: Services, request: Request) -> Response | EventStre
         raise failure from error
     _count(services, request, answer.status if isinstance(answer, Response) else 200)
     return answer
+
+
+async def _tell_load(services: Services, answer: Response | EventStream, form: str) -> None:
+    """Adds the load to the answer's headers. A stream has begun by then: it ends here if this is cancelled."""
+    try:
+        answer.headers = {**answer.headers, **await load_headers(services, form)}
+    except BaseException:
+        if isinstance(answer, EventStream):
+            await answer.events.aclose()
+        raise
 
 
 def _count(services: Services, request: Request, status: int) -> None:
