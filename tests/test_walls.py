@@ -57,3 +57,12 @@ def test_kernels_import_nothing_from_ember(package):
     code = f"import sys\nfor name in {names!r}: __import__(name)\nprint('\\n'.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "ember" not in done.stdout.split()
+
+
+def test_the_process_of_a_requests_template_loads_no_tokenizer():
+    """It starts anew for each such request, in a bounded memory."""
+    code = "import sys, ember.front.text.untrusted_child\nprint('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "ember.front.text.template" in loaded
+    assert not loaded & {"tokenizers", "pydantic", "aiohttp", "orjson"}

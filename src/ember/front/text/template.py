@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ember.front.text.template_error import TemplateError
-from ember.front.text.tokenizer_files import MAX_TEMPLATE_BYTES, TemplateFileError, read_template
+from ember.front.text.template_file import MAX_TEMPLATE_BYTES, TemplateFileError, read_template
 
 if TYPE_CHECKING:
     import jinja2

@@ -16,28 +16,14 @@ from typing import Any
 from tokenizers import AddedToken
 
 from ember import untrusted_json
-from ember.regular_file import MAX_JSON_BYTES, read_regular
+from ember.front.text.template_file import MAX_TEMPLATE_BYTES, TemplateFileError, read_template
+from ember.regular_file import MAX_JSON_BYTES
 from ember.untrusted_json import UntrustedJsonError
 
 # The names that every tokenizer may have; any other "<something>_token" entry is a model's own (image_token, ...).
 STANDARD_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _ADDED_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-MAX_TEMPLATE_BYTES = 1 << 20  # of one chat template; the longest known have 40,000
 MAX_TEMPLATES = 100  # in additional_chat_templates
-
-
-class TemplateFileError(ValueError):
-    """A template's file that cannot be read; its path and why."""
-
-
-def read_template(path: Path) -> str:
-    """Raises TemplateFileError."""
-    try:
-        return read_regular(path, MAX_TEMPLATE_BYTES).decode("utf-8")
-    except OSError as error:
-        raise TemplateFileError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise TemplateFileError(f"{path} cannot be read: it is not UTF-8") from None
 
 
 class TokenizerError(Exception):
