@@ -7,7 +7,7 @@ import sys
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ember.untrusted_json import (
@@ -218,6 +218,7 @@ ODD_VALUE = st.recursive(
 
 @settings(deadline=None)
 @given(st.dictionaries(ODD_TEXT | st.just("id"), ODD_VALUE, max_size=6), st.booleans())
+@example({"id": ""}, False)
 def test_the_end_and_the_id_of_an_element_that_cannot_be_parsed_are_those_it_would_have(element, is_wide):
     text = json.dumps(element, indent=1 if is_wide else None)[1:-1].rstrip()
     bad = f'{{{text}{"," if element else ""} "last": nul}}'

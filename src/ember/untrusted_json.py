@@ -33,10 +33,10 @@ _PLAIN = rf'[^"\[\]{{}}]++|{_STRING}'
 _FLAT = rf"\[(?:{_PLAIN})*+\]|\{{(?:{_PLAIN})*+\}}"
 _TWO = rf"\[(?:{_PLAIN}|{_FLAT})*+\]|\{{(?:{_PLAIN}|{_FLAT})*+\}}"
 _THREE = rf"\[(?:{_PLAIN}|{_TWO})*+\]|\{{(?:{_PLAIN}|{_TWO})*+\}}"
-_INSIDE = re.compile(f"(?:{_PLAIN}|{_THREE})*+", re.DOTALL)
+_INSIDE = f"(?:{_PLAIN}|{_THREE})*+"
 _BRACKETS = re.compile(r"[\[{]+|[\]}]+")
 _SCALAR = re.compile(rf'(?:[^",\[\]{{}}]++|{_STRING})*+', re.DOTALL)
-_ID = re.compile(rf'"id"[ \t\n\r]*:[ \t\n\r]*({_STRING})|{_STRING}|{_THREE}', re.DOTALL)
+_ID = rf'"id"[ \t\n\r]*:[ \t\n\r]*({_STRING})|{_STRING}|{_THREE}'
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -217,6 +217,7 @@ def _skip_element(text: str, start: int, reason: str) -> tuple[Unreadable, int]:
     """
     if text[start : start + 1] not in ("[", "{"):
         return Unreadable(reason, None), _match_end(_SCALAR, text, start)
+    inside = re.compile(_INSIDE, re.DOTALL)  # large, so that a boot does not wait for it
     is_object = text[start] == "{"
     found: str | None = None
     depth = 0
@@ -229,7 +230,7 @@ def _skip_element(text: str, start: int, reason: str) -> tuple[Unreadable, int]:
             return Unreadable(reason, found), at + depth
         else:
             depth -= size
-        at = _match_end(_INSIDE, text, run.end())
+        at = _match_end(inside, text, run.end())
         if is_object and depth == 1 and (last := _id_in(text[run.end() : at])) is not None:
             found = last
     return Unreadable(reason, found), len(text)
@@ -245,7 +246,7 @@ def _id_in(entries: str) -> str | None:
     """The `id` among some entries of an object: that of a container in them is another's."""
     if '"id"' not in entries:
         return None
-    found = [text for text in _ID.findall(entries) if text]  # empty for other strings, and for containers
+    found = [text for text in re.findall(_ID, entries, re.DOTALL) if text]  # "" for all but ids
     return _string(found[-1]) if found else None
 
 
