@@ -289,6 +289,22 @@ def test_schemas_that_are_too_large_together(name: str) -> None:
         ToolFormat(name).grammar(held, at_least_one=True, parallel=True, tokenizer=WITH_TOKENS)
 
 
+@pytest.mark.parametrize("name", ["gemma4", "functiongemma"])
+def test_a_number_without_quotes_is_none_of_the_strings(name: str) -> None:
+    either = {"anyOf": [{"type": "string", "maxLength": 3}, {"type": "integer", "minimum": 1000}]}
+    tools = [strict({"type": "object", "properties": {"a": either}, "required": ["a"]})]
+    made = matcher(name, WITH_TOKENS, tools, parallel=False)
+    found = set()
+    for seed in range(12):
+        output = walk(made, WITH_TOKENS, random.Random(seed))
+        if output is not None:
+            _, calls = joined(read(name, [parts_of(output, ToolFormat(name), WITH_TOKENS)], WITH_TOKENS, tools))
+            value = json.loads(calls[0][2])["a"]
+            jsonschema.validate(value, either)
+            found.add(type(value))
+    assert found == {int, str}
+
+
 def test_there_must_be_a_tool() -> None:
     with pytest.raises(ValueError, match="no tool"):
         ToolFormat("hermes").grammar([], at_least_one=True, parallel=True, tokenizer=WITH_TOKENS)
