@@ -2,7 +2,7 @@
 # make lint   ruff and mypy                               make bench  boot and throughput figures
 # make soak   half an hour of attacks and of load
 # make venv   only the environment             make gpu-check   all that needs an NVIDIA GPU
-# make test-clients   LangChain and LiteLLM against the demo model
+# make test-clients   nine SDKs and frameworks against the demo model
 # make image  the container image, with docker make image-check the same without docker, started and asked
 # make hub    .runpod/hub.json from Settings   make lock        requirements.lock from pyproject.toml
 
@@ -22,15 +22,21 @@ run: $(VENV)/.library
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
-# LangChain's and LiteLLM's adapters, in an environment of their own: many packages, and an older OpenAI SDK. Once it is
-# there, `make test` runs them too.
-test-clients: $(VENV)/.dev .venv-clients/.made
+# The clients are many packages, with an older OpenAI SDK, and have an environment of their own. Without npm those for
+# Node are left out. `make test` leaves tests/clients out.
+test-clients: $(VENV)/.dev .venv-clients/.made .venv-clients/node/.made
 	$(BIN)/python -m pytest tests/clients
 
 .venv-clients/.made: tests/clients/requirements.txt
 	$(PYTHON) -m venv .venv-clients
 	.venv-clients/bin/python -m pip install --quiet -r $<
 	@touch $@
+
+.venv-clients/node/.made: tests/clients/package.json
+	@mkdir -p $(@D) && cp $< $(@D)
+	@if command -v npm >/dev/null; then \
+	    npm install --prefix $(@D) --no-package-lock --no-audit --no-fund --loglevel=error && touch $@; \
+	else echo "npm is not here: the clients for Node are skipped"; fi
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,14 +1,20 @@
-"""LangChain's and LiteLLM's OpenAI adapters against the demo model, over HTTP and through the queue.
+"""OpenAI's SDKs and the frameworks built on them against the demo model, over HTTP and through the queue.
 
-They live in an environment of their own, as they bring many packages and an older OpenAI SDK: `make test-clients` makes
-it and runs this. Without it the tests are skipped.
+They live in environments of their own, as they bring many packages and an older OpenAI SDK: `make test-clients` makes
+them and runs this. docs/clients.md says what each session covers.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -17,24 +23,104 @@ from tests.support.processes import ROOT, Process, url_of
 ENVIRONMENT = ROOT / ".venv-clients"
 HERE = Path(__file__).parent
 BOOT_SECONDS = 120.0
+SCRIPT_SECONDS = 240.0
+IDLE_SECONDS = 60.0
+FACES = ["http", "queue"]
 
 pytestmark = pytest.mark.skipif(
     not (ENVIRONMENT / ".made").exists(), reason="`make test-clients` makes the environment that this needs"
 )
+needs_node = pytest.mark.skipif(
+    shutil.which("node") is None or not (ENVIRONMENT / "node/.made").exists(),
+    reason="the clients for Node need node, and npm when `make test-clients` makes their environment",
+)
+PYTHON = ENVIRONMENT / "bin/python"
+SESSIONS = [
+    pytest.param("openai_python.py", PYTHON, id="openai-python"),
+    pytest.param("openai_python.py", Path(sys.executable), id="openai-python-newest"),
+    pytest.param("instructor_chat.py", PYTHON, id="instructor"),
+    pytest.param("langchain_chat.py", PYTHON, id="langchain"),
+    pytest.param("litellm_chat.py", PYTHON, id="litellm"),
+    pytest.param("llama_index_chat.py", PYTHON, id="llama-index"),
+    pytest.param("agents_sdk_chat.py", PYTHON, id="agents-sdk"),
+    pytest.param("pydantic_ai_chat.py", PYTHON, id="pydantic-ai"),
+    pytest.param("openai_node.mjs", None, id="openai-node", marks=needs_node),
+    pytest.param("ai_sdk.mjs", None, id="ai-sdk", marks=needs_node),
+]
+IMPATIENT = [
+    pytest.param("openai_retries.py", PYTHON, id="openai-python"),
+    pytest.param("openai_retries.mjs", None, id="node", marks=needs_node),
+]
 
 
-@pytest.fixture(scope="module", params=["http", "queue"])
-def base_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    is_queue = request.param == "queue"
-    arguments = ("platform", "demo") if is_queue else ("serve", "demo", "--host", "127.0.0.1")
-    with Process("-m", "ember", *arguments, "--port", "0") as process:
-        yield url_of(process, BOOT_SECONDS) + ("/v2/LOCAL/openai/v1" if is_queue else "/v1")
+@dataclass(frozen=True)
+class Endpoint:
+    """A running demo model. `load` is where it tells how much it has to do."""
+
+    base_url: str
+    load: str
+    is_queue: bool
+
+    def wait_idle(self) -> None:
+        """Wait until nothing runs, also nothing that a script began and left. Raises AssertionError."""
+        deadline = time.monotonic() + IDLE_SECONDS
+        while self._num_running():
+            assert time.monotonic() < deadline, "what the script began and left is still running"
+            time.sleep(0.1)
+
+    def _num_running(self) -> int:
+        with urlopen(self.load, timeout=30) as answer:
+            found = json.load(answer)
+        return sum(found["jobs"][name] for name in ("inProgress", "inQueue")) if self.is_queue else found["server_load"]
 
 
-@pytest.mark.parametrize("script", ["langchain_chat.py", "litellm_chat.py"])
-def test_adapter(base_url: str, script: str) -> None:
-    run = subprocess.run(
-        [ENVIRONMENT / "bin/python", HERE / script, base_url], capture_output=True, text=True, timeout=240
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert run.stdout.endswith("ok\n")
+def endpoint(face: str, env: dict[str, str] | None = None) -> Iterator[Endpoint]:
+    arguments = ("platform", "demo") if face == "queue" else ("serve", "demo", "--host", "127.0.0.1")
+    with Process("-m", "ember", *arguments, "--port", "0", env=env) as process:
+        url = url_of(process, BOOT_SECONDS)
+        if face == "queue":
+            yield Endpoint(url + "/v2/LOCAL/openai/v1", url + "/v2/LOCAL/health", is_queue=True)
+        else:
+            yield Endpoint(url + "/v1", url + "/load", is_queue=False)
+
+
+@pytest.fixture(scope="module", params=FACES)
+def server(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
+    yield from endpoint(request.param)
+
+
+@pytest.fixture(scope="module", params=FACES)
+def busy_server(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
+    """It runs one request while another waits."""
+    yield from endpoint(request.param, {"MAX_NUM_SEQS": "1", "MAX_NUM_QUEUED_REQS": "1"})
+
+
+def run(script: str, interpreter: Path | None, base_url: str) -> str:
+    """The last line that the script wrote. Without an interpreter it runs in node, beside the packages."""
+    if interpreter is not None:
+        command, directory = [str(interpreter), str(HERE / script), base_url], ROOT
+    else:
+        # node looks for packages above the script, and above its working directory for one that comes on stdin.
+        command, directory = ["node", "--input-type=module", "-", base_url], ENVIRONMENT / "node"
+    with (HERE / script).open() as text:
+        done = subprocess.run(
+            command, cwd=directory, stdin=text, capture_output=True, text=True, timeout=SCRIPT_SECONDS
+        )
+    assert done.returncode == 0 and done.stdout, done.stdout + done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("script", "interpreter"), SESSIONS)
+def test_session(server: Endpoint, script: str, interpreter: Path | None) -> None:
+    assert run(script, interpreter, server.base_url) == "ok"
+    server.wait_idle()
+
+
+@pytest.mark.parametrize(("script", "interpreter"), IMPATIENT)
+def test_a_busy_worker_is_asked_again_until_it_serves(
+    busy_server: Endpoint, script: str, interpreter: Path | None
+) -> None:
+    refused = int(run(script, interpreter, busy_server.base_url).removesuffix(" refused"))
+    # On a queue the jobs wait at the platform: nobody hears of a worker that is busy.
+    assert refused == 0 if busy_server.is_queue else refused > 0
+    busy_server.wait_idle()

@@ -13,8 +13,6 @@ import asyncio
 
 from ember.front.errors import ApiError
 
-RETRY_AFTER_MS = 1000
-
 
 class Admission:
     """`max_requests` and `max_tokens` (of prompts) are of the requests that wait together; None: any number.
@@ -79,7 +77,6 @@ class Admission:
 
 
 def _full(reason: str, limit: str) -> ApiError:
-    headers = {"retry-after-ms": str(RETRY_AFTER_MS), "retry-after": str(-(-RETRY_AFTER_MS // 1000))}
-    error = ApiError(503, f"The worker is busy: {reason}.", type="Service Unavailable", headers=headers)
+    error = ApiError(503, f"The worker is busy: {reason}.", type="Service Unavailable")
     error.limit = limit
     return error

@@ -118,7 +118,7 @@ class EngineClient:
                     f"The engine is not running: {self.error or 'its process ends'}",
                     headers={"x-should-retry": "false"},
                 )
-            raise ApiError(503, "The model is being loaded; try again in a moment.", headers={"retry-after-ms": "1000"})
+            raise ApiError(503, "The model is being loaded; try again in a moment.")
         return self._info
 
     @property

@@ -7,6 +7,9 @@ from typing import Any
 import orjson
 
 DONE = "data: [DONE]\n\n"  # the last event of every stream, also of one that failed
+RETRY_AFTER_SECONDS = 1
+# OpenAI's SDKs read the milliseconds; curl, urllib3 and proxies know the seconds alone.
+_RETRY = {"retry-after": str(RETRY_AFTER_SECONDS), "retry-after-ms": str(RETRY_AFTER_SECONDS * 1000)}
 
 
 class ApiError(Exception):
@@ -14,7 +17,7 @@ class ApiError(Exception):
 
     `status` is the HTTP status; `code` in the body is the same number, as vLLM's clients expect. The message is written
     for the person who has to act: what was given, what is allowed, what to do. It may quote what came in: whatever
-    UTF-8 cannot encode is a question mark here.
+    UTF-8 cannot encode is a question mark here. A 503 always has headers that say when to send the request again.
     """
 
     def __init__(
@@ -32,7 +35,7 @@ class ApiError(Exception):
         self.type = type or _TYPES.get(status, "BadRequestError" if status < 500 else "InternalServerError")
         self.param = None if param is None else encodable(param)
         self.code = status if code is None else code
-        self.headers = headers or {}
+        self.headers = {**(_RETRY if status == 503 else {}), **(headers or {})}
         self.is_logged = False  # the line of its request is in the log
         self.limit: str | None = None  # the setting that kept a request out, for the count of those
 
