@@ -58,10 +58,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ministral": ("Ministral", {"sliding_window": 7, "layer_types": _ALTERNATING, "head_dim": 16}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen2_window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}),
-    "qwen2_layer_types": (
-        "Qwen2",
-        {"use_sliding_window": True, "sliding_window": 9, "layer_types": _ALTERNATING},
-    ),
     "qwen3": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
     "qwen3_bias": ("Qwen3", {"head_dim": 16, "attention_bias": True, "num_key_value_heads": 1}),
     "opt": ("OPT", {}),
