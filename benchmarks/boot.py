@@ -2,9 +2,10 @@
 
     python benchmarks/boot.py [--model demo|qwen3-0.6b|DIRECTORY] [--runs 5] [--cold] [--skip-transformers]
 
-Beside it, measured in the same run and in turn: a process that only imports torch; the same worker with its boot steps
-one after the other (serial_boot/); transformers from process start to its first token on the same model; and the rate
-at which `dd` and our reader read the weights. The page cache is warm: every file is read once before the first run.
+Beside it, measured in the same run and in turn: a process that only imports torch; the same worker with all of torch
+(EMBER_LEAN_TORCH=false) and with its boot steps one after the other (serial_boot/); transformers from process start to
+its first token on the same model; and the rate at which `dd` and our reader read the weights. The page cache is warm:
+every file is read once before the first run.
 With `--cold` it is dropped before every process, which root may do.
 """
 
@@ -70,6 +71,7 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "compileall", "-q", "src", "kernels", "handler.py"], cwd=ROOT, check=True)
         _read_all(Path(files))
         boots: list[dict[str, Any]] = []
+        whole: list[dict[str, Any]] = []
         serial: list[dict[str, Any]] = []
         imports: list[float] = []
         peers: list[float] = []
@@ -82,6 +84,8 @@ def main() -> None:
             cool()
             boots.append(_boot(directory, report))
             cool()
+            whole.append(_boot(directory, report, {"EMBER_LEAN_TORCH": "false"}))
+            cool()
             serial.append(_boot(directory, report, {"PYTHONPATH": str(ROOT / "benchmarks/serial_boot")}))
             cool()
             rates["dd"].append(_dd_rate(Path(files)))
@@ -92,6 +96,7 @@ def main() -> None:
                 cool()
                 peers.append(_timed([sys.executable, "-c", TRANSFORMERS, files]))
     _print(options.model, boots, imports)
+    _print_torch(boots, whole, imports)
     _print_others(boots, serial, peers, rates)
 
 
@@ -122,10 +127,13 @@ def _boot(model: str, report: Path, variables: dict[str, str] | None = None) -> 
     }
     job = json.dumps({"input": {**JOB["input"], "sampling_params": {"max_tokens": 4}}})
     command = [sys.executable, "handler.py", "--test_input", job]
+    start = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - start
     if done.returncode:
         raise SystemExit(f"the worker failed:\n{done.stderr}\n{done.stdout}")
     content: dict[str, Any] = json.loads(report.read_text())
+    content["marks"]["end of the process"] = seconds
     return content
 
 
@@ -152,12 +160,25 @@ def _print(model: str, boots: list[dict[str, Any]], imports: list[float]) -> Non
         start, end = (statistics.median(p[name] for p in found) for name in ("start", "end"))
         print(f"| {phase['name']} | {phase['process']} | {start:.3f} | {end:.3f} | {duration:.3f} |")
     torch_alone = statistics.median(imports)
-    for name in ("ready", "first_token"):
+    for name in ("ready", "first_token", "end of the process"):
         values = [boot["marks"][name] for boot in boots]
         median = statistics.median(values)
         ratio = f"{median / torch_alone:.2f}x `import torch`"
         print(f"| **{name}** | | | {median:.3f} ({min(values):.3f} - {max(values):.3f}) | {ratio} |")
     print(f"\n`python -c 'import torch'` alone: {_spread(imports)}")
+
+
+def _print_torch(boots: list[dict[str, Any]], whole: list[dict[str, Any]], imports: list[float]) -> None:
+    """The engine's import of torch (libraries and modules), lean and not, beside a process that only imports it."""
+    alone = statistics.median(imports)
+    for label, runs in (("the engine's import of torch", boots), ("the same with EMBER_LEAN_TORCH=false", whole)):
+        seconds = [_duration(boot, "load_libraries") + _duration(boot, "import_torch") for boot in runs]
+        tokens = [boot["marks"]["first_token"] for boot in runs]
+        print(f"{label}: {_spread(seconds)}, {statistics.median(seconds) / alone:.2f}x; first token {_spread(tokens)}")
+
+
+def _duration(boot: dict[str, Any], phase: str) -> float:
+    return float(sum(each["end"] - each["start"] for each in boot["phases"] if each["name"] == phase))
 
 
 def _print_others(

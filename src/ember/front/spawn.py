@@ -13,7 +13,12 @@ from typing import NamedTuple
 # soon as anything else runs on the machine: on two shared cores a decode step took 2 to 16 times as long.
 # oneDNN keeps what it generated for every shape of a matrix product it met; 1024 of them, its default, are 250 MB after
 # a few thousand requests of different lengths, and 128 are no slower.
-_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
+# torch looks through the metadata of every installed package for backends of other devices; the engine uses none.
+_ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "passive",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
+    "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
+}
 
 
 class EngineProcess(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -201,4 +202,6 @@ class Worker:
                     raise EngineError(f"CUSTOM_CHAT_TEMPLATE cannot be used: {error}") from None
                 log.warning("chat requests will be refused: %s", error)
                 template = None
+        if template is not None:  # while the engine is still loading; the first chat would wait for it
+            threading.Thread(target=template.prepare, name="template", daemon=True).start()
         return tokenizer, template

@@ -25,7 +25,7 @@ from ember.engine.core.boot import Opened, build, open_model
 from ember.engine.core.first_step import FirstStep
 from ember.engine.core.watchdog import Watchdog
 from ember.engine.errors import ModelError
-from ember.engine.lean import lean_import
+from ember.engine.lean import lean_import, libraries
 from ember.wire import (
     Abort,
     Configure,
@@ -83,6 +83,7 @@ def main(fd: int) -> int:
     opening = _Opening(connection)
     thread = threading.Thread(target=opening.run, name="locate", daemon=True)
     thread.start()
+    loaded = libraries.wait()
     import_started = now()
     lean = lean_import.prepare(lambda line: connection.send(Notice(line)))
     import torch
@@ -94,6 +95,8 @@ def main(fd: int) -> int:
     assert opening.configure is not None and opening.opened is not None and opening.timeline is not None
     timeline = opening.timeline
     timeline.add("start", timeline.origin, started)
+    if loaded is not None:
+        timeline.add("load_libraries", *loaded)
     timeline.add("import_torch", import_started, import_ended, version=str(torch.__version__), lean=lean is not None)
     if lean is not None and not opening.configure.lean_torch:
         lean.complete("EMBER_LEAN_TORCH=false")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -100,6 +101,11 @@ class ChatTemplate:
             }
         )
         return _cut_at_end_mark(text, final_text) if continue_final_message else text
+
+    def prepare(self) -> None:
+        """Import the template engine and compile the template, so that the first `render` need not. Raises nothing."""
+        with suppress(Exception):  # a request that needs it is told
+            _ = self.content_format, self.history_form, self._template
 
     @cached_property
     def content_format(self) -> Literal["string", "openai"]:
