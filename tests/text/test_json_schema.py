@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ember.front.text import json_keywords
 from ember.front.text.json_keywords import Keywords
 from ember.front.text.json_schema import JsonRules, schema_grammar
 from tests.structured.random_schemas import matcher_of
@@ -379,3 +380,43 @@ def test_patterns_that_backtrack_cost_little() -> None:
 def test_many_values_that_are_listed_twice_cost_little() -> None:
     values = list(range(5000))
     assert allows({"enum": values, "allOf": [{"enum": values[10:]}]}, 4999, 3) == [True, False]
+
+
+def _doubling(keyword: str, depth: int) -> dict[str, Any]:
+    """Definitions each of which refers to the next one twice, and the last of which is a string."""
+    made: dict[str, Any] = {
+        f"d{i}": {keyword: [{"$ref": f"#/$defs/d{i + 1}"}, {"$ref": f"#/$defs/d{i + 1}"}]} for i in range(depth)
+    }
+    return {**made, f"d{depth}": {"type": "string", "maxLength": 3}}
+
+
+@pytest.mark.parametrize("keyword", ["allOf", "anyOf"])
+def test_references_that_double_at_each_step_cost_little(keyword: str) -> None:
+    definitions = _doubling(keyword, 28)
+    names = {"$defs": definitions, "properties": {"ab": {}, "abcd": {}}, "propertyNames": {"$ref": "#/$defs/d0"}}
+    assert allows({**names, "type": "object"}, {"ab": 1}, {"abcd": 1}) == [True, False]
+    assert allows({"$defs": definitions, "enum": ["ab", "abcd"], "$ref": "#/$defs/d0"}, "ab", "abcd") == [True, False]
+
+
+def test_a_schema_that_is_too_large_is_refused_before_it_is_taken_apart() -> None:
+    with pytest.raises(ValueError, match="too many alternatives"):
+        schema_grammar({"anyOf": [{"minimum": i} for i in range(40_000)], "oneOf": [{"const": i} for i in range(60)]})
+    with pytest.raises(ValueError, match="`enum` has 60000 values; 50000 are allowed"):
+        schema_grammar({"enum": list(range(60_000))})
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"pattern": "^a+$"},
+        {"format": "uuid"},
+        {"type": "number", "multipleOf": 7},
+        {"type": "object", "patternProperties": {"^a": {}, "b$": {}}},
+        {"type": "object", "propertyNames": {"maxLength": 3}},
+    ],
+)
+def test_the_time_that_a_schema_takes_is_limited(schema: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert schema_grammar(schema)
+    monkeypatch.setattr(json_keywords, "MAX_SECONDS", -1.0)
+    with pytest.raises(ValueError, match="to check: use fewer patterns"):
+        schema_grammar(schema)

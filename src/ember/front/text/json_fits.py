@@ -46,10 +46,17 @@ class Fits:
         self._references = references
         self._keywords = keywords
         self._listed: dict[int, frozenset[str]] = {}  # the values that a schema lists, by its id
+        self._known: dict[tuple[int, str], bool] = {}  # by the schema's id and the value
 
     def __call__(self, value: Any, schema: Any, depth: int = 0) -> bool:
         if not isinstance(schema, dict) or depth > _MAX_DEPTH:
             return schema is not False
+        key = (id(schema), canonical(value))
+        if key not in self._known:  # schemas that refer to others twice would be looked at again and again
+            self._known[key] = self._judge(value, schema, depth)
+        return self._known[key]
+
+    def _judge(self, value: Any, schema: dict[str, Any], depth: int) -> bool:
         if isinstance(schema.get("$ref"), str):
             target = self._references.lookup(schema["$ref"], schema)
             if target is not None and not self(value, target, depth + 1):

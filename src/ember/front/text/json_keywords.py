@@ -7,12 +7,16 @@ hold (`Keywords.lenient`), a keyword that cannot be enforced or is malformed cou
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
 from ember.front.text import json_numbers, regular_language
 from ember.front.text.portable_regex import portable, searched
+
+MAX_SECONDS = 5.0  # of this thread's time, for all that is asked of the engine's grammar library about one schema
+MAX_LISTED_VALUES = 50_000
 
 T = TypeVar("T")
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
@@ -65,6 +69,7 @@ class Keywords:
         self.lenient = lenient
         self.closed = closed  # no additional properties where a schema says nothing of them
         self.dropped: set[str] = set()
+        self._began = time.thread_time()
 
     def refuse(self, keyword: str, reason: str = "cannot be enforced") -> None:
         """Raises ValueError, or notes the keyword where the schema need not hold."""
@@ -82,6 +87,12 @@ class Keywords:
                 raise ValueError(message if f"`{keyword}`" in message else f"`{keyword}`: {message}") from None
             self.dropped.add(keyword)
             return default
+
+    def check_time(self) -> None:
+        """Raises ValueError where the schema has taken too long. It is called before each question to the engine's
+        grammar library, whose limits make one question cost seconds at most."""
+        if time.thread_time() - self._began > MAX_SECONDS:
+            raise ValueError(f"the schema takes more than {MAX_SECONDS:g} seconds to check: use fewer patterns")
 
     def check(self, schema: dict[str, Any]) -> None:
         """That it has nothing which cannot be enforced."""
@@ -151,6 +162,8 @@ class Keywords:
         values = self.list_of(schema, "enum")
         if "const" in schema:
             return [schema["const"]]
+        if values is not None and len(values) > MAX_LISTED_VALUES:
+            raise ValueError(f"`enum` has {len(values)} values; {MAX_LISTED_VALUES} are allowed")
         return values
 
     def bounds(self, schema: dict[str, Any]) -> tuple[json_numbers.Bound | None, json_numbers.Bound | None]:
@@ -167,6 +180,7 @@ class Keywords:
             if not isinstance(pattern, str):
                 raise ValueError(f"`{keyword}` must be a string")
             made = portable(pattern)
+            self.check_time()
             try:
                 regular_language.check(made)
             except ValueError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -27,6 +28,7 @@ from ember.front.text.portable_regex import searched
 
 MAX_NODES = 20_000
 MAX_BRANCHES = 4096  # of one place
+_TOO_MANY = "the schema has too many alternatives in one place"
 MAX_PATTERNS = 6  # of the names in one object: each combination of them is a case of its own
 MAX_LISTED_NAMES = 64  # of names that a pattern has, where they must be told apart
 NAME = r'/"[^"\\\x00-\x1f\x7f]*"/'  # of a property that is not listed: without escapes, so that each has one spelling
@@ -186,7 +188,7 @@ class Nodes:
         ]
         while pending:
             if len(done) + len(pending) > MAX_BRANCHES:
-                raise ValueError("the schema has too many alternatives in one place")
+                raise ValueError(_TOO_MANY)
             todo, branch, seen = pending.pop()
             key = (tuple(2 * id(entry) + is_plain for entry, is_plain in todo), tuple(id(entry) for entry in branch))
             if key in known:
@@ -229,6 +231,8 @@ class Nodes:
                 parts.append([[(choice, False), *([] if tag is None else [(tag, False)])] for choice in choices])
         if "properties" not in schema and not PLAIN.isdisjoint(schema):
             parts.append(plain)
+        if math.prod(map(len, parts)) > MAX_BRANCHES:
+            raise ValueError(_TOO_MANY)
         return [[entry for part in case for entry in part] for case in itertools.product(*parts)]
 
     def _referred(self, schema: dict[str, Any], reference: Any) -> list[Any]:
@@ -294,6 +298,7 @@ class Nodes:
         def body() -> str | None:
             made = number_terminal(low, high, multiples, is_integer=is_integer)
             if made is not None and made.startswith("%json"):
+                self._keywords.check_time()
                 regular_language.is_empty_schema(json.loads(made.removeprefix("%json ")))
             return made
 
@@ -310,6 +315,7 @@ class Nodes:
         if rules:
             keyword = next(iter(rules[0]))
             schema = string_schema(least, most, rules)
+            self._keywords.check_time()
             if self._keywords.checked(keyword, lambda: regular_language.is_empty_schema(schema), False):
                 return None
         return String(least, most, rules)
@@ -401,6 +407,7 @@ class Nodes:
             matched = [f'{"" if key in found else "~"}/"(?:{body})"/' for key, body in patterns.items()]
             names = OtherNames(tuple(taken), (*conditions, *matched))
             if names.conditions:
+                self._keywords.check_time()
                 keyword = "patternProperties" if patterns else "propertyNames"
                 if self._keywords.checked(keyword, partial(regular_language.is_empty, names.terminal), True):
                     continue
