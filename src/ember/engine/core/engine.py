@@ -22,7 +22,7 @@ from ember.wire import Generate, SequenceOutput, Stats, TokenLogprobs
 log = logging.getLogger(__name__)
 
 PAUSE_S = 0.005  # of a step that has nothing to do but wait for a grammar
-SETTLE_S = 0.02  # that a step waits for grammars to take in its tokens
+SETTLE_S = 0.005  # that a step waits for grammars to take in its tokens
 
 
 class Engine:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 WORKER_MEMORY_BYTES = 1 << 30  # of address space, beside what the host has
 _RECEIVE_BYTES = 1 << 16
+_COMPILER_NICE = 10  # behind the model, ahead of what takes long
 _MAX_FDS = 64  # in one message
 _REPLY_AFTER_S = 0.001  # masks that are ready are told of together, but not later than this
 
@@ -177,6 +178,7 @@ class Worker:
         try:
             self._tell(Reply(News.THREAD, threading.get_native_id()))
             if self._start is None:
+                os.setpriority(os.PRIO_PROCESS, 0, self._priority + _COMPILER_NICE)  # of this thread alone
                 self._compile(tokenizer, grammar)
                 self._num_quick = NUM_QUICK
             while not self._is_over:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from ember.engine.core.grammar_workers import GrammarWorkers
 
 _NICE = 19
-DEMOTE_AFTER_S = 0.05  # of the processor; then the rest of it runs when nobody else wants the processor
-NUM_SLOW = 8  # slow masks, and the same
+DEMOTE_AFTER_S = 0.01  # of the processor; then the rest of it runs when nobody else wants the processor
+COUNTED_SECONDS = 0.05  # of the processor; masks that take longer count towards all that a grammar may take
+NUM_SLOW = 4  # slow masks, and the same
 
 Words = NDArray[np.int32]  # [words]; bit i of word w stands for token 32 w + i
 
@@ -128,13 +129,15 @@ class GrammarWorker:
             self.is_demoted = True
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, self.thread_id, _NICE)
+                if hasattr(os, "SCHED_IDLE"):  # others take the processor from it at once, not at the next tick
+                    os.sched_setscheduler(self.thread_id, os.SCHED_IDLE, os.sched_param(0))
 
     def observe(self, seconds: float) -> None:
         """It did one piece."""
         if seconds > QUICK_SECONDS:
             self.is_slow, self.num_quick = True, 0
             self.num_slow += 1
-            self.slow_seconds += seconds if seconds > DEMOTE_AFTER_S else 0.0
+            self.slow_seconds += seconds if seconds > COUNTED_SECONDS else 0.0
         else:
             self.num_quick += 1
             if self.num_quick >= NUM_QUICK:

@@ -38,7 +38,7 @@ from ember.engine.core.grammar_messages import (
     Start,
     encode,
 )
-from ember.engine.core.grammar_worker import DEMOTE_AFTER_S, NUM_SLOW, GrammarWorker, Matcher, State
+from ember.engine.core.grammar_worker import COUNTED_SECONDS, DEMOTE_AFTER_S, NUM_SLOW, GrammarWorker, Matcher, State
 from ember.wire import Grammar
 
 MAX_WORKERS = 128  # processes
@@ -50,7 +50,7 @@ TOTAL_SLOW_SECONDS = 10.0  # of the processor, for all slow masks of a grammar
 WALL_FACTOR = 20.0  # by the clock everything may take so many times as long
 LOAD_SECONDS = 120.0  # by the clock, for the tokenizer
 NUM_SLOTS = 1024  # masks that there is room for
-_CHECK_AFTER_S = 0.02
+_CHECK_AFTER_S = 0.005
 _RECEIVE_BYTES = 1 << 16
 
 
@@ -394,7 +394,7 @@ class GrammarWorkers:
     def _answer(self, worker: GrammarWorker, matcher: Matcher, reply: Reply) -> None:
         """News of a sample. A mask that comes before the token that was told is taken in is one of the state before."""
         worker.observe(reply.seconds)
-        if reply.seconds > DEMOTE_AFTER_S or worker.num_slow >= NUM_SLOW:
+        if reply.seconds > COUNTED_SECONDS or worker.num_slow >= NUM_SLOW:
             worker.demote()
         match reply.news:
             case News.MASK:

@@ -26,8 +26,8 @@ from ember.engine.core.sequence import Sequence
 if TYPE_CHECKING:
     from ember.engine.core.grammar_workers import GrammarWorkers
 
-PATIENCE_S = 0.02  # that a step waits for masks after its forward pass; a row without one is drawn in another step
-_SLICE_S = 0.005
+PATIENCE_S = 0.005  # that a step waits for masks after its forward pass; a row without one is drawn in another step
+_SLICE_S = 0.002
 FEW = 1024  # a row with at most so many tokens left has a list of them
 
 TokenIds = NDArray[np.int64]  # ascending
