@@ -8,6 +8,8 @@ from typing import Any
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # it would fetch a price list otherwise
 
 import litellm
+import openai
+from pydantic import BaseModel, Field
 
 TOOLS = [
     {
@@ -23,6 +25,12 @@ TOOLS = [
         ("get_time", "Get the time in a city"),
     )
 ]
+
+
+class Place(BaseModel):
+    """A place."""
+
+    city: str = Field(max_length=20)
 
 
 def main(base_url: str) -> None:
@@ -57,12 +65,46 @@ def main(base_url: str) -> None:
         (again,) = built.choices[0].message.tool_calls
         assert (again.function.name, json.loads(again.function.arguments)) == ("get_weather", {"city": "Paris"})
 
-        history = [
-            {"role": "user", "content": "What is the weather in Paris?"},
-            message.model_dump(exclude_none=True),
-            {"role": "tool", "tool_call_id": call.id, "content": "21 degrees and clear"},
+        history: list[Any] = []
+        for city in ("Paris", "Rome", "Oslo"):
+            history.append({"role": "user", "content": f"What is the weather in {city}?"})
+            message = complete("", adapter, messages=history, tools=TOOLS).choices[0].message
+            (call,) = message.tool_calls
+            assert (call.function.name, json.loads(call.function.arguments)) == ("get_weather", {"city": city})
+            result = {"role": "tool", "tool_call_id": call.id, "content": f"21 degrees and clear in {city}"}
+            history += [message.model_dump(exclude_none=True), result]
+            told = complete("", adapter, messages=history, tools=TOOLS).choices[0].message
+            assert told.content and not told.tool_calls, told
+            history.append(told)
+
+        schema = {"type": "json_schema", "json_schema": {"name": "place", "schema": Place.model_json_schema()}}
+        for shape in (Place, schema):
+            Place.model_validate_json(complete(question, adapter, response_format=shape).choices[0].message.content)
+            shaped = complete(question, adapter, response_format=shape, stream=True)
+            Place.model_validate_json("".join(chunk.choices[0].delta.content or "" for chunk in shaped))
+        loose = complete(
+            "What is the capital of France? Answer in JSON.", adapter, response_format={"type": "json_object"}
+        )
+        assert isinstance(json.loads(loose.choices[0].message.content), dict)
+
+        # Over HTTP an error has its own status. Through a queue a failed job is a 500 with the same body.
+        is_queue = "/v2/" in base_url
+        refused: list[tuple[dict[str, Any], type[Exception], str]] = [
+            ({"top_p": 3}, litellm.BadRequestError, "top_p"),
+            ({"messages": []}, litellm.BadRequestError, "messages"),
+            ({"response_format": {"type": "nonsense"}}, litellm.BadRequestError, "response_format"),
         ]
-        assert complete("", adapter, messages=history, tools=TOOLS).choices[0].message.content
+        for fields, kind, says in refused:
+            for streams in (False, True):
+                try:
+                    answer = complete(question, adapter, stream=streams, **fields)
+                    assert streams, f"no error for {fields}"
+                    list(answer)
+                except openai.APIError as error:
+                    assert says in str(error), error
+                    assert streams or isinstance(error, litellm.InternalServerError if is_queue else kind), error
+                else:
+                    raise AssertionError(f"no error for a stream with {fields}")
 
         thinking = {"extra_body": {"chat_template_kwargs": {"enable_thinking": True}}}
         reasoned = complete(question, adapter, **thinking).choices[0].message
