@@ -168,5 +168,5 @@ def _owner(error: str, grammar: Grammar) -> str:
 
 def _short(error: str) -> str:
     """An error of several lines, with drawings of the place, as one line."""
-    text = " ".join(error.partition("<state>")[0].split())
+    text = " ".join(error.partition("<state>")[0].replace("<non-verbose/>", "").split())
     return text if len(text) <= MAX_ERROR_CHARS else f"{text[:MAX_ERROR_CHARS]}..."

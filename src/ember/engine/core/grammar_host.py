@@ -310,7 +310,7 @@ def _restrict() -> None:
 
 
 def _first_line(error: str) -> str:
-    return error.partition("\n")[0][:400]
+    return error.partition("\n")[0].replace("<non-verbose/>", "").strip()[:400]
 
 
 def main(fd: int) -> None:
