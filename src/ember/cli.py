@@ -11,6 +11,7 @@ The engine's process is started before anything else is imported, so that both s
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] in (["serve"], ["worker"]) and _NO_ENGINE.isdisjoint(arguments):
         prepare()
+        gc.disable()  # importing makes many objects and no garbage; front/start.py turns it on again
         leave_on_signals(0 if os.environ.get("RUNPOD_WEBHOOK_GET_JOB") else None)  # the engine ends with the front
     from ember.flags import make_parser, with_dashes
     from ember.settings import SettingsError
@@ -96,6 +98,7 @@ def _platform(flags: argparse.Namespace) -> int:
         return 0
     if flags.positional_model is not None:
         prepare()
+        gc.disable()  # importing makes many objects and no garbage; front/start.py turns it on again
         leave_on_signals(None)
         return _platform_and_worker(flags)
     settings = _load(flags)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import threading
@@ -120,6 +121,8 @@ class Worker:
         from ember.front.text.tokenizer import TokenizerError
         from ember.front.tracing import Tracer, TracingError
 
+        gc.freeze()  # what was imported stays, so no collection need look at it
+        gc.enable()  # cli.py turned it off
         located = await asyncio.shield(self.engine.located)
         model_dir = Path(located.model_dir)
         try:
