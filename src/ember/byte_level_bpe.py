@@ -166,12 +166,6 @@ def _merges(path: Path) -> list[tuple[str, str]]:
 def _object(path: Path) -> dict[str, Any]:
     """Empty where the file does not exist. Raises VocabularyError."""
     try:
-        value = untrusted_json.read_file(path, MAX_JSON_BYTES)
-    except FileNotFoundError:
-        return {}
-    except (OSError, UntrustedJsonError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise VocabularyError(f"{path} cannot be read ({reason}): download the file again") from None
-    if not isinstance(value, dict):
-        raise VocabularyError(f"{path} holds no JSON object: download the file again")
-    return value
+        return untrusted_json.read_object(path, MAX_JSON_BYTES) or {}
+    except UntrustedJsonError as error:
+        raise VocabularyError(f"{path} cannot be read ({error}): download the file again") from None

@@ -111,6 +111,20 @@ def read_file(path: Path, max_bytes: int, max_depth: int = MAX_DEPTH) -> Any:
     return loads(data, max_depth)
 
 
+def read_object(path: Path, max_bytes: int) -> dict[str, Any] | None:
+    """The object in a regular file; None where the file does not exist. Raises UntrustedJsonError, also where the system
+    cannot read the file."""
+    try:
+        value = read_file(path, max_bytes)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UntrustedJsonError(error.strerror) from None
+    if not isinstance(value, dict):
+        raise UntrustedJsonError("it is not a JSON object")
+    return value
+
+
 def check_depth(value: Any, max_depth: int = MAX_DEPTH, data: bytes | bytearray | str | None = None) -> None:
     """Raises UntrustedJsonError where containers are nested deeper. `data` is what `value` was read from, where that is
     at hand: a document with no more brackets than levels needs no look at its values."""

@@ -61,7 +61,7 @@ def test_no_file_is_no_defaults(tmp_path):
     ("content", "override", "says"),
     [
         ("{", {}, r"generation_config\.json cannot be read as JSON"),
-        ("[]", {}, r"generation_config\.json is not a JSON object"),
+        ("[]", {}, r"generation_config\.json cannot be read as JSON \(it is not a JSON object\)"),
         ({"top_k": 20.5}, {}, r"top_k must be a whole number, 0 \(disable\), or at least 1, not 20\.5"),
         ({"top_k": float("inf")}, {}, r"top_k must be a whole number.*inf"),
         ({"top_k": True}, {}, r"top_k must be a whole number.*True"),

@@ -182,7 +182,7 @@ def test_a_tokenizer_json_is_taken_before_the_two_files(directories: dict[str, P
         ("merges.txt", None, "neither tokenizer.json nor merges.txt"),
         ("vocab.json", None, "neither tokenizer.json nor vocab.json"),
         ("vocab.json", b"{", "vocab.json cannot be read"),
-        ("vocab.json", b"[]", "no JSON object"),
+        ("vocab.json", b"[]", "not a JSON object"),
         ("vocab.json", b"{}", "each token to its id"),
         ("vocab.json", b'{"a": "0"}', "each token to its id"),
         ("vocab.json", b'{"a": -1}', "each token to its id"),

@@ -214,7 +214,7 @@ def test_other_errors(model_dirs, tmp_path):
     with pytest.raises(TokenizerError, match=r"tokenizer_config\.json cannot be read"):
         Tokenizer.load(_directory(model_dirs, tmp_path, tokenizer_config_dot_json="{"))
     (tmp_path / "tokenizer_config.json").write_text("[]")
-    with pytest.raises(TokenizerError, match="no JSON object"):
+    with pytest.raises(TokenizerError, match="not a JSON object"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"7": 3}}')
     with pytest.raises(TokenizerError, match="must be text"):

@@ -36,18 +36,12 @@ def generation_defaults(settings: Settings, model_dir: Path) -> dict[str, Any]:
         directory = model_dir if settings.generation_config == "auto" else Path(settings.generation_config)
         path = directory / "generation_config.json"
         try:
-            content = untrusted_json.read_file(path, MAX_JSON_BYTES)
-        except FileNotFoundError:
-            if settings.generation_config != "auto":
-                message = f"GENERATION_CONFIG={settings.generation_config}: it holds no generation_config.json"
-                raise ValueError(message) from None
-            content = {}
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read ({error.strerror}){_ADVICE}") from None
+            content = untrusted_json.read_object(path, MAX_JSON_BYTES)
         except UntrustedJsonError as error:
             raise ValueError(f"{path} cannot be read as JSON ({error}){_ADVICE}") from None
-        if not isinstance(content, dict):
-            raise ValueError(f"{path} is not a JSON object{_ADVICE}")
+        if content is None and settings.generation_config != "auto":
+            raise ValueError(f"GENERATION_CONFIG={settings.generation_config}: it holds no generation_config.json")
+        content = content or {}
         own = {name: content[name] for name in GENERATION_DEFAULTS if content.get(name) is not None}
         defaults = _checked(own, f"{path}: ", _ADVICE)
     return {**defaults, **_checked(settings.override_generation_config, "OVERRIDE_GENERATION_CONFIG: ", "")}

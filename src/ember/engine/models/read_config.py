@@ -60,18 +60,12 @@ def load_config(model_dir: Path) -> DecoderConfig:
 def read_json(path: Path, *, required: bool) -> dict[str, Any]:
     """A JSON object from a file; {} where it is absent and not required. Raises ModelError."""
     try:
-        value = untrusted_json.read_file(path, MAX_JSON_BYTES)
-    except FileNotFoundError:
-        if not required:
-            return {}
-        raise ModelError(f"{path} does not exist: {path.parent} is not a model directory") from None
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+        value = untrusted_json.read_object(path, MAX_JSON_BYTES)
     except UntrustedJsonError as error:
         raise ModelError(f"{path} cannot be read as JSON ({error}): download the file again") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} is not a JSON object: download the file again")
-    return value
+    if value is None and required:
+        raise ModelError(f"{path} does not exist: {path.parent} is not a model directory")
+    return value or {}
 
 
 def _architecture(fields: Fields, model_types: Mapping[str, str]) -> str | None:

@@ -9,9 +9,9 @@ from typing import Any
 from ember.front.api.exchange import Request, Response
 from ember.front.api.services import Services
 from ember.front.errors import ApiError
-from ember.untrusted_json import UntrustedJsonError, read_file
+from ember.regular_file import MAX_JSON_BYTES
+from ember.untrusted_json import UntrustedJsonError, read_object
 
-_MAX_FILE_BYTES = 2**26
 _INT64_MAX = 2**63 - 1
 _OF_FILES = ("_file", "name_or_path", "auto_map")  # ends of the names whose values are places on a disk
 _USUAL_CLASS = "PreTrainedTokenizerFast"
@@ -45,10 +45,9 @@ def _config(directory: str) -> dict[str, Any]:
     """What the file has; nothing where there is none, or one that cannot be read."""
     path = Path(directory) / "tokenizer_config.json"
     try:
-        found = read_file(path, _MAX_FILE_BYTES)
-    except (OSError, UntrustedJsonError):
+        return read_object(path, MAX_JSON_BYTES) or {}
+    except UntrustedJsonError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _plain(value: Any) -> Any:

@@ -6,9 +6,9 @@ of recursive types, which is what data classes with a discriminator become, is a
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from ember.front.text.json_fits import canonical
 from ember.front.text.json_reference import References
 
 MAX_BRANCHES = 64
@@ -87,9 +87,7 @@ class Exclusion:
         if id(schema) not in self._values_by_id:
             listed = _listed(schema)
             self._values_by_id[id(schema)] = (
-                None
-                if listed is None or len(listed) > MAX_VALUES
-                else frozenset(json.dumps(_canonical(value), sort_keys=True) for value in listed)
+                None if listed is None or len(listed) > MAX_VALUES else frozenset(map(canonical, listed))
             )
         return self._values_by_id[id(schema)]
 
@@ -108,15 +106,6 @@ def _required(schema: Any) -> list[str]:
 
 def _texts(value: Any) -> list[str]:
     return [entry for entry in value if isinstance(entry, str)] if isinstance(value, list) else []
-
-
-def _canonical(value: Any) -> Any:
-    """1.0 and 1 are the same number."""
-    if isinstance(value, dict):
-        return {key: _canonical(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_canonical(inner) for inner in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _type_of(value: Any) -> str:

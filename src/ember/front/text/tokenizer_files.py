@@ -98,15 +98,9 @@ def _read_files(
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where the file does not exist."""
     try:
-        value = untrusted_json.read_file(path, MAX_JSON_BYTES)
-    except FileNotFoundError:
-        return {}
-    except (OSError, UntrustedJsonError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise TokenizerError(f"{path} cannot be read ({reason}): download the model's tokenizer files again") from None
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{path} holds no JSON object: download the model's tokenizer files again")
-    return value
+        return untrusted_json.read_object(path, MAX_JSON_BYTES) or {}
+    except UntrustedJsonError as error:
+        raise TokenizerError(f"{path} cannot be read ({error}): download the model's tokenizer files again") from None
 
 
 def _added_token(entry: object, *, special: bool = False) -> AddedToken:
