@@ -53,7 +53,7 @@ class Unreadable:
 
 
 def loads(data: bytes | bytearray | str, max_depth: int = MAX_DEPTH, max_values: int | None = None) -> Any:
-    """As `json.loads` reads it: NaN, infinities and halves of surrogate pairs are let in. Raises UntrustedJsonError."""
+    """Reads a document as `json.loads` does, with NaN, infinities and lone surrogates. Raises UntrustedJsonError."""
     _check_values(data, max_values)
     try:
         value = json.loads(data)
@@ -112,8 +112,8 @@ def read_file(path: Path, max_bytes: int, max_depth: int = MAX_DEPTH) -> Any:
 
 
 def read_object(path: Path, max_bytes: int) -> dict[str, Any] | None:
-    """The object in a regular file; None where the file does not exist. Raises UntrustedJsonError, also where the system
-    cannot read the file."""
+    """The object in a regular file; None where the file does not exist. Raises UntrustedJsonError, also where the file
+    cannot be read."""
     try:
         value = read_file(path, max_bytes)
     except FileNotFoundError:
@@ -179,7 +179,7 @@ def _reason(error: BaseException, max_depth: int) -> str:
 
 
 def _text(data: bytes) -> str:
-    """Bytes that are no UTF-8 are halves of surrogate pairs here, in the one element that has them."""
+    """Decodes a document. A byte that is not UTF-8 becomes a lone surrogate, so that it costs its own element alone."""
     encoding = json.detect_encoding(data)
     try:
         return data.decode(encoding, "surrogateescape" if encoding.startswith("utf-8") else "surrogatepass")
@@ -257,7 +257,7 @@ def _match_end(pattern: re.Pattern[str], text: str, at: int) -> int:
 
 
 def _id_in(entries: str) -> str | None:
-    """The `id` among some entries of an object: that of a container in them is another's."""
+    """Finds the `id` among some entries of an object. An `id` inside a nested container does not count."""
     if '"id"' not in entries:
         return None
     found = [text for text in re.findall(_ID, entries, re.DOTALL) if text]  # "" for all but ids

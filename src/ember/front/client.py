@@ -285,7 +285,7 @@ class EngineClient:
         return msgspec.structs.replace(info, eos_token_ids=[*info.eos_token_ids, *new])
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run it as a task, until `close` at the latest."""
+        """Run a coroutine as a task. `close` cancels the task if it still runs."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -39,12 +39,12 @@ class Silence:
         self._time = RunningTime(2 * LOOK_S)
 
     def end(self) -> None:
-        """The engine has said something."""
+        """Starts the silence anew, as the engine has said something."""
         self._is_asked = False
         self._time.restart()
 
     async def watch(self) -> None:
-        """For as long as the client lives."""
+        """Watches the engine. It runs until it is cancelled."""
         while True:
             await asyncio.sleep(LOOK_S)
             seconds = self._time.read()

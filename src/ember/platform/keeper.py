@@ -44,7 +44,7 @@ class Keeper:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What is saved inside is written once, at the end: each write waits for the disk."""
+        """Collects what is saved inside the block and writes it once at the end, as each write waits for the disk."""
         self._held = {}
         try:
             yield

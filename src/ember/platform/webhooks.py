@@ -56,7 +56,7 @@ class Webhooks:
 
 
 def _reason(error: Exception) -> str:
-    """Without the error's own text, which may repeat the URL."""
+    """Describes an error without its own text, which may repeat the URL."""
     cause = getattr(error, "os_error", error)
     detail = cause.strerror if isinstance(cause, OSError) else None
     return f"{type(error).__name__}: {detail}" if detail else type(error).__name__

@@ -44,7 +44,7 @@ def check_counts(config: DecoderConfig, entries: Mapping[str, TensorEntry], stri
 
 
 def _wrong_layers(layer: str, num_layers: int, entries: Mapping[str, TensorEntry]) -> list[str]:
-    """What is wrong with the number of layers. The files have as many as there are numbers in their tensors' names."""
+    """Says what is wrong with the number of layers, which the files tell by the numbers in their tensors' names."""
     pattern = re.compile(re.escape(layer).replace(re.escape("{}"), "([0-9]{1,9})", 1))
     numbers = {int(found[1]) for name in entries if (found := pattern.match(name))}
     last = max(numbers, default=-1)

@@ -45,7 +45,7 @@ def weight_files(model_dir: Path) -> list[Path]:
 
 
 def usual_names(names: list[str]) -> list[str]:
-    """Of safetensors files without an index those of the model, where others lie beside them."""
+    """Picks the model's own safetensors files where there is no index and adapters or duplicates lie beside."""
     return [name for name in names if not name.startswith(("consolidated", "adapter_"))] or names
 
 

@@ -206,7 +206,7 @@ class OutputReader:
         return [] if self._tools is None or self._is_whole else self._shown(self._tools.release())
 
     def push(self, parts: Sequence[str]) -> list[Delta]:
-        """What is new for the client, but calls that are not yet whole."""
+        """Reads further parts and returns what is new for the client, without calls that are not yet whole."""
         if self._reasoning is not None:
             deltas = self._reasoning.push(parts)
             if self._tools is not None:

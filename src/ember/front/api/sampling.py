@@ -135,7 +135,7 @@ def checked_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_number(value: Any, whole: bool) -> float | None:
-    """None for what is no number, or has a fraction where it must be whole."""
+    """Converts a value to a number; None where it is none, or has a fraction and must be whole."""
     if isinstance(value, str):
         try:
             value = float(value)

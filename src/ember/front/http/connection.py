@@ -235,7 +235,7 @@ def _notice_dead_peers(sock: socket.socket | None) -> None:
 
 
 def _head_error(error: BaseException | None) -> ApiError:
-    """In words that hold nothing of what was sent, which may be anything."""
+    """Describes a malformed head in words of our own: what was sent may be anything, and is not repeated."""
     if isinstance(error, LineTooLong) and MAX_LINE_BYTES in error.args:
         return ApiError(414, f"The request's line is longer than {MAX_LINE_BYTES} bytes.", type="URI Too Long")
     if isinstance(error, LineTooLong) or str(getattr(error, "message", "")).startswith("Too many headers"):

@@ -84,7 +84,7 @@ class HistoryForm:
 
 
 class Template(Protocol):
-    """What is asked of a template here; `ChatTemplate` has it."""
+    """The part of `ChatTemplate` that the probe uses."""
 
     source: str
 
@@ -148,7 +148,7 @@ class _Probe:
         return form
 
     def _id_forms(self) -> Iterator[IdForm | None]:
-        """None, as long as any id renders; then Mistral's, then what the template's own words suggest, then lengths."""
+        """Yields None (any id) first, then Mistral's form, then what the template's source suggests, then lengths."""
         yield None
         if not _reads_ids(self.template.source):
             return

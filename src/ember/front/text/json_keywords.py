@@ -95,7 +95,7 @@ class Keywords:
             raise ValueError(f"the schema takes more than {MAX_SECONDS:g} seconds to check: use fewer patterns")
 
     def check(self, schema: dict[str, Any]) -> None:
-        """That it has nothing which cannot be enforced."""
+        """Refuses the keywords of a schema that cannot be enforced."""
         for keyword, allowed in _NO_DEMANDS.items():
             value = schema.get(keyword)
             if keyword in schema and not any(type(value) is type(said) and value == said for said in allowed):

@@ -53,7 +53,7 @@ class String:
 
 @dataclass(slots=True)
 class Values:
-    """Listed values."""
+    """A node of values that the schema lists (`enum`, `const`)."""
 
     values: list[Any]
 
@@ -76,7 +76,7 @@ class OtherNames:
 
     @property
     def terminal(self) -> str:
-        """In quotes, as they stand in JSON."""
+        """The terminal of these names, with the quotes that they have in JSON."""
         listed = " | ".join(quoted(json.dumps(name, ensure_ascii=False)) for name in self.taken)
         return " & ".join([NAME, *self.conditions, *([f"~({listed})"] if listed else [])])
 
@@ -415,7 +415,7 @@ class Nodes:
         return made
 
     def _name_rules(self, rules: list[Any]) -> tuple[list[str] | None, list[str]]:
-        """Of `propertyNames`: the names, where they are listed, and otherwise what a terminal has to match."""
+        """Reads the rules of `propertyNames`: the names that they list, and what terminals must match."""
         listed: list[str] | None = None
         conditions: list[str] = []
         for rule in rules:

@@ -90,7 +90,7 @@ def _places(value: Decimal) -> int:
 
 
 def _whole(bound: Bound | None, up: bool) -> Bound | None:
-    """The same bound of integers, included."""
+    """Converts a bound of numbers to the inclusive bound of integers."""
     if bound is None:
         return None
     value, is_excluded = bound
@@ -196,7 +196,7 @@ def _after(low: Behind | None, high: Behind | None, places: int) -> str | None:
 
 @lru_cache(maxsize=512)
 def _digits_after(low: Behind | None, high: Behind | None, left: int) -> str | None:
-    """At least one digit."""
+    """Writes the digits behind the point as an expression for at least one digit; None where no digits fit."""
     if left == 0:
         return None
     if low is None and high is None:
@@ -229,7 +229,7 @@ def _digits_after(low: Behind | None, high: Behind | None, left: int) -> str | N
 
 
 def _whole_numbers(first: str, last: str) -> str:
-    """Whole numbers between two, both included."""
+    """Writes an expression for the whole numbers from `first` to `last`."""
     parts = []
     if len(first) == len(last):
         return _same_length(first, last)

@@ -63,7 +63,7 @@ class Writer:
         return self._shared[body]
 
     def name(self) -> str:
-        """A new one."""
+        """Makes a new name for a rule."""
         self._num_rules += 1
         return f"{self._prefix}_{self._num_rules}"
 
@@ -183,7 +183,7 @@ class Document:
         return f"{quoted(spelled(name))} {self.mark(':')}"
 
     def other_key(self, names: OtherNames) -> str:
-        """The same of a name that is not listed."""
+        """The name of a property that is not listed, and what stands before its value."""
         return f"{self._writer.terminal(names.terminal)} {self.mark(':')}"
 
     def _leaf(self, node: Leaf) -> str:
@@ -234,7 +234,7 @@ class Document:
         return self._enclosed("[", inside, "]")
 
     def rest(self, item: str, least: int, most: int | None, is_behind: bool) -> str:
-        """So many items in a row, all behind others or none."""
+        """Writes a run of `least` to `most` items. `is_behind`: the run begins with a comma."""
         more = f"{self.comma} {item}"
         if is_behind:
             return _times(more, least, most)

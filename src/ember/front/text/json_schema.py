@@ -45,7 +45,7 @@ class JsonRules:
         return self.read(schema, Keywords(lenient=False, closed=self._closed))
 
     def read(self, schema: Any, keywords: Keywords, *, within: Any = None) -> str:
-        """The same of a schema that is a part of the document `within`; `keywords` says how strictly it is read."""
+        """Writes a schema, a part of the document `within`, as an expression; `keywords` says how strictly to read."""
         if schema is False:
             raise ValueError("the schema `false` allows nothing")
         if not isinstance(schema, dict | bool):

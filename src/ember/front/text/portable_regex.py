@@ -103,7 +103,7 @@ def _pieces(pattern: str) -> Iterator[str]:
 
 
 def _alternatives(pattern: str) -> list[str]:
-    """Cut at the bars that are in no group."""
+    """Cuts a pattern at the bars that stand outside of groups."""
     made = [""]
     depth = 0
     for piece in _pieces(pattern):
@@ -116,7 +116,7 @@ def _alternatives(pattern: str) -> list[str]:
 
 
 def _inner(pattern: str) -> str | None:
-    """What is in a group that is the whole pattern and has no options."""
+    """Returns the inside of a group that spans the whole pattern and has no options; None for other patterns."""
     opening = re.match(r"\((?:\?:|\?P?<\w+>|(?!\?))", pattern)
     if opening is None:
         return None

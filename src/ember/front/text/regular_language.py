@@ -25,7 +25,7 @@ def _tokenizer() -> LLTokenizer:
 
 @lru_cache(maxsize=64)
 def _matcher(grammar: str) -> LLMatcher | None:
-    """None for a grammar that no text matches. Raises ValueError for one that cannot be used."""
+    """Compiles a grammar; None where no text matches it. Raises ValueError for a grammar that cannot be used."""
     from llguidance import LLMatcher
 
     try:

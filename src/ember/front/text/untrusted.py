@@ -86,23 +86,23 @@ class UntrustedTemplate:
 
     @property
     def content_format(self) -> Literal["string", "openai"]:
-        """As of a `ChatTemplate`. Raises TemplateError."""
+        """Gives what a `ChatTemplate` gives under this name. Raises TemplateError."""
         return self._facts["content_format"]
 
     @property
     def variables(self) -> frozenset[str]:
-        """As of a `ChatTemplate`. Raises TemplateError."""
+        """Gives what a `ChatTemplate` gives under this name. Raises TemplateError."""
         return frozenset(self._facts["variables"])
 
     @cached_property
     def history_form(self) -> HistoryForm:
-        """As of a `ChatTemplate`. Raises TemplateError."""
+        """Gives what a `ChatTemplate` gives under this name. Raises TemplateError."""
         _ = self._facts
         found = self._ask({"history_form": True})["history_form"]
         return HistoryForm(**{**found, "ids": IdForm(**found["ids"]) if found["ids"] else None})
 
     def render(self, messages: list[dict[str, Any]], **arguments: Any) -> str:
-        """As of a `ChatTemplate`. Raises TemplateError, also when a limit is reached."""
+        """Renders as a `ChatTemplate` does. Raises TemplateError, also when a limit is reached."""
         _ = self._facts
         return self._ask({"messages": messages, **arguments})["text"]
 

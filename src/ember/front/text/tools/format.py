@@ -25,7 +25,7 @@ class ToolParser(OutputParser, Protocol):
 
     @property
     def num_calls(self) -> int:
-        """Those that have begun."""
+        """The number of calls that have begun."""
         ...
 
     def release(self) -> list[Delta]:

@@ -47,7 +47,7 @@ class Scan:
         self._quote = ""  # of the string that the place is in
 
     def length(self, text: str, start: int, is_end: bool) -> int | None:
-        """Of the part; None where it goes on. `start` is where it begins in this text."""
+        """The length of the part, which begins at `start` in this text; None where the part has not ended yet."""
         at = start + self._seen
         while at < len(text):
             before = at

@@ -25,7 +25,7 @@ class Unwrapping:
 
     @classmethod
     def of(cls, tool: Tool) -> Unwrapping | None:
-        """None for a tool that declares no parameters, or all of the wrappers' names."""
+        """Returns None for a tool that declares no parameters, or declares all of the wrappers' names itself."""
         wrappers = tuple(name for name in WRAPPERS if name not in tool.properties)
         return cls(tool, wrappers) if tool.properties and wrappers else None
 

@@ -138,7 +138,7 @@ class Values:
             return text, mark
 
     def _find(self, reading: Reading, start: int, tool: Tool) -> tuple[int, str | None]:
-        """Where the value ends, and the mark; or None with the place from which a mark may still become one."""
+        """Finds where the value ends and by which mark. With no mark yet, the place is where one may begin."""
         text, is_end = reading.text, reading.is_ended
         while True:
             place, mark = self._marks.find(text, start, is_end)
