@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -152,4 +153,15 @@ def test_processes_end_with_their_engine(directory):
     until = time.monotonic() + DEADLINE_S
     while any(os.path.exists(f"/proc/{pid}") for pid in pids):
         assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_worker_that_ended_leaves_no_zombie(directory, quick_limits):
+    """Also where no other grammar comes afterwards."""
+    engine = make_engine(directory)
+    run_out(engine, [Generate(1, PROMPT, under(next(iter(ENDLESS.values()))))])
+    listed = Path(f"/proc/{engine.grammars._process.pid}/task/{engine.grammars._process.pid}/children")
+    until = time.monotonic() + DEADLINE_S
+    while listed.read_text():
+        assert time.monotonic() < until, listed.read_text()
         time.sleep(0.01)

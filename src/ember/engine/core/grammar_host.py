@@ -13,6 +13,7 @@ import gc
 import importlib
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -73,7 +74,14 @@ class Host:
 
     def run(self) -> None:
         """Serve until the engine is gone."""
+        ended = _wakes_when_a_child_ends()
         while True:
+            readable, _, _ = select.select([self._socket, ended], [], [])
+            if ended in readable:
+                ended.recv(_RECEIVE_BYTES)
+                self._reap()
+            if self._socket not in readable:
+                continue
             try:
                 data, fds, _, _ = socket.recv_fds(self._socket, _RECEIVE_BYTES, _MAX_FDS)
             except ConnectionResetError:
@@ -118,6 +126,7 @@ class Host:
         with contextlib.suppress(OSError):
             pid = os.fork()
             if pid == 0:
+                signal.set_wakeup_fd(-1)
                 self._socket.close()
                 self._work(socket.socket(fileno=fd), Grammar(message.kind, message.text))
             self._workers[message.worker_id] = pid
@@ -142,6 +151,16 @@ class Host:
                 if pid == 0:
                     return
                 self._workers = {key: value for key, value in self._workers.items() if value != pid}
+
+
+def _wakes_when_a_child_ends() -> socket.socket:
+    """A socket that can be read whenever a child process has ended. Without it an ended worker would stay a zombie
+    until the next order."""
+    readable, written = socket.socketpair()
+    written.setblocking(False)
+    signal.set_wakeup_fd(written.detach(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # a signal that is ignored wakes nobody
+    return readable
 
 
 class Worker:
