@@ -28,6 +28,7 @@ QUESTION = {"messages": [{"role": "user", "content": "What is the capital of Fra
 BOOT_SECONDS = 120.0
 SETTLE_SECONDS = 60.0  # a slow machine may need long to end what was abandoned
 MEMORY_SLACK_MB = 96.0
+MAX_GRAMMARS = 34  # processes that are kept: one for each of the latest grammars, and the one they are forked from
 FILES_SLACK = 4
 _GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
 
@@ -40,6 +41,7 @@ class Held:
     files: int = 0
     threads: int = 0
     zombies: int = 0
+    grammars: int = 0
 
 
 @dataclass
@@ -138,9 +140,13 @@ class Server:
         return {name: float(value) for name, value in found}
 
     def held(self) -> Held:
-        """Anonymous memory, open files, threads and zombies of the server and of all below it."""
+        """Anonymous memory, open files, threads and zombies of the server and of all below it. Of the processes that
+        compile grammars, some are kept for the next request: they are counted only."""
         held = Held()
-        for pid in [self.process.popen.pid, *children(self.process.popen.pid)]:
+        for pid, command in {self.process.popen.pid: "", **children(self.process.popen.pid)}.items():
+            if "grammar_host" in command:
+                held.grammars += 1
+                continue
             try:
                 status = Path(f"/proc/{pid}/status").read_text()
                 fields = dict(line.split(":", 1) for line in status.splitlines())
@@ -184,9 +190,11 @@ class Server:
         now = self.held()
         if now.zombies:
             wrong.append(f"{now.zombies} zombies")
+        if now.grammars > MAX_GRAMMARS:
+            wrong.append(f"{now.grammars} processes for grammars")
         if now.memory_mb > before.memory_mb + MEMORY_SLACK_MB:
             wrong.append(f"{now.memory_mb - before.memory_mb:.0f} MB of memory")
-        if now.files > before.files + FILES_SLACK:
+        if now.files > before.files + FILES_SLACK + 2 * now.grammars:  # the engine's ends of what connects it to them
             wrong.append(f"{now.files - before.files} open files")
         return wrong
 
