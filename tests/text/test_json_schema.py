@@ -403,6 +403,15 @@ def test_a_schema_that_is_too_large_is_refused_before_it_is_taken_apart() -> Non
         schema_grammar({"anyOf": [{"minimum": i} for i in range(40_000)], "oneOf": [{"const": i} for i in range(60)]})
     with pytest.raises(ValueError, match="`enum` has 60000 values; 50000 are allowed"):
         schema_grammar({"enum": list(range(60_000))})
+    long = "a?" * 50_000
+    schemas: list[dict[str, Any]] = [
+        {"pattern": long},
+        {"pattern": long, "enum": ["a"]},
+        {"patternProperties": {long: {}}},
+    ]
+    for schema in schemas:
+        with pytest.raises(ValueError, match="at most 8192 characters"):
+            schema_grammar({"type": ["string", "object"], **schema})
 
 
 @pytest.mark.parametrize(

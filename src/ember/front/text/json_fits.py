@@ -135,6 +135,7 @@ class Fits:
 def _is_found(pattern: str, text: str) -> bool:
     """Both are the client's, so the search must not backtrack. A pattern that cannot be used counts as found: it is
     refused or dropped elsewhere."""
+    regular_language.check_length(pattern)
     try:
         return regular_language.matches(f"/(?:{in_slashes(searched(portable(pattern)))})/", text)
     except ValueError:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
+MAX_PATTERN_CHARS = 8_192  # of one expression: the library's memory grows with the square of it
 _NOTHING = ("NoExtensionBias", "Regex is empty", "Unsatisfiable")
 
 
@@ -50,10 +51,17 @@ def _terminal(body: str) -> LLMatcher | None:
     return _matcher(LLMatcher.grammar_from_lark(f"start: T\nT: {body}\n"))
 
 
+def check_length(pattern: str) -> None:
+    """Raises ValueError for a regular expression that is too long to be asked about."""
+    if len(pattern) > MAX_PATTERN_CHARS:
+        raise ValueError(f"a regular expression has at most {MAX_PATTERN_CHARS} characters, this one {len(pattern)}")
+
+
 def check(pattern: str) -> None:
     """Raises ValueError for a regular expression, as `portable` gives it, that the engine would refuse."""
     from llguidance import LLMatcher
 
+    check_length(pattern)
     _matcher(LLMatcher.grammar_from_regex(pattern))
 
 
