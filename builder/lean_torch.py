@@ -120,9 +120,9 @@ def main() -> None:
     parser.add_argument("--own-build", action="store_true", help="for this very build of torch, as 2.13.0+cu130")
     options = parser.parse_args()
     torch_list = make_list()
-    if options.own_build:
-        found = find_torch()
-        assert found is not None
+    found = find_torch()
+    assert found is not None
+    if options.own_build or found[1].endswith("+cpu"):
         torch_list = msgspec.structs.replace(torch_list, version=found[1])
     options.into.mkdir(parents=True, exist_ok=True)
     file = options.into / f"torch-{torch_list.version}.json"

@@ -152,10 +152,22 @@ class LeanImport:
                 ModuleType.__setattr__(module, "__class__", ModuleType)
             values = raw_dict(module)
             if values.get(name, deferred) is deferred:
-                values[name] = real(deferred)
+                try:
+                    values[name] = real(deferred)
+                except AttributeError:  # a star import of a build that exports less
+                    values.pop(name, None)
+        self._bind_other_exports()
         for module in {id(module): module for module, _, _ in self._bound}.values():
             real_annotations(module)
         self._bound.clear()
+
+    def _bind_other_exports(self) -> None:
+        """Give star imports what this build of torch exports beside what the list says."""
+        for importer, modules in self.list.names.items():
+            for name, asked in modules.items():
+                if "*" in asked and importer in sys.modules:
+                    for exported in sys.modules[name].__all__:
+                        raw_dict(sys.modules[importer]).setdefault(exported, getattr(sys.modules[name], exported))
 
 
 class LeanModule(ModuleType):

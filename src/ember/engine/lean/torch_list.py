@@ -16,7 +16,7 @@ _VERSION = re.compile(r"""^__version__\s*=\s*['"]([^'"]+)['"]""", re.MULTILINE)
 class TorchList(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What to defer of one version of torch."""
 
-    version: str  # of torch, without its build: the CPU's and CUDA's builds have the same Python files
+    version: str  # of torch; without the build's name it is for the builds for CUDA, which export the same names
     # Deferred modules in the order in which the plain import begins them, and whether each is a package.
     modules: dict[str, bool]
     # Those that are no attribute of their package after the plain import.
@@ -43,8 +43,12 @@ def find_torch() -> tuple[str, str] | None:
 
 
 def load_list(version: str, directory: Path = DIRECTORY) -> TorchList | None:
-    """The list for `version`: for this very build, or else for its version. None where there is none."""
-    for name in (version, version.partition("+")[0]):
+    """The list for this build of torch, or else the one for its version's builds for CUDA. None where there is none.
+
+    All builds of a version have the same Python files, but what torch.distributed exports depends on the build.
+    """
+    base, _, build = version.partition("+")
+    for name in (version,) if build == "cpu" else (version, base):
         try:
             content = (directory / f"torch-{name}.json").read_bytes()
         except OSError:
