@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ember.front.api.schemas import ChatRequest
-from ember.front.api.templates import in_thread
+from ember.front.api.schemas import ChatRequest, CompletionRequest
+from ember.front.api.threads import in_thread
 from ember.front.text import untrusted
 from ember.front.text.template import ChatTemplate, TemplateError
 from ember.front.text.untrusted import UntrustedTemplate
@@ -226,13 +226,24 @@ def test_it_renders_what_a_template_in_this_process_renders(arguments: dict[str,
         assert template.render(messages, **arguments) == plain.render(messages, **arguments)
 
 
-def test_a_request_without_a_template_uses_the_ordinary_threads() -> None:
+def test_what_a_client_can_make_slow_has_threads_of_its_own() -> None:
+    """Others are rendered meanwhile, however long a template or a schema takes."""
+
     def name() -> str:
         return threading.current_thread().name
 
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}
+    requests = [
+        ChatRequest(messages=MESSAGES),
+        ChatRequest(messages=MESSAGES, chat_template="x"),
+        ChatRequest(messages=MESSAGES, tools=[{"type": "function", "function": {"name": "f"}}]),
+        CompletionRequest(prompt="x", response_format=schema),
+        CompletionRequest(prompt="x", guided_regex="a"),
+        CompletionRequest(prompt="x"),
+    ]
+
     async def run() -> list[str]:
-        requests = [ChatRequest(messages=MESSAGES, chat_template=template) for template in (None, "x")]
         return [await in_thread(request, name) for request in requests]
 
-    plain, own = asyncio.run(run())
-    assert own.startswith("untrusted-template") and not plain.startswith("untrusted-template")
+    kinds = [thread.rpartition("_")[0] for thread in asyncio.run(run())]
+    assert kinds == ["asyncio", "untrusted-template", "form", "form", "form", "asyncio"]

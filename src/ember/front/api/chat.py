@@ -16,7 +16,7 @@ from ember.front.api.samples import Piece
 from ember.front.api.schemas import ChatRequest
 from ember.front.api.services import Services
 from ember.front.api.streaming import event, json_text, start_stream
-from ember.front.api.templates import in_thread
+from ember.front.api.threads import in_thread
 from ember.front.api.tools import ToolUse, requested_tools
 from ember.front.api.unsupported import refuse_template_overrides, refuse_unsupported
 from ember.front.text.output import Content

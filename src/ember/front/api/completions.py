@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from ember.front.api.body import parse_body
@@ -15,6 +14,7 @@ from ember.front.api.samples import Piece
 from ember.front.api.schemas import CompletionRequest
 from ember.front.api.services import Services
 from ember.front.api.streaming import event, json_text, start_stream
+from ember.front.api.threads import in_thread
 from ember.front.api.unsupported import refuse_unsupported
 from ember.wire import Ready
 
@@ -25,7 +25,7 @@ async def create_completion(services: Services, request: Request) -> Response | 
     services.check_model(fields.model)
     refuse_unsupported(fields)
     info = await services.ready()
-    call = await asyncio.to_thread(_open, request, fields, services, info)
+    call = await in_thread(fields, _open, request, fields, services, info)
     if fields.stream:
         return EventStream(await start_stream(call, _Chunks(call, fields)), call.headers)
     return await _answer(call, fields)

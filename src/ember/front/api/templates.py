@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from contextvars import copy_context
-from functools import cache, lru_cache, partial
-from typing import Any, Literal, TypeVar
+from functools import lru_cache
+from typing import Any, Literal
 
 from ember.front.api.schemas import ChatRequest
 from ember.front.api.services import Services
-from ember.front.errors import ApiError, bad_request
+from ember.front.errors import bad_request
 from ember.front.text.template import ChatTemplate
 from ember.front.text.template_error import TemplateError
 from ember.front.text.tokenizer import Tokenizer
-from ember.front.text.untrusted import ABANDONMENT, Abandonment, UntrustedTemplate
+from ember.front.text.untrusted import UntrustedTemplate
 
 log = logging.getLogger(__name__)
 
 Template = ChatTemplate | UntrustedTemplate
-Result = TypeVar("Result")
-
-MAX_UNTRUSTED = 2  # templates of requests that are rendered at the same time, each in a process
 
 NO_TEMPLATE = (
     "As of transformers v4.44, default chat template is no longer allowed, so you must provide a chat template if the "
@@ -82,30 +75,6 @@ def content_format(template: Template, services: Services) -> Literal["string", 
     """How messages' content goes to the template. Raises TemplateError."""
     wanted = services.settings.chat_template_content_format
     return template.content_format if wanted == "auto" else wanted
-
-
-async def in_thread(request: ChatRequest, work: Callable[..., Result], *arguments: Any) -> Result:
-    """Runs what renders and tokenises a request in a thread. Those with a template of their own have few threads for
-    themselves, so that slow ones are in the way of each other alone, and are ended when the client leaves."""
-    if request.chat_template is None:
-        return await asyncio.to_thread(work, *arguments)
-    abandonment = Abandonment()
-    context = copy_context()
-    context.run(ABANDONMENT.set, abandonment)
-    loop = asyncio.get_running_loop()
-    try:
-        return await loop.run_in_executor(_untrusted_threads(), partial(context.run, work, *arguments))
-    except asyncio.CancelledError:
-        abandonment.set()
-        raise
-    except OSError as error:  # of the process to be started: no file descriptor, no memory
-        reason = error.strerror or error
-        raise ApiError(503, f"The chat template of the request cannot be rendered now: {reason}.") from None
-
-
-@cache
-def _untrusted_threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(MAX_UNTRUSTED, thread_name_prefix="untrusted-template")
 
 
 def _template(source: str, tokenizer: Tokenizer) -> ChatTemplate:

@@ -15,7 +15,7 @@ from ember.front.api.exchange import Request, Response
 from ember.front.api.prompt import adds_generation_prompt, check_token_ids, encode, render_chat, truncated
 from ember.front.api.schemas import ChatRequest, DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
 from ember.front.api.services import Services
-from ember.front.api.templates import in_thread
+from ember.front.api.threads import in_thread
 from ember.front.api.tools import requested_tools
 from ember.front.api.unsupported import refuse_template_overrides
 from ember.front.errors import bad_request, encodable
