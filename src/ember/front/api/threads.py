@@ -12,7 +12,7 @@ from contextvars import copy_context
 from functools import cache, partial
 from typing import Any, TypeVar
 
-from ember.front.api.schemas import ChatRequest, CompletionRequest
+from ember.front.api.schemas import GenerationRequest
 from ember.front.errors import ApiError
 from ember.front.text.untrusted import ABANDONMENT, Abandonment
 
@@ -21,11 +21,20 @@ Result = TypeVar("Result")
 MAX_UNTRUSTED = 2  # templates of requests that are rendered at the same time, each in a process
 MAX_FORMS = 2  # requests whose schemas and tools are taken apart at the same time
 
-_FORM_FIELDS = ("response_format", "structured_outputs", "guided_decoding", "tools", "functions")
-_FORM_FIELDS += ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+_FORM_FIELDS = (
+    "response_format",
+    "structured_outputs",
+    "guided_decoding",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "tools",
+    "functions",
+)
 
 
-async def in_thread(request: ChatRequest | CompletionRequest, work: Callable[..., Result], *arguments: Any) -> Result:
+async def in_thread(request: GenerationRequest, work: Callable[..., Result], *arguments: Any) -> Result:
     """Run what opens a request, in a thread that fits it. A template of the request itself is ended when the client
     leaves. Raises what `work` raises, and ApiError 503 where no process for such a template can be started."""
     loop, context = asyncio.get_running_loop(), copy_context()
