@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ember.front.text import json_keywords
+from ember.front.text import json_keywords, pace
 from ember.front.text.json_keywords import Keywords
 from ember.front.text.json_schema import JsonRules, schema_grammar
 from tests.structured.random_schemas import matcher_of
@@ -429,3 +429,14 @@ def test_the_time_that_a_schema_takes_is_limited(schema: dict[str, Any], monkeyp
     monkeypatch.setattr(json_keywords, "MAX_SECONDS", -1.0)
     with pytest.raises(ValueError, match="to check: use fewer patterns"):
         schema_grammar(schema)
+
+
+def test_a_schema_that_takes_long_is_taken_apart_with_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    rests: list[float] = []
+    monkeypatch.setattr(pace.time, "sleep", rests.append)
+    assert schema_grammar({"type": "object", "properties": {"a": {"type": "string"}}})
+    assert rests == []
+    links = {f"d{i}": {"properties": {"a": {"$ref": f"#/$defs/d{i + 1}"}}, "required": ["a"]} for i in range(4_000)}
+    with pytest.raises(ValueError, match="the schema is too large"):
+        schema_grammar({"$ref": "#/$defs/d0", "$defs": {**links, "d4000": {}}})
+    assert rests and set(rests) == {pace.REST_SECONDS}

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from ember.front.text import json_numbers, regular_language
+from ember.front.text.pace import Pace
 from ember.front.text.portable_regex import portable, searched
 
 MAX_SECONDS = 5.0  # of this thread's time, for all that is asked of the engine's grammar library about one schema
@@ -69,6 +70,7 @@ class Keywords:
         self.lenient = lenient
         self.closed = closed  # no additional properties where a schema says nothing of them
         self.dropped: set[str] = set()
+        self.pace = Pace()
         self._began = time.thread_time()
 
     def refuse(self, keyword: str, reason: str = "cannot be enforced") -> None:
@@ -91,6 +93,7 @@ class Keywords:
     def check_time(self) -> None:
         """Raises ValueError where the schema has taken too long. It is called before each question to the engine's
         grammar library, whose limits make one question cost seconds at most."""
+        self.pace.keep()
         if time.thread_time() - self._began > MAX_SECONDS:
             raise ValueError(f"the schema takes more than {MAX_SECONDS:g} seconds to check: use fewer patterns")
 

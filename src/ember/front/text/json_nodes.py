@@ -141,6 +141,7 @@ class Nodes:
         self._tags: dict[str, dict[str, Any]] = {}  # the schemas that require a discriminator
         self.root = self.place((schema,))
         while self._pending:
+            keywords.pace.keep()
             number, schemas = self._pending.pop()
             self._fill(number, schemas)
 

@@ -13,6 +13,7 @@ from typing import Any
 from ember.front.text.json_keywords import Keywords
 from ember.front.text.json_nodes import Nodes
 from ember.front.text.json_rules import Document, Writer
+from ember.front.text.pace import Pace
 
 MAX_DEPTH = 64
 MAX_SIZE = 256 * 1024  # characters of the rules of one schema
@@ -61,9 +62,11 @@ def schema_grammar(
     """The Lark grammar of one schema. Raises ValueError, naming what cannot be enforced."""
     lines: list[str] = []
     size = 0
+    pace = Pace()
 
     def add(line: str) -> None:
         nonlocal size
+        pace.keep()
         size += len(line)
         if size > MAX_SIZE:
             raise ValueError("the schema is too large")

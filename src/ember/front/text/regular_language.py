@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 MAX_PATTERN_CHARS = 8_192  # of one expression: the library's memory grows with the square of it
+# llguidance's limits. Each state of its lexer takes 1 to 2 kB of the front's memory; a question about bytes needs few.
+MAX_LEXER_STATES = 10_000
+_NUM_KEPT = 16  # matchers, the last ones that were asked
 _NOTHING = ("NoExtensionBias", "Regex is empty", "Unsatisfiable")
 
 
@@ -24,13 +27,14 @@ def _tokenizer() -> LLTokenizer:
     return LLTokenizer("byte")
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=_NUM_KEPT)
 def _matcher(grammar: str) -> LLMatcher | None:
     """Compiles a grammar; None where no text matches it. Raises ValueError for a grammar that cannot be used."""
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, LLParserLimits
 
     try:
-        matcher = LLMatcher(_tokenizer(), grammar, log_level=0)
+        limits = LLParserLimits(max_lexer_states=MAX_LEXER_STATES)
+        matcher = LLMatcher(_tokenizer(), grammar, log_level=0, limits=limits)
         if not matcher.is_error():
             matcher.compute_bitmask()
     except BaseException as error:  # a panic of the library is no Exception
