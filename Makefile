@@ -12,6 +12,8 @@ BIN    := $(VENV)/bin
 # Where torch comes from on a machine without an NVIDIA GPU; falls back to the default index.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
+# On how many cores the tests run at most, a file at a time; each takes a gigabyte or two.
+TEST_PROCESSES ?= 4
 SOAK_MINUTES ?= 30
 
 .PHONY: run test test-clients lint soak bench gpu-check venv demo-model image image-check hub lock clean
@@ -20,7 +22,7 @@ run: $(VENV)/.library
 	@$(BIN)/python handler.py
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses $(TEST_PROCESSES) --dist loadfile
 
 # The clients are many packages, with an older OpenAI SDK, and have an environment of their own. Without npm those for
 # Node are left out. `make test` leaves tests/clients out.
