@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ember.front.api import sampling
 from ember.front.api.sampling import checked_defaults
 from ember.front.errors import ApiError
 from ember.wire import SamplingParams
@@ -132,6 +133,13 @@ def test_the_operators_max_new_tokens_binds(deploy, settings: dict[str, Any]) ->
     assert deployment.engine.sampling.max_tokens == 30
     deployment.complete()
     assert deployment.engine.sampling.max_tokens == 16
+
+
+def test_a_bad_word_of_many_tokens_is_refused(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "MAX_BAD_WORD_TOKENS", 4)
+    with pytest.raises(ApiError, match="bad_words contains a word of [0-9]+ tokens; 4 are allowed") as caught:
+        deployment.chat(bad_words=["a b c d e f g h"])
+    assert caught.value.status == 400 and caught.value.param == "bad_words"
 
 
 def test_bad_words_with_and_without_a_blank_before_them(deployment: Deployment) -> None:

@@ -1,6 +1,7 @@
 """The sampler against transformers' own logits processors and against the distribution it claims to draw from."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import (
 )
 
 from ember.engine.core import sampler
+from ember.engine.core.bad_words import completed_words
 from ember.engine.core.sampler import sample, uniform
 from ember.engine.core.sequence import Sequence
 from ember.wire import SamplingParams
@@ -201,3 +203,13 @@ def test_input_logits_are_left_as_they_are():
     before = logits.clone()
     sample(logits, [sequence(temperature=0.7, repetition_penalty=2.0, logprobs=2)], EOS)
     assert torch.equal(logits, before)
+
+
+def test_bad_words_of_several_tokens_are_completed_where_the_output_ends_with_their_beginning() -> None:
+    choose = random.Random(0)
+    for _ in range(2000):
+        output = choose.choices((1, 2), k=choose.randrange(6))
+        words = [choose.choices((1, 2, 3), k=choose.randrange(1, 6)) for _ in range(4)]
+        longer = [word for word in words if len(word) > 1]
+        expected = [word[-1] for word in longer if output[max(len(output) - len(word) + 1, 0) :] == word[:-1]]
+        assert completed_words(sequence(output=output, bad_words=words)) == expected

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ember.front.text.stop import StopStrings
+from ember.front.text.stop import StopStrings, _Search
 
 ALPHABET = "ab\nc"
 
@@ -80,3 +80,27 @@ def test_no_stop_strings():
     stops = StopStrings([])
     assert stops.push("text") == ("text", None)
     assert stops.flush() == ""
+
+
+def test_a_long_stop_string_that_repeats_itself_costs_each_character_once():
+    repeated = 20_000
+    compared = 0
+
+    class Counted(str):
+        def __getitem__(self, key):
+            nonlocal compared
+            compared += 1
+            return str.__getitem__(self, key)
+
+    stops = StopStrings([])
+    search = _Search(Counted("a" * repeated + "b"))
+    stops._searches = [search]
+    text = ("a" * repeated + "c") * 2 + "a" * repeated + "b"
+    shown = ""
+    matched = None
+    for begin in range(0, len(text), 3):
+        new, matched = stops.push(text[begin : begin + 3])
+        shown += new
+    assert matched == search.stop
+    assert shown == ("a" * repeated + "c") * 2
+    assert compared < 20 * len(text)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ember.engine.core.accelerator import Accelerator
+from ember.engine.core.bad_words import completed_words
 from ember.engine.core.constraint import NOTHING_LEFT
 from ember.engine.core.device_logprobs import Underway, Wanted
 from ember.engine.core.device_rows import Row
@@ -137,10 +138,3 @@ class LateRows:
                 values = self._accelerator.upload(np.array(list(bias.values()), dtype=np.float32))
                 logits[i].index_add_(0, ids, values)
         return logits
-
-
-def completed_words(sequence: Sequence) -> list[int]:
-    """The tokens that would complete a bad word of several tokens."""
-    output = sequence.token_ids[sequence.num_prompt_tokens :]
-    words = (word for word in sequence.sampling.bad_words if len(word) > 1)
-    return [word[-1] for word in words if output[-(len(word) - 1) :] == word[:-1]]

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ember.engine.core.bad_words import completed_words
 from ember.engine.core.constraint import NOTHING_LEFT
 from ember.engine.core.masks import FEW, Masks, Values
 from ember.engine.core.sequence import Sequence
@@ -148,7 +149,7 @@ def _process_row(logits: Tensor, sequence: Sequence, eos_token_ids: list[int]) -
         logits.fill_(-math.inf)
         logits[allowed] = kept
     output = sequence.token_ids[sequence.num_prompt_tokens :]
-    banned = [word[-1] for word in params.bad_words if len(word) == 1 or output[-(len(word) - 1) :] == word[:-1]]
+    banned = [word[0] for word in params.bad_words if len(word) == 1] + completed_words(sequence)
     if params.logit_bias:
         ids = torch.tensor(list(params.logit_bias), device=logits.device)
         logits[ids] += torch.tensor(list(params.logit_bias.values()), dtype=logits.dtype, device=logits.device)

@@ -22,6 +22,7 @@ from ember.wire import Ready, SamplingParams
 
 MAX_N = 16384
 MAX_BAD_WORDS = 128
+MAX_BAD_WORD_TOKENS = 1024  # of one: each step compares them with the end of the output
 MAX_LOGPROB_TOKEN_IDS = 128
 MAX_LOGIT_BIAS = 100.0
 LOWEST_TEMPERATURE = 0.01  # below it the logits overflow; 0 itself is greedy
@@ -222,6 +223,9 @@ def _bad_words(words: Sequence[str], services: Services, info: Ready) -> list[li
         message = f"bad_words must have at most {MAX_BAD_WORDS} entries after tokenising, got {len(sequences)}."
         raise bad_request(message, "bad_words")
     for sequence in sequences:
+        if len(sequence) > MAX_BAD_WORD_TOKENS:
+            message = f"bad_words contains a word of {len(sequence)} tokens; {MAX_BAD_WORD_TOKENS} are allowed."
+            raise bad_request(message, "bad_words")
         check_token_ids(sequence, info, "bad_words")
     return sequences
 

@@ -14,7 +14,7 @@ class StopStrings:
     """
 
     def __init__(self, stop: Sequence[str], include_in_output: bool = False) -> None:
-        self._stop = tuple(text for text in stop if text)
+        self._searches = [_Search(text) for text in stop if text]
         self._include_in_output = include_in_output
         self._held = ""  # always a proper prefix of a stop string
         self._matched: str | None = None
@@ -23,34 +23,56 @@ class StopStrings:
         """The text that may be shown now, and the stop string once one has appeared (from then on no more text)."""
         if self._matched is not None:
             return "", self._matched
-        text = self._held + text
-        match = self._first_match(text)
-        if match is not None:
-            start, stop = match
+        found = [(end, -len(search.stop), search.stop) for search in self._searches if (end := search.push(text))]
+        known = self._held + text
+        if found:
+            end, _, stop = min(found)
+            end += len(self._held)
             self._held, self._matched = "", stop
-            return text[: start + len(stop) if self._include_in_output else start], stop
-        begin = self._possible_begin(text)
-        self._held = text[begin:]
-        return text[:begin], None
+            return known[: end if self._include_in_output else end - len(stop)], stop
+        begin = len(known) - max((search.num_matched for search in self._searches), default=0)
+        self._held = known[begin:]
+        return known[:begin], None
 
     def flush(self) -> str:
         """What was held back, when the sample ends without (more of) a stop string."""
         held, self._held = self._held, ""
         return held
 
-    def _first_match(self, text: str) -> tuple[int, str] | None:
-        """Start and text of the stop string that is complete first."""
-        found = [(start, stop) for stop in self._stop if (start := text.find(stop)) >= 0]
-        return min(found, key=lambda match: (match[0] + len(match[1]), match[0]), default=None)
 
-    def _possible_begin(self, text: str) -> int:
-        """Where the longest suffix of `text` begins that is a proper prefix of a stop string; len(text) if none is."""
-        begin = len(text)
-        for stop in self._stop:
-            start = text.find(stop[0], max(0, len(text) - len(stop) + 1), begin)
-            while start >= 0:
-                if stop.startswith(text[start:]):
-                    begin = start
+class _Search:
+    """The Knuth-Morris-Pratt search for one stop string: each character is read once, whatever the string repeats."""
+
+    def __init__(self, stop: str) -> None:
+        self.stop = stop
+        self.num_matched = 0  # the longest beginning of `stop` that the text ends with
+        self._borders = [0]  # of the beginning of each length from 1 on, as far as that was needed: see `_border`
+
+    def push(self, text: str) -> int:
+        """Read on. Returns how many characters of `text` were read when `stop` was complete; 0 if it is not."""
+        stop, matched = self.stop, self.num_matched
+        at = 0
+        while at < len(text):
+            if matched == 0:
+                at = text.find(stop[0], at)
+                if at < 0:
                     break
-                start = text.find(stop[0], start + 1, begin)
-        return begin
+            else:
+                while matched and stop[matched] != text[at]:
+                    matched = self._border(matched)
+            matched += stop[matched] == text[at]
+            at += 1
+            if matched == len(stop):
+                return at
+        self.num_matched = matched
+        return 0
+
+    def _border(self, length: int) -> int:
+        """The longest proper beginning of `stop[:length]` that it also ends with."""
+        stop, borders = self.stop, self._borders
+        while len(borders) < length:
+            border = borders[-1]
+            while border and stop[border] != stop[len(borders)]:
+                border = borders[border - 1]
+            borders.append(border + (stop[border] == stop[len(borders)]))
+        return borders[length - 1]
