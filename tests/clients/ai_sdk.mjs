@@ -121,7 +121,10 @@ async function aborts(model) {
 }
 
 for (const one of [model, openai]) {
-  for (const session of [wholeAndStreamed, toolLoop, structured, errors, aborts]) await session(one);
+  for (const session of [wholeAndStreamed, toolLoop, structured, errors, aborts]) {
+    console.log(one.provider, session.name);
+    await session(one);
+  }
 }
 await reasoning();
 // Without a schema in the request the demo model's JSON is whatever it is, and has to parse.

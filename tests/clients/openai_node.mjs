@@ -173,6 +173,7 @@ async function aborts() {
 }
 
 for (const session of [wholeAndStreamed, toolLoop, runTools, structured, errors, aborts]) {
+  console.log(session.name);
   await session();
 }
 console.log("ok");

@@ -10,10 +10,12 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import STDOUT
 from urllib.request import urlopen
 
 import pytest
@@ -57,6 +59,7 @@ IMPATIENT = [
 class Endpoint:
     """A running demo model. `load` is where it tells how much it has to do."""
 
+    process: Process
     base_url: str
     load: str
     is_queue: bool
@@ -76,12 +79,13 @@ class Endpoint:
 
 def endpoint(face: str, env: dict[str, str] | None = None) -> Iterator[Endpoint]:
     arguments = ("platform", "demo") if face == "queue" else ("serve", "demo", "--host", "127.0.0.1")
-    with Process("-m", "ember", *arguments, "--port", "0", env=env) as process:
+    # The SDK's queue client prints lines for every job: a pipe that nobody reads would fill up and block the worker.
+    with Process("-m", "ember", *arguments, "--port", "0", env=env, stdout=subprocess.DEVNULL) as process:
         url = url_of(process, BOOT_SECONDS)
         if face == "queue":
-            yield Endpoint(url + "/v2/LOCAL/openai/v1", url + "/v2/LOCAL/health", is_queue=True)
+            yield Endpoint(process, url + "/v2/LOCAL/openai/v1", url + "/v2/LOCAL/health", is_queue=True)
         else:
-            yield Endpoint(url + "/v1", url + "/load", is_queue=False)
+            yield Endpoint(process, url + "/v1", url + "/load", is_queue=False)
 
 
 @pytest.fixture(scope="module", params=FACES)
@@ -95,24 +99,31 @@ def busy_server(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
     yield from endpoint(request.param, {"MAX_NUM_SEQS": "1", "MAX_NUM_QUEUED_REQS": "1"})
 
 
-def run(script: str, interpreter: Path | None, base_url: str) -> str:
+def run(script: str, interpreter: Path | None, server: Endpoint) -> str:
     """The last line that the script wrote. Without an interpreter it runs in node, beside the packages."""
     if interpreter is not None:
-        command, directory = [str(interpreter), str(HERE / script), base_url], ROOT
+        command, directory = [str(interpreter), str(HERE / script), server.base_url], ROOT
     else:
         # node looks for packages above the script, and above its working directory for one that comes on stdin.
-        command, directory = ["node", "--input-type=module", "-", base_url], ENVIRONMENT / "node"
-    with (HERE / script).open() as text:
-        done = subprocess.run(
-            command, cwd=directory, stdin=text, capture_output=True, text=True, timeout=SCRIPT_SECONDS
-        )
-    assert done.returncode == 0 and done.stdout, done.stdout + done.stderr
-    return done.stdout.splitlines()[-1]
+        command, directory = ["node", "--input-type=module", "-", server.base_url], ENVIRONMENT / "node"
+    with (HERE / script).open() as text, tempfile.TemporaryFile("w+") as output:
+        try:
+            done = subprocess.run(
+                command, cwd=directory, stdin=text, stdout=output, stderr=STDOUT, timeout=SCRIPT_SECONDS
+            ).returncode
+        except subprocess.TimeoutExpired:
+            done = None
+        output.seek(0)
+        said = output.read()
+    assert done == 0, (
+        f"it ended with {done} (None: it did not end): {said}\n--- the server's log\n{server.process.log()}"
+    )
+    return said.splitlines()[-1]
 
 
 @pytest.mark.parametrize(("script", "interpreter"), SESSIONS)
 def test_session(server: Endpoint, script: str, interpreter: Path | None) -> None:
-    assert run(script, interpreter, server.base_url) == "ok"
+    assert run(script, interpreter, server) == "ok"
     server.wait_idle()
 
 
@@ -120,7 +131,7 @@ def test_session(server: Endpoint, script: str, interpreter: Path | None) -> Non
 def test_a_busy_worker_is_asked_again_until_it_serves(
     busy_server: Endpoint, script: str, interpreter: Path | None
 ) -> None:
-    refused = int(run(script, interpreter, busy_server.base_url).removesuffix(" refused"))
+    refused = int(run(script, interpreter, busy_server).removesuffix(" refused"))
     # On a queue the jobs wait at the platform: nobody hears of a worker that is busy.
     assert refused == 0 if busy_server.is_queue else refused > 0
     busy_server.wait_idle()
