@@ -61,7 +61,7 @@ class Server:
             "API_KEY": KEY,
             "HF_TOKEN": HF_TOKEN,
             "LOG_LEVEL": "debug",
-            "KV_CACHE_MEMORY_BYTES": "64M",
+            "KV_CACHE_MEMORY_BYTES": "32M",
             "TRUST_REQUEST_CHAT_TEMPLATE": "true",
             "CHAT_TEMPLATE_RENDER_TIMEOUT": "2",
             "ENGINE_RESTARTS": "1000",

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ember.engine.core.block_pool import BlockPool, root_hash
-from ember.engine.core.scheduler import MAX_PROMPT_LOGPROBS_CHUNK, Scheduler
+from ember.engine.core.scheduler import HELD_GRACE_S, MAX_PROMPT_LOGPROBS_CHUNK, Scheduler
 from ember.engine.core.sequence import Sequence
 from ember.wire import SamplingParams
 
@@ -218,3 +218,37 @@ def test_random_traffic_finishes_and_leaks_nothing(seed, num_blocks, budget, max
             break
     assert len(finished) == 12
     assert s.pool.num_free == num_blocks
+
+
+def test_a_sequence_whose_grammar_is_late_gives_its_row_to_one_that_can_go_on():
+    s = scheduler(max_num_seqs=2)
+    held, other, new = make(1, [1] * 6), make(2, [2] * 6), make(3, [3] * 6)
+    s.add(held)
+    s.add(other)
+    run_step(s)
+    held.hold()
+    s.add(new)
+    assert run_step(s) == {2: 1}, "late for a moment"
+    held.held_since -= 2 * HELD_GRACE_S
+    assert run_step(s) == {2: 1, 3: 6}
+    assert s.waiting == [held] and not held.block_table
+    held.release()
+    assert run_step(s) == {2: 1, 3: 1}, "its place is taken now"
+    s.remove(other)
+    assert run_step(s) == {1: 3, 3: 1}, "what the cache has of it is not computed again"
+
+
+def test_pages_of_late_sequences_go_first():
+    """Also to sequences that run already, and whatever their order."""
+    s = scheduler(num_blocks=6, caching=False)
+    held, other = make(1, [1] * 8), make(2, [2] * 8)
+    s.add(held)
+    s.add(other)
+    run_step(s)
+    held.hold()
+    held.held_since -= 2 * HELD_GRACE_S
+    for _ in range(9):
+        assert run_step(s) == {2: 1}
+    assert s.waiting == [held] and s.running == [other]
+    s.add(make(3, [3] * 20))
+    assert run_step(s) == {2: 1}, "what runs keeps its pages"

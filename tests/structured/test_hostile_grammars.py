@@ -165,3 +165,30 @@ def test_a_worker_that_ended_leaves_no_zombie(directory, quick_limits):
     while listed.read_text():
         assert time.monotonic() < until, listed.read_text()
         time.sleep(0.01)
+
+
+def test_requests_are_served_while_late_grammars_have_all_rows(directory):
+    """Samples that wait for a mask give their rows to requests that can go on, and lose nothing but time."""
+    regex = Grammar("regex", "([ab]{3}c){3,5}x")
+    late = Generate(1, PROMPT, under(regex, n=4, max_tokens=30))
+    expected = {key: tokens(made) for key, made in run_out(make_engine(directory), [late]).items()}
+    engine = make_engine(directory, max_num_seqs=4)
+    engine.add(late)
+    outputs: dict = {}
+    until = time.monotonic() + DEADLINE_S
+    stopped: set[int] = set()
+    while (9, 0) not in outputs or outputs[9, 0][-1].finish_reason is None:
+        assert time.monotonic() < until, "it waited for the late grammar"
+        for output in engine.step():
+            outputs.setdefault((output.request_id, output.index), []).append(output)
+        for worker in engine.grammars._running.values():
+            if worker.pid is not None and worker.state is State.READY and worker.pid not in stopped:
+                os.kill(worker.pid, signal.SIGSTOP)
+                stopped.add(worker.pid)
+                engine.add(Generate(9, PROMPT, plain()))
+    assert any(made[-1].finish_reason is None for key, made in outputs.items() if key[0] == 1) or len(outputs) == 1
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+    run_out(engine, [], outputs)
+    assert {key: tokens(made) for key, made in outputs.items() if key[0] == 1} == expected
+    assert engine.stats().num_free_blocks == engine.stats().num_blocks

@@ -262,7 +262,7 @@ class Engine:
 
     def _set_aside(self, sequence: Sequence) -> None:
         """Leave the sequence out of the next steps, until its grammar has caught up."""
-        sequence.is_held = True
+        sequence.hold()
         if sequence not in self._held:
             self._held.append(sequence)
 
@@ -287,7 +287,7 @@ class Engine:
                 continue
             constraint.prepare()
             if is_settled and constraint.is_ready:
-                sequence.is_held = False
+                sequence.release()
             else:
                 self._held.append(sequence)
         self.grammars.flush()

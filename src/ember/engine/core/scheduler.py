@@ -17,6 +17,10 @@ from ember.engine.core.sequence import Sequence
 
 MAX_PROMPT_LOGPROBS_CHUNK = 256  # bounds [tokens, vocabulary] logits of requests that ask for logprobs of the prompt
 
+# A sequence whose grammar is late for longer gives its row and its pages to others. It computes again what is not in
+# the prefix cache by then, so it keeps its place where the grammar is late for a moment only.
+HELD_GRACE_S = 0.1
+
 
 @dataclass(slots=True)
 class Scheduled:
@@ -104,12 +108,13 @@ class Scheduler:
                 step.append(Scheduled(sequence, num_tokens))
                 budget -= num_tokens
         position = 0
-        while budget > 0 and position < len(self.waiting) and len(self.running) < self.max_num_seqs:
+        while budget > 0 and position < len(self.waiting):
             sequence = self.waiting[position]
             if sequence.num_pending or sequence.is_held or self._waits_for_leader(sequence):
                 position += 1
                 continue
-            num_tokens = self._admit(sequence, budget)
+            num_tokens = self._admit_in_turn(sequence, budget)
+            position = self.waiting.index(sequence, position)  # a held one may have gone before it
             if num_tokens == 0:
                 break
             del self.waiting[position]
@@ -150,7 +155,7 @@ class Scheduler:
         them when it is the newest and there is no other way."""
         victims: set[Sequence] = set()
         while self.pool.num_free < self._num_new_blocks(sequence, num_tokens):
-            victim = self.running[-1]
+            victim = self._newest_held() or self.running[-1]
             self._preempt(victim)
             victims.add(victim)
             if victim is sequence:
@@ -161,6 +166,22 @@ class Scheduler:
     def _take_blocks(self, sequence: Sequence, num_tokens: int) -> None:
         for _ in range(self._num_new_blocks(sequence, num_tokens)):
             sequence.block_table.append(self.pool.allocate())
+
+    def _newest_held(self) -> Sequence | None:
+        """The newest running sequence that waits for its grammar, and so has no use for its place now. None where none
+        waits for longer than a moment."""
+        before = time.monotonic() - HELD_GRACE_S
+        late = (each for each in reversed(self.running) if each.held_since is not None and each.held_since < before)
+        return next(late, None)
+
+    def _admit_in_turn(self, sequence: Sequence, budget: int) -> int:
+        """`_admit` where there is room, or held sequences have it. Returns the tokens it computes now; 0: it waits."""
+        while True:
+            num_tokens = self._admit(sequence, budget) if len(self.running) < self.max_num_seqs else 0
+            victim = self._newest_held() if num_tokens == 0 else None
+            if victim is None:
+                return num_tokens
+            self._preempt(victim)
 
     def _admit(self, sequence: Sequence, budget: int) -> int:
         """Start the sequence with what the cache has of it. Returns the tokens it computes now; 0: it has to wait."""

@@ -43,7 +43,7 @@ class Sequence:
     prompt_logprobs: list[TokenLogprobs | None] | None = None  # by position, as far as computed
     token_counts: TokenCounts | None = None  # of sequences with penalties
     grammar: Constraint | None = None  # of sequences with a grammar or with reasoning that is watched
-    is_held: bool = False  # no step computes it: its grammar is late with a mask or with taking in the last token
+    held_since: float | None = None  # no step computes it since then: its grammar is late with a mask or with a token
     finish_reason: str | None = None  # of a held one whose last token was its last by length
 
     @property
@@ -68,7 +68,19 @@ class Sequence:
         token again."""
         self.num_pending -= 1
         self.num_computed_tokens -= 1
-        self.is_held = True
+        self.hold()
+
+    def hold(self) -> None:
+        """Leave the sequence out of the next steps, until `release`."""
+        if self.held_since is None:
+            self.held_since = time.monotonic()
+
+    def release(self) -> None:
+        self.held_since = None
+
+    @property
+    def is_held(self) -> bool:
+        return self.held_since is not None
 
     @property
     def scored_prompt(self) -> list[TokenLogprobs | None] | None:
