@@ -9,6 +9,7 @@ import pytest
 
 from ember.engine.core import boot
 from ember.engine.core.warmup import warm_up
+from ember.engine.loading import cuda_context
 from ember.engine.loading.cuda_context import create_context
 from ember.wire import Generate
 from tests.engine_core.inline import greedy, make_engine, run, tokens
@@ -69,7 +70,7 @@ def test_a_driver_that_fails_is_left_to_torch(fails: str) -> None:
 
 def test_the_context_is_begun_only_where_a_gpu_may_be_used(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = []
-    monkeypatch.setattr(boot, "create_context", lambda: begun.append(True))
+    monkeypatch.setattr(cuda_context, "create_context", lambda: begun.append(True))
     monkeypatch.setattr(boot, "_has_nvidia_device", lambda: True)
     make_engine(directory, device="cpu")
     assert not begun
