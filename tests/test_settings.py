@@ -2,6 +2,7 @@
 
 import pytest
 
+from ember.flags import flag_names
 from ember.settings import Settings, SettingsError, load_settings, variable_names, warn_unused
 from ember.settings_known import KNOWN_UNUSED
 
@@ -154,6 +155,17 @@ def test_command_line_beats_environment_beats_file(monkeypatch, tmp_path):
     monkeypatch.setenv("BLOCK_SIZE", "32")
     settings = load_settings({"block_size": 64, "port": None})
     assert (settings.model_name, settings.max_model_len, settings.block_size) == ("from-file", 200, 64)
+
+
+@pytest.mark.parametrize("field", Settings.model_fields)
+def test_the_file_has_every_setting_under_the_names_of_its_flags_and_variables(monkeypatch, tmp_path, caplog, field):
+    file = tmp_path / "config.yaml"
+    monkeypatch.setenv("VLLM_CONFIG_FILE", str(file))
+    for name in [flag.removeprefix("--") for flag in flag_names(field)] + variable_names(field):
+        file.write_text(f"{name}: [[{{}}]]\n")  # of no setting's form, so that each that is read complains
+        with pytest.raises(SettingsError):
+            load_settings()
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(

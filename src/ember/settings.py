@@ -93,7 +93,7 @@ def _auto(value: Any) -> Any:
 
 def _dtype(value: Any) -> Any:
     value = _auto(value)
-    return _DTYPES.get(value, value)
+    return _DTYPES.get(value, value) if isinstance(value, str) else value
 
 
 def _format_name(value: Any) -> Any:
@@ -588,11 +588,11 @@ def _yaml_values() -> dict[str, Any]:
         raise SettingsError(f"VLLM_CONFIG_FILE={path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise SettingsError(f"VLLM_CONFIG_FILE={path} must hold a mapping of setting names to values")
-    by_alias = {str(alias): field for field in Settings.model_fields for alias in variable_names(field)}
+    by_name = {name: field for field in Settings.model_fields for name in (*variable_names(field), field.upper())}
     values = {}
     for key, value in content.items():
         name = str(key).replace("-", "_").upper()
-        field = by_alias.get(name)
+        field = by_name.get(name)
         if value is None or _is_blank(name, value):
             continue
         if field is None:
