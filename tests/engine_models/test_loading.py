@@ -257,7 +257,7 @@ QUERY = "model.layers.1.self_attn.q_proj.weight"
 DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "cut off": (lambda f: f.write_bytes(f.read_bytes()[:-100]), ["ends at byte", "download it again"]),
     "cut in the header": (lambda f: f.write_bytes(f.read_bytes()[:200]), ["header", "download it again"]),
-    "empty": (lambda f: f.write_bytes(b""), ["0 bytes", "download it again"]),
+    "empty": (lambda f: f.write_bytes(b""), ["0 bytes, too few for a header", "download it again"]),
     "not JSON": (lambda f: f.write_bytes(struct.pack("<Q", 4) + b"{{{{"), ["not JSON"]),
     "not an object": (lambda f: f.write_bytes(struct.pack("<Q", 2) + b"[]"), ["not a JSON object"]),
     "pointer file": (lambda f: f.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"), ["download it again"]),

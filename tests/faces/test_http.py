@@ -456,5 +456,7 @@ def test_a_body_that_does_not_decode_ends_the_connection_in_words(encoding: str)
         headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
         response = await client.post(CHAT, data=b"not packed at all", headers=headers)
         assert response.status == 400 and response.headers["Connection"] == "close"
+        message = (await error_of(response))["message"]
+        assert message == f"The request body cannot be read: Can not decode content-encoding: {encoding}"
 
     with_client(scenario)

@@ -65,9 +65,9 @@ def test_every_finished_output_matches(outputs):
     assert wrong == set()
 
 
-@pytest.mark.parametrize("regex", ["a++", "a*+b", "a?+", "a{2}+", "a\0"])
+@pytest.mark.parametrize("regex", ["a++", "a*+b", "a?+", "a{2}+", "a\0", "\\", "a\\", "(a\\\\)\\"])
 def test_what_would_mean_something_else_is_refused(regex):
-    with pytest.raises(ValueError, match="possessive|NUL"):
+    with pytest.raises(ValueError, match="possessive|NUL|backslash at the end"):
         portable(regex)
 
 

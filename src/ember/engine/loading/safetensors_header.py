@@ -61,7 +61,9 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
         with os.fdopen(open_regular(file), "rb") as handle:
             size = os.fstat(handle.fileno()).st_size
             length = int.from_bytes(handle.read(8), "little")
-            if size < 8 or length > size - 8:
+            if size < 8:
+                raise ModelError(f"{file} has {size} bytes, too few for a header: {AGAIN}")
+            if length > size - 8:
                 raise ModelError(f"{file} has {size} bytes but its header alone says {length}: {AGAIN}")
             if length > MAX_HEADER:
                 raise ModelError(

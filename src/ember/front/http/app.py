@@ -181,8 +181,8 @@ async def _parsed_body(http: web.BaseRequest) -> Any:
         message = f"The request body did not arrive within {BODY_SECONDS:.0f} seconds."
         raise ApiError(408, message, type="Request Timeout", headers={"Connection": "close"}) from None
     except web.RequestPayloadError as error:
-        reason = " ".join(str(error).split())
-        message = f"The request body cannot be read: {reason}"
+        reason = getattr(error.__cause__, "message", None) or error  # without the status that the parser adds
+        message = f"The request body cannot be read: {' '.join(str(reason).split())}"
         closing = {"Connection": "close"}  # where the next request would begin is not known
         raise ApiError(400, message, type="Bad Request", param="body", headers=closing) from None
     if not raw:

@@ -69,7 +69,7 @@ def schema_grammar(
         pace.keep()
         size += len(line)
         if size > MAX_SIZE:
-            raise ValueError("the schema is too large")
+            raise ValueError(f"the schema is too large: written out as rules it has more than {MAX_SIZE} characters")
         lines.append(line)
 
     start = JsonRules(add, prefix=prefix, whitespace=whitespace, closed=closed).value(schema)

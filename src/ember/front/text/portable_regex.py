@@ -27,11 +27,13 @@ def portable(pattern: str) -> str:
     """The pattern for the engine. Unbalanced brackets are left as they are: the engine's parser complains of them.
 
     Raises ValueError for what Python and JavaScript refuse and Rust does not (a quantifier behind a quantifier or an
-    anchor, options in the middle), for a possessive quantifier, and for the character NUL, which no text of a model
-    holds.
+    anchor, options in the middle, a backslash at the end), for a possessive quantifier, and for the character NUL,
+    which no text of a model holds.
     """
     if "\0" in pattern:
         raise ValueError("a regular expression must not hold the character NUL")
+    if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
+        raise ValueError("the backslash at the end of a regular expression escapes nothing")
     options = next((found for found in _OPTIONS.finditer(pattern) if found.start() and not _is_escaped(found)), None)
     if options is not None:
         raise ValueError(f"the options `{options[0]}` may only stand at the beginning of a regular expression")
