@@ -1,11 +1,13 @@
 """Process start to first token: the worker is started N times, and each phase's median and spread is printed.
 
     python benchmarks/boot.py [--model demo|qwen3-0.6b|DIRECTORY] [--runs 5] [--cold] [--skip-transformers]
+                              [--llama-python PYTHON]
 
 Beside it, measured in the same run and in turn: a process that only imports torch; the same worker with all of torch
 (EMBER_LEAN_TORCH=false) and with its boot steps one after the other (serial_boot/); transformers from process start to
-its first token on the same model; and the rate at which `dd` and our reader read the weights. The page cache is warm:
-every file is read once before the first run.
+its first token on the same model; llama.cpp's Python package, where `--llama-python` names a Python that has it (and
+gguf and numpy), on the same weights in bf16; and the rate at which `dd` and our reader read the weights. The page cache
+is warm: every file is read once before the first run.
 With `--cold` it is dropped before every process, which root may do.
 """
 
@@ -39,6 +41,19 @@ inputs = tokenizer.apply_chat_template(
 model.generate(**inputs, max_new_tokens=1, do_sample=False)
 """
 
+LLAMA = """
+import sys
+from llama_cpp import Llama
+model = Llama(sys.argv[1], n_ctx=2048, verbose=False)
+model("What is the capital of France?", max_tokens=1, temperature=0)
+"""
+TO_GGUF = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "benchmarks/peer_runs")
+from run_llama_cpp import to_gguf
+print(to_gguf(Path(sys.argv[1])))
+"""
 
 READER = """
 import sys, time
@@ -63,6 +78,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--cold", action="store_true", help="drop the page cache before every process")
     parser.add_argument("--skip-transformers", action="store_true")
+    parser.add_argument("--llama-python", metavar="PYTHON")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         cache = Path(os.environ.get("EMBER_BENCH_DIR", scratch))
@@ -75,6 +91,8 @@ def main() -> None:
         serial: list[dict[str, Any]] = []
         imports: list[float] = []
         peers: list[float] = []
+        llamas: list[float] = []
+        gguf = _gguf(options.llama_python, files, Path(scratch)) if options.llama_python else ""
         rates: dict[str, list[float]] = {"dd": [], "our reader": []}
         cool = _drop_page_cache if options.cold else lambda: None
         report = Path(scratch) / "report.json"
@@ -95,9 +113,25 @@ def main() -> None:
             if not options.skip_transformers:
                 cool()
                 peers.append(_timed([sys.executable, "-c", TRANSFORMERS, files]))
+            if gguf:
+                cool()
+                llamas.append(_timed([options.llama_python, "-c", LLAMA, gguf]))
     _print(options.model, boots, imports)
     _print_torch(boots, whole, imports)
-    _print_others(boots, serial, peers, rates)
+    _print_others(boots, serial, {"transformers": peers, "llama.cpp's Python package": llamas}, rates)
+
+
+def _gguf(python: str, files: str, scratch: Path) -> str:
+    """The model as a GGUF file in bf16. Returns its path."""
+    copy = scratch / "gguf"
+    copy.mkdir()
+    for path in Path(files).resolve().iterdir():
+        if path.is_file():
+            (copy / path.name).symlink_to(path)
+    done = subprocess.run([python, "-c", TO_GGUF, copy], cwd=ROOT, check=True, capture_output=True, text=True)
+    made = done.stdout.strip()
+    Path(made).read_bytes()
+    return made
 
 
 def _drop_page_cache() -> None:
@@ -182,15 +216,22 @@ def _duration(boot: dict[str, Any], phase: str) -> float:
 
 
 def _print_others(
-    boots: list[dict[str, Any]], serial: list[dict[str, Any]], peers: list[float], rates: dict[str, list[float]]
+    boots: list[dict[str, Any]],
+    serial: list[dict[str, Any]],
+    peers: dict[str, list[float]],
+    rates: dict[str, list[float]],
 ) -> None:
     ours = statistics.median(boot["marks"]["first_token"] for boot in boots)
     steps = [boot["marks"]["first_token"] for boot in serial]
     ratio = statistics.median(steps) / ours
     print(f"the same steps one after the other, to the first token: {_spread(steps)}, {ratio:.2f}x Ember's")
-    if peers:
-        ratio = statistics.median(peers) / ours
-        print(f"transformers, process start to the end after one token: {_spread(peers)}, {ratio:.1f}x Ember's")
+    end = statistics.median(boot["marks"]["end of the process"] for boot in boots)
+    for name, seconds in peers.items():
+        if seconds:
+            median = statistics.median(seconds)
+            print(
+                f"{name}, process start to the end after one token: {_spread(seconds)}, {median / end:.2f}x Ember's end"
+            )
     for name, found in rates.items():
         print(f"{name}: {statistics.median(found):.2f} GB/s ({min(found):.2f} - {max(found):.2f})")
 
