@@ -379,6 +379,29 @@ def test_a_worker_that_stops_takes_nothing_on_open_connections() -> None:
     asyncio.run(scenario())
 
 
+def test_a_body_that_has_not_arrived_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body on its way has a moment to arrive; one that does not is answered as a request that came too late."""
+    monkeypatch.setattr(face, "STOPPING_BODY_SECONDS", 0.5)
+
+    async def scenario() -> None:
+        async with running() as served:
+            late, quick = [await served.connect() for _ in range(2)]
+            request = post({"words": 1})
+            for _, writer in (late, quick):
+                writer.write(request[:-5])
+            await served.until(lambda: len(served.server.face.in_flight) == 2)
+            served.stopping.set()
+            quick[1].write(request[-5:])
+            assert (await read_answer(quick[0]))[0] == 200
+            status, headers, body = await read_answer(late[0])
+            assert status == 503 and headers["connection"] == "close" and headers["retry-after"]
+            assert "shutting down" in json.loads(body)["error"]["message"]
+            for _, writer in (late, quick):
+                writer.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_stream_that_begins_while_the_worker_stops_says_so() -> None:
     async def scenario() -> None:
         async with running(FakeWorker(boot=0.3)) as face:

@@ -87,7 +87,7 @@ def plan_memory(
         raise ModelError(
             f"the KV cache has room for {capacity} tokens, but a context of {wanted} needs {readable(needed)}; "
             "lower MAX_MODEL_LEN, MAX_NUM_BATCHED_TOKENS or MAX_NUM_SEQS, raise GPU_MEMORY_UTILIZATION or "
-            "KV_CACHE_MEMORY_BYTES, or use a smaller or quantised model"
+            "KV_CACHE_MEMORY_BYTES, or use a smaller model"
         )
     if capacity < wanted:
         warnings.append(f"MAX_MODEL_LEN is {capacity} instead of the model's {wanted}: that is what the KV cache holds")

@@ -89,7 +89,8 @@ def _quantization(fields: Fields) -> str | None:
 def _dtype(fields: Fields) -> str:
     dtype = (fields.text("dtype") or fields.text("torch_dtype") or "float32").removeprefix("torch.")
     if dtype not in ("bfloat16", "float16", "float32", "float64", "auto"):
-        fields.warnings.append(f"dtype {shown(dtype)} is none that weights are kept in here")
+        allowed = "it must be bfloat16, float16, float32, float64 or auto"
+        fields.warnings.append(f"dtype {shown(dtype)} is passed over: {allowed}")
     return dtype
 
 

@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 LARGE_BODY_BYTES = 64 * 1024
 BODY_ENCODINGS = ("identity", "gzip", "deflate")
 BODY_SECONDS = 60.0  # for a request's body to arrive
+STOPPING_BODY_SECONDS = 2.0  # the same once the server stops
 _HEALTH = ("/health", "/ping")  # need no key
 _SSE_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -127,7 +129,7 @@ class _Face:
         if (http.content_length or 0) > self._settings.max_request_bytes:
             return _too_large(self._settings.max_request_bytes, headers)
         arrived = time.monotonic()
-        body = await _parsed_body(http)
+        body = await _parsed_body(http, self._stopping)
         try:
             services = await self._backend.ready()
         except EngineError as error:
@@ -170,14 +172,16 @@ class _Face:
         return {REQUEST_ID_HEADER: request_id(http.headers.get(REQUEST_ID_HEADER))}
 
 
-async def _parsed_body(http: web.BaseRequest) -> Any:
-    """The JSON body, None where there is none. Raises ApiError 400."""
+async def _parsed_body(http: web.BaseRequest, stopping: asyncio.Event) -> Any:
+    """The JSON body, None where there is none. Raises ApiError 400; 408 where it does not arrive in time, and 503 where
+    it does not arrive soon once the server stops."""
     _check_encoding(http)
     await _ask_for_body(http)
     try:
-        async with asyncio.timeout(BODY_SECONDS):  # `wait_for` loses a cancellation that comes with the last bytes
-            raw = await http.read()
+        raw = await _read_body(http, stopping)
     except TimeoutError:
+        if stopping.is_set():
+            raise shutting_down() from None
         message = f"The request body did not arrive within {BODY_SECONDS:.0f} seconds."
         raise ApiError(408, message, type="Request Timeout", headers={"Connection": "close"}) from None
     except web.RequestPayloadError as error:
@@ -196,6 +200,24 @@ async def _parsed_body(http: web.BaseRequest) -> Any:
         return await asyncio.to_thread(loads_strict, raw, max_values=MAX_VALUES)
     except UntrustedJsonError as error:
         raise ApiError(400, f"The request body is not valid JSON: {error}", type="Bad Request", param="body") from None
+
+
+async def _read_body(http: web.BaseRequest, stopping: asyncio.Event) -> bytes:
+    """Raises TimeoutError."""
+    if http.content.is_eof():
+        return await http.read()
+    async with asyncio.timeout(BODY_SECONDS) as limit:  # `wait_for` loses a cancellation that comes with the last bytes
+
+        async def shorten() -> None:
+            await stopping.wait()
+            loop = asyncio.get_running_loop()
+            limit.reschedule(min(limit.when() or math.inf, loop.time() + STOPPING_BODY_SECONDS))
+
+        shortening = asyncio.create_task(shorten())
+        try:
+            return await http.read()
+        finally:
+            shortening.cancel()
 
 
 def _check_encoding(http: web.BaseRequest) -> None:
