@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -17,12 +18,15 @@ from tests.attack.report import Report, chat, time_left
 from tests.attack.server import QUESTION, Server
 from tests.support.processes import children
 
+_SEEDS = itertools.count(1)
+
 
 async def _in_flight(server: Server, report: Report, during: Callable[[], Awaitable[None]]) -> None:
-    """Run something while requests are in flight; each of them must come to an end, in an answer or in an error."""
+    """Run something while requests are in flight; each of them must come to an end, in an answer or in an error. No two
+    are equal: a request that was in flight when the engine ended twice is refused."""
 
     async def one(stream: bool) -> None:
-        data = json.dumps(chat(max_tokens=800, ignore_eos=True, stream=stream))
+        data = json.dumps(chat(max_tokens=800, ignore_eos=True, stream=stream, seed=next(_SEEDS)))
         try:
             status, text = await server.post(data)
         except aiohttp.ClientError as error:
