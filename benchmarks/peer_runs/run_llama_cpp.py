@@ -142,4 +142,5 @@ def main() -> None:
     measure(asked, Batches(asked, to_gguf(Path(asked["directory"]))).generate)
 
 
-main()
+if __name__ == "__main__":
+    main()
