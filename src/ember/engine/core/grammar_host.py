@@ -56,7 +56,7 @@ _REPLY_AFTER_S = 0.001  # masks that are ready are told of together, but not lat
 
 
 def mask_bytes(vocab_size: int) -> int:
-    """Of one mask: a bit for each token, in whole words of 32 bits."""
+    """The bytes that one mask takes: a bit for each token, in whole words of 32 bits."""
     return -(-vocab_size // 32) * 4
 
 

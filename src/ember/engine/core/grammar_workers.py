@@ -85,7 +85,7 @@ class GrammarWorkers:
 
     @property
     def num_words(self) -> int:
-        """Of a mask: one bit for each token, of the tokenizer's where that is known to have more than the logits."""
+        """The 32-bit words of one mask: a bit for each token of the logits, or of the tokenizer where it has more."""
         return self.masks.shape[1] or -(-self._vocab_size // 32)
 
     def submit(self, grammar: Grammar) -> GrammarWorker:

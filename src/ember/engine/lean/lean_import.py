@@ -124,7 +124,7 @@ class LeanImport:
             module.__class__ = _lean_class(bound)
 
     def _guard_package(self, package: ModuleType, bound: dict[str, DeferredName]) -> None:
-        """The same for `torch` itself: its functions use none of them, so they can be left out until somebody asks."""
+        """Leave the deferred names out of `torch` itself until somebody asks: its own functions use none of them."""
         values = package.__dict__
         original = values["__getattr__"]
         for name in bound:

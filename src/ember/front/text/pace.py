@@ -17,7 +17,7 @@ _rests = threading.Lock()
 
 
 class Pace:
-    """Of one piece of work, in one thread. `keep` is called often, at least every few milliseconds."""
+    """The pace of one piece of work, in one thread. `keep` is called often, at least every few milliseconds."""
 
     def __init__(self) -> None:
         self._until = time.thread_time() + FIRST_SECONDS

@@ -63,10 +63,12 @@ class ReasoningFormat:
     ) -> ReasoningParser:
         """The parser of one sample behind this prompt. `with_tools`: a tool parser reads what it passes on."""
         if self.tags.is_harmony:
-            return harmony.HarmonyParser(harmony.begun_message(prompt_token_ids, tokenizer))
+            begun = messages.begun_message(harmony.START, harmony.MARKS, prompt_token_ids, tokenizer)
+            return harmony.HarmonyParser(begun)
         if self.tags.frames is not None:
             frames = self.tags.frames
-            return messages.MessageParser(frames, messages.begun_message(frames, prompt_token_ids, tokenizer))
+            begun = messages.begun_message(frames.start, frames.marks, prompt_token_ids, tokenizer)
+            return messages.MessageParser(frames, begun)
         tags = _fitted(self.tags, tokenizer)
         marks = _marks(tags, tokenizer, with_tools)
         stage = self.stage(tokenizer, prompt_token_ids, template_variables)
@@ -246,8 +248,8 @@ def _harmony_thinking(tokenizer: Tokenizer, budget: int | None, with_calls: bool
 
 
 def _messages_thinking(frames: messages.Frames, tokenizer: Tokenizer, budget: int | None, with_calls: bool) -> Thinking:
-    """As of Harmony: everything before the answer counts as reasoning. Where a mark of its own begins a call, the
-    grammar begins with that, or with the answer's; else it begins behind the first message."""
+    """Thinking in messages, as in Harmony: everything before the answer counts as reasoning. Where a mark of its own
+    begins a call, the grammar begins with that, or with the answer's; else it begins behind the first message."""
     end = frames.ends[0]
     answer, call = _encode(frames.answer, tokenizer), _encode(frames.call, tokenizer) if frames.call else []
     if not with_calls:

@@ -14,7 +14,6 @@ from enum import Enum
 
 from ember.front.text.output import Content, Delta, Marker, Reasoning
 from ember.front.text.reasoning.patterns import normalized
-from ember.front.text.tokenizer import Tokenizer
 
 START, CHANNEL, MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 CONSTRAIN, END, RETURN, CALL = "<|constrain|>", "<|end|>", "<|return|>", "<|call|>"
@@ -99,26 +98,3 @@ class HarmonyParser:
             deltas += [Content(item) for item in header]
         else:
             self._body = _Body.ANALYSIS if channel.lstrip().startswith("analysis") else _Body.CONTENT
-
-
-def begun_message(prompt_token_ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
-    """The parts of the message at the end of the prompt, behind its `<|start|>`."""
-    start = tokenizer.token_id(START)
-    marks = {token_id: mark for mark in MARKS if (token_id := tokenizer.token_id(mark)) is not None}
-    tail: list[int] = []
-    for token_id in reversed(prompt_token_ids[-4096:]):
-        if token_id == start:
-            break
-        tail.append(token_id)
-    else:
-        return []
-    parts: list[str] = []
-    text: list[int] = []
-    for token_id in reversed(tail):
-        if token_id in marks:
-            parts += [tokenizer.decode(text), Marker(marks[token_id])]
-            text = []
-        else:
-            text.append(token_id)
-    parts.append(tokenizer.decode(text))
-    return [Marker(START), *(part for part in parts if part)]

@@ -174,10 +174,12 @@ class MessageParser:
             deltas.append(Reasoning(text) if self._body is Body.REASONING else Content(text))
 
 
-def begun_message(frames: Frames, prompt_token_ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
-    """The parts of the message at the end of the prompt, from its first mark on."""
-    marks = {token_id: mark for mark in frames.marks if (token_id := tokenizer.token_id(mark)) is not None}
-    start = tokenizer.token_id(frames.start)
+def begun_message(
+    start_mark: str, all_marks: Sequence[str], prompt_token_ids: Sequence[int], tokenizer: Tokenizer
+) -> list[str]:
+    """The parts of the message at the end of the prompt, from `start_mark` on, which is one of `all_marks`."""
+    marks = {token_id: mark for mark in all_marks if (token_id := tokenizer.token_id(mark)) is not None}
+    start = tokenizer.token_id(start_mark)
     tail: list[int] = []
     for token_id in reversed(prompt_token_ids[-_LONGEST_TAIL:]):
         tail.append(token_id)
