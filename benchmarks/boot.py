@@ -61,7 +61,7 @@ from pathlib import Path
 from ember.engine.loading import mapped
 from ember.engine.loading.plan import make_plan, read_headers
 from ember.engine.loading.reader import Reading
-from ember.engine.models.read_config import load_config
+from ember.engine.description.read_config import load_config
 mapped._is_cached = lambda descriptor, chunk: False
 path = Path(sys.argv[1])
 plan = make_plan(load_config(path), read_headers(path))

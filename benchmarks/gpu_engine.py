@@ -206,7 +206,7 @@ def _graph_launches(engine: Engine) -> Iterator[list[_Launch]]:
     """The recorded steps that are launched inside the block; none where the engine records none."""
     import torch
 
-    from ember.engine.core.device_runner import DeviceRunner
+    from ember.engine.core.gpu.device_runner import DeviceRunner
 
     launches: list[_Launch] = []
     if not isinstance(engine.runner, DeviceRunner):

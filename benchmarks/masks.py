@@ -31,10 +31,10 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from benchmarks.shapes import QWEN3_0_6B, write_tokenizer  # noqa: E402
-from ember.engine.core.constraint import Constraint  # noqa: E402
-from ember.engine.core.grammar_worker import GrammarWorker, Matcher, State  # noqa: E402
-from ember.engine.core.grammar_workers import GrammarWorkers  # noqa: E402
-from ember.engine.core.masks import MaskFiller, Masks, expand  # noqa: E402
+from ember.engine.core.grammars.constraint import Constraint  # noqa: E402
+from ember.engine.core.grammars.masks import MaskFiller, Masks, expand  # noqa: E402
+from ember.engine.core.grammars.worker import GrammarWorker, Matcher, State  # noqa: E402
+from ember.engine.core.grammars.workers import GrammarWorkers  # noqa: E402
 from ember.engine.core.sampler import sample  # noqa: E402
 from ember.engine.core.sequence import Sequence  # noqa: E402
 from ember.front.text.json_schema import schema_grammar  # noqa: E402

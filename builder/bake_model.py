@@ -17,12 +17,12 @@ import shutil
 import sys
 from pathlib import Path
 
+from ember.engine.description.read_config import load_config, read_json
 from ember.engine.errors import ModelError
 from ember.engine.loading.download import download
 from ember.engine.loading.files import INDEX
 from ember.engine.loading.hub_files import Repository, text_files, weight_names
 from ember.engine.loading.resolve import MODEL, TOKENIZER, Wanted, find_snapshot
-from ember.engine.models.read_config import load_config, read_json
 
 LOCAL = "local"  # the commit of what comes from a directory
 

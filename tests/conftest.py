@@ -6,7 +6,7 @@ import os
 
 from ember.engine.lean import lean_import
 
-# As in the engine's process (`front/spawn.py`); before anything imports torch.
+# As in the engine's process (`front/link/spawn.py`); before anything imports torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 

@@ -16,7 +16,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from ember.front.spawn import prepare
+from ember.front.link.spawn import prepare
 from ember.front.worker.signals import leave_on_signals
 
 if TYPE_CHECKING:

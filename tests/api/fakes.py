@@ -17,8 +17,8 @@ from ember import wire
 from ember.boot import Timeline
 from ember.front.api.router import EventStream, Request, Response, dispatch
 from ember.front.api.services import Services
-from ember.front.client import EngineError
 from ember.front.errors import ApiError
+from ember.front.link.client import EngineError
 from ember.front.text.template import ChatTemplate
 from ember.front.text.tokenizer import Tokenizer
 from ember.settings import Settings

@@ -16,10 +16,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ember import wire
-from ember.front.admission import Admission
 from ember.front.api.meter import percentile
 from ember.front.api.router import EventStream
 from ember.front.errors import ApiError
+from ember.front.link.admission import Admission
 from ember.histogram import STEP_TOKENS, Histogram, up_to
 from ember.logs import Formatter
 from tests.api.fakes import Deployment, logprob_of

@@ -144,7 +144,7 @@ class Server:
         compile grammars, some are kept for the next request: they are counted only."""
         held = Held()
         for pid, command in {self.process.popen.pid: "", **children(self.process.popen.pid)}.items():
-            if "grammar_host" in command:
+            if "grammars.host" in command:
                 held.grammars += 1
                 continue
             try:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ember.engine.models.decoder import Decoder
-from ember.engine.models.native import NativeForward
+from ember.engine.operators.native_ops import NativeForward
 from ember.wire import Generate
 from ember_cpu import library as native
 from tests.engine_core.inline import greedy, make_engine, run, tokens
@@ -73,8 +73,8 @@ def build(request, monkeypatch):
         pytest.skip(f"this machine cannot run {request.param}")
     chosen = native.load(request.param)
     monkeypatch.setattr(native, "load", lambda name=None: chosen)
-    monkeypatch.setattr("ember.engine.models.native.cpu_flags", frozenset)  # whatever oneDNN would be better at
-    monkeypatch.setattr("ember.engine.models.native.cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr("ember.engine.operators.native_ops.cpu_flags", frozenset)  # whatever oneDNN would be better at
+    monkeypatch.setattr("ember.engine.operators.native_ops.cpu_has_bfloat16", lambda: False)
     return request.param
 
 
@@ -105,7 +105,7 @@ def test_logits_are_those_of_transformers(family, build, checkpoints, usual_erro
         assert error(model, schedule, expected) <= 1.1 * usual
         assert parts._native is not None
         for short, parts._native.multiplies in ((512, True), (20, True), (0, True), (20, False)):
-            monkeypatch.setattr("ember.engine.models.native.SHORT_CONTEXT", short)
+            monkeypatch.setattr("ember.engine.operators.native_ops.SHORT_CONTEXT", short)
             assert error(parts, schedule, expected) <= 1.1 * usual
 
 
@@ -250,7 +250,7 @@ def test_what_it_does_not_serve_stays_with_torch(checkpoints, tmp_path, monkeypa
     assert not load(make_tiny("llama", tmp_path / "odd"), torch.bfloat16).use_native()  # 112 is not whole registers
     directory, _ = checkpoints("llama")
     assert not load(directory, torch.float32).use_native()
-    monkeypatch.setattr("ember.engine.models.native.cpu_flags", lambda: frozenset({"amx_bf16"}))
+    monkeypatch.setattr("ember.engine.operators.native_ops.cpu_flags", lambda: frozenset({"amx_bf16"}))
     assert not load(directory, torch.bfloat16).use_native()
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ember.engine.errors import ModelError
 from ember.engine.layers.linear import Linear
-from ember.engine.layers.quantised import BITS, QuantisedLinear, Scratch
 from ember.engine.models.decoder import Decoder
+from ember.engine.quantization.cpu_int import BITS, QuantisedLinear, Scratch
 from ember.wire import Generate
 from ember_cpu import library as native
 from tests.cpu_kernels.test_native_forward import build, error  # noqa: F401
@@ -72,7 +72,7 @@ def checkpoints(tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("piece", [2**25, 5000])
 def test_what_is_stored_is_the_format(build, kind, piece, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("ember.engine.layers.quantised._PIECE", piece)
+    monkeypatch.setattr("ember.engine.quantization.cpu_int._PIECE", piece)
     library = native.load(build)
     assert library is not None
     torch.manual_seed(1)
@@ -200,6 +200,6 @@ def test_refusals_name_the_reason(build, checkpoints, tmp_path, monkeypatch):  #
 
 
 def test_weights_chosen_are_used_where_amx_would_serve_plain_ones(build, checkpoints, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("ember.engine.models.native.cpu_flags", lambda: frozenset({"amx_bf16"}))
+    monkeypatch.setattr("ember.engine.operators.native_ops.cpu_flags", lambda: frozenset({"amx_bf16"}))
     model = load(checkpoints("llama", "int8")[0], torch.bfloat16)
     assert not model.use_native() and model.use_native("int8")

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from ember.engine.core import masks, sampler
-from ember.engine.core.device_runner import DeviceRunner
+from ember.engine.core import sampler
 from ember.engine.core.engine import Engine
+from ember.engine.core.gpu.device_runner import DeviceRunner
+from ember.engine.core.grammars import masks
 from ember.engine.core.runner import Runner
 from ember.wire import Generate, SequenceOutput
 from ember_kernels.sampling_reference import gumbel, kept_tokens

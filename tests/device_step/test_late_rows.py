@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from ember.engine.core import late_rows
+from ember.engine.core.gpu import late_rows
 from ember.wire import Generate, Grammar, SamplingParams, Thinking
 from tests.device_step.engines import check_empty, compare, device_engine, said
 from tests.engine_core.inline import greedy, make_engine, run, tokens

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ember.engine.core.graphs import SIZES
+from ember.engine.core.gpu.graphs import SIZES
 from ember.wire import Generate, SamplingParams
 from tests.device_step.engines import all_said, check_empty, compare, device_engine, said
 from tests.engine_core.inline import greedy, make_engine, run, tokens
@@ -154,7 +154,7 @@ def test_recorded_steps_say_the_same(directory):
 @pytest.mark.parametrize("steps", [1, 3])
 def test_recording_between_steps_changes_nothing(directory, steps, monkeypatch):
     """A rehearsal is a step: of no rows, whatever the last one was."""
-    monkeypatch.setattr("ember.engine.core.graphs.STALL_S", 1e9)
+    monkeypatch.setattr("ember.engine.core.gpu.graphs.STALL_S", 1e9)
     requests = mixture(7, seed=2)
     expected = run(make_engine(directory), requests)
     engine = device_engine(directory, max_num_seqs=8)
@@ -315,7 +315,7 @@ def test_not_a_number_fails_its_request_alone(directory):
 
 
 def test_more_new_pages_than_the_buffer_takes(directory, monkeypatch):
-    monkeypatch.setattr("ember.engine.core.device_runner.ENTRIES", 3)
+    monkeypatch.setattr("ember.engine.core.gpu.device_runner.ENTRIES", 3)
     compare(directory, [Generate(i, PROMPT * 3, greedy(3)) for i in range(3)])
 
 

@@ -72,8 +72,8 @@ def test_the_tokenizers_end_token(directory):
 
 def test_a_bias_that_is_longer_than_the_tables(directory):
     bias = {token_id: (token_id * 37 % 50) / 10 for token_id in range(VOCAB_SIZE)}
-    import ember.engine.core.late_rows as late_rows
-    import ember.engine.core.row_limits as row_limits
+    import ember.engine.core.gpu.late_rows as late_rows
+    import ember.engine.core.gpu.row_limits as row_limits
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (row_limits, late_rows):

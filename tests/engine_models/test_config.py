@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from ember.engine.description.config import DecoderConfig
+from ember.engine.description.read_config import load_config
 from ember.engine.errors import ModelError
-from ember.engine.models.config import DecoderConfig
-from ember.engine.models.read_config import load_config
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -13,10 +13,10 @@ import transformers
 from transformers import GenerationConfig
 from transformers.modeling_rope_utils import RopeParameters
 
-from ember.engine.models.families import FAMILIES, MODEL_TYPES
-from ember.engine.models.fields import Fields
-from ember.engine.models.known_fields import HARMLESS, NEUTRAL, ROPE
-from ember.engine.models.read_config import load_config
+from ember.engine.description.families import FAMILIES, MODEL_TYPES
+from ember.engine.description.fields import Fields
+from ember.engine.description.known_fields import HARMLESS, NEUTRAL, ROPE
+from ember.engine.description.read_config import load_config
 from tests.engine_models.tiny import VARIANTS
 
 

@@ -16,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ember.engine.description import read_config as read_config_module
+from ember.engine.description.read_config import load_config
 from ember.engine.errors import ModelError
 from ember.engine.layers import linear
 from ember.engine.layers.linear import can_pack
@@ -29,9 +31,7 @@ from ember.engine.loading.place import wrap
 from ember.engine.loading.plan import make_plan, read_headers
 from ember.engine.loading.safetensors_header import read_header
 from ember.engine.models import decoder
-from ember.engine.models import read_config as read_config_module
 from ember.engine.models.decoder import Decoder
-from ember.engine.models.read_config import load_config
 from tests.engine_models.tiny import make_tiny
 
 CPU = torch.device("cpu")
@@ -487,7 +487,7 @@ def test_reading_starts_without_torch(llama: Path) -> None:
         "from ember.engine.loading.files import prefetch\n"
         "from ember.engine.loading.dtype import choose_dtype_name\n"
         "from ember.engine.loading.load import begin\n"
-        "from ember.engine.models.read_config import load_config\n"
+        "from ember.engine.description.read_config import load_config\n"
         "path = resolve_model(sys.argv[1]); prefetch(path); config = load_config(path)\n"
         "started = begin(path, config, choose_dtype_name('auto', config.dtype, 'cpu'), 'cpu')\n"
         "started.reading.wait()\n"

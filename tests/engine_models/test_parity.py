@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from ember.engine.description.read_config import load_config
 from ember.engine.loading import mapped
 from ember.engine.loading.load import load_decoder
 from ember.engine.models.decoder import Decoder
-from ember.engine.models.read_config import load_config
 from tests.engine_models.paged import Paged
 from tests.engine_models.tiny import VARIANTS, VOCAB_SIZE, make_tiny
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from ember.engine.description.read_config import load_config
 from ember.engine.loading import progress as telling
 from ember.engine.loading import reader
 from ember.engine.loading.load import load_decoder
 from ember.engine.loading.progress import Progress
-from ember.engine.models.read_config import load_config
 from tests.engine_models.tiny import make_tiny
 
 GB = 10**9

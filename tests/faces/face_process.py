@@ -11,8 +11,8 @@ import sys
 import types
 from typing import Any
 
-from ember.front.admission import Admission
-from ember.front.client import EngineError
+from ember.front.link.admission import Admission
+from ember.front.link.client import EngineError
 from ember.settings import load_settings
 from tests.faces.fakes import FakeWorker, fake_dispatch
 

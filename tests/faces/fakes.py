@@ -10,10 +10,10 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from ember.front.admission import Admission
 from ember.front.api.exchange import EventStream, Request, Response
 from ember.front.api.streaming import StartedEvents
 from ember.front.errors import ApiError, bad_request
+from ember.front.link.admission import Admission
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient
 
 from ember.front.api.exchange import EventStream
-from ember.front.client import EngineError
 from ember.front.http import app as face
 from ember.front.http.app import make_app, make_health_app
+from ember.front.link.client import EngineError
 from ember.settings import SettingsError, load_settings
 from tests.faces.fakes import FakeWorker, event, fake_dispatch
 from tests.support.http_server import client_of

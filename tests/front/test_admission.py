@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from ember.front.admission import Admission
 from ember.front.errors import ApiError
+from ember.front.link.admission import Admission
 
 
 def refused(admission: Admission, request_id: int, num_tokens: int) -> ApiError:

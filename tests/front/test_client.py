@@ -13,11 +13,11 @@ import pytest
 
 from ember import wire
 from ember.boot import Timeline
-from ember.front import client as client_module
-from ember.front.admission import Admission
-from ember.front.client import EngineClient, EngineError
 from ember.front.errors import ApiError
-from ember.front.spawn import EngineProcess
+from ember.front.link import client as client_module
+from ember.front.link.admission import Admission
+from ember.front.link.client import EngineClient, EngineError
+from ember.front.link.spawn import EngineProcess
 
 READY = wire.Ready("Test", "cpu", "float32", 100, 64, 8, 16, 4, 32, [2], 1000, [], [])
 SAMPLING = wire.SamplingParams(max_tokens=5)

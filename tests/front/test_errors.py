@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ember.front.admission import Admission
 from ember.front.errors import ApiError, bad_request, internal_error, shutting_down
+from ember.front.link.admission import Admission
 
 
 def busy() -> ApiError:

@@ -12,9 +12,9 @@ import pytest
 
 from ember import wire
 from ember.boot import Timeline
-from ember.front import silence
-from ember.front.client import EngineClient
 from ember.front.errors import ApiError
+from ember.front.link import silence
+from ember.front.link.client import EngineClient
 from tests.front.test_client import READY, SAMPLING, ScriptedEngine, engines, output, soon  # noqa: F401
 
 PATIENCE_S = 20.0

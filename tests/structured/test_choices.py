@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from ember.engine.core.grammar import compile_grammar, load_tokenizer
+from ember.engine.core.grammars.grammar import compile_grammar, load_tokenizer
 from ember.front.text.lark import choice
 from ember.wire import Grammar
 from tests.structured.json_model import load

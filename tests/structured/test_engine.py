@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from ember.engine.core.compiling import CompilingRequests
+from ember.engine.core.grammars.compiling import CompilingRequests
 from ember.engine.errors import ModelError
 from ember.wire import Generate, Grammar, SamplingParams, Thinking
 from tests.engine_core.inline import make_engine, run, tokens

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ember.engine.core import grammar_workers
-from ember.engine.core.grammar_worker import State
+from ember.engine.core.grammars import workers as grammar_workers
+from ember.engine.core.grammars.worker import State
 from ember.wire import Generate, Grammar, SamplingParams
 from tests.engine_core.inline import make_engine, run, tokens
 from tests.structured.hostile import ENDLESS, LARGE, ambiguous

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ember.engine.core.masks import FEW, MaskFiller, Masks, list_few
+from ember.engine.core.grammars.masks import FEW, MaskFiller, Masks, list_few
 from ember.engine.core.sampler import FIRST_CHOICES, sample
 from ember.engine.core.sequence import Sequence
 from ember.wire import SamplingParams

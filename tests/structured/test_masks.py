@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from ember.engine.core.constraint import Constraint
-from ember.engine.core.grammar_workers import GrammarWorkers
-from ember.engine.core.masks import MaskFiller, Masks, expand
+from ember.engine.core.grammars.constraint import Constraint
+from ember.engine.core.grammars.masks import MaskFiller, Masks, expand
+from ember.engine.core.grammars.workers import GrammarWorkers
 from ember.engine.core.sampler import sample
 from ember.engine.core.sequence import Sequence
 from ember.wire import Grammar, SamplingParams, Thinking

@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from ember.engine.core.grammar import compile_grammar, load_tokenizer
+from ember.engine.core.grammars.grammar import compile_grammar, load_tokenizer
 from ember.front.text.json_schema import schema_grammar
 from ember.wire import Grammar
 from tests.structured.json_model import NUM_ROWS, load

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ember.engine.core.grammar import compile_grammar, load_tokenizer
+from ember.engine.core.grammars.grammar import compile_grammar, load_tokenizer
 from ember.front.text.structural_tag import structural_tag_grammar
 from ember.wire import Grammar
 from tests.structured.json_model import NUM_ROWS, load

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ember.engine.core.constraint import Constraint
-from ember.engine.core.grammar_worker import GrammarWorker, Matcher, State
-from ember.engine.core.grammar_workers import GrammarWorkers
+from ember.engine.core.grammars.constraint import Constraint
+from ember.engine.core.grammars.worker import GrammarWorker, Matcher, State
+from ember.engine.core.grammars.workers import GrammarWorkers
 from ember.wire import Grammar
 
 DEADLINE_S = 60.0

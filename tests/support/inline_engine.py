@@ -9,7 +9,7 @@ from typing import Any
 from ember import wire
 from ember.boot import Timeline
 from ember.engine.core.boot import build, open_model
-from ember.front.generation import Generation
+from ember.front.link.generation import Generation
 
 
 class InlineEngine:

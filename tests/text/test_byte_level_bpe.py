@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ember.engine.core.grammar import load_tokenizer
+from ember.engine.core.grammars.grammar import load_tokenizer
 from ember.engine.loading.resolve import resolve_tokenizer
 from ember.front.text.tokenizer import Tokenizer, TokenizerError
 from tests.text.conftest import CORPUS, byte_level_backend

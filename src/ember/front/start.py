@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ember.boot import Timeline, now
-from ember.front.spawn import spawn
+from ember.front.link.spawn import spawn
 from ember.wire import Configure
 
 if TYPE_CHECKING:
     from ember.front.api.services import Services
-    from ember.front.client import EngineClient
+    from ember.front.link.client import EngineClient
     from ember.front.text.template import ChatTemplate
     from ember.front.text.tokenizer import Tokenizer
     from ember.settings import Settings
@@ -65,8 +65,8 @@ def launch(settings: Settings) -> Worker:
         lean_torch=settings.lean_torch,
         boot_origin=timeline.origin,
     )
-    from ember.front.admission import Admission
-    from ember.front.client import EngineClient
+    from ember.front.link.admission import Admission
+    from ember.front.link.client import EngineClient
 
     admission = Admission(settings.max_num_queued_reqs, settings.max_num_queued_tokens)
     client = EngineClient(engine, configure, timeline, settings.engine_restarts, admission)
@@ -119,9 +119,9 @@ class Worker:
     async def _boot(self) -> Services:
         from ember.front.api.services import Services
         from ember.front.api.templates import describe_history
-        from ember.front.client import EngineError
         from ember.front.formats import choose_formats
         from ember.front.generation_config import generation_defaults
+        from ember.front.link.client import EngineError
         from ember.front.metrics import Metrics
         from ember.front.text.tokenizer import TokenizerError
         from ember.front.tracing import Tracer, TracingError
@@ -193,7 +193,7 @@ class Worker:
                 log.warning("EMBER_BOOT_REPORT=%s cannot be written: %s", path, error.strerror or error)
 
     def _load_text(self, directory: str) -> tuple[Tokenizer, ChatTemplate | None]:
-        from ember.front.client import EngineError
+        from ember.front.link.client import EngineError
         from ember.front.text.template import ChatTemplate
         from ember.front.text.template_error import TemplateError
         from ember.front.text.tokenizer import Tokenizer

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ember.boot import Timeline
+from ember.engine.description.config import DecoderConfig
+from ember.engine.description.native_forms import library_fault, refusal, runs_in_bfloat16, serves
 from ember.engine.errors import ModelError
 from ember.engine.loading.dtype import choose_dtype_name
 from ember.engine.loading.progress import Say
-from ember.engine.models.config import DecoderConfig
-from ember.engine.models.native_forms import library_fault, refusal, runs_in_bfloat16, serves
 from ember.wire import Configure, Located, Notice, Ready
 
 if TYPE_CHECKING:
@@ -44,11 +44,11 @@ class Opened:
 
 def open_model(configure: Configure, timeline: Timeline, tell: Callable[[Located | Notice], None]) -> Opened:
     """Find (or fetch) the files, tell the front where, and start reading. No torch. Raises ModelError."""
+    from ember.engine.description.read_config import load_config
     from ember.engine.loading.cuda_context import create_context  # these too are imported beside torch
     from ember.engine.loading.files import prefetch
     from ember.engine.loading.load import begin
     from ember.engine.loading.resolve import Places, resolve_model, resolve_tokenizer
-    from ember.engine.models.read_config import load_config
 
     is_cuda = configure.device != "cpu" and _has_nvidia_device()
     if is_cuda:
@@ -82,7 +82,7 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
 
         from ember.engine.core.block_pool import BlockPool
         from ember.engine.core.engine import Engine
-        from ember.engine.core.grammar_workers import GrammarWorkers
+        from ember.engine.core.grammars.workers import GrammarWorkers
         from ember.engine.core.memory import kv_bytes_per_token, plan_memory, readable
         from ember.engine.core.runner import Runner, StepRunner
         from ember.engine.core.scheduler import Scheduler
@@ -196,7 +196,7 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
     grammars = GrammarWorkers(opened.tokenizer_dir, config.vocab_size, config.eos_token_ids)
     runner: StepRunner = Runner(model, cache, device)
     if model.fused is not None:
-        from ember.engine.core.device_runner import DeviceRunner
+        from ember.engine.core.gpu.device_runner import DeviceRunner
 
         runner = DeviceRunner(
             model,

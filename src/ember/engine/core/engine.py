@@ -9,10 +9,10 @@ import msgspec
 import torch
 
 from ember.engine.core.block_pool import root_hash
-from ember.engine.core.compiling import CompilingRequests
-from ember.engine.core.constraint import Constraint
-from ember.engine.core.grammar import GrammarError
-from ember.engine.core.grammar_workers import GrammarWorker, GrammarWorkers, Matcher
+from ember.engine.core.grammars.compiling import CompilingRequests
+from ember.engine.core.grammars.constraint import Constraint
+from ember.engine.core.grammars.grammar import GrammarError
+from ember.engine.core.grammars.workers import GrammarWorker, GrammarWorkers, Matcher
 from ember.engine.core.runner import Launched, StepRunner
 from ember.engine.core.scheduler import Scheduled, Scheduler
 from ember.engine.core.sequence import Sequence

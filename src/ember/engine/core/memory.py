@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from ember.engine.description.config import DecoderConfig
 from ember.engine.errors import ModelError
-from ember.engine.layers.attention import MAX_GATHER
-from ember.engine.models.config import DecoderConfig
+from ember.engine.operators.torch_attention import MAX_GATHER
 
 CPU_KV_BYTES = 4 << 30  # at most, where nothing is set
 CPU_KV_SHARE = 0.5  # of the memory that is available

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ember.engine.core.masks import MaskFiller
+from ember.engine.core.grammars.masks import MaskFiller
 from ember.engine.core.sampler import Sampled, describe_token, sample
 from ember.engine.core.scheduler import Scheduled
 from ember.engine.core.sequence import Sequence

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ember.engine.core.bad_words import completed_words
-from ember.engine.core.constraint import NOTHING_LEFT
-from ember.engine.core.masks import FEW, Masks, Values
+from ember.engine.core.grammars.constraint import NOTHING_LEFT
+from ember.engine.core.grammars.masks import FEW, Masks, Values
 from ember.engine.core.sequence import Sequence
 from ember.wire import SamplingParams, TokenLogprobs
 

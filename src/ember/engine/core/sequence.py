@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ember.wire import SamplingParams, TokenLogprobs
 
 if TYPE_CHECKING:
-    from ember.engine.core.constraint import Constraint
+    from ember.engine.core.grammars.constraint import Constraint
     from ember.engine.core.sampler import TokenCounts
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ember.engine.layers.linear import Linear
 
 if TYPE_CHECKING:
-    from ember.engine.layers.quantised import QuantisedLinear
+    from ember.engine.quantization.cpu_int import QuantisedLinear
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ember.engine.layers.rope_config import RopeConfig
+from ember.engine.description.rope_config import RopeConfig
 
 
 @dataclass(slots=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from ember.engine.description.config import DecoderConfig
 from ember.engine.errors import ModelError
 from ember.engine.loading.safetensors_header import TensorEntry
-from ember.engine.models.config import DecoderConfig
 
 
 def check_counts(config: DecoderConfig, entries: Mapping[str, TensorEntry], strip: bool) -> None:

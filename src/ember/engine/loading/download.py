@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ember.engine.description.read_config import read_json
 from ember.engine.errors import ModelError
 from ember.engine.loading.files import INDEX
 from ember.engine.loading.hub_errors import explain, may_pass, no_space, readable
 from ember.engine.loading.hub_files import Repository, text_files, weight_names
 from ember.engine.loading.progress import Progress, Say
-from ember.engine.models.read_config import read_json
 
 WORKERS = 8  # files at once
 TRIES = 3  # of what a passing fault of the network can break

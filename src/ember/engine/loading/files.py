@@ -7,8 +7,8 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+from ember.engine.description.read_config import read_json
 from ember.engine.errors import ModelError
-from ember.engine.models.read_config import read_json
 from ember.regular_file import open_regular
 
 INDEX = "model.safetensors.index.json"

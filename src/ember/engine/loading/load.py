@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ember.engine.description.config import DecoderConfig
 from ember.engine.loading.mapped import Mapped, Warming
 from ember.engine.loading.plan import DTYPES, LoadPlan, make_plan, read_headers
 from ember.engine.loading.progress import Say
 from ember.engine.loading.reader import Reading
-from ember.engine.models.config import DecoderConfig
 
 if TYPE_CHECKING:
     import torch

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ember.engine.description.config import DecoderConfig
+from ember.engine.description.weights import Parameter, parameters
 from ember.engine.errors import ModelError
 from ember.engine.loading.counts import check_counts
 from ember.engine.loading.files import some, weight_files
 from ember.engine.loading.safetensors_header import ITEM_SIZES, TensorEntry, read_header
-from ember.engine.models.config import DecoderConfig
-from ember.engine.models.weights import Parameter, parameters
 
 FLOATS = ("BF16", "F16", "F32", "F64")
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}

@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ember.engine.layers.attention import AttentionPlan, attend, plan_attention
+from ember.engine.description.config import DecoderConfig
 from ember.engine.layers.batch import Batch, KVCache
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.linear import Linear, Pages, can_pack, in_own_memory
 from ember.engine.layers.mlp import ACTIVATIONS, MLP
 from ember.engine.layers.norm import LayerNorm, Norm, RMSNorm
 from ember.engine.layers.rotary import Rotary
-from ember.engine.models.config import DecoderConfig
+from ember.engine.operators.torch_attention import AttentionPlan, attend, plan_attention
 
 if TYPE_CHECKING:
-    from ember.engine.models.fused import FusedForward
-    from ember.engine.models.native import NativeForward
+    from ember.engine.operators.native_ops import NativeForward
+    from ember.engine.operators.triton_ops import FusedForward
 
 
 _DONE = object()
@@ -98,7 +98,7 @@ class Decoder:
 
         Raises ImportError where triton is not installed.
         """
-        from ember.engine.models.fused import FusedForward
+        from ember.engine.operators.triton_ops import FusedForward
 
         if FusedForward.serves(self):
             self._fused = FusedForward(self)
@@ -107,7 +107,7 @@ class Decoder:
     def use_native(self, weights: str = "auto") -> bool:
         """From here on run in the C library for CPUs, where it is there and serves this form of decoder on this
         machine; returns whether. Weights then stay plain, or become `weights`: int8 or int4."""
-        from ember.engine.models.native import NativeForward
+        from ember.engine.operators.native_ops import NativeForward
 
         library = NativeForward.library_for(self, weights)
         if library is not None:

@@ -17,8 +17,8 @@ from typing import Literal, Self
 import msgspec
 
 from ember.front.api.schemas import CompletionRequest, GenerationRequest
-from ember.front.client import Engine
 from ember.front.errors import bad_request
+from ember.front.link.client import Engine
 from ember.wire import Ready, SamplingParams, SequenceOutput, TokenLogprobs
 
 MAX_LENGTH_PENALTY = 20.0  # beyond it powers of a length leave the range of floating point numbers

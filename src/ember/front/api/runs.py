@@ -16,7 +16,7 @@ from ember.front.api.prompt import Prompt
 from ember.front.api.samples import Piece, Sample, TextOptions
 from ember.front.api.services import Services
 from ember.front.errors import ApiError
-from ember.front.generation import Generation
+from ember.front.link.generation import Generation
 from ember.wire import SamplingParams, SequenceOutput, TokenLogprobs
 
 

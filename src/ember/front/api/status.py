@@ -9,8 +9,8 @@ from __future__ import annotations
 from ember import __version__
 from ember.front.api.exchange import Response
 from ember.front.api.services import Services
-from ember.front.client import Engine
 from ember.front.errors import ApiError
+from ember.front.link.client import Engine
 
 STATUS_METHODS = {"/health": ("GET", "HEAD"), "/ping": ("GET", "HEAD", "POST"), "/version": ("GET", "HEAD")}
 

@@ -20,11 +20,11 @@ from aiohttp import HttpVersion11, web
 from ember.front.api.exchange import REQUEST_ID_HEADER, EventStream, Request, Response, request_id
 from ember.front.api.services import Services
 from ember.front.api.status import plain_path, status
-from ember.front.client import EngineError
 from ember.front.errors import ApiError, internal_error, shutting_down
 from ember.front.http.answers import error_answer, json_answer, whole_answer
 from ember.front.http.connection import Server
 from ember.front.http.cors import cors_headers, is_preflight
+from ember.front.link.client import EngineError
 from ember.settings import Settings
 from ember.untrusted_json import MAX_VALUES, UntrustedJsonError, loads_strict
 

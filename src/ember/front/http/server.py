@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from ember.front.api.router import dispatch
-from ember.front.client import EngineError
 from ember.front.http.app import Dispatch, make_app, make_health_app
 from ember.front.http.connection import Server, watch
+from ember.front.link.client import EngineError
 from ember.front.signals import on_signals
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ def report_unhealthy(reason: str) -> None:
 
 def boot_failure(error: BaseException) -> str:
     """Log a boot that failed, in one line; an unexpected reason with its traceback. Returns the line."""
-    from ember.front.client import EngineError
+    from ember.front.link.client import EngineError
 
     message = " ".join(str(error).split()) or type(error).__name__
     log.error("%s", message, exc_info=None if isinstance(error, EngineError) else error)

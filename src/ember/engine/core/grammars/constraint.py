@@ -1,6 +1,6 @@
 """What one sample may say next: reasoning up to its budget, then what its grammar allows.
 
-The grammar is followed in a process of its own (`grammar_workers`), so its mask may be late, and so may the news that a
+The grammar is followed in a process of its own (`grammars.workers`), so its mask may be late, and so may the news that a
 token was taken in.
 
 A constraint lives as long as its sequence, through preemption too: tokens that were sampled once are computed again,
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ember.engine.core.grammar import GrammarError
+from ember.engine.core.grammars.grammar import GrammarError
 from ember.wire import SamplingParams, Thinking
 
 if TYPE_CHECKING:
-    from ember.engine.core.grammar_workers import Matcher
+    from ember.engine.core.grammars.workers import Matcher
 
 Bits = NDArray[np.int32]  # [words]; bit i of word w stands for token 32 w + i
 NOTHING_LEFT = "other options of the request forbid every token that may follow"

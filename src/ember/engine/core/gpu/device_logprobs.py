@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ember.engine.core.accelerator import Accelerator
+from ember.engine.core.gpu.accelerator import Accelerator
 from ember.wire import TokenLogprobs
 from ember_kernels.sampling_logprobs import MAX_TOP, logprobs
 

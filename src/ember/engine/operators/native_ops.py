@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ember.engine.layers.attention import attend_written, plan_attention
+from ember.engine.description.native_forms import SMALL_ALIGNMENT, serves
 from ember.engine.layers.batch import Batch, KVCache
 from ember.engine.layers.linear import Linear, Pages
 from ember.engine.layers.norm import Norm, RMSNorm
-from ember.engine.layers.quantised import BITS, QuantisedLinear, Scratch
-from ember.engine.models.native_forms import SMALL_ALIGNMENT, serves
+from ember.engine.operators.torch_attention import attend_written, plan_attention
+from ember.engine.quantization.cpu_int import BITS, QuantisedLinear, Scratch
 from ember_cpu import library as native
 from ember_cpu.variants import cpu_flags, cpu_has_bfloat16
 

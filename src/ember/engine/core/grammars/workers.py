@@ -24,9 +24,9 @@ from threading import RLock
 import numpy as np
 from numpy.typing import NDArray
 
-from ember.engine.core.grammar import size_error
-from ember.engine.core.grammar_host import mask_bytes
-from ember.engine.core.grammar_messages import (
+from ember.engine.core.grammars.grammar import size_error
+from ember.engine.core.grammars.host import mask_bytes
+from ember.engine.core.grammars.messages import (
     Command,
     Fork,
     Hello,
@@ -38,7 +38,7 @@ from ember.engine.core.grammar_messages import (
     Start,
     encode,
 )
-from ember.engine.core.grammar_worker import COUNTED_SECONDS, DEMOTE_AFTER_S, NUM_SLOW, GrammarWorker, Matcher, State
+from ember.engine.core.grammars.worker import COUNTED_SECONDS, DEMOTE_AFTER_S, NUM_SLOW, GrammarWorker, Matcher, State
 from ember.wire import Grammar
 
 MAX_WORKERS = 128  # processes
@@ -288,7 +288,7 @@ class GrammarWorkers:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ember.engine.core.grammar_host", str(theirs.fileno())],
+                [sys.executable, "-m", "ember.engine.core.grammars.host", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},  # and no secrets
                 stdin=subprocess.DEVNULL,

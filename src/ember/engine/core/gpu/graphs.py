@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from ember.engine.core.accelerator import Accelerator
+from ember.engine.core.gpu.accelerator import Accelerator
 
 log = logging.getLogger(__name__)
 

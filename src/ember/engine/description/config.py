@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ember.engine.layers.rope_config import RopeConfig
+from ember.engine.description.rope_config import RopeConfig
 
 Norm = Literal["rms", "layer"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ember.engine.models.config import DecoderConfig
+from ember.engine.description.config import DecoderConfig
 from ember_cpu.variants import VARIANTS
 
 ALIGNMENT = 32  # elements: rows of matrices and heads are whole registers

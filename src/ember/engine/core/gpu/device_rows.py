@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ember.engine.core.accelerator import Accelerator
-from ember.engine.core.row_limits import Limits, RowTables
+from ember.engine.core.gpu.accelerator import Accelerator
+from ember.engine.core.gpu.row_limits import Limits, RowTables
 from ember.engine.core.sequence import Sequence
 from ember_kernels.step_update import KEEP_TOKEN, SAMPLING_FIELDS, Record
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ember.engine.core.accelerator import Accelerator
+from ember.engine.core.gpu.accelerator import Accelerator
 from ember_kernels.step_update import ENTRY, HEADER, RECORD_HEADER, SAMPLING_FIELDS, Record, StepUpdate, pack_step
 
 ENTRIES = 16_384  # new pages in the buffer at most; what is more goes ahead in parts

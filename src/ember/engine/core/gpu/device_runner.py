@@ -20,20 +20,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ember.engine.core.accelerator import Accelerator
-from ember.engine.core.device_logprobs import Underway, Wanted
-from ember.engine.core.device_rows import DeviceRows, Row
-from ember.engine.core.graphs import DecodeGraphs
-from ember.engine.core.late_rows import BROKEN, LateDraw, LateRow, LateRows
-from ember.engine.core.row_limits import TABLE_WORD, RowTables
+from ember.engine.core.gpu.accelerator import Accelerator
+from ember.engine.core.gpu.device_logprobs import Underway, Wanted
+from ember.engine.core.gpu.device_rows import DeviceRows, Row
+from ember.engine.core.gpu.graphs import DecodeGraphs
+from ember.engine.core.gpu.late_rows import BROKEN, LateDraw, LateRow, LateRows
+from ember.engine.core.gpu.row_limits import TABLE_WORD, RowTables
+from ember.engine.core.gpu.step_buffer import ENTRIES, Entry, StepBuffer
 from ember.engine.core.runner import SCORED_ROWS, StepResult, is_last_chunk
 from ember.engine.core.sampler import Sampled
 from ember.engine.core.scheduler import Scheduled
 from ember.engine.core.sequence import Sequence
-from ember.engine.core.step_buffer import ENTRIES, Entry, StepBuffer
 from ember.engine.layers.batch import KVCache
 from ember.engine.models.decoder import Decoder
-from ember.engine.models.fused import FusedStep
+from ember.engine.operators.triton_ops import FusedStep
 from ember_kernels.sampling import Workspace, sample
 from ember_kernels.step import gather_block_tables, prepare_step, step_rows, store_tokens
 from ember_kernels.step_update import SAMPLING_FIELDS, Record

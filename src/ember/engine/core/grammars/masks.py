@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ember.engine.core.constraint import Bits, Constraint
-from ember.engine.core.grammar import GrammarError
+from ember.engine.core.grammars.constraint import Bits, Constraint
+from ember.engine.core.grammars.grammar import GrammarError
 from ember.engine.core.sequence import Sequence
 
 if TYPE_CHECKING:
-    from ember.engine.core.grammar_workers import GrammarWorkers
+    from ember.engine.core.grammars.workers import GrammarWorkers
 
 PATIENCE_S = 0.005  # that a step waits for masks after its forward pass; a row without one is drawn in another step
 _SLICE_S = 0.002

@@ -1,4 +1,4 @@
-"""The process that keeps grammars away from the engine: `python -m ember.engine.core.grammar_host FD`.
+"""The process that keeps grammars away from the engine: `python -m ember.engine.core.grammars.host FD`.
 
 The host loads llguidance's view of the tokenizer once and then forks a worker for each grammar, which costs a few
 milliseconds and shares that memory. A worker compiles its grammar, follows every sample of it and writes their masks
@@ -27,8 +27,8 @@ from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from ember.engine.core.grammar import GrammarError, compile_grammar, load_tokenizer
-from ember.engine.core.grammar_messages import (
+from ember.engine.core.grammars.grammar import GrammarError, compile_grammar, load_tokenizer
+from ember.engine.core.grammars.messages import (
     NUM_QUICK,
     QUICK_SECONDS,
     Command,

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ember.engine.core.accelerator import Accelerator
 from ember.engine.core.bad_words import completed_words
-from ember.engine.core.constraint import NOTHING_LEFT
-from ember.engine.core.device_logprobs import Underway, Wanted
-from ember.engine.core.device_rows import Row
-from ember.engine.core.masks import MaskFiller, Masks
-from ember.engine.core.row_limits import BIAS_WIDTH, MASK_WORD, TABLE_WORD, RowTables, Words, bitmask, uses_table
+from ember.engine.core.gpu.accelerator import Accelerator
+from ember.engine.core.gpu.device_logprobs import Underway, Wanted
+from ember.engine.core.gpu.device_rows import Row
+from ember.engine.core.gpu.row_limits import BIAS_WIDTH, MASK_WORD, TABLE_WORD, RowTables, Words, bitmask, uses_table
+from ember.engine.core.grammars.constraint import NOTHING_LEFT
+from ember.engine.core.grammars.masks import MaskFiller, Masks
 from ember.engine.core.sequence import Sequence
 from ember_kernels.sampling import Workspace, sample
 from ember_kernels.step import store_tokens

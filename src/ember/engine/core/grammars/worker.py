@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ember.engine.core.grammar_messages import NUM_QUICK, QUICK_SECONDS, Command, Mailbox, Order, Reply
+from ember.engine.core.grammars.messages import NUM_QUICK, QUICK_SECONDS, Command, Mailbox, Order, Reply
 from ember.wire import Grammar
 
 if TYPE_CHECKING:
-    from ember.engine.core.grammar_workers import GrammarWorkers
+    from ember.engine.core.grammars.workers import GrammarWorkers
 
 _NICE = 19
 DEMOTE_AFTER_S = 0.01  # of the processor; then the rest of it runs when nobody else wants the processor

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ember import untrusted_json
+from ember.engine.description.config import DecoderConfig
+from ember.engine.description.families import FAMILIES, MODEL_TYPES
+from ember.engine.description.fields import Fields, listed, shown
+from ember.engine.description.known_fields import HARMLESS, HARMLESS_VALUES, NEUTRAL
 from ember.engine.errors import ModelError
-from ember.engine.models.config import DecoderConfig
-from ember.engine.models.families import FAMILIES, MODEL_TYPES
-from ember.engine.models.fields import Fields, listed, shown
-from ember.engine.models.known_fields import HARMLESS, HARMLESS_VALUES, NEUTRAL
 from ember.regular_file import MAX_JSON_BYTES
 from ember.untrusted_json import UntrustedJsonError
 

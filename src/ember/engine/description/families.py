@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
+from ember.engine.description import known_fields
+from ember.engine.description.config import DecoderConfig, WeightNames
+from ember.engine.description.fields import MAX_INTEGER, Fields, listed, shown
+from ember.engine.description.rope_config import RopeConfig
 from ember.engine.errors import ModelError
-from ember.engine.layers.rope_config import RopeConfig
-from ember.engine.models import known_fields
-from ember.engine.models.config import DecoderConfig, WeightNames
-from ember.engine.models.fields import MAX_INTEGER, Fields, listed, shown
 
 LLAMA_NAMES = WeightNames(
     layer="model.layers.{}.",

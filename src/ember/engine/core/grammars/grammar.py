@@ -1,6 +1,6 @@
 """From a grammar's text to llguidance's matcher, or to an error that the client can act on.
 
-Nothing here runs in the engine's own process: `grammar_host` calls it in a process for each grammar, since some texts
+Nothing here runs in the engine's own process: `grammars.host` calls it in a process for each grammar, since some texts
 keep the library busy for hours or end its process. llguidance's own limits come first, because they name the cause.
 """
 

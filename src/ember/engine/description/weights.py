@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ember.engine.models.config import DecoderConfig
+from ember.engine.description.config import DecoderConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,13 +17,13 @@ import msgspec
 
 from ember import wire
 from ember.boot import Timeline
-from ember.front.admission import Admission
 from ember.front.errors import ApiError
-from ember.front.generation import Generation
-from ember.front.liveness import is_ending, is_stopped
-from ember.front.silence import Silence
-from ember.front.spawn import EngineProcess, spawn
-from ember.front.suspects import Suspects, fingerprint
+from ember.front.link.admission import Admission
+from ember.front.link.generation import Generation
+from ember.front.link.liveness import is_ending, is_stopped
+from ember.front.link.silence import Silence
+from ember.front.link.spawn import EngineProcess, spawn
+from ember.front.link.suspects import Suspects, fingerprint
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ember.engine.core.grammar_workers import GrammarWorker, GrammarWorkers, State
+from ember.engine.core.grammars.workers import GrammarWorker, GrammarWorkers, State
 from ember.wire import Grammar
 
 if TYPE_CHECKING:

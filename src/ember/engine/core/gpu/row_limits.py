@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ember.engine.core.accelerator import Accelerator
+from ember.engine.core.gpu.accelerator import Accelerator
 from ember.engine.core.sequence import Sequence
 from ember.wire import SamplingParams
 from ember_kernels.sampling import Constraints
