@@ -16,18 +16,18 @@ _NOT_HERE = ("stream", "stream_options", "tools", "functions", "use_beam_search"
 _OF_PROMPT = ("prompt_logprobs", "prompt_token_ids", "prompt_text", "metrics")
 
 
-async def create_chat_batch(services: Services, request: Request) -> Response:
+async def create_chat_batch(services: Services, raw_request: Request) -> Response:
     """Choice i answers conversation i. All run at once, and one that fails ends them all. Raises ApiError."""
-    fields = await parse_body(BatchChatRequest, request.body)
-    services.check_model(fields.model)
+    request = await parse_body(BatchChatRequest, raw_request.body)
+    services.check_model(request.model)
     for name in _NOT_HERE:
-        if request.body.get(name):
+        if raw_request.body.get(name):
             raise bad_request(f"`{name}` is not supported by /v1/chat/completions/batch.", name)
-    if fields.n not in (None, 1):
-        raise bad_request(f"n must be 1 in /v1/chat/completions/batch, got {fields.n}.", "n")
+    if request.n not in (None, 1):
+        raise bad_request(f"n must be 1 in /v1/chat/completions/batch, got {request.n}.", "n")
     tasks = [
-        asyncio.create_task(_answer(services, request, {**request.body, "messages": conversation}, index))
-        for index, conversation in enumerate(request.body["messages"])
+        asyncio.create_task(_answer(services, raw_request, {**raw_request.body, "messages": conversation}, index))
+        for index, conversation in enumerate(raw_request.body["messages"])
     ]
     try:
         answers = await asyncio.gather(*tasks)
@@ -38,10 +38,10 @@ async def create_chat_batch(services: Services, request: Request) -> Response:
     return Response(200, _joined([answer.body for answer in answers]), answers[0].headers)
 
 
-async def _answer(services: Services, request: Request, body: dict[str, Any], index: int) -> Response:
+async def _answer(services: Services, raw_request: Request, body: dict[str, Any], index: int) -> Response:
     """Raises ApiError, whose `param` says in which conversation the fault is."""
     try:
-        answer = await create_chat_completion(services, Request("POST", request.path, body, request.headers))
+        answer = await create_chat_completion(services, Request("POST", raw_request.path, body, raw_request.headers))
     except ApiError as error:
         if error.param is not None and error.param.partition(".")[0] == "messages":
             error.param = f"messages.{index}{error.param.removeprefix('messages')}"

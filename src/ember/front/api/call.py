@@ -92,8 +92,8 @@ class Call:
 
 
 def open_call(
-    request: Request,
-    fields: GenerationRequest,
+    raw_request: Request,
+    request: GenerationRequest,
     services: Services,
     info: Ready,
     prompts: Sequence[Prompt],
@@ -106,54 +106,56 @@ def open_call(
     `ignored` are the parts of the request that were found to have no effect, beside the fields nobody knows. With a
     `reading`, that of a chat, there is one prompt.
     """
-    params = sampling_params(fields, services, info)
+    params = sampling_params(request, services, info)
     if reading is not None:
         params = reading.constrained(params, prompts[0].token_ids)
         _check_thinking(params.thinking, info)
-    beams = requested_beams(fields, params, info)
+    beams = requested_beams(request, params, info)
     check_num_samples(beams.width if beams else params.n, len(prompts), info)
-    stop = stop_strings(fields, services.settings)
-    rank = priority(fields, request.headers.get("x-vllm-priority"))
-    usage = stream_usage(fields, services.settings)
-    repetition = requested_repetition(fields)
+    stop = stop_strings(request, services.settings)
+    rank = priority(request, raw_request.headers.get("x-vllm-priority"))
+    usage = stream_usage(request, services.settings)
+    repetition = requested_repetition(request)
     shows_special = services.generation_defaults.get("skip_special_tokens") is False
     ends = frozenset(params.stop_token_ids).union(() if params.ignore_eos else info.eos_token_ids)
     jobs = []
     for prompt in prompts:
-        sampling = with_lengths(params, fields, services, info, len(prompt.token_ids))
+        sampling = with_lengths(params, request, services, info, len(prompt.token_ids))
         text = TextOptions(
             stop=stop,
-            include_stop=bool(fields.include_stop_str_in_output),
+            include_stop=bool(request.include_stop_str_in_output),
             min_tokens=sampling.min_tokens,
-            skip_special_tokens=not shows_special if fields.skip_special_tokens is None else fields.skip_special_tokens,
-            spaces_between_special_tokens=fields.spaces_between_special_tokens is not False,
+            skip_special_tokens=not shows_special
+            if request.skip_special_tokens is None
+            else request.skip_special_tokens,
+            spaces_between_special_tokens=request.spaces_between_special_tokens is not False,
             end_token_ids=ends,
             stop_token_ids=frozenset(params.stop_token_ids),
             repetition=repetition,
             reading=reading,
         )
-        jobs.append(Job(prompt, sampling, text, rank, fields.cache_salt, n=fields.n or 1, beams=beams))
-    as_ids = fields.return_tokens_as_token_ids
+        jobs.append(Job(prompt, sampling, text, rank, request.cache_salt, n=request.n or 1, beams=beams))
+    as_ids = request.return_tokens_as_token_ids
     if as_ids is None:
         as_ids = services.settings.return_tokens_as_token_ids
-    given = request.headers.get(REQUEST_ID_HEADER.lower())  # the header wins
-    if fields.request_id is not None and not is_fit_id(fields.request_id):
+    given = raw_request.headers.get(REQUEST_ID_HEADER.lower())  # the header wins
+    if request.request_id is not None and not is_fit_id(request.request_id):
         message = f"`request_id` must be 1 to {MAX_ID_CHARS} printable ASCII characters."
         raise bad_request(message, "request_id")
-    name = request_id(given, fields.request_id, REQUEST_ID.get())
+    name = request_id(given, request.request_id, REQUEST_ID.get())
     return Call(
         services=services,
         info=info,
         id=f"{id_prefix}-{name}",
         created=int(time.time()),
         headers=_headers(
-            [*ignored_fields(fields, REFUSED), *_unread_options(fields, services), *ignored], services, name
+            [*ignored_fields(request, REFUSED), *_unread_options(request, services), *ignored], services, name
         ),
         stream_usage=usage,
-        stream_interval=fields.stream_interval or services.settings.stream_interval,
+        stream_interval=request.stream_interval or services.settings.stream_interval,
         names=TokenNames(services.tokenizer, as_ids),
         jobs=jobs,
-        arrived=request.arrived,
+        arrived=raw_request.arrived,
     )
 
 
@@ -171,11 +173,11 @@ def _check_thinking(thinking: Thinking | None, info: Ready) -> None:
         raise bad_request(message, "thinking_token_budget")
 
 
-def _unread_options(fields: GenerationRequest, services: Services) -> list[str]:
+def _unread_options(request: GenerationRequest, services: Services) -> list[str]:
     """Options that have no effect together with the others, or in this deployment."""
     message = "the request field %s has no effect, as use_beam_search is or is not set (said once per name)"
-    names = reported(without_effect(fields), message)
-    if fields.priority and services.settings.scheduling_policy != "priority":
+    names = reported(without_effect(request), message)
+    if request.priority and services.settings.scheduling_policy != "priority":
         names += reported(["priority"], "the request field %s needs SCHEDULING_POLICY=priority (said once per name)")
     return names
 

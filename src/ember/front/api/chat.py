@@ -23,41 +23,41 @@ from ember.front.text.output import Content
 from ember.wire import Ready
 
 
-async def create_chat_completion(services: Services, request: Request) -> Response | EventStream:
+async def create_chat_completion(services: Services, raw_request: Request) -> Response | EventStream:
     """Raises ApiError for every failure before the first token."""
-    fields = await parse_body(ChatRequest, request.body)
-    services.check_model(fields.model)
-    refuse_unsupported(fields)
-    refuse_template_overrides(fields)
-    tools = requested_tools(fields, services)
-    adds_generation_prompt(fields)
+    request = await parse_body(ChatRequest, raw_request.body)
+    services.check_model(request.model)
+    refuse_unsupported(request)
+    refuse_template_overrides(request)
+    tools = requested_tools(request, services)
+    adds_generation_prompt(request)
     info = await services.ready()
-    call = await in_thread(fields, _open, request, fields, services, info, tools)
-    if fields.stream:
-        return EventStream(await start_stream(call, _Chunks(call, fields)), call.headers)
-    return await _answer(call, fields)
+    call = await in_thread(request, _open, raw_request, request, services, info, tools)
+    if request.stream:
+        return EventStream(await start_stream(call, _Chunks(call, request)), call.headers)
+    return await _answer(call, request)
 
 
-def _open(request: Request, fields: ChatRequest, services: Services, info: Ready, tools: ToolUse) -> Call:
-    reading = requested_reading(fields, services, tools, asked_variables(fields, services))
-    prompt, unread = chat_prompt(fields, services, info, tools.shown)
-    return open_call(request, fields, services, info, [prompt], "chatcmpl", unread, reading)
+def _open(raw_request: Request, request: ChatRequest, services: Services, info: Ready, tools: ToolUse) -> Call:
+    reading = requested_reading(request, services, tools, asked_variables(request, services))
+    prompt, unread = chat_prompt(request, services, info, tools.shown)
+    return open_call(raw_request, request, services, info, [prompt], "chatcmpl", unread, reading)
 
 
-def _is_legacy(fields: ChatRequest) -> bool:
+def _is_legacy(request: ChatRequest) -> bool:
     """Whether calls are told under their names of 2023."""
-    return bool(fields.functions)
+    return bool(request.functions)
 
 
 # ------------------------------------------------------------------------------------------------------ whole answer
 
 
-async def _answer(call: Call, fields: ChatRequest) -> Response:
+async def _answer(call: Call, request: ChatRequest) -> Response:
     async with call.runs() as runs:
         choices = await runs.collect()
     run = runs.runs[0]
     prompt = run.job.prompt
-    role = response_role(fields, call.services)
+    role = response_role(request, call.services)
     body = {
         "id": call.id,
         "object": "chat.completion",
@@ -65,11 +65,11 @@ async def _answer(call: Call, fields: ChatRequest) -> Response:
         "model": call.services.model_name,
         "service_tier": None,
         "system_fingerprint": call.fingerprint,
-        "choices": [_choice_body(choice, role, call, fields) for choice in choices],
+        "choices": [_choice_body(choice, role, call, request) for choice in choices],
         "usage": call.usage(runs, runs.completion_tokens()),
-        "prompt_logprobs": prompt_logprobs(run.prompt_logprobs, fields.prompt_logprobs or 0, call.names),
-        "prompt_token_ids": prompt.token_ids if fields.return_token_ids else None,
-        "prompt_text": prompt.text if fields.return_prompt_text else None,
+        "prompt_logprobs": prompt_logprobs(run.prompt_logprobs, request.prompt_logprobs or 0, call.names),
+        "prompt_token_ids": prompt.token_ids if request.return_token_ids else None,
+        "prompt_text": prompt.text if request.return_prompt_text else None,
         "kv_transfer_params": None,
         "ec_transfer_params": None,
         "metrics": call.metrics(runs),
@@ -77,9 +77,9 @@ async def _answer(call: Call, fields: ChatRequest) -> Response:
     return Response(200, body, call.headers)
 
 
-def _choice_body(choice: Piece, role: str, call: Call, fields: ChatRequest) -> dict[str, Any]:
-    logprobs = chat_logprobs(choice.logprobs, fields.top_logprobs or 0, call.names) if fields.logprobs else None
-    message = {"role": role, **message_fields(choice, _is_legacy(fields))}
+def _choice_body(choice: Piece, role: str, call: Call, request: ChatRequest) -> dict[str, Any]:
+    logprobs = chat_logprobs(choice.logprobs, request.top_logprobs or 0, call.names) if request.logprobs else None
+    message = {"role": role, **message_fields(choice, _is_legacy(request))}
     if echo := call.jobs[0].prompt.echo:
         message["content"] = echo + (message["content"] or "")
     return {
@@ -88,7 +88,7 @@ def _choice_body(choice: Piece, role: str, call: Call, fields: ChatRequest) -> d
         "logprobs": logprobs,
         "finish_reason": choice.finish_reason,
         "stop_reason": choice.stop_reason,
-        "token_ids": choice.token_ids if fields.return_token_ids else None,
+        "token_ids": choice.token_ids if request.return_token_ids else None,
         "routed_experts": None,
         "weight_versions": None,
     }
@@ -100,10 +100,10 @@ def _choice_body(choice: Piece, role: str, call: Call, fields: ChatRequest) -> d
 class _Chunks:
     """Writes the chunks of one stream. Everything that never changes is encoded once."""
 
-    def __init__(self, call: Call, fields: ChatRequest) -> None:
+    def __init__(self, call: Call, request: ChatRequest) -> None:
         self._call = call
-        self._fields = fields
-        self._is_legacy = _is_legacy(fields)
+        self._request = request
+        self._is_legacy = _is_legacy(request)
         self._head = {
             "id": call.id,
             "object": "chat.completion.chunk",
@@ -111,14 +111,14 @@ class _Chunks:
             "model": call.services.model_name,
         }
         self._prefix = f'data: {json_text(self._head)[:-1]},"choices":[{{"index":'
-        self._is_plain = not (fields.logprobs or fields.return_token_ids or call.stream_usage.in_chunks)
+        self._is_plain = not (request.logprobs or request.return_token_ids or call.stream_usage.in_chunks)
 
     def opening(self, runs: Runs) -> list[str]:
         """The role, and the echo, of every choice."""
         prompt = self._call.jobs[0].prompt
-        role = response_role(self._fields, self._call.services)
-        extra: dict[str, Any] = {"prompt_token_ids": prompt.token_ids if self._fields.return_token_ids else None}
-        if self._fields.return_prompt_text:
+        role = response_role(self._request, self._call.services)
+        extra: dict[str, Any] = {"prompt_token_ids": prompt.token_ids if self._request.return_token_ids else None}
+        if self._request.return_prompt_text:
             extra["prompt_text"] = prompt.text
         chunks = [
             self._event(runs, {"index": index, "delta": {"role": role, "content": ""}, **_OPEN}, 0, extra)
@@ -140,16 +140,16 @@ class _Chunks:
             elif piece.deltas:
                 return self._plain_event(piece.choice, json_text(delta_fields(piece, self._is_legacy)))
             return self._plain_event(piece.choice, f'{{"content":{json_text(text)}}}') if text else None
-        fields = self._fields
+        request = self._request
         choice: dict[str, Any] = {
             "index": piece.choice,
             "delta": delta_fields(piece, self._is_legacy),
             "logprobs": None,
             "finish_reason": piece.finish_reason,
         }
-        if fields.logprobs and piece.logprobs:
-            choice["logprobs"] = chat_logprobs(piece.logprobs, fields.top_logprobs or 0, self._call.names)
-        if fields.return_token_ids:
+        if request.logprobs and piece.logprobs:
+            choice["logprobs"] = chat_logprobs(piece.logprobs, request.top_logprobs or 0, self._call.names)
+        if request.return_token_ids:
             choice["token_ids"] = piece.token_ids
         extra = {}
         if piece.finish_reason is not None:

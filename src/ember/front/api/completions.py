@@ -19,34 +19,34 @@ from ember.front.api.unsupported import refuse_unsupported
 from ember.wire import Ready
 
 
-async def create_completion(services: Services, request: Request) -> Response | EventStream:
+async def create_completion(services: Services, raw_request: Request) -> Response | EventStream:
     """Raises ApiError for every failure before the first token."""
-    fields = await parse_body(CompletionRequest, request.body)
-    services.check_model(fields.model)
-    refuse_unsupported(fields)
+    request = await parse_body(CompletionRequest, raw_request.body)
+    services.check_model(request.model)
+    refuse_unsupported(request)
     info = await services.ready()
-    call = await in_thread(fields, _open, request, fields, services, info)
-    if fields.stream:
-        return EventStream(await start_stream(call, _Chunks(call, fields)), call.headers)
-    return await _answer(call, fields)
+    call = await in_thread(request, _open, raw_request, request, services, info)
+    if request.stream:
+        return EventStream(await start_stream(call, _Chunks(call, request)), call.headers)
+    return await _answer(call, request)
 
 
-def _open(request: Request, fields: CompletionRequest, services: Services, info: Ready) -> Call:
-    prompts = completion_prompts(fields, services, info)
-    return open_call(request, fields, services, info, prompts, "cmpl")
+def _open(raw_request: Request, request: CompletionRequest, services: Services, info: Ready) -> Call:
+    prompts = completion_prompts(request, services, info)
+    return open_call(raw_request, request, services, info, prompts, "cmpl")
 
 
 class _Choice:
     """What a choice shows of its pieces: the echo comes before the first one, columns of logprobs run on."""
 
-    def __init__(self, index: int, call: Call, fields: CompletionRequest) -> None:
+    def __init__(self, index: int, call: Call, request: CompletionRequest) -> None:
         job = call.jobs[index // call.n]
         self._prompt = job.prompt
-        self._echo_is_due = bool(fields.echo)
+        self._echo_is_due = bool(request.echo)
         self._columns: CompletionLogprobs | None = None
-        if fields.logprobs is not None:
+        if request.logprobs is not None:
             detokenizer = job.text.detokenizer(call.services.tokenizer, job.prompt.token_ids)
-            self._columns = CompletionLogprobs(fields.logprobs, call.names, detokenizer)
+            self._columns = CompletionLogprobs(request.logprobs, call.names, detokenizer)
 
     def show(self, piece: Piece, run: Run) -> tuple[str, dict[str, list[Any]] | None]:
         """Text and logprobs of this piece, with those of the prompt where they are due."""
@@ -71,7 +71,7 @@ class _Choice:
 # ------------------------------------------------------------------------------------------------------ whole answer
 
 
-async def _answer(call: Call, fields: CompletionRequest) -> Response:
+async def _answer(call: Call, request: CompletionRequest) -> Response:
     async with call.runs() as runs:
         choices = await runs.collect()
     body = {
@@ -79,7 +79,7 @@ async def _answer(call: Call, fields: CompletionRequest) -> Response:
         "object": "text_completion",
         "created": call.created,
         "model": call.services.model_name,
-        "choices": [_choice_body(piece, runs.runs[piece.choice // call.n], call, fields) for piece in choices],
+        "choices": [_choice_body(piece, runs.runs[piece.choice // call.n], call, request) for piece in choices],
         "service_tier": None,
         "system_fingerprint": call.fingerprint,
         "usage": call.usage(runs, runs.completion_tokens()),
@@ -90,20 +90,20 @@ async def _answer(call: Call, fields: CompletionRequest) -> Response:
     return Response(200, body, call.headers)
 
 
-def _choice_body(piece: Piece, run: Run, call: Call, fields: CompletionRequest) -> dict[str, Any]:
-    text, columns = _Choice(piece.choice, call, fields).show(piece, run)
+def _choice_body(piece: Piece, run: Run, call: Call, request: CompletionRequest) -> dict[str, Any]:
+    text, columns = _Choice(piece.choice, call, request).show(piece, run)
     scores = None
-    if fields.prompt_logprobs is not None:
-        scores = prompt_logprobs(run.prompt_logprobs, fields.prompt_logprobs, call.names)
+    if request.prompt_logprobs is not None:
+        scores = prompt_logprobs(run.prompt_logprobs, request.prompt_logprobs, call.names)
     return {
         "index": piece.choice,
         "text": text,
         "logprobs": columns,
         "finish_reason": piece.finish_reason,
         "stop_reason": piece.stop_reason,
-        "token_ids": piece.token_ids if fields.return_token_ids else None,
+        "token_ids": piece.token_ids if request.return_token_ids else None,
         "prompt_logprobs": scores,
-        "prompt_token_ids": run.job.prompt.token_ids if fields.return_token_ids else None,
+        "prompt_token_ids": run.job.prompt.token_ids if request.return_token_ids else None,
         "routed_experts": None,
         "weight_versions": None,
     }
@@ -115,10 +115,10 @@ def _choice_body(piece: Piece, run: Run, call: Call, fields: CompletionRequest) 
 class _Chunks:
     """Writes the chunks of one stream. Everything that never changes is encoded once."""
 
-    def __init__(self, call: Call, fields: CompletionRequest) -> None:
+    def __init__(self, call: Call, request: CompletionRequest) -> None:
         self._call = call
-        self._fields = fields
-        self._choices = [_Choice(index, call, fields) for index in range(call.num_choices)]
+        self._request = request
+        self._choices = [_Choice(index, call, request) for index in range(call.num_choices)]
         self._has_begun = [False] * call.num_choices
         self._head = {
             "id": call.id,
@@ -128,7 +128,7 @@ class _Chunks:
         }
         self._prefix = f'data: {json_text(self._head)[:-1]},"choices":[{{"index":'
         self._is_plain = not (
-            fields.echo or fields.logprobs is not None or fields.return_token_ids or call.stream_usage.in_chunks
+            request.echo or request.logprobs is not None or request.return_token_ids or call.stream_usage.in_chunks
         )
 
     def opening(self, runs: Runs) -> list[str]:
@@ -146,7 +146,7 @@ class _Chunks:
         run = runs.runs[piece.choice // self._call.n]
         shown = self._choices[piece.choice]
         text, columns = shown.show(piece, run)
-        tells_tokens = (columns and columns["tokens"]) or (piece.token_ids and self._fields.return_token_ids)
+        tells_tokens = (columns and columns["tokens"]) or (piece.token_ids and self._request.return_token_ids)
         if not (text or tells_tokens or piece.finish_reason):
             return None
         choice: dict[str, Any] = {
@@ -156,7 +156,7 @@ class _Chunks:
             "finish_reason": piece.finish_reason,
             "stop_reason": piece.stop_reason,
         }
-        if self._fields.return_token_ids:
+        if self._request.return_token_ids:
             if not self._has_begun[piece.choice]:
                 choice["prompt_token_ids"] = run.job.prompt.token_ids
             choice["token_ids"] = piece.token_ids

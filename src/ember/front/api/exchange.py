@@ -11,7 +11,10 @@ from typing import Any
 
 @dataclass(slots=True)
 class Request:
-    """One request. `headers` has lower-case names; `path` is as it was sent, percent-encoding included."""
+    """One request as a face received it: `raw_request` in signatures. `request` is its body, validated (`schemas.py`).
+
+    `headers` has lower-case names; `path` is as it was sent, percent-encoding included.
+    """
 
     method: str
     path: str

@@ -11,17 +11,17 @@ from ember.front.api.services import Services
 from ember.front.errors import ApiError, bad_request
 
 
-async def invoke(services: Services, request: Request) -> Response | EventStream:
+async def invoke(services: Services, raw_request: Request) -> Response | EventStream:
     """A chat where the body has `messages`, a completion where it has a `prompt`; with both, a chat if it is a valid
     one. Raises ApiError."""
-    given = request.body if isinstance(request.body, dict) else {}
+    given = raw_request.body if isinstance(raw_request.body, dict) else {}
     has_messages, has_prompt = (given.get(name) is not None for name in ("messages", "prompt"))
     if has_messages and has_prompt:
-        has_messages = await _is_chat(request)
+        has_messages = await _is_chat(raw_request)
     if has_messages:
-        return await create_chat_completion(services, request)
+        return await create_chat_completion(services, raw_request)
     if has_prompt:
-        return await create_completion(services, request)
+        return await create_completion(services, raw_request)
     message = (
         "Cannot find suitable handler for request. Expected one of: ['ChatCompletionRequest', 'CompletionRequest'], "
         "which have `messages` or a `prompt`."
@@ -29,9 +29,9 @@ async def invoke(services: Services, request: Request) -> Response | EventStream
     raise bad_request(message, "body")
 
 
-async def _is_chat(request: Request) -> bool:
+async def _is_chat(raw_request: Request) -> bool:
     try:
-        await parse_body(ChatRequest, request.body)
+        await parse_body(ChatRequest, raw_request.body)
     except ApiError:
         return False
     return True

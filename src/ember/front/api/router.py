@@ -35,26 +35,26 @@ _INVOCATIONS = "/invocations"
 _GENERATING = frozenset({_CHAT, _BATCH, _COMPLETIONS, _INVOCATIONS})
 
 
-async def dispatch(services: Services, request: Request) -> Response | EventStream:
+async def dispatch(services: Services, raw_request: Request) -> Response | EventStream:
     """Answers a request. Raises ApiError for every failure before the first token, and nothing else."""
-    own = status(services.engine, request.method, request.path)
+    own = status(services.engine, raw_request.method, raw_request.path)
     if own is not None:
         return own
-    REQUEST_ID.set(request_id(request.headers.get(REQUEST_ID_HEADER.lower())))
-    TRACEPARENT.set(request.headers.get("traceparent"))
+    REQUEST_ID.set(request_id(raw_request.headers.get(REQUEST_ID_HEADER.lower())))
+    TRACEPARENT.set(raw_request.headers.get("traceparent"))
     try:
-        answer = await _find(request)(services, request)
-        if FORMAT_HEADER in request.headers and plain_path(request.path) in _GENERATING:
-            await _tell_load(services, answer, request.headers[FORMAT_HEADER])
+        answer = await _find(raw_request)(services, raw_request)
+        if FORMAT_HEADER in raw_request.headers and plain_path(raw_request.path) in _GENERATING:
+            await _tell_load(services, answer, raw_request.headers[FORMAT_HEADER])
     except ApiError as error:
-        _note_error(services, request, error)
+        _note_error(services, raw_request, error)
         raise
     except Exception as error:
-        log.exception("%r %r failed", request.method[:20], request.path[:200])
+        log.exception("%r %r failed", raw_request.method[:20], raw_request.path[:200])
         failure = internal_error()
-        _note_error(services, request, failure)
+        _note_error(services, raw_request, failure)
         raise failure from error
-    _count(services, request, answer.status if isinstance(answer, Response) else 200)
+    _count(services, raw_request, answer.status if isinstance(answer, Response) else 200)
     return answer
 
 
@@ -68,38 +68,38 @@ async def _tell_load(services: Services, answer: Response | EventStream, form: s
         raise
 
 
-def _count(services: Services, request: Request, status: int) -> None:
-    method = request.method.upper()
+def _count(services: Services, raw_request: Request, status: int) -> None:
+    method = raw_request.method.upper()
     methods = ("GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH")
-    key = (_route_name(request), method if method in methods else "other", f"{status // 100}xx")
+    key = (_route_name(raw_request), method if method in methods else "other", f"{status // 100}xx")
     services.metrics.requests[key] += 1
 
 
-def _note_error(services: Services, request: Request, error: ApiError) -> None:
-    _count(services, request, error.status)
+def _note_error(services: Services, raw_request: Request, error: ApiError) -> None:
+    _count(services, raw_request, error.status)
     if error.limit is not None:
         services.metrics.refused[error.limit] += 1
     if not error.is_logged:
         name = REQUEST_ID.get() or ""
-        log_refusal(name, _route_name(request), error.status, error.type, time.monotonic() - request.arrived)
+        log_refusal(name, _route_name(raw_request), error.status, error.type, time.monotonic() - raw_request.arrived)
 
 
-def _route_name(request: Request) -> str:
+def _route_name(raw_request: Request) -> str:
     """The route as the table has it: what clients make up must not make new time series."""
-    path = plain_path(request.path)
+    path = plain_path(raw_request.path)
     if path.startswith(_MODEL_PATH):
         return _MODEL_PATH + "{model}"
     return path if path in _ROUTES else "none"
 
 
-def _find(request: Request) -> Route:
-    path = plain_path(request.path)
+def _find(raw_request: Request) -> Route:
+    path = plain_path(raw_request.path)
     by_method = _ROUTES.get(path)
     if by_method is None and path.startswith(_MODEL_PATH):
         by_method = {"GET": _get_model}
     if by_method is None:
         raise ApiError(404, "Not Found", type="Not Found")
-    route = by_method.get(request.method.upper())
+    route = by_method.get(raw_request.method.upper())
     if route is None:
         raise not_allowed(tuple(by_method))
     return route
@@ -108,23 +108,23 @@ def _find(request: Request) -> Route:
 def _at_once(answer: Callable[[Services], Response]) -> Route:
     """A route that looks at the services alone."""
 
-    async def route(services: Services, request: Request) -> Response:
+    async def route(services: Services, raw_request: Request) -> Response:
         return answer(services)
 
     return route
 
 
-async def _get_model(services: Services, request: Request) -> Response:
-    return get_model(services, unquote(plain_path(request.path)[len(_MODEL_PATH) :]))
+async def _get_model(services: Services, raw_request: Request) -> Response:
+    return get_model(services, unquote(plain_path(raw_request.path)[len(_MODEL_PATH) :]))
 
 
-async def _metrics(services: Services, request: Request) -> Response:
+async def _metrics(services: Services, raw_request: Request) -> Response:
     from ember.front.api.metrics_page import metrics_page  # the library behind it takes 60 ms of the boot
 
     return await metrics_page(services)
 
 
-async def _openapi(services: Services, request: Request) -> Response:
+async def _openapi(services: Services, raw_request: Request) -> Response:
     from ember.front.api.openapi import openapi_page  # its models and their schemas are for this page alone
 
     return await openapi_page(services, routes())

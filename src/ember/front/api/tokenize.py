@@ -25,45 +25,45 @@ MAX_CHARS = 2**21  # of a text
 MAX_TOKENS = 2**19  # of what is to become a text
 
 
-async def tokenize(services: Services, request: Request) -> Response:
+async def tokenize(services: Services, raw_request: Request) -> Response:
     """Of a prompt, or of `messages` as the chat template renders them. Raises ApiError."""
     info = await services.ready()
     unread: list[str] = []
-    fields: TokenizeChatRequest | TokenizeRequest
-    if isinstance(request.body, dict) and request.body.get("messages") is not None:
-        if request.body.get("prompt") is not None:
+    request: TokenizeChatRequest | TokenizeRequest
+    if isinstance(raw_request.body, dict) and raw_request.body.get("messages") is not None:
+        if raw_request.body.get("prompt") is not None:
             raise bad_request("Give `prompt` or `messages`, not both.", "prompt")
-        fields = await parse_body(TokenizeChatRequest, request.body)
-        services.check_model(fields.model)
-        refuse_template_overrides(fields)
-        adds_generation_prompt(fields)
-        tools = requested_tools(fields, services, to_run=False).shown
-        token_ids, unread = await in_thread(fields, _chat_tokens, fields, services, tools)
+        request = await parse_body(TokenizeChatRequest, raw_request.body)
+        services.check_model(request.model)
+        refuse_template_overrides(request)
+        adds_generation_prompt(request)
+        tools = requested_tools(request, services, to_run=False).shown
+        token_ids, unread = await in_thread(request, _chat_tokens, request, services, tools)
     else:
-        fields = await parse_body(TokenizeRequest, request.body)
-        services.check_model(fields.model)
-        adds_special = fields.add_special_tokens is not False
-        token_ids = await asyncio.to_thread(_tokens, fields.prompt, services, adds_special)
-    token_ids = truncated(token_ids, fields, info)
+        request = await parse_body(TokenizeRequest, raw_request.body)
+        services.check_model(request.model)
+        adds_special = request.add_special_tokens is not False
+        token_ids = await asyncio.to_thread(_tokens, request.prompt, services, adds_special)
+    token_ids = truncated(token_ids, request, info)
     body: dict[str, Any] = {
         "count": len(token_ids),
         "max_model_len": info.max_model_len,
         "tokens": token_ids,
         "token_strs": [services.tokenizer.vocab_entry(token_id) for token_id in token_ids]
-        if fields.return_token_strs
+        if request.return_token_strs
         else None,
     }
-    return Response(200, body, _headers([*ignored_fields(fields), *unread]))
+    return Response(200, body, _headers([*ignored_fields(request), *unread]))
 
 
-async def detokenize(services: Services, request: Request) -> Response:
+async def detokenize(services: Services, raw_request: Request) -> Response:
     """Special tokens included. Raises ApiError."""
-    fields = await parse_body(DetokenizeRequest, request.body)
-    services.check_model(fields.model)
-    if len(fields.tokens) > MAX_TOKENS:
-        raise bad_request(f"tokens must have at most {MAX_TOKENS} entries, got {len(fields.tokens)}.", "tokens")
-    text = await asyncio.to_thread(_text, fields.tokens, services, await services.ready())
-    return Response(200, {"prompt": text}, _headers(ignored_fields(fields)))
+    request = await parse_body(DetokenizeRequest, raw_request.body)
+    services.check_model(request.model)
+    if len(request.tokens) > MAX_TOKENS:
+        raise bad_request(f"tokens must have at most {MAX_TOKENS} entries, got {len(request.tokens)}.", "tokens")
+    text = await asyncio.to_thread(_text, request.tokens, services, await services.ready())
+    return Response(200, {"prompt": text}, _headers(ignored_fields(request)))
 
 
 def _chat_tokens(

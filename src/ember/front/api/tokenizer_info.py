@@ -17,7 +17,7 @@ _OF_FILES = ("_file", "name_or_path", "auto_map")  # ends of the names whose val
 _USUAL_CLASS = "PreTrainedTokenizerFast"
 
 
-async def tokenizer_info(services: Services, request: Request) -> Response:
+async def tokenizer_info(services: Services, raw_request: Request) -> Response:
     """Raises ApiError 404 where it is not enabled."""
     if not services.settings.enable_tokenizer_info_endpoint:
         message = "Not Found: set ENABLE_TOKENIZER_INFO_ENDPOINT to true for this route"
