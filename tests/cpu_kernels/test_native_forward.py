@@ -126,7 +126,7 @@ def test_a_row_does_not_depend_on_its_neighbours(build, checkpoints):
 def test_more_rows_of_logits_than_one_call_takes(build, checkpoints):
     model = native_model(checkpoints("llama")[0])
     hidden = torch.randn(2 * native.MAX_ROWS + 3, 128).bfloat16()
-    expected = hidden.float() @ model.head.weight.float().T
+    expected = hidden.float() @ model.parts.head.weight.float().T
     torch.testing.assert_close(model.logits(hidden), expected, rtol=1e-3, atol=1e-3)
 
 
@@ -154,8 +154,8 @@ def test_weights_that_move_are_found_again(build, checkpoints, monkeypatch):
 def test_not_a_number_fails_its_request_alone(build, checkpoints):
     directory, _ = checkpoints("qwen3")
     engine = make_engine(directory, dtype="bfloat16", enable_prefix_caching=False)
-    engine.runner.model.embedding.tokens = engine.runner.model.embedding.tokens.clone()
-    engine.runner.model.embedding.tokens[77] = torch.nan  # the head keeps its own
+    engine.runner.model.parts.embedding.tokens = engine.runner.model.parts.embedding.tokens.clone()
+    engine.runner.model.parts.embedding.tokens[77] = torch.nan  # the head keeps its own
     outputs = run(engine, [Generate(1, [5, 77, 6], greedy(4)), Generate(2, [5, 8, 6], greedy(4))])
     assert "NaN" in (outputs[1, 0][-1].error or "")
     assert len(tokens(outputs[2, 0])) == 4

@@ -159,10 +159,10 @@ def test_an_engine_with_small_weights(build, checkpoints, monkeypatch):  # noqa:
     requests = [Generate(i, list(range(5, 9 + i)), greedy(6)) for i in range(3)]
     engine = make_engine(directory, dtype="auto", cpu_weights="int8")
     model = engine.runner.model
-    assert model.dtype == torch.bfloat16 and isinstance(model.layers[0].qkv, QuantisedLinear)
+    assert model.dtype == torch.bfloat16 and isinstance(model.parts.blocks[0].attention.qkv, QuantisedLinear)
     assert str(directory) not in Path("/proc/self/maps").read_text()
     expected = run(engine, requests)
-    assert not engine.do_chore() and isinstance(model.head, QuantisedLinear)
+    assert not engine.do_chore() and isinstance(model.parts.head, QuantisedLinear)
     again = run(engine, requests)
     assert {key: tokens(made) for key, made in again.items()} == {key: tokens(made) for key, made in expected.items()}
 
@@ -171,12 +171,12 @@ def test_tokens_are_looked_up_in_the_head_they_are_tied_to(build, tmp_path):  # 
     for tied in (True, False):
         directory = make_tiny("llama", tmp_path / str(tied), **SIZES, tie_word_embeddings=tied)
         model = quantised(directory, "int4")
-        embedding = model.embedding.tokens
-        assert isinstance(embedding, QuantisedLinear) and (embedding is model.head) == tied
-        plain = load(directory, torch.bfloat16).embedding.tokens
+        embedding = model.parts.embedding.tokens
+        assert isinstance(embedding, QuantisedLinear) and (embedding is model.parts.head) == tied
+        plain = load(directory, torch.bfloat16).parts.embedding.tokens
         assert isinstance(plain, Tensor)
         ids = torch.tensor([5, 0, len(plain) - 1, 5])
-        assert torch.equal(model.embedding(ids, ids), stands_for(plain, "int8")[ids])
+        assert torch.equal(model.parts.embedding(ids, ids), stands_for(plain, "int8")[ids])
 
 
 def test_a_float32_checkpoint_becomes_small_too(build, tmp_path):  # noqa: F811

@@ -53,13 +53,16 @@ def test_weights_are_repacked_after_the_first_answer_and_not_before(directory):
     front = Front(engine)
     front.send(wire.GetStats())
     assert isinstance(front.receive(), wire.Stats)
-    assert not engine.runner.model.layers[0].qkv.packed
+    assert not engine.runner.model.parts.blocks[0].attention.qkv.packed
     request = wire.Generate(1, [5, 6, 7, 8], greedy(6))
     first = front.answer(request)
     deadline = time.monotonic() + 10
-    while not engine.runner.model.head.packed and time.monotonic() < deadline:
+    while not engine.runner.model.parts.head.packed and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert all(layer.qkv.packed for layer in engine.runner.model.layers) and engine.runner.model.head.packed
+    assert (
+        all(block.attention.qkv.packed for block in engine.runner.model.parts.blocks)
+        and engine.runner.model.parts.head.packed
+    )
     second = front.answer(wire.Generate(2, request.prompt_token_ids, request.sampling))
     assert first == second
     front.socket.close()
@@ -71,7 +74,7 @@ def test_a_busy_engine_repacks_between_steps(directory):
     engine = make_engine(directory)
     front = Front(engine)
     front.answer(wire.Generate(1, [5, 6, 7, 8], greedy(100)))
-    assert engine.runner.model.head.packed
+    assert engine.runner.model.parts.head.packed
     front.send(wire.Shutdown())
     front.thread.join(10)
     assert not front.thread.is_alive()

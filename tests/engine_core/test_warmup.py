@@ -35,7 +35,7 @@ def test_nothing_is_left_of_the_warm_up(mode: str, directory: Path) -> None:
 def test_a_full_warm_up_leaves_no_chore(directory: Path) -> None:
     engine = make_engine(directory, dtype="bfloat16")
     warm_up(engine, "eager")
-    assert not engine.runner.model.layers[0].qkv.packed
+    assert not engine.runner.model.parts.blocks[0].attention.qkv.packed
     warm_up(engine, "full")
     assert not engine.do_chore()
 

@@ -57,24 +57,29 @@ def load(directory: Path, dtype: torch.dtype = torch.float32, **arguments: Any) 
 def same_weights(one: Decoder, other: Decoder) -> bool:
     pairs = [
         pair
-        for a, b in zip(one.layers, other.layers, strict=True)
-        for pair in ((a.qkv, b.qkv), (a.output, b.output), (a.mlp.up, b.mlp.up), (a.mlp.down, b.mlp.down))
+        for a, b in zip(one.parts.blocks, other.parts.blocks, strict=True)
+        for pair in (
+            (a.attention.qkv, b.attention.qkv),
+            (a.attention.output, b.attention.output),
+            (a.mlp.up, b.mlp.up),
+            (a.mlp.down, b.mlp.down),
+        )
     ]
-    pairs.append((one.head, other.head))
+    pairs.append((one.parts.head, other.parts.head))
     ids = torch.arange(one.config.vocab_size)
-    tables = torch.equal(one.embedding(ids, ids), other.embedding(ids, ids))
+    tables = torch.equal(one.parts.embedding(ids, ids), other.parts.embedding(ids, ids))
     return tables and all(torch.equal(a.weight, b.weight) for a, b in pairs)
 
 
 def test_fused_matrices_hold_the_rows_in_order(llama: Path) -> None:
     saved, model = load_file(llama / "model.safetensors"), load(llama)
-    for number, layer in enumerate(model.layers):
+    for number, block in enumerate(model.parts.blocks):
         prefix = f"model.layers.{number}."
         qkv = torch.cat([saved[f"{prefix}self_attn.{name}_proj.weight"] for name in "qkv"])
         up = torch.cat([saved[f"{prefix}mlp.{name}_proj.weight"] for name in ("gate", "up")])
-        assert torch.equal(layer.qkv.weight, qkv) and torch.equal(layer.mlp.up.weight, up)
-        assert torch.equal(layer.mlp.down.weight, saved[f"{prefix}mlp.down_proj.weight"])
-    assert torch.equal(model.head.weight, saved["lm_head.weight"])
+        assert torch.equal(block.attention.qkv.weight, qkv) and torch.equal(block.mlp.up.weight, up)
+        assert torch.equal(block.mlp.down.weight, saved[f"{prefix}mlp.down_proj.weight"])
+    assert torch.equal(model.parts.head.weight, saved["lm_head.weight"])
 
 
 @pytest.mark.parametrize("chunk_bytes", [1 << 24, 4096])
@@ -97,7 +102,9 @@ def test_shards_chunks_and_early_reads_give_the_same_weights(
 def test_weights_are_converted_on_the_way(llama: Path, tmp_path: Path, saved: torch.dtype, wanted: torch.dtype) -> None:
     directory = make_tiny("llama", tmp_path, dtype=saved)
     model, exact = load(directory, wanted), load(llama)
-    assert torch.equal(model.layers[1].qkv.weight, exact.layers[1].qkv.weight.to(saved).to(wanted))
+    assert torch.equal(
+        model.parts.blocks[1].attention.qkv.weight, exact.parts.blocks[1].attention.qkv.weight.to(saved).to(wanted)
+    )
     assert model.dtype == wanted and load_config(directory).dtype == str(saved).removeprefix("torch.")
 
 
@@ -109,8 +116,8 @@ def test_a_mixed_checkpoint_is_converted_tensor_by_tensor(copy: Path) -> None:
     model = load(copy)
     assert same_weights(model, exact)
     norm = tensors["model.norm.weight"].half().float()
-    assert model.final_norm is not None and model.final_norm.weight is not None
-    assert torch.equal(model.final_norm.weight, norm)
+    assert model.parts.final_norm is not None and model.parts.final_norm.weight is not None
+    assert torch.equal(model.parts.final_norm.weight, norm)
 
 
 def test_checkpoint_of_the_bare_model_and_stored_tied_head(tmp_path: Path) -> None:
@@ -129,13 +136,15 @@ def test_packing_replaces_the_plain_weights_layer_by_layer(llama: Path, tmp_path
     if not can_pack("cpu", model.dtype):
         pytest.skip("no packed linears on this machine")
     assert model.pack_next()
-    assert [layer.qkv.packed for layer in model.layers] == [True] + [False] * (len(model.layers) - 1)
+    assert [block.attention.qkv.packed for block in model.parts.blocks] == [True] + [False] * (
+        len(model.parts.blocks) - 1
+    )
     assert model.pack() > 0.0
-    assert all(layer.qkv.packed and layer.mlp.down.packed for layer in model.layers)
-    assert model.head.packed and not model.pack_next()
+    assert all(block.attention.qkv.packed and block.mlp.down.packed for block in model.parts.blocks)
+    assert model.parts.head.packed and not model.pack_next()
     tied = load(make_tiny("llama_tied", tmp_path))
     tied.pack()
-    assert tied.head.packed and tied.head.weight is not tied.embedding.tokens
+    assert tied.parts.head.packed and tied.parts.head.weight is not tied.parts.embedding.tokens
 
 
 @pytest.mark.parametrize("is_cached", [True, False])
@@ -153,15 +162,17 @@ def test_mapped_matrices_are_the_same_and_leave_their_files_when_packed(
     assert report[0].nbytes == exact.weight_bytes == model.weight_bytes
     assert report[0].read_bytes <= (0.1 if is_cached else 1.0) * exact.weight_bytes
     assert report[0].read_bytes > (0 if is_cached else 0.9 * exact.weight_bytes)
-    assert same_weights(model, exact) and len(model.layers[0].qkv.rows) == 3
+    assert same_weights(model, exact) and len(model.parts.blocks[0].attention.qkv.rows) == 3
     x = torch.randn(5, exact.config.hidden_size)
-    for one, other in ((a.qkv, b.qkv) for a, b in zip(model.layers, exact.layers, strict=True)):
+    for one, other in (
+        (a.attention.qkv, b.attention.qkv) for a, b in zip(model.parts.blocks, exact.parts.blocks, strict=True)
+    ):
         torch.testing.assert_close(one(x), other(x))
     model.pack()
     assert model.mapped_bytes == 0
     torch.testing.assert_close(model.logits(x), exact.logits(x))
     tokens = torch.arange(model.config.vocab_size)
-    assert torch.equal(model.embedding(tokens, tokens), exact.embedding(tokens, tokens))
+    assert torch.equal(model.parts.embedding(tokens, tokens), exact.parts.embedding(tokens, tokens))
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux what is mapped")
@@ -174,7 +185,7 @@ def test_matrices_are_unmapped_layer_by_layer(tmp_path: Path, monkeypatch: pytes
         return Path("/proc/self/maps").read_text().count(str(directory))
 
     before = mappings()
-    assert before >= len(model.layers)
+    assert before >= len(model.parts.blocks)
     assert model.pack_next() and mappings() == before - 1
     model.pack()
     assert mappings() == 0
@@ -190,8 +201,8 @@ def test_mapped_weights_are_taken_over_without_packing_too(
     exact, model = load(llama), load(llama)
     model.pack()
     x = torch.randn(3, exact.config.hidden_size)
-    assert all(len(layer.qkv.rows) == 1 and len(layer.mlp.up.rows) == 1 for layer in model.layers)
-    torch.testing.assert_close(model.layers[0].mlp(x), exact.layers[0].mlp(x))
+    assert all(len(block.attention.qkv.rows) == 1 and len(block.mlp.up.rows) == 1 for block in model.parts.blocks)
+    torch.testing.assert_close(model.parts.blocks[0].mlp(x), exact.parts.blocks[0].mlp(x))
 
 
 def test_what_was_copied_leaves_memory(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

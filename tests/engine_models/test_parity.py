@@ -105,7 +105,7 @@ def test_logits_equal_transformers_on_mapped_weights(
     monkeypatch.setattr(mapped, "SMALL_BYTES", 0)
     directory, sequences = checkpoints(variant), tokens()
     model = load(directory)
-    assert len(model.layers[-1].qkv.rows) == 3
+    assert len(model.parts.blocks[-1].attention.qkv.rows) == 3
     model.pack_next()
     paged = Paged(model, sequences)
     mixed(paged)

@@ -16,16 +16,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from ember.engine.description.config import DecoderConfig
 from ember.engine.layers.batch import Batch, KVCache
-from ember.engine.layers.embedding import Embedding
+from ember.engine.layers.block import Attention
 from ember.engine.layers.linear import Linear, Pages, can_pack, in_own_memory
-from ember.engine.layers.mlp import ACTIVATIONS, MLP
-from ember.engine.layers.norm import LayerNorm, Norm, RMSNorm
 from ember.engine.layers.rotary import Rotary
+from ember.engine.models.build import Weights, build_parts
 from ember.engine.operators.torch_attention import AttentionPlan, attend, plan_attention
 
 if TYPE_CHECKING:
@@ -34,22 +32,6 @@ if TYPE_CHECKING:
 
 
 _DONE = object()
-
-Weights = dict[str, tuple[Tensor, ...]]
-"""Parameters by name, in one piece; fused matrices may come as their parts, in row order."""
-
-
-@dataclass(slots=True)
-class Layer:
-    """The weights of one decoder layer."""
-
-    attention_norm: Norm
-    qkv: Linear  # [(heads + 2 * kv_heads) * head_dim, hidden]
-    qk_norm: RMSNorm | None  # weight [heads + kv_heads, head_dim]: the query norm's row for each query head, then key's
-    output: Linear  # [hidden, heads * head_dim]
-    mlp_norm: Norm
-    mlp: MLP
-    window: int | None
 
 
 @dataclass(slots=True)
@@ -66,7 +48,7 @@ class Decoder:
     """A model's weights and its forward pass."""
 
     def __init__(self, config: DecoderConfig, weights: Weights, pages: Pages | None = None) -> None:
-        """`weights` by the names of `models.weights.parameters`, of one dtype on one device; the dict is emptied.
+        """`weights` by the names of `description.weights.parameters`, of one dtype on one device; the dict is emptied.
 
         `pages`: of their files, which they are part of and should leave for memory of their own in time (`pack_next`).
         """
@@ -75,23 +57,13 @@ class Decoder:
         self.weight_bytes = sum(part.nbytes for weight in weights.values() for part in weight)  # that a step reads
         self.mapped_bytes = self.weight_bytes if pages is not None else 0
         self._pages = pages
-        (tokens,) = weights.pop("embed_tokens.weight")
+        (tokens,) = weights["embed_tokens.weight"]
         self.dtype, self.device = tokens.dtype, tokens.device
-        self.embedding = Embedding(
-            tokens,
-            _pop(weights, "embed_positions.weight"),
-            config.position_offset or 0,
-            _linear(weights, "project_in") if config.embed_dim else None,
-        )
+        self.parts = build_parts(config, weights)
         self.rotary = Rotary.build(config.rope, self.device) if config.rope else None
-        windows = config.windows()
-        self.layers = [_layer(config, weights, layer, windows[layer]) for layer in range(config.num_layers)]
-        self.final_norm = _norm(config, weights, "final_norm") if config.final_norm else None
-        self.project_out = _linear(weights, "project_out") if config.embed_dim else None
         self._settling: Iterator[None] | None = None  # see `pack_next`
         self._fused: FusedForward | None = None
         self._native: NativeForward | None = None
-        self.head = Linear(tokens) if config.tie_word_embeddings else _linear(weights, "lm_head")
 
     def use_kernels(self) -> bool:
         """From here on run the forward pass in Triton kernels, where they know this form of decoder; returns whether.
@@ -129,31 +101,31 @@ class Decoder:
         if self._native is not None:
             return self._native.forward(batch, cache)
         config = self.config
-        hidden = self.embedding(batch.token_ids, batch.positions)  # [T, hidden]
+        hidden = self.parts.embedding(batch.token_ids, batch.positions)  # [T, hidden]
         plans = plan_attention(
             batch, set(config.windows()), cache.block_size, config.num_kv_heads, config.head_dim, self.dtype
         )
         step = Step(plans, None, None, cache)
         if self.rotary is not None:
             step.cosines, step.sines = self.rotary.angles(batch.positions, self.dtype)
-        for index, layer in enumerate(self.layers):
+        for block in self.parts.blocks:
             if config.norm_first:
-                hidden = hidden + self._attention(layer, index, layer.attention_norm(hidden), step)
-                hidden = hidden + layer.mlp(layer.mlp_norm(hidden))
+                hidden = hidden + self._attention(block.attention, block.attention_norm(hidden), step)
+                hidden = hidden + block.mlp(block.mlp_norm(hidden))
             else:
-                hidden = layer.attention_norm(hidden + self._attention(layer, index, hidden, step))
-                hidden = layer.mlp_norm(hidden + layer.mlp(hidden))
-        if self.final_norm is not None:
-            hidden = self.final_norm(hidden)
+                hidden = block.attention_norm(hidden + self._attention(block.attention, hidden, step))
+                hidden = block.mlp_norm(hidden + block.mlp(hidden))
+        if self.parts.final_norm is not None:
+            hidden = self.parts.final_norm(hidden)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, hidden] -> [R, vocab_size] in the model's dtype, or float32."""
         if self._native is not None:
             return self._native.logits(hidden)
-        if self.project_out is not None:
-            hidden = self.project_out(hidden)
-        return self.head(hidden)
+        if self.parts.project_out is not None:
+            hidden = self.parts.project_out(hidden)
+        return self.parts.head(hidden)
 
     def pack_next(self) -> bool:
         """Bring one more layer's matrices, at last the head's, into the layout that this CPU reads fastest, or a piece
@@ -169,14 +141,14 @@ class Decoder:
         return next(self._settling, _DONE) is not _DONE
 
     def _settle(self, packs: bool) -> Iterator[None]:
-        pages = self._pages
-        for index, layer in enumerate(self.layers):
-            for linear in (layer.qkv, layer.output, layer.mlp.up, layer.mlp.down):
+        pages, parts = self._pages, self.parts
+        for index, block in enumerate(parts.blocks):
+            for linear in (block.attention.qkv, block.attention.output, block.mlp.up, block.mlp.down):
                 yield from linear.settle(packs, pages)
                 if self._native is not None:
                     self._native.refresh(index)
             yield
-        embedding = self.embedding
+        embedding = parts.embedding
         if pages is not None:
             assert isinstance(embedding.tokens, Tensor)
             own = yield from in_own_memory(pages, embedding.tokens)
@@ -184,11 +156,11 @@ class Decoder:
             if embedding.positions is not None:
                 embedding.positions = embedding.positions.clone()
             if self.config.tie_word_embeddings:
-                self.head = Linear(own)
-        yield from self.head.settle(packs, None if self.config.tie_word_embeddings else pages)
+                parts.head = Linear(own)
+        yield from parts.head.settle(packs, None if self.config.tie_word_embeddings else pages)
         if self._native is not None:
-            self._native.refresh_head(self.head)
-        for extra in (embedding.project, self.project_out):
+            self._native.refresh_head(parts.head)
+        for extra in (embedding.project, parts.project_out):
             if extra is not None:
                 yield from extra.settle(packs, pages)
         self._pages, self.mapped_bytes = None, 0
@@ -200,61 +172,17 @@ class Decoder:
             pass
         return time.perf_counter() - start
 
-    def _attention(self, layer: Layer, index: int, hidden: Tensor, step: Step) -> Tensor:
+    def _attention(self, attention: Attention, hidden: Tensor, step: Step) -> Tensor:
         """[T, hidden] -> [T, hidden]."""
         config = self.config
         heads, kv_heads = config.num_heads, config.num_kv_heads
-        qkv = layer.qkv(hidden).view(-1, heads + 2 * kv_heads, config.head_dim)  # [T, all heads, head_dim]
+        qkv = attention.qkv(hidden).view(-1, heads + 2 * kv_heads, config.head_dim)  # [T, all heads, head_dim]
         query_key, value = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
-        if layer.qk_norm is not None:
-            query_key = layer.qk_norm(query_key)
+        if attention.qk_norm is not None:
+            query_key = attention.qk_norm(query_key)
         if self.rotary is not None:
             assert step.cosines is not None and step.sines is not None
             query_key = self.rotary.rotate(query_key, step.cosines, step.sines)
         query, key = query_key[:, :heads], query_key[:, heads:]
-        mixed = attend(step.plans[layer.window], query, key, value, step.cache.keys[index], step.cache.values[index])
-        return layer.output(mixed)
-
-
-def _layer(config: DecoderConfig, weights: Weights, number: int, window: int | None) -> Layer:
-    prefix = f"layers.{number}."
-    qk_norm = None
-    if config.qk_norm:
-        (query,) = weights.pop(f"{prefix}query_norm.weight")
-        (key,) = weights.pop(f"{prefix}key_norm.weight")
-        qk_norm = RMSNorm(
-            torch.cat((query.expand(config.num_heads, -1), key.expand(config.num_kv_heads, -1))),
-            config.head_dim,
-            config.norm_eps,
-        )
-    return Layer(
-        attention_norm=_norm(config, weights, f"{prefix}attention_norm"),
-        qkv=_linear(weights, f"{prefix}qkv"),
-        qk_norm=qk_norm,
-        output=_linear(weights, f"{prefix}output"),
-        mlp_norm=_norm(config, weights, f"{prefix}mlp_norm"),
-        mlp=MLP(
-            up=_linear(weights, f"{prefix}up"),
-            down=_linear(weights, f"{prefix}down"),
-            activation=ACTIVATIONS[config.activation],
-            gated=config.gated_mlp,
-        ),
-        window=window,
-    )
-
-
-def _linear(weights: Weights, name: str) -> Linear:
-    return Linear(*weights.pop(f"{name}.weight"), bias=_pop(weights, f"{name}.bias"))
-
-
-def _norm(config: DecoderConfig, weights: Weights, name: str) -> Norm:
-    weight = _pop(weights, f"{name}.weight")
-    if config.norm == "rms":
-        return RMSNorm(weight, config.hidden_size, config.norm_eps)
-    return LayerNorm(weight, _pop(weights, f"{name}.bias"), config.hidden_size, config.norm_eps)
-
-
-def _pop(weights: Weights, name: str) -> Tensor | None:
-    """A vector or table, which always comes in one piece; None where the model has none."""
-    found = weights.pop(name, None)
-    return None if found is None else found[0]
+        keys, values = step.cache.keys[attention.layer], step.cache.values[attention.layer]
+        return attention.output(attend(step.plans[attention.window], query, key, value, keys, values))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ember.engine.description.native_forms import SMALL_ALIGNMENT, serves
 from ember.engine.layers.batch import Batch, KVCache
+from ember.engine.layers.block import Block
 from ember.engine.layers.linear import Linear, Pages
 from ember.engine.layers.norm import Norm, RMSNorm
 from ember.engine.operators.torch_attention import attend_written, plan_attention
@@ -24,7 +25,7 @@ from ember_cpu import library as native
 from ember_cpu.variants import cpu_flags, cpu_has_bfloat16
 
 if TYPE_CHECKING:
-    from ember.engine.models.decoder import Decoder, Layer
+    from ember.engine.models.decoder import Decoder
 
 MAX_ROWS = native.MAX_ROWS
 SHORT_CONTEXT = 512  # of prompts, up to which the library's attention is the faster one
@@ -35,7 +36,7 @@ class NativeForward:
 
     def __init__(self, model: Decoder, library: ctypes.CDLL) -> None:
         config = model.config
-        assert config.rope is not None and isinstance(model.final_norm, RMSNorm)
+        assert config.rope is not None and isinstance(model.parts.final_norm, RMSNorm)
         self._library = library
         self._decoder = model
         self._layers = (native.Layer * config.num_layers)()
@@ -48,12 +49,12 @@ class NativeForward:
             intermediate=config.intermediate_size,
             rotary_dim=config.rope.rotary_dim,
             eps=config.norm_eps,
-            final_norm=native.address(model.final_norm.weight),
+            final_norm=native.address(model.parts.final_norm.weight),
             layers=self._layers,
         )
         for index in range(config.num_layers):
             self.refresh(index)
-        self._head = _matrix(model.head)
+        self._head = _matrix(model.parts.head)
         self._cache: KVCache | None = None
         self._workspace = torch.empty(0, dtype=torch.uint8)
         self.max_rows = MAX_ROWS  # tokens of a step that one call is used for
@@ -81,29 +82,31 @@ class NativeForward:
             made.append(QuantisedLinear(self._library, linear, bits, scratch, pages))
             return made[-1]
 
-        for index, layer in enumerate(model.layers):
-            layer.qkv, layer.output = small(layer.qkv), small(layer.output)
-            layer.mlp.up, layer.mlp.down = small(layer.mlp.up), small(layer.mlp.down)
+        for index, block in enumerate(model.parts.blocks):
+            attention, mlp = block.attention, block.mlp
+            attention.qkv, attention.output = small(attention.qkv), small(attention.output)
+            mlp.up, mlp.down = small(mlp.up), small(mlp.down)
             self.refresh(index)
-        is_tied, tokens = model.config.tie_word_embeddings, model.embedding.tokens
+        is_tied, tokens = model.config.tie_word_embeddings, model.parts.embedding.tokens
         assert isinstance(tokens, Tensor)
-        model.head = head = small(model.head, 8)
+        model.parts.head = head = small(model.parts.head, 8)
         self.refresh_head(head)
-        model.embedding.tokens = head if is_tied else QuantisedLinear(self._library, Linear(tokens), 8, scratch, pages)
+        own = head if is_tied else QuantisedLinear(self._library, Linear(tokens), 8, scratch, pages)
+        model.parts.embedding.tokens = own
         return sum(linear.nbytes for linear in made)
 
     def refresh(self, index: int) -> None:
         """A layer's matrices may lie elsewhere now."""
-        layer: Layer = self._decoder.layers[index]
-        made = self._layers[index]
-        assert isinstance(layer.attention_norm, RMSNorm) and isinstance(layer.mlp_norm, RMSNorm)
-        made.attention_norm = native.address(layer.attention_norm.weight)
-        made.mlp_norm = native.address(layer.mlp_norm.weight)
-        made.query_key_norm = native.address(layer.qk_norm.weight) if layer.qk_norm is not None else None
-        matrices = (("qkv", layer.qkv), ("output", layer.output), ("up", layer.mlp.up), ("down", layer.mlp.down))
+        block: Block = self._decoder.parts.blocks[index]
+        attention, mlp, made = block.attention, block.mlp, self._layers[index]
+        assert isinstance(block.attention_norm, RMSNorm) and isinstance(block.mlp_norm, RMSNorm)
+        made.attention_norm = native.address(block.attention_norm.weight)
+        made.mlp_norm = native.address(block.mlp_norm.weight)
+        made.query_key_norm = native.address(attention.qk_norm.weight) if attention.qk_norm is not None else None
+        matrices = (("qkv", attention.qkv), ("output", attention.output), ("up", mlp.up), ("down", mlp.down))
         for name, linear in matrices:
             setattr(made, name, _matrix(linear))
-        made.window = layer.window or 0
+        made.window = attention.window or 0
 
     def refresh_head(self, head: Linear) -> None:
         self._head = _matrix(head)
@@ -116,7 +119,7 @@ class NativeForward:
             self._model.block_size = cache.block_size
             for index, layer in enumerate(self._layers):
                 layer.keys, layer.values = cache.keys[index].data_ptr(), cache.values[index].data_ptr()
-        hidden = decoder.embedding(batch.token_ids, batch.positions).contiguous()
+        hidden = decoder.parts.embedding(batch.token_ids, batch.positions).contiguous()
         assert decoder.rotary is not None
         cosines, sines = (angle.float().contiguous() for angle in decoder.rotary.angles(batch.positions, hidden.dtype))
         step = native.Step(
@@ -163,21 +166,22 @@ class NativeForward:
             library.ember_add_norm(*places, rows, config.hidden_size, config.norm_eps, threads)
 
         delta: Tensor | None = None
-        for index, (layer, described) in enumerate(zip(self._decoder.layers, self._layers, strict=True)):
-            add_norm(delta, layer.attention_norm)
-            qkv = self._product(layer.qkv, normed)
+        for block, described in zip(self._decoder.parts.blocks, self._layers, strict=True):
+            attention = block.attention
+            add_norm(delta, block.attention_norm)
+            qkv = self._product(attention.qkv, normed)
             outputs = (qkv.data_ptr(), queries.data_ptr(), keys.data_ptr())
             library.ember_place(self._model, described, step, *outputs, threads)
             values = qkv.view(rows, heads + 2 * kv_heads, size)[:, heads + kv_heads :]
-            plan = plans[layer.window]
-            mixed = attend_written(plan, queries, keys, values, cache.keys[index], cache.values[index])
+            cached = cache.keys[attention.layer], cache.values[attention.layer]
+            mixed = attend_written(plans[attention.window], queries, keys, values, *cached)
             places = (short.data_ptr(), len(short), queries.data_ptr(), mixed.data_ptr())
             library.ember_attend(self._model, described, step, *places, threads)
-            add_norm(self._product(layer.output, mixed), layer.mlp_norm)
-            up = self._product(layer.mlp.up, normed)
+            add_norm(self._product(attention.output, mixed), block.mlp_norm)
+            up = self._product(block.mlp.up, normed)
             library.ember_gate(up.data_ptr(), inner.data_ptr(), rows, config.intermediate_size, threads)
-            delta = self._product(layer.mlp.down, inner)
-        add_norm(delta, self._decoder.final_norm)
+            delta = self._product(block.mlp.down, inner)
+        add_norm(delta, self._decoder.parts.final_norm)
         return normed
 
     def _product(self, linear: Linear, x: Tensor) -> Tensor:

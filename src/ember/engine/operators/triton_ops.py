@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ember.engine.layers.batch import Batch, KVCache
+from ember.engine.layers.block import Attention
 from ember.engine.layers.norm import Norm, RMSNorm
 from ember.engine.layers.rotary import Rotary
 from ember_kernels.activation import activation
@@ -29,7 +30,7 @@ from ember_kernels.prefill_attention import prefill_attention
 from ember_kernels.rope_cache import rope_cache
 
 if TYPE_CHECKING:
-    from ember.engine.models.decoder import Decoder, Layer
+    from ember.engine.models.decoder import Decoder
 
 ACTIVATION_KINDS = {
     "silu": "silu",
@@ -96,23 +97,24 @@ class FusedForward:
     def run(self, step: FusedStep, cache: KVCache) -> Tensor:
         """As `forward`, for inputs that are on the device already; nothing here looks at their values."""
         decoder = self.decoder
-        residual = decoder.embedding(step.token_ids, step.positions)  # [T, hidden]
+        residual = decoder.parts.embedding(step.token_ids, step.positions)  # [T, hidden]
         delta: Tensor | None = None  # what the last block adds to it
-        for index, layer in enumerate(decoder.layers):
-            hidden = _add_norm(layer.attention_norm, delta, residual)
-            delta = self._attention(layer, hidden, step, cache.keys[index], cache.values[index])
-            hidden = _add_norm(layer.mlp_norm, delta, residual)
-            inner, _ = activation(layer.mlp.up(hidden), self.activation_kind, gated=layer.mlp.gated)
-            delta = layer.mlp.down(inner)
-        if decoder.final_norm is None:
+        for block in decoder.parts.blocks:
+            hidden = _add_norm(block.attention_norm, delta, residual)
+            layer = block.attention.layer
+            delta = self._attention(block.attention, hidden, step, cache.keys[layer], cache.values[layer])
+            hidden = _add_norm(block.mlp_norm, delta, residual)
+            inner, _ = activation(block.mlp.up(hidden), self.activation_kind, gated=block.mlp.gated)
+            delta = block.mlp.down(inner)
+        if decoder.parts.final_norm is None:
             return residual if delta is None else residual + delta
-        return _add_norm(decoder.final_norm, delta, residual)
+        return _add_norm(decoder.parts.final_norm, delta, residual)
 
-    def _attention(self, layer: Layer, hidden: Tensor, step: FusedStep, keys: Tensor, values: Tensor) -> Tensor:
+    def _attention(self, attention: Attention, hidden: Tensor, step: FusedStep, keys: Tensor, values: Tensor) -> Tensor:
         """[T, hidden] -> [T, hidden]; `keys` and `values` are the layer's cache."""
-        norm = layer.qk_norm.weight if layer.qk_norm is not None else None  # [heads + kv_heads, head_dim]
+        norm = attention.qk_norm.weight if attention.qk_norm is not None else None  # [heads + kv_heads, head_dim]
         query = rope_cache(
-            layer.qkv(hidden),
+            attention.qkv(hidden),
             keys,
             values,
             step.slot_mapping,
@@ -132,7 +134,7 @@ class FusedForward:
                 step.block_tables[:decodes],
                 step.context_lens[:decodes],
                 max_context=step.max_context,
-                window=layer.window,
+                window=attention.window,
                 out=mixed[:decodes],
             )
         if decodes < len(step.context_lens):
@@ -144,10 +146,10 @@ class FusedForward:
                 step.starts,
                 step.context_lens[decodes:],
                 max_queries=step.max_queries,
-                window=layer.window,
+                window=attention.window,
                 out=mixed,
             )
-        return layer.output(mixed.flatten(1))
+        return attention.output(mixed.flatten(1))
 
 
 def _add_norm(norm: Norm, delta: Tensor | None, residual: Tensor) -> Tensor:

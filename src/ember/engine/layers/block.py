@@ -1,0 +1,45 @@
+"""What a decoder consists of, as data: its blocks, and what comes before and after them.
+
+The layer loop (`models.decoder`) says in which order the parts of a block are computed, an operator set how.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ember.engine.layers.embedding import Embedding
+from ember.engine.layers.linear import Linear
+from ember.engine.layers.mlp import MLP
+from ember.engine.layers.norm import Norm, RMSNorm
+
+
+@dataclass(slots=True)
+class Attention:
+    """Softmax attention over the paged KV cache."""
+
+    qkv: Linear  # [(heads + 2 * kv_heads) * head_dim, hidden]
+    qk_norm: RMSNorm | None  # weight [heads + kv_heads, head_dim]: the query norm's row for each query head, then key's
+    output: Linear  # [hidden, heads * head_dim]
+    window: int | None  # the sliding window in tokens, the query's own included; None: the whole context
+    layer: int  # which of the cache's layers holds its K and V
+
+
+@dataclass(slots=True)
+class Block:
+    """One decoder layer."""
+
+    attention_norm: Norm
+    attention: Attention
+    mlp_norm: Norm
+    mlp: MLP
+
+
+@dataclass(slots=True)
+class DecoderParts:
+    """All weights of a decoder, from token ids to logits."""
+
+    embedding: Embedding
+    blocks: list[Block]
+    final_norm: Norm | None
+    project_out: Linear | None  # [embed_dim, hidden]
+    head: Linear  # [vocab_size, hidden or embed_dim]

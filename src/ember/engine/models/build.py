@@ -1,0 +1,88 @@
+"""From parameters by name to the parts of a decoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ember.engine.description.config import DecoderConfig
+from ember.engine.layers.block import Attention, Block, DecoderParts
+from ember.engine.layers.embedding import Embedding
+from ember.engine.layers.linear import Linear
+from ember.engine.layers.mlp import ACTIVATIONS, MLP
+from ember.engine.layers.norm import LayerNorm, Norm, RMSNorm
+
+Weights = dict[str, tuple[Tensor, ...]]
+"""Parameters by name, in one piece; fused matrices may come as their parts, in row order."""
+
+
+def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
+    """The decoder's parts around `weights`, which go by the names of `description.weights.parameters`.
+
+    The dict is emptied, so that a part that is replaced later is freed then. Raises AssertionError where a parameter
+    was read that no part uses: the model would compute something else than its configuration says.
+    """
+    (tokens,) = weights.pop("embed_tokens.weight")
+    embedding = Embedding(
+        tokens,
+        _pop(weights, "embed_positions.weight"),
+        config.position_offset or 0,
+        _linear(weights, "project_in") if config.embed_dim else None,
+    )
+    windows = config.windows()
+    parts = DecoderParts(
+        embedding=embedding,
+        blocks=[_block(config, weights, layer, windows[layer]) for layer in range(config.num_layers)],
+        final_norm=_norm(config, weights, "final_norm") if config.final_norm else None,
+        project_out=_linear(weights, "project_out") if config.embed_dim else None,
+        head=Linear(tokens) if config.tie_word_embeddings else _linear(weights, "lm_head"),
+    )
+    assert not weights, f"no part of the decoder uses {', '.join(weights)}"
+    return parts
+
+
+def _block(config: DecoderConfig, weights: Weights, layer: int, window: int | None) -> Block:
+    prefix = f"layers.{layer}."
+    qk_norm = None
+    if config.qk_norm:
+        (query,) = weights.pop(f"{prefix}query_norm.weight")
+        (key,) = weights.pop(f"{prefix}key_norm.weight")
+        qk_norm = RMSNorm(
+            torch.cat((query.expand(config.num_heads, -1), key.expand(config.num_kv_heads, -1))),
+            config.head_dim,
+            config.norm_eps,
+        )
+    return Block(
+        attention_norm=_norm(config, weights, f"{prefix}attention_norm"),
+        attention=Attention(
+            qkv=_linear(weights, f"{prefix}qkv"),
+            qk_norm=qk_norm,
+            output=_linear(weights, f"{prefix}output"),
+            window=window,
+            layer=layer,
+        ),
+        mlp_norm=_norm(config, weights, f"{prefix}mlp_norm"),
+        mlp=MLP(
+            up=_linear(weights, f"{prefix}up"),
+            down=_linear(weights, f"{prefix}down"),
+            activation=ACTIVATIONS[config.activation],
+            gated=config.gated_mlp,
+        ),
+    )
+
+
+def _linear(weights: Weights, name: str) -> Linear:
+    return Linear(*weights.pop(f"{name}.weight"), bias=_pop(weights, f"{name}.bias"))
+
+
+def _norm(config: DecoderConfig, weights: Weights, name: str) -> Norm:
+    weight = _pop(weights, f"{name}.weight")
+    if config.norm == "rms":
+        return RMSNorm(weight, config.hidden_size, config.norm_eps)
+    return LayerNorm(weight, _pop(weights, f"{name}.bias"), config.hidden_size, config.norm_eps)
+
+
+def _pop(weights: Weights, name: str) -> Tensor | None:
+    """A vector or table, which always comes in one piece; None where the model has none."""
+    found = weights.pop(name, None)
+    return None if found is None else found[0]
