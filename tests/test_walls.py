@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import ember.engine
+import ember.engine.description
 import ember.front
 
 FORBIDDEN = {
@@ -17,6 +18,7 @@ FORBIDDEN = {
         "llguidance",  # with the first grammar, not with the boot
     },
 }
+PLANNING = ["ember.engine.loading.plan", "ember.engine.loading.mapped", "ember.engine.loading.load"]  # without torch
 
 
 def modules(package) -> list[str]:
@@ -33,6 +35,15 @@ def test_importing_a_wing_leaves_the_other_sides_libraries_out(package):
     loaded = set(done.stdout.split())
     assert set(names) <= loaded
     assert not loaded & FORBIDDEN[package.__name__]
+
+
+def test_descriptions_are_read_without_torch():
+    """They are read, and the reading of weights is planned, in a thread beside the import of torch."""
+    names = [*modules(ember.engine.description), *PLANNING]
+    assert "ember.engine.description.families.llama" in names
+    code = f"import sys\nfor name in {names!r}: __import__(name)\nprint('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & {"torch", "numpy", "transformers", "safetensors"}
 
 
 def test_engine_never_loads_the_compiler_stack():

@@ -13,10 +13,11 @@ import transformers
 from transformers import GenerationConfig
 from transformers.modeling_rope_utils import RopeParameters
 
-from ember.engine.description.families import FAMILIES, MODEL_TYPES
+from ember.engine.description.families.registry import ARCHITECTURES, MODEL_TYPES, find_family
 from ember.engine.description.fields import Fields
-from ember.engine.description.known_fields import HARMLESS, NEUTRAL, ROPE
+from ember.engine.description.known_fields import HARMLESS, NEUTRAL
 from ember.engine.description.read_config import load_config
+from ember.engine.description.read_rope import ROPE_KINDS
 from tests.engine_models.tiny import VARIANTS
 
 
@@ -47,12 +48,12 @@ def new_config(architecture: str, **fields: Any) -> Any:
     return config_class(architecture)(**{**own, **fields})
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_no_field_of_a_class_goes_by_unseen(architecture: str) -> None:
     cls = config_class(architecture)
     names = {field.name for field in dataclasses.fields(cls)} | cls.attribute_map.keys() | cls().to_dict().keys()
-    accounted = FAMILIES[architecture].fields | HARMLESS | NEUTRAL.keys()
-    assert not names - accounted, "read it, or say in known_fields why it may be left unread"
+    accounted = find_family(architecture).fields | HARMLESS | NEUTRAL.keys()
+    assert not names - accounted, "read it, or say in known_fields that it does no harm"
     assert not GenerationConfig._get_default_generation_params().keys() - accounted
     assert MODEL_TYPES[cls.model_type] == architecture
 
@@ -60,26 +61,26 @@ def test_no_field_of_a_class_goes_by_unseen(architecture: str) -> None:
 def test_rope_parameters_that_transformers_knows() -> None:
     """A key that some kind reads is read by every kind that has a use for it here, or its kind is refused."""
     elsewhere = {"short_factor", "long_factor", "alpha", "mrope_section", "mrope_interleaved"}  # kinds that are refused
-    known = frozenset[str]().union(*ROPE.values()) | elsewhere
+    known = frozenset[str]().union(*ROPE_KINDS.values()) | elsewhere
     assert not set(RopeParameters.__annotations__) - known
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_family_reads_what_it_lists_and_nothing_else(architecture: str) -> None:
     asked: set[str] = set()
     for name, differences in VARIANTS.values():
         if name == architecture.removesuffix("ForCausalLM"):
             layers = {"num_hidden_layers": len(differences["layer_types"])} if "layer_types" in differences else {}
             values = Recorded(new_config(architecture, **differences, **layers).to_dict())
-            FAMILIES[architecture].read(Fields(values))
+            find_family(architecture).read(Fields(values))
             asked |= values.asked
-    listed = FAMILIES[architecture].fields
+    listed = find_family(architecture).fields
     assert asked and asked <= listed
     of_load_config = {"architectures", "model_type", "dtype", "torch_dtype", "eos_token_id", "quantization_config"}
     assert listed <= asked | of_load_config | {"original_max_position_embeddings"}, "what is listed is read"
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_file_of_transformers_is_read_without_a_word(architecture: str, tmp_path: Path) -> None:
     new_config(architecture).save_pretrained(tmp_path)
     whole = load_config(tmp_path)
@@ -89,7 +90,7 @@ def test_a_file_of_transformers_is_read_without_a_word(architecture: str, tmp_pa
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "ffn_dim", "num_hidden_layers", "num_attention_heads")
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_absent_fields_have_the_defaults_of_transformers(architecture: str, tmp_path: Path) -> None:
     """All but sizes, which every file has, and end tokens, which are no one's by default."""
     new_config(architecture).save_pretrained(tmp_path)

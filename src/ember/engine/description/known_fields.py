@@ -1,49 +1,19 @@
-"""The fields of a config.json that the families read, and those that change nothing here.
+"""The fields of a config.json that change nothing here, whatever the family. No torch here.
 
-A field in neither list may change what the model computes: the boot names it, once. One that transformers' own
-configuration classes give a meaning for every family, and that is not read, must have its neutral value. A test walks
-over those classes, so that a field they come to have does not go by unseen.
+A field that is neither in this list nor in its family's may change what the model computes: the boot names it, once. A
+field that transformers' own configuration classes give a meaning for every family, and that is not read, must have its
+neutral value. A test walks over those classes, so that a field they come to have does not go by unseen.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# Read for every family: by `load_config`, or by the family's function under these names.
-_COMMON = _names(
-    "architectures model_type dtype torch_dtype eos_token_id quantization_config vocab_size hidden_size "
-    "num_hidden_layers num_attention_heads max_position_embeddings tie_word_embeddings"
-)
-_ROTARY = _COMMON | _names(
-    "intermediate_size num_key_value_heads head_dim rms_norm_eps hidden_act rope_theta rope_scaling rope_parameters "
-    "partial_rotary_factor original_max_position_embeddings"
-)
-LLAMA = _ROTARY | {"attention_bias", "mlp_bias"}
-MISTRAL = _ROTARY | {"sliding_window", "layer_types"}
-QWEN2 = _ROTARY | {"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"}
-QWEN3 = QWEN2 | {"attention_bias"}
-OPT = _COMMON | _names(
-    "ffn_dim activation_function do_layer_norm_before _remove_final_layer_norm word_embed_proj_dim enable_bias "
-    "layer_norm_elementwise_affine"
-)
-
-# By the kind of rotary positions. `original_max_position_embeddings` and what stands for no scaling do no harm to any.
-_ROPE = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"})
-ROPE = {
-    "default": _ROPE,
-    "linear": _ROPE | {"factor"},
-    "llama3": _ROPE | {"factor", "low_freq_factor", "high_freq_factor"},
-    "yarn": _ROPE | _names("factor beta_fast beta_slow truncate attention_factor mscale mscale_all_dim finetuned"),
-}
+from ember.engine.description.family import field_names
 
 # Of training; of the program that wrote the file; of generation, which generation_config.json and requests say; of
 # tasks other than generation; and of how transformers computes the same result.
-HARMLESS = _names(
+HARMLESS = field_names(
     """
     attention_dropout dropout hidden_dropout activation_dropout resid_pdrop embd_pdrop layerdrop classifier_dropout
     initializer_range init_std pretraining_tp gradient_checkpointing neftune_noise_alpha

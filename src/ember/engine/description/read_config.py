@@ -9,7 +9,7 @@ from typing import Any
 
 from ember import untrusted_json
 from ember.engine.description.config import DecoderConfig
-from ember.engine.description.families import FAMILIES, MODEL_TYPES
+from ember.engine.description.families.registry import ARCHITECTURES, MODEL_TYPES, find_family
 from ember.engine.description.fields import Fields, listed, shown
 from ember.engine.description.known_fields import HARMLESS, HARMLESS_VALUES, NEUTRAL
 from ember.engine.errors import ModelError
@@ -27,13 +27,13 @@ def load_config(model_dir: Path) -> DecoderConfig:
     fields = Fields(read_json(path, required=True))
     try:
         architecture = _architecture(fields, MODEL_TYPES)
-        if architecture not in FAMILIES:
+        if architecture not in ARCHITECTURES:
             given = f"model_type {shown(fields.values.get('model_type'))}" if architecture is None else architecture
-            supported = ", ".join(FAMILIES)
+            supported = ", ".join(ARCHITECTURES)
             raise ModelError(f"architecture {shown(given)[1:-1]} is not supported; supported are {supported}")
         if method := _quantization(fields):
             raise ModelError(f"{method} quantized weights are not supported; use the unquantized model")
-        family = FAMILIES[architecture]
+        family = find_family(architecture)
         config = family.read(fields)
         _check_unread(fields, architecture, family.fields)
         own = _token_ids(fields, config.vocab_size)

@@ -1,0 +1,29 @@
+"""Which classes of models are served, and which module reads the config.json of each. No torch here.
+
+Only the module of the model at hand is imported: a boot does not grow with the number of families.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from ember.engine.description.family import Family
+
+# The class that the weights were saved from -> its `model_type`, and its Family: the module in this room, and the name.
+ARCHITECTURES = {
+    "LlamaForCausalLM": ("llama", "llama.LLAMA"),
+    "MistralForCausalLM": ("mistral", "mistral.MISTRAL"),
+    "MinistralForCausalLM": ("ministral", "mistral.MISTRAL"),
+    "Qwen2ForCausalLM": ("qwen2", "qwen.QWEN2"),
+    "Qwen3ForCausalLM": ("qwen3", "qwen.QWEN3"),
+    "OPTForCausalLM": ("opt", "opt.OPT"),
+}
+MODEL_TYPES = {model_type: architecture for architecture, (model_type, _) in ARCHITECTURES.items()}
+
+
+def find_family(architecture: str) -> Family:
+    """The family of one of `ARCHITECTURES`."""
+    _, place = ARCHITECTURES[architecture]
+    module, name = place.split(".")
+    family: Family = getattr(import_module(f"ember.engine.description.families.{module}"), name)
+    return family

@@ -1,0 +1,62 @@
+"""What the Llama line of models has in common: RMSNorm before, rotary positions, a gated MLP. No torch here."""
+
+from __future__ import annotations
+
+from ember.engine.description.config import DecoderConfig, WeightNames
+from ember.engine.description.family import ACTIVATIONS, COMMON_FIELDS, divide_into_heads, field_names
+from ember.engine.description.fields import MAX_INTEGER, Fields
+from ember.engine.description.read_rope import ROPE_FIELDS, read_rope
+from ember.engine.errors import ModelError
+
+LLAMA_NAMES = WeightNames(
+    layer="model.layers.{}.",
+    embed_tokens="model.embed_tokens",
+    final_norm="model.norm",
+    lm_head="lm_head",
+    attention_norm="input_layernorm",
+    mlp_norm="post_attention_layernorm",
+    query="self_attn.q_proj",
+    key="self_attn.k_proj",
+    value="self_attn.v_proj",
+    output="self_attn.o_proj",
+    gate="mlp.gate_proj",
+    up="mlp.up_proj",
+    down="mlp.down_proj",
+)
+ROTARY_FIELDS = (
+    COMMON_FIELDS | ROPE_FIELDS | field_names("intermediate_size num_key_value_heads head_dim rms_norm_eps hidden_act")
+)
+
+
+def read_rotary_decoder(
+    fields: Fields, *, max_position_embeddings: int, num_kv_heads: int | None = None, head_dim: int | None = None
+) -> DecoderConfig:
+    """Read the fields that `ROTARY_FIELDS` lists; the arguments are the family's defaults. Raises ModelError."""
+    hidden_size, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
+    num_kv_heads = fields.optional_integer("num_key_value_heads", num_kv_heads) or num_heads
+    head_dim = fields.optional_integer("head_dim", head_dim) or divide_into_heads("hidden_size", hidden_size, num_heads)
+    if num_heads % num_kv_heads:
+        raise ModelError(f"num_attention_heads={num_heads} must be a multiple of num_key_value_heads={num_kv_heads}")
+    longest = fields.integer("max_position_embeddings", max_position_embeddings)
+    rope = read_rope(fields, head_dim, longest)
+    if rope.kind == "linear":
+        longest = max(int(longest * rope.factor), 1)
+    if rope.kind == "yarn":
+        longest = max(longest, int(rope.original_max_position_embeddings * rope.factor))
+    longest = min(longest, MAX_INTEGER)
+    return DecoderConfig(
+        architecture="",
+        vocab_size=fields.integer("vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=fields.integer("intermediate_size"),
+        num_layers=fields.integer("num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        max_position_embeddings=longest,
+        names=LLAMA_NAMES,
+        norm_eps=fields.number("rms_norm_eps", 1e-6, at_least=0.0),
+        activation=fields.one_of("hidden_act", "silu", ACTIVATIONS),
+        rope=rope,
+        tie_word_embeddings=fields.flag("tie_word_embeddings", False),
+    )
