@@ -1,7 +1,7 @@
 """What one sample may say next: reasoning up to its budget, then what its grammar allows.
 
-The grammar is followed in a process of its own (`grammars.workers`), so its mask may be late, and so may the news that a
-token was taken in.
+The grammar is evaluated in a process of its own (`grammars.workers`). Its mask may be late, and so may its confirmation
+of a token.
 
 A constraint lives as long as its sequence, through preemption too: tokens that were sampled once are computed again,
 but not sampled again. It is told every token (`advance`) and asked for a mask before every draw that it restricts.
