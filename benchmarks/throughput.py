@@ -144,11 +144,10 @@ def _engine(directory: Path, options: argparse.Namespace) -> Engine:
     engine, ready = build(configure, open_model(configure, timeline, lambda located: None), timeline)
     for warning in ready.warnings:
         print(warning)
-    if options.device == "cpu":
-        print(f"weights settled in {engine.runner.model.pack():.2f} s")
-    else:
-        while engine.do_chore():  # record decode steps
-            pass
+    started = time.perf_counter()
+    while engine.do_chore():  # settle the weights, or record decode steps
+        pass
+    print(f"deferred boot work done in {time.perf_counter() - started:.2f} s")
     return engine
 
 

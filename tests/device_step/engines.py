@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ember.engine.core import sampler
+from ember.engine.core.chores import Chore, Chores
 from ember.engine.core.engine import Engine
 from ember.engine.core.gpu.device_runner import DeviceRunner
 from ember.engine.core.grammars import masks
@@ -28,7 +29,7 @@ def device_engine(directory: Path, *, enforce_eager: bool = False, **configure: 
     plain, model = engine.runner, engine.runner.model
     assert isinstance(plain, Runner | DeviceRunner) and (model.fused or model.use_kernels())
     scheduler = engine.scheduler
-    engine.runner = DeviceRunner(
+    engine.runner = runner = DeviceRunner(
         model,
         plain.cache,
         plain.device,
@@ -37,6 +38,7 @@ def device_engine(directory: Path, *, enforce_eager: bool = False, **configure: 
         max_model_len=engine.max_model_len,
         enforce_eager=enforce_eager,
     )
+    engine.chores = Chores([Chore("recording decode steps", runner.record_next)])
     return engine
 
 

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from ember import wire
+from ember.engine.core.chores import Chore, Chores
 from ember.engine.core.process import Connection, _serve
 from tests.engine_core.inline import greedy, make_engine
 from tests.engine_models.tiny import make_tiny
@@ -111,16 +112,22 @@ def test_a_frame_that_makes_no_sense_ends_the_loop(directory, data):
     assert not thread.is_alive() and len(failures) == 1
 
 
-def test_a_failing_chore_harms_nothing(directory, monkeypatch):
+def test_a_chore_that_fails_harms_neither_requests_nor_the_next_chore(directory, caplog):
     engine = make_engine(directory)
+    done: list[bool] = []
 
-    def fails() -> bool:
+    def fails(is_idle: bool) -> bool:
         raise RuntimeError("no memory for a second copy")
 
-    monkeypatch.setattr(engine.runner.model, "pack_next", fails)
+    def succeeds(is_idle: bool) -> bool:
+        done.append(is_idle)
+        return len(done) < 3
+
+    engine.chores = Chores([Chore("a copy", fails), Chore("a count", succeeds)])
     front = Front(engine)
     for i in range(2):
         assert len(front.answer(wire.Generate(i, [5, 6, 7], greedy(40)))) == 40
     front.send(wire.Shutdown())
     front.thread.join(10)
-    assert not front.thread.is_alive()
+    assert not front.thread.is_alive() and len(done) == 3
+    assert "skipped: a copy: RuntimeError: no memory for a second copy" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -16,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ember.engine.core.chores import settle_weights
 from ember.engine.description import read_config as read_config_module
 from ember.engine.description.read_config import load_config
 from ember.engine.errors import ModelError
@@ -25,7 +27,7 @@ from ember.engine.loading import dtype as dtype_module
 from ember.engine.loading import mapped, reader
 from ember.engine.loading.dtype import choose_dtype_name
 from ember.engine.loading.files import prefetch, weight_files
-from ember.engine.loading.load import LoadReport, begin, load_decoder
+from ember.engine.loading.load import Loaded, begin, load_decoder
 from ember.engine.loading.mapped import Mapped, Warming
 from ember.engine.loading.place import wrap
 from ember.engine.loading.plan import make_plan, read_headers
@@ -50,8 +52,17 @@ def copy(llama: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def load(directory: Path, dtype: torch.dtype = torch.float32, **arguments: Any) -> Decoder:
+def load_whole(directory: Path, dtype: torch.dtype = torch.float32, **arguments: Any) -> Loaded:
     return load_decoder(directory, load_config(directory), dtype=dtype, device=CPU, **arguments)
+
+
+def load(directory: Path, dtype: torch.dtype = torch.float32, **arguments: Any) -> Decoder:
+    return load_whole(directory, dtype, **arguments).decoder
+
+
+def settle(loaded: Loaded) -> None:
+    for _ in settle_weights(loaded.decoder, loaded.pages):
+        pass
 
 
 def same_weights(one: Decoder, other: Decoder) -> bool:
@@ -90,9 +101,9 @@ def test_shards_chunks_and_early_reads_give_the_same_weights(
     monkeypatch.setattr(reader, "CHUNK_BYTES", chunk_bytes)
     sharded = make_tiny("llama", tmp_path, max_shard_size="100KB")
     assert len(weight_files(sharded)) > 3
-    report: list[LoadReport] = []
-    assert same_weights(whole, load(sharded, report=report))
-    assert report[0].files == len(weight_files(sharded)) and report[0].nbytes == whole.weight_bytes
+    loaded = load_whole(sharded)
+    assert same_weights(whole, loaded.decoder)
+    assert loaded.report.files == len(weight_files(sharded)) and loaded.report.nbytes == whole.weight_bytes
     started = begin(sharded, load_config(sharded), "float32", "cpu")
     assert started is not None and same_weights(whole, load(sharded, started=started))
 
@@ -132,19 +143,20 @@ def test_checkpoint_of_the_bare_model_and_stored_tied_head(tmp_path: Path) -> No
 
 
 def test_packing_replaces_the_plain_weights_layer_by_layer(llama: Path, tmp_path: Path) -> None:
-    model = load(llama)
+    loaded = load_whole(llama)
+    model = loaded.decoder
     if not can_pack("cpu", model.dtype):
         pytest.skip("no packed linears on this machine")
-    assert model.pack_next()
-    assert [block.attention.qkv.packed for block in model.parts.blocks] == [True] + [False] * (
-        len(model.parts.blocks) - 1
-    )
-    assert model.pack() > 0.0
+    pieces = settle_weights(model, loaded.pages)
+    next(pieces)
+    assert [block.attention.qkv.packed for block in model.parts.blocks[:2]] == [True, False]
+    assert list(pieces)
     assert all(block.attention.qkv.packed and block.mlp.down.packed for block in model.parts.blocks)
-    assert model.parts.head.packed and not model.pack_next()
-    tied = load(make_tiny("llama_tied", tmp_path))
-    tied.pack()
-    assert tied.parts.head.packed and tied.parts.head.weight is not tied.parts.embedding.tokens
+    assert model.parts.head.packed
+    tied = load_whole(make_tiny("llama_tied", tmp_path))
+    settle(tied)
+    parts = tied.decoder.parts
+    assert parts.head.packed and parts.head.weight is not parts.embedding.tokens
 
 
 @pytest.mark.parametrize("is_cached", [True, False])
@@ -157,19 +169,22 @@ def test_mapped_matrices_are_the_same_and_leave_their_files_when_packed(
     exact = load(directory)
     monkeypatch.setattr(mapped, "SMALL_BYTES", 0)
     monkeypatch.setattr(mapped, "_is_cached", lambda descriptor, chunk: is_cached)
-    report: list[LoadReport] = []
-    model = load(directory, report=report)
-    assert report[0].nbytes == exact.weight_bytes == model.weight_bytes
-    assert report[0].read_bytes <= (0.1 if is_cached else 1.0) * exact.weight_bytes
-    assert report[0].read_bytes > (0 if is_cached else 0.9 * exact.weight_bytes)
+    loaded = load_whole(directory)
+    model, report = loaded.decoder, loaded.report
+    assert report.nbytes == exact.weight_bytes == model.weight_bytes
+    assert report.read_bytes <= (0.1 if is_cached else 1.0) * exact.weight_bytes
+    assert report.read_bytes > (0 if is_cached else 0.9 * exact.weight_bytes)
     assert same_weights(model, exact) and len(model.parts.blocks[0].attention.qkv.rows) == 3
     x = torch.randn(5, exact.config.hidden_size)
     for one, other in (
         (a.attention.qkv, b.attention.qkv) for a, b in zip(model.parts.blocks, exact.parts.blocks, strict=True)
     ):
         torch.testing.assert_close(one(x), other(x))
-    model.pack()
-    assert model.mapped_bytes == 0
+    settle(loaded)
+    del loaded
+    gc.collect()
+    if Path("/proc/self/maps").exists():
+        assert str(directory) not in Path("/proc/self/maps").read_text()
     torch.testing.assert_close(model.logits(x), exact.logits(x))
     tokens = torch.arange(model.config.vocab_size)
     assert torch.equal(model.parts.embedding(tokens, tokens), exact.parts.embedding(tokens, tokens))
@@ -179,16 +194,17 @@ def test_mapped_matrices_are_the_same_and_leave_their_files_when_packed(
 def test_matrices_are_unmapped_layer_by_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = make_tiny("llama", tmp_path)
     monkeypatch.setattr(mapped, "SMALL_BYTES", 1024)  # norms are read, as they are in real models
-    model = load(directory)
+    loaded = load_whole(directory)
+    pieces = settle_weights(loaded.decoder, loaded.pages)
 
     def mappings() -> int:
         return Path("/proc/self/maps").read_text().count(str(directory))
 
     before = mappings()
-    assert before >= len(model.parts.blocks)
-    assert model.pack_next() and mappings() == before - 1
-    model.pack()
-    assert mappings() == 0
+    assert before >= len(loaded.decoder.parts.blocks)
+    next(pieces)
+    assert mappings() == before - 1
+    assert list(pieces) and mappings() == 0
 
 
 @pytest.mark.parametrize("can", [True, False])
@@ -198,8 +214,9 @@ def test_mapped_weights_are_taken_over_without_packing_too(
     monkeypatch.setattr(mapped, "SMALL_BYTES", 1024)
     monkeypatch.setattr(linear, "can_pack", lambda device, dtype: can and can_pack(device, dtype))
     monkeypatch.setattr(decoder, "can_pack", linear.can_pack)
-    exact, model = load(llama), load(llama)
-    model.pack()
+    exact, loaded = load(llama), load_whole(llama)
+    settle(loaded)
+    model = loaded.decoder
     x = torch.randn(3, exact.config.hidden_size)
     assert all(len(block.attention.qkv.rows) == 1 and len(block.mlp.up.rows) == 1 for block in model.parts.blocks)
     torch.testing.assert_close(model.parts.blocks[0].mlp(x), exact.parts.blocks[0].mlp(x))
@@ -238,8 +255,8 @@ def test_unaligned_tensors_are_read(copy: Path, monkeypatch: pytest.MonkeyPatch)
     length = struct.unpack("<Q", data[:8])[0]
     file.write_bytes(struct.pack("<Q", length + 1) + data[8 : 8 + length] + b" " + data[8 + length :])
     monkeypatch.setattr(mapped, "SMALL_BYTES", 0)
-    report: list[LoadReport] = []
-    assert same_weights(load(copy, report=report), exact) and report[0].read_bytes == exact.weight_bytes
+    loaded = load_whole(copy)
+    assert same_weights(loaded.decoder, exact) and loaded.report.read_bytes == exact.weight_bytes
 
 
 def nested(depth: int) -> Any:

@@ -81,6 +81,7 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
         import torch
 
         from ember.engine.core.block_pool import BlockPool
+        from ember.engine.core.chores import Chore, Chores, settling
         from ember.engine.core.engine import Engine
         from ember.engine.core.grammars.workers import GrammarWorkers
         from ember.engine.core.memory import kv_bytes_per_token, plan_memory, readable
@@ -88,7 +89,7 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
         from ember.engine.core.scheduler import Scheduler
         from ember.engine.core.threads import allowed_cpus, usable_cores
         from ember.engine.layers.batch import KVCache
-        from ember.engine.loading.load import LoadReport, load_decoder
+        from ember.engine.loading.load import load_decoder
 
     with timeline.phase("device"):
         kind = configure.device
@@ -103,24 +104,23 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
     config = opened.config
     dtype = getattr(torch, _dtype_name(configure, config, kind))
     with timeline.phase("load") as detail:
-        reports: list[LoadReport] = []
-        model = load_decoder(
+        loaded = load_decoder(
             opened.model_dir,
             config,
             dtype=dtype,
             device=device,
             started=opened.reading,
-            report=reports,
             say=opened.say,
         )
-        for report in reports:
-            detail.update(
-                bytes=report.nbytes,
-                read_bytes=report.read_bytes,
-                read_s=round(report.seconds, 4),
-                threads=report.threads,
-            )
-            detail["gb_per_s"] = round(report.gigabytes_per_second, 2)
+        report = loaded.report
+        detail.update(
+            bytes=report.nbytes,
+            read_bytes=report.read_bytes,
+            read_s=round(report.seconds, 4),
+            threads=report.threads,
+        )
+        detail["gb_per_s"] = round(report.gigabytes_per_second, 2)
+    model, pages = loaded.decoder, loaded.pages
     warnings = []
     cores = len(allowed_cpus())
     if configure.num_threads and configure.num_threads > cores:
@@ -149,8 +149,9 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
                 warnings.append(f"the model runs on torch operators, which is slower, without the C library: {missing}")
     else:
         with timeline.phase("quantise"):
-            if not model.use_native(configure.cpu_weights):
+            if not model.use_native(configure.cpu_weights, pages):
                 raise ModelError("CPU_WEIGHTS: the C library for CPUs cannot be used; the log says why")
+        pages = None
     with timeline.phase("cache"):
         max_num_seqs = configure.max_num_seqs or DEFAULT_MAX_NUM_SEQS[kind]
         max_num_batched_tokens = configure.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS[kind]
@@ -167,7 +168,7 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
             num_blocks=configure.num_blocks,
             kv_cache_memory_bytes=configure.kv_cache_memory_bytes,
             gpu_memory_utilization=configure.gpu_memory_utilization,
-            pending_bytes=model.mapped_bytes,
+            pending_bytes=model.weight_bytes if pages is not None else 0,
         )
         try:
             cache = KVCache.allocate(
@@ -194,11 +195,11 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
         configure.scheduling_policy,
     )
     grammars = GrammarWorkers(opened.tokenizer_dir, config.vocab_size, config.eos_token_ids)
-    runner: StepRunner = Runner(model, cache, device)
+    runner: StepRunner
     if model.fused is not None:
         from ember.engine.core.gpu.device_runner import DeviceRunner
 
-        runner = DeviceRunner(
+        runner = device_runner = DeviceRunner(
             model,
             cache,
             device,
@@ -207,7 +208,11 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
             max_model_len=plan.max_model_len,
             enforce_eager=configure.enforce_eager,
         )
-    engine = Engine(runner, scheduler, grammars, plan.max_model_len, configure.seed)
+        chores = [Chore("recording decode steps", device_runner.record_next)]
+    else:
+        runner = Runner(model, cache, device)
+        chores = [settling(model, pages)]
+    engine = Engine(runner, scheduler, grammars, plan.max_model_len, configure.seed, Chores(chores))
     ready = Ready(
         architecture=config.architecture,
         device=kind,

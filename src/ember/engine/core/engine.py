@@ -9,6 +9,7 @@ import msgspec
 import torch
 
 from ember.engine.core.block_pool import root_hash
+from ember.engine.core.chores import Chores
 from ember.engine.core.grammars.compiling import CompilingRequests
 from ember.engine.core.grammars.constraint import Constraint
 from ember.engine.core.grammars.grammar import GrammarError
@@ -35,8 +36,10 @@ class Engine:
         grammars: GrammarWorkers,
         max_model_len: int,
         seed: int | None = None,
+        chores: Chores | None = None,
     ) -> None:
         self.runner = runner
+        self.chores = chores if chores is not None else Chores([])
         self.scheduler = scheduler
         self.grammars = grammars
         self.compiling = CompilingRequests(grammars)
@@ -158,10 +161,10 @@ class Engine:
         return outputs
 
     def do_chore(self) -> bool:
-        """One short piece of the work that the boot put off: repacking weights for the CPU, recording decode steps for
-        the GPU. Returns whether more is left. For idle moments after the first answer, and between steps where there
-        are none."""
-        return self.runner.do_chore(is_idle=not self.has_work)
+        """Do one short piece of the work that the boot deferred: packing weights for the CPU, recording decode steps
+        for the GPU. Returns whether more is left. For idle moments after the first answer, and between steps where
+        there are none. Never raises an error."""
+        return self.chores.do_next(is_idle=not self.has_work)
 
     def stats(self) -> Stats:
         counters = self.scheduler.counters

@@ -196,7 +196,7 @@ def _serve(
             except queue.Empty:
                 if not is_idle:
                     break
-                chores_left = _do_chore(engine)
+                chores_left = engine.do_chore()
                 continue
             if isinstance(messages, BaseException):
                 raise messages
@@ -229,7 +229,7 @@ def _serve(
         if outputs:
             connection.send(Outputs(outputs))
         if chores_left and num_steps >= STEPS_BEFORE_CHORES:
-            chores_left = _do_chore(engine)
+            chores_left = engine.do_chore()
 
 
 def _hang(connection: Connection, step_timeout: float) -> None:
@@ -239,15 +239,6 @@ def _hang(connection: Connection, step_timeout: float) -> None:
     faulthandler.dump_traceback(all_threads=True)
     _fail(connection, message, "run")
     os._exit(1)
-
-
-def _do_chore(engine: Engine) -> bool:
-    """Whether there is another one. An engine that serves does not fail because it cannot become faster."""
-    try:
-        return engine.do_chore()
-    except Exception as error:
-        log.warning("what the boot put off stays undone: %s: %s", type(error).__name__, _first_line(error))
-        return False
 
 
 def _fail(connection: Connection, message: str, during: str) -> int:

@@ -55,9 +55,6 @@ class StepRunner(Protocol):
 
     def launch(self, step: list[Scheduled]) -> Launched: ...
 
-    def do_chore(self, is_idle: bool) -> bool:
-        """One short piece of the work that the boot put off. Returns whether more is left."""
-
 
 @dataclass(slots=True)
 class Done:
@@ -94,10 +91,6 @@ class Runner:
 
     def launch(self, step: list[Scheduled]) -> Done:
         return Done(self.run(step))
-
-    def do_chore(self, is_idle: bool) -> bool:
-        """Repack one more layer's weights for the CPU."""
-        return self.model.pack_next()
 
     @torch.inference_mode()
     def run(self, step: list[Scheduled]) -> StepResult:

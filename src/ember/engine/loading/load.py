@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ember.engine.description.config import DecoderConfig
-from ember.engine.loading.mapped import Mapped, Warming
+from ember.engine.loading.mapped import Mapped, Pages, Warming
 from ember.engine.loading.plan import DTYPES, LoadPlan, make_plan, read_headers
 from ember.engine.loading.progress import Say
 from ember.engine.loading.reader import Reading
@@ -36,6 +36,15 @@ class LoadReport:
     @property
     def gigabytes_per_second(self) -> float:
         return self.read_bytes / max(self.seconds, 1e-9) / 1e9
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A decoder whose weights are in place, and where they are."""
+
+    decoder: Decoder
+    report: LoadReport
+    pages: Pages | None  # the mappings that weights are used in, of their files; None where they are in own memory
 
 
 @dataclass(slots=True)
@@ -72,13 +81,9 @@ def load_decoder(
     dtype: torch.dtype,
     device: torch.device,
     started: Started | None = None,
-    report: list[LoadReport] | None = None,
     say: Say | None = None,
-) -> Decoder:
-    """Read the weights and build the decoder; `report` gets one entry, `say` lines if it takes long.
-
-    Raises ModelError.
-    """
+) -> Loaded:
+    """Read the weights and build the decoder; `say` gets lines if it takes long. Raises ModelError."""
     from ember.engine.loading.place import Staging, parameter_tensors, wrap
     from ember.engine.models.decoder import Decoder
 
@@ -96,7 +101,6 @@ def load_decoder(
         weights = parameter_tensors(plan, dtype, device)
         reading = Reading(plan, lambda: Staging(weights, device))
         reading.wait(say)
-    if report is not None:
-        files = len({copy.entry.file for copy in reading.plan.copies})
-        report.append(LoadReport(reading.plan.nbytes, reading.nbytes, reading.seconds, reading.threads, files))
-    return Decoder(config, weights, pages)
+    files = len({copy.entry.file for copy in reading.plan.copies})
+    report = LoadReport(reading.plan.nbytes, reading.nbytes, reading.seconds, reading.threads, files)
+    return Loaded(Decoder(config, weights), report, pages)

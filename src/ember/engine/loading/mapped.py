@@ -2,7 +2,7 @@
 
 A server on a CPU may compute on the page cache itself. A warm boot then copies nothing, and fresh memory, which is
 touched for the first time at little more than 1 GB/s on many virtual machines, is not needed before the first answer;
-packing the weights afterwards (`Decoder.pack_next`) moves them into memory of their own, matrix by matrix. Threads read
+settling the weights afterwards (`core/chores.py`) moves them into memory of their own, matrix by matrix. Threads read
 what the page cache lacks, with large requests, so that no page fault has to wait for a disk.
 
 The files must not shrink while they are mapped: reading beyond a file's end kills a process (mmap(2), SIGBUS).
@@ -65,7 +65,7 @@ class Mapped:
                 self.places[name] = [placed[name, copy.element] for copy in own]
 
     def pages(self) -> Pages:
-        """Of all that is mapped now."""
+        """A handle that can drop the page-cache pages of every current mapping."""
         places = (place for places in self.places.values() for place in places)
         return Pages({id(memory): memory for memory, _ in places if isinstance(memory, mmap.mmap)}.values())
 

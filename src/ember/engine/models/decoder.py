@@ -11,8 +11,6 @@ Norms may follow the sum instead (`norm_first` False). Call under `torch.inferen
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +19,7 @@ from torch import Tensor
 from ember.engine.description.config import DecoderConfig
 from ember.engine.layers.batch import Batch, KVCache
 from ember.engine.layers.block import Attention
-from ember.engine.layers.linear import Linear, Pages, can_pack, in_own_memory
+from ember.engine.layers.linear import Pages, can_pack
 from ember.engine.layers.rotary import Rotary
 from ember.engine.models.build import Weights, build_parts
 from ember.engine.operators.torch_attention import AttentionPlan, attend, plan_attention
@@ -29,9 +27,6 @@ from ember.engine.operators.torch_attention import AttentionPlan, attend, plan_a
 if TYPE_CHECKING:
     from ember.engine.operators.native_ops import NativeForward
     from ember.engine.operators.triton_ops import FusedForward
-
-
-_DONE = object()
 
 
 @dataclass(slots=True)
@@ -47,21 +42,15 @@ class Step:
 class Decoder:
     """A model's weights and its forward pass."""
 
-    def __init__(self, config: DecoderConfig, weights: Weights, pages: Pages | None = None) -> None:
-        """`weights` by the names of `description.weights.parameters`, of one dtype on one device; the dict is emptied.
-
-        `pages`: of their files, which they are part of and should leave for memory of their own in time (`pack_next`).
-        """
+    def __init__(self, config: DecoderConfig, weights: Weights) -> None:
+        """`weights` by the names of `description.weights.parameters`, of one dtype and device; the dict is emptied."""
         self.config = config
         self.num_parameters = sum(part.numel() for weight in weights.values() for part in weight)
         self.weight_bytes = sum(part.nbytes for weight in weights.values() for part in weight)  # that a step reads
-        self.mapped_bytes = self.weight_bytes if pages is not None else 0
-        self._pages = pages
         (tokens,) = weights["embed_tokens.weight"]
         self.dtype, self.device = tokens.dtype, tokens.device
         self.parts = build_parts(config, weights)
         self.rotary = Rotary.build(config.rope, self.device) if config.rope else None
-        self._settling: Iterator[None] | None = None  # see `pack_next`
         self._fused: FusedForward | None = None
         self._native: NativeForward | None = None
 
@@ -76,17 +65,17 @@ class Decoder:
             self._fused = FusedForward(self)
         return self._fused is not None
 
-    def use_native(self, weights: str = "auto") -> bool:
+    def use_native(self, weights: str = "auto", pages: Pages | None = None) -> bool:
         """From here on run in the C library for CPUs, where it is there and serves this form of decoder on this
-        machine; returns whether. Weights then stay plain, or become `weights`: int8 or int4."""
+        machine; returns whether. Weights then stay plain, or become `weights`: int8 or int4; what they replace leaves
+        memory where it is mapped (`pages`)."""
         from ember.engine.operators.native_ops import NativeForward
 
         library = NativeForward.library_for(self, weights)
         if library is not None:
             self._native = NativeForward(self, library)
             if weights != "auto":
-                self.weight_bytes = self._native.quantise(weights, self._pages)
-                self._pages, self.mapped_bytes = None, 0
+                self.weight_bytes = self._native.quantise(weights, pages)
         return library is not None
 
     @property
@@ -127,50 +116,18 @@ class Decoder:
             hidden = self.parts.project_out(hidden)
         return self.parts.head(hidden)
 
-    def pack_next(self) -> bool:
-        """Bring one more layer's matrices, at last the head's, into the layout that this CPU reads fastest, or a piece
-        of them out of their files where they are mapped. Returns whether there is more to do; False at once where there
-        is no use.
+    @property
+    def reads_packed(self) -> bool:
+        """Whether matrices are to be packed for oneDNN: this CPU has packed products, and torch's operators compute."""
+        return self._native is None and can_pack(self.device.type, self.dtype)
 
-        Packed weights replace plain ones. The exception is a head tied to the token embedding: looking tokens up needs
-        the plain rows, so packing it costs a second copy. Where the C library computes, plain weights stay plain.
-        """
-        if self._settling is None:
-            packs = self._native is None and can_pack(self.device.type, self.dtype)
-            self._settling = self._settle(packs) if packs or self.mapped_bytes else iter(())
-        return next(self._settling, _DONE) is not _DONE
-
-    def _settle(self, packs: bool) -> Iterator[None]:
-        pages, parts = self._pages, self.parts
-        for index, block in enumerate(parts.blocks):
-            for linear in (block.attention.qkv, block.attention.output, block.mlp.up, block.mlp.down):
-                yield from linear.settle(packs, pages)
-                if self._native is not None:
-                    self._native.refresh(index)
-            yield
-        embedding = parts.embedding
-        if pages is not None:
-            assert isinstance(embedding.tokens, Tensor)
-            own = yield from in_own_memory(pages, embedding.tokens)
-            embedding.tokens = own
-            if embedding.positions is not None:
-                embedding.positions = embedding.positions.clone()
-            if self.config.tie_word_embeddings:
-                parts.head = Linear(own)
-        yield from parts.head.settle(packs, None if self.config.tie_word_embeddings else pages)
+    def weights_moved(self, layer: int | None) -> None:
+        """Matrices of a layer, or the head (None), were replaced: operators that hold addresses read them again."""
         if self._native is not None:
-            self._native.refresh_head(parts.head)
-        for extra in (embedding.project, parts.project_out):
-            if extra is not None:
-                yield from extra.settle(packs, pages)
-        self._pages, self.mapped_bytes = None, 0
-
-    def pack(self) -> float:
-        """`pack_next` to the end; returns the seconds it took."""
-        start = time.perf_counter()
-        while self.pack_next():
-            pass
-        return time.perf_counter() - start
+            if layer is None:
+                self._native.refresh_head(self.parts.head)
+            else:
+                self._native.refresh(layer)
 
     def _attention(self, attention: Attention, hidden: Tensor, step: Step) -> Tensor:
         """[T, hidden] -> [T, hidden]."""

@@ -163,8 +163,8 @@ class DeviceRunner:
         return launched
 
     @torch.inference_mode()
-    def do_chore(self, is_idle: bool) -> bool:
-        """Record a part of a graph. Returns whether there is more to do."""
+    def record_next(self, is_idle: bool) -> bool:
+        """Record a part of a graph, as a chore: see `core.chores.Chore`. Returns whether there is more to do."""
         return self.graphs.record_next(is_idle)
 
     def _launch_decodes(self, rows: list[Row]) -> list[tuple[Sequence, int, Underway]]:

@@ -1,0 +1,99 @@
+"""Work that the boot defers until the first answer is out, done one short piece at a time.
+
+A running request waits while a piece is done, so a piece takes some hundredths of a second at most.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ember.engine.layers.linear import Linear, Pages, in_own_memory
+from ember.engine.models.decoder import Decoder
+
+log = logging.getLogger(__name__)
+
+_DONE = object()
+
+
+@dataclass(slots=True)
+class Chore:
+    """One deferred piece of boot work.
+
+    `do` takes whether the engine is idle, does the next piece, and returns whether more pieces are left. While requests
+    run it may decline to do a piece that would delay them, and then returns True.
+    """
+
+    name: str  # completes the sentence "deferred boot work failed and was skipped: ..."
+    do: Callable[[bool], bool]
+
+
+class Chores:
+    """The list of deferred chores, which are done in order."""
+
+    def __init__(self, chores: list[Chore]) -> None:
+        self._chores = deque(chores)
+
+    def do_next(self, is_idle: bool) -> bool:
+        """Do one piece of the first chore. Returns whether more is left.
+
+        A chore that raises an error is dropped with a warning: an engine that serves requests goes on without becoming
+        faster.
+        """
+        if not self._chores:
+            return False
+        chore = self._chores[0]
+        try:
+            is_left = chore.do(is_idle)
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            log.warning(
+                "deferred boot work failed and was skipped: %s: %s: %s", chore.name, type(error).__name__, reason
+            )
+            is_left = False
+        if not is_left:
+            self._chores.popleft()
+        return bool(self._chores)
+
+
+def settling(decoder: Decoder, pages: Pages | None) -> Chore:
+    """The chore that brings a decoder's weights into their final place and layout (`settle_weights`)."""
+    pieces = settle_weights(decoder, pages)
+    return Chore("moving the weights", lambda is_idle: next(pieces, _DONE) is not _DONE)
+
+
+def settle_weights(decoder: Decoder, pages: Pages | None) -> Iterator[None]:
+    """Pack each matrix for oneDNN where the decoder reads packed matrices, or copy it into memory of its own where it
+    is mapped from a file. A generator: it yields between chunks so that requests can run.
+
+    `pages` gives the page-cache pages of copied weights back; None where no weight is mapped.
+
+    Packed weights replace plain ones. The exception is a head tied to the token embedding: looking tokens up needs the
+    plain rows, so packing it costs a second copy.
+    """
+    packs = decoder.reads_packed
+    if not packs and pages is None:
+        return
+    parts = decoder.parts
+    for index, block in enumerate(parts.blocks):
+        for linear in (block.attention.qkv, block.attention.output, block.mlp.up, block.mlp.down):
+            yield from linear.settle(packs, pages)
+            decoder.weights_moved(index)
+        yield
+    is_tied, embedding = decoder.config.tie_word_embeddings, parts.embedding
+    if pages is not None:
+        assert isinstance(embedding.tokens, Tensor)
+        embedding.tokens = yield from in_own_memory(pages, embedding.tokens)
+        if embedding.positions is not None:
+            embedding.positions = embedding.positions.clone()
+        if is_tied:
+            parts.head = Linear(embedding.tokens)
+    yield from parts.head.settle(packs, None if is_tied else pages)
+    decoder.weights_moved(None)
+    for extra in (embedding.project, parts.project_out):
+        if extra is not None:
+            yield from extra.settle(packs, pages)
