@@ -196,7 +196,7 @@ def _steps(workers: GrammarWorkers, options: argparse.Namespace) -> dict[str, An
         for sequence, token_id in zip(rows.sequences, token_ids, strict=True):
             assert sequence.grammar is not None
             if token_id != EOS:
-                sequence.grammar.advance(token_id)
+                sequence.grammar.advance([token_id])
         workers.settle([row.grammar.matcher for row in rows.sequences if row.grammar and row.grammar.matcher], 1.0)
         told = time.perf_counter() - told
         rows.restart_finished(token_ids)

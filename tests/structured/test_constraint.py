@@ -56,7 +56,7 @@ def advance(constraint: Constraint, *token_ids: int) -> None:
     """Each token must be among the allowed ones."""
     for token_id in token_ids:
         assert token_id in allowed(constraint)
-        constraint.advance(token_id)
+        constraint.advance([token_id])
     settle(constraint)
 
 
@@ -80,7 +80,7 @@ def test_ignore_eos_goes_on_while_the_grammar_lets_it(make, tokenizer, ids):
 def test_a_token_that_the_grammar_forbids_is_an_error_of_the_request(make, tokenizer):
     constraint = make("aa")
     with pytest.raises(GrammarError, match="other options of the request"):
-        constraint.advance(tokenizer.encode("b")[0])
+        constraint.advance([tokenizer.encode("b")[0]])
         settle(constraint)
 
 
@@ -141,7 +141,7 @@ def test_reasoning_that_the_prompt_ended_does_not_begin_again(make, ids):
     constraint = make("(a|c)b", thinking)
     assert constraint.state is State.ANSWER
     with pytest.raises(GrammarError):
-        constraint.advance(ids[THINK])
+        constraint.advance([ids[THINK]])
         settle(constraint)
 
 
@@ -168,7 +168,7 @@ def test_a_budget_of_nothing_and_a_text_of_its_own_at_the_end(make, ids):
     advance(constraint, 1, 2)
     for token_id in (ids[END_THINK], 40):
         assert allowed(constraint) == {token_id}
-        constraint.advance(token_id)
+        constraint.advance([token_id])
     assert constraint.state is State.ANSWER
 
 
@@ -182,7 +182,7 @@ def test_an_end_before_the_budget_is_free_and_a_second_reasoning_has_what_is_lef
 def test_a_forced_token_that_did_not_come_is_an_error(make, ids):
     constraint = make(None, Thinking([[ids[END_THINK]]], is_open=True, budget=0))
     with pytest.raises(GrammarError, match="other options of the request"):
-        constraint.advance(1)
+        constraint.advance([1])
 
 
 def test_the_begin_of_a_call_ends_the_reasoning_and_is_the_grammars_own(make, tokenizer, ids):
@@ -213,3 +213,24 @@ def test_a_budget_does_not_end_a_call(make, ids):
     constraint = make(None, thinking)
     advance(constraint, 1, 8, 9, 2, 3, 4, 5)
     assert constraint.state is State.ANSWER and not constraint.needs_mask
+
+
+def test_several_tokens_at_once_are_as_many_one_by_one(make, tokenizer, ids):
+    """Out of the reasoning and into the grammar in one step, as far as the last of them."""
+    thinking = Thinking([[ids[END_THINK]]], is_open=True)
+    inside = tokenizer.encode("so")
+    for said, left in (([*inside, ids[END_THINK]], "aab"), ([*inside, ids[END_THINK], *tokenizer.encode("a")], "ab")):
+        constraint = make("aab", thinking)
+        constraint.advance(said)
+        settle(constraint)
+        assert constraint.state is State.ANSWER
+        advance(constraint, *tokenizer.encode(left))
+        assert constraint.is_complete
+    constraint = make("aab")
+    constraint.advance([token_id for letter in "aab" for token_id in tokenizer.encode(letter)])
+    settle(constraint)
+    assert constraint.is_complete
+    constraint = make("aab")
+    with pytest.raises(GrammarError):
+        constraint.advance([token_id for letter in "aba" for token_id in tokenizer.encode(letter)])
+        settle(constraint)

@@ -9,6 +9,7 @@ from ember.engine.core.grammars.compiling import CompilingRequests
 from ember.engine.errors import ModelError
 from ember.wire import Generate, Grammar, SamplingParams, Thinking
 from tests.engine_core.inline import make_engine, run, tokens
+from tests.engine_core.several import SeveralTokens
 from tests.structured.json_model import END_THINK, THINK, load
 
 SCHEMA = json.dumps(
@@ -113,6 +114,16 @@ def test_a_cut_leaves_the_grammar_unfinished(engine, tokenizer):
     assert outputs[-1].finish_reason == "length" and len(tokens(outputs)) == 7
     outputs = run(engine, [Generate(1, PROMPT, params(Grammar("regex", "x{4}"), max_tokens=4))])[1, 0]
     assert outputs[-1].finish_reason == "stop"  # both at once: the text is whole
+
+
+@pytest.mark.parametrize(("max_tokens", "finish_reason"), [(60, "stop"), (7, "length")])
+def test_a_grammar_follows_several_tokens_of_a_step(directory, tokenizer, max_tokens, finish_reason):
+    engine = make_engine(directory, num_blocks=100)
+    said = [*tokenizer.encode("a"), *tokenizer.encode("b")] * 5
+    engine.runner = SeveralTokens(engine.runner, {1: said}, count=2)
+    outputs = run(engine, [Generate(1, PROMPT, params(Grammar("regex", "(ab){5}"), max_tokens=max_tokens))])[1, 0]
+    assert tokens(outputs) == said[:max_tokens] and outputs[-1].finish_reason == finish_reason
+    assert len(outputs[0].token_ids) == 2
 
 
 def test_no_output_asked_for_none_made(engine):

@@ -190,26 +190,25 @@ class Engine:
         self.scheduler.reset_counters()
 
     def _take_in(self, launched: Launched) -> list[SequenceOutput]:
-        """The tokens of a step. One that was drawn behind a sequence's end, or for one that was dropped, is nothing."""
+        """The tokens of a step. What was drawn behind a sequence's end, or for one that was dropped, is nothing."""
         outputs = []
         result = launched.result()
-        sampled = result.sampled
         gained = []
         for row, sequence in enumerate(result.sequences):
             if row in result.given_up:
                 continue
-            if row in sampled.late and not sequence.is_finished:
+            if row in result.late and not sequence.is_finished:
                 self._hold(sequence)
                 continue
             sequence.num_pending -= 1
             if sequence.is_finished:
                 continue
-            if row in sampled.errors:
-                outputs += self._fail_grammar(sequence, sampled.errors[row])
-            elif sampled.is_broken[row]:
+            if row in result.errors:
+                outputs += self._fail_grammar(sequence, result.errors[row])
+            elif result.is_broken[row]:
                 outputs.append(self._fail(sequence, "the model's output was not a number (NaN)"))
             else:
-                output = self._append(sequence, sampled.token_ids[row], sampled.logprobs.get(row))
+                output = self._append(sequence, result.token_ids[row], result.logprobs.get(row))
                 if output.finish_reason == "stop" or sequence.grammar is None:
                     outputs.append(self._end(sequence, output))
                 else:
@@ -227,7 +226,7 @@ class Engine:
             constraint = sequence.grammar
             assert constraint is not None
             try:
-                constraint.advance(output.token_ids[-1])
+                constraint.advance(output.token_ids)
             except GrammarError as error:
                 outputs += self._fail_grammar(sequence, str(error))
                 continue
@@ -315,33 +314,38 @@ class Engine:
                 if not sequence.is_finished:
                     outputs.append(self._fail_for_memory(sequence, reason))
 
-    def _append(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> SequenceOutput:
-        """Add a sampled token and see whether it was the last, as far as that can be said without the grammar."""
+    def _append(self, sequence: Sequence, token_ids: list[int], logprobs: list[TokenLogprobs] | None) -> SequenceOutput:
+        """Add the tokens that a step sampled, up to the one that ends the sequence, as far as that can be said without
+        the grammar. What the step sampled behind that one is dropped, together with its log probabilities."""
         sampling = sequence.sampling
         is_first = not sequence.is_prefilled
         sequence.is_prefilled = True
         finish_reason: str | None = None
         stop_reason: int | None = None
-        token_ids = [token_id]
+        num_kept = 0
         if sampling.max_tokens == 0:  # only the prompt was to be scored
-            token_ids, logprobs, finish_reason = [], None, "length"
+            logprobs, finish_reason = None, "length"
         else:
             if is_first:  # until now the samples of a request share the prompt's list
                 sequence.token_ids = list(sequence.token_ids)
-            sequence.token_ids.append(token_id)
-            self._generation_tokens += 1
-            is_eos = token_id in self.eos_token_ids and not sampling.ignore_eos
-            if is_eos or token_id in sampling.stop_token_ids:
-                finish_reason, stop_reason = "stop", token_id
-            elif sequence.num_output_tokens >= sampling.max_tokens or sequence.num_tokens >= self.max_model_len:
-                finish_reason = "length"
+            for token_id in token_ids:
+                sequence.token_ids.append(token_id)
+                num_kept += 1
+                is_eos = token_id in self.eos_token_ids and not sampling.ignore_eos
+                if is_eos or token_id in sampling.stop_token_ids:
+                    finish_reason, stop_reason = "stop", token_id
+                    break
+                if sequence.num_output_tokens >= sampling.max_tokens or sequence.num_tokens >= self.max_model_len:
+                    finish_reason = "length"
+                    break
+            self._generation_tokens += num_kept
         return SequenceOutput(
             request_id=sequence.request_id,
             index=sequence.index,
-            token_ids=token_ids,
+            token_ids=token_ids[:num_kept],
             finish_reason=finish_reason,
             stop_reason=stop_reason,
-            logprobs=[logprobs] if logprobs is not None else None,
+            logprobs=logprobs[:num_kept] if logprobs is not None else None,
             num_cached_tokens=max(sequence.num_cached_tokens, 0) if is_first else 0,
             prompt_logprobs=sequence.scored_prompt if is_first else None,
             queue_seconds=sequence.admitted - sequence.arrived if is_first else 0.0,

@@ -15,17 +15,35 @@ from ember.engine.core.scheduler import Scheduled
 from ember.engine.core.sequence import Sequence
 from ember.engine.layers.batch import Batch, KVCache
 from ember.engine.models.decoder import Decoder
+from ember.wire import TokenLogprobs
 
 SCORED_ROWS = 128  # of a prompt, at a time: rows of logits are large
 
 
 @dataclass(slots=True)
 class StepResult:
-    """`sequences[i]` goes on with `sampled.token_ids[i]`. Prompts that are not through yet have no row."""
+    """What the sequences of a step gained: `sequences[i]` goes on with `token_ids[i]`, which is one token or several.
+    Prompts that are not through yet have no row."""
 
     sequences: list[Sequence] = field(default_factory=list)
-    sampled: Sampled = field(default_factory=lambda: Sampled([], [], {}))
+    token_ids: list[list[int]] = field(default_factory=list)
+    is_broken: list[bool] = field(default_factory=list)  # the row's logits hold NaN
+    logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)  # row -> of each of its tokens, where asked
+    errors: dict[int, str] = field(default_factory=dict)  # row -> why its grammar cannot be followed any further
+    late: set[int] = field(default_factory=set)  # rows whose mask was not there: their tokens mean nothing
     given_up: set[int] = field(default_factory=set)  # rows that `Launched.draw_late` returned
+
+    @classmethod
+    def of(cls, sequences: list[Sequence], sampled: Sampled) -> StepResult:
+        """The result of a step that draws one token for each sequence."""
+        return cls(
+            sequences,
+            [[token_id] for token_id in sampled.token_ids],
+            sampled.is_broken,
+            {row: [entry] for row, entry in sampled.logprobs.items()},
+            sampled.errors,
+            sampled.late,
+        )
 
 
 class Launched(Protocol):
@@ -105,7 +123,7 @@ class Runner:
         if not sequences:
             return StepResult()
         logits = self.model.logits(hidden[batch.logits_indices])  # [rows, vocab]
-        return StepResult(sequences, sample(logits, sequences, self.model.config.eos_token_ids, masks()))
+        return StepResult.of(sequences, sample(logits, sequences, self.model.config.eos_token_ids, masks()))
 
     def _batch(self, step: list[Scheduled]) -> Batch:
         block_size = self.cache.block_size

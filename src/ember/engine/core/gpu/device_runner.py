@@ -84,7 +84,9 @@ class LaunchedStep:
             if self.late_draw.logprobs is not None:
                 logprobs |= self.late_draw.logprobs.read()
         is_broken = [token_id == BROKEN for token_id in token_ids]
-        return StepResult(self.sequences, Sampled(token_ids, is_broken, logprobs, errors), self.given_up)
+        result = StepResult.of(self.sequences, Sampled(token_ids, is_broken, logprobs, errors))
+        result.given_up = self.given_up
+        return result
 
 
 class DeviceRunner:

@@ -50,6 +50,7 @@ class Constraint:
         self._end_token_ids = [*([] if sampling.ignore_eos else eos_token_ids), *sampling.stop_token_ids]
         self._forced: deque[int] = deque()  # the next tokens, whatever the model would say
         self._state_after = State.ANSWER  # once they are out
+        self._told: list[int] = []  # tokens on their way to the matcher
         self._num_reasoning_tokens = 0
         self._recent: deque[int] = deque(maxlen=_longest_marker(self._thinking))
         self.state = State.ANSWER
@@ -141,9 +142,17 @@ class Constraint:
                 if not bits.any():  # the end is all that is left
                     _set(bits, self._eos_token_ids[0])
 
-    def advance(self, token_id: int) -> None:
-        """Tell the token that was sampled (not one that ended the sample). Raises GrammarError when it is not the one
-        that was to come; `is_settled` says whether the grammar allows it."""
+    def advance(self, token_ids: Sequence[int]) -> None:
+        """Tell the tokens that a step sampled (without one that ended the sample). Raises GrammarError when one is not
+        the one that was to come; `is_settled` says whether the grammar allows them."""
+        for token_id in token_ids:
+            self._advance(token_id)
+        if self._told:  # in one command: the worker answers each command, and the last answer settles
+            told, self._told = self._told, []
+            assert self._matcher is not None
+            self._matcher.advance(told)
+
+    def _advance(self, token_id: int) -> None:
         if self._forced:
             if token_id != self._forced[0]:
                 raise GrammarError(NOTHING_LEFT)
@@ -159,7 +168,7 @@ class Constraint:
                 return
             self.state = State.ANSWER
         if self.state is State.ANSWER and self._matcher is not None:
-            self._matcher.advance([token_id])
+            self._told.append(token_id)
         elif thinking is not None:
             self._recent.append(token_id)
             self._watch(thinking)
@@ -174,7 +183,7 @@ class Constraint:
         elif marker := next((marker for marker in thinking.break_token_ids if self._ends_with(marker)), None):
             self._enter(State.ANSWER)
             if self._matcher is not None:
-                self._matcher.advance(marker)
+                self._told += marker
         else:
             self._num_reasoning_tokens += 1
             self._enforce_budget(thinking)
