@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 QWEN3_0_6B: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -85,14 +88,23 @@ def make_checkpoint(shape: str, directory: Path) -> Path:
         if parameter.dim() == 1:
             weights[name] = torch.ones(parameter.shape, dtype=torch.bfloat16)
         else:
-            repeats = -(-parameter.numel() // RANDOM_NUMBERS) + 1
-            start = 7919 * i % RANDOM_NUMBERS  # no two matrices alike
-            weights[name] = numbers.repeat(repeats)[start : start + parameter.numel()].view(parameter.shape).clone()
+            weights[name] = _stretch(numbers, 7919 * i % RANDOM_NUMBERS, parameter.numel()).view(parameter.shape)
     write_tokenizer(path)
     partial = path / "model.safetensors.partial"
     save_file(weights, partial, metadata={"format": "pt"})
     partial.rename(path / "model.safetensors")
     return path
+
+
+def _stretch(numbers: Tensor, start: int, count: int) -> Tensor:
+    """A copy of `count` numbers of the endless repetition of `numbers`, from `start` on."""
+    made = numbers.new_empty(count)
+    done = 0
+    while done < count:
+        piece = numbers[start : start + count - done]
+        made[done : done + len(piece)] = piece
+        done, start = done + len(piece), 0
+    return made
 
 
 def write_tokenizer(path: Path) -> None:

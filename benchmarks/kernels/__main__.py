@@ -1,4 +1,4 @@
-"""Runs every kernel benchmark on the GPU and prints one table.
+"""Runs every kernel benchmark on the GPU and prints a table, each kernel's rows when they are measured.
 
 python -m benchmarks.kernels [NAME ...]
 """
@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 from pathlib import Path
 
-from benchmarks.kernels.common import Row, measure_ceilings, require_gpu, table
+from benchmarks.kernels.common import head, line, measure_ceilings, require_gpu
 
 
 def main() -> None:
@@ -23,14 +23,15 @@ def main() -> None:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(known)}")
     require_gpu()
     ceilings = measure_ceilings()
-    rows: list[Row] = []
+    print(head(ceilings), flush=True)
     failures = []
     for name in names:
-        try:
-            rows += importlib.import_module(f"benchmarks.kernels.{name}").run(ceilings)
+        try:  # a time limit costs only the kernels whose turn has not come
+            for row in importlib.import_module(f"benchmarks.kernels.{name}").run(ceilings):
+                print(line(row, ceilings), flush=True)
         except Exception as error:  # one kernel that does not run here must not cost the others' figures
             failures.append(f"{name}: {type(error).__name__}: {error}")
-    print(table(rows, ceilings))
+            print(failures[-1], flush=True)
     if failures:
         raise SystemExit("\n".join(failures))
 

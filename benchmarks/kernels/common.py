@@ -6,7 +6,7 @@ Every kernel benchmark has `run(ceilings) -> list[Row]`; `python -m benchmarks.k
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,26 +117,30 @@ def measure_ceilings() -> Ceilings:
     return Ceilings(torch.cuda.get_device_name(), 2 * (1 << 30) / copy, 2 * size**3 / matmul)
 
 
-def table(rows: Iterable[Row], ceilings: Ceilings) -> str:
-    """The rows as text: time, rates, percent of the bound by the ceilings, and how many times as fast as the peer."""
-    lines = [
+def head(ceilings: Ceilings) -> str:
+    """The ceilings, and the names of the columns."""
+    return (
         f"{ceilings.device}: copy {ceilings.bytes_per_second / 1e9:.0f} GB/s, "
-        f"bfloat16 matmul {ceilings.flops_per_second / 1e12:.0f} TFLOP/s (measured in this run)",
-        f"{'kernel':<26} {'case':<46} {'us':>9} {'GB/s':>7} {'TFLOP/s':>7} {'% bound':>7} {'peer':<16} {'times':>6}",
-    ]
-    for row in rows:
-        rate = f"{row.bytes / row.seconds / 1e9:.0f}" if row.bytes else ""
-        flops = f"{row.flops / row.seconds / 1e12:.1f}" if row.flops else ""
-        times = f"{row.peer_seconds / row.seconds:.2f}" if row.peer_seconds else ""
-        lines.append(
-            f"{row.kernel:<26} {row.case:<46} {row.seconds * 1e6:>9.1f} {rate:>7} {flops:>7} "
-            f"{100 * row.bound(ceilings) / row.seconds:>7.0f} {row.peer:<16} {times:>6}"
-        )
-    return "\n".join(lines)
+        f"bfloat16 matmul {ceilings.flops_per_second / 1e12:.0f} TFLOP/s (measured in this run)\n"
+        f"{'kernel':<26} {'case':<46} {'us':>9} {'GB/s':>7} {'TFLOP/s':>7} {'% bound':>7} {'peer':<16} {'times':>6}"
+    )
+
+
+def line(row: Row, ceilings: Ceilings) -> str:
+    """A row as text: time, rates, percent of the bound by the ceilings, and how many times as fast as the peer."""
+    rate = f"{row.bytes / row.seconds / 1e9:.0f}" if row.bytes else ""
+    flops = f"{row.flops / row.seconds / 1e12:.1f}" if row.flops else ""
+    times = f"{row.peer_seconds / row.seconds:.2f}" if row.peer_seconds else ""
+    return (
+        f"{row.kernel:<26} {row.case:<46} {row.seconds * 1e6:>9.1f} {rate:>7} {flops:>7} "
+        f"{100 * row.bound(ceilings) / row.seconds:>7.0f} {row.peer:<16} {times:>6}"
+    )
 
 
 def main(run: Callable[[Ceilings], list[Row]]) -> None:
     """`python -m benchmarks.kernels.NAME`: one benchmark alone."""
     require_gpu()
     ceilings = measure_ceilings()
-    print(table(run(ceilings), ceilings))
+    print(head(ceilings))
+    for row in run(ceilings):
+        print(line(row, ceilings))

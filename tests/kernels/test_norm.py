@@ -10,8 +10,9 @@ import triton.language as tl
 from ember_kernels import norm, rounding
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# Two roundings of a value may fall on either side of a boundary: one unit in the last place, relative.
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+# A float32 sum in another order may round to the neighbouring half-precision number, and the product of that number
+# may be rounded the other way again: two units in the last place, relative.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}
 
 
 @triton.jit

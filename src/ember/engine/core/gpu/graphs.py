@@ -17,7 +17,7 @@ from ember.engine.core.gpu.accelerator import Accelerator
 
 log = logging.getLogger(__name__)
 
-SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
+SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 STALL_S = 0.05  # what a piece may delay a running stream
 SMALL_SIZE = 64  # up to here rows cost little: a step may run in any graph that is not larger
 
@@ -77,8 +77,9 @@ class DecodeGraphs:
             self._seconds_recording = time.perf_counter() - started
         except RuntimeError as error:
             log.warning("decode steps of %d rows are not recorded: %s", size, str(error).partition("\n")[0])
-            self._missing = []
-            return False
+            # A larger size needs more memory still. Smaller ones may fit.
+            self._missing = [other for other in self._missing if other < size]
+            return bool(self._missing)
         self._missing.remove(size)
         return bool(self._missing)
 
