@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -67,6 +67,10 @@ class SamplingParams(Struct, frozen=True, omit_defaults=True):
     thinking: Thinking | None = None  # None = no reasoning: a grammar holds from the first token
 
 
+# What a model is asked to do with a prompt, in vLLM's names. `token_embed` and `token_classify` are of every token.
+PoolingTask = Literal["embed", "token_embed", "classify", "token_classify", "score"]
+Task = Literal["generate"] | PoolingTask
+
 # ---------------------------------------------------------------------------------------------- front -> engine
 
 
@@ -101,14 +105,31 @@ class Configure(Struct, tag="configure", frozen=True):
     boot_origin: float | None = None  # the worker's start on the clock of ember.boot.now()
 
 
-class Generate(Struct, tag="generate", frozen=True, omit_defaults=True):
-    """Start a request. `request_id` is the front's and unique for the life of the connection."""
+class Prompt(Struct, frozen=True, omit_defaults=True):
+    """The tokens of a request. Its outputs come back under `request_id`, which is unique for a connection's life."""
 
     request_id: int
     prompt_token_ids: list[int]
-    sampling: SamplingParams
-    priority: int = 0  # lower first, where the policy is `priority`
+
+
+class Request(Prompt, frozen=True, kw_only=True):
+    """What every request has, whatever it asks of the model. Each request has one class below."""
+
+    adapter: str | None = None  # the LoRA adapter to run with; None = the base model
     cache_salt: str | None = None  # requests with different salts share no cached prefix
+    priority: int = 0  # lower first, where the policy is `priority`
+
+
+class Generate(Request, tag="generate", frozen=True):
+    """Continue the prompt. The outputs are the tokens of `sampling.n` samples."""
+
+    sampling: SamplingParams
+
+
+class Pool(Request, tag="pool", frozen=True):
+    """Run the prompt through the model once and pool its hidden states. There is one output."""
+
+    task: PoolingTask
 
 
 class Abort(Struct, tag="abort", frozen=True, omit_defaults=True):
@@ -132,7 +153,7 @@ class Shutdown(Struct, tag="shutdown", frozen=True):
     """Leave the process at once."""
 
 
-FrontMessage = Configure | EndTokens | Generate | Abort | GetStats | Shutdown
+FrontMessage = Configure | EndTokens | Generate | Pool | Abort | GetStats | Shutdown
 
 # ---------------------------------------------------------------------------------------------- engine -> front
 
@@ -168,6 +189,7 @@ class Ready(Struct, tag="ready", frozen=True):
     warnings: list[str]
     boot_phases: list[dict[str, Any]]
     weights: str = "auto"  # of matrices on a CPU: auto = in dtype, int8, int4
+    tasks: tuple[Task, ...] = ("generate",)  # what the model can do; a request for another task is refused
 
 
 class Phases(Struct, tag="phases", frozen=True):

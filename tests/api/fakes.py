@@ -166,11 +166,15 @@ class FakeEngine:
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        adapter: str | None = None,
     ) -> Any:
         self.calls.append((prompt_token_ids, sampling, priority, cache_salt))
         generation = FakeGeneration(self.script(prompt_token_ids, sampling), sampling.n, self.delay)
         self.generations.append(generation)
         return generation
+
+    async def pool(self, prompt_token_ids: list[int], task: wire.PoolingTask, **options: Any) -> wire.SequenceOutput:
+        raise NotImplementedError
 
     async def stats(self) -> wire.Stats:
         raise NotImplementedError

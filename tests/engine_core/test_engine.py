@@ -168,6 +168,15 @@ def test_requests_that_can_never_run_fail_alone(engine, prompt, says):
         assert output.finish_reason == "error" and says in output.error
 
 
+def test_a_request_for_an_adapter_that_is_not_loaded_is_refused_by_its_name(engine):
+    outputs = run(engine, [Generate(1, PROMPT, greedy(2, n=2), adapter="sql"), Generate(2, PROMPT, greedy(2))])
+    for index in range(2):
+        (output,) = outputs[1, index]
+        assert (output.finish_reason, output.error_param, output.token_ids) == ("error", "model", [])
+        assert "'sql'" in output.error
+    assert len(tokens(outputs[2, 0])) == 2
+
+
 def test_nan_fails_its_request_alone(engine, monkeypatch):
     logits = engine.runner.model.logits
 

@@ -18,6 +18,7 @@ from ember.front.link import client as client_module
 from ember.front.link.admission import Admission
 from ember.front.link.client import EngineClient, EngineError
 from ember.front.link.spawn import EngineProcess
+from ember.front.link.suspects import fingerprint
 
 READY = wire.Ready("Test", "cpu", "float32", 100, 64, 8, 16, 4, 32, [2], 1000, [], [])
 SAMPLING = wire.SamplingParams(max_tokens=5)
@@ -428,3 +429,62 @@ async def test_a_client_that_is_closed_while_a_crash_is_cleared_up_starts_nothin
     await client.close()  # before the dead process was waited for
     await asyncio.sleep(0.2)
     assert len(engines) == 1
+
+
+async def test_a_pooling_request_returns_its_one_output(engines):
+    client = await started(engines)
+    pooling = asyncio.create_task(client.pool([4, 5], "embed", priority=3, cache_salt="salt", adapter="sql"))
+    request = await engines[0].read()
+    expected = wire.Pool(request.request_id, [4, 5], "embed", priority=3, cache_salt="salt", adapter="sql")
+    assert request == expected
+    answer = output(request.request_id, [], finish="stop")
+    engines[0].write(wire.Outputs([answer]))
+    assert await asyncio.wait_for(pooling, 5) == answer
+    assert not client._generations and client.admission.num_requests == 0
+    await client.close()
+
+
+@pytest.mark.parametrize(("param", "status"), [("model", 400), (None, 500)])
+async def test_a_pooling_request_that_the_engine_refuses_is_an_error(engines, param, status):
+    client = await started(engines)
+    pooling = asyncio.create_task(client.pool([4], "score"))
+    request = await engines[0].read()
+    answer = output(request.request_id, [], finish="error", error="It does not.", error_param=param)
+    engines[0].write(wire.Outputs([answer]))
+    with pytest.raises(ApiError, match="It does not") as caught:
+        await asyncio.wait_for(pooling, 5)
+    assert (caught.value.status, caught.value.param) == (status, param)
+    await client.close()
+
+
+async def test_a_pooling_request_that_is_cancelled_is_aborted(engines):
+    client = await started(engines)
+    pooling = asyncio.create_task(client.pool([4], "classify"))
+    request = await engines[0].read()
+    pooling.cancel()
+    assert await asyncio.wait_for(engines[0].read(), 5) == wire.Abort(request.request_id)
+    await client.close()
+
+
+async def test_a_pooling_request_fails_with_the_engine(engines):
+    client = await started(engines)
+    pooling = asyncio.create_task(client.pool([4], "classify"))
+    await engines[0].read()
+    engines[0].die()
+    with pytest.raises(ApiError, match="The engine failed while"):
+        await asyncio.wait_for(pooling, 5)
+    await client.close()
+
+
+def test_suspects_are_told_apart_by_what_they_ask_for():
+    requests = [
+        wire.Generate(1, [1], SAMPLING),
+        wire.Generate(1, [1], SAMPLING, adapter="sql"),
+        wire.Generate(1, [1], wire.SamplingParams(max_tokens=6)),
+        wire.Pool(1, [1], "embed"),
+        wire.Pool(1, [1], "score"),
+        wire.Pool(1, [2], "score"),
+    ]
+    assert len({fingerprint(request) for request in requests}) == len(requests)
+    again = wire.Pool(7, [1], "embed", priority=2, cache_salt="salt")
+    assert fingerprint(again) == fingerprint(requests[3])

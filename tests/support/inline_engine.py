@@ -9,7 +9,7 @@ from typing import Any
 from ember import wire
 from ember.boot import Timeline
 from ember.engine.core.boot import build, open_model
-from ember.front.link.generation import Generation
+from ember.front.link.generation import Generation, check_output
 
 
 class InlineEngine:
@@ -35,14 +35,33 @@ class InlineEngine:
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        adapter: str | None = None,
     ) -> Any:
+        options: dict[str, Any] = {"priority": priority, "cache_salt": cache_salt, "adapter": adapter}
+        return self._start(wire.Generate(self.num_requests + 1, prompt_token_ids, sampling, **options))
+
+    async def pool(
+        self,
+        prompt_token_ids: list[int],
+        task: wire.PoolingTask,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        adapter: str | None = None,
+    ) -> wire.SequenceOutput:
+        options: dict[str, Any] = {"priority": priority, "cache_salt": cache_salt, "adapter": adapter}
+        generation = self._start(wire.Pool(self.num_requests + 1, prompt_token_ids, task, **options))
+        (output,) = [output async for outputs in generation for output in outputs]
+        check_output(output)
+        return output
+
+    def _start(self, message: wire.Generate | wire.Pool) -> Generation:
         self.num_requests += 1
-        message = wire.Generate(self.num_requests, prompt_token_ids, sampling, priority, cache_salt)
         (request,) = wire.decode_front(wire.frame_front([wire.encode_front(message)])[4:])
-        assert isinstance(request, wire.Generate)
+        assert isinstance(request, wire.Generate | wire.Pool)
         generation = Generation(request, self.abort)
         self._generations[self.num_requests] = generation
-        self._route(self.core.add(request))
+        self._route(self.core.add(request) if isinstance(request, wire.Generate) else self.core.pool(request))
         if self._stepping is None or self._stepping.done():
             self._stepping = asyncio.get_running_loop().create_task(self._step())
         return generation

@@ -82,7 +82,7 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
 
         from ember.engine.core.block_pool import BlockPool
         from ember.engine.core.chores import Chore, Chores, settling
-        from ember.engine.core.engine import Engine
+        from ember.engine.core.engine import TASKS, Engine
         from ember.engine.core.grammars.workers import GrammarWorkers
         from ember.engine.core.memory import kv_bytes_per_token, plan_memory, readable
         from ember.engine.core.runner import Runner, StepRunner
@@ -228,6 +228,7 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
         warnings=[*config.warnings, *warnings, *plan.warnings],
         boot_phases=timeline.report()["phases"],
         weights=configure.cpu_weights if kind == "cpu" else "auto",
+        tasks=TASKS,
     )
     return engine, ready
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import reprlib
 
 import msgspec
 import torch
@@ -18,12 +19,20 @@ from ember.engine.core.runner import Launched, StepRunner
 from ember.engine.core.scheduler import Scheduled, Scheduler
 from ember.engine.core.sequence import Sequence
 from ember.histogram import STEP_TOKENS, Histogram
-from ember.wire import Generate, SequenceOutput, Stats, TokenLogprobs
+from ember.wire import Generate, Pool, PoolingTask, SequenceOutput, Stats, Task, TokenLogprobs
 
 log = logging.getLogger(__name__)
 
 PAUSE_S = 0.005  # of a step that has nothing to do but wait for a grammar
 SETTLE_S = 0.005  # that a step waits for grammars to take in its tokens
+TASKS: tuple[Task, ...] = ("generate",)  # of every model that is served
+_VERBS: dict[PoolingTask, str] = {
+    "embed": "embed",
+    "token_embed": "embed tokens",
+    "classify": "classify",
+    "token_classify": "classify tokens",
+    "score": "score",
+}
 
 
 class Engine:
@@ -74,8 +83,10 @@ class Engine:
         sampling = request.sampling
         num_prompt_tokens = len(request.prompt_token_ids)
         capacity = min(self.max_model_len, self.scheduler.pool.num_blocks * self.scheduler.block_size)
-        error = None
-        if not 0 < num_prompt_tokens <= capacity:
+        error, param = None, None
+        if request.adapter is not None:
+            error, param = f"The adapter {reprlib.repr(request.adapter)} is not loaded.", "model"
+        elif not 0 < num_prompt_tokens <= capacity:
             error = f"a prompt of {num_prompt_tokens} tokens cannot run, 1 to {capacity} are possible"
         elif max(request.prompt_token_ids) >= self.runner.model.config.vocab_size or min(request.prompt_token_ids) < 0:
             error = f"a token id of the prompt is not in [0, {self.runner.model.config.vocab_size})"
@@ -83,7 +94,7 @@ class Engine:
             error = f"request id {request.request_id} is in use"
         if error is not None:
             return [
-                SequenceOutput(request.request_id, index, [], finish_reason="error", error=error)
+                SequenceOutput(request.request_id, index, [], finish_reason="error", error=error, error_param=param)
                 for index in range(sampling.n)
             ]
         leader: Sequence | None = None
@@ -113,6 +124,11 @@ class Engine:
         else:
             self._admit(sequences, None)
         return []
+
+    def pool(self, request: Pool) -> list[SequenceOutput]:
+        """Answer a request for a pooling task with an error that names the task: no model here has a pooler."""
+        error = f"This model generates; it does not {_VERBS[request.task]}."
+        return [SequenceOutput(request.request_id, 0, [], finish_reason="error", error=error, error_param="model")]
 
     def abort(self, request_id: int, index: int | None = None) -> None:
         """Drop a request, or one of its samples; its pages are free when this returns. Unknown ids are ignored."""

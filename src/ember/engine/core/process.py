@@ -37,6 +37,7 @@ from ember.wire import (
     GetStats,
     Notice,
     Outputs,
+    Pool,
     Ready,
     SequenceOutput,
     Shutdown,
@@ -206,6 +207,8 @@ def _serve(
                 match message:
                     case Generate():
                         outputs += engine.add(message)
+                    case Pool():
+                        outputs += engine.pool(message)
                     case Abort():
                         engine.abort(message.request_id, message.index)
                     case EndTokens():

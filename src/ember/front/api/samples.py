@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ember.front.api.repetition import STOP_REASON, Repetition, RepetitionDetector
-from ember.front.errors import ApiError
+from ember.front.link.generation import check_output
 from ember.front.text.detokenizer import Detokenizer
 from ember.front.text.output import Delta, Marker
 from ember.front.text.stop import StopStrings
@@ -95,9 +95,7 @@ class Sample:
         request's own, 500 for any other."""
         if self.finish_reason is not None:
             return
-        if output.finish_reason == "error":
-            message = output.error or "The engine could not finish this request."
-            raise ApiError(500 if output.error_param is None else 400, message, param=output.error_param)
+        check_output(output)
         hides_last = (
             output.finish_reason == "stop"
             and not self._options.include_stop

@@ -19,7 +19,7 @@ from ember import wire
 from ember.boot import Timeline
 from ember.front.errors import ApiError
 from ember.front.link.admission import Admission
-from ember.front.link.generation import Generation
+from ember.front.link.generation import Generation, check_output
 from ember.front.link.liveness import is_ending, is_stopped
 from ember.front.link.silence import Silence
 from ember.front.link.spawn import EngineProcess, spawn
@@ -54,7 +54,17 @@ class Engine(Protocol):
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        adapter: str | None = None,
     ) -> Generation: ...
+    async def pool(
+        self,
+        prompt_token_ids: list[int],
+        task: wire.PoolingTask,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        adapter: str | None = None,
+    ) -> wire.SequenceOutput: ...
     async def stats(self) -> wire.Stats: ...
 
 
@@ -150,13 +160,52 @@ class EngineClient:
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        adapter: str | None = None,
     ) -> Generation:
         """Start a request. Raises ApiError while the engine is not ready, when too many wait already, when a value
         cannot be encoded, and for a request that ended the engine before."""
-        _ = self.info
+        request = wire.Generate(
+            self._next_id(),
+            prompt_token_ids,
+            sampling,
+            priority=priority,
+            cache_salt=cache_salt,
+            adapter=adapter,
+        )
+        return self._start(request)
+
+    async def pool(
+        self,
+        prompt_token_ids: list[int],
+        task: wire.PoolingTask,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        adapter: str | None = None,
+    ) -> wire.SequenceOutput:
+        """Run a prompt for `task` and return its output. Being cancelled aborts the request. Raises ApiError as
+        `generate` does, and a 400 where the engine says that its model does not do this task."""
+        request = wire.Pool(
+            self._next_id(),
+            prompt_token_ids,
+            task,
+            priority=priority,
+            cache_salt=cache_salt,
+            adapter=adapter,
+        )
+        async with self._start(request) as generation:
+            (output,) = [output async for outputs in generation for output in outputs]
+        check_output(output)
+        return output
+
+    def _next_id(self) -> int:
         self._num_requests += 1
-        request = wire.Generate(self._num_requests, prompt_token_ids, sampling, priority, cache_salt)
-        self.admission.enter(request.request_id, len(prompt_token_ids))
+        return self._num_requests
+
+    def _start(self, request: wire.Generate | wire.Pool) -> Generation:
+        """Send a request to the engine, or hold it back while another suspect is tried. Raises ApiError."""
+        _ = self.info
+        self.admission.enter(request.request_id, len(request.prompt_token_ids))
         try:
             if not self._hold_suspect(request):
                 self._send(request)
@@ -189,7 +238,7 @@ class EngineClient:
         for task in self._tasks:
             task.cancel()
 
-    def _hold_suspect(self, request: wire.Generate) -> bool:
+    def _hold_suspect(self, request: wire.Generate | wire.Pool) -> bool:
         """Whether the request has to wait until another suspect is through. Raises ApiError when it is the culprit."""
         if not self._suspects:
             return False

@@ -14,12 +14,13 @@ Stop = Callable[[int, int | None, bool], None]  # request id, sample (None: all)
 
 
 class Generation:
-    """One request with `sampling.n` samples. Iterate over it inside `async with`, which aborts what is unfinished."""
+    """One request: `sampling.n` samples, or the one output of a `Pool`. Iterate over it inside `async with`, which
+    aborts what is unfinished."""
 
-    def __init__(self, request: wire.Generate, stop: Stop) -> None:
+    def __init__(self, request: wire.Generate | wire.Pool, stop: Stop) -> None:
         self.request = request
         self._stop = stop
-        self._unfinished = set(range(request.sampling.n))
+        self._unfinished = set(range(request.sampling.n if isinstance(request, wire.Generate) else 1))
         self._outputs: list[wire.SequenceOutput] = []
         self._error: ApiError | None = None
         self._arrived = asyncio.Event()
@@ -74,3 +75,10 @@ class Generation:
             self._error = error
             self._unfinished.clear()
             self._arrived.set()
+
+
+def check_output(output: wire.SequenceOutput) -> None:
+    """Raises ApiError where the engine reports an error: a 400 for a fault of the request, a 500 for any other."""
+    if output.finish_reason == "error":
+        message = output.error or "The engine could not finish this request."
+        raise ApiError(500 if output.error_param is None else 400, message, param=output.error_param)

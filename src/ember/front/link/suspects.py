@@ -11,7 +11,9 @@ import time
 from collections import OrderedDict
 from hashlib import blake2b
 
-from ember.wire import Generate, encode_front
+import msgspec
+
+from ember.wire import Generate, Pool, encode_front
 
 MAX_SUSPECTS = 4096  # the oldest are forgotten first
 MEMORY_S = 3600.0  # a suspect that does not come back is forgotten
@@ -55,7 +57,8 @@ class Suspects:
         return count
 
 
-def fingerprint(request: Generate) -> bytes:
-    """Equal for requests with equal prompts and parameters. Raises ValueError when a value cannot be encoded."""
-    encoded = encode_front(Generate(0, request.prompt_token_ids, request.sampling))
+def fingerprint(request: Generate | Pool) -> bytes:
+    """Equal for requests that ask for the same with equal prompts and parameters. Raises ValueError when a value cannot
+    be encoded."""
+    encoded = encode_front(msgspec.structs.replace(request, request_id=0, cache_salt=None, priority=0))
     return blake2b(encoded, digest_size=16).digest()
