@@ -1,56 +1,57 @@
-/* Attention from the cache's pages, as few rows need it: memory's speed is the limit, so what comes next is asked for meanwhile. */
+/* Attention over the pages of the KV cache for few rows. The memory bandwidth is the limit, so each task prefetches the next keys. */
 #pragma once
 
 #include <string.h>
 
 #include "model.h"
 
-#define KEYS 32      /* keys whose scores are kept at a time */
+#define KEYS 32      /* keys in one block of the running softmax */
 #define MAX_HEAD 256 /* head_dim */
 
-/* Attention of one row's query heads that belong to some of the KV heads. */
+/* One unit of work: one row's attention for the query heads of some KV heads. */
 typedef struct {
     i64 row, kv, kv_count; /* KV heads [kv, kv + kv_count) */
-    i64 start, end;        /* positions that the row sees */
-} Share;
+    i64 start, end;        /* positions that the row attends to */
+} AttentionTask;
 
-/* Up to KEYS keys of a share, and their values: where they lie, and what was asked for of them. */
+/* Up to KEYS keys of a task, and their values: their addresses, and how far they have been prefetched. */
 typedef struct {
-    i64 count, places[KEYS]; /* elements from the cache's start, of the first KV head */
+    i64 count, places[KEYS]; /* element offsets in the cache, of the first KV head */
     const char *from[2 * KEYS];
-    i64 lines, at, line; /* of each of `from`; next to ask for: line of from[at] */
+    i64 lines, at, line; /* cache lines of each of `from`; the next one to prefetch is `line` of from[at] */
 } Block;
 
-static Share share_of(const Model *model, const Layer *layer, const Step *step, i64 row, i64 part, i64 parts) {
+static AttentionTask attention_task(const Model *model, const Layer *layer, const Step *step, i64 row, i64 part, i64 parts) {
     i64 end = step->positions[row] + 1, start = layer->window && end > layer->window ? end - layer->window : 0;
     i64 kv_count = model->kv_heads / parts;
-    return (Share){row, part * kv_count, kv_count, start, end};
+    return (AttentionTask){row, part * kv_count, kv_count, start, end};
 }
 
-static void find(const Model *model, const Layer *layer, const Step *step, const Share *share, i64 first, Block *block) {
+/* Fill `block` with the addresses of the task's keys and values from position `first` on. */
+static void locate_block(const Model *model, const Layer *layer, const Step *step, const AttentionTask *task, i64 first, Block *block) {
     i64 size = model->head_dim, block_size = model->block_size;
-    const i64 *table = step->block_tables + step->sequences[share->row] * step->max_blocks;
-    i64 count = share->end - first < KEYS ? share->end - first : KEYS;
+    const i64 *table = step->block_tables + step->sequences[task->row] * step->max_blocks;
+    i64 count = task->end - first < KEYS ? task->end - first : KEYS;
     for (i64 i = 0; i < KEYS; i++) {
         i64 position = first + (i < count ? i : count - 1);
         i64 place = (table[position / block_size] * block_size + position % block_size) * model->kv_heads * size;
         block->places[i] = place;
         if (i >= count) continue;
-        block->from[i] = (const char *)(layer->keys + place + share->kv * size);
-        block->from[count + i] = (const char *)(layer->values + place + share->kv * size);
+        block->from[i] = (const char *)(layer->keys + place + task->kv * size);
+        block->from[count + i] = (const char *)(layer->values + place + task->kv * size);
     }
-    block->count = count, block->lines = (share->kv_count * size * 2 + LINE - 1) / LINE, block->at = block->line = 0;
+    block->count = count, block->lines = (task->kv_count * size * 2 + LINE - 1) / LINE, block->at = block->line = 0;
 }
 
-/* Asks for so many more lines of the block. */
-static inline void ask(Block *block, i64 lines) {
+/* Prefetch the next `lines` cache lines of the block. */
+static inline void prefetch(Block *block, i64 lines) {
     for (; lines > 0 && block->at < 2 * block->count; lines--) {
         _mm_prefetch(block->from[block->at] + block->line * LINE, _MM_HINT_T1);
         if (++block->line == block->lines) block->line = 0, block->at++;
     }
 }
 
-/* scores[0..3] = the query times four keys. */
+/* scores[0..3] = dot products of the query with four keys. */
 static inline void four_keys(const bf16 *const key[4], const bf16 *query, i64 size, float *scores) {
     Sum sums[4] = {SUM(setzero)(), SUM(setzero)(), SUM(setzero)(), SUM(setzero)()};
     for (i64 k = 0; k < size; k += STEP_WIDTH) {
@@ -60,9 +61,9 @@ static inline void four_keys(const bf16 *const key[4], const bf16 *query, i64 si
     _mm_storeu_ps(scores, reduce4(sums[0], sums[1], sums[2], sums[3]));
 }
 
-/* mixed [size] = mixed * kept + the sum of shares times values. In `mixed` the even elements of each STEP_WIDTH come
- * first, then the odd ones: the halves of 32-bit words need no shuffling. */
-static inline void mix(const bf16 *values, const i64 *places, const float *shares, i64 count, float kept, i64 size, float *mixed) {
+/* mixed [size] = mixed * kept + the sum of values weighted by `shares` [count]. In `mixed` the even elements of each STEP_WIDTH
+ * come first, then the odd ones: so the halves of 32-bit words need no shuffle. */
+static inline void add_values(const bf16 *values, const i64 *places, const float *shares, i64 count, float kept, i64 size, float *mixed) {
     for (i64 d = 0; d < size; d += STEP_WIDTH) {
         float *even = mixed + d, *odd = even + STEP_WIDTH / 2;
         Sum a = SUM(mul)(SUM(loadu)(even), SUM(set1)(kept)), b = SUM(mul)(SUM(loadu)(odd), SUM(set1)(kept));
@@ -77,9 +78,10 @@ static inline void mix(const bf16 *values, const i64 *places, const float *share
     }
 }
 
-/* One share: a running softmax, KEYS at a time. What several heads read of a page lies side by side. `queries` and `out`:
- * [heads, head_dim] of all rows. blocks[0]: the share's first keys, asked for; in the end, those of `then`, if there is one. */
-static void attend(const Model *model, const Layer *layer, const Step *step, const Share *now, const Share *then, Block blocks[2],
+/* Compute one task with a running softmax over blocks of KEYS keys. The KV heads of a token are adjacent in a page. `queries` and
+ * `out`: [rows, heads, head_dim]. In: blocks[0] holds the task's first keys, prefetched. Out: those of the next task `then`, unless
+ * it is NULL. */
+static void attend(const Model *model, const Layer *layer, const Step *step, const AttentionTask *now, const AttentionTask *then, Block blocks[2],
                    const bf16 *queries, bf16 *out) {
     i64 size = model->head_dim, group = model->heads / model->kv_heads, head = now->kv * group, count = now->kv_count * group;
     float scale = 1.0f / sqrtf((float)size);
@@ -91,8 +93,8 @@ static void attend(const Model *model, const Layer *layer, const Step *step, con
     for (i64 first = now->start; first < now->end; first += KEYS) {
         i64 keys = block->count, places[KEYS];
         next->count = next->at = 0;
-        if (first + KEYS < now->end) find(model, layer, step, now, first + KEYS, next);
-        else if (then) find(model, layer, step, then, then->start, next);
+        if (first + KEYS < now->end) locate_block(model, layer, step, now, first + KEYS, next);
+        else if (then) locate_block(model, layer, step, then, then->start, next);
         i64 lines = next->count ? 2 * next->count * next->lines / (count * ((keys + 3) / 4)) + 1 : 0;
         for (i64 g = 0; g < count; g++) {
             float scores[KEYS], highest = best[g], parts[16] = {0}, sum = 0;
@@ -101,7 +103,7 @@ static void attend(const Model *model, const Layer *layer, const Step *step, con
                 const bf16 *key[4];
                 for (int j = 0; j < 4; j++) key[j] = layer->keys + places[i + j];
                 four_keys(key, queries + g * size, size, scores + i);
-                ask(next, lines);
+                prefetch(next, lines);
             }
             for (i64 i = 0; i < keys; i++) scores[i] *= scale;
             for (i64 i = 0; i < keys; i++) highest = scores[i] > highest ? scores[i] : highest;
@@ -113,7 +115,7 @@ static void attend(const Model *model, const Layer *layer, const Step *step, con
             float kept = best[g] == -INFINITY ? 0.0f : exponential(best[g] - highest);
             total[g] = total[g] * kept + sum;
             best[g] = highest;
-            mix(layer->values, places, scores, keys, kept, size, mixed[g]);
+            add_values(layer->values, places, scores, keys, kept, size, mixed[g]);
         }
         Block *other = block;
         block = next, next = other;
@@ -128,28 +130,28 @@ static void attend(const Model *model, const Layer *layer, const Step *step, con
             }
 }
 
-/* Attention of `count` of the step's rows, those that `chosen` lists, or the first ones. */
+/* Attention for `count` rows of the step: those that `chosen` lists, or the first ones if it is NULL. Each row is `parts` tasks. */
 static void attend_rows(Team *team, const Model *model, const Layer *layer, const Step *step, const i64 *chosen, i64 count, i64 parts,
                         const bf16 *queries, bf16 *out) {
     Block blocks[2];
-    Share now, then;
-    i64 task = take(team, 1);
+    AttentionTask now, then;
+    i64 task = fetch_work(team, 1);
     if (task >= count * parts) return;
-    now = share_of(model, layer, step, chosen ? chosen[task / parts] : task / parts, task % parts, parts);
-    find(model, layer, step, &now, now.start, blocks);
-    ask(blocks, 2 * KEYS * blocks->lines);
+    now = attention_task(model, layer, step, chosen ? chosen[task / parts] : task / parts, task % parts, parts);
+    locate_block(model, layer, step, &now, now.start, blocks);
+    prefetch(blocks, 2 * KEYS * blocks->lines);
     for (int more = 1; more; now = then) {
-        task = take(team, 1);
+        task = fetch_work(team, 1);
         more = task < count * parts;
-        if (more) then = share_of(model, layer, step, chosen ? chosen[task / parts] : task / parts, task % parts, parts);
+        if (more) then = attention_task(model, layer, step, chosen ? chosen[task / parts] : task / parts, task % parts, parts);
         attend(model, layer, step, &now, more ? &then : NULL, blocks, queries, out);
     }
 }
 
-#define LONG 2048 /* keys; a row that sees more is shared by several threads */
+#define LONG 2048 /* keys; the KV heads of a row with more are separate tasks, so that several threads share it */
 
-/* The most that one of the rows sees; `chosen` NULL: of the first `count` rows. */
-static i64 longest(const Step *step, const i64 *chosen, i64 count) {
+/* The longest context of the rows that `chosen` lists, or of the first `count` rows if it is NULL. */
+static i64 longest_context(const Step *step, const i64 *chosen, i64 count) {
     i64 most = 0;
     for (i64 i = 0; i < count; i++) {
         i64 position = step->positions[chosen ? chosen[i] : i];

@@ -1,6 +1,6 @@
-"""Compiles `decoder.c` beside itself, once for each kind of CPU: `python -m ember_cpu.build [--compiler cc]`.
+"""Compile `decoder.c` once for each variant, into its own directory: `python -m ember_cpu.build [--compiler cc]`.
 
-Nothing breaks where this is not done or there is no compiler: the engine then runs on torch's operators alone.
+The library is optional. Without it, or without a compiler, the engine runs on torch's operators alone.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--into", type=Path, default=HERE)
     options = parser.parse_args(arguments)
     if platform.machine() != "x86_64":
-        print(f"no CPU kernels for {platform.machine()}: torch's operators serve it", file=sys.stderr)
+        print(f"no CPU kernels for {platform.machine()}: the engine uses torch's operators", file=sys.stderr)
         return 0
     if shutil.which(options.compiler) is None:
-        print(f"no CPU kernels: there is no compiler {options.compiler!r}", file=sys.stderr)
+        print(f"no CPU kernels: the compiler {options.compiler!r} was not found", file=sys.stderr)
         return 1
     made = [compile_variant(options.compiler, variant, options.into) for variant in VARIANTS]
     return 0 if any(made) else 1
 
 
 def compile_variant(compiler: str, variant: Variant, into: Path) -> bool:
-    """Whether there is a library of this source and these options now."""
+    """Compile a variant unless its library is up to date. Returns whether the library exists now."""
     library, build = library_file(variant.name, into), variant.build()
     if library.exists() and build.encode() in library.read_bytes():
         return True
@@ -51,7 +51,7 @@ def compile_variant(compiler: str, variant: Variant, into: Path) -> bool:
         print(f"no CPU kernels for {variant.name}: {done.stderr.strip()[-1000:]}", file=sys.stderr)
         partial.unlink(missing_ok=True)
         return False
-    partial.replace(library)  # at once: a worker may be starting
+    partial.replace(library)  # atomic: a worker may be starting
     return True
 
 

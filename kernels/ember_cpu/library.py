@@ -1,4 +1,4 @@
-"""The C library's structures and functions (`decoder.c`, its headers), and which build of it this machine can run."""
+"""The C library's structures and functions in ctypes (see `model.h`, `decoder.c`), and the build for this machine."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ember_cpu.variants import HERE, VARIANTS, library_file
 
 log = logging.getLogger(__name__)
 
-MAX_ROWS = 128  # of one call, as in matrix.h
-GROUP = 64  # weights of fewer bits to one scale, as in quantised.h
+MAX_ROWS = 128  # rows in one call, as in matrix.h
+GROUP = 64  # weights that share a scale, as in quantised.h
 
 _I64, _POINTER = ctypes.c_int64, ctypes.c_void_p
 
 
 class Matrix(ctypes.Structure):
-    """[rows, columns] in up to three pieces."""
+    """A matrix [rows, columns] in up to three pieces of rows (matrix.h)."""
 
     _fields_ = (
         ("piece", _POINTER * 3),
@@ -34,6 +34,8 @@ class Matrix(ctypes.Structure):
 
 
 class Layer(ctypes.Structure):
+    """Weights and KV cache of a layer (model.h)."""
+
     _fields_ = (
         ("attention_norm", _POINTER),
         ("mlp_norm", _POINTER),
@@ -49,6 +51,8 @@ class Layer(ctypes.Structure):
 
 
 class Model(ctypes.Structure):
+    """Sizes and layers of a model (model.h)."""
+
     _fields_ = (
         ("num_layers", _I64),
         ("hidden", _I64),
@@ -65,6 +69,8 @@ class Model(ctypes.Structure):
 
 
 class Step(ctypes.Structure):
+    """The rows of a step (model.h)."""
+
     _fields_ = (
         ("rows", _I64),
         ("max_blocks", _I64),
@@ -90,11 +96,11 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ember_restore": (None, (ctypes.POINTER(Matrix), _POINTER, ctypes.c_int)),
     "ember_gate": (None, (_POINTER, _POINTER, _I64, _I64, ctypes.c_int)),
 }
-"""What each function returns and takes."""
+"""Result and argument types of each function."""
 
 
 def matrix(pieces: tuple[Tensor, ...], bias: Tensor | None = None) -> Matrix:
-    """`pieces`: [rows, columns] bfloat16, contiguous, which must outlive the matrix."""
+    """A bfloat16 matrix of up to three `pieces`, each [rows, columns] and contiguous. They must outlive the matrix."""
     made = Matrix(bias=address(bias), columns=pieces[0].shape[1], bits=16)
     for i, piece in enumerate(pieces):
         made.piece[i], made.rows[i] = piece.data_ptr(), piece.shape[0]
@@ -102,30 +108,33 @@ def matrix(pieces: tuple[Tensor, ...], bias: Tensor | None = None) -> Matrix:
 
 
 def quantised_matrix(codes: Tensor, scales: Tensor, bits: int, bias: Tensor | None = None) -> Matrix:
-    """`codes`: [rows, columns * bits / 8] uint8, `scales`: [rows, columns / GROUP] float32, as `ember_quantise` makes
-    them; both must outlive the matrix."""
+    """A matrix of 8 or 4 bits. Its arguments must outlive it.
+
+    `codes`: [rows, columns * bits / 8] uint8 and `scales`: [rows, columns / GROUP] float32, from `ember_quantise`.
+    """
     made = Matrix(bias=address(bias), scales=scales.data_ptr(), columns=codes.shape[1] * 8 // bits, bits=bits)
     made.piece[0], made.rows[0] = codes.data_ptr(), len(codes)
     return made
 
 
 def address(tensor: Tensor | None) -> int | None:
+    """The address of a tensor's data; None, which is NULL in C, for None."""
     return None if tensor is None else tensor.data_ptr()
 
 
 @cache
 def load(name: str | None = None) -> ctypes.CDLL | None:
-    """The build of this name, else the best one for this machine; None where there is none.
+    """Load the variant of this name, by default the fastest one that this machine can run; None if there is none.
 
-    torch is loaded before, and with it the OpenMP library that both use.
+    torch has to be imported before: the library uses its OpenMP runtime.
     """
     for variant in VARIANTS:
         if name not in (None, variant.name) or not variant.is_runnable() or variant.fault(HERE) is not None:
             continue
         try:
             library = ctypes.CDLL(str(library_file(variant.name, HERE)))
-        except OSError as error:  # made for another system, or there is no OpenMP
-            log.warning("the C library for CPUs is not used: %s", error)
+        except OSError as error:  # built for another system, or OpenMP is missing
+            log.warning("the C library for CPUs cannot be loaded, so torch's operators are used: %s", error)
             continue
         for function, (result, arguments) in _FUNCTIONS.items():
             getattr(library, function).restype, getattr(library, function).argtypes = result, arguments
@@ -134,7 +143,7 @@ def load(name: str | None = None) -> ctypes.CDLL | None:
 
 
 def linear(library: ctypes.CDLL, weight: Matrix, x: Tensor, threads: int) -> Tensor:
-    """x [rows, columns] bfloat16 times the matrix: [rows, all its rows] float32. At most MAX_ROWS rows."""
+    """x [rows, columns] bfloat16 times the transposed matrix: [rows, matrix rows] float32. At most MAX_ROWS rows."""
     out = torch.empty(len(x), sum(weight.rows), dtype=torch.float32)
     library.ember_linear(weight, x.data_ptr(), len(x), out.data_ptr(), threads)
     return out

@@ -135,8 +135,8 @@ static void many_rows(int bits, const char *w[4], const float *const scales[4], 
 }
 #endif
 
-/* Rows [first, first + 4) of the matrix, clamped to its last row, times all rows of x: out[row][0..3]. `then`: the row from
- * which on memory is asked for. */
+/* Rows [first, first + 4) of the matrix, clamped to its last row, times all rows of x: out[row][0..3]. Prefetches from row `then`
+ * on. */
 static void four_rows(const Matrix *matrix, i64 first, i64 last, i64 then, const bf16 *x, i64 rows, float (*out)[4]) {
     const char *w[4], *ahead = row_of(matrix, then);
     const float *scales[4];
@@ -156,52 +156,55 @@ static i64 num_rows(const Matrix *matrix) {
     return rows;
 }
 
-/* Rows of a matrix that one thread takes at a time: some tens of KiB of weights, and of a small matrix so few that taking the
- * next ones early leaves enough for others. */
-static inline i64 share(const Matrix *matrix, i64 rows, int threads) {
+/* Rows of a matrix that a thread fetches at a time: up to 128 KiB of weights. A small matrix has smaller chunks, so that fetching
+ * one chunk early leaves enough for the other threads. */
+static inline i64 rows_per_chunk(const Matrix *matrix, i64 rows, int threads) {
     i64 chunk = (128 << 10) / (matrix->columns * matrix->bits / 8) / 4 * 4, fair = rows / (4 * threads) / 4 * 4;
     if (chunk > fair) chunk = fair;
     return chunk < 4 ? 4 : chunk;
 }
 
+/* Add a bias [width] to each of the sums [rows]. */
 static void add_bias(const bf16 *bias, i64 width, i64 rows, float (*sums)[4]) {
     for (i64 i = 0; i < rows; i++)
         for (i64 j = 0; j < width; j++) sums[i][j] += from_bf16(bias[j]);
 }
 
-/* The rows of a matrix, handed out in chunks; a thread knows its next chunk early and asks for it in time. */
+/* A thread's current chunk of a matrix's rows. The thread fetches its next chunk before it starts this one, so that it can
+ * prefetch across the boundary. */
 typedef struct {
-    i64 first, end, next, total, chunk, lead; /* rows; lead: how far ahead memory is asked for */
-} Turn;
+    i64 first, end, next, total, chunk, lead; /* in rows; chunk: rows per chunk; lead: prefetch distance */
+} Chunk;
 
-static Turn start(Team *team, const Matrix *matrix, i64 total) {
-    i64 group = matrix->columns * matrix->bits / 8 * 4, lead = (AHEAD + group / 2) / group * 4, chunk = share(matrix, total, team->threads);
-    return (Turn){0, 0, take(team, chunk), total, chunk, lead < 4 ? 4 : lead};
+static Chunk first_chunk(Team *team, const Matrix *matrix, i64 total) {
+    i64 group = matrix->columns * matrix->bits / 8 * 4, lead = (AHEAD + group / 2) / group * 4, chunk = rows_per_chunk(matrix, total, team->threads);
+    return (Chunk){0, 0, fetch_work(team, chunk), total, chunk, lead < 4 ? 4 : lead};
 }
 
-static int turn_on(Team *team, Turn *turn) {
-    turn->first = turn->next;
-    turn->end = turn->first + turn->chunk < turn->total ? turn->first + turn->chunk : turn->total;
-    if (turn->first >= turn->total) return 0;
-    turn->next = take(team, turn->chunk);
+/* Move on to the next chunk: whether there is one. */
+static int next_chunk(Team *team, Chunk *work) {
+    work->first = work->next;
+    work->end = work->first + work->chunk < work->total ? work->first + work->chunk : work->total;
+    if (work->first >= work->total) return 0;
+    work->next = fetch_work(team, work->chunk);
     return 1;
 }
 
-/* The row that memory is asked for while row n is worked on. */
-static i64 ahead_of(const Turn *turn, i64 n) {
-    i64 row = n + turn->lead;
-    if (row >= turn->end) row = turn->next + row - turn->end;
-    return row < turn->total ? row : n;
+/* The row to prefetch while row n is computed; n itself at the end of the matrix. */
+static i64 row_to_prefetch(const Chunk *work, i64 n) {
+    i64 row = n + work->lead;
+    if (row >= work->end) row = work->next + row - work->end;
+    return row < work->total ? row : n;
 }
 
-/* out [rows, all rows of the matrix] = x times the matrix, plus bias; or added to out. */
+/* out [rows, matrix rows] = x [rows, columns] times the transposed matrix, plus its bias; added to `out` if `adds`. */
 static void multiply(Team *team, const Matrix *matrix, const bf16 *x, i64 rows, float *out, int adds) {
     i64 total = num_rows(matrix);
     float sums[MAX_ROWS][4];
-    for (Turn turn = start(team, matrix, total); turn_on(team, &turn);) {
-        for (i64 n = turn.first; n < turn.end; n += 4) {
-            four_rows(matrix, n, total - 1, ahead_of(&turn, n), x, rows, sums);
-            i64 width = turn.end - n < 4 ? turn.end - n : 4;
+    for (Chunk work = first_chunk(team, matrix, total); next_chunk(team, &work);) {
+        for (i64 n = work.first; n < work.end; n += 4) {
+            four_rows(matrix, n, total - 1, row_to_prefetch(&work, n), x, rows, sums);
+            i64 width = work.end - n < 4 ? work.end - n : 4;
             if (matrix->bias) add_bias(matrix->bias + n, width, rows, sums);
             for (i64 i = 0; i < rows; i++) {
                 float *to = out + i * total + n;
@@ -214,22 +217,22 @@ static void multiply(Team *team, const Matrix *matrix, const bf16 *x, i64 rows, 
     }
 }
 
-/* out [rows, intermediate] = silu(gate) * up. */
-static void gated(Team *team, const Matrix *matrix, const bf16 *x, i64 rows, bf16 *out) {
+/* out [rows, intermediate] = silu(x times gate) * (x times up), where the matrix has the rows of gate first. */
+static void multiply_gated(Team *team, const Matrix *matrix, const bf16 *x, i64 rows, bf16 *out) {
     i64 half = num_rows(matrix) / 2;
     float gate[MAX_ROWS][4], up[MAX_ROWS][4];
     bf16 made[MAX_ROWS * 4];
-    for (Turn turn = start(team, matrix, half); turn_on(team, &turn);) {
-        for (i64 n = turn.first; n < turn.end; n += 4) {
-            i64 then = ahead_of(&turn, n);
+    for (Chunk work = first_chunk(team, matrix, half); next_chunk(team, &work);) {
+        for (i64 n = work.first; n < work.end; n += 4) {
+            i64 then = row_to_prefetch(&work, n);
             four_rows(matrix, n, half - 1, then, x, rows, gate);
             four_rows(matrix, half + n, 2 * half - 1, half + then, x, rows, up);
-            i64 width = turn.end - n < 4 ? turn.end - n : 4;
+            i64 width = work.end - n < 4 ? work.end - n : 4;
             if (matrix->bias) {
                 add_bias(matrix->bias + n, width, rows, gate);
                 add_bias(matrix->bias + half + n, width, rows, up);
             }
-            float *g = gate[0], *u = up[0]; /* in one piece: the compiler makes vectors of it */
+            float *g = gate[0], *u = up[0]; /* contiguous, so that the compiler vectorises the loop */
             for (i64 i = 0; i < rows * 4; i++) made[i] = to_bf16(silu(g[i]) * u[i]);
             for (i64 i = 0; i < rows; i++) memcpy(out + i * half + n, made + i * 4, (size_t)width * sizeof(bf16));
         }

@@ -1,4 +1,4 @@
-/* What the caller describes, a model and a step, and what is done to one row of it. */
+/* The structures that the caller fills (a model, a step), and the operators on one row. */
 #pragma once
 
 #include <math.h>
@@ -10,7 +10,7 @@ typedef struct {
     const bf16 *query_key_norm;            /* [heads + kv_heads, head_dim] or NULL */
     Matrix qkv, output, up, down;          /* up: gate's rows first */
     bf16 *keys, *values;                   /* the layer's cache by slot, [slots, kv_heads, head_dim] */
-    i64 window;                            /* 0: all of the context */
+    i64 window;                            /* tokens of the sliding window; 0: the whole context */
 } Layer;
 
 typedef struct {
@@ -20,7 +20,7 @@ typedef struct {
     const Layer *layers;
 } Model;
 
-/* A step of `rows` tokens. What a row sees: the slots of its sequence up to its own position. */
+/* A step of `rows` tokens. A row attends to the slots of its sequence up to its own position. */
 typedef struct {
     i64 rows, max_blocks;
     const i64 *positions, *slots, *sequences; /* [rows]; sequences: rows of `block_tables` */
@@ -29,7 +29,7 @@ typedef struct {
     bf16 *hidden;                             /* [rows, hidden], in: embeddings, out: after the final norm */
 } Step;
 
-/* 1 / the root of the mean of squares; `size` is a multiple of 16. */
+/* The factor of an RMS norm: 1 / sqrt(mean of squares + eps). `size` is a multiple of 16. */
 static float inverse_rms(const float *x, i64 size, float eps) {
     float parts[16] = {0}, sum = 0;
     for (i64 i = 0; i < size; i += 16)
@@ -38,12 +38,13 @@ static float inverse_rms(const float *x, i64 size, float eps) {
     return 1.0f / sqrtf(sum / (float)size + eps);
 }
 
-static void normalise(const float *x, const bf16 *weight, i64 size, float eps, bf16 *out) {
+/* out [size] bfloat16 = RMS norm of x [size] float32, times `weight`. */
+static void rms_norm(const float *x, const bf16 *weight, i64 size, float eps, bf16 *out) {
     float scale = inverse_rms(x, size, eps);
     for (i64 i = 0; i < size; i++) out[i] = to_bf16(x[i] * scale * from_bf16(weight[i]));
 }
 
-/* One head: norm, rotation, rounding. `head`: [head_dim] float32. */
+/* QK norm (unless `norm` is NULL), rotary embedding and rounding of one head. `head`: [head_dim] float32, overwritten. */
 static void rotate(const Model *model, const Step *step, i64 row, const bf16 *norm, float *head, bf16 *out) {
     i64 size = model->head_dim, rotary = model->rotary_dim, half = rotary / 2;
     if (norm) {
@@ -58,8 +59,9 @@ static void rotate(const Model *model, const Step *step, i64 row, const bf16 *no
     for (i64 i = rotary; i < size; i++) out[i] = to_bf16(head[i]);
 }
 
-/* One head of a row: a query into `queries` [heads, head_dim], a key with its value into the cache. */
-static void place_head(const Model *model, const Layer *layer, const Step *step, i64 row, i64 head, float *qkv, bf16 *queries) {
+/* Rotate head number `head` of a row and store it: a query in `queries` [heads, head_dim], a key with its value in the cache.
+ * `qkv`: [heads + 2 kv_heads, head_dim] float32. A row whose slot is negative stores nothing in the cache. */
+static void store_head(const Model *model, const Layer *layer, const Step *step, i64 row, i64 head, float *qkv, bf16 *queries) {
     i64 size = model->head_dim, heads = model->heads, kv_heads = model->kv_heads;
     const bf16 *norm = layer->query_key_norm ? layer->query_key_norm + head * size : NULL;
     if (head < heads) {

@@ -1,4 +1,4 @@
-/* The threads of one call: they meet at barriers of their own, which spin, and then yield; work is handed out piece by piece. */
+/* The threads of one call: a barrier that spins and then yields, and a counter from which threads fetch work. */
 #pragma once
 
 #include <sched.h>
@@ -10,11 +10,12 @@
 
 typedef struct {
     _Atomic int waiting, round;
-    _Atomic i64 next; /* of the work that is handed out now */
+    _Atomic i64 next; /* first unit of work that no thread has fetched */
     int threads;
 } Team;
 
-static void meet(Team *team) {
+/* Wait for all threads of the team. The last one resets the work counter. */
+static void barrier(Team *team) {
     int round = atomic_load_explicit(&team->round, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&team->waiting, 1, memory_order_acq_rel) == team->threads - 1) {
         atomic_store_explicit(&team->waiting, 0, memory_order_relaxed);
@@ -28,7 +29,8 @@ static void meet(Team *team) {
     }
 }
 
-/* The start of the next `count` of `total`; total or more: there is none left. Between two meetings. */
-static inline i64 take(Team *team, i64 count) {
+/* Fetch the next `count` units of work: the index of the first one. An index at or beyond the total means that no work is left.
+ * The counter starts at 0 after each barrier. */
+static inline i64 fetch_work(Team *team, i64 count) {
     return atomic_fetch_add_explicit(&team->next, count, memory_order_relaxed);
 }

@@ -1,4 +1,4 @@
-"""The builds of the C library, and which of them this machine can run. No torch here."""
+"""The variants of the C library, and which of them this machine can run. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ OPTIONS = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared"
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A build of the library for CPUs with these features, by the names of /proc/cpuinfo."""
+    """The library compiled for CPUs with certain features. `flags` are their names in /proc/cpuinfo."""
 
     name: str
     flags: tuple[str, ...]
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The compiler's: these features and no others, whatever it takes a generation of CPUs to have."""
+        """The compiler's options. Each feature is enabled by itself, so that the compiler assumes no others."""
         names = ({"bmi1": "bmi", "avx512_bf16": "avx512bf16"}.get(flag, flag) for flag in self.flags)
         return (*OPTIONS, *(f"-m{name}" for name in names), "-mprefer-vector-width=512")
 
     def build(self, folder: Path = HERE) -> str:
-        """What a library that is up to date says of itself: a digest of source and options."""
+        """The build fingerprint that an up-to-date library contains: a digest of sources and compiler options."""
         digest = hashlib.sha256()
         for source in sorted((*folder.glob("*.c"), *folder.glob("*.h"))):
             digest.update(source.read_bytes())
@@ -35,21 +35,22 @@ class Variant:
         return digest.hexdigest()[:32]
 
     def is_runnable(self) -> bool:
+        """Whether this machine's CPU has all of the features."""
         return cpu_flags().issuperset(self.flags)
 
     def fault(self, folder: Path = HERE) -> str | None:
-        """Why its library cannot be used; None where it can. To load half a file would end the process."""
+        """Why the library file cannot be used; None if it can. Loading a truncated file would crash the process."""
         file = library_file(self.name, folder)
         try:
             content = file.read_bytes()
         except OSError:
-            return f"{file.name} is not there"
+            return f"{file.name} does not exist"
         if len(content) < 64 or content[:6] != b"\x7fELF\x02\x01":
-            return f"{file.name} is no library"
+            return f"{file.name} is not a 64-bit ELF library"
         (sections,), (size, count) = struct.unpack_from("<Q", content, 40), struct.unpack_from("<2H", content, 58)
-        if len(content) < sections + size * count:  # they are at the end (the ELF format, System V ABI, chapter 4)
-            return f"{file.name} is cut short"
-        return None if self.build(folder).encode() in content else f"{file.name} is of another source"
+        if len(content) < sections + size * count:  # section headers are at the end (System V ABI, chapter 4)
+            return f"{file.name} is truncated"
+        return None if self.build(folder).encode() in content else f"{file.name} was built from other sources"
 
 
 _AVX2 = ("avx2", "fma", "bmi1", "bmi2", "f16c")
@@ -57,16 +58,17 @@ VARIANTS = (
     Variant("avx512_bf16", (*_AVX2, "avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16")),
     Variant("avx2", _AVX2),
 )
-"""The best first."""
+"""The fastest first."""
 
 
 def library_file(name: str, folder: Path = HERE) -> Path:
+    """Where the library of a variant is."""
     return folder / f"decoder_{name}.so"
 
 
 @cache
 def cpu_flags() -> frozenset[str]:
-    """What this machine's cores can do, by the kernel's names; empty where it does not say."""
+    """The CPU features in /proc/cpuinfo; empty if it cannot be read."""
     try:
         with open("/proc/cpuinfo") as file:
             for line in file:

@@ -247,9 +247,9 @@ def test_a_library_of_another_source_is_not_used(build, monkeypatch, tmp_path):
         file.unlink()  # the one that is loaded stays whole
         file.write_bytes(whole[:size])
         assert native.load.__wrapped__(build) is None
-        assert variant.fault(tmp_path) == f"{file.name} is {'no library' if size < 64 else 'cut short'}"
+        assert variant.fault(tmp_path) == f"{file.name} is {'not a 64-bit ELF library' if size < 64 else 'truncated'}"
     file.unlink()
-    assert variant.fault(tmp_path) == f"{file.name} is not there"
+    assert variant.fault(tmp_path) == f"{file.name} does not exist"
 
 
 def test_what_it_does_not_serve_stays_with_torch(checkpoints, tmp_path, monkeypatch):
