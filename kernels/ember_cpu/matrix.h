@@ -22,6 +22,29 @@ typedef struct {
  * loaded meanwhile. */
 #define AHEAD 24576
 
+#define UP_TO_2(CASE, ...) CASE(1, __VA_ARGS__) CASE(2, __VA_ARGS__)
+#define UP_TO_3(CASE, ...) UP_TO_2(CASE, __VA_ARGS__) CASE(3, __VA_ARGS__)
+#define UP_TO_4(CASE, ...) UP_TO_3(CASE, __VA_ARGS__) CASE(4, __VA_ARGS__)
+#define UP_TO_5(CASE, ...) UP_TO_4(CASE, __VA_ARGS__) CASE(5, __VA_ARGS__)
+#define UP_TO_6(CASE, ...) UP_TO_5(CASE, __VA_ARGS__) CASE(6, __VA_ARGS__)
+
+/* A tile is 4 rows of the matrix by up to so many of the input: as many as the registers have sums for, on weights as they lie
+ * (ROWS_X) and on float32 (ROWS_WIDE). */
+#if defined(__AVX512BF16__)
+#define ROWS_X 6
+#define COUNTS UP_TO_6
+#elif defined(__AVX512F__)
+#define ROWS_X 4
+#define COUNTS UP_TO_4
+#define ROWS_WIDE 5
+#define WIDE_COUNTS UP_TO_5
+#else
+#define ROWS_X 2
+#define COUNTS UP_TO_2
+#define ROWS_WIDE 3
+#define WIDE_COUNTS UP_TO_3
+#endif
+
 /* out[x][0..3] = four rows of the matrix times `count` rows of x. Asks for `lines` cache lines from `ahead` on with each
  * register of weights of a row. `scales`: of the four rows, where they are of fewer than 16 bits. */
 static inline __attribute__((always_inline)) void tile(const int count, const int lines, const int bits, const char *const w[4],
@@ -49,11 +72,6 @@ static const char *row_of(const Matrix *matrix, i64 row) {
     return matrix->piece[piece] + row * matrix->columns * matrix->bits / 8;
 }
 
-#if ROWS_X == 6
-#define COUNTS(CASE, ...) CASE(1, __VA_ARGS__) CASE(2, __VA_ARGS__) CASE(3, __VA_ARGS__) CASE(4, __VA_ARGS__) CASE(5, __VA_ARGS__) CASE(6, __VA_ARGS__)
-#else
-#define COUNTS(CASE, ...) CASE(1, __VA_ARGS__) CASE(2, __VA_ARGS__)
-#endif
 #define LINES (8 * STEP_WIDTH / LINE) /* in a register of each of four rows */
 #define CASE(COUNT, ASKED, BITS)                                                                                       \
     case (COUNT * 8 + ASKED) * 32 + BITS: tile(COUNT, ASKED, BITS, w, scales, x, columns, ahead, out); break;
@@ -90,18 +108,21 @@ static void many_rows(int bits, const char *w[4], const float *const scales[4], 
     }
 }
 #else
-#define ROWS_WIDE 3 /* of a tile on float32: with it, the sums fill the registers */
-
-/* As `odds`, with the mask in memory: there is no register left for it, whatever the compiler thinks. */
-static inline Sum odds_by(const Wide *mask, Wide both) {
+/* As `odds`, without a register for the mask: the sums leave none, whatever the compiler thinks. */
+#if defined(__AVX512F__)
+static inline Sum odds_of(Wide both) { return _mm512_castsi512_ps(_mm512_maskz_mov_epi16(0xaaaaaaaa, both)); }
+#else
+static const uint32_t ODD[8] __attribute__((aligned(32))) = {
+    0xffff0000, 0xffff0000, 0xffff0000, 0xffff0000, 0xffff0000, 0xffff0000, 0xffff0000, 0xffff0000};
+static inline Sum odds_of(Wide both) {
     Wide kept;
-    __asm__("vpand %1, %2, %0" : "=x"(kept) : "m"(*mask), "x"(both));
+    __asm__("vpand %1, %2, %0" : "=x"(kept) : "m"(ODD), "x"(both));
     return _mm256_castsi256_ps(kept);
 }
+#endif
 
 /* As `tile`, with weights [4, columns] that are float32 already, even elements and odd ones apart; sums in the same order. */
 static inline __attribute__((always_inline)) void wide_tile(const int count, const float *w, const bf16 *x, i64 columns, float (*out)[4]) {
-    const Wide mask = _mm256_set1_epi32((int)0xffff0000);
     Sum sums[ROWS_WIDE][4];
     for (int i = 0; i < count; i++)
         for (int j = 0; j < 4; j++) sums[i][j] = SUM(setzero)();
@@ -110,15 +131,18 @@ static inline __attribute__((always_inline)) void wide_tile(const int count, con
             Sum v[ROWS_WIDE];
             for (int i = 0; i < count; i++) {
                 Wide both = load(x + i * columns + k);
-                v[i] = odd ? odds_by(&mask, both) : evens(both);
+                v[i] = odd ? odds_of(both) : evens(both);
             }
             _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) {
                 Sum weights = SUM(loadu)(w + j * columns + k + odd * STEP_WIDTH / 2);
-                _Pragma("GCC unroll 3") for (int i = 0; i < count; i++) sums[i][j] = SUM(fmadd)(weights, v[i], sums[i][j]);
+                _Pragma("GCC unroll 5") for (int i = 0; i < count; i++) sums[i][j] = SUM(fmadd)(weights, v[i], sums[i][j]);
             }
         }
     for (int i = 0; i < count; i++) _mm_storeu_ps(out[i], reduce4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]));
 }
+
+#define CASE(COUNT, ...) \
+    case COUNT: wide_tile(COUNT, own[0], x + i * columns, columns, out + i); break;
 
 static void many_rows(int bits, const char *w[4], const float *const scales[4], const bf16 *x, i64 columns, i64 rows, const char *ahead,
                       float (*out)[4]) {
@@ -127,12 +151,14 @@ static void many_rows(int bits, const char *w[4], const float *const scales[4], 
     for (int j = 0; j < 4; j++) unpack_row(bits, 1, w[j], scales[j], columns, ahead + j * columns * bits / 8, own[j]);
     for (i64 at = 0, i = 0; at < tiles; at++) {
         i64 count = rows / tiles + (at < rows % tiles);
-        if (count == 3) wide_tile(3, own[0], x + i * columns, columns, out + i);
-        else if (count == 2) wide_tile(2, own[0], x + i * columns, columns, out + i);
-        else wide_tile(1, own[0], x + i * columns, columns, out + i);
+        switch (count) {
+        WIDE_COUNTS(CASE, 0)
+        default: __builtin_unreachable();
+        }
         i += count;
     }
 }
+#undef CASE
 #endif
 
 /* Rows [first, first + 4) of the matrix, clamped to its last row, times all rows of x: out[row][0..3]. Prefetches from row `then`

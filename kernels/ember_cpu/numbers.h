@@ -40,22 +40,19 @@ static inline float exponential(float x) {
 
 static inline float silu(float x) { return x / (1.0f + exponential(-x)); }
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__)
 #define STEP_WIDTH 32 /* elements in a register of weights */
-#define ROWS_X 6      /* a tile: 4 rows of the matrix by up to this many of the input */
 typedef __m512 Sum;
 typedef __m512i Wide;
 #define SUM(name) _mm512_##name##_ps
 static inline Wide load(const bf16 *from) { return _mm512_loadu_si512(from); }
 static inline Sum evens(Wide w) { return _mm512_castsi512_ps(_mm512_slli_epi32(w, 16)); }
 static inline Sum odds(Wide w) { return _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32((int)0xffff0000))); }
-static inline Sum add_dot(Sum sum, Wide a, Wide b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
 static inline __m256 halves(Sum sum) {
     return _mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps(sum, 1));
 }
 #else
 #define STEP_WIDTH 16
-#define ROWS_X 2 /* of a tile on weights as they lie */
 typedef __m256 Sum;
 typedef __m256i Wide;
 #define SUM(name) _mm256_##name##_ps
@@ -63,10 +60,15 @@ static inline Wide load(const bf16 *from) { return _mm256_loadu_si256((const __m
 /* As float32: the odd elements are the upper halves of 32-bit words, the even ones are shifted there. */
 static inline Sum evens(Wide w) { return _mm256_castsi256_ps(_mm256_slli_epi32(w, 16)); }
 static inline Sum odds(Wide w) { return _mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32((int)0xffff0000))); }
+static inline __m256 halves(Sum sum) { return sum; }
+#endif
+
+#if defined(__AVX512BF16__)
+static inline Sum add_dot(Sum sum, Wide a, Wide b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+#else
 static inline Sum add_dot(Sum sum, Wide a, Wide b) {
     return SUM(fmadd)(odds(a), odds(b), SUM(fmadd)(evens(a), evens(b), sum));
 }
-static inline __m256 halves(Sum sum) { return sum; }
 #endif
 
 /* The sums of four registers. */

@@ -19,18 +19,35 @@
 /* A register of weights: so many elements. */
 #define HELD(bits) (STEP_WIDTH * 16 / (bits))
 
+#if defined(__AVX512F__)
+#define LANE(w, left) _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(w, left), 24))
 #if defined(__AVX512BF16__)
 #define PLACE(lane, d) ((lane) % 2 * STEP_WIDTH / 2 + (d))
-#define LANE(w, left) _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(w, left), 24))
 static inline Wide lanes(Sum first, Sum second, Sum scale) {
     return (Wide)_mm512_cvtne2ps_pbh(_mm512_mul_ps(second, scale), _mm512_mul_ps(first, scale));
 }
+#else
+#define PLACE(lane, d) (2 * (d) + (lane) % 2)
+/* The nearest bfloat16, in the upper half of each word. */
+static inline Wide rounded(Sum value) {
+    Wide bits = _mm512_castps_si512(value), even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    return _mm512_add_epi32(bits, _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff)));
+}
+static inline Wide lanes(Sum first, Sum second, Sum scale) {
+    Wide low = _mm512_srli_epi32(rounded(_mm512_mul_ps(first, scale)), 16);
+    return _mm512_mask_mov_epi16(low, 0xaaaaaaaa, rounded(_mm512_mul_ps(second, scale)));
+}
+#endif
+/* What lane d of `lanes` takes from a table of sixteen entries, which is there twice, less 8. */
+static inline Sum entries(int lane) {
+    float all[16];
+    for (int d = 0; d < 16; d++) all[d] = (float)(PLACE(lane, d) % 16 - 8);
+    return _mm512_loadu_ps(all);
+}
 /* Looks each nibble up among the sixteen products. A look-up takes five bits: the table is there twice. */
 static inline void nibbles(Wide w, const float *scales, Wide out[4]) {
-    const Sum whole = _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
     for (int g = 0; g < 2; g++) {
-        Sum products = _mm512_mul_ps(whole, _mm512_set1_ps(scales[g]));
-        Wide table = (Wide)_mm512_cvtne2ps_pbh(products, products);
+        Wide table = lanes(entries(0), entries(1), _mm512_set1_ps(scales[g]));
         out[2 * g] = _mm512_permutexvar_epi16(_mm512_srli_epi16(w, 8 * g), table);
         out[2 * g + 1] = _mm512_permutexvar_epi16(_mm512_srli_epi16(w, 8 * g + 4), table);
     }

@@ -54,8 +54,10 @@ class Variant:
 
 
 _AVX2 = ("avx2", "fma", "bmi1", "bmi2", "f16c")
+_AVX512 = (*_AVX2, "avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl")
 VARIANTS = (
-    Variant("avx512_bf16", (*_AVX2, "avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16")),
+    Variant("avx512_bf16", (*_AVX512, "avx512_bf16")),
+    Variant("avx512", _AVX512),
     Variant("avx2", _AVX2),
 )
 """The fastest first."""
