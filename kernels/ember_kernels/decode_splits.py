@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ember_kernels.attention_tables import ELEMENT_SIZES, config, variants
 from ember_kernels.compile import Specialisation
 
 MAX_SPLITS = 128
@@ -145,11 +146,9 @@ def add_splits(
 
 def specialisations(capability: int) -> Iterator[Specialisation]:
     """Those that decode attention's own need."""
-    from ember_kernels import decode_attention
-
     seen = set()
-    for head_dim, dtype, cache_dtype, _, features in decode_attention.variants():
-        block_n = decode_attention.config(head_dim, decode_attention.ELEMENT_SIZES[cache_dtype], capability).block_n
+    for head_dim, dtype, cache_dtype, _, features in variants():
+        block_n = config(head_dim, ELEMENT_SIZES[cache_dtype], capability).block_n
         sinks = features == "sinks"
         key = (head_dim, dtype, block_n, sinks)
         if key in seen:

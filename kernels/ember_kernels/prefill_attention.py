@@ -38,8 +38,8 @@ from ember_kernels.attention import (
     paged_attention_reference,
     score_factors,
 )
+from ember_kernels.attention_tables import ELEMENT_SIZES, variants
 from ember_kernels.compile import Specialisation
-from ember_kernels.decode_attention import ELEMENT_SIZES, variants
 from ember_kernels.varlen import uses_varlen, varlen_attention
 
 STARTS_BLOCK = 256

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ember.engine.core.grammars.constraint import Constraint, State
-from ember.engine.core.grammars.grammar import GrammarError
 from ember.engine.core.grammars.workers import GrammarWorkers
+from ember.engine.errors import GrammarError
 from ember.wire import Grammar, SamplingParams, Thinking
 from tests.structured.json_model import END_THINK, EOS, NUM_ROWS, THINK, load
 from tests.structured.waiting import catch_up, matcher_of

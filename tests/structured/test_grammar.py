@@ -7,11 +7,11 @@ import pytest
 
 from ember.engine.core.grammars.grammar import (
     MAX_GRAMMAR_BYTES,
-    GrammarError,
     compile_grammar,
     load_tokenizer,
     size_error,
 )
+from ember.engine.errors import GrammarError
 from ember.wire import Grammar
 from tests.structured.json_model import CALL, NUM_ROWS, THINK, load
 

@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable
 
 from ember.engine.core.grammars.constraint import Constraint
-from ember.engine.core.grammars.worker import GrammarWorker, Matcher, State
+from ember.engine.core.grammars.worker import GrammarWorker, Matcher, Pool, State
 from ember.engine.core.grammars.workers import GrammarWorkers
 from ember.wire import Grammar
 
 DEADLINE_S = 60.0
 
 
-def wait_until(workers: GrammarWorkers, is_so: Callable[[], bool]) -> None:
+def wait_until(workers: Pool, is_so: Callable[[], bool]) -> None:
     """Let the workers do what is asked of them until the condition holds."""
     until = time.monotonic() + DEADLINE_S
     while not is_so():
@@ -41,7 +41,7 @@ def matcher_of(workers: GrammarWorkers, grammar: Grammar) -> Matcher:
     return matcher
 
 
-def catch_up(workers: GrammarWorkers, constraint: Constraint) -> None:
+def catch_up(workers: Pool, constraint: Constraint) -> None:
     """Wait until the tokens are taken in and the mask is there. Raises GrammarError as `Constraint.is_settled` does."""
     constraint.prepare()
     wait_until(workers, lambda: constraint.is_settled and (constraint.is_complete or constraint.is_ready))

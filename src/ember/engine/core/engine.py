@@ -13,11 +13,11 @@ from ember.engine.core.block_pool import root_hash
 from ember.engine.core.chores import Chores
 from ember.engine.core.grammars.compiling import CompilingRequests
 from ember.engine.core.grammars.constraint import Constraint
-from ember.engine.core.grammars.grammar import GrammarError
 from ember.engine.core.grammars.workers import GrammarWorker, GrammarWorkers, Matcher
 from ember.engine.core.runner import Launched, StepRunner
 from ember.engine.core.scheduler import Scheduled, Scheduler
 from ember.engine.core.sequence import Sequence
+from ember.engine.errors import GrammarError
 from ember.histogram import STEP_TOKENS, Histogram
 from ember.wire import Generate, Pool, PoolingTask, SequenceOutput, Stats, Task, TokenLogprobs
 

@@ -23,21 +23,13 @@ from ember.engine.core.bad_words import completed_words
 from ember.engine.core.grammars.constraint import NOTHING_LEFT
 from ember.engine.core.grammars.masks import FEW, Masks, Values
 from ember.engine.core.sequence import Sequence
+from ember.engine.core.token_counts import TokenCounts
 from ember.wire import SamplingParams, TokenLogprobs
 
 NUCLEUS_CANDIDATES = 1024  # top-p looks at this many tokens before it sorts the whole vocabulary
 FIRST_CHOICES = 8  # of a row whose mask leaves many tokens, before all of its mask is applied
 _ALL, _NUCLEUS = 0, -1  # widths, see `_width`
 _MASK64 = (1 << 64) - 1
-
-
-@dataclass(slots=True)
-class TokenCounts:
-    """What the penalties look at, for the first `num_tokens` tokens of a sequence."""
-
-    seen: Tensor  # [vocab] bool, in prompt or output
-    output: Tensor  # [vocab] float32, times in the output
-    num_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -169,20 +161,10 @@ def _process_row(logits: Tensor, sequence: Sequence, eos_token_ids: list[int]) -
 
 def _counts_of(sequence: Sequence, like: Tensor) -> TokenCounts:
     """The sequence's counts, brought up to date with its tokens."""
-    counts = sequence.token_counts
-    if counts is None:
-        counts = sequence.token_counts = TokenCounts(
-            seen=torch.zeros(like.shape, dtype=torch.bool, device=like.device),
-            output=torch.zeros(like.shape, dtype=torch.float32, device=like.device),
-        )
-    new = torch.tensor(sequence.token_ids[counts.num_tokens :], dtype=torch.int64, device=like.device)
-    if len(new):
-        counts.seen[new] = True
-        num_prompt = max(sequence.num_prompt_tokens - counts.num_tokens, 0)
-        generated = new[num_prompt:]
-        counts.output.index_add_(0, generated, torch.ones(len(generated), device=like.device))
-        counts.num_tokens += len(new)
-    return counts
+    if sequence.token_counts is None:
+        sequence.token_counts = TokenCounts.create(like)
+    sequence.token_counts.update(sequence.token_ids, sequence.num_prompt_tokens)
+    return sequence.token_counts
 
 
 def _best(logits: Tensor) -> tuple[list[int], list[float]]:

@@ -6,13 +6,10 @@ import sys
 import time
 from array import array
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from ember.engine.core.grammars.constraint import Constraint
+from ember.engine.core.token_counts import TokenCounts
 from ember.wire import SamplingParams, TokenLogprobs
-
-if TYPE_CHECKING:
-    from ember.engine.core.grammars.constraint import Constraint
-    from ember.engine.core.sampler import TokenCounts
 
 
 @dataclass(slots=True, eq=False)

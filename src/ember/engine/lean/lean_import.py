@@ -109,7 +109,7 @@ class LeanImport:
         if self.deferral.package == "torch":
             from ember.engine.lean.torch_hooks import install  # it needs torch
 
-            install(self)
+            install(self.deferral)
 
     def _guard(self, module: ModuleType) -> None:
         """See to it that only the module's own functions meet its deferred names; everybody else gets the real ones."""

@@ -6,20 +6,19 @@ Some of torch's Python modules register operators and kernels when they are impo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ember.engine.lean.lean_import import LeanImport
+from ember.engine.lean.deferred import COMPLETE, Deferral
 
 # Every tensor on the device "meta" begins with one of these operators.
 _META_FACTORIES = ("empty.memory_format", "empty_strided")
 
 
-def install(lean: LeanImport) -> None:
+def install(deferral: Deferral) -> None:
     """Complete the import when the first meta tensor is made, and when an operator is asked for that nobody knows."""
     _make_generators_usable()
-    _watch_meta_tensors(lean)
-    _watch_operators(lean)
+    _watch_meta_tensors(deferral)
+    _watch_operators(deferral)
 
 
 def _make_generators_usable() -> None:
@@ -33,7 +32,7 @@ def _make_generators_usable() -> None:
         say(OpaqueBaseMeta)
 
 
-def _watch_meta_tensors(lean: LeanImport) -> None:
+def _watch_meta_tensors(deferral: Deferral) -> None:
     import torch
 
     libraries = [torch.library.Library("aten", "IMPL", "Meta")]
@@ -43,17 +42,17 @@ def _watch_meta_tensors(lean: LeanImport) -> None:
         operator = getattr(getattr(torch.ops.aten, packet), overload or "default")
 
         def completing(*args: Any, **kwargs: Any) -> Any:
-            lean.complete(f'device="meta", by aten::{name}')
+            deferral.complete(f'device="meta", by aten::{name}')
             return operator(*args, **kwargs)  # its own kernel is back
 
         libraries[0].impl(name, completing)
 
     for name in _META_FACTORIES:
         watch(name)
-    lean.deferral.before_complete.append(libraries.clear)  # a library's end takes its kernels back
+    deferral.before_complete.append(libraries.clear)  # a library's end takes its kernels back
 
 
-def _watch_operators(lean: LeanImport) -> None:
+def _watch_operators(deferral: Deferral) -> None:
     import torch
 
     def watch(namespace: Any, prefix: str) -> None:
@@ -63,16 +62,16 @@ def _watch_operators(lean: LeanImport) -> None:
             try:
                 return original(self, name)
             except AttributeError:
-                if name.startswith("__") or lean.is_complete:
+                if name.startswith("__") or deferral.stage == COMPLETE:
                     raise
-                lean.complete(f"{prefix}{name}")
+                deferral.complete(f"{prefix}{name}")
                 return original(self, name)
 
         def restore() -> None:
             namespace.__getattr__ = original
 
         namespace.__getattr__ = __getattr__
-        lean.deferral.on_complete.append(restore)
+        deferral.on_complete.append(restore)
 
     watch(type(torch.ops.aten), "operator ")
     watch(type(torch.ops.higher_order), "higher-order operator ")

@@ -15,7 +15,8 @@ from ember.front.api.meter import Meter, request_metrics
 from ember.front.api.prompt import Prompt
 from ember.front.api.reading import Reading
 from ember.front.api.repetition import requested_repetition
-from ember.front.api.runs import Job, Runs
+from ember.front.api.run import Job
+from ember.front.api.runs import Runs
 from ember.front.api.samples import TextOptions
 from ember.front.api.sampling import check_num_samples, priority, sampling_params, stop_strings, with_lengths
 from ember.front.api.schemas import GenerationRequest

@@ -9,7 +9,8 @@ from ember.front.api.call import Call, open_call
 from ember.front.api.exchange import EventStream, Request, Response
 from ember.front.api.logprobs import CompletionLogprobs, prompt_logprobs
 from ember.front.api.prompt import completion_prompts
-from ember.front.api.runs import Run, Runs
+from ember.front.api.run import Run
+from ember.front.api.runs import Runs
 from ember.front.api.samples import Piece
 from ember.front.api.schemas import CompletionRequest
 from ember.front.api.services import Services

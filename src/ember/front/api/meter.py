@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ember.front.api.clock import Clock
+from ember.front.api.run import Run
 from ember.front.errors import ApiError
 from ember.front.metrics import Metrics
-
-if TYPE_CHECKING:
-    from ember.front.api.runs import Run
 
 log = logging.getLogger("ember.requests")
 
@@ -29,38 +27,6 @@ _REQUEST_METRICS = (
     "tokens_per_second",
 )
 FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
-
-
-class Clock:
-    """When the tokens of one sample came, on the clock of `time.monotonic()`."""
-
-    __slots__ = ("first", "gaps", "last", "queue")
-
-    def __init__(self) -> None:
-        self.queue = 0.0  # seconds in the engine before its first step
-        self.first: float | None = None
-        self.last = 0.0
-        self.gaps = array("d")  # seconds before each token after the first
-
-    def prefill(self, arrived: float) -> float:
-        """Seconds from the first step to the first token. The front's own work on the request counts here too."""
-        return 0.0 if self.first is None else max(self.first - arrived - self.queue, 0.0)
-
-    def push(self, num_tokens: int, now: float, metrics: Metrics) -> None:
-        """Tokens that were read together share the time since the ones before."""
-        if self.first is None:
-            self.first = self.last = now
-            num_tokens -= 1
-        if num_tokens == 1:  # nearly always
-            gap = now - self.last
-            metrics.token_gap.observe(gap)
-            self.gaps.append(gap)
-            self.last = now
-        elif num_tokens > 1:
-            gap = (now - self.last) / num_tokens
-            metrics.token_gap.observe(gap, num_tokens)
-            self.gaps.extend([gap] * num_tokens)
-            self.last = now
 
 
 class Meter:

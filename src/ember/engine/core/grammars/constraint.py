@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ember.engine.core.grammars.grammar import GrammarError
+from ember.engine.errors import GrammarError
 from ember.wire import SamplingParams, Thinking
 
 if TYPE_CHECKING:

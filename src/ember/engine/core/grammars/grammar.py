@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ember import untrusted_json
+from ember.engine.errors import GrammarError
 from ember.regular_file import MAX_JSON_BYTES, MAX_TOKENIZER_BYTES, read_regular
 from ember.wire import Grammar
 
@@ -28,10 +29,6 @@ STEP_LEXER_FUEL = 200_000
 STEP_MAX_ITEMS = 50_000
 MAX_LEXER_STATES = 100_000
 MAX_GRAMMAR_SIZE = 500_000
-
-
-class GrammarError(Exception):
-    """A grammar that cannot be used; a reason for the client, to stand behind the name of the field."""
 
 
 def size_error(grammar: Grammar) -> str | None:

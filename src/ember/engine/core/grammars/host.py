@@ -27,7 +27,7 @@ from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from ember.engine.core.grammars.grammar import GrammarError, compile_grammar, load_tokenizer
+from ember.engine.core.grammars.grammar import compile_grammar, load_tokenizer
 from ember.engine.core.grammars.messages import (
     NUM_QUICK,
     QUICK_SECONDS,
@@ -43,6 +43,7 @@ from ember.engine.core.grammars.messages import (
     Start,
     encode,
 )
+from ember.engine.errors import GrammarError
 from ember.wire import Grammar
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Event
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,11 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ember.engine.core.grammars.constraint import Bits, Constraint
-from ember.engine.core.grammars.grammar import GrammarError
+from ember.engine.core.grammars.worker import Pool
 from ember.engine.core.sequence import Sequence
-
-if TYPE_CHECKING:
-    from ember.engine.core.grammars.workers import GrammarWorkers
+from ember.engine.errors import GrammarError
 
 PATIENCE_S = 0.005  # that a step waits for masks after its forward pass; a row without one is drawn in another step
 _SLICE_S = 0.002
@@ -151,7 +148,7 @@ class MaskFiller:
         self,
         constrained: list[tuple[int, Constraint]],
         bits: Tensor,
-        pool: GrammarWorkers | None,
+        pool: Pool | None,
         is_awaited: Event,
     ) -> Masks:
         masks = Masks([row for row, _ in constrained], bits)

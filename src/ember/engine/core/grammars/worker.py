@@ -6,9 +6,10 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Collection, Iterable
 from collections.abc import Sequence as Items
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +17,12 @@ from numpy.typing import NDArray
 from ember.engine.core.grammars.messages import NUM_QUICK, QUICK_SECONDS, Command, Mailbox, Order, Reply
 from ember.wire import Grammar
 
-if TYPE_CHECKING:
-    from ember.engine.core.grammars.workers import GrammarWorkers
-
 _NICE = 19
 DEMOTE_AFTER_S = 0.01  # of the processor; then the rest of it runs when nobody else wants the processor
 COUNTED_SECONDS = 0.05  # of the processor; masks that take longer count towards all that a grammar may take
 NUM_SLOW = 4  # slow masks, and the same
 
-Words = NDArray[np.int32]  # [words]; bit i of word w stands for token 32 w + i
+Words = NDArray[np.int32]  # [words], or [slots, words]; bit i of word w stands for token 32 w + i
 
 
 class State(Enum):
@@ -36,11 +34,25 @@ class State(Enum):
     ENDED = "it has an error, and its process is gone or about to go"
 
 
+class Pool(Protocol):
+    """What a matcher needs of the workers it belongs to, and those who wait for masks: see `GrammarWorkers`."""
+
+    masks: Words  # [slots, words]
+
+    def open(self, matcher: Matcher) -> None: ...
+    def command(self, matcher: Matcher, order: Order, token_ids: Items[int] = ()) -> None: ...
+    def close(self, matcher: Matcher) -> None: ...
+    def flush(self) -> None: ...
+    def receive(self, seconds: float, workers: Collection[GrammarWorker] | None = None) -> None: ...
+    def give_up(self, workers: Iterable[GrammarWorker]) -> None: ...
+    def check(self) -> None: ...
+
+
 class Matcher:
     """One sample's place in its grammar, and the mask of what may follow there. The worker does the work; `has_mask`
     and `is_settled` say how far it is. `close` it in the end."""
 
-    def __init__(self, pool: GrammarWorkers, worker: GrammarWorker) -> None:
+    def __init__(self, pool: Pool, worker: GrammarWorker) -> None:
         self.pool = pool
         self.worker = worker
         self.slot = -1

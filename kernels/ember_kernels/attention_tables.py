@@ -1,0 +1,47 @@
+"""Which variants of the attention kernels are compiled, and the tiles of decode attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+HEAD_DIMS = (64, 80, 96, 112, 128, 192, 256)
+DTYPES = (("bf16", "bf16"), ("fp16", "fp16"), ("bf16", "fp8e4nv"))  # of query and cache
+BLOCK_SIZES = (16, 32, 64, 128)
+ELEMENT_SIZES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8e4nv": 1}
+
+
+def variants() -> Iterator[tuple[int, str, str, int, str]]:
+    """(head_dim, dtype, dtype of the cache, block size, "", "cap" or "sinks"); prefill attention compiles the same."""
+    for head_dim in HEAD_DIMS:
+        for dtype, cache_dtype in DTYPES:
+            yield head_dim, dtype, cache_dtype, 16, ""
+            if head_dim == 64:
+                yield head_dim, dtype, cache_dtype, 16, "sinks"
+            if head_dim in (128, 256):
+                yield head_dim, dtype, cache_dtype, 16, "cap"
+            if head_dim in (64, 128) and dtype == "bf16":
+                for block_size in BLOCK_SIZES[1:]:
+                    yield head_dim, dtype, cache_dtype, block_size, ""
+    yield 128, "fp32", "fp32", 16, ""
+
+
+@dataclass(frozen=True)
+class Config:
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+def config(head_dim: int, element_size: int, capability: int) -> Config:
+    """Not measured yet. Chosen by what the compiler reports: four programs of bfloat16 and head_dim 128 fit on a
+    multiprocessor at once, each with the next tile of keys and values (32 KiB) on its way.
+
+    Addresses come from the block table, so three stages give one tile ahead; five would give two, at 72 KiB a program.
+    """
+    if element_size == 4:
+        return Config(16, 4, 2)
+    wide = head_dim > 128
+    if capability in (80, 90, 100):  # 163 KiB of shared memory and more
+        return Config(32 if wide else 64, 4, 3)
+    return Config(16 if wide else 32, 4, 3)

@@ -1,0 +1,116 @@
+"""One prompt of an API request in the engine: what is asked of it, and its samples as their outputs come."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from ember.front.api.beams import BeamOptions, BeamSearch
+from ember.front.api.clock import Clock
+from ember.front.api.prompt import Prompt
+from ember.front.api.samples import Piece, Sample, TextOptions
+from ember.front.api.services import Services
+from ember.front.link.generation import Generation
+from ember.wire import SamplingParams, SequenceOutput, TokenLogprobs
+
+
+@dataclass(slots=True)
+class Job:
+    """One prompt with everything the engine and the detokenizer need to know about it.
+
+    `n` choices are answered. Where the engine makes more samples (`best_of`), they are the ones with the highest
+    cumulative log probability, which the sampling must then ask for.
+    """
+
+    prompt: Prompt
+    sampling: SamplingParams
+    text: TextOptions
+    priority: int = 0
+    cache_salt: str | None = None
+    n: int = 1
+    beams: BeamOptions | None = None  # search instead of sampling
+
+
+class Run:
+    """One job in the engine; `samples[i]` is choice `number * n + i`, as soon as there are pieces of it."""
+
+    def __init__(self, number: int, job: Job, generation: Generation | BeamSearch, services: Services) -> None:
+        self.job = job
+        self._metrics = services.metrics
+        self.generation = generation
+        self.num_cached_tokens = 0
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = None
+        self._first_choice = number * job.n
+        n = job.sampling.n
+        self._waits_for_prompt = n > 1 and job.sampling.prompt_logprobs is not None
+        self._held: list[SequenceOutput] = []
+        first = self._first_choice
+        self.samples = [Sample(first + i, services.tokenizer, job.prompt.token_ids, job.text) for i in range(n)]
+        self.clocks = {sample: Clock() for sample in self.samples}
+        self._candidates = [Piece(sample.choice) for sample in self.samples] if n > job.n else []
+
+    def push(self, outputs: list[SequenceOutput]) -> list[Piece]:
+        """One piece for each sample that has something new. A sample ended by a stop string is aborted at once.
+
+        The first sample brings the prompt's log probabilities for all; until it does, the others' outputs wait here.
+        """
+        if self._waits_for_prompt:
+            self._held += outputs
+            if not any(
+                output.prompt_logprobs is not None or (output.index == 0 and output.finish_reason is not None)
+                for output in outputs
+            ):
+                return []
+            outputs = self._release()
+        pieces: dict[int, Piece] = {}
+        gained: dict[Sample, int] = {}
+        for output in outputs:
+            self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
+            if output.prompt_logprobs is not None:
+                self.prompt_logprobs = output.prompt_logprobs
+            sample = self.samples[output.index]
+            was_over = sample.finish_reason is not None
+            if not was_over and output.token_ids:
+                gained[sample] = gained.get(sample, 0) + len(output.token_ids)
+                self.clocks[sample].queue = max(self.clocks[sample].queue, output.queue_seconds)
+            piece = pieces.get(output.index)
+            if piece is None and not was_over:
+                piece = pieces[output.index] = Piece(sample.choice)
+            sample.push(output, piece or Piece(sample.choice))
+            if sample.finish_reason is not None and output.finish_reason is None and not was_over:
+                self.generation.abort(output.index)
+        now = time.monotonic()
+        for sample, num_tokens in gained.items():
+            self.clocks[sample].push(num_tokens, now, self._metrics)
+        if self._candidates:
+            return self._choose(pieces)
+        return list(pieces.values())
+
+    def end(self) -> list[Piece]:
+        """The engine has nothing more: closes what it left unfinished (it was aborted from outside)."""
+        pieces = self.push(self._release())
+        for index, sample in enumerate(list(self.samples)):
+            if sample.finish_reason is None:
+                piece = Piece(sample.choice)
+                sample.close(piece, "abort")
+                pieces += self._choose({index: piece}) if self._candidates else [piece]
+        return pieces
+
+    def _choose(self, pieces: dict[int, Piece]) -> list[Piece]:
+        """Holds the pieces of all candidates until the last one is finished; then the best, as choices in order."""
+        for index, piece in pieces.items():
+            self._candidates[index].extend(piece)
+        if any(sample.finish_reason is None for sample in self.samples):
+            return []
+        candidates, self._candidates = self._candidates, []
+        order = sorted(range(len(candidates)), key=lambda index: -self.samples[index].score)  # equal ones stay in order
+        self.samples = [self.samples[index] for index in order]
+        chosen = [candidates[index] for index in order[: self.job.n]]
+        for i, piece in enumerate(chosen):
+            piece.choice = self.samples[i].choice = self._first_choice + i
+        return chosen
+
+    def _release(self) -> list[SequenceOutput]:
+        self._waits_for_prompt = False
+        held, self._held = self._held, []
+        return held
