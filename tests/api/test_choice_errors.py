@@ -88,6 +88,11 @@ COMPLETIONS: list[tuple[dict[str, Any], str, str]] = [
         "max_tokens",
         "`max_tokens` must be at least 1 with `use_beam_search`.",
     ),
+    (
+        {"use_beam_search": True, "echo": True, "max_completion_tokens": 0},
+        "max_completion_tokens",
+        "`max_completion_tokens` must be at least 1 with `use_beam_search`.",
+    ),
     ({"use_beam_search": True, "prompt": ["a"] * 65, "best_of": 2}, "n", "n times the number of prompts must be at"),
 ]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ember.front.api import sampling
-from ember.front.api.sampling import checked_defaults
+from ember.front.api import token_rules
+from ember.front.api.sampling_ranges import checked_defaults
 from ember.front.errors import ApiError
 from ember.wire import SamplingParams
 from tests.api.fakes import MAX_MODEL_LEN, VOCAB_SIZE, Deployment, refused
@@ -136,7 +136,7 @@ def test_the_operators_max_new_tokens_binds(deploy, settings: dict[str, Any]) ->
 
 
 def test_a_bad_word_of_many_tokens_is_refused(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "MAX_BAD_WORD_TOKENS", 4)
+    monkeypatch.setattr(token_rules, "MAX_BAD_WORD_TOKENS", 4)
     with pytest.raises(ApiError, match="bad_words contains a word of [0-9]+ tokens; 4 are allowed") as caught:
         deployment.chat(bad_words=["a b c d e f g h"])
     assert caught.value.status == 400 and caught.value.param == "bad_words"

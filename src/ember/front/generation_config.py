@@ -48,7 +48,7 @@ def generation_defaults(settings: Settings, model_dir: Path) -> dict[str, Any]:
 
 
 def _checked(defaults: dict[str, Any], source: str, advice: str) -> dict[str, Any]:
-    from ember.front.api.sampling import checked_defaults
+    from ember.front.api.sampling_ranges import checked_defaults
 
     try:
         return checked_defaults(defaults)

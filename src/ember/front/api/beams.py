@@ -16,6 +16,7 @@ from typing import Literal, Self
 
 import msgspec
 
+from ember.front.api.ends import Ends, end_token_ids
 from ember.front.api.schemas import CompletionRequest, GenerationRequest
 from ember.front.errors import bad_request
 from ember.front.link.client import Engine
@@ -46,7 +47,7 @@ class BeamOptions:
     early_stopping: bool | Literal["never"] = False
 
 
-def requested_beams(request: GenerationRequest, params: SamplingParams, info: Ready) -> BeamOptions | None:
+def requested_beams(request: GenerationRequest, params: SamplingParams, ends: Ends, info: Ready) -> BeamOptions | None:
     """What `use_beam_search` asks for; `best_of` is the width, and without it `n`. Raises ApiError 400."""
     if not request.use_beam_search:
         return None
@@ -55,8 +56,9 @@ def requested_beams(request: GenerationRequest, params: SamplingParams, info: Re
             raise bad_request("`stream` cannot be used with `use_beam_search` in completions.", "stream")
         if request.echo and request.logprobs is not None:
             raise bad_request("`echo` with `logprobs` cannot be used with `use_beam_search`.", "use_beam_search")
-        if request.max_tokens == 0:
-            raise bad_request("`max_tokens` must be at least 1 with `use_beam_search`.", "max_tokens")
+        if ends.scores_only:
+            message = f"`{ends.limit_field}` must be at least 1 with `use_beam_search`."
+            raise bad_request(message, ends.limit_field)
     for name in _UNKNOWN_TO_SEARCH:
         if getattr(request, name):
             raise bad_request(f"`{name}` cannot be used with `use_beam_search`.", name)
@@ -76,7 +78,7 @@ def requested_beams(request: GenerationRequest, params: SamplingParams, info: Re
         message = f'early_stopping must be true, false or "never", got {stopping[:64]!r}.'
         raise bad_request(message, "early_stopping")
     width = request.best_of or request.n or 1
-    most = info.vocab_size - len(_end_ids(params, info))
+    most = info.vocab_size - len(end_token_ids(params, info))
     if width > most:
         raise bad_request(f"A beam search over this vocabulary has at most {most} beams, got {width}.", "best_of")
     return BeamOptions(width, penalty, "never" if isinstance(stopping, str) else stopping)
@@ -118,7 +120,7 @@ class BeamSearch:
         self._options = options
         self._priority = priority
         self._cache_salt = cache_salt
-        self._end_ids = _end_ids(sampling, engine.info)
+        self._end_ids = end_token_ids(sampling, engine.info)
         self._num_cached_tokens = 0
         self._prompt_logprobs: list[TokenLogprobs | None] | None = None
         self._is_over = False
@@ -247,7 +249,3 @@ class BeamSearch:
 
 
 _ABORTED = SequenceOutput(0, 0, [], finish_reason="error", error="The request was aborted before its first token.")
-
-
-def _end_ids(params: SamplingParams, info: Ready) -> frozenset[int]:
-    return frozenset(params.stop_token_ids).union(() if params.ignore_eos else info.eos_token_ids)

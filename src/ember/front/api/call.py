@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from ember.front.api.beams import requested_beams, without_effect
 from ember.front.api.body import IGNORED_FIELDS_HEADER, MAX_IGNORED, ignored_fields, reported
+from ember.front.api.ends import end_token_ids, requested_ends
 from ember.front.api.exchange import MAX_ID_CHARS, REQUEST_ID_HEADER, Request, is_fit_id, request_id
 from ember.front.api.logprobs import TokenNames
 from ember.front.api.meter import Meter, request_metrics
@@ -18,7 +21,8 @@ from ember.front.api.repetition import requested_repetition
 from ember.front.api.run import Job
 from ember.front.api.runs import Runs
 from ember.front.api.samples import TextOptions
-from ember.front.api.sampling import check_num_samples, priority, sampling_params, stop_strings, with_lengths
+from ember.front.api.sampling import sampling_params
+from ember.front.api.scheduling import requested_cache_salt, requested_priority
 from ember.front.api.schemas import GenerationRequest
 from ember.front.api.services import Services
 from ember.front.api.unsupported import REFUSED
@@ -107,35 +111,34 @@ def open_call(
     `ignored` are the parts of the request that were found to have no effect, beside the fields nobody knows. With a
     `reading`, that of a chat, there is one prompt.
     """
-    params = sampling_params(request, services, info)
+    ends = requested_ends(request, services, info)
+    params = sampling_params(request, services, info, ends, len(prompts))
     if reading is not None:
         params = reading.constrained(params, prompts[0].token_ids)
         _check_thinking(params.thinking, info)
-    beams = requested_beams(request, params, info)
-    check_num_samples(beams.width if beams else params.n, len(prompts), info)
-    stop = stop_strings(request, services.settings)
-    rank = priority(request, raw_request.headers.get("x-vllm-priority"))
+    beams = requested_beams(request, params, ends, info)
+    priority = requested_priority(request, raw_request.headers.get("x-vllm-priority"))
+    cache_salt = requested_cache_salt(request)
     usage = stream_usage(request, services.settings)
-    repetition = requested_repetition(request)
-    shows_special = services.generation_defaults.get("skip_special_tokens") is False
-    ends = frozenset(params.stop_token_ids).union(() if params.ignore_eos else info.eos_token_ids)
+    skips_special = request.skip_special_tokens
+    if skips_special is None:
+        skips_special = services.generation_defaults.get("skip_special_tokens") is not False
+    text = TextOptions(
+        stop=ends.stop,
+        include_stop=bool(request.include_stop_str_in_output),
+        min_tokens=ends.min_tokens,
+        skip_special_tokens=skips_special,
+        spaces_between_special_tokens=request.spaces_between_special_tokens is not False,
+        end_token_ids=end_token_ids(params, info),
+        stop_token_ids=frozenset(ends.stop_token_ids),
+        repetition=requested_repetition(request),
+        reading=reading,
+    )
     jobs = []
     for prompt in prompts:
-        sampling = with_lengths(params, request, services, info, len(prompt.token_ids))
-        text = TextOptions(
-            stop=stop,
-            include_stop=bool(request.include_stop_str_in_output),
-            min_tokens=sampling.min_tokens,
-            skip_special_tokens=not shows_special
-            if request.skip_special_tokens is None
-            else request.skip_special_tokens,
-            spaces_between_special_tokens=request.spaces_between_special_tokens is not False,
-            end_token_ids=ends,
-            stop_token_ids=frozenset(params.stop_token_ids),
-            repetition=repetition,
-            reading=reading,
-        )
-        jobs.append(Job(prompt, sampling, text, rank, request.cache_salt, n=request.n or 1, beams=beams))
+        max_tokens = ends.max_tokens(len(prompt.token_ids), info.max_model_len)
+        sampling = msgspec.structs.replace(params, max_tokens=max_tokens)
+        jobs.append(Job(prompt, sampling, text, priority, cache_salt, n=request.n or 1, beams=beams))
     as_ids = request.return_tokens_as_token_ids
     if as_ids is None:
         as_ids = services.settings.return_tokens_as_token_ids

@@ -7,9 +7,9 @@ from typing import Any
 from ember.front.api.body import parse_body
 from ember.front.api.call import Call, open_call
 from ember.front.api.chat_message import delta_fields, message_fields
+from ember.front.api.chat_prompt import adds_generation_prompt, asked_variables, chat_prompt, response_role
 from ember.front.api.exchange import EventStream, Request, Response
 from ember.front.api.logprobs import chat_logprobs, prompt_logprobs
-from ember.front.api.prompt import adds_generation_prompt, asked_variables, chat_prompt, response_role
 from ember.front.api.reading import requested_reading
 from ember.front.api.runs import Runs
 from ember.front.api.samples import Piece

@@ -6,9 +6,9 @@ from typing import Any
 
 from ember.front.api.body import parse_body
 from ember.front.api.call import Call, open_call
+from ember.front.api.completion_prompts import completion_prompts
 from ember.front.api.exchange import EventStream, Request, Response
 from ember.front.api.logprobs import CompletionLogprobs, prompt_logprobs
-from ember.front.api.prompt import completion_prompts
 from ember.front.api.run import Run
 from ember.front.api.runs import Runs
 from ember.front.api.samples import Piece

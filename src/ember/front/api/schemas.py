@@ -1,8 +1,8 @@
 """The bodies of POST /v1/chat/completions and /v1/completions.
 
 `null` means the same as leaving a field out, so every field is optional with the default None, and values are coerced
-where that is harmless (`"1"` is 1). Unknown fields are kept in `model_extra`. Ranges are checked in `sampling.py`,
-because the messages name what is allowed; what this version cannot do is refused in `unsupported.py`.
+where that is harmless (`"1"` is 1). Unknown fields are kept in `model_extra`. Ranges are checked where each
+field is read, because the messages name what is allowed; what this version cannot do is refused in `unsupported.py`.
 
 Every list and open object has a longest length, and the validation of a list ends at the first wrong item: pydantic
 makes an error for each, and nothing else can run meanwhile, so a body of 1 MB could stop the worker for seconds.

@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from ember.front.api.body import IGNORED_FIELDS_HEADER, MAX_IGNORED, ignored_fields, parse_body
+from ember.front.api.chat_prompt import adds_generation_prompt, render_chat
 from ember.front.api.exchange import Request, Response
-from ember.front.api.prompt import adds_generation_prompt, check_token_ids, encode, render_chat, truncated
+from ember.front.api.prompt import encode, truncated
 from ember.front.api.schemas import ChatRequest, DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
 from ember.front.api.services import Services
 from ember.front.api.threads import in_thread
 from ember.front.api.tools import requested_tools
 from ember.front.api.unsupported import refuse_template_overrides
+from ember.front.api.vocabulary import check_token_ids
 from ember.front.errors import bad_request, encodable
 from ember.wire import Ready
 
