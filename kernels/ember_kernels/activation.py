@@ -1,4 +1,4 @@
-"""Activations of the MLP, with the product of a gated one, optionally with float8 output.
+"""Activations of the MLP, plain and gated, optionally with float8 output.
 
 Rounding is that of transformers: the activation is computed in float32 and rounded to the model dtype, then multiplied.
 float8 is quantised from the rounded product.
@@ -18,7 +18,7 @@ from ember_kernels.compile import Specialisation
 from ember_kernels.rounding import e4m3_bits, has_conversion, quantise_reference, rounded, row_scale
 
 KINDS = ("silu", "gelu_tanh", "gelu", "relu", "relu2")
-# Values a program handles at a time and its warps: 16 bytes a thread, the same on all architectures.
+# Values that a program handles at a time, and its warps: 16 bytes per thread on all architectures.
 BLOCK, WARPS = 1024, 4
 ROW_BLOCK, ROW_WARPS = 4096, 8
 
@@ -67,7 +67,7 @@ def _activation_float8_kernel(
     HARDWARE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A row a program: once for the largest magnitude, again (from the cache) to quantise."""
+    """Each program reads one row twice: for its largest magnitude, then (from the cache) to quantise it."""
     row = tl.program_id(0).to(tl.int64)
     largest = tl.zeros([BLOCK], tl.float32)
     for start in range(0, size, BLOCK):
@@ -122,7 +122,7 @@ def activation(x: Tensor, kind: str, *, gated: bool = True, quantise: bool = Fal
 def activation_reference(
     x: Tensor, kind: str, *, gated: bool = True, quantise: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """See `activation`."""
+    """The specification of `activation`, in torch."""
     gate, up = x.chunk(2, dim=-1) if gated else (x, None)
     wide = gate.float()
     if kind == "silu":
@@ -138,7 +138,7 @@ def activation_reference(
 
 
 def specialisations(capability: int) -> Iterator[Specialisation]:
-    """Every kind, gated and plain, in every dtype; gated SiLU in bfloat16 is the typical one."""
+    """Every kind of activation, gated and plain, in every dtype. Gated SiLU in bfloat16 is typical."""
     for kind in KINDS:
         for gated in (True, False):
             for dtype in ("bf16", "fp16", "fp32"):

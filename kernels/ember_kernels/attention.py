@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def"
-"""What the attention kernels share: reading the paged cache, scores, checks, and the reference.
+"""Functions shared by the attention kernels: reading the paged cache, scores, checks, and the reference.
 
-The cache of a layer: keys and values [num_blocks, block_size, kv_heads, head_dim]; position p of a sequence lies in
+The cache of a layer is keys and values [num_blocks, block_size, kv_heads, head_dim]. Position p of a sequence is in
 block block_tables[sequence, p // block_size] at offset p % block_size.
 """
 
@@ -22,7 +22,7 @@ NO_WINDOW = 1 << 30
 
 @triton.jit
 def e4m3_bits(bits, DTYPE: tl.constexpr):
-    """float8 e4m3 given as uint8, in DTYPE: for devices before sm_89 and for the interpreter, which have no such type.
+    """Convert float8 e4m3 given as uint8 to DTYPE, for devices before sm_89 and the interpreter, which lack the type.
 
     The bits, shifted to where float16 has exponent and mantissa, are the value times 2**(7 - 15), subnormals included.
     """
@@ -33,7 +33,7 @@ def e4m3_bits(bits, DTYPE: tl.constexpr):
 
 @triton.jit
 def cache_tile(tile, DTYPE: tl.constexpr, FP8_BITS: tl.constexpr, INTERPRET: tl.constexpr):
-    """Keys or values as loaded from the cache, in the type in which they are multiplied."""
+    """Convert keys or values loaded from the cache to the type in which they are multiplied."""
     if FP8_BITS:
         tile = e4m3_bits(tile, DTYPE)
     else:
@@ -83,8 +83,8 @@ def attend_tiles(
 ):
     """Let `query` [rows, head_dim] attend to the keys from `begin` (a multiple of BLOCK_N) to `end`, tile by tile.
 
-    MASKED: some rows do not see some of the keys, which may lie before every window or beyond the context; these are
-    not loaded, since their pages may hold anything.
+    MASKED: some rows do not attend to some of the keys, which may be before every window or beyond the context. These
+    keys are not loaded, since their pages may hold anything, NaN included.
     """
     dims = tl.arange(0, BLOCK_D)
     offsets = tl.arange(0, BLOCK_N)
@@ -120,7 +120,7 @@ def attend_tiles(
                 visible &= at[None, :] > positions[:, None] - window
             scores = tl.where(visible, scores, float("-inf"))
         highest = tl.maximum(maxima, tl.max(scores, 1))
-        if MASKED and HAS_WINDOW:  # a row may have seen no key yet
+        if MASKED and HAS_WINDOW:  # a row may have had no visible key yet
             base = tl.where(highest == float("-inf"), 0.0, highest)
         else:
             base = highest
@@ -134,7 +134,7 @@ def attend_tiles(
 
 
 def score_factors(scale: float | None, k_scale: float, soft_cap: float | None, head_dim: int) -> tuple[float, float]:
-    """`scale` and `soft_cap` for `scores_of`, with what can be multiplied beforehand multiplied beforehand."""
+    """The arguments `scale` and `soft_cap` of `scores_of`, with all constant factors multiplied on the host."""
     factor = (head_dim**-0.5 if scale is None else scale) * float(k_scale)
     if soft_cap is None:
         return factor * LOG2_E, 0.0
@@ -142,7 +142,7 @@ def score_factors(scale: float | None, k_scale: float, soft_cap: float | None, h
 
 
 def as_stored(keys: torch.Tensor, values: torch.Tensor, capability: int) -> tuple[torch.Tensor, torch.Tensor, bool]:
-    """The cache as kernels take it: float8 as bytes (and True) where the device has no such type."""
+    """Keys, values and False; or float8 keys and values as uint8 and True, where the device has no float8 type."""
     if keys.dtype == torch.float8_e4m3fn and (INTERPRET or capability < 89):
         return keys.view(torch.uint8), values.view(torch.uint8), True
     return keys, values, False
@@ -156,7 +156,7 @@ def capability_of(device: torch.device) -> int:
 
 
 def check_cache(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, block_tables: torch.Tensor) -> None:
-    """Raise ValueError for what the attention kernels cannot take."""
+    """Raise ValueError for shapes, dtypes and strides that the attention kernels do not support."""
     heads, head_dim = query.shape[1:]
     if keys.shape != values.shape or keys.dim() != 4 or keys.shape[3] != head_dim:
         raise ValueError(
@@ -166,7 +166,7 @@ def check_cache(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, b
     if head_dim % 16 or not 16 <= head_dim <= 256:
         raise ValueError(f"head_dim must be a multiple of 16 from 16 to 256 and is {head_dim}")
     if heads % keys.shape[2]:
-        raise ValueError(f"the {heads} heads of query are no multiple of the cache's {keys.shape[2]} KV heads")
+        raise ValueError(f"the {heads} heads of query are not a multiple of the cache's {keys.shape[2]} KV heads")
     if query.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise ValueError(f"query must be bfloat16, float16 or float32 and is {query.dtype}")
     if keys.dtype not in (query.dtype, torch.float8_e4m3fn) or values.dtype != keys.dtype:
@@ -197,7 +197,7 @@ def paged_attention_reference(
     """Causal attention of ragged queries to paged contexts, in float32: the specification of the kernels.
 
     Rows query_starts[i] to query_starts[i + 1] of query [tokens, heads, head_dim] are the last positions of the
-    context of seq_lens[i] tokens. Rows of no sequence, and of one of length 0, are zero.
+    context of seq_lens[i] tokens. Rows that belong to no sequence, or to one of length 0, are zero.
     """
     head_dim, group = query.shape[2], query.shape[1] // keys.shape[2]
     block_size = keys.shape[1]
@@ -215,7 +215,7 @@ def paged_attention_reference(
         hidden = at > positions  # [queries, context]
         if window is not None:
             hidden |= at <= positions - window
-            unseen = at <= at[length - q.shape[0]] - window  # such pages may hold anything
+            unseen = at <= at[length - q.shape[0]] - window  # pages before the window may hold anything
             k[unseen], v[unseen] = 0, 0
         scores = torch.einsum("qhd,khd->hqk", q, k) * (head_dim**-0.5 if scale is None else scale)
         if soft_cap is not None:

@@ -1,8 +1,8 @@
-"""Triton's cache as a worker meets it: what was found in it and what had to be compiled, and a quicker way to its keys.
+"""Triton's kernel cache: counts of kernels found and compiled, and a precomputed part of its keys.
 
-A key begins with a hash over Triton's own files, the largest of them a library of half a gigabyte, which a process
-reads through before its first launch: a second where the file is cached, many where a fresh container has yet to fetch
-it. The image computes that hash once (`bake_key`) and a boot takes it over (`use_baked_key`) where Triton is the same.
+A key contains a hash over Triton's own files, the largest of them a library of half a gigabyte. A process reads them
+before its first launch, which takes a second from the page cache and many seconds in a fresh container. The image
+computes that hash once (`bake_key`), and a boot uses it (`use_baked_key`) if Triton is the same.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ KEY_FILE = "triton-key.json"
 
 
 class CacheWatch:
-    """Counts the kernels that this process asks Triton for, from `start` on."""
+    """Counts the kernels that this process gets from Triton, found in the cache or compiled, from `start` on."""
 
     def __init__(self) -> None:
         self.found = 0
-        self.compiled: list[str] = []  # their names
-        self.seconds = 0.0  # that compiling took
+        self.compiled: list[str] = []  # names of kernels
+        self.seconds = 0.0  # of compilation
 
     def start(self) -> None:
         from triton import knobs
@@ -41,7 +41,7 @@ class CacheWatch:
         knobs.compilation.listener = listener
 
     def detail(self) -> dict[str, Any]:
-        """For a phase of the boot timeline."""
+        """The counts, as details of a phase of the boot timeline."""
         detail: dict[str, Any] = {"kernels_found": self.found, "kernels_compiled": len(self.compiled)}
         if self.compiled:
             detail["compile_s"] = round(self.seconds, 3)
@@ -60,9 +60,9 @@ def bake_key(directory: Path) -> float:
 
 
 def use_baked_key(directory: str | Path | None = None) -> bool:
-    """Take the baked hash where it belongs to this Triton. `directory`: Triton's cache, None for the one it would use.
+    """Use the baked hash if it belongs to this Triton. `directory`: Triton's cache; None for the default one.
 
-    Returns whether it did; without it the keys are the same and come later.
+    Returns whether it did. Otherwise Triton computes the same hash at its first launch.
     """
     from triton import knobs
     from triton.runtime import cache
@@ -79,7 +79,7 @@ def use_baked_key(directory: str | Path | None = None) -> bool:
 
 
 def _identity() -> dict[str, Any]:
-    """What tells one installation of Triton from another, at the price of a `stat`."""
+    """Identifies an installation of Triton by its version and the metadata of its files, without reading them."""
     import triton
 
     suffix = sysconfig.get_config_var("EXT_SUFFIX").rpartition(".")[2]

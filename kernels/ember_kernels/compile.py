@@ -1,9 +1,9 @@
-"""Compiles every kernel without a GPU, so that an image ships them and a boot compiles nothing.
+"""Compile every kernel without a GPU, so that an image contains them and a boot compiles nothing.
 
     python -m ember_kernels.compile [--capabilities 80 90 120] [--modules NAME ...] [--typical]
 
 fills Triton's cache and prints registers, spills and shared memory of each kernel. TRITON_CACHE_DIR must already be the
-path that the worker will use: a cache that was moved is not found, for it holds absolute paths.
+path that the worker will use: the cache contains absolute paths, so a moved cache is not found.
 
 What makes the cache key. `JITFunction.run` turns the arguments of a launch into
     signature   {argument: type}: "*bf16" of a tensor's dtype, "i32"/"i64"/"u64" of an int's range, "fp32" of a float,
@@ -17,12 +17,12 @@ its line number and the constexpr globals it reads (not its path), attributes, s
 target, options, and the environment variables that Triton lists as invalidating. The device, the grid and tensor
 shapes are not in it.
 
-So that the keys are those of a launch by construction and not by imitation, nothing here calls `triton.compile`: a
-stand-in driver reports the wanted target and `JITFunction.run(..., warmup=True)` is called with stand-ins for the
-arguments. That is the code of a launch up to the moment it would load the binary, in any Triton version. What a kernel
-module must get right is therefore only its list of specialisations. Two ways to see what a list lacks: on a GPU,
-`cache_misses()` around a boot; without one, compare `listed(capability)` with what `dry_run(capability)` saw, under
-which the public functions take CPU tensors and go through the launcher, but nothing is compiled or launched.
+The keys have to be those of a launch. Nothing here therefore calls `triton.compile`: a stub driver reports the wanted
+target, and `JITFunction.run(..., warmup=True)` is called with stubs for the arguments. That runs the code of a launch
+up to the loading of the binary, in any Triton version. A kernel module only has to list its specialisations. There are
+two ways to find what a list lacks. On a GPU, put `cache_misses()` around a boot. Without one, compare
+`listed(capability)` with the result of `dry_run(capability)`: there the public functions take CPU tensors and go
+through the launcher, but nothing is compiled or launched.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ import torch
 
 from ember_kernels.launchers import build_launcher, needs_launchers
 
-# Triton 3.10 changes the default to off; it is part of the cache key and of the numerics, so it is stated here.
+# Triton 3.10 changes the default to off. The option is part of the cache key and of the numerics, so it is set here.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
-os.environ.setdefault("TRITON_DISABLE_LINE_INFO", "1")  # in the key too; without them a binary is a third as large
+os.environ.setdefault("TRITON_DISABLE_LINE_INFO", "1")  # part of the key; a binary without them is a third as large
 
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 
@@ -65,19 +65,19 @@ DTYPES = {
     "i64": torch.int64,
     "i1": torch.bool,
 }
-# Ints of the range that Triton gives the type; odd ones get no divisibility attribute, none is 1.
+# Ints in the range for which Triton chooses the type. They are odd, so that they get no divisibility attribute.
 INTS = {"i32": 4097, "i64": (1 << 40) + 1, "u64": (1 << 63) + 1}
 
 
 @dataclass(frozen=True)
 class Specialisation:
-    """One binary that a boot will ask for: a kernel with types, constants and launch options.
+    """One binary that a boot needs: a kernel with types, constants and launch options.
 
     signature: {argument: type} of the arguments that are neither tl.constexpr nor given in `constants`, for example
         {"out_ptr": "*bf16", "num_tokens": "i32", "scale": "fp32"}; "*fp8e4nv" and "*u8" are float8_e4m3fn and uint8.
     constants: every tl.constexpr argument without a default, and plain arguments that the launch passes as None or 1.
     divisible: the arguments that will be multiples of 16 at every launch (pointers: of 16 bytes, as torch allocates).
-    typical: a boot of a typical model asks for it, so CI compiles it; the others are compiled for the image alone.
+    typical: a boot of a typical model needs it, so the tests compile it; the others are compiled for the image alone.
     options: further launch options as the launch passes them, such as {"launch_pdl": True}.
     """
 
@@ -94,7 +94,8 @@ class Specialisation:
 
 @dataclass(frozen=True)
 class Compiled:
-    """`registers` and `spills` (bytes of local memory) a thread, `shared_bytes` a program; `error` if it failed."""
+    """The result of a compilation: `registers` and `spills` (bytes of local memory) per thread, `shared_bytes` per
+    program, and `error` if it failed."""
 
     name: str
     capability: int
@@ -107,7 +108,7 @@ class Compiled:
 
 @dataclass(frozen=True)
 class _Pointer:
-    """Stands in for a tensor argument: the launcher looks at its dtype and address alone."""
+    """A stub for a tensor argument: the launcher reads only its dtype and address."""
 
     dtype: torch.dtype
     address: int
@@ -117,9 +118,9 @@ class _Pointer:
 
 
 class _Driver:
-    """Stands in for Triton's driver: a device of the wanted capability whose launches do nothing.
+    """A stub for Triton's driver: a device of the wanted capability whose launches do nothing.
 
-    Its number is far from any real device's, for JITFunction keeps one cache per device number.
+    Its device number differs from that of any real device, since JITFunction has one cache per device number.
     """
 
     def __init__(self, capability: int) -> None:
@@ -156,7 +157,7 @@ def device_capability(device: torch.device) -> int:
 
 
 def compile_one(module: str, specialisation: Specialisation, capability: int, launchers: bool = False) -> Compiled:
-    """Compile one specialisation, or find it in Triton's cache. Raises what Triton raises, with the name after it."""
+    """Compile one specialisation, or find it in Triton's cache. Raises Triton's exceptions, with the kernel's name."""
     name = f"{module}.{specialisation.name}"
     start = time.perf_counter()
     try:
@@ -182,8 +183,8 @@ def compile_all(
 ) -> list[Compiled]:
     """Compile the specialisations of `modules` (None: of every kernel module) for each capability.
 
-    all=False: only those marked `typical`. processes: None for one a CPU. launchers: build those too. A kernel that
-    does not compile costs the others nothing: its row says why.
+    all=False: only those marked `typical`. processes: None for one per CPU. launchers: build those too. A kernel that
+    does not compile has its error in its row, and the others are compiled.
     """
     modules = kernel_modules() if modules is None else modules
     work = [
@@ -211,9 +212,9 @@ def kernel_modules() -> list[str]:
 
 @contextmanager
 def dry_run(capability: int) -> Iterator[set[str]]:
-    """Yields the identities (see `listed`) of the launches made inside the block, which compile and launch nothing.
+    """Yield the identities (see `listed`) of the launches made inside the block, which compile and launch nothing.
 
-    Public functions may be called with CPU tensors: torch allocates them with the alignment that CUDA's have.
+    Public functions may be called with CPU tensors: torch allocates them with the alignment of CUDA tensors.
     """
     properties = torch.cuda.get_device_capability
     torch.cuda.get_device_capability = lambda device=None: divmod(capability, 10)  # type: ignore[assignment]
@@ -227,7 +228,7 @@ def dry_run(capability: int) -> Iterator[set[str]]:
 def listed(capability: int, modules: Sequence[str] | None = None) -> set[str]:
     """Identities of all specialisations of `modules` (None: of every kernel module), without compiling them.
 
-    An identity is what the launcher gives the compiler: kernel, signature, constants, attributes and options, as JSON.
+    An identity is the launcher's input to the compiler: kernel, signature, constants, attributes and options, as JSON.
     """
     with _active(_Driver(capability)), _identities() as identities:
         for module in kernel_modules() if modules is None else modules:
@@ -238,7 +239,7 @@ def listed(capability: int, modules: Sequence[str] | None = None) -> set[str]:
 
 @contextmanager
 def cache_misses() -> Iterator[list[str]]:
-    """The names of the kernels that Triton compiles inside the block because its cache does not hold them."""
+    """Yield a list that collects the names of the kernels that Triton compiles inside the block."""
     from triton import knobs
 
     misses: list[str] = []
@@ -256,7 +257,7 @@ def cache_misses() -> Iterator[list[str]]:
 
 
 def table(rows: Iterable[Compiled]) -> str:
-    """The rows as text, one line each, in columns."""
+    """The rows as text in columns, one line per row."""
     lines = [f"{'kernel':<72} {'sm':>4} {'registers':>9} {'spills B':>8} {'shared B':>8} {'seconds':>7}"]
     lines += [
         f"{r.name:<72} {r.capability:>4} {r.registers:>9} {r.spills:>8} {r.shared_bytes:>8} {r.seconds:>7.2f}"
@@ -279,7 +280,7 @@ def _compile(item: tuple[str, int, int, bool]) -> Compiled:
 
 
 def _run(name: str, specialisation: Specialisation) -> Any:
-    """The launcher's work but for the launch. Returns the binary, or None where a hook forbids to compile."""
+    """Run the launcher without launching. Returns the binary, or None if a hook forbids the compilation."""
     kernel = specialisation.kernel
     if not hasattr(kernel, "device_caches"):
         raise RuntimeError(f"{name}: kernels cannot be compiled under TRITON_INTERPRET=1; unset it")
@@ -295,7 +296,7 @@ def _run(name: str, specialisation: Specialisation) -> Any:
 
 @contextmanager
 def _identities() -> Iterator[set[str]]:
-    """Collects what kernels would be compiled for inside the block, and has none compiled."""
+    """Collect the identities of kernels that would be compiled inside the block, and compile none."""
     from triton import knobs
 
     identities: set[str] = set()
@@ -327,7 +328,7 @@ def _active(stand_in: _Driver) -> Iterator[None]:
 
 
 def _arguments(name: str, specialisation: Specialisation) -> list[Any]:
-    """Stand-ins for the launch's arguments, in the kernel's order."""
+    """Stubs for the launch's arguments, in the kernel's order."""
     arguments: list[Any] = []
     known = {parameter.name for parameter in specialisation.kernel.params}
     if unknown := sorted((set(specialisation.signature) | set(specialisation.constants)) - known):
@@ -343,7 +344,7 @@ def _arguments(name: str, specialisation: Specialisation) -> list[Any]:
         elif parameter.has_default:
             arguments.append(parameter.default)
         else:
-            raise ValueError(f"{name}: neither signature nor constants have {parameter.name}")
+            raise ValueError(f"{name}: neither signature nor constants have the argument {parameter.name}")
     return arguments
 
 

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def"
-"""How decode attention divides contexts among programs, and the kernel that adds what they leave (flash-decoding).
+"""How decode attention splits contexts among programs, and the kernel that adds their partial sums (flash-decoding).
 
 The host chooses the number of splits of a launch; on the device each sequence divides its own visible context by it, in
 whole tiles. A short context thus has fewer splits with work than the launch has, and only those are read here.
@@ -19,7 +19,7 @@ from ember_kernels.attention_tables import ELEMENT_SIZES, config, variants
 from ember_kernels.compile import Specialisation
 
 MAX_SPLITS = 128
-SPLIT_TOKENS = 64  # more splits than this many tokens of the longest context each are never of use
+SPLIT_TOKENS = 64  # the fewest tokens of the longest context that a split is made for
 SPLITS_A_LOAD = 8
 
 # Programs aimed at per multiprocessor when the context is split: several, since sequences differ in length.
@@ -29,13 +29,13 @@ MULTIPROCESSORS = {80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}  # whe
 
 
 def split_count(seqs: int, kv_heads: int, max_context: int, processors: int) -> int:
-    """Splits of each context: as many as occupy the device, on so many multiprocessors, bounded by `max_context`."""
+    """Splits per context: as many as occupy a device with `processors` multiprocessors, bounded by `max_context`."""
     wanted = PROGRAMS_A_MULTIPROCESSOR * processors // max(1, seqs * kv_heads)
     return max(1, min(wanted, MAX_SPLITS, triton.cdiv(max_context, SPLIT_TOKENS)))
 
 
 def workspace_size(seqs: int, heads: int, head_dim: int, splits: int) -> int:
-    """Floats of the workspace of a call with so many splits: sums [seqs, heads, splits, head_dim], maxima and sums of
+    """Number of floats in the workspace of a call: sums [seqs, heads, splits, head_dim], then maxima and sums of
     weights [2, seqs, heads, splits]."""
     return seqs * heads * splits * (head_dim + 2) if splits > 1 else 0
 
@@ -117,10 +117,10 @@ def add_splits(
     v_scale: float,
     block_n: int,
 ) -> None:
-    """out [seqs, heads, head_dim] = what the splits of each row amount to, with the sinks' weight.
+    """out [seqs, heads, head_dim] = the attention of each row, from its splits and the sinks' weight.
 
-    Of each row and split: sums [head_dim] of values times weights, their maximal score (in units of log 2) and the sum
-    of the weights, all float32.
+    The workspace has for each row and split: sums [head_dim] of values times weights, their maximal score (in units of
+    log 2) and the sum of the weights, all float32.
     """
     seqs, heads, head_dim = out.shape
     add_splits_kernel[(seqs, heads)](
@@ -145,7 +145,7 @@ def add_splits(
 
 
 def specialisations(capability: int) -> Iterator[Specialisation]:
-    """Those that decode attention's own need."""
+    """The kernel for every specialisation of decode attention with splits."""
     seen = set()
     for head_dim, dtype, cache_dtype, _, features in variants():
         block_n = config(head_dim, ELEMENT_SIZES[cache_dtype], capability).block_n

@@ -1,12 +1,12 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Sorts the (token, expert) pairs of a mixture-of-experts layer by expert, in blocks that hold one expert each.
+"""Sort the (token, expert) pairs of a mixture-of-experts layer by expert, into blocks with one expert each.
 
 The router gives every token top_k experts: num_pairs = tokens * top_k pairs, pair p being token p // top_k. The grouped
-matrix product wants blocks of `block_m` pairs of one expert. How many blocks there are is known to the device alone, so
-the tensors have the size of the worst case and blocks beyond the last have no rows: no synchronisation, and one shape
-for each number of tokens, as CUDA graphs need. The order of pairs within an expert is that of the tokens, in every run.
+matrix product needs blocks of `block_m` pairs of one expert. Only the device knows the number of blocks, so the tensors
+have the size of the worst case, and blocks beyond the last have no rows. This needs no synchronisation and has one
+shape for each number of tokens, as CUDA graphs need. Pairs within an expert have the order of the tokens in every run.
 
-Pairs whose expert id is outside [0, num_experts) belong to nobody: experts of another rank, or padding.
+Pairs whose expert id is outside [0, num_experts) are in no block: experts of another rank, or padding.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import triton.language as tl
 from ember_kernels.compile import Specialisation
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
-CHUNK = 256  # pairs a program
+CHUNK = 256  # pairs per program
 PART = 32  # pairs compared at once, which bounds the registers
 COUNT_ROWS = 16  # chunks whose counts are added at once
 
@@ -52,7 +52,7 @@ def max_expert_blocks(num_pairs: int, num_experts: int, block_m: int) -> int:
 def count_experts_kernel(
     ids_ptr, counts_ptr, num_pairs, num_experts, CHUNK: tl.constexpr, PART: tl.constexpr, EXPERTS: tl.constexpr
 ):
-    """counts[chunk, expert] of the chunk's pairs."""
+    """counts[chunk, expert] = the number of the chunk's pairs with that expert."""
     chunk = tl.program_id(0)
     experts = tl.arange(0, EXPERTS)
     counts = tl.zeros((EXPERTS,), tl.int32)
@@ -80,7 +80,7 @@ def sort_pairs_kernel(
     COUNT_ROWS: tl.constexpr,
     EXPERTS: tl.constexpr,
 ):
-    """Places the pairs of one chunk and describes PART blocks. counts None: there is one chunk, which counts itself."""
+    """Store the pairs of one chunk and describe PART blocks. counts None: the only chunk counts its own pairs."""
     program = tl.program_id(0)
     experts = tl.arange(0, EXPERTS)
     totals = tl.zeros((EXPERTS,), tl.int32)
@@ -177,7 +177,7 @@ def expert_blocks(expert_ids: torch.Tensor, num_experts: int, block_m: int) -> E
 
 
 def expert_blocks_reference(expert_ids: torch.Tensor, num_experts: int, block_m: int) -> ExpertBlocks:
-    """As `expert_blocks`; places that no block uses hold -1."""
+    """The specification of `expert_blocks`. Elements that no block uses are -1."""
     flat = expert_ids.flatten().tolist()
     pairs, experts, rows = [], [], []
     for expert in range(num_experts):
@@ -206,7 +206,7 @@ OTHER_EXPERTS = (32, 64, 256, 512)
 
 
 def specialisations(capability: int) -> Iterator[Specialisation]:
-    """Per number of experts, rounded up to a power of two, and width of the router's ids (torch.topk's is 64 bits)."""
+    """One per number of experts, rounded up to a power of two, and per width of the router's ids (torch.topk: 64)."""
     for number in TYPICAL_EXPERTS + OTHER_EXPERTS:
         experts = max(16, triton.next_power_of_2(number))
         for kind in ("i32", "i64"):

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Matrix products of a mixture-of-experts layer, every pair (token, expert) with its expert's weights.
+"""Matrix products of a mixture-of-experts layer: every pair (token, expert) times its expert's weights.
 
 A layer with top_k experts a token, weights gate_up [E, 2I, H] and down [E, H, I], hidden [tokens, H]:
 
@@ -30,8 +30,8 @@ from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.expert_blocks import ExpertBlocks
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
-# Below this the gathered form reads no weight much oftener than the grouped one and saves the sorting. An estimate:
-# benchmarks/kernels/grouped_gemm.py compares the two.
+# Below this number of tokens `gather_gemm` reads weights hardly more often than `grouped_gemm` and needs no sorting.
+# The number is an estimate: benchmarks/kernels/grouped_gemm.py compares the two.
 GATHER_MAX_TOKENS = 4
 GATHER_BLOCK_N = 16
 COMBINE_BLOCK = 1024
@@ -53,12 +53,12 @@ def block_rows(num_pairs: int, num_experts: int) -> int:
 
 
 def uses_gather(num_tokens: int) -> bool:
-    """Whether `gather_gemm` is to be preferred to sorting and `grouped_gemm`."""
+    """Whether `gather_gemm` is expected to be faster than sorting and `grouped_gemm`."""
     return num_tokens <= GATHER_MAX_TOKENS
 
 
 def config(block_m: int, capability: int) -> Config:
-    """The launch configuration. Few rows: long reads of the weights; many rows: square tiles for the tensor cores."""
+    """The launch configuration: wide tiles of the weights for few rows, square tiles for the tensor cores for many."""
     large = capability in LARGE_SHARED
     if block_m <= 16:
         return Config(64, 128, 4, 4 if large else 3)
@@ -87,7 +87,7 @@ def grouped_gemm_kernel(
     EVEN_K: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """One block of pairs, one tile of N. Tiles of a block are neighbours, so they find its activations in the cache."""
+    """One block of pairs, one tile of N. Tiles of a block are adjacent programs, which share its activations in L2."""
     tiles = tl.cdiv(n, BLOCK_N)
     block = tl.program_id(0) // tiles
     num_rows = tl.load(block_rows_ptr + block)
@@ -98,7 +98,7 @@ def grouped_gemm_kernel(
     pairs = tl.load(sorted_pairs_ptr + block * BLOCK_M + rows, mask=rows < num_rows, other=0)
     columns = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     at = tl.arange(0, BLOCK_K)
-    # Rows and columns beyond the last repeat another one: loads need no mask, and their results are not stored.
+    # Rows and columns beyond the last repeat another one, so loads need no mask. Their results are not stored.
     a_rows = (pairs // divisor).to(tl.int64)
     w_rows = tl.minimum(columns, n - 1).to(tl.int64)
     a_at = a_ptr + a_rows[:, None] * k + at[None, :]
@@ -138,7 +138,7 @@ def gather_gemm_kernel(
     BLOCK_K: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):
-    """One pair, one tile of N: a matrix times a vector, on the plain cores, which outrun the memory at one row."""
+    """One pair, one tile of N: a matrix times a vector, without tensor cores, since one row is limited by memory."""
     pair = tl.program_id(0)
     expert = tl.load(ids_ptr + pair).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -231,7 +231,7 @@ def grouped_gemm_reference(
     router_weights: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As `grouped_gemm`, in float32, block by block."""
+    """The specification of `grouped_gemm`, in float32, block by block."""
     if out is None:
         out = a.new_empty((blocks.num_pairs, w.shape[1]))
     parts = blocks.sorted_pairs.split(blocks.block_m)
@@ -251,9 +251,9 @@ def gather_gemm(
     top_k: int = 1,
     router_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As `grouped_gemm`, for few pairs and without sorting: each reads its expert's weights for itself.
+    """The same product as `grouped_gemm`, for few pairs and without sorting: each pair reads its expert's weights.
 
-    expert_ids int32 or int64, any shape of [pairs] elements, contiguous. Pairs of no expert give zeros.
+    expert_ids int32 or int64, any shape of [pairs] elements, contiguous. Pairs without an expert give zeros.
     """
     n, k = _check(a, w)
     pairs = expert_ids.numel()
@@ -285,7 +285,7 @@ def gather_gemm_reference(
     top_k: int = 1,
     router_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As `gather_gemm`, in float32, pair by pair."""
+    """The specification of `gather_gemm`, in float32, pair by pair."""
     out = a.new_zeros((expert_ids.numel(), w.shape[1]))
     for pair, expert in enumerate(expert_ids.flatten().tolist()):
         if 0 <= expert < w.shape[0]:
@@ -300,7 +300,7 @@ def combine_experts(
     """out[t] = the sum over i of x[t * top_k + i] (* router_weights[t, i]), of pairs with an expert here -> [tokens, n]
 
     x [tokens * top_k, n], expert_ids [tokens, top_k], contiguous. Sums are float32, in the order of i. router_weights
-    None: the product before has multiplied already.
+    is None where the matrix product has multiplied by them already.
     """
     (tokens, top_k), n = expert_ids.shape, x.shape[1]
     out = x.new_empty((tokens, n))
@@ -313,7 +313,7 @@ def combine_experts(
 def combine_experts_reference(
     x: torch.Tensor, expert_ids: torch.Tensor, router_weights: torch.Tensor | None, num_experts: int
 ) -> torch.Tensor:
-    """As `combine_experts`."""
+    """The specification of `combine_experts`."""
     tokens, top_k = expert_ids.shape
     here = ((expert_ids >= 0) & (expert_ids < num_experts)).reshape(tokens, top_k, 1)
     values = torch.where(here, x.reshape(tokens, top_k, -1).float(), 0.0)
@@ -340,7 +340,7 @@ def _gather_block_k(k: int) -> int:
 def specialisations(capability: int) -> Iterator[Specialisation]:
     """Every block size, for K of whole tiles (typical) and not, bfloat16 (typical) and float16.
 
-    Without the forms that multiply router weights: the recipe above does so in `combine_experts`, which rounds once.
+    Kernels that multiply by router weights are left out: `combine_experts` does so in this module's recipe.
     """
     for dtype in ("bf16", "fp16"):
         for even in (True, False):

@@ -1,9 +1,9 @@
-"""Builds the C launchers that Triton 3.6 wants, so that an image needs no compiler at run time.
+"""Build the C launchers that Triton 3.6 needs, so that an image needs no compiler at run time.
 
-Up to some version (3.6 has it, 3.9 no longer) Triton compiles a small C extension for each kernel signature, and one
-for its driver, on first use, with the system's C compiler, and keeps them in its cache beside the kernels. Their key is
-their source and the Python and machine they are for. They link against libcuda, which a machine without a GPU lacks: an
-empty library of that name serves to build them. Needs gcc or clang and Python's headers at image time.
+Older versions of Triton (3.6, but not 3.9) compile a small C extension for each kernel signature, and one for the
+driver, on first use, with the system's C compiler. They are stored in Triton's cache beside the kernels. Their key is a
+hash of their source, the Python version and the machine. They link against libcuda, which a machine without a GPU
+lacks, so an empty library of that name is used to build them. The build needs gcc or clang and Python's headers.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def _build(source: str, name: str) -> None:
     with tempfile.TemporaryDirectory() as directory:
         compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
         if compiler is None:
-            raise RuntimeError("Triton's launchers need a C compiler at image time and there is none")
+            raise RuntimeError("Triton's launchers need a C compiler when the image is built: install gcc or clang")
         library = str(Path(directory, "libcuda.so.1"))
         subprocess.run([compiler, "-shared", "-x", "c", os.devnull, "-o", library], check=True)
-        with contextlib.suppress(ImportError):  # built and stored; loading it may take a driver
+        with contextlib.suppress(ImportError):  # it is built and stored; loading it may need a driver
             driver.compile_module_from_src(
                 src=source,
                 name=name,

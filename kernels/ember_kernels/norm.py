@@ -1,9 +1,9 @@
 """Residual add + RMSNorm (arXiv 1910.07467) or LayerNorm (arXiv 1607.06450), optionally with float8 output.
 
 One program normalises one row and holds it in registers: a row is read once and written once. Rounding is that of
-transformers: the residual sum is rounded to the model dtype before it is normalised; RMSNorm rounds the normalised row
-to the model dtype and then multiplies with the weight (with `unit_offset`, Gemma's way: weight + 1, and one rounding at
-the end); LayerNorm rounds once at the end. float8 is quantised from the rounded result.
+transformers. The residual sum is rounded to the model dtype before it is normalised. RMSNorm rounds the normalised row
+to the model dtype and then multiplies it by the weight; with `unit_offset`, as in Gemma, it multiplies by weight + 1
+and rounds once at the end. LayerNorm rounds once at the end. float8 is quantised from the rounded result.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ember_kernels.compile import Specialisation
 from ember_kernels.rounding import e4m3_bits, has_conversion, quantise_reference, rounded, row_scale
 
 MAX_HIDDEN = 16384
-# Warps by row length; the same on all architectures, for the kernel does little but move 16 bytes a thread.
+# Warps by row length, the same on all architectures: the kernel mostly moves 16 bytes per thread.
 WARPS = {512: 2, 1024: 4, 2048: 4, 4096: 8, 8192: 16, 16384: 16}
 
 
@@ -78,7 +78,7 @@ def rms_norm(
     unit_offset: bool = False,
     quantise: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """RMSNorm of x, or of x + residual, which then replaces `residual` in place.
+    """RMSNorm of x, or of x + residual. The sum replaces `residual` in place.
 
     x: [T, hidden], rows may be strided, float32, bfloat16 or float16. residual: [T, hidden] contiguous. weight:
     [hidden], of any of these dtypes. Returns (out, None), out [T, hidden] as x, or with `quantise` (e4m3 [T, hidden],
@@ -96,7 +96,7 @@ def layer_norm(
     residual: Tensor | None = None,
     quantise: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """LayerNorm of x, or of x + residual, with shapes as in `rms_norm`. bias: [hidden]."""
+    """LayerNorm of x, or of x + residual. Arguments and results are those of `rms_norm`. bias: [hidden]."""
     return _launch(x, weight, bias, eps, residual, False, False, quantise)
 
 
@@ -148,7 +148,7 @@ def rms_norm_reference(
     unit_offset: bool = False,
     quantise: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """See `rms_norm`."""
+    """The specification of `rms_norm`, in torch."""
     if residual is not None:
         x = residual.copy_(x + residual)
     y = x.float() * torch.rsqrt(x.float().square().mean(dim=-1, keepdim=True) + eps)
@@ -169,7 +169,7 @@ def layer_norm_reference(
     residual: Tensor | None = None,
     quantise: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """See `layer_norm`."""
+    """The specification of `layer_norm`, in torch."""
     if residual is not None:
         x = residual.copy_(x + residual)
     y = torch.nn.functional.layer_norm(
@@ -183,7 +183,7 @@ def layer_norm_reference(
 
 
 def specialisations(capability: int) -> Iterator[Specialisation]:
-    """RMSNorm of every row length with and without residual; the variants of other families not marked typical."""
+    """RMSNorm of every row length with and without residual (typical), and the variants of other families."""
     kinds = [(dtype, True, False, False) for dtype in ("bf16", "fp16", "fp32")]
     kinds += [(dtype, True, True, False) for dtype in ("bf16", "fp16")]  # Gemma
     kinds += [(dtype, False, False, bias) for dtype in ("bf16", "fp16") for bias in (True, False)]  # LayerNorm

@@ -1,10 +1,10 @@
-"""From the fused projection to attention's inputs in one launch: QK norm, rotary embedding, KV cache write.
+"""QK norm, rotary embedding and KV cache write in one launch, from the fused projection to attention's inputs.
 
-One program takes a few heads of one token, whichever of query, key and value they are: normalises queries and keys
-(RMSNorm per head, as in Qwen3 and Gemma 3), rotates them (arXiv 2104.09864), writes queries to a tensor of their own,
-keys and values to the token's slot of the paged cache. Rounding: the norm rounds as transformers does (to the model
-dtype before and after the weight, with `unit_offset` once at the end); the rotation is computed in float32 and rounded
-once; a float8 cache is quantised from the rounded value.
+One program handles a few heads of one token: queries, keys or values. It normalises queries and keys (RMSNorm per head,
+as in Qwen3 and Gemma 3) and rotates them (arXiv 2104.09864). It writes queries to a tensor of their own, and keys and
+values to the token's slot of the paged cache. The norm rounds as in transformers: to the model dtype before and after
+the weight, with `unit_offset` once at the end. The rotation is computed in float32 and rounded once. A float8 cache is
+quantised from the rounded value.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ember_kernels.compile import Specialisation
 from ember_kernels.rounding import LARGEST, e4m3_bits, has_conversion, rounded
 
 BLOCK_DIMS = (64, 128, 256)
-TILE, WARPS = 1024, 4  # values a program and its warps: 16 bytes a thread, the same on all architectures
+TILE, WARPS = 1024, 4  # values per program, and its warps: 16 bytes per thread on all architectures
 NOT_SPECIALISED = ["num_heads", "num_kv_heads", "rotary_dim", "eps", "scale_stride", "slot_ptr", "position_ptr"]
 
 
@@ -154,7 +154,7 @@ def rope_cache(
     value_scale: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Queries [T, heads, head_dim], normalised and rotated; keys and values go to their slots of the caches.
+    """Return queries [T, heads, head_dim], normalised and rotated; write keys and values to their slots of the caches.
 
     qkv: [T, (heads + 2 * kv_heads) * head_dim], rows may be strided; float32, bfloat16 or float16.
     key_cache, value_cache: [num_blocks, block_size, kv_heads, head_dim], slots of one stride, float32, bfloat16,
@@ -225,7 +225,7 @@ def _check(
         raise ValueError(f"head size {head_dim} is more than {BLOCK_DIMS[-1]}")
     for cache in (key_cache, value_cache):
         if cache.stride()[2:] != (head_dim, 1) or cache.stride(0) != cache.shape[1] * cache.stride(1):
-            raise ValueError(f"a cache's slots must lie one stride apart: {tuple(cache.shape)}, {cache.stride()}")
+            raise ValueError(f"a cache's slots must be one stride apart: {tuple(cache.shape)}, {cache.stride()}")
     is_float8 = key_cache.dtype == torch.float8_e4m3fn
     if (key_scale is not None) != is_float8 or (value_scale is not None) != is_float8:
         raise ValueError(f"a float8 cache needs both scales, others none: the cache is {key_cache.dtype}")
@@ -250,7 +250,7 @@ def rope_cache_reference(
     value_scale: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """See `rope_cache`."""
+    """The specification of `rope_cache`, in torch."""
     _, _, kv_heads, head_dim = key_cache.shape
     heads = qkv.unflatten(1, (-1, head_dim))
     query, key, value = heads.split([heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
@@ -284,7 +284,7 @@ def rope_cache_reference(
 
 
 def specialisations(capability: int) -> Iterator[Specialisation]:
-    """NeoX with and without QK norm, int64 slots; a float8 cache, float16, GPT-J and Gemma's norm not as typical."""
+    """NeoX with and without QK norm and int64 slots (typical); also float8 caches, float16, GPT-J and Gemma's norm."""
     variants = [
         (dtype, norm, neox, False, float8)
         for dtype in ("bf16", "fp16", "fp32")

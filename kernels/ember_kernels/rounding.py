@@ -1,7 +1,7 @@
 """Conversions of float32 to the narrower types that kernels write.
 
-float8 e4m3 ("fn": no infinities, largest 448) is written as bytes: kernels see uint8, so that one source serves devices
-with the conversion instruction (capability 8.9 and up), those without it and Triton's interpreter; the latter two
+float8 e4m3 ("fn": no infinities, largest value 448) is written as uint8, so that one source works for devices with the
+conversion instruction (capability 8.9 and up), for devices without it and in Triton's interpreter. The latter two
 convert with integer arithmetic, to the same bits.
 """
 
@@ -31,7 +31,7 @@ def has_conversion(capability: int | None = None) -> bool:
 
 @triton.jit
 def rounded(x, dtype: tl.constexpr):
-    """float32 -> dtype, nearest, ties to even; Triton's interpreter would cut the digits off for bfloat16."""
+    """float32 -> dtype, nearest, ties to even. (Triton's interpreter truncates a plain conversion to bfloat16.)"""
     if _INTERPRET and dtype == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)
         even = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
@@ -59,7 +59,7 @@ def e4m3_bits(x, HARDWARE: tl.constexpr):
 
 @triton.jit
 def row_scale(largest):
-    """Largest magnitude of a row -> (scale to store, factor to multiply with before `e4m3_bits`)."""
+    """Largest magnitude of a row -> (scale to store, factor to multiply by before `e4m3_bits`)."""
     largest = tl.maximum(largest, 1e-12)
     return tl.div_rn(largest, 448.0), tl.div_rn(448.0, largest)
 

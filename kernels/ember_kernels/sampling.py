@@ -1,15 +1,15 @@
-"""From logits to tokens on the device: every row with its own parameters, no sort, no synchronisation.
+"""Sample tokens from logits on the device: every row with its own parameters, without sorting or synchronisation.
 
 Order of operations: logit bias, masks (allowed ids, grammar, bad words, minimum length: one bitmask), penalties,
 temperature, min-p, top-k, top-p. Greedy rows (temperature 0) take the lowest id of the largest logits.
 
-What is kept. Tokens are in one order: larger scaled logit first, of equal ones the lower id. min-p keeps those with
-x >= max(x) + log(min_p); of these top-k keeps the first k; of these top-p keeps the shortest head whose mass reaches
-top_p of theirs, at least one token. The draw is Gumbel-max (Gumbel, 1954): the largest of x + noise.
+Filters. Tokens have one order: the larger scaled logit first, of equal ones the lower id. min-p keeps the tokens with
+x >= max(x) + log(min_p). Of these, top-k keeps the first k. Of these, top-p keeps the shortest prefix whose probability
+mass reaches top_p of theirs, at least one token. Sampling is Gumbel-max (Gumbel, 1954): the largest of x + noise.
 
 Noise is a function of (seed, position, token id) alone: SplitMix64 of seed and position (Steele, Lea, Flood: "Fast
 splittable pseudorandom number generators", 2014) keys two rounds of a 32-bit mixer of the id. The same seed and
-position draw the same token whatever the batch, its order or its padding.
+position sample the same token in any batch, with any order and padding.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ember_kernels.sampling_kernels import (
 )
 from ember_kernels.sampling_keys import MAX_VOCABULARY
 
-# The same on all architectures: 16 bytes a thread where rows are streamed; `select` compares 16 pivots at once.
+# The same on all architectures: 16 bytes per thread where rows are streamed; `select` compares 16 pivots at once.
 BLOCK, WARPS = 1024, 4
 SELECT_BLOCK, SELECT_WARPS = 512, 8
 TARGET_PROGRAMS = 1024  # rows * splits: what the multiprocessors of a large GPU hold at a time
@@ -43,13 +43,13 @@ TARGET_PROGRAMS = 1024  # rows * splits: what the multiprocessors of a large GPU
 
 @dataclass(frozen=True)
 class Constraints:
-    """What favours or forbids tokens; any group may be None. `slot`: the row of these tables that a sequence owns.
+    """Tables that change or mask logits; any group may be None. A `slot` is the row of these tables of a sequence.
 
     mask: int32 [any, ceil(vocab / 32)], bit i % 32 of word i // 32 allows token i; mask_rows: int32 [rows], the mask of
         each row of the batch, -1: none.
     bias_ids, bias_values: int32 and float32 [slots, any]; bias_counts: int32 [slots], how many entries a slot uses.
     prompt_mask: int32 [slots, ceil(vocab / 32)], the tokens of the prompt; output_counts: int16 [slots, vocab], how
-        often each was drawn. `sample` counts the tokens it draws, for rows that have a slot.
+        often each was sampled. `sample` counts the tokens that it samples, for rows that have a slot.
     """
 
     mask: Tensor | None = None
@@ -63,7 +63,7 @@ class Constraints:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Memory between the kernels and their results, for up to `rows` rows; made once and used by every step."""
+    """Intermediate results of the kernels and their outputs, for up to `rows` rows; allocated once for all steps."""
 
     token_ids: Tensor  # [rows] int64
     is_broken: Tensor  # [rows] bool
@@ -80,9 +80,9 @@ class Workspace:
 
     @classmethod
     def create(cls, rows: int, vocab: int, device: torch.device | str, has_filters: bool = True) -> Workspace:
-        """8 bytes a token and row (rows * vocab), or next to nothing if no row will ever have top-k, top-p or min-p."""
+        """Allocate 8 bytes per row and token; without `has_filters` (no row has top-k, top-p or min-p) far less."""
         if vocab > MAX_VOCABULARY:
-            raise ValueError(f"a vocabulary of {vocab} tokens; the sampling kernels take {MAX_VOCABULARY}")
+            raise ValueError(f"the sampling kernels take at most {MAX_VOCABULARY} tokens; the vocabulary has {vocab}")
         width = triton.cdiv(vocab, 16) * 16
         wide = (rows, width) if has_filters else (0, width)
         return cls(
@@ -114,7 +114,7 @@ def sample(
     has_filters: bool = True,
     workspace: Workspace | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw a token for each row. Returns (token ids int64 [rows], is_broken bool [rows]), views of the workspace.
+    """Sample a token for each row. Returns (token ids int64 [rows], is_broken bool [rows]), views of the workspace.
 
     logits: [rows, vocab] float32, bfloat16 or float16; rows may be strided. Not changed.
     sampling: int32 [len(SAMPLING_FIELDS), at least rows], see `step_update`, as `step.prepare_step` writes it.

@@ -1,14 +1,14 @@
-"""The device side of `sampling`: four kernels, of which a batch without filters needs the first and the last.
+"""The kernels of `sampling`. A batch without filters needs only the first and the last of the four.
 
     prepare    (row, split)  masks, bias, penalties, temperature; greedy and unfiltered rows are decided up to a maximum
                              over splits here; rows with top-k, top-p or min-p store their scaled logits
     histogram  (row, split)  of filtered rows: how many tokens lie how far below the maximum, and their mass
     collect    (row, split)  of filtered rows: ids of the tokens that the histogram cannot exclude, usually a few dozen
-    select     (row)         the exact cut among those, the draw, the token
+    select     (row)         the exact filters among those, and the sampled token
 
 Order. Tokens are compared by one 52-bit key: the value's bits in order, then the lower id first. There are no ties, so
-every set that is kept is the head of one order. Masses are integers (exp(x - max) * 2^40): sums do not depend on the
-order of addition, hence neither on the number of splits nor on the neighbours in the batch.
+every filtered set is a prefix of one order. Masses are integers (exp(x - max) * 2^40): sums do not depend on the order
+of addition, and therefore neither on the number of splits nor on the other rows of the batch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ember_kernels.sampling_keys import gumbel, key_index, key_value, pack, spli
 from ember_kernels.step_update import SAMPLING_FIELDS
 
 MAX_SPLITS = 64
-BINS = 256  # of 1/8 nat each; the last one takes everything further down
+BINS = 256  # of 1/8 nat each; the last one has all tokens further down
 NOT_SPECIALISED = ["sampling_stride", "mask_words", "bias_width", "blocks_per_split", "num_splits", "sampling_ptr"]
 NOT_SPECIALISED += ["positions_ptr", "slots_ptr", "mask_rows_ptr"]
 
@@ -60,7 +60,7 @@ def _stream(sampling_ptr, stride, position):
 
 @triton.jit
 def _filters(sampling_ptr, stride, vocab):
-    """Whether the row draws from fewer than all tokens, which of top-k and top-p it has, and their values."""
+    """Whether the row has any filter, which of top-k and top-p it has, and their values."""
     top_k = _word(sampling_ptr, stride, _TOP_K)
     top_p = _real(sampling_ptr, stride, _TOP_P)
     has_k = (top_k > 0) & (top_k < vocab)
@@ -272,8 +272,8 @@ def collect_kernel(
 
 @triton.jit
 def _threshold(candidates_ptr, scaled_ptr, count, largest, minimum, target, BY_MASS: tl.constexpr, BLOCK: tl.constexpr):
-    """The largest key at or above which the candidates' number (or mass) reaches target; those under `minimum` count
-    nothing. Found 4 bits a pass, from the top."""
+    """The largest key such that the candidates at or above it reach `target`, in number or mass. Candidates below the
+    key `minimum` are not counted. Each pass finds 4 bits of the key, from the top."""
     key = tl.full([], 0, tl.int64)
     for digit in range(13):
         shift = 48 - 4 * digit
@@ -363,5 +363,5 @@ def select_kernel(
     if HAS_TABLES & (slot >= 0):
         count_ptr = counts_ptr + slot * vocab + token
         count = tl.load(count_ptr).to(tl.int32)
-        tl.debug_barrier()  # no thread may load what another has stored already
+        tl.debug_barrier()  # no thread may load what another has already overwritten
         tl.store(count_ptr, tl.minimum(count + 1, 32767).to(tl.int16))

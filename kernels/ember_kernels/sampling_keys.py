@@ -1,4 +1,4 @@
-"""Device functions of the samplers: one order of all tokens, and noise from counters."""
+"""Device functions of the samplers: sortable keys of tokens, and counter-based noise."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _mix32(x):
 
 @triton.jit
 def gumbel(stream, index):
-    """Gumbel noise of a token: -log(-log(1 - v)), with v in (0, 1) fine near 0, where the winners are."""
+    """Gumbel noise of a token: -log(-log(1 - v)), v in (0, 1), finely spaced near 0, where the noise is largest."""
     low = (stream & 0xFFFFFFFF).to(tl.uint32)
     high = (stream >> 32).to(tl.uint32)
     bits = _mix32(_mix32(index.to(tl.uint32) ^ low) ^ high)

@@ -1,7 +1,8 @@
-"""Log probabilities of the raw distribution: of the drawn token with its rank, and of the most likely tokens.
+"""Log probabilities of the unmasked distribution: of the sampled token with its rank, and of the most likely tokens.
 
-Two launches: programs over (row, chunk of the vocabulary) hold a chunk in registers, sum it and take its largest tokens
-one by one; one program a row then does the same with what they found. Equal logits go by the lower id.
+There are two launches. Programs over (row, chunk of the vocabulary) hold a chunk in registers, sum it and take its
+largest tokens one by one. Then one program per row does the same with their results. Of equal logits the lower id is
+first.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ember_kernels.compile import Specialisation
 from ember_kernels.sampling_keys import key_index, key_value, pack
 
 MAX_TOP = 20
-# The same on all architectures: a chunk is 16 values a thread; a row's finalists fit one program.
+# The same on all architectures: a chunk is 16 values per thread; the largest tokens of a row's chunks fit one program.
 CHUNK, WARPS = 4096, 8
 FINALISTS, FINAL_WARPS = 2048, 8
 NOT_SPECIALISED = ["num_top", "num_chunks"]
@@ -153,7 +154,7 @@ def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, T
 
 
 def logprobs_reference(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See `logprobs`."""
+    """The specification of `logprobs`, in torch."""
     raw = torch.log_softmax(logits.float(), dim=-1)
     at = token_ids[:, None]
     rank = (logits > logits.gather(1, at)).sum(dim=-1) + 1

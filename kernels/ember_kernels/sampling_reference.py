@@ -1,4 +1,4 @@
-"""What `sampling.sample` computes, in torch: sorts, float32, one row at a time."""
+"""The specification of `sampling.sample`, in torch: with sorts, in float32, one row at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def sample_reference(
     has_filters: bool = True,
     workspace: Workspace | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See `sampling.sample`."""
+    """Sample a token for each row. Arguments and results are those of `sampling.sample`."""
     limits = constraints or Constraints()
     token_ids = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
     is_broken = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
@@ -74,7 +74,7 @@ def process_row(x: Tensor, values: dict[str, float], slot: int, mask_row: int, l
 
 
 def kept_tokens(x: Tensor, values: dict[str, float]) -> Tensor:
-    """Which tokens min-p, top-k and top-p leave, bool [vocab]. x: [vocab] float32 scaled logits without NaN."""
+    """Which tokens min-p, top-k and top-p keep, bool [vocab]. x: [vocab] float32 scaled logits without NaN."""
     largest = x.max()
     kept = x > float("-inf")
     if values["min_p"] > 0:

@@ -1,10 +1,10 @@
 # mypy: disable-error-code="no-untyped-def"
 """Linear layer for few rows: y = x @ w.T + bias with at most 16 rows, split along the reduction.
 
-A decode step of few sequences reads each weight once and computes next to nothing, so it costs what the read costs, if
-enough programs read at once. A narrow matrix (1024 to 3072 outputs) has too few tiles along N to occupy the device;
-splitting K as well gives the missing programs. Each writes its float32 partial sums, and a second kernel adds them in
-a fixed order, so that the result does not depend on which program ends first (atomics would).
+A decode step of few sequences reads each weight once and computes little, so the memory bandwidth is its limit if
+enough programs read at once. A narrow matrix (1024 to 3072 outputs) has too few tiles along N to occupy the device.
+Splitting K as well gives the missing programs. Each writes its float32 partial sums, and a second kernel adds them in
+a fixed order, so that the result does not depend on the order in which programs end, as it would with atomics.
 
 Bytes: N * K weights + 2 * SPLIT_K * M * N * 4 partial sums.
 """
@@ -78,7 +78,7 @@ def small_gemm_kernel(
     split = tl.program_id(1)
     rows = tl.arange(0, BLOCK_M)
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    # Rows beyond the matrices repeat its last one: loads need no mask, and their results are not stored.
+    # Rows beyond the matrices repeat the last one, so loads need no mask. Their results are not stored.
     x_rows = tl.minimum(rows, m - 1)
     w_rows = tl.minimum(columns, n - 1).to(tl.int64)
     offsets = tl.arange(0, BLOCK_K)
@@ -165,7 +165,7 @@ def small_gemm(
 def small_gemm_reference(
     x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """As `small_gemm`, in float32."""
+    """The specification of `small_gemm`, in float32."""
     y = torch.nn.functional.linear(x.float(), w.float(), None if bias is None else bias.float()).to(x.dtype)
     return y if out is None else out.copy_(y)
 
@@ -175,7 +175,7 @@ NARROW = ((4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072))
 
 
 def specialisations(capability: int) -> Iterator[Specialisation]:
-    """What the shapes with a measured gain need; the narrow ones of Qwen3-0.6B where none was measured yet."""
+    """Kernels for the shapes with a measured gain; for the narrow ones of Qwen3-0.6B if none was measured yet."""
     measured = set(MEASURED_GAINS.get(capability, {}))
     seen = set()
     for n, k in sorted(measured or NARROW):

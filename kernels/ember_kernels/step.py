@@ -1,14 +1,14 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Prepares a pure-decode step on the device, from a state that stays there: the first kernel of a step's CUDA graph.
+"""Prepare a pure-decode step from a state on the device: the first kernel of a step's CUDA graph.
 
-The state. Every running sequence owns a row of these tensors, from admission to end:
+The state. Every running sequence owns a row of these tensors, from admission to its end:
     last_tokens   int32 [rows]               the token it will be fed next, written by the sampler of the step before
     positions     int32 [rows]               the position of that token, which is how many tokens its cache holds
     block_tables  int32 [rows, max_blocks]   its cache blocks
     sampling      int32 [rows, words]        its sampling parameters, float32 ones as their bits (0 words is allowed)
 
-What goes up a step is one packed int32 buffer (`step_update`): the rows of the step, new values of rows, new entries
-of block tables. The host copies it from pinned memory to a buffer of fixed address and replays the graph.
+Each step copies one packed int32 buffer to the device (`step_update`): the rows of the step, new values of rows, new
+entries of block tables. The host copies it from pinned memory to a buffer of fixed address and replays the graph.
 
 `prepare_step` applies records, then block entries, then for batch index i with row r = rows[i]:
     token_ids[i] = last_tokens[r]   positions_out[i] = positions[r]   seq_lens[i] = positions[r] + 1
@@ -16,13 +16,12 @@ of block tables. The host copies it from pinned memory to a buffer of fixed addr
     sampling_out[:, i] = sampling[r, :]   then positions[r] += 1
 and for padding (-1), token 0, position 0, length 0, slot -1, sampling 0. A position past the row's table has slot -1.
 
-One step ahead. The host launches step n + 1 before it has seen the tokens of step n. It needs none of them: how far
-each sequence has come is known without (one token a step), so the host allocates the block of the next position in time
-and sends its entry with the step that needs it; the token itself is in last_tokens, where `store_tokens` put it behind
-the forward pass of step n. The same holds for a sequence whose prompt was just computed: its record says token -1. A
-sequence found to have ended at step n runs one step too many: its token is dropped by the host, and its blocks may be
-given away at once, since the stream orders whoever writes them next behind that step. A row must not appear twice in
-one step.
+One step ahead. The host launches step n + 1 before it has read the tokens of step n. It does not need them: each
+sequence advances by one token per step, so the host allocates the block of the next position in time and sends its
+entry with the step that needs it. The token itself is in last_tokens, where `store_tokens` wrote it after the forward
+pass of step n. The same holds for a sequence whose prompt was just computed: its record has token -1. A sequence that
+turns out to have ended at step n runs one step too many. The host drops that token, and may free the sequence's blocks
+at once, since the stream orders the next writes to them after that step. A row must not appear twice in one step.
 
 In a mixed step, which is not a graph, the outputs may be the first part of the flat batch's tensors: decodes first.
 
@@ -71,7 +70,7 @@ def prepare_step_kernel(
     RECORD_BLOCK: tl.constexpr,
     ENTRY_BLOCK: tl.constexpr,
 ):
-    """One program does it all: what it writes first it reads afterwards, and a barrier orders only one program."""
+    """One program does everything: it reads what it has written before, and a barrier orders only one program."""
     num_records = tl.load(update_ptr)
     num_entries = tl.load(update_ptr + 1)
     rows_ptr = update_ptr + HEADER
@@ -107,7 +106,7 @@ def prepare_step_kernel(
         inside = at < batch
         row = tl.load(rows_ptr + at, mask=inside, other=-1).to(tl.int64)
         active = row >= 0
-        # All loads before the stores: a warp issues in order, and a store waits for what it stores.
+        # All loads come before the stores: a warp issues in order, and a store waits for the value that it stores.
         token = tl.load(last_tokens_ptr + row, mask=active, other=0)
         position = tl.load(positions_ptr + row, mask=active, other=0)
         if WORDS > 0:
@@ -125,7 +124,7 @@ def prepare_step_kernel(
         if WORDS > 0:
             mask = inside[:, None] & wanted
             tl.store(sampling_out_ptr + words[None, :] * out_stride + at[:, None], values, mask=mask)
-        # The compiler may give several threads the same position to load; none may find it moved on already.
+        # The compiler may let several threads load the same position; none may load it after it was incremented.
         tl.debug_barrier()
         tl.store(positions_ptr + row, position + 1, mask=active)
 
@@ -144,7 +143,7 @@ def prepare_step(
     capacity: int,
     block_size: int,
 ) -> None:
-    """Apply a packed update to the state, write the inputs of a decode step, and move its rows one position on.
+    """Apply a packed update to the state, write the inputs of a decode step, and increment its rows' positions.
 
     update int32 [any], packed for `capacity` rows; the state as in this module's docstring; outputs, written in full:
     token_ids, positions_out, slot_mapping int64 [batch], seq_lens int32 [batch] (for attention, and for the sampler as
@@ -196,7 +195,7 @@ def prepare_step_reference(
     capacity: int,
     block_size: int,
 ) -> None:
-    """As `prepare_step`, in plain Python over the packed words."""
+    """The specification of `prepare_step`, in plain Python over the packed words."""
     words, batch = sampling.shape[1], token_ids.shape[0]
     packed = update.tolist()
     at = HEADER + capacity
@@ -237,7 +236,7 @@ def store_tokens_kernel(sampled_ptr, rows_ptr, last_tokens_ptr, batch, BLOCK: tl
 
 
 def store_tokens(sampled: torch.Tensor, rows: torch.Tensor, last_tokens: torch.Tensor) -> None:
-    """last_tokens[rows[i]] = sampled[i] where rows[i] >= 0: the end of a step, for the step after it.
+    """last_tokens[rows[i]] = sampled[i] where rows[i] >= 0: the last kernel of a step, for the step after it.
 
     sampled int32 or int64 [batch], rows int32 [>= batch] (`step_rows(update, batch)`), last_tokens int32 [rows].
     """
@@ -248,7 +247,7 @@ def store_tokens(sampled: torch.Tensor, rows: torch.Tensor, last_tokens: torch.T
 
 
 def store_tokens_reference(sampled: torch.Tensor, rows: torch.Tensor, last_tokens: torch.Tensor) -> None:
-    """As `store_tokens`."""
+    """The specification of `store_tokens`."""
     for token, row in zip(sampled.tolist(), rows.tolist(), strict=False):
         if row >= 0:
             last_tokens[row] = token
@@ -271,7 +270,7 @@ def gather_block_tables(
 ) -> None:
     """out[i, :used] = block_tables[rows[i], :used], used = ceil(seq_lens[i] / block_size); the rest is left as it was.
 
-    For attention kernels that want tables in batch order. rows, seq_lens int32 [batch], block_tables int32 [rows,
+    For attention kernels that need tables in batch order. rows, seq_lens int32 [batch], block_tables int32 [rows,
     max_blocks], out int32 [batch, >= max_blocks].
     """
     batch, max_blocks = seq_lens.shape[0], block_tables.shape[1]
@@ -292,7 +291,7 @@ def gather_block_tables(
 def gather_block_tables_reference(
     rows: torch.Tensor, seq_lens: torch.Tensor, block_tables: torch.Tensor, out: torch.Tensor, block_size: int
 ) -> None:
-    """As `gather_block_tables`."""
+    """The specification of `gather_block_tables`."""
     for i, (row, length) in enumerate(zip(rows.tolist(), seq_lens.tolist(), strict=False)):
         used = min(-(-length // block_size), block_tables.shape[1])
         out[i, :used] = block_tables[row, :used]
@@ -335,7 +334,7 @@ def _check(
 
 
 def specialisations(capability: int) -> Iterator[Specialisation]:
-    """With `SAMPLING_FIELDS` or without sampling parameters; sampled tokens of either width."""
+    """Kernels with `SAMPLING_FIELDS` and without sampling parameters, for sampled tokens of 32 and 64 bits."""
     for words in (0, len(SAMPLING_FIELDS)):
         state = ("update_ptr", "last_tokens_ptr", "positions_ptr", "block_tables_ptr", "sampling_ptr")
         pointers = dict.fromkeys((*state, "seq_lens_ptr", "sampling_out_ptr"), "*i32")

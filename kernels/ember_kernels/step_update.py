@@ -1,8 +1,8 @@
-"""What the host tells the device before a decode step: one packed int32 buffer, made without torch or triton.
+"""The host's update of the device before a decode step: one packed int32 buffer, made without torch or triton.
 
-The host packs it in pinned memory and copies the part that is used, in one copy, to where `step.prepare_step` reads it.
-Two pinned buffers in turn, for a host one step ahead packs the next update before the last one was copied; the device
-buffer may be one, since the stream orders its reader and the copy after it.
+The host packs it in pinned memory and copies the used part, in one copy, to the buffer that `step.prepare_step` reads.
+It alternates between two pinned buffers, since a host one step ahead packs the next update before the last one was
+copied. One device buffer is enough, since the stream orders its reader before the next copy.
 
     word 0                  number of records            word 1   number of block entries
     word 2                  number of rows of the step   word 3   0
@@ -23,8 +23,8 @@ ENTRY = 3
 RECORD_HEADER = 3
 KEEP_TOKEN = -1
 
-# What the sampler needs of a row, a word each: floats as their bits, the 64-bit seed as two words. `table` and `mask`
-# are one more than the row of `sampling.Constraints`' tables and of its masks, so that the zeros of padding mean: none.
+# A row's sampling parameters, one word each: floats as their bits, the 64-bit seed as two words. `table` and `mask` are
+# one more than the row of `sampling.Constraints`' tables and of its masks, so that the zeros of padding mean none.
 SAMPLING_FIELDS = (
     "temperature",
     "top_p",
@@ -52,7 +52,7 @@ class Record:
 
 @dataclass(frozen=True)
 class StepUpdate:
-    """What the device must learn before a step: its rows in batch order, new rows, and (row, index, block) entries."""
+    """An update before a step: the step's rows in batch order, new values of rows, and (row, index, block) entries."""
 
     rows: Sequence[int]
     records: Sequence[Record] = ()

@@ -171,7 +171,7 @@ def test_splits_occupy_the_device() -> None:
     ("change", "message"),
     [
         ({"keys": torch.zeros(4, 16, 2, 32)}, r"must be \[num_blocks, block_size, kv_heads, 64\]"),
-        ({"query": torch.zeros(1, 3, 64)}, "3 heads of query are no multiple of the cache's 2 KV heads"),
+        ({"query": torch.zeros(1, 3, 64)}, "3 heads of query are not a multiple of the cache's 2 KV heads"),
         ({"query": torch.zeros(1, 4, 64).half()}, "cache must be torch.float16 or float8_e4m3fn"),
         ({"query": torch.zeros(1, 64, 4).mT}, "must be contiguous"),
         ({"block_tables": torch.zeros(1, 1)}, "block_tables must be int32"),
