@@ -275,7 +275,7 @@ def test_a_file_is_read_within_its_bound(tmp_path):
 def test_what_is_no_regular_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", "/dev/zero"):
-        assert reason(lambda _, path=path: read_file(path, 100), None) == "it is no regular file"
+        assert reason(lambda _, path=path: read_file(path, 100), None) == "it is not a regular file"
     with pytest.raises(IsADirectoryError):
         read_file(tmp_path, 100)
     with pytest.raises(FileNotFoundError):

@@ -1,8 +1,8 @@
 """The boot timeline: named phases with exact times, measured from the start of the process.
 
-Every process of the worker keeps one `Timeline`. Times are seconds since the *worker* process was started by the
-kernel (not since the first line of Python), so the two processes' phases can be laid side by side: the front hands its
-own origin to the engine. The report is one JSON document (`report()`) and one log line (`summary()`).
+Every process of the worker has one `Timeline`. Times are seconds since the kernel started the *worker* process, not
+since the first line of Python. The front sends its origin to the engine, so that the phases of both processes have one
+time axis. The result is a JSON document (`report()`) and a log line (`summary()`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def process_start_time() -> float:
-    """Start of this process on the `now()` clock, in seconds; the kernel keeps it in ticks of 10 ms."""
+    """Start of this process on the `now()` clock, in seconds, with the kernel's resolution of 10 ms."""
     try:
         with open("/proc/self/stat", "rb") as file:
             fields_after_name = file.read().rpartition(b")")[2].split()
@@ -26,14 +26,14 @@ def process_start_time() -> float:
 
 
 def now() -> float:
-    """Seconds on the clock that all processes of one machine share (time since the machine's boot, where it exists)."""
+    """Seconds on a clock that all processes of a machine share: the time since its boot, where the system has it."""
     clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     return time.clock_gettime(clock)
 
 
 @dataclass(slots=True)
 class Phase:
-    """One named stretch of the boot; `start` and `end` in seconds since the worker's start."""
+    """One named phase of the boot; `start` and `end` in seconds since the worker's start."""
 
     name: str
     process: str
@@ -56,7 +56,7 @@ class Timeline:
 
     @contextmanager
     def phase(self, name: str, **detail: Any) -> Iterator[dict[str, Any]]:
-        """Time a block; the yielded dict collects details (bytes, counts) that belong to the phase."""
+        """Time a block as a phase. The yielded dict collects details of the phase, such as bytes and counts."""
         start = self.elapsed()
         try:
             yield detail
@@ -68,15 +68,15 @@ class Timeline:
         self.phases.append(Phase(name, self.process, start - self.origin, end - self.origin, detail))
 
     def mark(self, name: str) -> None:
-        """Record a moment (the first call wins), such as `ready` or `first_token`."""
+        """Record the time of an event, such as `ready` or `first_token`. Later calls with the same name do nothing."""
         self.marks.setdefault(name, self.elapsed())
 
     def extend(self, phases: list[dict[str, Any]]) -> None:
-        """Take in the phases another process reported."""
+        """Add the phases that another process reported."""
         self.phases.extend(Phase(**phase) for phase in phases)
 
     def report(self) -> dict[str, Any]:
-        """All phases in order of start, and the marks, in seconds rounded to a tenth of a millisecond."""
+        """All phases in order of their start, and the marks, in seconds rounded to 0.1 ms."""
         phases = sorted(self.phases, key=lambda phase: phase.start)
         return {
             "phases": [
@@ -93,7 +93,7 @@ class Timeline:
         }
 
     def summary(self) -> str:
-        """One line for the log: when it was ready and what took longest, longest first."""
+        """One line for the log: the time until ready and the longest phases, longest first."""
         longest = sorted(self.phases, key=lambda phase: phase.start - phase.end)[:6]
         parts = ", ".join(f"{phase.process}.{phase.name} {phase.end - phase.start:.2f} s" for phase in longest)
         at = self.marks.get("ready", self.elapsed())

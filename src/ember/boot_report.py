@@ -1,6 +1,6 @@
-"""Draws a boot timeline, as text for a terminal or as an SVG picture: `ember boot-report FILE [--svg OUT]`.
+"""Draw a boot timeline as text for a terminal or as an SVG image: `ember boot-report FILE [--svg OUT]`.
 
-The input is what EMBER_BOOT_REPORT wrote, or the answer of `GET /boot`, which is fetched where FILE is a server's URL.
+The input is the file that EMBER_BOOT_REPORT wrote, or the response of `GET /boot` if FILE is a server's URL.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _FETCH_SECONDS = 10.0
 
 
 class ReportError(Exception):
-    """There is no report to be had; one line."""
+    """The report cannot be read. The message is one line."""
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *args: Any) -> None:
-        """A key is for the server that was named, and for no other."""
+        """Follow no redirect: the API key is only for the server that the user named."""
 
 
 def read(place: str) -> str:
-    """The text of a report: of a file, or of a server, which is given the first key of API_KEY. Raises ReportError."""
+    """The text of a report from a file or a server. The first key of API_KEY is sent. Raises ReportError."""
     try:
         if not place.startswith(("http://", "https://")):
             return Path(place).read_text()
@@ -48,7 +48,7 @@ def read(place: str) -> str:
         raise ReportError(f"{place}: {getattr(error.reason, 'strerror', None) or error.reason}") from None
     except OSError as error:
         raise ReportError(f"{place}: {error.strerror or error}") from None
-    except ValueError:  # no URL after all, or no text
+    except ValueError:  # an invalid URL, or a file that is not text
         raise ReportError(f"{place} is neither a file of text nor the address of a server") from None
 
 
@@ -68,7 +68,7 @@ def as_text(report: dict[str, Any]) -> str:
 
 
 def as_svg(report: dict[str, Any]) -> str:
-    """The same as a picture; times in seconds since the start of the process."""
+    """The same as an SVG image, with times in seconds since the start of the process."""
     total = _total(report)
     scale = (_WIDTH - _LEFT - 20) / total
     height = _ROW * (len(report["phases"]) + 3)

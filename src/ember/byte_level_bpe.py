@@ -1,7 +1,7 @@
-"""A tokenizer from vocab.json and merges.txt, for repositories of byte-level BPE that have no tokenizer.json.
+"""A tokenizer from vocab.json and merges.txt, for repositories of byte-level BPE without a tokenizer.json.
 
-What the two files leave open (how text is cut before the merges, which tokens are special where nobody says so) is that
-of the class which tokenizer_config.json names, or else of the model's type, as transformers 5 builds it.
+The two files do not determine how text is split before the merges and which tokens are special by default. These come
+from the tokenizer class that tokenizer_config.json names, or else from the model's type, as in transformers 5.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _ROBERTA = {"bos_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "cls_t
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How one class of tokenizers completes its two files."""
+    """What a tokenizer class adds to its two files."""
 
     name: str
-    special_tokens: dict[str, str]  # where tokenizer_config.json names none
-    pattern: str | None = None  # by which text is cut; None: GPT-2's own
-    is_nfc: bool = False  # whether text is brought into Unicode's form NFC first
-    has_class_token: bool = False  # a sequence is put between the class token and the separator
+    special_tokens: dict[str, str]  # used where tokenizer_config.json names none
+    pattern: str | None = None  # regular expression that splits text; None: that of GPT-2
+    is_nfc: bool = False  # whether text is normalised to Unicode's form NFC first
+    has_class_token: bool = False  # whether a sequence is enclosed in the class token and the separator
 
 
 _GPT2 = Kind("GPT-2", dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>"))
@@ -46,12 +46,12 @@ _KINDS_BY_TYPE = {"gpt2": _GPT2, "opt": _GPT2, "qwen2": _QWEN2, "qwen3": _QWEN2,
 
 
 class VocabularyError(ValueError):
-    """The two files cannot be used; one line that says what to do."""
+    """The two files cannot be used. The message is one line that says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The tokenizer of the two files, without the tokens that others add, and how its class goes on."""
+    """The tokenizer of the two files, before the added tokens of other files, and what its class adds."""
 
     backend: tokenizers.Tokenizer
     kind: Kind
@@ -59,12 +59,12 @@ class Vocabulary:
 
     @property
     def special_tokens(self) -> dict[str, str]:
-        """Those of the class that the vocabulary has."""
+        """The special tokens of the class that are in the vocabulary."""
         known = self.backend.get_vocab()
         return {name: token for name, token in self.kind.special_tokens.items() if token in known}
 
     def finish(self, named: dict[str, str]) -> None:
-        """Set what is put around a text, once all tokens are there. `named`: "bos_token" -> "<s>"."""
+        """Set the tokens around a text, after all tokens were added. `named`: "bos_token" -> "<s>"."""
         from tokenizers import processors
 
         def single(name: str) -> list[str]:
@@ -135,7 +135,7 @@ def _kind(directory: Path, config: dict[str, Any]) -> Kind:
 
 
 def conversion(directory: Path) -> str:
-    """What to run for a tokenizer.json."""
+    """The command that makes a tokenizer.json."""
     return (
         'convert it once with `python -c "from transformers import AutoTokenizer as A; '
         f"A.from_pretrained('{directory}').save_pretrained('{directory}')\"`, where transformers, sentencepiece and "
@@ -144,7 +144,7 @@ def conversion(directory: Path) -> str:
 
 
 def _merges(path: Path) -> list[tuple[str, str]]:
-    """A merge a line: two tokens with a blank between them. Raises VocabularyError."""
+    """The merges of a file with one per line: two tokens separated by a blank. Raises VocabularyError."""
     try:
         lines = read_regular(path, MAX_JSON_BYTES).decode("utf-8").split("\n")
     except UnicodeDecodeError:
@@ -164,7 +164,7 @@ def _merges(path: Path) -> list[tuple[str, str]]:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """Empty where the file does not exist. Raises VocabularyError."""
+    """The JSON object in a file, empty if the file does not exist. Raises VocabularyError."""
     try:
         return untrusted_json.read_object(path, MAX_JSON_BYTES) or {}
     except UntrustedJsonError as error:

@@ -1,12 +1,12 @@
-"""The `ember` command: arguments come in, an exit code goes out. Flags are the settings, under their own names.
+"""The `ember` command. Every setting is a flag under its own name.
 
 `ember serve [MODEL]`   the HTTP server
 `ember worker`          the queue worker; the same as `python handler.py`
 `ember platform [MODEL]` the serverless platform on this machine, with a worker of its own if a model is named
 `ember settings`        the table of all settings, as Markdown, or with --hub as the RunPod Hub's listing
-`ember boot-report`     the boot timeline that EMBER_BOOT_REPORT wrote, drawn as text or SVG
+`ember boot-report`     a boot timeline (from a file of EMBER_BOOT_REPORT, or a server's URL), drawn as text or SVG
 
-The engine's process is started before anything else is imported, so that both sides of the boot run side by side.
+`serve` and `worker` start the engine process before they import anything else, so that both processes boot in parallel.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _NO_ENGINE = frozenset({"-h", "--help"})
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command. `argv` are the arguments after the program's name."""
+    """Run a command and return its exit status. `argv`: the arguments after the program's name."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] in (["serve"], ["worker"]) and _NO_ENGINE.isdisjoint(arguments):
         prepare()
-        gc.disable()  # importing makes many objects and no garbage; front/start.py turns it on again
+        gc.disable()  # imports allocate many objects and free few; front/start.py enables it again
         leave_on_signals(0 if os.environ.get("RUNPOD_WEBHOOK_GET_JOB") else None)  # the engine ends with the front
     from ember.flags import make_parser, with_dashes
     from ember.settings import SettingsError
@@ -98,7 +98,7 @@ def _platform(flags: argparse.Namespace) -> int:
         return 0
     if flags.positional_model is not None:
         prepare()
-        gc.disable()  # importing makes many objects and no garbage; front/start.py turns it on again
+        gc.disable()  # imports allocate many objects and free few; front/start.py enables it again
         leave_on_signals(None)
         return _platform_and_worker(flags)
     settings = _load(flags)
@@ -114,7 +114,7 @@ def _platform(flags: argparse.Namespace) -> int:
 
 
 def _platform_and_worker(flags: argparse.Namespace, host: str | None = None, port: int | None = None) -> int:
-    """The platform in a thread, and in the main thread a worker that takes its jobs."""
+    """Run the platform in a thread and a worker that takes its jobs in the main thread. Returns the exit status."""
     import logging
 
     from ember.platform.server import PlatformThread, new_worker_id, worker_environment
@@ -141,7 +141,7 @@ def _platform_and_worker(flags: argparse.Namespace, host: str | None = None, por
 
 
 def _take_positional_model(flags: argparse.Namespace) -> bool:
-    """MODEL is --model-name; says so where both are given and differ."""
+    """Treat MODEL as --model-name. Returns False, after an error message, if both are given and differ."""
     if flags.positional_model is not None:
         if vars(flags).get("model_name", flags.positional_model) != flags.positional_model:
             _fail(f"two models are named: {flags.positional_model} and --model-name {flags.model_name}")
@@ -217,7 +217,7 @@ def _boot_report(flags: argparse.Namespace) -> int:
 
 
 def _load(flags: argparse.Namespace, default_model: str | None = None) -> Settings:
-    """The settings, with the flags on top; logging is set up by them and useless variables are reported."""
+    """Read the settings, with flags over the environment; set up logging and warn of variables without effect."""
     import logging
 
     from ember.logs import set_up

@@ -1,6 +1,6 @@
-"""The flags of the `ember` command: the settings under their own names, and those of each command.
+"""The flags of the `ember` command: one for each setting, and those of each command.
 
-Kept out of cli.py, which starts the engine before it needs them.
+This module is separate from cli.py, which starts the engine process before it imports the settings.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _COMMANDS = ("serve", "worker", "platform", "settings", "boot-report")
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a bad flag in one line."""
+    """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands. It reads the settings' names, so it is no part of what happens before the boot."""
+    """The parser of all commands. It imports the settings, so it must be called after the engine process started."""
     parser = _Parser(prog="ember", description="A serverless worker for large language models.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(_COMMANDS) + "}")
@@ -54,26 +54,26 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """One flag for each setting and for each of its other names; values are checked by Settings."""
+    """Add one flag for each setting and for each of its aliases. `Settings` validates their values."""
     group = parser.add_argument_group("settings", "each is an environment variable too; `ember settings` has the table")
     for name, field in Settings.model_fields.items():
         kind: dict[str, Any] = {"metavar": "VALUE"}
         if field.annotation is bool:
             kind = {"action": argparse.BooleanOptionalAction}
         elif field.default_factory is list:
-            kind = {"metavar": "VALUE", "action": "append"}  # a flag that took several would swallow MODEL
+            kind = {"metavar": "VALUE", "action": "append"}  # with nargs="+" a flag would consume MODEL too
         help_text = (field.description or "").replace("%", "%%")
         group.add_argument(*flag_names(name), dest=name, default=argparse.SUPPRESS, help=help_text, **kind)
 
 
 def flag_names(field: str) -> list[str]:
-    """`--max-model-len` and the like: the field's name, and those of its variables that are no other program's."""
+    """The flags of a setting, such as `--max-model-len`: from its field and its unprefixed variables."""
     names = [field, *(name for name in variable_names(field) if not name.startswith(_FOREIGN_PREFIXES))]
     return list(dict.fromkeys("--" + name.lower().replace("_", "-") for name in names))
 
 
 def with_dashes(arguments: list[str]) -> list[str]:
-    """`--max_model_len=5` is `--max-model-len=5`, as it is elsewhere."""
+    """Replace underscores in flags by dashes: `--max_model_len=5` is `--max-model-len=5`."""
     result = []
     for argument in arguments:
         flag, equals, value = argument.partition("=")

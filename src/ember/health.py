@@ -1,7 +1,8 @@
-"""`python -m ember.health`: the container's health check. Exit status 0 while the worker is well, else 1 and a line.
+"""The container's health check, `python -m ember.health`. The exit status is 0 if healthy, else 1 with one line.
 
-A server is asked over HTTP: ready, or still loading, is well. A worker on a queue listens nowhere; it is well while its
-engine's process runs, for the worker itself ends when its engine is gone for good. Imports nothing of the worker.
+A server is asked over HTTP: it is healthy if it is ready or still loading. A worker on a queue has no port. It is
+healthy while its engine process runs, since the worker exits when its engine has failed for good. The check imports
+nothing else of the worker.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ def main(proc: Path = Path("/proc")) -> int:
 
 
 def command_lines(proc: Path) -> Iterator[list[str]]:
-    """Of the processes that run, each without its interpreter: ["-m", "ember.engine", "5"] is ["ember.engine", "5"]."""
+    """Command lines of running processes without interpreter: ["-m", "ember.engine", "5"] is ["ember.engine", "5"]."""
     for entry in sorted(proc.glob("[0-9]*"), key=lambda path: int(path.name)):
         try:
             state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
             words = (entry / "cmdline").read_text().rstrip("\0").split("\0")
         except (OSError, IndexError):
-            continue  # it has ended meanwhile
+            continue  # the process has ended
         if state in "ZX":
             continue
         if words and Path(words[0]).name.startswith("python"):
@@ -60,7 +61,7 @@ def _ask(port: int) -> str | None:
 
 
 def _port(server: list[str]) -> int:
-    """Where `ember serve` listens: its flag, its variable, its default."""
+    """The port of `ember serve`: from its flag, its environment variable, or the default."""
     for word, following in zip(server, [*server[1:], ""], strict=True):
         if word == "--port":
             return int(following)

@@ -1,4 +1,4 @@
-"""Counts of observations in buckets, cheap enough for every token: one binary search and three additions."""
+"""A histogram, cheap enough for every token: an observation takes one binary search and three additions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)  
 
 
 class Histogram:
-    """`counts[i]` observations are at most `bounds[i]` and more than the bound before; the last count is beyond all."""
+    """`counts[i]`: observations in (bounds[i - 1], bounds[i]]. The last count: observations above all bounds."""
 
     __slots__ = ("bounds", "counts", "sum")
 
@@ -27,7 +27,7 @@ class Histogram:
         return sum(self.counts)
 
     def cumulative(self) -> list[int]:
-        """Observations at or below each bound, and all of them at the end, as Prometheus writes histograms."""
+        """The number of observations at or below each bound, then of all of them, as in Prometheus' format."""
         total = 0
         totals = []
         for count in self.counts:
@@ -37,7 +37,7 @@ class Histogram:
 
 
 def up_to(largest: int) -> list[float]:
-    """1, 2, 5, 10, 20, 50 ... below `largest`, and `largest` itself: bounds for counts of tokens."""
+    """Bounds for counts of tokens: 1, 2, 5, 10, 20, 50 ... below `largest`, and `largest` itself."""
     bounds: list[float] = []
     power = 1
     while True:

@@ -1,7 +1,7 @@
 """The worker's listing on the RunPod Hub, `.runpod/hub.json`, made from Settings: `ember settings --hub`, `make hub`.
 
-What a deployer is asked is what the code reads, with the code's defaults. The format is that of RunPod's publishing
-guide; it knows no groups, so the settings come group by group and all but the most wanted ones are marked as advanced.
+Every variable in the deploy form is read by the code, with the code's default. The format is that of RunPod's
+publishing guide. It has no groups, so settings are sorted by group, and all but the most common ones are advanced.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from ember.settings import Settings, variable_names
 
-# What a deployer decides comes first; the groups after it are folded away as advanced.
+# The common settings come first. The form hides the groups after them as advanced.
 BASIC = ("model_name", "hf_token", "max_model_len", "gpu_memory_utilization", "max_concurrency", "served_model_name")
 GROUPS = {
     "Model": ("model_", "tokenizer_", "dtype", "base_path", "download_dir"),
@@ -21,7 +21,7 @@ GROUPS = {
     "Queue": ("queue_", "drain_", "stream_", "default_batch", "min_batch", "batch_size", "native_", "raw_"),
 }
 _OTHER = "Operation"
-# Of no use to a worker on a queue, or nothing a deployer of the image should touch.
+# These have no use for a worker on a queue, or should not be changed by a deployer of the image.
 LEFT_OUT = {
     "host": "only `ember serve` listens",
     "port": "only `ember serve` listens",
@@ -39,10 +39,10 @@ LEFT_OUT = {
     "lean_torch": "for those who look for a fault",
     "boot_report": "a file that nobody could fetch; `/boot` answers the same",
 }
-_SAFE_NUMBER = 2**53  # larger bounds are bounds of the machine, not of the setting
+_SAFE_NUMBER = 2**53  # the largest bound that the form is given: larger ones only bound integer types
 
-# Models that the engine's families cover, 0.6B to 32B, in the order of their size, each with the GB of a GPU that holds
-# it at 16 bits a weight with room for a cache of some ten thousand tokens.
+# Models that the engine supports, 0.6B to 32B, ordered by size. Each has the memory in GB of a GPU that holds its
+# weights in 16 bits and a cache of about ten thousand tokens.
 PRESETS = (
     ("Qwen/Qwen3-0.6B", 16),
     ("meta-llama/Llama-3.2-1B-Instruct", 16),
@@ -86,7 +86,7 @@ def hub_json() -> str:
 
 
 def group_of(field: str) -> str:
-    """The group a setting is listed in; one that is new and not named here comes last."""
+    """The group in which a setting is listed. A setting that no group names is in the last one."""
     return next((group for group, starts in GROUPS.items() if field.startswith(starts)), _OTHER)
 
 
@@ -97,7 +97,7 @@ def _in_order() -> list[str]:
 
 
 def _entry(field: str) -> dict[str, Any]:
-    """One variable as the deploy form asks for it."""
+    """One variable in the format of the deploy form."""
     schema = Settings.model_json_schema(by_alias=False)["properties"][field]
     value = next((branch for branch in schema.get("anyOf", []) if branch["type"] != "null"), schema)
     default = schema.get("default")

@@ -1,8 +1,8 @@
 """The log: one line per record on stderr, as text or as JSON, with the request's id and without secrets.
 
-Neither prompts nor answers are logged anywhere. That keys and tokens are not printed either is the business of the code
-that has them; should one slip into a message all the same, it is replaced here. So is whatever could make one record
-look like two, or steer a terminal: values from outside may hold it (a worker's name, a path, a model's file).
+Prompts and answers are not logged anywhere. Code that has keys and tokens must not log them; if one is in a message
+all the same (of a library, for example), it is replaced here. Line breaks and terminal controls are escaped here too,
+since values from outside may contain them (a worker's name, a path, a model's file).
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ember.settings import Settings
 
-REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)  # of the request that is being answered
+REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)  # of the current request
 
 _SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "RUNPOD_AI_API_KEY", "API_KEY", "VLLM_API_KEY")
-_SHORTEST_SECRET = 6  # what is shorter is found in ordinary words too
+_SHORTEST_SECRET = 6  # characters; a shorter secret would match inside ordinary words
 _HIDDEN = "(hidden)"
-# Line ends of every kind, terminal controls, marks that turn the reading direction, halves of surrogate pairs.
+# Line breaks of every kind, terminal controls, marks that change the reading direction, unpaired surrogates.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Formatter(logging.Formatter):
-    """Text lines, or with `as_json` one JSON object per line with the fields of a request's line at its top level."""
+    """Formats records as text, or with `as_json` as JSON objects that have the fields of a request at the top level."""
 
     def __init__(self, as_json: bool = False, secrets: Iterable[str] = ()) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -44,7 +44,7 @@ class Formatter(logging.Formatter):
         return line
 
     def _text(self, record: logging.LogRecord) -> str:
-        """The message is one line; a traceback's lines follow, indented, so that none can pass for a record."""
+        """The message as one line. The lines of a traceback follow, indented, so that none looks like a record."""
         record.message = printable(record.getMessage())
         record.asctime = self.formatTime(record)
         lines = [self.formatMessage(record)]
@@ -70,23 +70,23 @@ class Formatter(logging.Formatter):
         if record.exc_info:
             document["exception"] = self.formatException(record.exc_info)
         line = json.dumps(document, ensure_ascii=False, default=str)
-        return _CONTROLS.sub(lambda found: f"\\u{ord(found.group()):04x}", line)  # all of them are inside of strings
+        return _CONTROLS.sub(lambda found: f"\\u{ord(found.group()):04x}", line)  # all of them are inside strings
 
 
 def printable(text: str) -> str:
-    """The text in one line: Python's escapes stand for what must not be printed."""
+    """The text in one line, with line breaks and controls replaced by Python's escapes."""
     return _CONTROLS.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
 
 
 def set_up(settings: Settings) -> None:
-    """Send the log to stderr as LOG_LEVEL and LOG_FORMAT say. A second call replaces what the first one did."""
+    """Configure logging to stderr with LOG_LEVEL and LOG_FORMAT. A second call replaces the first configuration."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Formatter(settings.log_format == "json", secrets_of(settings)))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
 
 
 def secrets_of(settings: Settings, environ: Mapping[str, str] = os.environ) -> set[str]:
-    """Everything that must not be printed: keys and tokens of the settings, and those the platform gives."""
+    """All keys and tokens that must not be printed: those of the settings and those of the platform's variables."""
     found = {key.get_secret_value() for key in settings.api_key}
     if settings.hf_token is not None:
         found.add(settings.hf_token.get_secret_value())

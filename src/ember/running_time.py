@@ -1,7 +1,7 @@
-"""Time that counts for a process only while it runs, for limits on how long something may take.
+"""A clock that counts only while the process runs, for time limits.
 
-A process can be suspended: by SIGSTOP, with its container, with its machine. What passes on the clock then is no sign
-that anything hangs, but a clock that is read again afterwards shows it.
+A process can be suspended: by SIGSTOP, with its container, or with its machine. An ordinary clock goes on meanwhile, so
+a time limit would expire although nothing hangs.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import time
 
 
 class RunningTime:
-    """The seconds in which this process has run. It is to be read more often than every `longest_gap` seconds: more
-    than that between two readings counts as so much."""
+    """The seconds in which this process has run. It must be read at least every `longest_gap` seconds: a longer time
+    between two readings counts as `longest_gap`, since the process was suspended."""
 
     def __init__(self, longest_gap: float) -> None:
         self._longest_gap = longest_gap
@@ -19,12 +19,12 @@ class RunningTime:
         self._seconds = 0.0
 
     def read(self) -> float:
-        """Seconds since the beginning or the last restart."""
+        """Seconds since the clock was created or last restarted."""
         now = time.monotonic()
         self._seconds += min(now - self._read_at, self._longest_gap)
         self._read_at = now
         return self._seconds
 
     def restart(self) -> None:
-        """Begin at zero with the last reading: cheap, and at most one gap too early."""
+        """Set the clock to zero at the time of the last reading. Reads no clock, and is at most one gap too early."""
         self._seconds = 0.0

@@ -1,4 +1,4 @@
-"""Forms of single settings that types alone do not describe. Each raises ValueError: what is allowed, in one line."""
+"""Validators of settings that types do not describe. Each raises ValueError with one line that says what is allowed."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from urllib.parse import urlsplit
 
 from ember.untrusted_json import loads
 
-_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")  # nothing that is percent-encoded in a URL
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")  # only characters that a URL does not percent-encode
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]{1,5})?")
 
 
 def http_url(value: str | None) -> str | None:
-    """An http(s) address with a host."""
+    """Check an http(s) URL with a host."""
     if value is None:
         return None
     try:
         parts = urlsplit(value)
         is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:  # a port or an IPv6 address that is none
+    except ValueError:  # an invalid port or IPv6 address
         is_usable = False
     if not is_usable or any(character.isspace() for character in value):
         raise ValueError("it must be an http(s) address, such as http://collector:4318/v1/traces")
@@ -28,7 +28,7 @@ def http_url(value: str | None) -> str | None:
 
 
 def origin_list(value: Any) -> Any:
-    """Separated by commas, or a JSON list, as vLLM takes it."""
+    """Split origins separated by commas, or read a JSON list of them, as vLLM does."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             return loads(value)
@@ -38,7 +38,7 @@ def origin_list(value: Any) -> Any:
 
 
 def origin(value: str) -> str:
-    """`*`, or an origin as browsers send it: scheme://host[:port] in small letters."""
+    """Check an origin: `*`, or scheme://host[:port]. Returns it in lower case, as browsers send it."""
     plain = value.strip().lower().removesuffix("/")
     if plain != "*" and not _ORIGIN.fullmatch(plain):
         raise ValueError(
@@ -49,20 +49,21 @@ def origin(value: str) -> str:
 
 
 def store(value: str) -> str:
-    """Where the platform keeps its jobs."""
+    """Check the store of the platform's jobs: memory or sqlite:FILE."""
     if value != "memory" and not (value.startswith("sqlite:") and value != "sqlite:"):
         raise ValueError("it must be memory or sqlite:FILE")
     return value
 
 
 def url_path(value: str) -> str:
+    """Check a path that begins with a slash."""
     if not value.startswith("/"):
         raise ValueError("it must begin with a slash, such as /ping")
     return value
 
 
 def root_path(value: str | None) -> str | None:
-    """A path before all others, without a slash at its end; None for none."""
+    """Check a prefix of all paths. Returns it without a final slash, or None if it is empty."""
     plain = (value or "").rstrip("/")
     if plain and not _ROOT_PATH.fullmatch(plain):
         raise ValueError("it must be a path of letters, digits, '.', '_', '~' and '-' that begins with a slash: /llm")
@@ -70,7 +71,7 @@ def root_path(value: str | None) -> str | None:
 
 
 def json_object(example: str) -> Callable[[Any], Any]:
-    """A check for a JSON object like `example`, as text or as the YAML file's mapping."""
+    """A validator for a JSON object like `example`, given as text or as a mapping of the YAML file."""
 
     def check(value: Any) -> Any:
         if isinstance(value, str):

@@ -1,7 +1,7 @@
-"""Variables that users of other workers set and that Ember does not act on, each with what to do instead.
+"""Variables of other workers that have no effect in Ember, each with advice.
 
-Setting one of them logs one warning at boot; it never changes anything silently. A variable that Ember learns to read
-leaves this table in the same commit.
+Setting one of them logs one warning at boot and changes nothing else. A variable that Ember begins to read has to be
+removed from this table in the same commit.
 """
 
 _LATER = "not in this version of Ember"

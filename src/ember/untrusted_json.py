@@ -1,11 +1,11 @@
-"""JSON from outside: request bodies, jobs, results, the files of a model. Everything that reads it reads it here.
+"""Reads JSON from outside: request bodies, jobs, results, the files of a model. All such JSON is read here.
 
-Whatever is wrong with a document is one exception with a one-line reason: broken syntax, too deep a nesting, an integer
-of too many digits, text that no encoding explains. `MAX_DEPTH` is chosen so that what was read can be written again by
-every encoder we use, also inside the few levels that a queue puts around it: orjson writes 254 levels.
+An invalid document raises one exception with a reason of one line: a syntax error, too many levels of nesting, an
+integer of too many digits, or text in no known encoding. `MAX_DEPTH` is small enough that every encoder in use can
+write the document again, also inside the few levels that a queue adds: orjson writes 254 levels.
 
-Bytes are UTF-8, UTF-16 or UTF-32, with or without a byte-order mark, as RFC 4627 and `json.loads` have it. Of keys that
-are given twice the last counts. This module imports nothing heavy: the engine reads a model's files with it.
+Bytes are UTF-8, UTF-16 or UTF-32, with or without a byte-order mark, as in RFC 4627 and `json.loads`. Of duplicate keys
+the last one counts. This module imports only light modules, since the engine reads a model's files with it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Any
 
 from ember.regular_file import UnfitFileError, read_regular
 
-MAX_DEPTH = 200  # of a document from outside
-MAX_VALUES = 4_000_000  # of a document that strangers send; numbers, texts, lists and objects
-QUEUE_DEPTH = MAX_DEPTH + 10  # the same where it may lie inside what a queue puts around it
-_UNREADABLE_ID_CHARS = 1000  # of an id that is looked for in an element which cannot be read
+MAX_DEPTH = 200  # levels of nesting in a document from outside
+MAX_VALUES = 4_000_000  # values in a document of a client: numbers, strings, lists and objects
+QUEUE_DEPTH = MAX_DEPTH + 10  # levels of nesting where a queue may have wrapped the document
+_UNREADABLE_ID_CHARS = 1000  # characters of an id that is searched for in an unreadable element
 
-_MAX_UNREADABLE = 1000  # elements of one list; where each is, is counted from the start
+_MAX_UNREADABLE = 1000  # elements of one list, since finding each one counts from the start
 
-# What lies between two brackets: whole strings and anything else, with containers that hold no more than two levels
-# below them, so that few brackets are looked at one by one. Nothing is tried twice: every repetition is possessive.
+# The text between two brackets: whole strings and anything else, including containers with at most two levels below
+# them, so that few brackets are matched one by one. Every repetition is possessive, so the match never backtracks.
 _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _PLAIN = rf'[^"\[\]{{}}]++|{_STRING}'
 _FLAT = rf"\[(?:{_PLAIN})*+\]|\{{(?:{_PLAIN})*+\}}"
@@ -41,19 +41,19 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class UntrustedJsonError(ValueError):
-    """A document that is not read; the message is one line without the document's name."""
+    """The document cannot be read. The message is one line without the document's name."""
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An element of a list that is not read: why, and the `id` that it has, where that can be found."""
+    """An element of a list that cannot be read: the reason, and the element's `id` if it can be found."""
 
     reason: str
     id: str | None
 
 
 def loads(data: bytes | bytearray | str, max_depth: int = MAX_DEPTH, max_values: int | None = None) -> Any:
-    """Reads a document as `json.loads` does, with NaN, infinities and lone surrogates. Raises UntrustedJsonError."""
+    """Read a document as `json.loads` does, with NaN, infinities and lone surrogates. Raises UntrustedJsonError."""
     _check_values(data, max_values)
     try:
         value = json.loads(data)
@@ -64,11 +64,11 @@ def loads(data: bytes | bytearray | str, max_depth: int = MAX_DEPTH, max_values:
 
 
 def loads_strict(data: bytes | str, max_depth: int = MAX_DEPTH, max_values: int | None = None) -> Any:
-    """Only what can be written again as UTF-8: no NaN, no halves of surrogate pairs. About five times as fast.
+    """Read a document that has neither NaN nor unpaired surrogates. About five times as fast as `loads`.
 
     An integer of more than 64 bits becomes a float. Raises UntrustedJsonError.
     """
-    import orjson  # the engine does without
+    import orjson  # imported here, since the engine does not need it
 
     _check_values(data, max_values)
     try:
@@ -84,10 +84,10 @@ def loads_strict(data: bytes | str, max_depth: int = MAX_DEPTH, max_values: int 
 
 
 def loads_each(data: bytes, max_depth: int = MAX_DEPTH) -> list[Any]:
-    """The elements of a list, or the one document that is none. One that cannot be read is an `Unreadable` in its place
-    and costs no other. Raises UntrustedJsonError where nothing can be made out.
+    """The elements of a list, or a list with the document if it is not a list.
 
-    A list that is in order takes no longer than `loads`; one that is not may take a second for ten megabytes.
+    An element that cannot be read becomes an `Unreadable`; the others are returned. Raises UntrustedJsonError if no
+    elements can be found. A valid list takes as long as `loads`; another may take a second for ten megabytes.
     """
     try:
         value = json.loads(data)
@@ -100,9 +100,9 @@ def loads_each(data: bytes, max_depth: int = MAX_DEPTH) -> list[Any]:
 
 
 def read_file(path: Path, max_bytes: int, max_depth: int = MAX_DEPTH) -> Any:
-    """The document in a regular file. What only looks like one (a FIFO, a device) is not waited for.
+    """Read the document in a regular file. FIFOs and devices are refused without blocking.
 
-    Raises UntrustedJsonError, and OSError where the file cannot be opened or read.
+    Raises UntrustedJsonError, and OSError if the file cannot be opened or read.
     """
     try:
         data = read_regular(path, max_bytes)
@@ -112,8 +112,10 @@ def read_file(path: Path, max_bytes: int, max_depth: int = MAX_DEPTH) -> Any:
 
 
 def read_object(path: Path, max_bytes: int) -> dict[str, Any] | None:
-    """The object in a regular file; None where the file does not exist. Raises UntrustedJsonError, also where the file
-    cannot be read."""
+    """Read the object in a regular file. Returns None if the file does not exist.
+
+    Raises UntrustedJsonError, also if the file cannot be read.
+    """
     try:
         value = read_file(path, max_bytes)
     except FileNotFoundError:
@@ -126,8 +128,8 @@ def read_object(path: Path, max_bytes: int) -> dict[str, Any] | None:
 
 
 def check_depth(value: Any, max_depth: int = MAX_DEPTH, data: bytes | bytearray | str | None = None) -> None:
-    """Raises UntrustedJsonError where containers are nested deeper. `data` is what `value` was read from, where that is
-    at hand: a document with no more brackets than levels needs no look at its values."""
+    """Raise UntrustedJsonError if containers are nested deeper than `max_depth`. `data` is the document of `value`, if
+    the caller has it: a document with at most `max_depth` brackets needs no walk through its values."""
     if data is not None and _is_shallow(data, max_depth):
         return
     level = [value] if isinstance(value, (dict, list)) else []
@@ -144,7 +146,8 @@ def check_depth(value: Any, max_depth: int = MAX_DEPTH, data: bytes | bytearray 
 
 
 def _check_values(data: bytes | bytearray | str, max_values: int | None) -> None:
-    """Counts values by their punctuation, also what of it is in strings: an empty list takes 30 times its text."""
+    """Raise UntrustedJsonError if the document may have too many values, since a value needs up to 30 times its text in
+    memory. The count is that of the punctuation, including punctuation inside strings."""
     if max_values is None or len(data) <= max_values:
         return
     marks: Any = ",[{" if isinstance(data, str) else (b",", b"[", b"{")
@@ -163,10 +166,10 @@ def _too_deep(max_depth: int) -> str:
 
 
 def _reason(error: BaseException, max_depth: int) -> str:
-    """One line for what a parser raised."""
+    """A reason of one line for a parser's exception."""
     if isinstance(error, RecursionError) or "depth limit" in str(error):
         return _too_deep(max_depth)
-    if isinstance(error, json.JSONDecodeError):  # orjson's is one too
+    if isinstance(error, json.JSONDecodeError):  # orjson's error is a subclass
         return " ".join(str(error).split())
     if isinstance(error, UnicodeDecodeError):
         return f"it is not {error.encoding.upper()} text: {error.reason} at byte {error.start}"
@@ -179,7 +182,7 @@ def _reason(error: BaseException, max_depth: int) -> str:
 
 
 def _text(data: bytes) -> str:
-    """Decodes a document. A byte that is not UTF-8 becomes a lone surrogate, so that it costs its own element alone."""
+    """Decode a document. A byte that is not UTF-8 becomes a lone surrogate, which makes only its element invalid."""
     encoding = json.detect_encoding(data)
     try:
         return data.decode(encoding, "surrogateescape" if encoding.startswith("utf-8") else "surrogatepass")
@@ -197,7 +200,7 @@ def _checked(element: Any, max_depth: int) -> Any:
 
 
 def _each(text: str, max_depth: int) -> list[Any]:
-    """The elements of a list one by one: those that can be read by the parser, the others by their brackets."""
+    """The elements of a list one by one: the parser reads the valid ones, and brackets delimit the others."""
     decoder = json.JSONDecoder()
     at = _skip_space(text, 0)
     is_list = text.startswith("[", at)
@@ -225,13 +228,13 @@ def _skip_space(text: str, at: int) -> int:
 
 
 def _skip_element(text: str, start: int, reason: str) -> tuple[Unreadable, int]:
-    """The element that begins at `start`, with its `id` as far as it is an object with one, and where it ends.
+    """Skip the element that begins at `start`. Returns it, with its `id` if it is an object with one, and its end.
 
-    One that does not end takes the rest of the text: nothing says where the next would begin.
+    An element without an end extends to the end of the text, since nothing tells where the next one begins.
     """
     if text[start : start + 1] not in ("[", "{"):
         return Unreadable(reason, None), _match_end(_SCALAR, text, start)
-    inside = re.compile(_INSIDE, re.DOTALL)  # large, so that a boot does not wait for it
+    inside = re.compile(_INSIDE, re.DOTALL)  # compiled here: its compilation would delay a boot
     is_object = text[start] == "{"
     found: str | None = None
     depth = 0
@@ -240,7 +243,7 @@ def _skip_element(text: str, start: int, reason: str) -> tuple[Unreadable, int]:
         size = run.end() - at
         if text[at] in "[{":
             depth += size
-        elif depth <= size:  # the run may hold the end of the list as well
+        elif depth <= size:  # the run may contain the end of the list as well
             return Unreadable(reason, found), at + depth
         else:
             depth -= size
@@ -252,20 +255,20 @@ def _skip_element(text: str, start: int, reason: str) -> tuple[Unreadable, int]:
 
 def _match_end(pattern: re.Pattern[str], text: str, at: int) -> int:
     found = pattern.match(text, at)
-    assert found is not None  # such a pattern matches nothing too
+    assert found is not None  # the pattern matches the empty string too
     return found.end()
 
 
 def _id_in(entries: str) -> str | None:
-    """Finds the `id` among some entries of an object. An `id` inside a nested container does not count."""
+    """Find the `id` in the entries of an object. An `id` inside a nested container does not count."""
     if '"id"' not in entries:
         return None
-    found = [text for text in re.findall(_ID, entries, re.DOTALL) if text]  # "" for all but ids
+    found = [text for text in re.findall(_ID, entries, re.DOTALL) if text]  # the group is "" for other keys
     return _string(found[-1]) if found else None
 
 
 def _string(text: str) -> str | None:
-    """What a JSON string says, where it may be an id."""
+    """The value of a JSON string if it is short enough for an id, else None."""
     try:
         value = json.loads(text) if len(text) <= _UNREADABLE_ID_CHARS else None
     except ValueError:

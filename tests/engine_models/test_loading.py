@@ -308,8 +308,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         [QUERY, r"a\x1b", "overlap", "download it again"],
     ),
     "too deep": (lambda f: rewrite_header(f, lambda h: h.update(x=nested(300))), ["nested more than", "not JSON"]),
-    "a FIFO": (lambda f: replaced(f, os.mkfifo), ["no regular file"]),
-    "a device": (lambda f: replaced(f, lambda f: f.symlink_to("/dev/zero")), ["no regular file"]),
+    "a FIFO": (lambda f: replaced(f, os.mkfifo), ["not a regular file"]),
+    "a device": (lambda f: replaced(f, lambda f: f.symlink_to("/dev/zero")), ["not a regular file"]),
     "a directory": (lambda f: replaced(f, Path.mkdir), ["Is a directory"]),
     "missing": (lambda f: rewrite_header(f, lambda h: h.pop(QUERY)), ["lacks", QUERY, "LlamaForCausalLM"]),
     "shape": (
@@ -455,7 +455,12 @@ def test_json_files_that_are_none(name: str, kind: str, copy: Path, monkeypatch:
         monkeypatch.setattr(read_config_module, "MAX_JSON_BYTES", 1000 if kind == "large" else 64 << 20)
         if kind == "large" and name != "config.json":
             (copy / "config.json").write_text(json.dumps(json.loads((copy / "config.json").read_text()))[:1000])
-    words = {"fifo": "no regular file", "device": "no regular file", "deep": "nested more than", "large": "2,000 bytes"}
+    words = {
+        "fifo": "not a regular file",
+        "device": "not a regular file",
+        "deep": "nested more than",
+        "large": "2,000 bytes",
+    }
     with pytest.raises(ModelError, match=words[kind]) as caught:
         load(copy)
     assert "\n" not in str(caught.value) and name in str(caught.value)

@@ -49,7 +49,7 @@ def test_numbers_are_taken_as_requests_take_them(tmp_path):
 
 def test_what_is_no_regular_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "generation_config.json")
-    with pytest.raises(ValueError, match="no regular file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         generation_defaults(settings(), tmp_path)
 
 

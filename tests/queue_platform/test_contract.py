@@ -487,7 +487,7 @@ def test_a_client_that_leaves_cancels_its_job(stream: bool) -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"policy": {"foo": 1}}, "policy.foo is not known; it may hold executionTimeout, lowPriority and ttl"),
+        ({"policy": {"foo": 1}}, "policy.foo is unknown; allowed are executionTimeout, lowPriority and ttl"),
         ({"policy": {"executiontimeout": 5000}}, "executiontimeout"),
         ({"s3Config": 7}, "s3Config must be an object"),
     ],

@@ -269,10 +269,10 @@ def test_a_template_file_has_a_bound(model_dirs, tmp_path):
     tokenizer = Tokenizer.load(model_dirs["byte_fallback"])
     (tmp_path / "long.jinja").write_text("x" * (2 << 20))
     os.mkfifo(tmp_path / "fifo")
-    for name, says in (("long.jinja", "2,097,152 bytes"), ("fifo", "no regular file")):
+    for name, says in (("long.jinja", "2,097,152 bytes"), ("fifo", "not a regular file")):
         with pytest.raises(TemplateError, match=says):
             ChatTemplate.for_tokenizer(tokenizer, str(tmp_path / name))
-    with pytest.raises(TemplateError, match="no regular file"):
+    with pytest.raises(TemplateError, match="not a regular file"):
         ChatTemplate.for_tokenizer(tokenizer, "/dev/zero")
     with pytest.raises(TemplateError, match="2,097,152 characters; 1,048,576 are allowed"):
         ChatTemplate.for_tokenizer(tokenizer, "{# " + "x" * (2**21 - 6) + " #}")

@@ -329,7 +329,7 @@ def test_files_have_bounds(model_dirs, tmp_path, monkeypatch):
             Tokenizer.load(directory)
         path.unlink()
         os.mkfifo(path)
-        with pytest.raises(TokenizerError, match=rf"{path.name} cannot be read: it is no regular file"):
+        with pytest.raises(TokenizerError, match=rf"{path.name} cannot be read: it is not a regular file"):
             Tokenizer.load(directory)
         path.unlink()
     config = directory / "tokenizer_config.json"

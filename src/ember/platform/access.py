@@ -1,9 +1,9 @@
-"""Who may call: with keys, whoever has one; without, everybody but web pages that were loaded from elsewhere.
+"""Access control. With keys, a request needs one. Without keys, all requests are served except those of web pages.
 
-A page in a browser on this machine can send requests to localhost, whatever site it is from, and a platform without
-keys would run them. Browsers say where a request comes from: `Origin` with whatever can change something by a script,
-`Sec-Fetch-Site` with the rest (an image's or a link's GET). A site whose name is made to mean 127.0.0.1 is no stranger
-to the browser; it is known by that name, in `Host`.
+A web page of any site can send requests to localhost from a browser on this machine, and a platform without keys would
+run them. Browsers name the origin of a request: in `Origin` for requests of scripts that can change something, in
+`Sec-Fetch-Site` for others (an image's or a link's GET). A site whose DNS name resolves to 127.0.0.1 (DNS rebinding)
+has the same origin for the browser, so `Host` is checked too.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ _HOW = "set a key (`--api-key`) and send it, or call from no web page"
 
 
 class Access:
-    """`keys` are asked of clients and workers alike. `host` is where the platform listens."""
+    """Checks requests. `keys`: one is required of clients and workers. `host`: the address that the platform binds."""
 
     def __init__(self, keys: Sequence[str], host: str) -> None:
         self._keys = [_digest(key.encode()) for key in keys]
-        self._names = {host.lower(), "localhost"} if _is_loopback(host) else None  # as which it may be known; None: any
+        self._names = {host.lower(), "localhost"} if _is_loopback(host) else None  # allowed in `Host`; None: any
 
     def check(self, http: web.Request) -> None:
-        """Raises PlatformError 401 or 403."""
+        """Raise PlatformError 401 or 403 if the request is not allowed."""
         if self._keys:
             if not self._has_key(http):
-                raise PlatformError(401, "a key is asked for: `Authorization: Bearer <key>`")
+                raise PlatformError(401, "a valid key is required: `Authorization: Bearer <key>`")
             return
         origin, host = http.headers.get("Origin"), http.headers.get("Host")
         if origin is not None and _netloc(origin) != (host or "").lower():
-            raise PlatformError(403, f"requests of web pages from elsewhere ({origin[:100]}) are refused; {_HOW}")
+            raise PlatformError(403, f"requests of web pages of another origin ({origin[:100]}) are refused; {_HOW}")
         if http.headers.get("Sec-Fetch-Site", "none").lower() not in ("none", "same-origin"):
-            raise PlatformError(403, f"requests of web pages from elsewhere are refused; {_HOW}")
+            raise PlatformError(403, f"requests of web pages of another origin are refused; {_HOW}")
         if host is not None and not self._is_own_name(host):
-            raise PlatformError(403, f"this platform is for this machine alone, not known as {host[:100]}; {_HOW}")
+            raise PlatformError(403, f"this platform serves only this machine, not under the name {host[:100]}; {_HOW}")
 
     def _has_key(self, http: web.Request) -> bool:
-        """Clients send `Bearer <key>`, workers the key alone. Every key is compared in constant time."""
+        """Whether the request has a key, compared in constant time. Clients send `Bearer KEY`, workers the bare key."""
         given = http.headers.get("Authorization", "").encode("utf-8", "surrogatepass")
         if given[:7].lower() == b"bearer ":
             given = given[7:]
@@ -52,7 +52,7 @@ class Access:
         return any(matches)
 
     def _is_own_name(self, host: str) -> bool:
-        """Whether a `Host` (with its port) is one of ours. An address is: only names can be made to mean another."""
+        """Whether a `Host` header (with a port) is allowed. Addresses are: only names can be made to resolve to us."""
         if self._names is None:
             return True
         name = (_hostname(f"//{host}") or "").rstrip(".")
@@ -60,7 +60,7 @@ class Access:
 
 
 def _netloc(url: str) -> str | None:
-    """Host and port of an origin, in lower case; None for `null` and what is no URL."""
+    """Host and port of an origin, in lower case; None for `null` and for an invalid URL."""
     try:
         return urlsplit(url).netloc.lower() or None
     except ValueError:
@@ -87,5 +87,5 @@ def _is_loopback(host: str) -> bool:
 
 
 def _digest(key: bytes) -> bytes:
-    """Equal lengths, so that a comparison tells nothing of a key's length."""
+    """The digest of a key. Digests have equal lengths, so that a comparison does not reveal the key's length."""
     return hashlib.sha256(key).digest()

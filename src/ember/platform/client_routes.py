@@ -1,4 +1,4 @@
-"""What clients call: /run, /runsync, /status, /stream, /cancel, /retry, /purge-queue, /health; GET and POST alike."""
+"""The client API: /run, /runsync, /status, /stream, /cancel, /retry, /purge-queue and /health, with GET and POST."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ember.untrusted_json import MAX_VALUES, UntrustedJsonError, loads
 
 ENDPOINT: web.AppKey[Endpoint] = web.AppKey("endpoint", Endpoint)
 
-RUN_BYTES, RUNSYNC_BYTES = 10 * 2**20, 20 * 2**20  # of a request's body
+RUN_BYTES, RUNSYNC_BYTES = 10 * 2**20, 20 * 2**20  # maximum size of a request's body
 _WAIT_MS = (1_000, 90_000, 300_000)  # least, default, most
-_STREAM_SECONDS = 5.0  # that a /stream with nothing to tell is held; the SDK's client gives up after ten
+_STREAM_SECONDS = 5.0  # how long /stream waits for output; the SDK's client times out after ten
 
 
 def add_client_routes(app: web.Application) -> None:
-    """Under /v2/<any id>, and without it, as the SDK's own test server has them."""
+    """Add the routes under /v2/<any id>, and without this prefix, as in the SDK's own test server."""
     for prefix in ("/v2/{endpoint}", ""):
         for path, handler in (
             ("/run", run),
@@ -43,7 +43,7 @@ async def run(http: web.Request) -> web.Response:
 
 
 async def runsync(http: web.Request) -> web.Response:
-    """The result, or where the job stands when the wait is over. A client that leaves does not stop it."""
+    """Return the result, or the job's status after the wait. The job goes on if the client disconnects."""
     wait = query_number(http, "wait", _WAIT_MS, " milliseconds")
     endpoint = http.app[ENDPOINT]
     job = endpoint.submit(new_job(*await _request(http, RUNSYNC_BYTES), is_sync=True))
@@ -52,7 +52,7 @@ async def runsync(http: web.Request) -> web.Response:
 
 
 async def status(http: web.Request) -> web.Response:
-    """`?ttl=` keeps the result that many milliseconds from now."""
+    """Return the job's status. `?ttl=` keeps the result for that many milliseconds from now."""
     job = _job(http)
     if "ttl" in http.query:
         job.kept_until = time.time() + query_number(http, "ttl", TTL_MS, " milliseconds") / 1000
@@ -60,9 +60,9 @@ async def status(http: web.Request) -> web.Response:
 
 
 async def stream(http: web.Request) -> web.StreamResponse:
-    """The outputs that were streamed since the last call. Over when the job has ended and there are none.
+    """Return the outputs streamed since the last call. The stream is over when the job has ended and none are left.
 
-    What a client that leaves has not read to the end is there for the next call.
+    Outputs that a client did not read completely before it disconnected are returned by the next call.
     """
     job = _job(http)
     endpoint = http.app[ENDPOINT]
@@ -103,7 +103,7 @@ async def health(http: web.Request) -> web.Response:
 
 
 def _promise(http: web.Request, jobs: list[Job], body: dict[str, Any]) -> web.Response:
-    """The answer to what has been done, as a 507 where another process would not know of it."""
+    """The response to a change of jobs: a 507 if the change is not stored, so that a restart would lose it."""
     if all(http.app[ENDPOINT].is_stored(job) for job in jobs):
         return answer(body)
     return answer({**body, "error": "this is done, but cannot be stored yet: a restart now would undo it"}, 507)
@@ -114,7 +114,7 @@ def answer(body: Any, status: int = 200) -> web.Response:
 
 
 async def read_json(http: web.Request, limit: int) -> tuple[Any, int]:
-    """The body, None where there is none, and its bytes. Numbers and text are kept as they came.
+    """Read the body (None if it is empty) and its size in bytes. Numbers and text are preserved exactly.
 
     Raises PlatformError 400 or 413.
     """
@@ -132,7 +132,7 @@ async def read_json(http: web.Request, limit: int) -> tuple[Any, int]:
 
 
 async def _request(http: web.Request, limit: int) -> tuple[Any, int]:
-    """The body of a /run and its bytes; a GET may bring its input as JSON in the query instead."""
+    """Read the body of a /run and its size in bytes. A GET may have its input as JSON in the query instead."""
     body, size = await read_json(http, limit)
     if body is None and "input" in http.query:
         text = http.query["input"]
@@ -148,7 +148,7 @@ def _job(http: web.Request) -> Job:
 
 
 def query_number(http: web.Request, name: str, limits: tuple[int, int, int], unit: str = "") -> int:
-    """A number in the query; `limits` are least, default and most. Raises PlatformError 400."""
+    """A number in the query; `limits` are the least, default and largest value. Raises PlatformError 400."""
     least, default, most = limits
     text = http.query.get(name, str(default))
     is_number = text.isascii() and text.isdigit() and len(text) <= len(str(most))

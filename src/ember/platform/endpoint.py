@@ -1,7 +1,7 @@
-"""The endpoint: jobs come in from clients, workers take them, stream and report, and time takes its toll.
+"""The endpoint: its jobs, its queue and its workers, including timeouts and lost workers.
 
-Everything happens on one event loop, so nothing is locked. Whoever waits for a job waits for `job.changed`; workers
-without one wait for `_arrived`, and for `_told` when they ask which jobs to stop.
+Everything runs on one event loop, so there are no locks. Clients wait for a job's event `changed`. Workers wait for
+`_arrived` (a new job) and `_told` (a job to stop).
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from ember.platform.store import Store
 log = logging.getLogger(__name__)
 
 RESULT_SECONDS = {False: 1800.0, True: 60.0}  # how long results are kept, of /run and of /runsync
-TAKE_BYTES = 32 * 2**20  # of the requests of jobs that are handed out together
-MAX_RETRIES = 2  # of a job whose worker went silent
-SILENT_SECONDS = 60.0  # after which a worker that used to ping is gone
-FORGET_SECONDS = 300.0  # after which it is no longer counted
+TAKE_BYTES = 32 * 2**20  # maximum size of the requests of jobs that are handed out together
+MAX_RETRIES = 2  # for a job whose worker was lost
+SILENT_SECONDS = 60.0  # silence after which a worker that has pinged counts as lost
+FORGET_SECONDS = 300.0  # silence after which a worker is no longer listed
 
 
 @dataclass(slots=True)
 class WorkerSeen:
-    """A worker as its calls show it; times on the clock of `time.time()`."""
+    """What is known of a worker from its calls. Times are those of `time.time()`."""
 
     id: str
     last_call: float
@@ -58,14 +58,14 @@ class Endpoint:
         self.counts = {"completed": 0, "failed": 0, "retried": 0}
         self._keeper = Keeper(store)
         self._on_final = on_final
-        self._queues: tuple[deque[Job], deque[Job]] = (deque(), deque())  # ordinary ones, and those of low priority
+        self._queues: tuple[deque[Job], deque[Job]] = (deque(), deque())  # jobs of ordinary and of low priority
         self._arrived = asyncio.Event()
         self._told = asyncio.Event()
         for job in store.load():
             self._restore(job)
 
     def _restore(self, job: Job) -> None:
-        """A job of an earlier run. One in progress goes on: its worker may not have noticed that we were away."""
+        """Add a job from the store. A job in progress stays so: its worker may not have noticed the restart."""
         self.jobs[job.id] = job
         if job.status == IN_QUEUE:
             self._queues[job.policy.low_priority].append(job)
@@ -79,33 +79,33 @@ class Endpoint:
     # ------------------------------------------------------------------ for clients
 
     def submit(self, job: Job) -> Job:
-        """Raises PlatformError 507 where the job cannot be stored."""
+        """Store and enqueue a new job. Raises PlatformError 507 if it cannot be stored."""
         self._keeper.add(job)
         self.jobs[job.id] = job
         self._enqueue(job)
         return job
 
     def get(self, job_id: str) -> Job:
-        """Raises PlatformError 404."""
+        """The job with this id. Raises PlatformError 404."""
         job = self.jobs.get(job_id)
         if job is None:
-            raise PlatformError(404, f"the job {job_id[:100]} does not exist; results are kept for a while only")
+            raise PlatformError(404, f"the job {job_id[:100]} does not exist; results are kept for a limited time")
         return job
 
     async def wait_final(self, job: Job, seconds: float) -> None:
-        """Until it has ended, or that long."""
+        """Wait until the job has ended, at most `seconds`."""
         deadline = time.monotonic() + seconds
         while not job.is_final and await _wait(job.changed, deadline):
             pass
 
     async def wait_chunks(self, job: Job, seconds: float) -> None:
-        """Until there is something to stream, the job has ended, or that long."""
+        """Wait until the job has unread streamed outputs or has ended, at most `seconds`."""
         deadline = time.monotonic() + seconds
         while not (job.chunks or job.is_final) and await _wait(job.changed, deadline):
             pass
 
     def take_chunks(self, job: Job) -> list[Any]:
-        """The streamed outputs that nobody has had yet."""
+        """Remove and return the streamed outputs that no client has read."""
         chunks = list(job.chunks)
         job.chunks.clear()
         if chunks:
@@ -113,25 +113,26 @@ class Endpoint:
         return chunks
 
     def put_chunks_back(self, job: Job, chunks: list[Any], retries: int) -> None:
-        """Outputs that did not reach whoever took them, when the job had been tried again so often."""
+        """Put back outputs that did not reach a client. `retries`: the job's retries when they were taken; after a
+        further retry they are outdated and dropped."""
         if job.retries == retries and job.id in self.jobs:
             job.chunks.extendleft(reversed(chunks))
             self._keeper.save_later(job)
             job.notify()
 
     def cancel(self, job: Job) -> None:
-        """The job is over at once, and its worker hears of it. Nothing happens to one that has ended."""
+        """End a job at once and tell its worker to stop. A job that has ended is not changed."""
         if not job.is_final:
             self._stop(job, CANCELLED)
 
     def retry(self, job: Job) -> None:
         """Run a job again under its id. Raises PlatformError 400 unless it has failed or timed out."""
         if job.status not in (FAILED, TIMED_OUT):
-            raise PlatformError(400, f"only jobs that are FAILED or TIMED_OUT can be tried again; this is {job.status}")
+            raise PlatformError(400, f"only FAILED or TIMED_OUT jobs can be retried; this one is {job.status}")
         self._requeue(job)
 
     def purge(self) -> list[Job]:
-        """Drop what waits, and return it."""
+        """Cancel the queued jobs and return them."""
         waiting = [job for queue in self._queues for job in queue]
         with self._keeper.together():
             for job in waiting:
@@ -139,7 +140,7 @@ class Endpoint:
         return waiting
 
     def is_stored(self, job: Job) -> bool:
-        """Whether a new process would find the job as it is; one that is not yet stored is written if it can be."""
+        """Whether the job's state is in the store. A state that is not is written now, if possible."""
         return self._keeper.is_stored(job)
 
     def health(self) -> dict[str, Any]:
@@ -166,7 +167,7 @@ class Endpoint:
     # ------------------------------------------------------------------ for workers
 
     async def take(self, worker_id: str, count: int, seconds: float, is_gone: Callable[[], bool]) -> list[Job]:
-        """Up to `count` jobs, as soon as there is one, or none after that long. `is_gone` says that nobody listens."""
+        """Wait at most `seconds` for a job and return up to `count`. `is_gone`: whether the worker has disconnected."""
         self._worker(worker_id)
         deadline = time.monotonic() + seconds
         while not any(self._queues):
@@ -185,7 +186,7 @@ class Endpoint:
         return taken
 
     def put_back(self, jobs: list[Job]) -> None:
-        """Jobs that were on their way to a worker that had gone."""
+        """Requeue jobs that did not reach their worker, because it disconnected."""
         with self._keeper.together():
             for job in jobs:
                 if job.status == IN_PROGRESS:
@@ -195,7 +196,7 @@ class Endpoint:
                     self._enqueue(job, first=True)
 
     async def stops(self, worker_id: str, seconds: float) -> list[str]:
-        """The jobs that a worker is to stop, as soon as there is one, or none after that long."""
+        """Wait at most `seconds` for a job that the worker has to stop, and return the ids of all of them."""
         deadline = time.monotonic() + seconds
         while not self._worker(worker_id).to_stop:
             if not await _wait(self._told, deadline):
@@ -205,7 +206,7 @@ class Endpoint:
         return ids
 
     def stream(self, worker_id: str, job_id: str, output: Any) -> None:
-        """A piece of a job's output. Of a job that is no longer this worker's it is dropped."""
+        """Add a streamed output to a job. It is dropped if the job is no longer this worker's."""
         job = self._running(worker_id, job_id)
         if job is None:
             return
@@ -216,7 +217,7 @@ class Endpoint:
         job.notify()
 
     def progress(self, worker_id: str, job_id: str, output: Any) -> None:
-        """What a job says of itself while it runs; /status shows it."""
+        """Set the progress of a running job, which /status shows."""
         job = self._running(worker_id, job_id)
         if job is not None:
             job.output = output
@@ -224,14 +225,14 @@ class Endpoint:
             job.notify()
 
     def done(self, worker_id: str, job_id: str, output: Any, error: Any) -> None:
-        """A job's result. Of a job that is no longer this worker's it is dropped."""
+        """End a job with its result. The result is dropped if the job is no longer this worker's."""
         job = self._running(worker_id, job_id)
         if job is not None:
             job.output, job.error = output, error
             self._finish(job, FAILED if error else COMPLETED)
 
     def refuse(self, worker_id: str, job_id: str, reason: str) -> None:
-        """A report that is not taken: its job fails, and its worker hears that it need not go on."""
+        """Fail a job because a report of it was refused, and tell its worker to stop."""
         job = self._running(worker_id, job_id) if job_id in self.jobs else None
         if job is not None:
             job.error = reason
@@ -241,14 +242,14 @@ class Endpoint:
         worker = self._worker(worker_id)
         worker.last_ping = worker.last_call
         if unhealthy is not None and worker.unhealthy != unhealthy:
-            log.warning("worker %s says that it is unhealthy: %s", worker_id, unhealthy)
+            log.warning("worker %s reports that it is unhealthy: %s", worker_id, unhealthy)
         worker.unhealthy = unhealthy
 
     # ------------------------------------------------------------------ time
 
     def sweep(self, now: float) -> None:
-        """What time does: jobs run out of theirs, workers fall silent, results are forgotten, and what the store could
-        not take is written. `now` is time.time()."""
+        """Periodic work: end jobs past their time limit, requeue jobs of lost workers, delete old results, and retry
+        failed writes to the store. `now` is time.time()."""
         with self._keeper.together():
             self._age(now)
         self._keeper.catch_up()
@@ -271,9 +272,9 @@ class Endpoint:
                 del self.workers[worker.id]
 
     def _bury(self, worker: WorkerSeen) -> None:
-        """Its jobs are run by others, or fail: when that has happened too often, or when they had begun to stream."""
+        """Requeue the jobs of a lost worker. Jobs with too many retries or with streamed output fail instead."""
         for job in [self.jobs[job_id] for job_id in worker.jobs if job_id in self.jobs]:
-            log.warning("worker %s has gone silent with job %s", worker.id, job.id)
+            log.warning("worker %s stopped pinging while it ran job %s", worker.id, job.id)
             if job.retries < MAX_RETRIES and job.num_streamed == 0:
                 self._requeue(job)
             else:
@@ -291,8 +292,11 @@ class Endpoint:
         return worker
 
     def _running(self, worker_id: str, job_id: str) -> Job | None:
-        """The job, if this worker runs it. One that waits although a worker reports of it was handed out when the store
-        could not be written, before a restart: it is that worker's. Raises PlatformError 404 for a job nobody knows."""
+        """The job if this worker runs it, else None. Raises PlatformError 404 for an unknown job.
+
+        A queued job that a worker reports was handed out before a restart, while the store could not be written. It
+        becomes that worker's job.
+        """
         worker = self._worker(worker_id)
         job = self.get(job_id)
         if job.status == IN_QUEUE and job.retries == 0:
@@ -305,13 +309,13 @@ class Endpoint:
         job.started = time.time()
         job.worker = worker.id
         worker.jobs.add(job.id)
-        if job.id in worker.to_stop:  # of an earlier try
+        if job.id in worker.to_stop:  # from an earlier attempt
             worker.to_stop.remove(job.id)
         self._keeper.save(job)
         job.notify()
 
     def _next(self, max_size: int | None) -> Job | None:
-        """The job whose turn it is, unless it is larger than that."""
+        """Remove and return the next job of the queue, unless its request is larger than `max_size` bytes."""
         queue = next((queue for queue in self._queues if queue), None)
         if queue is None or (max_size is not None and queue[0].size > max_size):
             return None
@@ -335,7 +339,7 @@ class Endpoint:
         self._enqueue(job)
 
     def _stop(self, job: Job, status: str) -> None:
-        """End a job from our side."""
+        """End a job and tell its worker to stop."""
         if job.status == IN_PROGRESS and job.worker in self.workers:
             self.workers[job.worker].to_stop.append(job.id)
             self._told.set()
@@ -366,7 +370,7 @@ class Endpoint:
 
 
 async def _wait(event: asyncio.Event, deadline: float) -> bool:
-    """Whether the event came before the deadline, on the clock of `time.monotonic()`."""
+    """Wait for an event. Returns whether it was set before the deadline, a time of `time.monotonic()`."""
     left = deadline - time.monotonic()
     if left <= 0:
         return False

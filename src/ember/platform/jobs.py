@@ -1,4 +1,4 @@
-"""A job and what clients may see of it."""
+"""A job: reading its request, its state, and its body for clients and workers."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ EXECUTION_TIMEOUT_MS = (5_000, 600_000, 604_800_000)  # least, default, most
 TTL_MS = (10_000, 86_400_000, 604_800_000)
 _POLICY = ("executionTimeout", "lowPriority", "ttl")
 _REQUEST = frozenset({"input", "webhook", "policy", "s3Config"})
-_MAX_NAMES = 100  # of unknown fields that are told of
-MAX_CHUNK_BYTES = 1_000_000  # of a streamed output; a larger one reaches clients in parts
+_MAX_NAMES = 100  # unknown fields that are logged
+MAX_CHUNK_BYTES = 1_000_000  # of a streamed output; a larger one is split
 _MAX_URL_CHARS = 8_000
-_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")  # of a host's name, as the DNS has it
+_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")  # a label of a DNS name
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _named: set[str] = set()
 
 
 class PlatformError(Exception):
-    """An answer that is an error: `{"error": message}` with an HTTP status."""
+    """An error response: `{"error": message}` with an HTTP status."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -43,7 +43,7 @@ class PlatformError(Exception):
 
 @dataclass(frozen=True)
 class Policy:
-    """What a request may ask of the queue, in seconds."""
+    """A request's policy. Times are in seconds."""
 
     execution_timeout: float = EXECUTION_TIMEOUT_MS[1] / 1000
     ttl: float = TTL_MS[1] / 1000
@@ -51,15 +51,15 @@ class Policy:
 
     @classmethod
     def read(cls, given: Any) -> Policy:
-        """From a request's `policy`, in milliseconds. Raises PlatformError 400."""
+        """Read a request's `policy`, whose times are in milliseconds. Raises PlatformError 400."""
         if given is None:
             return cls()
         if not isinstance(given, dict):
             raise PlatformError(400, "policy must be an object")
         unknown = next((name for name in given if name not in _POLICY), None)
-        if unknown is not None:  # one that is misspelt would leave a limit where nobody wants it
+        if unknown is not None:  # a misspelt field would leave a default limit in effect
             known = f"{', '.join(_POLICY[:-1])} and {_POLICY[-1]}"
-            raise PlatformError(400, f"policy.{unknown[:40]} is not known; it may hold {known}")
+            raise PlatformError(400, f"policy.{unknown[:40]} is unknown; allowed are {known}")
         low_priority = given.get("lowPriority", False)
         if not isinstance(low_priority, bool):
             raise PlatformError(400, "policy.lowPriority must be true or false")
@@ -78,13 +78,13 @@ def _seconds(given: dict[str, Any], name: str, limits: tuple[int, int, int]) -> 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One job's life. Times are seconds since the epoch; `changed` is replaced whenever something happens to it."""
+    """A job. Times are seconds since the epoch. `changed` is set, and replaced by a new event, at every change."""
 
     id: str
     input: Any
     policy: Policy = field(default_factory=Policy)
     webhook: str | None = None
-    extra: dict[str, Any] = field(default_factory=dict)  # keys of the request that are handed to the worker as they are
+    extra: dict[str, Any] = field(default_factory=dict)  # other keys of the request, passed to the worker
     is_sync: bool = False
     status: str = IN_QUEUE
     created: float = field(default_factory=time.time)
@@ -94,10 +94,10 @@ class Job:
     output: Any = None
     error: Any = None
     retries: int = 0
-    chunks: deque[Any] = field(default_factory=deque)  # streamed outputs that no client has had yet
+    chunks: deque[Any] = field(default_factory=deque)  # streamed outputs that no client has read
     num_streamed: int = 0  # streamed outputs in all
-    size: int = 0  # bytes of its request
-    kept_until: float | None = None  # as a client has asked for
+    size: int = 0  # of its request, in bytes
+    kept_until: float | None = None  # set by a client's `ttl`
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -106,7 +106,7 @@ class Job:
 
     @property
     def num_taken(self) -> int:
-        """Streamed outputs that clients have had."""
+        """The number of streamed outputs that clients have read."""
         return self.num_streamed - len(self.chunks)
 
     def notify(self) -> None:
@@ -114,7 +114,7 @@ class Job:
         self.changed = asyncio.Event()
 
     def body(self) -> dict[str, Any]:
-        """As /status and webhooks show it; delay and execution times in milliseconds."""
+        """The job's body in /status and webhooks, with delay and execution times in milliseconds."""
         body: dict[str, Any] = {"id": self.id, "status": self.status}
         if self.started is not None:
             body["delayTime"] = _ms(self.started - self.created)
@@ -134,7 +134,7 @@ class Job:
         return {**self.extra, "id": self.id, "input": self.input, **({"webhook": self.webhook} if self.webhook else {})}
 
     def reset(self) -> None:
-        """Back to the queue, as if it were new."""
+        """Reset the job to the state of a new one."""
         self.status = IN_QUEUE
         self.started = self.ended = self.worker = self.output = self.error = None
         self.chunks.clear()
@@ -142,12 +142,12 @@ class Job:
 
 
 def new_id(is_sync: bool) -> str:
-    """In the form of the platform's: its region is at the end, and jobs of /runsync say so."""
+    """A new id in the platform's form: with a region at its end, and for jobs of /runsync the prefix sync-."""
     return f"{'sync-' if is_sync else ''}{uuid.uuid4()}-u1"
 
 
 def new_job(request: Any, size: int, is_sync: bool) -> Job:
-    """From the body of /run or /runsync. Raises PlatformError 400."""
+    """Make a job from the body of /run or /runsync. Raises PlatformError 400."""
     if not isinstance(request, dict):
         raise PlatformError(400, "the request body must be a JSON object with an `input`")
     if request.get("input") is None:
@@ -172,7 +172,7 @@ def new_job(request: Any, size: int, is_sync: bool) -> Job:
 
 
 def is_webhook(url: Any) -> bool:
-    """Whether it can be called. Line breaks and halves of surrogate pairs are no part of any URL."""
+    """Whether a webhook is an http or https URL with a host, without line breaks or unpaired surrogates."""
     if not isinstance(url, str) or len(url) > _MAX_URL_CHARS or not url.isprintable() or " " in url or "\\" in url:
         return False
     try:
@@ -188,7 +188,7 @@ def is_webhook(url: Any) -> bool:
 
 
 def webhook_host(url: str) -> str:
-    """All that may be said of a webhook: the rest of its URL holds secrets."""
+    """The host of a webhook, for the log. The rest of the URL may contain secrets."""
     try:
         return URL(url).host or "?"
     except ValueError:
@@ -196,16 +196,16 @@ def webhook_host(url: str) -> str:
 
 
 def _name_ignored(request: dict[str, Any]) -> None:
-    """Log the request's fields that are not known; each name once."""
+    """Log the unknown fields of a request, each name once."""
     for name in request.keys() - _REQUEST:
         shown = ascii(name[:40])
         if shown not in _named and len(_named) < _MAX_NAMES:
             _named.add(shown)
-            log.warning("the field %s of a job is not known and has no effect (said once per name)", shown)
+            log.warning("the field %s of a job is unknown and has no effect (logged once per name)", shown)
 
 
 def split_chunk(output: Any) -> list[Any]:
-    """A streamed output in parts of at most MAX_CHUNK_BYTES. Only text can be split; the rest stays as it is."""
+    """Split a streamed output into parts of at most MAX_CHUNK_BYTES. Only text is split."""
     if not isinstance(output, str) or len(output) * 4 <= MAX_CHUNK_BYTES:
         return [output]
     data = output.encode("utf-8", "surrogatepass")
@@ -215,7 +215,7 @@ def split_chunk(output: Any) -> list[Any]:
     start = 0
     while start < len(data):
         end = min(start + MAX_CHUNK_BYTES, len(data))
-        while end < len(data) and data[end] & 0xC0 == 0x80:  # not inside a character
+        while end < len(data) and data[end] & 0xC0 == 0x80:  # do not split a character
             end -= 1
         parts.append(data[start:end].decode("utf-8", "surrogatepass"))
         start = end

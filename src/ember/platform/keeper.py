@@ -1,7 +1,7 @@
-"""Keeps a store as the endpoint's jobs are, also one that fails for a while (a full disk): nothing waits for a store.
+"""Keeps the store in sync with the endpoint's jobs, also across failures of the store (a full disk).
 
-What could not be written is written whole as soon as it can be. Until then no answer promises it: a new job is refused,
-and whoever ends a job hears that this is not stored yet (`is_stored`).
+Nothing waits for a failing store. Failed writes are repeated as soon as possible. Until then no response promises them:
+a new job is refused, and the end of a job is answered with an error (`is_stored`).
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from ember.platform.store import Store
 
 log = logging.getLogger(__name__)
 
-_ALL = 2**62  # more than any number of a streamed output
+_ALL = 2**62  # larger than the number of any streamed output
 
 
 class Keeper:
-    """What the endpoint tells of its jobs; of these calls only `add` raises."""
+    """Writes the endpoint's changes of jobs to the store. Only `add` raises."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._late: dict[str, Job] = {}  # as they are, to be written
-        self._gone: set[str] = set()  # to be deleted
+        self._late: dict[str, Job] = {}  # jobs whose state has still to be written
+        self._gone: set[str] = set()  # ids of jobs that have still to be deleted
         self._is_failing = False
-        self._held: dict[str, Job] | None = None  # what `together` will write
+        self._held: dict[str, Job] | None = None  # jobs that `together` will write
 
     def add(self, job: Job) -> None:
-        """A new job. Raises PlatformError 507 where it cannot be written."""
+        """Write a new job. Raises PlatformError 507 if it cannot be written."""
         try:
             self._store.save(job)
         except Exception as error:
-            log.error("a job was refused, as it cannot be stored: %s", error)
+            log.error("a job was refused because it cannot be stored: %s", error)
             raise PlatformError(507, f"the job cannot be stored: {error}") from None
 
     def save(self, job: Job) -> None:
@@ -44,7 +44,7 @@ class Keeper:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Collects what is saved inside the block and writes it once at the end, as each write waits for the disk."""
+        """Collect the jobs saved inside the block and write them at its end, since each write waits for the disk."""
         self._held = {}
         try:
             yield
@@ -54,19 +54,19 @@ class Keeper:
                 self._save(jobs)
 
     def is_stored(self, job: Job) -> bool:
-        """Whether a new process would find the job as it is; what is late is tried once more."""
+        """Whether the job's state is in the store. A state that is not is written now, if possible."""
         return job.id not in self._late or self._write(job)
 
     def add_chunk(self, job: Job) -> None:
-        """The last of the job's streamed outputs is new."""
+        """Write the last of the job's streamed outputs."""
         self._try(job, lambda: self._store.add_chunk(job, job.num_streamed - 1, job.chunks[-1]))
 
     def drop_chunks(self, job: Job) -> None:
-        """Clients have had all streamed outputs but those that are still in the job."""
+        """Delete the streamed outputs that clients have read: all but those still in the job."""
         self._try(job, lambda: self._store.drop_chunks(job, job.num_taken))
 
     def save_later(self, job: Job) -> None:
-        """The job and its streamed outputs, with the next `catch_up`."""
+        """Write the job and its streamed outputs at the next `catch_up`."""
         self._late[job.id] = job
 
     def delete(self, job: Job) -> None:
@@ -77,11 +77,11 @@ class Keeper:
         self._delete(job.id)
 
     def catch_up(self) -> None:
-        """Write what could not be written before."""
+        """Repeat the writes that failed before."""
         is_written = all(self._write(job) for job in list(self._late.values()))
         is_written = is_written and all(self._delete(job_id) for job_id in list(self._gone))
         if is_written and self._is_failing:
-            log.info("the store is complete again")
+            log.info("the store works again and is complete")
             self._is_failing = False
 
     def _save(self, jobs: Sequence[Job]) -> None:
@@ -93,7 +93,7 @@ class Keeper:
             self._late.update({job.id: job for job in ready})
 
     def _try(self, job: Job, write: Callable[[], None]) -> None:
-        if job.id in self._late:  # in its turn, with all that is missing
+        if job.id in self._late:  # `catch_up` writes the whole job
             return
         try:
             write()
@@ -124,5 +124,5 @@ class Keeper:
 
     def _say(self, error: Exception) -> None:
         level = logging.DEBUG if self._is_failing else logging.ERROR
-        log.log(level, "the store cannot be written: %s", error)
+        log.log(level, "a write to the store failed and will be repeated: %s", error)
         self._is_failing = True

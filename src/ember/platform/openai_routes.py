@@ -1,7 +1,7 @@
-"""/v2/<id>/openai/*: an OpenAI client's request becomes a job, and the job's output its answer.
+"""/v2/<id>/openai/*: an OpenAI client's request becomes a job, and the job's output becomes the response.
 
-A streamed answer is the concatenation of the texts that the worker streams, as they come. A job that fails before that
-is a 500, whatever its error says: on a queue the worker cannot choose the status. A client that leaves cancels its job.
+A streamed response is the concatenation of the texts that the worker streams. A job that fails before it streams is a
+500 with the worker's error: on a queue a worker cannot choose the status. A client that disconnects cancels its job.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ember.platform.endpoint import Endpoint
 from ember.platform.jobs import COMPLETED, Job, PlatformError, new_id
 from ember.untrusted_json import UntrustedJsonError, loads
 
-_PATH = "/openai/{path:(?s:.+)}"  # line breaks too, which are spelt %0A
+_PATH = "/openai/{path:(?s:.+)}"  # (?s): a path may contain line breaks, as %0A
 _SSE_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 
 
@@ -31,7 +31,7 @@ def add_openai_routes(app: web.Application) -> None:
 async def openai(http: web.Request) -> web.StreamResponse:
     body, size = None, 0
     if http.method == "POST":
-        if http.content_type not in ("application/json", "application/octet-stream"):  # the latter: none was given
+        if http.content_type not in ("application/json", "application/octet-stream"):  # octet-stream: none given
             raise PlatformError(415, f"a queue carries JSON bodies only, not {http.content_type}")
         body, size = await read_json(http, RUNSYNC_BYTES)
     job_input: dict[str, Any] = {"openai_route": "/" + http.match_info["path"]}
@@ -53,7 +53,7 @@ def _whole(job: Job) -> web.Response:
     if job.status != COMPLETED:
         return answer({"error": _error(job)}, 500)
     output = job.output
-    if isinstance(output, list) and len(output) == 1:  # what a generator yields comes as a list
+    if isinstance(output, list) and len(output) == 1:  # the outputs of a generator are a list
         output = output[0]
     return answer(output)
 
@@ -77,7 +77,7 @@ async def _streamed(http: web.Request, endpoint: Endpoint, job: Job) -> web.Stre
 
 
 def _event(output: Any) -> str:
-    """Text goes out as it is; a worker that streams objects has them made into events."""
+    """A streamed output as text. Text is passed on; an object becomes an SSE event."""
     if isinstance(output, str):
         return output
     parts = output if isinstance(output, list) else [output]
@@ -85,7 +85,7 @@ def _event(output: Any) -> str:
 
 
 def _error(job: Job) -> Any:
-    """The job's error as an object: workers report text, which may be an object in JSON."""
+    """The job's error as an object. Workers report text, which may be a JSON object."""
     error = job.error if job.error is not None else f"the job is {job.status}"
     if isinstance(error, str):
         try:

@@ -1,4 +1,4 @@
-"""`ember platform`: the endpoint behind HTTP, by itself or beside a worker in the same process."""
+"""`ember platform`: the endpoint's HTTP server, alone or with a worker in the same process."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from ember.platform.worker_routes import MAX_BODY_BYTES, POLL_SECONDS, add_worke
 
 log = logging.getLogger(__name__)
 
-LOCAL = "LOCAL"  # the endpoint's id in what we print; any other reaches it too
+LOCAL = "LOCAL"  # the endpoint's id in printed URLs; any other id works too
 SWEEP_SECONDS = 1.0
 _CLOSE_SECONDS = 1.0
-_MAX_LINE_BYTES = 2**17  # of a request's first line: a ping names the jobs under way there, up to 64 KB of ids
+_MAX_LINE_BYTES = 2**17  # of a request line: that of a ping has the ids of running jobs, up to 64 KB
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Platform:
-    """One endpoint and its server. `keys` are asked of clients and workers alike; none = everybody may come, but
-    for web pages from elsewhere."""
+    """One endpoint and its server. `keys`: one is required of clients and workers. Without keys all requests are served
+    except those of web pages of another origin."""
 
     def __init__(self, store: Store, keys: Sequence[str] = (), poll_seconds: float = 25.0) -> None:
         self._store = store
@@ -55,12 +55,12 @@ class Platform:
         self.url = ""
 
     async def start(self, host: str, port: int) -> None:
-        """Raises OSError where it cannot listen."""
+        """Start to listen. Raises OSError if the address cannot be bound."""
         self._access = Access(self._keys, host)
         self._runner = web.AppRunner(
             self._app,
             access_log=None,
-            handler_cancellation=True,  # a client that leaves a stream cancels its job
+            handler_cancellation=True,  # a client that disconnects from a stream cancels its job
             shutdown_timeout=_CLOSE_SECONDS,
             max_line_size=_MAX_LINE_BYTES,
             logger=_http_log(),
@@ -90,7 +90,7 @@ class Platform:
             try:
                 self.endpoint.sweep(time.time())
             except Exception:
-                log.exception("the platform's clock failed once")
+                log.exception("the platform's periodic work failed; it will run again")
 
     @web.middleware
     async def _guard(self, http: web.Request, handler: Handler) -> web.StreamResponse:
@@ -104,7 +104,7 @@ class Platform:
             return answer({"error": error.reason}, error.status)
         except web.RequestPayloadError as error:
             return answer({"error": " ".join(f"the request body cannot be read: {error}".split())}, 400)
-        except ConnectionError:  # nobody is there to be told
+        except ConnectionError:  # the client has disconnected
             raise
         except Exception:
             log.exception("%r %r failed", http.method[:20], http.path[:200])
@@ -112,7 +112,7 @@ class Platform:
 
 
 def _http_log() -> logging.Logger:
-    """The log of the HTTP library, without what clients get wrong: it prints whole header lines, keys included."""
+    """The HTTP library's logger, without records about malformed requests: they contain header lines with keys."""
     http_log = logging.getLogger(f"{__name__}.http")
     http_log.addFilter(_is_ours)
     return http_log
@@ -121,13 +121,13 @@ def _http_log() -> logging.Logger:
 def _is_ours(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, (HttpProcessingError, web.RequestPayloadError, ConnectionError)):
-        log.debug("a request cannot be read: %s", type(error).__name__)
+        log.debug("a malformed request was refused: %s", type(error).__name__)
         return False
     return True
 
 
 def worker_environment(url: str, worker_id: str, key: str | None = None) -> dict[str, str]:
-    """The variables with which a platform at `url` starts a worker."""
+    """The environment variables of a worker for a platform at `url`."""
     base = f"{url.rstrip('/')}/v2/{LOCAL}"
     return {
         "RUNPOD_WEBHOOK_GET_JOB": f"{base}/job-take/$ID?gpu=local",
@@ -146,7 +146,7 @@ def new_worker_id() -> str:
 
 
 def serve(store: Store, host: str, port: int, keys: Sequence[str]) -> int:
-    """Run until SIGTERM or SIGINT. Returns the exit code."""
+    """Run the platform until SIGTERM or SIGINT. Returns the exit status."""
     return asyncio.run(_serve(Platform(store, keys), host, port))
 
 
@@ -171,7 +171,7 @@ async def _serve(platform: Platform, host: str, port: int) -> int:
 
 
 class PlatformThread:
-    """The platform beside a worker, which needs the main thread for its signals."""
+    """The platform in a thread, for a worker in the main thread, which handles signals there."""
 
     def __init__(self, store: Store, host: str, port: int, keys: Sequence[str]) -> None:
         self._arguments = (store, host, port, keys)
@@ -182,7 +182,7 @@ class PlatformThread:
         self.url = ""
 
     def start(self) -> None:
-        """Raises OSError where it cannot listen."""
+        """Start to listen. Raises OSError if the address cannot be bound."""
         self._thread.start()
         self._started.wait()
         if self._error is not None:

@@ -1,4 +1,4 @@
-"""Where jobs and results are kept: nowhere but in memory, or in a SQLite file that outlives the process."""
+"""The stores of jobs and results: memory only, or a SQLite file that survives the process."""
 
 from __future__ import annotations
 
@@ -38,31 +38,30 @@ _JSON = ("input", "policy", "extra", "output", "error")
 
 
 class StoreError(Exception):
-    """The store cannot be used; one line for the person who named it."""
+    """The store cannot be used. The message is one line."""
 
 
 class Store(Protocol):
-    """What the endpoint tells of its jobs. Called on the event loop, so every call must be short; one that raises has
-    done nothing."""
+    """A store of jobs. It is called on the event loop, so calls must be short. A call that raises changed nothing."""
 
     def load(self) -> list[Job]:
         """All jobs, oldest first."""
 
     def save(self, *jobs: Job) -> None:
-        """All of them or none. They are on the disk when this returns."""
+        """Write all of the jobs or none. They are on the disk when this returns."""
 
     def add_chunk(self, job: Job, number: int, output: Any) -> None:
-        """Numbers count from 0 and go on after a restart, whatever clients have had in between."""
+        """Write a streamed output. Numbers count from 0 over the whole life of a job, also across restarts."""
 
     def drop_chunks(self, job: Job, before: int) -> None:
-        """Clients have had all streamed outputs whose number is less."""
+        """Delete the streamed outputs whose number is less than `before`, which clients have read."""
 
     def delete(self, job_id: str) -> None: ...
     def close(self) -> None: ...
 
 
 def open_store(spec: str) -> Store:
-    """`memory` or `sqlite:FILE`. Raises StoreError."""
+    """Open the store `memory` or `sqlite:FILE`. Raises StoreError."""
     if spec == "memory":
         return MemoryStore()
     kind, _, path = spec.partition(":")
@@ -72,7 +71,7 @@ def open_store(spec: str) -> Store:
 
 
 class MemoryStore:
-    """Keeps nothing: the endpoint has its jobs at hand."""
+    """A store that keeps nothing: the endpoint's jobs are in memory anyway."""
 
     def load(self) -> list[Job]:
         return []
@@ -94,10 +93,11 @@ class MemoryStore:
 
 
 class SqliteStore:
-    """One row for each job and one for each streamed output that no client has had.
+    """One row for each job and one for each streamed output that no client has read.
 
-    The log is written ahead. It is forced to the disk for jobs, which takes milliseconds, and not for streamed outputs,
-    which take tens of microseconds: a crash of the machine, not of the process, may lose the last of those."""
+    SQLite's write-ahead log is synced to the disk for jobs, which takes milliseconds. It is not synced for streamed
+    outputs, which take tens of microseconds: a crash of the machine, not of the process, may lose the last of them.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
@@ -113,7 +113,7 @@ class SqliteStore:
         except sqlite3.Error as error:
             raise StoreError(f"sqlite:{path} cannot be used: {error}") from None
         if found != set(_COLUMNS):
-            raise StoreError(f"sqlite:{path} holds the jobs of another version; name another file")
+            raise StoreError(f"sqlite:{path} has the jobs of another version of Ember; name another file")
         places = ", ".join("?" for _ in _COLUMNS)
         self._insert = f"INSERT OR REPLACE INTO jobs ({', '.join(_COLUMNS)}) VALUES ({places})"
 
@@ -122,8 +122,8 @@ class SqliteStore:
         for row in self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM jobs ORDER BY created, id"):
             try:
                 jobs.append(self._job(dict(zip(_COLUMNS, row, strict=True))))
-            except (ValueError, TypeError) as error:  # it costs no other job
-                log.error("the job %s of the store cannot be read and is left out: %s", row[0], error)
+            except (ValueError, TypeError) as error:  # the other jobs are loaded
+                log.error("the job %s in the store cannot be read and is skipped: %s", row[0], error)
         return jobs
 
     def _job(self, values: dict[str, Any]) -> Job:
@@ -159,7 +159,7 @@ class SqliteStore:
 
     @contextmanager
     def _together(self, is_forced: bool = False) -> Iterator[None]:
-        """All writes or none, and with `is_forced` only when they are on the disk."""
+        """A transaction. With `is_forced` it returns when the writes are on the disk."""
         self._db.execute(f"PRAGMA synchronous={'FULL' if is_forced else 'NORMAL'}")
         self._db.execute("BEGIN IMMEDIATE")
         try:
@@ -176,5 +176,5 @@ def _row(job: Job) -> list[Any]:
 
 
 def _text(value: Any) -> str:
-    """JSON in ASCII, which also holds the halves of surrogate pairs that clients send."""
+    """JSON in ASCII, which can represent the unpaired surrogates that clients send."""
     return json.dumps(value)

@@ -1,4 +1,4 @@
-"""Webhooks: the result of a job is POSTed to where its client wants it, and again when that fails."""
+"""Webhooks: the result of a job is POSTed to the URL that its client named, with retries."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _POST_SECONDS = 10.0
 
 
 class Webhooks:
-    """Sends in the background. Only a 200 counts as delivered; redirects are not followed."""
+    """Sends webhooks in the background. Only a 200 counts as delivered. Redirects are not followed."""
 
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def send(self, job: Job) -> None:
-        """Returns at once; nothing happens for a job without a webhook."""
+        """Start to send the job's webhook, if it has one. Returns at once."""
         if job.webhook is not None:
             task = asyncio.get_running_loop().create_task(self._deliver(job.webhook, json.dumps(job.body()), job.id))
             self._tasks.add(task)
@@ -56,7 +56,7 @@ class Webhooks:
 
 
 def _reason(error: Exception) -> str:
-    """Describes an error without its own text, which may repeat the URL."""
+    """A description of an error without its text, which may contain the URL."""
     cause = getattr(error, "os_error", error)
     detail = cause.strerror if isinstance(cause, OSError) else None
     return f"{type(error).__name__}: {detail}" if detail else type(error).__name__

@@ -1,4 +1,4 @@
-"""What workers call: job-take, job-take-batch, job-stop, job-stream, job-done and ping, as the platform's SDK does."""
+"""The worker protocol of the platform's SDK: job-take, job-take-batch, job-stop, job-stream, job-done and ping."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ember.platform.client_routes import ENDPOINT, answer, query_number
 from ember.platform.jobs import Job, PlatformError
 from ember.untrusted_json import MAX_VALUES, QUEUE_DEPTH, UntrustedJsonError, loads
 
-POLL_SECONDS: web.AppKey[float] = web.AppKey("poll_seconds", float)  # an empty job-take or job-stop is held so long
+POLL_SECONDS: web.AppKey[float] = web.AppKey("poll_seconds", float)  # how long job-take and job-stop wait
 _BATCH = (1, 1, 10_000)  # jobs of one job-take-batch: least, default, most
-MAX_BODY_BYTES = 64 * 2**20  # of whatever is sent; more is not read
+MAX_BODY_BYTES = 64 * 2**20  # of any report; a larger one is refused
 _MAX_WORKER_ID_CHARS = 256
 _MAX_REASON_CHARS = 300
-RESULT_BYTES = {False: 10 * 2**20, True: 20 * 2**20}  # of a result, for /run and for /runsync
+RESULT_BYTES = {False: 10 * 2**20, True: 20 * 2**20}  # maximum size of a result, for /run and for /runsync
 
 
 def add_worker_routes(app: web.Application) -> None:
@@ -41,7 +41,7 @@ async def take_batch(http: web.Request) -> web.StreamResponse:
 
 
 async def _hand_out(http: web.Request, count: int, body: Callable[[list[Job]], Any]) -> web.StreamResponse:
-    """Jobs for a worker that has gone meanwhile are put back."""
+    """Respond with jobs from the queue. Jobs are requeued if the worker disconnects before it has them."""
 
     def is_gone() -> bool:
         return http.transport is None or http.transport.is_closing()
@@ -66,16 +66,16 @@ async def stops(http: web.Request) -> web.Response:
 
 
 async def stream(http: web.Request) -> web.Response:
-    """A piece of the output. One that cannot be taken fails its job: what clients read would have a hole."""
-    _, body = await _report(http, "a piece of its output")
+    """Add a streamed output. One that is refused fails its job, since the stream would have a gap."""
+    _, body = await _report(http, "a chunk of its output")
     if "output" not in body:
-        raise _refused(http, 400, "a piece of its output", "the body must have an `output`")
+        raise _refused(http, 400, "a chunk of its output", "the body must have an `output`")
     http.app[ENDPOINT].stream(_worker(http), http.match_info["job"], body["output"])
     return web.Response()
 
 
 async def done(http: web.Request) -> web.Response:
-    """A result, or a progress report, which has a `status` of IN_PROGRESS. One that cannot be taken fails its job."""
+    """Take a result, or a progress report (`status` is IN_PROGRESS). One that is refused fails its job."""
     size, body = await _report(http, "its result")
     endpoint = http.app[ENDPOINT]
     worker_id, job_id = _worker(http), http.match_info["job"]
@@ -89,8 +89,8 @@ async def done(http: web.Request) -> web.Response:
         raise PlatformError(400, message)
     endpoint.done(worker_id, job_id, body.get("output"), body.get("error"))
     job = endpoint.get(job_id)
-    if job.worker == worker_id and not endpoint.is_stored(job):  # a restart now would have the job run again
-        raise PlatformError(507, "the result has arrived, but cannot be stored yet; send it again")
+    if job.worker == worker_id and not endpoint.is_stored(job):  # after a restart the job would run again
+        raise PlatformError(507, "the result was received but cannot be stored yet; send it again")
     return web.Response()
 
 
@@ -102,7 +102,7 @@ async def ping(http: web.Request) -> web.Response:
 
 
 def _worker(http: web.Request) -> str:
-    """The worker's id, which is shown to clients. Raises PlatformError 400."""
+    """The worker's id from the path, which clients can see. Raises PlatformError 400."""
     worker_id = http.match_info["worker"]
     if not worker_id.isprintable() or len(worker_id) > _MAX_WORKER_ID_CHARS:
         limit = f"printable text of at most {_MAX_WORKER_ID_CHARS} characters"
@@ -111,9 +111,9 @@ def _worker(http: web.Request) -> str:
 
 
 async def _report(http: web.Request, what: str) -> tuple[int, dict[str, Any]]:
-    """Bytes and content of a body. It is JSON, though the SDK says that it is a form.
+    """Read a report: its size in bytes and its content. It is JSON, although the SDK declares it as a form.
 
-    Raises PlatformError 400 or 413. The job has failed then, as its worker does not send `what` a second time.
+    Raises PlatformError 400 or 413. The job fails then, since its worker does not send `what` a second time.
     """
     too_large = f"the body is larger than the {MAX_BODY_BYTES >> 20} MB that are allowed here"
     if (http.content_length or 0) > MAX_BODY_BYTES:
@@ -136,6 +136,6 @@ async def _report(http: web.Request, what: str) -> tuple[int, dict[str, Any]]:
 
 
 def _refused(http: web.Request, status: int, what: str, reason: str) -> PlatformError:
-    """What to answer, after the job has failed for it."""
+    """Fail the job of a refused report, and return the error to respond with."""
     http.app[ENDPOINT].refuse(_worker(http), http.match_info["job"], f"the worker could not report {what}: {reason}")
     return PlatformError(status, reason)
