@@ -152,6 +152,8 @@ def build(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Eng
             if not model.use_native(configure.cpu_weights, pages):
                 raise ModelError("CPU_WEIGHTS: the C library for CPUs cannot be used; the log says why")
         pages = None
+    if pages is not None:
+        pages.map_ahead()
     with timeline.phase("cache"):
         max_num_seqs = configure.max_num_seqs or DEFAULT_MAX_NUM_SEQS[kind]
         max_num_batched_tokens = configure.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS[kind]
