@@ -108,7 +108,8 @@ def _measure_engine(
 def _engine(directory: Path) -> Engine:
     """As the worker builds it, with every decode step recorded."""
     from ember.boot import Timeline
-    from ember.engine.core.boot import build, open_model
+    from ember.engine.core.assemble import assemble
+    from ember.engine.core.boot import open_model
     from ember.engine.core.warmup import warm_up
     from ember.wire import Configure
 
@@ -122,7 +123,7 @@ def _engine(directory: Path) -> Engine:
         seed=0,
     )
     timeline = Timeline("bench")
-    engine, ready = build(configure, open_model(configure, timeline, lambda located: None), timeline)
+    engine, ready = assemble(configure, open_model(configure, timeline, lambda located: None), timeline)
     for warning in ready.warnings:
         print(warning)
     started = time.perf_counter()
@@ -244,7 +245,7 @@ def _prefill(engine: Engine, length: int, ceilings: Ceilings) -> Row:
     """Prompt tokens per second with the engine full of prompts of one length."""
     from ember.wire import Generate
 
-    budget = engine.scheduler.max_num_batched_tokens
+    budget = engine.limits.max_num_batched_tokens
     count = max(1, 2 * budget // length)
     rates = []
     for repeat in range(REPEATS + 1):

@@ -127,7 +127,8 @@ def _hide_newer_than_avx2() -> None:
 
 def _engine(directory: Path, options: argparse.Namespace) -> Engine:
     from ember.boot import Timeline
-    from ember.engine.core.boot import build, open_model
+    from ember.engine.core.assemble import assemble
+    from ember.engine.core.boot import open_model
     from ember.wire import Configure
 
     configure = Configure(
@@ -141,7 +142,7 @@ def _engine(directory: Path, options: argparse.Namespace) -> Engine:
         num_threads=options.threads,
     )
     timeline = Timeline("bench")
-    engine, ready = build(configure, open_model(configure, timeline, lambda located: None), timeline)
+    engine, ready = assemble(configure, open_model(configure, timeline, lambda located: None), timeline)
     for warning in ready.warnings:
         print(warning)
     started = time.perf_counter()

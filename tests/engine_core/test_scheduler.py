@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ember.engine.core.block_pool import BlockPool, root_hash
+from ember.engine.core.limits import EngineLimits
 from ember.engine.core.scheduler import HELD_GRACE_S, MAX_PROMPT_LOGPROBS_CHUNK, Scheduler
 from ember.engine.core.sequence import Sequence
 from ember.wire import SamplingParams
@@ -29,7 +30,8 @@ def make(arrival: int, prompt: list[int], priority: int = 0, leader: Sequence | 
 
 
 def scheduler(num_blocks: int = 100, max_num_seqs: int = 8, budget: int = 64, policy: str = "fcfs", caching=True):
-    return Scheduler(BlockPool(num_blocks, caching), BLOCK, max_num_seqs, budget, policy)
+    limits = EngineLimits(BLOCK, num_blocks, max_num_seqs, budget, max_model_len=num_blocks * BLOCK)
+    return Scheduler(BlockPool(num_blocks, caching), limits, policy)
 
 
 def run_step(scheduler: Scheduler, token: int = 7) -> dict[int, int]:

@@ -13,6 +13,7 @@ from array import array
 from dataclasses import dataclass
 
 from ember.engine.core.block_pool import BlockPool, chain_hash
+from ember.engine.core.limits import EngineLimits
 from ember.engine.core.sequence import Sequence
 
 MAX_PROMPT_LOGPROBS_CHUNK = 256  # bounds [tokens, vocabulary] logits of requests that ask for logprobs of the prompt
@@ -46,18 +47,10 @@ class SchedulerCounters:
 class Scheduler:
     """Holds the waiting and the running sequences and their pages."""
 
-    def __init__(
-        self,
-        pool: BlockPool,
-        block_size: int,
-        max_num_seqs: int,
-        max_num_batched_tokens: int,
-        policy: str = "fcfs",
-    ) -> None:
+    def __init__(self, pool: BlockPool, limits: EngineLimits, policy: str = "fcfs") -> None:
         self.pool = pool
-        self.block_size = block_size
-        self.max_num_seqs = max_num_seqs
-        self.max_num_batched_tokens = max_num_batched_tokens
+        self.limits = limits
+        self.block_size = limits.block_size
         self.by_priority = policy == "priority"
         self.waiting: list[Sequence] = []  # in order
         self.running: list[Sequence] = []  # in order
@@ -88,7 +81,7 @@ class Scheduler:
         Sequences go on behind tokens that are being drawn, unless these are their last. A sequence that was preempted
         meanwhile starts again when all its tokens are known.
         """
-        budget = self.max_num_batched_tokens
+        budget = self.limits.max_num_batched_tokens
         step: list[Scheduled] = []
         preempted: set[Sequence] = set()
         going_on = [sequence for sequence in self.running if not (sequence.ends_by_length or sequence.is_held)]
@@ -177,7 +170,7 @@ class Scheduler:
     def _admit_in_turn(self, sequence: Sequence, budget: int) -> int:
         """`_admit` where there is room, or held sequences have it. Returns the tokens it computes now; 0: it waits."""
         while True:
-            num_tokens = self._admit(sequence, budget) if len(self.running) < self.max_num_seqs else 0
+            num_tokens = self._admit(sequence, budget) if len(self.running) < self.limits.max_num_seqs else 0
             victim = self._newest_held() if num_tokens == 0 else None
             if victim is None:
                 return num_tokens

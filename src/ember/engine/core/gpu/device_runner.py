@@ -27,6 +27,7 @@ from ember.engine.core.gpu.graphs import DecodeGraphs
 from ember.engine.core.gpu.late_rows import BROKEN, LateDraw, LateRow, LateRows
 from ember.engine.core.gpu.row_limits import TABLE_WORD, RowTables
 from ember.engine.core.gpu.step_buffer import ENTRIES, Entry, StepBuffer
+from ember.engine.core.limits import EngineLimits
 from ember.engine.core.runner import SCORED_ROWS, StepResult, is_last_chunk
 from ember.engine.core.sampler import Sampled
 from ember.engine.core.scheduler import Scheduled
@@ -99,10 +100,8 @@ class DeviceRunner:
         model: Decoder,
         cache: KVCache,
         device: torch.device,
+        limits: EngineLimits,
         *,
-        max_num_seqs: int,
-        max_num_batched_tokens: int,
-        max_model_len: int,
         enforce_eager: bool = False,
     ) -> None:
         assert model.fused is not None
@@ -110,10 +109,11 @@ class DeviceRunner:
         self.cache = cache
         self.device = device
         self.fused = model.fused
-        self.max_model_len = max_model_len
+        self.limits = limits
+        max_num_seqs, max_num_batched_tokens = limits.max_num_seqs, limits.max_num_batched_tokens
         self.accelerator = accelerator = Accelerator(device)
         config = model.config
-        vocab_size, max_blocks = config.vocab_size, -(-max_model_len // cache.block_size)
+        vocab_size, max_blocks = config.vocab_size, -(-limits.max_model_len // cache.block_size)
         self.tables = RowTables(max_num_seqs, vocab_size, config.eos_token_ids, accelerator)
         self.rows = DeviceRows(max_num_seqs, max_blocks, accelerator, self.tables)
         self.buffer = StepBuffer(max_num_seqs, max_num_batched_tokens, accelerator)
@@ -195,7 +195,7 @@ class DeviceRunner:
             block_tables=self._tables[:num_rows],
             context_lens=self._seq_lens[:num_rows],
             starts=self._no_starts,
-            max_context=self.max_model_len if longest is None else longest,
+            max_context=self.limits.max_model_len if longest is None else longest,
             max_queries=1,
         )
         hidden = self.fused.run(inputs, self.cache)
