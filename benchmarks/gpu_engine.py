@@ -163,7 +163,7 @@ def _first(engine: Engine) -> Row:
 
 def _decode(engine: Engine, batch: int, ceilings: Ceilings) -> Row:
     """Decode rate of a full batch, all prompts through, and what the device and the memory would allow."""
-    from ember.engine.core.memory import kv_bytes_per_token
+    from ember.engine.description.cache_groups import bytes_seen, cache_groups
     from ember.wire import Generate
 
     for i, prompt in enumerate(_prompts(engine, [CONTEXT] * batch, seed=batch)):
@@ -180,9 +180,8 @@ def _decode(engine: Engine, batch: int, ceilings: Ceilings) -> Row:
     step = statistics.median(steps)
     model = engine.runner.model
     context = CONTEXT + OUTPUT / 2
-    step_bytes = (
-        model.weight_bytes - _unread_bytes(model) + batch * context * kv_bytes_per_token(model.config, model.dtype)
-    )
+    seen = bytes_seen(cache_groups(model.config, model.dtype.itemsize), context)
+    step_bytes = model.weight_bytes - _unread_bytes(model) + batch * seen
     row = {"part": "decode", "batch": batch, "context": CONTEXT, "tokens_per_second": batch / step}
     row |= {"bytes_per_second": step_bytes / step, "limit": ceilings.bytes_per_second / step_bytes * batch}
     device = [launch.seconds() for launch in launches if launch.size >= batch]

@@ -5,23 +5,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ember.boot import Timeline
+from ember.engine.core.block_manager import BlockManager
 from ember.engine.core.block_pool import BlockPool
 from ember.engine.core.boot import Opened, dtype_name
 from ember.engine.core.chores import Chore, Chores, settling
 from ember.engine.core.engine import TASKS, Engine
 from ember.engine.core.grammars.workers import GrammarWorkers
 from ember.engine.core.limits import EngineLimits
-from ember.engine.core.memory import kv_bytes_per_token, plan_memory, readable
+from ember.engine.core.memory import plan_memory, readable
 from ember.engine.core.runner import Runner, StepRunner
 from ember.engine.core.scheduler import Scheduler
 from ember.engine.core.threads import allowed_cpus, usable_cores
+from ember.engine.description.cache_groups import CacheGroup, bytes_per_page_token, cache_groups, layers_per_page
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.native_forms import library_fault, serves
 from ember.engine.errors import ModelError
-from ember.engine.layers.batch import KVCache
+from ember.engine.layers.cache import KVCache
 from ember.engine.loading.load import Loaded, load_decoder
 from ember.engine.models.decoder import Decoder
 from ember.wire import Configure, Ready
@@ -40,13 +44,13 @@ def assemble(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[
         loaded.pages.map_ahead()
     with timeline.phase("cache"):
         pending_bytes = model.weight_bytes if loaded.pages is not None else 0
-        plan = plan_memory(config, configure, dtype=dtype, device=device, pending_bytes=pending_bytes)
+        groups = cache_groups(config, dtype.itemsize)
+        plan = plan_memory(config, groups, configure, dtype=dtype, device=device, pending_bytes=pending_bytes)
         warnings += plan.warnings
-        cache = allocate_cache(config, plan.limits, dtype, device)
+        cache = allocate_cache(config, groups, plan.limits, dtype, device)
     limits = plan.limits
-    scheduler = Scheduler(
-        BlockPool(limits.num_blocks, configure.enable_prefix_caching), limits, configure.scheduling_policy
-    )
+    pool = BlockPool(limits.num_blocks, configure.enable_prefix_caching, len(groups))
+    scheduler = Scheduler(BlockManager(pool, groups, limits.block_size), limits, configure.scheduling_policy)
     grammars = GrammarWorkers(opened.tokenizer_dir, config.vocab_size, config.eos_token_ids)
     runner, chore = make_runner(loaded, cache, device, limits, configure.enforce_eager)
     engine = Engine(runner, scheduler, grammars, limits, configure.seed, Chores([chore]))
@@ -119,11 +123,13 @@ def choose_operators(
         loaded.pages = None  # nothing is used where it is mapped any more
 
 
-def allocate_cache(config: DecoderConfig, limits: EngineLimits, dtype: torch.dtype, device: torch.device) -> KVCache:
+def allocate_cache(
+    config: DecoderConfig, groups: Sequence[CacheGroup], limits: EngineLimits, dtype: torch.dtype, device: torch.device
+) -> KVCache:
     """The memory of all pages."""
     try:
         return KVCache.allocate(
-            config.num_layers,
+            layers_per_page(groups),
             limits.num_blocks,
             limits.block_size,
             config.num_kv_heads,
@@ -132,7 +138,7 @@ def allocate_cache(config: DecoderConfig, limits: EngineLimits, dtype: torch.dty
             device,
         )
     except RuntimeError as error:
-        size = limits.num_blocks * limits.block_size * kv_bytes_per_token(config, dtype)
+        size = limits.num_blocks * limits.block_size * bytes_per_page_token(groups)
         raise ModelError(
             f"a KV cache of {limits.num_blocks} pages, {readable(size)}, cannot be allocated; lower "
             f"NUM_GPU_BLOCKS_OVERRIDE, KV_CACHE_MEMORY_BYTES or GPU_MEMORY_UTILIZATION "

@@ -83,12 +83,11 @@ class Engine:
         """Queue a request. One that can never run is answered at once with an error."""
         sampling = request.sampling
         num_prompt_tokens = len(request.prompt_token_ids)
-        capacity = min(self.limits.max_model_len, self.scheduler.pool.num_blocks * self.scheduler.block_size)
         error, param = None, None
         if request.adapter is not None:
             error, param = f"The adapter {reprlib.repr(request.adapter)} is not loaded.", "model"
-        elif not 0 < num_prompt_tokens <= capacity:
-            error = f"a prompt of {num_prompt_tokens} tokens cannot run, 1 to {capacity} are possible"
+        elif not 0 < num_prompt_tokens <= self.limits.max_model_len:
+            error = f"a prompt of {num_prompt_tokens} tokens cannot run, 1 to {self.limits.max_model_len} are possible"
         elif max(request.prompt_token_ids) >= self.runner.model.config.vocab_size or min(request.prompt_token_ids) < 0:
             error = f"a token id of the prompt is not in [0, {self.runner.model.config.vocab_size})"
         elif request.request_id in self._sequences:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ember.engine.core.limits import EngineLimits
+from ember.engine.description.cache_groups import CacheGroup, bytes_per_page_token, longest_sequence, most_pages
 from ember.engine.description.config import DecoderConfig
 from ember.engine.errors import ModelError
 from ember.engine.operators.torch_attention import MAX_GATHER
@@ -31,10 +33,6 @@ class MemoryPlan:
     warnings: list[str]
 
 
-def kv_bytes_per_token(config: DecoderConfig, dtype: torch.dtype) -> int:
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
-
-
 def activation_bytes(
     config: DecoderConfig, dtype: torch.dtype, num_tokens: int, num_rows: int, max_model_len: int
 ) -> int:
@@ -49,14 +47,15 @@ def activation_bytes(
 
 def plan_memory(
     config: DecoderConfig,
+    groups: Sequence[CacheGroup],
     asked: Configure,
     *,
     dtype: torch.dtype,
     device: torch.device,
     pending_bytes: int = 0,
 ) -> MemoryPlan:
-    """The limits that the settings (`asked`) and the memory allow. Called when the weights are on the device, except
-    for `pending_bytes` of them, which will move into memory of their own later.
+    """The limits that the settings (`asked`) and the memory allow; any of the `groups` may use any page. Called when
+    the weights are on the device, except for `pending_bytes` of them, which will move into memory of their own later.
 
     Raises ModelError when not even the wanted context fits, saying what to change.
     """
@@ -64,7 +63,7 @@ def plan_memory(
     # Every running sequence must get its token in every step, or the last ones would starve.
     max_num_seqs = min(asked.max_num_seqs or DEFAULT_MAX_NUM_SEQS[device.type], max_num_batched_tokens)
     block_size, num_blocks = asked.block_size, asked.num_blocks
-    bytes_per_block = kv_bytes_per_token(config, dtype) * block_size
+    bytes_per_block = bytes_per_page_token(groups) * block_size
     wanted = config.max_position_embeddings if asked.max_model_len is None else asked.max_model_len
     warnings = []
     if wanted > config.max_position_embeddings:
@@ -82,11 +81,11 @@ def plan_memory(
         else:
             budget = min(CPU_KV_BYTES, int((available_host_bytes() - pending_bytes) * CPU_KV_SHARE))
         num_blocks = max(budget, 0) // bytes_per_block
-        # More than every sequence at full length can never be used.
-        num_blocks = min(num_blocks, max_num_seqs * -(-wanted // block_size))
-    capacity = num_blocks * block_size
+        # More than every sequence at full length can never be used. Pages before a window count: they are cached.
+        num_blocks = min(num_blocks, max_num_seqs * -(-wanted // block_size) * len(groups))
+    capacity = longest_sequence(groups, num_blocks, block_size, wanted)
     if capacity < min(wanted, block_size if asked.max_model_len is None else wanted):
-        needed = -(-wanted // block_size) * bytes_per_block
+        needed = most_pages(groups, wanted, 1, block_size) * bytes_per_block
         raise ModelError(
             f"the KV cache has room for {capacity} tokens, but a context of {wanted} needs {readable(needed)}; "
             "lower MAX_MODEL_LEN, MAX_NUM_BATCHED_TOKENS or MAX_NUM_SEQS, raise GPU_MEMORY_UTILIZATION or "
