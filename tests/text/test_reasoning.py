@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ember.front.text.output import Content, Delta, Marker, Reasoning
-from ember.front.text.reasoning import ReasoningFormat, choose_reasoning_format
+from ember.front.text.reasoning import ReasoningFormat, choose_reasoning_format, formats
 from ember.front.text.reasoning.formats import ALIASES, FORMATS, WITHOUT_FORM
 from ember.front.text.tokenizer import Tokenizer
 from tests.support.byte_tokenizer import byte_tokenizer
@@ -203,6 +203,17 @@ def test_vectors(name: str, prompt: str, output: str, reasoning: str, content: s
     parts = parts_of(output, format_of(name), tokenizer)
     assert joined(read(name, prompt, [parts], tokenizer)) == (reasoning, content)
     assert joined(read(name, prompt, [[part] for part in parts], tokenizer)) == (reasoning, content)
+
+
+def test_the_worked_example_of_the_table_is_true() -> None:
+    lines = [line.removeprefix("    ") for line in (formats.__doc__ or "").splitlines()]
+    output = "\n".join(lines[lines.index("<reason>") : lines.index("Four.") + 1])
+    row = next(line for line in lines if line.startswith("Tags("))
+    chosen = ReasoningFormat("worked example", eval(row, vars(formats)))
+    for tokenizer in BOTH.values():
+        parser = chosen.parser(tokenizer, [], {}, with_tools=False)
+        deltas = [*parser.push(list(output)), *parser.finish()]
+        assert joined(deltas) == ("Two and two.", "Four.")
 
 
 @pytest.mark.parametrize(("prompt", "output", "reasoning", "content"), HARMONY)

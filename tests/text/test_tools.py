@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ember.front.text.output import CallArguments, CallStart, Content, Delta, Marker, Reasoning
 from ember.front.text.tokenizer import Tokenizer
-from ember.front.text.tools import ToolFormat, choose_tool_format
+from ember.front.text.tools import ToolFormat, choose_tool_format, formats
 from ember.front.text.tools.formats import ALIASES, FORMATS, WITHOUT_FORM
 from ember.front.text.tools.schema import refuse_constant
 from tests.support.byte_tokenizer import byte_tokenizer
@@ -157,6 +157,16 @@ def test_vectors(vector: Vector, kind: str) -> None:
 @pytest.mark.parametrize("vector", HARMONY_VECTORS, ids=lambda vector: vector.output[:40])
 def test_harmony(vector: Vector) -> None:
     check(vector, WITH_TOKENS)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_the_worked_example_of_the_table_is_true(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [line.strip() for line in (formats.__doc__ or "").splitlines() if line.startswith("    ")]
+    output, row = (next(line for line in lines if line.startswith(begin)) for begin in ("<call>", "Entry("))
+    monkeypatch.setitem(FORMATS, "worked example", eval(row, vars(formats)))
+    check(Vector("worked example", output, [("weather", {"city": "Rome"})]), BOTH[kind])
+    grammar = ToolFormat("worked example").grammar(TOOLS, at_least_one=True, parallel=False, tokenizer=BOTH[kind])
+    assert "</call>" in grammar
 
 
 def test_every_format_has_a_vector() -> None:

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 from ember.front.text.output import Delta, Marker
 from ember.front.text.reasoning import harmony, messages
+from ember.front.text.reasoning.choose import choose_name
 from ember.front.text.reasoning.citations import CitationFilter
-from ember.front.text.reasoning.formats import FORMATS, Tags, choose_name
+from ember.front.text.reasoning.formats import FORMATS, Tags
 from ember.front.text.reasoning.parser import InContentParser, Marks, Stage, TagParser
 from ember.front.text.reasoning.patterns import Pattern, pattern_of
 from ember.front.text.tokenizer import Tokenizer

@@ -18,9 +18,10 @@ _MAX_DEPTH = 64
 _NAME = re.compile(r"[\w.\-]+")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BraceCalls:
-    """How one family writes them."""
+    """How one family writes them: `<call>call:weather{city:'Rome'}</call>`, where `<call>` is `begin`, `</call>` is
+    `end` and `'` is `quote`."""
 
     begin: str
     end: str

@@ -30,9 +30,9 @@ _CDATA = re.compile(r"\s*<!\[CDATA\[(.*)\]\]>\s*", re.DOTALL)
 _PLAIN_NAME = re.compile(r"[\w.\-$:]+")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ElementCalls:
-    """How one family writes them: every tag has `prefix` before it."""
+    """How one family writes them: as in the head of this module, with `prefix` before every tag."""
 
     prefix: str
 

@@ -13,7 +13,8 @@ from ember.front.text.reasoning.messages import MessageParser
 from ember.front.text.tokenizer import Tokenizer
 from ember.front.text.tools.choose import choose_name
 from ember.front.text.tools.dialect import CallParser, Dialect
-from ember.front.text.tools.formats import FORMATS, Entry
+from ember.front.text.tools.entry import Entry
+from ember.front.text.tools.formats import FORMATS
 from ember.front.text.tools.grammar import calls_grammar
 from ember.front.text.tools.ids import make_id
 from ember.front.text.tools.marks import Markers

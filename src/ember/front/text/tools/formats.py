@@ -1,152 +1,145 @@
-"""The formats of tool calls, as data over six ways of writing them. The names are those of `--tool-call-parser`.
+"""The formats of tool calls, as data. A row says how the models of one family write their calls; the parser of their
+outputs and the grammar that holds a model to the format follow from it. The names are those of vLLM's
+`--tool-call-parser`.
 
-A format of a known kind is an entry here, a line in `choose.py`, and a test vector.
+To add a format, start from an output of the model. One that calls the function `weather` with the arguments
+`{"city": "Rome"}` may be
+
+    <call>{"name": "weather", "arguments": {"city": "Rome"}}</call>
+
+1. Find the class that describes such calls. Its docstring and its fields say what can differ between families.
+
+   | class           | how a call is written                                             |
+   |-----------------|-------------------------------------------------------------------|
+   | `JsonCalls`     | a JSON object with the name and the arguments                     |
+   | `SectionCalls`  | the name in a header between marks, then the arguments as JSON    |
+   | `XmlCalls`      | a tag for the call, and one for each argument                     |
+   | `ElementCalls`  | an element for each argument, named after it, which may hold more |
+   | `PythonicCalls` | a call in Python: `weather(city="Rome")`                          |
+   | `BraceCalls`    | an object with bare keys: `call:weather{city:...}`                |
+
+2. Write a row of `FORMATS`. A field that is not given has the default of its class. The output above is
+
+    Entry(calls=JsonCalls(begins=("<call>",), ends=("</call>",), space=""))
+
+3. Add what tells the family to `choose.py`: a text of its chat template, else its `model_type`, else its name.
+4. Add an output to `tests/text/tool_vectors.py` and a template to `tests/text/tool_templates.py`. The tests read the
+   output in every cut, and hold a model to the grammar.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
 
-from ember.front.text.reasoning.messages import INKLING, MUSE, Frames
-from ember.front.text.tokenizer import Tokenizer
+from ember.front.text.reasoning.messages import INKLING, MUSE
 from ember.front.text.tools.brace_calls import BraceCalls
 from ember.front.text.tools.element_calls import ElementCalls
+from ember.front.text.tools.entry import Entry
 from ember.front.text.tools.json_calls import JsonCalls
 from ember.front.text.tools.pythonic_calls import PythonicCalls
 from ember.front.text.tools.section_calls import SectionCalls
 from ember.front.text.tools.xml_calls import XmlCalls
 
-_SUFFIXED = re.compile("<tool_calls?(:[^<>]+)>")  # a mark that ends in what only one checkpoint has
-
-Calls = JsonCalls | SectionCalls | XmlCalls | ElementCalls | PythonicCalls | BraceCalls
+# ------------------------------------------------------------------------------- what several families have in common
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One format: how its calls are written, and what else differs."""
-
-    calls: Calls
-    id_form: str = "openai"  # see ids.py
-    is_harmony: bool = False  # calls are messages of Harmony
-    frames: Frames | None = None  # calls are messages, which the reasoning's parser takes apart
-    has_suffix: bool = False  # a checkpoint may have a suffix of its own in all marks: <tool_call:1a2b>
-
-    def fitted(self, tokenizer: Tokenizer) -> Calls:
-        """How the calls are written with this tokenizer."""
-        if not self.has_suffix or not isinstance(self.calls, XmlCalls):
-            return self.calls
-        tokens = (tokenizer.vocab_entry(token_id) or "" for token_id in sorted(tokenizer.added_token_ids))
-        found = next((match for token in tokens if (match := _SUFFIXED.fullmatch(token))), None)
-        if found is None:
-            return self.calls
-
-        def suffixed(mark: str) -> str:
-            return mark.replace(">", f"{found[1]}>")
-
-        calls = self.calls
-        return replace(
-            calls,
-            begin=suffixed(calls.begin),
-            end=suffixed(calls.end),
-            call=(suffixed(calls.call[0]), suffixed(calls.call[1])),
-            call_end=suffixed(calls.call_end),
-            key=(suffixed(calls.key[0]), suffixed(calls.key[1])),
-            value_begin=suffixed(calls.value_begin),
-            value_end=suffixed(calls.value_end),
-        )
-
-
-def _tagged(begin: str, end: str, space: str = "\n", between: str = "\n") -> Entry:
-    """JSON objects, each in its own pair of tags."""
-    return Entry(JsonCalls((begin,), (end,) if end else (), space=space, between=between))
-
-
-def _listed(*begins: str, end: str = "", bare: str = "") -> Entry:
-    """A JSON list of all calls."""
-    return Entry(JsonCalls(begins, (end,) if end else (), bare=bare, is_list=True, space=""))
-
-
-def _functions(begin: str, end: str, has_newlines: bool = True) -> Entry:
-    """As Qwen3-Coder."""
-    function, parameter = ("<function=", ">"), ("<parameter=", ">")
-    return Entry(
-        XmlCalls(
-            begin,
-            end,
-            function,
-            "</function>",
-            parameter,
-            "</parameter>",
-            has_newlines=has_newlines,
-            space="\n" if has_newlines else "",
-            before_call="\n",
-        )
-    )
-
-
-def _invokes(begin: str, end: str, prefix: str = "", typed_by: str = "") -> Entry:
-    """`<invoke name="f">` with `<parameter name="k">`."""
-    key = (f'<{prefix}parameter name="', '"' if typed_by else '">')
-    call = (f'<{prefix}invoke name="', '">')
+def _function_tags(*, begin: str, end: str, has_newlines: bool = True) -> Entry:
+    """Calls as Qwen3-Coder writes them: `<function=weather>` with `<parameter=city>`."""
     calls = XmlCalls(
-        begin, end, call, f"</{prefix}invoke>", key, f"</{prefix}parameter>", typed_by=typed_by, in_one=True
+        begin=begin,
+        end=end,
+        call=("<function=", ">"),
+        call_end="</function>",
+        key=("<parameter=", ">"),
+        value_end="</parameter>",
+        has_newlines=has_newlines,
+        space="\n" if has_newlines else "",
+        before_call="\n",
     )
-    return Entry(calls)
+    return Entry(calls=calls)
 
 
-def _pairs(space: str) -> Entry:
-    """As GLM: keys and values in tags of their own."""
-    key = ("<arg_key>", "</arg_key>")
+def _invoke_tags(*, begin: str, end: str, prefix: str = "", typed_by: str = "") -> Entry:
+    """Calls as MiniMax M2 writes them: `<invoke name="weather">` with `<parameter name="city">`."""
     calls = XmlCalls(
-        *("<tool_call>", "</tool_call>", ("", ""), "", key, "</arg_value>", "<arg_value>"),
+        begin=begin,
+        end=end,
+        call=(f'<{prefix}invoke name="', '">'),
+        call_end=f"</{prefix}invoke>",
+        key=(f'<{prefix}parameter name="', '"' if typed_by else '">'),
+        value_end=f"</{prefix}parameter>",
+        typed_by=typed_by,
+        in_one=True,
+    )
+    return Entry(calls=calls)
+
+
+def _argument_pairs(*, space: str) -> Entry:
+    """Calls as GLM writes them: `weather` with `<arg_key>city</arg_key><arg_value>Rome</arg_value>`."""
+    calls = XmlCalls(
+        begin="<tool_call>",
+        end="</tool_call>",
+        call=("", ""),
+        call_end="",
+        key=("<arg_key>", "</arg_key>"),
+        value_begin="<arg_value>",
+        value_end="</arg_value>",
         space=space,
         before_call=space,
     )
-    return Entry(calls)
+    return Entry(calls=calls)
 
 
 def _plamo(mark: str) -> str:
     return f"<|plamo:{mark}:plamo|>"
 
 
-_PLAMO_ENDS = ("end_tool_arguments", "end_tool_request")
-_PLAMO_HEADER = (
-    rf"^\s*{re.escape(_plamo('begin_tool_name'))}\s*(?P<name>[^\s<>{{}}]+)\s*{re.escape(_plamo('end_tool_name'))}\s*$"
-)
-_HERMES = _tagged("<tool_call>", "</tool_call>")
-_QWEN_CODER = _functions("<tool_call>", "</tool_call>")
-_DEEPSEEK = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>")
+_HERMES = Entry(calls=JsonCalls(begins=("<tool_call>",), ends=("</tool_call>",)))
+_QWEN_CODER = _function_tags(begin="<tool_call>", end="</tool_call>")
+_JSON_LIST_IN_TAGS = Entry(calls=JsonCalls(begins=("<tool_calls>",), ends=("</tool_calls>",), is_list=True, space=""))
+
+# ---------------------------------------------------------------------------------------------------------- the table
 
 FORMATS: dict[str, Entry] = {
     # JSON objects
     "hermes": _HERMES,
-    "longcat": _tagged("<longcat_tool_call>", "</longcat_tool_call>"),
-    "ernie45": _tagged("<tool_call>", "</tool_call>", between="\n\n"),
+    "longcat": Entry(calls=JsonCalls(begins=("<longcat_tool_call>",), ends=("</longcat_tool_call>",))),
+    "ernie45": Entry(calls=JsonCalls(begins=("<tool_call>",), ends=("</tool_call>",), between="\n\n")),
     "granite4": _HERMES,
-    "granite-20b-fc": _tagged("<function_call>", "", space=" ", between=" "),
+    "granite-20b-fc": Entry(calls=JsonCalls(begins=("<function_call>",), space=" ", between=" ")),
     "internlm": Entry(
-        JsonCalls(("<|action_start|><|plugin|>", "<|action_start|> <|plugin|>"), ("<|action_end|>",), "", "parameters")
+        calls=JsonCalls(
+            begins=("<|action_start|><|plugin|>", "<|action_start|> <|plugin|>"),
+            ends=("<|action_end|>",),
+            arguments="parameters",
+        )
     ),
-    "llama3_json": Entry(JsonCalls(("<|python_tag|>",), (), "{[", "parameters", space="", between="; ")),
-    "granite": _listed("<|tool_call|>", "<tool_call>"),
-    "jamba": _listed("<tool_calls>", end="</tool_calls>"),
-    "hunyuan_a13b": _listed("<tool_calls>", end="</tool_calls>"),
-    "phi4_mini_json": _listed("functools", "<|tool_call|>"),
+    "llama3_json": Entry(
+        calls=JsonCalls(begins=("<|python_tag|>",), bare="{[", arguments="parameters", space="", between="; ")
+    ),
+    "granite": Entry(calls=JsonCalls(begins=("<|tool_call|>", "<tool_call>"), is_list=True, space="")),
+    "jamba": _JSON_LIST_IN_TAGS,
+    "hunyuan_a13b": _JSON_LIST_IN_TAGS,
+    "phi4_mini_json": Entry(calls=JsonCalls(begins=("functools", "<|tool_call|>"), is_list=True, space="")),
     "xlam": Entry(
-        JsonCalls(("[TOOL_CALLS]", "<tool_call>", "```json"), ("</tool_call>", "```"), bare="{[", is_list=True)
+        calls=JsonCalls(
+            begins=("[TOOL_CALLS]", "<tool_call>", "```json"),
+            ends=("</tool_call>", "```"),
+            bare="{[",
+            is_list=True,
+        )
     ),
     "gigachat3": Entry(
-        JsonCalls(
-            ("<|function_call|>", "function call<|role_sep|>\n", "function call<|role_sep|>", "function call"),
+        calls=JsonCalls(
+            begins=("<|function_call|>", "function call<|role_sep|>\n", "function call<|role_sep|>", "function call"),
             space="",
             between="",
         )
     ),
     "cohere_command3": Entry(
-        JsonCalls(
-            ("<|START_ACTION|>",),
-            ("<|END_ACTION|>",),
+        calls=JsonCalls(
+            begins=("<|START_ACTION|>",),
+            ends=("<|END_ACTION|>",),
             arguments="parameters",
             name="tool_name",
             number="tool_call_id",
@@ -154,11 +147,13 @@ FORMATS: dict[str, Entry] = {
             space="",
         )
     ),
-    "apertus": Entry(JsonCalls(("<|tools_prefix|>",), ("<|tools_suffix|>",), is_keyed=True, is_list=True, space="")),
+    "apertus": Entry(
+        calls=JsonCalls(begins=("<|tools_prefix|>",), ends=("<|tools_suffix|>",), is_keyed=True, is_list=True, space="")
+    ),
     "inkling": Entry(
-        JsonCalls(
-            ("<|content_invoke_tool_json|>",),
-            ("<|end_message|>", "<|content_model_end_sampling|>", "<|message_model|>"),
+        calls=JsonCalls(
+            begins=("<|content_invoke_tool_json|>",),
+            ends=("<|end_message|>", "<|content_model_end_sampling|>", "<|message_model|>"),
             arguments="args",
             space="",
             between="<|message_model|>",
@@ -167,152 +162,202 @@ FORMATS: dict[str, Entry] = {
     ),
     # a header, and JSON
     "mistral": Entry(
-        SectionCalls(
-            ("[TOOL_CALLS]",),
-            r"^\s*(?P<name>[^\s\[\]{}]+)\s*(?:\[CALL_ID\]\s*(?P<id>\w+))?\s*$",
-            ("[ARGS]",),
+        calls=SectionCalls(
+            call_begins=("[TOOL_CALLS]",),
+            header=r"^\s*(?P<name>[^\s\[\]{}]+)\s*(?:\[CALL_ID\]\s*(?P<id>\w+))?\s*$",
+            arguments_begins=("[ARGS]",),
             has_brace=True,
             has_json=True,
         ),
         id_form="mistral",
     ),
     "deepseek_v3": Entry(
-        SectionCalls(
-            (_DEEPSEEK[2],),
-            r"^\s*(?:function)?\s*<｜tool▁sep｜>\s*(?P<name>[^\s`{}]+)\s*$",
-            ("```json\n", "```json"),
-            (_DEEPSEEK[3],),
-            *_DEEPSEEK[:2],
+        calls=SectionCalls(
+            begin="<｜tool▁calls▁begin｜>",
+            end="<｜tool▁calls▁end｜>",
+            call_begins=("<｜tool▁call▁begin｜>",),
+            header=r"^\s*(?:function)?\s*<｜tool▁sep｜>\s*(?P<name>[^\s`{}]+)\s*$",
             written="function<｜tool▁sep｜>{name}\n",
+            arguments_begins=("```json\n", "```json"),
             before_end="\n```",
+            call_ends=("<｜tool▁call▁end｜>",),
             between="\n",
         )
     ),
     "deepseek_v31": Entry(
-        SectionCalls(
-            (_DEEPSEEK[2],), r"^\s*(?P<name>[^\s{}]+)\s*$", ("<｜tool▁sep｜>",), (_DEEPSEEK[3],), *_DEEPSEEK[:2]
+        calls=SectionCalls(
+            begin="<｜tool▁calls▁begin｜>",
+            end="<｜tool▁calls▁end｜>",
+            call_begins=("<｜tool▁call▁begin｜>",),
+            header=r"^\s*(?P<name>[^\s{}]+)\s*$",
+            arguments_begins=("<｜tool▁sep｜>",),
+            call_ends=("<｜tool▁call▁end｜>",),
         )
     ),
     "kimi_k2": Entry(
-        SectionCalls(
-            ("<|tool_call_begin|>",),
-            r"^\s*(?P<id>(?:functions\.)?(?P<name>[^\s:{}]+)(?::[0-9]+)?)\s*$",
-            ("<|tool_call_argument_begin|>",),
-            ("<|tool_call_end|>",),
-            "<|tool_calls_section_begin|>",
-            "<|tool_calls_section_end|>",
+        calls=SectionCalls(
+            begin="<|tool_calls_section_begin|>",
+            end="<|tool_calls_section_end|>",
+            call_begins=("<|tool_call_begin|>",),
+            header=r"^\s*(?P<id>(?:functions\.)?(?P<name>[^\s:{}]+)(?::[0-9]+)?)\s*$",
             written="functions.{name}:{index}",
+            arguments_begins=("<|tool_call_argument_begin|>",),
+            call_ends=("<|tool_call_end|>",),
         ),
         id_form="kimi",
     ),
     "openai": Entry(
-        SectionCalls(
-            ("<|start|>", "<|channel|>"),
-            r"\bto=functions\.(?P<name>[\w.\-]+)",
-            ("<|message|>",),
-            ("<|call|>", "<|end|>", "<|return|>"),
+        calls=SectionCalls(
+            call_begins=("<|start|>", "<|channel|>"),
+            header=r"\bto=functions\.(?P<name>[\w.\-]+)",
             written="assistant<|channel|>commentary to=functions.{name} <|constrain|>json",
+            arguments_begins=("<|message|>",),
+            call_ends=("<|call|>", "<|end|>", "<|return|>"),
         ),
         is_harmony=True,
     ),
     "plamo3": Entry(
-        SectionCalls(
-            (_plamo("begin_tool_request"),),
-            _PLAMO_HEADER,
-            (_plamo("begin_tool_arguments") + "<|plamo:constrain|>json<|plamo:msg|>", _plamo("begin_tool_arguments")),
-            (_plamo("end_tool_arguments") + _plamo("end_tool_request"), *map(_plamo, _PLAMO_ENDS)),
-            _plamo("begin_tool_requests"),
-            _plamo("end_tool_requests"),
+        calls=SectionCalls(
+            begin=_plamo("begin_tool_requests"),
+            end=_plamo("end_tool_requests"),
+            call_begins=(_plamo("begin_tool_request"),),
+            header=(
+                rf"^\s*{re.escape(_plamo('begin_tool_name'))}\s*(?P<name>[^\s<>{{}}]+)\s*"
+                rf"{re.escape(_plamo('end_tool_name'))}\s*$"
+            ),
             written=_plamo("begin_tool_name") + "{name}" + _plamo("end_tool_name"),
+            arguments_begins=(
+                _plamo("begin_tool_arguments") + "<|plamo:constrain|>json<|plamo:msg|>",
+                _plamo("begin_tool_arguments"),
+            ),
+            call_ends=(
+                _plamo("end_tool_arguments") + _plamo("end_tool_request"),
+                _plamo("end_tool_arguments"),
+                _plamo("end_tool_request"),
+            ),
         )
     ),
     # tags
     "qwen3_coder": _QWEN_CODER,
     "step3p5": _QWEN_CODER,
-    "seed_oss": _functions("<seed:tool_call>", "</seed:tool_call>"),
-    "mimo": _functions("<tool_call>", "</tool_call>", has_newlines=False),
-    "glm45": _pairs("\n"),
-    "glm47": _pairs(""),
-    "minimax_m2": _invokes("<minimax:tool_call>", "</minimax:tool_call>"),
-    "deepseek_v32": _invokes("<｜DSML｜function_calls>", "</｜DSML｜function_calls>", "｜DSML｜", typed_by="string"),
-    "deepseek_v4": _invokes("<｜DSML｜tool_calls>", "</｜DSML｜tool_calls>", "｜DSML｜", typed_by="string"),
-    "dots": _invokes("<dots_function_call>", "</dots_function_call>"),
-    "deepseek_v41": _invokes("<｜DSML｜ calls>", "</｜DSML｜ calls>", "｜DSML｜ ", typed_by="string"),
+    "seed_oss": _function_tags(begin="<seed:tool_call>", end="</seed:tool_call>"),
+    "mimo": _function_tags(begin="<tool_call>", end="</tool_call>", has_newlines=False),
+    "glm45": _argument_pairs(space="\n"),
+    "glm47": _argument_pairs(space=""),
+    "minimax_m2": _invoke_tags(begin="<minimax:tool_call>", end="</minimax:tool_call>"),
+    "deepseek_v32": _invoke_tags(
+        begin="<｜DSML｜function_calls>", end="</｜DSML｜function_calls>", prefix="｜DSML｜", typed_by="string"
+    ),
+    "deepseek_v4": _invoke_tags(
+        begin="<｜DSML｜tool_calls>", end="</｜DSML｜tool_calls>", prefix="｜DSML｜", typed_by="string"
+    ),
+    "dots": _invoke_tags(begin="<dots_function_call>", end="</dots_function_call>"),
+    "deepseek_v41": _invoke_tags(
+        begin="<｜DSML｜ calls>", end="</｜DSML｜ calls>", prefix="｜DSML｜ ", typed_by="string"
+    ),
     "step3": Entry(
-        XmlCalls(
-            "<｜tool_calls_begin｜>",
-            "<｜tool_calls_end｜>",
-            ('<steptml:invoke name="', '">'),
-            "</steptml:invoke>",
-            ('<steptml:parameter name="', '">'),
-            "</steptml:parameter>",
-            in_one=True,
+        calls=XmlCalls(
+            begin="<｜tool_calls_begin｜>",
+            end="<｜tool_calls_end｜>",
             lead="<｜tool_call_begin｜>function<｜tool_sep｜>",
+            call=('<steptml:invoke name="', '">'),
+            call_end="</steptml:invoke>",
             trail="<｜tool_call_end｜>",
+            key=('<steptml:parameter name="', '">'),
+            value_end="</steptml:parameter>",
+            in_one=True,
         )
     ),
     "hy_v3": Entry(
-        XmlCalls(
-            *("<tool_calls>", "</tool_calls>", ("<tool_call>", "<tool_sep>"), "</tool_call>"),
-            *(("<arg_key>", "</arg_key>"), "</arg_value>", "<arg_value>"),
+        calls=XmlCalls(
+            begin="<tool_calls>",
+            end="</tool_calls>",
+            call=("<tool_call>", "<tool_sep>"),
+            call_end="</tool_call>",
+            key=("<arg_key>", "</arg_key>"),
+            value_begin="<arg_value>",
+            value_end="</arg_value>",
             in_one=True,
         ),
         has_suffix=True,
     ),
     "minicpm5": Entry(
-        XmlCalls("", "", ('<function name="', '">'), "</function>", ('<param name="', '">'), "</param>", space="")
+        calls=XmlCalls(
+            begin="",
+            end="",
+            call=('<function name="', '">'),
+            call_end="</function>",
+            key=('<param name="', '">'),
+            value_end="</param>",
+            space="",
+        )
     ),
     "muse": Entry(
-        XmlCalls(
-            *("<|message|>", "<|eom|>", ('<atem:invoke name="', '">'), "</atem:invoke>"),
-            *(('<atem:parameter name="', '">'), "</atem:parameter>"),
-            lead="<atem:function_calls>",
-            trail="</atem:function_calls>",
+        calls=XmlCalls(
             header_mark="<|start|>",
             header="assistant to={name}",
+            begin="<|message|>",
+            end="<|eom|>",
             other_end="<|eot|>",
+            lead="<atem:function_calls>",
+            call=('<atem:invoke name="', '">'),
+            call_end="</atem:invoke>",
+            trail="</atem:function_calls>",
+            key=('<atem:parameter name="', '">'),
+            value_end="</atem:parameter>",
         ),
         frames=MUSE,
     ),
     "k2_horizon": Entry(
-        XmlCalls(
-            *("<ifm|tool_calls>", "</ifm|tool_calls>", ("<ifm|tool_call>", ""), "</ifm|tool_call>"),
-            *(("<ifm|arg_key>", "</ifm|arg_key>"), "</ifm|arg_value>", "<ifm|arg_value>"),
+        calls=XmlCalls(
+            begin="<ifm|tool_calls>",
+            end="</ifm|tool_calls>",
+            call=("<ifm|tool_call>", ""),
+            call_end="</ifm|tool_call>",
+            key=("<ifm|arg_key>", "</ifm|arg_key>"),
             type_tag=("<ifm|arg_type>", "</ifm|arg_type>"),
+            value_begin="<ifm|arg_value>",
+            value_end="</ifm|arg_value>",
             in_one=True,
             space="",
         )
     ),
     "kimi_k3": Entry(
-        XmlCalls(
-            *("<|open|>tools<|sep|>", "<|close|>tools<|sep|>", ('<|open|>call tool="', '"'), "<|close|>call<|sep|>"),
-            *(('<|open|>argument key="', '"'), "<|close|>argument<|sep|>"),
+        calls=XmlCalls(
+            begin="<|open|>tools<|sep|>",
+            end="<|close|>tools<|sep|>",
+            call=('<|open|>call tool="', '"'),
+            call_attributes=' index="{index}"',
+            call_end="<|close|>call<|sep|>",
+            key=('<|open|>argument key="', '"'),
             typed_by="type",
             attributes_end="<|sep|>",
-            call_attributes=' index="{index}"',
+            value_end="<|close|>argument<|sep|>",
             has_entities=True,
             in_one=True,
             space="",
         )
     ),
     # elements
-    "minimax_m3": Entry(ElementCalls("]<]minimax[>[")),
+    "minimax_m3": Entry(calls=ElementCalls(prefix="]<]minimax[>[")),
     # Python
-    "pythonic": Entry(PythonicCalls(is_bare=True)),
-    "llama4_pythonic": Entry(PythonicCalls(("<|python_start|>",), ("<|python_end|>",), is_bare=True)),
-    "lfm2": Entry(PythonicCalls(("<|tool_call_start|>",), ("<|tool_call_end|>",))),
+    "pythonic": Entry(calls=PythonicCalls(is_bare=True)),
+    "llama4_pythonic": Entry(calls=PythonicCalls(begins=("<|python_start|>",), ends=("<|python_end|>",), is_bare=True)),
+    "lfm2": Entry(calls=PythonicCalls(begins=("<|tool_call_start|>",), ends=("<|tool_call_end|>",))),
     "olmo3": Entry(
-        PythonicCalls(
-            ("<function_calls>",),
-            ("</function_calls>",),
+        calls=PythonicCalls(
+            begins=("<function_calls>",),
+            ends=("</function_calls>",),
             has_brackets=False,
             between="\n",
             has_python_words=False,
         )
     ),
     # bare keys
-    "gemma4": Entry(BraceCalls("<|tool_call>", "<tool_call|>", '<|"|>')),
-    "functiongemma": Entry(BraceCalls("<start_function_call>", "<end_function_call>", "<escape>")),
+    "gemma4": Entry(calls=BraceCalls(begin="<|tool_call>", end="<tool_call|>", quote='<|"|>')),
+    "functiongemma": Entry(
+        calls=BraceCalls(begin="<start_function_call>", end="<end_function_call>", quote="<escape>")
+    ),
 }
 
 ALIASES = {

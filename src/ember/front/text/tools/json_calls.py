@@ -20,10 +20,14 @@ _ID = re.compile(r'"([^"\\]{1,64})"|([0-9]{1,9})')
 _MAX_NAME = 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JsonCalls:
-    """How one family writes them. Every reader takes single objects and lists of them, and either name of the
-    arguments; the first spelling of each is the one that the model is held to."""
+    """How one family writes them: `<call>{"name": "weather", "arguments": {"city": "Rome"}}</call>`, where `<call>`
+    is one of `begins` and `</call>` one of `ends`.
+
+    The parser takes single objects and lists of them, and any name of the arguments, whatever the fields say. The
+    grammar holds a model to the fields, and to the first of several spellings.
+    """
 
     begins: tuple[str, ...] = ()  # marks before one or more calls
     ends: tuple[str, ...] = ()

@@ -20,9 +20,11 @@ _NAME = re.compile(r"\w[\w.\-]*")
 _ARGUMENT = re.compile(r"\s*([A-Za-z_]\w*)\s*=(?!=)(.*)", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PythonicCalls:
-    """How one family writes them. Readers take them with and without brackets, and with commas or lines between."""
+    """How one family writes them: `<calls>[weather(city="Rome"), now()]</calls>`, where `<calls>` is one of `begins`
+    and `</calls>` one of `ends`. The parser takes them with and without brackets, and with commas or line breaks
+    between."""
 
     begins: tuple[str, ...] = ()
     ends: tuple[str, ...] = ()

@@ -14,11 +14,13 @@ from ember.front.text.tools.reading import MAX_HEADER, Reading, Steps
 from ember.front.text.tools.schema import Tool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SectionCalls:
-    """How one family writes them: begin, (call begin, header, arguments begin, arguments, call end)..., end.
+    """How one family writes them: begin, (call begin, header, arguments begin, arguments, call end)..., end. One call
+    is `<call>weather<args>{"city": "Rome"}</call>`, where `<call>` is one of `call_begins`.
 
-    `header` finds the groups `name`, and perhaps `id`, in the text between the begin of a call and its arguments.
+    `header` is a regular expression. It finds the groups `name`, and perhaps `id`, in the text between the begin of a
+    call and its arguments. Where several spellings are known, the grammar holds a model to the first.
     """
 
     call_begins: tuple[str, ...]
@@ -46,7 +48,7 @@ class SectionCalls:
         """See `grammar.Form`."""
         call_begin, arguments_begin = self.call_begins[0], self.arguments_begins[0]
         if self.has_json and not rules.has_token(arguments_begin):  # an older model of the family
-            return JsonCalls((call_begin,), is_list=True, space="").rules(tools, rules, parallel)
+            return JsonCalls(begins=(call_begin,), is_list=True, space="").rules(tools, rules, parallel)
         call_end = next(iter(self.call_ends), "")
 
         def call(index: str) -> str:

@@ -19,12 +19,14 @@ from ember.front.text.tools.xml_values import CDATA, Values
 _MAX_NAME = 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class XmlCalls:
-    """How one family writes them: begin, (call, (key, value)..., call end)..., end.
+    """How one family writes them: begin, (call, (key, value)..., call end)..., end. One section is
+    `<calls><call=weather><key=city>Rome</key></call></calls>`, where `begin` is `<calls>`, `call` is ("<call=", ">")
+    and `key` is ("<key=", ">").
 
-    `call` and `key` are what stands before and behind a name. Without a text before its name, a call begins with the
-    section and has its end; without a `begin` there is no section. Blanks may stand between all tags.
+    `call` and `key` are what stands before and after a name. A call without a text before its name begins with the
+    section and ends with it. Without a `begin` there is no section. White space may stand between all tags.
     """
 
     begin: str
