@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from ember.front.text import json_one_of, json_reference
-from ember.front.text.output import CallArguments, CallStart, Content, Marker, Reasoning
-from ember.front.text.tools import ToolFormat, reading
+from ember.front.text.output import Content, Marker, Reasoning, ToolCallArguments, ToolCallStart
+from ember.front.text.tools import ToolFormat, scanner
 from ember.front.text.tools.formats import FORMATS
 from ember.front.text.tools.schema import Tool
 from tests.text.test_reasoning import format_of
@@ -190,10 +190,10 @@ def test_a_marker_in_a_name_is_spelled_out_or_refused(name: str) -> None:
         head, tail = parts_of(before + "wea", chosen, WITH_TOKENS), parts_of("ther" + behind, chosen, WITH_TOKENS)
         for text in sorted(WITH_TOKENS.vocab_entry(token_id) or "" for token_id in chosen.markers(WITH_TOKENS)):
             for delta in read(name, [[*head, Marker(text), *tail]], WITH_TOKENS):
-                if isinstance(delta, CallStart):
+                if isinstance(delta, ToolCallStart):
                     delta.name.encode()
                 else:
-                    assert isinstance(delta, Content | CallArguments | Reasoning)
+                    assert isinstance(delta, Content | ToolCallArguments | Reasoning)
                     delta.text.encode()
 
 
@@ -279,7 +279,7 @@ def work_of(name: str, parts: Sequence[str], at_once: bool) -> int:
 def test_work_is_in_proportion_to_the_output(name: str, at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice the output, about twice the work, whatever is repeated in it: nothing is read again and again."""
     length, step = (240, 1) if at_once else (120, 2)  # a stream's work is that of each push before all
-    monkeypatch.setattr(reading, "FREE_REPEATS", length)
+    monkeypatch.setattr(scanner, "FREE_REPEATS", length)
     for unit in list(dict.fromkeys(units(name)))[::step]:
         num = 1 + length // len(unit)
         short, long = (work_of(name, list(unit * count), at_once) for count in (num, 3 * num))
@@ -288,8 +288,8 @@ def test_work_is_in_proportion_to_the_output(name: str, at_once: bool, monkeypat
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_cuts_do_not_matter_where_the_reading_was_given_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "FREE_REPEATS", 64)
-    monkeypatch.setattr(reading, "REPEATS", 0)
+    monkeypatch.setattr(scanner, "FREE_REPEATS", 64)
+    monkeypatch.setattr(scanner, "REPEATS", 0)
     call = next(vector.output for vector in (*VECTORS, *HARMONY_VECTORS) if vector.name == name and vector.calls)
     for unit in dict.fromkeys(units(name)):
         check_cuts(name, unit * 5 + call + unit, "text", random.Random(1))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ember.front.text.output import CallArguments, CallStart, Content, Delta, Marker, Reasoning
+from ember.front.text.output import Content, Delta, Marker, Reasoning, ToolCallArguments, ToolCallStart
 from ember.front.text.tokenizer import Tokenizer
 from ember.front.text.tools import ToolFormat, choose_tool_format, formats
 from ember.front.text.tools.formats import ALIASES, FORMATS, WITHOUT_FORM
@@ -78,10 +78,10 @@ def joined(deltas: Sequence[Delta]) -> tuple[str, list[tuple[str, str | None, st
     for delta in deltas:
         if isinstance(delta, Content):
             content += delta.text
-        elif isinstance(delta, CallStart):
+        elif isinstance(delta, ToolCallStart):
             assert delta.index == len(calls)
             calls.append((delta.name, delta.id, ""))
-        elif isinstance(delta, CallArguments):
+        elif isinstance(delta, ToolCallArguments):
             assert delta.index == len(calls) - 1 and delta.text
             calls[-1] = (*calls[-1][:2], calls[-1][2] + delta.text)
         else:
@@ -268,15 +268,15 @@ def test_arguments_leave_as_they_arrive() -> None:
         return [*parser.push([text]), *parser.release()]
 
     assert push('<tool_call>\n{"name": "weather", "argu') == []
-    assert push('ments": {"ci') == [CallStart(0, "weather"), CallArguments(0, '{"ci')]
-    assert push('ty":  "Z') == [CallArguments(0, 'ty":  "Z')]
-    assert push('"}}\n</tool_c') == [CallArguments(0, '"}')]
+    assert push('ments": {"ci') == [ToolCallStart(0, "weather"), ToolCallArguments(0, '{"ci')]
+    assert push('ty":  "Z') == [ToolCallArguments(0, 'ty":  "Z')]
+    assert push('"}}\n</tool_c') == [ToolCallArguments(0, '"}')]
     assert [*parser.push(["all>"]), *parser.finish()] == []
     parser = ToolFormat("qwen3_coder").parser(TOOLS, WITHOUT_TOKENS)
     push("<tool_call>\n<function=weather>\n<parameter=city>")
-    assert push("\nZü") == [CallArguments(0, '{"city": "Zü')]
-    assert push("rich\n") == [CallArguments(0, "rich")]
-    assert push("</parameter>\n</function>\n</tool_call>") == [CallArguments(0, '"}')]
+    assert push("\nZü") == [ToolCallArguments(0, '{"city": "Zü')]
+    assert push("rich\n") == [ToolCallArguments(0, "rich")]
+    assert push("</parameter>\n</function>\n</tool_call>") == [ToolCallArguments(0, '"}')]
 
 
 def test_content_leaves_as_it_arrives() -> None:
@@ -303,8 +303,8 @@ def test_long_arguments_take_time_in_proportion() -> None:
     parser.push(['<tool_call>{"name": "note", "arguments": {"text": "'])
     parser.release()
     for _ in range(2000):
-        assert [*parser.push(["word "]), *parser.release()] == [CallArguments(0, "word ")]
-        assert len(parser._reading.text) < 64  # type: ignore[attr-defined]
+        assert [*parser.push(["word "]), *parser.release()] == [ToolCallArguments(0, "word ")]
+        assert len(parser._scanner.text) < 64  # type: ignore[attr-defined]
 
 
 def test_deep_nesting_ends() -> None:

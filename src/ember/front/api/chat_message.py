@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ember.front.api.samples import Piece
-from ember.front.text.output import CallArguments, CallStart, Content, Delta, Reasoning
+from ember.front.text.output import Content, Delta, Reasoning, ToolCallArguments, ToolCallStart
 
 
 def message_fields(piece: Piece, is_legacy: bool) -> dict[str, Any]:
@@ -72,9 +72,9 @@ def _joined(piece: Piece) -> tuple[str, str, dict[int, dict[str, Any]]]:
         return piece.text, "", {}
     calls: dict[int, dict[str, Any]] = {}
     for delta in piece.deltas:
-        if isinstance(delta, CallStart):
+        if isinstance(delta, ToolCallStart):
             calls.setdefault(delta.index, {"arguments": []}).update(id=delta.id, name=delta.name)
-        elif isinstance(delta, CallArguments):
+        elif isinstance(delta, ToolCallArguments):
             calls.setdefault(delta.index, {"arguments": []})["arguments"].append(delta.text)
     return _text(piece.deltas, Content), _text(piece.deltas, Reasoning), calls
 

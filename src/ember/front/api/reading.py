@@ -14,7 +14,7 @@ from ember.front.api.services import Services
 from ember.front.api.tools import ToolUse
 from ember.front.errors import bad_request
 from ember.front.text import lark
-from ember.front.text.output import CallArguments, CallStart, Content, Delta, Marker, Reasoning
+from ember.front.text.output import Content, Delta, Marker, Reasoning, ToolCallArguments, ToolCallStart
 from ember.front.text.reasoning import ReasoningFormat, ReasoningParser
 from ember.front.text.tokenizer import Tokenizer
 from ember.wire import Grammar, SamplingParams
@@ -158,7 +158,7 @@ def _budget(request: ChatRequest, services: Services) -> int | None:
 
 
 class OutputReader:
-    """One sample's way from parts to deltas. Every `CallStart` that it gives has an id."""
+    """One sample's way from parts to deltas. Every `ToolCallStart` that it gives has an id."""
 
     def __init__(self, reading: Reading, prompt_token_ids: Sequence[int], skip_special_tokens: bool) -> None:
         tokenizer, tool_format = reading.tokenizer, reading.calls_with
@@ -260,15 +260,15 @@ class OutputReader:
         for delta in deltas:
             if self.is_over:
                 break
-            if isinstance(delta, CallStart):
+            if isinstance(delta, ToolCallStart):
                 if delta.index > 0 and not self._use.parallel:
                     self.is_over = True
                     break
                 self.num_calls += 1
                 if delta.id is None:
                     assert self._format is not None
-                    delta = CallStart(delta.index, delta.name, self._format.make_id(delta.index, delta.name))
-            elif not isinstance(delta, CallArguments) and self._is_hidden(delta):
+                    delta = ToolCallStart(delta.index, delta.name, self._format.make_id(delta.index, delta.name))
+            elif not isinstance(delta, ToolCallArguments) and self._is_hidden(delta):
                 continue
             shown.append(delta)
         return shown

@@ -37,7 +37,7 @@ class Reasoning:
 
 
 @dataclass(frozen=True, slots=True)
-class CallStart:
+class ToolCallStart:
     """A tool call begins. `id` is set where the format brings one."""
 
     index: int
@@ -46,14 +46,14 @@ class CallStart:
 
 
 @dataclass(frozen=True, slots=True)
-class CallArguments:
+class ToolCallArguments:
     """More of the arguments of a call, as JSON text; all of a call's joined are one JSON object."""
 
     index: int
     text: str
 
 
-Delta = Content | Reasoning | CallStart | CallArguments
+Delta = Content | Reasoning | ToolCallStart | ToolCallArguments
 
 
 class OutputParser(Protocol):

@@ -10,7 +10,7 @@ from ember.front.text.tools.brace_grammar import object_rule
 from ember.front.text.tools.dialect import Dialect
 from ember.front.text.tools.grammar import Rules
 from ember.front.text.tools.marks import Finder, Markers, json_escaped
-from ember.front.text.tools.reading import Reading, Steps
+from ember.front.text.tools.scanner import CallScanner, Steps
 from ember.front.text.tools.schema import Tool, text_as, typed
 
 _MAX_NAME = 256
@@ -57,152 +57,152 @@ class _Reader:
         self._word_ends = Finder([",", "}", "]", self.end])
         self._words_before_parenthesis = Finder([",", ")", "}", "]", self.end])
 
-    def read(self, reading: Reading, opener: str) -> Steps[bool]:
+    def read(self, scanner: CallScanner, opener: str) -> Steps[bool]:
         """The head, or all of it but the colon, may be missing where the name is that of a tool that was offered; so
         may the mark before it, and parentheses may stand in place of the braces, or around them."""
         is_sure = opener != self._head
         if is_sure:
-            yield from reading.blanks()
-            is_sure = yield from reading.take(self._head)
+            yield from scanner.blanks()
+            is_sure = yield from scanner.take(self._head)
             if not is_sure:
-                yield from reading.take(self._head[-1])
-        found = yield from self._name(reading)
-        if found is None or not (is_sure or found[0] in reading.tools):
+                yield from scanner.take(self._head[-1])
+        found = yield from self._name(scanner)
+        if found is None or not (is_sure or found[0] in scanner.tools):
             return False
         has_parenthesis = found[1] == "("
         if has_parenthesis:
-            yield from reading.blanks()
-            if (yield from reading.take("{")):
+            yield from scanner.blanks()
+            if (yield from scanner.take("{")):
                 has_parenthesis = False
                 found = (found[0], "({")
-        reading.call(found[0])
-        tool = reading.tools.get(found[0])
-        if (yield from self._object(reading, tool, 0, ")" if has_parenthesis else "}")):
-            reading.begin()
-            yield from reading.blanks()
-            if found[1] == "({" and (yield from reading.take(")")):
-                yield from reading.blanks()
-        if not (yield from reading.take(self.end)) and reading.is_trying:
-            reading.go_back()
+        scanner.call(found[0])
+        tool = scanner.tools.get(found[0])
+        if (yield from self._object(scanner, tool, 0, ")" if has_parenthesis else "}")):
+            scanner.begin()
+            yield from scanner.blanks()
+            if found[1] == "({" and (yield from scanner.take(")")):
+                yield from scanner.blanks()
+        if not (yield from scanner.take(self.end)) and scanner.is_trying:
+            scanner.go_back()
         return True
 
-    def _name(self, reading: Reading) -> Steps[tuple[str, str] | None]:
+    def _name(self, scanner: CallScanner) -> Steps[tuple[str, str] | None]:
         """Takes a name and what opens the arguments."""
         while True:
-            found = _NAME.match(reading.text, reading.at)
-            end = found.end() if found else reading.at
-            if end < len(reading.text) or reading.is_ended or end - reading.at > _MAX_NAME:
+            found = _NAME.match(scanner.text, scanner.at)
+            end = found.end() if found else scanner.at
+            if end < len(scanner.text) or scanner.is_ended or end - scanner.at > _MAX_NAME:
                 break
             yield
-        if found is None or end - reading.at > _MAX_NAME or reading.text[end : end + 1] not in ("{", "("):
+        if found is None or end - scanner.at > _MAX_NAME or scanner.text[end : end + 1] not in ("{", "("):
             return None
-        reading.at = end + 1
-        return found[0], reading.text[end]
+        scanner.at = end + 1
+        return found[0], scanner.text[end]
 
-    def _object(self, reading: Reading, tool: Tool | None, depth: int, closing: str = "}") -> Steps[bool]:
+    def _object(self, scanner: CallScanner, tool: Tool | None, depth: int, closing: str = "}") -> Steps[bool]:
         """From behind the brace. False where it broke off; it is closed unless the output is over."""
-        reading.arguments("{")
+        scanner.arguments("{")
         separator = ""
         is_whole = False
         while depth < _MAX_DEPTH:
-            yield from reading.blanks()
-            character = yield from reading.character()
+            yield from scanner.blanks()
+            character = yield from scanner.character()
             if character in (closing, ",") and character:
-                reading.at += 1
+                scanner.at += 1
                 if character == ",":
                     continue
                 is_whole = True
                 break
-            key = yield from self._key(reading)
+            key = yield from self._key(scanner)
             if key is None:
                 break
-            reading.arguments(f"{separator}{json.dumps(key, ensure_ascii=False)}: ")
+            scanner.arguments(f"{separator}{json.dumps(key, ensure_ascii=False)}: ")
             separator = ", "
             types = tool.types(key) if tool is not None else None
-            if not (yield from self._value(reading, types, depth, closing)):
+            if not (yield from self._value(scanner, types, depth, closing)):
                 break
-        if is_whole or not self._is_over(reading):
-            reading.arguments("}")
+        if is_whole or not self._is_over(scanner):
+            scanner.arguments("}")
         return is_whole
 
-    def _list(self, reading: Reading, depth: int) -> Steps[bool]:
+    def _list(self, scanner: CallScanner, depth: int) -> Steps[bool]:
         """The same of a list."""
-        reading.arguments("[")
+        scanner.arguments("[")
         separator = ""
         is_whole = False
         while depth < _MAX_DEPTH:
-            yield from reading.blanks()
-            character = yield from reading.character()
+            yield from scanner.blanks()
+            character = yield from scanner.character()
             if character in ("]", ",") and character:
-                reading.at += 1
+                scanner.at += 1
                 if character == ",":
                     continue
                 is_whole = True
                 break
             if character in ("", "}"):
                 break
-            if (yield from reading.take(self.end)):
-                reading.at -= len(self.end)
+            if (yield from scanner.take(self.end)):
+                scanner.at -= len(self.end)
                 break
-            reading.arguments(separator)
+            scanner.arguments(separator)
             separator = ", "
-            if not (yield from self._value(reading, None, depth, "]")):
+            if not (yield from self._value(scanner, None, depth, "]")):
                 break
-        if is_whole or not self._is_over(reading):
-            reading.arguments("]")
+        if is_whole or not self._is_over(scanner):
+            scanner.arguments("]")
         return is_whole
 
-    def _is_over(self, reading: Reading) -> bool:
-        return reading.is_ended and reading.at >= len(reading.text)
+    def _is_over(self, scanner: CallScanner) -> bool:
+        return scanner.is_ended and scanner.at >= len(scanner.text)
 
-    def _key(self, reading: Reading) -> Steps[str | None]:
-        if (yield from reading.take(self._quote)):
-            found = yield from reading.until(self._quotes, _MAX_NAME)
-            yield from reading.blanks()
-            is_key = found is not None and (yield from reading.take(":"))
-            return reading.markers.plain(found[0]) if is_key and found is not None else None
-        found = yield from reading.until(self._key_ends, _MAX_NAME)
+    def _key(self, scanner: CallScanner) -> Steps[str | None]:
+        if (yield from scanner.take(self._quote)):
+            found = yield from scanner.until(self._quotes, _MAX_NAME)
+            yield from scanner.blanks()
+            is_key = found is not None and (yield from scanner.take(":"))
+            return scanner.markers.plain(found[0]) if is_key and found is not None else None
+        found = yield from scanner.until(self._key_ends, _MAX_NAME)
         if found is None:
-            if reading.is_ended:
-                reading.at = len(reading.text)
+            if scanner.is_ended:
+                scanner.at = len(scanner.text)
             return None
         if found[1] != ":":
-            reading.at -= len(found[1])
+            scanner.at -= len(found[1])
             return None
-        return reading.markers.plain(found[0]).strip().strip("\"'")
+        return scanner.markers.plain(found[0]).strip().strip("\"'")
 
-    def _value(self, reading: Reading, types: tuple[str, ...] | None, depth: int, closing: str) -> Steps[bool]:
-        yield from reading.blanks()
-        if (yield from reading.take(self._quote)):
-            return (yield from self._string(reading))
-        character = yield from reading.character()
+    def _value(self, scanner: CallScanner, types: tuple[str, ...] | None, depth: int, closing: str) -> Steps[bool]:
+        yield from scanner.blanks()
+        if (yield from scanner.take(self._quote)):
+            return (yield from self._string(scanner))
+        character = yield from scanner.character()
         if character == "{":
-            reading.at += 1
-            return (yield from self._object(reading, None, depth + 1))
+            scanner.at += 1
+            return (yield from self._object(scanner, None, depth + 1))
         if character == "[":
-            reading.at += 1
-            return (yield from self._list(reading, depth + 1))
-        found = yield from reading.until(self._words_before_parenthesis if closing == ")" else self._word_ends)
+            scanner.at += 1
+            return (yield from self._list(scanner, depth + 1))
+        found = yield from scanner.until(self._words_before_parenthesis if closing == ")" else self._word_ends)
         if found is None:
-            reading.at = len(reading.text)
+            scanner.at = len(scanner.text)
             return False
-        reading.at -= len(found[1])
-        reading.arguments(_word(reading.markers.plain(found[0]).strip(), types))
+        scanner.at -= len(found[1])
+        scanner.arguments(_word(scanner.markers.plain(found[0]).strip(), types))
         return found[1] != self.end
 
-    def _string(self, reading: Reading) -> Steps[bool]:
+    def _string(self, scanner: CallScanner) -> Steps[bool]:
         """From behind the quote, as it arrives."""
-        reading.arguments('"')
+        scanner.arguments('"')
         while True:
-            place, mark = self._quotes.find(reading.text, reading.at, reading.is_ended)
-            reading.arguments(json_escaped(reading.text[reading.at : place]))
-            reading.at = place
+            place, mark = self._quotes.find(scanner.text, scanner.at, scanner.is_ended)
+            scanner.arguments(json_escaped(scanner.text[scanner.at : place]))
+            scanner.at = place
             if mark is not None:
-                reading.at += len(mark)
-                reading.arguments('"')
+                scanner.at += len(mark)
+                scanner.arguments('"')
                 return True
-            if reading.is_ended:
-                reading.at = len(reading.text)
+            if scanner.is_ended:
+                scanner.at = len(scanner.text)
                 return False
             yield
 

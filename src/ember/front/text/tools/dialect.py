@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ember.front.text.output import Delta
 from ember.front.text.tools.marks import Finder, Markers
-from ember.front.text.tools.reading import Reading, Steps
+from ember.front.text.tools.scanner import CallScanner, Steps
 from ember.front.text.tools.schema import Tools
 
 
@@ -21,7 +21,7 @@ class Dialect:
         self,
         openers: Iterable[str],
         ends: Iterable[str],
-        read: Callable[[Reading, str], Steps[bool]],
+        read: Callable[[CallScanner, str], Steps[bool]],
     ) -> None:
         self.read = read
         openers = [mark for mark in openers if mark]
@@ -32,72 +32,72 @@ class Dialect:
         self._marks = [mark for mark in openers if not mark.startswith("`") and (len(mark) > 1 or not mark.isascii())]
         self.boundaries = Finder([*self._marks, *self._ends])
 
-    def run(self, reading: Reading) -> Steps[None]:
+    def run(self, scanner: CallScanner) -> Steps[None]:
         """Reads everything."""
         is_opened = False  # a mark that opens no call was shown: so is the end behind it
         while True:
             # An end mark that comes late, behind a call that was left, is no content.
-            finder = self.openers_and_ends if reading.num_calls else self.openers
-            place, mark = finder.find(reading.text, reading.at, reading.is_ended)
-            reading.content(reading.text[reading.at : place])
-            reading.at = place
+            finder = self.openers_and_ends if scanner.num_calls else self.openers
+            place, mark = finder.find(scanner.text, scanner.at, scanner.is_ended)
+            scanner.content(scanner.text[scanner.at : place])
+            scanner.at = place
             if mark is None:
-                if reading.is_ended:
-                    reading.close()
+                if scanner.is_ended:
+                    scanner.close()
                     return
                 yield
                 continue
-            reading.at += len(mark)
-            if mark in self._ends and reading.num_calls and not self._opens(mark):
+            scanner.at += len(mark)
+            if mark in self._ends and scanner.num_calls and not self._opens(mark):
                 if is_opened:
-                    reading.content(mark)
+                    scanner.content(mark)
                 is_opened = False
                 continue
-            reading.begin(len(mark))
+            scanner.begin(len(mark))
             is_marked = mark in self._marks
-            if (is_marked and (yield from self._is_empty(reading, mark))) or (yield from self.read(reading, mark)):
-                reading.keep()
+            if (is_marked and (yield from self._is_empty(scanner, mark))) or (yield from self.read(scanner, mark)):
+                scanner.keep()
                 is_opened = False
             else:
-                reading.go_back()
-                reading.content(mark)
-                reading.at += len(mark)
+                scanner.go_back()
+                scanner.content(mark)
+                scanner.at += len(mark)
                 is_opened = is_marked
-            if not reading.may_repeat():
-                return (yield from self._run_out(reading))
+            if not scanner.may_repeat():
+                return (yield from self._run_out(scanner))
 
-    def _is_empty(self, reading: Reading, mark: str) -> Steps[bool]:
+    def _is_empty(self, scanner: CallScanner, mark: str) -> Steps[bool]:
         """Takes the opener when it is there twice, and the rest of a block without calls, which is no content."""
-        behind = reading.num_tried
-        yield from reading.blanks()
-        while (yield from reading.take(mark)):
-            behind = reading.num_tried
-            yield from reading.blanks()
-        while (yield from reading.take_any(self._marks)) is not None:
-            yield from reading.blanks()
+        behind = scanner.num_tried
+        yield from scanner.blanks()
+        while (yield from scanner.take(mark)):
+            behind = scanner.num_tried
+            yield from scanner.blanks()
+        while (yield from scanner.take_any(self._marks)) is not None:
+            yield from scanner.blanks()
         is_empty = False
-        if (yield from reading.take("[")):
-            yield from reading.blanks()
-            is_empty = yield from reading.take("]")
+        if (yield from scanner.take("[")):
+            yield from scanner.blanks()
+            is_empty = yield from scanner.take("]")
             if not is_empty:
-                reading.return_to(behind)
+                scanner.return_to(behind)
                 return False
         while True:
-            end = reading.num_tried
-            yield from reading.blanks()
-            if (yield from reading.take_any(self._ends)) is None:
+            end = scanner.num_tried
+            yield from scanner.blanks()
+            if (yield from scanner.take_any(self._ends)) is None:
                 break
             is_empty = True
-        reading.return_to(end if is_empty else behind)
+        scanner.return_to(end if is_empty else behind)
         return is_empty
 
-    def _run_out(self, reading: Reading) -> Steps[None]:
+    def _run_out(self, scanner: CallScanner) -> Steps[None]:
         """What comes now is content."""
         while True:
-            reading.content(reading.text[reading.at :])
-            reading.at = len(reading.text)
-            if reading.is_ended:
-                return reading.close()
+            scanner.content(scanner.text[scanner.at :])
+            scanner.at = len(scanner.text)
+            if scanner.is_ended:
+                return scanner.close()
             yield
 
     def _opens(self, mark: str) -> bool:
@@ -108,23 +108,23 @@ class CallParser:
     """See `ember.front.text.tools.ToolParser`."""
 
     def __init__(self, dialect: Dialect, markers: Markers, tools: Tools) -> None:
-        self._reading = Reading(markers, tools, dialect.boundaries)
-        self._steps = dialect.run(self._reading)
+        self._scanner = CallScanner(markers, tools, dialect.boundaries)
+        self._steps = dialect.run(self._scanner)
         next(self._steps)
 
     def push(self, parts: Sequence[str]) -> list[Delta]:
-        self._reading.add(parts)
+        self._scanner.add(parts)
         next(self._steps)
-        return self._reading.take_deltas()
+        return self._scanner.take_deltas()
 
     @property
     def num_calls(self) -> int:
-        return self._reading.num_calls
+        return self._scanner.num_calls
 
     def release(self) -> list[Delta]:
-        return self._reading.take_deltas(is_released=True)
+        return self._scanner.take_deltas(is_released=True)
 
     def finish(self) -> list[Delta]:
-        self._reading.is_ended = True
+        self._scanner.is_ended = True
         next(self._steps, None)
-        return self._reading.take_deltas()
+        return self._scanner.take_deltas()

@@ -18,7 +18,7 @@ from ember.front.text.json_rules import Document
 from ember.front.text.tools.dialect import Dialect
 from ember.front.text.tools.grammar import Rules
 from ember.front.text.tools.marks import Finder, Markers
-from ember.front.text.tools.reading import Reading, Steps
+from ember.front.text.tools.scanner import CallScanner, Steps
 from ember.front.text.tools.schema import Tool, typed
 from ember.front.text.tools.unwrap import WRAPPERS
 from ember.front.text.tools.xml_values import CDATA
@@ -114,49 +114,49 @@ class _Reader:
         self._call_ends = Finder([call_end, self.end, self.call])
         self._call_end = call_end
 
-    def read(self, reading: Reading, opener: str) -> Steps[bool]:
+    def read(self, scanner: CallScanner, opener: str) -> Steps[bool]:
         num_calls = 0
         is_in_call = opener == self.call
         while True:
             if not is_in_call:
-                yield from reading.blanks()
-                is_in_call = yield from reading.take(self.call)
+                yield from scanner.blanks()
+                is_in_call = yield from scanner.take(self.call)
             if not is_in_call:
                 break
-            if not (yield from self._read_call(reading)):
+            if not (yield from self._read_call(scanner)):
                 if num_calls:
-                    reading.go_back()
+                    scanner.go_back()
                 return num_calls > 0
             num_calls += 1
             is_in_call = False
-            reading.begin()
+            scanner.begin()
         if num_calls == 0:
             return False
-        if not (yield from reading.take(self.end)):
-            reading.go_back()
+        if not (yield from scanner.take(self.end)):
+            scanner.go_back()
         return True
 
-    def _read_call(self, reading: Reading) -> Steps[bool]:
+    def _read_call(self, scanner: CallScanner) -> Steps[bool]:
         """One call, from behind what begins it."""
-        found = yield from reading.until(self._name_ends, _MAX_NAME)
+        found = yield from scanner.until(self._name_ends, _MAX_NAME)
         if found is None:
             return False
         name = found[0].strip().strip("\"'")
-        yield from reading.blanks()
-        if not name or any(c in '<>"{}' or c.isspace() for c in name) or not (yield from reading.take(self._prefix)):
+        yield from scanner.blanks()
+        if not name or any(c in '<>"{}' or c.isspace() for c in name) or not (yield from scanner.take(self._prefix)):
             return False
-        reading.at -= len(self._prefix)
-        reading.call(name)
-        tool = reading.tools.get(name)
-        body = yield from reading.until(self._call_ends)
+        scanner.at -= len(self._prefix)
+        scanner.call(name)
+        tool = scanner.tools.get(name)
+        body = yield from scanner.until(self._call_ends)
         if body is None:  # cut off: what there is of it
-            text, reading.at = reading.text[reading.at :], len(reading.text)
+            text, scanner.at = scanner.text[scanner.at :], len(scanner.text)
         else:
             text, mark = body
-            reading.at -= 0 if mark == self._call_end else len(mark)
+            scanner.at -= 0 if mark == self._call_end else len(mark)
         elements = self._elements(text, tool, is_cut=body is None)
-        made = _object(elements, tool, reading.markers)
-        reading.arguments(made if body is not None else made[:-1])
+        made = _object(elements, tool, scanner.markers)
+        scanner.arguments(made if body is not None else made[:-1])
         return True
 
     def _elements(self, text: str, tool: Tool, is_cut: bool) -> list[_Element]:

@@ -10,7 +10,7 @@ from ember.front.text.tools.dialect import Dialect
 from ember.front.text.tools.grammar import Rules
 from ember.front.text.tools.json_text import forward_value, held_string, held_value
 from ember.front.text.tools.marks import Markers
-from ember.front.text.tools.reading import Reading, Steps
+from ember.front.text.tools.scanner import CallScanner, Steps
 from ember.front.text.tools.schema import Tool, encodable
 
 _NAME_KEYS = frozenset({"name", "tool_name", "function_name"})
@@ -47,11 +47,11 @@ class JsonCalls:
     def dialect(self, markers: Markers) -> Dialect:
         begins, ends = markers.encode_all(self.begins), markers.encode_all(self.ends)
 
-        def read(reading: Reading, opener: str) -> Steps[bool]:
+        def read(scanner: CallScanner, opener: str) -> Steps[bool]:
             if opener in begins:
-                return (yield from read_calls(reading, ends, self.is_keyed, self.number))
-            reading.at -= len(opener)
-            return (yield from _read_bare(reading))
+                return (yield from read_calls(scanner, ends, self.is_keyed, self.number))
+            scanner.at -= len(opener)
+            return (yield from _read_bare(scanner))
 
         return Dialect((*begins, *self.bare), ends, read)
 
@@ -81,134 +81,134 @@ class JsonCalls:
         return f"""{rules.quoted(f'{{"{self.number}": "')} {number} {rules.quoted('", ' + head)}"""
 
 
-def read_calls(reading: Reading, ends: tuple[str, ...], is_keyed: bool = False, id_key: str = "") -> Steps[bool]:
+def read_calls(scanner: CallScanner, ends: tuple[str, ...], is_keyed: bool = False, id_key: str = "") -> Steps[bool]:
     """Calls behind a mark, one or a list, and the end mark. The calls' ids are under `id_key`."""
     num_calls = 0
     while True:
-        yield from reading.blanks()
-        character = yield from reading.character()
+        yield from scanner.blanks()
+        character = yield from scanner.character()
         if character == "{":
             if num_calls:
-                reading.begin()
+                scanner.begin()
             is_read = yield from (
-                _read_keyed(reading) if is_keyed else _read_object(reading, is_bare=False, id_key=id_key)
+                _read_keyed(scanner) if is_keyed else _read_object(scanner, is_bare=False, id_key=id_key)
             )
             if not is_read:
                 if num_calls:
-                    reading.go_back()
+                    scanner.go_back()
                     return True
                 return False
             num_calls += 1
         elif character and ((character == "[" and not num_calls) or (character in ",;]}" and num_calls)):
-            reading.at += 1
+            scanner.at += 1
         else:
             break
     if num_calls:
-        yield from reading.take_any(ends)
+        yield from scanner.take_any(ends)
     return num_calls > 0
 
 
-def _read_keyed(reading: Reading) -> Steps[bool]:
+def _read_keyed(scanner: CallScanner) -> Steps[bool]:
     """Calls that are the pairs of one object. False where there is none, and nothing was written."""
-    yield from reading.take("{")
+    yield from scanner.take("{")
     num_calls = 0
     while True:
-        yield from reading.blanks()
-        if num_calls and (yield from reading.take("}")):
+        yield from scanner.blanks()
+        if num_calls and (yield from scanner.take("}")):
             return True
         if num_calls:
-            reading.begin()
-        name = yield from held_string(reading, _MAX_NAME)
+            scanner.begin()
+        name = yield from held_string(scanner, _MAX_NAME)
         if not name:
             return num_calls > 0
-        yield from reading.blanks()
-        if not (yield from reading.take(":")):
+        yield from scanner.blanks()
+        if not (yield from scanner.take(":")):
             return num_calls > 0
-        yield from reading.blanks()
-        if (yield from reading.character()) != "{":
+        yield from scanner.blanks()
+        if (yield from scanner.character()) != "{":
             return num_calls > 0
-        reading.call(name)
-        if not (yield from forward_value(reading, is_in_object=True)):
+        scanner.call(name)
+        if not (yield from forward_value(scanner, is_in_object=True)):
             if num_calls:
-                reading.go_back()
+                scanner.go_back()
             return num_calls > 0
         num_calls += 1
-        yield from reading.blanks()
-        yield from reading.take(",")
+        yield from scanner.blanks()
+        yield from scanner.take(",")
 
 
-def _read_bare(reading: Reading) -> Steps[bool]:
+def _read_bare(scanner: CallScanner) -> Steps[bool]:
     """Calls without a mark: of offered tools only, as an answer may be JSON too."""
     num_calls = 0
-    is_list = yield from reading.take("[")
+    is_list = yield from scanner.take("[")
     while True:
         if is_list or num_calls:
-            yield from reading.blanks()
-        if not (yield from _read_object(reading, is_bare=True)):
+            yield from scanner.blanks()
+        if not (yield from _read_object(scanner, is_bare=True)):
             if not num_calls:
                 return False
-            reading.go_back()
+            scanner.go_back()
             return True
         num_calls += 1
-        reading.begin()
-        yield from reading.blanks()
-        if is_list and (yield from reading.take("]")):
+        scanner.begin()
+        yield from scanner.blanks()
+        if is_list and (yield from scanner.take("]")):
             return True
-        if not (yield from reading.take("," if is_list else ";")):
-            reading.go_back()
+        if not (yield from scanner.take("," if is_list else ";")):
+            scanner.go_back()
             return True
 
 
-def _read_object(reading: Reading, is_bare: bool, is_inner: bool = False, id_key: str = "") -> Steps[bool]:
+def _read_object(scanner: CallScanner, is_bare: bool, is_inner: bool = False, id_key: str = "") -> Steps[bool]:
     """One call. False where there is none, and nothing was written. `is_inner`: it is the `function` of another."""
-    if not (yield from reading.take("{")):
+    if not (yield from scanner.take("{")):
         return False
     name: str | None = None
     arguments: str | None = None
     call_id: str | None = None
     is_called = has_arguments = False
     while True:
-        yield from reading.blanks()
-        character = yield from reading.character()
+        yield from scanner.blanks()
+        character = yield from scanner.character()
         if character == "}":
-            reading.at += 1
+            scanner.at += 1
             break
         if character == ",":
-            reading.at += 1
+            scanner.at += 1
             continue
-        key = yield from held_string(reading, _MAX_NAME)
+        key = yield from held_string(scanner, _MAX_NAME)
         if key is None or (is_bare and key not in _NAME_KEYS | _ARGUMENT_KEYS | _OTHER_KEYS):
             return is_called
-        yield from reading.blanks()
-        if not (yield from reading.take(":")):
+        yield from scanner.blanks()
+        if not (yield from scanner.take(":")):
             return is_called
-        yield from reading.blanks()
-        character = yield from reading.character()
+        yield from scanner.blanks()
+        character = yield from scanner.character()
         if key in _NAME_KEYS and name is None:
-            name = yield from held_string(reading, _MAX_NAME)
-            if not name or (is_bare and name not in reading.tools):
+            name = yield from held_string(scanner, _MAX_NAME)
+            if not name or (is_bare and name not in scanner.tools):
                 return is_called
         elif key in _ARGUMENT_KEYS and not has_arguments:
             if is_bare and name is None:
                 return False
             has_arguments = True
             if character == "{" and name is not None:
-                reading.call(name, call_id)
+                scanner.call(name, call_id)
                 is_called = True
-                if not (yield from forward_value(reading, is_in_object=True)):
+                if not (yield from forward_value(scanner, is_in_object=True)):
                     return False
             else:
-                arguments = _as_object((yield from held_value(reading)))
+                arguments = _as_object((yield from held_value(scanner)))
                 if arguments is None:
                     return is_called
         elif key == "function" and character == "{" and name is None and not is_inner:  # as in the API itself
-            if not (yield from _read_object(reading, is_bare, is_inner=True)):
+            if not (yield from _read_object(scanner, is_bare, is_inner=True)):
                 return False
             is_called = has_arguments = True
         elif is_bare and character in ("{", "["):
             return is_called
         else:
-            value = yield from held_value(reading)
+            value = yield from held_value(scanner)
             if value is None:
                 return is_called
             if key == id_key and not is_called:
@@ -218,8 +218,8 @@ def _read_object(reading: Reading, is_bare: bool, is_inner: bool = False, id_key
         return True
     if name is None or (is_bare and not has_arguments):
         return False
-    reading.call(name, call_id)
-    reading.arguments("{}" if arguments is None else arguments)
+    scanner.call(name, call_id)
+    scanner.arguments("{}" if arguments is None else arguments)
     return True
 
 

@@ -6,7 +6,7 @@ import json
 import re
 from enum import Enum
 
-from ember.front.text.tools.reading import Reading, Steps
+from ember.front.text.tools.scanner import CallScanner, Steps
 from ember.front.text.tools.schema import encodable
 
 MAX_DEPTH = 256
@@ -173,63 +173,63 @@ class JsonCopy:
         self.is_done = not self._stack
 
 
-def held_value(reading: Reading, limit: int | None = None) -> Steps[str | None]:
+def held_value(scanner: CallScanner, limit: int | None = None) -> Steps[str | None]:
     """Takes one JSON value, as text; None where there is none, none that ends, or one that is longer than `limit`."""
     copy = JsonCopy()
     made: list[str] = []
     num_taken = 0
     while True:
-        text, at = reading.text, reading.at
+        text, at = scanner.text, scanner.at
         is_cut = limit is not None and len(text) - at > limit + 1 - num_taken
         if limit is not None and is_cut:
             text = text[: at + limit + 1 - num_taken]
-        more, reading.at = copy.feed(text, at, reading.is_ended and not is_cut)
+        more, scanner.at = copy.feed(text, at, scanner.is_ended and not is_cut)
         made.append(more)
-        num_taken += reading.at - at
+        num_taken += scanner.at - at
         if limit is not None and (num_taken > limit or (is_cut and not copy.is_done)):
             return None
         if copy.is_done:
-            return reading.markers.json_plain("".join(made))
-        if copy.is_broken or reading.is_ended:
+            return scanner.markers.json_plain("".join(made))
+        if copy.is_broken or scanner.is_ended:
             return None
         yield
 
 
-def held_string(reading: Reading, limit: int | None = None) -> Steps[str | None]:
+def held_string(scanner: CallScanner, limit: int | None = None) -> Steps[str | None]:
     """Takes one JSON string and gives what it means."""
-    if (yield from reading.character()) != '"':
+    if (yield from scanner.character()) != '"':
         return None
-    text = yield from held_value(reading, limit)
+    text = yield from held_value(scanner, limit)
     return None if text is None else encodable(str(json.loads(text)))
 
 
-def forward_value(reading: Reading, is_in_object: bool = False) -> Steps[bool]:
+def forward_value(scanner: CallScanner, is_in_object: bool = False) -> Steps[bool]:
     """Hands one JSON value on as arguments, as it arrives. What is no JSON takes the call back, and the result is
     False; where some of the call was sent already, it is handed on as it is. `is_in_object`: a brace ends the call."""
     copy = JsonCopy()
     while True:
-        made, reading.at = copy.feed(reading.text, reading.at, reading.is_ended)
-        reading.arguments(made)
+        made, scanner.at = copy.feed(scanner.text, scanner.at, scanner.is_ended)
+        scanner.arguments(made)
         if copy.is_broken:
-            if reading.withdraw():
+            if scanner.withdraw():
                 return False
-            reading.arguments(copy.take_comma())
-            yield from _forward_broken(reading, copy.depth, is_in_object)
+            scanner.arguments(copy.take_comma())
+            yield from _forward_broken(scanner, copy.depth, is_in_object)
             return True
-        if copy.is_done or reading.is_ended:
+        if copy.is_done or scanner.is_ended:
             return True
         yield
 
 
-def _forward_broken(reading: Reading, depth: int, is_in_object: bool) -> Steps[None]:
+def _forward_broken(scanner: CallScanner, depth: int, is_in_object: bool) -> Steps[None]:
     """Hands on what is no JSON: as far as its brackets go, or up to the next mark, without the brackets of the call
     itself."""
     parts: list[str] = []  # what may belong to the call
     is_in_string = is_escaped = False
     while True:
-        place, mark = reading.boundaries.find(reading.text, reading.at, reading.is_ended)
-        start, is_escaped = reading.at + is_escaped, False
-        for found in _BRACKET.finditer(reading.text, start, place):
+        place, mark = scanner.boundaries.find(scanner.text, scanner.at, scanner.is_ended)
+        start, is_escaped = scanner.at + is_escaped, False
+        for found in _BRACKET.finditer(scanner.text, start, place):
             character = found[0]
             if character[0] == "\\":
                 is_escaped = len(character) == 1  # by the end of what is there
@@ -238,18 +238,18 @@ def _forward_broken(reading: Reading, depth: int, is_in_object: bool) -> Steps[N
             elif not is_in_string:
                 depth += 1 if character in "{[" else -1
                 if depth == 0:
-                    reading.arguments("".join([*parts, reading.text[reading.at : found.end()]]))
-                    reading.at = found.end()
+                    scanner.arguments("".join([*parts, scanner.text[scanner.at : found.end()]]))
+                    scanner.at = found.end()
                     return
-        text, reading.at = reading.text[reading.at : place], place
+        text, scanner.at = scanner.text[scanner.at : place], place
         if shown := text.rstrip(_BEHIND_BROKEN):
-            reading.arguments("".join([*parts, shown]))
+            scanner.arguments("".join([*parts, shown]))
             parts = []
         parts.append(text[len(shown) :])
-        if mark is not None or reading.is_ended:
+        if mark is not None or scanner.is_ended:
             break
         yield
     held = "".join(parts).rstrip(" \t\r\n`;,")
     if is_in_object and held.endswith(("]", "}")):
         held = held.rstrip("]").rstrip().removesuffix("}").rstrip()
-    reading.arguments(held)
+    scanner.arguments(held)

@@ -12,7 +12,7 @@ from ember.front.text.tools.dialect import Dialect
 from ember.front.text.tools.grammar import Rules
 from ember.front.text.tools.marks import Markers
 from ember.front.text.tools.python_text import Scan, literal
-from ember.front.text.tools.reading import Reading, Steps
+from ember.front.text.tools.scanner import CallScanner, Steps
 from ember.front.text.tools.schema import Tool
 
 _MAX_NAME = 256
@@ -40,8 +40,8 @@ class PythonicCalls:
     def dialect(self, markers: Markers) -> Dialect:
         begins, ends = markers.encode_all(self.begins), markers.encode_all(self.ends)
 
-        def read(reading: Reading, opener: str) -> Steps[bool]:
-            return (yield from _read_calls(reading, ends, is_bare=opener not in begins))
+        def read(scanner: CallScanner, opener: str) -> Steps[bool]:
+            return (yield from _read_calls(scanner, ends, is_bare=opener not in begins))
 
         return Dialect((*begins, *(("[",) if self.is_bare else ())), ends, read)
 
@@ -69,45 +69,45 @@ class PythonicCalls:
         return f'{name} "=" {value}'
 
 
-def _read_calls(reading: Reading, ends: tuple[str, ...], is_bare: bool) -> Steps[bool]:
+def _read_calls(scanner: CallScanner, ends: tuple[str, ...], is_bare: bool) -> Steps[bool]:
     num_calls = 0
-    yield from reading.blanks()
-    is_list = True if is_bare else (yield from reading.take("["))
+    yield from scanner.blanks()
+    is_list = True if is_bare else (yield from scanner.take("["))
     while True:
-        yield from reading.blanks()
-        if not (yield from _read_call(reading, is_bare)):
+        yield from scanner.blanks()
+        if not (yield from _read_call(scanner, is_bare)):
             if num_calls:
-                reading.go_back()
+                scanner.go_back()
             return num_calls > 0
         num_calls += 1
-        reading.begin()
-        yield from reading.blanks()
-        has_comma = yield from reading.take(",")
+        scanner.begin()
+        yield from scanner.blanks()
+        has_comma = yield from scanner.take(",")
         if is_list and not has_comma:
-            if not (yield from reading.take("]")):
-                reading.go_back()
+            if not (yield from scanner.take("]")):
+                scanner.go_back()
                 return True
-            reading.begin()
+            scanner.begin()
             is_list = False
             if is_bare:
                 return True
-            yield from reading.blanks()
-        if (yield from reading.take_any(ends)) is not None:
+            yield from scanner.blanks()
+        if (yield from scanner.take_any(ends)) is not None:
             return True
 
 
-def _read_call(reading: Reading, is_bare: bool) -> Steps[bool]:
+def _read_call(scanner: CallScanner, is_bare: bool) -> Steps[bool]:
     """One call, from its name on. False where there is none, and nothing was written."""
-    name = yield from _name(reading)
-    if name is None or (is_bare and name not in reading.tools):
+    name = yield from _name(scanner)
+    if name is None or (is_bare and name not in scanner.tools):
         return False
-    tool = reading.tools.get(name)
+    tool = scanner.tools.get(name)
     num_arguments = 0
     keys: set[str] = set()
     while True:
-        part = yield from _part(reading)
+        part = yield from _part(scanner)
         if part is None:  # cut off
-            reading.at = len(reading.text)
+            scanner.at = len(scanner.text)
             return num_arguments > 0
         text, stop = part
         if text.strip():
@@ -120,19 +120,19 @@ def _read_call(reading: Reading, is_bare: bool) -> Steps[bool]:
                     break
                 continue
             keys.add(key)
-            value = literal(reading.markers.plain(found[2] if found else text), tool.types(key))
+            value = literal(scanner.markers.plain(found[2] if found else text), tool.types(key))
             if num_arguments == 0:
-                reading.call(name)
+                scanner.call(name)
             head = ("{" if num_arguments == 0 else ", ") + json.dumps(key, ensure_ascii=False) + ": "
-            reading.arguments(head + value)
+            scanner.arguments(head + value)
             num_arguments += 1
         if stop == ")":
             break
         if not stop:  # a special token, which no call has: it is over
             break
     if num_arguments == 0:
-        reading.call(name)
-    reading.arguments("}" if num_arguments else "{}")
+        scanner.call(name)
+    scanner.arguments("}" if num_arguments else "{}")
     return True
 
 
@@ -141,31 +141,31 @@ def _name_at(tool: Tool, position: int) -> str | None:
     return tool.names[position] if position < len(tool.names) else None
 
 
-def _name(reading: Reading) -> Steps[str | None]:
+def _name(scanner: CallScanner) -> Steps[str | None]:
     """Takes a name and the parenthesis behind it."""
     while True:
-        found = _NAME.match(reading.text, reading.at)
-        end = found.end() if found else reading.at
-        if end < len(reading.text) or reading.is_ended or end - reading.at > _MAX_NAME:
+        found = _NAME.match(scanner.text, scanner.at)
+        end = found.end() if found else scanner.at
+        if end < len(scanner.text) or scanner.is_ended or end - scanner.at > _MAX_NAME:
             break
         yield
-    if found is None or end - reading.at > _MAX_NAME or not reading.text.startswith("(", end):
+    if found is None or end - scanner.at > _MAX_NAME or not scanner.text.startswith("(", end):
         return None
-    reading.at = end + 1
+    scanner.at = end + 1
     return found[0]
 
 
-def _part(reading: Reading) -> Steps[tuple[str, str] | None]:
+def _part(scanner: CallScanner) -> Steps[tuple[str, str] | None]:
     """Takes the text up to the next comma or parenthesis that is in nothing else, and that; None where none comes."""
     scan = Scan()
     while True:
-        length = scan.length(reading.text, reading.at, reading.is_ended)
+        length = scan.length(scanner.text, scanner.at, scanner.is_ended)
         if length is not None:
-            end = reading.at + length
-            text, stop = reading.text[reading.at : end], reading.text[end]
+            end = scanner.at + length
+            text, stop = scanner.text[scanner.at : end], scanner.text[end]
             is_mark = "\ud800" <= stop <= "\udfff"
-            reading.at = end if is_mark else end + 1
+            scanner.at = end if is_mark else end + 1
             return text, "" if is_mark else stop
-        if reading.is_ended:
+        if scanner.is_ended:
             return None
         yield

@@ -10,7 +10,7 @@ from ember.front.text.tools.grammar import Rules
 from ember.front.text.tools.json_calls import JsonCalls, read_calls
 from ember.front.text.tools.json_text import forward_value
 from ember.front.text.tools.marks import Finder, Markers
-from ember.front.text.tools.reading import MAX_HEADER, Reading, Steps
+from ember.front.text.tools.scanner import MAX_HEADER, CallScanner, Steps
 from ember.front.text.tools.schema import Tool
 
 
@@ -84,78 +84,78 @@ class _Reader:
         # The end of a call is one of its header, too: without arguments, or not a call at all.
         self._header_ends = Finder([*stops, *self.call_ends, self.end])
 
-    def read(self, reading: Reading, opener: str) -> Steps[bool]:
+    def read(self, scanner: CallScanner, opener: str) -> Steps[bool]:
         num_calls = 0
         is_in_call = opener in self.call_begins
         while True:
             if not is_in_call:
-                yield from reading.blanks()
-                opener = (yield from reading.take_any(self.call_begins)) or ""
+                yield from scanner.blanks()
+                opener = (yield from scanner.take_any(self.call_begins)) or ""
                 is_in_call = bool(opener)
             if not is_in_call:
                 break
-            if not (yield from self._read_call(reading, opener)):
+            if not (yield from self._read_call(scanner, opener)):
                 if num_calls == 0:
                     return False
-                reading.go_back()
+                scanner.go_back()
                 return True
             num_calls += 1
             is_in_call = False
-            reading.begin()
+            scanner.begin()
         if num_calls == 0:
             return False
-        if not self.end or not (yield from reading.take(self.end)):
-            reading.go_back()
+        if not self.end or not (yield from scanner.take(self.end)):
+            scanner.go_back()
         return True
 
-    def _read_call(self, reading: Reading, opener: str) -> Steps[bool]:
+    def _read_call(self, scanner: CallScanner, opener: str) -> Steps[bool]:
         """One call, from behind its begin, which may be there twice."""
-        yield from reading.blanks()
-        while (yield from reading.take(opener)):
-            yield from reading.blanks()
-        if self._form.has_json and (yield from reading.character()) in ("{", "["):
-            return (yield from read_calls(reading, self.call_ends))
-        found = yield from reading.until(self._header_ends, MAX_HEADER)
+        yield from scanner.blanks()
+        while (yield from scanner.take(opener)):
+            yield from scanner.blanks()
+        if self._form.has_json and (yield from scanner.character()) in ("{", "["):
+            return (yield from read_calls(scanner, self.call_ends))
+        found = yield from scanner.until(self._header_ends, MAX_HEADER)
         if found is None:
             return False
         text, mark = found
-        header = self._header.search(reading.markers.plain(text))
+        header = self._header.search(scanner.markers.plain(text))
         if header is None:
             return False
         has_arguments = mark in self._arguments_begins or mark == "{"
         if mark == "{":
-            reading.at -= 1
+            scanner.at -= 1
         call_id = header.groupdict().get("id")
         if has_arguments:
-            yield from reading.blanks()
-            has_arguments = (yield from reading.character()) == "{"
-            if not has_arguments and not (yield from self._is_over(reading)):
+            yield from scanner.blanks()
+            has_arguments = (yield from scanner.character()) == "{"
+            if not has_arguments and not (yield from self._is_over(scanner)):
                 return False
-        reading.call(header["name"], call_id)
+        scanner.call(header["name"], call_id)
         if not has_arguments:
-            reading.arguments("{}")
+            scanner.arguments("{}")
             return True
-        if not (yield from forward_value(reading)):
+        if not (yield from forward_value(scanner)):
             return False
-        yield from self._leave_call(reading)
+        yield from self._leave_call(scanner)
         return True
 
-    def _is_over(self, reading: Reading) -> Steps[bool]:
+    def _is_over(self, scanner: CallScanner) -> Steps[bool]:
         """Behind a header without arguments."""
-        return (yield from reading.take_any(self.call_ends)) is not None
+        return (yield from scanner.take_any(self.call_ends)) is not None
 
-    def _leave_call(self, reading: Reading) -> Steps[None]:
+    def _leave_call(self, scanner: CallScanner) -> Steps[None]:
         """Takes the end of a call, and what models put before it: brackets too many, the end of a code block."""
         if not self.call_ends:
             return
-        reading.begin()
+        scanner.begin()
         while True:
-            yield from reading.blanks()
-            if (yield from reading.take_any(self.call_ends)) is not None:
-                reading.keep()
+            yield from scanner.blanks()
+            if (yield from scanner.take_any(self.call_ends)) is not None:
+                scanner.keep()
                 return
-            character = yield from reading.character()
+            character = yield from scanner.character()
             if not character or character not in "`}]":
-                reading.go_back()
+                scanner.go_back()
                 return
-            reading.at += 1
+            scanner.at += 1

@@ -12,7 +12,7 @@ from ember.front.text.tools.dialect import Dialect
 from ember.front.text.tools.grammar import Rules
 from ember.front.text.tools.json_calls import read_calls
 from ember.front.text.tools.marks import Finder, Markers
-from ember.front.text.tools.reading import Reading, Steps
+from ember.front.text.tools.scanner import CallScanner, Steps
 from ember.front.text.tools.schema import Tool, is_text, text_as, typed
 from ember.front.text.tools.xml_values import CDATA, Values
 
@@ -171,152 +171,152 @@ class _Reader:
             self._value_end, (self._key, key_end), [self.call_end, self.end], self._starts, follows, form.has_newlines
         )
 
-    def read(self, reading: Reading, opener: str) -> Steps[bool]:
+    def read(self, scanner: CallScanner, opener: str) -> Steps[bool]:
         num_calls = 0
         is_in_call = opener == self.call or not self.call
         while True:
             if not is_in_call:
-                yield from reading.blanks()
-                if not num_calls and (yield from reading.character()) in ("{", "["):  # the form of many other models
-                    return (yield from read_calls(reading, (self.end,)))
-                if self.lead and (yield from reading.take(self.lead)):
-                    yield from reading.blanks()
-                is_in_call = bool(self.call) and (yield from reading.take(self.call))
+                yield from scanner.blanks()
+                if not num_calls and (yield from scanner.character()) in ("{", "["):  # the form of many other models
+                    return (yield from read_calls(scanner, (self.end,)))
+                if self.lead and (yield from scanner.take(self.lead)):
+                    yield from scanner.blanks()
+                is_in_call = bool(self.call) and (yield from scanner.take(self.call))
             if not is_in_call:
                 break
-            if not (yield from self._read_call(reading)):
+            if not (yield from self._read_call(scanner)):
                 if num_calls:
-                    reading.go_back()
+                    scanner.go_back()
                 return num_calls > 0
             num_calls += 1
             is_in_call = False
-            reading.begin()
+            scanner.begin()
             for mark in (self.call_end, self._trail):  # one that is there twice
-                while mark and (yield from self._take_next(reading, mark)):
-                    reading.begin()
+                while mark and (yield from self._take_next(scanner, mark)):
+                    scanner.begin()
         if num_calls == 0:
             return False
-        if not (yield from reading.take(self.end)):
-            reading.go_back()
+        if not (yield from scanner.take(self.end)):
+            scanner.go_back()
         return True
 
-    def _take_next(self, reading: Reading, mark: str) -> Steps[bool]:
+    def _take_next(self, scanner: CallScanner, mark: str) -> Steps[bool]:
         """Takes the mark if it comes next, behind blanks, which stay otherwise."""
-        place = reading.num_tried
-        yield from reading.blanks()
-        if (yield from reading.take(mark)):
+        place = scanner.num_tried
+        yield from scanner.blanks()
+        if (yield from scanner.take(mark)):
             return True
-        reading.return_to(place)
+        scanner.return_to(place)
         return False
 
-    def _read_call(self, reading: Reading) -> Steps[bool]:
+    def _read_call(self, scanner: CallScanner) -> Steps[bool]:
         """One call, from behind what begins it."""
-        yield from reading.blanks()
-        if self.call and not self._has_mark_behind_name and (yield from reading.character()) == "{":
-            return (yield from read_calls(reading, (self.call_end,)))
-        found = yield from reading.until(self._name_ends, _MAX_NAME)
+        yield from scanner.blanks()
+        if self.call and not self._has_mark_behind_name and (yield from scanner.character()) == "{":
+            return (yield from read_calls(scanner, (self.call_end,)))
+        found = yield from scanner.until(self._name_ends, _MAX_NAME)
         if found is None:
             return False
         name, stop = found[0].strip(), found[1]
         if not self._has_mark_behind_name and stop != "\n":
-            reading.at -= len(stop)
-        if self._form.call_attributes and (yield from reading.until(self._attributes_ends, _MAX_NAME)) is None:
+            scanner.at -= len(stop)
+        if self._form.call_attributes and (yield from scanner.until(self._attributes_ends, _MAX_NAME)) is None:
             return False
-        yield from reading.blanks()
+        yield from scanner.blanks()
         if self._form.has_entities:
             name = _without_entities(name)
-        if not _is_name(name) or not (yield from self._comes(reading, self._tags)):
+        if not _is_name(name) or not (yield from self._comes(scanner, self._tags)):
             return False
-        name = reading.tools.own_name(name)
-        reading.call(name)
-        tool = reading.tools.get(name)
+        name = scanner.tools.own_name(name)
+        scanner.call(name)
+        tool = scanner.tools.get(name)
         num_arguments = 0
         while True:
-            yield from reading.blanks()
-            if (yield from reading.take(self._key)):
-                mark = yield from self._read_argument(reading, tool, num_arguments)
+            yield from scanner.blanks()
+            if (yield from scanner.take(self._key)):
+                mark = yield from self._read_argument(scanner, tool, num_arguments)
                 if mark is None:
                     return True  # cut off
                 num_arguments += 1
                 if mark != self._value_end:  # it was missing, and what came instead is read again
-                    reading.at -= len(mark)
+                    scanner.at -= len(mark)
                 continue
-            if self.call_end and (yield from reading.take(self.call_end)):
+            if self.call_end and (yield from scanner.take(self.call_end)):
                 break
-            if (yield from self._comes(reading, [mark for mark in (self.end, *self._starts) if mark])):
+            if (yield from self._comes(scanner, [mark for mark in (self.end, *self._starts) if mark])):
                 break
-            if not (yield from self._skip(reading)):
+            if not (yield from self._skip(scanner)):
                 return True  # cut off
-        reading.arguments("}" if num_arguments else "{}")
+        scanner.arguments("}" if num_arguments else "{}")
         return True
 
-    def _comes(self, reading: Reading, marks: list[str]) -> Steps[bool]:
+    def _comes(self, scanner: CallScanner, marks: list[str]) -> Steps[bool]:
         """Whether one of them comes next; nothing is taken."""
         for mark in marks:
-            if (yield from reading.take(mark)):
-                reading.at -= len(mark)
+            if (yield from scanner.take(mark)):
+                scanner.at -= len(mark)
                 return True
         return False
 
-    def _skip(self, reading: Reading) -> Steps[bool]:
+    def _skip(self, scanner: CallScanner) -> Steps[bool]:
         """Goes on to the next tag, over text that belongs to none. False at the end of the output."""
-        if (yield from reading.character()) == "":
+        if (yield from scanner.character()) == "":
             return False
-        found = yield from reading.until(self._any_tag)
+        found = yield from scanner.until(self._any_tag)
         if found is None:
-            reading.at = len(reading.text)
+            scanner.at = len(scanner.text)
             return False
-        reading.at -= len(found[1])
+        scanner.at -= len(found[1])
         return True
 
-    def _read_argument(self, reading: Reading, tool: Tool, num_before: int) -> Steps[str | None]:
+    def _read_argument(self, scanner: CallScanner, tool: Tool, num_before: int) -> Steps[str | None]:
         """One argument, from behind the begin of its key; the mark that ended it, None if the output did."""
-        found = yield from reading.until(self._key_ends, _MAX_NAME)
+        found = yield from scanner.until(self._key_ends, _MAX_NAME)
         if found is None:
-            self._cut_off(reading)
+            self._cut_off(scanner)
             return None
-        key = reading.markers.plain(found[0]).strip()
+        key = scanner.markers.plain(found[0]).strip()
         if self._form.has_entities:
             key = _without_entities(key)
         types = tool.types(key)
         is_string = is_text(types)
         is_declared = False  # the type, by the model
         if self._form.typed_by:
-            attribute = yield from reading.until(self._attributes_ends, _MAX_NAME)
+            attribute = yield from scanner.until(self._attributes_ends, _MAX_NAME)
             if attribute is None:
-                self._cut_off(reading)
+                self._cut_off(scanner)
                 return None
             kind = '"true"' if self._form.typed_by == "string" else 'type="string"'
             is_string, is_declared = kind in attribute[0], True
         elif self._type_begin:
-            yield from reading.blanks()
-            if (yield from reading.take(self._type_begin)):
-                named = yield from reading.until(self._type_ends, _MAX_NAME)
+            yield from scanner.blanks()
+            if (yield from scanner.take(self._type_begin)):
+                named = yield from scanner.until(self._type_ends, _MAX_NAME)
                 if named is None:
-                    self._cut_off(reading)
+                    self._cut_off(scanner)
                     return None
                 types = _named_types(types, named[0])
                 is_string = is_text(types)
         if self._value_begin:
-            yield from reading.blanks()
-            yield from reading.take(self._value_begin)
+            yield from scanner.blanks()
+            yield from scanner.take(self._value_begin)
         if self._form.has_newlines:
-            yield from reading.take("\n")
+            yield from scanner.take("\n")
         head = ("{" if num_before == 0 else ", ") + json.dumps(key, ensure_ascii=False) + ": "
         if is_string:
-            return (yield from self._values.forward(reading, tool, head))
-        ended = yield from self._values.held(reading, tool)
+            return (yield from self._values.forward(scanner, tool, head))
+        ended = yield from self._values.held(scanner, tool)
         if ended is None:
-            reading.at = len(reading.text)
+            scanner.at = len(scanner.text)
             return None
         text, mark = ended
-        reading.arguments(head + (_declared(text) if is_declared else typed(text, types)))
+        scanner.arguments(head + (_declared(text) if is_declared else typed(text, types)))
         return mark
 
-    def _cut_off(self, reading: Reading) -> None:
+    def _cut_off(self, scanner: CallScanner) -> None:
         """Where a key does not end in time: at the end of the output it is lost, elsewhere it is content."""
-        if reading.is_ended:
-            reading.at = len(reading.text)
+        if scanner.is_ended:
+            scanner.at = len(scanner.text)
 
 
 def _with_entities(text: str) -> str:

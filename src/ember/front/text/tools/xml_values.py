@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ember.front.text.tools.json_text import JsonCopy
 from ember.front.text.tools.marks import Finder, json_escaped
-from ember.front.text.tools.reading import Reading, Steps
+from ember.front.text.tools.scanner import CallScanner, Steps
 from ember.front.text.tools.schema import Tool, Tools
 
 CDATA, _CDATA_END = "<![CDATA[", "]]>"
@@ -39,92 +39,92 @@ class Values:
         self._starts = [mark for mark in starts if mark]
         self._marks = Finder([end, self._key, *self._call_ends, *self._starts])
 
-    def forward(self, reading: Reading, tool: Tool, head: str) -> Steps[str | None]:
+    def forward(self, scanner: CallScanner, tool: Tool, head: str) -> Steps[str | None]:
         """Hands a string on as it arrives, with `head` before it. The mark that ended it, None where the output did."""
-        reading.arguments(head + '"')
-        if (yield from self._takes_cdata(reading)):
+        scanner.arguments(head + '"')
+        if (yield from self._takes_cdata(scanner)):
             while True:
-                place, mark = _CDATA_ENDS.find(reading.text, reading.at, reading.is_ended)
-                reading.arguments(json_escaped(reading.text[reading.at : place]))
-                reading.at = place
+                place, mark = _CDATA_ENDS.find(scanner.text, scanner.at, scanner.is_ended)
+                scanner.arguments(json_escaped(scanner.text[scanner.at : place]))
+                scanner.at = place
                 if mark is not None:
-                    reading.at += len(mark)
-                    if not (yield from reading.take(CDATA)):
+                    scanner.at += len(mark)
+                    if not (yield from scanner.take(CDATA)):
                         break
                     continue
-                if reading.is_ended:
+                if scanner.is_ended:
                     return None
                 yield
-            rest = yield from self._plain(reading, tool)
+            rest = yield from self._plain(scanner, tool)
             if rest is None:
-                reading.at = len(reading.text)
+                scanner.at = len(scanner.text)
                 return None
             text = rest[0].removesuffix("\n") if self._has_newlines else rest[0]
-            reading.arguments((json_escaped(text) if text.strip() else "") + '"')
+            scanner.arguments((json_escaped(text) if text.strip() else "") + '"')
             return rest[1]
         while True:
-            place, mark = self._find(reading, reading.at, tool)
-            chunk = reading.text[reading.at : place]
+            place, mark = self._find(scanner, scanner.at, tool)
+            chunk = scanner.text[scanner.at : place]
             held = 1 if self._has_newlines and chunk.endswith("\n") else 0
             shown = chunk[: len(chunk) - held]
-            reading.arguments(json_escaped(shown))
-            reading.at += len(shown)
+            scanner.arguments(json_escaped(shown))
+            scanner.at += len(shown)
             if mark is not None:
-                reading.at += held + len(mark)
-                reading.arguments('"')
+                scanner.at += held + len(mark)
+                scanner.arguments('"')
                 return mark
-            if reading.is_ended:
-                reading.at = len(reading.text)
+            if scanner.is_ended:
+                scanner.at = len(scanner.text)
                 return None
             yield
 
-    def held(self, reading: Reading, tool: Tool) -> Steps[tuple[str, str] | None]:
+    def held(self, scanner: CallScanner, tool: Tool) -> Steps[tuple[str, str] | None]:
         """Takes a value that is no plain string, and its end."""
-        if (yield from self._takes_cdata(reading)):
+        if (yield from self._takes_cdata(scanner)):
             parts: list[str] = []
             while True:
-                found = yield from reading.until(_CDATA_ENDS)
+                found = yield from scanner.until(_CDATA_ENDS)
                 if found is None:
                     return None
                 parts.append(found[0])
-                if not (yield from reading.take(CDATA)):
+                if not (yield from scanner.take(CDATA)):
                     break
-            rest = yield from self._plain(reading, tool)
+            rest = yield from self._plain(scanner, tool)
             return None if rest is None else ("".join([*parts, rest[0].strip()]), rest[1])
-        ended = yield from self._json(reading, tool)
+        ended = yield from self._json(scanner, tool)
         if ended is None:
             return None
         text = ended[0].removesuffix("\n") if self._has_newlines else ended[0]
-        return reading.markers.plain(text), ended[1]
+        return scanner.markers.plain(text), ended[1]
 
-    def _plain(self, reading: Reading, tool: Tool) -> Steps[tuple[str, str] | None]:
+    def _plain(self, scanner: CallScanner, tool: Tool) -> Steps[tuple[str, str] | None]:
         """Takes the text up to the end, and that."""
         seen = 0
         while True:
-            place, mark = self._find(reading, reading.at + seen, tool)
+            place, mark = self._find(scanner, scanner.at + seen, tool)
             if mark is not None:
-                text, reading.at = reading.text[reading.at : place], place + len(mark)
+                text, scanner.at = scanner.text[scanner.at : place], place + len(mark)
                 return text, mark
-            if reading.is_ended:
+            if scanner.is_ended:
                 return None
-            seen = place - reading.at
+            seen = place - scanner.at
             yield
 
-    def _json(self, reading: Reading, tool: Tool) -> Steps[tuple[str, str] | None]:
+    def _json(self, scanner: CallScanner, tool: Tool) -> Steps[tuple[str, str] | None]:
         """The same of text that may be JSON. An end inside a string of JSON is part of that string, unless the string
         has no end itself."""
         seen = copied = 0
         copy = JsonCopy()
         first: tuple[int, str] | None = None
         while True:
-            place, mark = self._find(reading, reading.at + seen, tool)
-            length = place - reading.at
-            if mark is None and not reading.is_ended:
+            place, mark = self._find(scanner, scanner.at + seen, tool)
+            length = place - scanner.at
+            if mark is None and not scanner.is_ended:
                 seen = length
                 yield
                 continue
             if mark is not None:
-                copied += copy.feed(reading.text[reading.at + copied : place], 0, False)[1]
+                copied += copy.feed(scanner.text[scanner.at + copied : place], 0, False)[1]
                 if copy.is_in_string and copy.is_nested:
                     first = first or (length, mark)
                     seen = length + 1
@@ -133,13 +133,13 @@ class Values:
                 if first is None:
                     return None
                 length, mark = first
-            text = reading.text[reading.at : reading.at + length]
-            reading.at += length + len(mark)
+            text = scanner.text[scanner.at : scanner.at + length]
+            scanner.at += length + len(mark)
             return text, mark
 
-    def _find(self, reading: Reading, start: int, tool: Tool) -> tuple[int, str | None]:
+    def _find(self, scanner: CallScanner, start: int, tool: Tool) -> tuple[int, str | None]:
         """Finds where the value ends and by which mark. With no mark yet, the place is where one may begin."""
-        text, is_end = reading.text, reading.is_ended
+        text, is_end = scanner.text, scanner.is_ended
         while True:
             place, mark = self._marks.find(text, start, is_end)
             if mark is None or mark == self._end or (_has_token(mark) and mark not in self._starts):
@@ -150,7 +150,7 @@ class Values:
             elif mark in self._call_ends:
                 is_mark = _comes(self._follows, text, behind, is_end)
             else:
-                is_mark = self._is_start(mark, reading, behind)
+                is_mark = self._is_start(mark, scanner, behind)
             if is_mark is None:
                 return place, None
             if is_mark:
@@ -165,23 +165,23 @@ class Values:
         name = text[start:end]
         return name in tool.properties if tool.properties else bool(name) and not any(c in "<>\n" for c in name)
 
-    def _is_start(self, mark: str, reading: Reading, behind: int) -> bool | None:
+    def _is_start(self, mark: str, scanner: CallScanner, behind: int) -> bool | None:
         """Whether a call follows, directly or behind the mark of one. None: it is not there yet."""
         call = self._starts[0]
         if mark != call:
-            return _comes([call], reading.text, behind, reading.is_ended, at_end=False)
-        return _is_named(reading.text, behind, reading.tools, reading.is_ended)
+            return _comes([call], scanner.text, behind, scanner.is_ended, at_end=False)
+        return _is_named(scanner.text, behind, scanner.tools, scanner.is_ended)
 
-    def _takes_cdata(self, reading: Reading) -> Steps[bool]:
+    def _takes_cdata(self, scanner: CallScanner) -> Steps[bool]:
         """Takes the head of CDATA, and blanks before it, if they come next."""
         while True:
-            found = _BLANKS.match(reading.text, reading.at)
+            found = _BLANKS.match(scanner.text, scanner.at)
             assert found is not None
-            rest = reading.text[found.end() : found.end() + len(CDATA)]
+            rest = scanner.text[found.end() : found.end() + len(CDATA)]
             if rest == CDATA:
-                reading.at = found.end() + len(CDATA)
+                scanner.at = found.end() + len(CDATA)
                 return True
-            if reading.is_ended or not CDATA.startswith(rest):
+            if scanner.is_ended or not CDATA.startswith(rest):
                 return False
             yield
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TypeVar
 
-from ember.front.text.output import CallArguments, CallStart, Content, Delta
+from ember.front.text.output import Content, Delta, ToolCallArguments, ToolCallStart
 from ember.front.text.tools.marks import Finder, Markers
 from ember.front.text.tools.schema import Tools, encodable
 from ember.front.text.tools.unwrap import Unwrapping
@@ -37,7 +37,7 @@ class _OpenCall:
     blanks: list[str]
 
 
-class Reading:
+class CallScanner:
     """One sample: the text that is not yet read, and the deltas that are not yet taken."""
 
     def __init__(self, markers: Markers, tools: Tools, boundaries: Finder) -> None:
@@ -187,7 +187,7 @@ class Reading:
         call_id = None if call_id is None or call_id in self._ids else encodable(call_id)
         if call_id is not None:
             self._ids.add(call_id)
-        self._deltas.append(CallStart(self.num_calls, name, call_id))
+        self._deltas.append(ToolCallStart(self.num_calls, name, call_id))
         self._unwrapping = Unwrapping.of(self.tools.get(name))
         self.num_calls += 1
 
@@ -199,7 +199,7 @@ class Reading:
             if self._unwrapping.is_over:
                 self._unwrapping = None
         if text:
-            self._deltas.append(CallArguments(self.num_calls - 1, text))
+            self._deltas.append(ToolCallArguments(self.num_calls - 1, text))
 
     def withdraw(self) -> bool:
         """Takes back the call that began last, so that `go_back` makes it content. False, and nothing happens, where
@@ -220,7 +220,7 @@ class Reading:
         if self._unwrapping is not None:
             text, self._unwrapping = self._unwrapping.finish(), None
             if text:
-                self._deltas.append(CallArguments(self.num_calls - 1, text))
+                self._deltas.append(ToolCallArguments(self.num_calls - 1, text))
 
     def content(self, text: str) -> None:
         """White space around calls belongs to nothing."""
@@ -264,8 +264,10 @@ class Reading:
 
 def _joined(run: list[Delta]) -> Delta:
     first = run[0]
-    if isinstance(first, CallArguments):
-        return CallArguments(first.index, "".join([delta.text for delta in run if isinstance(delta, CallArguments)]))
+    if isinstance(first, ToolCallArguments):
+        return ToolCallArguments(
+            first.index, "".join([delta.text for delta in run if isinstance(delta, ToolCallArguments)])
+        )
     if isinstance(first, Content):
         return Content("".join([delta.text for delta in run if isinstance(delta, Content)]))
     return first
@@ -273,4 +275,10 @@ def _joined(run: list[Delta]) -> Delta:
 
 def _kind(delta: Delta) -> object:
     """Equal for neighbours that can be joined."""
-    return delta.index if isinstance(delta, CallArguments) else type(delta) if isinstance(delta, Content) else id(delta)
+    return (
+        delta.index
+        if isinstance(delta, ToolCallArguments)
+        else type(delta)
+        if isinstance(delta, Content)
+        else id(delta)
+    )
