@@ -64,8 +64,9 @@ from ember.engine.loading.reader import Reading
 from ember.engine.description.read_config import load_config
 mapped._is_cached = lambda descriptor, chunk: False
 path = Path(sys.argv[1])
-plan = make_plan(load_config(path), read_headers(path))
-places = mapped.Mapped(plan, next(iter(plan.dtypes)))
+config = load_config(path)
+plan = make_plan(config, read_headers(path), config.dtype)
+places = mapped.Mapped(plan)
 reading = Reading(plan, lambda: mapped.Warming(places))
 reading.wait()
 print(reading.nbytes / reading.seconds / 1e9)

@@ -17,11 +17,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from ember.engine.description.read_config import load_config, read_json
+from ember.engine.description.read_config import read_json
 from ember.engine.errors import ModelError
 from ember.engine.loading.download import download
 from ember.engine.loading.files import INDEX
 from ember.engine.loading.hub_files import Repository, text_files, weight_names
+from ember.engine.loading.load import read_model_config
 from ember.engine.loading.resolve import MODEL, TOKENIZER, Wanted, find_snapshot
 
 LOCAL = "local"  # the commit of what comes from a directory
@@ -61,10 +62,10 @@ def bake(wanted: Wanted, into: Path, name: str, revision: str | None, source: Pa
         directory = copy(into, name, revision, source)
     else:
         repository = Repository(name, revision, wanted.setting, wanted.required, wanted.with_weights)
-        check = load_config if wanted.with_weights else lambda directory: None
+        check = read_model_config if wanted.with_weights else lambda directory: None
         directory = download(repository, into, token=token, say=print, check=check)
     if wanted.with_weights:
-        load_config(directory)
+        read_model_config(directory)
     _tidy(into)
     if find_snapshot(into, name, revision, wanted) != directory:
         raise ModelError(f"{name} was put into {directory}, where the worker would not find it whole")

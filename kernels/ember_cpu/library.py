@@ -47,7 +47,6 @@ class Layer(ctypes.Structure):
         ("keys", _POINTER),
         ("values", _POINTER),
         ("window", _I64),
-        ("group", _I64),
     )
 
 
@@ -74,11 +73,10 @@ class Step(ctypes.Structure):
 
     _fields_ = (
         ("rows", _I64),
-        ("num_sequences", _I64),
         ("max_blocks", _I64),
         ("positions", _POINTER),
-        ("sequences", _POINTER),
         ("slots", _POINTER),
+        ("sequences", _POINTER),
         ("block_tables", _POINTER),
         ("cosines", _POINTER),
         ("sines", _POINTER),

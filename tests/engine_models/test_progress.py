@@ -118,12 +118,12 @@ def test_a_slow_load_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Monk
     load(directory, lines, dtype)
     assert lines == []  # it was quick
 
-    def slowly(descriptor: int, view: memoryview, chunk: reader.Chunk, start: int = 0) -> None:
+    def slowly(descriptor: int, view: memoryview, file: Path, offset: int) -> None:
         time.sleep(0.05)
-        read_exactly(descriptor, view, chunk, start)
+        read_exactly(descriptor, view, file, offset)
 
     read_exactly = reader.read_exactly
-    for module in ("mapped", "place"):
+    for module in ("mapped", "reader"):
         monkeypatch.setattr(f"ember.engine.loading.{module}.read_exactly", slowly)
     monkeypatch.setattr(reader, "QUIET_SECONDS", 0.05)
     monkeypatch.setattr(reader, "LINE_SECONDS", 0.02)

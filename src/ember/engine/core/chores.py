@@ -85,8 +85,7 @@ def settle_weights(decoder: Decoder, pages: Pages | None) -> Iterator[None]:
             decoder.weights_moved(index)
         yield
     is_tied, embedding = decoder.config.tie_word_embeddings, parts.embedding
-    if pages is not None:
-        assert isinstance(embedding.tokens, Tensor)
+    if pages is not None and isinstance(embedding.tokens, Tensor) and pages.hold(embedding.tokens.data_ptr()):
         embedding.tokens = yield from in_own_memory(pages, embedding.tokens)
         if embedding.positions is not None:
             embedding.positions = embedding.positions.clone()

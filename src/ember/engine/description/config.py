@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from ember.engine.description.rope_config import RopeConfig
 
 Norm = Literal["rms", "layer"]
+
+
+QkvOrder = Literal["parts", "heads"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertNames:
+    """The checkpoint's names for a layer of experts, relative to the layer.
+
+    A name with {} in it, for the expert's number, is that of one expert's matrix. A name without is that of one tensor
+    with the matrices of all experts: [experts, out, in], or [experts, in, out] where they are `transposed`.
+    """
+
+    router: str
+    down: str
+    up: str | None = None
+    gate: str | None = None
+    gate_up: str | None = None  # gate and up in one matrix, in place of the two
+    alternates: bool = False  # of `gate_up` every other row is gate's; otherwise gate's rows come before up's
+    transposed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,18 +41,35 @@ class WeightNames:
     lm_head: str
     attention_norm: str
     mlp_norm: str
-    query: str
-    key: str
-    value: str
     output: str
-    up: str
-    down: str
+    query: str | None = None
+    key: str | None = None
+    value: str | None = None
+    qkv: str | None = None  # query, key and value in one matrix, in place of the three
+    qkv_order: QkvOrder = "parts"  # all rows of query, then key, then value; or so for each key-value head in turn
+    up: str | None = None
+    down: str | None = None
     gate: str | None = None
+    gate_up: str | None = None  # gate and up in one matrix, gate's rows first, in place of the two
+    experts: ExpertNames | None = None
     query_norm: str | None = None
     key_norm: str | None = None
     embed_positions: str | None = None
     project_in: str | None = None
     project_out: str | None = None
+    transposed: bool = False  # the matrices of the layers are stored as [in, out]
+    base: str = "model."  # the prefix that the names lack in a checkpoint of the bare model, without a head
+    buffers: tuple[str, ...] = ()  # ends of the names of stored tensors that are no weights
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsConfig:
+    """A layer of experts in place of the MLP."""
+
+    count: int
+    count_field: str  # the name of `count` in config.json
+    intermediate_size: int  # of each expert
+    intermediate_field: str  # the name of `intermediate_size` in config.json
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +105,9 @@ class DecoderConfig:
     first_window_layer: int = 0  # of the layers that have the window
     windowed_layers: tuple[bool, ...] = ()  # whether a layer has the window, where `first_window_layer` does not say it
     tie_word_embeddings: bool = False
+    experts: ExpertsConfig | None = None
     intermediate_field: str = "intermediate_size"  # the name of `intermediate_size` in config.json
+    quantization: Mapping[str, Any] | None = None  # `quantization_config`, as it is
     dtype: str = "float32"  # of the checkpoint, by its config.json
     eos_token_ids: list[int] = field(default_factory=list)
     warnings: tuple[str, ...] = ()  # about config.json, for the log
@@ -81,10 +121,7 @@ class DecoderConfig:
         return self.num_kv_heads * self.head_dim
 
     def windows(self) -> tuple[int | None, ...]:
-        """The sliding window of each layer. None: full attention, which a window as long as the longest context is."""
+        """The sliding window of each layer (None: full attention)."""
         layers = range(self.num_layers)
-        window = self.sliding_window
-        if window is not None and window >= self.max_position_embeddings:
-            window = None
         has_window = self.windowed_layers or [layer >= self.first_window_layer for layer in layers]
-        return tuple(window if has_window[layer] else None for layer in layers)
+        return tuple(self.sliding_window if has_window[layer] else None for layer in layers)

@@ -31,13 +31,11 @@ def load_config(model_dir: Path) -> DecoderConfig:
             given = f"model_type {shown(fields.values.get('model_type'))}" if architecture is None else architecture
             supported = ", ".join(ARCHITECTURES)
             raise ModelError(f"architecture {shown(given)[1:-1]} is not supported; supported are {supported}")
-        if method := _quantization(fields):
-            raise ModelError(f"{method} quantized weights are not supported; use the unquantized model")
         family = find_family(architecture)
         config = family.read(fields)
         _check_unread(fields, architecture, family.fields)
         own = _token_ids(fields, config.vocab_size)
-        dtype = _dtype(fields)
+        dtype, quantization = _dtype(fields), fields.mapping("quantization_config")
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     warnings = [f"{path}: {warning}" for warning in fields.warnings]
@@ -52,6 +50,7 @@ def load_config(model_dir: Path) -> DecoderConfig:
         config,
         architecture=architecture,
         dtype=dtype,
+        quantization=quantization or None,
         eos_token_ids=list(dict.fromkeys(own + theirs)),
         warnings=tuple(warnings),
     )
@@ -78,12 +77,6 @@ def _architecture(fields: Fields, model_types: Mapping[str, str]) -> str | None:
         named = f"model_type {fields.values['model_type']} is that of {by_type}"
         fields.warnings.append(f"{named}, but architectures names {architectures[0]}, which is what is served")
     return architectures[0]
-
-
-def _quantization(fields: Fields) -> str | None:
-    """The method by which the weights are quantized; None where they are not."""
-    quantization = fields.mapping("quantization_config")
-    return shown(str(quantization.get("quant_method", "unknown")))[1:-1] if quantization else None
 
 
 def _dtype(fields: Fields) -> str:

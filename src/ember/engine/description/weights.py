@@ -1,89 +1,246 @@
-"""The decoder's parameters as data: name, shape, and the checkpoint tensors that fill each, row by row. No torch here.
+"""The decoder's weights as data: their names and sizes, and the stored tensors that each is made of. No torch here.
 
-Fused matrices (query, key, value; gate, up) list several parts: the loader reads each part to its rows, so that nothing
-is concatenated. Matrices are [out, in] as checkpoints have them.
+A linear layer's matrix is [out, in]. Its rows are those of its `outputs`, one after the other: query, key and value are
+one matrix, and so are gate and up. Where a checkpoint keeps them apart, each output is a stored matrix; where it keeps
+them together, the outputs are the rows of one stored matrix that belong to each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ember.engine.description.config import DecoderConfig
+from ember.engine.description.config import DecoderConfig, ExpertsConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One checkpoint tensor, placed at `row` of a parameter."""
+class Size:
+    """A size of a stored tensor, and what demands it: fields of config.json with their values."""
 
-    source: str
-    shape: tuple[int, ...]
-    row: int = 0
+    count: int
+    says: str
 
 
 @dataclass(frozen=True, slots=True)
-class Parameter:
-    """One tensor of the decoder."""
+class Rows:
+    """Rows of a matrix: `count` runs of `size` rows, the first at row `start`, each next one `step` rows later."""
+
+    start: int
+    size: int
+    count: int = 1
+    step: int = 0
+
+    def __len__(self) -> int:
+        return self.size * self.count
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A matrix of the checkpoint, [rows, columns] as y = x @ matrix.T has it, or a stack of equal matrices.
+
+    Its tensor has that shape; where it is `transposed`, [columns, rows]; in a `stack`, one dimension more in front.
+    """
+
+    name: str  # of the module: the tensors' names without `suffix` and `bias_suffix`
+    rows: Size
+    columns: Size
+    transposed: bool = False
+    stack: Size | None = None
+    suffix: str = ".weight"
+    bias_suffix: str = ".bias"
+
+    def whole(self) -> Output:
+        """All rows: of a stack, those of all matrices."""
+        matrices = 1 if self.stack is None else self.stack.count
+        return Output(self, Rows(0, self.rows.count * matrices))
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Rows of a stored matrix which are output rows of a linear layer.
+
+    Of a stack they are rows of the matrix at `index`; they may go on in the matrices after it.
+    """
+
+    stored: Stored
+    rows: Rows
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LinearSpec:
+    """A linear layer, or the linear layers of all experts, whose rows follow each other."""
 
     name: str
-    shape: tuple[int, ...]
-    parts: tuple[Part, ...]
+    outputs: tuple[Output, ...]
+    inputs: int
+    bias: bool = False
+    first_input: int = 0  # of the stored matrices' columns
+
+    @property
+    def num_rows(self) -> int:
+        return sum(len(output.rows) for output in self.outputs)
 
 
-def parameters(config: DecoderConfig) -> list[Parameter]:
-    """Every parameter of the decoder, in the order in which the forward pass meets them."""
-    names, hidden, heads = config.names, config.hidden_size, config.head_dim
-    embed = config.embed_dim or hidden
-    found = [_whole("embed_tokens.weight", f"{names.embed_tokens}.weight", config.vocab_size, embed)]
-    if config.position_offset is not None:
-        rows = config.max_position_embeddings + config.position_offset
-        found.append(_whole("embed_positions.weight", f"{names.embed_positions}.weight", rows, hidden))
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A vector or a table, which is used as it is stored."""
+
+    name: str
+    source: str  # the tensor's name in the checkpoint
+    shape: tuple[Size, ...]
+    dtype: str | None = None  # as torch spells it; None: the model's
+
+
+Spec = LinearSpec | TensorSpec
+
+
+def weight_specs(config: DecoderConfig) -> list[Spec]:
+    """Every weight of the decoder, in the order in which the forward pass meets them."""
+    names, hidden = config.names, Size(config.hidden_size, f"hidden_size={config.hidden_size}")
+    vocabulary, embed = Size(config.vocab_size, f"vocab_size={config.vocab_size}"), hidden
     if config.embed_dim is not None:
-        found.append(_whole("project_in.weight", f"{names.project_in}.weight", hidden, embed))
-        found.append(_whole("project_out.weight", f"{names.project_out}.weight", embed, hidden))
+        embed = Size(config.embed_dim, f"word_embed_proj_dim={config.embed_dim}")
+    specs: list[Spec] = [TensorSpec("embed_tokens", f"{names.embed_tokens}.weight", (vocabulary, embed))]
+    if config.position_offset is not None:
+        positions = config.max_position_embeddings + config.position_offset
+        rows = Size(positions, f"max_position_embeddings and its offset: {positions}")
+        specs.append(TensorSpec("embed_positions", f"{names.embed_positions}.weight", (rows, hidden)))
+    if config.embed_dim is not None:
+        specs.append(_linear("project_in", [Stored(str(names.project_in), hidden, embed).whole()]))
+    sizes = _Sizes.of(config, hidden)
     for layer in range(config.num_layers):
-        theirs, ours = names.layer.format(layer), f"layers.{layer}."
-        qkv = [(names.query, config.query_size), (names.key, config.kv_size), (names.value, config.kv_size)]
-        up = [(names.up, config.intermediate_size)]
-        if config.gated_mlp:
-            up.insert(0, (str(names.gate), config.intermediate_size))
-        found += _norm(config, f"{ours}attention_norm", theirs + names.attention_norm)
-        found += _rows(f"{ours}qkv", theirs, qkv, hidden, config.qkv_bias)
-        if config.qk_norm:
-            found.append(_whole(f"{ours}query_norm.weight", f"{theirs}{names.query_norm}.weight", heads))
-            found.append(_whole(f"{ours}key_norm.weight", f"{theirs}{names.key_norm}.weight", heads))
-        found += _rows(f"{ours}output", theirs, [(names.output, hidden)], config.query_size, config.output_bias)
-        found += _norm(config, f"{ours}mlp_norm", theirs + names.mlp_norm)
-        found += _rows(f"{ours}up", theirs, up, hidden, config.mlp_bias)
-        found += _rows(f"{ours}down", theirs, [(names.down, hidden)], config.intermediate_size, config.mlp_bias)
+        specs += _layer(config, sizes, f"layers.{layer}.", names.layer.format(layer))
     if config.final_norm:
-        found += _norm(config, "final_norm", names.final_norm)
+        specs += _norm(config, hidden, "final_norm", names.final_norm)
+    if config.embed_dim is not None:
+        specs.append(_linear("project_out", [Stored(str(names.project_out), embed, hidden).whole()]))
     if not config.tie_word_embeddings:
-        found.append(_whole("lm_head.weight", f"{names.lm_head}.weight", config.vocab_size, embed))
-    return found
+        specs.append(_linear("lm_head", [Stored(names.lm_head, vocabulary, embed).whole()]))
+    return specs
 
 
-def _whole(name: str, source: str, *shape: int) -> Parameter:
-    return Parameter(name, shape, (Part(source, shape),))
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """The sizes that the tensors of every layer have."""
+
+    hidden: Size
+    query: Size
+    kv: Size
+    qkv: Size
+    head: Size
+    inner: Size  # the MLP's
+
+    @classmethod
+    def of(cls, config: DecoderConfig, hidden: Size) -> _Sizes:
+        heads, kv_heads = f"num_attention_heads={config.num_heads}", f"num_key_value_heads={config.num_kv_heads}"
+        head_dim, query, kv = f"of head_dim={config.head_dim}", config.query_size, config.kv_size
+        return cls(
+            hidden,
+            Size(query, f"{heads} {head_dim}: {query}"),
+            Size(kv, f"{kv_heads} {head_dim}: {kv}"),
+            Size(query + 2 * kv, f"{heads} and {kv_heads} {head_dim}: {query + 2 * kv}"),
+            Size(config.head_dim, f"head_dim={config.head_dim}"),
+            Size(config.intermediate_size, f"{config.intermediate_field}={config.intermediate_size}"),
+        )
 
 
-def _norm(config: DecoderConfig, name: str, source: str) -> list[Parameter]:
-    size = config.hidden_size
-    found = [_whole(f"{name}.weight", f"{source}.weight", size)] if config.norm_affine else []
+def _layer(config: DecoderConfig, sizes: _Sizes, ours: str, theirs: str) -> Iterator[Spec]:
+    names, hidden = config.names, sizes.hidden
+    yield from _norm(config, hidden, f"{ours}attention_norm", theirs + names.attention_norm)
+    yield _linear(f"{ours}qkv", _qkv(config, sizes, theirs), config.qkv_bias)
+    if config.qk_norm:
+        yield TensorSpec(f"{ours}query_norm.weight", f"{theirs}{names.query_norm}.weight", (sizes.head,))
+        yield TensorSpec(f"{ours}key_norm.weight", f"{theirs}{names.key_norm}.weight", (sizes.head,))
+    output = Stored(theirs + names.output, hidden, sizes.query, names.transposed)
+    yield _linear(f"{ours}output", [output.whole()], config.output_bias)
+    yield from _norm(config, hidden, f"{ours}mlp_norm", theirs + names.mlp_norm)
+    if config.experts is not None:
+        yield from _experts(config, config.experts, hidden, ours, theirs)
+        return
+    yield _linear(f"{ours}up", _up(config, sizes, theirs), config.mlp_bias)
+    down = Stored(f"{theirs}{names.down}", hidden, sizes.inner, names.transposed)
+    yield _linear(f"{ours}down", [down.whole()], config.mlp_bias)
+
+
+def _qkv(config: DecoderConfig, sizes: _Sizes, theirs: str) -> list[Output]:
+    """The rows of query, key and value."""
+    names, hidden = config.names, sizes.hidden
+    if names.qkv is None:
+        parts = ((names.query, sizes.query), (names.key, sizes.kv), (names.value, sizes.kv))
+        return [Stored(f"{theirs}{name}", rows, hidden, names.transposed).whole() for name, rows in parts]
+    stored = Stored(theirs + names.qkv, sizes.qkv, hidden, names.transposed)
+    if names.qkv_order == "parts":
+        return [stored.whole()]
+    heads, head_dim = config.num_kv_heads, config.head_dim
+    queries = config.query_size // heads  # rows of query for each key-value head
+    step = queries + 2 * head_dim
+    runs = ((0, queries), (queries, head_dim), (queries + head_dim, head_dim))
+    return [Output(stored, Rows(start, size, heads, step)) for start, size in runs]
+
+
+def _up(config: DecoderConfig, sizes: _Sizes, theirs: str) -> list[Output]:
+    """The rows of gate, where there is one, and up."""
+    names, hidden, inner = config.names, sizes.hidden, sizes.inner
+    if not config.gated_mlp:
+        return [Stored(f"{theirs}{names.up}", inner, hidden, names.transposed).whole()]
+    if names.gate_up is not None:
+        return [Stored(theirs + names.gate_up, _twice(inner), hidden, names.transposed).whole()]
+    return [Stored(f"{theirs}{name}", inner, hidden, names.transposed).whole() for name in (names.gate, names.up)]
+
+
+def _experts(
+    config: DecoderConfig, experts: ExpertsConfig, hidden: Size, ours: str, theirs: str
+) -> Iterator[LinearSpec]:
+    """The router, and the experts' matrices one below the other: of each expert gate's rows, then up's; and down's."""
+    names = config.names.experts
+    assert names is not None, "a family with experts names them"
+    count = Size(experts.count, f"{experts.count_field}={experts.count}")
+    inner = Size(experts.intermediate_size, f"{experts.intermediate_field}={experts.intermediate_size}")
+    yield _linear(f"{ours}router", [Stored(theirs + names.router, count, hidden).whole()])
+
+    def outputs(*matrices: tuple[str | None, Size, Size, tuple[Rows, ...]]) -> list[Output]:
+        """Of each expert the `rows` of each matrix (name, its rows and columns, the rows that are taken)."""
+        stacks = [
+            Stored(f"{theirs}{name}", rows, columns, names.transposed, count, "", "_bias")
+            for name, rows, columns, _ in matrices
+        ]
+        if len(stacks) == 1 and len(matrices[0][3]) == 1 and not names.transposed and "{}" not in stacks[0].name:
+            return [stacks[0].whole()]
+        found: list[Output] = []
+        for expert in range(experts.count):
+            for stack, (_, rows, columns, taken) in zip(stacks, matrices, strict=True):
+                stored, index = stack, expert
+                if "{}" in stack.name:
+                    stored, index = Stored(stack.name.format(expert), rows, columns, names.transposed), 0
+                found += [Output(stored, run, index) for run in taken]
+        return found
+
+    whole = (Rows(0, inner.count),)
+    if names.gate_up is not None:
+        every_other = tuple(Rows(start, 1, inner.count, 2) for start in (0, 1))
+        taken = every_other if names.alternates else (Rows(0, 2 * inner.count),)
+        ups = outputs((names.gate_up, _twice(inner), hidden, taken))
+    elif config.gated_mlp:
+        ups = outputs((names.gate, inner, hidden, whole), (names.up, inner, hidden, whole))
+    else:
+        ups = outputs((names.up, inner, hidden, whole))
+    yield _linear(f"{ours}experts.up", ups, config.mlp_bias)
+    yield _linear(
+        f"{ours}experts.down", outputs((names.down, hidden, inner, (Rows(0, hidden.count),))), config.mlp_bias
+    )
+
+
+def _twice(size: Size) -> Size:
+    return Size(2 * size.count, f"twice {size.says}: {2 * size.count}")
+
+
+def _linear(name: str, outputs: list[Output], bias: bool = False) -> LinearSpec:
+    return LinearSpec(name, tuple(outputs), outputs[0].stored.columns.count, bias)
+
+
+def _norm(config: DecoderConfig, size: Size, name: str, source: str) -> Iterator[TensorSpec]:
+    if config.norm_affine:
+        yield TensorSpec(f"{name}.weight", f"{source}.weight", (size,))
     if config.norm_bias:
-        found.append(_whole(f"{name}.bias", f"{source}.bias", size))
-    return found
-
-
-def _rows(name: str, prefix: str, sources: list[tuple[str, int]], columns: int, bias: bool) -> list[Parameter]:
-    """A linear layer whose output rows are those of `sources` (name, rows), one after the other."""
-    weights: list[Part] = []
-    biases: list[Part] = []
-    row = 0
-    for source, rows in sources:
-        weights.append(Part(f"{prefix}{source}.weight", (rows, columns), row))
-        biases.append(Part(f"{prefix}{source}.bias", (rows,), row))
-        row += rows
-    found = [Parameter(f"{name}.weight", (row, columns), tuple(weights))]
-    if bias:
-        found.append(Parameter(f"{name}.bias", (row,), tuple(biases)))
-    return found
+        yield TensorSpec(f"{name}.bias", f"{source}.bias", (size,))

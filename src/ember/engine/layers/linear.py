@@ -25,6 +25,9 @@ _ROWS_HINT = 32  # rows of input the packed layout is chosen for; one layout ser
 class Pages(Protocol):
     """Memory that is part of a file."""
 
+    def hold(self, address: int) -> bool:
+        """Whether the address is in that memory."""
+
     def let_go(self, address: int, nbytes: int) -> None:
         """These bytes were copied; they need not stay in memory where they are."""
 
@@ -64,7 +67,7 @@ class Linear:
         if packs and not self.packed:
             self.rows = (torch.ops.mkldnn._reorder_linear_weight(self.weight, _ROWS_HINT),)
             self.packed = True
-        elif pages is not None and not packs:
+        elif pages is not None and not packs and any(pages.hold(rows.data_ptr()) for rows in self.rows):
             own = yield from in_own_memory(pages, *self.rows)
             self.rows = (own,)
 

@@ -1,7 +1,6 @@
-"""The counts of a config.json compared with what the files hold, before anything of their size is made. No torch here.
+"""The counts of layers and experts in config.json and in the files, compared before lists as long are made. No torch.
 
-A wrong count would otherwise show as a tensor of another shape than expected, or as memory that is eaten for layers
-that no file has. What is wrong is one line: the field, its value, and what the files have.
+The other sizes are compared tensor by tensor when the read is planned.
 """
 
 from __future__ import annotations
@@ -14,43 +13,31 @@ from ember.engine.errors import ModelError
 from ember.engine.loading.safetensors_header import TensorEntry
 
 
-def check_counts(config: DecoderConfig, entries: Mapping[str, TensorEntry], strip: bool) -> None:
-    """Raises ModelError. `strip`: the names in the files lack the prefix "model."."""
-    names = config.names
-    wrong = _wrong_layers(names.layer.removeprefix("model.") if strip else names.layer, config.num_layers, entries)
-    embed_field = "hidden_size" if config.embed_dim is None else "word_embed_proj_dim"
-    hidden = ("hidden_size", config.hidden_size)
-    head_dim = f"of head_dim={config.head_dim}"
-    first = names.layer.format(0)
-    expected = [
-        (names.embed_tokens, ("vocab_size", config.vocab_size), (embed_field, config.embed_dim or config.hidden_size)),
-        (first + names.query, (f"num_attention_heads={config.num_heads} {head_dim}", config.query_size), hidden),
-        (first + names.key, (f"num_key_value_heads={config.num_kv_heads} {head_dim}", config.kv_size), hidden),
-        (first + names.up, (config.intermediate_field, config.intermediate_size), hidden),
-    ]
-    if config.position_offset is not None:
-        rows = config.max_position_embeddings + config.position_offset
-        expected.append((str(names.embed_positions), ("max_position_embeddings and its offset", rows), hidden))
-    for source, *sizes in expected:
-        entry = entries.get(f"{source.removeprefix('model.') if strip else source}.weight")
-        if entry is None or len(entry.shape) != 2:  # which the plan reports
-            continue
-        for (field, value), found, kind in zip(sizes, entry.shape, ("rows", "columns"), strict=True):
-            if value != found:
-                says = f"{field}: {value}" if "=" in field or " " in field else f"{field}={value}"
-                wrong.append(f"{says}, but {entry.name} has {found} {kind}")
-    if wrong:
-        raise ModelError(f"config.json does not fit the weight files: {'; '.join(wrong[:3])}")
+def check_counts(config: DecoderConfig, entries: Mapping[str, TensorEntry], base: str) -> None:
+    """Raises ModelError where the files have another number. `base`: a prefix that their names lack."""
+    layer, count = config.names.layer.removeprefix(base), config.num_layers
+    _compare(f"num_hidden_layers={count}", count, "layers", layer, entries)
+    experts, names = config.experts, config.names.experts
+    if experts is None or names is None:
+        return
+    says, name = f"{experts.count_field}={experts.count}", layer.format(0) + names.down
+    if "{}" in name:
+        _compare(says, experts.count, "experts", f"{name}.", entries)
+    elif (entry := entries.get(name)) is not None and entry.shape[:1] != (experts.count,):
+        raise _error(f"{says}, but {name} is {list(entry.shape)} in {entry.file.name}")
 
 
-def _wrong_layers(layer: str, num_layers: int, entries: Mapping[str, TensorEntry]) -> list[str]:
-    """Says what is wrong with the number of layers, which the files tell by the numbers in their tensors' names."""
-    pattern = re.compile(re.escape(layer).replace(re.escape("{}"), "([0-9]{1,9})", 1))
-    numbers = {int(found[1]) for name in entries if (found := pattern.match(name))}
+def _compare(says: str, count: int, what: str, name: str, entries: Mapping[str, TensorEntry]) -> None:
+    """Raises ModelError unless the numbers in the place of {} in `name` go from 0 to `count` - 1."""
+    pattern = re.compile(re.escape(name).replace(re.escape("{}"), "([0-9]{1,9})", 1))
+    numbers = {int(found[1]) for entry in entries if (found := pattern.match(entry))}
     last = max(numbers, default=-1)
-    if numbers and num_layers != last + 1:
-        return [f"num_hidden_layers={num_layers}, but the files have {last + 1} layers, to {layer.format(last)[:-1]}"]
-    if len(numbers) < num_layers:
-        missing = next(number for number in range(num_layers) if number not in numbers)
-        return [f"num_hidden_layers={num_layers}, but the files lack {layer.format(missing)[:-1]}"]
-    return []
+    if numbers and count != last + 1:
+        raise _error(f"{says}, but the files have {last + 1} {what}, to {name.format(last)[:-1]}")
+    if len(numbers) < count:
+        missing = next(number for number in range(count) if number not in numbers)
+        raise _error(f"{says}, but the files lack {name.format(missing)[:-1]}")
+
+
+def _error(reason: str) -> ModelError:
+    return ModelError(f"config.json does not fit the weight files: {reason}")

@@ -1,8 +1,9 @@
 """From a model directory to a decoder with its weights in place.
 
-Two ways. Where the checkpoint's dtype is the one wanted and the device is the CPU, the files are mapped and used as
-they are, which needs no torch: `begin` may start that before torch is imported. Otherwise each reader thread has
-staging memory (pinned for a GPU) from which its chunks are copied, converted on the way.
+Two ways. What a CPU can use as it lies in the files is mapped, which needs no torch: `begin` may start that before
+torch is imported. For everything else (all weights of a GPU; another dtype, a transposed matrix, rows that lie apart; a
+file system that maps no files) each reader thread has staging memory (pinned for a GPU) from which its chunks are
+copied, converted on the way.
 """
 
 from __future__ import annotations
@@ -12,14 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ember.engine.description.config import DecoderConfig
-from ember.engine.loading.mapped import Mapped, Pages, Warming
-from ember.engine.loading.plan import DTYPES, LoadPlan, make_plan, read_headers
+from ember.engine.description.read_config import load_config
+from ember.engine.errors import ModelError
+from ember.engine.loading.files import prefetch
+from ember.engine.loading.mapped import Mapped, Pages, Warming, lies_ready
+from ember.engine.loading.plan import LoadPlan, make_plan, read_headers
 from ember.engine.loading.progress import Say
 from ember.engine.loading.reader import Reading
+from ember.engine.quantization.formats import format_of
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
+    from ember.engine.layers.linear import Linear
     from ember.engine.models.decoder import Decoder
 
 
@@ -45,33 +52,50 @@ class Loaded:
     decoder: Decoder
     report: LoadReport
     pages: Pages | None  # the mappings that weights are used in, of their files; None where they are in own memory
+    mapped_bytes: int  # of the weights that are used in their files
 
 
 @dataclass(slots=True)
 class Started:
-    """Mapped weights, and the read of what is not in the page cache under way; to be handed to `load_decoder`."""
+    """A plan, part of whose weights is mapped: what of it is not in the page cache is being read. The rest of the plan
+    is to be read when torch is imported. To be handed to `load_decoder`."""
 
+    plan: LoadPlan
     mapped: Mapped
-    reading: Reading
-    dtype: str  # as torch spells it
+    reading: Reading  # of the part that is mapped
+    rest: LoadPlan
+
+
+def read_model_config(model_dir: Path) -> DecoderConfig:
+    """Read config.json, and refuse a model that cannot be served before its weights are there. Raises ModelError."""
+    config = load_config(model_dir)
+    try:
+        format_of(config)
+    except ModelError as error:
+        raise ModelError(f"{model_dir / 'config.json'}: {error}") from None
+    return config
 
 
 def begin(model_dir: Path, config: DecoderConfig, dtype: str, device: str) -> Started | None:
-    """Start reading before torch is imported, where the bytes need no conversion; None where they do.
+    """Start reading before torch is imported; None where no weights can be used in the files.
 
     `dtype` is a torch dtype's name (`loading.dtype.choose_dtype_name`). Raises ModelError.
     """
-    return begin_plan(make_plan(config, read_headers(model_dir)), dtype, device)
+    started = begin_plan(make_plan(config, read_headers(model_dir), dtype), device)
+    if started is not None and started.rest.parameters:
+        prefetch(model_dir)
+    return started
 
 
-def begin_plan(plan: LoadPlan, dtype: str, device: str) -> Started | None:
-    if device.split(":")[0] != "cpu" or {DTYPES[found] for found in plan.dtypes} != {dtype}:
+def begin_plan(plan: LoadPlan, device: str) -> Started | None:
+    if device.split(":")[0] != "cpu":
         return None
+    ready, rest = plan.split(lies_ready)
     try:
-        mapped = Mapped(plan, next(iter(plan.dtypes)))
+        mapped = Mapped(ready)
     except OSError:  # a file system that maps no files
         return None
-    return Started(mapped, Reading(plan, lambda: Warming(mapped)), dtype)
+    return Started(plan, mapped, Reading(ready, lambda: Warming(mapped)), rest) if ready.parameters else None
 
 
 def load_decoder(
@@ -84,23 +108,48 @@ def load_decoder(
     say: Say | None = None,
 ) -> Loaded:
     """Read the weights and build the decoder; `say` gets lines if it takes long. Raises ModelError."""
-    from ember.engine.loading.place import Staging, parameter_tensors, wrap
     from ember.engine.models.decoder import Decoder
 
     name = str(dtype).removeprefix("torch.")
-    if started is None or started.dtype != name or device.type != "cpu":
-        plan = make_plan(config, read_headers(model_dir))
-        started = begin_plan(plan, name, device.type)
-    if started is not None:
-        reading = started.reading
-        reading.wait(say)
-        pages = started.mapped.pages()
-        weights = wrap(reading.plan, started.mapped, dtype)
+    if started is not None and started.plan.dtype == name and device.type == "cpu":
+        plan = started.plan
     else:
-        pages = None
-        weights = parameter_tensors(plan, dtype, device)
-        reading = Reading(plan, lambda: Staging(weights, device))
-        reading.wait(say)
-    files = len({copy.entry.file for copy in reading.plan.copies})
-    report = LoadReport(reading.plan.nbytes, reading.nbytes, reading.seconds, reading.threads, files)
-    return Loaded(Decoder(config, weights), report, pages)
+        plan, started = make_plan(config, read_headers(model_dir), name), None
+    weights = load_weights(plan, device, started, say)
+    return Loaded(Decoder(config, weights.by_name), weights.report, weights.pages, weights.mapped_bytes)
+
+
+@dataclass(slots=True)
+class LoadedWeights:
+    """The weights by the names of their specifications, and what `Loaded` says of them."""
+
+    by_name: dict[str, Linear | Tensor]
+    report: LoadReport
+    pages: Pages | None
+    mapped_bytes: int
+
+
+def load_weights(
+    plan: LoadPlan, device: torch.device, started: Started | None = None, say: Say | None = None
+) -> LoadedWeights:
+    """Carry a plan out, or what is left of it. Raises ModelError."""
+    from ember.engine.loading.place import Staging, assemble, empty_tensors, mapped_tensors
+
+    tensors: dict[str, tuple[Tensor, ...]] = {}
+    readings: list[Reading] = []
+    rest, pages, mapped_bytes = plan, None, 0
+    started = started or begin_plan(plan, device.type)
+    if started is not None:
+        readings.append(started.reading)
+        started.reading.wait(say)
+        rest, mapped_bytes = started.rest, started.mapped.nbytes
+        pages = started.mapped.pages() if mapped_bytes else None
+        tensors = mapped_tensors(started.reading.plan, started.mapped)
+    if rest.parameters:
+        staged = empty_tensors(rest, device)
+        readings.append(Reading(rest, lambda: Staging(staged, device)))
+        readings[-1].wait(say)
+        tensors |= staged
+    read_bytes, seconds = sum(reading.nbytes for reading in readings), sum(reading.seconds for reading in readings)
+    report = LoadReport(plan.nbytes, read_bytes, seconds, readings[-1].threads, len(plan.files))
+    return LoadedWeights(assemble(plan, tensors), report, pages, mapped_bytes)

@@ -13,8 +13,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import sys
-import threading
 import weakref
 from collections import defaultdict
 from collections.abc import Iterable
@@ -22,51 +20,53 @@ from contextlib import suppress
 from pathlib import Path
 
 from ember.engine.errors import ModelError
-from ember.engine.loading.plan import Copy, LoadPlan, parameter_bytes
-from ember.engine.loading.reader import Chunk, read_exactly
-from ember.engine.loading.safetensors_header import AGAIN, ITEM_SIZES
+from ember.engine.loading.plan import DTYPES, LoadPlan, Parameter, Piece
+from ember.engine.loading.reader import Chunk, read_chunk, read_exactly
+from ember.engine.loading.safetensors_header import AGAIN
 from ember.regular_file import open_regular
 
 SMALL_BYTES = 1 << 20  # below, a parameter is read into memory of its own; so are vectors and what is not aligned
 _PROBE_BYTES = 1 << 20  # the page cache is asked about one page in so many bytes
 _SCRATCH_BYTES = 1 << 20  # what is read only to be in the page cache lands here; it fits a core's own cache
 _MAX_WASTE = 1.25  # of a mapping that several tensors share: its size over theirs
-_AHEAD_BYTES = 8 << 20  # mapped at a time: what changes the address space meanwhile waits so long
-_MADV_POPULATE_READ = 22  # Linux 5.14 (asm-generic/mman-common.h); the mmap module has no name for it
 
 Place = tuple[mmap.mmap | bytearray, int]  # memory, and the offset in bytes
 
 
+def lies_ready(parameter: Parameter) -> bool:
+    """Whether the parameter's bytes are in the files as they are needed: in its dtype, in one stretch for each piece if
+    it is to be mapped, or small enough to be read stretch by stretch."""
+    pieces = parameter.pieces
+    if not all(piece.is_flat and DTYPES[piece.entry.dtype] == parameter.dtype for piece in pieces):
+        return False
+    return _is_read(parameter) or all(piece.is_one_span for piece in pieces)
+
+
 class Mapped:
-    """The tensors of a plan, all of one dtype (as safetensors spells it), at their places.
+    """The parameters of a plan, all of which lie ready, at their places.
 
     Raises ModelError when a file is shorter than its header says, OSError where a file system does not map files.
     """
 
-    def __init__(self, plan: LoadPlan, dtype: str) -> None:
-        self.item_size = ITEM_SIZES[dtype]
-        self.places: dict[str, list[Place]] = {}  # parameter -> its rows' places: one, or one for each part
+    def __init__(self, plan: LoadPlan) -> None:
+        self.places: dict[str, list[Place]] = {}  # parameter -> where it is: one place, or one for each of its pieces
+        self.nbytes = 0  # of what is mapped
         self._small: dict[str, bytearray] = {}
-        copies: dict[str, list[Copy]] = defaultdict(list)
-        for copy in plan.copies:
-            copies[copy.parameter].append(copy)
-        groups: dict[tuple[Path, str], list[Copy]] = defaultdict(list)
+        groups: dict[tuple[Path, str], list[Piece]] = defaultdict(list)
         for parameter in plan.parameters:
-            size = parameter_bytes(parameter, dtype)
-            offsets = [copy.entry.offset for copy in copies[parameter.name]]
-            if size < SMALL_BYTES or len(parameter.shape) < 2 or any(offset % self.item_size for offset in offsets):
-                memory = self._small[parameter.name] = bytearray(size)
+            if _is_read(parameter):
+                memory = self._small[parameter.name] = bytearray(parameter.nbytes)
                 self.places[parameter.name] = [(memory, 0)]
                 continue
-            for copy in copies[parameter.name]:
-                groups[copy.entry.file, parameter.name.rsplit(".", 2)[0]].append(copy)
-        placed: dict[tuple[str, int], Place] = {}
-        for (file, _), members in groups.items():
-            placed |= _map(file, members)
-        for name, own in copies.items():
-            if name not in self._small:
-                own.sort(key=lambda copy: copy.element)
-                self.places[name] = [placed[name, copy.element] for copy in own]
+            self.nbytes += parameter.nbytes
+            for piece in parameter.pieces:
+                groups[piece.entry.file, parameter.spec.rpartition(".")[0]].append(piece)
+        placed: dict[tuple[Path, int], Place] = {}
+        for (file, _), pieces in groups.items():
+            placed |= {(file, offset): place for offset, place in _map(file, pieces).items()}
+        for parameter in plan.parameters:
+            if parameter.name not in self._small:
+                self.places[parameter.name] = [placed[piece.entry.file, piece.offset] for piece in parameter.pieces]
 
     def pages(self) -> Pages:
         """A handle that can drop the page-cache pages of every current mapping."""
@@ -75,15 +75,21 @@ class Mapped:
 
     def small(self, chunk: Chunk) -> memoryview | None:
         """The memory of a chunk of a small parameter; None for the others, which are mapped."""
-        memory = self._small.get(chunk.copy.parameter)
+        memory = self._small.get(chunk.parameter.name)
         if memory is None:
             return None
-        start = chunk.element * self.item_size
+        start = chunk.first * chunk.piece.item_size
         return memoryview(memory)[start : start + chunk.nbytes]
 
 
+def _is_read(parameter: Parameter) -> bool:
+    """Whether a parameter is too small to be mapped, or does not lie at a multiple of its elements' size."""
+    is_aligned = all(piece.offset % piece.item_size == 0 for piece in parameter.pieces)
+    return parameter.nbytes < SMALL_BYTES or parameter.width is None or not is_aligned
+
+
 class Pages:
-    """The pages of mappings, which live on as long as their tensors: mapped ahead of use, and given back after it."""
+    """Gives back the pages of what was copied out of mappings, which live on as long as their tensors do."""
 
     def __init__(self, mappings: Iterable[mmap.mmap]) -> None:
         self._mappings = [
@@ -91,23 +97,9 @@ class Pages:
             for memory in mappings
         ]
 
-    def map_ahead(self) -> threading.Thread | None:
-        """Start a thread that maps what the page cache holds into this process, whose first step would take a page
-        fault for every few pages otherwise, at three times the cost. None where the system cannot."""
-        if sys.platform != "linux":
-            return None
-        thread = threading.Thread(target=self._map_ahead, name="map-ahead", daemon=True)
-        thread.start()
-        return thread
-
-    def _map_ahead(self) -> None:
-        advise = ctypes.CDLL(None).madvise  # which the interpreter's lock is released for, unlike mmap.madvise
-        advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-        for base, size, reference in self._mappings:
-            memory = reference()
-            for start in range(0, size, _AHEAD_BYTES):
-                if memory is None or advise(base + start, min(_AHEAD_BYTES, size - start), _MADV_POPULATE_READ):
-                    break  # a kernel that does not know it, or a file that became shorter: the first touch tells
+    def hold(self, address: int) -> bool:
+        """Whether the address is in one of the mappings."""
+        return any(base <= address < base + size and of() is not None for base, size, of in self._mappings)
 
     def let_go(self, address: int, nbytes: int) -> None:
         """They are read from the file again if somebody asks, as they are there. What is no part of a mapping stays."""
@@ -132,26 +124,29 @@ class Warming:
     def fill(self, chunk: Chunk, descriptor: int) -> int:
         small = self._mapped.small(chunk)
         if small is not None:
-            read_exactly(descriptor, small, chunk)
+            read_chunk(descriptor, small, chunk)
             return chunk.nbytes
         if _is_cached(descriptor, chunk):
             return 0
-        for start in range(0, chunk.nbytes, _SCRATCH_BYTES):
-            read_exactly(descriptor, self._scratch[: min(_SCRATCH_BYTES, chunk.nbytes - start)], chunk, start)
+        for offset, nbytes in chunk.spans:
+            for done in range(0, nbytes, _SCRATCH_BYTES):
+                part = self._scratch[: min(_SCRATCH_BYTES, nbytes - done)]
+                read_exactly(descriptor, part, chunk.file, offset + done)
         return chunk.nbytes
 
     def close(self) -> None:
         pass
 
 
-def _map(file: Path, copies: list[Copy]) -> dict[tuple[str, int], Place]:
-    """Map the tensors of one layer in one file, together where they lie close to each other, which is the rule."""
-    spans = [(copy.entry.offset, copy.entry.offset + copy.entry.nbytes) for copy in copies]
-    first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
-    if last - first > _MAX_WASTE * sum(stop - start for start, stop in spans) and len(copies) > 1:
-        placed: dict[tuple[str, int], Place] = {}
-        for copy in copies:
-            placed |= _map(file, [copy])
+def _map(file: Path, pieces: list[Piece]) -> dict[int, Place]:
+    """Map pieces of one layer in one file, together where they lie close to each other, which is the rule. Returns
+    their places by their offsets in the file."""
+    first = min(piece.offset for piece in pieces)
+    last = max(piece.offset + piece.nbytes for piece in pieces)
+    if last - first > _MAX_WASTE * sum(piece.nbytes for piece in pieces) and len(pieces) > 1:
+        placed: dict[int, Place] = {}
+        for piece in pieces:
+            placed |= _map(file, [piece])
         return placed
     base = first // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
     descriptor = open_regular(file)
@@ -162,17 +157,15 @@ def _map(file: Path, copies: list[Copy]) -> dict[tuple[str, int], Place]:
         memory = mmap.mmap(descriptor, last - base, access=mmap.ACCESS_COPY, offset=base)
     finally:
         os.close(descriptor)
-    return {(copy.parameter, copy.element): (memory, copy.entry.offset - base) for copy in copies}
+    return {piece.offset: (memory, piece.offset - base) for piece in pieces}
 
 
 def _is_cached(descriptor: int, chunk: Chunk) -> bool:
     """Whether the page cache seems to hold a chunk, by samples; False where the system cannot tell."""
     byte = bytearray(1)
+    first, last = chunk.spans[0][0], sum(chunk.spans[-1]) - 1
     try:
-        for offset in (
-            *range(chunk.offset, chunk.offset + chunk.nbytes, _PROBE_BYTES),
-            chunk.offset + chunk.nbytes - 1,
-        ):
+        for offset in (*range(first, last, _PROBE_BYTES), last):
             if os.preadv(descriptor, [byte], offset, os.RWF_NOWAIT) == 0:
                 return False
     except (OSError, AttributeError):

@@ -1,46 +1,66 @@
-"""Parameters as tensors, and the staging memory through which bytes reach them when they cannot be read in place."""
+"""Parameters as tensors, and the staging memory through which bytes reach them when they cannot be used in place."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from ember.engine.layers.linear import Linear, fresh_memory
 from ember.engine.loading.mapped import Mapped
-from ember.engine.loading.plan import DTYPES, LoadPlan
-from ember.engine.loading.reader import CHUNK_BYTES, Chunk, read_exactly
+from ember.engine.loading.plan import DTYPES, LoadPlan, Parameter
+from ember.engine.loading.reader import CHUNK_BYTES, Chunk, read_chunk
+
+Tensors = dict[str, tuple[Tensor, ...]]  # by the parameters' names; a fused matrix may come in several, in row order
 
 
-def wrap(plan: LoadPlan, mapped: Mapped, dtype: torch.dtype) -> dict[str, tuple[Tensor, ...]]:
-    """The mapped tensors, which keep their mappings alive. A fused matrix is the tuple of its parts, in row order."""
-    weights: dict[str, tuple[Tensor, ...]] = {}
+def assemble(plan: LoadPlan, tensors: Tensors) -> dict[str, Linear | Tensor]:
+    """The weights by name, each put together by the plan's format. `tensors` is emptied."""
+    parts: dict[str, dict[str, tuple[Tensor, ...]]] = {spec.name: {} for spec in plan.specs}
+    for parameter in plan.parameters:
+        parts[parameter.spec][parameter.part] = tensors.pop(parameter.name)
+    return {spec.name: plan.weight_format.assemble(spec, parts.pop(spec.name)) for spec in plan.specs}
+
+
+def mapped_tensors(plan: LoadPlan, mapped: Mapped) -> Tensors:
+    """The mapped parameters, which keep the mappings alive that they are in."""
+    tensors: Tensors = {}
     for parameter in plan.parameters:
         places = mapped.places.pop(parameter.name)
-        shapes = [parameter.shape] if len(places) == 1 else [part.shape for part in parameter.parts]
-        weights[parameter.name] = tuple(
-            torch.frombuffer(memory, dtype=dtype, count=math.prod(shape), offset=offset).view(shape)
+        rows = [parameter.rows] if len(places) == 1 else [len(piece.rows) for piece in parameter.pieces]
+        shapes = [(count, *parameter.shape[1:]) for count in rows]
+        tensors[parameter.name] = tuple(
+            torch.frombuffer(memory, dtype=_dtype(parameter), count=math.prod(shape), offset=offset).view(shape)
             for (memory, offset), shape in zip(places, shapes, strict=True)
         )
-    return weights
+    return tensors
 
 
-def parameter_tensors(plan: LoadPlan, dtype: torch.dtype, device: torch.device) -> dict[str, tuple[Tensor, ...]]:
+def empty_tensors(plan: LoadPlan, device: torch.device) -> Tensors:
     """Uninitialised parameters, one allocation each, so that each can be replaced and freed on its own."""
-    return {
-        parameter.name: (torch.empty(parameter.shape, dtype=dtype, device=device),) for parameter in plan.parameters
-    }
+    if device.type == "cpu":
+        memory = ((p.name, fresh_memory(p.nbytes, _dtype(p)).view(p.shape)) for p in plan.parameters)
+    else:
+        memory = ((p.name, torch.empty(p.shape, dtype=_dtype(p), device=device)) for p in plan.parameters)
+    return {name: (tensor,) for name, tensor in memory}
+
+
+def _dtype(parameter: Parameter) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, parameter.dtype)
+    return dtype
 
 
 class Staging:
     """One thread's sink: two buffers in turn, so that a copy to the device overlaps the next read."""
 
-    def __init__(self, weights: dict[str, tuple[Tensor, ...]], device: torch.device) -> None:
-        cuda = device.type == "cuda"
-        self._flat = {name: weight.view(-1) for name, (weight,) in weights.items()}
-        self._buffers = [torch.empty(CHUNK_BYTES, dtype=torch.uint8, pin_memory=cuda) for _ in range(2)]
-        self._stream = torch.cuda.Stream(device) if cuda else None
-        self._copied = [torch.cuda.Event() for _ in range(2)] if cuda else []
+    def __init__(self, tensors: Mapping[str, tuple[Tensor, ...]], device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._tensors = {name: tensor for name, (tensor,) in tensors.items()}
+        self._buffers = [self._buffer(CHUNK_BYTES) for _ in range(2)]
+        self._stream = torch.cuda.Stream(device) if self._cuda else None
+        self._copied = [torch.cuda.Event() for _ in range(2)] if self._cuda else []
         self._turn = 0
 
     @torch.inference_mode()
@@ -48,17 +68,44 @@ class Staging:
         self._turn ^= 1
         if self._copied:
             self._copied[self._turn].synchronize()  # the copy that last used this buffer
-        read_exactly(descriptor, memoryview(self._buffers[self._turn].numpy().data)[: chunk.nbytes], chunk)
-        source = self._buffers[self._turn][: chunk.nbytes].view(getattr(torch, DTYPES[chunk.copy.entry.dtype]))
-        target = self._flat[chunk.copy.parameter][chunk.element : chunk.element + chunk.count]
+        if chunk.nbytes > len(self._buffers[self._turn]):  # one row of a matrix alone is longer
+            self._buffers[self._turn] = self._buffer(chunk.nbytes)
+        buffer = self._buffers[self._turn][: chunk.nbytes]
+        read_chunk(descriptor, memoryview(buffer.numpy().data), chunk)
+        stored = buffer.view(getattr(torch, DTYPES[chunk.piece.entry.dtype]))
+        target = self._tensors[chunk.parameter.name]
         if self._stream is None:
-            target.copy_(source)
+            _put(target, stored, chunk)
             return chunk.nbytes
         with torch.cuda.stream(self._stream):
-            target.copy_(source.to(target.device, non_blocking=True))  # converted on the device where dtypes differ
+            _put(
+                target, stored.to(target.device, non_blocking=True), chunk
+            )  # converted on the device where dtypes differ
             self._copied[self._turn].record()
         return chunk.nbytes
 
     def close(self) -> None:
         if self._stream is not None:
             self._stream.synchronize()
+
+    def _buffer(self, nbytes: int) -> Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._cuda)
+
+
+def _put(target: Tensor, stored: Tensor, chunk: Chunk) -> None:
+    """Copy the elements of a chunk, one after the other in `stored`, to their place in the parameter `target`."""
+    piece, done = chunk.piece, slice(chunk.first, chunk.first + chunk.count)
+    if piece.is_flat:
+        target.view(-1)[done].copy_(stored)
+        return
+    filled = target.view(len(target), -1)[piece.row : piece.row + len(piece.rows)]
+    stored = stored.view(chunk.count, piece.matrix[1])
+    if not piece.transposed:
+        filled[done].copy_(stored[:, slice(*piece.columns)])
+        return
+    rows = piece.rows
+    width = piece.matrix[1]
+    runs = stored.as_strided(
+        (rows.count, rows.size, chunk.count), (rows.step, 1, width), stored.storage_offset() + rows.start
+    )
+    filled[:, done].unflatten(0, (rows.count, rows.size)).copy_(runs)

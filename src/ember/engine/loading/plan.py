@@ -2,40 +2,163 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ember.engine.description.config import DecoderConfig
-from ember.engine.description.weights import Parameter, parameters
+from ember.engine.description.weights import Rows, Spec, weight_specs
 from ember.engine.errors import ModelError
 from ember.engine.loading.counts import check_counts
 from ember.engine.loading.files import some, weight_files
 from ember.engine.loading.safetensors_header import ITEM_SIZES, TensorEntry, read_header
+from ember.engine.quantization.base import Source, WeightFormat
+from ember.engine.quantization.formats import format_of
 
-FLOATS = ("BF16", "F16", "F32", "F64")
-DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
-_IGNORED = (".rotary_emb.inv_freq", ".attn.bias", ".masked_bias")  # buffers that old checkpoints carry
+DTYPES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+    "I16": "int16",
+    "U16": "uint16",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I32": "int32",
+    "U32": "uint32",
+    "F32": "float32",
+    "I64": "int64",
+    "U64": "uint64",
+    "F64": "float64",
+}  # as safetensors and as torch spell them
+BYTES = {torch_name: ITEM_SIZES[name] for name, torch_name in DTYPES.items()}  # of an element
+_BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".masked_bias")  # of old checkpoints: no weights
+_AXES = {1: ("entries",), 2: ("rows", "columns"), 3: ("matrices", "rows", "columns")}
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
-    """One checkpoint tensor on its way: `element` is where it begins in the flat parameter, in elements."""
+class Piece:
+    """Consecutive rows of a parameter, and the part of a stored tensor that they are made of.
+
+    `rows` and `columns` select from the stored matrix, [rows, columns] as `matrix` says; where it is `transposed`, from
+    its transpose.
+    """
 
     entry: TensorEntry
-    parameter: str
-    element: int
+    offset: int  # of the matrix, in bytes from the file's start
+    matrix: tuple[int, int]
+    rows: Rows
+    columns: tuple[int, int]  # the first, and the one after the last
+    transposed: bool
+    row: int  # of the parameter, which the piece begins with
+
+    @property
+    def item_size(self) -> int:
+        return ITEM_SIZES[self.entry.dtype]
+
+    @property
+    def width(self) -> int:
+        """Columns of the parameter."""
+        return self.columns[1] - self.columns[0]
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the bytes that are taken follow each other in the parameter as they do in the file."""
+        return not self.transposed and self.width == self.matrix[1]
+
+    @property
+    def is_one_span(self) -> bool:
+        """Whether they are one stretch of the file, which can be used in place."""
+        return self.is_flat and self.rows.count == 1
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """The stretches of the file that a flat piece consists of, in the order of its rows: offset and bytes."""
+        row_bytes = self.matrix[1] * self.item_size
+        for run in range(self.rows.count):
+            start = self.rows.start + run * self.rows.step
+            yield self.offset + start * row_bytes, self.rows.size * row_bytes
+
+    def stored_runs(self) -> Iterator[tuple[int, int, int]]:
+        """The stored rows that a piece which is not flat needs: the first, how many, and where in the piece they begin:
+        at that row, or where the matrix is transposed at that column."""
+        if self.transposed:
+            yield self.columns[0], self.width, 0
+            return
+        for run in range(self.rows.count):
+            yield self.rows.start + run * self.rows.step, self.rows.size, run * self.rows.size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to be read of the file."""
+        rows = self.width if self.transposed else len(self.rows)
+        return rows * self.matrix[1] * self.item_size
+
+
+@dataclass(slots=True)
+class Parameter:
+    """One tensor to be filled: one part of a weight."""
+
+    spec: str  # the weight's name
+    part: str
+    dtype: str  # as torch spells it
+    width: int | None  # columns; None: a vector
+    pieces: list[Piece] = field(default_factory=list)
+    rows: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.spec}.{self.part}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.rows,) if self.width is None else (self.rows, self.width)
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows * (self.width or 1) * BYTES[self.dtype]
+
+    def add(self, piece: Piece) -> None:
+        """Append the rows of a piece. A piece that goes on in the file where the last one ends becomes part of it."""
+        self.rows += len(piece.rows)
+        last = self.pieces[-1] if self.pieces else None
+        if last is not None and _follows(piece, last):
+            rows = len(last.rows) + len(piece.rows)
+            self.pieces[-1] = replace(last, matrix=(rows, last.matrix[1]), rows=Rows(0, rows))
+            return
+        self.pieces.append(piece)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """All copies, ordered by file and offset, and the parameters they fill."""
+    """All parameters, and the weights that are assembled from them by `weight_format`."""
 
+    specs: list[Spec]
+    weight_format: WeightFormat
+    dtype: str  # of the model, as torch spells it
     parameters: list[Parameter]
-    copies: list[Copy]
-    nbytes: int  # to be read
-    dtypes: frozenset[str]  # of the tensors to be read, as safetensors spells them
+
+    def split(self, belongs: Callable[[Parameter], bool]) -> tuple[LoadPlan, LoadPlan]:
+        """The plan of those parameters, and the plan of the others. The weights are those of the whole plan."""
+        parts: tuple[list[Parameter], list[Parameter]] = ([], [])
+        for parameter in self.parameters:
+            parts[0 if belongs(parameter) else 1].append(parameter)
+        return replace(self, parameters=parts[0]), replace(self, parameters=parts[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to be read."""
+        return sum(piece.nbytes for parameter in self.parameters for piece in parameter.pieces)
+
+    @property
+    def files(self) -> set[Path]:
+        return {piece.entry.file for parameter in self.parameters for piece in parameter.pieces}
+
+    def in_file_order(self) -> list[tuple[Parameter, Piece]]:
+        """Every piece with its parameter, in the order in which the files are read."""
+        pairs = [(parameter, piece) for parameter in self.parameters for piece in parameter.pieces]
+        return sorted(pairs, key=lambda pair: (pair[1].entry.file, pair[1].offset))
 
 
 def read_headers(model_dir: Path) -> dict[str, TensorEntry]:
@@ -46,55 +169,104 @@ def read_headers(model_dir: Path) -> dict[str, TensorEntry]:
     return entries
 
 
-def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry]) -> LoadPlan:
-    """Match the decoder's parameters with the checkpoint.
+def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry], dtype: str) -> LoadPlan:
+    """Match the decoder's weights with the checkpoint. `dtype`: the model's, as torch spells it.
 
-    Raises ModelError naming what is missing, has another shape, or is left over.
+    Raises ModelError naming what is missing, has another shape or dtype, or is left over.
     """
-    strip = (
-        f"{config.names.embed_tokens}.weight" not in entries
-    )  # a checkpoint of the bare model has no "model." prefix
-    check_counts(config, entries, strip)
-    wanted = parameters(config)
-    copies: list[Copy] = []
+    names, architecture = config.names, config.architecture
+    # A checkpoint of the bare model, without a head, lacks the first part of the names.
+    base = "" if f"{names.embed_tokens}.weight" in entries else names.base
+    check_counts(config, entries, base)
+    unused = (*_BUFFERS, *names.buffers)
+
+    def may_be_unused(name: str) -> bool:
+        """Whether a stored tensor is a copy of a tied head, or a buffer."""
+        return (config.tie_word_embeddings and name == f"{names.lm_head}.weight") or name.endswith(unused)
+
+    specs = weight_specs(config)
+    return plan_specs(specs, format_of(config), entries, dtype, architecture, base, may_be_unused)
+
+
+def plan_specs(
+    specs: list[Spec],
+    weight_format: WeightFormat,
+    entries: Mapping[str, TensorEntry],
+    dtype: str,
+    architecture: str,
+    base: str = "",
+    may_be_unused: Callable[[str], bool] = lambda name: False,
+) -> LoadPlan:
+    """The plan for these weights. `base`: a prefix that the names in `entries` lack. Raises ModelError."""
+    parameters: list[Parameter] = []
     missing: list[str] = []
-    wrong: list[str] = []
-    for parameter in wanted:
-        columns = math.prod(parameter.shape[1:])
-        for part in parameter.parts:
-            entry = entries.get(part.source.removeprefix("model.") if strip else part.source)
+    wrong: dict[str, str] = {}
+    used: set[str] = set()
+    for spec in specs:
+        parts: dict[str, Parameter] = {}
+        for source in weight_format.sources(spec):
+            entry = entries.get(source.name.removeprefix(base))
             if entry is None:
-                missing.append(part.source)
-            elif entry.shape != part.shape:
-                wrong.append(f"{part.source} is {list(entry.shape)}, not {list(part.shape)}")
-            elif entry.dtype not in FLOATS:
-                wrong.append(f"{part.source} is {entry.dtype}, which needs a quantization format we do not support")
-            else:
-                copies.append(Copy(entry, parameter.name, part.row * columns))
+                missing.append(f"{source.name} {[size.count for size in source.shape]}")
+                continue
+            used.add(entry.name)
+            fault = _fault(source, entry, weight_format)
+            if fault is not None:
+                wrong[entry.name] = fault
+                continue
+            parameter = parts.get(source.part)
+            if parameter is None:
+                width = source.columns[1] - source.columns[0]
+                is_vector = source.matrix[1] == 1 and not source.transposed
+                parts[source.part] = parameter = Parameter(
+                    spec.name, source.part, source.dtype or dtype, None if is_vector else width
+                )
+            parameter.add(_piece(source, entry, parameter.rows))
+        parameters += parts.values()
+    spare = [_described(entry) for name, entry in entries.items() if name not in used and not may_be_unused(name)]
     if missing:
-        raise ModelError(f"the checkpoint lacks {some(missing)}: it is incomplete or not a {config.architecture}")
+        lacking = some(list(dict.fromkeys(missing)))
+        instead = f", for it has {some(spare)}, which no {architecture} has" if spare else ""
+        raise ModelError(f"the checkpoint lacks {lacking}: it is incomplete or not a {architecture}{instead}")
     if wrong:
-        raise ModelError(f"the checkpoint does not fit its config.json: {some(wrong)}")
-    used = {copy.entry.name for copy in copies}
-    spare = [name for name in entries if name not in used and not _may_be_unused(config, name, strip)]
+        raise ModelError(f"config.json does not fit the weight files: {'; '.join(list(wrong.values())[:3])}")
     if spare:
-        raise ModelError(f"the checkpoint has tensors that {config.architecture} does not know: {some(spare)}")
-    copies.sort(key=lambda copy: (copy.entry.file, copy.entry.offset))
-    return LoadPlan(
-        wanted,
-        copies,
-        sum(copy.entry.nbytes for copy in copies),
-        frozenset(copy.entry.dtype for copy in copies),
-    )
+        raise ModelError(f"the checkpoint has tensors that {architecture} does not know: {some(spare)}")
+    return LoadPlan(specs, weight_format, dtype, parameters)
 
 
-def parameter_bytes(parameter: Parameter, dtype: str) -> int:
-    """Bytes of a parameter in a safetensors dtype."""
-    return math.prod(parameter.shape) * ITEM_SIZES[dtype]
+def _fault(source: Source, entry: TensorEntry, weight_format: WeightFormat) -> str | None:
+    """What is wrong with a stored tensor, in the terms of config.json; None where nothing is."""
+    name, wanted = entry.name, tuple(size.count for size in source.shape)
+    if entry.shape != wanted:
+        where = f"{list(entry.shape)} in {entry.file.name}, not {list(wanted)}"
+        axes = _AXES.get(len(wanted), ()) if len(entry.shape) == len(wanted) else ()
+        for size, found, axis in zip(source.shape, entry.shape, axes, strict=False):
+            if size.count != found:
+                return f"{size.says}, but {name} has {found} {axis} (it is {where})"
+        return f"{name} is {where}"
+    if entry.dtype not in source.stored:
+        return (
+            f"{name} is {entry.dtype} (in {entry.file.name}), but {weight_format.name} weights are "
+            f"{', '.join(source.stored)}: config.json names no format (quantization_config) that has it"
+        )
+    return None
 
 
-def _may_be_unused(config: DecoderConfig, name: str, strip: bool) -> bool:
-    """A stored copy of a tied head, and buffers of old checkpoints, are not weights."""
-    if config.tie_word_embeddings and name == f"{config.names.lm_head}.weight":
-        return True
-    return name.endswith(_IGNORED)
+def _described(entry: TensorEntry) -> str:
+    return f"{entry.name} {list(entry.shape)} in {entry.file.name}"
+
+
+def _piece(source: Source, entry: TensorEntry, row: int) -> Piece:
+    (num_rows, num_columns), rows = source.matrix, source.rows
+    offset = entry.offset + source.index * num_rows * num_columns * ITEM_SIZES[entry.dtype]
+    if rows.count == 1 and not source.transposed:  # all rows of a matrix that begins with them
+        offset += rows.start * num_columns * ITEM_SIZES[entry.dtype]
+        return Piece(entry, offset, (rows.size, num_columns), Rows(0, rows.size), source.columns, False, row)
+    return Piece(entry, offset, source.matrix, rows, source.columns, source.transposed, row)
+
+
+def _follows(piece: Piece, last: Piece) -> bool:
+    """Whether both are stretches of one tensor, and `piece` begins where `last` ends."""
+    is_same = last.entry is piece.entry and last.is_one_span and piece.is_one_span
+    return is_same and last.offset + last.nbytes == piece.offset

@@ -8,16 +8,16 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from ember.engine.errors import ModelError
 from ember.engine.loading.hub_errors import readable
-from ember.engine.loading.plan import Copy, LoadPlan
+from ember.engine.loading.plan import LoadPlan, Parameter, Piece
 from ember.engine.loading.progress import LINE_SECONDS, Progress, Say
-from ember.engine.loading.safetensors_header import AGAIN, ITEM_SIZES
+from ember.engine.loading.safetensors_header import AGAIN
 from ember.regular_file import open_regular
 
 CHUNK_BYTES = 16 << 20
@@ -26,13 +26,23 @@ QUIET_SECONDS = 3.0  # a load that is over by then is not worth a word
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A stretch of one copy; `element` and `count` in elements of the flat parameter."""
+    """Stretches of the file that belong to one piece of a parameter.
 
-    copy: Copy
-    offset: int  # in the file
+    Of a flat piece they fill consecutive elements of the parameter, from `first` on. Of another one they are `count`
+    whole rows of the stored matrix, whose place in the piece is `first`: a row of it, or a column where the matrix is
+    transposed.
+    """
+
+    parameter: Parameter
+    piece: Piece
+    spans: tuple[tuple[int, int], ...]  # offset in the file and bytes
     nbytes: int
-    element: int
-    count: int
+    first: int
+    count: int  # of elements, or of stored rows
+
+    @property
+    def file(self) -> Path:
+        return self.piece.entry.file
 
 
 class Sink(Protocol):
@@ -54,7 +64,7 @@ class Reading:
         self.seconds = 0.0
         self.nbytes = 0  # that were read
         self.placed_bytes = 0  # that are in place, read or mapped
-        self._chunks = iter(_chunks(plan))
+        self._chunks = _chunks(plan)
         self._files: dict[Path, int] = {}
         self._lock = threading.Lock()
         self._error: BaseException | None = None
@@ -101,7 +111,7 @@ class Reading:
         try:
             sink = self._open_sink()
             while (chunk := self._next()) is not None:
-                nbytes = sink.fill(chunk, self._descriptor(chunk.copy.entry.file))
+                nbytes = sink.fill(chunk, self._descriptor(chunk.file))
                 with self._lock:
                     self.nbytes += nbytes
                     self.placed_bytes += chunk.nbytes
@@ -131,22 +141,51 @@ def available_cores() -> int:
         return os.cpu_count() or 1
 
 
-def _chunks(plan: LoadPlan) -> list[Chunk]:
-    chunks: list[Chunk] = []
-    for copy in plan.copies:
-        item_size = ITEM_SIZES[copy.entry.dtype]
-        for start in range(0, copy.entry.nbytes, CHUNK_BYTES):
-            nbytes = min(CHUNK_BYTES, copy.entry.nbytes - start)
-            element = copy.element + start // item_size
-            chunks.append(Chunk(copy, copy.entry.offset + start, nbytes, element, nbytes // item_size))
-    return chunks
+def _chunks(plan: LoadPlan) -> Iterator[Chunk]:
+    """The plan's bytes in chunks of about `CHUNK_BYTES`, in the order of the files."""
+    for parameter, piece in plan.in_file_order():
+        if piece.is_flat:
+            yield from _flat_chunks(parameter, piece)
+            continue
+        row_bytes = piece.matrix[1] * piece.item_size
+        rows = max(1, CHUNK_BYTES // row_bytes)
+        for start, size, place in piece.stored_runs():
+            for done in range(0, size, rows):
+                count = min(rows, size - done)
+                span = (piece.offset + (start + done) * row_bytes, count * row_bytes)
+                yield Chunk(parameter, piece, (span,), span[1], place + done, count)
 
 
-def read_exactly(descriptor: int, view: memoryview, chunk: Chunk, start: int = 0) -> None:
-    """Fill `view` with the bytes from `start` of a chunk on. Raises ModelError when the file ends before."""
+def _flat_chunks(parameter: Parameter, piece: Piece) -> Iterator[Chunk]:
+    """Consecutive elements of the parameter: parts of one long stretch of the file, or many short stretches."""
+    element = piece.row * piece.width
+    spans: list[tuple[int, int]] = []
+    nbytes = 0
+    for offset, size in piece.spans():
+        while size:
+            part = min(size, CHUNK_BYTES - nbytes)
+            spans.append((offset, part))
+            offset, size, nbytes = offset + part, size - part, nbytes + part
+            if nbytes == CHUNK_BYTES:
+                yield Chunk(parameter, piece, tuple(spans), nbytes, element, nbytes // piece.item_size)
+                element, spans, nbytes = element + nbytes // piece.item_size, [], 0
+    if spans:
+        yield Chunk(parameter, piece, tuple(spans), nbytes, element, nbytes // piece.item_size)
+
+
+def read_chunk(descriptor: int, view: memoryview, chunk: Chunk) -> None:
+    """Fill `view` with the bytes of a chunk. Raises ModelError when the file ends before."""
+    done = 0
+    for offset, nbytes in chunk.spans:
+        read_exactly(descriptor, view[done : done + nbytes], chunk.file, offset)
+        done += nbytes
+
+
+def read_exactly(descriptor: int, view: memoryview, file: Path, offset: int) -> None:
+    """Fill `view` with the bytes from `offset` of the file on. Raises ModelError when it ends before."""
     done = 0
     while done < len(view):
-        count = os.preadv(descriptor, [view[done:]], chunk.offset + start + done)
+        count = os.preadv(descriptor, [view[done:]], offset + done)
         if count == 0:
-            raise ModelError(f"{chunk.copy.entry.file} became shorter while it was read: {AGAIN}")
+            raise ModelError(f"{file} became shorter while it was read: {AGAIN}")
         done += count

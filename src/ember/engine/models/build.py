@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from ember.engine.description.cache_groups import cache_groups, cache_places
 from ember.engine.description.config import DecoderConfig
 from ember.engine.layers.block import Attention, Block, DecoderParts
 from ember.engine.layers.embedding import Embedding
@@ -13,27 +14,38 @@ from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import ACTIVATIONS, MLP
 from ember.engine.layers.norm import LayerNorm, Norm, RMSNorm
 
-Weights = dict[str, tuple[Tensor, ...]]
-"""Parameters by name, in one piece; fused matrices may come as their parts, in row order."""
+Weights = dict[str, Linear | Tensor]
+"""Weights by the names of `description.weights.weight_specs`: linear layers, and vectors and tables."""
+
+
+def tensors_of(weights: Weights) -> Iterator[Tensor]:
+    """Every tensor that the weights consist of."""
+    for weight in weights.values():
+        if isinstance(weight, Tensor):
+            yield weight
+        else:
+            yield from weight.rows
+            if weight.bias is not None:
+                yield weight.bias
 
 
 def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
-    """The decoder's parts around `weights`, which go by the names of `description.weights.parameters`.
+    """The decoder's parts around `weights`, which go by the names of `description.weights.weight_specs`.
 
     The dict is emptied, so that a part that is replaced later is freed then. Raises AssertionError where a parameter
     was read that no part uses: the model would compute something else than its configuration says.
     """
-    (tokens,) = weights.pop("embed_tokens.weight")
+    tokens = _tensor(weights, "embed_tokens")
     embedding = Embedding(
         tokens,
-        _pop(weights, "embed_positions.weight"),
+        _tensor(weights, "embed_positions") if config.position_offset is not None else None,
         config.position_offset or 0,
         _linear(weights, "project_in") if config.embed_dim else None,
     )
-    windows, places = config.windows(), cache_places(cache_groups(config, tokens.element_size()))
+    windows = config.windows()
     parts = DecoderParts(
         embedding=embedding,
-        blocks=[_block(config, weights, layer, windows[layer], *places[layer]) for layer in range(config.num_layers)],
+        blocks=[_block(config, weights, layer, windows[layer]) for layer in range(config.num_layers)],
         final_norm=_norm(config, weights, "final_norm") if config.final_norm else None,
         project_out=_linear(weights, "project_out") if config.embed_dim else None,
         head=Linear(tokens) if config.tie_word_embeddings else _linear(weights, "lm_head"),
@@ -42,12 +54,12 @@ def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
     return parts
 
 
-def _block(config: DecoderConfig, weights: Weights, layer: int, window: int | None, group: int, place: int) -> Block:
+def _block(config: DecoderConfig, weights: Weights, layer: int, window: int | None) -> Block:
     prefix = f"layers.{layer}."
     qk_norm = None
     if config.qk_norm:
-        (query,) = weights.pop(f"{prefix}query_norm.weight")
-        (key,) = weights.pop(f"{prefix}key_norm.weight")
+        query = _tensor(weights, f"{prefix}query_norm.weight")
+        key = _tensor(weights, f"{prefix}key_norm.weight")
         qk_norm = RMSNorm(
             torch.cat((query.expand(config.num_heads, -1), key.expand(config.num_kv_heads, -1))),
             config.head_dim,
@@ -60,8 +72,7 @@ def _block(config: DecoderConfig, weights: Weights, layer: int, window: int | No
             qk_norm=qk_norm,
             output=_linear(weights, f"{prefix}output"),
             window=window,
-            group=group,
-            place=place,
+            layer=layer,
         ),
         mlp_norm=_norm(config, weights, f"{prefix}mlp_norm"),
         mlp=MLP(
@@ -73,18 +84,21 @@ def _block(config: DecoderConfig, weights: Weights, layer: int, window: int | No
     )
 
 
-def _linear(weights: Weights, name: str) -> Linear:
-    return Linear(*weights.pop(f"{name}.weight"), bias=_pop(weights, f"{name}.bias"))
-
-
 def _norm(config: DecoderConfig, weights: Weights, name: str) -> Norm:
-    weight = _pop(weights, f"{name}.weight")
+    weight = _tensor(weights, f"{name}.weight") if config.norm_affine else None
     if config.norm == "rms":
         return RMSNorm(weight, config.hidden_size, config.norm_eps)
-    return LayerNorm(weight, _pop(weights, f"{name}.bias"), config.hidden_size, config.norm_eps)
+    bias = _tensor(weights, f"{name}.bias") if config.norm_bias else None
+    return LayerNorm(weight, bias, config.hidden_size, config.norm_eps)
 
 
-def _pop(weights: Weights, name: str) -> Tensor | None:
-    """A vector or table, which always comes in one piece; None where the model has none."""
-    found = weights.pop(name, None)
-    return None if found is None else found[0]
+def _linear(weights: Weights, name: str) -> Linear:
+    weight = weights.pop(name)
+    assert isinstance(weight, Linear)
+    return weight
+
+
+def _tensor(weights: Weights, name: str) -> Tensor:
+    weight = weights.pop(name)
+    assert isinstance(weight, Tensor)
+    return weight

@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ember.engine.description.config import DecoderConfig
-from ember.engine.layers.batch import Batch
+from ember.engine.layers.batch import Batch, KVCache
 from ember.engine.layers.block import Attention
-from ember.engine.layers.cache import KVCache
 from ember.engine.layers.linear import Pages, can_pack
 from ember.engine.layers.rotary import Rotary
-from ember.engine.models.build import Weights, build_parts
+from ember.engine.models.build import Weights, build_parts, tensors_of
 from ember.engine.operators.torch_attention import AttentionPlan, attend, plan_attention
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 class Step:
     """What all layers share in one forward pass."""
 
-    plans: list[AttentionPlan]  # of each cache group
+    plans: dict[int | None, AttentionPlan]
     cosines: Tensor | None  # [T, 1, rotary_dim]
     sines: Tensor | None  # [T, 1, rotary_dim]
     cache: KVCache
@@ -44,11 +43,12 @@ class Decoder:
     """A model's weights and its forward pass."""
 
     def __init__(self, config: DecoderConfig, weights: Weights) -> None:
-        """`weights` by the names of `description.weights.parameters`, of one dtype and device; the dict is emptied."""
+        """`weights` by the names of `description.weights.weight_specs`, on one device; the dict is emptied."""
         self.config = config
-        self.num_parameters = sum(part.numel() for weight in weights.values() for part in weight)
-        self.weight_bytes = sum(part.nbytes for weight in weights.values() for part in weight)  # that a step reads
-        (tokens,) = weights["embed_tokens.weight"]
+        self.num_parameters = sum(tensor.numel() for tensor in tensors_of(weights))
+        self.weight_bytes = sum(tensor.nbytes for tensor in tensors_of(weights))  # that a step reads
+        tokens = weights["embed_tokens"]
+        assert isinstance(tokens, Tensor)
         self.dtype, self.device = tokens.dtype, tokens.device
         self.parts = build_parts(config, weights)
         self.rotary = Rotary.build(config.rope, self.device) if config.rope else None
@@ -93,7 +93,7 @@ class Decoder:
         config = self.config
         hidden = self.parts.embedding(batch.token_ids, batch.positions)  # [T, hidden]
         plans = plan_attention(
-            batch, self.parts.windows(), cache.block_size, config.num_kv_heads, config.head_dim, self.dtype
+            batch, set(config.windows()), cache.block_size, config.num_kv_heads, config.head_dim, self.dtype
         )
         step = Step(plans, None, None, cache)
         if self.rotary is not None:
@@ -142,5 +142,5 @@ class Decoder:
             assert step.cosines is not None and step.sines is not None
             query_key = self.rotary.rotate(query_key, step.cosines, step.sines)
         query, key = query_key[:, :heads], query_key[:, heads:]
-        keys, values = step.cache.keys[attention.place], step.cache.values[attention.place]
-        return attention.output(attend(step.plans[attention.group], query, key, value, keys, values))
+        keys, values = step.cache.keys[attention.layer], step.cache.values[attention.layer]
+        return attention.output(attend(step.plans[attention.window], query, key, value, keys, values))
