@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (ROOT / "src", ROOT / "kernels")
 
 
-def module_files() -> dict[str, Path]:
-    """Our modules by name: those of the packages ember, ember_kernels and ember_cpu."""
+def module_files(sources: Iterable[Path] = SOURCES) -> dict[str, Path]:
+    """The modules in these directories by name: ours are those of the packages ember, ember_kernels and ember_cpu."""
     found = {}
-    for source in SOURCES:
+    for source in sources:
         for file in sorted(source.rglob("*.py")):
             parts = file.relative_to(source).with_suffix("").parts
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file

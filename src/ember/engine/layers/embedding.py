@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ember.engine.layers.linear import Linear
 
-if TYPE_CHECKING:
-    from ember.engine.quantization.cpu_int import QuantisedLinear
+
+class Table(Protocol):
+    """A table of token embeddings in another form than a tensor."""
+
+    def look_up(self, ids: Tensor) -> Tensor:
+        """[T] -> [T, embed_dim]: those rows."""
 
 
 @dataclass(slots=True)
 class Embedding:
     """Token ids -> the decoder's input."""
 
-    tokens: Tensor | QuantisedLinear  # [vocab_size, embed_dim]
+    tokens: Tensor | Table  # [vocab_size, embed_dim]
     positions: Tensor | None = None  # [offset + max_position_embeddings, hidden]
     position_offset: int = 0
     project: Linear | None = None  # [hidden, embed_dim]
