@@ -1,4 +1,4 @@
-/* Products of a matrix with few rows of input. Threads take the matrix's rows in chunks. */
+/* Products of a matrix with few rows of input. Threads fetch the matrix's rows in chunks. */
 #pragma once
 
 #include <string.h>
@@ -9,17 +9,17 @@
 #define MAX_PIECES 3
 #define MAX_ROWS 128 /* of input, in one call */
 
-/* One matrix, [rows, columns] by rows, in up to three pieces whose rows follow each other. */
+/* A matrix [rows, columns], row-major, in up to three pieces of rows. */
 typedef struct {
     const char *piece[MAX_PIECES];
     i64 rows[MAX_PIECES];
-    const bf16 *bias;    /* [all rows] or NULL */
-    const float *scales; /* [all rows, columns / GROUP] of fewer than 16 bits, then in one piece */
+    const bf16 *bias;    /* [rows] or NULL */
+    const float *scales; /* [rows, columns / GROUP] if bits < 16; such a matrix has one piece */
     i64 columns, bits;   /* 16: bfloat16; 8, 4: see quantised.h */
 } Matrix;
 
-/* Memory is asked for in the order in which it lies, so many bytes ahead, and evenly: all at once, it would stall what is
- * loaded meanwhile. */
+/* Prefetch distance in bytes. Each thread prefetches in address order and at a constant rate: prefetching all at once would
+ * delay the loads of the current tile. */
 #define AHEAD 24576
 
 #define UP_TO_2(CASE, ...) CASE(1, __VA_ARGS__) CASE(2, __VA_ARGS__)
@@ -28,8 +28,8 @@ typedef struct {
 #define UP_TO_5(CASE, ...) UP_TO_4(CASE, __VA_ARGS__) CASE(5, __VA_ARGS__)
 #define UP_TO_6(CASE, ...) UP_TO_5(CASE, __VA_ARGS__) CASE(6, __VA_ARGS__)
 
-/* A tile is 4 rows of the matrix by up to so many of the input: as many as the registers have sums for, on weights as they lie
- * (ROWS_X) and on float32 (ROWS_WIDE). */
+/* Rows of input in a tile, which is 4 rows of the matrix by up to this many: as many as have their sums in registers. ROWS_X is
+ * for weights as stored, ROWS_WIDE for weights unpacked to float32. */
 #if defined(__AVX512BF16__)
 #define ROWS_X 6
 #define COUNTS UP_TO_6
@@ -45,8 +45,8 @@ typedef struct {
 #define WIDE_COUNTS UP_TO_3
 #endif
 
-/* out[x][0..3] = four rows of the matrix times `count` rows of x. Asks for `lines` cache lines from `ahead` on with each
- * register of weights of a row. `scales`: of the four rows, where they are of fewer than 16 bits. */
+/* out[i][0..3] = four rows of the matrix times row i of x, for `count` rows. Prefetches `lines` cache lines from `ahead` on with
+ * each register of a row's weights. `scales`: those of the four rows, if bits < 16. */
 static inline __attribute__((always_inline)) void tile(const int count, const int lines, const int bits, const char *const w[4],
                                                        const float *const scales[4], const bf16 *x, i64 columns, const char *ahead,
                                                        float (*out)[4]) {
@@ -72,7 +72,7 @@ static const char *row_of(const Matrix *matrix, i64 row) {
     return matrix->piece[piece] + row * matrix->columns * matrix->bits / 8;
 }
 
-#define LINES (8 * STEP_WIDTH / LINE) /* in a register of each of four rows */
+#define LINES (8 * STEP_WIDTH / LINE) /* cache lines in one register of each of four rows */
 #define CASE(COUNT, ASKED, BITS)                                                                                       \
     case (COUNT * 8 + ASKED) * 32 + BITS: tile(COUNT, ASKED, BITS, w, scales, x, columns, ahead, out); break;
 
@@ -88,7 +88,7 @@ static void some_tile(i64 count, int lines, int bits, const char *const w[4], co
 }
 #undef CASE
 
-/* All rows of x, in tiles as even as they can be. */
+/* As `tile`, for all rows of x, in tiles of equal size as far as possible. */
 #if defined(__AVX512BF16__)
 static void many_rows(int bits, const char *w[4], const float *const scales[4], const bf16 *x, i64 columns, i64 rows, const char *ahead,
                       float (*out)[4]) {
@@ -104,11 +104,11 @@ static void many_rows(int bits, const char *w[4], const float *const scales[4], 
         i64 count = rows / tiles + (at < rows % tiles);
         some_tile(count, lines, 16, w, scales, x + i * columns, columns, ahead, out + i);
         i += count;
-        ahead = (at + 1) * lines < 4 ? ahead + columns / STEP_WIDTH * LINE * lines : w[0]; /* asked for once */
+        ahead = (at + 1) * lines < 4 ? ahead + columns / STEP_WIDTH * LINE * lines : w[0]; /* each line is prefetched once */
     }
 }
 #else
-/* As `odds`, without a register for the mask: the sums leave none, whatever the compiler thinks. */
+/* As `odds`, without a register for the mask. The sums occupy all registers, and the compiler would spill one of them. */
 #if defined(__AVX512F__)
 static inline Sum odds_of(Wide both) { return _mm512_castsi512_ps(_mm512_maskz_mov_epi16(0xaaaaaaaa, both)); }
 #else
@@ -121,7 +121,8 @@ static inline Sum odds_of(Wide both) {
 }
 #endif
 
-/* As `tile`, with weights [4, columns] that are float32 already, even elements and odd ones apart; sums in the same order. */
+/* As `tile`, with weights [4, columns] in float32: in each STEP_WIDTH first the even elements, then the odd ones. The order of
+ * summation is that of `tile`. */
 static inline __attribute__((always_inline)) void wide_tile(const int count, const float *w, const bf16 *x, i64 columns, float (*out)[4]) {
     Sum sums[ROWS_WIDE][4];
     for (int i = 0; i < count; i++)

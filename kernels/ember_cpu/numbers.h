@@ -1,4 +1,4 @@
-/* Numbers and registers: bfloat16 in, sums in float32. */
+/* Number types and vector registers: bfloat16 operands, float32 sums. */
 #pragma once
 
 #include <immintrin.h>
@@ -20,7 +20,7 @@ static inline bf16 to_bf16(float value) {
     return (bf16)(value != value ? 0x7fc0 : rounded);
 }
 
-/* e^x to about 1e-7, held between e^-87 and e^88; plain arithmetic, so that loops over it become vectors. */
+/* e^x with a relative error of about 1e-7; x is clamped to [-87, 88]. It is plain arithmetic, so that loops are vectorised. */
 static inline float exponential(float x) {
     x = x < -87.0f ? -87.0f : x;
     x = x > 88.0f ? 88.0f : x;
@@ -57,7 +57,7 @@ typedef __m256 Sum;
 typedef __m256i Wide;
 #define SUM(name) _mm256_##name##_ps
 static inline Wide load(const bf16 *from) { return _mm256_loadu_si256((const __m256i *)from); }
-/* As float32: the odd elements are the upper halves of 32-bit words, the even ones are shifted there. */
+/* The even and odd elements as float32. The odd ones are the upper halves of 32-bit words; the even ones are shifted there. */
 static inline Sum evens(Wide w) { return _mm256_castsi256_ps(_mm256_slli_epi32(w, 16)); }
 static inline Sum odds(Wide w) { return _mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32((int)0xffff0000))); }
 static inline __m256 halves(Sum sum) { return sum; }

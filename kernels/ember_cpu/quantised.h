@@ -1,9 +1,10 @@
-/* Weights of 8 or 4 bits: integers, and a float32 scale for each GROUP of a row. Their product, rounded to bfloat16, is the weight.
+/* Quantised weights: integers of 8 or 4 bits, and a float32 scale for each GROUP of a row. Their product, rounded to bfloat16, is
+ * the weight.
  *
- * 8 bits: -127..127, the largest of a group is 127. 4 bits: -8..7, that of the largest magnitude is -8 (the form of
+ * 8 bits: -127..127; the largest magnitude of a group is 127. 4 bits: -8..7; the value of the largest magnitude is -8 (as in
  * llama.cpp's Q4_0, github.com/ggml-org/llama.cpp, with groups of GROUP).
  *
- * They lie so that a register unpacks without shuffling. 8 bits: byte `lane` of 32-bit word d is the element PLACE(lane, d)
+ * The layout lets a register be unpacked without shuffles. 8 bits: byte `lane` of 32-bit word d is the element PLACE(lane, d)
  * of the register's first STEP_WIDTH (lanes 0 and 1) or second (2 and 3). 4 bits: in 16-bit word e, bits 4 n to 4 n + 3, less
  * 8, are element e of its n-th STEP_WIDTH.
  */
@@ -14,9 +15,9 @@
 #include "numbers.h"
 
 #define GROUP 64
-#define UNIT 128 /* columns are a multiple of it: no register holds parts of two rows */
+#define UNIT 128 /* the number of columns is a multiple of it, so that no register has parts of two rows */
 
-/* A register of weights: so many elements. */
+/* Number of weights in a register. */
 #define HELD(bits) (STEP_WIDTH * 16 / (bits))
 
 #if defined(__AVX512F__)
@@ -38,13 +39,13 @@ static inline Wide lanes(Sum first, Sum second, Sum scale) {
     return _mm512_mask_mov_epi16(low, 0xaaaaaaaa, rounded(_mm512_mul_ps(second, scale)));
 }
 #endif
-/* What lane d of `lanes` takes from a table of sixteen entries, which is there twice, less 8. */
+/* The value, minus 8, that lane d of `lanes` takes from a table of sixteen entries that is stored twice. */
 static inline Sum entries(int lane) {
     float all[16];
     for (int d = 0; d < 16; d++) all[d] = (float)(PLACE(lane, d) % 16 - 8);
     return _mm512_loadu_ps(all);
 }
-/* Looks each nibble up among the sixteen products. A look-up takes five bits: the table is there twice. */
+/* Look each nibble up in a table of the sixteen products. A look-up reads five bits, so the table is stored twice. */
 static inline void nibbles(Wide w, const float *scales, Wide out[4]) {
     for (int g = 0; g < 2; g++) {
         Wide table = lanes(entries(0), entries(1), _mm512_set1_ps(scales[g]));
@@ -65,7 +66,7 @@ static inline Wide lanes(Sum first, Sum second, Sum scale) {
     Wide low = _mm256_srli_epi32(rounded(_mm256_mul_ps(first, scale)), 16);
     return _mm256_blend_epi16(low, rounded(_mm256_mul_ps(second, scale)), 0xaa);
 }
-/* 0x4300 is 128 as a bfloat16, and its last bits count ones. */
+/* 0x4300 is 128 as a bfloat16, whose lowest bit is 1: so 0x4300 + n is 128 + n. */
 static inline void nibbles(Wide w, const float *scales, Wide out[4]) {
     for (int n = 0; n < 4; n++) {
         Wide low = _mm256_and_si256(_mm256_srli_epi16(w, 4 * n), _mm256_set1_epi16(15));
@@ -77,7 +78,7 @@ static inline void nibbles(Wide w, const float *scales, Wide out[4]) {
 static inline void keep(bf16 *to, Wide value) { _mm256_storeu_si256((__m256i *)to, value); }
 #endif
 
-/* A register of weights, as HELD(bits) / STEP_WIDTH of bfloat16. `scales`: from that of its first element on. */
+/* Unpack one register of weights to HELD(bits) / STEP_WIDTH registers of bfloat16. `scales`: from its first element's scale on. */
 static inline __attribute__((always_inline)) void unpack(const int bits, const char *from, const float *scales, Wide out[4]) {
     Wide w = load((const bf16 *)from);
     if (bits == 16) {
@@ -91,8 +92,8 @@ static inline __attribute__((always_inline)) void unpack(const int bits, const c
     }
 }
 
-/* The scale of a group, and what to multiply with to have integers. A group that holds NaN or infinity becomes NaN as a
- * whole, for somebody to notice; one too small for float32's range becomes zero. */
+/* The scale of a group, and in `inverse` the factor from weights to integers. A group with a NaN or infinity becomes NaN
+ * completely, so that the fault is detected. A group too small for float32's range becomes zero. */
 static float scale_of(const float x[GROUP], int bits, float *inverse) {
     float high[16] = {0}, low[16] = {0}, odd[16] = {0}, largest = 0, lowest = 0, strange = 0;
     for (int i = 0; i < GROUP; i += 16)
@@ -131,7 +132,7 @@ static void lay_nibbles(const int32_t whole[UNIT], uint16_t out[UNIT / 4]) {
         }
 }
 
-/* A row to `out` (columns * bits / 8 bytes) and its scales. */
+/* Quantise a row: columns * bits / 8 bytes to `out`, columns / GROUP scales to `scales`. */
 static void quantise_row(const bf16 *row, i64 columns, int bits, char *out, float *scales) {
     float most = bits == 8 ? 127.0f : 7.0f;
     for (i64 start = 0; start < columns; start += UNIT, row += UNIT, out += UNIT * bits / 8) {
@@ -150,8 +151,8 @@ static void quantise_row(const bf16 *row, i64 columns, int bits, char *out, floa
     }
 }
 
-/* A row as bfloat16, or (`wide`) as the float32 that it is in two registers for each of bfloat16: the even elements, the odd
- * ones. Asks for as much memory from `ahead` on. */
+/* Unpack a row to bfloat16, or if `wide` to float32: in each STEP_WIDTH first the even elements, then the odd ones. Prefetches as
+ * many bytes from `ahead` on as it reads. */
 static inline __attribute__((always_inline)) void unpack_all(const int bits, const int wide, const char *row, const float *scales,
                                                              i64 columns, const char *ahead, void *out) {
     for (i64 k = 0; k < columns; k += HELD(bits), row += 2 * STEP_WIDTH, ahead += 2 * STEP_WIDTH) {
