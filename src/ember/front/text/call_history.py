@@ -1,8 +1,8 @@
-"""How a chat template takes the tool calls of earlier turns, found out by rendering a short conversation.
+"""Find out by rendering a short conversation in which form a chat template takes the tool calls of earlier turns.
 
 Templates differ in three ways. Some read `arguments` as an object, others concatenate it as JSON text (DeepSeek R1,
 V3). Some write calls only where the message's content is null (the R1 distillations). Some refuse ids that are not of
-their own form (Mistral: nine letters and digits). A template's text does not tell reliably which, so it is rendered.
+their own form (Mistral: nine letters and digits). The source of a template does not tell reliably, so it is rendered.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ember.front.text.template_error import TemplateError
 
 _ALPHANUMERIC = string.ascii_letters + string.digits
 _NAME, _KEY, _VALUE, _RESULT = "lookup_probe", "probe_key", "probe value", "probe result"
-# Ids as clients and other servers make them. A template that renders all of these takes any id.
+# Ids in the forms of clients and other servers. A template that renders all of these accepts any id.
 _FOREIGN_IDS = (
     "call_m7FqAoh6SiKZNA0Jwm2LxRt0",
     "chatcmpl-tool-0f3a9c1d5b7e4a6f8c2d1e0b9a8f7c6d",
@@ -33,7 +33,7 @@ _MAX_ID_LENGTH = 64
 
 @dataclass(frozen=True, slots=True)
 class IdForm:
-    """The ids of tool calls that a template takes: `prefix`, then `length` characters of `alphabet`."""
+    """The form of ids that a template accepts: `prefix`, then `length` characters of `alphabet`."""
 
     length: int
     prefix: str = ""
@@ -48,8 +48,8 @@ class IdForm:
         return call_id.startswith(self.prefix) and len(rest) == self.length and not set(rest) - set(self.alphabet)
 
     def id_for(self, given: str, taken: Mapping[str, str]) -> str:
-        """An id of this form that stands for `given`: the same in every turn of a conversation, so that the prompt
-        keeps its cached prefix. `taken` has the ids that are in use already -> what they stand for."""
+        """An id of this form for the id `given`. It is the same in every turn of a conversation, so that the prompt
+        keeps its cached prefix. `taken` maps ids in use to the given ids that they replace."""
         if self.fits(given):
             return given
         for attempt in range(10_000):
@@ -67,11 +67,11 @@ class IdForm:
 
 @dataclass(frozen=True, slots=True)
 class HistoryForm:
-    """How tool calls of earlier turns are given to a template."""
+    """The form in which tool calls of earlier turns are passed to a template."""
 
     arguments: Literal["object", "text"] = "object"
-    empty_content: Literal["text", "null"] = "text"  # what stands for the content of a message that only calls tools
-    ids: IdForm | None = None  # None: the template takes any id
+    empty_content: Literal["text", "null"] = "text"  # the content of a message that has only calls
+    ids: IdForm | None = None  # None: the template accepts any id
     problem: str | None = None  # why no form of a call could be rendered
 
     def __str__(self) -> str:
@@ -101,7 +101,7 @@ class Template(Protocol):
 
 
 def find_history_form(template: Template) -> HistoryForm:
-    """Tries the forms in the order of their frequency and returns the first that the template writes as a call.
+    """Try the forms in the order of their frequency and return the first one that the template renders as a call.
 
     Raises TemplateError for a template that does not parse.
     """
@@ -139,7 +139,7 @@ class _Probe:
         return HistoryForm(problem=problem.message if problem else None)
 
     def _with_ids(self, form: HistoryForm) -> HistoryForm:
-        """The form as it is where all foreign ids render, else with the first form of ids that does."""
+        """The form unchanged if all foreign ids render, else with the first form of ids that renders."""
         if form.ids is None and all(self._renders(form, call_id) for call_id in _FOREIGN_IDS[1:]):
             return form
         for ids in self._id_forms():
@@ -148,7 +148,7 @@ class _Probe:
         return form
 
     def _id_forms(self) -> Iterator[IdForm | None]:
-        """Yields None (any id) first, then Mistral's form, then what the template's source suggests, then lengths."""
+        """Yield candidates: None (any id), Mistral's form, prefixes from the template's source, then other lengths."""
         yield None
         if not _reads_ids(self.template.source):
             return
@@ -200,16 +200,16 @@ def _reads_ids(source: str) -> bool:
 
 
 def _is_written(text: str, form: HistoryForm) -> bool:
-    """Whether the rendered text has the call, and its arguments neither as Python's own text of a dict nor as JSON
-    inside of a JSON string."""
+    """Whether the rendered text contains the call, with arguments that are neither the repr of a Python dict nor JSON
+    inside a JSON string."""
     if _VALUE not in text or f"{{'{_KEY}'" in text:
         return False
     return form.arguments == "object" or f'\\"{_KEY}' not in text
 
 
 def with_ids(messages: Sequence[dict[str, Any]], form: IdForm) -> list[dict[str, Any]]:
-    """The messages with ids of this form, the same for a call and its result. A call without an id gets one, and a
-    result without one takes that of the first call that has no result yet. The given messages are left as they are."""
+    """A copy of the messages with ids of this form, the same for a call and its result. A call without an id gets one.
+    A result without an id gets that of the first call without a result."""
     made: dict[str, str] = {}  # id given -> id of the form
     taken: dict[str, str] = {}
     waiting: list[str] = []  # ids of calls that have no result yet
@@ -220,7 +220,7 @@ def with_ids(messages: Sequence[dict[str, Any]], form: IdForm) -> list[dict[str,
             taken[made[given]] = given
         return made[given]
 
-    for message in messages:  # ids that fit stay, also where a made one would come first
+    for message in messages:  # ids of the right form stay, also where a made one would come first
         for call in message.get("tool_calls", ()):
             if form.fits(str(call.get("id"))):
                 mapped(str(call["id"]))

@@ -1,7 +1,8 @@
-"""Whether a chat template takes a message's content as one string or as a list of parts, read from its AST.
+"""Whether a chat template expects a message's content as one string or as a list of parts, read from its AST.
 
-A template that walks over content (`{% for part in message.content %}`) wants parts. The walk may be indirect: through
-`set`, a namespace, a filter, a conditional or a macro's parameter; so the names that hold content are collected first.
+A template that iterates over content (`{% for part in message.content %}`) expects parts. The iteration may be
+indirect: through `set`, a namespace, a filter, a conditional or a macro's parameter. So the names that may have content
+as their value are collected first.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ ContentFormat = Literal["string", "openai"]
 
 # Filters whose result is no longer a list of parts.
 _TO_SCALAR = frozenset({"string", "trim", "join", "tojson", "replace", "upper", "lower", "length", "count", "escape"})
-# Filters that walk over parts themselves, without a loop in the template.
+# Filters that iterate over parts themselves, without a loop in the template.
 _WALKING = frozenset({"map", "selectattr", "rejectattr"})
 
 
 def detect_content_format(template: nodes.Template) -> ContentFormat:
-    """ "openai" when the template walks over the content of a message, else "string"."""
+    """ "openai" if the template iterates over the content of a message, else "string"."""
     holders = _content_holders(template)
     walks = [loop.iter for loop in template.find_all(nodes.For)]
     walks += [step.node for step in template.find_all(nodes.Filter) if step.name in _WALKING and step.node is not None]
@@ -39,7 +40,7 @@ def _content_holders(template: nodes.Template) -> frozenset[str]:
 
 
 def _bindings(template: nodes.Template) -> Iterator[tuple[str, nodes.Node]]:
-    """Every (name, expression) by which the template gives a value to a name."""
+    """Every (name, expression) that the template assigns."""
     for assign in template.find_all(nodes.Assign):
         yield from _assigned(assign.target, assign.node)
     for block in template.find_all(nodes.With):

@@ -1,7 +1,7 @@
-"""Token ids to text, a few at a time, as a stream needs it.
+"""Incremental detokenizing of a stream: token ids to text, a few at a time.
 
-Whatever way the ids are cut into pushes, the texts of all pushes and of the final flush, joined, are
-`tokenizer.decode(ids)`; and no push ever ends in part of a character.
+However the ids are divided into pushes, the texts of all pushes and of the final flush, joined, equal
+`tokenizer.decode(ids)`. No push ends in part of a character.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from ember.front.text.token_pieces import TokenPieces, is_byte_token
 from ember.front.text.tokenizer import Tokenizer
 
-# Tokens kept before the new ones, so that those are decoded as the inside of a text and not as its beginning.
+# Tokens kept before the new ones, so that the new ones are not decoded as the beginning of a text.
 _CONTEXT_TOKENS = 6
-# The window is cut back to the context when it has grown to this; later only while something is held back.
+# The window is cut back to the context when it has this size, or later while text is held back.
 _WINDOW_TOKENS = 16
 _WINDOW_TOKENS_HELD = 64
 # A character has at most four bytes, so at most this many trailing U+FFFD may still become a character.
@@ -47,16 +47,16 @@ class Detokenizer:
             )
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """The text that these tokens complete; part of a character is held back until it is whole or broken."""
+        """The text that these tokens complete. Part of a character is held back until it is complete or invalid."""
         return self._stream.push(token_ids)
 
     def flush(self) -> str:
-        """What was held back, at the end of the sample; bytes that are no character become U+FFFD."""
+        """The text held back at the end of the sample. Bytes that are not a character become U+FFFD."""
         return self._stream.flush()
 
 
 class _ByteStream:
-    """For decoders whose tokens are bytes on their own: look the bytes up, join them, decode what is whole."""
+    """The detokenizer for tokens with fixed bytes: look the bytes up, join them, decode complete characters."""
 
     def __init__(self, tokenizer: Tokenizer, pieces: TokenPieces, prompt: Sequence[int], skip_special: bool) -> None:
         self._table = tokenizer.byte_table(skip_special)
@@ -78,7 +78,7 @@ class _ByteStream:
         return text
 
     def _unfinished(self, prompt: Sequence[int]) -> bytes:
-        """The bytes of a character that the prompt begins and does not end (only in prompts given as token ids)."""
+        """The bytes of an incomplete character at the prompt's end (only in prompts given as token ids)."""
         tail = b""
         for token_id in reversed(prompt):
             tail = self._table[token_id] + tail
@@ -93,7 +93,7 @@ class _ByteStream:
                 break
 
     def _drop_leading(self, text: str) -> str:
-        """Drop what is left of the leading spaces; a first other character ends the dropping."""
+        """Drop the remaining leading spaces, up to the first other character."""
         kept = text.lstrip(" ")
         dropped = min(self._leading_spaces, len(text) - len(kept))
         self._leading_spaces = 0 if kept else self._leading_spaces - dropped
@@ -101,11 +101,12 @@ class _ByteStream:
 
 
 class _WindowStream:
-    """For decoders whose tokens depend on their neighbours: decode a window that ends in the new tokens.
+    """The detokenizer for tokens whose text depends on their neighbours: decode a window that ends in the new tokens.
 
-    The window begins with a few tokens whose text is already out. The first token's special treatment (no space before
-    it, ...) then falls on a token that is not shown. Text is out once it can no longer change: not while it ends in
-    U+FFFD, which may become a character, nor within a run of raw byte tokens, which decodes as a whole.
+    The window begins with a few tokens whose text has been released. A decoder's special treatment of the first token
+    (no space before it, ...) then applies to a token that is not shown. Text is released once it can no longer change:
+    not while it ends in U+FFFD, which may become a character, nor within a run of raw byte tokens, which decodes as a
+    whole.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], skip_special: bool, spaces: bool) -> None:
@@ -119,7 +120,7 @@ class _WindowStream:
             if self._is_visible(token_id):
                 context.append(token_id)
         self._window = context[::-1]
-        self._shown = len(self._text())  # characters of the window's text that are out
+        self._shown = len(self._text())  # characters of the window's text that have been released
         self._after_added = bool(self._window) and self._window[-1] in self._unspaced
 
     def push(self, token_ids: Sequence[int]) -> str:
@@ -150,7 +151,7 @@ class _WindowStream:
         return new
 
     def _push_unspaced(self, token_id: int) -> str:
-        """An added token right after another one: its own text, without the decoder's space."""
+        """Push an added token directly after another one: its text has no space from the decoder."""
         held = self.flush()
         self._window.append(token_id)
         del self._window[:-_CONTEXT_TOKENS]

@@ -1,6 +1,7 @@
-"""Filling in the middle: how models that were trained on it take the text before and after the gap.
+"""Fill-in-the-middle: the prompt formats of models that were trained on it.
 
-Each family has three special tokens and an order of the parts, as its model card says; the answer follows the prompt.
+Each family has three special tokens and an order of the parts, documented in its model card. The answer follows the
+prompt.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from ember.front.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class MiddleFormat:
-    """The prompt is `template` with {prefix} and {suffix} put in; `tokens` are what the vocabulary must have."""
+    """A prompt format: `template` has {prefix} and {suffix}; the vocabulary must have all of `tokens`."""
 
     name: str
     tokens: tuple[str, ...]
@@ -20,7 +21,7 @@ class MiddleFormat:
 
     def prompt(self, prefix: str, suffix: str) -> str:
         before, _, rest = self.template.partition("{prefix}")
-        if "{suffix}" in before:  # some models read what follows the gap first
+        if "{suffix}" in before:  # some models read the suffix first
             head, _, between = before.partition("{suffix}")
             return head + suffix + between + prefix + rest
         between, _, tail = rest.partition("{suffix}")
@@ -37,7 +38,7 @@ _FORMATS = (
     # StarCoder, StarCoder2, StableCode, SantaCoder's successors, Granite Code
     _three("starcoder", "<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
     _three("santacoder", "<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
-    # DeepSeek Coder and DeepSeek V2, V3: the middle is a hole between the two
+    # DeepSeek Coder and DeepSeek V2, V3: a token for the middle is between prefix and suffix
     _three("deepseek", "<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
     _three("glm", "<|code_prefix|>", "<|code_suffix|>", "<|code_middle|>"),
     MiddleFormat(
@@ -50,7 +51,7 @@ _FORMATS = (
 
 
 def middle_format(tokenizer: Tokenizer) -> MiddleFormat | None:
-    """The first format whose tokens the tokenizer has as added ones; None for a model without any."""
+    """The first format whose tokens are added tokens of the tokenizer; None for a model without such a format."""
     for candidate in _FORMATS:
         ids = [tokenizer.token_id(token) for token in candidate.tokens]
         if all(token_id is not None and token_id in tokenizer.added_token_ids for token_id in ids):

@@ -1,6 +1,6 @@
-"""The Jinja in which chat templates run: sandboxed, and with the extras that published templates rely on.
+"""The Jinja environment of chat templates: sandboxed, with the extensions that published templates use.
 
-Imports jinja2, so it is itself imported only when the first template is used.
+This module imports jinja2, so it is imported only when the first template is used.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class RaisedByTemplate(jinja2.TemplateError):
 
 
 class _Generation(ext.Extension):
-    """`{% generation %}...{% endgeneration %}` marks the assistant's words for training; here it is just a scope."""
+    """`{% generation %}...{% endgeneration %}`: marks the assistant's text for training. Here it is only a scope."""
 
     tags = frozenset({"generation"})  # type: ignore[assignment]  # jinja declares a set and only reads it
 
@@ -83,7 +83,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as models saw it in training: real characters, no HTML escapes (Jinja's own filter escapes <, >, &, ')."""
+    """JSON as in training data: without ASCII escapes and HTML escapes (Jinja's own filter escapes <, >, &, ')."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

@@ -1,4 +1,4 @@
-"""Whether a value fits a JSON schema: for values that a schema lists itself, and for names of properties."""
+"""Validation of a value against a JSON schema, for values that a schema lists and for names of properties."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAX_DEPTH = 64
 
 
 def canonical(value: Any) -> str:
-    """Equal for equal values: 1.0 and 1 are the same number, and the order of names does not matter."""
+    """A text that is equal for equal values: 1.0 and 1 are equal numbers, and the order of names does not matter."""
     return json.dumps(_canonical(value), sort_keys=True)
 
 
@@ -29,7 +29,7 @@ def _canonical(value: Any) -> Any:
 
 
 def type_of(value: Any) -> str:
-    """Its JSON type; a number without a fraction is an integer."""
+    """The JSON type of a value. A number without a fraction is an integer."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else "boolean"
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
@@ -40,19 +40,19 @@ def type_of(value: Any) -> str:
 
 
 class Fits:
-    """Judges by the schemas of one document. What cannot be enforced at all is not looked at here."""
+    """Validates values against the schemas of one document. Keywords that cannot be enforced are not checked."""
 
     def __init__(self, references: References, keywords: Keywords) -> None:
         self._references = references
         self._keywords = keywords
-        self._listed: dict[int, frozenset[str]] = {}  # the values that a schema lists, by its id
-        self._known: dict[tuple[int, str], bool] = {}  # by the schema's id and the value
+        self._listed: dict[int, frozenset[str]] = {}  # the values that a schema lists, by id(schema)
+        self._known: dict[tuple[int, str], bool] = {}  # results by id(schema) and value
 
     def __call__(self, value: Any, schema: Any, depth: int = 0) -> bool:
         if not isinstance(schema, dict) or depth > _MAX_DEPTH:
             return schema is not False
         key = (id(schema), canonical(value))
-        if key not in self._known:  # schemas that refer to others twice would be looked at again and again
+        if key not in self._known:  # without this, schemas with several references would take exponential time
             self._known[key] = self._judge(value, schema, depth)
         return self._known[key]
 
@@ -133,8 +133,8 @@ class Fits:
 
 
 def _is_found(pattern: str, text: str) -> bool:
-    """Both are the client's, so the search must not backtrack. A pattern that cannot be used counts as found: it is
-    refused or dropped elsewhere."""
+    """Whether a pattern matches somewhere in a text. Both are from the client, so the search must not backtrack. An
+    invalid pattern counts as a match: it is refused or dropped elsewhere."""
     regular_language.check_length(pattern)
     try:
         return regular_language.matches(f"/(?:{in_slashes(searched(portable(pattern)))})/", text)

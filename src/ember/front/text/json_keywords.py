@@ -1,7 +1,7 @@
-"""One JSON schema's keywords: which of them cannot be enforced, and what the others say, checked for their form.
+"""Reading and validating the keywords of a JSON schema.
 
-A schema is asked keyword by keyword; what is wrong raises ValueError with the keyword's name. Where a schema need not
-hold (`Keywords.lenient`), a keyword that cannot be enforced or is malformed counts as absent, and its name is noted.
+An invalid or unenforceable keyword raises ValueError with its name. For a schema that need not hold
+(`Keywords.lenient`), such a keyword counts as absent, and its name is noted.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from ember.front.text import json_numbers, regular_language
 from ember.front.text.pace import Pace
 from ember.front.text.portable_regex import portable, searched
 
-MAX_SECONDS = 5.0  # of this thread's time, for all that is asked of the engine's grammar library about one schema
+MAX_SECONDS = 5.0  # CPU time of this thread, for all queries to the engine's grammar library about one schema
 MAX_LISTED_VALUES = 50_000
 
 T = TypeVar("T")
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
-PLAIN = frozenset(  # keywords that say something of the value itself, and can be enforced
+PLAIN = frozenset(  # enforceable keywords that constrain the value itself
     (
         *("type", "enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
         *("minLength", "maxLength", "pattern", "format", "items", "prefixItems", "additionalItems", "minItems"),
@@ -30,7 +30,7 @@ PLAIN = frozenset(  # keywords that say something of the value itself, and can b
     )
 )
 _IN_PLACE = ("$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "then", "else", "not", "dependentSchemas")
-_NO_DEMANDS: dict[str, tuple[Any, ...]] = {  # what keywords that cannot be enforced may say: nothing
+_NO_DEMANDS: dict[str, tuple[Any, ...]] = {  # values with which unenforceable keywords demand nothing
     "uniqueItems": (False,),
     "not": (False,),
     "dependentRequired": ({},),
@@ -43,7 +43,7 @@ _FORMATS = {
     *("uri", "uri-reference", "iri", "iri-reference", "uuid", "uri-template", "json-pointer", "relative-json-pointer"),
     "regex",
 }
-_OF_COMPILER = ("duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid")  # formats that it has and reads well
+_OF_COMPILER = ("duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid")  # implemented by its compiler
 
 _YEAR = "(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
 _LEAP_YEAR = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
@@ -64,23 +64,23 @@ FORMAT_PATTERNS = {
 
 
 class Keywords:
-    """Reads schemas of one document. `dropped` has what was left out of those that need not hold."""
+    """Reads the keywords of one document's schemas. `dropped`: keywords left out of schemas that need not hold."""
 
     def __init__(self, *, lenient: bool, closed: bool) -> None:
         self.lenient = lenient
-        self.closed = closed  # no additional properties where a schema says nothing of them
+        self.closed = closed  # whether additional properties are forbidden by default
         self.dropped: set[str] = set()
         self.pace = Pace()
         self._began = time.thread_time()
 
     def refuse(self, keyword: str, reason: str = "cannot be enforced") -> None:
-        """Raises ValueError, or notes the keyword where the schema need not hold."""
+        """Raise ValueError, or note the keyword if the schema need not hold."""
         if not self.lenient:
             raise ValueError(f"`{keyword}` {reason}")
         self.dropped.add(keyword)
 
     def checked(self, keyword: str, read: Callable[[], T], default: T) -> T:
-        """What `read` gives; the default where it raises ValueError and the schema need not hold."""
+        """The result of `read`, or the default if it raises ValueError and the schema need not hold."""
         try:
             return read()
         except ValueError as error:
@@ -91,14 +91,14 @@ class Keywords:
             return default
 
     def check_time(self) -> None:
-        """Raises ValueError where the schema has taken too long. It is called before each question to the engine's
-        grammar library, whose limits make one question cost seconds at most."""
+        """Raise ValueError if the schema has taken too long. This is called before each query to the engine's grammar
+        library, whose own limits bound one query to seconds."""
         self.pace.keep()
         if time.thread_time() - self._began > MAX_SECONDS:
             raise ValueError(f"the schema takes more than {MAX_SECONDS:g} seconds to check: use fewer patterns")
 
     def check(self, schema: dict[str, Any]) -> None:
-        """Refuses the keywords of a schema that cannot be enforced."""
+        """Refuse a schema's keywords that cannot be enforced."""
         for keyword, allowed in _NO_DEMANDS.items():
             value = schema.get(keyword)
             if keyword in schema and not any(type(value) is type(said) and value == said for said in allowed):
@@ -116,7 +116,7 @@ class Keywords:
     # ------------------------------------------------------------------------------------------------- their values
 
     def types(self, schema: dict[str, Any]) -> tuple[str, ...]:
-        """The types that it allows; an integer is a number, too."""
+        """The types that a schema allows. An integer is also a number."""
         given = schema.get("type")
         names = [given] if isinstance(given, str) else given
         if names is None:
@@ -127,7 +127,7 @@ class Keywords:
         return tuple(names)
 
     def schemas(self, schema: dict[str, Any], keyword: str) -> dict[str, Any]:
-        """A keyword that is an object of schemas."""
+        """The value of a keyword that is an object of schemas."""
         value = schema.get(keyword)
         if value is None:
             return {}
@@ -137,7 +137,7 @@ class Keywords:
         return value
 
     def list_of(self, schema: dict[str, Any], keyword: str) -> list[Any] | None:
-        """A keyword that is a list; None where it is absent."""
+        """The value of a keyword that is a list; None if it is absent."""
         value = schema.get(keyword)
         if value is not None and not isinstance(value, list):
             self.refuse(keyword, "must be a list")
@@ -151,7 +151,7 @@ class Keywords:
         return [name for name in names if isinstance(name, str)]
 
     def size(self, schema: dict[str, Any], keyword: str) -> int | None:
-        """A keyword that is a count."""
+        """The value of a keyword that is a count."""
         value = schema.get(keyword)
         if value is None:
             return None
@@ -161,7 +161,7 @@ class Keywords:
         return int(value)
 
     def listed(self, schema: dict[str, Any]) -> list[Any] | None:
-        """The values of `const` or `enum`; None where all are allowed."""
+        """The values of `const` or `enum`; None if all are allowed."""
         values = self.list_of(schema, "enum")
         if "const" in schema:
             return [schema["const"]]
@@ -177,7 +177,7 @@ class Keywords:
         return self.checked("multipleOf", lambda: json_numbers.multiple_of(schema), None)
 
     def pattern(self, pattern: Any, keyword: str) -> str | None:
-        """A regular expression in the engine's dialect; None where it is none and need not be."""
+        """A pattern in the engine's dialect; None if it is invalid and the schema need not hold."""
 
         def read() -> str | None:
             if not isinstance(pattern, str):
@@ -193,7 +193,7 @@ class Keywords:
         return self.checked(keyword, read, None)
 
     def string_rules(self, schema: dict[str, Any]) -> list[dict[str, str]]:
-        """Pattern and format, in the words of the engine's compiler."""
+        """A schema's pattern and format, as keywords of the engine's compiler."""
         rules = []
         if "pattern" in schema:
             pattern = self.pattern(schema["pattern"], "pattern")
@@ -203,12 +203,12 @@ class Keywords:
             rules.append({"pattern": FORMAT_PATTERNS[form]})
         elif form in _OF_COMPILER:
             rules.append({"format": form})
-        elif isinstance(form, str) and form in _FORMATS:  # others are annotations, as JSON Schema says
+        elif isinstance(form, str) and form in _FORMATS:  # others are annotations (JSON Schema)
             self.refuse("format", f"{form!r} cannot be enforced")
         return rules
 
     def text_patterns(self, rules: list[dict[str, str]]) -> list[str]:
-        """Patterns and formats, as `string_rules` gives them, as expressions for a whole text in plain characters."""
+        """Convert the result of `string_rules` to regular expressions for a whole text without JSON's escapes."""
         found = []
         for rule in rules:
             if "pattern" in rule:
@@ -219,7 +219,7 @@ class Keywords:
         return found
 
     def additional(self, schema: dict[str, Any]) -> Any:
-        """The schema of properties that are not described."""
+        """The schema of additional properties."""
         if "additionalProperties" in schema:
             return schema["additionalProperties"]
         if not any(key in schema for key in _IN_PLACE):
@@ -230,9 +230,9 @@ class Keywords:
         return not (self.closed and is_object and "propertyNames" not in schema)
 
     def items(self, schema: dict[str, Any]) -> tuple[list[Any], Any]:
-        """The schemas of the first items, and that of the others."""
+        """The schemas of the first items, and the schema of the others."""
         items = schema.get("items", True)
-        if isinstance(items, list):  # as of drafts before 2020
+        if isinstance(items, list):  # the form of drafts before 2020
             return items, schema.get("additionalItems", True)
         return self.list_of(schema, "prefixItems") or [], items
 

@@ -1,9 +1,9 @@
-"""A JSON schema taken apart: for each place in a value, the alternatives of what may stand there.
+"""A JSON schema as a graph of nodes: for each place in a value, the alternatives that are allowed there.
 
-A place has to satisfy several schemas at once: that of its property, those of the patterns that its name matches, what
-`allOf` and `$ref` add. So what is looked at is always a set of schemas. It is taken apart into branches without
-`anyOf`, `oneOf`, `allOf` and `$ref`, and each branch into the types that it allows. Sets that were seen before have
-their node already, which is how schemas that refer to themselves come to an end.
+A place has to satisfy several schemas at once: that of its property, those of the patterns that its name matches, and
+those of `allOf` and `$ref`. A node is therefore made from a set of schemas. The set is divided into branches without
+`anyOf`, `oneOf`, `allOf` and `$ref`, and each branch into the types that it allows. A set that was seen before has its
+node already, so recursive schemas end.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class Nodes:
 
     @property
     def anything(self) -> int | None:
-        """The node that every value fits, where there is one."""
+        """The node that every value fits, if there is one."""
         return self._places.get(())
 
     def _add(self, node: Node) -> int:
@@ -212,8 +212,9 @@ class Nodes:
         return done
 
     def _cases(self, schema: dict[str, Any]) -> list[list[tuple[Any, bool]]]:
-        """What a schema asks for beside its plain keywords; itself, as a plain one, in the place that its properties
-        have among its keywords, as properties come in the order in which they are written."""
+        """The sets of schemas of which a value must satisfy one: every combination of choices of the keywords that lead
+        to other schemas, with the schema itself as a plain one (True). The latter has the position of `properties`
+        among the keywords, since properties keep the order of the text."""
         self._keywords.check(schema)
         parts: list[list[list[tuple[Any, bool]]]] = []  # each part has choices, each choice schemas
         plain: list[list[tuple[Any, bool]]] = [[(schema, True)]]
@@ -244,8 +245,8 @@ class Nodes:
         return [target]
 
     def _tag(self, schema: dict[str, Any], choices: list[Any]) -> dict[str, Any] | None:
-        """Exclusive choices of `oneOf` mean the same as those of `anyOf`. A discriminator that one does not require is
-        required from now on, by the schema that is returned: without it nobody could tell them apart."""
+        """Check that the branches of a `oneOf` exclude each other, so that it is equivalent to `anyOf`. Returns a
+        schema that requires the discriminator, if there is one: without it the branches could not be distinguished."""
         tag = schema.get("discriminator")
         tag = tag.get("propertyName") if isinstance(tag, dict) else None
         if not isinstance(tag, str) or any(self._exclusion.values_of(choice, tag) is None for choice in choices):
@@ -366,7 +367,7 @@ class Nodes:
         return Object(items, free, least, most)
 
     def _of_name(self, branch: Branch, name: str | None, found: set[str]) -> list[Any]:
-        """The schemas of one property; `found` are the patterns that its name matches."""
+        """The schemas of one property. `found`: the patterns that its name matches."""
         made: list[Any] = []
         for schema in branch:
             properties = self._keywords.schemas(schema, "properties")
@@ -453,8 +454,8 @@ class Nodes:
     def _told_apart(
         self, items: list[tuple[str, int, bool]], free: list[tuple[OtherNames, int]], least: int
     ) -> tuple[list[tuple[str, int, bool]], list[tuple[OtherNames, int]]]:
-        """Names that could come twice as listed ones, where they are few; several are demanded, and a name that comes
-        again is the same property."""
+        """List the free names as properties where they are few. Several properties are demanded then, and a repeated
+        name is the same property, so free names could not be counted."""
         few: list[tuple[str, int, bool]] = []
         for other, node in free:
             names = regular_language.members(other.terminal, MAX_LISTED_NAMES - len(few))

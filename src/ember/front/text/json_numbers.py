@@ -1,8 +1,8 @@
 """The numbers of a JSON schema as terminals of a Lark grammar.
 
-A model can fall into digits without end, and a number is never too long for JSON. So each has at most 19 digits before
-the point, as integers of 64 bits do, and 17 after it, which tell all doubles apart; more where the schema's own bounds
-have more. Exponents keep within what a double can hold.
+A model may generate endless digits, and JSON does not limit a number's length. So each number has at most 19 digits
+before the point, as 64-bit integers have, and 17 after it, which distinguish all doubles; more where the schema's own
+bounds have more. Exponents are limited to those of a double.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ DIGITS_BEFORE = 19
 DIGITS_AFTER = 17
 _EXPONENT = "[eE][+-]?(?:0?[0-9]{1,2}|1[0-9]{2}|2[0-7][0-9])"
 _MAX_DIGITS = 400  # of a bound
-_INTEGER_BITS = 63  # what the grammar compiler counts with where it looks for multiples
+_INTEGER_BITS = 63  # width of the grammar compiler's integers in `multipleOf`
 _COMMON = 10**15 - 1  # the largest multiple where the schema has no bound
 
-Bound = tuple[Decimal, bool]  # and whether it is excluded
+Bound = tuple[Decimal, bool]  # the bound, and whether it is exclusive
 
 
 def number_terminal(low: Bound | None, high: Bound | None, multiples: list[Decimal], *, is_integer: bool) -> str | None:
-    """An expression for the numbers between the bounds; None where there is none. Raises ValueError."""
+    """An expression for the numbers between the bounds; None if there are none. Raises ValueError."""
     for bound in (low, high):
         if bound is not None and (bound[0].adjusted() > _MAX_DIGITS or _places(bound[0]) > _MAX_DIGITS):
             raise ValueError("a bound of a number is too large or has too many digits")
@@ -46,7 +46,7 @@ def number_terminal(low: Bound | None, high: Bound | None, multiples: list[Decim
 
 
 def bounds(schema: dict[str, Any]) -> tuple[Bound | None, Bound | None]:
-    """The tighter of the bounds on each side, in the words of draft 4 or of later ones. Raises ValueError."""
+    """The tighter bound on each side, from the keywords of draft 4 and of later drafts. Raises ValueError."""
     low, high = _number(schema, "minimum"), _number(schema, "maximum")
     below: Bound | None = None if low is None else (low, schema.get("exclusiveMinimum") is True)
     above: Bound | None = None if high is None else (high, schema.get("exclusiveMaximum") is True)
@@ -112,7 +112,7 @@ def _common_multiple(values: list[Decimal]) -> Fraction:
 
 
 def _multiples(step: Fraction, low: Bound | None, high: Bound | None, is_integer: bool) -> str | None:
-    """The grammar compiler's own automaton, within bounds; it knows no exponents."""
+    """The grammar compiler's own automaton for numbers between bounds. It has no exponents."""
     farthest = max(_COMMON, *(math.ceil(abs(bound[0])) * 10 for bound in (low, high) if bound is not None), 0)
     lowest: Bound = low or (Decimal(-farthest), False)
     highest: Bound = high or (Decimal(farthest), False)
@@ -154,8 +154,8 @@ def _between(low: Bound | None, high: Bound | None, is_integer: bool) -> str | N
 
 
 def _magnitudes(low: Bound, high: Bound | None, digits: int, places: int) -> str | None:
-    """Numbers without a sign, as one regular expression: the grammar library does not see at once where one that is the
-    intersection of others has come to its end."""
+    """Numbers without a sign, as one regular expression. An intersection of several would not do: the grammar library
+    does not detect the end of its match at once."""
     bottom, below = _cut(low[0])
     top, above = ("9" * digits, "") if high is None else _cut(high[0])
     is_last_excluded = high is not None and high[1]
@@ -172,7 +172,7 @@ def _magnitudes(low: Bound, high: Bound | None, digits: int, places: int) -> str
 
 
 def _with_fraction(whole: str, after: str | None, places: int) -> str | None:
-    """A whole number and what may stand behind its point; `after` begins with "|" where that may be nothing."""
+    """A whole number and the digits after its point. `after` begins with "|" if there may be no digits."""
     if after is None:
         return None
     if not places or after == "|":
@@ -181,12 +181,12 @@ def _with_fraction(whole: str, after: str | None, places: int) -> str | None:
     return f"{whole}(?:{point})?" if after.startswith("|") else f"{whole}{point}"
 
 
-Behind = tuple[str, bool]  # the digits of a bound behind the point, and whether it is excluded
+Behind = tuple[str, bool]  # the digits of a bound after the point, and whether it is exclusive
 
 
 def _after(low: Behind | None, high: Behind | None, places: int) -> str | None:
-    """The digits behind the point of what is not below `low` and not above `high`, "|" before them where there may be
-    none; None where there is nothing."""
+    """The digits after the point of numbers from `low` to `high`, with "|" before them if there may be no digits; None
+    if there is no such number."""
     may_end = (low is None or (not low[0] and not low[1])) and (high is None or bool(high[0]) or not high[1])
     rest = _digits_after(low, high, places)
     if rest is None:
@@ -196,7 +196,7 @@ def _after(low: Behind | None, high: Behind | None, places: int) -> str | None:
 
 @lru_cache(maxsize=512)
 def _digits_after(low: Behind | None, high: Behind | None, left: int) -> str | None:
-    """Writes the digits behind the point as an expression for at least one digit; None where no digits fit."""
+    """An expression for at least one digit after the point; None if no digits fit."""
     if left == 0:
         return None
     if low is None and high is None:
@@ -229,7 +229,7 @@ def _digits_after(low: Behind | None, high: Behind | None, left: int) -> str | N
 
 
 def _whole_numbers(first: str, last: str) -> str:
-    """Writes an expression for the whole numbers from `first` to `last`."""
+    """An expression for the whole numbers from `first` to `last`."""
     parts = []
     if len(first) == len(last):
         return _same_length(first, last)

@@ -1,7 +1,7 @@
-"""Whether the branches of a `oneOf` exclude each other, so that it means what `anyOf` means.
+"""Whether the branches of a `oneOf` exclude each other, so that it is equivalent to `anyOf`.
 
-The engine's grammar compiler sees that in simple cases alone, and not where schemas refer to themselves: a tagged union
-of recursive types, which is what data classes with a discriminator become, is among those that it does not see.
+The engine's grammar compiler detects this in simple cases only, and not for recursive schemas. A tagged union of
+recursive types, the schema of data classes with a discriminator, is one that it does not detect.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from ember.front.text.json_fits import canonical
 from ember.front.text.json_reference import References
 
 MAX_BRANCHES = 64
-MAX_VALUES = 10_000  # of one list; longer ones are not looked at
-MAX_NAMES = 64  # required properties of one branch that are looked at
+MAX_VALUES = 10_000  # of one list; longer ones are not compared
+MAX_NAMES = 64  # required properties of one branch that are compared
 _TYPES = {str: "string", bool: "boolean", int: "number", float: "number", type(None): "null", list: "array"}
 _EVERYTHING = frozenset({*_TYPES.values(), "object"})
 
 
 class Exclusion:
-    """Looks at the schemas of one document; `root` is the whole of it, and stays as it is. What was found of a schema
-    is kept, as each is compared with many others."""
+    """Compares the schemas of one document. `root` is the document, which must not change. Results are cached, since
+    each schema is compared with many others."""
 
     def __init__(self, root: dict[str, Any]) -> None:
         self._references = References(root)
         self._values_by_id: dict[int, frozenset[str] | None] = {}
         self._types_by_id: dict[int, frozenset[str]] = {}
-        self._apart: dict[tuple[int, int], bool] = {}  # whether two sets of values are
+        self._apart: dict[tuple[int, int], bool] = {}  # whether two sets of values are disjoint
 
     def excludes(self, branches: list[Any], discriminator: str | None) -> bool:
-        """Whether no value fits two of the branches. `discriminator` counts as a required property of each."""
+        """Whether no value fits two of the branches. `discriminator` counts as a required property of all of them."""
         if len(branches) > MAX_BRANCHES:
             return False
         extra = () if discriminator is None else (discriminator,)
@@ -42,7 +42,7 @@ class Exclusion:
         )
 
     def values_of(self, schema: Any, name: str) -> frozenset[str] | None:
-        """The values, as JSON, that an object's property may have; None where they are not listed."""
+        """The values, as JSON, that an object's property may have; None if the schema does not list them."""
         schema = self._resolve(schema)
         properties = schema.get("properties") if isinstance(schema, dict) else None
         return self._values(properties.get(name)) if isinstance(properties, dict) else None
@@ -59,7 +59,7 @@ class Exclusion:
         return any(self._are_apart(self.values_of(first, name), self.values_of(second, name)) for name in names)
 
     def _are_apart(self, first: frozenset[str] | None, second: frozenset[str] | None) -> bool:
-        """Whether both are known and have nothing in common."""
+        """Whether both sets are known and disjoint."""
         if first is None or second is None:
             return False
         key = (id(first), id(second))
@@ -68,7 +68,7 @@ class Exclusion:
         return self._apart[key]
 
     def _types(self, schema: Any) -> frozenset[str]:
-        """Of the values that fit, at most these. An integer is a number."""
+        """A superset of the types of values that fit. An integer is a number."""
         schema = self._resolve(schema)
         if not isinstance(schema, dict):
             return _EVERYTHING if schema is not False else frozenset()

@@ -1,7 +1,7 @@
-"""References within one JSON document: what `#/$defs/x`, `#anchor` and an `$id` name, and where a row of them leads.
+"""Resolution of references within one JSON document: `#/$defs/x`, `#anchor`, `$id`, and chains of them.
 
-Generators write the names of generic types as they are (`#/definitions/Page<User>`), others escape them as the
-specification asks for (`#/definitions/Page%3CUser%3E`); both are understood.
+Some generators write the names of generic types unescaped (`#/definitions/Page<User>`), others escape them as the
+specification demands (`#/definitions/Page%3CUser%3E`). Both are resolved.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import re
 from typing import Any
 from urllib.parse import unquote, urljoin
 
-MAX_REFERENCES = 16  # followed from one to the next
+MAX_REFERENCES = 16  # in one chain
 _INDEX = re.compile("0|[1-9][0-9]{0,8}")  # RFC 6901, and no longer than a list can be
-_DATA = ("enum", "const", "default", "example", "examples")  # keywords whose values are no schemas
+_DATA = ("enum", "const", "default", "example", "examples")  # keywords whose values are not schemas
 _MISSING = object()
 
 
 class References:
-    """The references of one document, which must not change meanwhile."""
+    """Resolves the references of one document, which must not change while this object is used."""
 
     def __init__(self, root: Any) -> None:
         self._root = root
@@ -26,7 +26,7 @@ class References:
         self._resource_of: dict[int, tuple[Any, str]] = {}  # of a schema in another resource than the root: it, its URI
 
     def resolve(self, schema: Any) -> Any:
-        """The schema that `$ref`s lead to; itself where there is none, or where it cannot be told."""
+        """The schema at the end of a chain of `$ref`s; the schema itself if it has none or it cannot be resolved."""
         for _ in range(MAX_REFERENCES):
             reference = schema.get("$ref") if isinstance(schema, dict) else None
             if not isinstance(reference, str):
@@ -38,7 +38,7 @@ class References:
         return schema
 
     def lookup(self, reference: str, schema: Any) -> Any:
-        """What a reference that stands in `schema` names; None where there is nothing."""
+        """The target of a reference in `schema`; None if it does not exist."""
         if reference in ("#", "#/", ""):
             return self._resource(schema)[0]
         if reference.startswith("#/"):
@@ -98,7 +98,7 @@ def _or_none(found: Any) -> Any:
 
 
 def _pointed(root: Any, pointer: str) -> Any:
-    """What a JSON pointer names: with its percent escapes read as RFC 6901 does it, read name by name, or as it is."""
+    """The target of a JSON pointer, with percent escapes decoded as in RFC 6901, decoded per name, or not decoded."""
     readings = [pointer.split("/")[1:]]
     if "%" in pointer:
         readings = [unquote(pointer).split("/")[1:], [unquote(part) for part in readings[0]], *readings]

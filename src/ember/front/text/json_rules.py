@@ -1,8 +1,8 @@
 """The nodes of a JSON schema as rules of a Lark grammar.
 
-Whitespace belongs to the marks that it stands beside. Properties come in their order. Only what can be completed is
-written: a node that no finite value fits is left out wherever it may be absent, and what demands it goes too, so that
-no output can begin what it cannot end.
+Whitespace is part of the punctuation beside it. Properties have the order of the schema. A node that no finite value
+fits is left out where it is optional, and nodes that require it are left out too. So no output can begin a value that
+it cannot complete.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ember.front.text.lark import quoted
 _CHARACTER = r'(?:[^"\\\x00-\x1f\x7f]|\\["\\bfnrt]|\\u00(?:[01][0-9A-Fa-f]|7[Ff]))'  # of a string
 MAX_COUNTED = 20_000  # rules for the properties of one object whose number is bounded
 
-Item = tuple[str, bool]  # an expression, and whether it must be there
+Item = tuple[str, bool]  # an expression, and whether it is required
 
 
 class Writer:
@@ -45,11 +45,11 @@ class Writer:
         self._marks |= {mark: f"/\\{mark}{space}/" for mark in "{["} | {mark: f"/{space}\\{mark}/" for mark in "}]"}
 
     def mark(self, mark: str) -> str:
-        """A mark of JSON with the whitespace that may stand beside it."""
+        """A punctuation mark of JSON with optional whitespace beside it."""
         return self.terminal(self._marks[mark])
 
     def terminal(self, body: str) -> str:
-        """Equal ones are one: two that match the same text would be at odds."""
+        """The terminal for an expression. Equal expressions share one: two that match the same text would conflict."""
         if body not in self._shared:
             self._shared[body] = name = f"{self._prefix.upper()}_{len(self._shared)}"
             self._add(f"{name}: {body}")
@@ -68,7 +68,7 @@ class Writer:
         return f"{self._prefix}_{self._num_rules}"
 
     def define(self, name: str, body: str) -> None:
-        """Rules come into the grammar with `flush`: what refers to rules that are never written would break it."""
+        """Collect a rule; `flush` writes all of them. Rules that are discarded may refer to rules that do not exist."""
         self._buffer.append(f"{name}: {body}")
 
     def flush(self) -> None:
@@ -81,7 +81,7 @@ class Writer:
 
 
 class Document:
-    """Writes the nodes of one schema. Other notations than JSON spell some of its parts otherwise."""
+    """Writes the nodes of one schema. Subclasses for other notations than JSON override some methods."""
 
     def __init__(self, writer: Writer, nodes: Nodes) -> None:
         self._writer = writer
@@ -93,7 +93,7 @@ class Document:
         self._todo: list[int] = []
 
     def expression(self, number: int) -> str:
-        """An expression for one of the nodes. Raises ValueError where nothing fits it."""
+        """An expression for one of the nodes. Raises ValueError if no value fits it."""
         if not self.possible[number]:
             raise ValueError("no value matches the schema, or it refers to itself without end")
         before = dict(self._written)
@@ -115,20 +115,20 @@ class Document:
         return number == self._anything
 
     def leaves(self, number: int) -> list[int]:
-        """The nodes that an alternative leads to which are none themselves."""
+        """The nodes that an alternative leads to and that are not alternatives themselves."""
         node = self.nodes[number]
         if not isinstance(node, Alternatives):
             return [number] if self.possible[number] else []
         return [leaf for inner in node.nodes for leaf in self.leaves(inner)]
 
     def add(self, node: Node) -> int:
-        """Another node, of others that are possible."""
+        """Add a node that is an alternative of other possible nodes."""
         self.nodes.append(node)
         self.possible.append(True)
         return len(self.nodes) - 1
 
     def reference(self, number: int) -> str:
-        """The rule of a node, which is written if it is not yet."""
+        """The rule of a node. It is written if it does not exist yet."""
         node = self.nodes[number]
         if isinstance(node, Leaf):
             return self._leaf(node)
@@ -179,11 +179,11 @@ class Document:
         return self._writer.mark(mark)
 
     def key(self, name: str) -> str:
-        """The name of a property, and what stands before its value."""
+        """The name of a property and the punctuation before its value."""
         return f"{quoted(spelled(name))} {self.mark(':')}"
 
     def other_key(self, names: OtherNames) -> str:
-        """The name of a property that is not listed, and what stands before its value."""
+        """The name of a property that is not listed, and the punctuation before its value."""
         return f"{self._writer.terminal(names.terminal)} {self.mark(':')}"
 
     def _leaf(self, node: Leaf) -> str:
@@ -197,7 +197,8 @@ class Document:
         return self._writer.nested(f"%json {json.dumps(schema, ensure_ascii=False)}")
 
     def _values(self, values: list[Any]) -> str:
-        """Scalars are one lexeme: the parser holds no more than 2,000 alternatives at a time."""
+        """An expression for listed values. Scalars are one lexeme, since the parser allows 2,000 alternatives at a
+        time."""
         scalars = [value for value in values if not isinstance(value, dict | list)]
         parts = [self.literal(value) for value in values if isinstance(value, dict | list)]
         if scalars:
@@ -234,7 +235,7 @@ class Document:
         return self._enclosed("[", inside, "]")
 
     def rest(self, item: str, least: int, most: int | None, is_behind: bool) -> str:
-        """Writes a run of `least` to `most` items. `is_behind`: the run begins with a comma."""
+        """An expression for `least` to `most` items. `is_behind`: a comma is before the first one."""
         more = f"{self.comma} {item}"
         if is_behind:
             return _times(more, least, most)
@@ -276,18 +277,18 @@ class Document:
 
 
 class _Counted:
-    """The inside of an object whose properties are counted: a rule for each item and count of those before it."""
+    """The content of an object whose properties are counted: a rule for each item and number of items before it."""
 
     def __init__(self, document: Document, items: list[Item], pair: str, node: Object) -> None:
         self._document = document
         self._items = items
         self._pair = pair
         self._least, self._most = node.least, node.most
-        self._cap = max(node.least, 1 if node.most is None else node.most)  # counts above are all the same
+        self._cap = max(node.least, 1 if node.most is None else node.most)  # higher counts are equivalent
         self._rules: dict[tuple[int, int], str | None] = {}
 
     def body(self) -> str:
-        """Raises ValueError where the count can not be kept."""
+        """The expression. Raises ValueError if the bounds cannot be enforced."""
         if len(self._items) * self._cap > MAX_COUNTED:
             raise ValueError("`minProperties` and `maxProperties` are too large for this number of properties")
         for i in reversed(range(len(self._items) + 1)):
@@ -299,7 +300,7 @@ class _Counted:
         return made
 
     def _from(self, i: int, count: int) -> str | None:
-        """What may follow before the item i, behind `count` others; None for nothing."""
+        """An expression for the items from i on, after `count` others; None if nothing is possible."""
         if i == len(self._items):
             return self._end(count)
         item, is_required = self._items[i]
@@ -318,7 +319,7 @@ class _Counted:
         missing = max(self._least - count, 0)
         left = None if self._most is None else self._most - count
         if missing > 1 or (missing and not self._pair) or (left is not None and left < missing):
-            return None  # a free name that comes twice is one property
+            return None  # a repeated free name is one property
         if not self._pair or left == 0:
             return '""'
         return self._document.rule(self._document.rest(self._pair, missing, left, count > 0))

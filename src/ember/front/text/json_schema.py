@@ -1,8 +1,8 @@
-"""JSON schemas of clients as rules of the engine's grammars.
+"""Clients' JSON schemas as rules of the engine's grammars.
 
-What is allowed can always be completed, and what is complete is valid. Annotations, and keywords that demand nothing as
-they stand, have no effect; formats that the specification does not define are annotations. What cannot be enforced is
-an error that names the keyword, or left out where the schema need not hold.
+Every allowed prefix can be completed, and every complete value is valid. Annotations and keywords that demand nothing
+have no effect. Formats that the specification does not define are annotations. A keyword that cannot be enforced is an
+error that names it, or is left out if the schema need not hold.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ember.front.text.pace import Pace
 
 MAX_DEPTH = 64
 MAX_SIZE = 256 * 1024  # characters of the rules of one schema
-# One blank, or one line break with its indentation: models are known to fall into endless blank lines otherwise.
+# One blank, or one line break with its indentation. With more, models tend to generate endless blank lines.
 DEFAULT_WHITESPACE = r" ?|\r?\n[ \t]{0,24}"
 ANY_OBJECT = {"type": "object"}
 
@@ -25,9 +25,8 @@ ANY_OBJECT = {"type": "object"}
 class JsonRules:
     """The rules of the JSON values in one grammar.
 
-    `add` takes a line of it; the names of its rules begin with `prefix`. `whitespace` is a regular expression for what
-    may stand between the parts of a value, "" for nothing; `closed` forbids additional properties where a schema says
-    nothing of them.
+    `add` is called with each line. The names of the rules begin with `prefix`. `whitespace` is a regular expression for
+    the text between the parts of a value, "" for none. `closed` forbids additional properties by default.
     """
 
     def __init__(
@@ -42,11 +41,11 @@ class JsonRules:
         self._closed = closed
 
     def value(self, schema: Any) -> str:
-        """An expression for the values that fit. Raises ValueError, naming what cannot be enforced."""
+        """An expression for the values that fit a schema. Raises ValueError that names what cannot be enforced."""
         return self.read(schema, Keywords(lenient=False, closed=self._closed))
 
     def read(self, schema: Any, keywords: Keywords, *, within: Any = None) -> str:
-        """Writes a schema, a part of the document `within`, as an expression; `keywords` says how strictly to read."""
+        """An expression for a schema in the document `within`. `keywords` decides how strictly it is read."""
         if schema is False:
             raise ValueError("the schema `false` allows nothing")
         if not isinstance(schema, dict | bool):
@@ -59,7 +58,7 @@ class JsonRules:
 def schema_grammar(
     schema: Any, *, whitespace: str = DEFAULT_WHITESPACE, closed: bool = False, prefix: str = "s"
 ) -> str:
-    """The Lark grammar of one schema. Raises ValueError, naming what cannot be enforced."""
+    """The Lark grammar of one schema. Raises ValueError that names what cannot be enforced."""
     lines: list[str] = []
     size = 0
     pace = Pace()
@@ -77,7 +76,7 @@ def schema_grammar(
 
 
 def check_depth(schema: Any) -> None:
-    """Raises ValueError for what is nested too deeply."""
+    """Raise ValueError if a schema is nested too deeply."""
     level: list[Any] = [schema] if isinstance(schema, dict | list) else []
     depth = 0
     while level:

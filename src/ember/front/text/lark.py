@@ -1,4 +1,4 @@
-"""Pieces of grammars in the engine's dialect of Lark."""
+"""Helpers that write grammars in the engine's dialect of Lark."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def regex_quoted(text: str) -> str:
 
 
 def in_slashes(pattern: str) -> str:
-    """A regular expression as it stands between slashes: a slash in it is escaped, where it is not already."""
+    """A regular expression for use between slashes: slashes in it are escaped unless they already are."""
     made = []
     position = 0
     while position < len(pattern):
@@ -40,9 +40,9 @@ def regexes(grammar: str) -> list[str]:
 
 
 def parts(text: str, tokenizer: Tokenizer) -> list[str | int]:
-    """The text cut at the tokenizer's added tokens: pieces of plain text, and token ids.
+    """The text split at the tokenizer's added tokens: plain text and token ids.
 
-    A model writes a marker that is a token of its own as that token, which no text of a grammar matches.
+    A model generates a marker that is an added token as that token, which no text in a grammar matches.
     """
     found: list[str | int] = []
     position = 0
@@ -61,7 +61,7 @@ def parts(text: str, tokenizer: Tokenizer) -> list[str | int]:
 
 
 def literal(text: str, tokenizer: Tokenizer) -> str:
-    """An expression for the text as the model writes it: strings and token references."""
+    """An expression for the text as the model generates it: strings and token references."""
     return sequence([quoted(part) if isinstance(part, str) else token(part) for part in parts(text, tokenizer)])
 
 
@@ -74,7 +74,7 @@ def sequence(expressions: Sequence[str]) -> str:
 
 
 def choice(texts: Sequence[str]) -> str:
-    """A grammar of one of these texts: one lexeme, for the parser holds no more than 2,000 alternatives at a time."""
+    """A grammar for one of these texts. It is one lexeme, since the parser allows 2,000 alternatives at a time."""
     some = " | ".join(quoted(text) for text in dict.fromkeys(texts) if text)
     start = "start: CHOICE" + (" |" if "" in texts else "") if some else "start:"
     return f"{start}\nCHOICE: {some}" if some else start

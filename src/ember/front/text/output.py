@@ -1,8 +1,8 @@
-"""What a model's output is made of, once it has been read: content, reasoning and tool calls, as increments.
+"""The parts of a parsed output: deltas of content, of reasoning and of tool calls, and the protocol of parsers.
 
-Two parsers make it from text, one behind the other: the reasoning parser takes what the detokenizer gives and passes
-on what is not reasoning; the tool parser takes that. Both are pushed the same parts, whatever the cuts between them,
-and both give the same deltas, joined, for every way of cutting.
+Two parsers run one after the other. The reasoning parser reads the detokenizer's text and passes on what is not
+reasoning. The tool parser reads that. The joined deltas of a parser do not depend on how the text is divided into
+pushes.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Protocol
 
 
 class Marker(str):
-    """The text of one special token, kept apart from ordinary text that may be spelled the same.
+    """The text of one special token, distinguished from equal ordinary text.
 
-    A format whose markers are special tokens of the tokenizer looks for them here and nowhere else; where the
-    tokenizer has no such token, the marker is looked for in the text.
+    A format whose markers are special tokens of the tokenizer searches only in `Marker`s. Where the tokenizer has no
+    such token, the format searches for the marker in the text.
     """
 
     __slots__ = ()
@@ -24,21 +24,21 @@ class Marker(str):
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """More of the answer."""
+    """A delta of the answer."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Reasoning:
-    """More of the reasoning."""
+    """A delta of the reasoning."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCallStart:
-    """A tool call begins. `id` is set where the format brings one."""
+    """The beginning of a tool call. `id` is set if the format has one."""
 
     index: int
     name: str
@@ -47,7 +47,7 @@ class ToolCallStart:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallArguments:
-    """More of the arguments of a call, as JSON text; all of a call's joined are one JSON object."""
+    """A delta of a call's arguments as JSON text. All deltas of a call, joined, are one JSON object."""
 
     index: int
     text: str
@@ -60,9 +60,10 @@ class OutputParser(Protocol):
     """An incremental parser of one sample."""
 
     def push(self, parts: Sequence[str]) -> list[Delta]:
-        """What these parts, ordinary text or `Marker`s, complete. What may still become a marker is held back."""
+        """The deltas that these parts, ordinary text or `Marker`s, complete. Text that may become a marker is held
+        back."""
         ...
 
     def finish(self) -> list[Delta]:
-        """What was held back, at the end of the sample. Never raises, whatever the text."""
+        """The deltas held back at the end of the sample. This never raises, whatever the text."""
         ...

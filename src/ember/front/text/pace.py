@@ -1,7 +1,7 @@
-"""Work of a thread of the front that may take long: after a first while it goes on in slices, with rests between them.
+"""Throttling for long work in a thread of the front: after a first period it runs in slices with rests between them.
 
-Such a thread competes with the event loop for the interpreter, and with the engine for the processor. Rests are taken
-one after the other, so that many such threads together compute about half of the time that one thread could have.
+Such a thread competes with the event loop for the interpreter lock, and with the engine for the processor. Only one
+thread rests at a time, so that many such threads together use about half of the time of one thread.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from __future__ import annotations
 import threading
 import time
 
-FIRST_SECONDS = 0.03  # of the thread's time, without a rest: what most requests need
-SLICE_SECONDS = 0.01  # of the thread's time, between rests
-REST_SECONDS = 0.02  # by the clock
+FIRST_SECONDS = 0.03  # CPU time of the thread without a rest; enough for most requests
+SLICE_SECONDS = 0.01  # CPU time of the thread between two rests
+REST_SECONDS = 0.02  # elapsed time of a rest
 
 _rests = threading.Lock()
 
 
 class Pace:
-    """The pace of one piece of work, in one thread. `keep` is called often, at least every few milliseconds."""
+    """Throttles one task in one thread. The task must call `keep` at least every few milliseconds."""
 
     def __init__(self) -> None:
         self._until = time.thread_time() + FIRST_SECONDS
         self.num_rests = 0
 
     def keep(self) -> None:
-        """Rest, where the slice is over."""
+        """Rest if the slice is over."""
         if time.thread_time() > self._until:
             self.num_rests += 1
             with _rests:

@@ -1,4 +1,4 @@
-"""Panics of the tokenizers library, which are no Exceptions, and what the library writes about them by itself."""
+"""Panics of the tokenizers library, which are not Exceptions, and the lines that it writes about them to stderr."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import re
 import threading
 from collections.abc import Iterator
 
-os.environ["RUST_BACKTRACE"] = "0"  # forty lines of the library's own insides, for each text that it gives up on
+os.environ["RUST_BACKTRACE"] = "0"  # without this, each panic writes forty lines
 
 _WORDS = re.compile(rb"\n?thread '[^'\n]*'[^\n]* panicked at [^\n]*\n[^\n]*\n(?:note: [^\n]*\n)?")
 _one_at_a_time = threading.Lock()
 
 
 class TokenizerPanic(Exception):
-    """The library failed on a text or on tokens: a regular expression that gives up, a character without a token, a
-    decoder with a bug.
+    """The library failed on a text or on tokens: a regular expression at its limit, a character without a token, or a
+    bug in a decoder.
 
-    What the library raises where it panics is no Exception: it would pass by every handler between here and the client.
+    The library's own panic is a BaseException, which no handler between here and the client would catch.
     """
 
-    def __init__(self) -> None:  # the library's message may hold the text
+    def __init__(self) -> None:  # the library's message may contain the text
         super().__init__("the tokenizers library failed; where it panicked, standard error has its line")
 
 
 def unless_panic(error: BaseException) -> BaseException:
-    """The error itself, or a TokenizerPanic in its place."""
+    """The error itself, or a TokenizerPanic in place of a panic."""
     return TokenizerPanic() if is_panic(error) or type(error) is Exception else error
 
 
@@ -36,9 +36,9 @@ def is_panic(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def without_panic_lines() -> Iterator[None]:
-    """Keep from standard error what the library writes when it panics, for an error that will say it in one line.
+    """Suppress the lines that the library writes to stderr when it panics, since the caller reports one line.
 
-    For the boot alone: the lines of other threads wait until the block ends.
+    It is only for the boot: lines of other threads are delayed until the block ends.
     """
     if not hasattr(os, "memfd_create"):
         yield

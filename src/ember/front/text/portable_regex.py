@@ -1,10 +1,10 @@
-r"""Regular expressions of clients, which mean Python's or JavaScript's, in the dialect of the engine's (Rust's).
+r"""Translates clients' regular expressions (Python's or JavaScript's dialect) to the engine's dialect (Rust's).
 
-Dialects differ in the classes \d, \w and \s: ASCII or Unicode, and which Unicode. What the engine writes must match in
-every dialect, so each class becomes the part that all agree on: \d, \w, \s are ASCII where they allow characters and
-Unicode where they exclude them (\D, [^\d]). Braces that are no quantifier are characters, and inside brackets so are
-the set operators that Rust alone has. What Rust's dialect does not have (look-around, back-references) is left for the
-engine to refuse by name; possessive quantifiers, which it would read as something else, are refused here.
+Dialects differ in the classes \d, \w and \s: ASCII or Unicode, and which version of Unicode. The output must match in
+every dialect, so each class becomes the part that all have in common: \d, \w, \s are ASCII where they allow characters
+and Unicode where they exclude them (\D, [^\d]). Braces that are not a quantifier are characters, and so are Rust's set
+operators inside brackets. Features that Rust's dialect lacks (look-around, back-references) stay, and the engine
+refuses them by name. Possessive quantifiers are refused here, since Rust would read them differently.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-# The characters that every dialect counts in, and those that at least one does; as parts of a bracket expression.
+# The characters in a class in every dialect, and those in at least one dialect; as parts of a bracket expression.
 _NARROW = {"d": "0-9", "w": "0-9A-Za-z_", "s": r" \t\n\r\f\v"}
 _WIDE = {"d": r"\d", "w": r"\w\p{N}", "s": r"\s\x1c-\x1f\x{feff}"}
 _ANY = r"[^\n\r\x{2028}\x{2029}]"  # what `.` means in every dialect
@@ -24,11 +24,11 @@ _NAMED = re.compile(r"\\(?:[pPxuU]\{[^}]*\}|p[A-Z])")  # \p{Greek}, \x{41}
 
 
 def portable(pattern: str) -> str:
-    """The pattern for the engine. Unbalanced brackets are left as they are: the engine's parser complains of them.
+    """The pattern in the engine's dialect. Unbalanced brackets stay: the engine's parser reports them.
 
-    Raises ValueError for what Python and JavaScript refuse and Rust does not (a quantifier behind a quantifier or an
+    Raises ValueError for what Python and JavaScript refuse and Rust does not (a quantifier after a quantifier or an
     anchor, options in the middle, a backslash at the end), for a possessive quantifier, and for the character NUL,
-    which no text of a model holds.
+    which no output contains.
     """
     if "\0" in pattern:
         raise ValueError("a regular expression must not hold the character NUL")
@@ -40,8 +40,8 @@ def portable(pattern: str) -> str:
     any_char = "." if _DOT_IS_ALL.search(pattern) else _ANY
     parts: list[str] = []
     position = 0
-    repeatable = False  # whether a quantifier may stand here
-    before = ""  # what it would stand behind
+    repeatable = False  # whether a quantifier is allowed here
+    before = ""  # the text before a quantifier here
     while position < len(pattern):
         char = pattern[position]
         quantifier = _quantifier(pattern, position)
@@ -73,8 +73,8 @@ def portable(pattern: str) -> str:
 
 
 def searched(pattern: str) -> str:
-    """A portable pattern that may match anywhere, as one that matches the whole text. Raises ValueError where an anchor
-    stands inside."""
+    """Convert a portable pattern that may match anywhere to one that matches the whole text. Raises ValueError for an
+    anchor inside it."""
     alternatives = []
     for alternative in _alternatives(pattern):
         inner = _inner(alternative)
@@ -105,7 +105,7 @@ def _pieces(pattern: str) -> Iterator[str]:
 
 
 def _alternatives(pattern: str) -> list[str]:
-    """Cuts a pattern at the bars that stand outside of groups."""
+    """Split a pattern at the bars outside groups."""
     made = [""]
     depth = 0
     for piece in _pieces(pattern):
@@ -118,7 +118,7 @@ def _alternatives(pattern: str) -> list[str]:
 
 
 def _inner(pattern: str) -> str | None:
-    """Returns the inside of a group that spans the whole pattern and has no options; None for other patterns."""
+    """The content of a group that spans the whole pattern and has no options; None for other patterns."""
     opening = re.match(r"\((?:\?:|\?P?<\w+>|(?!\?))", pattern)
     if opening is None:
         return None
@@ -142,7 +142,7 @@ def _is_escaped(found: re.Match[str]) -> bool:
 
 
 def _quantifier(pattern: str, position: int) -> str:
-    """The quantifier that stands there, without a `?` or `+` behind it."""
+    """The quantifier at a position, without a following `?` or `+`."""
     if pattern[position] in "*+?":
         return "" if pattern[position - 1 : position] == "(" else pattern[position]
     found = _QUANTIFIER.match(pattern, position)
@@ -174,7 +174,7 @@ def _brackets(pattern: str, start: int) -> tuple[str, int]:
 
 
 def _escape(letter: str, in_brackets: bool, is_negated: bool) -> str:
-    """A backslash and `letter`. A class is narrow where it allows, and wide where it excludes."""
+    """Translate a backslash and `letter`. A class is narrow where it allows characters, wide where it excludes them."""
     name = letter.lower()
     if name not in _NARROW:
         if letter in "<>":  # word boundaries in Rust

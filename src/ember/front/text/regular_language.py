@@ -1,7 +1,7 @@
-"""Questions about regular expressions in the engine's dialect: is one valid, does it match, does it match anything?
+"""Queries about regular expressions in the engine's dialect: whether one is valid, empty, or matches a text.
 
-The engine's own grammar library answers them, on bytes, so that the answers are the engine's. It is imported with the
-first question: most schemas raise none.
+The engine's own grammar library answers them, on bytes, so that the front and the engine agree. It is imported at the
+first query, since most schemas need none.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 MAX_PATTERN_CHARS = 8_192  # of one expression: the library's memory grows with the square of it
-# llguidance's limits. Each state of its lexer takes 1 to 2 kB of the front's memory; a question about bytes needs few.
+# llguidance's limits. Each state of its lexer takes 1 to 2 kB of the front's memory; a query about bytes needs few.
 MAX_LEXER_STATES = 10_000
-_NUM_KEPT = 16  # matchers, the last ones that were asked
+_NUM_KEPT = 16  # most recently used matchers in the cache
 _NOTHING = ("NoExtensionBias", "Regex is empty", "Unsatisfiable")
 
 
@@ -29,7 +29,7 @@ def _tokenizer() -> LLTokenizer:
 
 @lru_cache(maxsize=_NUM_KEPT)
 def _matcher(grammar: str) -> LLMatcher | None:
-    """Compiles a grammar; None where no text matches it. Raises ValueError for a grammar that cannot be used."""
+    """Compile a grammar. Returns None if no text matches it. Raises ValueError for an invalid grammar."""
     from llguidance import LLMatcher, LLParserLimits
 
     try:
@@ -56,13 +56,13 @@ def _terminal(body: str) -> LLMatcher | None:
 
 
 def check_length(pattern: str) -> None:
-    """Raises ValueError for a regular expression that is too long to be asked about."""
+    """Raise ValueError for a regular expression that is too long."""
     if len(pattern) > MAX_PATTERN_CHARS:
         raise ValueError(f"a regular expression has at most {MAX_PATTERN_CHARS} characters, this one {len(pattern)}")
 
 
 def check(pattern: str) -> None:
-    """Raises ValueError for a regular expression, as `portable` gives it, that the engine would refuse."""
+    """Raise ValueError if the engine would refuse a regular expression that `portable` returned."""
     from llguidance import LLMatcher
 
     check_length(pattern)
@@ -70,7 +70,7 @@ def check(pattern: str) -> None:
 
 
 def is_empty(body: str) -> bool:
-    """Whether a terminal, as it stands in a Lark grammar, matches no text. Raises ValueError."""
+    """Whether a terminal of a Lark grammar matches no text. Raises ValueError."""
     return _terminal(body) is None
 
 
@@ -92,7 +92,7 @@ def matches(body: str, text: str) -> bool:
 
 
 def members(body: str, limit: int) -> list[str] | None:
-    """All texts that a terminal matches, in the order of their bytes; None where there are more than `limit`. Raises
+    """All texts that a terminal matches, in the order of their bytes; None if there are more than `limit`. Raises
     ValueError."""
     start = _terminal(body)
     found: list[str] = []
@@ -119,7 +119,7 @@ def members(body: str, limit: int) -> list[str] | None:
 
 
 def _reason(error: str) -> str:
-    """The library's words, without its drawing of the place."""
+    """The library's error message without its drawing of the position."""
     lines = [line.strip() for line in error.partition("<state>")[0].splitlines()]
     told = next((line for line in reversed(lines) if line.startswith("error: ")), lines[0] if lines else "")
     return told.removeprefix("error: ")[:300]

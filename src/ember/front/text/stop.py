@@ -1,4 +1,5 @@
-"""Stop strings in a stream of text: cut exactly where one appears, hold back no more than one could still need."""
+"""Stop strings in a stream: the text is cut exactly at a stop string, and only a possible prefix of one is held
+back."""
 
 from __future__ import annotations
 
@@ -8,9 +9,9 @@ from collections.abc import Sequence
 class StopStrings:
     """The stop strings of one sample.
 
-    The text is read character by character: it ends at the first character that completes a stop string. Where two
-    end at the same character, the longer one, which begins earlier, counts. So the result does not depend on how the
-    text is cut into pushes, and a completed stop string never waits for another that might still grow around it.
+    The text is read character by character and ends at the first character that completes a stop string. Where two end
+    at the same character, the longer one counts. So the result does not depend on how the text is divided into pushes,
+    and a completed stop string never waits for a longer one that might still contain it.
     """
 
     def __init__(self, stop: Sequence[str], include_in_output: bool = False) -> None:
@@ -20,7 +21,7 @@ class StopStrings:
         self._matched: str | None = None
 
     def push(self, text: str) -> tuple[str, str | None]:
-        """The text that may be shown now, and the stop string once one has appeared (from then on no more text)."""
+        """The text that can be released, and the stop string once one was found. After it there is no more text."""
         if self._matched is not None:
             return "", self._matched
         found = [(end, -len(search.stop), search.stop) for search in self._searches if (end := search.push(text))]
@@ -35,21 +36,21 @@ class StopStrings:
         return known[:begin], None
 
     def flush(self) -> str:
-        """What was held back, when the sample ends without (more of) a stop string."""
+        """The text held back, when the sample ends without a stop string."""
         held, self._held = self._held, ""
         return held
 
 
 class _Search:
-    """The Knuth-Morris-Pratt search for one stop string: each character is read once, whatever the string repeats."""
+    """The Knuth-Morris-Pratt search for one stop string: each character is read once, however repetitive it is."""
 
     def __init__(self, stop: str) -> None:
         self.stop = stop
-        self.num_matched = 0  # the longest beginning of `stop` that the text ends with
-        self._borders = [0]  # of the beginning of each length from 1 on, as far as that was needed: see `_border`
+        self.num_matched = 0  # length of the longest prefix of `stop` that the text ends with
+        self._borders = [0]  # `_border` of each length from 1 on, computed on demand
 
     def push(self, text: str) -> int:
-        """Read on. Returns how many characters of `text` were read when `stop` was complete; 0 if it is not."""
+        """Read more text. Returns the number of characters read when `stop` was complete; 0 if it is not complete."""
         stop, matched = self.stop, self.num_matched
         at = 0
         while at < len(text):
@@ -68,7 +69,7 @@ class _Search:
         return 0
 
     def _border(self, length: int) -> int:
-        """The longest proper beginning of `stop[:length]` that it also ends with."""
+        """The length of the longest proper prefix of `stop[:length]` that is also its suffix."""
         stop, borders = self.stop, self._borders
         while len(borders) < length:
             border = borders[-1]

@@ -1,7 +1,7 @@
-"""Structural tags: text in which certain markers begin parts with a grammar of their own, as a Lark grammar.
+"""Structural tags as Lark grammars: text in which certain markers begin parts with a grammar of their own.
 
-Both forms that clients send are read: `structures` with `triggers`, and the tree of `format` (const_string,
-json_schema, regex, any_text, sequence, or, tag, triggered_tags, tags_with_separator).
+Both forms of requests are supported: `structures` with `triggers`, and the tree of `format` (const_string, json_schema,
+regex, any_text, sequence, or, tag, triggered_tags, tags_with_separator).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _ANY_TEXT = "/(?s:.*)/"
 def structural_tag_grammar(
     tag: Any, tokenizer: Tokenizer, *, whitespace: str = DEFAULT_WHITESPACE, closed: bool = False
 ) -> str:
-    """The Lark grammar of a structural tag; `whitespace` and `closed` are for its JSON schemas, see `JsonRules`.
+    """The Lark grammar of a structural tag. `whitespace` and `closed` are for its JSON schemas, see `JsonRules`.
 
-    Raises ValueError, naming what is wrong.
+    Raises ValueError that names the invalid part.
     """
     if not isinstance(tag, dict):
         raise ValueError("a structural tag is an object")
@@ -39,7 +39,7 @@ def structural_tag_grammar(
 
 
 def _from_structures(tag: dict[str, Any]) -> dict[str, Any]:
-    """The older form as the newer one."""
+    """Convert the older form to the newer one."""
     structures = tag["structures"]
     if not isinstance(structures, list) or not all(isinstance(entry, dict) for entry in structures):
         raise ValueError("`structures` is a list of objects")
@@ -55,7 +55,7 @@ def _from_structures(tag: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Builder:
-    """Collects rules; each method returns an expression that may stand in one."""
+    """Collects the rules of a grammar. Each method returns an expression for use in a rule."""
 
     def __init__(self, tokenizer: Tokenizer, whitespace: str, closed: bool) -> None:
         self._tokenizer = tokenizer
@@ -65,7 +65,7 @@ class _Builder:
         self._json = JsonRules(self.rules.append, whitespace=whitespace, closed=closed)
 
     def expression(self, form: Any, is_last: bool) -> str:
-        """`is_last`: nothing follows, so text without an end may stand here."""
+        """The expression of a format. `is_last`: nothing follows, so unbounded text is allowed."""
         if not isinstance(form, dict):
             raise ValueError("a format of a structural tag is an object with a `type`")
         self._nesting += 1
@@ -101,7 +101,7 @@ class _Builder:
         return made
 
     def _tag(self, form: dict[str, Any], skip: str = "") -> str:
-        """Begin, content, end; without the part `skip` that begin starts with."""
+        """The begin, content and end of a tag, without the prefix `skip` of its begin."""
         self._num_tags += 1
         if self._num_tags > MAX_TAGS:
             raise ValueError(f"a structural tag has at most {MAX_TAGS} tags")
@@ -117,7 +117,7 @@ class _Builder:
         return self._rule(f"{begin} {body}")
 
     def _triggered(self, form: dict[str, Any], is_last: bool) -> str:
-        """Free text; a trigger in it begins one of the tags."""
+        """Free text in which a trigger begins one of the tags."""
         triggers = _texts(form, "triggers")
         tags = _list(form, "tags")
         if not is_last:
@@ -146,7 +146,7 @@ class _Builder:
         return many if form.get("at_least_one") else f"({many})?"
 
     def _head(self, trigger: str, plain: str) -> str:
-        """Text up to and with the trigger."""
+        """Text up to and including the trigger."""
         first = self._first_token(trigger)
         if first is not None:
             if len(parts(trigger, self._tokenizer)) > 1:
@@ -155,15 +155,14 @@ class _Builder:
         return self._text_until(trigger)
 
     def _first_token(self, text: str) -> int | None:
-        """The token that a text begins with, where it is one of the added ones. Raises ValueError when a later part is
-        one."""
+        """The added token that a text begins with, or None. Raises ValueError if the text has an added token later."""
         cut = parts(text, self._tokenizer)
         if any(isinstance(part, int) for part in cut[1:]):
             raise ValueError(f"the trigger {text[:64]!r} has a special token inside: begin it there")
         return cut[0] if isinstance(cut[0], int) else None
 
     def _text_until(self, end: str) -> str:
-        """Any text, up to and with the first `end`."""
+        """Any text up to and including the first `end`."""
         cut = parts(end, self._tokenizer)
         if isinstance(cut[0], int):
             return f"{self._plain_text([])} {literal(end, self._tokenizer)}"
@@ -173,7 +172,7 @@ class _Builder:
         return sequence([name, *rest])
 
     def _plain_text(self, excluded: list[str]) -> str:
-        """Text, perhaps none, that holds none of these."""
+        """Text, possibly empty, that contains none of these strings."""
         if not excluded:
             return self._rule(self._terminal(_ANY_TEXT))
         held = "|".join(regex_quoted(text) for text in excluded)

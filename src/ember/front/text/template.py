@@ -1,7 +1,7 @@
-"""Chat templates: a conversation as the text that the model was trained on.
+"""Chat templates: rendering a conversation to a prompt.
 
-The output is what transformers' apply_chat_template gives for the same template and arguments. jinja2 is imported when
-the first template is used, not before.
+The output equals that of transformers' apply_chat_template for the same template and arguments. jinja2 is imported when
+the first template is used.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from ember.front.text.call_history import HistoryForm
     from ember.front.text.tokenizer import Tokenizer
 
-# Appended to the message to be continued, then found again in the rendered text. The space at its end shows whether
-# the template trims what it prints.
+# This mark is appended to the message to be continued and searched for in the rendered text. The space at its end tells
+# whether the template trims its output.
 _END_MARK = "EMBER-END-OF-FINAL-MESSAGE "
-# Under which names a message's reasoning arrives. Templates read the first; those of gpt-oss the second.
+# Names of a message's reasoning. Templates read the first; those of gpt-oss the second.
 _REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTemplate:
-    """One Jinja chat template, with the special tokens it may name (`bos_token`, ...). Thread-safe."""
+    """A Jinja chat template, with the special tokens that it may use (`bos_token`, ...). Thread-safe."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self.source = source
@@ -42,11 +42,11 @@ class ChatTemplate:
     def for_tokenizer(
         cls, tokenizer: Tokenizer, custom: str | None, *, with_tools: bool = False, with_documents: bool = False
     ) -> ChatTemplate | None:
-        """The template to use: `custom` (a file, Jinja text, or the name of one of the model's templates), else the
-        model's own, of which "tool_use" is taken when there are tools, else "rag" when there are documents. None where
-        the model has none.
+        """The template `custom` (a file, Jinja text, or the name of one of the model's templates), by default the
+        model's own. Of the model's named templates "tool_use" is used with tools, else "rag" with documents. Returns
+        None if the model has no template.
 
-        Raises TemplateError when `custom` is no template, or the model has only named ones and none is the default.
+        Raises TemplateError if `custom` is not a template, or the model has only named ones and none is the default.
         """
         own = tokenizer.chat_template
         named = own if isinstance(own, dict) else {} if own is None else {"default": own}
@@ -70,14 +70,14 @@ class ChatTemplate:
         keep_null_content: bool = False,
         **kwargs: Any,
     ) -> str:
-        """The conversation as text; `kwargs` are further variables and win over the special tokens.
+        """Render the conversation. `kwargs` are further variables, which override the special tokens.
 
-        With `keep_null_content` a content of None reaches the template; otherwise, as with transformers, no null entry
-        does.
+        With `keep_null_content` the template gets a content of None; otherwise, as in transformers, it gets no null
+        entry.
 
-        With `continue_final_message` the text ends where the last message's content ends, so that the model goes on
-        with it; `add_generation_prompt` must then be False. The arguments are not changed. Raises TemplateError: with
-        the template's own message where it calls raise_exception.
+        With `continue_final_message` the text ends with the last message's content, so that the model continues it.
+        `add_generation_prompt` must then be False. The arguments are not changed. Raises TemplateError, with the
+        template's own message if it calls raise_exception.
         """
         if continue_final_message and add_generation_prompt:
             raise TemplateError("continue_final_message and add_generation_prompt cannot both be true")
@@ -103,13 +103,13 @@ class ChatTemplate:
         return _cut_at_end_mark(text, final_text) if continue_final_message else text
 
     def prepare(self) -> None:
-        """Import the template engine and compile the template, so that the first `render` need not. Raises nothing."""
-        with suppress(Exception):  # a request that needs it is told
+        """Import jinja2 and compile the template before the first `render`. Raises nothing."""
+        with suppress(Exception):  # a request that needs the template gets the error
             _ = self.content_format, self.history_form, self._template
 
     @cached_property
     def content_format(self) -> Literal["string", "openai"]:
-        """ "openai" when the template walks over a list of content parts, "string" when it prints content as it is.
+        """ "openai" if the template iterates over a list of content parts, "string" if it prints content directly.
         Raises TemplateError for a template that does not parse."""
         from ember.front.text.content_format import detect_content_format
 
@@ -117,7 +117,7 @@ class ChatTemplate:
 
     @cached_property
     def history_form(self) -> HistoryForm:
-        """How tool calls of earlier turns are given to the template. Raises TemplateError for a template that does not
+        """The form of earlier turns' tool calls for this template. Raises TemplateError for a template that does not
         parse."""
         from ember.front.text.call_history import find_history_form
 
@@ -125,7 +125,7 @@ class ChatTemplate:
 
     @cached_property
     def variables(self) -> frozenset[str]:
-        """The variables that the template reads and does not set itself (`messages`, `tools`, `enable_thinking`, ...).
+        """The variables that the template reads and does not set (`messages`, `tools`, `enable_thinking`, ...).
         Raises TemplateError for a template that does not parse."""
         from jinja2 import meta
 
@@ -139,7 +139,7 @@ class ChatTemplate:
             return template.render(variables)
         except RaisedByTemplate as error:
             raise TemplateError(str(error)) from None
-        except Exception as error:  # a template is a program: it may fail in any way, and the client must hear of it
+        except Exception as error:  # a template is a program and may raise anything; the client gets the error
             raise TemplateError(f"the chat template failed: {type(error).__name__}: {error}") from error
 
     @cached_property
@@ -172,9 +172,9 @@ def _syntax_message(error: jinja2.TemplateSyntaxError) -> str:
 
 
 def _read_custom(custom: str) -> str:
-    """The text of a template given as a file or as itself; no path has a brace or a line break in it.
+    """The text of a template that is given as text or as a file's path. A path has no brace and no line break.
 
-    A text on one line, as a form or an environment file holds it, has `\\n` for its line breaks. Raises TemplateError.
+    Text on one line, as from a form or an environment file, has `\\n` for line breaks. Raises TemplateError.
     """
     if len(custom) > MAX_TEMPLATE_BYTES:
         raise TemplateError(f"the chat template has {len(custom):,} characters; {MAX_TEMPLATE_BYTES:,} are allowed")
@@ -186,7 +186,7 @@ def _read_custom(custom: str) -> str:
         raise TemplateError(f"the chat template {custom!r} is neither Jinja nor a readable file: {error}") from None
 
 
-# What Jinja reads by itself: strings, which have the same escapes, but only inside of its marks. Then escapes.
+# Strings inside Jinja's delimiters, whose escapes Jinja decodes itself, and escapes outside them.
 _PARTS = re.compile(
     r"""(?P<open>\{\{|\{%|\{\#) | (?P<close>\}\}|%\}|\#\}) | (?P<string>'(?:[^'\\]|\\.)*' | "(?:[^"\\]|\\.)*")
       | (?P<escape>\\(?:[\\'"abfnrtv]|x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}))""",
@@ -195,7 +195,7 @@ _PARTS = re.compile(
 
 
 def _unescaped(text: str) -> str:
-    """The text with Python's escapes decoded, as vLLM does it, but not inside of Jinja's strings."""
+    """Decode Python's escapes in the text, as vLLM does, except inside Jinja's strings."""
     found: list[str] = []
     at = 0
     is_inside = False
@@ -225,7 +225,7 @@ def _dicts(values: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 
 
 def _normalized(message: dict[str, Any], kept: str | None) -> dict[str, Any]:
-    """A copy without null entries (templates test for presence) except for `kept`, with the reasoning under the names
+    """A copy without null entries, since templates test for presence, except for `kept`. The reasoning has the names
     that templates read."""
     message = {key: value for key, value in message.items() if value is not None or key == kept}
     for name in _REASONING_NAMES:
@@ -235,7 +235,7 @@ def _normalized(message: dict[str, Any], kept: str | None) -> dict[str, Any]:
 
 
 def _with_end_mark(message: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """A copy of the message with the mark after its (last) text, and that text."""
+    """A copy of the message with the end mark after its last text, and that text."""
     content = message.get("content")
     if isinstance(content, str):
         return {**message, "content": content + _END_MARK}, content

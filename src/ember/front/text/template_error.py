@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class TemplateError(Exception):
-    """A conversation that the template cannot render; the message is fit for the client."""
+    """The template cannot render a conversation. The message may be shown to the client."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Reads the file of a chat template. The module is small: the process of each request's own template imports it."""
+"""Reads the file of a chat template. The module is small, since each process of a request's template imports it."""
 
 from __future__ import annotations
 

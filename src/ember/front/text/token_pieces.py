@@ -1,13 +1,14 @@
-"""From a token's entry in the vocabulary to the bytes it stands for.
+"""Maps a token's entry in the vocabulary to its bytes.
 
-Two kinds of decoder are exact token by token, so a sequence's text is the UTF-8 of the joined bytes:
+Two kinds of decoders map each token to fixed bytes, so a sequence's text is the UTF-8 of the joined bytes:
 
-- byte level (GPT-2, Llama 3, Qwen, ...): each character of a vocabulary entry stands for one byte. A token with a
-  character outside that alphabet (an added token with a space, say) stands for its own UTF-8.
+- byte level (GPT-2, Llama 3, Qwen, ...): each character of a vocabulary entry is one byte. A token with a character
+  outside that alphabet (for example an added token with a space) is its own UTF-8.
 - byte fallback (Llama 2, Mistral, Gemma, ...): the entry is text with "▁" for a space, and `<0x0A>` is one raw byte.
-  Some of these drop a space at the very start of a text (`leading_spaces`), where the encoder had put one.
+  Some of these drop a space at the start of a text (`leading_spaces`), which the encoder had added.
 
-Everything else (WordPiece, Unigram with Metaspace, no decoder) depends on a token's neighbours: `pieces_of` is None.
+With all other decoders (WordPiece, Unigram with Metaspace, none) a token's text depends on its neighbours, and
+`pieces_of` returns None.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 @dataclass(frozen=True)
 class TokenPieces:
-    """How the tokens of one vocabulary become bytes."""
+    """How the entries of one vocabulary are converted to bytes."""
 
     to_bytes: Callable[[str], bytes]  # vocabulary entry -> bytes
     leading_spaces: int = 0  # how many spaces at the start of a whole text are dropped
 
 
 class ByteTable(dict[int, bytes]):
-    """token id -> bytes, each entry made at its first use: a 150k vocabulary costs nothing at boot.
+    """token id -> bytes. Entries are made at their first use, so that a large vocabulary costs nothing at boot.
 
-    Ids in `skip` and ids without an entry in the vocabulary stand for no bytes.
+    Ids in `skip` and ids outside the vocabulary have no bytes.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class ByteTable(dict[int, bytes]):
 
 
 def pieces_of(decoder: dict[str, Any] | None) -> TokenPieces | None:
-    """The rule of a tokenizer.json `decoder`; None where a token's text depends on its neighbours."""
+    """The rule of a tokenizer.json `decoder`; None if a token's text depends on its neighbours."""
     match _flat(decoder):
         case [{"type": "ByteLevel"}]:
             return TokenPieces(byte_level_bytes)
@@ -65,7 +66,7 @@ def pieces_of(decoder: dict[str, Any] | None) -> TokenPieces | None:
 
 
 def decoder_state(decoder: object | None) -> dict[str, Any] | None:
-    """The JSON form of a `tokenizers` decoder object, as it stands in tokenizer.json."""
+    """The JSON form of a `tokenizers` decoder object, as in tokenizer.json."""
     if decoder is None:
         return None
     state = decoder.__getstate__()  # type: ignore[attr-defined]
@@ -81,7 +82,8 @@ def _flat(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """character -> byte: the printable bytes of Latin-1 stand for themselves, the others, in order, for U+0100 on."""
+    """character -> byte: printable bytes of Latin-1 are themselves; the others, in order, are the characters from
+    U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + rank): byte for rank, byte in enumerate(others)}
@@ -104,7 +106,7 @@ def byte_fallback_bytes(token: str) -> bytes:
 
 
 def is_byte_token(token: str) -> bool:
-    """Whether a vocabulary entry is one raw byte, as `<0x0A>`."""
+    """Whether a vocabulary entry is one raw byte, such as `<0x0A>`."""
     return _BYTE_TOKEN.fullmatch(token) is not None
 
 

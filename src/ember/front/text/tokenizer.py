@@ -1,9 +1,9 @@
 """Text to token ids and back: the model's tokenizer.json, or vocab.json and merges.txt, and the files beside them.
 
-Built on the `tokenizers` library alone: half the load time of the transformers class, and neither torch nor
-transformers is imported. The ids are those of transformers' TokenizersBackend on the same files: tokenizer.json is
-taken at its word. (transformers 5 rebuilds the pipeline of some classes, LlamaTokenizer among them, from the vocabulary
-alone; where such a repository's tokenizer.json puts a space after each special token, it does so here and not there.)
+It uses only the `tokenizers` library, which loads in half the time of the transformers class and imports neither torch
+nor transformers. The ids are those of transformers' TokenizersBackend on the same files: tokenizer.json is used
+unchanged. (transformers 5 rebuilds the pipeline of some classes, for example LlamaTokenizer, from the vocabulary alone.
+If such a tokenizer.json adds a space after each special token, Ember adds it and transformers does not.)
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _OTHER_FORMATS = ("tokenizer.model", "tekken.json", "tiktoken.model", *_VOCABULA
 
 
 class Tokenizer:
-    """One model's tokenizer. Thread-safe: nothing changes after `load` but caches that any thread may fill.
+    """One model's tokenizer. Thread-safe: after `load` only caches change, which any thread may fill.
 
-    Encoding and decoding raise TokenizerPanic where the library panics.
+    Encoding and decoding raise TokenizerPanic if the library panics.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, files: TokenizerFiles) -> None:
@@ -53,7 +53,7 @@ class Tokenizer:
         self.chat_template: str | dict[str, str] | None = files.chat_template
         self.special_token_ids: frozenset[int] = frozenset(i for i, token in added.items() if token.special)
         self.added_token_ids: frozenset[int] = frozenset(added)
-        # One more than the largest id: added tokens may leave a gap behind the model's own vocabulary.
+        # One more than the largest id: there may be a gap between the vocabulary and the added tokens.
         sizes = (backend.get_vocab_size(False), backend.get_vocab_size(True))
         self.vocab_size: int = max(*sizes, *(index + 1 for index in added))
         self.bos_token_id = self._named_id("bos_token")
@@ -62,7 +62,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: str | Path) -> Tokenizer:
-        """Load from a model directory. Raises TokenizerError, one line, when there is no usable tokenizer."""
+        """Load from a model directory. Raises TokenizerError, whose message is one line."""
         directory = Path(directory)
         with without_panic_lines():
             backend, vocabulary = _backend(directory)
@@ -81,8 +81,8 @@ class Tokenizer:
         return tokenizer
 
     def check(self, path: Path) -> None:
-        """Encode and decode texts as people write them. Raises TokenizerError where that does not end, and where a
-        simple one fails or another makes the library panic. (It may lack a token for a character.)"""
+        """Encode and decode ordinary texts. Raises TokenizerError if that does not end, if a simple text fails, or if
+        another one makes the library panic. (The vocabulary may lack a token for a character.)"""
         failures: list[BaseException] = []
 
         def attempt() -> None:
@@ -104,13 +104,13 @@ class Tokenizer:
                 "its regular expressions backtrack without end"
             )
         if failures:
-            reason = " ".join(str(failures[0]).split())[:200]  # it is over our own words, so it may be said
+            reason = " ".join(str(failures[0]).split())[:200]  # the text is our own, so it may be shown
             raise TokenizerError(f"{path} cannot be used ({reason}): download the tokenizer files again") from None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text of any length. Releases the GIL, so a long text may be encoded in a thread.
+        """Encode a text of any length to token ids. The GIL is released, so a long text may be encoded in a thread.
 
-        Unpaired surrogates, which JSON may smuggle in and UTF-8 cannot express, count as U+FFFD.
+        Unpaired surrogates, which JSON may contain and UTF-8 cannot represent, become U+FFFD.
         """
         try:
             return self._encode(text, add_special_tokens)
@@ -119,11 +119,11 @@ class Tokenizer:
             return self._encode(whole, add_special_tokens)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of a whole sequence. Broken UTF-8 becomes U+FFFD; ids outside the vocabulary stand for nothing
-        (outside 0 .. 2**32-1 they raise OverflowError).
+        """Decode a whole sequence. Invalid UTF-8 becomes U+FFFD. Ids outside the vocabulary have no text; outside
+        0 .. 2**32-1 they raise OverflowError.
 
-        A run of byte-fallback tokens with an invalid byte loses only that byte here; the library would replace every
-        byte of the run, valid characters included, which a stream that has already shown them cannot do.
+        In a run of byte-fallback tokens only invalid bytes are replaced. The library would replace every byte of the
+        run, valid characters included, which a stream cannot do after it has sent them.
         """
         text = self._decode(list(token_ids), skip_special_tokens)
         if "\ufffd" not in text or self.pieces is None:
@@ -138,27 +138,28 @@ class Tokenizer:
         return self._decode(list(token_ids), False)
 
     def token_text(self, token_id: int) -> str:
-        """The token alone, as logprobs show it: with its leading space, part of a character as U+FFFD."""
+        """The text of a token alone, as in logprobs: with its leading space, and part of a character as U+FFFD."""
         if self.pieces is not None:
             return self.token_bytes(token_id).decode("utf-8", "replace")
         return self.decode_exact([token_id])
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that the token stands for; empty for an id outside the vocabulary."""
+        """The bytes of a token; empty for an id outside the vocabulary."""
         if self.pieces is not None:
             return self.byte_table(skip_special_tokens=False)[token_id]
         return utf8(self.decode_exact([token_id]))
 
     def token_id(self, token: str) -> int | None:
-        """The id of a vocabulary entry, spelled as the vocabulary spells it; None where there is none."""
+        """The id of a vocabulary entry in the vocabulary's own spelling; None if there is none."""
         return self._backend.token_to_id(token)
 
     def vocab_entry(self, token_id: int) -> str | None:
-        """The vocabulary's own spelling of an id ("Ġthe", "▁the", "<0x0A>"); None outside the vocabulary."""
+        """The entry of an id in the vocabulary's own spelling ("Ġthe", "▁the", "<0x0A>"); None outside the
+        vocabulary."""
         return self._backend.id_to_token(token_id) if 0 <= token_id < 2**32 else None
 
     def added_tokens(self) -> dict[str, dict[str, bool | str]]:
-        """The tokens beside the model's own vocabulary by id, with their flags, as tokenizer_config.json has them."""
+        """The added tokens by id, with their flags, in the form of tokenizer_config.json."""
         flags = ("lstrip", "normalized", "rstrip", "single_word", "special")
         decoder = sorted(self._backend.get_added_tokens_decoder().items())
         return {
@@ -167,11 +168,11 @@ class Tokenizer:
 
     @cached_property
     def pieces(self) -> TokenPieces | None:
-        """How a token alone becomes bytes; None where that depends on its neighbours."""
+        """How a token is converted to bytes; None if that depends on its neighbours."""
         return pieces_of(decoder_state(self._backend.decoder))
 
     def byte_table(self, skip_special_tokens: bool) -> ByteTable:
-        """token id -> bytes, filled as it is used. Only where `pieces` is not None."""
+        """token id -> bytes, filled on demand. It exists only if `pieces` is not None."""
         return self._visible_bytes if skip_special_tokens else self._all_bytes
 
     @cached_property
@@ -202,7 +203,7 @@ class Tokenizer:
 
 
 def _backend(directory: Path) -> tuple[tokenizers.Tokenizer, Vocabulary | None]:
-    """The library's tokenizer, and the vocabulary it was made from where there is no tokenizer.json. Raises
+    """The library's tokenizer, and the vocabulary that it was made from if there is no tokenizer.json. Raises
     TokenizerError."""
     path = directory / "tokenizer.json"
     if not path.exists():
@@ -229,7 +230,7 @@ def _backend(directory: Path) -> tuple[tokenizers.Tokenizer, Vocabulary | None]:
 
 
 def _regular_size(path: Path) -> int:
-    """Raises OSError for what is no regular file."""
+    """The size of a regular file. Raises OSError for any other file."""
     descriptor = open_regular(path)
     try:
         return os.fstat(descriptor).st_size

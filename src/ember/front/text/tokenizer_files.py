@@ -1,9 +1,9 @@
-"""What a model directory says about its tokenizer beside tokenizer.json: token names, added tokens, chat templates.
+"""The tokenizer's files beside tokenizer.json: named tokens, added tokens, chat templates.
 
-The rules are those that transformers 5 follows for a fast tokenizer, so that ids and templates come out the same:
-added_tokens_decoder in tokenizer_config.json wins; only where it is absent are special_tokens_map.json and
-added_tokens.json read (older repositories); `add_bos_token` is not read at all, because the post-processor inside
-tokenizer.json already says whether a sequence begins with BOS.
+The rules are those of transformers 5 for a fast tokenizer, so that ids and templates are equal. added_tokens_decoder in
+tokenizer_config.json has precedence; special_tokens_map.json and added_tokens.json (older repositories) are read only
+if it is absent. `add_bos_token` is not read, since the post-processor in tokenizer.json decides whether a sequence
+begins with BOS.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from ember.front.text.template_file import MAX_TEMPLATE_BYTES, TemplateFileError
 from ember.regular_file import MAX_JSON_BYTES
 from ember.untrusted_json import UntrustedJsonError
 
-# The names that every tokenizer may have; any other "<something>_token" entry is a model's own (image_token, ...).
+# Names of tokens that every tokenizer may have. Any other "<name>_token" entry is specific to a model (image_token).
 STANDARD_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _ADDED_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 MAX_TEMPLATES = 100  # in additional_chat_templates
 
 
 class TokenizerError(Exception):
-    """The model directory holds no usable tokenizer; one line that says what to do."""
+    """The model directory has no usable tokenizer. The message is one line that says what to do."""
 
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """The parts of a tokenizer that tokenizer.json does not hold."""
+    """The parts of a tokenizer that are not in tokenizer.json."""
 
-    special_tokens: dict[str, str]  # "bos_token" -> "<s>", in the order templates see them
-    eos_token: str | None  # what ends an answer
-    added_tokens: list[AddedToken]  # to be given to the tokenizer, in this order
+    special_tokens: dict[str, str]  # "bos_token" -> "<s>", in the order of the template's variables
+    eos_token: str | None  # the token that ends an answer
+    added_tokens: list[AddedToken]  # to be added to the tokenizer, in this order
     chat_template: str | dict[str, str] | None
-    split_special_tokens: bool  # encode the text of a special token as ordinary text
+    split_special_tokens: bool  # whether the text of a special token is encoded as ordinary text
 
 
 def read_tokenizer_files(
@@ -47,10 +47,10 @@ def read_tokenizer_files(
     padding: Mapping[str, Any] | None,
     defaults: Mapping[str, str] | None = None,
 ) -> TokenizerFiles:
-    """Read the side files of `directory`.
+    """Read the files of `directory` beside tokenizer.json.
 
-    `known` and `padding` are the added tokens and the padding of tokenizer.json; `defaults` the named tokens where the
-    files say nothing of them. Raises TokenizerError for a side file that is not what its name promises.
+    `known` and `padding` are the added tokens and the padding of tokenizer.json. `defaults` are named tokens that are
+    used if the files have none. Raises TokenizerError for a malformed file.
     """
     try:
         return _read_files(directory, known, padding, defaults or {})
@@ -96,7 +96,7 @@ def _read_files(
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where the file does not exist."""
+    """The object in a JSON file; empty if the file does not exist."""
     try:
         return untrusted_json.read_object(path, MAX_JSON_BYTES) or {}
     except UntrustedJsonError as error:
@@ -104,7 +104,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _added_token(entry: object, *, special: bool = False) -> AddedToken:
-    """An added token from either form found in the files: its text, or an object with "content" and flags."""
+    """Read an added token: its text, or an object with "content" and flags."""
     if isinstance(entry, dict) and isinstance(entry.get("content"), str):
         flags = {flag: bool(entry[flag]) for flag in _ADDED_TOKEN_FLAGS if flag in entry}
         return AddedToken(entry["content"], **({"special": True} if special else {}) | flags)
@@ -116,7 +116,7 @@ def _added_token(entry: object, *, special: bool = False) -> AddedToken:
 
 
 def _as_special(token: AddedToken) -> AddedToken:
-    """The same token, marked special: a token that has a role (EOS, ...) is special whatever its entry says."""
+    """The same token, marked as special: a token with a role (EOS, ...) is special whatever its flags are."""
     flags = {flag: getattr(token, flag) for flag in _ADDED_TOKEN_FLAGS}
     return AddedToken(token.content, **flags | {"special": True})
 
@@ -136,8 +136,8 @@ def _named_tokens(config: Mapping[str, Any]) -> dict[str, AddedToken]:
 
 
 def _eos_token(directory: Path, named: Mapping[str, AddedToken]) -> str | None:
-    """The text of the end token. Where tokenizer_config.json names none, special_tokens_map.json may: transformers does
-    not look there beside an added_tokens_decoder, but a model whose answers have no end is of no use."""
+    """The text of the end token, from tokenizer_config.json or else special_tokens_map.json. transformers does not read
+    the latter beside an added_tokens_decoder, but without an end token no answer would end."""
     if "eos_token" not in named:
         named = _named_tokens(_read_json(directory / "special_tokens_map.json"))
     return named["eos_token"].content if "eos_token" in named else None
@@ -150,7 +150,8 @@ def _extra_tokens(config: Mapping[str, Any]) -> list[AddedToken]:
 
 
 def _legacy_added_tokens(directory: Path, config: Mapping[str, Any]) -> dict[int, AddedToken]:
-    """added_tokens.json: text -> id, without flags; special where the configuration gives the token a role."""
+    """The tokens of added_tokens.json (text -> id, without flags). A token with a role in the configuration is
+    special."""
     special = {token.content for token in [*_named_tokens(config).values(), *_extra_tokens(config)]}
     tokens = {}
     for content, index in _read_json(directory / "added_tokens.json").items():
@@ -160,10 +161,10 @@ def _legacy_added_tokens(directory: Path, config: Mapping[str, Any]) -> dict[int
 
 
 def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | dict[str, str] | None:
-    """The chat template, or the named ones where there are several.
+    """The chat template, or the named ones if there are several.
 
-    chat_template.jinja wins over tokenizer_config.json; chat_template.json (written by older multimodal processors) is
-    read last. additional_chat_templates/<name>.jinja add named templates.
+    chat_template.jinja has precedence over tokenizer_config.json, and that over chat_template.json (of older multimodal
+    processors). additional_chat_templates/<name>.jinja add named templates.
     """
     template = config.get("chat_template")
     named: dict[str, str] = {}

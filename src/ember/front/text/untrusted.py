@@ -1,8 +1,8 @@
-"""Chat templates that a client brought: rendered in a process of their own, within limits of time and memory.
+"""Chat templates of clients, rendered in a process of their own with limits of time and memory.
 
-Jinja's sandbox keeps a template from reaching anything, but a few characters of it can loop for ever or fill the
-memory. So each such template gets a fresh process that is killed when its time is over; the request it belongs to is
-then refused, and nothing else notices. The process has no environment variables, and so no secrets.
+Jinja's sandbox isolates a template, but a few characters of it can loop for ever or fill the memory. So each such
+template gets a fresh process that is killed when its time is over. Only its request is refused then. The process has no
+environment variables, and so no secrets.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ MAX_ANSWER_BYTES = 128 * 2**20
 
 
 class Abandonment:
-    """Tells what renders for a request, in a thread, that nobody waits for it any more. `set` may come at any moment
-    and from any thread."""
+    """Cancels the rendering of a request, which runs in a thread, when its client has left. `set` may be called at any
+    time and from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -41,7 +41,7 @@ class Abandonment:
                 self._end()
 
     def on_set(self, end: Callable[[], None]) -> None:
-        """`end` is called then, at once where it is set already."""
+        """Call `end` when this is set, at once if it already is."""
         with self._lock:
             self._end = end
             if self._is_set:
@@ -52,7 +52,8 @@ ABANDONMENT: ContextVar[Abandonment | None] = ContextVar("abandonment", default=
 
 
 class UntrustedTemplate:
-    """Has the face of a `ChatTemplate`, inside `with`, which starts and ends its process. For one thread."""
+    """Has the interface of a `ChatTemplate` inside a `with` block, which starts and ends its process. For one
+    thread."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str], timeout: float) -> None:
         """`timeout` in seconds, for everything between the beginning and the end of the `with` block."""
@@ -86,23 +87,23 @@ class UntrustedTemplate:
 
     @property
     def content_format(self) -> Literal["string", "openai"]:
-        """Gives what a `ChatTemplate` gives under this name. Raises TemplateError."""
+        """See `ChatTemplate.content_format`. Raises TemplateError."""
         return self._facts["content_format"]
 
     @property
     def variables(self) -> frozenset[str]:
-        """Gives what a `ChatTemplate` gives under this name. Raises TemplateError."""
+        """See `ChatTemplate.variables`. Raises TemplateError."""
         return frozenset(self._facts["variables"])
 
     @cached_property
     def history_form(self) -> HistoryForm:
-        """Gives what a `ChatTemplate` gives under this name. Raises TemplateError."""
+        """See `ChatTemplate.history_form`. Raises TemplateError."""
         _ = self._facts
         found = self._ask({"history_form": True})["history_form"]
         return HistoryForm(**{**found, "ids": IdForm(**found["ids"]) if found["ids"] else None})
 
     def render(self, messages: list[dict[str, Any]], **arguments: Any) -> str:
-        """Renders as a `ChatTemplate` does. Raises TemplateError, also when a limit is reached."""
+        """See `ChatTemplate.render`. Raises TemplateError, also if a limit is reached."""
         _ = self._facts
         return self._ask({"messages": messages, **arguments})["text"]
 
@@ -111,7 +112,7 @@ class UntrustedTemplate:
         return self._ask({"source": self.source, "special_tokens": self._special_tokens})
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        """One line of JSON there, one back."""
+        """Send one line of JSON to the process and read one line as its answer."""
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps(question).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""The process of one `UntrustedTemplate`: takes on its limits, then answers one line of JSON with another."""
+"""The process of one `UntrustedTemplate`: sets its limits, then answers each line of JSON with another."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ember.front.text.template_error import TemplateError
 
 
 def main(memory_bytes: int, seconds: float) -> None:
-    """`seconds` bounds the processor time, should the other process be gone; while it lives it keeps the clock."""
+    """Serve requests on stdin. `seconds` limits the CPU time in case the parent, which has the time limit, is gone."""
     cpu_seconds = math.ceil(seconds) + 1
     for limit, value in (
         (resource.RLIMIT_AS, memory_bytes),
