@@ -4,7 +4,7 @@ import pytest
 
 from ember.flags import flag_names
 from ember.settings import Settings, SettingsError, load_settings, variable_names, warn_unused
-from ember.settings_known import KNOWN_UNUSED
+from ember.settings.known import KNOWN_UNUSED
 
 
 @pytest.fixture(autouse=True)

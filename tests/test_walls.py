@@ -39,7 +39,9 @@ ENGINE = (
 )
 PLATFORM = (("ember.platform",),)
 ENTRY = ("ember.cli", "ember.__main__")  # may import everything
-# All other modules directly in `ember` are the ground: everybody may import them, and they import the ground alone.
+# All other modules directly in `ember`, and these rooms, are the ground: everybody may import them, and they import the
+# ground alone.
+GROUND = ("ember.settings",)
 PACKAGES = ("ember", "ember.front", "ember.engine", "ember.demo")  # whose own `__init__` is ground too
 
 KERNELS = {  # package -> who may import it; a package of kernels imports nothing of ours but itself
@@ -92,6 +94,7 @@ def room_of(module: str) -> str:
     if top[0] in KERNELS:
         return top[0]
     is_ground = len(top) <= 2 and (FILES[module].name != "__init__.py" or module in PACKAGES)
+    is_ground = is_ground or any(is_in(module, room) for room in GROUND)
     assert is_ground, f"{module} is in no room: give it one in the tables of this file"
     return "ground"
 

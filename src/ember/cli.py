@@ -258,7 +258,7 @@ def _hub_json() -> str:
 
 
 def settings_table() -> str:
-    """All settings as a Markdown table, in the order of settings.py."""
+    """All settings as a Markdown table, in the order of settings/fields.py."""
     from ember.flags import flag_names
     from ember.settings import Settings, variable_names
 

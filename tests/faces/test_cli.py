@@ -235,7 +235,7 @@ def test_batch_sizes_of_other_workers() -> None:
     read = {"DEFAULT_BATCH_SIZE": "5", "MIN_BATCH_SIZE": "1", "BATCH_SIZE_GROWTH_FACTOR": "3"}
     assert warn_unused(read) == []
     (line,) = warn_unused({"DEFAULT_BATCH_SIZE_GROWTH_FACTOR": "3"})  # set to 3 by every template, on no one's wish
-    assert "BATCH_SIZE_GROWTH_FACTOR is read" in line
+    assert "set BATCH_SIZE_GROWTH_FACTOR" in line
 
 
 def test_warnings_name_the_variable() -> None:

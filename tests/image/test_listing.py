@@ -14,7 +14,7 @@ import pytest
 from ember import listing
 from ember.front.worker.inputs import parse_input
 from ember.settings import Settings, SettingsError, load_settings, variable_names
-from ember.settings_known import KNOWN_UNUSED
+from ember.settings.known import KNOWN_UNUSED
 
 ROOT = Path(__file__).resolve().parents[2]
 HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text())

@@ -90,7 +90,7 @@ _GROUPS: dict[str, str] = {
         "DISABLE_CHUNKED_MM_INPUT DISABLE_MM_PREPROCESSOR_CACHE TRUST_REQUEST_MM_KWARGS ENABLE_MM_EMBEDS"
     ),
     "prompts are text or token ids": "ENABLE_PROMPT_EMBEDS",
-    "templates of other workers set it everywhere, which would send text in lumps; BATCH_SIZE_GROWTH_FACTOR is read": (
+    "deployments of other workers always set it, and it would delay streams; set BATCH_SIZE_GROWTH_FACTOR": (
         "DEFAULT_BATCH_SIZE_GROWTH_FACTOR"
     ),
     "neither prompts nor answers are ever logged": (

@@ -1,0 +1,115 @@
+"""Where the values of settings come from: command line > environment > YAML file (`VLLM_CONFIG_FILE`) > defaults.
+
+What is empty or blank counts as unset. A value that cannot be used raises `SettingsError`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr, ValidationError
+
+from ember.settings.fields import Settings, variable_names
+from ember.settings.known import KNOWN_UNUSED
+from ember.settings.values import is_blank
+
+log = logging.getLogger(__name__)
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message is one line for the person who set it."""
+
+
+def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Read the environment and the YAML file. `overrides` (from the command line) are field names with values.
+
+    Raises SettingsError.
+    """
+    values = dict(_yaml_values())
+    given = {field: value for field, value in (overrides or {}).items() if value is not None}
+    values.update({field: value for field, value in given.items() if not is_blank(field, value)})
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        raise SettingsError(_one_line(error)) from None
+    if settings.api_key_file is not None:
+        settings.api_key += _keys_of(settings.api_key_file)
+    return settings
+
+
+def _keys_of(path: str) -> list[SecretStr]:
+    """The keys in a file. Raises SettingsError; its content is never shown."""
+    try:
+        lines = [line.strip() for line in Path(path).read_text().splitlines()]
+    except OSError as error:
+        advice = "it must name a readable file with one key a line, or be unset"
+        raise SettingsError(f"API_KEY_FILE={path}: {error.strerror or error}; {advice}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"API_KEY_FILE={path} is not UTF-8 text") from None
+    keys = [SecretStr(line) for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise SettingsError(f"API_KEY_FILE={path} holds no key, which would leave the server open")
+    return keys
+
+
+def warn_unused(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """One line for each variable that other workers read and this one does not act on."""
+    names = sorted(name for name, value in environ.items() if name in KNOWN_UNUSED and value.strip())
+    return [f"{name} is set but has no effect: {KNOWN_UNUSED[name]}" for name in names]
+
+
+def _yaml_values() -> dict[str, Any]:
+    """Values of the YAML file as field names; what the environment also sets is left out, for it is stronger."""
+    path = os.environ.get("VLLM_CONFIG_FILE", "").strip() or os.environ.get("EMBER_CONFIG_FILE", "").strip()
+    if not path:
+        return {}
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text()) or {}
+    except OSError as error:
+        advice = "it must name a readable YAML file of settings, or be unset"
+        raise SettingsError(f"VLLM_CONFIG_FILE={path}: {error.strerror or error}; {advice}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"VLLM_CONFIG_FILE={path} is not UTF-8 text") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"VLLM_CONFIG_FILE={path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise SettingsError(f"VLLM_CONFIG_FILE={path} must hold a mapping of setting names to values")
+    by_name = {name: field for field in Settings.model_fields for name in (*variable_names(field), field.upper())}
+    values = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_").upper()
+        field = by_name.get(name)
+        if value is None or is_blank(name, value):
+            continue
+        if field is None:
+            hint = KNOWN_UNUSED.get(name, "unknown setting")
+            log.warning("%s in %s has no effect: %s", key, path, hint)
+        elif not any(os.environ.get(alias, "").strip() for alias in variable_names(field)):
+            values[field] = value
+    return values
+
+
+def _one_line(error: ValidationError) -> str:
+    """`MAX_MODEL_LEN=abc: Input should be a valid integer`, for each wrong value, joined by semicolons."""
+    by_name = {name: field for field in Settings.model_fields for name in (*variable_names(field), field)}
+    lines = []
+    for item in error.errors():
+        field = by_name.get(str(item["loc"][0]), str(item["loc"][0]))
+        name = variable_names(field)[0] if field in Settings.model_fields else field
+        if field in Settings.model_fields:
+            name = next((alias for alias in variable_names(field) if os.environ.get(alias)), name)
+        secret = field in ("hf_token", "api_key")
+        given = "(hidden)" if secret else str(item.get("input"))[:100]
+        lines.append(f"{name}={given}: {_reason(item)}")
+    return "; ".join(lines)
+
+
+def _reason(item: Any) -> str:
+    message = str(item["msg"]).removeprefix("Value error, ").partition(", unable to parse")[0]
+    return message[0].lower() + message[1:]
