@@ -108,7 +108,8 @@ def _measure_engine(
 def _engine(directory: Path) -> Engine:
     """As the worker builds it, with every decode step recorded."""
     from ember.boot import Timeline
-    from ember.engine.core.boot import build, open_model
+    from ember.engine.core.assemble import assemble
+    from ember.engine.core.boot import open_model
     from ember.engine.core.warmup import warm_up
     from ember.wire import Configure
 
@@ -122,7 +123,7 @@ def _engine(directory: Path) -> Engine:
         seed=0,
     )
     timeline = Timeline("bench")
-    engine, ready = build(configure, open_model(configure, timeline, lambda located: None), timeline)
+    engine, ready = assemble(configure, open_model(configure, timeline, lambda located: None), timeline)
     for warning in ready.warnings:
         print(warning)
     started = time.perf_counter()
@@ -162,7 +163,7 @@ def _first(engine: Engine) -> Row:
 
 def _decode(engine: Engine, batch: int, ceilings: Ceilings) -> Row:
     """Decode rate of a full batch, all prompts through, and what the device and the memory would allow."""
-    from ember.engine.core.memory import kv_bytes_per_token
+    from ember.engine.description.cache_groups import bytes_seen, cache_groups
     from ember.wire import Generate
 
     for i, prompt in enumerate(_prompts(engine, [CONTEXT] * batch, seed=batch)):
@@ -179,9 +180,8 @@ def _decode(engine: Engine, batch: int, ceilings: Ceilings) -> Row:
     step = statistics.median(steps)
     model = engine.runner.model
     context = CONTEXT + OUTPUT / 2
-    step_bytes = (
-        model.weight_bytes - _unread_bytes(model) + batch * context * kv_bytes_per_token(model.config, model.dtype)
-    )
+    seen = bytes_seen(cache_groups(model.config, model.dtype.itemsize), context)
+    step_bytes = model.weight_bytes - _unread_bytes(model) + batch * seen
     row = {"part": "decode", "batch": batch, "context": CONTEXT, "tokens_per_second": batch / step}
     row |= {"bytes_per_second": step_bytes / step, "limit": ceilings.bytes_per_second / step_bytes * batch}
     device = [launch.seconds() for launch in launches if launch.size >= batch]
@@ -244,7 +244,7 @@ def _prefill(engine: Engine, length: int, ceilings: Ceilings) -> Row:
     """Prompt tokens per second with the engine full of prompts of one length."""
     from ember.wire import Generate
 
-    budget = engine.scheduler.max_num_batched_tokens
+    budget = engine.limits.max_num_batched_tokens
     count = max(1, 2 * budget // length)
     rates = []
     for repeat in range(REPEATS + 1):

@@ -60,7 +60,7 @@ def main() -> None:
 def _run(directory: Path, options: argparse.Namespace) -> None:
     import torch
 
-    from ember.engine.core.memory import kv_bytes_per_token
+    from ember.engine.description.cache_groups import bytes_seen, cache_groups
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -71,7 +71,7 @@ def _run(directory: Path, options: argparse.Namespace) -> None:
     rows = []
     dtype = getattr(torch, options.dtype)
     weights = options.dtype if options.cpu_weights == "auto" else options.cpu_weights
-    kv_bytes = kv_bytes_per_token(model.config, dtype)
+    groups = cache_groups(model.config, dtype.itemsize)
     print(
         f"\n{options.model}: {model.num_parameters / 1e6:.1f} M parameters, {weights}, prompt {options.prompt}, "
         f"output {options.output}, {_device_name(options.device)}, memory {bandwidth / 1e9:.1f} GB/s\n"
@@ -91,7 +91,7 @@ def _run(directory: Path, options: argparse.Namespace) -> None:
                     theirs.append(compared)
         prefill, decode = (statistics.median(values) for values in zip(*ours, strict=True))
         context = options.prompt + options.output / 2
-        step_bytes = model.weight_bytes + batch * context * kv_bytes
+        step_bytes = model.weight_bytes + batch * bytes_seen(groups, context)
         limit = bandwidth / step_bytes * batch
         line = f"| {batch} | {prefill:.0f} | "
         row = {
@@ -127,7 +127,8 @@ def _hide_newer_than_avx2() -> None:
 
 def _engine(directory: Path, options: argparse.Namespace) -> Engine:
     from ember.boot import Timeline
-    from ember.engine.core.boot import build, open_model
+    from ember.engine.core.assemble import assemble
+    from ember.engine.core.boot import open_model
     from ember.wire import Configure
 
     configure = Configure(
@@ -141,7 +142,7 @@ def _engine(directory: Path, options: argparse.Namespace) -> Engine:
         num_threads=options.threads,
     )
     timeline = Timeline("bench")
-    engine, ready = build(configure, open_model(configure, timeline, lambda located: None), timeline)
+    engine, ready = assemble(configure, open_model(configure, timeline, lambda located: None), timeline)
     for warning in ready.warnings:
         print(warning)
     started = time.perf_counter()

@@ -66,13 +66,14 @@ def _configurations(torch: ModuleType) -> Iterator[Configure]:
 
 
 def _requests(configure: Configure) -> int:
-    from ember.engine.core.boot import build, open_model
+    from ember.engine.core.assemble import assemble
+    from ember.engine.core.boot import open_model
     from ember.engine.core.warmup import warm_up
     from ember.engine.errors import ModelError
 
     timeline = Timeline("probe")
     try:
-        engine, _ = build(configure, open_model(configure, timeline, lambda message: None), timeline)
+        engine, _ = assemble(configure, open_model(configure, timeline, lambda message: None), timeline)
     except ModelError:  # quantised weights need the C library
         return 0
     warm_up(engine, "full")

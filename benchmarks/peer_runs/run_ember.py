@@ -12,7 +12,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src"), str(ROOT / "kernels")]
 
 from benchmarks.peer_runs.timing import measure, request  # noqa: E402
 from ember.boot import Timeline  # noqa: E402
-from ember.engine.core.boot import build, open_model  # noqa: E402
+from ember.engine.core.assemble import assemble  # noqa: E402
+from ember.engine.core.boot import open_model  # noqa: E402
 from ember.wire import Configure, Generate, SamplingParams  # noqa: E402
 
 
@@ -28,7 +29,7 @@ def main() -> None:
         num_threads=asked["threads"],
     )
     timeline = Timeline("bench")
-    engine, _ = build(configure, open_model(configure, timeline, lambda located: None), timeline)
+    engine, _ = assemble(configure, open_model(configure, timeline, lambda located: None), timeline)
     while engine.do_chore():
         pass
 

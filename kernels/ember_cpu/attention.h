@@ -30,7 +30,8 @@ static AttentionTask attention_task(const Model *model, const Layer *layer, cons
 /* Fill `block` with the addresses of the task's keys and values from position `first` on. */
 static void locate_block(const Model *model, const Layer *layer, const Step *step, const AttentionTask *task, i64 first, Block *block) {
     i64 size = model->head_dim, block_size = model->block_size;
-    const i64 *table = step->block_tables + step->sequences[task->row] * step->max_blocks;
+    i64 row_of_tables = layer->group * step->num_sequences + step->sequences[task->row];
+    const i64 *table = step->block_tables + row_of_tables * step->max_blocks;
     i64 count = task->end - first < KEYS ? task->end - first : KEYS;
     for (i64 i = 0; i < KEYS; i++) {
         i64 position = first + (i < count ? i : count - 1);

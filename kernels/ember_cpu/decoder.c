@@ -119,7 +119,7 @@ void ember_place(const Model *model, const Layer *layer, const Step *step, const
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (i64 row = 0; row < step->rows; row++) {
         const bf16 *from = qkv + row * (heads + 2 * kv_heads) * size;
-        i64 slot = step->slots[row] * kv_heads * size;
+        i64 slot = slot_of(layer, step, row) * kv_heads * size;
         float x[MAX_HEAD];
         for (i64 h = 0; h < heads + kv_heads; h++) {
             const bf16 *norm = layer->query_key_norm ? layer->query_key_norm + h * size : NULL;

@@ -47,6 +47,7 @@ class Layer(ctypes.Structure):
         ("keys", _POINTER),
         ("values", _POINTER),
         ("window", _I64),
+        ("group", _I64),
     )
 
 
@@ -73,10 +74,11 @@ class Step(ctypes.Structure):
 
     _fields_ = (
         ("rows", _I64),
+        ("num_sequences", _I64),
         ("max_blocks", _I64),
         ("positions", _POINTER),
-        ("slots", _POINTER),
         ("sequences", _POINTER),
+        ("slots", _POINTER),
         ("block_tables", _POINTER),
         ("cosines", _POINTER),
         ("sines", _POINTER),

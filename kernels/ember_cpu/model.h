@@ -11,6 +11,7 @@ typedef struct {
     Matrix qkv, output, up, down;          /* up: gate's rows first */
     bf16 *keys, *values;                   /* the layer's cache by slot, [slots, kv_heads, head_dim] */
     i64 window;                            /* tokens of the sliding window; 0: the whole context */
+    i64 group;                             /* the cache group: which slots and block tables are the layer's */
 } Layer;
 
 typedef struct {
@@ -22,12 +23,18 @@ typedef struct {
 
 /* A step of `rows` tokens. A row attends to the slots of its sequence up to its own position. */
 typedef struct {
-    i64 rows, max_blocks;
-    const i64 *positions, *slots, *sequences; /* [rows]; sequences: rows of `block_tables` */
-    const i64 *block_tables;                  /* [sequences, max_blocks] */
-    const float *cosines, *sines;             /* [rows, rotary_dim]; sines negative in the first half */
-    bf16 *hidden;                             /* [rows, hidden], in: embeddings, out: after the final norm */
+    i64 rows, num_sequences, max_blocks;
+    const i64 *positions, *sequences; /* [rows]; sequences: rows of a group's block tables */
+    const i64 *slots;                 /* [groups, rows] */
+    const i64 *block_tables;          /* [groups, num_sequences, max_blocks]; what no row sees is not read */
+    const float *cosines, *sines;     /* [rows, rotary_dim]; sines negative in the first half */
+    bf16 *hidden;                     /* [rows, hidden], in: embeddings, out: after the final norm */
 } Step;
+
+/* Where the layer keeps the row's key and value. */
+static inline i64 slot_of(const Layer *layer, const Step *step, i64 row) {
+    return step->slots[layer->group * step->rows + row];
+}
 
 /* The factor of an RMS norm: 1 / sqrt(mean of squares + eps). `size` is a multiple of 16. */
 static float inverse_rms(const float *x, i64 size, float eps) {
@@ -68,8 +75,9 @@ static void store_head(const Model *model, const Layer *layer, const Step *step,
         rotate(model, step, row, norm, qkv + head * size, queries + head * size);
         return;
     }
-    if (step->slots[row] < 0) return;
-    i64 at = (step->slots[row] * kv_heads + head - heads) * size;
+    i64 slot = slot_of(layer, step, row);
+    if (slot < 0) return;
+    i64 at = (slot * kv_heads + head - heads) * size;
     rotate(model, step, row, norm, qkv + head * size, layer->keys + at);
     const float *value = qkv + (head + kv_heads) * size;
     for (i64 i = 0; i < size; i++) layer->values[at + i] = to_bf16(value[i]);

@@ -4,7 +4,8 @@
 The state. Every running sequence owns a row of these tensors, from admission to its end:
     last_tokens   int32 [rows]               the token it will be fed next, written by the sampler of the step before
     positions     int32 [rows]               the position of that token, which is how many tokens its cache holds
-    block_tables  int32 [rows, max_blocks]   its cache blocks
+    block_tables  int32 [groups, rows, max_blocks]   its cache blocks in each cache group; those that were given back,
+                                             before a sliding window, hold anything
     sampling      int32 [rows, words]        its sampling parameters, float32 ones as their bits (0 words is allowed)
 
 Each step copies one packed int32 buffer to the device (`step_update`): the rows of the step, new values of rows, new
@@ -12,7 +13,7 @@ entries of block tables. The host copies it from pinned memory to a buffer of fi
 
 `prepare_step` applies records, then block entries, then for batch index i with row r = rows[i]:
     token_ids[i] = last_tokens[r]   positions_out[i] = positions[r]   seq_lens[i] = positions[r] + 1
-    slot_mapping[i] = block_tables[r, positions[r] // block_size] * block_size + positions[r] % block_size
+    slot_mapping[g, i] = block_tables[g, r, positions[r] // block_size] * block_size + positions[r] % block_size
     sampling_out[:, i] = sampling[r, :]   then positions[r] += 1
 and for padding (-1), token 0, position 0, length 0, slot -1, sampling 0. A position past the row's table has slot -1.
 
@@ -46,7 +47,18 @@ ENTRY_BLOCK = 512
 TABLE_BLOCK = 1024
 
 
-@triton.jit(do_not_specialize=["batch", "capacity", "block_size", "max_blocks", "out_stride"])
+@triton.jit(
+    do_not_specialize=[
+        "batch",
+        "capacity",
+        "block_size",
+        "groups",
+        "num_rows",
+        "max_blocks",
+        "slot_stride",
+        "out_stride",
+    ]
+)
 def prepare_step_kernel(
     update_ptr,
     last_tokens_ptr,
@@ -61,7 +73,10 @@ def prepare_step_kernel(
     batch,
     capacity,
     block_size,
+    groups,
+    num_rows,
     max_blocks,
+    slot_stride,
     out_stride,
     WORDS: tl.constexpr,
     WORDS_BLOCK: tl.constexpr,
@@ -115,11 +130,13 @@ def prepare_step_kernel(
             values = tl.load(sampling_ptr + row[:, None] * WORDS + words[None, :], mask=mask, other=0)
         index = position // block_size
         mapped = active & (index < max_blocks)
-        block = tl.load(block_tables_ptr + row * max_blocks + index, mask=mapped, other=0).to(tl.int64)
-        slot = tl.where(mapped, block * block_size + position % block_size, -1)
+        for group in range(groups):
+            table = (row + group * num_rows) * max_blocks
+            block = tl.load(block_tables_ptr + table + index, mask=mapped, other=0).to(tl.int64)
+            slot = tl.where(mapped, block * block_size + position % block_size, -1)
+            tl.store(slot_mapping_ptr + group * slot_stride + at, slot, mask=inside)
         tl.store(token_ids_ptr + at, token, mask=inside)
         tl.store(positions_out_ptr + at, position, mask=inside)
-        tl.store(slot_mapping_ptr + at, slot, mask=inside)
         tl.store(seq_lens_ptr + at, tl.where(active, position + 1, 0), mask=inside)
         if WORDS > 0:
             mask = inside[:, None] & wanted
@@ -146,10 +163,10 @@ def prepare_step(
     """Apply a packed update to the state, write the inputs of a decode step, and increment its rows' positions.
 
     update int32 [any], packed for `capacity` rows; the state as in this module's docstring; outputs, written in full:
-    token_ids, positions_out, slot_mapping int64 [batch], seq_lens int32 [batch] (for attention, and for the sampler as
-    the position of the token that it draws), sampling_out int32 [words, >= batch] (row w is sampling word w of the
-    batch, to be viewed as float32 where it is one). batch <= capacity: the graph's batch size, the rows beyond the
-    step's own being padding.
+    token_ids, positions_out int64 [batch], slot_mapping int64 [groups, batch], seq_lens int32 [batch] (for attention,
+    and for the sampler as the position of the token that it draws), sampling_out int32 [words, >= batch] (row w is
+    sampling word w of the batch, to be viewed as float32 where it is one). batch <= capacity: the graph's batch size,
+    the rows beyond the step's own being padding.
     """
     words = sampling.shape[1]
     outputs = (token_ids, positions_out, slot_mapping, sampling_out)
@@ -168,7 +185,8 @@ def prepare_step(
         token_ids.shape[0],
         capacity,
         block_size,
-        block_tables.shape[1],
+        *block_tables.shape,
+        slot_mapping.stride(0),
         sampling_out.stride(0),
         WORDS=words,
         WORDS_BLOCK=_words_block(words),
@@ -208,12 +226,12 @@ def prepare_step_reference(
         at += RECORD_HEADER + words
     for _ in range(packed[1]):
         row, index, block = packed[at : at + ENTRY]
-        block_tables[row, index] = block
+        block_tables.view(-1, block_tables.shape[2])[row, index] = block
         at += ENTRY
     for i, row in enumerate(packed[HEADER : HEADER + batch]):
         if row < 0:
             token_ids[i] = positions_out[i] = seq_lens[i] = 0
-            slot_mapping[i] = -1
+            slot_mapping[:, i] = -1
             sampling_out[:, i] = 0
             continue
         position = int(positions[row])
@@ -221,8 +239,8 @@ def prepare_step_reference(
         token_ids[i] = last_tokens[row]
         positions_out[i] = position
         seq_lens[i] = position + 1
-        inside = index < block_tables.shape[1]
-        slot_mapping[i] = int(block_tables[row, index]) * block_size + position % block_size if inside else -1
+        inside = index < block_tables.shape[2]
+        slot_mapping[:, i] = block_tables[:, row, index] * block_size + position % block_size if inside else -1
         sampling_out[:, i] = sampling[row]
         positions[row] = position + 1
 
@@ -253,35 +271,48 @@ def store_tokens_reference(sampled: torch.Tensor, rows: torch.Tensor, last_token
             last_tokens[row] = token
 
 
-@triton.jit(do_not_specialize=["max_blocks", "block_size", "out_stride"])
+@triton.jit(do_not_specialize=["num_rows", "max_blocks", "block_size", "group_stride", "out_stride"])
 def gather_block_tables_kernel(
-    rows_ptr, seq_lens_ptr, block_tables_ptr, out_ptr, max_blocks, block_size, out_stride, BLOCK: tl.constexpr
+    rows_ptr,
+    seq_lens_ptr,
+    block_tables_ptr,
+    out_ptr,
+    num_rows,
+    max_blocks,
+    block_size,
+    group_stride,
+    out_stride,
+    BLOCK: tl.constexpr,
 ):
     i = tl.program_id(0)
-    row = tl.load(rows_ptr + i).to(tl.int64)
+    group = tl.program_id(2).to(tl.int64)
+    row = tl.load(rows_ptr + i).to(tl.int64) + group * num_rows
     used = tl.minimum(tl.cdiv(tl.load(seq_lens_ptr + i), block_size), max_blocks)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     blocks = tl.load(block_tables_ptr + row * max_blocks + at, mask=at < used, other=0)
-    tl.store(out_ptr + i.to(tl.int64) * out_stride + at, blocks, mask=at < used)
+    tl.store(out_ptr + group * group_stride + i.to(tl.int64) * out_stride + at, blocks, mask=at < used)
 
 
 def gather_block_tables(
     rows: torch.Tensor, seq_lens: torch.Tensor, block_tables: torch.Tensor, out: torch.Tensor, block_size: int
 ) -> None:
-    """out[i, :used] = block_tables[rows[i], :used], used = ceil(seq_lens[i] / block_size); the rest is left as it was.
+    """out[g, i, :used] = block_tables[g, rows[i], :used], used = ceil(seq_lens[i] / block_size); the rest is left as it
+    was.
 
-    For attention kernels that need tables in batch order. rows, seq_lens int32 [batch], block_tables int32 [rows,
-    max_blocks], out int32 [batch, >= max_blocks].
+    For attention kernels that need tables in batch order. rows, seq_lens int32 [batch], block_tables int32 [groups,
+    rows, max_blocks], out int32 [groups, batch, >= max_blocks].
     """
-    batch, max_blocks = seq_lens.shape[0], block_tables.shape[1]
-    gather_block_tables_kernel[(batch, triton.cdiv(max_blocks, TABLE_BLOCK))](
+    groups, num_rows, max_blocks = block_tables.shape
+    gather_block_tables_kernel[(seq_lens.shape[0], triton.cdiv(max_blocks, TABLE_BLOCK), groups)](
         rows,
         seq_lens,
         block_tables,
         out,
+        num_rows,
         max_blocks,
         block_size,
         out.stride(0),
+        out.stride(1),
         BLOCK=TABLE_BLOCK,
         num_warps=4,
         num_stages=1,
@@ -293,8 +324,8 @@ def gather_block_tables_reference(
 ) -> None:
     """The specification of `gather_block_tables`."""
     for i, (row, length) in enumerate(zip(rows.tolist(), seq_lens.tolist(), strict=False)):
-        used = min(-(-length // block_size), block_tables.shape[1])
-        out[i, :used] = block_tables[row, :used]
+        used = min(-(-length // block_size), block_tables.shape[2])
+        out[:, i, :used] = block_tables[:, row, :used]
 
 
 def step_rows(update: torch.Tensor, batch: int) -> torch.Tensor:
@@ -327,8 +358,10 @@ def _check(
     for name, tensor in (("token_ids", token_ids), ("positions_out", positions_out), ("slot_mapping", slot_mapping)):
         if tensor.dtype != torch.int64:
             raise ValueError(f"{name} must be int64 and is {tensor.dtype}")
-    if token_ids.shape[0] > capacity or slot_mapping.shape[0] != token_ids.shape[0]:
-        raise ValueError(f"a batch of {token_ids.shape[0]} (slots: {slot_mapping.shape[0]}) in a buffer for {capacity}")
+    wanted = (block_tables.shape[0], token_ids.shape[0])
+    if wanted[1] > capacity or slot_mapping.shape != wanted or slot_mapping.stride(1) != 1:
+        slots = list(slot_mapping.shape)
+        raise ValueError(f"a batch of {wanted[1]} in {wanted[0]} groups (slots: {slots}) in a buffer for {capacity}")
     if sampling_out.shape[0] != sampling.shape[1] or (len(sampling_out) and sampling_out.stride(1) != 1):
         raise ValueError("sampling_out must be [words, batch] with its last dimension contiguous")
 
@@ -339,7 +372,8 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
         state = ("update_ptr", "last_tokens_ptr", "positions_ptr", "block_tables_ptr", "sampling_ptr")
         pointers = dict.fromkeys((*state, "seq_lens_ptr", "sampling_out_ptr"), "*i32")
         pointers |= dict.fromkeys(("token_ids_ptr", "positions_out_ptr", "slot_mapping_ptr"), "*i64")
-        sizes = dict.fromkeys(("batch", "capacity", "block_size", "max_blocks", "out_stride"), "i32")
+        sizes = dict.fromkeys(("batch", "capacity", "block_size", "groups", "num_rows", "max_blocks"), "i32")
+        sizes |= dict.fromkeys(("slot_stride", "out_stride"), "i32")
         blocks = {"BATCH_BLOCK": BATCH_BLOCK, "RECORD_BLOCK": RECORD_BLOCK, "ENTRY_BLOCK": ENTRY_BLOCK}
         constants = {"WORDS": words, "WORDS_BLOCK": _words_block(words), "HEADER": HEADER, **blocks}
         name = f"prepare_step[words{words}]"
@@ -350,6 +384,7 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
         name = f"store_tokens[{kind}]"
         yield Specialisation(name, store_tokens_kernel, signature, {"BLOCK": BATCH_BLOCK}, 4, 1, tuple(pointers))
     pointers = dict.fromkeys(("rows_ptr", "seq_lens_ptr", "block_tables_ptr", "out_ptr"), "*i32")
-    signature = pointers | dict.fromkeys(("max_blocks", "block_size", "out_stride"), "i32")
+    signature = pointers | dict.fromkeys(("num_rows", "max_blocks", "block_size"), "i32")
+    signature |= dict.fromkeys(("group_stride", "out_stride"), "i32")
     constants = {"BLOCK": TABLE_BLOCK}
     yield Specialisation("gather_block_tables", gather_block_tables_kernel, signature, constants, 4, 1, tuple(pointers))

@@ -8,7 +8,8 @@ copied. One device buffer is enough, since the stream orders its reader before t
     word 2                  number of rows of the step   word 3   0
     words 4 .. 4+capacity   the rows of the step in batch order, padded with -1; capacity is a constant of the buffer
     then the records        (row, token, position, words of sampling): sets a row; token -1 keeps last_tokens[row]
-    then the block entries  (row, index, block): block_tables[row, index] = block
+    then the block entries  (row, index, block): entry `index` of a row of all groups' block tables, of which group g
+                            has the rows g * rows ... (g + 1) * rows - 1
 """
 
 from __future__ import annotations

@@ -28,14 +28,11 @@ def device_engine(directory: Path, *, enforce_eager: bool = False, **configure: 
         return engine
     plain, model = engine.runner, engine.runner.model
     assert isinstance(plain, Runner | DeviceRunner) and (model.fused or model.use_kernels())
-    scheduler = engine.scheduler
     engine.runner = runner = DeviceRunner(
         model,
         plain.cache,
         plain.device,
-        max_num_seqs=scheduler.max_num_seqs,
-        max_num_batched_tokens=scheduler.max_num_batched_tokens,
-        max_model_len=engine.max_model_len,
+        engine.limits,
         enforce_eager=enforce_eager,
     )
     engine.chores = Chores([Chore("recording decode steps", runner.record_next)])

@@ -6,7 +6,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from ember.boot import Timeline
-from ember.engine.core.boot import build, open_model
+from ember.engine.core.assemble import assemble
+from ember.engine.core.boot import open_model
 from ember.engine.core.engine import Engine
 from ember.wire import Configure, Generate, SamplingParams, SequenceOutput
 
@@ -15,7 +16,7 @@ def make_engine(directory: Path, **configure) -> Engine:
     settings = {"device": "cpu", "dtype": "float32", "block_size": 8, "seed": 0, **configure}
     message = Configure(model=str(directory), **settings)
     timeline = Timeline("test")
-    engine, _ = build(message, open_model(message, timeline, lambda located: None), timeline)
+    engine, _ = assemble(message, open_model(message, timeline, lambda located: None), timeline)
     return engine
 
 

@@ -1,9 +1,17 @@
 """The page pool: sharing, eviction order, and that nothing leaks whatever happens."""
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ember.engine.core.block_pool import BlockPool, chain_hash, root_hash
+
+
+def find(pool: BlockPool, hashes: list[bytes], group: int = 0) -> list[int]:
+    """The cached pages of the head of a chain."""
+    cached = pool.cached(group)
+    return [cached[block_hash] for block_hash in itertools.takewhile(cached.__contains__, hashes)]
 
 
 def chain(*blocks: list[int], salt: str | None = None) -> list[bytes]:
@@ -29,13 +37,13 @@ def test_released_pages_stay_findable_until_they_are_reused():
         pool.publish(block, block_hash)
     pool.release(blocks)
     assert pool.num_free == 3
-    assert pool.find(hashes) == blocks
+    assert find(pool, hashes) == blocks
     pool.allocate()  # the page without content goes first
-    assert pool.find(hashes) == blocks
+    assert find(pool, hashes) == blocks
     pool.allocate()  # then the tail of the chain, the head last
-    assert pool.find(hashes) == blocks[:1]
+    assert find(pool, hashes) == blocks[:1]
     pool.allocate()
-    assert pool.find(hashes) == []
+    assert find(pool, hashes) == []
     assert pool.num_free == 0
 
 
@@ -47,7 +55,7 @@ def test_least_recently_released_is_evicted_first():
     pool.release([second])
     pool.release([first])
     assert pool.allocate() == second
-    assert pool.find(chain([1])) == [first]
+    assert find(pool, chain([1])) == [first]
 
 
 def test_held_pages_survive_until_the_last_holder_lets_go():
@@ -66,16 +74,28 @@ def test_equal_content_is_published_once():
     first, second = pool.allocate(), pool.allocate()
     pool.publish(first, chain([1])[0])
     pool.publish(second, chain([1])[0])
-    assert pool.find(chain([1])) == [first]
+    assert find(pool, chain([1])) == [first]
     pool.release([second])
     assert pool.allocate() == second  # it holds nothing findable, so it goes before cached content
+
+
+def test_a_page_is_found_by_its_group_and_its_hash():
+    pool = BlockPool(3, num_groups=2)
+    first, second = pool.allocate(), pool.allocate()
+    pool.publish(first, chain([1])[0], 0)
+    assert find(pool, chain([1]), 1) == []
+    pool.publish(second, chain([1])[0], 1)
+    assert (find(pool, chain([1]), 0), find(pool, chain([1]), 1)) == ([first], [second])
+    pool.release([second])
+    assert pool.allocate() not in (first, second) and pool.allocate() == second
+    assert (find(pool, chain([1]), 0), find(pool, chain([1]), 1)) == ([first], [])
 
 
 def test_caching_can_be_turned_off():
     pool = BlockPool(1, enable_prefix_caching=False)
     block = pool.allocate()
     pool.publish(block, chain([1])[0])
-    assert pool.find(chain([1])) == []
+    assert find(pool, chain([1])) == []
 
 
 OPERATIONS = st.tuples(st.sampled_from(["allocate", "share", "release", "publish"]), st.integers(0, 7))
@@ -89,7 +109,7 @@ def test_any_sequence_of_operations_conserves_pages(operations):
         if operation == "allocate" and pool.num_free:
             held.append(pool.allocate())
         elif operation == "share":
-            found = pool.find(chain([value]))
+            found = find(pool, chain([value]))
             pool.hold(found)
             held += found
         elif operation == "release" and held:

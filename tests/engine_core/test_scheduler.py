@@ -5,9 +5,12 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ember.engine.core.block_manager import BlockManager
 from ember.engine.core.block_pool import BlockPool, root_hash
+from ember.engine.core.limits import EngineLimits
 from ember.engine.core.scheduler import HELD_GRACE_S, MAX_PROMPT_LOGPROBS_CHUNK, Scheduler
 from ember.engine.core.sequence import Sequence
+from ember.engine.description.cache_groups import CacheGroup
 from ember.wire import SamplingParams
 
 BLOCK = 4
@@ -29,7 +32,9 @@ def make(arrival: int, prompt: list[int], priority: int = 0, leader: Sequence | 
 
 
 def scheduler(num_blocks: int = 100, max_num_seqs: int = 8, budget: int = 64, policy: str = "fcfs", caching=True):
-    return Scheduler(BlockPool(num_blocks, caching), BLOCK, max_num_seqs, budget, policy)
+    limits = EngineLimits(BLOCK, num_blocks, max_num_seqs, budget, max_model_len=num_blocks * BLOCK)
+    blocks = BlockManager(BlockPool(num_blocks, caching), [CacheGroup((0,), "full", None, 1)], BLOCK)
+    return Scheduler(blocks, limits, policy)
 
 
 def run_step(scheduler: Scheduler, token: int = 7) -> dict[int, int]:
@@ -85,7 +90,7 @@ def test_common_prefix_is_computed_once():
     s.add(second)
     assert run_step(s) == {1: 1, 2: 2}
     assert second.num_cached_tokens == 8
-    assert s.running[0].block_table[:2] == second.block_table[:2]
+    assert s.running[0].block_tables[0][:2] == second.block_tables[0][:2]
     assert (s.counters.prefix_cache_queries, s.counters.prefix_cache_hits) == (20, 8)
 
 
@@ -205,8 +210,8 @@ def test_random_traffic_finishes_and_leaks_nothing(seed, num_blocks, budget, max
         ends = [x.sequence for x in step if x.num_tokens == x.sequence.num_uncomputed_tokens]
         for x in step:
             needed = -(-(x.sequence.num_computed_tokens + x.num_tokens) // BLOCK)
-            assert len(x.sequence.block_table) >= needed
-            assert len(set(x.sequence.block_table)) == len(x.sequence.block_table)
+            (table,) = x.sequence.block_tables
+            assert len(set(table)) == len(table) >= needed
         s.complete(step)
         for sequence in ends:
             sequence.is_prefilled = True
@@ -231,7 +236,7 @@ def test_a_sequence_whose_grammar_is_late_gives_its_row_to_one_that_can_go_on():
     assert run_step(s) == {2: 1}, "late for a moment"
     held.held_since -= 2 * HELD_GRACE_S
     assert run_step(s) == {2: 1, 3: 6}
-    assert s.waiting == [held] and not held.block_table
+    assert s.waiting == [held] and not held.block_tables
     held.release()
     assert run_step(s) == {2: 1, 3: 1}, "its place is taken now"
     s.remove(other)

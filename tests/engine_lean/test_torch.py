@@ -307,11 +307,12 @@ def test_transformers_generates_in_the_process_of_an_engine_that_has_answered():
     from builder.lean_probe import _requests
     from ember.wire import Configure, Generate, SamplingParams
     from ember.boot import Timeline
-    from ember.engine.core.boot import build, open_model
+    from ember.engine.core.assemble import assemble
+    from ember.engine.core.boot import open_model
     configure = Configure(model="demo", device="cpu", dtype="float32", max_model_len=256, num_blocks=40, seed=0)
     timeline = Timeline("test")
     opened = open_model(configure, timeline, lambda message: None)
-    engine, _ = build(configure, opened, timeline)
+    engine, _ = assemble(configure, opened, timeline)
     prompt = list(range(10, 30))
     def generate(number):
         engine.add(Generate(number, prompt, SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)))

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ember.engine.layers.batch import Batch, KVCache
+from ember.engine.description.cache_groups import cache_groups, layers_per_page
+from ember.engine.layers.batch import Batch
+from ember.engine.layers.cache import KVCache
 from ember.engine.models.decoder import Decoder
 
 
@@ -19,10 +21,11 @@ class Paged:
     ) -> None:
         self.model, self.sequences, self.block_size = model, sequences, block_size
         config = model.config
+        self.groups = groups = cache_groups(config, model.dtype.itemsize)
         needed = [-(-len(sequence) // block_size) for sequence in sequences]
-        num_blocks = sum(needed) + spare
+        num_blocks = sum(needed) * len(groups) + spare
         self.cache = KVCache.allocate(
-            config.num_layers,
+            layers_per_page(groups),
             num_blocks,
             block_size,
             config.num_kv_heads,
@@ -33,21 +36,25 @@ class Paged:
         self.cache.keys.fill_(torch.nan)  # whoever reads a slot that was not written shows it
         self.cache.values.fill_(torch.nan)
         order = torch.randperm(num_blocks) if scattered else torch.arange(num_blocks)
-        self.tables = torch.zeros(len(sequences), max(needed) + 1, dtype=torch.int64)
-        for row, count in enumerate(needed):
-            self.tables[row, :count] = order[sum(needed[:row]) :][:count]
+        self.tables = torch.zeros(len(groups), len(sequences), max(needed) + 1, dtype=torch.int64)
+        pages = iter(order)
+        for table in self.tables:
+            for row, count in enumerate(needed):
+                table[row, :count] = torch.stack([next(pages) for _ in range(count)])
         self.fed = [0] * len(sequences)
         self.logits: list[list[Tensor]] = [[] for _ in sequences]
 
     def step(self, counts: Iterable[tuple[int, int]]) -> None:
         """Feed the next `count` tokens of each (sequence, count), in that order, as one batch."""
+        counts = list(counts)
+        self._give_back([row for row, _ in counts])
         rows, starts, contexts = [], [0], []
         tokens, positions, slots = [], [], []
         for row, count in counts:
             at = torch.arange(self.fed[row], self.fed[row] + count)
             tokens.append(self.sequences[row][at])
             positions.append(at)
-            slots.append(self.tables[row][at // self.block_size] * self.block_size + at % self.block_size)
+            slots.append(self.tables[:, row, at // self.block_size] * self.block_size + at % self.block_size)
             self.fed[row] += count
             rows.append(row)
             starts.append(starts[-1] + count)
@@ -56,8 +63,8 @@ class Paged:
         batch = Batch(
             token_ids=torch.cat(tokens).to(device),
             positions=torch.cat(positions).to(device),
-            slot_mapping=torch.cat(slots).to(device),
-            block_tables=self.tables[rows].to(device),
+            slot_mapping=torch.cat(slots, dim=1).to(device),
+            block_tables=self.tables[:, rows].to(device),
             query_starts=starts,
             context_lens=contexts,
             logits_indices=torch.arange(starts[-1], device=device),
@@ -67,6 +74,16 @@ class Paged:
             logits = self.model.logits(hidden[batch.logits_indices]).float().cpu()
         for index, row in enumerate(rows):
             self.logits[row].append(logits[starts[index] : starts[index + 1]])
+
+    def _give_back(self, rows: list[int]) -> None:
+        """Poison the pages before the windows of the rows' next tokens, and take them out of the tables."""
+        for group, table in zip(self.groups, self.tables, strict=True):
+            for row in rows:
+                first = 0 if group.window is None else max(0, self.fed[row] - group.window + 1) // self.block_size
+                pages = table[row, :first]
+                self.cache.keys[:, pages[pages >= 0]] = torch.nan
+                self.cache.values[:, pages[pages >= 0]] = torch.nan
+                table[row, :first] = -1
 
     def finish(self) -> list[Tensor]:
         """The logits of each sequence's fed tokens, [fed, vocab_size]."""

@@ -81,7 +81,9 @@ def test_windows_by_layer(tmp_path: Path) -> None:
     types = ["sliding_attention", "full_attention", "full_attention"]
     assert load(tmp_path, **qwen, use_sliding_window=True, layer_types=types).windows() == (32, None, None)
     assert load(tmp_path, **MISTRAL, sliding_window=None).windows() == (None, None, None)
-    assert load(tmp_path, **MISTRAL).windows() == (4096, 4096, 4096)
+    longer = MISTRAL | {"max_position_embeddings": 4097}
+    assert load(tmp_path, **longer).windows() == (4096, 4096, 4096)
+    assert load(tmp_path, **longer, sliding_window=4097).windows() == (None, None, None), "as long as any context"
     for architecture in ("MistralForCausalLM", "MinistralForCausalLM"):
         fields = MISTRAL | {"architectures": [architecture], "sliding_window": 16}
         assert load(tmp_path, **fields, layer_types=ALTERNATING).windows() == (None, 16, None)

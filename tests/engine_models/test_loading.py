@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import mmap
 import os
 import resource
 import struct
@@ -222,8 +223,20 @@ def test_mapped_weights_are_taken_over_without_packing_too(
     torch.testing.assert_close(model.parts.blocks[0].mlp(x), exact.parts.blocks[0].mlp(x))
 
 
+def held(tensor: torch.Tensor) -> float:
+    """The share of a tensor's pages that the process holds, as its page table says."""
+    if not Path("/proc/self/pagemap").exists() or os.sysconf("SC_PAGESIZE") != 4096:
+        pytest.skip("this system does not tell which pages a process holds")
+    first, last = -(-tensor.data_ptr() // 4096), (tensor.data_ptr() + tensor.nbytes) // 4096
+    assert last - first > 2
+    with open("/proc/self/pagemap", "rb") as file:
+        file.seek(first * 8)
+        entries = struct.iter_unpack("<Q", file.read((last - first) * 8))
+        return sum(entry >> 63 for (entry,) in entries) / (last - first)
+
+
 def test_what_was_copied_leaves_memory(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page table of the process says which pages it holds; asked for again, they come from the file."""
+    """Asked for again, it comes from the file."""
     monkeypatch.setattr(mapped, "SMALL_BYTES", 0)
     plan = make_plan(load_config(llama), read_headers(llama), "float32")
     mappings = Mapped(plan)
@@ -231,22 +244,47 @@ def test_what_was_copied_leaves_memory(llama: Path, monkeypatch: pytest.MonkeyPa
     weights = mapped_tensors(plan, mappings)
     (tokens,) = weights["embed_tokens.weight"]
     expected = tokens.clone()
-    first, last = -(-tokens.data_ptr() // 4096), (tokens.data_ptr() + tokens.nbytes) // 4096
-
-    def held() -> int:
-        with open("/proc/self/pagemap", "rb") as file:
-            file.seek(first * 8)
-            return sum(entry >> 63 for (entry,) in struct.iter_unpack("<Q", file.read((last - first) * 8)))
-
-    if not Path("/proc/self/pagemap").exists() or os.sysconf("SC_PAGESIZE") != 4096:
-        pytest.skip("this system does not tell which pages a process holds")
-    assert held() == last - first > 2
+    assert held(tokens) == 1
     pages.let_go(tokens.data_ptr(), tokens.nbytes)
-    assert held() == 0
+    assert held(tokens) == 0
     assert torch.equal(tokens, expected)
     own = torch.ones(4096)
     pages.let_go(own.data_ptr(), own.nbytes)
     assert own.sum() == 4096
+
+
+def test_mapped_weights_are_in_the_page_table_before_they_are_used(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapped, "SMALL_BYTES", 0)
+    plan = make_plan(load_config(llama), read_headers(llama), "float32")
+    mappings = Mapped(plan)
+    pages, weights = mappings.pages(), mapped_tensors(plan, mappings)
+    tensors = [part for parts in weights.values() for part in parts if part.nbytes > 4 * 4096]
+    for tensor in tensors:
+        pages.let_go(tensor.data_ptr(), tensor.nbytes)
+    assert tensors and not any(held(tensor) for tensor in tensors)
+    thread = pages.map_ahead()
+    assert thread is not None
+    thread.join()
+    if not knows_populate():
+        pytest.skip("this kernel cannot map ahead")
+    assert [held(tensor) for tensor in tensors] == [1] * len(tensors)
+    gone = Mapped(plan)
+    pages = gone.pages()
+    del gone  # what nobody uses any more is left alone
+    again = pages.map_ahead()
+    assert again is not None
+    again.join()
+
+
+def knows_populate() -> bool:
+    own = mmap.mmap(-1, 4096)
+    try:
+        own.madvise(22)
+    except OSError:
+        return False
+    return True
 
 
 def test_unaligned_tensors_are_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

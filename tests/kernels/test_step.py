@@ -34,12 +34,13 @@ class Device:
     outputs: list[torch.Tensor]
 
     @classmethod
-    def make(cls, device: str, rows: int, max_blocks: int, words: int, batch: int) -> Device:
+    def make(cls, device: str, rows: int, max_blocks: int, words: int, batch: int, groups: int = 1) -> Device:
         def full(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
             return torch.full(shape, POISON, dtype=dtype, device=device)
 
-        outputs = [full(batch, dtype=torch.int64) for _ in range(3)] + [full(batch), full(words, batch + 3)]
-        return cls([full(rows), full(rows), full(rows, max_blocks), full(rows, words)], outputs)
+        outputs = [full(batch, dtype=torch.int64) for _ in range(2)]
+        outputs += [full(groups, batch + 5, dtype=torch.int64)[:, :batch], full(batch), full(words, batch + 3)]
+        return cls([full(rows), full(rows), full(groups, rows, max_blocks), full(rows, words)], outputs)
 
 
 def _equal(kernel: Device, reference: Device) -> None:
@@ -51,12 +52,12 @@ def _prepare(prepare: Callable[..., None], packed: torch.Tensor, target: Device,
     prepare(packed, *target.state, *target.outputs, capacity, BLOCK_SIZE)
 
 
-@pytest.mark.parametrize("words", [0, 9])
-def test_many_steps_match_the_reference(device: str, words: int) -> None:
+@pytest.mark.parametrize(("words", "groups"), [(0, 1), (9, 1), (9, 3)])
+def test_many_steps_match_the_reference(device: str, words: int, groups: int) -> None:
     rng = random.Random(0)
     rows, max_blocks, capacity, batch = 37, 6, 40, 33
-    kernel = Device.make(device, rows, max_blocks, words, batch)
-    reference = Device.make("cpu", rows, max_blocks, words, batch)
+    kernel = Device.make(device, rows, max_blocks, words, batch, groups)
+    reference = Device.make("cpu", rows, max_blocks, words, batch, groups)
     host = np.zeros(4096, dtype=np.int32)
     lengths: dict[int, int] = {}
     for _ in range(8):
@@ -67,11 +68,14 @@ def test_many_steps_match_the_reference(device: str, words: int) -> None:
             lengths[row] = rng.randrange(1, 60)
             token = rng.choice([KEEP_TOKEN, rng.randrange(1000)])
             records.append(Record(row, lengths[row], [rng.randrange(-(2**31), 2**31) for _ in range(words)], token))
-            entries += [(row, index, rng.randrange(500)) for index in range(lengths[row] // BLOCK_SIZE)]
+            for group in range(groups):
+                at = group * rows + row
+                entries += [(at, index, rng.randrange(500)) for index in range(lengths[row] // BLOCK_SIZE)]
         running = rng.sample(sorted(lengths), min(len(lengths), batch))
         for row in running:
             if (lengths[row] % BLOCK_SIZE == 0 or row in {r.row for r in records}) and lengths[row] < max_blocks * 16:
-                entries.append((row, lengths[row] // BLOCK_SIZE, rng.randrange(500)))
+                for group in range(groups):
+                    entries.append((group * rows + row, lengths[row] // BLOCK_SIZE, rng.randrange(500)))
             lengths[row] += 1
         host[:] = POISON
         used = pack_step(StepUpdate(running, records, entries), host, capacity, words)
@@ -81,7 +85,8 @@ def test_many_steps_match_the_reference(device: str, words: int) -> None:
         _prepare(step.prepare_step_reference, update, reference, capacity)
         _equal(kernel, reference)
         assert reference.outputs[3][: len(running)].tolist() == [lengths[row] for row in running]
-        assert (reference.outputs[2][len(running) :] == -1).all()
+        assert (reference.outputs[2][:, len(running) :] == -1).all()
+        assert groups == 1 or not torch.equal(reference.outputs[2][0], reference.outputs[2][1])
         assert (reference.outputs[3][len(running) :] == 0).all()
         step.store_tokens(sampled.to(device), step.step_rows(update.to(device), batch), kernel.state[0])
         step.store_tokens_reference(sampled, step.step_rows(update, batch), reference.state[0])
@@ -110,7 +115,7 @@ def test_a_row_past_its_table_writes_no_cache(device: str) -> None:
     used = pack_step(StepUpdate([1], [Record(1, 2 * BLOCK_SIZE, (), 7)], [(1, 0, 3), (1, 1, 4)]), host, 1, 0)
     packed = torch.from_numpy(host[:used].copy()).to(device)
     _prepare(step.prepare_step, packed, state, 1)
-    assert state.outputs[2].tolist() == [-1]
+    assert state.outputs[2].tolist() == [[-1]]
     assert state.outputs[3].tolist() == [2 * BLOCK_SIZE + 1]
 
 
@@ -129,7 +134,7 @@ def test_the_token_sampled_on_the_device_feeds_the_next_step(device: str) -> Non
         used = pack_step(update, host, 2, 0)
         packed = torch.from_numpy(host[:used].copy()).to(device)
         _prepare(step.prepare_step, packed, state, 2)
-        seen.append((state.outputs[0].tolist(), state.outputs[1].tolist(), state.outputs[2].tolist()))
+        seen.append((state.outputs[0].tolist(), state.outputs[1].tolist(), state.outputs[2][0].tolist()))
         step.store_tokens(
             torch.tensor(sampled, dtype=torch.int32, device=device), step.step_rows(packed, 2), state.state[0]
         )
@@ -137,17 +142,19 @@ def test_the_token_sampled_on_the_device_feeds_the_next_step(device: str) -> Non
     assert state.state[0].tolist() == [60, POISON, 51, POISON]
 
 
-def test_block_tables_in_batch_order(device: str) -> None:
-    tables = torch.randint(0, 99, (5, step.TABLE_BLOCK + 7), dtype=torch.int32, device=device)
+@pytest.mark.parametrize("groups", [1, 3])
+def test_block_tables_in_batch_order(device: str, groups: int) -> None:
+    tables = torch.randint(0, 99, (groups, 5, step.TABLE_BLOCK + 7), dtype=torch.int32, device=device)
     rows = torch.tensor([3, -1, 0], dtype=torch.int32, device=device)
-    lengths = torch.tensor([33, 0, 16 * tables.shape[1]], dtype=torch.int32, device=device)
-    out = torch.full((3, tables.shape[1] + 5), POISON, dtype=torch.int32, device=device)
+    lengths = torch.tensor([33, 0, 16 * tables.shape[2]], dtype=torch.int32, device=device)
+    room = torch.full((groups, 4, tables.shape[2] + 5), POISON, dtype=torch.int32, device=device)
+    out = room[:, :3]  # a part of a buffer for more rows
     expected = out.cpu().clone()
     step.gather_block_tables(rows, lengths, tables, out, BLOCK_SIZE)
     step.gather_block_tables_reference(rows.cpu(), lengths.cpu(), tables.cpu(), expected, BLOCK_SIZE)
-    assert torch.equal(out.cpu(), expected)
-    assert (expected[1] == POISON).all()
-    assert (expected[0, 3:] == POISON).all()
+    assert torch.equal(out.cpu(), expected) and (room[:, 3] == POISON).all()
+    assert (expected[:, 1] == POISON).all()
+    assert (expected[:, 0, 3:] == POISON).all()
 
 
 def test_sampling_parameters_come_back_as_what_they_were(device: str) -> None:

@@ -40,11 +40,11 @@ def step() -> None:
     from ember_kernels.step_update import SAMPLING_FIELDS
 
     words, capacity, rows, max_blocks = len(SAMPLING_FIELDS), 256, 300, 2560
-    last_tokens, positions, tables = integers(rows), integers(rows), integers(rows, max_blocks)
+    last_tokens, positions, tables = integers(rows), integers(rows), integers(1, rows, max_blocks)
     for count in (0, words):
         for batch in (1, 2, 8, 24, 256):
-            update, lengths, out = integers(8192), integers(batch), integers(capacity, max_blocks)
-            outputs = (longs(batch), longs(batch), longs(batch), lengths, integers(count, capacity))
+            update, lengths, out = integers(8192), integers(batch), integers(1, capacity, max_blocks)
+            outputs = (longs(batch), longs(batch), longs(1, batch), lengths, integers(count, capacity))
             state = (last_tokens, positions, tables, integers(rows, count))
             step.prepare_step(update, *state, *outputs, capacity, 16)
             step.gather_block_tables(step.step_rows(update, batch), lengths, tables, out, 16)

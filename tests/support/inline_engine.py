@@ -8,7 +8,8 @@ from typing import Any
 
 from ember import wire
 from ember.boot import Timeline
-from ember.engine.core.boot import build, open_model
+from ember.engine.core.assemble import assemble
+from ember.engine.core.boot import open_model
 from ember.front.link.generation import Generation, check_output
 
 
@@ -19,7 +20,7 @@ class InlineEngine:
         settings = {"device": "cpu", "dtype": "float32", "block_size": 8, "seed": 0, **configure}
         message = wire.Configure(model=str(directory), **settings)
         timeline = Timeline("test")
-        self.core, self.info = build(message, open_model(message, timeline, lambda located: None), timeline)
+        self.core, self.info = assemble(message, open_model(message, timeline, lambda located: None), timeline)
         self.is_ready, self.is_dead = True, False
         self.num_requests = 0
         self._generations: dict[int, Generation] = {}

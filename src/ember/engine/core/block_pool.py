@@ -1,9 +1,9 @@
 """The pages of the KV cache: who holds them, what they contain, which to evict.
 
-A full page is content-addressed by a hash chain: its hash covers its tokens and the hash of the page before it, so
-equal hashes mean equal prefixes. A page that nobody holds keeps its content and stays findable until it is needed for
-something else; the one unused for longest goes first (within a sequence the tail before the head, for a tail is of no
-use without its head).
+A full page is content-addressed by its cache group and a hash chain: the hash covers the page's tokens and the hash of
+the page before it, so equal hashes mean equal prefixes. A page that nobody holds keeps its content and stays findable
+until it is needed for something else; the one unused for longest goes first (within a sequence the tail before the
+head, for a tail is of no use without its head).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 def root_hash(salt: str | None) -> bytes:
@@ -25,14 +25,16 @@ def chain_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
 
 
 class BlockPool:
-    """`num_blocks` pages, each free, held by one sequence, or shared by several."""
+    """`num_blocks` pages of equal size, each free, held by one sequence, or shared by several. Any cache group may use
+    any of them."""
 
-    def __init__(self, num_blocks: int, enable_prefix_caching: bool = True) -> None:
+    def __init__(self, num_blocks: int, enable_prefix_caching: bool = True, num_groups: int = 1) -> None:
         self.num_blocks = num_blocks
         self.enable_prefix_caching = enable_prefix_caching
         self._references = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
-        self._block_of: dict[bytes, int] = {}
+        self._groups = [0] * num_blocks  # of those that have a hash
+        self._block_of: list[dict[bytes, int]] = [{} for _ in range(num_groups)]  # by group
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))  # next to be evicted first
 
     @property
@@ -47,15 +49,9 @@ class BlockPool:
         self._references[block] = 1
         return block
 
-    def find(self, block_hashes: Iterable[bytes]) -> list[int]:
-        """The longest run of cached pages for the head of a hash chain. They are not held yet: see `hold`."""
-        blocks = []
-        for block_hash in block_hashes:
-            block = self._block_of.get(block_hash)
-            if block is None:
-                break
-            blocks.append(block)
-        return blocks
+    def cached(self, group: int) -> Mapping[bytes, int]:
+        """The findable pages of a group by their hash. They are not held yet: see `hold`."""
+        return self._block_of[group]
 
     def is_free(self, block: int) -> bool:
         return self._references[block] == 0
@@ -67,15 +63,16 @@ class BlockPool:
                 del self._free[block]
             self._references[block] += 1
 
-    def publish(self, block: int, block_hash: bytes) -> None:
+    def publish(self, block: int, block_hash: bytes, group: int = 0) -> None:
         """Make a full page findable. If another page already has that content, this one stays private."""
-        if self.enable_prefix_caching and block_hash not in self._block_of:
+        if self.enable_prefix_caching and block_hash not in self._block_of[group]:
             self._forget(block)
             self._hashes[block] = block_hash
-            self._block_of[block_hash] = block
+            self._groups[block] = group
+            self._block_of[group][block_hash] = block
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Give back a sequence's pages, in the order of its block table."""
+        """Give back pages of a sequence, in the order of its tokens."""
         for block in reversed(blocks):
             self._references[block] -= 1
             if self._references[block] == 0:
@@ -86,5 +83,5 @@ class BlockPool:
     def _forget(self, block: int) -> None:
         block_hash = self._hashes[block]
         if block_hash is not None:
-            del self._block_of[block_hash]
+            del self._block_of[self._groups[block]][block_hash]
             self._hashes[block] = None

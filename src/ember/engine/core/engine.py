@@ -14,6 +14,7 @@ from ember.engine.core.chores import Chores
 from ember.engine.core.grammars.compiling import CompilingRequests
 from ember.engine.core.grammars.constraint import Constraint
 from ember.engine.core.grammars.workers import GrammarWorker, GrammarWorkers, Matcher
+from ember.engine.core.limits import EngineLimits
 from ember.engine.core.runner import Launched, StepRunner
 from ember.engine.core.scheduler import Scheduled, Scheduler
 from ember.engine.core.sequence import Sequence
@@ -43,7 +44,7 @@ class Engine:
         runner: StepRunner,
         scheduler: Scheduler,
         grammars: GrammarWorkers,
-        max_model_len: int,
+        limits: EngineLimits,
         seed: int | None = None,
         chores: Chores | None = None,
     ) -> None:
@@ -52,7 +53,7 @@ class Engine:
         self.scheduler = scheduler
         self.grammars = grammars
         self.compiling = CompilingRequests(grammars)
-        self.max_model_len = max_model_len
+        self.limits = limits
         self.eos_token_ids = frozenset(runner.model.config.eos_token_ids)
         self._seed = int.from_bytes(os.urandom(8), "little") if seed is None else seed
         self._sequences: dict[int, list[Sequence]] = {}  # by request id, unfinished samples only
@@ -82,12 +83,11 @@ class Engine:
         """Queue a request. One that can never run is answered at once with an error."""
         sampling = request.sampling
         num_prompt_tokens = len(request.prompt_token_ids)
-        capacity = min(self.max_model_len, self.scheduler.pool.num_blocks * self.scheduler.block_size)
         error, param = None, None
         if request.adapter is not None:
             error, param = f"The adapter {reprlib.repr(request.adapter)} is not loaded.", "model"
-        elif not 0 < num_prompt_tokens <= capacity:
-            error = f"a prompt of {num_prompt_tokens} tokens cannot run, 1 to {capacity} are possible"
+        elif not 0 < num_prompt_tokens <= self.limits.max_model_len:
+            error = f"a prompt of {num_prompt_tokens} tokens cannot run, 1 to {self.limits.max_model_len} are possible"
         elif max(request.prompt_token_ids) >= self.runner.model.config.vocab_size or min(request.prompt_token_ids) < 0:
             error = f"a token id of the prompt is not in [0, {self.runner.model.config.vocab_size})"
         elif request.request_id in self._sequences:
@@ -113,7 +113,7 @@ class Engine:
                 priority=request.priority,
                 arrival=self._num_arrivals,
                 salt=root_hash(request.cache_salt),
-                max_num_tokens=min(num_prompt_tokens + sampling.max_tokens, self.max_model_len),
+                max_num_tokens=min(num_prompt_tokens + sampling.max_tokens, self.limits.max_model_len),
                 leader=leader if self.scheduler.pool.enable_prefix_caching else None,
             )
             leader = leader or sequence
@@ -351,7 +351,7 @@ class Engine:
                 if is_eos or token_id in sampling.stop_token_ids:
                     finish_reason, stop_reason = "stop", token_id
                     break
-                if sequence.num_output_tokens >= sampling.max_tokens or sequence.num_tokens >= self.max_model_len:
+                if sequence.num_tokens >= sequence.max_num_tokens:
                     finish_reason = "length"
                     break
             self._generation_tokens += num_kept

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from ember.engine.core.limits import EngineLimits
+from ember.engine.description.cache_groups import CacheGroup, bytes_per_page_token, longest_sequence, most_pages
 from ember.engine.description.config import DecoderConfig
 from ember.engine.errors import ModelError
 from ember.engine.operators.torch_attention import MAX_GATHER
+from ember.wire import Configure
 
 CPU_KV_BYTES = 4 << 30  # at most, where nothing is set
 CPU_KV_SHARE = 0.5  # of the memory that is available
 DEVICE_RESERVE_BYTES = 512 << 20  # libraries' workspaces, fragmentation, graphs
 
 
+DEFAULT_MAX_NUM_SEQS = {"cuda": 256, "cpu": 64}
+DEFAULT_MAX_NUM_BATCHED_TOKENS = {"cuda": 8192, "cpu": 2048}
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """The sizes the engine runs with."""
+    """The sizes the engine runs with, and where they are not those that were asked for."""
 
-    num_blocks: int
-    max_model_len: int
+    limits: EngineLimits
     warnings: list[str]
-
-
-def kv_bytes_per_token(config: DecoderConfig, dtype: torch.dtype) -> int:
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
 
 
 def activation_bytes(
@@ -44,25 +47,24 @@ def activation_bytes(
 
 def plan_memory(
     config: DecoderConfig,
+    groups: Sequence[CacheGroup],
+    asked: Configure,
     *,
     dtype: torch.dtype,
     device: torch.device,
-    block_size: int,
-    max_num_seqs: int,
-    max_num_batched_tokens: int,
-    max_model_len: int | None,
-    num_blocks: int | None,
-    kv_cache_memory_bytes: int | None,
-    gpu_memory_utilization: float,
     pending_bytes: int = 0,
 ) -> MemoryPlan:
-    """Sizes of the cache and the longest context. Called when the weights are on the device, except for
-    `pending_bytes` of them, which will move into memory of their own later.
+    """The limits that the settings (`asked`) and the memory allow; any of the `groups` may use any page. Called when
+    the weights are on the device, except for `pending_bytes` of them, which will move into memory of their own later.
 
     Raises ModelError when not even the wanted context fits, saying what to change.
     """
-    bytes_per_block = kv_bytes_per_token(config, dtype) * block_size
-    wanted = config.max_position_embeddings if max_model_len is None else max_model_len
+    max_num_batched_tokens = asked.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS[device.type]
+    # Every running sequence must get its token in every step, or the last ones would starve.
+    max_num_seqs = min(asked.max_num_seqs or DEFAULT_MAX_NUM_SEQS[device.type], max_num_batched_tokens)
+    block_size, num_blocks = asked.block_size, asked.num_blocks
+    bytes_per_block = bytes_per_page_token(groups) * block_size
+    wanted = config.max_position_embeddings if asked.max_model_len is None else asked.max_model_len
     warnings = []
     if wanted > config.max_position_embeddings:
         raise ModelError(
@@ -70,20 +72,20 @@ def plan_memory(
             f"set MAX_MODEL_LEN to at most {config.max_position_embeddings}"
         )
     if num_blocks is None:
-        if kv_cache_memory_bytes is not None:
-            budget = kv_cache_memory_bytes
+        if asked.kv_cache_memory_bytes is not None:
+            budget = asked.kv_cache_memory_bytes
         elif device.type == "cuda":
             activations = activation_bytes(config, dtype, max_num_batched_tokens, max_num_seqs, wanted)
             free, total = torch.cuda.mem_get_info(device)
-            budget = free - int(total * (1 - gpu_memory_utilization)) - activations - DEVICE_RESERVE_BYTES
+            budget = free - int(total * (1 - asked.gpu_memory_utilization)) - activations - DEVICE_RESERVE_BYTES
         else:
             budget = min(CPU_KV_BYTES, int((available_host_bytes() - pending_bytes) * CPU_KV_SHARE))
         num_blocks = max(budget, 0) // bytes_per_block
-        # More than every sequence at full length can never be used.
-        num_blocks = min(num_blocks, max_num_seqs * -(-wanted // block_size))
-    capacity = num_blocks * block_size
-    if capacity < min(wanted, block_size if max_model_len is None else wanted):
-        needed = -(-wanted // block_size) * bytes_per_block
+        # More than every sequence at full length can never be used. Pages before a window count: they are cached.
+        num_blocks = min(num_blocks, max_num_seqs * -(-wanted // block_size) * len(groups))
+    capacity = longest_sequence(groups, num_blocks, block_size, wanted)
+    if capacity < min(wanted, block_size if asked.max_model_len is None else wanted):
+        needed = most_pages(groups, wanted, 1, block_size) * bytes_per_block
         raise ModelError(
             f"the KV cache has room for {capacity} tokens, but a context of {wanted} needs {readable(needed)}; "
             "lower MAX_MODEL_LEN, MAX_NUM_BATCHED_TOKENS or MAX_NUM_SEQS, raise GPU_MEMORY_UTILIZATION or "
@@ -92,7 +94,8 @@ def plan_memory(
     if capacity < wanted:
         warnings.append(f"MAX_MODEL_LEN is {capacity} instead of the model's {wanted}: that is what the KV cache holds")
         wanted = capacity
-    return MemoryPlan(num_blocks, wanted, warnings)
+    limits = EngineLimits(block_size, num_blocks, max_num_seqs, max_num_batched_tokens, max_model_len=wanted)
+    return MemoryPlan(limits, warnings)
 
 
 def readable(num_bytes: int) -> str:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ember.boot import Timeline, now
-from ember.engine.core.boot import Opened, build, open_model
+from ember.engine.core.boot import Opened, open_model
 from ember.engine.core.first_step import FirstStep
 from ember.engine.core.watchdog import Watchdog
 from ember.engine.errors import ModelError
@@ -102,7 +102,9 @@ def main(fd: int) -> int:
     if lean is not None and not opening.configure.lean_torch:
         lean.complete("EMBER_LEAN_TORCH=false")
     try:
-        engine, ready = build(opening.configure, opening.opened, timeline)
+        with timeline.phase("import_engine"):
+            from ember.engine.core.assemble import assemble  # it needs torch
+        engine, ready = assemble(opening.configure, opening.opened, timeline)
         first_step = FirstStep(timeline, connection.send, opening.opened.kernels)
         ready = _warm_up(engine, ready, opening.configure.warmup, timeline)
     except ModelError as error:
@@ -110,8 +112,7 @@ def main(fd: int) -> int:
     except Exception as error:
         traceback.print_exc()
         return _fail(connection, f"the engine could not start: {type(error).__name__}: {error}", "boot")
-    gc.collect()
-    gc.freeze()
+    gc.freeze()  # without a collection before: the boot leaves almost no garbage
     gc.enable()
     try:
         connection.send(ready)

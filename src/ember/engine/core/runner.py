@@ -13,7 +13,8 @@ from ember.engine.core.grammars.masks import MaskFiller
 from ember.engine.core.sampler import Sampled, describe_token, sample
 from ember.engine.core.scheduler import Scheduled
 from ember.engine.core.sequence import Sequence
-from ember.engine.layers.batch import Batch, KVCache
+from ember.engine.layers.batch import Batch
+from ember.engine.layers.cache import KVCache
 from ember.engine.models.decoder import Decoder
 from ember.wire import TokenLogprobs
 
@@ -129,23 +130,23 @@ class Runner:
         block_size = self.cache.block_size
         token_ids: list[int] = []
         positions: list[int] = []
-        slots: list[int] = []
+        slots: list[list[int]] = [[] for _ in step[0].sequence.block_tables]  # by group
         query_starts = [0]
         context_lens: list[int] = []
-        max_blocks = max(len(scheduled.sequence.block_table) for scheduled in step)
-        block_tables = np.zeros((len(step), max_blocks), dtype=np.int64)
+        max_blocks = max(len(scheduled.sequence.block_tables[0]) for scheduled in step)
+        block_tables = np.zeros((len(slots), len(step), max_blocks), dtype=np.int64)
         ends = []
         for row, scheduled in enumerate(step):
             sequence = scheduled.sequence
             start = sequence.num_computed_tokens
             end = start + scheduled.num_tokens
-            table = sequence.block_table
             token_ids += sequence.token_ids[start:end]
             positions += range(start, end)
-            slots += [table[i // block_size] * block_size + i % block_size for i in range(start, end)]
+            for group, table in enumerate(sequence.block_tables):
+                slots[group] += [table[i // block_size] * block_size + i % block_size for i in range(start, end)]
+                block_tables[group, row, : len(table)] = np.frombuffer(table, dtype=np.int64)
             query_starts.append(query_starts[-1] + scheduled.num_tokens)
             context_lens.append(end)
-            block_tables[row, : len(table)] = np.frombuffer(table, dtype=np.int64)
             if is_last_chunk(scheduled):
                 ends.append(query_starts[-1] - 1)
         return Batch(
@@ -158,7 +159,7 @@ class Runner:
             logits_indices=self._upload(ends),
         )
 
-    def _upload(self, values: list[int] | np.ndarray) -> Tensor:
+    def _upload(self, values: list[int] | list[list[int]] | np.ndarray) -> Tensor:
         tensor = torch.as_tensor(values, dtype=torch.int64)
         return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
 

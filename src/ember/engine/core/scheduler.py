@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import bisect
 import time
-from array import array
 from dataclasses import dataclass
 
-from ember.engine.core.block_pool import BlockPool, chain_hash
+from ember.engine.core.block_manager import BlockManager
+from ember.engine.core.limits import EngineLimits
 from ember.engine.core.sequence import Sequence
 
 MAX_PROMPT_LOGPROBS_CHUNK = 256  # bounds [tokens, vocabulary] logits of requests that ask for logprobs of the prompt
@@ -46,18 +46,10 @@ class SchedulerCounters:
 class Scheduler:
     """Holds the waiting and the running sequences and their pages."""
 
-    def __init__(
-        self,
-        pool: BlockPool,
-        block_size: int,
-        max_num_seqs: int,
-        max_num_batched_tokens: int,
-        policy: str = "fcfs",
-    ) -> None:
-        self.pool = pool
-        self.block_size = block_size
-        self.max_num_seqs = max_num_seqs
-        self.max_num_batched_tokens = max_num_batched_tokens
+    def __init__(self, blocks: BlockManager, limits: EngineLimits, policy: str = "fcfs") -> None:
+        self.blocks = blocks
+        self.pool = blocks.pool
+        self.limits = limits
         self.by_priority = policy == "priority"
         self.waiting: list[Sequence] = []  # in order
         self.running: list[Sequence] = []  # in order
@@ -79,7 +71,7 @@ class Scheduler:
         queue = self.running if sequence in self.running else self.waiting
         if sequence in queue:
             queue.remove(sequence)
-        self._free(sequence)
+        self.blocks.free(sequence)
 
     def schedule(self) -> list[Scheduled]:
         """The next step, pages allocated. Empty only when nothing is left to do but to read the tokens of steps before,
@@ -88,19 +80,21 @@ class Scheduler:
         Sequences go on behind tokens that are being drawn, unless these are their last. A sequence that was preempted
         meanwhile starts again when all its tokens are known.
         """
-        budget = self.max_num_batched_tokens
+        budget = self.limits.max_num_batched_tokens
         step: list[Scheduled] = []
         preempted: set[Sequence] = set()
         going_on = [sequence for sequence in self.running if not (sequence.ends_by_length or sequence.is_held)]
         decoding = [sequence for sequence in going_on if sequence.num_uncomputed_tokens == 1]
         prefilling = [sequence for sequence in going_on if sequence.num_uncomputed_tokens > 1]
+        if self.blocks.has_windows:
+            for sequence in going_on:
+                self.blocks.give_back_unreachable(sequence)
         for sequence in decoding + prefilling:
             if budget == 0:
                 break
             if sequence in preempted:
                 continue
-            num_tokens = min(self._chunk(sequence), budget)
-            victims = self._allocate(sequence, num_tokens)
+            num_tokens, victims = self._allocate(sequence, min(self._chunk(sequence), budget))
             preempted.update(victims)
             budget += sum(scheduled.num_tokens for scheduled in step if scheduled.sequence in victims)
             step = [scheduled for scheduled in step if scheduled.sequence not in victims]
@@ -127,12 +121,7 @@ class Scheduler:
         for scheduled in step:
             sequence = scheduled.sequence
             sequence.num_computed_tokens += scheduled.num_tokens
-            num_full = min(sequence.num_computed_tokens, sequence.num_tokens) // self.block_size
-            if num_full > sequence.num_registered_blocks:
-                self._extend_hashes(sequence, num_full)
-                for i in range(sequence.num_registered_blocks, num_full):
-                    self.pool.publish(sequence.block_table[i], sequence.block_hashes[i])
-                sequence.num_registered_blocks = num_full
+            self.blocks.publish(sequence)
 
     def _order(self, sequence: Sequence) -> tuple[int, int]:
         return (sequence.priority if self.by_priority else 0, sequence.arrival)
@@ -146,26 +135,23 @@ class Scheduler:
         leader = sequence.leader
         return leader is not None and not (leader.is_prefilled or leader.is_finished)
 
-    def _num_new_blocks(self, sequence: Sequence, num_tokens: int) -> int:
-        total = -(-(sequence.num_computed_tokens + num_tokens) // self.block_size)
-        return total - len(sequence.block_table)
-
-    def _allocate(self, sequence: Sequence, num_tokens: int) -> set[Sequence]:
-        """Give a running sequence the pages for its next tokens. Returns the sequences preempted for it, itself among
-        them when it is the newest and there is no other way."""
+    def _allocate(self, sequence: Sequence, num_tokens: int) -> tuple[int, set[Sequence]]:
+        """Give a running sequence the pages for its next tokens. Returns for how many, and the sequences preempted for
+        it, itself among them when it is the newest and there is no other way. One that runs alone computes fewer at a
+        time instead: windows bound what it holds, so a longer prompt than all pages take may run."""
         victims: set[Sequence] = set()
-        while self.pool.num_free < self._num_new_blocks(sequence, num_tokens):
+        while self.pool.num_free < self.blocks.num_new(sequence, num_tokens):
             victim = self._newest_held() or self.running[-1]
+            fitting = self.blocks.num_tokens_that_fit(sequence)
+            if victim is sequence and len(self.running) == 1 and fitting > 0:
+                num_tokens = fitting
+                break
             self._preempt(victim)
             victims.add(victim)
             if victim is sequence:
-                return victims
-        self._take_blocks(sequence, num_tokens)
-        return victims
-
-    def _take_blocks(self, sequence: Sequence, num_tokens: int) -> None:
-        for _ in range(self._num_new_blocks(sequence, num_tokens)):
-            sequence.block_table.append(self.pool.allocate())
+                return 0, victims
+        self.blocks.extend(sequence, num_tokens)
+        return num_tokens, victims
 
     def _newest_held(self) -> Sequence | None:
         """The newest running sequence that waits for its grammar, and so has no use for its place now. None where none
@@ -177,7 +163,7 @@ class Scheduler:
     def _admit_in_turn(self, sequence: Sequence, budget: int) -> int:
         """`_admit` where there is room, or held sequences have it. Returns the tokens it computes now; 0: it waits."""
         while True:
-            num_tokens = self._admit(sequence, budget) if len(self.running) < self.max_num_seqs else 0
+            num_tokens = self._admit(sequence, budget) if len(self.running) < self.limits.max_num_seqs else 0
             victim = self._newest_held() if num_tokens == 0 else None
             if victim is None:
                 return num_tokens
@@ -185,52 +171,34 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence, budget: int) -> int:
         """Start the sequence with what the cache has of it. Returns the tokens it computes now; 0: it has to wait."""
-        cached: list[int] = []
-        if self.pool.enable_prefix_caching and not sequence.wants_prompt_logprobs:
-            num_usable = (sequence.num_tokens - 1) // self.block_size  # the last token is always computed
-            self._extend_hashes(sequence, num_usable)
-            cached = self.pool.find(sequence.block_hashes[:num_usable])
-        num_cached_tokens = len(cached) * self.block_size
+        blocks = self.blocks
+        uses_cache = self.pool.enable_prefix_caching and not sequence.wants_prompt_logprobs
+        prefix = blocks.find_prefix(sequence) if uses_cache else blocks.no_prefix()
         # Room for the whole prompt is asked for, though only a chunk is allocated now: prompts half computed by turns
         # would preempt each other. When nothing runs there is no better moment.
-        num_blocks = -(-sequence.num_tokens // self.block_size) - len(cached)
-        num_free = self.pool.num_free - sum(self.pool.is_free(block) for block in cached)
-        if num_blocks > num_free and self.running:
+        chunk = min(self._chunk(sequence), self.limits.max_num_batched_tokens)
+        if self.running and blocks.most_new(sequence, prefix, chunk) > self.pool.num_free:
             return 0
-        self.pool.hold(cached)
-        sequence.block_table = array("q", cached)
-        sequence.num_computed_tokens = num_cached_tokens
-        sequence.num_registered_blocks = len(cached)
+        blocks.start(sequence, prefix)
         num_tokens = min(self._chunk(sequence), budget)
-        if self._num_new_blocks(sequence, num_tokens) > self.pool.num_free:
-            self._free(sequence)
-            return 0
+        if blocks.num_new(sequence, num_tokens) > self.pool.num_free:
+            num_tokens = 0 if self.running else max(blocks.num_tokens_that_fit(sequence), 0)
+            if num_tokens == 0:
+                blocks.free(sequence)
+                return 0
         bisect.insort(self.running, sequence, key=self._order)
-        self._take_blocks(sequence, num_tokens)
+        blocks.extend(sequence, num_tokens)
         if sequence.num_cached_tokens < 0:
-            sequence.num_cached_tokens = num_cached_tokens
+            sequence.num_cached_tokens = prefix.num_blocks * blocks.block_size
             sequence.admitted = time.monotonic()
             self.counters.prefix_cache_queries += sequence.num_tokens
-            self.counters.prefix_cache_hits += num_cached_tokens
+            self.counters.prefix_cache_hits += sequence.num_cached_tokens
         return num_tokens
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self._free(sequence)
+        self.blocks.free(sequence)
         self.counters.num_preemptions += 1
         if sequence.wants_prompt_logprobs and not sequence.is_prefilled:
             sequence.prompt_logprobs = None
         self.add(sequence)
-
-    def _free(self, sequence: Sequence) -> None:
-        self.pool.release(sequence.block_table)
-        sequence.block_table = array("q")
-        sequence.num_computed_tokens = 0
-        sequence.num_registered_blocks = 0
-
-    def _extend_hashes(self, sequence: Sequence, num_blocks: int) -> None:
-        hashes = sequence.block_hashes
-        while len(hashes) < num_blocks:
-            start = len(hashes) * self.block_size
-            parent = hashes[-1] if hashes else sequence.salt
-            hashes.append(chain_hash(parent, sequence.token_ids[start : start + self.block_size]))

@@ -11,6 +11,8 @@ from ember.engine.core.grammars.constraint import Constraint
 from ember.engine.core.token_counts import TokenCounts
 from ember.wire import SamplingParams, TokenLogprobs
 
+GIVEN_BACK = -1  # in a block table: the page before a sliding window that the sequence does not hold
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
@@ -29,7 +31,10 @@ class Sequence:
     admitted: float = 0.0  # when it first joined a step, on the same clock
     max_num_tokens: int = sys.maxsize  # prompt and output; there it ends by length
     leader: Sequence | None = None  # the sample that computes the shared prompt first
-    block_table: array[int] = field(default_factory=lambda: array("q"))  # read as a buffer when the batch is built
+    # The pages of each cache group, all tables of one length; read as buffers when the batch is built. Another list
+    # after each admission; empty while the sequence has no place.
+    block_tables: list[array[int]] = field(default_factory=list)
+    first_blocks: list[int] = field(default_factory=list)  # of each table, the entries before it are GIVEN_BACK
     block_hashes: list[bytes] = field(default_factory=list)  # chain over the full blocks of token_ids, as far as known
     num_computed_tokens: int = 0  # whose K and V are in the cache, or will be when the launched steps are done
     num_pending: int = 0  # tokens that follow token_ids and are being drawn on the device

@@ -121,7 +121,10 @@ class DecoderConfig:
         return self.num_kv_heads * self.head_dim
 
     def windows(self) -> tuple[int | None, ...]:
-        """The sliding window of each layer (None: full attention)."""
+        """The sliding window of each layer. None: full attention, which a window as long as the longest context is."""
         layers = range(self.num_layers)
+        window = self.sliding_window
+        if window is not None and window >= self.max_position_embeddings:
+            window = None
         has_window = self.windowed_layers or [layer >= self.first_window_layer for layer in layers]
-        return tuple(self.sliding_window if has_window[layer] else None for layer in layers)
+        return tuple(window if has_window[layer] else None for layer in layers)

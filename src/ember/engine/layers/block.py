@@ -21,7 +21,8 @@ class Attention:
     qk_norm: RMSNorm | None  # weight [heads + kv_heads, head_dim]: the query norm's row for each query head, then key's
     output: Linear  # [hidden, heads * head_dim]
     window: int | None  # the sliding window in tokens, the query's own included; None: the whole context
-    layer: int  # which of the cache's layers holds its K and V
+    group: int  # the cache group that its K and V belong to, which says which block table leads to them
+    place: int  # where in the pages of the group they are
 
 
 @dataclass(slots=True)
@@ -43,3 +44,8 @@ class DecoderParts:
     final_norm: Norm | None
     project_out: Linear | None  # [embed_dim, hidden]
     head: Linear  # [vocab_size, hidden or embed_dim]
+
+    def windows(self) -> list[int | None]:
+        """The sliding window of each cache group."""
+        windows = {block.attention.group: block.attention.window for block in self.blocks}
+        return [windows[group] for group in range(len(windows))]

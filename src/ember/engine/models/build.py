@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ember.engine.description.cache_groups import cache_groups, cache_places
 from ember.engine.description.config import DecoderConfig
 from ember.engine.layers.block import Attention, Block, DecoderParts
 from ember.engine.layers.embedding import Embedding
@@ -42,10 +43,10 @@ def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
         config.position_offset or 0,
         _linear(weights, "project_in") if config.embed_dim else None,
     )
-    windows = config.windows()
+    windows, places = config.windows(), cache_places(cache_groups(config, tokens.element_size()))
     parts = DecoderParts(
         embedding=embedding,
-        blocks=[_block(config, weights, layer, windows[layer]) for layer in range(config.num_layers)],
+        blocks=[_block(config, weights, layer, windows[layer], *places[layer]) for layer in range(config.num_layers)],
         final_norm=_norm(config, weights, "final_norm") if config.final_norm else None,
         project_out=_linear(weights, "project_out") if config.embed_dim else None,
         head=Linear(tokens) if config.tie_word_embeddings else _linear(weights, "lm_head"),
@@ -54,7 +55,7 @@ def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
     return parts
 
 
-def _block(config: DecoderConfig, weights: Weights, layer: int, window: int | None) -> Block:
+def _block(config: DecoderConfig, weights: Weights, layer: int, window: int | None, group: int, place: int) -> Block:
     prefix = f"layers.{layer}."
     qk_norm = None
     if config.qk_norm:
@@ -72,7 +73,8 @@ def _block(config: DecoderConfig, weights: Weights, layer: int, window: int | No
             qk_norm=qk_norm,
             output=_linear(weights, f"{prefix}output"),
             window=window,
-            layer=layer,
+            group=group,
+            place=place,
         ),
         mlp_norm=_norm(config, weights, f"{prefix}mlp_norm"),
         mlp=MLP(

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ember.engine.description.config import DecoderConfig
-from ember.engine.layers.batch import Batch, KVCache
+from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention
+from ember.engine.layers.cache import KVCache
 from ember.engine.layers.linear import Pages, can_pack
 from ember.engine.layers.rotary import Rotary
 from ember.engine.models.build import Weights, build_parts, tensors_of
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 class Step:
     """What all layers share in one forward pass."""
 
-    plans: dict[int | None, AttentionPlan]
+    plans: list[AttentionPlan]  # of each cache group
     cosines: Tensor | None  # [T, 1, rotary_dim]
     sines: Tensor | None  # [T, 1, rotary_dim]
     cache: KVCache
@@ -93,7 +94,7 @@ class Decoder:
         config = self.config
         hidden = self.parts.embedding(batch.token_ids, batch.positions)  # [T, hidden]
         plans = plan_attention(
-            batch, set(config.windows()), cache.block_size, config.num_kv_heads, config.head_dim, self.dtype
+            batch, self.parts.windows(), cache.block_size, config.num_kv_heads, config.head_dim, self.dtype
         )
         step = Step(plans, None, None, cache)
         if self.rotary is not None:
@@ -142,5 +143,5 @@ class Decoder:
             assert step.cosines is not None and step.sines is not None
             query_key = self.rotary.rotate(query_key, step.cosines, step.sines)
         query, key = query_key[:, :heads], query_key[:, heads:]
-        keys, values = step.cache.keys[attention.layer], step.cache.values[attention.layer]
-        return attention.output(attend(step.plans[attention.window], query, key, value, keys, values))
+        keys, values = step.cache.keys[attention.place], step.cache.values[attention.place]
+        return attention.output(attend(step.plans[attention.group], query, key, value, keys, values))

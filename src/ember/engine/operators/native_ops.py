@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ember.engine.description.native_forms import SMALL_ALIGNMENT, serves
-from ember.engine.layers.batch import Batch, KVCache
+from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Block
+from ember.engine.layers.cache import KVCache
 from ember.engine.layers.linear import Linear, Pages
 from ember.engine.layers.norm import Norm, RMSNorm
 from ember.engine.operators.torch_attention import attend_written, plan_attention
@@ -106,7 +107,7 @@ class NativeForward:
         matrices = (("qkv", attention.qkv), ("output", attention.output), ("up", mlp.up), ("down", mlp.down))
         for name, linear in matrices:
             setattr(made, name, _matrix(linear))
-        made.window = attention.window or 0
+        made.window, made.group = attention.window or 0, attention.group
 
     def refresh_head(self, head: Linear) -> None:
         self._head = _matrix(head)
@@ -117,17 +118,20 @@ class NativeForward:
         if self._cache is not cache:
             self._cache = cache
             self._model.block_size = cache.block_size
-            for index, layer in enumerate(self._layers):
-                layer.keys, layer.values = cache.keys[index].data_ptr(), cache.values[index].data_ptr()
+            for block, layer in zip(decoder.parts.blocks, self._layers, strict=True):
+                place = block.attention.place
+                layer.keys, layer.values = cache.keys[place].data_ptr(), cache.values[place].data_ptr()
         hidden = decoder.parts.embedding(batch.token_ids, batch.positions).contiguous()
         assert decoder.rotary is not None
         cosines, sines = (angle.float().contiguous() for angle in decoder.rotary.angles(batch.positions, hidden.dtype))
+        slots, block_tables = batch.slot_mapping.contiguous(), batch.block_tables.contiguous()
         step = native.Step(
             rows=len(hidden),
-            max_blocks=batch.block_tables.shape[1],
+            num_sequences=block_tables.shape[1],
+            max_blocks=block_tables.shape[2],
             positions=batch.positions.data_ptr(),
-            slots=batch.slot_mapping.data_ptr(),
-            block_tables=batch.block_tables.data_ptr(),
+            slots=slots.data_ptr(),
+            block_tables=block_tables.data_ptr(),
             cosines=cosines.data_ptr(),
             sines=sines.data_ptr(),
             hidden=hidden.data_ptr(),
@@ -155,7 +159,7 @@ class NativeForward:
         ]
         short = torch.tensor(is_short)[sequences].nonzero().squeeze(1)  # rows
         ours = {sequence for sequence, answer in enumerate(is_short) if answer}
-        windows = set(config.windows())
+        windows = self._decoder.parts.windows()
         plans = plan_attention(batch, windows, cache.block_size, kv_heads, size, hidden.dtype, without=ours)
         normed, inner = torch.empty_like(hidden), hidden.new_empty(rows, config.intermediate_size)
         queries, keys = hidden.new_empty(rows, heads, size), hidden.new_empty(rows, kv_heads, size)
@@ -173,8 +177,8 @@ class NativeForward:
             outputs = (qkv.data_ptr(), queries.data_ptr(), keys.data_ptr())
             library.ember_place(self._model, described, step, *outputs, threads)
             values = qkv.view(rows, heads + 2 * kv_heads, size)[:, heads + kv_heads :]
-            cached = cache.keys[attention.layer], cache.values[attention.layer]
-            mixed = attend_written(plans[attention.window], queries, keys, values, *cached)
+            cached = cache.keys[attention.place], cache.values[attention.place]
+            mixed = attend_written(plans[attention.group], queries, keys, values, *cached)
             places = (short.data_ptr(), len(short), queries.data_ptr(), mixed.data_ptr())
             library.ember_attend(self._model, described, step, *places, threads)
             add_norm(self._product(attention.output, mixed), block.mlp_norm)

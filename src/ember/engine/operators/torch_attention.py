@@ -46,7 +46,7 @@ class Segment:
 
 @dataclass(slots=True)
 class AttentionPlan:
-    """One step's attention, for the layers of one sliding window; read by `attend`."""
+    """One step's attention, for the layers of one cache group; read by `attend`."""
 
     segments: list[Segment]
     slot_mapping: Tensor  # [T]
@@ -55,34 +55,30 @@ class AttentionPlan:
 
 def plan_attention(
     batch: Batch,
-    windows: set[int | None],
+    windows: list[int | None],
     block_size: int,
     kv_heads: int,
     head_dim: int,
     dtype: torch.dtype,
     without: Container[int] = (),
-) -> dict[int | None, AttentionPlan]:
-    """The plan of each distinct sliding window (None: full attention). `without`: sequences that others attend to."""
+) -> list[AttentionPlan]:
+    """The plan of each cache group. `windows`: the sliding window of each (None: full attention). `without`: sequences
+    that others attend to."""
     longest = max(batch.context_lens, default=0)
-    tables = batch.block_tables.numpy() if batch.block_tables.device.type == "cpu" else None
-    planned: dict[int | None, list[Segment]] = {}
-    plans: dict[int | None, AttentionPlan] = {}
-    for window in windows:
+    plans: list[AttentionPlan] = []
+    for group, window in enumerate(windows):
         effective = window if window is not None and window < longest else None
-        if effective not in planned:
-            planned[effective] = _segments(batch, effective, block_size, tables, dtype, without)
-        plans[window] = AttentionPlan(planned[effective], batch.slot_mapping, None)
+        pages = _Pages.of(batch, group, block_size)
+        segments = _segments(batch, pages, effective, dtype, without)
+        plans.append(AttentionPlan(segments, batch.slot_mapping[group], None))
     gathered = [
-        segment.slots.shape[0]
-        for segments in planned.values()
-        for segment in segments
-        if isinstance(segment.slots, Tensor)
+        segment.slots.shape[0] for plan in plans for segment in plan.segments if isinstance(segment.slots, Tensor)
     ]
     if gathered:
         shape = (max(gathered), kv_heads, head_dim)
         device = batch.slot_mapping.device
         buffers = torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device)
-        for plan in plans.values():
+        for plan in plans:
             plan.buffers = buffers
     return plans
 
@@ -169,13 +165,22 @@ def _attend_rows(query: Tensor, key: Tensor, value: Tensor, segment: Segment) ->
     return output.reshape(sequences, queries, kv_heads * group, size)
 
 
+@dataclass(slots=True)
+class _Pages:
+    """Where one cache group keeps the tokens of the batch's sequences."""
+
+    tables: Tensor  # [S, max_blocks]
+    on_host: np.ndarray | None  # the same, where the host can read it without waiting
+    block_size: int
+
+    @classmethod
+    def of(cls, batch: Batch, group: int, block_size: int) -> _Pages:
+        tables = batch.block_tables[group]
+        return cls(tables, tables.numpy() if tables.device.type == "cpu" else None, block_size)
+
+
 def _segments(
-    batch: Batch,
-    window: int | None,
-    block_size: int,
-    tables: np.ndarray | None,
-    dtype: torch.dtype,
-    without: Container[int],
+    batch: Batch, pages: _Pages, window: int | None, dtype: torch.dtype, without: Container[int]
 ) -> list[Segment]:
     segments: list[Segment] = []
     decodes: list[int] = []
@@ -193,20 +198,15 @@ def _segments(
                 count = min(_MAX_QUERIES, queries - begin)
                 end = context - queries + begin + count  # what the stretch sees: positions [first, end)
                 first = 0 if window is None else max(0, end - count - window + 1)
-                slots = _slots(batch, [sequence], [first], end - first, block_size, tables)
+                slots = _slots(batch, pages, [sequence], [first], end - first)
                 mask = _mask(batch, count, first, end, window, dtype)
                 rows = slice(start + begin, start + begin + count)
                 segments.append(Segment(rows, 1, count, end - first, slots, mask))
-    return segments + _decode_segments(batch, decodes, window, block_size, tables, dtype)
+    return segments + _decode_segments(batch, pages, decodes, window, dtype)
 
 
 def _decode_segments(
-    batch: Batch,
-    decodes: list[int],
-    window: int | None,
-    block_size: int,
-    tables: np.ndarray | None,
-    dtype: torch.dtype,
+    batch: Batch, pages: _Pages, decodes: list[int], window: int | None, dtype: torch.dtype
 ) -> list[Segment]:
     """Groups of sequences whose visible contexts differ by less than half (and a page or so)."""
     visible = {s: min(batch.context_lens[s], window or batch.context_lens[s]) for s in decodes}
@@ -214,8 +214,7 @@ def _decode_segments(
     group: list[int] = []
     for sequence in sorted(decodes, key=lambda s: visible[s]):
         context, count = batch.context_lens[sequence], visible[sequence]
-        long = tables is not None and count >= _IN_PLACE
-        if long and tables is not None and _adjacent(tables[sequence], context - count, context, block_size):
+        if count >= _IN_PLACE and _adjacent(pages, sequence, context - count, context):
             groups.append([sequence])
             continue
         too_long = bool(group) and count > 1.5 * visible[group[0]] + 64
@@ -223,16 +222,11 @@ def _decode_segments(
             group = []
             groups.append(group)
         group.append(sequence)
-    return [_decode_segment(batch, sorted(group), visible, block_size, tables, dtype) for group in groups]
+    return [_decode_segment(batch, pages, sorted(group), visible, dtype) for group in groups]
 
 
 def _decode_segment(
-    batch: Batch,
-    group: list[int],
-    visible: dict[int, int],
-    block_size: int,
-    tables: np.ndarray | None,
-    dtype: torch.dtype,
+    batch: Batch, pages: _Pages, group: list[int], visible: dict[int, int], dtype: torch.dtype
 ) -> Segment:
     """The last `visible` positions of each sequence of `group`, padded to the longest."""
     device = batch.slot_mapping.device
@@ -250,36 +244,32 @@ def _decode_segment(
         sequences=len(group),
         queries=1,
         keys=longest,
-        slots=_slots(batch, group, first, longest, block_size, tables),
+        slots=_slots(batch, pages, group, first, longest),
         mask=mask,
     )
 
 
-def _slots(
-    batch: Batch,
-    sequences: list[int],
-    first: list[int],
-    count: int,
-    block_size: int,
-    tables: np.ndarray | None,
-) -> Rows:
+def _slots(batch: Batch, pages: _Pages, sequences: list[int], first: list[int], count: int) -> Rows:
     """Slots of `count` positions of each sequence from `first` on; past a sequence's end its last slot is repeated."""
-    if tables is not None and len(sequences) == 1:
-        table, start = tables[sequences[0]], first[0]
-        if _adjacent(table, start, start + count, block_size):
-            slot = int(table[start // block_size]) * block_size + start % block_size
+    block_size = pages.block_size
+    if pages.on_host is not None and len(sequences) == 1:
+        start = first[0]
+        if _adjacent(pages, sequences[0], start, start + count):
+            slot = int(pages.on_host[sequences[0], start // block_size]) * block_size + start % block_size
             return slice(slot, slot + count)
-    device = batch.block_tables.device
+    device = pages.tables.device
     bounds = torch.tensor([sequences, first, [batch.context_lens[s] - 1 for s in sequences]], device=device)
     positions = torch.minimum(bounds[1][:, None] + torch.arange(count, device=device), bounds[2][:, None])
-    blocks = batch.block_tables[bounds[0]].gather(1, positions // block_size)  # [sequences, count]
+    blocks = pages.tables[bounds[0]].gather(1, positions // block_size)  # [sequences, count]
     return (blocks * block_size + positions % block_size).flatten()
 
 
-def _adjacent(table: np.ndarray, start: int, stop: int, block_size: int) -> bool:
-    """Whether positions [start, stop) lie in pages that follow each other in memory."""
-    first, last = start // block_size, (stop - 1) // block_size
-    return bool((np.diff(table[first : last + 1]) == 1).all())
+def _adjacent(pages: _Pages, sequence: int, start: int, stop: int) -> bool:
+    """Whether positions [start, stop) are known to lie in pages that follow each other in memory."""
+    if pages.on_host is None:
+        return False
+    first, last = start // pages.block_size, (stop - 1) // pages.block_size
+    return bool((np.diff(pages.on_host[sequence, first : last + 1]) == 1).all())
 
 
 def _mask(batch: Batch, queries: int, first: int, context: int, window: int | None, dtype: torch.dtype) -> Tensor:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ember.engine.layers.batch import Batch, KVCache
+from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention
+from ember.engine.layers.cache import KVCache
 from ember.engine.layers.norm import Norm, RMSNorm
 from ember.engine.layers.rotary import Rotary
 from ember_kernels.activation import activation
@@ -48,9 +49,9 @@ class FusedStep:
 
     token_ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64
-    slot_mapping: Tensor  # [T] int64; negative: padding, which leaves the cache alone
+    slot_mapping: Tensor  # [groups, T] int64; negative: padding, which leaves the cache alone
     num_decodes: int
-    block_tables: Tensor  # [S, max_blocks] int32
+    block_tables: Tensor  # [groups, S, max_blocks] int32; entries before a window are not read
     context_lens: Tensor  # [S] int32
     starts: Tensor  # [S - num_decodes + 1] int32, first row of each sequence that is no decode
     max_context: int
@@ -101,8 +102,8 @@ class FusedForward:
         delta: Tensor | None = None  # what the last block adds to it
         for block in decoder.parts.blocks:
             hidden = _add_norm(block.attention_norm, delta, residual)
-            layer = block.attention.layer
-            delta = self._attention(block.attention, hidden, step, cache.keys[layer], cache.values[layer])
+            place = block.attention.place
+            delta = self._attention(block.attention, hidden, step, cache.keys[place], cache.values[place])
             hidden = _add_norm(block.mlp_norm, delta, residual)
             inner, _ = activation(block.mlp.up(hidden), self.activation_kind, gated=block.mlp.gated)
             delta = block.mlp.down(inner)
@@ -117,7 +118,7 @@ class FusedForward:
             attention.qkv(hidden),
             keys,
             values,
-            step.slot_mapping,
+            step.slot_mapping[attention.group],
             step.positions,
             self.table,
             query_weight=None if norm is None else norm[0],
@@ -125,13 +126,13 @@ class FusedForward:
             eps=self.decoder.config.norm_eps,
         )  # [T, heads, head_dim]
         mixed = torch.empty_like(query)
-        decodes = step.num_decodes
+        decodes, block_tables = step.num_decodes, step.block_tables[attention.group]
         if decodes:
             decode_attention(
                 query[:decodes],
                 keys,
                 values,
-                step.block_tables[:decodes],
+                block_tables[:decodes],
                 step.context_lens[:decodes],
                 max_context=step.max_context,
                 window=attention.window,
@@ -142,7 +143,7 @@ class FusedForward:
                 query,
                 keys,
                 values,
-                step.block_tables[decodes:],
+                block_tables[decodes:],
                 step.starts,
                 step.context_lens[decodes:],
                 max_queries=step.max_queries,

@@ -14,7 +14,7 @@ import torch
 
 from ember.engine.core.gpu.accelerator import Accelerator
 from ember.engine.core.gpu.row_limits import Limits, RowTables
-from ember.engine.core.sequence import Sequence
+from ember.engine.core.sequence import GIVEN_BACK, Sequence
 from ember_kernels.step_update import KEEP_TOKEN, SAMPLING_FIELDS, Record
 
 
@@ -24,9 +24,9 @@ class Row:
 
     index: int
     sequence: Sequence
-    block_table: array[int]  # that of the sequence when the row was given; another one means that it was preempted
+    block_tables: list[array[int]]  # the sequence's when the row was given; others mean that it was preempted
     limits: Limits
-    num_blocks: int = 0
+    num_blocks: int = 0  # entries of each table
     position: int | None = None  # of the token it will be fed next; None: it was not told
     words: tuple[int, ...] | None = None
 
@@ -34,12 +34,15 @@ class Row:
 class DeviceRows:
     """Gives rows and finds out what has to be sent. One more row than sequences that run at a time is never needed."""
 
-    def __init__(self, num_rows: int, max_blocks: int, accelerator: Accelerator, tables: RowTables) -> None:
+    def __init__(
+        self, num_rows: int, num_groups: int, max_blocks: int, accelerator: Accelerator, tables: RowTables
+    ) -> None:
         device = accelerator.device
         self.last_tokens = torch.zeros(num_rows, dtype=torch.int32, device=device)
         self.positions = torch.zeros(num_rows, dtype=torch.int32, device=device)
-        self.block_tables = torch.zeros((num_rows, max_blocks), dtype=torch.int32, device=device)
+        self.block_tables = torch.zeros((num_groups, num_rows, max_blocks), dtype=torch.int32, device=device)
         self.sampling = torch.zeros((num_rows, len(SAMPLING_FIELDS)), dtype=torch.int32, device=device)
+        self._num_rows = num_rows
         self._tables = tables
         self._rows: dict[Sequence, Row] = {}
         self._free = list(range(num_rows - 1, -1, -1))
@@ -47,7 +50,7 @@ class DeviceRows:
     def row_of(self, sequence: Sequence) -> Row:
         """The sequence's row, for the draw or chunk to come; a new one where it has none."""
         row = self._rows.get(sequence)
-        if row is None or row.block_table is not sequence.block_table:
+        if row is None or row.block_tables is not sequence.block_tables:
             row = self._place(sequence, row)
         else:
             changes_at = row.limits.changes_at
@@ -56,12 +59,19 @@ class DeviceRows:
         return row
 
     def new_blocks(self, row: Row) -> list[tuple[int, int, int]]:
-        """(row, index, block) of the pages that the device does not know yet; from now on it is taken to."""
-        table, known = row.sequence.block_table, row.num_blocks
-        if len(table) == known:
+        """(row of all groups' tables, index, block) of the pages that the device does not know yet; from now on it is
+        taken to. It is not told that pages before a window were given back: no kernel looks at them."""
+        tables, known = row.sequence.block_tables, row.num_blocks
+        total = len(tables[0])
+        if total == known:
             return []
-        row.num_blocks = len(table)
-        return [(row.index, i, table[i]) for i in range(known, len(table))]
+        row.num_blocks = total
+        return [
+            (group * self._num_rows + row.index, i, table[i])
+            for group, table in enumerate(tables)
+            for i in range(known, total)
+            if table[i] != GIVEN_BACK
+        ]
 
     def decode_record(self, row: Row) -> Record | None:
         """What must be sent before the sequence's next token is fed, if anything; the device then moves one on."""
@@ -104,12 +114,12 @@ class DeviceRows:
         limits = self._tables.place(sequence, index)
         if row is None:
             self._free.pop()
-        placed = self._rows[sequence] = Row(index, sequence, sequence.block_table, limits)
+        placed = self._rows[sequence] = Row(index, sequence, sequence.block_tables, limits)
         return placed
 
     def _reclaim(self) -> None:
         """Take the rows back of sequences that have ended or wait again."""
         for sequence, row in list(self._rows.items()):
-            if sequence.block_table is not row.block_table:
+            if sequence.block_tables is not row.block_tables:
                 del self._rows[sequence]
                 self._free.append(row.index)

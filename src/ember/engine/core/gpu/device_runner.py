@@ -27,11 +27,12 @@ from ember.engine.core.gpu.graphs import DecodeGraphs
 from ember.engine.core.gpu.late_rows import BROKEN, LateDraw, LateRow, LateRows
 from ember.engine.core.gpu.row_limits import TABLE_WORD, RowTables
 from ember.engine.core.gpu.step_buffer import ENTRIES, Entry, StepBuffer
+from ember.engine.core.limits import EngineLimits
 from ember.engine.core.runner import SCORED_ROWS, StepResult, is_last_chunk
 from ember.engine.core.sampler import Sampled
 from ember.engine.core.scheduler import Scheduled
 from ember.engine.core.sequence import Sequence
-from ember.engine.layers.batch import KVCache
+from ember.engine.layers.cache import KVCache
 from ember.engine.models.decoder import Decoder
 from ember.engine.operators.triton_ops import FusedStep
 from ember_kernels.sampling import Workspace, sample
@@ -99,10 +100,8 @@ class DeviceRunner:
         model: Decoder,
         cache: KVCache,
         device: torch.device,
+        limits: EngineLimits,
         *,
-        max_num_seqs: int,
-        max_num_batched_tokens: int,
-        max_model_len: int,
         enforce_eager: bool = False,
     ) -> None:
         assert model.fused is not None
@@ -110,20 +109,24 @@ class DeviceRunner:
         self.cache = cache
         self.device = device
         self.fused = model.fused
-        self.max_model_len = max_model_len
+        self.limits = limits
+        max_num_seqs, max_num_batched_tokens = limits.max_num_seqs, limits.max_num_batched_tokens
         self.accelerator = accelerator = Accelerator(device)
         config = model.config
-        vocab_size, max_blocks = config.vocab_size, -(-max_model_len // cache.block_size)
+        vocab_size, max_blocks = config.vocab_size, -(-limits.max_model_len // cache.block_size)
         self.tables = RowTables(max_num_seqs, vocab_size, config.eos_token_ids, accelerator)
-        self.rows = DeviceRows(max_num_seqs, max_blocks, accelerator, self.tables)
-        self.buffer = StepBuffer(max_num_seqs, max_num_batched_tokens, accelerator)
+        num_groups = len(model.parts.windows())
+        self.rows = DeviceRows(max_num_seqs, num_groups, max_blocks, accelerator, self.tables)
+        self.buffer = StepBuffer(max_num_seqs, max_num_batched_tokens, num_groups, accelerator)
         self.workspace = Workspace.create(max_num_seqs, vocab_size, device)
         # The step's inputs and outputs, in memory that graphs know.
-        self._token_ids, self._positions, self._slots = (
-            torch.zeros(max_num_batched_tokens, dtype=torch.int64, device=device) for _ in range(3)
+        self._token_ids, self._positions = (
+            torch.zeros(max_num_batched_tokens, dtype=torch.int64, device=device) for _ in range(2)
         )
+        # Each group's slots begin at a multiple of 16 bytes, as kernels expect of pointers.
+        self._slots = torch.zeros((num_groups, -(-max_num_batched_tokens // 2) * 2), dtype=torch.int64, device=device)
         self._seq_lens = torch.zeros(max_num_seqs, dtype=torch.int32, device=device)
-        self._tables = torch.zeros((max_num_seqs, max_blocks), dtype=torch.int32, device=device)
+        self._tables = torch.zeros((num_groups, max_num_seqs, max_blocks), dtype=torch.int32, device=device)
         self._sampling = torch.zeros((len(SAMPLING_FIELDS), max_num_seqs), dtype=torch.int32, device=device)
         self._limits = torch.zeros((2, max_num_seqs), dtype=torch.int32, device=device)  # rows of tables and masks
         self._no_starts = torch.zeros(1, dtype=torch.int32, device=device)
@@ -190,12 +193,12 @@ class DeviceRunner:
         inputs = FusedStep(
             token_ids=self._token_ids[:num_rows],
             positions=self._positions[:num_rows],
-            slot_mapping=self._slots[:num_rows],
+            slot_mapping=self._slots[:, :num_rows],
             num_decodes=num_rows,
-            block_tables=self._tables[:num_rows],
+            block_tables=self._tables[:, :num_rows],
             context_lens=self._seq_lens[:num_rows],
             starts=self._no_starts,
-            max_context=self.max_model_len if longest is None else longest,
+            max_context=self.limits.max_model_len if longest is None else longest,
             max_queries=1,
         )
         hidden = self.fused.run(inputs, self.cache)
@@ -207,7 +210,8 @@ class DeviceRunner:
         """Decodes (the first of `rows`) and prompt chunks; `rows` are those that get a token."""
         block_size = self.cache.block_size
         records, entries = self._changes(rows, num_decodes)
-        token_ids, positions, slots, ends = [], [], [], []
+        token_ids, positions, ends = [], [], []
+        slots: list[list[np.ndarray]] = [[] for _ in self._slots]  # by group
         starts = [num_decodes]
         chunk_rows = []
         for chunk in chunks:
@@ -217,17 +221,18 @@ class DeviceRunner:
             chunk_rows.append(row.index)
             first = sequence.num_computed_tokens
             at = np.arange(first, first + chunk.num_tokens)
-            table = np.frombuffer(sequence.block_table, dtype=np.int64)
             token_ids.append(np.array(sequence.token_ids[first : first + chunk.num_tokens]))
             positions.append(at)
-            slots.append(table[at // block_size] * block_size + at % block_size)
+            for found, table in zip(slots, sequence.block_tables, strict=True):
+                blocks = np.frombuffer(table, dtype=np.int64)
+                found.append(blocks[at // block_size] * block_size + at % block_size)
             ends.append(first + chunk.num_tokens)
             starts.append(starts[-1] + chunk.num_tokens)
         last = [starts[i + 1] - 1 for i, chunk in enumerate(chunks) if is_last_chunk(chunk)]
         decode_rows = [row.index for row in rows[:num_decodes]]
         contexts = [row.sequence.num_computed_tokens + 1 for row in rows[:num_decodes]] + ends
         arrays = [
-            *map(np.concatenate, (token_ids, positions, slots)),
+            *map(np.concatenate, (token_ids, positions, *slots)),
             np.array(starts),
             np.array(ends),
             np.array(decode_rows + chunk_rows),
@@ -236,19 +241,21 @@ class DeviceRunner:
             np.array([row.sequence.num_tokens + row.sequence.num_pending for row in rows], dtype=np.int64),
         ]
         sent = self._send(decode_rows, records, entries, arrays)
-        tokens, places, slot_mapping, starts_sent, ends_sent, all_rows, drawn_rows, drawn_from, draw_positions = sent
+        (tokens, places, *slots_sent), sent = sent[: 2 + len(slots)], sent[2 + len(slots) :]
+        starts_sent, ends_sent, all_rows, drawn_rows, drawn_from, draw_positions = sent
         total, num_sequences = starts[-1], num_decodes + len(chunks)
         self._prepare(num_decodes)
         self._token_ids[num_decodes:total].copy_(tokens)
         self._positions[num_decodes:total].copy_(places)
-        self._slots[num_decodes:total].copy_(slot_mapping)
+        for target, source in zip(self._slots, slots_sent, strict=True):
+            target[num_decodes:total].copy_(source)
         seq_lens = torch.cat((self._seq_lens[:num_decodes], ends_sent))
-        tables = self._tables.new_empty((num_sequences, self._tables.shape[1]))
+        tables = self._tables.new_empty((len(slots), num_sequences, self._tables.shape[2]))
         gather_block_tables(all_rows, seq_lens, self.rows.block_tables, tables, block_size)
         inputs = FusedStep(
             token_ids=self._token_ids[:total],
             positions=self._positions[:total],
-            slot_mapping=self._slots[:total],
+            slot_mapping=self._slots[:, :total],
             num_decodes=num_decodes,
             block_tables=tables,
             context_lens=seq_lens,
@@ -295,7 +302,7 @@ class DeviceRunner:
             rows.sampling,
             self._token_ids[:num_rows],
             self._positions[:num_rows],
-            self._slots[:num_rows],
+            self._slots[:, :num_rows],
             self._seq_lens[:num_rows],
             self._sampling,
             self.buffer.capacity,
@@ -303,7 +310,7 @@ class DeviceRunner:
         )
 
     def _gather_tables(self, rows: Tensor, num_rows: int) -> None:
-        tables = self._tables[:num_rows]
+        tables = self._tables[:, :num_rows]
         gather_block_tables(rows, self._seq_lens[:num_rows], self.rows.block_tables, tables, self.cache.block_size)
 
     def _draw(self, hidden: Tensor, positions: Tensor, rows: Tensor) -> None:

@@ -20,7 +20,7 @@ ENTRIES = 16_384  # new pages in the buffer at most; what is more goes ahead in 
 _ALIGNMENT = 4  # words
 _WORDS = len(SAMPLING_FIELDS)
 
-Entry = tuple[int, int, int]  # row, index, block
+Entry = tuple[int, int, int]  # row of all groups' tables, index, block
 
 
 @dataclass(slots=True)
@@ -34,10 +34,10 @@ class _Pinned:
 class StepBuffer:
     """Two pinned buffers by turns, for the host is one step ahead, and one on the device."""
 
-    def __init__(self, max_rows: int, max_tokens: int, accelerator: Accelerator) -> None:
+    def __init__(self, max_rows: int, max_tokens: int, num_groups: int, accelerator: Accelerator) -> None:
         self.capacity = max_rows
         size = HEADER + max_rows + max_rows * (RECORD_HEADER + _WORDS) + ENTRIES * ENTRY
-        size += 3 * max_tokens + 6 * max_rows + 16 * _ALIGNMENT
+        size += (2 + num_groups) * max_tokens + 6 * max_rows + (16 + num_groups) * _ALIGNMENT
         self.words = torch.zeros(size, dtype=torch.int32, device=accelerator.device)  # on the device
         self._pinned = [_Pinned(accelerator.pinned(size, dtype=torch.int32)) for _ in range(2)]
         self._accelerator = accelerator

@@ -1,0 +1,188 @@
+"""The second half of the engine's boot: from a model that was opened to an engine that can take a step. Needs torch.
+
+`assemble` reads top to bottom; each step is a function below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ember.boot import Timeline
+from ember.engine.core.block_manager import BlockManager
+from ember.engine.core.block_pool import BlockPool
+from ember.engine.core.boot import Opened, dtype_name
+from ember.engine.core.chores import Chore, Chores, settling
+from ember.engine.core.engine import TASKS, Engine
+from ember.engine.core.grammars.workers import GrammarWorkers
+from ember.engine.core.limits import EngineLimits
+from ember.engine.core.memory import plan_memory, readable
+from ember.engine.core.runner import Runner, StepRunner
+from ember.engine.core.scheduler import Scheduler
+from ember.engine.core.threads import allowed_cpus, usable_cores
+from ember.engine.description.cache_groups import CacheGroup, bytes_per_page_token, cache_groups, layers_per_page
+from ember.engine.description.config import DecoderConfig
+from ember.engine.description.native_forms import library_fault, serves
+from ember.engine.errors import ModelError
+from ember.engine.layers.cache import KVCache
+from ember.engine.loading.load import Loaded, load_decoder
+from ember.engine.models.decoder import Decoder
+from ember.wire import Configure, Ready
+
+
+def assemble(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Engine, Ready]:
+    """Load the weights, size the cache, put the engine together. Raises ModelError."""
+    config, warnings = opened.config, list(opened.config.warnings)
+    with timeline.phase("device"):
+        device = choose_device(configure, warnings)
+    dtype = getattr(torch, dtype_name(configure, config, device.type))
+    loaded = load_weights(opened, dtype, device, timeline)
+    model = loaded.decoder
+    choose_operators(configure, opened, loaded, timeline, warnings)
+    if loaded.pages is not None:
+        loaded.pages.map_ahead()
+    with timeline.phase("cache"):
+        pending_bytes = loaded.mapped_bytes if loaded.pages is not None else 0
+        groups = cache_groups(config, dtype.itemsize)
+        plan = plan_memory(config, groups, configure, dtype=dtype, device=device, pending_bytes=pending_bytes)
+        warnings += plan.warnings
+        cache = allocate_cache(config, groups, plan.limits, dtype, device)
+    limits = plan.limits
+    pool = BlockPool(limits.num_blocks, configure.enable_prefix_caching, len(groups))
+    scheduler = Scheduler(BlockManager(pool, groups, limits.block_size), limits, configure.scheduling_policy)
+    grammars = GrammarWorkers(opened.tokenizer_dir, config.vocab_size, config.eos_token_ids)
+    runner, chore = make_runner(loaded, cache, device, limits, configure.enforce_eager)
+    engine = Engine(runner, scheduler, grammars, limits, configure.seed, Chores([chore]))
+    return engine, describe(configure, model, device, limits, warnings, timeline)
+
+
+def choose_device(configure: Configure, warnings: list[str]) -> torch.device:
+    """The device that DEVICE names, or the one that is there; on a CPU also the number of threads."""
+    kind = configure.device
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    elif kind == "cuda" and not torch.cuda.is_available():
+        raise ModelError("DEVICE=cuda, but torch sees no GPU; check the driver, or set DEVICE=cpu")
+    if configure.num_threads or kind == "cpu":
+        torch.set_num_threads(configure.num_threads or usable_cores())
+    cores = len(allowed_cpus())
+    if configure.num_threads and configure.num_threads > cores:
+        warnings.append(
+            f"NUM_THREADS={configure.num_threads}, but this process may use {cores} cores: threads that wait for each "
+            f"other there are many times slower; set {cores} or fewer, or none"
+        )
+    return torch.device(kind)
+
+
+def load_weights(opened: Opened, dtype: torch.dtype, device: torch.device, timeline: Timeline) -> Loaded:
+    """The decoder with its weights on the device, unless they are used where they are mapped."""
+    with timeline.phase("load") as detail:
+        loaded = load_decoder(
+            opened.model_dir, opened.config, dtype=dtype, device=device, started=opened.reading, say=opened.say
+        )
+        report = loaded.report
+        detail.update(
+            bytes=report.nbytes,
+            read_bytes=report.read_bytes,
+            read_s=round(report.seconds, 4),
+            threads=report.threads,
+            gb_per_s=round(report.gigabytes_per_second, 2),
+        )
+    return loaded
+
+
+def choose_operators(
+    configure: Configure, opened: Opened, loaded: Loaded, timeline: Timeline, warnings: list[str]
+) -> None:
+    """Let the decoder compute with the fastest operators that serve it here; small weights (CPU_WEIGHTS) are made."""
+    config, model = opened.config, loaded.decoder
+    if model.device.type == "cuda":
+        with timeline.phase("kernels") as detail:
+            try:
+                from ember_kernels.cache import CacheWatch, use_baked_key
+
+                opened.kernels = CacheWatch()
+                opened.kernels.start()
+                detail["baked_key"] = use_baked_key()
+                if not model.use_kernels():
+                    warnings.append(f"{config.architecture} runs on torch operators: no kernels for this form of it")
+            except ImportError as error:
+                warnings.append(f"{error}; the model runs on torch operators, which is slower")
+        if configure.cpu_weights != "auto":
+            warnings.append(f"CPU_WEIGHTS={configure.cpu_weights} has no effect: the model runs on a GPU")
+    elif configure.cpu_weights == "auto":
+        if not model.use_native() and model.dtype == torch.bfloat16 and serves(config):
+            missing = library_fault()
+            if missing is not None:
+                warnings.append(f"the model runs on torch operators, which is slower, without the C library: {missing}")
+    else:
+        with timeline.phase("quantise"):
+            if not model.use_native(configure.cpu_weights, loaded.pages):
+                raise ModelError("CPU_WEIGHTS: the C library for CPUs cannot be used; the log says why")
+        loaded.pages = None  # nothing is used where it is mapped any more
+
+
+def allocate_cache(
+    config: DecoderConfig, groups: Sequence[CacheGroup], limits: EngineLimits, dtype: torch.dtype, device: torch.device
+) -> KVCache:
+    """The memory of all pages."""
+    try:
+        return KVCache.allocate(
+            layers_per_page(groups),
+            limits.num_blocks,
+            limits.block_size,
+            config.num_kv_heads,
+            config.head_dim,
+            dtype,
+            device,
+        )
+    except RuntimeError as error:
+        size = limits.num_blocks * limits.block_size * bytes_per_page_token(groups)
+        raise ModelError(
+            f"a KV cache of {limits.num_blocks} pages, {readable(size)}, cannot be allocated; lower "
+            f"NUM_GPU_BLOCKS_OVERRIDE, KV_CACHE_MEMORY_BYTES or GPU_MEMORY_UTILIZATION "
+            f"({str(error).partition(chr(10))[0][:200]})"
+        ) from None
+
+
+def make_runner(
+    loaded: Loaded, cache: KVCache, device: torch.device, limits: EngineLimits, enforce_eager: bool
+) -> tuple[StepRunner, Chore]:
+    """What executes the engine's steps, and the work that is deferred until the first answer is out."""
+    model = loaded.decoder
+    if model.fused is None:
+        return Runner(model, cache, device), settling(model, loaded.pages)
+    from ember.engine.core.gpu.device_runner import DeviceRunner  # it needs triton
+
+    runner = DeviceRunner(model, cache, device, limits, enforce_eager=enforce_eager)
+    return runner, Chore("recording decode steps", runner.record_next)
+
+
+def describe(
+    configure: Configure,
+    model: Decoder,
+    device: torch.device,
+    limits: EngineLimits,
+    warnings: list[str],
+    timeline: Timeline,
+) -> Ready:
+    """What the front is told of the engine."""
+    config = model.config
+    return Ready(
+        architecture=config.architecture,
+        device=device.type,
+        dtype=str(model.dtype).removeprefix("torch."),
+        vocab_size=config.vocab_size,
+        max_model_len=limits.max_model_len,
+        block_size=limits.block_size,
+        num_blocks=limits.num_blocks,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        eos_token_ids=list(config.eos_token_ids),
+        num_parameters=model.num_parameters,
+        warnings=warnings,
+        boot_phases=timeline.report()["phases"],
+        weights=configure.cpu_weights if device.type == "cpu" else "auto",
+        tasks=TASKS,
+    )

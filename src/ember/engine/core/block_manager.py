@@ -1,0 +1,157 @@
+"""Which pages each sequence holds: one block table per cache group, longer by what a step needs, and the cached prefix.
+
+A sliding window is left behind as a sequence goes on: pages of its group that no query can reach any more are given
+back, while the sequence runs. They keep their content, so a later request may still find them.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+from ember.engine.core.block_pool import BlockPool, chain_hash
+from ember.engine.core.sequence import GIVEN_BACK, Sequence
+from ember.engine.description.cache_groups import CacheGroup
+
+
+@dataclass(slots=True)
+class CachedPrefix:
+    """Pages that a new sequence can share, of its first `num_blocks` blocks."""
+
+    num_blocks: int
+    first_blocks: list[int]  # of each group, the first one that the next token looks at
+    blocks: list[list[int]]  # of each group, the pages from there on; they are not held yet
+
+
+class BlockManager:
+    """Gives sequences the pages of a pool, and takes them back."""
+
+    def __init__(self, pool: BlockPool, groups: Items[CacheGroup], block_size: int) -> None:
+        self.pool = pool
+        self.groups = groups
+        self.block_size = block_size
+        self._windows = [(i, group.window) for i, group in enumerate(groups) if group.window is not None]
+        self._whole = [i for i, group in enumerate(groups) if group.window is None]
+
+    def find_prefix(self, sequence: Sequence) -> CachedPrefix:
+        """The longest head of the sequence that need not be computed, since all pages are cached that the tokens behind
+        it look at: in groups without a window all pages of the head, in the others those that the window reaches. The
+        last token is always computed."""
+        length = (sequence.num_tokens - 1) // self.block_size
+        self._extend_hashes(sequence, length)
+        hashes = sequence.block_hashes
+        for group in self._whole:
+            cached = self.pool.cached(group)
+            length = next((i for i in range(length) if hashes[i] not in cached), length)
+        found = length
+        while length:
+            for group, window in self._windows:
+                cached = self.pool.cached(group)
+                first = self._first_seen(length * self.block_size, window)
+                # Without this page, no prefix that ends behind it can be used.
+                missing = next((i for i in range(length - 1, first - 1, -1) if hashes[i] not in cached), None)
+                length = length if missing is None else missing
+            if length == found:
+                break
+            found = length
+        firsts = [0] * len(self.groups)
+        for group, window in self._windows:
+            firsts[group] = self._first_seen(length * self.block_size, window)
+        cached_in = map(self.pool.cached, range(len(self.groups)))
+        blocks = [
+            [cached[each] for each in hashes[first:length]] for cached, first in zip(cached_in, firsts, strict=True)
+        ]
+        return CachedPrefix(length, firsts, blocks)
+
+    def no_prefix(self) -> CachedPrefix:
+        """Nothing is shared."""
+        return CachedPrefix(0, [0] * len(self.groups), [[] for _ in self.groups])
+
+    def most_new(self, sequence: Sequence, prefix: CachedPrefix, chunk: int) -> int:
+        """The most free pages that the sequence takes behind a cached prefix and with it, until all its tokens are
+        computed, at most `chunk` of them in a step."""
+        pages = 0
+        for group, first, blocks in zip(self.groups, prefix.first_blocks, prefix.blocks, strict=True):
+            most = group.most_pages(sequence.num_tokens - first * self.block_size, chunk, self.block_size)
+            pages += max(0, most - len(blocks)) + sum(map(self.pool.is_free, blocks))
+        return pages
+
+    def start(self, sequence: Sequence, prefix: CachedPrefix) -> None:
+        """Give a sequence its block tables, with a cached prefix in them."""
+        for blocks in prefix.blocks:
+            self.pool.hold(blocks)
+        sequence.block_tables = [
+            array("q", [GIVEN_BACK] * first + blocks)
+            for first, blocks in zip(prefix.first_blocks, prefix.blocks, strict=True)
+        ]
+        sequence.first_blocks = prefix.first_blocks
+        sequence.num_computed_tokens = prefix.num_blocks * self.block_size
+        sequence.num_registered_blocks = prefix.num_blocks
+
+    def num_new(self, sequence: Sequence, num_tokens: int) -> int:
+        """The pages that the sequence lacks for its next tokens."""
+        total = -(-(sequence.num_computed_tokens + num_tokens) // self.block_size)
+        return (total - len(sequence.block_tables[0])) * len(self.groups)
+
+    def num_tokens_that_fit(self, sequence: Sequence) -> int:
+        """How many of its next tokens the sequence can compute with the pages that are free."""
+        blocks = len(sequence.block_tables[0]) + self.pool.num_free // len(self.groups)
+        return blocks * self.block_size - sequence.num_computed_tokens
+
+    def extend(self, sequence: Sequence, num_tokens: int) -> None:
+        """Give the sequence the pages for its next tokens, which must be free."""
+        total = -(-(sequence.num_computed_tokens + num_tokens) // self.block_size)
+        for table in sequence.block_tables:
+            while len(table) < total:
+                table.append(self.pool.allocate())
+
+    def give_back_unreachable(self, sequence: Sequence) -> None:
+        """Give back the pages before the windows of the sequence's next token, and of the one before that, whose draw
+        may be undone (`Sequence.take_back`)."""
+        for group, window in self._windows:
+            first, known = self._first_seen(sequence.num_computed_tokens - 1, window), sequence.first_blocks[group]
+            if first > known:
+                table = sequence.block_tables[group]
+                self.pool.release(table[known:first])
+                table[known:first] = array("q", [GIVEN_BACK] * (first - known))
+                sequence.first_blocks[group] = first
+
+    @property
+    def has_windows(self) -> bool:
+        return bool(self._windows)
+
+    def publish(self, sequence: Sequence) -> None:
+        """Make the sequence's pages findable that are full of known tokens."""
+        num_full = min(sequence.num_computed_tokens, sequence.num_tokens) // self.block_size
+        if num_full > sequence.num_registered_blocks:
+            self._extend_hashes(sequence, num_full)
+            for group, table in enumerate(sequence.block_tables):
+                for i in range(sequence.num_registered_blocks, num_full):
+                    if table[i] != GIVEN_BACK:
+                        self.pool.publish(table[i], sequence.block_hashes[i], group)
+            sequence.num_registered_blocks = num_full
+
+    def free(self, sequence: Sequence) -> None:
+        """Take all pages of the sequence back."""
+        tables = sequence.block_tables
+        if len(tables) == 1 and not sequence.first_blocks[0]:
+            self.pool.release(tables[0])
+        else:
+            self.pool.release(
+                [block for column in zip(*tables, strict=True) for block in column if block != GIVEN_BACK]
+            )
+        sequence.block_tables, sequence.first_blocks = [], []
+        sequence.num_computed_tokens = 0
+        sequence.num_registered_blocks = 0
+
+    def _first_seen(self, position: int, window: int) -> int:
+        """The first block that a query at `position` looks at."""
+        return max(0, position - window + 1) // self.block_size
+
+    def _extend_hashes(self, sequence: Sequence, num_blocks: int) -> None:
+        hashes = sequence.block_hashes
+        while len(hashes) < num_blocks:
+            start = len(hashes) * self.block_size
+            parent = hashes[-1] if hashes else sequence.salt
+            hashes.append(chain_hash(parent, sequence.token_ids[start : start + self.block_size]))

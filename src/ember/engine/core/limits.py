@@ -1,0 +1,16 @@
+"""The sizes that bound an engine: its cache, its steps and its contexts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What one engine can hold and compute at a time. `memory.plan_memory` makes it from the settings."""
+
+    block_size: int  # tokens of a page
+    num_blocks: int  # pages of the cache
+    max_num_seqs: int  # sequences in a step
+    max_num_batched_tokens: int  # tokens in a step
+    max_model_len: int  # tokens of a sequence, prompt and output
