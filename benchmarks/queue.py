@@ -18,7 +18,6 @@ import logging
 import os
 import statistics
 import sys
-import types
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -143,34 +142,32 @@ class Clock:
 
 def _worker(options: dict[str, Any]) -> int:
     """A worker whose engine makes a token for every request in every step. Returns its exit code."""
-    from ember.front.api.exchange import EventStream, Request
+    from ember.front.api import routes
+    from ember.front.api.exchange import Event, EventStream, Request
     from ember.settings import load_settings
-    from tests.faces.fakes import FakeWorker
+    from tests.faces.fakes import FakeWorker, fake_router
 
     logging.basicConfig(level="WARNING", stream=sys.stderr)
     clock = Clock(options["pace"])
 
-    async def dispatch(services: Any, request: Request) -> EventStream:
-        async def events() -> AsyncGenerator[str, None]:
+    async def answer(services: Any, request: Request) -> EventStream:
+        async def events() -> AsyncGenerator[Event, None]:
             count = request.body["max_tokens"]
             made, last = 0, await clock.step()
             while made < count:
-                yield f'data: {{"made": {last:.6f}}}\n\n'
+                yield Event(f'{{"made": {last:.6f}}}')
                 made += 1
                 if made < count:
                     now = await clock.step()
                     while made < count - 1 and now - last > 1.5 * options["pace"]:  # steps that a busy loop has missed
                         last += options["pace"]
-                        yield f'data: {{"made": {last:.6f}}}\n\n'
+                        yield Event(f'{{"made": {last:.6f}}}')
                         made += 1
                     last = now
-            yield "data: [DONE]\n\n"
 
         return EventStream(events())
 
-    router: Any = types.ModuleType("ember.front.api.router")  # the faces' one door to the api
-    router.dispatch = dispatch
-    sys.modules[router.__name__] = router
+    routes.ROUTER = fake_router(answer)  # the faces' one door to the api; they are imported below
     worker: Any = FakeWorker()
     settings = load_settings(options["settings"])
     if settings.queue_client == "direct":

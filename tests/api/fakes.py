@@ -15,7 +15,9 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 
 from ember import wire
 from ember.boot import Timeline
-from ember.front.api.router import EventStream, Request, Response, dispatch
+from ember.front.api.exchange import Event, EventStream, Request, Response
+from ember.front.api.openai_forms import openai_error
+from ember.front.api.routes import ROUTER
 from ember.front.api.services import Services
 from ember.front.errors import ApiError
 from ember.front.link.client import EngineError
@@ -271,7 +273,7 @@ class Deployment:
 
     async def dispatch(self, method: str, path: str, body: Any = None, **headers: str) -> Response | EventStream:
         names = {name.replace("_", "-"): value for name, value in headers.items()}
-        return await dispatch(self.services, Request(method, path, body, names))
+        return await ROUTER.dispatch(self.services, Request(method, path, body, names))
 
     def request(self, method: str, path: str, body: Any = None, **headers: str) -> Response:
         answer = asyncio.run(self.dispatch(method, path, body, **headers))
@@ -285,8 +287,8 @@ class Deployment:
     def complete(self, prompt: Any = "hi", **fields: Any) -> Any:
         return self.request("POST", "/v1/completions", {"prompt": prompt, **fields}).body
 
-    def events(self, path: str, body: Any, **headers: str) -> list[str]:
-        async def collect() -> list[str]:
+    def events(self, path: str, body: Any, **headers: str) -> list[Event]:
+        async def collect() -> list[Event]:
             answer = await self.dispatch("POST", path, body, **headers)
             assert isinstance(answer, EventStream)
             return [event async for event in answer.events]
@@ -301,12 +303,11 @@ class Deployment:
         return parsed(self.events("/v1/completions", {"prompt": prompt, "stream": True, **fields}))
 
 
-def parsed(events: Sequence[str]) -> list[Any]:
-    """The chunks of a whole stream; checks the framing on the way."""
-    assert events[-1] == "data: [DONE]\n\n"
+def parsed(events: Sequence[Event]) -> list[Any]:
+    """The chunks of a stream of OpenAI's, whose events have no names."""
     for event in events:
-        assert event.startswith("data: ") and event.endswith("\n\n") and event.count("\n") == 2
-    return [json.loads(event[6:]) for event in events[:-1]]
+        assert event.name is None and "\n" not in event.data
+    return [json.loads(event.data) for event in events]
 
 
 def refused(deployment: Deployment, path: str, body: Any) -> ApiError:
@@ -315,7 +316,7 @@ def refused(deployment: Deployment, path: str, body: Any) -> ApiError:
         deployment.request("POST", path, body)
     assert not deployment.engine.calls, "nothing may reach the engine"
     error = caught.value
-    assert error.body() == {
+    assert openai_error(error) == {
         "error": {"message": error.message, "type": error.type, "param": error.param, "code": error.status}
     }
     return error

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from typing import Any
 
 import pytest
 from openai.types.chat import ChatCompletionChunk
 
 from ember import wire
+from ember.front.api.exchange import EventStream
+from ember.front.api.openai_forms import OPENAI_EVENTS
 from ember.front.errors import ApiError
 from tests.api.fakes import Deployment, parsed, say
 
@@ -140,13 +144,23 @@ def test_an_error_before_the_first_token_is_a_plain_error(deployment: Deployment
         deployment.chat()
 
 
-def test_an_error_later_is_an_event(deployment: Deployment) -> None:
+def test_an_error_later_comes_behind_the_events_before_it(deployment: Deployment) -> None:
     good = say(deployment.tokenizer, "hello world")
     deployment.engine.script = lambda prompt, sampling: [*list(good(prompt, sampling))[:2], ApiError(500, "boom")]
-    chunks = deployment.stream_chat()
-    assert content(chunks[:-1]) == "hello w"
+    taken = []
+
+    async def take() -> None:
+        body = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
+        answer = await deployment.dispatch("POST", "/v1/chat/completions", body)
+        assert isinstance(answer, EventStream)
+        async for event in answer.events:
+            taken.append(event)  # noqa: PERF401 (those before the error are wanted)
+
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(take())
+    assert content(parsed(taken)) == "hello w"
     error = {"message": "boom", "type": "InternalServerError", "param": None, "code": 500}
-    assert chunks[-1] == {"error": error}
+    assert json.loads(OPENAI_EVENTS.error(caught.value).data) == {"error": error}
     assert deployment.engine.generations[-1].is_closed
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from ember.front.api.openai_forms import openai_error
 from ember.front.errors import ApiError
 from tests.api.fakes import MAX_MODEL_LEN, VOCAB_SIZE, Deployment
 
@@ -240,7 +241,7 @@ def test_row(deployment: Deployment, row: Row) -> None:
     body = {"messages": user("hi")} if row.path == CHAT else {"prompt": "hi"}
     with pytest.raises(ApiError) as caught:
         deployment.request("POST", row.path, {**body, **row.fields})
-    error = caught.value.body()["error"]
+    error = openai_error(caught.value)["error"]
     assert (error["code"], error["type"], error["param"]) == (row.status, row.type, row.param)
     assert row.words in error["message"]
     assert sorted(error) == ["code", "message", "param", "type"]

@@ -115,7 +115,7 @@ def test_a_stream_begins_with_the_first_output_not_earlier(deployment: Deploymen
         assert not asking.done()
         answer = await asking
         assert isinstance(answer, EventStream)
-        first = json.loads((await anext(answer.events))[6:])
+        first = json.loads((await anext(answer.events)).data)
         assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
         assert len(deployment.engine.generations[0].steps) == 6, "one of seven steps was read"
         await answer.events.aclose()

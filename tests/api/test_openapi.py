@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from pydantic import BaseModel
 from ember import __version__
 from ember.front.api import answers
 from ember.front.api.openapi import RANGES
-from ember.front.api.router import routes
+from ember.front.api.routes import ROUTES
 from ember.front.errors import ApiError
 from tests.api.fakes import Deployment
 from tests.api.talking import ADD, CALL_ADD, talking
@@ -35,15 +36,17 @@ def test_every_route_is_on_the_page(deploy: Any) -> None:
     assert page["openapi"] == "3.1.0"
     assert page["info"]["version"] == __version__
     shown = {path: {method.upper() for method in methods} for path, methods in page["paths"].items()}
-    assert shown == {path: set(methods) for path, methods in routes().items()}
+    assert shown == {route.path: set(route.methods) for route in ROUTES}
     names = [operation["operationId"] for methods in page["paths"].values() for operation in methods.values()]
     assert len(names) == len(set(names))
     assert "/tokenizer_info" not in page_of(deploy())["paths"]
 
 
-def test_every_route_is_in_the_docs() -> None:
+def test_the_table_in_the_docs_is_the_table_of_routes() -> None:
     text = (Path(__file__).parents[2] / "docs" / "routes.md").read_text()
-    assert not [path for path in routes() if f"`{path}`" not in text]
+    rows = re.findall(r"^\| `(/[^`]*)` \| ([A-Z, ]+) \| (yes|) ?\|", text, re.MULTILINE)
+    streams = {True: "yes", False: ""}
+    assert rows == [(route.path, ", ".join(route.methods), streams[bool(route.about.chunk)]) for route in ROUTES]
 
 
 def test_the_key_and_the_root_path(deploy: Any) -> None:
@@ -112,7 +115,7 @@ def test_ranges_are_those_that_are_enforced(deploy: Any, name: str) -> None:
 
 def test_a_boot_does_not_load_what_the_page_needs() -> None:
     code = (
-        "import sys, ember.front.start, ember.front.http.server, ember.front.worker.handler, ember.front.api.router\n"
+        "import sys, ember.front.start, ember.front.http.server, ember.front.worker.handler, ember.front.api.routes\n"
         "print([name for name in sys.modules if name in ('ember.front.api.openapi', 'ember.front.api.answers')])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,6 +6,7 @@ import pytest
 from openai.types import Model
 
 import ember
+from ember.front.api.openai_forms import openai_error
 from ember.front.errors import ApiError
 from tests.api.fakes import MAX_MODEL_LEN, Deployment
 
@@ -15,7 +16,9 @@ def test_unknown_paths(deployment: Deployment, path: str) -> None:
     with pytest.raises(ApiError) as caught:
         deployment.request("GET", path)
     assert caught.value.status == 404
-    assert caught.value.body() == {"error": {"message": "Not Found", "type": "Not Found", "param": None, "code": 404}}
+    assert openai_error(caught.value) == {
+        "error": {"message": "Not Found", "type": "Not Found", "param": None, "code": 404}
+    }
 
 
 @pytest.mark.parametrize(
@@ -33,7 +36,7 @@ def test_wrong_methods(deployment: Deployment, method: str, path: str, allowed: 
     with pytest.raises(ApiError) as caught:
         deployment.request(method, path)
     body = {"error": {"message": "Method Not Allowed", "type": "Method Not Allowed", "param": None, "code": 405}}
-    assert caught.value.body() == body
+    assert openai_error(caught.value) == body
     assert caught.value.headers == {"Allow": allowed}
 
 
@@ -92,7 +95,7 @@ def test_what_nobody_expected_is_a_500_without_details(deployment: Deployment, m
     for ask in (deployment.chat, deployment.stream_chat, deployment.complete):
         with pytest.raises(ApiError) as caught:
             ask()
-        assert caught.value.body()["error"] == {
+        assert openai_error(caught.value)["error"] == {
             "message": "Internal server error; the worker's log has it.",
             "type": "InternalServerError",
             "param": None,

@@ -265,6 +265,6 @@ def test_an_error_of_the_requests_own_is_a_400_that_names_the_field(
             ask(guided_regex="a")
         assert (caught.value.status, caught.value.param) == (status, param)
     deployment.engine.script = fails(param, after=2)
-    chunks = deployment.stream_chat(guided_regex="a")
-    error = chunks[-1]["error"]
-    assert (error["code"], error["param"], error["message"]) == (status, param, "it cannot be used")
+    with pytest.raises(ApiError) as caught:
+        deployment.stream_chat(guided_regex="a")
+    assert (caught.value.status, caught.value.param, caught.value.message) == (status, param, "it cannot be used")

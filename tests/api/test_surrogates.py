@@ -7,16 +7,17 @@ from typing import Any
 import orjson
 import pytest
 
+from ember.front.api.openai_forms import OPENAI_EVENTS, openai_error
 from ember.front.errors import ApiError
 from tests.api.fakes import Deployment, refused
 
 
 def test_an_error_can_be_sent_whatever_it_quotes() -> None:
     error = ApiError(400, "got \ud800é", param="a\udfff")
-    assert error.body()["error"]["message"] == "got ?é"
-    assert error.body()["error"]["param"] == "a?"
+    assert openai_error(error)["error"]["message"] == "got ?é"
+    assert openai_error(error)["error"]["param"] == "a?"
     assert str(error) == "got ?é"
-    assert error.sse().startswith("data: {")
+    assert OPENAI_EVENTS.encode(OPENAI_EVENTS.error(error)).startswith("data: {")
 
 
 SURROGATES: list[tuple[dict[str, Any], str]] = [
@@ -49,4 +50,4 @@ def test_large_numbers_and_depths_are_no_surrogates(deployment: Deployment) -> N
 def test_a_model_that_cannot_be_encoded(deployment: Deployment) -> None:
     with pytest.raises(ApiError, match="does not exist") as caught:
         deployment.request("GET", "/v1/models/\ud800")
-    orjson.dumps(caught.value.body())
+    orjson.dumps(openai_error(caught.value))

@@ -17,7 +17,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, pre_tokenizers
 
-from ember.front.api.router import dispatch
+from ember.front.api.routes import ROUTER
 from ember.front.errors import ApiError
 from ember.front.http.app import make_app
 from ember.front.text.tokenizer import Tokenizer, TokenizerPanic
@@ -106,10 +106,10 @@ def test_an_answer_that_cannot_be_decoded(decoding_fails: Deployment) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_over_the_queue(encoding_fails: Deployment, path: str, stream: bool) -> None:
     async def answer(request: Any) -> Any:
-        return await dispatch(encoding_fails.services, request)
+        return await ROUTER.dispatch(encoding_fails.services, request)
 
     async def outputs(text: str) -> list[Any]:
-        handler = make_handler(Handling(ThisLoop(), answer, model="org/tiny"))
+        handler = make_handler(Handling(ThisLoop(), answer, ROUTER, model="org/tiny"))
         job_input = {"openai_route": path, "openai_input": body_of(path, text, stream=stream)}
         return [output async for output in handler({"id": "j", "input": job_input})]
 
@@ -129,7 +129,7 @@ def test_over_http(encoding_fails: Deployment) -> None:
     backend: Any = SimpleNamespace(engine=encoding_fails.engine, ready=ready)
 
     async def run() -> None:
-        app = make_app(encoding_fails.services.settings, backend, dispatch)
+        app = make_app(encoding_fails.services.settings, backend, ROUTER)
         async with client_of(app) as client:
             for path in ANSWERED:
                 response = await client.post(path, json=body_of(path, WORST))

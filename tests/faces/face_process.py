@@ -8,21 +8,19 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import types
 from typing import Any
 
+from ember.front.api import routes
 from ember.front.link.admission import Admission
 from ember.front.link.client import EngineError
 from ember.settings import load_settings
-from tests.faces.fakes import FakeWorker, fake_dispatch
+from tests.faces.fakes import FAKE_ROUTER, FakeWorker
 
 
 def main() -> int:
     options: dict[str, Any] = json.loads(sys.argv[1])
     logging.basicConfig(level="INFO", stream=sys.stderr)
-    router: Any = types.ModuleType("ember.front.api.router")  # the faces' one door to the api
-    router.dispatch = fake_dispatch
-    sys.modules[router.__name__] = router
+    routes.ROUTER = FAKE_ROUTER  # the faces' one door to the api; they are imported below
     failure = EngineError(options["boot_error"]) if options.get("boot_error") else None
     settings = load_settings({"model_name": "m", **options.get("settings", {})})
     admission = Admission(settings.max_num_queued_reqs, settings.max_num_queued_tokens)

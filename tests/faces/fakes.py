@@ -10,10 +10,16 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from ember.front.api.exchange import EventStream, Request, Response
+from ember.front.api.exchange import Event, EventStream, Request, Response
+from ember.front.api.openai_forms import OPENAI_EVENTS
+from ember.front.api.route import Handler
+from ember.front.api.router import Router
+from ember.front.api.routes import ROUTES
 from ember.front.api.streaming import StartedEvents
 from ember.front.errors import ApiError, bad_request
 from ember.front.link.admission import Admission
+from ember.front.metrics import Metrics
+from ember.settings import load_settings
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +44,9 @@ class FakeWorker:
         async def ready() -> None:
             return None
 
-        self.services: Any = SimpleNamespace(engine=self.engine, ready=ready, worker=self)
+        self.services: Any = SimpleNamespace(
+            engine=self.engine, ready=ready, worker=self, metrics=Metrics(), settings=load_settings({"model_name": "m"})
+        )
 
     async def start(self) -> None:
         self.dead = asyncio.Event()
@@ -68,11 +76,21 @@ class FakeWorker:
         log.info("the fake is closed")
 
 
-def event(content: Any) -> str:
-    return f"data: {json.dumps({'text': content}, ensure_ascii=False)}\n\n"
+def event(content: Any) -> Event:
+    return Event(json.dumps({"text": content}, ensure_ascii=False))
 
 
-async def fake_dispatch(services: Any, request: Request) -> Response | EventStream:
+def frame(content: Any) -> str:
+    """The text of `event` in a stream."""
+    return OPENAI_EVENTS.encode(event(content))
+
+
+def fake_router(answer: Handler) -> Router:
+    """The real table of routes, all of which are answered by `answer`."""
+    return Router([route if route.answer is None else replace(route, answer=answer) for route in ROUTES])
+
+
+async def fake_answer(services: Any, request: Request) -> Response | EventStream:
     """Body fields: `words`, `pace` (seconds between them), `stream`, `fail` (bad, crash, late), `die` (the engine) and
     `tokens` (of the prompt, which wait as long as the request)."""
     worker: FakeWorker = services.worker
@@ -86,7 +104,7 @@ async def fake_dispatch(services: Any, request: Request) -> Response | EventStre
     if body.get("tokens"):
         worker.engine.admission.enter(id(request), body["tokens"])
         try:
-            return await fake_dispatch(services, replace(request, body={**body, "tokens": None}))
+            return await fake_answer(services, replace(request, body={**body, "tokens": None}))
         finally:
             worker.engine.admission.leave(id(request))
     fail = body.get("fail")
@@ -107,7 +125,7 @@ async def fake_dispatch(services: Any, request: Request) -> Response | EventStre
     return Response(200, {"object": "chat.completion", "echo": body}, {"X-Test": "1"})
 
 
-async def _events(worker: FakeWorker, request: Request, body: dict[str, Any]) -> AsyncGenerator[str, None]:
+async def _events(worker: FakeWorker, request: Request, body: dict[str, Any]) -> AsyncGenerator[Event, None]:
     finished = False
     try:
         for number in range(body.get("words", 1)):
@@ -120,8 +138,10 @@ async def _events(worker: FakeWorker, request: Request, body: dict[str, Any]) ->
                 worker.dead.set()
             yield event(body.get("word", "wört ") + str(number))
             await asyncio.sleep(body.get("pace", 0))
-        yield "data: [DONE]\n\n"
         finished = True
     finally:
         if not finished:
             worker.note_abort(request)
+
+
+FAKE_ROUTER = fake_router(fake_answer)

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from ember.front.api.exchange import EventStream, Response
+from ember.front.api.exchange import Event, EventStream, Response
 from ember.front.errors import ApiError
 from ember.front.worker.coalesce import BatchSizes
 from ember.front.worker.handler import Answer, Handler, Handling, make_handler
 from ember.front.worker.loop import EngineLoop
-from tests.faces.fakes import FakeWorker, event, fake_dispatch
+from tests.faces.fakes import FAKE_ROUTER, FakeWorker, event, frame
 
 CHAT = "/v1/chat/completions"
 
@@ -32,9 +32,9 @@ class Bench:
 
     def handler(self, raw: bool = True, answer: Answer | None = None, **options: Any) -> Handler:
         async def fake_answer(request: Any) -> Any:
-            return await fake_dispatch(self.worker.services, request)
+            return await FAKE_ROUTER.dispatch(self.worker.services, request)
 
-        return make_handler(Handling(self.loop, answer or fake_answer, model="m", raw=raw, **options))
+        return make_handler(Handling(self.loop, answer or fake_answer, FAKE_ROUTER, model="m", raw=raw, **options))
 
     def run(self, job: Any, raw: bool = True) -> list[Any]:
         async def collect() -> list[Any]:
@@ -76,7 +76,7 @@ def test_get_route(bench: Bench) -> None:
 def test_stream_is_sse_text(bench: Bench) -> None:
     outputs = bench.body(words=50, stream=True)
     assert all(isinstance(output, str) for output in outputs)
-    assert "".join(outputs) == "".join(event(f"wört {n}") for n in range(50)) + "data: [DONE]\n\n"
+    assert "".join(outputs) == "".join(frame(f"wört {n}") for n in range(50)) + "data: [DONE]\n\n"
 
 
 def test_stream_of_parsed_chunks(bench: Bench) -> None:
@@ -137,7 +137,7 @@ def test_a_failure_that_is_no_exception_ends_its_job_too(bench: Bench, at: str) 
         if at == "answer":
             raise Panic
 
-        async def events() -> AsyncGenerator[str, None]:
+        async def events() -> AsyncGenerator[Event, None]:
             yield event("a")
             raise Panic
 
@@ -179,8 +179,8 @@ def test_what_leaves_can_always_be_encoded(bench: Bench, fault: str, raw: bool, 
         if not stream:
             return Response(200, {"model": "\ud800"})
 
-        async def events() -> AsyncGenerator[str, None]:
-            yield 'data: {"text": "\ud800"}\n\n'
+        async def events() -> AsyncGenerator[Event, None]:
+            yield Event('{"text": "\ud800"}')
 
         return EventStream(events())
 
@@ -301,9 +301,9 @@ def test_cancelling_before_the_first_token_aborts(bench: Bench) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_jobs_can_be_ended_from_outside(bench: Bench, stream: bool) -> None:
     async def answer(request: Any) -> Any:
-        return await fake_dispatch(bench.worker.services, request)
+        return await FAKE_ROUTER.dispatch(bench.worker.services, request)
 
-    handling = Handling(bench.loop, answer, model="m")
+    handling = Handling(bench.loop, answer, FAKE_ROUTER, model="m")
 
     async def scenario() -> list[Any]:
         body = {"messages": [], "stream": stream, "words": 100_000, "pace": 0.001}

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from ember.front.api.exchange import EventStream, Request
+from ember.front.api.exchange import Event, EventStream, Request
 from ember.front.http import app as face
 from ember.front.http import connection
 from ember.front.http.app import make_app
 from ember.settings import load_settings
-from tests.faces.fakes import FakeWorker, event, fake_dispatch
+from tests.faces.fakes import FakeWorker, event, fake_answer, fake_router
 from tests.support.http_server import FaceServer
 
 PATIENCE_S = 20.0
@@ -45,12 +45,12 @@ class Face:
 
 @asynccontextmanager
 async def running(
-    worker: FakeWorker | None = None, dispatch: Any = fake_dispatch, linger: float = 0.1, **settings: Any
+    worker: FakeWorker | None = None, answer: Any = fake_answer, linger: float = 0.1, **settings: Any
 ) -> AsyncIterator[Face]:
     worker = worker or FakeWorker()
     await worker.start()
     stopping = asyncio.Event()
-    app = make_app(load_settings({"model_name": "m", **settings}), worker, dispatch, stopping)
+    app = make_app(load_settings({"model_name": "m", **settings}), worker, fake_router(answer), stopping)
     server = FaceServer(app, linger)
     async with server:
         yield Face(server, worker, stopping)
@@ -147,11 +147,11 @@ def test_a_client_that_leaves_ends_its_request(
     async def scenario() -> None:
         begun: list[str] = []
 
-        async def dispatch(services: Any, request: Request) -> Any:
+        async def answer(services: Any, request: Request) -> Any:
             begun.append(request.headers["x-request-id"])
-            return await fake_dispatch(services, request)
+            return await fake_answer(services, request)
 
-        async with running(dispatch=dispatch) as face:
+        async with running(answer=answer) as face:
             for _ in range(5):
                 _, writer = await face.connect()
                 await leave(writer, post({**LONG, "stream": stream}))
@@ -307,11 +307,11 @@ def test_clients_that_do_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "UNREAD_SECONDS", 1.0)
     made = 0
 
-    async def dispatch(services: Any, request: Request) -> Any:
+    async def answer(services: Any, request: Request) -> Any:
         if not (request.body or {}).get("stream"):
-            return await fake_dispatch(services, request)
+            return await fake_answer(services, request)
 
-        async def events() -> AsyncGenerator[str, None]:
+        async def events() -> AsyncGenerator[Event, None]:
             nonlocal made
             try:
                 while True:
@@ -323,7 +323,7 @@ def test_clients_that_do_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
         return EventStream(events())
 
     async def scenario() -> None:
-        async with running(dispatch=dispatch) as face:
+        async with running(answer=answer) as face:
             slow = [await face.connect(limit=2**10) for _ in range(20)]
             for _, writer in slow:
                 writer.transport.pause_reading()  # type: ignore[attr-defined]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 import pytest
 
+from ember.front.api.openai_forms import openai_error
+from ember.front.api.routes import ROUTER
 from ember.front.errors import ApiError
 from ember.front.worker.coalesce import BatchSizes
 from ember.front.worker.inputs import parse_input, wants_stream
@@ -113,14 +116,14 @@ REFUSED: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("job_input", "method", "path", "body"), SHAPES)
 def test_shape(job_input: Any, method: str, path: str, body: Any) -> None:
-    request = parse_input(job_input, model="m").request
+    request = parse_input(job_input, ROUTER, model="m").request
     assert (request.method, request.path, request.body) == (method, path, body)
 
 
 @pytest.mark.parametrize(("job_input", "said"), REFUSED)
 def test_refused(job_input: Any, said: str) -> None:
     with pytest.raises(ApiError) as caught:
-        parse_input(job_input, model="m")
+        parse_input(job_input, ROUTER, model="m")
     assert caught.value.status == 400
     assert said in caught.value.message
 
@@ -147,15 +150,15 @@ def _nested(depth: int) -> Any:
 def test_what_no_json_can_carry_is_refused_where_it_is(job_input: Any, param: str, said: str) -> None:
     """The SDK reads jobs with the json module, which lets such values in."""
     with pytest.raises(ApiError) as caught:
-        parse_input(job_input, model="m")
+        parse_input(job_input, ROUTER, model="m")
     assert caught.value.status == 400
     assert said in caught.value.message
     assert caught.value.param == param
-    caught.value.sse().encode()
+    orjson.dumps(openai_error(caught.value))
 
 
 def test_query_and_headers() -> None:
-    job = parse_input({"route": "/v1/models?a=b&c="}, model="m", job_id="job-7")
+    job = parse_input({"route": "/v1/models?a=b&c="}, ROUTER, model="m", job_id="job-7")
     assert job.request.path == "/v1/models"
     assert job.request.query == {"a": "b", "c": ""}
     assert job.request.headers["x-request-id"] == "job-7"
@@ -163,7 +166,7 @@ def test_query_and_headers() -> None:
 
 def test_input_is_not_changed() -> None:
     openai_input = {"messages": MESSAGES}
-    parse_input({"openai_input": openai_input}, model="m")
+    parse_input({"openai_input": openai_input}, ROUTER, model="m")
     assert openai_input == {"messages": MESSAGES}
 
 
@@ -181,7 +184,7 @@ def test_input_is_not_changed() -> None:
     ],
 )
 def test_stream(job_input: Any, stream: bool) -> None:
-    assert parse_input(job_input, model="m").stream is stream
+    assert parse_input(job_input, ROUTER, model="m").stream is stream
 
 
 def test_wants_stream_of_what_cannot_be_parsed() -> None:
@@ -191,15 +194,15 @@ def test_wants_stream_of_what_cannot_be_parsed() -> None:
 
 
 def test_max_batch_size_bounds_events() -> None:
-    assert parse_input({"prompt": "a", "max_batch_size": "5"}, model="m").max_events == 5
-    assert parse_input({"prompt": "a", "max_batch_size": None}, model="m").max_events is None
+    assert parse_input({"prompt": "a", "max_batch_size": "5"}, ROUTER, model="m").max_events == 5
+    assert parse_input({"prompt": "a", "max_batch_size": None}, ROUTER, model="m").max_events is None
 
 
 def test_batch_sizes_of_a_job_are_stronger_than_the_workers() -> None:
     usual = BatchSizes(least=2, growth=3.0, most=50)
-    assert parse_input({"prompt": "a"}, model="m").sizes(usual) == usual
+    assert parse_input({"prompt": "a"}, ROUTER, model="m").sizes(usual) == usual
     own = {"prompt": "a", "min_batch_size": 4, "batch_size_growth_factor": "1.5", "max_batch_size": 9}
-    assert parse_input(own, model="m").sizes(usual) == BatchSizes(least=4, growth=1.5, most=9)
+    assert parse_input(own, ROUTER, model="m").sizes(usual) == BatchSizes(least=4, growth=1.5, most=9)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +218,7 @@ def test_batch_sizes_of_a_job_are_stronger_than_the_workers() -> None:
 )
 def test_batch_sizes_that_make_no_sense(name: str, value: object) -> None:
     with pytest.raises(ApiError) as caught:
-        parse_input({"prompt": "a", name: value}, model="m")
+        parse_input({"prompt": "a", name: value}, ROUTER, model="m")
     assert (caught.value.status, caught.value.param) == (400, name)
 
 
@@ -231,15 +234,17 @@ def test_batch_sizes_that_make_no_sense(name: str, value: object) -> None:
 def test_fields_beside_a_request_are_named_once(
     job_input: Any, beside: str, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    parse_input(job_input, model="m")
-    parse_input(job_input, model="m")
+    parse_input(job_input, ROUTER, model="m")
+    parse_input(job_input, ROUTER, model="m")
     (message,) = [record.getMessage() for record in caplog.records]
     assert f"input.{name} " in message and f"beside {beside}" in message and "no effect" in message
 
 
 def test_fields_with_an_effect_are_not_named(caplog: pytest.LogCaptureFixture) -> None:
-    parse_input({"openai_input": {"messages": MESSAGES}, "openai_route": CHAT, "max_batch_size": 2}, model="m")
-    parse_input({"route": CHAT, "body": {"messages": MESSAGES}, "method": "POST", "min_batch_size": 2}, model="m")
-    parse_input({"messages": MESSAGES, "sampling_params": {}, "use_openai_format": True}, model="m")
-    parse_input({"openai_input": {"messages": MESSAGES}, "messages": None}, model="m")
+    parse_input({"openai_input": {"messages": MESSAGES}, "openai_route": CHAT, "max_batch_size": 2}, ROUTER, model="m")
+    parse_input(
+        {"route": CHAT, "body": {"messages": MESSAGES}, "method": "POST", "min_batch_size": 2}, ROUTER, model="m"
+    )
+    parse_input({"messages": MESSAGES, "sampling_params": {}, "use_openai_format": True}, ROUTER, model="m")
+    parse_input({"openai_input": {"messages": MESSAGES}, "messages": None}, ROUTER, model="m")
     assert not caplog.records

@@ -7,29 +7,32 @@ from typing import Any
 
 import pytest
 
-from ember.front.api.exchange import Response
-from ember.front.errors import DONE, ApiError
+from ember.front.api.exchange import Event, Response
+from ember.front.api.openai_forms import openai_error
+from ember.front.api.route import NO_ROUTE
+from ember.front.api.routes import ROUTER
+from ember.front.errors import ApiError
 from ember.front.worker.inputs import parse_input
 from ember.front.worker.outputs import TokenLists, check_result_size, output_bytes
 
 
-def sse(**chunk: Any) -> str:
-    return f"data: {json.dumps(chunk)}\n\n"
+def kept(**chunk: Any) -> str:
+    return TokenLists(NO_ROUTE).encode(Event(json.dumps(chunk)))
 
 
 def chunk(index: int, text: str | None, count: int, route: str = "chat") -> str:
     body: dict[str, Any] = {"delta": {"content": text}} if route == "chat" else {"text": text}
     usage = {"prompt_tokens": 7, "completion_tokens": count, "total_tokens": 7 + count}
-    return sse(choices=[{"index": index, **body}], usage=usage)
+    return kept(choices=[{"index": index, **body}], usage=usage)
 
 
 @pytest.mark.parametrize("route", ["chat", "completion"])
 def test_a_stream_of_tokens(route: str) -> None:
-    form = TokenLists()
+    form = TokenLists(NO_ROUTE)
     assert form.pieces([chunk(0, "", 0, route), chunk(1, "", 0, route)]) == []  # nothing is said yet
     first = form.pieces([chunk(0, "Hel", 1, route), chunk(0, "lo", 2, route), chunk(1, "Hi", 1, route)])
     assert first == [{"choices": [{"tokens": ["Hel", "lo"]}, {"tokens": ["Hi"]}], "usage": {"input": 7, "output": 3}}]
-    last = form.pieces([chunk(1, None, 2, route), sse(choices=[], usage={"prompt_tokens": 7}), DONE])
+    last = form.pieces([chunk(1, None, 2, route), kept(choices=[], usage={"prompt_tokens": 7})])
     assert last == [{"choices": [{"tokens": []}, {"tokens": []}], "usage": {"input": 7, "output": 4}}]
 
 
@@ -38,31 +41,28 @@ def test_a_whole_answer_as_tokens() -> None:
     chat = {"choices": [{"message": {"reasoning": "hm. ", "content": "Yes"}}], "usage": usage}
     completion = {"choices": [{"text": "a"}, {"text": "b"}], "usage": usage}
     counts = {"input": 3, "output": 5}
-    assert TokenLists().body(Response(200, chat)) == {"choices": [{"tokens": ["hm. Yes"]}], "usage": counts}
+    assert TokenLists(NO_ROUTE).body(Response(200, chat)) == {"choices": [{"tokens": ["hm. Yes"]}], "usage": counts}
     both = [{"tokens": ["a"]}, {"tokens": ["b"]}]
-    assert TokenLists().body(Response(200, completion)) == {"choices": both, "usage": counts}
+    assert TokenLists(NO_ROUTE).body(Response(200, completion)) == {"choices": both, "usage": counts}
 
 
 def test_an_error_among_tokens_fails_the_job() -> None:
     error = ApiError(400, "bad", param="prompt")
-    with pytest.raises(ApiError) as caught:
-        TokenLists().pieces([error.sse()])
-    assert caught.value.body() == error.body()
-    (output,) = TokenLists().failed(caught.value)
-    assert json.loads(output["error"]) == error.body()["error"]
+    (output,) = TokenLists(NO_ROUTE).failed(error)
+    assert json.loads(output["error"]) == openai_error(error)["error"]
 
 
 def test_which_jobs_are_answered_with_tokens() -> None:
     def as_tokens(**job_input: Any) -> bool:
-        return parse_input(job_input, model="m", native_tokens=True).native_tokens
+        return parse_input(job_input, ROUTER, model="m", native_tokens=True).native_tokens
 
     assert as_tokens(prompt="a")
     assert as_tokens(messages=[], stream=True)
     assert not as_tokens(prompt="a", use_openai_format=True)
     assert not as_tokens(openai_input={"prompt": "a"})
     assert not as_tokens(openai_route="/v1/models")
-    assert not parse_input({"prompt": "a"}, model="m").native_tokens
-    job = parse_input({"prompt": "a", "stream": True}, model="m", native_tokens=True)
+    assert not parse_input({"prompt": "a"}, ROUTER, model="m").native_tokens
+    job = parse_input({"prompt": "a", "stream": True}, ROUTER, model="m", native_tokens=True)
     assert job.request.body["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
     with pytest.raises(ApiError, match="use_openai_format"):
         as_tokens(messages=[], tools=[{"type": "function"}])

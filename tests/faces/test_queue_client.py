@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
-from ember.front.api.exchange import EventStream, Request, Response
+from ember.front.api.exchange import Event, EventStream, Request, Response
+from ember.front.api.routes import ROUTER
 from ember.front.worker import calls as calls_module
 from ember.front.worker import queue as queue_module
 from ember.front.worker.calls import Addresses, Calls, QueueError, Refused, TooManyRequests, make_session
 from ember.front.worker.handler import Handling, ThisLoop
 from ember.front.worker.queue import Queue
 from ember.front.worker.waits import Backoff
-from tests.faces.fakes import event
+from tests.faces.fakes import event, frame
 from tests.support.fake_queue import FakeQueue
 from tests.support.processes import Process
 
@@ -135,10 +136,9 @@ class Engine:
     async def answer(self, request: Request) -> Response | EventStream:
         self.started.append(request.headers["x-request-id"])
 
-        async def events() -> AsyncGenerator[str, None]:
+        async def events() -> AsyncGenerator[Event, None]:
             yield event("a")
             await self.release.wait()
-            yield "data: [DONE]\n\n"
 
         return EventStream(events())
 
@@ -150,7 +150,7 @@ def test_a_job_that_comes_twice_runs_once_and_junk_is_passed_over(queue: FakeQue
         async def ready() -> None:
             return None
 
-        loop = Queue(calls, Handling(ThisLoop(), engine.answer, model="m"), 8, ready, 5.0)
+        loop = Queue(calls, Handling(ThisLoop(), engine.answer, ROUTER, model="m"), 8, ready, 5.0)
         serving = asyncio.create_task(loop.run())
         await asyncio.to_thread(queue.wait_for, lambda: queue.calls["job-take-batch"], 5, "a poll")
         for junk in (None, 5, {"no": "id"}, {"id": 7}, {"id": ""}):
@@ -198,7 +198,7 @@ def test_a_queue_that_is_away_for_a_minute(queue: FakeQueue, monkeypatch: pytest
         async def ready() -> None:
             return None
 
-        loop = Queue(calls, Handling(ThisLoop(), engine.answer, model="m"), 8, ready, 5.0)
+        loop = Queue(calls, Handling(ThisLoop(), engine.answer, ROUTER, model="m"), 8, ready, 5.0)
         serving = asyncio.create_task(loop.run())
         streamed = queue.submit({"prompt": "a", "stream": True})
         await asyncio.to_thread(queue.wait_pieces, streamed, 1)
@@ -212,7 +212,7 @@ def test_a_queue_that_is_away_for_a_minute(queue: FakeQueue, monkeypatch: pytest
         later = queue.submit({"prompt": "b", "stream": True})
         for job in (streamed, later):
             record = await asyncio.to_thread(queue.wait, job)
-            assert (record.status, record.text) == ("COMPLETED", event("a") + "data: [DONE]\n\n")
+            assert (record.status, record.text) == ("COMPLETED", frame("a") + "data: [DONE]\n\n")
         assert 3 < tries < 100
         loop.stop()
         await serving
@@ -238,7 +238,7 @@ def test_no_job_is_taken_while_the_engine_is_started_again(queue: FakeQueue) -> 
             while not is_ready.is_set():
                 await asyncio.sleep(0.01)
 
-        loop = Queue(calls, Handling(ThisLoop(), engine.answer, model="m"), 8, ready, 5.0)
+        loop = Queue(calls, Handling(ThisLoop(), engine.answer, ROUTER, model="m"), 8, ready, 5.0)
         serving = asyncio.create_task(loop.run())
         job = queue.submit({"prompt": "a", "stream": True})
         await asyncio.sleep(0.3)

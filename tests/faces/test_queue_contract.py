@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from ember.front.worker.coalesce import MAX_PIECE_BYTES
-from tests.faces.fakes import event
+from tests.faces.fakes import frame
 from tests.support.fake_queue import FakeQueue
 from tests.support.processes import ROOT, Process, children
 
@@ -67,7 +67,7 @@ def chat(**body: Any) -> dict[str, Any]:
 
 
 def text_of(words: int, word: str = "wört ") -> str:
-    return "".join(event(f"{word}{number}") for number in range(words)) + DONE
+    return "".join(frame(f"{word}{number}") for number in range(words)) + DONE
 
 
 def test_a_worker_from_boot_to_sigterm(queue: FakeQueue, start: Start) -> None:

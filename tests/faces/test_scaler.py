@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ember.front.api.routes import ROUTER
 from ember.front.worker import waits
 from ember.front.worker.handler import Handling, ThisLoop
 from ember.front.worker.sdk import import_sdk
@@ -71,7 +72,7 @@ def test_a_stop_before_the_loop_runs() -> None:
     async def answer(request: Any) -> Any:
         raise AssertionError
 
-    handling = Handling(ThisLoop(), answer, model="m")
+    handling = Handling(ThisLoop(), answer, ROUTER, model="m")
     scaler = Scaler({"concurrency_modifier": lambda _: 1, "handler": None}, handling, Future, 1.0)
     scaler.jobs_fetcher = fetch
     scaler.handle_shutdown(15, None)

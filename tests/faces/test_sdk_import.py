@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ember.front.api.routes import ROUTER
 from ember.front.worker.handler import Handling, ThisLoop
 from tests.support.processes import Process
 
@@ -50,7 +51,7 @@ def test_another_version_keeps_its_own_loop(monkeypatch: pytest.MonkeyPatch, cap
     async def answer(request: Any) -> Any:
         raise AssertionError
 
-    handling = Handling(ThisLoop(), answer, model="m")
+    handling = Handling(ThisLoop(), answer, ROUTER, model="m")
     own = rp_scale.JobScaler
     monkeypatch.setattr(rp_scale, "JobScaler", own)
     monkeypatch.setattr(runpod, "__version__", "1.99.0")

@@ -10,11 +10,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from openai._streaming import SSEDecoder
 
+from ember.front.api.openai_forms import openai_error
+from ember.front.api.route import NO_ROUTE
+from ember.front.api.routes import ROUTER
 from ember.front.api.streaming import event
-from ember.front.errors import DONE, ApiError
+from ember.front.errors import ApiError
 from ember.front.worker.coalesce import MAX_PIECE_BYTES, cut, wire_bytes
 from ember.front.worker.inputs import parse_input, wants_stream
-from ember.front.worker.outputs import ParsedChunks, SseText, chunks_of
+from ember.front.worker.outputs import ParsedChunks, StreamText
 from ember.platform.jobs import PlatformError, new_job, split_chunk
 
 FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -45,10 +48,10 @@ def test_job_inputs(given_input: Any, native_tokens: bool) -> None:
     """What is accepted can be encoded again and has a path; what is not is a 400."""
     assert isinstance(wants_stream(given_input), bool)
     try:
-        job = parse_input(given_input, model="m", job_id="id", native_tokens=native_tokens)
+        job = parse_input(given_input, ROUTER, model="m", job_id="id", native_tokens=native_tokens)
     except ApiError as error:
         assert error.status == 400
-        orjson.dumps(error.body())
+        orjson.dumps(openai_error(error))
         return
     assert job.request.path.startswith("/")
     assert job.request.method in ("GET", "POST", "DELETE")
@@ -84,20 +87,21 @@ lines = st.text(alphabet='\n\r\u2028\u2029\x85\x0b\x0c\x1c\x1dab:\\" ', max_size
 def test_texts_in_events_arrive_whole(texts: list[str]) -> None:
     """Over SSE text as the openai SDK reads it, and as parsed chunks."""
     chunks = [{"choices": [{"index": 0, "delta": {"content": text}}]} for text in texts]
-    events = [*(event(chunk) for chunk in chunks), DONE]
-    assert decoded("".join(SseText().pieces(events))) == chunks
-    assert [chunk for piece in ParsedChunks().pieces(events) for chunk in piece] == chunks
-    assert [chunk for each in events for chunk in chunks_of(each)] == chunks
+    events = [event(chunk) for chunk in chunks]
+    for form in (StreamText(NO_ROUTE), ParsedChunks(NO_ROUTE)):
+        pieces = form.pieces([*(form.encode(each) for each in events), *filter(None, [form.end()])])
+        read = decoded("".join(pieces)) if type(form) is StreamText else [chunk for piece in pieces for chunk in piece]
+        assert read == chunks
 
 
 @FUZZ
 @given(text, text)
 def test_errors_in_events_are_read_as_errors(message: str, param: str) -> None:
     error = ApiError(400, message, param=param)
-    (read,) = decoded(error.sse() + DONE)
-    assert read == error.body()
-    (piece,) = ParsedChunks().failed(error)
-    assert piece == [error.body()]
+    (read,) = decoded("".join(StreamText(NO_ROUTE).failed(error)))
+    assert read == openai_error(error)
+    (piece,) = ParsedChunks(NO_ROUTE).failed(error)
+    assert piece == [openai_error(error)]
 
 
 @FUZZ

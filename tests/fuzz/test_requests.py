@@ -16,6 +16,7 @@ import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ember.front.api.openai_forms import openai_error
 from ember.front.api.router import EventStream, Response
 from ember.front.api.schemas import ChatRequest, CompletionRequest
 from ember.front.errors import ApiError
@@ -81,26 +82,25 @@ def check(deployment: Deployment, path: str, body: Any, take: int | None, leave_
         try:
             answer = await deployment.dispatch("POST", path, body)
         except ApiError as error:
-            check_error(error.body())
+            check_error(openai_error(error))
             return
         if isinstance(answer, Response):
             assert answer.status == 200
             json.dumps(answer.body, allow_nan=False)
             return
         assert isinstance(answer, EventStream)
+        num_events = 0
         try:
-            events: list[str] = []
-            async for item in answer.events:
-                events.append(item)
-                if len(events) == take:
+            async for event in answer.events:
+                json.loads(event.data, parse_constant=refuse_constant)
+                num_events += 1
+                if num_events == take:
                     return
+        except ApiError as error:
+            check_error(openai_error(error))
         finally:
             await answer.events.aclose()
-        assert events[-1] == "data: [DONE]\n\n"
-        for item in events[:-1]:
-            chunk = json.loads(item.removeprefix("data: "), parse_constant=refuse_constant)
-            if "error" in chunk:
-                check_error(chunk)
+        assert num_events
 
     async def run() -> None:
         task = asyncio.create_task(talk())
@@ -221,10 +221,10 @@ def test_many_at_once(deployment: Deployment, bodies: list[dict[str, Any]]) -> N
         try:
             answer = await deployment.dispatch("POST", COMPLETIONS, {**body, "max_tokens": 40})
         except ApiError as error:
-            check_error(error.body())
+            check_error(openai_error(error))
             return
         if isinstance(answer, EventStream):
-            assert [item async for item in answer.events][-1] == "data: [DONE]\n\n"
+            assert [event async for event in answer.events]
 
     async def run() -> None:
         await asyncio.wait_for(asyncio.gather(*(ask(body) for body in bodies)), PATIENCE_S)

@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 
 from ember import listing
+from ember.front.api.routes import ROUTER
 from ember.front.worker.inputs import parse_input
 from ember.settings import Settings, SettingsError, load_settings, variable_names
 from ember.settings.known import KNOWN_UNUSED
@@ -226,5 +227,5 @@ def test_presets_set_variables_that_are_read() -> None:
 
 def test_the_hubs_tests_are_jobs_that_the_worker_understands() -> None:
     for test in TESTS["tests"]:
-        parse_input(test["input"], model="org/name")
+        parse_input(test["input"], ROUTER, model="org/name")
     assert {entry["key"] for entry in TESTS["config"]["env"]} <= set(ENTRIES)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from ember.front.api.routes import ROUTER
 from ember.front.worker.delivery import delivered, read_answer
 from ember.front.worker.inputs import parse_input
 from ember.logs import Formatter
@@ -106,7 +107,7 @@ def test_an_openai_request_at_the_limit_of_depth_reaches_the_worker() -> None:
         job = delivered(element)
         assert job is not None and job.error is None
         assert job.job["input"]["openai_input"] == json.loads(body)
-        assert parse_input(job.job["input"], model="m").request.body is not None
+        assert parse_input(job.job["input"], ROUTER, model="m").request.body is not None
         await calls.report("job-done", job.id, json.dumps({"output": [job.job["input"]]}))
         assert await asking == (200, job.job["input"])
 

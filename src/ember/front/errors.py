@@ -1,23 +1,19 @@
-"""The one error the api raises, and its two forms: a JSON body with a status, and an SSE event; the end of a stream."""
+"""The one error that the api raises. Its form, in a body or in a stream, is that of the route (`api/route.py`)."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import orjson
-
-DONE = "data: [DONE]\n\n"  # the last event of every stream, also of one that failed
 RETRY_AFTER_SECONDS = 1
 # OpenAI's SDKs read the milliseconds; curl, urllib3 and proxies know the seconds alone.
 _RETRY = {"retry-after": str(RETRY_AFTER_SECONDS), "retry-after-ms": str(RETRY_AFTER_SECONDS * 1000)}
 
 
 class ApiError(Exception):
-    """An answer that is an error, in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`.
+    """An answer that is an error.
 
-    `status` is the HTTP status; `code` in the body is the same number, as vLLM's clients expect. The message is written
-    for the person who has to act: what was given, what is allowed, what to do. It may quote what came in: whatever
-    UTF-8 cannot encode is a question mark here. A 503 always has headers that say when to send the request again.
+    `status` is the HTTP status; `code` is the same number unless it is given, as vLLM's clients expect. The message is
+    written for the person who has to act: what was given, what is allowed, what to do. It may quote what came in:
+    whatever UTF-8 cannot encode is a question mark here. A 503 always has headers that say when to send the request
+    again.
     """
 
     def __init__(
@@ -38,14 +34,6 @@ class ApiError(Exception):
         self.headers = {**(_RETRY if status == 503 else {}), **(headers or {})}
         self.is_logged = False  # the line of its request is in the log
         self.limit: str | None = None  # the setting that kept a request out, for the count of those
-
-    def body(self) -> dict[str, Any]:
-        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return {"error": error}
-
-    def sse(self) -> str:
-        """The error as one SSE event (the stream goes on to `DONE`)."""
-        return f"data: {orjson.dumps(self.body()).decode()}\n\n"
 
 
 _TYPES = {

@@ -1,1 +1,1 @@
-"""What a request means: schemas, validation, one service per route, one router."""
+"""What a request means: schemas, validation, one record per route, one router."""

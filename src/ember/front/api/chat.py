@@ -8,7 +8,7 @@ from ember.front.api.body import parse_body
 from ember.front.api.call import Call, open_call
 from ember.front.api.chat_message import delta_fields, message_fields
 from ember.front.api.chat_prompt import adds_generation_prompt, asked_variables, chat_prompt, response_role
-from ember.front.api.exchange import EventStream, Request, Response
+from ember.front.api.exchange import Event, EventStream, Request, Response
 from ember.front.api.logprobs import chat_logprobs, prompt_logprobs
 from ember.front.api.reading import requested_reading
 from ember.front.api.runs import Runs
@@ -110,10 +110,10 @@ class _Chunks:
             "created": call.created,
             "model": call.services.model_name,
         }
-        self._prefix = f'data: {json_text(self._head)[:-1]},"choices":[{{"index":'
+        self._prefix = f'{json_text(self._head)[:-1]},"choices":[{{"index":'
         self._is_plain = not (request.logprobs or request.return_token_ids or call.stream_usage.in_chunks)
 
-    def opening(self, runs: Runs) -> list[str]:
+    def opening(self, runs: Runs) -> list[Event]:
         """The role, and the echo, of every choice."""
         prompt = self._call.jobs[0].prompt
         role = response_role(self._request, self._call.services)
@@ -131,7 +131,7 @@ class _Chunks:
             ]
         return chunks
 
-    def delta(self, piece: Piece, runs: Runs) -> str | None:
+    def delta(self, piece: Piece, runs: Runs) -> Event | None:
         """The chunk of one piece; None when there is nothing to tell."""
         if piece.finish_reason is None and self._is_plain:
             text = piece.text
@@ -161,13 +161,13 @@ class _Chunks:
         num_tokens = runs.runs[0].samples[piece.choice].num_tokens
         return self._event(runs, choice, num_tokens, extra)
 
-    def usage(self, runs: Runs) -> str:
+    def usage(self, runs: Runs) -> Event:
         return event({**self._head, **self._call.final_chunk(runs)})
 
-    def _plain_event(self, choice: int, delta: str) -> str:
-        return f'{self._prefix}{choice},"delta":{delta},"logprobs":null,"finish_reason":null}}]}}\n\n'
+    def _plain_event(self, choice: int, delta: str) -> Event:
+        return Event(f'{self._prefix}{choice},"delta":{delta},"logprobs":null,"finish_reason":null}}]}}')
 
-    def _event(self, runs: Runs, choice: dict[str, Any], num_tokens: int, extra: dict[str, Any] | None = None) -> str:
+    def _event(self, runs: Runs, choice: dict[str, Any], num_tokens: int, extra: dict[str, Any] | None = None) -> Event:
         chunk = {**self._head, "choices": [choice], **(extra or {})}
         if self._call.stream_usage.in_chunks:
             chunk["usage"] = self._call.final_usage(runs, num_tokens)

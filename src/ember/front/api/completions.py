@@ -7,7 +7,7 @@ from typing import Any
 from ember.front.api.body import parse_body
 from ember.front.api.call import Call, open_call
 from ember.front.api.completion_prompts import completion_prompts
-from ember.front.api.exchange import EventStream, Request, Response
+from ember.front.api.exchange import Event, EventStream, Request, Response
 from ember.front.api.logprobs import CompletionLogprobs, prompt_logprobs
 from ember.front.api.run import Run
 from ember.front.api.runs import Runs
@@ -127,23 +127,23 @@ class _Chunks:
             "created": call.created,
             "model": call.services.model_name,
         }
-        self._prefix = f'data: {json_text(self._head)[:-1]},"choices":[{{"index":'
+        self._prefix = f'{json_text(self._head)[:-1]},"choices":[{{"index":'
         self._is_plain = not (
             request.echo or request.logprobs is not None or request.return_token_ids or call.stream_usage.in_chunks
         )
 
-    def opening(self, runs: Runs) -> list[str]:
+    def opening(self, runs: Runs) -> list[Event]:
         """There is no role to tell."""
         return []
 
-    def delta(self, piece: Piece, runs: Runs) -> str | None:
+    def delta(self, piece: Piece, runs: Runs) -> Event | None:
         """The chunk of one piece; None when there is nothing to tell."""
         if piece.finish_reason is None and self._is_plain:
             if not piece.text:
                 return None
             text = json_text(piece.text)
-            end = '"logprobs":null,"finish_reason":null,"stop_reason":null}]}\n\n'
-            return f'{self._prefix}{piece.choice},"text":{text},{end}'
+            end = '"logprobs":null,"finish_reason":null,"stop_reason":null}]}'
+            return Event(f'{self._prefix}{piece.choice},"text":{text},{end}')
         run = runs.runs[piece.choice // self._call.n]
         shown = self._choices[piece.choice]
         text, columns = shown.show(piece, run)
@@ -169,5 +169,5 @@ class _Chunks:
             chunk["usage"] = self._call.final_usage(runs, run.samples[piece.choice % self._call.n].num_tokens)
         return event(chunk)
 
-    def usage(self, runs: Runs) -> str:
+    def usage(self, runs: Runs) -> Event:
         return event({**self._head, **self._call.final_chunk(runs)})

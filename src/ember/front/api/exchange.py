@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 
 @dataclass(slots=True)
 class Request:
@@ -22,6 +24,7 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
     arrived: float = field(default_factory=time.monotonic)  # when the face had it
+    parameters: Mapping[str, str] = field(default_factory=dict)  # of the route's path, percent-decoded; the router's
 
 
 @dataclass(slots=True)
@@ -33,15 +36,22 @@ class Response:
     headers: dict[str, str] = field(default_factory=dict)
 
 
+class Event(msgspec.Struct, frozen=True, gc=False):  # one for every chunk: it has to be made quickly
+    """One event of a streamed answer. The framing of its route makes text of it."""
+
+    data: str  # a JSON document
+    name: str | None = None  # where the route names its events
+
+
 @dataclass(slots=True)
 class EventStream:
-    """A streamed answer: each item is one whole SSE event, the last one `data: [DONE]`.
+    """A streamed answer. The face writes its events in the framing of the route, an error and the end included.
 
-    The engine has already produced its first output. `events.aclose()` aborts what is still running, also when nothing
-    was taken from the stream yet.
+    The engine has already produced its first output. What `events` raises is an ApiError. `events.aclose()` aborts what
+    is still running, also when nothing was taken from the stream yet.
     """
 
-    events: AsyncGenerator[str, None]
+    events: AsyncGenerator[Event, None]
     headers: dict[str, str] = field(default_factory=dict)
 
 

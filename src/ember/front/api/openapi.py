@@ -1,14 +1,14 @@
 """GET /openapi.json: the routes with the schemas of their requests and answers, as OpenAPI 3.1.
 
-In: the table of routes (`router.py`) and the pydantic models of requests (`schemas.py`) and answers (`answers.py`).
+In: the table of routes (`routes.py`) and the pydantic models of requests (`schemas.py`) and answers (`answers.py`).
 This module is imported at the first request for the page, so that a boot does not pay for it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
@@ -20,10 +20,8 @@ from ember import __version__
 from ember.front.api import answers, schemas
 from ember.front.api.exchange import REQUEST_ID_HEADER, Response
 from ember.front.api.load import FORMAT_HEADER, LOAD_HEADER
+from ember.front.api.route import Model, Route
 from ember.front.api.services import Services
-
-Model = type[BaseModel]
-Methods = Mapping[str, Sequence[str]]  # of each route, whose path may have a parameter in braces
 
 _SCHEMAS = "#/components/schemas/"
 _OF_EVERY_ROUTE = (400, 401, 500, 503)
@@ -50,73 +48,20 @@ RANGES: dict[str, dict[str, float]] = {
 }
 
 
-@dataclass(frozen=True)
-class Operation:
-    """A route as the page tells of it. Several models are alternatives. An `answer` that is text is the media type of a
-    body without a model; None stands for an empty body."""
-
-    summary: str
-    answer: tuple[Model, ...] | str | None
-    body: tuple[Model, ...] = ()
-    chunk: tuple[Model, ...] = ()  # of the events of a stream
-    errors: tuple[int, ...] = ()
-    empty: tuple[int, ...] = ()  # further statuses without a body
-    generates: bool = False
-    needs_key: bool = True
-
-
-_CHAT, _COMPLETION = schemas.ChatRequest, schemas.CompletionRequest
-_CHAT_CHUNK, _COMPLETION_CHUNK = answers.ChatCompletionChunk, answers.CompletionChunk
-_OPERATIONS = {
-    "/v1/chat/completions": Operation(
-        "Answer a conversation", (answers.ChatCompletion,), (_CHAT,), (_CHAT_CHUNK,), generates=True
-    ),
-    "/v1/chat/completions/batch": Operation(
-        "Answer many conversations", (answers.ChatBatch,), (schemas.BatchChatRequest,), generates=True
-    ),
-    "/v1/completions": Operation(
-        "Continue a text", (answers.Completion,), (_COMPLETION,), (_COMPLETION_CHUNK,), generates=True
-    ),
-    "/invocations": Operation(
-        "SageMaker's route: a chat or a completion, as the body is",
-        (answers.ChatCompletion, answers.Completion),
-        (_CHAT, _COMPLETION),
-        (_CHAT_CHUNK, _COMPLETION_CHUNK),
-        generates=True,
-    ),
-    "/tokenize": Operation(
-        "Text or a conversation to token ids", (answers.Tokens,), (schemas.TokenizeRequest, schemas.TokenizeChatRequest)
-    ),
-    "/detokenize": Operation("Token ids to text", (answers.Text,), (schemas.DetokenizeRequest,)),
-    "/tokenizer_info": Operation("The tokenizer's configuration", (answers.TokenizerInfo,)),
-    "/v1/models": Operation("The names the model is served under", (answers.Models,)),
-    "/v1/models/{model}": Operation("One of these names", (answers.Model,), errors=(404,)),
-    "/load": Operation("Requests in flight", (answers.ServerLoad,)),
-    "/boot": Operation("The boot timeline", (answers.BootReport,)),
-    "/metrics": Operation("Prometheus metrics", "text/plain"),
-    "/openapi.json": Operation("This page", "application/json"),
-    "/version": Operation("The version", (answers.Version,)),
-    "/health": Operation("Whether requests are answered", None, empty=(503,), needs_key=False),
-    "/ping": Operation("Whether requests are answered, or will be", None, empty=(204, 503), needs_key=False),
-}
-
-
-async def openapi_page(services: Services, routes: Methods) -> Response:
+async def openapi_page(services: Services, routes: Sequence[Route]) -> Response:
     """The page, as this deployment has the routes."""
     settings = services.settings
-    shown = {path: tuple(methods) for path, methods in routes.items()}
-    if not settings.enable_tokenizer_info_endpoint:
-        del shown["/tokenizer_info"]
-    page = await asyncio.to_thread(_page, tuple(shown.items()), settings.root_path or "/", bool(settings.api_key))
+    shown = tuple(route for route in routes if route.enabled_by is None or getattr(settings, route.enabled_by))
+    page = await asyncio.to_thread(_page, shown, settings.root_path or "/", bool(settings.api_key))
     return Response(200, page)
 
 
 @lru_cache(maxsize=4)
-def _page(routes: tuple[tuple[str, tuple[str, ...]], ...], server: str, has_keys: bool) -> dict[str, Any]:
-    paths = {
-        path: {method.lower(): _operation(path, method, _OPERATIONS[path]) for method in methods}
-        for path, methods in routes
-    }
+def _page(routes: tuple[Route, ...], server: str, has_keys: bool) -> dict[str, Any]:
+    paths: dict[str, Any] = {}
+    for route in routes:
+        operations = {method.lower(): _operation(route, method) for method in route.methods}
+        paths.setdefault(route.path, {}).update(operations)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Ember", "version": __version__, "description": "An OpenAI-compatible worker."},
@@ -125,72 +70,79 @@ def _page(routes: tuple[tuple[str, tuple[str, ...]], ...], server: str, has_keys
         "paths": paths,
         "components": {
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
-            "schemas": _schemas(),
+            "schemas": _schemas(routes),
         },
     }
 
 
-def _operation(path: str, method: str, operation: Operation) -> dict[str, Any]:
+def _operation(route: Route, method: str) -> dict[str, Any]:
     described: dict[str, Any] = {
-        "summary": operation.summary,
-        "operationId": f"{method.lower()}{path.translate(_IN_NAMES)}",
-        "responses": _responses(operation, has_body=method != "HEAD"),
+        "summary": route.about.summary,
+        "operationId": f"{method.lower()}{route.path.translate(_IN_NAMES)}",
+        "responses": _responses(route, has_body=method != "HEAD"),
     }
-    parameters = [_HEADERS[name] for name in (REQUEST_ID_HEADER, FORMAT_HEADER) if operation.generates]
-    if "{" in path:
-        parameters.append({"name": "model", "in": "path", "required": True, "schema": {"type": "string"}})
+    parameters = [_HEADERS[name] for name in (REQUEST_ID_HEADER, FORMAT_HEADER) if route.generates]
+    parameters += [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"\{(\w+)\}", route.path)
+    ]
     if parameters:
         described["parameters"] = parameters
-    if operation.body:
-        described["requestBody"] = {"required": True, "content": _json(operation.body)}
-    if not operation.needs_key:
+    if route.about.body:
+        described["requestBody"] = {"required": True, "content": _json(route.about.body)}
+    if route.is_health_check:
         described["security"] = []
     return described
 
 
-def _responses(operation: Operation, *, has_body: bool) -> dict[str, Any]:
+def _responses(route: Route, *, has_body: bool) -> dict[str, Any]:
+    about = route.about
     success: dict[str, Any] = {"description": "OK"}
-    if isinstance(operation.answer, tuple) and has_body:
-        success["content"] = _json(operation.answer)
-    elif isinstance(operation.answer, str) and has_body:
-        schema = {"type": "string"} if operation.answer == "text/plain" else {"type": "object"}
-        success["content"] = {operation.answer: {"schema": schema}}
-    if operation.chunk:
-        success["description"] = "OK. With `stream` the answer is events; the data of the last one is [DONE]."
-        success["content"]["text/event-stream"] = {"itemSchema": _event((*operation.chunk, answers.Error))}
-    if operation.generates:
+    if isinstance(about.answer, tuple) and has_body:
+        success["content"] = _json(about.answer)
+    elif isinstance(about.answer, str) and has_body:
+        schema = {"type": "string"} if about.answer == "text/plain" else {"type": "object"}
+        success["content"] = {about.answer: {"schema": schema}}
+    if about.chunk:
+        documents = [_reference(model) for model in (*about.chunk, route.errors.model)]
+        success["description"] = f"OK. With `stream` the answer is {route.framing.description}."
+        success["content"][route.framing.media_type.partition(";")[0]] = {"itemSchema": route.framing.schema(documents)}
+    if route.generates:
         success["headers"] = {LOAD_HEADER: {"schema": {"type": "string"}, "description": "Where it is asked for."}}
     responses = {"200": success}
-    for status in operation.empty:
+    for status in about.empty:
         responses[str(status)] = {"description": HTTPStatus(status).phrase}
-    if operation.needs_key:
-        for status in sorted({*_OF_EVERY_ROUTE, *(_OF_BODIES if operation.body else ()), *operation.errors}):
-            error = answers.Unauthorized if status == 401 else answers.Error
+    if not route.is_health_check:
+        for status in sorted({*_OF_EVERY_ROUTE, *(_OF_BODIES if about.body else ()), *about.errors}):
+            error = _json((route.errors.models.get(status, route.errors.model),))
             described = {"description": HTTPStatus(status).phrase}
-            responses[str(status)] = {**described, "content": _json((error,))} if has_body else described
+            responses[str(status)] = {**described, "content": error} if has_body else described
     return responses
 
 
 def _json(models: Sequence[Model]) -> dict[str, Any]:
-    references = [{"$ref": _SCHEMAS + model.__name__} for model in models]
+    references = [_reference(model) for model in models]
     return {"application/json": {"schema": references[0] if len(references) == 1 else {"anyOf": references}}}
 
 
-def _event(models: Sequence[Model]) -> dict[str, Any]:
-    """One event of a stream, whose data is one of the models as JSON text."""
-    written = [
-        {"contentMediaType": "application/json", "contentSchema": {"$ref": _SCHEMAS + model.__name__}}
-        for model in models
-    ]
-    data = {"type": "string", "anyOf": [{"const": "[DONE]"}, *written]}
-    return {"type": "object", "required": ["data"], "properties": {"data": data}}
+def _reference(model: Model) -> dict[str, Any]:
+    return {"$ref": _SCHEMAS + _model(model).__name__}
 
 
-def _schemas() -> dict[str, Any]:
-    models: dict[Model, None] = {answers.Error: None, answers.Unauthorized: None}
-    for operation in _OPERATIONS.values():
-        answer = operation.answer if isinstance(operation.answer, tuple) else ()
-        models |= dict.fromkeys((*operation.body, *answer, *operation.chunk))
+def _model(model: Model) -> type[BaseModel]:
+    """The class of a model that may be given by its name."""
+    if not isinstance(model, str):
+        return model
+    found: type[BaseModel] = getattr(schemas, model, None) or getattr(answers, model)
+    return found
+
+
+def _schemas(routes: Sequence[Route]) -> dict[str, Any]:
+    models: dict[type[BaseModel], None] = {}
+    for route in routes:
+        answer = route.about.answer if isinstance(route.about.answer, tuple) else ()
+        named = (route.errors.model, *route.errors.models.values(), *route.about.body, *answer, *route.about.chunk)
+        models |= dict.fromkeys(_model(model) for model in named)
     _, found = models_json_schema([(model, "validation") for model in models], ref_template=_SCHEMAS + "{model}")
     definitions: dict[str, Any] = found["$defs"]
     for definition in definitions.values():

@@ -1,61 +1,144 @@
-"""One table of routes and one way in, for both faces."""
+"""From a request to the answer of its route: one way in for both faces. The table of routes is in `routes.py`."""
 
 from __future__ import annotations
 
 import logging
+import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from urllib.parse import unquote
 
-from ember.front.api.batch import create_chat_batch
-from ember.front.api.chat import create_chat_completion
-from ember.front.api.completions import create_completion
 from ember.front.api.exchange import REQUEST_ID_HEADER, EventStream, Request, Response, request_id
-from ember.front.api.invocations import invoke
-from ember.front.api.load import FORMAT_HEADER, load, load_headers
+from ember.front.api.load import FORMAT_HEADER, load_headers
 from ember.front.api.meter import log_refusal
-from ember.front.api.models import get_model, list_models
+from ember.front.api.route import NO_ROUTE, Route
 from ember.front.api.services import Services
-from ember.front.api.status import STATUS_METHODS, boot, not_allowed, plain_path, status
-from ember.front.api.tokenize import detokenize, tokenize
-from ember.front.api.tokenizer_info import tokenizer_info
 from ember.front.errors import ApiError, internal_error
 from ember.front.tracing import TRACEPARENT
 from ember.logs import REQUEST_ID
-
-__all__ = ["EventStream", "Request", "Response", "dispatch"]
+from ember.settings import Settings
 
 log = logging.getLogger(__name__)
 
-Route = Callable[[Services, Request], Awaitable[Response | EventStream]]
-
-_MODEL_PATH = "/v1/models/"
-_CHAT, _BATCH, _COMPLETIONS = "/v1/chat/completions", "/v1/chat/completions/batch", "/v1/completions"
-_INVOCATIONS = "/invocations"
-_GENERATING = frozenset({_CHAT, _BATCH, _COMPLETIONS, _INVOCATIONS})
+_COUNTED_METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH")
 
 
-async def dispatch(services: Services, raw_request: Request) -> Response | EventStream:
-    """Answers a request. Raises ApiError for every failure before the first token, and nothing else."""
-    own = status(services.engine, raw_request.method, raw_request.path)
-    if own is not None:
-        return own
-    REQUEST_ID.set(request_id(raw_request.headers.get(REQUEST_ID_HEADER.lower())))
-    TRACEPARENT.set(raw_request.headers.get("traceparent"))
-    try:
-        answer = await _find(raw_request)(services, raw_request)
-        if FORMAT_HEADER in raw_request.headers and plain_path(raw_request.path) in _GENERATING:
-            await _tell_load(services, answer, raw_request.headers[FORMAT_HEADER])
-    except ApiError as error:
-        _note_error(services, raw_request, error)
-        raise
-    except Exception as error:
-        log.exception("%r %r failed", raw_request.method[:20], raw_request.path[:200])
-        failure = internal_error()
-        _note_error(services, raw_request, failure)
-        raise failure from error
-    _count(services, raw_request, answer.status if isinstance(answer, Response) else 200)
-    return answer
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What the table has for a method and a path. The forms of `route` answer in any case."""
+
+    route: Route  # of the path, where there is one but not with this method; otherwise NO_ROUTE
+    allowed: tuple[str, ...]  # the methods of the path; none where there is no such path
+    is_allowed: bool
+    parameters: Mapping[str, str]  # of the path, percent-decoded
+
+    def check(self) -> None:
+        """Raises ApiError 404 and 405."""
+        if not self.allowed:
+            raise ApiError(404, "Not Found", type="Not Found")
+        if not self.is_allowed:
+            headers = {"Allow": ", ".join(self.allowed)}
+            raise ApiError(405, "Method Not Allowed", type="Method Not Allowed", headers=headers)
+
+
+_NO_MATCH = Match(NO_ROUTE, (), False, {})
+
+
+class Router:
+    """A table of routes. `other_paths` are further names: from a path to that of a route."""
+
+    def __init__(self, routes: Sequence[Route], other_paths: Mapping[str, str] | None = None) -> None:
+        self.routes = tuple(routes)
+        by_path: dict[str, list[Route]] = {}
+        for route in routes:
+            by_path.setdefault(plain_path(route.path), []).append(route)
+        self._fixed = {path: found for path, found in by_path.items() if "{" not in path}
+        self._patterns = [(_pattern(path), found) for path, found in by_path.items() if "{" in path]
+        # The longer pattern has more text of its own and is tried first: /things/{id}/parts before /things/{id}.
+        self._patterns.sort(key=lambda entry: -len(entry[0].pattern))
+        for path, target in (other_paths or {}).items():
+            self._fixed[plain_path(path)] = by_path[plain_path(target)]
+
+    def of(self, settings: Settings) -> Router:
+        """The same table, with the paths that settings give to routes."""
+        other_paths = {
+            getattr(settings, route.second_path): route.path for route in self.routes if route.second_path is not None
+        }
+        return Router(self.routes, other_paths)
+
+    def find(self, method: str, path: str) -> Match:
+        """`path` as it was sent: percent-encoded, with or without a query and slashes at its end."""
+        found, parameters = self._at(plain_path(path))
+        if not found:
+            return _NO_MATCH
+        allowed = tuple(dict.fromkeys(each for route in found for each in route.methods))
+        method = method.upper()
+        of_method = next((route for route in found if method in route.methods), None)
+        return Match(of_method or found[0], allowed, of_method is not None, parameters)
+
+    def for_job_field(self, name: str) -> Route | None:
+        """The route that a queue job with this field and without a route asks for."""
+        return next((route for route in self.routes if route.job_field == name), None)
+
+    def _at(self, path: str) -> tuple[Sequence[Route], dict[str, str]]:
+        """The routes at a path, and the parameters in it."""
+        found = self._fixed.get(path) or self._fixed.get(unquote(path))
+        if found is not None:
+            return found, {}
+        for pattern, found in self._patterns:
+            if (match := pattern.fullmatch(path)) is not None:
+                return found, {name: unquote(value) for name, value in match.groupdict().items()}
+        return (), {}
+
+    async def dispatch(self, services: Services, raw_request: Request) -> Response | EventStream:
+        """Answers a request. Raises ApiError for every failure before the first event, and nothing else."""
+        match = self.find(raw_request.method, raw_request.path)
+        route = match.route
+        if route.status is not None:
+            match.check()
+            return route.status(services.engine)
+        REQUEST_ID.set(request_id(raw_request.headers.get(REQUEST_ID_HEADER.lower())))
+        TRACEPARENT.set(raw_request.headers.get("traceparent"))
+        try:
+            match.check()
+            _check_enabled(route, services.settings)
+            raw_request.parameters = match.parameters
+            assert route.answer is not None
+            answer = await route.answer(services, raw_request)
+            if route.generates and FORMAT_HEADER in raw_request.headers:
+                await _tell_load(services, answer, raw_request.headers[FORMAT_HEADER])
+        except ApiError as error:
+            _note_error(services, raw_request, route, error)
+            raise
+        except Exception as error:
+            log.exception("%r %r failed", raw_request.method[:20], raw_request.path[:200])
+            failure = internal_error()
+            _note_error(services, raw_request, route, failure)
+            raise failure from error
+        _count(services, raw_request, route, answer.status if isinstance(answer, Response) else 200)
+        return answer
+
+
+def plain_path(path: str) -> str:
+    """Without a query and slashes at the end."""
+    return path.partition("?")[0].rstrip("/")
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    """A parameter is one part of a path; at the end of it, all that is left."""
+    parts = re.split(r"\{(\w+)\}", path)
+    texts, names = parts[::2], parts[1::2]
+    pattern = re.escape(texts[0])
+    for name, text in zip(names, texts[1:], strict=True):
+        pattern += f"(?P<{name}>{'[^/]+' if text else '.+'}){re.escape(text)}"
+    return re.compile(pattern, re.DOTALL)
+
+
+def _check_enabled(route: Route, settings: Settings) -> None:
+    if route.enabled_by is not None and not getattr(settings, route.enabled_by):
+        message = f"Not Found: set {route.enabled_by.upper()} to true for this route"
+        raise ApiError(404, message, type="Not Found")
 
 
 async def _tell_load(services: Services, answer: Response | EventStream, form: str) -> None:
@@ -68,85 +151,17 @@ async def _tell_load(services: Services, answer: Response | EventStream, form: s
         raise
 
 
-def _count(services: Services, raw_request: Request, status: int) -> None:
+def _count(services: Services, raw_request: Request, route: Route, status: int) -> None:
+    """Under the route's path as the table has it: what clients make up must not make new time series."""
     method = raw_request.method.upper()
-    methods = ("GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH")
-    key = (_route_name(raw_request), method if method in methods else "other", f"{status // 100}xx")
+    key = (route.path, method if method in _COUNTED_METHODS else "other", f"{status // 100}xx")
     services.metrics.requests[key] += 1
 
 
-def _note_error(services: Services, raw_request: Request, error: ApiError) -> None:
-    _count(services, raw_request, error.status)
+def _note_error(services: Services, raw_request: Request, route: Route, error: ApiError) -> None:
+    _count(services, raw_request, route, error.status)
     if error.limit is not None:
         services.metrics.refused[error.limit] += 1
     if not error.is_logged:
         name = REQUEST_ID.get() or ""
-        log_refusal(name, _route_name(raw_request), error.status, error.type, time.monotonic() - raw_request.arrived)
-
-
-def _route_name(raw_request: Request) -> str:
-    """The route as the table has it: what clients make up must not make new time series."""
-    path = plain_path(raw_request.path)
-    if path.startswith(_MODEL_PATH):
-        return _MODEL_PATH + "{model}"
-    return path if path in _ROUTES else "none"
-
-
-def _find(raw_request: Request) -> Route:
-    path = plain_path(raw_request.path)
-    by_method = _ROUTES.get(path)
-    if by_method is None and path.startswith(_MODEL_PATH):
-        by_method = {"GET": _get_model}
-    if by_method is None:
-        raise ApiError(404, "Not Found", type="Not Found")
-    route = by_method.get(raw_request.method.upper())
-    if route is None:
-        raise not_allowed(tuple(by_method))
-    return route
-
-
-def _at_once(answer: Callable[[Services], Response]) -> Route:
-    """A route that looks at the services alone."""
-
-    async def route(services: Services, raw_request: Request) -> Response:
-        return answer(services)
-
-    return route
-
-
-async def _get_model(services: Services, raw_request: Request) -> Response:
-    return get_model(services, unquote(plain_path(raw_request.path)[len(_MODEL_PATH) :]))
-
-
-async def _metrics(services: Services, raw_request: Request) -> Response:
-    from ember.front.api.metrics_page import metrics_page  # the library behind it takes 60 ms of the boot
-
-    return await metrics_page(services)
-
-
-async def _openapi(services: Services, raw_request: Request) -> Response:
-    from ember.front.api.openapi import openapi_page  # its models and their schemas are for this page alone
-
-    return await openapi_page(services, routes())
-
-
-def routes() -> dict[str, tuple[str, ...]]:
-    """Every path with its methods; a parameter is in braces."""
-    found = {path: tuple(by_method) for path, by_method in _ROUTES.items()}
-    return {**found, _MODEL_PATH + "{model}": ("GET",), **STATUS_METHODS}
-
-
-_ROUTES: dict[str, dict[str, Route]] = {
-    _CHAT: {"POST": create_chat_completion},
-    _BATCH: {"POST": create_chat_batch},
-    _COMPLETIONS: {"POST": create_completion},
-    _INVOCATIONS: {"POST": invoke},
-    "/tokenize": {"POST": tokenize},
-    "/detokenize": {"POST": detokenize},
-    "/tokenizer_info": {"GET": tokenizer_info},
-    "/load": {"GET": _at_once(load)},
-    "/v1/models": {"GET": _at_once(list_models)},
-    "/boot": {"GET": _at_once(boot)},
-    "/metrics": {"GET": _metrics},
-    "/openapi.json": {"GET": _openapi},
-}
+        log_refusal(name, route.path, error.status, error.type, time.monotonic() - raw_request.arrived)

@@ -1,47 +1,51 @@
-"""Server-sent events: a stream that starts with the engine's first output and always ends with `[DONE]`."""
+"""Streamed answers: the events of one request, from the engine's first output on."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from types import TracebackType
 from typing import Any, Protocol
 
 import orjson
 
 from ember.front.api.call import Call
+from ember.front.api.exchange import Event
 from ember.front.api.runs import Runs
 from ember.front.api.samples import Piece
-from ember.front.errors import DONE, ApiError, internal_error
+from ember.front.errors import ApiError, internal_error
 
 log = logging.getLogger(__name__)
 
 
-def event(chunk: dict[str, Any]) -> str:
-    return f"data: {orjson.dumps(chunk).decode()}\n\n"
+def event(chunk: dict[str, Any]) -> Event:
+    return Event(orjson.dumps(chunk).decode())
 
 
 def json_text(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
-class StartedEvents(AsyncGenerator[str, None]):
-    """The events of a generator whose first one has been taken already.
+class StartedEvents(AsyncGenerator[Event, None]):
+    """The events of a generator whose first one, if there is any, has been taken already.
 
     Not a plain generator: closing one that was never iterated would leave the inner one, and the engine, running.
     """
 
-    def __init__(self, first: str, rest: AsyncGenerator[str, None]) -> None:
-        self._first: str | None = first
+    def __init__(self, first: Event | None, rest: AsyncGenerator[Event, None]) -> None:
+        self._first = first
         self._rest = rest
 
-    async def __anext__(self) -> str:
-        if self._first is not None:
-            first, self._first = self._first, None
-            return first
-        return await self._rest.__anext__()
+    def __anext__(self) -> Coroutine[Any, Any, Event]:
+        """The generator's own awaitable: a coroutine around it would be made for every event."""
+        return self._rest.__anext__() if self._first is None else self._take_first()
 
-    async def asend(self, value: None) -> str:
+    async def _take_first(self) -> Event:
+        first, self._first = self._first, None
+        assert first is not None
+        return first
+
+    async def asend(self, value: None) -> Event:
         return await self.__anext__()
 
     async def athrow(
@@ -49,7 +53,7 @@ class StartedEvents(AsyncGenerator[str, None]):
         typ: type[BaseException] | BaseException,
         val: BaseException | object = None,
         tb: TracebackType | None = None,
-    ) -> str:
+    ) -> Event:
         self._first = None
         error = typ if isinstance(typ, BaseException) else val if isinstance(val, BaseException) else typ()
         return await self._rest.athrow(error)
@@ -60,35 +64,41 @@ class StartedEvents(AsyncGenerator[str, None]):
 
 
 class ChunkWriter(Protocol):
-    """Turns what the engine produces into the chunks of one route."""
+    """Turns what the engine produces into the events of one route's streams."""
 
-    def opening(self, runs: Runs) -> list[str]: ...
-    def delta(self, piece: Piece, runs: Runs) -> str | None: ...
-    def usage(self, runs: Runs) -> str: ...
+    def opening(self, runs: Runs) -> list[Event]: ...
+    def delta(self, piece: Piece, runs: Runs) -> Event | None: ...
+    def usage(self, runs: Runs) -> Event: ...
 
 
 async def start_stream(call: Call, writer: ChunkWriter) -> StartedEvents:
     """Waits for the first chunk, so that an error before it is a plain error. Raises ApiError."""
-    events = _until_done(_chunks(call, writer))
-    return StartedEvents(await anext(events), events)
+    events = _events(call, writer)
+    return StartedEvents(await anext(events, None), events)
 
 
-async def _chunks(call: Call, writer: ChunkWriter) -> AsyncGenerator[str, None]:
-    """Whatever has gathered in a choice while the last chunk was sent leaves as one chunk."""
+async def _events(call: Call, writer: ChunkWriter) -> AsyncGenerator[Event, None]:
+    """Whatever has gathered in a choice while the last chunk was sent leaves as one chunk. Raises ApiError alone."""
     is_first = True
     intervals = _Intervals(call.stream_interval)
-    async with call.runs() as runs:
-        while (pieces := await runs.next()) is not None:
-            if is_first:
-                is_first = False
-                runs.check_not_empty()
-                for chunk in writer.opening(runs):
-                    yield chunk
-            for piece in intervals.due(pieces):
-                if (delta := writer.delta(piece, runs)) is not None:
-                    yield delta
-    if call.stream_usage.at_end:
-        yield writer.usage(runs)
+    try:
+        async with call.runs() as runs:
+            while (pieces := await runs.next()) is not None:
+                if is_first:
+                    is_first = False
+                    runs.check_not_empty()
+                    for chunk in writer.opening(runs):
+                        yield chunk
+                for piece in intervals.due(pieces):
+                    if (delta := writer.delta(piece, runs)) is not None:
+                        yield delta
+        if call.stream_usage.at_end:
+            yield writer.usage(runs)
+    except ApiError:
+        raise
+    except Exception:
+        log.exception("a stream failed")
+        raise internal_error() from None
 
 
 class _Intervals:
@@ -116,23 +126,3 @@ class _Intervals:
             self._held[new.choice] = Piece(new.choice)
             due.append(piece)
         return due
-
-
-async def _until_done(chunks: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
-    is_started = False
-    try:
-        async for chunk in chunks:
-            is_started = True
-            yield chunk
-    except ApiError as error:
-        if not is_started:
-            raise
-        yield error.sse()
-    except Exception:
-        if not is_started:
-            raise
-        log.exception("a stream failed")
-        yield internal_error().sse()
-    finally:
-        await chunks.aclose()
-    yield DONE

@@ -8,7 +8,6 @@ from typing import Any
 
 from ember.front.api.exchange import Request, Response
 from ember.front.api.services import Services
-from ember.front.errors import ApiError
 from ember.regular_file import MAX_JSON_BYTES
 from ember.untrusted_json import UntrustedJsonError, read_object
 
@@ -18,10 +17,7 @@ _USUAL_CLASS = "PreTrainedTokenizerFast"
 
 
 async def tokenizer_info(services: Services, raw_request: Request) -> Response:
-    """Raises ApiError 404 where it is not enabled."""
-    if not services.settings.enable_tokenizer_info_endpoint:
-        message = "Not Found: set ENABLE_TOKENIZER_INFO_ENDPOINT to true for this route"
-        raise ApiError(404, message, type="Not Found")
+    """What a client needs to tokenise as this worker does."""
     return Response(200, await asyncio.to_thread(_info, services))
 
 

@@ -8,6 +8,7 @@ import orjson
 from aiohttp import web
 
 from ember.front.api.exchange import Response
+from ember.front.api.route import Route
 from ember.front.errors import ApiError
 
 
@@ -18,14 +19,15 @@ def whole_answer(answer: Response, headers: dict[str, str]) -> web.Response:
     if isinstance(answer.body, str):
         headers.setdefault("Content-Type", "text/plain; charset=utf-8")
         return web.Response(status=answer.status, body=answer.body.encode(), headers=headers)
-    return json_answer(answer.status, answer.body, headers)
+    return _json_answer(answer.status, answer.body, headers)
 
 
-def error_answer(error: ApiError, headers: dict[str, str]) -> web.Response:
-    return json_answer(error.status, error.body(), {**headers, **error.headers})
+def error_answer(error: ApiError, route: Route, headers: dict[str, str]) -> web.Response:
+    """In the form of the route's errors."""
+    return _json_answer(error.status, route.errors.body(error), {**headers, **error.headers})
 
 
-def json_answer(status: int, body: Any, headers: dict[str, str]) -> web.Response:
+def _json_answer(status: int, body: Any, headers: dict[str, str]) -> web.Response:
     return web.Response(
         status=status,
         body=orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS),

@@ -1,6 +1,7 @@
 """The HTTP face: an aiohttp request comes in, the api's answer goes out as JSON, text or server-sent events.
 
-Authorisation, body limits, parsing and the error form are settled here; what a path means is the api router's.
+Authorisation, body limits and parsing are settled here. What a path means, in which form its errors are and how its
+streams are framed is asked of the router's table.
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ import hmac
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Protocol
 
 from aiohttp import HttpVersion11, web
 
 from ember.front.api.exchange import REQUEST_ID_HEADER, EventStream, Request, Response, request_id
+from ember.front.api.framing import Framing
+from ember.front.api.router import Match, Router
 from ember.front.api.services import Services
-from ember.front.api.status import plain_path, status
 from ember.front.errors import ApiError, internal_error, shutting_down
-from ember.front.http.answers import error_answer, json_answer, whole_answer
+from ember.front.http.answers import error_answer, whole_answer
 from ember.front.http.connection import Server
 from ember.front.http.cors import cors_headers, is_preflight
 from ember.front.link.client import EngineError
@@ -34,14 +35,10 @@ LARGE_BODY_BYTES = 64 * 1024
 BODY_ENCODINGS = ("identity", "gzip", "deflate")
 BODY_SECONDS = 60.0  # for a request's body to arrive
 STOPPING_BODY_SECONDS = 2.0  # the same once the server stops
-_HEALTH = ("/health", "/ping")  # need no key
-_SSE_HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
+_STREAM_HEADERS = {
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",  # proxies must pass each event on at once
 }
-
-Dispatch = Callable[[Services, Request], Awaitable[Response | EventStream]]
 
 
 class Backend(Protocol):
@@ -52,25 +49,30 @@ class Backend(Protocol):
     async def ready(self) -> Services: ...
 
 
-def make_app(settings: Settings, backend: Backend, dispatch: Dispatch, stopping: asyncio.Event | None = None) -> Server:
+def make_app(settings: Settings, backend: Backend, router: Router, stopping: asyncio.Event | None = None) -> Server:
     """The server; it answers from the first moment, and holds api requests until the engine is ready. Once `stopping`
     is set it takes no request any more, also on connections that are open."""
     stopping = stopping or asyncio.Event()
-    return Server(_Face(settings, backend, dispatch, stopping).answer, settings.max_request_bytes, stopping)
+    face = _Face(settings, backend, router.of(settings), stopping)
+    return Server(face.answer, settings.max_request_bytes, stopping)
 
 
-def make_health_app(settings: Settings, backend: Backend, stopping: asyncio.Event | None = None) -> Server:
-    """What listens on PORT_HEALTH: the health paths, and nothing else."""
+def make_health_app(
+    settings: Settings, backend: Backend, router: Router, stopping: asyncio.Event | None = None
+) -> Server:
+    """What listens on PORT_HEALTH: the health checks, and nothing else."""
     stopping = stopping or asyncio.Event()
+    router = router.of(settings)
 
     async def answer(http: web.BaseRequest) -> web.StreamResponse:
-        try:
-            found = health(settings, backend, http)
-        except ApiError as error:
-            return error_answer(error, {})
-        if found is None:
+        found = find(router, settings, http)
+        if not found.route.is_health_check:
             return web.Response(status=404)
-        return whole_answer(Response(503) if stopping.is_set() else found, {})
+        try:
+            response = status(found, backend)
+        except ApiError as error:
+            return error_answer(error, found.route, {})
+        return whole_answer(Response(503) if stopping.is_set() else response, {})
 
     return Server(answer, max_body_bytes=1, stopping=stopping)
 
@@ -81,53 +83,58 @@ def below_root(path: str, root_path: str | None) -> str:
     return path.removeprefix(root_path or "") if is_below else path
 
 
-def health(settings: Settings, backend: Backend, http: web.BaseRequest) -> Response | None:
-    """The answer of a health path, None for another path. HEALTH_CHECK_PATH is a name of /ping. Raises ApiError 405."""
-    path = plain_path(below_root(http.path, settings.root_path))
-    if plain_path(settings.health_check_path) in (path, plain_path(http.path)):
-        path = "/ping"
-    return status(backend.engine, http.method, path) if path in _HEALTH else None
+def find(router: Router, settings: Settings, http: web.BaseRequest) -> Match:
+    """What the table has for a request. A path that settings name may itself begin with ROOT_PATH."""
+    path = http.rel_url.raw_path
+    found = router.find(http.method, below_root(path, settings.root_path))
+    return found if found.allowed else router.find(http.method, path)
+
+
+def status(found: Match, backend: Backend) -> Response:
+    """The answer of a route that needs nothing but the engine's handle. Raises ApiError 405."""
+    found.check()
+    assert found.route.status is not None
+    return found.route.status(backend.engine)
 
 
 class _Face:
-    def __init__(self, settings: Settings, backend: Backend, dispatch: Dispatch, stopping: asyncio.Event) -> None:
+    def __init__(self, settings: Settings, backend: Backend, router: Router, stopping: asyncio.Event) -> None:
         self._settings = settings
         self._backend = backend
-        self._dispatch = dispatch
+        self._router = router
         self._stopping = stopping
         self._key_digests = [_digest(key.get_secret_value()) for key in settings.api_key]
 
     async def answer(self, http: web.BaseRequest) -> web.StreamResponse:
         """Raises nothing but what a client that is gone makes it raise."""
         headers = {**self._echo_headers(http), **cors_headers(self._settings, http)}
+        found = find(self._router, self._settings, http)
         try:
             if self._stopping.is_set():
                 raise shutting_down()
-            return await self._answer(http, headers)
+            return await self._answer(http, found, headers)
         except ApiError as error:
-            return error_answer(error, headers)
+            return error_answer(error, found.route, headers)
         except web.HTTPRequestEntityTooLarge:
-            return _too_large(self._settings.max_request_bytes, headers)
+            return error_answer(_too_large(self._settings.max_request_bytes), found.route, headers)
         except ConnectionError:  # the client's: there are no other connections that an answer waits for
             raise
         except Exception:
             log.exception("%r %r failed unexpectedly", http.method[:20], http.path[:200])
-            return error_answer(internal_error(), headers)
+            return error_answer(internal_error(), found.route, headers)
 
-    async def _answer(self, http: web.BaseRequest, headers: dict[str, str]) -> web.StreamResponse:
-        own = health(self._settings, self._backend, http)
-        if own is not None:
-            return whole_answer(own, headers)
+    async def _answer(self, http: web.BaseRequest, found: Match, headers: dict[str, str]) -> web.StreamResponse:
+        route = found.route
+        if route.is_health_check:
+            return whole_answer(status(found, self._backend), headers)
         if is_preflight(http, headers):
             return web.Response(status=204, headers=headers)
         if not self._is_authorised(http):
-            return json_answer(401, {"error": "Unauthorized"}, headers)
-        root_path = self._settings.root_path
-        own = status(self._backend.engine, http.method, below_root(http.path, root_path))  # /version
-        if own is not None:
-            return whole_answer(own, headers)
+            raise ApiError(401, "Unauthorized", type="Unauthorized")
+        if route.status is not None:
+            return whole_answer(status(found, self._backend), headers)
         if (http.content_length or 0) > self._settings.max_request_bytes:
-            return _too_large(self._settings.max_request_bytes, headers)
+            raise _too_large(self._settings.max_request_bytes)
         arrived = time.monotonic()
         body = await _parsed_body(http, self._stopping)
         try:
@@ -135,26 +142,30 @@ class _Face:
         except EngineError as error:
             raise ApiError(500, str(error), headers={"x-should-retry": "false"}) from None
         lowered = {name.lower(): value for name, value in http.headers.items()}
-        request = Request(
-            http.method, below_root(http.rel_url.raw_path, root_path), body, lowered, dict(http.query), arrived
-        )
-        answer = await self._dispatch(services, request)
+        path = below_root(http.rel_url.raw_path, self._settings.root_path)
+        request = Request(http.method, path, body, lowered, dict(http.query), arrived)
+        answer = await self._router.dispatch(services, request)
         if isinstance(answer, EventStream):
-            return await self._send_events(http, answer, headers)
+            return await self._send_events(http, answer, route.framing, headers)
         return whole_answer(answer, headers)
 
     async def _send_events(
-        self, http: web.BaseRequest, answer: EventStream, headers: dict[str, str]
+        self, http: web.BaseRequest, answer: EventStream, framing: Framing, headers: dict[str, str]
     ) -> web.StreamResponse:
-        """Write the events as they come. A client that goes away ends the generation: leaving closes its source."""
+        """Write the events as they come, and the error that ends them early. A client that goes away ends the
+        generation: leaving closes its source."""
         async with aclosing(answer.events) as events:
-            response = web.StreamResponse(headers={**_SSE_HEADERS, **headers, **answer.headers})
+            media_type = {"Content-Type": framing.media_type}
+            response = web.StreamResponse(headers={**media_type, **_STREAM_HEADERS, **headers, **answer.headers})
             if self._stopping.is_set():
                 response.force_close()
             await response.prepare(http)
-            async for event in events:
-                await response.write(event.encode())
-            await response.write_eof()
+            try:
+                async for event in events:
+                    await response.write(framing.encode(event).encode())
+            except ApiError as error:
+                await response.write(framing.encode(framing.error(error)).encode())
+            await response.write_eof(framing.end().encode())
             return response
 
     def _is_authorised(self, http: web.BaseRequest) -> bool:
@@ -240,9 +251,9 @@ async def _ask_for_body(http: web.BaseRequest) -> None:
     http.writer.output_size = 0  # nothing of the answer is sent yet
 
 
-def _too_large(limit: int, headers: dict[str, str]) -> web.Response:
+def _too_large(limit: int) -> ApiError:
     message = f"The request body is larger than {limit / 2**20:.4g} MiB."
-    return error_answer(ApiError(413, message, type="Request Entity Too Large"), headers)
+    return ApiError(413, message, type="Request Entity Too Large")
 
 
 def _digest(key: str) -> bytes:

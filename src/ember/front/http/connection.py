@@ -17,6 +17,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMethod, LineTooLong
 
+from ember.front.api.route import NO_ROUTE
 from ember.front.errors import ApiError, internal_error
 from ember.front.http.answers import error_answer
 
@@ -175,14 +176,14 @@ class Connection(web.RequestHandler):
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
-        """The answer to a head that cannot be read, in the api's form; the connection is closed behind it."""
+        """The answer to a head that cannot be read, of no route's form; the connection is closed behind it."""
         if status >= 500:
             log.error("a request failed outside of the face", exc_info=exc)
             error = internal_error()
         else:
             error = _head_error(exc)
             log.debug("refused a request's head: %s", error.message)
-        response = error_answer(error, {})
+        response = error_answer(error, NO_ROUTE, {})
         response.force_close()
         return response
 

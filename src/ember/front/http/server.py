@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from ember.front.api.router import dispatch
-from ember.front.http.app import Dispatch, make_app, make_health_app
+from ember.front.api.router import Router
+from ember.front.api.routes import ROUTER
+from ember.front.http.app import make_app, make_health_app
 from ember.front.http.connection import Server, watch
 from ember.front.link.client import EngineError
 from ember.front.signals import on_signals
@@ -32,18 +33,18 @@ _MAX_DESCRIPTORS = 65_536
 _QUIET_SECONDS = 60.0  # between two lines of the log that say the same
 
 
-def serve(settings: Settings, worker: Worker, dispatch: Dispatch = dispatch) -> int:
+def serve(settings: Settings, worker: Worker, router: Router = ROUTER) -> int:
     """Run until a signal or a failure. Returns the exit code."""
-    return asyncio.run(_serve(settings, worker, dispatch))
+    return asyncio.run(_serve(settings, worker, router))
 
 
-async def _serve(settings: Settings, worker: Worker, dispatch: Dispatch) -> int:
+async def _serve(settings: Settings, worker: Worker, router: Router) -> int:
     stopping, hurrying = on_signals()
     _raise_descriptor_limit()
     await worker.start()
-    server = make_app(settings, worker, dispatch, stopping)
+    server = make_app(settings, worker, router, stopping)
     asyncio.get_running_loop().set_exception_handler(_Unhandled(server))
-    health_server = make_health_app(settings, worker, stopping)
+    health_server = make_health_app(settings, worker, router, stopping)
     runner, health = _runner(server), _runner(health_server)
     watching = asyncio.create_task(watch(server, health_server))
     try:

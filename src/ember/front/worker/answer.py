@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
 from ember.front.api.exchange import EventStream, Request, Response
-from ember.front.api.router import dispatch
+from ember.front.api.routes import ROUTER
 from ember.front.worker.coalesce import BatchSizes
 from ember.front.worker.handler import Answer, Handling, Submitter
 
@@ -27,7 +27,7 @@ def answer_with(worker: Worker) -> Answer:
 
     async def answer(request: Request) -> Response | EventStream:
         await worker.services.ready()
-        return await dispatch(worker.services, request)
+        return await ROUTER.dispatch(worker.services, request)
 
     return answer
 
@@ -73,6 +73,7 @@ def handling_for(settings: Settings, loop: Submitter, answer: Answer) -> Handlin
     return Handling(
         loop,
         answer,
+        ROUTER,
         model=settings.served_names[0],
         raw=settings.raw_openai_output,
         native_tokens=settings.native_output == "tokens",

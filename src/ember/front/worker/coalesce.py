@@ -1,4 +1,4 @@
-"""Joins SSE events into pieces: single events come in from the engine's loop, lists of them go out on the SDK's.
+"""Joins events into pieces: single ones, as text, come in from the engine's loop, lists of them go out on the SDK's.
 
 The first event leaves at once. While the consumer is busy sending a piece, everything that is produced meanwhile
 collects here and leaves as the next one, at most `max_bytes` as the queue will carry it. When more than that is

@@ -14,10 +14,20 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ember.front.api.exchange import EventStream, Request, Response
+from ember.front.api.router import Router
 from ember.front.errors import ApiError, internal_error
 from ember.front.worker.coalesce import ANY_SIZE, BatchSizes, Pieces
-from ember.front.worker.inputs import Job, parse_input, wants_stream
-from ember.front.worker.outputs import Form, ParsedChunks, SseText, TokenLists, Whole, check_result_size, output_bytes
+from ember.front.worker.inputs import Job, asked_route, parse_input, wants_stream
+from ember.front.worker.outputs import (
+    Form,
+    ParsedChunks,
+    StreamText,
+    TokenLists,
+    Whole,
+    check_result_size,
+    error_output,
+    output_bytes,
+)
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +56,15 @@ class ThisLoop:
 
 @dataclass
 class Handling:
-    """How this worker handles jobs: `answer` is run on `loop`, whichever loop a job itself runs on.
+    """How this worker handles jobs: `answer` is run on `loop`, whichever loop a job itself runs on, and `router` knows
+    the forms of its answers.
 
     `sizes` are for jobs that do not bring their own; `model` is for requests that name none.
     """
 
     loop: Submitter
     answer: Answer
+    router: Router
     model: str
     raw: bool = True
     native_tokens: bool = False
@@ -85,6 +97,7 @@ class JobRun:
         job_id = job.get("id") if isinstance(job, dict) else None
         self._id = job_id if isinstance(job_id, str) else ""
         self._input = job.get("input") if isinstance(job, dict) else None
+        self._route = asked_route(self._input, handling.router)
         self._form: Form = self._form_of(wants_stream(self._input), is_native=False)
         self._pieces: Pieces | None = None
         self._work: Work | None = None
@@ -103,18 +116,23 @@ class JobRun:
         handling.runs.add(self)
         try:
             job = parse_input(
-                self._input, model=handling.model, job_id=self._id or None, native_tokens=handling.native_tokens
+                self._input,
+                handling.router,
+                model=handling.model,
+                job_id=self._id or None,
+                native_tokens=handling.native_tokens,
             )
-            self._form = self._form_of(job.stream, is_native=job.native_tokens)
+            self._route = job.route
+            form = self._form = self._form_of(job.stream, is_native=job.native_tokens)
             pieces = self._pieces = Pieces(sizes=job.sizes(handling.sizes))
-            work = self._work = handling.loop.submit(_produce(handling.answer, job, pieces))
+            work = self._work = handling.loop.submit(_produce(handling.answer, job, form, pieces))
             _cancel_with_this_task(work)
-            async for events in pieces:
-                for output in self._form.pieces(events):
+            async for encoded in pieces:
+                for output in form.pieces(encoded):
                     self._size += output_bytes(output)
                     yield output
             if pieces.result is not None:
-                body = self._form.body(pieces.result)
+                body = form.body(pieces.result)
                 check_result_size(output_bytes(body), self._id)
                 yield body
         except ApiError as error:
@@ -131,14 +149,14 @@ class JobRun:
         try:
             check_result_size(self._size, self._id)
         except ApiError as error:  # the stream is complete, what repeats it as the job's result is not taken
-            yield Whole().failed(error)[0]
+            yield error_output(error, self._route)
 
     def _form_of(self, stream: bool, is_native: bool) -> Form:
         if is_native:
-            return TokenLists()
+            return TokenLists(self._route)
         if not stream:
-            return Whole()
-        return SseText() if self._handling.raw else ParsedChunks()
+            return Whole(self._route)
+        return StreamText(self._route) if self._handling.raw else ParsedChunks(self._route)
 
 
 def _cancel_with_this_task(work: Work) -> None:
@@ -152,7 +170,7 @@ def _cancel_with_this_task(work: Work) -> None:
         task.add_done_callback(lambda _: work.cancel())
 
 
-async def _produce(answer: Answer, job: Job, pieces: Pieces) -> None:
+async def _produce(answer: Answer, job: Job, form: Form, pieces: Pieces) -> None:
     """Runs on the engine's loop: the answer's events into `pieces`, or its response as their result."""
     try:
         response = await answer(job.request)
@@ -161,7 +179,9 @@ async def _produce(answer: Answer, job: Job, pieces: Pieces) -> None:
             return
         async with aclosing(response.events) as events:
             async for event in events:
-                await pieces.put(event)
+                await pieces.put(form.encode(event))
+        if end := form.end():
+            await pieces.put(end)
         pieces.finish()
     except asyncio.CancelledError:
         pieces.fail(ApiError(503, "the job was stopped"))

@@ -2,10 +2,12 @@
 
 Shapes, in this order; the first that fits wins:
 
-1. `openai_input` with content, `openai_route` (default /v1/chat/completions)  -> POST
-2. `openai_route` alone, or with an empty `openai_input`                       -> GET
-3. `route`, `body`?, `method`?                                                 -> POST with a body, else GET
-4. `messages` or `prompt`, with `sampling_params`? and `stream`?               -> chat completions or completions
+1. `openai_input` with content, `openai_route` (default: the route of `messages`)  -> POST
+2. `openai_route` alone, or with an empty `openai_input`                           -> GET
+3. `route`, `body`?, `method`?                                                     -> POST with a body, else GET
+4. `messages` or `prompt`, with `sampling_params`? and `stream`?                   -> POST to the route of that field
+
+The route of a field is the one whose record names it (`Route.job_field`).
 """
 
 from __future__ import annotations
@@ -18,18 +20,16 @@ import orjson
 
 from ember.front.api.body import reported
 from ember.front.api.exchange import Request
+from ember.front.api.route import NO_ROUTE, Route
+from ember.front.api.router import Router
 from ember.front.errors import bad_request
 from ember.front.worker.coalesce import BatchSizes
-
-CHAT_ROUTE = "/v1/chat/completions"
-COMPLETIONS_ROUTE = "/v1/completions"
 
 _ALLOWED = (
     "the job input must contain one of: `openai_route` with `openai_input` (an OpenAI request; without the input, a "
     "GET such as /v1/models), `route` with `body` and `method`, `messages` or `prompt` (with `sampling_params` and "
     "`stream`)"
 )
-_WITH_BODY = ("/completions", "/completions/batch", "/invocations", "/tokenize", "/detokenize")  # ends of routes
 _METHODS = ("GET", "POST", "DELETE")
 # Keys of the native shape that are for the worker; every other key is a field of the request.
 _BATCH_SIZES = frozenset({"max_batch_size", "min_batch_size", "batch_size_growth_factor"})
@@ -55,11 +55,10 @@ class Job:
     """One job, understood: the request it stands for and the form its answer is wanted in."""
 
     request: Request
+    route: Route  # whose forms the answer has
     stream: bool
     native_tokens: bool = False  # the answer is wanted as lists of tokens
-    min_events: int | None = (
-        None  # fewest SSE events in one streamed piece (`min_batch_size`), as long as there are more
-    )
+    min_events: int | None = None  # fewest in one streamed piece (`min_batch_size`), as long as there are more
     growth: float | None = None  # from piece to piece (`batch_size_growth_factor`)
     max_events: int | None = None  # most (`max_batch_size`)
 
@@ -72,7 +71,9 @@ class Job:
         )
 
 
-def parse_input(job_input: Any, *, model: str, job_id: str | None = None, native_tokens: bool = False) -> Job:
+def parse_input(
+    job_input: Any, router: Router, *, model: str, job_id: str | None = None, native_tokens: bool = False
+) -> Job:
     """`job_input` is the `input` of a queue job, `model` fills a request that names none. Raises ApiError(400).
 
     `native_tokens`: jobs of the native shape are answered with lists of tokens, unless they set `use_openai_format`.
@@ -83,7 +84,7 @@ def parse_input(job_input: Any, *, model: str, job_id: str | None = None, native
     headers = {"content-type": "application/json"}
     if job_id:
         headers["x-request-id"] = job_id
-    method, route, body = _request_of(job_input)
+    method, route, body = _request_of(job_input, router)
     path, query = _split_route(route)
     if method == "POST" and body is not None and body.get("model") in (None, ""):
         body = {**body, "model": model}
@@ -93,6 +94,7 @@ def parse_input(job_input: Any, *, model: str, job_id: str | None = None, native
         body = _for_tokens(body, stream)
     return Job(
         Request(method=method, path=path, body=body, headers=headers, query=query),
+        router.find(method, path).route,
         stream=stream,
         native_tokens=as_tokens,
         min_events=_count(job_input, "min_batch_size"),
@@ -107,6 +109,17 @@ def wants_stream(job_input: Any) -> bool:
         return False
     places = (job_input.get("openai_input"), job_input.get("body"), job_input, job_input.get("sampling_params"))
     return any(isinstance(place, dict) and _is_true(place.get("stream")) for place in places)
+
+
+def asked_route(job_input: Any, router: Router) -> Route:
+    """The route that a job asks for, even one that cannot be parsed: its error then has that route's form."""
+    if not isinstance(job_input, dict):
+        return NO_ROUTE
+    named = job_input.get("openai_route") or (None if job_input.get("openai_input") else job_input.get("route"))
+    if isinstance(named, str):
+        return router.find("POST", _split_route(named)[0]).route
+    is_prompt = job_input.get("prompt") is not None and job_input.get("messages") is None
+    return router.for_job_field("prompt" if is_prompt else "messages") or NO_ROUTE
 
 
 def _check_is_json(job_input: dict[str, Any]) -> None:
@@ -139,22 +152,24 @@ def _reason_not_json(value: Any) -> str | None:
     return None
 
 
-def _request_of(job_input: dict[str, Any]) -> tuple[str, str, dict[str, Any] | None]:
+def _request_of(job_input: dict[str, Any], router: Router) -> tuple[str, str, dict[str, Any] | None]:
     """Method, route and body of the first shape that fits."""
     openai_input = job_input.get("openai_input")
     openai_route = job_input.get("openai_route")
     _name_ignored(job_input)
     if openai_input:
-        return "POST", _text(openai_route or CHAT_ROUTE, "openai_route"), _object(openai_input, "openai_input")
+        route = _text(openai_route or _path_for("messages", router), "openai_route")
+        return "POST", route, _object(openai_input, "openai_input")
     if openai_route:
         route = _text(openai_route, "openai_route")
-        if route.rstrip("/").endswith(_WITH_BODY):  # what would come back is a bare 405
+        found = router.find("GET", _split_route(route)[0])
+        if "POST" in found.allowed and not found.is_allowed:  # what would come back is a bare 405
             raise bad_request(f"openai_input is missing: {route} needs a request body", "openai_input")
         return "GET", route, None
     if job_input.get("route"):
         return _generic(job_input)
     if job_input.get("messages") is not None or job_input.get("prompt") is not None:
-        return ("POST", *_native(job_input))
+        return ("POST", *_native(job_input, router))
     raise bad_request(_ALLOWED, "input")
 
 
@@ -193,7 +208,7 @@ def _generic(job_input: dict[str, Any]) -> tuple[str, str, dict[str, Any] | None
     return method, _text(job_input["route"], "route"), body
 
 
-def _native(job_input: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def _native(job_input: dict[str, Any], router: Router) -> tuple[str, dict[str, Any]]:
     """Route and body of the native shape; `sampling_params` are spread over the body."""
     body = {key: value for key, value in job_input.items() if key not in _CONTROL}
     if job_input.get("sampling_params") is not None:
@@ -205,12 +220,19 @@ def _native(job_input: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         prompt = _text(job_input["prompt"], "prompt")
         messages = [{"role": "user", "content": prompt}]
     if messages is None:
-        return COMPLETIONS_ROUTE, {**body, "prompt": job_input["prompt"]}
+        return _path_for("prompt", router), {**body, "prompt": job_input["prompt"]}
     count = body.get("logprobs")
     if type(count) is int:  # the sampling parameter is a count, the chat field a flag
         body["logprobs"] = True
         body.setdefault("top_logprobs", count)
-    return CHAT_ROUTE, {**body, "messages": messages}
+    return _path_for("messages", router), {**body, "messages": messages}
+
+
+def _path_for(field: str, router: Router) -> str:
+    route = router.for_job_field(field)
+    if route is None:
+        raise bad_request(f"`{field}` alone does not say what to do here; name a route in `openai_route`", field)
+    return route.path
 
 
 def _split_route(route: str) -> tuple[str, dict[str, str]]:

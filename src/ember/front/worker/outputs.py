@@ -1,12 +1,13 @@
-"""What a job puts on the queue: the api's SSE events or JSON body come in, outputs leave, in the form that is wanted.
+"""What a job puts on the queue: the api's events or JSON body come in, outputs leave, in the form that is wanted.
 
-`SseText`        a streamed job as the platform passes it on to OpenAI clients: SSE text
-`ParsedChunks`   the same with RAW_OPENAI_OUTPUT=0: lists of chunks
+`StreamText`     a streamed job as the platform passes it on to the route's clients: text in the framing of the route
+`ParsedChunks`   the same with RAW_OPENAI_OUTPUT=0: lists of the events' documents
 `TokenLists`     native jobs with NATIVE_OUTPUT=tokens: `{"choices": [{"tokens": [...]}], "usage": {...}}`
 `Whole`          any other: the JSON body, once
 
-An error is an SSE event in a stream and `{"error": <JSON text>}` elsewhere, which ends the job as FAILED. It is text,
-as the SDK puts `str()` of the value on the wire: an object would arrive as a Python repr.
+An error is an event in a stream and `{"error": <JSON text>}` elsewhere, which ends the job as FAILED; both are in the
+form of the route. The latter is text, as the SDK puts `str()` of the value on the wire: an object would arrive as a
+Python repr.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any, Protocol
 
 import orjson
 
-from ember.front.api.exchange import Response
-from ember.front.errors import DONE, ApiError, encodable
+from ember.front.api.exchange import Event, Response
+from ember.front.api.route import NO_ROUTE, Route
+from ember.front.errors import ApiError, encodable
 from ember.front.worker.coalesce import cut, wire_bytes
 
 RUN_BYTES = 10_000_000  # what the platform takes as a job's result
@@ -28,8 +30,16 @@ _SYNC_PREFIX = "sync-"  # of the ids of /runsync's jobs
 class Form(Protocol):
     """The form of one job's outputs."""
 
-    def pieces(self, events: list[str]) -> list[Any]:
-        """What to send for some SSE events. Raises ApiError where an event is an error that ends the job."""
+    def encode(self, event: Event) -> str:
+        """What is kept of an event until it is sent."""
+        ...
+
+    def end(self) -> str:
+        """What is kept of the end of a stream; empty where there is nothing to say."""
+        ...
+
+    def pieces(self, encoded: list[str]) -> list[Any]:
+        """What to send for some of what was kept."""
         ...
 
     def body(self, response: Response) -> Any:
@@ -43,52 +53,70 @@ class Form(Protocol):
 
 
 class Whole:
-    """A JSON body, the same as a client over HTTP would read."""
+    """A JSON body, the same as a client over HTTP would read. What streams all the same is text."""
 
-    def pieces(self, events: list[str]) -> list[Any]:
-        return SseText().pieces(events)
+    def __init__(self, route: Route) -> None:
+        self._route = route
+
+    def encode(self, event: Event) -> str:
+        return self._route.framing.encode(event)
+
+    def end(self) -> str:
+        return self._route.framing.end()
+
+    def pieces(self, encoded: list[str]) -> list[Any]:
+        return list(cut(encodable("".join(encoded))))
 
     def body(self, response: Response) -> Any:
         return json_body(response)
 
     def failed(self, error: ApiError) -> list[Any]:
-        return [error_output(error)]
+        return [error_output(error, self._route)]
 
 
-class SseText(Whole):
-    """SSE text, cut where a single event is beyond what one piece may hold."""
-
-    def pieces(self, events: list[str]) -> list[Any]:
-        return list(cut(encodable("".join(events))))
+class StreamText(Whole):
+    """Text in the route's framing, cut where a single event is beyond what one piece may hold."""
 
     def failed(self, error: ApiError) -> list[Any]:
-        return [error.sse() + DONE]
+        return self.pieces([self.encode(self._route.framing.error(error)), self.end()])
 
 
 class ParsedChunks(Whole):
-    """A list of chunks for each piece, without `[DONE]`."""
+    """A list of the events' documents for each piece; nothing of their framing."""
 
-    def pieces(self, events: list[str]) -> list[Any]:
-        chunks = [chunk for event in events for chunk in chunks_of(event)]
-        return [chunks] if chunks else []
+    def encode(self, event: Event) -> str:
+        return event.data
+
+    def end(self) -> str:
+        return ""
+
+    def pieces(self, encoded: list[str]) -> list[Any]:
+        return [[orjson.loads(encodable(data)) for data in encoded]]
 
     def failed(self, error: ApiError) -> list[Any]:
-        return [[error.body()]]
+        return self.pieces([self._route.framing.error(error).data])
 
 
 class TokenLists(Whole):
-    """Lists of texts, one for each chunk of a choice, and how many tokens there were so far."""
+    """Lists of texts, one for each chunk of a choice, and how many tokens there were so far. It reads the chunks and
+    bodies of the routes that native jobs ask for."""
 
-    def __init__(self) -> None:
+    def __init__(self, route: Route) -> None:
+        super().__init__(route)
         self._prompt_tokens = 0
         self._completion_tokens: dict[int, int] = {}  # so far, by choice
 
-    def pieces(self, events: list[str]) -> list[Any]:
+    def encode(self, event: Event) -> str:
+        return event.data
+
+    def end(self) -> str:
+        return ""
+
+    def pieces(self, encoded: list[str]) -> list[Any]:
         tokens: dict[int, list[str]] = {}
         has_news = False
-        for chunk in (chunk for event in events for chunk in chunks_of(event)):
-            if "error" in chunk:
-                raise api_error(chunk["error"])
+        for data in encoded:
+            chunk = orjson.loads(encodable(data))
             usage = chunk.get("usage") or {}
             self._prompt_tokens = usage.get("prompt_tokens", self._prompt_tokens)
             for choice in chunk.get("choices", ()):
@@ -119,38 +147,20 @@ def _said(part: dict[str, Any]) -> str:
     return (part.get("reasoning") or "") + (part.get("content") or part.get("text") or "")
 
 
-def chunks_of(event: str) -> list[Any]:
-    """The JSON documents of one SSE event, without `[DONE]` and comments."""
-    lines = [line.removeprefix("data:").strip() for line in encodable(event).split("\n") if line.startswith("data:")]
-    return [orjson.loads(line) for line in lines if line and line != "[DONE]"]
-
-
 def json_body(response: Response) -> Any:
     """A whole answer as JSON has it. Raises ApiError where it is an error, TypeError where it cannot be encoded."""
     if response.status >= 400:
-        error = response.body.get("error") if isinstance(response.body, dict) else None
-        details = error if isinstance(error, dict) else {"message": str(response.body or response.status)}
-        raise api_error(details, response.status)
+        raise ApiError(response.status, str(response.body or response.status))
     if response.body is None:
         return {"status": "ok"}
     return orjson.loads(orjson.dumps(response.body, option=orjson.OPT_NON_STR_KEYS))
 
 
-def api_error(details: dict[str, Any], status: int | None = None) -> ApiError:
-    """The ApiError of an error object. Its status is the code, where none is given."""
-    code = details.get("code")
-    return ApiError(
-        status or (code if isinstance(code, int) else 500),
-        str(details.get("message")),
-        type=details.get("type"),
-        param=details.get("param"),
-        code=code,
-    )
-
-
-def error_output(error: ApiError) -> dict[str, str]:
-    """What fails a job."""
-    return {"error": orjson.dumps(error.body()["error"]).decode()}
+def error_output(error: ApiError, route: Route = NO_ROUTE) -> dict[str, str]:
+    """What fails a job: the error object of the route's form as JSON text, or all of a form that has no such object."""
+    body = route.errors.body(error)
+    details = body.get("error", body) if isinstance(body, dict) else body
+    return {"error": orjson.dumps(details).decode()}
 
 
 def output_bytes(output: Any) -> int:

@@ -1,0 +1,77 @@
+"""The record of a route: everything that the router, the faces and the pages about routes ask of it.
+
+A route is added by adding its record to the table in `routes.py`. Whatever differs between two families of routes, such
+as OpenAI's and Anthropic's, is data here: no face knows a route by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from ember.front.api.exchange import EventStream, Request, Response
+from ember.front.api.framing import Framing
+from ember.front.api.openai_forms import OPENAI_EVENTS, openai_error
+from ember.front.errors import ApiError
+
+if TYPE_CHECKING:
+    from ember.front.api.services import Services
+    from ember.front.link.client import Engine
+
+# A model of `schemas.py` or `answers.py` may be given by its name: the latter are only loaded for /openapi.json.
+Model = type[BaseModel] | str
+Handler = Callable[["Services", Request], Awaitable[Response | EventStream]]
+StatusHandler = Callable[["Engine"], Response]
+
+
+@dataclass(frozen=True)
+class ErrorForm:
+    """The form of a route's errors: from an error to the JSON body of the answer."""
+
+    body: Callable[[ApiError], Any]
+    model: Model  # the body's schema
+    models: Mapping[int, Model] = field(default_factory=dict)  # the schemas of statuses with another one
+
+
+OPENAI_ERRORS = ErrorForm(openai_error, "Error", {401: "Unauthorized"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """A route as /openapi.json tells of it. Several models are alternatives."""
+
+    summary: str
+    answer: tuple[Model, ...] | str | None  # text: the media type of a body without a model; None: an empty body
+    body: tuple[Model, ...] = ()
+    chunk: tuple[Model, ...] = ()  # the data of the events of a stream; none where the route does not stream
+    errors: tuple[int, ...] = ()  # further statuses of errors
+    empty: tuple[int, ...] = ()  # further statuses without a body
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Route:
+    """One path and the methods that the route answers there; another record may answer others on the same path.
+
+    Either `answer` or `status` is given. `status` needs nothing but the engine's handle: it answers at any time, during
+    the boot and when the engine is dead, and its request's body is not read.
+    """
+
+    path: str  # with its parameters in braces; the last one of a path may hold slashes
+    methods: tuple[str, ...]
+    about: Description
+    answer: Handler | None = None
+    status: StatusHandler | None = None
+    errors: ErrorForm = OPENAI_ERRORS
+    framing: Framing = OPENAI_EVENTS  # of its streams, and of the error of a queue job that asked for a stream
+    generates: bool = False  # the engine's load is told beside the answer where a client asks for it
+    is_health_check: bool = False  # needs no key, and answers on PORT_HEALTH too
+    enabled_by: str | None = None  # the setting without which the route is not there
+    second_path: str | None = None  # the setting that gives the route another path over HTTP
+    job_field: str | None = None  # a queue job that names no route and has this field is a request for this one
+
+
+_NOTHING = Description(summary="", answer=None)
+NO_ROUTE = Route(path="none", methods=(), about=_NOTHING)  # whose forms answer where there is no route

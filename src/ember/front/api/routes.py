@@ -1,0 +1,174 @@
+"""The table of routes, and the router over it that both faces use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ember.front.api.batch import create_chat_batch
+from ember.front.api.chat import create_chat_completion
+from ember.front.api.completions import create_completion
+from ember.front.api.exchange import Request, Response
+from ember.front.api.invocations import invoke
+from ember.front.api.load import load
+from ember.front.api.models import get_model, list_models
+from ember.front.api.route import Description, Handler, Route
+from ember.front.api.router import Router
+from ember.front.api.services import Services
+from ember.front.api.status import boot, health, ping, version
+from ember.front.api.tokenize import detokenize, tokenize
+from ember.front.api.tokenizer_info import tokenizer_info
+
+
+def _at_once(answer: Callable[[Services], Response]) -> Handler:
+    """A handler that looks at the services alone."""
+
+    async def handler(services: Services, raw_request: Request) -> Response:
+        return answer(services)
+
+    return handler
+
+
+async def _get_model(services: Services, raw_request: Request) -> Response:
+    return get_model(services, raw_request.parameters["model"])
+
+
+async def _metrics(services: Services, raw_request: Request) -> Response:
+    from ember.front.api.metrics_page import metrics_page  # the library behind it takes 60 ms of the boot
+
+    return await metrics_page(services)
+
+
+async def _openapi(services: Services, raw_request: Request) -> Response:
+    from ember.front.api.openapi import openapi_page  # its models and their schemas are for this page alone
+
+    return await openapi_page(services, ROUTER.routes)
+
+
+ROUTES = (
+    Route(
+        path="/v1/chat/completions",
+        methods=("POST",),
+        answer=create_chat_completion,
+        generates=True,
+        job_field="messages",
+        about=Description(
+            summary="Answer a conversation",
+            body=("ChatRequest",),
+            answer=("ChatCompletion",),
+            chunk=("ChatCompletionChunk",),
+        ),
+    ),
+    Route(
+        path="/v1/chat/completions/batch",
+        methods=("POST",),
+        answer=create_chat_batch,
+        generates=True,
+        about=Description(summary="Answer many conversations", body=("BatchChatRequest",), answer=("ChatBatch",)),
+    ),
+    Route(
+        path="/v1/completions",
+        methods=("POST",),
+        answer=create_completion,
+        generates=True,
+        job_field="prompt",
+        about=Description(
+            summary="Continue a text",
+            body=("CompletionRequest",),
+            answer=("Completion",),
+            chunk=("CompletionChunk",),
+        ),
+    ),
+    Route(
+        path="/invocations",
+        methods=("POST",),
+        answer=invoke,
+        generates=True,
+        about=Description(
+            summary="SageMaker's route: a chat or a completion, as the body is",
+            body=("ChatRequest", "CompletionRequest"),
+            answer=("ChatCompletion", "Completion"),
+            chunk=("ChatCompletionChunk", "CompletionChunk"),
+        ),
+    ),
+    Route(
+        path="/tokenize",
+        methods=("POST",),
+        answer=tokenize,
+        about=Description(
+            summary="Text or a conversation to token ids",
+            body=("TokenizeRequest", "TokenizeChatRequest"),
+            answer=("Tokens",),
+        ),
+    ),
+    Route(
+        path="/detokenize",
+        methods=("POST",),
+        answer=detokenize,
+        about=Description(summary="Token ids to text", body=("DetokenizeRequest",), answer=("Text",)),
+    ),
+    Route(
+        path="/tokenizer_info",
+        methods=("GET",),
+        answer=tokenizer_info,
+        enabled_by="enable_tokenizer_info_endpoint",
+        about=Description(summary="The tokenizer's configuration", answer=("TokenizerInfo",)),
+    ),
+    Route(
+        path="/v1/models",
+        methods=("GET",),
+        answer=_at_once(list_models),
+        about=Description(summary="The names the model is served under", answer=("Models",)),
+    ),
+    Route(
+        path="/v1/models/{model}",
+        methods=("GET",),
+        answer=_get_model,
+        about=Description(summary="One of these names", answer=("Model",), errors=(404,)),
+    ),
+    Route(
+        path="/load",
+        methods=("GET",),
+        answer=_at_once(load),
+        about=Description(summary="Requests in flight", answer=("ServerLoad",)),
+    ),
+    Route(
+        path="/boot",
+        methods=("GET",),
+        answer=_at_once(boot),
+        about=Description(summary="The boot timeline", answer=("BootReport",)),
+    ),
+    Route(
+        path="/metrics",
+        methods=("GET",),
+        answer=_metrics,
+        about=Description(summary="Prometheus metrics", answer="text/plain"),
+    ),
+    Route(
+        path="/openapi.json",
+        methods=("GET",),
+        answer=_openapi,
+        about=Description(summary="This page", answer="application/json"),
+    ),
+    Route(
+        path="/version",
+        methods=("GET", "HEAD"),
+        status=version,
+        about=Description(summary="The version", answer=("Version",)),
+    ),
+    Route(
+        path="/health",
+        methods=("GET", "HEAD"),
+        status=health,
+        is_health_check=True,
+        about=Description(summary="Whether requests are answered", answer=None, empty=(503,)),
+    ),
+    Route(
+        path="/ping",
+        methods=("GET", "HEAD", "POST"),
+        status=ping,
+        is_health_check=True,
+        second_path="health_check_path",
+        about=Description(summary="Whether requests are answered, or will be", answer=None, empty=(204, 503)),
+    ),
+)
+ROUTER = Router(ROUTES)
