@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ember.engine.layers.linear import Linear, fresh_memory
+from ember.engine.layers.linear import Linear
 from ember.engine.loading.mapped import Mapped
 from ember.engine.loading.plan import DTYPES, LoadPlan, Parameter
 from ember.engine.loading.reader import CHUNK_BYTES, Chunk, read_chunk
@@ -39,12 +39,14 @@ def mapped_tensors(plan: LoadPlan, mapped: Mapped) -> Tensors:
 
 
 def empty_tensors(plan: LoadPlan, device: torch.device) -> Tensors:
-    """Uninitialised parameters, one allocation each, so that each can be replaced and freed on its own."""
-    if device.type == "cpu":
-        memory = ((p.name, fresh_memory(p.nbytes, _dtype(p)).view(p.shape)) for p in plan.parameters)
-    else:
-        memory = ((p.name, torch.empty(p.shape, dtype=_dtype(p), device=device)) for p in plan.parameters)
-    return {name: (tensor,) for name, tensor in memory}
+    """Uninitialised parameters, one allocation each, so that each can be replaced and freed on its own.
+
+    They are in small pages: to fill huge pages takes twice as long on virtual machines, and here a boot waits for it.
+    """
+    return {
+        parameter.name: (torch.empty(parameter.shape, dtype=_dtype(parameter), device=device),)
+        for parameter in plan.parameters
+    }
 
 
 def _dtype(parameter: Parameter) -> torch.dtype:
