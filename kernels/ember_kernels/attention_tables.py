@@ -34,14 +34,12 @@ class Config:
 
 
 def config(head_dim: int, element_size: int, capability: int) -> Config:
-    """Not measured yet. Chosen by what the compiler reports: four programs of bfloat16 and head_dim 128 fit on a
-    multiprocessor at once, each with the next tile of keys and values (32 KiB) on its way.
-
-    Addresses come from the block table, so three stages give one tile ahead; five would give two, at 72 KiB a program.
+    """Not measured yet. Chosen by what the compiler reports for sm_90: with tiles of 32 tokens five programs of
+    bfloat16 and head_dim 128 fit on a multiprocessor at once, each with the next two tiles of keys and values in flight
+    (three stages; the kernel carries the block ids one tile ahead). Tiles of 64 leave room for three programs.
     """
     if element_size == 4:
         return Config(16, 4, 2)
-    wide = head_dim > 128
-    if capability in (80, 90, 100):  # 163 KiB of shared memory and more
-        return Config(32 if wide else 64, 4, 3)
-    return Config(16 if wide else 32, 4, 3)
+    is_wide = head_dim > 128
+    has_large_shared_memory = capability in (80, 90, 100)  # 163 KiB and more
+    return Config(16 if is_wide and not has_large_shared_memory else 32, 4, 3)

@@ -122,10 +122,16 @@ def decode_attention_kernel(
     maxima = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     weights = tl.zeros((BLOCK_M,), tl.float32)
     sums = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    # A tile's addresses depend on the block table. They are loaded one tile ahead and carried, since only loads whose
+    # addresses are known at the top of the loop can be pipelined more than one tile deep.
+    ahead = start + offsets
+    blocks_ahead = tl.load(table_ptr + ahead // BLOCK_SIZE, mask=(ahead >= first) & (ahead < end), other=0)
     for tile in range(start, end, BLOCK_N):
         positions = tile + offsets
         visible = (positions >= first) & (positions < end)
-        blocks = tl.load(table_ptr + positions // BLOCK_SIZE, mask=visible, other=0).to(tl.int64)
+        blocks = blocks_ahead.to(tl.int64)
+        ahead = positions + BLOCK_N
+        blocks_ahead = tl.load(table_ptr + ahead // BLOCK_SIZE, mask=ahead < end, other=0)
         slots = (blocks * BLOCK_SIZE + positions % BLOCK_SIZE) * kv_stride
         if HEAD_DIM == BLOCK_D:
             key_mask, value_mask = visible[None, :], visible[:, None]

@@ -57,7 +57,8 @@ def config(head_dim: int, element_size: int, rows: int, capability: int) -> Conf
     """For sequences of at most `rows` rows (tokens times query heads of a KV head). Not measured yet.
 
     128 rows are two warp groups of Hopper's matrix instruction, 64 are one. Blocks of keys are as large as registers
-    and shared memory (99 KiB on sm_86, sm_89 and sm_120) allow without spilling.
+    and shared memory (99 KiB on sm_86, sm_89 and sm_120) allow without spilling. The block table is loaded in the loop,
+    so five stages give three buffers of keys and values, and copies that overlap the arithmetic; three stages give one.
     """
     small = rows <= 64
     if element_size == 4:
@@ -65,7 +66,7 @@ def config(head_dim: int, element_size: int, rows: int, capability: int) -> Conf
     wide = head_dim > 128
     if capability in (90, 100):
         block_n = 32 if wide else 64
-        return Config(64, block_n, 4, 3) if small else Config(128, block_n, 8, 3)
+        return Config(64, block_n, 4, 3) if small else Config(128, block_n, 8, 5)
     if wide:
         return Config(64, 32, 8, 3)
     block_n = 64 if capability == 80 and head_dim <= 64 else 32

@@ -192,7 +192,7 @@ from ember_kernels.compile import compile_one, dry_run
 for owner in (module, decode_splits):
     for specialisation in owner.specialisations(90):
         variant = specialisation.name.partition("[")[2]
-        if variant in ("bf16_cache_bf16_d64_p16]", "bf16_cache_bf16_d64_p16_split]", "bf16_d64_n64]"):
+        if variant in ("bf16_cache_bf16_d64_p16]", "bf16_cache_bf16_d64_p16_split]", "bf16_d64_n32]"):
             compile_one("", specialisation, 90)
 with dry_run(90) as misses:
     for seqs, heads, kv_heads, window, at in ((3, 8, 2, None, 0), (4, 6, 1, 100, 3), (1, 5, 5, 1, 1)):
