@@ -256,26 +256,17 @@ def test_what_was_copied_leaves_memory(llama: Path, monkeypatch: pytest.MonkeyPa
 def test_mapped_weights_are_in_the_page_table_before_they_are_used(
     llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mapped, "SMALL_BYTES", 0)
-    plan = make_plan(load_config(llama), read_headers(llama), "float32")
-    mappings = Mapped(plan)
-    pages, weights = mappings.pages(), mapped_tensors(plan, mappings)
-    tensors = [part for parts in weights.values() for part in parts if part.nbytes > 4 * 4096]
-    for tensor in tensors:
-        pages.let_go(tensor.data_ptr(), tensor.nbytes)
-    assert tensors and not any(held(tensor) for tensor in tensors)
-    thread = pages.map_ahead()
-    assert thread is not None
-    thread.join()
     if not knows_populate():
         pytest.skip("this kernel cannot map ahead")
-    assert [held(tensor) for tensor in tensors] == [1] * len(tensors)
-    gone = Mapped(plan)
-    pages = gone.pages()
-    del gone  # what nobody uses any more is left alone
-    again = pages.map_ahead()
-    assert again is not None
-    again.join()
+    monkeypatch.setattr(mapped, "SMALL_BYTES", 0)
+    started = begin(llama, load_config(llama), "float32", "cpu")
+    assert started is not None
+    started.reading.wait()
+    ahead = mapped_tensors(started.reading.plan, started.mapped)
+    plain = mapped_tensors(started.reading.plan, Mapped(started.reading.plan))
+    for weights, share in ((ahead, 1), (plain, 0)):
+        tensors = [part for parts in weights.values() for part in parts if part.nbytes > 4 * 4096]
+        assert tensors and [held(tensor) for tensor in tensors] == [share] * len(tensors)
 
 
 def knows_populate() -> bool:

@@ -13,6 +13,8 @@ from builder import bake_model
 from builder.slim import slim
 from ember.engine.loading import download, resolve
 from ember.engine.loading.resolve import Places, resolve_model
+from ember.front.text import prepared_tokenizer
+from ember.front.text.tokenizer import Tokenizer
 from tests.support.fake_hub import FakeHub
 
 DEMO = resolve.DEMO
@@ -73,6 +75,17 @@ def test_a_model_from_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     found = resolve_model("me/mine")
     assert {file.name for file in found.iterdir()} == set(FILES)
     assert resolve_model("Me/Mine") == found
+
+
+def test_a_large_tokenizer_is_baked_in_its_prepared_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepared_tokenizer, "MIN_BYTES", 1000)
+    source, into = tmp_path / "mine", tmp_path / "models"
+    source.mkdir()
+    for name, content in FILES.items():
+        (source / name).write_bytes(content)
+    assert bake(into, "--name", "me/mine", "--from", str(source)) == 0
+    monkeypatch.setattr(resolve, "BAKED", into)
+    assert Tokenizer.load(resolve_model("me/mine")).is_prepared is True
 
 
 def test_nothing_is_baked_without_a_name_or_for_the_demo(tmp_path: Path) -> None:

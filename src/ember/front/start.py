@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 # A thread that reads a large request in Python keeps the event loop waiting this long each time the loop wakes up;
 # Python's own 5 ms make a stream of tokens several times slower beside one.
 SWITCH_INTERVAL_S = 0.0005
+PREPARE_AFTER_S = 10.0  # from the boot on, and again while requests run
 
 
 def launch(settings: Settings) -> Worker:
@@ -85,6 +86,7 @@ class Worker:
         self._services: Services | None = None
         self._report_failed = False
         self._describing: asyncio.Task[None] | None = None  # kept, or it might be collected before it ends
+        self._preparing: asyncio.Task[None] | None = None
 
     @property
     def services(self) -> Services:
@@ -110,8 +112,9 @@ class Worker:
         return self.engine.error or "the engine ended"
 
     async def close(self) -> None:
-        if self._booting is not None:
-            self._booting.cancel()
+        for task in (self._booting, self._preparing):
+            if task is not None:
+                task.cancel()
         await self.engine.close()
         if self._services is not None and self._services.metrics.tracer is not None:
             await asyncio.to_thread(self._services.metrics.tracer.close)
@@ -180,7 +183,32 @@ class Worker:
         )
         self.write_boot_report()
         self._describing = asyncio.create_task(asyncio.to_thread(describe_history, self._services))
+        if tokenizer.is_prepared is False:
+            self._preparing = asyncio.create_task(self._prepare_tokenizer(located.tokenizer_dir))
         return self._services
+
+    async def _prepare_tokenizer(self, directory: str) -> None:
+        """For the next boot, in an idle moment, in a process of its own: it takes a core for some seconds."""
+        from ember.front.text.prepared_tokenizer import cache_directories, place_in
+
+        source = Path(directory) / "tokenizer.json"
+        place = place_in(cache_directories(self.settings.base_path), source)
+        if place is None:
+            return
+        await asyncio.sleep(PREPARE_AFTER_S)
+        while self.engine.is_busy:
+            await asyncio.sleep(PREPARE_AFTER_S)
+        command = (sys.executable, "-m", "ember.front.text.prepared_tokenizer", str(source), str(place))
+        quiet = asyncio.subprocess.DEVNULL
+        try:
+            process = await asyncio.create_subprocess_exec(*command, stdin=quiet, stdout=quiet, stderr=quiet)
+        except OSError:
+            return
+        try:
+            await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
 
     def write_boot_report(self) -> None:
         """Write the timeline to EMBER_BOOT_REPORT, where that is set."""
@@ -194,13 +222,16 @@ class Worker:
 
     def _load_text(self, directory: str) -> tuple[Tokenizer, ChatTemplate | None]:
         from ember.front.link.client import EngineError
+        from ember.front.text.prepared_tokenizer import cache_directories
         from ember.front.text.template import ChatTemplate
         from ember.front.text.template_error import TemplateError
         from ember.front.text.tokenizer import Tokenizer
 
         custom = self.settings.custom_chat_template
-        with self.timeline.phase("tokenizer"):
-            tokenizer = Tokenizer.load(directory)
+        with self.timeline.phase("tokenizer") as detail:
+            tokenizer = Tokenizer.load(directory, cache_directories(self.settings.base_path))
+            if tokenizer.is_prepared is not None:
+                detail["prepared"] = tokenizer.is_prepared
         with self.timeline.phase("template"):
             try:
                 template = ChatTemplate.for_tokenizer(tokenizer, custom)

@@ -14,10 +14,9 @@ import ctypes
 import mmap
 import os
 import sys
-import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,7 +30,6 @@ SMALL_BYTES = 1 << 20  # below, a parameter is read into memory of its own; so a
 _PROBE_BYTES = 1 << 20  # the page cache is asked about one page in so many bytes
 _SCRATCH_BYTES = 1 << 20  # what is read only to be in the page cache lands here; it fits a core's own cache
 _MAX_WASTE = 1.25  # of a mapping that several tensors share: its size over theirs
-_AHEAD_BYTES = 8 << 20  # mapped at a time: what changes the address space meanwhile waits so long
 _MADV_POPULATE_READ = 22  # Linux 5.14 (asm-generic/mman-common.h); the mmap module has no name for it
 
 Place = tuple[mmap.mmap | bytearray, int]  # memory, and the offset in bytes
@@ -56,6 +54,7 @@ class Mapped:
         self.places: dict[str, list[Place]] = {}  # parameter -> where it is: one place, or one for each of its pieces
         self.nbytes = 0  # of what is mapped
         self._small: dict[str, bytearray] = {}
+        self._advise = _madvise()
         groups: dict[tuple[Path, str], list[Piece]] = defaultdict(list)
         for parameter in plan.parameters:
             if _is_read(parameter):
@@ -85,6 +84,19 @@ class Mapped:
         start = chunk.first * chunk.piece.item_size
         return memoryview(memory)[start : start + chunk.nbytes]
 
+    def map_ahead(self, chunk: Chunk) -> None:
+        """Map a chunk that the page cache holds into this process. Otherwise the first step takes a page fault for
+        every few pages, at three times the cost. Does nothing if the system cannot."""
+        pieces = zip(chunk.parameter.pieces, self.places[chunk.parameter.name], strict=True)
+        memory, place = next(place for piece, place in pieces if piece is chunk.piece)
+        if self._advise is None or not isinstance(memory, mmap.mmap):
+            return
+        for offset, nbytes in chunk.spans:
+            start = place + offset - chunk.piece.offset
+            first = start // mmap.PAGESIZE * mmap.PAGESIZE
+            address = ctypes.addressof(ctypes.c_char.from_buffer(memory, first))
+            self._advise(address, start + nbytes - first, _MADV_POPULATE_READ)
+
 
 def _is_read(parameter: Parameter) -> bool:
     """Whether a parameter is too small to be mapped, or does not lie at a multiple of its elements' size."""
@@ -93,31 +105,13 @@ def _is_read(parameter: Parameter) -> bool:
 
 
 class Pages:
-    """The pages of mappings, which live on as long as their tensors: mapped ahead of use, and given back after it."""
+    """Gives back the pages of what was copied out of mappings, which live on as long as their tensors do."""
 
     def __init__(self, mappings: Iterable[mmap.mmap]) -> None:
         self._mappings = [
             (ctypes.addressof(ctypes.c_char.from_buffer(memory)), len(memory), weakref.ref(memory))
             for memory in mappings
         ]
-
-    def map_ahead(self) -> threading.Thread | None:
-        """Start a thread that maps what the page cache holds into this process, whose first step would take a page
-        fault for every few pages otherwise, at three times the cost. None where the system cannot."""
-        if sys.platform != "linux":
-            return None
-        thread = threading.Thread(target=self._map_ahead, name="map-ahead", daemon=True)
-        thread.start()
-        return thread
-
-    def _map_ahead(self) -> None:
-        advise = ctypes.CDLL(None).madvise  # which the interpreter's lock is released for, unlike mmap.madvise
-        advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-        for base, size, reference in self._mappings:
-            memory = reference()
-            for start in range(0, size, _AHEAD_BYTES):
-                if memory is None or advise(base + start, min(_AHEAD_BYTES, size - start), _MADV_POPULATE_READ):
-                    break  # a kernel that does not know it, or a file that became shorter: the first touch tells
 
     def hold(self, address: int) -> bool:
         """Whether the address is in one of the mappings."""
@@ -148,8 +142,11 @@ class Warming:
         if small is not None:
             read_chunk(descriptor, small, chunk)
             return chunk.nbytes
-        if _is_cached(descriptor, chunk):
-            return 0
+        nbytes = 0 if _is_cached(descriptor, chunk) else self._read(chunk, descriptor)
+        self._mapped.map_ahead(chunk)
+        return nbytes
+
+    def _read(self, chunk: Chunk, descriptor: int) -> int:
         for offset, nbytes in chunk.spans:
             for done in range(0, nbytes, _SCRATCH_BYTES):
                 part = self._scratch[: min(_SCRATCH_BYTES, nbytes - done)]
@@ -180,6 +177,15 @@ def _map(file: Path, pieces: list[Piece]) -> dict[int, Place]:
     finally:
         os.close(descriptor)
     return {piece.offset: (memory, piece.offset - base) for piece in pieces}
+
+
+def _madvise() -> Callable[[int, int, int], int] | None:
+    """The system's own, which the interpreter's lock is released for, unlike mmap.madvise."""
+    if sys.platform != "linux":
+        return None
+    function = ctypes.CDLL(None).madvise
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return function  # type: ignore[no-any-return]
 
 
 def _is_cached(descriptor: int, chunk: Chunk) -> bool:

@@ -142,6 +142,11 @@ class EngineClient:
         """Whether the engine is gone, or going, for good."""
         return self.dead.is_set() or (not self._may_restart() and is_ending(self._engine.process))
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is under way."""
+        return bool(self._generations)
+
     def add_end_tokens(self, token_ids: list[int]) -> None:
         """Let the tokenizer's end tokens end answers too, also in an engine that is started again."""
         self._end_tokens = wire.EndTokens(token_ids)

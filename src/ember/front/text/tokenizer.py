@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import tokenizers
 
+from ember.front.text import prepared_tokenizer
 from ember.front.text.panics import TokenizerPanic, is_panic, unless_panic, without_panic_lines
 from ember.front.text.token_pieces import ByteTable, TokenPieces, decoder_state, pieces_of, utf8
 from ember.front.text.tokenizer_files import TokenizerError, TokenizerFiles, read_tokenizer_files
@@ -59,13 +60,17 @@ class Tokenizer:
         self.bos_token_id = self._named_id("bos_token")
         self.eos_token_id = None if files.eos_token is None else backend.token_to_id(files.eos_token)
         self.pad_token_id = self._named_id("pad_token")
+        self.is_prepared: bool | None = None  # whether it was read in its prepared form; None if it needs none
 
     @classmethod
-    def load(cls, directory: str | Path) -> Tokenizer:
-        """Load from a model directory. Raises TokenizerError, whose message is one line."""
+    def load(cls, directory: str | Path, caches: Sequence[Path] = ()) -> Tokenizer:
+        """Load from a model directory. Raises TokenizerError, whose message is one line.
+
+        `caches` are directories that may hold the tokenizer in its prepared form (`prepared_tokenizer`).
+        """
         directory = Path(directory)
         with without_panic_lines():
-            backend, vocabulary = _backend(directory)
+            backend, vocabulary, is_prepared = _backend(directory, caches)
             path = directory / ("tokenizer.json" if vocabulary is None else _VOCABULARY[0])
             backend.no_truncation()
             padding = backend.padding
@@ -77,6 +82,7 @@ class Tokenizer:
             if vocabulary is not None:
                 vocabulary.finish(files.special_tokens)
             tokenizer = cls(backend, files)
+            tokenizer.is_prepared = is_prepared
             tokenizer.check(path)
         return tokenizer
 
@@ -202,9 +208,9 @@ class Tokenizer:
         return None if token is None else self._backend.token_to_id(token)
 
 
-def _backend(directory: Path) -> tuple[tokenizers.Tokenizer, Vocabulary | None]:
-    """The library's tokenizer, and the vocabulary that it was made from if there is no tokenizer.json. Raises
-    TokenizerError."""
+def _backend(directory: Path, caches: Sequence[Path]) -> tuple[tokenizers.Tokenizer, Vocabulary | None, bool | None]:
+    """The library's tokenizer, the vocabulary that it was made from if there is no tokenizer.json, and `is_prepared`.
+    Raises TokenizerError."""
     path = directory / "tokenizer.json"
     if not path.exists():
         if not all((directory / name).exists() for name in _VOCABULARY):
@@ -215,11 +221,17 @@ def _backend(directory: Path) -> tuple[tokenizers.Tokenizer, Vocabulary | None]:
             vocabulary = load_vocabulary(directory)
         except VocabularyError as error:
             raise TokenizerError(str(error)) from None
-        return vocabulary.backend, vocabulary
+        return vocabulary.backend, vocabulary, None
     try:
         if (size := _regular_size(path)) > MAX_TOKENIZER_BYTES:
             raise ValueError(f"it has {size:,} bytes; {MAX_TOKENIZER_BYTES:,} are allowed")
-        return tokenizers.Tokenizer.from_file(str(path)), None
+        if size < prepared_tokenizer.MIN_BYTES:
+            return tokenizers.Tokenizer.from_file(str(path)), None, None
+        prepared = prepared_tokenizer.load(path, caches)
+        if prepared is not None:
+            return prepared, None, True
+        plain = tokenizers.Tokenizer.from_file(str(path))
+        return plain, None, False if isinstance(plain.model, tokenizers.models.BPE) else None
     except OSError as error:
         reason = error.strerror or str(error)
     except BaseException as error:  # the library raises bare Exception, and panics
