@@ -1,13 +1,13 @@
-"""Modules and names that stand for what was not imported yet, and what makes them real.
+"""Placeholders for modules and names whose import is deferred, and the completion of the import.
 
 A `DeferredModule` is the module object itself: it is in `sys.modules`, and the module's code is executed in it later. A
-`DeferredName` is bound where an imported module said `from deferred import name`; it is replaced in that module's
-globals by the real object. Nothing here knows of torch; `LeanImport` (lean_import.py) does.
+`DeferredName` is bound where an executed module runs `from deferred import name`; the completion replaces it in that
+module's globals by the real object. This module is independent of torch; `LeanImport` (lean_import.py) is not.
 
-The import is in one of four stages. While torch is being imported, a deferred module that is touched is executed by
-itself, as the plain import would do at that moment. Once it has been imported, the first touch completes the import:
-every deferred module is executed, always in the same order, so there are two states of torch only, the lean one and the
-plain one. Threads that touch something meanwhile wait until all of it is there.
+While torch is being imported, a deferred module that is used is executed alone, as the plain import would do at that
+time. After the import, the first use completes the import: every deferred module is executed, always in the same order.
+So torch has only two states, the lean one and the complete one. Threads that use something during the completion wait
+until it is done.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from types import FunctionType, ModuleType
 from typing import Any
 
-# What the import system, `warnings` and `inspect` ask of every module in `sys.modules`: these do not execute it.
+# Attributes that the import system, `warnings` and `inspect` read of every module: reading them executes nothing.
 _PROBED = frozenset(
     {
         *("__class__", "__name__", "__spec__", "__loader__", "__package__", "__path__", "__file__", "__cached__"),
@@ -64,7 +64,7 @@ class DeferredModule(ModuleType):
 
 
 class ExecutingModule(ModuleType):
-    """A deferred module while its import is being completed: half filled, and so for the completing thread only."""
+    """A deferred module during its execution: incomplete, and therefore only for the thread that executes it."""
 
     def __getattribute__(self, name: str) -> Any:
         if name not in _PROBED:
@@ -73,10 +73,10 @@ class ExecutingModule(ModuleType):
 
 
 class DeferredName:
-    """Stands in a module's globals for `name` of a deferred module.
+    """A placeholder in a module's globals for `name` of a deferred module.
 
-    It can be called, asked for an attribute, and given to `isinstance` or `issubclass`, with the result that the real
-    object would have given. The list of names is made so that their modules do nothing else with them.
+    It can be called, asked for an attribute, and passed to `isinstance` or `issubclass`, with the result of the real
+    object. The list of names is made so that modules use them in no other way.
     """
 
     __slots__ = ("_ember_module", "_ember_name")
@@ -124,10 +124,10 @@ class DeferredUnion:
 
 
 def real_annotations(module: ModuleType) -> None:
-    """Make the annotations of a module's functions and methods real."""
+    """Replace deferred names in the annotations of a module's functions and methods by the real objects."""
     name = module.__name__
     for value in list(vars(module).values()):
-        is_class = issubclass(type(value), type)  # without a look at `__class__`, which may be a property that warns
+        is_class = issubclass(type(value), type)  # `__class__` is not read: it may be a property that warns
         if not (is_class or type(value) is FunctionType) or value.__module__ != name:
             continue
         for function in [value, *(vars(value).values() if is_class else ())]:
@@ -146,7 +146,7 @@ def _real_annotation(annotation: Any) -> Any:
 
 
 def real(deferred: DeferredName) -> Any:
-    """The object that a deferred name stands for; executes its module."""
+    """The real object of a deferred name. This executes its module."""
     module = deferred._ember_module
     if type(module) is DeferredModule:
         _owner_of(module).execute(module, deferred._ember_name)
@@ -167,8 +167,8 @@ class Deferral:
         self.stage = IMPORTING
         self.unbound: frozenset[str] = frozenset()  # modules that their packages do not have as an attribute
         self.modules: dict[str, ModuleType] = {}  # in the order in which they are executed
-        self.touched: list[tuple[str, str]] = []  # what was executed before the end of the import, and for which name
-        self.completed_for = ""  # the name that was touched first
+        self.touched: list[tuple[str, str]] = []  # modules executed during the import, and the names that were used
+        self.completed_for = ""  # the name whose use started the completion
         self.specs: dict[str, ModuleSpec] = {}
         self.say: Callable[[str], None] = lambda line: None
         self.on_complete: list[Callable[[], None]] = []
@@ -181,7 +181,7 @@ class Deferral:
         self._thread: int | None = None  # the one that completes the import
 
     def make(self, spec: ModuleSpec) -> DeferredModule:
-        """The deferred module for `spec`, which its loader fills later."""
+        """The deferred module for `spec`, whose loader fills it later."""
         module = DeferredModule(spec.name)
         values = raw_dict(module)
         values["__spec__"] = spec
@@ -198,7 +198,7 @@ class Deferral:
         return module
 
     def deferred_name(self, module: DeferredModule, name: str, frame: Any) -> Any:
-        """What an importing module gets for `name` instead of executing `module`, or None where it must be executed."""
+        """The placeholder for `name` in an importing module, or None if `module` must be executed."""
         while frame is not None and frame.f_globals.get("__name__") == "importlib._bootstrap":
             frame = frame.f_back
         if frame is None or frame.f_code.co_name != "<module>":
@@ -219,7 +219,7 @@ class Deferral:
         return self.given[key]
 
     def execute(self, module: ModuleType, name: str) -> None:
-        """Execute the code of `module`, for somebody touched `name`; after the import, that of all the others too."""
+        """Execute `module` because `name` was used. After the import, execute all other deferred modules too."""
         if self.stage == IMPORTING:
             self.touched.append((module.__name__, name))
             self._execute_one(module, ModuleType)
@@ -231,7 +231,7 @@ class Deferral:
                 self.complete(f"{module.__name__}.{name}")
 
     def complete(self, wanted: str) -> None:
-        """Execute every deferred module. An error is the toucher's, and the next touch tries again."""
+        """Execute every deferred module. An error is raised to the caller, and the next use tries again."""
         with self._lock:
             if self.stage == COMPLETE or self._thread == threading.get_ident():
                 return
@@ -258,10 +258,10 @@ class Deferral:
                     self.stage = LEAN
 
     def _importing(self, outer: Callable[..., Any]) -> Callable[..., Any]:
-        """`__import__` while the import is completed: it executes what is imported at once, as it would be without us.
+        """`__import__` during the completion. It executes an imported deferred module at once, as a plain import would.
 
-        The modules are in `sys.modules` already, where the import system finds them and leaves them as they are. That
-        some of them are imported for what they register, and are not touched, makes a difference to those who follow.
+        The import system itself would find the modules in `sys.modules` and not execute them. Some modules are imported
+        only for their registrations, on which later modules depend.
         """
 
         def __import__(
@@ -291,7 +291,7 @@ class Deferral:
             self._execute_one(module, ExecutingModule)
 
     def wait_for_others(self) -> None:
-        """Wait while another thread completes the import."""
+        """Wait for the end of the completion if another thread runs it."""
         if self._thread != threading.get_ident():
             with self._lock:
                 pass
@@ -302,7 +302,7 @@ class Deferral:
         if parent is not None and type(parent) is DeferredModule:
             self._execute_one(parent, meanwhile)
         if type(module) is not DeferredModule:
-            return  # its parent did it
+            return  # its parent package has executed it
         spec = module.__spec__
         assert spec is not None and spec.loader is not None
         ModuleType.__setattr__(module, "__class__", meanwhile)
@@ -310,7 +310,7 @@ class Deferral:
             spec.loader.exec_module(module)
         except BaseException as error:
             ModuleType.__setattr__(module, "__class__", DeferredModule)
-            if isinstance(error, AttributeError):  # hasattr() would take it for an answer
+            if isinstance(error, AttributeError):  # hasattr() would swallow it
                 raise ImportError(f"{module.__name__} cannot be imported: {error}", name=module.__name__) from error
             raise
         if module.__name__ not in self.unbound:
@@ -321,7 +321,7 @@ _namespace: Any = vars(ModuleType)["__dict__"]
 
 
 def raw_dict(module: ModuleType) -> dict[str, Any]:
-    """The module's globals, whatever its class makes of `__dict__`."""
+    """The module's globals, even if its class overrides `__dict__`."""
     found: dict[str, Any] = _namespace.__get__(module)
     return found
 
@@ -335,7 +335,7 @@ def bind(module: ModuleType) -> None:
 
 
 def make_spec(name: str, directory: str, is_package: bool) -> ModuleSpec:
-    """The spec that the import system would find for a module in `directory`, without a look at the disk."""
+    """The spec that the import system would find for a module in `directory`, made without disk access."""
     tail = name.rpartition(".")[2]
     file = f"{directory}/{tail}/__init__.py" if is_package else f"{directory}/{tail}.py"
     spec = ModuleSpec(name, SourceFileLoader(name, file), origin=file, is_package=is_package)
@@ -353,5 +353,5 @@ def _owner_of(module: ModuleType) -> Deferral:
 
 
 def _is_own_submodule(module: ModuleType, name: str, value: object) -> bool:
-    """Whether the import system is binding a submodule, which is no reason to execute the package."""
+    """Whether the import system is binding a submodule, which does not require executing the package."""
     return isinstance(value, ModuleType) and sys.modules.get(f"{module.__name__}.{name}") is value

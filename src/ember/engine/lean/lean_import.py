@@ -1,7 +1,7 @@
-"""`import torch` with what the engine needs of it, and the rest when somebody asks. docs/boot.md says how it works.
+"""A lean `import torch`: only the modules that the engine needs; the first use of another one completes the import.
 
-`prepare()` comes before `import torch`, `finish()` after it. Where no list for this version of torch is known, or
-EMBER_LEAN_TORCH turns it off, both do nothing and torch is imported as always.
+docs/boot.md describes it. `prepare()` is called before `import torch`, `finish()` after it. Without a list for this
+version of torch, or with EMBER_LEAN_TORCH=false, both do nothing and the import is a plain one.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class LeanImport:
         return self.deferral.stage == COMPLETE
 
     def complete(self, wanted: str) -> None:
-        """Execute everything that was deferred, because of `wanted`. Does nothing where that has happened."""
+        """Execute all deferred modules because `wanted` was used. Does nothing if this was done before."""
         self.deferral.complete(wanted)
 
     # ------------------------------------------------------------------ the finder
@@ -70,12 +70,12 @@ class LeanImport:
         if name.partition(".")[0] not in self._packages:
             return None
         if self.deferral.stage == IMPORTING:
-            is_package = self.list.modules.get(name)  # of torchgen too, which is installed with torch as a part of it
+            is_package = self.list.modules.get(name)  # the list has torchgen too, which is a part of torch
             if is_package is None:
                 return None
             loader: Any = _DeferredLoader(self, is_package)
             return importlib.machinery.ModuleSpec(name, loader, is_package=is_package)
-        if target is None:  # a module that the plain import does not load: it finds torch as that would have left it
+        if target is None:  # a module that the plain import does not load may expect a complete torch
             self.complete(name)
         return None
 
@@ -85,7 +85,7 @@ class LeanImport:
 
     # ------------------------------------------------------------------ after the import
     def finish(self) -> None:
-        """The import has ended: from now on whoever touches something deferred gets all of it."""
+        """End the lean import. From now on the first use of a deferred module or name completes the import."""
         made = self.deferral.modules
         ordered: dict[str, ModuleType] = {}
         executed = {name for name, _ in self.deferral.touched}
@@ -112,7 +112,7 @@ class LeanImport:
             install(self.deferral)
 
     def _guard(self, module: ModuleType) -> None:
-        """See to it that only the module's own functions meet its deferred names; everybody else gets the real ones."""
+        """Hide a module's deferred names from all code but its own functions; other code gets the real objects."""
         values = module.__dict__
         bound = {name: value for name, value in values.items() if type(value) is DeferredName}
         if not bound:
@@ -124,7 +124,7 @@ class LeanImport:
             module.__class__ = _lean_class(bound)
 
     def _guard_package(self, package: ModuleType, bound: dict[str, DeferredName]) -> None:
-        """Leave the deferred names out of `torch` itself until somebody asks: its own functions use none of them."""
+        """Remove the deferred names from `torch` itself until they are used: torch's own functions use none of them."""
         values = package.__dict__
         original = values["__getattr__"]
         for name in bound:
@@ -162,7 +162,7 @@ class LeanImport:
         self._bound.clear()
 
     def _bind_other_exports(self) -> None:
-        """Give star imports what this build of torch exports beside what the list says."""
+        """Add the names that this build of torch exports, and the list does not have, to the star imports."""
         for importer, modules in self.list.names.items():
             for name, asked in modules.items():
                 if "*" in asked and importer in sys.modules:
@@ -171,7 +171,7 @@ class LeanImport:
 
 
 class LeanModule(ModuleType):
-    """A module with deferred names in its globals. Each is a property here, which gives the real object."""
+    """A module with deferred names in its globals. Each is a property of its class that returns the real object."""
 
 
 def _lean_class(bound: dict[str, DeferredName]) -> type[LeanModule]:
@@ -201,7 +201,7 @@ def _lean_class(bound: dict[str, DeferredName]) -> type[LeanModule]:
 
 
 class _DeferredLoader:
-    """The loader of a module that is met during the lean import: it makes the object and executes nothing."""
+    """The loader of deferred modules during the lean import: it creates the module object and executes nothing."""
 
     def __init__(self, lean: LeanImport, is_package: bool) -> None:
         self._lean = lean
@@ -211,15 +211,16 @@ class _DeferredLoader:
         return self._lean.make(spec.name, self._is_package)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give it back the spec that fills it later; the import system has just set the one that led here."""
+        """Restore the real spec, with which the module is executed later. The import system has just set another
+        one."""
         spec = self._lean.deferral.specs[module.__name__]
         module.__spec__, module.__loader__ = spec, spec.loader
 
 
 def prepare(say: Callable[[str], None] = log.info, torch_list: TorchList | None = None) -> LeanImport | None:
-    """Get ready for `import torch`, with `torch_list` or the one for its version. None where it will be the plain one.
+    """Prepare a lean `import torch`, with `torch_list` or the list for the version. Returns None for a plain import.
 
-    `say` gets a line where there is no list, and another one when the import is completed after all.
+    `say` is called with a line if there is no list, and when the import is completed.
     """
     if "torch" in sys.modules or os.environ.get("EMBER_LEAN_TORCH", "").strip().lower() in _FALSE:
         return None

@@ -1,7 +1,7 @@
-"""torch's shared libraries, loaded in a thread while Python modules are being imported.
+"""Load torch's shared libraries in a thread while Python modules are imported.
 
-An import holds the interpreter's lock while the dynamic loader works: 0.2 s for torch's libraries, and 0.3 s for those
-of a build for CUDA. A call through ctypes releases it. Kept free of other imports, so that it starts first.
+An import holds the interpreter lock during the dynamic loader's work: 0.2 s for torch's libraries, 0.3 s for those of a
+CUDA build. A call through ctypes releases the lock. This module has no other imports, so that it can start first.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import sys
 import threading
 import time
 
-# As torch opens them itself: the first with its symbols for everybody, the others not. The last one has libtorch_cpu.so
-# and, in builds for CUDA, libtorch_cuda.so with all that NVIDIA's packages bring. torch's library for Python stays for
-# the import, which has the interpreter's lock.
+# The libraries with the flags that torch uses: only the first one with global symbols. The last one depends on
+# libtorch_cpu.so and, in CUDA builds, on libtorch_cuda.so and NVIDIA's libraries. torch's Python library is left to the
+# import, since it needs the interpreter lock.
 _LIBRARIES = (("libtorch_global_deps.so", os.RTLD_GLOBAL), ("libtorch.so", 0))
 
 _thread: threading.Thread | None = None
-_times = [0.0, 0.0]  # begin and end, on the clock of ember.boot.now(), which would be one more import here
+_times = [0.0, 0.0]  # start and end on the clock of ember.boot.now(), which is not imported here
 
 
 def start_loading() -> None:
-    """Begin to load the libraries of the torch on `sys.path`. What cannot be loaded is left to torch's import."""
+    """Start to load the libraries of the torch on `sys.path`. A library that cannot be loaded is left to the import."""
     global _thread
     directory = next((found for entry in sys.path if os.path.isdir(found := os.path.join(entry, "torch", "lib"))), None)
     if directory is None or sys.platform != "linux":
@@ -31,8 +31,8 @@ def start_loading() -> None:
 
 
 def wait() -> tuple[float, float] | None:
-    """Wait until the thread is done, so that `import torch` finds them loaded. Returns when it began and ended; None
-    where nothing was loaded ahead. Other threads run meanwhile."""
+    """Wait until the libraries are loaded. Returns the start and end of the loading; None if there was none. The wait
+    releases the interpreter lock."""
     if _thread is None:
         return None
     _thread.join()

@@ -1,7 +1,8 @@
-"""What leads from a lean torch to the whole one where no deferred module is touched: the registries of operators.
+"""Hooks in torch's registries of operators that complete a lean import.
 
 Some of torch's Python modules register operators and kernels when they are imported: kernels for tensors on the device
-"meta" (shapes without values), and operators such as `prims::add`. The dispatcher would do without them silently.
+"meta" (shapes without values), and operators such as `prims::add`. Their use touches no deferred module, and the
+dispatcher would silently work without them.
 """
 
 from __future__ import annotations
@@ -10,19 +11,19 @@ from typing import Any
 
 from ember.engine.lean.deferred import COMPLETE, Deferral
 
-# Every tensor on the device "meta" begins with one of these operators.
+# Every tensor on the device "meta" is created by one of these operators.
 _META_FACTORIES = ("empty.memory_format", "empty_strided")
 
 
 def install(deferral: Deferral) -> None:
-    """Complete the import when the first meta tensor is made, and when an operator is asked for that nobody knows."""
+    """Complete the import when the first meta tensor is created or an unknown operator is looked up."""
     _make_generators_usable()
     _watch_meta_tensors(deferral)
     _watch_operators(deferral)
 
 
 def _make_generators_usable() -> None:
-    """Say which metaclass `torch.Generator` has; a deferred module does, and no generator can be made before it."""
+    """Set the metaclass of `torch.Generator`. A deferred module sets it otherwise, and generators need it."""
     import torch
 
     say = getattr(torch._C, "_set_generator_metaclass", None)  # torch 2.13
@@ -43,13 +44,13 @@ def _watch_meta_tensors(deferral: Deferral) -> None:
 
         def completing(*args: Any, **kwargs: Any) -> Any:
             deferral.complete(f'device="meta", by aten::{name}')
-            return operator(*args, **kwargs)  # its own kernel is back
+            return operator(*args, **kwargs)  # calls its own kernel again
 
         libraries[0].impl(name, completing)
 
     for name in _META_FACTORIES:
         watch(name)
-    deferral.before_complete.append(libraries.clear)  # a library's end takes its kernels back
+    deferral.before_complete.append(libraries.clear)  # deleting a library unregisters its kernels
 
 
 def _watch_operators(deferral: Deferral) -> None:

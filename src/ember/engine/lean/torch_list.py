@@ -1,4 +1,4 @@
-"""Which of torch's modules the engine does without: one list for each version, made by builder/lean_torch.py."""
+"""The lists of torch's modules that are deferred: one for each version, made by builder/lean_torch.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _VERSION = re.compile(r"""^__version__\s*=\s*['"]([^'"]+)['"]""", re.MULTILINE)
 
 
 class TorchList(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What to defer of one version of torch."""
+    """The deferred modules of one version of torch."""
 
     version: str  # of torch; without the build's name it is for the builds for CUDA, which export the same names
     # Deferred modules in the order in which the plain import begins them, and whether each is a package.
@@ -30,7 +30,7 @@ class TorchList(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def find_torch() -> tuple[str, str] | None:
-    """The directory and the version of the torch that would be imported. None where there is none of the usual form."""
+    """The directory and the version of the torch that would be imported; None if it is not found as a package."""
     for entry in sys.path:
         directory = os.path.join(entry or os.getcwd(), "torch")
         try:
@@ -43,9 +43,9 @@ def find_torch() -> tuple[str, str] | None:
 
 
 def load_list(version: str, directory: Path = DIRECTORY) -> TorchList | None:
-    """The list for this build of torch, or else the one for its version's builds for CUDA. None where there is none.
+    """The list for this build of torch, or else the one for the CUDA builds of its version; None if there is none.
 
-    All builds of a version have the same Python files, but what torch.distributed exports depends on the build.
+    All builds of a version have the same Python files, but the exports of torch.distributed depend on the build.
     """
     base, _, build = version.partition("+")
     for name in (version,) if build == "cpu" else (version, base):

@@ -1,4 +1,4 @@
-"""The requests whose grammar is being compiled, beside the engine's steps."""
+"""The requests whose grammar is being compiled. The engine's steps go on meanwhile."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ember.wire import Grammar
 if TYPE_CHECKING:
     from ember.engine.core.sequence import Sequence
 
-COMPILE_TIMEOUT_S = 20.0  # from the start of its process
+COMPILE_TIMEOUT_S = 20.0  # elapsed time from the start of the grammar's process
 
 
 @dataclass(slots=True)
 class Compiled:
-    """The samples of one request, with the worker that follows them or why there is none. The worker is leased until
-    `CompilingRequests.take` is called again."""
+    """The samples of one request, with the worker of their grammar or the reason why there is none. The worker is
+    leased until `CompilingRequests.take` is called again."""
 
     sequences: list[Sequence]
     worker: GrammarWorker
@@ -29,11 +29,11 @@ class Compiled:
 class _Waiting:
     sequences: list[Sequence]
     worker: GrammarWorker
-    deadline: float | None = None  # None: there is no process yet
+    deadline: float | None = None  # None: the grammar has no process yet
 
 
 class CompilingRequests:
-    """They are in no queue of the scheduler yet."""
+    """Requests that wait for their grammar. The scheduler does not have them yet."""
 
     def __init__(self, workers: GrammarWorkers, timeout_s: float = COMPILE_TIMEOUT_S) -> None:
         self._workers = workers
@@ -42,7 +42,7 @@ class CompilingRequests:
         self._taken: list[Compiled] = []
 
     def __len__(self) -> int:
-        """How many sequences wait."""
+        """The number of waiting sequences."""
         return sum(not sequence.is_finished for waiting in self._waiting for sequence in waiting.sequences)
 
     def __bool__(self) -> bool:
@@ -52,7 +52,7 @@ class CompilingRequests:
         self._waiting.append(_Waiting(sequences, self._workers.submit(grammar)))
 
     def take(self) -> list[Compiled]:
-        """The requests that need not wait any longer. Samples that were aborted meanwhile are left out."""
+        """Remove and return the requests whose wait is over, without samples that were aborted."""
         for compiled in self._taken:
             self._workers.release(compiled.worker)
         self._taken = []

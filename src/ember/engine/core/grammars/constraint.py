@@ -1,10 +1,10 @@
-"""What one sample may say next: reasoning up to its budget, then what its grammar allows.
+"""The constraint of one sample: reasoning up to its budget, then the grammar.
 
 The grammar is evaluated in a process of its own (`grammars.workers`). Its mask may be late, and so may its confirmation
 of a token.
 
-A constraint lives as long as its sequence, through preemption too: tokens that were sampled once are computed again,
-but not sampled again. It is told every token (`advance`) and asked for a mask before every draw that it restricts.
+A constraint lives as long as its sequence, also across preemptions: sampled tokens are then recomputed, but not sampled
+again. It gets every token (`advance`) and is asked for a mask before every restricted sampling.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NOTHING_LEFT = "other options of the request forbid every token that may follow"
 
 
 class State(Enum):
-    """Where the sample is."""
+    """The stage of a sample."""
 
     UNDECIDED = "the next token either begins reasoning or is the grammar's first"
     REASONING = "inside reasoning"
@@ -42,19 +42,21 @@ class Constraint:
         self, sampling: SamplingParams, matcher: Matcher | None, eos_token_ids: Collection[int], num_words: int
     ) -> None:
         self.num_words = num_words
-        self.param = sampling.grammar.param if sampling.grammar else "thinking_token_budget"  # the field to blame
+        self.param = (
+            sampling.grammar.param if sampling.grammar else "thinking_token_budget"
+        )  # the field that an error names
         self._matcher = matcher
         self._thinking = sampling.thinking
         self._eos_token_ids = list(eos_token_ids)
         self._ignores_eos = sampling.ignore_eos
         self._end_token_ids = [*([] if sampling.ignore_eos else eos_token_ids), *sampling.stop_token_ids]
-        self._forced: deque[int] = deque()  # the next tokens, whatever the model would say
-        self._state_after = State.ANSWER  # once they are out
-        self._told: list[int] = []  # tokens on their way to the matcher
+        self._forced: deque[int] = deque()  # the next tokens, which replace the model's
+        self._state_after = State.ANSWER  # after the forced tokens
+        self._told: list[int] = []  # tokens that the matcher has not confirmed
         self._num_reasoning_tokens = 0
         self._recent: deque[int] = deque(maxlen=_longest_marker(self._thinking))
         self.state = State.ANSWER
-        # Begins of calls: the reasoning cannot end with one that the grammar does not have.
+        # Markers that begin calls: the reasoning cannot end with one that the grammar does not allow.
         self._breaks = self._thinking.break_token_ids if self._thinking is not None and matcher is not None else []
         if self._thinking is not None:
             if self._thinking.is_open:
@@ -65,19 +67,19 @@ class Constraint:
 
     @property
     def matcher(self) -> Matcher | None:
-        """The sample's place in its grammar."""
+        """The sample's matcher, which has its position in the grammar."""
         return self._matcher
 
     @property
     def is_complete(self) -> bool:
-        """Nothing can follow: the grammar is at its end."""
+        """Whether the grammar has ended, so that no token can follow."""
         matcher = self._matcher
         return self.state is State.ANSWER and not self._forced and matcher is not None and matcher.is_complete
 
     @property
     def is_settled(self) -> bool:
-        """Whether the last token is taken in. Raises GrammarError when the grammar does not allow it, because other
-        options of the request left none of the tokens that it allows, or when it cannot be followed any further."""
+        """Whether the grammar's process has confirmed the last token. Raises GrammarError if the grammar does not allow
+        it, because other options of the request left none of the allowed tokens, or if the process has failed."""
         matcher = self._matcher
         if matcher is None:
             return True
@@ -87,12 +89,12 @@ class Constraint:
 
     @property
     def needs_mask(self) -> bool:
-        """Whether the next token is restricted at all."""
+        """Whether the next token is restricted."""
         return bool(self._forced) or self._matcher is not None
 
     @property
     def is_ready(self) -> bool:
-        """Whether the mask can be had, or the reason why there is none."""
+        """Whether the mask is available, or an error in its place."""
         matcher = self._matcher
         if matcher is None or self._forced or matcher.error is not None:
             return True
@@ -105,7 +107,7 @@ class Constraint:
         return self._matcher is None or self._matcher.accepted.get(tuple(marker), False)
 
     def prepare(self) -> None:
-        """Ask for the mask that will be needed, where that was not done before."""
+        """Request the next mask, unless this was done before."""
         if self._matcher is not None:
             self._matcher.prepare(self._breaks)
 
@@ -115,7 +117,7 @@ class Constraint:
             self._matcher.close()
 
     def fill(self, bits: Bits) -> None:
-        """Write the mask. Raises GrammarError when the grammar cannot be followed any further."""
+        """Write the mask to `bits`. Raises GrammarError if the grammar's process has failed."""
         if self._forced:
             bits[:] = 0
             _set(bits, self._forced[0])

@@ -1,7 +1,8 @@
-"""From a grammar's text to llguidance's matcher, or to an error that the client can act on.
+"""Compile a grammar's text to llguidance's matcher, with errors that tell the client what to change.
 
-Nothing here runs in the engine's own process: `grammars.host` calls it in a process for each grammar, since some texts
-keep the library busy for hours or end its process. llguidance's own limits come first, because they name the cause.
+Nothing here runs in the engine's own process: `grammars.host` calls it in a process for each grammar, since some
+grammars keep the library busy for hours or crash its process. llguidance's own limits are reached first, because their
+errors name the cause.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ MAX_GRAMMAR_SIZE = 500_000
 
 
 def size_error(grammar: Grammar) -> str | None:
-    """Why a grammar is too large to be looked at; None where it is not."""
+    """Why a grammar is too large to be compiled; None if it is not."""
     size = len(grammar.text.encode())
     return f"it has {size} bytes, at most {MAX_GRAMMAR_BYTES} are allowed" if size > MAX_GRAMMAR_BYTES else None
 
 
 def compile_grammar(tokenizer: LLTokenizer, grammar: Grammar) -> LLMatcher:
-    """A matcher at the grammar's start, to be copied for each sample. Raises GrammarError."""
+    """A matcher at the start of the grammar, to be copied for each sample. Raises GrammarError."""
     from llguidance import LLMatcher, LLParserLimits
 
     limits = LLParserLimits(
@@ -59,8 +60,8 @@ def compile_grammar(tokenizer: LLTokenizer, grammar: Grammar) -> LLMatcher:
 
 
 def load_tokenizer(directory: Path, vocab_size: int, eos_token_ids: Items[int]) -> LLTokenizer:
-    """llguidance's view of a model's tokenizer, for masks of `vocab_size` bits (more, where the tokenizer has more
-    tokens than the logits have rows). Raises GrammarError when the directory has no tokenizer it can read."""
+    """llguidance's view of a model's tokenizer, for masks of `vocab_size` bits, or more if the tokenizer has more
+    tokens than the logits have columns. Raises GrammarError if the directory has no tokenizer that it can read."""
     from llguidance import LLTokenizer
 
     try:
@@ -78,7 +79,8 @@ def load_tokenizer(directory: Path, vocab_size: int, eos_token_ids: Items[int]) 
 
 
 def _tokenizer_json(directory: Path) -> str:
-    """tokenizer.json, or what stands for it, with the added tokens that only tokenizer_config.json knows."""
+    """The tokenizer of tokenizer.json (or vocab.json and merges.txt), with the added tokens of
+    tokenizer_config.json."""
     if (directory / "tokenizer.json").exists():
         text = read_regular(directory / "tokenizer.json", MAX_TOKENIZER_BYTES).decode("utf-8")
     else:
@@ -117,12 +119,12 @@ def _source(grammar: Grammar) -> str:
         case "gbnf":
             try:
                 return LLMatcher.grammar_from_lark(gbnf_to_lark(grammar.text))
-            except Exception as error:  # it raises bare Exception, and RecursionError for deep nesting
+            except Exception as error:  # llguidance raises bare Exception, and RecursionError for deep nesting
                 raise GrammarError(_short(str(error))) from None
     raise GrammarError(f"there is no grammar of the kind {grammar.kind[:32]!r}")
 
 
-_DRAWING = re.compile(r"\n *[0-9]+ \| .*", re.DOTALL)  # of the place in the grammar, which the client did not write
+_DRAWING = re.compile(r"\n *[0-9]+ \| .*", re.DOTALL)  # a drawing of the position in generated rules
 _IN_WORDS = (
     ("Regex is empty", "no text matches one of its patterns"),
     (
@@ -142,7 +144,7 @@ _EMPTY = {
 
 
 def _in_words(error: str, grammar: Grammar) -> str:
-    """What the compiler says, with what to change where its own words are of its insides."""
+    """The compiler's error message, with advice where it describes only the compiler's internals."""
     if "NoExtensionBias" in error:
         return _EMPTY.get(grammar.kind, "no text matches the grammar")
     owner = _owner(error, grammar)
@@ -154,7 +156,7 @@ def _in_words(error: str, grammar: Grammar) -> str:
 
 
 def _owner(error: str, grammar: Grammar) -> str:
-    """Whose schema is at fault, in a grammar of several: its line has the name in a comment."""
+    """The name of the schema with the error, in a grammar of several. It is in a comment on the schema's line."""
     place = re.match(r"at ([0-9]+)\(", error)
     if place is None:
         return ""

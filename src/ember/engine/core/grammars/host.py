@@ -1,9 +1,10 @@
-"""The process that keeps grammars away from the engine: `python -m ember.engine.core.grammars.host FD`.
+"""The process that isolates grammars from the engine: `python -m ember.engine.core.grammars.host FD`.
 
-The host loads llguidance's view of the tokenizer once and then forks a worker for each grammar, which costs a few
-milliseconds and shares that memory. A worker compiles its grammar, follows every sample of it and writes their masks
-into memory that the engine sees. Whatever a grammar does to it (a mask that takes hours, a stack that overflows, memory
-without end), the engine has it killed, and nobody else notices. The host and its workers end with the engine.
+The host loads llguidance's view of the tokenizer once and forks a worker for each grammar, which takes a few
+milliseconds and shares that memory. A worker compiles its grammar, tracks all samples of it, and writes their masks to
+memory shared with the engine. If a grammar exceeds its limits (a mask that takes hours, a stack overflow, unbounded
+memory), the engine has its worker killed, and no other request is affected. The host and its workers end with the
+engine.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ from ember.wire import Grammar
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-WORKER_MEMORY_BYTES = 1 << 30  # of address space, beside what the host has
+WORKER_MEMORY_BYTES = 1 << 30  # of address space, in addition to the host's
 _RECEIVE_BYTES = 1 << 16
-_COMPILER_NICE = 10  # behind the model, ahead of what takes long
+_COMPILER_NICE = 10  # lower priority than the model's threads, higher than demoted threads
 _MAX_FDS = 64  # in one message
-_REPLY_AFTER_S = 0.001  # masks that are ready are told of together, but not later than this
+_REPLY_AFTER_S = 0.001  # finished masks are reported together, at most this late
 
 
 def mask_bytes(vocab_size: int) -> int:
@@ -62,7 +63,7 @@ def mask_bytes(vocab_size: int) -> int:
 
 
 class Host:
-    """Forks workers and kills them, as the engine says."""
+    """Forks workers and kills them on the engine's orders."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -110,7 +111,7 @@ class Host:
         except GrammarError as error:
             self._socket.sendall(encode(Hello(0, str(error))))
             return
-        importlib.import_module("llguidance.gbnf_to_lark")  # now, and not in every worker
+        importlib.import_module("llguidance.gbnf_to_lark")  # imported before the forks, not in every worker
         self._tokenizer = tokenizer
         self._row_bytes = mask_bytes(tokenizer.vocab_size)
         fd = _shared_memory(self._row_bytes * message.num_slots)
@@ -121,7 +122,7 @@ class Host:
         os.close(fd)
 
     def _fork(self, message: Fork) -> None:
-        """A worker that cannot be started is an end of its socket."""
+        """Fork a worker. If this fails, its socket is closed, which the engine notices."""
         fd = self._fds.popleft()
         self._reap()
         with contextlib.suppress(OSError):
@@ -134,7 +135,7 @@ class Host:
         os.close(fd)
 
     def _work(self, sock: socket.socket, grammar: Grammar) -> NoReturn:
-        """What the forked process does."""
+        """The main function of a forked worker."""
         status = 1
         try:
             _restrict()
@@ -145,7 +146,7 @@ class Host:
             os._exit(status)
 
     def _reap(self) -> None:
-        """Take note of workers that ended, so that nobody is killed who has their process id now."""
+        """Reap ended workers, so that no later process with the same id is killed in their place."""
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, _ = os.waitpid(-1, os.WNOHANG)
@@ -155,20 +156,21 @@ class Host:
 
 
 def _wakes_when_a_child_ends() -> socket.socket:
-    """A socket that can be read whenever a child process has ended. Without it an ended worker would stay a zombie
+    """A socket that becomes readable when a child process has ended. Without it an ended worker would stay a zombie
     until the next order."""
     readable, written = socket.socketpair()
     written.setblocking(False)
     signal.set_wakeup_fd(written.detach(), warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # a signal that is ignored wakes nobody
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # an ignored signal would not write to the socket
     return readable
 
 
 class Worker:
-    """One grammar: compiles it, then follows its samples and computes their masks, one after the other.
+    """The worker of one grammar: compiles it, then tracks its samples and computes their masks, one after the other.
 
-    The engine lowers the priority of a thread that takes long, for good, since nobody may raise one. So the main thread
-    only starts others: the next one goes on with the usual priority when the grammar is compiled, or quick again.
+    The engine lowers the priority of a thread that takes long. A lowered priority cannot be raised again, so the main
+    thread only starts other threads: a new one takes over with the usual priority when the grammar is compiled, or when
+    its masks are quick again.
     """
 
     def __init__(self, sock: socket.socket, memory: mmap, row_bytes: int) -> None:
@@ -176,17 +178,17 @@ class Worker:
         self._memory = c_char.from_buffer(memory)  # keeps it mapped
         self._row_bytes = row_bytes
         self._mailbox: Mailbox[list[Command]] = Mailbox(list[Command])
-        self._start: LLMatcher | None = None  # that of the grammar's beginning
+        self._start: LLMatcher | None = None  # the matcher at the start of the grammar
         self._matchers: dict[int, LLMatcher] = {}
         self._wanted: deque[int] = deque()  # slots whose mask is to be computed
         self._replies: list[Reply] = []
-        self._told = 0.0  # when the engine was told of masks
+        self._told = 0.0  # time of the last report of masks to the engine
         self._is_over = False
         self._num_quick = 0
         self._priority = os.getpriority(os.PRIO_PROCESS, 0)
 
     def run(self, tokenizer: LLTokenizer, grammar: Grammar) -> None:
-        """Until the engine closes the socket."""
+        """Serve until the engine closes the socket."""
         self._tell(Reply(News.PROCESS, os.getpid()))
         while not self._is_over:
             thread = threading.Thread(target=self._serve, args=(tokenizer, grammar))
@@ -194,7 +196,7 @@ class Worker:
             thread.join()
 
     def _serve(self, tokenizer: LLTokenizer, grammar: Grammar) -> None:
-        """Work until all is over, or until another thread should go on with the usual priority."""
+        """Work until the end, or until a thread with the usual priority should take over."""
         try:
             self._tell(Reply(News.THREAD, threading.get_native_id()))
             if self._start is None:
@@ -208,7 +210,7 @@ class Worker:
                         return
                 self._work()
         except (BrokenPipeError, ConnectionResetError):
-            self._is_over = True  # the engine is gone, or does not want to know any more
+            self._is_over = True  # the engine has closed the socket
 
     def _compile(self, tokenizer: LLTokenizer, grammar: Grammar) -> None:
         try:
@@ -216,14 +218,14 @@ class Worker:
         except GrammarError as error:
             self._tell(Reply(News.FAILED, text=str(error)))
             self._is_over = True
-        except BaseException as error:  # a panic of the library is no Exception
+        except BaseException as error:  # a panic of the library is not an Exception
             self._tell(Reply(News.FAILED, text=f"{type(error).__name__}: {_first_line(str(error))}"))
             self._is_over = True
         else:
             self._tell(Reply(News.COMPILED))
 
     def _work(self) -> None:
-        """Obey what has arrived, and compute one mask if any is wanted."""
+        """Execute the commands that have arrived, and compute one requested mask."""
         commands = self._receive(wait=not self._wanted)
         if commands is None:
             self._is_over = True
@@ -232,7 +234,7 @@ class Worker:
             self._obey(command)
         if commands:
             self._flush()
-            os.sched_yield()  # the engine waits for what every grammar says of its token, and later for masks
+            os.sched_yield()  # the engine waits for every grammar's confirmation first, and for masks later
         if self._wanted:
             self._fill(self._wanted.popleft())
             now = time.monotonic()
@@ -241,8 +243,8 @@ class Worker:
                 self._told = now
 
     def _receive(self, wait: bool) -> list[Command] | None:
-        """What has arrived; None when the engine is gone. A sample that ended meanwhile is thus known before the next
-        mask is begun."""
+        """The commands that have arrived; None if the engine is gone. They are read between masks, so that no mask is
+        computed for a sample that has ended."""
         try:
             data = self._socket.recv(_RECEIVE_BYTES, 0 if wait else socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -308,7 +310,7 @@ class Worker:
 
 
 def _shared_memory(size: int) -> int:
-    """A file descriptor of memory that has no name. Pages that are never written cost nothing."""
+    """A file descriptor of anonymous shared memory. Pages that are never written use no memory."""
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("masks")
     else:
@@ -319,7 +321,7 @@ def _shared_memory(size: int) -> int:
 
 
 def _restrict() -> None:
-    """Bound what a grammar's process can take, and keep the library's panics out of the log."""
+    """Limit the resources of a grammar's process, and keep the library's panics out of the log."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError, ValueError):
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
@@ -335,7 +337,7 @@ def _first_line(error: str) -> str:
 
 def main(fd: int) -> None:
     """Run the host on the inherited socket `fd`."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # for the front, which drains first
+    for number in (signal.SIGINT, signal.SIGTERM):  # the front handles these signals and drains first
         signal.signal(number, signal.SIG_IGN)
     Host(socket.socket(fileno=fd)).run()
 

@@ -1,7 +1,7 @@
-"""The token masks of one step: computed by other processes while the forward pass runs, needed at sampling.
+"""The token masks of one step: computed by other processes during the forward pass, needed at sampling.
 
-A CPU takes them row by row, without touching a whole row where it can: a mask that leaves few tokens is their list
-(`Masks.few`), and of another one it is asked whether the token that was chosen is among its own (`Masks.allows`).
+A CPU applies them row by row, if possible without reading a whole row: a mask with few tokens is a list of them
+(`Masks.few`), and for any other mask the sampled token is looked up (`Masks.allows`).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from ember.engine.core.grammars.worker import Pool
 from ember.engine.core.sequence import Sequence
 from ember.engine.errors import GrammarError
 
-PATIENCE_S = 0.005  # that a step waits for masks after its forward pass; a row without one is drawn in another step
+PATIENCE_S = 0.005  # a step's wait for masks after its forward pass; rows without a mask are sampled in a later step
 _SLICE_S = 0.002
-FEW = 1024  # a row with at most so many tokens left has a list of them
+FEW = 1024  # a row with at most this many allowed tokens has a list of them
 
 TokenIds = NDArray[np.int64]  # ascending
 Values = NDArray[np.float32]  # logits
@@ -33,16 +33,16 @@ Values = NDArray[np.float32]  # logits
 
 @dataclass(slots=True)
 class Masks:
-    """What the constrained rows of a step may draw."""
+    """The masks of a step's constrained rows."""
 
-    rows: list[int]  # of the logits
+    rows: list[int]  # indices of the logits' rows
     bits: Tensor  # [len(rows), words] int32 on the host; bit i of word w: token 32 w + i may follow
-    errors: dict[int, str] = field(default_factory=dict)  # row -> why its grammar cannot be followed any further
-    late: set[int] = field(default_factory=set)  # rows whose mask is not there yet: they allow everything
-    few: dict[int, TokenIds] = field(default_factory=dict)  # row -> all that may follow; only where that was asked for
+    errors: dict[int, str] = field(default_factory=dict)  # row -> why its grammar has failed
+    late: set[int] = field(default_factory=set)  # rows whose mask has not arrived; their bits allow everything
+    few: dict[int, TokenIds] = field(default_factory=dict)  # row -> all allowed tokens, if requested and few
 
     def only(self, rows: list[int]) -> Masks:
-        """The masks of these rows of the step, in their order, which are rows 0, 1, ... of the result's."""
+        """The masks of some rows of the step, renumbered 0, 1, ... in the given order."""
         places = {row: i for i, row in enumerate(self.rows)}
         held = [(new, old) for new, old in enumerate(rows) if old in places]
         return Masks(
@@ -53,18 +53,18 @@ class Masks:
         )
 
     def apply(self, logits: Tensor) -> None:
-        """Forbid, in place, what the masks do not allow. `logits`: [all rows of the step, vocab]."""
+        """Set the logits of forbidden tokens to -inf, in place. `logits`: [rows of the step, vocab]."""
         allowed = expand(self.bits.to(logits.device, non_blocking=True), logits.shape[-1])
         rows = torch.tensor(self.rows, device=logits.device)
         logits[rows] = logits[rows].masked_fill(~allowed, -torch.inf)
 
     def allows(self, i: int, token_id: int) -> bool:
-        """Whether the row `self.rows[i]` may go on with a token."""
+        """Whether the mask of `self.rows[i]` allows a token."""
         return bool(int(self.bits[i, token_id >> 5]) >> (token_id & 31) & 1)
 
     def forbid(self, i: int, values: Values) -> None:
         """Apply the mask of `self.rows[i]`, in place. `values`: [vocab]."""
-        # Indices of set bits, never a copy under a condition: that costs ten times as much where bits are mixed.
+        # Index with the set bits instead of a conditional copy, which takes ten times as long for mixed bits.
         bits = self.bits[i].numpy().view(np.uint8)
         allowed = np.unpackbits(bits, count=len(values), bitorder="little").view(np.bool_)
         forbidden = np.flatnonzero(~allowed)
@@ -78,10 +78,10 @@ class Masks:
 
 
 def list_few(bits: Bits, vocab_size: int) -> TokenIds | None:
-    """The tokens below `vocab_size` that a mask allows; None where there are more than `FEW`. `bits`: [words]."""
+    """The tokens below `vocab_size` that a mask allows; None if there are more than `FEW`. `bits`: [words]."""
     if np.count_nonzero(bits) > FEW:
         return None
-    held = np.flatnonzero(bits != 0)  # words with any bit; of booleans it is the fast case
+    held = np.flatnonzero(bits != 0)  # words with any bit; flatnonzero is fast for booleans
     positions = np.flatnonzero(np.unpackbits(bits[held].view(np.uint8), bitorder="little").view(np.bool_))
     token_ids = (held[positions >> 5] << 5) + (positions & 31)
     token_ids = token_ids[: np.searchsorted(token_ids, vocab_size)]
@@ -97,8 +97,8 @@ def expand(bits: Tensor, vocab_size: int) -> Tensor:
 class MaskFiller:
     """Collects the masks of a step in a thread of its own.
 
-    `start` may be called again once the masks it gave before are on the device: there are two buffers, used by turns.
-    With `vocab_size`, the rows of the logits, they come with `Masks.few`.
+    It alternates between two buffers: `start` may be called again once the previous masks are on the device. With
+    `vocab_size`, the number of columns of the logits, masks have `Masks.few`.
     """
 
     def __init__(self, pin_memory: bool = False, vocab_size: int | None = None) -> None:
@@ -108,8 +108,8 @@ class MaskFiller:
         self._thread: ThreadPoolExecutor | None = None
 
     def start(self, sequences: list[Sequence]) -> Callable[[], Masks | None]:
-        """`sequences[i]` is row i of the logits to come. Call what this returns when they are there; None: no row is
-        restricted. It waits for late masks no longer than `PATIENCE_S`."""
+        """Start to collect masks for a step: `sequences[i]` is row i of its logits. The result is to be called after
+        the forward pass. It returns the masks, or None if no row is restricted, and waits at most `PATIENCE_S`."""
         constrained = [
             (row, sequence.grammar)
             for row, sequence in enumerate(sequences)

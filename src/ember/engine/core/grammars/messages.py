@@ -1,7 +1,7 @@
-"""What the engine, the host of its grammars and their workers say to each other.
+"""The messages between the engine, the grammar host and the workers.
 
-All of it travels as msgpack in the frames of `ember.wire`. A `Fork` brings the worker's end of a socketpair along as a
-file descriptor, the `Hello` of the host the memory that the masks are in.
+They are msgpack in the frames of `ember.wire`. A `Fork` carries the worker's end of a socketpair as a file descriptor,
+and the host's `Hello` carries the shared memory of the masks.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from msgspec import Struct
 
 from ember.wire import FrameBuffer, frame
 
-QUICK_SECONDS = 0.01  # of the processor; a mask that takes longer is slow
-NUM_QUICK = 4  # quick masks in a row, and a grammar is not slow any more
+QUICK_SECONDS = 0.01  # CPU time; a mask that takes longer is slow
+NUM_QUICK = 4  # consecutive quick masks after which a grammar is not slow any more
 
 
 class Start(Struct, tag="start", frozen=True):
-    """To the host: what to load, and how many masks there is to be room for."""
+    """To the host: the tokenizer to load, and the number of masks in shared memory."""
 
     tokenizer_dir: str
     vocab_size: int
@@ -29,7 +29,7 @@ class Start(Struct, tag="start", frozen=True):
 
 
 class Fork(Struct, tag="fork", frozen=True):
-    """To the host: start a worker for a grammar. Its end of the socketpair comes along."""
+    """To the host: start a worker for a grammar. The message carries the worker's end of a socketpair."""
 
     worker_id: int
     kind: str
@@ -37,7 +37,7 @@ class Fork(Struct, tag="fork", frozen=True):
 
 
 class Kill(Struct, tag="kill", frozen=True):
-    """To the host: end a worker now, whatever it is doing."""
+    """To the host: kill a worker."""
 
     worker_id: int
 
@@ -46,14 +46,14 @@ HostMessage = Start | Fork | Kill
 
 
 class Hello(Struct, frozen=True):
-    """From the host, once: the tokenizer is loaded, or why it cannot be."""
+    """From the host, once: the tokenizer is loaded, or the error."""
 
-    vocab_size: int  # the bits of a mask
+    vocab_size: int  # bits of a mask
     error: str | None = None
 
 
 class Order(IntEnum):
-    """What a worker is told to do with a slot, which is one sample's matcher and its mask."""
+    """A command to a worker for a slot: one sample's matcher and its mask."""
 
     OPEN = 0
     ADVANCE = 1
@@ -62,13 +62,13 @@ class Order(IntEnum):
 
 
 class News(IntEnum):
-    """What a worker tells."""
+    """A report of a worker."""
 
     PROCESS = 0  # `slot` is the id of its process
-    THREAD = 1  # another thread does its work from now on; `slot` is the id of that
+    THREAD = 1  # another thread has taken over; `slot` is its id
     COMPILED = 2
     FAILED = 3  # the grammar cannot be used
-    MASK = 4  # the slot's mask is there
+    MASK = 4  # the slot's mask is written
     ADVANCED = 5
     COMPLETE = 6  # advanced, and nothing can follow
     ERROR = 7  # the slot's matcher cannot go on
@@ -86,7 +86,7 @@ class Command(Struct, array_like=True, frozen=True):
 class Reply(Struct, array_like=True, frozen=True):
     news: News
     slot: int = 0
-    seconds: float = 0.0  # of the processor, that this took
+    seconds: float = 0.0  # CPU time
     text: str = ""
     token_ids: Sequence[int] = ()
 
@@ -95,10 +95,10 @@ T = TypeVar("T")
 
 
 class Mailbox(Generic[T]):
-    """Cuts what arrives into messages of one type."""
+    """Splits received bytes into messages of one type."""
 
     def __init__(self, kind: Any) -> None:
-        """`kind` is T, as msgspec wants it: a union is no type."""
+        """`kind`: T for msgspec, which may be a union."""
         self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(kind)
         self._buffer = FrameBuffer()
 

@@ -1,4 +1,4 @@
-"""What the engine knows of one grammar's process, and of each sample that it follows there."""
+"""The engine's view of one grammar's process, and of each sample that it tracks."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ember.engine.core.grammars.messages import NUM_QUICK, QUICK_SECONDS, Comman
 from ember.wire import Grammar
 
 _NICE = 19
-DEMOTE_AFTER_S = 0.01  # of the processor; then the rest of it runs when nobody else wants the processor
-COUNTED_SECONDS = 0.05  # of the processor; masks that take longer count towards all that a grammar may take
-NUM_SLOW = 4  # slow masks, and the same
+DEMOTE_AFTER_S = 0.01  # CPU time of a task after which its thread gets the lowest priority
+COUNTED_SECONDS = 0.05  # CPU time; masks that take longer count towards a grammar's total
+NUM_SLOW = 4  # slow masks after which the thread gets the lowest priority
 
 Words = NDArray[np.int32]  # [words], or [slots, words]; bit i of word w stands for token 32 w + i
 
 
 class State(Enum):
-    """How far a worker is."""
+    """The stage of a worker."""
 
     QUEUED = "there is no process yet"
     COMPILING = "its grammar is being compiled"
@@ -35,7 +35,7 @@ class State(Enum):
 
 
 class Pool(Protocol):
-    """What a matcher needs of the workers it belongs to, and those who wait for masks: see `GrammarWorkers`."""
+    """The part of `GrammarWorkers` that matchers and callers that wait for masks use."""
 
     masks: Words  # [slots, words]
 
@@ -49,24 +49,24 @@ class Pool(Protocol):
 
 
 class Matcher:
-    """One sample's place in its grammar, and the mask of what may follow there. The worker does the work; `has_mask`
-    and `is_settled` say how far it is. `close` it in the end."""
+    """One sample's position in its grammar, and the mask of the next token. The worker computes both; `has_mask` and
+    `is_settled` tell how far it is. `close` must be called at the end."""
 
     def __init__(self, pool: Pool, worker: GrammarWorker) -> None:
         self.pool = pool
         self.worker = worker
         self.slot = -1
         self.has_mask = False
-        self.is_settled = True  # the token that was told last is taken in
-        self.is_complete = False  # nothing can follow
-        self.accepted: dict[tuple[int, ...], bool] = {}  # beginnings that were asked for, as far as is known
+        self.is_settled = True  # the worker has confirmed the last token
+        self.is_complete = False  # no token can follow
+        self.accepted: dict[tuple[int, ...], bool] = {}  # requested beginnings whose answer has arrived
         self.error: str | None = worker.error
-        self._tried: set[tuple[int, ...]] = set()  # those that were asked for
+        self._tried: set[tuple[int, ...]] = set()  # requested beginnings
         self.is_closed = False
         worker.leases += 1
 
     def prepare(self, beginnings: Items[Items[int]] = ()) -> None:
-        """Ask for the first mask, unless that was done before, and whether the grammar can begin with these tokens."""
+        """Request the first mask, unless this was done before, and whether the grammar can begin with some tokens."""
         if self.slot < 0 and self.error is None:
             self.pool.open(self)
         if self.slot >= 0 and len(self._tried) < len(beginnings):
@@ -76,7 +76,7 @@ class Matcher:
                     self.pool.command(self, Order.TRY, token_ids)
 
     def advance(self, token_ids: Items[int]) -> None:
-        """Tell the sample's next tokens; `GrammarWorkers.settle` waits for the answer."""
+        """Send the sample's next tokens. `GrammarWorkers.settle` waits for the confirmation."""
         self.prepare()
         if self.error is None:
             self.has_mask = self.is_settled = False
@@ -84,7 +84,7 @@ class Matcher:
 
     @property
     def mask(self) -> Words:
-        """What may follow, where `has_mask`; it holds until the next token is told."""
+        """The mask, if `has_mask`. It is valid until the next `advance`."""
         return self.pool.masks[self.slot]
 
     def allows(self, token_id: int) -> bool:
@@ -99,24 +99,24 @@ class Matcher:
 
 
 class GrammarWorker:
-    """What the engine knows of one grammar's process."""
+    """The engine's view of one grammar's process."""
 
     def __init__(self, worker_id: int, grammar: Grammar) -> None:
         self.worker_id = worker_id
         self.grammar = grammar
         self.state = State.QUEUED
         self.error: str | None = None
-        self.is_slow = False  # steps do not wait for it
-        self.leases = 0  # of whoever may still want it
+        self.is_slow = False  # whether steps do not wait for it
+        self.leases = 0  # requests that need it
         self.matchers: dict[int, Matcher] = {}  # by slot
         self.outbox: list[Command] = []
         self.socket: socket.socket | None = None
         self.mailbox: Mailbox[list[Reply]] = Mailbox(list[Reply])
-        self.awaited: set[Matcher] = set()  # whose mask, token or end it has not answered
+        self.awaited: set[Matcher] = set()  # matchers with an unanswered command
         self.pid: int | None = None
-        self.thread_id: int | None = None  # of the thread that does the work
-        self.since = 0.0  # when it began what it is doing now
-        self.processor_at: float | None = None  # the clock of its processor not long after
+        self.thread_id: int | None = None  # of the working thread
+        self.since = 0.0  # start of its current task
+        self.processor_at: float | None = None  # its CPU time shortly after that start
         self.is_demoted = False
         self.slow_seconds = 0.0
         self.num_slow = 0  # slow masks since several in a row were quick
@@ -131,21 +131,21 @@ class GrammarWorker:
         return self.state is State.COMPILING or (self.state is State.READY and bool(self.awaited))
 
     def begin(self) -> None:
-        """Its next piece of work starts about now."""
+        """Note the start of its next task."""
         self.since = time.monotonic()
         self.processor_at = None
 
     def demote(self) -> None:
-        """What it does from now on runs when nobody else wants the processor, until it goes on in another thread."""
+        """Give its current thread the lowest priority."""
         if self.thread_id is not None and not self.is_demoted:
             self.is_demoted = True
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, self.thread_id, _NICE)
-                if hasattr(os, "SCHED_IDLE"):  # others take the processor from it at once, not at the next tick
+                if hasattr(os, "SCHED_IDLE"):  # other threads preempt it at once, not at the next tick
                     os.sched_setscheduler(self.thread_id, os.SCHED_IDLE, os.sched_param(0))
 
     def observe(self, seconds: float) -> None:
-        """It did one piece."""
+        """Count one finished task, which took `seconds` of CPU time."""
         if seconds > QUICK_SECONDS:
             self.is_slow, self.num_quick = True, 0
             self.num_slow += 1

@@ -1,7 +1,7 @@
-"""The engine's side of its grammars: a worker process for each of them, matchers in it for the samples, and deadlines.
+"""The engine's side of its grammars: a worker process for each grammar, a matcher for each sample, and time limits.
 
-Nothing here waits longer than it is told to. A grammar that takes too long loses its process: its samples end with an
-error, and nobody else's do. What counts is time of the processor, since on a busy machine a good grammar is late too.
+Every wait has a limit given by the caller. A grammar that exceeds a limit loses its process: its samples end with an
+error, and no others do. The limits are CPU time, since on a busy machine a good grammar is late too.
 """
 
 from __future__ import annotations
@@ -42,30 +42,30 @@ from ember.engine.core.grammars.worker import COUNTED_SECONDS, DEMOTE_AFTER_S, N
 from ember.wire import Grammar
 
 MAX_WORKERS = 128  # processes
-NUM_IDLE = 32  # of them that are kept for the next request with their grammar
-NUM_REFUSED = 256  # grammars that took too long, which are not tried again
-COMPILE_SECONDS = 5.0  # of the processor
-MASK_SECONDS = 1.0  # of the processor, for one mask or for one token that is taken in
-TOTAL_SLOW_SECONDS = 10.0  # of the processor, for all slow masks of a grammar
-WALL_FACTOR = 20.0  # by the clock everything may take so many times as long
-LOAD_SECONDS = 120.0  # by the clock, for the tokenizer
-NUM_SLOTS = 1024  # masks that there is room for
+NUM_IDLE = 32  # idle processes that are kept for the next request with their grammar
+NUM_REFUSED = 256  # remembered grammars that exceeded a limit, which are refused at once
+COMPILE_SECONDS = 5.0  # CPU time
+MASK_SECONDS = 1.0  # CPU time of one mask or one token
+TOTAL_SLOW_SECONDS = 10.0  # CPU time of all slow masks of a grammar
+WALL_FACTOR = 20.0  # the limits of elapsed time are this many times those of CPU time
+LOAD_SECONDS = 120.0  # elapsed time, for the tokenizer
+NUM_SLOTS = 1024  # masks in shared memory
 _CHECK_AFTER_S = 0.005
 _RECEIVE_BYTES = 1 << 16
 
 
 class GrammarWorkers:
-    """Starts workers for grammars, talks to them, and ends those that take too long.
+    """Starts workers for grammars, exchanges messages with them, and kills those that exceed a limit.
 
-    The engine's thread calls it, and the thread that fills masks while the engine's is in the forward pass.
+    The engine's thread calls it, and the thread of `MaskFiller` while the engine's thread is in the forward pass.
     """
 
     def __init__(
         self, tokenizer_dir: Path, vocab_size: int, eos_token_ids: Items[int], num_slots: int = NUM_SLOTS
     ) -> None:
         self._tokenizer_dir = tokenizer_dir
-        self._vocab_size = vocab_size  # rows of the logits
-        self._eos_token_ids = eos_token_ids  # the model's own list, to which the tokenizer's end token may come
+        self._vocab_size = vocab_size  # columns of the logits
+        self._eos_token_ids = eos_token_ids  # the engine's list, to which the tokenizer's end token may be added
         self._num_slots = num_slots
         self._lock = RLock()
         self._host: socket.socket | None = None
@@ -73,23 +73,24 @@ class GrammarWorkers:
         self._mailbox: Mailbox[Hello] = Mailbox(Hello)
         self._fds: list[int] = []
         self._is_loaded = False
-        self._started = 0.0  # when the host was
+        self._started = 0.0  # start of the host
         self._memory: mmap | None = None
         self.masks: NDArray[np.int32] = np.empty((0, 0), dtype=np.int32)  # [slots, words]
         self._free_slots: list[int] = []
         self._num_workers = 0
-        self._workers: OrderedDict[tuple[str, str], GrammarWorker] = OrderedDict()  # the last used one last
-        self._queue: deque[GrammarWorker] = deque()  # have no process yet
-        self._running: dict[int, GrammarWorker] = {}  # by file descriptor; those that are being killed too
+        self._workers: OrderedDict[tuple[str, str], GrammarWorker] = OrderedDict()  # most recently used last
+        self._queue: deque[GrammarWorker] = deque()  # workers without a process
+        self._running: dict[int, GrammarWorker] = {}  # by file descriptor, including those being killed
         self._refused: OrderedDict[tuple[str, str], str] = OrderedDict()
 
     @property
     def num_words(self) -> int:
-        """The 32-bit words of one mask: a bit for each token of the logits, or of the tokenizer where it has more."""
+        """The 32-bit words of one mask: a bit for each column of the logits, or token of the tokenizer if these are
+        more."""
         return self.masks.shape[1] or -(-self._vocab_size // 32)
 
     def submit(self, grammar: Grammar) -> GrammarWorker:
-        """A worker for the grammar, with one lease; give it back with `release`. Does not block."""
+        """A worker for the grammar, with one lease, which `release` returns. Does not block."""
         with self._lock:
             key = (grammar.kind, grammar.text)
             worker = self._workers.get(key)
@@ -110,12 +111,12 @@ class GrammarWorkers:
 
     @property
     def has_unwanted(self) -> bool:
-        """Whether `check` has to be called although nobody waits for a grammar."""
+        """Whether `check` has to be called although no request waits for a grammar."""
         return any(not worker.leases and worker.is_busy for worker in self._running.values())
 
     def release(self, worker: GrammarWorker) -> None:
-        """One that wanted the worker does not any more. When nobody does, one that is busy has little time left, and
-        an idle one is kept for the next request with its grammar."""
+        """Return one lease of the worker. Without leases a busy worker has little time left, and an idle one is kept
+        for the next request with its grammar."""
         with self._lock:
             worker.leases -= 1
             if worker.leases:
@@ -128,7 +129,7 @@ class GrammarWorkers:
                 self._drop_idle(NUM_IDLE)
 
     def open(self, matcher: Matcher) -> None:
-        """Give a matcher its slot, if there is one; otherwise it asks again."""
+        """Give a matcher a slot if one is free. Otherwise it has to call this again."""
         with self._lock:
             if self._free_slots:
                 matcher.slot = self._free_slots.pop()
@@ -136,7 +137,7 @@ class GrammarWorkers:
                 self.command(matcher, Order.OPEN)
 
     def command(self, matcher: Matcher, order: Order, token_ids: Items[int] = ()) -> None:
-        """Put a command into the next `flush`."""
+        """Queue a command for the next `flush`."""
         with self._lock:
             worker = matcher.worker
             if not worker.awaited:
@@ -145,7 +146,7 @@ class GrammarWorkers:
             worker.outbox.append(Command(order, matcher.slot, token_ids))
 
     def close(self, matcher: Matcher) -> None:
-        """The slot is free when the worker says that it does not write there any more, or is gone."""
+        """Release a matcher's slot. It becomes free when the worker has confirmed it or has ended."""
         with self._lock:
             worker = matcher.worker
             if matcher.slot >= 0 and worker.state is State.READY:
@@ -154,14 +155,14 @@ class GrammarWorkers:
             self.release(worker)
 
     def flush(self) -> None:
-        """Send what is to be sent."""
+        """Send the queued commands."""
         with self._lock:
             for worker in list(self._running.values()):
                 if worker.outbox:
                     self._send(worker)
 
     def settle(self, matchers: Items[Matcher], seconds: float) -> None:
-        """Wait until the tokens that were told are taken in, at most that long. Slow grammars are not waited for."""
+        """Wait at most `seconds` until the workers have confirmed the last tokens. Slow grammars are not waited for."""
         self.flush()
         until = time.monotonic() + seconds
         while True:
@@ -175,12 +176,12 @@ class GrammarWorkers:
             self.receive(left, waiting)
 
     def give_up(self, workers: Iterable[GrammarWorker]) -> None:
-        """Take note of grammars that were waited for in vain: the next steps go on without them."""
+        """Mark grammars that were late as slow, so that the next steps do not wait for them."""
         for worker in workers:
             worker.is_slow, worker.num_quick = True, 0
 
     def receive(self, seconds: float, workers: Collection[GrammarWorker] | None = None) -> None:
-        """Take in what comes, waiting at most that long for something from these workers, or from anyone."""
+        """Handle messages, waiting at most `seconds` for one of these workers, or of any worker."""
         with self._lock:
             poll = select.poll()
             if self._host is not None:
@@ -195,7 +196,7 @@ class GrammarWorkers:
                     self._hear(self._running[fd])
 
     def check(self) -> None:
-        """Take in what has come, and end what takes too long. To be called before every step."""
+        """Handle the messages that have arrived, and kill workers that exceed a limit. Called before every step."""
         with self._lock:
             if not (self._running or self._queue):
                 return
@@ -213,7 +214,7 @@ class GrammarWorkers:
         used = 0.0
         if worker.pid is not None:
             processor = _processor_seconds(worker.pid)
-            if processor is None:  # there is no such clock here, or no such process
+            if processor is None:  # the clock or the process does not exist
                 used = now - worker.since
             else:
                 if worker.processor_at is None:
@@ -230,14 +231,14 @@ class GrammarWorkers:
             self._kill(worker, "it takes too long on this machine now; make it smaller or less ambiguous")
 
     def _refuse(self, worker: GrammarWorker, error: str) -> None:
-        """End it, and do not try this grammar again."""
+        """Kill a worker, and refuse its grammar from now on."""
         self._refused[worker.key] = error
         if len(self._refused) > NUM_REFUSED:
             self._refused.popitem(last=False)
         self._kill(worker, error)
 
     def _kill(self, worker: GrammarWorker, error: str) -> None:
-        """End the process. Its slots are free when the end of its socket has come."""
+        """Kill a worker's process. Its slots become free when its socket is closed."""
         self._end(worker, error)
         if self._host is not None:
             self._tell_host(Kill(worker.worker_id))
@@ -246,7 +247,7 @@ class GrammarWorkers:
                 os.kill(worker.pid, signal.SIGKILL)
 
     def _end(self, worker: GrammarWorker, error: str) -> None:
-        """Nothing more is expected of it."""
+        """Fail a worker's samples: no more replies are expected."""
         worker.state = State.ENDED
         worker.error = worker.error or error
         for matcher in worker.matchers.values():
@@ -257,7 +258,7 @@ class GrammarWorkers:
             del self._workers[worker.key]
 
     def _drop_idle(self, count: int) -> None:
-        """Let idle workers go until at most so many are left, the longest unused ones first."""
+        """End idle workers, least recently used first, until at most `count` are left."""
         idle = [worker for worker in self._workers.values() if worker.leases == 0 and worker.socket is not None]
         for worker in idle[: max(len(idle) - count, 0)]:
             self._end(worker, _UNWANTED)
@@ -265,7 +266,7 @@ class GrammarWorkers:
             worker.socket.shutdown(socket.SHUT_WR)  # it then ends by itself
 
     def _start_queued(self) -> None:
-        """Start processes for grammars, as many as may run."""
+        """Start processes for queued grammars, up to the limit."""
         if not self._queue:
             return
         if self._host is None:
@@ -322,7 +323,7 @@ class GrammarWorkers:
         self._start_queued()
 
     def _lose_host(self, error: str) -> None:
-        """Whoever waits for it fails, and so do its workers; the next grammar starts another one."""
+        """Fail all workers of a host that has ended. The next grammar starts a new host."""
         assert self._host is not None
         self._host.close()
         self._host = None
@@ -337,7 +338,7 @@ class GrammarWorkers:
             self._end(self._queue.popleft(), error)
 
     def _map(self, vocab_size: int, fd: int) -> None:
-        """Map the memory that the workers of this host will write to."""
+        """Map the shared memory of this host's masks."""
         size = mask_bytes(vocab_size)
         self._memory = mmap(fd, size * self._num_slots, prot=PROT_READ)
         os.close(fd)
@@ -392,7 +393,7 @@ class GrammarWorkers:
                 self._answer(worker, worker.matchers[reply.slot], reply)
 
     def _answer(self, worker: GrammarWorker, matcher: Matcher, reply: Reply) -> None:
-        """News of a sample. A mask that comes before the token that was told is taken in is one of the state before."""
+        """Handle a reply about a sample. A mask that arrives before the last token's confirmation is outdated."""
         worker.observe(reply.seconds)
         if reply.seconds > COUNTED_SECONDS or worker.num_slow >= NUM_SLOW:
             worker.demote()
@@ -413,7 +414,7 @@ class GrammarWorkers:
             worker.awaited.discard(matcher)
 
     def _bury(self, worker: GrammarWorker) -> None:
-        """Its process is gone: nothing is written to its slots any more."""
+        """Free the slots of a worker whose process has ended."""
         assert worker.socket is not None
         if worker.state is not State.ENDED:
             self._end(worker, _ENDED_ITSELF)
@@ -431,7 +432,7 @@ _TOO_SLOW = f"what may follow took more than {MASK_SECONDS:g} second to find out
 
 
 def _processor_seconds(pid: int) -> float | None:
-    """What a process has used of processors; None where that cannot be known. The clock's number is Linux's own."""
+    """The CPU time of a process; None if it is unknown. The clock id is computed as in Linux."""
     try:
         return time.clock_gettime((~pid << 3) | 2)
     except (OSError, OverflowError):
