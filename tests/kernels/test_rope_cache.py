@@ -106,6 +106,24 @@ def test_norm_with_unit_offset_int32_slots_and_a_scale_a_head(device):
     )
 
 
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("unit_offset", [False, True])
+def test_whole_heads_by_halves(device, head_dim, unit_offset):
+    for dtype in (torch.bfloat16, torch.float16):
+        compare(
+            device,
+            dtype=dtype,
+            cache_dtype=dtype,
+            heads=3,
+            kv_heads=1,
+            head_dim=head_dim,
+            rotary_dim=head_dim,
+            norm=True,
+            unit_offset=unit_offset,
+            index_dtype=torch.int32,
+        )
+
+
 def test_a_cache_of_another_dtype_and_strided_rows(device):
     shape = {"heads": 4, "kv_heads": 2, "head_dim": 64, "rotary_dim": 64}
     compare(device, dtype=torch.float32, cache_dtype=torch.bfloat16, **shape)
