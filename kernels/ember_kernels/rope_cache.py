@@ -7,11 +7,10 @@ the weight, with `unit_offset` once at the end. The rotation is computed in floa
 quantised from the rounded value.
 
 There are two kernels. The one by halves is for heads that are rotated as a whole in the NeoX layout, in a cache of the
-model's dtype, as most models have them: a program loads each pair once, as two contiguous halves, and stores a head
-through one pointer, whether it is a query, a key or a value. Compiled for sm_90 by Triton 3.6 (bfloat16, 128 dimensions,
-QK norm) it takes 32 registers and no shared memory; the general kernel takes 48 and 5 KiB, and loads partners one by one.
-The general one serves the rest: partial rotation, GPT-J's pairs, no rotation, float8 caches, and head sizes that are no
-power of two.
+model's dtype, as most models have them. A program loads each pair once, as two contiguous halves, and stores a head
+through one pointer, whether it is a query, a key or a value. The general kernel serves the rest: partial rotation,
+GPT-J's pairs, no rotation, float8 caches, and head sizes that are no power of two. Compiled for sm_90 by Triton 3.6
+(bfloat16, 128 dimensions, QK norm) the first takes 32 registers and no shared memory, the second 48 and 5 KiB.
 """
 
 from __future__ import annotations
