@@ -14,11 +14,11 @@ import pytest
 
 from ember.front.api.exchange import Event, EventStream, Request, Response
 from ember.front.api.routes import ROUTER
-from ember.front.worker import calls as calls_module
 from ember.front.worker import queue as queue_module
-from ember.front.worker.calls import Addresses, Calls, QueueError, Refused, TooManyRequests, make_session
+from ember.front.worker import queue_api as queue_api_module
 from ember.front.worker.handler import Handling, ThisLoop
 from ember.front.worker.queue import Queue
+from ember.front.worker.queue_api import Addresses, QueueApi, QueueError, Refused, TooManyRequests, make_session
 from ember.front.worker.waits import Backoff
 from tests.faces.fakes import event, frame
 from tests.support.fake_queue import FakeQueue
@@ -78,49 +78,49 @@ def test_waits_grow_to_their_bound_and_start_anew() -> None:
 async def _with_calls(queue: FakeQueue, use: Any, patience: float = 300.0) -> Any:
     addresses = Addresses.from_environment(queue.env())
     async with make_session(addresses.key) as session:
-        return await asyncio.wait_for(use(Calls(addresses, session, patience)), 30)
+        return await asyncio.wait_for(use(QueueApi(addresses, session, patience)), 30)
 
 
 def test_odd_answers_of_the_queue(queue: FakeQueue) -> None:
-    async def take(calls: Calls) -> list[Any]:
-        return await calls.read_jobs(await calls.ask_for_jobs(2, is_busy=False))
+    async def take(queue_api: QueueApi) -> list[Any]:
+        return await queue_api.read_jobs(await queue_api.ask_for_jobs(2, is_busy=False))
 
-    async def use(calls: Calls) -> None:
+    async def use(queue_api: QueueApi) -> None:
         queue.fail = lambda call, number: 429
         with pytest.raises(TooManyRequests):
-            await take(calls)
+            await take(queue_api)
         queue.fail = lambda call, number: 400
-        assert await take(calls) == []
+        assert await take(queue_api) == []
         queue.fail = lambda call, number: 200  # a text
-        assert await take(calls) == []
+        assert await take(queue_api) == []
         queue.fail = lambda call, number: 500
         with pytest.raises(QueueError, match="HTTP 500"):
-            await take(calls)
+            await take(queue_api)
         with pytest.raises(QueueError, match="HTTP 500"):
-            await calls.stopped_jobs()
+            await queue_api.stopped_jobs()
         with pytest.raises(QueueError, match="HTTP 500"):
-            await calls.ping(["a", "b"])
+            await queue_api.ping(["a", "b"])
         queue.is_down = True
         with pytest.raises(QueueError, match="Disconnected"):
-            await take(calls)
+            await take(queue_api)
 
     asyncio.run(_with_calls(queue, use))
 
 
 def test_pieces_are_tried_again_but_not_for_ever(queue: FakeQueue) -> None:
-    async def use(calls: Calls) -> None:
+    async def use(queue_api: QueueApi) -> None:
         job = queue.submit({})
         queue.fail = lambda call, number: (503, 408)[number % 2] if number < 4 else None
-        await calls.send_piece(job, "text")
+        await queue_api.send_piece(job, "text")
         assert queue.jobs[job].streamed == ["text"]
         queue.fail = lambda call, number: 404
         with pytest.raises(Refused) as caught:
-            await calls.send_result(job, {"output": []})
+            await queue_api.send_result(job, {"output": []})
         assert caught.value.status == 404
         before = queue.calls["job-done"]
         queue.fail = lambda call, number: 500
-        with pytest.raises(QueueError, match="not delivered in 1 s: HTTP 500"):
-            await calls.send_result(job, {"output": []})
+        with pytest.raises(QueueError, match="not delivered within 1 s: HTTP 500"):
+            await queue_api.send_result(job, {"output": []})
         assert queue.calls["job-done"] - before > 2
 
     asyncio.run(_with_calls(queue, use, patience=1.0))
@@ -144,13 +144,13 @@ class Engine:
 
 
 def test_a_job_that_comes_twice_runs_once_and_junk_is_passed_over(queue: FakeQueue) -> None:
-    async def use(calls: Calls) -> None:
+    async def use(queue_api: QueueApi) -> None:
         engine = Engine()
 
         async def ready() -> None:
             return None
 
-        loop = Queue(calls, Handling(ThisLoop(), engine.answer, ROUTER, model="m"), 8, ready, 5.0)
+        loop = Queue(queue_api, Handling(ThisLoop(), engine.answer, ROUTER, model="m"), 8, ready, 5.0)
         serving = asyncio.create_task(loop.run())
         await asyncio.to_thread(queue.wait_for, lambda: queue.calls["job-take-batch"], 5, "a poll")
         for junk in (None, 5, {"no": "id"}, {"id": 7}, {"id": ""}):
@@ -189,16 +189,16 @@ class FastLoop(asyncio.SelectorEventLoop):
 def test_a_queue_that_is_away_for_a_minute(queue: FakeQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was generated meanwhile arrives, once; the queue is asked now and then, and jobs are taken afterwards."""
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() * SPEED)
-    for module in (calls_module, queue_module):
+    for module in (queue_api_module, queue_module):
         monkeypatch.setattr(module, "time", clock)
 
-    async def use(calls: Calls) -> None:
+    async def use(queue_api: QueueApi) -> None:
         engine = Engine()
 
         async def ready() -> None:
             return None
 
-        loop = Queue(calls, Handling(ThisLoop(), engine.answer, ROUTER, model="m"), 8, ready, 5.0)
+        loop = Queue(queue_api, Handling(ThisLoop(), engine.answer, ROUTER, model="m"), 8, ready, 5.0)
         serving = asyncio.create_task(loop.run())
         streamed = queue.submit({"prompt": "a", "stream": True})
         await asyncio.to_thread(queue.wait_pieces, streamed, 1)
@@ -221,7 +221,7 @@ def test_a_queue_that_is_away_for_a_minute(queue: FakeQueue, monkeypatch: pytest
 
     async def run() -> None:
         async with make_session(addresses.key) as session:
-            await use(Calls(addresses, session))
+            await use(QueueApi(addresses, session))
 
     with asyncio.Runner(loop_factory=FastLoop) as runner:
         runner.run(run())
@@ -230,7 +230,7 @@ def test_a_queue_that_is_away_for_a_minute(queue: FakeQueue, monkeypatch: pytest
 def test_no_job_is_taken_while_the_engine_is_started_again(queue: FakeQueue) -> None:
     is_ready = threading.Event()
 
-    async def use(calls: Calls) -> None:
+    async def use(queue_api: QueueApi) -> None:
         engine = Engine()
         engine.release.set()
 
@@ -238,7 +238,7 @@ def test_no_job_is_taken_while_the_engine_is_started_again(queue: FakeQueue) -> 
             while not is_ready.is_set():
                 await asyncio.sleep(0.01)
 
-        loop = Queue(calls, Handling(ThisLoop(), engine.answer, ROUTER, model="m"), 8, ready, 5.0)
+        loop = Queue(queue_api, Handling(ThisLoop(), engine.answer, ROUTER, model="m"), 8, ready, 5.0)
         serving = asyncio.create_task(loop.run())
         job = queue.submit({"prompt": "a", "stream": True})
         await asyncio.sleep(0.3)

@@ -139,7 +139,7 @@ def test_a_job_that_cannot_be_read_fails_and_costs_no_other(queue: FakeQueue, st
         for job_id, record in zip(ids, queue.wait_all(ids), strict=True):
             if job_id in odd or job_id == "last":
                 assert record.status == "FAILED"
-                assert "the job cannot be read: " in json.loads(record.error)["message"]
+                assert "The job cannot be read: " in json.loads(record.error)["message"]
             else:
                 assert record.status == "COMPLETED", record
         assert queue.wait(queue.submit(None, "alone", f'{{"id": "alone", "input": {TOO_DEEP}}}')).status == "FAILED"

@@ -1,7 +1,7 @@
-"""What the queue delivers: from the bytes of an answer to jobs that are run, or refused by name. Both clients use this.
+"""From the bytes of the queue's answer to jobs. Both queue clients use this.
 
-One job that cannot be read costs no other of the same answer: it is reported as failed where its id can be found. An id
-goes into the addresses of a job's reports, so it has to be one that an address can carry.
+A job that cannot be read does not affect the others of its answer. It is reported as failed if its id can be found. The
+id becomes part of the addresses to which the job's output is sent, so it must be usable in a URL.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ember.untrusted_json import QUEUE_DEPTH, Unreadable, loads_each
 
 log = logging.getLogger(__name__)
 
-_LARGE_BYTES = 2**16  # an answer that is larger is read beside the event loop
+_LARGE_BYTES = 2**16  # a larger answer is parsed in a thread
 _MAX_ID_CHARS = 256
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """One job of an answer. `error` is the result of one that cannot be run; `job` then is empty."""
+    """One job of an answer. A job that cannot be run has an `error`, which is its result, and an empty `job`."""
 
     id: str
     job: dict[str, Any]
@@ -32,7 +32,7 @@ class Delivery:
 
     @property
     def path_id(self) -> str:
-        """The id as a part of an address's path, and as the value of a header."""
+        """The percent-encoded id, for the path of a URL and the value of a header."""
         return path_id(self.id)
 
 
@@ -44,30 +44,30 @@ async def read_answer(content: bytes) -> list[Any]:
 
 
 def delivered(element: Any) -> Delivery | None:
-    """The job that an element is; None, and a line in the log, where nothing can be run and nobody can be told."""
+    """The job in an element of the answer. Without a usable id it is None, and the log says so."""
     if isinstance(element, Unreadable):
         job_id: Any = element.id
     else:
         job_id = element.get("id") if isinstance(element, dict) else None
     if not _is_usable(job_id):
         reason = f"; it cannot be read: {element.reason}" if isinstance(element, Unreadable) else ""
-        shown = "" if job_id is None else f" but {ascii(job_id)[:100]}"
-        log.error("the queue sent something that is not a job with a usable id%s%s", shown, reason)
+        shown = "" if job_id is None else f" (got {ascii(job_id)[:100]})"
+        log.error("the queue delivered an element without a usable job id%s%s", shown, reason)
         return None
     if isinstance(element, Unreadable):
-        log.error("job %s cannot be read and fails: %s", job_id, element.reason)
-        error = bad_request(f"the job cannot be read: {element.reason}", "input")
+        log.error("job %s cannot be read and ends with an error: %s", job_id, element.reason)
+        error = bad_request(f"The job cannot be read: {element.reason}", "input")
         return Delivery(job_id, {}, error_output(error))
     return Delivery(job_id, element)
 
 
 def path_id(job_id: str) -> str:
-    """A job's id as a part of an address's path: whatever it holds, it stays one part."""
+    """The id, percent-encoded, so that it is one segment of a URL's path whatever it holds."""
     return quote(job_id, safe="")
 
 
 def _is_usable(job_id: Any) -> bool:
-    """Whether an address can carry it: it must be text, and no step of a path (`..`)."""
+    """Whether the id is text that can be a segment of a URL's path, and not `.` or `..`."""
     if not isinstance(job_id, str) or not 0 < len(job_id) <= _MAX_ID_CHARS or job_id in (".", ".."):
         return False
     try:

@@ -1,7 +1,8 @@
 """The worker on a queue with our own client: one event loop for the engine, the jobs and the pings.
 
-In: an engine that is already being started. Out: an exit code, 0 after a SIGTERM and its drain, 1 after a failure. The
-platform is pinged from the first moment of the boot to the last job; jobs are taken once the engine is ready.
+What comes in is an engine that is already being started. What leaves is an exit code: 0 after a SIGTERM and its
+drain, 1 after a failure. The platform is pinged from the start of the boot to the end of the last job. Jobs are taken
+when the engine is ready.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import logging
 from typing import TYPE_CHECKING
 
 from ember.front.signals import on_signals
-from ember.front.worker.calls import Addresses, Calls, QueueError, make_session
 from ember.front.worker.handler import Handling, ThisLoop
 from ember.front.worker.health import boot_failure, report_unhealthy
 from ember.front.worker.queue import REPORT_SECONDS, Queue, keep_pinging
+from ember.front.worker.queue_api import Addresses, QueueApi, QueueError, make_session
 
 if TYPE_CHECKING:
     from ember.front.start import Worker
@@ -27,7 +28,7 @@ _CLOSE_SECONDS = 5.0
 
 
 def run(settings: Settings, worker: Worker) -> int:
-    """Serve the queue until SIGTERM or a failure; returns the exit code."""
+    """Serve the queue until SIGTERM or a failure. Returns the exit code."""
     return asyncio.run(_run(settings, worker))
 
 
@@ -41,7 +42,7 @@ async def _run(settings: Settings, worker: Worker) -> int:
             log.error("%s", error)
             return 1
         async with make_session(addresses.key) as session:
-            return await _serve(settings, worker, Calls(addresses, session), addresses, stopping, hurrying)
+            return await _serve(settings, worker, QueueApi(addresses, session), addresses, stopping, hurrying)
     finally:
         with contextlib.suppress(Exception):
             async with asyncio.timeout(_CLOSE_SECONDS):
@@ -51,7 +52,7 @@ async def _run(settings: Settings, worker: Worker) -> int:
 async def _serve(
     settings: Settings,
     worker: Worker,
-    calls: Calls,
+    queue_api: QueueApi,
     addresses: Addresses,
     stopping: asyncio.Event,
     hurrying: asyncio.Event,
@@ -59,12 +60,12 @@ async def _serve(
     queue: Queue | None = None
     background: list[asyncio.Task[None]] = []
     if addresses.ping is not None and addresses.key:
-        pinging = keep_pinging(calls, lambda: queue.job_ids if queue else [], addresses.ping_seconds)
+        pinging = keep_pinging(queue_api, lambda: queue.job_ids if queue else [], addresses.ping_seconds)
         background.append(asyncio.create_task(pinging))
     try:
         if not await _booted(worker, stopping):
             return 0 if stopping.is_set() else 1
-        queue = _queue(settings, worker, calls)
+        queue = _queue(settings, worker, queue_api)
         serving = asyncio.create_task(queue.run())
         background.append(serving)
         return await _until_over(worker, queue, serving, stopping, hurrying)
@@ -91,12 +92,12 @@ async def _booted(worker: Worker, stopping: asyncio.Event) -> bool:
         ready.cancel()
 
 
-def _queue(settings: Settings, worker: Worker, calls: Calls) -> Queue:
+def _queue(settings: Settings, worker: Worker, queue_api: QueueApi) -> Queue:
     from ember.front.worker.answer import answer_with, concurrency, gate, handling_for
 
     handling: Handling = handling_for(settings, ThisLoop(), answer_with(worker))
     places = concurrency(settings, worker.services.engine.info.max_num_seqs)
-    return Queue(calls, handling, places, gate(worker), settings.drain_timeout)
+    return Queue(queue_api, handling, places, gate(worker), settings.drain_timeout)
 
 
 async def _until_over(
@@ -109,7 +110,7 @@ async def _until_over(
     try:
         await asyncio.wait((stop, dead, serving), return_when=asyncio.FIRST_COMPLETED)
         if dead.done():
-            log.error("the engine has failed for good: %s; the worker exits", dead.result())
+            log.error("the engine failed and is not restarted: %s; the worker exits", dead.result())
             queue.stop(drain_timeout=REPORT_SECONDS)
             await asyncio.wait((serving,))
             await asyncio.to_thread(report_unhealthy, "the engine has failed for good")

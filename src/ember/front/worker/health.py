@@ -1,4 +1,4 @@
-"""What is said when a worker cannot serve: one line in the log, and a ping to the platform."""
+"""Reports that a worker cannot serve: one line in the log, and a ping to the platform."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REASON_CHARS = 256
 
 
 def report_unhealthy(reason: str) -> None:
-    """Tell the platform, as its SDK does when its own checks fail; never raises, takes two seconds at most."""
+    """Tell the platform, as its SDK does when its own checks fail. This never raises, and takes two seconds at most."""
     url = os.environ.get("RUNPOD_WEBHOOK_PING", "").replace("$RUNPOD_POD_ID", os.environ.get("RUNPOD_POD_ID", ""))
     key = os.environ.get("RUNPOD_AI_API_KEY", "")
     if not url.startswith(("http://", "https://")) or not key:
@@ -26,11 +26,11 @@ def report_unhealthy(reason: str) -> None:
         with urlopen(request, timeout=_PING_SECONDS) as response:
             response.read()
     except (URLError, OSError, ValueError):
-        log.debug("the unhealthy ping was not sent", exc_info=True)
+        log.debug("sending the unhealthy ping failed", exc_info=True)
 
 
 def boot_failure(error: BaseException) -> str:
-    """Log a boot that failed, in one line; an unexpected reason with its traceback. Returns the line."""
+    """Log a failed boot in one line, with the traceback of an unexpected error. Returns the line."""
     from ember.front.link.client import EngineError
 
     message = " ".join(str(error).split()) or type(error).__name__

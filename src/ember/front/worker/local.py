@@ -1,7 +1,7 @@
-"""One job without a queue: `--test_input` or ./test_input.json comes in, one JSON document goes out on stdout.
+"""One job without a queue: from `--test_input` or ./test_input.json to one JSON document on stdout.
 
-The document is what the platform would show of the job: `{"id", "status", "output"}`, and `error` when it FAILED. The
-job takes the same way through the handler as one from the queue; only the SDK is left out.
+The document is what the platform would show for the job: `{"id", "status", "output"}`, and `error` when it FAILED. The
+handler runs the job as it runs those of a queue.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ TEST_INPUT_FILE = Path("test_input.json")
 
 
 class LocalJobError(ValueError):
-    """There is no job to run; one line that says why."""
+    """There is no job to run. The message is one line that says why."""
 
 
 def read_job(text: str | None, file: Path = TEST_INPUT_FILE) -> dict[str, Any]:
-    """The job in `text`, or in `file` where there is none; with or without the outer `{"input": ...}`.
+    """The job in `text`, or in `file` if that is None. The outer `{"input": ...}` may be missing.
 
     Raises LocalJobError.
     """
@@ -84,12 +84,12 @@ def run(settings: Settings, worker: Worker, job: dict[str, Any]) -> int:
 
 
 def failed(job: dict[str, Any], reason: str) -> dict[str, Any]:
-    """The document of a job that was never begun; `reason` is one line."""
+    """The document of a job that did not start. `reason` is one line."""
     return {"id": job["id"], "status": "FAILED", "error": reason}
 
 
 def write_document(document: dict[str, Any]) -> None:
-    """To stdout, in one line where nobody reads along. Whatever the document holds is written, and in UTF-8."""
+    """Write a document to stdout as UTF-8. It is one line unless stdout is a terminal."""
     text = json.dumps(document, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None) + "\n"
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode("utf-8", "replace"))
@@ -97,7 +97,8 @@ def write_document(document: dict[str, Any]) -> None:
 
 
 async def run_job(handler: Handler, job: dict[str, Any]) -> dict[str, Any]:
-    """The job's document. A streamed job's output is the list of its pieces, any other's the body itself."""
+    """Run a job and return its document. The output of a streamed job is the list of its pieces; else it is the
+    body."""
     from ember.front.worker.inputs import wants_stream
 
     outputs: list[Any] = []

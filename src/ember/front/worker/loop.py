@@ -1,8 +1,8 @@
 """The loop that owns the engine's client, in a thread of its own.
 
-The SDK runs its own `asyncio.run`, more than once, and only after the engine is ready; the client's socket and every
-generation must live on one loop from the first moment of the boot to the last job. So that loop runs here, beside the
-main thread, which meanwhile imports the SDK. Jobs cross over with `submit` and their events come back through `Pieces`.
+The SDK calls `asyncio.run` more than once, and only after the engine is ready. The client's socket and every generation
+must live on one loop from the start of the boot to the end of the last job. So that loop runs in a thread, while the
+main thread imports the SDK. `submit` passes a job to the loop, and its events come back through `Pieces`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class EngineLoop:
-    """An event loop in a daemon thread. Start it with `start`; `stop` cancels what still runs on it."""
+    """An event loop in a daemon thread. `stop` cancels what still runs on it."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()

@@ -1,11 +1,13 @@
-"""The SDK's job loop with three of its waits taken out; what it says to the platform stays the SDK's own.
+"""The job loop of the runpod SDK, without three of its waits. All requests to the platform stay the SDK's own.
 
-The SDK's loop looks for new jobs every 100 ms, counts a job that waits there twice and then sleeps a second, and on
-SIGTERM stays in its long poll (up to 90 s), where it loses a job that is delivered. Here a job starts when it arrives,
-room is what is not running, and SIGTERM ends the poll, after a moment in which a job may still come; what has not ended
-when the time to drain is over ends with an error. Beside that, each job of an answer is read by itself, and a job whose
-result is refused ends with an error. The HTTP calls, the job's life, pings and stop signals are the SDK's
-(`get_job`, `handle_job`, `monitor_stop_signals`).
+The SDK's loop looks for new jobs every 100 ms. It counts a job that waits there twice, and then sleeps a second. On
+SIGTERM it stays in its long poll for up to 90 s, and loses a job that is delivered in it.
+
+Here a job starts when it arrives, and jobs are taken while fewer than the allowed number run. SIGTERM ends the long
+poll after a short grace period, in which a job may still arrive. Jobs that have not ended when the time to drain is
+over end with an error. Each job of an answer is read by itself, and a job whose result is refused ends with an error.
+The HTTP requests, the handling of a job, pings and stop signals are the SDK's (`get_job`, `handle_job`,
+`monitor_stop_signals`).
 """
 
 from __future__ import annotations
@@ -22,32 +24,34 @@ import runpod
 from runpod.http_client import TooManyRequests
 from runpod.serverless.modules import rp_http, rp_scale
 
-from ember.front.worker.calls import QueueError, Refused, is_refusal
 from ember.front.worker.delivery import Delivery, delivered, path_id, read_answer
 from ember.front.worker.handler import Handling
 from ember.front.worker.queue import GRACE_SECONDS, REPORT_SECONDS, SHUTTING_DOWN, after_refusal
+from ember.front.worker.queue_api import QueueError, Refused, is_refusal
 from ember.front.worker.waits import Backoff, time_left, unless
 from ember.untrusted_json import UntrustedJsonError
 
 log = logging.getLogger(__name__)
 
 TESTED_VERSION = "1.12."
-_EMPTY_POLL_SECONDS = 0.1  # an empty answer sooner than this is not a long poll: wait before the next
+_EMPTY_POLL_SECONDS = 0.1  # an empty answer sooner than this did not wait for jobs, so the loop pauses
 _FAILURE_WAITS = (0.1, 5.0)
 _TOO_MANY_SECONDS = 5.0
 _READ_BY_SDK = frozenset({"input", "webhook", "batchId"})  # keys of a job; its handler reads the input alone
 
 
 def install(handling: Handling, ready: Callable[[], Future[Any]], drain_timeout: float) -> None:
-    """Have the SDK use this loop, where it is the version this was written for. `ready` ends when the engine serves."""
+    """Make the SDK use this loop, if its version is the tested one. `ready` ends when the engine can serve."""
     if not str(runpod.__version__).startswith(TESTED_VERSION):
-        log.warning("runpod %s: its own job loop is used, as %sx is the tested one", runpod.__version__, TESTED_VERSION)
+        log.warning(
+            "runpod %s is not the tested version %sx, so its own job loop runs", runpod.__version__, TESTED_VERSION
+        )
         return
     rp_scale.JobScaler = lambda config: Scaler(config, handling, ready, drain_timeout)
 
 
 class Scaler(rp_scale.JobScaler):  # type: ignore[misc]
-    """One running task for each job, `concurrency_modifier` of them at most, and one poll for more."""
+    """Runs each job in a task, at most `concurrency_modifier` at once, and polls for more."""
 
     def __init__(
         self, config: dict[str, Any], handling: Handling, ready: Callable[[], Future[Any]], drain_timeout: float
@@ -70,8 +74,8 @@ class Scaler(rp_scale.JobScaler):  # type: ignore[misc]
         await super().run()
 
     def kill_worker(self) -> None:
-        """Called from the signal handler, at any moment: no job is taken from here on, those running finish. A second
-        call ends them."""
+        """Take no more jobs, and let those that run finish. A second call ends them. The signal handler calls this, at
+        any moment."""
         event = self._stopping if self.is_alive() else self._hurrying
         self._stopped_at = self._stopped_at or time.monotonic()
         super().kill_worker()
@@ -80,13 +84,13 @@ class Scaler(rp_scale.JobScaler):  # type: ignore[misc]
                 self._loop.call_soon_threadsafe(event.set)
 
     async def get_jobs(self, session: Any) -> None:
-        """Take jobs and start them, until shutdown; then wait for those that run."""
+        """Take jobs and start them until the worker shuts down, then wait for the running ones."""
         backoff = Backoff(*_FAILURE_WAITS)
         while self.is_alive():
             try:
                 await unless(self._stopping, asyncio.wrap_future(self._ready()))
-            except Exception as error:  # the process ends for it, as soon as its jobs have reported
-                log.debug("the engine cannot serve: %s", error)
+            except Exception as error:  # the process ends when the running jobs have reported it
+                log.debug("the engine cannot serve jobs: %s", error)
                 await self._stopping.wait()
                 break
             if not self.is_alive():
@@ -108,7 +112,7 @@ class Scaler(rp_scale.JobScaler):  # type: ignore[misc]
             except TimeoutError:
                 continue
             except Exception as error:
-                log.error("no job could be taken: %s: %s", type(error).__name__, error)
+                log.error("taking jobs from the queue failed: %s: %s; retrying", type(error).__name__, error)
                 await self._pause(backoff.next())
                 continue
             for job in jobs:
@@ -119,12 +123,12 @@ class Scaler(rp_scale.JobScaler):  # type: ignore[misc]
         self._drained.set()
 
     async def _drain(self) -> None:
-        """Wait for the jobs under way; those that take too long end with an error."""
+        """Wait for the running jobs. Those that have not ended in time end with an error."""
         if self._running:
             left = time_left(self._stopped_at, self._drain_timeout)
             await unless(self._hurrying, asyncio.wait(self._running, timeout=left))
         if self._running:
-            log.warning("%d jobs are cut short", len(self._running))
+            log.warning("%d jobs did not end in time and end with an error", len(self._running))
             self._handling.fail_all(SHUTTING_DOWN)
             await asyncio.wait(self._running, timeout=REPORT_SECONDS)
         for task in self._running:
@@ -136,10 +140,10 @@ class Scaler(rp_scale.JobScaler):  # type: ignore[misc]
             return
         name = delivery.path_id
         if name in self.jobs_tasks:
-            log.warning("job %s was delivered again while it runs; it runs once", delivery.id)
+            log.warning("job %s was delivered again while it runs; the second delivery is ignored", delivery.id)
             return
         task = asyncio.create_task(self._handle(session, delivery))
-        self.jobs_tasks[name] = task  # the SDK takes it off by the id that it knows
+        self.jobs_tasks[name] = task  # the SDK removes it by this id
         self._running.add(task)
         task.add_done_callback(lambda _: self._ended(name, task))
 
@@ -155,8 +159,8 @@ class Scaler(rp_scale.JobScaler):  # type: ignore[misc]
             return False
 
     async def _handle(self, session: Any, delivery: Delivery) -> None:
-        """The SDK puts a job's id into addresses and into a header as it is, and reads some keys of the job into an
-        object of its own: it is given the id as an address takes it, and those keys alone."""
+        """Run one job with the SDK's `handle_job`. The SDK puts the job's id into addresses and into a header
+        unchanged, and copies some keys of the job. So it gets the percent-encoded id, and those keys alone."""
         job = {name: value for name, value in delivery.job.items() if name in _READ_BY_SDK}
         job["id"] = delivery.path_id
         try:
@@ -166,20 +170,20 @@ class Scaler(rp_scale.JobScaler):  # type: ignore[misc]
             self.jobs_queue.put_nowait(job)
             self.jobs_queue.get_nowait()
             self.job_progress.add(job["id"])
-            calls = _JobCalls(session, rp_http.JOB_DONE_URL.replace("$ID", job["id"]))
-            await self.handle_job(calls, job)
-            if calls.refused is not None:
-                instead = after_refusal(delivery.id, calls.refused, calls.is_error)
+            reports = _JobReports(session, rp_http.JOB_DONE_URL.replace("$ID", job["id"]))
+            await self.handle_job(reports, job)
+            if reports.refused is not None:
+                instead = after_refusal(delivery.id, reports.refused, reports.is_error)
                 if instead is not None:
                     await rp_http.send_result(session, instead, job, is_stream=True)
         except Exception:
             log.exception("job %s failed outside its handler", delivery.id)
 
     async def run_jobs(self, session: Any) -> None:
-        """Jobs run in tasks of their own; there is nothing to look for."""
+        """Do nothing: jobs are started by `get_jobs`."""
 
     async def monitor_stop_signals(self, session: Any) -> None:
-        """Jobs can be stopped until the last one has ended."""
+        """Listen for stop signals until the last job has ended."""
         await unless(self._drained, super().monitor_stop_signals(session))
 
     async def _pause(self, seconds: float) -> None:
@@ -187,7 +191,7 @@ class Scaler(rp_scale.JobScaler):  # type: ignore[misc]
 
 
 class _JobTake:
-    """The SDK's session for one job-take: of its answer each job is read by itself, which costs no other."""
+    """The SDK's session for one job-take. It reads each job of the answer by itself, so a broken one costs no other."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
@@ -198,15 +202,17 @@ class _JobTake:
             yield _Answer(response)
 
 
-class _JobCalls:
-    """The SDK's session for one job's pieces and result. The SDK logs that a result is refused; here that is kept."""
+class _JobReports:
+    """The SDK's session for one job's pieces and result. It keeps a refusal of the result, which the SDK only logs."""
 
     def __init__(self, session: Any, result_url: str) -> None:
         self._session = session
-        self._result_url = result_url  # as far as the SDK does not add to it
-        self.headers: dict[str, str] = {}  # the SDK writes the job's id here: into its session, shared by all jobs
+        self._result_url = result_url  # without the query that the SDK adds
+        self.headers: dict[
+            str, str
+        ] = {}  # the SDK writes the job's id into its session's headers, which all jobs would share
         self.refused: Refused | None = None
-        self.is_error = False  # what was refused
+        self.is_error = False  # whether the refused result is an error
 
     async def request(self, method: str, url: str, headers: dict[str, str], **options: Any) -> Any:
         response = await self._session.request(method, url, headers={**self.headers, **headers}, **options)
@@ -217,7 +223,7 @@ class _JobCalls:
 
 
 class _Answer:
-    """A response whose JSON is the list of what it delivers, each for `delivered`."""
+    """A response whose JSON is the list of its jobs, each to be passed to `delivered`."""
 
     def __init__(self, response: Any) -> None:
         self._response = response
@@ -226,7 +232,7 @@ class _Answer:
         return getattr(self._response, name)
 
     async def json(self) -> list[Any]:
-        """Raises QueueError where nothing can be made out: the SDK would take a ValueError for an empty answer."""
+        """Raises QueueError when the answer is not JSON. The SDK would take a ValueError for an empty answer."""
         content = await self._response.read()
         try:
             return await read_answer(content) if content.strip() else []

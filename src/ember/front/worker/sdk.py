@@ -1,7 +1,8 @@
-"""The worker on a queue: starts the runpod SDK around the handler, takes jobs once the engine is ready, and exits.
+"""The worker on a queue with the runpod SDK: jobs are taken when the engine is ready, and run by the handler.
 
-In: an engine that is already being started. Out: an exit code, 0 after a SIGTERM and its drain, 1 after a failure. The
-SDK's import (0.35 s once its CPU description is stubbed) runs beside the engine's boot.
+What comes in is an engine that is already being started. What leaves is an exit code: 0 after a SIGTERM and its
+drain, 1 after a failure. The SDK is imported while the engine boots; that takes 0.35 s, since its description of the
+CPU is replaced by a stub.
 """
 
 from __future__ import annotations
@@ -33,26 +34,26 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The SDK's self-tests would import torch here and open a second CUDA context beside the engine's; the others end the
-# worker where a disk is 90 % full or the network has no way to one public address. The engine's boot is the real test.
+# The SDK's GPU check would import torch here and open a second CUDA context. Its other checks end the worker when a
+# disk is 90 % full, or when one public address cannot be reached. The boot of the engine is the test that counts.
 _SDK_DEFAULTS = {
     "RUNPOD_SKIP_GPU_CHECK": "true",
     "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
     "RUNPOD_LOG_LEVEL": "INFO",  # at its own default, DEBUG, every prompt and every token goes to the log
 }
-_REPORT_SECONDS = 5.0  # for jobs in flight to report their errors when the engine is gone
+_REPORT_SECONDS = 5.0  # for running jobs to report their errors when the engine has failed
 _CLOSE_SECONDS = 10.0
-LEAVE_SECONDS = 3.0  # the same, where a signal ends the boot
+LEAVE_SECONDS = 3.0  # to close the engine, when a signal ends the boot
 _PR_SET_PDEATHSIG = 1
 
 
 def on_queue() -> bool:
-    """Whether this process was started by a platform that has jobs for it."""
+    """Whether a platform started this process to take jobs from its queue."""
     return bool(os.environ.get("RUNPOD_WEBHOOK_GET_JOB"))
 
 
 def run(settings: Settings, worker: Worker, sdk_flags: list[str] | None = None) -> int:
-    """Serve the queue until SIGTERM or a failure; returns the exit code. `sdk_flags` go to the SDK's own parser."""
+    """Serve the queue until SIGTERM or a failure. Returns the exit code. `sdk_flags` are passed to the SDK."""
     loop = EngineLoop()
     loop.start()
     leave_on_signals(0, before=lambda: end_engine(loop, worker, LEAVE_SECONDS))  # until the SDK sets its own handlers
@@ -76,13 +77,13 @@ def run(settings: Settings, worker: Worker, sdk_flags: list[str] | None = None) 
 
 
 async def boot(worker: Worker) -> Services:
-    """Runs on the engine's loop. Raises EngineError when the boot failed."""
+    """Start the worker and wait until it is ready. This runs on the engine's loop. Raises EngineError when it fails."""
     await worker.start()
     return await worker.ready()
 
 
 def import_sdk() -> None:
-    """Import runpod with its defaults in the environment and without its description of the CPU (1.2 s)."""
+    """Import runpod, with our defaults in the environment and without its description of the CPU, which takes 1.2 s."""
     for name, value in _SDK_DEFAULTS.items():
         if name == "RUNPOD_LOG_LEVEL" and os.environ.get("RUNPOD_DEBUG_LEVEL"):
             continue
@@ -93,7 +94,8 @@ def import_sdk() -> None:
 
 @contextlib.contextmanager
 def _stub_cpuinfo() -> Iterator[None]:
-    """The SDK asks py-cpuinfo for the CPU's name when imported, for a debug label; answer without looking."""
+    """Replace py-cpuinfo, which the SDK asks for the CPU's name at import. It needs the name for a debug label
+    alone."""
     if "cpuinfo" in sys.modules:
         yield
         return
@@ -135,10 +137,10 @@ def _start(
 
 
 def _guarded_ping(ping_loop: Any) -> Any:
-    """The SDK's ping loop, in its forked process, made to end with the worker.
+    """The SDK's ping loop, in its forked process, so that it ends with the worker.
 
-    Left alone it goes on pinging for a worker that was killed, and holds that worker's sockets open, so that the engine
-    never sees the connection end.
+    Without this it would go on pinging for a worker that was killed. It would also hold that worker's sockets open, and
+    the engine would never see the connection end.
     """
     parent = os.getpid()
 
@@ -163,7 +165,7 @@ def _close_sockets() -> None:
 
 
 def _watch(loop: EngineLoop, worker: Worker) -> None:
-    """End the process, non-zero, once the engine has failed for good and the jobs in flight have reported it."""
+    """End the process with a non-zero status when the engine has failed for good and running jobs have reported it."""
     dead = loop.submit(worker.wait_dead())
 
     def leave(future: Any) -> None:
@@ -188,12 +190,12 @@ def _leave_after_reports() -> None:
 
 
 def close(loop: EngineLoop, worker: Worker) -> None:
-    """End the engine, then the loop that owns it."""
+    """End the engine, then the loop that its client runs on."""
     end_engine(loop, worker, _CLOSE_SECONDS)
     loop.stop()
 
 
 def end_engine(loop: EngineLoop, worker: Worker, timeout: float) -> None:
-    """End the engine; what is still running on its loop fails. An engine that is cut off ends by itself."""
+    """End the engine. Requests that still run fail. An engine whose front is gone ends by itself."""
     with contextlib.suppress(Exception):
         loop.submit(worker.close()).result(timeout)

@@ -1,6 +1,6 @@
-"""What SIGTERM and SIGINT do while there is no job loop that drains: the process leaves, at once and in order.
+"""SIGTERM and SIGINT while no job loop runs that could drain: the process ends at once, and cleans up.
 
-Without a handler the kernel drops both for the first process of a container, which a worker mostly is.
+Without a handler the kernel ignores both signals in the first process of a container, which a worker often is.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def leave_on_signals(status: int | None = None, before: Callable[[], None] | None = None) -> None:
-    """From here on a signal ends this process, after `before`, with `status` or else 128 + its number.
+    """Let both signals call `before` and end this process, with `status` or else 128 plus the signal's number.
 
-    Only in the main thread; whoever sets handlers later replaces these.
+    This must be called in the main thread. Handlers that are set later replace these.
     """
 
     def leave(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Waits of the job loops: until something is done or the worker is told to stop, and growing ones after failures."""
+"""Waiting in the job loops: for work or the worker's end, and for longer after each failure."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ T = TypeVar("T")
 
 
 async def unless(event: asyncio.Event, awaitable: Awaitable[T], grace: float = 0.0) -> T | None:
-    """The awaitable's result, or None where the event came first and the awaitable did not end `grace` seconds later.
+    """The awaitable's result. It is None when the event came first and the awaitable did not end within `grace`
+    seconds.
 
-    It is cancelled then. What it returns all the same is not dropped: `wait_for` may have its result already.
+    The awaitable is cancelled then. If it returns a result all the same, that is returned: `wait_for` may have had it
+    already.
     """
     work = asyncio.ensure_future(awaitable)
     stop = asyncio.ensure_future(event.wait())
@@ -33,7 +35,8 @@ async def unless(event: asyncio.Event, awaitable: Awaitable[T], grace: float = 0
 
 
 def time_left(since: float | None, seconds: float) -> float:
-    """What is left of `seconds` that began at `since`, on time.monotonic(); all of them where that is None."""
+    """The rest of a period of `seconds` that began at `since`, on time.monotonic(). None is a period that has not
+    begun."""
     return seconds if since is None else max(0.0, since + seconds - time.monotonic())
 
 

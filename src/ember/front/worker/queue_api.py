@@ -1,9 +1,9 @@
-"""The queue's calls, on aiohttp: take jobs, hear which to stop, send pieces and results, ping.
+"""The platform's queue over HTTP, with aiohttp: take jobs, learn which to stop, send pieces and results, ping.
 
-Addresses and key come from the variables with which the platform starts a worker; they are its contract and no
-settings of ours. What goes over the wire is what the platform's SDK sends: JSON text under a form's content type, the
-raw key as `Authorization`, `isStream` as the SDK has it for a generator. A piece or result that cannot be delivered is
-tried again, with growing waits; each carries its job's id as `X-Request-ID`.
+Addresses and key come from the environment variables with which the platform starts a worker. They are part of its
+contract, and no settings of Ember. The requests are those of the platform's SDK: JSON text with a form's content type,
+the raw key as `Authorization`, and `isStream` as the SDK sets it for a generator. A piece or a result that cannot be
+delivered is sent again, with growing waits. Both carry their job's id as `X-Request-ID`.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from ember.untrusted_json import UntrustedJsonError, loads
 
 log = logging.getLogger(__name__)
 
-PROTOCOL_VERSION = "1.12.0"  # of the SDK whose calls these are; the platform is told with each ping
-TAKE_SECONDS = 120.0  # a long poll; the platform answers an empty one after 90 s at most
+PROTOCOL_VERSION = "1.12.0"  # of the SDK whose requests these are; each ping reports it
+TAKE_SECONDS = 120.0  # of a long poll; the platform ends one without jobs after 90 s at most
 _BODY_SECONDS = 30.0  # from an answer's headers to its end
 _POST_SECONDS = 60.0
 _POST_WAITS = (0.1, 5.0)
 _TOO_MANY_SECONDS = 5.0
-_PING_IDS_BYTES = 2**16  # of the ids in a ping, as many as the SDK names; the others are not named
+_PING_IDS_BYTES = 2**16  # of the job ids in a ping, as in the SDK; further ids are left out
 _RETRIED = frozenset({408, 425, 429})  # beside every 5xx
 
 
 class QueueError(Exception):
-    """A call of the queue failed; one line."""
+    """A request to the queue failed. The message is one line."""
 
 
 class TooManyRequests(QueueError):
-    """The queue wants to be left alone for a while."""
+    """The queue asks for a pause (HTTP 429)."""
 
 
 class Refused(QueueError):
-    """The queue does not want this piece or result, and would not the next time."""
+    """The queue refuses this piece or result, and would refuse it again."""
 
     def __init__(self, status: int, detail: str) -> None:
         detail = " ".join(detail[:200].split())
@@ -59,7 +59,8 @@ class Refused(QueueError):
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the calls go. `$ID` stands for the job's id in `stream` and `done`; `stop` and `ping` may be missing."""
+    """The addresses of the queue. `$ID` in `stream` and `done` stands for the job's id. `stop` and `ping` may be
+    None."""
 
     take: str
     take_batch: str | None
@@ -72,14 +73,14 @@ class Addresses:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Addresses:
-        """Raises QueueError, one line, when an address is missing or is none."""
+        """Raises QueueError when an address is missing, or is not http(s)."""
         worker = environ.get("RUNPOD_POD_ID") or "ember"
         urls = {}
         for name in ("GET_JOB", "POST_OUTPUT", "POST_STREAM"):
             url = environ.get(f"RUNPOD_WEBHOOK_{name}", "").replace("$RUNPOD_POD_ID", worker)
             if not url.startswith(("http://", "https://")):
                 raise QueueError(
-                    f"RUNPOD_WEBHOOK_{name}={url[:100]}: it must be the http(s) address of the queue's call"
+                    f"RUNPOD_WEBHOOK_{name}={url[:100]}: it must be an http(s) address of the platform's queue"
                 )
             urls[name] = url
         take = urls["GET_JOB"].replace("$ID", worker)
@@ -102,13 +103,13 @@ class Addresses:
 
 
 def _with(url: str, **parameters: Any) -> str:
-    """The address with these in its query; what it has already stays as it is."""
+    """The address with these parameters added to its query. The rest of it stays as it is."""
     added = "&".join(f"{name}={quote(str(value), safe=',')}" for name, value in parameters.items())
     return f"{url}{'&' if '?' in url else '?'}{added}"
 
 
 def make_session(key: str) -> aiohttp.ClientSession:
-    """A session for `Calls`, to be closed by the caller."""
+    """A session for `QueueApi`. The caller closes it."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
         headers={"Authorization": key, "User-Agent": f"ember/{__version__}", "Accept-Encoding": "gzip, deflate"},
@@ -116,8 +117,8 @@ def make_session(key: str) -> aiohttp.ClientSession:
     )
 
 
-class Calls:
-    """The calls of one worker. `patience` is for how long a piece or a result is tried."""
+class QueueApi:
+    """One worker's requests to the queue. A piece or a result is sent again for at most `patience` seconds."""
 
     def __init__(self, addresses: Addresses, session: aiohttp.ClientSession, patience: float = 300.0) -> None:
         self._addresses = addresses
@@ -129,15 +130,15 @@ class Calls:
         return self._addresses.stop is not None
 
     async def ask_for_jobs(self, count: int, is_busy: bool) -> aiohttp.ClientResponse:
-        """The long poll: returns as soon as the answer's headers are there. From then on jobs may be in it, so it has
-        to be read, with `read_jobs`. Raises QueueError."""
+        """Take jobs with a long poll. Returns when the answer's headers have arrived. The answer may hold jobs from
+        then on, so it must be read with `read_jobs`. Raises QueueError."""
         url = self._addresses.take
         if count > 1 and self._addresses.take_batch is not None:
             url = _with(self._addresses.take_batch, batch_size=count)
         return await self._poll(_with(url, job_in_progress=int(is_busy)))
 
     async def read_jobs(self, response: aiohttp.ClientResponse) -> list[Any]:
-        """What an answer delivers, each for `delivered`; none where it is empty. Raises QueueError."""
+        """The jobs of an answer, each to be passed to `delivered`. An empty answer has none. Raises QueueError."""
         # 400: a worker that the platform has put to sleep
         content = await self._read_poll(response, none_at=(204, 400))
         try:
@@ -146,7 +147,7 @@ class Calls:
             raise _no_json(error) from None
 
     async def stopped_jobs(self) -> list[str]:
-        """The ids of jobs that are to be stopped; a long poll. Raises QueueError."""
+        """The ids of the jobs to stop, from a long poll. Raises QueueError."""
         assert self._addresses.stop is not None
         raw = await self._read_poll(await self._poll(self._addresses.stop), none_at=(204,))
         try:
@@ -157,7 +158,7 @@ class Calls:
         return [job_id for job_id in ids if isinstance(job_id, str)] if isinstance(ids, list) else []
 
     async def send_piece(self, job_id: str, output: Any) -> None:
-        """Stream one piece of a job's output. Raises Refused, or QueueError when it could not be delivered."""
+        """Send one piece of a job's output. Raises Refused, or QueueError when it could not be delivered."""
         await self._post(self._addresses.stream, job_id, {"output": output})
 
     async def send_result(self, job_id: str, result: dict[str, Any]) -> None:
@@ -165,7 +166,7 @@ class Calls:
         await self._post(self._addresses.done, job_id, result)
 
     async def ping(self, job_ids: list[str]) -> None:
-        """Say that the worker is alive, and at what. Raises QueueError."""
+        """Report that the worker is alive, and which jobs it runs. Raises QueueError."""
         assert self._addresses.ping is not None
         named = list(accumulate(job_ids, lambda size, job_id: size + len(path_id(job_id)) + 1, initial=0))
         job_ids = job_ids[: bisect_right(named, _PING_IDS_BYTES) - 1]
@@ -188,7 +189,7 @@ class Calls:
             raise QueueError(_describe(error)) from None
 
     async def _read_poll(self, response: aiohttp.ClientResponse, none_at: tuple[int, ...]) -> bytes:
-        """The JSON of a poll's answer, empty where it has nothing to say. Raises QueueError."""
+        """The JSON of a poll's answer, empty when the status is in `none_at`. Raises QueueError."""
         async with response:
             if response.status == 429:
                 raise TooManyRequests("HTTP 429")
@@ -225,14 +226,14 @@ class Calls:
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 problem = _describe(error)
             if time.monotonic() + wait > give_up_at:
-                raise QueueError(f"not delivered in {self._patience:.0f} s: {problem}")
+                raise QueueError(f"it was not delivered within {self._patience:.0f} s: {problem}")
             if backoff.failures == 1:
-                log.warning("job %s: %s; it is sent again", job_id, problem)
+                log.warning("job %s: sending its output failed (%s); retrying", job_id, problem)
             await asyncio.sleep(wait)
 
 
 def is_refusal(status: int) -> bool:
-    """Whether what was sent with this answer is not wanted, now or later."""
+    """Whether this status refuses what was sent, so that sending it again is of no use."""
     return 400 <= status < 500 and status not in _RETRIED
 
 
