@@ -184,7 +184,7 @@ def test_a_client_that_leaves_before_its_body_is_complete(sent: int, caplog: pyt
             assert face.worker.aborted == []  # nothing had begun
 
     asyncio.run(scenario())
-    gone = [record for record in caplog.records if "went away" in record.getMessage()]
+    gone = [record for record in caplog.records if "disconnected" in record.getMessage()]
     assert len(gone) == 5 and all(record.levelno == logging.DEBUG and not record.exc_info for record in gone)
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
 

@@ -1,4 +1,4 @@
-"""Answers of the api as aiohttp's responses."""
+"""Conversion of the api's responses and errors to aiohttp's responses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def whole_answer(answer: Response, headers: dict[str, str]) -> web.Response:
 
 
 def error_answer(error: ApiError, route: Route, headers: dict[str, str]) -> web.Response:
-    """In the form of the route's errors."""
+    """An error in the form of the route's errors."""
     return _json_answer(error.status, route.errors.body(error), {**headers, **error.headers})
 
 

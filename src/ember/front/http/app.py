@@ -1,7 +1,7 @@
-"""The HTTP face: an aiohttp request comes in, the api's answer goes out as JSON, text or server-sent events.
+"""The HTTP application: it answers aiohttp requests with the api's responses, as JSON, text or server-sent events.
 
-Authorisation, body limits and parsing are settled here. What a path means, in which form its errors are and how its
-streams are framed is asked of the router's table.
+This module does authorisation, body limits and parsing. The router's table has the function of a path, the form of its
+errors and the framing of its streams.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ log = logging.getLogger(__name__)
 
 LARGE_BODY_BYTES = 64 * 1024
 BODY_ENCODINGS = ("identity", "gzip", "deflate")
-BODY_SECONDS = 60.0  # for a request's body to arrive
-STOPPING_BODY_SECONDS = 2.0  # the same once the server stops
+BODY_SECONDS = 60.0  # time limit for a request's body
+STOPPING_BODY_SECONDS = 2.0  # the same once the server is stopping
 _STREAM_HEADERS = {
     "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",  # proxies must pass each event on at once
+    "X-Accel-Buffering": "no",  # proxies must not buffer events
 }
 
 
 class Backend(Protocol):
-    """What the face needs of `ember.front.start.Worker`."""
+    """The part of `ember.front.start.Worker` that this module uses."""
 
     @property
     def engine(self) -> Any: ...
@@ -50,8 +50,8 @@ class Backend(Protocol):
 
 
 def make_app(settings: Settings, backend: Backend, router: Router, stopping: asyncio.Event | None = None) -> Server:
-    """The server; it answers from the first moment, and holds api requests until the engine is ready. Once `stopping`
-    is set it takes no request any more, also on connections that are open."""
+    """The server. It answers at once and holds api requests until the engine is ready. Once `stopping` is set it
+    refuses new requests, also on open connections."""
     stopping = stopping or asyncio.Event()
     face = _Face(settings, backend, router.of(settings), stopping)
     return Server(face.answer, settings.max_request_bytes, stopping)
@@ -60,7 +60,7 @@ def make_app(settings: Settings, backend: Backend, router: Router, stopping: asy
 def make_health_app(
     settings: Settings, backend: Backend, router: Router, stopping: asyncio.Event | None = None
 ) -> Server:
-    """What listens on PORT_HEALTH: the health checks, and nothing else."""
+    """The server on PORT_HEALTH. It answers only health checks."""
     stopping = stopping or asyncio.Event()
     router = router.of(settings)
 
@@ -78,20 +78,20 @@ def make_health_app(
 
 
 def below_root(path: str, root_path: str | None) -> str:
-    """The path without ROOT_PATH, under which a proxy shows it; one that strips it itself sends paths without."""
+    """The path without the prefix ROOT_PATH. A proxy that removes the prefix itself sends paths without it."""
     is_below = root_path is not None and (path == root_path or path.startswith(root_path + "/"))
     return path.removeprefix(root_path or "") if is_below else path
 
 
 def find(router: Router, settings: Settings, http: web.BaseRequest) -> Match:
-    """What the table has for a request. A path that settings name may itself begin with ROOT_PATH."""
+    """The match of a request in the router's table. A path named by a setting may itself begin with ROOT_PATH."""
     path = http.rel_url.raw_path
     found = router.find(http.method, below_root(path, settings.root_path))
     return found if found.allowed else router.find(http.method, path)
 
 
 def status(found: Match, backend: Backend) -> Response:
-    """The answer of a route that needs nothing but the engine's handle. Raises ApiError 405."""
+    """The response of a route that needs only the engine's handle. Raises ApiError 405."""
     found.check()
     assert found.route.status is not None
     return found.route.status(backend.engine)
@@ -106,7 +106,7 @@ class _Face:
         self._key_digests = [_digest(key.get_secret_value()) for key in settings.api_key]
 
     async def answer(self, http: web.BaseRequest) -> web.StreamResponse:
-        """Raises nothing but what a client that is gone makes it raise."""
+        """Answer a request. Raises only errors of a disconnected client."""
         headers = {**self._echo_headers(http), **cors_headers(self._settings, http)}
         found = find(self._router, self._settings, http)
         try:
@@ -117,7 +117,7 @@ class _Face:
             return error_answer(error, found.route, headers)
         except web.HTTPRequestEntityTooLarge:
             return error_answer(_too_large(self._settings.max_request_bytes), found.route, headers)
-        except ConnectionError:  # the client's: there are no other connections that an answer waits for
+        except ConnectionError:  # the client's connection: an answer waits for no other one
             raise
         except Exception:
             log.exception("%r %r failed unexpectedly", http.method[:20], http.path[:200])
@@ -152,8 +152,8 @@ class _Face:
     async def _send_events(
         self, http: web.BaseRequest, answer: EventStream, framing: Framing, headers: dict[str, str]
     ) -> web.StreamResponse:
-        """Write the events as they come, and the error that ends them early. A client that goes away ends the
-        generation: leaving closes its source."""
+        """Write the events as they are generated, and an error that ends them early. If the client disconnects, leaving
+        this function closes the source, which aborts the generation."""
         async with aclosing(answer.events) as events:
             media_type = {"Content-Type": framing.media_type}
             response = web.StreamResponse(headers={**media_type, **_STREAM_HEADERS, **headers, **answer.headers})
@@ -169,7 +169,7 @@ class _Face:
             return response
 
     def _is_authorised(self, http: web.BaseRequest) -> bool:
-        """Every key is compared, each in constant time, whatever the others gave."""
+        """Whether the request has a valid key. All keys are compared, each in constant time."""
         if not self._key_digests:
             return True
         scheme, _, token = http.headers.get("Authorization", "").partition(" ")
@@ -184,8 +184,8 @@ class _Face:
 
 
 async def _parsed_body(http: web.BaseRequest, stopping: asyncio.Event) -> Any:
-    """The JSON body, None where there is none. Raises ApiError 400; 408 where it does not arrive in time, and 503 where
-    it does not arrive soon once the server stops."""
+    """Read the JSON body; None if it is empty. Raises ApiError 400, 408 if it does not arrive in time, and 503 if it
+    does not arrive soon after the server has begun to stop."""
     _check_encoding(http)
     await _ask_for_body(http)
     try:
@@ -196,9 +196,9 @@ async def _parsed_body(http: web.BaseRequest, stopping: asyncio.Event) -> Any:
         message = f"The request body did not arrive within {BODY_SECONDS:.0f} seconds."
         raise ApiError(408, message, type="Request Timeout", headers={"Connection": "close"}) from None
     except web.RequestPayloadError as error:
-        reason = getattr(error.__cause__, "message", None) or error  # without the status that the parser adds
+        reason = getattr(error.__cause__, "message", None) or error  # the message without the parser's status
         message = f"The request body cannot be read: {' '.join(str(reason).split())}"
-        closing = {"Connection": "close"}  # where the next request would begin is not known
+        closing = {"Connection": "close"}  # the start of the next request is unknown
         raise ApiError(400, message, type="Bad Request", param="body", headers=closing) from None
     if not raw:
         return None
@@ -214,10 +214,10 @@ async def _parsed_body(http: web.BaseRequest, stopping: asyncio.Event) -> Any:
 
 
 async def _read_body(http: web.BaseRequest, stopping: asyncio.Event) -> bytes:
-    """Raises TimeoutError."""
+    """Read the bytes of the body. Raises TimeoutError."""
     if http.content.is_eof():
         return await http.read()
-    async with asyncio.timeout(BODY_SECONDS) as limit:  # `wait_for` loses a cancellation that comes with the last bytes
+    async with asyncio.timeout(BODY_SECONDS) as limit:  # `wait_for` may lose a cancellation
 
         async def shorten() -> None:
             await stopping.wait()
@@ -232,7 +232,7 @@ async def _read_body(http: web.BaseRequest, stopping: asyncio.Event) -> bytes:
 
 
 def _check_encoding(http: web.BaseRequest) -> None:
-    """Raises ApiError 415 for a body in an encoding that is not decoded: it would be read as it is, or as empty."""
+    """Raise ApiError 415 for a body in an unsupported encoding, which aiohttp would read undecoded or as empty."""
     encoding = http.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in BODY_ENCODINGS:
         message = f"Content-Encoding must be one of {', '.join(BODY_ENCODINGS)}, not {encoding[:40]!r}."
@@ -241,14 +241,14 @@ def _check_encoding(http: web.BaseRequest) -> None:
 
 
 async def _ask_for_body(http: web.BaseRequest) -> None:
-    """Tell a client that waits for a word, before it sends its body, that the body is wanted. Raises ApiError 417."""
+    """Send `100 Continue` to a client that expects it before it sends its body. Raises ApiError 417."""
     expected = http.headers.get("Expect")
     if expected is None or http.version < HttpVersion11:
         return
     if expected.lower() != "100-continue":
         raise ApiError(417, "The only expectation that can be met is `100-continue`.", type="Expectation Failed")
     await http.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    http.writer.output_size = 0  # nothing of the answer is sent yet
+    http.writer.output_size = 0  # nothing of the response has been sent
 
 
 def _too_large(limit: int) -> ApiError:
@@ -257,5 +257,5 @@ def _too_large(limit: int) -> ApiError:
 
 
 def _digest(key: str) -> bytes:
-    """Equal lengths, so that a comparison tells nothing of a key's length."""
+    """The digest of a key. Digests have equal lengths, so that a comparison does not reveal the key's length."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

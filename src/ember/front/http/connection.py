@@ -1,7 +1,7 @@
-"""Connections of the HTTP face: how long a client may take, what ends when it leaves, what a malformed head is told.
+"""HTTP connections: time limits of a client, cancellation when it disconnects, and errors for malformed heads.
 
-aiohttp parses; `Server` hands each request to the face and writes its answer, `Connection` keeps the times of one
-client, and `watch` closes those that are late or gone.
+aiohttp parses requests. `Server` passes each request to the application and writes its response, `Connection` tracks
+the times of one client, and `watch` closes connections that exceed a limit or whose client has gone.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from ember.front.http.answers import error_answer
 
 log = logging.getLogger(__name__)
 
-MAX_LINE_BYTES = 8_190  # of the request's line
-MAX_FIELD_BYTES = 16_380  # of a header; another number, as the parser's error has nothing else to tell which it was
-HEAD_SECONDS = 30.0  # for a request's line and headers to arrive
-IDLE_SECONDS = 620.0  # between two requests of a connection: more than the 600 of the most patient proxies
-SHED_SECONDS = 1.0  # a connection that has been idle for less is about to be used
-UNREAD_SECONDS = 300.0  # without the client taking a byte of what is waiting for it
-SILENT_SECONDS = 120.0  # until the kernel asks whether the client's machine is still there
+MAX_LINE_BYTES = 8_190  # of the request line
+MAX_FIELD_BYTES = 16_380  # of a header; it differs from the above, since the parser's error has only the limit
+HEAD_SECONDS = 30.0  # time limit for a request's line and headers
+IDLE_SECONDS = 620.0  # between two requests of a connection; proxies close idle connections after up to 600
+SHED_SECONDS = 1.0  # connections idle for less are not closed to free descriptors
+UNREAD_SECONDS = 300.0  # during which the client reads no byte of a pending response
+SILENT_SECONDS = 120.0  # of silence until the kernel probes whether the client's machine is alive
 WATCH_SECONDS = 1.0
 _PROBES, _PROBE_SECONDS = 4, 15
 
@@ -37,9 +37,9 @@ Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Server(web.Server):
-    """Answers its connections' requests with `answer`, which raises nothing but what a lost client makes it raise.
+    """Answers its connections' requests with `answer`, which raises only errors of a disconnected client.
 
-    A client that goes away cancels `answer`. Once `stopping` is set, each answer is its connection's last one.
+    A client that disconnects cancels `answer`. Once `stopping` is set, each response closes its connection.
     """
 
     def __init__(self, answer: Answer, max_body_bytes: int, stopping: asyncio.Event) -> None:
@@ -55,13 +55,13 @@ class Server(web.Server):
         self._answer = answer
         self._max_body_bytes = max_body_bytes
         self._stopping = stopping
-        self.in_flight: set[asyncio.Task[Any]] = set()  # requests that are being answered
+        self.in_flight: set[asyncio.Task[Any]] = set()  # tasks that answer requests
 
     def __call__(self) -> Connection:
         return Connection(self, loop=self._loop, **self._kwargs)
 
     def shed(self) -> int:
-        """Close the half of the idle connections that has been idle longest. Returns how many."""
+        """Close half of the idle connections, those idle longest. Returns their number."""
         now = self._loop.time()
         idle = []
         for connection in self.connections:
@@ -98,8 +98,8 @@ class Server(web.Server):
             return response
         except (asyncio.CancelledError, ConnectionError):
             if connection.is_lost:
-                log.debug("the client of %r went away", http.path[:200])
-                raise asyncio.CancelledError from None  # no more can be said to it
+                log.debug("the client of %r disconnected", http.path[:200])
+                raise asyncio.CancelledError from None  # nothing can be sent any more
             raise
         finally:
             self.in_flight.discard(task)
@@ -113,12 +113,12 @@ class Connection(web.RequestHandler):
 
     def __init__(self, manager: Server, *, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
         super().__init__(manager, loop=loop, **options)
-        self._request: web.BaseRequest | None = None  # that is being answered
-        self._tail = b""  # the last four bytes that arrived
-        self._has_more = False  # bytes of the next request have come while this one is being answered
-        self.is_answered = False  # the answer is complete, and some of it may have to be sent yet
-        self.head_since: float | None = None  # a head is expected since then
-        self.idle_since: float | None = None  # no byte of a next request has come since then
+        self._request: web.BaseRequest | None = None  # the current request
+        self._tail = b""  # the last four received bytes
+        self._has_more = False  # whether bytes of the next request have arrived during this one
+        self.is_answered = False  # whether the response is complete; some of it may not be sent yet
+        self.head_since: float | None = None  # time since which a head is expected
+        self.idle_since: float | None = None  # time since which no byte of a next request has arrived
 
     @property
     def is_lost(self) -> bool:
@@ -144,19 +144,19 @@ class Connection(web.RequestHandler):
         super().data_received(data)
 
     def eof_received(self) -> None:
-        """The client sends no more, which ends what it asked for; an answer that is complete is still sent."""
+        """The client has closed its end. This cancels its request, but a complete response is still sent."""
         if self._request is not None and not self.is_answered and self.transport is not None:
             self.transport.abort()
 
     def begin(self, request: web.BaseRequest) -> None:
-        """The head of a request has arrived whole."""
+        """Note that the head of a request is complete."""
         self._request = request
         self.is_answered = False
         self.head_since = self.idle_since = None
         self._has_more = not request.can_read_body and self._tail != b"\r\n\r\n"
 
     def end(self) -> None:
-        """The request is answered."""
+        """Note that the request is answered."""
         self._request = None
         now = self._loop.time()
         if self._has_more:
@@ -165,20 +165,20 @@ class Connection(web.RequestHandler):
             self.idle_since = now
 
     def log_exception(self, *args: Any, **options: Any) -> None:
-        """What fails between requests. A body that cannot be read, of a request that was answered without it, is the
-        client's fault, and ends its connection."""
+        """Log an error between requests. An invalid body of a request that was answered without it is the client's
+        error and is logged only at level debug."""
         error = options.get("exc_info")
         if isinstance(error, web.RequestPayloadError | ConnectionError):
-            log.debug("a connection ends: %s", type(error).__name__)
+            log.debug("a connection is closed: %s", type(error).__name__)
         else:
             log.error(*args, **options)
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
-        """The answer to a head that cannot be read, of no route's form; the connection is closed behind it."""
+        """The response to a malformed head. It has no route's form, and the connection is closed after it."""
         if status >= 500:
-            log.error("a request failed outside of the face", exc_info=exc)
+            log.error("a request failed before the application got it", exc_info=exc)
             error = internal_error()
         else:
             error = _head_error(exc)
@@ -189,7 +189,7 @@ class Connection(web.RequestHandler):
 
 
 async def watch(*servers: Server) -> None:
-    """Close the connections whose head is late, and those whose client is gone without our having read of it."""
+    """Close connections whose head exceeds its time limit, and those whose client's disconnection was not read yet."""
     while True:
         await asyncio.sleep(min(WATCH_SECONDS, HEAD_SECONDS / 4))
         late = asyncio.get_running_loop().time() - HEAD_SECONDS
@@ -206,8 +206,8 @@ async def watch(*servers: Server) -> None:
 
 
 def _hung_up(connections: list[Connection]) -> list[Connection]:
-    """Those whose client has closed its end. The event loop notices only where it reads, and it does not read on while
-    as much as may be kept has arrived behind a request that is being answered."""
+    """The connections whose client has closed its end. The event loop notices this only while it reads, and reading is
+    paused while the buffer of requests sent ahead is full."""
     if not connections or not hasattr(select, "poll") or not hasattr(select, "POLLRDHUP"):
         return []
     poll = select.poll()
@@ -222,7 +222,7 @@ def _hung_up(connections: list[Connection]) -> list[Connection]:
 
 
 def _notice_dead_peers(sock: socket.socket | None) -> None:
-    """Have the kernel end connections to machines that vanished, and to clients that take nothing of what is sent."""
+    """Let the kernel end connections to machines that have vanished, and to clients that read nothing."""
     options = {
         "TCP_USER_TIMEOUT": int(UNREAD_SECONDS * 1000),
         "TCP_KEEPIDLE": int(SILENT_SECONDS),
@@ -231,12 +231,12 @@ def _notice_dead_peers(sock: socket.socket | None) -> None:
     }
     for name, value in options.items():
         if sock is not None and hasattr(socket, name):
-            with contextlib.suppress(OSError):  # the connection is gone already
+            with contextlib.suppress(OSError):  # the connection has ended
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _head_error(error: BaseException | None) -> ApiError:
-    """Describes a malformed head in words of our own: what was sent may be anything, and is not repeated."""
+    """The error for a malformed head. It does not repeat what was sent."""
     if isinstance(error, LineTooLong) and MAX_LINE_BYTES in error.args:
         return ApiError(414, f"The request's line is longer than {MAX_LINE_BYTES} bytes.", type="URI Too Long")
     if isinstance(error, LineTooLong) or str(getattr(error, "message", "")).startswith("Too many headers"):

@@ -1,4 +1,4 @@
-"""Cross-origin requests: refused by every browser unless ALLOWED_ORIGINS names where they come from."""
+"""Cross-origin requests (CORS): browsers refuse them unless ALLOWED_ORIGINS has their origin."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ _MAX_AGE_S = "600"
 
 
 def cors_headers(settings: Settings, http: web.BaseRequest) -> dict[str, str]:
-    """What a browser must read to let a page of an allowed origin see the answer. Credentials are keys, not cookies."""
+    """The headers with which a browser lets a page of an allowed origin read the response. Cookies are not used."""
     origin = http.headers.get("Origin")
     allowed = settings.allowed_origins
     if origin is None or not allowed:
         return {}
     if "*" in allowed:
         return {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": "*"}
-    headers = {"Vary": "Origin"}  # a cache must not give one origin's answer to another
+    headers = {"Vary": "Origin"}  # caches must not serve one origin's response to another
     if origin in allowed:
         headers |= {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": "*"}
     return headers
 
 
 def is_preflight(http: web.BaseRequest, headers: dict[str, str]) -> bool:
-    """Whether a browser only asks what it may send, which it does without a key; the answer is put into `headers`."""
+    """Whether this is a preflight request, which has no key. The headers of its response are added to `headers`."""
     if http.method != "OPTIONS" or "Access-Control-Request-Method" not in http.headers:
         return False
     if "Access-Control-Allow-Origin" not in headers:

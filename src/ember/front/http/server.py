@@ -1,6 +1,6 @@
-"""`ember serve`: listens at once, serves when the engine is ready, and leaves in order on SIGTERM.
+"""`ember serve`: it listens at once, serves when the engine is ready, and drains on SIGTERM.
 
-In: an engine that is already being started. Out: an exit code, 0 after a signal, 1 after a failure.
+The engine has been started before. The exit status is 0 after a signal and 1 after a failure.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 _CLOSE_SECONDS = 5.0
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _MAX_DESCRIPTORS = 65_536
-_QUIET_SECONDS = 60.0  # between two lines of the log that say the same
+_QUIET_SECONDS = 60.0  # between two equal log lines
 
 
 def serve(settings: Settings, worker: Worker, router: Router = ROUTER) -> int:
-    """Run until a signal or a failure. Returns the exit code."""
+    """Serve until a signal or a failure. Returns the exit status."""
     return asyncio.run(_serve(settings, worker, router))
 
 
@@ -65,7 +65,7 @@ async def _serve(settings: Settings, worker: Worker, router: Router) -> int:
         await _drain(server.in_flight, hurrying, settings.drain_timeout)
         return status
     finally:
-        with contextlib.suppress(Exception):  # what is still in flight is answered with an error by this
+        with contextlib.suppress(Exception):  # requests still in flight get an error
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await worker.close()
         watching.cancel()
@@ -74,7 +74,7 @@ async def _serve(settings: Settings, worker: Worker, router: Router) -> int:
 
 
 def _raise_descriptor_limit() -> None:
-    """Use the file descriptors that the system allows: each connection is one."""
+    """Raise the limit of file descriptors to the allowed maximum, since each connection needs one."""
     with contextlib.suppress(OSError, ValueError):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         most = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
@@ -83,8 +83,8 @@ def _raise_descriptor_limit() -> None:
 
 
 class _Unhandled:
-    """The event loop's exception handler. Connections that cannot be accepted for want of a file descriptor, which the
-    loop tries again each second, are a line of the log a minute, and room is made by closing idle ones."""
+    """The event loop's exception handler. If connections cannot be accepted for lack of file descriptors, which the
+    loop retries each second, it closes idle connections and writes at most one log line a minute."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -100,7 +100,7 @@ class _Unhandled:
             self._said_at = loop.time()
             count = len(self._server.connections)
             reason = error.strerror or error
-            log.warning("a connection waits: %s (%d are open, %d idle ones are closed)", reason, count, num_closed)
+            log.warning("a connection waits: %s (%d are open, %d idle ones were closed)", reason, count, num_closed)
 
 
 def _runner(server: Server) -> web.ServerRunner:
@@ -117,7 +117,7 @@ async def _listen(site: web.TCPSite, host: str, port: int) -> bool:
 
 
 async def _drain(in_flight: set[asyncio.Task[Any]], hurrying: asyncio.Event, seconds: float) -> None:
-    """Let requests finish, until the time is up or a second signal comes."""
+    """Let requests finish, until the time is over or a second signal arrives."""
     if not in_flight:
         return
     hurry = asyncio.create_task(hurrying.wait())
@@ -127,7 +127,7 @@ async def _drain(in_flight: set[asyncio.Task[Any]], hurrying: asyncio.Event, sec
 
 
 async def _until_over(worker: Worker, stopping: asyncio.Event, drain: float) -> int:
-    """Wait for a signal, a boot that fails or an engine that is gone for good."""
+    """Wait for a signal, a failed boot, or an engine that has failed for good. Returns the exit status."""
     stop = asyncio.create_task(stopping.wait())
     ready = asyncio.create_task(worker.ready())
     dead = asyncio.create_task(worker.wait_dead())
