@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
+import torch
+
 from ember.boot import Timeline
 from ember.engine.core.assemble import assemble
 from ember.engine.core.boot import open_model
 from ember.engine.core.engine import Engine
+from ember.engine.core.runner import Launched
+from ember.engine.core.scheduler import Scheduled
 from ember.wire import Configure, Generate, SamplingParams, SequenceOutput
 
 
@@ -39,6 +43,22 @@ def run(engine: Engine, requests: list[Generate], max_steps: int = 10_000) -> Ou
         for output in engine.step():
             outputs[output.request_id, output.index].append(output)
     raise AssertionError(f"not finished after {max_steps} steps")
+
+
+def poison(engine: Engine) -> Engine:
+    """From here on, pages that no sequence holds and that no prefix is found in are filled with NaN before each step:
+    whoever reads them shows it."""
+    launch, pool = engine.runner.launch, engine.scheduler.pool
+
+    def poisoned(step: list[Scheduled]) -> Launched:
+        cache = engine.runner.cache
+        free = [block for block in range(pool.num_blocks) if pool.is_free(block) and pool._hashes[block] is None]
+        cache.keys[:, free] = torch.nan
+        cache.values[:, free] = torch.nan
+        return launch(step)
+
+    engine.runner.launch = poisoned
+    return engine
 
 
 def tokens(outputs: list[SequenceOutput]) -> list[int]:

@@ -107,10 +107,10 @@ class BlockManager:
                 table.append(self.pool.allocate())
 
     def give_back_unreachable(self, sequence: Sequence) -> None:
-        """Give back the pages before the windows of the sequence's next token, and of the one before that, whose draw
-        may be undone (`Sequence.take_back`)."""
+        """Give back the pages before the windows of the sequence's next token. To be called when a step is scheduled:
+        a draw that is undone (`Sequence.take_back`) takes the sequence back to the begin of that step at most."""
         for group, window in self._windows:
-            first, known = self._first_seen(sequence.num_computed_tokens - 1, window), sequence.first_blocks[group]
+            first, known = self._first_seen(sequence.num_computed_tokens, window), sequence.first_blocks[group]
             if first > known:
                 table = sequence.block_tables[group]
                 self.pool.release(table[known:first])

@@ -32,12 +32,11 @@ class CacheGroup:
 
     def most_pages(self, num_tokens: int, chunk: int, block_size: int) -> int:
         """The most pages that a sequence of `num_tokens` holds at a time, if no step computes more than `chunk` of
-        them. A step holds what its first query sees and what it writes, and one token before that: the last token of
-        the step before may have to be computed again."""
+        them: what the first query of a step sees, and what the step writes."""
         pages = -(-num_tokens // block_size)
         if self.window is None:
             return pages
-        return min(pages, (self.window + min(chunk, num_tokens) - 2) // block_size + 2)
+        return min(pages, (self.window + min(chunk, num_tokens) - 3) // block_size + 2)
 
 
 def cache_groups(config: DecoderConfig, element_size: int) -> tuple[CacheGroup, ...]:
