@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,7 +12,6 @@ from ember.boot import Timeline
 from ember.engine.core.assemble import assemble
 from ember.engine.core.boot import open_model
 from ember.engine.core.engine import Engine
-from ember.engine.core.runner import Launched
 from ember.engine.core.scheduler import Scheduled
 from ember.wire import Configure, Generate, SamplingParams, SequenceOutput
 
@@ -48,16 +48,16 @@ def run(engine: Engine, requests: list[Generate], max_steps: int = 10_000) -> Ou
 def poison(engine: Engine) -> Engine:
     """From here on, pages that no sequence holds and that no prefix is found in are filled with NaN before each step:
     whoever reads them shows it."""
-    launch, pool = engine.runner.launch, engine.scheduler.pool
+    runner: Any = engine.runner
+    launch, cache, pool = runner.launch, runner.cache, engine.scheduler.pool
 
-    def poisoned(step: list[Scheduled]) -> Launched:
-        cache = engine.runner.cache
+    def poisoned(step: list[Scheduled]) -> Any:
         free = [block for block in range(pool.num_blocks) if pool.is_free(block) and pool._hashes[block] is None]
         cache.keys[:, free] = torch.nan
         cache.values[:, free] = torch.nan
         return launch(step)
 
-    engine.runner.launch = poisoned
+    runner.launch = poisoned
     return engine
 
 

@@ -24,12 +24,12 @@ from ember.engine.description.cache_groups import (
     longest_sequence,
     most_pages,
 )
-from ember.engine.description.config import DecoderConfig, WeightNames
+from ember.engine.description.config import DecoderConfig
+from ember.engine.description.rotary_decoder import LLAMA_NAMES
 from ember.engine.errors import ModelError
 from ember.wire import Configure, SamplingParams
 
 BLOCK = 16
-NAMES = WeightNames(*[""] * 14)
 PLAIN = DecoderConfig(
     architecture="test",
     vocab_size=100,
@@ -40,7 +40,7 @@ PLAIN = DecoderConfig(
     num_kv_heads=2,
     head_dim=32,
     max_position_embeddings=32768,
-    names=NAMES,
+    names=LLAMA_NAMES,
 )
 MISTRAL = replace(PLAIN, sliding_window=512)
 FIVE_TO_ONE = replace(PLAIN, sliding_window=512, windowed_layers=tuple(layer % 6 != 5 for layer in range(24)))
