@@ -29,7 +29,12 @@ ROTARY_FIELDS = (
 
 
 def read_rotary_decoder(
-    fields: Fields, *, max_position_embeddings: int, num_kv_heads: int | None = None, head_dim: int | None = None
+    fields: Fields,
+    *,
+    max_position_embeddings: int,
+    num_kv_heads: int | None = None,
+    head_dim: int | None = None,
+    norm_eps: float = 1e-6,
 ) -> DecoderConfig:
     """Read the fields that `ROTARY_FIELDS` lists; the arguments are the family's defaults. Raises ModelError."""
     hidden_size, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
@@ -55,7 +60,7 @@ def read_rotary_decoder(
         head_dim=head_dim,
         max_position_embeddings=longest,
         names=LLAMA_NAMES,
-        norm_eps=fields.number("rms_norm_eps", 1e-6, at_least=0.0),
+        norm_eps=fields.number("rms_norm_eps", norm_eps, at_least=0.0),
         activation=fields.one_of("hidden_act", "silu", ACTIVATIONS),
         rope=rope,
         tie_word_embeddings=fields.flag("tie_word_embeddings", False),

@@ -78,8 +78,9 @@ class LinearSpec:
     first_input: int = 0  # of the stored matrices' columns
 
     @property
-    def num_rows(self) -> int:
-        return sum(len(output.rows) for output in self.outputs)
+    def columns(self) -> tuple[int, int]:
+        """The columns of the stored matrices that are taken: the first, and the one after the last."""
+        return self.first_input, self.first_input + self.inputs
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ def assemble(plan: LoadPlan, tensors: Tensors) -> dict[str, Linear | Tensor]:
     parts: dict[str, dict[str, tuple[Tensor, ...]]] = {spec.name: {} for spec in plan.specs}
     for parameter in plan.parameters:
         parts[parameter.spec][parameter.part] = tensors.pop(parameter.name)
-    return {spec.name: plan.weight_format.assemble(spec, parts.pop(spec.name)) for spec in plan.specs}
+    dtype = getattr(torch, plan.dtype)
+    return {spec.name: plan.weight_format.assemble(spec, parts.pop(spec.name), dtype) for spec in plan.specs}
 
 
 def mapped_tensors(plan: LoadPlan, mapped: Mapped) -> Tensors:

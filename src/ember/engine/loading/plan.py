@@ -246,10 +246,8 @@ def _fault(source: Source, entry: TensorEntry, weight_format: WeightFormat) -> s
                 return f"{size.says}, but {name} has {found} {axis} (it is {where})"
         return f"{name} is {where}"
     if entry.dtype not in source.stored:
-        return (
-            f"{name} is {entry.dtype} (in {entry.file.name}), but {weight_format.name} weights are "
-            f"{', '.join(source.stored)}: config.json names no format (quantization_config) that has it"
-        )
+        allowed = f"{', '.join(source.stored[:-1])} or {source.stored[-1]}" if source.stored[1:] else source.stored[0]
+        return f"{name} is {entry.dtype} in {entry.file.name}, but {weight_format.name} weights have it as {allowed}"
     return None
 
 

@@ -1,7 +1,7 @@
 """What a weight format is: which stored tensors a weight is made of, and how they become the weight. No torch here.
 
 A format is asked for the `sources` of every weight before torch is imported, so that reading can begin; `assemble` gets
-what was read, as tensors.
+what was read, as tensors. `matrix_source`, `vector_source` and `bias_sources` make the sources that most formats have.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from ember.engine.description.weights import Rows, Size, Spec
+from ember.engine.description.weights import LinearSpec, Output, Rows, Size, Spec, Stored
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from ember.engine.layers.linear import Linear
 
 FLOATS = ("BF16", "F16", "F32", "F64")  # as safetensors spells them
+WEIGHT, BIAS = "weight", "bias"  # the parts that most weights have
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class Source:
     part: str
     name: str  # of the stored tensor
     shape: tuple[Size, ...]  # which the stored tensor must have
-    matrix: tuple[int, int]  # as stored: rows and columns
+    matrix: tuple[int, int]  # as stored: rows and columns; one column: the part is a vector
     rows: Rows
     columns: tuple[int, int]  # the first, and the one after the last
     transposed: bool = False
@@ -49,6 +51,57 @@ class WeightFormat(Protocol):
     def sources(self, spec: Spec) -> list[Source]:
         """The stored tensors that the weight is made of, in the order of the rows of each part."""
 
-    def assemble(self, spec: Spec, tensors: Mapping[str, tuple[Tensor, ...]]) -> Linear | Tensor:
-        """The weight. `tensors`: each part, [rows, columns] or, of one column, [rows]; it comes in several tensors, in
-        the order of their rows, where it is used in place, in the files."""
+    def assemble(self, spec: Spec, tensors: Mapping[str, tuple[Tensor, ...]], dtype: torch.dtype) -> Linear | Tensor:
+        """The weight: a linear layer for a `LinearSpec`, a tensor for a `TensorSpec`.
+
+        `tensors`: the parts, [rows, columns] or, where they are vectors, [rows], in the dtypes that their sources say.
+        A matrix that is used in the files may come in several tensors, in the order of their rows. `dtype`: the model's.
+        """
+
+
+def matrix_source(
+    output: Output,
+    columns: tuple[int, int],
+    part: str = WEIGHT,
+    suffix: str | None = None,
+    stored: tuple[str, ...] = FLOATS,
+    dtype: str | None = None,
+) -> Source:
+    """The rows of an output in a stored tensor of the matrix's shape. `columns`: which of its inputs are taken;
+    `suffix`: what the tensor's name ends with, where it is not that of the output's own."""
+    matrix = output.stored
+    name, stack = matrix.name + (matrix.suffix if suffix is None else suffix), _stack(matrix)
+    rows, num_rows, index = *_in_stack(output), 0
+    shape, stored_as = (*stack, matrix.rows, matrix.columns), (num_rows, matrix.columns.count)
+    if matrix.transposed:
+        shape, stored_as = (*stack, matrix.columns, matrix.rows), (matrix.columns.count, matrix.rows.count)
+        rows, index = output.rows, output.index
+    return Source(part, name, shape, stored_as, rows, columns, matrix.transposed, index, stored, dtype)
+
+
+def vector_source(
+    output: Output, part: str, suffix: str, stored: tuple[str, ...] = FLOATS, dtype: str | None = None
+) -> Source:
+    """The entries for the rows of an output in a stored tensor that has one for each row of the matrix."""
+    matrix = output.stored
+    rows, num_rows = _in_stack(output)
+    shape = (*_stack(matrix), matrix.rows)
+    return Source(part, matrix.name + suffix, shape, (num_rows, 1), rows, (0, 1), stored=stored, dtype=dtype)
+
+
+def bias_sources(spec: LinearSpec) -> list[Source]:
+    """The bias of a linear layer, which formats keep as floats; empty where it has none."""
+    return [vector_source(output, BIAS, output.stored.bias_suffix) for output in spec.outputs if spec.bias]
+
+
+def _stack(matrix: Stored) -> tuple[Size, ...]:
+    return () if matrix.stack is None else (matrix.stack,)
+
+
+def _in_stack(output: Output) -> tuple[Rows, int]:
+    """The rows, counted from the first matrix of a stack on, and how many the stack has."""
+    matrix, rows = output.stored, output.rows
+    if matrix.stack is None:
+        return rows, matrix.rows.count
+    start = rows.start + output.index * matrix.rows.count
+    return Rows(start, rows.size, rows.count, rows.step), matrix.rows.count * matrix.stack.count

@@ -11,7 +11,7 @@ from ember.engine.quantization.base import WeightFormat
 from ember.engine.quantization.plain import Plain
 
 # `quant_method` of config.json -> the format's class: the module in this room, and the name. Only the module of the
-# format at hand is imported. The class is called with the `DecoderConfig`, whose `quantization` holds all the fields.
+# format at hand is imported. The class is called with the `DecoderConfig`, whose `quantization` has all the fields.
 FORMATS: dict[str, str] = {}
 
 
