@@ -43,9 +43,10 @@ def config_class(architecture: str) -> Any:
 
 
 def new_config(architecture: str, **fields: Any) -> Any:
-    """A configuration of the class's defaults; Ministral's has no head_dim, without which nothing can be made of it."""
-    own = {} if architecture.startswith("OPT") else {"head_dim": 128}
-    return config_class(architecture)(**{**own, **fields})
+    """A configuration of the class's defaults; Ministral's head_dim is null, with which nothing can be made of it."""
+    cls = config_class(architecture)
+    own = {"head_dim": 128} if "head_dim" in {field.name for field in dataclasses.fields(cls)} else {}
+    return cls(**{**own, **fields})
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

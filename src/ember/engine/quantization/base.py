@@ -55,7 +55,8 @@ class WeightFormat(Protocol):
         """The weight: a linear layer for a `LinearSpec`, a tensor for a `TensorSpec`.
 
         `tensors`: the parts, [rows, columns] or, where they are vectors, [rows], in the dtypes that their sources say.
-        A matrix that is used in the files may come in several tensors, in the order of their rows. `dtype`: the model's.
+        A matrix that is used in the files may come in several tensors, in the order of their rows. `dtype`: the
+        model's.
         """
 
 
