@@ -143,17 +143,17 @@ def _parsers(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _cost(tokenizer: Any, token_ids: list[int], reasoning: Any, tools: Any, rounds: int) -> float:
     """CPU microseconds for a token, in a sample that reads them one by one."""
-    from ember.front.api.reading import Reading
+    from ember.front.api.output_reader import ReaderOptions
     from ember.front.api.samples import Piece, Sample, TextOptions
     from ember.front.api.tools import ToolUse
     from ember.wire import SequenceOutput
 
     outputs = [SequenceOutput(1, 0, [token_id]) for token_id in token_ids]
     use = ToolUse(TOOLS, tuple(TOOLS), "auto") if tools is not None else ToolUse()
-    reading = Reading(tokenizer, reasoning, tools, use) if reasoning is not None else None
+    reader = ReaderOptions(tokenizer, reasoning, tools, use) if reasoning is not None else None
     costs = []
     for _ in range(4 * rounds + 1):
-        sample = Sample(0, tokenizer, [], TextOptions(reading=reading))
+        sample = Sample(0, tokenizer, [], TextOptions(reader=reader))
         start = time.process_time()
         for output in outputs:
             sample.push(output, Piece(0))

@@ -16,7 +16,7 @@ from aiohttp.test_utils import TestClient
 from pydantic import BaseModel
 
 from ember.front.api.body import parse_body
-from ember.front.api.call import Call, open_call
+from ember.front.api.call import ApiCall, open_call
 from ember.front.api.completion_prompts import completion_prompts
 from ember.front.api.exchange import Event, EventStream, Request, Response
 from ember.front.api.framing import JsonLines, ServerSentEvents
@@ -107,7 +107,7 @@ async def talk(services: Services, raw_request: Request) -> Response | EventStre
     return Response(200, {"said": choice.text, "talk": raw_request.parameters.get("talk", "")})
 
 
-def opened(raw_request: Request, request: CompletionRequest, services: Services, info: Ready) -> Call:
+def opened(raw_request: Request, request: CompletionRequest, services: Services, info: Ready) -> ApiCall:
     return open_call(raw_request, request, services, info, completion_prompts(request, services, info), "talk")
 
 

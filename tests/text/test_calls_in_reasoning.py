@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from ember.front.api.reading import Reading
+from ember.front.api.output_reader import ReaderOptions
 from ember.front.api.tools import ToolUse
 from ember.front.text.output import Delta, Marker, Reasoning
 from ember.front.text.reasoning import ReasoningFormat
@@ -97,18 +97,18 @@ MESSAGES = [
 ]
 
 
-def reading_of(reasoning: str, tools: str, tokenizer: Tokenizer, is_whole: bool) -> Reading:
+def options_of(reasoning: str, tools: str, tokenizer: Tokenizer, is_whole: bool) -> ReaderOptions:
     use = ToolUse(TOOLS, tuple(TOOLS), "auto")
     chosen = ReasoningFormat(reasoning, FORMATS[reasoning])
-    return Reading(tokenizer, chosen, ToolFormat(tools), use, is_whole=is_whole)
+    return ReaderOptions(tokenizer, chosen, ToolFormat(tools), use, is_whole=is_whole)
 
 
-def parts_of(text: str, reading: Reading) -> list[str]:
-    tokenizer = reading.tokenizer
+def parts_of(text: str, options: ReaderOptions) -> list[str]:
+    tokenizer = options.tokenizer
     parts: list[str] = []
     held: list[int] = []
     for token_id in tokenizer.encode(text, add_special_tokens=False):
-        if token_id in reading.markers:
+        if token_id in options.markers:
             parts.append(Marker(tokenizer.vocab_entry(token_id) or ""))
             continue
         held.append(token_id)
@@ -118,9 +118,9 @@ def parts_of(text: str, reading: Reading) -> list[str]:
     return parts
 
 
-def read(reading: Reading, prompt: str, pushes: list[list[str]]) -> list[Delta]:
-    prompt_ids = reading.tokenizer.encode("<|user|>hi<|assistant|>" + prompt, add_special_tokens=False)
-    reader = reading.reader(prompt_ids, skip_special_tokens=True)
+def read(options: ReaderOptions, prompt: str, pushes: list[list[str]]) -> list[Delta]:
+    prompt_ids = options.tokenizer.encode("<|user|>hi<|assistant|>" + prompt, add_special_tokens=False)
+    reader = options.reader_for(prompt_ids, skip_special_tokens=True)
     assert reader is not None
     deltas = [delta for parts in pushes for delta in (*reader.push(parts), *reader.release())]
     return deltas + reader.finish()
@@ -139,13 +139,13 @@ def test_a_call_ends_the_reasoning(reasoning: str, prompt: str, tools: str, call
     chosen = FORMATS[reasoning]
     start = "" if prompt or chosen.opens else chosen.starts[0]
     for thought in ("I look.\n", ""):
-        reading = reading_of(reasoning, tools, tokenizer, True)
-        parts = parts_of(f"{start}{thought}{call}", reading)
-        found = told(read(reading, prompt, [parts]))
+        options = options_of(reasoning, tools, tokenizer, True)
+        parts = parts_of(f"{start}{thought}{call}", options)
+        found = told(read(options, prompt, [parts]))
         assert (found[0], found[1]) == (thought.strip(), "")
         assert [(name, json.loads(arguments)) for name, arguments in found[2]] == [ONE]
         for is_whole in (True, False):
-            again = reading_of(reasoning, tools, tokenizer, is_whole)
+            again = options_of(reasoning, tools, tokenizer, is_whole)
             assert told(read(again, prompt, [[part] for part in parts])) == found
             for seed in range(3):
                 assert told(read(again, prompt, cut(parts, random.Random(seed)))) == found
@@ -154,9 +154,9 @@ def test_a_call_ends_the_reasoning(reasoning: str, prompt: str, tools: str, call
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @pytest.mark.parametrize(("reasoning", "prompt", "tools", "call"), KEPT, ids=lambda value: value[:12])
 def test_a_call_that_is_reasoning(reasoning: str, prompt: str, tools: str, call: str, kind: str) -> None:
-    reading = reading_of(reasoning, tools, TOKENIZERS[kind], True)
-    parts = parts_of(f"I look.\n{call}\nNo.</think>Bye.", reading)
-    assert told(read(reading, prompt, [parts])) == (f"I look.\n{call}\nNo.", "Bye.", [])
+    options = options_of(reasoning, tools, TOKENIZERS[kind], True)
+    parts = parts_of(f"I look.\n{call}\nNo.</think>Bye.", options)
+    assert told(read(options, prompt, [parts])) == (f"I look.\n{call}\nNo.", "Bye.", [])
 
 
 @pytest.mark.parametrize(("reasoning", "prompt", "tools", "call"), BROKEN, ids=lambda value: value[:12])
@@ -174,10 +174,10 @@ def test_the_engine_is_told(reasoning: str, prompt: str, tools: str, call: str) 
 @pytest.mark.parametrize(("name", "prompt", "output", "content"), MESSAGES)
 def test_calls_in_messages(name: str, prompt: str, output: str, content: str) -> None:
     tokenizer = TOKENIZERS["tokens"]
-    parts = parts_of(output, reading_of(name, name, tokenizer, True))
+    parts = parts_of(output, options_of(name, name, tokenizer, True))
     for is_whole in (True, False):
-        reading = reading_of(name, name, tokenizer, is_whole)
+        options = options_of(name, name, tokenizer, is_whole)
         for pushes in ([parts], [[part] for part in parts], cut(parts, random.Random(1)), cut(parts, random.Random(2))):
-            found = told(read(reading, prompt, pushes))
+            found = told(read(options, prompt, pushes))
             assert (found[0], found[1]) == ("I look.", content)
             assert [(called, json.loads(arguments)) for called, arguments in found[2]] == [ONE]

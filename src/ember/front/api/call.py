@@ -1,4 +1,4 @@
-"""What chat and completions do alike: ids, headers, the jobs for the engine, the usage of the answer."""
+"""What chats and completions do alike: ids, headers, what the engine is to run, the usage of the answer."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import msgspec
 
 from ember.front.api.beams import requested_beams, without_effect
 from ember.front.api.body import IGNORED_FIELDS_HEADER, MAX_IGNORED, ignored_fields, reported
+from ember.front.api.call_grammar import constrained
 from ember.front.api.ends import end_token_ids, requested_ends
 from ember.front.api.exchange import MAX_ID_CHARS, REQUEST_ID_HEADER, Request, is_fit_id, request_id
 from ember.front.api.logprobs import TokenNames
 from ember.front.api.meter import Meter, request_metrics
+from ember.front.api.output_reader import ReaderOptions
 from ember.front.api.prompt import Prompt
-from ember.front.api.reading import Reading
 from ember.front.api.repetition import requested_repetition
-from ember.front.api.run import Job
+from ember.front.api.run import RunSpec
 from ember.front.api.runs import Runs
 from ember.front.api.samples import TextOptions
 from ember.front.api.sampling import sampling_params
@@ -33,8 +34,8 @@ from ember.wire import Ready, Thinking
 
 
 @dataclass(slots=True)
-class Call:
-    """One accepted request: everything its answer is made of, apart from the tokens."""
+class ApiCall:
+    """One accepted request to the API: everything that its answer is made of, apart from the tokens."""
 
     services: Services
     info: Ready
@@ -44,20 +45,20 @@ class Call:
     stream_usage: StreamUsage
     stream_interval: int  # tokens of a choice in one chunk, after the first
     names: TokenNames
-    jobs: list[Job]
+    specs: list[RunSpec]
     arrived: float  # reading of time.monotonic()
 
     def runs(self) -> Runs:
-        return Runs(self.jobs, self.services, Meter(self.services.metrics, self.id, self.arrived))
+        return Runs(self.specs, self.services, Meter(self.services.metrics, self.id, self.arrived))
 
     @property
     def n(self) -> int:
         """Choices of each prompt."""
-        return self.jobs[0].n
+        return self.specs[0].n
 
     @property
     def num_choices(self) -> int:
-        return len(self.jobs) * self.n
+        return len(self.specs) * self.n
 
     @property
     def fingerprint(self) -> str:
@@ -92,8 +93,8 @@ class Call:
 
     def _reasoning(self, runs: Runs) -> int | None:
         """None where the output is not read for reasoning."""
-        reading = self.jobs[0].text.reading
-        return None if reading is None or reading.reasoning is None else runs.reasoning_tokens()
+        reader = self.specs[0].text.reader
+        return None if reader is None or reader.reasoning is None else runs.reasoning_tokens()
 
 
 def open_call(
@@ -104,8 +105,8 @@ def open_call(
     prompts: Sequence[Prompt],
     id_prefix: str,
     ignored: Sequence[str] = (),
-    reading: Reading | None = None,
-) -> Call:
+    reader: ReaderOptions | None = None,
+) -> ApiCall:
     """Checks what is left to check and plans the jobs. Tokenises bad words: runs in a thread. Raises ApiError 400.
 
     `ignored` are the parts of the request that were found to have no effect, beside the fields nobody knows. With a
@@ -113,8 +114,8 @@ def open_call(
     """
     ends = requested_ends(request, services, info)
     params = sampling_params(request, services, info, ends, len(prompts))
-    if reading is not None:
-        params = reading.constrained(params, prompts[0].token_ids)
+    if reader is not None:
+        params = constrained(params, reader, prompts[0].token_ids)
         _check_thinking(params.thinking, info)
     beams = requested_beams(request, params, ends, info)
     priority = requested_priority(request, raw_request.headers.get("x-vllm-priority"))
@@ -132,13 +133,13 @@ def open_call(
         end_token_ids=end_token_ids(params, info),
         stop_token_ids=frozenset(ends.stop_token_ids),
         repetition=requested_repetition(request),
-        reading=reading,
+        reader=reader,
     )
-    jobs = []
+    specs = []
     for prompt in prompts:
         max_tokens = ends.max_tokens(len(prompt.token_ids), info.max_model_len)
         sampling = msgspec.structs.replace(params, max_tokens=max_tokens)
-        jobs.append(Job(prompt, sampling, text, priority, cache_salt, n=request.n or 1, beams=beams))
+        specs.append(RunSpec(prompt, sampling, text, priority, cache_salt, n=request.n or 1, beams=beams))
     as_ids = request.return_tokens_as_token_ids
     if as_ids is None:
         as_ids = services.settings.return_tokens_as_token_ids
@@ -147,7 +148,7 @@ def open_call(
         message = f"`request_id` must be 1 to {MAX_ID_CHARS} printable ASCII characters."
         raise bad_request(message, "request_id")
     name = request_id(given, request.request_id, REQUEST_ID.get())
-    return Call(
+    return ApiCall(
         services=services,
         info=info,
         id=f"{id_prefix}-{name}",
@@ -158,7 +159,7 @@ def open_call(
         stream_usage=usage,
         stream_interval=request.stream_interval or services.settings.stream_interval,
         names=TokenNames(services.tokenizer, as_ids),
-        jobs=jobs,
+        specs=specs,
         arrived=raw_request.arrived,
     )
 

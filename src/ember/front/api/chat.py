@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ember.front.api.body import parse_body
-from ember.front.api.call import Call, open_call
+from ember.front.api.call import ApiCall, open_call
 from ember.front.api.chat_message import delta_fields, message_fields
 from ember.front.api.chat_prompt import adds_generation_prompt, asked_variables, chat_prompt, response_role
 from ember.front.api.exchange import Event, EventStream, Request, Response
 from ember.front.api.logprobs import chat_logprobs, prompt_logprobs
-from ember.front.api.reading import requested_reading
+from ember.front.api.output_reader import requested_reader
 from ember.front.api.runs import Runs
 from ember.front.api.samples import Piece
 from ember.front.api.schemas import ChatRequest
@@ -38,10 +38,10 @@ async def create_chat_completion(services: Services, raw_request: Request) -> Re
     return await _answer(call, request)
 
 
-def _open(raw_request: Request, request: ChatRequest, services: Services, info: Ready, tools: ToolUse) -> Call:
-    reading = requested_reading(request, services, tools, asked_variables(request, services))
+def _open(raw_request: Request, request: ChatRequest, services: Services, info: Ready, tools: ToolUse) -> ApiCall:
+    reader = requested_reader(request, services, tools, asked_variables(request, services))
     prompt, unread = chat_prompt(request, services, info, tools.shown)
-    return open_call(raw_request, request, services, info, [prompt], "chatcmpl", unread, reading)
+    return open_call(raw_request, request, services, info, [prompt], "chatcmpl", unread, reader)
 
 
 def _is_legacy(request: ChatRequest) -> bool:
@@ -52,11 +52,11 @@ def _is_legacy(request: ChatRequest) -> bool:
 # ------------------------------------------------------------------------------------------------------ whole answer
 
 
-async def _answer(call: Call, request: ChatRequest) -> Response:
+async def _answer(call: ApiCall, request: ChatRequest) -> Response:
     async with call.runs() as runs:
         choices = await runs.collect()
     run = runs.runs[0]
-    prompt = run.job.prompt
+    prompt = run.spec.prompt
     role = response_role(request, call.services)
     body = {
         "id": call.id,
@@ -77,10 +77,10 @@ async def _answer(call: Call, request: ChatRequest) -> Response:
     return Response(200, body, call.headers)
 
 
-def _choice_body(choice: Piece, role: str, call: Call, request: ChatRequest) -> dict[str, Any]:
+def _choice_body(choice: Piece, role: str, call: ApiCall, request: ChatRequest) -> dict[str, Any]:
     logprobs = chat_logprobs(choice.logprobs, request.top_logprobs or 0, call.names) if request.logprobs else None
     message = {"role": role, **message_fields(choice, _is_legacy(request))}
-    if echo := call.jobs[0].prompt.echo:
+    if echo := call.specs[0].prompt.echo:
         message["content"] = echo + (message["content"] or "")
     return {
         "index": choice.choice,
@@ -100,7 +100,7 @@ def _choice_body(choice: Piece, role: str, call: Call, request: ChatRequest) -> 
 class _Chunks:
     """Writes the chunks of one stream. Everything that never changes is encoded once."""
 
-    def __init__(self, call: Call, request: ChatRequest) -> None:
+    def __init__(self, call: ApiCall, request: ChatRequest) -> None:
         self._call = call
         self._request = request
         self._is_legacy = _is_legacy(request)
@@ -115,7 +115,7 @@ class _Chunks:
 
     def opening(self, runs: Runs) -> list[Event]:
         """The role, and the echo, of every choice."""
-        prompt = self._call.jobs[0].prompt
+        prompt = self._call.specs[0].prompt
         role = response_role(self._request, self._call.services)
         extra: dict[str, Any] = {"prompt_token_ids": prompt.token_ids if self._request.return_token_ids else None}
         if self._request.return_prompt_text:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ember.front.api.body import parse_body
-from ember.front.api.call import Call, open_call
+from ember.front.api.call import ApiCall, open_call
 from ember.front.api.completion_prompts import completion_prompts
 from ember.front.api.exchange import Event, EventStream, Request, Response
 from ember.front.api.logprobs import CompletionLogprobs, prompt_logprobs
@@ -32,7 +32,7 @@ async def create_completion(services: Services, raw_request: Request) -> Respons
     return await _answer(call, request)
 
 
-def _open(raw_request: Request, request: CompletionRequest, services: Services, info: Ready) -> Call:
+def _open(raw_request: Request, request: CompletionRequest, services: Services, info: Ready) -> ApiCall:
     prompts = completion_prompts(request, services, info)
     return open_call(raw_request, request, services, info, prompts, "cmpl")
 
@@ -40,13 +40,13 @@ def _open(raw_request: Request, request: CompletionRequest, services: Services, 
 class _Choice:
     """What a choice shows of its pieces: the echo comes before the first one, columns of logprobs run on."""
 
-    def __init__(self, index: int, call: Call, request: CompletionRequest) -> None:
-        job = call.jobs[index // call.n]
-        self._prompt = job.prompt
+    def __init__(self, index: int, call: ApiCall, request: CompletionRequest) -> None:
+        spec = call.specs[index // call.n]
+        self._prompt = spec.prompt
         self._echo_is_due = bool(request.echo)
         self._columns: CompletionLogprobs | None = None
         if request.logprobs is not None:
-            detokenizer = job.text.detokenizer(call.services.tokenizer, job.prompt.token_ids)
+            detokenizer = spec.text.detokenizer(call.services.tokenizer, spec.prompt.token_ids)
             self._columns = CompletionLogprobs(request.logprobs, call.names, detokenizer)
 
     def show(self, piece: Piece, run: Run) -> tuple[str, dict[str, list[Any]] | None]:
@@ -72,7 +72,7 @@ class _Choice:
 # ------------------------------------------------------------------------------------------------------ whole answer
 
 
-async def _answer(call: Call, request: CompletionRequest) -> Response:
+async def _answer(call: ApiCall, request: CompletionRequest) -> Response:
     async with call.runs() as runs:
         choices = await runs.collect()
     body = {
@@ -91,7 +91,7 @@ async def _answer(call: Call, request: CompletionRequest) -> Response:
     return Response(200, body, call.headers)
 
 
-def _choice_body(piece: Piece, run: Run, call: Call, request: CompletionRequest) -> dict[str, Any]:
+def _choice_body(piece: Piece, run: Run, call: ApiCall, request: CompletionRequest) -> dict[str, Any]:
     text, columns = _Choice(piece.choice, call, request).show(piece, run)
     scores = None
     if request.prompt_logprobs is not None:
@@ -104,7 +104,7 @@ def _choice_body(piece: Piece, run: Run, call: Call, request: CompletionRequest)
         "stop_reason": piece.stop_reason,
         "token_ids": piece.token_ids if request.return_token_ids else None,
         "prompt_logprobs": scores,
-        "prompt_token_ids": run.job.prompt.token_ids if request.return_token_ids else None,
+        "prompt_token_ids": run.spec.prompt.token_ids if request.return_token_ids else None,
         "routed_experts": None,
         "weight_versions": None,
     }
@@ -116,7 +116,7 @@ def _choice_body(piece: Piece, run: Run, call: Call, request: CompletionRequest)
 class _Chunks:
     """Writes the chunks of one stream. Everything that never changes is encoded once."""
 
-    def __init__(self, call: Call, request: CompletionRequest) -> None:
+    def __init__(self, call: ApiCall, request: CompletionRequest) -> None:
         self._call = call
         self._request = request
         self._choices = [_Choice(index, call, request) for index in range(call.num_choices)]
@@ -159,7 +159,7 @@ class _Chunks:
         }
         if self._request.return_token_ids:
             if not self._has_begun[piece.choice]:
-                choice["prompt_token_ids"] = run.job.prompt.token_ids
+                choice["prompt_token_ids"] = run.spec.prompt.token_ids
             choice["token_ids"] = piece.token_ids
         self._has_begun[piece.choice] = True
         chunk: dict[str, Any] = {**self._head, "choices": [choice]}

@@ -47,13 +47,13 @@ class Meter:
         unfinished = "error" if isinstance(failure, Exception) else "abort"
         reasons: Counter[str] = Counter()
         for run in runs:
-            self.metrics.n.observe(run.job.n)
-            self.metrics.max_tokens.observe(run.job.sampling.max_tokens)
+            self.metrics.n.observe(run.spec.n)
+            self.metrics.max_tokens.observe(run.spec.sampling.max_tokens)
             self.metrics.cached_tokens += run.num_cached_tokens
             for sample in run.samples:
                 reason = sample.finish_reason or unfinished
                 reasons[reason if reason in FINISH_REASONS else "stop"] += 1
-                self._observe(run.clocks[sample], len(run.job.prompt.token_ids), sample.num_tokens, now)
+                self._observe(run.clocks[sample], len(run.spec.prompt.token_ids), sample.num_tokens, now)
         if not is_refused:
             self.metrics.finished.update(reasons)
         if isinstance(failure, ApiError):
@@ -87,7 +87,7 @@ class Meter:
         return {
             "request_id": self._request_id,
             "finish_reason": ",".join(sorted(reasons)),
-            "prompt_tokens": sum(len(run.job.prompt.token_ids) for run in runs),
+            "prompt_tokens": sum(len(run.spec.prompt.token_ids) for run in runs),
             "cached_tokens": sum(run.num_cached_tokens for run in runs),
             "completion_tokens": sum(sample.num_tokens for run in runs for sample in run.samples),
             "queue_ms": _ms(max((clock.queue for clock in clocks), default=0.0)),

@@ -15,7 +15,7 @@ from ember.wire import SamplingParams, SequenceOutput, TokenLogprobs
 
 
 @dataclass(slots=True)
-class Job:
+class RunSpec:
     """One prompt with everything the engine and the detokenizer need to know about it.
 
     `n` choices are answered. Where the engine makes more samples (`best_of`), they are the ones with the highest
@@ -32,22 +32,22 @@ class Job:
 
 
 class Run:
-    """One job in the engine; `samples[i]` is choice `number * n + i`, as soon as there are pieces of it."""
+    """One prompt in the engine. `samples[i]` is choice `number * n + i`, as soon as there are pieces of it."""
 
-    def __init__(self, number: int, job: Job, generation: Generation | BeamSearch, services: Services) -> None:
-        self.job = job
+    def __init__(self, number: int, spec: RunSpec, generation: Generation | BeamSearch, services: Services) -> None:
+        self.spec = spec
         self._metrics = services.metrics
         self.generation = generation
         self.num_cached_tokens = 0
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
-        self._first_choice = number * job.n
-        n = job.sampling.n
-        self._waits_for_prompt = n > 1 and job.sampling.prompt_logprobs is not None
+        self._first_choice = number * spec.n
+        n = spec.sampling.n
+        self._waits_for_prompt = n > 1 and spec.sampling.prompt_logprobs is not None
         self._held: list[SequenceOutput] = []
         first = self._first_choice
-        self.samples = [Sample(first + i, services.tokenizer, job.prompt.token_ids, job.text) for i in range(n)]
+        self.samples = [Sample(first + i, services.tokenizer, spec.prompt.token_ids, spec.text) for i in range(n)]
         self.clocks = {sample: Clock() for sample in self.samples}
-        self._candidates = [Piece(sample.choice) for sample in self.samples] if n > job.n else []
+        self._candidates = [Piece(sample.choice) for sample in self.samples] if n > spec.n else []
 
     def push(self, outputs: list[SequenceOutput]) -> list[Piece]:
         """One piece for each sample that has something new. A sample ended by a stop string is aborted at once.
@@ -105,7 +105,7 @@ class Run:
         candidates, self._candidates = self._candidates, []
         order = sorted(range(len(candidates)), key=lambda index: -self.samples[index].score)  # equal ones stay in order
         self.samples = [self.samples[index] for index in order]
-        chosen = [candidates[index] for index in order[: self.job.n]]
+        chosen = [candidates[index] for index in order[: self.spec.n]]
         for i, piece in enumerate(chosen):
             piece.choice = self.samples[i].choice = self._first_choice + i
         return chosen

@@ -10,7 +10,7 @@ from typing import Self
 
 from ember.front.api.beams import BeamSearch
 from ember.front.api.meter import Meter
-from ember.front.api.run import Job, Run
+from ember.front.api.run import Run, RunSpec
 from ember.front.api.samples import Piece
 from ember.front.api.services import Services
 from ember.front.errors import ApiError
@@ -24,8 +24,8 @@ class Runs:
     Leaving the block aborts whatever is unfinished.
     """
 
-    def __init__(self, jobs: list[Job], services: Services, meter: Meter) -> None:
-        self._jobs = jobs
+    def __init__(self, specs: list[RunSpec], services: Services, meter: Meter) -> None:
+        self._specs = specs
         self._meter = meter
         self._services = services
         self._stack = AsyncExitStack()
@@ -37,10 +37,10 @@ class Runs:
 
     async def __aenter__(self) -> Self:
         try:
-            for number, job in enumerate(self._jobs):
-                generation = self._start(job)
+            for number, spec in enumerate(self._specs):
+                generation = self._start(spec)
                 await self._stack.enter_async_context(generation)
-                self.runs.append(Run(number, job, generation, self._services))
+                self.runs.append(Run(number, spec, generation, self._services))
         except BaseException:
             await self._stack.aclose()
             raise
@@ -62,11 +62,11 @@ class Runs:
         await asyncio.gather(*self._pumps, return_exceptions=True)
         self._meter.finish(self.runs, error)
 
-    def _start(self, job: Job) -> Generation | BeamSearch:
+    def _start(self, spec: RunSpec) -> Generation | BeamSearch:
         engine = self._services.engine
-        if job.beams is not None:
-            return BeamSearch(engine, job.prompt.token_ids, job.sampling, job.beams, job.priority, job.cache_salt)
-        return engine.generate(job.prompt.token_ids, job.sampling, priority=job.priority, cache_salt=job.cache_salt)
+        if spec.beams is not None:
+            return BeamSearch(engine, spec.prompt.token_ids, spec.sampling, spec.beams, spec.priority, spec.cache_salt)
+        return engine.generate(spec.prompt.token_ids, spec.sampling, priority=spec.priority, cache_salt=spec.cache_salt)
 
     async def next(self) -> list[Piece] | None:
         """What is new, at most one piece for each choice; None at the end. Raises ApiError when the engine failed."""
@@ -82,7 +82,7 @@ class Runs:
 
     async def collect(self) -> list[Piece]:
         """Reads to the end. One piece for each choice, in order. Raises ApiError when there is no answer."""
-        whole = [Piece(choice) for choice in range(sum(run.job.n for run in self.runs))]
+        whole = [Piece(choice) for choice in range(sum(run.spec.n for run in self.runs))]
         texts: list[list[str]] = [[] for _ in whole]
         while (pieces := await self.next()) is not None:
             for piece in pieces:
@@ -99,7 +99,7 @@ class Runs:
         return whole
 
     def prompt_tokens(self) -> int:
-        return sum(len(run.job.prompt.token_ids) for run in self.runs)
+        return sum(len(run.spec.prompt.token_ids) for run in self.runs)
 
     def completion_tokens(self) -> int:
         return sum(sample.num_tokens for run in self.runs for sample in run.samples)

@@ -17,7 +17,7 @@ from ember.front.text.tokenizer import Tokenizer
 from ember.wire import SequenceOutput, TokenLogprobs
 
 if TYPE_CHECKING:
-    from ember.front.api.reading import OutputReader, Reading
+    from ember.front.api.output_reader import OutputReader, ReaderOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class TextOptions:
     end_token_ids: frozenset[int] = frozenset()  # EOS and stop ids
     stop_token_ids: frozenset[int] = frozenset()  # those of them the request brought
     repetition: Repetition | None = None
-    reading: Reading | None = None  # tells reasoning and tool calls from content
+    reader: ReaderOptions | None = None  # tells reasoning and tool calls from content
 
     def detokenizer(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int]) -> Detokenizer:
         """One for the text of a sample."""
@@ -86,8 +86,8 @@ class Sample:
         self._repetition = RepetitionDetector(options.repetition) if options.repetition else None
         self._tokenizer = tokenizer
         self._reader: OutputReader | None = None
-        if options.reading is not None:
-            self._reader = options.reading.reader(prompt_token_ids, options.skip_special_tokens)
+        if options.reader is not None:
+            self._reader = options.reader.reader_for(prompt_token_ids, options.skip_special_tokens)
         self._unshown: deque[str] = deque()  # parts that the stop strings hold back, where there is a reader
 
     def push(self, output: SequenceOutput, piece: Piece) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from ember.front.api.call import Call
+from ember.front.api.call import ApiCall
 from ember.front.api.exchange import Event
 from ember.front.api.runs import Runs
 from ember.front.api.samples import Piece
@@ -71,13 +71,13 @@ class ChunkWriter(Protocol):
     def usage(self, runs: Runs) -> Event: ...
 
 
-async def start_stream(call: Call, writer: ChunkWriter) -> StartedEvents:
+async def start_stream(call: ApiCall, writer: ChunkWriter) -> StartedEvents:
     """Waits for the first chunk, so that an error before it is a plain error. Raises ApiError."""
     events = _events(call, writer)
     return StartedEvents(await anext(events, None), events)
 
 
-async def _events(call: Call, writer: ChunkWriter) -> AsyncGenerator[Event, None]:
+async def _events(call: ApiCall, writer: ChunkWriter) -> AsyncGenerator[Event, None]:
     """Whatever has gathered in a choice while the last chunk was sent leaves as one chunk. Raises ApiError alone."""
     is_first = True
     intervals = _Intervals(call.stream_interval)

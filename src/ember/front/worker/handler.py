@@ -17,7 +17,7 @@ from ember.front.api.exchange import EventStream, Request, Response
 from ember.front.api.router import Router
 from ember.front.errors import ApiError, internal_error
 from ember.front.worker.coalesce import ANY_SIZE, BatchSizes, Pieces
-from ember.front.worker.inputs import Job, asked_route, parse_input, wants_stream
+from ember.front.worker.inputs import QueueJob, asked_route, parse_input, wants_stream
 from ember.front.worker.outputs import (
     Form,
     ParsedChunks,
@@ -170,7 +170,7 @@ def _cancel_with_this_task(work: Work) -> None:
         task.add_done_callback(lambda _: work.cancel())
 
 
-async def _produce(answer: Answer, job: Job, form: Form, pieces: Pieces) -> None:
+async def _produce(answer: Answer, job: QueueJob, form: Form, pieces: Pieces) -> None:
     """Runs on the engine's loop: the answer's events into `pieces`, or its response as their result."""
     try:
         response = await answer(job.request)

@@ -51,7 +51,7 @@ _PLACE_DEPTH = 4  # of the place that an error names
 
 
 @dataclass(frozen=True)
-class Job:
+class QueueJob:
     """One job, understood: the request it stands for and the form its answer is wanted in."""
 
     request: Request
@@ -73,7 +73,7 @@ class Job:
 
 def parse_input(
     job_input: Any, router: Router, *, model: str, job_id: str | None = None, native_tokens: bool = False
-) -> Job:
+) -> QueueJob:
     """`job_input` is the `input` of a queue job, `model` fills a request that names none. Raises ApiError(400).
 
     `native_tokens`: jobs of the native shape are answered with lists of tokens, unless they set `use_openai_format`.
@@ -92,7 +92,7 @@ def parse_input(
     as_tokens = native_tokens and _is_native(job_input) and not _is_true(job_input.get("use_openai_format"))
     if as_tokens and body is not None:
         body = _for_tokens(body, stream)
-    return Job(
+    return QueueJob(
         Request(method=method, path=path, body=body, headers=headers, query=query),
         router.find(method, path).route,
         stream=stream,

@@ -1,33 +1,26 @@
-"""How the output of a chat request is read: reasoning, then tool calls; and what the engine must enforce for that."""
+"""How the outputs of a chat request are read: text becomes reasoning, content and tool calls."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from ember.front.api.schemas import ChatRequest
 from ember.front.api.services import Services
 from ember.front.api.tools import ToolUse
 from ember.front.errors import bad_request
-from ember.front.text import lark
 from ember.front.text.output import Content, Delta, Marker, Reasoning, ToolCallArguments, ToolCallStart
 from ember.front.text.reasoning import ReasoningFormat, ReasoningParser
 from ember.front.text.tokenizer import Tokenizer
-from ember.wire import Grammar, SamplingParams
 
 if TYPE_CHECKING:
     from ember.front.text.tools import ToolFormat, ToolParser
 
-_START_RULE = re.compile(r"^start(?=\s*:)", re.MULTILINE)
-
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """One request's part of it. Without a reasoning format and callable tools there is nothing to read."""
+class ReaderOptions:
+    """How the outputs of one request are read. Without a reasoning format and callable tools all text is content."""
 
     tokenizer: Tokenizer
     reasoning: ReasoningFormat | None
@@ -53,83 +46,18 @@ class Reading:
         """The format of the calls, where there may be any."""
         return self.tool_format if self.use.callable else None
 
-    def reader(self, prompt_token_ids: Sequence[int], skip_special_tokens: bool) -> OutputReader | None:
-        """For one sample; None where its text is its content."""
+    def reader_for(self, prompt_token_ids: Sequence[int], skip_special_tokens: bool) -> OutputReader | None:
+        """The reader of one sample. It is None when all of the sample's text is content."""
         if self.reasoning is None and self.calls_with is None:
             return None
         return OutputReader(self, prompt_token_ids, skip_special_tokens)
 
-    def constrained(self, params: SamplingParams, prompt_token_ids: Sequence[int]) -> SamplingParams:
-        """With the grammar of the calls that are asked for, and with what tells reasoning from the answer where a
-        grammar or a budget needs it. Raises ApiError 400."""
-        grammar = self._grammar(params.grammar)
-        thinking = None
-        if self.reasoning is not None and (grammar is not None or self.budget is not None):
-            thinking = self.reasoning.thinking(
-                self.tokenizer,
-                prompt_token_ids,
-                self.variables,
-                self.budget,
-                with_tools=self.calls_with is not None,
-                with_calls=grammar is not params.grammar,
-            )
-        if grammar is params.grammar and thinking is None:
-            return params
-        return msgspec.structs.replace(params, grammar=grammar, thinking=thinking)
 
-    def _grammar(self, demanded: Grammar | None) -> Grammar | None:
-        use = self.use
-        if self.calls_with is None:
-            return demanded
-        if use.mode == "auto":
-            if demanded is not None:
-                return self._either(demanded)
-            return self._calls_or_text() if use.is_strict else None
-        if demanded is not None and demanded.param != "response_format":  # that is of content, which forced calls lack
-            message = "You can only either use constraints for structured outputs or tools, not both."
-            raise bad_request(message, demanded.param)
-        return self._of_calls(at_least_one=True)
-
-    def _of_calls(self, *, at_least_one: bool) -> Grammar:
-        assert self.calls_with is not None
-        field = "functions" if self.use.is_legacy else "tools"
-        try:
-            text = self.calls_with.grammar(
-                list(self.use.callable),
-                at_least_one=at_least_one,
-                parallel=self.use.parallel,
-                tokenizer=self.tokenizer,
-            )
-        except ValueError as error:
-            raise bad_request(f"`{field}` cannot be used: {error}", field) from None
-        return Grammar("lark", text, field)
-
-    def _calls_or_text(self) -> Grammar:
-        if not self._answer_mark:
-            return self._of_calls(at_least_one=False)
-        return self._with_answer("other_answer: /(?s:.*)/", "tools")
-
-    def _either(self, demanded: Grammar) -> Grammar:
-        """Calls, or an answer in the form that the request demands. A form that is no JSON schema stands alone."""
-        if demanded.kind != "json":
-            return demanded
-        return self._with_answer(_START_RULE.sub("other_answer", demanded.text, count=1), demanded.param)
-
-    def _with_answer(self, answer: str, param: str) -> Grammar:
-        """Calls alone, or an answer alone, which has these rules and stands behind its mark."""
-        calls = _START_RULE.sub("tool_calls_instead", self._of_calls(at_least_one=True).text, count=1)
-        mark = lark.literal(self._answer_mark, self.tokenizer) if self._answer_mark else ""
-        text = f"{calls}\nstart: tool_calls_instead | {mark} other_answer\n{answer}\n"
-        return Grammar("lark", text, param)
-
-    @property
-    def _answer_mark(self) -> str:
-        return "" if self.reasoning is None else self.reasoning.answer_mark
-
-
-def requested_reading(request: ChatRequest, services: Services, use: ToolUse, variables: Mapping[str, Any]) -> Reading:
+def requested_reader(
+    request: ChatRequest, services: Services, use: ToolUse, variables: Mapping[str, Any]
+) -> ReaderOptions:
     """Raises ApiError 400."""
-    return Reading(
+    return ReaderOptions(
         tokenizer=services.tokenizer,
         reasoning=services.reasoning_format,
         tool_format=services.tool_format,
@@ -158,29 +86,29 @@ def _budget(request: ChatRequest, services: Services) -> int | None:
 
 
 class OutputReader:
-    """One sample's way from parts to deltas. Every `ToolCallStart` that it gives has an id."""
+    """Reads one sample: parts of text become deltas. Every `ToolCallStart` that it gives has an id."""
 
-    def __init__(self, reading: Reading, prompt_token_ids: Sequence[int], skip_special_tokens: bool) -> None:
-        tokenizer, tool_format = reading.tokenizer, reading.calls_with
-        self.markers = reading.markers
+    def __init__(self, options: ReaderOptions, prompt_token_ids: Sequence[int], skip_special_tokens: bool) -> None:
+        tokenizer, tool_format = options.tokenizer, options.calls_with
+        self.markers = options.markers
         self.num_calls = 0
         self.is_over = False  # a second call has begun where only one is wanted: the sample is to end here
-        self._use = reading.use
+        self._use = options.use
         self._format = tool_format
-        self._shows_reasoning = reading.shows_reasoning
+        self._shows_reasoning = options.shows_reasoning
         special = self.markers & tokenizer.special_token_ids if skip_special_tokens else frozenset()
         self._hidden = frozenset(tokenizer.vocab_entry(token_id) for token_id in special)
         of_tools = tool_format.markers(tokenizer) if tool_format is not None else ()
         self._of_tools = frozenset(tokenizer.vocab_entry(token_id) for token_id in of_tools)
         self._reasoning: ReasoningParser | None = None
-        if reading.reasoning is not None:
-            self._reasoning = reading.reasoning.parser(
-                tokenizer, prompt_token_ids, reading.variables, with_tools=tool_format is not None
+        if options.reasoning is not None:
+            self._reasoning = options.reasoning.parser(
+                tokenizer, prompt_token_ids, options.variables, with_tools=tool_format is not None
             )
-        self._is_whole = reading.is_whole
+        self._is_whole = options.is_whole
         self._tools: ToolParser | None = None
         if tool_format is not None:
-            self._tools = tool_format.parser(list(reading.use.callable), tokenizer)
+            self._tools = tool_format.parser(list(options.use.callable), tokenizer)
 
     @property
     def shows_reasoning(self) -> bool:
