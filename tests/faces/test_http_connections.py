@@ -463,6 +463,35 @@ ODD = [
 ]
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (b"", b"zz\r\n{}\r\n"),
+        (b"2\r\n{}\r\n", b"-1\r\n"),
+        (b"2\r\n{}", b"xx\r\n"),
+        (b"", b"5;ext=\x00\r\nhello\r\n"),
+        (b"2\r\n{}\r\n0\r\n", b"\x00: x\r\n\r\n"),
+    ],
+)
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/nowhere"])
+def test_malformed_chunks_behind_a_good_head_are_refused_at_once(parts: tuple[bytes, bytes], path: bytes) -> None:
+    first, second = parts
+
+    async def scenario() -> None:
+        async with running() as face:
+            reader, writer = await face.connect()
+            writer.write((CHUNKED % first).replace(b"/v1/chat/completions", path))
+            await face.until(lambda: face.server.face.in_flight)
+            writer.write(second)
+            status, headers, body = await read_answer(reader)
+            assert (status, headers["connection"]) == (400, "close")
+            assert json.loads(body)["error"]["message"] == "The request body cannot be read: its chunks are malformed"
+            assert await reader.read() == b""
+            writer.close()
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(("sent", "expected"), ODD)
 def test_odd_requests(sent: bytes, expected: int, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:

@@ -142,6 +142,13 @@ class Connection(web.RequestHandler):
             elif self._request.content.is_eof():
                 self._has_more = True
         super().data_received(data)
+        self._notice_broken_body()
+
+    def _notice_broken_body(self) -> None:
+        """Fail the reading of a body whose chunks are malformed. aiohttp only queues the parser's error behind the
+        request, which would wait for the rest of its body; nothing else can be queued before a body is complete."""
+        if self._request is not None and self._messages and not self._request.content.is_eof():
+            self._request.content.set_exception(web.RequestPayloadError("its chunks are malformed"))
 
     def eof_received(self) -> None:
         """The client has closed its end. This cancels its request, but a complete response is still sent."""
@@ -154,6 +161,7 @@ class Connection(web.RequestHandler):
         self.is_answered = False
         self.head_since = self.idle_since = None
         self._has_more = not request.can_read_body and self._tail != b"\r\n\r\n"
+        self._notice_broken_body()
 
     def end(self) -> None:
         """Note that the request is answered."""
