@@ -4,7 +4,7 @@ import pytest
 
 from ember.flags import flag_names
 from ember.settings import Settings, SettingsError, load_settings, variable_names, warn_unused
-from ember.settings.known import KNOWN_UNUSED
+from ember.settings.known import _MET_ANYWAY, KNOWN_UNUSED
 
 
 @pytest.fixture(autouse=True)
@@ -194,6 +194,33 @@ def test_known_names_without_effect_are_named_once():
     environment = {"SWAP_SPACE": "4", "MAX_MODEL_LEN": "1", "UNRELATED": "x"}
     (line,) = warn_unused(environment)
     assert line.startswith("SWAP_SPACE ") and KNOWN_UNUSED["SWAP_SPACE"] in line
+
+
+@pytest.mark.parametrize(
+    ("name", "met", "unmet"),
+    [
+        ("TENSOR_PARALLEL_SIZE", "1", "2"),
+        ("API_SERVER_COUNT", " 1 ", "01x"),
+        ("SWAP_SPACE", "0", "1"),
+        ("KV_CACHE_DTYPE", "auto", "fp8"),
+        ("LOAD_FORMAT", "Safetensors", "gguf"),
+        ("ENABLE_LORA", "0", "1"),
+        ("TRUST_REMOTE_CODE", "False", "true"),
+        ("ENABLE_CHUNKED_PREFILL", "1", "0"),
+        ("DISABLE_LOG_REQUESTS", "yes", "false"),
+    ],
+)
+def test_what_happens_anyway_is_not_said_to_have_no_effect(monkeypatch, tmp_path, name, met, unmet):
+    assert warn_unused({name: met}) == []
+    assert len(warn_unused({name: unmet})) == 1
+    file = tmp_path / "config.yaml"
+    for value, count in ((met, 0), (unmet, 1)):
+        file.write_text(f"{name.lower()}: {value}\n")
+        assert len(warn_unused({"VLLM_CONFIG_FILE": str(file)})) == count
+
+
+def test_values_that_are_met_anyway_are_of_variables_without_effect():
+    assert {name for names in _MET_ANYWAY.values() for name in names.split()} <= set(KNOWN_UNUSED)
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\t \n"])

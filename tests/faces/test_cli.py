@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -236,6 +237,22 @@ def test_batch_sizes_of_other_workers() -> None:
     assert warn_unused(read) == []
     (line,) = warn_unused({"DEFAULT_BATCH_SIZE_GROWTH_FACTOR": "3"})  # set to 3 by every template, on no one's wish
     assert "set BATCH_SIZE_GROWTH_FACTOR" in line
+
+
+def test_an_unknown_entry_of_the_file_is_named_once(
+    no_engine: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where no model is named, for which the settings are read again."""
+    file = tmp_path / "config.yaml"
+    file.write_text("max-modle-len: 5\nswap-space: 4\nport: 1234\nenable-lora: false\n")
+    monkeypatch.setenv("VLLM_CONFIG_FILE", str(file))
+    settings = settings_of(no_engine, "worker", "--test_input", '{"prompt": "a"}')
+    assert (settings.model_name, settings.port) == ("demo", 1234)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "no effect" in line]
+    assert [
+        f"{key} in {file} has no effect: " in line
+        for key, line in zip(("max-modle-len", "swap-space"), lines, strict=True)
+    ] == [True, True]
 
 
 def test_warnings_name_the_variable() -> None:

@@ -1,6 +1,7 @@
 """Variables of other workers that have no effect in Ember, each with advice.
 
-Setting one of them logs one warning at boot and changes nothing else. A variable that Ember begins to read has to be
+Setting one of them logs one warning at boot and changes nothing else; there is no warning where the value asks for what
+Ember does in any case. A variable that Ember begins to read has to be
 removed from this table in the same commit.
 """
 
@@ -117,3 +118,34 @@ _GROUPS: dict[str, str] = {
 }
 
 KNOWN_UNUSED: dict[str, str] = {name: hint for hint, names in _GROUPS.items() for name in names.split()}
+
+# Values that ask for what Ember does in any case -> the variables that may have them without a warning.
+_MET_ANYWAY: dict[str, str] = {
+    "1": (
+        "TENSOR_PARALLEL_SIZE PIPELINE_PARALLEL_SIZE DATA_PARALLEL_SIZE DATA_PARALLEL_SIZE_LOCAL "
+        "DECODE_CONTEXT_PARALLEL_SIZE API_SERVER_COUNT NUM_SCHEDULER_STEPS"
+    ),
+    "0": "SWAP_SPACE CPU_OFFLOAD_GB KV_OFFLOADING_SIZE NUM_REDUNDANT_EXPERTS DATA_PARALLEL_RANK NUM_SPECULATIVE_TOKENS",
+    "auto": "KV_CACHE_DTYPE LOAD_FORMAT TOKENIZER_MODE CONFIG_FORMAT MODEL_IMPL CONVERT TASK RUNNER",
+    "safetensors": "LOAD_FORMAT",
+    "generate": "TASK RUNNER",
+    "raw_logprobs": "LOGPROBS_MODE",
+    "true": "ENABLE_CHUNKED_PREFILL DISABLE_LOG_REQUESTS",
+    "false": (
+        "TRUST_REMOTE_CODE DISABLE_SLIDING_WINDOW SKIP_TOKENIZER_INIT ENABLE_EXPERT_PARALLEL ENABLE_EPLB ENABLE_DBO "
+        "DATA_PARALLEL_HYBRID_LB CALCULATE_KV_SCALES KV_SHARING_FAST_PREFILL ENABLE_LORA FULLY_SHARDED_LORAS "
+        "ENABLE_LORA_BIAS ENABLE_SLEEP_MODE LANGUAGE_MODEL_ONLY ENABLE_MM_EMBEDS TRUST_REQUEST_MM_KWARGS "
+        "ENABLE_PROMPT_EMBEDS ENABLE_LOG_REQUESTS ENABLE_LOG_OUTPUTS ALLOW_CREDENTIALS ENABLE_SSL_REFRESH"
+    ),
+}
+_SAME = {"yes": "true", "on": "true", "no": "false", "off": "false"}
+_SWITCHES = frozenset(_MET_ANYWAY["true"].split() + _MET_ANYWAY["false"].split())
+
+
+def is_met_anyway(name: str, value: object) -> bool:
+    """Whether a variable without effect has a value that asks for what Ember does in any case."""
+    text = str(value).strip().lower()
+    text = _SAME.get(text, text)
+    if name in _SWITCHES:
+        text = {"1": "true", "0": "false"}.get(text, text)
+    return name in _MET_ANYWAY.get(text, "").split()

@@ -5,7 +5,6 @@ What is empty or blank counts as unset. A value that cannot be used raises `Sett
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +13,8 @@ from typing import Any
 from pydantic import SecretStr, ValidationError
 
 from ember.settings.fields import Settings, variable_names
-from ember.settings.known import KNOWN_UNUSED
+from ember.settings.known import KNOWN_UNUSED, is_met_anyway
 from ember.settings.values import is_blank
-
-log = logging.getLogger(__name__)
 
 
 class SettingsError(ValueError):
@@ -57,16 +54,37 @@ def _keys_of(path: str) -> list[SecretStr]:
 
 
 def warn_unused(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """One line for each variable that other workers read and this one does not act on."""
+    """One line for each variable that other workers read and this one does not act on, and one for each entry of the
+    YAML file that is no setting. A value that asks for what Ember does anyway has none. Raises SettingsError."""
     names = sorted(name for name, value in environ.items() if name in KNOWN_UNUSED and value.strip())
-    return [f"{name} is set but has no effect: {KNOWN_UNUSED[name]}" for name in names]
+    lines = [
+        f"{name} is set but has no effect: {KNOWN_UNUSED[name]}"
+        for name in names
+        if not is_met_anyway(name, environ[name])
+    ]
+    path, entries = _yaml_entries(environ)
+    for key, name, field, value in entries:
+        if field is None and not is_met_anyway(name, value):
+            lines.append(f"{key} in {path} has no effect: {KNOWN_UNUSED.get(name, 'unknown setting')}")
+    return lines
 
 
 def _yaml_values() -> dict[str, Any]:
     """Values of the YAML file as field names; what the environment also sets is left out, for it is stronger."""
-    path = os.environ.get("VLLM_CONFIG_FILE", "").strip() or os.environ.get("EMBER_CONFIG_FILE", "").strip()
+    _, entries = _yaml_entries(os.environ)
+    return {
+        field: value
+        for _, _, field, value in entries
+        if field is not None and not any(os.environ.get(alias, "").strip() for alias in variable_names(field))
+    }
+
+
+def _yaml_entries(environ: Mapping[str, str]) -> tuple[str, list[tuple[Any, str, str | None, Any]]]:
+    """The path of the YAML file and its entries that have a value: the key, the variable's name that it stands for, the
+    field of that name, where there is one, and the value. Raises SettingsError."""
+    path = environ.get("VLLM_CONFIG_FILE", "").strip() or environ.get("EMBER_CONFIG_FILE", "").strip()
     if not path:
-        return {}
+        return "", []
     import yaml
 
     try:
@@ -81,18 +99,13 @@ def _yaml_values() -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SettingsError(f"VLLM_CONFIG_FILE={path} must hold a mapping of setting names to values")
     by_name = {name: field for field in Settings.model_fields for name in (*variable_names(field), field.upper())}
-    values = {}
-    for key, value in content.items():
-        name = str(key).replace("-", "_").upper()
-        field = by_name.get(name)
-        if value is None or is_blank(name, value):
-            continue
-        if field is None:
-            hint = KNOWN_UNUSED.get(name, "unknown setting")
-            log.warning("%s in %s has no effect: %s", key, path, hint)
-        elif not any(os.environ.get(alias, "").strip() for alias in variable_names(field)):
-            values[field] = value
-    return values
+    named = [(key, str(key).replace("-", "_").upper(), value) for key, value in content.items()]
+    entries = [
+        (key, name, by_name.get(name), value)
+        for key, name, value in named
+        if not (value is None or is_blank(name, value))
+    ]
+    return path, entries
 
 
 def _one_line(error: ValidationError) -> str:
