@@ -59,6 +59,7 @@ def test_every_kind_of_grammar(vocabulary, directory, kind, text, good, bad):
         ("json_schema", "{", "line 1"),
         ("regex", "(a", "unclosed group"),
         ("regex", r"(a)\1", "backreferences"),
+        ("lark", "start: A\nA: /x(?=y)/", "the regular expression 'x(?=y)' in line 2: look-around"),
         ("lark", "start: missing", "missing"),
         ("lark", "", "Empty"),
         ("gbnf", "root ::= missing", "missing"),
@@ -72,6 +73,25 @@ def test_a_bad_grammar_is_a_short_reason(vocabulary, kind, text, reason):
         compiled(vocabulary, kind, text)
     message = str(caught.value)
     assert reason in message and 0 < len(message) < 500 and "\n" not in message and "<state>" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("(a", "unclosed group"),
+        ("a{2,1}", "invalid repetition count range, the start must be <= the end"),
+        ("a(?=b)", "look-around, including look-ahead and look-behind, is not supported"),
+        ('"(in regex): (', "unclosed group"),
+        ("a$b", r"anchors and word boundaries (`^`, `$`, `\b`) inside a regular expression are not supported"),
+        (r"\ba", r"anchors and word boundaries (`^`, `$`, `\b`) inside a regular expression are not supported"),
+        ("a\n\n   1 | (", "unclosed group"),
+        ("x" * 5000 + "[", "unclosed character class"),
+    ],
+)
+def test_a_bad_regular_expression_is_the_parsers_words_alone(vocabulary, text, reason):
+    with pytest.raises(GrammarError) as caught:
+        compiled(vocabulary, "regex", text)
+    assert str(caught.value) == reason
 
 
 def test_a_large_grammar_is_refused():

@@ -97,6 +97,39 @@ def accepts(directory):
     return check
 
 
+@pytest.mark.parametrize(
+    ("bounds", "good", "bad"),
+    [
+        ({"minimum": 1e308}, ["1" + "0" * 308, "1" + "0" * 308 + ".5", "9" * 309], ["9" * 308, "1", "-1" + "0" * 308]),
+        ({"maximum": -1e308}, ["-1" + "0" * 308], ["1" + "0" * 308, "-1"]),
+        ({"minimum": 18}, ["18", "18.5", "19", "100.25"], ["17", "17.9", "9", "-18"]),
+        ({"minimum": 18, "maximum": 20}, ["18", "18.5", "19.99", "20"], ["20.1", "17.9", "180"]),
+        ({"exclusiveMinimum": 18}, ["18.5", "19"], ["18", "17.9"]),
+        ({"minimum": 0}, ["0", "0.5", "7.25"], ["-1", "00"]),
+        ({"minimum": 10**60 + 7}, [str(10**60 + 7), str(9 * 10**60)], [str(10**60 + 6)]),
+    ],
+)
+def test_numbers_within_bounds(accepts, bounds, good, bad):
+    schema = {"type": "number", **bounds}
+    assert [text for text in good if not accepts(schema, text)] == []
+    assert [text for text in bad if accepts(schema, text)] == []
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "number", "exclusiveMinimum": 1e308},
+        {"type": "number", "minimum": 1e-300},
+        {"type": "number", "maximum": -1e-120},
+        {"type": "integer", "exclusiveMinimum": 10**100},
+        {"type": "integer", "minimum": 10**120 + 1, "maximum": 10**121 + 1},
+    ],
+)
+def test_bounds_of_too_many_digits_are_refused_in_words(schema):
+    with pytest.raises(ValueError, match="a bound of a number has too many digits; use a bound of at most 70 digits"):
+        schema_grammar(schema)
+
+
 @pytest.mark.parametrize(("schema", "good", "bad"), CASES)
 def test_valid_values_and_no_others(accepts, schema, good, bad):
     for value in good:

@@ -12,12 +12,15 @@ import math
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 DIGITS_BEFORE = 19
 DIGITS_AFTER = 17
 _EXPONENT = "[eE][+-]?(?:0?[0-9]{1,2}|1[0-9]{2}|2[0-7][0-9])"
 _MAX_DIGITS = 400  # of a bound
+_MAX_DEPTH = 75  # of groups in an expression; the engine's parser counts three levels for each, and takes 250
+_TOO_LONG = "a bound of a number has too many digits; use a bound of at most 70 digits"
 _INTEGER_BITS = 63  # width of the grammar compiler's integers in `multipleOf`
 _COMMON = 10**15 - 1  # the largest multiple where the schema has no bound
 
@@ -28,7 +31,7 @@ def number_terminal(low: Bound | None, high: Bound | None, multiples: list[Decim
     """An expression for the numbers between the bounds; None if there are none. Raises ValueError."""
     for bound in (low, high):
         if bound is not None and (bound[0].adjusted() > _MAX_DIGITS or _places(bound[0]) > _MAX_DIGITS):
-            raise ValueError("a bound of a number is too large or has too many digits")
+            raise ValueError(_TOO_LONG)
     if any(multiple <= 0 for multiple in multiples):
         raise ValueError("`multipleOf` must be greater than 0")
     if is_integer:
@@ -42,7 +45,16 @@ def number_terminal(low: Bound | None, high: Bound | None, multiples: list[Decim
     if low is None and high is None:
         plain = rf"-?(?:0|[1-9][0-9]{{0,{DIGITS_BEFORE - 1}}})"
         return f"/{plain}/" if is_integer else rf"/{plain}(?:\.[0-9]{{1,{DIGITS_AFTER}}})?(?:{_EXPONENT})?/"
-    return _between(low, high, is_integer)
+    made = _between(low, high, is_integer)
+    if made is not None and _depth(made) > _MAX_DEPTH:
+        raise ValueError(_TOO_LONG)
+    return made
+
+
+def _depth(expression: str) -> int:
+    """How deep groups are nested in an expression of this module, which escapes no parentheses."""
+    steps = (1 if char == "(" else -1 if char == ")" else 0 for char in expression)
+    return max(accumulate(steps), default=0)
 
 
 def bounds(schema: dict[str, Any]) -> tuple[Bound | None, Bound | None]:
@@ -162,8 +174,10 @@ def _magnitudes(low: Bound, high: Bound | None, digits: int, places: int) -> str
     anything = rf"(?:\.[0-9]{{1,{places}}})?" if places else ""
     if high is not None and bottom == top:
         return _with_fraction(bottom, _after((below, low[1]), (above, is_last_excluded), places), places)
-    parts = [_with_fraction(bottom, _after((below, low[1]), None, places), places)]
-    first, last = int(bottom) + 1, int(top) - (high is not None)
+    # A bound that is itself a whole number needs no digits of its own: what follows its point is free.
+    is_whole = not below and not low[1]
+    parts = [] if is_whole else [_with_fraction(bottom, _after((below, low[1]), None, places), places)]
+    first, last = int(bottom) + (not is_whole), int(top) - (high is not None)
     if first <= last:
         parts.append(f"(?:{_whole_numbers(str(first), str(last))}){anything}")
     if high is not None:

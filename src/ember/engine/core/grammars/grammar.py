@@ -137,6 +137,7 @@ _IN_WORDS = (
         "a bound of a number is too large, or bounds leave nothing between them; bounds of integers are within 64 bits",
     ),
 )
+_INVALID_REGEX = re.compile(r'at ([0-9]+)\([0-9]+\): invalid regex "(.*)" \(in regex\): (.*)', re.DOTALL)
 _EMPTY = {
     "json_schema": "no value matches the schema, or it refers to itself without end",
     "regex": "no text matches the regular expression",
@@ -147,12 +148,25 @@ def _in_words(error: str, grammar: Grammar) -> str:
     """The compiler's error message, with advice where it describes only the compiler's internals."""
     if "NoExtensionBias" in error:
         return _EMPTY.get(grammar.kind, "no text matches the grammar")
+    invalid_regex = _INVALID_REGEX.match(error)
+    if invalid_regex is not None:
+        return _regex_error(*invalid_regex.groups(), grammar)
     owner = _owner(error, grammar)
     _, is_json, reason = error.partition("failed to compile JSON schema: ")
     for part, words in _IN_WORDS:
         if part in error:
             return f"{owner}{words}"
     return _short(f"{owner or 'in a JSON schema: '}{_DRAWING.sub('', reason)}" if is_json else error)
+
+
+def _regex_error(line: str, regex: str, error: str, grammar: Grammar) -> str:
+    """The regex parser's error message without its drawing of the position."""
+    _, _, reason = _DRAWING.sub("", error).rpartition("\nerror: ")
+    if "lookarounds not supported" in error:
+        reason = r"anchors and word boundaries (`^`, `$`, `\b`) inside a regular expression are not supported"
+    if grammar.kind == "regex":
+        return _short(reason)
+    return _short(f"the regular expression {regex[:64]!r} in line {line}: {reason}")
 
 
 def _owner(error: str, grammar: Grammar) -> str:
