@@ -150,7 +150,7 @@ def _in_words(error: str, grammar: Grammar) -> str:
         return _EMPTY.get(grammar.kind, "no text matches the grammar")
     invalid_regex = _INVALID_REGEX.match(error)
     if invalid_regex is not None:
-        return _regex_error(*invalid_regex.groups(), grammar)
+        return _regex_error(invalid_regex, grammar)
     owner = _owner(error, grammar)
     _, is_json, reason = error.partition("failed to compile JSON schema: ")
     for part, words in _IN_WORDS:
@@ -159,8 +159,9 @@ def _in_words(error: str, grammar: Grammar) -> str:
     return _short(f"{owner or 'in a JSON schema: '}{_DRAWING.sub('', reason)}" if is_json else error)
 
 
-def _regex_error(line: str, regex: str, error: str, grammar: Grammar) -> str:
+def _regex_error(found: re.Match[str], grammar: Grammar) -> str:
     """The regex parser's error message without its drawing of the position."""
+    line, regex, error = found.groups()
     _, _, reason = _DRAWING.sub("", error).rpartition("\nerror: ")
     if "lookarounds not supported" in error:
         reason = r"anchors and word boundaries (`^`, `$`, `\b`) inside a regular expression are not supported"
