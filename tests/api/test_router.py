@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from openai.types import Model
 
 import ember
 from ember.front.api.openai_forms import openai_error
 from ember.front.errors import ApiError
-from tests.api.fakes import MAX_MODEL_LEN, Deployment
+from tests.api.fakes import MAX_MODEL_LEN, Deployment, refused
 
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/embeddings", "/v1/chat", "/V1/models", ""])
@@ -19,6 +20,25 @@ def test_unknown_paths(deployment: Deployment, path: str) -> None:
     assert openai_error(caught.value) == {
         "error": {"message": "Not Found", "type": "Not Found", "param": None, "code": 404}
     }
+
+
+def test_a_route_is_not_there_for_a_model_that_does_not_do_its_task(deployment: Deployment) -> None:
+    info = deployment.engine.info
+    deployment.engine._info = msgspec.structs.replace(info, tasks=("embed", "score"))
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/chat/completions/batch", "/invocations"):
+        error = refused(deployment, path, {"prompt": "x"})
+        assert (error.status, error.type) == (404, "Not Found")
+        assert error.message == "Not Found: this model does not generate; what it does: embed, score"
+    assert deployment.request("POST", "/tokenize", {"prompt": "x"}).status == 200
+    assert deployment.request("GET", "/v1/models").status == 200
+    deployment.engine._info = info
+    assert deployment.complete("x")
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/pooling", "/classify", "/score", "/v1/score", "/v1/rerank"])
+def test_routes_of_other_tasks_are_not_there(deployment: Deployment, path: str) -> None:
+    error = refused(deployment, path, {"input": "x"})
+    assert (error.status, error.message, error.type) == (404, "Not Found", "Not Found")
 
 
 @pytest.mark.parametrize(

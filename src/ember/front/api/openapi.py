@@ -81,7 +81,7 @@ def _operation(route: Route, method: str) -> dict[str, Any]:
         "operationId": f"{method.lower()}{route.path.translate(_IN_NAMES)}",
         "responses": _responses(route, has_body=method != "HEAD"),
     }
-    parameters = [_HEADERS[name] for name in (REQUEST_ID_HEADER, FORMAT_HEADER) if route.generates]
+    parameters = [_HEADERS[name] for name in (REQUEST_ID_HEADER, FORMAT_HEADER) if route.task is not None]
     parameters += [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in re.findall(r"\{(\w+)\}", route.path)
@@ -107,7 +107,7 @@ def _responses(route: Route, *, has_body: bool) -> dict[str, Any]:
         documents = [_reference(model) for model in (*about.chunk, route.errors.model)]
         success["description"] = f"OK. With `stream` the answer is {route.framing.description}."
         success["content"][route.framing.media_type.partition(";")[0]] = {"itemSchema": route.framing.schema(documents)}
-    if route.generates:
+    if route.task is not None:
         success["headers"] = {LOAD_HEADER: {"schema": {"type": "string"}, "description": "Where it is asked for."}}
     responses = {"200": success}
     for status in about.empty:

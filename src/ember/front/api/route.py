@@ -16,6 +16,7 @@ from ember.front.api.exchange import EventStream, Request, Response
 from ember.front.api.framing import Framing
 from ember.front.api.openai_forms import OPENAI_EVENTS, openai_error
 from ember.front.errors import ApiError
+from ember.wire import Task
 
 if TYPE_CHECKING:
     from ember.front.api.services import Services
@@ -66,7 +67,7 @@ class Route:
     status: StatusHandler | None = None
     errors: ErrorForm = OPENAI_ERRORS
     framing: Framing = OPENAI_EVENTS  # of its streams, and of the error of a queue job that asked for a stream
-    generates: bool = False  # the engine's load is told beside the answer where a client asks for it
+    task: Task | None = None  # what the model must be able to do; the route is not there for a model that cannot
     is_health_check: bool = False  # needs no key, and answers on PORT_HEALTH too
     enabled_by: str | None = None  # the setting without which the route is not there
     second_path: str | None = None  # the setting that gives the route another path over HTTP

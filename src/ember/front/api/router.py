@@ -15,6 +15,7 @@ from ember.front.api.meter import log_refusal
 from ember.front.api.route import NO_ROUTE, Route
 from ember.front.api.services import Services
 from ember.front.errors import ApiError, internal_error
+from ember.front.link.client import Engine
 from ember.front.tracing import TRACEPARENT
 from ember.logs import REQUEST_ID
 from ember.settings import Settings
@@ -103,10 +104,11 @@ class Router:
         try:
             match.check()
             _check_enabled(route, services.settings)
+            _check_task(route, services.engine)
             raw_request.parameters = match.parameters
             assert route.answer is not None
             answer = await route.answer(services, raw_request)
-            if route.generates and FORMAT_HEADER in raw_request.headers:
+            if route.task is not None and FORMAT_HEADER in raw_request.headers:
                 await _tell_load(services, answer, raw_request.headers[FORMAT_HEADER])
         except ApiError as error:
             _note_error(services, raw_request, route, error)
@@ -138,6 +140,19 @@ def _pattern(path: str) -> re.Pattern[str]:
 def _check_enabled(route: Route, settings: Settings) -> None:
     if route.enabled_by is not None and not getattr(settings, route.enabled_by):
         message = f"Not Found: set {route.enabled_by.upper()} to true for this route"
+        raise ApiError(404, message, type="Not Found")
+
+
+def _check_task(route: Route, engine: Engine) -> None:
+    """Raises ApiError 404 for a task that the model does not do, once the engine has named its tasks."""
+    if route.task is None:
+        return
+    try:
+        tasks = engine.info.tasks
+    except ApiError:  # it is being started
+        return
+    if route.task not in tasks:
+        message = f"Not Found: this model does not {route.task}; what it does: {', '.join(tasks)}"
         raise ApiError(404, message, type="Not Found")
 
 

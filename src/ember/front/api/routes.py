@@ -49,7 +49,7 @@ ROUTES = (
         path="/v1/chat/completions",
         methods=("POST",),
         answer=create_chat_completion,
-        generates=True,
+        task="generate",
         job_field="messages",
         about=Description(
             summary="Answer a conversation",
@@ -62,14 +62,14 @@ ROUTES = (
         path="/v1/chat/completions/batch",
         methods=("POST",),
         answer=create_chat_batch,
-        generates=True,
+        task="generate",
         about=Description(summary="Answer many conversations", body=("BatchChatRequest",), answer=("ChatBatch",)),
     ),
     Route(
         path="/v1/completions",
         methods=("POST",),
         answer=create_completion,
-        generates=True,
+        task="generate",
         job_field="prompt",
         about=Description(
             summary="Continue a text",
@@ -82,7 +82,7 @@ ROUTES = (
         path="/invocations",
         methods=("POST",),
         answer=invoke,
-        generates=True,
+        task="generate",
         about=Description(
             summary="SageMaker's route: a chat or a completion, as the body is",
             body=("ChatRequest", "CompletionRequest"),
