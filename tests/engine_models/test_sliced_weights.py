@@ -289,7 +289,8 @@ def test_any_rows_and_columns(tmp_path: Path, load: Load, dtype: str) -> None:
     torch.manual_seed(0)
     tensors = {"a.weight": torch.randn(12, 10), "t.weight": torch.randn(10, 12), "s": torch.randn(3, 12, 10)}
     file = tmp_path / "model.safetensors"
-    save_file(tensors | {"a.bias": torch.randn(12), "s_bias": torch.randn(3, 12)}, file)
+    tensors |= {"a.bias": torch.randn(12), "s_bias": torch.randn(3, 12), "o.weight": torch.randn(12, 1)}
+    save_file(tensors, file)
     saved = {name: tensor.to(getattr(torch, dtype)) for name, tensor in load_file(file).items()}
     plain, transposed = matrix("a", 12, 10), matrix("t", 12, 10, transposed=True)
     stack = matrix("s", 12, 10, stack=Size(3, "stack"), suffix="", bias_suffix="_bias")
@@ -303,6 +304,8 @@ def test_any_rows_and_columns(tmp_path: Path, load: Load, dtype: str) -> None:
         ),
         "columns": (LinearSpec("columns", (plain.whole(),), 5, first_input=5), saved["a.weight"][:, 5:], None),
         "both": (LinearSpec("both", (Output(plain, runs),), 3, first_input=4), saved["a.weight"][rows, 4:7], None),
+        "one column": (LinearSpec("one column", (plain.whole(),), 1, first_input=3), saved["a.weight"][:, 3:4], None),
+        "of one column": (LinearSpec("of one column", (matrix("o", 12, 1).whole(),), 1), saved["o.weight"], None),
         "transposed": (
             LinearSpec("transposed", (Output(transposed, runs),), 3, first_input=4),
             saved["t.weight"].t()[rows, 4:7],

@@ -216,11 +216,9 @@ def plan_specs(
                 continue
             parameter = parts.get(source.part)
             if parameter is None:
-                width = source.columns[1] - source.columns[0]
-                is_vector = source.matrix[1] == 1 and not source.transposed
-                parts[source.part] = parameter = Parameter(
-                    spec.name, source.part, source.dtype or dtype, None if is_vector else width
-                )
+                width = None if source.is_vector else source.columns[1] - source.columns[0]
+                parameter = Parameter(spec.name, source.part, source.dtype or dtype, width)
+                parts[source.part] = parameter
             parameter.add(_piece(source, entry, parameter.rows))
         parameters += parts.values()
     spare = [_described(entry) for name, entry in entries.items() if name not in used and not may_be_unused(name)]

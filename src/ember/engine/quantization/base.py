@@ -34,13 +34,14 @@ class Source:
     part: str
     name: str  # of the stored tensor
     shape: tuple[Size, ...]  # which the stored tensor must have
-    matrix: tuple[int, int]  # as stored: rows and columns; one column: the part is a vector
+    matrix: tuple[int, int]  # as stored: rows and columns
     rows: Rows
     columns: tuple[int, int]  # the first, and the one after the last
     transposed: bool = False
     index: int = 0
     stored: tuple[str, ...] = FLOATS  # the dtypes that the stored tensor may have, as safetensors spells them
     dtype: str | None = None  # to which it is converted, as torch spells it; None: the model's
+    is_vector: bool = False  # the part is a vector, of matrices of one column
 
 
 class WeightFormat(Protocol):
@@ -87,7 +88,8 @@ def vector_source(
     matrix = output.stored
     rows, num_rows = _in_stack(output)
     shape = (*_stack(matrix), matrix.rows)
-    return Source(part, matrix.name + suffix, shape, (num_rows, 1), rows, (0, 1), stored=stored, dtype=dtype)
+    name = matrix.name + suffix
+    return Source(part, name, shape, (num_rows, 1), rows, (0, 1), stored=stored, dtype=dtype, is_vector=True)
 
 
 def bias_sources(spec: LinearSpec) -> list[Source]:

@@ -24,8 +24,19 @@ class Plain:
     def sources(self, spec: Spec) -> list[Source]:
         if isinstance(spec, TensorSpec):
             rows, columns = spec.shape[0].count, prod(size.count for size in spec.shape[1:])
-            taken = Rows(0, rows)
-            return [Source(WEIGHT, spec.source, spec.shape, (rows, columns), taken, (0, columns), dtype=spec.dtype)]
+            whole, is_vector = Rows(0, rows), len(spec.shape) == 1
+            return [
+                Source(
+                    WEIGHT,
+                    spec.source,
+                    spec.shape,
+                    (rows, columns),
+                    whole,
+                    (0, columns),
+                    dtype=spec.dtype,
+                    is_vector=is_vector,
+                )
+            ]
         return [matrix_source(output, spec.columns) for output in spec.outputs] + bias_sources(spec)
 
     def assemble(self, spec: Spec, tensors: Mapping[str, tuple[Tensor, ...]], dtype: torch.dtype) -> Linear | Tensor:
