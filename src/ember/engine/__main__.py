@@ -1,4 +1,4 @@
-"""`python -m ember.engine FD`: the engine's process, started by the front with one end of a socketpair."""
+"""`python -m ember.engine FD`: the engine process. The front starts it with one end of a socketpair."""
 
 import os
 import sys
@@ -11,4 +11,4 @@ if __name__ == "__main__":
 
     status = main(int(sys.argv[1]))
     sys.stderr.flush()
-    os._exit(status)  # nothing needs tearing down, and torch takes its time over it
+    os._exit(status)  # skips torch's slow finalisation, since nothing needs it

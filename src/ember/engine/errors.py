@@ -1,11 +1,11 @@
-"""The one error of loading a model."""
+"""The errors of loading a model and of compiling a grammar."""
 
 from __future__ import annotations
 
 
 class ModelError(Exception):
-    """The model cannot be served. One line for who has to act: what was given, what is allowed, what to do."""
+    """The model cannot be served. The message is one line: what was given, what is allowed, what to do."""
 
 
 class GrammarError(Exception):
-    """A grammar that cannot be used; a reason for the client, to stand behind the name of the field."""
+    """A grammar cannot be used. The message is a reason for the client, to follow the name of the field."""

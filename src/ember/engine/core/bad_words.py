@@ -1,4 +1,4 @@
-"""Bad words of several tokens: which token would complete one now."""
+"""Bad words of several tokens: the tokens that would complete one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from ember.engine.core.sequence import Sequence
 
 
 def completed_words(sequence: Sequence) -> list[int]:
-    """The tokens that would complete a bad word of several tokens. Most words are told from their last but one token,
-    so that a step costs little however long the words and the output are."""
+    """The tokens that would complete a bad word of several tokens. The last but one token excludes most words, so a
+    step costs little whatever the lengths of words and output."""
     token_ids = sequence.token_ids
     num_output = len(token_ids) - sequence.num_prompt_tokens
     return [

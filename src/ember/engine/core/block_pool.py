@@ -1,9 +1,9 @@
-"""The pages of the KV cache: who holds them, what they contain, which to evict.
+"""The pages of the KV cache: their owners, their content, and their eviction.
 
-A full page is content-addressed by its cache group and a hash chain: the hash covers the page's tokens and the hash of
-the page before it, so equal hashes mean equal prefixes. A page that nobody holds keeps its content and stays findable
-until it is needed for something else; the one unused for longest goes first (within a sequence the tail before the
-head, for a tail is of no use without its head).
+A full page is addressed by its cache group and a hash chain: the hash covers the page's tokens and the hash of the page
+before it, so equal hashes mean equal prefixes. A free page keeps its content and can be found until it is evicted. The
+least recently used page is evicted first, and of a sequence the tail before the head, since a tail is useless without
+its head.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 
 def root_hash(salt: str | None) -> bytes:
-    """Start of a chain. Requests with different salts never share a page."""
+    """The root of a hash chain. Requests with different salts never share a page."""
     return hashlib.blake2b((salt or "").encode(), digest_size=16).digest()
 
 
@@ -25,46 +25,46 @@ def chain_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
 
 
 class BlockPool:
-    """`num_blocks` pages of equal size, each free, held by one sequence, or shared by several. Any cache group may use
-    any of them."""
+    """`num_blocks` pages of equal size. A page is free, held by one sequence, or shared by several. Any cache group may
+    use any page."""
 
     def __init__(self, num_blocks: int, enable_prefix_caching: bool = True, num_groups: int = 1) -> None:
         self.num_blocks = num_blocks
         self.enable_prefix_caching = enable_prefix_caching
         self._references = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
-        self._groups = [0] * num_blocks  # of those that have a hash
+        self._groups = [0] * num_blocks  # the group of each page with a hash
         self._block_of: list[dict[bytes, int]] = [{} for _ in range(num_groups)]  # by group
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))  # next to be evicted first
 
     @property
     def num_free(self) -> int:
-        """Pages nobody holds, cached content included."""
+        """The number of free pages, including those with cached content."""
         return len(self._free)
 
     def allocate(self) -> int:
-        """Take a page for new content. Raises KeyError when none is free."""
+        """Allocate a page for new content. Raises KeyError if none is free."""
         block, _ = self._free.popitem(last=False)
         self._forget(block)
         self._references[block] = 1
         return block
 
     def cached(self, group: int) -> Mapping[bytes, int]:
-        """The findable pages of a group by their hash. They are not held yet: see `hold`."""
+        """The cached pages of a group by their hash. `hold` must be called to use them."""
         return self._block_of[group]
 
     def is_free(self, block: int) -> bool:
         return self._references[block] == 0
 
     def hold(self, blocks: Iterable[int]) -> None:
-        """Share cached pages with one more sequence."""
+        """Add one owner to cached pages."""
         for block in blocks:
             if self._references[block] == 0:
                 del self._free[block]
             self._references[block] += 1
 
     def publish(self, block: int, block_hash: bytes, group: int = 0) -> None:
-        """Make a full page findable. If another page already has that content, this one stays private."""
+        """Publish a full page in the prefix cache. If another page has the same content, this one stays private."""
         if self.enable_prefix_caching and block_hash not in self._block_of[group]:
             self._forget(block)
             self._hashes[block] = block_hash
@@ -72,12 +72,12 @@ class BlockPool:
             self._block_of[group][block_hash] = block
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Give back pages of a sequence, in the order of its tokens."""
+        """Free pages of a sequence, in the order of its tokens."""
         for block in reversed(blocks):
             self._references[block] -= 1
             if self._references[block] == 0:
                 self._free[block] = None
-                if self._hashes[block] is None:  # nothing to find in it: reuse it before evicting cached content
+                if self._hashes[block] is None:  # it has no cached content: reuse it before others
                     self._free.move_to_end(block, last=False)
 
     def _forget(self, block: int) -> None:

@@ -1,4 +1,4 @@
-"""The engine itself: requests in, one step at a time, outputs out. No threads and no sockets in here."""
+"""The engine: it takes requests, runs one step at a time, and returns outputs. It has neither threads nor sockets."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from ember.wire import Generate, Pool, PoolingTask, SequenceOutput, Stats, Task,
 
 log = logging.getLogger(__name__)
 
-PAUSE_S = 0.005  # of a step that has nothing to do but wait for a grammar
-SETTLE_S = 0.005  # that a step waits for grammars to take in its tokens
-TASKS: tuple[Task, ...] = ("generate",)  # of every model that is served
+PAUSE_S = 0.005  # length of a step that only waits for grammars
+SETTLE_S = 0.005  # a step's wait for grammars to confirm its tokens
+TASKS: tuple[Task, ...] = ("generate",)  # tasks of every supported model
 _VERBS: dict[PoolingTask, str] = {
     "embed": "embed",
     "token_embed": "embed tokens",
@@ -37,7 +37,7 @@ _VERBS: dict[PoolingTask, str] = {
 
 
 class Engine:
-    """Owns the sequences. `add`, `abort` and `step` are called from one thread."""
+    """Owns the sequences. All methods are called from one thread."""
 
     def __init__(
         self,
@@ -57,8 +57,8 @@ class Engine:
         self.eos_token_ids = frozenset(runner.model.config.eos_token_ids)
         self._seed = int.from_bytes(os.urandom(8), "little") if seed is None else seed
         self._sequences: dict[int, list[Sequence]] = {}  # by request id, unfinished samples only
-        self._held: list[Sequence] = []  # those that `Sequence.is_held` says of
-        self._launched: Launched | None = None  # the step whose tokens are still to be read
+        self._held: list[Sequence] = []  # those with `Sequence.is_held`
+        self._launched: Launched | None = None  # the step whose tokens have not been read
         self._num_arrivals = 0
         self._prompt_tokens = 0
         self._generation_tokens = 0
@@ -72,15 +72,15 @@ class Engine:
         )
 
     def add_end_tokens(self, token_ids: list[int]) -> None:
-        """Let further tokens end every answer: those that the tokenizer names. Sequences must not have begun."""
+        """Add the tokenizer's end tokens to those that end an answer. No sequence may have begun."""
         config = self.runner.model.config
         new = [token_id for token_id in token_ids if token_id not in self.eos_token_ids]
         new = [token_id for token_id in new if 0 <= token_id < config.vocab_size]
         self.eos_token_ids |= frozenset(new)
-        config.eos_token_ids.extend(new)  # the runner and the grammars hold this list
+        config.eos_token_ids.extend(new)  # the runner and the grammars share this list
 
     def add(self, request: Generate) -> list[SequenceOutput]:
-        """Queue a request. One that can never run is answered at once with an error."""
+        """Queue a request. A request that can never run is answered at once with an error."""
         sampling = request.sampling
         num_prompt_tokens = len(request.prompt_token_ids)
         error, param = None, None
@@ -98,7 +98,7 @@ class Engine:
                 for index in range(sampling.n)
             ]
         leader: Sequence | None = None
-        following = msgspec.structs.replace(sampling, prompt_logprobs=None)  # the first sample brings them for all
+        following = msgspec.structs.replace(sampling, prompt_logprobs=None)  # the first sample has them for all
         self._prompt_tokens += num_prompt_tokens
         for index in range(sampling.n):
             self._num_arrivals += 1
@@ -126,26 +126,26 @@ class Engine:
         return []
 
     def pool(self, request: Pool) -> list[SequenceOutput]:
-        """Answer a request for a pooling task with an error that names the task: no model here has a pooler."""
+        """Answer a request for a pooling task with an error that names the task: no supported model has a pooler."""
         error = f"This model generates; it does not {_VERBS[request.task]}."
         return [SequenceOutput(request.request_id, 0, [], finish_reason="error", error=error, error_param="model")]
 
     def abort(self, request_id: int, index: int | None = None) -> None:
-        """Drop a request, or one of its samples; its pages are free when this returns. Unknown ids are ignored."""
+        """End a request, or one of its samples. Its pages are free when this returns. Unknown ids are ignored."""
         for sequence in list(self._sequences.get(request_id, ())):
             if index is None or sequence.index == index:
                 self._drop(sequence)
 
     def step(self) -> list[SequenceOutput]:
-        """Launch one step, and take in the tokens of the last one that was launched: this one, or the one before where
-        the runner runs ahead. Returns what each sequence gained."""
+        """Launch one step, and read the tokens of the last launched step, or of the one before it if the runner runs
+        ahead. Returns the outputs of the sequences."""
         self.grammars.check()
         outputs = self._take_compiled() if self.compiling else []
         if self._held:
             outputs += self._let_go()
         step = self.scheduler.schedule()
         if not step and self._launched is None:
-            if not outputs and self.has_work:  # all there is to do is to wait for grammars
+            if not outputs and self.has_work:  # the only work is to wait for grammars
                 self.grammars.receive(PAUSE_S)
             return outputs
         launched = None
@@ -177,9 +177,9 @@ class Engine:
         return outputs
 
     def do_chore(self) -> bool:
-        """Do one short piece of the work that the boot deferred: packing weights for the CPU, recording decode steps
-        for the GPU. Returns whether more is left. For idle moments after the first answer, and between steps where
-        there are none. Never raises an error."""
+        """Do one part of the deferred boot work: repacking weights on a CPU, recording decode steps on a GPU. Returns
+        whether more is left. It is called while the engine is idle after the first answer, and between steps if the
+        engine is never idle. It raises nothing."""
         return self.chores.do_next(is_idle=not self.has_work)
 
     def stats(self) -> Stats:
@@ -200,13 +200,13 @@ class Engine:
         )
 
     def reset_counters(self) -> None:
-        """Count from here on."""
+        """Reset the counts."""
         self._prompt_tokens = self._generation_tokens = self._num_steps = 0
         self._step_tokens = Histogram(STEP_TOKENS)
         self.scheduler.reset_counters()
 
     def _take_in(self, launched: Launched) -> list[SequenceOutput]:
-        """The tokens of a step. What was drawn behind a sequence's end, or for one that was dropped, is nothing."""
+        """Handle the tokens of a step. Tokens after a sequence's end, or of a dropped sequence, are ignored."""
         outputs = []
         result = launched.result()
         gained = []
@@ -233,8 +233,8 @@ class Engine:
         return outputs
 
     def _follow_grammars(self, gained: list[tuple[Sequence, SequenceOutput]]) -> list[SequenceOutput]:
-        """Tell grammars the tokens that their sequences gained, and end those that they end. A token that is not taken
-        in quickly is output at once, and what the grammar says of it later."""
+        """Send the grammars their sequences' new tokens, and end sequences whose grammar has ended. A token that a
+        grammar does not confirm in time is output at once, and the grammar's answer is handled later."""
         outputs = []
         told: list[tuple[Sequence, SequenceOutput]] = []
         matchers: list[Matcher] = []
@@ -252,7 +252,7 @@ class Engine:
         if matchers:
             self.grammars.settle(matchers, SETTLE_S)
         for sequence, output in told:
-            if sequence.is_finished:  # with another sample of its request
+            if sequence.is_finished:  # ended with another sample of its request
                 continue
             assert sequence.grammar is not None
             try:
@@ -261,7 +261,7 @@ class Engine:
                 outputs += self._fail_grammar(sequence, str(error))
                 continue
             if is_settled:
-                if sequence.grammar.is_complete:  # its EOS is not waited for
+                if sequence.grammar.is_complete:  # the sequence ends without an EOS token
                     output = msgspec.structs.replace(output, finish_reason="stop")
                 outputs.append(self._end(sequence, output))
                 matcher = sequence.grammar.matcher
@@ -274,18 +274,18 @@ class Engine:
         return outputs
 
     def _hold(self, sequence: Sequence) -> None:
-        """A step that computed the sequence could not draw its token, as its mask was late."""
+        """Handle a sequence whose token a step could not sample because its mask was late."""
         sequence.take_back()
         self._set_aside(sequence)
 
     def _set_aside(self, sequence: Sequence) -> None:
-        """Leave the sequence out of the next steps, until its grammar has caught up."""
+        """Leave the sequence out of the next steps until its grammar has answered."""
         sequence.hold()
         if sequence not in self._held:
             self._held.append(sequence)
 
     def _let_go(self) -> list[SequenceOutput]:
-        """Let sequences join steps again whose grammar has caught up. Returns the ends of those that are over."""
+        """Release held sequences whose grammar has answered. Returns the outputs of those that have ended."""
         outputs: list[SequenceOutput] = []
         held, self._held = self._held, []
         for sequence in held:
@@ -312,7 +312,7 @@ class Engine:
         return outputs
 
     def _draw_late(self, launched: Launched) -> list[SequenceOutput]:
-        """Draw what had to wait for the tokens just taken in. Returns the errors of those there is no memory for."""
+        """Sample the deferred rows, whose previous tokens are now known. Returns the errors of rows without memory."""
         outputs: list[SequenceOutput] = []
         while True:
             try:
@@ -326,23 +326,23 @@ class Engine:
                 if sequence is None:
                     raise
                 reason = str(error).partition("\n")[0]
-                log.error("out of memory in a draw: %s", reason)
+                log.error("out of memory while a deferred row was sampled: %s", reason)
                 if not sequence.is_finished:
                     outputs.append(self._fail_for_memory(sequence, reason))
 
     def _append(self, sequence: Sequence, token_ids: list[int], logprobs: list[TokenLogprobs] | None) -> SequenceOutput:
-        """Add the tokens that a step sampled, up to the one that ends the sequence, as far as that can be said without
-        the grammar. What the step sampled behind that one is dropped, together with its log probabilities."""
+        """Append the tokens that a step sampled, up to the one that ends the sequence, apart from its grammar. Later
+        tokens of the step are dropped, with their log probabilities."""
         sampling = sequence.sampling
         is_first = not sequence.is_prefilled
         sequence.is_prefilled = True
         finish_reason: str | None = None
         stop_reason: int | None = None
         num_kept = 0
-        if sampling.max_tokens == 0:  # only the prompt was to be scored
+        if sampling.max_tokens == 0:  # the request only scores the prompt
             logprobs, finish_reason = None, "length"
         else:
-            if is_first:  # until now the samples of a request share the prompt's list
+            if is_first:  # before its first token a sample shares the prompt's list with the others
                 sequence.token_ids = list(sequence.token_ids)
             for token_id in token_ids:
                 sequence.token_ids.append(token_id)
@@ -368,13 +368,13 @@ class Engine:
         )
 
     def _end(self, sequence: Sequence, output: SequenceOutput) -> SequenceOutput:
-        """Drop the sequence if this is its last output, which is returned."""
+        """Remove the sequence if this output is its last one. Returns the output."""
         if output.finish_reason is not None:
             self._drop(sequence)
         return output
 
     def _fail_largest(self, step: list[Scheduled], reason: str) -> SequenceOutput:
-        """Out of memory: give up the sequence with most tokens in the step and let the others go on."""
+        """Handle a lack of memory: fail the sequence with the most tokens in the step and continue the others."""
         largest = max(step, key=lambda scheduled: scheduled.num_tokens).sequence
         log.error("out of memory in a step of %d tokens: %s", sum(scheduled.num_tokens for scheduled in step), reason)
         return self._fail_for_memory(largest, reason)
@@ -385,7 +385,7 @@ class Engine:
         return self._fail(sequence, f"out of memory: {reason}")
 
     def _admit(self, sequences: list[Sequence], worker: GrammarWorker | None) -> None:
-        """Queue the samples of a request; `worker` follows its grammar."""
+        """Queue the samples of a request. `worker`: the worker of its grammar."""
         for sequence in sequences:
             sampling = sequence.sampling
             if sampling.max_tokens > 0 and (worker is not None or sampling.thinking is not None):
@@ -394,7 +394,7 @@ class Engine:
             self.scheduler.add(sequence)
 
     def _take_compiled(self) -> list[SequenceOutput]:
-        """Queue the requests whose grammar is compiled now. Returns the errors of those that have none."""
+        """Queue the requests whose grammar has been compiled. Returns the errors of those whose grammar has failed."""
         outputs = []
         for compiled in self.compiling.take():
             if compiled.error is None:
@@ -407,8 +407,8 @@ class Engine:
         return outputs
 
     def _fail_grammar(self, sequence: Sequence, error: str) -> list[SequenceOutput]:
-        """A grammar that cannot be followed any further, by itself or together with the request's other options. The
-        whole request ends: its answer is an error whatever its other samples say."""
+        """End the whole request of a failed grammar with an error. A grammar may fail by itself or in combination with
+        the request's other options."""
         assert sequence.grammar is not None
         param = sequence.grammar.param
         message = f"the output cannot follow `{param}` any further: {error}"
@@ -432,5 +432,6 @@ class Engine:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """torch has an exception of its own for a device's memory; for the host's it is a RuntimeError like any other."""
+    """Whether an error is a lack of memory. torch raises an exception of its own for a device's memory, but a plain
+    RuntimeError for the host's."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

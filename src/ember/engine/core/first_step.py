@@ -1,4 +1,4 @@
-"""What the first step adds to the boot timeline: how long it took, and whether its kernels were in Triton's cache."""
+"""The phase `first_step` of the boot timeline: its duration, and whether its kernels were in Triton's cache."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from ember.wire import Notice, Phases
 if TYPE_CHECKING:
     from ember_kernels.cache import CacheWatch
 
-STEPS = 64  # that are watched; what is compiled after them is no longer the boot's
+STEPS = 64  # observed steps; kernels compiled later do not belong to the boot
 
 
 class FirstStep:
-    """Told of every step until `ended` says that it has seen enough. `kernels` is None where there are none."""
+    """Observes the first steps. `kernels`: counts of Triton's kernels, None without Triton."""
 
     def __init__(self, timeline: Timeline, send: Callable[[Phases | Notice], None], kernels: CacheWatch | None) -> None:
         self._timeline = timeline
         self._send = send
         self._kernels = kernels
         self._num_steps = 0
-        self._reported = 0  # kernels that were compiled
+        self._reported = 0  # compiled kernels that have been logged
 
     def ended(self, started: float) -> bool:
-        """After a step that began at `started` (`boot.now`), before its outputs are sent: the front writes its report
-        with the first of them."""
+        """Observe a step that began at `started` (`boot.now`). It is called before the step's outputs are sent, since
+        the front writes its boot report at the first output."""
         kernels = self._kernels
         if self._num_steps == 0:
             self._timeline.add("first_step", started, now(), **(kernels.detail() if kernels else {}))

@@ -1,4 +1,4 @@
-"""How many KV pages fit: arithmetic over sizes that are known, no trial run."""
+"""The size of the KV cache, computed from known sizes without a profiling run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ember.engine.errors import ModelError
 from ember.engine.operators.torch_attention import MAX_GATHER
 from ember.wire import Configure
 
-CPU_KV_BYTES = 4 << 30  # at most, where nothing is set
-CPU_KV_SHARE = 0.5  # of the memory that is available
+CPU_KV_BYTES = 4 << 30  # maximum of the default on a CPU
+CPU_KV_SHARE = 0.5  # share of the available memory on a CPU
 DEVICE_RESERVE_BYTES = 512 << 20  # libraries' workspaces, fragmentation, graphs
 
 
@@ -27,7 +27,7 @@ DEFAULT_MAX_NUM_BATCHED_TOKENS = {"cuda": 8192, "cpu": 2048}
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """The sizes the engine runs with, and where they are not those that were asked for."""
+    """The engine's limits, and warnings where they differ from the settings."""
 
     limits: EngineLimits
     warnings: list[str]
@@ -36,9 +36,10 @@ class MemoryPlan:
 def activation_bytes(
     config: DecoderConfig, dtype: torch.dtype, num_tokens: int, num_rows: int, max_model_len: int
 ) -> int:
-    """An upper bound for one step: the widest layer's inputs and outputs for every token, the K and V of one context
-    gathered from its pages, and the logits: at most three times as they are (the step's, the output layer's, those of
-    rows drawn late), what samplers keep (8 bytes a token and row, 2 of counts, masks) and one more float32 copy."""
+    """An upper bound of one step's memory in bytes: the widest layer's inputs and outputs for every token, the K and V
+    of one context gathered from its pages, and the logits. Logits exist at most three times (the step's, the output
+    layer's, those of deferred rows), with the samplers' tables (8 bytes per row and token, 2 of counts, masks) and one
+    float32 copy."""
     gathered = 2 * max(max_model_len, MAX_GATHER) * config.num_kv_heads * config.head_dim * dtype.itemsize
     widths = 4 * config.hidden_size + 3 * config.intermediate_size
     widths += 2 * (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
@@ -54,10 +55,10 @@ def plan_memory(
     device: torch.device,
     pending_bytes: int = 0,
 ) -> MemoryPlan:
-    """The limits that the settings (`asked`) and the memory allow; any of the `groups` may use any page. Called when
-    the weights are on the device, except for `pending_bytes` of them, which will move into memory of their own later.
+    """The limits that the settings (`asked`) and the memory allow. Any of the `groups` may use any page. It is called
+    when the weights are on the device, except `pending_bytes` of mapped ones, which will be copied later.
 
-    Raises ModelError when not even the wanted context fits, saying what to change.
+    Raises ModelError, with advice, if not even one context of the wanted length fits.
     """
     max_num_batched_tokens = asked.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS[device.type]
     # Every running sequence must get its token in every step, or the last ones would starve.
@@ -81,7 +82,7 @@ def plan_memory(
         else:
             budget = min(CPU_KV_BYTES, int((available_host_bytes() - pending_bytes) * CPU_KV_SHARE))
         num_blocks = max(budget, 0) // bytes_per_block
-        # More than every sequence at full length can never be used. Pages before a window count: they are cached.
+        # More pages than all sequences at full length are useless. Pages before a window count, since they are cached.
         num_blocks = min(num_blocks, max_num_seqs * -(-wanted // block_size) * len(groups))
     capacity = longest_sequence(groups, num_blocks, block_size, wanted)
     if capacity < min(wanted, block_size if asked.max_model_len is None else wanted):
@@ -99,7 +100,7 @@ def plan_memory(
 
 
 def readable(num_bytes: int) -> str:
-    """1.5 GiB, 24.0 MiB."""
+    """A size in words, such as 1.5 GiB or 24.0 MiB."""
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if num_bytes >= size:
             return f"{num_bytes / size:.1f} {unit}"
@@ -107,8 +108,8 @@ def readable(num_bytes: int) -> str:
 
 
 def available_host_bytes(root: Path = Path("/")) -> int:
-    """Memory the kernel would give without swapping, within the container's own limit; what either keeps of files, such
-    as the weights that were just read, it would give back. `root`: where /proc and /sys are looked for."""
+    """Memory in bytes that is available without swapping, within the container's limit. The page cache, for example of
+    weights just read, counts as available. `root`: the parent of /proc and /sys."""
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     cgroup = root / "sys/fs/cgroup"
     try:
@@ -126,7 +127,7 @@ def available_host_bytes(root: Path = Path("/")) -> int:
 
 
 def _counts(path: Path) -> dict[str, int]:
-    """Lines of a name and a number; nothing where the file is missing."""
+    """The content of a file with lines of a name and a number; empty if the file is missing."""
     if not path.exists():
         return {}
     words = (line.replace(":", " ").split() for line in path.read_text().splitlines())

@@ -1,7 +1,7 @@
-"""The engine's process: a socket to the front, and a loop that steps while there is work and sleeps when there is none.
+"""The engine process: a socket to the front, and a loop that runs steps while there is work and otherwise sleeps.
 
-Two threads: one reads the front's messages into a queue, the main one runs the engine and writes. The process ends when
-the front goes away, when it is told to, or when it cannot go on; then it says why first.
+One thread reads the front's messages into a queue. The main thread runs the engine and writes. The process ends when
+the front has ended, when it is told to, or after a fatal error, which it reports first.
 """
 
 from __future__ import annotations
@@ -51,18 +51,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STEPS_BEFORE_CHORES = 32  # of an engine that finds no idle moment
+STEPS_BEFORE_CHORES = 32  # steps of an engine that is never idle, after which chores run between steps
 
 
 class Connection:
-    """The engine's end of the socket. `receive` is called by the reader thread, `send` by any."""
+    """The engine's end of the socket. The reader thread calls `receive`, any thread `send`."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._lock = threading.Lock()
 
     def receive(self) -> list[FrontMessage] | None:
-        """The next frame's messages; None when the front is gone."""
+        """The next frame's messages; None if the front has closed the socket."""
         try:
             payload = recv_frame(self._socket)
         except OSError:
@@ -77,9 +77,9 @@ class Connection:
 def main(fd: int) -> int:
     """Run the engine on the inherited socket `fd`. Returns the exit status."""
     started = now()
-    for number in (signal.SIGINT, signal.SIGTERM):  # for the front, which drains and then closes the socket
+    for number in (signal.SIGINT, signal.SIGTERM):  # the front handles them: it drains, then closes the socket
         signal.signal(number, signal.SIG_IGN)
-    gc.disable()  # importing makes many objects and no garbage
+    gc.disable()  # imports allocate many objects and free few
     connection = Connection(socket.socket(fileno=fd))
     opening = _Opening(connection)
     thread = threading.Thread(target=opening.run, name="locate", daemon=True)
@@ -112,13 +112,13 @@ def main(fd: int) -> int:
     except Exception as error:
         traceback.print_exc()
         return _fail(connection, f"the engine could not start: {type(error).__name__}: {error}", "boot")
-    gc.freeze()  # without a collection before: the boot leaves almost no garbage
+    gc.freeze()  # without a collection before, since the boot leaves almost no garbage
     gc.enable()
     try:
         connection.send(ready)
         _serve(engine, connection, opening.configure.step_timeout, first_step)
     except (BrokenPipeError, ConnectionResetError):
-        return 0  # the front is gone
+        return 0  # the front has ended
     except Exception as error:
         traceback.print_exc()
         return _fail(connection, f"the engine failed: {type(error).__name__}: {_first_line(error)}", "run")
@@ -126,9 +126,9 @@ def main(fd: int) -> int:
 
 
 class _Opening:
-    """What happens beside the import of torch: receive the configuration, find the model, start reading it.
+    """The work beside the import of torch: receive the configuration, find the model, start to read it.
 
-    Ends the process at once when that fails: there is no need to wait for the import.
+    A failure ends the process at once, without waiting for the import.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -140,7 +140,7 @@ class _Opening:
     def run(self) -> None:
         try:
             messages = self.connection.receive()
-            if messages is None:  # the front gave up before it configured the engine
+            if messages is None:  # the front ended before it configured the engine
                 os._exit(0)
             first = messages[0]
             if not isinstance(first, Configure):
@@ -158,7 +158,7 @@ class _Opening:
 
 
 def _warm_up(engine: Engine, ready: Ready, mode: str, timeline: Timeline) -> Ready:
-    """Take the first steps before anybody asks, where WARMUP wants it. Returns `ready` with the time it took."""
+    """Run the first steps before the first request if WARMUP says so. Returns `ready` with the phase added."""
     if mode == "none":
         return ready
     from ember.engine.core.warmup import warm_up
@@ -171,7 +171,7 @@ def _warm_up(engine: Engine, ready: Ready, mode: str, timeline: Timeline) -> Rea
 def _serve(
     engine: Engine, connection: Connection, step_timeout: float = 0.0, first_step: FirstStep | None = None
 ) -> None:
-    """Step while there is work; otherwise sleep in the queue. Returns when the front goes away or says so."""
+    """Run steps while there is work; otherwise wait for messages. Returns when the front has ended or says so."""
     inbox: queue.SimpleQueue[list[FrontMessage] | BaseException | None] = queue.SimpleQueue()
 
     def read() -> None:
@@ -179,7 +179,7 @@ def _serve(
             while (messages := connection.receive()) is not None:
                 inbox.put(messages)
             inbox.put(None)
-        except BaseException as error:  # the engine must not live on without hearing
+        except BaseException as error:  # without its reader the engine must end
             inbox.put(error)
 
     threading.Thread(target=read, name="reader", daemon=True).start()
@@ -188,7 +188,7 @@ def _serve(
     num_steps = 0
     while True:
         outputs: list[SequenceOutput] = []
-        while True:  # all that has arrived; waits for something when there is nothing to compute
+        while True:  # read all messages that have arrived; wait for one if there is no work
             is_idle = not engine.has_work and not outputs
             has_chore = chores_left and num_steps > 0
             if is_idle and watchdog is not None:
@@ -219,14 +219,14 @@ def _serve(
                     case Shutdown():
                         return
                     case Configure():
-                        log.error("the engine is configured already; the message is ignored")
+                        log.error("the engine is already configured; the message was ignored")
         if engine.has_work:
             if watchdog is not None:
                 watchdog.begin()
             started = now() if first_step is not None else 0.0
             outputs += engine.step()
             if watchdog is not None:
-                watchdog.rest()  # a front that is suspended takes nothing, and sending waits for it
+                watchdog.rest()  # sending blocks while the front is suspended
             num_steps += 1
             if first_step is not None and first_step.ended(started):
                 first_step = None
@@ -237,7 +237,7 @@ def _serve(
 
 
 def _hang(connection: Connection, step_timeout: float) -> None:
-    """The main thread is lost, and with it the device's state: say so and end the process."""
+    """Report that the main thread hangs, and end the process: the device's state is lost."""
     message = f"the engine hangs: a step took longer than STEP_TIMEOUT={step_timeout:g} seconds"
     sys.stderr.write(f"{message}\n")
     faulthandler.dump_traceback(all_threads=True)

@@ -1,4 +1,4 @@
-"""Executes what the scheduler decided: builds the flat batch, runs the model, samples."""
+"""The runner: it executes the scheduler's steps. It builds the flat batch, runs the model, and samples."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from ember.engine.layers.cache import KVCache
 from ember.engine.models.decoder import Decoder
 from ember.wire import TokenLogprobs
 
-SCORED_ROWS = 128  # of a prompt, at a time: rows of logits are large
+SCORED_ROWS = 128  # rows of a prompt that are scored at a time, since logits are large
 
 
 @dataclass(slots=True)
 class StepResult:
-    """What the sequences of a step gained: `sequences[i]` goes on with `token_ids[i]`, which is one token or several.
-    Prompts that are not through yet have no row."""
+    """The tokens of a step: `sequences[i]` continues with `token_ids[i]`, one or several. Prompts that are not complete
+    have no row."""
 
     sequences: list[Sequence] = field(default_factory=list)
     token_ids: list[list[int]] = field(default_factory=list)
-    is_broken: list[bool] = field(default_factory=list)  # the row's logits hold NaN
-    logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)  # row -> of each of its tokens, where asked
-    errors: dict[int, str] = field(default_factory=dict)  # row -> why its grammar cannot be followed any further
-    late: set[int] = field(default_factory=set)  # rows whose mask was not there: their tokens mean nothing
+    is_broken: list[bool] = field(default_factory=list)  # whether the row's logits have NaN
+    logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)  # row -> of each of its tokens, if requested
+    errors: dict[int, str] = field(default_factory=dict)  # row -> why its grammar has failed
+    late: set[int] = field(default_factory=set)  # rows whose mask was late; their tokens are meaningless
     given_up: set[int] = field(default_factory=set)  # rows that `Launched.draw_late` returned
 
     @classmethod
     def of(cls, sequences: list[Sequence], sampled: Sampled) -> StepResult:
-        """The result of a step that draws one token for each sequence."""
+        """The result of a step that samples one token for each sequence."""
         return cls(
             sequences,
             [[token_id] for token_id in sampled.token_ids],
@@ -48,36 +48,36 @@ class StepResult:
 
 
 class Launched(Protocol):
-    """A step that was launched."""
+    """A launched step."""
 
     @property
     def sequences(self) -> list[Sequence]:
-        """Those that get a token."""
+        """The sequences that get a token."""
 
     def draw_late(self) -> list[Sequence]:
-        """Draw what had to wait for the tokens of the step before; to be called when they are known. Returns those
-        that cannot be drawn yet, since their masks are late: they have no row in the result."""
+        """Sample the deferred rows, when the tokens of the step before are known. Returns the sequences that cannot be
+        sampled yet, since their masks are late. They have no row in the result."""
 
     def give_up_late(self) -> Sequence | None:
-        """Leave one that had to wait undrawn, after `draw_late` ran out of memory. None: there is none left."""
+        """Give up one deferred row, after `draw_late` ran out of memory. None: no deferred row is left."""
 
     def result(self) -> StepResult:
         """Wait for the step and read its tokens."""
 
 
 class StepRunner(Protocol):
-    """What the engine needs of whoever executes its steps."""
+    """The interface of runners."""
 
     model: Decoder
     device: torch.device
-    runs_ahead: bool  # a step is to be launched before the tokens of the one before are read
+    runs_ahead: bool  # whether a step is launched before the tokens of the one before are read
 
     def launch(self, step: list[Scheduled]) -> Launched: ...
 
 
 @dataclass(slots=True)
 class Done:
-    """A step that is over when its launch returns."""
+    """A step that is complete when its launch returns."""
 
     outcome: StepResult
 
@@ -86,11 +86,11 @@ class Done:
         return self.outcome.sequences
 
     def draw_late(self) -> list[Sequence]:
-        """This runner never defers a draw."""
+        """This runner never defers sampling."""
         return []
 
     def give_up_late(self) -> Sequence | None:
-        """There is none."""
+        """This runner has no deferred rows."""
         return None
 
     def result(self) -> StepResult:
@@ -98,7 +98,7 @@ class Done:
 
 
 class Runner:
-    """The model and its cache on one device, one step at a time: for CPUs, and for decoders that have no kernels."""
+    """Runs the model and its cache on one device, one step at a time: for CPUs, and for decoders without kernels."""
 
     runs_ahead = False
 
@@ -113,7 +113,8 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, step: list[Scheduled]) -> StepResult:
-        """One forward pass over the scheduled tokens; a new token for every sequence whose last token is among them."""
+        """Run one forward pass over the scheduled tokens and sample for every sequence whose last token is among
+        them."""
         sequences = [scheduled.sequence for scheduled in step if is_last_chunk(scheduled)]
         masks = self.masks.start(sequences)
         batch = self._batch(step)
@@ -169,8 +170,8 @@ class Runner:
         count = sequence.sampling.prompt_logprobs
         assert count is not None
         first = sequence.num_computed_tokens + 1
-        known = sequence.prompt_logprobs or [None]  # nothing comes before the first token
-        sequence.prompt_logprobs = known[:first]  # a chunk that failed half-way may have left some of its own
+        known = sequence.prompt_logprobs or [None]  # the first token has none
+        sequence.prompt_logprobs = known[:first]  # drop what a failed chunk may have added
         targets = sequence.token_ids[first : min(first + scheduled.num_tokens, sequence.num_prompt_tokens)]
         if not targets:
             return
@@ -182,5 +183,5 @@ class Runner:
 
 
 def is_last_chunk(scheduled: Scheduled) -> bool:
-    """Whether a token follows what is computed of the sequence."""
+    """Whether the scheduled tokens include the sequence's last one, so that a token is sampled."""
     return scheduled.num_tokens == scheduled.sequence.num_uncomputed_tokens

@@ -1,10 +1,10 @@
-"""From logits to tokens: every option of `wire.SamplingParams`, for a batch in which each row has its own.
+"""Sampling of tokens from logits, with all options of `wire.SamplingParams`, which each row of a batch has for itself.
 
 The order of operations is that of vLLM: allowed ids, bad words, logit bias, minimum length, penalties, temperature,
-min-p, top-k, top-p. Log probabilities are of the raw distribution, before all of it.
+min-p, top-k, top-p. Log probabilities are those of the distribution before all of these.
 
-A draw takes one uniform number that is a function of (seed, position) alone, and inverts the cumulative distribution of
-the row with it. Rows are grouped by their own parameters only, never by their neighbours', so a request draws the same
+A token is sampled by inverting the row's cumulative distribution with one uniform number, a function of (seed,
+position) alone. Rows are grouped by their own parameters only, never by other rows', so a request samples the same
 tokens alone and in a full batch.
 """
 
@@ -26,8 +26,8 @@ from ember.engine.core.sequence import Sequence
 from ember.engine.core.token_counts import TokenCounts
 from ember.wire import SamplingParams, TokenLogprobs
 
-NUCLEUS_CANDIDATES = 1024  # top-p looks at this many tokens before it sorts the whole vocabulary
-FIRST_CHOICES = 8  # of a row whose mask leaves many tokens, before all of its mask is applied
+NUCLEUS_CANDIDATES = 1024  # tokens that top-p sorts before it sorts the whole vocabulary
+FIRST_CHOICES = 8  # tokens looked up in a row's mask before the whole mask is applied
 _ALL, _NUCLEUS = 0, -1  # widths, see `_width`
 _MASK64 = (1 << 64) - 1
 
@@ -37,15 +37,15 @@ class Sampled:
     """Results for the rows of one step."""
 
     token_ids: list[int]
-    is_broken: list[bool]  # the row's logits hold NaN
-    logprobs: dict[int, TokenLogprobs]  # row -> of the sampled token, where asked
+    is_broken: list[bool]  # whether the row's logits have NaN
+    logprobs: dict[int, TokenLogprobs]  # row -> log probabilities at the sampled token, if requested
     errors: dict[int, str] = field(default_factory=dict)  # row -> why its grammar cannot be followed any further
     late: set[int] = field(default_factory=set)  # rows whose mask was not there: their tokens mean nothing
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) from a counter: two rounds of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom
-    number generators", 2014) over seed and position, the top 53 bits of the result."""
+    """A uniform number in [0, 1) from seed and position: the top 53 bits of two rounds of SplitMix64 (Steele, Lea,
+    Flood: "Fast splittable pseudorandom number generators", 2014)."""
     state = _splitmix64((seed & _MASK64) ^ 0x5851F42D4C957F2D)
     return (_splitmix64(state ^ (position & _MASK64)) >> 11) / (1 << 53)
 
@@ -58,7 +58,7 @@ def _splitmix64(value: int) -> int:
 
 
 def sample(logits: Tensor, sequences: list[Sequence], eos_token_ids: list[int], masks: Masks | None = None) -> Sampled:
-    """Draw one token for each row of `logits` [rows, vocab]; row i continues sequences[i]."""
+    """Sample one token for each row of `logits` [rows, vocab]. Row i continues sequences[i]."""
     logits = logits.float()
     logprob_rows = [row for row, sequence in enumerate(sequences) if sequence.sampling.logprobs is not None]
     raw = torch.log_softmax(logits[logprob_rows], dim=-1) if logprob_rows else None
@@ -133,7 +133,7 @@ def _changes_logits(params: SamplingParams) -> bool:
 
 
 def _process_row(logits: Tensor, sequence: Sequence, eos_token_ids: list[int]) -> None:
-    """Apply what forbids or favours tokens, in place. `logits`: [vocab]."""
+    """Apply a row's biases, forbidden tokens and penalties in place. `logits`: [vocab]."""
     params = sequence.sampling
     if params.allowed_token_ids is not None:
         allowed = torch.tensor(params.allowed_token_ids, device=logits.device)
@@ -160,7 +160,7 @@ def _process_row(logits: Tensor, sequence: Sequence, eos_token_ids: list[int]) -
 
 
 def _counts_of(sequence: Sequence, like: Tensor) -> TokenCounts:
-    """The sequence's counts, brought up to date with its tokens."""
+    """The sequence's token counts, updated to its tokens."""
     if sequence.token_counts is None:
         sequence.token_counts = TokenCounts.create(like)
     sequence.token_counts.update(sequence.token_ids, sequence.num_prompt_tokens)
@@ -174,8 +174,7 @@ def _best(logits: Tensor) -> tuple[list[int], list[float]]:
 
 
 def _best_on_host(logits: Tensor, masks: Masks | None) -> tuple[list[int], list[float]]:
-    """The same under masks, with numpy, which finds it several times as fast. `logits` are as they were when this
-    returns."""
+    """The same under masks, with numpy, which is several times as fast. `logits` are unchanged when this returns."""
     places = {row: i for i, row in enumerate(masks.rows)} if masks is not None else {}
     token_ids: list[int] = []
     best_values: list[float] = []
@@ -195,8 +194,8 @@ def _best_on_host(logits: Tensor, masks: Masks | None) -> tuple[list[int], list[
 
 
 def _best_allowed(values: Values, masks: Masks, i: int) -> tuple[int, float]:
-    """The most likely token that mask i allows, and its logit. Mostly that is one of the first choices, and the mask
-    need not be applied. `values`: [vocab], as they were when this returns."""
+    """The most likely token that mask i allows, and its logit. Usually it is one of the first choices, so that the mask
+    need not be applied. `values`: [vocab], unchanged when this returns."""
     taken: list[tuple[int, float]] = []
     try:
         for _ in range(FIRST_CHOICES):
@@ -207,7 +206,7 @@ def _best_allowed(values: Values, masks: Masks, i: int) -> tuple[int, float]:
             taken.append((token_id, value))
             values[token_id] = -np.inf
     finally:
-        for token_id, value in reversed(taken):  # a row of -inf alone takes its first token again and again
+        for token_id, value in reversed(taken):  # a row of only -inf takes its first token repeatedly
             values[token_id] = value
     values = values.copy()
     masks.forbid(i, values)
@@ -226,7 +225,7 @@ def _forbid(values: Tensor, rows: list[int], masks: Masks) -> None:
 def _group(
     rows: list[int], sequences: list[Sequence], vocab_size: int, few: Collection[int]
 ) -> dict[tuple[int, bool], list[int]]:
-    """Rows that are drawn alike: by their width, and whether they are in `few`."""
+    """Groups of rows that are sampled alike: by their width, and whether they are in `few`."""
     groups: dict[tuple[int, bool], list[int]] = {}
     for row in rows:
         groups.setdefault((_width(sequences[row].sampling, vocab_size), row in few), []).append(row)
@@ -234,16 +233,16 @@ def _group(
 
 
 def _width(params: SamplingParams, vocab_size: int) -> int:
-    """How many of the most likely tokens a row looks at: top_k of them, as many as top-p needs (`_NUCLEUS`), or all in
-    the order of the vocabulary (`_ALL`)."""
+    """How many of its most likely tokens a row needs: top_k, as many as top-p needs (`_NUCLEUS`), or all tokens in the
+    order of the vocabulary (`_ALL`)."""
     if 0 < params.top_k < vocab_size:
         return params.top_k
     return _NUCLEUS if params.top_p < 1.0 else _ALL
 
 
 def _draw_few(logits: Tensor, rows: list[int], masks: Masks, sequences: list[Sequence], width: int) -> list[int]:
-    """Draw from the few tokens that masks leave these rows. `logits`: [all rows, vocab], on the host. Always `FEW`
-    columns: a row's sums must not depend on what others may say."""
+    """Sample from the few tokens that these rows' masks allow. `logits`: [all rows, vocab], on the host. There are
+    always `FEW` columns, so that a row's sums do not depend on other rows."""
     values = np.full((len(rows), FEW), -np.inf, dtype=np.float32)
     token_ids = np.zeros((len(rows), FEW), dtype=np.int64)
     all_values = logits.numpy()
@@ -256,7 +255,7 @@ def _draw_few(logits: Tensor, rows: list[int], masks: Masks, sequences: list[Seq
 
 
 def _draw(logits: Tensor, sequences: list[Sequence], width: int) -> list[int]:
-    """Draw from rows of one width (see `_width`); returns columns. `logits`: [rows, columns]."""
+    """Sample from rows of one width (see `_width`). Returns column indices. `logits`: [rows, columns]."""
     num_columns = logits.shape[-1]
     scaled = logits / _column([sequence.sampling.temperature for sequence in sequences], logits)
     for_min_p = [sequence.sampling.min_p for sequence in sequences]
@@ -292,7 +291,7 @@ def _column(values: list[float], like: Tensor) -> Tensor:
 
 
 def _nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
-    """Keep the smallest head of each descending row whose mass reaches top_p; at least one token."""
+    """Keep the shortest prefix of each descending row whose mass reaches top_p, at least one token."""
     before = probabilities.cumsum(dim=-1) - probabilities
     return probabilities.masked_fill(before >= top_p, 0.0)
 
@@ -303,6 +302,6 @@ def _invert(probabilities: Tensor, sequences: list[Sequence]) -> Tensor:
     noise = [uniform(sequence.seed, sequence.num_tokens) for sequence in sequences]
     targets = torch.tensor(noise, dtype=torch.float64, device=probabilities.device).unsqueeze(-1) * cumulative[:, -1:]
     columns = torch.searchsorted(cumulative, targets, right=True).squeeze(-1)
-    # Rounding may leave the target at the very end: the last token that has any mass.
+    # Rounding may put the target beyond the end: then the last token with any mass is taken.
     last = probabilities.shape[-1] - 1 - (probabilities > 0).flip(-1).to(torch.uint8).argmax(dim=-1)
     return torch.minimum(columns, last)

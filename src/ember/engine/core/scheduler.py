@@ -1,8 +1,8 @@
-"""Decides what the next step computes: which sequences, how many tokens of each, in which pages.
+"""The scheduler: it decides which sequences the next step computes, how many tokens of each, and in which pages.
 
-One step is a flat batch under a token budget. Sequences that are decoding come first, then prompts already begun, then
-new ones in order (arrival, or priority and arrival). A sequence that cannot get a page preempts the newest running one,
-which gives its pages back and is computed again later; most of it is then found in the prefix cache.
+A step is a flat batch under a token budget. Decoding sequences come first, then prompts in progress, then new ones in
+order (arrival, or priority and arrival). A sequence that cannot get a page preempts the newest running one, which frees
+its pages and is recomputed later. Most of it is then found in the prefix cache.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from ember.engine.core.block_manager import BlockManager
 from ember.engine.core.limits import EngineLimits
 from ember.engine.core.sequence import Sequence
 
-MAX_PROMPT_LOGPROBS_CHUNK = 256  # bounds [tokens, vocabulary] logits of requests that ask for logprobs of the prompt
+MAX_PROMPT_LOGPROBS_CHUNK = 256  # tokens; bounds the logits [tokens, vocabulary] of requests with prompt_logprobs
 
-# A sequence whose grammar is late for longer gives its row and its pages to others. It computes again what is not in
-# the prefix cache by then, so it keeps its place where the grammar is late for a moment only.
+# Time after which a held sequence releases its row and pages to others. It does not do so earlier, since it has to
+# recompute what has left the prefix cache meanwhile.
 HELD_GRACE_S = 0.1
 
 
 @dataclass(slots=True)
 class Scheduled:
-    """`num_tokens` tokens of `sequence`, from `sequence.num_computed_tokens` on."""
+    """A part of a step: `num_tokens` tokens of `sequence`, from `sequence.num_computed_tokens` on."""
 
     sequence: Sequence
     num_tokens: int
 
     @property
     def num_prompt_tokens(self) -> int:
-        """How many of them are the prompt's. Before the step is complete: it looks at what is computed by then."""
+        """The number of these tokens that belong to the prompt. It must be read before `num_computed_tokens`
+        changes."""
         left = self.sequence.num_prompt_tokens - self.sequence.num_computed_tokens
         return max(0, min(self.num_tokens, left))
 
@@ -44,15 +45,15 @@ class SchedulerCounters:
 
 
 class Scheduler:
-    """Holds the waiting and the running sequences and their pages."""
+    """Has the waiting and the running sequences and their pages."""
 
     def __init__(self, blocks: BlockManager, limits: EngineLimits, policy: str = "fcfs") -> None:
         self.blocks = blocks
         self.pool = blocks.pool
         self.limits = limits
         self.by_priority = policy == "priority"
-        self.waiting: list[Sequence] = []  # in order
-        self.running: list[Sequence] = []  # in order
+        self.waiting: list[Sequence] = []  # in scheduling order
+        self.running: list[Sequence] = []  # in scheduling order
         self.counters = SchedulerCounters()
 
     def reset_counters(self) -> None:
@@ -66,7 +67,7 @@ class Scheduler:
         bisect.insort(self.waiting, sequence, key=self._order)
 
     def remove(self, sequence: Sequence) -> None:
-        """Take a sequence out for good, finished or not, and free its pages."""
+        """Remove a sequence, finished or not, and free its pages."""
         sequence.is_finished = True
         queue = self.running if sequence in self.running else self.waiting
         if sequence in queue:
@@ -74,11 +75,11 @@ class Scheduler:
         self.blocks.free(sequence)
 
     def schedule(self) -> list[Scheduled]:
-        """The next step, pages allocated. Empty only when nothing is left to do but to read the tokens of steps before,
-        or to wait for grammars.
+        """The next step, with its pages allocated. It is empty only if the remaining work is to read the tokens of
+        earlier steps or to wait for grammars.
 
-        Sequences go on behind tokens that are being drawn, unless these are their last. A sequence that was preempted
-        meanwhile starts again when all its tokens are known.
+        A sequence continues after pending tokens, unless these are its last. A preempted sequence starts again when all
+        of its tokens are known.
         """
         budget = self.limits.max_num_batched_tokens
         step: list[Scheduled] = []
@@ -108,7 +109,7 @@ class Scheduler:
                 position += 1
                 continue
             num_tokens = self._admit_in_turn(sequence, budget)
-            position = self.waiting.index(sequence, position)  # a held one may have gone before it
+            position = self.waiting.index(sequence, position)  # a held sequence before it may have been removed
             if num_tokens == 0:
                 break
             del self.waiting[position]
@@ -117,7 +118,7 @@ class Scheduler:
         return step
 
     def complete(self, step: list[Scheduled]) -> None:
-        """After the step was launched: move the marks on and publish the pages that are full of known tokens."""
+        """Update the sequences after their step was launched, and publish full pages of known tokens."""
         for scheduled in step:
             sequence = scheduled.sequence
             sequence.num_computed_tokens += scheduled.num_tokens
@@ -131,14 +132,14 @@ class Scheduler:
         return min(num_tokens, MAX_PROMPT_LOGPROBS_CHUNK) if sequence.wants_prompt_logprobs else num_tokens
 
     def _waits_for_leader(self, sequence: Sequence) -> bool:
-        """The other samples of a request wait until the first has computed the prompt, then share its pages."""
+        """Whether a sample waits for the first sample of its request, which computes the prompt that they share."""
         leader = sequence.leader
         return leader is not None and not (leader.is_prefilled or leader.is_finished)
 
     def _allocate(self, sequence: Sequence, num_tokens: int) -> tuple[int, set[Sequence]]:
-        """Give a running sequence the pages for its next tokens. Returns for how many, and the sequences preempted for
-        it, itself among them when it is the newest and there is no other way. One that runs alone computes fewer at a
-        time instead: windows bound what it holds, so a longer prompt than all pages take may run."""
+        """Allocate pages for a running sequence's next tokens. Returns the number of tokens, and the preempted
+        sequences, which include itself if it is the newest. A sequence that runs alone computes fewer tokens per step
+        instead: windows limit its pages, so its prompt may be longer than the pool."""
         victims: set[Sequence] = set()
         while self.pool.num_free < self.blocks.num_new(sequence, num_tokens):
             victim = self._newest_held() or self.running[-1]
@@ -154,14 +155,14 @@ class Scheduler:
         return num_tokens, victims
 
     def _newest_held(self) -> Sequence | None:
-        """The newest running sequence that waits for its grammar, and so has no use for its place now. None where none
-        waits for longer than a moment."""
+        """The newest running sequence that has been held for its grammar for some time, or None."""
         before = time.monotonic() - HELD_GRACE_S
         late = (each for each in reversed(self.running) if each.held_since is not None and each.held_since < before)
         return next(late, None)
 
     def _admit_in_turn(self, sequence: Sequence, budget: int) -> int:
-        """`_admit` where there is room, or held sequences have it. Returns the tokens it computes now; 0: it waits."""
+        """Admit a sequence if there is room or held sequences can make room. Returns the tokens to compute now; 0: it
+        waits."""
         while True:
             num_tokens = self._admit(sequence, budget) if len(self.running) < self.limits.max_num_seqs else 0
             victim = self._newest_held() if num_tokens == 0 else None
@@ -170,12 +171,12 @@ class Scheduler:
             self._preempt(victim)
 
     def _admit(self, sequence: Sequence, budget: int) -> int:
-        """Start the sequence with what the cache has of it. Returns the tokens it computes now; 0: it has to wait."""
+        """Start a sequence with its cached prefix. Returns the tokens to compute now; 0: it has to wait."""
         blocks = self.blocks
         uses_cache = self.pool.enable_prefix_caching and not sequence.wants_prompt_logprobs
         prefix = blocks.find_prefix(sequence) if uses_cache else blocks.no_prefix()
-        # Room for the whole prompt is asked for, though only a chunk is allocated now: prompts half computed by turns
-        # would preempt each other. When nothing runs there is no better moment.
+        # There must be room for the whole prompt although only a chunk is allocated now: partly computed prompts would
+        # preempt each other. If nothing is running, waiting would not help.
         chunk = min(self._chunk(sequence), self.limits.max_num_batched_tokens)
         if self.running and blocks.most_new(sequence, prefix, chunk) > self.pool.num_free:
             return 0

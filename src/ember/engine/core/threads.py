@@ -1,7 +1,7 @@
-"""How many threads compute on a CPU: one for each physical core that this process may use.
+"""The number of compute threads on a CPU: one for each physical core that this process may use.
 
-torch counts the machine's cores. A container that may use eight of 128 would run 64 threads in the time of eight, and
-whoever of them waits for the others waits long.
+torch counts the machine's cores. A container with eight of 128 cores would run 64 threads on eight cores, and threads
+that wait at a barrier would wait long.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from pathlib import Path
 
 
 def allowed_cpus() -> Collection[int]:
-    """This process's affinity."""
+    """The CPUs of this process's affinity."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
 
 
 def usable_cores(root: Path = Path("/"), allowed: Collection[int] | None = None) -> int:
     """Physical cores among the CPUs of this process's affinity (`allowed`), within the quota of its cgroup; at least 1.
 
-    `root`: where /sys and /proc are looked for.
+    `root`: the parent of /sys and /proc.
     """
     cores = {_siblings(root, cpu) for cpu in (allowed_cpus() if allowed is None else allowed)}
     quota = _quota(root)
@@ -27,7 +27,7 @@ def usable_cores(root: Path = Path("/"), allowed: Collection[int] | None = None)
 
 
 def _siblings(root: Path, cpu: int) -> str:
-    """What the hyperthreads of one core have in common; of an unknown machine, the CPU itself."""
+    """An identifier that the hyperthreads of one core share; on an unknown machine, the CPU itself."""
     topology = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
     for name in ("core_cpus_list", "thread_siblings_list"):
         try:
@@ -38,7 +38,7 @@ def _siblings(root: Path, cpu: int) -> str:
 
 
 def _quota(root: Path) -> float | None:
-    """CPUs' worth of time that the cgroup may use (v2: cpu.max, v1: cpu.cfs_quota_us); None: as much as there is."""
+    """The cgroup's quota in CPUs (v2: cpu.max, v1: cpu.cfs_quota_us); None if it has none."""
     cgroup = root / "sys/fs/cgroup"
     try:
         words = (cgroup / "cpu.max").read_text().split()

@@ -1,4 +1,4 @@
-"""How often a sequence's tokens occur in it: what the sampler's penalties look at."""
+"""Counts of a sequence's tokens, for the sampler's penalties."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor
 class TokenCounts:
     """Counts over the first `num_tokens` tokens of a sequence."""
 
-    seen: Tensor  # [vocab] bool, in prompt or output
-    output: Tensor  # [vocab] float32, times in the output
+    seen: Tensor  # [vocab] bool, whether the token is in prompt or output
+    output: Tensor  # [vocab] float32, occurrences in the output
     num_tokens: int = 0
 
     @classmethod
     def create(cls, like: Tensor) -> TokenCounts:
-        """Counts of no tokens, on the device of `like` [vocab]."""
+        """Empty counts on the device of `like` [vocab]."""
         return cls(
             seen=torch.zeros(like.shape, dtype=torch.bool, device=like.device),
             output=torch.zeros(like.shape, dtype=torch.float32, device=like.device),
         )
 
     def update(self, token_ids: list[int], num_prompt_tokens: int) -> None:
-        """Count the tokens of the sequence that are not counted yet."""
+        """Add the sequence's tokens that are not counted yet."""
         device = self.seen.device
         new = torch.tensor(token_ids[self.num_tokens :], dtype=torch.int64, device=device)
         if not len(new):

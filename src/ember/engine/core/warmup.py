@@ -1,6 +1,6 @@
-"""Steps of the engine before it reports itself ready, for platforms that snapshot a process once it is.
+"""Warm-up: steps before the engine reports that it is ready, for platforms that snapshot a ready process.
 
-A normal boot does none of this: the first request finds the same work undone and pays only for what it needs.
+A normal boot has no warm-up: the first request loads only what it needs.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 from ember.engine.core.engine import Engine
 from ember.wire import Generate, SamplingParams
 
-_REQUEST_ID = 1 << 62  # none that the front will use
+_REQUEST_ID = 1 << 62  # an id that the front does not use
 _TOKENS = 4
 
 
 def warm_up(engine: Engine, mode: str) -> None:
-    """`eager`: one short request, so that libraries and kernels are loaded. `full`: also every chore that would wait
-    for an idle moment (packed weights, CUDA graphs)."""
+    """`eager`: run one short request, which loads libraries and kernels. `full`: also do all deferred chores (packed
+    weights, CUDA graphs)."""
     if mode == "none":
         return
     prompt = list(range(_TOKENS))

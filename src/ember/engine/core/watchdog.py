@@ -1,6 +1,6 @@
-"""Ends an engine whose step never returns: a hung kernel, driver or disk holds the main thread, but not this one.
+"""The watchdog: a thread that ends the engine if a step never returns, because a kernel, driver or disk hangs.
 
-What holds the whole process, or its interpreter, holds this thread too: that the front notices (front/silence.py).
+It cannot act if the whole process or its interpreter hangs. The front detects that (`front/link/silence.py`).
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Callable
 
 from ember.running_time import RunningTime
 
-_LOOKS = 4  # during `timeout`
+_LOOKS = 4  # checks during `timeout`
 _LONGEST_NAP_S = 1.0
 
 
 class Watchdog:
-    """Calls `bark` once, from a thread of its own, when a stretch of work lasts longer than `timeout` seconds.
+    """Calls `bark` once, from a thread of its own, when a step lasts longer than `timeout` seconds.
 
-    A stretch begins with `begin` and ends with the next `begin` or with `rest`. Both cost well under a microsecond;
-    while the engine rests the thread sleeps. Time in which the process is suspended does not count.
+    A step begins with `begin` and ends with the next `begin` or with `rest`. Both take well under a microsecond. The
+    thread sleeps while the engine is idle. Time in which the process is suspended does not count.
     """
 
     def __init__(self, timeout: float, bark: Callable[[], None]) -> None:
@@ -30,13 +30,13 @@ class Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def begin(self) -> None:
-        """A step begins."""
+        """Note the start of a step."""
         self._num_begun += 1
         if not self._busy.is_set():
             self._busy.set()
 
     def rest(self) -> None:
-        """Nothing is being computed."""
+        """Note that the engine is idle."""
         self._busy.clear()
 
     def _watch(self) -> None:
