@@ -1,8 +1,8 @@
-"""The batch that flows through the layers: a flat run of tokens of many sequences, decodes and prefill chunks mixed.
+"""The batch of a step: the flat tokens of many sequences, decodes and prefill chunks mixed.
 
-Built by `engine.core.runner`, read by attention. Everything per token is a tensor on the device; what attention needs
-to decide on the host (lengths) is also there as plain integers, so that no layer has to synchronise with the device.
-What differs between cache groups (`description.cache_groups`) has the group as its first index.
+`engine.core.runner` builds it, attention reads it. Values per token are tensors on the device. Lengths are also plain
+integers, so that attention is planned on the host without synchronising the device. Tensors that differ between cache
+groups (`description.cache_groups`) have the group as their first index.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(slots=True)
 class Batch:
-    """One engine step. `T` tokens of `S` sequences; the tokens of a sequence are consecutive."""
+    """One engine step with `T` tokens of `S` sequences. The tokens of a sequence are consecutive."""
 
     token_ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64, position of each token in its sequence
@@ -22,4 +22,4 @@ class Batch:
     block_tables: Tensor  # [groups, S, max_blocks] int64, KV pages of each sequence, padded with 0; -1: given back
     query_starts: list[int]  # [S + 1], first token of each sequence in the flat batch
     context_lens: list[int]  # [S], tokens of the sequence in the cache after this step (cached prefix + this chunk)
-    logits_indices: Tensor  # [R] int64, tokens whose logits are wanted
+    logits_indices: Tensor  # [R] int64, tokens whose logits are needed

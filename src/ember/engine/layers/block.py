@@ -1,6 +1,6 @@
-"""What a decoder consists of, as data: its blocks, and what comes before and after them.
+"""The parts of a decoder as data classes: its blocks, its embedding and its head.
 
-The layer loop (`models.decoder`) says in which order the parts of a block are computed, an operator set how.
+The layer loop (`models.decoder`) has the order in which the parts are computed, an operator set their computation.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Attention:
     qk_norm: RMSNorm | None  # weight [heads + kv_heads, head_dim]: the query norm's row for each query head, then key's
     output: Linear  # [hidden, heads * head_dim]
     window: int | None  # the sliding window in tokens, the query's own included; None: the whole context
-    group: int  # the cache group that its K and V belong to, which says which block table leads to them
-    place: int  # where in the pages of the group they are
+    group: int  # the cache group of its K and V, which has the block table
+    place: int  # index of the layer in the pages of the group
 
 
 @dataclass(slots=True)

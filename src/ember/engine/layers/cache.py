@@ -1,4 +1,4 @@
-"""The KV cache's memory."""
+"""The memory of the KV cache."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(slots=True)
 class KVCache:
-    """The paged cache of all layers; page `b` holds the slots `b * block_size ... (b + 1) * block_size - 1`.
+    """The paged cache of all layers. Page `b` has the slots `b * block_size ... (b + 1) * block_size - 1`.
 
     A page belongs to one cache group at a time (`description.cache_groups`). Each layer of the group has a place in it,
     which is the first index of both tensors.
@@ -38,6 +38,6 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> KVCache:
-        """On a CPU the memory is mapped by the kernel only as pages are first written."""
+        """Allocate the cache. On a CPU the kernel maps its memory when pages are first written."""
         shape = (num_places, num_blocks, block_size, num_kv_heads, head_dim)
         return cls(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))

@@ -1,4 +1,4 @@
-"""Token embedding, with learned positions and projections where a model has them."""
+"""The token embedding, with learned positions and a projection if the model has them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ember.engine.layers.linear import Linear
 
 
 class Table(Protocol):
-    """A table of token embeddings in another form than a tensor."""
+    """A table of token embeddings that is not a plain tensor."""
 
     def look_up(self, ids: Tensor) -> Tensor:
-        """[T] -> [T, embed_dim]: those rows."""
+        """The rows of some ids: [T] -> [T, embed_dim]."""
 
 
 @dataclass(slots=True)
 class Embedding:
-    """Token ids -> the decoder's input."""
+    """The embedding of token ids and positions to the decoder's input."""
 
     tokens: Tensor | Table  # [vocab_size, embed_dim]
     positions: Tensor | None = None  # [offset + max_position_embeddings, hidden]

@@ -1,8 +1,8 @@
-"""Linear layers, and their packed form on CPU.
+"""Linear layers, plain and packed for oneDNN on a CPU.
 
-oneDNN re-orders a plain weight on every call. A weight that was re-ordered once, at load, is read at memory speed at
-small batch and is at least as fast at large batch, in bfloat16 and float32. The operators are private to torch, so they
-are tried once on a small case; where they are absent or wrong, layers stay plain.
+oneDNN reorders a plain weight at every call. A weight that is packed once is read at memory speed for small batches and
+is at least as fast for large ones, in bfloat16 and float32. The operators are private to torch, so they are tested once
+on a small case. If they are missing or wrong, layers stay plain.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _HUGE_PAGE = 2 << 20
-_PIECE = 16 << 20  # bytes copied at a time: a running request waits for it, up to some hundredths of a second
-_ROWS_HINT = 32  # rows of input the packed layout is chosen for; one layout serves all row counts
+_PIECE = 16 << 20  # bytes copied at a time, during which a running request waits some hundredths of a second at most
+_ROWS_HINT = 32  # rows of input for which the packed layout is chosen; it works for any number
 
 
 class Pages(Protocol):
-    """Memory that is part of a file."""
+    """Memory that is mapped from a file."""
 
     def hold(self, address: int) -> bool:
         """Whether the address is in that memory."""
 
     def let_go(self, address: int, nbytes: int) -> None:
-        """These bytes were copied; they need not stay in memory where they are."""
+        """Allow the kernel to drop these bytes, which were copied."""
 
 
 class Linear:
-    """x @ weight.T + bias. `rows`: the weight, [out, in], in one piece or in several that follow each other.
+    """A linear layer, x @ weight.T + bias. `rows`: the weight [out, in], in one or more consecutive tensors.
 
-    `packed`: the one piece is in oneDNN's own layout, to be used by `__call__` alone.
+    `packed`: the only tensor has oneDNN's own layout, which only `__call__` can use.
     """
 
     __slots__ = ("bias", "packed", "rows")
@@ -47,7 +47,7 @@ class Linear:
 
     @property
     def weight(self) -> Tensor:
-        """The weight as one tensor; a copy where it lies in several pieces."""
+        """The weight as one tensor; a copy if `rows` has several."""
         return self.rows[0] if len(self.rows) == 1 else torch.cat(self.rows)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -62,8 +62,8 @@ class Linear:
         return torch.cat([F.linear(x, rows, bias) for rows, bias in zip(self.rows, biases, strict=True)], dim=-1)
 
     def settle(self, packs: bool, pages: Pages | None) -> Iterator[None]:
-        """Bring the weight where it stays, a piece between two yields: into its packed form where `can_pack` allows it
-        and it `packs`; else, if it is mapped (`pages`), into memory of its own."""
+        """Pack the weight if it `packs` and `can_pack` allows it; else copy it to memory of its own if it is mapped
+        (`pages`). A generator: it yields between chunks so that requests can run."""
         if packs and not self.packed:
             self.rows = (torch.ops.mkldnn._reorder_linear_weight(self.weight, _ROWS_HINT),)
             self.packed = True
@@ -73,10 +73,10 @@ class Linear:
 
 
 def in_own_memory(pages: Pages, *rows: Tensor) -> Generator[None, None, Tensor]:
-    """A copy of the rows in one piece, in huge pages where the kernel has them: who streams through gigabytes of
-    weights spends a good part of the time looking small pages up. Yields when it has copied for a while.
+    """Copy the rows to one tensor, in huge pages if the kernel has them: with small pages, reading gigabytes of weights
+    spends much time in address translation. A generator: it yields between chunks.
 
-    What is copied leaves memory where it was (`pages`), so that it is never there twice.
+    Copied bytes are dropped from their mapping (`pages`), so that they are not in memory twice.
     """
     first = rows[0]
     own = fresh_memory(sum(part.nbytes for part in rows), first.dtype).view(-1, *first.shape[1:])
@@ -94,18 +94,18 @@ def in_own_memory(pages: Pages, *rows: Tensor) -> Generator[None, None, Tensor]:
 
 
 def fresh_memory(nbytes: int, dtype: torch.dtype) -> Tensor:
-    """A vector of so many bytes, in huge pages where it fills some and the kernel has them."""
+    """An uninitialised vector of `size` bytes, in huge pages if it fills some and the kernel has them."""
     if nbytes < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(nbytes // dtype.itemsize, dtype=dtype)
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without them
+    with suppress(OSError):  # the kernel has no huge pages
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype)
 
 
 @cache
 def can_pack(device_type: str, dtype: torch.dtype) -> bool:
-    """Whether packed linears work here: tried on a small case, for one row and for many."""
+    """Whether packed linears work here, tested on a small case for one row and for many."""
     if device_type != "cpu" or dtype not in (torch.bfloat16, torch.float32) or not torch.backends.mkldnn.is_available():
         return False
     try:
@@ -113,7 +113,7 @@ def can_pack(device_type: str, dtype: torch.dtype) -> bool:
         packed = Linear(torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT), packed=True)
         for rows in (1, 65):
             x = (torch.arange(rows * 96, dtype=torch.float32).reshape(rows, 96) % 5 - 2).to(dtype)
-            if not torch.equal(packed(x), F.linear(x, weight)):  # small integers: sums are exact in either order
+            if not torch.equal(packed(x), F.linear(x, weight)):  # sums of small integers are exact in any order
                 return False
     except (AttributeError, RuntimeError, TypeError):
         return False

@@ -1,7 +1,7 @@
 """Rotary position embedding (RoPE, arXiv 2104.09864) in the half-split ("NeoX") layout.
 
-The angles of a step's tokens are computed once per step, in float32, and shared by all layers. That is a few
-microseconds; tables for the whole context would cost a long-context model a noticeable part of its boot.
+The angles of a step's tokens are computed once per step, in float32, and shared by all layers. That takes a few
+microseconds. A table for the whole context would lengthen the boot of a long-context model.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Rotary:
         return cosines[:, None], sines[:, None]
 
     def rotate(self, heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-        """Rotate [T, heads, head_dim] by `angles`; dimensions past `rotary_dim` stay as they are."""
+        """Rotate [T, heads, head_dim] by `angles`. Dimensions from `rotary_dim` on are not changed."""
         half = self.rotary_dim // 2
         turned = heads if self.rotary_dim == heads.shape[-1] else heads[..., : self.rotary_dim]
         swapped = torch.cat((turned[..., half:], turned[..., :half]), dim=-1)
@@ -63,7 +63,7 @@ def inverse_frequencies(config: RopeConfig) -> Tensor:
 
 
 def _llama3(config: RopeConfig, frequencies: Tensor) -> Tensor:
-    """Llama 3.1: long wavelengths are slowed by `factor`, short ones kept, those between are interpolated."""
+    """Llama 3.1's frequencies: low ones are divided by `factor`, high ones kept, those between interpolated."""
     turns = config.original_max_position_embeddings * frequencies / (2 * math.pi)  # full turns in the original context
     kept = (turns - config.low_freq_factor) / (config.high_freq_factor - config.low_freq_factor)
     kept = kept.clamp(0.0, 1.0)
@@ -71,7 +71,7 @@ def _llama3(config: RopeConfig, frequencies: Tensor) -> Tensor:
 
 
 def _yarn(config: RopeConfig, frequencies: Tensor) -> Tensor:
-    """YaRN's "NTK by parts" (arXiv 2309.00071, section 3.2): a linear ramp over dimensions from kept to slowed."""
+    """YaRN's "NTK by parts" (arXiv 2309.00071, section 3.2): a linear ramp over dimensions from kept to divided."""
 
     def dimension(turns: float) -> float:
         length = config.original_max_position_embeddings / (turns * 2 * math.pi)

@@ -1,6 +1,6 @@
-"""What the step asks of the device beside kernels: copies that do not wait, marks in its stream, recorded graphs.
+"""The device beside its kernels: asynchronous copies, events in its stream, and CUDA graphs.
 
-On a CPU, where the tests run the kernels in Triton's interpreter, all of it happens at once and a graph is its body.
+On a CPU, where the tests run the kernels in Triton's interpreter, everything is synchronous and a graph is its body.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ class Accelerator:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.is_cuda = device.type == "cuda"
-        self._pool: Any = None  # a handle
+        self._pool: Any = None  # handle of the graphs' memory pool
         self._side: torch.cuda.Stream | None = None
 
     def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """Host memory that the device copies from and to without the host's help."""
+        """Pinned host memory, for asynchronous copies."""
         return torch.empty(shape, dtype=dtype, pin_memory=self.is_cuda)
 
     def upload(self, values: np.ndarray | list[int]) -> Tensor:
-        """A copy on the device, in the stream's order; the host does not wait."""
+        """Copy to the device in the stream's order, without waiting."""
         tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else torch.tensor(values)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.is_cuda else tensor.clone()
 
     def download(self, tensor: Tensor) -> Tensor:
-        """A copy on the host, to be read after a mark that follows it."""
+        """Copy to the host. The copy may be read after a later event (`mark`)."""
         if not self.is_cuda:
             return tensor.clone()
         return self.pinned(*tensor.shape, dtype=tensor.dtype).copy_(tensor, non_blocking=True)
 
     def mark(self) -> Callable[[], None]:
-        """What it returns waits until all that was launched before this call is done."""
+        """Record an event. The returned function waits until everything launched before it is done."""
         if not self.is_cuda:
             return _nothing
         event = torch.cuda.Event()
@@ -47,7 +47,7 @@ class Accelerator:
         return event.synchronize
 
     def rehearse(self, body: Callable[[], None]) -> None:
-        """Run what is to be recorded once where it will be recorded: libraries and kernels load what they need."""
+        """Run `body` once on the stream in which it will be recorded, so that libraries and kernels are loaded."""
         if not self.is_cuda:
             body()
             return
@@ -55,10 +55,10 @@ class Accelerator:
             body()
 
     def record(self, body: Callable[[], None]) -> Callable[[], None]:
-        """Record the launches of `body` without running them. What it returns launches them all at once.
+        """Record the launches of `body` as a CUDA graph without running them. The returned function launches the graph.
 
-        All graphs share one pool of memory, so none may rely on what another left in memory of its own. Other threads
-        may go on using the device meanwhile.
+        All graphs share one memory pool, so no graph may rely on another's intermediate results. Other threads may use
+        the device during the recording.
         """
         if not self.is_cuda:
             return body
@@ -66,7 +66,7 @@ class Accelerator:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with self._aside():
-            # Not `torch.cuda.graph`, which waits for the device and empties the allocator's cache.
+            # `torch.cuda.graph` is not used: it synchronises the device and empties the allocator's cache.
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 body()
@@ -76,7 +76,7 @@ class Accelerator:
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
-        """Work on a stream beside the current one: after what that was given before, before what it is given next."""
+        """Use a side stream: after the current stream's earlier work, and before its later work."""
         if self._side is None:
             self._side = torch.cuda.Stream(self.device)
         main = torch.cuda.current_stream(self.device)
@@ -89,4 +89,4 @@ class Accelerator:
 
 
 def _nothing() -> None:
-    """The mark of a device that is always done."""
+    """An event of a synchronous device, which has always happened."""

@@ -1,4 +1,4 @@
-"""Log probabilities of many rows at once: computed and sent to the host in the stream's order, read a step later."""
+"""Log probabilities of many rows: computed and copied to the host in the stream's order, read one step later."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ember_kernels.sampling_logprobs import MAX_TOP, logprobs
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is asked about one row of logits."""
+    """The request for one row of logits."""
 
     row: int
-    key: int  # what the answer is known by
-    count: int  # of most likely tokens, -1: the whole vocabulary
-    asked: list[int]  # tokens whose log probabilities come too
+    key: int  # key of the result
+    count: int  # number of most likely tokens; -1: the whole vocabulary
+    asked: list[int]  # further tokens whose log probabilities are needed
 
 
 class Underway:
-    """Log probabilities on their way to the host; to be read after a mark that follows them."""
+    """Log probabilities that are being copied to the host. They may be read after a later event."""
 
     def __init__(self, logits: Tensor, token_ids: Tensor, wanted: list[Wanted], accelerator: Accelerator) -> None:
         """logits: [rows, vocab], raw; token_ids: [rows] int64, the tokens to be described."""
@@ -39,12 +39,12 @@ class Underway:
         ]
 
     def read(self) -> dict[int, TokenLogprobs]:
-        """By the keys of what was wanted."""
+        """The results by their keys."""
         return {key: described for group in self._groups for key, described in group.read()}
 
 
 class _Group:
-    """Rows that one way of finding the most likely tokens serves."""
+    """Rows with the same number of most likely tokens."""
 
     def __init__(
         self, wanted: list[Wanted], counts: list[int], logits: Tensor, token_ids: Tensor, accelerator: Accelerator
@@ -82,7 +82,7 @@ class _Group:
 
 
 def _by_sorting(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `logprobs`, for any `num_top`."""
+    """See `logprobs`; for any `num_top`."""
     raw = torch.log_softmax(logits.float(), dim=-1)
     own = raw.gather(1, token_ids[:, None])
     ranks = (raw > own).sum(dim=-1) + 1

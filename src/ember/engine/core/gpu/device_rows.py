@@ -1,8 +1,8 @@
-"""The rows of running sequences on the device, and the host's picture of them: what changed is what goes up.
+"""The rows of running sequences on the device, and the host's copy of their state, from which updates are computed.
 
-A sequence gets a row when it joins its first step and keeps it while it has pages. Its row knows the token to be fed
-next, its position, its pages and its sampling parameters (`ember_kernels.step`). The host knows what it sent; a step's
-update is the difference: new pages, and a record where position or parameters are not what the device would go on with.
+A sequence gets a row at its first step and keeps it while it has pages. The row has the next input token, its position,
+its pages and its sampling parameters (`ember_kernels.step`). The host tracks what it has sent. A step's update is the
+difference: new pages, and a record if position or parameters differ from the device's.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from ember_kernels.step_update import KEEP_TOKEN, SAMPLING_FIELDS, Record
 
 @dataclass(slots=True)
 class Row:
-    """What the device holds for one sequence, as far as it was told."""
+    """The state of one sequence's row that was sent to the device."""
 
     index: int
     sequence: Sequence
-    block_tables: list[array[int]]  # the sequence's when the row was given; others mean that it was preempted
+    block_tables: list[array[int]]  # the sequence's when it got the row; other lists mean that it was preempted
     limits: Limits
     num_blocks: int = 0  # entries of each table
-    position: int | None = None  # of the token it will be fed next; None: it was not told
+    position: int | None = None  # of the next input token; None: not sent yet
     words: tuple[int, ...] | None = None
 
 
 class DeviceRows:
-    """Gives rows and finds out what has to be sent. One more row than sequences that run at a time is never needed."""
+    """Assigns rows and computes updates. The number of rows is that of running sequences."""
 
     def __init__(
         self, num_rows: int, num_groups: int, max_blocks: int, accelerator: Accelerator, tables: RowTables
@@ -48,7 +48,7 @@ class DeviceRows:
         self._free = list(range(num_rows - 1, -1, -1))
 
     def row_of(self, sequence: Sequence) -> Row:
-        """The sequence's row, for the draw or chunk to come; a new one where it has none."""
+        """The sequence's row for its next sampling or chunk. A sequence without a row gets one."""
         row = self._rows.get(sequence)
         if row is None or row.block_tables is not sequence.block_tables:
             row = self._place(sequence, row)
@@ -59,8 +59,8 @@ class DeviceRows:
         return row
 
     def new_blocks(self, row: Row) -> list[tuple[int, int, int]]:
-        """(row of all groups' tables, index, block) of the pages that the device does not know yet; from now on it is
-        taken to. It is not told that pages before a window were given back: no kernel looks at them."""
+        """(row of all groups' tables, index, block) of the pages that were not sent yet. They count as sent afterwards.
+        Freed pages before a window are not sent, since no kernel reads them."""
         tables, known = row.sequence.block_tables, row.num_blocks
         total = len(tables[0])
         if total == known:
@@ -74,7 +74,7 @@ class DeviceRows:
         ]
 
     def decode_record(self, row: Row) -> Record | None:
-        """What must be sent before the sequence's next token is fed, if anything; the device then moves one on."""
+        """The record to send before the sequence's next decode, or None. The device then increments the position."""
         sequence = row.sequence
         position = sequence.num_computed_tokens
         is_known = row.position == position and row.words == row.limits.words
@@ -86,21 +86,21 @@ class DeviceRows:
         return Record(row.index, position, row.words, token)
 
     def prompt_record(self, row: Row) -> Record:
-        """What must be sent with the last chunk of a prompt, behind which the sampler leaves the token."""
+        """The record to send with the last chunk of a prompt, after which the sampler stores the token."""
         row.position, row.words = row.sequence.num_tokens, row.limits.words
         return Record(row.index, row.position, row.words)
 
     def distrust(self, sequences: list[Sequence]) -> None:
-        """A step failed half-way: what it sent may or may not have arrived, and its draws may be counted. The sequences
-        lose their rows; they get new ones when every token is known."""
+        """Handle a step that failed half-way: its update may not have arrived, and its tokens may be counted. The
+        sequences lose their rows and get new ones when all of their tokens are known."""
         for sequence in sequences:
             row = self._rows.pop(sequence, None)
             if row is not None:
                 self._free.append(row.index)
 
     def recount(self, rows: list[Row]) -> None:
-        """A draw of rows all of whose tokens are known failed half-way: it may be counted. A row that there is no
-        memory to fill is given up: its sequence gets another one."""
+        """Handle a failed sampling of rows whose tokens are all known: the tokens may be counted. A row that cannot be
+        filled for lack of memory is given up, and its sequence gets another one."""
         for row in rows:
             try:
                 row.limits = self._tables.place(row.sequence, row.index)
@@ -118,7 +118,7 @@ class DeviceRows:
         return placed
 
     def _reclaim(self) -> None:
-        """Take the rows back of sequences that have ended or wait again."""
+        """Free the rows of sequences that have ended or are waiting again."""
         for sequence, row in list(self._rows.items()):
             if sequence.block_tables is not row.block_tables:
                 del self._rows[sequence]

@@ -1,7 +1,6 @@
-"""Draws of rows that had to wait for their last token: under a grammar, a thinking budget, bad words of several tokens.
+"""Sampling of deferred rows, which depend on their last token: grammars, thinking budgets, bad words of several tokens.
 
-Their logits are there, or will be when the forward pass that was launched before is done; what they may say is found
-out meanwhile.
+Their logits are computed by a forward pass that has been launched. Their masks are computed meanwhile.
 """
 
 from __future__ import annotations
@@ -24,23 +23,23 @@ from ember_kernels.sampling import Workspace, sample
 from ember_kernels.step import store_tokens
 from ember_kernels.step_update import SAMPLING_FIELDS
 
-BROKEN = -1  # in the place of a token: the logits hold NaN, or nothing is allowed
-LateRow = tuple[int, Row]  # the row of the step's logits, and that of the device's state
+BROKEN = -1  # in place of a token: the logits have NaN, or no token is allowed
+LateRow = tuple[int, Row]  # the row of the step's logits, and the row of the device's state
 
 
 @dataclass(slots=True)
 class LateDraw:
-    """Tokens on their way to the host."""
+    """Tokens that are being copied to the host."""
 
     rows: list[int]  # of the step's logits
     token_ids: Tensor  # [len(rows)] int64 on the host
     masked: set[int]  # those of `rows` that a grammar or budget restricts
-    errors: dict[int, str]  # row -> why its grammar cannot be followed any further
+    errors: dict[int, str]  # row -> why its grammar has failed
     logprobs: Underway | None
-    undrawn: list[LateRow]  # whose masks are late
+    undrawn: list[LateRow]  # rows whose masks are late
 
     def read(self, token_ids: list[int], errors: dict[int, str]) -> None:
-        """Put the tokens, and what went wrong, where those of the other rows are."""
+        """Add the tokens and errors to those of the step's other rows."""
         errors.update(self.errors)
         for row, token_id in zip(self.rows, self.token_ids.tolist(), strict=True):
             token_ids[row] = token_id
@@ -49,7 +48,7 @@ class LateDraw:
 
 
 class LateRows:
-    """Draws late rows with the tables, logits and state of the step that they belong to."""
+    """Samples deferred rows with the tables, logits and state of their step."""
 
     def __init__(
         self, tables: RowTables, logits: Tensor, last_tokens: Tensor, workspace: Workspace, accelerator: Accelerator
@@ -63,8 +62,8 @@ class LateRows:
         self._broken = torch.tensor(BROKEN, device=accelerator.device)
 
     def draw(self, late: list[LateRow]) -> LateDraw | None:
-        """Draw those of the rows whose sequences have not ended meanwhile; every token before is known. Rows whose mask
-        is not there are left out, and are in `LateDraw.undrawn`."""
+        """Sample the rows whose sequences have not ended. All earlier tokens are known. Rows whose mask is late are
+        left out and are in `LateDraw.undrawn`."""
         late = [(row, held) for row, held in late if not held.sequence.is_finished]
         if not late:
             return None
@@ -86,7 +85,7 @@ class LateRows:
         columns[:-3, :count] = words.T
         columns[-3, :count] = [row for row, _ in late]
         columns[-2, :count] = [held.index for _, held in late]
-        columns[-1, :count] = [sequence.num_tokens for sequence in sequences]  # the positions of the tokens drawn
+        columns[-1, :count] = [sequence.num_tokens for sequence in sequences]  # positions of the sampled tokens
         sent = self._accelerator.upload(columns)
         raw = self._logits.index_select(0, sent[-3, :count])
         limits = sent[TABLE_WORD : TABLE_WORD + 2] - 1
@@ -114,11 +113,11 @@ class LateRows:
         )
 
     def _bits(self, late: list[LateRow], masks: Masks | None) -> Words:
-        """[rows, words]: what each may draw."""
+        """The masks [rows, words] of the rows."""
         width = self._tables.mask_width
         bits = np.full((len(late), width), -1, dtype=np.int32)
         if masks is not None:
-            found: Words = masks.bits.numpy()[:, :width]  # the tokenizer may have more tokens than the logits rows
+            found: Words = masks.bits.numpy()[:, :width]  # the tokenizer may have more tokens than the logits have
             bits[masks.rows, : found.shape[1]] = found
         for row_bits, (_, held) in zip(bits, late, strict=True):
             if held.limits.mask is not None:
@@ -129,7 +128,7 @@ class LateRows:
         return bits
 
     def _with_long_biases(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
-        """Logits with the biases that do not fit the tables; the same ones where there is none."""
+        """The logits with the biases that do not fit the tables; the same tensor if there are none."""
         for i, sequence in enumerate(sequences):
             bias = sequence.sampling.logit_bias
             if len(bias) > BIAS_WIDTH:

@@ -1,12 +1,11 @@
-"""What favours or forbids tokens, row by row, where the sampling kernels look it up.
+"""The sampling limits of rows in the tables of the sampling kernels: penalties, biases and masks.
 
-Three kinds of rows:
-- plain: temperature and filters alone, which are words of the row's record;
-- with entries in tables: penalties (which tokens the prompt has, how often each was drawn: the kernel counts on),
-  biases, and a mask of forbidden tokens that the host knows beforehand (allowed ids, single bad words, the end before
-  `min_tokens`);
-- late: what may follow depends on the tokens before (a grammar, a thinking budget, a bad word of several tokens), or it
-  does not fit the tables. These rows are drawn when the tokens of the step before have been read.
+There are three kinds of rows:
+- plain rows have only temperature and filters, which are words of the row's record;
+- rows with table entries have penalties (the prompt's tokens, and counts of output tokens that the kernel updates),
+  biases, or a mask that the host knows beforehand (allowed ids, single bad words, no end before `min_tokens`);
+- late rows have a mask that depends on earlier tokens (a grammar, a thinking budget, a bad word of several tokens), or
+  limits that do not fit the tables. They are deferred: sampled when the tokens of the step before have been read.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from ember.wire import SamplingParams
 from ember_kernels.sampling import Constraints
 from ember_kernels.step_update import SAMPLING_FIELDS, sampling_words
 
-BIAS_WIDTH = 512  # entries of a bias; a longer one makes the row late
+BIAS_WIDTH = 512  # entries of a bias; a row with a longer one is late
 TABLE_WORD, MASK_WORD = SAMPLING_FIELDS.index("table"), SAMPLING_FIELDS.index("mask")
 
 Words = NDArray[np.int32]
@@ -32,16 +31,16 @@ Words = NDArray[np.int32]
 
 @dataclass(slots=True)
 class Limits:
-    """What one row needs, from the draw it was made for until `changes_at`."""
+    """The limits of one row, valid until it has `changes_at` output tokens."""
 
-    words: tuple[int, ...]  # of `SAMPLING_FIELDS`; of a late row without table and mask
+    words: tuple[int, ...]  # of `SAMPLING_FIELDS`; for a late row without table and mask
     is_late: bool
-    mask: Words | None  # the tokens that are forbidden whatever was drawn; None: none is
-    changes_at: int | None  # output tokens at which `mask` is another one
+    mask: Words | None  # tokens forbidden independently of the output; None: no token
+    changes_at: int | None  # number of output tokens at which `mask` changes
 
 
 class RowTables:
-    """The tables on the device, a row each for every row of the step's state."""
+    """The tables on the device, with one row for every row of the step's state."""
 
     def __init__(self, num_rows: int, vocab_size: int, eos_token_ids: list[int], accelerator: Accelerator) -> None:
         device = accelerator.device
@@ -57,7 +56,7 @@ class RowTables:
         self._output_counts = torch.zeros((num_rows, vocab_size), dtype=torch.int16, device=device)
 
     def constraints(self, masks: Tensor, mask_rows: Tensor) -> Constraints:
-        """The tables as the sampler takes them, with these masks."""
+        """The tables in the form of the sampler's argument, with these masks."""
         return Constraints(
             mask=masks,
             mask_rows=mask_rows,
@@ -69,14 +68,14 @@ class RowTables:
         )
 
     def place(self, sequence: Sequence, row: int) -> Limits:
-        """Fill the tables for a sequence that gets a row, all of whose tokens are known."""
+        """Fill the tables for a sequence that gets a row. All of its tokens are known."""
         if uses_table(sequence.sampling):
             self._fill_bias(sequence.sampling, row)
             self._fill_counts(sequence, row)
         return self.renew(sequence, row)
 
     def renew(self, sequence: Sequence, row: int) -> Limits:
-        """What holds for the next draw of a sequence whose row is placed."""
+        """The limits of a sequence's next sampling."""
         params = sequence.sampling
         num_output = sequence.num_output_tokens + sequence.num_pending
         mask = self._mask(params, num_output)
@@ -125,7 +124,7 @@ class RowTables:
         prompt = sequence.token_ids[: sequence.num_prompt_tokens]
         self._prompt_masks[row].copy_(upload(bitmask(prompt, self.mask_width)), non_blocking=True)
         output = sequence.token_ids[sequence.num_prompt_tokens :]
-        if output:  # it was preempted
+        if output:  # the sequence was preempted
             counts = np.bincount(output, minlength=self.vocab_size).clip(max=32767).astype(np.int16)
             self._output_counts[row].copy_(upload(counts), non_blocking=True)
         else:

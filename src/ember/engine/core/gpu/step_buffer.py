@@ -1,7 +1,7 @@
-"""What goes up to the device for one step: one packed buffer of int32 words, copied from pinned memory at once.
+"""The inputs of one step on the device: one packed buffer of int32 words, copied from pinned memory in one copy.
 
-It begins with the update of the rows (`ember_kernels.step_update`); behind it come the step's own arrays, each at a
-multiple of 16 bytes, as kernels expect of pointers.
+The update of the rows is first (`ember_kernels.step_update`). The step's arrays follow, each at a multiple of 16 bytes,
+as kernels expect of pointers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from ember.engine.core.gpu.accelerator import Accelerator
 from ember_kernels.step_update import ENTRY, HEADER, RECORD_HEADER, SAMPLING_FIELDS, Record, StepUpdate, pack_step
 
-ENTRIES = 16_384  # new pages in the buffer at most; what is more goes ahead in parts
+ENTRIES = 16_384  # most new pages in the buffer; further ones are sent before, in parts
 _ALIGNMENT = 4  # words
 _WORDS = len(SAMPLING_FIELDS)
 
@@ -25,14 +25,14 @@ Entry = tuple[int, int, int]  # row of all groups' tables, index, block
 
 @dataclass(slots=True)
 class _Pinned:
-    """Host memory, and how to wait until the last copy out of it is done."""
+    """Host memory, and a function that waits for the last copy out of it."""
 
     words: Tensor  # int32
     wait: Callable[[], None] = lambda: None
 
 
 class StepBuffer:
-    """Two pinned buffers by turns, for the host is one step ahead, and one on the device."""
+    """Two pinned buffers in alternation, since the host is one step ahead, and one buffer on the device."""
 
     def __init__(self, max_rows: int, max_tokens: int, num_groups: int, accelerator: Accelerator) -> None:
         self.capacity = max_rows
@@ -48,7 +48,7 @@ class StepBuffer:
         """Copy an update of at most `ENTRIES` entries and the arrays. Returns the arrays on the device, int32."""
         self._pinned.reverse()
         pinned = self._pinned[0]
-        pinned.wait()  # for nothing, except where a step between failed and was not waited for
+        pinned.wait()  # returns at once, unless a failed step was not waited for
         words = pinned.words.numpy()
         update = StepUpdate(rows, records, np.array(entries, dtype=np.int32).reshape(-1, ENTRY))
         used = pack_step(update, words, self.capacity, _WORDS)
@@ -63,12 +63,12 @@ class StepBuffer:
         return [self.words[start:stop] for start, stop in spans]
 
     def clear(self) -> None:
-        """Let the update on the device be that of a step without rows, which changes nothing."""
+        """Set the update on the device to that of a step without rows, which changes nothing."""
         self.words[:HEADER].zero_()
         self.words[HEADER : HEADER + self.capacity].fill_(-1)
 
     def pack_alone(self, entries: list[Entry]) -> Tensor:
-        """Entries as an update of their own, in memory of their own."""
+        """An update that has only these entries, in memory of its own."""
         update = StepUpdate((), (), np.array(entries, dtype=np.int32))
         words = np.empty(HEADER + self.capacity + len(entries) * ENTRY, dtype=np.int32)
         pack_step(update, words, self.capacity, _WORDS)
