@@ -60,14 +60,14 @@ import sys, time
 from pathlib import Path
 from ember.engine.loading import mapped
 from ember.engine.loading.plan import make_plan, read_headers
-from ember.engine.loading.reader import Reading
+from ember.engine.loading.reader import WeightRead
 from ember.engine.description.read_config import load_config
 mapped._is_cached = lambda descriptor, chunk: False
 path = Path(sys.argv[1])
 config = load_config(path)
 plan = make_plan(config, read_headers(path), config.dtype)
 places = mapped.Mapped(plan)
-reading = Reading(plan, lambda: mapped.Warming(places))
+reading = WeightRead(plan, lambda: mapped.Warming(places))
 reading.wait()
 print(reading.nbytes / reading.seconds / 1e9)
 """

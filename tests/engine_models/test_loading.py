@@ -501,7 +501,7 @@ def test_file_that_shrinks_while_it_is_read(copy: Path, monkeypatch: pytest.Monk
     config = load_config(copy)
     plan = make_plan(config, read_headers(copy), "float32")
     file.write_bytes(file.read_bytes()[:-1000])
-    reading = reader.Reading(plan, lambda: Warming(Mapped(plan)))
+    reading = reader.WeightRead(plan, lambda: Warming(Mapped(plan)))
     with pytest.raises(ModelError, match="became shorter"):
         reading.wait()
     monkeypatch.setattr(mapped, "SMALL_BYTES", 0)

@@ -1,6 +1,6 @@
-"""The counts of layers and experts in config.json and in the files, compared before lists as long are made. No torch.
+"""Comparison of the counts of layers and experts in config.json and in the files. This module does not import torch.
 
-The other sizes are compared tensor by tensor when the read is planned.
+They are compared before lists of that length are made. Other sizes are compared tensor by tensor in `plan`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ember.engine.loading.safetensors_header import TensorEntry
 
 
 def check_counts(config: DecoderConfig, entries: Mapping[str, TensorEntry], base: str) -> None:
-    """Raises ModelError where the files have another number. `base`: a prefix that their names lack."""
+    """Raise ModelError if the files have another number. `base`: a prefix that their names lack."""
     layer, count = config.names.layer.removeprefix(base), config.num_layers
     _compare(f"num_hidden_layers={count}", count, "layers", layer, entries)
     experts, names = config.experts, config.names.experts
@@ -28,7 +28,7 @@ def check_counts(config: DecoderConfig, entries: Mapping[str, TensorEntry], base
 
 
 def _compare(says: str, count: int, what: str, name: str, entries: Mapping[str, TensorEntry]) -> None:
-    """Raises ModelError unless the numbers in the place of {} in `name` go from 0 to `count` - 1."""
+    """Raise ModelError unless the numbers in place of {} in `name` are 0 to `count` - 1."""
     pattern = re.compile(re.escape(name).replace(re.escape("{}"), "([0-9]{1,9})", 1))
     numbers = {int(found[1]) for entry in entries if (found := pattern.match(entry))}
     last = max(numbers, default=-1)

@@ -1,7 +1,7 @@
-"""Creating the GPU's context before torch is there, through the driver's own library. No torch here.
+"""Creation of the GPU's context before torch is imported, through the driver's library.
 
-The context takes 0.2 to 0.8 s and is shared: torch uses each device's primary context, so it finds this one. Whatever
-goes wrong is left for torch to report.
+The context takes 0.2 to 0.8 s. torch uses each device's primary context, so it uses this one. Errors are left for torch
+to report.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _SUCCESS = 0
 
 
 def create_context(library: Any = None) -> bool:
-    """Retain and touch the primary context of the first visible device; returns whether it is there.
+    """Create the primary context of the first visible device. Returns whether this succeeded.
 
     `library`: the CUDA driver API (CUDA Driver API reference, "Primary Context Management"), by default libcuda.so.1.
     """
@@ -29,5 +29,5 @@ def create_context(library: Any = None) -> bool:
             and library.cuDeviceGet(ctypes.byref(device), 0) == _SUCCESS
             and library.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) == _SUCCESS
         )
-    except AttributeError:  # not the library it should be
+    except AttributeError:  # the library is not the CUDA driver
         return False

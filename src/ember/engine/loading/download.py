@@ -1,8 +1,8 @@
-"""Fetches from the Hugging Face Hub what the engine needs of a repository, into a cache of Hugging Face's layout.
+"""Download of the needed files of a Hugging Face repository into a cache of Hugging Face's layout.
 
-Small files first, so that a model which cannot be served is refused before its weights cost time; then the weights,
-several files at once. A file that is there is not fetched again: a connection that breaks goes on at the byte where it
-stopped, a process that ended at the file. Every failure is one ModelError that says what to do.
+Small files come first, so that a model that cannot be served is refused before its weights are downloaded. Then several
+weight files are downloaded at once. Existing files are not downloaded again. A broken connection resumes at the byte, a
+restarted process at the file where it stopped. Every failure is one ModelError that says what to do.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from ember.engine.loading.hub_errors import explain, may_pass, no_space, readabl
 from ember.engine.loading.hub_files import Repository, text_files, weight_names
 from ember.engine.loading.progress import Progress, Say
 
-WORKERS = 8  # files at once
-TRIES = 3  # of what a passing fault of the network can break
-TIMEOUT = 10.0  # seconds for the Hub to answer
-PAUSE = 1.0  # seconds before the second try, twice that before the third
-REPORT_SECONDS = 5.0  # between two lines of progress
+WORKERS = 8  # parallel downloads
+TRIES = 3  # attempts of calls that a transient network error can break
+TIMEOUT = 10.0  # seconds
+PAUSE = 1.0  # seconds before the second attempt, twice that before the third
+REPORT_SECONDS = 5.0  # between two progress lines
 
 Result = TypeVar("Result")
 
@@ -42,8 +42,8 @@ def download(
     say: Say = lambda line: None,
     check: Callable[[Path], object] = lambda directory: None,
 ) -> Path:
-    """The snapshot's directory, whole. `say` gets lines of progress; `check` is called with the directory once its
-    small files are there and may raise ModelError. Raises ModelError."""
+    """Download a repository and return its snapshot's directory. `say` is called with progress lines. `check` is called
+    with the directory when its small files are complete, and may raise ModelError. Raises ModelError."""
     try:
         import huggingface_hub
         from huggingface_hub.utils import disable_progress_bars
@@ -51,7 +51,7 @@ def download(
         raise ModelError(
             f"{repository.label} is not cached here, and huggingface_hub is not installed to download it"
         ) from None
-    disable_progress_bars()  # lines of carriage returns have no place in a log
+    disable_progress_bars()  # they would write carriage returns to the log
     try:
         return _download(huggingface_hub, repository, cache_dir, token, say, check)
     except ModelError:
@@ -113,7 +113,7 @@ def _require_space(label: str, cache_dir: Path, needed: int) -> None:
 
 
 def _fetch_weights(label: str, blobs: Path, missing: dict[str, int], fetch: Callable[[str], None], say: Say) -> None:
-    """Fetch the files, largest first, and report what has arrived."""
+    """Download the files, largest first, and report progress."""
     total = sum(missing.values())
     say(f"downloading {label}: {len(missing)} weight file{'s' * (len(missing) > 1)}, {readable(total)}, to {blobs}")
     before = _bytes_in(blobs)
@@ -130,9 +130,9 @@ def _fetch_weights(label: str, blobs: Path, missing: dict[str, int], fetch: Call
 
 
 def _fetch_all(files: Iterable[str], fetch: Callable[[str], None], progress: Progress | None = None) -> None:
-    """Call `fetch` for each file, `WORKERS` at a time. Raises the first error at once; the others' work is dropped.
+    """Call `fetch` for each file, `WORKERS` at a time. Raises the first error at once and abandons the other calls.
 
-    The threads are daemons: a boot that has failed does not wait for a transfer that nobody needs.
+    The threads are daemons, so that a failed boot does not wait for other downloads.
     """
     todo = deque(files)
     errors: list[Exception] = []
@@ -164,7 +164,7 @@ def _fetch_all(files: Iterable[str], fetch: Callable[[str], None], progress: Pro
 
 
 def _bytes_in(directory: Path) -> int:
-    """Bytes of all files in it, those being written among them."""
+    """The total size in bytes of all files in a directory, including incomplete ones."""
     total = 0
     with contextlib.suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
@@ -174,7 +174,7 @@ def _bytes_in(directory: Path) -> int:
 
 
 def _write_ref(folder: Path, revision: str, commit: str) -> None:
-    """Remember which commit a branch or tag is, for the boots that find the files here. A whole file or none."""
+    """Write the commit of a branch or tag to the cache's refs, for later boots. The file is written atomically."""
     if revision == commit:
         return
     ref = folder / "refs" / revision
@@ -185,7 +185,7 @@ def _write_ref(folder: Path, revision: str, commit: str) -> None:
 
 
 def _patiently(call: Callable[[], Result]) -> Result:
-    """Try again after a fault that may pass: a container's network can need a moment, the Hub too."""
+    """Call a function, and repeat it after transient errors of the network or the Hub."""
     for number in range(1, TRIES):
         try:
             return call()

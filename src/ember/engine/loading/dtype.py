@@ -1,4 +1,4 @@
-"""Which dtype the model runs in. No torch at import."""
+"""The choice of the model's dtype. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 def choose_dtype_name(requested: str, checkpoint_dtype: str, device: str) -> str:
-    """`requested` is auto or a dtype's name, `device` a torch device type or name; returns the dtype's name.
+    """The name of the dtype. `requested`: auto or a dtype's name. `device`: a torch device's type or name.
 
-    auto: on a GPU the checkpoint's own (float32 becomes bfloat16, as 32 bits only cost speed there); on a CPU bfloat16
-    where the checkpoint has 16 bits and the CPU multiplies bfloat16, otherwise float32. Raises ModelError.
+    auto means on a GPU the checkpoint's dtype, but bfloat16 for float32, which is only slower there. On a CPU it means
+    bfloat16 if the checkpoint has 16 bits and the CPU has bfloat16 instructions, otherwise float32. Raises ModelError.
     """
     if requested in DTYPES:
         return requested

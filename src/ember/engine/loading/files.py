@@ -1,4 +1,4 @@
-"""A model's weight files: which they are, and bringing them into the page cache early. No torch here."""
+"""A model's weight files: finding them, and prefetching them into the page cache. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ember.regular_file import open_regular
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_STRETCH = 16 << 20  # bytes asked for at once: the kernel caps one request
+_STRETCH = 16 << 20  # bytes of one prefetch request, which the kernel limits
 
 
 def weight_files(model_dir: Path) -> list[Path]:
-    """The model's safetensors files. Raises ModelError where there are none, or a listed one is missing.
+    """The model's safetensors files. Raises ModelError if there are none, or if one in the index is missing.
 
-    A whole model in one file is taken before an index, which may be left from an earlier form of it; transformers does
-    so too.
+    A whole model in one file has precedence over an index, which may be left from an earlier version, as in
+    transformers.
     """
     if (model_dir / SINGLE).exists():
         return [model_dir / SINGLE]
@@ -45,12 +45,12 @@ def weight_files(model_dir: Path) -> list[Path]:
 
 
 def usual_names(names: list[str]) -> list[str]:
-    """Picks the model's own safetensors files where there is no index and adapters or duplicates lie beside."""
+    """The model's own safetensors files if there is no index: without adapters and duplicates."""
     return [name for name in names if not name.startswith(("consolidated", "adapter_"))] or names
 
 
 def shard_names(index: Mapping[str, object], where: str) -> list[str]:
-    """The files that an index names. Raises ModelError, also for names of files elsewhere."""
+    """The files that an index names. Raises ModelError, also for files outside the model's directory."""
     shards = index.get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
         raise ModelError(f"{where} has no weight_map: download the file again, or choose another revision or model")
@@ -62,7 +62,7 @@ def shard_names(index: Mapping[str, object], where: str) -> list[str]:
 
 
 def missing_shards(missing: list[str], shards: list[str], beside: list[str]) -> str:
-    """How to say that an index names files which are not there. `beside` are those that are."""
+    """The message for files that an index names and that do not exist. `beside`: the existing files."""
     words = f"{some(missing)} of the {len(shards)} weight files that its {INDEX} names"
     if others := [name for name in beside if name not in shards]:
         return f"{words}, but has {some(others)}: the index is stale; download the model again, or its index"
@@ -72,7 +72,7 @@ def missing_shards(missing: list[str], shards: list[str], beside: list[str]) -> 
 
 
 def prefetch(model_dir: Path) -> None:
-    """Start bringing the weight files into the page cache, in background threads; errors are left to the real read."""
+    """Start to prefetch the weight files into the page cache, in background threads. Errors are left to the reader."""
     try:
         files = weight_files(model_dir)
     except ModelError:
@@ -82,13 +82,13 @@ def prefetch(model_dir: Path) -> None:
 
 
 def some(names: list[str]) -> str:
-    """At most three names and how many more there are."""
+    """At most three names, and the number of further ones."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
 
 def _prefetch(file: Path) -> None:
-    """Ask the kernel for the file piece by piece, which does not copy anything."""
+    """Prefetch a file chunk by chunk, without copying it."""
     try:
         descriptor = open_regular(file)
     except OSError:

@@ -1,7 +1,7 @@
-"""What to tell the person who set MODEL_NAME when a download fails: one line each, with what to do. No token in any.
+"""Messages for failed downloads: one line each, with advice for the person who set MODEL_NAME, and without the token.
 
-A failure comes as a chain of exceptions whose classes differ between versions of huggingface_hub and of its HTTP
-library; the operating system's error number, the HTTP status and the Hub's own classes are what is relied on.
+A failure is a chain of exceptions whose classes differ between versions of huggingface_hub and of its HTTP library. The
+messages depend only on the operating system's error number, the HTTP status and the Hub's own classes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def may_pass(error: Exception) -> bool:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and what led to it."""
+    """The error and the chain of its causes."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -36,7 +36,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _status(chain: Iterable[BaseException]) -> int:
-    """The HTTP status that the Hub answered with; 0 where it did not answer."""
+    """The HTTP status of the Hub's response; 0 if there was none."""
     for link in chain:
         status = getattr(getattr(link, "response", None), "status_code", None)
         if isinstance(status, int):
@@ -57,7 +57,7 @@ def no_space(label: str, cache_dir: Path, detail: str) -> str:
 
 
 def explain(error: Exception, repository: Repository, cache_dir: Path, *, has_token: bool) -> str:
-    """One line: what failed and what to do about it. Never holds the token."""
+    """One line that says what failed and what to do. It never contains the token."""
     from huggingface_hub import errors
 
     label = repository.label
@@ -107,7 +107,7 @@ def explain(error: Exception, repository: Repository, cache_dir: Path, *, has_to
 
 
 def readable(nbytes: float) -> str:
-    """12.3 GB, 4.5 MB."""
+    """A size in words, such as 12.3 GB or 4.5 MB."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if nbytes >= size:
             return f"{nbytes / size:.1f} {unit}"

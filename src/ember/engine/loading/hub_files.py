@@ -1,7 +1,7 @@
-"""Which files of a Hugging Face repository the engine needs. No torch, no network.
+"""The files of a Hugging Face repository that the engine needs. This module uses neither torch nor the network.
 
-A repository often holds its weights several times: safetensors beside .bin, half precision beside full, GGUF, ONNX,
-Flax, the original training format. One form is enough: the one that `loading.files.weight_files` reads.
+A repository often has its weights several times: safetensors and .bin, half and full precision, GGUF, ONNX, Flax, the
+original training format. Only the form that `loading.files.weight_files` reads is needed.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from ember.engine.loading.files import INDEX, SINGLE, missing_shards, shard_name
 
 _TEXT_SUFFIXES = {".json", ".model", ".txt", ".jinja", ".tiktoken"}
 _WEIGHT_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"}
-# Folders of other programs' copies of a model; their .json files are of no use here.
+# Folders with copies of a model for other programs, whose .json files are not needed.
 _FOREIGN = {"onnx", "openvino", "coreml", "flax", "tf", "gguf", "original", "metal"}
 
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """What to fetch, and the settings that named it."""
+    """A repository to download, and the setting that named it."""
 
     name: str
     revision: str | None
     setting: str  # MODEL_NAME
-    required: tuple[str, ...]  # files without one of which it is of no use; the first is the one to speak of
+    required: tuple[str, ...]  # files of which one must exist; errors name the first
     with_weights: bool
 
     @property
@@ -39,7 +39,7 @@ class Repository:
 
 
 def text_files(names: Iterable[str]) -> list[str]:
-    """Configuration, tokenizer and templates: small files at the root, and one folder down where no program owns it."""
+    """Configuration, tokenizer and templates: small files at the root and in folders that are not of other programs."""
     chosen = []
     for name in names:
         path = PurePosixPath(name)
@@ -51,9 +51,9 @@ def text_files(names: Iterable[str]) -> list[str]:
 
 
 def weight_names(repository: str, names: Iterable[str], index: dict[str, object] | None) -> list[str]:
-    """The safetensors files to fetch; `index` is the parsed model.safetensors.index.json, where there is one.
+    """The safetensors files to download. `index`: the parsed model.safetensors.index.json, if there is one.
 
-    Raises ModelError where the repository has weights in other formats only, or none.
+    Raises ModelError if the repository has no weights, or only in other formats.
     """
     available = set(names)
     if SINGLE in available:

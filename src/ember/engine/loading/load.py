@@ -1,9 +1,9 @@
-"""From a model directory to a decoder with its weights in place.
+"""Loading of a decoder from a model directory.
 
-Two ways. What a CPU can use as it lies in the files is mapped, which needs no torch: `begin` may start that before
-torch is imported. For everything else (all weights of a GPU; another dtype, a transposed matrix, rows that lie apart; a
-file system that maps no files) each reader thread has staging memory (pinned for a GPU) from which its chunks are
-copied, converted on the way.
+There are two ways. Weights that a CPU can use unchanged are mapped from the files. This needs no torch, so `begin` may
+start it before torch is imported. All other weights (on a GPU; another dtype, a transposed matrix, separate rows; a
+file system without mappings) are read: each reader thread has staging memory (pinned for a GPU) from which its chunks
+are copied and converted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ember.engine.loading.files import prefetch
 from ember.engine.loading.mapped import Mapped, Pages, Warming, lies_ready
 from ember.engine.loading.plan import LoadPlan, make_plan, read_headers
 from ember.engine.loading.progress import Say
-from ember.engine.loading.reader import Reading
+from ember.engine.loading.reader import WeightRead
 from ember.engine.quantization.formats import format_of
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class LoadReport:
-    """What loading took; `seconds` is the time during which reads were under way."""
+    """Statistics of loading. `seconds`: the time during which reads were running."""
 
-    nbytes: int  # of weights
-    read_bytes: int  # read; the rest lay in the page cache and was mapped
+    nbytes: int  # of all weights
+    read_bytes: int  # the other bytes were mapped from the page cache
     seconds: float
     threads: int
     files: int
@@ -47,12 +47,12 @@ class LoadReport:
 
 @dataclass(slots=True)
 class Loaded:
-    """A decoder whose weights are in place, and where they are."""
+    """A decoder with its weights, and where these are."""
 
     decoder: Decoder
     report: LoadReport
-    pages: Pages | None  # the mappings that weights are used in, of their files; None where they are in own memory
-    mapped_bytes: int  # of the weights that are used in their files
+    pages: Pages | None  # the mappings that weights are used from; None if no weight is mapped
+    mapped_bytes: int  # of the mapped weights
 
 
 @dataclass(slots=True)
@@ -62,12 +62,13 @@ class Started:
 
     plan: LoadPlan
     mapped: Mapped
-    reading: Reading  # of the part that is mapped
+    reading: WeightRead  # of the part that is mapped
     rest: LoadPlan
 
 
 def read_model_config(model_dir: Path) -> DecoderConfig:
-    """Read config.json, and refuse a model that cannot be served before its weights are there. Raises ModelError."""
+    """Read config.json, and refuse a model that cannot be served before its weights are downloaded. Raises
+    ModelError."""
     config = load_config(model_dir)
     try:
         format_of(config)
@@ -77,7 +78,7 @@ def read_model_config(model_dir: Path) -> DecoderConfig:
 
 
 def begin(model_dir: Path, config: DecoderConfig, dtype: str, device: str) -> Started | None:
-    """Start reading before torch is imported; None where no weights can be used in the files.
+    """Start to read before torch is imported. Returns None if no weight can be mapped.
 
     `dtype` is a torch dtype's name (`loading.dtype.choose_dtype_name`). Raises ModelError.
     """
@@ -93,9 +94,9 @@ def begin_plan(plan: LoadPlan, device: str) -> Started | None:
     ready, rest = plan.split(lies_ready)
     try:
         mapped = Mapped(ready)
-    except OSError:  # a file system that maps no files
+    except OSError:  # a file system without mappings
         return None
-    return Started(plan, mapped, Reading(ready, lambda: Warming(mapped)), rest) if ready.parameters else None
+    return Started(plan, mapped, WeightRead(ready, lambda: Warming(mapped)), rest) if ready.parameters else None
 
 
 def load_decoder(
@@ -107,7 +108,8 @@ def load_decoder(
     started: Started | None = None,
     say: Say | None = None,
 ) -> Loaded:
-    """Read the weights and build the decoder; `say` gets lines if it takes long. Raises ModelError."""
+    """Read the weights and build the decoder. `say` is called with progress lines if it takes long. Raises
+    ModelError."""
     from ember.engine.models.decoder import Decoder
 
     name = str(dtype).removeprefix("torch.")
@@ -121,7 +123,7 @@ def load_decoder(
 
 @dataclass(slots=True)
 class LoadedWeights:
-    """The weights by the names of their specifications, and what `Loaded` says of them."""
+    """The weights by the names of their specifications, and the other fields of `Loaded`."""
 
     by_name: dict[str, Linear | Tensor]
     report: LoadReport
@@ -132,11 +134,11 @@ class LoadedWeights:
 def load_weights(
     plan: LoadPlan, device: torch.device, started: Started | None = None, say: Say | None = None
 ) -> LoadedWeights:
-    """Carry a plan out, or what is left of it. Raises ModelError."""
+    """Execute a plan, or what is left of it. Raises ModelError."""
     from ember.engine.loading.place import Staging, assemble, empty_tensors, mapped_tensors
 
     tensors: dict[str, tuple[Tensor, ...]] = {}
-    readings: list[Reading] = []
+    readings: list[WeightRead] = []
     rest, pages, mapped_bytes = plan, None, 0
     started = started or begin_plan(plan, device.type)
     if started is not None:
@@ -147,7 +149,7 @@ def load_weights(
         tensors = mapped_tensors(started.reading.plan, started.mapped)
     if rest.parameters:
         staged = empty_tensors(rest, device)
-        readings.append(Reading(rest, lambda: Staging(staged, device)))
+        readings.append(WeightRead(rest, lambda: Staging(staged, device)))
         readings[-1].wait(say)
         tensors |= staged
     read_bytes, seconds = sum(reading.nbytes for reading in readings), sum(reading.seconds for reading in readings)

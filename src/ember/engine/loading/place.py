@@ -1,4 +1,4 @@
-"""Parameters as tensors, and the staging memory through which bytes reach them when they cannot be used in place."""
+"""Parameters as tensors, and the staging memory for parameters that are not mapped."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ember.engine.loading.mapped import Mapped
 from ember.engine.loading.plan import DTYPES, LoadPlan, Parameter
 from ember.engine.loading.reader import CHUNK_BYTES, Chunk, read_chunk
 
-Tensors = dict[str, tuple[Tensor, ...]]  # by the parameters' names; a fused matrix may come in several, in row order
+Tensors = dict[str, tuple[Tensor, ...]]  # by the parameters' names; a matrix may have several, in row order
 
 
 def assemble(plan: LoadPlan, tensors: Tensors) -> dict[str, Linear | Tensor]:
-    """The weights by name, each put together by the plan's format. `tensors` is emptied."""
+    """The weights by name, each assembled by the plan's format. `tensors` is emptied."""
     parts: dict[str, dict[str, tuple[Tensor, ...]]] = {spec.name: {} for spec in plan.specs}
     for parameter in plan.parameters:
         parts[parameter.spec][parameter.part] = tensors.pop(parameter.name)
@@ -26,7 +26,7 @@ def assemble(plan: LoadPlan, tensors: Tensors) -> dict[str, Linear | Tensor]:
 
 
 def mapped_tensors(plan: LoadPlan, mapped: Mapped) -> Tensors:
-    """The mapped parameters, which keep the mappings alive that they are in."""
+    """The mapped parameters, which keep their mappings alive."""
     tensors: Tensors = {}
     for parameter in plan.parameters:
         places = mapped.places.pop(parameter.name)
@@ -40,9 +40,9 @@ def mapped_tensors(plan: LoadPlan, mapped: Mapped) -> Tensors:
 
 
 def empty_tensors(plan: LoadPlan, device: torch.device) -> Tensors:
-    """Uninitialised parameters, one allocation each, so that each can be replaced and freed on its own.
+    """Uninitialised parameters, one allocation each, so that each can be replaced and freed by itself.
 
-    They are in small pages: to fill huge pages takes twice as long on virtual machines, and here a boot waits for it.
+    They use small pages: filling huge pages takes twice as long on virtual machines, and a boot waits for it.
     """
     return {
         parameter.name: (torch.empty(parameter.shape, dtype=_dtype(parameter), device=device),)
@@ -56,7 +56,8 @@ def _dtype(parameter: Parameter) -> torch.dtype:
 
 
 class Staging:
-    """One thread's sink: two buffers in turn, so that a copy to the device overlaps the next read."""
+    """The sink of one thread. It alternates between two buffers, so that a copy to the device overlaps the next
+    read."""
 
     def __init__(self, tensors: Mapping[str, tuple[Tensor, ...]], device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -71,7 +72,7 @@ class Staging:
         self._turn ^= 1
         if self._copied:
             self._copied[self._turn].synchronize()  # the copy that last used this buffer
-        if chunk.nbytes > len(self._buffers[self._turn]):  # one row of a matrix alone is longer
+        if chunk.nbytes > len(self._buffers[self._turn]):  # a single row may be larger
             self._buffers[self._turn] = self._buffer(chunk.nbytes)
         buffer = self._buffers[self._turn][: chunk.nbytes]
         read_chunk(descriptor, memoryview(buffer.numpy().data), chunk)
@@ -96,7 +97,7 @@ class Staging:
 
 
 def _put(target: Tensor, stored: Tensor, chunk: Chunk) -> None:
-    """Copy the elements of a chunk, one after the other in `stored`, to their place in the parameter `target`."""
+    """Copy the elements of a chunk, which are consecutive in `stored`, to their position in the parameter `target`."""
     piece, done = chunk.piece, slice(chunk.first, chunk.first + chunk.count)
     if piece.is_flat:
         target.view(-1)[done].copy_(stored)

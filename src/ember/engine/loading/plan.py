@@ -1,4 +1,5 @@
-"""Which bytes of which file become which rows of which parameter: the whole read as data. No torch here."""
+"""The plan of loading: which bytes of which file are which rows of which parameter. This module does not import
+torch."""
 
 from __future__ import annotations
 
@@ -32,27 +33,26 @@ DTYPES = {
     "I64": "int64",
     "U64": "uint64",
     "F64": "float64",
-}  # as safetensors and as torch spell them
+}  # safetensors' names -> torch's names
 BYTES = {torch_name: ITEM_SIZES[name] for name, torch_name in DTYPES.items()}  # of an element
-_BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".masked_bias")  # of old checkpoints: no weights
+_BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".masked_bias")  # buffers of old checkpoints, not weights
 _AXES = {1: ("entries",), 2: ("rows", "columns"), 3: ("matrices", "rows", "columns")}
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Consecutive rows of a parameter, and the part of a stored tensor that they are made of.
+    """Consecutive rows of a parameter, and the part of a stored tensor that contains them.
 
-    `rows` and `columns` select from the stored matrix, [rows, columns] as `matrix` says; where it is `transposed`, from
-    its transpose.
+    `rows` and `columns` select from the stored matrix, whose shape is `matrix`, or from its transpose if `transposed`.
     """
 
     entry: TensorEntry
     offset: int  # of the matrix, in bytes from the file's start
     matrix: tuple[int, int]
     rows: Rows
-    columns: tuple[int, int]  # the first, and the one after the last
+    columns: tuple[int, int]  # the first one, and the one after the last
     transposed: bool
-    row: int  # of the parameter, which the piece begins with
+    row: int  # the parameter's row at which the piece begins
 
     @property
     def item_size(self) -> int:
@@ -60,29 +60,29 @@ class Piece:
 
     @property
     def width(self) -> int:
-        """Columns of the parameter."""
+        """The number of the parameter's columns."""
         return self.columns[1] - self.columns[0]
 
     @property
     def is_flat(self) -> bool:
-        """Whether the bytes that are taken follow each other in the parameter as they do in the file."""
+        """Whether the bytes have the same order in the parameter and in the file."""
         return not self.transposed and self.width == self.matrix[1]
 
     @property
     def is_one_span(self) -> bool:
-        """Whether they are one stretch of the file, which can be used in place."""
+        """Whether the bytes are contiguous in the file, so that they can be mapped."""
         return self.is_flat and self.rows.count == 1
 
     def spans(self) -> Iterator[tuple[int, int]]:
-        """The stretches of the file that a flat piece consists of, in the order of its rows: offset and bytes."""
+        """The byte ranges of the file that a flat piece consists of, in the order of its rows: offset and length."""
         row_bytes = self.matrix[1] * self.item_size
         for run in range(self.rows.count):
             start = self.rows.start + run * self.rows.step
             yield self.offset + start * row_bytes, self.rows.size * row_bytes
 
     def stored_runs(self) -> Iterator[tuple[int, int, int]]:
-        """The stored rows that a piece which is not flat needs: the first, how many, and where in the piece they begin:
-        at that row, or where the matrix is transposed at that column."""
+        """The stored rows that a piece which is not flat needs: the first, their number, and the row of the piece (or
+        its column if the matrix is transposed) at which they begin."""
         if self.transposed:
             yield self.columns[0], self.width, 0
             return
@@ -91,7 +91,7 @@ class Piece:
 
     @property
     def nbytes(self) -> int:
-        """Bytes to be read of the file."""
+        """The number of bytes to read from the file."""
         rows = self.width if self.transposed else len(self.rows)
         return rows * self.matrix[1] * self.item_size
 
@@ -102,7 +102,7 @@ class Parameter:
 
     spec: str  # the weight's name
     part: str
-    dtype: str  # as torch spells it
+    dtype: str  # torch's name
     width: int | None  # columns; None: a vector
     pieces: list[Piece] = field(default_factory=list)
     rows: int = 0
@@ -120,7 +120,7 @@ class Parameter:
         return self.rows * (self.width or 1) * BYTES[self.dtype]
 
     def add(self, piece: Piece) -> None:
-        """Append the rows of a piece. A piece that goes on in the file where the last one ends becomes part of it."""
+        """Append the rows of a piece. A piece that begins in the file where the last one ends is merged with it."""
         self.rows += len(piece.rows)
         last = self.pieces[-1] if self.pieces else None
         if last is not None and _follows(piece, last):
@@ -132,15 +132,15 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """All parameters, and the weights that are assembled from them by `weight_format`."""
+    """All parameters, and the weights that `weight_format` assembles from them."""
 
     specs: list[Spec]
     weight_format: WeightFormat
-    dtype: str  # of the model, as torch spells it
+    dtype: str  # of the model, torch's name
     parameters: list[Parameter]
 
     def split(self, belongs: Callable[[Parameter], bool]) -> tuple[LoadPlan, LoadPlan]:
-        """The plan of those parameters, and the plan of the others. The weights are those of the whole plan."""
+        """The plan of some parameters, and the plan of the others. Both have the weights of the whole plan."""
         parts: tuple[list[Parameter], list[Parameter]] = ([], [])
         for parameter in self.parameters:
             parts[0 if belongs(parameter) else 1].append(parameter)
@@ -148,7 +148,7 @@ class LoadPlan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes to be read."""
+        """The number of bytes to read."""
         return sum(piece.nbytes for parameter in self.parameters for piece in parameter.pieces)
 
     @property
@@ -170,9 +170,9 @@ def read_headers(model_dir: Path) -> dict[str, TensorEntry]:
 
 
 def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry], dtype: str) -> LoadPlan:
-    """Match the decoder's weights with the checkpoint. `dtype`: the model's, as torch spells it.
+    """Match the decoder's weights with the checkpoint. `dtype`: the model's, torch's name.
 
-    Raises ModelError naming what is missing, has another shape or dtype, or is left over.
+    Raises ModelError that names tensors that are missing, left over, or of another shape or dtype.
     """
     names, architecture = config.names, config.architecture
     # A checkpoint of the bare model, without a head, lacks the first part of the names.

@@ -1,4 +1,4 @@
-"""How far a download or a load is: a bar where there is a terminal, otherwise lines for a log. No torch here."""
+"""Progress of a download or a load: a bar on a terminal, otherwise log lines. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from typing import TextIO
 from ember.engine.loading.hub_errors import readable
 
 LINE_SECONDS = 5.0  # between two lines
-BAR_SECONDS = 0.2  # between two pictures of the bar
+BAR_SECONDS = 0.2  # between two redraws of the bar
 _BAR_CELLS = 24
 
 Say = Callable[[str], None]
 
 
 class Progress:
-    """Tells how much of `total` bytes is done. Whoever waits calls `step` about every `tick` seconds, then `end`.
+    """Reports how much of `total` bytes is done. The waiting thread calls `step` about every `tick` seconds, then
+    `end`.
 
-    On a terminal a bar is redrawn in its line of stderr, and erased at the end; elsewhere `say` gets a line every
-    `line_seconds`. Nothing is told during the first `quiet_seconds`.
+    On a terminal a bar is redrawn on a line of stderr and erased at the end. Otherwise `say` is called with a line
+    every `line_seconds`. Nothing is reported during the first `quiet_seconds`.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Progress:
         self.has_told = False
 
     def step(self) -> None:
-        """Tell, if it is time to."""
+        """Report if it is time to."""
         now = time.monotonic()
         if now < self._next:
             return
@@ -83,7 +84,7 @@ class Progress:
         return min(max(self._done(), 0), self._total)
 
     def _draw(self, text: str) -> None:
-        """Write over the terminal's line. One cell is left free: a full line would wrap."""
+        """Overwrite the terminal's line. One cell is left free, since a full line would wrap."""
         assert self._terminal is not None
         width = max(shutil.get_terminal_size().columns - 1, 1)
         self._terminal.write(f"\r{text[:width]:<{width}}")

@@ -1,6 +1,6 @@
-"""Reading the plan's bytes with several threads, each `preadv` to where its sink wants them. No torch here.
+"""Reading of the plan's bytes by several threads, with `preadv` into memory of their sinks. No torch is imported.
 
-`pread` releases the interpreter lock, so reading runs beside `import torch` and everything else the boot does.
+`preadv` releases the interpreter lock, so reading overlaps with `import torch` and the rest of the boot.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from ember.engine.loading.safetensors_header import AGAIN
 from ember.regular_file import open_regular
 
 CHUNK_BYTES = 16 << 20
-QUIET_SECONDS = 3.0  # a load that is over by then is not worth a word
+QUIET_SECONDS = 3.0  # a shorter load reports no progress
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Stretches of the file that belong to one piece of a parameter.
+    """Byte ranges of the file that belong to one piece of a parameter.
 
-    Of a flat piece they fill consecutive elements of the parameter, from `first` on. Of another one they are `count`
-    whole rows of the stored matrix, whose place in the piece is `first`: a row of it, or a column where the matrix is
-    transposed.
+    Those of a flat piece fill consecutive elements of the parameter, from `first` on. Those of another piece are
+    `count` whole rows of the stored matrix. Their position in the piece is `first`: a row of it, or a column if the
+    matrix is transposed.
     """
 
     parameter: Parameter
     piece: Piece
-    spans: tuple[tuple[int, int], ...]  # offset in the file and bytes
+    spans: tuple[tuple[int, int], ...]  # offset in the file and length in bytes
     nbytes: int
     first: int
-    count: int  # of elements, or of stored rows
+    count: int  # number of elements, or of stored rows
 
     @property
     def file(self) -> Path:
@@ -46,24 +46,24 @@ class Chunk:
 
 
 class Sink(Protocol):
-    """Where one thread's chunks go; each thread has its own."""
+    """The destination of one thread's chunks. Each thread has its own."""
 
     def fill(self, chunk: Chunk, descriptor: int) -> int:
-        """Bring one chunk from the open file to its place. Returns how many bytes had to be read."""
+        """Read one chunk from the open file to its destination. Returns the number of bytes that had to be read."""
 
     def close(self) -> None:
-        """No more chunks come: finish what is under way."""
+        """Finish pending copies after the last chunk."""
 
 
-class Reading:
-    """A read under way in threads. `wait()` returns when every byte is in place, or raises the first ModelError."""
+class WeightRead:
+    """A read of weights by threads. `wait()` returns when every byte is in place, or raises the first ModelError."""
 
     def __init__(self, plan: LoadPlan, open_sink: Callable[[], Sink], threads: int | None = None) -> None:
         self.plan = plan
         self.threads = threads or min(8, 2 * available_cores())
         self.seconds = 0.0
-        self.nbytes = 0  # that were read
-        self.placed_bytes = 0  # that are in place, read or mapped
+        self.nbytes = 0  # bytes that were read
+        self.placed_bytes = 0  # bytes that are in place, read or mapped
         self._chunks = _chunks(plan)
         self._files: dict[Path, int] = {}
         self._lock = threading.Lock()
@@ -77,7 +77,7 @@ class Reading:
             worker.start()
 
     def wait(self, say: Say | None = None) -> None:
-        """Tells a terminal, or in lines `say`, how far it is, if it takes more than a few seconds."""
+        """Report the progress on a terminal, or in lines to `say`, if the load takes more than a few seconds."""
         total = self.plan.nbytes
         progress = None
         if say is not None:
@@ -134,7 +134,7 @@ class Reading:
 
 
 def available_cores() -> int:
-    """Cores that this process may run on."""
+    """The number of CPUs that this process may run on."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:
@@ -157,7 +157,7 @@ def _chunks(plan: LoadPlan) -> Iterator[Chunk]:
 
 
 def _flat_chunks(parameter: Parameter, piece: Piece) -> Iterator[Chunk]:
-    """Consecutive elements of the parameter: parts of one long stretch of the file, or many short stretches."""
+    """Chunks of a flat piece: parts of one long byte range of the file, or many short ranges."""
     element = piece.row * piece.width
     spans: list[tuple[int, int]] = []
     nbytes = 0
@@ -174,7 +174,7 @@ def _flat_chunks(parameter: Parameter, piece: Piece) -> Iterator[Chunk]:
 
 
 def read_chunk(descriptor: int, view: memoryview, chunk: Chunk) -> None:
-    """Fill `view` with the bytes of a chunk. Raises ModelError when the file ends before."""
+    """Fill `view` with the bytes of a chunk. Raises ModelError if the file ends earlier."""
     done = 0
     for offset, nbytes in chunk.spans:
         read_exactly(descriptor, view[done : done + nbytes], chunk.file, offset)
@@ -182,7 +182,7 @@ def read_chunk(descriptor: int, view: memoryview, chunk: Chunk) -> None:
 
 
 def read_exactly(descriptor: int, view: memoryview, file: Path, offset: int) -> None:
-    """Fill `view` with the bytes from `offset` of the file on. Raises ModelError when it ends before."""
+    """Fill `view` with the bytes of the file from `offset` on. Raises ModelError if the file ends earlier."""
     done = 0
     while done < len(view):
         count = os.preadv(descriptor, [view[done:]], offset + done)

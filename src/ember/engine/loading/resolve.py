@@ -1,9 +1,9 @@
-"""From the name a user gives to a directory with the model's files. No torch here.
+"""Resolution of a model's name to a directory with its files. This module does not import torch.
 
-In order: a path; `demo`; a model baked into the image; the worker platform's model cache; the Hugging Face cache; a
-download. It goes to DOWNLOAD_DIR or the user's Hugging Face cache where either is set, else to the volume at BASE_PATH
-where one is mounted, so that the next worker finds it, else to the default cache. What is found is used as it is: the
-Hub is not asked whether there is a newer commit, and need not be up.
+The places are, in order: a path; `demo`; a model in the image; the platform's model cache; the Hugging Face cache; a
+download. The download goes to DOWNLOAD_DIR or the user's Hugging Face cache if either is set, else to the volume at
+BASE_PATH if one is mounted, so that the next worker finds it, else to the default cache. A model that was found is used
+unchanged: the Hub is not asked for a newer commit and need not be reachable.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from ember.regular_file import read_regular
 Say = Callable[[str], None]
 _MAX_REF_BYTES = 1000
 DEMO = Path(__file__).parents[2] / "demo"
-BAKED = Path("/opt/ember/models")  # of the image, which keeps models there in the layout of a Hugging Face cache
-_HOME = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")  # one of them set: the user has chosen a place
+BAKED = Path("/opt/ember/models")  # models in the image, in the layout of a Hugging Face cache
+_HOME = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")  # if one is set, the user has chosen a cache
 
 
 class Wanted(NamedTuple):
-    """What a directory must hold, and how to speak of it."""
+    """What a directory must contain, and its name in messages."""
 
     what: str
-    setting: str  # names it
-    required: tuple[str, ...]  # files, one of which must be there; the first is the one to speak of
-    is_whole: Callable[[Path], bool]  # a download may have been cut off
+    setting: str  # the setting that names it
+    required: tuple[str, ...]  # files of which one must exist; errors name the first
+    is_whole: Callable[[Path], bool]  # whether it is complete, since a download may have been interrupted
     with_weights: bool
 
 
 def _has_weights(directory: Path) -> bool:
-    """Whether the configuration and every weight file are there."""
+    """Whether the configuration and every weight file exist."""
     try:
         return (directory / "config.json").exists() and bool(weight_files(directory))
     except ModelError:
@@ -48,18 +48,18 @@ def _has_tokenizer(directory: Path) -> bool:
 
 
 MODEL = Wanted("model", "MODEL_NAME", ("config.json",), _has_weights, True)
-# Of forms that cannot be read the front says how to convert them.
+# For tokenizers in other forms the front says how to convert them.
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model", "tekken.json", "tiktoken.model", "vocab.txt")
 TOKENIZER = Wanted("tokenizer", "TOKENIZER_NAME", _TOKENIZERS, _has_tokenizer, False)
 
 
 class Places(NamedTuple):
-    """Where to look, and how to fetch what is not there."""
+    """The places to search, and the settings of a download."""
 
     base_path: str | None = None  # the volume with the platform's cache, `<base_path>/huggingface-cache/hub`
-    download_dir: str | None = None  # a Hugging Face cache directory that takes the place of the user's
+    download_dir: str | None = None  # a Hugging Face cache directory in place of the user's
     token: str | None = None
-    say: Say = lambda line: None  # gets lines about a download
+    say: Say = lambda line: None  # called with progress lines of a download
 
 
 def resolve_model(
@@ -68,7 +68,7 @@ def resolve_model(
     places: Places = Places(),  # noqa: B008  (it cannot be changed)
     check: Callable[[Path], object] = lambda directory: None,
 ) -> Path:
-    """The model's directory, downloaded if need be.
+    """The model's directory, after a download if necessary.
 
     `check` is called with the directory before weights are downloaded, and may raise ModelError. Raises ModelError.
     """
@@ -76,7 +76,7 @@ def resolve_model(
 
 
 def resolve_tokenizer(name: str, revision: str | None = None, places: Places = Places()) -> Path:  # noqa: B008
-    """The directory of a tokenizer that is not the model's own, found like a model; it needs no weights."""
+    """The directory of a separate tokenizer. It is searched like a model and needs no weights."""
     return _resolve(TOKENIZER, name.strip(), revision, places, lambda directory: None)
 
 
@@ -117,7 +117,7 @@ def _resolve(wanted: Wanted, name: str, revision: str | None, places: Places, ch
 
 
 def find_snapshot(hub: Path, name: str, revision: str | None, wanted: Wanted = MODEL) -> Path | None:
-    """The snapshot of `name` in a cache of Hugging Face's layout, letter case aside; None where there is none whole.
+    """The complete snapshot of `name` in a cache of Hugging Face's layout, ignoring case; None if there is none.
 
     Layout: `models--org--name/snapshots/<commit>/`, with `refs/<branch or tag>` files that hold a commit.
     """
@@ -126,7 +126,7 @@ def find_snapshot(hub: Path, name: str, revision: str | None, wanted: Wanted = M
         snapshots = repository / "snapshots"
         if commit is not None:
             candidates = [snapshots / commit]
-        else:  # a cache copied without its refs: a single snapshot is beyond doubt
+        else:  # the cache was copied without refs: a single snapshot is unambiguous
             candidates = sorted(snapshots.iterdir()) if snapshots.is_dir() else []
             candidates = candidates if len(candidates) == 1 else []
         for candidate in candidates:
@@ -136,7 +136,7 @@ def find_snapshot(hub: Path, name: str, revision: str | None, wanted: Wanted = M
 
 
 def hub_cache() -> Path:
-    """Where Hugging Face's libraries keep their cache, by the same variables."""
+    """The cache directory of Hugging Face's libraries, from the same variables."""
     if cache := _variable("HF_HUB_CACHE") or _variable("HUGGINGFACE_HUB_CACHE"):
         return Path(cache).expanduser()
     home = _variable("HF_HOME") or os.path.join(_variable("XDG_CACHE_HOME") or "~/.cache", "huggingface")
@@ -144,7 +144,7 @@ def hub_cache() -> Path:
 
 
 def _variable(name: str) -> str:
-    """A variable of Hugging Face's libraries; empty where it is unset or blank."""
+    """The value of a variable of Hugging Face's libraries; empty if it is unset or blank."""
     return os.environ.get(name, "").strip()
 
 
@@ -155,7 +155,7 @@ def _checked(wanted: Wanted, path: Path) -> Path:
 
 
 def _children(parent: Path, name: str) -> list[Path]:
-    """The directories of that name, letter case aside; the one that is spelt so comes first."""
+    """The directories of that name, ignoring case. The exact name is first."""
     try:
         entries = [entry for entry in sorted(parent.iterdir()) if entry.name.lower() == name.lower()]
     except OSError:
@@ -164,7 +164,7 @@ def _children(parent: Path, name: str) -> list[Path]:
 
 
 def _is_writable(directory: Path) -> bool:
-    """Whether files can be put there, or it can be made: a volume that is mounted, and not read-only."""
+    """Whether files can be written to a directory, or it can be created: on a mounted volume that is not read-only."""
     if not directory.parents[1].is_dir():  # the volume itself
         return False
     place = next(path for path in (directory, *directory.parents) if path.is_dir())
@@ -172,7 +172,7 @@ def _is_writable(directory: Path) -> bool:
 
 
 def _read_ref(ref: Path) -> str | None:
-    """The commit that a ref names; None where there is none, or what it names is no directory's name."""
+    """The commit of a ref; None if there is none or it is not the name of a directory."""
     try:
         commit = read_regular(ref, _MAX_REF_BYTES).decode().strip()
     except (OSError, ValueError):

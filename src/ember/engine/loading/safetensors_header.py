@@ -1,4 +1,4 @@
-"""The header of a safetensors file: which tensor lies where. No torch here.
+"""The header of a safetensors file, which has the position of each tensor. This module does not import torch.
 
 Format (huggingface/safetensors): 8 bytes with the header's length (little endian), the header as a JSON object of
 `name -> {"dtype", "shape", "data_offsets": [begin, end]}` plus `__metadata__`, then the data; offsets count from there.
@@ -45,18 +45,18 @@ AGAIN = "the file is damaged or its download was cut off: delete it and download
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One tensor of a file; `offset` in bytes from the file's start."""
+    """One tensor of a file. `offset`: in bytes from the file's start."""
 
     name: str
     file: Path
     offset: int
     nbytes: int
-    dtype: str  # as the format spells it: BF16, F32, ...
+    dtype: str  # in the format's spelling: BF16, F32, ...
     shape: tuple[int, ...]
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
-    """The tensors of one file by name. Raises ModelError, in one line, for a file that is not whole or not sound."""
+    """The tensors of one file by name. Raises ModelError for a truncated or invalid file."""
     try:
         with os.fdopen(open_regular(file), "rb") as handle:
             size = os.fstat(handle.fileno()).st_size
@@ -86,7 +86,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
 
 
 def _refuse_overlaps(entries: Iterable[TensorEntry]) -> None:
-    """Raises ModelError where bytes belong to two tensors, as the format forbids."""
+    """Raise ModelError if two tensors overlap, which the format forbids."""
     placed = sorted((entry for entry in entries if entry.nbytes), key=lambda entry: entry.offset)
     for one, other in pairwise(placed):
         if one.offset + one.nbytes > other.offset:
