@@ -15,7 +15,6 @@ from ember.engine.description.cache_groups import cache_groups, most_pages
 from ember.engine.description.read_config import load_config
 from ember.engine.errors import ModelError
 from ember.wire import Generate
-from ember_cpu import library as native
 from tests.engine_core.inline import greedy, make_engine, poison, run, tokens
 from tests.engine_models.tiny import VOCAB_SIZE, make_tiny
 
@@ -102,27 +101,3 @@ def test_preemption(case, caching):
     assert engine.stats().num_preemptions > 0
     engine = smallest(directory, 145, enable_prefix_caching=caching)
     assert answers(engine) == expected
-
-
-SIZES: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 96, "head_dim": 32, "dtype": torch.bfloat16}
-
-
-@pytest.mark.skipif(native.load() is None, reason="this machine has no C library")
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_c_library_says_the_same_however_the_work_is_cut(variant, tmp_path, monkeypatch):
-    """Steps of up to 128 tokens add up in one order, so the answers are equal to the bit."""
-    monkeypatch.setattr("ember.engine.operators.native_ops.cpu_flags", frozenset)
-    family, overrides, _ = VARIANTS[variant]
-    directory = make_tiny(family, tmp_path, **{**overrides, **SIZES})
-
-    def engine(**configure: Any) -> Engine:
-        made = make_engine(directory, dtype="bfloat16", **{"max_num_batched_tokens": 128, **configure})
-        assert made.runner.model._native is not None
-        return made
-
-    expected = answers(engine(enable_prefix_caching=False, max_num_seqs=1))
-    assert answers(poison(engine(enable_prefix_caching=False))) == expected
-    chunked = poison(engine(max_num_batched_tokens=23))
-    assert answers(chunked) == expected and answers(chunked) == expected
-    assert chunked.stats().prefix_cache_hits > sum(LENGTHS) / 2
-    assert answers(smallest(directory, 145, dtype="bfloat16")) == expected

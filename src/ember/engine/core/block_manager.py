@@ -32,6 +32,7 @@ class BlockManager:
         self.groups = groups
         self.block_size = block_size
         self._windows = [(i, group.window) for i, group in enumerate(groups) if group.window is not None]
+        self.has_windows = bool(self._windows)
         self._whole = [i for i, group in enumerate(groups) if group.window is None]
 
     def find_prefix(self, sequence: Sequence) -> CachedPrefix:
@@ -116,10 +117,6 @@ class BlockManager:
                 self.pool.release(table[known:first])
                 table[known:first] = array("q", [GIVEN_BACK] * (first - known))
                 sequence.first_blocks[group] = first
-
-    @property
-    def has_windows(self) -> bool:
-        return bool(self._windows)
 
     def publish(self, sequence: Sequence) -> None:
         """Make the sequence's pages findable that are full of known tokens."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -128,40 +129,48 @@ class Runner:
         return StepResult.of(sequences, sample(logits, sequences, self.model.config.eos_token_ids, masks()))
 
     def _batch(self, step: list[Scheduled]) -> Batch:
-        block_size = self.cache.block_size
         token_ids: list[int] = []
         positions: list[int] = []
-        slots: list[list[int]] = [[] for _ in step[0].sequence.block_tables]  # by group
         query_starts = [0]
         context_lens: list[int] = []
-        max_blocks = max(len(scheduled.sequence.block_tables[0]) for scheduled in step)
-        block_tables = np.zeros((len(slots), len(step), max_blocks), dtype=np.int64)
         ends = []
-        for row, scheduled in enumerate(step):
+        for scheduled in step:
             sequence = scheduled.sequence
             start = sequence.num_computed_tokens
             end = start + scheduled.num_tokens
             token_ids += sequence.token_ids[start:end]
             positions += range(start, end)
-            for group, table in enumerate(sequence.block_tables):
-                slots[group] += [table[i // block_size] * block_size + i % block_size for i in range(start, end)]
-                block_tables[group, row, : len(table)] = np.frombuffer(table, dtype=np.int64)
             query_starts.append(query_starts[-1] + scheduled.num_tokens)
             context_lens.append(end)
             if is_last_chunk(scheduled):
                 ends.append(query_starts[-1] - 1)
+        groups = range(len(step[0].sequence.block_tables))
         return Batch(
             token_ids=self._upload(token_ids),
             positions=self._upload(positions),
-            slot_mapping=self._upload(slots),
-            block_tables=self._upload(block_tables),
+            slot_mapping=self._upload(np.array(self._slots(step, groups)).reshape(len(groups), -1)),
+            block_tables=self._upload(_block_tables(step, groups)),
             query_starts=query_starts,
             context_lens=context_lens,
             logits_indices=self._upload(ends),
         )
 
-    def _upload(self, values: list[int] | list[list[int]] | np.ndarray) -> Tensor:
-        tensor = torch.as_tensor(values, dtype=torch.int64)
+    def _slots(self, step: list[Scheduled], groups: range) -> list[int]:
+        """Where each cache group keeps the step's tokens, group by group."""
+        block_size = self.cache.block_size
+        slots: list[int] = []
+        for group in groups:
+            for scheduled in step:
+                first, table = scheduled.sequence.num_computed_tokens, scheduled.sequence.block_tables[group]
+                if scheduled.num_tokens == 1:
+                    slots.append(table[first // block_size] * block_size + first % block_size)
+                else:
+                    positions = range(first, first + scheduled.num_tokens)
+                    slots += [table[i // block_size] * block_size + i % block_size for i in positions]
+        return slots
+
+    def _upload(self, values: list[int] | np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(np.asarray(values, dtype=np.int64))
         return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _add_prompt_logprobs(self, scheduled: Scheduled, hidden: Tensor) -> None:
@@ -185,3 +194,15 @@ class Runner:
 def is_last_chunk(scheduled: Scheduled) -> bool:
     """Whether the scheduled tokens include the sequence's last one, so that a token is sampled."""
     return scheduled.num_tokens == scheduled.sequence.num_uncomputed_tokens
+
+
+def _block_tables(step: list[Scheduled], groups: range) -> np.ndarray:
+    """[groups, sequences, blocks of the longest sequence]"""
+    longest = max(len(scheduled.sequence.block_tables[0]) for scheduled in step)
+    padding, tables = array("q", bytes(8 * longest)), array("q")
+    for group in groups:
+        for scheduled in step:
+            table = scheduled.sequence.block_tables[group]
+            tables += table
+            tables += padding[len(table) :]
+    return np.frombuffer(tables, dtype=np.int64).reshape(len(groups), len(step), longest)

@@ -95,11 +95,14 @@ class Scheduler:
                 break
             if sequence in preempted:
                 continue
-            num_tokens, victims = self._allocate(sequence, min(self._chunk(sequence), budget))
-            preempted.update(victims)
-            budget += sum(scheduled.num_tokens for scheduled in step if scheduled.sequence in victims)
-            step = [scheduled for scheduled in step if scheduled.sequence not in victims]
-            if sequence not in victims:
+            num_tokens = min(self._chunk(sequence), budget)
+            if self.blocks.num_new(sequence, num_tokens) > 0:
+                num_tokens, victims = self._allocate(sequence, num_tokens)
+                if victims:
+                    preempted.update(victims)
+                    budget += sum(scheduled.num_tokens for scheduled in step if scheduled.sequence in victims)
+                    step = [scheduled for scheduled in step if scheduled.sequence not in victims]
+            if num_tokens:
                 step.append(Scheduled(sequence, num_tokens))
                 budget -= num_tokens
         position = 0
