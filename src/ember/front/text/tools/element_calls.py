@@ -20,6 +20,7 @@ from ember.front.text.tools.grammar import Rules
 from ember.front.text.tools.marks import Finder, Markers
 from ember.front.text.tools.scanner import CallScanner, Steps
 from ember.front.text.tools.schema import Tool, typed
+from ember.front.text.tools.sections import read_section
 from ember.front.text.tools.unwrap import WRAPPERS
 from ember.front.text.tools.xml_values import CDATA
 
@@ -115,28 +116,13 @@ class _Reader:
         self._call_end = call_end
 
     def read(self, scanner: CallScanner, opener: str) -> Steps[bool]:
-        num_calls = 0
-        is_in_call = opener == self.call
-        while True:
-            if not is_in_call:
-                yield from scanner.blanks()
-                is_in_call = yield from scanner.take(self.call)
-            if not is_in_call:
-                break
-            if not (yield from self._read_call(scanner)):
-                if num_calls:
-                    scanner.go_back()
-                return num_calls > 0
-            num_calls += 1
-            is_in_call = False
-            scanner.begin()
-        if num_calls == 0:
-            return False
-        if not (yield from scanner.take(self.end)):
-            scanner.go_back()
-        return True
+        first = opener if opener == self.call else None
+        return read_section(scanner, first, self._take_opener, self._read_call, self.end)
 
-    def _read_call(self, scanner: CallScanner) -> Steps[bool]:
+    def _take_opener(self, scanner: CallScanner) -> Steps[str | None]:
+        return scanner.take_any((self.call,))
+
+    def _read_call(self, scanner: CallScanner, opener: str) -> Steps[bool]:
         """One call, from behind what begins it."""
         found = yield from scanner.until(self._name_ends, _MAX_NAME)
         if found is None:

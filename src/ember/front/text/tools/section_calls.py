@@ -12,6 +12,7 @@ from ember.front.text.tools.json_text import forward_value
 from ember.front.text.tools.marks import Finder, Markers
 from ember.front.text.tools.scanner import MAX_HEADER, CallScanner, Steps
 from ember.front.text.tools.schema import Tool
+from ember.front.text.tools.sections import read_section
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,28 +86,11 @@ class _Reader:
         self._header_ends = Finder([*stops, *self.call_ends, self.end])
 
     def read(self, scanner: CallScanner, opener: str) -> Steps[bool]:
-        num_calls = 0
-        is_in_call = opener in self.call_begins
-        while True:
-            if not is_in_call:
-                yield from scanner.blanks()
-                opener = (yield from scanner.take_any(self.call_begins)) or ""
-                is_in_call = bool(opener)
-            if not is_in_call:
-                break
-            if not (yield from self._read_call(scanner, opener)):
-                if num_calls == 0:
-                    return False
-                scanner.go_back()
-                return True
-            num_calls += 1
-            is_in_call = False
-            scanner.begin()
-        if num_calls == 0:
-            return False
-        if not self.end or not (yield from scanner.take(self.end)):
-            scanner.go_back()
-        return True
+        first = opener if opener in self.call_begins else None
+        return read_section(scanner, first, self._take_opener, self._read_call, self.end or None)
+
+    def _take_opener(self, scanner: CallScanner) -> Steps[str | None]:
+        return scanner.take_any(self.call_begins)
 
     def _read_call(self, scanner: CallScanner, opener: str) -> Steps[bool]:
         """One call, from behind its begin, which may be there twice."""

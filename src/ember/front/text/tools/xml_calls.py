@@ -14,6 +14,7 @@ from ember.front.text.tools.json_calls import read_calls
 from ember.front.text.tools.marks import Finder, Markers
 from ember.front.text.tools.scanner import CallScanner, Steps
 from ember.front.text.tools.schema import Tool, is_text, text_as, typed
+from ember.front.text.tools.sections import read_section
 from ember.front.text.tools.xml_values import CDATA, Values
 
 _MAX_NAME = 256
@@ -172,32 +173,26 @@ class _Reader:
         )
 
     def read(self, scanner: CallScanner, opener: str) -> Steps[bool]:
-        num_calls = 0
-        is_in_call = opener == self.call or not self.call
-        while True:
-            if not is_in_call:
-                yield from scanner.blanks()
-                if not num_calls and (yield from scanner.character()) in ("{", "["):  # the form of many other models
-                    return (yield from read_calls(scanner, (self.end,)))
-                if self.lead and (yield from scanner.take(self.lead)):
-                    yield from scanner.blanks()
-                is_in_call = bool(self.call) and (yield from scanner.take(self.call))
-            if not is_in_call:
-                break
-            if not (yield from self._read_call(scanner)):
-                if num_calls:
-                    scanner.go_back()
-                return num_calls > 0
-            num_calls += 1
-            is_in_call = False
-            scanner.begin()
-            for mark in (self.call_end, self._trail):  # one that is there twice
-                while mark and (yield from self._take_next(scanner, mark)):
-                    scanner.begin()
-        if num_calls == 0:
+        first = opener if opener == self.call or not self.call else None
+        if first is None:
+            yield from scanner.blanks()
+            if (yield from scanner.character()) in ("{", "["):  # the form of many other models
+                return (yield from read_calls(scanner, (self.end,)))
+        return (yield from read_section(scanner, first, self._take_opener, self._read_call_to_its_ends, self.end))
+
+    def _take_opener(self, scanner: CallScanner) -> Steps[str | None]:
+        if self.lead and (yield from scanner.take(self.lead)):
+            yield from scanner.blanks()
+        return (yield from scanner.take_any((self.call,))) if self.call else None
+
+    def _read_call_to_its_ends(self, scanner: CallScanner, opener: str) -> Steps[bool]:
+        """One call, with marks of its end that are there twice."""
+        if not (yield from self._read_call(scanner)):
             return False
-        if not (yield from scanner.take(self.end)):
-            scanner.go_back()
+        scanner.begin()
+        for mark in (self.call_end, self._trail):
+            while mark and (yield from self._take_next(scanner, mark)):
+                scanner.begin()
         return True
 
     def _take_next(self, scanner: CallScanner, mark: str) -> Steps[bool]:
