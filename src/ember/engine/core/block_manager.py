@@ -1,7 +1,7 @@
-"""Which pages each sequence holds: one block table per cache group, longer by what a step needs, and the cached prefix.
+"""Allocation of pages to sequences: one block table per cache group, and the lookup of cached prefixes.
 
-A sliding window is left behind as a sequence goes on: pages of its group that no query can reach any more are given
-back, while the sequence runs. They keep their content, so a later request may still find them.
+Pages before the sliding window of a group are freed while the sequence runs, since no query can reach them. They keep
+their content, so a later request may still find them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from ember.engine.description.cache_groups import CacheGroup
 
 @dataclass(slots=True)
 class CachedPrefix:
-    """Pages that a new sequence can share, of its first `num_blocks` blocks."""
+    """Pages that a new sequence can share, for its first `num_blocks` blocks."""
 
     num_blocks: int
-    first_blocks: list[int]  # of each group, the first one that the next token looks at
-    blocks: list[list[int]]  # of each group, the pages from there on; they are not held yet
+    first_blocks: list[int]  # for each group, the first block that the next token attends to
+    blocks: list[list[int]]  # for each group, the pages from that block on; they are not held yet
 
 
 class BlockManager:
-    """Gives sequences the pages of a pool, and takes them back."""
+    """Allocates the pages of a pool to sequences, and frees them."""
 
     def __init__(self, pool: BlockPool, groups: Items[CacheGroup], block_size: int) -> None:
         self.pool = pool
@@ -36,9 +36,9 @@ class BlockManager:
         self._whole = [i for i, group in enumerate(groups) if group.window is None]
 
     def find_prefix(self, sequence: Sequence) -> CachedPrefix:
-        """The longest head of the sequence that need not be computed, since all pages are cached that the tokens behind
-        it look at: in groups without a window all pages of the head, in the others those that the window reaches. The
-        last token is always computed."""
+        """The longest prefix of the sequence that need not be computed, because the pages that later tokens attend to
+        are cached: in groups without a window all pages of the prefix, in the others those within the window. The last
+        token is always computed."""
         length = (sequence.num_tokens - 1) // self.block_size
         self._extend_hashes(sequence, length)
         hashes = sequence.block_hashes
@@ -50,7 +50,7 @@ class BlockManager:
             for group, window in self._windows:
                 cached = self.pool.cached(group)
                 first = self._first_seen(length * self.block_size, window)
-                # Without this page, no prefix that ends behind it can be used.
+                # Without this page, no prefix that ends after it can be used.
                 missing = next((i for i in range(length - 1, first - 1, -1) if hashes[i] not in cached), None)
                 length = length if missing is None else missing
             if length == found:
@@ -66,12 +66,12 @@ class BlockManager:
         return CachedPrefix(length, firsts, blocks)
 
     def no_prefix(self) -> CachedPrefix:
-        """Nothing is shared."""
+        """A prefix without blocks."""
         return CachedPrefix(0, [0] * len(self.groups), [[] for _ in self.groups])
 
     def most_new(self, sequence: Sequence, prefix: CachedPrefix, chunk: int) -> int:
-        """The most free pages that the sequence takes behind a cached prefix and with it, until all its tokens are
-        computed, at most `chunk` of them in a step."""
+        """The most free pages that the sequence needs at a time, with and after a cached prefix, until all of its
+        tokens are computed, at most `chunk` of them per step."""
         pages = 0
         for group, first, blocks in zip(self.groups, prefix.first_blocks, prefix.blocks, strict=True):
             most = group.most_pages(sequence.num_tokens - first * self.block_size, chunk, self.block_size)
@@ -79,7 +79,7 @@ class BlockManager:
         return pages
 
     def start(self, sequence: Sequence, prefix: CachedPrefix) -> None:
-        """Give a sequence its block tables, with a cached prefix in them."""
+        """Create the block tables of a sequence, with a cached prefix."""
         for blocks in prefix.blocks:
             self.pool.hold(blocks)
         sequence.block_tables = [
@@ -91,25 +91,25 @@ class BlockManager:
         sequence.num_registered_blocks = prefix.num_blocks
 
     def num_new(self, sequence: Sequence, num_tokens: int) -> int:
-        """The pages that the sequence lacks for its next tokens."""
+        """The number of pages that the sequence lacks for its next tokens."""
         total = -(-(sequence.num_computed_tokens + num_tokens) // self.block_size)
         return (total - len(sequence.block_tables[0])) * len(self.groups)
 
     def num_tokens_that_fit(self, sequence: Sequence) -> int:
-        """How many of its next tokens the sequence can compute with the pages that are free."""
+        """The number of its next tokens that the sequence can compute with the free pages."""
         blocks = len(sequence.block_tables[0]) + self.pool.num_free // len(self.groups)
         return blocks * self.block_size - sequence.num_computed_tokens
 
     def extend(self, sequence: Sequence, num_tokens: int) -> None:
-        """Give the sequence the pages for its next tokens, which must be free."""
+        """Allocate the pages for the sequence's next tokens, which must be free."""
         total = -(-(sequence.num_computed_tokens + num_tokens) // self.block_size)
         for table in sequence.block_tables:
             while len(table) < total:
                 table.append(self.pool.allocate())
 
     def give_back_unreachable(self, sequence: Sequence) -> None:
-        """Give back the pages before the windows of the sequence's next token. To be called when a step is scheduled:
-        a draw that is undone (`Sequence.take_back`) takes the sequence back to the begin of that step at most."""
+        """Free the pages before the windows of the sequence's next token. It is called when a step is scheduled:
+        undoing a sampling (`Sequence.take_back`) returns the sequence at most to the start of that step."""
         for group, window in self._windows:
             first, known = self._first_seen(sequence.num_computed_tokens, window), sequence.first_blocks[group]
             if first > known:
@@ -119,7 +119,7 @@ class BlockManager:
                 sequence.first_blocks[group] = first
 
     def publish(self, sequence: Sequence) -> None:
-        """Make the sequence's pages findable that are full of known tokens."""
+        """Publish the sequence's pages that are full of known tokens."""
         num_full = min(sequence.num_computed_tokens, sequence.num_tokens) // self.block_size
         if num_full > sequence.num_registered_blocks:
             self._extend_hashes(sequence, num_full)
@@ -130,7 +130,7 @@ class BlockManager:
             sequence.num_registered_blocks = num_full
 
     def free(self, sequence: Sequence) -> None:
-        """Take all pages of the sequence back."""
+        """Free all pages of the sequence."""
         tables = sequence.block_tables
         if len(tables) == 1 and not sequence.first_blocks[0]:
             self.pool.release(tables[0])
@@ -143,7 +143,7 @@ class BlockManager:
         sequence.num_registered_blocks = 0
 
     def _first_seen(self, position: int, window: int) -> int:
-        """The first block that a query at `position` looks at."""
+        """The first block that a query at `position` attends to."""
         return max(0, position - window + 1) // self.block_size
 
     def _extend_hashes(self, sequence: Sequence, num_blocks: int) -> None:

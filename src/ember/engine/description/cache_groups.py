@@ -1,7 +1,7 @@
-"""Which layers share pages of the KV cache, and how long they need them. No torch here.
+"""Cache groups: layers that share pages of the KV cache. This module does not import torch.
 
-All pages have one size, whatever group they belong to: a page holds some tokens of as many layers as the largest group
-has. So one pool of pages serves all groups, and no memory is divided between them in advance.
+All pages have one size: that of some tokens of as many layers as the largest group has. So one pool of pages serves all
+groups, and memory need not be divided between them in advance.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from typing import Literal
 
 from ember.engine.description.config import DecoderConfig
 
-# What a group keeps of a sequence: K and V of all its tokens; those of its last tokens; one compressed vector a token
+# What a group stores of a sequence: K and V of all tokens; those of its last tokens; one compressed vector per token
 # for K and V together; a state of fixed size.
 CacheKind = Literal["full", "window", "latent", "state"]
 
-MAX_WASTE = 1.05  # of a full-length sequence's pages, over what its layers need: fewer groups are worth so much
+MAX_WASTE = 1.05  # largest ratio of a full-length sequence's pages to its layers' needs, for the sake of fewer groups
 
 
 @dataclass(frozen=True, slots=True)
 class CacheGroup:
-    """Layers whose K and V lie in the same pages: a sequence has one block table for all of them."""
+    """Layers whose K and V are in the same pages: a sequence has one block table for all of them."""
 
-    layers: tuple[int, ...]  # of the model; layers[i] has place i in a page
+    layers: tuple[int, ...]  # indices in the model; layers[i] has place i in a page
     kind: CacheKind
-    window: int | None  # how many tokens a query sees, its own included; None: all
+    window: int | None  # tokens that a query attends to, its own included; None: all
     bytes_per_token: int  # of all layers of the group
-    bytes_per_sequence: int = 0  # whatever its length
+    bytes_per_sequence: int = 0  # independent of its length
 
     def most_pages(self, num_tokens: int, chunk: int, block_size: int) -> int:
-        """The most pages that a sequence of `num_tokens` holds at a time, if no step computes more than `chunk` of
-        them: what the first query of a step sees, and what the step writes."""
+        """The most pages that a sequence of `num_tokens` holds at a time, if no step computes more than `chunk` tokens:
+        those that the first query of a step attends to, and those that the step writes."""
         pages = -(-num_tokens // block_size)
         if self.window is None:
             return pages
@@ -40,8 +40,8 @@ class CacheGroup:
 
 
 def cache_groups(config: DecoderConfig, element_size: int) -> tuple[CacheGroup, ...]:
-    """The model's layers in groups of equal window and about equal size; `element_size`: bytes of a number in the
-    cache. A model whose layers are all alike has one group."""
+    """The model's layers in groups of equal window and about equal size. `element_size`: bytes of a number in the
+    cache. A model with equal layers has one group."""
     by_window: dict[int | None, list[int]] = {}
     for layer, window in enumerate(config.windows()):
         by_window.setdefault(window, []).append(layer)
@@ -62,26 +62,26 @@ def cache_groups(config: DecoderConfig, element_size: int) -> tuple[CacheGroup, 
 
 
 def _layers_per_page(counts: dict[int | None, int], max_tokens: int) -> int:
-    """How many layers a page holds: as many as can be, for each group costs the host a block table, while a sequence of
-    `max_tokens` takes little more room than without padding. `counts`: the number of layers by window."""
+    """The number of layers in a page: as many as possible, since each group needs a block table, while a sequence of
+    `max_tokens` needs little more memory than without padding. `counts`: the number of layers by window."""
 
     def cost(size: int) -> int:
-        """Tokens times places of layers that a sequence holds, padding included."""
+        """Tokens times layers of a sequence's pages, padding included."""
         tokens = {window: min(window or max_tokens, max_tokens) for window in counts}
         return sum(-(-count // size) * size * tokens[window] for window, count in counts.items())
 
     sizes = range(1, max(counts.values()) + 1)
-    least = cost(1)  # no padding
+    least = cost(1)  # without padding
     return max(size for size in sizes if cost(size) <= MAX_WASTE * least)
 
 
 def layers_per_page(groups: Sequence[CacheGroup]) -> int:
-    """Places for layers in a page; groups with fewer layers leave some unused."""
+    """The number of layers in a page. Groups with fewer layers leave some unused."""
     return max(len(group.layers) for group in groups)
 
 
 def bytes_per_page_token(groups: Sequence[CacheGroup]) -> int:
-    """The bytes of one token in a page of whichever group."""
+    """The bytes of one token in a page of any group."""
     return max(group.bytes_per_token for group in groups)
 
 
@@ -97,11 +97,11 @@ def bytes_seen(groups: Sequence[CacheGroup], num_tokens: float) -> float:
 
 
 def most_pages(groups: Sequence[CacheGroup], num_tokens: int, chunk: int, block_size: int) -> int:
-    """As `CacheGroup.most_pages`, over all groups."""
+    """The sum of `CacheGroup.most_pages` over all groups."""
     return sum(group.most_pages(num_tokens, chunk, block_size) for group in groups)
 
 
 def longest_sequence(groups: Sequence[CacheGroup], num_pages: int, block_size: int, limit: int) -> int:
-    """The tokens, up to `limit`, of the longest sequence that `num_pages` are enough for when it is alone."""
+    """The length in tokens, up to `limit`, of the longest single sequence that fits in `num_pages`."""
     lengths = range(1, limit + 1)
     return bisect_left(lengths, num_pages + 1, key=lambda length: most_pages(groups, length, 1, block_size))

@@ -1,7 +1,7 @@
-"""The fields of a config.json, each read with its type and its range. No torch here.
+"""Reading of the fields of a config.json with their types and ranges. This module does not import torch.
 
-What is wrong is a ModelError of one line that names the field, its value and what is allowed. Absent and null mean the
-default, which is the one that the family's Hugging Face configuration documents.
+An invalid field is a ModelError of one line that names the field, its value and what is allowed. Absent and null mean
+the default of the family's Hugging Face configuration.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ _SHOWN = 8  # names in a message
 
 
 class Fields:
-    """A JSON object of a model's configuration; `prefix` stands before the names in messages."""
+    """A JSON object of a model's configuration. `prefix`: put before the names of fields in messages."""
 
     def __init__(self, values: Mapping[str, Any], prefix: str = "") -> None:
         self.values = values
         self.prefix = prefix
-        self.warnings: list[str] = []  # what is odd and does no harm, or may
+        self.warnings: list[str] = []  # about fields that are unusual, or may change what is computed
 
     def integer(self, name: str, default: int | None = None, *, at_least: int = 1) -> int:
-        """Raises ModelError, as all of these do; where there is no default also for an absent field."""
+        """An integer in a range. Raises ModelError, as all methods do, also for an absent field without a default."""
         value = self._value(name, default)
         if type(value) is not int or not at_least <= value <= MAX_INTEGER:
             raise self.error(name, f"an integer from {at_least} to {MAX_INTEGER}")
         return value
 
     def optional_integer(self, name: str, default: int | None) -> int | None:
-        """Null means None here, and absent the default."""
+        """The same, with None for null; an absent field is the default."""
         if name in self.values and self.values[name] is None:
             return None
         return None if name not in self.values and default is None else self.integer(name, default)
@@ -76,14 +76,14 @@ class Fields:
         return str(value)
 
     def mapping(self, name: str) -> Mapping[str, Any]:
-        """Empty where the field is absent or null."""
+        """An object; empty if the field is absent or null."""
         value = self.values.get(name)
         if value is not None and not isinstance(value, Mapping):
             raise self.error(name, "an object")
         return {} if value is None else value
 
     def names(self, name: str) -> list[str]:
-        """A list of texts; empty where the field is absent or null."""
+        """A list of strings; empty if the field is absent or null."""
         value = self.values.get(name)
         if value is None:
             return []
@@ -92,7 +92,7 @@ class Fields:
         return value
 
     def unread(self, known: Collection[str]) -> list[str]:
-        """The names that are not `known`, with the prefix. Null says nothing."""
+        """The names of fields that are not `known`, with the prefix. Fields that are null are left out."""
         return [self.prefix + name for name, value in self.values.items() if value is not None and name not in known]
 
     def error(self, name: str, allowed: str) -> ModelError:
@@ -106,12 +106,12 @@ class Fields:
 
 
 def shown(value: object) -> str:
-    """A value of a file as a message shows it: on one line, and short."""
+    """A value in a message: on one line, and shortened."""
     return ascii(value)[:100] if isinstance(value, str) else ascii(reprlib.repr(value))[1:-1]
 
 
 def listed(names: Collection[str]) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and the number of further ones."""
     short = [name if name.isprintable() and len(name) <= 100 else ascii(name)[:100] for name in list(names)[:_SHOWN]]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(short) + more

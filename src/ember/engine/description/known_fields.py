@@ -1,8 +1,8 @@
-"""The fields of a config.json that change nothing here, whatever the family. No torch here.
+"""The fields of a config.json that change nothing in any family. This module does not import torch.
 
-A field that is neither in this list nor in its family's may change what the model computes: the boot names it, once. A
-field that transformers' own configuration classes give a meaning for every family, and that is not read, must have its
-neutral value. A test walks over those classes, so that a field they come to have does not go by unseen.
+A field that is neither in this list nor in its family's may change what the model computes, so the boot names it once.
+A field that transformers' configuration classes give a meaning for every family, and that is not read, must have its
+neutral value. A test enumerates these classes, so that their new fields are noticed.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 from ember.engine.description.family import field_names
 
-# Of training; of the program that wrote the file; of generation, which generation_config.json and requests say; of
-# tasks other than generation; and of how transformers computes the same result.
+# Fields of training; of the program that wrote the file; of generation, which come from generation_config.json and
+# requests; of tasks other than generation; and of how transformers computes the same result.
 HARMLESS = field_names(
     """
     attention_dropout dropout hidden_dropout activation_dropout resid_pdrop embd_pdrop layerdrop classifier_dropout
@@ -40,11 +40,11 @@ HARMLESS = field_names(
     """
 )
 
-# Harmless with one of these values: what a model of another kind switches on. (The positions of a text are the same
-# with `use_mrope`, which is for images.)
+# These change nothing with one of these values; other values are for other kinds of models. (The positions of text are
+# the same with `use_mrope`, which is for images.)
 HARMLESS_VALUES: dict[str, tuple[Any, ...]] = {"rope_interleaved": (False,), "scale_embeddings": (False,)}
 
-# What transformers' base configuration gives a meaning for every family: the values that change nothing.
+# Fields of transformers' base configuration, which have a meaning for every family: the values that change nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),

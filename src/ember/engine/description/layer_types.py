@@ -1,4 +1,4 @@
-"""Sliding windows that differ from layer to layer, as `layer_types` of a config.json lists them. No torch here."""
+"""Sliding windows per layer, from `layer_types` of a config.json. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HAS_WINDOW = {"full_attention": False, "attention": False, "sliding_attention": 
 
 
 def with_layer_types(config: DecoderConfig, fields: Fields) -> DecoderConfig:
-    """The configuration with the window of each layer, where `layer_types` says which have it. Raises ModelError."""
+    """The configuration with the window of each layer, if `layer_types` is present. Raises ModelError."""
     if fields.values.get("layer_types") is None:
         return config
     kinds = fields.names("layer_types")

@@ -1,4 +1,4 @@
-"""Rotary positions as a config.json describes them. No torch here."""
+"""Reading of rotary positions from a config.json. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ember.engine.description.fields import Fields, listed, shown
 from ember.engine.description.rope_config import RopeConfig
 from ember.engine.errors import ModelError
 
-# The fields of config.json that `read_rope` reads beside those of `rope_parameters` or `rope_scaling`.
+# The fields of config.json that `read_rope` reads, apart from `rope_parameters` and `rope_scaling`.
 ROPE_FIELDS = field_names(
     "rope_theta rope_scaling rope_parameters partial_rotary_factor original_max_position_embeddings"
 )
-# The fields of `rope_parameters` by the kind of scaling. `original_max_position_embeddings` and the fields that stand
-# for no scaling do no harm to any kind.
+# The fields of `rope_parameters` by the kind of scaling. `original_max_position_embeddings` and fields with neutral
+# values are allowed for every kind.
 _NO_SCALING = field_names("rope_type type rope_theta partial_rotary_factor original_max_position_embeddings")
 ROPE_KINDS = {
     "default": _NO_SCALING,
@@ -24,12 +24,12 @@ ROPE_KINDS = {
     "yarn": _NO_SCALING
     | field_names("factor beta_fast beta_slow truncate attention_factor mscale mscale_all_dim finetuned"),
 }
-_MAX_FACTOR = 1e6  # by which a context may be stretched
+_MAX_FACTOR = 1e6  # largest factor of a context's extension
 
 
 def read_rope(fields: Fields, head_dim: int, max_position_embeddings: int) -> RopeConfig:
-    """Read `rope_parameters` (newer files) or `rope_theta` and `rope_scaling` (older ones, which win where a file has
-    both, as in transformers). Raises ModelError."""
+    """Read `rope_parameters` (newer files) or `rope_theta` and `rope_scaling` (older ones, which have precedence if a
+    file has both, as in transformers). Raises ModelError."""
     name = "rope_scaling" if fields.mapping("rope_scaling") else "rope_parameters"
     given = fields.mapping(name)
     own = {key: fields.values.get(key) for key in ("rope_theta", "partial_rotary_factor")}
@@ -84,7 +84,7 @@ def read_rope(fields: Fields, head_dim: int, max_position_embeddings: int) -> Ro
 
 
 def _yarn_attention_factor(rope: Fields, factor: float) -> float:
-    """YaRN's temperature, 0.1 ln(factor) + 1 (arXiv 2309.00071, equation 22), or what the file says instead."""
+    """YaRN's temperature, 0.1 ln(factor) + 1 (arXiv 2309.00071, equation 22), unless the file has another one."""
     if rope.values.get("attention_factor") is not None:
         return rope.number("attention_factor", above=0.0)
 

@@ -1,4 +1,4 @@
-"""Rotary positions as data. No torch here: a model's configuration is read before torch is imported."""
+"""Rotary positions as data. This module does not import torch, since a configuration is read before torch's import."""
 
 from __future__ import annotations
 
@@ -25,4 +25,4 @@ class RopeConfig:
     beta_fast: float = 32.0  # yarn
     beta_slow: float = 1.0  # yarn
     truncate: bool = True  # yarn
-    attention_factor: float = 1.0  # scales cos and sin; worked out from the factor where yarn's config leaves it open
+    attention_factor: float = 1.0  # scales cos and sin; by default computed from the factor of yarn

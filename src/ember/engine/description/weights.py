@@ -1,8 +1,8 @@
-"""The decoder's weights as data: their names and sizes, and the stored tensors that each is made of. No torch here.
+"""The decoder's weights as data: their names, sizes and stored tensors. This module does not import torch.
 
-A linear layer's matrix is [out, in]. Its rows are those of its `outputs`, one after the other: query, key and value are
-one matrix, and so are gate and up. Where a checkpoint keeps them apart, each output is a stored matrix; where it keeps
-them together, the outputs are the rows of one stored matrix that belong to each.
+A linear layer's matrix is [out, in]. Its rows are those of its `outputs` in order: query, key and value are one matrix,
+and so are gate and up. If a checkpoint stores them separately, each output is a stored matrix. If it stores them in one
+matrix, each output is a set of rows of that matrix.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ember.engine.description.config import DecoderConfig, ExpertsConfig
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A size of a stored tensor, and what demands it: fields of config.json with their values."""
+    """A size of a stored tensor, and the fields of config.json, with their values, from which it follows."""
 
     count: int
     says: str
@@ -23,7 +23,8 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows of a matrix: `count` runs of `size` rows, the first at row `start`, each next one `step` rows later."""
+    """Rows of a matrix: `count` runs of `size` rows. The first run is at row `start`, each next one `step` rows
+    later."""
 
     start: int
     size: int
@@ -36,9 +37,9 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A matrix of the checkpoint, [rows, columns] as y = x @ matrix.T has it, or a stack of equal matrices.
+    """A matrix of the checkpoint, [rows, columns] as in y = x @ matrix.T, or a stack of equal matrices.
 
-    Its tensor has that shape; where it is `transposed`, [columns, rows]; in a `stack`, one dimension more in front.
+    Its tensor has that shape, or [columns, rows] if `transposed`. A `stack` has one more dimension in front.
     """
 
     name: str  # of the module: the tensors' names without `suffix` and `bias_suffix`
@@ -50,16 +51,16 @@ class Stored:
     bias_suffix: str = ".bias"
 
     def whole(self) -> Output:
-        """All rows: of a stack, those of all matrices."""
+        """All rows, of a stack those of all matrices."""
         matrices = 1 if self.stack is None else self.stack.count
         return Output(self, Rows(0, self.rows.count * matrices))
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Rows of a stored matrix which are output rows of a linear layer.
+    """Rows of a stored matrix that are output rows of a linear layer.
 
-    Of a stack they are rows of the matrix at `index`; they may go on in the matrices after it.
+    In a stack they are rows of the matrix at `index`, and may continue in the matrices after it.
     """
 
     stored: Stored
@@ -69,7 +70,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class LinearSpec:
-    """A linear layer, or the linear layers of all experts, whose rows follow each other."""
+    """A linear layer, or the linear layers of all experts, one after the other."""
 
     name: str
     outputs: tuple[Output, ...]
@@ -79,25 +80,25 @@ class LinearSpec:
 
     @property
     def columns(self) -> tuple[int, int]:
-        """The columns of the stored matrices that are taken: the first, and the one after the last."""
+        """The columns of the stored matrices that are used: the first, and the one after the last."""
         return self.first_input, self.first_input + self.inputs
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A vector or a table, which is used as it is stored."""
+    """A vector or a table that is used as it is stored."""
 
     name: str
     source: str  # the tensor's name in the checkpoint
     shape: tuple[Size, ...]
-    dtype: str | None = None  # as torch spells it; None: the model's
+    dtype: str | None = None  # torch's name; None: the model's dtype
 
 
 Spec = LinearSpec | TensorSpec
 
 
 def weight_specs(config: DecoderConfig) -> list[Spec]:
-    """Every weight of the decoder, in the order in which the forward pass meets them."""
+    """Every weight of the decoder, in the order of the forward pass."""
     names, hidden = config.names, Size(config.hidden_size, f"hidden_size={config.hidden_size}")
     vocabulary, embed = Size(config.vocab_size, f"vocab_size={config.vocab_size}"), hidden
     if config.embed_dim is not None:
@@ -181,7 +182,7 @@ def _qkv(config: DecoderConfig, sizes: _Sizes, theirs: str) -> list[Output]:
 
 
 def _up(config: DecoderConfig, sizes: _Sizes, theirs: str) -> list[Output]:
-    """The rows of gate, where there is one, and up."""
+    """The rows of gate, if there is one, and up."""
     names, hidden, inner = config.names, sizes.hidden, sizes.inner
     if not config.gated_mlp:
         return [Stored(f"{theirs}{names.up}", inner, hidden, names.transposed).whole()]
@@ -193,7 +194,7 @@ def _up(config: DecoderConfig, sizes: _Sizes, theirs: str) -> list[Output]:
 def _experts(
     config: DecoderConfig, experts: ExpertsConfig, hidden: Size, ours: str, theirs: str
 ) -> Iterator[LinearSpec]:
-    """The router, and the experts' matrices one below the other: of each expert gate's rows, then up's; and down's."""
+    """The router; the experts' gate and up as one matrix, with gate's rows, then up's rows of each expert; and down."""
     names = config.names.experts
     assert names is not None, "a family with experts names them"
     count = Size(experts.count, f"{experts.count_field}={experts.count}")
@@ -201,7 +202,7 @@ def _experts(
     yield _linear(f"{ours}router", [Stored(theirs + names.router, count, hidden).whole()])
 
     def outputs(*matrices: tuple[str | None, Size, Size, tuple[Rows, ...]]) -> list[Output]:
-        """Of each expert the `rows` of each matrix (name, its rows and columns, the rows that are taken)."""
+        """The `rows` of each matrix (name, rows and columns, rows that are used) of each expert."""
         stacks = [
             Stored(f"{theirs}{name}", rows, columns, names.transposed, count, "", "_bias")
             for name, rows, columns, _ in matrices

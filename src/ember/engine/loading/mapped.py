@@ -1,9 +1,9 @@
-"""Weights used where they lie: matrices mapped from their files, small tensors read. No torch here.
+"""Weights mapped from their files; small tensors are read. This module does not import torch.
 
-A server on a CPU may compute on the page cache itself. A warm boot then copies nothing, and fresh memory, which is
-touched for the first time at little more than 1 GB/s on many virtual machines, is not needed before the first answer;
-settling the weights afterwards (`core/chores.py`) moves them into memory of their own, matrix by matrix. Threads read
-what the page cache lacks, with large requests, so that no page fault has to wait for a disk.
+A server on a CPU can compute on the page cache itself. A warm boot then copies nothing. It also needs no fresh memory
+before the first answer, which many virtual machines provide at little more than 1 GB/s. A deferred chore
+(`core/chores.py`) copies the weights to memory of their own afterwards, matrix by matrix. Threads read the parts that
+are not in the page cache, with large requests, so that no page fault has to wait for a disk.
 
 The files must not shrink while they are mapped: reading beyond a file's end kills a process (mmap(2), SIGBUS).
 """
@@ -26,18 +26,18 @@ from ember.engine.loading.reader import Chunk, read_chunk, read_exactly
 from ember.engine.loading.safetensors_header import AGAIN
 from ember.regular_file import open_regular
 
-SMALL_BYTES = 1 << 20  # below, a parameter is read into memory of its own; so are vectors and what is not aligned
-_PROBE_BYTES = 1 << 20  # the page cache is asked about one page in so many bytes
-_SCRATCH_BYTES = 1 << 20  # what is read only to be in the page cache lands here; it fits a core's own cache
-_MAX_WASTE = 1.25  # of a mapping that several tensors share: its size over theirs
+SMALL_BYTES = 1 << 20  # smaller parameters are read; so are vectors and parameters that are not aligned
+_PROBE_BYTES = 1 << 20  # distance of the pages that are probed in the page cache
+_SCRATCH_BYTES = 1 << 20  # buffer for bytes that are read only into the page cache; it fits a core's L2 cache
+_MAX_WASTE = 1.25  # largest ratio of a shared mapping's size to that of its tensors
 _MADV_POPULATE_READ = 22  # Linux 5.14 (asm-generic/mman-common.h); the mmap module has no name for it
 
 Place = tuple[mmap.mmap | bytearray, int]  # memory, and the offset in bytes
 
 
 def lies_ready(parameter: Parameter) -> bool:
-    """Whether the parameter's bytes are in the files as they are needed: in its dtype, in one stretch for each piece if
-    it is to be mapped, or small enough to be read stretch by stretch."""
+    """Whether the parameter can be used from the files without conversion: it is stored in its dtype, and its pieces
+    are contiguous or the parameter is small enough to be read in ranges."""
     pieces = parameter.pieces
     if not all(piece.is_flat and DTYPES[piece.entry.dtype] == parameter.dtype for piece in pieces):
         return False
@@ -45,14 +45,14 @@ def lies_ready(parameter: Parameter) -> bool:
 
 
 class Mapped:
-    """The parameters of a plan, all of which lie ready, at their places.
+    """The parameters of a plan, none of which needs conversion, mapped or read.
 
-    Raises ModelError when a file is shorter than its header says, OSError where a file system does not map files.
+    Raises ModelError if a file is shorter than its header says, OSError if the file system has no mappings.
     """
 
     def __init__(self, plan: LoadPlan) -> None:
-        self.places: dict[str, list[Place]] = {}  # parameter -> where it is: one place, or one for each of its pieces
-        self.nbytes = 0  # of what is mapped
+        self.places: dict[str, list[Place]] = {}  # parameter -> its places: one, or one for each of its pieces
+        self.nbytes = 0  # mapped bytes
         self._small: dict[str, bytearray] = {}
         self._advise = _madvise()
         groups: dict[tuple[Path, str], list[Piece]] = defaultdict(list)
@@ -77,7 +77,7 @@ class Mapped:
         return Pages({id(memory): memory for memory, _ in places if isinstance(memory, mmap.mmap)}.values())
 
     def small(self, chunk: Chunk) -> memoryview | None:
-        """The memory of a chunk of a small parameter; None for the others, which are mapped."""
+        """The memory of a chunk of a small parameter; None for mapped parameters."""
         memory = self._small.get(chunk.parameter.name)
         if memory is None:
             return None
@@ -85,8 +85,8 @@ class Mapped:
         return memoryview(memory)[start : start + chunk.nbytes]
 
     def map_ahead(self, chunk: Chunk) -> None:
-        """Map a chunk that the page cache holds into this process. Otherwise the first step takes a page fault for
-        every few pages, at three times the cost. Does nothing if the system cannot."""
+        """Populate the page table for a chunk in the page cache. Otherwise the first step has a page fault for every
+        few pages, which takes three times as long. Does nothing if the system does not support it."""
         pieces = zip(chunk.parameter.pieces, self.places[chunk.parameter.name], strict=True)
         memory, place = next(place for piece, place in pieces if piece is chunk.piece)
         if self._advise is None or not isinstance(memory, mmap.mmap):
@@ -99,13 +99,13 @@ class Mapped:
 
 
 def _is_read(parameter: Parameter) -> bool:
-    """Whether a parameter is too small to be mapped, or does not lie at a multiple of its elements' size."""
+    """Whether a parameter is too small to be mapped, or is not aligned to its elements' size."""
     is_aligned = all(piece.offset % piece.item_size == 0 for piece in parameter.pieces)
     return parameter.nbytes < SMALL_BYTES or parameter.width is None or not is_aligned
 
 
 class Pages:
-    """Gives back the pages of what was copied out of mappings, which live on as long as their tensors do."""
+    """Drops the pages of mapped bytes that were copied. The mappings exist as long as their tensors."""
 
     def __init__(self, mappings: Iterable[mmap.mmap]) -> None:
         self._mappings = [
@@ -118,7 +118,7 @@ class Pages:
         return any(base <= address < base + size and of() is not None for base, size, of in self._mappings)
 
     def let_go(self, address: int, nbytes: int) -> None:
-        """They are read from the file again if somebody asks, as they are there. What is no part of a mapping stays."""
+        """Drop pages of a mapping. A later access reads them from the file again. Other memory is not changed."""
         for base, size, reference in self._mappings:
             memory = reference()
             if memory is None or not base <= address < base + size:
@@ -126,12 +126,12 @@ class Pages:
             start = -(-(address - base) // mmap.PAGESIZE) * mmap.PAGESIZE
             stop = (address - base + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
             if stop > start and hasattr(mmap, "MADV_DONTNEED"):
-                with suppress(OSError):  # locked pages stay
+                with suppress(OSError):  # locked pages cannot be dropped
                     memory.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
 class Warming:
-    """One thread's sink: reads small tensors to their places, and of mapped ones what the page cache lacks."""
+    """The sink of one thread. It reads small tensors, and the parts of mapped ones that the page cache lacks."""
 
     def __init__(self, mapped: Mapped) -> None:
         self._mapped = mapped
@@ -158,8 +158,8 @@ class Warming:
 
 
 def _map(file: Path, pieces: list[Piece]) -> dict[int, Place]:
-    """Map pieces of one layer in one file, together where they lie close to each other, which is the rule. Returns
-    their places by their offsets in the file."""
+    """Map pieces of one layer in one file, together if they are close to each other, as they usually are. Returns their
+    places by their offsets in the file."""
     first = min(piece.offset for piece in pieces)
     last = max(piece.offset + piece.nbytes for piece in pieces)
     if last - first > _MAX_WASTE * sum(piece.nbytes for piece in pieces) and len(pieces) > 1:
@@ -172,7 +172,7 @@ def _map(file: Path, pieces: list[Piece]) -> dict[int, Place]:
     try:
         if os.fstat(descriptor).st_size < last:
             raise ModelError(f"{file} became shorter while it was read: {AGAIN}")
-        # Private and writable, as torch wants it. Nothing writes; if something did, the file would not change.
+        # Private and writable, as torch requires. Nothing writes to it; a write would not change the file.
         memory = mmap.mmap(descriptor, last - base, access=mmap.ACCESS_COPY, offset=base)
     finally:
         os.close(descriptor)
@@ -180,7 +180,7 @@ def _map(file: Path, pieces: list[Piece]) -> dict[int, Place]:
 
 
 def _madvise() -> Callable[[int, int, int], int] | None:
-    """The system's own, which the interpreter's lock is released for, unlike mmap.madvise."""
+    """libc's madvise, which releases the interpreter lock, unlike mmap.madvise."""
     if sys.platform != "linux":
         return None
     function = ctypes.CDLL(None).madvise
@@ -189,7 +189,7 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 
 
 def _is_cached(descriptor: int, chunk: Chunk) -> bool:
-    """Whether the page cache seems to hold a chunk, by samples; False where the system cannot tell."""
+    """Whether a chunk seems to be in the page cache, by samples; False if the system cannot tell."""
     byte = bytearray(1)
     first, last = chunk.spans[0][0], sum(chunk.spans[-1]) - 1
     try:

@@ -1,7 +1,7 @@
-"""What a weight format is: which stored tensors a weight is made of, and how they become the weight. No torch here.
+"""The interface of weight formats: the stored tensors of a weight, and their assembly. No torch is imported.
 
-A format is asked for the `sources` of every weight before torch is imported, so that reading can begin; `assemble` gets
-what was read, as tensors. `matrix_source`, `vector_source` and `bias_sources` make the sources that most formats have.
+A format returns the `sources` of every weight before torch is imported, so that reading can begin. `assemble` gets the
+tensors that were read. `matrix_source`, `vector_source` and `bias_sources` make the sources that most formats have.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
     from ember.engine.layers.linear import Linear
 
-FLOATS = ("BF16", "F16", "F32", "F64")  # as safetensors spells them
-WEIGHT, BIAS = "weight", "bias"  # the parts that most weights have
+FLOATS = ("BF16", "F16", "F32", "F64")  # safetensors' names
+WEIGHT, BIAS = "weight", "bias"  # the parts of most weights
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Rows of one part of a weight, and the stored tensor that they come from.
+    """Rows of one part of a weight, and the stored tensor that has them.
 
-    A weight has one or more parts (the matrix, its bias, scales). The sources of a part follow each other, row after
-    row. The stored tensor is read as matrices of `matrix` elements, of which number `index` is taken; where it is
-    `transposed`, its columns are the rows that count.
+    A weight has one or more parts (the matrix, its bias, scales). The sources of a part have consecutive rows. The
+    stored tensor is read as matrices of shape `matrix`, of which number `index` is used. If it is `transposed`, its
+    columns are the rows of the part.
     """
 
     part: str
@@ -36,28 +36,27 @@ class Source:
     shape: tuple[Size, ...]  # which the stored tensor must have
     matrix: tuple[int, int]  # as stored: rows and columns
     rows: Rows
-    columns: tuple[int, int]  # the first, and the one after the last
+    columns: tuple[int, int]  # the first one, and the one after the last
     transposed: bool = False
     index: int = 0
-    stored: tuple[str, ...] = FLOATS  # the dtypes that the stored tensor may have, as safetensors spells them
-    dtype: str | None = None  # to which it is converted, as torch spells it; None: the model's
-    is_vector: bool = False  # the part is a vector, of matrices of one column
+    stored: tuple[str, ...] = FLOATS  # allowed dtypes of the stored tensor, safetensors' names
+    dtype: str | None = None  # to which it is converted, torch's name; None: the model's
+    is_vector: bool = False  # whether the part is a vector, stored as matrices of one column
 
 
 class WeightFormat(Protocol):
-    """How a checkpoint keeps weights. `name` is what config.json calls it."""
+    """How a checkpoint stores weights. `name`: the format's name in config.json."""
 
     name: str
 
     def sources(self, spec: Spec) -> list[Source]:
-        """The stored tensors that the weight is made of, in the order of the rows of each part."""
+        """The stored tensors of the weight, in the order of the rows of each part."""
 
     def assemble(self, spec: Spec, tensors: Mapping[str, tuple[Tensor, ...]], dtype: torch.dtype) -> Linear | Tensor:
         """The weight: a linear layer for a `LinearSpec`, a tensor for a `TensorSpec`.
 
-        `tensors`: the parts, [rows, columns] or, where they are vectors, [rows], in the dtypes that their sources say.
-        A matrix that is used in the files may come in several tensors, in the order of their rows. `dtype`: the
-        model's.
+        `tensors`: the parts, [rows, columns] or, for vectors, [rows], in the dtypes of their sources. A mapped matrix
+        may have several tensors, in the order of their rows. `dtype`: the model's.
         """
 
 

@@ -1,6 +1,6 @@
-"""Which classes of models are served, and which module reads the config.json of each. No torch here.
+"""The supported classes of models, and the module that reads the config.json of each. No torch is imported.
 
-Only the module of the model at hand is imported: a boot does not grow with the number of families.
+Only the module of the current model is imported, so that a boot does not depend on the number of families.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from importlib import import_module
 
 from ember.engine.description.family import Family
 
-# The class that the weights were saved from -> its `model_type`, and its Family: the module in this room, and the name.
+# The class that saved the weights -> its `model_type`, and its Family: the module in this room, and the name.
 ARCHITECTURES = {
     "LlamaForCausalLM": ("llama", "llama.LLAMA"),
     "MistralForCausalLM": ("mistral", "mistral.MISTRAL"),
