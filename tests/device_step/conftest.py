@@ -22,10 +22,10 @@ except ImportError:
     collect_ignore.extend(name for name in os.listdir(os.path.dirname(__file__)) if name.startswith("test_"))
 else:
     from tests.device_step.engines import draw_as_the_kernels_do
-    from tests.support.interpreter import make_faster
+    from tests.support.interpreter import prepare
 
     if not HAS_GPU:
-        make_faster()
+        prepare()
 
     @pytest.fixture(autouse=True)
     def same_draws(monkeypatch):

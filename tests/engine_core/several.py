@@ -16,7 +16,7 @@ class SeveralTokens:
 
     def __init__(self, runner: Runner, script: dict[int, list[int]], count: int | None = None) -> None:
         self.runner, self.script, self.count = runner, script, count
-        self.model, self.device = runner.model, runner.device
+        self.model, self.device, self.options = runner.model, runner.device, runner.options
         self.rng = random.Random(0)
         self.counts: list[int] = []
 
@@ -34,6 +34,3 @@ class SeveralTokens:
                     TokenLogprobs(token_id, -float(at + i), 1, [], []) for i, token_id in enumerate(several)
                 ]
         return Done(result)
-
-    def do_chore(self, is_idle: bool) -> bool:
-        return False

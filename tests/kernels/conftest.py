@@ -21,10 +21,10 @@ except ImportError:
     # Triton is needed on GPUs alone; a CPU installation has no kernels to test.
     collect_ignore.extend(name for name in os.listdir(os.path.dirname(__file__)) if name.startswith("test_"))
 else:
-    from tests.support.interpreter import make_faster
+    from tests.support.interpreter import prepare
 
     if not HAS_GPU:
-        make_faster()
+        prepare()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
@@ -18,7 +19,7 @@ MERGES = [("a", "b"), ('"', ":"), ("{", '"'), ('"', "}"), ("Ġ", '"'), ("t", "r"
 NUM_ROWS = 300  # of the logits; there are fewer tokens
 
 
-def make_json_model(directory: Path) -> Path:
+def make_json_model(directory: Path, **sizes: Any) -> Path:
     """Returns the directory."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {word: token_id for token_id, word in enumerate([*alphabet, *(a + b for a, b in MERGES)])}
@@ -28,7 +29,8 @@ def make_json_model(directory: Path) -> Path:
     backend.add_special_tokens([EOS])
     backend.add_tokens([THINK, END_THINK])
     call_id = len(vocabulary) + 3
-    make_tiny("qwen3", directory, vocab_size=NUM_ROWS, eos_token_id=len(vocabulary), bos_token_id=len(vocabulary))
+    eos = len(vocabulary)
+    make_tiny("qwen3", directory, vocab_size=NUM_ROWS, eos_token_id=eos, bos_token_id=eos, **sizes)
     backend.save(str(directory / "tokenizer.json"))
     added = {str(call_id): {"content": CALL, "special": False}}
     config = {"eos_token": EOS, "added_tokens_decoder": added}

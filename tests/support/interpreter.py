@@ -4,6 +4,8 @@ It is most of the time of an interpreted step. Every call of one jitted function
 `triton.language` for what to replace, although the launch that it is a part of has done so. Every sum of integers is
 computed a second time in 64 bits, for a check that is not made unless `debug` is on, which it is not. And the type that
 numpy has for a value comes out of a table that is built for it.
+
+Triton 3.6 also needs help with numpy 2.4 and newer, which no longer takes an array of one element for a number.
 """
 
 from __future__ import annotations
@@ -17,13 +19,25 @@ from triton.runtime import interpreter
 
 
 @cache
-def make_faster() -> None:
-    """Leave these out, for the rest of the process."""
+def prepare() -> None:
+    """Leave the superfluous work out, and let every version run, for the rest of the process."""
+    _index_with_one_element()
     _patch_once_a_launch()
     builder = interpreter.interpreter_builder
     checks = builder.options.sanitize_overflow and builder.options.debug
     builder.options = dataclasses.replace(builder.options, sanitize_overflow=checks)
     _remember_types()
+
+
+def _index_with_one_element() -> None:
+    """Let an array of one element be the bound of a loop, as triton 3.7 and newer do themselves."""
+    patch = interpreter._patch_lang_tensor
+
+    def patch_tensor(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_tensor
 
 
 def _patch_once_a_launch() -> None:

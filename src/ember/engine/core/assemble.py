@@ -14,8 +14,9 @@ from ember.engine.core.block_manager import BlockManager
 from ember.engine.core.block_pool import BlockPool
 from ember.engine.core.boot import Opened, dtype_name
 from ember.engine.core.chores import Chore, Chores, settling
-from ember.engine.core.engine import TASKS, Engine
+from ember.engine.core.engine import Engine
 from ember.engine.core.grammars.workers import GrammarWorkers
+from ember.engine.core.intake import TASKS
 from ember.engine.core.limits import EngineLimits
 from ember.engine.core.memory import plan_memory, readable
 from ember.engine.core.runner import Runner, StepRunner

@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 import logging
-import os
-import reprlib
 
 import msgspec
 import torch
 
-from ember.engine.core.block_pool import root_hash
 from ember.engine.core.chores import Chores
 from ember.engine.core.grammars.compiling import CompilingRequests
 from ember.engine.core.grammars.constraint import Constraint
 from ember.engine.core.grammars.workers import GrammarWorker, GrammarWorkers, Matcher
+from ember.engine.core.intake import Intake, refuse_pooling
 from ember.engine.core.limits import EngineLimits
 from ember.engine.core.runner import Launched, StepRunner
 from ember.engine.core.scheduler import Scheduled, Scheduler
 from ember.engine.core.sequence import Sequence
 from ember.engine.errors import GrammarError
 from ember.histogram import STEP_TOKENS, Histogram
-from ember.wire import Generate, Pool, PoolingTask, SequenceOutput, Stats, Task, TokenLogprobs
+from ember.wire import Generate, Pool, SequenceOutput, Stats, TokenLogprobs
 
 log = logging.getLogger(__name__)
 
 PAUSE_S = 0.005  # length of a step that only waits for grammars
 SETTLE_S = 0.005  # a step's wait for grammars to confirm its tokens
-TASKS: tuple[Task, ...] = ("generate",)  # tasks of every supported model
-_VERBS: dict[PoolingTask, str] = {
-    "embed": "embed",
-    "token_embed": "embed tokens",
-    "classify": "classify",
-    "token_classify": "classify tokens",
-    "score": "score",
-}
 
 
 class Engine:
@@ -55,11 +45,10 @@ class Engine:
         self.compiling = CompilingRequests(grammars)
         self.limits = limits
         self.eos_token_ids = frozenset(runner.model.config.eos_token_ids)
-        self._seed = int.from_bytes(os.urandom(8), "little") if seed is None else seed
+        self._intake = Intake(runner, limits, seed, scheduler.pool.enable_prefix_caching)
         self._sequences: dict[int, list[Sequence]] = {}  # by request id, unfinished samples only
         self._held: list[Sequence] = []  # those with `Sequence.is_held`
         self._launched: Launched | None = None  # the step whose tokens have not been read
-        self._num_arrivals = 0
         self._prompt_tokens = 0
         self._generation_tokens = 0
         self._num_steps = 0
@@ -81,44 +70,13 @@ class Engine:
 
     def add(self, request: Generate) -> list[SequenceOutput]:
         """Queue a request. A request that can never run is answered at once with an error."""
+        refused = self._intake.refusal(request, is_id_in_use=request.request_id in self._sequences)
+        if refused:
+            return refused
+        sequences = self._intake.sequences(request)
+        self._sequences[request.request_id] = sequences
+        self._prompt_tokens += len(request.prompt_token_ids)
         sampling = request.sampling
-        num_prompt_tokens = len(request.prompt_token_ids)
-        error, param = None, None
-        if request.adapter is not None:
-            error, param = f"The adapter {reprlib.repr(request.adapter)} is not loaded.", "model"
-        elif not 0 < num_prompt_tokens <= self.limits.max_model_len:
-            error = f"a prompt of {num_prompt_tokens} tokens cannot run, 1 to {self.limits.max_model_len} are possible"
-        elif max(request.prompt_token_ids) >= self.runner.model.config.vocab_size or min(request.prompt_token_ids) < 0:
-            error = f"a token id of the prompt is not in [0, {self.runner.model.config.vocab_size})"
-        elif request.request_id in self._sequences:
-            error = f"request id {request.request_id} is in use"
-        if error is not None:
-            return [
-                SequenceOutput(request.request_id, index, [], finish_reason="error", error=error, error_param=param)
-                for index in range(sampling.n)
-            ]
-        leader: Sequence | None = None
-        following = msgspec.structs.replace(sampling, prompt_logprobs=None)  # the first sample has them for all
-        self._prompt_tokens += num_prompt_tokens
-        for index in range(sampling.n):
-            self._num_arrivals += 1
-            seed = sampling.seed + index if sampling.seed is not None else hash((self._seed, self._num_arrivals))
-            sequence = Sequence(
-                request_id=request.request_id,
-                index=index,
-                token_ids=request.prompt_token_ids,
-                num_prompt_tokens=num_prompt_tokens,
-                sampling=sampling if index == 0 else following,
-                seed=seed,
-                priority=request.priority,
-                arrival=self._num_arrivals,
-                salt=root_hash(request.cache_salt),
-                max_num_tokens=min(num_prompt_tokens + sampling.max_tokens, self.limits.max_model_len),
-                leader=leader if self.scheduler.pool.enable_prefix_caching else None,
-            )
-            leader = leader or sequence
-            self._sequences.setdefault(request.request_id, []).append(sequence)
-        sequences = self._sequences[request.request_id]
         if sampling.grammar is not None:
             self.compiling.add(list(sequences), sampling.grammar)
         else:
@@ -126,9 +84,8 @@ class Engine:
         return []
 
     def pool(self, request: Pool) -> list[SequenceOutput]:
-        """Answer a request for a pooling task with an error that names the task: no supported model has a pooler."""
-        error = f"This model generates; it does not {_VERBS[request.task]}."
-        return [SequenceOutput(request.request_id, 0, [], finish_reason="error", error=error, error_param="model")]
+        """Answer a request for a pooling task with an error: no supported model has a pooler."""
+        return [refuse_pooling(request)]
 
     def abort(self, request_id: int, index: int | None = None) -> None:
         """End a request, or one of its samples. Its pages are free when this returns. Unknown ids are ignored."""

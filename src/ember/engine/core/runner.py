@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ember.engine.core.grammars.masks import MaskFiller
-from ember.engine.core.sampler import Sampled, describe_token, sample
+from ember.engine.core.sampler import OPTIONS, Sampled, describe_token, sample
 from ember.engine.core.scheduler import Scheduled
 from ember.engine.core.sequence import Sequence
 from ember.engine.layers.batch import Batch
@@ -72,6 +72,7 @@ class StepRunner(Protocol):
     model: Decoder
     device: torch.device
     runs_ahead: bool  # whether a step is launched before the tokens of the one before are read
+    options: frozenset[str]  # the fields of `wire.SamplingParams` that it honours
 
     def launch(self, step: list[Scheduled]) -> Launched: ...
 
@@ -102,6 +103,7 @@ class Runner:
     """Runs the model and its cache on one device, one step at a time: for CPUs, and for decoders without kernels."""
 
     runs_ahead = False
+    options = OPTIONS | {"prompt_logprobs"}
 
     def __init__(self, model: Decoder, cache: KVCache, device: torch.device) -> None:
         self.model = model

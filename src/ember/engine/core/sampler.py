@@ -28,6 +28,16 @@ from ember.wire import SamplingParams, TokenLogprobs
 
 NUCLEUS_CANDIDATES = 1024  # tokens that top-p sorts before it sorts the whole vocabulary
 FIRST_CHOICES = 8  # tokens looked up in a row's mask before the whole mask is applied
+OPTIONS = frozenset(
+    {
+        *("temperature", "top_p", "top_k", "min_p"),
+        *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+        *("logit_bias", "allowed_token_ids", "bad_words", "min_tokens"),
+        *("logprobs", "logprob_token_ids"),
+        *("grammar", "thinking"),  # as masks
+    }
+)
+"""The options of `wire.SamplingParams` that this module honours."""
 _ALL, _NUCLEUS = 0, -1  # widths, see `_width`
 _MASK64 = (1 << 64) - 1
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ember.engine.core.gpu import late_rows, row_limits
 from ember.engine.core.gpu.accelerator import Accelerator
 from ember.engine.core.gpu.device_logprobs import Underway, Wanted
 from ember.engine.core.gpu.device_rows import DeviceRows, Row
@@ -94,6 +95,7 @@ class DeviceRunner:
     """The model, its cache and the rows on one device. For decoders whose forward pass runs in kernels."""
 
     runs_ahead = True
+    options = row_limits.OPTIONS | late_rows.OPTIONS | {"logprobs", "logprob_token_ids", "prompt_logprobs"}
 
     def __init__(
         self,

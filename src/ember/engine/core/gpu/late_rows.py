@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ember.engine.core.bad_words import completed_words
+from ember.engine.core.gpu import row_limits
 from ember.engine.core.gpu.accelerator import Accelerator
 from ember.engine.core.gpu.device_logprobs import Underway, Wanted
 from ember.engine.core.gpu.device_rows import Row
@@ -23,6 +24,8 @@ from ember_kernels.sampling import Workspace, sample
 from ember_kernels.step import store_tokens
 from ember_kernels.step_update import SAMPLING_FIELDS
 
+OPTIONS = row_limits.OPTIONS | {"grammar", "thinking"}
+"""The options of `wire.SamplingParams` that a late draw honours."""
 BROKEN = -1  # in place of a token: the logits have NaN, or no token is allowed
 LateRow = tuple[int, Row]  # the row of the step's logits, and the row of the device's state
 

@@ -24,6 +24,14 @@ from ember_kernels.sampling import Constraints
 from ember_kernels.step_update import SAMPLING_FIELDS, sampling_words
 
 BIAS_WIDTH = 512  # entries of a bias; a row with a longer one is late
+OPTIONS = frozenset(
+    {
+        *("temperature", "top_p", "top_k", "min_p"),
+        *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+        *("logit_bias", "allowed_token_ids", "bad_words", "min_tokens"),
+    }
+)
+"""The options of `wire.SamplingParams` that are words of a row's record or entries in tables."""
 TABLE_WORD, MASK_WORD = SAMPLING_FIELDS.index("table"), SAMPLING_FIELDS.index("mask")
 
 Words = NDArray[np.int32]
