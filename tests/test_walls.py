@@ -64,16 +64,6 @@ LOADED = {  # wing -> what is not loaded when all of it is imported
 }
 PLANNING = ["ember.engine.loading.plan", "ember.engine.loading.mapped", "ember.engine.loading.load"]  # without torch
 
-EXCEPTIONS: set[tuple[str, str]] = {
-    ("ember.engine.operators.native_ops", "ember.engine.models.decoder"),
-    ("ember.engine.operators.triton_ops", "ember.engine.models.decoder"),
-}  # until the operators no longer hold the model
-KNOWN_CIRCLE = {
-    "ember.engine.models.decoder",
-    "ember.engine.operators.native_ops",
-    "ember.engine.operators.triton_ops",
-}
-
 FILES = module_files()
 GRAPH = imports(FILES)
 ROOMS = [room for order in (FRONT, ENGINE, PLATFORM) for line in order for room in line]
@@ -123,13 +113,13 @@ def test_every_import_leads_downwards():
         f"{module} imports {other}"
         for module, others in GRAPH.items()
         for other in sorted(others)
-        if not may_import(module, other) and (module, other) not in EXCEPTIONS
+        if not may_import(module, other)
     ]
     assert wrong == []
 
 
 def test_no_modules_import_each_other():
-    assert [group for group in cycles(GRAPH) if not set(group) <= KNOWN_CIRCLE] == []
+    assert list(cycles(GRAPH)) == []
 
 
 @pytest.mark.parametrize("room", LIBRARIES)

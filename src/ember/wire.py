@@ -190,6 +190,7 @@ class Ready(Struct, tag="ready", frozen=True):
     boot_phases: list[dict[str, Any]]
     weights: str = "auto"  # of matrices on a CPU: auto = in dtype, int8, int4
     tasks: tuple[Task, ...] = ("generate",)  # what the model can do; a request for another task is refused
+    operators: str = ""  # which operators compute the model, and why: "native (the C library for CPUs, bfloat16)"
 
 
 class Phases(Struct, tag="phases", frozen=True):

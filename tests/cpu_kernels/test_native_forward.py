@@ -7,6 +7,7 @@ import gc
 import mmap
 import shutil
 from functools import cache
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor
 
 from ember.engine.core.chores import Chores, settling
+from ember.engine.description.operator_sets import NATIVE
 from ember.engine.description.read_config import load_config
 from ember.engine.loading.load import load_decoder
 from ember.engine.models.decoder import Decoder
-from ember.engine.operators.native_ops import NativeForward
+from ember.engine.operators.native_ops import NativeOperators
 from ember.wire import Generate
 from ember_cpu import library as native
 from tests.engine_core.inline import greedy, make_engine, run, tokens
@@ -26,6 +28,7 @@ from tests.engine_models.paged import Paged
 from tests.engine_models.test_parity import chunked, decode, load, mixed, reference, together, whole
 from tests.engine_models.test_parity import tokens as sequences_of_tokens
 from tests.engine_models.tiny import make_tiny
+from tests.support.operators import choose_for, use_native
 
 FAMILIES = [
     "llama",
@@ -37,6 +40,8 @@ FAMILIES = [
     "qwen2_window",
     "qwen3",
     "qwen3_bias",
+    "opt",
+    "opt_post_norm",
 ]
 SIZES: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 96, "head_dim": 32}  # registers are 32 elements wide
 BUILDS = [variant.name for variant in native.VARIANTS]
@@ -50,7 +55,8 @@ def checkpoints(tmp_path_factory):
     def checkpoint(family: str) -> tuple[Path, list[Tensor]]:
         """A model whose weights are bfloat16, and its logits as transformers computes them in float32."""
         if family not in made:
-            directory = make_tiny(family, root / family, dtype=torch.bfloat16, **SIZES)
+            sizes = {"hidden_size": 128, "word_embed_proj_dim": 64} if family.startswith("opt") else SIZES
+            directory = make_tiny(family, root / family, dtype=torch.bfloat16, **sizes)
             made[family] = directory, reference(directory, sequences_of_tokens())
         return made[family]
 
@@ -76,15 +82,17 @@ def build(request, monkeypatch):
         pytest.skip(f"this machine cannot run {request.param}")
     chosen = native.load(request.param)
     monkeypatch.setattr(native, "load", lambda name=None: chosen)
-    monkeypatch.setattr("ember.engine.operators.native_ops.cpu_flags", frozenset)  # whatever oneDNN would be better at
+    monkeypatch.setattr("ember.engine.operators.choose.cpu_flags", frozenset)  # whatever oneDNN would be better at
     monkeypatch.setattr("ember.engine.operators.native_ops.cpu_has_bfloat16", lambda: False)
     return request.param
 
 
 def native_model(directory: Path, max_rows: int = native.MAX_ROWS) -> Decoder:
     model = load(directory, torch.bfloat16)
-    assert model.use_native() and model._native is not None
-    model._native.max_rows = max_rows
+    choice = choose_for(model)
+    assert choice.name == "native" and isinstance(choice.ops, NativeOperators)
+    choice.ops.max_whole_rows = min(max_rows, choice.ops.max_whole_rows)
+    model.ops = choice.ops
     return model
 
 
@@ -106,10 +114,37 @@ def test_logits_are_those_of_transformers(family, build, checkpoints, usual_erro
     model, parts = native_model(directory), native_model(directory, max_rows=0)
     for schedule, usual in usual_errors(family).items():
         assert error(model, schedule, expected) <= 1.1 * usual
-        assert parts._native is not None
-        for short, parts._native.multiplies in ((512, True), (20, True), (0, True), (20, False)):
+        for short, parts.ops.max_product_rows in ((512, inf), (20, inf), (0, inf), (20, 0), (20, 9)):
             monkeypatch.setattr("ember.engine.operators.native_ops.SHORT_CONTEXT", short)
             assert error(parts, schedule, expected) <= 1.1 * usual
+
+
+@pytest.mark.parametrize("operation", NATIVE.features)
+@pytest.mark.parametrize("family", ["qwen3", "qwen2_window"])
+def test_torch_stands_in_for_any_operation(family, operation, build, checkpoints, usual_errors):
+    directory, expected = checkpoints(family)
+    model = load(directory, torch.bfloat16)
+    ops = use_native(model, {operation: "a test"})
+    for name in NATIVE.features:
+        assert (getattr(ops, name) == getattr(ops.torch_ops, name)) == (name == operation)
+    for schedule in (together, mixed):
+        assert error(model, schedule, expected) <= 1.1 * usual_errors(family)[schedule]
+
+
+@pytest.mark.parametrize("family", ["llama_mha", "mistral_window", "qwen3"])
+def test_one_call_computes_what_the_loop_does(family, build, checkpoints, usual_errors):
+    """The call keeps sums in float32 that the loop's operations round to bfloat16. So the two differ by rounding, by no
+    more than bfloat16 differs from float32."""
+    directory, _ = checkpoints(family)
+    found = []
+    for max_rows in (native.MAX_ROWS, 0):
+        torch.manual_seed(3)
+        paged = Paged(native_model(directory, max_rows), sequences_of_tokens())
+        mixed(paged)
+        found.append(torch.cat(paged.finish()))
+    in_one, in_parts = found
+    difference = (in_one - in_parts).square().mean().sqrt() / in_parts.std()
+    assert 0 < difference < usual_errors(family)[mixed]
 
 
 def test_a_row_does_not_depend_on_its_neighbours(build, checkpoints):
@@ -141,7 +176,7 @@ def test_weights_that_move_are_found_again(build, checkpoints, monkeypatch):
     requests = [Generate(i, list(range(5, 9 + i)), greedy(6)) for i in range(3)]
     expected = run(make_engine(directory, dtype="bfloat16"), requests)
     engine = make_engine(directory, dtype="bfloat16")
-    assert isinstance(engine.runner.model._native, NativeForward)
+    assert isinstance(engine.runner.model.ops, NativeOperators)
     assert str(directory) in Path("/proc/self/maps").read_text()
     outputs = {}
     for request in requests:
@@ -202,7 +237,8 @@ def test_a_chore_that_fails_leaves_a_whole_model(build, checkpoints, monkeypatch
     directory, expected = checkpoints("llama")
     loaded = load_decoder(directory, load_config(directory), dtype=torch.bfloat16, device=torch.device("cpu"))
     model, pages = loaded.decoder, loaded.pages
-    assert model.use_native() and pages is not None
+    model.ops = choose_for(model).ops
+    assert isinstance(model.ops, NativeOperators) and pages is not None
     chores = Chores([settling(model, pages)])
     real, calls = mmap.mmap, 0
 
@@ -253,12 +289,14 @@ def test_a_library_of_another_source_is_not_used(build, monkeypatch, tmp_path):
 
 
 def test_what_it_does_not_serve_stays_with_torch(checkpoints, tmp_path, monkeypatch):
-    assert not load(make_tiny("opt", tmp_path / "opt"), torch.bfloat16).use_native()
-    assert not load(make_tiny("llama", tmp_path / "odd"), torch.bfloat16).use_native()  # 112 is not whole registers
+    choice = choose_for(load(make_tiny("opt", tmp_path / "opt"), torch.bfloat16))
+    assert choice.name == "native" and "torch computes gate: activation=relu" in choice.reason
+    choice = choose_for(load(make_tiny("llama", tmp_path / "odd"), torch.bfloat16))
+    assert choice.name == "torch" and "intermediate_size=112 is no multiple of 32" in choice.reason
     directory, _ = checkpoints("llama")
-    assert not load(directory, torch.float32).use_native()
-    monkeypatch.setattr("ember.engine.operators.native_ops.cpu_flags", lambda: frozenset({"amx_bf16"}))
-    assert not load(directory, torch.bfloat16).use_native()
+    assert choose_for(load(directory, torch.float32)).name == "torch"
+    monkeypatch.setattr("ember.engine.operators.choose.cpu_flags", lambda: frozenset({"amx_bf16"}))
+    assert choose_for(load(directory, torch.bfloat16)).name == "torch"
 
 
 def test_sixteen_bits_stay_sixteen_where_the_library_serves(checkpoints, tmp_path, monkeypatch):
@@ -280,5 +318,6 @@ def test_without_the_library_torch_serves(checkpoints, monkeypatch, tmp_path):
     native.load.cache_clear()
     assert native.load() is None
     native.load.cache_clear()
-    assert not load(checkpoints("llama")[0], torch.bfloat16).use_native()
+    choice = choose_for(load(checkpoints("llama")[0], torch.bfloat16))
+    assert choice.name == "torch" and choice.warning is not None and "without the C library" in choice.warning
     native.load.cache_clear()

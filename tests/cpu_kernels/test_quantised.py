@@ -13,7 +13,7 @@ from torch import Tensor
 from ember.engine.errors import ModelError
 from ember.engine.layers.linear import Linear
 from ember.engine.models.decoder import Decoder
-from ember.engine.quantization.cpu_int import BITS, QuantisedLinear, Scratch
+from ember.engine.quantization.cpu_int import BITS, QuantisedLinear, Scratch, quantise
 from ember.wire import Generate
 from ember_cpu import library as native
 from tests.cpu_kernels.test_native_forward import build, error  # noqa: F401
@@ -22,8 +22,10 @@ from tests.engine_models.paged import Paged
 from tests.engine_models.test_parity import chunked, decode, load, mixed, reference, together, whole
 from tests.engine_models.test_parity import tokens as sequences_of_tokens
 from tests.engine_models.tiny import make_tiny
+from tests.support.operators import choose_for
 
 SIZES: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "dtype": torch.bfloat16}
+OPT_SIZES: dict[str, Any] = {"hidden_size": 128, "ffn_dim": 256, "word_embed_proj_dim": 128, "dtype": torch.bfloat16}
 KINDS = list(BITS)
 
 
@@ -42,7 +44,10 @@ def stands_for(weight: Tensor, kind: str) -> Tensor:
 
 def quantised(directory: Path, kind: str) -> Decoder:
     model = load(directory, torch.bfloat16)
-    assert model.use_native(kind)
+    model.weight_bytes = quantise(model.parts, kind, None)
+    choice = choose_for(model, kind)
+    assert choice.name == "native" and f"{kind} weights" in choice.reason
+    model.ops = choice.ops
     return model
 
 
@@ -54,12 +59,14 @@ def checkpoints(tmp_path_factory):
     def checkpoint(family: str, kind: str) -> tuple[Path, Path]:
         """A model, and the one that its quantised form stands for."""
         if (family, kind) not in made:
-            directory = make_tiny(family, root / family, **SIZES)
-            twin = make_tiny(family, root / f"{family}-{kind}", **SIZES, tie_word_embeddings=False)
+            sizes = OPT_SIZES if family == "opt" else SIZES
+            directory = make_tiny(family, root / family, **sizes)
+            twin = make_tiny(family, root / f"{family}-{kind}", **sizes, tie_word_embeddings=False)
             weights = safetensors.torch.load_file(directory / "model.safetensors")
-            weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"].clone())
+            (tokens,) = (weight for name, weight in weights.items() if name.endswith("embed_tokens.weight"))
+            weights.setdefault("lm_head.weight", tokens.clone())
             for name, weight in weights.items():
-                if weight.dim() == 2:
+                if weight.dim() == 2 and "embed_positions" not in name:
                     is_token = "embed" in name or "lm_head" in name
                     weights[name] = stands_for(weight, "int8" if is_token else kind)
             safetensors.torch.save_file(weights, twin / "model.safetensors", metadata={"format": "pt"})
@@ -121,15 +128,14 @@ def test_few_rows_and_many_multiply_with_the_same_weights(build, kind):  # noqa:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama"])
+@pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama", "opt"])
 def test_the_model_is_that_of_the_weights_it_stands_for(family, kind, build, checkpoints):  # noqa: F811
     """In one call and in parts; as far from transformers in float32 as torch's operators are with those weights."""
     directory, twin = checkpoints(family, kind)
     expected = reference(twin, sequences_of_tokens())
     plain = load(twin, torch.bfloat16)
     model, parts = quantised(directory, kind), quantised(directory, kind)
-    assert parts._native is not None
-    parts._native.max_rows = 0
+    parts.ops.max_whole_rows = 0
     for schedule in (whole, together, chunked, decode, mixed):
         usual = error(plain, schedule, expected)
         assert error(model, schedule, expected) <= 1.1 * usual
@@ -189,7 +195,7 @@ def test_refusals_name_the_reason(build, checkpoints, tmp_path, monkeypatch):  #
     with pytest.raises(ModelError, match="CPU_WEIGHTS=int8 needs DTYPE=bfloat16 or auto, and it is float32"):
         make_engine(directory, dtype="float32", cpu_weights="int8")
     odd = make_tiny("llama", tmp_path / "odd", **{**SIZES, "intermediate_size": 96})
-    with pytest.raises(ModelError, match="multiples of 128.*this LlamaForCausalLM has 128, 96 and 4 heads of 32"):
+    with pytest.raises(ModelError, match="LlamaForCausalLM, whose intermediate_size=96 is no multiple of 128"):
         make_engine(odd, dtype="bfloat16", cpu_weights="int4")
     monkeypatch.setattr(native, "load", lambda name=None: None)
     with pytest.raises(ModelError, match="cannot be used; the log says why"):
@@ -200,6 +206,7 @@ def test_refusals_name_the_reason(build, checkpoints, tmp_path, monkeypatch):  #
 
 
 def test_weights_chosen_are_used_where_amx_would_serve_plain_ones(build, checkpoints, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("ember.engine.operators.native_ops.cpu_flags", lambda: frozenset({"amx_bf16"}))
+    monkeypatch.setattr("ember.engine.operators.choose.cpu_flags", lambda: frozenset({"amx_bf16"}))
     model = load(checkpoints("llama", "int8")[0], torch.bfloat16)
-    assert not model.use_native() and model.use_native("int8")
+    assert choose_for(model).name == "torch" and "AMX" in choose_for(model).reason
+    quantised(checkpoints("llama", "int8")[0], "int8")

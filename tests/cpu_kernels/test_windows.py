@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ember.engine.core.engine import Engine
+from ember.engine.operators.native_ops import NativeOperators
 from ember_cpu import library as native
 from tests.cpu_kernels.test_native_forward import SIZES
 from tests.engine_core.inline import make_engine, poison
@@ -18,13 +19,13 @@ def test_the_c_library_says_the_same_however_the_work_is_cut(variant, tmp_path, 
     """Steps of up to 128 tokens add up in one order, so the answers are equal to the bit."""
     if native.load() is None:
         pytest.skip("this machine can run no build of it")
-    monkeypatch.setattr("ember.engine.operators.native_ops.cpu_flags", frozenset)
+    monkeypatch.setattr("ember.engine.operators.choose.cpu_flags", frozenset)
     family, overrides, _ = VARIANTS[variant]
     directory = make_tiny(family, tmp_path, **{**overrides, **SIZES}, dtype=torch.bfloat16)
 
     def engine(**configure: Any) -> Engine:
         made = make_engine(directory, dtype="bfloat16", **{"max_num_batched_tokens": 128, **configure})
-        assert made.runner.model._native is not None
+        assert isinstance(made.runner.model.ops, NativeOperators)
         return made
 
     expected = answers(engine(enable_prefix_caching=False, max_num_seqs=1))

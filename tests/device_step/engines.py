@@ -17,6 +17,7 @@ from ember.engine.core.runner import Runner
 from ember.wire import Generate, SequenceOutput
 from ember_kernels.sampling_reference import gumbel, kept_tokens
 from tests.engine_core.inline import Outputs, make_engine, run
+from tests.support.operators import use_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -27,7 +28,9 @@ def device_engine(directory: Path, *, enforce_eager: bool = False, **configure: 
     if isinstance(engine.runner, DeviceRunner) and not enforce_eager:
         return engine
     plain, model = engine.runner, engine.runner.model
-    assert isinstance(plain, Runner | DeviceRunner) and (model.fused or model.use_kernels())
+    assert isinstance(plain, Runner | DeviceRunner)
+    if not model.ops.is_recordable:
+        use_triton(model)
     engine.runner = runner = DeviceRunner(
         model,
         plain.cache,

@@ -235,17 +235,17 @@ def test_out_of_memory_fails_one_and_the_others_go_on(directory):
     engine = device_engine(directory)
     requests = [Generate(1, PROMPT, greedy(6)), Generate(2, PROMPT * 4, greedy(6)), Generate(3, PROMPT[:4], greedy(6))]
     expected = run(make_engine(directory), requests)
-    fused_run = engine.runner.fused.run
+    real_run = engine.runner.model.run
     steps = 0
 
-    def fail_once(inputs, cache):
+    def fail_once(step):
         nonlocal steps
         steps += 1
         if steps == 3:
             raise torch.OutOfMemoryError("no memory in a test")
-        return fused_run(inputs, cache)
+        return real_run(step)
 
-    engine.runner.fused.run = fail_once
+    engine.runner.model.run = fail_once
     outputs = {}
 
     def step():

@@ -173,12 +173,13 @@ class Worker:
                 info.vocab_size,
             )
         log.info(
-            "%s (%s, %.2f M parameters, %s on %s): %s",
+            "%s (%s, %.2f M parameters, %s on %s; operators: %s): %s",
             self.settings.served_names[0],
             info.architecture,
             info.num_parameters / 1e6,
             info.dtype if info.weights == "auto" else f"{info.dtype} with {info.weights} weights",
             info.device,
+            info.operators,
             self.timeline.summary(),
         )
         self.write_boot_report()

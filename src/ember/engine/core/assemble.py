@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 
 from ember.boot import Timeline
 from ember.engine.core.block_manager import BlockManager
 from ember.engine.core.block_pool import BlockPool
-from ember.engine.core.boot import Opened, dtype_name
+from ember.engine.core.boot import Opened, check_cpu_weights, dtype_name
 from ember.engine.core.chores import Chore, Chores, settling
 from ember.engine.core.engine import Engine
 from ember.engine.core.grammars.workers import GrammarWorkers
@@ -24,11 +25,12 @@ from ember.engine.core.scheduler import Scheduler
 from ember.engine.core.threads import allowed_cpus, usable_cores
 from ember.engine.description.cache_groups import CacheGroup, bytes_per_page_token, cache_groups, layers_per_page
 from ember.engine.description.config import DecoderConfig
-from ember.engine.description.native_forms import library_fault, serves
 from ember.engine.errors import ModelError
 from ember.engine.layers.cache import KVCache
 from ember.engine.loading.load import Loaded, load_decoder
 from ember.engine.models.decoder import Decoder
+from ember.engine.operators.choose import choose
+from ember.engine.quantization.cpu_int import quantise
 from ember.wire import Configure, Ready
 
 
@@ -40,7 +42,7 @@ def assemble(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[
     dtype = getattr(torch, dtype_name(configure, config, device.type))
     loaded = load_weights(opened, dtype, device, timeline)
     model = loaded.decoder
-    choose_operators(configure, opened, loaded, timeline, warnings)
+    operators = choose_operators(configure, opened, loaded, timeline, warnings)
     with timeline.phase("cache"):
         pending_bytes = loaded.mapped_bytes if loaded.pages is not None else 0
         groups = cache_groups(config, dtype.itemsize)
@@ -53,7 +55,7 @@ def assemble(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[
     grammars = GrammarWorkers(opened.tokenizer_dir, config.vocab_size, config.eos_token_ids)
     runner, chore = make_runner(loaded, cache, device, limits, configure.enforce_eager)
     engine = Engine(runner, scheduler, grammars, limits, configure.seed, Chores([chore]))
-    return engine, describe(configure, model, device, limits, warnings, timeline)
+    return engine, describe(configure, model, operators, device, limits, warnings, timeline)
 
 
 def choose_device(configure: Configure, warnings: list[str]) -> torch.device:
@@ -93,33 +95,43 @@ def load_weights(opened: Opened, dtype: torch.dtype, device: torch.device, timel
 
 def choose_operators(
     configure: Configure, opened: Opened, loaded: Loaded, timeline: Timeline, warnings: list[str]
-) -> None:
-    """Let the decoder compute with the fastest operators that serve it here; small weights (CPU_WEIGHTS) are made."""
-    config, model = opened.config, loaded.decoder
-    if model.device.type == "cuda":
-        with timeline.phase("kernels") as detail:
-            try:
+) -> str:
+    """Let the decoder compute with the fastest operators that serve it here. Returns which, and why it is these.
+
+    Before that the matrices become small where CPU_WEIGHTS says so.
+    """
+    model = loaded.decoder
+    is_gpu = model.device.type == "cuda"
+    if configure.cpu_weights != "auto":
+        if is_gpu:
+            warnings.append(f"CPU_WEIGHTS={configure.cpu_weights} has no effect: the model runs on a GPU")
+        else:
+            with timeline.phase("quantise"):
+                quantise_weights(configure, loaded)
+    with timeline.phase("operators") as detail:
+        if is_gpu:
+            with suppress(ImportError):  # of triton, which the choice tells of
                 from ember_kernels.cache import CacheWatch, use_baked_key
 
-                opened.kernels = CacheWatch()
-                opened.kernels.start()
+                watch = CacheWatch()
+                watch.start()
+                opened.kernels = watch
                 detail["baked_key"] = use_baked_key()
-                if not model.use_kernels():
-                    warnings.append(f"{config.architecture} runs on torch operators: no kernels for this form of it")
-            except ImportError as error:
-                warnings.append(f"{error}; the model runs on torch operators, which is slower")
-        if configure.cpu_weights != "auto":
-            warnings.append(f"CPU_WEIGHTS={configure.cpu_weights} has no effect: the model runs on a GPU")
-    elif configure.cpu_weights == "auto":
-        if not model.use_native() and model.dtype == torch.bfloat16 and serves(config):
-            missing = library_fault()
-            if missing is not None:
-                warnings.append(f"the model runs on torch operators, which is slower, without the C library: {missing}")
-    else:
-        with timeline.phase("quantise"):
-            if not model.use_native(configure.cpu_weights, loaded.pages):
-                raise ModelError("CPU_WEIGHTS: the C library for CPUs cannot be used; the log says why")
-        loaded.pages = None  # nothing is used where it is mapped any more
+        weights = "auto" if is_gpu else configure.cpu_weights
+        choice = choose(model.config, model.parts, model.dtype, model.device, weights)
+        model.ops = choice.ops
+        detail["chosen"] = str(choice)
+        if choice.warning is not None:
+            warnings.append(choice.warning)
+    return str(choice)
+
+
+def quantise_weights(configure: Configure, loaded: Loaded) -> None:
+    """Make the decoder's matrices what CPU_WEIGHTS says."""
+    model = loaded.decoder
+    check_cpu_weights(configure, model.config, str(model.dtype).removeprefix("torch."))
+    model.weight_bytes = quantise(model.parts, configure.cpu_weights, loaded.pages)
+    loaded.pages = None  # nothing is used where it is mapped any more
 
 
 def allocate_cache(
@@ -150,7 +162,7 @@ def make_runner(
 ) -> tuple[StepRunner, Chore]:
     """What executes the engine's steps, and the work that is deferred until the first answer is out."""
     model = loaded.decoder
-    if model.fused is None:
+    if not model.ops.is_recordable:
         return Runner(model, cache, device), settling(model, loaded.pages)
     from ember.engine.core.gpu.device_runner import DeviceRunner  # it needs triton
 
@@ -161,6 +173,7 @@ def make_runner(
 def describe(
     configure: Configure,
     model: Decoder,
+    operators: str,
     device: torch.device,
     limits: EngineLimits,
     warnings: list[str],
@@ -184,4 +197,5 @@ def describe(
         boot_phases=timeline.report()["phases"],
         weights=configure.cpu_weights if device.type == "cpu" else "auto",
         tasks=TASKS,
+        operators=operators,
     )

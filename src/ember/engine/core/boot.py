@@ -61,13 +61,18 @@ def open_model(configure: Configure, timeline: Timeline, tell: Callable[[Located
     with timeline.phase("start_reading"):
         if configure.device != "cuda" and not is_cuda:
             dtype = dtype_name(configure, config, "cpu")
-            refused = refusal(config, dtype, configure.cpu_weights) if configure.cpu_weights != "auto" else None
-            if refused is not None:
-                raise ModelError(refused)
+            check_cpu_weights(configure, config, dtype)
             reading = begin(model_dir, config, dtype, "cpu")
         if reading is None:
             prefetch(model_dir)
     return Opened(model_dir, tokenizer_dir, config, reading, say=say)
+
+
+def check_cpu_weights(configure: Configure, config: DecoderConfig, dtype: str) -> None:
+    """Raises ModelError where matrices cannot become what CPU_WEIGHTS says."""
+    refused = refusal(config, dtype, configure.cpu_weights) if configure.cpu_weights != "auto" else None
+    if refused is not None:
+        raise ModelError(refused)
 
 
 def dtype_name(configure: Configure, config: DecoderConfig, kind: str) -> str:

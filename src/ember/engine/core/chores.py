@@ -67,7 +67,7 @@ def settling(decoder: Decoder, pages: Pages | None) -> Chore:
 
 
 def settle_weights(decoder: Decoder, pages: Pages | None) -> Iterator[None]:
-    """Pack each matrix for oneDNN where the decoder reads packed matrices, or copy it into memory of its own where it
+    """Pack each matrix for oneDNN where the operators read packed matrices, or copy it into memory of its own where it
     is mapped from a file. A generator: it yields between chunks so that requests can run.
 
     `pages` gives the page-cache pages of copied weights back; None where no weight is mapped.
@@ -75,14 +75,14 @@ def settle_weights(decoder: Decoder, pages: Pages | None) -> Iterator[None]:
     Packed weights replace plain ones. The exception is a head tied to the token embedding: looking tokens up needs the
     plain rows, so packing it costs a second copy.
     """
-    packs = decoder.reads_packed
+    packs = decoder.ops.reads_packed
     if not packs and pages is None:
         return
     parts = decoder.parts
     for index, block in enumerate(parts.blocks):
         for linear in (block.attention.qkv, block.attention.output, block.mlp.up, block.mlp.down):
             yield from linear.settle(packs, pages)
-            decoder.weights_moved(index)
+            decoder.ops.weights_moved(index)
         yield
     is_tied, embedding = decoder.config.tie_word_embeddings, parts.embedding
     if pages is not None and isinstance(embedding.tokens, Tensor) and pages.hold(embedding.tokens.data_ptr()):
@@ -92,7 +92,7 @@ def settle_weights(decoder: Decoder, pages: Pages | None) -> Iterator[None]:
         if is_tied:
             parts.head = Linear(embedding.tokens)
     yield from parts.head.settle(packs, None if is_tied else pages)
-    decoder.weights_moved(None)
+    decoder.ops.weights_moved(None)
     for extra in (embedding.project, parts.project_out):
         if extra is not None:
             yield from extra.settle(packs, pages)

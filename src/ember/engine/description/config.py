@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from ember.engine.description.rope_config import RopeConfig
 
 Norm = Literal["rms", "layer"]
-
-
+Activation = Literal["silu", "relu", "gelu", "gelu_tanh"]
+Wiring = Literal["pre_norm", "post_norm"]
 QkvOrder = Literal["parts", "heads"]
 
 
@@ -74,7 +74,11 @@ class ExpertsConfig:
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """A decoder-only model as data; every variation that `models.decoder` knows is a field."""
+    """A decoder-only model as data.
+
+    A field is a feature unless `DATA` names it: where it differs from its default, the model computes another equation,
+    and an operator set must have declared it (`description.operator_sets`).
+    """
 
     architecture: str
     vocab_size: int
@@ -90,9 +94,9 @@ class DecoderConfig:
     norm_eps: float = 1e-6
     norm_bias: bool = False
     norm_affine: bool = True
-    norm_first: bool = True  # False: the norm follows the residual sum
+    wiring: Wiring = "pre_norm"  # how the residual, the norms and the parts of a block are connected
     final_norm: bool = True
-    activation: str = "silu"
+    activation: Activation = "silu"
     gated_mlp: bool = True
     qkv_bias: bool = False
     output_bias: bool = False
@@ -128,3 +132,42 @@ class DecoderConfig:
             window = None
         has_window = self.windowed_layers or [layer >= self.first_window_layer for layer in layers]
         return tuple(window if has_window[layer] else None for layer in layers)
+
+    def features(self) -> dict[str, Any]:
+        """The values of all features by name: `norm_bias` for a flag or a number, `norm=layer` for a choice,
+        `norm_affine=False` for a flag that is on by default, `rope.kind=yarn` for a field of a part."""
+        return dict(_features(self, ""))
+
+
+DATA = frozenset(
+    {
+        # Sizes and numbers that every equation has.
+        *("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"),
+        *("max_position_embeddings", "norm_eps"),
+        # Which layers have the window, and which weights the head has.
+        *("first_window_layer", "windowed_layers", "tie_word_embeddings"),
+        # Names, and what is said of the checkpoint.
+        *("architecture", "names", "intermediate_field", "dtype", "eos_token_ids", "warnings"),
+        "quantization",  # it decides on the layouts of weights, which the operator sets declare too
+        # The numbers of a rope kind and of experts.
+        *("rope.rotary_dim", "rope.theta", "rope.factor", "rope.original_max_position_embeddings"),
+        *("rope.low_freq_factor", "rope.high_freq_factor", "rope.beta_fast", "rope.beta_slow", "rope.truncate"),
+        "rope.attention_factor",
+        *("experts.count", "experts.count_field", "experts.intermediate_size", "experts.intermediate_field"),
+    }
+)
+"""The fields that change no equation, of a decoder and of its parts."""
+
+
+def _features(described: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for each in fields(described):
+        name, value = prefix + each.name, getattr(described, each.name)
+        if name in DATA or value == (each.default_factory() if each.default_factory is not MISSING else each.default):
+            continue
+        if is_dataclass(value):
+            yield name, value
+            yield from _features(value, f"{name}.")
+        elif isinstance(value, str) or value is False:
+            yield f"{name}={value}", value
+        else:
+            yield name, value

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ember.engine.description.config import DecoderConfig
+from ember.engine.description.config import Activation, DecoderConfig
 from ember.engine.description.fields import Fields
 from ember.engine.errors import ModelError
 
-ACTIVATIONS = ("silu", "relu", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast")
+# The activations by the names of config.json.
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+}
 
 
 class Family(NamedTuple):

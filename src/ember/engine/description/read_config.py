@@ -12,6 +12,7 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.description.families.registry import ARCHITECTURES, MODEL_TYPES, find_family
 from ember.engine.description.fields import Fields, listed, shown
 from ember.engine.description.known_fields import HARMLESS, HARMLESS_VALUES, NEUTRAL
+from ember.engine.description.operator_sets import check_features
 from ember.engine.errors import ModelError
 from ember.regular_file import MAX_JSON_BYTES
 from ember.untrusted_json import UntrustedJsonError
@@ -21,7 +22,7 @@ def load_config(model_dir: Path) -> DecoderConfig:
     """Read `config.json` (and the stop tokens of `generation_config.json`).
 
     Raises ModelError in one line: no or broken config.json, an architecture or a rope type we do not know, a missing
-    or senseless field.
+    or senseless field, a feature that no operators compute.
     """
     path = model_dir / "config.json"
     fields = Fields(read_json(path, required=True))
@@ -46,7 +47,7 @@ def load_config(model_dir: Path) -> DecoderConfig:
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     warnings += [f"{path}: {warning}" for warning in generation.warnings]
-    return replace(
+    config = replace(
         config,
         architecture=architecture,
         dtype=dtype,
@@ -54,6 +55,8 @@ def load_config(model_dir: Path) -> DecoderConfig:
         eos_token_ids=list(dict.fromkeys(own + theirs)),
         warnings=tuple(warnings),
     )
+    check_features(config)
+    return config
 
 
 def read_json(path: Path, *, required: bool) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def read_rotary_decoder(
         max_position_embeddings=longest,
         names=LLAMA_NAMES,
         norm_eps=fields.number("rms_norm_eps", norm_eps, at_least=0.0),
-        activation=fields.one_of("hidden_act", "silu", ACTIVATIONS),
+        activation=ACTIVATIONS[fields.one_of("hidden_act", "silu", ACTIVATIONS)],
         rope=rope,
         tie_word_embeddings=fields.flag("tie_word_embeddings", False),
     )

@@ -2,26 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
-import torch.nn.functional as F
-from torch import Tensor
-
+from ember.engine.description.config import Activation
 from ember.engine.layers.linear import Linear
-
-Activation = Callable[[Tensor], Tensor]
-
-_gelu_tanh = partial(F.gelu, approximate="tanh")
-ACTIVATIONS: dict[str, Activation] = {
-    "silu": F.silu,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_new": _gelu_tanh,
-    "gelu_fast": _gelu_tanh,
-    "gelu_pytorch_tanh": _gelu_tanh,
-}
 
 
 @dataclass(slots=True)
@@ -32,11 +16,3 @@ class MLP:
     down: Linear  # [hidden, intermediate]
     activation: Activation
     gated: bool
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """[T, hidden] -> [T, hidden]."""
-        inner = self.up(hidden)
-        if not self.gated:
-            return self.down(self.activation(inner))
-        gate, up = inner.chunk(2, dim=-1)
-        return self.down(self.activation(gate).mul_(up))

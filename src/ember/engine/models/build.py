@@ -12,7 +12,7 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.layers.block import Attention, Block, DecoderParts
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.linear import Linear
-from ember.engine.layers.mlp import ACTIVATIONS, MLP
+from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import LayerNorm, Norm, RMSNorm
 
 Weights = dict[str, Linear | Tensor]
@@ -80,7 +80,7 @@ def _block(config: DecoderConfig, weights: Weights, layer: int, window: int | No
         mlp=MLP(
             up=_linear(weights, f"{prefix}up"),
             down=_linear(weights, f"{prefix}down"),
-            activation=ACTIVATIONS[config.activation],
+            activation=config.activation,
             gated=config.gated_mlp,
         ),
     )

@@ -1,45 +1,64 @@
-"""The forward pass on a CPU by a C library (`kernels/ember_cpu`), on the weights as they lie.
+"""The operations in a C library for CPUs (`kernels/ember_cpu`), in bfloat16, on the weights as they lie.
 
-It serves what most models on CPUs are: RMSNorm before, rotary heads, gated SiLU, bfloat16. A step of few rows is one
-call. For many, as prompts bring them, torch's matrix products and attention are the faster ones, and the library does
-what is between them. CPUs with AMX stay with torch's operators: oneDNN's packed weights are the fastest there.
+A step of few rows is one call of the library (`whole_step`) where it computes all of the decoder. For many rows, as
+prompts bring them, torch's matrix products and its attention over long contexts are the faster ones on CPUs that
+multiply bfloat16; the library computes the rest.
 """
 
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ember.engine.description.native_forms import SMALL_ALIGNMENT, serves
+from ember.engine.description.operator_sets import LOOP, Lacking
 from ember.engine.layers.batch import Batch
-from ember.engine.layers.block import Block
+from ember.engine.layers.block import Attention, DecoderParts
 from ember.engine.layers.cache import KVCache
-from ember.engine.layers.linear import Linear, Pages
-from ember.engine.layers.norm import Norm, RMSNorm
-from ember.engine.operators.torch_attention import attend_written, plan_attention
-from ember.engine.quantization.cpu_int import BITS, QuantisedLinear, Scratch
+from ember.engine.layers.embedding import Embedding
+from ember.engine.layers.linear import Linear
+from ember.engine.layers.mlp import MLP
+from ember.engine.layers.norm import Norm
+from ember.engine.operators.base import Heads, Step
+from ember.engine.operators.torch_attention import attend_written
+from ember.engine.operators.torch_ops import TorchOperators
+from ember.engine.quantization.cpu_int import QuantisedLinear
 from ember_cpu import library as native
-from ember_cpu.variants import cpu_flags, cpu_has_bfloat16
-
-if TYPE_CHECKING:
-    from ember.engine.models.decoder import Decoder
+from ember_cpu.variants import cpu_has_bfloat16
 
 MAX_ROWS = native.MAX_ROWS
 SHORT_CONTEXT = 512  # of prompts, up to which the library's attention is the faster one
 
 
-class NativeForward:
-    """The layers of one decoder as the library sees them; what it points to belongs to the decoder."""
+@dataclass(slots=True)
+class NativeStep(Step):
+    """A step as the library sees it. The tensors are those that `described` points to."""
 
-    def __init__(self, model: Decoder, library: ctypes.CDLL) -> None:
-        config = model.config
-        assert config.rope is not None and isinstance(model.parts.final_norm, RMSNorm)
+    described: native.Step = field(default_factory=native.Step)
+    embedding: Tensor | None = None
+    is_whole: bool = False  # one call computes it
+    short: Tensor | None = None  # int64, the rows whose attention is the library's
+    tensors: tuple[Tensor, ...] = ()
+
+
+class NativeOperators:
+    """`operators.base.Operators` over the library; torch computes the operations that are `lacking`."""
+
+    layouts: ClassVar[frozenset[type[Linear]]] = frozenset({Linear, QuantisedLinear})
+    is_recordable = False
+
+    def __init__(self, torch_ops: TorchOperators, parts: DecoderParts, library: ctypes.CDLL, lacking: Lacking) -> None:
+        config = torch_ops.config
+        self.config = config
+        self.torch_ops = torch_ops
         self._library = library
-        self._decoder = model
+        self._parts = parts
+        self._attends = "attend" not in lacking
         self._layers = (native.Layer * config.num_layers)()
         self._model = native.Model(
             num_layers=config.num_layers,
@@ -48,158 +67,158 @@ class NativeForward:
             kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             intermediate=config.intermediate_size,
-            rotary_dim=config.rope.rotary_dim,
+            rotary_dim=config.rope.rotary_dim if config.rope else 0,
             eps=config.norm_eps,
-            final_norm=native.address(model.parts.final_norm.weight),
+            final_norm=None if parts.final_norm is None else native.address(parts.final_norm.weight),
             layers=self._layers,
         )
-        for index in range(config.num_layers):
-            self.refresh(index)
-        self._head = _matrix(model.parts.head)
+        for layer in range(config.num_layers):
+            self.weights_moved(layer)
+        places = ((block.attention.group, block.attention.place) for block in parts.blocks)
+        self._described = dict(zip(places, self._layers, strict=True))
+        self.weights_moved(None)
         self._cache: KVCache | None = None
         self._workspace = torch.empty(0, dtype=torch.uint8)
-        self.max_rows = MAX_ROWS  # tokens of a step that one call is used for
-        # Whether its products are the faster ones for many rows too: torch has poor ones where the CPU has none.
-        self.multiplies = not cpu_has_bfloat16()
+        # Up to how many rows one call computes a step: none where the loop has to, for what the library lacks.
+        self.max_whole_rows = 0 if lacking or LOOP & config.features().keys() else MAX_ROWS
+        # Up to how many rows its products are used: for all where torch has poor ones, as the CPU has no bfloat16.
+        self.max_product_rows = MAX_ROWS if cpu_has_bfloat16() else math.inf
+        self.add_norm = torch_ops.add_norm if "add_norm" in lacking else self._add_norm
+        self.linear = torch_ops.linear if "linear" in lacking else self._linear
+        self.place_heads = torch_ops.place_heads if "place_heads" in lacking else self._place_heads
+        self.attend = torch_ops.attend if "attend" in lacking else self._attend
+        self.gate = torch_ops.gate if "gate" in lacking else self._gate
+        self.logits = torch_ops.logits if "logits" in lacking else self._logits
 
-    @staticmethod
-    def library_for(model: Decoder, weights: str = "auto") -> ctypes.CDLL | None:
-        """The library, where it can serve this decoder on this machine with `weights`: auto, int8 or int4."""
-        if weights == "auto":
-            chosen = serves(model.config) and "amx_bf16" not in cpu_flags()
-        else:
-            chosen = serves(model.config, SMALL_ALIGNMENT)
-        return native.load() if chosen and model.device.type == "cpu" and model.dtype == torch.bfloat16 else None
+    @property
+    def reads_packed(self) -> bool:
+        return False
 
-    def quantise(self, weights: str, pages: Pages | None) -> int:
-        """Make the layers' matrices int8 or int4, the embedding and the head, where a token's meaning is in one row,
-        int8, and let go of what was there before (`pages`, where it is mapped).
-
-        Returns the bytes that a step reads.
-        """
-        model, made, scratch = self._decoder, [], Scratch()
-
-        def small(linear: Linear, bits: int = BITS[weights]) -> QuantisedLinear:
-            made.append(QuantisedLinear(self._library, linear, bits, scratch, pages))
-            return made[-1]
-
-        for index, block in enumerate(model.parts.blocks):
-            attention, mlp = block.attention, block.mlp
-            attention.qkv, attention.output = small(attention.qkv), small(attention.output)
-            mlp.up, mlp.down = small(mlp.up), small(mlp.down)
-            self.refresh(index)
-        is_tied, tokens = model.config.tie_word_embeddings, model.parts.embedding.tokens
-        assert isinstance(tokens, Tensor)
-        model.parts.head = head = small(model.parts.head, 8)
-        self.refresh_head(head)
-        own = head if is_tied else QuantisedLinear(self._library, Linear(tokens), 8, scratch, pages)
-        model.parts.embedding.tokens = own
-        return sum(linear.nbytes for linear in made)
-
-    def refresh(self, index: int) -> None:
-        """A layer's matrices may lie elsewhere now."""
-        block: Block = self._decoder.parts.blocks[index]
-        attention, mlp, made = block.attention, block.mlp, self._layers[index]
-        assert isinstance(block.attention_norm, RMSNorm) and isinstance(block.mlp_norm, RMSNorm)
+    def weights_moved(self, layer: int | None) -> None:
+        if layer is None:
+            self._head = _matrix(self._parts.head)
+            return
+        block = self._parts.blocks[layer]
+        attention, mlp, made = block.attention, block.mlp, self._layers[layer]
         made.attention_norm = native.address(block.attention_norm.weight)
         made.mlp_norm = native.address(block.mlp_norm.weight)
         made.query_key_norm = native.address(attention.qk_norm.weight) if attention.qk_norm is not None else None
+        made.window, made.group = attention.window or 0, attention.group
         matrices = (("qkv", attention.qkv), ("output", attention.output), ("up", mlp.up), ("down", mlp.down))
         for name, linear in matrices:
             setattr(made, name, _matrix(linear))
-        made.window, made.group = attention.window or 0, attention.group
 
-    def refresh_head(self, head: Linear) -> None:
-        self._head = _matrix(head)
-
-    def forward(self, batch: Batch, cache: KVCache) -> Tensor:
-        """As `Decoder.forward`."""
-        decoder = self._decoder
+    def begin(self, batch: Batch, cache: KVCache) -> NativeStep:
         if self._cache is not cache:
             self._cache = cache
             self._model.block_size = cache.block_size
-            for block, layer in zip(decoder.parts.blocks, self._layers, strict=True):
+            for block, described in zip(self._parts.blocks, self._layers, strict=True):
                 place = block.attention.place
-                layer.keys, layer.values = cache.keys[place].data_ptr(), cache.values[place].data_ptr()
-        hidden = decoder.parts.embedding(batch.token_ids, batch.positions).contiguous()
-        assert decoder.rotary is not None
-        cosines, sines = (angle.float().contiguous() for angle in decoder.rotary.angles(batch.positions, hidden.dtype))
+                described.keys, described.values = cache.keys[place].data_ptr(), cache.values[place].data_ptr()
+        step = NativeStep(batch.token_ids, batch.positions, batch.slot_mapping, cache)
+        rows, starts = len(batch.token_ids), batch.query_starts
+        counts = np.diff(np.array(starts))
+        sequences = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))  # of each row
         slots, block_tables = batch.slot_mapping.contiguous(), batch.block_tables.contiguous()
-        step = native.Step(
-            rows=len(hidden),
+        step.tensors = (sequences, slots, block_tables)
+        step.described = native.Step(
+            rows=rows,
             num_sequences=block_tables.shape[1],
             max_blocks=block_tables.shape[2],
             positions=batch.positions.data_ptr(),
             slots=slots.data_ptr(),
+            sequences=sequences.data_ptr(),
             block_tables=block_tables.data_ptr(),
-            cosines=cosines.data_ptr(),
-            sines=sines.data_ptr(),
-            hidden=hidden.data_ptr(),
         )
-        counts = np.diff(np.array(batch.query_starts))
-        sequences = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
-        step.sequences = sequences.data_ptr()
-        if len(hidden) > self.max_rows:
-            return self._run_parts(batch, cache, step, hidden, sequences)
+        rotary = self.torch_ops.rotary
+        if rotary is not None:
+            step.angles = rotary.angles(batch.positions, self.torch_ops.dtype)
+            cosines, sines = (angle.float().contiguous() for angle in step.angles)
+            step.described.cosines, step.described.sines = cosines.data_ptr(), sines.data_ptr()
+            step.tensors += (cosines, sines)
+        step.is_whole = rows <= self.max_whole_rows
+        if not step.is_whole:
+            is_short = [
+                self._attends and (context <= SHORT_CONTEXT or starts[sequence + 1] - starts[sequence] == 1)
+                for sequence, context in enumerate(batch.context_lens)
+            ]
+            step.short = torch.tensor(is_short)[sequences].nonzero().squeeze(1)
+            step.plans = self.torch_ops.plan(batch, cache, {sequence for sequence, ours in enumerate(is_short) if ours})
+        return step
+
+    def whole_step(self, step: NativeStep) -> Tensor | None:
+        if not step.is_whole:
+            return None
+        hidden = self.embed(self._parts.embedding, step)
+        step.described.hidden = hidden.data_ptr()
         needed = self._library.ember_workspace(self._model, len(hidden))
         if len(self._workspace) < needed:
             self._workspace = torch.empty(needed, dtype=torch.uint8)
-        self._library.ember_forward(self._model, step, self._workspace.data_ptr(), torch.get_num_threads())
+        self._library.ember_forward(self._model, step.described, self._workspace.data_ptr(), torch.get_num_threads())
         return hidden
 
-    def _run_parts(self, batch: Batch, cache: KVCache, step: native.Step, hidden: Tensor, sequences: Tensor) -> Tensor:
-        """The layers on [rows, hidden] with torch's matrix products, and its attention for long prompts, which many
-        rows are better with. `sequences`: that of each row."""
-        config, library, threads = self._decoder.config, self._library, torch.get_num_threads()
-        rows, heads, kv_heads, size = len(hidden), config.num_heads, config.num_kv_heads, config.head_dim
-        starts = batch.query_starts
-        is_short = [
-            context <= SHORT_CONTEXT or starts[sequence + 1] - starts[sequence] == 1
-            for sequence, context in enumerate(batch.context_lens)
-        ]
-        short = torch.tensor(is_short)[sequences].nonzero().squeeze(1)  # rows
-        ours = {sequence for sequence, answer in enumerate(is_short) if answer}
-        windows = self._decoder.parts.windows()
-        plans = plan_attention(batch, windows, cache.block_size, kv_heads, size, hidden.dtype, without=ours)
-        normed, inner = torch.empty_like(hidden), hidden.new_empty(rows, config.intermediate_size)
-        queries, keys = hidden.new_empty(rows, heads, size), hidden.new_empty(rows, kv_heads, size)
+    def embed(self, embedding: Embedding, step: NativeStep) -> Tensor:
+        return self.torch_ops.embed(embedding, step).contiguous()
 
-        def add_norm(delta: Tensor | None, norm: Norm | None) -> None:
-            assert norm is not None
-            places = (hidden.data_ptr(), native.address(delta), native.address(norm.weight), normed.data_ptr())
-            library.ember_add_norm(*places, rows, config.hidden_size, config.norm_eps, threads)
+    def _add_norm(self, norm: Norm, residual: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+        rows, size = residual.shape
+        normed = torch.empty_like(residual)
+        places = (residual.data_ptr(), native.address(delta), native.address(norm.weight), normed.data_ptr())
+        self._library.ember_add_norm(*places, rows, size, norm.eps, torch.get_num_threads())
+        return normed, residual
 
-        delta: Tensor | None = None
-        for block, described in zip(self._decoder.parts.blocks, self._layers, strict=True):
-            attention = block.attention
-            add_norm(delta, block.attention_norm)
-            qkv = self._product(attention.qkv, normed)
-            outputs = (qkv.data_ptr(), queries.data_ptr(), keys.data_ptr())
-            library.ember_place(self._model, described, step, *outputs, threads)
-            values = qkv.view(rows, heads + 2 * kv_heads, size)[:, heads + kv_heads :]
-            cached = cache.keys[attention.place], cache.values[attention.place]
-            mixed = attend_written(plans[attention.group], queries, keys, values, *cached)
-            places = (short.data_ptr(), len(short), queries.data_ptr(), mixed.data_ptr())
-            library.ember_attend(self._model, described, step, *places, threads)
-            add_norm(self._product(attention.output, mixed), block.mlp_norm)
-            up = self._product(block.mlp.up, normed)
-            library.ember_gate(up.data_ptr(), inner.data_ptr(), rows, config.intermediate_size, threads)
-            delta = self._product(block.mlp.down, inner)
-        add_norm(delta, self._decoder.parts.final_norm)
-        return normed
-
-    def _product(self, linear: Linear, x: Tensor) -> Tensor:
-        """[rows, in] -> [rows, out] bfloat16."""
-        if not self.multiplies:
-            return linear(x)
-        matrix, threads = _matrix(linear), torch.get_num_threads()
+    def _linear(self, weight: Linear, x: Tensor, step: NativeStep) -> Tensor:
+        if len(x) > self.max_product_rows or type(weight) not in self.layouts:
+            return weight(x)
+        matrix, threads = _matrix(weight), torch.get_num_threads()
         out = x.new_empty(len(x), sum(matrix.rows))
         for given, made in zip(x.split(MAX_ROWS), out.split(MAX_ROWS), strict=True):
             made.copy_(native.linear(self._library, matrix, given, threads))
         return out
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[rows, hidden] -> [rows, vocab_size] float32."""
+    def _place_heads(self, attention: Attention, qkv: Tensor, step: NativeStep) -> Heads:
+        config, rows = self.config, len(qkv)
+        heads, kv_heads, size = config.num_heads, config.num_kv_heads, config.head_dim
+        queries, keys = qkv.new_empty(rows, heads, size), qkv.new_empty(rows, kv_heads, size)
+        self._library.ember_place(
+            self._model,
+            self._described[attention.group, attention.place],
+            step.described,
+            qkv.data_ptr(),
+            queries.data_ptr(),
+            keys.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return Heads(queries, keys, qkv.view(rows, heads + 2 * kv_heads, size)[:, heads + kv_heads :])
+
+    def _attend(self, attention: Attention, heads: Heads, step: NativeStep) -> Tensor:
+        """The library's attention for decodes and short prompts, torch's for the others."""
+        assert step.plans is not None and step.short is not None and heads.key is not None and heads.value is not None
+        query = heads.query.contiguous()
+        keys, values = step.cache.keys[attention.place], step.cache.values[attention.place]
+        mixed = attend_written(step.plans[attention.group], query, heads.key, heads.value, keys, values)
+        self._library.ember_attend(
+            self._model,
+            self._described[attention.group, attention.place],
+            step.described,
+            step.short.data_ptr(),
+            len(step.short),
+            query.data_ptr(),
+            mixed.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return mixed
+
+    def _gate(self, mlp: MLP, up: Tensor) -> Tensor:
+        rows, size = len(up), up.shape[1] // 2
+        inner = up.new_empty(rows, size)
+        self._library.ember_gate(up.data_ptr(), inner.data_ptr(), rows, size, torch.get_num_threads())
+        return inner
+
+    def _logits(self, project: Linear | None, head: Linear, hidden: Tensor) -> Tensor:
+        """[R, hidden] -> [R, vocab_size] float32."""
+        if project is not None:
+            hidden = project(hidden)
         threads = torch.get_num_threads()
         parts = [native.linear(self._library, self._head, x.contiguous(), threads) for x in hidden.split(MAX_ROWS)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)

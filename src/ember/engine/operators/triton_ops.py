@@ -1,55 +1,44 @@
-"""The decoder's forward pass in Ember's Triton kernels, for GPUs: the same weights and the same sums, fewer launches.
+"""The operations in Ember's Triton kernels, for GPUs: one launch for each, where torch needs several.
 
-    for each layer:
-        x, residual = norm(x + residual), x + residual          one launch
-        q, cache = rotate(qk_norm(qkv)), k and v                one launch
-        x = attention(q, cache)                                 decodes: one or two; prompt chunks: one
-        x, residual = norm(x + residual), x + residual          one launch
-        x = down(act(gate) * up)                                one launch beside the matrix products
+    norm of residual + delta, and the sum                                 one launch
+    QK norm, rotary embedding, keys and values into the cache             one launch
+    attention                                  decodes: one or two launches; prompt chunks: one
+    activation, times the other half                                      one launch
 
-Serves the families that normalise first. Imported only where it is used: it brings triton with it.
+Matrix products, embedding and head are torch's. This module brings triton with it: import it only where it is used.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ember.engine.description.operator_sets import Lacking
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention
 from ember.engine.layers.cache import KVCache
+from ember.engine.layers.linear import Linear
+from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm, RMSNorm
 from ember.engine.layers.rotary import Rotary
+from ember.engine.operators.base import Heads, Step
+from ember.engine.operators.torch_ops import TorchOperators
 from ember_kernels.activation import activation
 from ember_kernels.decode_attention import decode_attention
 from ember_kernels.norm import layer_norm, rms_norm
 from ember_kernels.prefill_attention import prefill_attention
 from ember_kernels.rope_cache import rope_cache
 
-if TYPE_CHECKING:
-    from ember.engine.models.decoder import Decoder
 
-ACTIVATION_KINDS = {
-    "silu": "silu",
-    "relu": "relu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-}
+@dataclass(slots=True, kw_only=True)
+class TritonStep(Step):
+    """A step whose inputs are on the device; nothing looks at their values. The first `num_decodes` sequences have one
+    query each. A token of negative slot is padding, which leaves the cache alone."""
 
-
-@dataclass(slots=True)
-class FusedStep:
-    """What all layers share in one step. The first `num_decodes` sequences have one query each."""
-
-    token_ids: Tensor  # [T] int64
-    positions: Tensor  # [T] int64
-    slot_mapping: Tensor  # [groups, T] int64; negative: padding, which leaves the cache alone
     num_decodes: int
     block_tables: Tensor  # [groups, S, max_blocks] int32; entries before a window are not read
     context_lens: Tensor  # [S] int32
@@ -57,16 +46,42 @@ class FusedStep:
     max_context: int
     max_queries: int
 
-    @classmethod
-    def of(cls, batch: Batch) -> FusedStep:
+
+class TritonOperators:
+    """`operators.base.Operators` in kernels; torch computes the operations that are `lacking`."""
+
+    layouts: ClassVar[frozenset[type[Linear]]] = frozenset()
+
+    def __init__(self, torch_ops: TorchOperators, lacking: Lacking) -> None:
+        config, rotary = torch_ops.config, torch_ops.rotary
+        self.torch_ops = torch_ops
+        self.eps = config.norm_eps
+        self.is_recordable = own_attention = "attend" not in lacking
+        self.embed, self.linear, self.logits = torch_ops.embed, torch_ops.linear, torch_ops.logits
+        self.add_norm = torch_ops.add_norm if "add_norm" in lacking else _add_norm
+        self.gate = torch_ops.gate if "gate" in lacking else _gate
+        self.attend = _attend if own_attention else torch_ops.attend
+        self.place_heads = self._place_heads if own_attention else torch_ops.place_heads
+        self._table = _angle_table(rotary, config.max_position_embeddings) if rotary and own_attention else None
+
+    @property
+    def reads_packed(self) -> bool:
+        return False
+
+    def weights_moved(self, layer: int | None) -> None:
+        """These operators hold no addresses."""
+
+    def begin(self, batch: Batch, cache: KVCache) -> TritonStep:
         starts = batch.query_starts
         counts = [stop - start for start, stop in pairwise(starts)]
         num_decodes = next((i for i, count in enumerate(counts) if count != 1), len(counts))
         device = batch.token_ids.device
-        return cls(
+        return TritonStep(
             token_ids=batch.token_ids,
             positions=batch.positions,
             slot_mapping=batch.slot_mapping,
+            cache=cache,
+            plans=None if self.is_recordable else self.torch_ops.plan(batch, cache),
             num_decodes=num_decodes,
             block_tables=batch.block_tables.to(torch.int32),
             context_lens=torch.tensor(batch.context_lens, dtype=torch.int32).to(device, non_blocking=True),
@@ -75,90 +90,64 @@ class FusedStep:
             max_queries=max(counts),
         )
 
+    def whole_step(self, step: TritonStep) -> None:
+        return None
 
-class FusedForward:
-    """A decoder's `forward` in kernels. The weights stay the decoder's."""
-
-    def __init__(self, decoder: Decoder) -> None:
-        self.decoder = decoder
-        config = decoder.config
-        self.activation_kind = ACTIVATION_KINDS[config.activation]
-        self.table = _angle_table(decoder.rotary, config.max_position_embeddings) if decoder.rotary else None
-
-    @staticmethod
-    def serves(decoder: Decoder) -> bool:
-        """Whether the decoder is of a form that the kernels know."""
-        config = decoder.config
-        return config.norm_first and config.activation in ACTIVATION_KINDS and config.head_dim % 16 == 0
-
-    def forward(self, batch: Batch, cache: KVCache) -> Tensor:
-        """Run one step: K and V of the batch are written to the cache. Returns [T, hidden] after the final norm."""
-        return self.run(FusedStep.of(batch), cache)
-
-    def run(self, step: FusedStep, cache: KVCache) -> Tensor:
-        """As `forward`, for inputs that are on the device already; nothing here looks at their values."""
-        decoder = self.decoder
-        residual = decoder.parts.embedding(step.token_ids, step.positions)  # [T, hidden]
-        delta: Tensor | None = None  # what the last block adds to it
-        for block in decoder.parts.blocks:
-            hidden = _add_norm(block.attention_norm, delta, residual)
-            place = block.attention.place
-            delta = self._attention(block.attention, hidden, step, cache.keys[place], cache.values[place])
-            hidden = _add_norm(block.mlp_norm, delta, residual)
-            inner, _ = activation(block.mlp.up(hidden), self.activation_kind, gated=block.mlp.gated)
-            delta = block.mlp.down(inner)
-        if decoder.parts.final_norm is None:
-            return residual if delta is None else residual + delta
-        return _add_norm(decoder.parts.final_norm, delta, residual)
-
-    def _attention(self, attention: Attention, hidden: Tensor, step: FusedStep, keys: Tensor, values: Tensor) -> Tensor:
-        """[T, hidden] -> [T, hidden]; `keys` and `values` are the layer's cache."""
+    def _place_heads(self, attention: Attention, qkv: Tensor, step: TritonStep) -> Heads:
         norm = attention.qk_norm.weight if attention.qk_norm is not None else None  # [heads + kv_heads, head_dim]
         query = rope_cache(
-            attention.qkv(hidden),
-            keys,
-            values,
+            qkv,
+            step.cache.keys[attention.place],
+            step.cache.values[attention.place],
             step.slot_mapping[attention.group],
             step.positions,
-            self.table,
+            self._table,
             query_weight=None if norm is None else norm[0],
             key_weight=None if norm is None else norm[-1],
-            eps=self.decoder.config.norm_eps,
-        )  # [T, heads, head_dim]
-        mixed = torch.empty_like(query)
-        decodes, block_tables = step.num_decodes, step.block_tables[attention.group]
-        if decodes:
-            decode_attention(
-                query[:decodes],
-                keys,
-                values,
-                block_tables[:decodes],
-                step.context_lens[:decodes],
-                max_context=step.max_context,
-                window=attention.window,
-                out=mixed[:decodes],
-            )
-        if decodes < len(step.context_lens):
-            prefill_attention(
-                query,
-                keys,
-                values,
-                block_tables[decodes:],
-                step.starts,
-                step.context_lens[decodes:],
-                max_queries=step.max_queries,
-                window=attention.window,
-                out=mixed,
-            )
-        return attention.output(mixed.flatten(1))
+            eps=self.eps,
+        )
+        return Heads(query)
 
 
-def _add_norm(norm: Norm, delta: Tensor | None, residual: Tensor) -> Tensor:
-    """norm(residual + delta); the sum replaces `residual`. Without `delta`: norm(residual)."""
+def _add_norm(norm: Norm, residual: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
     x, added = (residual, None) if delta is None else (delta, residual)
     if isinstance(norm, RMSNorm):
-        return rms_norm(x, norm.weight, norm.eps, residual=added)[0]
-    return layer_norm(x, norm.weight, norm.bias, norm.eps, residual=added)[0]
+        return rms_norm(x, norm.weight, norm.eps, residual=added)[0], residual
+    return layer_norm(x, norm.weight, norm.bias, norm.eps, residual=added)[0], residual
+
+
+def _attend(attention: Attention, heads: Heads, step: TritonStep) -> Tensor:
+    query, decodes, block_tables = heads.query, step.num_decodes, step.block_tables[attention.group]
+    keys, values = step.cache.keys[attention.place], step.cache.values[attention.place]
+    mixed = torch.empty_like(query)
+    if decodes:
+        decode_attention(
+            query[:decodes],
+            keys,
+            values,
+            block_tables[:decodes],
+            step.context_lens[:decodes],
+            max_context=step.max_context,
+            window=attention.window,
+            out=mixed[:decodes],
+        )
+    if decodes < len(step.context_lens):
+        prefill_attention(
+            query,
+            keys,
+            values,
+            block_tables[decodes:],
+            step.starts,
+            step.context_lens[decodes:],
+            max_queries=step.max_queries,
+            window=attention.window,
+            out=mixed,
+        )
+    return mixed.flatten(1)
+
+
+def _gate(mlp: MLP, up: Tensor) -> Tensor:
+    return activation(up, mlp.activation, gated=mlp.gated)[0]
 
 
 def _angle_table(rotary: Rotary, max_positions: int) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ember.engine.errors import ModelError
+from ember.engine.layers.block import DecoderParts
 from ember.engine.layers.linear import Linear, Pages, fresh_memory
 from ember_cpu import library as native
 
@@ -80,3 +82,31 @@ class QuantisedLinear(Linear):
     def _restore(self, weight: Tensor) -> Tensor:
         self._library.ember_restore(self.matrix, weight.data_ptr(), torch.get_num_threads())
         return weight
+
+
+def quantise(parts: DecoderParts, weights: str, pages: Pages | None) -> int:
+    """Replace the matrices of the blocks by int8 or int4 (`weights`), and the embedding and the head, where a token's
+    meaning is in one row, by int8. Returns the bytes that a step reads.
+
+    What was there before leaves memory piece by piece where it is mapped (`pages`). Raises ModelError where the C
+    library is missing.
+    """
+    library = native.load()
+    if library is None:
+        raise ModelError("CPU_WEIGHTS: the C library for CPUs cannot be used; the log says why")
+    made, scratch = [], Scratch()
+
+    def small(linear: Linear, bits: int = BITS[weights]) -> QuantisedLinear:
+        made.append(QuantisedLinear(library, linear, bits, scratch, pages))
+        return made[-1]
+
+    for block in parts.blocks:
+        attention, mlp = block.attention, block.mlp
+        attention.qkv, attention.output = small(attention.qkv), small(attention.output)
+        mlp.up, mlp.down = small(mlp.up), small(mlp.down)
+    tokens = parts.embedding.tokens
+    assert isinstance(tokens, Tensor)
+    is_tied = parts.head.rows[0] is tokens
+    parts.head = head = small(parts.head, 8)
+    parts.embedding.tokens = head if is_tied else QuantisedLinear(library, Linear(tokens), 8, scratch, pages)
+    return sum(linear.nbytes for linear in made)

@@ -35,7 +35,7 @@ from ember.engine.core.scheduler import Scheduled
 from ember.engine.core.sequence import Sequence
 from ember.engine.layers.cache import KVCache
 from ember.engine.models.decoder import Decoder
-from ember.engine.operators.triton_ops import FusedStep
+from ember.engine.operators.triton_ops import TritonStep
 from ember_kernels.sampling import Workspace, sample
 from ember_kernels.step import gather_block_tables, prepare_step, step_rows, store_tokens
 from ember_kernels.step_update import SAMPLING_FIELDS, Record
@@ -106,11 +106,10 @@ class DeviceRunner:
         *,
         enforce_eager: bool = False,
     ) -> None:
-        assert model.fused is not None
+        assert model.ops.is_recordable
         self.model = model
         self.cache = cache
         self.device = device
-        self.fused = model.fused
         self.limits = limits
         max_num_seqs, max_num_batched_tokens = limits.max_num_seqs, limits.max_num_batched_tokens
         self.accelerator = accelerator = Accelerator(device)
@@ -192,7 +191,8 @@ class DeviceRunner:
         self._prepare(num_rows)
         rows = step_rows(self.buffer.words, num_rows)
         self._gather_tables(rows, num_rows)
-        inputs = FusedStep(
+        inputs = TritonStep(
+            cache=self.cache,
             token_ids=self._token_ids[:num_rows],
             positions=self._positions[:num_rows],
             slot_mapping=self._slots[:, :num_rows],
@@ -203,7 +203,7 @@ class DeviceRunner:
             max_context=self.limits.max_model_len if longest is None else longest,
             max_queries=1,
         )
-        hidden = self.fused.run(inputs, self.cache)
+        hidden = self.model.run(inputs)
         self._draw(hidden, self._seq_lens[:num_rows], rows)
 
     def _launch_mixed(
@@ -254,7 +254,8 @@ class DeviceRunner:
         seq_lens = torch.cat((self._seq_lens[:num_decodes], ends_sent))
         tables = self._tables.new_empty((len(slots), num_sequences, self._tables.shape[2]))
         gather_block_tables(all_rows, seq_lens, self.rows.block_tables, tables, block_size)
-        inputs = FusedStep(
+        inputs = TritonStep(
+            cache=self.cache,
             token_ids=self._token_ids[:total],
             positions=self._positions[:total],
             slot_mapping=self._slots[:, :total],
@@ -265,7 +266,7 @@ class DeviceRunner:
             max_context=max(contexts),
             max_queries=max(chunk.num_tokens for chunk in chunks),
         )
-        hidden = self.fused.run(inputs, self.cache)
+        hidden = self.model.run(inputs)
         prompts = self._score_prompts(chunks, starts, hidden)
         if rows:
             words = self.rows.sampling.index_select(0, drawn_rows)

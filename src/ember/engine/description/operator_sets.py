@@ -1,0 +1,155 @@
+"""Which features of a decoder each operator set computes. No torch here: a model is refused before it is downloaded.
+
+An operator set (`engine.operators`) computes the operations of a decoder. Each set has its own version of some, and
+torch's version of the others. It declares, for every operation of its own, the features (`DecoderConfig.features`) that
+this version computes, and which sizes it takes. Where a model has another feature or size, torch computes that one
+operation. A feature that nobody declares is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ember.engine.description.config import DecoderConfig
+from ember.engine.description.fields import shown
+from ember.engine.errors import ModelError
+
+OPERATIONS = ("embed", "add_norm", "linear", "place_heads", "attend", "gate", "logits")
+"""The operations of `operators.base.Operators`, in the order in which a step needs them."""
+
+Lacking = dict[str, str]
+"""Operations that torch computes for a set, each with the feature or size for which it does."""
+
+
+def _no_faults(config: DecoderConfig) -> Lacking:
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorSet:
+    """What one set computes itself."""
+
+    name: str
+    features: Mapping[str, frozenset[str]]  # for each operation of its own, the features beside the neutral decoder's
+    size_faults: Callable[[DecoderConfig], Lacking] = _no_faults
+    together: frozenset[str] = frozenset()  # operations that work with each other alone: all are its own, or none
+
+    def lacking(self, config: DecoderConfig) -> Lacking:
+        """The operations that the set has, but not for this decoder."""
+        found = {
+            operation: fault for operation, fault in self.size_faults(config).items() if operation in self.features
+        }
+        for feature, value in config.features().items():
+            for operation, own in self.features.items():
+                if feature in TORCH.features[operation] and feature not in own:
+                    found.setdefault(operation, described(feature, value))
+        if missing := self.together & found.keys():
+            fault = found[min(missing)]
+            found |= {operation: found.get(operation, fault) for operation in self.together}
+        return {operation: found[operation] for operation in OPERATIONS if operation in found}
+
+
+LOOP = frozenset({"wiring=post_norm", "final_norm=False"})
+"""The features that the layer loop itself computes (`models.decoder`), over the operations of any set."""
+
+UNCOMPUTED = frozenset({"experts"})
+"""The features that the loader reads, but no set computes yet."""
+
+_BIASES = frozenset({"qkv_bias", "output_bias", "mlp_bias"})
+_HEADS = frozenset({"qk_norm", "rope", "rope.kind=linear", "rope.kind=llama3", "rope.kind=yarn"})
+_NORMS = frozenset({"norm=layer", "norm_bias", "norm_affine=False"})
+_GATES = frozenset({"activation=relu", "activation=gelu", "activation=gelu_tanh", "gated_mlp=False"})
+
+TORCH = OperatorSet(
+    "torch",
+    {
+        "embed": frozenset({"position_offset", "embed_dim"}),
+        "add_norm": _NORMS,
+        "linear": _BIASES,
+        "place_heads": _HEADS,
+        "attend": frozenset({"sliding_window"}),
+        "gate": _GATES,
+        "logits": frozenset({"embed_dim"}),
+    },
+)
+
+TRITON_MAX_HIDDEN = 16384  # ember_kernels.norm.MAX_HIDDEN
+TRITON_MAX_HEAD_DIM = 256
+
+
+def _triton_faults(config: DecoderConfig) -> Lacking:
+    faults: Lacking = {}
+    if config.hidden_size > TRITON_MAX_HIDDEN:
+        faults["add_norm"] = f"hidden_size={config.hidden_size} is above {TRITON_MAX_HIDDEN}"
+    if config.head_dim % 16 or config.head_dim > TRITON_MAX_HEAD_DIM:
+        faults["attend"] = f"head_dim={config.head_dim} is no multiple of 16 up to {TRITON_MAX_HEAD_DIM}"
+    return faults
+
+
+TRITON = OperatorSet(
+    "triton",
+    {
+        "add_norm": _NORMS,
+        "place_heads": _HEADS,
+        "attend": frozenset({"sliding_window"}),
+        "gate": _GATES,
+    },
+    _triton_faults,
+    together=frozenset({"place_heads", "attend"}),  # its attention reads the batch's own keys in the cache alone
+)
+
+NATIVE_ALIGNMENT = 32  # elements: rows of matrices and heads are whole registers
+NATIVE_MAX_HEAD_DIM = 256
+NATIVE_MAX_SIZE = 1 << 17  # elements of a row: some are kept on a thread's stack
+
+
+def native_sizes(config: DecoderConfig) -> dict[str, int]:
+    """The lengths of the rows of a decoder's matrices, by where they come from."""
+    sizes = {
+        "hidden_size": config.hidden_size,
+        config.intermediate_field: config.intermediate_size,
+        "num_heads * head_dim": config.query_size,
+    }
+    return sizes | ({"embed_dim": config.embed_dim} if config.embed_dim else {})
+
+
+def _native_faults(config: DecoderConfig) -> Lacking:
+    faults: Lacking = {}
+    for name, size in native_sizes(config).items():
+        if size % NATIVE_ALIGNMENT or size > NATIVE_MAX_SIZE:
+            fault = f"{name}={size} is no multiple of {NATIVE_ALIGNMENT} up to {NATIVE_MAX_SIZE}"
+            faults |= dict.fromkeys(("linear", "logits", "add_norm"), fault)
+    if config.head_dim % NATIVE_ALIGNMENT or config.head_dim > NATIVE_MAX_HEAD_DIM:
+        fault = f"head_dim={config.head_dim} is no multiple of {NATIVE_ALIGNMENT} up to {NATIVE_MAX_HEAD_DIM}"
+        faults |= dict.fromkeys(("place_heads", "attend"), fault)
+    return faults
+
+
+NATIVE = OperatorSet(
+    "native",
+    {
+        "add_norm": frozenset(),
+        "linear": _BIASES,
+        "place_heads": _HEADS,
+        "attend": frozenset({"sliding_window"}),
+        "gate": frozenset(),
+        "logits": frozenset({"embed_dim"}),
+    },
+    _native_faults,
+)
+
+SETS = (TORCH, TRITON, NATIVE)
+
+
+def described(feature: str, value: object) -> str:
+    """A feature with its value, for a message."""
+    return feature if "=" in feature else f"{feature}={shown(value)}"
+
+
+def check_features(config: DecoderConfig) -> None:
+    """Raises ModelError naming the features that no operator set computes, with their values."""
+    known = LOOP.union(*TORCH.features.values())
+    unknown = [described(name, value) for name, value in config.features().items() if name not in known]
+    if unknown:
+        raise ModelError(f"no operators compute {', '.join(unknown)}: {config.architecture} cannot be served")

@@ -1,0 +1,97 @@
+"""The operations that a decoder's forward pass consists of; `models.decoder` is the loop over them.
+
+Three sets implement them: `torch_ops` on every device, `triton_ops` on GPUs, `native_ops` on CPUs. A set computes some
+operations itself. It takes the others from `torch_ops`, and those that a model needs in a form that it lacks. What each
+set computes is declared in `description.operator_sets`, and `choose` decides.
+
+T is the number of tokens of a step, in a flat run over all its sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol, TypeVar
+
+from torch import Tensor
+
+from ember.engine.layers.batch import Batch
+from ember.engine.layers.block import Attention
+from ember.engine.layers.cache import KVCache
+from ember.engine.layers.embedding import Embedding
+from ember.engine.layers.linear import Linear
+from ember.engine.layers.mlp import MLP
+from ember.engine.layers.norm import Norm
+from ember.engine.operators.torch_attention import AttentionPlan
+
+
+@dataclass(slots=True)
+class Step:
+    """What all blocks share in one forward pass. A set adds fields of its own; these serve torch's operations."""
+
+    token_ids: Tensor  # [T] int64
+    positions: Tensor  # [T] int64
+    slot_mapping: Tensor  # [groups, T] int64
+    cache: KVCache
+    angles: tuple[Tensor, Tensor] | None = None  # cosines and signed sines, [T, 1, rotary_dim], made when first needed
+    plans: Sequence[AttentionPlan] | None = None  # of each cache group, where torch's attention computes
+
+
+class Heads(NamedTuple):
+    """The heads of a step's tokens, normalised and rotated. Keys and values are in the cache already."""
+
+    query: Tensor  # [T, heads, head_dim]
+    key: Tensor | None = None  # [T, kv_heads, head_dim]; None: attention reads it in the cache
+    value: Tensor | None = None
+
+
+S = TypeVar("S", bound=Step)
+
+
+class Operators(Protocol[S]):
+    """One way to compute a decoder's operations."""
+
+    layouts: ClassVar[frozenset[type[Linear]]]
+    """The layouts of weights that its own `linear` multiplies with; torch does it with the others."""
+
+    @property
+    def is_recordable(self) -> bool:
+        """Whether a step needs nothing on the host: it can be prepared on the device, and recorded as a graph."""
+
+    @property
+    def reads_packed(self) -> bool:
+        """Whether matrices should be repacked for oneDNN, in time, so that `linear` reads them fastest."""
+
+    def weights_moved(self, layer: int | None) -> None:
+        """Matrices of a layer, or the head (None), were replaced: a set that holds addresses must read them again."""
+
+    def begin(self, batch: Batch, cache: KVCache) -> S:
+        """Prepare one forward pass: the attention plan, and inputs that are needed in another form."""
+
+    def whole_step(self, step: S) -> Tensor | None:
+        """The hidden states of the step, [T, hidden] after the final norm, where the set computes this step as one
+        call; None: the loop has to run. Both give the same hidden states, but for the order of sums."""
+
+    def embed(self, embedding: Embedding, step: S) -> Tensor:
+        """The embeddings of the step's tokens, [T, hidden], in memory that `add_norm` may write to."""
+
+    def add_norm(self, norm: Norm, residual: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`norm` of residual + delta, and that sum, both [T, hidden]. Without `delta` the sum is the residual. The
+        memory of `residual` may be overwritten with the sum."""
+
+    def linear(self, weight: Linear, x: Tensor, step: S) -> Tensor:
+        """x [T, in] times the weight's transpose, plus its bias: [T, out]."""
+
+    def place_heads(self, attention: Attention, qkv: Tensor, step: S) -> Heads:
+        """Normalise and rotate the query and key heads of qkv [T, (heads + 2 * kv_heads) * head_dim]. Write keys and
+        values to the tokens' slots of the cache."""
+
+    def attend(self, attention: Attention, heads: Heads, step: S) -> Tensor:
+        """Attention of the queries to their sequences' contexts: [T, heads * head_dim]."""
+
+    def gate(self, mlp: MLP, up: Tensor) -> Tensor:
+        """The activation of up [T, intermediate]; gated: of its first half, times its second half."""
+
+    def logits(self, project: Linear | None, head: Linear, hidden: Tensor) -> Tensor:
+        """[R, hidden] through the projection, where there is one, and the head: [R, vocab_size] in the model's dtype or
+        float32."""

@@ -1,0 +1,112 @@
+"""The operations in torch: on every device, for every feature. What another set lacks comes from here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from functools import partial
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ember.engine.description.config import DecoderConfig
+from ember.engine.layers.batch import Batch
+from ember.engine.layers.block import Attention, DecoderParts
+from ember.engine.layers.cache import KVCache
+from ember.engine.layers.embedding import Embedding
+from ember.engine.layers.linear import Linear, can_pack
+from ember.engine.layers.mlp import MLP
+from ember.engine.layers.norm import Norm
+from ember.engine.layers.rotary import Rotary
+from ember.engine.operators.base import Heads, Step
+from ember.engine.operators.torch_attention import AttentionPlan, attend_written, plan_attention
+from ember.engine.quantization.cpu_int import QuantisedLinear
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
+
+
+class TorchOperators:
+    """`operators.base.Operators` over torch's operators."""
+
+    layouts: ClassVar[frozenset[type[Linear]]] = frozenset({Linear, QuantisedLinear})
+    is_recordable = False  # attention is planned on the host
+
+    def __init__(self, config: DecoderConfig, parts: DecoderParts, dtype: torch.dtype, device: torch.device) -> None:
+        self.config = config
+        self.dtype = dtype
+        self.device = device
+        self.rotary = Rotary.build(config.rope, device) if config.rope else None
+        self._windows = parts.windows()
+
+    @property
+    def reads_packed(self) -> bool:
+        return can_pack(self.device.type, self.dtype)
+
+    def weights_moved(self, layer: int | None) -> None:
+        """These operators hold no addresses."""
+
+    def begin(self, batch: Batch, cache: KVCache) -> Step:
+        step = Step(batch.token_ids, batch.positions, batch.slot_mapping, cache)
+        step.plans = self.plan(batch, cache)
+        return step
+
+    def plan(self, batch: Batch, cache: KVCache, without: Container[int] = ()) -> list[AttentionPlan]:
+        """How `attend` goes about the step, for each cache group. `without`: sequences that others attend to."""
+        config = self.config
+        return plan_attention(
+            batch, self._windows, cache.block_size, config.num_kv_heads, config.head_dim, self.dtype, without
+        )
+
+    def whole_step(self, step: Step) -> None:
+        return None
+
+    def embed(self, embedding: Embedding, step: Step) -> Tensor:
+        return embedding(step.token_ids, step.positions)
+
+    def add_norm(self, norm: Norm, residual: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+        if delta is not None:
+            residual = residual + delta
+        return norm(residual), residual
+
+    def linear(self, weight: Linear, x: Tensor, step: Step) -> Tensor:
+        return weight(x)
+
+    def place_heads(self, attention: Attention, qkv: Tensor, step: Step) -> Heads:
+        config = self.config
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        qkv = qkv.view(-1, heads + 2 * kv_heads, config.head_dim)
+        query_key, value = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
+        if attention.qk_norm is not None:
+            query_key = attention.qk_norm(query_key)
+        if self.rotary is not None:
+            if step.angles is None:
+                step.angles = self.rotary.angles(step.positions, self.dtype)
+            query_key = self.rotary.rotate(query_key, *step.angles)
+        query, key = query_key[:, :heads], query_key[:, heads:]
+        slots, place = step.slot_mapping[attention.group], attention.place
+        step.cache.keys[place].flatten(0, 1).index_copy_(0, slots, key)
+        step.cache.values[place].flatten(0, 1).index_copy_(0, slots, value)
+        return Heads(query, key, value)
+
+    def attend(self, attention: Attention, heads: Heads, step: Step) -> Tensor:
+        assert step.plans is not None and heads.key is not None and heads.value is not None
+        keys, values = step.cache.keys[attention.place], step.cache.values[attention.place]
+        return attend_written(step.plans[attention.group], heads.query, heads.key, heads.value, keys, values)
+
+    def gate(self, mlp: MLP, up: Tensor) -> Tensor:
+        activation = ACTIVATIONS[mlp.activation]
+        if not mlp.gated:
+            return activation(up)
+        gate, up = up.chunk(2, dim=-1)
+        return activation(gate).mul_(up)
+
+    def logits(self, project: Linear | None, head: Linear, hidden: Tensor) -> Tensor:
+        if project is not None:
+            hidden = project(hidden)
+        return head(hidden)

@@ -1,0 +1,221 @@
+"""Whatever a decoder's configuration can say is computed by the operators, or refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+import torch
+
+from ember.boot import Timeline
+from ember.engine.core.boot import open_model
+from ember.engine.description import operator_sets
+from ember.engine.description.config import DATA, Activation, DecoderConfig, ExpertsConfig, Norm, Wiring
+from ember.engine.description.families.registry import find_family
+from ember.engine.description.operator_sets import (
+    LOOP,
+    NATIVE,
+    OPERATIONS,
+    SETS,
+    TORCH,
+    TRITON,
+    UNCOMPUTED,
+    check_features,
+)
+from ember.engine.description.read_config import load_config
+from ember.engine.description.rope_config import RopeConfig, RopeKind
+from ember.engine.errors import ModelError
+from ember.engine.loading.load import load_decoder
+from ember.engine.models.decoder import WIRINGS
+from ember.engine.operators.choose import choose
+from ember.engine.operators.torch_ops import TorchOperators
+from ember.wire import Configure
+from tests.engine_models.tiny import VARIANTS, make_tiny
+from tests.support.inline_engine import InlineEngine
+
+DECLARED = LOOP.union(*(own for each in SETS for own in each.features.values()))
+CHOICES: dict[str, tuple[str, ...]] = {
+    "norm": get_args(Norm),
+    "wiring": get_args(Wiring),
+    "activation": get_args(Activation),
+    "rope.kind": get_args(RopeKind),
+}
+ROPE = RopeConfig(rotary_dim=16)
+PARTS: dict[str, Any] = {"rope": ROPE, "experts": ExpertsConfig(4, "num_experts", 64, "moe_intermediate_size")}
+
+
+def neutral() -> DecoderConfig:
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim")
+    return DecoderConfig("Test", max_position_embeddings=64, names=None, **dict.fromkeys(sizes, 64))  # type: ignore[arg-type]
+
+
+def other_values(name: str, kind: Any, default: Any) -> list[Any]:
+    """Values of a field that are not its default, all of them where it is a choice."""
+    if name in CHOICES:
+        return [choice for choice in CHOICES[name] if choice != default]
+    if name in PARTS:
+        return [PARTS[name]]
+    if isinstance(default, bool):
+        return [not default]
+    return ["other" if kind is str else 7]
+
+
+def described(kind: type, prefix: str = "") -> list[tuple[str, Any]]:
+    """Every field of a configuration that is no data, by its full name, with each of its values that is a feature."""
+    hints = get_type_hints(kind)
+    return [
+        (prefix + field.name, value)
+        for field in fields(kind)
+        if prefix + field.name not in DATA
+        for value in other_values(prefix + field.name, hints[field.name], field.default)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [*described(DecoderConfig), *described(RopeConfig, "rope."), *described(ExpertsConfig, "experts.")],
+    ids=lambda value: str(value)[:30],
+)
+def test_every_field_is_data_or_a_feature_that_operators_compute(name: str, value: Any) -> None:
+    part, _, own = name.rpartition(".")
+    config = replace(neutral(), **({part: replace(PARTS[part], **{own: value})} if part else {name: value}))
+    features = set(config.features()) - {part}
+    assert len(features) == 1, "the field changes no feature: a set that does not know it would compute without it"
+    if features & UNCOMPUTED:
+        with pytest.raises(ModelError, match=f"no operators compute {name}="):
+            check_features(config)
+        return
+    assert features <= DECLARED, f"no operator set declares {features}: declare it where it is computed"
+    check_features(config)
+
+
+def test_what_is_listed_as_data_exists() -> None:
+    known = {field.name for field in fields(DecoderConfig)}
+    known |= {f"{name}.{field.name}" for name, part in PARTS.items() for field in fields(part)}
+    assert known >= DATA
+    assert neutral().features() == {}
+    for field in fields(DecoderConfig):
+        if field.name in DATA and field.default is not dataclasses.MISSING:
+            value: Any = {"x": 1} if field.name == "quantization" else "x" if isinstance(field.default, str) else 5
+            assert replace(neutral(), **{field.name: value}).features() == {}
+
+
+def test_the_declarations_are_of_features_that_there_are() -> None:
+    possible: set[str] = set()
+    assert not UNCOMPUTED & DECLARED
+    for name, value in described(DecoderConfig):
+        possible |= replace(neutral(), **{name: value}).features().keys()
+    for name, value in described(RopeConfig, "rope."):
+        possible |= replace(neutral(), rope=replace(ROPE, **{name.removeprefix("rope."): value})).features().keys()
+    assert possible >= DECLARED
+    assert tuple(TORCH.features) == OPERATIONS and WIRINGS.keys() == set(get_args(Wiring))
+    for each in (TRITON, NATIVE):
+        assert each.features.keys() <= TORCH.features.keys() and each.together <= each.features.keys()
+
+
+@dataclass(frozen=True, slots=True)
+class Stranger(DecoderConfig):
+    """A configuration with fields that no operator set knows, as a new family might bring them."""
+
+    soft_cap: float | None = None
+    scores: str = "softmax"
+    inverted: bool = True
+
+
+UNKNOWN = [
+    ({"soft_cap": 30.0}, "soft_cap=30.0"),
+    ({"scores": "sigmoid"}, "scores=sigmoid"),
+    ({"inverted": False}, "inverted=False"),
+]
+
+
+def stranger(config: DecoderConfig, **changes: Any) -> Stranger:
+    return Stranger(**{field.name: getattr(config, field.name) for field in fields(DecoderConfig)}, **changes)
+
+
+@pytest.mark.parametrize(("changes", "named"), UNKNOWN)
+def test_a_feature_that_nobody_declares_is_refused_by_every_path(
+    changes: dict[str, Any], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = make_tiny("llama", tmp_path, num_hidden_layers=1)
+    config = load_config(directory)
+    model = load_decoder(directory, config, dtype=torch.float32, device=torch.device("cpu")).decoder
+    with pytest.raises(ModelError, match=f"no operators compute {named}: LlamaForCausalLM cannot be served"):
+        check_features(stranger(config, **changes))
+    for device in ("cpu", "cuda"):
+        for dtype in (torch.float32, torch.bfloat16):
+            with pytest.raises(ModelError, match=named):
+                choose(stranger(config, **changes), model.parts, dtype, torch.device(device))
+    family = find_family("LlamaForCausalLM")
+    odd = family._replace(read=lambda given: stranger(family.read(given), **changes))
+    monkeypatch.setattr("ember.engine.description.read_config.find_family", lambda architecture: odd)
+    configure = Configure(model=str(directory), device="cpu")
+    with pytest.raises(ModelError, match=f"no operators compute {named}"):  # before the weights are touched
+        open_model(configure, Timeline("test"), lambda message: None)
+
+
+@pytest.mark.parametrize("each", [TRITON, NATIVE], ids=["triton", "native"])
+def test_a_set_leaves_what_it_does_not_declare_to_torch(each: operator_sets.OperatorSet) -> None:
+    """Taken away one at a time: the operation falls back, alone or with what it only works with, and says why."""
+    config = replace(
+        neutral(),
+        qk_norm=True,
+        rope=replace(ROPE, kind="yarn"),
+        sliding_window=9,
+        qkv_bias=True,
+        embed_dim=64,
+    )
+    assert each.lacking(config) == {}
+    for operation, own in each.features.items():
+        for feature in own & config.features().keys():
+            poorer = replace(each, features={**each.features, operation: own - {feature}})
+            found = poorer.lacking(config)
+            expected = each.together if operation in each.together else {operation}
+            assert found.keys() == expected
+            assert all(feature in fault for fault in found.values())
+
+
+def test_sizes_that_do_not_fit_leave_their_operations_to_torch() -> None:
+    odd_heads = replace(neutral(), head_dim=24)
+    assert TRITON.lacking(odd_heads).keys() == {"place_heads", "attend"}
+    assert "head_dim=24 is no multiple of 16" in TRITON.lacking(odd_heads)["attend"]
+    assert NATIVE.lacking(odd_heads).keys() == {"place_heads", "attend"}
+    assert TRITON.lacking(replace(neutral(), hidden_size=32768)).keys() == {"add_norm"}
+    assert NATIVE.lacking(replace(neutral(), intermediate_size=100)).keys() == {"linear", "logits", "add_norm"}
+    assert NATIVE.lacking(replace(neutral(), embed_dim=48)).keys() == {"linear", "logits", "add_norm"}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_family_is_computed(variant: str, tmp_path: Path) -> None:
+    check_features(load_config(make_tiny(variant, tmp_path, num_hidden_layers=3)))
+
+
+def test_a_layout_that_nobody_declares_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = make_tiny("llama", tmp_path, num_hidden_layers=1)
+    model = load_decoder(directory, load_config(directory), dtype=torch.float32, device=torch.device("cpu")).decoder
+    monkeypatch.setattr(TorchOperators, "layouts", frozenset())
+    with pytest.raises(ModelError, match="no operators multiply weights of the layout Linear: LlamaForCausalLM"):
+        choose(model.config, model.parts, model.dtype, model.device)
+
+
+def test_the_declarations_are_read_without_torch() -> None:
+    code = (
+        "import sys, json\n"
+        "from ember.engine.description import native_forms, operator_sets, read_config\n"
+        "print(json.dumps(sorted(name for name in sys.modules if name.partition('.')[0] in ('torch', 'numpy'))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
+
+
+def test_the_choice_and_its_reason_are_told(tmp_path: Path) -> None:
+    ready = InlineEngine(make_tiny("llama", tmp_path, num_hidden_layers=1)).info
+    assert ready.operators == "torch (float32 on a CPU, where the C library computes in bfloat16)"
+    (phase,) = (phase for phase in ready.boot_phases if phase["name"] == "operators")
+    assert phase["detail"] == {"chosen": ready.operators}

@@ -1,0 +1,94 @@
+"""Every family gives transformers' logits with its operations in kernels, and with torch for any one of them."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from ember.engine.description.operator_sets import TRITON
+from ember.engine.operators.choose import choose
+from ember.wire import Generate
+from tests.engine_core.inline import greedy, make_engine, run, tokens
+from tests.engine_models.paged import Paged
+from tests.engine_models.test_parity import assert_same, load, reference
+from tests.engine_models.test_parity import tokens as sequences_of_tokens
+from tests.engine_models.tiny import VARIANTS, VOCAB_SIZE, make_tiny
+from tests.support.operators import use_triton
+
+NUM_OUTPUT = 3
+LENGTHS = [1, 5, 17, 30]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    root = tmp_path_factory.mktemp("triton")
+
+    @functools.cache
+    def checkpoint(variant: str):
+        """A model, some sequences, and their logits as transformers computes them."""
+        directory, sequences = make_tiny(variant, root / variant), sequences_of_tokens((14, 3, 9))
+        return directory, sequences, reference(directory, sequences)
+
+    return checkpoint
+
+
+def check(model, sequences, expected) -> None:
+    """A prompt and a part of another one; decodes beside the rest of it; decodes alone."""
+    paged = Paged(model, sequences)
+    paged.step([(0, 12), (2, 4)])
+    paged.step([(1, 1), (0, 1), (2, 4)])
+    paged.step([(0, 1), (1, 1), (2, 1)])
+    found = paged.finish()
+    assert_same(found, [theirs[: len(ours)] for ours, theirs in zip(found, expected, strict=True)])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_equal_transformers(variant, checkpoints):
+    directory, sequences, expected = checkpoints(variant)
+    model = load(directory)
+    use_triton(model)
+    assert model.ops.is_recordable == (model.config.head_dim % 16 == 0)
+    check(model, sequences, expected)
+
+
+@pytest.mark.parametrize("operation", TRITON.features)
+@pytest.mark.parametrize("variant", ["qwen3", "opt_post_norm"])
+def test_torch_stands_in_for_any_operation(variant, operation, checkpoints):
+    directory, sequences, expected = checkpoints(variant)
+    model = load(directory)
+    lacking = TRITON.together if operation in TRITON.together else {operation}
+    use_triton(model, dict.fromkeys(lacking, "a test"))
+    for name in TRITON.features:
+        assert (getattr(model.ops, name) == getattr(model.ops.torch_ops, name)) == (name in lacking)
+    check(model, sequences, expected)
+
+
+@pytest.mark.parametrize("family", ["qwen2_window", "opt"])
+def test_greedy_equals_transformers(family, tmp_path):
+    directory = make_tiny(family, tmp_path, num_hidden_layers=2)
+    prompts = [[(7 * i + 3 * j) % (VOCAB_SIZE - 10) + 6 for j in range(length)] for i, length in enumerate(LENGTHS)]
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    expected = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        options = {"max_new_tokens": NUM_OUTPUT, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        with torch.inference_mode():
+            generated = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+        expected.append(generated[0, len(prompt) :].tolist())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    engine = make_engine(directory, device=device, max_num_batched_tokens=20)  # chunks and decodes in one step
+    if device == "cpu":
+        use_triton(engine.runner.model)
+    for _ in range(2):  # the second time with a cached prefix
+        outputs = run(engine, [Generate(i, prompt, greedy(NUM_OUTPUT)) for i, prompt in enumerate(prompts)])
+        assert [tokens(outputs[i, 0]) for i in range(len(prompts))] == expected
+
+
+def test_the_choice_for_a_gpu_names_what_torch_computes(checkpoints):
+    """Decided for a device that need not be there: the operators hold no memory of it until they are used."""
+    model = load(checkpoints("opt_post_norm")[0])
+    choice = choose(model.config, model.parts, torch.float32, torch.device("cuda"))
+    assert choice.name == "triton" and choice.reason == "a GPU"
