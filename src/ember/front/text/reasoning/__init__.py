@@ -1,4 +1,4 @@
-"""Reasoning formats: how a model's reasoning is told from its answer."""
+"""Formats of reasoning, and the parsers that split a model's reasoning from its answer."""
 
 from ember.front.text.reasoning.format import (
     SWITCHES,

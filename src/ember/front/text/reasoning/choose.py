@@ -1,4 +1,4 @@
-"""Which format a model's reasoning has: from its chat template, else its type, else its name."""
+"""Choice of the format of a model's reasoning: from its chat template, else its type, else its name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ember.front.text.reasoning.formats import ALIASES, FORMATS, WITHOUT_FORM
 
 OFF = frozenset({"none", "off"})  # overrides that turn the splitting off
 
-# Texts that a template must all have -> the format. The first line that fits counts.
+# Strings that a template must all contain -> the format. The first match is used.
 _BY_TEMPLATE: tuple[tuple[tuple[str, ...], str], ...] = (
     (("<|channel|>", "analysis"), "openai_gptoss"),
     (("<|channel>",), "gemma4"),
@@ -37,7 +37,7 @@ _BY_TEMPLATE: tuple[tuple[tuple[str, ...], str], ...] = (
     (("</think>",), "qwen3"),
 )
 
-# Parts of config.json's model_type -> the format, for templates that say nothing.
+# Parts of config.json's model_type -> the format, for templates that do not tell.
 _BY_MODEL_TYPE: tuple[tuple[str, str], ...] = (
     ("gpt_oss", "openai_gptoss"),
     ("seed_oss", "seed_oss"),
@@ -46,7 +46,7 @@ _BY_MODEL_TYPE: tuple[tuple[str, str], ...] = (
     ("kimi_k2", "kimi_k2"),
 )
 
-# Parts of a model's name, in small letters -> the format. The first that fits counts.
+# Parts of a model's name, in lower case -> the format. The first match is used.
 _BY_NAME: tuple[tuple[str, str], ...] = (
     ("deepseek-r1", "deepseek_r1"),
     ("qwq", "deepseek_r1"),
@@ -66,7 +66,7 @@ _BY_NAME: tuple[tuple[str, str], ...] = (
 
 
 def choose_name(template: str, model_type: str | None, model_name: str, override: str | None) -> tuple[str | None, str]:
-    """The name of the format, None for no reasoning, and why. Raises ValueError for an unknown override."""
+    """The name of the format (None: no reasoning), and the reason. Raises ValueError for an unknown override."""
     if override is not None:
         wanted = override.strip().lower()
         if wanted in OFF:

@@ -1,4 +1,5 @@
-"""One reasoning format: what it makes of a prompt, and the parser and the engine's instructions for an output."""
+"""A format of reasoning: the stage at the end of a prompt, the parser of an output, and `wire.Thinking` for the
+engine."""
 
 from __future__ import annotations
 
@@ -18,24 +19,24 @@ from ember.front.text.reasoning.patterns import Pattern, pattern_of
 from ember.front.text.tokenizer import Tokenizer
 from ember.wire import Thinking
 
-# The variables by which a template is asked for reasoning or for none.
+# The variables of templates that turn reasoning on or off.
 SWITCHES = ("enable_thinking", "thinking")
-_BEFORE = ("", "\n", "\n\n", " ", ".", ".\n", ".\n\n")  # what a mark that is text may share its first token with
+_BEFORE = ("", "\n", "\n\n", " ", ".", ".\n", ".\n\n")  # texts that may share a token with the start of a textual mark
 _SUFFIXED = re.compile("</?think(:[^<>]+)>")
 _LONGEST_TAIL = 4096  # tokens at the end of a prompt that may belong to the message that it has begun
 
 
 class ReasoningParser(Protocol):
-    """An `OutputParser` that gives `Reasoning` and `Content`; a `Content` may be a `Marker` for the tool parser."""
+    """An `OutputParser` that returns `Reasoning` and `Content`. A `Content` may be a `Marker` for the tool parser."""
 
     @property
     def is_reasoning(self) -> bool:
-        """Whether what was pushed last ends inside reasoning."""
+        """Whether the last pushed text ends inside reasoning."""
         ...
 
     @property
     def is_settled(self) -> bool:
-        """Whether ordinary text is content from here on, as it comes."""
+        """Whether all further ordinary text is content."""
         ...
 
     def push(self, parts: Sequence[str]) -> list[Delta]: ...
@@ -45,7 +46,7 @@ class ReasoningParser(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ReasoningFormat:
-    """How a model writes its reasoning. `choose_reasoning_format` makes one."""
+    """The format of a model's reasoning. `choose_reasoning_format` makes one."""
 
     name: str
     tags: Tags
@@ -62,7 +63,7 @@ class ReasoningFormat:
         *,
         with_tools: bool,
     ) -> ReasoningParser:
-        """The parser of one sample behind this prompt. `with_tools`: a tool parser reads what it passes on."""
+        """The parser of one sample after this prompt. `with_tools`: a tool parser reads its content."""
         if self.tags.is_harmony:
             begun = messages.begun_message(harmony.START, harmony.MARKS, prompt_token_ids, tokenizer)
             return harmony.HarmonyParser(begun)
@@ -81,7 +82,7 @@ class ReasoningFormat:
     def stage(
         self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], template_variables: Mapping[str, Any]
     ) -> Stage:
-        """Where the output begins, as the end of the rendered prompt says it, or else the template's variables."""
+        """The stage at which the output begins, from the end of the rendered prompt, else the template's variables."""
         tags = _fitted(self.tags, tokenizer)
         tail = _begun_text(prompt_token_ids, tokenizer, _boundaries(tags, tokenizer))
         start = max((_end_of_last(tail, mark.strip()) for mark in tags.starts), default=-1)
@@ -104,10 +105,11 @@ class ReasoningFormat:
         with_tools: bool = False,
         with_calls: bool = False,
     ) -> Thinking:
-        """What the engine must know to begin a grammar after the reasoning and to end the reasoning in time.
+        """The engine's instructions: where a grammar begins after the reasoning, and how to end the reasoning at its
+        budget.
 
-        `with_tools`: a tool parser reads the output, so that the begin of a call ends the reasoning, too.
-        `with_calls`: the grammar has tool calls in it, and `answer_mark` before an answer.
+        `with_tools`: a tool parser reads the output, so the beginning of a call also ends the reasoning. `with_calls`:
+        the grammar has tool calls, and `answer_mark` before an answer.
         """
         if self.tags.is_harmony:
             return _harmony_thinking(tokenizer, budget, with_calls)
@@ -117,7 +119,7 @@ class ReasoningFormat:
         tags = _fitted(self.tags, tokenizer)
         end = _encode(tags.ends[0], tokenizer)
         forced = _encode("\n" + tags.ends[0], tokenizer)
-        extra = max(len(forced) - len(end), 0)  # the newline belongs to the budget
+        extra = max(len(forced) - len(end), 0)  # the newline counts towards the budget
         if budget is not None:
             forced, budget = (forced, budget - extra) if budget > extra else (end, budget)
         return Thinking(
@@ -133,7 +135,7 @@ class ReasoningFormat:
 
     @property
     def answer_mark(self) -> str:
-        """What stands before an answer where a call may stand instead."""
+        """The mark before an answer, in outputs that may have a call in its place."""
         if self.tags.frames is not None:
             return self.tags.frames.answer
         return harmony.ANSWER if self.tags.is_harmony else ""
@@ -142,7 +144,7 @@ class ReasoningFormat:
 def choose_reasoning_format(
     template: str, model_type: str | None, model_name: str, override: str | None
 ) -> tuple[ReasoningFormat | None, str]:
-    """The format, None where the model does not reason, and why. Raises ValueError for an unknown override."""
+    """The format (None: no reasoning), and the reason. Raises ValueError for an unknown override."""
     name, why = choose_name(template, model_type, model_name, override)
     return (None if name is None else ReasoningFormat(name, FORMATS[name])), why
 
@@ -152,7 +154,7 @@ def choose_reasoning_format(
 
 @lru_cache(maxsize=16)
 def _fitted(tags: Tags, tokenizer: Tokenizer) -> Tags:
-    """The tags with the suffix that this checkpoint's marks have."""
+    """The tags with the suffix of this checkpoint's marks."""
     if not tags.has_suffix:
         return tags
     tokens = (tokenizer.vocab_entry(token_id) or "" for token_id in sorted(tokenizer.added_token_ids))
@@ -190,7 +192,7 @@ def _markers(tags: Tags, tokenizer: Tokenizer) -> frozenset[int]:
 
 @lru_cache(maxsize=16)
 def _boundaries(tags: Tags, tokenizer: Tokenizer) -> frozenset[int]:
-    """The tokens before which a prompt has nothing to say about the message that it begins: those of its roles."""
+    """The tokens of roles, at which a message of the prompt begins."""
     own = _markers(tags, tokenizer)
     return frozenset(
         token_id
@@ -200,7 +202,7 @@ def _boundaries(tags: Tags, tokenizer: Tokenizer) -> frozenset[int]:
 
 
 def _begun_text(prompt_token_ids: Sequence[int], tokenizer: Tokenizer, boundaries: frozenset[int]) -> str:
-    """The text of the prompt behind its last boundary."""
+    """The text of the prompt after its last boundary."""
     end = len(prompt_token_ids)
     first = end
     while first > max(0, end - _LONGEST_TAIL) and prompt_token_ids[first - 1] not in boundaries:
@@ -218,7 +220,7 @@ def _encode(text: str, tokenizer: Tokenizer) -> list[int]:
 
 
 def _spellings(marks: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
-    """A mark that is text may share its first and last tokens with the newlines and spaces around it."""
+    """The tokenizations of marks. A textual mark may share its first and last tokens with whitespace around it."""
     texts = [before + mark + behind for mark in marks for before in _BEFORE for behind in ("", "\n", "\n\n")]
     own = [_encode(mark, tokenizer) for mark in marks]
     if all(len(token_ids) == 1 for token_ids in own):
@@ -228,16 +230,16 @@ def _spellings(marks: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def _openings(marks: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
-    """The spellings of marks that what follows begins with: a mark that is text may share its last token with the
-    newline behind it."""
+    """The tokenizations of marks at the start of a text. A textual mark may share its last token with the newline after
+    it."""
     found = [_encode(mark + behind, tokenizer) for mark in marks for behind in ("", "\n")]
     whole = [token_ids for token_ids in found if token_ids]
     return [ids for place, ids in enumerate(whole) if not any(ids[: len(other)] == other for other in whole[:place])]
 
 
 def _harmony_thinking(tokenizer: Tokenizer, budget: int | None, with_calls: bool) -> Thinking:
-    """Everything before the final channel counts as reasoning, the headers of the messages too. A call is a message of
-    its own, so where there may be calls the end is that of the first message."""
+    """The instructions for Harmony. Everything before the final channel is reasoning, including message headers. A call
+    is a message, so if there may be calls the reasoning ends with the first message."""
     ends = (harmony.END,) if with_calls else (harmony.FINAL, harmony.FINAL_JSON)
     forced = harmony.END if with_calls else harmony.END + harmony.ANSWER
     return Thinking(
@@ -249,8 +251,8 @@ def _harmony_thinking(tokenizer: Tokenizer, budget: int | None, with_calls: bool
 
 
 def _messages_thinking(frames: messages.Frames, tokenizer: Tokenizer, budget: int | None, with_calls: bool) -> Thinking:
-    """Thinking in messages, as in Harmony: everything before the answer counts as reasoning. Where a mark of its own
-    begins a call, the grammar begins with that, or with the answer's; else it begins behind the first message."""
+    """The instructions for formats with messages: everything before the answer is reasoning. If calls have a mark of
+    their own, the grammar begins with that mark or the answer's; otherwise it begins after the first message."""
     end = frames.ends[0]
     answer, call = _encode(frames.answer, tokenizer), _encode(frames.call, tokenizer) if frames.call else []
     if not with_calls:

@@ -1,9 +1,9 @@
-"""Harmony, the format of gpt-oss: an output is a row of messages, each for one channel.
+"""Harmony, the format of gpt-oss: an output is a sequence of messages, each for one channel.
 
     <|channel|>analysis<|message|>...<|end|><|start|>assistant<|channel|>final<|message|>...<|return|>
 
-The analysis channel is reasoning. A message to a function (`to=functions.f` in its header) is passed on with its marks,
-for the tool parser; every other message is content.
+The analysis channel is reasoning. A message to a function (`to=functions.f` in its header) is passed on to the tool
+parser with its marks. Every other message is content.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ MARKS = (START, CHANNEL, MESSAGE, CONSTRAIN, END, RETURN, CALL)
 ANALYSIS = f"{CHANNEL}analysis{MESSAGE}"
 FINAL = f"{CHANNEL}final{MESSAGE}"
 FINAL_JSON = f"{CHANNEL}final {CONSTRAIN}json{MESSAGE}"
-ANSWER = f"{START}assistant{FINAL}"  # behind the end of the message before
+ANSWER = f"{START}assistant{FINAL}"  # after the end of the previous message
 _ENDS = frozenset((END, RETURN, CALL))
 _RECIPIENT = re.compile(r"\bto=functions\.")
 
 
 class _Body(Enum):
-    """What the text of a message is."""
+    """The kind of a message's text."""
 
     ANALYSIS = 0
     CONTENT = 1
@@ -71,7 +71,7 @@ class HarmonyParser:
         return deltas
 
     def finish(self) -> list[Delta]:
-        """A header without a message says nothing, unless it is the text of a model that left its format."""
+        """Drop a header without a message, unless it is text of a model that does not follow the format."""
         header, self._header = self._header, None
         if not header or CHANNEL in header:
             return []
@@ -81,7 +81,7 @@ class HarmonyParser:
     def _read_header(self, part: str, deltas: list[Delta]) -> None:
         assert self._header is not None
         if type(part) is not Marker and not self._header:
-            if part.strip():  # no header at all: the model left its format
+            if part.strip():  # not a header: the model does not follow the format
                 self._header, self._body = None, _Body.CONTENT
                 deltas.append(Content(part.lstrip()))
             return

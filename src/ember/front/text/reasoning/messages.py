@@ -1,10 +1,10 @@
-"""Outputs that are a row of messages, each with a header: those of Inkling, and those of Muse.
+"""Outputs that are sequences of messages with headers: those of Inkling and of Muse.
 
     <|message_model|><|content_thinking|>...<|end_message|><|message_model|><|content_text|>...<|end_message|>
     <|start|>assistant to=self<|message|>...<|eom|><|start|>assistant to=user<|message|>...<|eot|>
 
-What a message is, says the mark behind its header, or the recipient in it. A call is passed on from that mark on to
-its end, for the tool parser. Harmony, whose headers say more, has a parser of its own.
+The kind of a message follows from the mark after its header, or from the recipient in the header. A call is passed on
+to the tool parser from that mark to its end. Harmony's headers have more fields and a parser of their own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LONGEST_TAIL = 4096  # tokens at the end of a prompt that may belong to the mes
 
 
 class Body(Enum):
-    """What the text of a message is."""
+    """The kind of a message's text."""
 
     REASONING = 0
     CONTENT = 1
@@ -31,16 +31,16 @@ class Body(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """How one family writes its messages. The marks are special tokens."""
+    """The format of one family's messages. The marks are special tokens."""
 
     start: str
-    bodies: tuple[tuple[str, Body | None], ...]  # marks behind a header; None: the recipient tells
+    bodies: tuple[tuple[str, Body | None], ...]  # marks after a header; None: the recipient decides
     ends: tuple[str, ...]
-    header: str  # a regular expression of what may stand in a header, so far as it has come
-    answer: str  # before an answer, behind the end of the message before
+    header: str  # a regular expression that matches every prefix of a header
+    answer: str  # before an answer, after the end of the previous message
     reasoning: str  # before reasoning, for the engine
-    call: str = ""  # the mark before a call, where the bodies have one
-    recipients: tuple[tuple[str, Body], ...] = ()  # every other one is a tool
+    call: str = ""  # the mark before a call, if bodies have one
+    recipients: tuple[tuple[str, Body], ...] = ()  # any other recipient is a tool
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ MUSE = Frames(
     recipients=(("self", Body.REASONING), ("user", Body.CONTENT), ("", Body.CONTENT)),
 )
 _RECIPIENT = re.compile(r"\bto=([\w.\-]+)\s*\Z")
-_BARE_HEADER = re.compile(r"[ \t]+(?:t|to|to=[\w.\-]{0,256})?\Z")  # of a message whose end before it is missing
+_BARE_HEADER = re.compile(r"[ \t]+(?:t|to|to=[\w.\-]{0,256})?\Z")  # of a message after one without an end mark
 
 
 class MessageParser:
@@ -85,7 +85,7 @@ class MessageParser:
         self._bodies = dict(frames.bodies)
         self._may_be_header = re.compile(frames.header)
         self._header: list[str] | None = []  # its text; None inside a message
-        self._is_own = False  # the header's mark came from the model
+        self._is_own = False  # whether the model generated the header's mark
         self._body = Body.CONTENT
         self._held = ""  # the end of a text, which may be a header without its mark
         self.push(opening)
@@ -106,7 +106,7 @@ class MessageParser:
                 self._header.append(part)
                 text = "".join(self._header)
                 if len(text) > _MAX_HEADER or self._may_be_header.fullmatch(text) is None:
-                    self._header, self._body = None, Body.CONTENT  # the model left its format
+                    self._header, self._body = None, Body.CONTENT  # the model does not follow the format
                     text = text.lstrip()
                     self._write(text.removeprefix("assistant") if self._frames.recipients else text, deltas)
             else:
@@ -114,7 +114,7 @@ class MessageParser:
         return deltas
 
     def finish(self) -> list[Delta]:
-        """A header without a message says nothing, unless it is the text of a model that left its format."""
+        """Drop a header without a message, unless it is text of a model that does not follow the format."""
         deltas: list[Delta] = []
         self._release(deltas)
         self._leave_header(deltas)
@@ -123,7 +123,7 @@ class MessageParser:
     def _read_mark(self, mark: Marker, deltas: list[Delta]) -> None:
         frames = self._frames
         if mark in self._bodies:
-            if self._header is None:  # the end of the message before is missing
+            if self._header is None:  # the previous message has no end mark
                 held, self._held = self._held, ""
                 if held.strip() and not _RECIPIENT.search(held):
                     self._emit(held, deltas)

@@ -1,4 +1,4 @@
-"""Splits reasoning from the answer, by the marks around it. Newlines that only set the two apart belong to neither."""
+"""The parser that splits reasoning from the answer by marks. Newlines that only separate the two belong to neither."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from enum import Enum
 from ember.front.text.output import Content, Delta, Marker, Reasoning
 from ember.front.text.reasoning.patterns import Fit, Pattern, Place, begins_with_token, find, fit, normalized, split
 
-MAX_BLANKS = 4096  # white space that is held back for a mark behind it
+MAX_BLANKS = 4096  # characters of whitespace held back for a mark after it
 
 
 class Stage(Enum):
-    """Where the output is."""
+    """The stage of an output."""
 
-    BEFORE = 0  # nothing but white space so far, and no word about reasoning in the prompt
-    OPENED = 1  # the same, where the prompt has begun the reasoning or the format does so by itself
-    LABEL = 2  # inside, where the reasoning's name may come
+    BEFORE = 0  # only whitespace so far, and the prompt does not tell whether there is reasoning
+    OPENED = 1  # only whitespace so far, inside reasoning that the prompt or the format has opened
+    LABEL = 2  # inside reasoning, before its optional label
     REASONING = 3
-    ENDED = 4  # right behind the reasoning
+    ENDED = 4  # directly after the reasoning
     ANSWER = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """A format's marks as one tokenizer writes them."""
+    """A format's marks in one tokenizer."""
 
     starts: tuple[Pattern, ...]
     ends: tuple[Pattern, ...]
-    breaks: tuple[Pattern, ...] = ()  # end the reasoning and stay in the answer
+    breaks: tuple[Pattern, ...] = ()  # marks that end the reasoning and belong to the answer
     wrapper: tuple[Pattern, Pattern] | None = None
-    dropped: tuple[Pattern, ...] = ()  # shown nowhere
+    dropped: tuple[Pattern, ...] = ()  # marks that are removed
     label: str = ""
     blanks: str = "\n"
 
     @property
     def start_tokens(self) -> tuple[Pattern, ...]:
-        """Those that no ordinary text can be: they count anywhere."""
+        """The marks that begin with a special token: they are recognised anywhere."""
         return tuple(pattern for pattern in self.starts if begins_with_token(pattern))
 
     @property
@@ -48,8 +48,8 @@ class Marks:
 class TagParser:
     """The reasoning parser of one sample; see `ember.front.text.output.OutputParser`.
 
-    Marks that are tokens begin and end reasoning anywhere in the output; marks that are text begin it only at the
-    front, as an answer may be about them.
+    Marks that are tokens begin and end reasoning anywhere in the output. Marks that are text begin it only at the start
+    of the output, since an answer may be about them.
     """
 
     def __init__(self, marks: Marks, stage: Stage) -> None:
@@ -61,9 +61,9 @@ class TagParser:
         self._wrapper_is_open = False
         self._stage = stage
         self._held: list[str] = []  # parts that may become a mark
-        self._newlines = ""  # of the reasoning, or of a wrapped answer: shown when something follows
+        self._newlines = ""  # of the reasoning, or of a wrapped answer; released when text follows
         self._has_reasoned = False
-        self._has_shown = False  # of the current reasoning or wrapped answer
+        self._has_shown = False  # whether text of the current reasoning or wrapped answer was released
 
     @property
     def is_reasoning(self) -> bool:
@@ -71,7 +71,7 @@ class TagParser:
 
     @property
     def is_settled(self) -> bool:
-        """Ordinary text is content from here on, as it comes."""
+        """Whether all further ordinary text is content."""
         if not self._answers_in_plain_text:
             return False
         return self._stage is Stage.ANSWER and not self._held and not self._wrapper_is_open
@@ -109,7 +109,7 @@ class TagParser:
         return deltas
 
     def _step(self, deltas: list[Delta]) -> bool:
-        """Reads on in what is held. Returns whether there may be more to read."""
+        """Read the held parts. Returns whether more can be read."""
         match self._stage:
             case Stage.BEFORE | Stage.OPENED:
                 return self._read_front()
@@ -123,7 +123,7 @@ class TagParser:
                 return self._read_answer(deltas)
 
     def _read_front(self) -> bool:
-        """A mark that begins the reasoning may come first, behind white space."""
+        """Read a mark that begins the reasoning, after optional whitespace."""
         place = _behind_blanks(self._held, None)
         is_open = self._stage is Stage.OPENED
         is_too_far = _num_characters(self._held, place) > MAX_BLANKS
@@ -141,7 +141,7 @@ class TagParser:
         return True
 
     def _read_label(self) -> bool:
-        """The name of the reasoning is none of its text."""
+        """Skip the label of the reasoning, which is not part of its text."""
         first, label = self._held[0], self._marks.label
         if label and type(first) is not Marker:
             if len(first) < len(label) and label.startswith(first) and len(self._held) == 1:
@@ -174,7 +174,7 @@ class TagParser:
         self._stage = stage
 
     def _read_gap(self) -> bool:
-        """Newlines behind the reasoning, and the mark that opens the answer where the format has one."""
+        """Read newlines after the reasoning, and the mark that opens the answer if the format has one."""
         self._held = split(self._held, _behind_blanks(self._held, "\n"))[1]
         if not self._held:
             return False
@@ -214,7 +214,7 @@ class TagParser:
                 self._newlines = "\n"
             self._has_shown = False
             self._stage = Stage.LABEL
-        else:  # an end without a beginning
+        else:  # an end mark without a start
             self._stage = Stage.ENDED
         return True
 
@@ -231,7 +231,8 @@ class TagParser:
                 deltas.append(Content(shown))
 
     def _without_trailing_newlines(self, part: str) -> str:
-        """Leading newlines are dropped, and those at the end wait for what follows; so are a format's `blanks`."""
+        """Drop leading newlines, and hold back those at the end until text follows. A format's `blanks` are handled in
+        the same way."""
         if type(part) is Marker:
             if self._newlines:
                 part = self._newlines + part
@@ -242,7 +243,7 @@ class TagParser:
         body = text.rstrip(self._marks.blanks)
         if not body:
             held, self._newlines = self._newlines, ""
-            held += text  # in place, as nothing else refers to it
+            held += text  # extended in place, since nothing else refers to it
             self._newlines = held
             return ""
         shown = self._newlines + body
@@ -252,7 +253,7 @@ class TagParser:
 
 
 class InContentParser:
-    """Leaves reasoning in the content, marks included: what the prompt began is written before it."""
+    """Leaves reasoning in the content, with its marks. A mark that the prompt has written is added at the start."""
 
     is_reasoning = False
     is_settled = False
@@ -278,17 +279,17 @@ class InContentParser:
 
 
 def _relative(place: Place, origin: Place) -> Place:
-    """The place as seen from the parts that begin at `origin`."""
+    """The place relative to the parts that begin at `origin`."""
     return place[0] - origin[0], place[1] - (origin[1] if place[0] == origin[0] else 0)
 
 
 def _num_characters(parts: Sequence[str], place: Place) -> int:
-    """Before the place."""
+    """The number of characters before the place."""
     return sum(len(part) for part in parts[: place[0]]) + place[1]
 
 
 def _behind_blanks(parts: Sequence[str], blanks: str | None) -> Place:
-    """The place of the first character that is none of these (None: no white space), the end if there is none."""
+    """The place of the first character that is not one of these (None: not whitespace), or the end."""
     for index, part in enumerate(parts):
         if type(part) is Marker:
             return index, 0

@@ -1,4 +1,4 @@
-"""Finding the marks of a format in a stream of parts, where a mark may be a special token, text, or both in a row."""
+"""Search for a format's marks in a stream of parts. A mark is a sequence of special tokens and text."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Place = tuple[int, int]  # index of a part, offset in it
 
 
 class Fit(Enum):
-    """How a pattern fits at a place."""
+    """Whether a pattern matches at a place."""
 
     NO = 0
-    PARTLY = 1  # as far as the parts go
+    PARTLY = 1  # it matches up to the end of the parts
     WHOLE = 2
 
 
 def pattern_of(text: str, tokenizer: Tokenizer) -> Pattern:
-    """The mark as this tokenizer's model writes it: its added tokens as `Marker`s, the rest as text."""
+    """A mark in this tokenizer: its added tokens as `Marker`s, the rest as text."""
     items = lark.parts(text, tokenizer)
     return tuple(item if isinstance(item, str) else Marker(tokenizer.vocab_entry(item) or "") for item in items)
 
@@ -32,7 +32,7 @@ def begins_with_token(pattern: Pattern) -> bool:
 
 
 def normalized(parts: Sequence[str]) -> list[str]:
-    """Without empty parts, neighbouring texts joined."""
+    """The parts without empty ones, and with consecutive texts joined."""
     runs: list[list[str]] = []
     for part in parts:
         if type(part) is Marker or (part and (not runs or type(runs[-1][0]) is Marker)):
@@ -43,7 +43,7 @@ def normalized(parts: Sequence[str]) -> list[str]:
 
 
 def fit(parts: Sequence[str], place: Place, pattern: Pattern) -> tuple[Fit, Place]:
-    """Whether the pattern stands at this place of normalized parts, and the place behind it."""
+    """Whether the pattern matches at this place of normalized parts, and the place after it."""
     index, offset = place
     for item in pattern:
         if index == len(parts):
@@ -68,8 +68,8 @@ def fit(parts: Sequence[str], place: Place, pattern: Pattern) -> tuple[Fit, Plac
 
 
 def find(parts: Sequence[str], patterns: Sequence[Pattern]) -> tuple[Pattern | None, Place, Place]:
-    """The first pattern that is whole: with its place and the place behind it. None with the place from which one may
-    still become whole; where none may, that is the end."""
+    """The first pattern that matches, its place, and the place after it. Otherwise None, with the place from which one
+    may still match, or the end."""
     for index, part in enumerate(parts):
         best: tuple[int, Fit, Pattern, Place] | None = None
         for pattern in patterns:
@@ -88,7 +88,7 @@ def find(parts: Sequence[str], patterns: Sequence[Pattern]) -> tuple[Pattern | N
 
 
 def _candidate(part: str, item: str, is_last: bool, start: int) -> int:
-    """Where the item may begin in this part, from `start` on; -1 if nowhere."""
+    """The position in this part, from `start` on, at which the item may begin; -1 if there is none."""
     if type(part) is Marker or type(item) is Marker:
         return 0 if start == 0 and type(part) is type(item) and part == item else -1
     whole = part.find(item, start)
@@ -101,7 +101,7 @@ def _candidate(part: str, item: str, is_last: bool, start: int) -> int:
 
 
 def split(parts: Sequence[str], place: Place) -> tuple[list[str], list[str]]:
-    """What is before the place, and what is from it on."""
+    """The parts before the place, and those from it on."""
     index, offset = place
     if offset == 0:
         return list(parts[:index]), list(parts[index:])

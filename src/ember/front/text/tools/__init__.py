@@ -1,4 +1,4 @@
-"""Tool calls: how a model's calls are told from its text, and how it is held to their form."""
+"""Formats of tool calls: parsers that find a model's calls in its output, and grammars that enforce the format."""
 
 from ember.front.text.tools.format import ToolFormat, ToolParser, choose_tool_format
 

@@ -1,4 +1,4 @@
-"""Which format a model's tool calls have: from its chat template, else its type, else its name."""
+"""Choice of the format of a model's tool calls: from its chat template, else its type, else its name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ember.front.text.tools.formats import ALIASES, FORMATS, WITHOUT_FORM
 
 OFF = frozenset({"none", "off"})  # overrides that turn tool calls off
 
-# Texts that a template must all have -> the format. The first line that fits counts.
+# Strings that a template must all contain -> the format. The first match is used.
 _BY_TEMPLATE: tuple[tuple[tuple[str, ...], str], ...] = (
     (("<|channel|>", "functions."), "openai"),
     (("<|channel|>", "<|constrain|>"), "openai"),
@@ -48,7 +48,7 @@ _BY_TEMPLATE: tuple[tuple[tuple[str, ...], str], ...] = (
 _ARGUMENT_PAIRS = "<arg_key>"
 _FUNCTION_TAGS = "<function="
 
-# Parts of config.json's model_type -> the format, for templates that say nothing.
+# Parts of config.json's model_type -> the format, for templates that do not tell.
 _BY_MODEL_TYPE: tuple[tuple[str, str], ...] = (
     ("gpt_oss", "openai"),
     ("gemma4", "gemma4"),
@@ -76,7 +76,7 @@ _BY_MODEL_TYPE: tuple[tuple[str, str], ...] = (
 
 _NEWER = frozenset({("glm45", "glm47"), ("hermes", "qwen3_coder")})
 
-# Parts of a model's name, in small letters -> the format. The first that fits counts.
+# Parts of a model's name, in lower case -> the format. The first match is used.
 _BY_NAME: tuple[tuple[str, str], ...] = (
     ("xlam", "xlam"),
     ("hermes", "hermes"),
@@ -138,7 +138,7 @@ _BY_NAME: tuple[tuple[str, str], ...] = (
 
 
 def choose_name(template: str, model_type: str | None, model_name: str, override: str | None) -> tuple[str | None, str]:
-    """The name of the format, None for no tool calls, and why. Raises ValueError for an unknown override."""
+    """The name of the format (None: no tool calls), and the reason. Raises ValueError for an unknown override."""
     if override is not None:
         wanted = override.strip().lower()
         if wanted in OFF:
@@ -154,7 +154,7 @@ def choose_name(template: str, model_type: str | None, model_name: str, override
         return found
     for part, chosen in _BY_MODEL_TYPE:
         if part in kind:
-            # One type has several formats where a newer model changed its template alone.
+            # One type has several formats if a newer model changed only its template.
             newer = next((new for text, new in _BY_NAME if text in name and (chosen, new) in _NEWER), None)
             if newer is not None:
                 return newer, f"the model's type is {model_type}, and its name that of a newer one"
@@ -172,7 +172,7 @@ def _by_template(template: str, kind: str, name: str) -> tuple[str, str] | None:
                 chosen = "jamba"
             return chosen, f"the chat template has {' and '.join(repr(text) for text in texts)}"
     if _ARGUMENT_PAIRS in template:
-        # The newer spelling puts nothing between the tags.
+        # The newer format has no whitespace between the tags.
         is_tight = "</arg_key><arg_value>" in template or "'</arg_key>' ~ '<arg_value>'" in template
         return ("glm47" if is_tight else "glm45"), f"the chat template has {_ARGUMENT_PAIRS!r}"
     if _FUNCTION_TAGS in template:

@@ -1,4 +1,4 @@
-"""The parser of a format's calls: what begins them, and what is between them."""
+"""The parser of a format's calls: it finds their openers and the content between them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ember.front.text.tools.schema import Tools
 
 
 class Dialect:
-    """How the calls of one format are read with one tokenizer: what begins them, and what reads on from there.
+    """The calls of one format in one tokenizer: the marks that begin them, and the reader of a call.
 
-    `read` is called behind an opener. It returns False where no call follows, and nothing was written; the opener is
-    content then, and so is what follows. Once it has begun a call it returns True, whatever comes.
+    `read` is called after an opener. It returns False, without output, if no call follows. The opener and the text
+    after it are content then. Once it has begun a call it returns True.
     """
 
     def __init__(
@@ -28,15 +28,15 @@ class Dialect:
         self.openers = Finder(openers)
         self._ends = tuple(sorted({mark for mark in ends if mark}, key=len, reverse=True))
         self.openers_and_ends = Finder([*openers, *self._ends])
-        # Single characters and the fences of code blocks may stand in any text.
+        # Single characters and code fences may be in any text.
         self._marks = [mark for mark in openers if not mark.startswith("`") and (len(mark) > 1 or not mark.isascii())]
         self.boundaries = Finder([*self._marks, *self._ends])
 
     def run(self, scanner: CallScanner) -> Steps[None]:
-        """Reads everything."""
-        is_opened = False  # a mark that opens no call was shown: so is the end behind it
+        """Read the whole output."""
+        is_opened = False  # whether an opener without a call was content, so that its end mark is too
         while True:
-            # An end mark that comes late, behind a call that was left, is no content.
+            # A late end mark, after a call that was ended without it, is not content.
             finder = self.openers_and_ends if scanner.num_calls else self.openers
             place, mark = finder.find(scanner.text, scanner.at, scanner.is_ended)
             scanner.content(scanner.text[scanner.at : place])
@@ -67,7 +67,7 @@ class Dialect:
                 return (yield from self._run_out(scanner))
 
     def _is_empty(self, scanner: CallScanner, mark: str) -> Steps[bool]:
-        """Takes the opener when it is there twice, and the rest of a block without calls, which is no content."""
+        """Skip a repeated opener, and the rest of a block without calls, which is not content."""
         behind = scanner.num_tried
         yield from scanner.blanks()
         while (yield from scanner.take(mark)):
@@ -92,7 +92,7 @@ class Dialect:
         return is_empty
 
     def _run_out(self, scanner: CallScanner) -> Steps[None]:
-        """What comes now is content."""
+        """Read content."""
         while True:
             scanner.content(scanner.text[scanner.at :])
             scanner.at = len(scanner.text)

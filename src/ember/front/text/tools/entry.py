@@ -1,4 +1,4 @@
-"""A row of the table of tool-call formats: how the calls are written, and what else differs between families."""
+"""A row of the table of tool-call formats."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ember.front.text.tools.pythonic_calls import PythonicCalls
 from ember.front.text.tools.section_calls import SectionCalls
 from ember.front.text.tools.xml_calls import XmlCalls
 
-_SUFFIXED = re.compile("<tool_calls?(:[^<>]+)>")  # a mark that ends in what only one checkpoint has
+_SUFFIXED = re.compile("<tool_calls?(:[^<>]+)>")  # a mark with a suffix that is specific to a checkpoint
 
 Calls = JsonCalls | SectionCalls | XmlCalls | ElementCalls | PythonicCalls | BraceCalls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One format: how its calls are written, and what else differs."""
+    """One format: the form of its calls, and other properties of the family."""
 
     calls: Calls
     id_form: str = "openai"  # see ids.py
     is_harmony: bool = False  # calls are messages of Harmony
-    frames: Frames | None = None  # calls are messages, which the reasoning's parser takes apart
+    frames: Frames | None = None  # calls are messages, which the reasoning parser splits
     has_suffix: bool = False  # a checkpoint may have a suffix of its own in all marks: <tool_call:1a2b>
 
     def fitted(self, tokenizer: Tokenizer) -> Calls:
-        """How the calls are written with this tokenizer."""
+        """The form of the calls in this tokenizer."""
         if not self.has_suffix or not isinstance(self.calls, XmlCalls):
             return self.calls
         tokens = (tokenizer.vocab_entry(token_id) or "" for token_id in sorted(tokenizer.added_token_ids))

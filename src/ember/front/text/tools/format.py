@@ -1,4 +1,4 @@
-"""One format of tool calls: the parser of a sample, the grammar of a request, and what else a model expects."""
+"""A format of tool calls: the parser of a sample, the grammar of a request, and the ids of calls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ember.front.text.tools.schema import Tools
 
 
 class ToolParser(OutputParser, Protocol):
-    """An `OutputParser` that gives a call when all of it was read, and only if its arguments are JSON."""
+    """An `OutputParser` that returns a call when it is complete, and only if its arguments are JSON."""
 
     @property
     def num_calls(self) -> int:
@@ -30,14 +30,14 @@ class ToolParser(OutputParser, Protocol):
         ...
 
     def release(self) -> list[Delta]:
-        """What there is of a call that is not yet whole. Once it is given it cannot be taken back any more: what
-        turns out to be no JSON is handed on as it is."""
+        """The deltas of an incomplete call. A released call cannot be taken back: arguments that turn out not to be
+        JSON are passed on unchanged."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
-    """How a model writes tool calls. `choose_tool_format` makes one."""
+    """The format of a model's tool calls. `choose_tool_format` makes one."""
 
     name: str
 
@@ -46,7 +46,7 @@ class ToolFormat:
         return _compiled(self.name, tokenizer)[2]
 
     def parser(self, tools: Sequence[Mapping[str, Any]] | None, tokenizer: Tokenizer) -> ToolParser:
-        """The parser of one sample. It reads what a reasoning parser passes on, or the whole output."""
+        """The parser of one sample. It reads the content of a reasoning parser, or the whole output."""
         dialect, markers, _ = _compiled(self.name, tokenizer)
         parser = CallParser(dialect, markers, Tools(tools))
         entry = FORMATS[self.name]
@@ -59,8 +59,9 @@ class ToolFormat:
     def grammar(
         self, tools: Sequence[Mapping[str, Any]], *, at_least_one: bool, parallel: bool, tokenizer: Tokenizer
     ) -> str:
-        """A Lark grammar of the model's own form. With `at_least_one` there are calls and nothing else, all of them by
-        their tools' schemas; without, text that may end in calls, and `strict` tools alone are held to their schemas.
+        """A Lark grammar of the model's own format. With `at_least_one` it allows only calls, all of which must fit
+        their tools' schemas. Otherwise it allows text that may end in calls, and only `strict` tools' schemas are
+        enforced.
 
         Raises ValueError for tools that cannot be enforced.
         """
@@ -69,14 +70,14 @@ class ToolFormat:
         return calls_grammar(form, offered, tokenizer, at_least_one=at_least_one, parallel=parallel)
 
     def make_id(self, index: int, name: str) -> str:
-        """An id for a call, where the format brings none."""
+        """An id for a call in a format without ids."""
         return make_id(FORMATS[self.name].id_form, index, name)
 
 
 def choose_tool_format(
     template: str, model_type: str | None, model_name: str, override: str | None
 ) -> tuple[ToolFormat | None, str]:
-    """The format, None where the model calls no tools, and why. Raises ValueError for an unknown override."""
+    """The format (None: no tool calls), and the reason. Raises ValueError for an unknown override."""
     name, why = choose_name(template, model_type, model_name, override)
     return (None if name is None else ToolFormat(name)), why
 
@@ -91,14 +92,14 @@ def _compiled(name: str, tokenizer: Tokenizer) -> tuple[Dialect, Markers, frozen
 
 
 class _BehindMessages:
-    """Takes the messages apart first, where the output begins with the mark of a header (any mark, where it is "").
-    Where it begins with text, a reasoning parser has done so already."""
+    """Splits messages first if the output begins with the mark of a header (any mark if that is ""). An output that
+    begins with text was split by a reasoning parser before."""
 
     def __init__(self, calls: CallParser, messages: HarmonyParser | MessageParser, start: str) -> None:
         self._messages = messages
         self._start = start
         self._calls = calls
-        self._is_whole: bool | None = None  # with all headers; None before the first part
+        self._is_whole: bool | None = None  # whether the output has all headers; None before the first part
 
     def push(self, parts: Sequence[str]) -> list[Delta]:
         if self._is_whole is None:

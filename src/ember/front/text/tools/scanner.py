@@ -1,7 +1,7 @@
-"""What all tool parsers share: reading on in a stream that arrives in pieces, and writing deltas.
+"""The scanner of all tool parsers: it reads a stream that arrives in parts, and collects deltas.
 
-A format is read by generators that yield where more text is needed. What they decide depends on the text alone and
-never on where it was cut, so a stream gives the same deltas, joined, as the whole output at once.
+Readers of formats are generators that yield when they need more text. Their decisions depend only on the text and never
+on its division into parts, so a stream has the same joined deltas as the whole output at once.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ Result = TypeVar("Result")
 Steps = Generator[None, None, Result]  # yields for more text; returns a result
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _LONGEST_MARK = 128
-MAX_HEADER = 1024  # characters of a call's header, which are held back until it is whole
-# What begins like a call and is none is read again, as something else. Text may repeat that without end, so the
-# characters that are read again have a limit: so many, and so many times those of the output. Behind it all is content.
+MAX_HEADER = 1024  # characters of a call's header, which is held back until it is complete
+# Text that begins like a call and is none is read again as something else. Text may repeat this endlessly, so the
+# number of characters read again has a limit: a constant plus a multiple of the output. Beyond it all is content.
 FREE_REPEATS = 1 << 16
 REPEATS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class _OpenCall:
-    """A call of which nothing was taken yet, with what was there before it."""
+    """A call of which nothing was released yet, with the state before it."""
 
-    start: int  # of its text
+    start: int  # position of its text
     num_deltas: int
     blanks: list[str]
 
 
 class CallScanner:
-    """One sample: the text that is not yet read, and the deltas that are not yet taken."""
+    """One sample: the text that has not been read, and the deltas that have not been taken."""
 
     def __init__(self, markers: Markers, tools: Tools, boundaries: Finder) -> None:
         self.tools = tools
@@ -52,10 +52,10 @@ class CallScanner:
         self.is_ended = False
         self.num_calls = 0
         self.has_content = False
-        self._tried: int | None = None  # where what may be no call begins: kept until that is known
+        self._tried: int | None = None  # start of the text that may not be a call, kept until this is known
         self._num_dropped = 0  # characters before `text`
         self._num_repeated = 0  # characters that were read in vain
-        self._blanks: list[str] = []  # at the end of the content: shown when text follows
+        self._blanks: list[str] = []  # whitespace at the end of the content, released when text follows
         self._deltas: list[Delta] = []
 
     # -------------------------------------------------------------------------------------------------------- in
@@ -64,7 +64,7 @@ class CallScanner:
         take_in = self.markers.take_in
         first = self._first_kept
         text, self.text = self.text[first:], ""
-        text += "".join([take_in(part) for part in parts])  # in place, as nothing else refers to the text
+        text += "".join([take_in(part) for part in parts])  # extended in place, since nothing else refers to the text
         self.text = text
         self.at -= first
         self._num_dropped += first
@@ -75,13 +75,13 @@ class CallScanner:
 
     @property
     def _first_kept(self) -> int:
-        """The first character that may still be read again."""
+        """The position of the first character that may be read again."""
         if self._open_call is not None:
             return self._open_call.start
         return self.at if self._tried is None else self._tried
 
     def character(self) -> Steps[str]:
-        """The next character, which is not taken; "" at the end."""
+        """The next character without taking it; "" at the end."""
         while self.at >= len(self.text):
             if self.is_ended:
                 return ""
@@ -89,7 +89,7 @@ class CallScanner:
         return self.text[self.at]
 
     def blanks(self) -> Steps[None]:
-        """Skips white space."""
+        """Skip whitespace."""
         while True:
             found = _BLANKS.match(self.text, self.at)
             assert found is not None
@@ -99,7 +99,7 @@ class CallScanner:
             yield
 
     def take(self, mark: str) -> Steps[bool]:
-        """Takes the mark if it comes next."""
+        """Take the mark if it is next."""
         while True:
             if self.text.startswith(mark, self.at):
                 self.at += len(mark)
@@ -109,14 +109,15 @@ class CallScanner:
             yield
 
     def take_any(self, marks: Iterable[str]) -> Steps[str | None]:
-        """Takes the first of the marks that comes next."""
+        """Take the first of the marks that is next."""
         for mark in marks:
             if (yield from self.take(mark)):
                 return mark
         return None
 
     def until(self, finder: Finder, limit: int | None = None) -> Steps[tuple[str, str] | None]:
-        """Takes the text up to a mark, and the mark. None, and nothing is taken, where none comes in time."""
+        """Take the text up to a mark, and the mark. Returns None and takes nothing if there is no mark within the
+        limit."""
         seen = 0
         while True:
             if limit is not None and len(self.text) - self.at > limit + _LONGEST_MARK:
@@ -141,7 +142,7 @@ class CallScanner:
     # ------------------------------------------------------------------------------------------------------- out
 
     def keep(self) -> None:
-        """What was tried is taken."""
+        """Accept the text since `begin`."""
         self._end_call()
         self._tried = None
 
@@ -150,13 +151,14 @@ class CallScanner:
         return self._tried is not None
 
     def begin(self, length: int = 0) -> None:
-        """What follows, and the last `length` characters, may be no call: `go_back` makes them content."""
+        """Mark the last `length` characters and the following text as possibly not a call: `go_back` makes them
+        content."""
         self._end_call()
         self._tried = self.at - length
 
     @property
     def num_tried(self) -> int:
-        """Characters since `begin`; `return_to` takes it back there."""
+        """The number of characters since `begin`, for `return_to`."""
         assert self._tried is not None
         return self.at - self._tried
 
@@ -166,18 +168,19 @@ class CallScanner:
         self.at = self._tried + num_tried
 
     def go_back(self) -> None:
-        """To where `begin` was; what was tried is read again as something else."""
+        """Return to the position of `begin`, so that the text is read again as something else."""
         assert self._tried is not None
         self._num_repeated += self.at - self._tried
         self.at = self._tried
         self._tried = None
 
     def may_repeat(self) -> bool:
-        """Whether more may be read in vain. To be asked where the cuts of the stream do not matter."""
+        """Whether more text may be read in vain. It must be called at positions that do not depend on the stream's
+        parts."""
         return self._num_repeated <= FREE_REPEATS + REPEATS * (self._num_dropped + self.at)
 
     def call(self, name: str, call_id: str | None = None) -> None:
-        """A call begins. An id that another call of the sample has is none."""
+        """Begin a call. An id that another call of the sample has is ignored."""
         self._end_call()
         if self._tried is not None:
             self._open_call = _OpenCall(self._tried, len(self._deltas), self._blanks)
@@ -192,7 +195,7 @@ class CallScanner:
         self.num_calls += 1
 
     def arguments(self, text: str) -> None:
-        """More JSON text of the call that began last."""
+        """Append JSON text to the arguments of the last call."""
         text = self.markers.json_plain(text)
         if self._unwrapping is not None:
             text = self._unwrapping.push(text)
@@ -202,8 +205,8 @@ class CallScanner:
             self._deltas.append(ToolCallArguments(self.num_calls - 1, text))
 
     def withdraw(self) -> bool:
-        """Takes back the call that began last, so that `go_back` makes it content. False, and nothing happens, where
-        some of it was taken already."""
+        """Take back the last call, so that `go_back` makes it content. Returns False, without effect, if a part of it
+        was released."""
         if self._open_call is None:
             return False
         call, self._open_call = self._open_call, None
@@ -215,7 +218,7 @@ class CallScanner:
         return True
 
     def _end_call(self) -> None:
-        """The call that began last is whole."""
+        """Note that the last call is complete."""
         self._open_call = None
         if self._unwrapping is not None:
             text, self._unwrapping = self._unwrapping.finish(), None
@@ -223,7 +226,7 @@ class CallScanner:
                 self._deltas.append(ToolCallArguments(self.num_calls - 1, text))
 
     def content(self, text: str) -> None:
-        """White space around calls belongs to nothing."""
+        """Drop whitespace around calls."""
         if not text:
             return
         text = self.markers.plain(text)
@@ -241,15 +244,15 @@ class CallScanner:
             self._blanks.append(text)
 
     def close(self) -> None:
-        """At the end of the sample."""
+        """Finish the sample."""
         self._end_call()
         if self._blanks and not self.num_calls:
             self._deltas.append(Content("".join(self._blanks)))
         self._blanks = []
 
     def take_deltas(self, is_released: bool = False) -> list[Delta]:
-        """What came since the last time, neighbours joined; what there is of a call that can be taken back only where
-        `is_released` or at the end."""
+        """The deltas since the last time, with adjacent ones joined. The deltas of a call that can be taken back are
+        returned only if `is_released` or at the end."""
         if self._open_call is not None and not (is_released or self.is_ended):
             num_whole = self._open_call.num_deltas
             deltas, self._deltas = self._deltas[:num_whole], self._deltas[num_whole:]
@@ -274,7 +277,7 @@ def _joined(run: list[Delta]) -> Delta:
 
 
 def _kind(delta: Delta) -> object:
-    """Equal for neighbours that can be joined."""
+    """A key that is equal for adjacent deltas that can be joined."""
     return (
         delta.index
         if isinstance(delta, ToolCallArguments)

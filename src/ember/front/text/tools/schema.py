@@ -1,4 +1,4 @@
-"""The tools of a request: their names, and what their schemas say of each argument."""
+"""The tools of a request: their names, and the schemas and types of their arguments."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Tool:
 
     @cached_property
     def root(self) -> Any:
-        """The parameters' schema, with a reference at its head followed."""
+        """The parameters' schema, after a reference at its root."""
         return self.resolve(self.parameters)
 
     @cached_property
     def properties(self) -> dict[str, Any]:
-        """The schemas of the arguments that are declared, in `properties` or in the parts of `allOf` and its like."""
+        """The schemas of the declared arguments, in `properties` or in the parts of `allOf` and similar keywords."""
         found: dict[str, Any] = {}
         pending = [self.parameters]
         for _ in range(64):
@@ -53,16 +53,16 @@ class Tool:
 
     @cached_property
     def names(self) -> list[str]:
-        """Those of the arguments that are declared, in their order."""
+        """The names of the declared arguments, in order."""
         return list(self.properties)
 
     def resolve(self, schema: Any) -> Any:
-        """The schema that `$ref`s of this tool's document lead to."""
+        """The schema at the end of a chain of `$ref`s in this tool's document."""
         return self._references.resolve(schema)
 
     def types(self, key: str) -> tuple[str, ...] | None:
-        """The JSON types that an argument may have, in the order in which the schema has them. None where it is not
-        declared; empty where everything is allowed."""
+        """The JSON types that an argument may have, in the order of the schema. None if it is not declared, empty if
+        every type is allowed."""
         if key not in self.properties:
             return None
         if key not in self._types:
@@ -70,11 +70,11 @@ class Tool:
         return self._types[key]
 
     def types_of(self, schema: Any) -> tuple[str, ...]:
-        """The same of a schema."""
+        """The JSON types that a schema allows."""
         return self._types_of(schema, set(), 0) or ()
 
     def _types_of(self, schema: Any, seen: set[int], depth: int) -> tuple[str, ...] | None:
-        """None where the schema was seen before: it adds nothing to what it, or a part of it, is an alternative of."""
+        """None if the schema was seen before: it adds nothing to the alternatives that contain it."""
         schema = self.resolve(schema)
         if not isinstance(schema, dict) or depth > _MAX_DEPTH:
             return ()
@@ -102,7 +102,7 @@ class Tool:
 
 
 class Tools:
-    """All of them, by name."""
+    """The tools of a request by name."""
 
     def __init__(self, given: Sequence[Mapping[str, Any]] | None) -> None:
         self._by_name = {tool.name: tool for tool in _tools(given or ())}
@@ -117,17 +117,17 @@ class Tools:
         return len(self._by_name)
 
     def own_name(self, name: str) -> str:
-        """The tool that is meant: some models write the name of one twice, as `f.f`."""
+        """The tool with a name. Some models write a tool's name twice, as `f.f`."""
         head, _, tail = name.partition(".")
         return head if head == tail and name not in self._by_name and head in self._by_name else name
 
     def get(self, name: str) -> Tool:
-        """One that was not offered has no declared arguments."""
+        """The types of an argument. A tool that was not offered has no declared arguments."""
         return self._by_name.get(name) or Tool(name, None, False)
 
 
 def _tools(given: Sequence[Mapping[str, Any]]) -> Iterable[Tool]:
-    """`{"type": "function", "function": {...}}`, or the inner object alone."""
+    """Read `{"type": "function", "function": {...}}`, or the inner object alone."""
     for entry in given:
         function = entry.get("function", entry)
         if isinstance(function, Mapping) and isinstance(function.get("name"), str):
@@ -135,12 +135,12 @@ def _tools(given: Sequence[Mapping[str, Any]]) -> Iterable[Tool]:
 
 
 def is_text(types: tuple[str, ...] | None) -> bool:
-    """Whether an argument of these types is a string, whatever it looks like."""
+    """Whether an argument of these types is a string, whatever its text."""
     return types is None or (types[:1] == ("string",) and "null" not in types)
 
 
 def typed(text: str, types: tuple[str, ...] | None) -> str:
-    """What a model wrote as plain text, as JSON: the first of the types that it can be, a string where it is none."""
+    """Convert a plain text to JSON: to the first of the types that fits, or else to a string."""
     if is_text(types):
         return json.dumps(text, ensure_ascii=False)
     assert types is not None
@@ -155,7 +155,7 @@ def typed(text: str, types: tuple[str, ...] | None) -> str:
 
 
 def text_as(name: str, text: str, bare: str) -> str | None:
-    """The JSON of a text as one type; None where it is not of that type."""
+    """The JSON of a text as one type; None if it is not of that type."""
     match name:
         case "string":
             return json.dumps(text, ensure_ascii=False)
@@ -183,7 +183,7 @@ def _integer(text: str) -> str | None:
 
 
 def _container(text: str, kind: type) -> str | None:
-    """The text itself where it is JSON; what it means where it is Python."""
+    """A text that is JSON unchanged, or the JSON of a Python literal."""
     try:
         value = json.loads(text, parse_constant=refuse_constant)
     except (ValueError, RecursionError):
@@ -199,11 +199,11 @@ def refuse_constant(name: str) -> Any:
 
 
 class NotPython(Exception):
-    """A text that is no literal of Python."""
+    """The text is not a Python literal."""
 
 
 def python_value(text: str) -> Any:
-    """What a literal of Python means; the class `NotPython` where it is none."""
+    """The value of a Python literal; the class `NotPython` if it is not one."""
     try:
         value = _evaluated(ast.parse(text.strip(), mode="eval").body)
         dumps(value)
@@ -212,11 +212,11 @@ def python_value(text: str) -> Any:
     return value
 
 
-_NAMED = {"true": True, "false": False, "null": None}  # JSON's words, which are names in Python
+_NAMED = {"true": True, "false": False, "null": None}  # JSON's literals, which are names in Python
 
 
 def _evaluated(node: ast.expr) -> Any:
-    """What a literal means, a set as a list in the order in which it is written. Raises NotPython for what is none."""
+    """The value of a literal; a set becomes a list in the written order. Raises NotPython if it is not a literal."""
     match node:
         case ast.Constant(value) if isinstance(value, str | int | float | None):
             return value
@@ -243,11 +243,11 @@ def _key(node: ast.expr | None) -> Any:
 
 
 def dumps(value: Any) -> str:
-    """JSON text. Raises ValueError or TypeError for what JSON does not have."""
+    """A value as JSON text. Raises ValueError or TypeError for values that JSON does not have."""
     return encodable(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 def encodable(text: str) -> str:
-    """The text with pairs of surrogates as the characters that they are, and lone ones, which no JSON encoder takes,
-    as U+FFFD."""
+    """The text with surrogate pairs replaced by their characters, and unpaired surrogates, which JSON encoders refuse,
+    by U+FFFD."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

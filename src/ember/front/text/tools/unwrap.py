@@ -1,4 +1,4 @@
-"""Arguments that a model wrapped once more: `{"arguments": {...}}` for a tool that has no such parameter."""
+"""Removal of a wrapper around arguments: `{"arguments": {...}}` for a tool that has no such parameter."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _BEGUN_KEY = re.compile(r'\{?\s*(?:(?<=[{\s])"(\w*))?')
 
 
 class Unwrapping:
-    """The arguments of one call. They pass as they come unless their first name is a wrapper's: then they are held
-    back until all are there."""
+    """The arguments of one call. They are passed on at once, unless their first name is that of a wrapper: then they
+    are held back until they are complete."""
 
     def __init__(self, tool: Tool, wrappers: tuple[str, ...]) -> None:
-        self.is_over = False  # what follows passes as it comes
+        self.is_over = False  # whether all further text is passed on
         self._tool = tool
         self._wrappers = wrappers
         self._held: list[str] = []
@@ -25,12 +25,12 @@ class Unwrapping:
 
     @classmethod
     def of(cls, tool: Tool) -> Unwrapping | None:
-        """Returns None for a tool that declares no parameters, or declares all of the wrappers' names itself."""
+        """Make one; None for a tool that declares no parameters, or declares all of the wrappers' names itself."""
         wrappers = tuple(name for name in WRAPPERS if name not in tool.properties)
         return cls(tool, wrappers) if tool.properties and wrappers else None
 
     def push(self, text: str) -> str:
-        """What may pass."""
+        """The text that can be passed on."""
         self._held.append(text)
         if self._is_wrapped:
             return ""
@@ -47,7 +47,7 @@ class Unwrapping:
         return text
 
     def finish(self) -> str:
-        """The rest, without the wrapper where there is nothing but declared parameters inside."""
+        """The rest, without the wrapper if it contains only declared parameters."""
         text = "".join(self._held)
         if not self._is_wrapped:
             return text
@@ -61,7 +61,7 @@ class Unwrapping:
             if not isinstance(inner, dict) or not self._tool.properties.keys() >= inner.keys():
                 return text
             return dumps(inner)
-        except (ValueError, TypeError, RecursionError):  # cut off, or no JSON
+        except (ValueError, TypeError, RecursionError):  # truncated, or not JSON
             return text
 
 

@@ -1,4 +1,4 @@
-"""Values in tags: where they end, with their end tag or without, and CDATA."""
+"""Values in tags: their ends, with or without an end tag, and CDATA."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _MAX_NAME = 256
 
 
 class Values:
-    """How a format's values end. Where the end tag is missing, the tag of the next argument ends a value, and so does
-    the end of the call with something behind it that may follow a call, or the begin of a call of a tool that was
-    offered: a value may be about such tags itself."""
+    """The ends of a format's values. A value without an end tag ends at the tag of the next argument. It also ends at
+    the end of the call, if text that may follow a call comes after it, and at the beginning of a call of an offered
+    tool: these conditions are needed because a value may contain such tags itself."""
 
     def __init__(
         self,
@@ -40,7 +40,8 @@ class Values:
         self._marks = Finder([end, self._key, *self._call_ends, *self._starts])
 
     def forward(self, scanner: CallScanner, tool: Tool, head: str) -> Steps[str | None]:
-        """Hands a string on as it arrives, with `head` before it. The mark that ended it, None where the output did."""
+        """Pass on a string as it arrives, after `head`. Returns the mark that ended it, None at the end of the
+        output."""
         scanner.arguments(head + '"')
         if (yield from self._takes_cdata(scanner)):
             while True:
@@ -79,7 +80,7 @@ class Values:
             yield
 
     def held(self, scanner: CallScanner, tool: Tool) -> Steps[tuple[str, str] | None]:
-        """Takes a value that is no plain string, and its end."""
+        """Take a value that is not a plain string, and its end."""
         if (yield from self._takes_cdata(scanner)):
             parts: list[str] = []
             while True:
@@ -98,7 +99,7 @@ class Values:
         return scanner.markers.plain(text), ended[1]
 
     def _plain(self, scanner: CallScanner, tool: Tool) -> Steps[tuple[str, str] | None]:
-        """Takes the text up to the end, and that."""
+        """Take the text up to the end, and the end."""
         seen = 0
         while True:
             place, mark = self._find(scanner, scanner.at + seen, tool)
@@ -111,8 +112,8 @@ class Values:
             yield
 
     def _json(self, scanner: CallScanner, tool: Tool) -> Steps[tuple[str, str] | None]:
-        """The same of text that may be JSON. An end inside a string of JSON is part of that string, unless the string
-        has no end itself."""
+        """The same for text that may be JSON. An end inside a JSON string is part of the string, unless the string is
+        not terminated."""
         seen = copied = 0
         copy = JsonCopy()
         first: tuple[int, str] | None = None
@@ -138,7 +139,7 @@ class Values:
             return text, mark
 
     def _find(self, scanner: CallScanner, start: int, tool: Tool) -> tuple[int, str | None]:
-        """Finds where the value ends and by which mark. With no mark yet, the place is where one may begin."""
+        """Find the end of the value and its mark. Without a mark the position is where one may begin."""
         text, is_end = scanner.text, scanner.is_ended
         while True:
             place, mark = self._marks.find(text, start, is_end)
@@ -158,7 +159,7 @@ class Values:
             start = place + 1
 
     def _is_key(self, text: str, start: int, tool: Tool, is_end: bool) -> bool | None:
-        """Whether the name of a declared argument follows, of any where none is declared. None: it is not there yet."""
+        """Whether the name of a declared argument follows (of any, if none is declared). None: unknown so far."""
         end = text.find(self._key_end, start, start + _MAX_NAME)
         if end < 0:
             return False if is_end or len(text) - start >= _MAX_NAME else None
@@ -166,14 +167,14 @@ class Values:
         return name in tool.properties if tool.properties else bool(name) and not any(c in "<>\n" for c in name)
 
     def _is_start(self, mark: str, scanner: CallScanner, behind: int) -> bool | None:
-        """Whether a call follows, directly or behind the mark of one. None: it is not there yet."""
+        """Whether a call follows, directly or after its mark. None: unknown so far."""
         call = self._starts[0]
         if mark != call:
             return _comes([call], scanner.text, behind, scanner.is_ended, at_end=False)
         return _is_named(scanner.text, behind, scanner.tools, scanner.is_ended)
 
     def _takes_cdata(self, scanner: CallScanner) -> Steps[bool]:
-        """Takes the head of CDATA, and blanks before it, if they come next."""
+        """Take the start of CDATA, with blanks before it, if it is next."""
         while True:
             found = _BLANKS.match(scanner.text, scanner.at)
             assert found is not None
@@ -187,7 +188,7 @@ class Values:
 
 
 def _comes(marks: Sequence[str], text: str, start: int, is_end: bool, at_end: bool = True) -> bool | None:
-    """Whether one of the marks comes next, behind blanks; at the end of the output, `at_end`. None: not known yet."""
+    """Whether one of the marks is next, after blanks; `at_end` at the end of the output. None: unknown so far."""
     found = _BLANKS.match(text, start)
     assert found is not None
     place = found.end()
@@ -200,7 +201,7 @@ def _comes(marks: Sequence[str], text: str, start: int, is_end: bool, at_end: bo
 
 
 def _is_named(text: str, start: int, tools: Tools, is_end: bool) -> bool | None:
-    """Whether the name of a tool that was offered follows. None: it is not there yet."""
+    """Whether the name of an offered tool follows. None: unknown so far."""
     found = _NAME.match(text, start)
     if found is None:
         return False if is_end or start < len(text) else None
@@ -210,5 +211,5 @@ def _is_named(text: str, start: int, tools: Tools, is_end: bool) -> bool | None:
 
 
 def _has_token(mark: str) -> bool:
-    """Whether a special token is in the mark, which no value has."""
+    """Whether the mark contains a special token, which no value contains."""
     return any("\ud800" <= character <= "\udfff" for character in mark)
