@@ -18,9 +18,10 @@ _LENGTH = struct.Struct("<I")
 
 
 class Grammar(Struct, frozen=True, omit_defaults=True):
-    """What a sample's text must match, from its first token or from the end of its reasoning.
+    """A grammar that a sample's text must match, from its first token or from the end of its reasoning.
 
-    The engine compiles it; one that cannot be compiled comes back as an error with `error_param`, before any token.
+    The engine compiles it. A grammar that cannot be compiled comes back as an error with `error_param`, before any
+    token.
     """
 
     kind: str  # regex, gbnf, lark, json (a Lark grammar of JSON), json_schema
@@ -29,7 +30,8 @@ class Grammar(Struct, frozen=True, omit_defaults=True):
 
 
 class Thinking(Struct, frozen=True, omit_defaults=True):
-    """How a sample's reasoning is told from its answer, for a grammar that begins after it and for a budget."""
+    """How the engine tells a sample's reasoning from its answer, for a grammar that begins after it and for a
+    budget."""
 
     end_token_ids: list[list[int]]  # spellings of what ends it, each a sequence of ids
     start_token_ids: list[int] = []  # what begins it; empty = it begins in the prompt or not at all
@@ -42,7 +44,7 @@ class Thinking(Struct, frozen=True, omit_defaults=True):
 
 
 class SamplingParams(Struct, frozen=True, omit_defaults=True):
-    """How one request is decoded. All values are validated by the front; ids are token ids."""
+    """How one request is decoded. The front validates all values. Ids are token ids."""
 
     max_tokens: int
     n: int = 1
@@ -75,7 +77,7 @@ Task = Literal["generate"] | PoolingTask
 
 
 class Configure(Struct, tag="configure", frozen=True):
-    """The first message: what to load and how to run. None means: the engine decides."""
+    """The first message: what to load and how to run. With None the engine decides."""
 
     model: str
     revision: str | None = None
@@ -133,7 +135,7 @@ class Pool(Request, tag="pool", frozen=True):
 
 
 class Abort(Struct, tag="abort", frozen=True, omit_defaults=True):
-    """Stop a request, or one sample of it, and free its pages. No output follows for it."""
+    """Stop a request, or one sample of it, and free its pages. No more outputs of it follow."""
 
     request_id: int
     index: int | None = None  # None = all n samples
@@ -150,7 +152,7 @@ class EndTokens(Struct, tag="end_tokens", frozen=True):
 
 
 class Shutdown(Struct, tag="shutdown", frozen=True):
-    """Leave the process at once."""
+    """End the process at once."""
 
 
 FrontMessage = Configure | EndTokens | Generate | Pool | Abort | GetStats | Shutdown
@@ -166,14 +168,14 @@ class Located(Struct, tag="located", frozen=True):
 
 
 class Notice(Struct, tag="notice", frozen=True):
-    """One line for the worker's log, such as how far a download is."""
+    """One line for the worker's log, such as the progress of a download."""
 
     message: str
     level: str = "info"  # or warning
 
 
 class Ready(Struct, tag="ready", frozen=True):
-    """Sent once, when the engine can serve; carries what the front must know about it."""
+    """Sent once, when the engine can serve. It describes the engine to the front."""
 
     architecture: str
     device: str
@@ -194,7 +196,7 @@ class Ready(Struct, tag="ready", frozen=True):
 
 
 class Phases(Struct, tag="phases", frozen=True):
-    """What the boot timeline gets after `Ready`: the first step."""
+    """Phases of the boot timeline that follow `Ready`: the first step."""
 
     phases: list[dict[str, Any]]
 
@@ -212,7 +214,7 @@ class TokenLogprobs(Struct, array_like=True, frozen=True):
 
 
 class SequenceOutput(Struct, array_like=True, frozen=True):
-    """What one step added to one sample of one request."""
+    """The output of one step for one sample of one request."""
 
     request_id: int
     index: int
@@ -228,7 +230,7 @@ class SequenceOutput(Struct, array_like=True, frozen=True):
 
 
 class Stats(Struct, tag="stats", frozen=True):
-    """A picture of the engine. Counters count from the start of the engine."""
+    """The engine's statistics. Counters count from the start of the engine."""
 
     num_running: int
     num_waiting: int
@@ -251,7 +253,7 @@ class Outputs(Struct, tag="outputs", frozen=True):
 
 
 class Failed(Struct, tag="failed", frozen=True):
-    """The engine cannot go on; the process exits after it. `during` is `boot` or `run`."""
+    """The engine has failed, and its process exits after this message. `during` is `boot` or `run`."""
 
     message: str  # one line for the person who has to act
     during: str
@@ -265,8 +267,8 @@ _engine_decoder = msgspec.msgpack.Decoder(EngineMessage)
 
 
 def encode_front(message: FrontMessage) -> bytes:
-    """One message, to be put into a frame by `frame_front`. Raises ValueError when a value cannot travel (text that
-    UTF-8 cannot encode, numbers beyond 64 bits)."""
+    """Encode one message, which `frame_front` puts into a frame. Raises ValueError for a value that cannot be encoded:
+    text that UTF-8 cannot encode, or a number beyond 64 bits."""
     try:
         return _encoder.encode(message)
     except (UnicodeEncodeError, OverflowError) as error:
@@ -293,20 +295,21 @@ def decode_engine(payload: bytes | memoryview) -> EngineMessage:
 
 
 def frame(payload: bytes) -> bytes:
-    """A payload behind its length. Raises ValueError when it is beyond `MAX_FRAME_BYTES`."""
+    """The payload with its length before it. Raises ValueError when it is longer than `MAX_FRAME_BYTES`."""
     if len(payload) > MAX_FRAME_BYTES:
         raise ValueError(f"a frame of {len(payload)} bytes, at most {MAX_FRAME_BYTES} are allowed")
     return _LENGTH.pack(len(payload)) + payload
 
 
 class FrameBuffer:
-    """Cuts a byte stream into frames: feed what arrived, take the payloads that are whole."""
+    """Splits a byte stream into frames."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Returns the whole payloads. Raises ValueError when a length is beyond `MAX_FRAME_BYTES`."""
+        """Add bytes that arrived. Returns the payloads that are complete. Raises ValueError when a length is beyond
+        `MAX_FRAME_BYTES`."""
         self._buffer += data
         frames = []
         position = 0
@@ -324,7 +327,7 @@ class FrameBuffer:
 
 
 def recv_frame(sock: socket.socket) -> bytes | None:
-    """Blocking read of one frame; None at a clean end of the stream."""
+    """Read one frame, blocking. Returns None at the end of the stream."""
     header = _recv_exactly(sock, _LENGTH.size)
     if header is None:
         return None

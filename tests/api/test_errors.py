@@ -168,8 +168,8 @@ CHAT: list[tuple[dict[str, Any], str | None, str]] = [
     (
         {"tools": [TOOL]},
         "tools",
-        '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set. (the form of this '
-        "model's tool calls is not known; set TOOL_CALL_PARSER; ",
+        '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set. (the format of this '
+        "model's tool calls is unknown; set TOOL_CALL_PARSER; ",
     ),
     (
         {"tools": [TOOL], "tool_choice": "auto"},
@@ -179,7 +179,7 @@ CHAT: list[tuple[dict[str, Any], str | None, str]] = [
     (
         {"tools": [TOOL], "tool_choice": "required"},
         "tool_choice",
-        'tool_choice="required" requires --tool-call-parser to be set. (the form of this model',
+        'tool_choice="required" requires --tool-call-parser to be set. (the format of this model',
     ),
     (
         {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "sub"}}},
@@ -189,7 +189,7 @@ CHAT: list[tuple[dict[str, Any], str | None, str]] = [
     (
         {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "add"}}},
         "tool_choice",
-        "A named tool_choice requires --tool-call-parser to be set. (the form of this model",
+        "A named tool_choice requires --tool-call-parser to be set. (the format of this model",
     ),
     (
         {"tools": [TOOL], "tool_choice": {"type": "function"}},
@@ -198,7 +198,7 @@ CHAT: list[tuple[dict[str, Any], str | None, str]] = [
     ),
     ({"tools": [{"type": "web_search"}]}, "tools", "`tools.0.type` must be 'function', got 'web_search'."),
     ({"tools": [TOOL, {"type": "function"}]}, "tools", "`tools.1.function` must be an object."),
-    ({"tools": [{"function": {"name": ""}}]}, "tools", "`tools.0.function.name` must be a string that is not empty."),
+    ({"tools": [{"function": {"name": ""}}]}, "tools", "`tools.0.function.name` must be a non-empty string."),
     (
         {"tools": [{"function": {"name": "f", "parameters": []}}]},
         "tools",

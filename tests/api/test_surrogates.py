@@ -37,7 +37,7 @@ def test_text_that_cannot_be_encoded_is_refused(deployment: Deployment, fields: 
         body = {"messages": [{"role": "user", "content": "hi"}], "prompt": "hi", **fields}
         error = refused(deployment, path, body)
         assert (error.status, error.type, error.param) == (400, "Bad Request", place)
-        assert error.message == f"{place} holds a lone surrogate, which is no character and cannot be encoded as UTF-8."
+        assert error.message == f"{place} holds a lone surrogate. It is not a character and cannot be encoded as UTF-8."
 
 
 def test_large_numbers_and_depths_are_no_surrogates(deployment: Deployment) -> None:

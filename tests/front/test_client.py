@@ -366,7 +366,7 @@ async def test_the_request_that_ends_the_engine_twice_is_refused_and_its_neighbo
     assert isinstance(await engines[2].read(), wire.Configure)
     engines[2].write(READY)
     await client.wait_ready()
-    with pytest.raises(ApiError, match="ended the engine twice") as caught:
+    with pytest.raises(ApiError, match="crashed the engine twice") as caught:
         client.generate([2], SAMPLING)
     assert caught.value.status == 500 and caught.value.headers == {"x-should-retry": "false"}
     client.generate([1], SAMPLING)

@@ -78,7 +78,7 @@ async def test_a_silent_engine_is_ended_and_started_again(engines, caplog):  # n
         request = await engines[1].read()
         engines[1].write(wire.Outputs([output(request.request_id, [6], finish="stop")]))
         assert [o.token_ids for o in await anext(generation)] == [[6]]
-    assert "it is being started again" in caplog.text
+    assert "the engine is being restarted" in caplog.text
     await client.close()
 
 

@@ -1,4 +1,4 @@
-"""Beam search, driven from here: each step asks the engine for the likeliest next tokens of every beam.
+"""Beam search in the front: each step asks the engine for the likeliest next tokens of every beam.
 
 The rules are those of transformers' `generate(num_beams=...)`, so the results are too: a hypothesis counts by its
 summed log probability over its length (end token included) to the power of `length_penalty`. The prompt and the common
@@ -26,7 +26,7 @@ MAX_LENGTH_PENALTY = 20.0  # beyond it powers of a length leave the range of flo
 
 # Fields that shape a distribution to draw from. A search draws nothing and looks at the raw one.
 _OF_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed")
-# Fields that forbid or change outputs in ways that the search does not know.
+# Fields that forbid or change outputs in ways that the search does not implement.
 _UNKNOWN_TO_SEARCH = (
     "stop",
     "logit_bias",
@@ -85,7 +85,7 @@ def requested_beams(request: GenerationRequest, params: SamplingParams, ends: En
 
 
 def without_effect(request: GenerationRequest) -> list[str]:
-    """The fields that a beam search does not look at, or that only a beam search would."""
+    """The given fields that have no effect: a beam search ignores them, or only a beam search reads them."""
     if request.use_beam_search:
         return [name for name in _OF_SAMPLING if getattr(request, name) is not None]
     names = [] if request.length_penalty in (None, 1.0) else ["length_penalty"]
@@ -100,7 +100,7 @@ class _Beam:
 
 
 class BeamSearch:
-    """One search with the face of a `Generation`: `sampling.n` samples, whose outputs all come at the end.
+    """One search with the interface of a `Generation`: `sampling.n` samples, whose outputs all come at the end.
 
     Nothing runs in the engine but while somebody waits for the next output, so there is nothing to abort.
     """
@@ -143,7 +143,7 @@ class BeamSearch:
         return await self._search()
 
     def abort(self, index: int | None = None) -> None:
-        """No hypothesis can be left out: they compete."""
+        """Do nothing: hypotheses compete, so none can be left out."""
 
     async def _search(self) -> list[SequenceOutput]:
         options, max_tokens = self._options, self._sampling.max_tokens
@@ -179,7 +179,7 @@ class BeamSearch:
         return best <= complete[-1][0]
 
     def _candidates(self, beams: list[_Beam], answers: list[SequenceOutput], length: int) -> list[_Beam]:
-        """Every beam with each of its likeliest tokens, the best first."""
+        """Every beam continued with each of its likeliest tokens, the best first."""
         scored: list[tuple[float, int, int]] = []
         for number, (beam, answer) in enumerate(zip(beams, answers, strict=True)):
             assert answer.logprobs is not None
@@ -207,9 +207,9 @@ class BeamSearch:
         return _Beam(score, [*beam.token_ids, token_id], logprobs)
 
     async def _ask(self, beams: list[_Beam]) -> list[SequenceOutput]:
-        """The engine's word on the next token of each beam; its own choice does not matter."""
+        """Ask the engine for the next token's log probabilities of each beam. The token that it samples is ignored."""
         wanted = self._sampling.logprobs or 0
-        width = self._options.width + len(self._end_ids)  # of each beam, more cannot come to anything
+        width = self._options.width + len(self._end_ids)  # of each beam; further tokens cannot be in the result
         is_first = not beams[0].token_ids
         params = SamplingParams(
             max_tokens=1,

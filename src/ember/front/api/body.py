@@ -1,6 +1,6 @@
-"""From a parsed JSON body to a request model: validation errors in one form, and a word about ignored fields.
+"""From a parsed JSON body to a request model: validation errors in one form, and the names of ignored fields.
 
-Bodies are untrusted. Text that UTF-8 cannot encode ends here, as neither the engine nor an answer could carry it.
+Bodies are untrusted. Text that UTF-8 cannot encode is refused here: neither the engine nor an answer could carry it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ MAX_ENTRIES = 10  # of one error message
 MAX_ENTRY_CHARS = 1000
 MAX_INPUT_CHARS = 200
 MAX_IGNORED = 32  # names in the header
-LARGE_BODY = 2**16  # about the characters of its JSON; a larger body is validated in a thread
+LARGE_BODY = 2**16  # characters of JSON, estimated; a larger body is validated in a thread
 IGNORED_FIELDS_HEADER = "X-Ember-Ignored-Fields"
 
-# Fields that change nothing in the answer by their nature, so leaving them without effect deserves no word.
+# Fields that cannot change the answer. They are ignored without a warning.
 WITHOUT_EFFECT = frozenset(
     {
         "user",
@@ -49,7 +49,7 @@ RequestModel = TypeVar("RequestModel", bound=BaseModel)
 
 
 class _Short(reprlib.Repr):
-    """Its work is bounded, however large the value: the base class sorts the whole of a dict."""
+    """A `Repr` whose work is bounded however large the value is. The base class would sort a whole dict."""
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
         if level <= 0 and x:
@@ -65,12 +65,12 @@ _reported: set[str] = set()
 
 
 async def parse_body(model: type[RequestModel], body: Any) -> RequestModel:
-    """Raises ApiError 400 of type `Bad Request` that lists what is wrong, with the place of each."""
+    """Validate a body. Raises ApiError 400 of type `Bad Request`, which lists each error with its place."""
     return await asyncio.to_thread(_parse, model, body) if _is_large(body) else _parse(model, body)
 
 
 def _is_large(body: Any) -> bool:
-    """Looks at no more of the body than it takes to tell."""
+    """Estimate the size of a body, without reading more of it than necessary."""
     left = LARGE_BODY
     waiting = [body]
     while waiting:
@@ -102,15 +102,15 @@ def check_encodable(body: Any) -> None:
     try:
         orjson.dumps(body)
         return
-    except TypeError:  # or it has something else that orjson does not write, such as 100 digits
+    except TypeError:  # or it holds a value that orjson does not write, such as an integer of 100 digits
         place = _unencodable(body)
     if place is not None:
-        message = f"{place} holds a lone surrogate, which is no character and cannot be encoded as UTF-8."
+        message = f"{place} holds a lone surrogate. It is not a character and cannot be encoded as UTF-8."
         raise ApiError(400, message, type="Bad Request", param=place)
 
 
 def _unencodable(body: Any) -> str | None:
-    """The place of the first such text that is found; a key counts as a part of its object."""
+    """The place of the first text that cannot be encoded. A key counts as part of its object."""
     waiting: list[tuple[Any, Any, Any]] = [(body, None, None)]  # value, its key, the entry it is in
     while waiting:
         entry = waiting.pop()
@@ -135,7 +135,7 @@ def _is_broken(value: Any) -> bool:
 
 
 def ignored_fields(request: BaseModel, refused_elsewhere: frozenset[str] = frozenset()) -> list[str]:
-    """The names of given fields without effect; each is logged the first time it is met."""
+    """The names of the given fields that have no effect. Each is logged when it is first seen."""
     names = [name for name in _extra(request) if name not in WITHOUT_EFFECT and name not in refused_elsewhere]
     for field, value in request:
         if isinstance(value, BaseModel):
@@ -148,7 +148,7 @@ def ignored_fields(request: BaseModel, refused_elsewhere: frozenset[str] = froze
         elif field == "tools" and isinstance(value, list):
             found = {name for tool in value if isinstance(tool, dict) for name in tool.keys() - _TOOL_FIELDS}
             names += [f"tools.{name}" for name in sorted(found, key=str)]
-    return reported(names, "the request field %s is not known and has no effect (said once per name)")
+    return reported(names, "the request field %s is unknown and has no effect (logged once per name)")
 
 
 def _extra(model: BaseModel) -> list[str]:
@@ -156,7 +156,7 @@ def _extra(model: BaseModel) -> list[str]:
 
 
 def reported(names: Sequence[str], message: str) -> list[str]:
-    """The names, fit for a header and at most `MAX_IGNORED`. Each is logged the first time it is met."""
+    """At most `MAX_IGNORED` of the names, printable in a header. Each is logged when it is first seen."""
     printable = [_printable(name) for name in names[:MAX_IGNORED]]
     for name in printable:
         if name not in _reported and len(_reported) < 1000:
@@ -166,7 +166,7 @@ def reported(names: Sequence[str], message: str) -> list[str]:
 
 
 def _printable(name: str) -> str:
-    """A name that is safe in a header and in the log."""
+    """The name with everything replaced that a header or a log line must not hold."""
     return "".join(char if char.isascii() and char.isprintable() and char != "," else "?" for char in name[:64])
 
 

@@ -65,11 +65,11 @@ class ApiCall:
         return self.services.fingerprint(self.info)
 
     def usage(self, runs: Runs, completion_tokens: int) -> dict[str, Any]:
-        """For a whole answer, nulls included."""
+        """The usage of a whole answer, nulls included."""
         return usage_body(runs.prompt_tokens(), completion_tokens, self._cached(runs), self._reasoning(runs))
 
     def final_usage(self, runs: Runs, completion_tokens: int) -> dict[str, Any]:
-        """For the last chunk of a stream."""
+        """The usage in a chunk of a stream, without nulls."""
         return usage_for_stream(runs.prompt_tokens(), completion_tokens, self._cached(runs), self._reasoning(runs))
 
     def metrics(self, runs: Runs) -> dict[str, float | None] | None:
@@ -81,7 +81,7 @@ class ApiCall:
         return request_metrics(run.clocks[sample], sample.num_tokens, self.arrived)
 
     def final_chunk(self, runs: Runs) -> dict[str, Any]:
-        """What the last chunk of a stream has where it tells the usage, beside what every chunk has."""
+        """The fields of the usage chunk at the end of a stream, beside those of every chunk."""
         usage = self.final_usage(runs, runs.completion_tokens())
         chunk = {"choices": [], "usage": usage, "system_fingerprint": self.fingerprint}
         if (metrics := self.metrics(runs)) is not None:
@@ -92,7 +92,7 @@ class ApiCall:
         return runs.cached_tokens() if self.services.settings.enable_prompt_tokens_details else None
 
     def _reasoning(self, runs: Runs) -> int | None:
-        """None where the output is not read for reasoning."""
+        """The reasoning tokens. None when outputs are not read for reasoning."""
         reader = self.specs[0].text.reader
         return None if reader is None or reader.reasoning is None else runs.reasoning_tokens()
 
@@ -172,18 +172,20 @@ def _check_thinking(thinking: Thinking | None, info: Ready) -> None:
     largest = max((token_id for token_ids in forced for token_id in token_ids), default=0)
     if largest >= info.vocab_size:
         message = (
-            f"Reasoning cannot be told from the answer here: token id {largest} of its markers is out of vocabulary: "
+            f"Reasoning cannot be told from the answer: token id {largest} of its marks is out of vocabulary, as "
             f"the model has {info.vocab_size} tokens, fewer than its tokenizer."
         )
         raise bad_request(message, "thinking_token_budget")
 
 
 def _unread_options(request: GenerationRequest, services: Services) -> list[str]:
-    """Options that have no effect together with the others, or in this deployment."""
-    message = "the request field %s has no effect, as use_beam_search is or is not set (said once per name)"
+    """The given options that have no effect with the others, or in this deployment."""
+    message = "the request field %s has no effect together with use_beam_search, or without it (logged once per name)"
     names = reported(without_effect(request), message)
     if request.priority and services.settings.scheduling_policy != "priority":
-        names += reported(["priority"], "the request field %s needs SCHEDULING_POLICY=priority (said once per name)")
+        names += reported(
+            ["priority"], "the request field %s has no effect without SCHEDULING_POLICY=priority (logged once per name)"
+        )
     return names
 
 

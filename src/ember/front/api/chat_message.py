@@ -1,4 +1,4 @@
-"""What a sample said, as the fields of a chat message or of a delta of one."""
+"""From a sample's output to the fields of a chat message, or of a delta."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ember.front.text.output import Content, Delta, Reasoning, ToolCallArguments
 
 
 def message_fields(piece: Piece, is_legacy: bool) -> dict[str, Any]:
-    """`content`, `reasoning` (under both of its names) and the calls of a whole answer.
+    """The fields of a whole message: `content`, `reasoning` (under both of its names) and the calls.
 
     Content is null beside calls or reasoning where there is none, and where calls were demanded: white space that led
     to a call is no content.
@@ -44,7 +44,7 @@ def message_fields(piece: Piece, is_legacy: bool) -> dict[str, Any]:
 
 
 def delta_fields(piece: Piece, is_legacy: bool) -> dict[str, Any]:
-    """The same for a chunk: only what is new. A call has its id, type and name where it begins."""
+    """The fields of a chunk's delta: only what is new. A call has its id, type and name in its first delta."""
     content, reasoning, calls = _joined(piece)
     fields: dict[str, Any] = {}
     if reasoning:
@@ -67,7 +67,7 @@ def _call_delta(index: int, call: dict[str, Any]) -> dict[str, Any]:
 
 
 def _joined(piece: Piece) -> tuple[str, str, dict[int, dict[str, Any]]]:
-    """Content, reasoning, and by index what is there of each call."""
+    """The content, the reasoning, and the parts of each call by its index."""
     if not piece.deltas:
         return piece.text, "", {}
     calls: dict[int, dict[str, Any]] = {}

@@ -17,7 +17,8 @@ from ember.wire import Ready
 
 
 def adds_generation_prompt(request: ChatRequest) -> bool:
-    """Continuing the last message leaves no place for a generation prompt. Raises ApiError 400 for both at once."""
+    """Whether the prompt ends with the begin of an answer. It does not when the last message is to be continued. Raises
+    ApiError 400 when the request asks for both."""
     if request.continue_final_message:
         if request.add_generation_prompt:
             message = "Cannot set both `continue_final_message` and `add_generation_prompt` to True."
@@ -27,14 +28,15 @@ def adds_generation_prompt(request: ChatRequest) -> bool:
 
 
 def response_role(request: ChatRequest, services: Services) -> str:
-    """Without a generation prompt the answer goes on in the last message, so it has that one's role."""
+    """The role of the answer. Without a generation prompt the answer continues the last message and has its role."""
     return services.settings.response_role if adds_generation_prompt(request) else request.messages[-1]["role"]
 
 
 def chat_prompt(
     request: ChatRequest, services: Services, info: Ready, tools: list[dict[str, Any]] | None
 ) -> tuple[Prompt, list[str]]:
-    """Renders and tokenises. Returns also what was given to the template and is not read by it. Raises ApiError 400."""
+    """Render and tokenise a chat. Also returns what the request gives to the template and the template does not read.
+    Raises ApiError 400."""
     text, messages, unread = render_chat(request, services, tools)
     prompt = encode_text(text, request, services, info, add_special_tokens=bool(request.add_special_tokens))
     last = messages[-1]
@@ -46,8 +48,8 @@ def chat_prompt(
 def render_chat(
     request: ChatRequest, services: Services, tools: list[dict[str, Any]] | None
 ) -> tuple[str, list[dict[str, Any]], list[str]]:
-    """The prompt's text, the messages as the template had them, and what of the request it does not read. Raises
-    ApiError 400."""
+    """Render a chat. Returns the text, the messages as the template got them, and the names of what it does not read.
+    Raises ApiError 400."""
     try:
         with chosen_template(request, services, tools) as template:
             history = template.history_form if has_tool_calls(request.messages) else USUAL_HISTORY
@@ -73,8 +75,8 @@ def render_chat(
 
 
 def asked_variables(request: ChatRequest, services: Services) -> dict[str, Any]:
-    """What the template is told beside the conversation, whether it reads it or not: the operator's defaults, and over
-    them what the request says."""
+    """The variables of the template that the operator and the request give, whether the template reads them or not. The
+    request's win."""
     own = dict(request.chat_template_kwargs or {})
     if request.enable_thinking is not None:  # a field says more than a variable, by either of its names
         own |= dict.fromkeys(SWITCHES, request.enable_thinking)
@@ -86,19 +88,19 @@ def asked_variables(request: ChatRequest, services: Services) -> dict[str, Any]:
 
 
 def _both_switches(given: dict[str, Any]) -> dict[str, Any]:
-    """Templates know the switch for reasoning under two names; who uses one of them means both."""
+    """Set both names of the switch for reasoning. Templates know it under one or the other."""
     named = [given[name] for name in SWITCHES if name in given]
     return {**dict.fromkeys(SWITCHES, named[0]), **given} if named else given
 
 
 def _template_variables(request: ChatRequest, services: Services, template: Template) -> dict[str, Any]:
-    """Of `asked_variables`, those that the template reads."""
+    """The variables of `asked_variables` that the template reads."""
     read = _free_variables(services, template)
     return {name: value for name, value in asked_variables(request, services).items() if name in read}
 
 
 def _free_variables(services: Services, template: Template) -> frozenset[str]:
-    """What the template reads and a request may set."""
+    """The variables that the template reads and a request may set."""
     own = {
         "messages",
         "tools",
@@ -114,7 +116,7 @@ def _free_variables(services: Services, template: Template) -> frozenset[str]:
 def _unread(
     request: ChatRequest, services: Services, template: Template, tools: list[dict[str, Any]] | None
 ) -> list[str]:
-    """The parts of the request that are for the template, and change nothing with this one."""
+    """The parts of the request for the template that this template does not read."""
     read = _free_variables(services, template)
     if read.intersection(SWITCHES):
         read = read.union(SWITCHES)
@@ -125,4 +127,4 @@ def _unread(
         names.append("enable_thinking")
     given = {"documents": request.documents, "tools": tools}
     names += [name for name, value in given.items() if value and name not in template.variables]
-    return reported(names, "the chat template does not read %s, which has no effect (said once per name)")
+    return reported(names, "the chat template does not read %s, so it has no effect (logged once per name)")

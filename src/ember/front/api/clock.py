@@ -8,7 +8,7 @@ from ember.front.metrics import Metrics
 
 
 class Clock:
-    """When the tokens of one sample came, on the clock of `time.monotonic()`."""
+    """The times at which the tokens of one sample arrived, from `time.monotonic()`."""
 
     __slots__ = ("first", "gaps", "last", "queue")
 
@@ -23,7 +23,7 @@ class Clock:
         return 0.0 if self.first is None else max(self.first - arrived - self.queue, 0.0)
 
     def push(self, num_tokens: int, now: float, metrics: Metrics) -> None:
-        """Tokens that were read together share the time since the ones before."""
+        """Note tokens that arrived together. They share the time since the previous ones."""
         if self.first is None:
             self.first = self.last = now
             num_tokens -= 1

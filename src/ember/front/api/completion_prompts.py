@@ -15,7 +15,7 @@ from ember.wire import Ready
 
 
 def completion_prompts(request: CompletionRequest, services: Services, info: Ready) -> list[Prompt]:
-    """One for each prompt of the request, in order. Raises ApiError 400."""
+    """The prompts of the request, in order. Raises ApiError 400."""
     given = request.prompt
     if given is None or (len(given) == 0 and not (given == "" and request.suffix)):
         raise bad_request(NO_PROMPT, "prompt")
@@ -50,7 +50,8 @@ def _completion_prompt(item: str | list[int], request: CompletionRequest, servic
 
 
 def _around_the_middle(prefix: str | list[int], suffix: str, request: CompletionRequest, services: Services) -> str:
-    """The prompt that makes the model write what belongs between the two. Raises ApiError 400."""
+    """The prompt for filling in the middle: the model writes what belongs between prefix and suffix. Raises ApiError
+    400."""
     found = middle_format(services.tokenizer)
     if found is None:
         message = (

@@ -1,4 +1,5 @@
-"""What comes into the router and what leaves it. The faces translate between these and HTTP or queue jobs."""
+"""The messages of the router: requests in, responses and event streams out. The faces translate them to HTTP and
+jobs."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):  # one for every chunk: it h
     """One event of a streamed answer. The framing of its route makes text of it."""
 
     data: str  # a JSON document
-    name: str | None = None  # where the route names its events
+    name: str | None = None  # of a route that names its events
 
 
 @dataclass(slots=True)
@@ -62,13 +63,13 @@ MAX_ID_CHARS = 256
 
 
 def is_fit_id(name: str) -> bool:
-    """Whether it can stand in a header and a log line."""
+    """Whether a client's id may be put into a header and a log line."""
     return 0 < len(name) <= MAX_ID_CHARS and name.isascii() and name.isprintable()
 
 
 def request_id(*given: str | None) -> str:
-    """The first of the given ids that is fit; a new one when none is. A header with another is left out: proxies set
-    them, and the client could not mend it."""
+    """The first given id that is fit, or a new one. An unfit header is ignored and not refused: proxies set such
+    headers, and the client could not change them."""
     for name in given:
         if name is not None and is_fit_id(name):
             return name

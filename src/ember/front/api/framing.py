@@ -1,4 +1,4 @@
-"""How a stream is written: the framing of a route turns its events, its error and its end into text.
+"""The framing of a stream: it turns the events of a route, its error and its end into text.
 
 The text of a stream is the concatenation of its frames, so the faces may join frames (the queue does) or write them one
 by one, and need not know what is in them.

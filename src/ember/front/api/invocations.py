@@ -12,8 +12,8 @@ from ember.front.errors import ApiError, bad_request
 
 
 async def invoke(services: Services, raw_request: Request) -> Response | EventStream:
-    """A chat where the body has `messages`, a completion where it has a `prompt`; with both, a chat if it is a valid
-    one. Raises ApiError."""
+    """Answer a chat if the body has `messages`, or a completion if it has a `prompt`. With both it is a chat, if that
+    is valid. Raises ApiError."""
     given = raw_request.body if isinstance(raw_request.body, dict) else {}
     has_messages, has_prompt = (given.get(name) is not None for name in ("messages", "prompt"))
     if has_messages and has_prompt:

@@ -20,18 +20,18 @@ LOAD_HEADER = "endpoint-load-metrics"
 
 
 def load(services: Services) -> Response:
-    """The requests that are being generated for now; each conversation of a batch is one."""
+    """The number of requests that run in the engine. Each conversation of a batch counts as one."""
     return Response(200, {"server_load": services.metrics.in_flight})
 
 
 def kv_cache_usage(stats: Stats) -> float:
-    """The share of the KV cache's pages that are in use, 0 to 1."""
+    """The share of the KV cache's pages in use, from 0 to 1."""
     return 1 - stats.num_free_blocks / stats.num_blocks if stats.num_blocks else 0.0
 
 
 async def load_headers(services: Services, wanted: str | None) -> dict[str, str]:
-    """The header in the `wanted` format. Empty where none, or one that does not exist, is asked for, and where the
-    engine cannot tell: the request's own answer matters more."""
+    """The load header in the `wanted` format. It is left out for no or an unknown format, and when the engine cannot
+    tell its load: the answer itself matters more."""
     form = (wanted or "").strip().upper()
     if form not in ("TEXT", "JSON"):
         return {}

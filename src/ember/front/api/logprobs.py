@@ -10,16 +10,16 @@ from ember.front.text.detokenizer import Detokenizer
 from ember.front.text.tokenizer import Tokenizer
 from ember.wire import TokenLogprobs
 
-LOWEST = -9999.0  # stands for minus infinity, which JSON cannot say
+LOWEST = -9999.0  # for minus infinity, which JSON cannot hold
 
 
 def finite(logprob: float) -> float:
-    """NaN and anything below `LOWEST` become `LOWEST`."""
+    """The value as JSON can hold it: NaN and anything below `LOWEST` become `LOWEST`."""
     return logprob if logprob >= LOWEST and not math.isinf(logprob) else LOWEST
 
 
 class TokenNames:
-    """How the tokens of an answer are written: as text, or as `token_id:123`."""
+    """Writes the tokens of an answer as text, or as `token_id:123`."""
 
     def __init__(self, tokenizer: Tokenizer, as_ids: bool) -> None:
         self._tokenizer = tokenizer
@@ -33,8 +33,8 @@ class TokenNames:
 
 
 def _shown(entry: TokenLogprobs, num_top: int) -> list[tuple[int, float]]:
-    """The token itself, then the others of the `num_top` most likely ones (-1 = all). The tokens that the request named
-    in `logprob_token_ids` replace the most likely ones."""
+    """The alternatives at one position: the token itself, then the others of the `num_top` likeliest (-1 = all). Tokens
+    that the request names in `logprob_token_ids` replace the likeliest."""
     if entry.asked_ids:
         others = zip(entry.asked_ids, entry.asked_logprobs, strict=True)
     else:

@@ -1,4 +1,4 @@
-"""Chat messages as the template takes them: roles it knows, content in the format it reads, arguments as objects."""
+"""Converts chat messages for the template: to roles it knows, content in its format, and arguments as objects."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def prepare_messages(
     model_name: str,
     history: HistoryForm = USUAL_HISTORY,
 ) -> list[dict[str, Any]]:
-    """The messages to render; the given ones are left as they are. `history` says how the template takes tool calls.
+    """The messages to render, as copies. `history` is the form in which the template takes tool calls.
 
     Raises ApiError 400 for content that is no text, and TemplateError where there are more calls than ids.
     """
@@ -63,7 +63,7 @@ def prepare_messages(
 
 
 def has_tool_calls(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether tools were called earlier in the conversation."""
+    """Whether an earlier message of the conversation has tool calls."""
     return any(message.get(name) for message in messages for name in ("tool_calls", "function_call", "tool_call_id"))
 
 
@@ -75,8 +75,8 @@ def content_text(content: Any) -> str:
 
 
 def _with_tools_of_2023(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`function_call` becomes a call among `tool_calls`, and a message of the role "function" a tool's result. They
-    have no ids to be told by, so the name stands for one."""
+    """Convert the form of 2023: `function_call` becomes an entry of `tool_calls`, and a message of the role
+    "function" a tool's result. They have no ids, so the function's name is used as one."""
     if message["role"] == "function":
         return {**message, "role": "tool", "tool_call_id": message.get("name") or "function"}
     call = message.get("function_call")
@@ -139,14 +139,14 @@ def _part_text(part: Mapping[str, Any], model_name: str) -> str:
 
 
 def _with_arguments(call: Mapping[str, Any], history: HistoryForm, place: str) -> dict[str, Any]:
-    """The call with its arguments as the template takes them. Where it takes an object, what is no JSON object becomes
-    an empty one, as a model may have written it; where it takes text, a text stays as it is. A call without a function
-    and its name is the client's own mistake, a 400."""
+    """The call with its arguments in the template's form. When that is an object, anything but a JSON object becomes an
+    empty one, as a model may have written it. When it is text, text stays as it is. Raises ApiError 400 for a call
+    without a function and its name."""
     function = call.get("function")
     if not isinstance(function, dict):
         raise bad_request(f"`{place}` must be an object with a `name` and `arguments`.", place)
     if not isinstance(function.get("name"), str) or not function["name"]:
-        raise bad_request(f"`{place}.name` must be a string that is not empty.", f"{place}.name")
+        raise bad_request(f"`{place}.name` must be a non-empty string.", f"{place}.name")
     arguments = function.get("arguments")
     if history.arguments == "text":
         text = arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
@@ -160,7 +160,7 @@ def _with_arguments(call: Mapping[str, Any], history: HistoryForm, place: str) -
 
 
 def _with_developer_as_system(messages: list[dict[str, Any]], content_format: ContentFormat) -> list[dict[str, Any]]:
-    """Developer messages become system ones, and one system message, at the front, holds them all."""
+    """Merge all developer and system messages into one system message at the front."""
     instructions = [message for message in messages if message["role"] in ("developer", "system")]
     others = [message for message in messages if message["role"] not in ("developer", "system")]
     content: Any

@@ -1,4 +1,4 @@
-"""One request, measured: when its tokens came. The figures go into `Metrics` and into one line of the log.
+"""Measures one request. The figures go into `Metrics` and into one line of the log.
 
 Times are taken where the front reads the engine's outputs, which is when a client can have them. The cost is one clock
 reading for each batch of outputs of a request and one histogram entry for each sample in it.
@@ -38,8 +38,9 @@ class Meter:
         self._arrived = arrived
 
     def finish(self, runs: Sequence[Run], failure: BaseException | None) -> None:
-        """The request has ended, well or by `failure`. Called once. One that the engine refused for a fault of its own,
-        a schema that is none, has the line of a refused request and is not among the finished."""
+        """Record the end of the request, which `failure` may have caused. This is called once. A request that the
+        engine refused for a fault of its own, such as an invalid schema, is logged as refused and not counted as
+        finished."""
         is_refused = isinstance(failure, ApiError) and failure.status < 500
         if is_refused and not any(sample.num_tokens for run in runs for sample in run.samples):
             return
@@ -115,7 +116,8 @@ def request_metrics(clock: Clock, num_tokens: int, arrived: float) -> dict[str, 
 
 
 def log_refusal(request_id: str, route: str, status: int, kind: str, seconds: float) -> None:
-    """The one line of a request that was answered with an error; the message may quote the prompt and stays out."""
+    """Log a request that was answered with an error, in one line. The error's message may quote the prompt, so it is
+    left out."""
     line = {"request_id": request_id, "route": route, "status": status, "error": kind, "total_ms": _ms(seconds)}
     log.info("refused: %s", _as_text(line.items()), extra={"fields": line})
 

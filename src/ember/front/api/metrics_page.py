@@ -22,7 +22,7 @@ from ember.histogram import STEP_TOKENS, Histogram
 
 
 async def metrics_page(services: Services) -> Response:
-    """What a Prometheus server reads. Without the engine's own figures while it is being started again."""
+    """The page that a Prometheus server reads. It lacks the engine's figures while the engine restarts."""
     engine = services.engine
     stats: wire.Stats | None = None
     info: wire.Ready | None = None
@@ -40,7 +40,7 @@ async def metrics_page(services: Services) -> Response:
 
 
 class _Page(Collector):
-    """One reading of everything."""
+    """All figures, collected once."""
 
     def __init__(self, services: Services, info: wire.Ready | None, stats: wire.Stats | None) -> None:
         self._services = services
@@ -149,7 +149,7 @@ class _Page(Collector):
         return family
 
     def _histogram(self, name: str, text: str, histogram: Histogram, largest: float | None = None) -> Metric:
-        """`largest` is the greatest value there can be: buckets beyond the one that holds it are left out."""
+        """`largest` is the greatest possible value. Buckets beyond the one that holds it are left out."""
         family = HistogramMetricFamily(name, text, labels=list(self._labels))
         totals = histogram.cumulative()
         buckets = [

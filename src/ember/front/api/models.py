@@ -10,7 +10,7 @@ from ember.front.api.services import Services
 
 
 def list_models(services: Services) -> Response:
-    """Every name the model is served under."""
+    """List the names under which the model is served."""
     return Response(
         200, {"object": "list", "data": [_model(services, name) for name in services.settings.served_names]}
     )

@@ -28,7 +28,7 @@ _OF_EVERY_ROUTE = (400, 401, 500, 503)
 _OF_BODIES = (404, 408, 413)
 
 
-# What `sampling.py` allows, of the fields whose range is the same in every deployment.
+# The ranges that the options are checked against (`sampling_ranges.py` and others), where no setting changes them.
 RANGES: dict[str, dict[str, float]] = {
     "n": {"minimum": 1},
     "best_of": {"minimum": 1},

@@ -43,17 +43,17 @@ def encode_text(
 
 
 def encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool, param: str) -> list[int]:
-    """Raises ApiError 400 for a text that the tokenizer gives up on: its regular expressions have limits."""
+    """Tokenise a text. Raises ApiError 400 when the tokenizer gives up: its regular expressions have limits."""
     try:
         return tokenizer.encode(text, add_special_tokens)
     except TokenizerPanic:
         reason = "its patterns need too many steps, or a character has no token"
-        message = f"The model's tokenizer gives up on a text in {param}: {reason}."
+        message = f"The model's tokenizer cannot encode a text in {param}: {reason}."
         raise bad_request(message, param) from None
 
 
 def _check_rows(token_ids: Sequence[int], tokenizer: Tokenizer, info: Ready, param: str) -> None:
-    """A tokenizer may know more tokens than the model. Raises ApiError 400 for a text that holds such a token."""
+    """Raises ApiError 400 for a text with a token that the tokenizer knows and the model does not."""
     if token_ids and (largest := max(token_ids)) >= info.vocab_size:
         token = reprlib.repr(tokenizer.vocab_entry(largest))
         message = (
@@ -64,7 +64,7 @@ def _check_rows(token_ids: Sequence[int], tokenizer: Tokenizer, info: Ready, par
 
 
 def _guarded(text: str, request: GenerationRequest, tokenizer: Tokenizer, info: Ready) -> str:
-    """Bounds the work of tokenising: no text may be longer than the context filled with the longest token."""
+    """Bound the work of tokenising. No text may be longer than the context filled with the longest token."""
     if len(text) <= info.max_model_len * USUAL_CHARS_PER_TOKEN:
         return text
     most = info.max_model_len * _longest_token(tokenizer)
@@ -90,7 +90,8 @@ def _truncates_left(request: GenerationRequest | TokenizeRequest) -> bool:
 
 
 def fit(token_ids: list[int], request: GenerationRequest, info: Ready) -> list[int]:
-    """Truncates as asked. Raises ApiError 400 for what is still longer than the context, and where nothing is left."""
+    """Truncate the prompt as the request asks. Raises ApiError 400 when it is still longer than the context, or
+    empty."""
     longest = info.max_model_len
     token_ids = truncated(token_ids, request, info)
     if len(token_ids) > longest:
@@ -101,7 +102,7 @@ def fit(token_ids: list[int], request: GenerationRequest, info: Ready) -> list[i
 
 
 def truncated(token_ids: list[int], request: GenerationRequest | TokenizeRequest, info: Ready) -> list[int]:
-    """What `truncate_prompt_tokens` leaves. Raises ApiError 400."""
+    """The token ids that `truncate_prompt_tokens` leaves. Raises ApiError 400."""
     keep = request.truncate_prompt_tokens
     longest = info.max_model_len
     if keep is not None:
@@ -127,5 +128,5 @@ def too_long(num_tokens: int, max_model_len: int) -> ApiError:
 
 
 def empty_prompt() -> ApiError:
-    """The error for one of several prompts, or for one of which nothing is left."""
+    """The error for an empty prompt among several, or for one of which truncation leaves nothing."""
     return bad_request(f"The decoder prompt cannot be empty. {NO_PROMPT}", "prompt")

@@ -1,4 +1,4 @@
-"""Output that runs in circles: finds a pattern of tokens that has come several times in a row, as the tokens arrive."""
+"""Repetition detection: finds a pattern of tokens that comes several times in a row, as the tokens arrive."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Repetition:
 
 
 def requested_repetition(request: GenerationRequest) -> Repetition | None:
-    """None where nothing is to be watched (`max_pattern_size` 0). Raises ApiError 400."""
+    """The patterns to detect. None when there are none (`max_pattern_size` is 0). Raises ApiError 400."""
     given = request.repetition_detection
     if given is None:
         return None
@@ -41,7 +41,7 @@ def requested_repetition(request: GenerationRequest) -> Repetition | None:
 
 
 class RepetitionDetector:
-    """Watches one sample. A token costs as much as it has equals among the last `max_size` ones."""
+    """Watches one sample. The work for a token grows with the number of equal tokens among the last `max_size`."""
 
     def __init__(self, options: Repetition) -> None:
         self._options = options

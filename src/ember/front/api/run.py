@@ -1,4 +1,4 @@
-"""One prompt of an API request in the engine: what is asked of it, and its samples as their outputs come."""
+"""One prompt of an API request in the engine: its options, and its samples as their outputs arrive."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ember.wire import SamplingParams, SequenceOutput, TokenLogprobs
 class RunSpec:
     """One prompt with everything the engine and the detokenizer need to know about it.
 
-    `n` choices are answered. Where the engine makes more samples (`best_of`), they are the ones with the highest
-    cumulative log probability, which the sampling must then ask for.
+    The answer has `n` choices. When the engine makes more samples (`best_of`), the choices are those with the highest
+    cumulative log probability, so `sampling` must ask for log probabilities.
     """
 
     prompt: Prompt
@@ -87,7 +87,7 @@ class Run:
         return list(pieces.values())
 
     def end(self) -> list[Piece]:
-        """The engine has nothing more: closes what it left unfinished (it was aborted from outside)."""
+        """End the samples that the engine left unfinished, because they were aborted from outside."""
         pieces = self.push(self._release())
         for index, sample in enumerate(list(self.samples)):
             if sample.finish_reason is None:
@@ -97,7 +97,8 @@ class Run:
         return pieces
 
     def _choose(self, pieces: dict[int, Piece]) -> list[Piece]:
-        """Holds the pieces of all candidates until the last one is finished; then the best, as choices in order."""
+        """Hold the pieces of all candidates until the last one is finished. Then return the best ones, as choices in
+        order."""
         for index, piece in pieces.items():
             self._candidates[index].extend(piece)
         if any(sample.finish_reason is None for sample in self.samples):

@@ -1,4 +1,4 @@
-"""The engine requests of one API request, one for each prompt, read together."""
+"""The runs of one API request, one for each prompt, read together."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Runs:
         return engine.generate(spec.prompt.token_ids, spec.sampling, priority=spec.priority, cache_salt=spec.cache_salt)
 
     async def next(self) -> list[Piece] | None:
-        """What is new, at most one piece for each choice; None at the end. Raises ApiError when the engine failed."""
+        """The next pieces, at most one for each choice. None at the end. Raises ApiError when the engine failed."""
         if self._num_open == 0:
             return None
         if self._iterator is not None:
@@ -81,7 +81,7 @@ class Runs:
         return await self._next_of_many()
 
     async def collect(self) -> list[Piece]:
-        """Reads to the end. One piece for each choice, in order. Raises ApiError when there is no answer."""
+        """Read to the end. Returns one piece for each choice, in order. Raises ApiError when there is no answer."""
         whole = [Piece(choice) for choice in range(sum(run.spec.n for run in self.runs))]
         texts: list[list[str]] = [[] for _ in whole]
         while (pieces := await self.next()) is not None:

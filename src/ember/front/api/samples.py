@@ -1,4 +1,4 @@
-"""One sample's way from token ids to text: incremental detokenising, stop strings, counting."""
+"""From the token ids of one sample to its text: incremental detokenising, stop strings, counting."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TextOptions:
     reader: ReaderOptions | None = None  # tells reasoning and tool calls from content
 
     def detokenizer(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int]) -> Detokenizer:
-        """One for the text of a sample."""
+        """A detokenizer for the text of one sample."""
         return Detokenizer(
             tokenizer,
             prompt_token_ids,
@@ -46,8 +46,8 @@ class TextOptions:
 
 @dataclass(slots=True)
 class Piece:
-    """What is new in one sample; a finish reason makes it the last one. It has text, or deltas where the text is read
-    for reasoning and tool calls."""
+    """New output of one sample. The last piece has a finish reason. A piece has deltas instead of text when the text is
+    read for reasoning and tool calls."""
 
     choice: int  # index of the choice in the answer
     text: str = ""
@@ -56,10 +56,10 @@ class Piece:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: int | str | None = None
-    has_content: bool = True  # False where the request demanded calls: what has none has no content either
+    has_content: bool = True  # False when the request demanded tool calls: the answer has no content then
 
     def extend(self, later: Piece) -> None:
-        """Takes in the piece of the same choice that came after this one."""
+        """Append the next piece of the same choice."""
         self.text += later.text
         self.deltas += later.deltas
         self.token_ids += later.token_ids
@@ -91,8 +91,8 @@ class Sample:
         self._unshown: deque[str] = deque()  # parts that the stop strings hold back, where there is a reader
 
     def push(self, output: SequenceOutput, piece: Piece) -> None:
-        """Adds one engine output to the piece. Raises ApiError when the engine reports an error: 400 for one of the
-        request's own, 500 for any other."""
+        """Add one output of the engine to the piece. Raises ApiError when the engine reports an error: a 400 for a
+        fault of the request, a 500 for any other."""
         if self.finish_reason is not None:
             return
         check_output(output)
@@ -126,7 +126,7 @@ class Sample:
             piece.deltas += self._reader.release()
 
     def close(self, piece: Piece, finish_reason: str) -> None:
-        """Ends a sample that the engine left unfinished."""
+        """End a sample that the engine left unfinished."""
         if self._stops is None:
             self._add(self._detokenizer.flush(), piece)
         else:  # too late for a stop string to count
@@ -140,8 +140,9 @@ class Sample:
         return self._reader is not None and self._reader.is_settled and self._reader.markers.isdisjoint(shown)
 
     def _push_one_by_one(self, output: SequenceOutput, shown: Sequence[int], piece: Piece, unseen: list[int]) -> int:
-        """So that what follows a stop string or a repetition can be left out, and tokens of reasoning counted. Returns
-        how many tokens were taken. `unseen` gets the positions of those that the client is not told of."""
+        """Add tokens one by one, so that those after a stop string or a repetition are left out and tokens of
+        reasoning are counted. Returns the number of tokens taken. `unseen` gets the positions of tokens that the
+        client does not see."""
         reader = self._reader
         for position, token_id in enumerate(shown, start=1):
             num_tokens = self.num_tokens + position
@@ -169,7 +170,7 @@ class Sample:
         return len(output.token_ids)
 
     def _show_token(self, token_id: int, num_tokens: int, piece: Piece) -> bool:
-        """As `_show`, for the text of a token; one that marks something for the reader is a part of its own."""
+        """Show the text of a token. A token that is a mark for the reader becomes a part of its own."""
         if self._reader is None or token_id not in self._reader.markers:
             return self._show(self._detokenizer.push((token_id,)), num_tokens, piece)
         return self._show(self._detokenizer.flush(), num_tokens, piece) or self._show(
@@ -177,7 +178,7 @@ class Sample:
         )
 
     def _show(self, text: str, num_tokens: int, piece: Piece) -> bool:
-        """Adds new text to the piece, up to a stop string. Returns whether there was one, which ends the sample."""
+        """Add new text to the piece, up to a stop string. Returns whether a stop string ended the sample."""
         if self._stops is None:
             self._add(text, piece)
             return False
@@ -190,12 +191,12 @@ class Sample:
         return matched is not None
 
     def _flush(self, num_tokens: int, piece: Piece) -> None:
-        """Shows what was held back, at the end of the sample; a stop string may be found in it."""
+        """Show the text that was held back, at the end of the sample. It may contain a stop string."""
         if not self._show(self._detokenizer.flush(), num_tokens, piece) and self._stops is not None:
             self._add(self._stops.flush(), piece)
 
     def _add(self, text: str, piece: Piece) -> None:
-        """Text that can no longer change."""
+        """Add text that can no longer change."""
         if not text:
             return
         if self._reader is None:
@@ -206,7 +207,7 @@ class Sample:
             piece.deltas += self._reader.push(self._parts(len(text)))
 
     def _parts(self, num_characters: int) -> list[str]:
-        """The next characters, which the stop strings have let through, in parts. One that is cut is no marker."""
+        """The next characters that the stop strings have released, in parts. A part that is cut is not a marker."""
         parts = []
         while num_characters > 0:
             part = self._unshown.popleft()
@@ -218,7 +219,8 @@ class Sample:
         return parts
 
     def _stop_reason(self, output: SequenceOutput) -> int | str | None:
-        """The ordinary end of a text, the tokenizer's own end token, is no reason; a model may have others."""
+        """The stop reason of an output. It is None for the tokenizer's own end token; a model may have other end
+        tokens."""
         if output.stop_reason == self._eos_token_id and self._eos_token_id not in self._options.stop_token_ids:
             return None
         return output.stop_reason
@@ -233,12 +235,12 @@ class Sample:
 
 
 class _Stops:
-    """Stop strings that do not count while fewer than `min_tokens` + 1 tokens are there."""
+    """Stop strings that are ignored until more than `min_tokens` tokens have arrived."""
 
     def __init__(self, options: TextOptions) -> None:
         self._options = options
         self._watch = StopStrings(options.stop, options.include_stop)
-        self._held = ""  # pushed and not yet given back; kept only until min_tokens are there
+        self._held = ""  # pushed and not yet returned; kept until min_tokens have arrived
 
     def push(self, text: str, num_tokens: int) -> tuple[str, str | None]:
         if not text:

@@ -31,7 +31,8 @@ Objects = Items[dict[str, Any]]
 
 
 def _first_wrong_number(given: Any, validate: Callable[[Any], Any]) -> Any:
-    """What `fail_fast` is for lists: an entry that may be no number is validated before, and without, the others."""
+    """Validate entries that are not plain numbers first and alone, so that the first wrong one ends the validation, as
+    `fail_fast` does for lists."""
     if isinstance(given, dict):
         for key, value in given.items():
             if type(value) is not int and type(value) is not float:
@@ -40,7 +41,7 @@ def _first_wrong_number(given: Any, validate: Callable[[Any], Any]) -> Any:
 
 
 def _few_prompts(given: Any) -> Any:
-    """Raises ApiError 400; before validation, which takes its time with millions of them."""
+    """Raises ApiError 400 for too many prompts. This runs before validation, which takes long with millions of them."""
     if isinstance(given, list) and len(given) > MAX_PROMPTS and isinstance(given[0], str | list):
         raise bad_request(f"prompt must have at most {MAX_PROMPTS} items, got {len(given)}.", "prompt")
     return given
@@ -53,8 +54,8 @@ def _few_keys(given: Any) -> Any:
 
 
 def _demanded(schema: dict[str, Any]) -> None:
-    """In the schema that clients see: a field that must be there and not empty. Here it may be absent, for a better
-    message."""
+    """Mark a field as required and not empty in the schema that clients see. The model itself lets it be absent, so
+    that the error can be clearer."""
     schema["anyOf"] = [kind for kind in schema["anyOf"] if kind.get("type") != "null"]
     for kind in schema["anyOf"]:
         kind["minLength" if kind["type"] == "string" else "minItems"] = 1
@@ -62,7 +63,7 @@ def _demanded(schema: dict[str, Any]) -> None:
 
 
 class _Open(BaseModel):
-    """Keeps unknown keys."""
+    """A body or an object that keeps unknown keys."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
@@ -73,14 +74,14 @@ class _Open(BaseModel):
 
 
 class StreamOptions(_Open):
-    """Which usage a stream reports."""
+    """The usage that a stream reports."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
 
 
 class RepetitionDetection(_Open):
-    """When output that runs in circles ends; see `repetition.py`."""
+    """When repeated output ends; see `repetition.py`."""
 
     max_pattern_size: Int64 | None = None
     min_pattern_size: Int64 | None = None
@@ -154,7 +155,7 @@ class GenerationRequest(_Open):
     priority: Int64 | None = None
     cache_salt: str | None = None
     request_id: str | None = None
-    # the form of the output, under the names of every age; see `structured.py`
+    # the form of the output, under its names of every version; see `structured.py`
     response_format: ResponseFormat | None = None
     structured_outputs: dict[str, Any] | None = None
     guided_decoding: dict[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""What every route needs, built once at start-up."""
+"""The state that every route needs, built once at start-up."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Services:
-    """The deployment as the routes see it. `generation_defaults` are sampling defaults, already merged."""
+    """The deployment as the routes see it. `generation_defaults` are the merged sampling defaults."""
 
     settings: Settings
     engine: Engine
@@ -35,21 +35,21 @@ class Services:
     timeline: Timeline
     tokenizer_dir: str | None = None  # where it is not `model_dir`
     metrics: Metrics = field(default_factory=Metrics)
-    reasoning_format: ReasoningFormat | None = None  # None: whatever the model says is content
+    reasoning_format: ReasoningFormat | None = None  # None: all output is content
     tool_format: ToolFormat | None = None  # None: tools cannot be called
 
     @property
     def model_name(self) -> str:
-        """The name that answers carry."""
+        """The model's name in answers."""
         return self.settings.served_names[0]
 
     def check_model(self, name: str | None) -> None:
-        """A missing or empty name is the base model. Raises ApiError 404 for any other that is not served."""
+        """Raises ApiError 404 for a name that is not served. A missing or empty name means the base model."""
         if name and name not in self.settings.served_names:
             raise ApiError(404, f"The model `{name[:200]}` does not exist.", param="model")
 
     async def ready(self) -> Ready:
-        """Waits until the engine can serve. Raises ApiError 500, not to be retried, when it cannot start."""
+        """Wait until the engine can serve. Raises ApiError 500, which is not to be retried, when it cannot start."""
         if self.engine.is_ready:
             return self.engine.info
         try:

@@ -1,4 +1,4 @@
-"""What a worker says of itself: is it alive, ready, what is it, and how did it boot.
+"""The state of a worker: whether it is alive and ready, its version, and its boot.
 
 /health, /ping and /version answer whatever the engine's state, before there are any `Services`, so they take the engine
 alone.
@@ -18,7 +18,8 @@ def health(engine: Engine) -> Response:
 
 
 def ping(engine: Engine) -> Response:
-    """As load balancers of serverless platforms ask: like `health`, but 204 while loading: initialising, not ill."""
+    """The health check of a serverless platform's load balancer. It is `health` with a 204 while the model loads, which
+    means initialising."""
     if engine.is_dead:
         return Response(503)
     return Response(200 if engine.is_ready else 204)

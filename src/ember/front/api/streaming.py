@@ -27,9 +27,10 @@ def json_text(value: Any) -> str:
 
 
 class StartedEvents(AsyncGenerator[Event, None]):
-    """The events of a generator whose first one, if there is any, has been taken already.
+    """The events of a generator, the first of which may have been taken already.
 
-    Not a plain generator: closing one that was never iterated would leave the inner one, and the engine, running.
+    This is not a plain generator: closing one that was never iterated would leave the inner generator, and the engine,
+    running.
     """
 
     def __init__(self, first: Event | None, rest: AsyncGenerator[Event, None]) -> None:
@@ -37,7 +38,7 @@ class StartedEvents(AsyncGenerator[Event, None]):
         self._rest = rest
 
     def __anext__(self) -> Coroutine[Any, Any, Event]:
-        """The generator's own awaitable: a coroutine around it would be made for every event."""
+        """The awaitable of the inner generator. Wrapping it would cost a coroutine for every event."""
         return self._rest.__anext__() if self._first is None else self._take_first()
 
     async def _take_first(self) -> Event:
@@ -72,13 +73,15 @@ class ChunkWriter(Protocol):
 
 
 async def start_stream(call: ApiCall, writer: ChunkWriter) -> StartedEvents:
-    """Waits for the first chunk, so that an error before it is a plain error. Raises ApiError."""
+    """Start a stream and wait for its first chunk, so that an earlier error is answered as an error. Raises
+    ApiError."""
     events = _events(call, writer)
     return StartedEvents(await anext(events, None), events)
 
 
 async def _events(call: ApiCall, writer: ChunkWriter) -> AsyncGenerator[Event, None]:
-    """Whatever has gathered in a choice while the last chunk was sent leaves as one chunk. Raises ApiError alone."""
+    """The events of a stream. Output of a choice that arrives while a chunk is being sent is joined into the next
+    chunk. This raises nothing but ApiError."""
     is_first = True
     intervals = _Intervals(call.stream_interval)
     try:
@@ -102,14 +105,14 @@ async def _events(call: ApiCall, writer: ChunkWriter) -> AsyncGenerator[Event, N
 
 
 class _Intervals:
-    """Holds the pieces of each choice until they have as many tokens as a chunk should have."""
+    """Joins the pieces of each choice until they have the tokens of one chunk."""
 
     def __init__(self, num_tokens: int) -> None:
         self._num_tokens = num_tokens
         self._held: dict[int, Piece] = {}  # of the choices that have begun; without tokens where nothing is held
 
     def due(self, pieces: list[Piece]) -> list[Piece]:
-        """The pieces to send now: the first of a choice, the last, and those that are large enough."""
+        """The pieces to send now: the first and the last of each choice, and those that are large enough."""
         if self._num_tokens == 1:
             return pieces
         due = []

@@ -1,8 +1,8 @@
-"""What a request demands of the form of its output: the fields of every age and client -> one grammar for the engine.
+"""From the fields that demand a form of output, in all their versions, to one grammar for the engine.
 
-`response_format`, `structured_outputs` (in native jobs also `guided_decoding`), and one field for each kind, as they
-were called before: `guided_json` and its like. A request has one demand at most; two would have to be weighed against
-each other, and a demand that cannot be met is a 400 that names the field. Nothing is ignored.
+The fields are `response_format`, `structured_outputs` (in native jobs also `guided_decoding`), and the older fields of
+one kind each, such as `guided_json`. A request may have one demand. Several demands, and one that cannot be met, are a
+400 that names the field. No demand is ignored.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from ember.wire import Grammar
 KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 _WITH_SCHEMAS = ("json", "structural_tag")
 _FLAGS = ("disable_any_whitespace", "disable_additional_properties")
-# Which library should do the work, and whether another may: there is one here, and it refuses what it cannot do.
+# Fields that choose a library or allow a fallback. Ember has one library, which refuses what it cannot do.
 _OF_BACKENDS = frozenset({"backend", "_backend", "_backend_was_auto", "backend_was_auto", "disable_fallback"})
 _FORMATS = ("text", "json_object", "json_schema", "structural_tag")
 _GBNF_RULE = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
-MAX_BLANKS = 24  # where a pattern for whitespace says no number
+MAX_BLANKS = 24  # where a pattern for whitespace has no limit
 # The parts of a regular expression that matches nothing but what JSON knows as whitespace.
 _BLANKS = re.compile(r"(?:\\[snrt]|\\x(?:20|09|0[aAdD])|[ \t\n\r]|[\[\]()|*+?]|\?:|\{[0-9]*,?[0-9]*\})*")
 
@@ -43,14 +43,14 @@ class _Demand:
     value: Any
     field: str
     whitespace: str = DEFAULT_WHITESPACE
-    closed: bool = False  # no additional properties where the schema says nothing of them
+    closed: bool = False  # the schema allows no additional properties unless it says otherwise
 
     def error(self, reason: str) -> ApiError:
         return bad_request(f"`{self.field}` {reason}", self.field)
 
 
 def structured_grammar(request: GenerationRequest, tokenizer: Tokenizer) -> Grammar | None:
-    """What the engine has to enforce; None where the request demands nothing. Raises ApiError 400."""
+    """The grammar that the engine has to enforce, or None when the request demands no form. Raises ApiError 400."""
     found = [*_of_response_format(request.response_format), *_of_objects(request), *_of_old_fields(request)]
     if not found:
         if request.guided_whitespace_pattern is not None:
@@ -58,7 +58,7 @@ def structured_grammar(request: GenerationRequest, tokenizer: Tokenizer) -> Gram
         return None
     if len(found) > 1:
         names = ", ".join(f"`{demand.field}`" for demand in found)
-        raise bad_request(f"A request can demand one form of output, this one has {names}.", found[1].field)
+        raise bad_request(f"A request can demand one form of output; this one has {names}.", found[1].field)
     return _grammar(found[0], tokenizer)
 
 
@@ -123,7 +123,7 @@ def _of_object(given: Mapping[str, Any], name: str) -> _Demand:
     demand = _Demand(kind, options[kind], f"{name}.{kind}", closed=options.get("disable_additional_properties", False))
     if demand.closed and kind not in _WITH_SCHEMAS:
         flag = f"{name}.disable_additional_properties"
-        raise bad_request(f"`{flag}` has a meaning beside {' and '.join(_WITH_SCHEMAS)}, not beside {kind}.", flag)
+        raise bad_request(f"`{flag}` can be used with {' and '.join(_WITH_SCHEMAS)}, not with {kind}.", flag)
     if options.get("disable_any_whitespace"):
         if "whitespace_pattern" in options:
             message = f"`{name}` cannot have both disable_any_whitespace and whitespace_pattern."
@@ -156,9 +156,9 @@ def _of_old_fields(request: GenerationRequest) -> list[_Demand]:
 
 
 def _with_whitespace(demand: _Demand, pattern: Any, field: str) -> _Demand:
-    """The demand with a pattern of its own for blanks; "" is none at all. Raises ApiError 400."""
+    """The demand with its own pattern for whitespace. "" allows none. Raises ApiError 400."""
     if demand.kind not in ("json", "json_object", "structural_tag"):
-        raise bad_request(f"`{field}` is for JSON, and has no meaning with `{demand.field}`.", field)
+        raise bad_request(f"`{field}` is for JSON and cannot be used with `{demand.field}`.", field)
     if not isinstance(pattern, str) or _BLANKS.fullmatch(pattern) is None:
         message = (
             f"`{field}` must be a regular expression of whitespace alone: blanks, \\s, \\n, \\r, \\t and repetitions."
@@ -172,7 +172,7 @@ def _with_whitespace(demand: _Demand, pattern: Any, field: str) -> _Demand:
 
 
 def _bounded(pattern: str) -> str:
-    """The pattern with as much whitespace in a row as JSON allows, and with an end to each repetition."""
+    """The pattern limited to the whitespace of JSON, with a limit for each repetition."""
     in_brackets = False
     parts = []
     for part in re.findall(r"\\.|\{[0-9]*,?[0-9]*\}|.", pattern, re.DOTALL):
@@ -216,12 +216,12 @@ def _regex(demand: _Demand, tokenizer: Tokenizer) -> tuple[str, str]:
 def _choice(demand: _Demand, tokenizer: Tokenizer) -> tuple[str, str]:
     values = demand.value
     if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
-        raise demand.error("must be a list of strings, at least one.")
+        raise demand.error("must be a list of at least one string.")
     return "lark", choice(values)
 
 
 def _own_grammar(demand: _Demand, tokenizer: Tokenizer) -> tuple[str, str]:
-    """GBNF and Lark are told apart by how a rule is written."""
+    """The kind and the text of a grammar. GBNF and Lark differ in how a rule is written."""
     text = _text(demand)
     if _GBNF_RULE.search(text):
         return "gbnf", text
@@ -247,7 +247,7 @@ _MAKERS: dict[str, Callable[[_Demand, Tokenizer], tuple[str, str]]] = {
 
 def _text(demand: _Demand) -> str:
     if not isinstance(demand.value, str) or not demand.value:
-        raise demand.error("must be a string that is not empty.")
+        raise demand.error("must be a non-empty string.")
     return demand.value
 
 
@@ -258,4 +258,4 @@ def _parsed(demand: _Demand) -> Any:
     try:
         return loads(demand.value)
     except UntrustedJsonError as error:
-        raise ValueError(f"it is no JSON ({error})") from None
+        raise ValueError(f"it is not JSON ({error})") from None

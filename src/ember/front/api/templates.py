@@ -58,7 +58,7 @@ def chosen_template(
 
 
 def describe_history(services: Services) -> None:
-    """Find out how the deployment's template takes tool calls of earlier turns, and say so in the log."""
+    """Detect how the deployment's template takes tool calls of earlier turns, and log it."""
     own, template = services.tokenizer.chat_template, services.template
     if isinstance(own, dict) and services.settings.custom_chat_template is None and "tool_use" in own:
         template = _template(own["tool_use"], services.tokenizer)
@@ -67,12 +67,12 @@ def describe_history(services: Services) -> None:
     try:
         form = template.history_form
     except TemplateError:
-        return  # each chat request says what is wrong with the template
+        return  # each chat request is refused with the template's error
     log.log(logging.INFO if form.problem is None else logging.WARNING, "tool calls of earlier turns: %s", form)
 
 
 def content_format(template: Template, services: Services) -> Literal["string", "openai"]:
-    """How messages' content goes to the template. Raises TemplateError."""
+    """The form in which the template takes the content of messages. Raises TemplateError."""
     wanted = services.settings.chat_template_content_format
     return template.content_format if wanted == "auto" else wanted
 

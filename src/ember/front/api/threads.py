@@ -18,8 +18,8 @@ from ember.front.text.untrusted import ABANDONMENT, Abandonment
 
 Result = TypeVar("Result")
 
-MAX_UNTRUSTED = 2  # templates of requests that are rendered at the same time, each in a process
-MAX_FORMS = 2  # requests whose schemas and tools are taken apart at the same time
+MAX_UNTRUSTED = 2  # templates from requests that are rendered at the same time, each in a process
+MAX_FORMS = 2  # requests whose schemas and tools are parsed at the same time
 
 _FORM_FIELDS = (
     "response_format",
@@ -35,8 +35,9 @@ _FORM_FIELDS = (
 
 
 async def in_thread(request: GenerationRequest, work: Callable[..., Result], *arguments: Any) -> Result:
-    """Run what opens a request, in a thread that fits it. A template of the request itself is ended when the client
-    leaves. Raises what `work` raises, and ApiError 503 where no process for such a template can be started."""
+    """Run the work that opens a request in a thread of the right pool. A chat template that the request brought is
+    ended when the client leaves. Raises what `work` raises, and ApiError 503 when the process for such a template
+    cannot be started."""
     loop, context = asyncio.get_running_loop(), copy_context()
     call = partial(context.run, work, *arguments)
     if getattr(request, "chat_template", None) is None:

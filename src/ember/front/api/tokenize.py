@@ -1,7 +1,7 @@
-"""POST /tokenize and /detokenize: what a prompt is in tokens, without running it.
+"""POST /tokenize and /detokenize: the tokens of a prompt, without running it.
 
-A prompt may be longer than the context, up to `MAX_CHARS` and `MAX_TOKENS`: the streams of others share the process. A
-conversation is what the same body is as a chat; fields of sampling are accepted, and change no prompt.
+A prompt may be longer than the context, up to `MAX_CHARS` and `MAX_TOKENS`, as the streams of others share the process.
+A conversation has the prompt of a chat with the same body. Sampling options are accepted and change nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_TOKENS = 2**19  # of what is to become a text
 
 
 async def tokenize(services: Services, raw_request: Request) -> Response:
-    """Of a prompt, or of `messages` as the chat template renders them. Raises ApiError."""
+    """Tokenise a prompt, or `messages` as the chat template renders them. Raises ApiError."""
     info = await services.ready()
     unread: list[str] = []
     request: TokenizeChatRequest | TokenizeRequest
@@ -59,7 +59,7 @@ async def tokenize(services: Services, raw_request: Request) -> Response:
 
 
 async def detokenize(services: Services, raw_request: Request) -> Response:
-    """Special tokens included. Raises ApiError."""
+    """Decode token ids, special tokens included. Raises ApiError."""
     request = await parse_body(DetokenizeRequest, raw_request.body)
     services.check_model(request.model)
     if len(request.tokens) > MAX_TOKENS:
@@ -71,7 +71,7 @@ async def detokenize(services: Services, raw_request: Request) -> Response:
 def _chat_tokens(
     request: ChatRequest, services: Services, tools: list[dict[str, Any]] | None
 ) -> tuple[list[int], list[str]]:
-    """The prompt, and what of the request the template does not read."""
+    """The token ids of the chat, and the names of what the template does not read."""
     text, _, unread = render_chat(request, services, tools)
     return _tokens(text, services, bool(request.add_special_tokens)), unread
 

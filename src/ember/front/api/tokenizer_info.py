@@ -1,4 +1,4 @@
-"""GET /tokenizer_info: what tokenizer_config.json says, with the special tokens and the chat template in use."""
+"""GET /tokenizer_info: the content of tokenizer_config.json, with the special tokens and the chat template in use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _USUAL_CLASS = "PreTrainedTokenizerFast"
 
 
 async def tokenizer_info(services: Services, raw_request: Request) -> Response:
-    """What a client needs to tokenise as this worker does."""
+    """Answer with all that a client needs to tokenise as this worker does."""
     return Response(200, await asyncio.to_thread(_info, services))
 
 
@@ -38,7 +38,7 @@ def _info(services: Services) -> dict[str, Any]:
 
 
 def _config(directory: str) -> dict[str, Any]:
-    """What the file has; nothing where there is none, or one that cannot be read."""
+    """The content of the file, or an empty dict when it is missing or cannot be read."""
     path = Path(directory) / "tokenizer_config.json"
     try:
         return read_object(path, MAX_JSON_BYTES) or {}
@@ -47,7 +47,7 @@ def _config(directory: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A token that is spelled as an object is its text. Numbers that JSON has no place for become text."""
+    """The value with tokens as text instead of objects. Numbers that JSON cannot hold become text."""
     if isinstance(value, dict):
         if isinstance(value.get("content"), str) and "lstrip" in value:
             return value["content"]

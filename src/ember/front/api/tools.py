@@ -1,4 +1,4 @@
-"""What a chat request says about tools: which ones the model sees, which it may call, and whether it must.
+"""The tools of a chat request: which ones the model sees, which it may call, and whether it must call one.
 
 `functions` and `function_call`, the names of 2023, mean the same as `tools` and `tool_choice` with one call at most;
 the answer then has `function_call` in place of `tool_calls`.
@@ -34,12 +34,13 @@ class ToolUse:
 
     @property
     def is_strict(self) -> bool:
-        """Whether a call must match its schema though the model is free to call or not."""
+        """Whether calls must match their schemas although the model may decide not to call."""
         return any(tool["function"].get("strict") is True for tool in self.callable)
 
 
 def requested_tools(request: ChatRequest, services: Services, *, to_run: bool = True) -> ToolUse:
-    """`to_run` false: only the prompt is wanted, whether calls could be read or not. Raises ApiError 400."""
+    """The tools of the request. With `to_run` false only the prompt is needed, so calls need not be readable. Raises
+    ApiError 400."""
     tools, choice, is_legacy = _given(request)
     field, choice_field = ("functions", "function_call") if is_legacy else ("tools", "tool_choice")
     if tools is not None and not tools:
@@ -61,7 +62,7 @@ def requested_tools(request: ChatRequest, services: Services, *, to_run: bool = 
     callable_tools, mode = tuple(tools), "auto"
     if isinstance(choice, dict) and not is_legacy and choice.get("type") == "allowed_tools":
         callable_tools, mode = _allowed(tools, choice)
-        tools = list(callable_tools)  # a model that does not know of the others cannot call them
+        tools = list(callable_tools)  # a model that does not see the others cannot call them
     elif isinstance(choice, dict):
         callable_tools, mode = (_named(tools, choice, is_legacy),), "named"
     elif choice == "required":
@@ -73,7 +74,7 @@ def requested_tools(request: ChatRequest, services: Services, *, to_run: bool = 
 
 
 def _given(request: ChatRequest) -> tuple[list[dict[str, Any]] | None, Any, bool]:
-    """Tools, choice, and whether they came under their old names."""
+    """The tools, the choice, and whether the request uses their old names."""
     if request.functions is None and request.function_call is None:
         return request.tools, request.tool_choice, False
     if request.tools is not None or request.tool_choice is not None:
@@ -86,7 +87,7 @@ def _given(request: ChatRequest) -> tuple[list[dict[str, Any]] | None, Any, bool
 
 
 def _check_tool(tool: dict[str, Any], place: str, field: str) -> None:
-    """Raises ApiError 400 for what is no function with a name and, where it has parameters, a schema of them."""
+    """Raises ApiError 400 for a tool that is not a function with a name, or whose parameters are not a schema."""
     kind = tool.get("type", "function")
     if kind != "function":
         raise bad_request(f"`{place}.type` must be 'function', got {str(kind)[:64]!r}.", field)
@@ -95,7 +96,7 @@ def _check_tool(tool: dict[str, Any], place: str, field: str) -> None:
         raise bad_request(f"`{place}.function` must be an object.", field)
     name = function.get("name")
     if not isinstance(name, str) or not name:
-        raise bad_request(f"`{place}.function.name` must be a string that is not empty.", field)
+        raise bad_request(f"`{place}.function.name` must be a non-empty string.", field)
     if not isinstance(function.get("parameters"), dict | None):
         raise bad_request(f"`{place}.function.parameters` must be a JSON schema, an object.", field)
     if not isinstance(function.get("strict"), bool | None):
@@ -140,17 +141,17 @@ def _allowed(tools: list[dict[str, Any]], choice: dict[str, Any]) -> tuple[tuple
 
 
 def _name_of(entry: Any) -> str | None:
-    """Of a tool that an `allowed_tools` choice lists."""
+    """The name of a tool in an `allowed_tools` choice."""
     function = entry.get("function", entry) if isinstance(entry, dict) else None
     name = function.get("name") if isinstance(function, dict) else None
     return name if isinstance(name, str) else None
 
 
 def _check_possible(mode: str, services: Services, field: str) -> None:
-    """Raises ApiError 400 where the deployment cannot do it."""
+    """Raises ApiError 400 when the deployment cannot call tools as the request asks."""
     if services.tool_format is None:
         sentence = {"auto": _AUTO, "required": _REQUIRED, "named": _NAMED}[mode]
-        raise _refused(sentence, "the form of this model's tool calls is not known; set TOOL_CALL_PARSER", field)
+        raise _refused(sentence, "the format of this model's tool calls is unknown; set TOOL_CALL_PARSER", field)
     if mode == "auto" and not services.settings.enable_auto_tool_choice:
         raise _refused(_AUTO, "ENABLE_AUTO_TOOL_CHOICE is false", field)
 

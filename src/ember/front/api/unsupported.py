@@ -1,4 +1,4 @@
-"""What comes in a later version is refused by name, never ignored in silence."""
+"""Fields that this version does not support are refused by name, and never silently ignored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _empty(value: Any) -> bool:
     return value in ("", [], {})
 
 
-# Undeclared fields (all stay in `model_extra`) -> whether a value asks for nothing and may pass.
+# From undeclared fields, which stay in `model_extra`, to whether a value asks for nothing and may pass.
 _LATER: dict[str, Callable[[Any], bool]] = {
     "functions": _empty,
     "function_call": lambda value: value == "none",
@@ -38,7 +38,7 @@ REFUSED = frozenset(_LATER)
 
 
 def refuse_unsupported(request: GenerationRequest) -> None:
-    """Raises ApiError 400 for the first field that asks for what this version cannot do."""
+    """Raises ApiError 400 for the first field that asks for something unsupported."""
     for name, value in (request.model_extra or {}).items():
         if value is not None and name in _LATER and not _LATER[name](value):
             raise later(name)

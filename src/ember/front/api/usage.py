@@ -1,4 +1,4 @@
-"""The `usage` object, and when a stream carries it."""
+"""The `usage` object, and the chunks of a stream that carry it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ember.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class StreamUsage:
-    """`at_end`: a last chunk with usage alone. `in_chunks`: the usage so far in every chunk."""
+    """Where a stream reports usage: `at_end` in a last chunk of its own, `in_chunks` so far in every chunk."""
 
     at_end: bool = False
     in_chunks: bool = False
 
 
 def stream_usage(request: GenerationRequest, settings: Settings) -> StreamUsage:
-    """Raises ApiError 400 for stream options without a stream."""
+    """The chunks that report usage. Raises ApiError 400 for stream options without a stream."""
     options = request.stream_options
     if options is not None and not request.stream:
         raise bad_request("Stream options can only be defined when `stream=True`.", "stream_options")
@@ -34,7 +34,8 @@ def stream_usage(request: GenerationRequest, settings: Settings) -> StreamUsage:
 def usage_body(
     prompt_tokens: int, completion_tokens: int, cached_tokens: int | None, reasoning_tokens: int | None = None
 ) -> dict[str, Any]:
-    """`cached_tokens` None: the deployment does not report them; `reasoning_tokens` None: it knows of no reasoning."""
+    """The usage of a whole answer. `cached_tokens` is None when the deployment does not report them, `reasoning_tokens`
+    when outputs are not read for reasoning."""
     details = None
     if cached_tokens is not None:
         details = {"cached_tokens": cached_tokens, "created_cache_tokens": None, "multimodal_tokens": None}
@@ -54,7 +55,7 @@ def _completion_details(reasoning_tokens: int | None) -> dict[str, Any] | None:
 def usage_for_stream(
     prompt_tokens: int, completion_tokens: int, cached_tokens: int | None, reasoning_tokens: int | None = None
 ) -> dict[str, Any]:
-    """The same without the nulls."""
+    """The usage in a stream: the same without nulls."""
     usage: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "total_tokens": prompt_tokens + completion_tokens,

@@ -1,10 +1,10 @@
-"""Who may still join the queue of requests that wait for their first token.
+"""Decides which requests may join the queue of those that wait for their first token.
 
-One that would be too many is refused at once, with a 503 that says when to come again: a client, or the platform's
-balancer, can then turn to another worker. Without limits everybody waits.
+A request beyond the limits is refused at once, with a 503 that says when to retry. A client or the platform's balancer
+can then use another worker. Without limits every request waits.
 
-A job that was taken from the platform's queue has nowhere else to go: such jobs are not refused, but none is taken
-while this queue is full.
+A job that was taken from the platform's queue cannot go elsewhere, so jobs are not refused. Instead none is taken while
+the queue of waiting requests is full.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from ember.front.errors import ApiError
 
 
 class Admission:
-    """`max_requests` and `max_tokens` (of prompts) are of the requests that wait together; None: any number.
+    """`max_requests` and `max_tokens` (of prompts) limit the requests that wait at the same time. None is no limit.
 
-    A single request may be larger than `max_tokens` when it has the queue for itself: it would never be served.
+    A request with more than `max_tokens` is admitted when no other waits. Otherwise it would never be served.
     """
 
     def __init__(self, max_requests: int | None = None, max_tokens: int | None = None) -> None:
@@ -33,26 +33,26 @@ class Admission:
         return len(self._waiting)
 
     def enter(self, request_id: int, num_tokens: int) -> None:
-        """Raises ApiError 503 where the queue is full, unless nobody is to be refused."""
+        """Add a request. Raises ApiError 503 when the queue is full, unless requests are never refused."""
         if self.refuses:
             self._check(num_tokens)
         self._waiting[request_id] = num_tokens
         self.num_tokens += num_tokens
 
     def leave(self, request_id: int) -> None:
-        """The request has its first token, or is over. Does nothing for one that has left before."""
+        """Remove a request that has its first token, or is over. An unknown one is ignored."""
         if request_id in self._waiting:
             self.num_tokens -= self._waiting.pop(request_id)
             self._tell()
 
     def clear(self) -> None:
-        """Nobody waits any more."""
+        """Remove all requests."""
         self._waiting.clear()
         self.num_tokens = 0
         self._tell()
 
     async def room(self) -> None:
-        """Until one more may wait, however large."""
+        """Wait until a further request may join, however large it is."""
         while (self._max_requests is not None and len(self._waiting) >= self._max_requests) or (
             self._max_tokens is not None and self.num_tokens >= self._max_tokens
         ):

@@ -1,4 +1,5 @@
-"""The front's handle on the engine process: requests go out, outputs come back, and a crash fails what was in flight.
+"""The front's handle on the engine process: it sends requests, receives outputs, and fails requests in flight on a
+crash.
 
 Everything here runs in one event loop. Messages written in one turn of the loop leave as one frame; each frame that
 arrives holds one engine step, whose outputs are handed to the requests they belong to. A request that is not being read
@@ -34,7 +35,7 @@ HEALTHY_S = 3600.0  # an engine that ran so long starts with the full number of 
 
 
 class EngineError(Exception):
-    """The engine cannot be used; one line for the person who has to act."""
+    """The engine cannot be used. The message is one line for the operator."""
 
 
 class Engine(Protocol):
@@ -69,9 +70,10 @@ class Engine(Protocol):
 
 
 class EngineClient:
-    """Owns the engine process: configures it, routes its outputs, starts it again after a crash.
+    """Owns the engine process: configures it, routes its outputs, and restarts it after a crash.
 
-    `restarts` is how often. A failure to boot is final: it would only happen again. `admission` bounds what waits.
+    It restarts at most `restarts` times. A failed boot is final, as it would fail again. `admission` limits the
+    requests that wait.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class EngineClient:
         self.on_first_token: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
-        """Connect and configure. Returns at once; see `wait_ready`."""
+        """Connect to the engine and configure it. Returns at once; see `wait_ready`."""
         loop = asyncio.get_running_loop()
         self.located = loop.create_future()
         self._ready = loop.create_future()
@@ -120,7 +122,7 @@ class EngineClient:
 
     @property
     def info(self) -> wire.Ready:
-        """What the ready engine said of itself. Raises ApiError while it is not ready."""
+        """The engine's description of itself. Raises ApiError while it is not ready."""
         if self._info is None:
             if self.is_dead:
                 raise ApiError(
@@ -133,13 +135,14 @@ class EngineClient:
 
     @property
     def is_ready(self) -> bool:
-        """False from the moment the process is killed, long before its socket closes, and while it is stopped."""
+        """Whether the engine can serve. It is False as soon as the process is killed, long before its socket closes,
+        and while the process is stopped."""
         process = self._engine.process
         return self._info is not None and not is_ending(process) and not is_stopped(process)
 
     @property
     def is_dead(self) -> bool:
-        """Whether the engine is gone, or going, for good."""
+        """Whether the engine has ended, or is ending, and is not restarted."""
         return self.dead.is_set() or (not self._may_restart() and is_ending(self._engine.process))
 
     @property
@@ -148,13 +151,13 @@ class EngineClient:
         return bool(self._generations)
 
     def add_end_tokens(self, token_ids: list[int]) -> None:
-        """Let the tokenizer's end tokens end answers too, also in an engine that is started again."""
+        """Let the tokenizer's end tokens end answers too, also after a restart of the engine."""
         self._end_tokens = wire.EndTokens(token_ids)
         if self._info is not None:
             self._info = self._with_end_tokens(self._info)
 
     async def wait_ready(self) -> wire.Ready:
-        """Wait for the boot (or the restart) to end. Raises EngineError when it failed."""
+        """Wait for the boot or the restart to end. Raises EngineError when it fails."""
         info = await asyncio.shield(self._ready)
         return self._info or info  # which may know more end tokens by now
 
@@ -225,7 +228,7 @@ class EngineClient:
         return generation
 
     async def stats(self) -> wire.Stats:
-        """A picture of the engine at its next step. Raises ApiError while the engine is not ready."""
+        """The engine's statistics at its next step. Raises ApiError while the engine is not ready."""
         _ = self.info
         waiter: asyncio.Future[wire.Stats] = asyncio.get_running_loop().create_future()
         self._stats_waiters.append(waiter)
@@ -233,23 +236,24 @@ class EngineClient:
         return await waiter
 
     async def close(self) -> None:
-        """End the engine process and whatever is still in flight."""
+        """End the engine process, and fail the requests in flight."""
         self._is_closing = True
         if self._transport is not None:
             self._transport.close()
         self._fail_in_flight("The worker is shutting down.", status=503)
-        self._engine.process.kill()  # it has nothing to save
+        self._engine.process.kill()  # the process has no state to save
         await self._reap()
         for task in self._tasks:
             task.cancel()
 
     def _hold_suspect(self, request: wire.Generate | wire.Pool) -> bool:
-        """Whether the request has to wait until another suspect is through. Raises ApiError when it is the culprit."""
+        """Whether the request has to wait until another suspect has been tried. Raises ApiError when it is the
+        culprit."""
         if not self._suspects:
             return False
         key = fingerprint(request)
         if self._suspects.is_guilty(key):
-            message = "This request ended the engine twice and is not run again; the worker's log has the reason."
+            message = "This request crashed the engine twice and is not run again; the worker's log has the reason."
             raise ApiError(500, message, headers={"x-should-retry": "false"})
         if not self._suspects.is_suspect(key):
             return False
@@ -257,7 +261,7 @@ class EngineClient:
         return len(self._tried) > 1
 
     def _end(self, request_id: int, is_answered: bool) -> None:
-        """A request is over; where it was a suspect, the next one has its turn."""
+        """Forget a request that is over. If it was a suspect, the next suspect is sent."""
         self.admission.leave(request_id)
         generation = self._generations.pop(request_id, None)
         if request_id not in self._tried or generation is None:
@@ -330,7 +334,7 @@ class EngineClient:
                 self._failure = message
 
     def _with_end_tokens(self, info: wire.Ready) -> wire.Ready:
-        """What a ready engine says of itself, once it is told of the tokenizer's end tokens."""
+        """Send the tokenizer's end tokens that are new to the engine. Returns its description with them."""
         new = [token_id for token_id in self._end_tokens.token_ids if 0 <= token_id < info.vocab_size]
         new = [token_id for token_id in new if token_id not in info.eos_token_ids]
         if not new:
@@ -345,7 +349,7 @@ class EngineClient:
         task.add_done_callback(self._tasks.discard)
 
     def _is_expecting(self) -> bool:
-        """Whether a ready engine owes an answer."""
+        """Whether a ready engine has requests to answer."""
         waits = bool(self._generations) or any(not waiter.done() for waiter in self._stats_waiters)
         return self._info is not None and waits
 
@@ -353,7 +357,7 @@ class EngineClient:
         self._send(wire.GetStats())
 
     def _give_up(self, seconds: float) -> None:
-        """End an engine that is silent, as if it had crashed."""
+        """End an engine that does not answer, as if it had crashed."""
         limit = f"STEP_TIMEOUT={self._configure.step_timeout:g} seconds"
         self._failure = wire.Failed(f"the engine hangs: it has not answered for {seconds:.0f} seconds ({limit})", "run")
         self._engine.process.kill()
@@ -367,7 +371,7 @@ class EngineClient:
         return self._info is not None and time.monotonic() - self._ready_at > HEALTHY_S
 
     def _disconnected(self) -> None:
-        """The socket is closed: the process has ended or is about to."""
+        """Handle a closed socket: the process has ended or is about to."""
         if self._is_closing:
             return
         was_ready = self._info is not None
@@ -383,7 +387,7 @@ class EngineClient:
         self._keep(self._recover(was_ready))
 
     def _blame_in_flight(self) -> None:
-        """What the engine was working on when it ended is suspected of it."""
+        """Suspect the requests that the engine was working on when it crashed."""
         waiting = list(self._tried)[1:]
         self._suspects.blame(
             [
@@ -411,18 +415,16 @@ class EngineClient:
         failure, self._failure = self._failure, None
         reason = failure.message if failure else f"the engine process ended unexpectedly ({_describe(status)})"
         if status is None:
-            reason = f"{reason}; its process cannot be ended, and holds the device's memory"
+            reason = f"{reason}; its process cannot be ended and holds the device's memory"
         elif was_ready and self._restarts_left > 0:
             self._restarts_left -= 1
-            log.error(
-                "%s; it is being started again (ENGINE_RESTARTS leaves %d after this)", reason, self._restarts_left
-            )
+            log.error("%s; the engine is being restarted (ENGINE_RESTARTS allows %d more)", reason, self._restarts_left)
             try:
                 self._engine = spawn()
                 await self._connect()
                 return
             except Exception as error:  # out of processes, files or memory: this worker is of no more use
-                reason = f"{reason}; it could not be started again: {type(error).__name__}: {error}"
+                reason = f"{reason}; it could not be restarted: {type(error).__name__}: {error}"
         self.error = reason
         self.dead.set()
         for future in (self.located, self._ready):
@@ -431,8 +433,8 @@ class EngineClient:
                 future.exception()  # a future nobody waits for is no unhandled error
 
     async def _reap(self) -> int | None:
-        """Wait for the process to be gone, with force after a while. Returns its exit status; None when the kernel does
-        not let it go, as it may in the call of a driver that hangs."""
+        """Wait for the process to end, and kill it after a while. Returns its exit status. It is None when the kernel
+        cannot end the process, as in the call of a driver that hangs."""
         process = self._engine.process
         for force in (process.poll, process.kill):
             force()
@@ -445,7 +447,7 @@ class EngineClient:
 
 
 class _Link(asyncio.Protocol):
-    """Cuts the socket's bytes into messages."""
+    """Splits the socket's bytes into messages."""
 
     def __init__(self, client: EngineClient) -> None:
         self._client = client

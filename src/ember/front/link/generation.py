@@ -1,4 +1,4 @@
-"""One request in the engine, as the api holds it: its outputs arrive here, and leaving it aborts what is unfinished."""
+"""One request in the engine, as the api holds it. Its outputs arrive here, and leaving it aborts unfinished samples."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Generation:
         return self
 
     async def __anext__(self) -> list[wire.SequenceOutput]:
-        """All that has arrived since the last call. Raises ApiError when the engine died."""
+        """The outputs that have arrived since the last call. Raises ApiError when the engine has crashed."""
         while not self._outputs:
             if self._error is not None:
                 raise self._error
@@ -49,7 +49,7 @@ class Generation:
         return outputs
 
     def abort(self, index: int | None = None) -> None:
-        """Stop one sample, or all. The engine frees the pages within one step; nothing more arrives for them."""
+        """Stop one sample, or all. The engine frees their pages within one step, and no more outputs arrive."""
         if index is None:
             stopped = bool(self._unfinished)
             self._unfinished.clear()
@@ -61,7 +61,7 @@ class Generation:
         self._arrived.set()
 
     def feed(self, output: wire.SequenceOutput) -> bool:
-        """Take in one output. Returns whether it was the last of the request."""
+        """Add one output. Returns whether it was the last of the request."""
         if output.index in self._unfinished:
             self._outputs.append(output)
             if output.finish_reason is not None:
@@ -70,7 +70,7 @@ class Generation:
         return not self._unfinished
 
     def fail(self, error: ApiError) -> None:
-        """Nothing more arrives; the reader gets the error after what is there."""
+        """End the request with an error, which the reader gets after the outputs that have arrived."""
         if self._unfinished:
             self._error = error
             self._unfinished.clear()

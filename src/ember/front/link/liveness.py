@@ -1,7 +1,8 @@
-"""Whether a process of ours is on its way out, or stopped, asked of the kernel, which knows it first.
+"""Whether a child process is ending or stopped, as the kernel reports it.
 
-A killed process gives its memory back, 80 ms a GiB, before its socket closes, and can be waited for only then. What
-tells at once is in /proc/PID/stat (proc(5)): a pending SIGKILL, the flag PF_EXITING, the state. It costs 16 us.
+A killed process frees its memory, 80 ms a GiB, before its socket closes, and can be waited for only after that.
+/proc/PID/stat (proc(5)) tells at once: by a pending SIGKILL, the flag PF_EXITING, and the state. Reading it takes 16
+us.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ _PF_EXITING = 0x4  # include/linux/sched.h
 _KILLED = 1 << (signal.SIGKILL - 1)
 
 
-_ending: WeakSet[Popen[Any]] = WeakSet()  # between two of its signs a process may show none for a moment
+_ending: WeakSet[Popen[Any]] = WeakSet()  # an ending process may show no sign for a moment
 
 
 def is_ending(process: Popen[Any]) -> bool:
-    """Whether it has been killed, is exiting or has ended. Without /proc only the last is seen."""
+    """Whether the process was killed, is exiting or has ended. Without /proc only the last can be seen."""
     if process.returncode is not None or process in _ending:
         return True
     if _shows_signs(process):
@@ -30,7 +31,7 @@ def is_ending(process: Popen[Any]) -> bool:
 
 
 def is_stopped(process: Popen[Any]) -> bool:
-    """Whether a signal has stopped it (SIGSTOP), until another one lets it go on. Without /proc that is not seen."""
+    """Whether the process is stopped by a signal (SIGSTOP). Without /proc this is always False."""
     try:
         return _fields(process)[_STATE] == b"T"
     except (OSError, IndexError):

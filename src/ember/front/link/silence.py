@@ -1,7 +1,8 @@
-"""Notices an engine that has fallen silent: stopped by a signal, or in a call that holds its interpreter.
+"""Detects an engine that does not answer: one stopped by a signal, or in a call that holds its interpreter.
 
-The engine's own watchdog is a thread of its process, and frozen with it. So the front asks an engine that says nothing
-while it has work, and one that does not answer between two steps for longer than STEP_TIMEOUT is given up.
+The engine's own watchdog is a thread of the same process and freezes with it. So the front sends a question to an
+engine that has work and sends nothing. An engine answers between two steps. One that takes longer than STEP_TIMEOUT
+is ended.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from ember.running_time import RunningTime
 
 LOOK_S = 0.5
 ASK_AFTER_S = 1.0
-GRACE_S = 3.0  # beyond STEP_TIMEOUT: the engine's watchdog, which can say where it hangs, comes first
+GRACE_S = 3.0  # beyond STEP_TIMEOUT, so that the engine's watchdog acts first, which can say where it hangs
 
 
 class Silence:
-    """How long the engine has said nothing although something is expected of it. Only time in which the front itself
-    runs counts.
+    """Measures how long the engine has sent nothing although an answer is due. Only time in which the front itself runs
+    counts.
 
-    `is_expecting` tells whether anything is; `ask` sends what an engine answers between two steps; `give_up` is called
-    with the seconds when they are more than `timeout` and the grace.
+    `is_expecting` tells whether an answer is due. `ask` sends a message that an engine answers between two steps.
+    `give_up` is called with the seconds when they exceed `timeout` and the grace period.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Silence:
         self._time = RunningTime(2 * LOOK_S)
 
     def end(self) -> None:
-        """Starts the silence anew, as the engine has said something."""
+        """Start measuring anew, because the engine has sent something."""
         self._is_asked = False
         self._time.restart()
 

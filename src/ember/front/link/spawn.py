@@ -1,4 +1,4 @@
-"""Starts the engine's process. Kept free of other imports: the sooner it runs, the sooner torch is being imported."""
+"""Starts the engine's process. This module has few imports, so that the engine can begin to import torch early."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import sys
 import time
 from typing import NamedTuple
 
-# Read by OpenMP when torch loads it. Threads that spin while they wait for each other steal the cores they wait for as
-# soon as anything else runs on the machine: on two shared cores a decode step took 2 to 16 times as long.
-# oneDNN keeps what it generated for every shape of a matrix product it met; 1024 of them, its default, are 250 MB after
-# a few thousand requests of different lengths, and 128 are no slower.
-# torch looks through the metadata of every installed package for backends of other devices; the engine uses none.
+# OpenMP reads its variable when torch loads it. Threads that spin while they wait take cores from the threads that they
+# wait for: on two shared cores a decode step took 2 to 16 times as long.
+# oneDNN caches the code that it generates for every shape of a matrix product. Its default of 1024 entries takes 250 MB
+# after a few thousand requests of different lengths, and 128 entries are not slower.
+# torch searches the metadata of every installed package for backends of other devices. The engine uses none.
 _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
@@ -33,7 +33,7 @@ _prepared: list[EngineProcess] = []
 
 
 def spawn() -> EngineProcess:
-    """Start an engine process, or hand out the one that `prepare` started."""
+    """Start an engine process, or return the one that `prepare` started."""
     if _prepared:
         return _prepared.pop()
     ours, theirs = socket.socketpair()
@@ -43,11 +43,11 @@ def spawn() -> EngineProcess:
             pass_fds=[theirs.fileno()],
             env={**_ENVIRONMENT, **os.environ},
             stdin=subprocess.DEVNULL,
-            stdout=2,  # what a library prints must not mix with an answer on stdout
+            stdout=2,  # stderr: what a library prints must not mix with an answer on stdout
         )
     return EngineProcess(process, ours, time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)))
 
 
 def prepare() -> None:
-    """Start the engine process before the settings are even read. One that is never configured ends with the front."""
+    """Start the engine process before the settings are read. A process that is never configured ends with the front."""
     _prepared.append(spawn())

@@ -1,8 +1,8 @@
-"""Finds the request that ends the engine, so that it does not do so again and again when clients send it again.
+"""Finds the request that crashes the engine, so that it cannot crash it again and again when clients retry it.
 
-All requests that were in flight when the engine crashed are suspects. A suspect that comes back runs while no other
-suspect does; if the engine crashes again, it is the one, and is refused from then on. A crash costs a boot, so suspects
-are tried one by one (one more crash in all) and not by halves (a crash for each halving).
+All requests in flight at a crash are suspects. A suspect that is sent again runs while no other suspect does. If the
+engine crashes again, that request is the culprit and is refused from then on. A crash costs a boot, so suspects are
+tried one by one, which costs one more crash. A bisection would cost one for each halving.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ MAX_CRASHES = 2
 
 
 class Suspects:
-    """How many crashes each request was part of. A request is known by its prompt and sampling parameters."""
+    """Counts the crashes that each request was part of. Requests are told apart by their `fingerprint`."""
 
     def __init__(self) -> None:
         self._crashes: OrderedDict[bytes, tuple[int, float]] = OrderedDict()  # fingerprint -> crashes, time of the last
 
     def __bool__(self) -> bool:
-        """Whether there is any: without a crash, requests are not looked at."""
+        """Whether there are suspects. Without them no fingerprints are made."""
         return bool(self._crashes)
 
     def blame(self, fingerprints: list[bytes]) -> None:
-        """The engine crashed with these in flight; equal ones are one suspect."""
+        """Suspect the requests that were in flight at a crash. Equal ones are one suspect."""
         now = time.monotonic()
         for key in dict.fromkeys(fingerprints):
             count, _ = self._crashes.pop(key, (0, 0.0))
@@ -40,7 +40,7 @@ class Suspects:
             self._crashes.popitem(last=False)
 
     def clear(self, key: bytes) -> None:
-        """The request was answered to its end."""
+        """Clear a request that was answered to its end."""
         self._crashes.pop(key, None)
 
     def is_suspect(self, key: bytes) -> bool:

@@ -1,5 +1,4 @@
-"""How this worker handles jobs: when it takes them and how many, and from a request to the api's answer, with what the
-settings say about the form."""
+"""How this worker handles jobs: when it takes them and how many, how it answers them, and in which form."""
 
 from __future__ import annotations
 
@@ -48,7 +47,7 @@ def gate(worker: Worker) -> Callable[[], Coroutine[None, None, None]]:
 
 
 def concurrency(settings: Settings, max_num_seqs: int) -> int:
-    """The most jobs to run at the same time: no more than may wait for the engine together."""
+    """The most jobs that run at the same time. It is at most the number of requests that may wait for the engine."""
     wanted = settings.max_concurrency or max_num_seqs
     limit = settings.max_num_queued_reqs
     if limit is None or wanted <= limit:
@@ -64,7 +63,7 @@ def concurrency(settings: Settings, max_num_seqs: int) -> int:
 
 
 def handling_for(settings: Settings, loop: Submitter, answer: Answer) -> Handling:
-    """The handling of jobs as the settings want it; their work is done on `loop`, which owns the engine."""
+    """The handling of jobs for these settings. Their work runs on `loop`, which owns the engine's client."""
     sizes = BatchSizes(
         least=settings.min_batch_size or 1,
         growth=settings.batch_size_growth_factor or 1.0,

@@ -1,4 +1,4 @@
-"""One job: its input comes in, what the queue is to carry goes out, piece by piece. Both queue clients use this.
+"""Runs one job: from its input to its outputs for the queue, piece by piece. Both queue clients use this.
 
 The SDK calls an async generator function (`make_handler`), our own client iterates over a `JobRun` itself. Jobs that
 are still running when the time to drain is over are ended from outside, with an error (`Handling.fail_all`).
@@ -36,19 +36,19 @@ Handler = Callable[[Any], AsyncGenerator[Any, None]]
 
 
 class Work(Protocol):
-    """Something that runs and can be cancelled: a task, or a future of another thread's loop."""
+    """Work that runs and can be cancelled: a task, or a future of another thread's loop."""
 
     def cancel(self) -> Any: ...
 
 
 class Submitter(Protocol):
-    """Where a job's work is done: an `EngineLoop`, or `ThisLoop`."""
+    """The loop on which a job's work runs: an `EngineLoop`, or `ThisLoop`."""
 
     def submit(self, coroutine: Coroutine[Any, Any, None]) -> Work: ...
 
 
 class ThisLoop:
-    """The loop that asks is the one that owns the engine's client."""
+    """Submits work to the running loop, when that loop owns the engine's client."""
 
     def submit(self, coroutine: Coroutine[Any, Any, None]) -> Work:
         return asyncio.get_running_loop().create_task(coroutine)
@@ -72,13 +72,13 @@ class Handling:
     runs: set[JobRun] = field(default_factory=set)  # those under way
 
     def fail_all(self, error: ApiError) -> None:
-        """Every job under way ends with this error."""
+        """End every running job with this error."""
         for run in list(self.runs):
             run.fail(error)
 
 
 def make_handler(handling: Handling) -> Handler:
-    """The handler for the SDK: an async generator function, as it must find it."""
+    """The handler for the SDK, which must be an async generator function."""
 
     async def handler(job: Any) -> AsyncGenerator[Any, None]:
         async with aclosing(JobRun(handling, job).outputs()) as outputs:
@@ -89,8 +89,8 @@ def make_handler(handling: Handling) -> Handler:
 
 
 class JobRun:
-    """One job under way. When the consumer of its outputs is cancelled, closes them, or merely ends its task and leaves
-    them behind, the job's work is cancelled at once."""
+    """One running job. Its work is cancelled at once when the consumer of its outputs is cancelled, closes them, or
+    ends its task without reading them to the end."""
 
     def __init__(self, handling: Handling, job: Any) -> None:
         self._handling = handling
@@ -104,14 +104,14 @@ class JobRun:
         self._size = 0  # bytes of the outputs so far
 
     def fail(self, error: ApiError) -> None:
-        """The outputs end with this error, after what is there. From any thread."""
+        """End the outputs with this error, after those that are ready. Any thread may call this."""
         if self._pieces is not None:
             self._pieces.fail(error)
         if self._work is not None:
             self._work.cancel()
 
     async def outputs(self) -> AsyncGenerator[Any, None]:
-        """What to stream, in order. One that is an `{"error": ...}` is the last and ends the job as FAILED."""
+        """The outputs to send, in order. An `{"error": ...}` is the last one and ends the job as FAILED."""
         handling = self._handling
         handling.runs.add(self)
         try:
@@ -148,7 +148,9 @@ class JobRun:
                 self._work.cancel()
         try:
             check_result_size(self._size, self._id)
-        except ApiError as error:  # the stream is complete, what repeats it as the job's result is not taken
+        except (
+            ApiError
+        ) as error:  # the stream is complete, but the platform does not accept the result, which repeats it
             yield error_output(error, self._route)
 
     def _form_of(self, stream: bool, is_native: bool) -> Form:
@@ -171,7 +173,7 @@ def _cancel_with_this_task(work: Work) -> None:
 
 
 async def _produce(answer: Answer, job: QueueJob, form: Form, pieces: Pieces) -> None:
-    """Runs on the engine's loop: the answer's events into `pieces`, or its response as their result."""
+    """Put the answer's events into `pieces`, or its response as their result. This runs on the engine's loop."""
     try:
         response = await answer(job.request)
         if isinstance(response, Response):
@@ -184,7 +186,7 @@ async def _produce(answer: Answer, job: QueueJob, form: Form, pieces: Pieces) ->
             await pieces.put(end)
         pieces.finish()
     except asyncio.CancelledError:
-        pieces.fail(ApiError(503, "the job was stopped"))
+        pieces.fail(ApiError(503, "The job was stopped."))
         raise
     except ApiError as error:
         pieces.fail(error)

@@ -179,7 +179,7 @@ def _name_ignored(job_input: dict[str, Any]) -> None:
     if shape is None:
         return  # of the native shape every field is one of the request, where it is reported
     names = [f"input.{name}" for name, value in job_input.items() if value is not None and name not in _BESIDE[shape]]
-    reported(names, f"the job's %s has no effect beside {shape} (said once per name)")
+    reported(names, f"the job's %s has no effect beside {shape} (logged once per name)")
 
 
 def _is_native(job_input: dict[str, Any]) -> bool:
