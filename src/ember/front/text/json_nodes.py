@@ -12,18 +12,28 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
 from typing import Any
 
 from ember.front.text import regular_language
-from ember.front.text.json_fits import Fits, canonical, type_of
+from ember.front.text.json_fits import Fits, canonical
 from ember.front.text.json_keywords import PLAIN, TYPES, Keywords
+from ember.front.text.json_node_kinds import (
+    Alternatives,
+    Array,
+    Leaf,
+    Node,
+    Object,
+    OtherNames,
+    String,
+    Values,
+    string_schema,
+)
 from ember.front.text.json_numbers import number_terminal, tighter_high, tighter_low
 from ember.front.text.json_one_of import Exclusion
 from ember.front.text.json_reference import References
-from ember.front.text.lark import in_slashes, quoted
+from ember.front.text.lark import in_slashes
 from ember.front.text.portable_regex import searched
 
 MAX_NODES = 20_000
@@ -31,97 +41,9 @@ MAX_BRANCHES = 4096  # of one place
 _TOO_MANY = "the schema has too many alternatives in one place"
 MAX_PATTERNS = 6  # of the names in one object: each combination of them is a case of its own
 MAX_LISTED_NAMES = 64  # of names that a pattern has, where they must be told apart
-NAME = r'/"[^"\\\x00-\x1f\x7f]*"/'  # of a property that is not listed: without escapes, so that each has one spelling
-
-
-@dataclass(slots=True)
-class Leaf:
-    """An expression of a Lark rule, or, as a terminal, of one lexeme."""
-
-    body: str
-    is_terminal: bool = False
-
-
-@dataclass(slots=True)
-class String:
-    """Lengths in characters, and patterns and formats in the words of the engine's compiler."""
-
-    least: int
-    most: int | None
-    rules: list[dict[str, str]]
-
-
-@dataclass(slots=True)
-class Values:
-    """A node of values that the schema lists (`enum`, `const`)."""
-
-    values: list[Any]
-
-
-@dataclass(slots=True)
-class Array:
-    prefix: list[int]
-    rest: int
-    least: int
-    most: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class OtherNames:
-    """Names of properties that are not listed: all but `taken` that satisfy the conditions, which are terminals with
-    the quotes in them."""
-
-    taken: tuple[str, ...] = ()
-    conditions: tuple[str, ...] = ()
-
-    @property
-    def terminal(self) -> str:
-        """The terminal of these names, with the quotes that they have in JSON."""
-        listed = " | ".join(quoted(json.dumps(name, ensure_ascii=False)) for name in self.taken)
-        return " & ".join([NAME, *self.conditions, *([f"~({listed})"] if listed else [])])
-
-
-@dataclass(slots=True)
-class Object:
-    """`items` in their order: name, node, and whether it is required. `free` are the nodes of other names."""
-
-    items: list[tuple[str, int, bool]]
-    free: list[tuple[OtherNames, int]]
-    least: int
-    most: int | None
-
-
-@dataclass(slots=True)
-class Alternatives:
-    nodes: list[int] = field(default_factory=list)
-
-
-Node = Leaf | String | Values | Array | Object | Alternatives
-
-
-def kind_of(node: Node) -> str:
-    """The type of the values, where they have one; a whole number is a number."""
-    match node:
-        case Leaf(body):
-            return {'"null"': "null", "/true|false/": "boolean"}.get(body, "number")
-        case Values([first, *_]):
-            return type_of(first).replace("integer", "number")
-        case String():
-            return "string"
-        case Array():
-            return "array"
-    return "object"
 
 
 Branch = list[dict[str, Any]]  # schemas that all hold, without those keywords that lead to other schemas
-
-
-def string_schema(least: int, most: int | None, rules: list[dict[str, str]]) -> dict[str, Any]:
-    """The strings that fit, for the engine's compiler."""
-    schema: dict[str, Any] = {"type": "string", "allOf": rules, "x-guidance": {"whitespace_flexible": False}}
-    if least:
-        schema["minLength"] = least
-    return schema if most is None else {**schema, "maxLength": most}
 
 
 class Nodes:

@@ -11,18 +11,18 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from ember.front.text.json_nodes import (
+from ember.front.text.json_node_kinds import (
     Alternatives,
     Array,
     Leaf,
     Node,
-    Nodes,
     Object,
     OtherNames,
     String,
     Values,
     string_schema,
 )
+from ember.front.text.json_nodes import Nodes
 from ember.front.text.lark import quoted
 
 _CHARACTER = r'(?:[^"\\\x00-\x1f\x7f]|\\["\\bfnrt]|\\u00(?:[01][0-9A-Fa-f]|7[Ff]))'  # of a string

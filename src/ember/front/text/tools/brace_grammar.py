@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ember.front.text.json_nodes import Nodes, OtherNames, String
+from ember.front.text.json_node_kinds import OtherNames, String
+from ember.front.text.json_nodes import Nodes
 from ember.front.text.json_rules import Document, spelled
 from ember.front.text.json_schema import ANY_OBJECT
 from ember.front.text.tools.grammar import Rules

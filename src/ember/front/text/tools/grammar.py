@@ -13,7 +13,8 @@ from typing import Any, Protocol
 from ember.front.text import lark
 from ember.front.text.json_fits import type_of
 from ember.front.text.json_keywords import Keywords
-from ember.front.text.json_nodes import Nodes, Object, String, Values
+from ember.front.text.json_node_kinds import Object, String, Values
+from ember.front.text.json_nodes import Nodes
 from ember.front.text.json_rules import Document, Writer
 from ember.front.text.json_schema import ANY_OBJECT, JsonRules, check_depth
 from ember.front.text.tokenizer import Tokenizer

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 
 from ember.front.text import lark
-from ember.front.text.json_nodes import kind_of
+from ember.front.text.json_node_kinds import kind_of
 from ember.front.text.json_rules import Document
 from ember.front.text.tools.dialect import Dialect
 from ember.front.text.tools.grammar import Rules
