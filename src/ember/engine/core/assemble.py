@@ -1,6 +1,6 @@
-"""The second half of the engine's boot: from a model that was opened to an engine that can take a step. Needs torch.
+"""The second half of the engine's boot, which needs torch: from an opened model to an engine that can run steps.
 
-`assemble` reads top to bottom; each step is a function below it.
+The steps of `assemble` are the functions below it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ember.wire import Configure, Ready
 
 
 def assemble(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Engine, Ready]:
-    """Load the weights, size the cache, put the engine together. Raises ModelError."""
+    """Load the weights, choose operators, allocate the cache and make the engine. Raises ModelError."""
     config, warnings = opened.config, list(opened.config.warnings)
     with timeline.phase("device"):
         device = choose_device(configure, warnings)
@@ -59,7 +59,7 @@ def assemble(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[
 
 
 def choose_device(configure: Configure, warnings: list[str]) -> torch.device:
-    """The device that DEVICE names, or the one that is there; on a CPU also the number of threads."""
+    """The device of DEVICE, by default a GPU if there is one. On a CPU this also sets the number of threads."""
     kind = configure.device
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
@@ -77,7 +77,7 @@ def choose_device(configure: Configure, warnings: list[str]) -> torch.device:
 
 
 def load_weights(opened: Opened, dtype: torch.dtype, device: torch.device, timeline: Timeline) -> Loaded:
-    """The decoder with its weights on the device, unless they are used where they are mapped."""
+    """Load the decoder. Its weights are on the device afterwards, or mapped."""
     with timeline.phase("load") as detail:
         loaded = load_decoder(
             opened.model_dir, opened.config, dtype=dtype, device=device, started=opened.reading, say=opened.say
@@ -96,9 +96,9 @@ def load_weights(opened: Opened, dtype: torch.dtype, device: torch.device, timel
 def choose_operators(
     configure: Configure, opened: Opened, loaded: Loaded, timeline: Timeline, warnings: list[str]
 ) -> str:
-    """Let the decoder compute with the fastest operators that serve it here. Returns which, and why it is these.
+    """Set the decoder's operators to the fastest ones for it. Returns their name with the reason.
 
-    Before that the matrices become small where CPU_WEIGHTS says so.
+    Before that, the matrices are quantised if CPU_WEIGHTS says so.
     """
     model = loaded.decoder
     is_gpu = model.device.type == "cuda"
@@ -110,7 +110,7 @@ def choose_operators(
                 quantise_weights(configure, loaded)
     with timeline.phase("operators") as detail:
         if is_gpu:
-            with suppress(ImportError):  # of triton, which the choice tells of
+            with suppress(ImportError):  # a missing triton is in the reason of the choice
                 from ember_kernels.cache import CacheWatch, use_baked_key
 
                 watch = CacheWatch()
@@ -127,17 +127,17 @@ def choose_operators(
 
 
 def quantise_weights(configure: Configure, loaded: Loaded) -> None:
-    """Make the decoder's matrices what CPU_WEIGHTS says."""
+    """Quantise the decoder's matrices as CPU_WEIGHTS says."""
     model = loaded.decoder
     check_cpu_weights(configure, model.config, str(model.dtype).removeprefix("torch."))
     model.weight_bytes = quantise(model.parts, configure.cpu_weights, loaded.pages)
-    loaded.pages = None  # nothing is used where it is mapped any more
+    loaded.pages = None  # no weight is mapped any more
 
 
 def allocate_cache(
     config: DecoderConfig, groups: Sequence[CacheGroup], limits: EngineLimits, dtype: torch.dtype, device: torch.device
 ) -> KVCache:
-    """The memory of all pages."""
+    """Allocate the memory of all pages. Raises ModelError."""
     try:
         return KVCache.allocate(
             layers_per_page(groups),
@@ -160,7 +160,7 @@ def allocate_cache(
 def make_runner(
     loaded: Loaded, cache: KVCache, device: torch.device, limits: EngineLimits, enforce_eager: bool
 ) -> tuple[StepRunner, Chore]:
-    """What executes the engine's steps, and the work that is deferred until the first answer is out."""
+    """The runner of the engine's steps, and its work that is deferred until after the first answer."""
     model = loaded.decoder
     if not model.ops.is_recordable:
         return Runner(model, cache, device), settling(model, loaded.pages)
@@ -179,7 +179,7 @@ def describe(
     warnings: list[str],
     timeline: Timeline,
 ) -> Ready:
-    """What the front is told of the engine."""
+    """The message that tells the front about the engine."""
     config = model.config
     return Ready(
         architecture=config.architecture,

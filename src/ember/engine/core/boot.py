@@ -1,7 +1,7 @@
-"""The first half of the engine's boot: find the model and start reading it. No torch here.
+"""The first half of the engine's boot, without torch: find the model and start to read it.
 
-`open_model` runs in a thread while torch is being imported. It starts reading the weights where their bytes need no
-conversion. `assemble` needs torch and does the rest.
+`open_model` runs in a thread while torch is being imported. It starts to read weights whose bytes need no conversion.
+`assemble` needs torch and does the rest.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Opened:
-    """A model that was found, and the read of its weights if that could begin already."""
+    """A model that was found, and the read of its weights if it has begun."""
 
     model_dir: Path
     tokenizer_dir: Path
     config: DecoderConfig
     reading: Started | None
     kernels: CacheWatch | None = None  # on a GPU
-    say: Say = lambda line: None  # gets lines about a long load
+    say: Say = lambda line: None  # called with progress lines of a long load
 
 
 def open_model(configure: Configure, timeline: Timeline, tell: Callable[[Located | Notice], None]) -> Opened:
-    """Find (or fetch) the files, tell the front where, and start reading. No torch. Raises ModelError."""
-    from ember.engine.loading.cuda_context import create_context  # these too are imported beside torch
+    """Find or download the files, tell the front where they are, and start to read. Raises ModelError."""
+    from ember.engine.loading.cuda_context import create_context  # imported here, in the thread beside torch's import
     from ember.engine.loading.files import prefetch
     from ember.engine.loading.load import begin, read_model_config
     from ember.engine.loading.resolve import Places, resolve_model, resolve_tokenizer
@@ -69,15 +69,15 @@ def open_model(configure: Configure, timeline: Timeline, tell: Callable[[Located
 
 
 def check_cpu_weights(configure: Configure, config: DecoderConfig, dtype: str) -> None:
-    """Raises ModelError where matrices cannot become what CPU_WEIGHTS says."""
+    """Raise ModelError if the matrices cannot be quantised as CPU_WEIGHTS says."""
     refused = refusal(config, dtype, configure.cpu_weights) if configure.cpu_weights != "auto" else None
     if refused is not None:
         raise ModelError(refused)
 
 
 def dtype_name(configure: Configure, config: DecoderConfig, kind: str) -> str:
-    """The dtype of weights and activations. Small weights are made of bfloat16 ones; and where our own products do
-    without a CPU's bfloat16 instructions, 16 bits of a checkpoint stay 16."""
+    """The dtype of weights and activations. Quantised weights are made from bfloat16. If the C library can compute the
+    model on a CPU without bfloat16 instructions, a checkpoint in 16 bits stays in 16 bits."""
     name = choose_dtype_name(configure.dtype, config.dtype, kind)
     if kind != "cpu" or configure.dtype != "auto" or name == "bfloat16":
         return name
@@ -86,5 +86,5 @@ def dtype_name(configure: Configure, config: DecoderConfig, kind: str) -> str:
 
 
 def _has_nvidia_device() -> bool:
-    """Whether an NVIDIA GPU may be there, found out without torch or the driver's library."""
+    """Whether there may be an NVIDIA GPU, without using torch or the driver's library."""
     return os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/dxg")

@@ -1,6 +1,6 @@
-"""Work that the boot defers until the first answer is out, done one short piece at a time.
+"""Boot work that is deferred until after the first answer, and done in short parts.
 
-A running request waits while a piece is done, so a piece takes some hundredths of a second at most.
+A running request waits for a part, so a part takes some hundredths of a second at most.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _DONE = object()
 
 @dataclass(slots=True)
 class Chore:
-    """One deferred piece of boot work.
+    """One kind of deferred boot work.
 
-    `do` takes whether the engine is idle, does the next piece, and returns whether more pieces are left. While requests
-    run it may decline to do a piece that would delay them, and then returns True.
+    `do` takes whether the engine is idle, does the next part, and returns whether more parts are left. While requests
+    are running it may skip a part that would delay them, and then returns True.
     """
 
     name: str  # completes the sentence "deferred boot work failed and was skipped: ..."
@@ -39,10 +39,9 @@ class Chores:
         self._chores = deque(chores)
 
     def do_next(self, is_idle: bool) -> bool:
-        """Do one piece of the first chore. Returns whether more is left.
+        """Do one part of the first chore. Returns whether more is left.
 
-        A chore that raises an error is dropped with a warning: an engine that serves requests goes on without becoming
-        faster.
+        A chore that raises an error is dropped with a warning: the engine goes on without it.
         """
         if not self._chores:
             return False
@@ -61,19 +60,19 @@ class Chores:
 
 
 def settling(decoder: Decoder, pages: Pages | None) -> Chore:
-    """The chore that brings a decoder's weights into their final place and layout (`settle_weights`)."""
+    """The chore that packs or copies a decoder's weights (`settle_weights`)."""
     pieces = settle_weights(decoder, pages)
     return Chore("moving the weights", lambda is_idle: next(pieces, _DONE) is not _DONE)
 
 
 def settle_weights(decoder: Decoder, pages: Pages | None) -> Iterator[None]:
-    """Pack each matrix for oneDNN where the operators read packed matrices, or copy it into memory of its own where it
-    is mapped from a file. A generator: it yields between chunks so that requests can run.
+    """Pack each matrix for oneDNN if the operators read packed matrices, or copy it to memory of its own if it is
+    mapped from a file. A generator: it yields between chunks so that requests can run.
 
-    `pages` gives the page-cache pages of copied weights back; None where no weight is mapped.
+    `pages` drops the page-cache pages of copied weights; None if no weight is mapped.
 
-    Packed weights replace plain ones. The exception is a head tied to the token embedding: looking tokens up needs the
-    plain rows, so packing it costs a second copy.
+    Packed weights replace plain ones. The exception is a head that is tied to the token embedding, whose look-up needs
+    the plain rows: packing it makes a second copy.
     """
     packs = decoder.ops.reads_packed
     if not packs and pages is None:

@@ -1,4 +1,4 @@
-"""From a request to the sequences it asks for, or to the reason why it can never run."""
+"""The intake of requests: it makes a request's sequences, or finds the reason why it can never run."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ _VERBS: dict[PoolingTask, str] = {
     "score": "score",
 }
 OPTIONS = frozenset({"max_tokens", "n", "seed", "ignore_eos", "stop_token_ids"})
-"""The options of `wire.SamplingParams` that the engine carries out, whatever runner draws the tokens."""
+"""The options of `wire.SamplingParams` that the engine implements, independently of its runner."""
 _DEFAULTS = SamplingParams(max_tokens=0)
 
 
 class Intake:
-    """Checks requests and makes their sequences. It knows the sizes and the options that the engine can serve."""
+    """Checks requests against the engine's limits and options, and makes their sequences."""
 
     def __init__(self, runner: StepRunner, limits: EngineLimits, seed: int | None, shares_prompts: bool) -> None:
         self._limits = limits
         self._vocab_size = runner.model.config.vocab_size
         self._seed = int.from_bytes(os.urandom(8), "little") if seed is None else seed
-        self._shares_prompts = shares_prompts  # the first of several samples computes the prompt for all
+        self._shares_prompts = shares_prompts  # whether the first of several samples computes the prompt for all
         self._num_arrivals = 0
         fields = SamplingParams.__struct_fields__
         self._unsupported = [name for name in fields if name not in OPTIONS | runner.options]
 
     def refusal(self, request: Generate, is_id_in_use: bool) -> list[SequenceOutput]:
-        """The errors of a request that can never run; empty for one that can."""
+        """The errors of a request that can never run; empty for other requests."""
         num_prompt_tokens, vocab_size = len(request.prompt_token_ids), self._vocab_size
         error, param = None, None
         if request.adapter is not None:
@@ -82,7 +82,8 @@ class Intake:
         return made
 
     def _unsupported_option(self, sampling: SamplingParams) -> str | None:
-        """An option that is set and that nobody declared: it would be ignored silently."""
+        """The name of an option that is set and not implemented, which would be ignored silently; None if there is
+        none."""
         for name in self._unsupported:
             if getattr(sampling, name) != getattr(_DEFAULTS, name):
                 return name
@@ -90,7 +91,8 @@ class Intake:
 
 
 def refuse_pooling(request: Pool) -> SequenceOutput:
-    """The answer to a request for a pooling task, an error that names the task: no model here has a pooler."""
+    """The answer to a request for a pooling task: an error that names the task, since no supported model has a
+    pooler."""
     return _refused(request.request_id, 0, f"This model generates; it does not {_VERBS[request.task]}.", "model")
 
 

@@ -1,4 +1,4 @@
-"""The sizes that bound an engine: its cache, its steps and its contexts."""
+"""The limits of an engine: its cache, its steps and its contexts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """What one engine can hold and compute at a time. `memory.plan_memory` makes it from the settings."""
+    """The limits of one engine. `memory.plan_memory` makes them from the settings."""
 
     block_size: int  # tokens of a page
     num_blocks: int  # pages of the cache

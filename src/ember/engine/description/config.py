@@ -1,4 +1,4 @@
-"""What the decoder needs to know about a model. No torch here."""
+"""A decoder-only model as data. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ QkvOrder = Literal["parts", "heads"]
 class ExpertNames:
     """The checkpoint's names for a layer of experts, relative to the layer.
 
-    A name with {} in it, for the expert's number, is that of one expert's matrix. A name without is that of one tensor
-    with the matrices of all experts: [experts, out, in], or [experts, in, out] where they are `transposed`.
+    A name with {} for the expert's number is that of one expert's matrix. A name without {} is that of one tensor with
+    the matrices of all experts: [experts, out, in], or [experts, in, out] if they are `transposed`.
     """
 
     router: str
@@ -27,13 +27,13 @@ class ExpertNames:
     up: str | None = None
     gate: str | None = None
     gate_up: str | None = None  # gate and up in one matrix, in place of the two
-    alternates: bool = False  # of `gate_up` every other row is gate's; otherwise gate's rows come before up's
+    alternates: bool = False  # rows of gate and up alternate in `gate_up`; otherwise gate's rows come first
     transposed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class WeightNames:
-    """The checkpoint's names. Layer names are relative to `layer` with the layer's number filled in; None = absent."""
+    """The checkpoint's names. Layer names are relative to `layer`, in which {} is the layer's number. None: absent."""
 
     layer: str
     embed_tokens: str
@@ -46,7 +46,7 @@ class WeightNames:
     key: str | None = None
     value: str | None = None
     qkv: str | None = None  # query, key and value in one matrix, in place of the three
-    qkv_order: QkvOrder = "parts"  # all rows of query, then key, then value; or so for each key-value head in turn
+    qkv_order: QkvOrder = "parts"  # rows of query, then key, then value: of all heads, or for each key-value head
     up: str | None = None
     down: str | None = None
     gate: str | None = None
@@ -58,8 +58,8 @@ class WeightNames:
     project_in: str | None = None
     project_out: str | None = None
     transposed: bool = False  # the matrices of the layers are stored as [in, out]
-    base: str = "model."  # the prefix that the names lack in a checkpoint of the bare model, without a head
-    buffers: tuple[str, ...] = ()  # ends of the names of stored tensors that are no weights
+    base: str = "model."  # prefix that the names lack in a checkpoint of the model without a head
+    buffers: tuple[str, ...] = ()  # suffixes of the names of stored tensors that are not weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,8 @@ class ExpertsConfig:
 class DecoderConfig:
     """A decoder-only model as data.
 
-    A field is a feature unless `DATA` names it: where it differs from its default, the model computes another equation,
-    and an operator set must have declared it (`description.operator_sets`).
+    A field is a feature unless `DATA` names it: if it differs from its default, the model computes another equation,
+    and an operator set must declare it (`description.operator_sets`).
     """
 
     architecture: str
@@ -88,7 +88,7 @@ class DecoderConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    max_position_embeddings: int  # the longest context the model's positions reach, rope scaling included
+    max_position_embeddings: int  # the longest context in tokens, with rope scaling
     names: WeightNames
     norm: Norm = "rms"
     norm_eps: float = 1e-6
@@ -103,16 +103,16 @@ class DecoderConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     rope: RopeConfig | None = None
-    position_offset: int | None = None  # learned positions, whose table begins with this many unused rows
-    embed_dim: int | None = None  # width of the token embedding where it is projected to and from hidden_size
+    position_offset: int | None = None  # set for learned positions: the number of unused rows at the table's start
+    embed_dim: int | None = None  # width of the token embedding if it is projected to and from hidden_size
     sliding_window: int | None = None  # in tokens including the query's own
-    first_window_layer: int = 0  # of the layers that have the window
-    windowed_layers: tuple[bool, ...] = ()  # whether a layer has the window, where `first_window_layer` does not say it
+    first_window_layer: int = 0  # the first layer with the window
+    windowed_layers: tuple[bool, ...] = ()  # whether each layer has the window, in place of `first_window_layer`
     tie_word_embeddings: bool = False
     experts: ExpertsConfig | None = None
     intermediate_field: str = "intermediate_size"  # the name of `intermediate_size` in config.json
-    quantization: Mapping[str, Any] | None = None  # `quantization_config`, as it is
-    dtype: str = "float32"  # of the checkpoint, by its config.json
+    quantization: Mapping[str, Any] | None = None  # `quantization_config`, unchanged
+    dtype: str = "float32"  # of the checkpoint, from its config.json
     eos_token_ids: list[int] = field(default_factory=list)
     warnings: tuple[str, ...] = ()  # about config.json, for the log
 
@@ -125,7 +125,7 @@ class DecoderConfig:
         return self.num_kv_heads * self.head_dim
 
     def windows(self) -> tuple[int | None, ...]:
-        """The sliding window of each layer. None: full attention, which a window as long as the longest context is."""
+        """The sliding window of each layer. None: full attention, also for a window of the longest context's length."""
         layers = range(self.num_layers)
         window = self.sliding_window
         if window is not None and window >= self.max_position_embeddings:

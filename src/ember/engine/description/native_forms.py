@@ -1,4 +1,4 @@
-"""What the C library for CPUs means for dtype and weights. No torch here: both are chosen while torch is imported."""
+"""The C library's influence on dtype and weights. torch is not imported, since both are chosen during its import."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.description.operator_sets import LOOP, NATIVE, native_sizes
 from ember_cpu.variants import VARIANTS
 
-SMALL_ALIGNMENT = 128  # of the rows of matrices whose weights have fewer bits
+SMALL_ALIGNMENT = 128  # row lengths of quantised matrices are multiples of it
 
 
 def is_whole(config: DecoderConfig) -> bool:
-    """Whether the library computes all of this decoder's operations, and so a step of few rows in one call."""
+    """Whether the library computes all operations of a decoder, and therefore a step of few rows in one call."""
     return not NATIVE.lacking(config) and not LOOP & config.features().keys()
 
 
 def runs_in_bfloat16(config: DecoderConfig) -> bool:
-    """Whether bfloat16 is the fast format here though the CPU does not multiply it: the library is built and serves."""
+    """Whether bfloat16 is fast on a CPU without bfloat16 instructions: the library exists and serves the decoder."""
     return is_whole(config) and library_fault() is None
 
 
 def library_fault() -> str | None:
-    """Why there is no library here, and what to do; None where there is one."""
+    """Why the library cannot be used on this machine, with advice; None if it can."""
     faults = []
     for variant in VARIANTS:
         if variant.is_runnable():
@@ -36,7 +36,7 @@ def library_fault() -> str | None:
 
 
 def refusal(config: DecoderConfig, dtype: str, weights: str) -> str | None:
-    """Why matrices cannot become `weights` (int8, int4) here, for who asked for them; None where they can."""
+    """Why matrices cannot be quantised to `weights` (int8, int4) on this machine; None if they can."""
     if dtype != "bfloat16":
         return f"CPU_WEIGHTS={weights} needs DTYPE=bfloat16 or auto, and it is {dtype}"
     missing = library_fault()

@@ -1,4 +1,4 @@
-"""Which features of a decoder each operator set computes. No torch here: a model is refused before it is downloaded.
+"""The features of a decoder that each operator set computes. No torch is imported, so a model is refused early.
 
 An operator set (`engine.operators`) computes the operations of a decoder. Each set has its own version of some, and
 torch's version of the others. It declares, for every operation of its own, the features (`DecoderConfig.features`) that

@@ -1,4 +1,4 @@
-"""A model's configuration, read from the files of a Hugging Face directory. No torch here."""
+"""Reading of a model's configuration from the files of a Hugging Face directory. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from ember.untrusted_json import UntrustedJsonError
 def load_config(model_dir: Path) -> DecoderConfig:
     """Read `config.json` (and the stop tokens of `generation_config.json`).
 
-    Raises ModelError in one line: no or broken config.json, an architecture or a rope type we do not know, a missing
-    or senseless field, a feature that no operators compute.
+    Raises ModelError with one line: for a missing or invalid config.json, an unknown architecture or rope type, a
+    missing or invalid field, or a feature that no operators compute.
     """
     path = model_dir / "config.json"
     fields = Fields(read_json(path, required=True))
@@ -60,7 +60,7 @@ def load_config(model_dir: Path) -> DecoderConfig:
 
 
 def read_json(path: Path, *, required: bool) -> dict[str, Any]:
-    """A JSON object from a file; {} where it is absent and not required. Raises ModelError."""
+    """A JSON object from a file; {} if it is absent and not required. Raises ModelError."""
     try:
         value = untrusted_json.read_object(path, MAX_JSON_BYTES)
     except UntrustedJsonError as error:
@@ -71,7 +71,7 @@ def read_json(path: Path, *, required: bool) -> dict[str, Any]:
 
 
 def _architecture(fields: Fields, model_types: Mapping[str, str]) -> str | None:
-    """The class that the weights were saved from: by its name, or by the model's type where no class is named."""
+    """The class that saved the weights: by its name, or by the model's type if no class is named."""
     architectures = fields.names("architectures")
     by_type = model_types.get(fields.text("model_type", "") or "")
     if not architectures:
@@ -91,7 +91,7 @@ def _dtype(fields: Fields) -> str:
 
 
 def _check_unread(fields: Fields, architecture: str, read: frozenset[str]) -> None:
-    """Name the fields that nobody reads. Raises ModelError for those that are known to change what is computed."""
+    """Warn of the fields that are not read. Raises ModelError for fields that are known to change what is computed."""
     for name, neutral in NEUTRAL.items():
         value = fields.values.get(name)
         if value is not None and value not in neutral:
@@ -106,7 +106,7 @@ def _check_unread(fields: Fields, architecture: str, read: frozenset[str]) -> No
 
 
 def _token_ids(fields: Fields, vocab_size: int) -> list[int]:
-    """The end tokens; ids that the model has no logits for are left out, and said. Raises ModelError."""
+    """The end tokens. Ids beyond the model's vocabulary are left out with a warning. Raises ModelError."""
     value = fields.values.get("eos_token_id")
     items = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(item) is int for item in items):

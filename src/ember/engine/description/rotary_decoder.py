@@ -1,4 +1,5 @@
-"""What the Llama line of models has in common: RMSNorm before, rotary positions, a gated MLP. No torch here."""
+"""The common part of Llama-like models: RMSNorm before each part, rotary positions, a gated MLP. No torch is
+imported."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ def read_rotary_decoder(
     head_dim: int | None = None,
     norm_eps: float = 1e-6,
 ) -> DecoderConfig:
-    """Read the fields that `ROTARY_FIELDS` lists; the arguments are the family's defaults. Raises ModelError."""
+    """Read the fields in `ROTARY_FIELDS`. The arguments are the family's defaults. Raises ModelError."""
     hidden_size, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     num_kv_heads = fields.optional_integer("num_key_value_heads", num_kv_heads) or num_heads
     head_dim = fields.optional_integer("head_dim", head_dim) or divide_into_heads("hidden_size", hidden_size, num_heads)

@@ -1,4 +1,4 @@
-"""From parameters by name to the parts of a decoder."""
+"""Construction of a decoder's parts from its named weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Weights = dict[str, Linear | Tensor]
 
 
 def tensors_of(weights: Weights) -> Iterator[Tensor]:
-    """Every tensor that the weights consist of."""
+    """Every tensor of the weights."""
     for weight in weights.values():
         if isinstance(weight, Tensor):
             yield weight
@@ -31,10 +31,10 @@ def tensors_of(weights: Weights) -> Iterator[Tensor]:
 
 
 def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
-    """The decoder's parts around `weights`, which go by the names of `description.weights.weight_specs`.
+    """The decoder's parts, made of `weights` by the names of `description.weights.weight_specs`.
 
-    The dict is emptied, so that a part that is replaced later is freed then. Raises AssertionError where a parameter
-    was read that no part uses: the model would compute something else than its configuration says.
+    The dict is emptied, so that a part is freed when it is replaced later. Raises AssertionError if no part uses a
+    weight: the model would not compute what its configuration says.
     """
     tokens = _tensor(weights, "embed_tokens")
     embedding = Embedding(

@@ -1,7 +1,7 @@
 """The decoder: one loop over its blocks, for every family and every operator set.
 
-What a block's parts are connected by is its wiring; what they compute is up to the operators (`operators.base`).
-Call under `torch.inference_mode()`.
+The wiring connects a block's parts with the residual. The operators compute the parts (`operators.base`). Call this
+under `torch.inference_mode()`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ember.engine.operators.torch_ops import TorchOperators
 
 Ops = Operators[Any]
 Wire = Callable[[Ops, Block, Tensor, Tensor | None, Step], tuple[Tensor, Tensor | None]]
-"""One block: from the residual [T, hidden], and what is still to be added to it, to the same two behind the block. The
-sum is left to the next norm, since kernels compute both at once."""
+"""The function of one block: from the residual [T, hidden] and a delta that is still to be added to it, to the same two
+after the block. The next norm adds them, since kernels compute the sum and the norm at once."""
 
 
 def pre_norm(

@@ -1,4 +1,4 @@
-"""The operations that a decoder's forward pass consists of; `models.decoder` is the loop over them.
+"""The operations of a decoder's forward pass, as a protocol. `models.decoder` has the loop over them.
 
 Three sets implement them: `torch_ops` on every device, `triton_ops` on GPUs, `native_ops` on CPUs. A set computes some
 operations itself. It takes the others from `torch_ops`, and those that a model needs in a form that it lacks. What each
@@ -27,7 +27,7 @@ from ember.engine.operators.torch_attention import AttentionPlan
 
 @dataclass(slots=True)
 class Step:
-    """What all blocks share in one forward pass. A set adds fields of its own; these serve torch's operations."""
+    """The inputs that all blocks share in one forward pass. A set adds fields; these are for torch's operations."""
 
     token_ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64

@@ -1,4 +1,4 @@
-"""Which operators compute a decoder: the one place where device, dtype, CPU, features, sizes and layouts decide."""
+"""The choice of a decoder's operators, by device, dtype, CPU, features, sizes and layouts. It is made only here."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ember_cpu.variants import cpu_flags
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The operators of a model, and why it is these."""
+    """The operators of a model, and the reason for the choice."""
 
     ops: Operators[Any]
     name: str  # torch, triton, native
     reason: str
-    warning: str | None = None  # what keeps faster operators from being used, where the operator can change it
+    warning: str | None = None  # why faster operators cannot be used, if the user can change that
 
     def __str__(self) -> str:
         return f"{self.name} ({self.reason})"
@@ -36,10 +36,10 @@ class Choice:
 def choose(
     config: DecoderConfig, parts: DecoderParts, dtype: torch.dtype, device: torch.device, weights: str = "auto"
 ) -> Choice:
-    """The operators for `parts`, which are on `device` in `dtype`; `weights`: what became of its matrices on a CPU
-    (auto: nothing; int8, int4).
+    """Choose the operators for `parts`, which are on `device` in `dtype`. `weights`: the form of its matrices on a CPU
+    (auto: unchanged; int8, int4).
 
-    Raises ModelError naming the features and layouts that nobody computes.
+    Raises ModelError that names features and layouts that no set computes.
     """
     check_features(config)
     torch_ops = TorchOperators(config, parts, dtype, device)
@@ -83,7 +83,7 @@ def _for_cpu(config: DecoderConfig, parts: DecoderParts, torch_ops: TorchOperato
 
 
 def all_weights(parts: DecoderParts) -> Iterator[Linear]:
-    """The matrices of a decoder that are multiplied with."""
+    """The matrices of a decoder's matrix products."""
     for block in parts.blocks:
         yield from (block.attention.qkv, block.attention.output, block.mlp.up, block.mlp.down)
     yield from (weight for weight in (parts.embedding.project, parts.project_out) if weight is not None)
@@ -91,5 +91,5 @@ def all_weights(parts: DecoderParts) -> Iterator[Linear]:
 
 
 def _but(lacking: Lacking) -> str:
-    """What torch computes, for the reason."""
+    """The operations that torch computes, as a part of the reason."""
     return "".join(f"; torch computes {operation}: {fault}" for operation, fault in lacking.items())

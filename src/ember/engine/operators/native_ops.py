@@ -1,8 +1,8 @@
-"""The operations in a C library for CPUs (`kernels/ember_cpu`), in bfloat16, on the weights as they lie.
+"""The operator set of the C library for CPUs (`kernels/ember_cpu`), in bfloat16, on weights in the checkpoint's layout.
 
-A step of few rows is one call of the library (`whole_step`) where it computes all of the decoder. For many rows, as
-prompts bring them, torch's matrix products and its attention over long contexts are the faster ones on CPUs that
-multiply bfloat16; the library computes the rest.
+A step of few rows is one call of the library (`whole_step`) if it computes all operations of the decoder. For many
+rows, which are mostly prompts, torch's matrix products and its attention over long contexts are faster on CPUs with
+bfloat16 instructions, and the library computes the other operations.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from ember_cpu import library as native
 from ember_cpu.variants import cpu_has_bfloat16
 
 MAX_ROWS = native.MAX_ROWS
-SHORT_CONTEXT = 512  # of prompts, up to which the library's attention is the faster one
+SHORT_CONTEXT = 512  # tokens of a prompt up to which the library's attention is faster
 
 
 @dataclass(slots=True)
 class NativeStep(Step):
-    """A step as the library sees it. The tensors are those that `described` points to."""
+    """A step in the library's structures. The tensors are those that `described` points to."""
 
     described: native.Step = field(default_factory=native.Step)
     embedding: Tensor | None = None
-    is_whole: bool = False  # one call computes it
-    short: Tensor | None = None  # int64, the rows whose attention is the library's
+    is_whole: bool = False  # whether one call computes the step
+    short: Tensor | None = None  # int64, the rows whose attention the library computes
     tensors: tuple[Tensor, ...] = ()
 
 
 class NativeOperators:
-    """`operators.base.Operators` over the library; torch computes the operations that are `lacking`."""
+    """`operators.base.Operators` over the C library. torch computes the operations in `lacking`."""
 
     layouts: ClassVar[frozenset[type[Linear]]] = frozenset({Linear, QuantisedLinear})
     is_recordable = False
@@ -79,9 +79,9 @@ class NativeOperators:
         self.weights_moved(None)
         self._cache: KVCache | None = None
         self._workspace = torch.empty(0, dtype=torch.uint8)
-        # Up to how many rows one call computes a step: none where the loop has to, for what the library lacks.
+        # The most rows of a step that one call computes: none if torch computes some operation.
         self.max_whole_rows = 0 if lacking or LOOP & config.features().keys() else MAX_ROWS
-        # Up to how many rows its products are used: for all where torch has poor ones, as the CPU has no bfloat16.
+        # The most rows for the library's matrix products: any number without bfloat16 instructions, as torch is slow.
         self.max_product_rows = MAX_ROWS if cpu_has_bfloat16() else math.inf
         self.add_norm = torch_ops.add_norm if "add_norm" in lacking else self._add_norm
         self.linear = torch_ops.linear if "linear" in lacking else self._linear
@@ -192,7 +192,7 @@ class NativeOperators:
         return Heads(queries, keys, qkv.view(rows, heads + 2 * kv_heads, size)[:, heads + kv_heads :])
 
     def _attend(self, attention: Attention, heads: Heads, step: NativeStep) -> Tensor:
-        """The library's attention for decodes and short prompts, torch's for the others."""
+        """Attention: the library's for decodes and short prompts, torch's for the others."""
         assert step.plans is not None and step.short is not None and heads.key is not None and heads.value is not None
         query = heads.query.contiguous()
         keys, values = step.cache.keys[attention.place], step.cache.values[attention.place]

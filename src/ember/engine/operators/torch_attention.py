@@ -1,15 +1,15 @@
-"""Attention over the paged cache in torch operators: right on every device, tuned for CPU.
+"""Attention over the paged cache in torch operators. It works on every device and is tuned for CPUs.
 
-`plan_attention` decides once per step, on the host, how each sequence of the batch is attended to; `attend` then runs
-that plan in every layer without a further decision. Three kinds of work:
+`plan_attention` makes a plan once per step, on the host. `attend` runs that plan in every layer. There are three kinds
+of segments:
 
 - a whole prompt (nothing cached): K and V of the batch itself, causal;
 - a chunk after a cached prefix, or longer than a sliding window: read from its pages, with an explicit mask;
 - decodes (one query each): sequences of similar context are gathered into one padded problem. The query heads that
   share a KV head become rows of one small matrix, so K and V are read once for all of them.
 
-Gathering goes by slot, not by page: padding repeats a slot of the same sequence, so what lies in unused slots is never
-read. A sequence whose pages happen to be adjacent in memory is read in place.
+Keys are gathered by slot, not by page: padding repeats a slot of the same sequence, so unused slots are never read. A
+sequence whose pages are adjacent in memory is read in place.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from torch import Tensor
 
 from ember.engine.layers.batch import Batch
 
-MAX_GATHER = 32_768  # tokens gathered at once for a group of decodes: bounds the buffers
-_IN_PLACE = 512  # context from which a decode with adjacent pages is better alone than copied into a group
-_MAX_QUERIES = 512  # of one masked problem: bounds the mask and leaves out keys that no query of the stretch sees
-_FEW_QUERIES = 16  # up to here, queries after a cached prefix go as rows, like decodes
+MAX_GATHER = 32_768  # tokens gathered at once for a group of decodes, which bounds the buffers
+_IN_PLACE = 512  # context from which a decode with adjacent pages is faster alone than copied into a group
+_MAX_QUERIES = 512  # queries of one masked problem, which bounds the mask and excludes keys beyond its queries
+_FEW_QUERIES = 16  # up to this number, queries after a cached prefix are computed as rows, like decodes
 
 Rows = slice | Tensor  # rows of the flat batch
 
 
 @dataclass(slots=True)
 class Segment:
-    """Some sequences of the batch, attended to by one call."""
+    """Some sequences of the batch whose attention is one call."""
 
     rows: Rows  # tokens of the batch, sequence by sequence
     sequences: int
@@ -140,7 +140,7 @@ def _attend_segment(
 
 
 def _attend_rows(query: Tensor, key: Tensor, value: Tensor, segment: Segment) -> Tensor:
-    """Few queries: those of one KV head, over its query heads, as the rows of one problem.
+    """Attention of few queries: the queries of all heads that share a KV head are the rows of one problem.
 
     query [sequences * queries, heads, head_dim] -> [sequences, queries, heads, head_dim]; key and value
     [sequences, kv_heads, keys, head_dim].
@@ -151,7 +151,7 @@ def _attend_rows(query: Tensor, key: Tensor, value: Tensor, segment: Segment) ->
     if queries == 1:
         rows = query.view(sequences, kv_heads, group, size)
         if group == 1 and query.dtype != torch.float32 and query.device.type == "cpu":
-            rows = rows.expand(-1, -1, 2, -1)  # torch's CPU kernel is several times slower for one row than for two
+            rows = rows.expand(-1, -1, 2, -1)  # torch's CPU kernel is several times as slow for one row as for two
         if mask is not None:
             mask = mask.expand(sequences, 1, rows.shape[2], segment.keys)
         output = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask)
@@ -208,7 +208,7 @@ def _segments(
 def _decode_segments(
     batch: Batch, pages: _Pages, decodes: list[int], window: int | None, dtype: torch.dtype
 ) -> list[Segment]:
-    """Groups of sequences whose visible contexts differ by less than half (and a page or so)."""
+    """Segments of decodes: groups of sequences whose visible contexts differ by less than half, plus about a page."""
     visible = {s: min(batch.context_lens[s], window or batch.context_lens[s]) for s in decodes}
     groups: list[list[int]] = []
     group: list[int] = []

@@ -1,4 +1,4 @@
-"""The operations in torch: on every device, for every feature. What another set lacks comes from here."""
+"""The torch operator set: it works on every device and computes every feature. Other sets use it for what they lack."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TorchOperators:
         return can_pack(self.device.type, self.dtype)
 
     def weights_moved(self, layer: int | None) -> None:
-        """These operators hold no addresses."""
+        """These operators store no addresses."""
 
     def begin(self, batch: Batch, cache: KVCache) -> Step:
         step = Step(batch.token_ids, batch.positions, batch.slot_mapping, cache)
@@ -57,7 +57,7 @@ class TorchOperators:
         return step
 
     def plan(self, batch: Batch, cache: KVCache, without: Container[int] = ()) -> list[AttentionPlan]:
-        """How `attend` goes about the step, for each cache group. `without`: sequences that others attend to."""
+        """The attention plan of the step for each cache group. `without`: sequences that another set attends to."""
         config = self.config
         return plan_attention(
             batch, self._windows, cache.block_size, config.num_kv_heads, config.head_dim, self.dtype, without

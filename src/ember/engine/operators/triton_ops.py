@@ -1,11 +1,11 @@
-"""The operations in Ember's Triton kernels, for GPUs: one launch for each, where torch needs several.
+"""The Triton operator set, for GPUs. An operation is one or two launches, where torch needs several.
 
     norm of residual + delta, and the sum                                 one launch
     QK norm, rotary embedding, keys and values into the cache             one launch
     attention                                  decodes: one or two launches; prompt chunks: one
     activation, times the other half                                      one launch
 
-Matrix products, embedding and head are torch's. This module brings triton with it: import it only where it is used.
+torch computes matrix products, embedding and head. This module imports triton, so it is imported only where it is used.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from ember_kernels.rope_cache import rope_cache
 @dataclass(slots=True, kw_only=True)
 class TritonStep(Step):
     """A step whose inputs are on the device; nothing looks at their values. The first `num_decodes` sequences have one
-    query each. A token of negative slot is padding, which leaves the cache alone."""
+    one query each. A token with a negative slot is padding, which is not written to the cache."""
 
     num_decodes: int
     block_tables: Tensor  # [groups, S, max_blocks] int32; entries before a window are not read
     context_lens: Tensor  # [S] int32
-    starts: Tensor  # [S - num_decodes + 1] int32, first row of each sequence that is no decode
+    starts: Tensor  # [S - num_decodes + 1] int32, first row of each sequence that is not a decode
     max_context: int
     max_queries: int
 
 
 class TritonOperators:
-    """`operators.base.Operators` in kernels; torch computes the operations that are `lacking`."""
+    """`operators.base.Operators` in Triton kernels. torch computes the operations in `lacking`."""
 
     layouts: ClassVar[frozenset[type[Linear]]] = frozenset()
 
@@ -69,7 +69,7 @@ class TritonOperators:
         return False
 
     def weights_moved(self, layer: int | None) -> None:
-        """These operators hold no addresses."""
+        """These operators store no addresses."""
 
     def begin(self, batch: Batch, cache: KVCache) -> TritonStep:
         starts = batch.query_starts

@@ -1,13 +1,13 @@
-"""Executes steps on a GPU one ahead of the host: step n + 1 is launched before the tokens of step n are read.
+"""The GPU's runner, one step ahead of the host: step n + 1 is launched before the tokens of step n are read.
 
-The rows of running sequences live on the device (`device_rows`); a token that was drawn stays there and is fed to the
-next step there. A step is launched without waiting for anything; its tokens are copied to the host behind it, with a
-mark that the host waits for when it has launched the next one.
+The rows of running sequences are on the device (`device_rows`). A sampled token stays there and is the input of the
+next step there. A step is launched without synchronisation. Its tokens are copied to the host, followed by an event
+that the host waits for after it has launched the next step.
 
-A pure decode step is one body of launches over inputs of fixed place, so that it can be recorded (`graphs`). A step
+A pure decode step is one body of launches over inputs at fixed addresses, so that it can be recorded (`graphs`). A step
 with prompt chunks is launched kernel by kernel: decodes first, as in the body, then the chunks' tokens, which the host
-sends. Rows whose next token depends on the one before (`row_limits`) are drawn late: after the host has read that one,
-while this step's forward pass runs.
+sends. Rows whose next token depends on the one before (`row_limits`) are deferred: they are sampled after the host has
+read that one, during this step's forward pass.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ from ember_kernels.step_update import SAMPLING_FIELDS, Record
 
 @dataclass(slots=True)
 class LaunchedStep:
-    """A step on the device. `result` waits for it; `draw_late` comes before, once the tokens before it are known."""
+    """A step on the device. `draw_late` is called when the tokens before it are known, then `result`, which waits."""
 
     sequences: list[Sequence]  # row i of the logits is that of sequences[i]
-    late: list[LateRow]  # that are not drawn yet
-    token_ids: Tensor  # [rows] int64 on the host, behind `wait`
+    late: list[LateRow]  # deferred rows that are not sampled yet
+    token_ids: Tensor  # [rows] int64 on the host, valid after `wait`
     wait: Callable[[], None]
     draw: Callable[[LaunchedStep], None]
     logprobs: Underway | None = None
-    prompts: list[tuple[Sequence, int, Underway]] = field(default_factory=list)  # with the first position described
+    prompts: list[tuple[Sequence, int, Underway]] = field(default_factory=list)  # with the first scored position
     late_draw: LateDraw | None = None
     given_up: set[int] = field(default_factory=set)  # rows whose masks were late
 
     def draw_late(self) -> list[Sequence]:
-        """Draw the rows that had to wait for the tokens of the step before. Returns those whose masks are late."""
+        """Sample the deferred rows. Returns the sequences whose masks are late."""
         if self.late:
             self.draw(self)
         undrawn = [] if self.late_draw is None else self.late_draw.undrawn
@@ -64,7 +64,7 @@ class LaunchedStep:
         return [held.sequence for _, held in undrawn]
 
     def give_up_late(self) -> Sequence | None:
-        """Leave one undrawn, the longest."""
+        """Give up one deferred row, that of the longest sequence."""
         if not self.late:
             return None
         longest = max(self.late, key=lambda late: late[1].sequence.num_tokens)
@@ -72,11 +72,11 @@ class LaunchedStep:
         return longest[1].sequence
 
     def result(self) -> StepResult:
-        """Wait for the step; its tokens. The samples' prompts get the log probabilities of this step's chunks."""
+        """Wait for the step and return its tokens. Sequences get the log probabilities of their prompts' chunks."""
         self.wait()
         for sequence, first, underway in self.prompts:
-            known = sequence.prompt_logprobs or [None]  # nothing comes before the first token
-            if len(known) >= first:  # not preempted meanwhile: then it is computed again
+            known = sequence.prompt_logprobs or [None]  # the first token has none
+            if len(known) >= first:  # otherwise the sequence was preempted, and the chunk is computed again
                 sequence.prompt_logprobs = known[:first] + [entry for _, entry in sorted(underway.read().items())]
         token_ids: list[int] = self.token_ids.tolist()
         errors: dict[int, str] = {}
@@ -92,7 +92,7 @@ class LaunchedStep:
 
 
 class DeviceRunner:
-    """The model, its cache and the rows on one device. For decoders whose forward pass runs in kernels."""
+    """Runs the model with its cache and rows on one device, for decoders whose forward pass runs in kernels."""
 
     runs_ahead = True
     options = row_limits.OPTIONS | late_rows.OPTIONS | {"logprobs", "logprob_token_ids", "prompt_logprobs"}
@@ -120,7 +120,7 @@ class DeviceRunner:
         self.rows = DeviceRows(max_num_seqs, num_groups, max_blocks, accelerator, self.tables)
         self.buffer = StepBuffer(max_num_seqs, max_num_batched_tokens, num_groups, accelerator)
         self.workspace = Workspace.create(max_num_seqs, vocab_size, device)
-        # The step's inputs and outputs, in memory that graphs know.
+        # The step's inputs and outputs, at addresses that graphs use.
         self._token_ids, self._positions = (
             torch.zeros(max_num_batched_tokens, dtype=torch.int64, device=device) for _ in range(2)
         )
@@ -141,7 +141,7 @@ class DeviceRunner:
 
     @torch.inference_mode()
     def launch(self, step: list[Scheduled]) -> LaunchedStep:
-        """Launch one step. Raises torch.OutOfMemoryError; what was to be computed may then be scheduled again."""
+        """Launch one step. Raises torch.OutOfMemoryError; the step may then be scheduled again."""
         decodes = [s.sequence for s in step if s.num_tokens == 1 and is_last_chunk(s)]
         chunks = [s for s in step if s.num_tokens != 1 or not is_last_chunk(s)]
         sequences = decodes + [chunk.sequence for chunk in chunks if is_last_chunk(chunk)]
@@ -152,7 +152,7 @@ class DeviceRunner:
             raise
 
     def _launch(self, sequences: list[Sequence], num_decodes: int, chunks: list[Scheduled]) -> LaunchedStep:
-        """`sequences` get a token, the decodes first."""
+        """Launch a step in which `sequences` get a token, the decodes first."""
         rows = [self.rows.row_of(sequence) for sequence in sequences]
         prompts = self._launch_mixed(rows, num_decodes, chunks) if chunks else self._launch_decodes(rows)
         late = [(i, row) for i, row in enumerate(rows) if row.limits.is_late]
@@ -170,7 +170,7 @@ class DeviceRunner:
 
     @torch.inference_mode()
     def record_next(self, is_idle: bool) -> bool:
-        """Record a part of a graph, as a chore: see `core.chores.Chore`. Returns whether there is more to do."""
+        """Record a part of a graph, as a chore: see `core.chores.Chore`. Returns whether more is left."""
         return self.graphs.record_next(is_idle)
 
     def _launch_decodes(self, rows: list[Row]) -> list[tuple[Sequence, int, Underway]]:
@@ -275,7 +275,7 @@ class DeviceRunner:
         return prompts
 
     def _changes(self, rows: list[Row], num_decodes: int) -> tuple[list[Record], list[Entry]]:
-        """What the device must be told: of decodes where it does not know better, and of prompts at their end."""
+        """The records to send: for decodes whose state on the device is outdated, and for prompts at their end."""
         records = []
         entries: list[Entry] = []
         for i, row in enumerate(rows):
@@ -288,14 +288,15 @@ class DeviceRunner:
     def _send(
         self, rows: list[int], records: list[Record], entries: list[Entry], arrays: Iterable[np.ndarray] = ()
     ) -> list[Tensor]:
-        """Send the step's update and arrays; when many long prompts come at once, their pages ahead of it."""
+        """Send the step's update and arrays. If many long prompts are scheduled at once, their pages are sent
+        before."""
         while len(entries) > ENTRIES:
             self._prepare(0, self.buffer.pack_alone(entries[:ENTRIES]))
             entries = entries[ENTRIES:]
         return self.buffer.send(rows, records, entries, arrays)
 
     def _prepare(self, num_rows: int, update: Tensor | None = None) -> None:
-        """Apply an update, that of the buffer if no other is given, and write the inputs of its first rows."""
+        """Apply an update, by default that of the buffer, and write the inputs of its first rows."""
         rows = self.rows
         prepare_step(
             self.buffer.words if update is None else update,
@@ -317,7 +318,7 @@ class DeviceRunner:
         gather_block_tables(rows, self._seq_lens[:num_rows], self.rows.block_tables, tables, self.cache.block_size)
 
     def _draw(self, hidden: Tensor, positions: Tensor, rows: Tensor) -> None:
-        """Draw a token behind each of `hidden` [rows, hidden] and leave it in its row for the next step."""
+        """Sample a token for each of `hidden` [rows, hidden] and store it in its row for the next step."""
         num_rows = len(hidden)
         logits = self.logits[:num_rows]
         logits.copy_(self.model.logits(hidden))
@@ -348,7 +349,7 @@ class DeviceRunner:
     def _score_prompts(
         self, chunks: list[Scheduled], starts: list[int], hidden: Tensor
     ) -> list[tuple[Sequence, int, Underway]]:
-        """Log probabilities of the prompt tokens that follow the chunks' tokens, where they are wanted."""
+        """The log probabilities of the prompt tokens after the chunks' tokens, if requested."""
         scored = []
         for chunk, start in zip(chunks, starts, strict=False):
             sequence = chunk.sequence
@@ -367,5 +368,5 @@ class DeviceRunner:
 
 
 def _not_marked() -> None:
-    """Before the step's mark is set there is nothing to wait for."""
+    """The wait function of a step whose event was not recorded yet."""
     raise AssertionError("a step was read before it was launched in full")
