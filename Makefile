@@ -3,6 +3,7 @@
 # make soak   half an hour of attacks and of load
 # make venv   only the environment             make gpu-check   all that needs an NVIDIA GPU
 # make test-clients   nine SDKs and frameworks against the demo model
+# make test-triton    the kernels under the oldest triton that is supported
 # make image  the container image, with docker make image-check the same without docker, started and asked
 # make hub    .runpod/hub.json from Settings   make lock        requirements.lock from pyproject.toml
 
@@ -16,7 +17,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TEST_PROCESSES ?= 4
 SOAK_MINUTES ?= 30
 
-.PHONY: run test test-clients lint soak bench gpu-check venv demo-model image image-check hub lock clean
+.PHONY: run test test-clients test-triton lint soak bench gpu-check venv demo-model image image-check hub lock clean
 
 run: $(VENV)/.library
 	@$(BIN)/python handler.py
@@ -39,6 +40,14 @@ test-clients: $(VENV)/.dev .venv-clients/.made .venv-clients/node/.made
 	@if command -v npm >/dev/null; then \
 	    npm install --prefix $(@D) --no-package-lock --no-audit --no-fund --loglevel=error && touch $@; \
 	else echo "npm is not here: the clients for Node are skipped"; fi
+
+# The kernels and the GPU's runner, in Triton's interpreter, under the oldest version of triton that is supported.
+OLDEST_TRITON := 3.6.0
+test-triton: $(VENV)/.dev .venv-triton/$(OLDEST_TRITON)
+	PYTHONPATH=$(CURDIR)/.venv-triton/$(OLDEST_TRITON) $(BIN)/python -m pytest tests/kernels tests/device_step
+
+.venv-triton/%: | $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ triton==$*
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

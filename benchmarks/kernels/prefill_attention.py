@@ -1,7 +1,6 @@
 """Prefill attention of fresh prompts and of chunks after a cached prefix, beside torch's varlen attention.
 
-FLOPs count the visible pairs of query and key alone. Ends with the entries that MEASURED_VARLEN in
-`ember_kernels.varlen` should have for this device.
+FLOPs count the visible pairs of query and key alone.
 """
 
 from __future__ import annotations
@@ -10,11 +9,10 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+from torch.nn.attention.varlen import varlen_attn
 
 from benchmarks.kernels.common import SHAPES, Ceilings, Row, Shape, main, measure
 from benchmarks.kernels.decode_attention import paged_batch
-
-GAIN = 1.05  # by which torch must be faster to earn an entry
 
 
 def cases() -> Iterator[tuple[str, Shape, list[tuple[int, int]]]]:
@@ -29,10 +27,8 @@ def cases() -> Iterator[tuple[str, Shape, list[tuple[int, int]]]]:
 
 def run(ceilings: Ceilings) -> list[Row]:
     from ember_kernels.prefill_attention import prefill_attention
-    from ember_kernels.varlen import varlen_attention, varlen_function
 
     rows = []
-    won: list[tuple[int, int, bool]] = []  # head_dim, longest prompt, whether torch was faster
     for name, shape, sequences in cases():
         longest = max(cached + new for cached, new in sequences)
         batch = paged_batch(shape, len(sequences), longest, torch.bfloat16, 16)
@@ -47,26 +43,14 @@ def run(ceilings: Ceilings) -> list[Row]:
         flops = 4.0 * shape.heads * shape.head_dim * pairs
         moved = 4.0 * shape.head_dim * (tokens * shape.heads + sum(lengths) * shape.kv_heads)
         peer, torch_seconds = "", 0.0
-        if varlen_function() is not None and not any(cached for cached, _ in sequences):
+        if not any(cached for cached, _ in sequences):
             key, value = torch.randn(2, tokens, shape.kv_heads, shape.head_dim, device="cuda").bfloat16()
-            call = partial(varlen_attention, query, key, value, starts, max_queries=most)
+            call = partial(
+                varlen_attn, query, key, value, starts, starts, most, most, window_size=(-1, 0), enable_gqa=True
+            )
             peer, torch_seconds = "torch varlen", measure(call)
-            won.append((shape.head_dim, most, GAIN * torch_seconds <= seconds))
         rows.append(Row("prefill_attention", name, seconds, moved, flops, peer, torch_seconds))
-    major, minor = torch.cuda.get_device_capability()
-    print(f"MEASURED_VARLEN of {ceilings.device}: {{{10 * major + minor}: {_entries(won)}}}")
     return rows
-
-
-def _entries(won: list[tuple[int, int, bool]]) -> dict[int, int]:
-    """{head_dim: the length from which on torch was faster in every case}"""
-    entries = {}
-    for head_dim in {size for size, _, _ in won}:
-        lost = max((length for size, length, faster in won if size == head_dim and not faster), default=0)
-        lengths = [length for size, length, _ in won if size == head_dim and length > lost]
-        if lengths:
-            entries[head_dim] = min(lengths)
-    return entries
 
 
 if __name__ == "__main__":

@@ -40,7 +40,6 @@ from ember_kernels.attention import (
 )
 from ember_kernels.attention_tables import ELEMENT_SIZES, variants
 from ember_kernels.compile import Specialisation
-from ember_kernels.varlen import uses_varlen, varlen_attention
 
 STARTS_BLOCK = 256
 
@@ -220,7 +219,6 @@ def prefill_attention(
     sinks: torch.Tensor | None = None,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
-    fresh: tuple[torch.Tensor, torch.Tensor] | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal attention of ragged queries, which are the last positions of their sequences' paged contexts.
@@ -233,9 +231,6 @@ def prefill_attention(
                   above 0 (after decodes), and a sequence may have no rows
     seq_lens      int32 [seqs]: context lengths, queries included, so never below the sequence's number of rows
     max_queries   no sequence has more rows; decides on the tiles
-    fresh         keys and values of the batch, [tokens, kv_heads, head_dim] of query's dtype, to be given where no
-                  sequence has more context than its own rows and starts[0] is 0: torch's varlen attention may then
-                  serve the call, if it was measured to be faster (`ember_kernels.varlen`)
     scale, window, soft_cap, sinks: as in `decode_attention`
     out           [tokens, heads, head_dim] contiguous; allocated without it. Rows of no sequence are not written.
 
@@ -246,10 +241,7 @@ def prefill_attention(
     num_seqs, kv_heads = seq_lens.shape[0], keys.shape[2]
     if starts.shape != (num_seqs + 1,):
         raise ValueError(f"starts must be [{num_seqs + 1}] for {num_seqs} sequences and is {list(starts.shape)}")
-    plain = window is None and soft_cap is None and sinks is None and keys.dtype == query.dtype
     capability = capability_of(query.device)
-    if fresh is not None and plain and uses_varlen(capability, head_dim, max_queries, query.dtype):
-        return varlen_attention(query, *fresh, starts, max_queries=max_queries, scale=scale, out=out)
     if out is None:
         out = query.new_empty((tokens, heads, head_dim))
     if tokens == 0 or num_seqs == 0:
@@ -309,10 +301,9 @@ def prefill_attention_reference(
     sinks: torch.Tensor | None = None,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
-    fresh: tuple[torch.Tensor, torch.Tensor] | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As `prefill_attention`, in float32; max_queries and fresh change nothing. Rows of no sequence are zero."""
+    """As `prefill_attention`, in float32; max_queries changes nothing. Rows of no sequence are zero."""
     options: dict[str, Any] = {"scale": scale, "window": window, "soft_cap": soft_cap, "sinks": sinks}
     options |= {"k_scale": k_scale, "v_scale": v_scale}
     bounds, lengths = starts.tolist(), seq_lens.tolist()

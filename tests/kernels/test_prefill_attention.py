@@ -12,9 +12,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from ember_kernels import varlen
 from ember_kernels.prefill_attention import config, prefill_attention, prefill_attention_reference
-from ember_kernels.varlen import uses_varlen, varlen_attention, varlen_attention_reference, varlen_function
 
 NAN = float("nan")
 
@@ -165,56 +163,6 @@ def test_tiles_hold_a_group_and_fit_shared_memory(capability: int) -> None:
             c = config(head_dim, 2, rows, capability)
             assert c.block_m == (64 if rows <= 64 else c.block_m)
             assert 2 * head_dim * (c.block_m + 2 * 2 * c.block_n) <= limit
-
-
-def test_varlen_is_used_only_where_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not uses_varlen(90, 128, 4096, torch.bfloat16), "no entry without a measurement"
-    monkeypatch.setattr(varlen, "MEASURED_VARLEN", {90: {128: 512}})
-    monkeypatch.setattr(varlen, "varlen_function", lambda: print)
-    assert uses_varlen(90, 128, 512, torch.bfloat16)
-    assert not uses_varlen(90, 128, 511, torch.bfloat16)
-    assert not uses_varlen(90, 64, 512, torch.bfloat16)
-    assert not uses_varlen(80, 128, 512, torch.bfloat16)
-    assert not uses_varlen(90, 128, 512, torch.float32)
-    monkeypatch.setattr(varlen, "varlen_function", lambda: None)
-    assert not uses_varlen(90, 128, 512, torch.bfloat16)
-
-
-@pytest.mark.parametrize("older", [False, True])
-def test_fresh_prompts_by_torch_give_the_same(device: str, monkeypatch: pytest.MonkeyPatch, older: bool) -> None:
-    """With a stand-in of torch's function, whose signature depends on the release."""
-    calls = []
-
-    def newer_function(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
-        calls.append((window_size, enable_gqa))
-        return varlen_attention_reference(query, key, value, cu_seq_q, max_queries=max_q, scale=scale)
-
-    def older_function(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal, scale):
-        assert query.shape == key.shape == value.shape and is_causal
-        calls.append(((-1, 0), True))
-        return varlen_attention_reference(query, key, value, cu_seq_q, max_queries=max_q, scale=scale)
-
-    monkeypatch.setattr(varlen, "varlen_function", lambda: older_function if older else newer_function)
-    monkeypatch.setattr(varlen, "MEASURED_VARLEN", {c: {64: 1} for c in (80, 86, 89, 90, 100, 120)})
-    problem = _problem(device, [(0, 20), (0, 7)], dtype=torch.float16)
-    rows = [(i, at) for i, length in enumerate((20, 7)) for at in range(length)]
-    slots = [int(problem["block_tables"][i, at // 16]) * 16 + at % 16 for i, at in rows]
-    fresh = tuple(problem[name].flatten(0, 1)[slots] for name in ("keys", "values"))
-    _check(problem, fresh=fresh)
-    assert calls == [((-1, 0), True)]
-    _check(problem, fresh=fresh, window=3)
-    assert len(calls) == 1, "a window is not torch's"
-
-
-def test_torch_varlen_matches_its_reference(device: str, has_gpu: bool) -> None:
-    if not has_gpu or varlen_function() is None:
-        pytest.skip("torch's varlen attention needs a GPU and torch 2.10 or newer")
-    starts = torch.tensor([0, 300, 301, 800], dtype=torch.int32, device=device)
-    query = torch.randn(800, 32, 128, device=device).bfloat16()
-    key, value = torch.randn(2, 800, 8, 128, device=device).bfloat16()
-    result = varlen_attention(query, key, value, starts, max_queries=499)
-    expected = varlen_attention_reference(query, key, value, starts, max_queries=499)
-    torch.testing.assert_close(result.float(), expected.float(), rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize(
