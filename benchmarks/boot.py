@@ -1,14 +1,14 @@
-"""Process start to first token: the worker is started N times, and each phase's median and spread is printed.
+"""Boot from process start to first token: the worker is started N times. Prints the median and range of each phase.
 
     python benchmarks/boot.py [--model demo|qwen3-0.6b|DIRECTORY] [--runs 5] [--cold] [--skip-transformers]
                               [--llama-python PYTHON]
 
-Beside it, measured in the same run and in turn: a process that only imports torch; the same worker with all of torch
-(EMBER_LEAN_TORCH=false) and with its boot steps one after the other (serial_boot/); transformers from process start to
-its first token on the same model; llama.cpp's Python package, where `--llama-python` names a Python that has it (and
-gguf and numpy), on the same weights in bf16; and the rate at which `dd` and our reader read the weights. The page cache
-is warm: every file is read once before the first run.
-With `--cold` it is dropped before every process, which root may do.
+These are measured alternately in the same run: a process that only imports torch; the worker with all of torch
+(EMBER_LEAN_TORCH=false), and with its boot steps one after the other (serial_boot/); transformers from process start to
+its first token on the same model; llama.cpp's Python package on the same weights in bf16, if `--llama-python` names a
+Python that has it (and gguf and numpy); and the rates at which `dd` and our reader read the weights. The page cache is
+warm: every file is read once before the first run. With `--cold` the page cache is dropped before every process, which
+needs root.
 """
 
 from __future__ import annotations

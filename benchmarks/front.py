@@ -1,11 +1,10 @@
-"""What the front costs: CPU per streamed chunk of a worker with many chats, and what the parsers add to a token.
+"""CPU time of the front: per streamed chunk of a worker with many chats, and per token in the parsers.
 
     python benchmarks/front.py [--chats 256] [--tokens 64] [--rounds 5]
 
-The first table is of `ember serve demo` as a process of its own: CPU time of the front process (the engine is another)
-from the first request to the last chunk, over the chunks that the clients got. The second is of the parsers alone, in
-this process: the same tokens through a sample with and without them, one token at a time, as a stream has them.
-`--json FILE` writes the rows for other programs.
+The first table is for `ember serve demo`: the CPU time of its front process, without the engine's, from the first
+request to the last chunk, divided by the number of chunks. The second table is for the parsers alone, in this process:
+the same tokens through a sample with and without parsers, one token at a time. `--json FILE` writes the rows.
 """
 
 from __future__ import annotations

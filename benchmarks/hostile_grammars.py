@@ -1,13 +1,13 @@
-"""A chat beside clients whose grammars are made to cost much: how much longer are its gaps between tokens?
+"""The gaps between the tokens of a chat beside clients with expensive grammars.
 
     python benchmarks/hostile_grammars.py [--seconds 20] [--samples 128] [--clients 1] [--endless] [--only WORDS]
 
-Starts `ember serve` with the demo model and STEP_TIMEOUT=20. A chat is streamed again and again: alone, beside clients
-that each send one kind of grammar for ever (`tests/structured/hostile.py`: ambiguous rules, chains that overflow a
-stack, wide anyOf, counted repetitions, ...), and beside the same requests without their grammars. `--clients` for each
-kind; those that cannot be served ask for `--samples` samples, those that can for one, `--endless` leaves these out, and
-`--only` leaves out those whose name lacks its words. Every request has another grammar, so that none is refused for
-what the last one did.
+It starts `ember serve` with the demo model and STEP_TIMEOUT=20. A chat is streamed repeatedly: alone, beside clients
+that each repeat one kind of grammar (`tests/structured/hostile.py`: ambiguous rules, chains that overflow a stack, wide
+anyOf, counted repetitions, ...), and beside the same requests without grammars. There are `--clients` clients for each
+kind. Grammars that cannot be served have `--samples` samples, the others one; `--endless` leaves the latter out, and
+`--only` selects kinds by words in their names. Every request has a different grammar, since a refused grammar would be
+refused at once the next time.
 
 The figures are the gaps between the events of the chat's stream, and the seconds that `/metrics` and `/health` take.
 Exit status 1 when the mean or median gap beside the grammars is more than three times that of the chat alone, when one

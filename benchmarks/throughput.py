@@ -1,11 +1,10 @@
-"""Prefill and decode tokens per second at several batch sizes, beside transformers' generate on the same weights.
+"""Prefill and decode tokens per second at several batch sizes, and those of transformers' generate on the same weights.
 
     python benchmarks/throughput.py [--model demo|qwen3-0.6b|DIRECTORY] [--batches 1 8 32] [--prompt 128] [--output 64]
 
-Both run in this process, on the same device with the same number of threads, and take turns; the figures are medians.
-The limit is what the memory allows: bytes of weights and KV cache that a decode step must read, over the bandwidth
-measured at the start. Prompts are random token ids of equal length, greedy, without end tokens. `--json FILE` writes
-the rows for other programs.
+Both run alternately in this process, on the same device with the same number of threads. The figures are medians. The
+limit is the bytes of weights and KV cache that a decode step must read, divided by the memory bandwidth measured at the
+start. Prompts are random token ids of equal length, sampled greedily without end tokens. `--json FILE` writes the rows.
 """
 
 from __future__ import annotations
@@ -117,7 +116,7 @@ def _run(directory: Path, options: argparse.Namespace) -> None:
 
 
 def _hide_newer_than_avx2() -> None:
-    """From torch's operators, which read these when they are imported, and from our choice of a library."""
+    """Limit torch's operators, which read these variables at import, and the choice of the C library to AVX2."""
     os.environ |= {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
     from ember_cpu import variants
 

@@ -1,11 +1,11 @@
-"""Puts a model into the image, where the worker looks before any volume and any download.
+"""Put a model into the image, where the worker looks before any volume and any download.
 
     python -m builder.bake_model --into /opt/ember/models --name ORG/MODEL [--revision REV] [--from DIRECTORY]
                                  [--token-file FILE] [--tokenizer ORG/MODEL] [--tokenizer-revision REV]
 
-From the Hub only what the engine needs is fetched; from a directory only that is copied. `--into` gets the layout of a
-Hugging Face cache. A model that this Ember cannot serve fails the build, not the first boot. The token is read from a
-file (a build secret) and goes nowhere else. Without a name nothing is baked.
+Only the files that the engine needs are downloaded or copied. `--into` gets the layout of a Hugging Face cache. A model
+that Ember cannot serve fails the build instead of the first boot. The token is read from a file (a build secret) and is
+not stored. Without a name the image has no model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ember.engine.loading.load import read_model_config
 from ember.engine.loading.resolve import MODEL, TOKENIZER, Wanted, find_snapshot
 from ember.front.text import prepared_tokenizer
 
-LOCAL = "local"  # the commit of what comes from a directory
+LOCAL = "local"  # name of the commit of a model from a directory
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,7 +70,7 @@ def bake(wanted: Wanted, into: Path, name: str, revision: str | None, source: Pa
     prepare_tokenizer(directory)
     _tidy(into)
     if find_snapshot(into, name, revision, wanted) != directory:
-        raise ModelError(f"{name} was put into {directory}, where the worker would not find it whole")
+        raise ModelError(f"{name} was put into {directory}, but the worker would not find it complete there")
     size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
     print(f"baked {name}: {size / 1e9:.2f} GB in {directory}")
 
@@ -89,7 +89,7 @@ def prepare_tokenizer(directory: Path) -> None:
 
 
 def copy(into: Path, name: str, revision: str | None, source: Path) -> Path:
-    """The files of a directory that the engine needs, as a snapshot of their own. Raises ModelError."""
+    """Copy the files of a directory that the engine needs to a new snapshot. Raises ModelError."""
     if not (source / "config.json").exists():
         raise ModelError(f"{source} has no config.json: it is not a model directory")
     names = [str(file.relative_to(source)) for file in source.rglob("*") if file.is_file()]
@@ -107,7 +107,7 @@ def copy(into: Path, name: str, revision: str | None, source: Path) -> Path:
 
 
 def _token(file: Path | None) -> str | None:
-    """The token of a mounted secret; None where there is none."""
+    """The token of a mounted secret; None if there is none."""
     os.environ.pop("HF_TOKEN", None)  # a build argument of that name would stay in the image's history
     if file is None or not file.exists():
         return None
@@ -115,7 +115,7 @@ def _token(file: Path | None) -> str | None:
 
 
 def _tidy(into: Path) -> None:
-    """What a download leaves behind, and rights for whoever runs the worker."""
+    """Remove a download's temporary files, and make the files readable for every user."""
     shutil.rmtree(into / ".locks", ignore_errors=True)
     for left_over in [*into.glob("*/blobs/*.incomplete"), *into.glob("*/trees"), into / "CACHEDIR.TAG"]:
         if left_over.is_dir():

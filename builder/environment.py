@@ -1,7 +1,7 @@
-"""Makes the virtual environment: `python builder/environment.py VENV runtime|dev TORCH_INDEX`.
+"""Create the virtual environment: `python builder/environment.py VENV runtime|dev TORCH_INDEX`.
 
-Run by the Makefile with the machine's own Python and nothing installed. torch comes first and by itself: the default
-wheel carries several GB of CUDA libraries, so a machine without an NVIDIA GPU takes the CPU build.
+The Makefile runs it with the machine's own Python and nothing installed. torch is installed first: its default wheel
+has several GB of CUDA libraries, so a machine without an NVIDIA GPU gets the CPU build.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ OLDEST = (3, 11)
 
 
 def _say(line: str) -> None:
-    """To stderr: the stdout of `make run` is the worker's answer alone."""
+    """Print a line to stderr, since the stdout of `make run` is only the worker's answer."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -55,14 +55,14 @@ def _fail(message: str) -> int:
 
 
 def _make(directory: Path) -> str | None:
-    """Create the environment, in place of one that was left half-made. Returns what is wrong, in one line."""
+    """Create the environment, replacing an incomplete one. Returns an error of one line, or None."""
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
     advice = f"on Debian and Ubuntu: apt-get install {name}-venv; or choose another with `make PYTHON=python3.12 ...`"
     if any(importlib.util.find_spec(module) is None for module in ("venv", "ensurepip")):
         return f"{sys.executable} cannot make a virtual environment, it lacks ensurepip; {advice}"
     import venv
 
-    is_half_made = (directory / "pyvenv.cfg").exists()  # anything else that is there stays
+    is_half_made = (directory / "pyvenv.cfg").exists()  # other directories are not removed
     _say(f"creating {directory}" + (" again: there is no pip in it" if is_half_made else ""))
     try:
         venv.create(directory, with_pip=True, clear=is_half_made)
@@ -72,7 +72,7 @@ def _make(directory: Path) -> str | None:
 
 
 def _has_pip(python: Path) -> bool:
-    """Whether there is an environment, and a whole one: pip is the last thing that is put into it."""
+    """Whether the environment exists and is complete: pip is installed last."""
     if not python.exists():
         return False
     command = [str(python), "-c", "import pip"]
@@ -80,7 +80,7 @@ def _has_pip(python: Path) -> bool:
 
 
 def _version(python: Path, package: str) -> str | None:
-    """The version that is installed."""
+    """The installed version of a package; None if it is not installed."""
     code = f"import importlib.metadata as m; print(m.version({package!r}))"
     done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
@@ -92,7 +92,7 @@ def _pip(python: Path, *arguments: str, quietly: bool = False) -> bool:
 
 
 def _compile(python: Path) -> None:
-    """The first start should not be slower than the others, whatever the environment says about bytecode."""
+    """Compile bytecode, so that the first start is as fast as later ones, whatever PYTHONDONTWRITEBYTECODE says."""
     subprocess.run([python, "-m", "compileall", "-q", "src", "kernels", "handler.py"], cwd=ROOT, check=False)
 
 

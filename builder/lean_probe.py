@@ -1,7 +1,7 @@
-"""What the engine does with torch, all of it once: run in a process whose torch is lean, to see what it needs.
+"""The probe of a lean torch: it does everything that the engine does with torch once, to find the modules it needs.
 
-On a machine with a GPU the same requests run there too. Without one the modules of its kernels are imported at least,
-and every attribute of torch that the engine's source names is looked up.
+On a machine with a GPU the requests run there too. Without a GPU the kernels' modules are imported, and every attribute
+of torch that the engine's source names is looked up.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _SAMPLINGS = (
     SamplingParams(max_tokens=8, temperature=0.0, grammar=Grammar("json_schema", _SCHEMA)),
     SamplingParams(max_tokens=8, seed=3, grammar=Grammar("regex", "[a-z]+")),
 )
-_PROMPT_LENGTHS = (3, 40, 200)  # a short one, one in the C library, one for torch's matrix products
+_PROMPT_LENGTHS = (3, 40, 200)  # tokens: short, for the C library, for torch's matrix products
 
 
 def run(is_over: Callable[[], bool]) -> int:
-    """Run everything, or until `is_over` says that more would show nothing new. Returns how many tokens came out."""
+    """Run the probe, or stop early when `is_over` returns True. Returns the number of generated tokens."""
     import torch
 
     _import_all("ember.engine")
@@ -101,7 +101,7 @@ def _import_all(package: str) -> None:
 
 
 def attributes_of_torch() -> list[str]:
-    """Every `torch.a.b` that the engine's and the kernels' source says."""
+    """Every `torch.a.b` in the engine's and the kernels' source."""
     roots = [Path(ember.__file__).parent / "engine"]
     try:
         import ember_kernels

@@ -1,13 +1,13 @@
-"""Makes the list of what a lean import of torch defers: `python -m builder.lean_torch [--into DIRECTORY] [--check]`.
+"""Make the list of modules that a lean import of torch defers: `python -m builder.lean_torch [--into DIRECTORY]`.
 
-Every step is a fresh process. The plain import is traced first: which modules it loads, in which order, how long each
-takes. Then the import is tried with every module deferred. Whatever is touched on the way is needed, stays out of the
-list, and the import is tried again, until nothing is touched; the same with the engine's probe (builder/lean_probe.py),
+Every step runs in a fresh process. The plain import is traced first: its modules, their order, and the time of each.
+Then the import is tried with every module deferred. A module that is used on the way is needed and leaves the list, and
+the import is tried again, until no module is used. The same is done with the engine's probe (builder/lean_probe.py),
 which runs the operators, dtypes and kernels of a boot and of requests, and with a comparison of the registered kernels.
 
-`from deferred import name` need not execute the module where the importing one uses the name only inside of functions,
-and there only to call it, to ask it for an attribute, or as the class in isinstance() or issubclass(): for these a
-`DeferredName` does as well. That is read from the source here, name by name.
+`from deferred import name` need not execute the module if the importing module uses the name only inside functions, and
+there only to call it, to read an attribute of it, or as the class in isinstance() or issubclass(). A `DeferredName` can
+do these. The source is analysed for this, name by name.
 """
 
 from __future__ import annotations

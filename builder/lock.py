@@ -1,9 +1,9 @@
-"""Writes requirements.lock: the exact version of everything that the image installs beside torch.
+"""Write requirements.lock: the exact versions of all packages that the image installs, except torch.
 
     python -m builder.lock
 
-asks pip what it would install for pyproject.toml's dependencies under constraints.txt, with no package left to choose
-later. torch and what belongs to its build (triton, CUDA libraries) are the image's arguments and not part of it.
+The versions are those that pip would install for pyproject.toml's dependencies under constraints.txt. torch and the
+packages of its build (triton, CUDA libraries) depend on the image's arguments and are left out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> int:
 
 
 def render(versions: dict[str, str]) -> str:
-    """The file's content, in order of the names."""
+    """The content of the file, sorted by name."""
     kept = {name.lower().replace("_", "-"): version for name, version in versions.items()}
     lines = [f"{name}=={version}" for name, version in sorted(kept.items()) if not name.startswith(_TORCHS_OWN)]
     return _HEAD + "\n".join(lines) + "\n"

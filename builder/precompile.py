@@ -1,11 +1,11 @@
-"""Fills Triton's cache with every kernel of the engine for every GPU of the image, on a machine without one.
+"""Fill Triton's cache with every kernel of the engine for every GPU of the image, on a machine without a GPU.
 
     python -m builder.precompile --cache /opt/ember/kernels [--capabilities 80 86 89 90 100 120]
 
-The worker must run with TRITON_CACHE_DIR set to the same path: the cache holds absolute ones. What is kept is what a
-launch reads: the binary and its metadata. The hash over Triton's files, with which every key begins, is kept beside
-them (`ember_kernels.cache`). A second process then asks for all of it again; if that compiles anything, this fails,
-for so would a boot. Where torch is a CPU build there is nothing to do, and the directory stays empty.
+The worker must have TRITON_CACHE_DIR set to the same path, since the cache contains absolute paths. Only what a launch
+reads is kept: the binary and its metadata, and the hash over Triton's files, which is a part of every key
+(`ember_kernels.cache`). A second process then requests all kernels again. If it compiles anything, a boot would too,
+and this command fails. With a CPU build of torch there is nothing to do, and the directory stays empty.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
-# The kernels that the engine launches, by module; the package has others that nothing launches yet.
+# The modules of kernels that the engine launches. The package has others that are not used yet.
 MODULES = (
     "activation",
     "decode_attention",
@@ -35,7 +35,7 @@ MODULES = (
 _KEPT = (".json", ".cubin")
 _GROUP = "__grp__"
 
-# Runs in a process of its own, whose caches in memory are empty.
+# It runs in a process of its own, whose caches in memory are empty.
 _AGAIN = """
 import sys
 from ember_kernels.cache import use_baked_key
@@ -96,7 +96,8 @@ def precompile(cache: Path, capabilities: list[int], modules: Sequence[str], pro
 
 
 def slim(cache: Path) -> None:
-    """Drop what no launch reads: intermediate forms, sources and locks. A group names its files, so it is rewritten."""
+    """Delete files that no launch reads: intermediate forms, sources, locks. Groups list their files and are
+    rewritten."""
     for group in _groups(cache):
         children: dict[str, str] = json.loads(group.read_text())["child_paths"]
         kept = {name: path for name, path in children.items() if name.endswith(_KEPT)}
@@ -107,7 +108,7 @@ def slim(cache: Path) -> None:
 
 
 def _groups(cache: Path) -> list[Path]:
-    """The files that stand for one compiled kernel each."""
+    """The group files, one for each compiled kernel."""
     return sorted(cache.glob(f"*/{_GROUP}*.json"))
 
 

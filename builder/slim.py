@@ -1,7 +1,7 @@
-"""Removes from an environment what a worker never opens: `python -m builder.slim SITE_PACKAGES`.
+"""Remove files that a worker never opens from an environment: `python -m builder.slim SITE_PACKAGES`.
 
-Static libraries, C headers, Triton's profiler and the tools that torch ships for building extensions. What the linker
-or an import could still ask for stays.
+These are static libraries, C headers, Triton's profiler and torch's tools for building extensions. Files that the
+dynamic linker or an import could need stay.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ UNUSED = (
 
 
 def slim(site_packages: Path) -> int:
-    """Returns the bytes that are gone."""
+    """Remove the files. Returns the number of freed bytes."""
     freed = 0
     for pattern in UNUSED:
         for path in sorted(site_packages.glob(pattern)):
