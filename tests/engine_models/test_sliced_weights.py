@@ -422,8 +422,8 @@ def test_every_row_of_every_matrix_is_used_once(names: WeightNames, experts: Exp
     sizes: dict[str, int] = {}
     for output in outputs_of(replace(names, experts=experts), **fields):
         stored, rows = output.stored, output.rows
-        first = output.index * stored.rows.count
-        taken = [first + rows.start + run * rows.step + row for run in range(rows.count) for row in range(rows.size)]
+        first = output.stack_index * stored.rows.extent
+        taken = [first + rows.start + run * rows.step + row for run in range(rows.runs) for row in range(rows.size)]
         found.setdefault(stored.name, []).extend(taken)
-        sizes[stored.name] = stored.rows.count * (1 if stored.stack is None else stored.stack.count)
+        sizes[stored.name] = stored.rows.extent * (1 if stored.stack is None else stored.stack.extent)
     assert {name: sorted(rows) for name, rows in found.items()} == {name: list(range(n)) for name, n in sizes.items()}

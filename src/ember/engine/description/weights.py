@@ -8,35 +8,33 @@ matrix, each output is a set of rows of that matrix.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ember.engine.description.config import DecoderConfig, ExpertsConfig
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
+class Size(NamedTuple):
     """A size of a stored tensor, and the fields of config.json, with their values, from which it follows."""
 
-    count: int
+    extent: int
     says: str
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Rows of a matrix: `count` runs of `size` rows. The first run is at row `start`, each next one `step` rows
+class Rows(NamedTuple):
+    """Rows of a matrix: `runs` runs of `size` rows. The first run is at row `start`, each next one `step` rows
     later."""
 
     start: int
     size: int
-    count: int = 1
+    runs: int = 1
     step: int = 0
 
-    def __len__(self) -> int:
-        return self.size * self.count
+    @property
+    def total(self) -> int:
+        return self.size * self.runs
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """A matrix of the checkpoint, [rows, columns] as in y = x @ matrix.T, or a stack of equal matrices.
 
     Its tensor has that shape, or [columns, rows] if `transposed`. A `stack` has one more dimension in front.
@@ -52,24 +50,22 @@ class Stored:
 
     def whole(self) -> Output:
         """All rows, of a stack those of all matrices."""
-        matrices = 1 if self.stack is None else self.stack.count
-        return Output(self, Rows(0, self.rows.count * matrices))
+        matrices = 1 if self.stack is None else self.stack.extent
+        return Output(self, Rows(0, self.rows.extent * matrices))
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(NamedTuple):
     """Rows of a stored matrix that are output rows of a linear layer.
 
-    In a stack they are rows of the matrix at `index`, and may continue in the matrices after it.
+    In a stack they are rows of the matrix at `stack_index`, and may continue in the matrices after it.
     """
 
     stored: Stored
     rows: Rows
-    index: int = 0
+    stack_index: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class LinearSpec:
+class LinearSpec(NamedTuple):
     """A linear layer, or the linear layers of all experts, one after the other."""
 
     name: str
@@ -84,8 +80,7 @@ class LinearSpec:
         return self.first_input, self.first_input + self.inputs
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
+class TensorSpec(NamedTuple):
     """A vector or a table that is used as it is stored."""
 
     name: str
@@ -122,8 +117,7 @@ def weight_specs(config: DecoderConfig) -> list[Spec]:
     return specs
 
 
-@dataclass(frozen=True, slots=True)
-class _Sizes:
+class _Sizes(NamedTuple):
     """The sizes that the tensors of every layer have."""
 
     hidden: Size
@@ -218,10 +212,10 @@ def _experts(
                 found += [Output(stored, run, index) for run in taken]
         return found
 
-    whole = (Rows(0, inner.count),)
+    whole = (Rows(0, inner.extent),)
     if names.gate_up is not None:
-        every_other = tuple(Rows(start, 1, inner.count, 2) for start in (0, 1))
-        taken = every_other if names.alternates else (Rows(0, 2 * inner.count),)
+        every_other = tuple(Rows(start, 1, inner.extent, 2) for start in (0, 1))
+        taken = every_other if names.alternates else (Rows(0, 2 * inner.extent),)
         ups = outputs((names.gate_up, _twice(inner), hidden, taken))
     elif config.gated_mlp:
         ups = outputs((names.gate, inner, hidden, whole), (names.up, inner, hidden, whole))
@@ -229,16 +223,16 @@ def _experts(
         ups = outputs((names.up, inner, hidden, whole))
     yield _linear(f"{ours}experts.up", ups, config.mlp_bias)
     yield _linear(
-        f"{ours}experts.down", outputs((names.down, hidden, inner, (Rows(0, hidden.count),))), config.mlp_bias
+        f"{ours}experts.down", outputs((names.down, hidden, inner, (Rows(0, hidden.extent),))), config.mlp_bias
     )
 
 
 def _twice(size: Size) -> Size:
-    return Size(2 * size.count, f"twice {size.says}: {2 * size.count}")
+    return Size(2 * size.extent, f"twice {size.says}: {2 * size.extent}")
 
 
 def _linear(name: str, outputs: list[Output], bias: bool = False) -> LinearSpec:
-    return LinearSpec(name, tuple(outputs), outputs[0].stored.columns.count, bias)
+    return LinearSpec(name, tuple(outputs), outputs[0].stored.columns.extent, bias)
 
 
 def _norm(config: DecoderConfig, size: Size, name: str, source: str) -> Iterator[TensorSpec]:

@@ -32,7 +32,7 @@ def mapped_tensors(plan: LoadPlan, mapped: Mapped) -> Tensors:
     tensors: Tensors = {}
     for parameter in plan.parameters:
         places = mapped.places.pop(parameter.name)
-        rows = [parameter.rows] if len(places) == 1 else [len(piece.rows) for piece in parameter.pieces]
+        rows = [parameter.rows] if len(places) == 1 else [piece.rows.total for piece in parameter.pieces]
         shapes = [(count, *parameter.shape[1:]) for count in rows]
         tensors[parameter.name] = tuple(
             torch.frombuffer(memory, dtype=_dtype(parameter), count=math.prod(shape), offset=offset).view(shape)
@@ -104,7 +104,7 @@ def _put(target: Tensor, stored: Tensor, chunk: Chunk) -> None:
     if piece.is_flat:
         target.view(-1)[done].copy_(stored)
         return
-    filled = target.view(len(target), -1)[piece.row : piece.row + len(piece.rows)]
+    filled = target.view(len(target), -1)[piece.row : piece.row + piece.rows.total]
     stored = stored.view(chunk.count, piece.matrix[1])
     if not piece.transposed:
         filled[done].copy_(stored[:, slice(*piece.columns)])
@@ -114,7 +114,7 @@ def _put(target: Tensor, stored: Tensor, chunk: Chunk) -> None:
     tile = _TILE_ROWS if target.device.type == "cpu" else count
     for first in range(0, count, tile):
         part = stored[first : first + tile]
-        shape, strides = (rows.count, rows.size, len(part)), (rows.step, 1, width)
+        shape, strides = (rows.runs, rows.size, len(part)), (rows.step, 1, width)
         taken = part.as_strided(shape, strides, part.storage_offset() + rows.start)
         start = chunk.first + first
         filled[:, start : start + len(part)].unflatten(0, shape[:2]).copy_(taken)

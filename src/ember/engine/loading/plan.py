@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.weights import Rows, Spec, weight_specs
@@ -39,8 +40,7 @@ _BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".masked_bias")  # buffers of 
 _AXES = {1: ("entries",), 2: ("rows", "columns"), 3: ("matrices", "rows", "columns")}
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """Consecutive rows of a parameter, and the part of a stored tensor that contains them.
 
     `rows` and `columns` select from the stored matrix, whose shape is `matrix`, or from its transpose if `transposed`.
@@ -71,12 +71,12 @@ class Piece:
     @property
     def is_one_span(self) -> bool:
         """Whether the bytes are contiguous in the file, so that they can be mapped."""
-        return self.is_flat and self.rows.count == 1
+        return self.is_flat and self.rows.runs == 1
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """The byte ranges of the file that a flat piece consists of, in the order of its rows: offset and length."""
         row_bytes = self.matrix[1] * self.item_size
-        for run in range(self.rows.count):
+        for run in range(self.rows.runs):
             start = self.rows.start + run * self.rows.step
             yield self.offset + start * row_bytes, self.rows.size * row_bytes
 
@@ -86,13 +86,13 @@ class Piece:
         if self.transposed:
             yield self.columns[0], self.width, 0
             return
-        for run in range(self.rows.count):
+        for run in range(self.rows.runs):
             yield self.rows.start + run * self.rows.step, self.rows.size, run * self.rows.size
 
     @property
     def nbytes(self) -> int:
         """The number of bytes to read from the file."""
-        rows = self.width if self.transposed else len(self.rows)
+        rows = self.width if self.transposed else self.rows.total
         return rows * self.matrix[1] * self.item_size
 
 
@@ -121,11 +121,11 @@ class Parameter:
 
     def add(self, piece: Piece) -> None:
         """Append the rows of a piece. A piece that begins in the file where the last one ends is merged with it."""
-        self.rows += len(piece.rows)
+        self.rows += piece.rows.total
         last = self.pieces[-1] if self.pieces else None
         if last is not None and _follows(piece, last):
-            rows = len(last.rows) + len(piece.rows)
-            self.pieces[-1] = replace(last, matrix=(rows, last.matrix[1]), rows=Rows(0, rows))
+            rows = last.rows.total + piece.rows.total
+            self.pieces[-1] = last._replace(matrix=(rows, last.matrix[1]), rows=Rows(0, rows))
             return
         self.pieces.append(piece)
 
@@ -207,7 +207,7 @@ def plan_specs(
         for source in weight_format.sources(spec):
             entry = entries.get(source.name.removeprefix(base))
             if entry is None:
-                missing.append(f"{source.name} {[size.count for size in source.shape]}")
+                missing.append(f"{source.name} {[size.extent for size in source.shape]}")
                 continue
             used.add(entry.name)
             fault = _fault(source, entry, weight_format)
@@ -235,12 +235,12 @@ def plan_specs(
 
 def _fault(source: Source, entry: TensorEntry, weight_format: WeightFormat) -> str | None:
     """What is wrong with a stored tensor, in the terms of config.json; None where nothing is."""
-    name, wanted = entry.name, tuple(size.count for size in source.shape)
+    name, wanted = entry.name, tuple(size.extent for size in source.shape)
     if entry.shape != wanted:
         where = f"{list(entry.shape)} in {entry.file.name}, not {list(wanted)}"
         axes = _AXES.get(len(wanted), ()) if len(entry.shape) == len(wanted) else ()
         for size, found, axis in zip(source.shape, entry.shape, axes, strict=False):
-            if size.count != found:
+            if size.extent != found:
                 return f"{size.says}, but {name} has {found} {axis} (it is {where})"
         return f"{name} is {where}"
     if entry.dtype not in source.stored:
@@ -255,8 +255,8 @@ def _described(entry: TensorEntry) -> str:
 
 def _piece(source: Source, entry: TensorEntry, row: int) -> Piece:
     (num_rows, num_columns), rows = source.matrix, source.rows
-    offset = entry.offset + source.index * num_rows * num_columns * ITEM_SIZES[entry.dtype]
-    if rows.count == 1 and not source.transposed:  # all rows of a matrix that begins with them
+    offset = entry.offset + source.stack_index * num_rows * num_columns * ITEM_SIZES[entry.dtype]
+    if rows.runs == 1 and not source.transposed:  # all rows of a matrix that begins with them
         offset += rows.start * num_columns * ITEM_SIZES[entry.dtype]
         return Piece(entry, offset, (rows.size, num_columns), Rows(0, rows.size), source.columns, False, row)
     return Piece(entry, offset, source.matrix, rows, source.columns, source.transposed, row)

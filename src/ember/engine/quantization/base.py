@@ -7,8 +7,7 @@ tensors that were read. `matrix_source`, `vector_source` and `bias_sources` make
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ember.engine.description.weights import LinearSpec, Output, Rows, Size, Spec, Stored
 
@@ -22,8 +21,7 @@ FLOATS = ("BF16", "F16", "F32", "F64")  # safetensors' names
 WEIGHT, BIAS = "weight", "bias"  # the parts of most weights
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """Rows of one part of a weight, and the stored tensor that has them.
 
     A weight has one or more parts (the matrix, its bias, scales). The sources of a part have consecutive rows. The
@@ -38,7 +36,7 @@ class Source:
     rows: Rows
     columns: tuple[int, int]  # the first one, and the one after the last
     transposed: bool = False
-    index: int = 0
+    stack_index: int = 0
     stored: tuple[str, ...] = FLOATS  # allowed dtypes of the stored tensor, safetensors' names
     dtype: str | None = None  # to which it is converted, torch's name; None: the model's
     is_vector: bool = False  # whether the part is a vector, stored as matrices of one column
@@ -73,10 +71,10 @@ def matrix_source(
     matrix = output.stored
     name, stack = matrix.name + (matrix.suffix if suffix is None else suffix), _stack(matrix)
     rows, num_rows, index = *_in_stack(output), 0
-    shape, stored_as = (*stack, matrix.rows, matrix.columns), (num_rows, matrix.columns.count)
+    shape, stored_as = (*stack, matrix.rows, matrix.columns), (num_rows, matrix.columns.extent)
     if matrix.transposed:
-        shape, stored_as = (*stack, matrix.columns, matrix.rows), (matrix.columns.count, matrix.rows.count)
-        rows, index = output.rows, output.index
+        shape, stored_as = (*stack, matrix.columns, matrix.rows), (matrix.columns.extent, matrix.rows.extent)
+        rows, index = output.rows, output.stack_index
     return Source(part, name, shape, stored_as, rows, columns, matrix.transposed, index, stored, dtype)
 
 
@@ -104,6 +102,6 @@ def _in_stack(output: Output) -> tuple[Rows, int]:
     """The rows, counted from the first matrix of a stack on, and how many the stack has."""
     matrix, rows = output.stored, output.rows
     if matrix.stack is None:
-        return rows, matrix.rows.count
-    start = rows.start + output.index * matrix.rows.count
-    return Rows(start, rows.size, rows.count, rows.step), matrix.rows.count * matrix.stack.count
+        return rows, matrix.rows.extent
+    start = rows.start + output.stack_index * matrix.rows.extent
+    return Rows(start, rows.size, rows.runs, rows.step), matrix.rows.extent * matrix.stack.extent

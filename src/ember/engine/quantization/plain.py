@@ -23,7 +23,7 @@ class Plain:
 
     def sources(self, spec: Spec) -> list[Source]:
         if isinstance(spec, TensorSpec):
-            rows, columns = spec.shape[0].count, prod(size.count for size in spec.shape[1:])
+            rows, columns = spec.shape[0].extent, prod(size.extent for size in spec.shape[1:])
             whole, is_vector = Rows(0, rows), len(spec.shape) == 1
             return [
                 Source(
@@ -41,7 +41,7 @@ class Plain:
 
     def assemble(self, spec: Spec, tensors: Mapping[str, tuple[Tensor, ...]], dtype: torch.dtype) -> Linear | Tensor:
         if isinstance(spec, TensorSpec):
-            return tensors[WEIGHT][0].view([size.count for size in spec.shape])
+            return tensors[WEIGHT][0].view([size.extent for size in spec.shape])
         from ember.engine.layers.linear import Linear
 
         return Linear(*tensors[WEIGHT], bias=tensors[BIAS][0] if spec.bias else None)
