@@ -18,7 +18,7 @@ NAME = r'/"[^"\\\x00-\x1f\x7f]*"/'  # of a property that is not listed: without 
 
 @dataclass(slots=True)
 class Leaf:
-    """An expression of a Lark rule, or, as a terminal, of one lexeme."""
+    """A Lark expression, or, if it is a terminal, the expression of one lexeme."""
 
     body: str
     is_terminal: bool = False
@@ -26,7 +26,7 @@ class Leaf:
 
 @dataclass(slots=True)
 class String:
-    """Lengths in characters, and patterns and formats in the words of the engine's compiler."""
+    """A node of strings: lengths in characters, and patterns and formats as keywords of the engine's compiler."""
 
     least: int
     most: int | None
@@ -50,22 +50,22 @@ class Array:
 
 @dataclass(frozen=True, slots=True)
 class OtherNames:
-    """Names of properties that are not listed: all but `taken` that satisfy the conditions, which are terminals with
-    the quotes in them."""
+    """Names of properties that are not listed: all names but `taken` that satisfy the conditions, which are terminals
+    that include the quotes."""
 
     taken: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
 
     @property
     def terminal(self) -> str:
-        """The terminal of these names, with the quotes that they have in JSON."""
+        """The terminal of these names, with their quotes in JSON."""
         listed = " | ".join(quoted(json.dumps(name, ensure_ascii=False)) for name in self.taken)
         return " & ".join([NAME, *self.conditions, *([f"~({listed})"] if listed else [])])
 
 
 @dataclass(slots=True)
 class Object:
-    """`items` in their order: name, node, and whether it is required. `free` are the nodes of other names."""
+    """A node of objects. `items` in order: name, node, and whether it is required. `free`: the nodes of other names."""
 
     items: list[tuple[str, int, bool]]
     free: list[tuple[OtherNames, int]]
@@ -82,7 +82,7 @@ Node = Leaf | String | Values | Array | Object | Alternatives
 
 
 def kind_of(node: Node) -> str:
-    """The type of the values, where they have one; a whole number is a number."""
+    """The common type of the values, if they have one. A whole number is a number."""
     match node:
         case Leaf(body):
             return {'"null"': "null", "/true|false/": "boolean"}.get(body, "number")
@@ -96,7 +96,7 @@ def kind_of(node: Node) -> str:
 
 
 def string_schema(least: int, most: int | None, rules: list[dict[str, str]]) -> dict[str, Any]:
-    """The strings that fit, for the engine's compiler."""
+    """The schema of the strings that fit, for the engine's compiler."""
     schema: dict[str, Any] = {"type": "string", "allOf": rules, "x-guidance": {"whitespace_flexible": False}}
     if least:
         schema["minLength"] = least

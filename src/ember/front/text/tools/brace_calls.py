@@ -1,4 +1,4 @@
-"""Calls in a notation like JSON's, `call:f{key:value,...}`, with bare keys and marks of its own around strings."""
+"""Calls in a notation like JSON, `call:f{key:value,...}`, with bare keys and special marks around strings."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _NAME = re.compile(r"[\w.\-]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BraceCalls:
-    """How one family writes them: `<call>call:weather{city:'Rome'}</call>`, where `<call>` is `begin`, `</call>` is
-    `end` and `'` is `quote`."""
+    """The form of one family: `<call>call:weather{city:'Rome'}</call>`, where `<call>` is `begin`, `</call>` is `end`
+    and `'` is `quote`."""
 
     begin: str
     end: str
-    quote: str  # before and behind a string
+    quote: str  # before and after a string
     head: str = "call:"
 
     @property
@@ -58,8 +58,8 @@ class _Reader:
         self._words_before_parenthesis = Finder([",", ")", "}", "]", self.end])
 
     def read(self, scanner: CallScanner, opener: str) -> Steps[bool]:
-        """The head, or all of it but the colon, may be missing where the name is that of a tool that was offered; so
-        may the mark before it, and parentheses may stand in place of the braces, or around them."""
+        """Read calls. If the name is that of an offered tool, the head (or all of it but the colon) and the mark before
+        it may be missing, and parentheses may be in place of the braces, or around them."""
         is_sure = opener != self._head
         if is_sure:
             yield from scanner.blanks()
@@ -87,7 +87,7 @@ class _Reader:
         return True
 
     def _name(self, scanner: CallScanner) -> Steps[tuple[str, str] | None]:
-        """Takes a name and what opens the arguments."""
+        """Take a name and the opening bracket of the arguments."""
         while True:
             found = _NAME.match(scanner.text, scanner.at)
             end = found.end() if found else scanner.at
@@ -100,7 +100,7 @@ class _Reader:
         return found[0], scanner.text[end]
 
     def _object(self, scanner: CallScanner, tool: Tool | None, depth: int, closing: str = "}") -> Steps[bool]:
-        """From behind the brace. False where it broke off; it is closed unless the output is over."""
+        """Read an object after its brace. Returns False if it was cut; it is closed unless the output has ended."""
         scanner.arguments("{")
         separator = ""
         is_whole = False
@@ -126,7 +126,7 @@ class _Reader:
         return is_whole
 
     def _list(self, scanner: CallScanner, depth: int) -> Steps[bool]:
-        """The same of a list."""
+        """Read a list after its bracket. Returns False if it was cut."""
         scanner.arguments("[")
         separator = ""
         is_whole = False
@@ -191,7 +191,7 @@ class _Reader:
         return found[1] != self.end
 
     def _string(self, scanner: CallScanner) -> Steps[bool]:
-        """From behind the quote, as it arrives."""
+        """Read a string after its quote, as it arrives."""
         scanner.arguments('"')
         while True:
             place, mark = self._quotes.find(scanner.text, scanner.at, scanner.is_ended)
@@ -208,7 +208,7 @@ class _Reader:
 
 
 def _word(text: str, types: tuple[str, ...] | None) -> str:
-    """A value without quotes: a string only where it is nothing else that it may be."""
+    """A value without quotes. It is a string only if it fits no other allowed type."""
     others = tuple(name for name in types or () if name != "string")
     if types:
         return next((made for name in others if (made := text_as(name, text, text)) is not None), typed(text, types))

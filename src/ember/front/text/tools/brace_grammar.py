@@ -1,4 +1,4 @@
-"""The grammar of arguments in a notation like JSON's with bare keys and other quotes, by schema."""
+"""The grammar of arguments in a notation like JSON with bare keys and other quotes, by their schema."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def object_rule(rules: Rules, tool: Tool, quote: str) -> str:
 
 
 class _Braces(Document):
-    """Has no whitespace between the parts; strings are between quotes of the model's own, with nothing escaped."""
+    """Writes values without whitespace between the parts. Strings have the model's own quotes and no escapes."""
 
     def __init__(self, rules: Rules, tool: Tool, nodes: Nodes, quote: str) -> None:
         super().__init__(rules.json_writer, nodes)

@@ -1,9 +1,9 @@
-"""Calls whose arguments are elements of the arguments' own names, which may hold others: MiniMax M3.
+"""Calls whose arguments are elements named after the arguments, which may be nested: MiniMax M3.
 
     ]<]minimax[>[<invoke name="f">]<]minimax[>[<city>Rome]<]minimax[>[</city>]<]minimax[>[</invoke>
 
-A list is an element of elements, an object too; which of both it is, the tool's schema says. The same name twice makes
-a list as well, so nothing of the arguments is sent before the end of their call.
+Lists and objects are both elements of elements. The tool's schema distinguishes them. A repeated name is a list as
+well, so arguments are released only at the end of their call.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PLAIN_NAME = re.compile(r"[\w.\-$:]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ElementCalls:
-    """How one family writes them: as in the head of this module, with `prefix` before every tag."""
+    """The form of one family, as in this module's docstring, with `prefix` before every tag."""
 
     prefix: str
 
@@ -68,13 +68,13 @@ class ElementCalls:
 
     def _call_rule(self, tool: Tool, rules: Rules) -> str:
         head = rules.literal(f'{self.call}"{tool.name}">')
-        if not rules.is_enforced(tool):  # no grammar tells the end of an element by a name that may be any
+        if not rules.is_enforced(tool):  # a grammar cannot match the end of an element of any name
             return f'{head} {rules.until(self.call_end)} "\\n"'
         return f"{head} {rules.pairs(tool, self._pair_rule)} {rules.literal(self.call_end + chr(10))}"
 
     def _pair_rule(self, rules: Rules, tool: Tool, key: str | None, document: Document, number: int) -> str:
-        """One argument. Lists and objects are JSON there, which the reader takes as well. A key of None is any that the
-        model thinks of: all of them in one wrapper."""
+        """The expression of one argument. Lists and objects are written as JSON, which the parser accepts too. The key
+        None stands for any names, all of them in one wrapper."""
         name = key if key is not None else WRAPPERS[0]
         if _PLAIN_NAME.fullmatch(name) is None:
             return ""
@@ -85,7 +85,7 @@ class ElementCalls:
             return ""
         end = f"{self.prefix}</{name}>"
         misread = [rf"[ \t\r\n]*{lark.regex_quoted(CDATA)}(?s:.*)"]
-        if rules.is_text(self.prefix):  # once, in the end
+        if rules.is_text(self.prefix):  # only once, at the end
             prefix = lark.regex_quoted(self.prefix)
             misread.append(f"(?s:.*){prefix}(?s:.*){prefix}(?s:.*)")
         text = rules.text(tool, document, texts, end, misread=misread)
@@ -96,7 +96,7 @@ class ElementCalls:
 
 @dataclass(slots=True)
 class _Element:
-    """One element, with what is in it so far."""
+    """An element with its content so far."""
 
     name: str
     schema: Any  # None: it is not declared
@@ -123,7 +123,7 @@ class _Reader:
         return scanner.take_any((self.call,))
 
     def _read_call(self, scanner: CallScanner, opener: str) -> Steps[bool]:
-        """One call, from behind what begins it."""
+        """Read one call after its opener."""
         found = yield from scanner.until(self._name_ends, _MAX_NAME)
         if found is None:
             return False
@@ -135,7 +135,7 @@ class _Reader:
         scanner.call(name)
         tool = scanner.tools.get(name)
         body = yield from scanner.until(self._call_ends)
-        if body is None:  # cut off: what there is of it
+        if body is None:  # the output was cut: use the incomplete body
             text, scanner.at = scanner.text[scanner.at :], len(scanner.text)
         else:
             text, mark = body
@@ -146,7 +146,7 @@ class _Reader:
         return True
 
     def _elements(self, text: str, tool: Tool, is_cut: bool) -> list[_Element]:
-        """The arguments. One that is not closed is closed by the next argument, or by the end of the call."""
+        """Read the arguments. An argument without an end tag ends at the next argument, or at the end of the call."""
         schema = {"type": "object", "properties": tool.properties}
         wrapped = {name: schema for name in WRAPPERS if name not in tool.properties} if tool.properties else {}
         root = _Element("", {"type": "object", "properties": {**wrapped, **tool.properties}})
@@ -171,13 +171,13 @@ class _Reader:
                 del stack[place:]
             if len(stack) > 1:
                 stack[-1].texts.append(part[tag.end() :])
-        if is_cut and len(stack) > 1:  # what is not whole is nothing
+        if is_cut and len(stack) > 1:  # incomplete nested elements are dropped
             root.children.pop()
         return root.children
 
 
 def _inner(tool: Tool, schema: Any, name: str) -> Any:
-    """The schema of an element in another one; None where there is none."""
+    """The schema of an element inside another one; None if there is none."""
     for branch in _branches(tool, schema):
         properties = branch.get("properties")
         if isinstance(properties, dict) and name in properties:
@@ -221,7 +221,7 @@ def _value(element: _Element, tool: Tool, markers: Markers) -> str:
 
 
 def _object(elements: list[_Element], tool: Tool, markers: Markers, text: str | None = None) -> str:
-    """Elements as an object; those of the same name are a list of theirs. `text` is what stands between them."""
+    """Elements as an object. Elements of the same name become a list. `text`: the text between them."""
     values: dict[str, list[str]] = {}
     for element in elements:
         values.setdefault(markers.plain(element.name), []).append(_value(element, tool, markers))

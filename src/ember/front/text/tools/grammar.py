@@ -1,7 +1,7 @@
-"""Grammars that hold a model to the calls of its own format, with arguments by schema.
+"""Grammars that enforce the calls of a model's own format, with arguments by their schemas.
 
-A format describes its calls as an opening mark and an expression for what follows; what stands before is decided here:
-nothing where a call is demanded, text that the model is free in where it is not.
+A format describes its calls as an opening mark and an expression for the text after it. This module adds the text
+before the mark: nothing if a call is required, free text otherwise.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from ember.front.text.tools.schema import Tool, is_text
 
 _LOG = logging.getLogger(__name__)
 _ANY = "/(?s:.*)/"
-_MAX_RULES, _MAX_SIZE = 20_000, 240 * 1024  # of one grammar; its size in bytes, of which the engine takes 256 kB
-_MAX_LENGTH = 4096  # of strings in plain text
-_MAX_TOLD = 1024  # tools of which the log has said what is not enforced
+_MAX_RULES, _MAX_SIZE = 20_000, 240 * 1024  # rules, and bytes, of one grammar; the engine's limit is 256 kB
+_MAX_LENGTH = 4096  # characters of strings in plain text
+_MAX_TOLD = 1024  # tools whose unenforced keywords were logged
 
 
-# Writes one argument: its name, None for any that the model thinks of, and the node of its values; "" where it cannot.
+# Writes one argument: its name, None for any name, and the node of its values; returns "" if it cannot.
 Pair = Callable[["Rules", Tool, str | None, Document, int], str]
 
 
 class Form(Protocol):
-    """What a format says of its grammar."""
+    """A format's part of its grammar."""
 
     def rules(self, tools: list[Tool], rules: Rules, parallel: bool) -> tuple[str, str]:
-        """The mark that opens the calls, "" where there is none, and an expression for what follows it: at least one
-        call, and more where they may be parallel."""
+        """The mark that opens the calls ("" if there is none), and an expression for the text after it: at least one
+        call, and more if calls may be parallel."""
         ...
 
 
 def calls_grammar(form: Form, tools: list[Tool], tokenizer: Tokenizer, *, at_least_one: bool, parallel: bool) -> str:
-    """The Lark grammar. Raises ValueError for schemas that are none, and where there is no tool."""
+    """The Lark grammar. Raises ValueError for invalid schemas, and if there is no tool."""
     if not tools:
         raise ValueError("there is no tool to call")
     try:
@@ -67,11 +67,11 @@ class _TooLargeError(ValueError):
     """The grammar has too many rules."""
 
 
-_told: set[tuple[str, str]] = set()  # tools and what the log said of them
+_told: set[tuple[str, str]] = set()  # tools, and their logged keywords
 
 
 class Rules:
-    """Collects the rules of one grammar; most methods return an expression that may stand in one."""
+    """Collects the rules of one grammar. Most methods return an expression for use in a rule."""
 
     def __init__(self, tokenizer: Tokenizer, enforce_all: bool) -> None:
         self._tokenizer = tokenizer
@@ -84,7 +84,7 @@ class Rules:
         self._json = JsonRules(self.add)
 
     def add(self, line: str) -> None:
-        """Raises ValueError where there are too many: schemas that share their parts are written out."""
+        """Add a rule. Raises ValueError if there are too many, since shared parts of schemas are written repeatedly."""
         self._size += len(line.encode()) + 1
         if len(self.lines) == _MAX_RULES or self._size > _MAX_SIZE:
             raise _TooLargeError("the grammar of the tools' schemas is too large")
@@ -98,14 +98,14 @@ class Rules:
         return lark.literal(text, self._tokenizer)
 
     def is_text(self, text: str) -> bool:
-        """Whether no token of the tokenizer's own is in it."""
+        """Whether a mark contains no special token."""
         return not any(isinstance(part, int) for part in lark.parts(text, self._tokenizer))
 
     def has_token(self, text: str) -> bool:
         return isinstance(lark.parts(text, self._tokenizer)[0], int)
 
     def own_of(self, marks: Sequence[str]) -> str:
-        """The first of a mark's spellings that the tokenizer has tokens of, else the first of all."""
+        """The first of a mark's spellings that contains special tokens, else the first spelling."""
         own = (mark for mark in marks if any(isinstance(part, int) for part in lark.parts(mark, self._tokenizer)))
         return next(own, marks[0])
 
@@ -124,7 +124,7 @@ class Rules:
         return name
 
     def terminal(self, body: str) -> str:
-        """Equal ones are one: two that match the same text would be at odds."""
+        """The terminal for an expression. Equal expressions share one: two that match the same text would conflict."""
         if body not in self._texts:
             self._texts[body] = name = f"T_{len(self.lines)}"
             self.add(f"{name}: {body}")
@@ -134,14 +134,14 @@ class Rules:
         return self._enforce_all or tool.is_strict
 
     def keywords(self, tool: Tool) -> Keywords:
-        """Reads the tool's schema: strictly where it is `strict`, otherwise without what cannot be enforced."""
+        """Read the tool's schema: strictly if it is `strict`, otherwise without keywords that cannot be enforced."""
         if tool.name not in self._keywords:
             self._keywords[tool.name] = Keywords(lenient=not tool.is_strict, closed=False)
         return self._keywords[tool.name]
 
     def or_anything(self, tool: Tool, held: Callable[[], str], anything: Callable[[], str]) -> str:
-        """The expression that `held` gives; where the tool need not be held to its schema, and cannot be, the other.
-        Raises ValueError."""
+        """The result of `held`; or the other one, if the tool's schema need not hold and cannot be enforced. Raises
+        ValueError."""
         if not self.is_enforced(tool):
             return anything()
         try:
@@ -156,7 +156,7 @@ class Rules:
             return anything()
 
     def tell(self) -> None:
-        """One line in the log for each tool whose schema is not enforced in all its parts."""
+        """Log one line for each tool whose schema is not completely enforced."""
         for name, keywords in self._keywords.items():
             what = ", ".join(sorted(keywords.dropped))
             if what and (name, what) not in _told and len(_told) < _MAX_TOLD:
@@ -172,7 +172,7 @@ class Rules:
         )
 
     def document(self, tool: Tool) -> Document:
-        """The schema of the tool's arguments, taken apart. Raises ValueError."""
+        """The schema of the tool's arguments as nodes. Raises ValueError."""
         if tool.name not in self._documents:
             self._documents[tool.name] = Document(self._json.writer, self.nodes(tool))
         return self._documents[tool.name]
@@ -184,7 +184,7 @@ class Rules:
         return Nodes(schema, self.keywords(tool), tool.parameters)
 
     def _schema(self, tool: Tool) -> dict[str, Any]:
-        """The schema of the arguments object. Nothing undeclared, where the schema says nothing of it."""
+        """The schema of the arguments object. By default it forbids undeclared arguments."""
         parameters = tool.parameters
         if not isinstance(parameters, dict):
             raise ValueError("it is no schema")
@@ -198,7 +198,7 @@ class Rules:
         return schema
 
     def header(self, written: str, name: str, index: str, behind: str) -> str:
-        """A header with the name in it, and its number: a text, or a regular expression."""
+        """A header with the name and the number of the call: a text, or a regular expression."""
         before, has_index, rest = written.replace("{name}", name).partition("{index}")
         if not has_index:
             return self.literal(before + behind)
@@ -206,9 +206,9 @@ class Rules:
         return f"{self.literal(before)} {number} {self.literal(rest + behind)}"
 
     def text_before(self, opening: str, calls: str, names: Sequence[str]) -> str:
-        """Any text, and perhaps calls behind it; where nothing opens them, calls or text unlike one."""
+        """Any text, with optional calls after it; if calls have no opening mark, calls or text that is not a call."""
         if not opening:
-            # The first character tells text from calls; a call further on would not be held to its schema.
+            # The first character distinguishes text from calls; a later call would not be held to its schema.
             heads = "|".join(lark.regex_quoted(name) for name in names)
             quiet = self.terminal(rf"""/[^\s\[{{](?s:.*)/ & ~/(?s:.*)[\["]({heads})["(](?s:.*)/""")
             return f"{calls} | {quiet}?"
@@ -221,7 +221,7 @@ class Rules:
         return f"{quiet} | {self.until(cut[0])}{behind} {calls}"
 
     def until(self, end: str) -> str:
-        """Any text up to and with the first `end`."""
+        """Any text up to and including the first `end`."""
         cut = lark.parts(end, self._tokenizer)
         if isinstance(cut[0], int):
             return f"{self.terminal(_ANY)} {self.literal(end)}"
@@ -236,8 +236,8 @@ class Rules:
     # ------------------------------------------------------------------------- arguments one by one, as plain text
 
     def pairs(self, tool: Tool, pair: Pair, separator: str = "") -> str:
-        """All arguments of a call, one after the other: the declared ones in their order, the optional ones or not.
-        `pair` writes one of them."""
+        """All arguments of a call: the declared ones in order, with the optional ones left out or not. `pair` writes
+        one argument."""
 
         def anything() -> str:
             document = Document(self._json.writer, Nodes(True, self.keywords(tool)))
@@ -283,9 +283,9 @@ class Rules:
         return self.separated(items, self.literal(separator))
 
     def separated(self, items: list[tuple[str, bool]], separator: str) -> str:
-        """The items in their order, separated; those that are not required may be left out."""
-        behind = '""'  # what may follow when something has come before
-        alone = '""'  # the same when nothing has
+        """The items in order, with separators; items that are not required may be left out."""
+        behind = '""'  # the following items, after an item
+        alone = '""'  # the following items, if no item was before
         for item, is_required in reversed(items):
             rest = behind
             behind = self.rule(f"{separator} {item} {rest}" + ("" if is_required else f" | {rest}"))
@@ -293,14 +293,14 @@ class Rules:
         return alone
 
     def name(self) -> str:
-        """The name of an argument that the schema does not have."""
+        """The name of an argument that is not in the schema."""
         return self.terminal("/[A-Za-z_][A-Za-z0-9_]{0,63}/")
 
     def texts_and_others(
         self, tool: Tool, key: str | None, document: Document, number: int
     ) -> tuple[list[int], list[int]]:
-        """The nodes of an argument's strings, which are read as plain text, and those of its other values, as JSON.
-        The reader knows a text by the types that the argument may have."""
+        """The nodes of an argument's strings, which are written as plain text, and of its other values, written as
+        JSON. The parser distinguishes them by the types that the argument may have."""
         types = tool.types(key) if key is not None else ()
         texts: list[int] = []
         others: list[int] = []
@@ -328,8 +328,8 @@ class Rules:
         early: Sequence[str] = (),
         misread: Sequence[str] = (),
     ) -> str:
-        """Strings in plain text and the end behind them; "" where there is none. `early` are texts that a parser would
-        take for the end, too; `misread` are regular expressions of what it would read otherwise."""
+        """Strings in plain text with their end; "" if there are none. `early`: texts that a parser would also take for
+        the end. `misread`: regular expressions of strings that it would read as another type."""
         made: list[str] = []
         for number in texts:
             node = document.nodes[number]
@@ -342,7 +342,7 @@ class Rules:
     def plain_string(
         self, tool: Tool, node: String, end: str, early: Sequence[str], misread: Sequence[str] = ()
     ) -> str:
-        """A string in plain text, and the end behind it. Raises ValueError."""
+        """A string in plain text with its end. Raises ValueError."""
         keywords = self.keywords(tool)
         bounds = "*"
         if max(node.least, node.most or 0) > _MAX_LENGTH:
@@ -373,9 +373,9 @@ class Rules:
         return lark.quoted(part) if isinstance(part, str) else lark.token(part)
 
     def _without(self, text: str, lead: str) -> str:
-        """That a string with its end does not hold the text but at its end."""
+        """The condition that a string with its end has the text only at its end."""
         if any(isinstance(part, int) for part in lark.parts(text, self._tokenizer)):
-            return ""  # no text is a token
+            return ""  # a token is never part of the text
         quoted = lark.regex_quoted(text)
         if not lead.endswith(text):
             return f" & ~/(?s:.*){quoted}(?s:.*)/"
@@ -386,7 +386,7 @@ class Rules:
 
 
 def _by_kind(values: list[Any]) -> list[list[Any]]:
-    """The values of each type together."""
+    """The values grouped by their types."""
     kinds: dict[str, list[Any]] = {}
     for value in values:
         kinds.setdefault(type_of(value).replace("integer", "number"), []).append(value)

@@ -1,4 +1,4 @@
-"""Ids of tool calls, in the form in which a model's template expects them back."""
+"""Ids of tool calls, in the form that a model's template expects."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MISTRAL_LENGTH = 9
 
 
 def make_id(form: str, index: int, name: str) -> str:
-    """The id of the call with this index in the conversation's answer."""
+    """The id of the call with this index in an answer."""
     if form == "mistral":
         return "".join(secrets.choice(_LETTERS) for _ in range(_MISTRAL_LENGTH))
     if form == "kimi":

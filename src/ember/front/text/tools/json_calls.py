@@ -1,4 +1,4 @@
-"""Calls that are JSON objects, `{"name": ..., "arguments": {...}}`, alone or in lists, with or without marks around."""
+"""Calls that are JSON objects, `{"name": ..., "arguments": {...}}`, alone or in lists, with or without marks."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _MAX_NAME = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JsonCalls:
-    """How one family writes them: `<call>{"name": "weather", "arguments": {"city": "Rome"}}</call>`, where `<call>`
-    is one of `begins` and `</call>` one of `ends`.
+    """The form of one family: `<call>{"name": "weather", "arguments": {"city": "Rome"}}</call>`, where `<call>` is one
+    of `begins` and `</call>` one of `ends`.
 
-    The parser takes single objects and lists of them, and any name of the arguments, whatever the fields say. The
-    grammar holds a model to the fields, and to the first of several spellings.
+    The parser accepts single objects and lists, and any name of the arguments, independently of the fields. The grammar
+    enforces the fields, and the first of several spellings.
     """
 
     begins: tuple[str, ...] = ()  # marks before one or more calls
     ends: tuple[str, ...] = ()
-    bare: str = ""  # characters, "{" and "[", with which calls may begin without a mark
+    bare: str = ""  # characters ("{", "[") with which calls may begin without a mark
     arguments: str = "arguments"
     name: str = "name"
     number: str = ""  # a key before the name, whose value is the call's id, a number as text
-    is_keyed: bool = False  # an object has the function's name for its key: {"f": {...}}
-    is_list: bool = False  # one pair of marks around all calls, which form a JSON list
+    is_keyed: bool = False  # whether an object has the function's name as its key: {"f": {...}}
+    is_list: bool = False  # whether one pair of marks encloses all calls, as a JSON list
     space: str = "\n"  # between the marks and the calls
-    between: str = "\n"  # two calls, with their marks unless they form a list
+    between: str = "\n"  # between two calls, with their marks unless they are a list
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ class JsonCalls:
 
 
 def read_calls(scanner: CallScanner, ends: tuple[str, ...], is_keyed: bool = False, id_key: str = "") -> Steps[bool]:
-    """Calls behind a mark, one or a list, and the end mark. The calls' ids are under `id_key`."""
+    """Read calls after a mark, one or a list, and the end mark. The calls' ids are under `id_key`."""
     num_calls = 0
     while True:
         yield from scanner.blanks()
@@ -109,7 +109,7 @@ def read_calls(scanner: CallScanner, ends: tuple[str, ...], is_keyed: bool = Fal
 
 
 def _read_keyed(scanner: CallScanner) -> Steps[bool]:
-    """Calls that are the pairs of one object. False where there is none, and nothing was written."""
+    """Read calls that are the pairs of one object. Returns False, without output, if there is none."""
     yield from scanner.take("{")
     num_calls = 0
     while True:
@@ -138,7 +138,7 @@ def _read_keyed(scanner: CallScanner) -> Steps[bool]:
 
 
 def _read_bare(scanner: CallScanner) -> Steps[bool]:
-    """Calls without a mark: of offered tools only, as an answer may be JSON too."""
+    """Read calls without a mark: only of offered tools, since an answer may be JSON too."""
     num_calls = 0
     is_list = yield from scanner.take("[")
     while True:
@@ -160,7 +160,8 @@ def _read_bare(scanner: CallScanner) -> Steps[bool]:
 
 
 def _read_object(scanner: CallScanner, is_bare: bool, is_inner: bool = False, id_key: str = "") -> Steps[bool]:
-    """One call. False where there is none, and nothing was written. `is_inner`: it is the `function` of another."""
+    """Read one call. Returns False, without output, if there is none. `is_inner`: it is the `function` of another
+    one."""
     if not (yield from scanner.take("{")):
         return False
     name: str | None = None
@@ -201,7 +202,7 @@ def _read_object(scanner: CallScanner, is_bare: bool, is_inner: bool = False, id
                 arguments = _as_object((yield from held_value(scanner)))
                 if arguments is None:
                     return is_called
-        elif key == "function" and character == "{" and name is None and not is_inner:  # as in the API itself
+        elif key == "function" and character == "{" and name is None and not is_inner:  # the form of the API
             if not (yield from _read_object(scanner, is_bare, is_inner=True)):
                 return False
             is_called = has_arguments = True
@@ -224,7 +225,7 @@ def _read_object(scanner: CallScanner, is_bare: bool, is_inner: bool = False, id
 
 
 def _as_object(text: str | None) -> str | None:
-    """Arguments that do not come as an object: the text of one, or none at all."""
+    """The arguments of a call that are not an object: the text of one, or nothing."""
     if text is None or text.startswith("{"):
         return text
     try:
@@ -232,5 +233,5 @@ def _as_object(text: str | None) -> str | None:
         if value is None or value == "":
             return "{}"
         return encodable(value.strip()) if isinstance(value, str) and isinstance(json.loads(value), dict) else None
-    except (ValueError, RecursionError):  # no JSON, too deep, or a number of too many digits
+    except (ValueError, RecursionError):  # not JSON, nested too deeply, or a number of too many digits
         return None

@@ -1,4 +1,4 @@
-"""JSON of a model, read as it arrives and handed on in the model's own spelling, made valid where it is not."""
+"""Incremental reading of a model's JSON, which is passed on in the model's spelling with small errors corrected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})')
 _BEGUN_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
 _BLANKS = re.compile(r"[ \t\r\n]+")
 _WORD = re.compile(r"[-+.0-9A-Za-z_]+")
-_BEHIND_BROKEN = " \t\r\n`;,]}"  # what may stand between broken arguments and the end of their call
+_BEHIND_BROKEN = " \t\r\n`;,]}"  # characters allowed between invalid arguments and the end of their call
 _BRACKET = re.compile(r'\\.|["{}\[\]\\]', re.DOTALL)
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _WORDS = {
@@ -29,7 +29,7 @@ _WORDS = {
 
 
 class _Next(Enum):
-    """What may come next."""
+    """The expected next element."""
 
     VALUE = 0
     VALUE_OR_END = 1
@@ -40,27 +40,26 @@ class _Next(Enum):
 
 
 class JsonCopy:
-    """One JSON value, copied piece by piece. What it gives is valid JSON so far: raw line breaks in strings become
-    escapes, backslashes that escape nothing are doubled, Python's words become JSON's, a comma before an end is left
-    out.
+    """An incremental copy of one JSON value. The copy is a prefix of valid JSON: raw line breaks in strings are
+    escaped, invalid backslashes are doubled, Python's literals are replaced by JSON's, and a trailing comma is removed.
     """
 
     def __init__(self) -> None:
         self.is_done = False
-        self.is_broken = False  # something came that no JSON has there
-        self._stack: list[str] = []  # the brackets that will close what is open
+        self.is_broken = False  # whether something was read that JSON does not allow there
+        self._stack: list[str] = []  # closing brackets of the open objects and lists
         self._next = _Next.VALUE
         self._in_string = False
-        self._comma: list[str] = []  # held, with the blanks behind it, until something follows
+        self._comma: list[str] = []  # a comma held back, with the blanks after it, until something follows
 
     def take_comma(self) -> str:
-        """The comma that was held, where the copy is given up."""
+        """The comma that was held back, if the copy is given up."""
         comma, self._comma = self._comma, []
         return "".join(comma)
 
     @property
     def depth(self) -> int:
-        """How many objects and lists are open."""
+        """The number of open objects and lists."""
         return len(self._stack)
 
     @property
@@ -73,13 +72,13 @@ class JsonCopy:
         return self._in_string and not self.is_broken
 
     def feed(self, text: str, at: int, is_end: bool) -> tuple[str, int]:
-        """The copy of what can be read from this place on, and the place behind it."""
+        """The copy of the text from a position on, as far as it can be read, and the position after it."""
         out: list[str] = []
         while at < len(text) and not (self.is_done or self.is_broken):
             before = at
             at = self._string(text, at, is_end, out) if self._in_string else self._token(text, at, is_end, out)
             if at == before and not (self.is_done or self.is_broken):
-                break  # not whole yet
+                break  # the token is incomplete
         return "".join(out), at
 
     def _string(self, text: str, at: int, is_end: bool, out: list[str]) -> int:
@@ -143,7 +142,7 @@ class JsonCopy:
         return at + 1
 
     def _may_end(self) -> bool:
-        """Whether the innermost bracket may close: also behind a comma too many."""
+        """Whether the innermost bracket may close, also after a trailing comma."""
         if not self._stack:
             return False
         return bool(self._comma) or self._next in (_Next.VALUE_OR_END, _Next.KEY_OR_END, _Next.COMMA_OR_END)
@@ -174,7 +173,7 @@ class JsonCopy:
 
 
 def held_value(scanner: CallScanner, limit: int | None = None) -> Steps[str | None]:
-    """Takes one JSON value, as text; None where there is none, none that ends, or one that is longer than `limit`."""
+    """Take one JSON value as text; None if there is none, if it does not end, or if it is longer than `limit`."""
     copy = JsonCopy()
     made: list[str] = []
     num_taken = 0
@@ -196,7 +195,7 @@ def held_value(scanner: CallScanner, limit: int | None = None) -> Steps[str | No
 
 
 def held_string(scanner: CallScanner, limit: int | None = None) -> Steps[str | None]:
-    """Takes one JSON string and gives what it means."""
+    """Take one JSON string and return its value."""
     if (yield from scanner.character()) != '"':
         return None
     text = yield from held_value(scanner, limit)
@@ -204,8 +203,9 @@ def held_string(scanner: CallScanner, limit: int | None = None) -> Steps[str | N
 
 
 def forward_value(scanner: CallScanner, is_in_object: bool = False) -> Steps[bool]:
-    """Hands one JSON value on as arguments, as it arrives. What is no JSON takes the call back, and the result is
-    False; where some of the call was sent already, it is handed on as it is. `is_in_object`: a brace ends the call."""
+    """Pass on one JSON value as arguments, as it arrives. If it is not JSON, the call is taken back and the result is
+    False; if a part of the call was released, the text is passed on unchanged. `is_in_object`: a brace ends the
+    call."""
     copy = JsonCopy()
     while True:
         made, scanner.at = copy.feed(scanner.text, scanner.at, scanner.is_ended)
@@ -222,9 +222,9 @@ def forward_value(scanner: CallScanner, is_in_object: bool = False) -> Steps[boo
 
 
 def _forward_broken(scanner: CallScanner, depth: int, is_in_object: bool) -> Steps[None]:
-    """Hands on what is no JSON: as far as its brackets go, or up to the next mark, without the brackets of the call
+    """Pass on text that is not JSON: up to its closing bracket or the next mark, without the brackets of the call
     itself."""
-    parts: list[str] = []  # what may belong to the call
+    parts: list[str] = []  # text that may belong to the call
     is_in_string = is_escaped = False
     while True:
         place, mark = scanner.boundaries.find(scanner.text, scanner.at, scanner.is_ended)
@@ -232,7 +232,7 @@ def _forward_broken(scanner: CallScanner, depth: int, is_in_object: bool) -> Ste
         for found in _BRACKET.finditer(scanner.text, start, place):
             character = found[0]
             if character[0] == "\\":
-                is_escaped = len(character) == 1  # by the end of what is there
+                is_escaped = len(character) == 1  # the escaped character may not have arrived
             elif character == '"':
                 is_in_string = not is_in_string
             elif not is_in_string:

@@ -1,7 +1,7 @@
-"""A format's marks in one tokenizer, and finding them.
+"""A format's marks in one tokenizer, and the search for them.
 
-Inside the parsers a special token is one character, a lone surrogate, which no decoded text has. So a format's marks
-are ordinary strings, whether the tokenizer has them as tokens, as text, or as both in a row.
+Inside the parsers a special token is one character, an unpaired surrogate, which decoded text never has. So a format's
+marks are ordinary strings, whether they are tokens of the tokenizer, text, or a sequence of both.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Markers:
-    """The special tokens of a format in one tokenizer, and the characters they are inside the parsers."""
+    """The special tokens of a format in one tokenizer, and their characters inside the parsers."""
 
     def __init__(self, marks: Iterable[str], tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -31,7 +31,7 @@ class Markers:
         self._json_texts = {key: json_escaped(text) for key, text in self._texts.items()}
 
     def encode(self, mark: str) -> str:
-        """The mark as the parsers see it."""
+        """A mark in the parsers' form."""
         made = []
         for part in lark.parts(mark, self._tokenizer):
             if isinstance(part, str):
@@ -46,7 +46,7 @@ class Markers:
         return tuple(self.encode(mark) for mark in marks if mark)
 
     def take_in(self, part: str) -> str:
-        """A part of the stream. A marker of another format is ordinary text."""
+        """A part of the stream in the parsers' form. A marker of another format becomes ordinary text."""
         if type(part) is Marker:
             return self._characters.get(part, part)
         return part if part.isascii() else _SURROGATE.sub("\ufffd", part)
@@ -61,12 +61,12 @@ class Markers:
 
 
 def json_escaped(text: str) -> str:
-    """The text as the inside of a JSON string."""
+    """The text as the content of a JSON string."""
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 class Finder:
-    """Finds the first of some marks. Where two begin at the same character, the longer one counts."""
+    """Searches for the first of some marks. Of two that begin at the same character the longer one is found."""
 
     def __init__(self, marks: Iterable[str]) -> None:
         self._marks = sorted({mark for mark in marks if mark}, key=len, reverse=True)
@@ -74,7 +74,7 @@ class Finder:
         self._first = re.compile(f"[{firsts}]" if firsts else "(?!)")
 
     def find(self, text: str, start: int, is_end: bool) -> tuple[int, str | None]:
-        """Where a mark is, and which; or None with the place from which one may still become whole."""
+        """The position and the mark; or None with the position from which one may still match."""
         for candidate in self._first.finditer(text, start):
             place = candidate.start()
             for mark in self._marks:

@@ -1,5 +1,5 @@
-"""Literals of Python as models write them: with quotes in strings that are not escaped, real line breaks, and numbers
-that begin with zero."""
+"""Lenient reading of Python literals: with unescaped quotes in strings, raw line breaks, and numbers that begin with
+zero."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _WORDS = {"true": True, "false": False, "null": None, "True": True, "False": Fal
 _TO_END = re.compile(r"[^,\[\]{}:]*")
 _BLANKS = re.compile(r"[ \t\r\n]*")
 
-# What follows the end of a string: at the end of an argument, and inside brackets. What is behind a closing bracket has
-# to fit as well, for a string may hold the end of a call itself. {0,n}: so far is looked, and no further.
+# The text after the end of a string: at the end of an argument, and inside brackets. The text after a closing bracket
+# has to match too, since a string may contain the end of a call. {0,n} limits how far the search goes.
 _SPACE = r"[ \t\r\n]{0,64}"
 _NEXT_ARGUMENT = (
     rf"{_SPACE},{_SPACE}(?:[A-Za-z_]\w{{0,255}}{_SPACE}=|\)|[\"'\[{{(0-9.+-]|(?:True|False|None|true|false|null)\b)"
@@ -31,23 +31,23 @@ _BEHIND_ARGUMENT = re.compile(rf"{_NEXT_ARGUMENT}|{_SPACE}\){_NEXT_CALL}|{_SPACE
 _BEHIND_ITEM = re.compile(
     rf"{_SPACE}(?:[,:]|[\]}})](?:{_SPACE}[\]}})]){{0,64}}{_SPACE}(?:[,:<\ud800-\udfff]|\]|\Z|[\r\n])|\Z)"
 )
-# What is too short to tell: all of it may still belong to the end of a string.
+# Text that is too short to decide: all of it may still follow the end of a string.
 _UNDECIDED = re.compile(
     rf"{_SPACE}(?:[,:]?{_SPACE}(?:\w{{0,256}}{_SPACE})?|(?:[\]}})]{_SPACE}){{1,65}}[\w.\-<]{{0,256}})"
 )
-_LOOKS = 512  # characters that decide
+_LOOKS = 512  # characters after a quote that decide whether it ends its string
 
 
 class Scan:
-    """Looks for the end of a part of a call, an argument, and goes on where it stopped when more has come."""
+    """An incremental search for the end of an argument. It continues where it stopped when more text has arrived."""
 
     def __init__(self) -> None:
-        self._seen = 0  # characters from the beginning of the part
+        self._seen = 0  # characters read from the beginning of the argument
         self._depth = 0
-        self._quote = ""  # of the string that the place is in
+        self._quote = ""  # of the string at the current position
 
     def length(self, text: str, start: int, is_end: bool) -> int | None:
-        """The length of the part, which begins at `start` in this text; None where the part has not ended yet."""
+        """The length of the argument that begins at `start` in this text; None if it has not ended yet."""
         at = start + self._seen
         while at < len(text):
             before = at
@@ -63,12 +63,12 @@ class Scan:
                 self._depth += (text[at] in "([{") - (text[at] in ")]}")
                 at += 1
             if at == before:
-                break  # what it is, more text will tell
+                break  # more text is needed
         self._seen = at - start
         return None
 
     def _open(self, text: str, at: int, is_end: bool) -> int:
-        """A string begins. Two quotes may become three."""
+        """Begin a string. Two quotes may become three."""
         if not is_end and len(text) - at < 3 and text[at:] in ('"', "'", '""', "''"):
             return at
         self._quote = next(quote for quote in _QUOTES if text.startswith(quote, at))
@@ -76,7 +76,7 @@ class Scan:
 
     def _string(self, text: str, at: int, is_end: bool) -> int:
         found = _STRING_ENDS[self._quote].search(text, at)
-        if found is None:  # a quote of three may have begun
+        if found is None:  # a triple quote may have begun
             return max(at, len(text) - len(self._quote) + 1)
         if found[0] != self._quote:
             return found.end() + 1 if found.end() < len(text) else found.start()
@@ -89,7 +89,7 @@ class Scan:
 
 
 def _closes(text: str, behind: int, is_nested: bool, is_end: bool, is_long: bool) -> bool | None:
-    """Whether a quote that ends here is the end of its string, and no quote inside it. None: more text will tell."""
+    """Whether the quote that ends here ends its string, rather than being part of it. None: more text is needed."""
     if is_long:
         return True
     near = text[behind : behind + _LOOKS]
@@ -99,7 +99,7 @@ def _closes(text: str, behind: int, is_nested: bool, is_end: bool, is_long: bool
 
 
 def literal(text: str, types: tuple[str, ...] | None) -> str:
-    """A literal as JSON; what is none is the text itself."""
+    """A literal as JSON; text that is not a literal becomes a string."""
     bare = text.strip()
     try:
         json.loads(bare, parse_constant=refuse_constant)
@@ -118,14 +118,14 @@ def literal(text: str, types: tuple[str, ...] | None) -> str:
 
 
 class _Lenient:
-    """Reads what is no literal of Python for its spelling alone."""
+    """Reads text that is not a valid Python literal only because of its spelling."""
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._at = 0
 
     def read(self) -> Any:
-        """The value; the text itself where it is none."""
+        """The value, or the text itself if it is not a literal."""
         try:
             value = self._value(0, is_nested=False)
         except NotPython:
@@ -214,7 +214,7 @@ _ESCAPE = re.compile(r"\\(?:\r?\n|[\\'\"abfnrtv]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}
 
 
 def _unescaped(text: str) -> str:
-    """The inside of a string, with escapes as Python reads them."""
+    """The content of a string, with escapes as in Python."""
 
     def meaning(found: re.Match[str]) -> str:
         if found[0].endswith("\n"):

@@ -1,4 +1,4 @@
-"""Calls in Python's own form, `[f(a=1, b="x"), g()]`, whose arguments are literals."""
+"""Calls in Python's syntax, `[f(a=1, b="x"), g()]`, whose arguments are literals."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ _ARGUMENT = re.compile(r"\s*([A-Za-z_]\w*)\s*=(?!=)(.*)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PythonicCalls:
-    """How one family writes them: `<calls>[weather(city="Rome"), now()]</calls>`, where `<calls>` is one of `begins`
-    and `</calls>` one of `ends`. The parser takes them with and without brackets, and with commas or line breaks
-    between."""
+    """The form of one family: `<calls>[weather(city="Rome"), now()]</calls>`, where `<calls>` is one of `begins` and
+    `</calls>` one of `ends`. The parser accepts calls with and without brackets, separated by commas or line breaks."""
 
     begins: tuple[str, ...] = ()
     ends: tuple[str, ...] = ()
-    is_bare: bool = False  # a list of calls may come without a mark
+    is_bare: bool = False  # whether a list of calls may have no mark
     has_brackets: bool = True
     between: str = ", "
-    has_python_words: bool = True  # True and False, not true and false
+    has_python_words: bool = True  # True and False instead of true and false
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -97,7 +96,7 @@ def _read_calls(scanner: CallScanner, ends: tuple[str, ...], is_bare: bool) -> S
 
 
 def _read_call(scanner: CallScanner, is_bare: bool) -> Steps[bool]:
-    """One call, from its name on. False where there is none, and nothing was written."""
+    """Read one call, from its name on. Returns False, without output, if there is none."""
     name = yield from _name(scanner)
     if name is None or (is_bare and name not in scanner.tools):
         return False
@@ -106,7 +105,7 @@ def _read_call(scanner: CallScanner, is_bare: bool) -> Steps[bool]:
     keys: set[str] = set()
     while True:
         part = yield from _part(scanner)
-        if part is None:  # cut off
+        if part is None:  # the output was cut
             scanner.at = len(scanner.text)
             return num_arguments > 0
         text, stop = part
@@ -115,7 +114,7 @@ def _read_call(scanner: CallScanner, is_bare: bool) -> Steps[bool]:
             key = found[1] if found else _name_at(tool, num_arguments)
             if key is None and num_arguments == 0:
                 return False
-            if key is None or key in keys:  # no argument that the tool has
+            if key is None or key in keys:  # the tool has no such argument
                 if not stop or stop == ")":
                     break
                 continue
@@ -128,7 +127,7 @@ def _read_call(scanner: CallScanner, is_bare: bool) -> Steps[bool]:
             num_arguments += 1
         if stop == ")":
             break
-        if not stop:  # a special token, which no call has: it is over
+        if not stop:  # a special token, which calls do not contain, ends the call
             break
     if num_arguments == 0:
         scanner.call(name)
@@ -137,12 +136,12 @@ def _read_call(scanner: CallScanner, is_bare: bool) -> Steps[bool]:
 
 
 def _name_at(tool: Tool, position: int) -> str | None:
-    """The name of an argument that came without one."""
+    """The name of an argument that was written without one."""
     return tool.names[position] if position < len(tool.names) else None
 
 
 def _name(scanner: CallScanner) -> Steps[str | None]:
-    """Takes a name and the parenthesis behind it."""
+    """Take a name and the parenthesis after it."""
     while True:
         found = _NAME.match(scanner.text, scanner.at)
         end = found.end() if found else scanner.at
@@ -156,7 +155,8 @@ def _name(scanner: CallScanner) -> Steps[str | None]:
 
 
 def _part(scanner: CallScanner) -> Steps[tuple[str, str] | None]:
-    """Takes the text up to the next comma or parenthesis that is in nothing else, and that; None where none comes."""
+    """Take the text up to the next comma or parenthesis outside strings and brackets, and that; None if none
+    follows."""
     scan = Scan()
     while True:
         length = scan.length(scanner.text, scanner.at, scanner.is_ended)

@@ -1,4 +1,4 @@
-"""Calls whose name stands in a header of special tokens, and whose arguments are JSON behind it."""
+"""Calls with the name in a header between special tokens, followed by arguments in JSON."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ember.front.text.tools.sections import read_section
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SectionCalls:
-    """How one family writes them: begin, (call begin, header, arguments begin, arguments, call end)..., end. One call
-    is `<call>weather<args>{"city": "Rome"}</call>`, where `<call>` is one of `call_begins`.
+    """The form of one family: begin, (call begin, header, arguments begin, arguments, call end)..., end. One call is
+    `<call>weather<args>{"city": "Rome"}</call>`, where `<call>` is one of `call_begins`.
 
-    `header` is a regular expression. It finds the groups `name`, and perhaps `id`, in the text between the begin of a
-    call and its arguments. Where several spellings are known, the grammar holds a model to the first.
+    `header` is a regular expression with the group `name`, and optionally `id`, for the text between the beginning of a
+    call and its arguments. Of several spellings the grammar enforces the first.
     """
 
     call_begins: tuple[str, ...]
@@ -30,11 +30,11 @@ class SectionCalls:
     call_ends: tuple[str, ...] = ()
     begin: str = ""
     end: str = ""
-    has_brace: bool = False  # the arguments may come without a mark before them
-    has_json: bool = False  # instead of a header there may be calls that are JSON objects
-    written: str = "{name}"  # the header, as the model is held to write it; {index} counts the calls
+    has_brace: bool = False  # whether the arguments may have no mark before them
+    has_json: bool = False  # whether calls may be JSON objects instead of having a header
+    written: str = "{name}"  # the header in the grammar; {index} is the number of the call
     before_end: str = ""  # between the arguments and the end of the call
-    between: str = ""  # two calls
+    between: str = ""  # between two calls
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ class _Reader:
         self.call_ends = markers.encode_all(form.call_ends)
         self._arguments_begins = markers.encode_all(form.arguments_begins)
         stops = (*self._arguments_begins, *("{" if form.has_brace else ()))
-        # The end of a call is one of its header, too: without arguments, or not a call at all.
+        # The end of a call also ends its header: the call has no arguments, or is not a call.
         self._header_ends = Finder([*stops, *self.call_ends, self.end])
 
     def read(self, scanner: CallScanner, opener: str) -> Steps[bool]:
@@ -93,7 +93,7 @@ class _Reader:
         return scanner.take_any(self.call_begins)
 
     def _read_call(self, scanner: CallScanner, opener: str) -> Steps[bool]:
-        """One call, from behind its begin, which may be there twice."""
+        """Read one call after its beginning, which may be repeated."""
         yield from scanner.blanks()
         while (yield from scanner.take(opener)):
             yield from scanner.blanks()
@@ -125,11 +125,11 @@ class _Reader:
         return True
 
     def _is_over(self, scanner: CallScanner) -> Steps[bool]:
-        """Behind a header without arguments."""
+        """Finish a call whose header has no arguments."""
         return (yield from scanner.take_any(self.call_ends)) is not None
 
     def _leave_call(self, scanner: CallScanner) -> Steps[None]:
-        """Takes the end of a call, and what models put before it: brackets too many, the end of a code block."""
+        """Take the end of a call, and text that models put before it: extra brackets, the end of a code block."""
         if not self.call_ends:
             return
         scanner.begin()

@@ -1,4 +1,4 @@
-"""Calls in tags, one for each argument, with the values as plain text: what type they are, the tool's schema says."""
+"""Calls with a tag for each argument and values in plain text, whose types come from the tool's schema."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _MAX_NAME = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class XmlCalls:
-    """How one family writes them: begin, (call, (key, value)..., call end)..., end. One section is
+    """The form of one family: begin, (call, (key, value)..., call end)..., end. One section is
     `<calls><call=weather><key=city>Rome</key></call></calls>`, where `begin` is `<calls>`, `call` is ("<call=", ">")
     and `key` is ("<key=", ">").
 
-    `call` and `key` are what stands before and after a name. A call without a text before its name begins with the
-    section and ends with it. Without a `begin` there is no section. White space may stand between all tags.
+    `call` and `key` are the texts before and after a name. A call without a text before its name begins and ends with
+    the section. Without a `begin` there is no section. Whitespace is allowed between all tags.
     """
 
     begin: str
@@ -37,20 +37,20 @@ class XmlCalls:
     key: tuple[str, str]
     value_end: str
     value_begin: str = ""
-    has_newlines: bool = False  # around a value, that are not of it
-    typed_by: str = ""  # an attribute behind a key: `string="true"` or "false", or the `type` by its name
-    attributes_end: str = ">"  # behind the attributes
-    type_tag: tuple[str, str] = ("", "")  # around a type that may stand between key and value
-    call_attributes: str = ""  # behind a name, up to `attributes_end`; {index} counts the calls
-    has_entities: bool = False  # in names, &quot; and &amp;
-    space: str = "\n"  # between the tags, where the model is held to the form
-    before_call: str = ""  # between two sections, where each call has its own
-    in_one: bool = False  # one section for all calls
+    has_newlines: bool = False  # whether newlines around a value do not belong to it
+    typed_by: str = ""  # an attribute after a key: `string` with "true" or "false", or `type` with a type's name
+    attributes_end: str = ">"  # after the attributes
+    type_tag: tuple[str, str] = ("", "")  # around an optional type between key and value
+    call_attributes: str = ""  # after a name, up to `attributes_end`; {index} is the number of the call
+    has_entities: bool = False  # whether names have &quot; and &amp;
+    space: str = "\n"  # between the tags, in the grammar
+    before_call: str = ""  # between two sections, if each call has its own
+    in_one: bool = False  # whether one section has all calls
     lead: str = ""  # before each call of the section
-    trail: str = ""  # behind it
+    trail: str = ""  # after it
     header_mark: str = ""  # before the header
     header: str = ""  # before the begin of each section, with the function's name; calls begin with a section alone
-    other_end: str = ""  # of a section that ends the output
+    other_end: str = ""  # end of a section that ends the output
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -91,7 +91,7 @@ class XmlCalls:
         return self.begin, f"{one} ({again})*" if parallel else one
 
     def _call_rule(self, tool: Tool, rules: Rules, is_open: bool = False) -> str:
-        """`is_open`: what stands before the name was written already."""
+        """The expression of a call. `is_open`: the text before the name was written before."""
         before, behind = self.call
         name = _with_entities(tool.name) if self.has_entities else tool.name
         head = rules.literal(f"{'' if is_open else self.lead + before}{name}{behind if before else ''}")
@@ -103,7 +103,7 @@ class XmlCalls:
         return f"{head} {rules.literal(self.space)} {pairs} {rules.literal(self.call_end + self.trail)}"
 
     def _pair_rule(self, rules: Rules, tool: Tool, key: str | None, document: Document, number: int) -> str:
-        """One argument. A key of None is any that the model thinks of."""
+        """The expression of one argument. The key None stands for any name."""
         line = "\n" if self.has_newlines else ""
         name = rules.literal(_with_entities(key) if self.has_entities else key) if key is not None else rules.name()
         texts, others = rules.texts_and_others(tool, key, document, number)
@@ -125,7 +125,7 @@ class XmlCalls:
         return f"{rules.literal(self.key[0])} {name} {middle} {rules.literal(self.space)}"
 
     def _attribute(self, rules: Rules, kind: str) -> str:
-        """The attribute that says whether a value is a string, or which type it has."""
+        """The attribute with the type of a value, or whether it is a string."""
         value = str(kind == "string").lower() if self.typed_by == "string" else kind
         return rules.literal(f' {self.typed_by}="{value}"{self.attributes_end}')
 
@@ -133,8 +133,8 @@ class XmlCalls:
         return self.space if self.value_begin else ""
 
     def _misread(self, rules: Rules) -> list[str]:
-        """What a string cannot hold where the model is held to the form: the tags that would end it where its own end
-        is missing, and the head of CDATA."""
+        """Texts that strings cannot contain in the grammar: tags that would end a string without an end tag, and the
+        start of CDATA."""
         tags = [self.key[0], self.call_end, self.end, self.call[0], self.begin]
         made = [lark.regex_quoted(tag) for tag in dict.fromkeys(tags) if tag and rules.is_text(tag)]
         expressions = [f"(?s:.*)({'|'.join(made)})(?s:.*)"] if made else []
@@ -156,7 +156,7 @@ class _Reader:
         self._value_end = markers.encode(form.value_end)
         self._attributes_ends = Finder([markers.encode(form.attributes_end)])
         behind_name, key_end = markers.encode(form.call[1]), markers.encode(form.key[1])
-        # A call goes on where one of these comes, and it is over where one of those that are no key does.
+        # A call continues at one of these marks. It has ended at one of them that is not a key.
         self._tags = [mark for mark in (self._key, self.call_end, self.end) if mark]
         self._starts = [mark for mark in (self.call, self.lead, self.begin) if mark]
         self._any_tag = Finder([*self._tags, *self._starts])
@@ -186,7 +186,7 @@ class _Reader:
         return (yield from scanner.take_any((self.call,))) if self.call else None
 
     def _read_call_to_its_ends(self, scanner: CallScanner, opener: str) -> Steps[bool]:
-        """One call, with marks of its end that are there twice."""
+        """Read one call, with repeated end marks."""
         if not (yield from self._read_call(scanner)):
             return False
         scanner.begin()
@@ -196,7 +196,7 @@ class _Reader:
         return True
 
     def _take_next(self, scanner: CallScanner, mark: str) -> Steps[bool]:
-        """Takes the mark if it comes next, behind blanks, which stay otherwise."""
+        """Take the mark if it is next, after blanks. Blanks without the mark are not taken."""
         place = scanner.num_tried
         yield from scanner.blanks()
         if (yield from scanner.take(mark)):
@@ -205,7 +205,7 @@ class _Reader:
         return False
 
     def _read_call(self, scanner: CallScanner) -> Steps[bool]:
-        """One call, from behind what begins it."""
+        """Read one call after its opener."""
         yield from scanner.blanks()
         if self.call and not self._has_mark_behind_name and (yield from scanner.character()) == "{":
             return (yield from read_calls(scanner, (self.call_end,)))
@@ -231,9 +231,9 @@ class _Reader:
             if (yield from scanner.take(self._key)):
                 mark = yield from self._read_argument(scanner, tool, num_arguments)
                 if mark is None:
-                    return True  # cut off
+                    return True  # the output was cut
                 num_arguments += 1
-                if mark != self._value_end:  # it was missing, and what came instead is read again
+                if mark != self._value_end:  # the end tag is missing, and the mark is read again
                     scanner.at -= len(mark)
                 continue
             if self.call_end and (yield from scanner.take(self.call_end)):
@@ -241,12 +241,12 @@ class _Reader:
             if (yield from self._comes(scanner, [mark for mark in (self.end, *self._starts) if mark])):
                 break
             if not (yield from self._skip(scanner)):
-                return True  # cut off
+                return True  # the output was cut
         scanner.arguments("}" if num_arguments else "{}")
         return True
 
     def _comes(self, scanner: CallScanner, marks: list[str]) -> Steps[bool]:
-        """Whether one of them comes next; nothing is taken."""
+        """Whether one of the marks is next, without taking it."""
         for mark in marks:
             if (yield from scanner.take(mark)):
                 scanner.at -= len(mark)
@@ -254,7 +254,7 @@ class _Reader:
         return False
 
     def _skip(self, scanner: CallScanner) -> Steps[bool]:
-        """Goes on to the next tag, over text that belongs to none. False at the end of the output."""
+        """Move to the next tag, over text outside tags. Returns False at the end of the output."""
         if (yield from scanner.character()) == "":
             return False
         found = yield from scanner.until(self._any_tag)
@@ -265,7 +265,8 @@ class _Reader:
         return True
 
     def _read_argument(self, scanner: CallScanner, tool: Tool, num_before: int) -> Steps[str | None]:
-        """One argument, from behind the begin of its key; the mark that ended it, None if the output did."""
+        """Read one argument after the beginning of its key. Returns the mark that ended it, None at the output's
+        end."""
         found = yield from scanner.until(self._key_ends, _MAX_NAME)
         if found is None:
             self._cut_off(scanner)
@@ -275,7 +276,7 @@ class _Reader:
             key = _without_entities(key)
         types = tool.types(key)
         is_string = is_text(types)
-        is_declared = False  # the type, by the model
+        is_declared = False  # whether the model has given a type
         if self._form.typed_by:
             attribute = yield from scanner.until(self._attributes_ends, _MAX_NAME)
             if attribute is None:
@@ -309,7 +310,7 @@ class _Reader:
         return mark
 
     def _cut_off(self, scanner: CallScanner) -> None:
-        """Where a key does not end in time: at the end of the output it is lost, elsewhere it is content."""
+        """Handle a key without an end: at the end of the output it is dropped, elsewhere it is content."""
         if scanner.is_ended:
             scanner.at = len(scanner.text)
 
@@ -323,8 +324,8 @@ def _without_entities(text: str) -> str:
 
 
 def _named_types(types: tuple[str, ...] | None, name: str) -> tuple[str, ...] | None:
-    """The types of an argument whose type the model named, `array[string]` perhaps: its own word counts where the
-    schema says nothing, or allows several."""
+    """The types of an argument for which the model has given a type, such as `array[string]`: it is used if the schema
+    has no type or allows several."""
     word = name.partition("[")[0].strip().lower()
     if types is None:
         return () if word == "any" else (word,)
@@ -336,7 +337,7 @@ def _is_name(text: str) -> bool:
 
 
 def _declared(text: str) -> str:
-    """A value that the model says is no string."""
+    """A value that is not a string according to the model."""
     bare = text.strip()
     for name in ("boolean", "number", "object", "array"):
         made = text_as(name, text, bare)
