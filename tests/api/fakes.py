@@ -20,7 +20,7 @@ from ember.front.api.openai_forms import openai_error
 from ember.front.api.routes import ROUTER
 from ember.front.api.services import Services
 from ember.front.errors import ApiError
-from ember.front.link.client import EngineError
+from ember.front.link.engine import EngineError
 from ember.front.text.template import ChatTemplate
 from ember.front.text.tokenizer import Tokenizer
 from ember.settings import Settings

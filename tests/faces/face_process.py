@@ -12,7 +12,7 @@ from typing import Any
 
 from ember.front.api import routes
 from ember.front.link.admission import Admission
-from ember.front.link.client import EngineError
+from ember.front.link.engine import EngineError
 from ember.settings import load_settings
 from tests.faces.fakes import FAKE_ROUTER, FakeWorker
 

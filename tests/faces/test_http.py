@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestClient
 from ember.front.api.exchange import Event, EventStream
 from ember.front.http import app as face
 from ember.front.http.app import make_app, make_health_app
-from ember.front.link.client import EngineError
+from ember.front.link.engine import EngineError
 from ember.settings import SettingsError, load_settings
 from tests.faces.fakes import FAKE_ROUTER, FakeWorker, event, fake_answer, fake_router, frame
 from tests.support.http_server import client_of

@@ -15,8 +15,10 @@ from ember import wire
 from ember.boot import Timeline
 from ember.front.errors import ApiError
 from ember.front.link import client as client_module
+from ember.front.link import outbox
 from ember.front.link.admission import Admission
-from ember.front.link.client import EngineClient, EngineError
+from ember.front.link.client import EngineClient
+from ember.front.link.engine import EngineError
 from ember.front.link.spawn import EngineProcess
 from ember.front.link.suspects import fingerprint
 
@@ -308,7 +310,7 @@ async def test_an_engine_that_cannot_be_started_again_is_dead(engines, monkeypat
 
 
 async def test_more_than_a_frame_holds_leaves_in_several(engines, monkeypatch):
-    monkeypatch.setattr(client_module, "MAX_FRAME_BYTES", 200)
+    monkeypatch.setattr(outbox, "MAX_FRAME_BYTES", 200)
     client = await started(engines)
     for i in range(5):
         client.generate([i] * 100, SAMPLING)

@@ -124,7 +124,7 @@ class Worker:
         from ember.front.api.templates import describe_history
         from ember.front.formats import choose_formats
         from ember.front.generation_config import generation_defaults
-        from ember.front.link.client import EngineError
+        from ember.front.link.engine import EngineError
         from ember.front.metrics import Metrics
         from ember.front.text.tokenizer import TokenizerError
         from ember.front.tracing import Tracer, TracingError
@@ -222,7 +222,7 @@ class Worker:
                 log.warning("EMBER_BOOT_REPORT=%s cannot be written: %s", path, error.strerror or error)
 
     def _load_text(self, directory: str) -> tuple[Tokenizer, ChatTemplate | None]:
-        from ember.front.link.client import EngineError
+        from ember.front.link.engine import EngineError
         from ember.front.text.prepared_tokenizer import cache_directories
         from ember.front.text.template import ChatTemplate
         from ember.front.text.template_error import TemplateError

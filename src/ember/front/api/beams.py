@@ -19,7 +19,7 @@ import msgspec
 from ember.front.api.ends import Ends, end_token_ids
 from ember.front.api.schemas import CompletionRequest, GenerationRequest
 from ember.front.errors import bad_request
-from ember.front.link.client import Engine
+from ember.front.link.engine import Engine
 from ember.wire import Ready, SamplingParams, SequenceOutput, TokenLogprobs
 
 MAX_LENGTH_PENALTY = 20.0  # beyond it powers of a length leave the range of floating point numbers

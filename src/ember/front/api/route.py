@@ -20,7 +20,7 @@ from ember.wire import Task
 
 if TYPE_CHECKING:
     from ember.front.api.services import Services
-    from ember.front.link.client import Engine
+    from ember.front.link.engine import Engine
 
 # A model of `schemas.py` or `answers.py` may be given by its name: the latter are only loaded for /openapi.json.
 Model = type[BaseModel] | str

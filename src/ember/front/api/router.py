@@ -15,7 +15,7 @@ from ember.front.api.meter import log_refusal
 from ember.front.api.route import NO_ROUTE, Route
 from ember.front.api.services import Services
 from ember.front.errors import ApiError, internal_error
-from ember.front.link.client import Engine
+from ember.front.link.engine import Engine
 from ember.front.tracing import TRACEPARENT
 from ember.logs import REQUEST_ID
 from ember.settings import Settings

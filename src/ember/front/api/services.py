@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ember import __version__
 from ember.boot import Timeline
 from ember.front.errors import ApiError
-from ember.front.link.client import Engine, EngineError
+from ember.front.link.engine import Engine, EngineError
 from ember.front.metrics import Metrics
 from ember.front.text.reasoning import ReasoningFormat
 from ember.front.text.template import ChatTemplate

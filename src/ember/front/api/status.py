@@ -9,7 +9,7 @@ from __future__ import annotations
 from ember import __version__
 from ember.front.api.exchange import Response
 from ember.front.api.services import Services
-from ember.front.link.client import Engine
+from ember.front.link.engine import Engine
 
 
 def health(engine: Engine) -> Response:

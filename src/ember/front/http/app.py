@@ -25,7 +25,7 @@ from ember.front.errors import ApiError, internal_error, shutting_down
 from ember.front.http.answers import error_answer, whole_answer
 from ember.front.http.connection import Server
 from ember.front.http.cors import cors_headers, is_preflight
-from ember.front.link.client import EngineError
+from ember.front.link.engine import EngineError
 from ember.settings import Settings
 from ember.untrusted_json import MAX_VALUES, UntrustedJsonError, loads_strict
 

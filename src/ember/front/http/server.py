@@ -18,7 +18,7 @@ from ember.front.api.router import Router
 from ember.front.api.routes import ROUTER
 from ember.front.http.app import make_app, make_health_app
 from ember.front.http.connection import Server, watch
-from ember.front.link.client import EngineError
+from ember.front.link.engine import EngineError
 from ember.front.signals import on_signals
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -20,8 +20,10 @@ from ember import wire
 from ember.boot import Timeline
 from ember.front.errors import ApiError
 from ember.front.link.admission import Admission
+from ember.front.link.engine import EngineError
 from ember.front.link.generation import Generation, check_output
 from ember.front.link.liveness import is_ending, is_stopped
+from ember.front.link.outbox import Outbox
 from ember.front.link.silence import Silence
 from ember.front.link.spawn import EngineProcess, spawn
 from ember.front.link.suspects import Suspects, fingerprint
@@ -30,43 +32,7 @@ log = logging.getLogger(__name__)
 
 EXIT_PATIENCE_S = 5.0  # for a process whose socket is closed to be gone too, and once more when it was killed
 REAP_LOOK_S = 0.01
-MAX_FRAME_BYTES = wire.MAX_FRAME_BYTES // 2  # more than that leaves in several frames
 HEALTHY_S = 3600.0  # an engine that ran so long starts with the full number of restarts again
-
-
-class EngineError(Exception):
-    """The engine cannot be used. The message is one line for the operator."""
-
-
-class Engine(Protocol):
-    """What the api and the faces need from the engine."""
-
-    @property
-    def info(self) -> wire.Ready: ...
-    @property
-    def is_ready(self) -> bool: ...
-    @property
-    def is_dead(self) -> bool: ...
-    async def wait_ready(self) -> wire.Ready: ...
-    def generate(
-        self,
-        prompt_token_ids: list[int],
-        sampling: wire.SamplingParams,
-        *,
-        priority: int = 0,
-        cache_salt: str | None = None,
-        adapter: str | None = None,
-    ) -> Generation: ...
-    async def pool(
-        self,
-        prompt_token_ids: list[int],
-        task: wire.PoolingTask,
-        *,
-        priority: int = 0,
-        cache_salt: str | None = None,
-        adapter: str | None = None,
-    ) -> wire.SequenceOutput: ...
-    async def stats(self) -> wire.Stats: ...
 
 
 class EngineClient:
@@ -92,8 +58,7 @@ class EngineClient:
         self._restarts_left = restarts
         self._ready_at = 0.0
         self._transport: asyncio.Transport | None = None
-        self._outbox: list[bytes] = []  # encoded messages
-        self._outbox_bytes = 0
+        self._outbox = Outbox()
         self._generations: dict[int, Generation] = {}
         self._num_requests = 0
         self._suspects = Suspects()
@@ -216,7 +181,7 @@ class EngineClient:
         self.admission.enter(request.request_id, len(request.prompt_token_ids))
         try:
             if not self._hold_suspect(request):
-                self._send(request)
+                self._outbox.send(request)
         except ApiError:
             self.admission.leave(request.request_id)
             raise
@@ -232,7 +197,7 @@ class EngineClient:
         _ = self.info
         waiter: asyncio.Future[wire.Stats] = asyncio.get_running_loop().create_future()
         self._stats_waiters.append(waiter)
-        self._send(wire.GetStats())
+        self._outbox.send(wire.GetStats())
         return await waiter
 
     async def close(self) -> None:
@@ -271,34 +236,20 @@ class EngineClient:
         if is_answered:
             self._suspects.clear(key)
         if was_running and self._tried and self._info is not None:
-            self._send(self._generations[next(iter(self._tried))].request)
+            self._outbox.send(self._generations[next(iter(self._tried))].request)
 
     def _abort(self, request_id: int, index: int | None, is_over: bool) -> None:
         is_held = request_id in self._tried and next(iter(self._tried)) != request_id  # the engine has not heard of it
         if self._info is not None and not is_held:
-            self._send(wire.Abort(request_id, None if is_over else index))
+            self._outbox.send(wire.Abort(request_id, None if is_over else index))
         if is_over:
             self._end(request_id, is_answered=False)
-
-    def _send(self, message: wire.FrontMessage) -> None:
-        """Queue a message for the next frame. Raises ValueError, and queues nothing, when it cannot be encoded."""
-        encoded = wire.encode_front(message)
-        if self._outbox_bytes + len(encoded) > MAX_FRAME_BYTES:
-            self._flush()
-        if not self._outbox:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._outbox.append(encoded)
-        self._outbox_bytes += len(encoded)
-
-    def _flush(self) -> None:
-        outbox, self._outbox, self._outbox_bytes = self._outbox, [], 0
-        if outbox and self._transport is not None and not self._transport.is_closing():
-            self._transport.write(wire.frame_front(outbox))
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.create_connection(lambda: _Link(self), sock=self._engine.socket)
-        self._send(self._configure)
+        self._outbox.connect(self._transport)
+        self._outbox.send(self._configure)
 
     def _receive(self, message: wire.EngineMessage) -> None:
         match message:
@@ -339,7 +290,7 @@ class EngineClient:
         new = [token_id for token_id in new if token_id not in info.eos_token_ids]
         if not new:
             return info
-        self._send(wire.EndTokens(new))
+        self._outbox.send(wire.EndTokens(new))
         return msgspec.structs.replace(info, eos_token_ids=[*info.eos_token_ids, *new])
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
@@ -354,7 +305,7 @@ class EngineClient:
         return self._info is not None and waits
 
     def _ask(self) -> None:
-        self._send(wire.GetStats())
+        self._outbox.send(wire.GetStats())
 
     def _give_up(self, seconds: float) -> None:
         """End an engine that does not answer, as if it had crashed."""
@@ -378,7 +329,7 @@ class EngineClient:
         if self._has_been_healthy():
             self._restarts_left = self._restarts
         self._info = None
-        self._outbox, self._outbox_bytes = [], 0
+        self._outbox.clear()
         if was_ready:
             reason = self._failure.message if self._failure else "the engine process ended unexpectedly"
             self._blame_in_flight()

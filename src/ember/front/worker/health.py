@@ -31,7 +31,7 @@ def report_unhealthy(reason: str) -> None:
 
 def boot_failure(error: BaseException) -> str:
     """Log a failed boot in one line, with the traceback of an unexpected error. Returns the line."""
-    from ember.front.link.client import EngineError
+    from ember.front.link.engine import EngineError
 
     message = " ".join(str(error).split()) or type(error).__name__
     log.error("%s", message, exc_info=None if isinstance(error, EngineError) else error)

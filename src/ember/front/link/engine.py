@@ -1,0 +1,43 @@
+"""What the api and the faces know of the engine: its handle's interface, and the error that it cannot be used."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ember import wire
+from ember.front.link.generation import Generation
+
+
+class EngineError(Exception):
+    """The engine cannot be used. The message is one line for the operator."""
+
+
+class Engine(Protocol):
+    """What the api and the faces need from the engine."""
+
+    @property
+    def info(self) -> wire.Ready: ...
+    @property
+    def is_ready(self) -> bool: ...
+    @property
+    def is_dead(self) -> bool: ...
+    async def wait_ready(self) -> wire.Ready: ...
+    def generate(
+        self,
+        prompt_token_ids: list[int],
+        sampling: wire.SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        adapter: str | None = None,
+    ) -> Generation: ...
+    async def pool(
+        self,
+        prompt_token_ids: list[int],
+        task: wire.PoolingTask,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        adapter: str | None = None,
+    ) -> wire.SequenceOutput: ...
+    async def stats(self) -> wire.Stats: ...
