@@ -11,7 +11,7 @@ import torch
 from ember.engine.core.block_manager import BlockManager
 from ember.engine.core.block_pool import BlockPool, root_hash
 from ember.engine.core.limits import EngineLimits
-from ember.engine.core.memory import plan_memory
+from ember.engine.core.memory import block_table_bytes, plan_memory
 from ember.engine.core.scheduler import Scheduler
 from ember.engine.core.sequence import Sequence
 from ember.engine.description.cache_groups import (
@@ -154,6 +154,21 @@ def test_groups_add_up():
     assert made.limits.max_model_len == 32768
     with pytest.raises(ModelError, match="room for 32752 tokens"):
         plan(FIVE_TO_ONE, max_model_len=32768, num_blocks=5 * 33 + 2047)
+
+
+def test_block_tables_are_taken_off_a_gpus_memory(monkeypatch):
+    """More groups have more of them: 6 groups of 4 layers have as many bytes of pages less as they have tables more."""
+    free = 8 << 30
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, free))
+    configure = Configure(model="", gpu_memory_utilization=1.0, max_num_seqs=256)
+    left = []
+    for config in (MISTRAL, FIVE_TO_ONE):
+        groups = cache_groups(config, 2)
+        made = plan_memory(config, groups, configure, dtype=torch.bfloat16, device=torch.device("cuda"))
+        left.append(free - made.limits.num_blocks * bytes_per_page_token(groups) * BLOCK)
+    one_group = block_table_bytes(1, 256, 32768, BLOCK)
+    assert one_group == 3 * 256 * 2048 * 4
+    assert left[1] - left[0] == pytest.approx(5 * one_group, abs=24 * 256 * BLOCK)
 
 
 def test_no_more_pages_than_all_sequences_can_use():

@@ -46,6 +46,11 @@ def activation_bytes(
     return gathered + num_tokens * widths * dtype.itemsize + num_rows * config.vocab_size * (3 * dtype.itemsize + 15)
 
 
+def block_table_bytes(num_groups: int, num_rows: int, max_model_len: int, block_size: int) -> int:
+    """The int32 block tables on a GPU: of all rows, the same in batch order, and those of a step with prompt chunks."""
+    return 3 * num_groups * num_rows * -(-max_model_len // block_size) * 4
+
+
 def plan_memory(
     config: DecoderConfig,
     groups: Sequence[CacheGroup],
@@ -78,7 +83,9 @@ def plan_memory(
         elif device.type == "cuda":
             activations = activation_bytes(config, dtype, max_num_batched_tokens, max_num_seqs, wanted)
             free, total = torch.cuda.mem_get_info(device)
-            budget = free - int(total * (1 - asked.gpu_memory_utilization)) - activations - DEVICE_RESERVE_BYTES
+            tables = block_table_bytes(len(groups), max_num_seqs, wanted, block_size)
+            unused = int(total * (1 - asked.gpu_memory_utilization)) + DEVICE_RESERVE_BYTES
+            budget = free - unused - activations - tables
         else:
             budget = min(CPU_KV_BYTES, int((available_host_bytes() - pending_bytes) * CPU_KV_SHARE))
         num_blocks = max(budget, 0) // bytes_per_block
