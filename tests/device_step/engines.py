@@ -23,8 +23,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def device_engine(directory: Path, *, enforce_eager: bool = False, **configure: Any) -> Engine:
-    """An engine with the runner for GPUs, whatever the device."""
+    """An engine with the runner for GPUs, whatever the device, which runs ahead from its first step on."""
     engine = make_engine(directory, device=DEVICE, **configure)
+    engine.is_cold = False
     if isinstance(engine.runner, DeviceRunner) and not enforce_eager:
         return engine
     plain, model = engine.runner, engine.runner.model

@@ -62,6 +62,14 @@ def test_a_step_is_launched_before_the_tokens_of_the_last_one_are_read(directory
     assert len(launched) == 3  # the end by length is known beforehand: no step is wasted
 
 
+def test_the_first_token_of_an_engine_waits_for_no_second_step(directory):
+    engine = device_engine(directory)
+    engine.is_cold = True
+    engine.add(Generate(1, PROMPT, greedy(3)))
+    assert [len(output.token_ids) for output in engine.step()] == [1]
+    assert len(tokens(run(engine, [])[1, 0])) == 2
+
+
 def test_the_token_behind_a_stop_is_dropped(directory):
     answer = tokens(run(make_engine(directory), [Generate(1, PROMPT, greedy(8))])[1, 0])
     outputs, _ = compare(directory, [Generate(1, PROMPT, greedy(8, stop_token_ids=[answer[3]]))])

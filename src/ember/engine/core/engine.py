@@ -49,6 +49,7 @@ class Engine:
         self._sequences: dict[int, list[Sequence]] = {}  # by request id, unfinished samples only
         self._held: list[Sequence] = []  # those with `Sequence.is_held`
         self._launched: Launched | None = None  # the step whose tokens have not been read
+        self.is_cold = True  # no token was generated yet
         self._prompt_tokens = 0
         self._generation_tokens = 0
         self._num_steps = 0
@@ -95,7 +96,11 @@ class Engine:
 
     def step(self) -> list[SequenceOutput]:
         """Launch one step, and read the tokens of the last launched step, or of the one before it if the runner runs
-        ahead. Returns the outputs of the sequences."""
+        ahead. Returns the outputs of the sequences.
+
+        Nothing runs ahead of the engine's first token: the launch of the second step, which loads kernels and libraries
+        of its own, would delay it.
+        """
         self.grammars.check()
         outputs = self._take_compiled() if self.compiling else []
         if self._held:
@@ -121,16 +126,20 @@ class Engine:
                 self.scheduler.complete(step)
                 for sequence in launched.sequences:
                     sequence.num_pending += 1
-        before = launched
-        if self.runner.runs_ahead:
+        if self.runner.runs_ahead and not self.is_cold:
             before, self._launched = self._launched, launched
-        if before is not None:
-            outputs += self._take_in(before)
-        num_step_tokens += self._generation_tokens - num_generated_before
+            if before is not None:
+                outputs += self._take_in(before)
+            if launched is not None:
+                outputs += self._draw_late(launched)
+        elif launched is not None:
+            outputs += self._draw_late(launched)
+            outputs += self._take_in(launched)
+        num_generated = self._generation_tokens - num_generated_before
+        self.is_cold = self.is_cold and num_generated == 0
+        num_step_tokens += num_generated
         if num_step_tokens:
             self._step_tokens.observe(num_step_tokens)
-        if launched is not None:
-            outputs += self._draw_late(launched)
         return outputs
 
     def do_chore(self) -> bool:

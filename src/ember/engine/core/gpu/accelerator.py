@@ -13,6 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ember.engine.core.threads import usable_cores
+
+FEW_CORES = 2  # up to here a wait for the device sleeps; with more it spins, which wakes some microseconds earlier
+
 
 class Accelerator:
     """One device and the stream that the engine uses: the current one of its thread."""
@@ -20,6 +24,7 @@ class Accelerator:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.is_cuda = device.type == "cuda"
+        self._waits_asleep = usable_cores() <= FEW_CORES
         self._pool: Any = None  # handle of the graphs' memory pool
         self._side: torch.cuda.Stream | None = None
 
@@ -42,7 +47,7 @@ class Accelerator:
         """Record an event. The returned function waits until everything launched before it is done."""
         if not self.is_cuda:
             return _nothing
-        event = torch.cuda.Event()
+        event = torch.cuda.Event(blocking=self._waits_asleep)
         event.record()
         return event.synchronize
 
