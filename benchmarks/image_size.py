@@ -1,9 +1,9 @@
-"""What a set of wheels takes in an image, unpacked and slimmed: `python benchmarks/image_size.py DIRECTORY`.
+"""The size of a set of wheels in an image, unpacked and slimmed: `python benchmarks/image_size.py DIRECTORY`.
 
     python -m pip download --only-binary=:all: -d DIRECTORY torch==2.13.0
 
-fills the directory. The sizes are those that the wheels' own tables of contents state; nothing is unpacked. What
-`builder.slim` would remove is told by the same patterns, on the files' names.
+fills the directory. The sizes are those in the wheels' tables of contents; nothing is unpacked. The files that
+`builder.slim` would remove are found by its patterns.
 """
 
 from __future__ import annotations

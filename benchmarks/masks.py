@@ -1,16 +1,15 @@
-"""What structured output adds to a step: the masks of constrained rows, at the vocabulary of a real model.
+"""The time that structured output adds to a step, with the vocabulary of a real model.
 
     python benchmarks/masks.py [--rows 32] [--steps 200] [--forward-ms 10] [--device cpu]
 
-Every row follows a grammar of its own kind (records, enums, recursion, patterns, free objects, regular expressions)
-with random tokens that its mask allows, and begins again at its end. A step does what the engine does: it starts the
-masks, waits for a forward pass, which is a sleep here as on a GPU the host has nothing to do meanwhile, takes the
-masks, samples under them and tells the grammars the tokens. What is printed is how much longer a step is for all that:
-of sampling, the difference to the same logits and options without masks, greedy and (not in the sum) at temperature 0.8
-with top-p 0.95. The most likely tokens are ones that the mask allows, as with a model that was asked for the form, but
-in every fourth row the first choice is another. "masks alone" is how long they take where nothing hides them. `--json
-FILE` writes the figures for other programs. On a GPU the engine's sampling kernel reads the masks as they are, which
-this does not measure.
+Every row has a grammar (records, enums, recursion, patterns, free objects, regular expressions). It gets random tokens
+that its mask allows, and begins again at the grammar's end. A step does what the engine does: it starts the masks,
+waits for a forward pass (a sleep, since the host is idle during a GPU's), takes the masks, samples with them and sends
+the tokens to the grammars. The output is the time that each of these adds to a step. For sampling it is the difference
+to the same logits and options without masks, greedy and (not in the sum) at temperature 0.8 with top-p 0.95. The masks
+allow the most likely tokens, as for a model that was asked for the form, except the first choice of every fourth row.
+"masks alone" is the time of the masks without a forward pass. `--json FILE` writes the figures. On a GPU the engine's
+sampling kernel reads the masks, which this does not measure.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""What the queue client costs: many streamed jobs at once through a local queue, our client beside the platform's SDK.
+"""The cost of the queue clients: many streamed jobs at once through a local queue, with our client and with the SDK.
 
     python benchmarks/queue.py [--jobs 64] [--tokens 200] [--pace-ms 10] [--post-ms 0 50] [--rounds 3]
 
-The worker is the real one but for its engine, which makes a token for every job each `pace` and writes the time on it;
-the queue is the tests' own, in this process, and takes `post` for each piece. Both clients join what was made while a
-piece was being sent; `SDK, a POST per token` is the SDK as most workers use it. Added latency is from a token's making
-to its arrival at the queue. Stream time is from a job's first token to the end of its result, over the time in which
-its tokens were made. CPU is of the worker and its children. Medians over the rounds; the clients take turns.
+The worker is the real one with a simulated engine, which makes a token with a time stamp for every job each `pace`. The
+queue is the tests' own, in this process, and takes `post` for each chunk. Both clients join the tokens made during a
+POST; `SDK, a POST per token` is the SDK without joining, as most workers use it. Added latency is the time from the
+making of a token to its arrival at the queue. Stream time is the time from a job's first token to the end of its
+result, divided by the time in which its tokens were made. CPU time is that of the worker and its children. The figures
+are medians over the rounds, in which the clients alternate.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Random-weight checkpoints of real shapes, for figures that do not depend on what the weights say.
+"""Random-weight checkpoints of real shapes, for figures that do not depend on the values of weights.
 
-The tokenizer is synthetic but of the real size, for loading it is part of a boot.
+The tokenizer is synthetic and has the real size, since loading it is part of a boot.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""A worker under mixed load for a long time: does everything come back to where it started?
+"""A soak test: a worker under mixed load for a long time, whose memory, files and threads must not grow.
 
     python benchmarks/soak.py [--minutes 5 | --hour | --jobs 10000] [--concurrency 32] [--client runpod|direct]
 
 `handler.py` with the demo model takes jobs of random kinds and sizes from a local queue: native and OpenAI form,
-streamed and not, scored, with constraints, refused ones, and cancelled ones. Each job's end is checked. The table shows
-both processes by the minute; the last lines compare the idle worker at the end with the idle worker after its first
-3000 jobs, and ask the engine whether a page or a row is still taken. Exit status 1 when a job ended otherwise than it
-should or something was left behind.
+streamed and not, scored, constrained, refused and cancelled. Each job's end is checked. The table has both processes by
+the minute. The last lines compare the idle worker at the end with the idle worker after its first 3000 jobs, and check
+that no page or row is in use. The exit status is 1 if a job ended wrongly or something was left behind.
 """
 
 from __future__ import annotations

@@ -1,19 +1,18 @@
-"""The one error that the api raises. Its form, in a body or in a stream, is that of the route (`api/route.py`)."""
+"""The only error that the api raises. The route has its form in a body and in a stream (`api/route.py`)."""
 
 from __future__ import annotations
 
 RETRY_AFTER_SECONDS = 1
-# OpenAI's SDKs read the milliseconds; curl, urllib3 and proxies know the seconds alone.
+# OpenAI's SDKs read the milliseconds; curl, urllib3 and proxies read only the seconds.
 _RETRY = {"retry-after": str(RETRY_AFTER_SECONDS), "retry-after-ms": str(RETRY_AFTER_SECONDS * 1000)}
 
 
 class ApiError(Exception):
-    """An answer that is an error.
+    """An error response.
 
-    `status` is the HTTP status; `code` is the same number unless it is given, as vLLM's clients expect. The message is
-    written for the person who has to act: what was given, what is allowed, what to do. It may quote what came in:
-    whatever UTF-8 cannot encode is a question mark here. A 503 always has headers that say when to send the request
-    again.
+    `status` is the HTTP status. `code` is the same number unless it is given, as vLLM's clients expect. The message
+    says what was given, what is allowed, and what to do. It may quote the request: characters that UTF-8 cannot encode
+    become question marks. A 503 always has headers that say when to send the request again.
     """
 
     def __init__(
@@ -32,8 +31,8 @@ class ApiError(Exception):
         self.param = None if param is None else encodable(param)
         self.code = status if code is None else code
         self.headers = {**(_RETRY if status == 503 else {}), **(headers or {})}
-        self.is_logged = False  # the line of its request is in the log
-        self.limit: str | None = None  # the setting that kept a request out, for the count of those
+        self.is_logged = False  # whether the log line of its request was written
+        self.limit: str | None = None  # the setting by which the request was refused, for the metrics
 
 
 _TYPES = {
@@ -52,15 +51,15 @@ def bad_request(message: str, param: str | None = None) -> ApiError:
 
 
 def internal_error() -> ApiError:
-    """A 500 for what nobody expected. It says nothing of the cause, which belongs in the log."""
+    """A 500 for an unexpected error. The cause is only in the log."""
     return ApiError(500, "Internal server error; the worker's log has it.")
 
 
 def shutting_down() -> ApiError:
-    """A 503 for what comes, or is not over, when the worker leaves: another one can do it."""
+    """A 503 for requests during shutdown, which another worker can serve."""
     return ApiError(503, "The worker is shutting down; send the request again.")
 
 
 def encodable(text: str) -> str:
-    """The text with lone surrogates, which no JSON encoder takes, as question marks."""
+    """The text with question marks in place of unpaired surrogates, which JSON encoders refuse."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""Which form the model's tool calls and its reasoning have, found out once at start-up."""
+"""The formats of the model's tool calls and reasoning, chosen once at start-up."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Formats:
-    """None: the model has none that is known."""
+    """The model's formats. None: the model has no known one."""
 
     reasoning: ReasoningFormat | None
     tools: ToolFormat | None
 
 
 def choose_formats(settings: Settings, tokenizer: Tokenizer, template: ChatTemplate | None, model_dir: Path) -> Formats:
-    """By the settings, else by the chat templates' text, the model's type, its name; the log says which and why.
+    """Choose the formats by the settings, else by the chat templates, the model's type, or its name. The log has the
+    result and the reason.
 
-    Raises ValueError, one line, for a name in the settings that there is no format of.
+    Raises ValueError, with one line, for an unknown name in the settings.
     """
     own = tokenizer.chat_template
     texts = [template.source] if template is not None else []
@@ -48,5 +49,5 @@ def _model_type(model_dir: Path) -> str | None:
     try:
         kind = untrusted_json.read_file(model_dir / "config.json", MAX_JSON_BYTES).get("model_type")
     except (OSError, ValueError, AttributeError):
-        return None  # the engine says what is wrong with it
+        return None  # the engine reports the error
     return kind if isinstance(kind, str) else None

@@ -1,4 +1,4 @@
-"""Sampling defaults of the deployment: the model's generation_config.json, another directory's, and the override."""
+"""The deployment's sampling defaults: from the model's or another generation_config.json, and from the override."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ GENERATION_DEFAULTS = (
 
 
 def generation_defaults(settings: Settings, model_dir: Path) -> dict[str, Any]:
-    """Sampling defaults: of the model's generation_config.json or another directory's, then the override.
+    """The sampling defaults of the model's generation_config.json or another directory's, updated by the override.
 
-    Raises ValueError, one line.
+    Raises ValueError with one line.
     """
     defaults: dict[str, Any] = {}
     if settings.generation_config != "vllm":

@@ -1,7 +1,7 @@
-"""What the worker has done since it started: counters and histograms that the api's requests feed.
+"""Counters and histograms of the worker's requests since its start.
 
-Plain numbers, added to on the one loop that owns the engine; they become Prometheus text only when somebody asks
-(`front/api/metrics_page.py`). Names and bounds of the buckets are vLLM's, so that its dashboards go on working.
+They are plain numbers, updated on the event loop that owns the engine's client. `front/api/metrics_page.py` writes them
+as Prometheus text on request. Names and bounds of the buckets are vLLM's, so that its dashboards work.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ember.histogram import Histogram, up_to
 _TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
 _TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 _LATENCY = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
-_LARGEST = 1_000_000  # tokens, of the counting histograms: the longest context there is
+_LARGEST = 1_000_000  # tokens; the largest bound of histograms of tokens
 
 
 def _seconds() -> Histogram:
@@ -28,7 +28,8 @@ def _tokens() -> Histogram:
 
 @dataclass(slots=True)
 class Metrics:
-    """Times in seconds. One observation for each sample of a request; token_gap: one for each token but the first."""
+    """Times in seconds, with one observation for each sample of a request. token_gap: one for each token but the
+    first."""
 
     requests: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # by route, method and `2xx`, `4xx` ...
     finished: Counter[str] = field(default_factory=Counter)  # samples by finish reason
@@ -45,6 +46,6 @@ class Metrics:
     generation_tokens: Histogram = field(default_factory=_tokens)
     max_tokens: Histogram = field(default_factory=_tokens)
     n: Histogram = field(default_factory=lambda: Histogram((1, 2, 5, 10, 20)))
-    in_flight: int = 0  # requests in the engine, or about to be
-    cached_tokens: int = 0  # of prompts, taken from the prefix cache
-    tracer: Tracer | None = None  # None: nobody asks for traces
+    in_flight: int = 0  # requests in the engine, or about to be submitted
+    cached_tokens: int = 0  # prompt tokens found in the prefix cache
+    tracer: Tracer | None = None  # None: traces are off

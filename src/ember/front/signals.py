@@ -1,4 +1,4 @@
-"""What ends a face: the first SIGTERM or SIGINT asks it to stop taking work, a second one to hurry."""
+"""Signals of the server and the queue worker: the first SIGTERM or SIGINT starts the drain, a second one ends it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 
 
 def on_signals() -> tuple[asyncio.Event, asyncio.Event]:
-    """(stopping, hurrying), set by the running loop's signals."""
+    """The events (stopping, hurrying), set by signals of the running loop."""
     stopping, hurrying = asyncio.Event(), asyncio.Event()
 
     def stop() -> None:

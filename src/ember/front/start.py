@@ -1,4 +1,5 @@
-"""The start-up that both faces share: engine process first, then tokenizer and template, then everything together."""
+"""The front's start-up, for the queue and for HTTP: the engine process, then tokenizer and template, then
+`Services`."""
 
 from __future__ import annotations
 
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A thread that reads a large request in Python keeps the event loop waiting this long each time the loop wakes up;
-# Python's own 5 ms make a stream of tokens several times slower beside one.
+# Interpreter switch interval: how long a thread that reads a large request delays the event loop at each wake-up. With
+# Python's default of 5 ms, such a thread makes a stream of tokens several times as slow.
 SWITCH_INTERVAL_S = 0.0005
 PREPARE_AFTER_S = 10.0  # from the boot on, and again while requests run
 
 
 def launch(settings: Settings) -> Worker:
-    """Start the engine process at once and return a worker that goes on from there in an event loop."""
+    """Start the engine process at once. Returns a worker that continues the boot in an event loop."""
     timeline = Timeline("front")
     engine = spawn()
     timeline.add("spawn", timeline.origin, engine.started)
@@ -75,7 +76,7 @@ def launch(settings: Settings) -> Worker:
 
 
 class Worker:
-    """The front's half of the boot. Lives in one event loop."""
+    """The front's half of the boot. It belongs to one event loop."""
 
     def __init__(self, settings: Settings, engine: EngineClient, timeline: Timeline) -> None:
         self.settings = settings
@@ -85,29 +86,29 @@ class Worker:
         self._booting: asyncio.Task[Services] | None = None
         self._services: Services | None = None
         self._report_failed = False
-        self._describing: asyncio.Task[None] | None = None  # kept, or it might be collected before it ends
+        self._describing: asyncio.Task[None] | None = None  # a reference, so that it is not garbage collected
         self._preparing: asyncio.Task[None] | None = None
 
     @property
     def services(self) -> Services:
-        """Valid after `ready`."""
+        """The engine's client, valid after `ready`."""
         if self._services is None:
             raise RuntimeError("the worker is not ready")
         return self._services
 
     async def start(self) -> None:
-        """Connect to the engine; the boot goes on in the background."""
+        """Connect to the engine. The boot continues in the background."""
         await self.engine.start()
         self._booting = asyncio.create_task(self._boot())
         self._booting.add_done_callback(lambda task: None if task.cancelled() else task.exception() and None)
 
     async def ready(self) -> Services:
-        """Wait until requests can be served. Raises EngineError, one line, when the boot failed."""
+        """Wait until requests can be served. Raises EngineError, with one line, if the boot failed."""
         assert self._booting is not None, "start() comes first"
         return await asyncio.shield(self._booting)
 
     async def wait_dead(self) -> str:
-        """Wait until the engine has failed for good. Returns why."""
+        """Wait until the engine has failed for good. Returns the reason."""
         await self.engine.dead.wait()
         return self.engine.error or "the engine ended"
 
@@ -129,8 +130,8 @@ class Worker:
         from ember.front.text.tokenizer import TokenizerError
         from ember.front.tracing import Tracer, TracingError
 
-        gc.freeze()  # what was imported stays, so no collection need look at it
-        gc.enable()  # cli.py turned it off
+        gc.freeze()  # imported objects stay, so collections need not visit them
+        gc.enable()  # cli.py disabled it
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         located = await asyncio.shield(self.engine.located)
         model_dir = Path(located.model_dir)
@@ -164,7 +165,7 @@ class Worker:
         for warning in info.warnings:
             log.warning(warning)
         if not info.eos_token_ids:
-            log.warning("no file of the model names an end token that it has: answers run to max_tokens")
+            log.warning("no file of the model names an end token of its vocabulary: answers run to max_tokens")
         if tokenizer.vocab_size > info.vocab_size:
             log.warning(
                 "the tokenizer has token ids up to %d, but the model has %d rows (vocab_size): a prompt with a token "
@@ -189,7 +190,8 @@ class Worker:
         return self._services
 
     async def _prepare_tokenizer(self, directory: str) -> None:
-        """For the next boot, in an idle moment, in a process of its own: it takes a core for some seconds."""
+        """Write the prepared tokenizer for the next boot, while idle, in a process of its own, since it needs a core
+        for some seconds."""
         from ember.front.text.prepared_tokenizer import cache_directories, place_in
 
         source = Path(directory) / "tokenizer.json"
@@ -212,13 +214,13 @@ class Worker:
                 process.kill()
 
     def write_boot_report(self) -> None:
-        """Write the timeline to EMBER_BOOT_REPORT, where that is set."""
+        """Write the timeline to EMBER_BOOT_REPORT, if it is set."""
         path = self.settings.boot_report
         if path and not self._report_failed:
             try:
                 Path(path).write_text(json.dumps(self.timeline.report(), indent=1) + "\n")
             except OSError as error:
-                self._report_failed = True  # said once, though it is written again at the first token
+                self._report_failed = True  # log it once, although the report is written again at the first token
                 log.warning("EMBER_BOOT_REPORT=%s cannot be written: %s", path, error.strerror or error)
 
     def _load_text(self, directory: str) -> tuple[Tokenizer, ChatTemplate | None]:
@@ -237,12 +239,12 @@ class Worker:
             try:
                 template = ChatTemplate.for_tokenizer(tokenizer, custom)
                 if custom and template:
-                    _ = template.variables  # parses it: a mistake in it should end the boot, not the first request
+                    _ = template.variables  # parse it: an error should end the boot, not the first request
             except TemplateError as error:
                 if custom:
                     raise EngineError(f"CUSTOM_CHAT_TEMPLATE cannot be used: {error}") from None
                 log.warning("chat requests will be refused: %s", error)
                 template = None
-        if template is not None:  # while the engine is still loading; the first chat would wait for it
+        if template is not None:  # prepare it while the engine is loading, so that the first chat need not
             threading.Thread(target=template.prepare, name="template", daemon=True).start()
         return tokenizer, template

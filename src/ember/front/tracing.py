@@ -1,7 +1,8 @@
-"""Traces for OpenTelemetry, one span for each request, where OTLP_TRACES_ENDPOINT names a collector.
+"""OpenTelemetry traces: one span for each request, sent to the collector at OTLP_TRACES_ENDPOINT.
 
-The span is made when the request is over, from figures that are taken anyway; a thread of the library sends it.
-Attributes have the names of OpenTelemetry's conventions for generative AI and of vLLM. Prompts and answers stay out.
+A span is made when its request has ended, from the figures of the log line. A thread of the library sends it.
+Attributes have the names of OpenTelemetry's conventions for generative AI and of vLLM. Prompts and answers are left
+out.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
-TRACEPARENT: ContextVar[str | None] = ContextVar("traceparent", default=None)  # W3C header of the request at hand
+TRACEPARENT: ContextVar[str | None] = ContextVar("traceparent", default=None)  # W3C header of the current request
 
-_SEND_S = 2.0  # with all its attempts
+_SEND_S = 2.0  # time limit of sending, with all attempts
 _FLUSH_MS = 2000
 _ATTRIBUTES = {
     "request_id": "gen_ai.request.id",
@@ -30,11 +31,11 @@ _SECONDS = {
 
 
 class TracingError(Exception):
-    """Traces cannot be sent; one line for the person who asked for them."""
+    """Traces cannot be sent. The message is one line."""
 
 
 class Tracer:
-    """Sends spans to one collector over OTLP and HTTP. Raises TracingError where the library is missing."""
+    """Sends spans to one collector by OTLP over HTTP. Raises TracingError if the library is missing."""
 
     def __init__(self, endpoint: str, model_name: str) -> None:
         try:
@@ -52,7 +53,7 @@ class Tracer:
         self._tracer = self._provider.get_tracer("ember")
 
     def record(self, line: Mapping[str, Any]) -> None:
-        """A request that has just ended, with the fields of its line in the log."""
+        """Send the span of a request that has ended. `fields`: those of its log line."""
         from opentelemetry.trace import SpanKind, Status, StatusCode
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -74,6 +75,6 @@ class Tracer:
         span.end(end)
 
     def close(self) -> None:
-        """Send what waits, for two seconds at most."""
+        """Send the pending spans, for two seconds at most."""
         self._provider.force_flush(_FLUSH_MS)
         self._provider.shutdown()
