@@ -1,4 +1,4 @@
-"""Which variants of the attention kernels are compiled, and the tiles of decode attention."""
+"""The compiled variants of the attention kernels, and the tiles of decode attention."""
 
 from __future__ import annotations
 

@@ -141,12 +141,12 @@ class DecoderConfig:
 
 DATA = frozenset(
     {
-        # Sizes and numbers that every equation has.
+        # Sizes and numbers of every equation.
         *("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"),
         *("max_position_embeddings", "norm_eps"),
-        # Which layers have the window, and which weights the head has.
+        # The layers with the window, and the weights of the head.
         *("first_window_layer", "windowed_layers", "tie_word_embeddings"),
-        # Names, and what is said of the checkpoint.
+        # Names, and properties of the checkpoint.
         *("architecture", "names", "intermediate_field", "dtype", "eos_token_ids", "warnings"),
         "quantization",  # it decides on the layouts of weights, which the operator sets declare too
         # The numbers of a rope kind and of experts.
@@ -156,7 +156,7 @@ DATA = frozenset(
         *("experts.count", "experts.count_field", "experts.intermediate_size", "experts.intermediate_field"),
     }
 )
-"""The fields that change no equation, of a decoder and of its parts."""
+"""The fields of a decoder and of its parts that change no equation."""
 
 
 def _features(described: Any, prefix: str) -> Iterator[tuple[str, Any]]:

@@ -2,8 +2,8 @@
 
 An operator set (`engine.operators`) computes the operations of a decoder. Each set has its own version of some, and
 torch's version of the others. It declares, for every operation of its own, the features (`DecoderConfig.features`) that
-this version computes, and which sizes it takes. Where a model has another feature or size, torch computes that one
-operation. A feature that nobody declares is refused by name.
+this version computes, and which sizes it takes. If a model has another feature or size, torch computes that operation.
+A feature that no set declares is refused by name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OPERATIONS = ("embed", "add_norm", "linear", "place_heads", "attend", "gate", "l
 """The operations of `operators.base.Operators`, in the order in which a step needs them."""
 
 Lacking = dict[str, str]
-"""Operations that torch computes for a set, each with the feature or size for which it does."""
+"""Operations that torch computes for a set, each with the feature or size that the set lacks."""
 
 
 def _no_faults(config: DecoderConfig) -> Lacking:
@@ -28,15 +28,15 @@ def _no_faults(config: DecoderConfig) -> Lacking:
 
 @dataclass(frozen=True, slots=True)
 class OperatorSet:
-    """What one set computes itself."""
+    """The declaration of one operator set."""
 
     name: str
     features: Mapping[str, frozenset[str]]  # for each operation of its own, the features beside the neutral decoder's
     size_faults: Callable[[DecoderConfig], Lacking] = _no_faults
-    together: frozenset[str] = frozenset()  # operations that work with each other alone: all are its own, or none
+    together: frozenset[str] = frozenset()  # operations that depend on each other: the set computes all of them or none
 
     def lacking(self, config: DecoderConfig) -> Lacking:
-        """The operations that the set has, but not for this decoder."""
+        """The operations of the set that it cannot compute for this decoder."""
         found = {
             operation: fault for operation, fault in self.size_faults(config).items() if operation in self.features
         }
@@ -96,7 +96,7 @@ TRITON = OperatorSet(
         "gate": _GATES,
     },
     _triton_faults,
-    together=frozenset({"place_heads", "attend"}),  # its attention reads the batch's own keys in the cache alone
+    together=frozenset({"place_heads", "attend"}),  # its attention reads the batch's own keys only from the cache
 )
 
 NATIVE_ALIGNMENT = 32  # elements: rows of matrices and heads are whole registers
@@ -105,7 +105,7 @@ NATIVE_MAX_SIZE = 1 << 17  # elements of a row: some are kept on a thread's stac
 
 
 def native_sizes(config: DecoderConfig) -> dict[str, int]:
-    """The lengths of the rows of a decoder's matrices, by where they come from."""
+    """The row lengths of a decoder's matrices, by the fields that they come from."""
     sizes = {
         "hidden_size": config.hidden_size,
         config.intermediate_field: config.intermediate_size,
@@ -148,7 +148,7 @@ def described(feature: str, value: object) -> str:
 
 
 def check_features(config: DecoderConfig) -> None:
-    """Raises ModelError naming the features that no operator set computes, with their values."""
+    """Raise ModelError that names the features that no operator set computes, with their values."""
     known = LOOP.union(*TORCH.features.values())
     unknown = [described(name, value) for name, value in config.features().items() if name not in known]
     if unknown:

@@ -1,7 +1,7 @@
-"""Linear layers whose weights are 8 or 4 bits on a CPU: integers with scales (`kernels/ember_cpu/quantised.h`).
+"""Linear layers with weights of 8 or 4 bits on a CPU: integers with scales (`kernels/ember_cpu/quantised.h`).
 
-The C library multiplies few rows with them as they lie, which is what they are for: it reads a half or a quarter of the
-bytes. For many rows, as prompts bring them, a layer's weight is made bfloat16 again while it is needed.
+For few rows the C library multiplies with the quantised weights, so it reads a half or a quarter of the bytes. For many
+rows, which are mostly prompts, a layer's weight is dequantised to bfloat16 while it is needed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PIECE = 32 << 20  # bytes quantised at a time
 
 
 class Scratch:
-    """Where one weight at a time is bfloat16."""
+    """A buffer for one dequantised weight."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.bfloat16)
@@ -34,15 +34,15 @@ class Scratch:
 
 
 class QuantisedLinear(Linear):
-    """x @ weight.T + bias. `rows` is what is stored: [out, in * bits / 8] bytes."""
+    """A quantised linear layer, x @ weight.T + bias. `rows`: the stored bytes, [out, in * bits / 8]."""
 
     __slots__ = ("_library", "_scratch", "matrix", "scales")
 
     def __init__(
         self, library: ctypes.CDLL, linear: Linear, bits: int, scratch: Scratch, pages: Pages | None = None
     ) -> None:
-        """`linear`: plain bfloat16, [out, in]; `in` is a multiple of 128. Where it is mapped (`pages`), it
-        leaves memory piece by piece. `scratch`: shared with the layers that compute at other times."""
+        """`linear`: plain bfloat16, [out, in]; `in` is a multiple of 128. If it is mapped (`pages`), its pages are
+        dropped chunk by chunk. `scratch`: shared with layers that compute at other times."""
         self._library, self._scratch = library, scratch
         out, width = sum(len(part) for part in linear.rows), linear.rows[0].shape[1]
         codes = fresh_memory(out * width * bits // 8, torch.uint8).view(out, -1)
@@ -59,7 +59,7 @@ class QuantisedLinear(Linear):
 
     @property
     def weight(self) -> Tensor:
-        """[out, in] bfloat16, what the layer computes with; a copy."""
+        """The dequantised weight, [out, in] bfloat16, a copy."""
         return self._restore(torch.empty(len(self.rows[0]), self.matrix.columns, dtype=torch.bfloat16))
 
     @property
@@ -72,7 +72,7 @@ class QuantisedLinear(Linear):
         return F.linear(x, self._restore(weight), self.bias)
 
     def look_up(self, ids: Tensor) -> Tensor:
-        """[T] -> [T, in] bfloat16: those rows of the weight."""
+        """Rows of the weight: [T] -> [T, in] bfloat16."""
         codes, scales = self.rows[0][ids], self.scales[ids]
         found = torch.empty(len(ids), self.matrix.columns, dtype=torch.bfloat16)
         matrix = native.quantised_matrix(codes, scales, self.matrix.bits)
@@ -85,11 +85,10 @@ class QuantisedLinear(Linear):
 
 
 def quantise(parts: DecoderParts, weights: str, pages: Pages | None) -> int:
-    """Replace the matrices of the blocks by int8 or int4 (`weights`), and the embedding and the head, where a token's
-    meaning is in one row, by int8. Returns the bytes that a step reads.
+    """Quantise the matrices of the blocks to int8 or int4 (`weights`), and the embedding and the head, in which one row
+    has all of a token, to int8. Returns the bytes that a step reads.
 
-    What was there before leaves memory piece by piece where it is mapped (`pages`). Raises ModelError where the C
-    library is missing.
+    Mapped weights (`pages`) are dropped from memory chunk by chunk. Raises ModelError if the C library is missing.
     """
     library = native.load()
     if library is None:

@@ -1,4 +1,4 @@
-"""Which format a checkpoint's weights are in, by its config.json. No torch here."""
+"""The weight format of a checkpoint, by its config.json. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ember.engine.quantization.base import WeightFormat
 from ember.engine.quantization.plain import Plain
 
 # `quant_method` of config.json -> the format's class: the module in this room, and the name. Only the module of the
-# format at hand is imported. The class is called with the `DecoderConfig`, whose `quantization` has all the fields.
+# current format is imported. The class is called with the `DecoderConfig`, whose `quantization` has all the fields.
 FORMATS: dict[str, str] = {}
 
 
 def format_of(config: DecoderConfig) -> WeightFormat:
-    """The format that `quantization_config` names; plain where there is none. Raises ModelError for an unknown one."""
+    """The format that `quantization_config` names, by default plain. Raises ModelError for an unknown one."""
     if not config.quantization:
         return Plain()
     method = str(config.quantization.get("quant_method", "unknown"))

@@ -1,4 +1,4 @@
-"""The format of checkpoints in bfloat16, float16 and float32: every weight is stored as it is. No torch at import."""
+"""The plain format of checkpoints: weights in bfloat16, float16 or float32. torch is not imported with this module."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Plain:
-    """Matrices, vectors and tables of floats."""
+    """The format of unquantised matrices, vectors and tables."""
 
     name = "plain"
 

@@ -1,9 +1,9 @@
-"""A large tokenizer.json in a form that loads in two thirds of the time: beside the file, or in a cache directory.
+"""A prepared form of a large tokenizer.json, which loads in two thirds of the time: beside the file or in a cache.
 
-The library reaches its own types from JSON over two forms in between. A prepared file holds the vocabulary as text and
-the merges as numbers, of which the library's constructor makes the same model. It is kept only where the library
-writes the tokenizer that comes out of it as it writes the original one. It names the digest of the tokenizer.json that
-it was made from and the library's version, and is used for no other.
+The library parses JSON through two intermediate forms. A prepared file has the vocabulary as text and the merges as
+numbers, from which the library's constructor makes the same model. It is stored only if the library serialises the
+resulting tokenizer exactly like the original one. It has the digest of its tokenizer.json and the library's version,
+and is used for no other.
 
     magic, SHA-256 of the rest, length of the header, header (JSON), tokens in the order of their ids (UTF-8, with a
     separator), merges (two ids each, uint32)
@@ -49,11 +49,11 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 class NotPreparedError(Exception):
-    """This tokenizer has no prepared form; one line."""
+    """The tokenizer has no prepared form. The message is one line."""
 
 
 def cache_directories(base_path: str | None) -> list[Path]:
-    """Where prepared tokenizers are looked for, and kept in the first that can be written: the volume, if one is
+    """The directories of prepared tokenizers, of which the first writable one is written: the volume, if one is
     mounted, then the user's cache."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     volumes = [Path(base_path)] if base_path and Path(base_path).is_dir() else []
@@ -61,8 +61,8 @@ def cache_directories(base_path: str | None) -> list[Path]:
 
 
 def load(source: Path, caches: Iterable[Path] = ()) -> tokenizers.Tokenizer | None:
-    """The tokenizer of `source`, a tokenizer.json, from its prepared form; None where there is none. Raises OSError
-    where `source` itself cannot be read."""
+    """The tokenizer of `source`, a tokenizer.json, from its prepared form; None if there is none. Raises OSError if
+    `source` itself cannot be read."""
     places = [place for place in _places(source, caches) if place.is_file()]
     if not places:
         return None
@@ -74,7 +74,7 @@ def load(source: Path, caches: Iterable[Path] = ()) -> tokenizers.Tokenizer | No
         except BaseException as error:  # the library raises bare Exception, and panics
             if not isinstance(error, Exception) and not is_panic(error):
                 raise
-            continue  # of another file or version, or damaged: the next one, or the original
+            continue  # made for another file or version, or damaged: try the next one
     return None
 
 
@@ -91,13 +91,13 @@ def prepare(source: Path, into: Path) -> None:
     partial = into.with_name(f"{into.name}.{os.getpid()}")
     try:
         partial.write_bytes(content)
-        partial.replace(into)  # at once: another worker may be starting
+        partial.replace(into)  # atomic: another worker may be starting
     finally:
         partial.unlink(missing_ok=True)
 
 
 def place_in(caches: Iterable[Path], source: Path) -> Path | None:
-    """Where the prepared form of `source` may be kept; None where no cache directory can be written."""
+    """The file for the prepared form of `source`; None if no cache directory can be written."""
     for directory in caches:
         nearest = next(parent for parent in (directory, *directory.parents) if parent.exists())
         if nearest.is_dir() and os.access(nearest, os.W_OK):
@@ -121,7 +121,7 @@ def _digest(data: bytes | memoryview) -> str:
 
 @contextmanager
 def _no_collections() -> Iterator[None]:
-    """Some hundred thousand objects are made, and none of them is garbage."""
+    """Disable garbage collection: several hundred thousand objects are made, and none of them is garbage."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -132,7 +132,7 @@ def _no_collections() -> Iterator[None]:
 
 
 def _written(original: dict[str, Any], digest: str) -> bytes:
-    """The prepared form of a tokenizer that the library wrote. Raises NotPreparedError."""
+    """The prepared form of a tokenizer that the library serialised. Raises NotPreparedError."""
     model = original["model"]
     if model.get("type") != "BPE":
         raise NotPreparedError(f"its model is {model.get('type')}, not BPE")
@@ -161,7 +161,8 @@ def _written(original: dict[str, Any], digest: str) -> bytes:
 
 
 def _read(data: bytes, digest: str) -> tokenizers.Tokenizer:
-    """Raises ValueError or another of `load`'s where this is no prepared form of the file with this digest."""
+    """Read a prepared form. Raises ValueError, or an error of `load`, if it is not that of the file with this
+    digest."""
     rest = memoryview(data)[len(_MAGIC) + 32 :]
     if data[: len(_MAGIC)] != _MAGIC or hashlib.sha256(rest).digest() != data[len(_MAGIC) : len(_MAGIC) + 32]:
         raise ValueError("it is no prepared tokenizer, or a damaged one")
@@ -181,13 +182,13 @@ def _read(data: bytes, digest: str) -> tokenizers.Tokenizer:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    import argparse  # not in a worker's boot
+    import argparse  # imported here, since a worker's boot does not need it
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("source", type=Path, metavar="TOKENIZER_JSON")
     parser.add_argument("into", type=Path, metavar="INTO")
     options = parser.parse_args(arguments)
-    os.nice(19)  # nobody waits for it
+    os.nice(19)  # the lowest priority: nothing waits for it
     try:
         prepare(options.source, options.into)
     except (NotPreparedError, OSError) as error:

@@ -426,7 +426,7 @@ class GrammarWorkers:
         self._start_queued()
 
 
-_UNWANTED = "nobody wants it any more"
+_UNWANTED = "no request uses it any more"
 _ENDED_ITSELF = "its process ended, for want of memory or because it is nested too deeply; make it smaller"
 _TOO_SLOW = f"what may follow took more than {MASK_SECONDS:g} second to find out"
 

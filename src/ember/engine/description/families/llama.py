@@ -1,4 +1,4 @@
-"""Llama 1, 2 and 3 (arXiv 2302.13971, 2307.09288, 2407.21783). No torch here."""
+"""Llama 1, 2 and 3 (arXiv 2302.13971, 2307.09288, 2407.21783). This module does not import torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ember.engine.description.rotary_decoder import ROTARY_FIELDS, read_rotary_d
 
 
 def read(fields: Fields) -> DecoderConfig:
-    """RMSNorm before, rotary positions, a gated MLP with SiLU, grouped queries."""
+    """RMSNorm before each part, rotary positions, a gated MLP with SiLU, grouped queries."""
     bias = fields.flag("attention_bias", False)
     return replace(
         read_rotary_decoder(fields, max_position_embeddings=2048),

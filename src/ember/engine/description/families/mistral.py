@@ -1,4 +1,4 @@
-"""Mistral (arXiv 2310.06825) and Ministral. No torch here."""
+"""Mistral (arXiv 2310.06825) and Ministral. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ember.engine.description.rotary_decoder import ROTARY_FIELDS, read_rotary_d
 
 
 def read(fields: Fields) -> DecoderConfig:
-    """A Llama with the same sliding window in every layer, or in none. With `layer_types`, as Ministral has them, only
-    the layers that are named so have the window."""
+    """A Llama with the same sliding window in every layer, or in none. With `layer_types`, as in Ministral, only the
+    layers named there have the window."""
     config = read_rotary_decoder(fields, max_position_embeddings=4096 * 32, num_kv_heads=8)
     window = fields.optional_integer("sliding_window", 4096)
     return with_layer_types(replace(config, sliding_window=window), fields)

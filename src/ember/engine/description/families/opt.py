@@ -1,4 +1,4 @@
-"""OPT (arXiv 2205.01068). No torch here."""
+"""OPT (arXiv 2205.01068). This module does not import torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPT_NAMES = WeightNames(
 
 
 def read(fields: Fields) -> DecoderConfig:
-    """Learned positions (table offset 2), LayerNorm, ReLU; the 350m model normalises afterwards and projects."""
+    """Learned positions (table offset 2), LayerNorm, ReLU. The 350m model has norms after the sums, and projections."""
     hidden_size, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     bias = fields.flag("enable_bias", True)
     affine = fields.flag("layer_norm_elementwise_affine", True)

@@ -1,4 +1,4 @@
-"""Qwen 2, 2.5 and 3 (arXiv 2407.10671, 2505.09388). No torch here."""
+"""Qwen 2, 2.5 and 3 (arXiv 2407.10671, 2505.09388). This module does not import torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_qwen3(fields: Fields) -> DecoderConfig:
 
 
 def _with_windows(config: DecoderConfig, fields: Fields) -> DecoderConfig:
-    """Qwen's windows: none unless `use_sliding_window`; which layers, by `layer_types` or `max_window_layers`."""
+    """Qwen's windows: none unless `use_sliding_window`; their layers are in `layer_types` or `max_window_layers`."""
     uses_window = fields.flag("use_sliding_window", False)
     window = fields.optional_integer("sliding_window", 4096)
     first = fields.integer("max_window_layers", 28, at_least=0)
