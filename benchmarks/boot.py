@@ -1,14 +1,15 @@
 """Boot from process start to first token: the worker is started N times. Prints the median and range of each phase.
 
     python benchmarks/boot.py [--model demo|qwen3-0.6b|DIRECTORY] [--runs 5] [--cold] [--skip-transformers]
-                              [--llama-python PYTHON]
+                              [--llama-python PYTHON] [--plain-tokenizer]
 
 These are measured alternately in the same run: a process that only imports torch; the worker with all of torch
 (EMBER_LEAN_TORCH=false), and with its boot steps one after the other (serial_boot/); transformers from process start to
-its first token on the same model; llama.cpp's Python package on the same weights in bf16, if `--llama-python` names a
-Python that has it (and gguf and numpy); and the rates at which `dd` and our reader read the weights. The page cache is
-warm: every file is read once before the first run. With `--cold` the page cache is dropped before every process, which
-needs root.
+its first token on the same model; llama.cpp's Python package and its server on the same weights in bf16, with the same
+prompt and threads, and Ember's server, if `--llama-python` names a Python that has `llama-cpp-python[server]`, gguf and
+numpy; and the rates at which `dd` and our reader read the weights. A random checkpoint's tokenizer is in its prepared
+form (docs/boot.md), as the image's build leaves it, unless `--plain-tokenizer` is given. The page cache is warm: every
+file is read once before the first run. With `--cold` the page cache is dropped before every process, which needs root.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # not this directory: its queue.py is not the library's
 
 from benchmarks.shapes import SHAPES, make_checkpoint  # noqa: E402
+from ember.front.text import prepared_tokenizer  # noqa: E402
 
 JOB = {"input": {"messages": [{"role": "user", "content": "What is the capital of France?"}]}}
 TRANSFORMERS = """
@@ -41,12 +45,19 @@ inputs = tokenizer.apply_chat_template(
 model.generate(**inputs, max_new_tokens=1, do_sample=False)
 """
 
+PROMPT = (
+    "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"  # as shapes.py renders it
+)
+THREADS = len(os.sched_getaffinity(0))
 LLAMA = """
 import sys
 from llama_cpp import Llama
-model = Llama(sys.argv[1], n_ctx=2048, verbose=False)
-model("What is the capital of France?", max_tokens=1, temperature=0)
+threads = int(sys.argv[3])
+model = Llama(sys.argv[1], n_ctx=2048, n_threads=threads, n_threads_batch=threads, verbose=False)
+print(model(sys.argv[2], max_tokens=1, temperature=0)["usage"]["prompt_tokens"])
 """
+LLAMA_SERVER = ("--n_ctx", "2048", "--n_threads", str(THREADS), "--n_threads_batch", str(THREADS), "--verbose", "false")
+SERVER_SECONDS = 120.0
 TO_GGUF = """
 import sys
 from pathlib import Path
@@ -80,12 +91,15 @@ def main() -> None:
     parser.add_argument("--cold", action="store_true", help="drop the page cache before every process")
     parser.add_argument("--skip-transformers", action="store_true")
     parser.add_argument("--llama-python", metavar="PYTHON")
+    parser.add_argument("--plain-tokenizer", action="store_true", help="leave the tokenizer in tokenizer.json alone")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         cache = Path(os.environ.get("EMBER_BENCH_DIR", scratch))
         directory = str(make_checkpoint(options.model, cache)) if options.model in SHAPES else options.model
         files = directory if options.model != "demo" else str(ROOT / "src/ember/demo")
         subprocess.run([sys.executable, "-m", "compileall", "-q", "src", "kernels", "handler.py"], cwd=ROOT, check=True)
+        if options.model in SHAPES:
+            _prepare_tokenizer(Path(files), options.plain_tokenizer)
         _read_all(Path(files))
         boots: list[dict[str, Any]] = []
         whole: list[dict[str, Any]] = []
@@ -93,6 +107,7 @@ def main() -> None:
         imports: list[float] = []
         peers: list[float] = []
         llamas: list[float] = []
+        servers: dict[str, list[float]] = {"Ember's server": [], "llama.cpp's server": []}
         gguf = _gguf(options.llama_python, files, Path(scratch)) if options.llama_python else ""
         rates: dict[str, list[float]] = {"dd": [], "our reader": []}
         cool = _drop_page_cache if options.cold else lambda: None
@@ -116,10 +131,20 @@ def main() -> None:
                 peers.append(_timed([sys.executable, "-c", TRANSFORMERS, files]))
             if gguf:
                 cool()
-                llamas.append(_timed([options.llama_python, "-c", LLAMA, gguf]))
+                llamas.append(_timed([options.llama_python, "-c", LLAMA, gguf, PROMPT, str(THREADS)]))
+                cool()
+                serve = [options.llama_python, "-m", "llama_cpp.server", "--model", gguf, *LLAMA_SERVER]
+                servers["llama.cpp's server"].append(_served(serve))
+                cool()
+                serve = [sys.executable, "-m", "ember", "serve", directory, "--max-model-len", "2048"]
+                servers["Ember's server"].append(_served(serve))
     _print(options.model, boots, imports)
     _print_torch(boots, whole, imports)
     _print_others(boots, serial, {"transformers": peers, "llama.cpp's Python package": llamas}, rates)
+    for name, seconds in servers.items():
+        if seconds:
+            ratio = statistics.median(seconds) / statistics.median(imports)
+            print(f"{name}, process start to the answer of one token: {_spread(seconds)}, {ratio:.2f}x `import torch`")
 
 
 def _gguf(python: str, files: str, scratch: Path) -> str:
@@ -133,6 +158,38 @@ def _gguf(python: str, files: str, scratch: Path) -> str:
     made = done.stdout.strip()
     Path(made).read_bytes()
     return made
+
+
+def _prepare_tokenizer(directory: Path, is_plain: bool) -> None:
+    prepared = directory / prepared_tokenizer.BESIDE
+    if is_plain:
+        prepared.unlink(missing_ok=True)
+    else:
+        prepared_tokenizer.prepare(directory / "tokenizer.json", prepared)
+
+
+def _served(command: list[str]) -> float:
+    """Seconds from the start of a server's process until it has completed the prompt with one token."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    body = json.dumps({"prompt": PROMPT, "max_tokens": 1, "temperature": 0}).encode()
+    url, form = f"http://127.0.0.1:{port}/v1/completions", {"Content-Type": "application/json"}
+    start = time.perf_counter()
+    command = [*command, "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while time.perf_counter() < start + SERVER_SECONDS and server.poll() is None:
+            try:
+                with urllib.request.urlopen(urllib.request.Request(url, body, form), timeout=SERVER_SECONDS) as answer:
+                    answer.read()
+                return time.perf_counter() - start
+            except OSError:  # it does not listen yet, or says that it is not ready
+                time.sleep(0.005)
+        raise SystemExit(f"no answer from {' '.join(command)}")
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def _drop_page_cache() -> None:
@@ -160,7 +217,7 @@ def _boot(model: str, report: Path, variables: dict[str, str] | None = None) -> 
         "EMBER_BOOT_REPORT": str(report),
         "MAX_MODEL_LEN": "2048",
     }
-    job = json.dumps({"input": {**JOB["input"], "sampling_params": {"max_tokens": 4}}})
+    job = json.dumps({"input": {**JOB["input"], "sampling_params": {"max_tokens": 1}}})
     command = [sys.executable, "handler.py", "--test_input", job]
     start = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

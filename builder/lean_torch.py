@@ -35,8 +35,6 @@ _NEEDED = (
     # torch's C++ code reads it under a lock of its own (std::call_once) whenever a device is given, as does the code of
     # deferred modules: an import that is completed from there would wait for itself.
     "torch.fx.experimental.sym_node",
-    # Its overrides of operators on CUDA, which it registers and nobody touches.
-    "torch._native",
     # It has tensors shared when they are sent to another process, which may be done without a touch of it.
     "torch.multiprocessing",
     # What a boot on a GPU goes through; a machine without one cannot show it.
@@ -46,6 +44,8 @@ _NEEDED = (
     "torch.cuda.random",
     "torch.cuda.streams",
 )
+# Overrides of operators on CUDA, which are registered when they are imported, and which nobody touches.
+_NEEDED_FOR_CUDA = ("torch._native",)
 _MOST_TRIES = 60
 
 _TRACE = """
@@ -142,7 +142,8 @@ def make_list() -> TorchList:
     sources = {name: _Source(name, entry) for name, entry in plain.items()}
     milliseconds = _import_times()
     kept = {"torch", *(name for name, source in sources.items() if source.replaces_itself)}
-    kept |= {name for name in sources if any(f"{name}.".startswith(f"{needed}.") for needed in _NEEDED)}
+    always = (*_NEEDED, *(_NEEDED_FOR_CUDA if _is_for_gpus() else ()))
+    kept |= {name for name in sources if any(f"{name}.".startswith(f"{needed}.") for needed in always)}
     refused: set[tuple[str, str, str]] = set()  # importer, deferred module, name
     with tempfile.TemporaryDirectory() as scratch:
         candidate = Path(scratch) / "candidate.json"
@@ -164,6 +165,11 @@ def make_list() -> TorchList:
         else:
             raise SystemExit(f"no list was found in {_MOST_TRIES} tries")
     return _pruned(torch_list)
+
+
+def _is_for_gpus() -> bool:
+    """Whether this build of torch has kernels for CUDA, or for ROCm, which goes by that name too."""
+    return bool(json.loads(_run("import json, torch; print(json.dumps(torch.version.cuda or torch.version.hip))")))
 
 
 def _needed(

@@ -261,14 +261,21 @@ def test_mapped_weights_are_in_the_page_table_before_they_are_used(
     if not knows_populate():
         pytest.skip("this kernel cannot map ahead")
     monkeypatch.setattr(mapped, "SMALL_BYTES", 0)
-    started = begin(llama, load_config(llama), "float32", "cpu")
-    assert started is not None
-    started.reading.wait()
-    ahead = mapped_tensors(started.reading.plan, started.mapped)
-    plain = mapped_tensors(started.reading.plan, Mapped(started.reading.plan))
-    for weights, share in ((ahead, 1), (plain, 0)):
-        tensors = [part for parts in weights.values() for part in parts if part.nbytes > 4 * 4096]
-        assert tensors and [held(tensor) for tensor in tensors] == [share] * len(tensors)
+    plan = make_plan(load_config(llama), read_headers(llama), "float32")
+    mappings = Mapped(plan)
+    pages, weights = mappings.pages(), mapped_tensors(plan, mappings)
+    tensors = [part for parts in weights.values() for part in parts if part.nbytes > 4 * 4096]
+    assert tensors and not any(held(tensor) for tensor in tensors)
+    thread = pages.map_ahead()
+    assert thread is not None
+    thread.join()
+    assert [held(tensor) for tensor in tensors] == [1] * len(tensors)
+    gone = Mapped(plan)
+    pages = gone.pages()
+    del gone  # what nobody uses any more is left alone
+    again = pages.map_ahead()
+    assert again is not None
+    again.join()
 
 
 def knows_populate() -> bool:

@@ -43,6 +43,8 @@ def assemble(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[
     loaded = load_weights(opened, dtype, device, timeline)
     model = loaded.decoder
     operators = choose_operators(configure, opened, loaded, timeline, warnings)
+    if loaded.pages is not None:
+        loaded.pages.map_ahead()  # until the first request comes
     with timeline.phase("cache"):
         pending_bytes = loaded.mapped_bytes if loaded.pages is not None else 0
         groups = cache_groups(config, dtype.itemsize)

@@ -279,7 +279,8 @@ class Deferral:
                 self._execute_path(absolute)
                 parent = sys.modules.get(absolute)
                 for child in fromlist or ():
-                    if parent is not None and child not in raw_dict(parent):
+                    # A deferred child may be an attribute of its package already.
+                    if parent is not None and type(raw_dict(parent).get(child, _ABSENT)) in (object, DeferredModule):
                         self._execute_path(f"{absolute}.{child}")
             return outer(name, globals, locals, fromlist, level)
 
@@ -317,6 +318,7 @@ class Deferral:
             bind(module)
 
 
+_ABSENT = object()
 _namespace: Any = vars(ModuleType)["__dict__"]
 
 

@@ -10,19 +10,32 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
+from importlib import import_module
 
 # The libraries with the flags that torch uses: only the first one with global symbols. The last one depends on
 # libtorch_cpu.so and, in CUDA builds, on libtorch_cuda.so and NVIDIA's libraries. torch's Python library is left to the
 # import, since it needs the interpreter lock.
 _LIBRARIES = (("libtorch_global_deps.so", os.RTLD_GLOBAL), ("libtorch.so", 0))
 
+# Modules that are shared libraries themselves and that the engine imports before torch. The dynamic loader has one
+# lock: an import of one of them would wait until torch's libraries are loaded, and all later imports with it.
+EXTENSIONS = (
+    *("math", "select", "array", "mmap", "zlib", "_bz2", "_lzma", "_heapq", "_queue", "_socket", "_struct", "_json"),
+    *("_hashlib", "_blake2", "_typing", "_datetime", "_opcode", "_uuid", "_decimal", "msgspec"),
+)
+
 _thread: threading.Thread | None = None
 _times = [0.0, 0.0]  # start and end on the clock of ember.boot.now(), which is not imported here
 
 
 def start_loading() -> None:
-    """Start to load the libraries of the torch on `sys.path`. A library that cannot be loaded is left to the import."""
+    """Start to load the libraries of the torch on `sys.path`, after the EXTENSIONS. A library that cannot be loaded is
+    left to the import."""
     global _thread
+    for name in EXTENSIONS:
+        with suppress(ImportError):  # some Pythons lack one; whoever needs it says so
+            import_module(name)
     directory = next((found for entry in sys.path if os.path.isdir(found := os.path.join(entry, "torch", "lib"))), None)
     if directory is None or sys.platform != "linux":
         return

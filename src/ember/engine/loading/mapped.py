@@ -14,9 +14,10 @@ import ctypes
 import mmap
 import os
 import sys
+import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,6 +31,7 @@ SMALL_BYTES = 1 << 20  # smaller parameters are read; so are vectors and paramet
 _PROBE_BYTES = 1 << 20  # distance of the pages that are probed in the page cache
 _SCRATCH_BYTES = 1 << 20  # buffer for bytes that are read only into the page cache; it fits a core's L2 cache
 _MAX_WASTE = 1.25  # largest ratio of a shared mapping's size to that of its tensors
+_AHEAD_BYTES = 8 << 20  # populated in one call: changes of the address space wait for its end
 _MADV_POPULATE_READ = 22  # Linux 5.14 (asm-generic/mman-common.h); the mmap module has no name for it
 
 Place = tuple[mmap.mmap | bytearray, int]  # memory, and the offset in bytes
@@ -54,7 +56,6 @@ class Mapped:
         self.places: dict[str, list[Place]] = {}  # parameter -> its places: one, or one for each of its pieces
         self.nbytes = 0  # mapped bytes
         self._small: dict[str, bytearray] = {}
-        self._advise = _madvise()
         groups: dict[tuple[Path, str], list[Piece]] = defaultdict(list)
         for parameter in plan.parameters:
             if _is_read(parameter):
@@ -84,19 +85,6 @@ class Mapped:
         start = chunk.first * chunk.piece.item_size
         return memoryview(memory)[start : start + chunk.nbytes]
 
-    def map_ahead(self, chunk: Chunk) -> None:
-        """Populate the page table for a chunk in the page cache. Otherwise the first step has a page fault for every
-        few pages, which takes three times as long. Does nothing if the system does not support it."""
-        pieces = zip(chunk.parameter.pieces, self.places[chunk.parameter.name], strict=True)
-        memory, place = next(place for piece, place in pieces if piece is chunk.piece)
-        if self._advise is None or not isinstance(memory, mmap.mmap):
-            return
-        for offset, nbytes in chunk.spans:
-            start = place + offset - chunk.piece.offset
-            first = start // mmap.PAGESIZE * mmap.PAGESIZE
-            address = ctypes.addressof(ctypes.c_char.from_buffer(memory, first))
-            self._advise(address, start + nbytes - first, _MADV_POPULATE_READ)
-
 
 def _is_read(parameter: Parameter) -> bool:
     """Whether a parameter is too small to be mapped, or is not aligned to its elements' size."""
@@ -105,13 +93,32 @@ def _is_read(parameter: Parameter) -> bool:
 
 
 class Pages:
-    """Drops the pages of mapped bytes that were copied. The mappings exist as long as their tensors."""
+    """Populates the page table for mappings, and drops the pages of mapped bytes that were copied. The mappings exist
+    as long as their tensors."""
 
     def __init__(self, mappings: Iterable[mmap.mmap]) -> None:
         self._mappings = [
             (ctypes.addressof(ctypes.c_char.from_buffer(memory)), len(memory), weakref.ref(memory))
             for memory in mappings
         ]
+
+    def map_ahead(self) -> threading.Thread | None:
+        """Start a thread that populates the page table for all pages in the page cache. Otherwise the first step has a
+        page fault for every few pages, which takes three times as long. None if the system does not support it."""
+        if sys.platform != "linux":
+            return None
+        thread = threading.Thread(target=self._map_ahead, name="map-ahead", daemon=True)
+        thread.start()
+        return thread
+
+    def _map_ahead(self) -> None:
+        advise = ctypes.CDLL(None).madvise  # releases the interpreter lock, unlike mmap.madvise
+        advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        for base, size, reference in self._mappings:
+            memory = reference()
+            for start in range(0, size, _AHEAD_BYTES):
+                if memory is None or advise(base + start, min(_AHEAD_BYTES, size - start), _MADV_POPULATE_READ):
+                    break  # the kernel is too old, or a file became shorter, which the first access will report
 
     def hold(self, address: int) -> bool:
         """Whether the address is in one of the mappings."""
@@ -142,11 +149,8 @@ class Warming:
         if small is not None:
             read_chunk(descriptor, small, chunk)
             return chunk.nbytes
-        nbytes = 0 if _is_cached(descriptor, chunk) else self._read(chunk, descriptor)
-        self._mapped.map_ahead(chunk)
-        return nbytes
-
-    def _read(self, chunk: Chunk, descriptor: int) -> int:
+        if _is_cached(descriptor, chunk):
+            return 0
         for offset, nbytes in chunk.spans:
             for done in range(0, nbytes, _SCRATCH_BYTES):
                 part = self._scratch[: min(_SCRATCH_BYTES, nbytes - done)]
@@ -177,15 +181,6 @@ def _map(file: Path, pieces: list[Piece]) -> dict[int, Place]:
     finally:
         os.close(descriptor)
     return {piece.offset: (memory, piece.offset - base) for piece in pieces}
-
-
-def _madvise() -> Callable[[int, int, int], int] | None:
-    """libc's madvise, which releases the interpreter lock, unlike mmap.madvise."""
-    if sys.platform != "linux":
-        return None
-    function = ctypes.CDLL(None).madvise
-    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return function  # type: ignore[no-any-return]
 
 
 def _is_cached(descriptor: int, chunk: Chunk) -> bool:

@@ -14,10 +14,13 @@ from typing import NamedTuple
 # oneDNN caches the code that it generates for every shape of a matrix product. Its default of 1024 entries takes 250 MB
 # after a few thousand requests of different lengths, and 128 entries are not slower.
 # torch searches the metadata of every installed package for backends of other devices. The engine uses none.
+# numpy's OpenBLAS starts threads for its products when it is loaded, which takes 50 ms of a core. The engine multiplies
+# with torch. On other machines torch itself may use OpenBLAS.
 _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
     "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
+    **({"OPENBLAS_NUM_THREADS": "1"} if os.uname().machine == "x86_64" else {}),
 }
 
 
