@@ -136,7 +136,7 @@ def test_the_host_is_killed(directory):
     assert run_out(engine, [Generate(1, PROMPT, under(Grammar("regex", "ab")))])[1, 0][-1].finish_reason == "stop"
     engine.add(Generate(2, PROMPT, under(Grammar("regex", "[a-c]{30}"))))
     engine.step()
-    engine.grammars._process.kill()
+    engine.grammars._host.process.kill()
     outputs = run_out(engine, [])
     assert outputs[2, 0][-1].error_param == "structured_outputs"
     assert run_out(engine, [Generate(3, PROMPT, under(Grammar("regex", "ab")))])[3, 0][-1].finish_reason == "stop"
@@ -145,7 +145,7 @@ def test_the_host_is_killed(directory):
 def test_processes_end_with_their_engine(directory):
     engine = make_engine(directory)
     run_out(engine, [Generate(1, PROMPT, under(Grammar("regex", "ab")))])
-    process = engine.grammars._process
+    process = engine.grammars._host.process
     pids = [worker.pid for worker in engine.grammars._running.values()]
     assert len(pids) == 1
     del engine
@@ -160,7 +160,7 @@ def test_a_worker_that_ended_leaves_no_zombie(directory, quick_limits):
     """Also where no other grammar comes afterwards."""
     engine = make_engine(directory)
     run_out(engine, [Generate(1, PROMPT, under(next(iter(ENDLESS.values()))))])
-    listed = Path(f"/proc/{engine.grammars._process.pid}/task/{engine.grammars._process.pid}/children")
+    listed = Path(f"/proc/{engine.grammars._host.process.pid}/task/{engine.grammars._host.process.pid}/children")
     until = time.monotonic() + DEADLINE_S
     while listed.read_text():
         assert time.monotonic() < until, listed.read_text()

@@ -11,13 +11,10 @@ import os
 import select
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable
 from collections.abc import Sequence as Items
-from mmap import PROT_READ, mmap
 from pathlib import Path
 from threading import RLock
 
@@ -25,13 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ember.engine.core.grammars.grammar import size_error
-from ember.engine.core.grammars.host import mask_bytes
+from ember.engine.core.grammars.host_process import HostProcess
 from ember.engine.core.grammars.messages import (
     Command,
     Fork,
-    Hello,
     Kill,
-    Mailbox,
     News,
     Order,
     Reply,
@@ -68,13 +63,7 @@ class GrammarWorkers:
         self._eos_token_ids = eos_token_ids  # the engine's list, to which the tokenizer's end token may be added
         self._num_slots = num_slots
         self._lock = RLock()
-        self._host: socket.socket | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._mailbox: Mailbox[Hello] = Mailbox(Hello)
-        self._fds: list[int] = []
-        self._is_loaded = False
-        self._started = 0.0  # start of the host
-        self._memory: mmap | None = None
+        self._host: HostProcess | None = None
         self.masks: NDArray[np.int32] = np.empty((0, 0), dtype=np.int32)  # [slots, words]
         self._free_slots: list[int] = []
         self._num_workers = 0
@@ -185,7 +174,7 @@ class GrammarWorkers:
         with self._lock:
             poll = select.poll()
             if self._host is not None:
-                poll.register(self._host, select.POLLIN)
+                poll.register(self._host.fileno(), select.POLLIN)
             for fd, worker in self._running.items():
                 if workers is None or worker in workers:
                     poll.register(fd, select.POLLIN)
@@ -202,7 +191,8 @@ class GrammarWorkers:
                 return
             self.receive(0.0)
             now = time.monotonic()
-            if self._host is not None and not self._is_loaded and now - self._started > LOAD_SECONDS:
+            host = self._host
+            if host is not None and not host.is_loaded and now - host.started > LOAD_SECONDS:
                 self._lose_host(f"this model's tokenizer was not loaded within {LOAD_SECONDS:g} seconds")
             for worker in list(self._running.values()):
                 if worker.is_busy and now - worker.since > _CHECK_AFTER_S:
@@ -241,7 +231,7 @@ class GrammarWorkers:
         """Kill a worker's process. Its slots become free when its socket is closed."""
         self._end(worker, error)
         if self._host is not None:
-            self._tell_host(Kill(worker.worker_id))
+            self._host.send(Kill(worker.worker_id))
         elif worker.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGKILL)
@@ -270,8 +260,9 @@ class GrammarWorkers:
         if not self._queue:
             return
         if self._host is None:
-            self._start_host()
-        while self._queue and self._is_loaded and self._host is not None:
+            start = Start(str(self._tokenizer_dir), self._vocab_size, list(self._eos_token_ids), self._num_slots)
+            self._host = HostProcess(start)
+        while self._queue and self._host is not None and self._host.is_loaded:
             if len(self._running) >= MAX_WORKERS:
                 self._drop_idle(0)
                 return
@@ -280,70 +271,36 @@ class GrammarWorkers:
             ours.setblocking(False)
             with theirs:
                 fork = Fork(worker.worker_id, worker.grammar.kind, worker.grammar.text)
-                self._tell_host(fork, theirs.fileno())
+                self._host.send(fork, theirs.fileno())
             worker.socket, worker.state = ours, State.COMPILING
             worker.begin()
             self._running[ours.fileno()] = worker
 
-    def _start_host(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "ember.engine.core.grammars.host", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},  # and no secrets
-                stdin=subprocess.DEVNULL,
-                stdout=2,
-            )
-        self._host, self._started = ours, time.monotonic()
-        self._mailbox = Mailbox(Hello)
-        self._is_loaded = False
-        self._tell_host(Start(str(self._tokenizer_dir), self._vocab_size, list(self._eos_token_ids), self._num_slots))
-
-    def _tell_host(self, message: Start | Fork | Kill, fd: int | None = None) -> None:
-        assert self._host is not None
-        data = encode(message)
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its end is heard of soon
-            sent = 0 if fd is None else socket.send_fds(self._host, [data], [fd])
-            self._host.sendall(data[sent:])
-
     def _hear_host(self) -> None:
         assert self._host is not None
-        data, fds, _, _ = socket.recv_fds(self._host, _RECEIVE_BYTES, 1)
-        self._fds += fds
-        if not data:
+        arrived = self._host.receive()
+        if arrived is None:
             self._lose_host("the process that compiles grammars ended")
             return
-        for hello in self._mailbox.feed(data):
+        for hello in arrived:
             if hello.error is not None:
                 self._lose_host(hello.error)
                 return
-            self._map(hello.vocab_size, self._fds.pop())
-            self._is_loaded = True
+            self.masks = self._host.map_masks(hello.vocab_size)
+            self._free_slots = list(range(self._num_slots - 1, -1, -1))
         self._start_queued()
 
     def _lose_host(self, error: str) -> None:
         """Fail all workers of a host that has ended. The next grammar starts a new host."""
         assert self._host is not None
-        self._host.close()
-        self._host = None
+        host, self._host = self._host, None
+        host.disconnect()
         for worker in list(self._running.values()):  # the host killed them, if it could
             self._kill(worker, error)
             self._bury(worker)
-        self._is_loaded = False
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        host.kill()
         while self._queue:
             self._end(self._queue.popleft(), error)
-
-    def _map(self, vocab_size: int, fd: int) -> None:
-        """Map the shared memory of this host's masks."""
-        size = mask_bytes(vocab_size)
-        self._memory = mmap(fd, size * self._num_slots, prot=PROT_READ)
-        os.close(fd)
-        self.masks = np.frombuffer(self._memory, dtype=np.int32).reshape(self._num_slots, size // 4)
-        self._free_slots = list(range(self._num_slots - 1, -1, -1))
 
     def _send(self, worker: GrammarWorker) -> None:
         if worker.state is not State.READY or worker.socket is None:
