@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,6 +18,13 @@ class KVCache:
 
     keys: Tensor  # [places, num_blocks, block_size, kv_heads, head_dim]
     values: Tensor  # [places, num_blocks, block_size, kv_heads, head_dim]
+    by_page: list[tuple[Tensor, Tensor]] = field(init=False)  # of each place: [num_blocks, block_size, ...], views
+    by_slot: list[tuple[Tensor, Tensor]] = field(init=False)  # of each place: [num_blocks * block_size, ...], views
+
+    def __post_init__(self) -> None:
+        """Make the views, which every layer of every step uses, once."""
+        self.by_page = list(zip(self.keys.unbind(), self.values.unbind(), strict=True))
+        self.by_slot = [(keys.flatten(0, 1), values.flatten(0, 1)) for keys, values in self.by_page]
 
     @property
     def num_blocks(self) -> int:

@@ -31,7 +31,7 @@ class Step:
 
     token_ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64
-    slot_mapping: Tensor  # [groups, T] int64
+    slots: Sequence[Tensor]  # of each cache group, [T] int64: where K and V of the tokens are written
     cache: KVCache
     angles: tuple[Tensor, Tensor] | None = None  # cosines and signed sines, [T, 1, rotary_dim], made when first needed
     plans: Sequence[AttentionPlan] | None = None  # of each cache group, where torch's attention computes

@@ -25,7 +25,7 @@ from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm
 from ember.engine.operators.base import Heads, Step
-from ember.engine.operators.torch_attention import attend_written
+from ember.engine.operators.torch_attention import attend
 from ember.engine.operators.torch_ops import TorchOperators
 from ember.engine.quantization.cpu_int import QuantisedLinear
 from ember_cpu import library as native
@@ -113,9 +113,9 @@ class NativeOperators:
             self._cache = cache
             self._model.block_size = cache.block_size
             for block, described in zip(self._parts.blocks, self._layers, strict=True):
-                place = block.attention.place
-                described.keys, described.values = cache.keys[place].data_ptr(), cache.values[place].data_ptr()
-        step = NativeStep(batch.token_ids, batch.positions, batch.slot_mapping, cache)
+                keys, values = cache.by_slot[block.attention.place]
+                described.keys, described.values = keys.data_ptr(), values.data_ptr()
+        step = NativeStep(batch.token_ids, batch.positions, batch.slot_mapping.unbind(), cache)
         rows, starts = len(batch.token_ids), batch.query_starts
         counts = np.diff(np.array(starts))
         sequences = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))  # of each row
@@ -195,8 +195,8 @@ class NativeOperators:
         """Attention: the library's for decodes and short prompts, torch's for the others."""
         assert step.plans is not None and step.short is not None and heads.key is not None and heads.value is not None
         query = heads.query.contiguous()
-        keys, values = step.cache.keys[attention.place], step.cache.values[attention.place]
-        mixed = attend_written(step.plans[attention.group], query, heads.key, heads.value, keys, values)
+        keys, values = step.cache.by_slot[attention.place]
+        mixed = attend(step.plans[attention.group], query, heads.key, heads.value, keys, values)
         self._library.ember_attend(
             self._model,
             self._described[attention.group, attention.place],

@@ -49,8 +49,7 @@ class AttentionPlan:
     """One step's attention, for the layers of one cache group; read by `attend`."""
 
     segments: list[Segment]
-    slot_mapping: Tensor  # [T]
-    buffers: tuple[Tensor, Tensor] | None  # [slots, kv_heads, head_dim] for gathered K and V, shared by all layers
+    buffers: tuple[Tensor, Tensor] | None = None  # [slots, kv_heads, head_dim], gathered K and V, for all layers
 
 
 def plan_attention(
@@ -70,7 +69,7 @@ def plan_attention(
         effective = window if window is not None and window < longest else None
         pages = _Pages.of(batch, group, block_size)
         segments = _segments(batch, pages, effective, dtype, without)
-        plans.append(AttentionPlan(segments, batch.slot_mapping[group], None))
+        plans.append(AttentionPlan(segments))
     gathered = [
         segment.slots.shape[0] for plan in plans for segment in plan.segments if isinstance(segment.slots, Tensor)
     ]
@@ -84,21 +83,11 @@ def plan_attention(
 
 
 def attend(plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Write the batch's K and V into the cache and attend.
+    """The attention of one layer, whose K and V of the batch are in the cache already.
 
-    query [T, heads, head_dim], key and value [T, kv_heads, head_dim]; keys and values are one layer's cache
-    [num_blocks, block_size, kv_heads, head_dim]. Returns [T, heads * head_dim].
+    query [T, heads, head_dim], key and value [T, kv_heads, head_dim]; keys and values are the layer's cache by slot
+    [slots, kv_heads, head_dim]. Returns [T, heads * head_dim].
     """
-    keys.flatten(0, 1).index_copy_(0, plan.slot_mapping, key)
-    values.flatten(0, 1).index_copy_(0, plan.slot_mapping, value)
-    return attend_written(plan, query, key, value, keys, values)
-
-
-def attend_written(
-    plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor
-) -> Tensor:
-    """As `attend`, where the batch's K and V are in the cache already."""
-    keys, values = keys.flatten(0, 1), values.flatten(0, 1)  # [slots, kv_heads, head_dim]
     tokens = query.shape[0]
     if len(plan.segments) == 1 and plan.segments[0].rows == slice(0, tokens):
         return _attend_segment(plan, plan.segments[0], query, key, value, keys, values)

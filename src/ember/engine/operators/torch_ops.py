@@ -20,7 +20,7 @@ from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm
 from ember.engine.layers.rotary import Rotary
 from ember.engine.operators.base import Heads, Step
-from ember.engine.operators.torch_attention import AttentionPlan, attend_written, plan_attention
+from ember.engine.operators.torch_attention import AttentionPlan, attend, plan_attention
 from ember.engine.quantization.cpu_int import QuantisedLinear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -52,7 +52,7 @@ class TorchOperators:
         """These operators store no addresses."""
 
     def begin(self, batch: Batch, cache: KVCache) -> Step:
-        step = Step(batch.token_ids, batch.positions, batch.slot_mapping, cache)
+        step = Step(batch.token_ids, batch.positions, batch.slot_mapping.unbind(), cache)
         step.plans = self.plan(batch, cache)
         return step
 
@@ -89,15 +89,15 @@ class TorchOperators:
                 step.angles = self.rotary.angles(step.positions, self.dtype)
             query_key = self.rotary.rotate(query_key, *step.angles)
         query, key = query_key[:, :heads], query_key[:, heads:]
-        slots, place = step.slot_mapping[attention.group], attention.place
-        step.cache.keys[place].flatten(0, 1).index_copy_(0, slots, key)
-        step.cache.values[place].flatten(0, 1).index_copy_(0, slots, value)
+        slots, (keys, values) = step.slots[attention.group], step.cache.by_slot[attention.place]
+        keys.index_copy_(0, slots, key)
+        values.index_copy_(0, slots, value)
         return Heads(query, key, value)
 
     def attend(self, attention: Attention, heads: Heads, step: Step) -> Tensor:
         assert step.plans is not None and heads.key is not None and heads.value is not None
-        keys, values = step.cache.keys[attention.place], step.cache.values[attention.place]
-        return attend_written(step.plans[attention.group], heads.query, heads.key, heads.value, keys, values)
+        keys, values = step.cache.by_slot[attention.place]
+        return attend(step.plans[attention.group], heads.query, heads.key, heads.value, keys, values)
 
     def gate(self, mlp: MLP, up: Tensor) -> Tensor:
         activation = ACTIVATIONS[mlp.activation]

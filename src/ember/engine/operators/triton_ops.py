@@ -10,6 +10,7 @@ torch computes matrix products, embedding and head. This module imports triton, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -37,10 +38,10 @@ from ember_kernels.rope_cache import rope_cache
 @dataclass(slots=True, kw_only=True)
 class TritonStep(Step):
     """A step whose inputs are on the device; nothing looks at their values. The first `num_decodes` sequences have one
-    one query each. A token with a negative slot is padding, which is not written to the cache."""
+    query each. A token with a negative slot is padding, which is not written to the cache."""
 
     num_decodes: int
-    block_tables: Tensor  # [groups, S, max_blocks] int32; entries before a window are not read
+    block_tables: Sequence[Tensor]  # of each cache group, [S, max_blocks] int32; none is read before a window
     context_lens: Tensor  # [S] int32
     starts: Tensor  # [S - num_decodes + 1] int32, first row of each sequence that is not a decode
     max_context: int
@@ -79,11 +80,11 @@ class TritonOperators:
         return TritonStep(
             token_ids=batch.token_ids,
             positions=batch.positions,
-            slot_mapping=batch.slot_mapping,
+            slots=batch.slot_mapping.unbind(),
             cache=cache,
             plans=None if self.is_recordable else self.torch_ops.plan(batch, cache),
             num_decodes=num_decodes,
-            block_tables=batch.block_tables.to(torch.int32),
+            block_tables=batch.block_tables.to(torch.int32).unbind(),
             context_lens=torch.tensor(batch.context_lens, dtype=torch.int32).to(device, non_blocking=True),
             starts=torch.tensor(starts[num_decodes:], dtype=torch.int32).to(device, non_blocking=True),
             max_context=max(batch.context_lens),
@@ -97,9 +98,8 @@ class TritonOperators:
         norm = attention.qk_norm.weight if attention.qk_norm is not None else None  # [heads + kv_heads, head_dim]
         query = rope_cache(
             qkv,
-            step.cache.keys[attention.place],
-            step.cache.values[attention.place],
-            step.slot_mapping[attention.group],
+            *step.cache.by_page[attention.place],
+            step.slots[attention.group],
             step.positions,
             self._table,
             query_weight=None if norm is None else norm[0],
@@ -118,7 +118,7 @@ def _add_norm(norm: Norm, residual: Tensor, delta: Tensor | None) -> tuple[Tenso
 
 def _attend(attention: Attention, heads: Heads, step: TritonStep) -> Tensor:
     query, decodes, block_tables = heads.query, step.num_decodes, step.block_tables[attention.group]
-    keys, values = step.cache.keys[attention.place], step.cache.values[attention.place]
+    keys, values = step.cache.by_page[attention.place]
     mixed = torch.empty_like(query)
     if decodes:
         decode_attention(
