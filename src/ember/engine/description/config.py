@@ -9,8 +9,8 @@ from typing import Any, Literal
 from ember.engine.description.rope_config import RopeConfig
 
 Norm = Literal["rms", "layer"]
-Activation = Literal["silu", "relu", "gelu", "gelu_tanh"]
-Wiring = Literal["pre_norm", "post_norm"]
+Activation = Literal["silu", "relu", "relu2", "gelu", "gelu_tanh"]
+Wiring = Literal["pre_norm", "post_norm", "output_norm"]
 QkvOrder = Literal["parts", "heads"]
 
 
@@ -95,7 +95,9 @@ class DecoderConfig:
     norm_bias: bool = False
     norm_affine: bool = True
     wiring: Wiring = "pre_norm"  # how the residual, the norms and the parts of a block are connected
+    residual_scale: float = 1.0  # of the outputs of attention and MLP, before they are added to the residual
     final_norm: bool = True
+    logits_scale: float = 1.0  # factor of the logits
     activation: Activation = "silu"
     gated_mlp: bool = True
     qkv_bias: bool = False

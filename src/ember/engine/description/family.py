@@ -13,6 +13,7 @@ from ember.engine.errors import ModelError
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "relu": "relu",
+    "relu2": "relu2",
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",

@@ -50,7 +50,7 @@ class OperatorSet:
         return {operation: found[operation] for operation in OPERATIONS if operation in found}
 
 
-LOOP = frozenset({"wiring=post_norm", "final_norm=False"})
+LOOP = frozenset({"wiring=post_norm", "wiring=output_norm", "residual_scale", "final_norm=False"})
 """The features that the layer loop itself computes (`models.decoder`), over the operations of any set."""
 
 UNCOMPUTED = frozenset({"experts"})
@@ -59,7 +59,9 @@ UNCOMPUTED = frozenset({"experts"})
 _BIASES = frozenset({"qkv_bias", "output_bias", "mlp_bias"})
 _HEADS = frozenset({"qk_norm", "rope", "rope.kind=linear", "rope.kind=llama3", "rope.kind=yarn"})
 _NORMS = frozenset({"norm=layer", "norm_bias", "norm_affine=False"})
-_GATES = frozenset({"activation=relu", "activation=gelu", "activation=gelu_tanh", "gated_mlp=False"})
+_GATES = frozenset(
+    {"activation=relu", "activation=relu2", "activation=gelu", "activation=gelu_tanh", "gated_mlp=False"}
+)
 
 TORCH = OperatorSet(
     "torch",
@@ -70,7 +72,7 @@ TORCH = OperatorSet(
         "place_heads": _HEADS,
         "attend": frozenset({"sliding_window"}),
         "gate": _GATES,
-        "logits": frozenset({"embed_dim"}),
+        "logits": frozenset({"embed_dim", "logits_scale"}),
     },
 )
 
@@ -134,7 +136,7 @@ NATIVE = OperatorSet(
         "place_heads": _HEADS,
         "attend": frozenset({"sliding_window"}),
         "gate": frozenset(),
-        "logits": frozenset({"embed_dim"}),
+        "logits": frozenset({"embed_dim", "logits_scale"}),
     },
     _native_faults,
 )

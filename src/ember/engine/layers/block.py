@@ -33,6 +33,7 @@ class Block:
     attention: Attention
     mlp_norm: Norm
     mlp: MLP
+    residual_scale: float = 1.0  # of the outputs of attention and MLP
 
 
 @dataclass(slots=True)

@@ -83,6 +83,7 @@ def _block(config: DecoderConfig, weights: Weights, layer: int, window: int | No
             activation=config.activation,
             gated=config.gated_mlp,
         ),
+        residual_scale=config.residual_scale,
     )
 
 

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from ember.engine.description.config import DecoderConfig
 from ember.engine.layers.batch import Batch
-from ember.engine.layers.block import Attention, Block
+from ember.engine.layers.block import Block
 from ember.engine.layers.cache import KVCache
-from ember.engine.layers.mlp import MLP
 from ember.engine.models.build import Weights, build_parts, tensors_of
 from ember.engine.operators.base import Operators, Step
 from ember.engine.operators.torch_ops import TorchOperators
@@ -31,31 +30,48 @@ def pre_norm(
 ) -> tuple[Tensor, Tensor | None]:
     """x + attention(norm(x)), then x + mlp(norm(x)): most families."""
     normed, residual = ops.add_norm(block.attention_norm, residual, delta)
-    normed, residual = ops.add_norm(block.mlp_norm, residual, attention(ops, block.attention, normed, step))
-    return residual, mlp(ops, block.mlp, normed, step)
+    normed, residual = ops.add_norm(block.mlp_norm, residual, attention(ops, block, normed, step))
+    return residual, mlp(ops, block, normed, step)
 
 
 def post_norm(
     ops: Ops, block: Block, residual: Tensor, delta: Tensor | None, step: Step
 ) -> tuple[Tensor, Tensor | None]:
     """norm(x + attention(x)), then norm(x + mlp(x)): OPT-350m. Nothing is left to be added."""
-    normed, _ = ops.add_norm(block.attention_norm, residual, attention(ops, block.attention, residual, step))
-    normed, _ = ops.add_norm(block.mlp_norm, normed, mlp(ops, block.mlp, normed, step))
+    normed, _ = ops.add_norm(block.attention_norm, residual, attention(ops, block, residual, step))
+    normed, _ = ops.add_norm(block.mlp_norm, normed, mlp(ops, block, normed, step))
     return normed, None
 
 
-WIRINGS: dict[str, Wire] = {"pre_norm": pre_norm, "post_norm": post_norm}
+def output_norm(
+    ops: Ops, block: Block, residual: Tensor, delta: Tensor | None, step: Step
+) -> tuple[Tensor, Tensor | None]:
+    """x + norm(attention(x)), then x + norm(mlp(x)): Olmo 2, Exaone 4. Nothing is left to be added."""
+    for part, norm in ((attention, block.attention_norm), (mlp, block.mlp_norm)):
+        normed, _ = ops.add_norm(norm, part(ops, block, residual, step), None)
+        residual = residual + normed
+    return residual, None
 
 
-def attention(ops: Ops, attention: Attention, hidden: Tensor, step: Step) -> Tensor:
+WIRINGS: dict[str, Wire] = {"pre_norm": pre_norm, "post_norm": post_norm, "output_norm": output_norm}
+
+
+def attention(ops: Ops, block: Block, hidden: Tensor, step: Step) -> Tensor:
     """[T, hidden] -> [T, hidden]; K and V of the tokens are written to the cache."""
-    heads = ops.place_heads(attention, ops.linear(attention.qkv, hidden, step), step)
-    return ops.linear(attention.output, ops.attend(attention, heads, step), step)
+    part = block.attention
+    heads = ops.place_heads(part, ops.linear(part.qkv, hidden, step), step)
+    return _scaled(ops.linear(part.output, ops.attend(part, heads, step), step), block.residual_scale)
 
 
-def mlp(ops: Ops, mlp: MLP, hidden: Tensor, step: Step) -> Tensor:
+def mlp(ops: Ops, block: Block, hidden: Tensor, step: Step) -> Tensor:
     """[T, hidden] -> [T, hidden]."""
-    return ops.linear(mlp.down, ops.gate(mlp, ops.linear(mlp.up, hidden, step)), step)
+    part = block.mlp
+    gated = ops.gate(part, ops.linear(part.up, hidden, step))
+    return _scaled(ops.linear(part.down, gated, step), block.residual_scale)
+
+
+def _scaled(x: Tensor, scale: float) -> Tensor:
+    return x if scale == 1.0 else x * scale
 
 
 class Decoder:

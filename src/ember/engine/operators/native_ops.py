@@ -221,7 +221,8 @@ class NativeOperators:
             hidden = project(hidden)
         threads = torch.get_num_threads()
         parts = [native.linear(self._library, self._head, x.contiguous(), threads) for x in hidden.split(MAX_ROWS)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        logits = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return logits if self.config.logits_scale == 1.0 else logits.mul_(self.config.logits_scale)
 
 
 def _matrix(linear: Linear) -> native.Matrix:

@@ -26,6 +26,7 @@ from ember.engine.quantization.cpu_int import QuantisedLinear
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
 }
@@ -109,4 +110,5 @@ class TorchOperators:
     def logits(self, project: Linear | None, head: Linear, hidden: Tensor) -> Tensor:
         if project is not None:
             hidden = project(hidden)
-        return head(hidden)
+        logits, scale = head(hidden), self.config.logits_scale
+        return logits if scale == 1.0 else logits * scale
