@@ -16,7 +16,7 @@ import torch
 from ember.boot import Timeline
 from ember.engine.core.boot import open_model
 from ember.engine.description import operator_sets
-from ember.engine.description.config import DATA, Activation, DecoderConfig, ExpertsConfig, Norm, Wiring
+from ember.engine.description.config import DATA, Activation, DecoderConfig, ExpertsConfig, Norm, QkNorm, Wiring
 from ember.engine.description.families.registry import find_family
 from ember.engine.description.operator_sets import (
     LOOP,
@@ -42,6 +42,7 @@ from tests.support.inline_engine import InlineEngine
 DECLARED = LOOP.union(*(own for each in SETS for own in each.features.values()))
 CHOICES: dict[str, tuple[str, ...]] = {
     "norm": get_args(Norm),
+    "qk_norm": get_args(QkNorm),
     "wiring": get_args(Wiring),
     "activation": get_args(Activation),
     "rope.kind": get_args(RopeKind),
@@ -165,7 +166,7 @@ def test_a_set_leaves_what_it_does_not_declare_to_torch(each: operator_sets.Oper
     """Taken away one at a time: the operation falls back, alone or with what it only works with, and says why."""
     config = replace(
         neutral(),
-        qk_norm=True,
+        qk_norm="head",
         rope=replace(ROPE, kind="yarn"),
         sliding_window=9,
         qkv_bias=True,

@@ -45,7 +45,8 @@ def config_class(architecture: str) -> Any:
 def new_config(architecture: str, **fields: Any) -> Any:
     """A configuration of the class's defaults; Ministral's head_dim is null, with which nothing can be made of it."""
     cls = config_class(architecture)
-    own = {"head_dim": 128} if "head_dim" in {field.name for field in dataclasses.fields(cls)} else {}
+    plain = cls()
+    own = {"head_dim": plain.hidden_size // plain.num_attention_heads} if getattr(plain, "head_dim", 0) is None else {}
     return cls(**{**own, "eos_token_id": 1, **fields})  # some classes have a default beyond their vocabulary
 
 

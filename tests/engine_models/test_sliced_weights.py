@@ -255,7 +255,7 @@ def test_experts_in_one_tensor(tmp_path: Path, load: Load) -> None:
         {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, tmp_path / "model.safetensors"
     )
     names = replace(LLAMA_NAMES, query_norm="self_attn.q_norm", key_norm="self_attn.k_norm", experts=STACKED)
-    weights = load(tmp_path, replace(moe(STACKED), names=names, qk_norm=True))
+    weights = load(tmp_path, replace(moe(STACKED), names=names, qk_norm="head"))
     check_experts(weights, model)
     if weights.pages is not None:
         assert len(linear(weights, "layers.0.experts.up").rows) == 1, "used in the file"

@@ -60,6 +60,18 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}),
     "qwen3": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
     "qwen3_bias": ("Qwen3", {"head_dim": 16, "attention_bias": True, "num_key_value_heads": 1}),
+    "apertus": ("Apertus", {"head_dim": 16, "rope_parameters": _LLAMA3, "attention_bias": True}),
+    "arcee": ("Arcee", {"head_dim": 24, "mlp_bias": True}),
+    "seed_oss": (
+        "SeedOss",
+        {
+            "head_dim": 16,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "attention_out_bias": True,
+            "mlp_bias": True,
+        },
+    ),
     "opt": ("OPT", {}),
     "opt_post_norm": ("OPT", {"do_layer_norm_before": False, "word_embed_proj_dim": 32}),
 }

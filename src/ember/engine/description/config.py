@@ -9,7 +9,8 @@ from typing import Any, Literal
 from ember.engine.description.rope_config import RopeConfig
 
 Norm = Literal["rms", "layer"]
-Activation = Literal["silu", "relu", "relu2", "gelu", "gelu_tanh"]
+Activation = Literal["silu", "relu", "relu2", "gelu", "gelu_tanh", "xielu"]
+QkNorm = Literal["head", "all", "layer"]
 Wiring = Literal["pre_norm", "post_norm", "output_norm"]
 QkvOrder = Literal["parts", "heads"]
 
@@ -51,8 +52,9 @@ class WeightNames:
     down: str | None = None
     gate: str | None = None
     gate_up: str | None = None  # gate and up in one matrix, gate's rows first, in place of the two
+    activation: str | None = None  # of the module with the weights of xielu
     experts: ExpertNames | None = None
-    query_norm: str | None = None
+    query_norm: str | None = None  # with {} for the head's number if each head has a tensor of its own
     key_norm: str | None = None
     embed_positions: str | None = None
     project_in: str | None = None
@@ -103,8 +105,12 @@ class DecoderConfig:
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False
+    # Norms of queries and keys. head: RMSNorm of each head, with the same weights for all. all: RMSNorm of all query
+    # heads together, and of all key heads. layer: LayerNorm of each head, with weights of its own.
+    qk_norm: QkNorm | None = None
+    rope_before_norm: bool = False  # heads are rotated, then normalised
     rope: RopeConfig | None = None
+    rope_layers: tuple[bool, ...] = ()  # whether each layer has the rotary positions; empty: all have them
     position_offset: int | None = None  # set for learned positions: the number of unused rows at the table's start
     embed_dim: int | None = None  # width of the token embedding if it is projected to and from hidden_size
     sliding_window: int | None = None  # in tokens including the query's own

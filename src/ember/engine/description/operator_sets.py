@@ -57,7 +57,7 @@ UNCOMPUTED = frozenset({"experts"})
 """The features that the loader reads, but no set computes yet."""
 
 _BIASES = frozenset({"qkv_bias", "output_bias", "mlp_bias"})
-_HEADS = frozenset({"qk_norm", "rope", "rope.kind=linear", "rope.kind=llama3", "rope.kind=yarn"})
+_HEADS = frozenset({"qk_norm=head", "rope", "rope.kind=linear", "rope.kind=llama3", "rope.kind=yarn"})
 _NORMS = frozenset({"norm=layer", "norm_bias", "norm_affine=False"})
 _GATES = frozenset(
     {"activation=relu", "activation=relu2", "activation=gelu", "activation=gelu_tanh", "gated_mlp=False"}
@@ -69,9 +69,9 @@ TORCH = OperatorSet(
         "embed": frozenset({"position_offset", "embed_dim"}),
         "add_norm": _NORMS,
         "linear": _BIASES,
-        "place_heads": _HEADS,
+        "place_heads": _HEADS | {"qk_norm=all", "qk_norm=layer", "rope_before_norm", "rope_layers"},
         "attend": frozenset({"sliding_window"}),
-        "gate": _GATES,
+        "gate": _GATES | {"activation=xielu"},
         "logits": frozenset({"embed_dim", "logits_scale"}),
     },
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from ember.engine.description.family import field_names
 from ember.engine.description.fields import Fields, listed, shown
@@ -27,11 +29,20 @@ ROPE_KINDS = {
 _MAX_FACTOR = 1e6  # largest factor of a context's extension
 
 
-def read_rope(fields: Fields, head_dim: int, max_position_embeddings: int) -> RopeConfig:
+def read_rope(
+    fields: Fields,
+    head_dim: int,
+    max_position_embeddings: int,
+    *,
+    theta: float = 10_000.0,
+    share: float = 1.0,
+    absent: Mapping[str, Any] | None = None,
+) -> RopeConfig:
     """Read `rope_parameters` (newer files) or `rope_theta` and `rope_scaling` (older ones, which have precedence if a
-    file has both, as in transformers). Raises ModelError."""
+    file has both, as in transformers). `theta` and `share` (of a head's dimensions) are the family's defaults,
+    `absent` the parameters of a file that has neither. Raises ModelError."""
     name = "rope_scaling" if fields.mapping("rope_scaling") else "rope_parameters"
-    given = fields.mapping(name)
+    given = fields.mapping(name) or absent or {}
     own = {key: fields.values.get(key) for key in ("rope_theta", "partial_rotary_factor")}
     rope = Fields({**own, **given}, f"{name}." if given else "")
     for key, value in given.items():
@@ -46,11 +57,11 @@ def read_rope(fields: Fields, head_dim: int, max_position_embeddings: int) -> Ro
         raise ModelError(f"{name}: the rope type {shown(kind)} is not supported; supported are {known}")
     if unread := rope.unread(ROPE_KINDS[kind]):
         fields.warnings.append(f"{listed(unread)} has no meaning for rotary positions of the kind {kind}")
-    share = rope.number("partial_rotary_factor", 1.0, above=0.0)
+    share = rope.number("partial_rotary_factor", share, above=0.0)
     rotary_dim = int(head_dim * share)
     if not 0 < rotary_dim <= head_dim or rotary_dim % 2:
         raise ModelError(f"partial_rotary_factor={share:g} turns {rotary_dim} of a head's {head_dim} dimensions")
-    base = RopeConfig(rotary_dim=rotary_dim, theta=rope.number("rope_theta", 10_000.0, above=0.0))
+    base = RopeConfig(rotary_dim=rotary_dim, theta=rope.number("rope_theta", theta, above=0.0))
     if kind == "default":
         return base
     original = fields.optional_integer("original_max_position_embeddings", None) or rope.integer(

@@ -65,6 +65,15 @@ class Output(NamedTuple):
     stack_index: int = 0
 
 
+# The weights of the activation xielu (arXiv 2411.13010) by their names in checkpoints.
+XIELU_WEIGHTS: dict[str, tuple[Size, ...]] = {
+    "alpha_p": (Size(1, "activation xielu"),),
+    "alpha_n": (Size(1, "activation xielu"),),
+    "beta": (),
+    "eps": (),
+}
+
+
 class LinearSpec(NamedTuple):
     """A linear layer, or the linear layers of all experts, one after the other."""
 
@@ -145,9 +154,9 @@ def _layer(config: DecoderConfig, sizes: _Sizes, ours: str, theirs: str) -> Iter
     names, hidden = config.names, sizes.hidden
     yield from _norm(config, hidden, f"{ours}attention_norm", theirs + names.attention_norm)
     yield _linear(f"{ours}qkv", _qkv(config, sizes, theirs), config.qkv_bias)
-    if config.qk_norm:
-        yield TensorSpec(f"{ours}query_norm.weight", f"{theirs}{names.query_norm}.weight", (sizes.head,))
-        yield TensorSpec(f"{ours}key_norm.weight", f"{theirs}{names.key_norm}.weight", (sizes.head,))
+    if config.qk_norm is not None:
+        yield from _qk_norm(config, sizes, "query_norm", config.num_heads, ours, theirs)
+        yield from _qk_norm(config, sizes, "key_norm", config.num_kv_heads, ours, theirs)
     output = Stored(theirs + names.output, hidden, sizes.query, names.transposed)
     yield _linear(f"{ours}output", [output.whole()], config.output_bias)
     yield from _norm(config, hidden, f"{ours}mlp_norm", theirs + names.mlp_norm)
@@ -155,8 +164,29 @@ def _layer(config: DecoderConfig, sizes: _Sizes, ours: str, theirs: str) -> Iter
         yield from _experts(config, config.experts, hidden, ours, theirs)
         return
     yield _linear(f"{ours}up", _up(config, sizes, theirs), config.mlp_bias)
+    if config.activation == "xielu":
+        for name, shape in XIELU_WEIGHTS.items():
+            yield TensorSpec(f"{ours}activation.{name}", f"{theirs}{names.activation}.{name}", shape)
     down = Stored(f"{theirs}{names.down}", hidden, sizes.inner, names.transposed)
     yield _linear(f"{ours}down", [down.whole()], config.mlp_bias)
+
+
+def _qk_norm(
+    config: DecoderConfig, sizes: _Sizes, name: str, num_heads: int, ours: str, theirs: str
+) -> Iterator[TensorSpec]:
+    """The weights of the norm of queries or of keys, of which there are `num_heads` heads."""
+    source = f"{theirs}{getattr(config.names, name)}.weight"
+    if "{}" in source:
+        for head in range(num_heads):
+            yield TensorSpec(f"{ours}{name}.{head}.weight", source.format(head), (sizes.head,))
+        return
+    heads = Size(num_heads, f"{'num_attention_heads' if name == 'query_norm' else 'num_key_value_heads'}={num_heads}")
+    shapes = {
+        "head": (sizes.head,),
+        "all": (sizes.query if name == "query_norm" else sizes.kv,),
+        "layer": (heads, sizes.head),
+    }
+    yield TensorSpec(f"{ours}{name}.weight", source, shapes[str(config.qk_norm)])
 
 
 def _qkv(config: DecoderConfig, sizes: _Sizes, theirs: str) -> list[Output]:

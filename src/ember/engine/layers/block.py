@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP
-from ember.engine.layers.norm import Norm, RMSNorm
+from ember.engine.layers.norm import Norm, QkNorm
 
 
 @dataclass(slots=True)
@@ -18,8 +18,9 @@ class Attention:
     """Softmax attention over the paged KV cache."""
 
     qkv: Linear  # [(heads + 2 * kv_heads) * head_dim, hidden]
-    qk_norm: RMSNorm | None  # weight [heads + kv_heads, head_dim]: the query norm's row for each query head, then key's
+    qk_norm: QkNorm | None  # weight [heads + kv_heads, head_dim]: of each query head, then of each key head
     output: Linear  # [hidden, heads * head_dim]
+    has_rope: bool  # whether queries and keys are rotated by their positions
     window: int | None  # the sliding window in tokens, the query's own included; None: the whole context
     group: int  # the cache group of its K and V, which has the block table
     place: int  # index of the layer in the pages of the group

@@ -4,8 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from ember.engine.description.config import Activation
 from ember.engine.layers.linear import Linear
+
+
+@dataclass(slots=True)
+class Xielu:
+    """The activation xIELU (arXiv 2411.13010), whose slopes are weights of the layer. It is computed in float32."""
+
+    alpha_p: Tensor  # [1] float32, of positive values
+    alpha_n: Tensor  # [1] float32, of negative values
+    beta: Tensor  # float32
+    eps: Tensor  # float32
+
+    @classmethod
+    def of(cls, alpha_p: Tensor, alpha_n: Tensor, beta: Tensor, eps: Tensor) -> Xielu:
+        """`alpha_p` and `alpha_n` as checkpoints have them: before softplus, and without beta."""
+        beta = beta.float()
+        return cls(F.softplus(alpha_p.float()), beta + F.softplus(alpha_n.float()), beta, eps.float())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        positive = self.alpha_p * wide * wide
+        negative = (torch.expm1(torch.minimum(wide, self.eps)) - wide) * self.alpha_n
+        return (torch.where(wide > 0, positive, negative) + self.beta * wide).to(x.dtype)
 
 
 @dataclass(slots=True)
@@ -16,3 +42,4 @@ class MLP:
     down: Linear  # [hidden, intermediate]
     activation: Activation
     gated: bool
+    xielu: Xielu | None = None  # of the activation xielu

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,14 +28,33 @@ class RMSNorm:
 class LayerNorm:
     """(x - mean) / deviation * weight + bias over the last dimension."""
 
-    weight: Tensor | None  # [size]
-    bias: Tensor | None  # [size]
+    weight: Tensor | None  # [size], or any shape that broadcasts with x
+    bias: Tensor | None  # the same shape
     size: int
     eps: float
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., size] -> the same shape."""
-        return F.layer_norm(x, (self.size,), self.weight, self.bias, self.eps)
+        if self.weight is None or self.weight.dim() == 1:
+            return F.layer_norm(x, (self.size,), self.weight, self.bias, self.eps)
+        x = F.layer_norm(x, (self.size,), None, None, self.eps) * self.weight
+        return x if self.bias is None else x + self.bias
+
+
+@dataclass(slots=True)
+class JointHeadNorm:
+    """RMSNorm over the dimensions of all query heads together, and over those of all key heads together."""
+
+    weight: Tensor  # [heads + kv_heads, head_dim]
+    num_heads: int
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[T, heads + kv_heads, head_dim] -> the same shape."""
+        split = (self.num_heads, x.shape[1] - self.num_heads)
+        parts = zip(x.split(split, dim=1), self.weight.split(split), strict=True)
+        return torch.cat([F.rms_norm(part, weight.shape, weight, self.eps) for part, weight in parts], dim=1)
 
 
 Norm = RMSNorm | LayerNorm
+QkNorm = RMSNorm | LayerNorm | JointHeadNorm

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from ember.engine.description.cache_groups import cache_groups, cache_places
 from ember.engine.description.config import DecoderConfig
+from ember.engine.description.weights import XIELU_WEIGHTS
 from ember.engine.layers.block import Attention, Block, DecoderParts
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.linear import Linear
-from ember.engine.layers.mlp import MLP
-from ember.engine.layers.norm import LayerNorm, Norm, RMSNorm
+from ember.engine.layers.mlp import MLP, Xielu
+from ember.engine.layers.norm import JointHeadNorm, LayerNorm, Norm, QkNorm, RMSNorm
 
 Weights = dict[str, Linear | Tensor]
 """Weights by the names of `description.weights.weight_specs`: linear layers, and vectors and tables."""
@@ -57,21 +58,13 @@ def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
 
 def _block(config: DecoderConfig, weights: Weights, layer: int, window: int | None, group: int, place: int) -> Block:
     prefix = f"layers.{layer}."
-    qk_norm = None
-    if config.qk_norm:
-        query = _tensor(weights, f"{prefix}query_norm.weight")
-        key = _tensor(weights, f"{prefix}key_norm.weight")
-        qk_norm = RMSNorm(
-            torch.cat((query.expand(config.num_heads, -1), key.expand(config.num_kv_heads, -1))),
-            config.head_dim,
-            config.norm_eps,
-        )
     return Block(
         attention_norm=_norm(config, weights, f"{prefix}attention_norm"),
         attention=Attention(
             qkv=_linear(weights, f"{prefix}qkv"),
-            qk_norm=qk_norm,
+            qk_norm=_qk_norm(config, weights, prefix),
             output=_linear(weights, f"{prefix}output"),
+            has_rope=config.rope_layers[layer] if config.rope_layers else True,
             window=window,
             group=group,
             place=place,
@@ -82,9 +75,36 @@ def _block(config: DecoderConfig, weights: Weights, layer: int, window: int | No
             down=_linear(weights, f"{prefix}down"),
             activation=config.activation,
             gated=config.gated_mlp,
+            xielu=_xielu(weights, prefix) if config.activation == "xielu" else None,
         ),
         residual_scale=config.residual_scale,
     )
+
+
+def _qk_norm(config: DecoderConfig, weights: Weights, prefix: str) -> QkNorm | None:
+    if config.qk_norm is None:
+        return None
+    size, eps = config.head_dim, config.norm_eps
+    rows = [
+        *_head_rows(config, weights, f"{prefix}query_norm", config.num_heads),
+        *_head_rows(config, weights, f"{prefix}key_norm", config.num_kv_heads),
+    ]
+    weight = torch.cat(rows)
+    if config.qk_norm == "all":
+        return JointHeadNorm(weight, config.num_heads, eps)
+    return LayerNorm(weight, None, size, eps) if config.qk_norm == "layer" else RMSNorm(weight, size, eps)
+
+
+def _head_rows(config: DecoderConfig, weights: Weights, name: str, num_heads: int) -> list[Tensor]:
+    """The weights of a norm of `num_heads` heads, as tensors [heads, head_dim]."""
+    if config.names.query_norm is not None and "{}" in config.names.query_norm:
+        return [_tensor(weights, f"{name}.{head}.weight")[None] for head in range(num_heads)]
+    weight = _tensor(weights, f"{name}.weight")
+    return [weight.expand(num_heads, -1) if config.qk_norm == "head" else weight.view(num_heads, -1)]
+
+
+def _xielu(weights: Weights, prefix: str) -> Xielu:
+    return Xielu.of(*(_tensor(weights, f"{prefix}activation.{name}") for name in XIELU_WEIGHTS))
 
 
 def _norm(config: DecoderConfig, weights: Weights, name: str) -> Norm:

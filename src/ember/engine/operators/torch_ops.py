@@ -83,12 +83,15 @@ class TorchOperators:
         heads, kv_heads = config.num_heads, config.num_kv_heads
         qkv = qkv.view(-1, heads + 2 * kv_heads, config.head_dim)
         query_key, value = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
-        if attention.qk_norm is not None:
-            query_key = attention.qk_norm(query_key)
-        if self.rotary is not None:
+        norm = attention.qk_norm
+        if norm is not None and not config.rope_before_norm:
+            query_key = norm(query_key)
+        if self.rotary is not None and attention.has_rope:
             if step.angles is None:
                 step.angles = self.rotary.angles(step.positions, self.dtype)
             query_key = self.rotary.rotate(query_key, *step.angles)
+        if norm is not None and config.rope_before_norm:
+            query_key = norm(query_key)
         query, key = query_key[:, :heads], query_key[:, heads:]
         slots, (keys, values) = step.slots[attention.group], step.cache.by_slot[attention.place]
         keys.index_copy_(0, slots, key)
@@ -101,7 +104,7 @@ class TorchOperators:
         return attend(step.plans[attention.group], heads.query, heads.key, heads.value, keys, values)
 
     def gate(self, mlp: MLP, up: Tensor) -> Tensor:
-        activation = ACTIVATIONS[mlp.activation]
+        activation = mlp.xielu or ACTIVATIONS[mlp.activation]
         if not mlp.gated:
             return activation(up)
         gate, up = up.chunk(2, dim=-1)

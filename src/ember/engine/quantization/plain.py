@@ -23,8 +23,9 @@ class Plain:
 
     def sources(self, spec: Spec) -> list[Source]:
         if isinstance(spec, TensorSpec):
-            rows, columns = spec.shape[0].extent, prod(size.extent for size in spec.shape[1:])
-            whole, is_vector = Rows(0, rows), len(spec.shape) == 1
+            sizes = [size.extent for size in spec.shape] or [1]
+            rows, columns = sizes[0], prod(sizes[1:])
+            whole, is_vector = Rows(0, rows), len(sizes) == 1
             return [
                 Source(
                     WEIGHT,

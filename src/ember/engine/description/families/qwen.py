@@ -22,7 +22,7 @@ def read_qwen3(fields: Fields) -> DecoderConfig:
     """Qwen3 (arXiv 2505.09388): Llama with RMSNorm on each query and key head; head_dim is set on its own."""
     bias = fields.flag("attention_bias", False)
     config = read_rotary_decoder(fields, max_position_embeddings=32768, head_dim=128)
-    config = replace(config, names=QWEN3_NAMES, qk_norm=True, qkv_bias=bias, output_bias=bias)
+    config = replace(config, names=QWEN3_NAMES, qk_norm="head", qkv_bias=bias, output_bias=bias)
     return _with_windows(config, fields)
 
 

@@ -16,6 +16,9 @@ ARCHITECTURES = {
     "MinistralForCausalLM": ("ministral", "mistral.MISTRAL"),
     "Qwen2ForCausalLM": ("qwen2", "qwen.QWEN2"),
     "Qwen3ForCausalLM": ("qwen3", "qwen.QWEN3"),
+    "ApertusForCausalLM": ("apertus", "apertus.APERTUS"),
+    "ArceeForCausalLM": ("arcee", "llama.ARCEE"),
+    "SeedOssForCausalLM": ("seed_oss", "llama.SEED_OSS"),
     "OPTForCausalLM": ("opt", "opt.OPT"),
 }
 MODEL_TYPES = {model_type: architecture for architecture, (model_type, _) in ARCHITECTURES.items()}
