@@ -381,7 +381,8 @@ def rope_cache_reference(
 
 def specialisations(capability: int) -> Iterator[Specialisation]:
     """By halves: every dtype and head size, with and without QK norm and Gemma's. In general: NeoX with and without QK
-    norm, GPT-J's pairs and no rotation (learned positions), float8 caches. Slots are int64."""
+    norm, GPT-J's pairs, no rotation (learned positions, layers without positions) with and without QK norm, float8
+    caches. Slots are int64."""
     yield from _halves_specialisations()
     variants = [
         (dtype, norm, neox, False, float8, True)
@@ -393,7 +394,10 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
     ]
     variants += [(dtype, True, True, True, float8, True) for dtype in ("bf16", "fp16") for float8 in (False, True)]
     variants += [
-        (dtype, False, True, False, float8, False) for dtype in ("bf16", "fp16", "fp32") for float8 in (False, True)
+        (dtype, norm, True, False, float8, False)
+        for dtype in ("bf16", "fp16", "fp32")
+        for norm in (False, True)
+        for float8 in (False, True)
     ]
     for (dtype, norm, neox, unit_offset, float8, turns), position, block_dim in product(
         variants, ("i32", "i64"), BLOCK_DIMS

@@ -72,7 +72,8 @@ def test_a_family_reads_what_it_lists_and_nothing_else(architecture: str) -> Non
     asked: set[str] = set()
     for name, differences in VARIANTS.values():
         if name == architecture.removesuffix("ForCausalLM"):
-            layers = {"num_hidden_layers": len(differences["layer_types"])} if "layer_types" in differences else {}
+            per_layer = [len(differences[name]) for name in ("layer_types", "no_rope_layers") if name in differences]
+            layers = {"num_hidden_layers": per_layer[0]} if per_layer else {}
             values = Recorded(new_config(architecture, **differences, **layers).to_dict())
             find_family(architecture).read(Fields(values))
             asked |= values.asked

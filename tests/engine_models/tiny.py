@@ -32,6 +32,7 @@ _LLAMA3 = {
 }
 _ALTERNATING = ["full_attention", "sliding_attention", "full_attention"]
 _YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+_NTK_ALPHA = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0, "alpha": 50.0}
 _OPT: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 64,
@@ -72,6 +73,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "mlp_bias": True,
         },
     ),
+    "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2, "attention_bias": True, "tie_word_embeddings": True}),
+    "smollm3_window": (
+        "SmolLM3",
+        {"no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 9, "num_attention_heads": 8},
+    ),
+    "olmo2": ("Olmo2", {"head_dim": 16, "num_key_value_heads": 1}),
+    "exaone4": ("Exaone4", {"head_dim": 16, "sliding_window": 9, "sliding_window_pattern": 2}),
+    "exaone4_full": ("Exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 3}),
+    "hunyuan_dense": ("HunYuanDenseV1", {"head_dim": 16, "attention_bias": True, "rope_parameters": _NTK_ALPHA}),
+    "starcoder2": ("Starcoder2", {"sliding_window": 11, "tie_word_embeddings": True}),
+    "jais2": ("Jais2", {"head_dim": 24}),
     "opt": ("OPT", {}),
     "opt_post_norm": ("OPT", {"do_layer_norm_before": False, "word_embed_proj_dim": 32}),
 }

@@ -50,7 +50,7 @@ def test_logits_equal_transformers(variant, checkpoints):
     directory, sequences, expected = checkpoints(variant)
     model = load(directory)
     use_triton(model)
-    assert model.ops.is_recordable == (model.config.head_dim % 16 == 0)
+    assert model.ops.is_recordable == ("attend" not in TRITON.lacking(model.config))
     check(model, sequences, expected)
 
 

@@ -91,6 +91,15 @@ class Fields:
             raise self.error(name, "a list of names")
         return value
 
+    def flags(self, name: str) -> list[bool] | None:
+        """A list of true and false, or of 1 and 0; None if the field is absent or null."""
+        value = self.values.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(type(item) in (int, bool) and item in (0, 1) for item in value):
+            raise self.error(name, "a list of true and false, or of 1 and 0")
+        return [bool(item) for item in value]
+
     def unread(self, known: Collection[str]) -> list[str]:
         """The names of fields that are not `known`, with the prefix. Fields that are null are left out."""
         return [self.prefix + name for name, value in self.values.items() if value is not None and name not in known]

@@ -26,7 +26,7 @@ HARMLESS = field_names(
 
     max_sequence_length is_llama_config use_mrope
 
-    bos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id decoder_start_token_id
+    bos_token_id eod_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id decoder_start_token_id
     forced_bos_token_id forced_eos_token_id use_cache
     max_length max_new_tokens min_length min_new_tokens do_sample early_stopping num_beams num_beam_groups
     diversity_penalty temperature top_k top_p min_p typical_p epsilon_cutoff eta_cutoff repetition_penalty

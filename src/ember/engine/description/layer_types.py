@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ember.engine.description.config import DecoderConfig
@@ -11,10 +12,18 @@ from ember.engine.errors import ModelError
 HAS_WINDOW = {"full_attention": False, "attention": False, "sliding_attention": True}  # by the layer's type
 
 
-def with_layer_types(config: DecoderConfig, fields: Fields) -> DecoderConfig:
-    """The configuration with the window of each layer, if `layer_types` is present. Raises ModelError."""
+def every_nth(interval: int, marked: bool, num_layers: int) -> tuple[bool, ...]:
+    """A flag of each layer: `marked` for every layer whose number, counted from 1, is a multiple of `interval`."""
+    return tuple(((layer + 1) % interval == 0) == marked for layer in range(num_layers))
+
+
+def with_layer_types(config: DecoderConfig, fields: Fields, absent: Sequence[bool] | None = None) -> DecoderConfig:
+    """The configuration with the window of each layer, from `layer_types`. Raises ModelError.
+
+    `absent`: whether each layer has the window in a file without `layer_types`; None: as the configuration says.
+    """
     if fields.values.get("layer_types") is None:
-        return config
+        return config if absent is None else replace(config, windowed_layers=tuple(absent))
     kinds = fields.names("layer_types")
     if len(kinds) != config.num_layers:
         raise ModelError(f"layer_types has {len(kinds)} entries for num_hidden_layers={config.num_layers}")

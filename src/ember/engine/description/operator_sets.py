@@ -93,7 +93,7 @@ TRITON = OperatorSet(
     "triton",
     {
         "add_norm": _NORMS,
-        "place_heads": _HEADS,
+        "place_heads": _HEADS | {"rope_layers"},
         "attend": frozenset({"sliding_window"}),
         "gate": _GATES,
     },

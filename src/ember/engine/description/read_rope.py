@@ -37,10 +37,13 @@ def read_rope(
     theta: float = 10_000.0,
     share: float = 1.0,
     absent: Mapping[str, Any] | None = None,
+    reads_alpha: bool = False,
 ) -> RopeConfig:
     """Read `rope_parameters` (newer files) or `rope_theta` and `rope_scaling` (older ones, which have precedence if a
     file has both, as in transformers). `theta` and `share` (of a head's dimensions) are the family's defaults,
-    `absent` the parameters of a file that has neither. Raises ModelError."""
+    `absent` the parameters of a file that has neither.
+    `reads_alpha`: `alpha` with the kind dynamic stretches the base once for all lengths (Hunyuan). Raises ModelError.
+    """
     name = "rope_scaling" if fields.mapping("rope_scaling") else "rope_parameters"
     given = fields.mapping(name) or absent or {}
     own = {key: fields.values.get(key) for key in ("rope_theta", "partial_rotary_factor")}
@@ -52,6 +55,9 @@ def read_rope(
     if name == "rope_scaling" and other and other != given:
         fields.warnings.append("it has both rope_scaling and rope_parameters, which differ: rope_scaling holds")
     kind = rope.text("rope_type") or rope.text("type") or "default"
+    if reads_alpha and kind == "dynamic" and rope.values.get("alpha"):
+        alpha = rope.number("alpha", above=0.0)
+        return RopeConfig(head_dim, rope.number("rope_theta", theta, above=0.0) * alpha ** (head_dim / (head_dim - 2)))
     if kind not in ROPE_KINDS:
         known = ", ".join(ROPE_KINDS)
         raise ModelError(f"{name}: the rope type {shown(kind)} is not supported; supported are {known}")

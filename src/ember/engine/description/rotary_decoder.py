@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ember.engine.description.config import Activation, DecoderConfig, WeightNames
+from ember.engine.description.config import DecoderConfig, WeightNames
 from ember.engine.description.family import ACTIVATIONS, COMMON_FIELDS, divide_into_heads, field_names
 from ember.engine.description.fields import MAX_INTEGER, Fields
 from ember.engine.description.read_rope import ROPE_FIELDS, read_rope
@@ -40,10 +40,11 @@ def read_rotary_decoder(
     head_dim: int | None = None,
     norm_eps: float = 1e-6,
     norm_eps_field: str = "rms_norm_eps",
-    activation: Activation = "silu",
+    activation: str = "silu",
     rope_theta: float = 10_000.0,
     rotary_share: float = 1.0,
     absent_rope: Mapping[str, Any] | None = None,
+    reads_alpha: bool = False,
     tie_word_embeddings: bool = False,
 ) -> DecoderConfig:
     """Read the fields in `ROTARY_FIELDS`. The arguments are the family's defaults; `norm_eps_field` is its name for
@@ -54,7 +55,9 @@ def read_rotary_decoder(
     if num_heads % num_kv_heads:
         raise ModelError(f"num_attention_heads={num_heads} must be a multiple of num_key_value_heads={num_kv_heads}")
     longest = fields.integer("max_position_embeddings", max_position_embeddings)
-    rope = read_rope(fields, head_dim, longest, theta=rope_theta, share=rotary_share, absent=absent_rope)
+    rope = read_rope(
+        fields, head_dim, longest, theta=rope_theta, share=rotary_share, absent=absent_rope, reads_alpha=reads_alpha
+    )
     if rope.kind == "linear":
         longest = max(int(longest * rope.factor), 1)
     if rope.kind == "yarn":

@@ -101,7 +101,7 @@ class TritonOperators:
             *step.cache.by_page[attention.place],
             step.slots[attention.group],
             step.positions,
-            self._table,
+            self._table if attention.has_rope else None,
             query_weight=None if norm is None else norm[0],
             key_weight=None if norm is None else norm[-1],
             eps=self.eps,

@@ -15,18 +15,24 @@ from ember.engine.description.rotary_decoder import ROTARY_FIELDS, read_rotary_d
 
 
 def read(
-    fields: Fields, *, max_position_embeddings: int = 2048, qkv_bias: bool = False, **defaults: Any
+    fields: Fields,
+    *,
+    max_position_embeddings: int = 2048,
+    qkv_bias: bool = False,
+    mlp_bias: bool = False,
+    **defaults: Any,
 ) -> DecoderConfig:
     """RMSNorm before each part, rotary positions, a gated MLP with SiLU, grouped queries.
 
-    `qkv_bias` is the default of attention_bias, `defaults` are those of `read_rotary_decoder`.
+    `qkv_bias` and `mlp_bias` are the defaults of attention_bias and mlp_bias, `defaults` those of
+    `read_rotary_decoder`.
     """
     bias = fields.flag("attention_bias", qkv_bias)
     return replace(
         read_rotary_decoder(fields, max_position_embeddings=max_position_embeddings, **defaults),
         qkv_bias=bias,
         output_bias=bias,
-        mlp_bias=fields.flag("mlp_bias", False),
+        mlp_bias=fields.flag("mlp_bias", mlp_bias),
     )
 
 

@@ -19,6 +19,12 @@ ARCHITECTURES = {
     "ApertusForCausalLM": ("apertus", "apertus.APERTUS"),
     "ArceeForCausalLM": ("arcee", "llama.ARCEE"),
     "SeedOssForCausalLM": ("seed_oss", "llama.SEED_OSS"),
+    "Exaone4ForCausalLM": ("exaone4", "exaone.EXAONE4"),
+    "HunYuanDenseV1ForCausalLM": ("hunyuan_v1_dense", "hunyuan.HUNYUAN_DENSE"),
+    "Jais2ForCausalLM": ("jais2", "jais.JAIS2"),
+    "Olmo2ForCausalLM": ("olmo2", "olmo.OLMO2"),
+    "SmolLM3ForCausalLM": ("smollm3", "smollm.SMOLLM3"),
+    "Starcoder2ForCausalLM": ("starcoder2", "starcoder.STARCODER2"),
     "OPTForCausalLM": ("opt", "opt.OPT"),
 }
 MODEL_TYPES = {model_type: architecture for architecture, (model_type, _) in ARCHITECTURES.items()}
