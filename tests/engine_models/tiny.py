@@ -84,6 +84,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "hunyuan_dense": ("HunYuanDenseV1", {"head_dim": 16, "attention_bias": True, "rope_parameters": _NTK_ALPHA}),
     "starcoder2": ("Starcoder2", {"sliding_window": 11, "tie_word_embeddings": True}),
     "jais2": ("Jais2", {"head_dim": 24}),
+    "stablelm": ("StableLm", {"use_qkv_bias": True, "num_attention_heads": 2, "num_key_value_heads": 1}),
+    "stablelm_parallel": ("StableLm", {"use_parallel_residual": True, "qk_layernorm": True}),
+    "cohere": ("Cohere", {"logit_scale": 0.25, "tie_word_embeddings": True}),
+    "cohere_norm": ("Cohere", {"use_qk_norm": True, "attention_bias": True, "num_key_value_heads": 1}),
+    "cohere2": ("Cohere2", {"sliding_window": 9, "sliding_window_pattern": 2, "tie_word_embeddings": True}),
+    "ernie": ("Ernie4_5", {"head_dim": 16, "use_bias": True, "tie_word_embeddings": True}),
+    "glm": ("Glm", {"head_dim": 16, "partial_rotary_factor": 0.5}),
     "opt": ("OPT", {}),
     "opt_post_norm": ("OPT", {"do_layer_norm_before": False, "word_embed_proj_dim": 32}),
 }

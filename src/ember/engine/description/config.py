@@ -11,7 +11,7 @@ from ember.engine.description.rope_config import RopeConfig
 Norm = Literal["rms", "layer"]
 Activation = Literal["silu", "relu", "relu2", "gelu", "gelu_tanh", "xielu"]
 QkNorm = Literal["head", "all", "layer"]
-Wiring = Literal["pre_norm", "post_norm", "output_norm"]
+Wiring = Literal["pre_norm", "post_norm", "output_norm", "parallel"]
 QkvOrder = Literal["parts", "heads"]
 
 
@@ -41,7 +41,7 @@ class WeightNames:
     final_norm: str
     lm_head: str
     attention_norm: str
-    mlp_norm: str
+    mlp_norm: str | None  # None: attention's norm is the MLP's too
     output: str
     query: str | None = None
     key: str | None = None

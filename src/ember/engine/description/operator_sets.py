@@ -50,7 +50,7 @@ class OperatorSet:
         return {operation: found[operation] for operation in OPERATIONS if operation in found}
 
 
-LOOP = frozenset({"wiring=post_norm", "wiring=output_norm", "residual_scale", "final_norm=False"})
+LOOP = frozenset({"wiring=post_norm", "wiring=output_norm", "wiring=parallel", "residual_scale", "final_norm=False"})
 """The features that the layer loop itself computes (`models.decoder`), over the operations of any set."""
 
 UNCOMPUTED = frozenset({"experts"})
@@ -69,7 +69,7 @@ TORCH = OperatorSet(
         "embed": frozenset({"position_offset", "embed_dim"}),
         "add_norm": _NORMS,
         "linear": _BIASES,
-        "place_heads": _HEADS | {"qk_norm=all", "qk_norm=layer", "rope_before_norm", "rope_layers"},
+        "place_heads": _HEADS | {"qk_norm=all", "qk_norm=layer", "rope_before_norm", "rope_layers", "rope.interleaved"},
         "attend": frozenset({"sliding_window"}),
         "gate": _GATES | {"activation=xielu"},
         "logits": frozenset({"embed_dim", "logits_scale"}),
@@ -93,7 +93,7 @@ TRITON = OperatorSet(
     "triton",
     {
         "add_norm": _NORMS,
-        "place_heads": _HEADS | {"rope_layers"},
+        "place_heads": _HEADS | {"rope_layers", "rope.interleaved"},
         "attend": frozenset({"sliding_window"}),
         "gate": _GATES,
     },

@@ -38,11 +38,13 @@ def read_rope(
     share: float = 1.0,
     absent: Mapping[str, Any] | None = None,
     reads_alpha: bool = False,
+    interleaved: bool = False,
 ) -> RopeConfig:
     """Read `rope_parameters` (newer files) or `rope_theta` and `rope_scaling` (older ones, which have precedence if a
     file has both, as in transformers). `theta` and `share` (of a head's dimensions) are the family's defaults,
     `absent` the parameters of a file that has neither.
-    `reads_alpha`: `alpha` with the kind dynamic stretches the base once for all lengths (Hunyuan). Raises ModelError.
+    `reads_alpha`: `alpha` with the kind dynamic stretches the base once for all lengths (Hunyuan).
+    `interleaved`: how the family pairs dimensions. Raises ModelError.
     """
     name = "rope_scaling" if fields.mapping("rope_scaling") else "rope_parameters"
     given = fields.mapping(name) or absent or {}
@@ -67,7 +69,7 @@ def read_rope(
     rotary_dim = int(head_dim * share)
     if not 0 < rotary_dim <= head_dim or rotary_dim % 2:
         raise ModelError(f"partial_rotary_factor={share:g} turns {rotary_dim} of a head's {head_dim} dimensions")
-    base = RopeConfig(rotary_dim=rotary_dim, theta=rope.number("rope_theta", theta, above=0.0))
+    base = RopeConfig(rotary_dim, rope.number("rope_theta", theta, above=0.0), interleaved)
     if kind == "default":
         return base
     original = fields.optional_integer("original_max_position_embeddings", None) or rope.integer(

@@ -17,6 +17,7 @@ class RopeConfig:
 
     rotary_dim: int
     theta: float = 10_000.0
+    interleaved: bool = False  # dimensions 2i and 2i + 1 are a pair; otherwise i and i + rotary_dim / 2
     kind: RopeKind = "default"
     factor: float = 1.0
     original_max_position_embeddings: int = 0  # llama3, yarn

@@ -45,6 +45,7 @@ def read_rotary_decoder(
     rotary_share: float = 1.0,
     absent_rope: Mapping[str, Any] | None = None,
     reads_alpha: bool = False,
+    interleaved: bool = False,
     tie_word_embeddings: bool = False,
 ) -> DecoderConfig:
     """Read the fields in `ROTARY_FIELDS`. The arguments are the family's defaults; `norm_eps_field` is its name for
@@ -56,7 +57,14 @@ def read_rotary_decoder(
         raise ModelError(f"num_attention_heads={num_heads} must be a multiple of num_key_value_heads={num_kv_heads}")
     longest = fields.integer("max_position_embeddings", max_position_embeddings)
     rope = read_rope(
-        fields, head_dim, longest, theta=rope_theta, share=rotary_share, absent=absent_rope, reads_alpha=reads_alpha
+        fields,
+        head_dim,
+        longest,
+        theta=rope_theta,
+        share=rotary_share,
+        absent=absent_rope,
+        reads_alpha=reads_alpha,
+        interleaved=interleaved,
     )
     if rope.kind == "linear":
         longest = max(int(longest * rope.factor), 1)

@@ -159,7 +159,8 @@ def _layer(config: DecoderConfig, sizes: _Sizes, ours: str, theirs: str) -> Iter
         yield from _qk_norm(config, sizes, "key_norm", config.num_kv_heads, ours, theirs)
     output = Stored(theirs + names.output, hidden, sizes.query, names.transposed)
     yield _linear(f"{ours}output", [output.whole()], config.output_bias)
-    yield from _norm(config, hidden, f"{ours}mlp_norm", theirs + names.mlp_norm)
+    if names.mlp_norm is not None:
+        yield from _norm(config, hidden, f"{ours}mlp_norm", theirs + names.mlp_norm)
     if config.experts is not None:
         yield from _experts(config, config.experts, hidden, ours, theirs)
         return

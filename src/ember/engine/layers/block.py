@@ -32,7 +32,7 @@ class Block:
 
     attention_norm: Norm
     attention: Attention
-    mlp_norm: Norm
+    mlp_norm: Norm  # the same object as `attention_norm` where a block has one norm
     mlp: MLP
     residual_scale: float = 1.0  # of the outputs of attention and MLP
 

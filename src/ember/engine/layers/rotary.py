@@ -1,4 +1,4 @@
-"""Rotary position embedding (RoPE, arXiv 2104.09864) in the half-split ("NeoX") layout.
+"""Rotary position embedding (RoPE, arXiv 2104.09864), with dimensions paired by halves ("NeoX") or interleaved.
 
 The angles of a step's tokens are computed once per step, in float32, and shared by all layers. That takes a few
 microseconds. A table for the whole context would lengthen the boot of a long-context model.
@@ -22,27 +22,34 @@ class Rotary:
     inverse_frequencies: Tensor  # [rotary_dim / 2] float32
     attention_factor: float
     rotary_dim: int
+    interleaved: bool
 
     @classmethod
     def build(cls, config: RopeConfig, device: torch.device) -> Rotary:
         frequencies = inverse_frequencies(config).to(device)
-        return cls(frequencies, config.attention_factor, config.rotary_dim)
+        return cls(frequencies, config.attention_factor, config.rotary_dim, config.interleaved)
 
     def angles(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines (-sin for the first half) of [T] positions: two tensors [T, 1, rotary_dim]."""
+        """Cosines, and sines that are negative for the first of each pair, of [T] positions: two [T, 1, rotary_dim]."""
         angles = positions[:, None].float() * self.inverse_frequencies  # [T, rotary_dim / 2]
         cos, sin = angles.cos(), angles.sin()
         if self.attention_factor != 1.0:
             cos, sin = cos * self.attention_factor, sin * self.attention_factor
-        cosines = torch.cat((cos, cos), dim=-1).to(dtype)
-        sines = torch.cat((-sin, sin), dim=-1).to(dtype)
+        if self.interleaved:
+            cosines, sines = torch.stack((cos, cos), dim=-1).flatten(1), torch.stack((-sin, sin), dim=-1).flatten(1)
+        else:
+            cosines, sines = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+        cosines, sines = cosines.to(dtype), sines.to(dtype)
         return cosines[:, None], sines[:, None]
 
     def rotate(self, heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
         """Rotate [T, heads, head_dim] by `angles`. Dimensions from `rotary_dim` on are not changed."""
         half = self.rotary_dim // 2
         turned = heads if self.rotary_dim == heads.shape[-1] else heads[..., : self.rotary_dim]
-        swapped = torch.cat((turned[..., half:], turned[..., :half]), dim=-1)
+        if self.interleaved:
+            swapped = turned.unflatten(-1, (half, 2)).flip(-1).flatten(-2)
+        else:
+            swapped = torch.cat((turned[..., half:], turned[..., :half]), dim=-1)
         rotated = torch.addcmul(turned * cosines, swapped, sines)
         if turned is heads:
             return rotated

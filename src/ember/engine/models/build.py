@@ -58,8 +58,10 @@ def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
 
 def _block(config: DecoderConfig, weights: Weights, layer: int, window: int | None, group: int, place: int) -> Block:
     prefix = f"layers.{layer}."
+    attention_norm = _norm(config, weights, f"{prefix}attention_norm")
+    has_mlp_norm = config.names.mlp_norm is not None
     return Block(
-        attention_norm=_norm(config, weights, f"{prefix}attention_norm"),
+        attention_norm=attention_norm,
         attention=Attention(
             qkv=_linear(weights, f"{prefix}qkv"),
             qk_norm=_qk_norm(config, weights, prefix),
@@ -69,7 +71,7 @@ def _block(config: DecoderConfig, weights: Weights, layer: int, window: int | No
             group=group,
             place=place,
         ),
-        mlp_norm=_norm(config, weights, f"{prefix}mlp_norm"),
+        mlp_norm=_norm(config, weights, f"{prefix}mlp_norm") if has_mlp_norm else attention_norm,
         mlp=MLP(
             up=_linear(weights, f"{prefix}up"),
             down=_linear(weights, f"{prefix}down"),

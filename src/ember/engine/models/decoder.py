@@ -53,7 +53,21 @@ def output_norm(
     return residual, None
 
 
-WIRINGS: dict[str, Wire] = {"pre_norm": pre_norm, "post_norm": post_norm, "output_norm": output_norm}
+def parallel(
+    ops: Ops, block: Block, residual: Tensor, delta: Tensor | None, step: Step
+) -> tuple[Tensor, Tensor | None]:
+    """x + attention(norm(x)) + mlp(norm(x)), with one norm for both: GPT-J, Cohere."""
+    normed, residual = ops.add_norm(block.attention_norm, residual, delta)
+    attended = attention(ops, block, normed, step)
+    return residual + attended, mlp(ops, block, normed, step)
+
+
+WIRINGS: dict[str, Wire] = {
+    "pre_norm": pre_norm,
+    "post_norm": post_norm,
+    "output_norm": output_norm,
+    "parallel": parallel,
+}
 
 
 def attention(ops: Ops, block: Block, hidden: Tensor, step: Step) -> Tensor:

@@ -57,6 +57,7 @@ class TritonOperators:
         config, rotary = torch_ops.config, torch_ops.rotary
         self.torch_ops = torch_ops
         self.eps = config.norm_eps
+        self.neox = config.rope is None or not config.rope.interleaved
         self.is_recordable = own_attention = "attend" not in lacking
         self.embed, self.linear, self.logits = torch_ops.embed, torch_ops.linear, torch_ops.logits
         self.add_norm = torch_ops.add_norm if "add_norm" in lacking else _add_norm
@@ -105,6 +106,7 @@ class TritonOperators:
             query_weight=None if norm is None else norm[0],
             key_weight=None if norm is None else norm[-1],
             eps=self.eps,
+            neox=self.neox,
         )
         return Heads(query)
 

@@ -25,6 +25,11 @@ ARCHITECTURES = {
     "Olmo2ForCausalLM": ("olmo2", "olmo.OLMO2"),
     "SmolLM3ForCausalLM": ("smollm3", "smollm.SMOLLM3"),
     "Starcoder2ForCausalLM": ("starcoder2", "starcoder.STARCODER2"),
+    "CohereForCausalLM": ("cohere", "cohere.COHERE"),
+    "Cohere2ForCausalLM": ("cohere2", "cohere.COHERE2"),
+    "Ernie4_5ForCausalLM": ("ernie4_5", "ernie.ERNIE4_5"),
+    "GlmForCausalLM": ("glm", "glm.GLM"),
+    "StableLmForCausalLM": ("stablelm", "stablelm.STABLELM"),
     "OPTForCausalLM": ("opt", "opt.OPT"),
 }
 MODEL_TYPES = {model_type: architecture for architecture, (model_type, _) in ARCHITECTURES.items()}

@@ -1,0 +1,29 @@
+"""GLM-4 (arXiv 2406.12793). This module does not import torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ember.engine.description.config import DecoderConfig
+from ember.engine.description.family import Family
+from ember.engine.description.fields import Fields
+from ember.engine.description.rotary_decoder import LLAMA_NAMES, ROTARY_FIELDS, read_rotary_decoder
+
+GLM_NAMES = replace(LLAMA_NAMES, gate_up="mlp.gate_up_proj")
+
+
+def read_glm(fields: Fields) -> DecoderConfig:
+    """A Llama whose rotary positions are partial and interleaved, with biases on query, key and value."""
+    config = read_rotary_decoder(
+        fields,
+        max_position_embeddings=131072,
+        num_kv_heads=2,
+        head_dim=128,
+        norm_eps=1.5625e-7,
+        rotary_share=0.5,
+        interleaved=True,
+    )
+    return replace(config, names=GLM_NAMES, qkv_bias=fields.flag("attention_bias", True))
+
+
+GLM = Family(read_glm, ROTARY_FIELDS | {"attention_bias"})
