@@ -33,6 +33,13 @@ _LLAMA3 = {
 _ALTERNATING = ["full_attention", "sliding_attention", "full_attention"]
 _YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 _NTK_ALPHA = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0, "alpha": 50.0}
+_MULTIPLIERS = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.1,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 4.0,
+    "mlp_bias": True,
+}
 _OPT: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 64,
@@ -91,6 +98,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere2": ("Cohere2", {"sliding_window": 9, "sliding_window_pattern": 2, "tie_word_embeddings": True}),
     "ernie": ("Ernie4_5", {"head_dim": 16, "use_bias": True, "tie_word_embeddings": True}),
     "glm": ("Glm", {"head_dim": 16, "partial_rotary_factor": 0.5}),
+    "granite": ("Granite", _MULTIPLIERS),
+    "helium": ("Helium", {"head_dim": 16, "num_key_value_heads": 1, "attention_bias": True}),
     "opt": ("OPT", {}),
     "opt_post_norm": ("OPT", {"do_layer_norm_before": False, "word_embed_proj_dim": 32}),
 }

@@ -112,7 +112,9 @@ class DecoderConfig:
     rope: RopeConfig | None = None
     rope_layers: tuple[bool, ...] = ()  # whether each layer has the rotary positions; empty: all have them
     position_offset: int | None = None  # set for learned positions: the number of unused rows at the table's start
+    embed_scale: float = 1.0  # factor of the token embeddings, rounded to the model's dtype
     embed_dim: int | None = None  # width of the token embedding if it is projected to and from hidden_size
+    attention_scale: float | None = None  # factor of the products of queries and keys, in place of head_dim ** -0.5
     sliding_window: int | None = None  # in tokens including the query's own
     first_window_layer: int = 0  # the first layer with the window
     windowed_layers: tuple[bool, ...] = ()  # whether each layer has the window, in place of `first_window_layer`

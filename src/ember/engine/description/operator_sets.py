@@ -66,11 +66,11 @@ _GATES = frozenset(
 TORCH = OperatorSet(
     "torch",
     {
-        "embed": frozenset({"position_offset", "embed_dim"}),
+        "embed": frozenset({"position_offset", "embed_scale", "embed_dim"}),
         "add_norm": _NORMS,
         "linear": _BIASES,
         "place_heads": _HEADS | {"qk_norm=all", "qk_norm=layer", "rope_before_norm", "rope_layers", "rope.interleaved"},
-        "attend": frozenset({"sliding_window"}),
+        "attend": frozenset({"attention_scale", "sliding_window"}),
         "gate": _GATES | {"activation=xielu"},
         "logits": frozenset({"embed_dim", "logits_scale"}),
     },
@@ -94,7 +94,7 @@ TRITON = OperatorSet(
     {
         "add_norm": _NORMS,
         "place_heads": _HEADS | {"rope_layers", "rope.interleaved"},
-        "attend": frozenset({"sliding_window"}),
+        "attend": frozenset({"attention_scale", "sliding_window"}),
         "gate": _GATES,
     },
     _triton_faults,

@@ -21,6 +21,7 @@ class Attention:
     qk_norm: QkNorm | None  # weight [heads + kv_heads, head_dim]: of each query head, then of each key head
     output: Linear  # [hidden, heads * head_dim]
     has_rope: bool  # whether queries and keys are rotated by their positions
+    scale: float | None  # of the products of queries and keys; None: head_dim ** -0.5
     window: int | None  # the sliding window in tokens, the query's own included; None: the whole context
     group: int  # the cache group of its K and V, which has the block table
     place: int  # index of the layer in the pages of the group

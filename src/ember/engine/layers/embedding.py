@@ -26,11 +26,14 @@ class Embedding:
     positions: Tensor | None = None  # [offset + max_position_embeddings, hidden]
     position_offset: int = 0
     project: Linear | None = None  # [hidden, embed_dim]
+    scale: float = 1.0  # of the tokens' embeddings
 
     def __call__(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """[T] ids and [T] positions -> [T, hidden]."""
         tokens = self.tokens
         hidden = F.embedding(token_ids, tokens) if isinstance(tokens, Tensor) else tokens.look_up(token_ids)
+        if self.scale != 1.0:
+            hidden = hidden * self.scale
         if self.project is not None:
             hidden = self.project(hidden)
         if self.positions is not None:

@@ -43,6 +43,7 @@ def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
         _tensor(weights, "embed_positions") if config.position_offset is not None else None,
         config.position_offset or 0,
         _linear(weights, "project_in") if config.embed_dim else None,
+        torch.tensor(config.embed_scale, dtype=tokens.dtype).item(),
     )
     windows, places = config.windows(), cache_places(cache_groups(config, tokens.element_size()))
     parts = DecoderParts(
@@ -67,6 +68,7 @@ def _block(config: DecoderConfig, weights: Weights, layer: int, window: int | No
             qk_norm=_qk_norm(config, weights, prefix),
             output=_linear(weights, f"{prefix}output"),
             has_rope=config.rope_layers[layer] if config.rope_layers else True,
+            scale=config.attention_scale,
             window=window,
             group=group,
             place=place,

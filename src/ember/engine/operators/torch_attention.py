@@ -82,23 +82,39 @@ def plan_attention(
     return plans
 
 
-def attend(plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def attend(
+    plan: AttentionPlan,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scale: float | None = None,
+) -> Tensor:
     """The attention of one layer, whose K and V of the batch are in the cache already.
 
     query [T, heads, head_dim], key and value [T, kv_heads, head_dim]; keys and values are the layer's cache by slot
-    [slots, kv_heads, head_dim]. Returns [T, heads * head_dim].
+    [slots, kv_heads, head_dim]. `scale`: of the products of queries and keys; None: head_dim ** -0.5.
+    Returns [T, heads * head_dim].
     """
     tokens = query.shape[0]
     if len(plan.segments) == 1 and plan.segments[0].rows == slice(0, tokens):
-        return _attend_segment(plan, plan.segments[0], query, key, value, keys, values)
+        return _attend_segment(plan, plan.segments[0], query, key, value, keys, values, scale)
     output = query.new_empty(tokens, query.shape[1] * query.shape[2])
     for segment in plan.segments:
-        output[segment.rows] = _attend_segment(plan, segment, query, key, value, keys, values)
+        output[segment.rows] = _attend_segment(plan, segment, query, key, value, keys, values, scale)
     return output
 
 
 def _attend_segment(
-    plan: AttentionPlan, segment: Segment, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor
+    plan: AttentionPlan,
+    segment: Segment,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scale: float | None,
 ) -> Tensor:
     """[sequences * queries, heads * head_dim] of one segment; `keys` and `values` are the cache by slot."""
     query = query[segment.rows]
@@ -115,7 +131,7 @@ def _attend_segment(
     key = key.unflatten(0, (sequences, segment.keys)).transpose(1, 2)  # [sequences, kv_heads, keys, head_dim]
     value = value.unflatten(0, (sequences, segment.keys)).transpose(1, 2)
     if segment.slots is not None and queries <= _FEW_QUERIES:
-        return _attend_rows(query, key, value, segment).reshape(sequences * queries, heads * size)
+        return _attend_rows(query, key, value, segment, scale).reshape(sequences * queries, heads * size)
     query = query.unflatten(0, (sequences, queries)).transpose(1, 2)  # [sequences, heads, queries, head_dim]
     output = F.scaled_dot_product_attention(
         query,
@@ -123,12 +139,13 @@ def _attend_segment(
         value,
         attn_mask=segment.mask,
         is_causal=segment.slots is None,
+        scale=scale,
         enable_gqa=heads != kv_heads,
     )
     return output.transpose(1, 2).reshape(sequences * queries, heads * size)
 
 
-def _attend_rows(query: Tensor, key: Tensor, value: Tensor, segment: Segment) -> Tensor:
+def _attend_rows(query: Tensor, key: Tensor, value: Tensor, segment: Segment, scale: float | None) -> Tensor:
     """Attention of few queries: the queries of all heads that share a KV head are the rows of one problem.
 
     query [sequences * queries, heads, head_dim] -> [sequences, queries, heads, head_dim]; key and value
@@ -143,13 +160,13 @@ def _attend_rows(query: Tensor, key: Tensor, value: Tensor, segment: Segment) ->
             rows = rows.expand(-1, -1, 2, -1)  # torch's CPU kernel is several times as slow for one row as for two
         if mask is not None:
             mask = mask.expand(sequences, 1, rows.shape[2], segment.keys)
-        output = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask)
+        output = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
         return output[:, :, :group].reshape(sequences, 1, kv_heads * group, size)
     rows = query.view(sequences, queries, kv_heads, group, size).permute(0, 2, 1, 3, 4)
     rows = rows.reshape(sequences, kv_heads, queries * group, size)
     if mask is not None:
         mask = mask[:, None].expand(queries, group, segment.keys).reshape(queries * group, segment.keys)
-    output = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask)
+    output = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
     output = output.view(sequences, kv_heads, queries, group, size).transpose(1, 2)
     return output.reshape(sequences, queries, kv_heads * group, size)
 

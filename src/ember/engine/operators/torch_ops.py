@@ -101,7 +101,7 @@ class TorchOperators:
     def attend(self, attention: Attention, heads: Heads, step: Step) -> Tensor:
         assert step.plans is not None and heads.key is not None and heads.value is not None
         keys, values = step.cache.by_slot[attention.place]
-        return attend(step.plans[attention.group], heads.query, heads.key, heads.value, keys, values)
+        return attend(step.plans[attention.group], heads.query, heads.key, heads.value, keys, values, attention.scale)
 
     def gate(self, mlp: MLP, up: Tensor) -> Tensor:
         activation = mlp.xielu or ACTIVATIONS[mlp.activation]

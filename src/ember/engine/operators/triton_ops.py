@@ -130,6 +130,7 @@ def _attend(attention: Attention, heads: Heads, step: TritonStep) -> Tensor:
             block_tables[:decodes],
             step.context_lens[:decodes],
             max_context=step.max_context,
+            scale=attention.scale,
             window=attention.window,
             out=mixed[:decodes],
         )
@@ -142,6 +143,7 @@ def _attend(attention: Attention, heads: Heads, step: TritonStep) -> Tensor:
             step.starts,
             step.context_lens[decodes:],
             max_queries=step.max_queries,
+            scale=attention.scale,
             window=attention.window,
             out=mixed,
         )

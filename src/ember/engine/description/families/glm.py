@@ -1,4 +1,4 @@
-"""GLM-4 (arXiv 2406.12793). This module does not import torch."""
+"""GLM-4 (arXiv 2406.12793) and Helium. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -26,4 +26,19 @@ def read_glm(fields: Fields) -> DecoderConfig:
     return replace(config, names=GLM_NAMES, qkv_bias=fields.flag("attention_bias", True))
 
 
+def read_helium(fields: Fields) -> DecoderConfig:
+    """A Llama with interleaved rotary positions, and biases on query, key and value."""
+    config = read_rotary_decoder(
+        fields,
+        max_position_embeddings=4096,
+        num_kv_heads=20,
+        head_dim=128,
+        norm_eps=1e-8,
+        rope_theta=100_000.0,
+        interleaved=True,
+    )
+    return replace(config, qkv_bias=fields.flag("attention_bias", False), mlp_bias=fields.flag("mlp_bias", False))
+
+
 GLM = Family(read_glm, ROTARY_FIELDS | {"attention_bias"})
+HELIUM = Family(read_helium, GLM.fields | {"mlp_bias"})

@@ -30,6 +30,8 @@ ARCHITECTURES = {
     "Ernie4_5ForCausalLM": ("ernie4_5", "ernie.ERNIE4_5"),
     "GlmForCausalLM": ("glm", "glm.GLM"),
     "StableLmForCausalLM": ("stablelm", "stablelm.STABLELM"),
+    "GraniteForCausalLM": ("granite", "granite.GRANITE"),
+    "HeliumForCausalLM": ("helium", "glm.HELIUM"),
     "OPTForCausalLM": ("opt", "opt.OPT"),
 }
 MODEL_TYPES = {model_type: architecture for architecture, (model_type, _) in ARCHITECTURES.items()}
