@@ -179,12 +179,13 @@ def test_no_more_pages_than_all_sequences_can_use():
 
 @pytest.mark.parametrize("config", [MISTRAL, FIVE_TO_ONE])
 @pytest.mark.parametrize("caching", [True, False])
-def test_a_context_of_32k_holds_less_than_a_quarter_of_the_cache(config, caching):
+@pytest.mark.parametrize("budget", [2048, 8192])
+def test_a_context_of_32k_holds_less_than_a_quarter_of_the_cache(config, caching, budget):
     """At the end of its prompt and in each step before and after, in bytes, against K and V of every layer."""
     groups = cache_groups(config, 2)
     whole = 32768 * config.num_layers * 2 * config.kv_size * 2
     pool = BlockPool(4000, caching, len(groups))
-    limits = EngineLimits(BLOCK, 4000, 8, 2048, 32768)
+    limits = EngineLimits(BLOCK, 4000, 8, budget, 32768)
     scheduler = Scheduler(BlockManager(pool, groups, BLOCK), limits)
     prompt = list(range(32500))
     sequence = Sequence(1, 0, prompt, len(prompt), SamplingParams(max_tokens=200), 0, 0, 1, root_hash(None))

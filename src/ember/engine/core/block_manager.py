@@ -15,6 +15,18 @@ from ember.engine.core.sequence import GIVEN_BACK, Sequence
 from ember.engine.description.cache_groups import CacheGroup
 
 
+MIN_WINDOW_CHUNK = 2048  # tokens, which keep a GPU's matrix products busy
+
+
+def window_chunk(windows: Items[int]) -> int | None:
+    """The most tokens of one sequence in a step of a model with these sliding windows; None: no limit.
+
+    All pages of a chunk are in use during its step. With a chunk much longer than the window, a prompt would hold more
+    pages for a layer with the window than the window saves.
+    """
+    return max(MIN_WINDOW_CHUNK, 4 * min(windows)) if windows else None
+
+
 @dataclass(slots=True)
 class CachedPrefix:
     """Pages that a new sequence can share, for its first `num_blocks` blocks."""
@@ -33,6 +45,7 @@ class BlockManager:
         self.block_size = block_size
         self._windows = [(i, group.window) for i, group in enumerate(groups) if group.window is not None]
         self.has_windows = bool(self._windows)
+        self.max_chunk = window_chunk([window for _, window in self._windows])
         self._whole = [i for i, group in enumerate(groups) if group.window is None]
 
     def find_prefix(self, sequence: Sequence) -> CachedPrefix:

@@ -132,6 +132,8 @@ class Scheduler:
 
     def _chunk(self, sequence: Sequence) -> int:
         num_tokens = sequence.num_uncomputed_tokens
+        if self.blocks.max_chunk is not None:
+            num_tokens = min(num_tokens, self.blocks.max_chunk)
         return min(num_tokens, MAX_PROMPT_LOGPROBS_CHUNK) if sequence.wants_prompt_logprobs else num_tokens
 
     def _waits_for_leader(self, sequence: Sequence) -> bool:
