@@ -14,7 +14,6 @@ from ember.engine.core.block_pool import BlockPool, chain_hash
 from ember.engine.core.sequence import GIVEN_BACK, Sequence
 from ember.engine.description.cache_groups import CacheGroup
 
-
 MIN_WINDOW_CHUNK = 2048  # tokens, which keep a GPU's matrix products busy
 
 
