@@ -48,7 +48,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rope.kind": get_args(RopeKind),
 }
 ROPE = RopeConfig(rotary_dim=16)
-PARTS: dict[str, Any] = {"rope": ROPE, "experts": ExpertsConfig(4, "num_experts", 64, "moe_intermediate_size")}
+PARTS: dict[str, Any] = {
+    "rope": ROPE,
+    "local_rope": ROPE,
+    "experts": ExpertsConfig(4, "num_experts", 64, "moe_intermediate_size"),
+}
 
 
 def neutral() -> DecoderConfig:
@@ -117,7 +121,8 @@ def test_the_declarations_are_of_features_that_there_are() -> None:
     assert possible >= DECLARED
     assert tuple(TORCH.features) == OPERATIONS and WIRINGS.keys() == set(get_args(Wiring))
     for each in (TRITON, NATIVE):
-        assert each.features.keys() <= TORCH.features.keys() and each.together <= each.features.keys()
+        assert each.features.keys() <= TORCH.features.keys()
+        assert {*each.needs, *each.needs.values()} <= each.features.keys()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +182,7 @@ def test_a_set_leaves_what_it_does_not_declare_to_torch(each: operator_sets.Oper
         for feature in own & config.features().keys():
             poorer = replace(each, features={**each.features, operation: own - {feature}})
             found = poorer.lacking(config)
-            expected = each.together if operation in each.together else {operation}
+            expected = {operation} | {other for other, needed in each.needs.items() if needed == operation}
             assert found.keys() == expected
             assert all(feature in fault for fault in found.values())
 

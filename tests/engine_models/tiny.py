@@ -33,6 +33,11 @@ _LLAMA3 = {
 _ALTERNATING = ["full_attention", "sliding_attention", "full_attention"]
 _YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 _NTK_ALPHA = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0, "alpha": 50.0}
+_QUERY_BETA = {**_YARN, "original_max_position_embeddings": 8, "llama_4_scaling_beta": 0.3, "mscale": 1.0}
+_LOCAL_ROPE = {
+    "full_attention": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
+}
 _MULTIPLIERS = {
     "embedding_multiplier": 3.0,
     "attention_multiplier": 0.1,
@@ -100,6 +105,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "glm": ("Glm", {"head_dim": 16, "partial_rotary_factor": 0.5}),
     "granite": ("Granite", _MULTIPLIERS),
     "helium": ("Helium", {"head_dim": 16, "num_key_value_heads": 1, "attention_bias": True}),
+    "glm4": ("Glm4", {"head_dim": 16, "attention_bias": True}),
+    "nemotron": ("Nemotron", {"head_dim": 24, "attention_bias": True, "mlp_bias": True}),
+    "ministral3": ("Ministral3", {"head_dim": 16, "rope_parameters": _QUERY_BETA, "sliding_window": 13}),
+    "olmo": ("Olmo", {"clip_qkv": 0.7}),
+    "olmo3": (
+        "Olmo3",
+        {"sliding_window": 9, "layer_types": _ALTERNATING, "rope_parameters": _LOCAL_ROPE, "head_dim": 16},
+    ),
     "opt": ("OPT", {}),
     "opt_post_norm": ("OPT", {"do_layer_norm_before": False, "word_embed_proj_dim": 32}),
 }

@@ -11,7 +11,7 @@ from ember.engine.description.rope_config import RopeConfig
 Norm = Literal["rms", "layer"]
 Activation = Literal["silu", "relu", "relu2", "gelu", "gelu_tanh", "xielu"]
 QkNorm = Literal["head", "all", "layer"]
-Wiring = Literal["pre_norm", "post_norm", "output_norm", "parallel"]
+Wiring = Literal["pre_norm", "post_norm", "output_norm", "sandwich", "parallel"]
 QkvOrder = Literal["parts", "heads"]
 
 
@@ -43,6 +43,8 @@ class WeightNames:
     attention_norm: str
     mlp_norm: str | None  # None: attention's norm is the MLP's too
     output: str
+    attention_output_norm: str | None = None  # of the wiring sandwich
+    mlp_output_norm: str | None = None
     query: str | None = None
     key: str | None = None
     value: str | None = None
@@ -96,6 +98,7 @@ class DecoderConfig:
     norm_eps: float = 1e-6
     norm_bias: bool = False
     norm_affine: bool = True
+    norm_offset: float = 0.0  # added to the stored weights of norms when they are loaded
     wiring: Wiring = "pre_norm"  # how the residual, the norms and the parts of a block are connected
     residual_scale: float = 1.0  # of the outputs of attention and MLP, before they are added to the residual
     final_norm: bool = True
@@ -103,6 +106,7 @@ class DecoderConfig:
     activation: Activation = "silu"
     gated_mlp: bool = True
     qkv_bias: bool = False
+    qkv_clip: float | None = None  # largest magnitude of queries, keys and values, before their norms
     output_bias: bool = False
     mlp_bias: bool = False
     # Norms of queries and keys. head: RMSNorm of each head, with the same weights for all. all: RMSNorm of all query
@@ -110,6 +114,7 @@ class DecoderConfig:
     qk_norm: QkNorm | None = None
     rope_before_norm: bool = False  # heads are rotated, then normalised
     rope: RopeConfig | None = None
+    local_rope: RopeConfig | None = None  # of the layers with the window, if not `rope`
     rope_layers: tuple[bool, ...] = ()  # whether each layer has the rotary positions; empty: all have them
     position_offset: int | None = None  # set for learned positions: the number of unused rows at the table's start
     embed_scale: float = 1.0  # factor of the token embeddings, rounded to the model's dtype
@@ -136,12 +141,19 @@ class DecoderConfig:
 
     def windows(self) -> tuple[int | None, ...]:
         """The sliding window of each layer. None: full attention, also for a window of the longest context's length."""
-        layers = range(self.num_layers)
         window = self.sliding_window
         if window is not None and window >= self.max_position_embeddings:
             window = None
-        has_window = self.windowed_layers or [layer >= self.first_window_layer for layer in layers]
-        return tuple(window if has_window[layer] else None for layer in layers)
+        return tuple(window if has_window else None for has_window in self.has_window())
+
+    def ropes(self) -> tuple[RopeConfig, ...]:
+        """The rotary positions of the model's layers: `rope`, and `local_rope` if there is one."""
+        return tuple(rope for rope in (self.rope, self.local_rope) if rope is not None)
+
+    def has_window(self) -> tuple[bool, ...]:
+        """Whether each layer is one of those with the window, however long it is."""
+        layers = range(self.num_layers)
+        return self.windowed_layers or tuple(layer >= self.first_window_layer for layer in layers)
 
     def features(self) -> dict[str, Any]:
         """The values of all features by name: `norm_bias` for a flag or a number, `norm=layer` for a choice,
@@ -153,7 +165,7 @@ DATA = frozenset(
     {
         # Sizes and numbers of every equation.
         *("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"),
-        *("max_position_embeddings", "norm_eps"),
+        *("max_position_embeddings", "norm_eps", "norm_offset"),
         # The layers with the window, and the weights of the head.
         *("first_window_layer", "windowed_layers", "tie_word_embeddings"),
         # Names, and properties of the checkpoint.
@@ -176,7 +188,7 @@ def _features(described: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             continue
         if is_dataclass(value):
             yield name, value
-            yield from _features(value, f"{name}.")
+            yield from _features(value, "rope." if isinstance(value, RopeConfig) else f"{name}.")
         elif isinstance(value, str) or value is False:
             yield f"{name}={value}", value
         else:

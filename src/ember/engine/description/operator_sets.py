@@ -9,7 +9,7 @@ A feature that no set declares is refused by name.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.fields import shown
@@ -33,7 +33,7 @@ class OperatorSet:
     name: str
     features: Mapping[str, frozenset[str]]  # for each operation of its own, the features beside the neutral decoder's
     size_faults: Callable[[DecoderConfig], Lacking] = _no_faults
-    together: frozenset[str] = frozenset()  # operations that depend on each other: the set computes all of them or none
+    needs: Mapping[str, str] = field(default_factory=dict)  # operations that work only beside another one of the set
 
     def lacking(self, config: DecoderConfig) -> Lacking:
         """The operations of the set that it cannot compute for this decoder."""
@@ -44,13 +44,22 @@ class OperatorSet:
             for operation, own in self.features.items():
                 if feature in TORCH.features[operation] and feature not in own:
                     found.setdefault(operation, described(feature, value))
-        if missing := self.together & found.keys():
-            fault = found[min(missing)]
-            found |= {operation: found.get(operation, fault) for operation in self.together}
+        for operation, needed in self.needs.items():
+            if needed in found:
+                found.setdefault(operation, found[needed])
         return {operation: found[operation] for operation in OPERATIONS if operation in found}
 
 
-LOOP = frozenset({"wiring=post_norm", "wiring=output_norm", "wiring=parallel", "residual_scale", "final_norm=False"})
+LOOP = frozenset(
+    {
+        "wiring=post_norm",
+        "wiring=output_norm",
+        "wiring=sandwich",
+        "wiring=parallel",
+        "residual_scale",
+        "final_norm=False",
+    }
+)
 """The features that the layer loop itself computes (`models.decoder`), over the operations of any set."""
 
 UNCOMPUTED = frozenset({"experts"})
@@ -69,7 +78,9 @@ TORCH = OperatorSet(
         "embed": frozenset({"position_offset", "embed_scale", "embed_dim"}),
         "add_norm": _NORMS,
         "linear": _BIASES,
-        "place_heads": _HEADS | {"qk_norm=all", "qk_norm=layer", "rope_before_norm", "rope_layers", "rope.interleaved"},
+        "place_heads": _HEADS
+        | {"qk_norm=all", "qk_norm=layer", "qkv_clip", "rope_before_norm", "rope_layers", "local_rope"}
+        | {"rope.interleaved", "rope.query_beta"},
         "attend": frozenset({"attention_scale", "sliding_window"}),
         "gate": _GATES | {"activation=xielu"},
         "logits": frozenset({"embed_dim", "logits_scale"}),
@@ -93,12 +104,14 @@ TRITON = OperatorSet(
     "triton",
     {
         "add_norm": _NORMS,
-        "place_heads": _HEADS | {"rope_layers", "rope.interleaved"},
+        "place_heads": _HEADS | {"rope_layers", "local_rope", "rope.interleaved"},
         "attend": frozenset({"attention_scale", "sliding_window"}),
         "gate": _GATES,
     },
     _triton_faults,
-    together=frozenset({"place_heads", "attend"}),  # its attention reads the batch's own keys only from the cache
+    needs={
+        "place_heads": "attend"
+    },  # it writes keys to the cache alone, where torch's attention does not read them all
 )
 
 NATIVE_ALIGNMENT = 32  # elements: rows of matrices and heads are whole registers

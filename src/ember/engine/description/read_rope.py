@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ember.engine.description.family import field_names
@@ -26,50 +26,78 @@ ROPE_KINDS = {
     "yarn": _NO_SCALING
     | field_names("factor beta_fast beta_slow truncate attention_factor mscale mscale_all_dim finetuned"),
 }
+_QUERY_BETA = field_names("llama_4_scaling_beta max_position_embeddings")
 _MAX_FACTOR = 1e6  # largest factor of a context's extension
 
 
-def read_rope(
-    fields: Fields,
-    head_dim: int,
-    max_position_embeddings: int,
-    *,
-    theta: float = 10_000.0,
-    share: float = 1.0,
-    absent: Mapping[str, Any] | None = None,
-    reads_alpha: bool = False,
-    interleaved: bool = False,
-) -> RopeConfig:
+@dataclass(frozen=True, slots=True)
+class RopeForm:
+    """How a family's config.json gives rotary positions: its defaults, and what only this family has."""
+
+    theta: float = 10_000.0
+    share: float = 1.0  # of a head's dimensions that are rotated
+    absent: Mapping[str, Any] | None = None  # `rope_parameters` of a file that has none
+    interleaved: bool = False
+    per_layer_type: bool = False  # `rope_parameters` has an object for each type of layers
+    reads_alpha: bool = False  # `alpha` with the kind dynamic stretches theta once for all lengths (Hunyuan)
+    reads_query_beta: bool = False  # queries are scaled by their positions with `llama_4_scaling_beta` (Ministral 3)
+
+
+def read_rope(fields: Fields, head_dim: int, max_position_embeddings: int, form: RopeForm | None = None) -> RopeConfig:
     """Read `rope_parameters` (newer files) or `rope_theta` and `rope_scaling` (older ones, which have precedence if a
-    file has both, as in transformers). `theta` and `share` (of a head's dimensions) are the family's defaults,
-    `absent` the parameters of a file that has neither.
-    `reads_alpha`: `alpha` with the kind dynamic stretches the base once for all lengths (Hunyuan).
-    `interleaved`: how the family pairs dimensions. Raises ModelError.
+    file has both, as in transformers). Raises ModelError.
+
+    With parameters for each type of layers, it returns those of full_attention, to which those of older files belong.
     """
+    form = form or RopeForm()
     name = "rope_scaling" if fields.mapping("rope_scaling") else "rope_parameters"
-    given = fields.mapping(name) or absent or {}
+    given = fields.mapping(name) or form.absent or {}
+    if form.per_layer_type and name == "rope_parameters":
+        given, name = Fields(given, f"{name}.").mapping("full_attention"), f"{name}.full_attention"
     own = {key: fields.values.get(key) for key in ("rope_theta", "partial_rotary_factor")}
-    rope = Fields({**own, **given}, f"{name}." if given else "")
-    for key, value in given.items():
-        if isinstance(value, dict):
-            raise rope.error(key, "a number or a word, the same for all layers")
     other = fields.mapping("rope_parameters")
     if name == "rope_scaling" and other and other != given:
         fields.warnings.append("it has both rope_scaling and rope_parameters, which differ: rope_scaling holds")
-    kind = rope.text("rope_type") or rope.text("type") or "default"
-    if reads_alpha and kind == "dynamic" and rope.values.get("alpha"):
-        alpha = rope.number("alpha", above=0.0)
-        return RopeConfig(head_dim, rope.number("rope_theta", theta, above=0.0) * alpha ** (head_dim / (head_dim - 2)))
+    return _rope(fields, Fields({**own, **given}, f"{name}." if given else ""), head_dim, max_position_embeddings, form)
+
+
+def read_local_rope(fields: Fields, head_dim: int, max_position_embeddings: int, form: RopeForm) -> RopeConfig:
+    """Read the rotary positions of the layers with sliding_attention. Older files do not have them. Raises ModelError.
+
+    `form.theta`: the base that older files mean.
+    """
+    name = "rope_parameters.sliding_attention"
+    given = Fields(fields.mapping("rope_parameters"), "rope_parameters.").mapping("sliding_attention")
+    return _rope(fields, Fields(given, f"{name}."), head_dim, max_position_embeddings, form)
+
+
+def _rope(fields: Fields, rope: Fields, head_dim: int, max_position_embeddings: int, form: RopeForm) -> RopeConfig:
+    """Read one object of parameters, which `rope` has beside those of older files. `fields`: the whole file."""
+    for key, value in rope.values.items():
+        if isinstance(value, dict):
+            raise rope.error(key, "a number or a word, the same for all layers")
+    kind, theta = (
+        rope.text("rope_type") or rope.text("type") or "default",
+        rope.number("rope_theta", form.theta, above=0.0),
+    )
+    if form.reads_alpha and kind == "dynamic" and rope.values.get("alpha"):
+        kind, theta = "default", theta * rope.number("alpha", above=0.0) ** (head_dim / max(head_dim - 2, 1))
+        rope = Fields({}, rope.prefix)
     if kind not in ROPE_KINDS:
         known = ", ".join(ROPE_KINDS)
-        raise ModelError(f"{name}: the rope type {shown(kind)} is not supported; supported are {known}")
-    if unread := rope.unread(ROPE_KINDS[kind]):
+        raise ModelError(f"{rope.prefix[:-1]}: the rope type {shown(kind)} is not supported; supported are {known}")
+    known_fields = ROPE_KINDS[kind] | (_QUERY_BETA if form.reads_query_beta else frozenset())
+    if unread := rope.unread(known_fields):
         fields.warnings.append(f"{listed(unread)} has no meaning for rotary positions of the kind {kind}")
-    share = rope.number("partial_rotary_factor", share, above=0.0)
+    share = rope.number("partial_rotary_factor", form.share, above=0.0)
     rotary_dim = int(head_dim * share)
     if not 0 < rotary_dim <= head_dim or rotary_dim % 2:
         raise ModelError(f"partial_rotary_factor={share:g} turns {rotary_dim} of a head's {head_dim} dimensions")
-    base = RopeConfig(rotary_dim, rope.number("rope_theta", theta, above=0.0), interleaved)
+    base = RopeConfig(rotary_dim, theta, form.interleaved)
+    if form.reads_query_beta and rope.values.get("llama_4_scaling_beta") is not None:
+        original = rope.integer("original_max_position_embeddings", max_position_embeddings)
+        beta = rope.number("llama_4_scaling_beta")
+        base = replace(base, query_beta=beta, original_max_position_embeddings=original)
     if kind == "default":
         return base
     original = fields.optional_integer("original_max_position_embeddings", None) or rope.integer(

@@ -20,10 +20,13 @@ class RopeConfig:
     interleaved: bool = False  # dimensions 2i and 2i + 1 are a pair; otherwise i and i + rotary_dim / 2
     kind: RopeKind = "default"
     factor: float = 1.0
-    original_max_position_embeddings: int = 0  # llama3, yarn
+    original_max_position_embeddings: int = 0  # llama3, yarn, query_beta
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3
     beta_fast: float = 32.0  # yarn
     beta_slow: float = 1.0  # yarn
     truncate: bool = True  # yarn
+    query_beta: float = (
+        0.0  # queries are scaled by 1 + query_beta * ln(1 + position // original_max_position_embeddings)
+    )
     attention_factor: float = 1.0  # scales cos and sin; by default computed from the factor of yarn

@@ -3,13 +3,10 @@ imported."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ember.engine.description.config import DecoderConfig, WeightNames
 from ember.engine.description.family import ACTIVATIONS, COMMON_FIELDS, divide_into_heads, field_names
 from ember.engine.description.fields import MAX_INTEGER, Fields
-from ember.engine.description.read_rope import ROPE_FIELDS, read_rope
+from ember.engine.description.read_rope import ROPE_FIELDS, RopeForm, read_rope
 from ember.engine.errors import ModelError
 
 LLAMA_NAMES = WeightNames(
@@ -39,37 +36,24 @@ def read_rotary_decoder(
     num_kv_heads: int | None = None,
     head_dim: int | None = None,
     norm_eps: float = 1e-6,
-    norm_eps_field: str = "rms_norm_eps",
+    norm_eps_field: str | None = "rms_norm_eps",
     activation: str = "silu",
-    rope_theta: float = 10_000.0,
-    rotary_share: float = 1.0,
-    absent_rope: Mapping[str, Any] | None = None,
-    reads_alpha: bool = False,
-    interleaved: bool = False,
+    rope: RopeForm | None = None,
     tie_word_embeddings: bool = False,
 ) -> DecoderConfig:
     """Read the fields in `ROTARY_FIELDS`. The arguments are the family's defaults; `norm_eps_field` is its name for
-    rms_norm_eps. Raises ModelError."""
+    rms_norm_eps; None: it has none. Raises ModelError."""
     hidden_size, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     num_kv_heads = fields.optional_integer("num_key_value_heads", num_kv_heads) or num_heads
     head_dim = fields.optional_integer("head_dim", head_dim) or divide_into_heads("hidden_size", hidden_size, num_heads)
     if num_heads % num_kv_heads:
         raise ModelError(f"num_attention_heads={num_heads} must be a multiple of num_key_value_heads={num_kv_heads}")
     longest = fields.integer("max_position_embeddings", max_position_embeddings)
-    rope = read_rope(
-        fields,
-        head_dim,
-        longest,
-        theta=rope_theta,
-        share=rotary_share,
-        absent=absent_rope,
-        reads_alpha=reads_alpha,
-        interleaved=interleaved,
-    )
-    if rope.kind == "linear":
-        longest = max(int(longest * rope.factor), 1)
-    if rope.kind == "yarn":
-        longest = max(longest, int(rope.original_max_position_embeddings * rope.factor))
+    positions = read_rope(fields, head_dim, longest, rope)
+    if positions.kind == "linear":
+        longest = max(int(longest * positions.factor), 1)
+    if positions.kind == "yarn":
+        longest = max(longest, int(positions.original_max_position_embeddings * positions.factor))
     longest = min(longest, MAX_INTEGER)
     return DecoderConfig(
         architecture="",
@@ -82,8 +66,8 @@ def read_rotary_decoder(
         head_dim=head_dim,
         max_position_embeddings=longest,
         names=LLAMA_NAMES,
-        norm_eps=fields.number(norm_eps_field, norm_eps, at_least=0.0),
+        norm_eps=norm_eps if norm_eps_field is None else fields.number(norm_eps_field, norm_eps, at_least=0.0),
         activation=ACTIVATIONS[fields.one_of("hidden_act", activation, ACTIVATIONS)],
-        rope=rope,
+        rope=positions,
         tie_word_embeddings=fields.flag("tie_word_embeddings", tie_word_embeddings),
     )

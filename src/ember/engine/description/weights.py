@@ -96,6 +96,7 @@ class TensorSpec(NamedTuple):
     source: str  # the tensor's name in the checkpoint
     shape: tuple[Size, ...]
     dtype: str | None = None  # torch's name; None: the model's dtype
+    offset: float = 0.0  # added to the stored values
 
 
 Spec = LinearSpec | TensorSpec
@@ -159,8 +160,12 @@ def _layer(config: DecoderConfig, sizes: _Sizes, ours: str, theirs: str) -> Iter
         yield from _qk_norm(config, sizes, "key_norm", config.num_kv_heads, ours, theirs)
     output = Stored(theirs + names.output, hidden, sizes.query, names.transposed)
     yield _linear(f"{ours}output", [output.whole()], config.output_bias)
+    if names.attention_output_norm is not None:
+        yield from _norm(config, hidden, f"{ours}attention_output_norm", theirs + names.attention_output_norm)
     if names.mlp_norm is not None:
         yield from _norm(config, hidden, f"{ours}mlp_norm", theirs + names.mlp_norm)
+    if names.mlp_output_norm is not None:
+        yield from _norm(config, hidden, f"{ours}mlp_output_norm", theirs + names.mlp_output_norm)
     if config.experts is not None:
         yield from _experts(config, config.experts, hidden, ours, theirs)
         return
@@ -179,7 +184,9 @@ def _qk_norm(
     source = f"{theirs}{getattr(config.names, name)}.weight"
     if "{}" in source:
         for head in range(num_heads):
-            yield TensorSpec(f"{ours}{name}.{head}.weight", source.format(head), (sizes.head,))
+            yield TensorSpec(
+                f"{ours}{name}.{head}.weight", source.format(head), (sizes.head,), offset=config.norm_offset
+            )
         return
     heads = Size(num_heads, f"{'num_attention_heads' if name == 'query_norm' else 'num_key_value_heads'}={num_heads}")
     shapes = {
@@ -187,7 +194,7 @@ def _qk_norm(
         "all": (sizes.query if name == "query_norm" else sizes.kv,),
         "layer": (heads, sizes.head),
     }
-    yield TensorSpec(f"{ours}{name}.weight", source, shapes[str(config.qk_norm)])
+    yield TensorSpec(f"{ours}{name}.weight", source, shapes[str(config.qk_norm)], offset=config.norm_offset)
 
 
 def _qkv(config: DecoderConfig, sizes: _Sizes, theirs: str) -> list[Output]:
@@ -268,6 +275,6 @@ def _linear(name: str, outputs: list[Output], bias: bool = False) -> LinearSpec:
 
 def _norm(config: DecoderConfig, size: Size, name: str, source: str) -> Iterator[TensorSpec]:
     if config.norm_affine:
-        yield TensorSpec(f"{name}.weight", f"{source}.weight", (size,))
+        yield TensorSpec(f"{name}.weight", f"{source}.weight", (size,), offset=config.norm_offset)
     if config.norm_bias:
         yield TensorSpec(f"{name}.bias", f"{source}.bias", (size,))

@@ -20,7 +20,7 @@ class Attention:
     qkv: Linear  # [(heads + 2 * kv_heads) * head_dim, hidden]
     qk_norm: QkNorm | None  # weight [heads + kv_heads, head_dim]: of each query head, then of each key head
     output: Linear  # [hidden, heads * head_dim]
-    has_rope: bool  # whether queries and keys are rotated by their positions
+    rope: int | None  # which rotary positions queries and keys have (`DecoderConfig.ropes`); None: none
     scale: float | None  # of the products of queries and keys; None: head_dim ** -0.5
     window: int | None  # the sliding window in tokens, the query's own included; None: the whole context
     group: int  # the cache group of its K and V, which has the block table
@@ -35,6 +35,8 @@ class Block:
     attention: Attention
     mlp_norm: Norm  # the same object as `attention_norm` where a block has one norm
     mlp: MLP
+    attention_output_norm: Norm | None = None  # of the wiring sandwich
+    mlp_output_norm: Norm | None = None
     residual_scale: float = 1.0  # of the outputs of attention and MLP
 
 

@@ -23,11 +23,20 @@ class Rotary:
     attention_factor: float
     rotary_dim: int
     interleaved: bool
+    query_beta: float
+    original_positions: int
 
     @classmethod
     def build(cls, config: RopeConfig, device: torch.device) -> Rotary:
         frequencies = inverse_frequencies(config).to(device)
-        return cls(frequencies, config.attention_factor, config.rotary_dim, config.interleaved)
+        return cls(
+            frequencies,
+            config.attention_factor,
+            config.rotary_dim,
+            config.interleaved,
+            config.query_beta,
+            config.original_max_position_embeddings,
+        )
 
     def angles(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines, and sines that are negative for the first of each pair, of [T] positions: two [T, 1, rotary_dim]."""
@@ -41,6 +50,13 @@ class Rotary:
             cosines, sines = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
         cosines, sines = cosines.to(dtype), sines.to(dtype)
         return cosines[:, None], sines[:, None]
+
+    def query_scales(self, positions: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """The factors of the queries at [T] positions, [T, 1, 1], which grow with the logarithm of the context."""
+        if not self.query_beta:
+            return None
+        scales = 1 + self.query_beta * torch.log1p((positions // self.original_positions).float())
+        return scales.to(dtype)[:, None, None]
 
     def rotate(self, heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
         """Rotate [T, heads, head_dim] by `angles`. Dimensions from `rotary_dim` on are not changed."""

@@ -60,20 +60,21 @@ def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
 def _block(config: DecoderConfig, weights: Weights, layer: int, window: int | None, group: int, place: int) -> Block:
     prefix = f"layers.{layer}."
     attention_norm = _norm(config, weights, f"{prefix}attention_norm")
-    has_mlp_norm = config.names.mlp_norm is not None
     return Block(
         attention_norm=attention_norm,
         attention=Attention(
             qkv=_linear(weights, f"{prefix}qkv"),
             qk_norm=_qk_norm(config, weights, prefix),
             output=_linear(weights, f"{prefix}output"),
-            has_rope=config.rope_layers[layer] if config.rope_layers else True,
+            rope=_rope_index(config, layer),
             scale=config.attention_scale,
             window=window,
             group=group,
             place=place,
         ),
-        mlp_norm=_norm(config, weights, f"{prefix}mlp_norm") if has_mlp_norm else attention_norm,
+        attention_output_norm=_optional_norm(config, weights, prefix, "attention_output_norm"),
+        mlp_norm=_optional_norm(config, weights, prefix, "mlp_norm") or attention_norm,
+        mlp_output_norm=_optional_norm(config, weights, prefix, "mlp_output_norm"),
         mlp=MLP(
             up=_linear(weights, f"{prefix}up"),
             down=_linear(weights, f"{prefix}down"),
@@ -83,6 +84,17 @@ def _block(config: DecoderConfig, weights: Weights, layer: int, window: int | No
         ),
         residual_scale=config.residual_scale,
     )
+
+
+def _rope_index(config: DecoderConfig, layer: int) -> int | None:
+    """The rotary positions of a layer, as an index of `DecoderConfig.ropes`."""
+    if config.rope is None or (config.rope_layers and not config.rope_layers[layer]):
+        return None
+    return 1 if config.local_rope is not None and config.has_window()[layer] else 0
+
+
+def _optional_norm(config: DecoderConfig, weights: Weights, prefix: str, name: str) -> Norm | None:
+    return None if getattr(config.names, name) is None else _norm(config, weights, prefix + name)
 
 
 def _qk_norm(config: DecoderConfig, weights: Weights, prefix: str) -> QkNorm | None:

@@ -53,6 +53,17 @@ def output_norm(
     return residual, None
 
 
+def sandwich(
+    ops: Ops, block: Block, residual: Tensor, delta: Tensor | None, step: Step
+) -> tuple[Tensor, Tensor | None]:
+    """x + norm(attention(norm(x))), then x + norm(mlp(norm(x))): Gemma 2, GLM-4."""
+    assert block.attention_output_norm is not None and block.mlp_output_norm is not None
+    normed, residual = ops.add_norm(block.attention_norm, residual, delta)
+    delta, _ = ops.add_norm(block.attention_output_norm, attention(ops, block, normed, step), None)
+    normed, residual = ops.add_norm(block.mlp_norm, residual, delta)
+    return residual, ops.add_norm(block.mlp_output_norm, mlp(ops, block, normed, step), None)[0]
+
+
 def parallel(
     ops: Ops, block: Block, residual: Tensor, delta: Tensor | None, step: Step
 ) -> tuple[Tensor, Tensor | None]:
@@ -66,6 +77,7 @@ WIRINGS: dict[str, Wire] = {
     "pre_norm": pre_norm,
     "post_norm": post_norm,
     "output_norm": output_norm,
+    "sandwich": sandwich,
     "parallel": parallel,
 }
 

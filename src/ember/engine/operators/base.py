@@ -10,7 +10,7 @@ T is the number of tokens of a step, in a flat run over all its sequences.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
@@ -33,7 +33,9 @@ class Step:
     positions: Tensor  # [T] int64
     slots: Sequence[Tensor]  # of each cache group, [T] int64: where K and V of the tokens are written
     cache: KVCache
-    angles: tuple[Tensor, Tensor] | None = None  # cosines and signed sines, [T, 1, rotary_dim], made when first needed
+    # Of each of `DecoderConfig.ropes`, made when first needed: cosines and signed sines, [T, 1, rotary_dim], and the
+    # scales of queries [T, 1, 1], if they are scaled.
+    angles: dict[int, tuple[Tensor, Tensor, Tensor | None]] = field(default_factory=dict)
     plans: Sequence[AttentionPlan] | None = None  # of each cache group, where torch's attention computes
 
 

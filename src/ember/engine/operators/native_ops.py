@@ -130,10 +130,8 @@ class NativeOperators:
             sequences=sequences.data_ptr(),
             block_tables=block_tables.data_ptr(),
         )
-        rotary = self.torch_ops.rotary
-        if rotary is not None:
-            step.angles = rotary.angles(batch.positions, self.torch_ops.dtype)
-            cosines, sines = (angle.float().contiguous() for angle in step.angles)
+        if self.torch_ops.rotaries:
+            cosines, sines = (angle.float().contiguous() for angle in self.torch_ops.angles(0, step)[:2])
             step.described.cosines, step.described.sines = cosines.data_ptr(), sines.data_ptr()
             step.tensors += (cosines, sines)
         step.is_whole = rows <= self.max_whole_rows

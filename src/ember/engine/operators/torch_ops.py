@@ -42,7 +42,7 @@ class TorchOperators:
         self.config = config
         self.dtype = dtype
         self.device = device
-        self.rotary = Rotary.build(config.rope, device) if config.rope else None
+        self.rotaries = [Rotary.build(rope, device) for rope in config.ropes()]
         self._windows = parts.windows()
 
     @property
@@ -79,24 +79,39 @@ class TorchOperators:
         return weight(x)
 
     def place_heads(self, attention: Attention, qkv: Tensor, step: Step) -> Heads:
-        config = self.config
-        heads, kv_heads = config.num_heads, config.num_kv_heads
-        qkv = qkv.view(-1, heads + 2 * kv_heads, config.head_dim)
-        query_key, value = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
-        norm = attention.qk_norm
-        if norm is not None and not config.rope_before_norm:
-            query_key = norm(query_key)
-        if self.rotary is not None and attention.has_rope:
-            if step.angles is None:
-                step.angles = self.rotary.angles(step.positions, self.dtype)
-            query_key = self.rotary.rotate(query_key, *step.angles)
-        if norm is not None and config.rope_before_norm:
-            query_key = norm(query_key)
-        query, key = query_key[:, :heads], query_key[:, heads:]
+        query, key, value = self.heads(attention, qkv, step)
         slots, (keys, values) = step.slots[attention.group], step.cache.by_slot[attention.place]
         keys.index_copy_(0, slots, key)
         values.index_copy_(0, slots, value)
         return Heads(query, key, value)
+
+    def heads(self, attention: Attention, qkv: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [T, heads, head_dim], normalised and rotated. The cache is not written."""
+        config = self.config
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        qkv = qkv.view(-1, heads + 2 * kv_heads, config.head_dim)
+        if config.qkv_clip is not None:
+            qkv = qkv.clamp(-config.qkv_clip, config.qkv_clip)
+        query_key, value = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
+        norm, scales = attention.qk_norm, None
+        if norm is not None and not config.rope_before_norm:
+            query_key = norm(query_key)
+        if attention.rope is not None:
+            cosines, sines, scales = self.angles(attention.rope, step)
+            query_key = self.rotaries[attention.rope].rotate(query_key, cosines, sines)
+        if norm is not None and config.rope_before_norm:
+            query_key = norm(query_key)
+        query, key = query_key[:, :heads], query_key[:, heads:]
+        return query if scales is None else query * scales, key, value
+
+    def angles(self, rope: int, step: Step) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The angles of the step's tokens for the rotary positions number `rope`, and the scales of queries."""
+        found = step.angles.get(rope)
+        if found is None:
+            rotary = self.rotaries[rope]
+            scales = rotary.query_scales(step.positions, self.dtype)
+            found = step.angles[rope] = *rotary.angles(step.positions, self.dtype), scales
+        return found
 
     def attend(self, attention: Attention, heads: Heads, step: Step) -> Tensor:
         assert step.plans is not None and heads.key is not None and heads.value is not None

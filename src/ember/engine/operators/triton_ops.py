@@ -54,7 +54,7 @@ class TritonOperators:
     layouts: ClassVar[frozenset[type[Linear]]] = frozenset()
 
     def __init__(self, torch_ops: TorchOperators, lacking: Lacking) -> None:
-        config, rotary = torch_ops.config, torch_ops.rotary
+        config = torch_ops.config
         self.torch_ops = torch_ops
         self.eps = config.norm_eps
         self.neox = config.rope is None or not config.rope.interleaved
@@ -63,8 +63,12 @@ class TritonOperators:
         self.add_norm = torch_ops.add_norm if "add_norm" in lacking else _add_norm
         self.gate = torch_ops.gate if "gate" in lacking else _gate
         self.attend = _attend if own_attention else torch_ops.attend
-        self.place_heads = self._place_heads if own_attention else torch_ops.place_heads
-        self._table = _angle_table(rotary, config.max_position_embeddings) if rotary and own_attention else None
+        if "place_heads" not in lacking:
+            self.place_heads = self._place_heads
+        else:
+            self.place_heads = self._place_torch_heads if own_attention else torch_ops.place_heads
+        rotaries = torch_ops.rotaries if "place_heads" not in lacking else []
+        self._tables = [_angle_table(rotary, config.max_position_embeddings) for rotary in rotaries]
 
     @property
     def reads_packed(self) -> bool:
@@ -102,13 +106,19 @@ class TritonOperators:
             *step.cache.by_page[attention.place],
             step.slots[attention.group],
             step.positions,
-            self._table if attention.has_rope else None,
+            None if attention.rope is None else self._tables[attention.rope],
             query_weight=None if norm is None else norm[0],
             key_weight=None if norm is None else norm[-1],
             eps=self.eps,
             neox=self.neox,
         )
         return Heads(query)
+
+    def _place_torch_heads(self, attention: Attention, qkv: Tensor, step: TritonStep) -> Heads:
+        """Normalise and rotate in torch. The kernel then only writes to the cache, without the padding."""
+        qkv = torch.cat(self.torch_ops.heads(attention, qkv, step), dim=1).flatten(1)
+        places = step.slots[attention.group], step.positions
+        return Heads(rope_cache(qkv, *step.cache.by_page[attention.place], *places, None))
 
 
 def _add_norm(norm: Norm, residual: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,8 @@ class Plain:
 
     def assemble(self, spec: Spec, tensors: Mapping[str, tuple[Tensor, ...]], dtype: torch.dtype) -> Linear | Tensor:
         if isinstance(spec, TensorSpec):
-            return tensors[WEIGHT][0].view([size.extent for size in spec.shape])
+            tensor = tensors[WEIGHT][0].view([size.extent for size in spec.shape])
+            return tensor if not spec.offset else (tensor.float() + spec.offset).to(tensor.dtype)
         from ember.engine.layers.linear import Linear
 
         return Linear(*tensors[WEIGHT], bias=tensors[BIAS][0] if spec.bias else None)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.family import Family
 from ember.engine.description.fields import Fields
+from ember.engine.description.read_rope import RopeForm
 from ember.engine.description.rotary_decoder import LLAMA_NAMES, ROTARY_FIELDS, read_rotary_decoder
 
 APERTUS_NAMES = replace(
@@ -32,7 +33,11 @@ def read(fields: Fields) -> DecoderConfig:
     bias = fields.flag("attention_bias", False)
     return replace(
         read_rotary_decoder(
-            fields, max_position_embeddings=65536, norm_eps=1e-5, activation="xielu", rope_theta=12e6, absent_rope=ROPE
+            fields,
+            max_position_embeddings=65536,
+            norm_eps=1e-5,
+            activation="xielu",
+            rope=RopeForm(theta=12e6, absent=ROPE),
         ),
         names=APERTUS_NAMES,
         qkv_bias=bias,

@@ -8,6 +8,7 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.description.family import Family, field_names
 from ember.engine.description.fields import Fields
 from ember.engine.description.layer_types import every_nth, with_layer_types
+from ember.engine.description.read_rope import RopeForm
 from ember.engine.description.rotary_decoder import LLAMA_NAMES, ROTARY_FIELDS, read_rotary_decoder
 
 COHERE_NAMES = replace(LLAMA_NAMES, mlp_norm=None, query_norm="self_attn.q_norm", key_norm="self_attn.k_norm")
@@ -21,8 +22,7 @@ def read_cohere(fields: Fields, rope_theta: float = 500_000.0) -> DecoderConfig:
         max_position_embeddings=8192,
         norm_eps=1e-5,
         norm_eps_field="layer_norm_eps",
-        rope_theta=rope_theta,
-        interleaved=True,
+        rope=RopeForm(theta=rope_theta, interleaved=True),
         tie_word_embeddings=True,
     )
     return replace(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.family import Family
 from ember.engine.description.fields import Fields
+from ember.engine.description.read_rope import RopeForm
 from ember.engine.description.rotary_decoder import ROTARY_FIELDS, read_rotary_decoder
 
 
@@ -19,8 +20,7 @@ def read(fields: Fields) -> DecoderConfig:
         num_kv_heads=2,
         head_dim=128,
         norm_eps=1e-5,
-        rope_theta=500_000.0,
-        interleaved=True,
+        rope=RopeForm(theta=500_000.0, interleaved=True),
         tie_word_embeddings=True,
     )
     return replace(config, qkv_bias=bias, output_bias=bias, mlp_bias=bias)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.family import Family
 from ember.engine.description.fields import Fields
+from ember.engine.description.read_rope import RopeForm
 from ember.engine.description.rotary_decoder import LLAMA_NAMES, ROTARY_FIELDS, read_rotary_decoder
 
 HUNYUAN_NAMES = replace(LLAMA_NAMES, query_norm="self_attn.query_layernorm", key_norm="self_attn.key_layernorm")
@@ -16,7 +17,7 @@ def read(fields: Fields) -> DecoderConfig:
     """A Llama with norms of each query and key head after their rotation, whose base `alpha` may stretch."""
     bias = fields.flag("attention_bias", False)
     return replace(
-        read_rotary_decoder(fields, max_position_embeddings=2048, norm_eps=1e-5, reads_alpha=True),
+        read_rotary_decoder(fields, max_position_embeddings=2048, norm_eps=1e-5, rope=RopeForm(reads_alpha=True)),
         names=HUNYUAN_NAMES,
         qk_norm="head",
         rope_before_norm=True,

@@ -1,4 +1,4 @@
-"""Mistral (arXiv 2310.06825) and Ministral. This module does not import torch."""
+"""Mistral (arXiv 2310.06825), Ministral and Ministral 3. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.description.family import Family
 from ember.engine.description.fields import Fields
 from ember.engine.description.layer_types import with_layer_types
+from ember.engine.description.read_rope import RopeForm
 from ember.engine.description.rotary_decoder import ROTARY_FIELDS, read_rotary_decoder
 
 
@@ -19,4 +20,29 @@ def read(fields: Fields) -> DecoderConfig:
     return with_layer_types(replace(config, sliding_window=window), fields)
 
 
+def read_ministral3(fields: Fields) -> DecoderConfig:
+    """A Llama whose queries are scaled by their positions beyond the original context."""
+    config = read_rotary_decoder(
+        fields,
+        max_position_embeddings=262144,
+        num_kv_heads=8,
+        head_dim=128,
+        norm_eps=1e-5,
+        rope=RopeForm(absent=MINISTRAL3_ROPE, reads_query_beta=True),
+    )
+    return replace(config, sliding_window=fields.optional_integer("sliding_window", None))
+
+
+MINISTRAL3_ROPE = {  # of a config.json without rope_parameters
+    "rope_type": "yarn",
+    "rope_theta": 1e6,
+    "factor": 16.0,
+    "original_max_position_embeddings": 16384,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale_all_dim": 1.0,
+    "mscale": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+MINISTRAL3 = Family(read_ministral3, ROTARY_FIELDS | {"sliding_window"})
 MISTRAL = Family(read, ROTARY_FIELDS | {"sliding_window", "layer_types"})

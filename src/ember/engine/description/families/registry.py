@@ -32,6 +32,11 @@ ARCHITECTURES = {
     "StableLmForCausalLM": ("stablelm", "stablelm.STABLELM"),
     "GraniteForCausalLM": ("granite", "granite.GRANITE"),
     "HeliumForCausalLM": ("helium", "glm.HELIUM"),
+    "Glm4ForCausalLM": ("glm4", "glm.GLM4"),
+    "Ministral3ForCausalLM": ("ministral3", "mistral.MINISTRAL3"),
+    "NemotronForCausalLM": ("nemotron", "nemotron.NEMOTRON"),
+    "OlmoForCausalLM": ("olmo", "olmo.OLMO1"),
+    "Olmo3ForCausalLM": ("olmo3", "olmo.OLMO3"),
     "OPTForCausalLM": ("opt", "opt.OPT"),
 }
 MODEL_TYPES = {model_type: architecture for architecture, (model_type, _) in ARCHITECTURES.items()}

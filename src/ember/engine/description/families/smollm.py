@@ -9,6 +9,7 @@ from ember.engine.description.families import llama
 from ember.engine.description.family import Family, field_names
 from ember.engine.description.fields import Fields
 from ember.engine.description.layer_types import every_nth, with_layer_types
+from ember.engine.description.read_rope import RopeForm
 from ember.engine.errors import ModelError
 
 
@@ -17,7 +18,9 @@ def read(fields: Fields) -> DecoderConfig:
 
     With `use_sliding_window` the layers without rotary positions have the window, unless `layer_types` says otherwise.
     """
-    config = llama.read(fields, max_position_embeddings=32768, num_kv_heads=4, rope_theta=2e6, tie_word_embeddings=True)
+    config = llama.read(
+        fields, max_position_embeddings=32768, num_kv_heads=4, rope=RopeForm(theta=2e6), tie_word_embeddings=True
+    )
     interval, given = fields.integer("no_rope_layer_interval", 4), fields.flags("no_rope_layers")
     rotated = every_nth(interval, False, config.num_layers) if given is None else tuple(given)
     if len(rotated) < config.num_layers:

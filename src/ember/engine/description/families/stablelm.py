@@ -7,6 +7,7 @@ from dataclasses import replace
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.family import Family, field_names
 from ember.engine.description.fields import Fields
+from ember.engine.description.read_rope import RopeForm
 from ember.engine.description.rotary_decoder import LLAMA_NAMES, ROTARY_FIELDS, read_rotary_decoder
 
 STABLELM_NAMES = replace(
@@ -23,7 +24,7 @@ def read(fields: Fields) -> DecoderConfig:
         num_kv_heads=32,
         norm_eps=1e-5,
         norm_eps_field="layer_norm_eps",
-        rotary_share=0.25,
+        rope=RopeForm(share=0.25),
     )
     is_parallel = fields.flag("use_parallel_residual", False)
     return replace(
