@@ -105,3 +105,45 @@ def test_absent_fields_have_the_defaults_of_transformers(architecture: str, tmp_
     bare = load_config(tmp_path)
     assert bare.windows() == whole.windows()
     assert dataclasses.replace(bare, windowed_layers=whole.windowed_layers) == whole
+
+
+OLDER_ROPES: list[dict[str, Any]] = [
+    {"rope_theta": 777.0},
+    {"rope_theta": 777.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
+    {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}},
+]
+
+
+@pytest.mark.parametrize("rope", OLDER_ROPES)
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if "rope_theta" in find_family(name).fields])
+def test_rope_of_older_files_is_what_transformers_makes_of_it(
+    architecture: str, rope: dict[str, Any], tmp_path: Path
+) -> None:
+    new_config(architecture, **rope).save_pretrained(tmp_path)
+    newer = load_config(tmp_path)
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    assert "rope_theta" not in content and content.pop("rope_parameters")
+    path.write_text(json.dumps(content | rope))
+    older = load_config(tmp_path)
+    assert (older.rope, older.local_rope, older.warnings) == (newer.rope, newer.local_rope, ())
+    assert older.max_position_embeddings == newer.max_position_embeddings
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_fields_of_published_files_that_change_nothing_are_passed_over(architecture: str, tmp_path: Path) -> None:
+    """With the values that are known; another value is named."""
+    new_config(architecture).save_pretrained(tmp_path)
+    path, harmless = tmp_path / "config.json", find_family(architecture).harmless
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {name: (values or ("any",))[0] for name, values in harmless.items()}))
+    assert load_config(tmp_path).warnings == ()
+    for name in (name for name, values in harmless.items() if values):
+        path.write_text(json.dumps(content | {name: "another"}))
+        (warning,) = load_config(tmp_path).warnings
+        assert f"does not read for {architecture}: {name}." in warning
+
+
+def test_the_longest_context_of_cohere_is_that_of_its_tokenizer(tmp_path: Path) -> None:
+    new_config("CohereForCausalLM", max_position_embeddings=8192, model_max_length=131072).save_pretrained(tmp_path)
+    assert load_config(tmp_path).max_position_embeddings == 131072

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from ember.engine.description.config import Activation, DecoderConfig
 from ember.engine.description.fields import Fields
@@ -23,10 +24,15 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 class Family(NamedTuple):
-    """The function that reads a family's config.json, and the names of the fields that it reads."""
+    """The function that reads a family's config.json, and the names of the fields that it reads.
+
+    `harmless`: fields that published files of the family have, and that change nothing with one of these values (with
+    any value, if there are none).
+    """
 
     read: Callable[[Fields], DecoderConfig]
     fields: frozenset[str]
+    harmless: Mapping[str, tuple[Any, ...]] = MappingProxyType({})
 
 
 def field_names(text: str) -> frozenset[str]:

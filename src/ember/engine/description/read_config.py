@@ -10,6 +10,7 @@ from typing import Any
 from ember import untrusted_json
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.families.registry import ARCHITECTURES, MODEL_TYPES, find_family
+from ember.engine.description.family import Family
 from ember.engine.description.fields import Fields, listed, shown
 from ember.engine.description.known_fields import HARMLESS, HARMLESS_VALUES, NEUTRAL
 from ember.engine.description.operator_sets import check_features
@@ -34,7 +35,7 @@ def load_config(model_dir: Path) -> DecoderConfig:
             raise ModelError(f"architecture {shown(given)[1:-1]} is not supported; supported are {supported}")
         family = find_family(architecture)
         config = family.read(fields)
-        _check_unread(fields, architecture, family.fields)
+        _check_unread(fields, architecture, family)
         own = _token_ids(fields, config.vocab_size)
         dtype, quantization = _dtype(fields), fields.mapping("quantization_config")
     except ModelError as error:
@@ -90,14 +91,15 @@ def _dtype(fields: Fields) -> str:
     return dtype
 
 
-def _check_unread(fields: Fields, architecture: str, read: frozenset[str]) -> None:
+def _check_unread(fields: Fields, architecture: str, family: Family) -> None:
     """Warn of the fields that are not read. Raises ModelError for fields that are known to change what is computed."""
     for name, neutral in NEUTRAL.items():
         value = fields.values.get(name)
         if value is not None and value not in neutral:
             raise ModelError(f"{name} is {shown(value)}, which is not supported: it must be absent")
     harmless = {name for name, values in HARMLESS_VALUES.items() if fields.values.get(name) in values}
-    unread = fields.unread(read | HARMLESS | NEUTRAL.keys() | harmless)
+    harmless |= {name for name, values in family.harmless.items() if not values or fields.values.get(name) in values}
+    unread = fields.unread(family.fields | HARMLESS | NEUTRAL.keys() | harmless)
     if unread:
         fields.warnings.append(
             f"fields that Ember does not read for {architecture}: {listed(unread)}. Where one of them changes what the "

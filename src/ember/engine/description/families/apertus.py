@@ -47,4 +47,8 @@ def read(fields: Fields) -> DecoderConfig:
     )
 
 
-APERTUS = Family(read, ROTARY_FIELDS | {"attention_bias"})
+APERTUS = Family(
+    read,
+    ROTARY_FIELDS | {"attention_bias"},
+    harmless={"qk_norm": (True,), "post_norm": (False,), "mlp_bias": (False,)},
+)

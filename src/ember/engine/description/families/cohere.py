@@ -33,6 +33,8 @@ def read_cohere(fields: Fields, rope_theta: float = 500_000.0) -> DecoderConfig:
         qkv_bias=bias,
         output_bias=bias,
         logits_scale=fields.number("logit_scale", 0.0625),
+        # The name of the context's length where `max_position_embeddings` is that of the first training.
+        max_position_embeddings=fields.integer("model_max_length", config.max_position_embeddings),
     )
 
 
@@ -52,6 +54,20 @@ def read_command_a(fields: Fields) -> DecoderConfig:
     return replace(config, rope_layers=has_rope)
 
 
-_FIELDS = ROTARY_FIELDS - {"rms_norm_eps"} | field_names("layer_norm_eps attention_bias logit_scale")
+_FIELDS = ROTARY_FIELDS - {"rms_norm_eps"} | field_names("layer_norm_eps attention_bias logit_scale model_max_length")
 COHERE = Family(read_command_r, _FIELDS | {"use_qk_norm"})
-COHERE2 = Family(read_command_a, _FIELDS | field_names("sliding_window sliding_window_pattern layer_types"))
+COHERE2 = Family(
+    read_command_a,
+    _FIELDS | field_names("sliding_window sliding_window_pattern layer_types"),
+    harmless={
+        "position_embedding_type": ("rope_gptj",),
+        "rotary_pct": (1.0,),
+        "order_of_interleaved_layers": ("local_attn_first",),
+        "use_gated_activation": (True,),
+        "use_parallel_block": (True,),
+        "use_qk_norm": (False,),
+        **dict.fromkeys(
+            field_names("use_embedding_sharing use_parallel_embedding layer_switch cache_implementation"), ()
+        ),
+    },
+)

@@ -37,4 +37,5 @@ SMOLLM3 = Family(
     read,
     llama.LLAMA.fields
     | field_names("no_rope_layers no_rope_layer_interval use_sliding_window sliding_window layer_types"),
+    harmless={"max_window_layers": ()},
 )

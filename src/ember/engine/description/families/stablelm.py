@@ -41,4 +41,5 @@ def read(fields: Fields) -> DecoderConfig:
 STABLELM = Family(
     read,
     ROTARY_FIELDS - {"rms_norm_eps"} | field_names("layer_norm_eps use_parallel_residual qk_layernorm use_qkv_bias"),
+    harmless={"use_norm_bias": (), "rotary_scaling_factor": (1.0,)},
 )

@@ -37,4 +37,8 @@ def read(fields: Fields) -> DecoderConfig:
     )
 
 
-STARCODER2 = Family(read, ROTARY_FIELDS - {"rms_norm_eps"} | {"norm_epsilon", "use_bias", "sliding_window"})
+STARCODER2 = Family(
+    read,
+    ROTARY_FIELDS - {"rms_norm_eps"} | {"norm_epsilon", "use_bias", "sliding_window"},
+    harmless={"mlp_type": ("default",), "norm_type": ("layer_norm",)},
+)
