@@ -85,7 +85,6 @@ static inline void add_values(const bf16 *values, const i64 *places, const float
 static void attend(const Model *model, const Layer *layer, const Step *step, const AttentionTask *now, const AttentionTask *then, Block blocks[2],
                    const bf16 *queries, bf16 *out) {
     i64 size = model->head_dim, group = model->heads / model->kv_heads, head = now->kv * group, count = now->kv_count * group;
-    float scale = 1.0f / sqrtf((float)size);
     float mixed[count][size], best[count], total[count];
     queries += (now->row * model->heads + head) * size, out += (now->row * model->heads + head) * size;
     memset(mixed, 0, sizeof mixed);
@@ -106,7 +105,7 @@ static void attend(const Model *model, const Layer *layer, const Step *step, con
                 four_keys(key, queries + g * size, size, scores + i);
                 prefetch(next, lines);
             }
-            for (i64 i = 0; i < keys; i++) scores[i] *= scale;
+            for (i64 i = 0; i < keys; i++) scores[i] *= model->scale;
             for (i64 i = 0; i < keys; i++) highest = scores[i] > highest ? scores[i] : highest;
             for (i64 i = keys; i < KEYS; i++) scores[i] = -INFINITY;
             for (i64 i = 0; i < KEYS; i++) scores[i] = i < keys ? exponential(scores[i] - highest) : 0.0f;

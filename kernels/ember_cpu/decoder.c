@@ -124,7 +124,8 @@ void ember_place(const Model *model, const Layer *layer, const Step *step, const
         for (i64 h = 0; h < heads + kv_heads; h++) {
             const bf16 *norm = layer->query_key_norm ? layer->query_key_norm + h * size : NULL;
             for (i64 i = 0; i < size; i++) x[i] = from_bf16(from[h * size + i]);
-            rotate(model, step, row, norm, x, h < heads ? queries + (row * heads + h) * size : keys + (row * kv_heads + h - heads) * size);
+            bf16 *to = h < heads ? queries + (row * heads + h) * size : keys + (row * kv_heads + h - heads) * size;
+            place_head(model, layer, step, row, h < heads, norm, x, to);
         }
         if (slot < 0) continue;
         memcpy(layer->keys + slot, keys + row * kv_heads * size, kv_heads * size * sizeof(bf16));

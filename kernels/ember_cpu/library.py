@@ -15,6 +15,7 @@ from ember_cpu.variants import HERE, VARIANTS, library_file
 log = logging.getLogger(__name__)
 
 MAX_ROWS = 128  # rows in one call, as in matrix.h
+ROPES = 2  # kinds of rotary positions in a model, as in model.h
 GROUP = 64  # weights that share a scale, as in quantised.h
 
 _I64, _POINTER = ctypes.c_int64, ctypes.c_void_p
@@ -48,6 +49,7 @@ class Layer(ctypes.Structure):
         ("values", _POINTER),
         ("window", _I64),
         ("group", _I64),
+        ("rope", _I64),
     )
 
 
@@ -61,9 +63,12 @@ class Model(ctypes.Structure):
         ("kv_heads", _I64),
         ("head_dim", _I64),
         ("intermediate", _I64),
-        ("rotary_dim", _I64),
         ("block_size", _I64),
+        ("rotary_dims", _I64 * ROPES),
+        ("interleaved", _I64),
+        ("rotates_before_norm", _I64),
         ("eps", ctypes.c_float),
+        ("scale", ctypes.c_float),
         ("final_norm", _POINTER),
         ("layers", ctypes.POINTER(Layer)),
     )
@@ -80,8 +85,9 @@ class Step(ctypes.Structure):
         ("sequences", _POINTER),
         ("slots", _POINTER),
         ("block_tables", _POINTER),
-        ("cosines", _POINTER),
-        ("sines", _POINTER),
+        ("cosines", _POINTER * ROPES),
+        ("sines", _POINTER * ROPES),
+        ("query_scales", _POINTER * ROPES),
         ("hidden", _POINTER),
     )
 

@@ -5,6 +5,8 @@
 
 #include "matrix.h"
 
+#define ROPES 2 /* kinds of rotary positions in a model */
+
 typedef struct {
     const bf16 *attention_norm, *mlp_norm; /* [hidden] */
     const bf16 *query_key_norm;            /* [heads + kv_heads, head_dim] or NULL */
@@ -12,11 +14,15 @@ typedef struct {
     bf16 *keys, *values;                   /* the layer's cache by slot, [slots, kv_heads, head_dim] */
     i64 window;                            /* tokens of the sliding window; 0: the whole context */
     i64 group;                             /* the cache group: which slots and block tables are the layer's */
+    i64 rope;                              /* which of the step's angles its heads have; -1: none */
 } Layer;
 
 typedef struct {
-    i64 num_layers, hidden, heads, kv_heads, head_dim, intermediate, rotary_dim, block_size;
-    float eps;
+    i64 num_layers, hidden, heads, kv_heads, head_dim, intermediate, block_size;
+    i64 rotary_dims[ROPES];  /* dimensions of a head that are rotated */
+    i64 interleaved;         /* whether dimensions 2i and 2i + 1 are a pair; otherwise i and i + half */
+    i64 rotates_before_norm; /* whether heads are rotated, then normalised */
+    float eps, scale;        /* of norms; of the products of queries and keys */
     const bf16 *final_norm; /* [hidden] */
     const Layer *layers;
 } Model;
@@ -27,7 +33,8 @@ typedef struct {
     const i64 *positions, *sequences; /* [rows]; sequences: rows of a group's block tables */
     const i64 *slots;                 /* [groups, rows] */
     const i64 *block_tables;          /* [groups, num_sequences, max_blocks]; what no row sees is not read */
-    const float *cosines, *sines;     /* [rows, rotary_dim]; sines negative in the first half */
+    const float *cosines[ROPES], *sines[ROPES]; /* [rows, rotary_dim]; sines negative for the first of each pair */
+    const float *query_scales[ROPES];           /* [rows], or NULL */
     bf16 *hidden;                     /* [rows, hidden], in: embeddings, out: after the final norm */
 } Step;
 
@@ -51,34 +58,53 @@ static void rms_norm(const float *x, const bf16 *weight, i64 size, float eps, bf
     for (i64 i = 0; i < size; i++) out[i] = to_bf16(x[i] * scale * from_bf16(weight[i]));
 }
 
-/* QK norm (unless `norm` is NULL), rotary embedding and rounding of one head. `head`: [head_dim] float32, overwritten. */
-static void rotate(const Model *model, const Step *step, i64 row, const bf16 *norm, float *head, bf16 *out) {
-    i64 size = model->head_dim, rotary = model->rotary_dim, half = rotary / 2;
-    if (norm) {
-        float scale = inverse_rms(head, size, model->eps);
-        for (i64 i = 0; i < size; i++) head[i] *= scale * from_bf16(norm[i]);
-    }
-    const float *cosines = step->cosines + row * rotary, *sines = step->sines + row * rotary;
-    for (i64 i = 0; i < half; i++) {
-        out[i] = to_bf16(head[i] * cosines[i] + head[i + half] * sines[i]);
-        out[i + half] = to_bf16(head[i + half] * cosines[i + half] + head[i] * sines[i + half]);
-    }
-    for (i64 i = rotary; i < size; i++) out[i] = to_bf16(head[i]);
+static void normalise_head(const Model *model, const bf16 *norm, float *head) {
+    float scale = inverse_rms(head, model->head_dim, model->eps);
+    for (i64 i = 0; i < model->head_dim; i++) head[i] *= scale * from_bf16(norm[i]);
 }
 
-/* Rotate head number `head` of a row and store it: a query in `queries` [heads, head_dim], a key with its value in the cache.
+/* Rotary embedding of one head by the angles number `rope` of a row. */
+static void rotate_head(const Model *model, const Step *step, i64 rope, i64 row, float *head) {
+    i64 rotary = model->rotary_dims[rope], half = rotary / 2;
+    const float *cosines = step->cosines[rope] + row * rotary, *sines = step->sines[rope] + row * rotary;
+    if (model->interleaved) {
+        for (i64 i = 0; i < rotary; i += 2) {
+            float first = head[i], second = head[i + 1];
+            head[i] = first * cosines[i] + second * sines[i];
+            head[i + 1] = second * cosines[i + 1] + first * sines[i + 1];
+        }
+        return;
+    }
+    for (i64 i = 0; i < half; i++) {
+        float first = head[i], second = head[i + half];
+        head[i] = first * cosines[i] + second * sines[i];
+        head[i + half] = second * cosines[i + half] + first * sines[i + half];
+    }
+}
+
+/* QK norm (unless `norm` is NULL), rotary embedding, scale (of a query) and rounding of one head [head_dim]. It overwrites `head`. */
+static void place_head(const Model *model, const Layer *layer, const Step *step, i64 row, int is_query, const bf16 *norm, float *head, bf16 *out) {
+    const float *scales = layer->rope >= 0 && is_query ? step->query_scales[layer->rope] : NULL;
+    if (norm && !model->rotates_before_norm) normalise_head(model, norm, head);
+    if (layer->rope >= 0) rotate_head(model, step, layer->rope, row, head);
+    if (norm && model->rotates_before_norm) normalise_head(model, norm, head);
+    float scale = scales ? scales[row] : 1.0f;
+    for (i64 i = 0; i < model->head_dim; i++) out[i] = to_bf16(head[i] * scale);
+}
+
+/* Place head number `head` of a row and store it: a query in `queries` [heads, head_dim], a key with its value in the cache.
  * `qkv`: [heads + 2 kv_heads, head_dim] float32. A row whose slot is negative stores nothing in the cache. */
 static void store_head(const Model *model, const Layer *layer, const Step *step, i64 row, i64 head, float *qkv, bf16 *queries) {
     i64 size = model->head_dim, heads = model->heads, kv_heads = model->kv_heads;
     const bf16 *norm = layer->query_key_norm ? layer->query_key_norm + head * size : NULL;
     if (head < heads) {
-        rotate(model, step, row, norm, qkv + head * size, queries + head * size);
+        place_head(model, layer, step, row, 1, norm, qkv + head * size, queries + head * size);
         return;
     }
     i64 slot = slot_of(layer, step, row);
     if (slot < 0) return;
     i64 at = (slot * kv_heads + head - heads) * size;
-    rotate(model, step, row, norm, qkv + head * size, layer->keys + at);
+    place_head(model, layer, step, row, 0, norm, qkv + head * size, layer->keys + at);
     const float *value = qkv + (head + kv_heads) * size;
     for (i64 i = 0; i < size; i++) layer->values[at + i] = to_bf16(value[i]);
 }

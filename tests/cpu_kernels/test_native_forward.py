@@ -40,6 +40,12 @@ FAMILIES = [
     "qwen2_window",
     "qwen3",
     "qwen3_bias",
+    "smollm3_window",
+    "hunyuan_dense",
+    "glm",
+    "ministral3",
+    "olmo3",
+    "granite",
     "opt",
     "opt_post_norm",
 ]

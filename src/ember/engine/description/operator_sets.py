@@ -146,8 +146,9 @@ NATIVE = OperatorSet(
     {
         "add_norm": frozenset(),
         "linear": _BIASES,
-        "place_heads": _HEADS,
-        "attend": frozenset({"sliding_window"}),
+        "place_heads": _HEADS
+        | {"rope_before_norm", "rope_layers", "local_rope", "rope.interleaved", "rope.query_beta"},
+        "attend": frozenset({"attention_scale", "sliding_window"}),
         "gate": frozenset(),
         "logits": frozenset({"embed_dim", "logits_scale"}),
     },

@@ -67,8 +67,11 @@ class NativeOperators:
             kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             intermediate=config.intermediate_size,
-            rotary_dim=config.rope.rotary_dim if config.rope else 0,
+            rotary_dims=tuple(rope.rotary_dim for rope in config.ropes()),
+            interleaved=config.rope is not None and config.rope.interleaved,
+            rotates_before_norm=config.rope_before_norm,
             eps=config.norm_eps,
+            scale=config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale,
             final_norm=None if parts.final_norm is None else native.address(parts.final_norm.weight),
             layers=self._layers,
         )
@@ -104,6 +107,7 @@ class NativeOperators:
         made.mlp_norm = native.address(block.mlp_norm.weight)
         made.query_key_norm = native.address(attention.qk_norm.weight) if attention.qk_norm is not None else None
         made.window, made.group = attention.window or 0, attention.group
+        made.rope = -1 if attention.rope is None else attention.rope
         matrices = (("qkv", attention.qkv), ("output", attention.output), ("up", mlp.up), ("down", mlp.down))
         for name, linear in matrices:
             setattr(made, name, _matrix(linear))
@@ -130,10 +134,12 @@ class NativeOperators:
             sequences=sequences.data_ptr(),
             block_tables=block_tables.data_ptr(),
         )
-        if self.torch_ops.rotaries:
-            cosines, sines = (angle.float().contiguous() for angle in self.torch_ops.angles(0, step)[:2])
-            step.described.cosines, step.described.sines = cosines.data_ptr(), sines.data_ptr()
-            step.tensors += (cosines, sines)
+        for rope in range(len(self.torch_ops.rotaries)):
+            angles = self.torch_ops.angles(rope, step)
+            cosines, sines, scales = (angle if angle is None else angle.float().contiguous() for angle in angles)
+            step.described.cosines[rope], step.described.sines[rope] = native.address(cosines), native.address(sines)
+            step.described.query_scales[rope] = native.address(scales)
+            step.tensors += tuple(tensor for tensor in (cosines, sines, scales) if tensor is not None)
         step.is_whole = rows <= self.max_whole_rows
         if not step.is_whole:
             is_short = [
@@ -194,7 +200,7 @@ class NativeOperators:
         assert step.plans is not None and step.short is not None and heads.key is not None and heads.value is not None
         query = heads.query.contiguous()
         keys, values = step.cache.by_slot[attention.place]
-        mixed = attend(step.plans[attention.group], query, heads.key, heads.value, keys, values)
+        mixed = attend(step.plans[attention.group], query, heads.key, heads.value, keys, values, attention.scale)
         self._library.ember_attend(
             self._model,
             self._described[attention.group, attention.place],
