@@ -2,6 +2,7 @@
 # make lint   ruff and mypy                               make bench  boot and throughput figures
 # make soak   half an hour of attacks and of load
 # make venv   only the environment             make gpu-check   all that needs an NVIDIA GPU
+# make gpu-check-folder   the same to carry to a machine with one   make gpu-check-dry   and to try it without
 # make test-clients   nine SDKs and frameworks against the demo model
 # make test-triton    the kernels under the oldest triton that is supported
 # make image  the container image, with docker make image-check the same without docker, started and asked
@@ -17,7 +18,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TEST_PROCESSES ?= 4
 SOAK_MINUTES ?= 30
 
-.PHONY: run test test-clients test-triton lint soak bench gpu-check venv demo-model image image-check hub lock clean
+.PHONY: run test test-clients test-triton lint soak bench gpu-check gpu-check-folder gpu-check-dry venv demo-model image image-check hub lock clean
 
 run: $(VENV)/.library
 	@$(BIN)/python handler.py
@@ -63,14 +64,25 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/boot.py
 	$(BIN)/python benchmarks/throughput.py
 
-# With GPU_PYTHON, a Python that has torch and triton already, nothing is installed.
-ifdef GPU_PYTHON
-gpu-check:
-	PYTHONPATH=src:kernels:. $(GPU_PYTHON) benchmarks/gpu_check.py
-else
+# On this machine's GPU.
 gpu-check: $(VENV)/.dev
-	$(BIN)/python benchmarks/gpu_check.py
-endif
+	$(BIN)/python -m benchmarks.gpu_check
+
+# The folder that is carried to a borrowed machine with a GPU (docs/gpu-check.md). The cache in it is compiled by a Python
+# and a triton like that machine's.
+GPU_CHECK_PYTHON ?= python3.12
+GPU_CHECK_FOLDER := build/gpu-check
+gpu-check-folder: .venv-gpu-check/.made
+	.venv-gpu-check/bin/python -m builder.gpu_folder $(GPU_CHECK_FOLDER)
+
+# Both calls of the folder as on that machine, but without a GPU.
+gpu-check-dry: gpu-check-folder
+	.venv-gpu-check/bin/python $(GPU_CHECK_FOLDER)/run.py first second --dry --out $(CURDIR)/build/gpu-check-dry
+
+.venv-gpu-check/.made: benchmarks/gpu_check/machine.txt
+	$(GPU_CHECK_PYTHON) -m venv .venv-gpu-check
+	.venv-gpu-check/bin/python -m pip install --quiet -r $<
+	@touch $@
 
 venv: $(VENV)/.dev
 
@@ -91,7 +103,7 @@ demo-model: $(VENV)/.dev
 	$(BIN)/python -m builder.demo_model
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis
+	rm -rf $(VENV) .venv-gpu-check build .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis
 
 # Two stamps, so that `make run` does not install what only the tests need.
 $(VENV)/.runtime: pyproject.toml constraints.txt builder/environment.py

@@ -99,8 +99,8 @@ def main() -> None:
         files = directory if options.model != "demo" else str(ROOT / "src/ember/demo")
         subprocess.run([sys.executable, "-m", "compileall", "-q", "src", "kernels", "handler.py"], cwd=ROOT, check=True)
         if options.model in SHAPES:
-            _prepare_tokenizer(Path(files), options.plain_tokenizer)
-        _read_all(Path(files))
+            prepare_tokenizer(Path(files), options.plain_tokenizer)
+        read_all(Path(files))
         boots: list[dict[str, Any]] = []
         whole: list[dict[str, Any]] = []
         serial: list[dict[str, Any]] = []
@@ -134,10 +134,10 @@ def main() -> None:
                 llamas.append(_timed([options.llama_python, "-c", LLAMA, gguf, PROMPT, str(THREADS)]))
                 cool()
                 serve = [options.llama_python, "-m", "llama_cpp.server", "--model", gguf, *LLAMA_SERVER]
-                servers["llama.cpp's server"].append(_served(serve))
+                servers["llama.cpp's server"].append(served(serve))
                 cool()
                 serve = [sys.executable, "-m", "ember", "serve", directory, "--max-model-len", "2048"]
-                servers["Ember's server"].append(_served(serve))
+                servers["Ember's server"].append(served(serve))
     _print(options.model, boots, imports)
     _print_torch(boots, whole, imports)
     _print_others(boots, serial, {"transformers": peers, "llama.cpp's Python package": llamas}, rates)
@@ -160,7 +160,7 @@ def _gguf(python: str, files: str, scratch: Path) -> str:
     return made
 
 
-def _prepare_tokenizer(directory: Path, is_plain: bool) -> None:
+def prepare_tokenizer(directory: Path, is_plain: bool) -> None:
     prepared = directory / prepared_tokenizer.BESIDE
     if is_plain:
         prepared.unlink(missing_ok=True)
@@ -168,7 +168,7 @@ def _prepare_tokenizer(directory: Path, is_plain: bool) -> None:
         prepared_tokenizer.prepare(directory / "tokenizer.json", prepared)
 
 
-def _served(command: list[str]) -> float:
+def served(command: list[str], variables: dict[str, str] | None = None) -> float:
     """Seconds from the start of a server's process until it has completed the prompt with one token."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -177,7 +177,8 @@ def _served(command: list[str]) -> float:
     url, form = f"http://127.0.0.1:{port}/v1/completions", {"Content-Type": "application/json"}
     start = time.perf_counter()
     command = [*command, "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    silent: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen(command, cwd=ROOT, env=os.environ | (variables or {}), **silent)
     try:
         while time.perf_counter() < start + SERVER_SECONDS and server.poll() is None:
             try:
@@ -235,7 +236,7 @@ def _timed(command: list[str]) -> float:
     return time.perf_counter() - start
 
 
-def _read_all(directory: Path) -> None:
+def read_all(directory: Path) -> None:
     for path in directory.iterdir():
         if path.is_file():
             path.read_bytes()

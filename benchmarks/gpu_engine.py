@@ -6,7 +6,8 @@ decode: tokens/s at several batch sizes after prompts of 1k, the share of what r
 much of a step the device waits for the host. prefill: tokens/s at 1k and 8k, the share of the measured matmul rate.
 first: time to the first token of one prompt of 1k. workload: nano-vllm's (256 requests, 100 to 1024 tokens in and out,
 temperature 0.6, no end token). peer: the same workload in transformers. Ceilings, a copy of 1 GiB and a bfloat16 matmul
-of 8192^3, are measured in the same run. `--json FILE` writes the rows.
+of 8192^3, are measured in the same run. Rows are printed when they are known; `--rows FILE` adds them to a file.
+`--dry` runs all of it in small on the CPU, with made-up ceilings; figures mean nothing then.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # not this directory: its queue.py is not the library's
 
+from benchmarks.rows import Row, RowFile  # noqa: E402
 from benchmarks.shapes import SHAPES, make_checkpoint  # noqa: E402
 
 if TYPE_CHECKING:
@@ -39,73 +41,87 @@ if TYPE_CHECKING:
     from ember.wire import SamplingParams
 
 PARTS = ("decode", "prefill", "first", "workload", "peer")
-BATCHES = (1, 8, 64, 256)
-CONTEXT, OUTPUT = 1024, 96
-PREFILLS = (1024, 8192)
-NUM_REQUESTS, SHORTEST, LONGEST = 256, 100, 1024  # of nano-vllm's workload
 REPEATS = 3
 
-Row = dict[str, Any]
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured. `requests`, `shortest` and `longest` are of nano-vllm's workload."""
+
+    context: int = 1024
+    output: int = 96
+    prefills: tuple[int, ...] = (1024, 8192)
+    batches: tuple[int, ...] = (1, 8, 64, 256)
+    requests: int = 256
+    shortest: int = 100
+    longest: int = 1024
+
+
+DRY = Sizes(context=24, output=8, prefills=(24, 96), batches=(1, 4), requests=6, shortest=4, longest=24)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="qwen3-0.6b", help=f"{', '.join(SHAPES)} or a directory")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
+    parser.add_argument("--batches", type=int, nargs="+", help=" ".join(map(str, Sizes.batches)))
     parser.add_argument("--checkpoints", type=Path, default=None, help="where checkpoints are kept; else they are not")
-    parser.add_argument("--json", type=Path, default=None, metavar="FILE")
+    parser.add_argument("--rows", type=Path, default=None, metavar="FILE")
+    parser.add_argument("--dry", action="store_true")
     options = parser.parse_args()
-    from benchmarks.kernels.common import measure_ceilings, require_gpu
-
-    require_gpu()
-    ceilings = measure_ceilings()
+    sizes = DRY if options.dry else Sizes()
+    if options.batches and not options.dry:
+        sizes = replace(sizes, batches=tuple(options.batches))
+    file = RowFile(options.rows)
+    ceilings = _ceilings(options.dry)
+    file.add({"part": "ceilings", **asdict(ceilings)})
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(options.model)
-        if options.model in SHAPES:
+        if options.dry:
+            directory = ROOT / "src/ember/demo"
+        elif options.model in SHAPES:
             directory = make_checkpoint(options.model, options.checkpoints or Path(scratch))
-        rows = measure(directory, options.model, options.parts, options.batches, ceilings, options.json)
-    for row in rows:
-        print(json.dumps(row))
+        for row in measure(directory, options.parts, sizes, ceilings, "cpu" if options.dry else "cuda"):
+            print(json.dumps(row), flush=True)
+            file.add({"model": options.model, **row})
 
 
-def measure(
-    directory: Path, name: str, parts: list[str], batches: list[int], ceilings: Ceilings, file: Path | None
-) -> list[Row]:
-    """A row for each figure; `file` is written after each part: a time limit does not cost what was measured."""
+def _ceilings(is_dry: bool) -> Ceilings:
+    from benchmarks.kernels.common import Ceilings, measure_ceilings, require_gpu
+
+    if is_dry:
+        return Ceilings("no device", 1e12, 1e15)
+    require_gpu()
+    return measure_ceilings()
+
+
+def measure(directory: Path, parts: list[str], sizes: Sizes, ceilings: Ceilings, device: str) -> Iterator[Row]:
+    """A row for each figure, each when it is known: a time limit does not cost what was measured."""
     import torch
 
-    rows: list[Row] = []
-
-    def note(made: list[Row]) -> None:
-        rows.extend({"model": name, **row} for row in made)
-        if file is not None:
-            file.write_text(json.dumps(rows, indent=1) + "\n")
-
     if set(parts) - {"peer"}:
-        _measure_engine(_engine(directory), parts, batches, ceilings, note)
+        yield from _measure_engine(_engine(directory, sizes, device), parts, sizes, ceilings)
     gc.collect()  # the engine is gone, and with it its memory
-    torch.cuda.empty_cache()
+    if device == "cuda":
+        torch.cuda.empty_cache()
     if "peer" in parts:
-        note([_peer(directory)])
-    return rows
+        yield _peer(directory, sizes, device)
 
 
-def _measure_engine(
-    engine: Engine, parts: list[str], batches: list[int], ceilings: Ceilings, note: Callable[[list[Row]], None]
-) -> None:
+def _measure_engine(engine: Engine, parts: list[str], sizes: Sizes, ceilings: Ceilings) -> Iterator[Row]:
     if "first" in parts:
-        note([_first(engine)])
+        yield _first(engine, sizes)
     if "decode" in parts:
-        for batch in batches:
-            note([_decode(engine, batch, ceilings)])
+        for batch in sizes.batches:
+            yield _decode(engine, batch, sizes, ceilings)
     if "prefill" in parts:
-        note([_prefill(engine, length, ceilings) for length in PREFILLS])
+        for length in sizes.prefills:
+            yield _prefill(engine, length, ceilings)
     if "workload" in parts:
-        note([_workload(engine)])
+        yield _workload(engine, sizes)
 
 
-def _engine(directory: Path) -> Engine:
+def _engine(directory: Path, sizes: Sizes, device: str) -> Engine:
     """As the worker builds it, with every decode step recorded."""
     from ember.boot import Timeline
     from ember.engine.core.assemble import assemble
@@ -116,9 +132,9 @@ def _engine(directory: Path) -> Engine:
     configure = Configure(
         model=str(directory),
         dtype="bfloat16",
-        device="cuda",
-        max_model_len=max(*PREFILLS, 2 * LONGEST) + 64,
-        max_num_seqs=max(*BATCHES, NUM_REQUESTS),
+        device=device,
+        max_model_len=max(*sizes.prefills, 2 * sizes.longest, sizes.context + sizes.output) + 64,
+        max_num_seqs=max(*sizes.batches, sizes.requests),
         enable_prefix_caching=False,
         seed=0,
     )
@@ -144,13 +160,13 @@ def _prompts(engine: Engine, lengths: list[int], seed: int) -> list[list[int]]:
     return [[draw.randrange(10, vocabulary - 10) for _ in range(length)] for length in lengths]
 
 
-def _first(engine: Engine) -> Row:
+def _first(engine: Engine, sizes: Sizes) -> Row:
     """Seconds from a prompt of 1k to its first token, on an idle engine."""
     from ember.wire import Generate
 
     seconds = []
     for i in range(REPEATS + 1):
-        (prompt,) = _prompts(engine, [CONTEXT], seed=i)
+        (prompt,) = _prompts(engine, [sizes.context], seed=i)
         started = time.perf_counter()
         engine.add(Generate(i, prompt, _greedy(2)))
         while not engine.step():
@@ -158,16 +174,16 @@ def _first(engine: Engine) -> Row:
         seconds.append(time.perf_counter() - started)
         while engine.has_work:
             engine.step()
-    return {"part": "first", "prompt": CONTEXT, "seconds": statistics.median(seconds[1:])}
+    return {"part": "first", "prompt": sizes.context, "seconds": statistics.median(seconds[1:])}
 
 
-def _decode(engine: Engine, batch: int, ceilings: Ceilings) -> Row:
+def _decode(engine: Engine, batch: int, sizes: Sizes, ceilings: Ceilings) -> Row:
     """Decode rate of a full batch, all prompts through, and what the device and the memory would allow."""
     from ember.engine.description.cache_groups import bytes_seen, cache_groups
     from ember.wire import Generate
 
-    for i, prompt in enumerate(_prompts(engine, [CONTEXT] * batch, seed=batch)):
-        engine.add(Generate(i, prompt, _greedy(OUTPUT)))
+    for i, prompt in enumerate(_prompts(engine, [sizes.context] * batch, seed=batch)):
+        engine.add(Generate(i, prompt, _greedy(sizes.output)))
     waiting = set(range(batch))
     steps: list[float] = []
     with _graph_launches(engine) as launches:
@@ -179,10 +195,10 @@ def _decode(engine: Engine, batch: int, ceilings: Ceilings) -> Row:
             waiting -= {output.request_id for output in outputs}
     step = statistics.median(steps)
     model = engine.runner.model
-    context = CONTEXT + OUTPUT / 2
+    context = sizes.context + sizes.output / 2
     seen = bytes_seen(cache_groups(model.config, model.dtype.itemsize), context)
     step_bytes = model.weight_bytes - _unread_bytes(model) + batch * seen
-    row = {"part": "decode", "batch": batch, "context": CONTEXT, "tokens_per_second": batch / step}
+    row = {"part": "decode", "batch": batch, "context": sizes.context, "tokens_per_second": batch / step}
     row |= {"bytes_per_second": step_bytes / step, "limit": ceilings.bytes_per_second / step_bytes * batch}
     device = [launch.seconds() for launch in launches if launch.size >= batch]
     if device:
@@ -258,28 +274,26 @@ def _prefill(engine: Engine, length: int, ceilings: Ceilings) -> Row:
     model = engine.runner.model
     config = model.config
     attention = 2 * 2 * config.num_layers * config.num_heads * config.head_dim * length / 2  # causal: half of it
-    tables = (
-        1 if config.tie_word_embeddings else 2
-    )  # the embedding, and the head, which multiplies few tokens of a step
+    tables = 1 if config.tie_word_embeddings else 2  # the embedding, and the head, which sees few tokens of a step
     flops = 2 * (model.num_parameters - tables * config.vocab_size * config.hidden_size) + attention  # a token
     share = rate * flops / ceilings.flops_per_second
     return {"part": "prefill", "prompt": length, "tokens_per_second": rate, "share_of_matmul_rate": share}
 
 
-def _requests(vocabulary: int) -> tuple[list[list[int]], list[int]]:
+def _requests(vocabulary: int, sizes: Sizes) -> tuple[list[list[int]], list[int]]:
     """nano-vllm's workload: prompts and output lengths."""
     draw = random.Random(0)
     prompts = [
-        [draw.randrange(10, min(10_000, vocabulary)) for _ in range(draw.randint(SHORTEST, LONGEST))]
-        for _ in range(NUM_REQUESTS)
+        [draw.randrange(10, min(10_000, vocabulary)) for _ in range(draw.randint(sizes.shortest, sizes.longest))]
+        for _ in range(sizes.requests)
     ]
-    return prompts, [draw.randint(SHORTEST, LONGEST) for _ in range(NUM_REQUESTS)]
+    return prompts, [draw.randint(sizes.shortest, sizes.longest) for _ in range(sizes.requests)]
 
 
-def _workload(engine: Engine) -> Row:
+def _workload(engine: Engine, sizes: Sizes) -> Row:
     from ember.wire import Generate, SamplingParams
 
-    prompts, lengths = _requests(engine.runner.model.config.vocab_size)
+    prompts, lengths = _requests(engine.runner.model.config.vocab_size, sizes)
     started = time.perf_counter()
     for i, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
         engine.add(Generate(i, prompt, SamplingParams(max_tokens=length, temperature=0.6, ignore_eos=True)))
@@ -289,14 +303,14 @@ def _workload(engine: Engine) -> Row:
     return {"part": "workload", "seconds": seconds, "tokens_per_second": sum(lengths) / seconds}
 
 
-def _peer(directory: Path) -> Row:
+def _peer(directory: Path, sizes: Sizes, device: str) -> Row:
     """The workload in transformers. Its requests have one output length in common: the mean of ours."""
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16, attn_implementation="sdpa")
-    model = model.eval().to("cuda")
-    prompts, lengths = _requests(model.config.vocab_size)
+    model = model.eval().to(device)
+    prompts, lengths = _requests(model.config.vocab_size, sizes)
     length = round(statistics.mean(lengths))
     config = GenerationConfig(
         max_new_tokens=length, do_sample=True, temperature=0.6, top_k=0, eos_token_id=-1, pad_token_id=0

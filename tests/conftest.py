@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from ember.engine.lean import lean_import
 
 # As in the engine's process (`front/link/spawn.py`); before anything imports torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that run on a GPU where there is one: all of the GPU's runner, and those kernels' that ask for a
+    device. `-m gpu` leaves out what needs none."""
+    for item in items:
+        folder = item.path.parent.name
+        if folder == "device_step" or (folder == "kernels" and "device" in getattr(item, "fixturenames", ())):
+            item.add_marker("gpu")
 
 
 def pytest_configure() -> None:

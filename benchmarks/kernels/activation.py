@@ -20,10 +20,9 @@ def cases() -> Iterator[tuple[Shape, int]]:
             yield shape, tokens
 
 
-def run(ceilings: Ceilings) -> list[Row]:
+def run(ceilings: Ceilings) -> Iterator[Row]:
     from ember_kernels.activation import activation
 
-    rows = []
     for shape, tokens in cases():
         x = torch.randn(tokens, 2 * shape.intermediate, dtype=torch.bfloat16, device="cuda")
         gate, up = x.chunk(2, dim=-1)
@@ -32,9 +31,8 @@ def run(ceilings: Ceilings) -> list[Row]:
         quantised = measure(lambda x=x: activation(x, "silu", quantise=True))  # type: ignore[misc]
         case = f"{shape.name} {tokens} x {shape.intermediate}"
         moved = tokens * shape.intermediate * 2
-        rows.append(Row("silu_and_mul", case, plain, bytes=3 * moved, peer="torch", peer_seconds=peer))
-        rows.append(Row("silu_and_mul fp8", case, quantised, bytes=2.5 * moved))
-    return rows
+        yield Row("silu_and_mul", case, plain, bytes=3 * moved, peer="torch", peer_seconds=peer)
+        yield Row("silu_and_mul fp8", case, quantised, bytes=2.5 * moved)
 
 
 if __name__ == "__main__":

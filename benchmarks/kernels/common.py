@@ -1,12 +1,12 @@
 """Timing on the device, the ceilings of the device, and the table.
 
-Every kernel benchmark has `run(ceilings) -> list[Row]`; `python -m benchmarks.kernels` runs them all.
+Every kernel benchmark has `run(ceilings) -> Iterator[Row]`; `python -m benchmarks.kernels` runs them all.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +105,15 @@ def measure_graph(function: Callable[[], Any], repeats: int = 30) -> float:
     return measure(graph.replay, repeats)
 
 
+def measure_peer(function: Callable[[], Any], timer: Callable[[Callable[[], Any]], float] = measure) -> float:
+    """As `measure`, of what a row is compared with; 0.0, and a line, where it does not run on this device."""
+    try:
+        return timer(function)
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        print(f"a peer does not run here: {type(error).__name__}: {str(error).splitlines()[0][:150]}", flush=True)
+        return 0.0
+
+
 def measure_ceilings() -> Ceilings:
     """Copy bandwidth of 1 GiB and the rate of an 8192 x 8192 x 8192 bfloat16 matmul."""
     source = torch.empty(1 << 30, dtype=torch.int8, device="cuda")
@@ -137,10 +146,10 @@ def line(row: Row, ceilings: Ceilings) -> str:
     )
 
 
-def main(run: Callable[[Ceilings], list[Row]]) -> None:
+def main(run: Callable[[Ceilings], Iterable[Row]]) -> None:
     """`python -m benchmarks.kernels.NAME`: one benchmark alone."""
     require_gpu()
     ceilings = measure_ceilings()
     print(head(ceilings))
     for row in run(ceilings):
-        print(line(row, ceilings))
+        print(line(row, ceilings), flush=True)

@@ -49,10 +49,9 @@ def paged_batch(shape: Shape, seqs: int, context: int, dtype: torch.dtype, block
     }
 
 
-def run(ceilings: Ceilings) -> list[Row]:
+def run(ceilings: Ceilings) -> Iterator[Row]:
     from ember_kernels.decode_attention import decode_attention
 
-    rows = []
     for name, shape, seqs, context, dtype, block_size in cases():
         moved = 2.0 * seqs * context * shape.kv_heads * shape.head_dim * dtype.itemsize
         if 2 * moved > CACHE_BYTES:
@@ -62,12 +61,11 @@ def run(ceilings: Ceilings) -> list[Row]:
         call = partial(decode_attention, query, **batch, max_context=context)
         flops = 4.0 * seqs * context * shape.heads * shape.head_dim
         seconds = measure_graph(call)
-        rows.append(Row("decode_attention", name, seconds, moved, flops))
+        yield Row("decode_attention", name, seconds, moved, flops)
         if shape is SHAPES[1] and block_size == 16 and dtype == torch.bfloat16:
             for splits in SPLITS:
                 fixed = measure_graph(partial(call, splits=splits))
-                rows.append(Row("decode_attention", f"{name} splits={splits}", fixed, moved, flops, "chosen", seconds))
-    return rows
+                yield Row("decode_attention", f"{name} splits={splits}", fixed, moved, flops, "chosen", seconds)
 
 
 if __name__ == "__main__":

@@ -24,20 +24,20 @@ def cases() -> Iterator[tuple[str, int, int, int, int, int]]:
             yield f"{name} tokens={tokens}", tokens, sizes[0], sizes[1], sizes[2], sizes[3]
 
 
-def run(ceilings: Ceilings) -> list[Row]:
+def run(ceilings: Ceilings) -> Iterator[Row]:
     from ember_kernels.expert_blocks import expert_blocks
     from ember_kernels.grouped_gemm import block_rows, combine_experts, gather_gemm, grouped_gemm
 
-    rows = []
     for name, tokens, experts, top_k, hidden, intermediate in cases():
         random = partial(torch.randn, device="cuda", dtype=torch.bfloat16)
-        weights, ids = random(tokens, experts).float().softmax(-1).topk(top_k)
+        weights, ids = torch.randn(tokens, experts).softmax(-1).topk(top_k)
+        hit = len(ids.unique())
+        weights, ids = weights.cuda(), ids.cuda()
         pairs = ids.numel()
         block_m = block_rows(pairs, experts)
         sort = partial(expert_blocks, ids, experts, block_m)
         blocks = sort()
-        rows.append(Row("expert_blocks", name, measure_graph(sort), 12.0 * pairs))
-        hit = len(ids.unique())
+        yield Row("expert_blocks", name, measure_graph(sort), 12.0 * pairs)
         for layer, a, w, divisor in (
             ("gate_up", random(tokens, hidden), random(experts, 2 * intermediate, hidden), top_k),
             ("down", random(pairs, intermediate), random(experts, hidden, intermediate), 1),
@@ -47,15 +47,14 @@ def run(ceilings: Ceilings) -> list[Row]:
             flops = 2.0 * pairs * n * k
             grouped = measure_graph(partial(grouped_gemm, a, w, blocks, divisor))
             if tokens > 16:
-                rows.append(Row("grouped_gemm", f"{name} {layer}", grouped, moved, flops))
+                yield Row("grouped_gemm", f"{name} {layer}", grouped, moved, flops)
                 continue
             gathered = measure_graph(partial(gather_gemm, a, w, ids, divisor))
-            rows.append(Row("grouped_gemm", f"{name} {layer}", grouped, moved, flops, "gather_gemm", gathered))
-            rows.append(Row("gather_gemm", f"{name} {layer}", gathered, moved, flops, "grouped_gemm", grouped))
+            yield Row("grouped_gemm", f"{name} {layer}", grouped, moved, flops, "gather_gemm", gathered)
+            yield Row("gather_gemm", f"{name} {layer}", gathered, moved, flops, "grouped_gemm", grouped)
         down = random(pairs, hidden)
         combine = measure_graph(partial(combine_experts, down, ids, weights, experts))
-        rows.append(Row("combine_experts", name, combine, 2.0 * (pairs + tokens) * hidden))
-    return rows
+        yield Row("combine_experts", name, combine, 2.0 * (pairs + tokens) * hidden)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,9 @@ def cases() -> Iterator[tuple[Shape, int]]:
             yield shape, tokens
 
 
-def run(ceilings: Ceilings) -> list[Row]:
+def run(ceilings: Ceilings) -> Iterator[Row]:
     from ember_kernels.norm import rms_norm
 
-    rows = []
     for shape, tokens in cases():
         x = torch.randn(tokens, shape.hidden, dtype=torch.bfloat16, device="cuda")
         residual = torch.randn_like(x)
@@ -39,9 +38,8 @@ def run(ceilings: Ceilings) -> list[Row]:
         peer = measure(torch_norm)
         case = f"{shape.name} {tokens} x {shape.hidden}"
         moved = tokens * shape.hidden * 2
-        rows.append(Row("add + rms_norm", case, measure(kernel), bytes=4 * moved, peer="torch", peer_seconds=peer))
-        rows.append(Row("add + rms_norm fp8", case, measure(lambda run=kernel: run(True)), bytes=3.5 * moved))  # type: ignore[misc]
-    return rows
+        yield Row("add + rms_norm", case, measure(kernel), bytes=4 * moved, peer="torch", peer_seconds=peer)
+        yield Row("add + rms_norm fp8", case, measure(lambda run=kernel: run(True)), bytes=3.5 * moved)  # type: ignore[misc]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Prefill attention of fresh prompts and of chunks after a cached prefix, beside torch's varlen attention.
+"""Prefill attention of fresh prompts and of chunks after a cached prefix. `sweep_prefill` has what to compare it with.
 
 FLOPs count the visible pairs of query and key alone.
 """
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from torch.nn.attention.varlen import varlen_attn
 
 from benchmarks.kernels.common import SHAPES, Ceilings, Row, Shape, main, measure
 from benchmarks.kernels.decode_attention import paged_batch
@@ -25,10 +24,9 @@ def cases() -> Iterator[tuple[str, Shape, list[tuple[int, int]]]]:
         yield f"{SHAPES[1].name} {new} after {cached}", SHAPES[1], [(cached, new)]
 
 
-def run(ceilings: Ceilings) -> list[Row]:
+def run(ceilings: Ceilings) -> Iterator[Row]:
     from ember_kernels.prefill_attention import prefill_attention
 
-    rows = []
     for name, shape, sequences in cases():
         longest = max(cached + new for cached, new in sequences)
         batch = paged_batch(shape, len(sequences), longest, torch.bfloat16, 16)
@@ -36,21 +34,13 @@ def run(ceilings: Ceilings) -> list[Row]:
         batch["seq_lens"] = torch.tensor(lengths, dtype=torch.int32, device="cuda")
         new = torch.tensor([0] + [new for _, new in sequences])
         starts = new.cumsum(0).int().cuda()
-        tokens, most = int(starts[-1]), int(new.max())
+        tokens, most = int(new.sum()), int(new.max())
         query = torch.randn(tokens, shape.heads, shape.head_dim, device="cuda").bfloat16()
         seconds = measure(partial(prefill_attention, query, **batch, starts=starts, max_queries=most))
         pairs = sum(new * cached + new * (new + 1) // 2 for cached, new in sequences)
         flops = 4.0 * shape.heads * shape.head_dim * pairs
         moved = 4.0 * shape.head_dim * (tokens * shape.heads + sum(lengths) * shape.kv_heads)
-        peer, torch_seconds = "", 0.0
-        if not any(cached for cached, _ in sequences):
-            key, value = torch.randn(2, tokens, shape.kv_heads, shape.head_dim, device="cuda").bfloat16()
-            call = partial(
-                varlen_attn, query, key, value, starts, starts, most, most, window_size=(-1, 0), enable_gqa=True
-            )
-            peer, torch_seconds = "torch varlen", measure(call)
-        rows.append(Row("prefill_attention", name, seconds, moved, flops, peer, torch_seconds))
-    return rows
+        yield Row("prefill_attention", name, seconds, moved, flops)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.kernels.common import SHAPES, Ceilings, Row, Shape, main, measure
+from benchmarks.kernels.common import SHAPES, Ceilings, Row, Shape, main, measure, measure_peer
 
 TOKENS = (1, 64, 8192)
 BLOCK_SIZE = 16
@@ -21,10 +21,9 @@ def cases() -> Iterator[tuple[Shape, int]]:
             yield shape, tokens
 
 
-def run(ceilings: Ceilings) -> list[Row]:
+def run(ceilings: Ceilings) -> Iterator[Row]:
     from ember_kernels.rope_cache import rope_cache, rope_cache_reference
 
-    rows = []
     for shape, tokens in cases():
         blocks = tokens // BLOCK_SIZE + 64
         qkv = torch.randn(tokens, shape.qkv, dtype=torch.bfloat16, device="cuda")
@@ -40,13 +39,12 @@ def run(ceilings: Ceilings) -> list[Row]:
         inputs = (slots, positions, table)
         seconds = measure(lambda a=(qkv, *cache, *inputs), w=weights: rope_cache(*a, **w))  # type: ignore[misc]
         seconds8 = measure(lambda a=(qkv, *cache8, *inputs), w=weights | scales: rope_cache(*a, **w))  # type: ignore[misc]
-        peer = measure(lambda a=(qkv, *cache, *inputs), w=weights: rope_cache_reference(*a, **w))  # type: ignore[misc]
+        peer = measure_peer(lambda a=(qkv, *cache, *inputs), w=weights: rope_cache_reference(*a, **w))  # type: ignore[misc]
         case = f"{shape.name} {tokens} x ({shape.heads} + 2 x {shape.kv_heads}) x {shape.head_dim}"
         key_values = tokens * 2 * shape.kv_heads * shape.head_dim
         moved = 4 * qkv.numel()
-        rows.append(Row("rope_cache", case, seconds, bytes=moved, peer="torch", peer_seconds=peer))
-        rows.append(Row("rope_cache fp8", case, seconds8, bytes=moved - key_values))
-    return rows
+        yield Row("rope_cache", case, seconds, bytes=moved, peer="torch", peer_seconds=peer)
+        yield Row("rope_cache fp8", case, seconds8, bytes=moved - key_values)
 
 
 if __name__ == "__main__":

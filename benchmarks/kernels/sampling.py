@@ -32,12 +32,11 @@ def cases() -> Iterator[tuple[Shape, int]]:
             yield shape, batch
 
 
-def run(ceilings: Ceilings) -> list[Row]:
+def run(ceilings: Ceilings) -> Iterator[Row]:
     from ember_kernels.sampling import Workspace, sample
     from ember_kernels.sampling_logprobs import logprobs
     from ember_kernels.step_update import sampling_words
 
-    rows = []
     for shape, batch in cases():
         logits = torch.randn(batch, shape.vocabulary, device="cuda") * 2
         logits[:, :300] += 9 * torch.rand(batch, 300, device="cuda")
@@ -48,19 +47,19 @@ def run(ceilings: Ceilings) -> list[Row]:
         case = f"{shape.name} {batch} x {shape.vocabulary}"
         for kind, options in KINDS.items():
             values = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "top_k": 0, "seed": 1} | options
-            words = torch.tensor([sampling_words(**values)] * batch, dtype=torch.int32, device="cuda").t().contiguous()
+            row = torch.tensor(sampling_words(**values), dtype=torch.int32, device="cuda")
+            words = row.repeat_interleave(batch).view(-1, batch)
             has_filters = kind not in ("greedy", "temperature")
 
             def kernel(words=words, has_filters=has_filters, logits=logits, positions=positions, workspace=workspace):  # type: ignore[no-untyped-def]
                 sample(logits, words, positions, has_filters=has_filters, workspace=workspace)
 
             peer = measure_graph(_torch_sampler(logits, options))
-            rows.append(Row(kind, case, measure_graph(kernel), bytes=moved, peer="torch", peer_seconds=peer))
+            yield Row(kind, case, measure_graph(kernel), bytes=moved, peer="torch", peer_seconds=peer)
         tokens = torch.zeros(batch, dtype=torch.int64, device="cuda")
         for count in (1, 20):
             seconds = measure_graph(lambda a=(logits, tokens, count): logprobs(*a))  # type: ignore[misc]
-            rows.append(Row(f"logprobs top {count}", case, seconds, bytes=moved))
-    return rows
+            yield Row(f"logprobs top {count}", case, seconds, bytes=moved)
 
 
 def _torch_sampler(logits: Tensor, options: dict[str, Any]) -> Callable[[], Tensor]:

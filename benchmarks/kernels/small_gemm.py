@@ -34,10 +34,9 @@ def cases() -> Iterator[tuple[str, int, int, int]]:
                 yield f"{shape.name} {layer} {n}x{k} m={m}", m, n, k
 
 
-def run(ceilings: Ceilings) -> list[Row]:
+def run(ceilings: Ceilings) -> Iterator[Row]:
     from ember_kernels.small_gemm import small_gemm
 
-    rows = []
     gains: dict[tuple[int, int], int] = {}
     lost = set()
     for name, m, n, k in cases():
@@ -56,14 +55,13 @@ def run(ceilings: Ceilings) -> list[Row]:
         seconds = measure_graph(partial(ours, x, weights)) / copies
         linear = measure_graph(partial(peer, x, weights)) / copies
         moved = 2.0 * (n * k + m * k + m * n)
-        rows.append(Row("small_gemm", name, seconds, moved, 2.0 * m * n * k, "torch linear", linear))
+        yield Row("small_gemm", name, seconds, moved, 2.0 * m * n * k, "torch linear", linear)
         if linear < GAIN * seconds:
             lost.add((n, k))
         elif (n, k) not in lost:
             gains[n, k] = m
     major, minor = torch.cuda.get_device_capability()
     print(f"MEASURED_GAINS of {ceilings.device}: {{{10 * major + minor}: {gains}}}")
-    return rows
 
 
 if __name__ == "__main__":

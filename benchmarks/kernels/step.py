@@ -27,12 +27,11 @@ def cases() -> Iterator[tuple[str, int, int, int, int]]:
     yield "batch 256, 7 cache groups", 256, 7, 1, 7 * (256 // BLOCK_SIZE)
 
 
-def run(ceilings: Ceilings) -> list[Row]:
+def run(ceilings: Ceilings) -> Iterator[Row]:
     from ember_kernels import step
     from ember_kernels.step_update import SAMPLING_FIELDS, Record, StepUpdate, pack_step, words_needed
 
     words = len(SAMPLING_FIELDS)
-    rows = []
     for name, batch, groups, new, entries in cases():
         update = StepUpdate(
             range(batch),
@@ -59,15 +58,14 @@ def run(ceilings: Ceilings) -> list[Row]:
             BLOCK_SIZE,
         )
         moved = 4.0 * (len(host) * 2 + batch * (10 + 3 * groups + 2 * words))
-        rows.append(Row("prepare_step", name, measure_graph(prepare), moved))
+        yield Row("prepare_step", name, measure_graph(prepare), moved)
         lengths = torch.full((batch,), 1000, dtype=torch.int32, device="cuda")
         gather = partial(step.gather_block_tables, step_rows, lengths, tables, tables_out, BLOCK_SIZE)
         moved = 8.0 * groups * batch * -(-1000 // BLOCK_SIZE)
-        rows.append(Row("gather_block_tables", f"{name}, 1000 tokens each", measure_graph(gather), moved))
+        yield Row("gather_block_tables", f"{name}, 1000 tokens each", measure_graph(gather), moved)
         sampled = torch.zeros(batch, dtype=torch.int64, device="cuda")
         store = partial(step.store_tokens, sampled, step_rows, last_tokens)
-        rows.append(Row("store_tokens", name, measure_graph(store), 16.0 * batch))
-    return rows
+        yield Row("store_tokens", name, measure_graph(store), 16.0 * batch)
 
 
 if __name__ == "__main__":

@@ -123,8 +123,9 @@ class _Driver:
     Its device number differs from that of any real device, since JITFunction has one cache per device number.
     """
 
-    def __init__(self, capability: int) -> None:
+    def __init__(self, capability: int, launchers: bool = False) -> None:
         self.capability = capability
+        self.launchers = launchers
         self.utils = self  # Triton keeps these functions in an object of their own
 
     def get_current_target(self) -> Any:
@@ -139,6 +140,8 @@ class _Driver:
         return 0
 
     def launcher_cls(self, src: Any, metadata: Any) -> Callable[..., None]:
+        if self.launchers and needs_launchers():
+            build_launcher(src, metadata)
         return lambda *args: None
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[None, None, int, int, int]:
@@ -158,6 +161,13 @@ def device_capability(device: torch.device) -> int:
 
 def compile_one(module: str, specialisation: Specialisation, capability: int, launchers: bool = False) -> Compiled:
     """Compile one specialisation, or find it in Triton's cache. Raises Triton's exceptions, with the kernel's name."""
+    return compile_binary(module, specialisation, capability, launchers)[0]
+
+
+def compile_binary(
+    module: str, specialisation: Specialisation, capability: int, launchers: bool = False
+) -> tuple[Compiled, Any]:
+    """As `compile_one`; also returns what Triton has compiled, for whoever looks into the machine code."""
     name = f"{module}.{specialisation.name}"
     start = time.perf_counter()
     try:
@@ -167,10 +177,10 @@ def compile_one(module: str, specialisation: Specialisation, capability: int, la
         error.add_note(f"while compiling {name} for sm_{capability}")
         raise
     if launchers and needs_launchers():
-        build_launcher(binary)
+        build_launcher(binary.src, binary.metadata)
     seconds = time.perf_counter() - start
     registers, stack, static_shared = _resources(binary.asm["cubin"])
-    return Compiled(name, capability, registers, stack, binary.metadata.shared + static_shared, seconds)
+    return Compiled(name, capability, registers, stack, binary.metadata.shared + static_shared, seconds), binary
 
 
 def compile_all(
@@ -191,7 +201,7 @@ def compile_all(
         (module, index, capability, launchers)
         for capability in capabilities
         for module in modules
-        for index, specialisation in enumerate(_specialisations(module, capability))
+        for index, specialisation in enumerate(specialisations_of(module, capability))
         if all or specialisation.typical
     ]
     processes = min(processes or os.cpu_count() or 1, len(work))
@@ -216,11 +226,21 @@ def dry_run(capability: int) -> Iterator[set[str]]:
 
     Public functions may be called with CPU tensors: torch allocates them with the alignment of CUDA tensors.
     """
+    with compile_only(capability), _identities() as identities:
+        yield identities
+
+
+@contextmanager
+def compile_only(capability: int, launchers: bool = False) -> Iterator[None]:
+    """Let launches inside the block fill Triton's cache with what they ask for, and launch nothing.
+
+    Tensors may be on the CPU or without memory. launchers: with the C launchers that Triton 3.6 wants.
+    """
     properties = torch.cuda.get_device_capability
     torch.cuda.get_device_capability = lambda device=None: divmod(capability, 10)  # type: ignore[assignment]
     try:
-        with _active(_Driver(capability)), _identities() as identities:
-            yield identities
+        with _active(_Driver(capability, launchers)):
+            yield
     finally:
         torch.cuda.get_device_capability = properties  # type: ignore[assignment]
 
@@ -232,7 +252,7 @@ def listed(capability: int, modules: Sequence[str] | None = None) -> set[str]:
     """
     with _active(_Driver(capability)), _identities() as identities:
         for module in kernel_modules() if modules is None else modules:
-            for specialisation in _specialisations(module, capability):
+            for specialisation in specialisations_of(module, capability):
                 _run(f"{module}.{specialisation.name}", specialisation)
     return identities
 
@@ -266,13 +286,14 @@ def table(rows: Iterable[Compiled]) -> str:
     return "\n".join(lines)
 
 
-def _specialisations(module: str, capability: int) -> list[Specialisation]:
+def specialisations_of(module: str, capability: int) -> list[Specialisation]:
+    """What a kernel module lists for a device of this capability."""
     return list(importlib.import_module(f"{__package__ or 'ember_kernels'}.{module}").specialisations(capability))
 
 
 def _compile(item: tuple[str, int, int, bool]) -> Compiled:
     module, index, capability, launchers = item
-    specialisation = _specialisations(module, capability)[index]
+    specialisation = specialisations_of(module, capability)[index]
     try:
         return compile_one(module, specialisation, capability, launchers)
     except Exception as error:

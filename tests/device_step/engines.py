@@ -17,9 +17,8 @@ from ember.engine.core.runner import Runner
 from ember.wire import Generate, SequenceOutput
 from ember_kernels.sampling_reference import gumbel, kept_tokens
 from tests.engine_core.inline import Outputs, make_engine, run
+from tests.support.gpu import DEVICE
 from tests.support.operators import use_triton
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def device_engine(directory: Path, *, enforce_eager: bool = False, **configure: Any) -> Engine:

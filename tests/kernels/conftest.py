@@ -1,7 +1,4 @@
-"""Kernels run on the GPU where there is one and in Triton's interpreter where there is none.
-
-The variable must be set before triton is first imported, hence at the top of this file.
-"""
+"""Kernels run on the GPU where there is one and in Triton's interpreter where there is none."""
 
 from __future__ import annotations
 
@@ -10,32 +7,22 @@ import os
 import pytest
 import torch
 
-HAS_GPU = torch.cuda.is_available()
-if not HAS_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"
+from tests.support.gpu import DEVICE, HAS_GPU, IS_FAKED, has_triton
 
 collect_ignore: list[str] = []
-try:
-    import triton  # noqa: F401
-except ImportError:
-    # Triton is needed on GPUs alone; a CPU installation has no kernels to test.
+if not has_triton():
     collect_ignore.extend(name for name in os.listdir(os.path.dirname(__file__)) if name.startswith("test_"))
-else:
-    from tests.support.interpreter import prepare
-
-    if not HAS_GPU:
-        prepare()
 
 
 @pytest.fixture
 def device() -> str:
-    return "cuda" if HAS_GPU else "cpu"
+    return DEVICE
 
 
 @pytest.fixture
 def has_gpu() -> bool:
     """Whether real shapes may be run; the interpreter needs minutes for them."""
-    return HAS_GPU
+    return HAS_GPU or IS_FAKED
 
 
 @pytest.fixture(autouse=True)

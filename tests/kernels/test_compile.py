@@ -72,7 +72,7 @@ for name, arguments in CALLS.items():
 """
 
 IDENTIFY = """
-kernels._specialisations = lambda module, capability: [specialisation]
+kernels.specialisations_of = lambda module, capability: [specialisation]
 listed = kernels.listed(90, ["probe"])
 for name, arguments in CALLS.items():
     with kernels.dry_run(90) as launched:
