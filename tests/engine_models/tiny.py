@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "Olmo3",
         {"sliding_window": 9, "layer_types": _ALTERNATING, "rope_parameters": _LOCAL_ROPE, "head_dim": 16},
     ),
+    "internlm3": ("InternLM3", {"head_dim": 24, "attention_bias": True, "mlp_bias": True}),
     "opt": ("OPT", {}),
     "opt_post_norm": ("OPT", {"do_layer_norm_before": False, "word_embed_proj_dim": 32}),
 }
+
+
+def rewrite_config(directory: Path, **fields: Any) -> None:
+    """Change fields of a saved config.json."""
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def make_tiny(
@@ -135,7 +143,7 @@ def make_tiny(
     fields = {**base, **spread, **differences, **overrides}
     config = getattr(transformers, f"{name}Config")(**fields)
     torch.manual_seed(seed)
-    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter.dim() == 1:  # biases are zero and norms one where a model is new: make each matter
@@ -145,4 +153,6 @@ def make_tiny(
     model.to(dtype)
     directory = Path(directory)
     model.save_pretrained(directory, max_shard_size=max_shard_size)
+    if model.config.architectures != [f"{name}ForCausalLM"]:  # InternLM 3 is a Llama in transformers
+        rewrite_config(directory, architectures=[f"{name}ForCausalLM"])
     return directory

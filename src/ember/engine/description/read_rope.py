@@ -83,6 +83,10 @@ def _rope(fields: Fields, rope: Fields, head_dim: int, max_position_embeddings: 
     if form.reads_alpha and kind == "dynamic" and rope.values.get("alpha"):
         kind, theta = "default", theta * rope.number("alpha", above=0.0) ** (head_dim / max(head_dim - 2, 1))
         rope = Fields({}, rope.prefix)
+    if kind == "dynamic":  # up to this length, for which the model was trained, it changes nothing
+        longest = f"contexts up to max_position_embeddings={max_position_embeddings} are served"
+        fields.warnings.append(f"the rope type dynamic changes longer contexts only, and {longest}")
+        kind, rope = "default", Fields({name: rope.values.get(name) for name in _NO_SCALING}, rope.prefix)
     if kind not in ROPE_KINDS:
         known = ", ".join(ROPE_KINDS)
         raise ModelError(f"{rope.prefix[:-1]}: the rope type {shown(kind)} is not supported; supported are {known}")

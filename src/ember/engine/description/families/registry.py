@@ -37,6 +37,9 @@ ARCHITECTURES = {
     "NemotronForCausalLM": ("nemotron", "nemotron.NEMOTRON"),
     "OlmoForCausalLM": ("olmo", "olmo.OLMO1"),
     "Olmo3ForCausalLM": ("olmo3", "olmo.OLMO3"),
+    "InternLM2ForCausalLM": ("internlm2", "internlm.INTERNLM2"),
+    "InternLM3ForCausalLM": ("internlm3", "internlm.INTERNLM3"),
+    "MiniCPMForCausalLM": ("minicpm", "minicpm.MINICPM"),
     "OPTForCausalLM": ("opt", "opt.OPT"),
 }
 MODEL_TYPES = {model_type: architecture for architecture, (model_type, _) in ARCHITECTURES.items()}
