@@ -2,8 +2,8 @@
 
 One program normalises one row and holds it in registers: a row is read once and written once. Rounding is that of
 transformers. The residual sum is rounded to the model dtype before it is normalised. RMSNorm rounds the normalised row
-to the model dtype and then multiplies it by the weight; with `unit_offset`, as in Gemma, it multiplies by weight + 1
-and rounds once at the end. LayerNorm rounds once at the end. float8 is quantised from the rounded result.
+to the model dtype and then multiplies it by the weight; a weight in float32 is multiplied before the only rounding, as
+in Gemma. LayerNorm rounds once at the end. float8 is quantised from the rounded result.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _norm_kernel(
     hidden,
     eps,
     RMS: tl.constexpr,
-    UNIT_OFFSET: tl.constexpr,
+    IS_WIDE: tl.constexpr,  # the weight is float32, and the row is not
     HARDWARE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -53,11 +53,11 @@ def _norm_kernel(
     if not RMS:
         x = tl.where(mask, x - tl.sum(x, axis=0) / hidden, 0.0)
     y = x * tl.rsqrt(tl.sum(x * x, axis=0) / hidden + eps)
-    if RMS and not UNIT_OFFSET:
+    if RMS and not IS_WIDE:
         y = rounded(y, loaded.dtype).to(tl.float32)
     if weight_ptr is not None:
         weight = tl.load(weight_ptr + columns, mask=mask, other=0.0).to(tl.float32)
-        y *= weight + 1.0 if UNIT_OFFSET else weight
+        y *= weight
     if bias_ptr is not None:
         y += tl.load(bias_ptr + columns, mask=mask, other=0.0).to(tl.float32)
     y = rounded(y, loaded.dtype)
@@ -75,16 +75,15 @@ def rms_norm(
     eps: float,
     *,
     residual: Tensor | None = None,
-    unit_offset: bool = False,
     quantise: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """RMSNorm of x, or of x + residual. The sum replaces `residual` in place.
 
     x: [T, hidden], rows may be strided, float32, bfloat16 or float16. residual: [T, hidden] contiguous. weight:
-    [hidden], of any of these dtypes. Returns (out, None), out [T, hidden] as x, or with `quantise` (e4m3 [T, hidden],
+    [hidden], of x's dtype or float32. Returns (out, None), out [T, hidden] as x, or with `quantise` (e4m3 [T, hidden],
     float32 scale [T]), where out is about value * scale.
     """
-    return _launch(x, weight, None, eps, residual, True, unit_offset, quantise)
+    return _launch(x, weight, None, eps, residual, True, quantise)
 
 
 def layer_norm(
@@ -97,7 +96,7 @@ def layer_norm(
     quantise: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """LayerNorm of x, or of x + residual. Arguments and results are those of `rms_norm`. bias: [hidden]."""
-    return _launch(x, weight, bias, eps, residual, False, False, quantise)
+    return _launch(x, weight, bias, eps, residual, False, quantise)
 
 
 def _launch(
@@ -107,7 +106,6 @@ def _launch(
     eps: float,
     residual: Tensor | None,
     rms: bool,
-    unit_offset: bool,
     quantise: bool,
 ) -> tuple[Tensor, Tensor | None]:
     tokens, hidden = x.shape
@@ -130,7 +128,7 @@ def _launch(
             hidden,
             eps,
             RMS=rms,
-            UNIT_OFFSET=unit_offset,
+            IS_WIDE=weight is not None and weight.dtype != x.dtype,
             HARDWARE=quantise and has_conversion(),
             BLOCK=block,
             num_warps=WARPS[block],
@@ -145,17 +143,16 @@ def rms_norm_reference(
     eps: float,
     *,
     residual: Tensor | None = None,
-    unit_offset: bool = False,
     quantise: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """The specification of `rms_norm`, in torch."""
     if residual is not None:
         x = residual.copy_(x + residual)
     y = x.float() * torch.rsqrt(x.float().square().mean(dim=-1, keepdim=True) + eps)
-    if not unit_offset:
+    if weight is None or weight.dtype == x.dtype:
         y = y.to(x.dtype).float()
     if weight is not None:
-        y = y * (weight.float() + 1.0 if unit_offset else weight.float())
+        y = y * weight.float()
     y = y.to(x.dtype)
     return quantise_reference(y) if quantise else (y, None)
 
@@ -187,13 +184,14 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
     kinds = [(dtype, True, False, False) for dtype in ("bf16", "fp16", "fp32")]
     kinds += [(dtype, True, True, False) for dtype in ("bf16", "fp16")]  # Gemma
     kinds += [(dtype, False, False, bias) for dtype in ("bf16", "fp16") for bias in (True, False)]  # LayerNorm
-    for dtype, rms, unit_offset, has_bias in kinds:
+    for dtype, rms, is_wide, has_bias in kinds:
         for block, warps in WARPS.items():
             for has_residual in (True, False):
                 for quantise in (False, True) if dtype != "fp32" else (False,):
-                    signature = {"x_ptr": f"*{dtype}", "weight_ptr": f"*{dtype}", "out_ptr": f"*{dtype}"}
+                    signature = {"x_ptr": f"*{dtype}", "out_ptr": f"*{dtype}"}
+                    signature["weight_ptr"] = "*fp32" if is_wide else f"*{dtype}"
                     signature |= {"x_stride": "i32", "hidden": "i32", "eps": "fp32"}
-                    constants: dict[str, Any] = {"RMS": rms, "UNIT_OFFSET": unit_offset, "BLOCK": block}
+                    constants: dict[str, Any] = {"RMS": rms, "IS_WIDE": is_wide, "BLOCK": block}
                     constants["HARDWARE"] = quantise and has_conversion(capability)
                     optional = {"residual_ptr": has_residual, "bias_ptr": has_bias, "scale_ptr": quantise}
                     for name, given in optional.items():
@@ -205,12 +203,12 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
                         signature["out_ptr"] = "*u8"
                     yield Specialisation(
                         f"norm[{'rms' if rms else 'layer'} {dtype} {block}{' residual' if has_residual else ''}"
-                        f"{' offset' if unit_offset else ''}{' bias' if has_bias else ''}{' fp8' if quantise else ''}]",
+                        f"{' wide' if is_wide else ''}{' bias' if has_bias else ''}{' fp8' if quantise else ''}]",
                         _norm_kernel,
                         signature,
                         constants,
                         warps,
                         1,
                         tuple(name for name in signature if name != "eps"),
-                        typical=dtype == "bf16" and rms and not unit_offset and (not quantise or capability >= 89),
+                        typical=dtype == "bf16" and rms and not is_wide and (not quantise or capability >= 89),
                     )

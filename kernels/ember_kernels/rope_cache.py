@@ -3,8 +3,8 @@
 One program handles a few heads of one token: queries, keys or values. It normalises queries and keys (RMSNorm per head,
 as in Qwen3 and Gemma 3) and rotates them (arXiv 2104.09864). It writes queries to a tensor of their own, and keys and
 values to the token's slot of the paged cache. The norm rounds as in transformers: to the model dtype before and after
-the weight, with `unit_offset` once at the end. The rotation is computed in float32 and rounded once. A float8 cache is
-quantised from the rounded value.
+the weight; with a weight in float32 once at the end. The rotation is computed in float32 and rounded once. A float8
+cache is quantised from the rounded value.
 
 There are two kernels. The one by halves is for heads that are rotated as a whole in the NeoX layout, in a cache of the
 model's dtype, as most models have them. A program loads each pair once, as two contiguous halves, and stores a head
@@ -34,11 +34,11 @@ NOT_SPECIALISED = ["num_heads", "num_kv_heads", "rotary_dim", "eps", "scale_stri
 
 
 @triton.jit
-def _normalise(x, inverse, weight, dtype: tl.constexpr, UNIT_OFFSET: tl.constexpr):
+def _normalise(x, inverse, weight, dtype: tl.constexpr, IS_WIDE: tl.constexpr):
     """x [heads, dims] * inverse [heads] * weight [heads, dims], rounded to the model dtype, as float32."""
     y = x * inverse[:, None]
-    if UNIT_OFFSET:
-        y *= weight + 1.0
+    if IS_WIDE:
+        y *= weight
     else:
         y = rounded(y, dtype).to(tl.float32) * weight
     return rounded(y, dtype).to(tl.float32)
@@ -76,7 +76,7 @@ def _rope_cache_kernel(
     eps,
     scale_stride,
     NEOX: tl.constexpr,
-    UNIT_OFFSET: tl.constexpr,
+    IS_WIDE: tl.constexpr,  # the weights are float32, and the heads are not
     HARDWARE: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -102,7 +102,7 @@ def _rope_cache_kernel(
         query_weight = tl.load(query_weight_ptr + dims, mask=dims < head_dim, other=0.0).to(tl.float32)
         key_weight = tl.load(key_weight_ptr + dims, mask=dims < head_dim, other=0.0).to(tl.float32)
         weight = tl.where(is_query, query_weight[None, :], key_weight[None, :])
-        y = _normalise(x, inverse, weight, dtype, UNIT_OFFSET)
+        y = _normalise(x, inverse, weight, dtype, IS_WIDE)
 
     if table_ptr is not None:
         # The other member of each pair is loaded (and normalised) a second time, from the level-1 cache.
@@ -121,7 +121,7 @@ def _rope_cache_kernel(
             query_weight = tl.load(query_weight_ptr + partner, mask=in_rotation, other=0.0).to(tl.float32)
             key_weight = tl.load(key_weight_ptr + partner, mask=in_rotation, other=0.0).to(tl.float32)
             weight = tl.where(is_query, query_weight[None, :], key_weight[None, :])
-            z = _normalise(z, inverse, weight, dtype, UNIT_OFFSET)
+            z = _normalise(z, inverse, weight, dtype, IS_WIDE)
         angle_ptr = table_ptr + tl.load(position_ptr + token).to(tl.int64) * rotary_dim + frequency
         cosine = tl.load(angle_ptr, mask=in_rotation, other=1.0)
         sine = tl.load(angle_ptr + half, mask=in_rotation, other=0.0)
@@ -161,7 +161,7 @@ def _rope_cache_halves_kernel(
     num_heads,
     num_kv_heads,
     eps,
-    UNIT_OFFSET: tl.constexpr,
+    IS_WIDE: tl.constexpr,  # the weights are float32, and the heads are not
     BLOCK_HEADS: tl.constexpr,
     HALF: tl.constexpr,
 ):
@@ -187,11 +187,11 @@ def _rope_cache_halves_kernel(
         query_weight = tl.load(query_weight_ptr + dims).to(tl.float32)
         key_weight = tl.load(key_weight_ptr + dims).to(tl.float32)
         weight = tl.where(is_query[:, None], query_weight[None, :], key_weight[None, :])
-        y = _normalise(x, inverse, weight, dtype, UNIT_OFFSET)
+        y = _normalise(x, inverse, weight, dtype, IS_WIDE)
         query_weight = tl.load(query_weight_ptr + HALF + dims).to(tl.float32)
         key_weight = tl.load(key_weight_ptr + HALF + dims).to(tl.float32)
         weight = tl.where(is_query[:, None], query_weight[None, :], key_weight[None, :])
-        w = _normalise(z, inverse, weight, dtype, UNIT_OFFSET)
+        w = _normalise(z, inverse, weight, dtype, IS_WIDE)
     angle_ptr = table_ptr + tl.load(position_ptr + token).to(tl.int64) * HEAD_DIM + dims
     cosine, sine = tl.load(angle_ptr)[None, :], tl.load(angle_ptr + HALF)[None, :]
     turned_first = rounded(y * cosine - w * sine, dtype)
@@ -217,7 +217,6 @@ def rope_cache(
     query_weight: Tensor | None = None,
     key_weight: Tensor | None = None,
     eps: float = 1e-6,
-    unit_offset: bool = False,
     neox: bool = True,
     key_scale: Tensor | None = None,
     value_scale: Tensor | None = None,
@@ -231,7 +230,8 @@ def rope_cache(
     slot_mapping: [T] int64 or int32; a token of negative slot is padding: nothing is read or written for it.
     positions: [T] int64 or int32. table: [max_positions, rotary_dim] float32, cosines then sines of rotary_dim / 2
         frequencies, of any scaling; None: no rotation. Dimensions past rotary_dim are left as they are.
-    query_weight, key_weight: [head_dim], both or none. neox: pairs (i, i + rotary_dim / 2), else GPT-J's (2i, 2i + 1).
+    query_weight, key_weight: [head_dim], of qkv's dtype or float32, both or none.
+    neox: pairs (i, i + rotary_dim / 2), else GPT-J's (2i, 2i + 1).
     key_scale, value_scale: float32 [1] or [kv_heads], with float8 caches. out: the queries' tensor, made if None.
     """
     tokens = qkv.shape[0]
@@ -264,7 +264,7 @@ def rope_cache(
             num_heads,
             kv_heads,
             eps,
-            UNIT_OFFSET=unit_offset,
+            IS_WIDE=query_weight is not None and query_weight.dtype != qkv.dtype,
             BLOCK_HEADS=block_heads,
             HALF=head_dim // 2,
             num_warps=WARPS,
@@ -295,7 +295,7 @@ def rope_cache(
         eps,
         0 if key_scale is None or key_scale.numel() == 1 else 1,
         NEOX=neox,
-        UNIT_OFFSET=unit_offset,
+        IS_WIDE=query_weight is not None and query_weight.dtype != qkv.dtype,
         HARDWARE=key_scale is not None and has_conversion(),
         BLOCK_HEADS=block_heads,
         BLOCK_DIM=block_dim,
@@ -340,7 +340,6 @@ def rope_cache_reference(
     query_weight: Tensor | None = None,
     key_weight: Tensor | None = None,
     eps: float = 1e-6,
-    unit_offset: bool = False,
     neox: bool = True,
     key_scale: Tensor | None = None,
     value_scale: Tensor | None = None,
@@ -355,7 +354,7 @@ def rope_cache_reference(
         y = x.float()
         if weight is not None:
             y = y * torch.rsqrt(y.square().mean(dim=-1, keepdim=True) + eps)
-            y = y * (weight.float() + 1) if unit_offset else y.to(qkv.dtype).float() * weight.float()
+            y = (y.to(qkv.dtype).float() if weight.dtype == qkv.dtype else y) * weight.float()
             y = y.to(qkv.dtype).float()
         if table is not None:
             cosine, sine = (half[:, None] for half in table[positions.long().clamp(min=0)].chunk(2, dim=-1))
@@ -399,7 +398,7 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
         for norm in (False, True)
         for float8 in (False, True)
     ]
-    for (dtype, norm, neox, unit_offset, float8, turns), position, block_dim in product(
+    for (dtype, norm, neox, is_wide, float8, turns), position, block_dim in product(
         variants, ("i32", "i64"), BLOCK_DIMS
     ):
         signature = dict.fromkeys(("qkv_ptr", "query_ptr"), f"*{dtype}")
@@ -407,17 +406,19 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
         signature |= {"slot_ptr": "*i64", "position_ptr": f"*{position}", "eps": "fp32"}
         integers = ("qkv_stride", "key_stride", "value_stride", "num_heads", "num_kv_heads", "head_dim")
         signature |= dict.fromkeys((*integers, "rotary_dim", "scale_stride"), "i32")
-        constants: dict[str, Any] = {"NEOX": neox, "UNIT_OFFSET": unit_offset}
+        constants: dict[str, Any] = {"NEOX": neox, "IS_WIDE": is_wide}
         constants |= {"HARDWARE": float8 and has_conversion(capability)}
         constants |= {"BLOCK_HEADS": TILE // block_dim, "BLOCK_DIM": block_dim}
-        optional = dict.fromkeys(("query_weight_ptr", "key_weight_ptr"), f"*{dtype}" if norm else None)
+        optional = dict.fromkeys(
+            ("query_weight_ptr", "key_weight_ptr"), ("*fp32" if is_wide else f"*{dtype}") if norm else None
+        )
         optional |= dict.fromkeys(("key_scale_ptr", "value_scale_ptr"), "*fp32" if float8 else None)
         optional |= {"table_ptr": "*fp32" if turns else None}
         signature |= {name: kind for name, kind in optional.items() if kind is not None}
         constants |= {name: None for name, kind in optional.items() if kind is None}
         yield Specialisation(
             f"rope_cache[{dtype} {block_dim} positions {position}{' qk-norm' if norm else ''}"
-            f"{' offset' if unit_offset else ''}{'' if neox else ' gpt-j'}{' fp8' if float8 else ''}"
+            f"{' wide' if is_wide else ''}{'' if neox else ' gpt-j'}{' fp8' if float8 else ''}"
             f"{'' if turns else ' unturned'}]",
             _rope_cache_kernel,
             signature,
@@ -430,8 +431,8 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
 
 
 def _halves_specialisations() -> Iterator[Specialisation]:
-    norms = ((False, False), (True, False), (True, True))  # QK norm, unit offset
-    for dtype, (norm, unit_offset), position, block_dim in product(
+    norms = ((False, False), (True, False), (True, True))  # QK norm, its weights in float32
+    for dtype, (norm, is_wide), position, block_dim in product(
         ("bf16", "fp16", "fp32"), norms, ("i32", "i64"), BLOCK_DIMS
     ):
         signature = dict.fromkeys(("qkv_ptr", "query_ptr", "key_cache_ptr", "value_cache_ptr"), f"*{dtype}")
@@ -439,23 +440,23 @@ def _halves_specialisations() -> Iterator[Specialisation]:
         integers = ("qkv_stride", "key_stride", "value_stride", "num_heads", "num_kv_heads")
         signature |= dict.fromkeys(integers, "i32")
         constants: dict[str, Any] = {
-            "UNIT_OFFSET": unit_offset,
+            "IS_WIDE": is_wide,
             "BLOCK_HEADS": TILE // block_dim,
             "HALF": block_dim // 2,
         }
         weights = ("query_weight_ptr", "key_weight_ptr")
         if norm:
-            signature |= dict.fromkeys(weights, f"*{dtype}")
+            signature |= dict.fromkeys(weights, "*fp32" if is_wide else f"*{dtype}")
         else:
             constants |= dict.fromkeys(weights)
         yield Specialisation(
             f"rope_cache_halves[{dtype} {block_dim} positions {position}{' qk-norm' if norm else ''}"
-            f"{' offset' if unit_offset else ''}]",
+            f"{' wide' if is_wide else ''}]",
             _rope_cache_halves_kernel,
             signature,
             constants,
             WARPS,
             1,
             tuple(name for name in signature if name not in HALVES_NOT_SPECIALISED),
-            typical=dtype == "bf16" and position == "i64" and not unit_offset,
+            typical=dtype == "bf16" and position == "i64" and not is_wide,
         )

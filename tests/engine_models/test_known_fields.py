@@ -18,6 +18,7 @@ from ember.engine.description.fields import Fields
 from ember.engine.description.known_fields import HARMLESS, NEUTRAL
 from ember.engine.description.read_config import load_config
 from ember.engine.description.read_rope import ROPE_KINDS
+from tests.engine_models import tiny
 from tests.engine_models.tiny import VARIANTS
 
 # transformers has no classes of the others (`test_own_code_families`).
@@ -42,7 +43,7 @@ class Recorded(Mapping[str, Any]):
 
 
 def config_class(architecture: str) -> Any:
-    return getattr(transformers, architecture.replace("ForCausalLM", "Config"))
+    return tiny.config_class(architecture.removesuffix("ForCausalLM"))
 
 
 def new_config(architecture: str, **fields: Any) -> Any:

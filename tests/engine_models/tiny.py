@@ -46,6 +46,26 @@ _MULTIPLIERS = {
     "logits_scaling": 4.0,
     "mlp_bias": True,
 }
+_GEMMA2 = {
+    "head_dim": 16,
+    "query_pre_attn_scalar": 30,
+    "attn_logit_softcapping": 4.0,
+    "final_logit_softcapping": 6.0,
+    "sliding_window": 9,
+    "attention_bias": True,
+    "tie_word_embeddings": True,
+}
+_GEMMA3 = {
+    "head_dim": 32,
+    "query_pre_attn_scalar": 20,
+    "sliding_window": 7,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    },
+    "tie_word_embeddings": True,
+}
 _OPT: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 64,
@@ -115,6 +135,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"sliding_window": 9, "layer_types": _ALTERNATING, "rope_parameters": _LOCAL_ROPE, "head_dim": 16},
     ),
     "internlm3": ("InternLM3", {"head_dim": 24, "attention_bias": True, "mlp_bias": True}),
+    "gemma": ("Gemma", {"head_dim": 24, "num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "gemma2": ("Gemma2", _GEMMA2),
+    "gemma3": ("Gemma3", _GEMMA3),
     "opt": ("OPT", {}),
     "opt_post_norm": ("OPT", {"do_layer_norm_before": False, "word_embed_proj_dim": 32}),
 }
@@ -124,6 +147,14 @@ def rewrite_config(directory: Path, **fields: Any) -> None:
     """Change fields of a saved config.json."""
     path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def config_class(name: str) -> Any:
+    """transformers' configuration class of a name in VARIANTS, which need not have a model's class of its own."""
+    import transformers
+
+    model_class = getattr(transformers, f"{name}ForCausalLM", None)
+    return getattr(transformers, f"{name}Config") if model_class is None else model_class.config_class
 
 
 def make_tiny(
@@ -141,7 +172,7 @@ def make_tiny(
     base = _OPT if name == "OPT" else _COMMON
     spread = {"init_std" if name == "OPT" else "initializer_range": 0.3}
     fields = {**base, **spread, **differences, **overrides}
-    config = getattr(transformers, f"{name}Config")(**fields)
+    config = config_class(name)(**fields)
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():

@@ -59,16 +59,15 @@ def check(actual, expected, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("has_residual", [True, False])
 @pytest.mark.parametrize("quantise", [False, True])
-@pytest.mark.parametrize("unit_offset", [False, True])
-def test_rms_norm(device, has_gpu, dtype, has_residual, quantise, unit_offset):
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_rms_norm(device, has_gpu, dtype, has_residual, quantise, is_wide):
     for tokens, hidden in [(1, 64), (5, 1000), (3, 5120)] + ([(17, 16384), (513, 4096)] if has_gpu else []):
         x = torch.randn(tokens, hidden, device=device).to(dtype)
-        weight = torch.randn(hidden, device=device).to(dtype)
+        weight = torch.randn(hidden, device=device).to(torch.float32 if is_wide else dtype)
         residual = (3 * torch.randn(tokens, hidden, device=device)).to(dtype) if has_residual else None
         kept = None if residual is None else residual.clone()
-        options = {"unit_offset": unit_offset, "quantise": quantise}
-        actual = norm.rms_norm(x, weight, 1e-6, residual=residual, **options)
-        expected = norm.rms_norm_reference(x, weight, 1e-6, residual=kept, **options)
+        actual = norm.rms_norm(x, weight, 1e-6, residual=residual, quantise=quantise)
+        expected = norm.rms_norm_reference(x, weight, 1e-6, residual=kept, quantise=quantise)
         check(actual, expected, dtype)
         if residual is not None:
             assert torch.equal(residual, kept)

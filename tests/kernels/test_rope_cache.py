@@ -20,7 +20,9 @@ def rotary_table(positions, rotary_dim, device):
     return torch.cat([angles.cos(), angles.sin()], dim=-1).to(device)
 
 
-def compare(device, *, dtype, cache_dtype, heads, kv_heads, head_dim, rotary_dim, tokens=5, norm=False, **options):
+def compare(
+    device, *, dtype, cache_dtype, heads, kv_heads, head_dim, rotary_dim, tokens=5, norm=False, is_wide=False, **options
+):
     num_blocks, block_size = tokens // 4 + 3, 8
     qkv = torch.randn(tokens, (heads + 2 * kv_heads) * head_dim, device=device).to(dtype)
     slots = torch.randperm(num_blocks * block_size)[:tokens].to(options.pop("index_dtype", torch.int64)).to(device)
@@ -28,8 +30,8 @@ def compare(device, *, dtype, cache_dtype, heads, kv_heads, head_dim, rotary_dim
     positions = torch.randint(0, 50, (tokens,), device=device).to(slots.dtype)
     table = rotary_table(50, rotary_dim, device) if rotary_dim else None
     if norm:
-        options["query_weight"] = torch.randn(head_dim, device=device).to(dtype)
-        options["key_weight"] = torch.randn(head_dim, device=device).to(dtype)
+        for name in ("query_weight", "key_weight"):
+            options[name] = torch.randn(head_dim, device=device).to(torch.float32 if is_wide else dtype)
     if cache_dtype == torch.float8_e4m3fn:
         options["key_scale"] = torch.tensor([0.01, 0.03][: options.pop("num_scales", 1)], device=device)
         options["value_scale"] = options["key_scale"] * 2
@@ -92,14 +94,14 @@ def test_real_shapes(device, has_gpu):
         )
 
 
-def test_norm_with_unit_offset_int32_slots_and_a_scale_a_head(device):
+def test_norm_with_wide_weights_int32_slots_and_a_scale_a_head(device):
     shape = {"heads": 4, "kv_heads": 2, "head_dim": 64, "rotary_dim": 64}
     compare(
         device,
         dtype=torch.bfloat16,
         cache_dtype=torch.float8_e4m3fn,
         norm=True,
-        unit_offset=True,
+        is_wide=True,
         index_dtype=torch.int32,
         num_scales=2,
         **shape,
@@ -107,8 +109,8 @@ def test_norm_with_unit_offset_int32_slots_and_a_scale_a_head(device):
 
 
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
-@pytest.mark.parametrize("unit_offset", [False, True])
-def test_whole_heads_by_halves(device, head_dim, unit_offset):
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_whole_heads_by_halves(device, head_dim, is_wide):
     for dtype in (torch.bfloat16, torch.float16):
         compare(
             device,
@@ -119,7 +121,7 @@ def test_whole_heads_by_halves(device, head_dim, unit_offset):
             head_dim=head_dim,
             rotary_dim=head_dim,
             norm=True,
-            unit_offset=unit_offset,
+            is_wide=is_wide,
             index_dtype=torch.int32,
         )
 

@@ -98,11 +98,12 @@ class DecoderConfig:
     norm_eps: float = 1e-6
     norm_bias: bool = False
     norm_affine: bool = True
-    norm_offset: float = 0.0  # added to the stored weights of norms when they are loaded
+    norm_offset: float = 0.0  # added to the stored weights of norms when they are loaded; those of RMSNorm are float32
     wiring: Wiring = "pre_norm"  # how the residual, the norms and the parts of a block are connected
     residual_scale: float = 1.0  # of the outputs of attention and MLP, before they are added to the residual
     final_norm: bool = True
     logits_scale: float = 1.0  # factor of the logits
+    logits_soft_cap: float | None = None  # scaled logits become cap * tanh(logits / cap)
     activation: Activation = "silu"
     gated_mlp: bool = True
     qkv_bias: bool = False
@@ -120,6 +121,7 @@ class DecoderConfig:
     embed_scale: float = 1.0  # factor of the token embeddings, rounded to the model's dtype
     embed_dim: int | None = None  # width of the token embedding if it is projected to and from hidden_size
     attention_scale: float | None = None  # factor of the products of queries and keys, in place of head_dim ** -0.5
+    attention_soft_cap: float | None = None  # scaled products become cap * tanh(products / cap)
     sliding_window: int | None = None  # in tokens including the query's own
     first_window_layer: int = 0  # the first layer with the window
     windowed_layers: tuple[bool, ...] = ()  # whether each layer has the window, in place of `first_window_layer`

@@ -57,6 +57,12 @@ class Fields:
             raise self.error(name, " ".join(["a number", " and ".join(ranges)]).strip())
         return float(value)
 
+    def optional_number(self, name: str, default: float | None, *, above: float = -math.inf) -> float | None:
+        """The same, with None for null; an absent field is the default."""
+        if self.values.get(name, default) is None:
+            return None
+        return self.number(name, default, above=above)
+
     def flag(self, name: str, default: bool) -> bool:
         value = self._value(name, default)
         if type(value) is not bool:

@@ -44,7 +44,11 @@ HARMLESS = field_names(
 
 # These change nothing with one of these values; other values are for other kinds of models. (The positions of text are
 # the same with `use_mrope`, which is for images.)
-HARMLESS_VALUES: dict[str, tuple[Any, ...]] = {"rope_interleaved": (False,), "scale_embeddings": (False,)}
+HARMLESS_VALUES: dict[str, tuple[Any, ...]] = {
+    "rope_interleaved": (False,),
+    "scale_embeddings": (False,),
+    "hidden_activation": ("gelu_pytorch_tanh",),  # of Gemma 1, beside `hidden_act`
+}
 
 # Fields of transformers' base configuration, which have a meaning for every family: the values that change nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {

@@ -81,9 +81,9 @@ TORCH = OperatorSet(
         "place_heads": _HEADS
         | {"qk_norm=all", "qk_norm=layer", "qkv_clip", "rope_before_norm", "rope_layers", "local_rope"}
         | {"rope.interleaved", "rope.query_beta"},
-        "attend": frozenset({"attention_scale", "sliding_window"}),
+        "attend": frozenset({"attention_scale", "attention_soft_cap", "sliding_window"}),
         "gate": _GATES | {"activation=xielu"},
-        "logits": frozenset({"embed_dim", "logits_scale"}),
+        "logits": frozenset({"embed_dim", "logits_scale", "logits_soft_cap"}),
     },
 )
 
@@ -105,7 +105,7 @@ TRITON = OperatorSet(
     {
         "add_norm": _NORMS,
         "place_heads": _HEADS | {"rope_layers", "local_rope", "rope.interleaved"},
-        "attend": frozenset({"attention_scale", "sliding_window"}),
+        "attend": frozenset({"attention_scale", "attention_soft_cap", "sliding_window"}),
         "gate": _GATES,
     },
     _triton_faults,
@@ -135,6 +135,9 @@ def _native_faults(config: DecoderConfig) -> Lacking:
         if size % NATIVE_ALIGNMENT or size > NATIVE_MAX_SIZE:
             fault = f"{name}={size} is no multiple of {NATIVE_ALIGNMENT} up to {NATIVE_MAX_SIZE}"
             faults |= dict.fromkeys(("linear", "logits", "add_norm"), fault)
+    if config.norm_offset and config.norm == "rms":
+        fault = f"norms with weights in float32 (norm_offset={config.norm_offset:g})"
+        faults |= dict.fromkeys(("add_norm", "place_heads") if config.qk_norm else ("add_norm",), fault)
     if config.head_dim % NATIVE_ALIGNMENT or config.head_dim > NATIVE_MAX_HEAD_DIM:
         fault = f"head_dim={config.head_dim} is no multiple of {NATIVE_ALIGNMENT} up to {NATIVE_MAX_HEAD_DIM}"
         faults |= dict.fromkeys(("place_heads", "attend"), fault)
@@ -150,7 +153,7 @@ NATIVE = OperatorSet(
         | {"rope_before_norm", "rope_layers", "local_rope", "rope.interleaved", "rope.query_beta"},
         "attend": frozenset({"attention_scale", "sliding_window"}),
         "gate": frozenset(),
-        "logits": frozenset({"embed_dim", "logits_scale"}),
+        "logits": frozenset({"embed_dim", "logits_scale", "logits_soft_cap"}),
     },
     _native_faults,
 )

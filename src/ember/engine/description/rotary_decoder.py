@@ -37,12 +37,13 @@ def read_rotary_decoder(
     head_dim: int | None = None,
     norm_eps: float = 1e-6,
     norm_eps_field: str | None = "rms_norm_eps",
+    activation_field: str = "hidden_act",
     activation: str = "silu",
     rope: RopeForm | None = None,
     tie_word_embeddings: bool = False,
 ) -> DecoderConfig:
     """Read the fields in `ROTARY_FIELDS`. The arguments are the family's defaults; `norm_eps_field` is its name for
-    rms_norm_eps; None: it has none. Raises ModelError."""
+    rms_norm_eps; None: it has none. `activation_field` is its name for hidden_act. Raises ModelError."""
     hidden_size, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     num_kv_heads = fields.optional_integer("num_key_value_heads", num_kv_heads) or num_heads
     head_dim = fields.optional_integer("head_dim", head_dim) or divide_into_heads("hidden_size", hidden_size, num_heads)
@@ -67,7 +68,7 @@ def read_rotary_decoder(
         max_position_embeddings=longest,
         names=LLAMA_NAMES,
         norm_eps=norm_eps if norm_eps_field is None else fields.number(norm_eps_field, norm_eps, at_least=0.0),
-        activation=ACTIVATIONS[fields.one_of("hidden_act", activation, ACTIVATIONS)],
+        activation=ACTIVATIONS[fields.one_of(activation_field, activation, ACTIVATIONS)],
         rope=positions,
         tie_word_embeddings=fields.flag("tie_word_embeddings", tie_word_embeddings),
     )

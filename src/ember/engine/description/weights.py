@@ -185,7 +185,11 @@ def _qk_norm(
     if "{}" in source:
         for head in range(num_heads):
             yield TensorSpec(
-                f"{ours}{name}.{head}.weight", source.format(head), (sizes.head,), offset=config.norm_offset
+                f"{ours}{name}.{head}.weight",
+                source.format(head),
+                (sizes.head,),
+                _norm_dtype(config),
+                config.norm_offset,
             )
         return
     heads = Size(num_heads, f"{'num_attention_heads' if name == 'query_norm' else 'num_key_value_heads'}={num_heads}")
@@ -194,7 +198,9 @@ def _qk_norm(
         "all": (sizes.query if name == "query_norm" else sizes.kv,),
         "layer": (heads, sizes.head),
     }
-    yield TensorSpec(f"{ours}{name}.weight", source, shapes[str(config.qk_norm)], offset=config.norm_offset)
+    yield TensorSpec(
+        f"{ours}{name}.weight", source, shapes[str(config.qk_norm)], _norm_dtype(config), config.norm_offset
+    )
 
 
 def _qkv(config: DecoderConfig, sizes: _Sizes, theirs: str) -> list[Output]:
@@ -275,6 +281,11 @@ def _linear(name: str, outputs: list[Output], bias: bool = False) -> LinearSpec:
 
 def _norm(config: DecoderConfig, size: Size, name: str, source: str) -> Iterator[TensorSpec]:
     if config.norm_affine:
-        yield TensorSpec(f"{name}.weight", f"{source}.weight", (size,), offset=config.norm_offset)
+        yield TensorSpec(f"{name}.weight", f"{source}.weight", (size,), _norm_dtype(config), config.norm_offset)
     if config.norm_bias:
         yield TensorSpec(f"{name}.bias", f"{source}.bias", (size,))
+
+
+def _norm_dtype(config: DecoderConfig) -> str | None:
+    """The dtype of norms' weights. An offset of 1 hides small weights in bfloat16, and Gemma's were never rounded."""
+    return "float32" if config.norm_offset and config.norm == "rms" else None

@@ -22,6 +22,7 @@ class Attention:
     output: Linear  # [hidden, heads * head_dim]
     rope: int | None  # which rotary positions queries and keys have (`DecoderConfig.ropes`); None: none
     scale: float | None  # of the products of queries and keys; None: head_dim ** -0.5
+    soft_cap: float | None  # scaled products become cap * tanh(products / cap)
     window: int | None  # the sliding window in tokens, the query's own included; None: the whole context
     group: int  # the cache group of its K and V, which has the block table
     place: int  # index of the layer in the pages of the group

@@ -13,12 +13,16 @@ from torch import Tensor
 class RMSNorm:
     """x / rms(x) * weight over the last dimension, summed in float32."""
 
-    weight: Tensor | None  # [size], or any shape that broadcasts with x
+    weight: (
+        Tensor | None
+    )  # [size], or any shape that broadcasts with x; if it is wider than x, the result is rounded once
     size: int
     eps: float
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., size] -> the same shape."""
+        if self.weight is not None and self.weight.dtype != x.dtype:
+            return (F.rms_norm(x.float(), (self.size,), None, self.eps) * self.weight).to(x.dtype)
         if self.weight is None or self.weight.dim() == 1:
             return F.rms_norm(x, (self.size,), self.weight, self.eps)
         return F.rms_norm(x, (self.size,), None, self.eps) * self.weight

@@ -68,6 +68,7 @@ def _block(config: DecoderConfig, weights: Weights, layer: int, window: int | No
             output=_linear(weights, f"{prefix}output"),
             rope=_rope_index(config, layer),
             scale=config.attention_scale,
+            soft_cap=config.attention_soft_cap,
             window=window,
             group=group,
             place=place,

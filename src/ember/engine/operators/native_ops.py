@@ -226,7 +226,7 @@ class NativeOperators:
         threads = torch.get_num_threads()
         parts = [native.linear(self._library, self._head, x.contiguous(), threads) for x in hidden.split(MAX_ROWS)]
         logits = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return logits if self.config.logits_scale == 1.0 else logits.mul_(self.config.logits_scale)
+        return self.torch_ops.finish_logits(logits)
 
 
 def _matrix(linear: Linear) -> native.Matrix:

@@ -90,19 +90,21 @@ def attend(
     keys: Tensor,
     values: Tensor,
     scale: float | None = None,
+    soft_cap: float | None = None,
 ) -> Tensor:
     """The attention of one layer, whose K and V of the batch are in the cache already.
 
     query [T, heads, head_dim], key and value [T, kv_heads, head_dim]; keys and values are the layer's cache by slot
     [slots, kv_heads, head_dim]. `scale`: of the products of queries and keys; None: head_dim ** -0.5.
+    `soft_cap`: scaled products become cap * tanh(products / cap).
     Returns [T, heads * head_dim].
     """
     tokens = query.shape[0]
     if len(plan.segments) == 1 and plan.segments[0].rows == slice(0, tokens):
-        return _attend_segment(plan, plan.segments[0], query, key, value, keys, values, scale)
+        return _attend_segment(plan, plan.segments[0], query, key, value, keys, values, scale, soft_cap)
     output = query.new_empty(tokens, query.shape[1] * query.shape[2])
     for segment in plan.segments:
-        output[segment.rows] = _attend_segment(plan, segment, query, key, value, keys, values, scale)
+        output[segment.rows] = _attend_segment(plan, segment, query, key, value, keys, values, scale, soft_cap)
     return output
 
 
@@ -115,6 +117,7 @@ def _attend_segment(
     keys: Tensor,
     values: Tensor,
     scale: float | None,
+    soft_cap: float | None,
 ) -> Tensor:
     """[sequences * queries, heads * head_dim] of one segment; `keys` and `values` are the cache by slot."""
     query = query[segment.rows]
@@ -131,21 +134,29 @@ def _attend_segment(
     key = key.unflatten(0, (sequences, segment.keys)).transpose(1, 2)  # [sequences, kv_heads, keys, head_dim]
     value = value.unflatten(0, (sequences, segment.keys)).transpose(1, 2)
     if segment.slots is not None and queries <= _FEW_QUERIES:
-        return _attend_rows(query, key, value, segment, scale).reshape(sequences * queries, heads * size)
+        return _attend_rows(query, key, value, segment, scale, soft_cap).reshape(sequences * queries, heads * size)
     query = query.unflatten(0, (sequences, queries)).transpose(1, 2)  # [sequences, heads, queries, head_dim]
-    output = F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=segment.mask,
-        is_causal=segment.slots is None,
-        scale=scale,
-        enable_gqa=heads != kv_heads,
-    )
+    if soft_cap is not None:
+        mask = segment.mask
+        if segment.slots is None:
+            mask = query.new_full((queries, queries), -torch.inf).triu_(1)
+        output = _attend_capped(query, key, value, mask, scale, soft_cap)
+    else:
+        output = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=segment.mask,
+            is_causal=segment.slots is None,
+            scale=scale,
+            enable_gqa=heads != kv_heads,
+        )
     return output.transpose(1, 2).reshape(sequences * queries, heads * size)
 
 
-def _attend_rows(query: Tensor, key: Tensor, value: Tensor, segment: Segment, scale: float | None) -> Tensor:
+def _attend_rows(
+    query: Tensor, key: Tensor, value: Tensor, segment: Segment, scale: float | None, soft_cap: float | None
+) -> Tensor:
     """Attention of few queries: the queries of all heads that share a KV head are the rows of one problem.
 
     query [sequences * queries, heads, head_dim] -> [sequences, queries, heads, head_dim]; key and value
@@ -160,15 +171,39 @@ def _attend_rows(query: Tensor, key: Tensor, value: Tensor, segment: Segment, sc
             rows = rows.expand(-1, -1, 2, -1)  # torch's CPU kernel is several times as slow for one row as for two
         if mask is not None:
             mask = mask.expand(sequences, 1, rows.shape[2], segment.keys)
-        output = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
+        output = _attend_few(rows, key, value, mask, scale, soft_cap)
         return output[:, :, :group].reshape(sequences, 1, kv_heads * group, size)
     rows = query.view(sequences, queries, kv_heads, group, size).permute(0, 2, 1, 3, 4)
     rows = rows.reshape(sequences, kv_heads, queries * group, size)
     if mask is not None:
         mask = mask[:, None].expand(queries, group, segment.keys).reshape(queries * group, segment.keys)
-    output = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
+    output = _attend_few(rows, key, value, mask, scale, soft_cap)
     output = output.view(sequences, kv_heads, queries, group, size).transpose(1, 2)
     return output.reshape(sequences, queries, kv_heads * group, size)
+
+
+def _attend_few(
+    rows: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, soft_cap: float | None
+) -> Tensor:
+    """Attention of rows to as many heads of keys."""
+    if soft_cap is not None:
+        return _attend_capped(rows, key, value, mask, scale, soft_cap)
+    return F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
+
+
+def _attend_capped(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, soft_cap: float
+) -> Tensor:
+    """Attention with a soft cap, which torch's own operator lacks: query [sequences, heads, queries, head_dim], of
+    which heads in a row share one of the heads of key and value."""
+    sequences, kv_heads, _, size = key.shape
+    rows = query.reshape(sequences, kv_heads, -1, size)
+    scores = torch.matmul(rows, key.transpose(2, 3)).view(*query.shape[:3], -1)
+    scores = scores.mul_((size**-0.5 if scale is None else scale) / soft_cap).tanh_().mul_(soft_cap)
+    if mask is not None:
+        scores = scores + mask
+    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    return torch.matmul(weights.view(sequences, kv_heads, -1, key.shape[2]), value).view(query.shape)
 
 
 @dataclass(slots=True)

@@ -116,7 +116,8 @@ class TorchOperators:
     def attend(self, attention: Attention, heads: Heads, step: Step) -> Tensor:
         assert step.plans is not None and heads.key is not None and heads.value is not None
         keys, values = step.cache.by_slot[attention.place]
-        return attend(step.plans[attention.group], heads.query, heads.key, heads.value, keys, values, attention.scale)
+        tensors = (heads.query, heads.key, heads.value, keys, values)
+        return attend(step.plans[attention.group], *tensors, attention.scale, attention.soft_cap)
 
     def gate(self, mlp: MLP, up: Tensor) -> Tensor:
         activation = mlp.xielu or ACTIVATIONS[mlp.activation]
@@ -128,5 +129,11 @@ class TorchOperators:
     def logits(self, project: Linear | None, head: Linear, hidden: Tensor) -> Tensor:
         if project is not None:
             hidden = project(hidden)
-        logits, scale = head(hidden), self.config.logits_scale
-        return logits if scale == 1.0 else logits * scale
+        return self.finish_logits(head(hidden))
+
+    def finish_logits(self, logits: Tensor) -> Tensor:
+        """The head's products with their scale and soft cap, in the same memory."""
+        scale, cap = self.config.logits_scale, self.config.logits_soft_cap
+        if scale != 1.0:
+            logits.mul_(scale)
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)

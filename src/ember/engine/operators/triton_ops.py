@@ -141,6 +141,7 @@ def _attend(attention: Attention, heads: Heads, step: TritonStep) -> Tensor:
             step.context_lens[:decodes],
             max_context=step.max_context,
             scale=attention.scale,
+            soft_cap=attention.soft_cap,
             window=attention.window,
             out=mixed[:decodes],
         )
@@ -154,6 +155,7 @@ def _attend(attention: Attention, heads: Heads, step: TritonStep) -> Tensor:
             step.context_lens[decodes:],
             max_queries=step.max_queries,
             scale=attention.scale,
+            soft_cap=attention.soft_cap,
             window=attention.window,
             out=mixed,
         )

@@ -40,6 +40,9 @@ ARCHITECTURES = {
     "InternLM2ForCausalLM": ("internlm2", "internlm.INTERNLM2"),
     "InternLM3ForCausalLM": ("internlm3", "internlm.INTERNLM3"),
     "MiniCPMForCausalLM": ("minicpm", "minicpm.MINICPM"),
+    "GemmaForCausalLM": ("gemma", "gemma.GEMMA1"),
+    "Gemma2ForCausalLM": ("gemma2", "gemma.GEMMA2"),
+    "Gemma3ForCausalLM": ("gemma3_text", "gemma.GEMMA3"),
     "OPTForCausalLM": ("opt", "opt.OPT"),
 }
 MODEL_TYPES = {model_type: architecture for architecture, (model_type, _) in ARCHITECTURES.items()}
