@@ -23,7 +23,9 @@ def variants() -> Iterator[tuple[int, str, str, int, str]]:
             if head_dim in (64, 128) and dtype == "bf16":
                 for block_size in BLOCK_SIZES[1:]:
                     yield head_dim, dtype, cache_dtype, block_size, ""
-    yield 128, "fp32", "fp32", 16, ""
+        yield head_dim, "fp32", "fp32", 16, ""
+        if head_dim in (128, 256):
+            yield head_dim, "fp32", "fp32", 16, "cap"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ written and read.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -318,7 +319,9 @@ def _specialisations(
     sizes = {"HEAD_DIM": head_dim, "BLOCK_D": block_d, "BLOCK_N": c.block_n}
     numbers = {"window": "i32", "num_splits": "i32", "v_scale": "fp32"}
     sinks = features == "sinks"
-    for split in (False, True):
+    # Rows of a tile: the query heads of one KV head. GLM-4 32B has 24, other models 16 or fewer.
+    tiles = (16, 32) if head_dim == 128 and block_size == 16 and not features else (16,)
+    for split, block_m in product((False, True), tiles):
         signature = {
             "query_ptr": f"*{dtype}",
             "keys_ptr": f"*{stored}",
@@ -332,7 +335,7 @@ def _specialisations(
         signature |= {**numbers, "scale": "fp32", "soft_cap": "fp32"}
         constants: dict[str, Any] = {
             **sizes,
-            "BLOCK_M": 16,
+            "BLOCK_M": block_m,
             "BLOCK_SIZE": block_size,
             "SPLIT": split,
             "HAS_SINKS": sinks and not split,
@@ -345,12 +348,12 @@ def _specialisations(
         signature |= {key: kind for key, kind in optional.items() if kind}
         constants |= {key: None for key, kind in optional.items() if not kind}
         yield Specialisation(
-            f"decode_attention[{name}{'_split' if split else ''}]",
+            f"decode_attention[{name}{f'_m{block_m}' if block_m > 16 else ''}{'_split' if split else ''}]",
             decode_attention_kernel,
             signature,
             constants,
             c.num_warps,
             c.num_stages,
             divisible,
-            typical,
+            typical and block_m == 16,
         )

@@ -181,29 +181,33 @@ def layer_norm_reference(
 
 def specialisations(capability: int) -> Iterator[Specialisation]:
     """RMSNorm of every row length with and without residual (typical), and the variants of other families."""
-    kinds = [(dtype, True, False, False) for dtype in ("bf16", "fp16", "fp32")]
-    kinds += [(dtype, True, True, False) for dtype in ("bf16", "fp16")]  # Gemma
-    kinds += [(dtype, False, False, bias) for dtype in ("bf16", "fp16") for bias in (True, False)]  # LayerNorm
-    for dtype, rms, is_wide, has_bias in kinds:
+    dtypes = ("bf16", "fp16", "fp32")
+    kinds = [(dtype, True, False, True, False) for dtype in dtypes]
+    kinds += [(dtype, True, True, True, False) for dtype in ("bf16", "fp16")]  # Gemma
+    layer_norms = ((True, True), (True, False), (False, False))  # with weights and biases, Cohere's, OLMo's
+    kinds += [(dtype, False, False, *parts) for dtype in dtypes for parts in layer_norms]
+    for dtype, rms, is_wide, has_weight, has_bias in kinds:
         for block, warps in WARPS.items():
             for has_residual in (True, False):
                 for quantise in (False, True) if dtype != "fp32" else (False,):
                     signature = {"x_ptr": f"*{dtype}", "out_ptr": f"*{dtype}"}
-                    signature["weight_ptr"] = "*fp32" if is_wide else f"*{dtype}"
                     signature |= {"x_stride": "i32", "hidden": "i32", "eps": "fp32"}
                     constants: dict[str, Any] = {"RMS": rms, "IS_WIDE": is_wide, "BLOCK": block}
                     constants["HARDWARE"] = quantise and has_conversion(capability)
-                    optional = {"residual_ptr": has_residual, "bias_ptr": has_bias, "scale_ptr": quantise}
+                    optional = {"residual_ptr": has_residual, "weight_ptr": has_weight, "bias_ptr": has_bias}
+                    optional |= {"scale_ptr": quantise}
                     for name, given in optional.items():
                         if given:
-                            signature[name] = "*fp32" if name == "scale_ptr" else f"*{dtype}"
+                            is_float32 = name == "scale_ptr" or (name == "weight_ptr" and is_wide)
+                            signature[name] = "*fp32" if is_float32 else f"*{dtype}"
                         else:
                             constants[name] = None
                     if quantise:
                         signature["out_ptr"] = "*u8"
                     yield Specialisation(
                         f"norm[{'rms' if rms else 'layer'} {dtype} {block}{' residual' if has_residual else ''}"
-                        f"{' wide' if is_wide else ''}{' bias' if has_bias else ''}{' fp8' if quantise else ''}]",
+                        f"{' wide' if is_wide else ''}{' bias' if has_bias else ''}"
+                        f"{'' if has_weight else ' no weight'}{' fp8' if quantise else ''}]",
                         _norm_kernel,
                         signature,
                         constants,

@@ -322,9 +322,9 @@ TYPICAL = (
 
 
 def specialisations(capability: int) -> Iterator[Specialisation]:
-    """Decode attention's variants, with tiles for many rows and for few; windows where models have them."""
+    """Decode attention's variants, with tiles for many rows and for few, with and without windows."""
     for head_dim, dtype, cache_dtype, block_size, features in variants():
-        windowed = head_dim in (64, 128, 256) and block_size == 16 and dtype == "bf16"
+        windowed = block_size == 16
         tiles = {config(head_dim, ELEMENT_SIZES[cache_dtype], rows, capability) for rows in (64, 65)}
         for c in sorted(tiles, key=lambda c: c.block_m):
             for window in (False, True)[: 1 + windowed]:

@@ -294,7 +294,7 @@ def rope_cache(
         0 if table is None else table.shape[1],
         eps,
         0 if key_scale is None or key_scale.numel() == 1 else 1,
-        NEOX=neox,
+        NEOX=neox or table is None,
         IS_WIDE=query_weight is not None and query_weight.dtype != qkv.dtype,
         HARDWARE=key_scale is not None and has_conversion(),
         BLOCK_HEADS=block_heads,

@@ -157,6 +157,12 @@ def config_class(name: str) -> Any:
     return getattr(transformers, f"{name}Config") if model_class is None else model_class.config_class
 
 
+def tiny_fields(family: str) -> tuple[str, dict[str, Any]]:
+    """The name of a family's (or variant's) classes, and the fields of its configuration."""
+    name, differences = VARIANTS[family]
+    return name, {**(_OPT if name == "OPT" else _COMMON), **differences}
+
+
 def make_tiny(
     family: str, directory: str | Path, *, seed: int = 0, max_shard_size: str = "5GB", **overrides: Any
 ) -> Path:
@@ -167,11 +173,9 @@ def make_tiny(
     import torch
     import transformers
 
-    name, differences = VARIANTS[family]
     dtype = overrides.pop("dtype", torch.float32)
-    base = _OPT if name == "OPT" else _COMMON
-    spread = {"init_std" if name == "OPT" else "initializer_range": 0.3}
-    fields = {**base, **spread, **differences, **overrides}
+    name, fields = tiny_fields(family)
+    fields |= {"init_std" if name == "OPT" else "initializer_range": 0.3, **overrides}
     config = config_class(name)(**fields)
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()

@@ -19,6 +19,7 @@ def _run(*arguments: str, cache: Path | None = None) -> subprocess.CompletedProc
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     if cache is not None:
         environment["TRITON_CACHE_DIR"] = str(cache)
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
 
 
@@ -35,6 +36,12 @@ def test_every_typical_kernel_compiles_without_spills(capability: int) -> None:
 def test_the_image_has_every_binary_that_typical_models_launch() -> None:
     """The launcher's own code, on tensors of real shapes, asks for nothing that the modules do not list."""
     result = _run(str(Path(__file__).parent / "typical_launches.py"), "80", "86", "89", "90", "100", "120")
+    assert (result.stdout, result.returncode) == ("", 0), result.stdout + result.stderr[-4000:]
+
+
+@pytest.mark.timeout(400)
+def test_the_image_has_every_binary_that_the_runner_of_a_family_launches() -> None:
+    result = _run(str(Path(__file__).parent / "family_launches.py"), "90", "86", "120")
     assert (result.stdout, result.returncode) == ("", 0), result.stdout + result.stderr[-4000:]
 
 

@@ -1,0 +1,117 @@
+"""Steps of every family at real sizes, run by test_compile.py without a GPU and without launching anything.
+
+    python tests/kernels/family_launches.py CAPABILITY ...
+
+prints each binary that the GPU's runner asks for and no module lists in its specialisations, so that the image lacks
+it. The first capability is tried with every family, the others with Llama. Families are those of
+`tests/engine_models/tiny.py`: a new one there is covered here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from ember.engine.core.limits import EngineLimits
+from ember.engine.description.config import DecoderConfig
+from ember.engine.description.operator_sets import TRITON
+from ember.engine.description.read_config import load_config
+from ember_kernels import compile as kernels
+from tests.engine_models.tiny import VARIANTS, config_class, tiny_fields
+from tests.support.empty_models import EmptyEngine, no_products, with_layers
+
+# hidden, intermediate, heads, kv_heads, vocabulary
+SHAPES = (
+    (4096, 14336, 32, 8, 128256),  # Llama 3.1 8B
+    (576, 1536, 9, 3, 49152),  # SmolLM2 135M: head_dim 64
+    (2560, 6912, 32, 32, 50304),  # StableLM 3B: head_dim 80, one query head for each key
+    (3072, 8192, 32, 32, 32011),  # Phi-3 mini: head_dim 96; a vocabulary of an odd size
+    (6144, 23040, 48, 2, 151552),  # GLM-4 32B: 24 query heads for each key
+    (2048, 16384, 8, 1, 256000),  # Gemma 2B: head_dim 256
+    (12288, 33792, 96, 8, 256000),  # Command R+
+    (3584, 18944, 28, 4, 152064),  # Qwen2.5 7B
+)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+CAPPED_HEAD_DIMS = (128, 256)  # of published models with soft caps in attention
+ALL_SHAPES = ("llama", "qwen3", "mistral_window", "opt")  # the others take turns
+LIMITS = EngineLimits(block_size=16, num_blocks=64, max_num_seqs=20, max_num_batched_tokens=96, max_model_len=4096)
+
+
+def describe(variant: str, shape: tuple[int, ...], directory: Path) -> DecoderConfig:
+    """The first layers of a family's decoder with real sizes."""
+    hidden, intermediate, heads, kv_heads, vocabulary = shape
+    name, fields = tiny_fields(variant)
+    fields |= {"hidden_size": hidden, "num_attention_heads": heads, "vocab_size": vocabulary}
+    fields["ffn_dim" if "ffn_dim" in fields else "intermediate_size"] = intermediate
+    if "num_key_value_heads" in fields:
+        fields["num_key_value_heads"] = kv_heads
+    if "head_dim" in fields:
+        fields["head_dim"] = hidden // heads
+    config = config_class(name)(**fields, architectures=[f"{name}ForCausalLM"])
+    (directory / "config.json").write_text(json.dumps(config.to_dict()))
+    return load_config(directory)
+
+
+def models() -> Iterator[tuple[str, DecoderConfig, torch.dtype]]:
+    with tempfile.TemporaryDirectory() as directory:
+        for number, variant in enumerate(VARIANTS):
+            for (i, shape), (j, dtype) in product(enumerate(SHAPES), enumerate(DTYPES)):
+                if variant in ALL_SHAPES or (number + j) % len(SHAPES) == i:
+                    config = with_layers(describe(variant, shape, Path(directory)), 3)
+                    if config.attention_soft_cap is not None and config.head_dim not in CAPPED_HEAD_DIMS:
+                        config = with_layers(describe(variant, SHAPES[-1 - j], Path(directory)), 3)
+                    if "attend" not in TRITON.lacking(config):  # otherwise another runner executes the steps
+                        yield f"{variant} {shape} {dtype}", config, dtype
+
+
+def run(config: DecoderConfig, dtype: torch.dtype, has_options: bool) -> None:
+    """Prompts in chunks, decodes alone and beside prompts, and the recording of graphs: of all with the options."""
+    engine = EmptyEngine(config, dtype, LIMITS)
+    engine.add(1)
+    engine.step()
+    engine.step()
+    engine.add(70)
+    engine.add(130)
+    if has_options:
+        engine.add(20, logprobs=3, top_k=7, top_p=0.9, min_p=0.1)
+        engine.add(5, repetition_penalty=1.2, frequency_penalty=0.3, logit_bias={5: 1.0}, allowed_token_ids=[5, 6])
+        engine.add(5, prompt_logprobs=1, bad_words=[[5, 6], [7]])
+    for _ in range(4):
+        engine.step()
+    while engine.runner.record_next(is_idle=True) and has_options:
+        pass
+    engine.step()
+
+
+def shortened(identity: str) -> str:
+    """The parts of an identity that a list of specialisations has, without its options."""
+    data = json.loads(identity)
+    return " ".join(str(data[key]) for key in ("name", "signature", "constant_keys", "constant_vals", "attrs_vals"))
+
+
+def main() -> None:
+    described = list(models())
+    first, *others = map(int, sys.argv[1:])
+    for capability in (first, *others):
+        listed = kernels.listed(capability)
+        seen: set[str] = set()
+        for name, config, dtype in described:
+            has_options = name.startswith("llama ")
+            if capability != first and not has_options:
+                continue
+            with kernels.dry_run(capability) as launched, torch.inference_mode(), no_products():
+                run(config, dtype, has_options)
+            assert launched, name
+            for identity in sorted(launched - listed - seen):
+                print(f"{name} on sm_{capability}: {shortened(identity)}")
+            seen |= launched
+
+
+if __name__ == "__main__":
+    main()

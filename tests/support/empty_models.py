@@ -1,0 +1,112 @@
+"""Decoders of real sizes without their weights' values, for what looks at launches and at the host's work alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ember.engine.core.block_manager import BlockManager
+from ember.engine.core.block_pool import BlockPool, root_hash
+from ember.engine.core.gpu.device_runner import DeviceRunner
+from ember.engine.core.limits import EngineLimits
+from ember.engine.core.scheduler import Scheduler
+from ember.engine.core.sequence import Sequence
+from ember.engine.description.cache_groups import cache_groups, layers_per_page
+from ember.engine.description.config import DecoderConfig
+from ember.engine.description.operator_sets import TRITON
+from ember.engine.description.weights import LinearSpec, weight_specs
+from ember.engine.layers.cache import KVCache
+from ember.engine.layers.linear import Linear
+from ember.engine.models.build import Weights
+from ember.engine.models.decoder import Decoder
+from ember.engine.operators.torch_ops import TorchOperators
+from ember.engine.operators.triton_ops import TritonOperators
+from ember.wire import SamplingParams
+
+
+def empty_decoder(config: DecoderConfig, dtype: torch.dtype) -> Decoder:
+    """The decoder on Triton's operators. Its matrices have no memory, so it needs `no_products`."""
+    weights: Weights = {}
+    for spec in weight_specs(config):
+        if isinstance(spec, LinearSpec):
+            rows = sum(output.rows.total for output in spec.outputs)
+            bias = torch.empty(rows, dtype=dtype) if spec.bias else None
+            weights[spec.name] = Linear(torch.empty(rows, spec.inputs, dtype=dtype, device="meta"), bias=bias)
+        else:
+            own = dtype if spec.dtype is None else getattr(torch, spec.dtype)
+            weights[spec.name] = torch.empty([size.extent for size in spec.shape], dtype=own)
+    model = Decoder(config, weights)
+    model.ops = TritonOperators(TorchOperators(config, model.parts, dtype, torch.device("cpu")), TRITON.lacking(config))
+    return model
+
+
+@contextmanager
+def no_products() -> Iterator[None]:
+    """Let torch's matrix products compute nothing. Their results have the right shapes."""
+    linear = F.linear
+
+    def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return input.new_empty((*input.shape[:-1], weight.shape[0]))
+
+    F.linear = product  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        F.linear = linear
+
+
+def empty_runner(config: DecoderConfig, dtype: torch.dtype, limits: EngineLimits) -> tuple[Scheduler, DeviceRunner]:
+    """The scheduler and the GPU's runner of an engine with an `empty_decoder`."""
+    groups = cache_groups(config, dtype.itemsize)
+    sizes = config.num_kv_heads, config.head_dim, dtype, torch.device("cpu")
+    cache = KVCache.allocate(layers_per_page(groups), limits.num_blocks, limits.block_size, *sizes)
+    pool = BlockPool(limits.num_blocks, True, len(groups))
+    scheduler = Scheduler(BlockManager(pool, groups, limits.block_size), limits)
+    return scheduler, DeviceRunner(empty_decoder(config, dtype), cache, torch.device("cpu"), limits)
+
+
+class EmptyEngine:
+    """A scheduler and the GPU's runner without results: every sampled token is the same."""
+
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype, limits: EngineLimits) -> None:
+        self.scheduler, self.runner = empty_runner(config, dtype, limits)
+        self._num_sequences = 0
+
+    def add(self, num_tokens: int, **sampling: Any) -> Sequence:
+        """Queue a prompt of so many tokens, which no other prompt shares."""
+        self._num_sequences += 1
+        number = self._num_sequences
+        prompt = [1 + number % 150, *([3] * (num_tokens - 1))]
+        params = SamplingParams(**{"max_tokens": 10_000, "ignore_eos": True, **sampling})
+        salt = root_hash(str(number))
+        sequence = Sequence(number, 0, prompt, num_tokens, params, seed=number, priority=0, arrival=number, salt=salt)
+        self.scheduler.add(sequence)
+        return sequence
+
+    def step(self) -> None:
+        step = self.scheduler.schedule()
+        launched = self.runner.launch(step)
+        self.scheduler.complete(step)
+        for sequence in launched.sequences:
+            sequence.num_pending += 1
+        launched.draw_late()
+        for sequence in launched.sequences:
+            sequence.num_pending -= 1
+            sequence.token_ids.append(5)
+            sequence.is_prefilled = True
+
+
+def with_layers(config: DecoderConfig, num_layers: int) -> DecoderConfig:
+    """The first layers of a decoder."""
+    return replace(
+        config,
+        num_layers=num_layers,
+        windowed_layers=config.windowed_layers[:num_layers],
+        rope_layers=config.rope_layers[:num_layers],
+    )
