@@ -132,6 +132,7 @@ class DecoderConfig:
     dtype: str = "float32"  # of the checkpoint, from its config.json
     eos_token_ids: list[int] = field(default_factory=list)
     warnings: tuple[str, ...] = ()  # about config.json, for the log
+    is_shell: bool = False  # the language model of a multimodal checkpoint (`description.shells`)
 
     @property
     def query_size(self) -> int:
@@ -171,7 +172,7 @@ DATA = frozenset(
         # The layers with the window, and the weights of the head.
         *("first_window_layer", "windowed_layers", "tie_word_embeddings"),
         # Names, and properties of the checkpoint.
-        *("architecture", "names", "intermediate_field", "dtype", "eos_token_ids", "warnings"),
+        *("architecture", "names", "intermediate_field", "dtype", "eos_token_ids", "warnings", "is_shell"),
         "quantization",  # it decides on the layouts of weights, which the operator sets declare too
         # The numbers of a rope kind and of experts.
         *("rope.rotary_dim", "rope.theta", "rope.factor", "rope.original_max_position_embeddings"),

@@ -14,6 +14,7 @@ from ember.engine.description.family import Family
 from ember.engine.description.fields import Fields, listed, shown
 from ember.engine.description.known_fields import HARMLESS, HARMLESS_VALUES, NEUTRAL
 from ember.engine.description.operator_sets import check_features
+from ember.engine.description.shells import SHELL_TYPES, SHELLS, text_fields
 from ember.engine.errors import ModelError
 from ember.regular_file import MAX_JSON_BYTES
 from ember.untrusted_json import UntrustedJsonError
@@ -28,12 +29,16 @@ def load_config(model_dir: Path) -> DecoderConfig:
     path = model_dir / "config.json"
     fields = Fields(read_json(path, required=True))
     try:
-        architecture = _architecture(fields, MODEL_TYPES)
-        if architecture not in ARCHITECTURES:
+        architecture = text = _architecture(fields, MODEL_TYPES | SHELL_TYPES)
+        if architecture in SHELLS:
+            fields, text = text_fields(fields, architecture, MODEL_TYPES)
+        if text not in ARCHITECTURES:
             given = f"model_type {shown(fields.values.get('model_type'))}" if architecture is None else architecture
+            inner = f", whose language model is {text}," if architecture in SHELLS else ""
             supported = ", ".join(ARCHITECTURES)
-            raise ModelError(f"architecture {shown(given)[1:-1]} is not supported; supported are {supported}")
-        family = find_family(architecture)
+            raise ModelError(f"architecture {shown(given)[1:-1]}{inner} is not supported; supported are {supported}")
+        assert architecture is not None, "it is one of the supported ones"
+        family = find_family(text)
         config = family.read(fields)
         _check_unread(fields, architecture, family)
         own = _token_ids(fields, config.vocab_size)
@@ -51,6 +56,7 @@ def load_config(model_dir: Path) -> DecoderConfig:
     config = replace(
         config,
         architecture=architecture,
+        is_shell=architecture in SHELLS,
         dtype=dtype,
         quantization=quantization or None,
         eos_token_ids=list(dict.fromkeys(own + theirs)),

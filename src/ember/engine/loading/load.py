@@ -16,8 +16,9 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.description.read_config import load_config
 from ember.engine.errors import ModelError
 from ember.engine.loading.files import prefetch
+from ember.engine.loading.hub_errors import readable
 from ember.engine.loading.mapped import Mapped, Pages, Warming, lies_ready
-from ember.engine.loading.plan import LoadPlan, make_plan, read_headers
+from ember.engine.loading.plan import LoadPlan, make_plan, read_headers, with_stored_head
 from ember.engine.loading.progress import Say
 from ember.engine.loading.reader import WeightRead
 from ember.engine.quantization.formats import format_of
@@ -82,7 +83,8 @@ def begin(model_dir: Path, config: DecoderConfig, dtype: str, device: str) -> St
 
     `dtype` is a torch dtype's name (`loading.dtype.choose_dtype_name`). Raises ModelError.
     """
-    started = begin_plan(make_plan(config, read_headers(model_dir), dtype), device)
+    entries = read_headers(model_dir)
+    started = begin_plan(make_plan(with_stored_head(config, entries), entries, dtype), device)
     if started is not None and started.rest.parameters:
         prefetch(model_dir)
     return started
@@ -113,10 +115,15 @@ def load_decoder(
     from ember.engine.models.decoder import Decoder
 
     name = str(dtype).removeprefix("torch.")
+    entries = read_headers(model_dir) if config.is_shell or started is None else {}
+    config = with_stored_head(config, entries)
     if started is not None and started.plan.dtype == name and device.type == "cpu":
         plan = started.plan
     else:
-        plan, started = make_plan(config, read_headers(model_dir), name), None
+        plan, started = make_plan(config, entries or read_headers(model_dir), name), None
+    if plan.skipped and say is not None:
+        size = readable(sum(entry.nbytes for entry in plan.skipped))
+        say(f"{config.architecture} is served as text: {len(plan.skipped)} weights of other parts, {size}, are skipped")
     weights = load_weights(plan, device, started, say)
     return Loaded(Decoder(config, weights.by_name), weights.report, weights.pages, weights.mapped_bytes)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ember.engine.description.config import DecoderConfig
+from ember.engine.description.shells import text_entries
 from ember.engine.description.weights import Rows, Spec, weight_specs
 from ember.engine.errors import ModelError
 from ember.engine.loading.counts import check_counts
@@ -138,6 +139,7 @@ class LoadPlan:
     weight_format: WeightFormat
     dtype: str  # of the model, torch's name
     parameters: list[Parameter]
+    skipped: tuple[TensorEntry, ...] = ()  # stored tensors of the other parts of a multimodal model
 
     def split(self, belongs: Callable[[Parameter], bool]) -> tuple[LoadPlan, LoadPlan]:
         """The plan of some parameters, and the plan of the others. Both have the weights of the whole plan."""
@@ -175,6 +177,9 @@ def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry], dtype: 
     Raises ModelError that names tensors that are missing, left over, or of another shape or dtype.
     """
     names, architecture = config.names, config.architecture
+    skipped: Mapping[str, TensorEntry] = {}
+    if config.is_shell:
+        entries, skipped = text_entries(entries)
     # A checkpoint of the bare model, without a head, lacks the first part of the names.
     base = "" if f"{names.embed_tokens}.weight" in entries else names.base
     check_counts(config, entries, base)
@@ -185,7 +190,16 @@ def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry], dtype: 
         return (config.tie_word_embeddings and name == f"{names.lm_head}.weight") or name.endswith(unused)
 
     specs = weight_specs(config)
-    return plan_specs(specs, format_of(config), entries, dtype, architecture, base, may_be_unused)
+    plan = plan_specs(specs, format_of(config), entries, dtype, architecture, base, may_be_unused)
+    return replace(plan, skipped=tuple(skipped.values()))
+
+
+def with_stored_head(config: DecoderConfig, entries: Mapping[str, TensorEntry]) -> DecoderConfig:
+    """The same model; that of a multimodal checkpoint has a head of its own if there is one in the files. Its classes
+    disagree on the default of tie_word_embeddings, which files may lack."""
+    if not config.is_shell:
+        return config
+    return replace(config, tie_word_embeddings=f"{config.names.lm_head}.weight" not in text_entries(entries)[0])
 
 
 def plan_specs(
@@ -209,7 +223,7 @@ def plan_specs(
             if entry is None:
                 missing.append(f"{source.name} {[size.extent for size in source.shape]}")
                 continue
-            used.add(entry.name)
+            used.add(source.name.removeprefix(base))
             fault = _fault(source, entry, weight_format)
             if fault is not None:
                 wrong[entry.name] = fault

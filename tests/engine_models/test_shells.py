@@ -1,0 +1,195 @@
+"""Multimodal checkpoints are served as text: their language models give transformers' logits, and nothing else of them
+is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from ember.engine.description.families.registry import ARCHITECTURES, find_family
+from ember.engine.description.read_config import load_config
+from ember.engine.description.shells import SHELLS
+from ember.engine.errors import ModelError
+from ember.engine.loading.load import load_decoder
+from tests.engine_models.paged import Paged
+from tests.engine_models.tiny import VOCAB_SIZE
+
+_TEXT = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "eos_token_id": 2,
+    "bos_token_id": 1,
+    "pad_token_id": 0,
+    "initializer_range": 0.3,
+}
+_TOKENS = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}
+_VISION = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64}
+_MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+_HALF = {**_MROPE, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
+_PIXTRAL = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "head_dim": 16,
+}
+_MINISTRAL3 = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 8,
+    "llama_4_scaling_beta": 0.3,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
+
+# name -> (the classes' name, fields of text_config, of vision_config, others)
+TINY: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "qwen2_vl": ("Qwen2VL", {"rope_parameters": _MROPE}, {"depth": 1, "embed_dim": 32, "num_heads": 2}, _TOKENS),
+    "qwen2_5_vl": ("Qwen2_5_VL", {"rope_parameters": _MROPE, "tie_word_embeddings": True}, _VISION, _TOKENS),
+    "qwen3_vl": (
+        "Qwen3VL",
+        {"head_dim": 16, "rope_parameters": {**_MROPE, "mrope_interleaved": True}},
+        {**_VISION, "deepstack_visual_indexes": [0]},
+        _TOKENS,
+    ),
+    "mistral3": ("Mistral3", {"model_type": "mistral", "head_dim": 24, "sliding_window": 9}, _PIXTRAL, {}),
+    "ministral3": (
+        "Mistral3",
+        {"model_type": "ministral3", "head_dim": 16, "rope_parameters": _MINISTRAL3, "tie_word_embeddings": False},
+        _PIXTRAL,
+        {"tie_word_embeddings": False},
+    ),
+    "llava": ("Llava", {"model_type": "llama"}, _PIXTRAL | {"model_type": "pixtral"}, {}),
+    "glm4v": (
+        "Glm4v",
+        {"rope_parameters": _HALF},
+        _VISION,
+        _TOKENS,
+    ),
+    "glm46v": (
+        "Glm46V",
+        {"rope_parameters": _HALF},
+        _VISION,
+        _TOKENS,
+    ),
+}
+if "Gemma3ForCausalLM" in ARCHITECTURES:
+    TINY["gemma3"] = (
+        "Gemma3",
+        {"head_dim": 16, "sliding_window": 9, "query_pre_attn_scalar": 24},
+        {
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+        },
+        {"mm_tokens_per_image": 4},
+    )
+
+
+def make_shell(name: str, directory: Path) -> torch.nn.Module:
+    """Save a tiny random checkpoint and return its model."""
+    kind, text, vision, others = TINY[name]
+    made = getattr(transformers, f"{kind}Config")(text_config={**_TEXT, **text}, vision_config=vision, **others)
+    torch.manual_seed(3)
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(made).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(directory)
+    return model
+
+
+def logits(directory: Path, tokens: torch.Tensor, said: list[str] | None = None) -> torch.Tensor:
+    say = None if said is None else said.append
+    config = load_config(directory)
+    loaded = load_decoder(directory, config, dtype=torch.float32, device=torch.device("cpu"), say=say)
+    paged = Paged(loaded.decoder, [tokens])
+    paged.step([(0, len(tokens))])
+    return paged.finish()[0]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_text_is_that_of_transformers(name: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    model = make_shell(name, tmp_path)
+    tokens = torch.randint(9, VOCAB_SIZE, (40,), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = model(input_ids=tokens[None]).logits[0]
+    found = logits(tmp_path, tokens, said)
+    assert (found - expected).abs().max() < 5e-5 * expected.abs().max()
+    config = load_config(tmp_path)
+    assert config.architecture == f"{TINY[name][0]}ForConditionalGeneration" and config.eos_token_ids == [2]
+    assert not config.warnings
+    stored = [
+        tensor for tensor in load_file(tmp_path / "model.safetensors") if "vis" in tensor or "projector" in tensor
+    ]
+    assert said == [line for line in said if "served as text" in line] and f"{len(stored)} weights" in said[0]
+
+
+def test_older_names_and_flat_fields_give_the_same(tmp_path: Path) -> None:
+    make_shell("qwen2_5_vl", tmp_path)
+    tokens = torch.randint(9, VOCAB_SIZE, (20,), generator=torch.Generator().manual_seed(1))
+    expected = logits(tmp_path, tokens)
+    file, path = tmp_path / "model.safetensors", tmp_path / "config.json"
+    given = load_file(file)
+    for prefix, old in (("model.language_model.", "model."), ("model.language_model.", "language_model.model.")):
+        renamed = {
+            name.replace(prefix, old).replace("model.visual.", "visual."): value for name, value in given.items()
+        }
+        save_file(renamed, file, {"format": "pt"})
+        assert torch.equal(logits(tmp_path, tokens), expected)
+    fields = json.loads(path.read_text())
+    text = fields.pop("text_config")
+    text["rope_scaling"] = {"type": "mrope", "mrope_section": [2, 3, 3]}
+    text["rope_theta"] = text.pop("rope_parameters")["rope_theta"]
+    path.write_text(json.dumps({**text, **fields}))
+    assert torch.equal(logits(tmp_path, tokens), expected) and not load_config(tmp_path).warnings
+
+
+def write(directory: Path, **fields: Any) -> Path:
+    (directory / "config.json").write_text(json.dumps(fields))
+    return directory
+
+
+def test_unknown_language_models_and_faulty_fields_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="whose language model is Llama4ForCausalLM, is not supported"):
+        load_config(write(tmp_path, architectures=["Llama4ForConditionalGeneration"], text_config=_TEXT))
+    with pytest.raises(ModelError, match="the language model of Mistral3ForConditionalGeneration is 'xyz'"):
+        load_config(write(tmp_path, model_type="mistral3", text_config={"model_type": "xyz"}))
+    with pytest.raises(ModelError, match=r"text_config.hidden_size must be an integer from 1"):
+        load_config(write(tmp_path, model_type="qwen3_vl", text_config={**_TEXT, "hidden_size": [64]}))
+    with pytest.raises(ModelError, match="text_config must be an object"):
+        load_config(write(tmp_path, model_type="qwen3_vl", text_config=[1]))
+    warned = load_config(write(tmp_path, model_type="qwen3_vl", vocab_size=7, text_config=_TEXT)).warnings
+    assert "vocab_size has another value in text_config" in warned[0]
+
+
+@pytest.mark.parametrize("architecture", [name for name in SHELLS if SHELLS[name].architecture in ARCHITECTURES])
+def test_defaults_are_those_of_the_configuration_class(architecture: str, tmp_path: Path) -> None:
+    kind = architecture.removesuffix("ForConditionalGeneration")
+    sizes = {name: _TEXT[name] for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}
+    sizes |= {"hidden_size": 128, "num_attention_heads": 32}
+    whole = getattr(transformers, f"{kind}Config")(text_config=dict(sizes)).get_text_config().to_dict()
+    text = find_family(str(SHELLS[architecture].architecture))
+    read = [name for name in whole if name in text.fields or name == "rope_parameters"]
+    full = write(tmp_path, architectures=[architecture], text_config={name: whole[name] for name in read})
+    explicit = load_config(full)
+    short = load_config(write(tmp_path, architectures=[architecture], text_config=sizes))
+    changed = [n for n in explicit.__slots__ if getattr(explicit, n) != getattr(short, n)]
+    assert set(changed) <= {"warnings", "dtype", "eos_token_ids", "windowed_layers", "first_window_layer"}, changed
+    assert explicit.windows() == short.windows()
