@@ -151,7 +151,22 @@ def test_long_contexts_in_adjacent_and_in_scattered_pages(variant: str, scattere
     assert_same(paged.finish(), reference(directory, sequences))
 
 
-@pytest.mark.parametrize("variant", ["llama", "llama_mha", "qwen3", "gemma2", "gemma3", "opt"])
+BFLOAT16 = [
+    "llama",
+    "llama_mha",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "opt",
+    "apertus",
+    "cohere_norm",
+    "glm4",
+    "granite",
+    "olmo3",
+]
+
+
+@pytest.mark.parametrize("variant", BFLOAT16)
 @pytest.mark.parametrize("packed", [False, True])
 def test_bfloat16_is_close(variant: str, packed: bool, checkpoints: Any) -> None:
     """bfloat16 has no exact answer: against float32 we must not be further off than transformers, give or take."""
