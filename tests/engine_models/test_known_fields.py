@@ -18,6 +18,7 @@ from ember.engine.description.fields import Fields
 from ember.engine.description.known_fields import HARMLESS, NEUTRAL
 from ember.engine.description.read_config import load_config
 from ember.engine.description.read_rope import ROPE_KINDS
+from ember.engine.errors import ModelError
 from tests.engine_models import tiny
 from tests.engine_models.tiny import VARIANTS
 
@@ -151,3 +152,29 @@ def test_fields_of_published_files_that_change_nothing_are_passed_over(architect
 def test_the_longest_context_of_cohere_is_that_of_its_tokenizer(tmp_path: Path) -> None:
     new_config("CohereForCausalLM", max_position_embeddings=8192, model_max_length=131072).save_pretrained(tmp_path)
     assert load_config(tmp_path).max_position_embeddings == 131072
+
+
+FAULTS: list[tuple[str, dict[str, Any], str]] = [
+    ("SmolLM3", {"no_rope_layers": [1, 2]}, "no_rope_layers must be a list of true and false, or of 1 and 0, not"),
+    ("SmolLM3", {"no_rope_layers": [1, 0]}, "no_rope_layers has 2 entries for num_hidden_layers=36"),
+    ("Exaone4", {"layer_types": None, "sliding_window_pattern": "LLLG"}, "sliding_window_pattern must be an integer"),
+    ("Cohere2", {"layer_types": None, "sliding_window_pattern": 0}, "sliding_window_pattern must be an integer"),
+    ("Granite", {"logits_scaling": 0}, "logits_scaling must be a number above 0, not 0"),
+    ("Olmo", {"clip_qkv": "8"}, "clip_qkv must be a number of at least 0, not '8'"),
+    ("Olmo3", {"rope_parameters": {"full_attention": 3}}, "rope_parameters.full_attention must be an object, not 3"),
+    ("Apertus", {"hidden_act": "mish"}, "hidden_act must be one of silu, "),
+    (
+        "HunYuanDenseV1",
+        {"rope_scaling": {"type": "dynamic", "alpha": 1e300}},
+        "rope_scaling.alpha must be a number above 0 and of at most 1e[+]06",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "fields", "message"), FAULTS)
+def test_a_fault_names_the_field(name: str, fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    new_config(f"{name}ForCausalLM").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    with pytest.raises(ModelError, match=f"config.json: {message}"):
+        load_config(tmp_path)

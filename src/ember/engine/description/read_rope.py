@@ -81,7 +81,10 @@ def _rope(fields: Fields, rope: Fields, head_dim: int, max_position_embeddings: 
         rope.number("rope_theta", form.theta, above=0.0),
     )
     if form.reads_alpha and kind == "dynamic" and rope.values.get("alpha"):
-        kind, theta = "default", theta * rope.number("alpha", above=0.0) ** (head_dim / max(head_dim - 2, 1))
+        kind, theta = (
+            "default",
+            theta * rope.number("alpha", above=0.0, at_most=_MAX_FACTOR) ** (head_dim / max(head_dim - 2, 1)),
+        )
         rope = Fields({}, rope.prefix)
     if kind == "dynamic":  # up to this length, for which the model was trained, it changes nothing
         longest = f"contexts up to max_position_embeddings={max_position_embeddings} are served"
