@@ -76,16 +76,12 @@ def _rope(fields: Fields, rope: Fields, head_dim: int, max_position_embeddings: 
     for key, value in rope.values.items():
         if isinstance(value, dict):
             raise rope.error(key, "a number or a word, the same for all layers")
-    kind, theta = (
-        rope.text("rope_type") or rope.text("type") or "default",
-        rope.number("rope_theta", form.theta, above=0.0),
-    )
+    kind = rope.text("rope_type") or rope.text("type") or "default"
+    theta = rope.number("rope_theta", form.theta, above=0.0)
     if form.reads_alpha and kind == "dynamic" and rope.values.get("alpha"):
-        kind, theta = (
-            "default",
-            theta * rope.number("alpha", above=0.0, at_most=_MAX_FACTOR) ** (head_dim / max(head_dim - 2, 1)),
-        )
-        rope = Fields({}, rope.prefix)
+        alpha = rope.number("alpha", above=0.0, at_most=_MAX_FACTOR)
+        theta *= alpha ** (head_dim / max(head_dim - 2, 1))
+        kind, rope = "default", Fields({}, rope.prefix)
     if kind == "dynamic":  # up to this length, for which the model was trained, it changes nothing
         longest = f"contexts up to max_position_embeddings={max_position_embeddings} are served"
         fields.warnings.append(f"the rope type dynamic changes longer contexts only, and {longest}")

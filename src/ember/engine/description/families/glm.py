@@ -11,7 +11,6 @@ from ember.engine.description.read_rope import RopeForm
 from ember.engine.description.rotary_decoder import LLAMA_NAMES, ROTARY_FIELDS, read_rotary_decoder
 
 GLM_NAMES = replace(LLAMA_NAMES, gate_up="mlp.gate_up_proj")
-
 GLM4_NAMES = replace(GLM_NAMES, attention_output_norm="post_self_attn_layernorm", mlp_output_norm="post_mlp_layernorm")
 
 

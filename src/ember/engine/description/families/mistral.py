@@ -11,6 +11,18 @@ from ember.engine.description.layer_types import with_layer_types
 from ember.engine.description.read_rope import RopeForm
 from ember.engine.description.rotary_decoder import ROTARY_FIELDS, read_rotary_decoder
 
+MINISTRAL3_ROPE = {  # of a config.json without rope_parameters
+    "rope_type": "yarn",
+    "rope_theta": 1e6,
+    "factor": 16.0,
+    "original_max_position_embeddings": 16384,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale_all_dim": 1.0,
+    "mscale": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+
 
 def read(fields: Fields) -> DecoderConfig:
     """A Llama with the same sliding window in every layer, or in none. With `layer_types`, as in Ministral, only the
@@ -33,16 +45,5 @@ def read_ministral3(fields: Fields) -> DecoderConfig:
     return replace(config, sliding_window=fields.optional_integer("sliding_window", None))
 
 
-MINISTRAL3_ROPE = {  # of a config.json without rope_parameters
-    "rope_type": "yarn",
-    "rope_theta": 1e6,
-    "factor": 16.0,
-    "original_max_position_embeddings": 16384,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "mscale_all_dim": 1.0,
-    "mscale": 1.0,
-    "llama_4_scaling_beta": 0.1,
-}
 MINISTRAL3 = Family(read_ministral3, ROTARY_FIELDS | {"sliding_window"})
 MISTRAL = Family(read, ROTARY_FIELDS | {"sliding_window", "layer_types"})
