@@ -113,18 +113,22 @@ def attend_tiles(
             key = tl.load(key_ptrs)
             value = tl.load(value_ptrs)
         key = cache_tile(key, DTYPE, FP8_BITS, INTERPRET)
-        scores = scores_of(tl.dot(query, key, input_precision="ieee"), scale, soft_cap, HAS_CAP)
+        scores = tl.dot(query, key, input_precision="ieee")
+        if HAS_CAP:
+            scores = scores_of(scores, scale, soft_cap, HAS_CAP)
         if MASKED:
             visible = at[None, :] <= positions[:, None]
             if HAS_WINDOW:
                 visible &= at[None, :] > positions[:, None] - window
             scores = tl.where(visible, scores, float("-inf"))
-        highest = tl.maximum(maxima, tl.max(scores, 1))
+        # Without a cap, the scale is a factor inside the exponent: one multiply-add, where scaled scores need two.
+        factor = 1.0 if HAS_CAP else scale
+        highest = tl.maximum(maxima, tl.max(scores, 1) * factor)
         if MASKED and HAS_WINDOW:  # a row may have had no visible key yet
             base = tl.where(highest == float("-inf"), 0.0, highest)
         else:
             base = highest
-        weight = tl.exp2(scores - base[:, None])
+        weight = tl.exp2(scores * factor - base[:, None])
         decay = tl.exp2(maxima - base)
         weights = weights * decay + tl.sum(weight, 1)
         value = cache_tile(value, DTYPE, FP8_BITS, INTERPRET)
@@ -134,8 +138,13 @@ def attend_tiles(
 
 
 def score_factors(scale: float | None, k_scale: float, soft_cap: float | None, head_dim: int) -> tuple[float, float]:
-    """The arguments `scale` and `soft_cap` of `scores_of`, with all constant factors multiplied on the host."""
+    """The arguments `scale` and `soft_cap` of `scores_of`, with all constant factors multiplied on the host.
+
+    Raises ValueError unless scale and k_scale are above zero: maxima are taken before the scale is applied.
+    """
     factor = (head_dim**-0.5 if scale is None else scale) * float(k_scale)
+    if not factor > 0.0:
+        raise ValueError(f"scale and k_scale must be above zero and are {scale} and {k_scale}")
     if soft_cap is None:
         return factor * LOG2_E, 0.0
     return factor / soft_cap * 2 * LOG2_E, soft_cap * LOG2_E

@@ -131,9 +131,11 @@ def prepare_kernel(
     is_filtered = is_filtered & HAS_FILTERS
     stream = _stream(sampling_ptr, sampling_stride, tl.load(positions_ptr + row))
 
-    best = tl.full([BLOCK], -1, tl.int64)
     is_nan = tl.zeros([BLOCK], tl.int32)
     first = split * blocks_per_split * BLOCK
+    # Each lane keeps its largest value, of equal ones the first, which has the lowest id: what the order of keys keeps.
+    best_value = tl.full([BLOCK], float("-inf"), tl.float32)
+    best_index = first + tl.arange(0, BLOCK)
     for start in range(first, tl.minimum(first + blocks_per_split * BLOCK, vocab), BLOCK):
         index = start + tl.arange(0, BLOCK)
         valid = index < vocab
@@ -158,7 +160,10 @@ def prepare_kernel(
                 tl.store(scaled_ptr + row * scaled_stride + index, x, mask=valid)
             else:
                 x += gumbel(stream, index)
-        best = tl.maximum(best, tl.where(valid, pack(x, index), -1))
+        is_better = x > best_value  # false for NaN, and beyond the vocabulary, where x is -inf
+        best_value = tl.where(is_better, x, best_value)
+        best_index = tl.where(is_better, index, best_index)
+    best = tl.where(best_index < vocab, pack(best_value, best_index), -1)
     tl.store(best_ptr + row * _SPLITS + split, tl.max(best, axis=0))
     tl.store(nan_ptr + row * _SPLITS + split, tl.max(is_nan, axis=0))
 

@@ -97,8 +97,7 @@ def gumbel(seed: int, position: int, vocab: int) -> Tensor:
     bits = _mix32(torch.arange(vocab, dtype=torch.int64) ^ (stream & _MASK32))
     bits = _mix32(bits ^ (stream >> 32))
     v = ((bits.float() + 0.5) * 2.0**-32).clamp(max=0.99999994)
-    series = v + v * v * 0.5 + v * v * v / 3
-    return -torch.where(v < 1e-3, series, -torch.log(1.0 - v)).log()
+    return -(-torch.log1p(-v)).log()
 
 
 def _splitmix64(x: int) -> int:

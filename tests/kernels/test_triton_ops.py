@@ -9,8 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ember.engine.description.operator_sets import TRITON
+from ember.engine.operators import triton_ops
 from ember.engine.operators.choose import choose
 from ember.wire import Generate
+from ember_kernels.compile import device_capability
+from ember_kernels.small_gemm import small_gemm
 from tests.engine_core.inline import greedy, make_engine, run, tokens
 from tests.engine_models.paged import Paged
 from tests.engine_models.test_parity import assert_same, load, reference
@@ -68,6 +71,32 @@ def test_torch_stands_in_for_any_operation(variant, operation, checkpoints):
         is_torch = getattr(model.ops, name) == getattr(model.ops.torch_ops, name)
         assert is_torch == (name in lacking and not only_written)
     check(model, sequences, expected)
+
+
+@pytest.mark.parametrize("variant", ["qwen2_window", "llama"])
+def test_products_of_few_rows_are_computed_where_they_were_measured_to_be_faster(variant, checkpoints, monkeypatch):
+    """qwen2_window has biases. Products that are not in the table, or have more rows than it says, are torch's."""
+    directory, sequences, _ = checkpoints(variant)
+    model = load(directory, dtype=torch.bfloat16)
+    attention = model.parts.blocks[0].attention
+    n, k = attention.qkv.weight.shape
+    monkeypatch.setitem(triton_ops.MEASURED_GAINS, device_capability(model.device), {(n, k): 4})
+    seen = []
+
+    def spied(x, weight, bias):
+        seen.append((*x.shape, *weight.shape, bias is not None))
+        product = small_gemm(x, weight, bias)
+        torch.testing.assert_close(product, torch.nn.functional.linear(x, weight, bias), rtol=2e-2, atol=2e-2)
+        return product
+
+    monkeypatch.setattr(triton_ops, "small_gemm", spied)
+    use_triton(model)
+    paged = Paged(model, sequences)
+    paged.step([(0, 12), (2, 4)])
+    assert not seen
+    paged.step([(0, 1), (1, 1), (2, 1)])
+    assert seen == [(3, k, n, k, attention.qkv.bias is not None)] * len(model.parts.blocks)
+    paged.finish()
 
 
 @pytest.mark.parametrize("family", ["qwen2_window", "opt"])

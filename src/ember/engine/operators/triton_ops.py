@@ -4,8 +4,11 @@
     QK norm, rotary embedding, keys and values into the cache             one launch
     attention                                  decodes: one or two launches; prompt chunks: one
     activation, times the other half                                      one launch
+    matrix products of at most 16 rows                                    one or two launches, where `small_gemm` was
+                                                                          measured to be faster than torch
 
-torch computes matrix products, embedding and head. This module imports triton, so it is imported only where it is used.
+torch computes the other matrix products, embedding and head. This module imports triton, so it is imported only where
+it is used.
 """
 
 from __future__ import annotations
@@ -29,10 +32,12 @@ from ember.engine.layers.rotary import Rotary
 from ember.engine.operators.base import Heads, Step
 from ember.engine.operators.torch_ops import TorchOperators
 from ember_kernels.activation import activation
+from ember_kernels.compile import device_capability
 from ember_kernels.decode_attention import decode_attention
 from ember_kernels.norm import layer_norm, rms_norm
 from ember_kernels.prefill_attention import prefill_attention
 from ember_kernels.rope_cache import rope_cache
+from ember_kernels.small_gemm import MAX_ROWS, MEASURED_GAINS, small_gemm, uses_small_gemm
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,7 +56,7 @@ class TritonStep(Step):
 class TritonOperators:
     """`operators.base.Operators` in Triton kernels. torch computes the operations in `lacking`."""
 
-    layouts: ClassVar[frozenset[type[Linear]]] = frozenset()
+    layouts: ClassVar[frozenset[type[Linear]]] = frozenset({Linear})
 
     def __init__(self, torch_ops: TorchOperators, lacking: Lacking) -> None:
         config = torch_ops.config
@@ -59,7 +64,9 @@ class TritonOperators:
         self.eps = config.norm_eps
         self.neox = config.rope is None or not config.rope.interleaved
         self.is_recordable = own_attention = "attend" not in lacking
-        self.embed, self.linear, self.logits = torch_ops.embed, torch_ops.linear, torch_ops.logits
+        self.embed, self.logits = torch_ops.embed, torch_ops.logits
+        self._capability: int | None = None  # of the device, when the first product asks for it
+        self.linear = self._linear if MEASURED_GAINS and torch_ops.dtype != torch.float32 else torch_ops.linear
         self.add_norm = torch_ops.add_norm if "add_norm" in lacking else _add_norm
         self.gate = torch_ops.gate if "gate" in lacking else _gate
         self.attend = _attend if own_attention else torch_ops.attend
@@ -98,6 +105,16 @@ class TritonOperators:
 
     def whole_step(self, step: TritonStep) -> None:
         return None
+
+    def _linear(self, weight: Linear, x: Tensor, step: Step) -> Tensor:
+        if type(weight) is Linear and x.shape[0] <= MAX_ROWS and len(weight.rows) == 1:
+            if self._capability is None:
+                self._capability = device_capability(x.device)
+            (matrix,) = weight.rows
+            n, k = matrix.shape
+            if uses_small_gemm(x.shape[0], n, k, self._capability) and x.is_contiguous():
+                return small_gemm(x, matrix, weight.bias)
+        return self.torch_ops.linear(weight, x, step)
 
     def _place_heads(self, attention: Attention, qkv: Tensor, step: TritonStep) -> Heads:
         norm = attention.qk_norm.weight if attention.qk_norm is not None else None  # [heads + kv_heads, head_dim]
