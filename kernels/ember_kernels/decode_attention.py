@@ -319,8 +319,10 @@ def _specialisations(
     sizes = {"HEAD_DIM": head_dim, "BLOCK_D": block_d, "BLOCK_N": c.block_n}
     numbers = {"window": "i32", "num_splits": "i32", "v_scale": "fp32"}
     sinks = features == "sinks"
-    # Rows of a tile: the query heads of one KV head. GLM-4 32B has 24, other models 16 or fewer.
-    tiles = (16, 32) if head_dim == 128 and block_size == 16 and not features else (16,)
+    # Rows of a tile: the query heads of one KV head. GLM-4 32B has 24, StarCoder 48 and Falcon 7B 71; other models have
+    # 16 or fewer.
+    more = {128: (32, 64), 64: (128,)} if block_size == 16 and not features else {}
+    tiles = (16, *more.get(head_dim, ()))
     for split, block_m in product((False, True), tiles):
         signature = {
             "query_ptr": f"*{dtype}",

@@ -133,7 +133,7 @@ def test_model_type_stands_in_for_architectures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, ["GPT2LMHeadModel", "LlamaForCausalLM", "OPTForCausalLM"]),
+        ({"architectures": ["RwkvForCausalLM"]}, ["RwkvForCausalLM", "LlamaForCausalLM", "OPTForCausalLM"]),
         ({"architectures": [], "model_type": "rwkv"}, ["rwkv", "supported are"]),
         ({"rope_scaling": {"type": "su", "factor": 2}}, ["'su'", "llama3"]),
         ({"rope_scaling": {"type": "linear"}}, ["factor", "missing"]),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,12 @@ from ember.engine.description.read_config import load_config
 from ember.engine.description.read_rope import ROPE_KINDS
 from ember.engine.errors import ModelError
 from tests.engine_models import tiny
-from tests.engine_models.tiny import VARIANTS
+from tests.engine_models.tiny import VARIANTS, model_class
 
 # transformers has no classes of the others (`test_own_code_families`).
-WITH_CLASS = [name for name in ARCHITECTURES if hasattr(transformers, name.replace("ForCausalLM", "Config"))]
+WITH_CLASS = [
+    name for name in ARCHITECTURES if hasattr(transformers, re.sub("(ForCausalLM|LMHeadModel)$", "Config", name))
+]
 
 
 class Recorded(Mapping[str, Any]):
@@ -44,7 +48,7 @@ class Recorded(Mapping[str, Any]):
 
 
 def config_class(architecture: str) -> Any:
-    return tiny.config_class(architecture.removesuffix("ForCausalLM"))
+    return tiny.config_class(re.sub("(ForCausalLM|LMHeadModel)$", "", architecture))
 
 
 def new_config(architecture: str, **fields: Any) -> Any:
@@ -59,7 +63,8 @@ def new_config(architecture: str, **fields: Any) -> Any:
 def test_no_field_of_a_class_goes_by_unseen(architecture: str) -> None:
     cls = config_class(architecture)
     names = {field.name for field in dataclasses.fields(cls)} | cls.attribute_map.keys() | cls().to_dict().keys()
-    accounted = find_family(architecture).fields | HARMLESS | NEUTRAL.keys()
+    family = find_family(architecture)
+    accounted = family.fields | family.harmless.keys() | HARMLESS | NEUTRAL.keys()
     assert not names - accounted, "read it, or say in known_fields that it does no harm"
     assert not GenerationConfig._get_default_generation_params().keys() - accounted
     assert MODEL_TYPES[cls.model_type] == architecture
@@ -67,7 +72,7 @@ def test_no_field_of_a_class_goes_by_unseen(architecture: str) -> None:
 
 def test_rope_parameters_that_transformers_knows() -> None:
     """A key that some kind reads is read by every kind that has a use for it here, or its kind is refused."""
-    elsewhere = {"short_factor", "long_factor", "alpha", "mrope_section", "mrope_interleaved"}  # kinds that are refused
+    elsewhere = {"alpha"}  # kinds that are refused
     known = frozenset[str]().union(*ROPE_KINDS.values()) | elsewhere
     assert not set(RopeParameters.__annotations__) - known
 
@@ -76,7 +81,7 @@ def test_rope_parameters_that_transformers_knows() -> None:
 def test_a_family_reads_what_it_lists_and_nothing_else(architecture: str) -> None:
     asked: set[str] = set()
     for name, differences in VARIANTS.values():
-        if name == architecture.removesuffix("ForCausalLM"):
+        if model_class(name) == architecture:
             per_layer = [len(differences[name]) for name in ("layer_types", "no_rope_layers") if name in differences]
             layers = {"num_hidden_layers": per_layer[0]} if per_layer else {}
             values = Recorded(new_config(architecture, **differences, **layers).to_dict())
@@ -95,7 +100,10 @@ def test_a_file_of_transformers_is_read_without_a_word(architecture: str, tmp_pa
     assert whole.warnings == () and whole.architecture == architecture
 
 
-SIZES = ("vocab_size", "hidden_size", "intermediate_size", "ffn_dim", "num_hidden_layers", "num_attention_heads")
+SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "ffn_dim", "num_hidden_layers", "num_attention_heads"),
+    *("ffn_hidden_size", "n_embd", "n_layer", "n_head", "num_layers", "num_heads", "d_model", "n_layers", "n_heads"),
+)
 
 
 @pytest.mark.parametrize("architecture", WITH_CLASS)
@@ -119,12 +127,39 @@ OLDER_ROPES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("rope", OLDER_ROPES)
-@pytest.mark.parametrize("architecture", [name for name in WITH_CLASS if "rope_theta" in find_family(name).fields])
+SU = {
+    "type": "su",
+    "short_factor": [1.0 + pair for pair in range(48)],
+    "long_factor": [9.0] * 48,
+    "original_max_position_embeddings": 4096,
+}
+NEWER_KEYS: list[dict[str, Any]] = [
+    {"rope_theta": 777.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}},
+]
+OWN_ROPES: dict[str, list[dict[str, Any]]] = {
+    **dict.fromkeys(("Olmo3ForCausalLM", "Gemma3ForCausalLM"), NEWER_KEYS),  # their classes do not know `type`
+    "Phi3ForCausalLM": [{"rope_theta": 777.0}, {"rope_scaling": SU, "max_position_embeddings": 65536}],
+    "GPTNeoXForCausalLM": [
+        {"rotary_emb_base": 777, "rotary_pct": 0.5},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}, "rotary_pct": 0.75},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "rope"),
+    [
+        (name, rope)
+        for name in WITH_CLASS
+        if {"rope_theta", "rotary_pct"} & find_family(name).fields
+        for rope in OWN_ROPES.get(name, OLDER_ROPES)
+    ],
+)
 def test_rope_of_older_files_is_what_transformers_makes_of_it(
     architecture: str, rope: dict[str, Any], tmp_path: Path
 ) -> None:
-    new_config(architecture, **rope).save_pretrained(tmp_path)
+    new_config(architecture, **copy.deepcopy(rope)).save_pretrained(tmp_path)
     newer = load_config(tmp_path)
     path = tmp_path / "config.json"
     content = json.loads(path.read_text())

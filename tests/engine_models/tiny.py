@@ -79,6 +79,42 @@ _OPT: dict[str, Any] = {
     "dropout": 0.0,
 }
 
+_GPT: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "n_embd": 60,
+    "n_layer": 3,
+    "n_head": 5,
+    "n_positions": 256,
+    "bos_token_id": 1,
+    "eos_token_id": EOS_TOKEN_ID,
+    **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+}
+_BLOOM: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "bos_token_id": 1,
+    "eos_token_id": EOS_TOKEN_ID,
+}
+_MPT: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "d_model": 64,
+    "n_layers": 3,
+    "n_heads": 4,
+    "max_seq_len": 256,
+    "eos_token_id": EOS_TOKEN_ID,
+}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0 + 0.1 * pair for pair in range(6)],
+    "long_factor": [2.0 + 0.7 * pair for pair in range(6)],
+}
+# Fields of every variant of a family, in place of the common ones.
+_BASES = {"OPT": _OPT, "Bloom": _BLOOM, "Falcon": {**_BLOOM, "max_position_embeddings": 256}, "Mpt": _MPT}
+_BASES |= dict.fromkeys(("GPT2", "GPTBigCode", "GPTJ", "CodeGen"), _GPT)
+
 # family or variant -> (name of the model's and configuration's classes, what differs from the common part)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -138,6 +174,53 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("Gemma", {"head_dim": 24, "num_key_value_heads": 1, "tie_word_embeddings": True}),
     "gemma2": ("Gemma2", _GEMMA2),
     "gemma3": ("Gemma3", _GEMMA3),
+    "phi3": ("Phi3", {"sliding_window": 9}),
+    "phi3_long": (
+        "Phi3",
+        {
+            "hidden_size": 64,
+            "num_attention_heads": 4,
+            "partial_rotary_factor": 0.75,
+            "original_max_position_embeddings": 1,
+            "rope_parameters": {**_LONGROPE, "attention_factor": 1.3},
+        },
+    ),
+    "phi": ("Phi", {}),
+    "gpt2": ("GPT2", {"n_inner": 100}),
+    "gpt2_unscaled": ("GPT2", {"scale_attn_weights": False, "initializer_range": 0.1}),
+    "gpt_bigcode": ("GPTBigCode", {}),
+    "gpt_bigcode_heads": ("GPTBigCode", {"multi_query": False}),
+    "gptj": ("GPTJ", {"rotary_dim": 8}),
+    "codegen": ("CodeGen", {"rotary_dim": 6, "n_embd": 64, "n_head": 8}),
+    "gpt_neo": (
+        "GPTNeo",
+        {
+            "num_layers": 3,
+            "attention_types": [[["global", "local"], 1], [["local"], 1]],
+            "window_size": 9,
+            "initializer_range": 0.1,
+        },
+    ),
+    "gpt_neox": ("GPTNeoX", {"num_attention_heads": 4}),
+    "gpt_neox_serial": ("GPTNeoX", {"use_parallel_residual": False, "attention_bias": False}),
+    "falcon": ("Falcon", {"hidden_size": 60, "num_attention_heads": 5}),
+    "falcon_new": (
+        "Falcon",
+        {"num_attention_heads": 4, "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True},
+    ),
+    "falcon_one_norm": (
+        "Falcon",
+        {
+            "num_attention_heads": 4,
+            "num_kv_heads": 2,
+            "new_decoder_architecture": True,
+            "num_ln_in_parallel_attn": 1,
+            "ffn_hidden_size": 96,
+        },
+    ),
+    "falcon_alibi": ("Falcon", {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}),
+    "bloom": ("Bloom", {"hidden_size": 60, "num_attention_heads": 5}),
+    "mpt": ("Mpt", {"attn_config": {"clip_qkv": 0.8}}),
     "opt": ("OPT", {}),
     "opt_post_norm": ("OPT", {"do_layer_norm_before": False, "word_embed_proj_dim": 32}),
 }
@@ -153,14 +236,19 @@ def config_class(name: str) -> Any:
     """transformers' configuration class of a name in VARIANTS, which need not have a model's class of its own."""
     import transformers
 
-    model_class = getattr(transformers, f"{name}ForCausalLM", None)
-    return getattr(transformers, f"{name}Config") if model_class is None else model_class.config_class
+    found = getattr(transformers, model_class(name), None)
+    return getattr(transformers, f"{name}Config") if found is None else found.config_class
+
+
+def model_class(name: str) -> str:
+    """The class of a family's models, by the name that its classes begin with."""
+    return f"{name}LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM"
 
 
 def tiny_fields(family: str) -> tuple[str, dict[str, Any]]:
     """The name of a family's (or variant's) classes, and the fields of its configuration."""
     name, differences = VARIANTS[family]
-    return name, {**(_OPT if name == "OPT" else _COMMON), **differences}
+    return name, {**_BASES.get(name, _COMMON), **differences}
 
 
 def make_tiny(
@@ -175,7 +263,7 @@ def make_tiny(
 
     dtype = overrides.pop("dtype", torch.float32)
     name, fields = tiny_fields(family)
-    fields |= {"init_std" if name == "OPT" else "initializer_range": 0.3, **overrides}
+    fields = {"init_std" if name == "OPT" else "initializer_range": 0.3, **fields, **overrides}
     config = config_class(name)(**fields)
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
@@ -188,6 +276,6 @@ def make_tiny(
     model.to(dtype)
     directory = Path(directory)
     model.save_pretrained(directory, max_shard_size=max_shard_size)
-    if model.config.architectures != [f"{name}ForCausalLM"]:  # InternLM 3 is a Llama in transformers
-        rewrite_config(directory, architectures=[f"{name}ForCausalLM"])
+    if model.config.architectures != [model_class(name)]:  # InternLM 3 is a Llama in transformers
+        rewrite_config(directory, architectures=[model_class(name)])
     return directory

@@ -56,7 +56,7 @@ def open_model(configure: Configure, timeline: Timeline, tell: Callable[[Located
         if configure.tokenizer:
             tokenizer_dir = resolve_tokenizer(configure.tokenizer, configure.tokenizer_revision, places)
         tell(Located(str(model_dir), str(tokenizer_dir)))
-        config = read_model_config(model_dir)
+        config = read_model_config(model_dir).served_up_to(configure.max_model_len)
     reading = None
     with timeline.phase("start_reading"):
         if configure.device != "cuda" and not is_cuda:

@@ -89,7 +89,7 @@ def settle_weights(decoder: Decoder, pages: Pages | None) -> Iterator[None]:
         if embedding.positions is not None:
             embedding.positions = embedding.positions.clone()
         if is_tied:
-            parts.head = Linear(embedding.tokens)
+            parts.head = Linear(embedding.tokens, bias=parts.head.bias)
     yield from parts.head.settle(packs, None if is_tied else pages)
     decoder.ops.weights_moved(None)
     for extra in (embedding.project, parts.project_out):

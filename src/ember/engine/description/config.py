@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from ember.engine.description.rope_config import RopeConfig
@@ -12,7 +12,8 @@ Norm = Literal["rms", "layer"]
 Activation = Literal["silu", "relu", "relu2", "gelu", "gelu_tanh", "xielu"]
 QkNorm = Literal["head", "all", "layer"]
 Wiring = Literal["pre_norm", "post_norm", "output_norm", "sandwich", "parallel"]
-QkvOrder = Literal["parts", "heads"]
+MAX_POSITIONS = 2**31 - 1
+QkvOrder = Literal["parts", "heads", "quarters"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,9 @@ class WeightNames:
     key: str | None = None
     value: str | None = None
     qkv: str | None = None  # query, key and value in one matrix, in place of the three
-    qkv_order: QkvOrder = "parts"  # rows of query, then key, then value: of all heads, or for each key-value head
+    # Of the rows of `qkv`. parts: query, key, value of all heads. heads: the same for each key-value head. quarters:
+    # query, value, key of each quarter of the heads.
+    qkv_order: QkvOrder = "parts"
     up: str | None = None
     down: str | None = None
     gate: str | None = None
@@ -59,6 +62,7 @@ class WeightNames:
     query_norm: str | None = None  # with {} for the head's number if each head has a tensor of its own
     key_norm: str | None = None
     embed_positions: str | None = None
+    embed_norm: str | None = None
     project_in: str | None = None
     project_out: str | None = None
     transposed: bool = False  # the matrices of the layers are stored as [in, out]
@@ -119,13 +123,16 @@ class DecoderConfig:
     rope_layers: tuple[bool, ...] = ()  # whether each layer has the rotary positions; empty: all have them
     position_offset: int | None = None  # set for learned positions: the number of unused rows at the table's start
     embed_scale: float = 1.0  # factor of the token embeddings, rounded to the model's dtype
+    embed_norm: bool = False  # norm of the embeddings
     embed_dim: int | None = None  # width of the token embedding if it is projected to and from hidden_size
     attention_scale: float | None = None  # factor of the products of queries and keys, in place of head_dim ** -0.5
     attention_soft_cap: float | None = None  # scaled products become cap * tanh(products / cap)
     sliding_window: int | None = None  # in tokens including the query's own
     first_window_layer: int = 0  # the first layer with the window
     windowed_layers: tuple[bool, ...] = ()  # whether each layer has the window, in place of `first_window_layer`
+    alibi: tuple[float, ...] = ()  # each head's slope of ALiBi (arXiv 2108.12409), which biases scores by distance
     tie_word_embeddings: bool = False
+    head_bias: bool = False  # of the logits
     experts: ExpertsConfig | None = None
     intermediate_field: str = "intermediate_size"  # the name of `intermediate_size` in config.json
     quantization: Mapping[str, Any] | None = None  # `quantization_config`, unchanged
@@ -153,6 +160,19 @@ class DecoderConfig:
         """The rotary positions of the model's layers: `rope`, and `local_rope` if there is one."""
         return tuple(rope for rope in (self.rope, self.local_rope) if rope is not None)
 
+    def served_up_to(self, max_model_len: int | None) -> DecoderConfig:
+        """The configuration where sequences have at most `max_model_len` tokens, on which some kinds of rotary
+        positions depend; None: as long as the model allows."""
+        config, rope = self, self.rope
+        if rope is None or max_model_len is None or not rope.served_length:
+            return self
+        if rope.kind == "dynamic":
+            longest = int(rope.original_max_position_embeddings * rope.factor)
+            if rope.original_max_position_embeddings < max_model_len:
+                config = replace(config, max_position_embeddings=min(longest, MAX_POSITIONS))
+            max_model_len = min(max_model_len, config.max_position_embeddings)
+        return replace(config, rope=replace(rope, served_length=max_model_len))
+
     def has_window(self) -> tuple[bool, ...]:
         """Whether each layer is one of those with the window, however long it is."""
         layers = range(self.num_layers)
@@ -177,7 +197,8 @@ DATA = frozenset(
         # The numbers of a rope kind and of experts.
         *("rope.rotary_dim", "rope.theta", "rope.factor", "rope.original_max_position_embeddings"),
         *("rope.low_freq_factor", "rope.high_freq_factor", "rope.beta_fast", "rope.beta_slow", "rope.truncate"),
-        "rope.attention_factor",
+        *("rope.attention_factor", "rope.short_factor", "rope.long_factor", "rope.long_attention_factor"),
+        "rope.served_length",
         *("experts.count", "experts.count_field", "experts.intermediate_size", "experts.intermediate_field"),
     }
 )

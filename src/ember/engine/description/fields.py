@@ -106,6 +106,15 @@ class Fields:
             raise self.error(name, "a list of true and false, or of 1 and 0")
         return [bool(item) for item in value]
 
+    def numbers(self, name: str, count: int) -> tuple[float, ...]:
+        """A list of `count` positive finite numbers."""
+        value = self._value(name, None)
+        if not isinstance(value, list) or len(value) != count:
+            raise self.error(name, f"a list of {count} numbers")
+        if not all(type(item) in (int, float) and 0 < item < _LARGEST for item in value):
+            raise self.error(name, "a list of positive numbers")
+        return tuple(float(item) for item in value)
+
     def unread(self, known: Collection[str]) -> list[str]:
         """The names of fields that are not `known`, with the prefix. Fields that are null are left out."""
         return [self.prefix + name for name, value in self.values.items() if value is not None and name not in known]

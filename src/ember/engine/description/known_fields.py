@@ -17,7 +17,7 @@ HARMLESS = field_names(
     """
     attention_dropout dropout hidden_dropout activation_dropout resid_pdrop embd_pdrop layerdrop classifier_dropout
     residual_dropout embedding_dropout embed_dropout attn_dropout attn_pdrop ffn_dropout hidden_dropout_prob
-    attention_probs_dropout_prob
+    attention_probs_dropout_prob resid_dropout emb_pdrop
     initializer_range init_std pretraining_tp gradient_checkpointing neftune_noise_alpha
 
     transformers_version _name_or_path name_or_path _commit_hash unsloth_version unsloth_fixed transformers.js_config

@@ -66,7 +66,8 @@ UNCOMPUTED = frozenset({"experts"})
 """The features that the loader reads, but no set computes yet."""
 
 _BIASES = frozenset({"qkv_bias", "output_bias", "mlp_bias"})
-_HEADS = frozenset({"qk_norm=head", "rope", "rope.kind=linear", "rope.kind=llama3", "rope.kind=yarn"})
+_ROPE_KINDS = frozenset(f"rope.kind={kind}" for kind in ("linear", "dynamic", "llama3", "yarn", "longrope"))
+_HEADS = _ROPE_KINDS | {"qk_norm=head", "rope"}
 _NORMS = frozenset({"norm=layer", "norm_bias", "norm_affine=False"})
 _GATES = frozenset(
     {"activation=relu", "activation=relu2", "activation=gelu", "activation=gelu_tanh", "gated_mlp=False"}
@@ -75,15 +76,15 @@ _GATES = frozenset(
 TORCH = OperatorSet(
     "torch",
     {
-        "embed": frozenset({"position_offset", "embed_scale", "embed_dim"}),
+        "embed": frozenset({"position_offset", "embed_scale", "embed_norm", "embed_dim"}),
         "add_norm": _NORMS,
         "linear": _BIASES,
         "place_heads": _HEADS
         | {"qk_norm=all", "qk_norm=layer", "qkv_clip", "rope_before_norm", "rope_layers", "local_rope"}
         | {"rope.interleaved", "rope.query_beta"},
-        "attend": frozenset({"attention_scale", "attention_soft_cap", "sliding_window"}),
+        "attend": frozenset({"attention_scale", "attention_soft_cap", "sliding_window", "alibi"}),
         "gate": _GATES | {"activation=xielu"},
-        "logits": frozenset({"embed_dim", "logits_scale", "logits_soft_cap"}),
+        "logits": frozenset({"embed_dim", "logits_scale", "logits_soft_cap", "head_bias"}),
     },
 )
 
@@ -153,7 +154,7 @@ NATIVE = OperatorSet(
         | {"rope_before_norm", "rope_layers", "local_rope", "rope.interleaved", "rope.query_beta"},
         "attend": frozenset({"attention_scale", "sliding_window"}),
         "gate": frozenset(),
-        "logits": frozenset({"embed_dim", "logits_scale", "logits_soft_cap"}),
+        "logits": frozenset({"embed_dim", "logits_scale", "logits_soft_cap", "head_bias"}),
     },
     _native_faults,
 )

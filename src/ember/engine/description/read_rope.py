@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ember.engine.description.family import field_names
@@ -18,13 +18,18 @@ ROPE_FIELDS = field_names(
 )
 # The fields of `rope_parameters` by the kind of scaling. `original_max_position_embeddings` and fields with neutral
 # values are allowed for every kind.
-_NO_SCALING = field_names("rope_type type rope_theta partial_rotary_factor original_max_position_embeddings")
+_NO_SCALING = field_names(
+    "rope_type type rope_theta partial_rotary_factor original_max_position_embeddings mrope_section mrope_interleaved"
+)
 ROPE_KINDS = {
     "default": _NO_SCALING,
+    "mrope": _NO_SCALING,  # the positions of text are the same in all its sections
     "linear": _NO_SCALING | {"factor"},
+    "dynamic": _NO_SCALING | {"factor"},
     "llama3": _NO_SCALING | field_names("factor low_freq_factor high_freq_factor"),
     "yarn": _NO_SCALING
     | field_names("factor beta_fast beta_slow truncate attention_factor mscale mscale_all_dim finetuned"),
+    "longrope": _NO_SCALING | field_names("factor short_factor long_factor attention_factor short_mscale long_mscale"),
 }
 _QUERY_BETA = field_names("llama_4_scaling_beta max_position_embeddings")
 _MAX_FACTOR = 1e6  # largest factor of a context's extension
@@ -37,6 +42,10 @@ class RopeForm:
     theta: float = 10_000.0
     share: float = 1.0  # of a head's dimensions that are rotated
     absent: Mapping[str, Any] | None = None  # `rope_parameters` of a file that has none
+    theta_name: str = "rope_theta"  # of the field in older files
+    share_name: str = "partial_rotary_factor"
+    original: int | None = None  # original_max_position_embeddings of a file without it
+    renamed: Mapping[str, str] = field(default_factory=dict)  # kinds that mean another one in this family
     interleaved: bool = False
     per_layer_type: bool = False  # `rope_parameters` has an object for each type of layers
     reads_alpha: bool = False  # `alpha` with the kind dynamic stretches theta once for all lengths (Hunyuan)
@@ -54,7 +63,10 @@ def read_rope(fields: Fields, head_dim: int, max_position_embeddings: int, form:
     given = fields.mapping(name) or form.absent or {}
     if form.per_layer_type and name == "rope_parameters":
         given, name = Fields(given, f"{name}.").mapping("full_attention"), f"{name}.full_attention"
-    own = {key: fields.values.get(key) for key in ("rope_theta", "partial_rotary_factor")}
+    own = {
+        "rope_theta": fields.values.get(form.theta_name),
+        "partial_rotary_factor": fields.values.get(form.share_name),
+    }
     other = fields.mapping("rope_parameters")
     if name == "rope_scaling" and other and other != given:
         fields.warnings.append("it has both rope_scaling and rope_parameters, which differ: rope_scaling holds")
@@ -82,10 +94,7 @@ def _rope(fields: Fields, rope: Fields, head_dim: int, max_position_embeddings: 
         alpha = rope.number("alpha", above=0.0, at_most=_MAX_FACTOR)
         theta *= alpha ** (head_dim / max(head_dim - 2, 1))
         kind, rope = "default", Fields({}, rope.prefix)
-    if kind == "dynamic":  # up to this length, for which the model was trained, it changes nothing
-        longest = f"contexts up to max_position_embeddings={max_position_embeddings} are served"
-        fields.warnings.append(f"the rope type dynamic changes longer contexts only, and {longest}")
-        kind, rope = "default", Fields({name: rope.values.get(name) for name in _NO_SCALING}, rope.prefix)
+    kind = form.renamed.get(kind, kind)
     if kind not in ROPE_KINDS:
         known = ", ".join(ROPE_KINDS)
         raise ModelError(f"{rope.prefix[:-1]}: the rope type {shown(kind)} is not supported; supported are {known}")
@@ -101,13 +110,17 @@ def _rope(fields: Fields, rope: Fields, head_dim: int, max_position_embeddings: 
         original = rope.integer("original_max_position_embeddings", max_position_embeddings)
         beta = rope.number("llama_4_scaling_beta")
         base = replace(base, query_beta=beta, original_max_position_embeddings=original)
-    if kind == "default":
+    if kind in ("default", "mrope"):
         return base
-    original = fields.optional_integer("original_max_position_embeddings", None) or rope.integer(
-        "original_max_position_embeddings", max_position_embeddings
-    )
     if kind == "linear":
         return replace(base, kind="linear", factor=rope.number("factor", above=0.0, at_most=_MAX_FACTOR))
+    if kind == "dynamic":
+        return _dynamic(fields, rope, base, max_position_embeddings)
+    original = fields.optional_integer("original_max_position_embeddings", form.original) or rope.integer(
+        "original_max_position_embeddings", max_position_embeddings
+    )
+    if kind == "longrope":
+        return _longrope(rope, base, original, max_position_embeddings)
     if kind == "llama3":
         low = rope.number("low_freq_factor", above=0.0)
         return replace(
@@ -130,6 +143,44 @@ def _rope(fields: Fields, rope: Fields, head_dim: int, max_position_embeddings: 
         truncate=rope.flag("truncate", True),
         attention_factor=_yarn_attention_factor(rope, factor),
         original_max_position_embeddings=original,
+    )
+
+
+def _dynamic(fields: Fields, rope: Fields, base: RopeConfig, original: int) -> RopeConfig:
+    """Up to the original length it is the kind default, so that is the longest context until another one is asked
+    for."""
+    factor = rope.number("factor", at_least=1.0, at_most=_MAX_FACTOR)
+    if base.rotary_dim < 4:
+        raise ModelError(
+            f"{rope.prefix[:-1]}: dynamic needs more than the {base.rotary_dim} dimensions that are rotated"
+        )
+    longest = f"contexts up to max_position_embeddings={original} are served"
+    if factor > 1:
+        longest += f", or up to {int(original * factor)} with that MAX_MODEL_LEN"
+    fields.warnings.append(f"the rope type dynamic changes longer contexts only, and {longest}")
+    return replace(
+        base, kind="dynamic", factor=factor, original_max_position_embeddings=original, served_length=original
+    )
+
+
+def _longrope(rope: Fields, base: RopeConfig, original: int, max_position_embeddings: int) -> RopeConfig:
+    """`attention_factor` by default: sqrt(1 + ln(factor) / ln(original)) (arXiv 2402.13753), where `factor` is that of
+    the context's extension."""
+    count = base.rotary_dim // 2
+    factor = rope.number("factor", max_position_embeddings / original, above=0.0, at_most=_MAX_FACTOR)
+    attention_factor = 1.0 if factor <= 1 or original == 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    attention_factor = rope.number("attention_factor", attention_factor, above=0.0)
+    has_own = rope.values.get("long_mscale") is not None
+    return replace(
+        base,
+        kind="longrope",
+        factor=factor,
+        original_max_position_embeddings=original,
+        short_factor=rope.numbers("short_factor", count),
+        long_factor=rope.numbers("long_factor", count),
+        attention_factor=rope.number("short_mscale", attention_factor, above=0.0),
+        long_attention_factor=rope.number("long_mscale", above=0.0) if has_own else None,
+        served_length=max_position_embeddings,
     )
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-RopeKind = Literal["default", "linear", "llama3", "yarn"]
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
     """Rotary positions: the base frequencies of `rotary_dim` dimensions, and how `kind` rescales them.
 
-    Sources: RoPE arXiv 2104.09864, YaRN arXiv 2309.00071; `llama3` is Llama 3.1's frequency-dependent scaling.
+    Sources: RoPE arXiv 2104.09864, YaRN arXiv 2309.00071, LongRoPE arXiv 2402.13753; `llama3` is Llama 3.1's
+    frequency-dependent scaling, `dynamic` is NTK-aware scaling by the length.
+
+    The frequencies of dynamic and longrope depend on the length of a sequence. Those of `served_length`, the longest
+    that is served, hold for all sequences: keys in the cache stay valid, and no result depends on a batch.
     """
 
     rotary_dim: int
@@ -20,7 +24,7 @@ class RopeConfig:
     interleaved: bool = False  # dimensions 2i and 2i + 1 are a pair; otherwise i and i + rotary_dim / 2
     kind: RopeKind = "default"
     factor: float = 1.0
-    original_max_position_embeddings: int = 0  # llama3, yarn, query_beta
+    original_max_position_embeddings: int = 0  # dynamic, llama3, yarn, longrope, query_beta
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3
     beta_fast: float = 32.0  # yarn
@@ -29,4 +33,8 @@ class RopeConfig:
     query_beta: float = (
         0.0  # queries are scaled by 1 + query_beta * ln(1 + position // original_max_position_embeddings)
     )
-    attention_factor: float = 1.0  # scales cos and sin; by default computed from the factor of yarn
+    attention_factor: float = 1.0  # scales cos and sin; by default computed from the factor of yarn or longrope
+    short_factor: tuple[float, ...] = ()  # longrope: divisor of each frequency, up to the original length
+    long_factor: tuple[float, ...] = ()  # longrope: the same beyond it
+    long_attention_factor: float | None = None  # longrope: beyond the original length, if it is another one
+    served_length: int = 0  # dynamic, longrope: the longest sequence in tokens

@@ -3,6 +3,8 @@ imported."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ember.engine.description.config import DecoderConfig, WeightNames
 from ember.engine.description.family import ACTIVATIONS, COMMON_FIELDS, divide_into_heads, field_names
 from ember.engine.description.fields import MAX_INTEGER, Fields
@@ -49,14 +51,7 @@ def read_rotary_decoder(
     head_dim = fields.optional_integer("head_dim", head_dim) or divide_into_heads("hidden_size", hidden_size, num_heads)
     if num_heads % num_kv_heads:
         raise ModelError(f"num_attention_heads={num_heads} must be a multiple of num_key_value_heads={num_kv_heads}")
-    longest = fields.integer("max_position_embeddings", max_position_embeddings)
-    positions = read_rope(fields, head_dim, longest, rope)
-    if positions.kind == "linear":
-        longest = max(int(longest * positions.factor), 1)
-    if positions.kind == "yarn":
-        longest = max(longest, int(positions.original_max_position_embeddings * positions.factor))
-    longest = min(longest, MAX_INTEGER)
-    return DecoderConfig(
+    config = DecoderConfig(
         architecture="",
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden_size,
@@ -65,10 +60,21 @@ def read_rotary_decoder(
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        max_position_embeddings=longest,
+        max_position_embeddings=fields.integer("max_position_embeddings", max_position_embeddings),
         names=LLAMA_NAMES,
         norm_eps=norm_eps if norm_eps_field is None else fields.number(norm_eps_field, norm_eps, at_least=0.0),
         activation=ACTIVATIONS[fields.one_of(activation_field, activation, ACTIVATIONS)],
-        rope=positions,
         tie_word_embeddings=fields.flag("tie_word_embeddings", tie_word_embeddings),
     )
+    return with_rope(config, fields, rope)
+
+
+def with_rope(config: DecoderConfig, fields: Fields, form: RopeForm | None = None) -> DecoderConfig:
+    """The configuration with rotary positions, and with the longest context that they allow. Raises ModelError."""
+    longest = config.max_position_embeddings
+    rope = read_rope(fields, config.head_dim, longest, form)
+    if rope.kind == "linear":
+        longest = max(int(longest * rope.factor), 1)
+    if rope.kind == "yarn":
+        longest = max(longest, int(rope.original_max_position_embeddings * rope.factor))
+    return replace(config, rope=rope, max_position_embeddings=min(longest, MAX_INTEGER))

@@ -113,6 +113,8 @@ def weight_specs(config: DecoderConfig) -> list[Spec]:
         positions = config.max_position_embeddings + config.position_offset
         rows = Size(positions, f"max_position_embeddings and its offset: {positions}")
         specs.append(TensorSpec("embed_positions", f"{names.embed_positions}.weight", (rows, hidden)))
+    if config.embed_norm:
+        specs += _norm(config, hidden, "embed_norm", str(names.embed_norm))
     if config.embed_dim is not None:
         specs.append(_linear("project_in", [Stored(str(names.project_in), hidden, embed).whole()]))
     sizes = _Sizes.of(config, hidden)
@@ -123,7 +125,9 @@ def weight_specs(config: DecoderConfig) -> list[Spec]:
     if config.embed_dim is not None:
         specs.append(_linear("project_out", [Stored(str(names.project_out), embed, hidden).whole()]))
     if not config.tie_word_embeddings:
-        specs.append(_linear("lm_head", [Stored(names.lm_head, vocabulary, embed).whole()]))
+        specs.append(_linear("lm_head", [Stored(names.lm_head, vocabulary, embed).whole()], config.head_bias))
+    elif config.head_bias:
+        specs.append(TensorSpec("lm_head.bias", f"{names.lm_head}.bias", (vocabulary,)))
     return specs
 
 
@@ -212,6 +216,9 @@ def _qkv(config: DecoderConfig, sizes: _Sizes, theirs: str) -> list[Output]:
     stored = Stored(theirs + names.qkv, sizes.qkv, hidden, names.transposed)
     if names.qkv_order == "parts":
         return [stored.whole()]
+    if names.qkv_order == "quarters":
+        size = config.query_size // 4
+        return [Output(stored, Rows(start * size, size, 4, 3 * size)) for start in (0, 2, 1)]
     heads, head_dim = config.num_kv_heads, config.head_dim
     queries = config.query_size // heads  # rows of query for each key-value head
     step = queries + 2 * head_dim

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ember.engine.layers.linear import Linear
+from ember.engine.layers.norm import Norm
 
 
 class Table(Protocol):
@@ -27,6 +28,7 @@ class Embedding:
     position_offset: int = 0
     project: Linear | None = None  # [hidden, embed_dim]
     scale: float = 1.0  # of the tokens' embeddings
+    norm: Norm | None = None
 
     def __call__(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """[T] ids and [T] positions -> [T, hidden]."""
@@ -38,4 +40,4 @@ class Embedding:
             hidden = self.project(hidden)
         if self.positions is not None:
             hidden = hidden + F.embedding(positions + self.position_offset, self.positions)
-        return hidden
+        return hidden if self.norm is None else self.norm(hidden)

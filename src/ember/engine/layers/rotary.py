@@ -31,7 +31,7 @@ class Rotary:
         frequencies = inverse_frequencies(config).to(device)
         return cls(
             frequencies,
-            config.attention_factor,
+            attention_factor(config),
             config.rotary_dim,
             config.interleaved,
             config.query_beta,
@@ -75,7 +75,10 @@ class Rotary:
 def inverse_frequencies(config: RopeConfig) -> Tensor:
     """[rotary_dim / 2] float32: radians per position of each pair of dimensions."""
     steps = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32) / config.rotary_dim
-    frequencies = 1.0 / config.theta**steps
+    if config.kind == "longrope":
+        divisors = config.long_factor if _is_long(config) else config.short_factor
+        return 1.0 / (torch.tensor(divisors, dtype=torch.float32) * config.theta**steps)
+    frequencies = 1.0 / _dynamic_theta(config) ** steps
     if config.kind == "linear":
         return frequencies / config.factor
     if config.kind == "llama3":
@@ -83,6 +86,26 @@ def inverse_frequencies(config: RopeConfig) -> Tensor:
     if config.kind == "yarn":
         return _yarn(config, frequencies)
     return frequencies
+
+
+def attention_factor(config: RopeConfig) -> float:
+    """The factor of cosines and sines."""
+    if config.long_attention_factor is not None and _is_long(config):
+        return config.long_attention_factor
+    return config.attention_factor
+
+
+def _is_long(config: RopeConfig) -> bool:
+    return config.served_length > config.original_max_position_embeddings
+
+
+def _dynamic_theta(config: RopeConfig) -> float:
+    """The base, of the kind dynamic enlarged so that the slowest pair turns as far at the served length as it did at
+    the original one."""
+    if config.kind != "dynamic" or not _is_long(config):
+        return config.theta
+    stretch = config.factor * config.served_length / config.original_max_position_embeddings - (config.factor - 1)
+    return float(config.theta * stretch ** (config.rotary_dim / (config.rotary_dim - 2)))
 
 
 def _llama3(config: RopeConfig, frequencies: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
         config.position_offset or 0,
         _linear(weights, "project_in") if config.embed_dim else None,
         torch.tensor(config.embed_scale, dtype=tokens.dtype).item(),
+        _norm(config, weights, "embed_norm") if config.embed_norm else None,
     )
     windows, places = config.windows(), cache_places(cache_groups(config, tokens.element_size()))
     parts = DecoderParts(
@@ -51,7 +52,7 @@ def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
         blocks=[_block(config, weights, layer, windows[layer], *places[layer]) for layer in range(config.num_layers)],
         final_norm=_norm(config, weights, "final_norm") if config.final_norm else None,
         project_out=_linear(weights, "project_out") if config.embed_dim else None,
-        head=Linear(tokens) if config.tie_word_embeddings else _linear(weights, "lm_head"),
+        head=_head(config, weights, tokens),
     )
     assert not weights, f"no part of the decoder uses {', '.join(weights)}"
     return parts
@@ -85,6 +86,12 @@ def _block(config: DecoderConfig, weights: Weights, layer: int, window: int | No
         ),
         residual_scale=config.residual_scale,
     )
+
+
+def _head(config: DecoderConfig, weights: Weights, tokens: Tensor) -> Linear:
+    if not config.tie_word_embeddings:
+        return _linear(weights, "lm_head")
+    return Linear(tokens, bias=_tensor(weights, "lm_head.bias") if config.head_bias else None)
 
 
 def _rope_index(config: DecoderConfig, layer: int) -> int | None:

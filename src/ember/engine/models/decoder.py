@@ -67,9 +67,11 @@ def sandwich(
 def parallel(
     ops: Ops, block: Block, residual: Tensor, delta: Tensor | None, step: Step
 ) -> tuple[Tensor, Tensor | None]:
-    """x + attention(norm(x)) + mlp(norm(x)), with one norm for both: GPT-J, Cohere."""
+    """x + attention(norm(x)) + mlp(norm(x)), with one norm for both (GPT-J, Cohere) or one for each (GPT-NeoX)."""
     normed, residual = ops.add_norm(block.attention_norm, residual, delta)
     attended = attention(ops, block, normed, step)
+    if block.mlp_norm is not block.attention_norm:
+        normed, residual = ops.add_norm(block.mlp_norm, residual, None)
     return residual + attended, mlp(ops, block, normed, step)
 
 

@@ -27,6 +27,7 @@ from ember.engine.layers.batch import Batch
 MAX_GATHER = 32_768  # tokens gathered at once for a group of decodes, which bounds the buffers
 _IN_PLACE = 512  # context from which a decode with adjacent pages is faster alone than copied into a group
 _MAX_QUERIES = 512  # queries of one masked problem, which bounds the mask and excludes keys beyond its queries
+_MAX_BIASED_QUERIES = 64  # the same with ALiBi, whose mask is of every head
 _FEW_QUERIES = 16  # up to this number, queries after a cached prefix are computed as rows, like decodes
 
 Rows = slice | Tensor  # rows of the flat batch
@@ -50,6 +51,7 @@ class AttentionPlan:
 
     segments: list[Segment]
     buffers: tuple[Tensor, Tensor] | None = None  # [slots, kv_heads, head_dim], gathered K and V, for all layers
+    slopes: Tensor | None = None  # [heads] float32, of ALiBi
 
 
 def plan_attention(
@@ -60,16 +62,17 @@ def plan_attention(
     head_dim: int,
     dtype: torch.dtype,
     without: Container[int] = (),
+    slopes: Tensor | None = None,
 ) -> list[AttentionPlan]:
     """The plan of each cache group. `windows`: the sliding window of each (None: full attention). `without`: sequences
-    that others attend to."""
+    that others attend to. `slopes`: of ALiBi, [heads] float32."""
     longest = max(batch.context_lens, default=0)
     plans: list[AttentionPlan] = []
     for group, window in enumerate(windows):
         effective = window if window is not None and window < longest else None
         pages = _Pages.of(batch, group, block_size)
-        segments = _segments(batch, pages, effective, dtype, without)
-        plans.append(AttentionPlan(segments))
+        segments = _segments(batch, pages, effective, dtype, without, slopes is not None)
+        plans.append(AttentionPlan(segments, slopes=slopes))
     gathered = [
         segment.slots.shape[0] for plan in plans for segment in plan.segments if isinstance(segment.slots, Tensor)
     ]
@@ -133,11 +136,15 @@ def _attend_segment(
     sequences, queries, (_, heads, size), kv_heads = segment.sequences, segment.queries, query.shape, key.shape[1]
     key = key.unflatten(0, (sequences, segment.keys)).transpose(1, 2)  # [sequences, kv_heads, keys, head_dim]
     value = value.unflatten(0, (sequences, segment.keys)).transpose(1, 2)
+    mask = segment.mask
+    if plan.slopes is not None:
+        mask = _biased(plan.slopes, segment, query.dtype)
     if segment.slots is not None and queries <= _FEW_QUERIES:
-        return _attend_rows(query, key, value, segment, scale, soft_cap).reshape(sequences * queries, heads * size)
+        return _attend_rows(query, key, value, segment, mask, scale, soft_cap).reshape(
+            sequences * queries, heads * size
+        )
     query = query.unflatten(0, (sequences, queries)).transpose(1, 2)  # [sequences, heads, queries, head_dim]
     if soft_cap is not None:
-        mask = segment.mask
         if segment.slots is None:
             mask = query.new_full((queries, queries), -torch.inf).triu_(1)
         output = _attend_capped(query, key, value, mask, scale, soft_cap)
@@ -146,7 +153,7 @@ def _attend_segment(
             query,
             key,
             value,
-            attn_mask=segment.mask,
+            attn_mask=mask,
             is_causal=segment.slots is None,
             scale=scale,
             enable_gqa=heads != kv_heads,
@@ -154,29 +161,48 @@ def _attend_segment(
     return output.transpose(1, 2).reshape(sequences * queries, heads * size)
 
 
+def _biased(slopes: Tensor, segment: Segment, dtype: torch.dtype) -> Tensor:
+    """The mask of a segment with ALiBi: [sequences or 1, heads, queries or 1, keys].
+
+    A key's bias is the slope times its position, less that of the last key: the same number less for every key of a
+    query changes nothing, and small numbers are exact in any dtype.
+    """
+    distances = torch.arange(1 - segment.keys, 1, dtype=torch.float32, device=slopes.device)
+    bias = slopes[:, None, None] * distances  # [heads, 1, keys]
+    return (bias[None] if segment.mask is None else bias[None] + segment.mask).to(dtype)
+
+
 def _attend_rows(
-    query: Tensor, key: Tensor, value: Tensor, segment: Segment, scale: float | None, soft_cap: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segment: Segment,
+    mask: Tensor | None,
+    scale: float | None,
+    soft_cap: float | None,
 ) -> Tensor:
     """Attention of few queries: the queries of all heads that share a KV head are the rows of one problem.
 
     query [sequences * queries, heads, head_dim] -> [sequences, queries, heads, head_dim]; key and value
-    [sequences, kv_heads, keys, head_dim].
+    [sequences, kv_heads, keys, head_dim]; mask as that of the segment, or `_biased`.
     """
     sequences, kv_heads, _, size = key.shape
     queries, group = segment.queries, query.shape[1] // kv_heads
-    mask = segment.mask
+    if mask is not None and mask.dim() == 4 and (queries > 1 or mask.shape[1] > 1):  # of every head
+        mask = mask.expand(sequences, -1, queries, -1).unflatten(1, (kv_heads, group)).transpose(2, 3)
+        mask = mask.reshape(sequences, kv_heads, queries * group, segment.keys)
+    elif mask is not None and queries > 1:
+        mask = mask[:, None].expand(queries, group, segment.keys).reshape(queries * group, segment.keys)
     if queries == 1:
         rows = query.view(sequences, kv_heads, group, size)
         if group == 1 and query.dtype != torch.float32 and query.device.type == "cpu":
             rows = rows.expand(-1, -1, 2, -1)  # torch's CPU kernel is several times as slow for one row as for two
         if mask is not None:
-            mask = mask.expand(sequences, 1, rows.shape[2], segment.keys)
+            mask = mask.expand(sequences, -1, rows.shape[2], segment.keys)
         output = _attend_few(rows, key, value, mask, scale, soft_cap)
         return output[:, :, :group].reshape(sequences, 1, kv_heads * group, size)
     rows = query.view(sequences, queries, kv_heads, group, size).permute(0, 2, 1, 3, 4)
     rows = rows.reshape(sequences, kv_heads, queries * group, size)
-    if mask is not None:
-        mask = mask[:, None].expand(queries, group, segment.keys).reshape(queries * group, segment.keys)
     output = _attend_few(rows, key, value, mask, scale, soft_cap)
     output = output.view(sequences, kv_heads, queries, group, size).transpose(1, 2)
     return output.reshape(sequences, queries, kv_heads * group, size)
@@ -221,8 +247,9 @@ class _Pages:
 
 
 def _segments(
-    batch: Batch, pages: _Pages, window: int | None, dtype: torch.dtype, without: Container[int]
+    batch: Batch, pages: _Pages, window: int | None, dtype: torch.dtype, without: Container[int], is_biased: bool
 ) -> list[Segment]:
+    most = _MAX_BIASED_QUERIES if is_biased else _MAX_QUERIES
     segments: list[Segment] = []
     decodes: list[int] = []
     for sequence, context in enumerate(batch.context_lens):
@@ -232,11 +259,11 @@ def _segments(
         queries = stop - start
         if queries == 1:
             decodes.append(sequence)
-        elif queries == context and (window is None or context <= window):
+        elif queries == context and (window is None or context <= window) and not is_biased:
             segments.append(Segment(slice(start, stop), 1, queries, queries, None, None))
         else:
-            for begin in range(0, queries, _MAX_QUERIES):
-                count = min(_MAX_QUERIES, queries - begin)
+            for begin in range(0, queries, most):
+                count = min(most, queries - begin)
                 end = context - queries + begin + count  # what the stretch sees: positions [first, end)
                 first = 0 if window is None else max(0, end - count - window + 1)
                 slots = _slots(batch, pages, [sequence], [first], end - first)

@@ -44,6 +44,7 @@ class TorchOperators:
         self.device = device
         self.rotaries = [Rotary.build(rope, device) for rope in config.ropes()]
         self._windows = parts.windows()
+        self._slopes = torch.tensor(config.alibi, dtype=torch.float32, device=device) if config.alibi else None
 
     @property
     def reads_packed(self) -> bool:
@@ -60,9 +61,8 @@ class TorchOperators:
     def plan(self, batch: Batch, cache: KVCache, without: Container[int] = ()) -> list[AttentionPlan]:
         """The attention plan of the step for each cache group. `without`: sequences that another set attends to."""
         config = self.config
-        return plan_attention(
-            batch, self._windows, cache.block_size, config.num_kv_heads, config.head_dim, self.dtype, without
-        )
+        sizes = cache.block_size, config.num_kv_heads, config.head_dim
+        return plan_attention(batch, self._windows, *sizes, self.dtype, without, self._slopes)
 
     def whole_step(self, step: Step) -> None:
         return None

@@ -43,6 +43,17 @@ ARCHITECTURES = {
     "GemmaForCausalLM": ("gemma", "gemma.GEMMA1"),
     "Gemma2ForCausalLM": ("gemma2", "gemma.GEMMA2"),
     "Gemma3ForCausalLM": ("gemma3_text", "gemma.GEMMA3"),
+    "Phi3ForCausalLM": ("phi3", "phi.PHI3"),
+    "PhiForCausalLM": ("phi", "phi.PHI"),
+    "GPT2LMHeadModel": ("gpt2", "gpt2.GPT2"),
+    "GPTBigCodeForCausalLM": ("gpt_bigcode", "gpt2.GPT_BIGCODE"),
+    "GPTJForCausalLM": ("gptj", "gptj.GPTJ"),
+    "CodeGenForCausalLM": ("codegen", "gptj.CODEGEN"),
+    "GPTNeoForCausalLM": ("gpt_neo", "gpt_neo.GPT_NEO"),
+    "GPTNeoXForCausalLM": ("gpt_neox", "gpt_neox.GPT_NEOX"),
+    "FalconForCausalLM": ("falcon", "falcon.FALCON"),
+    "BloomForCausalLM": ("bloom", "bloom.BLOOM"),
+    "MptForCausalLM": ("mpt", "mpt.MPT"),
     "OPTForCausalLM": ("opt", "opt.OPT"),
 }
 MODEL_TYPES = {model_type: architecture for architecture, (model_type, _) in ARCHITECTURES.items()}

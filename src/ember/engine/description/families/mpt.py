@@ -1,0 +1,70 @@
+"""MPT. This module does not import torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ember.engine.description.classic_decoder import CLASSIC_FIELDS, alibi_slopes, must_be, read_classic_decoder
+from ember.engine.description.config import DecoderConfig, WeightNames
+from ember.engine.description.family import Family, field_names
+from ember.engine.description.fields import Fields, listed
+from ember.engine.description.known_fields import HARMLESS, NEUTRAL
+
+_SPELLING = {
+    "hidden_size": "d_model",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "max_position_embeddings": "max_seq_len",
+}
+MPT_NAMES = WeightNames(
+    layer="transformer.blocks.{}.",
+    embed_tokens="transformer.wte",
+    final_norm="transformer.norm_f",
+    lm_head="lm_head",
+    attention_norm="norm_1",
+    mlp_norm="norm_2",
+    qkv="attn.Wqkv",
+    output="attn.out_proj",
+    up="ffn.up_proj",
+    down="ffn.down_proj",
+    base="transformer.",
+)
+_ATTENTION = field_names("attn_type clip_qkv softmax_scale alibi alibi_bias_max prefix_lm qk_ln")
+_HARMLESS_ATTENTION = HARMLESS | NEUTRAL.keys() | field_names("attn_impl attn_uses_sequence_id model_type rope")
+
+
+def read(fields: Fields) -> DecoderConfig:
+    """ALiBi and no biases. `attn_config` is an object with the fields of attention."""
+    must_be(fields, "no_bias", True)
+    if fields.values.get("logit_scale") is not None:
+        raise fields.error("logit_scale", "null: no other is supported")
+    config = read_classic_decoder(fields, MPT_NAMES, spelling=_SPELLING, activation="gelu")
+    attention = Fields(fields.mapping("attn_config"), "attn_config.")
+    attention.one_of("attn_type", "multihead_attention", ("multihead_attention",))
+    for name, neutral in (("alibi", True), ("prefix_lm", False), ("qk_ln", False)):
+        must_be(attention, name, neutral)
+    if unread := attention.unread(_ATTENTION | _HARMLESS_ATTENTION):
+        fields.warnings.append(f"{listed(unread)} is not read")
+    clip = attention.number("clip_qkv", 0.0, at_least=0.0)
+    scale = attention.number("softmax_scale", 0.0, at_least=0.0)
+    return replace(
+        config,
+        intermediate_size=config.hidden_size * fields.integer("expansion_ratio", 4),
+        intermediate_field="d_model * expansion_ratio",
+        norm_bias=False,
+        qkv_bias=False,
+        output_bias=False,
+        mlp_bias=False,
+        qkv_clip=clip or None,
+        attention_scale=scale or None,
+        alibi=alibi_slopes(config.num_heads, attention.integer("alibi_bias_max", 8)),
+    )
+
+
+MPT = Family(
+    read,
+    CLASSIC_FIELDS | frozenset(_SPELLING.values()) | field_names("no_bias logit_scale attn_config expansion_ratio"),
+    harmless=dict.fromkeys(
+        field_names("learned_pos_emb init_device embedding_fraction norm_type verbose init_config ffn_config"), ()
+    ),
+)
