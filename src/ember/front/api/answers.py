@@ -1,7 +1,6 @@
-"""The forms of answers, as /openapi.json tells of them. Routes do not build their answers from these models: tests hold
-the two together.
+"""The models of answers for /openapi.json. Routes do not build their answers from these models; tests compare the two.
 
-A field that is always null here is one that vLLM has and clients may look for. Only what has a default may be absent.
+A field whose type is null alone exists in vLLM, so clients may read it. Only fields with a default may be absent.
 """
 
 from __future__ import annotations

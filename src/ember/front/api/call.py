@@ -1,4 +1,4 @@
-"""What chats and completions do alike: ids, headers, what the engine is to run, the usage of the answer."""
+"""What chats and completions have in common: ids, headers, the engine's requests, the usage of the answer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ember.wire import Ready, Thinking
 
 @dataclass(slots=True)
 class ApiCall:
-    """One accepted request to the API: everything that its answer is made of, apart from the tokens."""
+    """One accepted request to the API, with everything that its answer needs except the tokens."""
 
     services: Services
     info: Ready
@@ -53,7 +53,7 @@ class ApiCall:
 
     @property
     def n(self) -> int:
-        """Choices of each prompt."""
+        """The number of choices of each prompt."""
         return self.specs[0].n
 
     @property
@@ -73,7 +73,7 @@ class ApiCall:
         return usage_for_stream(runs.prompt_tokens(), completion_tokens, self._cached(runs), self._reasoning(runs))
 
     def metrics(self, runs: Runs) -> dict[str, float | None] | None:
-        """The times of a finished request. None where the deployment does not show them, and with several choices."""
+        """The times of a finished request. None if the deployment does not show them, or with several choices."""
         if not self.services.settings.enable_per_request_metrics or self.num_choices > 1:
             return None
         run = runs.runs[0]
@@ -107,10 +107,12 @@ def open_call(
     ignored: Sequence[str] = (),
     reader: ReaderOptions | None = None,
 ) -> ApiCall:
-    """Checks what is left to check and plans the jobs. Tokenises bad words: runs in a thread. Raises ApiError 400.
+    """Check the remaining fields and make the engine's requests. Raises ApiError 400.
 
-    `ignored` are the parts of the request that were found to have no effect, beside the fields nobody knows. With a
-    `reading`, that of a chat, there is one prompt.
+    It tokenises bad words, so it runs in a thread.
+
+    `ignored` names parts of the request that have no effect, apart from unknown fields. A chat has a `reader` and one
+    prompt.
     """
     ends = requested_ends(request, services, info)
     params = sampling_params(request, services, info, ends, len(prompts))
@@ -165,7 +167,7 @@ def open_call(
 
 
 def _check_thinking(thinking: Thinking | None, info: Ready) -> None:
-    """Raises ApiError 400 where the model has no rows for the tokens that begin and end its reasoning."""
+    """Raises ApiError 400 if the model's vocabulary lacks the tokens that begin and end its reasoning."""
     if thinking is None:
         return
     forced = (thinking.start_token_ids, thinking.forced_token_ids, thinking.gap_token_ids, *thinking.end_token_ids)

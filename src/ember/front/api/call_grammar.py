@@ -1,4 +1,4 @@
-"""What the engine must enforce for a chat's tool calls: a grammar of the calls, alone or beside an answer."""
+"""The grammar that the engine enforces for a chat's tool calls, alone or as an alternative to a text answer."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def _calls_or_text(options: ReaderOptions) -> Grammar:
 
 
 def _either(options: ReaderOptions, demanded: Grammar) -> Grammar:
-    """Calls, or an answer in the form that the request demands. A form that is no JSON schema stands alone."""
+    """A grammar of calls, or of an answer in the demanded form. For a form other than a JSON schema only the answer."""
     if demanded.kind != "json":
         return demanded
     return _with_answer(options, _START_RULE.sub("other_answer", demanded.text, count=1), demanded.param)
 
 
 def _with_answer(options: ReaderOptions, answer: str, param: str) -> Grammar:
-    """Calls alone, or an answer alone, which has these rules and stands behind its mark."""
+    """A grammar of calls or of an answer, never both. The answer has these rules and follows its mark."""
     calls = _START_RULE.sub("tool_calls_instead", _of_calls(options, at_least_one=True).text, count=1)
     mark = lark.literal(_answer_mark(options), options.tokenizer) if _answer_mark(options) else ""
     text = f"{calls}\nstart: tool_calls_instead | {mark} other_answer\n{answer}\n"

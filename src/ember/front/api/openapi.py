@@ -1,7 +1,7 @@
 """GET /openapi.json: the routes with the schemas of their requests and answers, as OpenAPI 3.1.
 
-In: the table of routes (`routes.py`) and the pydantic models of requests (`schemas.py`) and answers (`answers.py`).
-This module is imported at the first request for the page, so that a boot does not pay for it.
+The page is made of the table of routes (`routes.py`) and the pydantic models of requests (`schemas.py`) and answers
+(`answers.py`). This module is imported at the first request for the page, so that it does not delay a boot.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _OF_EVERY_ROUTE = (400, 401, 500, 503)
 _OF_BODIES = (404, 408, 413)
 
 
-# The ranges that the options are checked against (`sampling_ranges.py` and others), where no setting changes them.
+# The ranges of options (`sampling_ranges.py` and others) that no setting changes.
 RANGES: dict[str, dict[str, float]] = {
     "n": {"minimum": 1},
     "best_of": {"minimum": 1},
@@ -49,7 +49,7 @@ RANGES: dict[str, dict[str, float]] = {
 
 
 async def openapi_page(services: Services, routes: Sequence[Route]) -> Response:
-    """The page, as this deployment has the routes."""
+    """The page with the routes that this deployment has."""
     settings = services.settings
     shown = tuple(route for route in routes if route.enabled_by is None or getattr(settings, route.enabled_by))
     page = await asyncio.to_thread(_page, shown, settings.root_path or "/", bool(settings.api_key))
@@ -108,7 +108,8 @@ def _responses(route: Route, *, has_body: bool) -> dict[str, Any]:
         success["description"] = f"OK. With `stream` the answer is {route.framing.description}."
         success["content"][route.framing.media_type.partition(";")[0]] = {"itemSchema": route.framing.schema(documents)}
     if route.task is not None:
-        success["headers"] = {LOAD_HEADER: {"schema": {"type": "string"}, "description": "Where it is asked for."}}
+        load = {"schema": {"type": "string"}, "description": "Present if the request asks for it."}
+        success["headers"] = {LOAD_HEADER: load}
     responses = {"200": success}
     for status in about.empty:
         responses[str(status)] = {"description": HTTPStatus(status).phrase}
@@ -130,7 +131,7 @@ def _reference(model: Model) -> dict[str, Any]:
 
 
 def _model(model: Model) -> type[BaseModel]:
-    """The class of a model that may be given by its name."""
+    """The class of a model, which a route's record may give by name."""
     if not isinstance(model, str):
         return model
     found: type[BaseModel] = getattr(schemas, model, None) or getattr(answers, model)
@@ -162,13 +163,13 @@ _HEADERS = {
         "in": "header",
         "required": False,
         "schema": {"type": "string"},
-        "description": "The end of the answer's id.",
+        "description": "The last part of the answer's id.",
     },
     FORMAT_HEADER: {
         "name": FORMAT_HEADER,
         "in": "header",
         "required": False,
         "schema": {"type": "string"},
-        "description": "TEXT or JSON: the form in which the answer tells the load. Any other is ignored.",
+        "description": "The format of the load header in the answer: TEXT or JSON. Other values are ignored.",
     },
 }

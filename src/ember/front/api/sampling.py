@@ -1,4 +1,4 @@
-"""From a request to `wire.SamplingParams`: how its tokens are drawn, and all that the engine must know beside."""
+"""Converts a request to `wire.SamplingParams`: the sampling options, and what else the engine needs to run it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOWEST_TEMPERATURE = 0.01  # below it the logits overflow; 0 itself is greedy
 def sampling_params(
     request: GenerationRequest, services: Services, info: Ready, ends: Ends, num_prompts: int
 ) -> SamplingParams:
-    """All but `max_tokens`, which depends on each prompt. Raises ApiError 400."""
+    """The parameters without `max_tokens`, which depends on each prompt. Raises ApiError 400."""
     defaults = services.generation_defaults
     temperature = float(in_range("temperature", request, defaults, 1.0))
     top_p = float(in_range("top_p", request, defaults, 1.0))
@@ -62,9 +62,10 @@ def sampling_params(
 
 
 def _num_samples(request: GenerationRequest, num_prompts: int, info: Ready) -> tuple[int, int]:
-    """`n` and `best_of`, which is `n` unless it is given. Raises ApiError 400.
+    """The values of `n` and `best_of`, whose default is `n`. Raises ApiError 400.
 
-    Each sample holds memory in both processes from the start. One of each prompt is always allowed.
+    Each sample takes memory in both processes from the start, so their number is limited. One sample per prompt is
+    always allowed.
     """
     n = 1 if request.n is None else request.n
     best_of = n if request.best_of is None else request.best_of
@@ -83,5 +84,5 @@ def _num_samples(request: GenerationRequest, num_prompts: int, info: Ready) -> t
 
 
 def max_samples(info: Ready) -> int:
-    """Most samples of one request that asks for several of each prompt: four full steps, and 128 in any case."""
+    """The most samples of a request with several per prompt: those of four full steps, and never less than 128."""
     return min(MAX_N, max(128, 4 * info.max_num_seqs))

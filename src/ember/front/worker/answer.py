@@ -1,4 +1,4 @@
-"""How this worker handles jobs: when it takes them and how many, how it answers them, and in which form."""
+"""How this worker handles jobs: when it takes them, how many at a time, and how it answers them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 
 
 def answer_with(worker: Worker) -> Answer:
-    """Answers requests with this worker's services. Runs on the loop that owns the worker, after its boot.
+    """A function that answers requests with this worker's services. It runs on the worker's event loop, after its boot.
 
-    A job that was taken while a crashed engine is started again waits for it: the queue has no use for a 503.
+    A job that was taken while a crashed engine restarts waits for the restart. A 503 would end it.
     """
 
     async def answer(request: Request) -> Response | EventStream:
@@ -32,9 +32,9 @@ def answer_with(worker: Worker) -> Answer:
 
 
 def gate(worker: Worker) -> Callable[[], Coroutine[None, None, None]]:
-    """What to wait for before a job is taken: an engine that serves, and room among the requests that wait.
+    """A function that waits until a job may be taken: the engine is ready, and its queue has room.
 
-    A job that was taken is not refused for want of room: it would fail, though another worker might have had it.
+    A job that was taken is not refused for lack of room. It would fail, although another worker could have taken it.
     """
     admission = worker.engine.admission
     admission.refuses = False

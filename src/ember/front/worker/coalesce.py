@@ -1,9 +1,8 @@
-"""Joins events into pieces: single ones, as text, come in from the engine's loop, lists of them go out on the SDK's.
+"""Joins encoded events into pieces: a buffer between the engine's event loop and the loop that sends to the queue.
 
-The first event leaves at once. While the consumer is busy sending a piece, everything that is produced meanwhile
-collects here and leaves as the next one, at most `max_bytes` as the queue will carry it. When more than that is
-waiting, the producer pauses; the engine's outputs then collect further upstream, where they take less room. Whoever
-wants fewer and larger pieces, or smaller ones, says so with `BatchSizes`.
+The first event is sent at once. Events produced during a delivery are buffered and sent together as the next piece, of
+at most `max_bytes` on the wire. When the buffer holds more than that, the producer pauses. The engine's outputs are
+then buffered before they are encoded, where they take less memory. `BatchSizes` sets other sizes of pieces.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ MAX_PIECE_BYTES = 900_000  # the platform splits streamed outputs beyond 1 MB
 
 
 def wire_bytes(text: str) -> int:
-    """Bytes of `text` inside a JSON string, as the queue client encodes it (UTF-8, escaped quotes and newlines)."""
+    """The bytes of `text` in a JSON string, as the queue client encodes it (UTF-8, escaped quotes and newlines)."""
     size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
     return size + text.count('"') + text.count("\\") + text.count("\n")
 
 
 def cut(text: str, max_bytes: int = MAX_PIECE_BYTES) -> list[str]:
-    """`text` in parts of at most `max_bytes` on the wire, never inside a character."""
+    """Divide `text` into parts of at most `max_bytes` on the wire. No character is divided."""
     if wire_bytes(text) <= max_bytes:
         return [text]
     step = max(1, max_bytes // 4)  # no character takes more than four bytes
@@ -33,9 +32,10 @@ def cut(text: str, max_bytes: int = MAX_PIECE_BYTES) -> list[str]:
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """Events in one piece: `least` of the first, growing by `growth` with each, and `most` (None: no bound).
+    """The number of events in a piece.
 
-    The last piece has what is left.
+    The first piece has at least `least` events. Each piece raises this minimum by the factor `growth`. No piece has
+    more than `most`; None is no limit. The last piece has the remaining events.
     """
 
     least: int = 1
@@ -47,7 +47,7 @@ ANY_SIZE = BatchSizes()
 
 
 class _Signal:
-    """An asyncio.Event of one loop that any thread may set. `arm` and `set` are called under the owner's lock."""
+    """An asyncio.Event of one loop that any thread may set. `arm` and `set` must be called under the owner's lock."""
 
     def __init__(self) -> None:
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
@@ -69,24 +69,24 @@ class _Signal:
 
 
 class Pieces:
-    """One job's events between one producer and one consumer, which may live in different loops and threads."""
+    """The buffer of one job's events. Its producer and its consumer may run in different loops and threads."""
 
     def __init__(self, max_bytes: int = MAX_PIECE_BYTES, sizes: BatchSizes = ANY_SIZE) -> None:
         self._max_bytes = max_bytes
         self._most = sizes.most
         self._growth = sizes.growth
-        self._least = float(min(sizes.least, sizes.most or sizes.least))  # of the next piece
+        self._least = float(min(sizes.least, sizes.most or sizes.least))  # of the next piece; it grows
         self._lock = threading.Lock()
-        self._events: deque[tuple[str, int]] = deque()  # with their bytes on the wire
+        self._events: deque[tuple[str, int]] = deque()  # each with its bytes on the wire
         self._waiting_bytes = 0
         self._ended = False
         self._error: BaseException | None = None
         self._filled = _Signal()
         self._drained = _Signal()
-        self.result: Any = None  # what finish() was given
+        self.result: Any = None  # the argument of finish()
 
     async def put(self, event: str) -> None:
-        """Add an event; returns when there is room for another."""
+        """Add an event. Returns when there is room for another one."""
         size = wire_bytes(event)
         with self._lock:
             self._events.append((event, size))
@@ -100,11 +100,11 @@ class Pieces:
             await drained.wait()
 
     def finish(self, result: Any = None) -> None:
-        """No event follows; iteration ends after those that wait."""
+        """End the events. The iteration ends after the buffered ones."""
         self._end(result, None)
 
     def fail(self, error: BaseException) -> None:
-        """No event follows; iteration raises `error` after those that wait."""
+        """End the events with an error. The iteration raises it after the buffered ones."""
         self._end(None, error)
 
     def _end(self, result: Any, error: BaseException | None) -> None:
@@ -120,7 +120,8 @@ class Pieces:
         return self
 
     async def __anext__(self) -> list[str]:
-        """All events since the last call, as far as they fit; waits for the fewest. A larger one comes alone."""
+        """The next piece: the events since the last call, as many as fit. It waits for the minimum of `BatchSizes`. An
+        event of more than `max_bytes` is a piece of its own."""
         while True:
             with self._lock:
                 is_full = self._waiting_bytes > self._max_bytes  # the producer waits

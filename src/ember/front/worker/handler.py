@@ -146,11 +146,9 @@ class JobRun:
             handling.runs.discard(self)
             if self._work is not None:
                 self._work.cancel()
-        try:
+        try:  # the stream may be complete although the platform would not accept the result, which repeats it
             check_result_size(self._size, self._id)
-        except (
-            ApiError
-        ) as error:  # the stream is complete, but the platform does not accept the result, which repeats it
+        except ApiError as error:
             yield error_output(error, self._route)
 
     def _form_of(self, stream: bool, is_native: bool) -> Form:
@@ -164,8 +162,8 @@ class JobRun:
 def _cancel_with_this_task(work: Work) -> None:
     """Cancel `work` when the task that asked for the job ends, however it ends.
 
-    A task cancelled while it sends a piece, or that stops after an error, leaves the generator suspended until the
-    garbage collector finds it; the engine must not generate that long for nobody.
+    A task that is cancelled while it sends a piece, or that stops after an error, leaves the generator suspended until
+    it is garbage collected. The engine must not continue to generate until then.
     """
     task = asyncio.current_task()
     if task is not None:

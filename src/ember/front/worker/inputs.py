@@ -1,13 +1,13 @@
-"""What a queue job asks for: the job's input comes in, one api request (or an ApiError) goes out.
+"""Reads a queue job: its input becomes one api request, or an ApiError.
 
-Shapes, in this order; the first that fits wins:
+An input has one of these shapes. The first that matches is used:
 
 1. `openai_input` with content, `openai_route` (default: the route of `messages`)  -> POST
 2. `openai_route` alone, or with an empty `openai_input`                           -> GET
 3. `route`, `body`?, `method`?                                                     -> POST with a body, else GET
 4. `messages` or `prompt`, with `sampling_params`? and `stream`?                   -> POST to the route of that field
 
-The route of a field is the one whose record names it (`Route.job_field`).
+The route of a field is the route whose record names that field (`Route.job_field`).
 """
 
 from __future__ import annotations
@@ -31,39 +31,39 @@ _ALLOWED = (
     "`stream`)"
 )
 _METHODS = ("GET", "POST", "DELETE")
-# Keys of the native shape that are for the worker; every other key is a field of the request.
+# Keys of the native shape that the worker reads itself. Every other key is a field of the request.
 _BATCH_SIZES = frozenset({"max_batch_size", "min_batch_size", "batch_size_growth_factor"})
 _CONTROL = _BATCH_SIZES | {"messages", "prompt", "sampling_params", "apply_chat_template", "use_openai_format"}
-# Of the shapes that hold a whole request: what else is read beside it.
+# For each shape with a whole request, the keys that are read. Others have no effect.
 _BESIDE = {
     "openai_input": _BATCH_SIZES | {"openai_input", "openai_route"},
     "openai_route": _BATCH_SIZES | {"openai_input", "openai_route"},
     "route": _BATCH_SIZES | {"route", "body", "method"},
 }
-# What orjson says of a value that it cannot encode, and what to say to the one who sent it.
+# From a part of orjson's message for a value that it cannot encode to the message for the client.
 _NOT_JSON = {
     "surrogates": "it holds half of a surrogate pair (such as \\ud800 alone), which is no text; send whole characters",
     "Integer": "it holds an integer of more than 64 bits",
     "key must be str": "the keys of its objects must be strings",
     "Recursion": "it is nested more than 254 levels deep",
 }
-_PLACE_DEPTH = 4  # of the place that an error names
+_PLACE_DEPTH = 4  # the most keys in the place that an error names
 
 
 @dataclass(frozen=True)
 class QueueJob:
-    """One job, understood: the request it stands for and the form its answer is wanted in."""
+    """A queue job as it was read: its request, and the form of its outputs."""
 
     request: Request
-    route: Route  # whose forms the answer has
+    route: Route  # its error form and framing are used
     stream: bool
-    native_tokens: bool = False  # the answer is wanted as lists of tokens
-    min_events: int | None = None  # fewest in one streamed piece (`min_batch_size`), as long as there are more
-    growth: float | None = None  # from piece to piece (`batch_size_growth_factor`)
-    max_events: int | None = None  # most (`max_batch_size`)
+    native_tokens: bool = False  # the outputs are lists of tokens
+    min_events: int | None = None  # the fewest in a streamed piece but the last (`min_batch_size`)
+    growth: float | None = None  # of that minimum, from piece to piece (`batch_size_growth_factor`)
+    max_events: int | None = None  # the most in a streamed piece (`max_batch_size`)
 
     def sizes(self, defaults: BatchSizes) -> BatchSizes:
-        """Of its pieces; `defaults` are for what the job leaves open."""
+        """The sizes of the job's pieces. `defaults` apply to what the job does not set."""
         return BatchSizes(
             least=self.min_events or defaults.least,
             growth=self.growth or defaults.growth,
@@ -74,9 +74,10 @@ class QueueJob:
 def parse_input(
     job_input: Any, router: Router, *, model: str, job_id: str | None = None, native_tokens: bool = False
 ) -> QueueJob:
-    """`job_input` is the `input` of a queue job, `model` fills a request that names none. Raises ApiError(400).
+    """Read `job_input`, the `input` of a queue job. A request that names no model gets `model`. Raises ApiError(400).
 
-    `native_tokens`: jobs of the native shape are answered with lists of tokens, unless they set `use_openai_format`.
+    With `native_tokens`, jobs of the native shape are answered with lists of tokens unless they set
+    `use_openai_format`.
     """
     if not isinstance(job_input, dict):
         raise bad_request(f"the job input must be a JSON object, not {_kind(job_input)}; {_ALLOWED}", "input")
@@ -104,7 +105,7 @@ def parse_input(
 
 
 def wants_stream(job_input: Any) -> bool:
-    """Whether a job, even one that cannot be parsed, asks for a stream: its error then is an SSE event."""
+    """Whether a job asks for a stream. This also holds for a job that cannot be read, whose error is then an event."""
     if not isinstance(job_input, dict):
         return False
     places = (job_input.get("openai_input"), job_input.get("body"), job_input, job_input.get("sampling_params"))
@@ -112,7 +113,8 @@ def wants_stream(job_input: Any) -> bool:
 
 
 def asked_route(job_input: Any, router: Router) -> Route:
-    """The route that a job asks for, even one that cannot be parsed: its error then has that route's form."""
+    """The route that a job asks for. This also holds for a job that cannot be read, whose error has the route's
+    form."""
     if not isinstance(job_input, dict):
         return NO_ROUTE
     named = job_input.get("openai_route") or (None if job_input.get("openai_input") else job_input.get("route"))
@@ -123,10 +125,11 @@ def asked_route(job_input: Any, router: Router) -> Route:
 
 
 def _check_is_json(job_input: dict[str, Any]) -> None:
-    """Raises ApiError where the input holds what the api, the engine and the answer could not encode again.
+    """Raises ApiError if the input holds a value that the api, the engine or the answer could not encode.
 
-    The SDK reads jobs with the json module, which lets lone surrogates and numbers of any size in. It costs about 1 ms
-    a megabyte, a small part of the SDK's own reading; a thread would not hide it, as orjson keeps the GIL.
+    The SDK reads jobs with the json module, which accepts lone surrogates and numbers of any size. The check takes
+    about 1 ms for a megabyte, a small part of the SDK's own parsing. It does not run in a thread, since orjson holds
+    the GIL.
     """
     reason = _reason_not_json(job_input)
     if reason is None:
@@ -153,7 +156,7 @@ def _reason_not_json(value: Any) -> str | None:
 
 
 def _request_of(job_input: dict[str, Any], router: Router) -> tuple[str, str, dict[str, Any] | None]:
-    """Method, route and body of the first shape that fits."""
+    """The method, the route and the body, by the first shape that matches."""
     openai_input = job_input.get("openai_input")
     openai_route = job_input.get("openai_route")
     _name_ignored(job_input)
@@ -163,7 +166,7 @@ def _request_of(job_input: dict[str, Any], router: Router) -> tuple[str, str, di
     if openai_route:
         route = _text(openai_route, "openai_route")
         found = router.find("GET", _split_route(route)[0])
-        if "POST" in found.allowed and not found.is_allowed:  # what would come back is a bare 405
+        if "POST" in found.allowed and not found.is_allowed:  # the answer would be a 405 without a hint
             raise bad_request(f"openai_input is missing: {route} needs a request body", "openai_input")
         return "GET", route, None
     if job_input.get("route"):
@@ -174,10 +177,10 @@ def _request_of(job_input: dict[str, Any], router: Router) -> tuple[str, str, di
 
 
 def _name_ignored(job_input: dict[str, Any]) -> None:
-    """Log what lies beside a whole request and is not read; each name once."""
+    """Log the keys beside a whole request that have no effect, each name once."""
     shape = next((name for name in _BESIDE if job_input.get(name)), None)
     if shape is None:
-        return  # of the native shape every field is one of the request, where it is reported
+        return  # in the native shape every key is a field of the request, whose reader reports it
     names = [f"input.{name}" for name, value in job_input.items() if value is not None and name not in _BESIDE[shape]]
     reported(names, f"the job's %s has no effect beside {shape} (logged once per name)")
 
@@ -187,7 +190,7 @@ def _is_native(job_input: dict[str, Any]) -> bool:
 
 
 def _for_tokens(body: dict[str, Any], stream: bool) -> dict[str, Any]:
-    """The body of a request whose answer becomes lists of tokens, which are counted in every chunk."""
+    """The body of a request whose outputs are lists of tokens. Its stream reports usage in every chunk."""
     if body.get("tools") or body.get("functions"):
         raise bad_request(
             "lists of tokens (NATIVE_OUTPUT=tokens) cannot hold tool calls; set use_openai_format in the job input",
@@ -209,7 +212,7 @@ def _generic(job_input: dict[str, Any]) -> tuple[str, str, dict[str, Any] | None
 
 
 def _native(job_input: dict[str, Any], router: Router) -> tuple[str, dict[str, Any]]:
-    """Route and body of the native shape; `sampling_params` are spread over the body."""
+    """The route and the body of the native shape. The entries of `sampling_params` become fields of the body."""
     body = {key: value for key, value in job_input.items() if key not in _CONTROL}
     if job_input.get("sampling_params") is not None:
         body.update(_object(job_input["sampling_params"], "sampling_params"))
@@ -236,9 +239,9 @@ def _path_for(field: str, router: Router) -> str:
 
 
 def _split_route(route: str) -> tuple[str, dict[str, str]]:
-    """Path, with its leading slash, and query of a route such as `/openai/v1/models?a=b`.
+    """The path, with a leading slash, and the query of a route such as `/openai/v1/models?a=b`.
 
-    Line breaks stay in it (`urlsplit` would drop them), so that it is no route's path.
+    Line breaks are kept, so that such a path matches no route. `urlsplit` would drop them.
     """
     path, _, query = ("/" + route.strip().lstrip("/")).partition("#")[0].partition("?")
     if path.startswith("/openai/"):
@@ -286,14 +289,14 @@ def _object(value: Any, name: str) -> dict[str, Any]:
 
 
 def _is_true(value: Any) -> bool:
-    """A flag as clients send it: true, 1, "true", "yes", "on", "1"."""
+    """Whether a flag is set. Clients send true, 1, "true", "yes", "on" or "1"."""
     if isinstance(value, str):
         return value.strip().lower() in ("true", "1", "yes", "on", "t", "y")
     return value is True or (isinstance(value, (int, float)) and value == 1)
 
 
 def _kind(value: Any) -> str:
-    """The JSON name of a value's type."""
+    """The name of a value's type in JSON, with its article."""
     if value is None:
         return "null"
     names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}

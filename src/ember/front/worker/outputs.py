@@ -1,13 +1,13 @@
-"""What a job puts on the queue: the api's events or JSON body come in, outputs leave, in the form that is wanted.
+"""Converts the api's events or JSON body to the outputs of a queue job. Each class is one form of outputs:
 
-`StreamText`     a streamed job as the platform passes it on to the route's clients: text in the framing of the route
-`ParsedChunks`   the same with RAW_OPENAI_OUTPUT=0: lists of the events' documents
-`TokenLists`     native jobs with NATIVE_OUTPUT=tokens: `{"choices": [{"tokens": [...]}], "usage": {...}}`
-`Whole`          any other: the JSON body, once
+`StreamText`     for a streamed job: text in the route's framing, which the platform passes on to its clients
+`ParsedChunks`   for a streamed job with RAW_OPENAI_OUTPUT=0: lists of the events' documents
+`TokenLists`     for a native job with NATIVE_OUTPUT=tokens: `{"choices": [{"tokens": [...]}], "usage": {...}}`
+`Whole`          for any other job: the JSON body, as one output
 
-An error is an event in a stream and `{"error": <JSON text>}` elsewhere, which ends the job as FAILED; both are in the
-form of the route. The latter is text, as the SDK puts `str()` of the value on the wire: an object would arrive as a
-Python repr.
+An error is an event in a stream. Elsewhere it is `{"error": <JSON text>}`, which ends the job as FAILED. Both have the
+form of the route's errors. The value is JSON text because the SDK sends `str()` of it, which would make a Python repr
+of an object.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ from ember.front.api.route import NO_ROUTE, Route
 from ember.front.errors import ApiError, encodable
 from ember.front.worker.coalesce import cut, wire_bytes
 
-RUN_BYTES = 10_000_000  # what the platform takes as a job's result
+RUN_BYTES = 10_000_000  # the largest result of a job that the platform accepts
 RUNSYNC_BYTES = 20_000_000
-_SYNC_PREFIX = "sync-"  # of the ids of /runsync's jobs
+_SYNC_PREFIX = "sync-"  # ids of jobs of /runsync begin with it
 
 
 class Form(Protocol):
     """The form of one job's outputs."""
 
     def encode(self, event: Event) -> str:
-        """What is kept of an event until it is sent."""
+        """Encode an event for the buffer, where it waits until it is sent."""
         ...
 
     def end(self) -> str:
-        """What is kept of the end of a stream; empty where there is nothing to say."""
+        """Encode the end of a stream for the buffer. It is empty for a form without one."""
         ...
 
     def pieces(self, encoded: list[str]) -> list[Any]:
-        """What to send for some of what was kept."""
+        """Make outputs of some encoded events."""
         ...
 
     def body(self, response: Response) -> Any:
-        """What to send for a whole answer. Raises ApiError where it is an error, TypeError where it cannot be
-        encoded: the SDK would drop it."""
+        """Make an output of a whole answer. Raises ApiError if the answer is an error, and TypeError if it cannot be
+        encoded, in which case the SDK would drop it."""
         ...
 
     def failed(self, error: ApiError) -> list[Any]:
-        """What to send for an error."""
+        """Make outputs of an error."""
         ...
 
 
 class Whole:
-    """A JSON body, the same as a client over HTTP would read. What streams all the same is text."""
+    """One JSON body, as a client over HTTP would read it. If the route streams nevertheless, the outputs are text."""
 
     def __init__(self, route: Route) -> None:
         self._route = route
@@ -75,14 +75,14 @@ class Whole:
 
 
 class StreamText(Whole):
-    """Text in the route's framing, cut where a single event is beyond what one piece may hold."""
+    """Text in the route's framing. An event that is too large for one piece is divided."""
 
     def failed(self, error: ApiError) -> list[Any]:
         return self.pieces([self.encode(self._route.framing.error(error)), self.end()])
 
 
 class ParsedChunks(Whole):
-    """A list of the events' documents for each piece; nothing of their framing."""
+    """For each piece a list of the events' documents, without framing."""
 
     def encode(self, event: Event) -> str:
         return event.data
@@ -98,13 +98,13 @@ class ParsedChunks(Whole):
 
 
 class TokenLists(Whole):
-    """Lists of texts, one for each chunk of a choice, and how many tokens there were so far. It reads the chunks and
-    bodies of the routes that native jobs ask for."""
+    """Lists of texts, one text for each chunk of a choice, with the number of tokens so far. This form reads the chunks
+    and bodies of the routes that native jobs use."""
 
     def __init__(self, route: Route) -> None:
         super().__init__(route)
         self._prompt_tokens = 0
-        self._completion_tokens: dict[int, int] = {}  # so far, by choice
+        self._completion_tokens: dict[int, int] = {}  # number so far, by choice
 
     def encode(self, event: Event) -> str:
         return event.data
@@ -143,12 +143,12 @@ class TokenLists(Whole):
 
 
 def _said(part: dict[str, Any]) -> str:
-    """All text of a message, a delta, or a choice of a completion."""
+    """The text of a message, a delta, or a choice of a completion: its reasoning and its content."""
     return (part.get("reasoning") or "") + (part.get("content") or part.get("text") or "")
 
 
 def json_body(response: Response) -> Any:
-    """A whole answer as JSON has it. Raises ApiError where it is an error, TypeError where it cannot be encoded."""
+    """A whole answer as JSON values. Raises ApiError if it is an error, and TypeError if it cannot be encoded."""
     if response.status >= 400:
         raise ApiError(response.status, str(response.body or response.status))
     if response.body is None:
@@ -157,14 +157,15 @@ def json_body(response: Response) -> Any:
 
 
 def error_output(error: ApiError, route: Route = NO_ROUTE) -> dict[str, str]:
-    """What fails a job: the error object of the route's form as JSON text, or all of a form that has no such object."""
+    """The output that ends a job as FAILED. It has the error object of the route's form as JSON text, or the whole body
+    of a form without such an object."""
     body = route.errors.body(error)
     details = body.get("error", body) if isinstance(body, dict) else body
     return {"error": orjson.dumps(details).decode()}
 
 
 def output_bytes(output: Any) -> int:
-    """Bytes of one output in the JSON of a job's result, as either client writes it, with its separator."""
+    """The bytes of one output in the JSON of a job's result, with its separator, as both queue clients write it."""
     if isinstance(output, str):
         return wire_bytes(output) + 4
     compact = len(orjson.dumps(output))
@@ -172,7 +173,7 @@ def output_bytes(output: Any) -> int:
 
 
 def check_result_size(size: int, job_id: str) -> None:
-    """Raises ApiError 413 where the platform would not take a result of so many bytes; it would drop it in silence."""
+    """Raises ApiError 413 for a result of more bytes than the platform accepts. It would drop the result silently."""
     is_sync = job_id.startswith(_SYNC_PREFIX)
     limit = RUNSYNC_BYTES if is_sync else RUN_BYTES
     if size > limit:
