@@ -19,6 +19,27 @@ INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 LOG2_E = math.log2(math.e)
 NO_WINDOW = 1 << 30
 
+# Of the four bytes in $2, two are spread over the halves of a register, and shifted to where bfloat16 has exponent and
+# mantissa. That is the value times 2**(7 - 127), subnormals included, which one multiplication mends. NaN becomes 480.
+E4M3_TO_BF16 = """{
+.reg .b32 low, high, sign, factor;
+prmt.b32 low, $2, 0, 0x1404;
+prmt.b32 high, $2, 0, 0x3424;
+and.b32 sign, low, 0x80008000;
+shr.b32 low, low, 4;
+and.b32 low, low, 0x07f007f0;
+or.b32 low, low, sign;
+and.b32 sign, high, 0x80008000;
+shr.b32 high, high, 4;
+and.b32 high, high, 0x07f007f0;
+or.b32 high, high, sign;
+mov.b32 sign, 0x80008000;
+mov.b32 factor, 0x7b807b80;
+fma.rn.bf16x2 $0, low, factor, sign;
+fma.rn.bf16x2 $1, high, factor, sign;
+}"""
+_E4M3_TO_BF16: tl.constexpr = tl.constexpr(E4M3_TO_BF16)
+
 
 @triton.jit
 def e4m3_bits(bits, DTYPE: tl.constexpr):
@@ -32,9 +53,28 @@ def e4m3_bits(bits, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def packed_e4m3(bits):
+    """Convert float8 e4m3 given as uint8 to bfloat16, four at a time, exactly.
+
+    It is declared impure to keep it where it is: the compiler would move it behind the loads of a matrix product, which
+    for values, whose tile is turned, are of one byte each.
+    """
+    return tl.inline_asm_elementwise(
+        _E4M3_TO_BF16,
+        "=r,=r,r",
+        [bits],
+        dtype=tl.bfloat16,
+        is_pure=False,
+        pack=4,
+    )
+
+
+@triton.jit
 def cache_tile(tile, DTYPE: tl.constexpr, FP8_BITS: tl.constexpr, INTERPRET: tl.constexpr):
     """Convert keys or values loaded from the cache to the type in which they are multiplied."""
-    if FP8_BITS:
+    if tile.dtype.primitive_bitwidth == 8 and DTYPE == tl.bfloat16 and not INTERPRET:  # noqa: SIM300
+        tile = packed_e4m3(tile.to(tl.uint8, bitcast=True))
+    elif FP8_BITS:
         tile = e4m3_bits(tile, DTYPE)
     else:
         tile = tile.to(DTYPE)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+from ember_kernels.attention import E4M3_TO_BF16
 from ember_kernels.decode_attention import decode_attention, decode_attention_reference, workspace_size
 from ember_kernels.decode_splits import MAX_SPLITS, split_count
 
@@ -215,3 +216,50 @@ def test_launches_ask_for_what_is_listed(tmp_path: Path) -> None:
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     result = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-4000:]
+
+
+def _emulate(text: str, inputs: dict[str, int]) -> dict[str, int]:
+    """The registers after the instructions that `E4M3_TO_BF16` is made of; bfloat16 products are rounded by torch."""
+    registers = dict(inputs)
+
+    def value(name: str) -> int:
+        return registers[name] if name in registers else int(name, 0)
+
+    def halves(word: int) -> torch.Tensor:
+        return torch.tensor([word & 0xFFFF, word >> 16], dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+
+    for line in text.strip("{}\n").splitlines():
+        operation, _, rest = line.strip().rstrip(";").partition(" ")
+        name, *operands = rest.split(", ")
+        match operation.split("."):
+            case ["prmt", _]:
+                data = value(operands[0]).to_bytes(4, "little") + value(operands[1]).to_bytes(4, "little")
+                chosen = [data[value(operands[2]) >> 4 * i & 7] for i in range(4)]
+                registers[name] = int.from_bytes(bytes(chosen), "little")
+            case ["and", _]:
+                registers[name] = value(operands[0]) & value(operands[1])
+            case ["or", _]:
+                registers[name] = value(operands[0]) | value(operands[1])
+            case ["shr", _]:
+                registers[name] = value(operands[0]) >> value(operands[1])
+            case ["mov", _]:
+                registers[name] = value(operands[0])
+            case ["fma", "rn", "bf16x2"]:
+                a, b, c = (halves(value(operand)).double() for operand in operands)
+                low, high = (a * b + c).bfloat16().view(torch.int16).tolist()
+                registers[name] = low & 0xFFFF | (high & 0xFFFF) << 16
+            case ["", "reg"]:
+                pass
+            case _:
+                raise AssertionError(f"not emulated: {line}")
+    return registers
+
+
+def test_the_packed_conversion_of_float8_is_exact() -> None:
+    codes = [code for code in range(256) if code & 0x7F != 0x7F]  # without NaN
+    codes += codes[: -len(codes) % 4]
+    expected = torch.tensor(codes, dtype=torch.uint8).view(torch.float8_e4m3fn).bfloat16().view(torch.int16)
+    for at in range(0, len(codes), 4):
+        found = _emulate(E4M3_TO_BF16, {"$2": int.from_bytes(bytes(codes[at : at + 4]), "little")})
+        words = [found["$0"] & 0xFFFF, found["$0"] >> 16, found["$1"] & 0xFFFF, found["$1"] >> 16]
+        assert words == [int(bits) & 0xFFFF for bits in expected[at : at + 4]], codes[at : at + 4]
