@@ -46,6 +46,7 @@ FAMILIES = [
     "ministral3",
     "olmo3",
     "granite",
+    "phi",
     "opt",
     "opt_post_norm",
 ]

@@ -163,6 +163,10 @@ BFLOAT16 = [
     "glm4",
     "granite",
     "olmo3",
+    "phi",
+    "gpt_neox",
+    "falcon_alibi",
+    "bloom",
 ]
 
 
