@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ember_kernels.compile import Specialisation
+from ember_kernels.launch import cdiv, direct
 from ember_kernels.rounding import e4m3_bits, has_conversion, quantise_reference, rounded, row_scale
 
 KINDS = ("silu", "gelu_tanh", "gelu", "relu", "relu2")
@@ -46,6 +47,7 @@ def _values(x_ptr, columns, mask, size, KIND: tl.constexpr, GATED: tl.constexpr)
     return result
 
 
+@direct
 @triton.jit
 def _activation_kernel(x_ptr, out_ptr, x_stride, size, KIND: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
@@ -55,6 +57,7 @@ def _activation_kernel(x_ptr, out_ptr, x_stride, size, KIND: tl.constexpr, GATED
     tl.store(out_ptr + row * size + columns, result, mask=mask)
 
 
+@direct
 @triton.jit
 def _activation_float8_kernel(
     x_ptr,
@@ -99,7 +102,7 @@ def activation(x: Tensor, kind: str, *, gated: bool = True, quantise: bool = Fal
     out = torch.empty(tokens, size, dtype=torch.uint8 if quantise else x.dtype, device=x.device)
     scale = torch.empty(tokens, dtype=torch.float32, device=x.device) if quantise else None
     if tokens and scale is None:
-        _activation_kernel[(tokens, triton.cdiv(size, BLOCK))](
+        _activation_kernel[(tokens, cdiv(size, BLOCK))](
             x, out, stride, size, KIND=kind, GATED=gated, BLOCK=BLOCK, num_warps=WARPS, num_stages=1
         )
     elif tokens:

@@ -197,13 +197,6 @@ def as_stored(keys: torch.Tensor, values: torch.Tensor, capability: int) -> tupl
     return keys, values, False
 
 
-def capability_of(device: torch.device) -> int:
-    if device.type != "cuda" and INTERPRET:
-        return 90
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
 def check_cache(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, block_tables: torch.Tensor) -> None:
     """Raise ValueError for shapes, dtypes and strides that the attention kernels do not support."""
     heads, head_dim = query.shape[1:]

@@ -28,6 +28,7 @@ through the launcher, but nothing is compiled or launched.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import json
 import os
@@ -151,6 +152,7 @@ class _Driver:
         return {"max_shared_mem": 227 << 10}
 
 
+@functools.cache
 def device_capability(device: torch.device) -> int:
     """The compute capability that launch tables are keyed by: 90 for 9.0. In the interpreter, on CPU tensors, 90."""
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") == "1":
@@ -215,7 +217,9 @@ def kernel_modules() -> list[str]:
     """Names of the modules of this package that list specialisations."""
     package = importlib.import_module(__package__ or "ember_kernels")
     names = sorted(
-        module.name for module in pkgutil.iter_modules(package.__path__) if module.name not in ("compile", "launchers")
+        module.name
+        for module in pkgutil.iter_modules(package.__path__)
+        if module.name not in ("compile", "launch", "launchers")
     )
     return [name for name in names if hasattr(importlib.import_module(f"{package.__name__}.{name}"), "specialisations")]
 
@@ -238,11 +242,13 @@ def compile_only(capability: int, launchers: bool = False) -> Iterator[None]:
     """
     properties = torch.cuda.get_device_capability
     torch.cuda.get_device_capability = lambda device=None: divmod(capability, 10)  # type: ignore[assignment]
+    device_capability.cache_clear()
     try:
         with _active(_Driver(capability, launchers)):
             yield
     finally:
         torch.cuda.get_device_capability = properties  # type: ignore[assignment]
+        device_capability.cache_clear()
 
 
 def listed(capability: int, modules: Sequence[str] | None = None) -> set[str]:

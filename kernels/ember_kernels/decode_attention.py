@@ -30,14 +30,13 @@ from ember_kernels.attention import (
     NO_WINDOW,
     as_stored,
     cache_tile,
-    capability_of,
     check_cache,
     paged_attention_reference,
     score_factors,
     scores_of,
 )
 from ember_kernels.attention_tables import ELEMENT_SIZES, config, variants
-from ember_kernels.compile import Specialisation
+from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.decode_splits import (
     MAX_SPLITS,
     add_splits,
@@ -46,8 +45,10 @@ from ember_kernels.decode_splits import (
     split_tokens,
     workspace_size,
 )
+from ember_kernels.launch import direct, next_power_of_2
 
 
+@direct
 @triton.jit(
     do_not_specialize=[
         "block_tables_ptr",
@@ -212,7 +213,7 @@ def decode_attention(
         out = query.new_empty((seqs, heads, head_dim))
     if seqs == 0:
         return out
-    capability = capability_of(query.device)
+    capability = device_capability(query.device)
     if splits is None:
         splits = split_count(seqs, kv_heads, max_context, multiprocessors(query.device, capability))
     if not 1 <= splits <= MAX_SPLITS:
@@ -232,7 +233,7 @@ def decode_attention(
     factor, cap = score_factors(scale, k_scale, soft_cap, head_dim)
     c = config(head_dim, keys.element_size(), capability)
     group = heads // kv_heads
-    block_d = triton.next_power_of_2(head_dim)
+    block_d = next_power_of_2(head_dim)
     reach = NO_WINDOW if window is None else window
     has_sinks = sinks is not None
     decode_attention_kernel[(seqs, kv_heads, splits)](
@@ -256,7 +257,7 @@ def decode_attention(
         cap,
         HEAD_DIM=head_dim,
         BLOCK_D=block_d,
-        BLOCK_M=max(16, triton.next_power_of_2(group)),
+        BLOCK_M=max(16, next_power_of_2(group)),
         BLOCK_N=c.block_n,
         BLOCK_SIZE=keys.shape[1],
         SPLIT=splits > 1,
@@ -315,7 +316,7 @@ def _specialisations(
     usual = block_size == 16 and features != "cap"
     typical = usual and (head_dim, cache_dtype) in ((128, "bf16"), (64, "bf16"), (128, "fp8e4nv"))
     name = f"{dtype}_cache_{cache_dtype}_d{head_dim}_p{block_size}{'_' + features if features else ''}"
-    block_d = triton.next_power_of_2(head_dim)
+    block_d = next_power_of_2(head_dim)
     sizes = {"HEAD_DIM": head_dim, "BLOCK_D": block_d, "BLOCK_N": c.block_n}
     numbers = {"window": "i32", "num_splits": "i32", "v_scale": "fp32"}
     sinks = features == "sinks"

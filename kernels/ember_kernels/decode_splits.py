@@ -17,6 +17,7 @@ import triton.language as tl
 
 from ember_kernels.attention_tables import ELEMENT_SIZES, config, variants
 from ember_kernels.compile import Specialisation
+from ember_kernels.launch import cdiv, direct, next_power_of_2
 
 MAX_SPLITS = 128
 SPLIT_TOKENS = 64  # the fewest tokens of the longest context that a split is made for
@@ -31,7 +32,7 @@ MULTIPROCESSORS = {80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}  # whe
 def split_count(seqs: int, kv_heads: int, max_context: int, processors: int) -> int:
     """Splits per context: as many as occupy a device with `processors` multiprocessors, bounded by `max_context`."""
     wanted = PROGRAMS_A_MULTIPROCESSOR * processors // max(1, seqs * kv_heads)
-    return max(1, min(wanted, MAX_SPLITS, triton.cdiv(max_context, SPLIT_TOKENS)))
+    return max(1, min(wanted, MAX_SPLITS, cdiv(max_context, SPLIT_TOKENS)))
 
 
 def workspace_size(seqs: int, heads: int, head_dim: int, splits: int) -> int:
@@ -55,6 +56,7 @@ def split_tokens(first, seq_len, num_splits, BLOCK_N: tl.constexpr):
     return start, tl.maximum(tokens, BLOCK_N)
 
 
+@direct
 @triton.jit(do_not_specialize=["maxima_ptr", "weights_ptr", "seq_lens_ptr", "sinks_ptr", "window", "num_splits"])
 def add_splits_kernel(
     sums_ptr,
@@ -134,7 +136,7 @@ def add_splits(
         splits,
         v_scale,
         HEAD_DIM=head_dim,
-        BLOCK_D=triton.next_power_of_2(head_dim),
+        BLOCK_D=next_power_of_2(head_dim),
         BLOCK_N=block_n,
         MAX_SPLITS=MAX_SPLITS,
         SPLITS_A_LOAD=SPLITS_A_LOAD,
@@ -160,7 +162,7 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
         signature |= {"window": "i32", "num_splits": "i32", "v_scale": "fp32"}
         constants: dict[str, Any] = {
             "HEAD_DIM": head_dim,
-            "BLOCK_D": triton.next_power_of_2(head_dim),
+            "BLOCK_D": next_power_of_2(head_dim),
             "BLOCK_N": block_n,
             "MAX_SPLITS": MAX_SPLITS,
             "SPLITS_A_LOAD": SPLITS_A_LOAD,

@@ -14,12 +14,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from ember_kernels.compile import Specialisation
+from ember_kernels.launch import cdiv, direct, next_power_of_2
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 CHUNK = 256  # pairs per program
@@ -48,6 +50,7 @@ def max_expert_blocks(num_pairs: int, num_experts: int, block_m: int) -> int:
     return (num_pairs + min(num_pairs, num_experts) * (block_m - 1)) // block_m
 
 
+@direct
 @triton.jit(do_not_specialize=["num_pairs", "num_experts"])
 def count_experts_kernel(
     ids_ptr, counts_ptr, num_pairs, num_experts, CHUNK: tl.constexpr, PART: tl.constexpr, EXPERTS: tl.constexpr
@@ -63,6 +66,7 @@ def count_experts_kernel(
     tl.store(counts_ptr + chunk * num_experts + experts, counts, mask=experts < num_experts)
 
 
+@direct
 @triton.jit(do_not_specialize=["num_pairs", "num_experts", "num_chunks", "max_blocks", "block_m"])
 def sort_pairs_kernel(
     ids_ptr,
@@ -139,8 +143,8 @@ def expert_blocks(expert_ids: torch.Tensor, num_experts: int, block_m: int) -> E
         block_m,
         num_pairs,
     )
-    num_chunks = triton.cdiv(num_pairs, CHUNK)
-    experts = max(16, triton.next_power_of_2(num_experts))
+    num_chunks = cdiv(num_pairs, CHUNK)
+    experts = max(16, next_power_of_2(num_experts))
     counts = None
     if num_chunks > 1:
         counts = empty((num_chunks, num_experts), dtype=torch.int32)
@@ -155,7 +159,7 @@ def expert_blocks(expert_ids: torch.Tensor, num_experts: int, block_m: int) -> E
             num_warps=8,
             num_stages=1,
         )
-    sort_pairs_kernel[(max(num_chunks, triton.cdiv(max_blocks, PART)),)](
+    sort_pairs_kernel[(max(num_chunks, cdiv(max_blocks, PART)),)](
         expert_ids,
         counts,
         blocks.sorted_pairs,
@@ -208,7 +212,7 @@ OTHER_EXPERTS = (32, 64, 256, 512)
 def specialisations(capability: int) -> Iterator[Specialisation]:
     """One per number of experts, rounded up to a power of two, and per width of the router's ids (torch.topk: 64)."""
     for number in TYPICAL_EXPERTS + OTHER_EXPERTS:
-        experts = max(16, triton.next_power_of_2(number))
+        experts = max(16, next_power_of_2(number))
         for kind in ("i32", "i64"):
             typical = number in TYPICAL_EXPERTS and kind == "i64"
             name = f"{kind}_experts{experts}"
@@ -223,7 +227,7 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
             sizes |= {"num_chunks": "i32", "max_blocks": "i32", "block_m": "i32"}
             for one_chunk in (True, False):
                 chosen = pointers | outputs
-                values = constants | {"COUNT_ROWS": COUNT_ROWS}
+                values: dict[str, Any] = constants | {"COUNT_ROWS": COUNT_ROWS}
                 if one_chunk:
                     del chosen["counts_ptr"]
                     values["counts_ptr"] = None

@@ -28,6 +28,7 @@ import triton.language as tl
 
 from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.expert_blocks import ExpertBlocks
+from ember_kernels.launch import cdiv, direct
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 # Below this number of tokens `gather_gemm` reads weights hardly more often than `grouped_gemm` and needs no sorting.
@@ -69,6 +70,7 @@ def config(block_m: int, capability: int) -> Config:
     return Config(128, 64, 8, 4 if large else 3)
 
 
+@direct
 @triton.jit(do_not_specialize=["n", "divisor"])
 def grouped_gemm_kernel(
     a_ptr,
@@ -123,6 +125,7 @@ def grouped_gemm_kernel(
     tl.store(out_at, sums.to(out_ptr.dtype.element_ty), mask=mask)
 
 
+@direct
 @triton.jit(do_not_specialize=["n", "divisor", "num_experts"])
 def gather_gemm_kernel(
     a_ptr,
@@ -167,6 +170,7 @@ def gather_gemm_kernel(
     tl.store(out_at, sums.to(out_ptr.dtype.element_ty), mask=columns < n)
 
 
+@direct
 @triton.jit(do_not_specialize=["n", "top_k", "num_experts"])
 def combine_experts_kernel(x_ptr, ids_ptr, router_ptr, out_ptr, n, top_k, num_experts, BLOCK: tl.constexpr):
     token = tl.program_id(0)
@@ -201,7 +205,7 @@ def grouped_gemm(
     if out is None:
         out = a.new_empty((blocks.num_pairs, n))
     c = config(blocks.block_m, device_capability(a.device))
-    grouped_gemm_kernel[(blocks.max_blocks * triton.cdiv(n, c.block_n),)](
+    grouped_gemm_kernel[(blocks.max_blocks * cdiv(n, c.block_n),)](
         a,
         w,
         out,
@@ -259,7 +263,7 @@ def gather_gemm(
     pairs = expert_ids.numel()
     out = a.new_empty((pairs, n))
     block_k = _gather_block_k(k)
-    gather_gemm_kernel[(pairs, triton.cdiv(n, GATHER_BLOCK_N))](
+    gather_gemm_kernel[(pairs, cdiv(n, GATHER_BLOCK_N))](
         a,
         w,
         out,
@@ -304,7 +308,7 @@ def combine_experts(
     """
     (tokens, top_k), n = expert_ids.shape, x.shape[1]
     out = x.new_empty((tokens, n))
-    combine_experts_kernel[(tokens, triton.cdiv(n, COMBINE_BLOCK))](
+    combine_experts_kernel[(tokens, cdiv(n, COMBINE_BLOCK))](
         x, expert_ids, router_weights, out, n, top_k, num_experts, BLOCK=COMBINE_BLOCK, num_warps=4, num_stages=1
     )
     return out

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ember_kernels.compile import Specialisation
+from ember_kernels.launch import direct, next_power_of_2
 from ember_kernels.rounding import e4m3_bits, has_conversion, quantise_reference, rounded, row_scale
 
 MAX_HIDDEN = 16384
@@ -24,6 +25,7 @@ MAX_HIDDEN = 16384
 WARPS = {512: 2, 1024: 4, 2048: 4, 4096: 8, 8192: 16, 16384: 16}
 
 
+@direct
 @triton.jit(do_not_specialize=["eps"])
 def _norm_kernel(
     x_ptr,
@@ -113,7 +115,7 @@ def _launch(
         raise ValueError(f"hidden size {hidden}: the norm kernel holds a row of at most {MAX_HIDDEN} values")
     if x.stride(-1) != 1 or (residual is not None and not residual.is_contiguous()):
         raise ValueError(f"rows must be contiguous: strides of x {x.stride()}")
-    block = max(512, triton.next_power_of_2(hidden))
+    block = max(512, next_power_of_2(hidden))
     out = torch.empty(tokens, hidden, dtype=torch.uint8 if quantise else x.dtype, device=x.device)
     scale = torch.empty(tokens, dtype=torch.float32, device=x.device) if quantise else None
     if tokens:

@@ -33,13 +33,13 @@ from ember_kernels.attention import (
     NO_WINDOW,
     as_stored,
     attend_tiles,
-    capability_of,
     check_cache,
     paged_attention_reference,
     score_factors,
 )
 from ember_kernels.attention_tables import ELEMENT_SIZES, variants
-from ember_kernels.compile import Specialisation
+from ember_kernels.compile import Specialisation, device_capability
+from ember_kernels.launch import direct, next_power_of_2
 
 STARTS_BLOCK = 256
 
@@ -72,6 +72,7 @@ def config(head_dim: int, element_size: int, rows: int, capability: int) -> Conf
     return Config(64, block_n, 4, 3) if small else Config(128, block_n, 8, 3)
 
 
+@direct
 @triton.jit(
     do_not_specialize=[
         "block_tables_ptr",
@@ -241,7 +242,7 @@ def prefill_attention(
     num_seqs, kv_heads = seq_lens.shape[0], keys.shape[2]
     if starts.shape != (num_seqs + 1,):
         raise ValueError(f"starts must be [{num_seqs + 1}] for {num_seqs} sequences and is {list(starts.shape)}")
-    capability = capability_of(query.device)
+    capability = device_capability(query.device)
     if out is None:
         out = query.new_empty((tokens, heads, head_dim))
     if tokens == 0 or num_seqs == 0:
@@ -250,7 +251,7 @@ def prefill_attention(
     factor, cap = score_factors(scale, k_scale, soft_cap, head_dim)
     group = heads // kv_heads
     c = config(head_dim, keys.element_size(), max_queries * group, capability)
-    block_m = max(c.block_m, triton.next_power_of_2(group))
+    block_m = max(c.block_m, next_power_of_2(group))
     prefill_attention_kernel[(tokens // (block_m // group) + num_seqs, kv_heads)](
         query,
         keys,
@@ -270,7 +271,7 @@ def prefill_attention(
         float(v_scale),
         cap,
         HEAD_DIM=head_dim,
-        BLOCK_D=triton.next_power_of_2(head_dim),
+        BLOCK_D=next_power_of_2(head_dim),
         BLOCK_M=block_m,
         BLOCK_N=c.block_n,
         BLOCK_SIZE=keys.shape[1],
@@ -359,7 +360,7 @@ def _specialisation(
     signature |= dict.fromkeys(("scale", "v_scale", "soft_cap"), "fp32")
     constants: dict[str, Any] = {
         "HEAD_DIM": head_dim,
-        "BLOCK_D": triton.next_power_of_2(head_dim),
+        "BLOCK_D": next_power_of_2(head_dim),
         "BLOCK_M": c.block_m,
         "BLOCK_N": c.block_n,
         "BLOCK_SIZE": block_size,

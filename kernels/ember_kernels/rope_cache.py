@@ -25,6 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ember_kernels.compile import Specialisation
+from ember_kernels.launch import cdiv, direct, next_power_of_2
 from ember_kernels.rounding import LARGEST, e4m3_bits, has_conversion, rounded
 
 BLOCK_DIMS = (64, 128, 256)
@@ -53,6 +54,7 @@ def _store_cache(cache_ptr, offsets, x, scale_ptr, scale_offsets, mask, HARDWARE
         tl.store(cache_ptr + offsets, rounded(x, cache_ptr.dtype.element_ty), mask=mask)
 
 
+@direct
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
 def _rope_cache_kernel(
     qkv_ptr,
@@ -144,6 +146,7 @@ def _rope_cache_kernel(
     )
 
 
+@direct
 @triton.jit(do_not_specialize=HALVES_NOT_SPECIALISED)
 def _rope_cache_halves_kernel(
     qkv_ptr,
@@ -242,9 +245,9 @@ def rope_cache(
         out = torch.empty(tokens, num_heads, head_dim, dtype=qkv.dtype, device=qkv.device)
     if not tokens:
         return out
-    block_dim = max(BLOCK_DIMS[0], triton.next_power_of_2(head_dim))
+    block_dim = max(BLOCK_DIMS[0], next_power_of_2(head_dim))
     block_heads = max(1, TILE // block_dim)
-    grid = (tokens, triton.cdiv(num_heads + 2 * kv_heads, block_heads))
+    grid = (tokens, cdiv(num_heads + 2 * kv_heads, block_heads))
     qkv_stride = qkv.stride(0) if tokens > 1 else qkv.shape[1]
     is_whole = table is not None and table.shape[1] == head_dim == block_dim
     if is_whole and neox and key_cache.dtype == value_cache.dtype == qkv.dtype and qkv_stride % 8 == 0:

@@ -20,10 +20,10 @@ from itertools import product
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from ember_kernels.compile import Specialisation
+from ember_kernels.launch import cdiv
 from ember_kernels.sampling_kernels import (
     BINS,
     MAX_SPLITS,
@@ -83,7 +83,7 @@ class Workspace:
         """Allocate 8 bytes per row and token; without `has_filters` (no row has top-k, top-p or min-p) far less."""
         if vocab > MAX_VOCABULARY:
             raise ValueError(f"the sampling kernels take at most {MAX_VOCABULARY} tokens; the vocabulary has {vocab}")
-        width = triton.cdiv(vocab, 16) * 16
+        width = cdiv(vocab, 16) * 16
         wide = (rows, width) if has_filters else (0, width)
         return cls(
             token_ids=torch.zeros(rows, dtype=torch.int64, device=device),
@@ -131,10 +131,10 @@ def sample(
         return workspace.token_ids[:0], workspace.is_broken[:0]
     slots = workspace.no_rows if slots is None else slots
     zero = workspace.unused
-    num_blocks = triton.cdiv(vocab, BLOCK)
-    num_splits = min(MAX_SPLITS, num_blocks, max(1, triton.cdiv(TARGET_PROGRAMS, rows)))
-    blocks_per_split = triton.cdiv(num_blocks, num_splits)
-    num_splits = triton.cdiv(num_blocks, blocks_per_split)
+    num_blocks = cdiv(vocab, BLOCK)
+    num_splits = min(MAX_SPLITS, num_blocks, max(1, cdiv(TARGET_PROGRAMS, rows)))
+    blocks_per_split = cdiv(num_blocks, num_splits)
+    num_splits = cdiv(num_blocks, blocks_per_split)
     grid = (rows, num_splits)
     stride = workspace.scaled.stride(0)
     counts = zero[torch.int16] if limits.output_counts is None else limits.output_counts
@@ -162,7 +162,7 @@ def sample(
         stride,
         sampling.stride(0),
         vocab,
-        triton.cdiv(vocab, 32),
+        cdiv(vocab, 32),
         0 if limits.bias_ids is None else limits.bias_ids.shape[1],
         blocks_per_split,
         HAS_BIAS=limits.bias_ids is not None,
@@ -211,7 +211,7 @@ def _check(logits: Tensor, sampling: Tensor, workspace: Workspace, limits: Const
         raise ValueError(f"the workspace is for {workspace.scaled.shape[1]} tokens, the logits have {vocab}")
     if (limits.prompt_mask is None) != (limits.output_counts is None):
         raise ValueError("prompt_mask and output_counts must be given together")
-    words = triton.cdiv(vocab, 32)
+    words = cdiv(vocab, 32)
     for mask in (limits.mask, limits.prompt_mask):
         if mask is not None and (mask.shape[1] != words or not mask.is_contiguous()):
             raise ValueError(f"a mask of {vocab} tokens is [any, {words}] and contiguous, not {tuple(mask.shape)}")

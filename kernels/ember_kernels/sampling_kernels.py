@@ -16,6 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ember_kernels.launch import direct
 from ember_kernels.sampling_keys import gumbel, key_index, key_value, pack, splitmix64
 from ember_kernels.step_update import SAMPLING_FIELDS
 
@@ -81,6 +82,7 @@ def _row_best(best_ptr, num_splits):
     return tl.max(tl.load(best_ptr + splits, mask=splits < num_splits, other=-1), axis=0)
 
 
+@direct
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
 def prepare_kernel(
     logits_ptr,
@@ -185,6 +187,7 @@ def _bin(distance, keep):
     return tl.where(keep, tl.minimum(distance * 8.0, _BINS - 1.0), _BINS - 1.0).to(tl.int32)
 
 
+@direct
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
 def histogram_kernel(
     sampling_ptr,
@@ -238,6 +241,7 @@ def _last_bin(histogram_ptr, mass_ptr, has_k, top_k, has_p, top_p):
     return tl.minimum(last, _BINS - 1)
 
 
+@direct
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
 def collect_kernel(
     sampling_ptr,
@@ -298,6 +302,7 @@ def _threshold(candidates_ptr, scaled_ptr, count, largest, minimum, target, BY_M
     return key
 
 
+@direct
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
 def select_kernel(
     sampling_ptr,

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ember_kernels.compile import Specialisation
+from ember_kernels.launch import cdiv, direct
 from ember_kernels.sampling_keys import key_index, key_value, pack
 
 MAX_TOP = 20
@@ -24,6 +25,7 @@ FINALISTS, FINAL_WARPS = 2048, 8
 NOT_SPECIALISED = ["num_top", "num_chunks"]
 
 
+@direct
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
 def _chunk_kernel(
     logits_ptr,
@@ -56,6 +58,7 @@ def _chunk_kernel(
         keys = tl.where(keys == best, -1, keys)
 
 
+@direct
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
 def _row_kernel(
     logits_ptr,
@@ -102,7 +105,7 @@ def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, T
     the most likely ids int64 [rows, num_top] in order, their log probabilities float32 [rows, num_top]).
     """
     rows, vocab = logits.shape
-    num_chunks = triton.cdiv(vocab, CHUNK)
+    num_chunks = cdiv(vocab, CHUNK)
     if not 0 <= num_top <= min(MAX_TOP, vocab):
         raise ValueError(f"num_top {num_top} is not between 0 and {min(MAX_TOP, vocab)}")
     if num_chunks * MAX_TOP > FINALISTS or logits.stride(1) != 1:

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 
 from ember_kernels.compile import Specialisation, device_capability
+from ember_kernels.launch import cdiv, direct
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 MAX_ROWS = 16
@@ -53,11 +54,12 @@ def config(n: int, k: int, capability: int) -> Config:
     block_n, block_k = 32, 128
     wanted = 2 * MULTIPROCESSORS.get(capability, 132)
     split_k, most = 1, min(16, max(1, k // (2 * block_k)))
-    while 2 * split_k <= most and split_k * triton.cdiv(n, block_n) < wanted:
+    while 2 * split_k <= most and split_k * cdiv(n, block_n) < wanted:
         split_k *= 2
     return Config(block_n, block_k, split_k, num_warps=4, num_stages=4 if capability in (80, 90, 100) else 3)
 
 
+@direct
 @triton.jit(do_not_specialize=["m", "n"])
 def small_gemm_kernel(
     x_ptr,
@@ -104,6 +106,7 @@ def small_gemm_kernel(
     tl.store(y_ptr + rows[:, None] * n + columns[None, :], sums.to(y_ptr.dtype.element_ty), mask=mask)
 
 
+@direct
 @triton.jit(do_not_specialize=["size", "n"])
 def add_splits_kernel(partial_ptr, bias_ptr, y_ptr, size, n, SPLIT_K: tl.constexpr, BLOCK: tl.constexpr):
     """y[i] = the sum over splits of partial[split, i], in the order of the splits, + bias[i % n]; i < size = m * n."""
@@ -138,7 +141,7 @@ def small_gemm(
     c = config(n, k, device_capability(x.device))
     split = c.split_k > 1
     partial = torch.empty((c.split_k, m, n), dtype=torch.float32, device=x.device) if split else out
-    small_gemm_kernel[(triton.cdiv(n, c.block_n), c.split_k)](
+    small_gemm_kernel[(cdiv(n, c.block_n), c.split_k)](
         x,
         w,
         None if split else bias,
@@ -156,7 +159,7 @@ def small_gemm(
         num_stages=c.num_stages,
     )
     if split:
-        add_splits_kernel[(triton.cdiv(m * n, REDUCE_BLOCK),)](
+        add_splits_kernel[(cdiv(m * n, REDUCE_BLOCK),)](
             partial, bias, out, m * n, n, SPLIT_K=c.split_k, BLOCK=REDUCE_BLOCK, num_warps=4, num_stages=1
         )
     return out

@@ -39,6 +39,7 @@ import triton
 import triton.language as tl
 
 from ember_kernels.compile import Specialisation
+from ember_kernels.launch import cdiv, direct
 from ember_kernels.step_update import ENTRY, HEADER, RECORD_HEADER, SAMPLING_FIELDS
 
 BATCH_BLOCK = 512
@@ -47,6 +48,7 @@ ENTRY_BLOCK = 512
 TABLE_BLOCK = 1024
 
 
+@direct
 @triton.jit(
     do_not_specialize=[
         "batch",
@@ -245,6 +247,7 @@ def prepare_step_reference(
         positions[row] = position + 1
 
 
+@direct
 @triton.jit(do_not_specialize=["batch"])
 def store_tokens_kernel(sampled_ptr, rows_ptr, last_tokens_ptr, batch, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -259,7 +262,7 @@ def store_tokens(sampled: torch.Tensor, rows: torch.Tensor, last_tokens: torch.T
     sampled int32 or int64 [batch], rows int32 [>= batch] (`step_rows(update, batch)`), last_tokens int32 [rows].
     """
     batch = sampled.shape[0]
-    store_tokens_kernel[(triton.cdiv(batch, BATCH_BLOCK),)](
+    store_tokens_kernel[(cdiv(batch, BATCH_BLOCK),)](
         sampled, rows, last_tokens, batch, BLOCK=BATCH_BLOCK, num_warps=4, num_stages=1
     )
 
@@ -271,6 +274,7 @@ def store_tokens_reference(sampled: torch.Tensor, rows: torch.Tensor, last_token
             last_tokens[row] = token
 
 
+@direct
 @triton.jit(do_not_specialize=["num_rows", "max_blocks", "block_size", "group_stride", "out_stride"])
 def gather_block_tables_kernel(
     rows_ptr,
@@ -303,7 +307,7 @@ def gather_block_tables(
     rows, max_blocks], out int32 [groups, batch, >= max_blocks].
     """
     groups, num_rows, max_blocks = block_tables.shape
-    gather_block_tables_kernel[(seq_lens.shape[0], triton.cdiv(max_blocks, TABLE_BLOCK), groups)](
+    gather_block_tables_kernel[(seq_lens.shape[0], cdiv(max_blocks, TABLE_BLOCK), groups)](
         rows,
         seq_lens,
         block_tables,

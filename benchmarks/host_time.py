@@ -1,0 +1,194 @@
+"""Counts the launches of the GPU runner's steps and the host's CPU time for them, without a GPU.
+
+    PYTHONPATH=src:kernels:. python -m benchmarks.host_time [--layers 32] [--steps 40]
+
+Every launch of a kernel or graph is replaced by nothing, after the launcher's own work up to it, and so are torch's
+matrix products. The other operators of torch run on a CPU over few bytes. What the driver needs for a launch (some
+microseconds) is therefore missing, and the rest is the engine's own: scheduling, packing, arguments and outputs of
+kernels, the tokens' handling. Times are CPU times of the thread, the median of the steps. Everything is measured twice:
+with launches by Triton's own launcher, and by ours (`ember_kernels.launch`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from triton.runtime.jit import JITFunction
+
+from ember.engine.core.chores import Chores
+from ember.engine.core.engine import Engine
+from ember.engine.core.grammars.workers import GrammarWorkers
+from ember.engine.core.limits import EngineLimits
+from ember.engine.description.config import DecoderConfig, WeightNames
+from ember.engine.description.rope_config import RopeConfig
+from ember.wire import Generate, SamplingParams
+from ember_kernels import compile as kernels
+from ember_kernels.launch import Direct
+from tests.support.empty_models import empty_runner, no_products
+
+NAMES = WeightNames(
+    layer="layers.{}.",
+    embed_tokens="embed_tokens",
+    final_norm="norm",
+    lm_head="lm_head",
+    attention_norm="attention_norm",
+    mlp_norm="mlp_norm",
+    query="q",
+    key="k",
+    value="v",
+    output="o",
+    gate="gate",
+    up="up",
+    down="down",
+)
+CONTEXT = 64  # tokens of each prompt
+
+
+class Counter:
+    launches = 0
+
+
+@contextmanager
+def empty_launches(counter: Counter) -> Iterator[None]:
+    """Let a launch do everything except calling the driver."""
+
+    def launch(*arguments: Any) -> None:
+        counter.launches += 1
+
+    def pretend(self: Any, key: Any, signature: Any, device: int, *rest: Any) -> Any:
+        kernel = SimpleNamespace(run=launch, launch_metadata=lambda *a: None, function=0, packed_metadata=())
+        self.device_caches[device][0][key] = kernel
+        return kernel
+
+    compiling = JITFunction._do_compile
+    capability = torch.cuda.get_device_capability
+    torch.cuda.get_device_capability = lambda device=None: (9, 0)
+    JITFunction._do_compile = pretend
+    try:
+        with kernels._active(kernels._Driver(90)):
+            yield
+    finally:
+        JITFunction._do_compile = compiling
+        torch.cuda.get_device_capability = capability
+
+
+@contextmanager
+def launcher(is_ours: bool) -> Iterator[None]:
+    """Launch kernels by our launcher or by Triton's."""
+    ours = Direct.__getitem__
+    if not is_ours:
+        Direct.__getitem__ = lambda self, grid: self.kernel[grid]  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Direct.__getitem__ = ours  # type: ignore[method-assign]
+
+
+def make_engine(num_layers: int, max_num_seqs: int) -> Engine:
+    config = DecoderConfig(
+        architecture="LlamaForCausalLM",
+        vocab_size=448,
+        hidden_size=32,
+        intermediate_size=64,
+        num_layers=num_layers,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=16,
+        max_position_embeddings=8192,
+        names=NAMES,
+        rope=RopeConfig(rotary_dim=16, theta=10000.0),
+        eos_token_ids=[2],
+    )
+    limits = EngineLimits(
+        block_size=16, num_blocks=8192, max_num_seqs=max_num_seqs, max_num_batched_tokens=8192, max_model_len=8192
+    )
+    scheduler, runner = empty_runner(config, torch.bfloat16, limits)
+    downloads: Any = runner.accelerator
+    downloads.download = lambda tensor: torch.full(tensor.shape, 5, dtype=tensor.dtype)
+    grammars = GrammarWorkers(Path(), config.vocab_size, config.eos_token_ids)
+    engine = Engine(runner, scheduler, grammars, limits, 0, Chores([]))
+    engine.is_cold = False
+    return engine
+
+
+def add(engine: Engine, number: int, max_tokens: int = 4000) -> None:
+    prompt = [3 + number % 400, 3 + number // 400, *([7] * (CONTEXT - 2))]
+    engine.add(Generate(number, prompt, sampling=SamplingParams(max_tokens=max_tokens, ignore_eos=True)))
+
+
+def measure(step: Callable[[], Any], counter: Counter, steps: int) -> tuple[int, float]:
+    """The launches of a step, and its median microseconds of CPU time, after some steps."""
+    for _ in range(4):
+        step()
+    times, counted = [], counter.launches
+    for _ in range(steps):
+        before = time.thread_time_ns()
+        step()
+        times.append((time.thread_time_ns() - before) / 1000)
+    return (counter.launches - counted) // steps, statistics.median(times)
+
+
+def rows(num_layers: int, steps: int, counter: Counter) -> Iterator[tuple[str, int, float]]:
+    """The name, the launches and the microseconds of every kind of step."""
+    with empty_launches(counter), no_products(), torch.inference_mode():
+        engine = filled(num_layers, 64)
+        yield "64 decodes, kernel by kernel", *measure(engine.step, counter, steps)
+        numbers = iter(range(1000, 10_000))
+
+        def mixed() -> None:
+            add(engine, next(numbers), max_tokens=1)
+            engine.step()
+
+        yield "64 decodes and a prompt, kernel by kernel", *measure(mixed, counter, steps)
+        for num_rows in (1, 64, 256):
+            engine = filled(num_layers, num_rows)
+            record(engine, counter)
+            yield f"{num_rows} decodes, a graph", *measure(engine.step, counter, steps)
+
+
+def filled(num_layers: int, num_rows: int) -> Engine:
+    """An engine that decodes so many sequences."""
+    engine = make_engine(num_layers, num_rows + 8)
+    for number in range(num_rows):
+        add(engine, number)
+    return engine
+
+
+def record(engine: Engine, counter: Counter) -> None:
+    """Let the engine record its graphs. To launch one is counted, and nothing else."""
+
+    def replay() -> None:
+        counter.launches += 1
+
+    runner: Any = engine.runner
+    runner.accelerator.record = lambda body: replay
+    while runner.record_next(is_idle=True):
+        pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=40)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    counter = Counter()
+    for is_ours in (False, True):
+        name = "our launcher" if is_ours else "Triton's launcher"
+        print(f"{name:<44} {'launches':>8} {'us a step':>10} {'us a layer':>10}")
+        with launcher(is_ours):
+            for name, launches, microseconds in rows(options.layers, options.steps, counter):
+                per_layer = microseconds / options.layers
+                print(f"{name:<44} {launches:>8} {microseconds:>10.0f} {per_layer:>10.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
