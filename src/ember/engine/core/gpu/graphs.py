@@ -2,8 +2,8 @@
 
 Recording a step takes its launches without their execution, some tens of milliseconds per batch size. It is therefore
 done after the first answer while the engine is idle, one part at a time, the largest useful size first. Between the
-steps of a running stream a part is recorded only if it is expected to be short. A step of a size without a graph is
-launched kernel by kernel.
+steps of running streams only the size in use is recorded, so that they wait for two parts in place of all, and only if
+the part is expected to be short. A step of a size without a graph is launched kernel by kernel.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class DecodeGraphs:
             self._missing.append(max_rows)
         self._rehearsed: int | None = None
         self._graphs: dict[int, Callable[[], None]] = {}
-        self._largest_step = 1
+        self._latest_step = self._largest_step = 1  # rows
         self._seconds_eager = 0.0  # the host's time for a step launched kernel by kernel
         self._seconds_recording = 0.0
 
@@ -48,7 +48,10 @@ class DecodeGraphs:
 
     def size_for(self, num_rows: int) -> int | None:
         """The rows, padding included, of the graph for a step of `num_rows`; None: there is no graph."""
-        self._largest_step = max(self._largest_step, num_rows)
+        self._latest_step, self._largest_step = num_rows, max(self._largest_step, num_rows)
+        return self._fitting(num_rows)
+
+    def _fitting(self, num_rows: int) -> int | None:
         size = min((size for size in self._graphs if size >= num_rows), default=None)
         return size if size is not None and size <= max(SMALL_SIZE, 2 * num_rows) else None
 
@@ -63,9 +66,9 @@ class DecodeGraphs:
         """Record one part, unless it would delay a running stream. Returns whether more is left."""
         if not self._missing:
             return False
-        if not is_idle and self._expected_seconds() > STALL_S:
+        size = self._next_size() if is_idle else self._size_in_use()
+        if size is None or (not is_idle and self._expected_seconds() > STALL_S):
             return True
-        size = self._next_size()
         try:
             started = time.perf_counter()
             if self._rehearsed != size:
@@ -82,6 +85,12 @@ class DecodeGraphs:
             return bool(self._missing)
         self._missing.remove(size)
         return bool(self._missing)
+
+    def _size_in_use(self) -> int | None:
+        """The size to record for steps like the last one; None: there is a graph for them, or there can be none."""
+        if self._fitting(self._latest_step) is not None:
+            return None
+        return min((size for size in self._missing if size >= self._latest_step), default=None)
 
     def _next_size(self) -> int:
         """The sizes in the order of recording: the smallest that fits the largest step seen, smaller ones downwards,
