@@ -20,8 +20,8 @@ from pathlib import Path
 from ember.engine.description.read_config import read_json
 from ember.engine.errors import ModelError
 from ember.engine.loading.download import download
-from ember.engine.loading.files import INDEX
-from ember.engine.loading.hub_files import Repository, text_files, weight_names
+from ember.engine.loading.files import choose_weights
+from ember.engine.loading.hub_files import Repository, text_files
 from ember.engine.loading.load import read_model_config
 from ember.engine.loading.resolve import MODEL, TOKENIZER, Wanted, find_snapshot
 from ember.front.text import prepared_tokenizer
@@ -62,10 +62,10 @@ def bake(wanted: Wanted, into: Path, name: str, revision: str | None, source: Pa
     if source is not None and source.is_dir() and any(not file.name.startswith(".") for file in source.iterdir()):
         directory = copy(into, name, revision, source)
     else:
-        repository = Repository(name, revision, wanted.setting, wanted.required, wanted.with_weights)
-        check = read_model_config if wanted.with_weights else lambda directory: None
+        repository = Repository(name, revision, wanted.setting, wanted.required, wanted.load_format)
+        check = read_model_config if wanted.load_format else lambda directory: None
         directory = download(repository, into, token=token, say=print, check=check)
-    if wanted.with_weights:
+    if wanted.load_format:
         read_model_config(directory)
     prepare_tokenizer(directory)
     _tidy(into)
@@ -93,10 +93,12 @@ def copy(into: Path, name: str, revision: str | None, source: Path) -> Path:
     if not (source / "config.json").exists():
         raise ModelError(f"{source} has no config.json: it is not a model directory")
     names = [str(file.relative_to(source)) for file in source.rglob("*") if file.is_file()]
-    index = read_json(source / INDEX, required=False) or None
+    weights = choose_weights(
+        str(source), names, lambda index: read_json(source / index, required=False) or None, load_format="auto"
+    )
     repository = into / f"models--{name.replace('/', '--')}"
     snapshot = repository / "snapshots" / LOCAL
-    for file in [*text_files(names), *weight_names(str(source), names, index)]:
+    for file in [*text_files(names), *weights]:
         target = snapshot / file
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / file, target)

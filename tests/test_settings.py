@@ -203,7 +203,6 @@ def test_known_names_without_effect_are_named_once():
         ("API_SERVER_COUNT", " 1 ", "01x"),
         ("SWAP_SPACE", "0", "1"),
         ("KV_CACHE_DTYPE", "auto", "fp8"),
-        ("LOAD_FORMAT", "Safetensors", "gguf"),
         ("ENABLE_LORA", "0", "1"),
         ("TRUST_REMOTE_CODE", "False", "true"),
         ("ENABLE_CHUNKED_PREFILL", "1", "0"),

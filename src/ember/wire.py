@@ -86,6 +86,8 @@ class Configure(Struct, tag="configure", frozen=True):
     base_path: str | None = None
     download_dir: str | None = None
     hf_token: str | None = None
+    load_format: str = "auto"  # auto, safetensors, pt, dummy
+    hf_overrides: dict[str, Any] = {}  # fields that replace those of config.json
     device: str = "auto"  # auto, cpu, cuda
     dtype: str = "auto"  # auto, bfloat16, float16, float32
     cpu_weights: str = "auto"  # on a CPU: auto = in dtype, int8, int4

@@ -149,8 +149,8 @@ def test_a_model_that_cannot_be_served_is_refused_before_its_weights(hub: FakeHu
 @pytest.mark.parametrize(
     ("files", "says"),
     [
-        ({"config.json": b"{}", "pytorch_model.bin": b"x"}, "only as .bin"),
-        ({"config.json": b"{}", "name.gguf": b"x", "flax_model.msgpack": b"x"}, "only as .gguf, .msgpack"),
+        ({"config.json": b"{}", "model.gguf": b"x"}, "weights are .gguf"),
+        ({"config.json": b"{}", "name.gguf": b"x", "flax_model.msgpack": b"x"}, "weights are .gguf, .msgpack"),
         ({"config.json": b"{}", "adapter_model.safetensors": b"x"}, "LoRA adapter"),
         ({"config.json": b"{}"}, "has no weights"),
         ({"model.safetensors": b"x"}, "has no config.json"),

@@ -361,7 +361,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         ["model.extra.weight", "does not know"],
     ),
     "gone": (lambda f: f.unlink(), ["no *.safetensors"]),
-    "only bin": (lambda f: f.rename(f.with_name("pytorch_model.bin")), [".bin", "safetensors"]),
+    "only gguf": (lambda f: f.rename(f.with_name("model.gguf")), [".gguf", "safetensors"]),
 }
 
 

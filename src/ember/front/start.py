@@ -47,6 +47,8 @@ def launch(settings: Settings) -> Worker:
         base_path=settings.base_path,
         download_dir=settings.download_dir,
         hf_token=token.get_secret_value() if token else None,
+        load_format=settings.load_format,
+        hf_overrides=settings.hf_overrides,
         device=settings.device,
         dtype=settings.dtype,
         cpu_weights=settings.cpu_weights,

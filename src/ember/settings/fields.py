@@ -22,6 +22,7 @@ from ember.settings.values import (
     dtype_name,
     human_int,
     is_blank,
+    load_format_name,
     lower,
     or_auto,
 )
@@ -71,6 +72,19 @@ class Settings(BaseSettings):
         None,
         validation_alias=_names("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
         description="Hugging Face token, for gated and private models.",
+    )
+    load_format: Annotated[Literal["auto", "safetensors", "pt", "dummy"], BeforeValidator(load_format_name)] = Field(
+        "auto",
+        validation_alias=_names("LOAD_FORMAT"),
+        description="Files to load weights from. auto takes safetensors, or files of torch.save (`.bin`) where there "
+        "are none. dummy reads no files and fills the model with random weights.",
+    )
+    hf_overrides: Annotated[
+        dict[str, Any], NoDecode, BeforeValidator(forms.json_object('{"max_position_embeddings": 65536}'))
+    ] = Field(
+        default_factory=dict,
+        validation_alias=_names("HF_OVERRIDES"),
+        description='Fields that replace those of config.json, as JSON, such as {"max_position_embeddings": 65536}.',
     )
     served_model_name: CommaList = Field(
         default_factory=list,

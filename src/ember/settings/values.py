@@ -74,6 +74,14 @@ def or_auto(value: Any) -> Any:
     return "auto" if value is None else value
 
 
+_STREAMED = ("hf", "runai_streamer", "fastsafetensors", "instanttensor")  # vLLM's ways to read the same files
+
+
+def load_format_name(value: Any) -> Any:
+    value = or_auto(value)
+    return "auto" if value in _STREAMED else value
+
+
 def dtype_name(value: Any) -> Any:
     value = or_auto(value)
     return _DTYPES.get(value, value) if isinstance(value, str) else value

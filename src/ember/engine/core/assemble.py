@@ -82,7 +82,13 @@ def load_weights(opened: Opened, dtype: torch.dtype, device: torch.device, timel
     """Load the decoder. Its weights are on the device afterwards, or mapped."""
     with timeline.phase("load") as detail:
         loaded = load_decoder(
-            opened.model_dir, opened.config, dtype=dtype, device=device, started=opened.reading, say=opened.say
+            opened.model_dir,
+            opened.config,
+            dtype=dtype,
+            device=device,
+            started=opened.reading,
+            say=opened.say,
+            load_format=opened.load_format,
         )
         report = loaded.report
         detail.update(

@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ class Opened:
     reading: Started | None
     kernels: CacheWatch | None = None  # on a GPU
     say: Say = lambda line: None  # called with progress lines of a long load
+    load_format: str = "auto"
 
 
 def open_model(configure: Configure, timeline: Timeline, tell: Callable[[Located | Notice], None]) -> Opened:
@@ -51,21 +53,23 @@ def open_model(configure: Configure, timeline: Timeline, tell: Callable[[Located
     say = lambda line: tell(Notice(line))  # noqa: E731
     places = Places(configure.base_path, configure.download_dir, configure.hf_token, say)
     with timeline.phase("locate"):
-        model_dir = resolve_model(configure.model, configure.revision, places, check=read_model_config)
+        read_config = partial(read_model_config, overrides=configure.hf_overrides)
+        load_format = configure.load_format
+        model_dir = resolve_model(configure.model, configure.revision, places, read_config, load_format)
         tokenizer_dir = model_dir
         if configure.tokenizer:
             tokenizer_dir = resolve_tokenizer(configure.tokenizer, configure.tokenizer_revision, places)
         tell(Located(str(model_dir), str(tokenizer_dir)))
-        config = read_model_config(model_dir).served_up_to(configure.max_model_len)
+        config = read_config(model_dir).served_up_to(configure.max_model_len)
     reading = None
     with timeline.phase("start_reading"):
         if configure.device != "cuda" and not is_cuda:
             dtype = dtype_name(configure, config, "cpu")
             check_cpu_weights(configure, config, dtype)
-            reading = begin(model_dir, config, dtype, "cpu")
-        if reading is None:
-            prefetch(model_dir)
-    return Opened(model_dir, tokenizer_dir, config, reading, say=say)
+            reading = begin(model_dir, config, dtype, "cpu", load_format)
+        if reading is None and load_format != "dummy":
+            prefetch(model_dir, load_format)
+    return Opened(model_dir, tokenizer_dir, config, reading, say=say, load_format=load_format)
 
 
 def check_cpu_weights(configure: Configure, config: DecoderConfig, dtype: str) -> None:

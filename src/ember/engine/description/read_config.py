@@ -14,20 +14,21 @@ from ember.engine.description.family import Family
 from ember.engine.description.fields import Fields, listed, shown
 from ember.engine.description.known_fields import HARMLESS, HARMLESS_VALUES, NEUTRAL
 from ember.engine.description.operator_sets import check_features
+from ember.engine.description.overrides import overridden
 from ember.engine.description.shells import SHELL_TYPES, SHELLS, text_fields
 from ember.engine.errors import ModelError
 from ember.regular_file import MAX_JSON_BYTES
 from ember.untrusted_json import UntrustedJsonError
 
 
-def load_config(model_dir: Path) -> DecoderConfig:
-    """Read `config.json` (and the stop tokens of `generation_config.json`).
+def load_config(model_dir: Path, overrides: Mapping[str, Any] | None = None) -> DecoderConfig:
+    """Read `config.json`, with the fields of HF_OVERRIDES, and the stop tokens of `generation_config.json`.
 
     Raises ModelError with one line: for a missing or invalid config.json, an unknown architecture or rope type, a
     missing or invalid field, or a feature that no operators compute.
     """
     path = model_dir / "config.json"
-    fields = Fields(read_json(path, required=True))
+    fields = Fields(overridden(read_json(path, required=True), overrides or {}))
     try:
         architecture = text = _architecture(fields, MODEL_TYPES | SHELL_TYPES)
         if architecture in SHELLS:
@@ -44,7 +45,7 @@ def load_config(model_dir: Path) -> DecoderConfig:
         own = _token_ids(fields, config.vocab_size)
         dtype, quantization = _dtype(fields), fields.mapping("quantization_config")
     except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
+        raise ModelError(f"{path}{' with HF_OVERRIDES' if overrides else ''}: {error}") from None
     warnings = [f"{path}: {warning}" for warning in fields.warnings]
     path = model_dir / "generation_config.json"
     generation = Fields(read_json(path, required=False))

@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 
 from ember.engine.description.read_config import read_json
 from ember.engine.errors import ModelError
-from ember.engine.loading.files import INDEX
+from ember.engine.loading.files import choose_weights
 from ember.engine.loading.hub_errors import explain, may_pass, no_space, readable
-from ember.engine.loading.hub_files import Repository, text_files, weight_names
+from ember.engine.loading.hub_files import Repository, text_files
 from ember.engine.loading.progress import Progress, Say
 
 WORKERS = 8  # parallel downloads
@@ -86,8 +86,10 @@ def _download(
     snapshot = folder / "snapshots" / info.sha
     _fetch_all([file for file in text_files(sizes) if not (snapshot / file).exists()], fetch)
     check(snapshot)
-    if repository.with_weights:
-        weights = weight_names(repository.label, sizes, _index(snapshot))
+    if repository.load_format is not None:
+        weights = choose_weights(
+            repository.label, sizes, lambda index: _index(snapshot / index), repository.load_format
+        )
         missing = {file: sizes[file] for file in weights if not (snapshot / file).exists()}
         _require_space(repository.label, cache_dir, sum(missing.values()))
         if missing:
@@ -96,11 +98,11 @@ def _download(
     return snapshot
 
 
-def _index(snapshot: Path) -> dict[str, object] | None:
+def _index(path: Path) -> dict[str, object]:
     try:
-        return read_json(snapshot / INDEX, required=True)
+        return read_json(path, required=True)
     except ModelError:
-        return {} if os.path.lexists(snapshot / INDEX) else None
+        return {}  # it cannot be read, which `choose_weights` reports
 
 
 def _require_space(label: str, cache_dir: Path, needed: int) -> None:

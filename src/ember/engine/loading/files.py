@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from ember.engine.description.read_config import read_json
 from ember.engine.errors import ModelError
@@ -13,34 +14,73 @@ from ember.regular_file import open_regular
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"}
+
+
+class Form(NamedTuple):
+    """A form of weight files, by its name in LOAD_FORMAT."""
+
+    name: str
+    single: str  # a whole model
+    index_file: str
+    suffixes: str  # for messages
+
+    def is_weight(self, name: str) -> bool:
+        """Whether a file without an index may be one of the model's."""
+        if self.name == "safetensors":
+            return name.endswith(".safetensors")
+        return name.startswith("pytorch_model") and name.endswith(".bin")
+
+
+FORMS = (
+    Form("safetensors", SINGLE, INDEX, "*.safetensors"),
+    Form("pt", "pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model*.bin"),
+)
 _STRETCH = 16 << 20  # bytes of one prefetch request, which the kernel limits
 
 
-def weight_files(model_dir: Path) -> list[Path]:
-    """The model's safetensors files. Raises ModelError if there are none, or if one in the index is missing.
+def weight_files(model_dir: Path, load_format: str = "auto") -> list[Path]:
+    """The model's weight files. Raises ModelError if there are none, or if one in the index is missing.
+
+    `load_format`: auto (safetensors if there are any), safetensors, pt.
 
     A whole model in one file has precedence over an index, which may be left from an earlier version, as in
     transformers.
     """
-    if (model_dir / SINGLE).exists():
-        return [model_dir / SINGLE]
-    beside = sorted(file.name for file in model_dir.glob("*.safetensors"))
-    index = read_json(model_dir / INDEX, required=False)
-    if index:
-        shards = shard_names(index, str(model_dir / INDEX))
-        missing = [name for name in shards if not (model_dir / name).exists()]
-        if missing:
-            raise ModelError(f"{model_dir} lacks {missing_shards(missing, shards, beside)}")
-        return [model_dir / name for name in shards]
-    if usual := usual_names(beside):
-        return [model_dir / name for name in usual]
-    if any(model_dir.glob("*.bin")) or any(model_dir.glob("*.pt*")):
-        raise ModelError(
-            f"{model_dir} has weights only as .bin/.pt files, which can run code when loaded: "
-            "convert them to safetensors or choose a revision that has them"
-        )
+    names = [file.name for file in model_dir.iterdir()] if model_dir.is_dir() else []
+
+    def read_index(name: str) -> Mapping[str, object] | None:
+        return read_json(model_dir / name, required=False) or None
+
+    return [model_dir / name for name in choose_weights(str(model_dir), names, read_index, load_format)]
+
+
+def choose_weights(
+    where: str, names: Iterable[str], read_index: Callable[[str], Mapping[str, object] | None], load_format: str
+) -> list[str]:
+    """The names of the weight files among those of a directory or repository. `read_index` returns an index, or None
+    if there is none. Raises ModelError, which begins with `where`."""
+    available = set(names)
+    forms = [form for form in FORMS if load_format in ("auto", form.name)]
+    for form in forms:
+        if form.single in available:
+            return [form.single]
+        beside = sorted(name for name in available if "/" not in name and form.is_weight(name))
+        index = read_index(form.index_file) if form.index_file in available else None
+        if index is not None:
+            shards = shard_names(index, f"{where}/{form.index_file}")
+            if missing := [name for name in shards if name not in available]:
+                raise ModelError(f"{where} lacks {missing_shards(missing, shards, beside, form.index_file)}")
+            return shards
+        if beside == ["adapter_model.safetensors"]:
+            raise ModelError(f"{where} is a LoRA adapter, not a model: set MODEL_NAME to a merged model")
+        if usual := usual_names(beside):
+            return usual
+    found = sorted({PurePosixPath(name).suffix for name in available} & _WEIGHT_SUFFIXES)
+    looked = " or ".join(form.suffixes for form in forms)
+    has = f"its weights are {', '.join(found)}" if found else "it has no weights"
     raise ModelError(
-        f"{model_dir} has no *.safetensors files: download the weights, or convert them where there are only .bin files"
+        f"{where} has no {looked} files (LOAD_FORMAT={load_format}); {has}: choose another revision or model"
     )
 
 
@@ -61,9 +101,9 @@ def shard_names(index: Mapping[str, object], where: str) -> list[str]:
     return names
 
 
-def missing_shards(missing: list[str], shards: list[str], beside: list[str]) -> str:
+def missing_shards(missing: list[str], shards: list[str], beside: list[str], index: str = INDEX) -> str:
     """The message for files that an index names and that do not exist. `beside`: the existing files."""
-    words = f"{some(missing)} of the {len(shards)} weight files that its {INDEX} names"
+    words = f"{some(missing)} of the {len(shards)} weight files that its {index} names"
     if others := [name for name in beside if name not in shards]:
         return f"{words}, but has {some(others)}: the index is stale; download the model again, or its index"
     if present := [name for name in beside if name in shards]:
@@ -71,10 +111,10 @@ def missing_shards(missing: list[str], shards: list[str], beside: list[str]) -> 
     return f"{words}: the index is stale or a download was cut off; download the model again"
 
 
-def prefetch(model_dir: Path) -> None:
+def prefetch(model_dir: Path, load_format: str = "auto") -> None:
     """Start to prefetch the weight files into the page cache, in background threads. Errors are left to the reader."""
     try:
-        files = weight_files(model_dir)
+        files = weight_files(model_dir, load_format)
     except ModelError:
         return
     for file in files:

@@ -1,7 +1,7 @@
 """The files of a Hugging Face repository that the engine needs. This module uses neither torch nor the network.
 
 A repository often has its weights several times: safetensors and .bin, half and full precision, GGUF, ONNX, Flax, the
-original training format. Only the form that `loading.files.weight_files` reads is needed.
+original training format. Only the form that `loading.files.choose_weights` chooses is needed.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from ember.engine.errors import ModelError
-from ember.engine.loading.files import INDEX, SINGLE, missing_shards, shard_names, usual_names
+from ember.engine.loading.files import FORMS
 
 _TEXT_SUFFIXES = {".json", ".model", ".txt", ".jinja", ".tiktoken"}
-_WEIGHT_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"}
+_INDICES = {form.index_file for form in FORMS}
 # Folders with copies of a model for other programs, whose .json files are not needed.
 _FOREIGN = {"onnx", "openvino", "coreml", "flax", "tf", "gguf", "original", "metal"}
 
@@ -27,7 +26,7 @@ class Repository:
     revision: str | None
     setting: str  # MODEL_NAME
     required: tuple[str, ...]  # files of which one must exist; errors name the first
-    with_weights: bool
+    load_format: str | None  # which weights (`loading.files.FORMS`, or auto); None: none
 
     @property
     def label(self) -> str:
@@ -44,33 +43,7 @@ def text_files(names: Iterable[str]) -> list[str]:
     for name in names:
         path = PurePosixPath(name)
         is_foreign = len(path.parts) > 2 or path.parts[0].lower() in _FOREIGN or path.parts[0].startswith(".")
-        is_foreign_index = name.endswith(".index.json") and name != INDEX
+        is_foreign_index = name.endswith(".index.json") and name not in _INDICES
         if path.suffix in _TEXT_SUFFIXES and not is_foreign and not is_foreign_index:
             chosen.append(name)
     return sorted(chosen)
-
-
-def weight_names(repository: str, names: Iterable[str], index: dict[str, object] | None) -> list[str]:
-    """The safetensors files to download. `index`: the parsed model.safetensors.index.json, if there is one.
-
-    Raises ModelError if the repository has no weights, or only in other formats.
-    """
-    available = set(names)
-    if SINGLE in available:
-        return [SINGLE]
-    root = sorted(name for name in available if "/" not in name and name.endswith(".safetensors"))
-    if index is not None:
-        wanted = shard_names(index, f"{repository}: its {INDEX}")
-        if missing := [name for name in wanted if name not in available]:
-            raise ModelError(f"{repository} lacks {missing_shards(missing, wanted, root)}")
-        return wanted
-    if root == ["adapter_model.safetensors"]:
-        raise ModelError(f"{repository} is a LoRA adapter, not a model: set MODEL_NAME to a merged model")
-    if root:
-        return usual_names(root)
-    others = sorted({PurePosixPath(name).suffix for name in available} & _WEIGHT_SUFFIXES)
-    if others:
-        raise ModelError(
-            f"{repository} has weights only as {', '.join(others)}: choose a revision or model with safetensors files"
-        )
-    raise ModelError(f"{repository} has no weights: set MODEL_NAME to a repository with safetensors files")

@@ -8,9 +8,10 @@ are copied and converted.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.read_config import load_config
@@ -18,7 +19,7 @@ from ember.engine.errors import ModelError
 from ember.engine.loading.files import prefetch
 from ember.engine.loading.hub_errors import readable
 from ember.engine.loading.mapped import Mapped, Pages, Warming, lies_ready
-from ember.engine.loading.plan import LoadPlan, make_plan, read_headers, with_stored_head
+from ember.engine.loading.plan import LoadPlan, dummy_entries, make_plan, read_headers, with_stored_head
 from ember.engine.loading.progress import Say
 from ember.engine.loading.reader import WeightRead
 from ember.engine.quantization.formats import format_of
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
     from ember.engine.layers.linear import Linear
     from ember.engine.models.decoder import Decoder
+
+
+_DUMMY_SEED = 1234
+_DUMMY_RANGE = 1e-3  # as in vLLM, so that sums stay finite in 16 bits
 
 
 @dataclass(slots=True)
@@ -67,10 +72,10 @@ class Started:
     rest: LoadPlan
 
 
-def read_model_config(model_dir: Path) -> DecoderConfig:
+def read_model_config(model_dir: Path, overrides: Mapping[str, Any] | None = None) -> DecoderConfig:
     """Read config.json, and refuse a model that cannot be served before its weights are downloaded. Raises
     ModelError."""
-    config = load_config(model_dir)
+    config = load_config(model_dir, overrides)
     try:
         format_of(config)
     except ModelError as error:
@@ -78,15 +83,17 @@ def read_model_config(model_dir: Path) -> DecoderConfig:
     return config
 
 
-def begin(model_dir: Path, config: DecoderConfig, dtype: str, device: str) -> Started | None:
+def begin(model_dir: Path, config: DecoderConfig, dtype: str, device: str, load_format: str = "auto") -> Started | None:
     """Start to read before torch is imported. Returns None if no weight can be mapped.
 
     `dtype` is a torch dtype's name (`loading.dtype.choose_dtype_name`). Raises ModelError.
     """
-    entries = read_headers(model_dir)
+    if load_format == "dummy":
+        return None
+    entries = read_headers(model_dir, load_format)
     started = begin_plan(make_plan(with_stored_head(config, entries), entries, dtype), device)
     if started is not None and started.rest.parameters:
-        prefetch(model_dir)
+        prefetch(model_dir, load_format)
     return started
 
 
@@ -109,23 +116,45 @@ def load_decoder(
     device: torch.device,
     started: Started | None = None,
     say: Say | None = None,
+    load_format: str = "auto",
 ) -> Loaded:
     """Read the weights and build the decoder. `say` is called with progress lines if it takes long. Raises
     ModelError."""
     from ember.engine.models.decoder import Decoder
 
     name = str(dtype).removeprefix("torch.")
-    entries = read_headers(model_dir) if config.is_shell or started is None else {}
+    if load_format == "dummy":
+        return load_dummy(config, name, device)
+    entries = read_headers(model_dir, load_format) if config.is_shell or started is None else {}
     config = with_stored_head(config, entries)
     if started is not None and started.plan.dtype == name and device.type == "cpu":
         plan = started.plan
     else:
-        plan, started = make_plan(config, entries or read_headers(model_dir), name), None
+        plan, started = make_plan(config, entries or read_headers(model_dir, load_format), name), None
     if plan.skipped and say is not None:
         size = readable(sum(entry.nbytes for entry in plan.skipped))
         say(f"{config.architecture} is served as text: {len(plan.skipped)} weights of other parts, {size}, are skipped")
     weights = load_weights(plan, device, started, say)
     return Loaded(Decoder(config, weights.by_name), weights.report, weights.pages, weights.mapped_bytes)
+
+
+def load_dummy(config: DecoderConfig, dtype: str, device: torch.device) -> Loaded:
+    """A decoder with small random weights, the same ones each time. No weight file is read. Raises ModelError."""
+    import torch
+
+    from ember.engine.loading.place import assemble, empty_tensors
+    from ember.engine.models.decoder import Decoder
+
+    plan = make_plan(config, dummy_entries(config), dtype)
+    tensors = empty_tensors(plan, device)
+    generator = torch.Generator(device).manual_seed(_DUMMY_SEED)
+    for (tensor,) in tensors.values():
+        if tensor.is_floating_point():
+            tensor.uniform_(-_DUMMY_RANGE, _DUMMY_RANGE, generator=generator)
+        else:
+            tensor.random_(0, 2, generator=generator)
+    report = LoadReport(plan.nbytes, 0, 0.0, 0, 0)
+    return Loaded(Decoder(config, assemble(plan, tensors)), report, None, 0)
 
 
 @dataclass(slots=True)

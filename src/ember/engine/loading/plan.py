@@ -163,11 +163,26 @@ class LoadPlan:
         return sorted(pairs, key=lambda pair: (pair[1].entry.file, pair[1].offset))
 
 
-def read_headers(model_dir: Path) -> dict[str, TensorEntry]:
+def read_headers(model_dir: Path, load_format: str = "auto") -> dict[str, TensorEntry]:
     """Every tensor of the checkpoint by name. Raises ModelError."""
     entries: dict[str, TensorEntry] = {}
-    for file in weight_files(model_dir):
-        entries.update(read_header(file))
+    for file in weight_files(model_dir, load_format):
+        if file.suffix == ".safetensors":
+            entries.update(read_header(file))
+        else:
+            from ember.engine.loading.torch_file import read_torch_header  # few models need it
+
+            entries.update(read_torch_header(file))
+    return entries
+
+
+def dummy_entries(config: DecoderConfig) -> dict[str, TensorEntry]:
+    """The tensors that a checkpoint of this model has, without a file. Raises ModelError."""
+    weight_format, entries = format_of(config), {}
+    for spec in weight_specs(config):
+        for source in weight_format.sources(spec):
+            shape = tuple(size.extent for size in source.shape)
+            entries[source.name] = TensorEntry(source.name, Path("dummy"), 0, 0, source.stored[0], shape)
     return entries
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,13 +33,13 @@ class Wanted(NamedTuple):
     setting: str  # the setting that names it
     required: tuple[str, ...]  # files of which one must exist; errors name the first
     is_whole: Callable[[Path], bool]  # whether it is complete, since a download may have been interrupted
-    with_weights: bool
+    load_format: str | None  # which weights belong to it; None: none
 
 
-def _has_weights(directory: Path) -> bool:
+def _has_weights(directory: Path, load_format: str) -> bool:
     """Whether the configuration and every weight file exist."""
     try:
-        return (directory / "config.json").exists() and bool(weight_files(directory))
+        return (directory / "config.json").exists() and bool(weight_files(directory, load_format))
     except ModelError:
         return False
 
@@ -47,10 +48,22 @@ def _has_tokenizer(directory: Path) -> bool:
     return any((directory / name).exists() for name in TOKENIZER.required)
 
 
-MODEL = Wanted("model", "MODEL_NAME", ("config.json",), _has_weights, True)
+def _has_config(directory: Path) -> bool:
+    return (directory / "config.json").exists()
+
+
+def _model(load_format: str | None) -> Wanted:
+    """A model with the weights that LOAD_FORMAT says; without any for `dummy` and None."""
+    if load_format in (None, "dummy"):
+        return Wanted("model", "MODEL_NAME", ("config.json",), _has_config, None)
+    is_whole = partial(_has_weights, load_format=load_format)
+    return Wanted("model", "MODEL_NAME", ("config.json",), is_whole, load_format)
+
+
+MODEL = _model("auto")
 # For tokenizers in other forms the front says how to convert them.
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model", "tekken.json", "tiktoken.model", "vocab.txt")
-TOKENIZER = Wanted("tokenizer", "TOKENIZER_NAME", _TOKENIZERS, _has_tokenizer, False)
+TOKENIZER = Wanted("tokenizer", "TOKENIZER_NAME", _TOKENIZERS, _has_tokenizer, None)
 
 
 class Places(NamedTuple):
@@ -67,12 +80,13 @@ def resolve_model(
     revision: str | None = None,
     places: Places = Places(),  # noqa: B008  (it cannot be changed)
     check: Callable[[Path], object] = lambda directory: None,
+    load_format: str | None = "auto",
 ) -> Path:
-    """The model's directory, after a download if necessary.
+    """The model's directory, after a download if necessary. `load_format`: which weights it must have; None: none.
 
     `check` is called with the directory before weights are downloaded, and may raise ModelError. Raises ModelError.
     """
-    return _resolve(MODEL, name.strip(), revision, places, check)
+    return _resolve(_model(load_format), name.strip(), revision, places, check)
 
 
 def resolve_tokenizer(name: str, revision: str | None = None, places: Places = Places()) -> Path:  # noqa: B008
@@ -104,7 +118,7 @@ def _resolve(wanted: Wanted, name: str, revision: str | None, places: Places, ch
         found = find_snapshot(hub, name, revision, wanted) if hub else None
         if found is not None:
             return found
-    repository = Repository(name, revision, setting, wanted.required, wanted.with_weights)
+    repository = Repository(name, revision, setting, wanted.required, wanted.load_format)
     if _variable("HF_HUB_OFFLINE").upper() in ("1", "ON", "YES", "TRUE"):
         raise ModelError(
             f"{repository.label} is not cached here and HF_HUB_OFFLINE forbids a download: unset it or add the model"
