@@ -147,7 +147,7 @@ def test_the_format_restores_every_familys_weights(
         qkv = torch.cat([stands_for[f"{prefix}{name}.weight"] for name in fused])
         torch.testing.assert_close(block.attention.qkv.weight, qkv)
         down = plain if f"{prefix}mlp.down_proj" == left_alone else stands_for
-        torch.testing.assert_close(block.mlp.down.weight, down[f"{prefix}mlp.down_proj.weight"])
+        torch.testing.assert_close(next(block.mlps()).down.weight, down[f"{prefix}mlp.down_proj.weight"])
     with pytest.raises(ModelError, match=r"q(kv)?_proj.weight_scale"):
         tensors = {name: tensor for name, tensor in plain.items() if not name.endswith("qkv_proj.weight_scale")}
         tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("q_proj.weight_scale")}

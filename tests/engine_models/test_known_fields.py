@@ -52,10 +52,11 @@ def config_class(architecture: str) -> Any:
 
 
 def new_config(architecture: str, **fields: Any) -> Any:
-    """A configuration of the class's defaults; Ministral's head_dim is null, with which nothing can be made of it."""
+    """A configuration of the class's defaults, but for heads with which nothing can be made of it."""
     cls = config_class(architecture)
     plain = cls()
     own = {"head_dim": plain.hidden_size // plain.num_attention_heads} if getattr(plain, "head_dim", 0) is None else {}
+    own |= {"num_attention_heads": 64} if architecture == "Glm4MoeForCausalLM" else {}
     return cls(**{**own, "eos_token_id": 1, **fields})  # some classes have a default beyond their vocabulary
 
 
@@ -159,6 +160,8 @@ OWN_ROPES: dict[str, list[dict[str, Any]]] = {
 def test_rope_of_older_files_is_what_transformers_makes_of_it(
     architecture: str, rope: dict[str, Any], tmp_path: Path
 ) -> None:
+    if architecture == "PhimoeForCausalLM" and "rope_scaling" in rope:
+        rope = {"rope_theta": 99.0}  # its class takes one kind of scaling, which is refused here
     new_config(architecture, **copy.deepcopy(rope)).save_pretrained(tmp_path)
     newer = load_config(tmp_path)
     path = tmp_path / "config.json"

@@ -43,7 +43,7 @@ def assert_equal(model: Decoder, tensors: dict[str, torch.Tensor]) -> None:
     assert torch.equal(model.parts.head.weight, tensors["lm_head.weight"])
     for number, block in enumerate(model.parts.blocks):
         down = tensors[f"model.layers.{number}.mlp.down_proj.weight"]
-        assert torch.equal(block.mlp.down.weight, down)
+        assert torch.equal(next(block.mlps()).down.weight, down)
 
 
 def test_one_file_of_torch_save(saved: tuple[Path, dict[str, torch.Tensor]]) -> None:
@@ -115,9 +115,9 @@ def test_dummy_weights_need_no_files(family: str, tmp_path: Path) -> None:
     (directory / "model.safetensors").unlink()
     assert resolve_model(str(directory), load_format="dummy") == directory
     one, other = load(directory, "dummy"), load(directory, "dummy")
-    weight = one.parts.blocks[0].mlp.up.weight
-    assert torch.equal(weight, other.parts.blocks[0].mlp.up.weight) and 0 < weight.abs().max() <= 1e-3
-    assert not torch.equal(weight, one.parts.blocks[1].mlp.up.weight)
+    weight = next(one.parts.blocks[0].mlps()).up.weight
+    assert torch.equal(weight, next(other.parts.blocks[0].mlps()).up.weight) and 0 < weight.abs().max() <= 1e-3
+    assert not torch.equal(weight, next(one.parts.blocks[1].mlps()).up.weight)
 
 
 def test_overrides_replace_fields(tmp_path: Path) -> None:

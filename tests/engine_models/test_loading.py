@@ -74,8 +74,8 @@ def same_weights(one: Decoder, other: Decoder) -> bool:
         for pair in (
             (a.attention.qkv, b.attention.qkv),
             (a.attention.output, b.attention.output),
-            (a.mlp.up, b.mlp.up),
-            (a.mlp.down, b.mlp.down),
+            (next(a.mlps()).up, next(b.mlps()).up),
+            (next(a.mlps()).down, next(b.mlps()).down),
         )
     ]
     pairs.append((one.parts.head, other.parts.head))
@@ -90,8 +90,8 @@ def test_fused_matrices_hold_the_rows_in_order(llama: Path) -> None:
         prefix = f"model.layers.{number}."
         qkv = torch.cat([saved[f"{prefix}self_attn.{name}_proj.weight"] for name in "qkv"])
         up = torch.cat([saved[f"{prefix}mlp.{name}_proj.weight"] for name in ("gate", "up")])
-        assert torch.equal(block.attention.qkv.weight, qkv) and torch.equal(block.mlp.up.weight, up)
-        assert torch.equal(block.mlp.down.weight, saved[f"{prefix}mlp.down_proj.weight"])
+        assert torch.equal(block.attention.qkv.weight, qkv) and torch.equal(next(block.mlps()).up.weight, up)
+        assert torch.equal(next(block.mlps()).down.weight, saved[f"{prefix}mlp.down_proj.weight"])
     assert torch.equal(model.parts.head.weight, saved["lm_head.weight"])
 
 
@@ -153,7 +153,7 @@ def test_packing_replaces_the_plain_weights_layer_by_layer(llama: Path, tmp_path
     next(pieces)
     assert [block.attention.qkv.packed for block in model.parts.blocks[:2]] == [True, False]
     assert list(pieces)
-    assert all(block.attention.qkv.packed and block.mlp.down.packed for block in model.parts.blocks)
+    assert all(block.attention.qkv.packed and next(block.mlps()).down.packed for block in model.parts.blocks)
     assert model.parts.head.packed
     tied = load_whole(make_tiny("llama_tied", tmp_path))
     settle(tied)
@@ -219,7 +219,9 @@ def test_mapped_weights_are_taken_over_without_packing_too(
     exact, loaded = load(llama), load_whole(llama)
     settle(loaded)
     model = loaded.decoder
-    assert all(len(block.attention.qkv.rows) == 1 and len(block.mlp.up.rows) == 1 for block in model.parts.blocks)
+    assert all(
+        len(block.attention.qkv.rows) == 1 and len(next(block.mlps()).up.rows) == 1 for block in model.parts.blocks
+    )
     for one, other in zip(all_weights(model.parts), all_weights(exact.parts), strict=True):
         x = torch.randn(3, other.weight.shape[1])
         torch.testing.assert_close(one(x), other(x))

@@ -66,6 +66,7 @@ _GEMMA3 = {
     },
     "tie_word_embeddings": True,
 }
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 _OPT: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 64,
@@ -221,6 +222,52 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon_alibi": ("Falcon", {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}),
     "bloom": ("Bloom", {"hidden_size": 60, "num_attention_heads": 5}),
     "mpt": ("Mpt", {"attn_config": {"clip_qkv": 0.8}}),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {
+            "head_dim": 16,
+            **_EXPERTS,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 2,
+            "use_sliding_window": True,
+            "sliding_window": 9,
+        },
+    ),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        {
+            **_EXPERTS,
+            "shared_expert_intermediate_size": 80,
+            "mlp_only_layers": [1],
+            "use_sliding_window": True,
+            "sliding_window": 9,
+        },
+    ),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "sliding_window": 9}),
+    "phimoe": ("Phimoe", {"num_local_experts": 4, "attention_bias": True, "lm_head_bias": True}),
+    "minimax_m2": ("MiniMaxM2", {"num_local_experts": 6, "num_experts_per_tok": 3, "head_dim": 16, "rotary_dim": 8}),
+    "olmoe": ("Olmoe", {"num_experts": 5, "num_experts_per_tok": 2, "num_key_value_heads": 4}),
+    "granitemoe": ("GraniteMoe", {k: v for k, v in _MULTIPLIERS.items() if k != "mlp_bias"} | {"num_local_experts": 4}),
+    "ernie_moe": (
+        "Ernie4_5_Moe",
+        {"moe_num_experts": 6, "moe_k": 3, "moe_intermediate_size": 48, "num_key_value_heads": 2},
+    ),
+    "glm4_moe": (
+        "Glm4Moe",
+        {
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 48,
+            "n_group": 4,
+            "topk_group": 2,
+            "routed_scaling_factor": 1.5,
+            "use_qk_norm": True,
+            "attention_bias": True,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "head_dim": 16,
+        },
+    ),
     "opt": ("OPT", {}),
     "opt_post_norm": ("OPT", {"do_layer_norm_before": False, "word_embed_proj_dim": 32}),
 }
@@ -273,6 +320,9 @@ def make_tiny(
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             elif parameter_name.endswith("embed_positions.weight"):
                 parameter.mul_(2.0)
+        for buffer_name, buffer in model.named_buffers():
+            if buffer_name.endswith("e_score_correction_bias"):
+                buffer.add_(torch.randn_like(buffer) * 0.1)
     model.to(dtype)
     directory = Path(directory)
     model.save_pretrained(directory, max_shard_size=max_shard_size)

@@ -79,7 +79,7 @@ def settle_weights(decoder: Decoder, pages: Pages | None) -> Iterator[None]:
         return
     parts = decoder.parts
     for index, block in enumerate(parts.blocks):
-        for linear in (block.attention.qkv, block.attention.output, block.mlp.up, block.mlp.down):
+        for linear in block.matrices():
             yield from linear.settle(packs, pages)
             decoder.ops.weights_moved(index)
         yield

@@ -43,6 +43,9 @@ def activation_bytes(
     gathered = 2 * max(max_model_len, MAX_GATHER) * config.num_kv_heads * config.head_dim * dtype.itemsize
     widths = 4 * config.hidden_size + 3 * config.intermediate_size
     widths += 2 * (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    if config.experts is not None:
+        inner = 3 * config.experts.intermediate_size
+        widths += config.experts.per_token * (3 * config.hidden_size + inner) + 3 * config.experts.shared_size
     return gathered + num_tokens * widths * dtype.itemsize + num_rows * config.vocab_size * (3 * dtype.itemsize + 15)
 
 

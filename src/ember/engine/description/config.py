@@ -14,6 +14,7 @@ QkNorm = Literal["head", "all", "layer"]
 Wiring = Literal["pre_norm", "post_norm", "output_norm", "sandwich", "parallel"]
 MAX_POSITIONS = 2**31 - 1
 QkvOrder = Literal["parts", "heads", "quarters"]
+Scores = Literal["softmax", "sigmoid", "sparsemixer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,13 @@ class ExpertNames:
     gate_up: str | None = None  # gate and up in one matrix, in place of the two
     alternates: bool = False  # rows of gate and up alternate in `gate_up`; otherwise gate's rows come first
     transposed: bool = False
+    correction: str | None = None  # the tensor that is added to the scores for the choice alone
+    correction_dim: int = 1  # 2: it is stored as [1, experts]
+    shared_gate: str | None = None  # the three matrices of the MLP that computes every token
+    shared_up: str | None = None
+    shared_down: str | None = None
+    shared_gate_up: str | None = None  # in place of `shared_gate` and `shared_up`
+    shared_router: str | None = None  # the matrix of one row that weighs that MLP's output
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +80,31 @@ class WeightNames:
 
 @dataclass(frozen=True, slots=True)
 class ExpertsConfig:
-    """A layer of experts in place of the MLP."""
+    """Experts in place of the MLP (mixture of experts, arXiv 1701.06538): a router chooses some for every token."""
 
     count: int
     count_field: str  # the name of `count` in config.json
     intermediate_size: int  # of each expert
     intermediate_field: str  # the name of `intermediate_size` in config.json
+    per_token: int = 1  # experts of a token
+    layers: tuple[bool, ...] = ()  # whether each layer has experts; (): all layers
+    scores: Scores = "softmax"  # how the router's logits become scores; sparsemixer: arXiv 2409.12136
+    normalised: bool = True  # whether the scores of the chosen experts are divided by their sum
+    norm_min: float = 1e-20  # the least sum that they are divided by
+    scale: float = 1.0  # of the scores, after that
+    router_bias: bool = False
+    wide_router: bool = False  # whether the router computes in float32
+    correction: bool = False  # whether a bias is added to the scores for the choice alone (arXiv 2408.15664)
+    groups: int = 1  # consecutive experts form groups, of which the best `groups_per_token` are chosen first
+    groups_per_token: int = 1
+    jitter_eps: float = 0.0  # of sparsemixer: how far below the largest logit a logit counts
+    shared_size: int = 0  # intermediate size of an MLP that computes every token; 0: there is none
+    shared_field: str = ""  # what `shared_size` is in config.json
+    shared_router: bool = False  # whether its output is weighted with the sigmoid of a product
+
+    def in_layer(self, layer: int) -> bool:
+        """Whether a layer has experts. The other layers have an MLP."""
+        return not self.layers or self.layers[layer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +160,7 @@ class DecoderConfig:
     alibi: tuple[float, ...] = ()  # each head's slope of ALiBi (arXiv 2108.12409), which biases scores by distance
     tie_word_embeddings: bool = False
     head_bias: bool = False  # of the logits
+    num_extra_layers: int = 0  # of the checkpoint, after the decoder's, that predict further tokens; they are not used
     experts: ExpertsConfig | None = None
     intermediate_field: str = "intermediate_size"  # the name of `intermediate_size` in config.json
     quantization: Mapping[str, Any] | None = None  # `quantization_config`, unchanged
@@ -148,6 +176,10 @@ class DecoderConfig:
     @property
     def kv_size(self) -> int:
         return self.num_kv_heads * self.head_dim
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer has experts in place of the MLP."""
+        return self.experts is not None and self.experts.in_layer(layer)
 
     def windows(self) -> tuple[int | None, ...]:
         """The sliding window of each layer. None: full attention, also for a window of the longest context's length."""
@@ -190,7 +222,7 @@ DATA = frozenset(
         *("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"),
         *("max_position_embeddings", "norm_eps", "norm_offset"),
         # The layers with the window, and the weights of the head.
-        *("first_window_layer", "windowed_layers", "tie_word_embeddings"),
+        *("first_window_layer", "windowed_layers", "tie_word_embeddings", "num_extra_layers"),
         # Names, and properties of the checkpoint.
         *("architecture", "names", "intermediate_field", "dtype", "eos_token_ids", "warnings", "is_shell"),
         "quantization",  # it decides on the layouts of weights, which the operator sets declare too
@@ -200,6 +232,14 @@ DATA = frozenset(
         *("rope.attention_factor", "rope.short_factor", "rope.long_factor", "rope.long_attention_factor"),
         "rope.served_length",
         *("experts.count", "experts.count_field", "experts.intermediate_size", "experts.intermediate_field"),
+        *(
+            "experts.per_token",
+            "experts.layers",
+            "experts.jitter_eps",
+            "experts.norm_min",
+            "experts.groups_per_token",
+            "experts.shared_field",
+        ),
     }
 )
 """The fields of a decoder and of its parts that change no equation."""

@@ -22,6 +22,7 @@ HARMLESS = field_names(
 
     transformers_version _name_or_path name_or_path _commit_hash unsloth_version unsloth_fixed transformers.js_config
     tokenizer_class model_max_length _flash_attn_2_enabled attn_implementation _attn_implementation
+    output_router_logits router_aux_loss_coef router_jitter_noise input_jitter_noise
     _attn_implementation_autoset _attn_implementation_internal _experts_implementation experts_implementation
 
     max_sequence_length is_llama_config use_mrope

@@ -12,13 +12,14 @@ SMALL_ALIGNMENT = 128  # row lengths of quantised matrices are multiples of it
 
 
 def is_whole(config: DecoderConfig) -> bool:
-    """Whether the library computes all operations of a decoder, and therefore a step of few rows in one call."""
-    return not NATIVE.lacking(config) and not LOOP & config.features().keys()
+    """Whether the library computes a step of few rows in one call: it computes all operations, in its own loop."""
+    return not NATIVE.lacking(config) and not (LOOP | {"experts"}) & config.features().keys()
 
 
 def runs_in_bfloat16(config: DecoderConfig) -> bool:
-    """Whether bfloat16 is fast on a CPU without bfloat16 instructions: the library exists and serves the decoder."""
-    return is_whole(config) and library_fault() is None
+    """Whether bfloat16 is fast on a CPU without bfloat16 instructions: the library exists, and computes all
+    operations of the decoder."""
+    return not NATIVE.lacking(config) and library_fault() is None
 
 
 def library_fault() -> str | None:

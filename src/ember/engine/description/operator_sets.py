@@ -15,7 +15,7 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.description.fields import shown
 from ember.engine.errors import ModelError
 
-OPERATIONS = ("embed", "add_norm", "linear", "place_heads", "attend", "gate", "logits")
+OPERATIONS = ("embed", "add_norm", "linear", "place_heads", "attend", "gate", "experts", "logits")
 """The operations of `operators.base.Operators`, in the order in which a step needs them."""
 
 Lacking = dict[str, str]
@@ -62,15 +62,20 @@ LOOP = frozenset(
 )
 """The features that the layer loop itself computes (`models.decoder`), over the operations of any set."""
 
-UNCOMPUTED = frozenset({"experts"})
-"""The features that the loader reads, but no set computes yet."""
-
 _BIASES = frozenset({"qkv_bias", "output_bias", "mlp_bias"})
 _ROPE_KINDS = frozenset(f"rope.kind={kind}" for kind in ("linear", "dynamic", "llama3", "yarn", "longrope"))
 _HEADS = _ROPE_KINDS | {"qk_norm=head", "rope"}
 _NORMS = frozenset({"norm=layer", "norm_bias", "norm_affine=False"})
 _GATES = frozenset(
     {"activation=relu", "activation=relu2", "activation=gelu", "activation=gelu_tanh", "gated_mlp=False"}
+)
+
+_EXPERTS = frozenset(
+    {
+        *("experts", "experts.scores=sigmoid", "experts.scores=sparsemixer", "experts.normalised=False"),
+        *("experts.scale", "experts.router_bias", "experts.wide_router", "experts.correction", "experts.groups"),
+        *("experts.shared_size", "experts.shared_router"),
+    }
 )
 
 TORCH = OperatorSet(
@@ -84,12 +89,14 @@ TORCH = OperatorSet(
         | {"rope.interleaved", "rope.query_beta"},
         "attend": frozenset({"attention_scale", "attention_soft_cap", "sliding_window", "alibi"}),
         "gate": _GATES | {"activation=xielu"},
+        "experts": _EXPERTS,
         "logits": frozenset({"embed_dim", "logits_scale", "logits_soft_cap", "head_bias"}),
     },
 )
 
 TRITON_MAX_HIDDEN = 16384  # ember_kernels.norm.MAX_HIDDEN
 TRITON_MAX_HEAD_DIM = 256
+TRITON_EXPERT_ALIGNMENT = 16  # elements: row lengths of the experts' matrices are multiples of it
 
 
 def _triton_faults(config: DecoderConfig) -> Lacking:
@@ -98,6 +105,11 @@ def _triton_faults(config: DecoderConfig) -> Lacking:
         faults["add_norm"] = f"hidden_size={config.hidden_size} is above {TRITON_MAX_HIDDEN}"
     if config.head_dim % 16 or config.head_dim > TRITON_MAX_HEAD_DIM:
         faults["attend"] = f"head_dim={config.head_dim} is no multiple of 16 up to {TRITON_MAX_HEAD_DIM}"
+    if config.experts is not None:
+        sizes = {"hidden_size": config.hidden_size, config.experts.intermediate_field: config.experts.intermediate_size}
+        for name, size in sizes.items():
+            if size % TRITON_EXPERT_ALIGNMENT:
+                faults["experts"] = f"{name}={size} is no multiple of {TRITON_EXPERT_ALIGNMENT}"
     return faults
 
 
@@ -108,6 +120,7 @@ TRITON = OperatorSet(
         "place_heads": _HEADS | {"rope_layers", "local_rope", "rope.interleaved"},
         "attend": frozenset({"attention_scale", "attention_soft_cap", "sliding_window"}),
         "gate": _GATES,
+        "experts": _EXPERTS,
     },
     _triton_faults,
     needs={
@@ -122,11 +135,13 @@ NATIVE_MAX_SIZE = 1 << 17  # elements of a row: some are kept on a thread's stac
 
 def native_sizes(config: DecoderConfig) -> dict[str, int]:
     """The row lengths of a decoder's matrices, by the fields that they come from."""
-    sizes = {
-        "hidden_size": config.hidden_size,
-        config.intermediate_field: config.intermediate_size,
-        "num_heads * head_dim": config.query_size,
-    }
+    sizes = {"hidden_size": config.hidden_size, "num_heads * head_dim": config.query_size}
+    if not all(map(config.has_experts, range(config.num_layers))):
+        sizes[config.intermediate_field] = config.intermediate_size
+    if config.experts is not None:
+        sizes[config.experts.intermediate_field] = config.experts.intermediate_size
+        if config.experts.shared_size:
+            sizes[config.experts.shared_field] = config.experts.shared_size
     return sizes | ({"embed_dim": config.embed_dim} if config.embed_dim else {})
 
 
@@ -154,6 +169,7 @@ NATIVE = OperatorSet(
         | {"rope_before_norm", "rope_layers", "local_rope", "rope.interleaved", "rope.query_beta"},
         "attend": frozenset({"attention_scale", "sliding_window"}),
         "gate": frozenset(),
+        "experts": _EXPERTS,  # each expert by its own products
         "logits": frozenset({"embed_dim", "logits_scale", "logits_soft_cap", "head_bias"}),
     },
     _native_faults,

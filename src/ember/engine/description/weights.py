@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ember.engine.description.config import DecoderConfig, ExpertsConfig
+from ember.engine.description.config import DecoderConfig, ExpertNames, ExpertsConfig
 
 
 class Size(NamedTuple):
@@ -119,7 +119,7 @@ def weight_specs(config: DecoderConfig) -> list[Spec]:
         specs.append(_linear("project_in", [Stored(str(names.project_in), hidden, embed).whole()]))
     sizes = _Sizes.of(config, hidden)
     for layer in range(config.num_layers):
-        specs += _layer(config, sizes, f"layers.{layer}.", names.layer.format(layer))
+        specs += _layer(config, sizes, layer)
     if config.final_norm:
         specs += _norm(config, hidden, "final_norm", names.final_norm)
     if config.embed_dim is not None:
@@ -155,8 +155,9 @@ class _Sizes(NamedTuple):
         )
 
 
-def _layer(config: DecoderConfig, sizes: _Sizes, ours: str, theirs: str) -> Iterator[Spec]:
+def _layer(config: DecoderConfig, sizes: _Sizes, layer: int) -> Iterator[Spec]:
     names, hidden = config.names, sizes.hidden
+    ours, theirs = f"layers.{layer}.", names.layer.format(layer)
     yield from _norm(config, hidden, f"{ours}attention_norm", theirs + names.attention_norm)
     yield _linear(f"{ours}qkv", _qkv(config, sizes, theirs), config.qkv_bias)
     if config.qk_norm is not None:
@@ -170,7 +171,7 @@ def _layer(config: DecoderConfig, sizes: _Sizes, ours: str, theirs: str) -> Iter
         yield from _norm(config, hidden, f"{ours}mlp_norm", theirs + names.mlp_norm)
     if names.mlp_output_norm is not None:
         yield from _norm(config, hidden, f"{ours}mlp_output_norm", theirs + names.mlp_output_norm)
-    if config.experts is not None:
+    if config.experts is not None and config.has_experts(layer):
         yield from _experts(config, config.experts, hidden, ours, theirs)
         return
     yield _linear(f"{ours}up", _up(config, sizes, theirs), config.mlp_bias)
@@ -236,15 +237,17 @@ def _up(config: DecoderConfig, sizes: _Sizes, theirs: str) -> list[Output]:
     return [Stored(f"{theirs}{name}", inner, hidden, names.transposed).whole() for name in (names.gate, names.up)]
 
 
-def _experts(
-    config: DecoderConfig, experts: ExpertsConfig, hidden: Size, ours: str, theirs: str
-) -> Iterator[LinearSpec]:
-    """The router; the experts' gate and up as one matrix, with gate's rows, then up's rows of each expert; and down."""
+def _experts(config: DecoderConfig, experts: ExpertsConfig, hidden: Size, ours: str, theirs: str) -> Iterator[Spec]:
+    """The router; the experts' gate and up as one matrix, with gate's rows, then up's rows of each expert; and down.
+    Then the MLP that computes every token."""
     names = config.names.experts
     assert names is not None, "a family with experts names them"
     count = Size(experts.count, f"{experts.count_field}={experts.count}")
     inner = Size(experts.intermediate_size, f"{experts.intermediate_field}={experts.intermediate_size}")
-    yield _linear(f"{ours}router", [Stored(theirs + names.router, count, hidden).whole()])
+    yield _linear(f"{ours}router", [Stored(theirs + names.router, count, hidden).whole()], experts.router_bias)
+    if experts.correction:
+        shape = (count,) if names.correction_dim == 1 else (Size(1, "one row"), count)
+        yield TensorSpec(f"{ours}correction", f"{theirs}{names.correction}", shape, "float32")
 
     def outputs(*matrices: tuple[str | None, Size, Size, tuple[Rows, ...]]) -> list[Output]:
         """The `rows` of each matrix (name, rows and columns, rows that are used) of each expert."""
@@ -276,6 +279,28 @@ def _experts(
     yield _linear(
         f"{ours}experts.down", outputs((names.down, hidden, inner, (Rows(0, hidden.extent),))), config.mlp_bias
     )
+    if experts.shared_size:
+        yield from _shared_mlp(config, experts, names, hidden, ours, theirs)
+
+
+def _shared_mlp(
+    config: DecoderConfig, experts: ExpertsConfig, names: ExpertNames, hidden: Size, ours: str, theirs: str
+) -> Iterator[Spec]:
+    """The MLP that computes every token, and its router."""
+    inner = Size(experts.shared_size, f"{experts.shared_field}={experts.shared_size}")
+    if names.shared_gate_up is not None:
+        ups = [Stored(theirs + names.shared_gate_up, _twice(inner), hidden).whole()]
+    else:
+        parts = (names.shared_gate, names.shared_up) if config.gated_mlp else (names.shared_up,)
+        ups = [Stored(f"{theirs}{name}", inner, hidden).whole() for name in parts]
+    yield _linear(f"{ours}shared.up", ups, config.mlp_bias)
+    yield _linear(
+        f"{ours}shared.down", [Stored(f"{theirs}{names.shared_down}", hidden, inner).whole()], config.mlp_bias
+    )
+    if experts.shared_router:
+        yield _linear(
+            f"{ours}shared.router", [Stored(f"{theirs}{names.shared_router}", Size(1, "one"), hidden).whole()]
+        )
 
 
 def _twice(size: Size) -> Size:

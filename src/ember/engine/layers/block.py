@@ -5,9 +5,11 @@ The layer loop (`models.decoder`) has the order in which the parts are computed,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ember.engine.layers.embedding import Embedding
+from ember.engine.layers.experts import Experts
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm, QkNorm
@@ -35,10 +37,25 @@ class Block:
     attention_norm: Norm
     attention: Attention
     mlp_norm: Norm  # the same object as `attention_norm` where a block has one norm
-    mlp: MLP
+    mlp: MLP | Experts
     attention_output_norm: Norm | None = None  # of the wiring sandwich
     mlp_output_norm: Norm | None = None
     residual_scale: float = 1.0  # of the outputs of attention and MLP
+
+    def matrices(self) -> Iterator[Linear]:
+        """The matrices of the block's matrix products, without those of routers."""
+        yield from (self.attention.qkv, self.attention.output)
+        for mlp in self.mlps():
+            yield from (mlp.up, mlp.down)
+
+    def mlps(self) -> Iterator[MLP]:
+        """The block's MLP, or its experts and the MLP that computes every token."""
+        if isinstance(self.mlp, MLP):
+            yield self.mlp
+            return
+        yield from self.mlp.each
+        if self.mlp.shared is not None:
+            yield self.mlp.shared
 
 
 @dataclass(slots=True)

@@ -200,9 +200,13 @@ def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry], dtype: 
     check_counts(config, entries, base)
     unused = (*_BUFFERS, *names.buffers)
 
+    extra = tuple(names.layer.format(config.num_layers + layer) for layer in range(config.num_extra_layers))
+
     def may_be_unused(name: str) -> bool:
-        """Whether a stored tensor is a copy of a tied head, or a buffer."""
-        return (config.tie_word_embeddings and name == f"{names.lm_head}.weight") or name.endswith(unused)
+        """Whether a stored tensor is a copy of a tied head, a buffer, or of a layer that predicts further tokens."""
+        if config.tie_word_embeddings and name == f"{names.lm_head}.weight":
+            return True
+        return name.endswith(unused) or name.startswith(extra)
 
     specs = weight_specs(config)
     plan = plan_specs(specs, format_of(config), entries, dtype, architecture, base, may_be_unused)

@@ -12,6 +12,7 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.description.weights import XIELU_WEIGHTS
 from ember.engine.layers.block import Attention, Block, DecoderParts
 from ember.engine.layers.embedding import Embedding
+from ember.engine.layers.experts import Experts, split_rows
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP, Xielu
 from ember.engine.layers.norm import JointHeadNorm, LayerNorm, Norm, QkNorm, RMSNorm
@@ -77,13 +78,7 @@ def _block(config: DecoderConfig, weights: Weights, layer: int, window: int | No
         attention_output_norm=_optional_norm(config, weights, prefix, "attention_output_norm"),
         mlp_norm=_optional_norm(config, weights, prefix, "mlp_norm") or attention_norm,
         mlp_output_norm=_optional_norm(config, weights, prefix, "mlp_output_norm"),
-        mlp=MLP(
-            up=_linear(weights, f"{prefix}up"),
-            down=_linear(weights, f"{prefix}down"),
-            activation=config.activation,
-            gated=config.gated_mlp,
-            xielu=_xielu(weights, prefix) if config.activation == "xielu" else None,
-        ),
+        mlp=_mlp(config, weights, prefix) if not config.has_experts(layer) else _experts(config, weights, prefix),
         residual_scale=config.residual_scale,
     )
 
@@ -92,6 +87,36 @@ def _head(config: DecoderConfig, weights: Weights, tokens: Tensor) -> Linear:
     if not config.tie_word_embeddings:
         return _linear(weights, "lm_head")
     return Linear(tokens, bias=_tensor(weights, "lm_head.bias") if config.head_bias else None)
+
+
+def _mlp(config: DecoderConfig, weights: Weights, prefix: str) -> MLP:
+    up, down = _linear(weights, f"{prefix}up"), _linear(weights, f"{prefix}down")
+    xielu = _xielu(weights, prefix) if config.activation == "xielu" else None
+    return MLP(up, down, config.activation, config.gated_mlp, xielu)
+
+
+def _experts(config: DecoderConfig, weights: Weights, prefix: str) -> Experts:
+    experts = config.experts
+    assert experts is not None
+    up, down = _linear(weights, f"{prefix}experts.up"), _linear(weights, f"{prefix}experts.down")
+    pairs = zip(split_rows(up, experts.count), split_rows(down, experts.count), strict=True)
+    return Experts(
+        config=experts,
+        router=_linear(weights, f"{prefix}router"),
+        correction=_tensor(weights, f"{prefix}correction").flatten() if experts.correction else None,
+        each=[MLP(*pair, config.activation, config.gated_mlp) for pair in pairs],
+        up=_stack(up, experts.count),
+        down=_stack(down, experts.count),
+        up_bias=None if up.bias is None else up.bias.view(experts.count, -1),
+        down_bias=None if down.bias is None else down.bias.view(experts.count, -1),
+        shared=_mlp(config, weights, f"{prefix}shared.") if experts.shared_size else None,
+        shared_router=_linear(weights, f"{prefix}shared.router") if experts.shared_router else None,
+    )
+
+
+def _stack(linear: Linear, count: int) -> Tensor | None:
+    """The matrices of all experts as one tensor [experts, rows, columns], if they are one."""
+    return linear.rows[0].unflatten(0, (count, -1)) if len(linear.rows) == 1 else None
 
 
 def _rope_index(config: DecoderConfig, layer: int) -> int | None:

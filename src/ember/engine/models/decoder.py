@@ -15,6 +15,7 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Block
 from ember.engine.layers.cache import KVCache
+from ember.engine.layers.mlp import MLP
 from ember.engine.models.build import Weights, build_parts, tensors_of
 from ember.engine.operators.base import Operators, Step
 from ember.engine.operators.torch_ops import TorchOperators
@@ -94,8 +95,11 @@ def attention(ops: Ops, block: Block, hidden: Tensor, step: Step) -> Tensor:
 def mlp(ops: Ops, block: Block, hidden: Tensor, step: Step) -> Tensor:
     """[T, hidden] -> [T, hidden]."""
     part = block.mlp
-    gated = ops.gate(part, ops.linear(part.up, hidden, step))
-    return _scaled(ops.linear(part.down, gated, step), block.residual_scale)
+    if isinstance(part, MLP):
+        made = ops.linear(part.down, ops.gate(part, ops.linear(part.up, hidden, step)), step)
+    else:
+        made = ops.experts(part, hidden, step)
+    return _scaled(made, block.residual_scale)
 
 
 def _scaled(x: Tensor, scale: float) -> Tensor:

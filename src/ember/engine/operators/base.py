@@ -19,6 +19,7 @@ from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention
 from ember.engine.layers.cache import KVCache
 from ember.engine.layers.embedding import Embedding
+from ember.engine.layers.experts import Experts
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm
@@ -93,6 +94,10 @@ class Operators(Protocol[S]):
 
     def gate(self, mlp: MLP, up: Tensor) -> Tensor:
         """The activation of up [T, intermediate]; gated: of its first half, times its second half."""
+
+    def experts(self, experts: Experts, hidden: Tensor, step: S) -> Tensor:
+        """The weighted sum of the experts that the router chooses for each token, and of the MLP that computes every
+        token: [T, hidden] -> [T, hidden]."""
 
     def logits(self, project: Linear | None, head: Linear, hidden: Tensor) -> Tensor:
         """[R, hidden] through the projection, where there is one, and the head: [R, vocab_size] in the model's dtype or

@@ -85,7 +85,7 @@ def _for_cpu(config: DecoderConfig, parts: DecoderParts, torch_ops: TorchOperato
 def all_weights(parts: DecoderParts) -> Iterator[Linear]:
     """The matrices of a decoder's matrix products."""
     for block in parts.blocks:
-        yield from (block.attention.qkv, block.attention.output, block.mlp.up, block.mlp.down)
+        yield from block.matrices()
     yield from (weight for weight in (parts.embedding.project, parts.project_out) if weight is not None)
     yield parts.head
 

@@ -16,15 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ember.engine.description.operator_sets import LOOP, Lacking
+from ember.engine.description.native_forms import is_whole
+from ember.engine.description.operator_sets import Lacking
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention, DecoderParts
 from ember.engine.layers.cache import KVCache
 from ember.engine.layers.embedding import Embedding
+from ember.engine.layers.experts import Experts
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm
 from ember.engine.operators.base import Heads, Step
+from ember.engine.operators.experts import compute_experts
 from ember.engine.operators.torch_attention import attend
 from ember.engine.operators.torch_ops import TorchOperators
 from ember.engine.quantization.cpu_int import QuantisedLinear
@@ -83,7 +86,7 @@ class NativeOperators:
         self._cache: KVCache | None = None
         self._workspace = torch.empty(0, dtype=torch.uint8)
         # The most rows of a step that one call computes: none if torch computes some operation.
-        self.max_whole_rows = 0 if lacking or LOOP & config.features().keys() else MAX_ROWS
+        self.max_whole_rows = MAX_ROWS if is_whole(config) else 0
         # The most rows for the library's matrix products: any number without bfloat16 instructions, as torch is slow.
         self.max_product_rows = MAX_ROWS if cpu_has_bfloat16() else math.inf
         self.add_norm = torch_ops.add_norm if "add_norm" in lacking else self._add_norm
@@ -91,6 +94,7 @@ class NativeOperators:
         self.place_heads = torch_ops.place_heads if "place_heads" in lacking else self._place_heads
         self.attend = torch_ops.attend if "attend" in lacking else self._attend
         self.gate = torch_ops.gate if "gate" in lacking else self._gate
+        self.experts = torch_ops.experts if "experts" in lacking else self._experts
         self.logits = torch_ops.logits if "logits" in lacking else self._logits
 
     @property
@@ -102,15 +106,15 @@ class NativeOperators:
             self._head = _matrix(self._parts.head)
             return
         block = self._parts.blocks[layer]
-        attention, mlp, made = block.attention, block.mlp, self._layers[layer]
+        attention, made = block.attention, self._layers[layer]
         made.attention_norm = native.address(block.attention_norm.weight)
         made.mlp_norm = native.address(block.mlp_norm.weight)
         made.query_key_norm = native.address(attention.qk_norm.weight) if attention.qk_norm is not None else None
         made.window, made.group = attention.window or 0, attention.group
         made.rope = -1 if attention.rope is None else attention.rope
-        matrices = (("qkv", attention.qkv), ("output", attention.output), ("up", mlp.up), ("down", mlp.down))
-        for name, linear in matrices:
-            setattr(made, name, _matrix(linear))
+        made.qkv, made.output = _matrix(attention.qkv), _matrix(attention.output)
+        if isinstance(block.mlp, MLP):
+            made.up, made.down = _matrix(block.mlp.up), _matrix(block.mlp.down)
 
     def begin(self, batch: Batch, cache: KVCache) -> NativeStep:
         if self._cache is not cache:
@@ -218,6 +222,9 @@ class NativeOperators:
         inner = up.new_empty(rows, size)
         self._library.ember_gate(up.data_ptr(), inner.data_ptr(), rows, size, torch.get_num_threads())
         return inner
+
+    def _experts(self, experts: Experts, hidden: Tensor, step: NativeStep) -> Tensor:
+        return compute_experts(self, experts, hidden, step)
 
     def _logits(self, project: Linear | None, head: Linear, hidden: Tensor) -> Tensor:
         """[R, hidden] -> [R, vocab_size] float32."""

@@ -15,11 +15,13 @@ from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention, DecoderParts
 from ember.engine.layers.cache import KVCache
 from ember.engine.layers.embedding import Embedding
+from ember.engine.layers.experts import Experts
 from ember.engine.layers.linear import Linear, can_pack
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm
 from ember.engine.layers.rotary import Rotary
 from ember.engine.operators.base import Heads, Step
+from ember.engine.operators.experts import compute_experts
 from ember.engine.operators.torch_attention import AttentionPlan, attend, plan_attention
 from ember.engine.quantization.cpu_int import QuantisedLinear
 
@@ -125,6 +127,9 @@ class TorchOperators:
             return activation(up)
         gate, up = up.chunk(2, dim=-1)
         return activation(gate).mul_(up)
+
+    def experts(self, experts: Experts, hidden: Tensor, step: Step) -> Tensor:
+        return compute_experts(self, experts, hidden, step)
 
     def logits(self, project: Linear | None, head: Linear, hidden: Tensor) -> Tensor:
         if project is not None:

@@ -6,6 +6,7 @@
     activation, times the other half                                      one launch
     matrix products of at most 16 rows                                    one or two launches, where `small_gemm` was
                                                                           measured to be faster than torch
+    experts                                    three launches for few tokens, otherwise up to six
 
 torch computes the other matrix products, embedding and head. This module imports triton, so it is imported only where
 it is used.
@@ -25,15 +26,19 @@ from ember.engine.description.operator_sets import Lacking
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention
 from ember.engine.layers.cache import KVCache
+from ember.engine.layers.experts import Experts
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm, RMSNorm
 from ember.engine.layers.rotary import Rotary
 from ember.engine.operators.base import Heads, Step
+from ember.engine.operators.experts import add_shared, route
 from ember.engine.operators.torch_ops import TorchOperators
 from ember_kernels.activation import activation
 from ember_kernels.compile import device_capability
 from ember_kernels.decode_attention import decode_attention
+from ember_kernels.expert_blocks import expert_blocks
+from ember_kernels.grouped_gemm import block_rows, combine_experts, gather_gemm, grouped_gemm, uses_gather
 from ember_kernels.norm import layer_norm, rms_norm
 from ember_kernels.prefill_attention import prefill_attention
 from ember_kernels.rope_cache import rope_cache
@@ -69,6 +74,10 @@ class TritonOperators:
         self.linear = self._linear if MEASURED_GAINS and torch_ops.dtype != torch.float32 else torch_ops.linear
         self.add_norm = torch_ops.add_norm if "add_norm" in lacking else _add_norm
         self.gate = torch_ops.gate if "gate" in lacking else _gate
+        own_experts = "experts" not in lacking and torch_ops.dtype != torch.float32
+        self.experts = self._experts if own_experts else torch_ops.experts
+        if config.experts is not None and not own_experts:
+            self.is_recordable = False  # the host reads how many tokens each expert has
         self.attend = _attend if own_attention else torch_ops.attend
         if "place_heads" not in lacking:
             self.place_heads = self._place_heads
@@ -136,6 +145,30 @@ class TritonOperators:
         qkv = torch.cat(self.torch_ops.heads(attention, qkv, step), dim=1).flatten(1)
         places = step.slots[attention.group], step.positions
         return Heads(rope_cache(qkv, *step.cache.by_page[attention.place], *places, None))
+
+    def _experts(self, experts: Experts, hidden: Tensor, step: TritonStep) -> Tensor:
+        """Few tokens: each pair of token and expert reads the expert's matrices. Otherwise pairs are sorted by
+        expert."""
+        assert experts.up is not None and experts.down is not None, "weights on a GPU are one tensor"
+        weights, ids = route(self, experts, hidden, step)
+        count, per_token = experts.config.count, ids.shape[1]
+        if uses_gather(len(hidden)):
+            up = gather_gemm(hidden, experts.up, ids, per_token)
+            down = gather_gemm(self._gated(experts, up, ids), experts.down, ids)
+        else:
+            blocks = expert_blocks(ids, count, block_rows(ids.numel(), count))
+            up = grouped_gemm(hidden, experts.up, blocks, per_token)
+            down = grouped_gemm(self._gated(experts, up, ids), experts.down, blocks)
+        if experts.down_bias is not None:
+            down = down + experts.down_bias[ids.flatten()]
+        mixed = combine_experts(down, ids, weights, count)
+        return add_shared(self, experts, mixed, hidden, step)
+
+    def _gated(self, experts: Experts, up: Tensor, ids: Tensor) -> Tensor:
+        """The activation of the pairs' up [pairs, intermediate or twice it]."""
+        if experts.up_bias is not None:
+            up = up + experts.up_bias[ids.flatten()]
+        return self.gate(experts.each[0], up)
 
 
 def _add_norm(norm: Norm, residual: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:

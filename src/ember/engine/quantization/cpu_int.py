@@ -100,9 +100,10 @@ def quantise(parts: DecoderParts, weights: str, pages: Pages | None) -> int:
         return made[-1]
 
     for block in parts.blocks:
-        attention, mlp = block.attention, block.mlp
+        attention = block.attention
         attention.qkv, attention.output = small(attention.qkv), small(attention.output)
-        mlp.up, mlp.down = small(mlp.up), small(mlp.down)
+        for mlp in block.mlps():
+            mlp.up, mlp.down = small(mlp.up), small(mlp.down)
     tokens = parts.embedding.tokens
     assert isinstance(tokens, Tensor)
     is_tied = parts.head.rows[0] is tokens

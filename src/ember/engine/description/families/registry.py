@@ -54,6 +54,15 @@ ARCHITECTURES = {
     "FalconForCausalLM": ("falcon", "falcon.FALCON"),
     "BloomForCausalLM": ("bloom", "bloom.BLOOM"),
     "MptForCausalLM": ("mpt", "mpt.MPT"),
+    "Qwen2MoeForCausalLM": ("qwen2_moe", "qwen_moe.QWEN2_MOE"),
+    "Qwen3MoeForCausalLM": ("qwen3_moe", "qwen_moe.QWEN3_MOE"),
+    "MixtralForCausalLM": ("mixtral", "mixtral.MIXTRAL"),
+    "PhimoeForCausalLM": ("phimoe", "mixtral.PHIMOE"),
+    "MiniMaxM2ForCausalLM": ("minimax_m2", "mixtral.MINIMAX_M2"),
+    "OlmoeForCausalLM": ("olmoe", "olmoe.OLMOE"),
+    "GraniteMoeForCausalLM": ("granitemoe", "granite.GRANITE_MOE"),
+    "Ernie4_5_MoeForCausalLM": ("ernie4_5_moe", "ernie.ERNIE4_5_MOE"),
+    "Glm4MoeForCausalLM": ("glm4_moe", "glm_moe.GLM4_MOE"),
     "OPTForCausalLM": ("opt", "opt.OPT"),
 }
 MODEL_TYPES = {model_type: architecture for architecture, (model_type, _) in ARCHITECTURES.items()}

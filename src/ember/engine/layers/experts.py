@@ -1,0 +1,83 @@
+"""A layer of experts in place of the MLP (mixture of experts, arXiv 1701.06538)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from ember.engine.description.config import ExpertsConfig
+from ember.engine.layers.linear import Linear
+from ember.engine.layers.mlp import MLP
+
+
+@dataclass(slots=True)
+class Experts:
+    """The router's choice of experts, each of them an MLP, and an MLP that computes every token."""
+
+    config: ExpertsConfig
+    router: Linear  # [experts, hidden]
+    correction: Tensor | None  # [experts] float32, added to the scores for the choice alone
+    each: list[MLP]
+    up: Tensor | None  # of all experts as one tensor, [experts, intermediate or twice it, hidden], if they are one
+    down: Tensor | None  # the same, [experts, hidden, intermediate]
+    up_bias: Tensor | None  # [experts, intermediate or twice it]
+    down_bias: Tensor | None  # [experts, hidden]
+    shared: MLP | None
+    shared_router: Linear | None  # [1, hidden]
+
+    def route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The experts of each token by the router's `logits` [T, experts]: their weights, float32, and their numbers,
+        int64, both [T, experts per token]. Nothing is read on the host."""
+        config, logits = self.config, logits.float()
+        if config.scores == "sparsemixer":
+            return _sparsemixer(logits, config.per_token, config.jitter_eps)
+        scores = logits.softmax(-1) if config.scores == "softmax" else logits.sigmoid()
+        ranked = scores if self.correction is None else scores + self.correction
+        if config.groups > 1:
+            ranked = _best_groups(ranked, config.groups, config.groups_per_token)
+        ids = ranked.topk(config.per_token, dim=-1).indices
+        weights = scores.gather(1, ids)
+        if config.normalised:
+            weights = weights / weights.sum(-1, keepdim=True).clamp_min(config.norm_min)
+        return weights * config.scale if config.scale != 1.0 else weights, ids
+
+
+def _best_groups(scores: Tensor, groups: int, count: int) -> Tensor:
+    """The scores [T, experts], with -inf outside the `count` groups whose two best scores have the largest sums."""
+    grouped = scores.unflatten(1, (groups, -1))
+    best = grouped.topk(2, dim=-1).values.sum(-1).topk(count, dim=-1).indices  # [T, count]
+    is_best = torch.zeros(grouped.shape[:2], dtype=torch.bool, device=scores.device).scatter_(1, best, True)
+    return grouped.masked_fill(~is_best[..., None], -torch.inf).flatten(1)
+
+
+def _sparsemixer(logits: Tensor, count: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Sparsemixer (arXiv 2409.12136) without its noise: one expert after the other, each weighted by a softmax over the
+    logits that are close to its own."""
+    weights, ids, left = [], [], logits
+    for _ in range(count):
+        largest, index = left.max(dim=-1, keepdim=True)
+        is_far = (largest - logits) / logits.abs().clamp(min=largest) > 2 * eps
+        weights.append(left.masked_fill(is_far, -torch.inf).softmax(-1).gather(1, index))
+        ids.append(index)
+        left = left.scatter(1, index, -torch.inf)
+    return torch.cat(weights, dim=1), torch.cat(ids, dim=1)
+
+
+def split_rows(linear: Linear, count: int) -> list[Linear]:
+    """`count` linear layers of equal size, whose matrices follow each other in `linear`. Nothing is copied."""
+    size = sum(map(len, linear.rows)) // count
+    biases = [None] * count if linear.bias is None else linear.bias.view(count, size).unbind()
+    parts: list[tuple[Tensor, ...]]
+    if len(linear.rows) == 1:
+        parts = [(rows,) for rows in linear.rows[0].view(count, size, -1).unbind()]
+    else:
+        starts = [0, *accumulate(map(len, linear.rows))]
+        parts = []
+        for first in range(0, count * size, size):
+            spans = ((max(first - start, 0), first + size - start) for start in starts[:-1])
+            cut = (rows[begin:end] for rows, (begin, end) in zip(linear.rows, spans, strict=True) if end > 0)
+            parts.append(tuple(rows for rows in cut if len(rows)))
+    return [Linear(*rows, bias=bias) for rows, bias in zip(parts, biases, strict=True)]

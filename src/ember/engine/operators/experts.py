@@ -1,0 +1,60 @@
+"""Experts by way of a set's own matrix products: only the matrices of chosen experts are read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ember.engine.layers.experts import Experts
+from ember.engine.layers.mlp import MLP
+from ember.engine.operators.base import Operators, Step
+
+Ops = Operators[Any]
+
+
+def route(ops: Ops, experts: Experts, hidden: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    """The weights, float32, and the numbers, int64, of the experts of each token: both [T, experts per token]."""
+    router = experts.router
+    if experts.config.wide_router:
+        return experts.route(F.linear(hidden.float(), router.weight.float(), router.bias))
+    return experts.route(ops.linear(router, hidden, step))
+
+
+def compute_experts(ops: Ops, experts: Experts, hidden: Tensor, step: Step) -> Tensor:
+    """The weighted sum of each token's experts and of the shared MLP, [T, hidden].
+
+    The tokens are sorted by expert, and `ops` computes each chosen expert's MLP of its tokens. The host reads the
+    numbers of tokens.
+    """
+    weights, ids = route(ops, experts, hidden, step)
+    per_token = ids.shape[1]
+    order = ids.flatten().argsort(stable=True)  # of the pairs of token and expert
+    counts = torch.bincount(ids.flatten(), minlength=len(experts.each)).tolist()
+    sorted_hidden = hidden[order // per_token]
+    computed, first = [], 0
+    for mlp, count in zip(experts.each, counts, strict=True):
+        if count:
+            computed.append(compute_mlp(ops, mlp, sorted_hidden[first : first + count], step))
+            first += count
+    outputs = torch.empty(len(order), hidden.shape[1], dtype=hidden.dtype, device=hidden.device)
+    outputs[order] = torch.cat(computed)
+    mixed = (outputs.unflatten(0, (-1, per_token)) * weights[..., None]).sum(1).to(hidden.dtype)
+    return add_shared(ops, experts, mixed, hidden, step)
+
+
+def compute_mlp(ops: Ops, mlp: MLP, hidden: Tensor, step: Step) -> Tensor:
+    """[T, hidden] -> [T, hidden]."""
+    return ops.linear(mlp.down, ops.gate(mlp, ops.linear(mlp.up, hidden, step)), step)
+
+
+def add_shared(ops: Ops, experts: Experts, mixed: Tensor, hidden: Tensor, step: Step) -> Tensor:
+    """`mixed` [T, hidden] plus the output of the MLP that computes every token, if there is one."""
+    if experts.shared is None:
+        return mixed
+    shared = compute_mlp(ops, experts.shared, hidden, step)
+    if experts.shared_router is not None:
+        shared = shared * F.linear(hidden, experts.shared_router.weight).sigmoid()
+    return mixed + shared
