@@ -25,11 +25,14 @@ MODULES = (
     "activation",
     "decode_attention",
     "decode_splits",
+    "expert_blocks",
+    "grouped_gemm",
     "norm",
     "prefill_attention",
     "rope_cache",
     "sampling",
     "sampling_logprobs",
+    "small_gemm",
     "step",
 )
 _KEPT = (".json", ".cubin")

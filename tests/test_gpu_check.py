@@ -114,9 +114,11 @@ def test_with_a_faked_gpu_tests_ask_for_the_binaries_of_a_gpu(tmp_path: Path) ->
 
 def test_a_failing_test_is_written_when_it_fails(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text("def test_good(): pass\ndef test_bad(): assert 1 == 2\n")
-    variables = {**os.environ, "EMBER_TEST_ROWS": str(tmp_path / "rows.jsonl"), "PYTHONPATH": str(ROOT)}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    variables = {**inherited, "EMBER_TEST_ROWS": str(tmp_path / "rows.jsonl"), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "pytest", "-n", "2", "-p", "benchmarks.gpu_check.report", "test_it.py"]
-    subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True)
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout + done.stderr
     failure, counts = RowFile(tmp_path / "rows.jsonl").read()
     assert failure["name"] == "test_it.py::test_bad" and "assert 1 == 2" in failure["text"]
     assert counts == {"part": "tests", "passed": 1, "failed": 1, "skipped": 0}

@@ -247,6 +247,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "phimoe": ("Phimoe", {"num_local_experts": 4, "attention_bias": True, "lm_head_bias": True}),
     "minimax_m2": ("MiniMaxM2", {"num_local_experts": 6, "num_experts_per_tok": 3, "head_dim": 16, "rotary_dim": 8}),
     "olmoe": ("Olmoe", {"num_experts": 5, "num_experts_per_tok": 2, "num_key_value_heads": 4}),
+    "gpt_oss": (
+        "GptOss",
+        {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 9, "swiglu_limit": 1.5},
+    ),
     "granitemoe": ("GraniteMoe", {k: v for k, v in _MULTIPLIERS.items() if k != "mlp_bias"} | {"num_local_experts": 4}),
     "ernie_moe": (
         "Ernie4_5_Moe",
@@ -320,6 +324,8 @@ def make_tiny(
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             elif parameter_name.endswith("embed_positions.weight"):
                 parameter.mul_(2.0)
+            elif parameter_name.endswith("_bias"):  # of experts
+                parameter.add_(torch.randn_like(parameter) * 0.1)
         for buffer_name, buffer in model.named_buffers():
             if buffer_name.endswith("e_score_correction_bias"):
                 buffer.add_(torch.randn_like(buffer) * 0.1)

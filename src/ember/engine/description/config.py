@@ -52,6 +52,7 @@ class WeightNames:
     attention_norm: str
     mlp_norm: str | None  # None: attention's norm is the MLP's too
     output: str
+    sinks: str | None = None  # the tensor of attention's sinks, one for each head
     attention_output_norm: str | None = None  # of the wiring sandwich
     mlp_output_norm: str | None = None
     query: str | None = None
@@ -154,12 +155,15 @@ class DecoderConfig:
     embed_dim: int | None = None  # width of the token embedding if it is projected to and from hidden_size
     attention_scale: float | None = None  # factor of the products of queries and keys, in place of head_dim ** -0.5
     attention_soft_cap: float | None = None  # scaled products become cap * tanh(products / cap)
+    attention_sinks: bool = False  # each head has a number that takes part in the softmax, and has no value
     sliding_window: int | None = None  # in tokens including the query's own
     first_window_layer: int = 0  # the first layer with the window
     windowed_layers: tuple[bool, ...] = ()  # whether each layer has the window, in place of `first_window_layer`
     alibi: tuple[float, ...] = ()  # each head's slope of ALiBi (arXiv 2108.12409), which biases scores by distance
     tie_word_embeddings: bool = False
     head_bias: bool = False  # of the logits
+    swiglu_limit: float | None = None  # clamps gate and up in silu's place: `layers.mlp.MLP`
+    swiglu_alpha: float = 1.702  # factor in the sigmoid of that
     num_extra_layers: int = 0  # of the checkpoint, after the decoder's, that predict further tokens; they are not used
     experts: ExpertsConfig | None = None
     intermediate_field: str = "intermediate_size"  # the name of `intermediate_size` in config.json
@@ -222,7 +226,7 @@ DATA = frozenset(
         *("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"),
         *("max_position_embeddings", "norm_eps", "norm_offset"),
         # The layers with the window, and the weights of the head.
-        *("first_window_layer", "windowed_layers", "tie_word_embeddings", "num_extra_layers"),
+        *("first_window_layer", "windowed_layers", "tie_word_embeddings", "num_extra_layers", "swiglu_alpha"),
         # Names, and properties of the checkpoint.
         *("architecture", "names", "intermediate_field", "dtype", "eos_token_ids", "warnings", "is_shell"),
         "quantization",  # it decides on the layouts of weights, which the operator sets declare too

@@ -87,8 +87,8 @@ TORCH = OperatorSet(
         "place_heads": _HEADS
         | {"qk_norm=all", "qk_norm=layer", "qkv_clip", "rope_before_norm", "rope_layers", "local_rope"}
         | {"rope.interleaved", "rope.query_beta"},
-        "attend": frozenset({"attention_scale", "attention_soft_cap", "sliding_window", "alibi"}),
-        "gate": _GATES | {"activation=xielu"},
+        "attend": frozenset({"attention_scale", "attention_soft_cap", "attention_sinks", "sliding_window", "alibi"}),
+        "gate": _GATES | {"activation=xielu", "swiglu_limit"},
         "experts": _EXPERTS,
         "logits": frozenset({"embed_dim", "logits_scale", "logits_soft_cap", "head_bias"}),
     },

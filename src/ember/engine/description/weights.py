@@ -165,6 +165,9 @@ def _layer(config: DecoderConfig, sizes: _Sizes, layer: int) -> Iterator[Spec]:
         yield from _qk_norm(config, sizes, "key_norm", config.num_kv_heads, ours, theirs)
     output = Stored(theirs + names.output, hidden, sizes.query, names.transposed)
     yield _linear(f"{ours}output", [output.whole()], config.output_bias)
+    if config.attention_sinks:
+        heads = Size(config.num_heads, f"num_attention_heads={config.num_heads}")
+        yield TensorSpec(f"{ours}sinks", f"{theirs}{names.sinks}", (heads,), "float32")
     if names.attention_output_norm is not None:
         yield from _norm(config, hidden, f"{ours}attention_output_norm", theirs + names.attention_output_norm)
     if names.mlp_norm is not None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.linear import Linear
@@ -23,6 +25,7 @@ class Attention:
     qk_norm: QkNorm | None  # weight [heads + kv_heads, head_dim]: of each query head, then of each key head
     output: Linear  # [hidden, heads * head_dim]
     rope: int | None  # which rotary positions queries and keys have (`DecoderConfig.ropes`); None: none
+    sinks: Tensor | None  # [heads] float32: a score of each head beside those of the keys, without a value; None: none
     scale: float | None  # of the products of queries and keys; None: head_dim ** -0.5
     soft_cap: float | None  # scaled products become cap * tanh(products / cap)
     window: int | None  # the sliding window in tokens, the query's own included; None: the whole context

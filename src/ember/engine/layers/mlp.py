@@ -36,10 +36,16 @@ class Xielu:
 
 @dataclass(slots=True)
 class MLP:
-    """down(act(up(x))), or gated: down(act(gate(x)) * up(x)) with gate and up as one matrix, gate's rows first."""
+    """down(act(up(x))), or gated: down(act(gate(x)) * up(x)) with gate and up as one matrix, gate's rows first.
+
+    With a `limit` (gpt-oss) gate is clamped from above and up on both sides, and the product is
+    (up + 1) * gate * sigmoid(alpha * gate).
+    """
 
     up: Linear  # [intermediate, hidden]; gated: [2 * intermediate, hidden]
     down: Linear  # [hidden, intermediate]
     activation: Activation
     gated: bool
     xielu: Xielu | None = None  # of the activation xielu
+    limit: float | None = None
+    alpha: float = 1.702

@@ -69,6 +69,7 @@ def _block(config: DecoderConfig, weights: Weights, layer: int, window: int | No
             qk_norm=_qk_norm(config, weights, prefix),
             output=_linear(weights, f"{prefix}output"),
             rope=_rope_index(config, layer),
+            sinks=_tensor(weights, f"{prefix}sinks") if config.attention_sinks else None,
             scale=config.attention_scale,
             soft_cap=config.attention_soft_cap,
             window=window,
@@ -92,19 +93,20 @@ def _head(config: DecoderConfig, weights: Weights, tokens: Tensor) -> Linear:
 def _mlp(config: DecoderConfig, weights: Weights, prefix: str) -> MLP:
     up, down = _linear(weights, f"{prefix}up"), _linear(weights, f"{prefix}down")
     xielu = _xielu(weights, prefix) if config.activation == "xielu" else None
-    return MLP(up, down, config.activation, config.gated_mlp, xielu)
+    return MLP(up, down, config.activation, config.gated_mlp, xielu, config.swiglu_limit, config.swiglu_alpha)
 
 
 def _experts(config: DecoderConfig, weights: Weights, prefix: str) -> Experts:
     experts = config.experts
     assert experts is not None
     up, down = _linear(weights, f"{prefix}experts.up"), _linear(weights, f"{prefix}experts.down")
+    clamped = (config.swiglu_limit, config.swiglu_alpha)
     pairs = zip(split_rows(up, experts.count), split_rows(down, experts.count), strict=True)
     return Experts(
         config=experts,
         router=_linear(weights, f"{prefix}router"),
         correction=_tensor(weights, f"{prefix}correction").flatten() if experts.correction else None,
-        each=[MLP(*pair, config.activation, config.gated_mlp) for pair in pairs],
+        each=[MLP(*pair, config.activation, config.gated_mlp, None, *clamped) for pair in pairs],
         up=_stack(up, experts.count),
         down=_stack(down, experts.count),
         up_bias=None if up.bias is None else up.bias.view(experts.count, -1),

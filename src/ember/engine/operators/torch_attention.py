@@ -27,7 +27,7 @@ from ember.engine.layers.batch import Batch
 MAX_GATHER = 32_768  # tokens gathered at once for a group of decodes, which bounds the buffers
 _IN_PLACE = 512  # context from which a decode with adjacent pages is faster alone than copied into a group
 _MAX_QUERIES = 512  # queries of one masked problem, which bounds the mask and excludes keys beyond its queries
-_MAX_BIASED_QUERIES = 64  # the same with ALiBi, whose mask is of every head
+_MAX_SCORED_QUERIES = 64  # the same where scores or masks of every head are in memory
 _FEW_QUERIES = 16  # up to this number, queries after a cached prefix are computed as rows, like decodes
 
 Rows = slice | Tensor  # rows of the flat batch
@@ -63,15 +63,17 @@ def plan_attention(
     dtype: torch.dtype,
     without: Container[int] = (),
     slopes: Tensor | None = None,
+    has_scores: bool = False,
 ) -> list[AttentionPlan]:
     """The plan of each cache group. `windows`: the sliding window of each (None: full attention). `without`: sequences
-    that others attend to. `slopes`: of ALiBi, [heads] float32."""
+    that others attend to. `slopes`: of ALiBi, [heads] float32. `has_scores`: the attention has a soft cap or sinks, for
+    which all scores are in memory."""
     longest = max(batch.context_lens, default=0)
     plans: list[AttentionPlan] = []
     for group, window in enumerate(windows):
         effective = window if window is not None and window < longest else None
         pages = _Pages.of(batch, group, block_size)
-        segments = _segments(batch, pages, effective, dtype, without, slopes is not None)
+        segments = _segments(batch, pages, effective, dtype, without, has_scores or slopes is not None)
         plans.append(AttentionPlan(segments, slopes=slopes))
     gathered = [
         segment.slots.shape[0] for plan in plans for segment in plan.segments if isinstance(segment.slots, Tensor)
@@ -94,20 +96,22 @@ def attend(
     values: Tensor,
     scale: float | None = None,
     soft_cap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """The attention of one layer, whose K and V of the batch are in the cache already.
 
     query [T, heads, head_dim], key and value [T, kv_heads, head_dim]; keys and values are the layer's cache by slot
     [slots, kv_heads, head_dim]. `scale`: of the products of queries and keys; None: head_dim ** -0.5.
-    `soft_cap`: scaled products become cap * tanh(products / cap).
+    `soft_cap`: scaled products become cap * tanh(products / cap). `sinks` [heads] float32: a score of each head beside
+    those of the keys, which takes part in the softmax and has no value.
     Returns [T, heads * head_dim].
     """
     tokens = query.shape[0]
     if len(plan.segments) == 1 and plan.segments[0].rows == slice(0, tokens):
-        return _attend_segment(plan, plan.segments[0], query, key, value, keys, values, scale, soft_cap)
+        return _attend_segment(plan, plan.segments[0], query, key, value, keys, values, scale, soft_cap, sinks)
     output = query.new_empty(tokens, query.shape[1] * query.shape[2])
     for segment in plan.segments:
-        output[segment.rows] = _attend_segment(plan, segment, query, key, value, keys, values, scale, soft_cap)
+        output[segment.rows] = _attend_segment(plan, segment, query, key, value, keys, values, scale, soft_cap, sinks)
     return output
 
 
@@ -121,6 +125,7 @@ def _attend_segment(
     values: Tensor,
     scale: float | None,
     soft_cap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     """[sequences * queries, heads * head_dim] of one segment; `keys` and `values` are the cache by slot."""
     query = query[segment.rows]
@@ -140,14 +145,13 @@ def _attend_segment(
     if plan.slopes is not None:
         mask = _biased(plan.slopes, segment, query.dtype)
     if segment.slots is not None and queries <= _FEW_QUERIES:
-        return _attend_rows(query, key, value, segment, mask, scale, soft_cap).reshape(
+        return _attend_rows(query, key, value, segment, mask, scale, soft_cap, sinks).reshape(
             sequences * queries, heads * size
         )
     query = query.unflatten(0, (sequences, queries)).transpose(1, 2)  # [sequences, heads, queries, head_dim]
-    if soft_cap is not None:
-        if segment.slots is None:
-            mask = query.new_full((queries, queries), -torch.inf).triu_(1)
-        output = _attend_capped(query, key, value, mask, scale, soft_cap)
+    if soft_cap is not None or sinks is not None:
+        of_rows = None if sinks is None else sinks[:, None, None]
+        output = _attend_by_scores(query, key, value, mask, scale, soft_cap, of_rows)
     else:
         output = F.scaled_dot_product_attention(
             query,
@@ -180,6 +184,7 @@ def _attend_rows(
     mask: Tensor | None,
     scale: float | None,
     soft_cap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     """Attention of few queries: the queries of all heads that share a KV head are the rows of one problem.
 
@@ -199,37 +204,58 @@ def _attend_rows(
             rows = rows.expand(-1, -1, 2, -1)  # torch's CPU kernel is several times as slow for one row as for two
         if mask is not None:
             mask = mask.expand(sequences, -1, rows.shape[2], segment.keys)
-        output = _attend_few(rows, key, value, mask, scale, soft_cap)
+        of_rows = None if sinks is None else sinks.view(kv_heads, group, 1).expand(-1, rows.shape[2], -1)
+        output = _attend_few(rows, key, value, mask, scale, soft_cap, of_rows)
         return output[:, :, :group].reshape(sequences, 1, kv_heads * group, size)
     rows = query.view(sequences, queries, kv_heads, group, size).permute(0, 2, 1, 3, 4)
     rows = rows.reshape(sequences, kv_heads, queries * group, size)
-    output = _attend_few(rows, key, value, mask, scale, soft_cap)
+    of_rows = None if sinks is None else sinks.view(kv_heads, 1, group, 1).expand(-1, queries, -1, -1).flatten(1, 2)
+    output = _attend_few(rows, key, value, mask, scale, soft_cap, of_rows)
     output = output.view(sequences, kv_heads, queries, group, size).transpose(1, 2)
     return output.reshape(sequences, queries, kv_heads * group, size)
 
 
 def _attend_few(
-    rows: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, soft_cap: float | None
+    rows: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    soft_cap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
-    """Attention of rows to as many heads of keys."""
-    if soft_cap is not None:
-        return _attend_capped(rows, key, value, mask, scale, soft_cap)
+    """Attention of rows to as many heads of keys. `sinks` [kv_heads, rows, 1]."""
+    if soft_cap is not None or sinks is not None:
+        return _attend_by_scores(rows, key, value, mask, scale, soft_cap, sinks)
     return F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
 
 
-def _attend_capped(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, soft_cap: float
+def _attend_by_scores(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    soft_cap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
-    """Attention with a soft cap, which torch's own operator lacks: query [sequences, heads, queries, head_dim], of
-    which heads in a row share one of the heads of key and value."""
+    """Attention with a soft cap or sinks, which torch's own operator lacks: query [sequences, heads, queries,
+    head_dim], of which heads in a row share one of the heads of key and value; sinks [heads, queries or 1, 1]."""
     sequences, kv_heads, _, size = key.shape
     rows = query.reshape(sequences, kv_heads, -1, size)
     scores = torch.matmul(rows, key.transpose(2, 3)).view(*query.shape[:3], -1)
-    scores = scores.mul_((size**-0.5 if scale is None else scale) / soft_cap).tanh_().mul_(soft_cap)
+    scores = scores.mul_(size**-0.5 if scale is None else scale)
+    if soft_cap is not None:
+        scores = scores.div_(soft_cap).tanh_().mul_(soft_cap)
     if mask is not None:
         scores = scores + mask
-    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
-    return torch.matmul(weights.view(sequences, kv_heads, -1, key.shape[2]), value).view(query.shape)
+    scores = scores.float()
+    if sinks is None:
+        weights = scores.softmax(-1)
+    else:
+        weights = torch.cat((scores, sinks.expand(*scores.shape[:3], 1)), dim=-1).softmax(-1)[..., :-1]
+    weights = weights.to(value.dtype).reshape(sequences, kv_heads, -1, key.shape[2])
+    return torch.matmul(weights, value).view(query.shape)
 
 
 @dataclass(slots=True)
@@ -247,9 +273,9 @@ class _Pages:
 
 
 def _segments(
-    batch: Batch, pages: _Pages, window: int | None, dtype: torch.dtype, without: Container[int], is_biased: bool
+    batch: Batch, pages: _Pages, window: int | None, dtype: torch.dtype, without: Container[int], in_small_parts: bool
 ) -> list[Segment]:
-    most = _MAX_BIASED_QUERIES if is_biased else _MAX_QUERIES
+    most = _MAX_SCORED_QUERIES if in_small_parts else _MAX_QUERIES
     segments: list[Segment] = []
     decodes: list[int] = []
     for sequence, context in enumerate(batch.context_lens):
@@ -259,7 +285,7 @@ def _segments(
         queries = stop - start
         if queries == 1:
             decodes.append(sequence)
-        elif queries == context and (window is None or context <= window) and not is_biased:
+        elif queries == context and (window is None or context <= window) and not in_small_parts:
             segments.append(Segment(slice(start, stop), 1, queries, queries, None, None))
         else:
             for begin in range(0, queries, most):

@@ -46,6 +46,7 @@ class TorchOperators:
         self.device = device
         self.rotaries = [Rotary.build(rope, device) for rope in config.ropes()]
         self._windows = parts.windows()
+        self._has_scores = config.attention_soft_cap is not None or config.attention_sinks
         self._slopes = torch.tensor(config.alibi, dtype=torch.float32, device=device) if config.alibi else None
 
     @property
@@ -64,7 +65,7 @@ class TorchOperators:
         """The attention plan of the step for each cache group. `without`: sequences that another set attends to."""
         config = self.config
         sizes = cache.block_size, config.num_kv_heads, config.head_dim
-        return plan_attention(batch, self._windows, *sizes, self.dtype, without, self._slopes)
+        return plan_attention(batch, self._windows, *sizes, self.dtype, without, self._slopes, self._has_scores)
 
     def whole_step(self, step: Step) -> None:
         return None
@@ -119,13 +120,16 @@ class TorchOperators:
         assert step.plans is not None and heads.key is not None and heads.value is not None
         keys, values = step.cache.by_slot[attention.place]
         tensors = (heads.query, heads.key, heads.value, keys, values)
-        return attend(step.plans[attention.group], *tensors, attention.scale, attention.soft_cap)
+        return attend(step.plans[attention.group], *tensors, attention.scale, attention.soft_cap, attention.sinks)
 
     def gate(self, mlp: MLP, up: Tensor) -> Tensor:
         activation = mlp.xielu or ACTIVATIONS[mlp.activation]
         if not mlp.gated:
             return activation(up)
         gate, up = up.chunk(2, dim=-1)
+        if mlp.limit is not None:
+            gate, up = gate.clamp(max=mlp.limit), up.clamp(-mlp.limit, mlp.limit)
+            return (up + 1) * (gate * torch.sigmoid(gate * mlp.alpha))
         return activation(gate).mul_(up)
 
     def experts(self, experts: Experts, hidden: Tensor, step: Step) -> Tensor:

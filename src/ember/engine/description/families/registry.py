@@ -62,6 +62,7 @@ ARCHITECTURES = {
     "OlmoeForCausalLM": ("olmoe", "olmoe.OLMOE"),
     "GraniteMoeForCausalLM": ("granitemoe", "granite.GRANITE_MOE"),
     "Ernie4_5_MoeForCausalLM": ("ernie4_5_moe", "ernie.ERNIE4_5_MOE"),
+    "GptOssForCausalLM": ("gpt_oss", "gpt_oss.GPT_OSS"),
     "Glm4MoeForCausalLM": ("glm4_moe", "glm_moe.GLM4_MOE"),
     "OPTForCausalLM": ("opt", "opt.OPT"),
 }
