@@ -90,7 +90,7 @@ def _run(directory: Path, options: argparse.Namespace) -> None:
                     theirs.append(compared)
         prefill, decode = (statistics.median(values) for values in zip(*ours, strict=True))
         context = options.prompt + options.output / 2
-        step_bytes = model.weight_bytes + batch * bytes_seen(groups, context)
+        step_bytes = model.bytes_read(batch) + batch * bytes_seen(groups, context)
         limit = bandwidth / step_bytes * batch
         line = f"| {batch} | {prefill:.0f} | "
         row = {

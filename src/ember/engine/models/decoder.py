@@ -15,6 +15,7 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Block
 from ember.engine.layers.cache import KVCache
+from ember.engine.layers.experts import Experts
 from ember.engine.layers.mlp import MLP
 from ember.engine.models.build import Weights, build_parts, tensors_of
 from ember.engine.operators.base import Operators, Step
@@ -116,13 +117,23 @@ class Decoder:
         """`weights` by the names of `description.weights.weight_specs`, on one device; the dict is emptied."""
         self.config = config
         self.num_parameters = sum(tensor.numel() for tensor in tensors_of(weights))
-        self.weight_bytes = sum(tensor.nbytes for tensor in tensors_of(weights))  # that a step reads
+        self.weight_bytes = sum(tensor.nbytes for tensor in tensors_of(weights))
         tokens = weights["embed_tokens"]
         assert isinstance(tokens, Tensor)
         self.dtype, self.device = tokens.dtype, tokens.device
         self.parts = build_parts(config, weights)
         self.ops: Ops = TorchOperators(config, self.parts, self.dtype, self.device)
         self._wire = WIRINGS[config.wiring]
+
+    def bytes_read(self, num_tokens: int) -> float:
+        """The bytes of weights that a step of that many tokens reads, if every expert is chosen equally often."""
+        read = float(self.weight_bytes)
+        for block in self.parts.blocks:
+            if isinstance(block.mlp, Experts):
+                config = block.mlp.config
+                rows = (rows for mlp in block.mlp.each for linear in (mlp.up, mlp.down) for rows in linear.rows)
+                read -= (1 - config.per_token / config.count) ** num_tokens * sum(each.nbytes for each in rows)
+        return read
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         """Run one step: K and V of the batch are written to the cache. Returns [T, hidden] after the final norm."""
