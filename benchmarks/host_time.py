@@ -1,6 +1,6 @@
 """Counts the launches of the GPU runner's steps and the host's CPU time for them, without a GPU.
 
-    PYTHONPATH=src:kernels:. python -m benchmarks.host_time [--layers 32] [--steps 40]
+    python benchmarks/host_time.py [--layers 32] [--steps 40]
 
 Every launch of a kernel or graph is replaced by nothing, after the launcher's own work up to it, and so are torch's
 matrix products. The other operators of torch run on a CPU over few bytes. What the driver needs for a launch (some
@@ -13,12 +13,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)  # not this directory: its queue.py is not the library's
 
 import torch
 from triton.runtime.jit import JITFunction

@@ -81,7 +81,9 @@ def models() -> Iterator[tuple[str, DecoderConfig, torch.dtype]]:
                     config = with_layers(describe(variant, shape, Path(directory)), 3)
                     if config.attention_soft_cap is not None and config.head_dim not in CAPPED_HEAD_DIMS:
                         config = with_layers(describe(variant, SHAPES[-1 - j], Path(directory)), 3)
-                    if "attend" not in TRITON.lacking(config):  # otherwise another runner executes the steps
+                    lacking = TRITON.lacking(config)
+                    own_experts = config.experts is None or ("experts" not in lacking and dtype != torch.float32)
+                    if "attend" not in lacking and own_experts:  # otherwise another runner executes the steps
                         yield f"{variant} {shape} {dtype}", config, dtype
 
 

@@ -43,7 +43,7 @@ SHELLS = {
     "Qwen2VLForConditionalGeneration": Shell("qwen2_vl", "Qwen2ForCausalLM", _QWEN_VL),
     "Qwen2_5_VLForConditionalGeneration": Shell("qwen2_5_vl", "Qwen2ForCausalLM", _QWEN_VL),
     "Qwen3VLForConditionalGeneration": Shell("qwen3_vl", "Qwen3ForCausalLM", _QWEN3_VL),
-    "Qwen3VLMoeForConditionalGeneration": Shell("qwen3_vl_moe", "Qwen3MoeForCausalLM"),
+    "Qwen3VLMoeForConditionalGeneration": Shell("qwen3_vl_moe", "Qwen3VLMoeForCausalLM"),
     "Qwen3_5ForConditionalGeneration": Shell("qwen3_5", "Qwen3_5ForCausalLM"),
     "Qwen3_5MoeForConditionalGeneration": Shell("qwen3_5_moe", "Qwen3_5MoeForCausalLM"),
     "Gemma3ForConditionalGeneration": Shell("gemma3", "Gemma3ForCausalLM"),
@@ -53,7 +53,7 @@ SHELLS = {
     "Llama4ForConditionalGeneration": Shell("llama4", "Llama4ForCausalLM"),
     "Glm4vForConditionalGeneration": Shell("glm4v", "Glm4ForCausalLM", _GLM_V),
     "Glm46VForConditionalGeneration": Shell("glm46v", "Glm4ForCausalLM", _GLM_V),
-    "Glm4vMoeForConditionalGeneration": Shell("glm4v_moe", "Glm4MoeForCausalLM"),
+    "Glm4vMoeForConditionalGeneration": Shell("glm4v_moe", "Glm4vMoeForCausalLM"),
 }
 SHELL_TYPES = {shell.model_type: architecture for architecture, shell in SHELLS.items()}
 
