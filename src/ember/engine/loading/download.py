@@ -84,7 +84,7 @@ def _download(
 
     folder = cache_dir / f"models--{name.replace('/', '--')}"
     snapshot = folder / "snapshots" / info.sha
-    _fetch_all([file for file in text_files(sizes) if not (snapshot / file).exists()], fetch)
+    _fetch_all([file for file in text_files(sizes, repository.load_format) if not (snapshot / file).exists()], fetch)
     check(snapshot)
     if repository.load_format is not None:
         weights = choose_weights(

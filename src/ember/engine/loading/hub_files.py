@@ -13,7 +13,6 @@ from pathlib import PurePosixPath
 from ember.engine.loading.files import FORMS
 
 _TEXT_SUFFIXES = {".json", ".model", ".txt", ".jinja", ".tiktoken"}
-_INDICES = {form.index_file for form in FORMS}
 # Folders with copies of a model for other programs, whose .json files are not needed.
 _FOREIGN = {"onnx", "openvino", "coreml", "flax", "tf", "gguf", "original", "metal"}
 
@@ -37,13 +36,25 @@ class Repository:
         return self.setting.replace("_NAME", "_REVISION")
 
 
-def text_files(names: Iterable[str]) -> list[str]:
-    """Configuration, tokenizer and templates: small files at the root and in folders that are not of other programs."""
-    chosen = []
+def text_files(names: Iterable[str], load_format: str | None = "auto") -> list[str]:
+    """Configuration, tokenizer and templates: small files at the root and in folders that are not of other programs.
+    `load_format`: which weights are read (None: none); only their index is chosen."""
+    names, chosen = list(names), []
+    index = _index_file(names, load_format)
     for name in names:
         path = PurePosixPath(name)
         is_foreign = len(path.parts) > 2 or path.parts[0].lower() in _FOREIGN or path.parts[0].startswith(".")
-        is_foreign_index = name.endswith(".index.json") and name not in _INDICES
+        is_foreign_index = name.endswith(".index.json") and name != index
         if path.suffix in _TEXT_SUFFIXES and not is_foreign and not is_foreign_index:
             chosen.append(name)
     return sorted(chosen)
+
+
+def _index_file(names: list[str], load_format: str | None) -> str | None:
+    """The index of the first form of weights that a repository has, among those that are read."""
+    root = [name for name in names if "/" not in name]
+    for form in FORMS:
+        is_there = form.index_file in root or any(map(form.is_weight, root))
+        if is_there and load_format in ("auto", form.name):
+            return form.index_file
+    return None
