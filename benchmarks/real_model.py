@@ -109,7 +109,7 @@ def peer(directory: Path, dtype: str, prompts: list[list[int]], page: list[int])
 
 
 def ember(directory: Path, dtype: str, prompts: list[list[int]], page: list[int]) -> tuple[list[list[int]], float]:
-    """The same from Ember's engine, with all prompts in one batch and the page in chunks."""
+    """The texts and the perplexity from Ember's engine: the prompts are one batch, and the page is read in chunks."""
     from ember.wire import Generate, SamplingParams
 
     engine = make_engine(directory, dtype)

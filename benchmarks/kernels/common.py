@@ -106,7 +106,8 @@ def measure_graph(function: Callable[[], Any], repeats: int = 30) -> float:
 
 
 def measure_peer(function: Callable[[], Any], timer: Callable[[Callable[[], Any]], float] = measure) -> float:
-    """As `measure`, of what a row is compared with; 0.0, and a line, where it does not run on this device."""
+    """The time of a peer that a row is compared with, as `measure` gives it. A peer that does not run on this device
+    gives 0.0, and a printed line says why."""
     try:
         return timer(function)
     except (RuntimeError, NotImplementedError, ValueError) as error:

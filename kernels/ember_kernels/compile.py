@@ -169,7 +169,7 @@ def compile_one(module: str, specialisation: Specialisation, capability: int, la
 def compile_binary(
     module: str, specialisation: Specialisation, capability: int, launchers: bool = False
 ) -> tuple[Compiled, Any]:
-    """As `compile_one`; also returns what Triton has compiled, for whoever looks into the machine code."""
+    """Compile as `compile_one` does. It also returns Triton's compiled object, which has the machine code."""
     name = f"{module}.{specialisation.name}"
     start = time.perf_counter()
     try:

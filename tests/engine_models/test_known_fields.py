@@ -161,7 +161,7 @@ def test_rope_of_older_files_is_what_transformers_makes_of_it(
     architecture: str, rope: dict[str, Any], tmp_path: Path
 ) -> None:
     if architecture == "PhimoeForCausalLM" and "rope_scaling" in rope:
-        rope = {"rope_theta": 99.0}  # its class takes one kind of scaling, which is refused here
+        rope = {"rope_theta": 99.0}  # of the kinds of scaling its class takes longrope alone
     new_config(architecture, **copy.deepcopy(rope)).save_pretrained(tmp_path)
     newer = load_config(tmp_path)
     path = tmp_path / "config.json"

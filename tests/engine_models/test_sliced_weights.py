@@ -19,6 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ember.engine.description.config import DecoderConfig, ExpertNames, ExpertsConfig, WeightNames
+from ember.engine.description.families.gpt2 import GPT2_NAMES
+from ember.engine.description.families.gpt_neox import GPT_NEOX_NAMES
+from ember.engine.description.families.gpt_oss import GPT_OSS_EXPERTS
+from ember.engine.description.families.phi import PHI3_NAMES
+from ember.engine.description.read_experts import MIXTRAL_NAMES
 from ember.engine.description.rotary_decoder import LLAMA_NAMES
 from ember.engine.description.weights import LinearSpec, Output, Rows, Size, Spec, Stored, TensorSpec, weight_specs
 from ember.engine.errors import ModelError
@@ -42,50 +47,7 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 2,
 }
 GROUPED = SIZES | {"num_key_value_heads": KV_HEADS}
-NEOX_NAMES = WeightNames(
-    layer="gpt_neox.layers.{}.",
-    embed_tokens="gpt_neox.embed_in",
-    final_norm="gpt_neox.final_layer_norm",
-    lm_head="embed_out",
-    attention_norm="input_layernorm",
-    mlp_norm="post_attention_layernorm",
-    qkv="attention.query_key_value",
-    qkv_order="heads",
-    output="attention.dense",
-    up="mlp.dense_h_to_4h",
-    down="mlp.dense_4h_to_h",
-    base="gpt_neox.",
-    buffers=(".attention.bias",),
-)
-GPT2_NAMES = WeightNames(
-    layer="transformer.h.{}.",
-    embed_tokens="transformer.wte",
-    embed_positions="transformer.wpe",
-    final_norm="transformer.ln_f",
-    lm_head="lm_head",
-    attention_norm="ln_1",
-    mlp_norm="ln_2",
-    qkv="attn.c_attn",
-    output="attn.c_proj",
-    up="mlp.c_fc",
-    down="mlp.c_proj",
-    transposed=True,
-    base="transformer.",
-)
-SEPARATE = ExpertNames(
-    router="block_sparse_moe.gate",
-    gate="block_sparse_moe.experts.{}.w1",
-    up="block_sparse_moe.experts.{}.w3",
-    down="block_sparse_moe.experts.{}.w2",
-)
 STACKED = ExpertNames(router="mlp.gate", gate_up="mlp.experts.gate_up_proj", down="mlp.experts.down_proj")
-GPT_OSS = ExpertNames(
-    router="mlp.router",
-    gate_up="mlp.experts.gate_up_proj",
-    down="mlp.experts.down_proj",
-    alternates=True,
-    transposed=True,
-)
 
 Load = Callable[..., LoadedWeights]
 
@@ -165,7 +127,7 @@ def test_query_key_value_head_by_head(tmp_path: Path, load: Load, dtype: str) ->
     model = save(tmp_path, "GPTNeoXConfig", SIZES)
     flags: dict[str, Any] = {"norm": "layer", "norm_bias": True, "gated_mlp": False}
     flags |= {"qkv_bias": True, "output_bias": True, "mlp_bias": True}
-    weights = load(tmp_path, config(NEOX_NAMES, num_kv_heads=HEADS, **flags), dtype)
+    weights = load(tmp_path, config(GPT_NEOX_NAMES, num_kv_heads=HEADS, **flags), dtype)
     x = torch.randn(7, HIDDEN)
     for index, layer in enumerate(model.gpt_neox.layers):
         found = linear(weights, f"layers.{index}.qkv")
@@ -241,7 +203,7 @@ def check_experts(weights: LoadedWeights, model: Any) -> None:
 def test_experts_in_tensors_of_their_own(tmp_path: Path, load: Load) -> None:
     """Mixtral's w1, w3 and w2 of each expert."""
     model = save(tmp_path, "MixtralConfig", GROUPED | {"num_local_experts": EXPERTS})
-    weights = load(tmp_path, moe(SEPARATE))
+    weights = load(tmp_path, moe(MIXTRAL_NAMES))
     check_experts(weights, model)
     if weights.pages is not None:
         assert len(linear(weights, "layers.0.experts.up").rows) == 2 * EXPERTS, "used in the file"
@@ -268,7 +230,7 @@ def test_experts_in_one_transposed_tensor_with_alternating_rows(tmp_path: Path, 
     file = tmp_path / "model.safetensors"
     tensors = {name: t for name, t in load_file(file).items() if "sinks" not in name and "router.bias" not in name}
     save_file(tensors, file)
-    weights = load(tmp_path, moe(GPT_OSS, qkv_bias=True, output_bias=True, mlp_bias=True))
+    weights = load(tmp_path, moe(GPT_OSS_EXPERTS, qkv_bias=True, output_bias=True, mlp_bias=True))
     for index, layer in enumerate(model.model.layers):
         experts = layer.mlp.experts
         both, bias = experts.gate_up_proj.transpose(1, 2), experts.gate_up_proj_bias
@@ -351,31 +313,30 @@ def test_unaligned_tensors_of_every_form(tmp_path: Path, load: Load) -> None:
     file.write_bytes(struct.pack("<Q", length + 1) + data[8 : 8 + length] + b" " + data[8 + length :])
     flags: dict[str, Any] = {"norm": "layer", "norm_bias": True, "gated_mlp": False}
     flags |= {"qkv_bias": True, "output_bias": True, "mlp_bias": True}
-    weights = load(tmp_path, config(NEOX_NAMES, num_kv_heads=HEADS, **flags))
+    weights = load(tmp_path, config(GPT_NEOX_NAMES, num_kv_heads=HEADS, **flags))
     stored = model.gpt_neox.layers[1].attention.query_key_value
     weight = stored.weight.view(HEADS, 3, HEAD_DIM, HIDDEN).transpose(0, 1).reshape(-1, HIDDEN)
     same(linear(weights, "layers.1.qkv"), weight, stored.bias.view(HEADS, 3, HEAD_DIM).transpose(0, 1).reshape(-1))
 
 
-PHI = replace(LLAMA_NAMES, qkv="self_attn.qkv_proj", gate_up="mlp.gate_up_proj")
 WRONG: dict[str, tuple[DecoderConfig, list[str]]] = {
     "fused where separate ones are demanded": (
         config(LLAMA_NAMES),
         ["lacks model.layers.0.self_attn.q_proj.weight [48, 48]", "qkv_proj.weight [80, 48] in model.safetensors"],
     ),
     "heads": (
-        config(PHI, num_heads=3),
+        config(PHI3_NAMES, num_heads=3),
         ["num_attention_heads=3 and num_key_value_heads=2 of head_dim=8: 56", "qkv_proj.weight has 80 rows"],
     ),
     "intermediate size": (
-        config(PHI, intermediate_size=41),
+        config(PHI3_NAMES, intermediate_size=41),
         ["twice intermediate_size=41: 82", "gate_up_proj.weight has 80 rows", "[80, 48] in model.safetensors"],
     ),
     "transposed": (
-        config(replace(PHI, transposed=True)),
+        config(replace(PHI3_NAMES, transposed=True)),
         ["qkv_proj.weight has 80 rows", "[80, 48] in model.safetensors, not [48, 80]"],
     ),
-    "a bias": (config(PHI, qkv_bias=True), ["lacks model.layers.0.self_attn.qkv_proj.bias [80]"]),
+    "a bias": (config(PHI3_NAMES, qkv_bias=True), ["lacks model.layers.0.self_attn.qkv_proj.bias [80]"]),
 }
 
 
@@ -390,7 +351,7 @@ def test_what_is_wrong_with_a_fused_tensor_is_named(case: str, tmp_path: Path) -
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("names", [SEPARATE, STACKED], ids=["separate", "stacked"])
+@pytest.mark.parametrize("names", [MIXTRAL_NAMES, STACKED], ids=["separate", "stacked"])
 @pytest.mark.parametrize("count", [EXPERTS - 1, EXPERTS + 1, 10**9])
 def test_a_wrong_number_of_experts(tmp_path: Path, names: ExpertNames, count: int) -> None:
     """It is said before a list of that length is made."""
@@ -412,10 +373,10 @@ def outputs_of(names: WeightNames, **fields: Any) -> Iterator[Output]:
             yield from spec.outputs
 
 
-@pytest.mark.parametrize("experts", [None, SEPARATE, STACKED, GPT_OSS])
-@pytest.mark.parametrize("names", [LLAMA_NAMES, PHI, NEOX_NAMES, GPT2_NAMES])
+@pytest.mark.parametrize("experts", [None, MIXTRAL_NAMES, STACKED, GPT_OSS_EXPERTS])
+@pytest.mark.parametrize("names", [LLAMA_NAMES, PHI3_NAMES, GPT_NEOX_NAMES, GPT2_NAMES])
 def test_every_row_of_every_matrix_is_used_once(names: WeightNames, experts: ExpertNames | None) -> None:
-    fields: dict[str, Any] = {"gated_mlp": names in (LLAMA_NAMES, PHI)}
+    fields: dict[str, Any] = {"gated_mlp": names in (LLAMA_NAMES, PHI3_NAMES)}
     if experts is not None:
         fields = {"experts": ExpertsConfig(EXPERTS, "num_local_experts", INNER, "intermediate_size")}
     found: dict[str, list[int]] = {}

@@ -9,7 +9,7 @@ are copied and converted.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from ember.engine.errors import ModelError
 from ember.engine.loading.files import prefetch
 from ember.engine.loading.hub_errors import readable
 from ember.engine.loading.mapped import Mapped, Pages, Warming, lies_ready
-from ember.engine.loading.plan import LoadPlan, dummy_entries, make_plan, read_headers, with_stored_head
+from ember.engine.loading.plan import LoadPlan, dummy_entries, make_plan, read_headers
 from ember.engine.loading.progress import Say
 from ember.engine.loading.reader import WeightRead
 from ember.engine.quantization.formats import format_of
@@ -90,8 +90,7 @@ def begin(model_dir: Path, config: DecoderConfig, dtype: str, device: str, load_
     """
     if load_format == "dummy":
         return None
-    entries = read_headers(model_dir, load_format)
-    started = begin_plan(make_plan(with_stored_head(config, entries), entries, dtype), device)
+    started = begin_plan(make_plan(config, read_headers(model_dir, load_format), dtype), device)
     if started is not None and started.rest.parameters:
         prefetch(model_dir, load_format)
     return started
@@ -125,16 +124,15 @@ def load_decoder(
     name = str(dtype).removeprefix("torch.")
     if load_format == "dummy":
         return load_dummy(config, name, device)
-    entries = read_headers(model_dir, load_format) if config.is_shell or started is None else {}
-    config = with_stored_head(config, entries)
     if started is not None and started.plan.dtype == name and device.type == "cpu":
         plan = started.plan
     else:
-        plan, started = make_plan(config, entries or read_headers(model_dir, load_format), name), None
+        plan, started = make_plan(config, read_headers(model_dir, load_format), name), None
     if plan.skipped and say is not None:
         size = readable(sum(entry.nbytes for entry in plan.skipped))
         say(f"{config.architecture} is served as text: {len(plan.skipped)} weights of other parts, {size}, are skipped")
     weights = load_weights(plan, device, started, say)
+    config = replace(config, tie_word_embeddings=plan.is_tied)
     return Loaded(Decoder(config, weights.by_name), weights.report, weights.pages, weights.mapped_bytes)
 
 

@@ -140,6 +140,7 @@ class LoadPlan:
     dtype: str  # of the model, torch's name
     parameters: list[Parameter]
     skipped: tuple[TensorEntry, ...] = ()  # stored tensors of the other parts of a multimodal model
+    is_tied: bool = False  # whether the embedding is the head; for a multimodal model the files decide
 
     def split(self, belongs: Callable[[Parameter], bool]) -> tuple[LoadPlan, LoadPlan]:
         """The plan of some parameters, and the plan of the others. Both have the weights of the whole plan."""
@@ -195,6 +196,8 @@ def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry], dtype: 
     skipped: Mapping[str, TensorEntry] = {}
     if config.is_shell:
         entries, skipped = text_entries(entries)
+        # The classes of shells disagree on the default of tie_word_embeddings, and config.json may lack it.
+        config = replace(config, tie_word_embeddings=f"{names.lm_head}.weight" not in entries)
     # A checkpoint of the bare model, without a head, lacks the first part of the names.
     base = "" if f"{names.embed_tokens}.weight" in entries else names.base
     check_counts(config, entries, base)
@@ -210,15 +213,7 @@ def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry], dtype: 
 
     specs = weight_specs(config)
     plan = plan_specs(specs, format_of(config), entries, dtype, architecture, base, may_be_unused)
-    return replace(plan, skipped=tuple(skipped.values()))
-
-
-def with_stored_head(config: DecoderConfig, entries: Mapping[str, TensorEntry]) -> DecoderConfig:
-    """The same model; that of a multimodal checkpoint has a head of its own if there is one in the files. Its classes
-    disagree on the default of tie_word_embeddings, which files may lack."""
-    if not config.is_shell:
-        return config
-    return replace(config, tie_word_embeddings=f"{config.names.lm_head}.weight" not in text_entries(entries)[0])
+    return replace(plan, skipped=tuple(skipped.values()), is_tied=config.tie_word_embeddings)
 
 
 def plan_specs(

@@ -19,6 +19,7 @@ from ember.engine.layers.experts import Experts
 from ember.engine.layers.mlp import MLP
 from ember.engine.models.build import Weights, build_parts, tensors_of
 from ember.engine.operators.base import Operators, Step
+from ember.engine.operators.experts import compute_mlp
 from ember.engine.operators.torch_ops import TorchOperators
 
 Ops = Operators[Any]
@@ -96,10 +97,7 @@ def attention(ops: Ops, block: Block, hidden: Tensor, step: Step) -> Tensor:
 def mlp(ops: Ops, block: Block, hidden: Tensor, step: Step) -> Tensor:
     """[T, hidden] -> [T, hidden]."""
     part = block.mlp
-    if isinstance(part, MLP):
-        made = ops.linear(part.down, ops.gate(part, ops.linear(part.up, hidden, step)), step)
-    else:
-        made = ops.experts(part, hidden, step)
+    made = compute_mlp(ops, part, hidden, step) if isinstance(part, MLP) else ops.experts(part, hidden, step)
     return _scaled(made, block.residual_scale)
 
 

@@ -12,17 +12,14 @@ from ember.engine.description.read_experts import read_experts
 from ember.engine.description.read_rope import RopeForm
 from ember.engine.description.rotary_decoder import LLAMA_NAMES, ROTARY_FIELDS, read_rotary_decoder
 
-NAMES = replace(
-    LLAMA_NAMES,
-    sinks="self_attn.sinks",
-    experts=ExpertNames(
-        router="mlp.router",
-        gate_up="mlp.experts.gate_up_proj",
-        down="mlp.experts.down_proj",
-        alternates=True,
-        transposed=True,
-    ),
+GPT_OSS_EXPERTS = ExpertNames(
+    router="mlp.router",
+    gate_up="mlp.experts.gate_up_proj",
+    down="mlp.experts.down_proj",
+    alternates=True,
+    transposed=True,
 )
+NAMES = replace(LLAMA_NAMES, sinks="self_attn.sinks", experts=GPT_OSS_EXPERTS)
 _ROPE = {
     "rope_type": "yarn",
     "factor": 32.0,
