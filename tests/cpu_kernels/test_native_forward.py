@@ -89,7 +89,9 @@ def build(request, monkeypatch):
         pytest.skip(f"this machine cannot run {request.param}")
     chosen = native.load(request.param)
     monkeypatch.setattr(native, "load", lambda name=None: chosen)
-    monkeypatch.setattr("ember.engine.operators.choose.cpu_flags", frozenset)  # whatever oneDNN would be better at
+    monkeypatch.setattr(
+        "ember.engine.description.operator_choice.cpu_flags", frozenset
+    )  # whatever oneDNN would be better at
     monkeypatch.setattr("ember.engine.operators.native_ops.cpu_has_bfloat16", lambda: False)
     return request.param
 
@@ -302,7 +304,7 @@ def test_what_it_does_not_serve_stays_with_torch(checkpoints, tmp_path, monkeypa
     assert choice.name == "torch" and "intermediate_size=112 is no multiple of 32" in choice.reason
     directory, _ = checkpoints("llama")
     assert choose_for(load(directory, torch.float32)).name == "torch"
-    monkeypatch.setattr("ember.engine.operators.choose.cpu_flags", lambda: frozenset({"amx_bf16"}))
+    monkeypatch.setattr("ember.engine.description.operator_choice.cpu_flags", lambda: frozenset({"amx_bf16"}))
     assert choose_for(load(directory, torch.bfloat16)).name == "torch"
 
 

@@ -206,7 +206,7 @@ def test_refusals_name_the_reason(build, checkpoints, tmp_path, monkeypatch):  #
 
 
 def test_weights_chosen_are_used_where_amx_would_serve_plain_ones(build, checkpoints, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("ember.engine.operators.choose.cpu_flags", lambda: frozenset({"amx_bf16"}))
+    monkeypatch.setattr("ember.engine.description.operator_choice.cpu_flags", lambda: frozenset({"amx_bf16"}))
     model = load(checkpoints("llama", "int8")[0], torch.bfloat16)
     assert choose_for(model).name == "torch" and "AMX" in choose_for(model).reason
     quantised(checkpoints("llama", "int8")[0], "int8")

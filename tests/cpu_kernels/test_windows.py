@@ -19,7 +19,7 @@ def test_the_c_library_says_the_same_however_the_work_is_cut(variant, tmp_path, 
     """Steps of up to 128 tokens add up in one order, so the answers are equal to the bit."""
     if native.load() is None:
         pytest.skip("this machine can run no build of it")
-    monkeypatch.setattr("ember.engine.operators.choose.cpu_flags", frozenset)
+    monkeypatch.setattr("ember.engine.description.operator_choice.cpu_flags", frozenset)
     family, overrides, _ = VARIANTS[variant]
     directory = make_tiny(family, tmp_path, **{**overrides, **SIZES}, dtype=torch.bfloat16)
 

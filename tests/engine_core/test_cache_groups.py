@@ -6,12 +6,11 @@ import random
 from dataclasses import replace
 
 import pytest
-import torch
 
 from ember.engine.core.block_manager import BlockManager
 from ember.engine.core.block_pool import BlockPool, root_hash
 from ember.engine.core.limits import EngineLimits
-from ember.engine.core.memory import block_table_bytes, plan_memory
+from ember.engine.core.memory import Memory, block_table_bytes, plan_memory
 from ember.engine.core.scheduler import Scheduler
 from ember.engine.core.sequence import Sequence
 from ember.engine.description.cache_groups import (
@@ -126,8 +125,8 @@ def plan(config: DecoderConfig, **asked):
         config,
         cache_groups(config, 2),
         Configure(model="", **asked),
-        dtype=torch.bfloat16,
-        device=torch.device("cpu"),
+        element_size=2,
+        memory=Memory("cpu", 64 << 30),
     )
 
 
@@ -156,15 +155,14 @@ def test_groups_add_up():
         plan(FIVE_TO_ONE, max_model_len=32768, num_blocks=5 * 33 + 2047)
 
 
-def test_block_tables_are_taken_off_a_gpus_memory(monkeypatch):
+def test_block_tables_are_taken_off_a_gpus_memory():
     """More groups have more of them: 6 groups of 4 layers have as many bytes of pages less as they have tables more."""
     free = 8 << 30
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, free))
     configure = Configure(model="", gpu_memory_utilization=1.0, max_num_seqs=256)
     left = []
     for config in (MISTRAL, FIVE_TO_ONE):
         groups = cache_groups(config, 2)
-        made = plan_memory(config, groups, configure, dtype=torch.bfloat16, device=torch.device("cuda"))
+        made = plan_memory(config, groups, configure, element_size=2, memory=Memory("cuda", free, free))
         left.append(free - made.limits.num_blocks * bytes_per_page_token(groups) * BLOCK)
     one_group = block_table_bytes(1, 256, 32768, BLOCK)
     assert one_group == 3 * 256 * 2048 * 4

@@ -19,7 +19,7 @@ from ember.engine.core.engine import Engine
 from ember.engine.core.grammars.workers import GrammarWorkers
 from ember.engine.core.intake import TASKS
 from ember.engine.core.limits import EngineLimits
-from ember.engine.core.memory import plan_memory, readable
+from ember.engine.core.memory import Memory, available_host_bytes, plan_memory, readable
 from ember.engine.core.runner import Runner, StepRunner
 from ember.engine.core.scheduler import Scheduler
 from ember.engine.core.threads import allowed_cpus, usable_cores
@@ -46,9 +46,9 @@ def assemble(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[
     if loaded.pages is not None:
         loaded.pages.map_ahead()  # until the first request comes
     with timeline.phase("cache"):
-        pending_bytes = loaded.mapped_bytes if loaded.pages is not None else 0
+        memory = measure_memory(device, loaded.mapped_bytes if loaded.pages is not None else 0)
         groups = cache_groups(config, dtype.itemsize)
-        plan = plan_memory(config, groups, configure, dtype=dtype, device=device, pending_bytes=pending_bytes)
+        plan = plan_memory(config, groups, configure, element_size=dtype.itemsize, memory=memory)
         warnings += plan.warnings
         cache = allocate_cache(config, groups, plan.limits, dtype, device)
     limits = plan.limits
@@ -140,6 +140,13 @@ def quantise_weights(configure: Configure, loaded: Loaded) -> None:
     check_cpu_weights(configure, model.config, str(model.dtype).removeprefix("torch."))
     model.weight_bytes = quantise(model.parts, configure.cpu_weights, loaded.pages)
     loaded.pages = None  # no weight is mapped any more
+
+
+def measure_memory(device: torch.device, pending_bytes: int) -> Memory:
+    """The device's memory with the weights on it. `pending_bytes`: of mapped weights that will be copied later."""
+    if device.type == "cuda":
+        return Memory("cuda", *torch.cuda.mem_get_info(device))
+    return Memory("cpu", available_host_bytes() - pending_bytes)
 
 
 def allocate_cache(

@@ -1,4 +1,4 @@
-"""The size of the KV cache, computed from known sizes without a profiling run."""
+"""The size of the KV cache, computed from known sizes without a profiling run. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ember.engine.core.limits import EngineLimits
 from ember.engine.description.cache_groups import CacheGroup, bytes_per_page_token, longest_sequence, most_pages
 from ember.engine.description.config import DecoderConfig
+from ember.engine.description.operator_sets import TORCH_MAX_GATHER
 from ember.engine.errors import ModelError
-from ember.engine.operators.torch_attention import MAX_GATHER
 from ember.wire import Configure
 
 CPU_KV_BYTES = 4 << 30  # maximum of the default on a CPU
@@ -26,6 +24,15 @@ DEFAULT_MAX_NUM_BATCHED_TOKENS = {"cuda": 8192, "cpu": 2048}
 
 
 @dataclass(frozen=True, slots=True)
+class Memory:
+    """The memory of a device in bytes: what is free when the weights are on it, and all that a GPU has."""
+
+    device: str  # cuda, cpu
+    free: int
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """The engine's limits, and warnings where they differ from the settings."""
 
@@ -34,19 +41,19 @@ class MemoryPlan:
 
 
 def activation_bytes(
-    config: DecoderConfig, dtype: torch.dtype, num_tokens: int, num_rows: int, max_model_len: int
+    config: DecoderConfig, element_size: int, num_tokens: int, num_rows: int, max_model_len: int
 ) -> int:
     """An upper bound of one step's memory in bytes: the widest layer's inputs and outputs for every token, the K and V
     of one context gathered from its pages, and the logits. Logits exist at most three times (the step's, the output
     layer's, those of deferred rows), with the samplers' tables (8 bytes per row and token, 2 of counts, masks) and one
     float32 copy."""
-    gathered = 2 * max(max_model_len, MAX_GATHER) * config.num_kv_heads * config.head_dim * dtype.itemsize
+    gathered = 2 * max(max_model_len, TORCH_MAX_GATHER) * config.num_kv_heads * config.head_dim * element_size
     widths = 4 * config.hidden_size + 3 * config.intermediate_size
     widths += 2 * (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     if config.experts is not None:
         inner = 3 * config.experts.intermediate_size
         widths += config.experts.per_token * (3 * config.hidden_size + inner) + 3 * config.experts.shared_size
-    return gathered + num_tokens * widths * dtype.itemsize + num_rows * config.vocab_size * (3 * dtype.itemsize + 15)
+    return gathered + num_tokens * widths * element_size + num_rows * config.vocab_size * (3 * element_size + 15)
 
 
 def block_table_bytes(num_groups: int, num_rows: int, max_model_len: int, block_size: int) -> int:
@@ -59,18 +66,17 @@ def plan_memory(
     groups: Sequence[CacheGroup],
     asked: Configure,
     *,
-    dtype: torch.dtype,
-    device: torch.device,
-    pending_bytes: int = 0,
+    element_size: int,
+    memory: Memory,
 ) -> MemoryPlan:
-    """The limits that the settings (`asked`) and the memory allow. Any of the `groups` may use any page. It is called
-    when the weights are on the device, except `pending_bytes` of mapped ones, which will be copied later.
+    """The limits that the settings (`asked`) and the memory allow. Any of the `groups` may use any page.
+    `element_size`: bytes of a number in the model's dtype.
 
     Raises ModelError, with advice, if not even one context of the wanted length fits.
     """
-    max_num_batched_tokens = asked.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS[device.type]
+    max_num_batched_tokens = asked.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS[memory.device]
     # Every running sequence must get its token in every step, or the last ones would starve.
-    max_num_seqs = min(asked.max_num_seqs or DEFAULT_MAX_NUM_SEQS[device.type], max_num_batched_tokens)
+    max_num_seqs = min(asked.max_num_seqs or DEFAULT_MAX_NUM_SEQS[memory.device], max_num_batched_tokens)
     block_size, num_blocks = asked.block_size, asked.num_blocks
     bytes_per_block = bytes_per_page_token(groups) * block_size
     wanted = config.max_position_embeddings if asked.max_model_len is None else asked.max_model_len
@@ -83,14 +89,13 @@ def plan_memory(
     if num_blocks is None:
         if asked.kv_cache_memory_bytes is not None:
             budget = asked.kv_cache_memory_bytes
-        elif device.type == "cuda":
-            activations = activation_bytes(config, dtype, max_num_batched_tokens, max_num_seqs, wanted)
-            free, total = torch.cuda.mem_get_info(device)
+        elif memory.device == "cuda":
+            activations = activation_bytes(config, element_size, max_num_batched_tokens, max_num_seqs, wanted)
             tables = block_table_bytes(len(groups), max_num_seqs, wanted, block_size)
-            unused = int(total * (1 - asked.gpu_memory_utilization)) + DEVICE_RESERVE_BYTES
-            budget = free - unused - activations - tables
+            unused = int(memory.total * (1 - asked.gpu_memory_utilization)) + DEVICE_RESERVE_BYTES
+            budget = memory.free - unused - activations - tables
         else:
-            budget = min(CPU_KV_BYTES, int((available_host_bytes() - pending_bytes) * CPU_KV_SHARE))
+            budget = min(CPU_KV_BYTES, int(memory.free * CPU_KV_SHARE))
         num_blocks = max(budget, 0) // bytes_per_block
         # More pages than all sequences at full length are useless. Pages before a window count, since they are cached.
         num_blocks = min(num_blocks, max_num_seqs * -(-wanted // block_size) * len(groups))

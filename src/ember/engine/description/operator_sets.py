@@ -94,6 +94,8 @@ TORCH = OperatorSet(
     },
 )
 
+TORCH_MAX_GATHER = 32_768  # tokens whose K and V its attention copies at once for a group of decodes
+
 TRITON_MAX_HIDDEN = 16384  # ember_kernels.norm.MAX_HIDDEN
 TRITON_MAX_HEAD_DIM = 256
 TRITON_EXPERT_ALIGNMENT = 16  # elements: row lengths of the experts' matrices are multiples of it

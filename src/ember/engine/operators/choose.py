@@ -1,4 +1,4 @@
-"""The choice of a decoder's operators, by device, dtype, CPU, features, sizes and layouts. It is made only here."""
+"""The making of a decoder's operators, as `description.operator_choice` decides."""
 
 from __future__ import annotations
 
@@ -9,28 +9,37 @@ from typing import Any
 import torch
 
 from ember.engine.description.config import DecoderConfig
-from ember.engine.description.native_forms import library_fault
-from ember.engine.description.operator_sets import NATIVE, TRITON, Lacking, check_features
+from ember.engine.description.operator_choice import Decision, decide
+from ember.engine.description.operator_sets import check_features
 from ember.engine.errors import ModelError
 from ember.engine.layers.block import DecoderParts
 from ember.engine.layers.linear import Linear
 from ember.engine.operators.base import Operators
 from ember.engine.operators.torch_ops import TorchOperators
 from ember_cpu import library as native
-from ember_cpu.variants import cpu_flags
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The operators of a model, and the reason for the choice."""
+    """The operators of a model, and the decision for them."""
 
     ops: Operators[Any]
-    name: str  # torch, triton, native
-    reason: str
-    warning: str | None = None  # why faster operators cannot be used, if the user can change that
+    decision: Decision
+
+    @property
+    def name(self) -> str:
+        return self.decision.name
+
+    @property
+    def reason(self) -> str:
+        return self.decision.reason
+
+    @property
+    def warning(self) -> str | None:
+        return self.decision.warning
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.reason})"
+        return str(self.decision)
 
 
 def choose(
@@ -53,33 +62,31 @@ def choose(
 
 
 def _for_gpu(config: DecoderConfig, torch_ops: TorchOperators) -> Choice:
+    dtype = _name(torch_ops.dtype)
     try:
         from ember.engine.operators.triton_ops import TritonOperators
     except ImportError as error:
-        return Choice(torch_ops, "torch", str(error), f"{error}; the model runs on torch operators, which is slower")
-    lacking = TRITON.lacking(config)
-    return Choice(TritonOperators(torch_ops, lacking), "triton", f"a GPU{_but(lacking)}")
+        return Choice(torch_ops, decide(config, dtype, "cuda", fault=str(error)))
+    decision = decide(config, dtype, "cuda")
+    return Choice(TritonOperators(torch_ops, decision.lacking), decision)
 
 
 def _for_cpu(config: DecoderConfig, parts: DecoderParts, torch_ops: TorchOperators, weights: str) -> Choice:
-    dtype = str(torch_ops.dtype).removeprefix("torch.")
-    if dtype != "bfloat16":
-        return Choice(torch_ops, "torch", f"{dtype} on a CPU, where the C library computes in bfloat16")
-    lacking = NATIVE.lacking(config)
-    if "linear" in lacking:
-        return Choice(torch_ops, "torch", f"the C library for CPUs cannot multiply: {lacking['linear']}")
-    if weights == "auto" and "amx_bf16" in cpu_flags():
-        return Choice(torch_ops, "torch", "a CPU with AMX, where oneDNN's packed products are the fastest")
+    dtype = _name(torch_ops.dtype)
+    decision = decide(config, dtype, "cpu", weights)
+    if decision.name != "native":
+        return Choice(torch_ops, decision)
     library = native.load()
     if library is None:
-        fault = library_fault() or "it cannot be loaded; the log says why"
-        warning = f"the model runs on torch operators, which is slower, without the C library: {fault}"
-        return Choice(torch_ops, "torch", f"without the C library for CPUs: {fault}", warning)
+        fault = "it cannot be loaded; the log says why"
+        return Choice(torch_ops, decide(config, dtype, "cpu", weights, fault))
     from ember.engine.operators.native_ops import NativeOperators
 
-    held = "bfloat16" if weights == "auto" else f"{weights} weights"
-    ops = NativeOperators(torch_ops, parts, library, lacking)
-    return Choice(ops, "native", f"the C library for CPUs, {held}{_but(lacking)}")
+    return Choice(NativeOperators(torch_ops, parts, library, decision.lacking), decision)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def all_weights(parts: DecoderParts) -> Iterator[Linear]:
@@ -88,8 +95,3 @@ def all_weights(parts: DecoderParts) -> Iterator[Linear]:
         yield from block.matrices()
     yield from (weight for weight in (parts.embedding.project, parts.project_out) if weight is not None)
     yield parts.head
-
-
-def _but(lacking: Lacking) -> str:
-    """The operations that torch computes, as a part of the reason."""
-    return "".join(f"; torch computes {operation}: {fault}" for operation, fault in lacking.items())

@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ember.engine.description.operator_sets import TORCH_MAX_GATHER
 from ember.engine.layers.batch import Batch
 
-MAX_GATHER = 32_768  # tokens gathered at once for a group of decodes, which bounds the buffers
 _IN_PLACE = 512  # context from which a decode with adjacent pages is faster alone than copied into a group
 _MAX_QUERIES = 512  # queries of one masked problem, which bounds the mask and excludes keys beyond its queries
 _MAX_SCORED_QUERIES = 64  # the same where scores or masks of every head are in memory
@@ -312,7 +312,7 @@ def _decode_segments(
             groups.append([sequence])
             continue
         too_long = bool(group) and count > 1.5 * visible[group[0]] + 64
-        if not group or too_long or count * (len(group) + 1) > MAX_GATHER:
+        if not group or too_long or count * (len(group) + 1) > TORCH_MAX_GATHER:
             group = []
             groups.append(group)
         group.append(sequence)

@@ -1,0 +1,72 @@
+"""The choice of a decoder's operator set, by device, dtype, CPU, features and sizes. This module does not import torch.
+
+It is made only here: the boot makes the chosen operators (`operators.choose`), and `ember inspect` names them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+
+from ember.engine.description.config import DecoderConfig
+from ember.engine.description.native_forms import library_fault
+from ember.engine.description.operator_sets import NATIVE, TRITON, Lacking
+from ember_cpu.variants import cpu_flags
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The operator set of a model, and the reason for it."""
+
+    name: str  # torch, triton, native
+    reason: str
+    lacking: Lacking = field(default_factory=dict)  # operations of the set that torch computes
+    warning: str | None = None  # why a faster set cannot be used, if the user can change that
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})"
+
+
+def triton_fault() -> str | None:
+    """Why Triton's kernels cannot be used in this installation; None if they can."""
+    missing = [name for name in ("triton", "ember_kernels") if find_spec(name) is None]
+    return f"No module named '{missing[0]}'" if missing else None
+
+
+def decide(config: DecoderConfig, dtype: str, device: str, weights: str = "auto", fault: str | None = None) -> Decision:
+    """Choose the operator set for a model on `device` (cuda, cpu) in `dtype` (torch's name).
+
+    `weights`: the form of its matrices on a CPU (auto: unchanged; int8, int4). `fault`: why the kernels or the library
+    of that device cannot be used.
+    """
+    if device == "cuda":
+        return _for_gpu(config, fault)
+    return _for_cpu(config, dtype, weights, fault)
+
+
+def _for_gpu(config: DecoderConfig, fault: str | None) -> Decision:
+    if fault is not None:
+        return Decision("torch", fault, warning=f"{fault}; the model runs on torch operators, which is slower")
+    lacking = TRITON.lacking(config)
+    return Decision("triton", f"a GPU{_but(lacking)}", lacking)
+
+
+def _for_cpu(config: DecoderConfig, dtype: str, weights: str, fault: str | None) -> Decision:
+    if dtype != "bfloat16":
+        return Decision("torch", f"{dtype} on a CPU, where the C library computes in bfloat16")
+    lacking = NATIVE.lacking(config)
+    if "linear" in lacking:
+        return Decision("torch", f"the C library for CPUs cannot multiply: {lacking['linear']}")
+    if weights == "auto" and "amx_bf16" in cpu_flags():
+        return Decision("torch", "a CPU with AMX, where oneDNN's packed products are the fastest")
+    fault = fault or library_fault()
+    if fault is not None:
+        warning = f"the model runs on torch operators, which is slower, without the C library: {fault}"
+        return Decision("torch", f"without the C library for CPUs: {fault}", warning=warning)
+    held = "bfloat16" if weights == "auto" else f"{weights} weights"
+    return Decision("native", f"the C library for CPUs, {held}{_but(lacking)}", lacking)
+
+
+def _but(lacking: Lacking) -> str:
+    """The operations that torch computes, as a part of the reason."""
+    return "".join(f"; torch computes {operation}: {fault}" for operation, fault in lacking.items())
