@@ -14,7 +14,7 @@ from tests.engine_core.test_window_parity import LENGTHS, VARIANTS, answers, sma
 from tests.engine_models.tiny import make_tiny
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "chunks"])
 def test_the_c_library_says_the_same_however_the_work_is_cut(variant, tmp_path, monkeypatch):
     """Steps of up to 128 tokens add up in one order, so the answers are equal to the bit."""
     if native.load() is None:

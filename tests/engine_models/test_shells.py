@@ -78,6 +78,52 @@ TINY: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         _VISION,
         _TOKENS,
     ),
+    "qwen3_vl_moe": (
+        "Qwen3VLMoe",
+        {
+            "head_dim": 16,
+            "num_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "mlp_only_layers": [1],
+            "rope_parameters": {**_MROPE, "mrope_interleaved": True},
+        },
+        {**_VISION, "deepstack_visual_indexes": [0]},
+        _TOKENS,
+    ),
+    "glm4v_moe": (
+        "Glm4vMoe",
+        {
+            "n_routed_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "routed_scaling_factor": 1.5,
+            "rope_parameters": _HALF,
+        },
+        _VISION,
+        _TOKENS,
+    ),
+    "llama4": (
+        "Llama4",
+        {
+            "head_dim": 16,
+            "intermediate_size_mlp": 80,
+            "num_local_experts": 4,
+            "attention_chunk_size": 16,
+            "floor_scale": 8,
+        },
+        {
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "vision_output_dim": 32,
+            "projector_input_dim": 32,
+            "projector_output_dim": 32,
+        },
+        {},
+    ),
     "glm46v": (
         "Glm46V",
         {"rope_parameters": _HALF},
@@ -167,8 +213,8 @@ def write(directory: Path, **fields: Any) -> Path:
 
 
 def test_unknown_language_models_and_faulty_fields_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="whose language model is Llama4ForCausalLM, is not supported"):
-        load_config(write(tmp_path, architectures=["Llama4ForConditionalGeneration"], text_config=_TEXT))
+    with pytest.raises(ModelError, match="whose language model is Qwen3_5ForCausalLM, is not supported"):
+        load_config(write(tmp_path, architectures=["Qwen3_5ForConditionalGeneration"], text_config=_TEXT))
     with pytest.raises(ModelError, match="the language model of Mistral3ForConditionalGeneration is 'xyz'"):
         load_config(write(tmp_path, model_type="mistral3", text_config={"model_type": "xyz"}))
     with pytest.raises(ModelError, match=r"text_config.hidden_size must be an integer from 1"):
@@ -193,3 +239,21 @@ def test_defaults_are_those_of_the_configuration_class(architecture: str, tmp_pa
     changed = [n for n in explicit.__slots__ if getattr(explicit, n) != getattr(short, n)]
     assert set(changed) <= {"warnings", "dtype", "eos_token_ids", "windowed_layers", "first_window_layer"}, changed
     assert explicit.windows() == short.windows()
+
+
+@pytest.mark.parametrize("sizes", [{}, {"moe_intermediate_size": 32}, {"moe_intermediate_size": 64}])
+def test_stacks_of_experts_are_read_as_they_are_published_and_as_transformers_saves_them(
+    sizes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Published files have them transposed. One of the two matrices is square with these sizes."""
+    kind, text, vision, others = TINY["qwen3_vl_moe"]
+    monkeypatch.setitem(TINY, "qwen3_vl_moe", (kind, text | sizes, vision, others))
+    make_shell("qwen3_vl_moe", tmp_path)
+    tokens = torch.randint(9, VOCAB_SIZE, (20,), generator=torch.Generator().manual_seed(1))
+    expected, file = logits(tmp_path, tokens), tmp_path / "model.safetensors"
+    given = load_file(file)
+    turned = {
+        name: value.transpose(1, 2).contiguous() if ".mlp.experts." in name else value for name, value in given.items()
+    }
+    save_file(turned, file, {"format": "pt"})
+    assert torch.equal(logits(tmp_path, tokens), expected)

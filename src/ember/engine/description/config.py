@@ -10,7 +10,7 @@ from ember.engine.description.rope_config import RopeConfig
 
 Norm = Literal["rms", "layer"]
 Activation = Literal["silu", "relu", "relu2", "gelu", "gelu_tanh", "xielu"]
-QkNorm = Literal["head", "all", "layer"]
+QkNorm = Literal["head", "all", "layer", "plain"]
 Wiring = Literal["pre_norm", "post_norm", "output_norm", "sandwich", "parallel"]
 MAX_POSITIONS = 2**31 - 1
 QkvOrder = Literal["parts", "heads", "quarters"]
@@ -22,7 +22,8 @@ class ExpertNames:
     """The checkpoint's names for a layer of experts, relative to the layer.
 
     A name with {} for the expert's number is that of one expert's matrix. A name without {} is that of one tensor with
-    the matrices of all experts: [experts, out, in], or [experts, in, out] if they are `transposed`.
+    the matrices of all experts: [experts, out, in], or [experts, in, out] if they are `transposed`; None: checkpoints
+    have either, and the shapes in the files tell.
     """
 
     router: str
@@ -31,7 +32,7 @@ class ExpertNames:
     gate: str | None = None
     gate_up: str | None = None  # gate and up in one matrix, in place of the two
     alternates: bool = False  # rows of gate and up alternate in `gate_up`; otherwise gate's rows come first
-    transposed: bool = False
+    transposed: bool | None = False
     correction: str | None = None  # the tensor that is added to the scores for the choice alone
     correction_dim: int = 1  # 2: it is stored as [1, experts]
     shared_gate: str | None = None  # the three matrices of the MLP that computes every token
@@ -93,6 +94,7 @@ class ExpertsConfig:
     normalised: bool = True  # whether the scores of the chosen experts are divided by their sum
     norm_min: float = 1e-20  # the least sum that they are divided by
     scale: float = 1.0  # of the scores, after that
+    scales_input: bool = False  # whether the scores are factors of the experts' inputs, not of their outputs
     router_bias: bool = False
     wide_router: bool = False  # whether the router computes in float32
     correction: bool = False  # whether a bias is added to the scores for the choice alone (arXiv 2408.15664)
@@ -143,12 +145,17 @@ class DecoderConfig:
     output_bias: bool = False
     mlp_bias: bool = False
     # Norms of queries and keys. head: RMSNorm of each head, with the same weights for all. all: RMSNorm of all query
-    # heads together, and of all key heads. layer: LayerNorm of each head, with weights of its own.
+    # heads together, and of all key heads. layer: LayerNorm of each head, with weights of its own. plain: RMSNorm of
+    # each head without weights.
     qk_norm: QkNorm | None = None
+    qk_norm_layers: tuple[bool, ...] = ()  # whether each layer has these norms; empty: all have them
     rope_before_norm: bool = False  # heads are rotated, then normalised
     rope: RopeConfig | None = None
     local_rope: RopeConfig | None = None  # of the layers with the window, if not `rope`
     rope_layers: tuple[bool, ...] = ()  # whether each layer has the rotary positions; empty: all have them
+    # Layers without rotary positions scale queries by 1 + nope_beta * ln(1 + (position + 1) // nope_length).
+    nope_beta: float = 0.0
+    nope_length: int = 1
     position_offset: int | None = None  # set for learned positions: the number of unused rows at the table's start
     embed_scale: float = 1.0  # factor of the token embeddings, rounded to the model's dtype
     embed_norm: bool = False  # norm of the embeddings
@@ -157,6 +164,7 @@ class DecoderConfig:
     attention_soft_cap: float | None = None  # scaled products become cap * tanh(products / cap)
     attention_sinks: bool = False  # each head has a number that takes part in the softmax, and has no value
     sliding_window: int | None = None  # in tokens including the query's own
+    window_is_chunk: bool = False  # a token sees its own chunk, of that many tokens from a multiple of it on
     first_window_layer: int = 0  # the first layer with the window
     windowed_layers: tuple[bool, ...] = ()  # whether each layer has the window, in place of `first_window_layer`
     alibi: tuple[float, ...] = ()  # each head's slope of ALiBi (arXiv 2108.12409), which biases scores by distance
@@ -184,6 +192,10 @@ class DecoderConfig:
     def has_experts(self, layer: int) -> bool:
         """Whether a layer has experts in place of the MLP."""
         return self.experts is not None and self.experts.in_layer(layer)
+
+    def qk_norm_of(self, layer: int) -> QkNorm | None:
+        """The norms of a layer's queries and keys."""
+        return None if self.qk_norm_layers and not self.qk_norm_layers[layer] else self.qk_norm
 
     def windows(self) -> tuple[int | None, ...]:
         """The sliding window of each layer. None: full attention, also for a window of the longest context's length."""
@@ -226,7 +238,15 @@ DATA = frozenset(
         *("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"),
         *("max_position_embeddings", "norm_eps", "norm_offset"),
         # The layers with the window, and the weights of the head.
-        *("first_window_layer", "windowed_layers", "tie_word_embeddings", "num_extra_layers", "swiglu_alpha"),
+        *(
+            "qk_norm_layers",
+            "nope_length",
+            "first_window_layer",
+            "windowed_layers",
+            "tie_word_embeddings",
+            "num_extra_layers",
+            "swiglu_alpha",
+        ),
         # Names, and properties of the checkpoint.
         *("architecture", "names", "intermediate_field", "dtype", "eos_token_ids", "warnings", "is_shell"),
         "quantization",  # it decides on the layouts of weights, which the operator sets declare too

@@ -10,6 +10,7 @@ from ember.engine.description.fields import Fields, shown
 from ember.engine.errors import ModelError
 
 HAS_WINDOW = {"full_attention": False, "attention": False, "sliding_attention": True}  # by the layer's type
+HAS_CHUNK = {"full_attention": False, "chunked_attention": True}  # the same for models with chunks
 
 
 def every_nth(interval: int, marked: bool, num_layers: int) -> tuple[bool, ...]:
@@ -27,11 +28,14 @@ def with_layer_types(config: DecoderConfig, fields: Fields, absent: Sequence[boo
     kinds = fields.names("layer_types")
     if len(kinds) != config.num_layers:
         raise ModelError(f"layer_types has {len(kinds)} entries for num_hidden_layers={config.num_layers}")
+    known_kinds = HAS_CHUNK if config.window_is_chunk else HAS_WINDOW
     for kind in dict.fromkeys(kinds):
-        if kind not in HAS_WINDOW:
-            known = ", ".join(HAS_WINDOW)
+        if kind not in known_kinds:
+            known = ", ".join(known_kinds)
             raise ModelError(f"layer_types: {shown(kind)} is not supported here; supported are {known}")
-    windowed = tuple(HAS_WINDOW[kind] for kind in kinds)
+    windowed = tuple(known_kinds[kind] for kind in kinds)
     if any(windowed) and config.sliding_window is None:
+        if config.window_is_chunk:
+            raise ModelError("layer_types has chunked_attention, but attention_chunk_size is null")
         raise ModelError("layer_types has sliding_attention, but sliding_window is null, or use_sliding_window false")
     return replace(config, windowed_layers=windowed)

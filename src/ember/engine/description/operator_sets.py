@@ -64,7 +64,7 @@ LOOP = frozenset(
 
 _BIASES = frozenset({"qkv_bias", "output_bias", "mlp_bias"})
 _ROPE_KINDS = frozenset(f"rope.kind={kind}" for kind in ("linear", "dynamic", "llama3", "yarn", "longrope"))
-_HEADS = _ROPE_KINDS | {"qk_norm=head", "rope"}
+_HEADS = _ROPE_KINDS | {"qk_norm=head", "qk_norm=plain", "rope"}
 _NORMS = frozenset({"norm=layer", "norm_bias", "norm_affine=False"})
 _GATES = frozenset(
     {"activation=relu", "activation=relu2", "activation=gelu", "activation=gelu_tanh", "gated_mlp=False"}
@@ -73,7 +73,14 @@ _GATES = frozenset(
 _EXPERTS = frozenset(
     {
         *("experts", "experts.scores=sigmoid", "experts.scores=sparsemixer", "experts.normalised=False"),
-        *("experts.scale", "experts.router_bias", "experts.wide_router", "experts.correction", "experts.groups"),
+        *(
+            "experts.scale",
+            "experts.scales_input",
+            "experts.router_bias",
+            "experts.wide_router",
+            "experts.correction",
+            "experts.groups",
+        ),
         *("experts.shared_size", "experts.shared_router"),
     }
 )
@@ -85,9 +92,11 @@ TORCH = OperatorSet(
         "add_norm": _NORMS,
         "linear": _BIASES,
         "place_heads": _HEADS
-        | {"qk_norm=all", "qk_norm=layer", "qkv_clip", "rope_before_norm", "rope_layers", "local_rope"}
+        | {"qk_norm=all", "qk_norm=layer", "nope_beta", "qkv_clip", "rope_before_norm", "rope_layers", "local_rope"}
         | {"rope.interleaved", "rope.query_beta"},
-        "attend": frozenset({"attention_scale", "attention_soft_cap", "attention_sinks", "sliding_window", "alibi"}),
+        "attend": frozenset(
+            {"attention_scale", "attention_soft_cap", "attention_sinks", "sliding_window", "window_is_chunk", "alibi"}
+        ),
         "gate": _GATES | {"activation=xielu", "swiglu_limit"},
         "experts": _EXPERTS,
         "logits": frozenset({"embed_dim", "logits_scale", "logits_soft_cap", "head_bias"}),

@@ -160,7 +160,7 @@ def _layer(config: DecoderConfig, sizes: _Sizes, layer: int) -> Iterator[Spec]:
     ours, theirs = f"layers.{layer}.", names.layer.format(layer)
     yield from _norm(config, hidden, f"{ours}attention_norm", theirs + names.attention_norm)
     yield _linear(f"{ours}qkv", _qkv(config, sizes, theirs), config.qkv_bias)
-    if config.qk_norm is not None:
+    if config.qk_norm_of(layer) not in (None, "plain"):
         yield from _qk_norm(config, sizes, "query_norm", config.num_heads, ours, theirs)
         yield from _qk_norm(config, sizes, "key_norm", config.num_kv_heads, ours, theirs)
     output = Stored(theirs + names.output, hidden, sizes.query, names.transposed)
@@ -245,7 +245,7 @@ def _experts(config: DecoderConfig, experts: ExpertsConfig, hidden: Size, ours: 
     Then the MLP that computes every token."""
     names = config.names.experts
     assert names is not None, "a family with experts names them"
-    count = Size(experts.count, f"{experts.count_field}={experts.count}")
+    transposed, count = bool(names.transposed), Size(experts.count, f"{experts.count_field}={experts.count}")
     inner = Size(experts.intermediate_size, f"{experts.intermediate_field}={experts.intermediate_size}")
     yield _linear(f"{ours}router", [Stored(theirs + names.router, count, hidden).whole()], experts.router_bias)
     if experts.correction:
@@ -255,17 +255,17 @@ def _experts(config: DecoderConfig, experts: ExpertsConfig, hidden: Size, ours: 
     def outputs(*matrices: tuple[str | None, Size, Size, tuple[Rows, ...]]) -> list[Output]:
         """The `rows` of each matrix (name, rows and columns, rows that are used) of each expert."""
         stacks = [
-            Stored(f"{theirs}{name}", rows, columns, names.transposed, count, "", "_bias")
+            Stored(f"{theirs}{name}", rows, columns, transposed, count, "", "_bias")
             for name, rows, columns, _ in matrices
         ]
-        if len(stacks) == 1 and len(matrices[0][3]) == 1 and not names.transposed and "{}" not in stacks[0].name:
+        if len(stacks) == 1 and len(matrices[0][3]) == 1 and not transposed and "{}" not in stacks[0].name:
             return [stacks[0].whole()]
         found: list[Output] = []
         for expert in range(experts.count):
             for stack, (_, rows, columns, taken) in zip(stacks, matrices, strict=True):
                 stored, index = stack, expert
                 if "{}" in stack.name:
-                    stored, index = Stored(stack.name.format(expert), rows, columns, names.transposed), 0
+                    stored, index = Stored(stack.name.format(expert), rows, columns, transposed), 0
                 found += [Output(stored, run, index) for run in taken]
         return found
 

@@ -29,6 +29,7 @@ class Attention:
     scale: float | None  # of the products of queries and keys; None: head_dim ** -0.5
     soft_cap: float | None  # scaled products become cap * tanh(products / cap)
     window: int | None  # the sliding window in tokens, the query's own included; None: the whole context
+    window_is_chunk: bool  # the window begins at a multiple of its length, not that many tokens before
     group: int  # the cache group of its K and V, which has the block table
     place: int  # index of the layer in the pages of the group
 

@@ -36,6 +36,8 @@ class Experts:
             return _sparsemixer(logits, config.per_token, config.jitter_eps)
         scores = logits.softmax(-1) if config.scores == "softmax" else logits.sigmoid()
         ranked = scores if self.correction is None else scores + self.correction
+        if config.scales_input:
+            ranked = logits  # of which no two become the same score
         if config.groups > 1:
             ranked = _best_groups(ranked, config.groups, config.groups_per_token)
         ids = ranked.topk(config.per_token, dim=-1).indices

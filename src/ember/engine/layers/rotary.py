@@ -52,11 +52,8 @@ class Rotary:
         return cosines[:, None], sines[:, None]
 
     def query_scales(self, positions: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """The factors of the queries at [T] positions, [T, 1, 1], which grow with the logarithm of the context."""
-        if not self.query_beta:
-            return None
-        scales = 1 + self.query_beta * torch.log1p((positions // self.original_positions).float())
-        return scales.to(dtype)[:, None, None]
+        """The factors of the queries at [T] positions, [T, 1, 1]; None: they are not scaled."""
+        return query_scales(positions, self.query_beta, self.original_positions, dtype) if self.query_beta else None
 
     def rotate(self, heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
         """Rotate [T, heads, head_dim] by `angles`. Dimensions from `rotary_dim` on are not changed."""
@@ -70,6 +67,11 @@ class Rotary:
         if turned is heads:
             return rotated
         return torch.cat((rotated, heads[..., self.rotary_dim :]), dim=-1)
+
+
+def query_scales(lengths: Tensor, beta: float, original: int, dtype: torch.dtype) -> Tensor:
+    """Factors of queries [T, 1, 1], which grow with the logarithm of the context's length (arXiv 2501.19399)."""
+    return (1 + beta * torch.log1p((lengths // original).float())).to(dtype)[:, None, None]
 
 
 def inverse_frequencies(config: RopeConfig) -> Tensor:

@@ -211,9 +211,23 @@ def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry], dtype: 
             return True
         return name.endswith(unused) or name.startswith(extra)
 
-    specs = weight_specs(config)
+    specs = weight_specs(_with_known_experts(config, entries))
     plan = plan_specs(specs, format_of(config), entries, dtype, architecture, base, may_be_unused)
     return replace(plan, skipped=tuple(skipped.values()), is_tied=config.tie_word_embeddings)
+
+
+def _with_known_experts(config: DecoderConfig, entries: Mapping[str, TensorEntry]) -> DecoderConfig:
+    """The configuration where it is known whether stacks of experts are stored transposed. One of the two shapes tells
+    it, also where the matrices of the other are square."""
+    names, experts = config.names.experts, config.experts
+    if names is None or experts is None or names.transposed is not None:
+        return config
+    layer = next(layer for layer in range(config.num_layers) if config.has_experts(layer))
+    size, hidden = experts.intermediate_size, config.hidden_size
+    plain = {names.gate_up: (2 * size, hidden), names.down: (hidden, size)}
+    found = {name: entries.get(config.names.layer.format(layer) + str(name)) for name in plain}
+    transposed = any(entry is not None and entry.shape[1:] != plain[name] for name, entry in found.items())
+    return replace(config, names=replace(config.names, experts=replace(names, transposed=transposed)))
 
 
 def plan_specs(

@@ -50,7 +50,9 @@ def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
     windows, places = config.windows(), cache_places(cache_groups(config, tokens.element_size()))
     parts = DecoderParts(
         embedding=embedding,
-        blocks=[_block(config, weights, layer, windows[layer], *places[layer]) for layer in range(config.num_layers)],
+        blocks=[
+            _block(config, weights, tokens, layer, windows[layer], *places[layer]) for layer in range(config.num_layers)
+        ],
         final_norm=_norm(config, weights, "final_norm") if config.final_norm else None,
         project_out=_linear(weights, "project_out") if config.embed_dim else None,
         head=_head(config, weights, tokens),
@@ -59,20 +61,23 @@ def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
     return parts
 
 
-def _block(config: DecoderConfig, weights: Weights, layer: int, window: int | None, group: int, place: int) -> Block:
+def _block(
+    config: DecoderConfig, weights: Weights, tokens: Tensor, layer: int, window: int | None, group: int, place: int
+) -> Block:
     prefix = f"layers.{layer}."
     attention_norm = _norm(config, weights, f"{prefix}attention_norm")
     return Block(
         attention_norm=attention_norm,
         attention=Attention(
             qkv=_linear(weights, f"{prefix}qkv"),
-            qk_norm=_qk_norm(config, weights, prefix),
+            qk_norm=_qk_norm(config, weights, tokens, layer),
             output=_linear(weights, f"{prefix}output"),
             rope=_rope_index(config, layer),
             sinks=_tensor(weights, f"{prefix}sinks") if config.attention_sinks else None,
             scale=config.attention_scale,
             soft_cap=config.attention_soft_cap,
             window=window,
+            window_is_chunk=config.window_is_chunk,
             group=group,
             place=place,
         ),
@@ -132,10 +137,12 @@ def _optional_norm(config: DecoderConfig, weights: Weights, prefix: str, name: s
     return None if getattr(config.names, name) is None else _norm(config, weights, prefix + name)
 
 
-def _qk_norm(config: DecoderConfig, weights: Weights, prefix: str) -> QkNorm | None:
-    if config.qk_norm is None:
+def _qk_norm(config: DecoderConfig, weights: Weights, tokens: Tensor, layer: int) -> QkNorm | None:
+    kind, prefix, size, eps = config.qk_norm_of(layer), f"layers.{layer}.", config.head_dim, config.norm_eps
+    if kind is None:
         return None
-    size, eps = config.head_dim, config.norm_eps
+    if kind == "plain":
+        return RMSNorm(tokens.new_ones(config.num_heads + config.num_kv_heads, size), size, eps)
     rows = [
         *_head_rows(config, weights, f"{prefix}query_norm", config.num_heads),
         *_head_rows(config, weights, f"{prefix}key_norm", config.num_kv_heads),

@@ -24,7 +24,8 @@ def route(ops: Ops, experts: Experts, hidden: Tensor, step: Step) -> tuple[Tenso
 
 
 def compute_experts(ops: Ops, experts: Experts, hidden: Tensor, step: Step) -> Tensor:
-    """The weighted sum of each token's experts and of the shared MLP, [T, hidden].
+    """The weighted sum of each token's experts and of the shared MLP, [T, hidden], or the sum of experts of weighted
+    inputs.
 
     The tokens are sorted by expert, and `ops` computes each chosen expert's MLP of its tokens. The host reads the
     numbers of tokens.
@@ -34,6 +35,9 @@ def compute_experts(ops: Ops, experts: Experts, hidden: Tensor, step: Step) -> T
     order = ids.flatten().argsort(stable=True)  # of the pairs of token and expert
     counts = torch.bincount(ids.flatten(), minlength=len(experts.each)).tolist()
     sorted_hidden = hidden[order // per_token]
+    if experts.config.scales_input:
+        sorted_hidden = (sorted_hidden * weights.flatten()[order, None]).to(hidden.dtype)
+        weights = torch.ones_like(weights)
     computed, first = [], 0
     for mlp, count in zip(experts.each, counts, strict=True):
         if count:

@@ -64,14 +64,17 @@ def plan_attention(
     without: Container[int] = (),
     slopes: Tensor | None = None,
     has_scores: bool = False,
+    window_is_chunk: bool = False,
 ) -> list[AttentionPlan]:
     """The plan of each cache group. `windows`: the sliding window of each (None: full attention). `without`: sequences
     that others attend to. `slopes`: of ALiBi, [heads] float32. `has_scores`: the attention has a soft cap or sinks, for
-    which all scores are in memory."""
+    which all scores are in memory. `window_is_chunk`: a window begins at a multiple of its length."""
     longest = max(batch.context_lens, default=0)
     plans: list[AttentionPlan] = []
     for group, window in enumerate(windows):
-        effective = window if window is not None and window < longest else None
+        effective = None
+        if window is not None and window < longest:
+            effective = _Window(window, window_is_chunk)
         pages = _Pages.of(batch, group, block_size)
         segments = _segments(batch, pages, effective, dtype, without, has_scores or slopes is not None)
         plans.append(AttentionPlan(segments, slopes=slopes))
@@ -258,6 +261,18 @@ def _attend_by_scores(
     return torch.matmul(weights, value).view(query.shape)
 
 
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """A sliding window of `size` tokens, or chunks of that many from multiples of it on."""
+
+    size: int
+    is_chunk: bool
+
+    def first(self, position: int) -> int:
+        """The first position that a query sees."""
+        return position // self.size * self.size if self.is_chunk else max(0, position - self.size + 1)
+
+
 @dataclass(slots=True)
 class _Pages:
     """Where one cache group keeps the tokens of the batch's sequences."""
@@ -273,7 +288,12 @@ class _Pages:
 
 
 def _segments(
-    batch: Batch, pages: _Pages, window: int | None, dtype: torch.dtype, without: Container[int], in_small_parts: bool
+    batch: Batch,
+    pages: _Pages,
+    window: _Window | None,
+    dtype: torch.dtype,
+    without: Container[int],
+    in_small_parts: bool,
 ) -> list[Segment]:
     most = _MAX_SCORED_QUERIES if in_small_parts else _MAX_QUERIES
     segments: list[Segment] = []
@@ -285,13 +305,13 @@ def _segments(
         queries = stop - start
         if queries == 1:
             decodes.append(sequence)
-        elif queries == context and (window is None or context <= window) and not in_small_parts:
+        elif queries == context and (window is None or context <= window.size) and not in_small_parts:
             segments.append(Segment(slice(start, stop), 1, queries, queries, None, None))
         else:
             for begin in range(0, queries, most):
                 count = min(most, queries - begin)
                 end = context - queries + begin + count  # what the stretch sees: positions [first, end)
-                first = 0 if window is None else max(0, end - count - window + 1)
+                first = 0 if window is None else window.first(end - count)
                 slots = _slots(batch, pages, [sequence], [first], end - first)
                 mask = _mask(batch, count, first, end, window, dtype)
                 rows = slice(start + begin, start + begin + count)
@@ -300,10 +320,11 @@ def _segments(
 
 
 def _decode_segments(
-    batch: Batch, pages: _Pages, decodes: list[int], window: int | None, dtype: torch.dtype
+    batch: Batch, pages: _Pages, decodes: list[int], window: _Window | None, dtype: torch.dtype
 ) -> list[Segment]:
     """Segments of decodes: groups of sequences whose visible contexts differ by less than half, plus about a page."""
-    visible = {s: min(batch.context_lens[s], window or batch.context_lens[s]) for s in decodes}
+    contexts = {s: batch.context_lens[s] for s in decodes}
+    visible = {s: n if window is None else n - window.first(n - 1) for s, n in contexts.items()}
     groups: list[list[int]] = []
     group: list[int] = []
     for sequence in sorted(decodes, key=lambda s: visible[s]):
@@ -366,12 +387,12 @@ def _adjacent(pages: _Pages, sequence: int, start: int, stop: int) -> bool:
     return bool((np.diff(pages.on_host[sequence, first : last + 1]) == 1).all())
 
 
-def _mask(batch: Batch, queries: int, first: int, context: int, window: int | None, dtype: torch.dtype) -> Tensor:
+def _mask(batch: Batch, queries: int, first: int, context: int, window: _Window | None, dtype: torch.dtype) -> Tensor:
     """[queries, context - first]: the last `queries` positions of `context` see themselves and what came before."""
     device = batch.slot_mapping.device
     query = torch.arange(context - queries, context, device=device)[:, None]
     key = torch.arange(first, context, device=device)
     hidden = key > query
     if window is not None:
-        hidden |= key <= query - window
+        hidden |= key < (query // window.size * window.size if window.is_chunk else query - window.size + 1)
     return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)

@@ -19,7 +19,7 @@ from ember.engine.layers.experts import Experts
 from ember.engine.layers.linear import Linear, can_pack
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm
-from ember.engine.layers.rotary import Rotary
+from ember.engine.layers.rotary import Rotary, query_scales
 from ember.engine.operators.base import Heads, Step
 from ember.engine.operators.experts import compute_experts
 from ember.engine.operators.torch_attention import AttentionPlan, attend, plan_attention
@@ -65,7 +65,8 @@ class TorchOperators:
         """The attention plan of the step for each cache group. `without`: sequences that another set attends to."""
         config = self.config
         sizes = cache.block_size, config.num_kv_heads, config.head_dim
-        return plan_attention(batch, self._windows, *sizes, self.dtype, without, self._slopes, self._has_scores)
+        kinds = self._slopes, self._has_scores, config.window_is_chunk
+        return plan_attention(batch, self._windows, *sizes, self.dtype, without, *kinds)
 
     def whole_step(self, step: Step) -> None:
         return None
@@ -102,6 +103,8 @@ class TorchOperators:
         if attention.rope is not None:
             cosines, sines, scales = self.angles(attention.rope, step)
             query_key = self.rotaries[attention.rope].rotate(query_key, cosines, sines)
+        elif config.nope_beta:
+            scales = query_scales(step.positions + 1, config.nope_beta, config.nope_length, self.dtype)
         if norm is not None and config.rope_before_norm:
             query_key = norm(query_key)
         query, key = query_key[:, :heads], query_key[:, heads:]

@@ -152,12 +152,16 @@ class TritonOperators:
         assert experts.up is not None and experts.down is not None, "weights on a GPU are one tensor"
         weights, ids = route(self, experts, hidden, step)
         count, per_token = experts.config.count, ids.shape[1]
+        rows = hidden
+        if experts.config.scales_input:
+            rows = (hidden[:, None] * weights[..., None]).to(hidden.dtype).flatten(0, 1)  # of each pair
+            weights, per_token = torch.ones_like(weights), 1
         if uses_gather(len(hidden)):
-            up = gather_gemm(hidden, experts.up, ids, per_token)
+            up = gather_gemm(rows, experts.up, ids, per_token)
             down = gather_gemm(self._gated(experts, up, ids), experts.down, ids)
         else:
             blocks = expert_blocks(ids, count, block_rows(ids.numel(), count))
-            up = grouped_gemm(hidden, experts.up, blocks, per_token)
+            up = grouped_gemm(rows, experts.up, blocks, per_token)
             down = grouped_gemm(self._gated(experts, up, ids), experts.down, blocks)
         if experts.down_bias is not None:
             down = down + experts.down_bias[ids.flatten()]

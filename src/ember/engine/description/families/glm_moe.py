@@ -26,11 +26,13 @@ NAMES = replace(
 )
 
 
-def read(fields: Fields) -> DecoderConfig:
+def read(
+    fields: Fields, *, max_position_embeddings: int = 131072, qkv_bias: bool = False, extra_layers: int = 1
+) -> DecoderConfig:
     """Sigmoid scores, groups of experts, an MLP that computes every token, some layers without experts, and a layer
     after the last that predicts further tokens."""
     config = read_rotary_decoder(
-        fields, max_position_embeddings=131072, num_kv_heads=8, norm_eps=1e-5, rope=RopeForm(share=0.5)
+        fields, max_position_embeddings=max_position_embeddings, num_kv_heads=8, norm_eps=1e-5, rope=RopeForm(share=0.5)
     )
     experts = read_experts(
         fields, ("n_routed_experts num_local_experts", 128), ("num_experts_per_tok", 8), ("moe_intermediate_size", 1408)
@@ -49,9 +51,9 @@ def read(fields: Fields) -> DecoderConfig:
         config,
         names=NAMES,
         qk_norm="head" if fields.flag("use_qk_norm", False) else None,
-        qkv_bias=fields.flag("attention_bias", False),
+        qkv_bias=fields.flag("attention_bias", qkv_bias),
         num_extra_layers=fields.integer(
-            "num_nextn_predict_layers", fields.integer("num_mtp_layers", 1, at_least=0), at_least=0
+            "num_nextn_predict_layers", fields.integer("num_mtp_layers", extra_layers, at_least=0), at_least=0
         ),
         experts=replace(
             experts,
@@ -69,6 +71,11 @@ def read(fields: Fields) -> DecoderConfig:
     )
 
 
+def read_vision(fields: Fields) -> DecoderConfig:
+    """The language model of GLM-4.5V, whose rotary positions are partial as in GLM-4.5."""
+    return read(fields, max_position_embeddings=65536, qkv_bias=True, extra_layers=0)
+
+
 GLM4_MOE = Family(
     read,
     ROTARY_FIELDS
@@ -78,3 +85,4 @@ GLM4_MOE = Family(
         "routed_scaling_factor n_shared_experts"
     ),
 )
+GLM4V_MOE = Family(read_vision, GLM4_MOE.fields)

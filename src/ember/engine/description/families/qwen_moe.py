@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ember.engine.description.config import DecoderConfig, ExpertsConfig
+from ember.engine.description.config import DecoderConfig, ExpertNames, ExpertsConfig
 from ember.engine.description.families.qwen import QWEN3_NAMES
 from ember.engine.description.family import Family, field_names
 from ember.engine.description.fields import Fields
 from ember.engine.description.layer_types import every_nth, with_layer_types
 from ember.engine.description.read_experts import EXPERT_NAMES, expert_layers, read_experts
+from ember.engine.description.read_rope import RopeForm
 from ember.engine.description.rotary_decoder import LLAMA_NAMES, ROTARY_FIELDS, read_rotary_decoder
 
+STACKED_NAMES = ExpertNames(
+    router="mlp.gate", gate_up="mlp.experts.gate_up_proj", down="mlp.experts.down_proj", transposed=None
+)
 QWEN2_MOE_NAMES = replace(
     LLAMA_NAMES,
     experts=replace(
@@ -34,6 +38,29 @@ def read_qwen3_moe(fields: Fields) -> DecoderConfig:
         qkv_bias=bias,
         output_bias=bias,
         experts=_experts(fields, config.num_layers, ("num_local_experts num_experts", 128), per_token=8, size=768),
+    )
+
+
+def read_qwen3_vl_moe(fields: Fields) -> DecoderConfig:
+    """The language model of Qwen3-VL with experts, which are in one tensor."""
+    config = read_rotary_decoder(
+        fields,
+        max_position_embeddings=128000,
+        num_kv_heads=16,
+        rope=RopeForm(theta=500_000.0),
+        tie_word_embeddings=True,
+    )
+    bias = fields.flag("attention_bias", False)
+    experts = read_experts(
+        fields, ("num_local_experts num_experts", 60), ("num_experts_per_tok", 4), ("moe_intermediate_size", 1408)
+    )
+    return replace(
+        config,
+        names=replace(QWEN3_NAMES, experts=STACKED_NAMES),
+        qk_norm="head",
+        qkv_bias=bias,
+        output_bias=bias,
+        experts=replace(experts, layers=expert_layers(fields, config.num_layers)),
     )
 
 
@@ -71,6 +98,13 @@ def _experts(fields: Fields, num_layers: int, count: tuple[str, int], *, per_tok
 _EXPERT_FIELDS = field_names(
     "num_experts num_local_experts num_experts_per_tok moe_intermediate_size norm_topk_prob decoder_sparse_step "
     "mlp_only_layers use_sliding_window sliding_window"
+)
+QWEN3_VL_MOE = Family(
+    read_qwen3_vl_moe,
+    ROTARY_FIELDS
+    | _EXPERT_FIELDS - field_names("norm_topk_prob use_sliding_window sliding_window")
+    | {"attention_bias"},
+    harmless={"norm_topk_prob": (True,)},
 )
 QWEN3_MOE = Family(read_qwen3_moe, ROTARY_FIELDS | _EXPERT_FIELDS | {"attention_bias"})
 QWEN2_MOE = Family(

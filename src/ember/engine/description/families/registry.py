@@ -12,6 +12,7 @@ from ember.engine.description.family import Family
 # The class that saved the weights -> its `model_type`, and its Family: the module in this room, and the name.
 ARCHITECTURES = {
     "LlamaForCausalLM": ("llama", "llama.LLAMA"),
+    "Llama4ForCausalLM": ("llama4_text", "llama4.LLAMA4"),
     "MistralForCausalLM": ("mistral", "mistral.MISTRAL"),
     "MinistralForCausalLM": ("ministral", "mistral.MISTRAL"),
     "Qwen2ForCausalLM": ("qwen2", "qwen.QWEN2"),
@@ -56,6 +57,7 @@ ARCHITECTURES = {
     "MptForCausalLM": ("mpt", "mpt.MPT"),
     "Qwen2MoeForCausalLM": ("qwen2_moe", "qwen_moe.QWEN2_MOE"),
     "Qwen3MoeForCausalLM": ("qwen3_moe", "qwen_moe.QWEN3_MOE"),
+    "Qwen3VLMoeForCausalLM": ("qwen3_vl_moe_text", "qwen_moe.QWEN3_VL_MOE"),
     "MixtralForCausalLM": ("mixtral", "mixtral.MIXTRAL"),
     "PhimoeForCausalLM": ("phimoe", "mixtral.PHIMOE"),
     "MiniMaxM2ForCausalLM": ("minimax_m2", "mixtral.MINIMAX_M2"),
@@ -64,6 +66,7 @@ ARCHITECTURES = {
     "Ernie4_5_MoeForCausalLM": ("ernie4_5_moe", "ernie.ERNIE4_5_MOE"),
     "GptOssForCausalLM": ("gpt_oss", "gpt_oss.GPT_OSS"),
     "Glm4MoeForCausalLM": ("glm4_moe", "glm_moe.GLM4_MOE"),
+    "Glm4vMoeForCausalLM": ("glm4v_moe_text", "glm_moe.GLM4V_MOE"),
     "OPTForCausalLM": ("opt", "opt.OPT"),
 }
 MODEL_TYPES = {model_type: architecture for architecture, (model_type, _) in ARCHITECTURES.items()}
