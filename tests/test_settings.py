@@ -202,7 +202,7 @@ def test_known_names_without_effect_are_named_once():
         ("TENSOR_PARALLEL_SIZE", "1", "2"),
         ("API_SERVER_COUNT", " 1 ", "01x"),
         ("SWAP_SPACE", "0", "1"),
-        ("KV_CACHE_DTYPE", "auto", "fp8"),
+        ("TOKENIZER_MODE", "auto", "slow"),
         ("ENABLE_LORA", "0", "1"),
         ("TRUST_REMOTE_CODE", "False", "true"),
         ("ENABLE_CHUNKED_PREFILL", "1", "0"),

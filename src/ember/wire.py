@@ -96,6 +96,7 @@ class Configure(Struct, tag="configure", frozen=True):
     max_num_batched_tokens: int | None = None
     block_size: int = 16
     num_blocks: int | None = None
+    kv_cache_dtype: str = "auto"  # auto, fp8, fp8_e4m3
     gpu_memory_utilization: float = 0.92
     kv_cache_memory_bytes: int | None = None
     enable_prefix_caching: bool = True

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ember.engine.description.cache_groups import cache_groups, layers_per_page
 from ember.engine.layers.batch import Batch
-from ember.engine.layers.cache import KVCache
+from ember.engine.layers.cache import CacheScales, KVCache
 from ember.engine.models.decoder import Decoder
 
 
@@ -17,11 +17,24 @@ class Paged:
     """Sequences of known tokens; `step` feeds some of each and collects the logits of all fed tokens."""
 
     def __init__(
-        self, model: Decoder, sequences: list[Tensor], *, block_size: int = 8, scattered: bool = True, spare: int = 3
+        self,
+        model: Decoder,
+        sequences: list[Tensor],
+        *,
+        block_size: int = 8,
+        scattered: bool = True,
+        spare: int = 3,
+        cache_scales: tuple[float, float] | None = None,
     ) -> None:
+        """`cache_scales`: those of K and V in every layer of a float8 cache; None: a cache in the model's dtype."""
+        dtype = model.dtype
+        if cache_scales is not None:
+            dtype = torch.float8_e4m3fn
+            for block in model.parts.blocks:
+                block.attention.cache_scales = CacheScales.of(*cache_scales, model.device)
         self.model, self.sequences, self.block_size = model, sequences, block_size
         config = model.config
-        self.groups = groups = cache_groups(config, model.dtype.itemsize)
+        self.groups = groups = cache_groups(config, dtype.itemsize)
         needed = [-(-len(sequence) // block_size) for sequence in sequences]
         num_blocks = sum(needed) * len(groups) + spare
         self.cache = KVCache.allocate(
@@ -30,7 +43,7 @@ class Paged:
             block_size,
             config.num_kv_heads,
             config.head_dim,
-            model.dtype,
+            dtype,
             model.device,
         )
         self.cache.keys.fill_(torch.nan)  # whoever reads a slot that was not written shows it

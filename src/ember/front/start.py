@@ -57,6 +57,7 @@ def launch(settings: Settings) -> Worker:
         max_num_batched_tokens=settings.max_num_batched_tokens,
         block_size=settings.block_size,
         num_blocks=settings.num_gpu_blocks_override,
+        kv_cache_dtype=settings.kv_cache_dtype,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
         enable_prefix_caching=settings.enable_prefix_caching,

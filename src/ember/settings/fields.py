@@ -126,6 +126,12 @@ class Settings(BaseSettings):
         validation_alias=_names("KV_CACHE_MEMORY_BYTES"),
         description="Size of the KV cache in bytes (`4G`). Unset: what GPU_MEMORY_UTILIZATION leaves.",
     )
+    kv_cache_dtype: Annotated[Literal["auto", "fp8", "fp8_e4m3"], BeforeValidator(or_auto)] = Field(
+        "auto",
+        validation_alias=_names("KV_CACHE_DTYPE"),
+        description="Number format of the KV cache. fp8 (the same as fp8_e4m3) halves its size. auto is that of the "
+        "model, and on a GPU fp8 where the checkpoint says so.",
+    )
     num_gpu_blocks_override: PositiveInt = Field(
         None, validation_alias=_names("NUM_GPU_BLOCKS_OVERRIDE"), description="Exact number of pages in the KV cache."
     )

@@ -23,10 +23,12 @@ from ember.engine.core.memory import Memory, available_host_bytes, plan_memory, 
 from ember.engine.core.runner import Runner, StepRunner
 from ember.engine.core.scheduler import Scheduler
 from ember.engine.core.threads import allowed_cpus, usable_cores
+from ember.engine.description.cache_format import is_float8
 from ember.engine.description.cache_groups import CacheGroup, bytes_per_page_token, cache_groups, layers_per_page
 from ember.engine.description.config import DecoderConfig
 from ember.engine.errors import ModelError
-from ember.engine.layers.cache import KVCache
+from ember.engine.layers.cache import CacheScales, KVCache
+from ember.engine.loading.cache_scales import read_cache_scales
 from ember.engine.loading.load import Loaded, load_decoder
 from ember.engine.models.decoder import Decoder
 from ember.engine.operators.choose import choose
@@ -42,15 +44,19 @@ def assemble(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[
     dtype = getattr(torch, dtype_name(configure, config, device.type))
     loaded = load_weights(opened, dtype, device, timeline)
     model = loaded.decoder
+    cache_dtype = dtype
+    if is_float8(configure.kv_cache_dtype, config, device.type, warnings):
+        cache_dtype = torch.float8_e4m3fn
+        use_cache_scales(loaded)
     operators = choose_operators(configure, opened, loaded, timeline, warnings)
     if loaded.pages is not None:
         loaded.pages.map_ahead()  # until the first request comes
     with timeline.phase("cache"):
         memory = measure_memory(device, loaded.mapped_bytes if loaded.pages is not None else 0)
-        groups = cache_groups(config, dtype.itemsize)
+        groups = cache_groups(config, cache_dtype.itemsize)
         plan = plan_memory(config, groups, configure, element_size=dtype.itemsize, memory=memory)
         warnings += plan.warnings
-        cache = allocate_cache(config, groups, plan.limits, dtype, device)
+        cache = allocate_cache(config, groups, plan.limits, cache_dtype, device)
     limits = plan.limits
     pool = BlockPool(limits.num_blocks, configure.enable_prefix_caching, len(groups))
     scheduler = Scheduler(BlockManager(pool, groups, limits.block_size), limits, configure.scheduling_policy)
@@ -99,6 +105,14 @@ def load_weights(opened: Opened, dtype: torch.dtype, device: torch.device, timel
             gb_per_s=round(report.gigabytes_per_second, 2),
         )
     return loaded
+
+
+def use_cache_scales(loaded: Loaded) -> None:
+    """Give every attention layer the scales of a float8 cache. Raises ModelError."""
+    decoder = loaded.decoder
+    scales = read_cache_scales(decoder.config, loaded.cache_scales)
+    for block, (key, value) in zip(decoder.parts.blocks, scales, strict=True):
+        block.attention.cache_scales = CacheScales.of(key, value, decoder.device)
 
 
 def choose_operators(

@@ -33,15 +33,22 @@ def triton_fault() -> str | None:
     return f"No module named '{missing[0]}'" if missing else None
 
 
-def decide(config: DecoderConfig, dtype: str, device: str, weights: str = "auto", fault: str | None = None) -> Decision:
+def decide(
+    config: DecoderConfig,
+    dtype: str,
+    device: str,
+    weights: str = "auto",
+    fault: str | None = None,
+    float8_cache: bool = False,
+) -> Decision:
     """Choose the operator set for a model on `device` (cuda, cpu) in `dtype` (torch's name).
 
     `weights`: the form of its matrices on a CPU (auto: unchanged; int8, int4). `fault`: why the kernels or the library
-    of that device cannot be used.
+    of that device cannot be used. `float8_cache`: whether the KV cache is in float8.
     """
     if device == "cuda":
         return _for_gpu(config, fault)
-    return _for_cpu(config, dtype, weights, fault)
+    return _for_cpu(config, dtype, weights, fault, float8_cache)
 
 
 def _for_gpu(config: DecoderConfig, fault: str | None) -> Decision:
@@ -51,10 +58,12 @@ def _for_gpu(config: DecoderConfig, fault: str | None) -> Decision:
     return Decision("triton", f"a GPU{_but(lacking)}", lacking)
 
 
-def _for_cpu(config: DecoderConfig, dtype: str, weights: str, fault: str | None) -> Decision:
+def _for_cpu(config: DecoderConfig, dtype: str, weights: str, fault: str | None, float8_cache: bool) -> Decision:
     if dtype != "bfloat16":
         return Decision("torch", f"{dtype} on a CPU, where the C library computes in bfloat16")
     lacking = NATIVE.lacking(config)
+    if float8_cache:
+        lacking |= dict.fromkeys(("place_heads", "attend"), "a KV cache in float8")
     if "linear" in lacking:
         return Decision("torch", f"the C library for CPUs cannot multiply: {lacking['linear']}")
     if weights == "auto" and "amx_bf16" in cpu_flags():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ember.engine.layers.cache import CacheScales
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.linear import Linear
@@ -32,6 +33,7 @@ class Attention:
     window_is_chunk: bool  # the window begins at a multiple of its length, not that many tokens before
     group: int  # the cache group of its K and V, which has the block table
     place: int  # index of the layer in the pages of the group
+    cache_scales: CacheScales | None = None  # of its K and V if the cache is in float8
 
 
 @dataclass(slots=True)

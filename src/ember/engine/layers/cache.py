@@ -7,10 +7,38 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+FLOAT8_MAX = 448.0  # the largest number of float8_e4m3fn, to which larger ones are clamped
+
+
+@dataclass(frozen=True, slots=True)
+class CacheScales:
+    """The scales of one layer's K and V in a float8 cache: an element stands for itself times the scale."""
+
+    key: float
+    value: float
+    tensors: tuple[Tensor, Tensor]  # the same, [1] float32 on the cache's device
+
+    @classmethod
+    def of(cls, key: float, value: float, device: torch.device) -> CacheScales:
+        return cls(key, value, (torch.tensor([key], device=device), torch.tensor([value], device=device)))
+
+
+def to_float8(x: Tensor, scale: float) -> Tensor:
+    """x / scale in float8_e4m3fn, clamped to its largest number."""
+    return (x.float() / scale).clamp(-FLOAT8_MAX, FLOAT8_MAX).to(torch.float8_e4m3fn)
+
+
+def from_float8(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """x times scale, in `dtype`."""
+    x = x.to(dtype)
+    return x if scale == 1.0 else x.mul_(scale)
+
 
 @dataclass(slots=True)
 class KVCache:
-    """The paged cache of all layers. Page `b` has the slots `b * block_size ... (b + 1) * block_size - 1`.
+    """The paged cache of all layers, in the model's dtype or in float8_e4m3fn (`Attention.cache_scales`).
+
+    Page `b` has the slots `b * block_size ... (b + 1) * block_size - 1`.
 
     A page belongs to one cache group at a time (`description.cache_groups`). Each layer of the group has a place in it,
     which is the first index of both tensors.

@@ -22,6 +22,7 @@ from ember.engine.loading.mapped import Mapped, Pages, Warming, lies_ready
 from ember.engine.loading.plan import LoadPlan, dummy_entries, make_plan, read_headers
 from ember.engine.loading.progress import Say
 from ember.engine.loading.reader import WeightRead
+from ember.engine.loading.safetensors_header import TensorEntry
 from ember.engine.quantization.formats import format_of
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Loaded:
     report: LoadReport
     pages: Pages | None  # the mappings that weights are used from; None if no weight is mapped
     mapped_bytes: int  # of the mapped weights
+    cache_scales: tuple[TensorEntry, ...] = ()  # stored scales of a float8 KV cache
 
 
 @dataclass(slots=True)
@@ -133,7 +135,8 @@ def load_decoder(
         say(f"{config.architecture} is served as text: {len(plan.skipped)} weights of other parts, {size}, are skipped")
     weights = load_weights(plan, device, started, say)
     config = replace(config, tie_word_embeddings=plan.is_tied)
-    return Loaded(Decoder(config, weights.by_name), weights.report, weights.pages, weights.mapped_bytes)
+    decoder = Decoder(config, weights.by_name)
+    return Loaded(decoder, weights.report, weights.pages, weights.mapped_bytes, plan.cache_scales)
 
 
 def load_dummy(config: DecoderConfig, dtype: str, device: torch.device) -> Loaded:

@@ -12,6 +12,7 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.description.shells import text_entries
 from ember.engine.description.weights import Rows, Spec, weight_specs
 from ember.engine.errors import ModelError
+from ember.engine.loading.cache_scales import is_cache_scale
 from ember.engine.loading.counts import check_counts
 from ember.engine.loading.files import some, weight_files
 from ember.engine.loading.safetensors_header import ITEM_SIZES, TensorEntry, read_header
@@ -140,6 +141,7 @@ class LoadPlan:
     dtype: str  # of the model, torch's name
     parameters: list[Parameter]
     skipped: tuple[TensorEntry, ...] = ()  # stored tensors of the other parts of a multimodal model
+    cache_scales: tuple[TensorEntry, ...] = ()  # stored scales of a float8 KV cache
     is_tied: bool = False  # whether the embedding is the head; for a multimodal model the files decide
 
     def split(self, belongs: Callable[[Parameter], bool]) -> tuple[LoadPlan, LoadPlan]:
@@ -209,11 +211,12 @@ def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry], dtype: 
         """Whether a stored tensor is a copy of a tied head, a buffer, or of a layer that predicts further tokens."""
         if config.tie_word_embeddings and name == f"{names.lm_head}.weight":
             return True
-        return name.endswith(unused) or name.startswith(extra)
+        return name.endswith(unused) or name.startswith(extra) or is_cache_scale(name)
 
     specs = weight_specs(_with_known_experts(config, entries))
     plan = plan_specs(specs, format_of(config), entries, dtype, architecture, base, may_be_unused)
-    return replace(plan, skipped=tuple(skipped.values()), is_tied=config.tie_word_embeddings)
+    scales = tuple(replace(entry, name=base + name) for name, entry in entries.items() if is_cache_scale(name))
+    return replace(plan, skipped=tuple(skipped.values()), cache_scales=scales, is_tied=config.tie_word_embeddings)
 
 
 def _with_known_experts(config: DecoderConfig, entries: Mapping[str, TensorEntry]) -> DecoderConfig:

@@ -73,7 +73,8 @@ def _for_gpu(config: DecoderConfig, torch_ops: TorchOperators) -> Choice:
 
 def _for_cpu(config: DecoderConfig, parts: DecoderParts, torch_ops: TorchOperators, weights: str) -> Choice:
     dtype = _name(torch_ops.dtype)
-    decision = decide(config, dtype, "cpu", weights)
+    float8_cache = any(block.attention.cache_scales is not None for block in parts.blocks)
+    decision = decide(config, dtype, "cpu", weights, float8_cache=float8_cache)
     if decision.name != "native":
         return Choice(torch_ops, decision)
     library = native.load()

@@ -86,7 +86,7 @@ class NativeOperators:
         self._cache: KVCache | None = None
         self._workspace = torch.empty(0, dtype=torch.uint8)
         # The most rows of a step that one call computes: none if torch computes some operation.
-        self.max_whole_rows = MAX_ROWS if is_whole(config) else 0
+        self.max_whole_rows = MAX_ROWS if is_whole(config) and not lacking else 0
         # The most rows for the library's matrix products: any number without bfloat16 instructions, as torch is slow.
         self.max_product_rows = MAX_ROWS if cpu_has_bfloat16() else math.inf
         self.add_norm = torch_ops.add_norm if "add_norm" in lacking else self._add_norm

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ember.engine.description.operator_sets import TORCH_MAX_GATHER
 from ember.engine.layers.batch import Batch
+from ember.engine.layers.cache import CacheScales, from_float8
 
 _IN_PLACE = 512  # context from which a decode with adjacent pages is faster alone than copied into a group
 _MAX_QUERIES = 512  # queries of one masked problem, which bounds the mask and excludes keys beyond its queries
@@ -100,22 +101,50 @@ def attend(
     scale: float | None = None,
     soft_cap: float | None = None,
     sinks: Tensor | None = None,
+    cache_scales: CacheScales | None = None,
 ) -> Tensor:
     """The attention of one layer, whose K and V of the batch are in the cache already.
 
     query [T, heads, head_dim], key and value [T, kv_heads, head_dim]; keys and values are the layer's cache by slot
     [slots, kv_heads, head_dim]. `scale`: of the products of queries and keys; None: head_dim ** -0.5.
     `soft_cap`: scaled products become cap * tanh(products / cap). `sinks` [heads] float32: a score of each head beside
-    those of the keys, which takes part in the softmax and has no value.
+    those of the keys, which takes part in the softmax and has no value. `cache_scales`: of a float8 cache.
     Returns [T, heads * head_dim].
     """
+
+    def computed(segment: Segment) -> Tensor:
+        if segment.slots is None:
+            read = key[segment.rows], value[segment.rows]
+        elif cache_scales is None:
+            read = _read(keys, segment.slots, plan.buffers, 0), _read(values, segment.slots, plan.buffers, 1)
+        else:
+            read = (
+                _read_float8(keys, segment.slots, cache_scales.key, query.dtype),
+                _read_float8(values, segment.slots, cache_scales.value, query.dtype),
+            )
+        return _attend_segment(plan, segment, query[segment.rows], *read, scale, soft_cap, sinks)
+
     tokens = query.shape[0]
     if len(plan.segments) == 1 and plan.segments[0].rows == slice(0, tokens):
-        return _attend_segment(plan, plan.segments[0], query, key, value, keys, values, scale, soft_cap, sinks)
+        return computed(plan.segments[0])
     output = query.new_empty(tokens, query.shape[1] * query.shape[2])
     for segment in plan.segments:
-        output[segment.rows] = _attend_segment(plan, segment, query, key, value, keys, values, scale, soft_cap, sinks)
+        output[segment.rows] = computed(segment)
     return output
+
+
+def _read(cached: Tensor, slots: Rows, buffers: tuple[Tensor, Tensor] | None, index: int) -> Tensor:
+    """The slots of a layer's keys or values, in place if they are adjacent, else in the buffer of that index."""
+    if isinstance(slots, slice):
+        return cached[slots]
+    assert buffers is not None
+    return torch.index_select(cached, 0, slots, out=buffers[index][: slots.shape[0]])
+
+
+def _read_float8(cached: Tensor, slots: Rows, scale: float, dtype: torch.dtype) -> Tensor:
+    """The same of a float8 cache, converted to `dtype`."""
+    stored = cached[slots] if isinstance(slots, slice) else cached.view(torch.uint8)[slots].view(cached.dtype)
+    return from_float8(stored, scale, dtype)
 
 
 def _attend_segment(
@@ -124,23 +153,12 @@ def _attend_segment(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    keys: Tensor,
-    values: Tensor,
     scale: float | None,
     soft_cap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """[sequences * queries, heads * head_dim] of one segment; `keys` and `values` are the cache by slot."""
-    query = query[segment.rows]
-    if segment.slots is None:
-        key, value = key[segment.rows], value[segment.rows]
-    elif isinstance(segment.slots, slice):
-        key, value = keys[segment.slots], values[segment.slots]
-    else:
-        assert plan.buffers is not None
-        count = segment.slots.shape[0]
-        key = torch.index_select(keys, 0, segment.slots, out=plan.buffers[0][:count])
-        value = torch.index_select(values, 0, segment.slots, out=plan.buffers[1][:count])
+    """[sequences * queries, heads * head_dim] of one segment, from its queries [sequences * queries, ...] and its keys
+    and values [sequences * keys, ...]."""
     sequences, queries, (_, heads, size), kv_heads = segment.sequences, segment.queries, query.shape, key.shape[1]
     key = key.unflatten(0, (sequences, segment.keys)).transpose(1, 2)  # [sequences, kv_heads, keys, head_dim]
     value = value.unflatten(0, (sequences, segment.keys)).transpose(1, 2)

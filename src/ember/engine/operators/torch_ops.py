@@ -13,7 +13,7 @@ from torch import Tensor
 from ember.engine.description.config import DecoderConfig
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention, DecoderParts
-from ember.engine.layers.cache import KVCache
+from ember.engine.layers.cache import KVCache, from_float8, to_float8
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.linear import Linear, can_pack
@@ -85,6 +85,14 @@ class TorchOperators:
     def place_heads(self, attention: Attention, qkv: Tensor, step: Step) -> Heads:
         query, key, value = self.heads(attention, qkv, step)
         slots, (keys, values) = step.slots[attention.group], step.cache.by_slot[attention.place]
+        scales = attention.cache_scales
+        if scales is not None:
+            stored = to_float8(key, scales.key), to_float8(value, scales.value)
+            for cached, new in zip((keys, values), stored, strict=True):
+                cached.view(torch.uint8).index_copy_(0, slots, new.view(torch.uint8))
+            # Attention computes with what the cache has, whether or not it reads it there.
+            key, value = from_float8(stored[0], scales.key, key.dtype), from_float8(stored[1], scales.value, key.dtype)
+            return Heads(query, key, value)
         keys.index_copy_(0, slots, key)
         values.index_copy_(0, slots, value)
         return Heads(query, key, value)
@@ -123,7 +131,8 @@ class TorchOperators:
         assert step.plans is not None and heads.key is not None and heads.value is not None
         keys, values = step.cache.by_slot[attention.place]
         tensors = (heads.query, heads.key, heads.value, keys, values)
-        return attend(step.plans[attention.group], *tensors, attention.scale, attention.soft_cap, attention.sinks)
+        options = attention.scale, attention.soft_cap, attention.sinks, attention.cache_scales
+        return attend(step.plans[attention.group], *tensors, *options)
 
     def gate(self, mlp: MLP, up: Tensor) -> Tensor:
         activation = mlp.xielu or ACTIVATIONS[mlp.activation]

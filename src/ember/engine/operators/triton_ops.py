@@ -127,6 +127,7 @@ class TritonOperators:
 
     def _place_heads(self, attention: Attention, qkv: Tensor, step: TritonStep) -> Heads:
         norm = attention.qk_norm.weight if attention.qk_norm is not None else None  # [heads + kv_heads, head_dim]
+        key_scale, value_scale = _scale_tensors(attention)
         query = rope_cache(
             qkv,
             *step.cache.by_page[attention.place],
@@ -137,6 +138,8 @@ class TritonOperators:
             key_weight=None if norm is None else norm[-1],
             eps=self.eps,
             neox=self.neox,
+            key_scale=key_scale,
+            value_scale=value_scale,
         )
         return Heads(query)
 
@@ -144,7 +147,9 @@ class TritonOperators:
         """Normalise and rotate in torch. The kernel then only writes to the cache, without the padding."""
         qkv = torch.cat(self.torch_ops.heads(attention, qkv, step), dim=1).flatten(1)
         places = step.slots[attention.group], step.positions
-        return Heads(rope_cache(qkv, *step.cache.by_page[attention.place], *places, None))
+        key_scale, value_scale = _scale_tensors(attention)
+        cache = step.cache.by_page[attention.place]
+        return Heads(rope_cache(qkv, *cache, *places, None, key_scale=key_scale, value_scale=value_scale))
 
     def _experts(self, experts: Experts, hidden: Tensor, step: TritonStep) -> Tensor:
         """Few tokens: each pair of token and expert reads the expert's matrices. Otherwise pairs are sorted by
@@ -182,9 +187,16 @@ def _add_norm(norm: Norm, residual: Tensor, delta: Tensor | None) -> tuple[Tenso
     return layer_norm(x, norm.weight, norm.bias, norm.eps, residual=added)[0], residual
 
 
+def _scale_tensors(attention: Attention) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """The scales of K and V in a float8 cache, for the kernel that writes it."""
+    return (None, None) if attention.cache_scales is None else attention.cache_scales.tensors
+
+
 def _attend(attention: Attention, heads: Heads, step: TritonStep) -> Tensor:
     query, decodes, block_tables = heads.query, step.num_decodes, step.block_tables[attention.group]
     keys, values = step.cache.by_page[attention.place]
+    scales = attention.cache_scales
+    key_scale, value_scale = (1.0, 1.0) if scales is None else (scales.key, scales.value)
     mixed = torch.empty_like(query)
     if decodes:
         decode_attention(
@@ -197,6 +209,8 @@ def _attend(attention: Attention, heads: Heads, step: TritonStep) -> Tensor:
             scale=attention.scale,
             soft_cap=attention.soft_cap,
             window=attention.window,
+            k_scale=key_scale,
+            v_scale=value_scale,
             out=mixed[:decodes],
         )
     if decodes < len(step.context_lens):
@@ -211,6 +225,8 @@ def _attend(attention: Attention, heads: Heads, step: TritonStep) -> Tensor:
             scale=attention.scale,
             soft_cap=attention.soft_cap,
             window=attention.window,
+            k_scale=key_scale,
+            v_scale=value_scale,
             out=mixed,
         )
     return mixed.flatten(1)

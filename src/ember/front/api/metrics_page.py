@@ -93,7 +93,7 @@ class _Page(Collector):
             "num_gpu_blocks": info.num_blocks,
             "gpu_memory_utilization": settings.gpu_memory_utilization,
             "enable_prefix_caching": settings.enable_prefix_caching,
-            "cache_dtype": "auto",
+            "cache_dtype": settings.kv_cache_dtype,
             "device": info.device,
         }
         labels = {**{name: str(value) for name, value in config.items()}, "engine": "0"}
