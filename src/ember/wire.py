@@ -90,6 +90,7 @@ class Configure(Struct, tag="configure", frozen=True):
     hf_overrides: dict[str, Any] = {}  # fields that replace those of config.json
     device: str = "auto"  # auto, cpu, cuda
     dtype: str = "auto"  # auto, bfloat16, float16, float32
+    quantization: str | None = None  # the quant_method that config.json must have, or that loading makes
     cpu_weights: str = "auto"  # on a CPU: auto = in dtype, int8, int4
     max_model_len: int | None = None
     max_num_seqs: int | None = None

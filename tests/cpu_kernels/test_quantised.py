@@ -13,7 +13,7 @@ from torch import Tensor
 from ember.engine.errors import ModelError
 from ember.engine.layers.linear import Linear
 from ember.engine.models.decoder import Decoder
-from ember.engine.quantization.cpu_int import BITS, QuantisedLinear, Scratch, quantise
+from ember.engine.quantization.cpu_int import BITS, QuantisedLinear, quantise
 from ember.wire import Generate
 from ember_cpu import library as native
 from tests.cpu_kernels.test_native_forward import build, error  # noqa: F401
@@ -88,7 +88,7 @@ def test_what_is_stored_is_the_format(build, kind, piece, monkeypatch):  # noqa:
     weight[4, :64] = 2.5
     weight[5, :64] = -2.5
     weight[6, 128] = 300
-    linear = QuantisedLinear(library, Linear(weight[:20], weight[20:]), BITS[kind], Scratch())
+    linear = QuantisedLinear(library, Linear(weight[:20], weight[20:]), BITS[kind])
     assert torch.equal(linear.weight, stands_for(weight, kind))
     assert linear.nbytes == 50 * 384 * BITS[kind] // 8 + 50 * 6 * 4
     spread = (linear.weight.float() - weight.float())[10:].std() / weight.float().std()
@@ -104,7 +104,7 @@ def test_groups_out_of_range(build, kind):  # noqa: F811
     weight[0, 5], weight[1, 70], weight[2, 0] = torch.nan, torch.inf, -torch.inf
     weight[3, :64] = 0
     weight[3, :2] = torch.tensor([-1e-37, 5e-38])
-    made = QuantisedLinear(library, Linear(weight), BITS[kind], Scratch()).weight
+    made = QuantisedLinear(library, Linear(weight), BITS[kind]).weight
     assert made[0, :64].isnan().all() and made[1, 64:].isnan().all() and made[2, :64].isnan().all()
     assert not made[0, 64:].isnan().any() and not made[1, :64].isnan().any()
     assert (made[3].abs() <= weight[3].abs().max()).all() and (made[3, 2:64] == 0).all()
@@ -117,7 +117,7 @@ def test_few_rows_and_many_multiply_with_the_same_weights(build, kind):  # noqa:
     assert library is not None
     torch.manual_seed(2)
     bias = torch.randn(70).bfloat16()
-    linear = QuantisedLinear(library, Linear(torch.randn(70, 256).bfloat16(), bias=bias), BITS[kind], Scratch())
+    linear = QuantisedLinear(library, Linear(torch.randn(70, 256).bfloat16(), bias=bias), BITS[kind])
     weight = linear.weight
     plain = native.matrix((weight,), bias)
     for rows in (*range(1, 15), 128):

@@ -33,7 +33,6 @@ from ember.engine.errors import ModelError
 from ember.engine.loading.load import load_decoder
 from ember.engine.models.decoder import WIRINGS
 from ember.engine.operators.choose import choose
-from ember.engine.operators.torch_ops import TorchOperators
 from ember.wire import Configure
 from tests.engine_models.tiny import VARIANTS, make_tiny
 from tests.support.inline_engine import InlineEngine
@@ -198,14 +197,6 @@ def test_sizes_that_do_not_fit_leave_their_operations_to_torch() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_family_is_computed(variant: str, tmp_path: Path) -> None:
     check_features(load_config(make_tiny(variant, tmp_path, num_hidden_layers=3)))
-
-
-def test_a_layout_that_nobody_declares_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    directory = make_tiny("llama", tmp_path, num_hidden_layers=1)
-    model = load_decoder(directory, load_config(directory), dtype=torch.float32, device=torch.device("cpu")).decoder
-    monkeypatch.setattr(TorchOperators, "layouts", frozenset())
-    with pytest.raises(ModelError, match="no operators multiply weights of the layout Linear: LlamaForCausalLM"):
-        choose(model.config, model.parts, model.dtype, model.device)
 
 
 def test_the_declarations_are_read_without_torch() -> None:

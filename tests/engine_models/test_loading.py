@@ -35,7 +35,6 @@ from ember.engine.loading.plan import make_plan, read_headers
 from ember.engine.loading.safetensors_header import read_header
 from ember.engine.models.decoder import Decoder
 from ember.engine.operators import torch_ops
-from ember.engine.operators.choose import all_weights
 from tests.engine_models.tiny import make_tiny
 
 CPU = torch.device("cpu")
@@ -222,7 +221,7 @@ def test_mapped_weights_are_taken_over_without_packing_too(
     assert all(
         len(block.attention.qkv.rows) == 1 and len(next(block.mlps()).up.rows) == 1 for block in model.parts.blocks
     )
-    for one, other in zip(all_weights(model.parts), all_weights(exact.parts), strict=True):
+    for one, other in zip(model.parts.matrices(), exact.parts.matrices(), strict=True):
         x = torch.randn(3, other.weight.shape[1])
         torch.testing.assert_close(one(x), other(x))
 

@@ -51,6 +51,7 @@ def launch(settings: Settings) -> Worker:
         hf_overrides=settings.hf_overrides,
         device=settings.device,
         dtype=settings.dtype,
+        quantization=settings.quantization,
         cpu_weights=settings.cpu_weights,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,

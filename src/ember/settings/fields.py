@@ -25,7 +25,25 @@ from ember.settings.values import (
     load_format_name,
     lower,
     or_auto,
+    quantization_name,
 )
+
+Quantization = Literal[
+    "auto-round",
+    "awq",
+    "awq_marlin",
+    "bitsandbytes",
+    "compressed-tensors",
+    "fp8",
+    "gguf",
+    "gptq",
+    "gptq_marlin",
+    "inc",
+    "modelopt",
+    "modelopt_fp4",
+    "mxfp4",
+    "squeezellm",
+]
 
 
 def _names(*names: str) -> Any:
@@ -96,6 +114,11 @@ class Settings(BaseSettings):
         validation_alias=_names("DTYPE"),
         description="Number format of weights and activations. auto takes the checkpoint's, or the one that the "
         "device computes fastest.",
+    )
+    quantization: Annotated[Quantization | None, BeforeValidator(quantization_name)] = Field(
+        None,
+        validation_alias=_names("QUANTIZATION"),
+        description="Quantization method that the checkpoint must have. Unset: whichever config.json names.",
     )
     cpu_weights: Annotated[Literal["auto", "int8", "int4"], BeforeValidator(or_auto)] = Field(
         "auto",

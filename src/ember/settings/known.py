@@ -9,7 +9,6 @@ _LATER = "not in this version of Ember"
 
 _GROUPS: dict[str, str] = {
     # --- the model and its files
-    "the model runs in its checkpoint's number format; name a checkpoint without quantization": "QUANTIZATION",
     "Ember runs no code out of a model's repository; only the supported architectures load": (
         "TRUST_REMOTE_CODE CODE_REVISION MODEL_IMPL MODEL_CLASS_OVERRIDES"
     ),

@@ -82,6 +82,11 @@ def load_format_name(value: Any) -> Any:
     return "auto" if value in _STREAMED else value
 
 
+def quantization_name(value: Any) -> Any:
+    value = lower(value)
+    return value.replace("_", "-") if value in ("compressed_tensors", "auto_round") else value
+
+
 def dtype_name(value: Any) -> Any:
     value = or_auto(value)
     return _DTYPES.get(value, value) if isinstance(value, str) else value

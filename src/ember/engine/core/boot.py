@@ -53,7 +53,7 @@ def open_model(configure: Configure, timeline: Timeline, tell: Callable[[Located
     say = lambda line: tell(Notice(line))  # noqa: E731
     places = Places(configure.base_path, configure.download_dir, configure.hf_token, say)
     with timeline.phase("locate"):
-        read_config = partial(read_model_config, overrides=configure.hf_overrides)
+        read_config = partial(read_model_config, overrides=configure.hf_overrides, quantization=configure.quantization)
         load_format = configure.load_format
         model_dir = resolve_model(configure.model, configure.revision, places, read_config, load_format)
         tokenizer_dir = model_dir

@@ -90,6 +90,8 @@ def settle_weights(decoder: Decoder, pages: Pages | None) -> Iterator[None]:
             embedding.positions = embedding.positions.clone()
         if is_tied:
             parts.head = Linear(embedding.tokens, bias=parts.head.bias)
+    elif isinstance(embedding.tokens, Linear):
+        yield from embedding.tokens.settle(False, pages)
     yield from parts.head.settle(packs, None if is_tied else pages)
     decoder.ops.weights_moved(None)
     for extra in (embedding.project, parts.project_out):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from ember.engine.description.config import DecoderConfig
+from ember.engine.description.fields import shown
 from ember.engine.description.operator_sets import LOOP, NATIVE, native_sizes
 from ember_cpu.variants import VARIANTS
 
@@ -38,6 +39,9 @@ def library_fault() -> str | None:
 
 def refusal(config: DecoderConfig, dtype: str, weights: str) -> str | None:
     """Why matrices cannot be quantised to `weights` (int8, int4) on this machine; None if they can."""
+    if config.quantization:
+        method = shown(str(config.quantization.get("quant_method")))[1:-1]
+        return f"CPU_WEIGHTS={weights} quantises plain weights, and the model's are {method} already: leave it at auto"
     if dtype != "bfloat16":
         return f"CPU_WEIGHTS={weights} needs DTYPE=bfloat16 or auto, and it is {dtype}"
     missing = library_fault()

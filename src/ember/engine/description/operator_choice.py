@@ -5,7 +5,7 @@ It is made only here: the boot makes the chosen operators (`operators.choose`), 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 
 from ember.engine.description.config import DecoderConfig
@@ -25,6 +25,13 @@ class Decision:
 
     def __str__(self) -> str:
         return f"{self.name} ({self.reason})"
+
+    def without(self, operation: str, fault: str) -> Decision:
+        """The same set, where torch computes one more operation."""
+        if operation in self.lacking:
+            return self
+        more = {operation: fault}
+        return replace(self, reason=self.reason + _but(more), lacking=self.lacking | more)
 
 
 def triton_fault() -> str | None:

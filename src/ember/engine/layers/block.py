@@ -13,6 +13,7 @@ from torch import Tensor
 from ember.engine.layers.cache import CacheScales
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
+from ember.engine.layers.joined import parts_of
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm, QkNorm
@@ -78,3 +79,14 @@ class DecoderParts:
         """The sliding window of each cache group."""
         windows = {block.attention.group: block.attention.window for block in self.blocks}
         return [windows[group] for group in range(len(windows))]
+
+    def matrices(self) -> Iterator[Linear]:
+        """The matrices of the decoder's matrix products, without those of routers."""
+        for block in self.blocks:
+            yield from block.matrices()
+        yield from (weight for weight in (self.embedding.project, self.project_out) if weight is not None)
+        yield self.head
+
+    def layouts(self) -> set[type[Linear]]:
+        """The layouts of the matrices, those of the parts where several layers are joined."""
+        return {type(part) for linear in self.matrices() for part in parts_of(linear)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,18 +11,11 @@ from ember.engine.layers.linear import Linear
 from ember.engine.layers.norm import Norm
 
 
-class Table(Protocol):
-    """A table of token embeddings that is not a plain tensor."""
-
-    def look_up(self, ids: Tensor) -> Tensor:
-        """The rows of some ids: [T] -> [T, embed_dim]."""
-
-
 @dataclass(slots=True)
 class Embedding:
     """The embedding of token ids and positions to the decoder's input."""
 
-    tokens: Tensor | Table  # [vocab_size, embed_dim]
+    tokens: Tensor | Linear  # [vocab_size, embed_dim]; quantised: the layout
     positions: Tensor | None = None  # [offset + max_position_embeddings, hidden]
     position_offset: int = 0
     project: Linear | None = None  # [hidden, embed_dim]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -66,20 +65,3 @@ def _sparsemixer(logits: Tensor, count: int, eps: float) -> tuple[Tensor, Tensor
         ids.append(index)
         left = left.scatter(1, index, -torch.inf)
     return torch.cat(weights, dim=1), torch.cat(ids, dim=1)
-
-
-def split_rows(linear: Linear, count: int) -> list[Linear]:
-    """`count` linear layers of equal size, whose matrices follow each other in `linear`. Nothing is copied."""
-    size = sum(map(len, linear.rows)) // count
-    biases = [None] * count if linear.bias is None else linear.bias.view(count, size).unbind()
-    parts: list[tuple[Tensor, ...]]
-    if len(linear.rows) == 1:
-        parts = [(rows,) for rows in linear.rows[0].view(count, size, -1).unbind()]
-    else:
-        starts = [0, *accumulate(map(len, linear.rows))]
-        parts = []
-        for first in range(0, count * size, size):
-            spans = ((max(first - start, 0), first + size - start) for start in starts[:-1])
-            cut = (rows[begin:end] for rows, (begin, end) in zip(linear.rows, spans, strict=True) if end > 0)
-            parts.append(tuple(rows for rows in cut if len(rows)))
-    return [Linear(*rows, bias=bias) for rows, bias in zip(parts, biases, strict=True)]

@@ -1,5 +1,6 @@
-"""Linear layers, plain and packed for oneDNN on a CPU.
+"""Linear layers: the interface that every layout of a weight has, and the plain one, also packed for oneDNN on a CPU.
 
+The layouts of quantised weights are subclasses, one file each in this room (`restored.RestoredLinear` is their base).
 oneDNN reorders a plain weight at every call. A weight that is packed once is read at memory speed for small batches and
 is at least as fast for large ones, in bfloat16 and float32. The operators are private to torch, so they are tested once
 on a small case. If they are missing or wrong, layers stay plain.
@@ -8,7 +9,7 @@ on a small case. If they are missing or wrong, layers stay plain.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from typing import Protocol
@@ -46,9 +47,58 @@ class Linear:
         self.packed = packed
 
     @property
+    def out_features(self) -> int:
+        return sum(map(len, self.rows))
+
+    @property
+    def in_features(self) -> int:
+        return self.rows[0].shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weight as it is multiplied, of inputs and of outputs."""
+        return self.rows[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.tensors()).device
+
+    @property
     def weight(self) -> Tensor:
-        """The weight as one tensor; a copy if `rows` has several."""
+        """The weight as one tensor [out, in] of `dtype`: a copy if it is not stored so."""
         return self.rows[0] if len(self.rows) == 1 else torch.cat(self.rows)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every stored tensor, with the bias."""
+        yield from self.rows
+        if self.bias is not None:
+            yield self.bias
+
+    @property
+    def nbytes(self) -> int:
+        """The stored bytes, with the bias."""
+        return sum(tensor.nbytes for tensor in self.tensors())
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of weights, however they are stored, and of the bias's entries."""
+        return self.out_features * self.in_features + (0 if self.bias is None else self.bias.numel())
+
+    @property
+    def scratch_elements(self) -> int:
+        """The number of elements of the buffer that `__call__` restores the weight in (`scratch.scratch`)."""
+        return 0
+
+    def look_up(self, ids: Tensor) -> Tensor:
+        """Rows of the weight, as of a table of embeddings: [T] -> [T, in]."""
+        return F.embedding(ids, self.weight)
+
+    def split(self, count: int) -> list[Linear]:
+        """`count` linear layers of equal size, which follow each other in this one. Nothing is copied."""
+        size = self.out_features // count
+        biases = [None] * count if self.bias is None else self.bias.view(count, size).unbind()
+        parts = ([self.rows[i][first:last] for i, first, last in part] for part in cut(map(len, self.rows), size))
+        return [Linear(*rows, bias=bias) for rows, bias in zip(parts, biases, strict=True)]
 
     def __call__(self, x: Tensor) -> Tensor:
         """[rows, in] -> [rows, out]."""
@@ -70,6 +120,23 @@ class Linear:
         elif pages is not None and not packs and any(pages.hold(rows.data_ptr()) for rows in self.rows):
             own = yield from in_own_memory(pages, *self.rows)
             self.rows = (own,)
+
+
+def cut(lengths: Iterable[int], size: int) -> list[list[tuple[int, int, int]]]:
+    """Cut consecutive pieces of these lengths in parts of `size` rows. A part is a list of spans: the number of the
+    piece, the first row in it, and the one after the last."""
+    parts: list[list[tuple[int, int, int]]] = []
+    left = 0
+    for piece, length in enumerate(lengths):
+        first = 0
+        while first < length:
+            if not left:
+                parts.append([])
+                left = size
+            taken = min(left, length - first)
+            parts[-1].append((piece, first, first + taken))
+            first, left = first + taken, left - taken
+    return parts
 
 
 def in_own_memory(pages: Pages, *rows: Tensor) -> Generator[None, None, Tensor]:

@@ -23,7 +23,7 @@ from ember.engine.loading.plan import LoadPlan, dummy_entries, make_plan, read_h
 from ember.engine.loading.progress import Say
 from ember.engine.loading.reader import WeightRead
 from ember.engine.loading.safetensors_header import TensorEntry
-from ember.engine.quantization.formats import format_of
+from ember.engine.quantization.formats import format_of, with_quantization
 
 if TYPE_CHECKING:
     import torch
@@ -74,11 +74,14 @@ class Started:
     rest: LoadPlan
 
 
-def read_model_config(model_dir: Path, overrides: Mapping[str, Any] | None = None) -> DecoderConfig:
-    """Read config.json, and refuse a model that cannot be served before its weights are downloaded. Raises
-    ModelError."""
+def read_model_config(
+    model_dir: Path, overrides: Mapping[str, Any] | None = None, quantization: str | None = None
+) -> DecoderConfig:
+    """Read config.json, and refuse a model that cannot be served before its weights are downloaded. `quantization`:
+    the value of QUANTIZATION. Raises ModelError."""
     config = load_config(model_dir, overrides)
     try:
+        config = with_quantization(config, quantization)
         format_of(config)
     except ModelError as error:
         raise ModelError(f"{model_dir / 'config.json'}: {error}") from None

@@ -199,22 +199,24 @@ def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry], dtype: 
     if config.is_shell:
         entries, skipped = text_entries(entries)
         # The classes of shells disagree on the default of tie_word_embeddings, and config.json may lack it.
-        config = replace(config, tie_word_embeddings=f"{names.lm_head}.weight" not in entries)
+        has_head = any(name.startswith(f"{names.lm_head}.") for name in entries)
+        config = replace(config, tie_word_embeddings=not has_head)
     # A checkpoint of the bare model, without a head, lacks the first part of the names.
-    base = "" if f"{names.embed_tokens}.weight" in entries else names.base
+    base = "" if any(name.startswith(f"{names.embed_tokens}.") for name in entries) else names.base
     check_counts(config, entries, base)
-    unused = (*_BUFFERS, *names.buffers)
+    weight_format = format_of(config, {base + name: entry for name, entry in entries.items()} if base else entries)
+    unused = (*_BUFFERS, *names.buffers, *weight_format.unused)
 
     extra = tuple(names.layer.format(config.num_layers + layer) for layer in range(config.num_extra_layers))
 
     def may_be_unused(name: str) -> bool:
         """Whether a stored tensor is a copy of a tied head, a buffer, or of a layer that predicts further tokens."""
-        if config.tie_word_embeddings and name == f"{names.lm_head}.weight":
+        if config.tie_word_embeddings and name.startswith(f"{names.lm_head}."):
             return True
         return name.endswith(unused) or name.startswith(extra) or is_cache_scale(name)
 
     specs = weight_specs(_with_known_experts(config, entries))
-    plan = plan_specs(specs, format_of(config), entries, dtype, architecture, base, may_be_unused)
+    plan = plan_specs(specs, weight_format, entries, dtype, architecture, base, may_be_unused)
     scales = tuple(replace(entry, name=base + name) for name, entry in entries.items() if is_cache_scale(name))
     return replace(plan, skipped=tuple(skipped.values()), cache_scales=scales, is_tied=config.tie_word_embeddings)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.description.weights import XIELU_WEIGHTS
 from ember.engine.layers.block import Attention, Block, DecoderParts
 from ember.engine.layers.embedding import Embedding
-from ember.engine.layers.experts import Experts, split_rows
+from ember.engine.layers.experts import Experts
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP, Xielu
 from ember.engine.layers.norm import JointHeadNorm, LayerNorm, Norm, QkNorm, RMSNorm
@@ -27,9 +28,7 @@ def tensors_of(weights: Weights) -> Iterator[Tensor]:
         if isinstance(weight, Tensor):
             yield weight
         else:
-            yield from weight.rows
-            if weight.bias is not None:
-                yield weight.bias
+            yield from weight.tensors()
 
 
 def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
@@ -38,7 +37,7 @@ def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
     The dict is emptied, so that a part is freed when it is replaced later. Raises AssertionError if no part uses a
     weight: the model would not compute what its configuration says.
     """
-    tokens = _tensor(weights, "embed_tokens")
+    tokens = weights.pop("embed_tokens")
     embedding = Embedding(
         tokens,
         _tensor(weights, "embed_positions") if config.position_offset is not None else None,
@@ -47,7 +46,7 @@ def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
         torch.tensor(config.embed_scale, dtype=tokens.dtype).item(),
         _norm(config, weights, "embed_norm") if config.embed_norm else None,
     )
-    windows, places = config.windows(), cache_places(cache_groups(config, tokens.element_size()))
+    windows, places = config.windows(), cache_places(cache_groups(config, tokens.dtype.itemsize))
     parts = DecoderParts(
         embedding=embedding,
         blocks=[
@@ -62,7 +61,13 @@ def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
 
 
 def _block(
-    config: DecoderConfig, weights: Weights, tokens: Tensor, layer: int, window: int | None, group: int, place: int
+    config: DecoderConfig,
+    weights: Weights,
+    tokens: Tensor | Linear,
+    layer: int,
+    window: int | None,
+    group: int,
+    place: int,
 ) -> Block:
     prefix = f"layers.{layer}."
     attention_norm = _norm(config, weights, f"{prefix}attention_norm")
@@ -89,10 +94,17 @@ def _block(
     )
 
 
-def _head(config: DecoderConfig, weights: Weights, tokens: Tensor) -> Linear:
+def _head(config: DecoderConfig, weights: Weights, tokens: Tensor | Linear) -> Linear:
     if not config.tie_word_embeddings:
         return _linear(weights, "lm_head")
-    return Linear(tokens, bias=_tensor(weights, "lm_head.bias") if config.head_bias else None)
+    bias = _tensor(weights, "lm_head.bias") if config.head_bias else None
+    if isinstance(tokens, Tensor):
+        return Linear(tokens, bias=bias)
+    if bias is None:
+        return tokens
+    head = copy(tokens)
+    head.bias = bias
+    return head
 
 
 def _mlp(config: DecoderConfig, weights: Weights, prefix: str) -> MLP:
@@ -106,7 +118,7 @@ def _experts(config: DecoderConfig, weights: Weights, prefix: str) -> Experts:
     assert experts is not None
     up, down = _linear(weights, f"{prefix}experts.up"), _linear(weights, f"{prefix}experts.down")
     clamped = (config.swiglu_limit, config.swiglu_alpha)
-    pairs = zip(split_rows(up, experts.count), split_rows(down, experts.count), strict=True)
+    pairs = zip(up.split(experts.count), down.split(experts.count), strict=True)
     return Experts(
         config=experts,
         router=_linear(weights, f"{prefix}router"),
@@ -122,8 +134,8 @@ def _experts(config: DecoderConfig, weights: Weights, prefix: str) -> Experts:
 
 
 def _stack(linear: Linear, count: int) -> Tensor | None:
-    """The matrices of all experts as one tensor [experts, rows, columns], if they are one."""
-    return linear.rows[0].unflatten(0, (count, -1)) if len(linear.rows) == 1 else None
+    """The matrices of all experts as one plain tensor [experts, rows, columns], if they are one."""
+    return linear.rows[0].unflatten(0, (count, -1)) if type(linear) is Linear and len(linear.rows) == 1 else None
 
 
 def _rope_index(config: DecoderConfig, layer: int) -> int | None:
@@ -137,12 +149,13 @@ def _optional_norm(config: DecoderConfig, weights: Weights, prefix: str, name: s
     return None if getattr(config.names, name) is None else _norm(config, weights, prefix + name)
 
 
-def _qk_norm(config: DecoderConfig, weights: Weights, tokens: Tensor, layer: int) -> QkNorm | None:
+def _qk_norm(config: DecoderConfig, weights: Weights, tokens: Tensor | Linear, layer: int) -> QkNorm | None:
     kind, prefix, size, eps = config.qk_norm_of(layer), f"layers.{layer}.", config.head_dim, config.norm_eps
     if kind is None:
         return None
     if kind == "plain":
-        return RMSNorm(tokens.new_ones(config.num_heads + config.num_kv_heads, size), size, eps)
+        ones = torch.ones(config.num_heads + config.num_kv_heads, size, dtype=tokens.dtype, device=tokens.device)
+        return RMSNorm(ones, size, eps)
     rows = [
         *_head_rows(config, weights, f"{prefix}query_norm", config.num_heads),
         *_head_rows(config, weights, f"{prefix}key_norm", config.num_kv_heads),

@@ -17,6 +17,7 @@ from ember.engine.layers.block import Block
 from ember.engine.layers.cache import KVCache
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.mlp import MLP
+from ember.engine.layers.scratch import reserve
 from ember.engine.models.build import Weights, build_parts, tensors_of
 from ember.engine.operators.base import Operators, Step
 from ember.engine.operators.experts import compute_mlp
@@ -114,12 +115,16 @@ class Decoder:
     def __init__(self, config: DecoderConfig, weights: Weights) -> None:
         """`weights` by the names of `description.weights.weight_specs`, on one device; the dict is emptied."""
         self.config = config
-        self.num_parameters = sum(tensor.numel() for tensor in tensors_of(weights))
+        self.num_parameters = sum(
+            weight.numel() if isinstance(weight, Tensor) else weight.num_parameters for weight in weights.values()
+        )
         self.weight_bytes = sum(tensor.nbytes for tensor in tensors_of(weights))
         tokens = weights["embed_tokens"]
-        assert isinstance(tokens, Tensor)
         self.dtype, self.device = tokens.dtype, tokens.device
         self.parts = build_parts(config, weights)
+        largest = max(linear.scratch_elements for linear in self.parts.matrices())
+        if largest and self.device.type != "cpu":
+            reserve(largest, self.dtype, self.device)  # before graphs hold its address, and the cache takes the memory
         self.ops: Ops = TorchOperators(config, self.parts, self.dtype, self.device)
         self._wire = WIRINGS[config.wiring]
 
@@ -129,8 +134,8 @@ class Decoder:
         for block in self.parts.blocks:
             if isinstance(block.mlp, Experts):
                 config = block.mlp.config
-                rows = (rows for mlp in block.mlp.each for linear in (mlp.up, mlp.down) for rows in linear.rows)
-                read -= (1 - config.per_token / config.count) ** num_tokens * sum(each.nbytes for each in rows)
+                nbytes = sum(mlp.up.nbytes + mlp.down.nbytes for mlp in block.mlp.each)
+                read -= (1 - config.per_token / config.count) ** num_tokens * nbytes
         return read
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:

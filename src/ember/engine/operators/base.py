@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -53,9 +53,6 @@ S = TypeVar("S", bound=Step)
 
 class Operators(Protocol[S]):
     """One way to compute a decoder's operations."""
-
-    layouts: ClassVar[frozenset[type[Linear]]]
-    """The layouts of weights that its own `linear` multiplies with; torch does it with the others."""
 
     @property
     def is_recordable(self) -> bool:

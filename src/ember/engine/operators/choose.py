@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,8 +10,8 @@ import torch
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.operator_choice import Decision, decide
 from ember.engine.description.operator_sets import check_features
-from ember.engine.errors import ModelError
 from ember.engine.layers.block import DecoderParts
+from ember.engine.layers.experts import Experts
 from ember.engine.layers.linear import Linear
 from ember.engine.operators.base import Operators
 from ember.engine.operators.torch_ops import TorchOperators
@@ -48,26 +47,25 @@ def choose(
     """Choose the operators for `parts`, which are on `device` in `dtype`. `weights`: the form of its matrices on a CPU
     (auto: unchanged; int8, int4).
 
-    Raises ModelError that names features and layouts that no set computes.
+    Raises ModelError that names features that no set computes.
     """
     check_features(config)
     torch_ops = TorchOperators(config, parts, dtype, device)
-    foreign = {type(weight) for weight in all_weights(parts)} - torch_ops.layouts
-    if foreign:
-        names = ", ".join(sorted(layout.__name__ for layout in foreign))
-        raise ModelError(f"no operators multiply weights of the layout {names}: {config.architecture} cannot be served")
     if device.type == "cuda":
-        return _for_gpu(config, torch_ops)
+        return _for_gpu(config, parts, torch_ops)
     return _for_cpu(config, parts, torch_ops, weights)
 
 
-def _for_gpu(config: DecoderConfig, torch_ops: TorchOperators) -> Choice:
+def _for_gpu(config: DecoderConfig, parts: DecoderParts, torch_ops: TorchOperators) -> Choice:
     dtype = _name(torch_ops.dtype)
     try:
         from ember.engine.operators.triton_ops import TritonOperators
     except ImportError as error:
         return Choice(torch_ops, decide(config, dtype, "cuda", fault=str(error)))
     decision = decide(config, dtype, "cuda")
+    if any(isinstance(block.mlp, Experts) and block.mlp.up is None for block in parts.blocks):
+        decision = decision.without("experts", "their weights are quantized")
+    decision = _with_restored(decision, parts, TritonOperators.layouts)
     return Choice(TritonOperators(torch_ops, decision.lacking), decision)
 
 
@@ -83,6 +81,7 @@ def _for_cpu(config: DecoderConfig, parts: DecoderParts, torch_ops: TorchOperato
         return Choice(torch_ops, decide(config, dtype, "cpu", weights, fault))
     from ember.engine.operators.native_ops import NativeOperators
 
+    decision = _with_restored(decision, parts, NativeOperators.layouts)
     return Choice(NativeOperators(torch_ops, parts, library, decision.lacking), decision)
 
 
@@ -90,9 +89,9 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def all_weights(parts: DecoderParts) -> Iterator[Linear]:
-    """The matrices of a decoder's matrix products."""
-    for block in parts.blocks:
-        yield from block.matrices()
-    yield from (weight for weight in (parts.embedding.project, parts.project_out) if weight is not None)
-    yield parts.head
+def _with_restored(decision: Decision, parts: DecoderParts, layouts: frozenset[type[Linear]]) -> Decision:
+    """The decision with the layouts that the set does not multiply as they are stored in its reason."""
+    names = sorted(layout.__name__ for layout in parts.layouts() - layouts)
+    if not names:
+        return decision
+    return replace(decision, reason=f"{decision.reason}; torch restores and multiplies {', '.join(names)}")

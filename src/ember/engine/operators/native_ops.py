@@ -23,6 +23,7 @@ from ember.engine.layers.block import Attention, DecoderParts
 from ember.engine.layers.cache import KVCache
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
+from ember.engine.layers.joined import JoinedLinear
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm
@@ -53,6 +54,7 @@ class NativeOperators:
     """`operators.base.Operators` over the C library. torch computes the operations in `lacking`."""
 
     layouts: ClassVar[frozenset[type[Linear]]] = frozenset({Linear, QuantisedLinear})
+    """The layouts of weights that the library multiplies as they are stored; torch restores the others."""
     is_recordable = False
 
     def __init__(self, torch_ops: TorchOperators, parts: DecoderParts, library: ctypes.CDLL, lacking: Lacking) -> None:
@@ -86,7 +88,8 @@ class NativeOperators:
         self._cache: KVCache | None = None
         self._workspace = torch.empty(0, dtype=torch.uint8)
         # The most rows of a step that one call computes: none if torch computes some operation.
-        self.max_whole_rows = MAX_ROWS if is_whole(config) and not lacking else 0
+        is_ours = all(type(linear) in self.layouts for block in parts.blocks for linear in block.matrices())
+        self.max_whole_rows = MAX_ROWS if is_whole(config) and not lacking and is_ours else 0
         # The most rows for the library's matrix products: any number without bfloat16 instructions, as torch is slow.
         self.max_product_rows = MAX_ROWS if cpu_has_bfloat16() else math.inf
         self.add_norm = torch_ops.add_norm if "add_norm" in lacking else self._add_norm
@@ -95,7 +98,8 @@ class NativeOperators:
         self.attend = torch_ops.attend if "attend" in lacking else self._attend
         self.gate = torch_ops.gate if "gate" in lacking else self._gate
         self.experts = torch_ops.experts if "experts" in lacking else self._experts
-        self.logits = torch_ops.logits if "logits" in lacking else self._logits
+        own_head = "logits" not in lacking and type(parts.head) in self.layouts
+        self.logits = self._logits if own_head else torch_ops.logits
 
     @property
     def reads_packed(self) -> bool:
@@ -103,7 +107,8 @@ class NativeOperators:
 
     def weights_moved(self, layer: int | None) -> None:
         if layer is None:
-            self._head = _matrix(self._parts.head)
+            if type(self._parts.head) in self.layouts:
+                self._head = _matrix(self._parts.head)
             return
         block = self._parts.blocks[layer]
         attention, made = block.attention, self._layers[layer]
@@ -112,6 +117,8 @@ class NativeOperators:
         made.query_key_norm = native.address(attention.qk_norm.weight) if attention.qk_norm is not None else None
         made.window, made.group = attention.window or 0, attention.group
         made.rope = -1 if attention.rope is None else attention.rope
+        if not all(type(linear) in self.layouts for linear in block.matrices()):
+            return
         made.qkv, made.output = _matrix(attention.qkv), _matrix(attention.output)
         if isinstance(block.mlp, MLP):
             made.up, made.down = _matrix(block.mlp.up), _matrix(block.mlp.down)
@@ -176,6 +183,8 @@ class NativeOperators:
         return normed, residual
 
     def _linear(self, weight: Linear, x: Tensor, step: NativeStep) -> Tensor:
+        if isinstance(weight, JoinedLinear):
+            return torch.cat([self._linear(part, x, step) for part in weight.parts], dim=-1)
         if len(x) > self.max_product_rows or type(weight) not in self.layouts:
             return weight(x)
         matrix, threads = _matrix(weight), torch.get_num_threads()

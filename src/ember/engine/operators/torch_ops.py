@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container
 from functools import partial
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +22,6 @@ from ember.engine.layers.rotary import Rotary, query_scales
 from ember.engine.operators.base import Heads, Step
 from ember.engine.operators.experts import compute_experts
 from ember.engine.operators.torch_attention import AttentionPlan, attend, plan_attention
-from ember.engine.quantization.cpu_int import QuantisedLinear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -35,9 +33,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class TorchOperators:
-    """`operators.base.Operators` over torch's operators."""
+    """`operators.base.Operators` over torch's operators. They multiply every layout of weights."""
 
-    layouts: ClassVar[frozenset[type[Linear]]] = frozenset({Linear, QuantisedLinear})
     is_recordable = False  # attention is planned on the host
 
     def __init__(self, config: DecoderConfig, parts: DecoderParts, dtype: torch.dtype, device: torch.device) -> None:

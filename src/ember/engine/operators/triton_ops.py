@@ -27,6 +27,7 @@ from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention
 from ember.engine.layers.cache import KVCache
 from ember.engine.layers.experts import Experts
+from ember.engine.layers.joined import JoinedLinear
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm, RMSNorm
@@ -62,6 +63,7 @@ class TritonOperators:
     """`operators.base.Operators` in Triton kernels. torch computes the operations in `lacking`."""
 
     layouts: ClassVar[frozenset[type[Linear]]] = frozenset({Linear})
+    """The layouts of weights that `linear` multiplies as they are stored; torch restores the others."""
 
     def __init__(self, torch_ops: TorchOperators, lacking: Lacking) -> None:
         config = torch_ops.config
@@ -116,6 +118,8 @@ class TritonOperators:
         return None
 
     def _linear(self, weight: Linear, x: Tensor, step: Step) -> Tensor:
+        if isinstance(weight, JoinedLinear):
+            return torch.cat([self._linear(part, x, step) for part in weight.parts], dim=-1)
         if type(weight) is Linear and x.shape[0] <= MAX_ROWS and len(weight.rows) == 1:
             if self._capability is None:
                 self._capability = device_capability(x.device)

@@ -42,16 +42,36 @@ class Source(NamedTuple):
     is_vector: bool = False  # whether the part is a vector, stored as matrices of one column
 
 
+class StoredTensor(Protocol):
+    """What the header of a weight file says of a tensor."""
+
+    @property
+    def dtype(self) -> str:
+        """safetensors' name."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+Files = Mapping[str, StoredTensor]
+"""The tensors of a checkpoint by their names. It is empty where the files are not known: config.json decides alone."""
+
+
 class WeightFormat(Protocol):
-    """How a checkpoint stores weights. `name`: the format's name in config.json."""
+    """How a checkpoint stores weights. `name`: the format's name in config.json.
+
+    `unused`: ends of the names of stored tensors that the format does not need.
+    """
 
     name: str
+    unused: tuple[str, ...]
 
     def sources(self, spec: Spec) -> list[Source]:
         """The stored tensors of the weight, in the order of the rows of each part."""
 
     def assemble(self, spec: Spec, tensors: Mapping[str, tuple[Tensor, ...]], dtype: torch.dtype) -> Linear | Tensor:
-        """The weight: a linear layer for a `LinearSpec`, a tensor for a `TensorSpec`.
+        """The weight: a linear layer for a `LinearSpec`, a tensor for a `TensorSpec`, or a linear layer for a table of
+        embeddings that is not restored.
 
         `tensors`: the parts, [rows, columns] or, for vectors, [rows], in the dtypes of their sources. A mapped matrix
         may have several tensors, in the order of their rows. `dtype`: the model's.

@@ -7,79 +7,69 @@ rows, which are mostly prompts, a layer's weight is dequantised to bfloat16 whil
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from copy import copy
+from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ember.engine.errors import ModelError
 from ember.engine.layers.block import DecoderParts
 from ember.engine.layers.linear import Linear, Pages, fresh_memory
+from ember.engine.layers.restored import RestoredLinear
 from ember_cpu import library as native
 
 BITS = {"int8": 8, "int4": 4}
 _PIECE = 32 << 20  # bytes quantised at a time
 
 
-class Scratch:
-    """A buffer for one dequantised weight."""
+class QuantisedLinear(RestoredLinear):
+    """A quantised linear layer, x @ weight.T + bias. `codes`: the integers, [out, in * bits / 8]."""
 
-    def __init__(self) -> None:
-        self._memory = torch.empty(0, dtype=torch.bfloat16)
+    __slots__ = ("_library", "codes", "matrix", "scales")
 
-    def take(self, rows: int, columns: int) -> Tensor:
-        if self._memory.numel() < rows * columns:
-            self._memory = fresh_memory(rows * columns * 2, torch.bfloat16)
-        return self._memory[: rows * columns].view(rows, columns)
-
-
-class QuantisedLinear(Linear):
-    """A quantised linear layer, x @ weight.T + bias. `rows`: the stored bytes, [out, in * bits / 8]."""
-
-    __slots__ = ("_library", "_scratch", "matrix", "scales")
-
-    def __init__(
-        self, library: ctypes.CDLL, linear: Linear, bits: int, scratch: Scratch, pages: Pages | None = None
-    ) -> None:
+    def __init__(self, library: ctypes.CDLL, linear: Linear, bits: int, pages: Pages | None = None) -> None:
         """`linear`: plain bfloat16, [out, in]; `in` is a multiple of 128. If it is mapped (`pages`), its pages are
-        dropped chunk by chunk. `scratch`: shared with layers that compute at other times."""
-        self._library, self._scratch = library, scratch
-        out, width = sum(len(part) for part in linear.rows), linear.rows[0].shape[1]
-        codes = fresh_memory(out * width * bits // 8, torch.uint8).view(out, -1)
+        dropped chunk by chunk."""
+        super().__init__(torch.bfloat16, linear.bias)
+        self._library = library
+        out, width = linear.out_features, linear.in_features
+        self.codes = fresh_memory(out * width * bits // 8, torch.uint8).view(out, -1)
         self.scales = torch.empty(out, width // native.GROUP)  # float32
         at, threads = 0, torch.get_num_threads()
         for piece in (piece for rows in linear.rows for piece in rows.split(max(1, _PIECE // (2 * width)))):
-            to = (codes[at:].data_ptr(), self.scales[at:].data_ptr())
+            to = (self.codes[at:].data_ptr(), self.scales[at:].data_ptr())
             library.ember_quantise(native.matrix((piece,)), bits, *to, threads)
             if pages is not None:
                 pages.let_go(piece.data_ptr(), piece.nbytes)
             at += len(piece)
-        super().__init__(codes, bias=linear.bias)
-        self.matrix = native.quantised_matrix(codes, self.scales, bits, self.bias)
+        self.matrix = native.quantised_matrix(self.codes, self.scales, bits, self.bias)
 
     @property
-    def weight(self) -> Tensor:
-        """The dequantised weight, [out, in] bfloat16, a copy."""
-        return self._restore(torch.empty(len(self.rows[0]), self.matrix.columns, dtype=torch.bfloat16))
+    def out_features(self) -> int:
+        return len(self.codes)
 
     @property
-    def nbytes(self) -> int:
-        return self.rows[0].nbytes + self.scales.nbytes
+    def in_features(self) -> int:
+        columns: int = self.matrix.columns
+        return columns
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[rows, in] -> [rows, out]."""
-        weight = self._scratch.take(len(self.rows[0]), self.matrix.columns)
-        return F.linear(x, self._restore(weight), self.bias)
+    def tensors(self) -> Iterator[Tensor]:
+        yield from (self.codes, self.scales)
+        if self.bias is not None:
+            yield self.bias
 
-    def look_up(self, ids: Tensor) -> Tensor:
-        """Rows of the weight: [T] -> [T, in] bfloat16."""
-        codes, scales = self.rows[0][ids], self.scales[ids]
-        found = torch.empty(len(ids), self.matrix.columns, dtype=torch.bfloat16)
-        matrix = native.quantised_matrix(codes, scales, self.matrix.bits)
-        self._library.ember_restore(matrix, found.data_ptr(), torch.get_num_threads())
-        return found
+    def select(self, rows: slice | Tensor) -> Self:
+        made = copy(self)
+        made.codes, made.scales, made.bias = self.codes[rows], self.scales[rows], None
+        made.matrix = native.quantised_matrix(made.codes, made.scales, self.matrix.bits)
+        return made
 
-    def _restore(self, weight: Tensor) -> Tensor:
+    def restored(self) -> Tensor:
+        return self.restore_into(torch.empty(self.out_features, self.in_features, dtype=torch.bfloat16))
+
+    def restore_into(self, weight: Tensor) -> Tensor:
         self._library.ember_restore(self.matrix, weight.data_ptr(), torch.get_num_threads())
         return weight
 
@@ -93,10 +83,10 @@ def quantise(parts: DecoderParts, weights: str, pages: Pages | None) -> int:
     library = native.load()
     if library is None:
         raise ModelError("CPU_WEIGHTS: the C library for CPUs cannot be used; the log says why")
-    made, scratch = [], Scratch()
+    made = []
 
     def small(linear: Linear, bits: int = BITS[weights]) -> QuantisedLinear:
-        made.append(QuantisedLinear(library, linear, bits, scratch, pages))
+        made.append(QuantisedLinear(library, linear, bits, pages))
         return made[-1]
 
     for block in parts.blocks:
@@ -108,5 +98,5 @@ def quantise(parts: DecoderParts, weights: str, pages: Pages | None) -> int:
     assert isinstance(tokens, Tensor)
     is_tied = parts.head.rows[0] is tokens
     parts.head = head = small(parts.head, 8)
-    parts.embedding.tokens = head if is_tied else QuantisedLinear(library, Linear(tokens), 8, scratch, pages)
+    parts.embedding.tokens = head if is_tied else QuantisedLinear(library, Linear(tokens), 8, pages)
     return sum(linear.nbytes for linear in made)

@@ -20,6 +20,7 @@ class Plain:
     """The format of unquantised matrices, vectors and tables."""
 
     name = "plain"
+    unused: tuple[str, ...] = ()
 
     def sources(self, spec: Spec) -> list[Source]:
         if isinstance(spec, TensorSpec):

@@ -1,0 +1,63 @@
+"""Modules that a checkpoint leaves unquantised, by the lists in its quantization_config. No torch is imported."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from ember.engine.description.fields import shown
+from ember.engine.errors import ModelError
+
+# Parts of a module that other programs fuse, so that lists may name the whole.
+_FUSED = {
+    "q_proj": "qkv_proj",
+    "k_proj": "qkv_proj",
+    "v_proj": "qkv_proj",
+    "gate_proj": "gate_up_proj",
+    "up_proj": "gate_up_proj",
+}
+
+
+class Ignored:
+    """A list of modules, as `modules_to_not_convert`, `ignore`, `exclude_modules` and `llm_int8_skip_modules` have it.
+
+    An entry is one of these:
+      - a name, or consecutive parts of one: it covers that module and those in it (`lm_head`, `mlp.gate`,
+        `model.layers.0`)
+      - a name with `*` or `?`
+      - `re:` and a regular expression, which matches from the name's beginning on
+    """
+
+    def __init__(self, entries: Iterable[str], field: str) -> None:
+        """`field`: the list's name, for errors. Raises ModelError for an entry that cannot be read."""
+        self._names: list[str] = []
+        self._patterns: list[str] = []
+        self._expressions: list[re.Pattern[str]] = []
+        for entry in entries:
+            if not isinstance(entry, str):
+                raise ModelError(f"{field} has {shown(entry)}: its entries must be names of modules")
+            if entry.startswith("re:"):
+                try:
+                    self._expressions.append(re.compile(entry[3:]))
+                except re.error as error:
+                    raise ModelError(f"{field} has {shown(entry)}, which is no regular expression: {error}") from None
+            elif "*" in entry or "?" in entry:
+                self._patterns.append(entry)
+            elif entry:
+                self._names.append(f".{entry}.")
+
+    def __contains__(self, module: object) -> bool:
+        """Whether a module, by its whole name without `.weight`, is left unquantised."""
+        if not isinstance(module, str):
+            return False
+        before, dot, last = module.rpartition(".")
+        return self._covers(module) or (last in _FUSED and self._covers(f"{before}{dot}{_FUSED[last]}"))
+
+    def _covers(self, module: str) -> bool:
+        dotted = f".{module}."
+        return (
+            any(name in dotted for name in self._names)
+            or any(fnmatchcase(module, pattern) for pattern in self._patterns)
+            or any(expression.match(module) for expression in self._expressions)
+        )
