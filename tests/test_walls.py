@@ -41,7 +41,7 @@ PLATFORM = (("ember.platform",),)
 ENTRY = ("ember.cli", "ember.__main__")  # may import everything
 # All other modules directly in `ember`, and these rooms, are the ground: everybody may import them, and they import the
 # ground alone.
-GROUND = ("ember.settings",)
+GROUND = ("ember.settings", "ember.gguf")
 PACKAGES = ("ember", "ember.front", "ember.engine", "ember.demo")  # whose own `__init__` is ground too
 
 KERNELS = {  # package -> who may import it; a package of kernels imports nothing of ours but itself
