@@ -88,6 +88,11 @@ class LinearSpec(NamedTuple):
         """The columns of the stored matrices that are used: the first, and the one after the last."""
         return self.first_input, self.first_input + self.inputs
 
+    @property
+    def is_in_block(self) -> bool:
+        """Whether it is a matrix of attention, of an MLP or of experts, and no router."""
+        return self.name.startswith("layers.") and not self.name.endswith("router")
+
 
 class TensorSpec(NamedTuple):
     """A vector or a table that is used as it is stored."""

@@ -153,7 +153,10 @@ def load_dummy(config: DecoderConfig, dtype: str, device: torch.device) -> Loade
     tensors = empty_tensors(plan, device)
     generator = torch.Generator(device).manual_seed(_DUMMY_SEED)
     for (tensor,) in tensors.values():
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and tensor.dtype.itemsize == 1:  # torch draws no float8
+            drawn = torch.empty(tensor.shape, device=device).uniform_(1 / 16, 1, generator=generator)
+            tensor.copy_(drawn)
+        elif tensor.is_floating_point():
             tensor.uniform_(-_DUMMY_RANGE, _DUMMY_RANGE, generator=generator)
         else:
             tensor.random_(0, 2, generator=generator)

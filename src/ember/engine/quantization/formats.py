@@ -16,9 +16,14 @@ from ember.engine.quantization.plain import Plain
 # `quant_method` of config.json -> the format's class: the module in this room, and the name. Only the module of the
 # current format is imported. The class is called with the `DecoderConfig`, whose `quantization` has all the fields, and
 # with the tensors of the files (`base.Files`).
-FORMATS: dict[str, str] = {}
+FORMATS: dict[str, str] = {
+    "fp8": "fp8.fp8",
+    "fbgemm_fp8": "fp8.fbgemm_fp8",
+}
 # Values of QUANTIZATION that quantise a plain checkpoint while it is loaded -> the format's class, as above.
-ONLINE: dict[str, str] = {}
+ONLINE: dict[str, str] = {
+    "fp8": "fp8.OnlineFp8",
+}
 # Values of QUANTIZATION that are not themselves a `quant_method` -> those that they allow.
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "awq_marlin": ("awq",),

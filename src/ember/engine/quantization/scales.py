@@ -1,0 +1,106 @@
+"""Stored scales of matrices, read whole, and which of them each output row has. No torch is imported.
+
+A matrix has one scale, one for each row, or one for each block of rows and columns; a stack has those of each of its
+matrices. Rows of one stored matrix may belong to several layers, and not begin where a block does. So the scales are
+read whole, and `row_numbers` says which row of them belongs to which output row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from typing import TYPE_CHECKING
+
+from ember.engine.description.weights import LinearSpec, Rows, Size, Stored
+from ember.engine.quantization.base import FLOATS, Files, Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Block = tuple[int | None, int | None]
+"""Rows and columns that share a scale; None: all of the matrix."""
+
+
+def scale_sources(spec: LinearSpec, part: str, suffix: str, block: Block, files: Files) -> list[Source]:
+    """The whole scales of every stored matrix that the layer has rows of. The part is a float32 matrix with a row for
+    each row of scales, one matrix after the other."""
+    found = []
+    for stored in _matrices(spec):
+        count, columns = _scale_rows(stored, block), 1 if block[1] is None else -(-stored.columns.extent // block[1])
+        name = stored.name + suffix
+        rows = count * (1 if stored.stack is None else stored.stack.extent)
+        shape = _shape(stored, count, columns, block)
+        entry = files.get(name)
+        if entry is not None and _without_ones(entry.shape) == _without_ones(tuple(size.extent for size in shape)):
+            shape = tuple(Size(extent, "") for extent in entry.shape)
+        found.append(
+            Source(
+                part,
+                name,
+                shape,
+                (rows, columns),
+                Rows(0, rows),
+                (0, columns),
+                stored=(*FLOATS, "F8_E8M0"),
+                dtype="float32",
+            )
+        )
+    return found
+
+
+def row_numbers(spec: LinearSpec, block: Block) -> Tensor:
+    """For each output row of the layer, the row of the part that `scale_sources` made: int64 [out]."""
+    import torch
+
+    firsts, total = {}, 0
+    for stored in _matrices(spec):
+        firsts[stored] = total
+        total += _scale_rows(stored, block) * (1 if stored.stack is None else stored.stack.extent)
+    numbers = []
+    for stored, rows, stack_index in spec.outputs:
+        first = stack_index * stored.rows.extent + rows.start
+        runs = torch.arange(rows.runs)[:, None] * rows.step
+        row = (first + runs + torch.arange(rows.size)).flatten()
+        matrix, row = row // stored.rows.extent, row % stored.rows.extent
+        inner = torch.zeros_like(row) if block[0] is None else row // block[0]
+        numbers.append(firsts[stored] + matrix * _scale_rows(stored, block) + inner)
+    return torch.cat(numbers)
+
+
+def _matrices(spec: LinearSpec) -> Iterator[Stored]:
+    return iter(dict.fromkeys(output.stored for output in spec.outputs))
+
+
+def _scale_rows(stored: Stored, block: Block) -> int:
+    return 1 if block[0] is None else -(-stored.rows.extent // block[0])
+
+
+def _shape(stored: Stored, rows: int, columns: int, block: Block) -> tuple[Size, ...]:
+    """The usual shape of the scales: without dimensions for what has one scale."""
+    height, width = block
+    sizes = [] if stored.stack is None else [stored.stack]
+    if height is not None:
+        says = stored.rows.says if height == 1 else f"{stored.rows.says} in blocks of {height}"
+        sizes.append(Size(rows, says))
+    if width is not None:
+        sizes.append(Size(columns, f"{stored.columns.says} in blocks of {width}"))
+    return tuple(sizes)
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(extent for extent in shape if extent != 1)
+
+
+def block_of(stored: Stored, shape: tuple[int, ...], asked: tuple[int, int] | None) -> Block | None:
+    """What the scales of this shape belong to; None if they fit no form. `asked`: the blocks of config.json."""
+    count = 1 if stored.stack is None else stored.stack.extent
+    rows, columns = stored.rows.extent, stored.columns.extent
+    if asked is not None:
+        expected = (-(-rows // asked[0]), -(-columns // asked[1]))
+        if prod(shape) == count * prod(expected) and shape[-2:] == expected:
+            return asked
+    if prod(shape) == count:
+        return None, None
+    if prod(shape) == count * rows and _without_ones(shape)[-1:] == (rows,):
+        return 1, None
+    return None
