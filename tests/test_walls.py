@@ -38,7 +38,7 @@ ENGINE = (
     ("ember.engine.errors", "ember.engine.lean"),
 )
 PLATFORM = (("ember.platform",),)
-ENTRY = ("ember.cli", "ember.__main__")  # may import everything
+ENTRY = ("ember.cli", "ember.__main__")  # these and what is in them may import everything
 # All other modules directly in `ember`, and these rooms, are the ground: everybody may import them, and they import the
 # ground alone.
 GROUND = ("ember.settings", "ember.gguf")
@@ -78,7 +78,7 @@ def room_of(module: str) -> str:
     for room in ROOMS:
         if is_in(module, room):
             return room
-    if module in ENTRY:
+    if any(is_in(module, entry) for entry in ENTRY):
         return "entry"
     top = module.split(".")
     if top[0] in KERNELS:

@@ -16,7 +16,6 @@ log = logging.getLogger(__name__)
 
 MAX_ROWS = 128  # rows in one call, as in matrix.h
 ROPES = 2  # kinds of rotary positions in a model, as in model.h
-GROUP = 64  # weights that share a scale, as in quantised.h
 
 _I64, _POINTER = ctypes.c_int64, ctypes.c_void_p
 
@@ -118,7 +117,8 @@ def matrix(pieces: tuple[Tensor, ...], bias: Tensor | None = None) -> Matrix:
 def quantised_matrix(codes: Tensor, scales: Tensor, bits: int, bias: Tensor | None = None) -> Matrix:
     """A matrix of 8 or 4 bits. Its arguments must outlive it.
 
-    `codes`: [rows, columns * bits / 8] uint8 and `scales`: [rows, columns / GROUP] float32, from `ember_quantise`.
+    `codes`: [rows, columns * bits / 8] uint8 and `scales`: [rows, columns / GROUP] float32 (`variants.GROUP`), from
+    `ember_quantise`.
     """
     made = Matrix(bias=address(bias), scales=scales.data_ptr(), columns=codes.shape[1] * 8 // bits, bits=bits)
     made.piece[0], made.rows[0] = codes.data_ptr(), len(codes)

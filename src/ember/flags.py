@@ -1,6 +1,6 @@
 """The flags of the `ember` command: one for each setting, and those of each command.
 
-This module is separate from cli.py, which starts the engine process before it imports the settings.
+This module is separate from `ember.cli`, which starts the engine process before it imports the settings.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ember import __version__
 from ember.settings import Settings, variable_names
 
 _FOREIGN_PREFIXES = ("VLLM_", "EMBER_", "OMP_", "HUGGING_FACE_", "OPENAI_")
-_COMMANDS = ("serve", "worker", "platform", "settings", "boot-report")
+_COMMANDS = ("serve", "worker", "platform", "inspect", "settings", "boot-report")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,6 +45,12 @@ def make_parser() -> argparse.ArgumentParser:
     platform.add_argument("positional_model", nargs="?", metavar="MODEL", help="run a worker with it in this process")
     platform.add_argument("--env", metavar="URL", help="print the variables of a worker for the platform at URL")
     _add_settings(platform)
+    inspect = commands.add_parser(
+        "inspect", help="say what a boot of a model would choose and need", allow_abbrev=False
+    )
+    inspect.add_argument("positional_model", nargs="?", default=None, metavar="MODEL", help="same as --model-name")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+    _add_settings(inspect)
     report = commands.add_parser("boot-report", help="draw a boot timeline", allow_abbrev=False)
     report.add_argument("file", metavar="FILE", help="what EMBER_BOOT_REPORT wrote, or a server's URL")
     report.add_argument("--svg", metavar="OUT", help="write it as a picture too")

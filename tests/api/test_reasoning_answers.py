@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ember.front.formats import choose_formats
+from ember.front.formats import choose_formats, formats_of
 from ember.settings import Settings
 from tests.api.fakes import Deployment
 from tests.api.talking import message_of, talking
@@ -148,6 +148,18 @@ def test_the_log_says_what_was_chosen_and_why(deployment: Deployment, caplog: py
         choose_formats(
             Settings(model_name="org/x", reasoning_parser="x"), deployment.tokenizer, template, Path("/nowhere")
         )
+
+
+def test_formats_follow_the_overridden_model_type(deployment: Deployment, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "seed_oss"}')
+
+    def chosen(overrides: dict[str, Any]) -> tuple[str, str]:
+        formats = formats_of(Settings(model_name="org/x", hf_overrides=overrides), None, None, tmp_path)
+        return formats.reasoning_name, formats.tools_name
+
+    assert chosen({}) == ("seed_oss", "seed_oss")
+    assert chosen({"model_type": "gpt_oss"}) == ("openai_gptoss", "openai")
+    assert chosen({"model_type": 7}) == ("none", "none")
 
 
 def test_text_behind_the_reasoning_comes_as_it_is_made(deployment: Deployment) -> None:

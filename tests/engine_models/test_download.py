@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from ember.engine.core.prediction import Prediction, Target, predict
 from ember.engine.errors import ModelError
 from ember.engine.loading import download as downloading
 from ember.engine.loading import resolve
 from ember.engine.loading.files import weight_files
 from ember.engine.loading.resolve import Places, resolve_model, resolve_tokenizer
+from ember.wire import Configure
+from tests.engine_models.tiny import make_tiny
 from tests.support.fake_hub import FakeHub
 
 WEIGHTS = os.urandom(3 << 20)
@@ -317,3 +321,51 @@ def test_a_place_that_cannot_be_written(hub: FakeHub, tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert "cannot be written: set DOWNLOAD_DIR" in fails(tmp_path)
+
+
+def described(tmp_path: Path, name: str, **settings: Any) -> Prediction:
+    cpu = Target("here", "cpu", 1 << 33, 1 << 33)
+    return predict(Configure(model=name, download_dir=str(tmp_path / "cache"), **settings), [cpu])
+
+
+@pytest.mark.parametrize("shard", ["5GB", "200KB"])
+def test_the_headers_of_weights_on_the_hub_describe_a_model(hub: FakeHub, tmp_path: Path, shard: str) -> None:
+    """No weights are downloaded, and the description is that of the directory."""
+    directory = make_tiny("llama", tmp_path / "model", max_shard_size=shard, vocab_size=20_000)
+    files = {file.name: file.read_bytes() for file in directory.iterdir()}
+    assert (len([name for name in files if name.endswith(".safetensors")]) > 1) == (shard == "200KB")
+    hub.add("org/name", {**files, "onnx/model.onnx": b"x", "pytorch_model.bin": b"x"})
+    remote, local = described(tmp_path, "org/name"), described(tmp_path, str(directory))
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    assert hub.sent < sum(map(len, files.values())) / 3
+    assert remote.model_dir != local.model_dir
+    assert replace(remote, model_dir="") == replace(local, model_dir="") and not remote.is_estimate
+    resolve_model("org/name", None, places(tmp_path))
+    hub.refuse = 500
+    assert described(tmp_path, "org/name") == remote, "from the cache alone"
+
+
+def test_other_files_on_the_hub_are_described_by_config_json(hub: FakeHub, tmp_path: Path) -> None:
+    directory = make_tiny("llama", tmp_path / "model")
+    config = (directory / "config.json").read_bytes()
+    hub.add("org/name", {"config.json": config, "pytorch_model.bin": b"x" * 12345})
+    remote, local = described(tmp_path, "org/name"), described(tmp_path, str(directory))
+    assert remote.is_estimate and remote.file_bytes == 12345
+    assert (remote.parameters, remote.devices) == (local.parameters, local.devices)
+
+
+def test_what_the_hub_refuses_is_one_line_with_the_words_of_the_boot(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = (make_tiny("llama", tmp_path / "model") / "config.json").read_bytes()
+    hub.add("org/name", {"config.json": config, "model.safetensors": b"\x10"})
+    hub.add("org/none", {"config.json": config, "README.md": b"x"})
+    for name in ("org/missing", "org/none"):
+        with pytest.raises(ModelError) as caught:
+            described(tmp_path, name)
+        assert str(caught.value) == fails(tmp_path, name)
+    with pytest.raises(ModelError, match=r"org/name could not be downloaded: SafetensorsParsingError: "):
+        described(tmp_path, "org/name")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match="org/name is not cached here and HF_HUB_OFFLINE forbids a download"):
+        described(tmp_path, "org/name")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ember.engine.description.overrides import overridden
+from ember.config_overrides import overridden
 from ember.engine.description.read_config import load_config
 from ember.engine.errors import ModelError
 from ember.engine.loading.load import load_decoder

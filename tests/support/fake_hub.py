@@ -19,7 +19,7 @@ from typing import Any
 
 from aiohttp import web
 
-_RANGE = re.compile(r"bytes=(\d+)-")
+_RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 
 @dataclass
@@ -45,6 +45,7 @@ class FakeHub:
         self.delay = 0.0  # between two pieces
         self.requests: list[tuple[str, str]] = []  # method, path
         self.ranges: list[int] = []  # first bytes of ranges that were asked for
+        self.sent = 0  # bytes of content
         self.together = 0  # weight files that must be asked for at the same time before one of them is sent
         self.port = 0
         self._asked = 0
@@ -134,26 +135,28 @@ class FakeHub:
             "X-Repo-Commit": repository.commit,
             "Accept-Ranges": "bytes",
         }
-        start = 0
+        start, stop = 0, len(content)
         if found := _RANGE.match(request.headers.get("range", "")):
             start = int(found[1])
             self.ranges.append(start)
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        response = web.StreamResponse(status=206 if start else 200, headers=headers)
-        response.content_length = len(content) - start
+            stop = min(stop, int(found[2] or stop) + 1)
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+        response = web.StreamResponse(status=206 if found else 200, headers=headers)
+        response.content_length = stop - start
         if request.method == "HEAD":
             await response.prepare(request)
             return response
-        end = start + self.cut.pop(0) if self.cut and len(content) > self.piece else len(content)
+        end = start + self.cut.pop(0) if self.cut and len(content) > self.piece else stop
         if request.path.endswith(".safetensors"):
             self._asked += 1
             while self._asked < self.together:
                 await asyncio.sleep(0.01)
         await response.prepare(request)
-        for position in range(start, min(end, len(content)), self.piece):
-            await response.write(content[position : min(position + self.piece, end)])
+        for position in range(start, min(end, stop), self.piece):
+            await response.write(content[position : min(position + self.piece, end, stop)])
             await asyncio.sleep(self.delay)
-        if end < len(content) and request.transport is not None:
+        self.sent += min(end, stop) - start
+        if end < stop and request.transport is not None:
             request.transport.close()
         return response
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ember import untrusted_json
+from ember.config_overrides import overridden
 from ember.front.text.reasoning import ReasoningFormat, choose_reasoning_format
 from ember.front.text.template import ChatTemplate
 from ember.front.text.tokenizer import Tokenizer
@@ -19,10 +22,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Formats:
-    """The model's formats. None: the model has no known one."""
+    """The model's formats, each with the reason for it. None: the model has no known one."""
 
     reasoning: ReasoningFormat | None
+    reasoning_reason: str
     tools: ToolFormat | None
+    tools_reason: str
+
+    @property
+    def reasoning_name(self) -> str:
+        return "none" if self.reasoning is None else self.reasoning.name
+
+    @property
+    def tools_name(self) -> str:
+        return "none" if self.tools is None else self.tools.name
 
 
 def choose_formats(settings: Settings, tokenizer: Tokenizer, template: ChatTemplate | None, model_dir: Path) -> Formats:
@@ -31,23 +44,32 @@ def choose_formats(settings: Settings, tokenizer: Tokenizer, template: ChatTempl
 
     Raises ValueError, with one line, for an unknown name in the settings.
     """
-    own = tokenizer.chat_template
+    formats = formats_of(settings, tokenizer.chat_template, template, model_dir)
+    log.info("reasoning format: %s (%s)", formats.reasoning_name, formats.reasoning_reason)
+    log.info("tool call format: %s (%s)", formats.tools_name, formats.tools_reason)
+    return formats
+
+
+def formats_of(
+    settings: Settings, own: str | Mapping[str, str] | None, template: ChatTemplate | None, model_dir: Path
+) -> Formats:
+    """The formats, without a line in the log. `own`: the model's chat template, or its named ones. Raises
+    ValueError."""
     texts = [template.source] if template is not None else []
-    if isinstance(own, dict) and settings.custom_chat_template is None:
+    if isinstance(own, Mapping) and settings.custom_chat_template is None:
         texts += own.values()
     text = "\n".join(texts)
-    kind = _model_type(model_dir)
+    kind = _model_type(model_dir, settings.hf_overrides)
     name = settings.model_name or "demo"
-    reasoning, why = choose_reasoning_format(text, kind, name, settings.reasoning_parser)
-    log.info("reasoning format: %s (%s)", "none" if reasoning is None else reasoning.name, why)
-    tools, why = choose_tool_format(text, kind, name, settings.tool_call_parser)
-    log.info("tool call format: %s (%s)", "none" if tools is None else tools.name, why)
-    return Formats(reasoning, tools)
+    reasoning = choose_reasoning_format(text, kind, name, settings.reasoning_parser)
+    tools = choose_tool_format(text, kind, name, settings.tool_call_parser)
+    return Formats(*reasoning, *tools)
 
 
-def _model_type(model_dir: Path) -> str | None:
+def _model_type(model_dir: Path, overrides: Mapping[str, Any]) -> str | None:
     try:
-        kind = untrusted_json.read_file(model_dir / "config.json", MAX_JSON_BYTES).get("model_type")
-    except (OSError, ValueError, AttributeError):
+        fields = untrusted_json.read_file(model_dir / "config.json", MAX_JSON_BYTES)
+        kind = overridden(fields, overrides).get("model_type")
+    except (OSError, ValueError, AttributeError, TypeError):
         return None  # the engine reports the error
     return kind if isinstance(kind, str) else None

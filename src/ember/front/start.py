@@ -38,8 +38,19 @@ def launch(settings: Settings) -> Worker:
     engine = spawn()
     timeline.add("spawn", timeline.origin, engine.started)
     timeline.add("settings", engine.started, now())
+    configure = configure_of(settings, timeline.origin)
+    from ember.front.link.admission import Admission
+    from ember.front.link.client import EngineClient
+
+    admission = Admission(settings.max_num_queued_reqs, settings.max_num_queued_tokens)
+    client = EngineClient(engine, configure, timeline, settings.engine_restarts, admission)
+    return Worker(settings, client, timeline)
+
+
+def configure_of(settings: Settings, boot_origin: float | None = None) -> Configure:
+    """The engine's part of the settings."""
     token = settings.hf_token
-    configure = Configure(
+    return Configure(
         model=settings.model_name or "demo",
         revision=settings.model_revision,
         tokenizer=settings.tokenizer_name,
@@ -69,14 +80,8 @@ def launch(settings: Settings) -> Worker:
         enforce_eager=settings.enforce_eager,
         step_timeout=settings.step_timeout,
         lean_torch=settings.lean_torch,
-        boot_origin=timeline.origin,
+        boot_origin=boot_origin,
     )
-    from ember.front.link.admission import Admission
-    from ember.front.link.client import EngineClient
-
-    admission = Admission(settings.max_num_queued_reqs, settings.max_num_queued_tokens)
-    client = EngineClient(engine, configure, timeline, settings.engine_restarts, admission)
-    return Worker(settings, client, timeline)
 
 
 class Worker:
@@ -135,7 +140,7 @@ class Worker:
         from ember.front.tracing import Tracer, TracingError
 
         gc.freeze()  # imported objects stay, so collections need not visit them
-        gc.enable()  # cli.py disabled it
+        gc.enable()  # ember.cli disabled it
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         located = await asyncio.shield(self.engine.located)
         model_dir = Path(located.model_dir)

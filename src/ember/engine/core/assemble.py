@@ -13,13 +13,13 @@ import torch
 from ember.boot import Timeline
 from ember.engine.core.block_manager import BlockManager
 from ember.engine.core.block_pool import BlockPool
-from ember.engine.core.boot import Opened, check_cpu_weights, dtype_name
+from ember.engine.core.boot import NO_GPU, Opened, check_cpu_weights, cpu_weights_warning, dtype_name
 from ember.engine.core.chores import Chore, Chores, settling
 from ember.engine.core.engine import Engine
 from ember.engine.core.grammars.workers import GrammarWorkers
 from ember.engine.core.intake import TASKS
 from ember.engine.core.limits import EngineLimits
-from ember.engine.core.memory import Memory, available_host_bytes, plan_memory, readable
+from ember.engine.core.memory import Memory, available_host_bytes, plan_memory
 from ember.engine.core.runner import Runner, StepRunner
 from ember.engine.core.scheduler import Scheduler
 from ember.engine.core.threads import allowed_cpus, usable_cores
@@ -33,6 +33,7 @@ from ember.engine.loading.load import Loaded, load_decoder
 from ember.engine.models.decoder import Decoder
 from ember.engine.operators.choose import choose
 from ember.engine.quantization.cpu_int import quantise
+from ember.sizes import binary_size
 from ember.wire import Configure, Ready
 
 
@@ -72,7 +73,7 @@ def choose_device(configure: Configure, warnings: list[str]) -> torch.device:
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     elif kind == "cuda" and not torch.cuda.is_available():
-        raise ModelError("DEVICE=cuda, but torch sees no GPU; check the driver, or set DEVICE=cpu")
+        raise ModelError(NO_GPU)
     if configure.num_threads or kind == "cpu":
         torch.set_num_threads(configure.num_threads or usable_cores())
     cores = len(allowed_cpus())
@@ -95,6 +96,7 @@ def load_weights(opened: Opened, dtype: torch.dtype, device: torch.device, timel
             started=opened.reading,
             say=opened.say,
             load_format=opened.load_format,
+            free_bytes=torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None,
         )
         report = loaded.report
         detail.update(
@@ -124,12 +126,11 @@ def choose_operators(
     """
     model = loaded.decoder
     is_gpu = model.device.type == "cuda"
-    if configure.cpu_weights != "auto":
-        if is_gpu:
-            warnings.append(f"CPU_WEIGHTS={configure.cpu_weights} has no effect: the model runs on a GPU")
-        else:
-            with timeline.phase("quantise"):
-                quantise_weights(configure, loaded)
+    if is_gpu:
+        warnings += [warning for warning in (cpu_weights_warning(configure),) if warning is not None]
+    elif configure.cpu_weights != "auto":
+        with timeline.phase("quantise"):
+            quantise_weights(configure, loaded)
     with timeline.phase("operators") as detail:
         if is_gpu:
             with suppress(ImportError):  # a missing triton is in the reason of the choice
@@ -180,7 +181,7 @@ def allocate_cache(
     except RuntimeError as error:
         size = limits.num_blocks * limits.block_size * bytes_per_page_token(groups)
         raise ModelError(
-            f"a KV cache of {limits.num_blocks} pages, {readable(size)}, cannot be allocated; lower "
+            f"a KV cache of {limits.num_blocks} pages, {binary_size(size)}, cannot be allocated; lower "
             f"NUM_GPU_BLOCKS_OVERRIDE, KV_CACHE_MEMORY_BYTES or GPU_MEMORY_UTILIZATION "
             f"({str(error).partition(chr(10))[0][:200]})"
         ) from None

@@ -10,7 +10,6 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,8 @@ from ember.engine.errors import ModelError
 from ember.engine.loading.dtype import choose_dtype_name
 from ember.engine.loading.progress import Say
 from ember.wire import Configure, Located, Notice
+
+NO_GPU = "DEVICE=cuda, but torch sees no GPU; check the driver, or set DEVICE=cpu"
 
 if TYPE_CHECKING:
     from ember.engine.loading.load import Started
@@ -44,7 +45,7 @@ def open_model(configure: Configure, timeline: Timeline, tell: Callable[[Located
     """Find or download the files, tell the front where they are, and start to read. Raises ModelError."""
     from ember.engine.loading.cuda_context import create_context  # imported here, in the thread beside torch's import
     from ember.engine.loading.files import prefetch
-    from ember.engine.loading.load import begin, read_model_config
+    from ember.engine.loading.load import begin, config_reader
     from ember.engine.loading.resolve import Places, resolve_model, resolve_tokenizer
 
     is_cuda = configure.device != "cpu" and _has_nvidia_device()
@@ -53,7 +54,7 @@ def open_model(configure: Configure, timeline: Timeline, tell: Callable[[Located
     say = lambda line: tell(Notice(line))  # noqa: E731
     places = Places(configure.base_path, configure.download_dir, configure.hf_token, say)
     with timeline.phase("locate"):
-        read_config = partial(read_model_config, overrides=configure.hf_overrides, quantization=configure.quantization)
+        read_config = config_reader(configure)
         load_format = configure.load_format
         model_dir = resolve_model(configure.model, configure.revision, places, read_config, load_format)
         tokenizer_dir = model_dir
@@ -77,6 +78,13 @@ def check_cpu_weights(configure: Configure, config: DecoderConfig, dtype: str) -
     refused = refusal(config, dtype, configure.cpu_weights) if configure.cpu_weights != "auto" else None
     if refused is not None:
         raise ModelError(refused)
+
+
+def cpu_weights_warning(configure: Configure) -> str | None:
+    """The warning on a GPU, where CPU_WEIGHTS has no effect; None if it is not set."""
+    if configure.cpu_weights == "auto":
+        return None
+    return f"CPU_WEIGHTS={configure.cpu_weights} has no effect: the model runs on a GPU"
 
 
 def dtype_name(configure: Configure, config: DecoderConfig, kind: str) -> str:

@@ -12,6 +12,7 @@ from ember.engine.description.cache_groups import CacheGroup, bytes_per_page_tok
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.operator_sets import TORCH_MAX_GATHER
 from ember.engine.errors import ModelError
+from ember.sizes import binary_size
 from ember.wire import Configure
 
 CPU_KV_BYTES = 4 << 30  # maximum of the default on a CPU
@@ -103,7 +104,7 @@ def plan_memory(
     if capacity < min(wanted, block_size if asked.max_model_len is None else wanted):
         needed = most_pages(groups, wanted, 1, block_size) * bytes_per_block
         raise ModelError(
-            f"the KV cache has room for {capacity} tokens, but a context of {wanted} needs {readable(needed)}; "
+            f"the KV cache has room for {capacity} tokens, but a context of {wanted} needs {binary_size(needed)}; "
             "lower MAX_MODEL_LEN, MAX_NUM_BATCHED_TOKENS or MAX_NUM_SEQS, raise GPU_MEMORY_UTILIZATION or "
             "KV_CACHE_MEMORY_BYTES, or use a smaller model"
         )
@@ -112,14 +113,6 @@ def plan_memory(
         wanted = capacity
     limits = EngineLimits(block_size, num_blocks, max_num_seqs, max_num_batched_tokens, max_model_len=wanted)
     return MemoryPlan(limits, warnings)
-
-
-def readable(num_bytes: int) -> str:
-    """A size in words, such as 1.5 GiB or 24.0 MiB."""
-    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:.1f} {unit}"
-    return f"{num_bytes} bytes"
 
 
 def available_host_bytes(root: Path = Path("/")) -> int:

@@ -180,6 +180,7 @@ class DecoderConfig:
     eos_token_ids: list[int] = field(default_factory=list)
     warnings: tuple[str, ...] = ()  # about config.json, for the log
     is_shell: bool = False  # the language model of a multimodal checkpoint (`description.shells`)
+    text_architecture: str = ""  # the class of the language model; of a shell it is not `architecture`
 
     @property
     def query_size(self) -> int:
@@ -249,6 +250,7 @@ DATA = frozenset(
         ),
         # Names, and properties of the checkpoint.
         *("architecture", "names", "intermediate_field", "dtype", "eos_token_ids", "warnings", "is_shell"),
+        "text_architecture",
         "quantization",  # it decides on the layouts of weights, which the operator sets declare too
         # The numbers of a rope kind and of experts.
         *("rope.rotary_dim", "rope.theta", "rope.factor", "rope.original_max_position_embeddings"),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from math import prod
 
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.fields import shown
 from ember.engine.description.operator_sets import LOOP, NATIVE, native_sizes
-from ember_cpu.variants import VARIANTS
+from ember.engine.description.weights import Spec, TensorSpec
+from ember_cpu.variants import GROUP, VARIANTS
 
 SMALL_ALIGNMENT = 128  # row lengths of quantised matrices are multiples of it
 
@@ -35,6 +38,27 @@ def library_fault() -> str | None:
     if not faults:
         return "it is for x86-64 with AVX2, which this CPU is not"
     return f"{', '.join(faults)} (`{sys.executable} -m ember_cpu.build` compiles it)"
+
+
+def quantised_bytes(specs: Iterable[Spec], weights: str) -> int:
+    """The bytes of a decoder's weights whose matrices are quantised to `weights` (int8, int4) on a CPU."""
+    return sum(_quantised_bytes(spec, 4 if weights == "int4" else 8) for spec in specs)
+
+
+def _quantised_bytes(spec: Spec, bits: int) -> int:
+    """The bytes of one weight. The embedding and the head have 8 bits; vectors, tables of positions, routers and
+    projections of the embedding are not quantised."""
+    if isinstance(spec, TensorSpec):
+        rows, columns = prod(size.extent for size in spec.shape[:1]), prod(size.extent for size in spec.shape[1:])
+        if spec.name != "embed_tokens":
+            return rows * columns * (4 if spec.dtype == "float32" else 2)
+        return rows * (columns + 4 * columns // GROUP)
+    rows, columns = spec.num_rows, spec.inputs
+    name = spec.name.rpartition(".")[2]
+    if name not in ("qkv", "output", "up", "down", "lm_head"):
+        return rows * (columns + spec.bias) * 2
+    bits = 8 if name == "lm_head" else bits
+    return rows * (columns * bits // 8 + 4 * columns // GROUP + 2 * spec.bias)
 
 
 def refusal(config: DecoderConfig, dtype: str, weights: str) -> str | None:

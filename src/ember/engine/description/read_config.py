@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ember import untrusted_json
+from ember.config_overrides import overridden
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.families.registry import ARCHITECTURES, MODEL_TYPES, find_family
 from ember.engine.description.family import Family
 from ember.engine.description.fields import Fields, listed, shown
 from ember.engine.description.known_fields import HARMLESS, HARMLESS_VALUES, NEUTRAL
 from ember.engine.description.operator_sets import check_features
-from ember.engine.description.overrides import overridden
 from ember.engine.description.shells import SHELL_TYPES, SHELLS, text_fields
 from ember.engine.errors import ModelError
 from ember.regular_file import MAX_JSON_BYTES
@@ -58,6 +58,7 @@ def load_config(model_dir: Path, overrides: Mapping[str, Any] | None = None) -> 
         config,
         architecture=architecture,
         is_shell=architecture in SHELLS,
+        text_architecture=text,
         dtype=dtype,
         quantization=quantization or None,
         eos_token_ids=list(dict.fromkeys(own + theirs)),

@@ -7,7 +7,8 @@ matrix, each output is a set of rows of that matrix.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from math import prod
 from typing import NamedTuple
 
 from ember.engine.description.config import DecoderConfig, ExpertNames, ExpertsConfig
@@ -84,6 +85,10 @@ class LinearSpec(NamedTuple):
     first_input: int = 0  # of the stored matrices' columns
 
     @property
+    def num_rows(self) -> int:
+        return sum(output.rows.total for output in self.outputs)
+
+    @property
     def columns(self) -> tuple[int, int]:
         """The columns of the stored matrices that are used: the first, and the one after the last."""
         return self.first_input, self.first_input + self.inputs
@@ -134,6 +139,16 @@ def weight_specs(config: DecoderConfig) -> list[Spec]:
     elif config.head_bias:
         specs.append(TensorSpec("lm_head.bias", f"{names.lm_head}.bias", (vocabulary,)))
     return specs
+
+
+def count_parameters(specs: Iterable[Spec]) -> int:
+    """The number of parameters of these weights, however they are stored."""
+    return sum(
+        prod(size.extent for size in spec.shape)
+        if isinstance(spec, TensorSpec)
+        else spec.num_rows * (spec.inputs + spec.bias)
+        for spec in specs
+    )
 
 
 class _Sizes(NamedTuple):

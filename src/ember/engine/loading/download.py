@@ -70,13 +70,13 @@ def _download(
 ) -> Path:
     name = repository.name
     api = hub.HfApi(token=token, library_name="ember")
-    info = _patiently(lambda: api.model_info(name, revision=repository.revision, files_metadata=True, timeout=TIMEOUT))
+    info = patiently(lambda: api.model_info(name, revision=repository.revision, files_metadata=True, timeout=TIMEOUT))
     sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
     if sizes.keys().isdisjoint(repository.required):
         raise ModelError(f"{repository.label} has no {repository.required[0]} on the Hub: check {repository.setting}")
 
     def fetch(file: str) -> None:
-        _patiently(
+        patiently(
             lambda: hub.hf_hub_download(
                 name, file, revision=info.sha, cache_dir=cache_dir, token=token, etag_timeout=TIMEOUT
             )
@@ -186,7 +186,7 @@ def _write_ref(folder: Path, revision: str, commit: str) -> None:
     draft.replace(ref)
 
 
-def _patiently(call: Callable[[], Result]) -> Result:
+def patiently(call: Callable[[], Result]) -> Result:
     """Call a function, and repeat it after transient errors of the network or the Hub."""
     for number in range(1, TRIES):
         try:

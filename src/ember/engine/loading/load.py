@@ -8,8 +8,9 @@ are copied and converted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ from ember.engine.loading.progress import Say
 from ember.engine.loading.reader import WeightRead
 from ember.engine.loading.safetensors_header import TensorEntry
 from ember.engine.quantization.formats import format_of, with_quantization
+from ember.sizes import binary_size
+from ember.wire import Configure
 
 if TYPE_CHECKING:
     import torch
@@ -88,6 +91,11 @@ def read_model_config(
     return config
 
 
+def config_reader(configure: Configure) -> Callable[[Path], DecoderConfig]:
+    """`read_model_config` with the settings' own part."""
+    return partial(read_model_config, overrides=configure.hf_overrides, quantization=configure.quantization)
+
+
 def begin(model_dir: Path, config: DecoderConfig, dtype: str, device: str, load_format: str = "auto") -> Started | None:
     """Start to read before torch is imported. Returns None if no weight can be mapped.
 
@@ -121,9 +129,10 @@ def load_decoder(
     started: Started | None = None,
     say: Say | None = None,
     load_format: str = "auto",
+    free_bytes: int | None = None,
 ) -> Loaded:
-    """Read the weights and build the decoder. `say` is called with progress lines if it takes long. Raises
-    ModelError."""
+    """Read the weights and build the decoder. `say` is called with progress lines if it takes long. `free_bytes`: the
+    free memory of a GPU. Raises ModelError."""
     from ember.engine.models.decoder import Decoder
 
     name = str(dtype).removeprefix("torch.")
@@ -133,6 +142,8 @@ def load_decoder(
         plan = started.plan
     else:
         plan, started = make_plan(config, read_headers(model_dir, load_format), name), None
+    if free_bytes is not None:
+        check_room(plan, free_bytes)
     if plan.skipped and say is not None:
         size = readable(sum(entry.nbytes for entry in plan.skipped))
         say(f"{config.architecture} is served as text: {len(plan.skipped)} weights of other parts, {size}, are skipped")
@@ -140,6 +151,15 @@ def load_decoder(
     config = replace(config, tie_word_embeddings=plan.is_tied)
     decoder = Decoder(config, weights.by_name)
     return Loaded(decoder, weights.report, weights.pages, weights.mapped_bytes, plan.cache_scales)
+
+
+def check_room(plan: LoadPlan, free_bytes: int) -> None:
+    """Raise ModelError if the weights do not fit into the free memory of a GPU."""
+    if plan.resident_bytes > free_bytes:
+        raise ModelError(
+            f"the weights need {binary_size(plan.resident_bytes)}, but the GPU has {binary_size(free_bytes)} free: use "
+            "a larger GPU, a smaller model or a quantized one"
+        )
 
 
 def load_dummy(config: DecoderConfig, dtype: str, device: torch.device) -> Loaded:

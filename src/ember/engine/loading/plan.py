@@ -157,6 +157,11 @@ class LoadPlan:
         return sum(piece.nbytes for parameter in self.parameters for piece in parameter.pieces)
 
     @property
+    def resident_bytes(self) -> int:
+        """The bytes of all parameters on the device."""
+        return sum(parameter.nbytes for parameter in self.parameters)
+
+    @property
     def files(self) -> set[Path]:
         return {piece.entry.file for parameter in self.parameters for piece in parameter.pieces}
 

@@ -119,7 +119,7 @@ def _resolve(wanted: Wanted, name: str, revision: str | None, places: Places, ch
         if found is not None:
             return found
     repository = Repository(name, revision, setting, wanted.required, wanted.load_format)
-    if _variable("HF_HUB_OFFLINE").upper() in ("1", "ON", "YES", "TRUE"):
+    if is_offline():
         raise ModelError(
             f"{repository.label} is not cached here and HF_HUB_OFFLINE forbids a download: unset it or add the model"
         )
@@ -147,6 +147,16 @@ def find_snapshot(hub: Path, name: str, revision: str | None, wanted: Wanted = M
             if wanted.is_whole(candidate):
                 return candidate
     return None
+
+
+def is_local(name: str) -> bool:
+    """Whether a model's name is a path or the demo model's; the others are names on the Hub."""
+    return name == "demo" or Path(name).expanduser().exists()
+
+
+def is_offline() -> bool:
+    """Whether the user forbids to ask the Hub."""
+    return _variable("HF_HUB_OFFLINE").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def hub_cache() -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -79,7 +79,11 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     if not isinstance(header, dict):
         raise ModelError(f"{file} has a header that is not a JSON object: {AGAIN}")
     header.pop("__metadata__", None)
-    start = 8 + length
+    return checked_entries(file, header, 8 + length, size)
+
+
+def checked_entries(file: Path, header: Mapping[str, Any], start: int, size: int) -> dict[str, TensorEntry]:
+    """The tensors that a header describes. `start`: where its offsets begin; `size`: of the file. Raises ModelError."""
     entries = {name: _entry(file, name, value, start, size) for name, value in header.items()}
     _refuse_overlaps(entries.values())
     return entries

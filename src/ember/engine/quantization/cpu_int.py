@@ -19,6 +19,7 @@ from ember.engine.layers.block import DecoderParts
 from ember.engine.layers.linear import Linear, Pages, fresh_memory
 from ember.engine.layers.restored import RestoredLinear
 from ember_cpu import library as native
+from ember_cpu.variants import GROUP
 
 BITS = {"int8": 8, "int4": 4}
 _PIECE = 32 << 20  # bytes quantised at a time
@@ -36,7 +37,7 @@ class QuantisedLinear(RestoredLinear):
         self._library = library
         out, width = linear.out_features, linear.in_features
         self.codes = fresh_memory(out * width * bits // 8, torch.uint8).view(out, -1)
-        self.scales = torch.empty(out, width // native.GROUP)  # float32
+        self.scales = torch.empty(out, width // GROUP)  # float32
         at, threads = 0, torch.get_num_threads()
         for piece in (piece for rows in linear.rows for piece in rows.split(max(1, _PIECE // (2 * width)))):
             to = (self.codes[at:].data_ptr(), self.scales[at:].data_ptr())

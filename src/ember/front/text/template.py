@@ -48,15 +48,33 @@ class ChatTemplate:
 
         Raises TemplateError if `custom` is not a template, or the model has only named ones and none is the default.
         """
-        own = tokenizer.chat_template
+        return cls.choose(
+            tokenizer.chat_template,
+            tokenizer.special_tokens,
+            custom,
+            with_tools=with_tools,
+            with_documents=with_documents,
+        )
+
+    @classmethod
+    def choose(
+        cls,
+        own: str | dict[str, str] | None,
+        special_tokens: Mapping[str, str],
+        custom: str | None,
+        *,
+        with_tools: bool = False,
+        with_documents: bool = False,
+    ) -> ChatTemplate | None:
+        """As `for_tokenizer`, for the model's own template or templates."""
         named = own if isinstance(own, dict) else {} if own is None else {"default": own}
         if custom is not None:
-            return cls(named.get(custom) or _read_custom(custom), tokenizer.special_tokens)
+            return cls(named.get(custom) or _read_custom(custom), special_tokens)
         if not named:
             return None
         for name, is_fit in (("tool_use", with_tools), ("rag", with_documents), ("default", True)):
             if is_fit and name in named:
-                return cls(named[name], tokenizer.special_tokens)
+                return cls(named[name], special_tokens)
         raise TemplateError(f"the model has no default chat template, choose one of: {', '.join(sorted(named))}")
 
     def render(

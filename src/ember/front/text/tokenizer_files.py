@@ -55,11 +55,7 @@ def read_tokenizer_files(
     try:
         return _read_files(directory, known, padding, defaults or {})
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise TokenizerError(
-            f"the tokenizer's files in {directory} hold something else than they should ({reason}): download the "
-            "model's tokenizer files again"
-        ) from None
+        raise _malformed(directory, error) from None
 
 
 def _read_files(
@@ -158,6 +154,22 @@ def _legacy_added_tokens(directory: Path, config: Mapping[str, Any]) -> dict[int
         is_special = content in special
         tokens[int(index)] = AddedToken(content, normalized=not is_special, special=is_special)
     return tokens
+
+
+def read_chat_template(directory: Path) -> str | dict[str, str] | None:
+    """The chat template of a directory, without reading its tokenizer. Raises TokenizerError."""
+    try:
+        return _chat_template(directory, _read_json(directory / "tokenizer_config.json"))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _malformed(directory, error) from None
+
+
+def _malformed(directory: Path, error: Exception) -> TokenizerError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return TokenizerError(
+        f"the tokenizer's files in {directory} hold something else than they should ({reason}): download the "
+        "model's tokenizer files again"
+    )
 
 
 def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | dict[str, str] | None:

@@ -1,4 +1,4 @@
-"""HF_OVERRIDES: fields that replace those of a config.json. This module does not import torch."""
+"""HF_OVERRIDES: fields that replace those of a config.json, for both processes."""
 
 from __future__ import annotations
 

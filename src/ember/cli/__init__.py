@@ -3,6 +3,7 @@
 `ember serve [MODEL]`   the HTTP server
 `ember worker`          the queue worker; the same as `python handler.py`
 `ember platform [MODEL]` the serverless platform on this machine, with a worker of its own if a model is named
+`ember inspect MODEL`   what a boot of the model would choose, need and ignore, here and on common GPUs
 `ember settings`        the table of all settings, as Markdown, or with --hub as the RunPod Hub's listing
 `ember boot-report`     a boot timeline (from a file of EMBER_BOOT_REPORT, or a server's URL), drawn as text or SVG
 
@@ -47,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
             return _worker(flags)
         if flags.command == "platform":
             return _platform(flags)
+        if flags.command == "inspect":
+            return _inspect(flags)
         if flags.command == "boot-report":
             return _boot_report(flags)
         print(_hub_json() if flags.hub else settings_table())
@@ -197,6 +200,22 @@ def _local_job(flags: argparse.Namespace) -> int:
     return local.run(settings, launch(settings), job)
 
 
+def _inspect(flags: argparse.Namespace) -> int:
+    if not _take_positional_model(flags):
+        return 2
+    settings, unused = _read(flags)
+    _require_model(settings)
+    from ember.cli.inspect import InspectError, failure, report
+
+    try:
+        print(report(settings, unused, as_json=flags.json))
+    except InspectError as error:
+        if flags.json:
+            print(failure(str(error)))
+        return _fail(str(error))
+    return 0
+
+
 def _boot_report(flags: argparse.Namespace) -> int:
     from pathlib import Path
 
@@ -223,6 +242,16 @@ def _load(flags: argparse.Namespace, default_model: str | None = None) -> Settin
     import logging
 
     from ember.logs import set_up
+
+    settings, unused = _read(flags, default_model)
+    set_up(settings)
+    for line in unused:
+        logging.getLogger(__name__).warning(line)
+    return settings
+
+
+def _read(flags: argparse.Namespace, default_model: str | None = None) -> tuple[Settings, list[str]]:
+    """Read the settings, with flags over the environment. Returns them, and a line for each variable without effect."""
     from ember.settings import Settings, load_settings, warn_unused
 
     given = {name: value for name, value in vars(flags).items() if name in Settings.model_fields}
@@ -230,15 +259,12 @@ def _load(flags: argparse.Namespace, default_model: str | None = None) -> Settin
     settings = load_settings(overrides)
     if settings.model_name is None and default_model is not None:
         settings = load_settings({**overrides, "model_name": default_model})
-    set_up(settings)
     unused = warn_unused()
     if getattr(flags, "rp_debugger", False):
         unused.append("--rp_debugger has no effect: the SDK's debugger cannot describe streamed jobs")
     if (getattr(flags, "rp_api_concurrency", None) or 1) > 1:
         unused.append("--rp_api_concurrency has no effect: one process answers everything at once")
-    for line in unused:
-        logging.getLogger(__name__).warning(line)
-    return settings
+    return settings, unused
 
 
 def _require_model(settings: Settings) -> None:

@@ -1,0 +1,121 @@
+"""`ember inspect`: the text, the JSON and its documentation, the settings, and the failures."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ember import cli
+from ember.cli.inspect import Text
+from ember.engine.core.prediction import DeviceReport, GroupReport, Prediction
+from tests.engine_models.tiny import make_tiny, rewrite_config
+
+PAGE = Path(__file__).parents[2] / "docs" / "inspect.md"
+
+
+def inspected(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert cli.main(["inspect", *arguments, "--json"]) == 0
+    found = capsys.readouterr()
+    assert found.err == ""
+    document: dict[str, Any] = json.loads(found.out)
+    return document
+
+
+def test_it_loads_neither_torch_nor_weights() -> None:
+    code = "import sys; from ember.cli import main; main(['inspect', 'demo']); print('', *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Qwen3ForCausalLM, 5 layers" in done.stdout and done.stderr == ""
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "ember.engine.core.prediction" in loaded
+    assert not loaded & {"torch", "numpy", "transformers", "triton", "aiohttp", "safetensors"}
+
+
+def test_the_text_names_what_the_json_has(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENSOR_PARALLEL_SIZE", "4")
+    document = inspected(capsys, "demo")
+    assert cli.main(["inspect", "demo"]) == 0
+    text = capsys.readouterr().out
+    assert text.splitlines()[0] == "demo"
+    for device in document["devices"]:
+        assert f"{device['name']}: fits" in text
+        assert f"{device['operators']} ({device['operators_reason']}), {device['dtype']}" in text
+    assert f"hermes ({document['text']['tool_calls_reason']})" in text
+    assert f"qwen3 ({document['text']['reasoning_reason']})" in text
+    (unused,) = document["unused_settings"]
+    assert unused.startswith("TENSOR_PARALLEL_SIZE") and f"- {unused}" in text
+
+
+def test_the_documentation_has_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    document = inspected(capsys, "demo")
+    rows = [line.split("|")[1] for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    documented = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    names = {
+        "model",
+        "text",
+        "unused_settings",
+        *(field.name for kind in (Prediction, DeviceReport) for field in fields(kind)),
+    }
+    assert documented == names
+    assert document.keys() <= names and document["devices"][0].keys() <= names
+    assert document["text"].keys() == {field.name for field in fields(Text)}
+    for field in fields(GroupReport):
+        assert f"`{field.name}`" in PAGE.read_text()
+    assert asdict(GroupReport(1, "full", None, 2, 0)).keys() == document["devices"][0]["cache_groups"][0].keys()
+
+
+def test_settings_count(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_OVERRIDES", '{"max_position_embeddings": 512, "model_type": "gpt_oss"}')
+    monkeypatch.setenv("DTYPE", "float32")
+    monkeypatch.setenv("KV_CACHE_DTYPE", "fp8")
+    monkeypatch.setenv("MODEL_NAME", "demo")
+    document = inspected(capsys, "--max-num-seqs", "5", "--tool-call-parser", "none")
+    assert document["max_position_embeddings"] == 512
+    assert any("model_type" in warning and "gpt_oss" in warning for warning in document["warnings"])
+    device = document["devices"][0]
+    assert (device["dtype"], device["cache_dtype"]) == ("float32", "float8_e4m3fn")
+    assert (device["max_num_seqs"], device["max_model_len"], device["operators"]) == (5, 512, "torch")
+    assert document["text"]["tool_calls"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"architectures": ["BambaForCausalLM"]}, r"config\.json: architecture BambaForCausalLM is not supported"),
+        ({"vocab_size": None}, r"config\.json: the field vocab_size is missing"),
+        ({"num_hidden_layers": 9}, r"num_hidden_layers=9, but the files have 3 layers"),
+    ],
+)
+def test_a_model_that_cannot_be_served_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], says: str
+) -> None:
+    rewrite_config(make_tiny("llama", tmp_path), **change)
+    capsys.readouterr()
+    assert cli.main(["inspect", str(tmp_path)]) == 1
+    found = capsys.readouterr()
+    assert found.out == "" and found.err.count("\n") == 1
+    assert found.err.startswith("ember: error: ") and re.search(says, found.err)
+    assert cli.main(["inspect", str(tmp_path), "--json"]) == 1
+    found = capsys.readouterr()
+    assert re.search(says, json.loads(found.out)["error"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "MODEL_NAME is not set"),
+        (["/no/such/model"], "/no/such/model does not exist"),
+        (["demo", "--dtype", "x"], "DTYPE=x"),
+        (["demo", "--reasoning-parser", "x"], "REASONING_PARSER=x: there is no such format"),
+    ],
+)
+def test_failures_of_the_settings(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", *arguments]) == 1
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1
