@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 
 import pytest
+import torch
 
 from ember.engine.core.block_manager import BlockManager
 from ember.engine.core.block_pool import BlockPool, root_hash
@@ -15,17 +16,18 @@ from ember.engine.core.scheduler import Scheduler
 from ember.engine.core.sequence import Sequence
 from ember.engine.description.cache_groups import (
     CacheGroup,
+    CacheLayout,
     bytes_per_page_token,
     bytes_seen,
     cache_groups,
     cache_places,
-    layers_per_page,
     longest_sequence,
     most_pages,
 )
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.rotary_decoder import LLAMA_NAMES
 from ember.engine.errors import ModelError
+from ember.engine.layers.cache import KVCache
 from ember.wire import Configure, SamplingParams
 
 BLOCK = 16
@@ -68,7 +70,7 @@ def test_five_windowed_layers_to_a_full_one():
     groups = cache_groups(FIVE_TO_ONE, 2)
     assert [group.window for group in groups] == [512] * 5 + [None]
     assert {len(group.layers) for group in groups} == {4} and groups[-1].layers == (5, 11, 17, 23)
-    places = cache_places(groups)
+    places = cache_places(FIVE_TO_ONE, groups)
     assert places[:7] == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (5, 0), (1, 1)]
     assert len(set(places)) == 24
 
@@ -81,11 +83,72 @@ def test_padding_costs_little_and_every_layer_has_its_place(num_full, num_window
     assert sorted(layer for group in groups for layer in group.layers) == list(range(config.num_layers))
     for group in groups:
         assert {config.windows()[layer] for layer in group.layers} == {group.window}
-    assert len(set(cache_places(groups))) == config.num_layers
+    assert len(set(cache_places(config, groups))) == config.num_layers
     page = bytes_per_page_token(groups)
-    assert page == layers_per_page(groups) * 2 * 2 * 32 * 2
+    assert page == CacheLayout.of(groups).rows * 2 * 2 * 32 * 2
     tokens = sum(min(group.window or 32768, 32768) * page for group in groups)
     assert bytes_seen(groups, 32768) <= tokens <= 1.05 * bytes_seen(groups, 32768)
+
+
+# The sizes of Gemma 4: the layers with the window have 8 key-value heads of 256, the others 2 of 512.
+GEMMA4 = replace(
+    FIVE_TO_ONE,
+    num_layers=30,
+    num_heads=16,
+    num_kv_heads=8,
+    head_dim=256,
+    windowed_layers=tuple(layer % 6 != 5 for layer in range(30)),
+    layer_head_dims=tuple(512 if layer % 6 == 5 else 256 for layer in range(30)),
+    layer_kv_heads=tuple(2 if layer % 6 == 5 else 8 for layer in range(30)),
+)
+SHARED = replace(GEMMA4, shared_kv_layers=13)
+
+
+def test_layers_with_smaller_heads_lie_side_by_side():
+    groups = cache_groups(GEMMA4, 2)
+    layout = CacheLayout.of(groups)
+    assert layout.slot_size == 8 * 256
+    full = groups[-1]
+    assert full.layers == (5, 11, 17, 23, 29) and full.bytes_per_token == 5 * 2 * 2 * 512 * 2
+    assert [(place.row, place.first) for place in full.places] == [(0, 0), (0, 1024), (1, 0), (1, 1024), (2, 0)]
+    assert all(place[2:] == (2, 512) for place in full.places)
+    assert all(place.first == 0 and place[2:] == (8, 256) for group in groups[:-1] for place in group.places)
+    page = bytes_per_page_token(groups)
+    assert page == layout.rows * 2 * 2048 * 2 == full.bytes_per_token + full.unused_bytes
+
+
+def test_shared_layers_have_the_place_of_the_last_layer_of_their_kind():
+    groups = cache_groups(SHARED, 2)
+    assert sorted(layer for group in groups for layer in group.layers) == list(range(17))
+    places = cache_places(SHARED, groups)
+    assert len(set(places[:17])) == 17
+    for layer in range(17, 30):
+        assert places[layer] == places[11 if layer % 6 == 5 else 16]
+    assert bytes_seen(groups, 4) == 4 * 2 * 2 * (15 * 8 * 256 + 2 * 2 * 512)
+
+
+@pytest.mark.parametrize("config", [GEMMA4, SHARED, FIVE_TO_ONE], ids=["gemma4", "shared", "equal"])
+def test_places_of_a_group_do_not_overlap(config):
+    """Every element of a page belongs to one layer of a group at most, and the memory is what pages are counted as."""
+    groups = cache_groups(config, 2)
+    layout = CacheLayout.of(groups)
+    cache = KVCache.allocate(layout, 3, BLOCK, torch.bfloat16, torch.device("cpu"))
+    assert cache.keys.nbytes + cache.values.nbytes == 3 * BLOCK * bytes_per_page_token(groups)
+    places = cache_places(config, groups)
+    for tensors in (cache.keys, cache.values):
+        tensors.zero_()
+    for number, group in enumerate(groups):
+        for layer in group.layers:
+            assert places[layer][0] == number
+            heads = config.heads(layer)
+            keys, values = cache.by_page[places[layer][1]]
+            assert keys.shape == values.shape == (3, BLOCK, heads.kv_heads, heads.head_dim)
+            keys[number % 3] += 1
+            values[number % 3] += 1
+        assert cache.keys[:, number % 3].max() == cache.values[:, number % 3].max() == 1
+        assert cache.keys[:, number % 3].sum() * 2 * 2 == BLOCK * group.bytes_per_token
+        cache.keys.zero_()
+        cache.values.zero_()
 
 
 def test_a_group_can_say_what_is_no_paged_key_or_value():
@@ -181,7 +244,7 @@ def test_no_more_pages_than_all_sequences_can_use():
 def test_a_context_of_32k_holds_less_than_a_quarter_of_the_cache(config, caching, budget):
     """At the end of its prompt and in each step before and after, in bytes, against K and V of every layer."""
     groups = cache_groups(config, 2)
-    whole = 32768 * config.num_layers * 2 * config.kv_size * 2
+    whole = 32768 * config.num_layers * 2 * config.heads(0).kv_size * 2
     pool = BlockPool(4000, caching, len(groups))
     limits = EngineLimits(BLOCK, 4000, 8, budget, 32768)
     scheduler = Scheduler(BlockManager(pool, groups, BLOCK), limits)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ember.engine.description.cache_groups import cache_groups, layers_per_page
+from ember.engine.description.cache_groups import CacheLayout, cache_groups
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.cache import CacheScales, KVCache
 from ember.engine.models.decoder import Decoder
@@ -37,15 +37,7 @@ class Paged:
         self.groups = groups = cache_groups(config, dtype.itemsize)
         needed = [-(-len(sequence) // block_size) for sequence in sequences]
         num_blocks = sum(needed) * len(groups) + spare
-        self.cache = KVCache.allocate(
-            layers_per_page(groups),
-            num_blocks,
-            block_size,
-            config.num_kv_heads,
-            config.head_dim,
-            dtype,
-            model.device,
-        )
+        self.cache = KVCache.allocate(CacheLayout.of(groups), num_blocks, block_size, dtype, model.device)
         self.cache.keys.fill_(torch.nan)  # whoever reads a slot that was not written shows it
         self.cache.values.fill_(torch.nan)
         order = torch.randperm(num_blocks) if scattered else torch.arange(num_blocks)

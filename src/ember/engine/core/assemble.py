@@ -24,7 +24,7 @@ from ember.engine.core.runner import Runner, StepRunner
 from ember.engine.core.scheduler import Scheduler
 from ember.engine.core.threads import allowed_cpus, usable_cores
 from ember.engine.description.cache_format import is_float8
-from ember.engine.description.cache_groups import CacheGroup, bytes_per_page_token, cache_groups, layers_per_page
+from ember.engine.description.cache_groups import CacheGroup, CacheLayout, bytes_per_page_token, cache_groups
 from ember.engine.description.config import DecoderConfig
 from ember.engine.errors import ModelError
 from ember.engine.layers.cache import CacheScales, KVCache
@@ -169,15 +169,7 @@ def allocate_cache(
 ) -> KVCache:
     """Allocate the memory of all pages. Raises ModelError."""
     try:
-        return KVCache.allocate(
-            layers_per_page(groups),
-            limits.num_blocks,
-            limits.block_size,
-            config.num_kv_heads,
-            config.head_dim,
-            dtype,
-            device,
-        )
+        return KVCache.allocate(CacheLayout.of(groups), limits.num_blocks, limits.block_size, dtype, device)
     except RuntimeError as error:
         size = limits.num_blocks * limits.block_size * bytes_per_page_token(groups)
         raise ModelError(

@@ -48,9 +48,10 @@ def activation_bytes(
     of one context gathered from its pages, and the logits. Logits exist at most three times (the step's, the output
     layer's, those of deferred rows), with the samplers' tables (8 bytes per row and token, 2 of counts, masks) and one
     float32 copy."""
-    gathered = 2 * max(max_model_len, TORCH_MAX_GATHER) * config.num_kv_heads * config.head_dim * element_size
+    every = config.all_heads()
+    gathered = 2 * max(max_model_len, TORCH_MAX_GATHER) * max(heads.kv_size for heads in every) * element_size
     widths = 4 * config.hidden_size + 3 * config.intermediate_size
-    widths += 2 * (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    widths += 2 * max(heads.query_size + 2 * heads.kv_size for heads in every)
     if config.experts is not None:
         inner = 3 * config.experts.intermediate_size
         widths += config.experts.per_token * (3 * config.hidden_size + inner) + 3 * config.experts.shared_size

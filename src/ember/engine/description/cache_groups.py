@@ -2,16 +2,19 @@
 
 All pages have one size: that of some tokens of as many layers as the largest group has. So one pool of pages serves all
 groups, and memory need not be divided between them in advance.
+
+A page has rows. A slot of a row has the K and V of one token of a layer with the largest heads, or of several layers
+with smaller ones, side by side. The part of a layer in every slot of its row is the layer's place.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from ember.engine.description.config import DecoderConfig
+from ember.engine.description.config import DecoderConfig, HeadSizes
 
 # What a group stores of a sequence: K and V of all tokens; those of its last tokens; one compressed vector per token
 # for K and V together; a state of fixed size.
@@ -20,15 +23,26 @@ CacheKind = Literal["full", "window", "latent", "state"]
 MAX_WASTE = 1.05  # largest ratio of a full-length sequence's pages to its layers' needs, for the sake of fewer groups
 
 
+class Place(NamedTuple):
+    """Where a page has the K and V of a layer."""
+
+    row: int
+    first: int  # element of the row's slots
+    kv_heads: int
+    head_dim: int
+
+
 @dataclass(frozen=True, slots=True)
 class CacheGroup:
     """Layers whose K and V are in the same pages: a sequence has one block table for all of them."""
 
-    layers: tuple[int, ...]  # indices in the model; layers[i] has place i in a page
+    layers: tuple[int, ...]  # indices in the model
     kind: CacheKind
     window: int | None  # tokens that a query attends to, its own included; None: all
     bytes_per_token: int  # of all layers of the group
     bytes_per_sequence: int = 0  # independent of its length
+    places: tuple[Place, ...] = ()  # of each of `layers`
+    unused_bytes: int = 0  # of a token in the rows that the group uses
 
     def most_pages(self, num_tokens: int, chunk: int, block_size: int) -> int:
         """The most pages that a sequence of `num_tokens` holds at a time, if no step computes more than `chunk` tokens:
@@ -39,56 +53,95 @@ class CacheGroup:
         return min(pages, (self.window + min(chunk, num_tokens) - 3) // block_size + 2)
 
 
+class _Kind(NamedTuple):
+    """What the layers of a group have in common."""
+
+    window: int | None
+    sizes: HeadSizes
+
+    def per_row(self, slot_size: int) -> int:
+        """The number of layers in a row."""
+        return slot_size // self.sizes.kv_size
+
+
 def cache_groups(config: DecoderConfig, element_size: int) -> tuple[CacheGroup, ...]:
-    """The model's layers in groups of equal window and about equal size. `element_size`: bytes of a number in the
-    cache. A model with equal layers has one group."""
-    by_window: dict[int | None, list[int]] = {}
+    """The model's layers in groups of equal windows, equal heads and about equal size. `element_size`: bytes of a
+    number in the cache. A model with equal layers has one group. Layers without K and V of their own are in none."""
+    by_kind: dict[_Kind, list[int]] = {}
     for layer, window in enumerate(config.windows()):
-        by_window.setdefault(window, []).append(layer)
-    size = _layers_per_page(
-        {window: len(layers) for window, layers in by_window.items()}, config.max_position_embeddings
-    )
-    bytes_per_layer = 2 * config.kv_size * element_size
+        if config.has_own_kv(layer):
+            by_kind.setdefault(_Kind(window, config.heads(layer)), []).append(layer)
+    slot_size = max(kind.sizes.kv_size for kind in by_kind)
+    counts = {kind: len(layers) for kind, layers in by_kind.items()}
+    rows = _rows_per_page(counts, slot_size, config.max_position_embeddings)
     return tuple(
-        CacheGroup(
-            layers=tuple(layers[first : first + size]),
-            kind="full" if window is None else "window",
-            window=window,
-            bytes_per_token=bytes_per_layer * len(layers[first : first + size]),
-        )
-        for window, layers in by_window.items()
-        for first in range(0, len(layers), size)
+        _group(kind, layers[first : first + rows * kind.per_row(slot_size)], slot_size, element_size)
+        for kind, layers in by_kind.items()
+        for first in range(0, len(layers), rows * kind.per_row(slot_size))
     )
 
 
-def _layers_per_page(counts: dict[int | None, int], max_tokens: int) -> int:
-    """The number of layers in a page: as many as possible, since each group needs a block table, while a sequence of
-    `max_tokens` needs little more memory than without padding. `counts`: the number of layers by window."""
+def _group(kind: _Kind, layers: list[int], slot_size: int, element_size: int) -> CacheGroup:
+    per_row, size = kind.per_row(slot_size), kind.sizes.kv_size
+    rows = -(-len(layers) // per_row)
+    return CacheGroup(
+        layers=tuple(layers),
+        kind="full" if kind.window is None else "window",
+        window=kind.window,
+        bytes_per_token=2 * size * len(layers) * element_size,
+        places=tuple(
+            Place(index // per_row, index % per_row * size, kind.sizes.kv_heads, kind.sizes.head_dim)
+            for index in range(len(layers))
+        ),
+        unused_bytes=2 * (rows * slot_size - size * len(layers)) * element_size,
+    )
 
-    def cost(size: int) -> int:
-        """Tokens times layers of a sequence's pages, padding included."""
-        tokens = {window: min(window or max_tokens, max_tokens) for window in counts}
-        return sum(-(-count // size) * size * tokens[window] for window, count in counts.items())
 
-    sizes = range(1, max(counts.values()) + 1)
+def _rows_per_page(counts: Mapping[_Kind, int], slot_size: int, max_tokens: int) -> int:
+    """The number of rows in a page: as many as possible, since each group needs a block table, while a sequence of
+    `max_tokens` needs little more memory than without padding. `counts`: the number of layers by kind."""
+
+    def cost(rows: int) -> int:
+        """Tokens times rows of a sequence's pages, padding included."""
+        return sum(
+            -(-count // (rows * kind.per_row(slot_size))) * rows * min(kind.window or max_tokens, max_tokens)
+            for kind, count in counts.items()
+        )
+
+    most = max(-(-count // kind.per_row(slot_size)) for kind, count in counts.items())
     least = cost(1)  # without padding
-    return max(size for size in sizes if cost(size) <= MAX_WASTE * least)
+    return max(rows for rows in range(1, most + 1) if cost(rows) <= MAX_WASTE * least)
 
 
-def layers_per_page(groups: Sequence[CacheGroup]) -> int:
-    """The number of layers in a page. Groups with fewer layers leave some unused."""
-    return max(len(group.layers) for group in groups)
+class CacheLayout(NamedTuple):
+    """What a page consists of."""
+
+    rows: int  # groups with fewer leave some unused
+    slot_size: int  # elements of K, and of V, of one token in a row
+    places: tuple[Place, ...]  # of the layers of any group
+
+    @classmethod
+    def of(cls, groups: Sequence[CacheGroup]) -> CacheLayout:
+        places = tuple(dict.fromkeys(place for group in groups for place in group.places))
+        slot_size = max(place.kv_heads * place.head_dim for place in places)
+        return cls(1 + max(place.row for place in places), slot_size, places)
 
 
 def bytes_per_page_token(groups: Sequence[CacheGroup]) -> int:
     """The bytes of one token in a page of any group."""
-    return max(group.bytes_per_token for group in groups)
+    return max(group.bytes_per_token + group.unused_bytes for group in groups)
 
 
-def cache_places(groups: Sequence[CacheGroup]) -> list[tuple[int, int]]:
-    """The group of each layer of the model, and its place in the group's pages."""
-    found = {layer: (g, place) for g, group in enumerate(groups) for place, layer in enumerate(group.layers)}
-    return [found[layer] for layer in range(len(found))]
+def cache_places(config: DecoderConfig, groups: Sequence[CacheGroup]) -> list[tuple[int, int]]:
+    """The group of each layer of the model, and the index in `CacheLayout.places` of its place in the group's pages.
+    A layer without K and V of its own has those of the layer that it reads."""
+    indices = {place: index for index, place in enumerate(CacheLayout.of(groups).places)}
+    found = {
+        layer: (g, indices[place])
+        for g, group in enumerate(groups)
+        for layer, place in zip(group.layers, group.places, strict=True)
+    }
+    return [found[source] for source in config.kv_sources()]
 
 
 def bytes_seen(groups: Sequence[CacheGroup], num_tokens: float) -> float:

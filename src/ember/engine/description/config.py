@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ember.engine.description.rope_config import RopeConfig
 
@@ -110,6 +110,22 @@ class ExpertsConfig:
         return not self.layers or self.layers[layer]
 
 
+class HeadSizes(NamedTuple):
+    """The numbers of a layer's heads, and their size."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def query_size(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        return self.kv_heads * self.head_dim
+
+
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
     """A decoder-only model as data.
@@ -167,6 +183,9 @@ class DecoderConfig:
     window_is_chunk: bool = False  # a token sees its own chunk, of that many tokens from a multiple of it on
     first_window_layer: int = 0  # the first layer with the window
     windowed_layers: tuple[bool, ...] = ()  # whether each layer has the window, in place of `first_window_layer`
+    layer_head_dims: tuple[int, ...] = ()  # the head size of each layer, in place of `head_dim`
+    layer_kv_heads: tuple[int, ...] = ()  # the number of key-value heads of each layer, in place of `num_kv_heads`
+    shared_kv_layers: int = 0  # the last layers, which read the K and V of the last layer of their kind before them
     alibi: tuple[float, ...] = ()  # each head's slope of ALiBi (arXiv 2108.12409), which biases scores by distance
     tie_word_embeddings: bool = False
     head_bias: bool = False  # of the logits
@@ -182,13 +201,29 @@ class DecoderConfig:
     is_shell: bool = False  # the language model of a multimodal checkpoint (`description.shells`)
     text_architecture: str = ""  # the class of the language model; of a shell it is not `architecture`
 
-    @property
-    def query_size(self) -> int:
-        return self.num_heads * self.head_dim
+    def heads(self, layer: int) -> HeadSizes:
+        """The sizes of a layer's heads."""
+        return HeadSizes(
+            self.num_heads,
+            self.layer_kv_heads[layer] if self.layer_kv_heads else self.num_kv_heads,
+            self.layer_head_dims[layer] if self.layer_head_dims else self.head_dim,
+        )
 
-    @property
-    def kv_size(self) -> int:
-        return self.num_kv_heads * self.head_dim
+    def all_heads(self) -> set[HeadSizes]:
+        """The sizes of heads that the layers have."""
+        if not (self.layer_kv_heads or self.layer_head_dims):
+            return {self.heads(0)}
+        return {self.heads(layer) for layer in range(self.num_layers)}
+
+    def has_own_kv(self, layer: int) -> bool:
+        """Whether a layer computes keys and values. The other layers read those of `kv_source`."""
+        return layer < self.num_layers - self.shared_kv_layers
+
+    def kv_sources(self) -> tuple[int, ...]:
+        """The layer of which each layer reads keys and values: itself, or the last one of its kind that has its own."""
+        windows, own = self.has_window(), self.num_layers - self.shared_kv_layers
+        last = {has_window: layer for layer, has_window in enumerate(windows[:own])}
+        return (*range(own), *(last[has_window] for has_window in windows[own:]))
 
     def has_experts(self, layer: int) -> bool:
         """Whether a layer has experts in place of the MLP."""

@@ -64,6 +64,7 @@ LOOP = frozenset(
 
 _BIASES = frozenset({"qkv_bias", "output_bias", "mlp_bias"})
 _ROPE_KINDS = frozenset(f"rope.kind={kind}" for kind in ("linear", "dynamic", "llama3", "yarn", "longrope"))
+_HEAD_SIZES = frozenset({"layer_head_dims", "layer_kv_heads", "shared_kv_layers"})
 _HEADS = _ROPE_KINDS | {"qk_norm=head", "qk_norm=plain", "rope"}
 _NORMS = frozenset({"norm=layer", "norm_bias", "norm_affine=False"})
 _GATES = frozenset(
@@ -93,10 +94,12 @@ TORCH = OperatorSet(
         "linear": _BIASES,
         "place_heads": _HEADS
         | {"qk_norm=all", "qk_norm=layer", "nope_beta", "qkv_clip", "rope_before_norm", "rope_layers", "local_rope"}
-        | {"rope.interleaved", "rope.query_beta"},
+        | {"rope.interleaved", "rope.query_beta"}
+        | _HEAD_SIZES,
         "attend": frozenset(
             {"attention_scale", "attention_soft_cap", "attention_sinks", "sliding_window", "window_is_chunk", "alibi"}
-        ),
+        )
+        | _HEAD_SIZES,
         "gate": _GATES | {"activation=xielu", "swiglu_limit"},
         "experts": _EXPERTS,
         "logits": frozenset({"embed_dim", "logits_scale", "logits_soft_cap", "head_bias"}),
@@ -146,7 +149,10 @@ NATIVE_MAX_SIZE = 1 << 17  # elements of a row: some are kept on a thread's stac
 
 def native_sizes(config: DecoderConfig) -> dict[str, int]:
     """The row lengths of a decoder's matrices, by the fields that they come from."""
-    sizes = {"hidden_size": config.hidden_size, "num_heads * head_dim": config.query_size}
+    sizes = {"hidden_size": config.hidden_size}
+    for head_dim in sorted({heads.head_dim for heads in config.all_heads()}):
+        name = f"num_heads * {head_dim}" if config.layer_head_dims else "num_heads * head_dim"
+        sizes[name] = config.num_heads * head_dim
     if not all(map(config.has_experts, range(config.num_layers))):
         sizes[config.intermediate_field] = config.intermediate_size
     if config.experts is not None:

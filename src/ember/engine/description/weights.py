@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from math import prod
 from typing import NamedTuple
 
-from ember.engine.description.config import DecoderConfig, ExpertNames, ExpertsConfig
+from ember.engine.description.config import DecoderConfig, ExpertNames, ExpertsConfig, HeadSizes
 
 
 class Size(NamedTuple):
@@ -127,9 +127,8 @@ def weight_specs(config: DecoderConfig) -> list[Spec]:
         specs += _norm(config, hidden, "embed_norm", str(names.embed_norm))
     if config.embed_dim is not None:
         specs.append(_linear("project_in", [Stored(str(names.project_in), hidden, embed).whole()]))
-    sizes = _Sizes.of(config, hidden)
     for layer in range(config.num_layers):
-        specs += _layer(config, sizes, layer)
+        specs += _layer(config, _Sizes.of(config, hidden, layer), layer)
     if config.final_norm:
         specs += _norm(config, hidden, "final_norm", names.final_norm)
     if config.embed_dim is not None:
@@ -152,8 +151,9 @@ def count_parameters(specs: Iterable[Spec]) -> int:
 
 
 class _Sizes(NamedTuple):
-    """The sizes that the tensors of every layer have."""
+    """The sizes of a layer's tensors."""
 
+    heads: HeadSizes
     hidden: Size
     query: Size
     kv: Size
@@ -162,15 +162,17 @@ class _Sizes(NamedTuple):
     inner: Size  # the MLP's
 
     @classmethod
-    def of(cls, config: DecoderConfig, hidden: Size) -> _Sizes:
-        heads, kv_heads = f"num_attention_heads={config.num_heads}", f"num_key_value_heads={config.num_kv_heads}"
-        head_dim, query, kv = f"of head_dim={config.head_dim}", config.query_size, config.kv_size
+    def of(cls, config: DecoderConfig, hidden: Size, layer: int) -> _Sizes:
+        sizes = config.heads(layer)
+        heads, kv_heads = f"num_attention_heads={sizes.heads}", f"num_key_value_heads={sizes.kv_heads}"
+        head_dim, query, kv = f"of head_dim={sizes.head_dim}", sizes.query_size, sizes.kv_size
         return cls(
+            sizes,
             hidden,
             Size(query, f"{heads} {head_dim}: {query}"),
             Size(kv, f"{kv_heads} {head_dim}: {kv}"),
             Size(query + 2 * kv, f"{heads} and {kv_heads} {head_dim}: {query + 2 * kv}"),
-            Size(config.head_dim, f"head_dim={config.head_dim}"),
+            Size(sizes.head_dim, f"head_dim={sizes.head_dim}"),
             Size(config.intermediate_size, f"{config.intermediate_field}={config.intermediate_size}"),
         )
 
@@ -179,10 +181,11 @@ def _layer(config: DecoderConfig, sizes: _Sizes, layer: int) -> Iterator[Spec]:
     names, hidden = config.names, sizes.hidden
     ours, theirs = f"layers.{layer}.", names.layer.format(layer)
     yield from _norm(config, hidden, f"{ours}attention_norm", theirs + names.attention_norm)
-    yield _linear(f"{ours}qkv", _qkv(config, sizes, theirs), config.qkv_bias)
+    yield _linear(f"{ours}qkv", _qkv(config, sizes, layer, theirs), config.qkv_bias)
     if config.qk_norm_of(layer) not in (None, "plain"):
-        yield from _qk_norm(config, sizes, "query_norm", config.num_heads, ours, theirs)
-        yield from _qk_norm(config, sizes, "key_norm", config.num_kv_heads, ours, theirs)
+        yield from _qk_norm(config, sizes, "query_norm", sizes.heads.heads, ours, theirs)
+        if config.has_own_kv(layer):
+            yield from _qk_norm(config, sizes, "key_norm", sizes.heads.kv_heads, ours, theirs)
     output = Stored(theirs + names.output, hidden, sizes.query, names.transposed)
     yield _linear(f"{ours}output", [output.whole()], config.output_bias)
     if config.attention_sinks:
@@ -231,20 +234,22 @@ def _qk_norm(
     )
 
 
-def _qkv(config: DecoderConfig, sizes: _Sizes, theirs: str) -> list[Output]:
-    """The rows of query, key and value."""
+def _qkv(config: DecoderConfig, sizes: _Sizes, layer: int, theirs: str) -> list[Output]:
+    """The rows of query, key and value. Only layers with separate matrices may lack some of them."""
     names, hidden = config.names, sizes.hidden
     if names.qkv is None:
-        parts = ((names.query, sizes.query), (names.key, sizes.kv), (names.value, sizes.kv))
+        parts = [(names.query, sizes.query)]
+        if config.has_own_kv(layer):
+            parts += [(names.key, sizes.kv), (names.value, sizes.kv)]
         return [Stored(f"{theirs}{name}", rows, hidden, names.transposed).whole() for name, rows in parts]
     stored = Stored(theirs + names.qkv, sizes.qkv, hidden, names.transposed)
     if names.qkv_order == "parts":
         return [stored.whole()]
     if names.qkv_order == "quarters":
-        size = config.query_size // 4
+        size = sizes.heads.query_size // 4
         return [Output(stored, Rows(start * size, size, 4, 3 * size)) for start in (0, 2, 1)]
-    heads, head_dim = config.num_kv_heads, config.head_dim
-    queries = config.query_size // heads  # rows of query for each key-value head
+    _, heads, head_dim = sizes.heads
+    queries = sizes.heads.query_size // heads  # rows of query for each key-value head
     step = queries + 2 * head_dim
     runs = ((0, queries), (queries, head_dim), (queries + head_dim, head_dim))
     return [Output(stored, Rows(start, size, heads, step)) for start, size in runs]

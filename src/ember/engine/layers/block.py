@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ember.engine.description.config import HeadSizes
 from ember.engine.layers.cache import CacheScales
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
@@ -33,7 +34,9 @@ class Attention:
     window: int | None  # the sliding window in tokens, the query's own included; None: the whole context
     window_is_chunk: bool  # the window begins at a multiple of its length, not that many tokens before
     group: int  # the cache group of its K and V, which has the block table
-    place: int  # index of the layer in the pages of the group
+    place: int  # index of its place in the pages of the group (`KVCache.by_page`)
+    sizes: HeadSizes
+    has_own_kv: bool  # otherwise `qkv` has queries alone, and K and V are those of an earlier layer
     cache_scales: CacheScales | None = None  # of its K and V if the cache is in float8
 
 
@@ -75,10 +78,10 @@ class DecoderParts:
     project_out: Linear | None  # [embed_dim, hidden]
     head: Linear  # [vocab_size, hidden or embed_dim]
 
-    def windows(self) -> list[int | None]:
-        """The sliding window of each cache group."""
-        windows = {block.attention.group: block.attention.window for block in self.blocks}
-        return [windows[group] for group in range(len(windows))]
+    def groups(self) -> list[Attention]:
+        """A layer's attention of each cache group. All layers of a group have the same window and heads."""
+        found = {block.attention.group: block.attention for block in self.blocks}
+        return [found[group] for group in range(len(found))]
 
     def matrices(self) -> Iterator[Linear]:
         """The matrices of the decoder's matrix products, without those of routers."""

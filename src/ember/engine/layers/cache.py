@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ember.engine.description.cache_groups import CacheLayout, Place
+
 FLOAT8_MAX = 448.0  # the largest number of float8_e4m3fn, to which larger ones are clamped
 
 
@@ -38,20 +40,21 @@ def from_float8(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
 class KVCache:
     """The paged cache of all layers, in the model's dtype or in float8_e4m3fn (`Attention.cache_scales`).
 
-    Page `b` has the slots `b * block_size ... (b + 1) * block_size - 1`.
+    Page `b` has the slots `b * block_size ... (b + 1) * block_size - 1` of each row.
 
-    A page belongs to one cache group at a time (`description.cache_groups`). Each layer of the group has a place in it,
-    which is the first index of both tensors.
+    A page belongs to one cache group at a time (`description.cache_groups`), whose layers have places in its rows.
     """
 
-    keys: Tensor  # [places, num_blocks, block_size, kv_heads, head_dim]
-    values: Tensor  # [places, num_blocks, block_size, kv_heads, head_dim]
-    by_page: list[tuple[Tensor, Tensor]] = field(init=False)  # of each place: [num_blocks, block_size, ...], views
-    by_slot: list[tuple[Tensor, Tensor]] = field(init=False)  # of each place: [num_blocks * block_size, ...], views
+    keys: Tensor  # [rows, num_blocks, block_size, slot_size]
+    values: Tensor  # [rows, num_blocks, block_size, slot_size]
+    places: tuple[Place, ...]
+    # Of each place views of K and V: [num_blocks, block_size, kv_heads, head_dim], and [slots, kv_heads, head_dim].
+    by_page: list[tuple[Tensor, Tensor]] = field(init=False)
+    by_slot: list[tuple[Tensor, Tensor]] = field(init=False)
 
     def __post_init__(self) -> None:
         """Make the views, which every layer of every step uses, once."""
-        self.by_page = list(zip(self.keys.unbind(), self.values.unbind(), strict=True))
+        self.by_page = [(_view(self.keys, place), _view(self.values, place)) for place in self.places]
         self.by_slot = [(keys.flatten(0, 1), values.flatten(0, 1)) for keys, values in self.by_page]
 
     @property
@@ -64,15 +67,15 @@ class KVCache:
 
     @classmethod
     def allocate(
-        cls,
-        num_places: int,
-        num_blocks: int,
-        block_size: int,
-        num_kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        cls, layout: CacheLayout, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> KVCache:
         """Allocate the cache. On a CPU the kernel maps its memory when pages are first written."""
-        shape = (num_places, num_blocks, block_size, num_kv_heads, head_dim)
-        return cls(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
+        shape = (layout.rows, num_blocks, block_size, layout.slot_size)
+        keys, values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
+        return cls(keys, values, layout.places)
+
+
+def _view(rows: Tensor, place: Place) -> Tensor:
+    size = place.kv_heads * place.head_dim
+    slots = rows[place.row, :, :, place.first : place.first + size]
+    return slots.unflatten(-1, (place.kv_heads, place.head_dim))

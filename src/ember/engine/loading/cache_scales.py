@@ -30,10 +30,10 @@ def read_cache_scales(config: DecoderConfig, entries: Iterable[TensorEntry]) -> 
     by_name = {entry.name: entry for entry in entries}
     return [
         (
-            _scale(by_name, config.names.layer.format(layer), KEY),
-            _scale(by_name, config.names.layer.format(layer), VALUE),
+            _scale(by_name, config.names.layer.format(source), KEY),
+            _scale(by_name, config.names.layer.format(source), VALUE),
         )
-        for layer in range(config.num_layers)
+        for source in config.kv_sources()
     ]
 
 

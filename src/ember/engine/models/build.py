@@ -46,7 +46,7 @@ def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
         torch.tensor(config.embed_scale, dtype=tokens.dtype).item(),
         _norm(config, weights, "embed_norm") if config.embed_norm else None,
     )
-    windows, places = config.windows(), cache_places(cache_groups(config, tokens.dtype.itemsize))
+    windows, places = config.windows(), cache_places(config, cache_groups(config, tokens.dtype.itemsize))
     parts = DecoderParts(
         embedding=embedding,
         blocks=[
@@ -85,6 +85,8 @@ def _block(
             window_is_chunk=config.window_is_chunk,
             group=group,
             place=place,
+            sizes=config.heads(layer),
+            has_own_kv=config.has_own_kv(layer),
         ),
         attention_output_norm=_optional_norm(config, weights, prefix, "attention_output_norm"),
         mlp_norm=_optional_norm(config, weights, prefix, "mlp_norm") or attention_norm,
@@ -150,19 +152,20 @@ def _optional_norm(config: DecoderConfig, weights: Weights, prefix: str, name: s
 
 
 def _qk_norm(config: DecoderConfig, weights: Weights, tokens: Tensor | Linear, layer: int) -> QkNorm | None:
-    kind, prefix, size, eps = config.qk_norm_of(layer), f"layers.{layer}.", config.head_dim, config.norm_eps
+    kind, prefix, eps = config.qk_norm_of(layer), f"layers.{layer}.", config.norm_eps
     if kind is None:
         return None
+    heads, kv_heads, size = config.heads(layer)
+    if not config.has_own_kv(layer):
+        kv_heads = 0
     if kind == "plain":
-        ones = torch.ones(config.num_heads + config.num_kv_heads, size, dtype=tokens.dtype, device=tokens.device)
-        return RMSNorm(ones, size, eps)
-    rows = [
-        *_head_rows(config, weights, f"{prefix}query_norm", config.num_heads),
-        *_head_rows(config, weights, f"{prefix}key_norm", config.num_kv_heads),
-    ]
+        return RMSNorm(torch.ones(heads + kv_heads, size, dtype=tokens.dtype, device=tokens.device), size, eps)
+    rows = _head_rows(config, weights, f"{prefix}query_norm", heads)
+    if kv_heads:
+        rows += _head_rows(config, weights, f"{prefix}key_norm", kv_heads)
     weight = torch.cat(rows)
     if config.qk_norm == "all":
-        return JointHeadNorm(weight, config.num_heads, eps)
+        return JointHeadNorm(weight, heads, eps)
     return LayerNorm(weight, None, size, eps) if config.qk_norm == "layer" else RMSNorm(weight, size, eps)
 
 

@@ -59,7 +59,6 @@ class NativeOperators:
 
     def __init__(self, torch_ops: TorchOperators, parts: DecoderParts, library: ctypes.CDLL, lacking: Lacking) -> None:
         config = torch_ops.config
-        self.config = config
         self.torch_ops = torch_ops
         self._library = library
         self._parts = parts
@@ -194,8 +193,7 @@ class NativeOperators:
         return out
 
     def _place_heads(self, attention: Attention, qkv: Tensor, step: NativeStep) -> Heads:
-        config, rows = self.config, len(qkv)
-        heads, kv_heads, size = config.num_heads, config.num_kv_heads, config.head_dim
+        rows, (heads, kv_heads, size) = len(qkv), attention.sizes
         queries, keys = qkv.new_empty(rows, heads, size), qkv.new_empty(rows, kv_heads, size)
         self._library.ember_place(
             self._model,

@@ -14,8 +14,10 @@ sequence whose pages are adjacent in memory is read in place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -55,24 +57,30 @@ class AttentionPlan:
     slopes: Tensor | None = None  # [heads] float32, of ALiBi
 
 
+class GroupShape(NamedTuple):
+    """What the layers of a cache group have in common."""
+
+    window: int | None  # the sliding window; None: full attention
+    kv_heads: int
+    head_dim: int
+
+
 def plan_attention(
     batch: Batch,
-    windows: list[int | None],
+    groups: list[GroupShape],
     block_size: int,
-    kv_heads: int,
-    head_dim: int,
     dtype: torch.dtype,
     without: Container[int] = (),
     slopes: Tensor | None = None,
     has_scores: bool = False,
     window_is_chunk: bool = False,
 ) -> list[AttentionPlan]:
-    """The plan of each cache group. `windows`: the sliding window of each (None: full attention). `without`: sequences
-    that others attend to. `slopes`: of ALiBi, [heads] float32. `has_scores`: the attention has a soft cap or sinks, for
-    which all scores are in memory. `window_is_chunk`: a window begins at a multiple of its length."""
+    """The plan of each cache group. `without`: sequences that others attend to. `slopes`: of ALiBi, [heads] float32.
+    `has_scores`: the attention has a soft cap or sinks, for which all scores are in memory. `window_is_chunk`: a window
+    begins at a multiple of its length."""
     longest = max(batch.context_lens, default=0)
     plans: list[AttentionPlan] = []
-    for group, window in enumerate(windows):
+    for group, (window, _, _) in enumerate(groups):
         effective = None
         if window is not None and window < longest:
             effective = _Window(window, window_is_chunk)
@@ -80,14 +88,16 @@ def plan_attention(
         segments = _segments(batch, pages, effective, dtype, without, has_scores or slopes is not None)
         plans.append(AttentionPlan(segments, slopes=slopes))
     gathered = [
-        segment.slots.shape[0] for plan in plans for segment in plan.segments if isinstance(segment.slots, Tensor)
+        max((len(segment.slots) for segment in plan.segments if isinstance(segment.slots, Tensor)), default=0)
+        for plan in plans
     ]
-    if gathered:
-        shape = (max(gathered), kv_heads, head_dim)
-        device = batch.slot_mapping.device
-        buffers = torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device)
-        for plan in plans:
-            plan.buffers = buffers
+    shapes = [(count, kv_heads, size) for count, (_, kv_heads, size) in zip(gathered, groups, strict=True)]
+    most = max(map(math.prod, shapes), default=0)
+    if most:
+        memory = torch.empty(2, most, dtype=dtype, device=batch.slot_mapping.device)
+        for plan, shape in zip(plans, shapes, strict=True):
+            keys, values = memory[:, : math.prod(shape)].unflatten(1, shape).unbind()
+            plan.buffers = keys, values
     return plans
 
 

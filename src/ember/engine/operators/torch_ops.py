@@ -12,7 +12,7 @@ from torch import Tensor
 from ember.engine.description.config import DecoderConfig
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention, DecoderParts
-from ember.engine.layers.cache import KVCache, from_float8, to_float8
+from ember.engine.layers.cache import CacheScales, KVCache, from_float8, to_float8
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.linear import Linear, can_pack
@@ -21,7 +21,7 @@ from ember.engine.layers.norm import Norm
 from ember.engine.layers.rotary import Rotary, query_scales
 from ember.engine.operators.base import Heads, Step
 from ember.engine.operators.experts import compute_experts
-from ember.engine.operators.torch_attention import AttentionPlan, attend, plan_attention
+from ember.engine.operators.torch_attention import AttentionPlan, GroupShape, attend, plan_attention
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -42,7 +42,7 @@ class TorchOperators:
         self.dtype = dtype
         self.device = device
         self.rotaries = [Rotary.build(rope, device) for rope in config.ropes()]
-        self._windows = parts.windows()
+        self._groups = [GroupShape(each.window, each.sizes.kv_heads, each.sizes.head_dim) for each in parts.groups()]
         self._has_scores = config.attention_soft_cap is not None or config.attention_sinks
         self._slopes = torch.tensor(config.alibi, dtype=torch.float32, device=device) if config.alibi else None
 
@@ -60,10 +60,8 @@ class TorchOperators:
 
     def plan(self, batch: Batch, cache: KVCache, without: Container[int] = ()) -> list[AttentionPlan]:
         """The attention plan of the step for each cache group. `without`: sequences that another set attends to."""
-        config = self.config
-        sizes = cache.block_size, config.num_kv_heads, config.head_dim
-        kinds = self._slopes, self._has_scores, config.window_is_chunk
-        return plan_attention(batch, self._windows, *sizes, self.dtype, without, *kinds)
+        kinds = self._slopes, self._has_scores, self.config.window_is_chunk
+        return plan_attention(batch, self._groups, cache.block_size, self.dtype, without, *kinds)
 
     def whole_step(self, step: Step) -> None:
         return None
@@ -83,6 +81,8 @@ class TorchOperators:
         query, key, value = self.heads(attention, qkv, step)
         slots, (keys, values) = step.slots[attention.group], step.cache.by_slot[attention.place]
         scales = attention.cache_scales
+        if key is None or value is None:
+            return Heads(query, *_read_slots(keys, values, slots, scales, query.dtype))
         if scales is not None:
             stored = to_float8(key, scales.key), to_float8(value, scales.value)
             for cached, new in zip((keys, values), stored, strict=True):
@@ -94,13 +94,16 @@ class TorchOperators:
         values.index_copy_(0, slots, value)
         return Heads(query, key, value)
 
-    def heads(self, attention: Attention, qkv: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values [T, heads, head_dim], normalised and rotated. The cache is not written."""
+    def heads(self, attention: Attention, qkv: Tensor, step: Step) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Queries, keys and values [T, heads, head_dim], normalised and rotated. The cache is not written. A layer
+        without K and V of its own has no keys and values here."""
         config = self.config
-        heads, kv_heads = config.num_heads, config.num_kv_heads
-        qkv = qkv.view(-1, heads + 2 * kv_heads, config.head_dim)
+        heads, kv_heads, head_dim = attention.sizes
+        qkv = qkv.unflatten(1, (-1, head_dim))
         if config.qkv_clip is not None:
             qkv = qkv.clamp(-config.qkv_clip, config.qkv_clip)
+        if not attention.has_own_kv:
+            kv_heads = 0
         query_key, value = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
         norm, scales = attention.qk_norm, None
         if norm is not None and not config.rope_before_norm:
@@ -113,7 +116,8 @@ class TorchOperators:
         if norm is not None and config.rope_before_norm:
             query_key = norm(query_key)
         query, key = query_key[:, :heads], query_key[:, heads:]
-        return query if scales is None else query * scales, key, value
+        query = query if scales is None else query * scales
+        return (query, key, value) if attention.has_own_kv else (query, None, None)
 
     def angles(self, rope: int, step: Step) -> tuple[Tensor, Tensor, Tensor | None]:
         """The angles of the step's tokens for the rotary positions number `rope`, and the scales of queries."""
@@ -155,3 +159,13 @@ class TorchOperators:
         if scale != 1.0:
             logits.mul_(scale)
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+
+def _read_slots(
+    keys: Tensor, values: Tensor, slots: Tensor, scales: CacheScales | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """K and V of some slots of a layer's cache [slots, kv_heads, head_dim], in `dtype`."""
+    if scales is None:
+        return keys[slots], values[slots]
+    stored = [cached.view(torch.uint8)[slots].view(cached.dtype) for cached in (keys, values)]
+    return from_float8(stored[0], scales.key, dtype), from_float8(stored[1], scales.value, dtype)

@@ -149,7 +149,10 @@ class TritonOperators:
 
     def _place_torch_heads(self, attention: Attention, qkv: Tensor, step: TritonStep) -> Heads:
         """Normalise and rotate in torch. The kernel then only writes to the cache, without the padding."""
-        qkv = torch.cat(self.torch_ops.heads(attention, qkv, step), dim=1).flatten(1)
+        query, key, value = self.torch_ops.heads(attention, qkv, step)
+        if key is None or value is None:
+            return Heads(query.contiguous())
+        qkv = torch.cat((query, key, value), dim=1).flatten(1)
         places = step.slots[attention.group], step.positions
         key_scale, value_scale = _scale_tensors(attention)
         cache = step.cache.by_page[attention.place]

@@ -116,7 +116,7 @@ class DeviceRunner:
         config = model.config
         vocab_size, max_blocks = config.vocab_size, -(-limits.max_model_len // cache.block_size)
         self.tables = RowTables(max_num_seqs, vocab_size, config.eos_token_ids, accelerator)
-        num_groups = len(model.parts.windows())
+        num_groups = len(model.parts.groups())
         self.rows = DeviceRows(max_num_seqs, num_groups, max_blocks, accelerator, self.tables)
         self.buffer = StepBuffer(max_num_seqs, max_num_batched_tokens, num_groups, accelerator)
         self.workspace = Workspace.create(max_num_seqs, vocab_size, device)
