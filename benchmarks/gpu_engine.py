@@ -239,7 +239,7 @@ def _graph_launches(engine: Engine) -> Iterator[list[_Launch]]:
     if not isinstance(engine.runner, DeviceRunner):
         yield launches
         return
-    graphs = engine.runner.graphs
+    graphs = engine.runner.decode_graphs
     launch = graphs.launch
 
     def timed(size: int) -> None:

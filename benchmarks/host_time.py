@@ -152,6 +152,9 @@ def rows(num_layers: int, steps: int, counter: Counter) -> Iterator[tuple[str, i
             engine.step()
 
         yield "64 decodes and a prompt, kernel by kernel", *measure(mixed, counter, steps)
+        engine = filled(num_layers, 64)
+        record(engine, counter)
+        yield "64 decodes and a prompt, a graph", *measure(mixed, counter, steps)
         for num_rows in (1, 64, 256):
             engine = filled(num_layers, num_rows)
             record(engine, counter)

@@ -105,7 +105,7 @@ class Configure(Struct, tag="configure", frozen=True):
     seed: int | None = None  # None = different at every boot
     num_threads: int | None = None
     warmup: str = "none"  # none, eager, full
-    enforce_eager: bool = False  # on a GPU: record no decode steps as graphs
+    enforce_eager: bool = False  # on a GPU: record no steps as graphs
     step_timeout: float = 0.0  # seconds until a step that does not return ends the process; 0 = never
     lean_torch: bool = True  # False: with all of torch, also where the import was begun without some of it
     boot_origin: float | None = None  # the worker's start on the clock of ember.boot.now()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ember.engine.core import sampler
 from ember.engine.core.chores import Chore, Chores
 from ember.engine.core.engine import Engine
 from ember.engine.core.gpu.device_runner import DeviceRunner
+from ember.engine.core.gpu.graphs import StepGraphs
 from ember.engine.core.grammars import masks
 from ember.engine.core.runner import Runner
 from ember.wire import Generate, SequenceOutput
@@ -38,8 +40,26 @@ def device_engine(directory: Path, *, enforce_eager: bool = False, **configure: 
         engine.limits,
         enforce_eager=enforce_eager,
     )
-    engine.chores = Chores([Chore("recording decode steps", runner.record_next)])
+    engine.chores = Chores([Chore("recording steps", runner.record_next)])
     return engine
+
+
+def recorded_engine(directory: Path, **configure: Any) -> tuple[Engine, list[tuple[str, int]]]:
+    """An engine that has recorded all it can, and the list of the kind and size of each graph that it launches."""
+    engine = device_engine(directory, **configure)
+    while engine.do_chore():
+        pass
+    launched: list[tuple[str, int]] = []
+    assert isinstance(engine.runner, DeviceRunner)
+    for graphs in (engine.runner.decode_graphs, engine.runner.mixed_graphs):
+
+        def note(size: int, graphs: StepGraphs = graphs, launch: Callable[[int], None] = graphs.launch) -> None:
+            launched.append((graphs.kind.unit, size))
+            launch(size)
+
+        graphs.launch = note  # type: ignore[method-assign]
+        graphs.observe_eager = None  # type: ignore[assignment, method-assign]  # a step without a graph would fail
+    return engine, launched
 
 
 def draw_as_the_kernels_do(monkeypatch: Any) -> None:

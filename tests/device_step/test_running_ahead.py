@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from ember.engine.core.gpu.graphs import SIZES
+from ember.engine.core.gpu.graph_sizes import DECODE, MAX_CHUNKS
 from ember.wire import Generate, SamplingParams
-from tests.device_step.engines import all_said, check_empty, compare, device_engine, said
+from tests.device_step.engines import all_said, check_empty, compare, device_engine, recorded_engine, said
 from tests.engine_core.inline import greedy, make_engine, run, tokens
 from tests.engine_models.tiny import EOS_TOKEN_ID, VOCAB_SIZE, make_tiny
 
@@ -137,25 +137,43 @@ def test_an_aborted_engine_is_empty_after_the_step_in_flight(directory):
 
 
 def test_recorded_steps_say_the_same(directory):
-    """Padding rows change nothing, and every decode step that fits a recorded size runs in it."""
+    """Padding changes nothing, and every step that fits a recorded size runs in it."""
     requests = mixture(7, seed=2)
     expected = run(make_engine(directory), requests)
-    engine = device_engine(directory, max_num_seqs=8)
-    while engine.do_chore():
-        pass
-    graphs = engine.runner.graphs
-    assert graphs.recorded == [1, 2, 4, 8]
-    sizes = []
-    launch = graphs.launch
-
-    def note(size):
-        sizes.append(size)
-        launch(size)
-
-    graphs.launch = note
-    graphs.observe_eager = None  # a decode step that no graph served would fail
+    engine, launched = recorded_engine(directory, max_num_seqs=8, max_num_batched_tokens=64)
+    assert engine.runner.decode_graphs.recorded == [1, 2, 4, 8]
+    assert engine.runner.mixed_graphs.recorded == [32, 64]
     assert all_said(run(engine, requests)) == all_said(expected)
-    assert sizes
+    assert {unit for unit, _ in launched} == {"rows", "tokens"}
+    check_empty(engine)
+
+
+@pytest.mark.parametrize("budget", [9, 33, 40])
+def test_recorded_chunks_say_the_same(directory, budget):
+    """Chunks that end a prompt and those that do not, beside decodes and without, with the first tokens in the cache,
+    and log probabilities of prompts."""
+    requests = [Generate(i, PROMPT * (1 + i), greedy(3 + i)) for i in range(5)]
+    requests.append(Generate(5, [*PROMPT * 3, 7, 8], greedy(4, prompt_logprobs=2, logprobs=1)))
+    expected = run(make_engine(directory), requests)
+    engine, launched = recorded_engine(directory, max_num_seqs=4, max_num_batched_tokens=budget)
+    found = run(engine, requests)
+    assert all_said(found) == all_said(expected)
+    for ours, theirs in zip(found[5, 0][0].prompt_logprobs[1:], expected[5, 0][0].prompt_logprobs[1:], strict=True):
+        assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-3)
+    assert sum(unit == "tokens" for unit, _ in launched) >= 4
+    check_empty(engine)
+
+
+def test_a_burst_of_prompts_is_launched_kernel_by_kernel(directory):
+    requests = [Generate(i, PROMPT[: 2 + i % 3], greedy(2)) for i in range(MAX_CHUNKS + 3)]
+    expected = run(make_engine(directory), requests)
+    engine, launched = recorded_engine(directory, max_num_seqs=MAX_CHUNKS + 3, max_num_batched_tokens=128)
+    for request in requests:
+        engine.add(request)
+    engine.step()
+    assert launched == []
+    assert all_said(run(engine, [])).keys() == all_said(expected).keys()
+    assert all_said(run(engine, requests)) == all_said(expected)
     check_empty(engine)
 
 
@@ -165,7 +183,7 @@ def test_recording_between_steps_changes_nothing(directory, steps, monkeypatch):
     monkeypatch.setattr("ember.engine.core.gpu.graphs.STALL_S", 1e9)
     requests = mixture(7, seed=2)
     expected = run(make_engine(directory), requests)
-    engine = device_engine(directory, max_num_seqs=8)
+    engine = device_engine(directory, max_num_seqs=8, max_num_batched_tokens=64)
     outputs: dict[tuple[int, int], list[Any]] = {}
     for request in requests:
         engine.add(request)
@@ -175,12 +193,13 @@ def test_recording_between_steps_changes_nothing(directory, steps, monkeypatch):
                 outputs.setdefault((output.request_id, output.index), []).append(output)
         engine.do_chore()
     assert all_said(outputs) == all_said(expected)
-    assert engine.runner.graphs.recorded
+    assert engine.runner.decode_graphs.recorded
+    assert engine.runner.mixed_graphs.recorded or steps > 1
     check_empty(engine)
 
 
 def test_recording_in_an_idle_moment_leaves_the_cache_alone(directory):
-    engine = device_engine(directory, max_num_seqs=4)
+    engine = device_engine(directory, max_num_seqs=4, max_num_batched_tokens=33)
     run(engine, [Generate(1, PROMPT, greedy(5))])
     cache = engine.runner.cache
     before = cache.keys.clone(), cache.values.clone()
@@ -194,12 +213,12 @@ def test_enforce_eager_records_nothing(directory):
     engine = device_engine(directory, enforce_eager=True)
     assert not engine.do_chore()
     assert tokens(run(engine, [Generate(1, PROMPT, greedy(3))])[1, 0])
-    assert engine.runner.graphs.recorded == []
+    assert engine.runner.decode_graphs.recorded == engine.runner.mixed_graphs.recorded == []
 
 
 def test_graphs_come_largest_useful_first(directory):
-    engine = device_engine(directory, max_num_seqs=16)
-    graphs = engine.runner.graphs
+    engine = device_engine(directory, max_num_seqs=16, max_num_batched_tokens=32)
+    graphs = engine.runner.decode_graphs
     assert graphs.size_for(5) is None
     order = []
     while engine.do_chore():
@@ -207,24 +226,27 @@ def test_graphs_come_largest_useful_first(directory):
     order += [size for size in graphs.recorded if size not in order]
     assert order == [8, 4, 2, 1, 16]
     assert (graphs.size_for(3), graphs.size_for(9), graphs.size_for(17)) == (4, 16, None)
-    assert max(SIZES) >= 1024  # more rows than that are launched kernel by kernel
+    assert max(DECODE.sizes) >= 1024  # more rows than that are launched kernel by kernel
 
 
 def test_recording_waits_for_an_idle_moment_when_it_would_hold_up_a_stream(directory):
-    engine = device_engine(directory, max_num_seqs=2)
+    engine = device_engine(directory, max_num_seqs=2, max_num_batched_tokens=32)
+    runner = engine.runner
     engine.add(Generate(1, PROMPT, greedy(4)))
     engine.step()
-    engine.runner.graphs.observe_eager(1.0)
-    assert engine.do_chore() and engine.do_chore() and engine.runner.graphs.recorded == []
+    runner.decode_graphs.observe_eager(1.0)
+    runner.mixed_graphs.observe_eager(1.0)
+    assert engine.do_chore() and engine.do_chore()
+    assert runner.decode_graphs.recorded == runner.mixed_graphs.recorded == []
     run(engine, [])
     while engine.do_chore():
         pass
-    assert engine.runner.graphs.recorded
+    assert engine.runner.decode_graphs.recorded
 
 
 def test_a_size_that_cannot_be_recorded_costs_no_smaller_one(directory, monkeypatch):
-    engine = device_engine(directory, max_num_seqs=16)
-    graphs = engine.runner.graphs
+    engine = device_engine(directory, max_num_seqs=16, max_num_batched_tokens=32)
+    graphs = engine.runner.decode_graphs
     record = graphs._accelerator.record
 
     def fail(body):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ember.wire import Generate
-from tests.device_step.engines import all_said, check_empty, device_engine
+from tests.device_step.engines import all_said, check_empty, device_engine, recorded_engine
 from tests.engine_core.inline import greedy, make_engine, poison, run
 from tests.engine_models.tiny import VOCAB_SIZE, make_tiny
 
@@ -53,9 +53,7 @@ def test_with_preemption(case):
 
 def test_in_recorded_steps(case):
     directory, requests, expected, _ = case
-    engine = device_engine(directory, max_num_seqs=4)
-    while engine.do_chore():
-        pass
-    assert engine.runner.graphs.recorded
+    engine, launched = recorded_engine(directory, max_num_seqs=4, max_num_batched_tokens=32)
     assert all_said(run(poison(engine), requests)) == expected
+    assert {unit for unit, _ in launched} == {"rows", "tokens"}
     check_empty(engine)

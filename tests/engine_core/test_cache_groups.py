@@ -11,7 +11,7 @@ import torch
 from ember.engine.core.block_manager import BlockManager
 from ember.engine.core.block_pool import BlockPool, root_hash
 from ember.engine.core.limits import EngineLimits
-from ember.engine.core.memory import Memory, block_table_bytes, plan_memory
+from ember.engine.core.memory import Memory, block_table_bytes, mixed_graph_bytes, plan_memory, token_bytes
 from ember.engine.core.scheduler import Scheduler
 from ember.engine.core.sequence import Sequence
 from ember.engine.description.cache_groups import (
@@ -230,6 +230,18 @@ def test_block_tables_are_taken_off_a_gpus_memory():
     one_group = block_table_bytes(1, 256, 32768, BLOCK)
     assert one_group == 3 * 256 * 2048 * 4
     assert left[1] - left[0] == pytest.approx(5 * one_group, abs=24 * 256 * BLOCK)
+
+
+def test_recorded_steps_are_taken_off_a_gpus_memory():
+    free, groups, left = 8 << 30, cache_groups(MISTRAL, 2), {}
+    for enforce_eager in (True, False):
+        configure = Configure(model="", gpu_memory_utilization=1.0, enforce_eager=enforce_eager)
+        made = plan_memory(MISTRAL, groups, configure, element_size=2, memory=Memory("cuda", free, free))
+        left[enforce_eager] = made.limits.num_blocks * bytes_per_page_token(groups) * BLOCK
+    graphs = mixed_graph_bytes(MISTRAL, 2, 8192)
+    assert left[True] - left[False] == pytest.approx(graphs, abs=bytes_per_page_token(groups) * BLOCK)
+    assert graphs > 2 * 1024 * token_bytes(MISTRAL, 2)
+    assert mixed_graph_bytes(MISTRAL, 2, 40) < graphs / 2  # no step is larger than the budget
 
 
 def test_no_more_pages_than_all_sequences_can_use():

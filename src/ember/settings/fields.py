@@ -473,8 +473,8 @@ class Settings(BaseSettings):
     enforce_eager: bool = Field(
         False,
         validation_alias=_names("ENFORCE_EAGER"),
-        description="On a GPU, launch every step kernel by kernel. Otherwise decode steps are recorded as CUDA graphs, "
-        "in idle moments after the first answer.",
+        description="On a GPU, launch every step kernel by kernel. Otherwise steps of up to 1,024 tokens are recorded "
+        "as CUDA graphs, in idle moments after the first answer.",
     )
     lean_torch: bool = Field(
         True,

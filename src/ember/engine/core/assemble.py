@@ -189,7 +189,7 @@ def make_runner(
     from ember.engine.core.gpu.device_runner import DeviceRunner  # it needs triton
 
     runner = DeviceRunner(model, cache, device, limits, enforce_eager=enforce_eager)
-    return runner, Chore("recording decode steps", runner.record_next)
+    return runner, Chore("recording steps", runner.record_next)
 
 
 def describe(

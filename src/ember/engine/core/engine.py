@@ -143,7 +143,7 @@ class Engine:
         return outputs
 
     def do_chore(self) -> bool:
-        """Do one part of the deferred boot work: repacking weights on a CPU, recording decode steps on a GPU. Returns
+        """Do one part of the deferred boot work: repacking weights on a CPU, recording steps on a GPU. Returns
         whether more is left. It is called while the engine is idle after the first answer, and between steps if the
         engine is never idle. It raises nothing."""
         return self.chores.do_next(is_idle=not self.has_work)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ember.engine.core.gpu.graph_sizes import MIXED
 from ember.engine.core.limits import EngineLimits
 from ember.engine.description.cache_groups import CacheGroup, bytes_per_page_token, longest_sequence, most_pages
 from ember.engine.description.config import DecoderConfig
@@ -17,8 +18,9 @@ from ember.wire import Configure
 
 CPU_KV_BYTES = 4 << 30  # maximum of the default on a CPU
 CPU_KV_SHARE = 0.5  # share of the available memory on a CPU
-DEVICE_RESERVE_BYTES = 512 << 20  # libraries' workspaces, fragmentation, graphs
-
+DEVICE_RESERVE_BYTES = 512 << 20  # libraries' workspaces, fragmentation, graphs of decode steps
+# An estimate that no device has confirmed: what a graph keeps on the device for a launch, and the launches of a layer.
+GRAPH_BYTES_PER_LAUNCH, LAUNCHES_PER_LAYER = 16 << 10, 12
 
 DEFAULT_MAX_NUM_SEQS = {"cuda": 256, "cpu": 64}
 DEFAULT_MAX_NUM_BATCHED_TOKENS = {"cuda": 8192, "cpu": 2048}
@@ -44,18 +46,32 @@ class MemoryPlan:
 def activation_bytes(
     config: DecoderConfig, element_size: int, num_tokens: int, num_rows: int, max_model_len: int
 ) -> int:
-    """An upper bound of one step's memory in bytes: the widest layer's inputs and outputs for every token, the K and V
-    of one context gathered from its pages, and the logits. Logits exist at most three times (the step's, the output
-    layer's, those of deferred rows), with the samplers' tables (8 bytes per row and token, 2 of counts, masks) and one
-    float32 copy."""
-    every = config.all_heads()
-    gathered = 2 * max(max_model_len, TORCH_MAX_GATHER) * max(heads.kv_size for heads in every) * element_size
+    """An upper bound of one step's memory in bytes: that of the tokens, the K and V of one context gathered from its
+    pages, and the logits. Logits exist at most three times (the step's, the output layer's, those of deferred rows),
+    with the samplers' tables (8 bytes per row and token, 2 of counts, masks) and one float32 copy."""
+    kv_size = max(heads.kv_size for heads in config.all_heads())
+    gathered = 2 * max(max_model_len, TORCH_MAX_GATHER) * kv_size * element_size
+    logits = num_rows * config.vocab_size * (3 * element_size + 15)
+    return gathered + num_tokens * token_bytes(config, element_size) + logits
+
+
+def token_bytes(config: DecoderConfig, element_size: int) -> int:
+    """An upper bound of a token's memory in a forward pass: the widest layer's inputs and outputs."""
     widths = 4 * config.hidden_size + 3 * config.intermediate_size
-    widths += 2 * max(heads.query_size + 2 * heads.kv_size for heads in every)
+    widths += 2 * max(heads.query_size + 2 * heads.kv_size for heads in config.all_heads())
     if config.experts is not None:
         inner = 3 * config.experts.intermediate_size
         widths += config.experts.per_token * (3 * config.hidden_size + inner) + 3 * config.experts.shared_size
-    return gathered + num_tokens * widths * element_size + num_rows * config.vocab_size * (3 * element_size + 15)
+    return widths * element_size
+
+
+def mixed_graph_bytes(config: DecoderConfig, element_size: int, max_num_batched_tokens: int) -> int:
+    """The memory of the recorded steps with prompt chunks. All graphs share a pool for activations. It may have to be
+    made twice, since a size that is recorded later does not fit into the parts that a smaller one left."""
+    sizes = MIXED.sizes_up_to(max_num_batched_tokens)
+    launches = len(sizes) * LAUNCHES_PER_LAYER * config.num_layers
+    hidden = sizes[-1] * config.hidden_size * element_size
+    return 2 * sizes[-1] * token_bytes(config, element_size) + hidden + launches * GRAPH_BYTES_PER_LAUNCH
 
 
 def block_table_bytes(num_groups: int, num_rows: int, max_model_len: int, block_size: int) -> int:
@@ -94,6 +110,8 @@ def plan_memory(
         elif memory.device == "cuda":
             activations = activation_bytes(config, element_size, max_num_batched_tokens, max_num_seqs, wanted)
             tables = block_table_bytes(len(groups), max_num_seqs, wanted, block_size)
+            if not asked.enforce_eager:
+                activations += mixed_graph_bytes(config, element_size, max_num_batched_tokens)
             unused = int(memory.total * (1 - asked.gpu_memory_utilization)) + DEVICE_RESERVE_BYTES
             budget = memory.free - unused - activations - tables
         else:

@@ -46,17 +46,33 @@ from ember_kernels.rope_cache import rope_cache
 from ember_kernels.small_gemm import MAX_ROWS, MEASURED_GAINS, small_gemm, uses_small_gemm
 
 
-@dataclass(slots=True, kw_only=True)
-class TritonStep(Step):
-    """A step whose inputs are on the device; nothing looks at their values. The first `num_decodes` sequences have one
-    query each. A token with a negative slot is padding, which is not written to the cache."""
+@dataclass(frozen=True, slots=True)
+class Decodes:
+    """The sequences with one query each. Length 0 is padding."""
 
-    num_decodes: int
     block_tables: Sequence[Tensor]  # of each cache group, [S, max_blocks] int32; none is read before a window
     context_lens: Tensor  # [S] int32
-    starts: Tensor  # [S - num_decodes + 1] int32, first row of each sequence that is not a decode
     max_context: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """The other sequences: chunks of prompts. A chunk without tokens is padding."""
+
+    block_tables: Sequence[Tensor]  # as those of decodes
+    starts: Tensor  # [S + 1] int32, first token of each, and the end of the last
+    context_lens: Tensor  # [S] int32
     max_queries: int
+
+
+@dataclass(slots=True, kw_only=True)
+class TritonStep(Step):
+    """A step whose inputs are on the device; nothing looks at their values. The tokens of decodes come first, in the
+    order of the sequences. Those of chunks may begin before the padding of the decodes ends. A token with a negative
+    slot is padding, which is not written to the cache."""
+
+    decodes: Decodes | None
+    chunks: Chunks | None
 
 
 class TritonOperators:
@@ -100,18 +116,23 @@ class TritonOperators:
         counts = [stop - start for start, stop in pairwise(starts)]
         num_decodes = next((i for i, count in enumerate(counts) if count != 1), len(counts))
         device = batch.token_ids.device
+        tables = batch.block_tables.to(torch.int32)
+        lens = torch.tensor(batch.context_lens, dtype=torch.int32).to(device, non_blocking=True)
+        decodes = chunks = None
+        if num_decodes:
+            longest = max(batch.context_lens[:num_decodes])
+            decodes = Decodes(tables[:, :num_decodes].unbind(), lens[:num_decodes], longest)
+        if num_decodes < len(counts):
+            first_tokens = torch.tensor(starts[num_decodes:], dtype=torch.int32).to(device, non_blocking=True)
+            chunks = Chunks(tables[:, num_decodes:].unbind(), first_tokens, lens[num_decodes:], max(counts))
         return TritonStep(
             token_ids=batch.token_ids,
             positions=batch.positions,
             slots=batch.slot_mapping.unbind(),
             cache=cache,
             plans=None if self.is_recordable else self.torch_ops.plan(batch, cache),
-            num_decodes=num_decodes,
-            block_tables=batch.block_tables.to(torch.int32).unbind(),
-            context_lens=torch.tensor(batch.context_lens, dtype=torch.int32).to(device, non_blocking=True),
-            starts=torch.tensor(starts[num_decodes:], dtype=torch.int32).to(device, non_blocking=True),
-            max_context=max(batch.context_lens),
-            max_queries=max(counts),
+            decodes=decodes,
+            chunks=chunks,
         )
 
     def whole_step(self, step: TritonStep) -> None:
@@ -200,35 +221,36 @@ def _scale_tensors(attention: Attention) -> tuple[Tensor, Tensor] | tuple[None, 
 
 
 def _attend(attention: Attention, heads: Heads, step: TritonStep) -> Tensor:
-    query, decodes, block_tables = heads.query, step.num_decodes, step.block_tables[attention.group]
+    query, group = heads.query, attention.group
     keys, values = step.cache.by_page[attention.place]
     scales = attention.cache_scales
     key_scale, value_scale = (1.0, 1.0) if scales is None else (scales.key, scales.value)
     mixed = torch.empty_like(query)
-    if decodes:
+    if (decodes := step.decodes) is not None:
+        count = len(decodes.context_lens)
         decode_attention(
-            query[:decodes],
+            query[:count],
             keys,
             values,
-            block_tables[:decodes],
-            step.context_lens[:decodes],
-            max_context=step.max_context,
+            decodes.block_tables[group],
+            decodes.context_lens,
+            max_context=decodes.max_context,
             scale=attention.scale,
             soft_cap=attention.soft_cap,
             window=attention.window,
             k_scale=key_scale,
             v_scale=value_scale,
-            out=mixed[:decodes],
+            out=mixed[:count],
         )
-    if decodes < len(step.context_lens):
+    if (chunks := step.chunks) is not None:  # after the decodes, whose padding has outputs where chunks begin
         prefill_attention(
             query,
             keys,
             values,
-            block_tables[decodes:],
-            step.starts,
-            step.context_lens[decodes:],
-            max_queries=step.max_queries,
+            chunks.block_tables[group],
+            chunks.starts,
+            chunks.context_lens,
+            max_queries=chunks.max_queries,
             scale=attention.scale,
             soft_cap=attention.soft_cap,
             window=attention.window,

@@ -4,10 +4,10 @@ The rows of running sequences are on the device (`device_rows`). A sampled token
 next step there. A step is launched without synchronisation. Its tokens are copied to the host, followed by an event
 that the host waits for after it has launched the next step.
 
-A pure decode step is one body of launches over inputs at fixed addresses, so that it can be recorded (`graphs`). A step
-with prompt chunks is launched kernel by kernel: decodes first, as in the body, then the chunks' tokens, which the host
-sends. Rows whose next token depends on the one before (`row_limits`) are deferred: they are sampled after the host has
-read that one, during this step's forward pass.
+A pure decode step is one body of launches over inputs at fixed addresses (`step_inputs`), so that it can be recorded
+(`graphs`). Of a step with prompt chunks only the forward pass is: the host sends the chunks' tokens before it, and the
+rows that get a token are sampled after it. Rows whose next token depends on the one before (`row_limits`) are deferred:
+they are sampled after the host has read that one, during this step's forward pass.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from ember.engine.core.gpu import late_rows, row_limits
 from ember.engine.core.gpu.accelerator import Accelerator
 from ember.engine.core.gpu.device_logprobs import Underway, Wanted
 from ember.engine.core.gpu.device_rows import DeviceRows, Row
-from ember.engine.core.gpu.graphs import DecodeGraphs
+from ember.engine.core.gpu.graph_sizes import DECODE, MAX_CHUNKS, MIXED
+from ember.engine.core.gpu.graphs import StepGraphs, record_next
 from ember.engine.core.gpu.late_rows import BROKEN, LateDraw, LateRow, LateRows
 from ember.engine.core.gpu.row_limits import TABLE_WORD, RowTables
 from ember.engine.core.gpu.step_buffer import ENTRIES, Entry, StepBuffer
+from ember.engine.core.gpu.step_inputs import ChunkArrays, Shape, StepInputs
 from ember.engine.core.limits import EngineLimits
 from ember.engine.core.runner import SCORED_ROWS, StepResult, is_last_chunk
 from ember.engine.core.sampler import Sampled
@@ -35,10 +37,9 @@ from ember.engine.core.scheduler import Scheduled
 from ember.engine.core.sequence import Sequence
 from ember.engine.layers.cache import KVCache
 from ember.engine.models.decoder import Decoder
-from ember.engine.operators.triton_ops import TritonStep
 from ember_kernels.sampling import Workspace, sample
-from ember_kernels.step import gather_block_tables, prepare_step, step_rows, store_tokens
-from ember_kernels.step_update import SAMPLING_FIELDS, Record
+from ember_kernels.step import step_rows, store_tokens
+from ember_kernels.step_update import Record
 
 
 @dataclass(slots=True)
@@ -120,24 +121,20 @@ class DeviceRunner:
         self.rows = DeviceRows(max_num_seqs, num_groups, max_blocks, accelerator, self.tables)
         self.buffer = StepBuffer(max_num_seqs, max_num_batched_tokens, num_groups, accelerator)
         self.workspace = Workspace.create(max_num_seqs, vocab_size, device)
-        # The step's inputs and outputs, at addresses that graphs use.
-        self._token_ids, self._positions = (
-            torch.zeros(max_num_batched_tokens, dtype=torch.int64, device=device) for _ in range(2)
-        )
-        # Each group's slots begin at a multiple of 16 bytes, as kernels expect of pointers.
-        self._slots = torch.zeros((num_groups, -(-max_num_batched_tokens // 2) * 2), dtype=torch.int64, device=device)
-        self._seq_lens = torch.zeros(max_num_seqs, dtype=torch.int32, device=device)
-        self._tables = torch.zeros((num_groups, max_num_seqs, max_blocks), dtype=torch.int32, device=device)
-        self._sampling = torch.zeros((len(SAMPLING_FIELDS), max_num_seqs), dtype=torch.int32, device=device)
+        self.inputs = StepInputs(self.rows, self.buffer, cache, limits)
         self._limits = torch.zeros((2, max_num_seqs), dtype=torch.int32, device=device)  # rows of tables and masks
-        self._no_starts = torch.zeros(1, dtype=torch.int32, device=device)
         self.logits = torch.zeros((max_num_seqs, vocab_size), dtype=model.dtype, device=device)
         self._drawn = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
         self._broken = torch.tensor(BROKEN, device=device)
         self.late_rows = LateRows(self.tables, self.logits, self.rows.last_tokens, self.workspace, accelerator)
-        self.graphs = DecodeGraphs(
-            self._decode_body, self.buffer.clear, 0 if enforce_eager else max_num_seqs, accelerator
-        )
+        decode_sizes = [] if enforce_eager else DECODE.sizes_up_to(max_num_seqs)
+        mixed_sizes = [] if enforce_eager else MIXED.sizes_up_to(max_num_batched_tokens)
+        self.decode_graphs = StepGraphs(DECODE, decode_sizes, self._decode_body, self.inputs.clear, accelerator)
+        self.mixed_graphs = StepGraphs(MIXED, mixed_sizes, self._mixed_body, self.inputs.clear, accelerator)
+        self._max_mixed_tokens = mixed_sizes[-1] if mixed_sizes else 0
+        self._max_chunks = min(MAX_CHUNKS, max_num_seqs)
+        # What a recorded step with prompt chunks leaves for the launches after it.
+        self._hidden = torch.zeros((self._max_mixed_tokens, config.hidden_size), dtype=model.dtype, device=device)
 
     @torch.inference_mode()
     def launch(self, step: list[Scheduled]) -> LaunchedStep:
@@ -171,108 +168,76 @@ class DeviceRunner:
     @torch.inference_mode()
     def record_next(self, is_idle: bool) -> bool:
         """Record a part of a graph, as a chore: see `core.chores.Chore`. Returns whether more is left."""
-        return self.graphs.record_next(is_idle)
+        return record_next((self.decode_graphs, self.mixed_graphs), is_idle)
 
     def _launch_decodes(self, rows: list[Row]) -> list[tuple[Sequence, int, Underway]]:
         records, entries = self._changes(rows, len(rows))
         self._send([row.index for row in rows], records, entries)
-        size = self.graphs.size_for(len(rows))
+        size = self.decode_graphs.size_for(len(rows))
         if size is not None:
-            self.graphs.launch(size)
+            self.decode_graphs.launch(size)
         else:
             started = time.perf_counter()
             longest = max(row.sequence.num_computed_tokens for row in rows) + 1
             self._decode_body(len(rows), longest)
-            self.graphs.observe_eager(time.perf_counter() - started)
+            self.decode_graphs.observe_eager(time.perf_counter() - started)
         return []
 
     def _decode_body(self, num_rows: int, longest: int | None = None) -> None:
         """A decode step of the first rows in the buffer, padding included; no context is longer than `longest`."""
-        self._prepare(num_rows)
-        rows = step_rows(self.buffer.words, num_rows)
-        self._gather_tables(rows, num_rows)
-        inputs = TritonStep(
-            cache=self.cache,
-            token_ids=self._token_ids[:num_rows],
-            positions=self._positions[:num_rows],
-            slots=self._slots[:, :num_rows].unbind(),
-            num_decodes=num_rows,
-            block_tables=self._tables[:, :num_rows].unbind(),
-            context_lens=self._seq_lens[:num_rows],
-            starts=self._no_starts,
-            max_context=self.limits.max_model_len if longest is None else longest,
-            max_queries=1,
-        )
-        hidden = self.model.run(inputs)
-        self._draw(hidden, self._seq_lens[:num_rows], rows)
+        inputs = self.inputs
+        inputs.prepare(num_rows)
+        longest = self.limits.max_model_len if longest is None else longest
+        hidden = self.model.run(inputs.step(Shape(num_rows, num_rows, 0, longest, 1)))
+        self._draw(hidden, inputs.decode_lens[:num_rows], step_rows(self.buffer.words, num_rows))
 
     def _launch_mixed(
         self, rows: list[Row], num_decodes: int, chunks: list[Scheduled]
     ) -> list[tuple[Sequence, int, Underway]]:
         """Decodes (the first of `rows`) and prompt chunks; `rows` are those that get a token."""
-        block_size = self.cache.block_size
         records, entries = self._changes(rows, num_decodes)
-        token_ids, positions, ends = [], [], []
-        slots: list[list[np.ndarray]] = [[] for _ in self._slots]  # by group
-        starts = [num_decodes]
-        chunk_rows = []
-        for chunk in chunks:
-            sequence = chunk.sequence
-            row = self.rows.row_of(sequence)
+        chunk_rows = [self.rows.row_of(chunk.sequence) for chunk in chunks]
+        for row in chunk_rows:
             entries += self.rows.new_blocks(row)
-            chunk_rows.append(row.index)
-            first = sequence.num_computed_tokens
-            at = np.arange(first, first + chunk.num_tokens)
-            token_ids.append(np.array(sequence.token_ids[first : first + chunk.num_tokens]))
-            positions.append(at)
-            for found, table in zip(slots, sequence.block_tables, strict=True):
-                blocks = np.frombuffer(table, dtype=np.int64)
-                found.append(blocks[at // block_size] * block_size + at % block_size)
-            ends.append(first + chunk.num_tokens)
-            starts.append(starts[-1] + chunk.num_tokens)
-        last = [starts[i + 1] - 1 for i, chunk in enumerate(chunks) if is_last_chunk(chunk)]
+        arrays = ChunkArrays.of(chunks, chunk_rows, num_decodes, self.cache.block_size)
+        is_short = arrays.num_tokens <= self._max_mixed_tokens and len(chunks) <= self._max_chunks
+        size = self.mixed_graphs.size_for(arrays.num_tokens) if is_short else None
+        if size is not None:
+            arrays = arrays.padded(size, self._max_chunks)
+        last = [arrays.starts[i + 1] - 1 for i, chunk in enumerate(chunks) if is_last_chunk(chunk)]
+        drawn = np.zeros((3, -(-len(rows) // 4) * 4), dtype=np.int64)  # rows of whole 16 bytes
+        drawn[0, : len(rows)] = [row.index for row in rows]
+        drawn[1, : len(rows)] = [*range(num_decodes), *last]
+        drawn[2, : len(rows)] = [row.sequence.num_tokens + row.sequence.num_pending for row in rows]
         decode_rows = [row.index for row in rows[:num_decodes]]
-        contexts = [row.sequence.num_computed_tokens + 1 for row in rows[:num_decodes]] + ends
-        arrays = [
-            *map(np.concatenate, (token_ids, positions, *slots)),
-            np.array(starts),
-            np.array(ends),
-            np.array(decode_rows + chunk_rows),
-            np.array([row.index for row in rows], dtype=np.int64),
-            np.array([*range(num_decodes), *last], dtype=np.int64),
-            np.array([row.sequence.num_tokens + row.sequence.num_pending for row in rows], dtype=np.int64),
-        ]
-        sent = self._send(decode_rows, records, entries, arrays)
-        (tokens, places, *slots_sent), sent = sent[: 2 + len(slots)], sent[2 + len(slots) :]
-        starts_sent, ends_sent, all_rows, drawn_rows, drawn_from, draw_positions = sent
-        total, num_sequences = starts[-1], num_decodes + len(chunks)
-        self._prepare(num_decodes)
-        self._token_ids[num_decodes:total].copy_(tokens)
-        self._positions[num_decodes:total].copy_(places)
-        for target, source in zip(self._slots, slots_sent, strict=True):
-            target[num_decodes:total].copy_(source)
-        seq_lens = torch.cat((self._seq_lens[:num_decodes], ends_sent))
-        tables = self._tables.new_empty((len(slots), num_sequences, self._tables.shape[2]))
-        gather_block_tables(all_rows, seq_lens, self.rows.block_tables, tables, block_size)
-        inputs = TritonStep(
-            cache=self.cache,
-            token_ids=self._token_ids[:total],
-            positions=self._positions[:total],
-            slots=self._slots[:, :total].unbind(),
-            num_decodes=num_decodes,
-            block_tables=tables.unbind(),
-            context_lens=seq_lens,
-            starts=starts_sent,
-            max_context=max(contexts),
-            max_queries=max(chunk.num_tokens for chunk in chunks),
-        )
-        hidden = self.model.run(inputs)
-        prompts = self._score_prompts(chunks, starts, hidden)
+        sent = self._send(decode_rows, records, entries, (arrays.tokens, arrays.sequences, drawn))
+        started = time.perf_counter()
+        self.inputs.prepare(num_decodes if size is None else min(size, self.limits.max_num_seqs))
+        self.inputs.place_chunks(sent[0], sent[1], num_decodes)
+        if size is not None:
+            self.mixed_graphs.launch(size)
+            hidden = self._hidden
+        else:
+            contexts = [row.sequence.num_computed_tokens + 1 for row in rows[:num_decodes]]
+            longest, most_queries = max(contexts, default=1), max(chunk.num_tokens for chunk in chunks)
+            shape = Shape(arrays.num_tokens, num_decodes, len(chunks), longest, most_queries)
+            hidden = self.model.run(self.inputs.step(shape))
+            if is_short:
+                self.mixed_graphs.observe_eager(time.perf_counter() - started)
+        prompts = self._score_prompts(chunks, arrays.starts, hidden)
         if rows:
+            drawn_rows, drawn_from, positions = sent[2][:, : len(rows)]
             words = self.rows.sampling.index_select(0, drawn_rows)
-            self._sampling[:, : len(rows)].copy_(words.t())
-            self._draw(hidden.index_select(0, drawn_from), draw_positions, drawn_rows)
+            self.inputs.sampling[:, : len(rows)].copy_(words.t())
+            self._draw(hidden.index_select(0, drawn_from), positions, drawn_rows)
         return prompts
+
+    def _mixed_body(self, num_tokens: int) -> None:
+        """The forward pass of a step with prompt chunks, of so many tokens with padding. What it draws is launched
+        after it, for exactly the rows that get a token."""
+        num_decodes = min(num_tokens, self.limits.max_num_seqs)
+        shape = Shape(num_tokens, num_decodes, self._max_chunks, self.limits.max_model_len, num_tokens)
+        self._hidden[:num_tokens].copy_(self.model.run(self.inputs.step(shape)))
 
     def _changes(self, rows: list[Row], num_decodes: int) -> tuple[list[Record], list[Entry]]:
         """The records to send: for decodes whose state on the device is outdated, and for prompts at their end."""
@@ -291,31 +256,9 @@ class DeviceRunner:
         """Send the step's update and arrays. If many long prompts are scheduled at once, their pages are sent
         before."""
         while len(entries) > ENTRIES:
-            self._prepare(0, self.buffer.pack_alone(entries[:ENTRIES]))
+            self.inputs.prepare(0, self.buffer.pack_alone(entries[:ENTRIES]))
             entries = entries[ENTRIES:]
         return self.buffer.send(rows, records, entries, arrays)
-
-    def _prepare(self, num_rows: int, update: Tensor | None = None) -> None:
-        """Apply an update, by default that of the buffer, and write the inputs of its first rows."""
-        rows = self.rows
-        prepare_step(
-            self.buffer.words if update is None else update,
-            rows.last_tokens,
-            rows.positions,
-            rows.block_tables,
-            rows.sampling,
-            self._token_ids[:num_rows],
-            self._positions[:num_rows],
-            self._slots[:, :num_rows],
-            self._seq_lens[:num_rows],
-            self._sampling,
-            self.buffer.capacity,
-            self.cache.block_size,
-        )
-
-    def _gather_tables(self, rows: Tensor, num_rows: int) -> None:
-        tables = self._tables[:, :num_rows]
-        gather_block_tables(rows, self._seq_lens[:num_rows], self.rows.block_tables, tables, self.cache.block_size)
 
     def _draw(self, hidden: Tensor, positions: Tensor, rows: Tensor) -> None:
         """Sample a token for each of `hidden` [rows, hidden] and store it in its row for the next step."""
@@ -323,10 +266,10 @@ class DeviceRunner:
         logits = self.logits[:num_rows]
         logits.copy_(self.model.logits(hidden))
         limits = self._limits[:, :num_rows]
-        torch.sub(self._sampling[TABLE_WORD : TABLE_WORD + 2, :num_rows], 1, out=limits)
+        torch.sub(self.inputs.sampling[TABLE_WORD : TABLE_WORD + 2, :num_rows], 1, out=limits)
         tokens, is_broken = sample(
             logits,
-            self._sampling,
+            self.inputs.sampling,
             positions,
             slots=limits[0],
             constraints=self.tables.constraints(self.tables.masks, limits[1]),

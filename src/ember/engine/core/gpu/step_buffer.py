@@ -37,7 +37,7 @@ class StepBuffer:
     def __init__(self, max_rows: int, max_tokens: int, num_groups: int, accelerator: Accelerator) -> None:
         self.capacity = max_rows
         size = HEADER + max_rows + max_rows * (RECORD_HEADER + _WORDS) + ENTRIES * ENTRY
-        size += (2 + num_groups) * max_tokens + 6 * max_rows + (16 + num_groups) * _ALIGNMENT
+        size += (2 + num_groups) * max_tokens + 6 * (max_rows + 1) + (16 + num_groups) * _ALIGNMENT
         self.words = torch.zeros(size, dtype=torch.int32, device=accelerator.device)  # on the device
         self._pinned = [_Pinned(accelerator.pinned(size, dtype=torch.int32)) for _ in range(2)]
         self._accelerator = accelerator
@@ -45,7 +45,7 @@ class StepBuffer:
     def send(
         self, rows: Sequence[int], records: list[Record], entries: list[Entry], arrays: Iterable[np.ndarray] = ()
     ) -> list[Tensor]:
-        """Copy an update of at most `ENTRIES` entries and the arrays. Returns the arrays on the device, int32."""
+        """Copy an update of at most `ENTRIES` entries and the arrays. Returns the arrays on the device, as int32."""
         self._pinned.reverse()
         pinned = self._pinned[0]
         pinned.wait()  # returns at once, unless a failed step was not waited for
@@ -55,12 +55,12 @@ class StepBuffer:
         spans = []
         for array in arrays:
             start = -(-used // _ALIGNMENT) * _ALIGNMENT
-            used = start + len(array)
-            words[start:used] = array
-            spans.append((start, used))
+            used = start + array.size
+            words[start:used] = array.reshape(-1)
+            spans.append((start, used, array.shape))
         self.words[:used].copy_(pinned.words[:used], non_blocking=True)
         pinned.wait = self._accelerator.mark()
-        return [self.words[start:stop] for start, stop in spans]
+        return [self.words[start:stop].view(shape) for start, stop, shape in spans]
 
     def clear(self) -> None:
         """Set the update on the device to that of a step without rows, which changes nothing."""
