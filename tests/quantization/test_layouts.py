@@ -187,6 +187,8 @@ def test_layers_are_cut_where_they_do_not_end() -> None:
     torch.testing.assert_close(whole(x), expected)
     torch.testing.assert_close(torch.cat([part(x) for part in whole.split(3)], dim=1), expected)
     torch.testing.assert_close(whole.look_up(torch.tensor([11, 5, 0])), (weight.float() / 8)[[11, 5, 0]])
+    nested = joined([joined(whole.split(2)), whole.split(2)[0]], torch.cat((bias, bias[:6])))
+    torch.testing.assert_close(nested(x), torch.cat((expected, expected[:, :6]), dim=1))
     alone = EighthsLinear(weight, torch.float32, bias)
     torch.testing.assert_close(torch.cat([part(x) for part in alone.split(4)], dim=1), expected)
     assert whole.num_parameters == alone.num_parameters == 12 * 6 + 12

@@ -65,7 +65,9 @@ class JoinedLinear(Linear):
 
 
 def joined(parts: Sequence[Linear], bias: Tensor | None = None) -> Linear:
-    """The parts as one layer: the only part itself, or `JoinedLinear`. `bias`: [out] of all parts."""
+    """The parts as one layer: the only part itself, or `JoinedLinear`. `bias`: [out] of all parts, which may be joined
+    themselves."""
+    parts = [inner for part in parts for inner in parts_of(part)]
     if len(parts) > 1:
         return JoinedLinear(parts, bias)
     if bias is not None:

@@ -19,6 +19,7 @@ from ember.engine.quantization.plain import Plain
 FORMATS: dict[str, str] = {
     "fp8": "fp8.fp8",
     "fbgemm_fp8": "fp8.fbgemm_fp8",
+    "gptq": "gptq.GPTQ",
 }
 # Values of QUANTIZATION that quantise a plain checkpoint while it is loaded -> the format's class, as above.
 ONLINE: dict[str, str] = {

@@ -1,0 +1,199 @@
+"""GPTQ (arXiv 2210.17323), as AutoGPTQ, GPTQModel and AutoRound store it. torch is imported in functions only.
+
+A matrix NAME has these tensors:
+
+    NAME.qweight  int32 [in * bits / 32, out]      integers from the lowest bit on, along the inputs
+    NAME.qzeros   int32 [in / group, out * bits / 32]   zero points along the outputs; in version 1 less one
+    NAME.scales   [in / group, out]
+    NAME.g_idx    int32 [in]                       each input's group, where they are not in order (act-order)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ember.engine.description.config import DecoderConfig
+from ember.engine.description.fields import Fields, shown
+from ember.engine.description.weights import LinearSpec, Stored
+from ember.engine.errors import ModelError
+from ember.engine.quantization.base import Files, Source
+from ember.engine.quantization.mixed import Mixed
+from ember.engine.quantization.packed import (
+    Module,
+    as_codes,
+    by_words,
+    in_pieces,
+    middle,
+    order_of,
+    scale_dtype,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ember.engine.layers.linear import Linear
+
+BITS = (2, 3, 4, 8)
+FIELDS = "quantization_config."
+UNUSED = (".g_idx", ".qzeros", ".bias")  # old versions write a bias of zeros for every module
+
+
+@dataclass(frozen=True, slots=True)
+class GPTQScheme:
+    """How some modules are stored."""
+
+    bits: int
+    group: int  # -1: one for all inputs
+    has_order: bool  # whether g_idx is to be read
+    zero_offset: int  # to be added to stored zero points
+    has_zeros: bool = True
+    scales: str = "float16"  # their dtype, torch's name
+
+    def sources(self, spec: LinearSpec) -> list[Source]:
+        found = []
+        for output in spec.outputs:
+            group = output.stored.columns.extent if self.group == -1 else self.group
+            module = Module(output, spec, f"bits={self.bits} and group_size={self.group}")
+            found += [
+                module.packed("codes", ".qweight", self.bits),
+                module.grouped("scales", ".scales", group, self.scales),
+            ]
+            if self.has_zeros:
+                found.append(module.grouped_zeros("zeros", ".qzeros", group, self.bits))
+            if self.has_order:
+                found.append(module.inputs_order("order", ".g_idx"))
+        return found
+
+    def assemble(self, spec: LinearSpec, tensors: Mapping[str, tuple[Tensor, ...]], dtype: torch.dtype) -> Linear:
+        from ember.engine.layers.int_linear import IntLinear
+
+        (scales,) = tensors["scales"]
+        zeros = None
+        if self.has_zeros:
+            places = () if self.bits == 3 else tuple(range(32 // self.bits))
+            stored = by_words(tensors["zeros"][0], self.bits, places)
+            zeros = middle((stored + self.zero_offset) & ((1 << self.bits) - 1), self.bits)
+        codes, bits = as_codes(tensors["codes"], self.bits, zeros is None)
+        layer = IntLinear(codes, scales, bits, dtype, zeros)
+        return layer if not self.has_order else _ordered(layer, spec, tensors["order"][0])
+
+
+def _ordered(layer: Any, spec: LinearSpec, groups: Tensor) -> Linear:
+    """The layer with each output's inputs in the order of their groups, of which `groups` has a row for each output."""
+    import torch
+
+    from ember.engine.layers.int_linear import IntLinear, pack, unpack
+    from ember.engine.layers.joined import joined
+
+    orders = [order_of(row, layer.group, output.stored.name) for row, output in zip(groups, spec.outputs, strict=True)]
+    is_same = all((row == groups[0]).all() for row in groups)
+    sizes = [layer.out_features] if is_same else [output.rows.total for output in spec.outputs]
+    parts: list[Linear] = []
+    first = 0
+    for size, order in zip(sizes, orders, strict=False):
+        part = layer.select(slice(first, first + size))
+        if order is not None:
+            codes = in_pieces(
+                part.codes,
+                part.codes.shape[1],
+                lambda codes, order=order: pack(unpack(codes, layer.bits)[:, order], layer.bits),  # type: ignore[misc]
+            )
+            part = IntLinear(codes, part.scales, layer.bits, layer.dtype, part.zeros, order.to(torch.int32))
+        parts.append(part)
+        first += size
+    return joined(parts)
+
+
+class GPTQ(Mixed):
+    """The format of `quant_method` gptq."""
+
+    def __init__(self, config: DecoderConfig, files: Files) -> None:
+        fields = Fields(config.quantization or {}, FIELDS)
+        self._files = files
+        self._base = GPTQScheme(
+            bits=_bits(fields),
+            group=_group(fields),
+            has_order=fields.flag("desc_act", False),
+            zero_offset=_zero_offset(fields),
+        )
+        self._head = config.names.lm_head if not fields.flag("lm_head", False) else None
+        self._inside = [str(name) for name in _flat(fields.values.get("modules_in_block_to_quantize"))]
+        self._overrides = [_override(name, value, self._base) for name, value in fields.mapping("dynamic").items()]
+        super().__init__("gptq", self._scheme_for, UNUSED)
+
+    def _scheme_for(self, stored: Stored) -> GPTQScheme | None:
+        name, files = stored.name, self._files
+        if is_plain_in(files, name):
+            return None
+        scheme: GPTQScheme | None = self._base
+        for pattern, overriding in self._overrides:
+            if pattern.match(name):
+                scheme = overriding
+                break
+        if f"{name}.qweight" not in files and (name == self._head or not self._is_inside(name)):
+            return None
+        if scheme is None:
+            return None
+        return found_in(files, name, scheme)
+
+    def _is_inside(self, name: str) -> bool:
+        return not self._inside or any(name.endswith(f".{inside}") or name == inside for inside in self._inside)
+
+
+def is_plain_in(files: Files, name: str) -> bool:
+    """Whether the files have the module as a plain matrix, whatever config.json says."""
+    return f"{name}.weight" in files and f"{name}.qweight" not in files
+
+
+def found_in(files: Files, name: str, scheme: GPTQScheme) -> GPTQScheme:
+    """The scheme with what the files say of a module."""
+    has_order = scheme.has_order and (not files or f"{name}.g_idx" in files)
+    return replace(scheme, scales=scale_dtype(files, f"{name}.scales"), has_order=has_order)
+
+
+def _bits(fields: Fields) -> int:
+    bits = fields.integer("bits")
+    if bits not in BITS:
+        raise fields.error("bits", "2, 3, 4 or 8")
+    return bits
+
+
+def _group(fields: Fields) -> int:
+    group = fields.integer("group_size", 128, at_least=-1)
+    if group == 0 or (group > 0 and group % 2):
+        raise fields.error("group_size", "-1 or a positive even number")
+    return group
+
+
+def _zero_offset(fields: Fields) -> int:
+    """What is to be added to stored zero points, which are less by one in the first version."""
+    name = "checkpoint_format" if fields.values.get("checkpoint_format") is not None else "format"
+    if fields.flag("is_marlin_format", False):
+        raise fields.error("is_marlin_format", "false: only checkpoint_format gptq and gptq_v2 are supported")
+    return {"gptq": 1, "gptq_v2": 0}[fields.one_of(name, "gptq", ("gptq", "gptq_v2"))]
+
+
+def _override(name: str, value: Any, base: GPTQScheme) -> tuple[re.Pattern[str], GPTQScheme | None]:
+    """The expression of an entry of `dynamic`, and the scheme of the modules that it matches; None: they are plain."""
+    where = f"{FIELDS}dynamic"
+    try:
+        pattern = re.compile(name.removeprefix("-:").removeprefix("+:"))
+    except re.error as error:
+        raise ModelError(f"{where} has {shown(name)}, which is no regular expression: {error}") from None
+    if name.startswith("-:"):
+        return pattern, None
+    if not isinstance(value, Mapping):
+        raise ModelError(f"{where} has {shown(value)} for {shown(name)}: it must be an object")
+    fields = Fields({"bits": base.bits, "group_size": base.group, "desc_act": base.has_order, **value}, f"{where}.")
+    return pattern, replace(base, bits=_bits(fields), group=_group(fields), has_order=fields.flag("desc_act", False))
+
+
+def _flat(value: Any) -> list[Any]:
+    """The items of a list of lists."""
+    if not isinstance(value, list):
+        return [] if value is None else [value]
+    return [inner for item in value for inner in _flat(item)]
