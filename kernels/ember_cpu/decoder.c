@@ -19,20 +19,36 @@
 const char ember_build[] = EMBER_BUILD;
 const i64 ember_sizes[] = {sizeof(Matrix), sizeof(Layer), sizeof(Model), sizeof(Step)};
 
+/* Slabs of each kind for any matrix product of the model. */
+static i64 most_slabs(const Model *model, i64 rows) {
+    i64 most = model->hidden, heads = model->heads * model->head_dim;
+    most = heads > most ? heads : most;
+    return rows * num_slabs(model->intermediate > most ? model->intermediate : most);
+}
+
 /* Size of the workspace of `ember_forward`, in bytes. */
 i64 ember_workspace(const Model *model, i64 rows) {
     i64 heads = model->heads * model->head_dim, kv = model->kv_heads * model->head_dim;
     i64 floats = model->hidden + heads + 2 * kv, halves = model->hidden + 2 * heads + model->intermediate;
-    return rows * (floats * 4 + halves * 2) + 8 * 64;
+    return rows * (floats * 4 + halves * 2) + (KINDS - 1) * most_slabs(model, rows) * (i64)sizeof(Slab) + 16 * 64;
 }
 
 static void *allocate(char **at, i64 bytes) {
-    char *start = *at;
+    char *start = *at + (64 - (uintptr_t)*at % 64) % 64;
     *at = start + (bytes + 63) / 64 * 64;
     return start;
 }
 
-/* Run all layers and the final norm on a step of at most MAX_ROWS rows. `workspace`: `ember_workspace` bytes, 64-byte aligned. */
+/* Quantise the input for a matrix after all threads have written it; the input is ready for `multiply` when this returns. */
+static void share_input(Team *team, const Matrix *matrix, const Input *input) {
+    i64 row;
+    barrier(team);
+    if (!needs_slabs(matrix)) return;
+    while ((row = fetch_work(team, 1)) < input->rows) quantise_input(matrix, input, row);
+    barrier(team);
+}
+
+/* Run all layers and the final norm on a step of at most MAX_ROWS rows. `workspace`: `ember_workspace` bytes. */
 void ember_forward(const Model *model, const Step *step, char *workspace, int threads) {
     i64 rows = step->rows, hidden = model->hidden, size = model->head_dim, heads = model->heads;
     i64 width = (heads + 2 * model->kv_heads) * size, placed = heads + model->kv_heads;
@@ -41,6 +57,10 @@ void ember_forward(const Model *model, const Step *step, char *workspace, int th
     bf16 *normed = allocate(&workspace, rows * hidden * 2), *queries = allocate(&workspace, rows * heads * size * 2);
     bf16 *mixed = allocate(&workspace, rows * heads * size * 2);
     bf16 *inner = allocate(&workspace, rows * model->intermediate * 2);
+    Slab *slabs = allocate(&workspace, (KINDS - 1) * most_slabs(model, rows) * (i64)sizeof(Slab));
+    const Input for_heads = {normed, {NULL, slabs, slabs + most_slabs(model, rows)}, rows};
+    Input for_output = for_heads, for_up = for_heads, for_down = for_heads;
+    for_output.x = mixed, for_down.x = inner;
     Team team = {0, 0, 0, threads};
 #pragma omp parallel num_threads(threads)
     {
@@ -54,10 +74,12 @@ void ember_forward(const Model *model, const Step *step, char *workspace, int th
         barrier(&team);
         for (i64 l = 0; l < model->num_layers; l++) {
             const Layer *layer = model->layers + l;
-            while ((row = fetch_work(&team, 1)) < rows)
+            while ((row = fetch_work(&team, 1)) < rows) {
                 rms_norm(residual + row * hidden, layer->attention_norm, hidden, model->eps, normed + row * hidden);
+                quantise_input(&layer->qkv, &for_heads, row);
+            }
             barrier(&team);
-            multiply(&team, &layer->qkv, normed, rows, qkv, 0);
+            multiply(&team, &layer->qkv, &for_heads, qkv, 0);
             barrier(&team);
             while ((task = fetch_work(&team, 4)) < rows * placed)
                 for (i64 end = task + 4 < rows * placed ? task + 4 : rows * placed; task < end; task++) {
@@ -66,15 +88,17 @@ void ember_forward(const Model *model, const Step *step, char *workspace, int th
                 }
             barrier(&team);
             attend_rows(&team, model, layer, step, NULL, rows, parts, queries, mixed);
+            share_input(&team, &layer->output, &for_output);
+            multiply(&team, &layer->output, &for_output, residual, 1);
             barrier(&team);
-            multiply(&team, &layer->output, mixed, rows, residual, 1);
-            barrier(&team);
-            while ((row = fetch_work(&team, 1)) < rows)
+            while ((row = fetch_work(&team, 1)) < rows) {
                 rms_norm(residual + row * hidden, layer->mlp_norm, hidden, model->eps, normed + row * hidden);
+                quantise_input(&layer->up, &for_up, row);
+            }
             barrier(&team);
-            multiply_gated(&team, &layer->up, normed, rows, inner);
-            barrier(&team);
-            multiply(&team, &layer->down, inner, rows, residual, 1);
+            multiply_gated(&team, &layer->up, &for_up, inner);
+            share_input(&team, &layer->down, &for_down);
+            multiply(&team, &layer->down, &for_down, residual, 1);
             barrier(&team);
         }
         while ((row = fetch_work(&team, 1)) < rows)
@@ -82,11 +106,28 @@ void ember_forward(const Model *model, const Step *step, char *workspace, int th
     }
 }
 
-/* out [rows, matrix rows] float32 = x [rows, columns] times the transposed matrix, plus its bias. At most MAX_ROWS rows. */
-void ember_linear(const Matrix *matrix, const bf16 *x, i64 rows, float *out, int threads) {
+/* out [rows, matrix rows] float32 = x [rows, columns] times the transposed matrix, plus its bias. At most MAX_ROWS rows.
+ * `workspace`: `ember_linear_workspace` bytes. */
+void ember_linear(const Matrix *matrix, const bf16 *x, i64 rows, float *out, char *workspace, int threads) {
+    i64 slabs = rows * num_slabs(matrix->columns);
+    Slab *own = allocate(&workspace, 0);
+    const Input input = {x, {NULL, own, own + (needs(matrix, SMALL_SCALES) ? slabs : 0)}, rows};
     Team team = {0, 0, 0, threads};
 #pragma omp parallel num_threads(threads)
-    multiply(&team, matrix, x, rows, out, 0);
+    {
+        if (omp_get_num_threads() != threads) {
+#pragma omp single
+            team.threads = omp_get_num_threads();
+        }
+        if (needs_slabs(matrix)) share_input(&team, matrix, &input);
+        multiply(&team, matrix, &input, out, 0);
+    }
+}
+
+/* Size of the workspace of `ember_linear`, in bytes. */
+i64 ember_linear_workspace(const Matrix *matrix, i64 rows) {
+    int kinds = needs(matrix, SMALL_SCALES) + needs(matrix, SUPER_SCALES);
+    return kinds * rows * num_slabs(matrix->columns) * (i64)sizeof(Slab) + 64;
 }
 
 /* ---------------------------------------------------------------- operators for many rows, beside torch's matrix products */
@@ -151,24 +192,21 @@ void ember_gate(const bf16 *x, bf16 *out, i64 rows, i64 half, int threads) {
     }
 }
 
-/* ---------------------------------------------------------------- quantised weights */
+/* ---------------------------------------------------------------- blocks */
 
-/* Quantise a bfloat16 matrix to `bits` (8 or 4): `out` [rows, columns * bits / 8] bytes, `scales` [rows, columns / GROUP] float32. */
-void ember_quantise(const Matrix *matrix, int bits, char *out, float *scales, int threads) {
-    i64 rows = num_rows(matrix), columns = matrix->columns;
+/* Quantise rows [rows, columns] of bfloat16 to Q8_0 or Q4_0. */
+void ember_quantise(const bf16 *from, i64 rows, i64 columns, int type, char *out, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (i64 row = 0; row < rows; row++) {
-        const bf16 *from = (const bf16 *)row_of(matrix, row);
-        quantise_row(from, columns, bits, out + row * columns * bits / 8, scales + row * (columns / GROUP));
-    }
+    for (i64 row = 0; row < rows; row++) quantise_row(from + row * columns, columns, type, (byte *)out + row * row_bytes(type, columns));
 }
 
-/* Dequantise a matrix of 8 or 4 bits: out [rows, columns] bfloat16. */
-void ember_restore(const Matrix *matrix, bf16 *out, int threads) {
-    i64 rows = num_rows(matrix), columns = matrix->columns;
+/* Restore `count` rows of a matrix, those that `chosen` lists or the first ones if it is NULL: out [count, columns] bfloat16. */
+void ember_restore(const Matrix *matrix, const i64 *chosen, i64 count, bf16 *out, int threads) {
+    i64 columns = matrix->columns;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (i64 row = 0; row < rows; row++) {
-        const char *from = row_of(matrix, row);
-        unpack_row((int)matrix->bits, 0, from, matrix->scales + row * (columns / GROUP), columns, from, out + row * columns);
+    for (i64 i = 0; i < count; i++) {
+        i64 row = chosen ? chosen[i] : i;
+        const Piece *piece = piece_of(matrix, &row);
+        restore_row((int)piece->type, piece->data + row * row_bytes((int)piece->type, columns), columns, out + i * columns);
     }
 }

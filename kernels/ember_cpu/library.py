@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -16,21 +17,25 @@ log = logging.getLogger(__name__)
 
 MAX_ROWS = 128  # rows in one call, as in matrix.h
 ROPES = 2  # kinds of rotary positions in a model, as in model.h
+MAX_PIECES = 3  # of a matrix, as in matrix.h
 
 _I64, _POINTER = ctypes.c_int64, ctypes.c_void_p
+
+
+class Piece(ctypes.Structure):
+    """Rows of a matrix of one type (matrix.h)."""
+
+    _fields_ = (("data", _POINTER), ("rows", _I64), ("type", _I64))
 
 
 class Matrix(ctypes.Structure):
     """A matrix [rows, columns] in up to three pieces of rows (matrix.h)."""
 
-    _fields_ = (
-        ("piece", _POINTER * 3),
-        ("rows", _I64 * 3),
-        ("bias", _POINTER),
-        ("scales", _POINTER),
-        ("columns", _I64),
-        ("bits", _I64),
-    )
+    _fields_ = (("piece", Piece * MAX_PIECES), ("bias", _POINTER), ("columns", _I64), ("floats", _I64))
+
+    @property
+    def rows(self) -> int:
+        return sum(piece.rows for piece in self.piece)
 
 
 class Layer(ctypes.Structure):
@@ -92,37 +97,58 @@ class Step(ctypes.Structure):
 
 
 _MODEL, _LAYER, _STEP = ctypes.POINTER(Model), ctypes.POINTER(Layer), ctypes.POINTER(Step)
+_MATRIX = ctypes.POINTER(Matrix)
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ember_workspace": (_I64, (_MODEL, _I64)),
     "ember_forward": (None, (_MODEL, _STEP, _POINTER, ctypes.c_int)),
-    "ember_linear": (None, (ctypes.POINTER(Matrix), _POINTER, _I64, _POINTER, ctypes.c_int)),
+    "ember_linear": (None, (_MATRIX, _POINTER, _I64, *[_POINTER] * 2, ctypes.c_int)),
+    "ember_linear_workspace": (_I64, (_MATRIX, _I64)),
     "ember_add_norm": (None, (*[_POINTER] * 4, _I64, _I64, ctypes.c_float, ctypes.c_int)),
     "ember_place": (None, (_MODEL, _LAYER, _STEP, *[_POINTER] * 3, ctypes.c_int)),
     "ember_attend": (None, (_MODEL, _LAYER, _STEP, _POINTER, _I64, *[_POINTER] * 2, ctypes.c_int)),
-    "ember_quantise": (None, (ctypes.POINTER(Matrix), ctypes.c_int, *[_POINTER] * 2, ctypes.c_int)),
-    "ember_restore": (None, (ctypes.POINTER(Matrix), _POINTER, ctypes.c_int)),
+    "ember_quantise": (None, (_POINTER, _I64, _I64, ctypes.c_int, _POINTER, ctypes.c_int)),
+    "ember_restore": (None, (_MATRIX, _POINTER, _I64, _POINTER, ctypes.c_int)),
     "ember_gate": (None, (_POINTER, _POINTER, _I64, _I64, ctypes.c_int)),
 }
 """Result and argument types of each function."""
 
 
-def matrix(pieces: tuple[Tensor, ...], bias: Tensor | None = None) -> Matrix:
-    """A bfloat16 matrix of up to three `pieces`, each [rows, columns] and contiguous. They must outlive the matrix."""
-    made = Matrix(bias=address(bias), columns=pieces[0].shape[1], bits=16)
-    for i, piece in enumerate(pieces):
-        made.piece[i], made.rows[i] = piece.data_ptr(), piece.shape[0]
-    return made
+BFLOAT16 = 30
+BLOCKS: dict[int, tuple[str, int, int]] = {
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    20: ("IQ4_NL", 32, 18),
+    23: ("IQ4_XS", 256, 136),
+    39: ("MXFP4", 32, 17),
+}
+"""The types of blocks (blocks.h), by their number in GGUF files: name, weights and bytes of a block."""
 
 
-def quantised_matrix(codes: Tensor, scales: Tensor, bits: int, bias: Tensor | None = None) -> Matrix:
-    """A matrix of 8 or 4 bits. Its arguments must outlive it.
+def block_matrix(
+    pieces: Sequence[tuple[Tensor, int]], columns: int, bias: Tensor | None = None, floats: bool = False
+) -> Matrix:
+    """A matrix of up to three pieces, each a contiguous tensor and its type: BFLOAT16 [rows, columns], or uint8 [rows,
+    bytes of a row] and the type of the blocks. The tensors must outlive the matrix.
 
-    `codes`: [rows, columns * bits / 8] uint8 and `scales`: [rows, columns / GROUP] float32 (`variants.GROUP`), from
-    `ember_quantise`.
+    `floats`: whether blocks are restored to bfloat16, instead of multiplied with activations of 8 bits.
     """
-    made = Matrix(bias=address(bias), scales=scales.data_ptr(), columns=codes.shape[1] * 8 // bits, bits=bits)
-    made.piece[0], made.rows[0] = codes.data_ptr(), len(codes)
+    made = Matrix(bias=address(bias), columns=columns, floats=floats)
+    for i, (piece, kind) in enumerate(pieces):
+        made.piece[i] = Piece(piece.data_ptr(), len(piece), kind)
     return made
+
+
+def matrix(pieces: Sequence[Tensor], bias: Tensor | None = None) -> Matrix:
+    """A bfloat16 matrix of up to three pieces, each [rows, columns] and contiguous. They must outlive the matrix."""
+    return block_matrix([(piece, BFLOAT16) for piece in pieces], pieces[0].shape[1], bias)
 
 
 def address(tensor: Tensor | None) -> int | None:
@@ -152,6 +178,12 @@ def load(name: str | None = None) -> ctypes.CDLL | None:
 
 def linear(library: ctypes.CDLL, weight: Matrix, x: Tensor, threads: int) -> Tensor:
     """x [rows, columns] bfloat16 times the transposed matrix: [rows, matrix rows] float32. At most MAX_ROWS rows."""
-    out = torch.empty(len(x), sum(weight.rows), dtype=torch.float32)
-    library.ember_linear(weight, x.data_ptr(), len(x), out.data_ptr(), threads)
+    out = torch.empty(len(x), weight.rows, dtype=torch.float32)
+    workspace = torch.empty(library.ember_linear_workspace(weight, len(x)), dtype=torch.uint8)
+    library.ember_linear(weight, x.data_ptr(), len(x), out.data_ptr(), workspace.data_ptr(), threads)
     return out
+
+
+def restore_into(library: ctypes.CDLL, weight: Matrix, ids: Tensor | None, out: Tensor, threads: int) -> None:
+    """Restore the matrix's rows `ids` (int64; None: all) to bfloat16: out [rows, columns], contiguous."""
+    library.ember_restore(weight, address(ids), len(out), out.data_ptr(), threads)

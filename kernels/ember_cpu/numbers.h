@@ -77,3 +77,11 @@ static inline __m128 reduce4(Sum a, Sum b, Sum c, Sum d) {
     __m256 all = _mm256_hadd_ps(ab, cd);
     return _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
 }
+
+/* CASE for 1 to N. */
+#define UP_TO_1(CASE, ...) CASE(1, __VA_ARGS__)
+#define UP_TO_2(CASE, ...) UP_TO_1(CASE, __VA_ARGS__) CASE(2, __VA_ARGS__)
+#define UP_TO_3(CASE, ...) UP_TO_2(CASE, __VA_ARGS__) CASE(3, __VA_ARGS__)
+#define UP_TO_4(CASE, ...) UP_TO_3(CASE, __VA_ARGS__) CASE(4, __VA_ARGS__)
+#define UP_TO_5(CASE, ...) UP_TO_4(CASE, __VA_ARGS__) CASE(5, __VA_ARGS__)
+#define UP_TO_6(CASE, ...) UP_TO_5(CASE, __VA_ARGS__) CASE(6, __VA_ARGS__)

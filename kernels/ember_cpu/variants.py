@@ -10,7 +10,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 
-GROUP = 64  # quantised weights that share a scale, as in quantised.h
+BLOCK = 32  # weights of a small block, as in blocks.h
+BLOCK_BYTES = {"int8": 34, "int4": 18}  # of Q8_0 and Q4_0, which CPU_WEIGHTS makes
 OPTIONS = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 
 
@@ -24,7 +25,10 @@ class Variant:
     @property
     def options(self) -> tuple[str, ...]:
         """The compiler's options. Each feature is enabled by itself, so that the compiler assumes no others."""
-        names = ({"bmi1": "bmi", "avx512_bf16": "avx512bf16"}.get(flag, flag) for flag in self.flags)
+        names = (
+            {"bmi1": "bmi", "avx512_bf16": "avx512bf16", "avx512_vnni": "avx512vnni"}.get(flag, flag)
+            for flag in self.flags
+        )
         return (*OPTIONS, *(f"-m{name}" for name in names), "-mprefer-vector-width=512")
 
     def build(self, folder: Path = HERE) -> str:
@@ -57,7 +61,8 @@ class Variant:
 _AVX2 = ("avx2", "fma", "bmi1", "bmi2", "f16c")
 _AVX512 = (*_AVX2, "avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl")
 VARIANTS = (
-    Variant("avx512_bf16", (*_AVX512, "avx512_bf16")),
+    Variant("avx512_bf16", (*_AVX512, "avx512_vnni", "avx512_bf16")),
+    Variant("avx512_vnni", (*_AVX512, "avx512_vnni")),
     Variant("avx512", _AVX512),
     Variant("avx2", _AVX2),
 )

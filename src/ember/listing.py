@@ -36,6 +36,7 @@ LEFT_OUT = {
     "device": "the image decides",
     "num_threads": "of the CPU build",
     "cpu_weights": "of the CPU build",
+    "cpu_activations": "of the CPU build",
     "lean_torch": "for those who look for a fault",
     "boot_report": "a file that nobody could fetch; `/boot` answers the same",
 }

@@ -92,6 +92,7 @@ class Configure(Struct, tag="configure", frozen=True):
     dtype: str = "auto"  # auto, bfloat16, float16, float32
     quantization: str | None = None  # the quant_method that config.json must have, or that loading makes
     cpu_weights: str = "auto"  # on a CPU: auto = in dtype, int8, int4
+    cpu_activations: str = "auto"  # on a CPU, with quantised weights: auto = 8 bits, float
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None

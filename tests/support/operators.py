@@ -10,9 +10,9 @@ from ember.engine.operators.torch_ops import TorchOperators
 from ember_cpu import library as native
 
 
-def choose_for(model: Decoder, weights: str = "auto") -> Choice:
+def choose_for(model: Decoder, weights: str = "auto", activations: str = "auto") -> Choice:
     """What a boot would choose for the model, which goes on with what it has."""
-    return choose(model.config, model.parts, model.dtype, model.device, weights)
+    return choose(model.config, model.parts, model.dtype, model.device, weights, activations)
 
 
 def use_triton(model: Decoder, lacking: Lacking | None = None) -> None:

@@ -64,6 +64,7 @@ def configure_of(settings: Settings, boot_origin: float | None = None) -> Config
         dtype=settings.dtype,
         quantization=settings.quantization,
         cpu_weights=settings.cpu_weights,
+        cpu_activations=settings.cpu_activations,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,

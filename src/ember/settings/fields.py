@@ -126,6 +126,13 @@ class Settings(BaseSettings):
         description="Number format of the weights on a CPU. auto keeps DTYPE. int8 and int4 (with embedding and "
         "head in int8) decode faster when few requests run.",
     )
+    cpu_activations: Annotated[Literal["auto", "float"], BeforeValidator(or_auto)] = Field(
+        "auto",
+        validation_alias=_names("CPU_ACTIVATIONS"),
+        description="Number format of the activations that quantised weights are multiplied with on a CPU. auto "
+        "quantises them to 8 bits, as llama.cpp does, where the C library has such a product. float restores the "
+        "weights and multiplies in bfloat16: slower, without that rounding.",
+    )
     max_model_len: PositiveInt = Field(
         None,
         validation_alias=_names("MAX_MODEL_LEN"),

@@ -141,7 +141,7 @@ def choose_operators(
                 opened.kernels = watch
                 detail["baked_key"] = use_baked_key()
         weights = "auto" if is_gpu else configure.cpu_weights
-        choice = choose(model.config, model.parts, model.dtype, model.device, weights)
+        choice = choose(model.config, model.parts, model.dtype, model.device, weights, configure.cpu_activations)
         model.ops = choice.ops
         detail["chosen"] = str(choice)
         if choice.warning is not None:

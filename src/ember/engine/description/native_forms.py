@@ -8,11 +8,9 @@ from math import prod
 
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.fields import shown
-from ember.engine.description.operator_sets import LOOP, NATIVE, native_sizes
+from ember.engine.description.operator_sets import LOOP, NATIVE
 from ember.engine.description.weights import Spec, TensorSpec
-from ember_cpu.variants import GROUP, VARIANTS
-
-SMALL_ALIGNMENT = 128  # row lengths of quantised matrices are multiples of it
+from ember_cpu.variants import BLOCK, BLOCK_BYTES, VARIANTS
 
 
 def is_whole(config: DecoderConfig) -> bool:
@@ -42,23 +40,23 @@ def library_fault() -> str | None:
 
 def quantised_bytes(specs: Iterable[Spec], weights: str) -> int:
     """The bytes of a decoder's weights whose matrices are quantised to `weights` (int8, int4) on a CPU."""
-    return sum(_quantised_bytes(spec, 4 if weights == "int4" else 8) for spec in specs)
+    return sum(_quantised_bytes(spec, weights) for spec in specs)
 
 
-def _quantised_bytes(spec: Spec, bits: int) -> int:
-    """The bytes of one weight. The embedding and the head have 8 bits; vectors, tables of positions, routers and
+def _quantised_bytes(spec: Spec, weights: str) -> int:
+    """The bytes of one weight. The embedding and the head are int8; vectors, tables of positions, routers and
     projections of the embedding are not quantised."""
     if isinstance(spec, TensorSpec):
         rows, columns = prod(size.extent for size in spec.shape[:1]), prod(size.extent for size in spec.shape[1:])
         if spec.name != "embed_tokens":
             return rows * columns * (4 if spec.dtype == "float32" else 2)
-        return rows * (columns + 4 * columns // GROUP)
+        return rows * columns // BLOCK * BLOCK_BYTES["int8"]
     rows, columns = spec.num_rows, spec.inputs
     name = spec.name.rpartition(".")[2]
     if name not in ("qkv", "output", "up", "down", "lm_head"):
         return rows * (columns + spec.bias) * 2
-    bits = 8 if name == "lm_head" else bits
-    return rows * (columns * bits // 8 + 4 * columns // GROUP + 2 * spec.bias)
+    nbytes = BLOCK_BYTES["int8" if name == "lm_head" else weights]
+    return rows * (columns // BLOCK * nbytes + 2 * spec.bias)
 
 
 def refusal(config: DecoderConfig, dtype: str, weights: str) -> str | None:
@@ -71,10 +69,7 @@ def refusal(config: DecoderConfig, dtype: str, weights: str) -> str | None:
     missing = library_fault()
     if missing is not None:
         return f"CPU_WEIGHTS={weights} needs the C library for CPUs: {missing}; or leave CPU_WEIGHTS at auto"
-    sizes = {name: size for name, size in native_sizes(config).items() if size % SMALL_ALIGNMENT}
     fault = NATIVE.lacking(config).get("linear")
-    if sizes:
-        fault = f"{', '.join(f'{name}={size}' for name, size in sizes.items())} is no multiple of {SMALL_ALIGNMENT}"
     if fault is not None:
         return f"CPU_WEIGHTS={weights} does not fit this {config.architecture}, whose {fault}: leave it at auto"
     return None

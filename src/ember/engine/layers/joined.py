@@ -17,7 +17,9 @@ class JoinedLinear(Linear):
     __slots__ = ("parts",)
 
     def __init__(self, parts: Sequence[Linear], bias: Tensor | None = None) -> None:
-        """`bias`: [out] of all parts, each of which gets its own; None: the parts keep what they have."""
+        """`bias`: [out] of all parts, each of which gets its own; None: it consists of what they have."""
+        if bias is None and any(part.bias is not None for part in parts):
+            bias = torch.cat([_bias_of(part) for part in parts])
         super().__init__(bias=bias)
         self.parts = tuple(parts)
         if bias is not None:
@@ -78,6 +80,12 @@ def joined(parts: Sequence[Linear], bias: Tensor | None = None) -> Linear:
 def parts_of(linear: Linear) -> tuple[Linear, ...]:
     """The layers that a layer consists of: itself, if it is not joined."""
     return linear.parts if isinstance(linear, JoinedLinear) else (linear,)
+
+
+def _bias_of(linear: Linear) -> Tensor:
+    if linear.bias is not None:
+        return linear.bias
+    return torch.zeros(linear.out_features, dtype=linear.dtype, device=linear.device)
 
 
 def _rows(linear: Linear, first: int, last: int) -> Linear:

@@ -42,10 +42,16 @@ class Choice:
 
 
 def choose(
-    config: DecoderConfig, parts: DecoderParts, dtype: torch.dtype, device: torch.device, weights: str = "auto"
+    config: DecoderConfig,
+    parts: DecoderParts,
+    dtype: torch.dtype,
+    device: torch.device,
+    weights: str = "auto",
+    activations: str = "auto",
 ) -> Choice:
     """Choose the operators for `parts`, which are on `device` in `dtype`. `weights`: the form of its matrices on a CPU
-    (auto: unchanged; int8, int4).
+    (auto: unchanged; int8, int4). `activations`: those that quantised weights are multiplied with there (auto: in 8
+    bits; float).
 
     Raises ModelError that names features that no set computes.
     """
@@ -53,7 +59,7 @@ def choose(
     torch_ops = TorchOperators(config, parts, dtype, device)
     if device.type == "cuda":
         return _for_gpu(config, parts, torch_ops)
-    return _for_cpu(config, parts, torch_ops, weights)
+    return _for_cpu(config, parts, torch_ops, weights, activations)
 
 
 def _for_gpu(config: DecoderConfig, parts: DecoderParts, torch_ops: TorchOperators) -> Choice:
@@ -69,7 +75,9 @@ def _for_gpu(config: DecoderConfig, parts: DecoderParts, torch_ops: TorchOperato
     return Choice(TritonOperators(torch_ops, decision.lacking), decision)
 
 
-def _for_cpu(config: DecoderConfig, parts: DecoderParts, torch_ops: TorchOperators, weights: str) -> Choice:
+def _for_cpu(
+    config: DecoderConfig, parts: DecoderParts, torch_ops: TorchOperators, weights: str, activations: str
+) -> Choice:
     dtype = _name(torch_ops.dtype)
     float8_cache = any(block.attention.cache_scales is not None for block in parts.blocks)
     decision = decide(config, dtype, "cpu", weights, float8_cache=float8_cache)
@@ -82,7 +90,7 @@ def _for_cpu(config: DecoderConfig, parts: DecoderParts, torch_ops: TorchOperato
     from ember.engine.operators.native_ops import NativeOperators
 
     decision = _with_restored(decision, parts, NativeOperators.layouts)
-    return Choice(NativeOperators(torch_ops, parts, library, decision.lacking), decision)
+    return Choice(NativeOperators(torch_ops, parts, library, decision.lacking, activations), decision)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -29,11 +29,11 @@ from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm
 from ember.engine.operators.base import Heads, Step
 from ember.engine.operators.experts import compute_experts
+from ember.engine.operators.native_matrix import LAYOUTS, is_quantised, matrix_of
 from ember.engine.operators.torch_attention import attend
 from ember.engine.operators.torch_ops import TorchOperators
-from ember.engine.quantization.cpu_int import QuantisedLinear
 from ember_cpu import library as native
-from ember_cpu.variants import cpu_has_bfloat16
+from ember_cpu.variants import cpu_flags, cpu_has_bfloat16
 
 MAX_ROWS = native.MAX_ROWS
 SHORT_CONTEXT = 512  # tokens of a prompt up to which the library's attention is faster
@@ -53,12 +53,21 @@ class NativeStep(Step):
 class NativeOperators:
     """`operators.base.Operators` over the C library. torch computes the operations in `lacking`."""
 
-    layouts: ClassVar[frozenset[type[Linear]]] = frozenset({Linear, QuantisedLinear})
+    layouts: ClassVar[frozenset[type[Linear]]] = LAYOUTS
     """The layouts of weights that the library multiplies as they are stored; torch restores the others."""
     is_recordable = False
 
-    def __init__(self, torch_ops: TorchOperators, parts: DecoderParts, library: ctypes.CDLL, lacking: Lacking) -> None:
+    def __init__(
+        self,
+        torch_ops: TorchOperators,
+        parts: DecoderParts,
+        library: ctypes.CDLL,
+        lacking: Lacking,
+        activations: str = "auto",
+    ) -> None:
+        """`activations`: those that quantised weights are multiplied with: auto (8 bits) or float."""
         config = torch_ops.config
+        self._floats = activations == "float"
         self.torch_ops = torch_ops
         self._library = library
         self._parts = parts
@@ -79,6 +88,8 @@ class NativeOperators:
             final_norm=None if parts.final_norm is None else native.address(parts.final_norm.weight),
             layers=self._layers,
         )
+        # The most rows of a step that one call computes: none if torch computes some operation.
+        self.max_whole_rows = MAX_ROWS if is_whole(config) and not lacking else 0
         for layer in range(config.num_layers):
             self.weights_moved(layer)
         places = ((block.attention.group, block.attention.place) for block in parts.blocks)
@@ -86,18 +97,17 @@ class NativeOperators:
         self.weights_moved(None)
         self._cache: KVCache | None = None
         self._workspace = torch.empty(0, dtype=torch.uint8)
-        # The most rows of a step that one call computes: none if torch computes some operation.
-        is_ours = all(type(linear) in self.layouts for block in parts.blocks for linear in block.matrices())
-        self.max_whole_rows = MAX_ROWS if is_whole(config) and not lacking and is_ours else 0
-        # The most rows for the library's matrix products: any number without bfloat16 instructions, as torch is slow.
+        # The most rows for the library's products of bfloat16 matrices: any number without bfloat16 instructions, as
+        # torch is slow. Quantised ones it multiplies faster than torch, except on CPUs with AMX.
         self.max_product_rows = MAX_ROWS if cpu_has_bfloat16() else math.inf
+        self.max_quantised_rows = MAX_ROWS if "amx_bf16" in cpu_flags() else math.inf
         self.add_norm = torch_ops.add_norm if "add_norm" in lacking else self._add_norm
         self.linear = torch_ops.linear if "linear" in lacking else self._linear
         self.place_heads = torch_ops.place_heads if "place_heads" in lacking else self._place_heads
         self.attend = torch_ops.attend if "attend" in lacking else self._attend
         self.gate = torch_ops.gate if "gate" in lacking else self._gate
         self.experts = torch_ops.experts if "experts" in lacking else self._experts
-        own_head = "logits" not in lacking and type(parts.head) in self.layouts
+        own_head = "logits" not in lacking and self._head is not None
         self.logits = self._logits if own_head else torch_ops.logits
 
     @property
@@ -106,8 +116,7 @@ class NativeOperators:
 
     def weights_moved(self, layer: int | None) -> None:
         if layer is None:
-            if type(self._parts.head) in self.layouts:
-                self._head = _matrix(self._parts.head)
+            self._head = matrix_of(self._parts.head, self._floats)
             return
         block = self._parts.blocks[layer]
         attention, made = block.attention, self._layers[layer]
@@ -116,11 +125,15 @@ class NativeOperators:
         made.query_key_norm = native.address(attention.qk_norm.weight) if attention.qk_norm is not None else None
         made.window, made.group = attention.window or 0, attention.group
         made.rope = -1 if attention.rope is None else attention.rope
-        if not all(type(linear) in self.layouts for linear in block.matrices()):
-            return
-        made.qkv, made.output = _matrix(attention.qkv), _matrix(attention.output)
+        weights = {"qkv": attention.qkv, "output": attention.output}
         if isinstance(block.mlp, MLP):
-            made.up, made.down = _matrix(block.mlp.up), _matrix(block.mlp.down)
+            weights |= {"up": block.mlp.up, "down": block.mlp.down}
+        for name, linear in weights.items():
+            matrix = matrix_of(linear, self._floats)
+            if matrix is None:
+                self.max_whole_rows = 0
+            else:
+                setattr(made, name, matrix)
 
     def begin(self, batch: Batch, cache: KVCache) -> NativeStep:
         if self._cache is not cache:
@@ -182,12 +195,13 @@ class NativeOperators:
         return normed, residual
 
     def _linear(self, weight: Linear, x: Tensor, step: NativeStep) -> Tensor:
-        if isinstance(weight, JoinedLinear):
+        matrix, threads = matrix_of(weight, self._floats), torch.get_num_threads()
+        if matrix is None and isinstance(weight, JoinedLinear):
             return torch.cat([self._linear(part, x, step) for part in weight.parts], dim=-1)
-        if len(x) > self.max_product_rows or type(weight) not in self.layouts:
+        most = self.max_quantised_rows if is_quantised(weight) else self.max_product_rows
+        if matrix is None or len(x) > most:
             return weight(x)
-        matrix, threads = _matrix(weight), torch.get_num_threads()
-        out = x.new_empty(len(x), sum(matrix.rows))
+        out = x.new_empty(len(x), matrix.rows)
         for given, made in zip(x.split(MAX_ROWS), out.split(MAX_ROWS), strict=True):
             made.copy_(native.linear(self._library, matrix, given, threads))
         return out
@@ -237,11 +251,8 @@ class NativeOperators:
         """[R, hidden] -> [R, vocab_size] float32."""
         if project is not None:
             hidden = project(hidden)
+        assert self._head is not None
         threads = torch.get_num_threads()
         parts = [native.linear(self._library, self._head, x.contiguous(), threads) for x in hidden.split(MAX_ROWS)]
         logits = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self.torch_ops.finish_logits(logits)
-
-
-def _matrix(linear: Linear) -> native.Matrix:
-    return linear.matrix if isinstance(linear, QuantisedLinear) else native.matrix(linear.rows, linear.bias)

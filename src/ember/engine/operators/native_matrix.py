@@ -1,0 +1,36 @@
+"""Layouts of weights as matrices of the C library for CPUs."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ember.engine.layers.joined import parts_of
+from ember.engine.layers.linear import Linear
+from ember.engine.quantization.cpu_int import QuantisedLinear
+from ember_cpu import library as native
+
+LAYOUTS: frozenset[type[Linear]] = frozenset({Linear, QuantisedLinear})
+"""The layouts that the library multiplies as they are stored, and joined layers of them."""
+
+
+def matrix_of(linear: Linear, floats: bool) -> native.Matrix | None:
+    """The layer as a matrix, which the layer must outlive; None if the library does not multiply it as it is stored.
+
+    `floats`: whether quantised weights are restored and multiplied with activations in bfloat16, instead of 8 bits.
+    """
+    pieces: list[tuple[Tensor, int]] = []
+    for part in parts_of(linear):
+        if type(part) is Linear:
+            pieces += [(rows, native.BFLOAT16) for rows in part.rows]
+        elif isinstance(part, QuantisedLinear):
+            pieces.append((part.blocks, part.type))
+        else:
+            return None
+    if len(pieces) > native.MAX_PIECES:
+        return None
+    return native.block_matrix(pieces, linear.in_features, linear.bias, floats)
+
+
+def is_quantised(linear: Linear) -> bool:
+    """Whether some part of the layer is not plain."""
+    return any(type(part) is not Linear for part in parts_of(linear))
