@@ -42,8 +42,8 @@ def field_names(text: str) -> frozenset[str]:
 
 # These fields are read for every family: by `load_config`, or by the family's function.
 COMMON_FIELDS = field_names(
-    "architectures model_type dtype torch_dtype eos_token_id quantization_config vocab_size hidden_size "
-    "num_hidden_layers num_attention_heads max_position_embeddings tie_word_embeddings"
+    "architectures model_type dtype torch_dtype eos_token_id quantization_config compression_config "
+    "vocab_size hidden_size num_hidden_layers num_attention_heads max_position_embeddings tie_word_embeddings"
 )
 
 

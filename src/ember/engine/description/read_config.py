@@ -15,6 +15,7 @@ from ember.engine.description.family import Family
 from ember.engine.description.fields import Fields, listed, shown
 from ember.engine.description.known_fields import HARMLESS, HARMLESS_VALUES, NEUTRAL
 from ember.engine.description.operator_sets import check_features
+from ember.engine.description.quantization_config import MODELOPT_FILE, quantization_of
 from ember.engine.description.shells import SHELL_TYPES, SHELLS, text_fields
 from ember.engine.errors import ModelError
 from ember.regular_file import MAX_JSON_BYTES
@@ -29,6 +30,7 @@ def load_config(model_dir: Path, overrides: Mapping[str, Any] | None = None) -> 
     """
     path = model_dir / "config.json"
     fields = Fields(overridden(read_json(path, required=True), overrides or {}))
+    modelopt = read_json(model_dir / MODELOPT_FILE, required=False)
     try:
         architecture = text = _architecture(fields, MODEL_TYPES | SHELL_TYPES)
         if architecture in SHELLS:
@@ -43,7 +45,7 @@ def load_config(model_dir: Path, overrides: Mapping[str, Any] | None = None) -> 
         config = family.read(fields)
         _check_unread(fields, architecture, family)
         own = _token_ids(fields, config.vocab_size)
-        dtype, quantization = _dtype(fields), fields.mapping("quantization_config")
+        dtype, quantization = _dtype(fields), quantization_of(fields, modelopt)
     except ModelError as error:
         raise ModelError(f"{path}{' with HF_OVERRIDES' if overrides else ''}: {error}") from None
     warnings = [f"{path}: {warning}" for warning in fields.warnings]
@@ -60,7 +62,7 @@ def load_config(model_dir: Path, overrides: Mapping[str, Any] | None = None) -> 
         is_shell=architecture in SHELLS,
         text_architecture=text,
         dtype=dtype,
-        quantization=quantization or None,
+        quantization=quantization,
         eos_token_ids=list(dict.fromkeys(own + theirs)),
         warnings=tuple(warnings),
     )

@@ -77,7 +77,7 @@ _OTHER_FIELDS = field_names(
     vision_soft_tokens_per_image use_image_newline_parameter
     """
 )
-_FROM_SHELL = field_names("dtype torch_dtype quantization_config eos_token_id tie_word_embeddings")
+_FROM_SHELL = field_names("dtype torch_dtype quantization_config compression_config eos_token_id tie_word_embeddings")
 _MROPE = field_names("mrope_section mrope_interleaved")
 
 

@@ -20,6 +20,11 @@ FORMATS: dict[str, str] = {
     "fp8": "fp8.fp8",
     "fbgemm_fp8": "fp8.fbgemm_fp8",
     "gptq": "gptq.GPTQ",
+    "compressed-tensors": "compressed_tensors.compressed_tensors",
+    "modelopt": "modelopt.modelopt",
+    "modelopt_fp4": "modelopt.modelopt",
+    "modelopt_mixed": "modelopt.modelopt",
+    "mxfp4": "mxfp4.mxfp4",
 }
 # Values of QUANTIZATION that quantise a plain checkpoint while it is loaded -> the format's class, as above.
 ONLINE: dict[str, str] = {
@@ -36,7 +41,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "inc": ("auto-round",),
     "gptq": ("gptq", "auto-round"),
     "awq": ("awq", "auto-round"),
-    "modelopt": ("modelopt", "modelopt_fp4"),
+    "modelopt": ("modelopt", "modelopt_fp4", "modelopt_mixed"),
     "modelopt_fp4": ("modelopt", "modelopt_fp4"),
 }
 

@@ -8,7 +8,6 @@ read whole, and `row_numbers` says which row of them belongs to which output row
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
 from typing import TYPE_CHECKING
 
 from ember.engine.description.weights import LinearSpec, Rows, Size, Stored
@@ -21,9 +20,17 @@ Block = tuple[int | None, int | None]
 """Rows and columns that share a scale; None: all of the matrix."""
 
 
-def scale_sources(spec: LinearSpec, part: str, suffix: str, block: Block, files: Files) -> list[Source]:
-    """The whole scales of every stored matrix that the layer has rows of. The part is a float32 matrix with a row for
-    each row of scales, one matrix after the other."""
+def scale_sources(
+    spec: LinearSpec,
+    part: str,
+    suffix: str,
+    block: Block,
+    files: Files,
+    stored_as: tuple[str, ...] = (*FLOATS, "F8_E8M0"),
+    dtype: str = "float32",
+) -> list[Source]:
+    """The whole scales of every stored matrix that the layer has rows of. The part is a matrix of `dtype` with a row
+    for each row of scales, one stored matrix after the other. Codes of several inputs in one byte are read so too."""
     found = []
     for stored in _matrices(spec):
         count, columns = _scale_rows(stored, block), 1 if block[1] is None else -(-stored.columns.extent // block[1])
@@ -31,20 +38,10 @@ def scale_sources(spec: LinearSpec, part: str, suffix: str, block: Block, files:
         rows = count * (1 if stored.stack is None else stored.stack.extent)
         shape = _shape(stored, count, columns, block)
         entry = files.get(name)
-        if entry is not None and _without_ones(entry.shape) == _without_ones(tuple(size.extent for size in shape)):
+        if entry is not None and _is_same(entry.shape, tuple(size.extent for size in shape)):
             shape = tuple(Size(extent, "") for extent in entry.shape)
-        found.append(
-            Source(
-                part,
-                name,
-                shape,
-                (rows, columns),
-                Rows(0, rows),
-                (0, columns),
-                stored=(*FLOATS, "F8_E8M0"),
-                dtype="float32",
-            )
-        )
+        whole = Rows(0, rows), (0, columns)
+        found.append(Source(part, name, shape, (rows, columns), *whole, stored=stored_as, dtype=dtype))
     return found
 
 
@@ -67,6 +64,18 @@ def row_numbers(spec: LinearSpec, block: Block) -> Tensor:
     return torch.cat(numbers)
 
 
+def in_order(rows: Tensor, numbers: Tensor) -> Tensor:
+    """The rows by `row_numbers`; no copy if they are all of them, in their order."""
+    import torch
+
+    if len(numbers) == len(rows) and torch.equal(numbers, torch.arange(len(rows))):
+        return rows
+    numbers = numbers.to(rows.device)
+    if rows.dtype.itemsize == 1:  # torch lacks the operator for some kinds of float8
+        return rows.view(torch.uint8).index_select(0, numbers).view(rows.dtype)
+    return rows.index_select(0, numbers)
+
+
 def _matrices(spec: LinearSpec) -> Iterator[Stored]:
     return iter(dict.fromkeys(output.stored for output in spec.outputs))
 
@@ -87,20 +96,25 @@ def _shape(stored: Stored, rows: int, columns: int, block: Block) -> tuple[Size,
     return tuple(sizes)
 
 
+def _is_same(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Whether both shapes say the same, but for dimensions of one, or for a last dimension that is in two parts."""
+    if len(found) > 1 and (*found[:-2], found[-2] * found[-1]) == expected:
+        return True
+    return _without_ones(found) == _without_ones(expected)
+
+
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(extent for extent in shape if extent != 1)
 
 
 def block_of(stored: Stored, shape: tuple[int, ...], asked: tuple[int, int] | None) -> Block | None:
     """What the scales of this shape belong to; None if they fit no form. `asked`: the blocks of config.json."""
-    count = 1 if stored.stack is None else stored.stack.extent
+    stack = () if stored.stack is None else (stored.stack.extent,)
     rows, columns = stored.rows.extent, stored.columns.extent
+    forms: list[tuple[Block, tuple[int, ...]]] = [((None, None), ()), ((1, None), (rows,))]
     if asked is not None:
-        expected = (-(-rows // asked[0]), -(-columns // asked[1]))
-        if prod(shape) == count * prod(expected) and shape[-2:] == expected:
-            return asked
-    if prod(shape) == count:
-        return None, None
-    if prod(shape) == count * rows and _without_ones(shape)[-1:] == (rows,):
-        return 1, None
+        forms.insert(0, (asked, (-(-rows // asked[0]), -(-columns // asked[1]))))
+    for block, form in forms:
+        if _without_ones(shape) == _without_ones((*stack, *form)):
+            return block
     return None
