@@ -158,8 +158,8 @@ def test_the_format_restores_every_familys_weights(
 def test_formats_that_are_not_there_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = tiny.make_tiny("llama", tmp_path)
     quantize(directory, "none")
-    with pytest.raises(ModelError, match=r"config\.json: row-int8 quantized weights are not supported; use the"):
+    with pytest.raises(ModelError, match=r"config\.json: row-int8 quantized weights are not supported; supported are "):
         read_model_config(directory)
     monkeypatch.setitem(formats.FORMATS, "other", "other.Other")
-    with pytest.raises(ModelError, match="row-int8 .* supported are other; use"):
+    with pytest.raises(ModelError, match="row-int8 .* supported are .*other; use"):
         read_model_config(directory)

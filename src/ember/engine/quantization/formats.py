@@ -20,6 +20,8 @@ FORMATS: dict[str, str] = {
     "fp8": "fp8.fp8",
     "fbgemm_fp8": "fp8.fbgemm_fp8",
     "gptq": "gptq.GPTQ",
+    "awq": "awq.AWQ",
+    "auto-round": "auto_round.AutoRound",
     "compressed-tensors": "compressed_tensors.compressed_tensors",
     "modelopt": "modelopt.modelopt",
     "modelopt_fp4": "modelopt.modelopt",

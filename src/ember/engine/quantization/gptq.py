@@ -22,12 +22,15 @@ from ember.engine.errors import ModelError
 from ember.engine.quantization.base import Files, Source
 from ember.engine.quantization.mixed import Mixed
 from ember.engine.quantization.packed import (
+    FIELDS,
     Module,
     as_codes,
     by_words,
     in_pieces,
+    is_plain_in,
     middle,
     order_of,
+    read_group,
     scale_dtype,
 )
 
@@ -38,7 +41,6 @@ if TYPE_CHECKING:
     from ember.engine.layers.linear import Linear
 
 BITS = (2, 3, 4, 8)
-FIELDS = "quantization_config."
 UNUSED = (".g_idx", ".qzeros", ".bias")  # old versions write a bias of zeros for every module
 
 
@@ -56,8 +58,8 @@ class GPTQScheme:
     def sources(self, spec: LinearSpec) -> list[Source]:
         found = []
         for output in spec.outputs:
-            group = output.stored.columns.extent if self.group == -1 else self.group
             module = Module(output, spec, f"bits={self.bits} and group_size={self.group}")
+            group = module.group(self.group)
             found += [
                 module.packed("codes", ".qweight", self.bits),
                 module.grouped("scales", ".scales", group, self.scales),
@@ -115,8 +117,8 @@ class GPTQ(Mixed):
         fields = Fields(config.quantization or {}, FIELDS)
         self._files = files
         self._base = GPTQScheme(
-            bits=_bits(fields),
-            group=_group(fields),
+            bits=read_bits(fields),
+            group=read_group(fields),
             has_order=fields.flag("desc_act", False),
             zero_offset=_zero_offset(fields),
         )
@@ -144,29 +146,17 @@ class GPTQ(Mixed):
         return not self._inside or any(name.endswith(f".{inside}") or name == inside for inside in self._inside)
 
 
-def is_plain_in(files: Files, name: str) -> bool:
-    """Whether the files have the module as a plain matrix, whatever config.json says."""
-    return f"{name}.weight" in files and f"{name}.qweight" not in files
-
-
 def found_in(files: Files, name: str, scheme: GPTQScheme) -> GPTQScheme:
     """The scheme with what the files say of a module."""
     has_order = scheme.has_order and (not files or f"{name}.g_idx" in files)
     return replace(scheme, scales=scale_dtype(files, f"{name}.scales"), has_order=has_order)
 
 
-def _bits(fields: Fields) -> int:
+def read_bits(fields: Fields) -> int:
     bits = fields.integer("bits")
     if bits not in BITS:
         raise fields.error("bits", "2, 3, 4 or 8")
     return bits
-
-
-def _group(fields: Fields) -> int:
-    group = fields.integer("group_size", 128, at_least=-1)
-    if group == 0 or (group > 0 and group % 2):
-        raise fields.error("group_size", "-1 or a positive even number")
-    return group
 
 
 def _zero_offset(fields: Fields) -> int:
@@ -189,7 +179,9 @@ def _override(name: str, value: Any, base: GPTQScheme) -> tuple[re.Pattern[str],
     if not isinstance(value, Mapping):
         raise ModelError(f"{where} has {shown(value)} for {shown(name)}: it must be an object")
     fields = Fields({"bits": base.bits, "group_size": base.group, "desc_act": base.has_order, **value}, f"{where}.")
-    return pattern, replace(base, bits=_bits(fields), group=_group(fields), has_order=fields.flag("desc_act", False))
+    return pattern, replace(
+        base, bits=read_bits(fields), group=read_group(fields), has_order=fields.flag("desc_act", False)
+    )
 
 
 def _flat(value: Any) -> list[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ember.engine.description.fields import Fields
 from ember.engine.description.weights import LinearSpec, Output, Rows, Size
 from ember.engine.errors import ModelError
 from ember.engine.quantization.base import Files, Source
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+FIELDS = "quantization_config."  # before names of fields in messages
 FLOAT_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}  # of scales: they are kept as they are stored
 _PIECE_ELEMENTS = 1 << 22  # repacked at a time
 
@@ -62,6 +64,21 @@ class Module:
         return self._transposed(
             part, suffix, groups, outputs, self._word_rows(bits), self.groups(group), ("I32",), "int32"
         )
+
+    def by_row(self, part: str, suffix: str, columns: Size, stored: tuple[str, ...], dtype: str) -> Source:
+        """A tensor [outputs, columns], of which all columns are read."""
+        rows = self.output.stored.rows
+        if self.spec.columns != (0, self.output.stored.columns.extent):
+            raise ModelError(f"{self.name}: {self.field} does not allow to take some of its inputs")
+        matrix = (rows.extent, columns.extent)
+        name = self.name + suffix
+        return Source(
+            part, name, (rows, columns), matrix, self.output.rows, (0, columns.extent), stored=stored, dtype=dtype
+        )
+
+    def group(self, size: int) -> int:
+        """The inputs of a group of the configured size; -1: all inputs are one."""
+        return self.output.stored.columns.extent if size == -1 else size
 
     def inputs_order(self, part: str, suffix: str) -> Source:
         """A number for each input, [inputs], as a row."""
@@ -114,6 +131,18 @@ class Module:
         """A tensor [columns, rows], whose transpose is read: of that the rows `taken`, and the columns `used`."""
         matrix = (columns.extent, rows.extent)
         return Source(part, self.name + suffix, (columns, rows), matrix, taken, used, True, 0, stored, dtype)
+
+
+def read_group(fields: Fields) -> int:
+    group = fields.integer("group_size", 128, at_least=-1)
+    if group == 0 or (group > 0 and group % 2):
+        raise fields.error("group_size", "-1 or a positive even number")
+    return group
+
+
+def is_plain_in(files: Files, name: str) -> bool:
+    """Whether the files have the module as a plain matrix, whatever config.json says."""
+    return f"{name}.weight" in files and f"{name}.qweight" not in files
 
 
 def scale_dtype(files: Files, name: str) -> str:
