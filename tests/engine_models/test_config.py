@@ -92,10 +92,12 @@ def test_windows_by_layer(tmp_path: Path) -> None:
     assert load(tmp_path, **MISTRAL, sliding_window=16, layer_types=old_names).windows() == (None, 16, None)
 
 
-def test_a_number_of_layers_that_no_memory_holds_is_read_at_once(tmp_path: Path) -> None:
-    """The files say later how many there are; until then nothing of that size may be made."""
+def test_a_number_of_layers_that_no_memory_holds_is_refused_at_once(tmp_path: Path) -> None:
+    """Lists of that length are made before the files say how many there are."""
     for fields in (MISTRAL, QWEN3, QWEN3 | {"use_sliding_window": True}, LLAMA):
-        assert load(tmp_path, **fields | {"num_hidden_layers": 10**9}).num_layers == 10**9
+        assert load(tmp_path, **fields | {"num_hidden_layers": 10_000}).num_layers == 10_000
+        with pytest.raises(ModelError, match="num_hidden_layers must be an integer from 1 to 10000, not 1000000000"):
+            load(tmp_path, **fields | {"num_hidden_layers": 10**9})
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,7 @@ def test_model_type_stands_in_for_architectures(tmp_path: Path) -> None:
         ({"hidden_size": 66}, ["66", "4 heads"]),
         ({"hidden_act": "swishy"}, ["hidden_act", "swishy", "silu"]),
         ({"rms_norm_eps": "small"}, ["rms_norm_eps", "small"]),
-        ({"quantization_config": {"quant_method": "gptq"}}, ["gptq", "unquantized"]),
+        ({"quantization_config": {"quant_method": "hqq"}}, ["hqq", "unquantized"]),
         (QWEN3 | {"layer_types": ["full_attention"]}, ["layer_types", "num_hidden_layers=3"]),
         (QWEN3 | {"layer_types": "full_attention"}, ["layer_types", "a list of names"]),
         (QWEN3 | {"layer_types": ["full_attention", "full_attention", "conv"]}, ["layer_types", "'conv'"]),
@@ -173,7 +175,7 @@ def test_model_type_stands_in_for_architectures(tmp_path: Path) -> None:
         ({"rope_scaling": {"type": 5}}, ["rope_scaling.type", "text", "5"]),
         ({"rope_scaling": {"type": "linear", "factor": -2}}, ["rope_scaling.factor", "-2"]),
         ({"rope_scaling": {"type": "linear", "factor": 1e9}}, ["rope_scaling.factor", "at most 1e+06"]),
-        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 0.5}}, ["high_freq_factor", "above 1"]),
+        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 0.5}}, ["high_freq_factor", "above low_freq_factor=1"]),
         ({"rope_scaling": {"type": "yarn", "factor": 4, "beta_fast": 0}}, ["beta_fast", "above 0"]),
         ({"rope_scaling": {"type": "yarn", "factor": 4, "rope_theta": 1}}, ["rope_theta", "above 1"]),
         ({"rope_scaling": {"type": "yarn", "factor": 4, "truncate": 1}}, ["truncate", "true or false"]),

@@ -94,6 +94,7 @@ def test_a_family_reads_what_it_lists_and_nothing_else(architecture: str) -> Non
     listed = find_family(architecture).fields
     assert asked and asked <= listed
     of_load_config = {"architectures", "model_type", "dtype", "torch_dtype", "eos_token_id", "quantization_config"}
+    of_load_config |= {"compression_config"}  # its older name
     assert listed <= asked | of_load_config | {"original_max_position_embeddings"}, "what is listed is read"
 
 

@@ -128,7 +128,7 @@ def test_overrides_replace_fields(tmp_path: Path) -> None:
     assert rope is not None and (rope.kind, rope.factor, rope.theta) == ("yarn", 2.0, 7.0)
     with pytest.raises(ModelError, match="config.json with HF_OVERRIDES: hidden_size must be an integer"):
         load_config(directory, {"hidden_size": "wide"})
-    with pytest.raises(ModelError, match="architecture NoneForCausalLM is not supported"):
+    with pytest.raises(ModelError, match="architectures: NoneForCausalLM is not supported"):
         load_config(directory, {"architectures": ["NoneForCausalLM"]})
 
 

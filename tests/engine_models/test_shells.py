@@ -146,10 +146,17 @@ if "Gemma3ForCausalLM" in ARCHITECTURES:
     )
 
 
-def make_shell(name: str, directory: Path) -> torch.nn.Module:
-    """Save a tiny random checkpoint and return its model."""
+def shell_config(name: str) -> Any:
+    """transformers' configuration of a tiny checkpoint."""
     kind, text, vision, others = TINY[name]
     made = getattr(transformers, f"{kind}Config")(text_config={**_TEXT, **text}, vision_config=vision, **others)
+    made.architectures = [f"{kind}ForConditionalGeneration"]
+    return made
+
+
+def make_shell(name: str, directory: Path) -> torch.nn.Module:
+    """Save a tiny random checkpoint and return its model."""
+    kind, made = TINY[name][0], shell_config(name)
     torch.manual_seed(3)
     model = getattr(transformers, f"{kind}ForConditionalGeneration")(made).eval()
     with torch.no_grad():
@@ -187,6 +194,24 @@ def test_text_is_that_of_transformers(name: str, tmp_path: Path) -> None:
     assert said == [line for line in said if "served as text" in line] and f"{len(stored)} weights" in said[0]
 
 
+def test_fields_beside_the_text_config_are_named(tmp_path: Path) -> None:
+    made = shell_config("mistral3")
+    made.save_pretrained(tmp_path)
+    assert not any("beside text_config" in warning for warning in load_config(tmp_path).warnings)
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text())
+    more = {"rope_base_scale": 2.0, "logit_bias_scale": None, "audio_token_id": 9, "unsloth_version": "1"}
+    path.write_text(json.dumps(fields | more))
+    (warning,) = load_config(tmp_path).warnings
+    assert warning.endswith("fields beside text_config that Ember does not read: rope_base_scale")
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_what_transformers_writes_beside_the_text_config_is_known(name: str, tmp_path: Path) -> None:
+    shell_config(name).save_pretrained(tmp_path)
+    assert not any("beside text_config" in warning for warning in load_config(tmp_path).warnings)
+
+
 def test_older_names_and_flat_fields_give_the_same(tmp_path: Path) -> None:
     make_shell("qwen2_5_vl", tmp_path)
     tokens = torch.randint(9, VOCAB_SIZE, (20,), generator=torch.Generator().manual_seed(1))
@@ -215,7 +240,7 @@ def write(directory: Path, **fields: Any) -> Path:
 def test_unknown_language_models_and_faulty_fields_are_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="whose language model is Qwen3_5ForCausalLM, is not supported"):
         load_config(write(tmp_path, architectures=["Qwen3_5ForConditionalGeneration"], text_config=_TEXT))
-    with pytest.raises(ModelError, match="the language model of Mistral3ForConditionalGeneration is 'xyz'"):
+    with pytest.raises(ModelError, match=r"Mistral3ForConditionalGeneration \(text_config.model_type 'xyz'\)"):
         load_config(write(tmp_path, model_type="mistral3", text_config={"model_type": "xyz"}))
     with pytest.raises(ModelError, match=r"text_config.hidden_size must be an integer from 1"):
         load_config(write(tmp_path, model_type="qwen3_vl", text_config={**_TEXT, "hidden_size": [64]}))

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 from ember.engine.description.config import DecoderConfig, WeightNames
 from ember.engine.description.family import ACTIVATIONS, COMMON_FIELDS, divide_into_heads, field_names
-from ember.engine.description.fields import Fields
+from ember.engine.description.fields import MAX_LAYERS, Fields
+from ember.engine.errors import ModelError
 
 GPT_SPELLING = {
     "hidden_size": "n_embd",
@@ -37,6 +38,9 @@ def read_classic_decoder(
     """Read the fields of `spelling` and of `CLASSIC_FIELDS`. The arguments are the family's defaults. Where `spelling`
     has no name for a field, the default holds. Raises ModelError."""
     hidden_name, heads_name = spelled(fields, spelling, "hidden_size"), spelled(fields, spelling, "num_attention_heads")
+    for name, usual in ((hidden_name, "hidden_size"), (heads_name, "num_attention_heads")):
+        if fields.values.get(name) is None and name != usual:
+            raise ModelError(f"the field {fields.prefix}{name} (or {usual}) is missing")
     hidden_size, num_heads = fields.integer(hidden_name), fields.integer(heads_name)
     inner, inner_name = spelling.get("intermediate_size"), f"4 * {hidden_name}"
     inner_size = None if inner is None else fields.optional_integer(inner, None)
@@ -49,10 +53,10 @@ def read_classic_decoder(
         hidden_size=hidden_size,
         intermediate_size=inner_size or 4 * hidden_size,
         intermediate_field=inner_name,
-        num_layers=fields.integer(spelled(fields, spelling, "num_hidden_layers")),
+        num_layers=fields.integer(spelled(fields, spelling, "num_hidden_layers"), at_most=MAX_LAYERS),
         num_heads=num_heads,
         num_kv_heads=num_heads,
-        head_dim=divide_into_heads(hidden_name, hidden_size, num_heads),
+        head_dim=divide_into_heads(hidden_name, hidden_size, num_heads, heads_name),
         max_position_embeddings=fields.integer(
             spelled(fields, spelling, "max_position_embeddings"), max_position_embeddings
         ),

@@ -47,8 +47,11 @@ COMMON_FIELDS = field_names(
 )
 
 
-def divide_into_heads(name: str, total: int, num_heads: int) -> int:
-    """The size of one head. `name`: the field of `total`. Raises ModelError if it is not divisible."""
+def divide_into_heads(
+    name: str, total: int, num_heads: int, heads_name: str = "num_attention_heads", advice: str = ""
+) -> int:
+    """The size of one head. `name` and `heads_name`: the fields of `total` and `num_heads`. Raises ModelError if it is
+    not divisible. `advice`: the end of the message."""
     if total % num_heads:
-        raise ModelError(f"{name}={total} cannot be divided into {num_heads} heads (num_attention_heads)")
+        raise ModelError(f"{name}={total} cannot be divided into {num_heads} heads ({heads_name}){advice}")
     return total // num_heads

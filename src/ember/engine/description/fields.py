@@ -14,6 +14,7 @@ from typing import Any
 from ember.engine.errors import ModelError
 
 MAX_INTEGER = 2**31 - 1
+MAX_LAYERS = 10_000  # of a model, and experts of a layer: a larger number is a fault, for which lists would be made
 _LARGEST = 1e300
 _SHOWN = 8  # names in a message
 
@@ -26,11 +27,11 @@ class Fields:
         self.prefix = prefix
         self.warnings: list[str] = []  # about fields that are unusual, or may change what is computed
 
-    def integer(self, name: str, default: int | None = None, *, at_least: int = 1) -> int:
+    def integer(self, name: str, default: int | None = None, *, at_least: int = 1, at_most: int = MAX_INTEGER) -> int:
         """An integer in a range. Raises ModelError, as all methods do, also for an absent field without a default."""
         value = self._value(name, default)
-        if type(value) is not int or not at_least <= value <= MAX_INTEGER:
-            raise self.error(name, f"an integer from {at_least} to {MAX_INTEGER}")
+        if type(value) is not int or not at_least <= value <= at_most:
+            raise self.error(name, f"an integer from {at_least} to {at_most}")
         return value
 
     def optional_integer(self, name: str, default: int | None) -> int | None:
@@ -106,11 +107,11 @@ class Fields:
             raise self.error(name, "a list of true and false, or of 1 and 0")
         return [bool(item) for item in value]
 
-    def numbers(self, name: str, count: int) -> tuple[float, ...]:
-        """A list of `count` positive finite numbers."""
+    def numbers(self, name: str, count: int, why: str = "") -> tuple[float, ...]:
+        """A list of `count` positive finite numbers. `why`: where that number comes from, for the message."""
         value = self._value(name, None)
         if not isinstance(value, list) or len(value) != count:
-            raise self.error(name, f"a list of {count} numbers")
+            raise self.error(name, f"a list of {count} numbers{why}")
         if not all(type(item) in (int, float) and 0 < item < _LARGEST for item in value):
             raise self.error(name, "a list of positive numbers")
         return tuple(float(item) for item in value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ember import untrusted_json
@@ -29,26 +30,13 @@ def load_config(model_dir: Path, overrides: Mapping[str, Any] | None = None) -> 
     missing or invalid field, or a feature that no operators compute.
     """
     path = model_dir / "config.json"
-    fields = Fields(overridden(read_json(path, required=True), overrides or {}))
+    values = overridden(read_json(path, required=True), overrides or {})
     modelopt = read_json(model_dir / MODELOPT_FILE, required=False)
     try:
-        architecture = text = _architecture(fields, MODEL_TYPES | SHELL_TYPES)
-        if architecture in SHELLS:
-            fields, text = text_fields(fields, architecture, MODEL_TYPES)
-        if text not in ARCHITECTURES:
-            given = f"model_type {shown(fields.values.get('model_type'))}" if architecture is None else architecture
-            inner = f", whose language model is {text}," if architecture in SHELLS else ""
-            supported = ", ".join(ARCHITECTURES)
-            raise ModelError(f"architecture {shown(given)[1:-1]}{inner} is not supported; supported are {supported}")
-        assert architecture is not None, "it is one of the supported ones"
-        family = find_family(text)
-        config = family.read(fields)
-        _check_unread(fields, architecture, family)
-        own = _token_ids(fields, config.vocab_size)
-        dtype, quantization = _dtype(fields), quantization_of(fields, modelopt)
+        config = read_config(values, modelopt)
     except ModelError as error:
         raise ModelError(f"{path}{' with HF_OVERRIDES' if overrides else ''}: {error}") from None
-    warnings = [f"{path}: {warning}" for warning in fields.warnings]
+    warnings = [f"{path}: {warning}" for warning in config.warnings]
     path = model_dir / "generation_config.json"
     generation = Fields(read_json(path, required=False))
     try:
@@ -56,18 +44,42 @@ def load_config(model_dir: Path, overrides: Mapping[str, Any] | None = None) -> 
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     warnings += [f"{path}: {warning}" for warning in generation.warnings]
-    config = replace(
+    eos_token_ids = list(dict.fromkeys(config.eos_token_ids + theirs))
+    config = replace(config, eos_token_ids=eos_token_ids, warnings=tuple(warnings))
+    check_features(config)
+    return config
+
+
+def read_config(values: Mapping[str, Any], modelopt: Mapping[str, Any] = MappingProxyType({})) -> DecoderConfig:
+    """The configuration that the fields of a config.json describe. `modelopt`: those of hf_quant_config.json. Raises
+    ModelError that names a field."""
+    fields = Fields(values)
+    architecture = text = _architecture(fields, MODEL_TYPES | SHELL_TYPES)
+    if architecture in SHELLS:
+        fields, text = text_fields(fields, architecture, MODEL_TYPES)
+    if text not in ARCHITECTURES:
+        named = f"architectures: {shown(architecture)[1:-1]}"
+        if not fields.names("architectures"):
+            named = f"model_type {shown(fields.values.get('model_type'))}"
+        inner = f", whose language model is {text}," if architecture in SHELLS else ""
+        supported = ", ".join(ARCHITECTURES)
+        raise ModelError(f"{named}{inner} is not supported; supported are {supported}")
+    assert architecture is not None, "it is one of the supported ones"
+    family = find_family(text)
+    config = family.read(fields)
+    _check_unread(fields, architecture, family)
+    own = _token_ids(fields, config.vocab_size)
+    dtype, quantization = _dtype(fields), quantization_of(fields, modelopt)
+    return replace(
         config,
         architecture=architecture,
         is_shell=architecture in SHELLS,
         text_architecture=text,
         dtype=dtype,
         quantization=quantization,
-        eos_token_ids=list(dict.fromkeys(own + theirs)),
-        warnings=tuple(warnings),
+        eos_token_ids=own,
+        warnings=tuple(fields.warnings),
     )
-    check_features(config)
-    return config
 
 
 def read_json(path: Path, *, required: bool) -> dict[str, Any]:

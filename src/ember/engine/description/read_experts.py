@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ember.engine.description.config import ExpertNames, ExpertsConfig
-from ember.engine.description.fields import Fields, shown
+from ember.engine.description.fields import MAX_LAYERS, Fields, shown
 from ember.engine.errors import ModelError
 
 EXPERT_NAMES = ExpertNames(
@@ -38,7 +38,7 @@ def _integer(fields: Fields, names: str, default: int) -> tuple[str, int]:
     known = names.split()
     found = [name for name in known if fields.values.get(name) is not None]
     name = found[0] if found else known[0]
-    return name, fields.integer(name, default)
+    return name, fields.integer(name, default, at_most=MAX_LAYERS)
 
 
 def expert_layers(fields: Fields, num_layers: int) -> tuple[bool, ...]:
@@ -49,5 +49,8 @@ def expert_layers(fields: Fields, num_layers: int) -> tuple[bool, ...]:
         raise fields.error("mlp_only_layers", "a list of integers")
     found = tuple((layer + 1) % every == 0 and layer not in without for layer in range(num_layers))
     if not any(found):
-        raise ModelError(f"no layer has experts: decoder_sparse_step={every}, mlp_only_layers={shown(list(without))}")
+        raise ModelError(
+            f"no layer has experts: decoder_sparse_step={every}, mlp_only_layers={shown(list(without))}, "
+            f"num_hidden_layers={num_layers}"
+        )
     return () if all(found) else found

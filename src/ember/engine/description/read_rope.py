@@ -31,6 +31,7 @@ ROPE_KINDS = {
     | field_names("factor beta_fast beta_slow truncate attention_factor mscale mscale_all_dim finetuned"),
     "longrope": _NO_SCALING | field_names("factor short_factor long_factor attention_factor short_mscale long_mscale"),
 }
+_LAYER_TYPES = field_names("full_attention sliding_attention")  # that have parameters of their own in some families
 _QUERY_BETA = field_names("llama_4_scaling_beta max_position_embeddings")
 _MAX_FACTOR = 1e6  # largest factor of a context's extension
 
@@ -62,7 +63,10 @@ def read_rope(fields: Fields, head_dim: int, max_position_embeddings: int, form:
     name = "rope_scaling" if fields.mapping("rope_scaling") else "rope_parameters"
     given = fields.mapping(name) or form.absent or {}
     if form.per_layer_type and name == "rope_parameters":
-        given, name = Fields(given, f"{name}.").mapping("full_attention"), f"{name}.full_attention"
+        types = Fields(given, f"{name}.")
+        if unread := types.unread(_LAYER_TYPES):
+            fields.warnings.append(f"{listed(unread)} is not read: there are {name} for each type of layers")
+        given, name = types.mapping("full_attention"), f"{name}.full_attention"
     own = {
         "rope_theta": fields.values.get(form.theta_name),
         "partial_rotary_factor": fields.values.get(form.share_name),
@@ -96,15 +100,18 @@ def _rope(fields: Fields, rope: Fields, head_dim: int, max_position_embeddings: 
         kind, rope = "default", Fields({}, rope.prefix)
     kind = form.renamed.get(kind, kind)
     if kind not in ROPE_KINDS:
-        known = ", ".join(ROPE_KINDS)
-        raise ModelError(f"{rope.prefix[:-1]}: the rope type {shown(kind)} is not supported; supported are {known}")
+        known, name = ", ".join(ROPE_KINDS), "rope_type" if rope.text("rope_type") else "type"
+        raise ModelError(f"{rope.prefix}{name}: the rope type {shown(kind)} is not supported; supported are {known}")
     known_fields = ROPE_KINDS[kind] | (_QUERY_BETA if form.reads_query_beta else frozenset())
     if unread := rope.unread(known_fields):
         fields.warnings.append(f"{listed(unread)} has no meaning for rotary positions of the kind {kind}")
     share = rope.number("partial_rotary_factor", form.share, above=0.0)
     rotary_dim = int(head_dim * share)
     if not 0 < rotary_dim <= head_dim or rotary_dim % 2:
-        raise ModelError(f"partial_rotary_factor={share:g} turns {rotary_dim} of a head's {head_dim} dimensions")
+        raise ModelError(
+            f"{rope.prefix}partial_rotary_factor={share:g} rotates {rotary_dim} of head_dim={head_dim} dimensions: it "
+            "must be an even number of them"
+        )
     base = RopeConfig(rotary_dim, theta, form.interleaved)
     if form.reads_query_beta and rope.values.get("llama_4_scaling_beta") is not None:
         original = rope.integer("original_max_position_embeddings", max_position_embeddings)
@@ -122,16 +129,18 @@ def _rope(fields: Fields, rope: Fields, head_dim: int, max_position_embeddings: 
     if kind == "longrope":
         return _longrope(rope, base, original, max_position_embeddings)
     if kind == "llama3":
-        low = rope.number("low_freq_factor", above=0.0)
+        low, high = rope.number("low_freq_factor", above=0.0), rope.number("high_freq_factor", above=0.0)
+        if high <= low:
+            raise rope.error("high_freq_factor", f"above low_freq_factor={low:g}")
         return replace(
             base,
             kind="llama3",
             factor=rope.number("factor", above=0.0, at_most=_MAX_FACTOR),
             low_freq_factor=low,
-            high_freq_factor=rope.number("high_freq_factor", above=low),
+            high_freq_factor=high,
             original_max_position_embeddings=original,
         )
-    factor = rope.number("factor", max_position_embeddings / original, above=0.0, at_most=_MAX_FACTOR)
+    factor = _extension(rope, original, max_position_embeddings)
     if base.theta <= 1:
         raise rope.error("rope_theta", "a number above 1 for yarn")
     return replace(
@@ -167,21 +176,33 @@ def _longrope(rope: Fields, base: RopeConfig, original: int, max_position_embedd
     """`attention_factor` by default: sqrt(1 + ln(factor) / ln(original)) (arXiv 2402.13753), where `factor` is that of
     the context's extension."""
     count = base.rotary_dim // 2
-    factor = rope.number("factor", max_position_embeddings / original, above=0.0, at_most=_MAX_FACTOR)
+    factor = _extension(rope, original, max_position_embeddings)
     attention_factor = 1.0 if factor <= 1 or original == 1 else math.sqrt(1 + math.log(factor) / math.log(original))
     attention_factor = rope.number("attention_factor", attention_factor, above=0.0)
+    why = f", half of the dimensions that head_dim and partial_rotary_factor rotate ({base.rotary_dim})"
     has_own = rope.values.get("long_mscale") is not None
     return replace(
         base,
         kind="longrope",
         factor=factor,
         original_max_position_embeddings=original,
-        short_factor=rope.numbers("short_factor", count),
-        long_factor=rope.numbers("long_factor", count),
+        short_factor=rope.numbers("short_factor", count, why),
+        long_factor=rope.numbers("long_factor", count, why),
         attention_factor=rope.number("short_mscale", attention_factor, above=0.0),
         long_attention_factor=rope.number("long_mscale", above=0.0) if has_own else None,
         served_length=max_position_embeddings,
     )
+
+
+def _extension(rope: Fields, original: int, max_position_embeddings: int) -> float:
+    """The factor of a context's extension, by default that of its lengths."""
+    ratio = max_position_embeddings / original
+    if rope.values.get("factor") is None and ratio > _MAX_FACTOR:
+        raise ModelError(
+            f"max_position_embeddings={max_position_embeddings} is more than {_MAX_FACTOR:g} times "
+            f"{rope.prefix}original_max_position_embeddings={original}"
+        )
+    return rope.number("factor", ratio, above=0.0, at_most=_MAX_FACTOR)
 
 
 def _yarn_attention_factor(rope: Fields, factor: float) -> float:

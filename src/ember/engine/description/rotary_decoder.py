@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ember.engine.description.config import DecoderConfig, WeightNames
 from ember.engine.description.family import ACTIVATIONS, COMMON_FIELDS, divide_into_heads, field_names
-from ember.engine.description.fields import MAX_INTEGER, Fields
+from ember.engine.description.fields import MAX_INTEGER, MAX_LAYERS, Fields
 from ember.engine.description.read_rope import ROPE_FIELDS, RopeForm, read_rope
 from ember.engine.errors import ModelError
 
@@ -48,7 +48,9 @@ def read_rotary_decoder(
     rms_norm_eps; None: it has none. `activation_field` is its name for hidden_act. Raises ModelError."""
     hidden_size, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     num_kv_heads = fields.optional_integer("num_key_value_heads", num_kv_heads) or num_heads
-    head_dim = fields.optional_integer("head_dim", head_dim) or divide_into_heads("hidden_size", hidden_size, num_heads)
+    head_dim = fields.optional_integer("head_dim", head_dim) or divide_into_heads(
+        "hidden_size", hidden_size, num_heads, advice=", and there is no head_dim"
+    )
     if num_heads % num_kv_heads:
         raise ModelError(f"num_attention_heads={num_heads} must be a multiple of num_key_value_heads={num_kv_heads}")
     config = DecoderConfig(
@@ -56,7 +58,7 @@ def read_rotary_decoder(
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=fields.integer("intermediate_size"),
-        num_layers=fields.integer("num_hidden_layers"),
+        num_layers=fields.integer("num_hidden_layers", at_most=MAX_LAYERS),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ember.engine.description.family import field_names
 from ember.engine.description.fields import Fields, listed, shown
+from ember.engine.description.known_fields import HARMLESS, HARMLESS_VALUES, NEUTRAL
 from ember.engine.errors import ModelError
 
 Entry = TypeVar("Entry")
@@ -78,6 +79,8 @@ _OTHER_FIELDS = field_names(
     """
 )
 _FROM_SHELL = field_names("dtype torch_dtype quantization_config compression_config eos_token_id tie_word_embeddings")
+# Fields that a shell has beside its text_config, and that are read there or change nothing.
+_BESIDE = _FROM_SHELL | HARMLESS | HARMLESS_VALUES.keys() | NEUTRAL.keys() | {"architectures", "model_type"}
 _MROPE = field_names("mrope_section mrope_interleaved")
 
 
@@ -85,13 +88,16 @@ def text_fields(fields: Fields, architecture: str, text_types: Mapping[str, str]
     """The fields of a shell's language model, and its architecture. `text_types`: `model_type` of text models -> the
     architecture. Raises ModelError."""
     shell, nested = SHELLS[architecture], fields.mapping("text_config")
+    if not nested and fields.values.get("hidden_size") is None:
+        raise ModelError(f"the field {fields.prefix}text_config is missing")
     given = Fields(nested or fields.values, "text_config." if nested else fields.prefix)
     values = {name: value for name, value in given.values.items() if nested or not _is_of_other_parts(name)}
     text = shell.architecture
     if text is None:
         kind = given.text("model_type") or "llama"
         if kind not in text_types:
-            raise ModelError(f"the language model of {architecture} is {shown(kind)}, which is not supported")
+            place = f"{given.prefix}model_type" if nested else "model_type, without a text_config,"
+            raise ModelError(f"the language model of {architecture} ({place} {shown(kind)}) is not supported")
         text = text_types[kind]
     if nested:
         top = {name: fields.values[name] for name in _FROM_SHELL if fields.values.get(name) is not None}
@@ -127,12 +133,16 @@ def _is_of_other_parts(name: str) -> bool:
 
 
 def _warn_of_others(fields: Fields, values: Mapping[str, Any]) -> None:
-    """Warn of fields beside `text_config` with another value than in it: those in it hold."""
+    """Warn of fields beside `text_config` with another value than in it: those in it hold. And of fields that it lacks
+    and that are not read."""
     names = [name for name, value in fields.values.items() if name in values and values[name] != value]
     names = [name for name in names if name not in ("model_type", "architectures", "eos_token_id")]
     names = [name for name in names if not name.endswith(("_token_id", "_token_index")) and name != "initializer_range"]
     if names:
         fields.warnings.append(f"{listed(names)} has another value in text_config, which holds")
+    beside = [name for name in fields.unread(values.keys() | _BESIDE) if not _is_of_other_parts(name)]
+    if beside:
+        fields.warnings.append(f"fields beside text_config that Ember does not read: {listed(beside)}")
 
 
 def _has_rope_theta(values: Mapping[str, Any]) -> bool:

@@ -60,7 +60,8 @@ def _layer_types(fields: Fields, num_layers: int) -> tuple[bool, ...]:
                 raise fields.error("attention_types", allowed)
             kinds += group[0] * group[1]
     if len(kinds) != num_layers or not set(kinds) <= {"global", "local"}:
-        raise ModelError(f"attention_types must give global or local for each of num_layers={num_layers} layers")
+        name = "attention_layers" if fields.values.get("attention_layers") else "attention_types"
+        raise ModelError(f"{name} must give global or local for each of num_layers={num_layers} layers")
     return tuple(kind == "local" for kind in kinds)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ember.engine.description.config import DecoderConfig, WeightNames
 from ember.engine.description.family import ACTIVATIONS, COMMON_FIELDS, Family, divide_into_heads, field_names
-from ember.engine.description.fields import Fields
+from ember.engine.description.fields import MAX_LAYERS, Fields
 
 OPT_NAMES = WeightNames(
     layer="model.decoder.layers.{}.",
@@ -30,6 +30,7 @@ def read(fields: Fields) -> DecoderConfig:
     hidden_size, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     bias = fields.flag("enable_bias", True)
     affine = fields.flag("layer_norm_elementwise_affine", True)
+    without_final_norm = fields.flag("_remove_final_layer_norm", False)
     norm_first = fields.flag("do_layer_norm_before", True)
     embed_dim = fields.optional_integer("word_embed_proj_dim", None)
     return DecoderConfig(
@@ -37,7 +38,7 @@ def read(fields: Fields) -> DecoderConfig:
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=fields.integer("ffn_dim"),
-        num_layers=fields.integer("num_hidden_layers"),
+        num_layers=fields.integer("num_hidden_layers", at_most=MAX_LAYERS),
         num_heads=num_heads,
         num_kv_heads=num_heads,
         head_dim=divide_into_heads("hidden_size", hidden_size, num_heads),
@@ -48,7 +49,7 @@ def read(fields: Fields) -> DecoderConfig:
         norm_bias=affine,
         norm_affine=affine,
         wiring="pre_norm" if norm_first else "post_norm",
-        final_norm=norm_first and not fields.flag("_remove_final_layer_norm", False),
+        final_norm=norm_first and not without_final_norm,
         activation=ACTIVATIONS[fields.one_of("activation_function", "relu", ACTIVATIONS)],
         intermediate_field="ffn_dim",
         gated_mlp=False,
