@@ -27,10 +27,12 @@ FORMATS: dict[str, str] = {
     "modelopt_fp4": "modelopt.modelopt",
     "modelopt_mixed": "modelopt.modelopt",
     "mxfp4": "mxfp4.mxfp4",
+    "bitsandbytes": "bitsandbytes.bitsandbytes",
 }
 # Values of QUANTIZATION that quantise a plain checkpoint while it is loaded -> the format's class, as above.
 ONLINE: dict[str, str] = {
-    "fp8": "fp8.OnlineFp8",
+    "fp8": "online.fp8",
+    "bitsandbytes": "online.nf4",
 }
 # Values of QUANTIZATION that are not themselves a `quant_method` -> those that they allow.
 SYNONYMS: dict[str, tuple[str, ...]] = {

@@ -1,4 +1,4 @@
-"""Checkpoints in float8 (`quant_method` fp8 and fbgemm_fp8), and plain ones that are rounded to it while they load.
+"""Checkpoints in float8 (`quant_method` fp8 and fbgemm_fp8).
 
 DeepSeek and Qwen3 have scales of blocks (`weight_block_size`), others one scale for each matrix, FBGEMM one for each
 row. No torch is imported.
@@ -11,19 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.fields import shown
-from ember.engine.description.weights import LinearSpec, Spec, Stored
+from ember.engine.description.weights import Stored
 from ember.engine.errors import ModelError
-from ember.engine.quantization.base import Files, Source
+from ember.engine.quantization.base import Files
 from ember.engine.quantization.float8 import UNUSED, float8_of, is_float8
 from ember.engine.quantization.ignored import Ignored
 from ember.engine.quantization.mixed import Mixed
-from ember.engine.quantization.plain import Plain
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from ember.engine.layers.linear import Linear
+    pass
 
 _LISTS = ("modules_to_not_convert", "ignored_layers")
 
@@ -61,25 +57,3 @@ def _format(
 
 def _is_size(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 2 and all(type(item) is int and item > 0 for item in value)
-
-
-class OnlineFp8:
-    """A plain checkpoint, whose matrices in blocks are rounded to float8 with a scale for each row."""
-
-    name = "fp8"
-    unused: tuple[str, ...] = ()
-
-    def __init__(self, config: DecoderConfig, files: Files) -> None:
-        self._plain = Plain()
-
-    def sources(self, spec: Spec) -> list[Source]:
-        return self._plain.sources(spec)
-
-    def assemble(self, spec: Spec, tensors: Mapping[str, tuple[Tensor, ...]], dtype: torch.dtype) -> Linear | Tensor:
-        from ember.engine.layers.linear import Linear
-        from ember.engine.quantization.rounding import float8_linear
-
-        made = self._plain.assemble(spec, tensors, dtype)
-        if isinstance(spec, LinearSpec) and isinstance(made, Linear) and spec.is_in_block:
-            return float8_linear(made)
-        return made

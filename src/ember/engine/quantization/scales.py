@@ -32,7 +32,7 @@ def scale_sources(
     """The whole scales of every stored matrix that the layer has rows of. The part is a matrix of `dtype` with a row
     for each row of scales, one stored matrix after the other. Codes of several inputs in one byte are read so too."""
     found = []
-    for stored in _matrices(spec):
+    for stored in stored_matrices(spec):
         count, columns = _scale_rows(stored, block), 1 if block[1] is None else -(-stored.columns.extent // block[1])
         name = stored.name + suffix
         rows = count * (1 if stored.stack is None else stored.stack.extent)
@@ -50,7 +50,7 @@ def row_numbers(spec: LinearSpec, block: Block) -> Tensor:
     import torch
 
     firsts, total = {}, 0
-    for stored in _matrices(spec):
+    for stored in stored_matrices(spec):
         firsts[stored] = total
         total += _scale_rows(stored, block) * (1 if stored.stack is None else stored.stack.extent)
     numbers = []
@@ -76,7 +76,8 @@ def in_order(rows: Tensor, numbers: Tensor) -> Tensor:
     return rows.index_select(0, numbers)
 
 
-def _matrices(spec: LinearSpec) -> Iterator[Stored]:
+def stored_matrices(spec: LinearSpec) -> Iterator[Stored]:
+    """The stored matrices that a layer has rows of, each once, in their order."""
     return iter(dict.fromkeys(output.stored for output in spec.outputs))
 
 
