@@ -12,7 +12,7 @@ from ember import __version__
 from ember.settings import Settings, variable_names
 
 _FOREIGN_PREFIXES = ("VLLM_", "EMBER_", "OMP_", "HUGGING_FACE_", "OPENAI_")
-_COMMANDS = ("serve", "worker", "platform", "inspect", "settings", "boot-report")
+_COMMANDS = ("serve", "worker", "platform", "inspect", "models", "settings", "boot-report")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,6 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     inspect.add_argument("positional_model", nargs="?", default=None, metavar="MODEL", help="same as --model-name")
     inspect.add_argument("--json", action="store_true", help="print JSON")
     _add_settings(inspect)
+    commands.add_parser("models", help="print the page of the models that are served", allow_abbrev=False)
     report = commands.add_parser("boot-report", help="draw a boot timeline", allow_abbrev=False)
     report.add_argument("file", metavar="FILE", help="what EMBER_BOOT_REPORT wrote, or a server's URL")
     report.add_argument("--svg", metavar="OUT", help="write it as a picture too")

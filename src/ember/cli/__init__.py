@@ -4,6 +4,7 @@
 `ember worker`          the queue worker; the same as `python handler.py`
 `ember platform [MODEL]` the serverless platform on this machine, with a worker of its own if a model is named
 `ember inspect MODEL`   what a boot of the model would choose, need and ignore, here and on common GPUs
+`ember models`          the models that are served, as Markdown
 `ember settings`        the table of all settings, as Markdown, or with --hub as the RunPod Hub's listing
 `ember boot-report`     a boot timeline (from a file of EMBER_BOOT_REPORT, or a server's URL), drawn as text or SVG
 
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             return _inspect(flags)
         if flags.command == "boot-report":
             return _boot_report(flags)
-        print(_hub_json() if flags.hub else settings_table())
+        print(_models() if flags.command == "models" else _hub_json() if flags.hub else settings_table())
         return 0
     except SettingsError as error:
         return _fail(str(error))
@@ -277,6 +278,12 @@ def _require_model(settings: Settings) -> None:
 def _fail(message: str, status: int = 1) -> int:
     print(f"ember: error: {' '.join(message.split())}", file=sys.stderr)
     return status
+
+
+def _models() -> str:
+    from ember.cli.models import page
+
+    return page()
 
 
 def _hub_json() -> str:

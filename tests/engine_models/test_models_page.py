@@ -1,0 +1,42 @@
+"""docs/models.md is what `ember models` prints, and what it says about the tests is so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ember import cli
+from ember.cli.models import page, typical
+from ember.engine.description.families.registry import ARCHITECTURES
+from ember.engine.description.operator_sets import check_features
+from ember.engine.description.shells import SHELLS
+from tests.engine_models.test_shells import TINY
+from tests.engine_models.tiny import VARIANTS, model_class
+
+DOCS = Path(__file__).parents[2] / "docs"
+OWN_CODE = {"InternLM2ForCausalLM", "MiniCPMForCausalLM"}  # tests/engine_models/test_own_code_families.py
+
+
+def test_the_page_is_printed_by_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models"]) == 0
+    printed = capsys.readouterr().out
+    assert (DOCS / "models.md").read_text() == printed, "write it anew: ember models > docs/models.md"
+
+
+def test_every_class_is_on_it_and_tested() -> None:
+    text = page()
+    for architecture in ARCHITECTURES:
+        assert f"| `{architecture}` |" in text
+    tested = {model_class(name) for name, _ in VARIANTS.values()} | OWN_CODE
+    tested |= {str(SHELLS[f"{kind}ForConditionalGeneration"].architecture) for kind, *_ in TINY.values()} - {"None"}
+    assert tested == set(ARCHITECTURES)
+    served = {name for name, shell in SHELLS.items() if shell.architecture in (None, *ARCHITECTURES)}
+    assert {f"{kind}ForConditionalGeneration" for kind, *_ in TINY.values()} == served
+    for name in SHELLS:
+        assert (f"| `{name}` |" in text) == (name in served)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_its_typical_models_are_served(architecture: str) -> None:
+    check_features(typical(architecture))
