@@ -86,7 +86,9 @@ class Configure(Struct, tag="configure", frozen=True):
     base_path: str | None = None
     download_dir: str | None = None
     hf_token: str | None = None
-    load_format: str = "auto"  # auto, safetensors, pt, dummy
+    load_format: str = "auto"  # auto, safetensors, pt, gguf, dummy
+    gguf_quantization: str | None = None  # which of several GGUF files, by its quantization
+    gguf_file: str | None = None  # the same by its name
     hf_overrides: dict[str, Any] = {}  # fields that replace those of config.json
     device: str = "auto"  # auto, cpu, cuda
     dtype: str = "auto"  # auto, bfloat16, float16, float32
@@ -168,7 +170,7 @@ FrontMessage = Configure | EndTokens | Generate | Pool | Abort | GetStats | Shut
 class Located(Struct, tag="located", frozen=True):
     """Sent before the weights are read, so that the front can load the tokenizer meanwhile."""
 
-    model_dir: str
+    model_dir: str  # or a GGUF file
     tokenizer_dir: str
 
 

@@ -153,8 +153,9 @@ def test_a_model_that_cannot_be_served_is_refused_before_its_weights(hub: FakeHu
 @pytest.mark.parametrize(
     ("files", "says"),
     [
-        ({"config.json": b"{}", "model.gguf": b"x"}, "weights are .gguf"),
-        ({"config.json": b"{}", "name.gguf": b"x", "flax_model.msgpack": b"x"}, "weights are .gguf, .msgpack"),
+        ({"config.json": b"{}", "model.onnx": b"x"}, "weights are .onnx"),
+        ({"config.json": b"{}", "name.onnx": b"x", "flax_model.msgpack": b"x"}, "weights are .msgpack, .onnx"),
+        ({"config.json": b"{}", "mmproj-F16.gguf": b"x"}, "no *.gguf files of a language model"),
         ({"config.json": b"{}", "adapter_model.safetensors": b"x"}, "LoRA adapter"),
         ({"config.json": b"{}"}, "has no weights"),
         ({"model.safetensors": b"x"}, "has no config.json"),

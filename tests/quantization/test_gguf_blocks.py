@@ -12,29 +12,11 @@ from ember.engine.layers.block_linear import BlockLinear
 from ember.engine.layers.block_values import restore
 from ember.gguf.types import BLOCKS
 from tests.gguf_files.files import BLOCK_TYPES
+from tests.support.gguf_blocks import random_blocks
 
 
-def blocks(type_name: str, rows: int, columns: int, seed: int = 0, is_finite: bool = True) -> np.ndarray:
-    """Random blocks, whose scales are small numbers if `is_finite`."""
-    kind, chance = BLOCKS[type_name], np.random.default_rng(seed)
-    data = chance.integers(0, 256, (rows, columns // kind.elements, kind.size), dtype=np.uint8)
-    if is_finite:
-        for at in SCALES[type_name]:
-            scales = chance.uniform(-0.02, 0.02, (*data.shape[:2], 1)).astype(np.float16)
-            data[..., at : at + 2] = scales.view(np.uint8)
-        if type_name == "MXFP4":
-            data[..., 0] = chance.integers(118, 124, data.shape[:2])
-    return data.reshape(rows, -1)
-
-
-SCALES = {  # where each type's blocks have numbers of float16
-    **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS"), (0,)),
-    **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2)),
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q6_K": (208,),
-    "MXFP4": (),
-}
+def blocks(type_name: str, rows: int, columns: int) -> np.ndarray:
+    return random_blocks(type_name, rows, columns).numpy()
 
 
 def wanted(data: np.ndarray, type_name: str) -> np.ndarray:
@@ -43,14 +25,16 @@ def wanted(data: np.ndarray, type_name: str) -> np.ndarray:
 
 
 def test_every_type_of_blocks_is_tested():
-    assert set(BLOCK_TYPES) == set(BLOCKS) == set(SCALES)
+    assert set(BLOCK_TYPES) == set(BLOCKS)
 
 
 @pytest.mark.parametrize("type_name", BLOCK_TYPES)
 @pytest.mark.parametrize("is_finite", [True, False])
 def test_the_elements_are_those_of_the_package_bit_for_bit(type_name, is_finite):
-    """Also where scales are infinite, no number, or below the normal ones."""
-    data = blocks(type_name, 40, 1024, is_finite=is_finite)
+    """Also where scales are infinite, no number, or below the normal ones, as in blocks of any bytes."""
+    data = blocks(type_name, 40, 1024)
+    if not is_finite:
+        data = np.random.default_rng(1).integers(0, 256, data.shape, dtype=np.uint8)
     found, expected = restore(torch.from_numpy(data), type_name, torch.float32).numpy(), wanted(data, type_name)
     if is_finite:
         assert np.isfinite(expected).all() and expected.std() > 0

@@ -67,9 +67,21 @@ def formats_of(
 
 
 def _model_type(model_dir: Path, overrides: Mapping[str, Any]) -> str | None:
+    """`model_type` of config.json, or a GGUF file's architecture, which is spelled much like it."""
+    if model_dir.is_file():
+        return _architecture(model_dir)
     try:
         fields = untrusted_json.read_file(model_dir / "config.json", MAX_JSON_BYTES)
         kind = overridden(fields, overrides).get("model_type")
     except (OSError, ValueError, AttributeError, TypeError):
         return None  # the engine reports the error
     return kind if isinstance(kind, str) else None
+
+
+def _architecture(file: Path) -> str | None:
+    from ember.gguf.header import GgufError, read_header
+
+    try:
+        return read_header(file).metadata.text("general.architecture")
+    except GgufError:
+        return None

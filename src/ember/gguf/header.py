@@ -341,5 +341,18 @@ class _Reader:
         return GgufError(f"{self._file} {reason}: {AGAIN}")
 
 
+def shortest(value: float) -> float:
+    """The number with the fewest decimal digits that is the same in float32: 1e-06 for 9.99999997e-07."""
+    try:
+        packed = struct.pack("<f", value)
+        for digits in range(1, 10):
+            short = float(f"{value:.{digits}g}")
+            if struct.pack("<f", short) == packed:
+                return short
+    except OverflowError:
+        pass
+    return float(value)
+
+
 def _shown(name: str) -> str:
     return name if name.isprintable() and len(name) <= _SHOWN else ascii(name)[:_SHOWN]

@@ -28,6 +28,7 @@ from ember.settings.values import (
     quantization_name,
 )
 
+LoadFormat = Literal["auto", "safetensors", "pt", "gguf", "dummy"]
 Quantization = Literal[
     "auto-round",
     "awq",
@@ -59,12 +60,23 @@ class Settings(BaseSettings):
     model_name: OptionalStr = Field(
         None,
         validation_alias=_names("MODEL_NAME", "MODEL"),
-        description="Hugging Face id or directory of the model. `demo` is the small model in the package.",
+        description="Hugging Face id or directory of the model, or a GGUF file. A quantization of a repository of GGUF "
+        "files follows a colon: `unsloth/Qwen3-8B-GGUF:Q4_K_M`. `demo` is the small model in the package.",
     )
     model_revision: OptionalStr = Field(
         None,
         validation_alias=_names("MODEL_REVISION", "REVISION"),
         description="Branch, tag or commit of the model's repository.",
+    )
+    hf_quantization: OptionalStr = Field(
+        None,
+        validation_alias=_names("HF_QUANTIZATION"),
+        description="Quantization of a repository of GGUF files, such as Q4_K_M, where MODEL_NAME does not name it.",
+    )
+    hf_model_file: OptionalStr = Field(
+        None,
+        validation_alias=_names("HF_MODEL_FILE"),
+        description="Name of a GGUF file in the model's repository or directory, where MODEL_NAME does not name it.",
     )
     tokenizer_name: OptionalStr = Field(
         None,
@@ -91,11 +103,11 @@ class Settings(BaseSettings):
         validation_alias=_names("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
         description="Hugging Face token, for gated and private models.",
     )
-    load_format: Annotated[Literal["auto", "safetensors", "pt", "dummy"], BeforeValidator(load_format_name)] = Field(
+    load_format: Annotated[LoadFormat, BeforeValidator(load_format_name)] = Field(
         "auto",
         validation_alias=_names("LOAD_FORMAT"),
-        description="Files to load weights from. auto takes safetensors, or files of torch.save (`.bin`) where there "
-        "are none. dummy reads no files and fills the model with random weights.",
+        description="Files to load weights from. auto takes safetensors, else files of torch.save (`.bin`), else GGUF. "
+        "dummy reads no files and fills the model with random weights.",
     )
     hf_overrides: Annotated[
         dict[str, Any], NoDecode, BeforeValidator(forms.json_object('{"max_position_embeddings": 65536}'))

@@ -19,6 +19,7 @@ from ember.engine.description.native_forms import refusal, runs_in_bfloat16
 from ember.engine.errors import ModelError
 from ember.engine.loading.dtype import choose_dtype_name
 from ember.engine.loading.progress import Say
+from ember.gguf.files import Choice
 from ember.wire import Configure, Located, Notice
 
 NO_GPU = "DEVICE=cuda, but torch sees no GPU; check the driver, or set DEVICE=cpu"
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 class Opened:
     """A model that was found, and the read of its weights if it has begun."""
 
-    model_dir: Path
+    model_dir: Path  # or a GGUF file
     tokenizer_dir: Path
     config: DecoderConfig
     reading: Started | None
@@ -56,7 +57,8 @@ def open_model(configure: Configure, timeline: Timeline, tell: Callable[[Located
     with timeline.phase("locate"):
         read_config = config_reader(configure)
         load_format = configure.load_format
-        model_dir = resolve_model(configure.model, configure.revision, places, read_config, load_format)
+        choice = Choice(configure.gguf_quantization, configure.gguf_file)
+        model_dir = resolve_model(configure.model, configure.revision, places, read_config, load_format, choice)
         tokenizer_dir = model_dir
         if configure.tokenizer:
             tokenizer_dir = resolve_tokenizer(configure.tokenizer, configure.tokenizer_revision, places)

@@ -24,11 +24,14 @@ from ember.untrusted_json import UntrustedJsonError
 
 
 def load_config(model_dir: Path, overrides: Mapping[str, Any] | None = None) -> DecoderConfig:
-    """Read `config.json`, with the fields of HF_OVERRIDES, and the stop tokens of `generation_config.json`.
+    """Read `config.json`, with the fields of HF_OVERRIDES, and the stop tokens of `generation_config.json`. Of a GGUF
+    file (`model_dir`), read the metadata.
 
     Raises ModelError with one line: for a missing or invalid config.json, an unknown architecture or rope type, a
     missing or invalid field, or a feature that no operators compute.
     """
+    if model_dir.is_file():
+        return _load_gguf(model_dir, overrides or {})
     path = model_dir / "config.json"
     values = overridden(read_json(path, required=True), overrides or {})
     modelopt = read_json(model_dir / MODELOPT_FILE, required=False)
@@ -46,6 +49,28 @@ def load_config(model_dir: Path, overrides: Mapping[str, Any] | None = None) -> 
     warnings += [f"{path}: {warning}" for warning in generation.warnings]
     eos_token_ids = list(dict.fromkeys(config.eos_token_ids + theirs))
     config = replace(config, eos_token_ids=eos_token_ids, warnings=tuple(warnings))
+    check_features(config)
+    return config
+
+
+def _load_gguf(file: Path, overrides: Mapping[str, Any]) -> DecoderConfig:
+    """Read a GGUF file's metadata as a config.json. Raises ModelError."""
+    from ember.engine.description.gguf.common import read_gguf_model
+    from ember.gguf.files import read_model
+    from ember.gguf.header import GgufError
+
+    try:
+        model = read_model(file)
+        described = read_gguf_model(model.metadata, model.tensors)
+    except GgufError as error:
+        raise ModelError(str(error)) from None
+    known = find_family(described.fields["architectures"][0]).fields
+    values = {name: value for name, value in described.fields.items() if name in known}
+    try:
+        config = described.adapted(read_config(overridden(values, overrides)))
+    except ModelError as error:
+        raise ModelError(f"{file}{' with HF_OVERRIDES' if overrides else ''}: {error}") from None
+    config = replace(config, warnings=tuple(f"{file}: {warning}" for warning in config.warnings))
     check_features(config)
     return config
 
@@ -116,8 +141,6 @@ def _dtype(fields: Fields) -> str:
 def _check_unread(fields: Fields, architecture: str, family: Family) -> None:
     """Warn of the fields that are not read. Raises ModelError for fields that are known to change what is computed."""
     for name, neutral in NEUTRAL.items():
-        if name in family.fields:
-            continue
         value = fields.values.get(name)
         if value is not None and value not in neutral:
             raise ModelError(f"{name} is {shown(value)}, which is not supported: it must be absent")

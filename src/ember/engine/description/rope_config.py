@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional"]
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,6 @@ class RopeConfig:
     interleaved: bool = False  # dimensions 2i and 2i + 1 are a pair; otherwise i and i + rotary_dim / 2
     kind: RopeKind = "default"
     factor: float = 1.0
-    num_pairs: int = 0  # proportional: the number of pairs that are rotated; the others have frequency 0
     original_max_position_embeddings: int = 0  # dynamic, llama3, yarn, longrope, query_beta
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3

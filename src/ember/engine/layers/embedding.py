@@ -24,7 +24,8 @@ class Embedding:
 
     def __call__(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """[T] ids and [T] positions -> [T, hidden]."""
-        hidden = look_up(self.tokens, token_ids)
+        tokens = self.tokens
+        hidden = F.embedding(token_ids, tokens) if isinstance(tokens, Tensor) else tokens.look_up(token_ids)
         if self.scale != 1.0:
             hidden = hidden * self.scale
         if self.project is not None:
@@ -32,8 +33,3 @@ class Embedding:
         if self.positions is not None:
             hidden = hidden + F.embedding(positions + self.position_offset, self.positions)
         return hidden if self.norm is None else self.norm(hidden)
-
-
-def look_up(table: Tensor | Linear, ids: Tensor) -> Tensor:
-    """The rows of a table of embeddings: [T] -> [T, columns]."""
-    return F.embedding(ids, table) if isinstance(table, Tensor) else table.look_up(ids)

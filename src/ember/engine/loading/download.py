@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from ember.engine.description.read_config import read_json
 from ember.engine.errors import ModelError
-from ember.engine.loading.files import choose_weights
+from ember.engine.loading.files import choose_gguf, choose_weights, is_gguf
 from ember.engine.loading.hub_errors import explain, may_pass, no_space, readable
 from ember.engine.loading.hub_files import Repository, text_files
 from ember.engine.loading.progress import Progress, Say
@@ -72,7 +72,8 @@ def _download(
     api = hub.HfApi(token=token, library_name="ember")
     info = patiently(lambda: api.model_info(name, revision=repository.revision, files_metadata=True, timeout=TIMEOUT))
     sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
-    if sizes.keys().isdisjoint(repository.required):
+    has_gguf = is_gguf(sizes, repository.load_format, repository.choice)
+    if not has_gguf and sizes.keys().isdisjoint(repository.required):
         raise ModelError(f"{repository.label} has no {repository.required[0]} on the Hub: check {repository.setting}")
 
     def fetch(file: str) -> None:
@@ -84,10 +85,15 @@ def _download(
 
     folder = cache_dir / f"models--{name.replace('/', '--')}"
     snapshot = folder / "snapshots" / info.sha
-    _fetch_all([file for file in text_files(sizes, repository.load_format) if not (snapshot / file).exists()], fetch)
-    check(snapshot)
+    weights: list[str] = []
+    if has_gguf:  # it has all that the other files have
+        weights = choose_gguf(repository.label, sizes, repository.choice)
+    else:
+        small = text_files(sizes, repository.load_format)
+        _fetch_all([file for file in small if not (snapshot / file).exists()], fetch)
+        check(snapshot)
     if repository.load_format is not None:
-        weights = choose_weights(
+        weights = weights or choose_weights(
             repository.label, sizes, lambda index: _index(snapshot / index), repository.load_format
         )
         missing = {file: sizes[file] for file in weights if not (snapshot / file).exists()}

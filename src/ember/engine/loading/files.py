@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from ember.engine.description.read_config import read_json
 from ember.engine.errors import ModelError
+from ember.gguf.files import Choice, choose_files, model_files
+from ember.gguf.header import GgufError
 from ember.regular_file import open_regular
 
 INDEX = "model.safetensors.index.json"
@@ -42,17 +44,54 @@ _STRETCH = 16 << 20  # bytes of one prefetch request, which the kernel limits
 def weight_files(model_dir: Path, load_format: str = "auto") -> list[Path]:
     """The model's weight files. Raises ModelError if there are none, or if one in the index is missing.
 
-    `load_format`: auto (safetensors if there are any), safetensors, pt.
+    `model_dir`: a directory, or the first file of a model in GGUF. `load_format`: auto (safetensors if there are any),
+    safetensors, pt.
 
     A whole model in one file has precedence over an index, which may be left from an earlier version, as in
     transformers.
     """
+    if model_dir.is_file():
+        return gguf_files(model_dir)
     names = [file.name for file in model_dir.iterdir()] if model_dir.is_dir() else []
 
     def read_index(name: str) -> Mapping[str, object] | None:
         return read_json(model_dir / name, required=False) or None
 
     return [model_dir / name for name in choose_weights(str(model_dir), names, read_index, load_format)]
+
+
+def is_gguf(names: Iterable[str], load_format: str | None, choice: Choice) -> bool:
+    """Whether a model's weights are those of a GGUF file, among the names of a directory or repository: if one is asked
+    for, or there are no others."""
+    if load_format not in ("auto", "gguf"):
+        return False
+    if choice or load_format == "gguf":
+        return True
+    names = list(names)
+    others = any(form.is_weight(name) or name == form.index_file for name in names for form in FORMS if "/" not in name)
+    return not others and any(name.endswith(".gguf") for name in names)
+
+
+def choose_gguf(where: str, names: Iterable[str], choice: Choice) -> list[str]:
+    """The files of a model in GGUF, the first part first. Raises ModelError, which lists what there is."""
+    try:
+        return choose_files(where, names, choice)
+    except GgufError as error:
+        raise ModelError(str(error)) from None
+
+
+def names_of_gguf(directory: Path) -> list[str]:
+    """The names of a directory's GGUF files, and of those in its folders."""
+    found = [*directory.glob("*.gguf"), *directory.glob("*/*.gguf")] if directory.is_dir() else []
+    return [file.relative_to(directory).as_posix() for file in found]
+
+
+def gguf_files(first: Path) -> list[Path]:
+    """The files of a model in GGUF. Raises ModelError."""
+    try:
+        return model_files(first)
+    except GgufError as error:
+        raise ModelError(str(error)) from None
 
 
 def choose_weights(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from ember.engine.loading.files import FORMS
+from ember.gguf.files import NO_CHOICE, Choice
 
 _TEXT_SUFFIXES = {".json", ".model", ".txt", ".jinja", ".tiktoken"}
 # Folders with copies of a model for other programs, whose .json files are not needed.
@@ -25,7 +26,8 @@ class Repository:
     revision: str | None
     setting: str  # MODEL_NAME
     required: tuple[str, ...]  # files of which one must exist; errors name the first
-    load_format: str | None  # which weights (`loading.files.FORMS`, or auto); None: none
+    load_format: str | None  # which weights (`loading.files.FORMS`, gguf or auto); None: none
+    choice: Choice = NO_CHOICE  # which GGUF file
 
     @property
     def label(self) -> str:

@@ -13,7 +13,7 @@ from ember.engine.description.shells import text_entries
 from ember.engine.description.weights import Rows, Spec, weight_specs
 from ember.engine.errors import ModelError
 from ember.engine.loading.cache_scales import is_cache_scale
-from ember.engine.loading.counts import check_counts
+from ember.engine.loading.counts import check_counts, misfit
 from ember.engine.loading.files import some, weight_files
 from ember.engine.loading.safetensors_header import ITEM_SIZES, TensorEntry, read_header
 from ember.engine.quantization.base import Source, WeightFormat
@@ -172,7 +172,11 @@ class LoadPlan:
 
 
 def read_headers(model_dir: Path, load_format: str = "auto") -> dict[str, TensorEntry]:
-    """Every tensor of the checkpoint by name. Raises ModelError."""
+    """Every tensor of the checkpoint by name. `model_dir`: a directory, or a GGUF file. Raises ModelError."""
+    if model_dir.is_file():
+        from ember.engine.loading.gguf_tensors import gguf_entries  # few models need it
+
+        return gguf_entries(model_dir)
     entries: dict[str, TensorEntry] = {}
     for file in weight_files(model_dir, load_format):
         if file.suffix == ".safetensors":
@@ -214,12 +218,8 @@ def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry], dtype: 
 
     extra = tuple(names.layer.format(config.num_layers + layer) for layer in range(config.num_extra_layers))
 
-    for layer in range(config.num_layers - config.shared_kv_layers, config.num_layers):
-        extra += tuple(names.layer.format(layer) + beginning for beginning in names.unused_kv)
-
     def may_be_unused(name: str) -> bool:
-        """Whether a stored tensor is a copy of a tied head, a buffer, of a layer that predicts further tokens, or makes
-        keys and values of a layer that reads those of another one."""
+        """Whether a stored tensor is a copy of a tied head, a buffer, or of a layer that predicts further tokens."""
         if config.tie_word_embeddings and name.startswith(f"{names.lm_head}."):
             return True
         return name.endswith(unused) or name.startswith(extra) or is_cache_scale(name)
@@ -283,7 +283,7 @@ def plan_specs(
         instead = f", for it has {some(spare)}, which no {architecture} has" if spare else ""
         raise ModelError(f"the checkpoint lacks {lacking}: it is incomplete or not a {architecture}{instead}")
     if wrong:
-        raise ModelError(f"config.json does not fit the weight files: {'; '.join(list(wrong.values())[:3])}")
+        raise misfit(weight_format.name, "; ".join(list(wrong.values())[:3]))
     if spare:
         raise ModelError(f"the checkpoint has tensors that {architecture} does not know: {some(spare)}")
     return LoadPlan(specs, weight_format, dtype, parameters)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from ember.engine.errors import ModelError
-from ember.engine.loading.files import weight_files
+from ember.engine.loading.files import choose_gguf, is_gguf, names_of_gguf, weight_files
 from ember.engine.loading.hub_files import Repository
+from ember.gguf.files import NO_CHOICE, Choice, first_part, split_name
 from ember.regular_file import read_regular
 
 Say = Callable[[str], None]
@@ -34,6 +34,7 @@ class Wanted(NamedTuple):
     required: tuple[str, ...]  # files of which one must exist; errors name the first
     is_whole: Callable[[Path], bool]  # whether it is complete, since a download may have been interrupted
     load_format: str | None  # which weights belong to it; None: none
+    choice: Choice = NO_CHOICE  # which GGUF file
 
 
 def _has_weights(directory: Path, load_format: str) -> bool:
@@ -52,12 +53,30 @@ def _has_config(directory: Path) -> bool:
     return (directory / "config.json").exists()
 
 
-def _model(load_format: str | None) -> Wanted:
+def _has_gguf(directory: Path, choice: Choice) -> bool:
+    """Whether every file of the chosen model in GGUF exists."""
+    try:
+        return bool(choose_gguf(str(directory), names_of_gguf(directory), choice))
+    except ModelError:
+        return False
+
+
+def _model(load_format: str | None, choice: Choice = NO_CHOICE) -> Wanted:
     """A model with the weights that LOAD_FORMAT says; without any for `dummy` and None."""
     if load_format in (None, "dummy"):
         return Wanted("model", "MODEL_NAME", ("config.json",), _has_config, None)
-    is_whole = partial(_has_weights, load_format=load_format)
-    return Wanted("model", "MODEL_NAME", ("config.json",), is_whole, load_format)
+
+    def is_whole(directory: Path) -> bool:
+        if not (choice or load_format == "gguf") and _has_weights(directory, load_format):
+            return True
+        return is_gguf(_names(directory), load_format, choice) and _has_gguf(directory, choice)
+
+    return Wanted("model", "MODEL_NAME", ("config.json",), is_whole, load_format, choice)
+
+
+def _names(directory: Path) -> list[str]:
+    names = [file.name for file in directory.iterdir()] if directory.is_dir() else []
+    return names + names_of_gguf(directory)
 
 
 MODEL = _model("auto")
@@ -81,12 +100,27 @@ def resolve_model(
     places: Places = Places(),  # noqa: B008  (it cannot be changed)
     check: Callable[[Path], object] = lambda directory: None,
     load_format: str | None = "auto",
+    choice: Choice = NO_CHOICE,
 ) -> Path:
-    """The model's directory, after a download if necessary. `load_format`: which weights it must have; None: none.
+    """The model's directory, or its GGUF file, after a download if necessary. `load_format`: which weights it must
+    have; None: none. `choice`: which GGUF file; a name like "org/model:Q4_K_M" says it too.
 
     `check` is called with the directory before weights are downloaded, and may raise ModelError. Raises ModelError.
     """
-    return _resolve(_model(load_format), name.strip(), revision, places, check)
+    name = name.strip()
+    if not Path(name).expanduser().exists():
+        name, own = split_name(name)
+        choice = own or choice
+    wanted = _model(load_format, choice)
+    found = _resolve(wanted, name, revision, places, check)
+    return _gguf_in(found, wanted)
+
+
+def _gguf_in(found: Path, wanted: Wanted) -> Path:
+    """The GGUF file in a directory, if that has the model's weights; else what was found. Raises ModelError."""
+    if found.is_file() or not is_gguf(_names(found), wanted.load_format, wanted.choice):
+        return found
+    return found / choose_gguf(str(found), names_of_gguf(found), wanted.choice)[0]
 
 
 def resolve_tokenizer(name: str, revision: str | None = None, places: Places = Places()) -> Path:  # noqa: B008
@@ -107,7 +141,10 @@ def _resolve(wanted: Wanted, name: str, revision: str | None, places: Places, ch
     if path.is_dir():
         return _checked(wanted, path)
     if path.is_file():
-        raise ModelError(f"{name} is a file: {setting} names the directory that holds {wanted.required[0]}")
+        if path.suffix.lower() == ".gguf":
+            return first_part(path)
+        first = wanted.required[0]
+        raise ModelError(f"{name} is a file: {setting} names a *.gguf file, or the directory that holds {first}")
     if name.startswith(("/", ".", "~")):
         raise ModelError(f"{name} does not exist: set {setting} to an existing directory or a Hugging Face id")
     if name.count("/") > 1 or "\\" in name or ".." in name:
@@ -118,7 +155,7 @@ def _resolve(wanted: Wanted, name: str, revision: str | None, places: Places, ch
         found = find_snapshot(hub, name, revision, wanted) if hub else None
         if found is not None:
             return found
-    repository = Repository(name, revision, setting, wanted.required, wanted.load_format)
+    repository = Repository(name, revision, setting, wanted.required, wanted.load_format, wanted.choice)
     if is_offline():
         raise ModelError(
             f"{repository.label} is not cached here and HF_HUB_OFFLINE forbids a download: unset it or add the model"
@@ -174,6 +211,8 @@ def _variable(name: str) -> str:
 
 def _checked(wanted: Wanted, path: Path) -> Path:
     if any((path / name).exists() for name in wanted.required):
+        return path
+    if is_gguf(_names(path), wanted.load_format, wanted.choice):
         return path
     raise ModelError(f"{path} has no {wanted.required[0]}: it is not a {wanted.what} directory")
 

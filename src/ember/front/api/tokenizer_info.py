@@ -40,6 +40,8 @@ def _info(services: Services) -> dict[str, Any]:
 def _config(directory: str) -> dict[str, Any]:
     """The content of the file, or an empty dict when it is missing or cannot be read."""
     path = Path(directory) / "tokenizer_config.json"
+    if Path(directory).is_file():  # a GGUF file, which has all that is beside the tokens
+        return {}
     try:
         return read_object(path, MAX_JSON_BYTES) or {}
     except UntrustedJsonError:

@@ -19,6 +19,7 @@ import tokenizers
 
 from ember.front.text import prepared_tokenizer
 from ember.front.text.panics import TokenizerPanic, is_panic, unless_panic, without_panic_lines
+from ember.front.text.template_file import MAX_TEMPLATE_BYTES
 from ember.front.text.token_pieces import ByteTable, TokenPieces, decoder_state, pieces_of, utf8
 from ember.front.text.tokenizer_files import TokenizerError, TokenizerFiles, read_tokenizer_files
 from ember.regular_file import MAX_TOKENIZER_BYTES, open_regular
@@ -64,12 +65,16 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: str | Path, caches: Sequence[Path] = ()) -> Tokenizer:
-        """Load from a model directory. Raises TokenizerError, whose message is one line.
+        """Load from a model directory, or from a GGUF file. Raises TokenizerError, whose message is one line.
 
         `caches` are directories that may hold the tokenizer in its prepared form (`prepared_tokenizer`).
         """
         directory = Path(directory)
         with without_panic_lines():
+            if directory.is_file():
+                tokenizer = cls(*_of_gguf(directory))
+                tokenizer.check(directory)
+                return tokenizer
             backend, vocabulary, is_prepared = _backend(directory, caches)
             path = directory / ("tokenizer.json" if vocabulary is None else _VOCABULARY[0])
             backend.no_truncation()
@@ -239,6 +244,37 @@ def _backend(directory: Path, caches: Sequence[Path]) -> tuple[tokenizers.Tokeni
             raise
         reason = " ".join(str(error).split())[:300]
     raise TokenizerError(f"{path} cannot be read ({reason}): download the tokenizer files again")
+
+
+def _of_gguf(file: Path) -> tuple[tokenizers.Tokenizer, TokenizerFiles]:
+    """The tokenizer of a GGUF file's metadata. Raises TokenizerError."""
+    from ember.gguf.header import GgufError
+    from ember.gguf.tokenizer import load_tokenizer
+
+    try:
+        found = load_tokenizer(file)
+    except GgufError as error:
+        raise TokenizerError(str(error)) from None
+    except BaseException as error:  # the library panics
+        if not is_panic(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise TokenizerError(f"{file}: its tokenizer cannot be used ({reason}): download the file again") from None
+    for name, text in found.templates.items():
+        if len(text) > MAX_TEMPLATE_BYTES:
+            raise TokenizerError(
+                f"the chat template {ascii(name)[:100]} in {file} has {len(text):,} characters; "
+                f"{MAX_TEMPLATE_BYTES:,} are allowed"
+            )
+    templates = found.templates
+    only = templates.get("default") if len(templates) < 2 else None
+    return found.backend, TokenizerFiles(
+        special_tokens=found.special_tokens,
+        eos_token=found.special_tokens.get("eos_token"),
+        added_tokens=[],
+        chat_template=only if only is not None else templates or None,
+        split_special_tokens=False,
+    )
 
 
 def _regular_size(path: Path) -> int:

@@ -61,7 +61,8 @@ def compile_grammar(tokenizer: LLTokenizer, grammar: Grammar) -> LLMatcher:
 
 def load_tokenizer(directory: Path, vocab_size: int, eos_token_ids: Items[int]) -> LLTokenizer:
     """llguidance's view of a model's tokenizer, for masks of `vocab_size` bits, or more if the tokenizer has more
-    tokens than the logits have columns. Raises GrammarError if the directory has no tokenizer that it can read."""
+    tokens than the logits have columns. `directory`: or a GGUF file. Raises GrammarError if it has no tokenizer that
+    can be read."""
     from llguidance import LLTokenizer
 
     try:
@@ -80,7 +81,11 @@ def load_tokenizer(directory: Path, vocab_size: int, eos_token_ids: Items[int]) 
 
 def _tokenizer_json(directory: Path) -> str:
     """The tokenizer of tokenizer.json (or vocab.json and merges.txt), with the added tokens of
-    tokenizer_config.json."""
+    tokenizer_config.json. `directory`: or a GGUF file, which has a tokenizer itself."""
+    if directory.is_file():
+        from ember.gguf.tokenizer import load_tokenizer as load_gguf
+
+        return load_gguf(directory).backend.to_str()
     if (directory / "tokenizer.json").exists():
         text = read_regular(directory / "tokenizer.json", MAX_TOKENIZER_BYTES).decode("utf-8")
     else:

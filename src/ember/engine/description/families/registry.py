@@ -44,8 +44,6 @@ ARCHITECTURES = {
     "GemmaForCausalLM": ("gemma", "gemma.GEMMA1"),
     "Gemma2ForCausalLM": ("gemma2", "gemma.GEMMA2"),
     "Gemma3ForCausalLM": ("gemma3_text", "gemma.GEMMA3"),
-    "Gemma4ForCausalLM": ("gemma4_text", "gemma4.GEMMA4"),
-    "Gemma4UnifiedForCausalLM": ("gemma4_unified_text", "gemma4.UNIFIED"),
     "Phi3ForCausalLM": ("phi3", "phi.PHI3"),
     "PhiForCausalLM": ("phi", "phi.PHI"),
     "GPT2LMHeadModel": ("gpt2", "gpt2.GPT2"),

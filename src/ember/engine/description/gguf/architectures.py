@@ -1,0 +1,232 @@
+"""The architectures of GGUF files that our families compute. This module does not import torch.
+
+An architecture gives a config.json as Hugging Face's would be, which the family reads; what a file has beyond that is
+in `common.py`. Facts from llama.cpp: `llama_model_rope_type` (which files have interleaved rotary positions), its
+`src/models/` (defaults that the metadata lacks), and its `conversion/` (what is changed when a file is made).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from ember.engine.description.gguf.facts import Facts
+
+Values = dict[str, Any]  # fields of a config.json
+
+
+def _nothing(facts: Facts) -> Values:
+    return {}
+
+
+class Architecture(NamedTuple):
+    """One value of general.architecture."""
+
+    model: str | Callable[[Facts], str]  # the class of Hugging Face's checkpoint
+    interleaved: bool = False  # the pairs of rotary positions are neighbours; if not, the halves of a head
+    fields: Callable[[Facts], Values] = _nothing  # the fields beyond the common ones
+    names: Mapping[str, str | None] = MappingProxyType({})  # names of tensors that differ from the usual
+
+
+def _llama(facts: Facts) -> str:
+    return "MixtralForCausalLM" if facts.integer("expert_count", 0) else "LlamaForCausalLM"
+
+
+def _olmo2(facts: Facts) -> str:
+    return "Olmo3ForCausalLM" if facts.integer("attention.sliding_window", 0) else "Olmo2ForCausalLM"
+
+
+def _gemma(largest: int) -> Callable[[Facts], Values]:
+    """`largest`: the number of layers of the model whose attention is scaled by its width in place of a head's."""
+
+    def read(facts: Facts) -> Values:
+        heads, head_dim = facts.integer("attention.head_count"), facts.integer("attention.key_length")
+        is_largest = facts.integer("block_count") == largest
+        scalar = facts.integer("embedding_length") // max(heads, 1) if is_largest else head_dim
+        values: Values = {"query_pre_attn_scalar": scalar}
+        for field in ("attn_logit_softcapping", "final_logit_softcapping"):
+            values[field] = facts.optional(field) and facts.number(field)
+        if facts.architecture == "gemma2":
+            values["sliding_window"] = facts.integer("attention.sliding_window", 4096)
+        return values
+
+    return read
+
+
+def _granite(facts: Facts) -> Values:
+    heads = facts.integer("attention.head_count")
+    usual = (facts.integer("embedding_length") // max(heads, 1)) ** -0.5
+    return {
+        "embedding_multiplier": facts.number("embedding_scale", 1.0),
+        "residual_multiplier": facts.number("residual_scale", 1.0),
+        "attention_multiplier": facts.number("attention.scale", 0.0) or usual,
+        "logits_scaling": facts.number("logit_scale", 1.0),
+    }
+
+
+def _minicpm(facts: Facts) -> Values:
+    layers, hidden = facts.integer("block_count"), facts.integer("embedding_length")
+    residual = facts.number("residual_scale", 1.4 / math.sqrt(max(layers, 1)))
+    return {
+        "scale_emb": facts.number("embedding_scale", 12.0),
+        "scale_depth": residual * math.sqrt(layers),
+        "dim_model_base": round(hidden / facts.number("logit_scale", hidden / 256)),
+    }
+
+
+def _cohere(facts: Facts) -> Values:
+    has_norm = facts.has("attn_q_norm.weight")
+    return {"logit_scale": facts.number("logit_scale", 1.0), "use_qk_norm": has_norm}
+
+
+def _stablelm(facts: Facts) -> Values:
+    return {
+        "use_parallel_residual": not facts.has("ffn_norm.weight"),
+        "qk_layernorm": facts.has("attn_q_norm.weight"),
+        "use_qkv_bias": facts.has("attn_q.bias") or facts.has("attn_qkv.bias"),
+    }
+
+
+def _falcon(facts: Facts) -> Values:
+    """All forms as the newer one, whose heads of keys and values and whose norms are counted."""
+    return {
+        "new_decoder_architecture": True,
+        "num_kv_heads": facts.integer("attention.head_count_kv", facts.integer("attention.head_count")),
+        "num_ln_in_parallel_attn": 2 if facts.has("attn_norm_2.weight") else 1,
+        "ffn_hidden_size": facts.rows("ffn_up.weight") or facts.integer("feed_forward_length"),
+        "bias": facts.has("attn_qkv.bias"),
+    }
+
+
+def _gpt2(facts: Facts) -> Values:
+    return {"n_inner": facts.rows("ffn_up.weight") or facts.integer("feed_forward_length"), "multi_query": True}
+
+
+def _mpt(facts: Facts) -> Values:
+    attention: Values = {"alibi": facts.number("attention.max_alibi_bias", 8.0) > 0}
+    if attention["alibi"]:
+        attention["alibi_bias_max"] = round(facts.number("attention.max_alibi_bias", 8.0))
+    if facts.optional("attention.clamp_kqv"):
+        attention["clip_qkv"] = facts.number("attention.clamp_kqv")
+    hidden = facts.integer("embedding_length")
+    return {"attn_config": attention, "expansion_ratio": facts.integer("feed_forward_length") // max(hidden, 1)}
+
+
+def _olmo(facts: Facts) -> Values:
+    return {"clip_qkv": facts.optional("attention.clamp_kqv") and facts.number("attention.clamp_kqv")}
+
+
+def _qwen_moe(facts: Facts) -> Values:
+    hidden, used = facts.integer("feed_forward_length", 0), facts.integer("expert_used_count")
+    return {
+        "moe_intermediate_size": facts.integer("expert_feed_forward_length", hidden // max(used, 1)),
+        "shared_expert_intermediate_size": facts.integer("expert_shared_feed_forward_length", hidden),
+        "norm_topk_prob": facts.architecture != "qwen2moe",
+        "qkv_bias": facts.has("attn_q.bias") or facts.has("attn_qkv.bias"),
+    }
+
+
+def _gpt_oss(facts: Facts) -> Values:
+    return {"intermediate_size": facts.integer("expert_feed_forward_length")}
+
+
+def _phi2(facts: Facts) -> Values:
+    return {"intermediate_size": facts.rows("ffn_up.weight") or facts.integer("feed_forward_length")}
+
+
+def _phimoe(facts: Facts) -> Values:
+    return {"lm_head_bias": True}
+
+
+def _ernie_moe(facts: Facts) -> Values:
+    shared = facts.integer("expert_shared_count", 0)
+    size = facts.integer("expert_feed_forward_length")
+    if not shared and facts.optional("expert_shared_feed_forward_length"):
+        shared = facts.integer("expert_shared_feed_forward_length") // max(size, 1)
+    return {
+        "moe_num_experts": facts.integer("expert_count"),
+        "moe_k": facts.integer("expert_used_count"),
+        "moe_intermediate_size": size,
+        "moe_num_shared_experts": shared,
+        "moe_layer_start_index": facts.integer("leading_dense_block_count", 0),
+        "moe_layer_interval": facts.integer("interleave_moe_layer_step", 1),
+    }
+
+
+def _glm_moe(facts: Facts) -> Values:
+    return {
+        "n_routed_experts": facts.integer("expert_count"),
+        "moe_intermediate_size": facts.integer("expert_feed_forward_length"),
+        "n_shared_experts": facts.integer("expert_shared_count"),
+        "first_k_dense_replace": facts.integer("leading_dense_block_count", 0),
+        "routed_scaling_factor": facts.number("expert_weights_scale", 1.0),
+        "norm_topk_prob": bool(facts.optional("expert_weights_norm")),
+        "use_qk_norm": facts.has("attn_q_norm.weight"),
+        "n_group": facts.integer("expert_group_count", 1),
+        "topk_group": facts.integer("expert_group_used_count", 1),
+        "num_nextn_predict_layers": facts.integer("nextn_predict_layers", 0),
+    }
+
+
+def _minimax(facts: Facts) -> Values:
+    return {"intermediate_size": facts.integer("expert_feed_forward_length", facts.integer("feed_forward_length", 0))}
+
+
+def _gptneox(facts: Facts) -> Values:
+    return {"use_parallel_residual": bool(facts.optional("use_parallel_residual"))}
+
+
+_OUTPUT_NORMS = {"attention_norm": "post_attention_norm", "mlp_norm": "post_ffw_norm"}
+_NORM_AFTER = {"mlp_norm": "post_attention_norm"}  # the norm after attention is that before the MLP
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": Architecture(_llama, interleaved=True),
+    "mistral3": Architecture("Ministral3ForCausalLM", interleaved=True),
+    "exaone": Architecture("LlamaForCausalLM"),
+    "arcee": Architecture("ArceeForCausalLM", interleaved=True),
+    "smollm3": Architecture("SmolLM3ForCausalLM", interleaved=True),
+    "seed_oss": Architecture("SeedOssForCausalLM", names=_NORM_AFTER),
+    "qwen2": Architecture("Qwen2ForCausalLM"),
+    "qwen2vl": Architecture("Qwen2ForCausalLM"),
+    "qwen3": Architecture("Qwen3ForCausalLM"),
+    "qwen3vl": Architecture("Qwen3ForCausalLM"),
+    "qwen2moe": Architecture("Qwen2MoeForCausalLM", fields=_qwen_moe),
+    "qwen3moe": Architecture("Qwen3MoeForCausalLM", fields=_qwen_moe),
+    "qwen3vlmoe": Architecture("Qwen3MoeForCausalLM", fields=_qwen_moe),
+    "gemma": Architecture("GemmaForCausalLM"),
+    "gemma2": Architecture("Gemma2ForCausalLM", fields=_gemma(46)),
+    "gemma3": Architecture("Gemma3ForCausalLM", fields=_gemma(62)),
+    "phi2": Architecture("PhiForCausalLM", fields=_phi2),
+    "phi3": Architecture("Phi3ForCausalLM"),
+    "phimoe": Architecture("PhimoeForCausalLM", fields=_phimoe),
+    "gpt-oss": Architecture("GptOssForCausalLM", fields=_gpt_oss, names=_NORM_AFTER),
+    "gpt2": Architecture("GPT2LMHeadModel", fields=_gpt2),
+    "starcoder": Architecture("GPTBigCodeForCausalLM", fields=_gpt2),
+    "starcoder2": Architecture("Starcoder2ForCausalLM"),
+    "gptneox": Architecture("GPTNeoXForCausalLM", fields=_gptneox),
+    "falcon": Architecture("FalconForCausalLM", fields=_falcon),
+    "bloom": Architecture("BloomForCausalLM"),
+    "mpt": Architecture("MptForCausalLM", fields=_mpt),
+    "stablelm": Architecture("StableLmForCausalLM", fields=_stablelm),
+    "olmo": Architecture("OlmoForCausalLM", interleaved=True, fields=_olmo),
+    "olmo2": Architecture(_olmo2, names=_OUTPUT_NORMS),
+    "olmoe": Architecture("OlmoeForCausalLM"),
+    "granite": Architecture("GraniteForCausalLM", interleaved=True, fields=_granite),
+    "granitemoe": Architecture("GraniteMoeForCausalLM", interleaved=True, fields=_granite),
+    "command-r": Architecture("CohereForCausalLM", interleaved=True, fields=_cohere),
+    "cohere2": Architecture("Cohere2ForCausalLM", interleaved=True, fields=_cohere),
+    "chatglm": Architecture("GlmForCausalLM", interleaved=True),
+    "glm4": Architecture("Glm4ForCausalLM", interleaved=True),
+    "glm4moe": Architecture("Glm4MoeForCausalLM", fields=_glm_moe, names=_NORM_AFTER),
+    "exaone4": Architecture("Exaone4ForCausalLM", names=_OUTPUT_NORMS),
+    "hunyuan-dense": Architecture("HunYuanDenseV1ForCausalLM"),
+    "nemotron": Architecture("NemotronForCausalLM"),
+    "ernie4_5": Architecture("Ernie4_5ForCausalLM", interleaved=True),
+    "ernie4_5-moe": Architecture("Ernie4_5_MoeForCausalLM", interleaved=True, fields=_ernie_moe),
+    "minicpm": Architecture("MiniCPMForCausalLM", interleaved=True, fields=_minicpm),
+    "internlm2": Architecture("InternLM2ForCausalLM", interleaved=True),
+    "jais2": Architecture("Jais2ForCausalLM"),
+    "minimax-m2": Architecture("MiniMaxM2ForCausalLM", fields=_minimax),
+}

@@ -1,0 +1,98 @@
+"""The metadata of a GGUF file as the families of models need it. This module does not import torch."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+from ember.engine.errors import ModelError
+from ember.gguf.header import Array, Metadata, Tensor, shortest
+from ember.regular_file import open_regular
+
+_IN_LAYER = re.compile(r"blk\.\d+\.")
+MAX_FACTORS = 4096  # numbers of a tensor that is read with the configuration
+
+
+class Facts:
+    """The entries of one architecture ("llama.block_count" is `integer("block_count")`), and all tensors of the model.
+
+    The methods raise ModelError for a value of another type, and for a missing one without a default.
+    """
+
+    def __init__(self, metadata: Metadata, architecture: str, tensors: Mapping[str, Tensor]) -> None:
+        self.metadata = metadata
+        self.architecture = architecture
+        self.tensors = tensors
+        self.of_layers = {name.split(".", 2)[2] for name in tensors if _IN_LAYER.match(name)}
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        value = self.optional(name)
+        if value is None and default is not None:
+            return default
+        if type(value) is not int:
+            raise self._error(name, "an integer")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        value = self.optional(name)
+        if value is None and default is not None:
+            return default
+        if type(value) not in (int, float):
+            raise self._error(name, "a number")
+        return shortest(value)
+
+    def optional(self, name: str) -> Any:
+        """The value, or None. An array with one entry for each layer is its value if all layers have the same."""
+        value = self.metadata.values.get(self._key(name))
+        if not isinstance(value, Array):
+            return value
+        if value.is_texts or not value.count:
+            raise self._error(name, "a number")
+        numbers = value.numbers()
+        if len(set(numbers)) > 1:
+            raise self._error(name, "the same for all layers: layers that differ are not supported")
+        return numbers[0]
+
+    def array(self, name: str) -> list[Any] | None:
+        """The values of an array of numbers or flags; None if it is absent or a single value."""
+        value = self.metadata.values.get(self._key(name))
+        if not isinstance(value, Array):
+            return None
+        if value.is_texts:
+            raise self._error(name, "an array of numbers")
+        return value.numbers() if value.count else []
+
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of that name, or one in some layer whose name ends so ("attn_q.bias")."""
+        return name in self.tensors or name in self.of_layers
+
+    def rows(self, name: str) -> int | None:
+        """The number of rows of a matrix of the first layer; None if there is none."""
+        tensor = self.tensors.get(f"blk.0.{name}")
+        return None if tensor is None or len(tensor.shape) != 2 else tensor.shape[0]
+
+    def factors(self, name: str) -> list[float] | None:
+        """The numbers of a small tensor of float32; None if there is none."""
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            return None
+        count = tensor.nbytes // 4
+        if tensor.type.name != "F32" or len(tensor.shape) != 1 or count > MAX_FACTORS:
+            raise ModelError(f"{tensor.file}: the tensor {name} must be a vector of float32, not {list(tensor.shape)}")
+        with open(open_regular(tensor.file), "rb") as handle:
+            handle.seek(tensor.offset)
+            data = handle.read(tensor.nbytes)
+        if len(data) != tensor.nbytes:
+            raise ModelError(f"{tensor.file} became shorter while it was read")
+        return list(struct.unpack(f"<{count}f", data))
+
+    def _key(self, name: str) -> str:
+        return f"{self.architecture}.{name}"
+
+    def _error(self, name: str, allowed: str) -> ModelError:
+        key = self._key(name)
+        if key not in self.metadata.values:
+            return ModelError(f"{self.metadata.file}: the metadata lacks {key}")
+        return ModelError(str(self.metadata.error(key, allowed)))

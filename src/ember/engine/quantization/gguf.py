@@ -1,0 +1,89 @@
+"""The weights of GGUF files: blocks that are used as they lie in the file. torch is not imported with this module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from ember.engine.description.config import DecoderConfig
+from ember.engine.description.weights import LinearSpec, Output, Size, Spec, TensorSpec
+from ember.engine.errors import ModelError
+from ember.engine.quantization.base import BIAS, WEIGHT, Files, Source, bias_sources, matrix_source
+from ember.engine.quantization.plain import Plain
+from ember.gguf.types import BLOCKS, GgmlType
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ember.engine.layers.linear import Linear
+
+
+class Gguf:
+    """Matrices of GGUF's types, each in its own. A weight whose stored matrices have several types (query and key in
+    Q4_K, value in Q6_K) has a part for each run of one type.
+
+    Norms are stored as they are multiplied, whatever the family's own checkpoints store.
+    """
+
+    name = "gguf"
+    unused: tuple[str, ...] = ()
+
+    def __init__(self, config: DecoderConfig, files: Files) -> None:
+        self._plain = Plain()
+        self._types: Mapping[str, str] = (config.quantization or {}).get("types") or {}
+
+    def sources(self, spec: Spec) -> list[Source]:
+        if isinstance(spec, TensorSpec):
+            sources = self._plain.sources(spec)
+            kind = self._types.get(spec.source)
+            return sources if kind is None else [_in_bytes(source, BLOCKS[kind], WEIGHT) for source in sources]
+        found: list[Source] = []
+        for number, (kind, outputs) in enumerate(self._runs(spec)):
+            part = f"{WEIGHT}.{number}"
+            sources = [matrix_source(output, spec.columns, part) for output in outputs]
+            found += sources if kind is None else [_in_bytes(source, BLOCKS[kind], part) for source in sources]
+        return [*found, *bias_sources(spec)]
+
+    def assemble(self, spec: Spec, tensors: Mapping[str, tuple[Tensor, ...]], dtype: torch.dtype) -> Linear | Tensor:
+        from ember.engine.layers.block_linear import BlockLinear
+        from ember.engine.layers.joined import joined
+        from ember.engine.layers.linear import Linear
+
+        if isinstance(spec, TensorSpec):
+            kind = self._types.get(spec.source)
+            if kind is None:
+                return self._plain.assemble(spec._replace(offset=0.0), tensors, dtype)
+            return BlockLinear(*tensors[WEIGHT], type=kind, dtype=dtype)
+        parts: list[Linear] = []
+        for number, (kind, _) in enumerate(self._runs(spec)):
+            rows = tensors[f"{WEIGHT}.{number}"]
+            parts.append(Linear(*rows) if kind is None else BlockLinear(*rows, type=kind, dtype=dtype))
+        return joined(parts, tensors[BIAS][0] if spec.bias else None)
+
+    def _runs(self, spec: LinearSpec) -> list[tuple[str | None, list[Output]]]:
+        """Consecutive outputs of one type: a quantised one, or None for numbers."""
+
+        def kind(output: Output) -> str | None:
+            return self._types.get(output.stored.name + output.stored.suffix)
+
+        return [(name, list(outputs)) for name, outputs in groupby(spec.outputs, kind)]
+
+
+def _in_bytes(source: Source, kind: GgmlType, part: str) -> Source:
+    """The source where rows are bytes of blocks. Raises ModelError if it is not made of whole rows of blocks."""
+    columns = source.shape[-1]
+    if source.transposed or source.columns != (0, columns.extent) or columns.extent % kind.elements:
+        raise ModelError(
+            f"{source.name} has the type {kind.name}, of blocks of {kind.elements}, which {columns.says} does not fit"
+        )
+    width = kind.row_bytes(columns.extent)
+    return source._replace(
+        part=part,
+        shape=(*source.shape[:-1], Size(width, f"{columns.says} in {kind.name}")),
+        matrix=(source.matrix[0], width),
+        columns=(0, width),
+        stored=("U8",),
+        dtype="uint8",
+    )

@@ -1,0 +1,232 @@
+"""The tokenizer of a GGUF file's metadata, made with the `tokenizers` library. For both processes.
+
+`tokenizer.ggml.model` says how tokens are found: gpt2 is byte-level BPE with the expressions of `pretokenizers`, llama
+is SentencePiece's BPE, in which the token with the highest score is merged first, gemma4 is BPE over characters.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ember.gguf.header import GgufError, Metadata, read_header
+from ember.gguf.pretokenizers import PRE_TOKENIZERS, PreTokenizer
+from ember.gguf.vocabulary import (
+    BYTE,
+    CONTROL,
+    MERGES,
+    MODEL,
+    NORMAL,
+    PRE,
+    SCORES,
+    TOKENS,
+    TYPES,
+    UNKNOWN,
+    USER_DEFINED,
+    role_ids,
+)
+
+if TYPE_CHECKING:
+    import tokenizers
+
+MAX_TOKENS = 4_000_000
+MAX_TEMPLATES = 100
+_MAX_WORK = 500_000_000  # the squares of the tokens' lengths; those of 262,000 tokens have 15 million
+_SPACE = "▁"  # SentencePiece's mark in place of a blank
+_TEMPLATE = "tokenizer.chat_template"
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTokenizer:
+    """A tokenizer, its named tokens ("bos_token" -> "<s>"), and its chat templates ("default" -> text)."""
+
+    backend: tokenizers.Tokenizer
+    special_tokens: dict[str, str]
+    templates: dict[str, str]
+
+
+def load_tokenizer(file: Path) -> GgufTokenizer:
+    """The tokenizer of a file. Raises GgufError."""
+    metadata = read_header(file).metadata
+    was_enabled = gc.isenabled()
+    gc.disable()  # several hundred thousand objects are made, and none of them is garbage
+    try:
+        return _load(metadata)
+    except GgufError:
+        raise
+    except Exception as error:  # the library raises bare Exception
+        reason = " ".join(str(error).split())[:200]
+        raise GgufError(f"{file}: its tokenizer cannot be used ({reason}): {_ADVICE}") from None
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+_ADVICE = "set TOKENIZER_NAME to the model that the file was made from"
+
+
+def _load(metadata: Metadata) -> GgufTokenizer:
+    vocabulary = _Vocabulary(metadata)
+    kind = metadata.text(MODEL)
+    if kind == "gpt2":
+        backend = vocabulary.byte_level(_pre_tokenizer(metadata))
+    elif kind == "llama":
+        backend = vocabulary.sentencepiece()
+    elif kind == "gemma4":
+        backend = vocabulary.characters()
+    else:
+        given = "no tokenizer" if kind is None else f"a tokenizer of the kind {ascii(kind)[1:-1][:100]}"
+        raise GgufError(f"{metadata.file} has {given}; gpt2, llama and gemma4 are supported: {_ADVICE}")
+    backend.add_special_tokens(vocabulary.added(CONTROL))
+    backend.add_tokens(vocabulary.added(USER_DEFINED))
+    named = {name: vocabulary.tokens[token_id] for name, token_id in role_ids(metadata).items()}
+    _add_ends(backend, metadata, named)
+    return GgufTokenizer(backend, named, _templates(metadata))
+
+
+def _pre_tokenizer(metadata: Metadata) -> PreTokenizer:
+    name = metadata.text(PRE) or "default"
+    if name not in PRE_TOKENIZERS:
+        known = ", ".join(PRE_TOKENIZERS)
+        raise GgufError(f"{metadata.file}: {PRE} is {ascii(name)[:100]}, which is unknown ({known}): {_ADVICE}")
+    return PRE_TOKENIZERS[name]
+
+
+class _Vocabulary:
+    """The tokens with their kinds."""
+
+    def __init__(self, metadata: Metadata) -> None:
+        tokens = metadata.texts(TOKENS)
+        if not tokens or len(tokens) > MAX_TOKENS:
+            raise GgufError(f"{metadata.file} has {len(tokens or ())} tokens in {TOKENS}: {_ADVICE}")
+        kinds = metadata.numbers(TYPES) or [NORMAL] * len(tokens)
+        if len(kinds) != len(tokens):
+            raise metadata.error(TYPES, f"as long as {TOKENS}, {len(tokens)}")
+        self.metadata, self.tokens, self.kinds = metadata, tokens, kinds
+        self.ids: dict[str, int] = {}
+        for token_id, token in enumerate(tokens):
+            self.ids.setdefault(token, token_id)
+        for token_id, token in enumerate(tokens):  # of equal ones, all but the first get a name of their own
+            if self.ids[token] != token_id:
+                name = f"<duplicate {token_id} of {token}>"
+                self.ids[name], tokens[token_id] = token_id, name
+
+    def added(self, kind: int) -> list[Any]:
+        """The tokens of a kind, as tokens that are found in a text before it is split."""
+        from tokenizers import AddedToken
+
+        special = kind == CONTROL
+        return [
+            AddedToken(token, normalized=False, special=special)
+            for token, its in zip(self.tokens, self.kinds, strict=True)
+            if its == kind and token
+        ]
+
+    def byte_level(self, kind: PreTokenizer) -> tokenizers.Tokenizer:
+        """A tokenizer of bytes, which characters stand for."""
+        from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+        if not kind.is_bytes:
+            return self.characters()
+        backend = Tokenizer(models.BPE(self.ids, self._merges(), ignore_merges=kind.ignores_merges))
+        cuts = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in kind.patterns]
+        bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=self._adds_space(False), use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([*cuts, bytes_of])
+        backend.decoder = decoders.ByteLevel()
+        if kind.is_nfc:
+            backend.normalizer = normalizers.NFC()
+        return backend
+
+    def sentencepiece(self) -> tokenizers.Tokenizer:
+        """A tokenizer of characters, and of bytes where a character is no token."""
+        scores = self.metadata.numbers(SCORES)
+        if scores is None or len(scores) != len(self.tokens):
+            raise self.metadata.error(SCORES, f"as long as {TOKENS}, {len(self.tokens)}")
+        return self._of_characters(self._merges_of_scores(scores), self._adds_space(True))
+
+    def characters(self) -> tokenizers.Tokenizer:
+        """The same with the merges as they are listed."""
+        return self._of_characters(self._merges(), self._adds_space(False))
+
+    def _of_characters(self, merges: list[tuple[str, str]], adds_space: bool) -> tokenizers.Tokenizer:
+        from tokenizers import Tokenizer, decoders, models, normalizers
+
+        has_bytes = BYTE in self.kinds or "<0x00>" in self.ids
+        unknown = next((token for token, kind in zip(self.tokens, self.kinds, strict=True) if kind == UNKNOWN), None)
+        backend = Tokenizer(models.BPE(self.ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=has_bytes))
+        steps: list[Any] = [normalizers.Prepend(_SPACE)] if adds_space else []
+        backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
+        ending: list[Any] = [decoders.Strip(" ", 1, 0)] if adds_space else []
+        backend.decoder = decoders.Sequence(
+            [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *ending]
+        )
+        return backend
+
+    def _merges(self) -> list[tuple[str, str]]:
+        """The listed merges, each of two tokens with a blank between. A token itself may begin with a blank."""
+        merges: list[tuple[str, str]] = []
+        for merge in self.metadata.texts(MERGES) or []:
+            at = merge.find(" ", 1)
+            if at < 0:
+                raise GgufError(f"{self.metadata.file}: {MERGES} has {ascii(merge)[:100]}, which is not two tokens")
+            merges.append((merge[:at], merge[at + 1 :]))
+        if not merges:
+            raise GgufError(f"{self.metadata.file} has no {MERGES}: {_ADVICE}")
+        return merges
+
+    def _merges_of_scores(self, scores: list[float]) -> list[tuple[str, str]]:
+        """Every pair of tokens that together are a token, those with the highest score first."""
+        ids, tokens, kinds = self.ids, self.tokens, self.kinds
+        if sum(len(token) ** 2 for token in tokens) > _MAX_WORK:
+            raise GgufError(f"{self.metadata.file}: {TOKENS} are too long for a SentencePiece tokenizer: {_ADVICE}")
+        merges: list[tuple[str, str]] = []
+        for token_id in sorted(range(len(tokens)), key=scores.__getitem__, reverse=True):
+            if kinds[token_id] != NORMAL:
+                continue
+            token = tokens[token_id]
+            for at in range(1, len(token)):
+                left = token[:at]
+                if left in ids and (right := token[at:]) in ids:
+                    merges.append((left, right))
+        return merges
+
+    def _adds_space(self, default: bool) -> bool:
+        given = self.metadata.flag("tokenizer.ggml.add_space_prefix")
+        return default if given is None else given
+
+
+def _add_ends(backend: tokenizers.Tokenizer, metadata: Metadata, named: dict[str, str]) -> None:
+    """Let the tokenizer put BOS before a text and EOS after it, as the file says."""
+    from tokenizers import processors
+
+    is_byte_level = metadata.text(MODEL) == "gpt2"
+    adds_bos = PRE_TOKENIZERS[metadata.text(PRE) or "default"].adds_bos if is_byte_level else True
+    wanted = {
+        "bos_token": metadata.flag("tokenizer.ggml.add_bos_token"),
+        "eos_token": metadata.flag("tokenizer.ggml.add_eos_token"),
+    }
+    wanted["bos_token"] = adds_bos if wanted["bos_token"] is None else wanted["bos_token"]
+    used = [named[name] for name, is_wanted in wanted.items() if is_wanted and name in named]
+    if not used:
+        if is_byte_level:
+            backend.post_processor = processors.ByteLevel(trim_offsets=False)
+        return
+    before = [f"{named['bos_token']}:0"] if wanted["bos_token"] and "bos_token" in named else []
+    behind = [f"{named['eos_token']}:0"] if wanted["eos_token"] and "eos_token" in named else []
+    backend.post_processor = processors.TemplateProcessing(
+        single=[*before, "$A:0", *behind],
+        special_tokens=[(token, backend.token_to_id(token)) for token in dict.fromkeys(used)],
+    )
+
+
+def _templates(metadata: Metadata) -> dict[str, str]:
+    """The chat templates by name. Raises GgufError."""
+    found: dict[str, str] = {}
+    if (text := metadata.text(_TEMPLATE)) is not None:
+        found["default"] = text
+    for key in [key for key in metadata.values if key.startswith(f"{_TEMPLATE}.")][:MAX_TEMPLATES]:
+        if (text := metadata.text(key)) is not None:
+            found[key.removeprefix(f"{_TEMPLATE}.")] = text
+    return found

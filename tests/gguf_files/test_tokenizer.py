@@ -1,0 +1,247 @@
+"""Tokenizers in GGUF files: byte-level BPE with its kinds of splitting, SentencePiece, what surrounds a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from gguf import GGUFWriter
+
+from ember.engine.core.grammars.grammar import load_tokenizer as load_for_grammars
+from ember.front.text.tokenizer import Tokenizer, TokenizerError
+from ember.gguf.header import read_header
+from ember.gguf.pretokenizers import PRE_TOKENIZERS
+from ember.gguf.vocabulary import end_token_ids
+from tests.gguf_files.files import write_gguf
+from tests.gguf_files.vocabularies import of_tokenizer
+
+DEMO = Path(__file__).parents[2] / "src" / "ember" / "demo"
+TEXTS = [
+    "Hello world, it's 12345 o'clock; we'LL go!!  \n\n  next\tline  \r\n x=3.14;foo_bar(baz)[0]//c",
+    "Größe ß; Привет МИР 你好，世界。日本語 한국어 🦊 naïve café CamelCaseWord HTTPServer don't I'M",
+    "<|im_start|>user\nhi<|im_end|>\n<tool_call>{}</tool_call>",
+    " leading and trailing   ",
+    "",
+]
+
+
+def byte_level(directory: Path, pre: str = "smollm", **more: Any) -> Path:
+    return write_gguf(directory / "model.gguf", of_tokenizer(DEMO, pre, **more), {})
+
+
+def test_a_tokenizer_is_that_of_the_checkpoint(tmp_path):
+    """The demo model's, whose expression splits ordinary text as that of SmolLM does."""
+    ours, theirs = Tokenizer.load(byte_level(tmp_path)), Tokenizer.load(DEMO)
+    for text in [
+        "The capital of France is Paris.",
+        "7 plus 12 is 19!",
+        "<|im_start|>user\nhi<|im_end|>",
+        "größer 你好 🦊",
+    ]:
+        assert ours.encode(text) == theirs.encode(text)
+    assert ours.vocab_size == theirs.vocab_size
+    assert ours.special_token_ids == theirs.special_token_ids
+    assert ours.added_token_ids == theirs.added_token_ids
+
+
+@pytest.mark.parametrize("pre", PRE_TOKENIZERS)
+def test_every_kind_of_splitting_returns_its_texts(pre, tmp_path):
+    if not PRE_TOKENIZERS[pre].is_bytes:
+        pytest.skip("its tokens are characters")
+    tokenizer = Tokenizer.load(byte_level(tmp_path, pre, **{"ggml.add_bos_token": False}))
+    for text in TEXTS:
+        assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=False) == text
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "pieces"),
+    [
+        ("llama-bpe", "I'LL 12345  go\n", ["I", "'LL", "Ġ", "123", "45", "Ġ", "Ġgo", "Ċ"]),
+        ("qwen2", "I'LL 123 go\n", ["I", "'LL", "Ġ", "1", "2", "3", "Ġgo", "Ċ"]),
+        ("gpt-2", "I'LL 12345 go\n", ["I", "'", "LL", "Ġ12345", "Ġgo", "Ċ"]),
+        ("starcoder", "a 12 b", ["a", "Ġ", "1", "2", "Ġb"]),
+        ("falcon", "a.b 1234", ["a", ".", "b", "Ġ", "123", "4"]),
+        ("gpt-4o", "fooBarBAZ's 12345", ["foo", "Bar", "BAZ's", "Ġ", "123", "45"]),
+        ("tekken", "fooBar 12", ["foo", "Bar", "Ġ", "1", "2"]),
+        ("deepseek-v3", "a1234, b!", ["a", "123", "4", ",", "Ġb", "!"]),
+        ("default", "a.b 12345", ["a", ".", "b", "Ġ", "123", "45"]),
+        ("bloom", "a, b", ["a", ",", "Ġb"]),
+    ],
+)
+def test_texts_are_split_as_the_kind_says(pre, text, pieces, tmp_path):
+    """The pieces before the merges, of which the published expressions are the source."""
+    file = byte_level(tmp_path, pre)
+    backend: Any = Tokenizer.load(file)._backend
+    assert [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)] == pieces
+
+
+@pytest.mark.parametrize(
+    ("pre", "more", "around"),
+    [
+        ("qwen2", {}, ([], [])),
+        ("llama-bpe", {}, ([1], [])),
+        ("llama-bpe", {"ggml.add_bos_token": False}, ([], [])),
+        ("qwen2", {"ggml.add_bos_token": True}, ([1], [])),
+        ("qwen2", {"ggml.add_bos_token": True, "ggml.add_eos_token": True}, ([1], [2])),
+        ("qwen2", {"ggml.add_bos_token": True, "ggml.bos_token_id": 99_999}, ([], [])),
+    ],
+)
+def test_what_is_put_around_a_text(pre, more, around, tmp_path):
+    ends = {"ggml.bos_token_id": 1, "ggml.eos_token_id": 2}
+    tokenizer = Tokenizer.load(byte_level(tmp_path, pre, **ends | more))
+    inner = tokenizer.encode("hello", add_special_tokens=False)
+    assert tokenizer.encode("hello") == [*around[0], *inner, *around[1]]
+    assert tokenizer.eos_token_id == 2
+
+
+def test_named_tokens_and_templates(tmp_path):
+    more = {
+        "ggml.eos_token_id": 2,
+        "ggml.padding_token_id": 0,
+        "chat_template": "{{ messages }}",
+        "chat_template.tool_use": "{{ tools }}",
+        "chat_templates": ["tool_use"],
+    }
+    tokenizer = Tokenizer.load(byte_level(tmp_path, **more))
+    assert tokenizer.special_tokens == {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    assert tokenizer.chat_template == {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+
+
+@pytest.mark.parametrize(
+    ("more", "ends"),
+    [
+        ({"ggml.eos_token_id": 2}, [2, 0]),  # <|endoftext|> ends a text without a role too
+        ({"ggml.eos_token_id": 0, "ggml.eot_token_id": 2, "ggml.eom_token_id": 1}, [0, 2, 1]),
+        ({}, [0, 2]),
+    ],
+)
+def test_the_tokens_that_end_an_answer(more, ends, tmp_path):
+    assert end_token_ids(read_header(byte_level(tmp_path, **more)).metadata) == ends
+
+
+SCORED = {"<unk>": 2, "<s>": 3, "</s>": 3, "<|user|>": 4} | {f"<0x{byte:02X}>": 6 for byte in range(256)}
+PIECES = ["▁", "a", "b", "c", "t", "h", "e", "ab", "▁a", "th", "he", "▁th", "▁the", "▁ab", "bc", "abc", "\n", "▁▁"]
+
+
+def sentencepiece(directory: Path, **more: Any) -> Path:
+    kinds = SCORED | dict.fromkeys(PIECES, 1)
+    scores = [0.0] * len(SCORED) + [-float(rank) for rank in range(len(PIECES))]
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": list(kinds),
+        "tokenizer.ggml.token_type": list(kinds.values()),
+        "tokenizer.ggml.scores": scores,
+        **{f"tokenizer.{key}": value for key, value in more.items()},
+    }
+    return write_gguf(directory / "model.gguf", metadata, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("the", ["▁the"]),  # ▁th has a higher score than he
+        ("abc", ["▁ab", "c"]),  # ab, then ▁ab, which has a higher score than abc
+        ("a  a", ["▁a", "▁", "▁a"]),
+        ("é", ["▁", "<0xC3>", "<0xA9>"]),
+        ("a<|user|>a</s>b", ["▁a", "<|user|>", "▁a", "</s>", "▁", "b"]),
+        ("a\nb", ["▁a", "\n", "b"]),
+        ("", []),
+    ],
+)
+def test_sentencepiece_merges_the_highest_score_first(text, pieces, tmp_path):
+    tokenizer = Tokenizer.load(sentencepiece(tmp_path))
+    ids = tokenizer.encode(text)
+    assert tokenizer.vocab_entry(ids[0]) == "<s>"
+    assert [tokenizer.vocab_entry(token_id) for token_id in ids[1:]] == pieces
+    assert tokenizer.special_tokens == {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
+def test_sentencepiece_without_a_blank_in_front(tmp_path):
+    tokenizer = Tokenizer.load(sentencepiece(tmp_path, **{"ggml.add_space_prefix": False, "ggml.add_bos_token": False}))
+    assert [tokenizer.vocab_entry(token_id) for token_id in tokenizer.encode("the a")] == ["th", "e", "▁a"]
+    assert tokenizer.decode(tokenizer.encode("  the a")) == "  the a"
+
+
+def test_the_tokens_are_those_of_transformers(tmp_path):
+    """Its own reading of the same file, for the kind that both know."""
+    file = write_gguf(
+        tmp_path / "model.gguf",
+        of_tokenizer(DEMO, "qwen2", **{"ggml.eos_token_id": 2, "ggml.add_bos_token": False})
+        | {"qwen2.block_count": 1, "qwen2.embedding_length": 8, "qwen2.attention.head_count": 1},
+        {},
+        "qwen2",
+    )
+    ours, theirs = Tokenizer.load(file), transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")
+    for text in TEXTS[:2]:
+        assert ours.encode(text) == theirs(text).input_ids
+
+
+def test_grammars_get_the_same_tokens(tmp_path):
+    file = byte_level(tmp_path)
+    masks = load_for_grammars(file, 4096, [2])
+    tokenizer = Tokenizer.load(file)
+    for token_id in (5, 100, 2000, 4000):
+        assert masks.decode_bytes([token_id]) == tokenizer.token_bytes(token_id)
+    assert masks.eos_token == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            {"ggml.model": "bert"},
+            "a tokenizer of the kind bert; gpt2, llama and gemma4 are supported: set TOKENIZER_NAME",
+        ),
+        ({"ggml.pre": "kimi-k2"}, "tokenizer.ggml.pre is 'kimi-k2', which is unknown"),
+        ({"ggml.merges": ["ab"]}, "tokenizer.ggml.merges has 'ab', which is not two tokens"),
+        ({"ggml.merges": ["q zzz"]}, "its tokenizer cannot be used"),
+        ({"ggml.merges": [1, 2]}, "tokenizer.ggml.merges must be an array of strings"),
+        ({"ggml.token_type": [1, 2]}, "tokenizer.ggml.token_type must be as long as tokenizer.ggml.tokens, 4096"),
+        ({"ggml.tokens": "a"}, "tokenizer.ggml.tokens must be an array of strings, not 'a'"),
+        ({"ggml.eos_token_id": "a"}, "eos_token_id must be an integer, not 'a'"),
+        ({"ggml.add_bos_token": 1}, "add_bos_token must be true or false, not 1"),
+        ({"chat_template": "{" * (2 << 20)}, "the chat template 'default'"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_used_is_one_line(more, message, tmp_path):
+    with pytest.raises(TokenizerError) as raised:
+        Tokenizer.load(byte_level(tmp_path, **more))
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ggml.scores": [1.0]}, "tokenizer.ggml.scores must be as long as tokenizer.ggml.tokens"),
+        ({"ggml.tokens": ["x" * 30_000] * 278}, "too long for a SentencePiece tokenizer"),
+    ],
+)
+def test_scores_that_do_not_fit(change, message, tmp_path):
+    with pytest.raises(TokenizerError, match=message):
+        Tokenizer.load(sentencepiece(tmp_path, **change))
+
+
+def test_equal_tokens_keep_their_ids(tmp_path):
+    """Padding of a vocabulary may repeat a text."""
+    kinds = SCORED | dict.fromkeys(PIECES, 1)
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [*kinds, "", "", "abc"],
+        "tokenizer.ggml.token_type": [*kinds.values(), 5, 5, 5],
+        "tokenizer.ggml.scores": [0.0] * (len(kinds) + 3),
+    }
+    tokenizer = Tokenizer.load(write_gguf(tmp_path / "model.gguf", metadata, {}))
+    assert tokenizer.vocab_size == len(kinds) + 3
+    assert tokenizer.token_id("abc") == list(kinds).index("abc")
+
+
+def test_a_file_without_a_tokenizer(tmp_path):
+    writer = GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(TokenizerError, match="0 tokens in tokenizer.ggml.tokens: set TOKENIZER_NAME"):
+        Tokenizer.load(tmp_path / "model.gguf")
