@@ -379,10 +379,11 @@ def test_damaged_checkpoints(damage: str, copy: Path) -> None:
 
 
 COUNTS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "many layers": ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000, but the files have 3 layers"),
-    "many windows": ("mistral", {"num_hidden_layers": 10**9, "sliding_window": 5}, "but the files have 3 layers"),
+    "many layers": ("llama", {"num_hidden_layers": 10_000}, "num_hidden_layers=10000, but the files have 3 layers"),
+    "many windows": ("mistral", {"num_hidden_layers": 10_000, "sliding_window": 5}, "but the files have 3 layers"),
     "few layers": ("llama", {"num_hidden_layers": 2}, "num_hidden_layers=2, but the files have 3 layers"),
     "vocab": ("llama", {"vocab_size": 2 * 10**9}, "vocab_size=2000000000, but model.embed_tokens.weight has 199 rows"),
+    "padded vocab": ("llama", {"vocab_size": 190}, "vocab_size=190, but model.embed_tokens.weight has 199 rows"),
     "hidden": ("llama", {"hidden_size": 128, "head_dim": 16}, "hidden_size=128, but model.embed_tokens.weight has 64"),
     "heads": ("llama", {"num_attention_heads": 32, "head_dim": 16}, "num_attention_heads=32 of head_dim=16: 512, but"),
     "kv heads": ("llama", {"num_key_value_heads": 4}, "num_key_value_heads=4 of head_dim=16: 64, but"),
@@ -393,7 +394,7 @@ COUNTS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "mlp": ("llama", {"intermediate_size": 10**9}, "intermediate_size=1000000000, but model.layers.0.mlp.up_proj"),
     "opt mlp": ("opt", {"ffn_dim": 97}, "ffn_dim=97, but model.decoder.layers.0.fc1.weight has 96 rows"),
-    "opt layers": ("opt", {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000, but the files have 3 layers"),
+    "opt layers": ("opt", {"num_hidden_layers": 10_000}, "num_hidden_layers=10000, but the files have 3 layers"),
     "opt embedding": ("opt_post_norm", {"word_embed_proj_dim": 48}, "word_embed_proj_dim=48, but"),
     "opt positions": ("opt", {"max_position_embeddings": 10**9}, "max_position_embeddings and its offset: 1000000002"),
 }
@@ -411,6 +412,31 @@ def test_counts_of_the_configuration_are_compared_with_the_files(case: str, tmp_
         load(directory)
     assert words in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 700
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "KiB"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda h: [h.pop(name) for name in sorted(h) if "q_proj" in name or "mlp" in name], "lacks {} and 9 more: "),
+        (
+            lambda h: h.update({f"model.layers.0.extra{number}.weight": EMPTY for number in range(8)}),
+            "has tensors that LlamaForCausalLM does not know: {} and 5 more",
+        ),
+        (
+            lambda h: [value.update(dtype="I32") for name, value in h.items() if "proj" in name],
+            "does not fit the weight files: {} and 18 more",
+        ),
+    ],
+    ids=["missing", "extra", "wrong"],
+)
+def test_the_first_three_tensors_are_named_and_how_many(copy: Path, change: Any, says: str) -> None:
+    rewrite_header(copy / "model.safetensors", change)
+    with pytest.raises(ModelError) as caught:
+        load(copy)
+    before, after = says.split("{}")
+    named = str(caught.value).partition(before)[2].partition(after)[0]
+    assert named and after in str(caught.value)
+    assert named.count("model.layers.") == 3
 
 
 def test_a_layer_that_is_missing_among_others(copy: Path) -> None:

@@ -160,10 +160,10 @@ def prefetch(model_dir: Path, load_format: str = "auto") -> None:
         threading.Thread(target=_prefetch, args=(file,), daemon=True).start()
 
 
-def some(names: list[str]) -> str:
+def some(names: list[str], separator: str = ", ") -> str:
     """At most three names, and the number of further ones."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    return separator.join(names[:3]) + more
 
 
 def _prefetch(file: Path) -> None:

@@ -283,7 +283,7 @@ def plan_specs(
         instead = f", for it has {some(spare)}, which no {architecture} has" if spare else ""
         raise ModelError(f"the checkpoint lacks {lacking}: it is incomplete or not a {architecture}{instead}")
     if wrong:
-        raise misfit(weight_format.name, "; ".join(list(wrong.values())[:3]))
+        raise misfit(weight_format.name, some(list(wrong.values()), "; "))
     if spare:
         raise ModelError(f"the checkpoint has tensors that {architecture} does not know: {some(spare)}")
     return LoadPlan(specs, weight_format, dtype, parameters)
