@@ -81,12 +81,15 @@ def test_rope_parameters_that_transformers_knows() -> None:
     assert not set(RopeParameters.__annotations__) - known
 
 
+PER_LAYER = ("layer_types", "no_rope_layers", "mlp_layer_types", "moe_topk")
+
+
 @pytest.mark.parametrize("architecture", WITH_CLASS)
 def test_a_family_reads_what_it_lists_and_nothing_else(architecture: str) -> None:
     asked: set[str] = set()
     for name, differences in VARIANTS.values():
         if model_class(name) == architecture:
-            per_layer = [len(differences[name]) for name in ("layer_types", "no_rope_layers") if name in differences]
+            per_layer = [len(differences[name]) for name in PER_LAYER if name in differences]
             layers = {"num_hidden_layers": per_layer[0]} if per_layer else {}
             values = Recorded(new_config(architecture, **differences, **layers).to_dict())
             find_family(architecture).read(Fields(values))
@@ -144,6 +147,7 @@ NEWER_KEYS: list[dict[str, Any]] = [
 ]
 OWN_ROPES: dict[str, list[dict[str, Any]]] = {
     **dict.fromkeys(("Olmo3ForCausalLM", "Gemma3ForCausalLM"), NEWER_KEYS),  # their classes do not know `type`
+    "MellumForCausalLM": [],  # it has no older files
     "Phi3ForCausalLM": [{"rope_theta": 777.0}, {"rope_scaling": SU, "max_position_embeddings": 65536}],
     "GPTNeoXForCausalLM": [
         {"rotary_emb_base": 777, "rotary_pct": 0.5},

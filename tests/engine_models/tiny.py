@@ -66,6 +66,7 @@ _GEMMA3 = {
     },
     "tie_word_embeddings": True,
 }
+_DEEPSEEK = {"num_experts_per_tok": 2, "moe_intermediate_size": 48, "routed_scaling_factor": 1.5}
 _EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 _OPT: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -132,6 +133,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
     "qwen3_bias": ("Qwen3", {"head_dim": 16, "attention_bias": True, "num_key_value_heads": 1}),
     "apertus": ("Apertus", {"head_dim": 16, "rope_parameters": _LLAMA3, "attention_bias": True}),
+    "cwm": ("Cwm", {"head_dim": 16, "sliding_window": 9, "layer_types": _ALTERNATING}),
+    "nanochat": ("NanoChat", {"num_key_value_heads": 1, "attention_bias": True}),
+    "persimmon": ("Persimmon", {}),
+    "hyperclovax": ("HyperCLOVAX", {**_MULTIPLIERS, "head_dim": 24, "attention_bias": True}),
+    "vaultgemma": ("VaultGemma", _GEMMA2),
     "arcee": ("Arcee", {"head_dim": 24, "mlp_bias": True}),
     "seed_oss": (
         "SeedOss",
@@ -187,8 +193,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "phi": ("Phi", {}),
+    "phi_norm": ("Phi", {"qk_layernorm": True, "num_key_value_heads": 4}),
     "gpt2": ("GPT2", {"n_inner": 100}),
     "gpt2_unscaled": ("GPT2", {"scale_attn_weights": False, "initializer_range": 0.1}),
+    "gpt2_by_layer": ("GPT2", {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}),
     "gpt_bigcode": ("GPTBigCode", {}),
     "gpt_bigcode_heads": ("GPTBigCode", {"multi_query": False}),
     "gptj": ("GPTJ", {"rotary_dim": 8}),
@@ -221,6 +229,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "falcon_alibi": ("Falcon", {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}),
     "bloom": ("Bloom", {"hidden_size": 60, "num_attention_heads": 5}),
+    "bloom_normed": ("Bloom", {"apply_residual_connection_post_layernorm": True}),
     "mpt": ("Mpt", {"attn_config": {"clip_qkv": 0.8}}),
     "qwen3_moe": (
         "Qwen3Moe",
@@ -262,15 +271,59 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("Mixtral", {"num_local_experts": 4, "sliding_window": 9}),
     "phimoe": ("Phimoe", {"num_local_experts": 4, "attention_bias": True, "lm_head_bias": True}),
     "minimax_m2": ("MiniMaxM2", {"num_local_experts": 6, "num_experts_per_tok": 3, "head_dim": 16, "rotary_dim": 8}),
-    "olmoe": ("Olmoe", {"num_experts": 5, "num_experts_per_tok": 2, "num_key_value_heads": 4}),
+    "olmoe": ("Olmoe", {"num_experts": 5, "num_experts_per_tok": 2, "num_key_value_heads": 4, "clip_qkv": 0.9}),
+    "flex_olmo": ("FlexOlmo", {"num_experts": 5, "num_experts_per_tok": 2, "num_key_value_heads": 1}),
+    "dots1": (
+        "Dots1",
+        {
+            **_DEEPSEEK,
+            "head_dim": 16,
+            "n_routed_experts": 6,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 1,
+            "sliding_window": 9,
+            "max_window_layers": 2,
+        },
+    ),
+    "solar_open": ("SolarOpen", {**_DEEPSEEK, "head_dim": 24, "n_routed_experts": 6, "n_group": 2, "topk_group": 1}),
+    "exaone_moe": (
+        "ExaoneMoe",
+        {**_DEEPSEEK, "head_dim": 16, "num_experts": 5, "sliding_window": 9, "layer_types": _ALTERNATING},
+    ),
+    "hy_v3": (
+        "HYV3",
+        {**_EXPERTS, "head_dim": 16, "num_shared_experts": 2, "mlp_layer_types": ["sparse", "dense", "sparse"]},
+    ),
+    "hunyuan_moe": ("HunYuanMoEV1", {"head_dim": 16, "num_experts": 5, "moe_topk": [2, 2, 2]}),
+    "mellum": (
+        "Mellum",
+        {
+            **_EXPERTS,
+            "head_dim": 16,
+            "sliding_window": 9,
+            "layer_types": _ALTERNATING,
+            "mlp_layer_types": ["dense", "sparse", "sparse"],
+            "rope_parameters": {"full_attention": _YARN, "sliding_attention": _LOCAL_ROPE["sliding_attention"]},
+        },
+    ),
     "gpt_oss": (
         "GptOss",
         {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 9, "swiglu_limit": 1.5},
     ),
     "granitemoe": ("GraniteMoe", {k: v for k, v in _MULTIPLIERS.items() if k != "mlp_bias"} | {"num_local_experts": 4}),
+    "granitemoeshared": (
+        "GraniteMoeShared",
+        {"num_local_experts": 4, "shared_intermediate_size": 80, "attention_multiplier": 0.1},
+    ),
     "ernie_moe": (
         "Ernie4_5_Moe",
-        {"moe_num_experts": 6, "moe_k": 3, "moe_intermediate_size": 48, "num_key_value_heads": 2},
+        {
+            "moe_num_experts": 6,
+            "moe_k": 3,
+            "moe_intermediate_size": 48,
+            "num_key_value_heads": 2,
+            "use_bias": True,
+        },
     ),
     "glm4_moe": (
         "Glm4Moe",

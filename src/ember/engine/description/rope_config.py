@@ -22,6 +22,7 @@ class RopeConfig:
     rotary_dim: int
     theta: float = 10_000.0
     interleaved: bool = False  # dimensions 2i and 2i + 1 are a pair; otherwise i and i + rotary_dim / 2
+    reversed: bool = False  # pairs are turned in the other direction
     kind: RopeKind = "default"
     factor: float = 1.0
     original_max_position_embeddings: int = 0  # dynamic, llama3, yarn, longrope, query_beta

@@ -43,9 +43,11 @@ def read_rotary_decoder(
     activation: str = "silu",
     rope: RopeForm | None = None,
     tie_word_embeddings: bool = False,
+    intermediate: tuple[str, int | None] = ("intermediate_size", None),
 ) -> DecoderConfig:
     """Read the fields in `ROTARY_FIELDS`. The arguments are the family's defaults; `norm_eps_field` is its name for
-    rms_norm_eps; None: it has none. `activation_field` is its name for hidden_act. Raises ModelError."""
+    rms_norm_eps; None: it has none. `activation_field` is its name for hidden_act, `intermediate` its name for
+    intermediate_size and the default. Raises ModelError."""
     hidden_size, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     num_kv_heads = fields.optional_integer("num_key_value_heads", num_kv_heads) or num_heads
     head_dim = fields.optional_integer("head_dim", head_dim) or divide_into_heads(
@@ -57,7 +59,8 @@ def read_rotary_decoder(
         architecture="",
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden_size,
-        intermediate_size=fields.integer("intermediate_size"),
+        intermediate_size=fields.integer(*intermediate),
+        intermediate_field=intermediate[0],
         num_layers=fields.integer("num_hidden_layers", at_most=MAX_LAYERS),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,

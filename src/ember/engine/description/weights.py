@@ -225,13 +225,15 @@ def _qk_norm(
         return
     heads = Size(num_heads, f"{'num_attention_heads' if name == 'query_norm' else 'num_key_value_heads'}={num_heads}")
     shapes = {
-        "head": (sizes.head,),
+        **dict.fromkeys(("head", "layer_bias"), (sizes.head,)),
         "all": (sizes.query if name == "query_norm" else sizes.kv,),
         "layer": (heads, sizes.head),
     }
     yield TensorSpec(
         f"{ours}{name}.weight", source, shapes[str(config.qk_norm)], _norm_dtype(config), config.norm_offset
     )
+    if config.qk_norm == "layer_bias":
+        yield TensorSpec(f"{ours}{name}.bias", source.removesuffix(".weight") + ".bias", (sizes.head,))
 
 
 def _qkv(config: DecoderConfig, sizes: _Sizes, layer: int, theirs: str) -> list[Output]:
@@ -303,10 +305,9 @@ def _experts(config: DecoderConfig, experts: ExpertsConfig, hidden: Size, ours: 
         ups = outputs((names.gate, inner, hidden, whole), (names.up, inner, hidden, whole))
     else:
         ups = outputs((names.up, inner, hidden, whole))
-    yield _linear(f"{ours}experts.up", ups, config.mlp_bias)
-    yield _linear(
-        f"{ours}experts.down", outputs((names.down, hidden, inner, (Rows(0, hidden.extent),))), config.mlp_bias
-    )
+    biases = config.mlp_bias if experts.biases is None else experts.biases
+    yield _linear(f"{ours}experts.up", ups, biases)
+    yield _linear(f"{ours}experts.down", outputs((names.down, hidden, inner, (Rows(0, hidden.extent),))), biases)
     if experts.shared_size:
         yield from _shared_mlp(config, experts, names, hidden, ours, theirs)
 

@@ -28,7 +28,7 @@ class Rotary:
 
     @classmethod
     def build(cls, config: RopeConfig, device: torch.device) -> Rotary:
-        frequencies = inverse_frequencies(config).to(device)
+        frequencies = inverse_frequencies(config).to(device) * (-1 if config.reversed else 1)
         return cls(
             frequencies,
             attention_factor(config),

@@ -222,7 +222,7 @@ def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry], dtype: 
         """Whether a stored tensor is a copy of a tied head, a buffer, or of a layer that predicts further tokens."""
         if config.tie_word_embeddings and name.startswith(f"{names.lm_head}."):
             return True
-        return name.endswith(unused) or name.startswith(extra) or is_cache_scale(name)
+        return name.endswith(unused) or name.startswith((*extra, *names.unused)) or is_cache_scale(name)
 
     specs = weight_specs(_with_known_experts(config, entries))
     plan = plan_specs(specs, weight_format, entries, dtype, architecture, base, may_be_unused)

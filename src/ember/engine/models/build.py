@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from copy import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ember.engine.description.cache_groups import cache_groups, cache_places
@@ -79,7 +80,7 @@ def _block(
             output=_linear(weights, f"{prefix}output"),
             rope=_rope_index(config, layer),
             sinks=_tensor(weights, f"{prefix}sinks") if config.attention_sinks else None,
-            scale=config.attention_scale,
+            scale=config.attention_scale_of(layer),
             soft_cap=config.attention_soft_cap,
             window=window,
             window_is_chunk=config.window_is_chunk,
@@ -98,7 +99,8 @@ def _block(
 
 def _head(config: DecoderConfig, weights: Weights, tokens: Tensor | Linear) -> Linear:
     if not config.tie_word_embeddings:
-        return _linear(weights, "lm_head")
+        head = _linear(weights, "lm_head")
+        return Linear(F.normalize(head.weight), bias=head.bias) if config.normalised_head else head
     bias = _tensor(weights, "lm_head.bias") if config.head_bias else None
     if isinstance(tokens, Tensor):
         return Linear(tokens, bias=bias)
@@ -164,6 +166,10 @@ def _qk_norm(config: DecoderConfig, weights: Weights, tokens: Tensor | Linear, l
     if kv_heads:
         rows += _head_rows(config, weights, f"{prefix}key_norm", kv_heads)
     weight = torch.cat(rows)
+    if kind == "layer_bias":
+        counts = {"query_norm": heads} | ({"key_norm": kv_heads} if kv_heads else {})
+        biases = [_tensor(weights, f"{prefix}{name}.bias").expand(count, -1) for name, count in counts.items()]
+        return LayerNorm(weight, torch.cat(biases), size, eps)
     if config.qk_norm == "all":
         return JointHeadNorm(weight, heads, eps)
     return LayerNorm(weight, None, size, eps) if config.qk_norm == "layer" else RMSNorm(weight, size, eps)
@@ -174,7 +180,8 @@ def _head_rows(config: DecoderConfig, weights: Weights, name: str, num_heads: in
     if config.names.query_norm is not None and "{}" in config.names.query_norm:
         return [_tensor(weights, f"{name}.{head}.weight")[None] for head in range(num_heads)]
     weight = _tensor(weights, f"{name}.weight")
-    return [weight.expand(num_heads, -1) if config.qk_norm == "head" else weight.view(num_heads, -1)]
+    is_shared = config.qk_norm in ("head", "layer_bias")
+    return [weight.expand(num_heads, -1) if is_shared else weight.view(num_heads, -1)]
 
 
 def _xielu(weights: Weights, prefix: str) -> Xielu:

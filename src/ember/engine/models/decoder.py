@@ -34,16 +34,16 @@ def pre_norm(
 ) -> tuple[Tensor, Tensor | None]:
     """x + attention(norm(x)), then x + mlp(norm(x)): most families."""
     normed, residual = ops.add_norm(block.attention_norm, residual, delta)
-    normed, residual = ops.add_norm(block.mlp_norm, residual, attention(ops, block, normed, step))
-    return residual, mlp(ops, block, normed, step)
+    normed, residual = ops.add_norm(block.mlp_norm, residual, _scaled(attention(ops, block, normed, step), block))
+    return residual, _scaled(mlp(ops, block, normed, step), block)
 
 
 def post_norm(
     ops: Ops, block: Block, residual: Tensor, delta: Tensor | None, step: Step
 ) -> tuple[Tensor, Tensor | None]:
     """norm(x + attention(x)), then norm(x + mlp(x)): OPT-350m. Nothing is left to be added."""
-    normed, _ = ops.add_norm(block.attention_norm, residual, attention(ops, block, residual, step))
-    normed, _ = ops.add_norm(block.mlp_norm, normed, mlp(ops, block, normed, step))
+    normed, _ = ops.add_norm(block.attention_norm, residual, _scaled(attention(ops, block, residual, step), block))
+    normed, _ = ops.add_norm(block.mlp_norm, normed, _scaled(mlp(ops, block, normed, step), block))
     return normed, None
 
 
@@ -53,8 +53,18 @@ def output_norm(
     """x + norm(attention(x)), then x + norm(mlp(x)): Olmo 2, Exaone 4. Nothing is left to be added."""
     for part, norm in ((attention, block.attention_norm), (mlp, block.mlp_norm)):
         normed, _ = ops.add_norm(norm, part(ops, block, residual, step), None)
-        residual = residual + normed
+        residual = residual + _scaled(normed, block)
     return residual, None
+
+
+def normed_residual(
+    ops: Ops, block: Block, residual: Tensor, delta: Tensor | None, step: Step
+) -> tuple[Tensor, Tensor | None]:
+    """n = norm(x), n + attention(n), then the same with mlp: some models of BLOOM's line."""
+    normed, _ = ops.add_norm(block.attention_norm, residual, delta)
+    attended = _scaled(attention(ops, block, normed, step), block)
+    normed, _ = ops.add_norm(block.mlp_norm, normed + attended, None)
+    return normed, _scaled(mlp(ops, block, normed, step), block)
 
 
 def sandwich(
@@ -64,8 +74,8 @@ def sandwich(
     assert block.attention_output_norm is not None and block.mlp_output_norm is not None
     normed, residual = ops.add_norm(block.attention_norm, residual, delta)
     delta, _ = ops.add_norm(block.attention_output_norm, attention(ops, block, normed, step), None)
-    normed, residual = ops.add_norm(block.mlp_norm, residual, delta)
-    return residual, ops.add_norm(block.mlp_output_norm, mlp(ops, block, normed, step), None)[0]
+    normed, residual = ops.add_norm(block.mlp_norm, residual, _scaled(delta, block))
+    return residual, _scaled(ops.add_norm(block.mlp_output_norm, mlp(ops, block, normed, step), None)[0], block)
 
 
 def parallel(
@@ -73,16 +83,17 @@ def parallel(
 ) -> tuple[Tensor, Tensor | None]:
     """x + attention(norm(x)) + mlp(norm(x)), with one norm for both (GPT-J, Cohere) or one for each (GPT-NeoX)."""
     normed, residual = ops.add_norm(block.attention_norm, residual, delta)
-    attended = attention(ops, block, normed, step)
+    attended = _scaled(attention(ops, block, normed, step), block)
     if block.mlp_norm is not block.attention_norm:
         normed, residual = ops.add_norm(block.mlp_norm, residual, None)
-    return residual + attended, mlp(ops, block, normed, step)
+    return residual + attended, _scaled(mlp(ops, block, normed, step), block)
 
 
 WIRINGS: dict[str, Wire] = {
     "pre_norm": pre_norm,
     "post_norm": post_norm,
     "output_norm": output_norm,
+    "normed_residual": normed_residual,
     "sandwich": sandwich,
     "parallel": parallel,
 }
@@ -92,18 +103,17 @@ def attention(ops: Ops, block: Block, hidden: Tensor, step: Step) -> Tensor:
     """[T, hidden] -> [T, hidden]; K and V of the tokens are written to the cache."""
     part = block.attention
     heads = ops.place_heads(part, ops.linear(part.qkv, hidden, step), step)
-    return _scaled(ops.linear(part.output, ops.attend(part, heads, step), step), block.residual_scale)
+    return ops.linear(part.output, ops.attend(part, heads, step), step)
 
 
 def mlp(ops: Ops, block: Block, hidden: Tensor, step: Step) -> Tensor:
     """[T, hidden] -> [T, hidden]."""
     part = block.mlp
-    made = compute_mlp(ops, part, hidden, step) if isinstance(part, MLP) else ops.experts(part, hidden, step)
-    return _scaled(made, block.residual_scale)
+    return compute_mlp(ops, part, hidden, step) if isinstance(part, MLP) else ops.experts(part, hidden, step)
 
 
-def _scaled(x: Tensor, scale: float) -> Tensor:
-    return x if scale == 1.0 else x * scale
+def _scaled(x: Tensor, block: Block) -> Tensor:
+    return x if block.residual_scale == 1.0 else x * block.residual_scale
 
 
 class Decoder:

@@ -100,14 +100,17 @@ class TorchOperators:
         config = self.config
         heads, kv_heads, head_dim = attention.sizes
         qkv = qkv.unflatten(1, (-1, head_dim))
-        if config.qkv_clip is not None:
-            qkv = qkv.clamp(-config.qkv_clip, config.qkv_clip)
+        limit = config.qkv_clip
+        if limit is not None and not config.clips_after_norm:
+            qkv = qkv.clamp(-limit, limit)
         if not attention.has_own_kv:
             kv_heads = 0
         query_key, value = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
         norm, scales = attention.qk_norm, None
         if norm is not None and not config.rope_before_norm:
             query_key = norm(query_key)
+        if limit is not None and config.clips_after_norm:
+            query_key, value = query_key.clamp(-limit, limit), value.clamp(-limit, limit)
         if attention.rope is not None:
             cosines, sines, scales = self.angles(attention.rope, step)
             query_key = self.rotaries[attention.rope].rotate(query_key, cosines, sines)

@@ -90,7 +90,8 @@ class TritonOperators:
         self.embed, self.logits = torch_ops.embed, torch_ops.logits
         self._capability: int | None = None  # of the device, when the first product asks for it
         self.linear = self._linear if MEASURED_GAINS and torch_ops.dtype != torch.float32 else torch_ops.linear
-        self.add_norm = torch_ops.add_norm if "add_norm" in lacking else _add_norm
+        self.add_norm = torch_ops.add_norm if "add_norm" in lacking else self._add_norm
+        self._ones: Tensor | None = None  # the weights of RMSNorms without weights, when the first one is computed
         self.gate = torch_ops.gate if "gate" in lacking else _gate
         own_experts = "experts" not in lacking and torch_ops.dtype != torch.float32
         self.experts = self._experts if own_experts else torch_ops.experts
@@ -137,6 +138,15 @@ class TritonOperators:
 
     def whole_step(self, step: TritonStep) -> None:
         return None
+
+    def _add_norm(self, norm: Norm, residual: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+        x, added = (residual, None) if delta is None else (delta, residual)
+        if isinstance(norm, RMSNorm):
+            weight = norm.weight
+            if weight is None:
+                weight = self._ones = x.new_ones(norm.size) if self._ones is None else self._ones
+            return rms_norm(x, weight, norm.eps, residual=added)[0], residual
+        return layer_norm(x, norm.weight, norm.bias, norm.eps, residual=added)[0], residual
 
     def _linear(self, weight: Linear, x: Tensor, step: Step) -> Tensor:
         if isinstance(weight, JoinedLinear):
@@ -206,13 +216,6 @@ class TritonOperators:
         if experts.up_bias is not None:
             up = up + experts.up_bias[ids.flatten()]
         return self.gate(experts.each[0], up)
-
-
-def _add_norm(norm: Norm, residual: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
-    x, added = (residual, None) if delta is None else (delta, residual)
-    if isinstance(norm, RMSNorm):
-        return rms_norm(x, norm.weight, norm.eps, residual=added)[0], residual
-    return layer_norm(x, norm.weight, norm.bias, norm.eps, residual=added)[0], residual
 
 
 def _scale_tensors(attention: Attention) -> tuple[Tensor, Tensor] | tuple[None, None]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ember.engine.description.classic_decoder import CLASSIC_FIELDS, alibi_slopes, must_be, read_classic_decoder
-from ember.engine.description.config import DecoderConfig
+from ember.engine.description.classic_decoder import CLASSIC_FIELDS, alibi_slopes, read_classic_decoder
+from ember.engine.description.config import DecoderConfig, Wiring
 from ember.engine.description.families.falcon import FALCON_NAMES
 from ember.engine.description.family import Family, field_names
 from ember.engine.description.fields import Fields
@@ -23,9 +23,10 @@ BLOOM_NAMES = replace(
 
 def read(fields: Fields) -> DecoderConfig:
     """ALiBi, a norm of the embeddings, LayerNorm before each part."""
-    must_be(fields, "apply_residual_connection_post_layernorm", False)
     config = read_classic_decoder(fields, BLOOM_NAMES, spelling=_SPELLING)
-    return replace(config, embed_norm=True, alibi=alibi_slopes(config.num_heads))
+    after_norm = fields.flag("apply_residual_connection_post_layernorm", False)
+    wiring: Wiring = "normed_residual" if after_norm else "pre_norm"
+    return replace(config, wiring=wiring, embed_norm=True, alibi=alibi_slopes(config.num_heads))
 
 
 BLOOM = Family(

@@ -40,8 +40,6 @@ def read(fields: Fields, num_kv_heads: int = 2, head_dim: int | None = 128) -> D
 def read_moe(fields: Fields) -> DecoderConfig:
     """ERNIE 4.5 with experts in most layers, and an MLP that computes every token."""
     config = read(fields, num_kv_heads=4, head_dim=None)
-    if config.mlp_bias:
-        raise fields.error("use_bias", "false for a model with experts: biases are not supported there")
     experts = read_experts(
         fields, ("moe_num_experts num_experts", 64), ("moe_k num_experts_per_tok", 6), ("moe_intermediate_size", 1536)
     )
@@ -58,11 +56,13 @@ def read_moe(fields: Fields) -> DecoderConfig:
     return replace(
         config,
         names=replace(config.names, experts=MOE_NAMES),
+        head_bias=config.mlp_bias,
         experts=replace(
             experts,
             layers=layers,
             wide_router=True,
             correction=True,
+            biases=False,
             norm_min=fields.number("moe_norm_min", 1e-12, at_least=0.0),
             shared_size=shared * experts.intermediate_size,
             shared_field="moe_num_shared_experts * moe_intermediate_size",

@@ -67,6 +67,12 @@ def read_gemma2(fields: Fields) -> DecoderConfig:
     return with_layer_types(config, fields, every_nth(2, False, config.num_layers))
 
 
+def read_vaultgemma(fields: Fields) -> DecoderConfig:
+    """VaultGemma (arXiv 2510.15001): Gemma 2 without norms of outputs."""
+    names = replace(LLAMA_NAMES, mlp_norm=SANDWICH_NAMES.mlp_norm)
+    return replace(read_gemma2(fields), names=names, wiring="pre_norm")
+
+
 def read_gemma3(fields: Fields) -> DecoderConfig:
     """Gemma 2 with norms of queries and keys in place of the soft caps. A window in five of six layers, which have
     rotary positions of their own."""
@@ -103,6 +109,7 @@ GEMMA2 = Family(
     | field_names("hidden_activation query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping")
     | field_names("sliding_window layer_types"),
 )
+VAULTGEMMA = Family(read_vaultgemma, GEMMA2.fields)
 GEMMA3 = Family(
     read_gemma3, GEMMA2.fields | {"rope_local_base_freq", "sliding_window_pattern", "_sliding_window_pattern"}
 )

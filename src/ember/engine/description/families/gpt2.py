@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ember.engine.description.classic_decoder import GPT_FIELDS, must_be, read_classic_decoder
+from ember.engine.description.classic_decoder import GPT_FIELDS, read_classic_decoder
 from ember.engine.description.config import DecoderConfig, WeightNames
 from ember.engine.description.family import Family, field_names
 from ember.engine.description.fields import Fields
@@ -28,10 +28,10 @@ GPT2_NAMES = replace(BIGCODE_NAMES, transposed=True)
 
 def read_gpt2(fields: Fields) -> DecoderConfig:
     """Learned positions, LayerNorm before each part; the matrices are stored transposed."""
-    must_be(fields, "scale_attn_by_inverse_layer_idx", False)
     config = read_classic_decoder(fields, GPT2_NAMES, max_position_embeddings=1024)
     scale = None if fields.flag("scale_attn_weights", True) else 1.0
-    return replace(config, position_offset=0, attention_scale=scale)
+    by_layer = fields.flag("scale_attn_by_inverse_layer_idx", False)
+    return replace(config, position_offset=0, attention_scale=scale, divides_scale_by_layer=by_layer)
 
 
 def read_bigcode(fields: Fields) -> DecoderConfig:

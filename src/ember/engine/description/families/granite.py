@@ -1,4 +1,4 @@
-"""Granite 3, dense and with experts. This module does not import torch."""
+"""Granite 3, dense and with experts, and HyperCLOVA X. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -28,6 +28,32 @@ def read(fields: Fields) -> DecoderConfig:
     )
 
 
+def read_hyperclovax(fields: Fields) -> DecoderConfig:
+    """HyperCLOVA X: Granite, most often with norms of outputs, whose factor of the logits is not a divisor."""
+    given, config = fields.optional_number("attention_multiplier", None), llama.read(fields)
+    has_norms = fields.flag("use_post_norm", True)
+    return replace(
+        config,
+        names=replace(config.names, attention_output_norm="post_norm1", mlp_output_norm="post_norm2")
+        if has_norms
+        else config.names,
+        wiring="sandwich" if has_norms else "pre_norm",
+        embed_scale=fields.number("embedding_multiplier", 1.0),
+        attention_scale=None if given == config.head_dim**-0.5 else given,
+        residual_scale=fields.number("residual_multiplier", 1.0),
+        logits_scale=fields.number("logits_scaling", 1.0),
+    )
+
+
+def read_moe_shared(fields: Fields) -> DecoderConfig:
+    """Granite with experts, and an MLP that computes every token."""
+    config, size = read_moe(fields), fields.integer("shared_intermediate_size", 0, at_least=0)
+    assert config.experts is not None
+    names = replace(MOE_NAMES, shared_gate_up="shared_mlp.input_linear", shared_down="shared_mlp.output_linear")
+    experts = replace(config.experts, shared_size=size, shared_field="shared_intermediate_size")
+    return replace(config, names=replace(config.names, experts=names), experts=experts)
+
+
 def read_moe(fields: Fields) -> DecoderConfig:
     """Granite with experts, in one tensor for all."""
     config = read(fields)
@@ -42,3 +68,5 @@ GRANITE = Family(
     llama.LLAMA.fields | field_names("embedding_multiplier attention_multiplier residual_multiplier logits_scaling"),
 )
 GRANITE_MOE = Family(read_moe, GRANITE.fields | {"num_local_experts", "num_experts_per_tok"})
+GRANITE_MOE_SHARED = Family(read_moe_shared, GRANITE_MOE.fields | {"shared_intermediate_size"})
+HYPERCLOVAX = Family(read_hyperclovax, GRANITE.fields | {"use_post_norm"})

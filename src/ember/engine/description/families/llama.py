@@ -11,6 +11,8 @@ from typing import Any
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.family import Family
 from ember.engine.description.fields import Fields
+from ember.engine.description.layer_types import with_layer_types
+from ember.engine.description.read_rope import RopeForm
 from ember.engine.description.rotary_decoder import ROTARY_FIELDS, read_rotary_decoder
 
 
@@ -48,6 +50,44 @@ def read_seed_oss(fields: Fields) -> DecoderConfig:
     return replace(config, output_bias=fields.flag("attention_out_bias", False))
 
 
+def read_cwm(fields: Fields) -> DecoderConfig:
+    """CWM: a Llama with a sliding window in three of four layers."""
+    config = replace(
+        read(
+            fields,
+            max_position_embeddings=131072,
+            num_kv_heads=8,
+            head_dim=128,
+            norm_eps=1e-5,
+            rope=RopeForm(theta=1e6, absent=CWM_ROPE),
+        ),
+        sliding_window=fields.optional_integer("sliding_window", 8192),
+    )
+    return with_layer_types(config, fields, [layer % 4 != 0 for layer in range(config.num_layers)])
+
+
+def read_internlm(fields: Fields) -> DecoderConfig:
+    """InternLM 1: a Llama with biases of attention's matrices."""
+    bias = fields.flag("bias", True)
+    return replace(read(fields), qkv_bias=bias, output_bias=bias)
+
+
+def read_orion(fields: Fields) -> DecoderConfig:
+    """Orion: a Llama with LayerNorm."""
+    return replace(read(fields, max_position_embeddings=4096), norm="layer", norm_bias=True)
+
+
+CWM_ROPE = {  # of a config.json without rope_parameters
+    "rope_type": "llama3",
+    "rope_theta": 1e6,
+    "factor": 16.0,
+    "original_max_position_embeddings": 8192,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
 LLAMA = Family(read, ROTARY_FIELDS | {"attention_bias", "mlp_bias"})
 ARCEE = Family(read_arcee, LLAMA.fields)
+CWM = Family(read_cwm, LLAMA.fields | {"sliding_window", "layer_types"})
+INTERNLM1 = Family(read_internlm, LLAMA.fields | {"bias"})
+ORION = Family(read_orion, LLAMA.fields)
 SEED_OSS = Family(read_seed_oss, LLAMA.fields | {"attention_out_bias"})

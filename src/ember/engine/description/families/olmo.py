@@ -29,12 +29,14 @@ def read_olmo1(fields: Fields) -> DecoderConfig:
     return replace(config, norm="layer", norm_affine=False, qkv_clip=limit, qkv_bias=bias, output_bias=bias)
 
 
-def read_olmo2(fields: Fields, rope: RopeForm | None = None) -> DecoderConfig:
+def read_olmo2(
+    fields: Fields, rope: RopeForm | None = None, *, max_position_embeddings: int = 2048, norm_eps: float = 1e-5
+) -> DecoderConfig:
     """A Llama with norms of the outputs of attention and MLP in place of their inputs, and norms of all queries and of
     all keys."""
     bias = fields.flag("attention_bias", False)
     return replace(
-        read_rotary_decoder(fields, max_position_embeddings=2048, norm_eps=1e-5, rope=rope),
+        read_rotary_decoder(fields, max_position_embeddings=max_position_embeddings, norm_eps=norm_eps, rope=rope),
         names=OLMO2_NAMES,
         wiring="output_norm",
         qk_norm="all",

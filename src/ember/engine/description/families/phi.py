@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ember.engine.description.classic_decoder import must_be
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.family import Family, field_names
 from ember.engine.description.fields import Fields
@@ -19,13 +18,15 @@ PHI_NAMES = replace(
     gate=None,
     up="mlp.fc1",
     down="mlp.fc2",
+    query_norm="self_attn.q_layernorm",
+    key_norm="self_attn.k_layernorm",
 )
 PHI3_NAMES = replace(LLAMA_NAMES, qkv="self_attn.qkv_proj", gate_up="mlp.gate_up_proj")
 
 
 def read_phi(fields: Fields) -> DecoderConfig:
-    """Attention and MLP beside each other with one LayerNorm, partial rotary positions, biases everywhere."""
-    must_be(fields, "qk_layernorm", False)
+    """Attention and MLP beside each other with one LayerNorm, partial rotary positions, biases everywhere. Some models
+    have a LayerNorm of query and key heads."""
     config = read_rotary_decoder(
         fields,
         max_position_embeddings=2048,
@@ -40,6 +41,7 @@ def read_phi(fields: Fields) -> DecoderConfig:
         norm="layer",
         norm_bias=True,
         wiring="parallel",
+        qk_norm="layer_bias" if fields.flag("qk_layernorm", False) else None,
         gated_mlp=False,
         qkv_bias=True,
         output_bias=True,

@@ -35,5 +35,12 @@ def _with_windows(config: DecoderConfig, fields: Fields) -> DecoderConfig:
     return with_layer_types(config, fields)
 
 
+def read_mimo(fields: Fields) -> DecoderConfig:
+    """MiMo (arXiv 2505.07608): Qwen2 with layers that predict further tokens, which are not used."""
+    config = read_qwen2(fields)
+    return replace(config, names=replace(config.names, unused=("model.mtp_layers.",)))
+
+
 QWEN2 = Family(read_qwen2, ROTARY_FIELDS | {"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"})
+MIMO = Family(read_mimo, QWEN2.fields, harmless={"num_nextn_predict_layers": (), "attention_bias": (True,)})
 QWEN3 = Family(read_qwen3, QWEN2.fields | {"attention_bias"})

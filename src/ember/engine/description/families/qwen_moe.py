@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ember.engine.description.config import DecoderConfig, ExpertNames, ExpertsConfig
+from ember.engine.description.deepseek_experts import sparse_layers
 from ember.engine.description.families.qwen import QWEN3_NAMES
 from ember.engine.description.family import Family, field_names
 from ember.engine.description.fields import Fields
 from ember.engine.description.layer_types import every_nth, with_layer_types
 from ember.engine.description.read_experts import EXPERT_NAMES, expert_layers, read_experts
-from ember.engine.description.read_rope import RopeForm
+from ember.engine.description.read_rope import RopeForm, read_local_rope
 from ember.engine.description.rotary_decoder import LLAMA_NAMES, ROTARY_FIELDS, read_rotary_decoder
 
 STACKED_NAMES = ExpertNames(
@@ -64,6 +65,38 @@ def read_qwen3_vl_moe(fields: Fields) -> DecoderConfig:
     )
 
 
+def read_mellum(fields: Fields) -> DecoderConfig:
+    """Mellum 2: Qwen3 with experts, and windows in some layers, which have rotary positions of their own."""
+    bias = fields.flag("attention_bias", False)
+    config = read_rotary_decoder(
+        fields,
+        max_position_embeddings=131072,
+        num_kv_heads=4,
+        head_dim=128,
+        rope=RopeForm(theta=500_000.0, per_layer_type=True),
+    )
+    longest = config.max_position_embeddings
+    local = read_local_rope(fields, config.head_dim, longest, RopeForm(theta=10_000.0))
+    count, per_token, size = ("num_local_experts num_experts", 64), ("num_experts_per_tok", 8), 896
+    experts = read_experts(fields, count, per_token, ("moe_intermediate_size", size))
+    layers = sparse_layers(fields, (True,) * config.num_layers)
+    config = replace(
+        config,
+        names=replace(QWEN3_NAMES, experts=EXPERT_NAMES, unused=("mtp.",)),
+        qk_norm="head",
+        qkv_bias=bias,
+        output_bias=bias,
+        local_rope=None if local == config.rope else local,
+        sliding_window=fields.optional_integer("sliding_window", 1024),
+        experts=replace(
+            experts,
+            normalised=fields.flag("norm_topk_prob", True),
+            layers=() if all(layers) else layers,
+        ),
+    )
+    return with_layer_types(config, fields, (False,) * config.num_layers)
+
+
 def read_qwen2_moe(fields: Fields) -> DecoderConfig:
     """Qwen2 with experts, and an MLP with a router of its own that computes every token."""
     config = _read(fields, num_kv_heads=16)
@@ -107,6 +140,17 @@ QWEN3_VL_MOE = Family(
     harmless={"norm_topk_prob": (True,)},
 )
 QWEN3_MOE = Family(read_qwen3_moe, ROTARY_FIELDS | _EXPERT_FIELDS | {"attention_bias"})
+MELLUM = Family(
+    read_mellum,
+    ROTARY_FIELDS
+    | field_names(
+        "attention_bias sliding_window layer_types mlp_layer_types num_experts num_local_experts num_experts_per_tok "
+        "moe_intermediate_size norm_topk_prob"
+    ),
+    harmless=dict.fromkeys(
+        field_names("num_mtp_layers num_nextn_predict_layers mtp_layer_types mtp_mlp_layer_types"), ()
+    ),
+)
 QWEN2_MOE = Family(
     read_qwen2_moe,
     ROTARY_FIELDS

@@ -19,6 +19,19 @@ ARCHITECTURES = {
     "Qwen3ForCausalLM": ("qwen3", "qwen.QWEN3"),
     "ApertusForCausalLM": ("apertus", "apertus.APERTUS"),
     "ArceeForCausalLM": ("arcee", "llama.ARCEE"),
+    "CwmForCausalLM": ("cwm", "llama.CWM"),
+    "InternLMForCausalLM": ("internlm", "llama.INTERNLM1"),
+    "OrionForCausalLM": ("orion", "llama.ORION"),
+    "AquilaForCausalLM": ("aquila", "llama.LLAMA"),
+    "XverseForCausalLM": ("xverse", "llama.LLAMA"),
+    "MiMoForCausalLM": ("mimo", "qwen.MIMO"),
+    "BaichuanForCausalLM": ("baichuan", "baichuan.BAICHUAN"),
+    "ChatGLMModel": ("chatglm", "chatglm.CHATGLM"),
+    "BailingMoeV2ForCausalLM": ("bailing_moe", "bailing.BAILING_V2"),
+    "NanoChatForCausalLM": ("nanochat", "nanochat.NANOCHAT"),
+    "PersimmonForCausalLM": ("persimmon", "persimmon.PERSIMMON"),
+    "HyperCLOVAXForCausalLM": ("hyperclovax", "granite.HYPERCLOVAX"),
+    "ExaoneForCausalLM": ("exaone", "exaone.EXAONE3"),
     "SeedOssForCausalLM": ("seed_oss", "llama.SEED_OSS"),
     "Exaone4ForCausalLM": ("exaone4", "exaone.EXAONE4"),
     "HunYuanDenseV1ForCausalLM": ("hunyuan_v1_dense", "hunyuan.HUNYUAN_DENSE"),
@@ -43,6 +56,7 @@ ARCHITECTURES = {
     "MiniCPMForCausalLM": ("minicpm", "minicpm.MINICPM"),
     "GemmaForCausalLM": ("gemma", "gemma.GEMMA1"),
     "Gemma2ForCausalLM": ("gemma2", "gemma.GEMMA2"),
+    "VaultGemmaForCausalLM": ("vaultgemma", "gemma.VAULTGEMMA"),
     "Gemma3ForCausalLM": ("gemma3_text", "gemma.GEMMA3"),
     "Phi3ForCausalLM": ("phi3", "phi.PHI3"),
     "PhiForCausalLM": ("phi", "phi.PHI"),
@@ -66,10 +80,27 @@ ARCHITECTURES = {
     "Ernie4_5_MoeForCausalLM": ("ernie4_5_moe", "ernie.ERNIE4_5_MOE"),
     "GptOssForCausalLM": ("gpt_oss", "gpt_oss.GPT_OSS"),
     "Glm4MoeForCausalLM": ("glm4_moe", "glm_moe.GLM4_MOE"),
+    "Dots1ForCausalLM": ("dots1", "glm_moe.DOTS1"),
+    "SolarOpenForCausalLM": ("solar_open", "glm_moe.SOLAR_OPEN"),
+    "ExaoneMoeForCausalLM": ("exaone_moe", "exaone.EXAONE_MOE"),
+    "HYV3ForCausalLM": ("hy_v3", "hunyuan.HUNYUAN_V3"),
+    "HunYuanMoEV1ForCausalLM": ("hunyuan_v1_moe", "hunyuan.HUNYUAN_MOE"),
+    "FlexOlmoForCausalLM": ("flex_olmo", "olmoe.FLEX_OLMO"),
+    "GraniteMoeSharedForCausalLM": ("granitemoeshared", "granite.GRANITE_MOE_SHARED"),
+    "MellumForCausalLM": ("mellum", "qwen_moe.MELLUM"),
     "Glm4vMoeForCausalLM": ("glm4v_moe_text", "glm_moe.GLM4V_MOE"),
     "OPTForCausalLM": ("opt", "opt.OPT"),
+    # Other names of the same classes.
+    "LLaMAForCausalLM": ("llama", "llama.LLAMA"),
+    "AquilaModel": ("aquila", "llama.LLAMA"),
+    "MPTForCausalLM": ("mpt", "mpt.MPT"),
+    "PhiMoEForCausalLM": ("phimoe", "mixtral.PHIMOE"),
+    "StableLMEpochForCausalLM": ("stablelm", "stablelm.STABLELM"),
+    "BaiChuanForCausalLM": ("baichuan", "baichuan.BAICHUAN"),
+    "ChatGLMForConditionalGeneration": ("chatglm", "chatglm.CHATGLM"),
 }
-MODEL_TYPES = {model_type: architecture for architecture, (model_type, _) in ARCHITECTURES.items()}
+# `model_type` -> the class that is meant by a file without `architectures`: the first one.
+MODEL_TYPES = {model_type: architecture for architecture, (model_type, _) in reversed(ARCHITECTURES.items())}
 
 
 def find_family(architecture: str) -> Family:
