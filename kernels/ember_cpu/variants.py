@@ -10,8 +10,6 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 
-BLOCK = 32  # weights of a small block, as in blocks.h
-BLOCK_BYTES = {"int8": 34, "int4": 18}  # of Q8_0 and Q4_0, which CPU_WEIGHTS makes
 OPTIONS = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 
 

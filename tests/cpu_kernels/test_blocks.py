@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from ember.gguf.types import BLOCKS, NUMBERS
 from ember_cpu import library as native
 from tests.cpu_kernels.test_native_forward import build  # noqa: F401
 from tests.support.gguf_blocks import dequantized, random_blocks
 
-NUMBERS = {name: number for number, (name, _, _) in native.BLOCKS.items()}
+TYPES = list(BLOCKS)
 BUILDS = [variant.name for variant in native.VARIANTS]
-SUPER = [name for name, elements, _ in native.BLOCKS.values() if elements == 256]
+SUPER = [name for name, each in BLOCKS.items() if each.elements == 256]
 
 
 def columns_of(name: str) -> tuple[int, ...]:
@@ -40,7 +41,7 @@ def assert_close(found: Tensor, x: Tensor, weight: Tensor) -> None:
     assert ((found.double() - exact).abs() <= 1e-6 * size + 1e-30).all()
 
 
-@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("name", TYPES)
 def test_restored_weights_are_those_of_the_gguf_package(name, build):  # noqa: F811
     library = native.load(build)
     assert library is not None
@@ -53,7 +54,7 @@ def test_restored_weights_are_those_of_the_gguf_package(name, build):  # noqa: F
             assert torch.equal(out, weight if ids is None else weight[ids])
 
 
-@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("name", TYPES)
 def test_products_are_exact_but_for_the_rounding_of_activations(name, build):  # noqa: F811
     library = native.load(build)
     assert library is not None
@@ -71,7 +72,7 @@ def test_products_are_exact_but_for_the_rounding_of_activations(name, build):  #
                 assert_close(restored, x, weight.bfloat16())
 
 
-@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("name", TYPES)
 def test_eight_bits_are_close_to_the_activations(name):
     library = native.load()
     assert library is not None
@@ -82,7 +83,7 @@ def test_eight_bits_are_close_to_the_activations(name):
     assert 0 < (found - exact).square().mean().sqrt() / exact.square().mean().sqrt() < 0.015
 
 
-@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("name", TYPES)
 def test_every_build_and_number_of_rows_gives_the_same_bits(name):
     torch.manual_seed(6)
     libraries = [library for library in map(native.load, BUILDS) if library is not None]
@@ -95,7 +96,7 @@ def test_every_build_and_number_of_rows_gives_the_same_bits(name):
             assert torch.equal(native.linear(library, held, x[first:last], 2), expected[first:last])
 
 
-@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("name", TYPES)
 def test_faults_are_seen_and_stay_where_they_are(name, build):  # noqa: F811
     """An activation or a scale that is no number spoils its row of activations, or its row of the matrix, alone."""
     library = native.load(build)
@@ -111,7 +112,7 @@ def test_faults_are_seen_and_stay_where_they_are(name, build):  # noqa: F811
             assert given.any() or not made.any()
     if name == "MXFP4":  # its scales are always numbers
         return
-    elements, size = next((elements, size) for each, elements, size in native.BLOCKS.values() if each == name)
+    _, elements, size = BLOCKS[name]
     at = {"Q2_K": 80, "Q3_K": 108, "Q6_K": 208}.get(name, 0) + size * (512 // elements - 1)
     blocks[7, at : at + 2] = torch.tensor([0, 0x7E], dtype=torch.uint8)
     for rows in (slice(2, 3), slice(0, 5)):
@@ -119,7 +120,7 @@ def test_faults_are_seen_and_stay_where_they_are(name, build):  # noqa: F811
         assert found[7].isnan() and found[:7].isfinite().all() and found[8:].isfinite().all()
 
 
-@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("name", TYPES)
 def test_no_byte_after_the_blocks_is_read(name, build):  # noqa: F811
     """Blocks lie at any address, and may end where a mapped file ends."""
     library = native.load(build)

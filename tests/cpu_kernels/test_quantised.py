@@ -10,11 +10,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ember.engine.description.native_forms import CPU_WEIGHTS
 from ember.engine.errors import ModelError
+from ember.engine.layers.block_linear import BlockLinear
 from ember.engine.layers.linear import Linear
 from ember.engine.models.decoder import Decoder
 from ember.engine.operators.native_matrix import matrix_of
-from ember.engine.quantization.cpu_int import TYPES, QuantisedLinear, quantise, to_blocks
+from ember.engine.quantization.cpu_int import quantise, to_blocks
 from ember.wire import Generate
 from ember_cpu import library as native
 from tests.cpu_kernels.test_native_forward import build, error  # noqa: F401
@@ -27,7 +29,7 @@ from tests.support.operators import choose_for
 
 SIZES: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "dtype": torch.bfloat16}
 OPT_SIZES: dict[str, Any] = {"hidden_size": 128, "ffn_dim": 256, "word_embed_proj_dim": 128, "dtype": torch.bfloat16}
-KINDS = list(TYPES)
+KINDS = list(CPU_WEIGHTS)
 
 
 def stands_for(weight: Tensor, kind: str) -> Tensor:
@@ -89,7 +91,7 @@ def test_what_is_stored_is_the_format(build, kind, piece, monkeypatch):  # noqa:
     weight[4, :32] = 2.5
     weight[5, :32] = -2.5
     weight[6, 128] = 300
-    linear = to_blocks(library, Linear(weight[:20], weight[20:]), TYPES[kind])
+    linear = to_blocks(library, Linear(weight[:20], weight[20:]), CPU_WEIGHTS[kind])
     assert torch.equal(linear.weight, stands_for(weight, kind))
     assert linear.nbytes == 50 * 12 * (34 if kind == "int8" else 18)
     spread = (linear.weight.float() - weight.float())[10:].std() / weight.float().std()
@@ -105,7 +107,7 @@ def test_groups_out_of_range(build, kind):  # noqa: F811
     weight[0, 5], weight[1, 70], weight[2, 0], weight[7, 100] = torch.nan, torch.inf, -torch.inf, 1e8
     weight[3, :32] = 0
     weight[3, :2] = torch.tensor([-1e-37, 5e-38])
-    made = to_blocks(library, Linear(weight), TYPES[kind]).weight
+    made = to_blocks(library, Linear(weight), CPU_WEIGHTS[kind]).weight
     assert made[0, :32].isnan().all() and made[1, 64:96].isnan().all() and made[2, :32].isnan().all()
     assert made[7, 96:].isnan().all() and (made[7, :96] == 1).all()
     assert not made[0, 32:].isnan().any() and not made[1, :64].isnan().any()
@@ -119,7 +121,7 @@ def test_restored_weights_are_multiplied_like_plain_ones(build, kind):  # noqa: 
     assert library is not None
     torch.manual_seed(2)
     bias = torch.randn(70).bfloat16()
-    linear = to_blocks(library, Linear(torch.randn(70, 256).bfloat16(), bias=bias), TYPES[kind])
+    linear = to_blocks(library, Linear(torch.randn(70, 256).bfloat16(), bias=bias), CPU_WEIGHTS[kind])
     weight = linear.weight
     plain = native.matrix((weight,), bias)
     for rows in (*range(1, 15), 128):
@@ -177,10 +179,10 @@ def test_an_engine_with_small_weights(build, checkpoints, monkeypatch):  # noqa:
     requests = [Generate(i, list(range(5, 9 + i)), greedy(6)) for i in range(3)]
     engine = make_engine(directory, dtype="auto", cpu_weights="int8")
     model = engine.runner.model
-    assert model.dtype == torch.bfloat16 and isinstance(model.parts.blocks[0].attention.qkv, QuantisedLinear)
+    assert model.dtype == torch.bfloat16 and isinstance(model.parts.blocks[0].attention.qkv, BlockLinear)
     assert str(directory) not in Path("/proc/self/maps").read_text()
     expected = run(engine, requests)
-    assert not engine.do_chore() and isinstance(model.parts.head, QuantisedLinear)
+    assert not engine.do_chore() and isinstance(model.parts.head, BlockLinear)
     again = run(engine, requests)
     assert {key: tokens(made) for key, made in again.items()} == {key: tokens(made) for key, made in expected.items()}
 
@@ -190,7 +192,7 @@ def test_tokens_are_looked_up_in_the_head_they_are_tied_to(build, tmp_path):  # 
         directory = make_tiny("llama", tmp_path / str(tied), **SIZES, tie_word_embeddings=tied)
         model = quantised(directory, "int4")
         embedding = model.parts.embedding.tokens
-        assert isinstance(embedding, QuantisedLinear) and (embedding is model.parts.head) == tied
+        assert isinstance(embedding, BlockLinear) and (embedding is model.parts.head) == tied
         plain = load(directory, torch.bfloat16).parts.embedding.tokens
         assert isinstance(plain, Tensor)
         ids = torch.tensor([5, 0, len(plain) - 1, 5])

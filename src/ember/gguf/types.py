@@ -41,6 +41,7 @@ TYPES = {
 }
 """The types that are served, by their numbers in files."""
 
+NUMBERS = {each.name: number for number, each in TYPES.items()}
 BY_NAME = {each.name: each for each in TYPES.values()}
 PLAIN = frozenset(name for name, each in BY_NAME.items() if each.elements == 1)
 BLOCKS = {name: each for name, each in BY_NAME.items() if each.elements > 1}

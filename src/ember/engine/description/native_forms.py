@@ -10,7 +10,11 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.description.fields import shown
 from ember.engine.description.operator_sets import LOOP, NATIVE
 from ember.engine.description.weights import Spec, TensorSpec
-from ember_cpu.variants import BLOCK, BLOCK_BYTES, VARIANTS
+from ember.gguf.types import BY_NAME
+from ember_cpu.variants import VARIANTS
+
+CPU_WEIGHTS = {"int8": "Q8_0", "int4": "Q4_0"}
+"""The type of blocks that each form of CPU_WEIGHTS has (`gguf.types`)."""
 
 
 def is_whole(config: DecoderConfig) -> bool:
@@ -50,13 +54,13 @@ def _quantised_bytes(spec: Spec, weights: str) -> int:
         rows, columns = prod(size.extent for size in spec.shape[:1]), prod(size.extent for size in spec.shape[1:])
         if spec.name != "embed_tokens":
             return rows * columns * (4 if spec.dtype == "float32" else 2)
-        return rows * columns // BLOCK * BLOCK_BYTES["int8"]
+        return rows * BY_NAME[CPU_WEIGHTS["int8"]].row_bytes(columns)
     rows, columns = spec.num_rows, spec.inputs
     name = spec.name.rpartition(".")[2]
     if name not in ("qkv", "output", "up", "down", "lm_head"):
         return rows * (columns + spec.bias) * 2
-    nbytes = BLOCK_BYTES["int8" if name == "lm_head" else weights]
-    return rows * (columns // BLOCK * nbytes + 2 * spec.bias)
+    kind = BY_NAME[CPU_WEIGHTS["int8" if name == "lm_head" else weights]]
+    return rows * (kind.row_bytes(columns) + 2 * spec.bias)
 
 
 def refusal(config: DecoderConfig, dtype: str, weights: str) -> str | None:

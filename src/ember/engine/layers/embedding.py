@@ -26,6 +26,10 @@ class Embedding:
         """[T] ids and [T] positions -> [T, hidden]."""
         tokens = self.tokens
         hidden = F.embedding(token_ids, tokens) if isinstance(tokens, Tensor) else tokens.look_up(token_ids)
+        return self.finish(hidden, positions)
+
+    def finish(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """The rest of `__call__`, from the rows of `tokens` on: [T, embed_dim] -> [T, hidden]."""
         if self.scale != 1.0:
             hidden = hidden * self.scale
         if self.project is not None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ember.engine.layers.block_linear import BlockLinear
 from ember.engine.layers.joined import parts_of
 from ember.engine.layers.linear import Linear
-from ember.engine.quantization.cpu_int import QuantisedLinear
+from ember.gguf.types import NUMBERS
 from ember_cpu import library as native
 
-LAYOUTS: frozenset[type[Linear]] = frozenset({Linear, QuantisedLinear})
+LAYOUTS: frozenset[type[Linear]] = frozenset({Linear, BlockLinear})
 """The layouts that the library multiplies as they are stored, and joined layers of them."""
 
 
@@ -22,8 +23,8 @@ def matrix_of(linear: Linear, floats: bool) -> native.Matrix | None:
     for part in parts_of(linear):
         if type(part) is Linear:
             pieces += [(rows, native.BFLOAT16) for rows in part.rows]
-        elif isinstance(part, QuantisedLinear):
-            pieces.append((part.blocks, part.type))
+        elif isinstance(part, BlockLinear):
+            pieces += [(rows, NUMBERS[part.type]) for rows in part.rows]
         else:
             return None
     if len(pieces) > native.MAX_PIECES:

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ember.engine.description.native_forms import is_whole
@@ -27,6 +28,7 @@ from ember.engine.layers.joined import JoinedLinear
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm
+from ember.engine.layers.scratch import scratch
 from ember.engine.operators.base import Heads, Step
 from ember.engine.operators.experts import compute_experts
 from ember.engine.operators.native_matrix import LAYOUTS, is_quantised, matrix_of
@@ -185,7 +187,13 @@ class NativeOperators:
         return hidden
 
     def embed(self, embedding: Embedding, step: NativeStep) -> Tensor:
-        return self.torch_ops.embed(embedding, step).contiguous()
+        tokens, ids = embedding.tokens, step.token_ids
+        matrix = matrix_of(tokens, self._floats) if isinstance(tokens, Linear) else None
+        if matrix is None:
+            return self.torch_ops.embed(embedding, step).contiguous()
+        found = torch.empty(len(ids), matrix.columns, dtype=torch.bfloat16)
+        native.restore_into(self._library, matrix, ids.contiguous(), found, torch.get_num_threads())
+        return embedding.finish(found, step.positions).contiguous()
 
     def _add_norm(self, norm: Norm, residual: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
         rows, size = residual.shape
@@ -198,8 +206,14 @@ class NativeOperators:
         matrix, threads = matrix_of(weight, self._floats), torch.get_num_threads()
         if matrix is None and isinstance(weight, JoinedLinear):
             return torch.cat([self._linear(part, x, step) for part in weight.parts], dim=-1)
-        most = self.max_quantised_rows if is_quantised(weight) else self.max_product_rows
-        if matrix is None or len(x) > most:
+        if matrix is None:
+            return weight(x)
+        if is_quantised(weight):
+            if len(x) > self.max_quantised_rows:
+                restored = scratch(matrix.rows, matrix.columns, torch.bfloat16, x.device)
+                native.restore_into(self._library, matrix, None, restored, threads)
+                return F.linear(x, restored, weight.bias)
+        elif len(x) > self.max_product_rows:
             return weight(x)
         out = x.new_empty(len(x), matrix.rows)
         for given, made in zip(x.split(MAX_ROWS), out.split(MAX_ROWS), strict=True):
