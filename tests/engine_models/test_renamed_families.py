@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ember.engine.description.classic_decoder import alibi_slopes
+from ember.engine.description.families.registry import ARCHITECTURES, MODEL_TYPES, find_family
 from ember.engine.description.read_config import load_config
 from ember.engine.errors import ModelError
 from tests.engine_models.test_own_code_families import check
@@ -56,13 +57,27 @@ LLAMA_SIZES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("architecture", ["AquilaForCausalLM", "AquilaModel", "XverseForCausalLM", "LLaMAForCausalLM"])
-def test_llamas_by_other_names(architecture: str, tmp_path: Path) -> None:
-    directory = make_tiny("llama", tmp_path)
-    expected = load_config(directory)
-    rewrite_config(directory, architectures=[architecture])
-    found = load_config(directory)
-    assert found.architecture == architecture and found.rope == expected.rope and found.names == expected.names
+OTHER_NAMES = {
+    "LLaMAForCausalLM": "LlamaForCausalLM",
+    "AquilaForCausalLM": "LlamaForCausalLM",
+    "AquilaModel": "LlamaForCausalLM",
+    "XverseForCausalLM": "LlamaForCausalLM",
+    "MPTForCausalLM": "MptForCausalLM",
+    "PhiMoEForCausalLM": "PhimoeForCausalLM",
+    "StableLMEpochForCausalLM": "StableLmForCausalLM",
+    "BaiChuanForCausalLM": "BaichuanForCausalLM",
+    "ChatGLMForConditionalGeneration": "ChatGLMModel",
+}
+
+
+@pytest.mark.parametrize("architecture", OTHER_NAMES)
+def test_a_class_by_another_name_is_read_as_its_family(architecture: str, tmp_path: Path) -> None:
+    assert find_family(architecture) is find_family(OTHER_NAMES[architecture])
+    assert MODEL_TYPES[ARCHITECTURES[OTHER_NAMES[architecture]][0]] == OTHER_NAMES[architecture]
+    if OTHER_NAMES[architecture] == "LlamaForCausalLM":
+        directory = make_tiny("llama", tmp_path)
+        rewrite_config(directory, architectures=[architecture])
+        assert load_config(directory).architecture == architecture
 
 
 @pytest.mark.parametrize("bias", [True, False])
