@@ -196,7 +196,7 @@ def test_sizes_that_do_not_fit_leave_their_operations_to_torch() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_family_is_computed(variant: str, tmp_path: Path) -> None:
-    check_features(load_config(make_tiny(variant, tmp_path, num_hidden_layers=3)))
+    check_features(load_config(make_tiny(variant, tmp_path)))
 
 
 def test_the_declarations_are_read_without_torch() -> None:

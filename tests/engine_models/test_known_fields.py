@@ -57,8 +57,10 @@ def config_class(architecture: str) -> Any:
 def new_config(architecture: str, **fields: Any) -> Any:
     """A configuration of the class's defaults, but for heads with which nothing can be made of it."""
     cls = config_class(architecture)
-    plain = cls()
-    own = {"head_dim": plain.hidden_size // plain.num_attention_heads} if getattr(plain, "head_dim", 0) is None else {}
+    plain = cls().to_dict()
+    own = {}
+    if plain.get("head_dim", 0) is None:
+        own["head_dim"] = plain["hidden_size"] // plain["num_attention_heads"]
     own |= {"num_attention_heads": 64} if architecture == "Glm4MoeForCausalLM" else {}
     return cls(**{**own, "eos_token_id": 1, **fields})  # some classes have a default beyond their vocabulary
 
@@ -91,7 +93,7 @@ def test_a_family_reads_what_it_lists_and_nothing_else(architecture: str) -> Non
         if model_class(name) == architecture:
             per_layer = [len(differences[name]) for name in PER_LAYER if name in differences]
             layers = {"num_hidden_layers": per_layer[0]} if per_layer else {}
-            values = Recorded(new_config(architecture, **differences, **layers).to_dict())
+            values = Recorded(new_config(architecture, **{**differences, **layers}).to_dict())
             find_family(architecture).read(Fields(values))
             asked |= values.asked
     listed = find_family(architecture).fields
@@ -209,6 +211,28 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ("Olmo", {"clip_qkv": "8"}, "clip_qkv must be a number of at least 0, not '8'"),
     ("Olmo3", {"rope_parameters": {"full_attention": 3}}, "rope_parameters.full_attention must be an object, not 3"),
     ("Apertus", {"hidden_act": "mish"}, "hidden_act must be one of silu, "),
+    ("Gemma4", {"use_bidirectional_attention": "all"}, "use_bidirectional_attention must be null or 'vision'"),
+    ("Gemma4", {"vocab_size_per_layer_input": 99}, "vocab_size_per_layer_input=99 is less than vocab_size=262144"),
+    ("Gemma4", {"num_kv_shared_layers": 25}, "num_kv_shared_layers=25: no layer of each of layer_types is left"),
+    ("Gemma4", {"enable_moe_block": True}, "the field num_experts is missing"),
+    (
+        "Gemma4",
+        {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 5},
+        "top_k_experts=5 is more than num_experts=4",
+    ),
+    ("Gemma4", {"per_layer_config": {"30": {"head_dim": 64}}}, "per_layer_config: '30' is not the number of one of 30"),
+    ("Gemma4", {"per_layer_config": {"5": {"head_dim": 64}}}, "per_layer_config must be the same for all layers with"),
+    ("Gemma4", {"per_layer_config": {"5": {"rms_norm_eps": 1}}}, "per_layer_config.5.rms_norm_eps is not supported"),
+    (
+        "Gemma4",
+        {"attention_k_eq_v": True, "per_layer_config": None, "num_global_key_value_heads": 3},
+        "num_attention_heads=8 must be a multiple of the 3 key-value heads",
+    ),
+    (
+        "Gemma4",
+        {"rope_parameters": {"full_attention": {"rope_type": "proportional", "partial_rotary_factor": 1.5}}},
+        "partial_rotary_factor=1.5 turns",
+    ),
     (
         "HunYuanDenseV1",
         {"rope_scaling": {"type": "dynamic", "alpha": 1e300}},
@@ -224,3 +248,30 @@ def test_a_fault_names_the_field(name: str, fields: dict[str, Any], message: str
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     with pytest.raises(ModelError, match=f"config.json: {message}"):
         load_config(tmp_path)
+
+
+LAYERS_OF_GEMMA4 = {str(layer): {"head_dim": 64, "num_key_value_heads": 2} for layer in (5, 11, 17, 23, 29)}
+PUBLISHED: dict[str, Any] = {"attention_k_eq_v": True, "global_head_dim": 64, "num_global_key_value_heads": 2}
+
+
+def test_heads_of_gemma4_are_those_of_both_spellings(tmp_path: Path) -> None:
+    """`per_layer_config` of transformers' own files, and the fields of published ones, which hold without it."""
+    new_config("Gemma4ForCausalLM", attention_k_eq_v=True).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    content = {name: value for name, value in json.loads(path.read_text()).items() if name != "per_layer_config"}
+    made = []
+    for fields in (
+        PUBLISHED,
+        {"per_layer_config": LAYERS_OF_GEMMA4},
+        {**PUBLISHED, "global_head_dim": 99, "per_layer_config": LAYERS_OF_GEMMA4},
+    ):
+        path.write_text(json.dumps(content | fields))
+        made.append(load_config(tmp_path))
+    assert made[0] == made[1] == made[2]
+    assert made[0].heads(4) == (8, 4, 256) and made[0].heads(5) == (8, 2, 64)
+    path.write_text(json.dumps(content | PUBLISHED | {"attention_k_eq_v": False}))
+    assert load_config(tmp_path).heads(5) == (8, 4, 64), "without shared keys and values their number is the common one"
+    layer_types = ["sliding_attention"] * 30
+    path.write_text(json.dumps(content | {"layer_types": layer_types}))
+    forced = load_config(tmp_path)
+    assert forced.windows() == (*[512] * 29, None) and "the last of layer_types" in forced.warnings[0]

@@ -131,6 +131,21 @@ TINY: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         _TOKENS,
     ),
 }
+_GEMMA4 = {
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "sliding_window": 9,
+    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+}
+_GEMMA4_INPUTS = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB_SIZE, "num_kv_shared_layers": 1}
+_GEMMA4_VISION = {**_PIXTRAL, "num_key_value_heads": 2, "pooling_kernel_size": 1, "position_embedding_size": 16}
+TINY["gemma4"] = ("Gemma4", {**_GEMMA4, **_GEMMA4_INPUTS}, _GEMMA4_VISION, {})
+TINY["gemma4_unified"] = (
+    "Gemma4Unified",
+    _GEMMA4,
+    {"mm_embed_dim": 64, "mm_posemb_size": 16, "output_proj_dims": 64},
+    {"audio_config": {"audio_embed_dim": 32}},
+)
 if "Gemma3ForCausalLM" in ARCHITECTURES:
     TINY["gemma3"] = (
         "Gemma3",
@@ -189,7 +204,9 @@ def test_text_is_that_of_transformers(name: str, tmp_path: Path) -> None:
     assert config.architecture == f"{TINY[name][0]}ForConditionalGeneration" and config.eos_token_ids == [2]
     assert not config.warnings
     stored = [
-        tensor for tensor in load_file(tmp_path / "model.safetensors") if "vis" in tensor or "projector" in tensor
+        tensor
+        for tensor in load_file(tmp_path / "model.safetensors")
+        if any(part in tensor for part in ("vis", "projector", "audio"))
     ]
     assert said == [line for line in said if "served as text" in line] and f"{len(stored)} weights" in said[0]
 

@@ -67,6 +67,50 @@ _GEMMA3 = {
     "tie_word_embeddings": True,
 }
 _DEEPSEEK = {"num_experts_per_tok": 2, "moe_intermediate_size": 48, "routed_scaling_factor": 1.5}
+_GEMMA4_TYPES = ["sliding_attention", "sliding_attention", "full_attention"]
+# 31B: keys that are the values of layers with full attention, and no inputs of single layers.
+_GEMMA4: dict[str, Any] = {
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "num_key_value_heads": 2,
+    "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True,
+    "hidden_size_per_layer_input": 0,
+    "sliding_window": 7,
+    "layer_types": _GEMMA4_TYPES,
+    "final_logit_softcapping": 6.0,
+    "tie_word_embeddings": True,
+}
+_GEMMA4_UNIFIED = {name: value for name, value in _GEMMA4.items() if name != "hidden_size_per_layer_input"} | {
+    "num_hidden_layers": 4,
+    "layer_types": _GEMMA4_TYPES[1:] * 2,
+    "num_kv_shared_layers": 2,
+}
+# E2B: inputs of single layers, and wide MLPs in the last layers, which read the keys and values of earlier ones.
+_GEMMA4_SMALL = {
+    **_GEMMA4,
+    "vocab_size": VOCAB_SIZE,
+    "num_key_value_heads": 1,
+    "num_global_key_value_heads": None,
+    "attention_k_eq_v": False,
+    "hidden_size_per_layer_input": 24,
+    "vocab_size_per_layer_input": VOCAB_SIZE,
+    "num_hidden_layers": 6,
+    "layer_types": _GEMMA4_TYPES * 2,
+    "num_kv_shared_layers": 3,
+    "use_double_wide_mlp": True,
+    "attention_bias": True,
+}
+# 26B-A4B: experts beside the MLP; keys of layers with full attention that are smaller than those with the window.
+_GEMMA4_MOE = {
+    **_GEMMA4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "enable_moe_block": True,
+    "num_experts": 6,
+    "top_k_experts": 3,
+    "moe_intermediate_size": 48,
+}
 _EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 _OPT: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -181,6 +225,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("Gemma", {"head_dim": 24, "num_key_value_heads": 1, "tie_word_embeddings": True}),
     "gemma2": ("Gemma2", _GEMMA2),
     "gemma3": ("Gemma3", _GEMMA3),
+    "gemma4": ("Gemma4", _GEMMA4),
+    "gemma4_small": ("Gemma4", _GEMMA4_SMALL),
+    "gemma4_moe": ("Gemma4", _GEMMA4_MOE),
+    "gemma4_unified": ("Gemma4Unified", _GEMMA4_UNIFIED),
     "phi3": ("Phi3", {"sliding_window": 9}),
     "phi3_long": (
         "Phi3",
@@ -396,7 +444,7 @@ def make_tiny(
             elif parameter_name.endswith("_bias"):  # of experts
                 parameter.add_(torch.randn_like(parameter) * 0.1)
         for buffer_name, buffer in model.named_buffers():
-            if buffer_name.endswith("e_score_correction_bias"):
+            if buffer_name.endswith(("e_score_correction_bias", "layer_scalar")):
                 buffer.add_(torch.randn_like(buffer) * 0.1)
     model.to(dtype)
     directory = Path(directory)

@@ -102,11 +102,17 @@ class EmptyEngine:
             sequence.is_prefilled = True
 
 
+BY_LAYER = (
+    *("windowed_layers", "rope_layers", "qk_norm_layers", "key_value_layers"),
+    *("layer_head_dims", "layer_kv_heads", "layer_intermediate_sizes"),
+)  # the fields that have a value for each layer
+
+
 def with_layers(config: DecoderConfig, num_layers: int) -> DecoderConfig:
     """The first layers of a decoder."""
     return replace(
         config,
         num_layers=num_layers,
-        windowed_layers=config.windowed_layers[:num_layers],
-        rope_layers=config.rope_layers[:num_layers],
+        shared_kv_layers=max(0, config.shared_kv_layers - (config.num_layers - num_layers)),
+        **{name: getattr(config, name)[:num_layers] for name in BY_LAYER},
     )

@@ -94,6 +94,5 @@ def settle_weights(decoder: Decoder, pages: Pages | None) -> Iterator[None]:
         yield from embedding.tokens.settle(False, pages)
     yield from parts.head.settle(packs, None if is_tied else pages)
     decoder.ops.weights_moved(None)
-    for extra in (embedding.project, parts.project_out):
-        if extra is not None:
-            yield from extra.settle(packs, pages)
+    for extra in parts.others():
+        yield from extra.settle(packs, pages)

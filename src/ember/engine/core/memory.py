@@ -57,7 +57,8 @@ def activation_bytes(
 
 def token_bytes(config: DecoderConfig, element_size: int) -> int:
     """An upper bound of a token's memory in a forward pass: the widest layer's inputs and outputs."""
-    widths = 4 * config.hidden_size + 3 * config.intermediate_size
+    widths = 4 * config.hidden_size + 3 * max(config.intermediate_size, *config.layer_intermediate_sizes, 0)
+    widths += 4 * config.num_layers * config.layer_input_size
     widths += 2 * max(heads.query_size + 2 * heads.kv_size for heads in config.all_heads())
     if config.experts is not None:
         inner = 3 * config.experts.intermediate_size

@@ -40,6 +40,11 @@ class ExpertNames:
     shared_down: str | None = None
     shared_gate_up: str | None = None  # in place of `shared_gate` and `shared_up`
     shared_router: str | None = None  # the matrix of one row that weighs that MLP's output
+    router_scale: str | None = None  # the vector by which the router's normalised inputs are multiplied
+    expert_scales: str | None = None  # the vector of factors of the experts' outputs
+    mlp_output_norm: str | None = None  # of the MLP beside the experts
+    input_norm: str | None = None  # of the experts beside an MLP
+    output_norm: str | None = None
     suffix: str = ""  # ends of the names of tensors that have all experts: the matrices', and their biases'
     bias_suffix: str = "_bias"
 
@@ -73,6 +78,16 @@ class WeightNames:
     experts: ExpertNames | None = None
     query_norm: str | None = None  # with {} for the head's number if each head has a tensor of its own
     key_norm: str | None = None
+    layer_scalar: str | None = None
+    # Of inputs of layers: the table of all layers, the projection of the embeddings and its norm; in each layer the
+    # gate, the projection to the hidden size and its norm.
+    layer_table: str | None = None
+    layer_projection: str | None = None
+    layer_projection_norm: str | None = None
+    layer_gate: str | None = None
+    layer_output: str | None = None
+    layer_output_norm: str | None = None
+    unused_kv: tuple[str, ...] = ()  # beginnings of names that layers without K and V of their own may have stored
     embed_positions: str | None = None
     embed_norm: str | None = None
     project_in: str | None = None
@@ -108,6 +123,9 @@ class ExpertsConfig:
     shared_field: str = ""  # what `shared_size` is in config.json
     shared_router: bool = False  # whether its output is weighted with the sigmoid of a product
     biases: bool | None = None  # of the experts' matrices; None: if MLPs have them
+    beside_mlp: bool = False  # whether a layer has an MLP too: norm(mlp(norm(x))) + norm(experts(norm(x)))
+    router_norm: bool = False  # whether the router normalises its input, which is that of the experts before their norm
+    expert_scales: bool = False  # whether each expert's output has a factor
 
     def in_layer(self, layer: int) -> bool:
         """Whether a layer has experts. The other layers have an MLP."""
@@ -191,8 +209,16 @@ class DecoderConfig:
     windowed_layers: tuple[bool, ...] = ()  # whether each layer has the window, in place of `first_window_layer`
     layer_head_dims: tuple[int, ...] = ()  # the head size of each layer, in place of `head_dim`
     layer_kv_heads: tuple[int, ...] = ()  # the number of key-value heads of each layer, in place of `num_kv_heads`
+    layer_intermediate_sizes: tuple[int, ...] = ()  # of each layer's MLP, in place of `intermediate_size`
+    value_norm: bool = False  # RMSNorm without weights of each head of the values
+    key_value_layers: tuple[bool, ...] = ()  # whether each layer's values are its keys before norm and rotation
     shared_kv_layers: int = 0  # the last layers, which read the K and V of the last layer of their kind before them
     alibi: tuple[float, ...] = ()  # each head's slope of ALiBi (arXiv 2108.12409), which biases scores by distance
+    # Each layer gets a vector of this size for every token: its row of a table plus a projection of its embedding. The
+    # layer adds norm(W (act(V x) * vector)) to its output x. 0: there is none.
+    layer_input_size: int = 0
+    layer_input_vocab_size: int = 0  # rows of the table
+    layer_scalar: bool = False  # each layer's output is multiplied by a number
     tie_word_embeddings: bool = False
     head_bias: bool = False  # of the logits
     normalised_head: bool = False  # each row of the head is divided by its length when it is loaded
@@ -233,8 +259,20 @@ class DecoderConfig:
         return (*range(own), *(last[has_window] for has_window in windows[own:]))
 
     def has_experts(self, layer: int) -> bool:
-        """Whether a layer has experts in place of the MLP."""
+        """Whether a layer has experts."""
         return self.experts is not None and self.experts.in_layer(layer)
+
+    def has_mlp(self, layer: int) -> bool:
+        """Whether a layer has an MLP: in place of experts, or beside them."""
+        return self.experts is None or self.experts.beside_mlp or not self.experts.in_layer(layer)
+
+    def mlp_size(self, layer: int) -> int:
+        """The intermediate size of a layer's MLP."""
+        return self.layer_intermediate_sizes[layer] if self.layer_intermediate_sizes else self.intermediate_size
+
+    def values_are_keys(self, layer: int) -> bool:
+        """Whether a layer's values are its keys before norm and rotation."""
+        return bool(self.key_value_layers) and self.key_value_layers[layer]
 
     def qk_norm_of(self, layer: int) -> QkNorm | None:
         """The norms of a layer's queries and keys."""
@@ -290,6 +328,7 @@ DATA = frozenset(
         *(
             "qk_norm_layers",
             "nope_length",
+            "layer_input_vocab_size",
             "first_window_layer",
             "windowed_layers",
             "tie_word_embeddings",
@@ -305,7 +344,7 @@ DATA = frozenset(
         *("rope.rotary_dim", "rope.theta", "rope.factor", "rope.original_max_position_embeddings"),
         *("rope.low_freq_factor", "rope.high_freq_factor", "rope.beta_fast", "rope.beta_slow", "rope.truncate"),
         *("rope.attention_factor", "rope.short_factor", "rope.long_factor", "rope.long_attention_factor"),
-        "rope.served_length",
+        *("rope.served_length", "rope.num_pairs"),
         *("experts.count", "experts.count_field", "experts.intermediate_size", "experts.intermediate_field"),
         *(
             "experts.per_token",

@@ -59,12 +59,18 @@ LOOP = frozenset(
         "wiring=parallel",
         "residual_scale",
         "final_norm=False",
+        "layer_intermediate_sizes",
+        "layer_input_size",
+        "layer_scalar",
+        "experts.beside_mlp",
     }
 )
 """The features that the layer loop itself computes (`models.decoder`), over the operations of any set."""
 
 _BIASES = frozenset({"qkv_bias", "output_bias", "mlp_bias"})
-_ROPE_KINDS = frozenset(f"rope.kind={kind}" for kind in ("linear", "dynamic", "llama3", "yarn", "longrope"))
+_ROPE_KINDS = frozenset(
+    f"rope.kind={kind}" for kind in ("linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
+)
 _HEAD_SIZES = frozenset({"layer_head_dims", "layer_kv_heads", "shared_kv_layers"})
 _HEADS = _ROPE_KINDS | {"qk_norm=head", "qk_norm=plain", "rope", "rope.reversed"}
 _NORMS = frozenset({"norm=layer", "norm_bias", "norm_affine=False"})
@@ -83,7 +89,7 @@ _EXPERTS = frozenset(
             "experts.correction",
             "experts.groups",
         ),
-        *("experts.shared_size", "experts.shared_router"),
+        *("experts.shared_size", "experts.shared_router", "experts.router_norm", "experts.expert_scales"),
     }
 )
 
@@ -96,6 +102,7 @@ TORCH = OperatorSet(
         "place_heads": _HEADS
         | {"qk_norm=all", "qk_norm=layer", "qk_norm=layer_bias", "nope_beta", "qkv_clip", "clips_after_norm"}
         | {"rope_before_norm", "rope_layers", "local_rope", "rope.interleaved", "rope.query_beta"}
+        | {"value_norm", "key_value_layers"}
         | _HEAD_SIZES,
         "attend": frozenset({"attention_scale", "divides_scale_by_layer", "attention_soft_cap", "attention_sinks"})
         | {"sliding_window", "window_is_chunk", "alibi"}
@@ -117,8 +124,9 @@ def _triton_faults(config: DecoderConfig) -> Lacking:
     faults: Lacking = {}
     if config.hidden_size > TRITON_MAX_HIDDEN:
         faults["add_norm"] = f"hidden_size={config.hidden_size} is above {TRITON_MAX_HIDDEN}"
-    if config.head_dim % 16 or config.head_dim > TRITON_MAX_HEAD_DIM:
-        faults["attend"] = f"head_dim={config.head_dim} is no multiple of 16 up to {TRITON_MAX_HEAD_DIM}"
+    for _, _, head_dim in config.all_heads():
+        if head_dim % 16 or head_dim > TRITON_MAX_HEAD_DIM:
+            faults["attend"] = f"head_dim={head_dim} is no multiple of 16 up to {TRITON_MAX_HEAD_DIM}"
     if config.experts is not None:
         sizes = {"hidden_size": config.hidden_size, config.experts.intermediate_field: config.experts.intermediate_size}
         for name, size in sizes.items():
@@ -153,8 +161,12 @@ def native_sizes(config: DecoderConfig) -> dict[str, int]:
     for head_dim in sorted({heads.head_dim for heads in config.all_heads()}):
         name = f"num_heads * {head_dim}" if config.layer_head_dims else "num_heads * head_dim"
         sizes[name] = config.num_heads * head_dim
-    if not all(map(config.has_experts, range(config.num_layers))):
+    if any(map(config.has_mlp, range(config.num_layers))):
         sizes[config.intermediate_field] = config.intermediate_size
+    if config.layer_intermediate_sizes:
+        sizes |= {f"{config.intermediate_field} of a layer": max(config.layer_intermediate_sizes)}
+    if config.layer_input_size:
+        sizes["hidden_size_per_layer_input"] = config.layer_input_size
     if config.experts is not None:
         sizes[config.experts.intermediate_field] = config.experts.intermediate_size
         if config.experts.shared_size:

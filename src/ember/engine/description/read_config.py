@@ -141,6 +141,8 @@ def _dtype(fields: Fields) -> str:
 def _check_unread(fields: Fields, architecture: str, family: Family) -> None:
     """Warn of the fields that are not read. Raises ModelError for fields that are known to change what is computed."""
     for name, neutral in NEUTRAL.items():
+        if name in family.fields:
+            continue
         value = fields.values.get(name)
         if value is not None and value not in neutral:
             raise ModelError(f"{name} is {shown(value)}, which is not supported: it must be absent")

@@ -25,6 +25,7 @@ ROPE_KINDS = {
     "default": _NO_SCALING,
     "mrope": _NO_SCALING,  # the positions of text are the same in all its sections
     "linear": _NO_SCALING | {"factor"},
+    "proportional": _NO_SCALING | {"factor"},
     "dynamic": _NO_SCALING | {"factor"},
     "llama3": _NO_SCALING | field_names("factor low_freq_factor high_freq_factor"),
     "yarn": _NO_SCALING
@@ -106,6 +107,8 @@ def _rope(fields: Fields, rope: Fields, head_dim: int, max_position_embeddings: 
     if unread := rope.unread(known_fields):
         fields.warnings.append(f"{listed(unread)} has no meaning for rotary positions of the kind {kind}")
     share = rope.number("partial_rotary_factor", form.share, above=0.0)
+    if kind == "proportional":
+        return _proportional(rope, head_dim, share, theta)
     rotary_dim = int(head_dim * share)
     if not 0 < rotary_dim <= head_dim or rotary_dim % 2:
         raise ModelError(
@@ -153,6 +156,15 @@ def _rope(fields: Fields, rope: Fields, head_dim: int, max_position_embeddings: 
         attention_factor=_yarn_attention_factor(rope, factor),
         original_max_position_embeddings=original,
     )
+
+
+def _proportional(rope: Fields, head_dim: int, share: float, theta: float) -> RopeConfig:
+    """The frequencies are those of whole heads, but only the first pairs of dimensions are rotated."""
+    num_pairs = int(share * head_dim // 2)
+    if share > 1 or not num_pairs or head_dim % 2:
+        raise ModelError(f"partial_rotary_factor={share:g} turns {num_pairs} pairs of a head's {head_dim} dimensions")
+    factor = rope.number("factor", 1.0, above=0.0, at_most=_MAX_FACTOR)
+    return RopeConfig(head_dim, theta, kind="proportional", factor=factor, num_pairs=num_pairs)
 
 
 def _dynamic(fields: Fields, rope: Fields, base: RopeConfig, original: int) -> RopeConfig:

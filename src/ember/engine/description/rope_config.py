@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class RopeConfig:
     reversed: bool = False  # pairs are turned in the other direction
     kind: RopeKind = "default"
     factor: float = 1.0
+    num_pairs: int = 0  # proportional: the number of pairs that are rotated; the others have frequency 0
     original_max_position_embeddings: int = 0  # dynamic, llama3, yarn, longrope, query_beta
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3

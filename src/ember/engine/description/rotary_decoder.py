@@ -42,12 +42,14 @@ def read_rotary_decoder(
     activation_field: str = "hidden_act",
     activation: str = "silu",
     rope: RopeForm | None = None,
+    reads_rope: bool = True,
     tie_word_embeddings: bool = False,
     intermediate: tuple[str, int | None] = ("intermediate_size", None),
 ) -> DecoderConfig:
     """Read the fields in `ROTARY_FIELDS`. The arguments are the family's defaults; `norm_eps_field` is its name for
     rms_norm_eps; None: it has none. `activation_field` is its name for hidden_act, `intermediate` its name for
-    intermediate_size and the default. Raises ModelError."""
+    intermediate_size and the default. `reads_rope`: False where the caller reads rotary positions. Raises
+    ModelError."""
     hidden_size, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     num_kv_heads = fields.optional_integer("num_key_value_heads", num_kv_heads) or num_heads
     head_dim = fields.optional_integer("head_dim", head_dim) or divide_into_heads(
@@ -71,7 +73,7 @@ def read_rotary_decoder(
         activation=ACTIVATIONS[fields.one_of(activation_field, activation, ACTIVATIONS)],
         tie_word_embeddings=fields.flag("tie_word_embeddings", tie_word_embeddings),
     )
-    return with_rope(config, fields, rope)
+    return with_rope(config, fields, rope) if reads_rope else config
 
 
 def with_rope(config: DecoderConfig, fields: Fields, form: RopeForm | None = None) -> DecoderConfig:

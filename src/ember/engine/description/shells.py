@@ -49,6 +49,7 @@ SHELLS = {
     "Qwen3_5MoeForConditionalGeneration": Shell("qwen3_5_moe", "Qwen3_5MoeForCausalLM"),
     "Gemma3ForConditionalGeneration": Shell("gemma3", "Gemma3ForCausalLM"),
     "Gemma4ForConditionalGeneration": Shell("gemma4", "Gemma4ForCausalLM"),
+    "Gemma4UnifiedForConditionalGeneration": Shell("gemma4_unified", "Gemma4UnifiedForCausalLM"),
     "Mistral3ForConditionalGeneration": Shell("mistral3", None),
     "LlavaForConditionalGeneration": Shell("llava", None),
     "Llama4ForConditionalGeneration": Shell("llama4", "Llama4ForCausalLM"),

@@ -75,6 +75,10 @@ XIELU_WEIGHTS: dict[str, tuple[Size, ...]] = {
 }
 
 
+BESIDE_NORMS = ("mlp_output_norm", "input_norm", "output_norm")  # of experts beside an MLP
+_INPUT_SIZE = "hidden_size_per_layer_input"  # the field of config.json
+
+
 class LinearSpec(NamedTuple):
     """A linear layer, or the linear layers of all experts, one after the other."""
 
@@ -125,6 +129,8 @@ def weight_specs(config: DecoderConfig) -> list[Spec]:
         specs.append(TensorSpec("embed_positions", f"{names.embed_positions}.weight", (rows, hidden)))
     if config.embed_norm:
         specs += _norm(config, hidden, "embed_norm", str(names.embed_norm))
+    if config.layer_input_size:
+        specs += _layer_inputs(config, hidden)
     if config.embed_dim is not None:
         specs.append(_linear("project_in", [Stored(str(names.project_in), hidden, embed).whole()]))
     for layer in range(config.num_layers):
@@ -173,8 +179,14 @@ class _Sizes(NamedTuple):
             Size(kv, f"{kv_heads} {head_dim}: {kv}"),
             Size(query + 2 * kv, f"{heads} and {kv_heads} {head_dim}: {query + 2 * kv}"),
             Size(sizes.head_dim, f"head_dim={sizes.head_dim}"),
-            Size(config.intermediate_size, f"{config.intermediate_field}={config.intermediate_size}"),
+            _mlp_size(config, layer),
         )
+
+
+def _mlp_size(config: DecoderConfig, layer: int) -> Size:
+    size, common = config.mlp_size(layer), config.intermediate_size
+    says = f"{config.intermediate_field}={common}"
+    return Size(size, says if size == common else f"{says} in layers with MLPs of {size}")
 
 
 def _layer(config: DecoderConfig, sizes: _Sizes, layer: int) -> Iterator[Spec]:
@@ -197,8 +209,13 @@ def _layer(config: DecoderConfig, sizes: _Sizes, layer: int) -> Iterator[Spec]:
         yield from _norm(config, hidden, f"{ours}mlp_norm", theirs + names.mlp_norm)
     if names.mlp_output_norm is not None:
         yield from _norm(config, hidden, f"{ours}mlp_output_norm", theirs + names.mlp_output_norm)
+    if config.layer_input_size:
+        yield from _layer_input(config, hidden, ours, theirs)
+    if config.layer_scalar:
+        yield TensorSpec(f"{ours}scalar", f"{theirs}{names.layer_scalar}", (Size(1, "one number for a layer"),))
     if config.experts is not None and config.has_experts(layer):
         yield from _experts(config, config.experts, hidden, ours, theirs)
+    if not config.has_mlp(layer):
         return
     yield _linear(f"{ours}up", _up(config, sizes, theirs), config.mlp_bias)
     if config.activation == "xielu":
@@ -242,7 +259,9 @@ def _qkv(config: DecoderConfig, sizes: _Sizes, layer: int, theirs: str) -> list[
     if names.qkv is None:
         parts = [(names.query, sizes.query)]
         if config.has_own_kv(layer):
-            parts += [(names.key, sizes.kv), (names.value, sizes.kv)]
+            parts.append((names.key, sizes.kv))
+            if not config.values_are_keys(layer):
+                parts.append((names.value, sizes.kv))
         return [Stored(f"{theirs}{name}", rows, hidden, names.transposed).whole() for name, rows in parts]
     stored = Stored(theirs + names.qkv, sizes.qkv, hidden, names.transposed)
     if names.qkv_order == "parts":
@@ -267,6 +286,26 @@ def _up(config: DecoderConfig, sizes: _Sizes, theirs: str) -> list[Output]:
     return [Stored(f"{theirs}{name}", inner, hidden, names.transposed).whole() for name in (names.gate, names.up)]
 
 
+def _layer_inputs(config: DecoderConfig, hidden: Size) -> Iterator[Spec]:
+    """The table of all layers' inputs, the projection of the embeddings to them, and its norm."""
+    names, size = config.names, config.layer_input_size
+    rows = Size(config.layer_input_vocab_size, f"vocab_size_per_layer_input={config.layer_input_vocab_size}")
+    says = f"num_hidden_layers={config.num_layers} of {_INPUT_SIZE}={size}"
+    total = Size(config.num_layers * size, f"{says}: {config.num_layers * size}")
+    yield TensorSpec("layer_table", f"{names.layer_table}.weight", (rows, total))
+    yield _linear("layer_projection", [Stored(str(names.layer_projection), total, hidden).whole()])
+    yield from _norm(
+        config, Size(size, f"{_INPUT_SIZE}={size}"), "layer_projection_norm", str(names.layer_projection_norm)
+    )
+
+
+def _layer_input(config: DecoderConfig, hidden: Size, ours: str, theirs: str) -> Iterator[Spec]:
+    names, size = config.names, Size(config.layer_input_size, f"{_INPUT_SIZE}={config.layer_input_size}")
+    yield _linear(f"{ours}input_gate", [Stored(f"{theirs}{names.layer_gate}", size, hidden).whole()])
+    yield _linear(f"{ours}input_output", [Stored(f"{theirs}{names.layer_output}", hidden, size).whole()])
+    yield from _norm(config, hidden, f"{ours}input_norm", f"{theirs}{names.layer_output_norm}")
+
+
 def _experts(config: DecoderConfig, experts: ExpertsConfig, hidden: Size, ours: str, theirs: str) -> Iterator[Spec]:
     """The router; the experts' gate and up as one matrix, with gate's rows, then up's rows of each expert; and down.
     Then the MLP that computes every token."""
@@ -275,6 +314,13 @@ def _experts(config: DecoderConfig, experts: ExpertsConfig, hidden: Size, ours: 
     transposed, count = bool(names.transposed), Size(experts.count, f"{experts.count_field}={experts.count}")
     inner = Size(experts.intermediate_size, f"{experts.intermediate_field}={experts.intermediate_size}")
     yield _linear(f"{ours}router", [Stored(theirs + names.router, count, hidden).whole()], experts.router_bias)
+    if experts.router_norm:
+        yield TensorSpec(f"{ours}router_scale", f"{theirs}{names.router_scale}", (hidden,), "float32")
+    if experts.expert_scales:
+        yield TensorSpec(f"{ours}expert_scales", f"{theirs}{names.expert_scales}", (count,), "float32")
+    if experts.beside_mlp:
+        for norm in BESIDE_NORMS:
+            yield from _norm(config, hidden, f"{ours}experts.{norm}", f"{theirs}{getattr(names, norm)}")
     if experts.correction:
         shape = (count,) if names.correction_dim == 1 else (Size(1, "one row"), count)
         yield TensorSpec(f"{ours}correction", f"{theirs}{names.correction}", shape, "float32")

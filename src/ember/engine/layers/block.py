@@ -15,9 +15,10 @@ from ember.engine.layers.cache import CacheScales
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.joined import parts_of
+from ember.engine.layers.layer_inputs import LayerInput, LayerInputs
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP
-from ember.engine.layers.norm import Norm, QkNorm
+from ember.engine.layers.norm import Norm, QkNorm, RMSNorm
 
 
 @dataclass(slots=True)
@@ -36,8 +37,20 @@ class Attention:
     group: int  # the cache group of its K and V, which has the block table
     place: int  # index of its place in the pages of the group (`KVCache.by_page`)
     sizes: HeadSizes
+    value_norm: RMSNorm | None  # of each head of the values, without weights
+    values_are_keys: bool  # `qkv` has no values: they are the keys before norm and rotation
     has_own_kv: bool  # otherwise `qkv` has queries alone, and K and V are those of an earlier layer
     cache_scales: CacheScales | None = None  # of its K and V if the cache is in float8
+
+
+@dataclass(slots=True)
+class BesideExperts:
+    """Experts beside a block's MLP: norm(mlp(...)) + norm(experts(norm(x))), where the router sees x."""
+
+    experts: Experts
+    mlp_output_norm: Norm
+    input_norm: Norm
+    output_norm: Norm
 
 
 @dataclass(slots=True)
@@ -51,6 +64,9 @@ class Block:
     attention_output_norm: Norm | None = None  # of the wiring sandwich
     mlp_output_norm: Norm | None = None
     residual_scale: float = 1.0  # of the outputs of attention and MLP
+    beside: BesideExperts | None = None
+    layer_input: LayerInput | None = None
+    scalar: Tensor | None = None  # [1], factor of the block's output
 
     def matrices(self) -> Iterator[Linear]:
         """The matrices of the block's matrix products, without those of routers."""
@@ -59,13 +75,23 @@ class Block:
             yield from (mlp.up, mlp.down)
 
     def mlps(self) -> Iterator[MLP]:
-        """The block's MLP, or its experts and the MLP that computes every token."""
+        """The block's MLP, its experts and the MLP that computes every token, and that of its input."""
         if isinstance(self.mlp, MLP):
             yield self.mlp
-            return
-        yield from self.mlp.each
-        if self.mlp.shared is not None:
-            yield self.mlp.shared
+        experts = self.experts
+        if experts is not None:
+            yield from experts.each
+            if experts.shared is not None:
+                yield experts.shared
+        if self.layer_input is not None:
+            yield self.layer_input.mlp
+
+    @property
+    def experts(self) -> Experts | None:
+        """The block's experts, in place of an MLP or beside it."""
+        if self.beside is not None:
+            return self.beside.experts
+        return self.mlp if isinstance(self.mlp, Experts) else None
 
 
 @dataclass(slots=True)
@@ -77,6 +103,7 @@ class DecoderParts:
     final_norm: Norm | None
     project_out: Linear | None  # [embed_dim, hidden]
     head: Linear  # [vocab_size, hidden or embed_dim]
+    layer_inputs: LayerInputs | None = None
 
     def groups(self) -> list[Attention]:
         """A layer's attention of each cache group. All layers of a group have the same window and heads."""
@@ -87,8 +114,13 @@ class DecoderParts:
         """The matrices of the decoder's matrix products, without those of routers."""
         for block in self.blocks:
             yield from block.matrices()
-        yield from (weight for weight in (self.embedding.project, self.project_out) if weight is not None)
+        yield from self.others()
         yield self.head
+
+    def others(self) -> Iterator[Linear]:
+        """The matrices that are neither in a block nor the head."""
+        inputs = None if self.layer_inputs is None else self.layer_inputs.projection
+        yield from (weight for weight in (self.embedding.project, inputs, self.project_out) if weight is not None)
 
     def layouts(self) -> set[type[Linear]]:
         """The layouts of the matrices, those of the parts where several layers are joined."""

@@ -24,9 +24,7 @@ class Embedding:
 
     def __call__(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """[T] ids and [T] positions -> [T, hidden]."""
-        tokens = self.tokens
-        hidden = F.embedding(token_ids, tokens) if isinstance(tokens, Tensor) else tokens.look_up(token_ids)
-        return self.finish(hidden, positions)
+        return self.finish(look_up(self.tokens, token_ids), positions)
 
     def finish(self, hidden: Tensor, positions: Tensor) -> Tensor:
         """The rest of `__call__`, from the rows of `tokens` on: [T, embed_dim] -> [T, hidden]."""
@@ -37,3 +35,8 @@ class Embedding:
         if self.positions is not None:
             hidden = hidden + F.embedding(positions + self.position_offset, self.positions)
         return hidden if self.norm is None else self.norm(hidden)
+
+
+def look_up(table: Tensor | Linear, ids: Tensor) -> Tensor:
+    """The rows of a table of embeddings: [T] -> [T, columns]."""
+    return F.embedding(ids, table) if isinstance(table, Tensor) else table.look_up(ids)

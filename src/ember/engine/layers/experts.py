@@ -10,6 +10,7 @@ from torch import Tensor
 from ember.engine.description.config import ExpertsConfig
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP
+from ember.engine.layers.norm import RMSNorm
 
 
 @dataclass(slots=True)
@@ -26,6 +27,8 @@ class Experts:
     down_bias: Tensor | None  # [experts, hidden]
     shared: MLP | None
     shared_router: Linear | None  # [1, hidden]
+    router_norm: RMSNorm | None = None  # of the router's input
+    scales: Tensor | None = None  # [experts] float32, factors of the experts' outputs
 
     def route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The experts of each token by the router's `logits` [T, experts]: their weights, float32, and their numbers,
@@ -43,6 +46,8 @@ class Experts:
         weights = scores.gather(1, ids)
         if config.normalised:
             weights = weights / weights.sum(-1, keepdim=True).clamp_min(config.norm_min)
+        if self.scales is not None:
+            weights = weights * self.scales[ids]
         return weights * config.scale if config.scale != 1.0 else weights, ids
 
 

@@ -81,6 +81,9 @@ def inverse_frequencies(config: RopeConfig) -> Tensor:
         divisors = config.long_factor if _is_long(config) else config.short_factor
         return 1.0 / (torch.tensor(divisors, dtype=torch.float32) * config.theta**steps)
     frequencies = 1.0 / _dynamic_theta(config) ** steps
+    if config.kind == "proportional":
+        frequencies[config.num_pairs :] = 0.0
+        return frequencies / config.factor
     if config.kind == "linear":
         return frequencies / config.factor
     if config.kind == "llama3":

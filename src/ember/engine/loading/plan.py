@@ -218,8 +218,12 @@ def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry], dtype: 
 
     extra = tuple(names.layer.format(config.num_layers + layer) for layer in range(config.num_extra_layers))
 
+    for layer in range(config.num_layers - config.shared_kv_layers, config.num_layers):
+        extra += tuple(names.layer.format(layer) + beginning for beginning in names.unused_kv)
+
     def may_be_unused(name: str) -> bool:
-        """Whether a stored tensor is a copy of a tied head, a buffer, or of a layer that predicts further tokens."""
+        """Whether a stored tensor is a copy of a tied head, a buffer, of a layer that predicts further tokens, or makes
+        keys and values of a layer that reads those of another one."""
         if config.tie_word_embeddings and name.startswith(f"{names.lm_head}."):
             return True
         return name.endswith(unused) or name.startswith((*extra, *names.unused)) or is_cache_scale(name)

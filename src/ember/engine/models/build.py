@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ember.engine.description.cache_groups import cache_groups, cache_places
 from ember.engine.description.config import DecoderConfig
-from ember.engine.description.weights import XIELU_WEIGHTS
-from ember.engine.layers.block import Attention, Block, DecoderParts
+from ember.engine.description.weights import BESIDE_NORMS, XIELU_WEIGHTS
+from ember.engine.layers.block import Attention, BesideExperts, Block, DecoderParts
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
+from ember.engine.layers.layer_inputs import LayerInput, LayerInputs
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP, Xielu
 from ember.engine.layers.norm import JointHeadNorm, LayerNorm, Norm, QkNorm, RMSNorm
@@ -56,6 +57,7 @@ def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
         final_norm=_norm(config, weights, "final_norm") if config.final_norm else None,
         project_out=_linear(weights, "project_out") if config.embed_dim else None,
         head=_head(config, weights, tokens),
+        layer_inputs=_layer_inputs(config, weights, tokens.dtype) if config.layer_input_size else None,
     )
     assert not weights, f"no part of the decoder uses {', '.join(weights)}"
     return parts
@@ -87,13 +89,18 @@ def _block(
             group=group,
             place=place,
             sizes=config.heads(layer),
+            value_norm=RMSNorm(None, config.heads(layer).head_dim, config.norm_eps) if config.value_norm else None,
+            values_are_keys=config.values_are_keys(layer),
             has_own_kv=config.has_own_kv(layer),
         ),
         attention_output_norm=_optional_norm(config, weights, prefix, "attention_output_norm"),
         mlp_norm=_optional_norm(config, weights, prefix, "mlp_norm") or attention_norm,
         mlp_output_norm=_optional_norm(config, weights, prefix, "mlp_output_norm"),
-        mlp=_mlp(config, weights, prefix) if not config.has_experts(layer) else _experts(config, weights, prefix),
+        mlp=_mlp(config, weights, prefix) if config.has_mlp(layer) else _experts(config, weights, prefix),
         residual_scale=config.residual_scale,
+        beside=_beside(config, weights, prefix) if config.has_mlp(layer) and config.has_experts(layer) else None,
+        layer_input=_layer_input(config, weights, layer) if config.layer_input_size else None,
+        scalar=_tensor(weights, f"{prefix}scalar") if config.layer_scalar else None,
     )
 
 
@@ -117,6 +124,30 @@ def _mlp(config: DecoderConfig, weights: Weights, prefix: str) -> MLP:
     return MLP(up, down, config.activation, config.gated_mlp, xielu, config.swiglu_limit, config.swiglu_alpha)
 
 
+def _layer_inputs(config: DecoderConfig, weights: Weights, dtype: torch.dtype) -> LayerInputs:
+    size = config.layer_input_size
+    return LayerInputs(
+        table=weights.pop("layer_table"),
+        scale=torch.tensor(size**0.5, dtype=dtype).item(),
+        projection=_linear(weights, "layer_projection"),
+        projection_scale=config.hidden_size**-0.5,
+        norm=_norm(config, weights, "layer_projection_norm", size),
+        size=size,
+    )
+
+
+def _layer_input(config: DecoderConfig, weights: Weights, layer: int) -> LayerInput:
+    prefix = f"layers.{layer}."
+    gate, output = _linear(weights, f"{prefix}input_gate"), _linear(weights, f"{prefix}input_output")
+    mlp = MLP(gate, output, config.activation, gated=True)
+    return LayerInput(layer, mlp, _norm(config, weights, f"{prefix}input_norm"))
+
+
+def _beside(config: DecoderConfig, weights: Weights, prefix: str) -> BesideExperts:
+    norms = {name: _norm(config, weights, f"{prefix}experts.{name}") for name in BESIDE_NORMS}
+    return BesideExperts(_experts(config, weights, prefix), **norms)
+
+
 def _experts(config: DecoderConfig, weights: Weights, prefix: str) -> Experts:
     experts = config.experts
     assert experts is not None
@@ -134,7 +165,15 @@ def _experts(config: DecoderConfig, weights: Weights, prefix: str) -> Experts:
         down_bias=None if down.bias is None else down.bias.view(experts.count, -1),
         shared=_mlp(config, weights, f"{prefix}shared.") if experts.shared_size else None,
         shared_router=_linear(weights, f"{prefix}shared.router") if experts.shared_router else None,
+        router_norm=_router_norm(config, weights, prefix) if experts.router_norm else None,
+        scales=_tensor(weights, f"{prefix}expert_scales") if experts.expert_scales else None,
     )
+
+
+def _router_norm(config: DecoderConfig, weights: Weights, prefix: str) -> RMSNorm:
+    """The norm of a router's inputs, which are then multiplied by a vector, and divided by hidden_size ** 0.5."""
+    scale = _tensor(weights, f"{prefix}router_scale") * config.hidden_size**-0.5
+    return RMSNorm(scale, config.hidden_size, config.norm_eps)
 
 
 def _stack(linear: Linear, count: int) -> Tensor | None:
@@ -188,12 +227,14 @@ def _xielu(weights: Weights, prefix: str) -> Xielu:
     return Xielu.of(*(_tensor(weights, f"{prefix}activation.{name}") for name in XIELU_WEIGHTS))
 
 
-def _norm(config: DecoderConfig, weights: Weights, name: str) -> Norm:
+def _norm(config: DecoderConfig, weights: Weights, name: str, size: int | None = None) -> Norm:
+    """A norm of hidden states, or of vectors of another `size`."""
+    size = size or config.hidden_size
     weight = _tensor(weights, f"{name}.weight") if config.norm_affine else None
     if config.norm == "rms":
-        return RMSNorm(weight, config.hidden_size, config.norm_eps)
+        return RMSNorm(weight, size, config.norm_eps)
     bias = _tensor(weights, f"{name}.bias") if config.norm_bias else None
-    return LayerNorm(weight, bias, config.hidden_size, config.norm_eps)
+    return LayerNorm(weight, bias, size, config.norm_eps)
 
 
 def _linear(weights: Weights, name: str) -> Linear:

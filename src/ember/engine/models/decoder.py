@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ember.engine.description.config import DecoderConfig
 from ember.engine.layers.batch import Batch
-from ember.engine.layers.block import Block
+from ember.engine.layers.block import BesideExperts, Block
 from ember.engine.layers.cache import KVCache
-from ember.engine.layers.experts import Experts
+from ember.engine.layers.embedding import look_up
+from ember.engine.layers.layer_inputs import LayerInput, LayerInputs
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.scratch import reserve
 from ember.engine.models.build import Weights, build_parts, tensors_of
@@ -75,7 +77,10 @@ def sandwich(
     normed, residual = ops.add_norm(block.attention_norm, residual, delta)
     delta, _ = ops.add_norm(block.attention_output_norm, attention(ops, block, normed, step), None)
     normed, residual = ops.add_norm(block.mlp_norm, residual, _scaled(delta, block))
-    return residual, _scaled(ops.add_norm(block.mlp_output_norm, mlp(ops, block, normed, step), None)[0], block)
+    made = mlp(ops, block, normed, step)
+    if block.beside is not None:
+        made = with_experts(ops, block.beside, made, residual, step)
+    return residual, _scaled(ops.add_norm(block.mlp_output_norm, made, None)[0], block)
 
 
 def parallel(
@@ -116,6 +121,43 @@ def _scaled(x: Tensor, block: Block) -> Tensor:
     return x if block.residual_scale == 1.0 else x * block.residual_scale
 
 
+def with_experts(ops: Ops, beside: BesideExperts, made: Tensor, residual: Tensor, step: Step) -> Tensor:
+    """The norm of what the MLP has `made`, plus the norm of what experts make of the residual."""
+    normed, _ = ops.add_norm(beside.input_norm, residual, None)
+    mixed, _ = ops.add_norm(beside.output_norm, ops.experts(beside.experts, normed, step, residual), None)
+    return ops.add_norm(beside.mlp_output_norm, made, None)[0] + mixed
+
+
+def layer_inputs(ops: Ops, inputs: LayerInputs, embedded: Tensor, step: Step) -> Tensor:
+    """The vectors of all layers for the step's tokens, whose embeddings are `embedded`: [T, layers, size]."""
+    rows = look_up(inputs.table, step.token_ids) * inputs.scale
+    projected = ops.linear(inputs.projection, embedded, step) * inputs.projection_scale
+    return (inputs.norm(projected.unflatten(1, (-1, inputs.size))) + rows.unflatten(1, (-1, inputs.size))) * 2**-0.5
+
+
+def with_layer_input(ops: Ops, part: LayerInput, hidden: Tensor, step: Step) -> Tensor:
+    """[T, hidden]: what a layer makes of its vector, to be added to its output `hidden`."""
+    assert step.layer_inputs is not None
+    gate = torch.cat((ops.linear(part.mlp.up, hidden, step), step.layer_inputs[:, part.index]), dim=-1)
+    return ops.add_norm(part.norm, ops.linear(part.mlp.down, ops.gate(part.mlp, gate), step), None)[0]
+
+
+def extended(wire: Wire) -> Wire:
+    """The wiring, with the layer's own input and the factor of its output."""
+
+    def run(ops: Ops, block: Block, residual: Tensor, delta: Tensor | None, step: Step) -> tuple[Tensor, Tensor | None]:
+        residual, delta = wire(ops, block, residual, delta, step)
+        if block.layer_input is not None:
+            residual = residual if delta is None else residual + delta
+            delta = with_layer_input(ops, block.layer_input, residual, step)
+        if block.scalar is not None:
+            residual = (residual if delta is None else residual + delta) * block.scalar
+            delta = None
+        return residual, delta
+
+    return run
+
+
 class Decoder:
     """A model's weights and its forward pass.
 
@@ -136,16 +178,20 @@ class Decoder:
         if largest and self.device.type != "cpu":
             reserve(largest, self.dtype, self.device)  # before graphs hold its address, and the cache takes the memory
         self.ops: Ops = TorchOperators(config, self.parts, self.dtype, self.device)
-        self._wire = WIRINGS[config.wiring]
+        wire = WIRINGS[config.wiring]
+        self._wire = extended(wire) if config.layer_input_size or config.layer_scalar else wire
 
     def bytes_read(self, num_tokens: int) -> float:
         """The bytes of weights that a step of that many tokens reads, if every expert is chosen equally often."""
         read = float(self.weight_bytes)
         for block in self.parts.blocks:
-            if isinstance(block.mlp, Experts):
-                config = block.mlp.config
-                nbytes = sum(mlp.up.nbytes + mlp.down.nbytes for mlp in block.mlp.each)
+            experts = block.experts
+            if experts is not None:
+                config = experts.config
+                nbytes = sum(mlp.up.nbytes + mlp.down.nbytes for mlp in experts.each)
                 read -= (1 - config.per_token / config.count) ** num_tokens * nbytes
+        if self.parts.layer_inputs is not None:
+            read -= self.parts.layer_inputs.table.nbytes  # of which a step reads a row for each token
         return read
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
@@ -159,6 +205,8 @@ class Decoder:
         if whole is not None:
             return whole
         residual, delta = ops.embed(parts.embedding, step), None
+        if parts.layer_inputs is not None:
+            step.layer_inputs = layer_inputs(ops, parts.layer_inputs, residual, step)
         for block in parts.blocks:
             residual, delta = self._wire(ops, block, residual, delta, step)
         if parts.final_norm is not None:

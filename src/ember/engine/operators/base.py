@@ -38,6 +38,7 @@ class Step:
     # scales of queries [T, 1, 1], if they are scaled.
     angles: dict[int, tuple[Tensor, Tensor, Tensor | None]] = field(default_factory=dict)
     plans: Sequence[AttentionPlan] | None = None  # of each cache group, where torch's attention computes
+    layer_inputs: Tensor | None = None  # [T, layers, size], if layers have inputs of their own
 
 
 class Heads(NamedTuple):
@@ -92,9 +93,9 @@ class Operators(Protocol[S]):
     def gate(self, mlp: MLP, up: Tensor) -> Tensor:
         """The activation of up [T, intermediate]; gated: of its first half, times its second half."""
 
-    def experts(self, experts: Experts, hidden: Tensor, step: S) -> Tensor:
+    def experts(self, experts: Experts, hidden: Tensor, step: S, routed: Tensor | None = None) -> Tensor:
         """The weighted sum of the experts that the router chooses for each token, and of the MLP that computes every
-        token: [T, hidden] -> [T, hidden]."""
+        token: [T, hidden] -> [T, hidden]. `routed`: what the router sees, if it is not `hidden`."""
 
     def logits(self, project: Linear | None, head: Linear, hidden: Tensor) -> Tensor:
         """[R, hidden] through the projection, where there is one, and the head: [R, vocab_size] in the model's dtype or

@@ -18,19 +18,21 @@ Ops = Operators[Any]
 def route(ops: Ops, experts: Experts, hidden: Tensor, step: Step) -> tuple[Tensor, Tensor]:
     """The weights, float32, and the numbers, int64, of the experts of each token: both [T, experts per token]."""
     router = experts.router
+    if experts.router_norm is not None:
+        hidden, _ = ops.add_norm(experts.router_norm, hidden, None)
     if experts.config.wide_router:
         return experts.route(F.linear(hidden.float(), router.weight.float(), router.bias))
     return experts.route(ops.linear(router, hidden, step))
 
 
-def compute_experts(ops: Ops, experts: Experts, hidden: Tensor, step: Step) -> Tensor:
+def compute_experts(ops: Ops, experts: Experts, hidden: Tensor, step: Step, routed: Tensor | None = None) -> Tensor:
     """The weighted sum of each token's experts and of the shared MLP, [T, hidden], or the sum of experts of weighted
     inputs.
 
     The tokens are sorted by expert, and `ops` computes each chosen expert's MLP of its tokens. The host reads the
-    numbers of tokens.
+    numbers of tokens. `routed`: what the router sees, if it is not `hidden`.
     """
-    weights, ids = route(ops, experts, hidden, step)
+    weights, ids = route(ops, experts, hidden if routed is None else routed, step)
     per_token = ids.shape[1]
     order = ids.flatten().argsort(stable=True)  # of the pairs of token and expert
     counts = torch.bincount(ids.flatten(), minlength=len(experts.each)).tolist()

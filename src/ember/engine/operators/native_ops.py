@@ -258,8 +258,8 @@ class NativeOperators:
         self._library.ember_gate(up.data_ptr(), inner.data_ptr(), rows, size, torch.get_num_threads())
         return inner
 
-    def _experts(self, experts: Experts, hidden: Tensor, step: NativeStep) -> Tensor:
-        return compute_experts(self, experts, hidden, step)
+    def _experts(self, experts: Experts, hidden: Tensor, step: NativeStep, routed: Tensor | None = None) -> Tensor:
+        return compute_experts(self, experts, hidden, step, routed)
 
     def _logits(self, project: Linear | None, head: Linear, hidden: Tensor) -> Tensor:
         """[R, hidden] -> [R, vocab_size] float32."""

@@ -105,7 +105,10 @@ class TorchOperators:
             qkv = qkv.clamp(-limit, limit)
         if not attention.has_own_kv:
             kv_heads = 0
-        query_key, value = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
+        query_key = qkv[:, : heads + kv_heads]
+        value = query_key[:, heads:] if attention.values_are_keys else qkv[:, heads + kv_heads :]
+        if attention.value_norm is not None and attention.has_own_kv:
+            value = attention.value_norm(value)
         norm, scales = attention.qk_norm, None
         if norm is not None and not config.rope_before_norm:
             query_key = norm(query_key)
@@ -148,8 +151,8 @@ class TorchOperators:
             return (up + 1) * (gate * torch.sigmoid(gate * mlp.alpha))
         return activation(gate).mul_(up)
 
-    def experts(self, experts: Experts, hidden: Tensor, step: Step) -> Tensor:
-        return compute_experts(self, experts, hidden, step)
+    def experts(self, experts: Experts, hidden: Tensor, step: Step, routed: Tensor | None = None) -> Tensor:
+        return compute_experts(self, experts, hidden, step, routed)
 
     def logits(self, project: Linear | None, head: Linear, hidden: Tensor) -> Tensor:
         if project is not None:

@@ -189,11 +189,11 @@ class TritonOperators:
         cache = step.cache.by_page[attention.place]
         return Heads(rope_cache(qkv, *cache, *places, None, key_scale=key_scale, value_scale=value_scale))
 
-    def _experts(self, experts: Experts, hidden: Tensor, step: TritonStep) -> Tensor:
+    def _experts(self, experts: Experts, hidden: Tensor, step: TritonStep, routed: Tensor | None = None) -> Tensor:
         """Few tokens: each pair of token and expert reads the expert's matrices. Otherwise pairs are sorted by
         expert."""
         assert experts.up is not None and experts.down is not None, "weights on a GPU are one tensor"
-        weights, ids = route(self, experts, hidden, step)
+        weights, ids = route(self, experts, hidden if routed is None else routed, step)
         count, per_token = experts.config.count, ids.shape[1]
         rows = hidden
         if experts.config.scales_input:

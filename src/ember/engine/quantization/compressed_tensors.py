@@ -16,12 +16,15 @@ from ember.engine.description.fields import shown
 from ember.engine.description.weights import Stored
 from ember.engine.errors import ModelError
 from ember.engine.quantization.base import FLOATS, Files
+from ember.engine.quantization.compressed_int import UNUSED as INT_UNUSED
+from ember.engine.quantization.compressed_int import ints_of
 from ember.engine.quantization.float8 import UNUSED, float8_of
 from ember.engine.quantization.fp4 import Fp4
 from ember.engine.quantization.ignored import Ignored
 from ember.engine.quantization.mixed import Mixed, Scheme
 
 PACKED = ".weight_packed"
+_UNUSED = (".input_global_scale", ".weight_zero_point")
 _SPARSE = ("dense", None)  # values of sparsity_config.format without sparsity
 
 
@@ -33,6 +36,7 @@ class Group:
     targets: tuple[str, ...]
     weights: Mapping[str, Any]  # its arguments: num_bits, type, strategy, ...
     inputs: Mapping[str, Any] | None  # the same of activations; None: they are not quantised
+    form: str = ""  # the `format` of the group, or of all
 
     def names(self, module: str) -> bool:
         """Whether the group has the module by name. A class such as Linear is no name."""
@@ -63,7 +67,7 @@ def compressed_tensors(config: DecoderConfig, files: Files) -> Mixed:
             return None
         return scheme_of_group(group_of(stored, groups), stored, files)
 
-    return Mixed("compressed-tensors", scheme_of, (*UNUSED, ".input_global_scale", ".weight_zero_point"))
+    return Mixed("compressed-tensors", scheme_of, (*UNUSED, *INT_UNUSED, *_UNUSED))
 
 
 def scheme_of_group(group: Group, stored: Stored, files: Files) -> Scheme:
@@ -82,9 +86,11 @@ def scheme_of_group(group: Group, stored: Stored, files: Files) -> Scheme:
         return Fp4("nvfp4", PACKED, ".weight_scale", ".weight_global_scale", is_inverse=True, files=files)
     if kind == ("float", 4) and size == 32:
         return Fp4("mxfp4", PACKED, ".weight_scale", files=files)
+    if kind[0] == "int":
+        return ints_of(group.says, stored, files, weights, group.form)
     raise ModelError(
-        f"{group.says} are not supported: they may be floats of 8 bits with scales of the tensor, channels or blocks, "
-        "or of 4 bits in groups of 16 (nvfp4) or 32 (mxfp4)"
+        f"{group.says} are not supported: they may be integers, floats of 8 bits with scales of the tensor, channels "
+        "or blocks, or floats of 4 bits in groups of 16 (nvfp4) or 32 (mxfp4)"
     )
 
 
@@ -116,7 +122,8 @@ def _groups(fields: Mapping[str, Any]) -> list[Group]:
         inputs = group.get("input_activations")
         for target in targets:
             _check_pattern(name, target)
-        groups.append(Group(name, tuple(targets), weights, inputs if isinstance(inputs, dict) else None))
+        form = str(group.get("format") or fields.get("format") or "")
+        groups.append(Group(name, tuple(targets), weights, inputs if isinstance(inputs, dict) else None, form))
     return groups
 
 

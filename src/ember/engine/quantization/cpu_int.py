@@ -55,6 +55,8 @@ def quantise(parts: DecoderParts, weights: str, pages: Pages | None) -> int:
         attention.qkv, attention.output = small(attention.qkv), small(attention.output)
         for mlp in block.mlps():
             mlp.up, mlp.down = small(mlp.up), small(mlp.down)
+    if parts.layer_inputs is not None:
+        parts.layer_inputs.projection = small(parts.layer_inputs.projection)
     tokens = parts.embedding.tokens
     assert isinstance(tokens, Tensor)
     is_tied = parts.head.rows[0] is tokens

@@ -26,10 +26,9 @@ from ember.engine.quantization.packed import (
     Module,
     as_codes,
     by_words,
-    in_pieces,
     is_plain_in,
     middle,
-    order_of,
+    ordered,
     read_group,
     scale_dtype,
 )
@@ -81,33 +80,7 @@ class GPTQScheme:
             zeros = middle((stored + self.zero_offset) & ((1 << self.bits) - 1), self.bits)
         codes, bits = as_codes(tensors["codes"], self.bits, zeros is None)
         layer = IntLinear(codes, scales, bits, dtype, zeros)
-        return layer if not self.has_order else _ordered(layer, spec, tensors["order"][0])
-
-
-def _ordered(layer: Any, spec: LinearSpec, groups: Tensor) -> Linear:
-    """The layer with each output's inputs in the order of their groups, of which `groups` has a row for each output."""
-    import torch
-
-    from ember.engine.layers.int_linear import IntLinear, pack, unpack
-    from ember.engine.layers.joined import joined
-
-    orders = [order_of(row, layer.group, output.stored.name) for row, output in zip(groups, spec.outputs, strict=True)]
-    is_same = all((row == groups[0]).all() for row in groups)
-    sizes = [layer.out_features] if is_same else [output.rows.total for output in spec.outputs]
-    parts: list[Linear] = []
-    first = 0
-    for size, order in zip(sizes, orders, strict=False):
-        part = layer.select(slice(first, first + size))
-        if order is not None:
-            codes = in_pieces(
-                part.codes,
-                part.codes.shape[1],
-                lambda codes, order=order: pack(unpack(codes, layer.bits)[:, order], layer.bits),  # type: ignore[misc]
-            )
-            part = IntLinear(codes, part.scales, layer.bits, layer.dtype, part.zeros, order.to(torch.int32))
-        parts.append(part)
-        first += size
-    return joined(parts)
+        return layer if not self.has_order else ordered(layer, spec, tensors["order"][0])
 
 
 class GPTQ(Mixed):

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from ember.engine.layers.int_linear import IntLinear
+    from ember.engine.layers.linear import Linear
+
 FIELDS = "quantization_config."  # before names of fields in messages
 FLOAT_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}  # of scales: they are kept as they are stored
 _PIECE_ELEMENTS = 1 << 22  # repacked at a time
@@ -64,6 +67,13 @@ class Module:
         return self._transposed(
             part, suffix, groups, outputs, self._word_rows(bits), self.groups(group), ("I32",), "int32"
         )
+
+    def word_rows(self, part: str, suffix: str, bits: int, groups: Size | None) -> Source:
+        """Zero points in words along the outputs, [outputs * bits / 32, groups], of which all columns are read."""
+        rows, columns = self.words(self.output.stored.rows, bits), groups or Size(1, "one")
+        matrix = (rows.extent, columns.extent)
+        whole, taken = (0, columns.extent), self._word_rows(bits)
+        return Source(part, self.name + suffix, (rows, columns), matrix, taken, whole, stored=("I32",), dtype="int32")
 
     def by_row(self, part: str, suffix: str, columns: Size, stored: tuple[str, ...], dtype: str) -> Source:
         """A tensor [outputs, columns], of which all columns are read."""
@@ -212,5 +222,31 @@ def order_of(groups: Tensor, group: int, name: str) -> Tensor | None:
         return None
     order = torch.argsort(numbers, stable=True)
     if not torch.equal(numbers[order], expected):
-        raise ModelError(f"{name}.g_idx does not give each of the {number} groups {group} inputs")
+        raise ModelError(f"{name}: g_idx does not give each of the {number} groups {group} inputs")
     return order.int()
+
+
+def ordered(layer: IntLinear, spec: LinearSpec, groups: Tensor) -> Linear:
+    """The layer with each output's inputs in the order of their groups, of which `groups` has a row for each output."""
+    import torch
+
+    from ember.engine.layers.int_linear import IntLinear, pack, unpack
+    from ember.engine.layers.joined import joined
+
+    orders = [order_of(row, layer.group, output.stored.name) for row, output in zip(groups, spec.outputs, strict=True)]
+    is_same = all((row == groups[0]).all() for row in groups)
+    sizes = [layer.out_features] if is_same else [output.rows.total for output in spec.outputs]
+    parts: list[Linear] = []
+    first = 0
+    for size, order in zip(sizes, orders, strict=False):
+        part = layer.select(slice(first, first + size))
+        if order is not None:
+            codes = in_pieces(
+                part.codes,
+                part.codes.shape[1],
+                lambda codes, order=order: pack(unpack(codes, layer.bits)[:, order], layer.bits),  # type: ignore[misc]
+            )
+            part = IntLinear(codes, part.scales, layer.bits, layer.dtype, part.zeros, order.to(torch.int32))
+        parts.append(part)
+        first += size
+    return joined(parts)

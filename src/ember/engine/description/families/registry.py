@@ -58,6 +58,8 @@ ARCHITECTURES = {
     "Gemma2ForCausalLM": ("gemma2", "gemma.GEMMA2"),
     "VaultGemmaForCausalLM": ("vaultgemma", "gemma.VAULTGEMMA"),
     "Gemma3ForCausalLM": ("gemma3_text", "gemma.GEMMA3"),
+    "Gemma4ForCausalLM": ("gemma4_text", "gemma4.GEMMA4"),
+    "Gemma4UnifiedForCausalLM": ("gemma4_unified_text", "gemma4.UNIFIED"),
     "Phi3ForCausalLM": ("phi3", "phi.PHI3"),
     "PhiForCausalLM": ("phi", "phi.PHI"),
     "GPT2LMHeadModel": ("gpt2", "gpt2.GPT2"),

@@ -1,0 +1,157 @@
+"""Integers of compressed-tensors: packed in words (`pack-quantized`), or one in a byte (`int-quantized`).
+
+A matrix NAME has these tensors. The integers are signed; packed ones have half of their range added.
+
+    NAME.weight_packed      int32 [out, in * bits / 32]       or NAME.weight, int8 [out, in]
+    NAME.weight_scale       [out, in / group], or one for each row or for the matrix
+    NAME.weight_zero_point  int32 [out * bits / 32, in / group], or int8 in the scales' shape; absent if symmetric
+    NAME.weight_g_idx       int32 [in], each input's group (`actorder` group)
+
+torch is imported in functions only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ember.engine.description.fields import shown
+from ember.engine.description.weights import LinearSpec, Stored
+from ember.engine.errors import ModelError
+from ember.engine.quantization.base import Files, Source
+from ember.engine.quantization.packed import (
+    FLOAT_NAMES,
+    Module,
+    as_codes,
+    by_words,
+    middle,
+    ordered,
+    scale_dtype,
+)
+from ember.engine.quantization.scales import row_numbers, scale_sources
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ember.engine.layers.linear import Linear
+
+UNUSED = (".weight_shape", ".weight_g_idx", ".input_zero_point", ".output_scale", ".output_zero_point")
+_BLOCKS = {"channel": (1, None), "tensor": (None, None)}
+
+
+@dataclass(frozen=True, slots=True)
+class CompressedInts:
+    """How some modules are stored."""
+
+    says: str  # the group of config.json and its arguments, for messages
+    bits: int
+    group: int | None  # None: scales of rows or of the matrix (`strategy`)
+    strategy: str
+    is_packed: bool
+    zeros: str | None  # how zero points are stored: packed, bytes; None: there are none
+    has_order: bool
+    scales: str  # dtype of the scales of groups, torch's name
+    files: Files
+
+    def sources(self, spec: LinearSpec) -> list[Source]:
+        found: list[Source] = []
+        for output in spec.outputs:
+            module = Module(output, spec, self.says)
+            columns = output.stored.columns
+            if self.is_packed:
+                words = module.words(columns, self.bits)
+                found.append(module.by_row("codes", ".weight_packed", words, ("I32",), "int32"))
+            else:
+                found.append(module.by_row("codes", ".weight", columns, ("I8",), "int8"))
+            groups = None
+            if self.group is not None:
+                groups = module.group_count(self.group)
+                found.append(module.by_row("scales", ".weight_scale", groups, tuple(FLOAT_NAMES), self.scales))
+            if self.zeros == "packed":
+                found.append(module.word_rows("zeros", ".weight_zero_point", self.bits, groups))
+            elif self.zeros == "bytes" and groups is not None:
+                found.append(module.by_row("zeros", ".weight_zero_point", groups, ("I8",), "int8"))
+            if self.has_order:
+                found.append(module.inputs_order("order", ".weight_g_idx"))
+        if self.group is None:
+            found += scale_sources(spec, "scales", ".weight_scale", _BLOCKS[self.strategy], self.files)
+            if self.zeros == "bytes":
+                zeros = scale_sources(spec, "zeros", ".weight_zero_point", _BLOCKS[self.strategy], self.files)
+                found += [source._replace(stored=("I8",), dtype="int8") for source in zeros]
+        return found
+
+    def assemble(self, spec: LinearSpec, tensors: Mapping[str, tuple[Tensor, ...]], dtype: torch.dtype) -> Linear:
+        import torch
+
+        from ember.engine.layers.int_linear import IntLinear
+
+        half = 1 << (self.bits - 1)
+        zeros = torch.cat(tensors["zeros"]) if self.zeros is not None else None
+        if zeros is not None and self.zeros == "packed":
+            zeros = by_words(zeros, self.bits, tuple(range(32 // self.bits)))
+        elif zeros is not None:
+            zeros = (zeros.short() + half).byte()
+        scales = torch.cat(tensors["scales"])
+        if self.group is None:
+            numbers = row_numbers(spec, _BLOCKS[self.strategy]).to(scales.device)
+            scales = scales[numbers]
+            zeros = zeros[numbers] if zeros is not None and self.zeros == "bytes" else zeros
+        zeros = None if zeros is None else middle(zeros, self.bits)
+        if self.is_packed:
+            codes, bits = as_codes(tensors["codes"], self.bits, zeros is None)
+        else:
+            codes, bits = _from_bytes(torch.cat(tensors["codes"]), self.bits)
+        layer = IntLinear(codes, scales, bits, dtype, zeros)
+        return layer if not self.has_order else ordered(layer, spec, tensors["order"][0])
+
+
+def _from_bytes(values: Tensor, bits: int) -> tuple[Tensor, int]:
+    """The codes of `IntLinear`, and their bits, from signed integers, int8 [out, in]."""
+    import torch
+
+    from ember.engine.layers.int_linear import pack
+
+    codes = values.view(torch.uint8) ^ 0x80
+    return (codes, 8) if bits == 8 else (pack(codes - (128 - 8), 4), 4)
+
+
+def ints_of(says: str, stored: Stored, files: Files, weights: Mapping[str, Any], form: str) -> CompressedInts:
+    """The scheme of a matrix. `weights`: the arguments of its group; `form`: the value of `format`. Raises
+    ModelError."""
+    bits, strategy = weights.get("num_bits", 8), weights.get("strategy")
+    group, order = weights.get("group_size"), weights.get("actorder")
+    if strategy is None:
+        strategy = "group" if isinstance(group, int) and group > 0 else "tensor" if group is None else "channel"
+    is_packed = f"{stored.name}.weight_packed" in files if files else "pack" in form
+    allowed = (2, 4, 8) if is_packed else (4, 8)
+    if bits not in allowed or form == "marlin-24":
+        raise ModelError(
+            f"{says} with the format {shown(form)} are not supported: integers may have 4 or 8 bits, packed ones also "
+            "2, in the formats pack-quantized and int-quantized"
+        )
+    if strategy not in ("group", "channel", "tensor"):
+        raise ModelError(f"{says}: the strategy must be group, channel or tensor, not {shown(strategy)}")
+    if strategy == "group" and not (isinstance(group, int) and group > 0 and group % 2 == 0):
+        raise ModelError(f"{says}: group_size must be a positive even number, not {shown(group)}")
+    zeros = None
+    zero_points = f"{stored.name}.weight_zero_point"
+    if weights.get("symmetric", True) is not True and (not files or zero_points in files):
+        dtype = files[zero_points].dtype if zero_points in files else "I32" if is_packed else "I8"
+        zeros = "packed" if dtype == "I32" else "bytes"
+    has_order = order in ("group", True) and (not files or f"{stored.name}.weight_g_idx" in files)
+    return CompressedInts(
+        says=says,
+        bits=bits,
+        group=group if strategy == "group" else None,
+        strategy=strategy,
+        is_packed=is_packed,
+        zeros=zeros,
+        has_order=has_order,
+        scales=scale_dtype(files, f"{stored.name}.weight_scale"),
+        files=_NO_FILES if strategy == "group" else files,
+    )
+
+
+_NO_FILES: Files = {}
