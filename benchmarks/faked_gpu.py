@@ -84,7 +84,7 @@ class _Graph:
 
 
 def _replacements(capability: int) -> dict[str, Any]:
-    from ember_kernels.decode_splits import MULTIPROCESSORS
+    from ember_kernels.decode_plan import MULTIPROCESSORS
 
     major, minor = divmod(capability, 10)
     properties = SimpleNamespace(multi_processor_count=MULTIPROCESSORS[capability], major=major, minor=minor)

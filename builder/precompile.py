@@ -24,7 +24,7 @@ CAPABILITIES = (80, 86, 89, 90, 100, 120)
 MODULES = (
     "activation",
     "decode_attention",
-    "decode_splits",
+    "decode_plan",
     "expert_blocks",
     "grouped_gemm",
     "norm",

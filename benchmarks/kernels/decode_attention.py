@@ -1,7 +1,8 @@
 """Decode attention on cold keys and values, as a step finds them.
 
 The bytes are those of the visible context, read once; the percent is of the copy bandwidth measured in the same run.
-For the table in `ember_kernels.decode_splits`: rows with "splits=" compare numbers of splits with the one chosen.
+For `programs_a_multiprocessor` in `ember_kernels.attention_tables`: rows with "programs=" compare numbers of programs a
+multiprocessor with the chosen one. A call makes its plan, which in the engine all layers of a step share.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from benchmarks.kernels.common import SHAPES, Ceilings, Row, Shape, main, measure_graph
 
 BATCHES = ((1, 1024), (1, 32768), (8, 4096), (16, 1024), (64, 1024), (64, 4096), (256, 1024))  # sequences, context
-SPLITS = (1, 2, 4, 8, 16, 32)
+PROGRAMS = (1, 2, 3, 4, 5, 8)
 CACHE_BYTES = 24 << 30
 
 
@@ -50,7 +51,9 @@ def paged_batch(shape: Shape, seqs: int, context: int, dtype: torch.dtype, block
 
 
 def run(ceilings: Ceilings) -> Iterator[Row]:
+    from ember_kernels.compile import device_capability
     from ember_kernels.decode_attention import decode_attention
+    from ember_kernels.decode_plan import multiprocessors
 
     for name, shape, seqs, context, dtype, block_size in cases():
         moved = 2.0 * seqs * context * shape.kv_heads * shape.head_dim * dtype.itemsize
@@ -58,14 +61,15 @@ def run(ceilings: Ceilings) -> Iterator[Row]:
             continue
         batch = paged_batch(shape, seqs, context, dtype, block_size)
         query = torch.randn(seqs, shape.heads, shape.head_dim, device="cuda").bfloat16()
-        call = partial(decode_attention, query, **batch, max_context=context)
+        call = partial(decode_attention, query, **batch)
         flops = 4.0 * seqs * context * shape.heads * shape.head_dim
         seconds = measure_graph(call)
         yield Row("decode_attention", name, seconds, moved, flops)
         if shape is SHAPES[1] and block_size == 16 and dtype == torch.bfloat16:
-            for splits in SPLITS:
-                fixed = measure_graph(partial(call, splits=splits))
-                yield Row("decode_attention", f"{name} splits={splits}", fixed, moved, flops, "chosen", seconds)
+            processors = multiprocessors(query.device, device_capability(query.device))
+            for programs in PROGRAMS:
+                fixed = measure_graph(partial(call, programs=programs * processors))
+                yield Row("decode_attention", f"{name} programs={programs}", fixed, moved, flops, "chosen", seconds)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def _cases(shape: Shape, dtype: torch.dtype) -> Iterator[Case]:
         batch = paged_batch(shape, seqs, longest, dtype, 16)
         batch["seq_lens"] = torch.tensor(contexts, dtype=torch.int32, device="cuda")
         query = torch.randn(seqs, shape.heads, shape.head_dim, device="cuda").bfloat16()
-        call = partial(decode_attention, query, **batch, max_context=longest)
+        call = partial(decode_attention, query, **batch)
         moved = 2.0 * sum(contexts) * shape.kv_heads * shape.head_dim * dtype.itemsize
         yield Case(f"{shape.name} {name}", call, moved, 4.0 * sum(contexts) * shape.heads * shape.head_dim)
 

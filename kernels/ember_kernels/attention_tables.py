@@ -45,3 +45,20 @@ def config(head_dim: int, element_size: int, capability: int) -> Config:
     is_wide = head_dim > 128
     has_large_shared_memory = capability in (80, 90, 100)  # 163 KiB and more
     return Config(16 if is_wide and not has_large_shared_memory else 32, 4, 3)
+
+
+def programs_a_multiprocessor(head_dim: int, group: int, capability: int) -> int:
+    """How many programs of decode attention share the work for each multiprocessor: as many as it holds at a time. Not
+    measured yet. By registers four, of wide heads or large groups two; by shared memory, where that is small, two.
+    """
+    if head_dim > 128 or group > 16:
+        return 2
+    return 4 if head_dim <= 64 or capability in (80, 90, 100) else 2
+
+
+def most_registers(head_dim: int, group: int, element_size: int) -> int | None:
+    """The limit of registers for a program of decode attention, so that four fit; None: what the compiler takes.
+
+    It takes up to 152 without the limit, and spills none with it.
+    """
+    return 128 if 64 < head_dim <= 128 and group <= 16 and element_size <= 2 else None

@@ -1,24 +1,22 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Decode attention over the paged cache: one query a sequence, split along the context.
+"""Decode attention over the paged cache: one query a sequence.
 
 A decode step reads every key and value once and computes next to nothing, so it costs what the read costs, if enough
-programs read at once. One program takes one KV head of one sequence: the query heads that share it are the rows of one
-tile (padded to 16, the least a tensor core takes), so keys and values are read once for all of them. Where sequences
-times KV heads are too few to occupy the device, the context is split as well (flash-decoding, Dao et al. 2023): each
-program leaves float32 sums with their maximum, and a second kernel adds the splits of a row in a fixed order.
+programs read at once. A program takes one KV head of one sequence at a time: the query heads that share it are the rows
+of one tile (padded to 16, the least a tensor core takes), so keys and values are read once for all of them. How long a
+piece of the work each program takes is decided on the device (`decode_plan`). Where a context is divided among programs
+(flash-decoding, Dao et al. 2023), each leaves float32 sums with their maximum, and a second kernel adds them.
 
-Made for CUDA graphs: the grid follows from shapes and `max_context`, which the host knows, and lengths are read on the
-device. Each sequence divides its own length by the number of splits, so one grid serves every length; programs without
-work return at once. Nothing is read from pages beyond a length or before a window, so such pages may hold anything.
+Made for CUDA graphs: the grid follows from shapes, and lengths are read on the device. Nothing is read from pages
+beyond a length or before a window, so such pages may hold anything.
 
-Bytes: 2 * visible context * kv_heads * head_dim * size of the cache's type, and per split and head head_dim + 2 floats
-written and read.
+Bytes: 2 * visible context * kv_heads * head_dim * size of the cache's type, and for a part of a context and head
+head_dim + 2 floats written and read, of at most two parts a program.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product
 from typing import Any
 
 import torch
@@ -27,7 +25,6 @@ import triton.language as tl
 
 from ember_kernels.attention import (
     INTERPRET,
-    NO_WINDOW,
     as_stored,
     cache_tile,
     check_cache,
@@ -35,15 +32,16 @@ from ember_kernels.attention import (
     score_factors,
     scores_of,
 )
-from ember_kernels.attention_tables import ELEMENT_SIZES, config, variants
+from ember_kernels.attention_tables import ELEMENT_SIZES, config, most_registers, programs_a_multiprocessor, variants
 from ember_kernels.compile import Specialisation, device_capability
-from ember_kernels.decode_splits import (
-    MAX_SPLITS,
-    add_splits,
+from ember_kernels.decode_plan import (
+    HEADER,
+    DecodePlan,
+    add_parts,
     multiprocessors,
-    split_count,
-    split_tokens,
-    workspace_size,
+    plan_decodes,
+    split_parts,
+    visible_tiles,
 )
 from ember_kernels.launch import direct, next_power_of_2
 
@@ -57,9 +55,10 @@ from ember_kernels.launch import direct, next_power_of_2
         "maxima_ptr",
         "weights_ptr",
         "table_stride",
+        "num_seqs",
+        "kv_heads",
         "group",
         "window",
-        "num_splits",
     ]
 )
 def decode_attention_kernel(
@@ -68,106 +67,119 @@ def decode_attention_kernel(
     values_ptr,
     block_tables_ptr,
     seq_lens_ptr,
+    words_ptr,
     sinks_ptr,
     out_ptr,
+    sums_ptr,
     maxima_ptr,
     weights_ptr,
     query_stride,
     kv_stride,
     table_stride,
+    num_seqs,
+    kv_heads,
     group,
     window,
-    num_splits,
     scale,
     v_scale,
     soft_cap,
+    HEADER: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
-    SPLIT: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     HAS_CAP: tl.constexpr,
     FP8_BITS: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """One split of one KV head of one sequence. With SPLIT, `out` is the workspace's sums and sinks come later."""
-    seq = tl.program_id(0).to(tl.int64)
-    kv_head = tl.program_id(1)
-    split = tl.program_id(2)
-    heads = tl.num_programs(1) * group
-    seq_len = tl.load(seq_lens_ptr + seq)
-    first = tl.maximum(seq_len - window, 0)
-    start, tokens = split_tokens(first, seq_len, num_splits, BLOCK_N)
-    start += split * tokens
-    end = tl.minimum(start + tokens, seq_len)
-    if SPLIT:  # noqa: SIM102 (one is known when compiling, the other is not)
-        if start >= end:
-            return
+    """A piece of the plan's list of tiles: contexts of KV heads, the first and last of which may be divided."""
+    program = tl.program_id(0)
+    share = tl.load(words_ptr)
+    begin = program * share
+    stop = tl.minimum(begin + share, tl.load(words_ptr + 1))
+    if begin >= stop:
+        return
+    busy_ptr = words_ptr + HEADER + num_seqs
+    place = tl.load(busy_ptr + num_seqs + program)
     rows = tl.arange(0, BLOCK_M)
     dims = tl.arange(0, BLOCK_D)
     offsets = tl.arange(0, BLOCK_N)
     row_mask = rows < group
     dim_mask = dims < HEAD_DIM
-    row_heads = kv_head * group + rows
     mask = row_mask[:, None] & dim_mask[None, :]
-    query = tl.load(
-        query_ptr + seq * query_stride + row_heads[:, None] * HEAD_DIM + dims[None, :], mask=mask, other=0.0
-    )
-    DTYPE: tl.constexpr = query.dtype
-    if INTERPRET:
-        query = query.to(tl.float32)
-    keys_ptr += kv_head * HEAD_DIM
-    values_ptr += kv_head * HEAD_DIM
-    table_ptr = block_tables_ptr + seq * table_stride
-    maxima = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    weights = tl.zeros((BLOCK_M,), tl.float32)
-    sums = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    # A tile's addresses depend on the block table. They are loaded one tile ahead and carried, since only loads whose
-    # addresses are known at the top of the loop can be pipelined more than one tile deep.
-    ahead = start + offsets
-    blocks_ahead = tl.load(table_ptr + ahead // BLOCK_SIZE, mask=(ahead >= first) & (ahead < end), other=0)
-    for tile in range(start, end, BLOCK_N):
-        positions = tile + offsets
-        visible = (positions >= first) & (positions < end)
-        blocks = blocks_ahead.to(tl.int64)
-        ahead = positions + BLOCK_N
-        blocks_ahead = tl.load(table_ptr + ahead // BLOCK_SIZE, mask=ahead < end, other=0)
-        slots = (blocks * BLOCK_SIZE + positions % BLOCK_SIZE) * kv_stride
-        if HEAD_DIM == BLOCK_D:
-            key_mask, value_mask = visible[None, :], visible[:, None]
-        else:
-            key_mask, value_mask = visible[None, :] & dim_mask[:, None], visible[:, None] & dim_mask[None, :]
-        # What is not visible reads as zero: a NaN there would survive a weight of zero.
-        key = tl.load(keys_ptr + slots[None, :] + dims[:, None], mask=key_mask, other=0.0)
-        key = cache_tile(key, DTYPE, FP8_BITS, INTERPRET)
-        scores = scores_of(tl.dot(query, key, input_precision="ieee"), scale, soft_cap, HAS_CAP)
-        scores = tl.where(visible[None, :], scores, float("-inf"))
-        highest = tl.maximum(maxima, tl.max(scores, 1))  # finite: every tile has a visible position
-        weight = tl.exp2(scores - highest[:, None])
-        decay = tl.exp2(maxima - highest)
-        value = tl.load(values_ptr + slots[:, None] + dims[None, :], mask=value_mask, other=0.0)
-        value = cache_tile(value, DTYPE, FP8_BITS, INTERPRET)
-        weights = weights * decay + tl.sum(weight, 1)
-        sums = tl.dot(weight.to(value.dtype), value, sums * decay[:, None], input_precision="ieee")
-        maxima = highest
-    out_rows = seq * heads + row_heads
-    if SPLIT:
-        out_rows = out_rows * num_splits + split
-        tl.store(maxima_ptr + out_rows, maxima, mask=row_mask)
-        tl.store(weights_ptr + out_rows, weights, mask=row_mask)
-        tl.store(out_ptr + out_rows[:, None] * HEAD_DIM + dims[None, :], sums, mask=mask)
-    else:
-        if HAS_SINKS:
-            sinks = tl.load(sinks_ptr + row_heads, mask=row_mask, other=0.0).to(tl.float32) * 1.4426950408889634
-            highest = tl.maximum(maxima, sinks)
+    at = begin
+    while at < stop:
+        seq = tl.load(busy_ptr + place).to(tl.int64)
+        seq_len = tl.load(seq_lens_ptr + seq)
+        first, start, tiles = visible_tiles(seq_len, window, BLOCK_N)
+        offset = at - tl.load(words_ptr + HEADER + seq) * kv_heads
+        kv_head = offset // tiles
+        tile = offset - kv_head * tiles
+        count = tl.minimum(tiles - tile, stop - at)
+        start += tile * BLOCK_N
+        end = tl.minimum(start + count * BLOCK_N, seq_len)
+        row_heads = kv_head * group + rows
+        query = tl.load(
+            query_ptr + seq * query_stride + row_heads[:, None] * HEAD_DIM + dims[None, :], mask=mask, other=0.0
+        )
+        DTYPE: tl.constexpr = query.dtype
+        if INTERPRET:
+            query = query.to(tl.float32)
+        head_keys_ptr = keys_ptr + kv_head * HEAD_DIM
+        head_values_ptr = values_ptr + kv_head * HEAD_DIM
+        table_ptr = block_tables_ptr + seq * table_stride
+        maxima = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+        weights = tl.zeros((BLOCK_M,), tl.float32)
+        sums = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+        # A tile's addresses depend on the block table. They are loaded one tile ahead and carried, since only loads
+        # whose addresses are known at the top of the loop can be pipelined more than one tile deep.
+        ahead = start + offsets
+        blocks_ahead = tl.load(table_ptr + ahead // BLOCK_SIZE, mask=(ahead >= first) & (ahead < end), other=0)
+        for position in range(start, end, BLOCK_N):
+            positions = position + offsets
+            visible = (positions >= first) & (positions < end)
+            blocks = blocks_ahead.to(tl.int64)
+            ahead = positions + BLOCK_N
+            blocks_ahead = tl.load(table_ptr + ahead // BLOCK_SIZE, mask=ahead < end, other=0)
+            slots = (blocks * BLOCK_SIZE + positions % BLOCK_SIZE) * kv_stride
+            if HEAD_DIM == BLOCK_D:
+                key_mask, value_mask = visible[None, :], visible[:, None]
+            else:
+                key_mask, value_mask = visible[None, :] & dim_mask[:, None], visible[:, None] & dim_mask[None, :]
+            # What is not visible reads as zero: a NaN there would survive a weight of zero.
+            key = tl.load(head_keys_ptr + slots[None, :] + dims[:, None], mask=key_mask, other=0.0)
+            key = cache_tile(key, DTYPE, FP8_BITS, INTERPRET)
+            scores = scores_of(tl.dot(query, key, input_precision="ieee"), scale, soft_cap, HAS_CAP)
+            scores = tl.where(visible[None, :], scores, float("-inf"))
+            highest = tl.maximum(maxima, tl.max(scores, 1))  # finite: every tile has a visible position
+            weight = tl.exp2(scores - highest[:, None])
             decay = tl.exp2(maxima - highest)
-            weights = weights * decay + tl.exp2(sinks - highest)
-            sums *= decay[:, None]
-        # A sequence of length 0 (padding) has no weight: its sums are zero, and so is its output.
-        out = sums * (v_scale / tl.where(weights > 0.0, weights, 1.0))[:, None]
-        tl.store(out_ptr + out_rows[:, None] * HEAD_DIM + dims[None, :], out.to(out_ptr.dtype.element_ty), mask=mask)
+            value = tl.load(head_values_ptr + slots[:, None] + dims[None, :], mask=value_mask, other=0.0)
+            value = cache_tile(value, DTYPE, FP8_BITS, INTERPRET)
+            weights = weights * decay + tl.sum(weight, 1)
+            sums = tl.dot(weight.to(value.dtype), value, sums * decay[:, None], input_precision="ieee")
+            maxima = highest
+        if count == tiles:
+            if HAS_SINKS:
+                sinks = tl.load(sinks_ptr + row_heads, mask=row_mask, other=0.0).to(tl.float32) * 1.4426950408889634
+                highest = tl.maximum(maxima, sinks)
+                decay = tl.exp2(maxima - highest)
+                weights = weights * decay + tl.exp2(sinks - highest)
+                sums *= decay[:, None]
+            out = sums * (v_scale / weights)[:, None]
+            out_rows = seq * (kv_heads * group) + row_heads
+            tl.store(
+                out_ptr + out_rows[:, None] * HEAD_DIM + dims[None, :], out.to(out_ptr.dtype.element_ty), mask=mask
+            )
+        else:
+            part_rows = (program * 2 + (at > begin).to(tl.int32)) * group + rows
+            tl.store(maxima_ptr + part_rows, maxima, mask=row_mask)
+            tl.store(weights_ptr + part_rows, weights, mask=row_mask)
+            tl.store(sums_ptr + part_rows.to(tl.int64)[:, None] * HEAD_DIM + dims[None, :], sums, mask=mask)
+        at += count
+        place += ((tile + count == tiles) & (kv_head == kv_heads - 1)).to(tl.int32)
 
 
 def decode_attention(
@@ -177,15 +189,14 @@ def decode_attention(
     block_tables: torch.Tensor,
     seq_lens: torch.Tensor,
     *,
-    max_context: int,
     scale: float | None = None,
     window: int | None = None,
     soft_cap: float | None = None,
     sinks: torch.Tensor | None = None,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
-    splits: int | None = None,
-    workspace: torch.Tensor | None = None,
+    programs: int | None = None,
+    plan: DecodePlan | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of one query a sequence to its paged context, which ends with the query's own key.
@@ -195,13 +206,12 @@ def decode_attention(
                   float8 elements stand for themselves times k_scale and v_scale
     block_tables  int32 [seqs, max_blocks]
     seq_lens      int32 [seqs]; 0 marks a padding row, whose output is zero
-    max_context   no seq_lens is higher; decides with the shapes on the number of splits, so keep it fixed in a graph
     scale         of the scores; 1 / sqrt(head_dim) without it
     window        a query sees so many positions, its own included; all without it
     soft_cap      scores become soft_cap * tanh(scores / soft_cap)
     sinks         [heads] a logit per head that takes weight and has no value (gpt-oss), any float dtype
-    splits        of each context, instead of the number that `split_count` chooses
-    workspace     float32, `workspace_size` elements or more, free to overwrite; allocated without it
+    programs      how many share the work, instead of as many as the device holds
+    plan          `plan_attention` of the same lengths, window and sizes, for all layers of a step; made without it
     out           [seqs, heads, head_dim] contiguous; allocated without it
 
     head_dim: a multiple of 16 from 16 to 256. block_size: any. Sums are float32. Returns out.
@@ -213,65 +223,67 @@ def decode_attention(
         out = query.new_empty((seqs, heads, head_dim))
     if seqs == 0:
         return out
+    if plan is None:
+        plan = plan_attention(seq_lens, heads, keys, window=window, programs=programs)
+    elif (seqs, heads, kv_heads, head_dim) != (plan.num_seqs, plan.heads, plan.kv_heads, plan.head_dim):
+        raise ValueError(f"the plan is for {plan.num_seqs} sequences and {plan.heads} heads, the query {query.shape}")
     capability = device_capability(query.device)
-    if splits is None:
-        splits = split_count(seqs, kv_heads, max_context, multiprocessors(query.device, capability))
-    if not 1 <= splits <= MAX_SPLITS:
-        raise ValueError(f"decode_attention takes 1 to {MAX_SPLITS} splits and was given {splits}")
-    size = workspace_size(seqs, heads, head_dim, splits)
-    if workspace is None:
-        workspace = torch.empty(size, dtype=torch.float32, device=query.device) if size else None
-    elif workspace.numel() < size:
-        raise ValueError(f"decode_attention needs a workspace of {size} floats and was given {workspace.numel()}")
-    sums: torch.Tensor = out
-    maxima = weights = None
-    if splits > 1:
-        assert workspace is not None
-        rows = seqs * heads * splits
-        sums, maxima, weights = workspace, workspace[rows * head_dim :], workspace[rows * (head_dim + 1) :]
     keys, values, fp8_bits = as_stored(keys, values, capability)
     factor, cap = score_factors(scale, k_scale, soft_cap, head_dim)
     c = config(head_dim, keys.element_size(), capability)
     group = heads // kv_heads
-    block_d = next_power_of_2(head_dim)
-    reach = NO_WINDOW if window is None else window
-    has_sinks = sinks is not None
-    decode_attention_kernel[(seqs, kv_heads, splits)](
+    sums, maxima, weights = split_parts(plan)
+    decode_attention_kernel[(plan.num_programs,)](
         query,
         keys,
         values,
         block_tables,
         seq_lens,
-        sinks if splits == 1 else None,
+        plan.words,
+        sinks,
+        out,
         sums,
         maxima,
         weights,
         query.stride(0),
         kv_heads * head_dim,
         block_tables.stride(0),
+        seqs,
+        kv_heads,
         group,
-        reach,
-        splits,
+        plan.window,
         factor,
         float(v_scale),
         cap,
+        HEADER=HEADER,
         HEAD_DIM=head_dim,
-        BLOCK_D=block_d,
+        BLOCK_D=next_power_of_2(head_dim),
         BLOCK_M=max(16, next_power_of_2(group)),
         BLOCK_N=c.block_n,
         BLOCK_SIZE=keys.shape[1],
-        SPLIT=splits > 1,
-        HAS_SINKS=has_sinks and splits == 1,
+        HAS_SINKS=sinks is not None,
         HAS_CAP=soft_cap is not None,
         FP8_BITS=fp8_bits,
         INTERPRET=INTERPRET,
         num_warps=c.num_warps,
         num_stages=c.num_stages,
+        maxnreg=most_registers(head_dim, group, keys.element_size()),
     )
-    if splits > 1:
-        assert maxima is not None and weights is not None
-        add_splits(sums, maxima, weights, seq_lens, sinks, out, reach, splits, float(v_scale), c.block_n)
+    add_parts(plan, seq_lens, sinks, out, float(v_scale))
     return out
+
+
+def plan_attention(
+    seq_lens: torch.Tensor, heads: int, keys: torch.Tensor, *, window: int | None = None, programs: int | None = None
+) -> DecodePlan:
+    """The plan of `decode_attention` for contexts of these lengths in a cache like `keys`."""
+    kv_heads, head_dim = keys.shape[2:]
+    capability = device_capability(keys.device)
+    if programs is None:
+        fitting = programs_a_multiprocessor(head_dim, heads // kv_heads, capability)
+        programs = fitting * multiprocessors(keys.device, capability)
+    block_n = config(head_dim, keys.element_size(), capability).block_n
+    return plan_decodes(seq_lens, heads, kv_heads, head_dim, block_n=block_n, num_programs=programs, window=window)
 
 
 def decode_attention_reference(
@@ -281,18 +293,17 @@ def decode_attention_reference(
     block_tables: torch.Tensor,
     seq_lens: torch.Tensor,
     *,
-    max_context: int,
     scale: float | None = None,
     window: int | None = None,
     soft_cap: float | None = None,
     sinks: torch.Tensor | None = None,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
-    splits: int | None = None,
-    workspace: torch.Tensor | None = None,
+    programs: int | None = None,
+    plan: DecodePlan | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As `decode_attention`, in float32; max_context, splits and workspace change nothing."""
+    """As `decode_attention`, in float32; programs and plan change nothing."""
     starts = list(range(query.shape[0] + 1))
     options: dict[str, Any] = {"scale": scale, "window": window, "soft_cap": soft_cap, "sinks": sinks}
     options |= {"k_scale": k_scale, "v_scale": v_scale}
@@ -318,40 +329,41 @@ def _specialisations(
     name = f"{dtype}_cache_{cache_dtype}_d{head_dim}_p{block_size}{'_' + features if features else ''}"
     block_d = next_power_of_2(head_dim)
     sizes = {"HEAD_DIM": head_dim, "BLOCK_D": block_d, "BLOCK_N": c.block_n}
-    numbers = {"window": "i32", "num_splits": "i32", "v_scale": "fp32"}
     sinks = features == "sinks"
     # Rows of a tile: the query heads of one KV head. GLM-4 32B has 24, StarCoder 48 and Falcon 7B 71; other models have
     # 16 or fewer.
     more = {128: (32, 64), 64: (128,)} if block_size == 16 and not features else {}
-    tiles = (16, *more.get(head_dim, ()))
-    for split, block_m in product((False, True), tiles):
+    for block_m in (16, *more.get(head_dim, ())):
         signature = {
             "query_ptr": f"*{dtype}",
             "keys_ptr": f"*{stored}",
             "values_ptr": f"*{stored}",
-            "out_ptr": "*fp32" if split else f"*{dtype}",
+            "words_ptr": "*i32",
+            "out_ptr": f"*{dtype}",
+            "sums_ptr": "*fp32",
             "query_stride": "i32",
             "kv_stride": "i32",
         }
         divisible = tuple(signature)
-        signature |= {"block_tables_ptr": "*i32", "seq_lens_ptr": "*i32", "table_stride": "i32", "group": "i32"}
-        signature |= {**numbers, "scale": "fp32", "soft_cap": "fp32"}
+        signature |= {"block_tables_ptr": "*i32", "seq_lens_ptr": "*i32", "maxima_ptr": "*fp32", "weights_ptr": "*fp32"}
+        signature |= dict.fromkeys(("table_stride", "num_seqs", "kv_heads", "group", "window"), "i32")
+        signature |= dict.fromkeys(("scale", "v_scale", "soft_cap"), "fp32")
         constants: dict[str, Any] = {
             **sizes,
+            "HEADER": HEADER,
             "BLOCK_M": block_m,
             "BLOCK_SIZE": block_size,
-            "SPLIT": split,
-            "HAS_SINKS": sinks and not split,
+            "HAS_SINKS": sinks,
             "HAS_CAP": features == "cap",
             "FP8_BITS": fp8_bits,
             "INTERPRET": False,
         }
-        optional = {"sinks_ptr": f"*{dtype}" if sinks and not split else None}
-        optional |= dict.fromkeys(("maxima_ptr", "weights_ptr"), "*fp32" if split else None)
-        signature |= {key: kind for key, kind in optional.items() if kind}
-        constants |= {key: None for key, kind in optional.items() if not kind}
+        if sinks:
+            signature["sinks_ptr"] = f"*{dtype}"
+        else:
+            constants["sinks_ptr"] = None
         yield Specialisation(
-            f"decode_attention[{name}{f'_m{block_m}' if block_m > 16 else ''}{'_split' if split else ''}]",
+            f"decode_attention[{name}{f'_m{block_m}' if block_m > 16 else ''}]",
             decode_attention_kernel,
             signature,
             constants,
@@ -359,4 +371,5 @@ def _specialisations(
             c.num_stages,
             divisible,
             typical and block_m == 16,
+            {"maxnreg": most_registers(head_dim, block_m, ELEMENT_SIZES[cache_dtype])},
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,8 @@ import torch
 
 pytest.importorskip("triton")
 from ember_kernels.attention import E4M3_TO_BF16
-from ember_kernels.decode_attention import decode_attention, decode_attention_reference, workspace_size
-from ember_kernels.decode_splits import MAX_SPLITS, split_count
+from ember_kernels.decode_attention import decode_attention, decode_attention_reference, plan_attention
+from ember_kernels.decode_plan import HEADER, DecodePlan, plan_decodes, plan_reference
 
 NAN = float("nan")
 
@@ -48,7 +49,6 @@ def _problem(
         "values": values,
         "block_tables": tables.to(device),
         "seq_lens": torch.tensor(lengths, dtype=torch.int32, device=device),
-        "max_context": max([*lengths, 1]),
     }
 
 
@@ -56,10 +56,10 @@ def _check(problem: dict[str, Any], **options: Any) -> torch.Tensor:
     query = problem["query"]
     seqs, heads, head_dim = query.shape
     out = torch.full((seqs + 1, heads, head_dim), NAN, dtype=query.dtype, device=query.device)
-    splits = options.get("splits") or MAX_SPLITS
-    size = workspace_size(seqs, heads, head_dim, splits)
-    workspace = torch.full((size,), NAN, device=query.device)
-    result = decode_attention(**problem, **options, workspace=workspace, out=out[:seqs])
+    window, programs = options.get("window"), options.get("programs")
+    plan = plan_attention(problem["seq_lens"], heads, problem["keys"], window=window, programs=programs)
+    plan.parts.fill_(NAN)
+    result = decode_attention(**problem, **options, plan=plan, out=out[:seqs])
     assert result.data_ptr() == out.data_ptr()
     assert out[seqs].isnan().all(), "wrote beyond the last row"
     expected = decode_attention_reference(**problem, **options)
@@ -69,71 +69,71 @@ def _check(problem: dict[str, Any], **options: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("splits", [1, 3])
-def test_matches_the_reference(device: str, has_gpu: bool, dtype: torch.dtype, splits: int) -> None:
-    _check(_problem(device, [1, 17, 130, 64], dtype=dtype), splits=splits)
+@pytest.mark.parametrize("programs", [1, 5])
+def test_matches_the_reference(device: str, has_gpu: bool, dtype: torch.dtype, programs: int) -> None:
+    _check(_problem(device, [1, 17, 130, 64], dtype=dtype), programs=programs)
     if has_gpu:
         for head_dim in (64, 128, 256):
             problem = _problem(device, [1, 4097, 700, 2048], 32, 8, head_dim, dtype=dtype)
-            _check(problem, splits=splits)
+            _check(problem, programs=programs)
             _check(problem)
 
 
 @pytest.mark.parametrize("ratio", [1, 2, 4, 5, 7, 8, 20])
 def test_every_ratio_of_query_heads_to_kv_heads(device: str, ratio: int) -> None:
     problem = _problem(device, [40, 5], heads=2 * ratio)
-    _check(problem, splits=1)
-    _check(problem, splits=2, sinks=torch.randn(2 * ratio, device=device))
+    _check(problem, programs=1)
+    _check(problem, programs=3, sinks=torch.randn(2 * ratio, device=device))
 
 
 @pytest.mark.parametrize("head_dim", [16, 80, 96, 112, 128, 256])
 def test_every_head_dim(device: str, head_dim: int) -> None:
     problem = _problem(device, [70, 3], head_dim=head_dim)
-    _check(problem, splits=1)
-    _check(problem, splits=4)
+    _check(problem, programs=1)
+    _check(problem, programs=7)
 
 
 @pytest.mark.parametrize("block_size", [8, 24, 32, 128])
 def test_every_block_size(device: str, block_size: int) -> None:
-    _check(_problem(device, [150, 1, 128], block_size=block_size), splits=2)
+    _check(_problem(device, [150, 1, 128], block_size=block_size), programs=3)
 
 
-@pytest.mark.parametrize("splits", [1, 5])
+@pytest.mark.parametrize("programs", [1, 9])
 @pytest.mark.parametrize("window", [1, 7, 16, 100])
-def test_window(device: str, window: int, splits: int) -> None:
+def test_window(device: str, window: int, programs: int) -> None:
     problem = _problem(device, [150, 3, 16, 101], block_size=16)
     for i, length in enumerate([150, 3, 16, 101]):  # pages that lie before the window may have been given away
         problem["block_tables"][i, : max(0, length - window) // 16] = 0
-    _check(problem, window=window, splits=splits)
+    _check(problem, window=window, programs=programs)
 
 
-@pytest.mark.parametrize("splits", [1, 4])
-def test_soft_cap_sinks_and_scale(device: str, splits: int) -> None:
+@pytest.mark.parametrize("programs", [1, 7])
+def test_soft_cap_sinks_and_scale(device: str, programs: int) -> None:
     problem = _problem(device, [90, 31], heads=8)
     problem["query"] *= 8
     sinks = torch.tensor([-30.0, -1.0, 0.0, 1.0, 3.0, 10.0, 40.0, 200.0], device=device)
-    _check(problem, soft_cap=5.0, splits=splits)
-    _check(problem, sinks=sinks, splits=splits)
-    _check(problem, sinks=sinks, soft_cap=20.0, window=20, scale=0.3, splits=splits)
-    _check(problem, soft_cap=1e-3, scale=100.0, splits=splits)  # tanh far beyond where exp overflows
+    _check(problem, soft_cap=5.0, programs=programs)
+    _check(problem, sinks=sinks, programs=programs)
+    _check(problem, sinks=sinks, soft_cap=20.0, window=20, scale=0.3, programs=programs)
+    _check(problem, soft_cap=1e-3, scale=100.0, programs=programs)  # tanh far beyond where exp overflows
 
 
-@pytest.mark.parametrize("splits", [1, 6])
+@pytest.mark.parametrize("programs", [1, 11])
 @pytest.mark.parametrize("with_sinks", [False, True])
-def test_padding_rows_are_zero(device: str, splits: int, with_sinks: bool) -> None:
+def test_padding_rows_are_zero(device: str, programs: int, with_sinks: bool) -> None:
     sinks = torch.randn(4, device=device) if with_sinks else None
     problem = _problem(device, [0, 20, 0])
-    result = _check(problem, splits=splits, sinks=sinks)
+    result = _check(problem, programs=programs, sinks=sinks)
     assert not result[0].any() and not result[2].any()
-    assert not _check(_problem(device, [0, 0]), splits=splits, sinks=sinks, window=5).any()
+    assert not _check(_problem(device, [0, 0]), programs=programs, sinks=sinks, window=5).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_float8_cache(device: str, dtype: torch.dtype) -> None:
     """In the interpreter and before sm_89 through the bytes; the hardware's own type elsewhere."""
     problem = _problem(device, [60, 9], dtype=dtype, cache_dtype=torch.float8_e4m3fn)
-    _check(problem, splits=1, k_scale=0.5, v_scale=3.0)
-    _check(problem, splits=2, k_scale=0.5, v_scale=3.0, soft_cap=4.0)
+    _check(problem, programs=1, k_scale=0.5, v_scale=3.0)
+    _check(problem, programs=3, k_scale=0.5, v_scale=3.0, soft_cap=4.0)
 
 
 def test_every_float8_value_is_decoded_from_its_bits(device: str) -> None:
@@ -152,20 +152,57 @@ def test_every_float8_value_is_decoded_from_its_bits(device: str) -> None:
 def test_high_scores_do_not_overflow(device: str) -> None:
     problem = _problem(device, [80, 20])
     problem["query"] *= 1000
-    _check(problem, splits=1)
-    _check(problem, splits=2)
+    _check(problem, programs=1)
+    _check(problem, programs=3)
 
 
 def test_no_sequences(device: str) -> None:
     assert decode_attention(**_problem(device, [])).shape == (0, 4, 64)
 
 
-def test_splits_occupy_the_device() -> None:
-    assert split_count(1, 8, 100_000, 132) * 8 >= 132
-    assert split_count(256, 8, 100_000, 132) == 1
-    assert split_count(1, 8, 64, 132) == 1
-    assert split_count(1, 1, 1 << 20, 132) == MAX_SPLITS
-    assert split_count(0, 8, 0, 132) == 1
+def test_a_plan_serves_all_layers_of_a_step(device: str) -> None:
+    """Later layers find no zeros in the parts, and the same lengths."""
+    problem = _problem(device, [150, 0, 40])
+    plan = plan_attention(problem["seq_lens"], 4, problem["keys"], programs=6)
+    for _ in range(2):
+        problem |= {name: torch.randn_like(problem[name]) for name in ("query", "keys", "values")}
+        result = decode_attention(**problem, plan=plan)
+        torch.testing.assert_close(result, decode_attention_reference(**problem), rtol=1e-4, atol=1e-4)
+
+
+def _pieces(plan: DecodePlan) -> list[int]:
+    """The tiles of each program."""
+    share, total = plan.words[:2].tolist()
+    return [max(0, min(share, total - program * share)) for program in range(plan.num_programs)]
+
+
+@pytest.mark.parametrize("window", [None, 1, 100])
+@pytest.mark.parametrize("programs", [1, 7, 70, 528])
+def test_the_plan_is_that_of_its_specification(device: str, window: int | None, programs: int) -> None:
+    draw = random.Random(programs)
+    for num_seqs in (1, 3, 255, 256, 257, 300):
+        lengths = [draw.choice((0, 1, 31, 32, 33, draw.randrange(9000))) for _ in range(num_seqs)]
+        seq_lens = torch.tensor(lengths, dtype=torch.int32, device=device)
+        plan = plan_decodes(seq_lens, 8, 2, 64, block_n=32, num_programs=programs, window=window)
+        words, expected = plan.words.tolist(), plan_reference(lengths, plan)
+        num_busy = sum(length > 0 for length in lengths)
+        begins = HEADER + 2 * num_seqs
+        found = [*words[:2], *words[HEADER : HEADER + num_seqs + num_busy], *words[begins : begins + programs]]
+        assert found == expected
+        assert sum(_pieces(plan)) == words[1]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "kv_heads"),
+    [([512] * 63 + [16384], 8), ([1024] * 64, 8), ([32768], 8), ([131072] + [100] * 255, 8), ([77] * 9, 1)],
+)
+def test_no_program_has_more_than_its_share(device: str, lengths: list[int], kv_heads: int) -> None:
+    """One long context beside short ones costs what its tokens cost, not what it would alone."""
+    seq_lens = torch.tensor(lengths, dtype=torch.int32, device=device)
+    plan = plan_decodes(seq_lens, 4 * kv_heads, kv_heads, 128, block_n=32, num_programs=528)
+    tiles = sum(-(-length // 32) for length in lengths) * kv_heads
+    assert max(_pieces(plan)) == max(-(-tiles // 528), 2)
+    assert sum(_pieces(plan)) == tiles
 
 
 @pytest.mark.parametrize(
@@ -176,8 +213,7 @@ def test_splits_occupy_the_device() -> None:
         ({"query": torch.zeros(1, 4, 64).half()}, "cache must be torch.float16 or float8_e4m3fn"),
         ({"query": torch.zeros(1, 64, 4).mT}, "must be contiguous"),
         ({"block_tables": torch.zeros(1, 1)}, "block_tables must be int32"),
-        ({"splits": 1000}, "takes 1 to 128 splits and was given 1000"),
-        ({"splits": 2, "workspace": torch.zeros(3)}, "needs a workspace of 528 floats and was given 3"),
+        ({"plan": plan_attention(torch.ones(2, dtype=torch.int32), 4, torch.zeros(1, 16, 2, 64))}, "plan is for 2 seq"),
     ],
 )
 def test_refuses_what_it_cannot_do(change: dict[str, Any], message: str) -> None:
@@ -187,13 +223,13 @@ def test_refuses_what_it_cannot_do(change: dict[str, Any], message: str) -> None
 
 PROBE = """
 import torch
-from ember_kernels import decode_attention as module, decode_splits
+from ember_kernels import decode_attention as module, decode_plan
 from ember_kernels.compile import compile_one, dry_run
 
-for owner in (module, decode_splits):
+for owner in (module, decode_plan):
     for specialisation in owner.specialisations(90):
         variant = specialisation.name.partition("[")[2]
-        if variant in ("bf16_cache_bf16_d64_p16]", "bf16_cache_bf16_d64_p16_split]", "bf16_d64_n32]"):
+        if variant in ("bf16_cache_bf16_d64_p16]", "n32]", "bf16_d64_n32]"):
             compile_one("", specialisation, 90)
 with dry_run(90) as misses:
     for seqs, heads, kv_heads, window, at in ((3, 8, 2, None, 0), (4, 6, 1, 100, 3), (1, 5, 5, 1, 1)):
@@ -202,9 +238,9 @@ with dry_run(90) as misses:
         query = torch.zeros(seqs, (heads + 2 * kv_heads) * 64).bfloat16()[:, : heads * 64].unflatten(1, (heads, 64))
         cache = torch.zeros(9, 16, kv_heads, 64).bfloat16()
         rows = slice(at, at + seqs)
-        for splits in (None, 1, 2, 16):
+        for programs in (None, 1, 2, 16):
             module.decode_attention(
-                query, cache, cache, tables[rows], lengths[rows], max_context=144, window=window, splits=splits
+                query, cache, cache, tables[rows], lengths[rows], window=window, programs=programs
             )
 assert not misses, misses
 """

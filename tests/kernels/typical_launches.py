@@ -107,7 +107,7 @@ def decode_attention() -> None:
         cache = half(4, 16, kv_heads, 128)
         for batch in BATCHES:
             tables, lengths = integers(batch, 2560), integers(batch)
-            decode_attention(half(batch, heads, 128), cache, cache, tables, lengths, max_context=40960)
+            decode_attention(half(batch, heads, 128), cache, cache, tables, lengths)
 
 
 def prefill_attention() -> None:

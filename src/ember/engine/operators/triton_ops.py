@@ -2,7 +2,7 @@
 
     norm of residual + delta, and the sum                                 one launch
     QK norm, rotary embedding, keys and values into the cache             one launch
-    attention                                  decodes: one or two launches; prompt chunks: one
+    attention                                  decodes: two launches; prompt chunks: one
     activation, times the other half                                      one launch
     matrix products of at most 16 rows                                    one or two launches, where `small_gemm` was
                                                                           measured to be faster than torch
@@ -15,7 +15,7 @@ it is used.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar
 
@@ -37,7 +37,8 @@ from ember.engine.operators.experts import add_shared, route
 from ember.engine.operators.torch_ops import TorchOperators
 from ember_kernels.activation import activation
 from ember_kernels.compile import device_capability
-from ember_kernels.decode_attention import decode_attention
+from ember_kernels.decode_attention import decode_attention, plan_attention
+from ember_kernels.decode_plan import DecodePlan
 from ember_kernels.expert_blocks import expert_blocks
 from ember_kernels.grouped_gemm import block_rows, combine_experts, gather_gemm, grouped_gemm, uses_gather
 from ember_kernels.norm import layer_norm, rms_norm
@@ -52,7 +53,7 @@ class Decodes:
 
     block_tables: Sequence[Tensor]  # of each cache group, [S, max_blocks] int32; none is read before a window
     context_lens: Tensor  # [S] int32
-    max_context: int
+    plans: dict[int, DecodePlan] = field(default_factory=dict)  # of each cache group, when its first layer has made it
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +122,7 @@ class TritonOperators:
         lens = torch.tensor(batch.context_lens, dtype=torch.int32).to(device, non_blocking=True)
         decodes = chunks = None
         if num_decodes:
-            longest = max(batch.context_lens[:num_decodes])
-            decodes = Decodes(tables[:, :num_decodes].unbind(), lens[:num_decodes], longest)
+            decodes = Decodes(tables[:, :num_decodes].unbind(), lens[:num_decodes])
         if num_decodes < len(counts):
             first_tokens = torch.tensor(starts[num_decodes:], dtype=torch.int32).to(device, non_blocking=True)
             chunks = Chunks(tables[:, num_decodes:].unbind(), first_tokens, lens[num_decodes:], max(counts))
@@ -231,18 +231,22 @@ def _attend(attention: Attention, heads: Heads, step: TritonStep) -> Tensor:
     mixed = torch.empty_like(query)
     if (decodes := step.decodes) is not None:
         count = len(decodes.context_lens)
+        plan = decodes.plans.get(group)
+        if plan is None:
+            plan = plan_attention(decodes.context_lens, query.shape[1], keys, window=attention.window)
+            decodes.plans[group] = plan
         decode_attention(
             query[:count],
             keys,
             values,
             decodes.block_tables[group],
             decodes.context_lens,
-            max_context=decodes.max_context,
             scale=attention.scale,
             soft_cap=attention.soft_cap,
             window=attention.window,
             k_scale=key_scale,
             v_scale=value_scale,
+            plan=plan,
             out=mixed[:count],
         )
     if (chunks := step.chunks) is not None:  # after the decodes, whose padding has outputs where chunks begin

@@ -178,17 +178,15 @@ class DeviceRunner:
             self.decode_graphs.launch(size)
         else:
             started = time.perf_counter()
-            longest = max(row.sequence.num_computed_tokens for row in rows) + 1
-            self._decode_body(len(rows), longest)
+            self._decode_body(len(rows))
             self.decode_graphs.observe_eager(time.perf_counter() - started)
         return []
 
-    def _decode_body(self, num_rows: int, longest: int | None = None) -> None:
-        """A decode step of the first rows in the buffer, padding included; no context is longer than `longest`."""
+    def _decode_body(self, num_rows: int) -> None:
+        """A decode step of the first rows in the buffer, padding included."""
         inputs = self.inputs
         inputs.prepare(num_rows)
-        longest = self.limits.max_model_len if longest is None else longest
-        hidden = self.model.run(inputs.step(Shape(num_rows, num_rows, 0, longest, 1)))
+        hidden = self.model.run(inputs.step(Shape(num_rows, num_rows, num_chunks=0, max_queries=1)))
         self._draw(hidden, inputs.decode_lens[:num_rows], step_rows(self.buffer.words, num_rows))
 
     def _launch_mixed(
@@ -218,9 +216,8 @@ class DeviceRunner:
             self.mixed_graphs.launch(size)
             hidden = self._hidden
         else:
-            contexts = [row.sequence.num_computed_tokens + 1 for row in rows[:num_decodes]]
-            longest, most_queries = max(contexts, default=1), max(chunk.num_tokens for chunk in chunks)
-            shape = Shape(arrays.num_tokens, num_decodes, len(chunks), longest, most_queries)
+            most_queries = max(chunk.num_tokens for chunk in chunks)
+            shape = Shape(arrays.num_tokens, num_decodes, len(chunks), most_queries)
             hidden = self.model.run(self.inputs.step(shape))
             if is_short:
                 self.mixed_graphs.observe_eager(time.perf_counter() - started)
@@ -236,7 +233,7 @@ class DeviceRunner:
         """The forward pass of a step with prompt chunks, of so many tokens with padding. What it draws is launched
         after it, for exactly the rows that get a token."""
         num_decodes = min(num_tokens, self.limits.max_num_seqs)
-        shape = Shape(num_tokens, num_decodes, self._max_chunks, self.limits.max_model_len, num_tokens)
+        shape = Shape(num_tokens, num_decodes, self._max_chunks, max_queries=num_tokens)
         self._hidden[:num_tokens].copy_(self.model.run(self.inputs.step(shape)))
 
     def _changes(self, rows: list[Row], num_decodes: int) -> tuple[list[Record], list[Entry]]:

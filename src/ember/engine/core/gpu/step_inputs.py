@@ -30,7 +30,6 @@ class Shape:
     num_tokens: int  # this and the next two with padding
     num_decodes: int
     num_chunks: int
-    max_context: int  # no context is longer
     max_queries: int  # no chunk has more tokens
 
 
@@ -127,7 +126,7 @@ class StepInputs:
         if shape.num_decodes:
             rows, lens = step_rows(self._buffer.words, shape.num_decodes), self.decode_lens[: shape.num_decodes]
             tables = self._gather(rows, lens, self._decode_tables)
-            decodes = Decodes(tables, lens, shape.max_context)
+            decodes = Decodes(tables, lens)
         if shape.num_chunks:
             starts, (rows, lens) = self._chunks[0, : shape.num_chunks + 1], self._chunks[1:, : shape.num_chunks]
             chunks = Chunks(self._gather(rows, lens, self._chunk_tables), starts, lens, shape.max_queries)
