@@ -9,9 +9,13 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from builder.demo_model.bpe import END_OF_TEXT
 from builder.demo_model.chat import END, Example, render_prompt
@@ -99,24 +103,32 @@ def is_right(row: str, example: Example, text: str, tokens: int, ended: bool) ->
     return bool(text == wanted["content"])
 
 
-def outcomes(folder: Path) -> list[Outcome]:
-    """Answer everything."""
-    model, tokenizer = load(folder)
+Answer = Callable[[list[list[int]], set[int], int], list[list[int]]]
+"""From prompts, stop tokens and the most tokens of an answer to the greedy answers, with their stop tokens."""
+
+
+def outcomes(folder: Path, answer: Answer | None = None) -> list[Outcome]:
+    """Answer everything: with the files' weights in the training's own model, or by `answer`."""
+    if answer is None:
+        model, tokenizer = load(folder)
+        answer = partial(generate, model)
+    else:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     stops = {tokenizer.get_vocab()[text] for text in (END, END_OF_TEXT)}
     asked = [(row, example) for row, examples in evaluation_examples(SEED).items() for example in examples]
     prompts = [tokenizer.encode(render_prompt(example)).ids for _, example in asked]
     found = []
-    for (row, example), answer in zip(asked, generate(model, prompts, stops, LIMIT), strict=True):
-        ended = answer[-1] in stops
-        text = tokenizer.decode(answer[:-1] if ended else answer, skip_special_tokens=False)
+    for (row, example), ids in zip(asked, answer(prompts, stops, LIMIT), strict=True):
+        ended = ids[-1] in stops
+        text = tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=False)
         names = [row]
         if row == "arithmetic" and example.notes["kept_back"]:
             names = ["arithmetic: numbers never trained"]
         if row == "json":
             names.append("json: valid")
         for name in names:
-            right = is_right(name, example, text, len(answer), ended)
-            found.append(Outcome(name, example, text, len(answer), ended, right))
+            right = is_right(name, example, text, len(ids), ended)
+            found.append(Outcome(name, example, text, len(ids), ended, right))
     return found
 
 

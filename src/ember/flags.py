@@ -12,7 +12,10 @@ from ember import __version__
 from ember.settings import Settings, variable_names
 
 _FOREIGN_PREFIXES = ("VLLM_", "EMBER_", "OMP_", "HUGGING_FACE_", "OPENAI_")
-_COMMANDS = ("serve", "worker", "platform", "inspect", "models", "settings", "boot-report")
+_COMMANDS = ("serve", "worker", "platform", "inspect", "models", "quantize", "settings", "boot-report")
+
+
+QUANTIZE_FORMATS = ("gptq", "gptq-8bit", "awq", "w4a16", "w8a16", "w8a8")  # of `ember quantize`
 
 
 class _Parser(argparse.ArgumentParser):
@@ -52,6 +55,11 @@ def make_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="print JSON")
     _add_settings(inspect)
     commands.add_parser("models", help="print the page of the models that are served", allow_abbrev=False)
+    quantize = commands.add_parser("quantize", help="round a model's weights to a quantized format", allow_abbrev=False)
+    quantize.add_argument("source", metavar="SOURCE", help="a directory, a Hugging Face id, or `demo`")
+    quantize.add_argument("target", metavar="TARGET", help="a directory, which is made")
+    quantize.add_argument("--format", required=True, choices=QUANTIZE_FORMATS, help="what to write")
+    quantize.add_argument("--group-size", type=int, default=None, help="inputs that share a scale; 128")
     report = commands.add_parser("boot-report", help="draw a boot timeline", allow_abbrev=False)
     report.add_argument("file", metavar="FILE", help="what EMBER_BOOT_REPORT wrote, or a server's URL")
     report.add_argument("--svg", metavar="OUT", help="write it as a picture too")

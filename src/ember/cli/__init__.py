@@ -5,6 +5,7 @@
 `ember platform [MODEL]` the serverless platform on this machine, with a worker of its own if a model is named
 `ember inspect MODEL`   what a boot of the model would choose, need and ignore, here and on common GPUs
 `ember models`          the models that are served, as Markdown
+`ember quantize SOURCE TARGET --format FORMAT`   a checkpoint with rounded weights
 `ember settings`        the table of all settings, as Markdown, or with --hub as the RunPod Hub's listing
 `ember boot-report`     a boot timeline (from a file of EMBER_BOOT_REPORT, or a server's URL), drawn as text or SVG
 
@@ -51,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
             return _platform(flags)
         if flags.command == "inspect":
             return _inspect(flags)
+        if flags.command == "quantize":
+            return _quantize(flags)
         if flags.command == "boot-report":
             return _boot_report(flags)
         print(_models() if flags.command == "models" else _hub_json() if flags.hub else settings_table())
@@ -214,6 +217,24 @@ def _inspect(flags: argparse.Namespace) -> int:
         if flags.json:
             print(failure(str(error)))
         return _fail(str(error))
+    return 0
+
+
+def _quantize(flags: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from ember.cli.quantize import quantize
+    from ember.engine.errors import ModelError
+
+    if flags.group_size is not None and flags.group_size < 8:
+        return _fail(f"--group-size must be a multiple of 8, not {flags.group_size}", 2)
+    try:
+        say = lambda line: print(line, file=sys.stderr)  # noqa: E731
+        print(quantize(flags.source, Path(flags.target).expanduser(), flags.format, flags.group_size, say))
+    except ModelError as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}")
     return 0
 
 

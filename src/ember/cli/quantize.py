@@ -1,0 +1,164 @@
+"""`ember quantize SOURCE TARGET --format FORMAT`: a checkpoint with plain weights, rounded to a quantised format.
+
+The matrices of attention, MLP and experts are rounded to nearest. Routers, head, embedding and norms are left as they
+are. One file of weights is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ember.engine.description.config import DecoderConfig
+from ember.engine.description.read_config import read_json
+from ember.engine.description.weights import LinearSpec, weight_specs
+from ember.engine.errors import ModelError
+from ember.engine.loading.files import INDEX, SINGLE
+from ember.engine.loading.load import read_model_config
+from ember.engine.loading.plan import DTYPES, make_plan, read_headers
+from ember.engine.loading.resolve import resolve_model
+from ember.engine.loading.safetensors_header import TensorEntry
+from ember.engine.loading.write import write_safetensors
+from ember.engine.quantization.write_int import AWQWriter, CompressedWriter, GPTQWriter, Writer
+from ember.sizes import binary_size
+
+GROUP_SIZE = 128
+# Values of --format -> the writer, of a group size, and whether the format has groups.
+FORMATS: dict[str, tuple[Callable[[int], Writer], bool]] = {
+    "gptq": (lambda group: GPTQWriter(group), True),
+    "gptq-8bit": (lambda group: GPTQWriter(group, bits=8), True),
+    "awq": (lambda group: AWQWriter(group), True),
+    "w4a16": (lambda group: CompressedWriter(4, group), True),
+    "w8a16": (lambda group: CompressedWriter(8, None), False),
+    "w8a8": (lambda group: CompressedWriter(8, None, rounds_inputs=True), False),
+}
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json", ".h5", ".msgpack", ".onnx")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was written."""
+
+    quantized: int  # matrices
+    ignored: list[str]  # linear layers that are left as they are
+    bytes_before: int
+    bytes_after: int
+
+    def __str__(self) -> str:
+        left = f"; left as they are: {_some(self.ignored)}" if self.ignored else ""
+        sizes = f"{binary_size(self.bytes_before)} became {binary_size(self.bytes_after)}"
+        return f"{self.quantized} matrices quantized{left}. {sizes}."
+
+
+def quantize(source: str, target: Path, form: str, group: int | None, say: Callable[[str], None]) -> Report:
+    """Write the quantised checkpoint to a new or an empty directory. Raises ModelError, OSError."""
+    make, has_groups = FORMATS[form]
+    if group is not None and not has_groups:
+        raise ModelError(f"--group-size has no meaning with --format {form}, which has a scale for each row")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ModelError(f"{target} exists and is not an empty directory: name another target")
+    writer = make(group or GROUP_SIZE)
+    directory = resolve_model(source)
+    config = read_model_config(directory)
+    if config.quantization:
+        method = config.quantization.get("quant_method")
+        raise ModelError(f"{directory} is quantized already ({method}): name a checkpoint with plain weights")
+    entries = read_headers(directory)
+    make_plan(config, entries, "float32")  # whether config.json and the files fit
+    modules, transposed = _modules(config, entries)
+    target.mkdir(parents=True, exist_ok=True)
+    report = _write(directory, target, entries, modules, transposed, writer, _ignored(config, modules), say)
+    document = read_json(directory / "config.json", required=True)
+    (target / "config.json").write_text(
+        json.dumps({**document, "quantization_config": writer.config(report.ignored)}, indent=2) + "\n"
+    )
+    for file in directory.iterdir():
+        if file.is_file() and file.name != "config.json" and not file.name.endswith(_WEIGHTS):
+            shutil.copyfile(file, target / file.name)
+    return report
+
+
+def _modules(config: DecoderConfig, entries: Mapping[str, TensorEntry]) -> tuple[dict[str, str], bool]:
+    """The modules that are rounded, by the names of their tensors, and whether these are [in, out]."""
+    base = "" if any(name.startswith(f"{config.names.embed_tokens}.") for name in entries) else config.names.base
+    found, transposed = {}, False
+    for spec in _linear_specs(config):
+        if spec.name == "lm_head" or spec.name.endswith("router"):
+            continue
+        for output in spec.outputs:
+            stored = output.stored
+            if stored.stack is not None:
+                raise ModelError(
+                    f"{stored.name} has the matrices of all experts in one tensor, which these formats do not have: "
+                    "name a checkpoint with a tensor for each expert"
+                )
+            found[(stored.name + stored.suffix).removeprefix(base)] = stored.name.removeprefix(base)
+            transposed = stored.transposed
+    return found, transposed
+
+
+def _ignored(config: DecoderConfig, modules: Mapping[str, str]) -> list[str]:
+    names = [output.stored.name for spec in _linear_specs(config) for output in spec.outputs]
+    return [name for name in dict.fromkeys(names) if name not in modules.values()]
+
+
+def _linear_specs(config: DecoderConfig) -> Iterator[LinearSpec]:
+    return (spec for spec in weight_specs(config) if isinstance(spec, LinearSpec))
+
+
+def _write(
+    directory: Path,
+    target: Path,
+    entries: Mapping[str, TensorEntry],
+    modules: Mapping[str, str],
+    transposed: bool,
+    writer: Writer,
+    ignored: list[str],
+    say: Callable[[str], None],
+) -> Report:
+    """Write the weights, to as many files as the source has."""
+    files = sorted({entry.file for entry in entries.values()})
+    placed: dict[str, str] = {}
+    after = 0
+    for number, file in enumerate(files, 1):
+        made: dict[str, Tensor] = {}
+        for name, entry in entries.items():
+            if entry.file != file:
+                continue
+            tensor = _read(entry)
+            if name not in modules:
+                made[name] = tensor
+                continue
+            weight = tensor.T.contiguous() if transposed else tensor
+            made |= writer.tensors(modules[name], weight)
+        name = SINGLE if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
+        after += write_safetensors(target / name, made)
+        placed |= dict.fromkeys(made, name)
+        say(f"wrote {name} ({number} of {len(files)})")
+    if len(files) > 1:
+        index: dict[str, Any] = {"metadata": {"total_size": after}, "weight_map": placed}
+        (target / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    return Report(len(modules), ignored, sum(entry.nbytes for entry in entries.values()), after)
+
+
+def _read(entry: TensorEntry) -> Tensor:
+    """A stored tensor, in memory of its own."""
+    with entry.file.open("rb") as file:
+        file.seek(entry.offset)
+        memory = bytearray(file.read(entry.nbytes))
+    if len(memory) < entry.nbytes:
+        raise ModelError(f"{entry.file} became shorter while it was read: download it again")
+    dtype = getattr(torch, DTYPES[entry.dtype])
+    return torch.frombuffer(memory, dtype=dtype).view(entry.shape) if memory else torch.empty(entry.shape, dtype=dtype)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
