@@ -86,11 +86,14 @@ def _activation_float8_kernel(
         tl.store(out_ptr + row * size + columns, bits, mask=columns < size)
 
 
-def activation(x: Tensor, kind: str, *, gated: bool = True, quantise: bool = False) -> tuple[Tensor, Tensor | None]:
+def activation(
+    x: Tensor, kind: str, *, gated: bool = True, quantise: bool = False, out: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """act(x[:, :size]) * x[:, size:] if gated, else act(x); `kind` is one of KINDS ("gelu" is the exact one, with erf).
 
     x: [T, 2 * size] if gated, else [T, size]; rows may be strided; float32, bfloat16 or float16. Returns (out, None)
-    with out [T, size] as x, or with `quantise` (e4m3 [T, size], float32 scale [T]); out is about value * scale.
+    with out [T, size] as x, made if it is not given, or with `quantise` (e4m3 [T, size], float32 scale [T]); out is
+    about value * scale.
     """
     if kind not in KINDS:
         raise ValueError(f"activation {kind!r} is not one of {', '.join(KINDS)}")
@@ -99,7 +102,8 @@ def activation(x: Tensor, kind: str, *, gated: bool = True, quantise: bool = Fal
         raise ValueError(f"x must have contiguous rows, of even length if gated: {tuple(x.shape)}, {x.stride()}")
     size = width // 2 if gated else width
     stride = x.stride(0) if tokens > 1 else width
-    out = torch.empty(tokens, size, dtype=torch.uint8 if quantise else x.dtype, device=x.device)
+    if out is None or quantise:
+        out = torch.empty(tokens, size, dtype=torch.uint8 if quantise else x.dtype, device=x.device)
     scale = torch.empty(tokens, dtype=torch.float32, device=x.device) if quantise else None
     if tokens and scale is None:
         _activation_kernel[(tokens, cdiv(size, BLOCK))](

@@ -78,14 +78,15 @@ def rms_norm(
     *,
     residual: Tensor | None = None,
     quantise: bool = False,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """RMSNorm of x, or of x + residual. The sum replaces `residual` in place.
 
     x: [T, hidden], rows may be strided, float32, bfloat16 or float16. residual: [T, hidden] contiguous. weight:
-    [hidden], of x's dtype or float32. Returns (out, None), out [T, hidden] as x, or with `quantise` (e4m3 [T, hidden],
-    float32 scale [T]), where out is about value * scale.
+    [hidden], of x's dtype or float32. Returns (out, None), out [T, hidden] as x, made if it is not given, or with
+    `quantise` (e4m3 [T, hidden], float32 scale [T]), where out is about value * scale.
     """
-    return _launch(x, weight, None, eps, residual, True, quantise)
+    return _launch(x, weight, None, eps, residual, True, quantise, out)
 
 
 def layer_norm(
@@ -96,9 +97,10 @@ def layer_norm(
     *,
     residual: Tensor | None = None,
     quantise: bool = False,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """LayerNorm of x, or of x + residual. Arguments and results are those of `rms_norm`. bias: [hidden]."""
-    return _launch(x, weight, bias, eps, residual, False, quantise)
+    return _launch(x, weight, bias, eps, residual, False, quantise, out)
 
 
 def _launch(
@@ -109,6 +111,7 @@ def _launch(
     residual: Tensor | None,
     rms: bool,
     quantise: bool,
+    out: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     tokens, hidden = x.shape
     if hidden > MAX_HIDDEN:
@@ -116,7 +119,8 @@ def _launch(
     if x.stride(-1) != 1 or (residual is not None and not residual.is_contiguous()):
         raise ValueError(f"rows must be contiguous: strides of x {x.stride()}")
     block = max(512, next_power_of_2(hidden))
-    out = torch.empty(tokens, hidden, dtype=torch.uint8 if quantise else x.dtype, device=x.device)
+    if out is None or quantise:
+        out = torch.empty(tokens, hidden, dtype=torch.uint8 if quantise else x.dtype, device=x.device)
     scale = torch.empty(tokens, dtype=torch.float32, device=x.device) if quantise else None
     if tokens:
         _norm_kernel[(tokens,)](

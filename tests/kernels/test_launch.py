@@ -91,3 +91,11 @@ def test_our_launcher_calls_the_binary_that_tritons_would(tmp_path: Path) -> Non
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     # Every call has a binary by now. A profiler's hook is called by Triton's launcher alone.
     assert result.stdout.splitlines() == ["True", "-1"], result.stdout + result.stderr[-4000:]
+
+
+def test_repeated_launches_are_those_of_whole_calls() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    command = [sys.executable, str(Path(__file__).with_name("repeated_launches.py"))]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0 and len(result.stdout.splitlines()) == 10, result.stdout + result.stderr[-4000:]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
@@ -41,6 +42,7 @@ from ember_kernels.decode_attention import decode_attention, plan_attention
 from ember_kernels.decode_plan import DecodePlan
 from ember_kernels.expert_blocks import expert_blocks
 from ember_kernels.grouped_gemm import block_rows, combine_experts, gather_gemm, grouped_gemm, uses_gather
+from ember_kernels.launch import Launches, repeat
 from ember_kernels.norm import layer_norm, rms_norm
 from ember_kernels.prefill_attention import prefill_attention
 from ember_kernels.rope_cache import rope_cache
@@ -74,6 +76,7 @@ class TritonStep(Step):
 
     decodes: Decodes | None
     chunks: Chunks | None
+    launches: Launches = field(default_factory=dict)  # of its first layers, which the others repeat
 
 
 class TritonOperators:
@@ -92,8 +95,10 @@ class TritonOperators:
         self._capability: int | None = None  # of the device, when the first product asks for it
         self.linear = self._linear if MEASURED_GAINS and torch_ops.dtype != torch.float32 else torch_ops.linear
         self.add_norm = torch_ops.add_norm if "add_norm" in lacking else self._add_norm
+        self._num_tokens = 0
+        self._launches: Launches = {}
         self._ones: Tensor | None = None  # the weights of RMSNorms without weights, when the first one is computed
-        self.gate = torch_ops.gate if "gate" in lacking else _gate
+        self.gate = torch_ops.gate if "gate" in lacking else self._gate
         own_experts = "experts" not in lacking and torch_ops.dtype != torch.float32
         self.experts = self._experts if own_experts else torch_ops.experts
         if config.experts is not None and not own_experts:
@@ -139,14 +144,41 @@ class TritonOperators:
     def whole_step(self, step: TritonStep) -> None:
         return None
 
+    def _launches_of(self, num_tokens: int) -> Launches:
+        """The launches of norms and activations, which depend on the number of tokens alone."""
+        if num_tokens != self._num_tokens:
+            self._num_tokens, self._launches = num_tokens, {}
+        return self._launches
+
     def _add_norm(self, norm: Norm, residual: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
         x, added = (residual, None) if delta is None else (delta, residual)
-        if isinstance(norm, RMSNorm):
-            weight = norm.weight
-            if weight is None:
-                weight = self._ones = x.new_ones(norm.size) if self._ones is None else self._ones
-            return rms_norm(x, weight, norm.eps, residual=added)[0], residual
-        return layer_norm(x, norm.weight, norm.bias, norm.eps, residual=added)[0], residual
+        weight, bias = norm.weight, None if isinstance(norm, RMSNorm) else norm.bias
+        if weight is None and isinstance(norm, RMSNorm):
+            weight = self._ones = x.new_ones(norm.size) if self._ones is None else self._ones
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        num_tokens, width = x.shape
+        given = tuple(tensor for tensor in (x, out, added, weight, bias) if tensor is not None)
+        dtype = None if weight is None else weight.dtype
+        kind = (type(norm), norm.eps, None if added is None else added.is_contiguous())
+        key = (kind, width, x.stride(0), x.dtype, dtype, bias is None)
+
+        def call() -> None:
+            if isinstance(norm, RMSNorm):
+                rms_norm(x, weight, norm.eps, residual=added, out=out)
+            else:
+                layer_norm(x, weight, bias, norm.eps, residual=added, out=out)
+
+        repeat(self._launches_of(num_tokens), key, given, call)
+        return out, residual
+
+    def _gate(self, mlp: MLP, up: Tensor) -> Tensor:
+        num_tokens, width = up.shape
+        kind, gated = mlp.activation, mlp.gated
+        out = up.new_empty((num_tokens, width // 2 if gated else width))
+        key = (kind, gated, width, up.stride(0), up.dtype)
+        call = partial(activation, up, kind, gated=gated, out=out)
+        repeat(self._launches_of(num_tokens), key, (up, out), call)
+        return out
 
     def _linear(self, weight: Linear, x: Tensor, step: Step) -> Tensor:
         if isinstance(weight, JoinedLinear):
@@ -163,19 +195,30 @@ class TritonOperators:
     def _place_heads(self, attention: Attention, qkv: Tensor, step: TritonStep) -> Heads:
         norm = attention.qk_norm.weight if attention.qk_norm is not None else None  # [heads + kv_heads, head_dim]
         key_scale, value_scale = _scale_tensors(attention)
-        query = rope_cache(
+        keys, values = step.cache.by_page[attention.place]
+        query_weight, key_weight = (None, None) if norm is None else (norm[0], norm[-1])
+        _, _, kv_heads, head_dim = keys.shape
+        query = qkv.new_empty((qkv.shape[0], qkv.shape[1] // head_dim - 2 * kv_heads, head_dim))
+        call = partial(
+            rope_cache,
             qkv,
-            *step.cache.by_page[attention.place],
+            keys,
+            values,
             step.slots[attention.group],
             step.positions,
             None if attention.rope is None else self._tables[attention.rope],
-            query_weight=None if norm is None else norm[0],
-            key_weight=None if norm is None else norm[-1],
+            query_weight=query_weight,
+            key_weight=key_weight,
             eps=self.eps,
             neox=self.neox,
             key_scale=key_scale,
             value_scale=value_scale,
+            out=query,
         )
+        optional = (query_weight, key_weight, key_scale, value_scale)
+        given = (qkv, query, keys, values, *(tensor for tensor in optional if tensor is not None))
+        key = (attention.group, attention.rope, qkv.stride(0), None if norm is None else norm.dtype, key_scale is None)
+        repeat(step.launches, key, given, call)
         return Heads(query)
 
     def _place_torch_heads(self, attention: Attention, qkv: Tensor, step: TritonStep) -> Heads:
@@ -224,17 +267,35 @@ def _scale_tensors(attention: Attention) -> tuple[Tensor, Tensor] | tuple[None, 
 
 
 def _attend(attention: Attention, heads: Heads, step: TritonStep) -> Tensor:
-    query, group = heads.query, attention.group
+    query = heads.query
     keys, values = step.cache.by_page[attention.place]
     scales = attention.cache_scales
-    key_scale, value_scale = (1.0, 1.0) if scales is None else (scales.key, scales.value)
+    factors = (1.0, 1.0) if scales is None else (scales.key, scales.value)
     mixed = torch.empty_like(query)
+    decodes = step.decodes
+    if decodes is not None and attention.group not in decodes.plans:
+        plan = plan_attention(decodes.context_lens, query.shape[1], keys, window=attention.window)
+        decodes.plans[attention.group] = plan
+    key = (attention.group, attention.scale, attention.soft_cap, attention.window, factors, query.stride(0))
+    call = partial(_launch_attention, attention, step, query, keys, values, factors, mixed)
+    repeat(step.launches, key, (query, keys, values, mixed), call)
+    return mixed.flatten(1)
+
+
+def _launch_attention(
+    attention: Attention,
+    step: TritonStep,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    factors: tuple[float, float],
+    mixed: Tensor,
+) -> None:
+    """Attention of all tokens, to `mixed` [T, heads, head_dim]. `factors`: of K and V in a float8 cache."""
+    group = attention.group
+    key_scale, value_scale = factors
     if (decodes := step.decodes) is not None:
         count = len(decodes.context_lens)
-        plan = decodes.plans.get(group)
-        if plan is None:
-            plan = plan_attention(decodes.context_lens, query.shape[1], keys, window=attention.window)
-            decodes.plans[group] = plan
         decode_attention(
             query[:count],
             keys,
@@ -246,7 +307,7 @@ def _attend(attention: Attention, heads: Heads, step: TritonStep) -> Tensor:
             window=attention.window,
             k_scale=key_scale,
             v_scale=value_scale,
-            plan=plan,
+            plan=decodes.plans[group],
             out=mixed[:count],
         )
     if (chunks := step.chunks) is not None:  # after the decodes, whose padding has outputs where chunks begin
@@ -265,11 +326,6 @@ def _attend(attention: Attention, heads: Heads, step: TritonStep) -> Tensor:
             v_scale=value_scale,
             out=mixed,
         )
-    return mixed.flatten(1)
-
-
-def _gate(mlp: MLP, up: Tensor) -> Tensor:
-    return activation(up, mlp.activation, gated=mlp.gated)[0]
 
 
 def _angle_table(rotary: Rotary, max_positions: int) -> Tensor:
