@@ -1,6 +1,6 @@
 """Boot from process start to first token: the worker is started N times. Prints the median and range of each phase.
 
-    python benchmarks/boot.py [--model demo|qwen3-0.6b|DIRECTORY] [--runs 5] [--cold] [--skip-transformers]
+    python benchmarks/boot.py [--model demo|qwen3-0.6b|DIRECTORY|FILE.gguf] [--runs 5] [--cold] [--skip-transformers]
                               [--llama-python PYTHON] [--plain-tokenizer]
 
 These are measured alternately in the same run: a process that only imports torch; the worker with all of torch
@@ -9,7 +9,8 @@ its first token on the same model; llama.cpp's Python package and its server on 
 prompt and threads, and Ember's server, if `--llama-python` names a Python that has `llama-cpp-python[server]`, gguf and
 numpy; and the rates at which `dd` and our reader read the weights. A random checkpoint's tokenizer is in its prepared
 form (docs/boot.md), as the image's build leaves it, unless `--plain-tokenizer` is given. The page cache is warm: every
-file is read once before the first run. With `--cold` the page cache is dropped before every process, which needs root.
+file is read once before the first run. A GGUF file is run as it is, by Ember and by llama.cpp, without transformers and
+the rates of reading. With `--cold` the page cache is dropped before every process, which needs root.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ print(reading.nbytes / reading.seconds / 1e9)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="demo", help=f"demo, {', '.join(SHAPES)} or a directory")
+    parser.add_argument("--model", default="demo", help=f"demo, {', '.join(SHAPES)}, a directory or a GGUF file")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--cold", action="store_true", help="drop the page cache before every process")
     parser.add_argument("--skip-transformers", action="store_true")
@@ -97,6 +98,7 @@ def main() -> None:
         cache = Path(os.environ.get("EMBER_BENCH_DIR", scratch))
         directory = str(make_checkpoint(options.model, cache)) if options.model in SHAPES else options.model
         files = directory if options.model != "demo" else str(ROOT / "src/ember/demo")
+        is_gguf = Path(files).is_file()
         subprocess.run([sys.executable, "-m", "compileall", "-q", "src", "kernels", "handler.py"], cwd=ROOT, check=True)
         if options.model in SHAPES:
             prepare_tokenizer(Path(files), options.plain_tokenizer)
@@ -121,12 +123,13 @@ def main() -> None:
             whole.append(_boot(directory, report, {"EMBER_LEAN_TORCH": "false"}))
             cool()
             serial.append(_boot(directory, report, {"PYTHONPATH": str(ROOT / "benchmarks/serial_boot")}))
-            cool()
-            rates["dd"].append(_dd_rate(Path(files)))
-            cool()
-            read = [sys.executable, "-c", READER, files]
-            rates["our reader"].append(float(subprocess.run(read, check=True, capture_output=True).stdout))
-            if not options.skip_transformers:
+            if not is_gguf:
+                cool()
+                rates["dd"].append(_dd_rate(Path(files)))
+                cool()
+                read = [sys.executable, "-c", READER, files]
+                rates["our reader"].append(float(subprocess.run(read, check=True, capture_output=True).stdout))
+            if not options.skip_transformers and not is_gguf:
                 cool()
                 peers.append(_timed([sys.executable, "-c", TRANSFORMERS, files]))
             if gguf:
@@ -148,7 +151,9 @@ def main() -> None:
 
 
 def _gguf(python: str, files: str, scratch: Path) -> str:
-    """The model as a GGUF file in bf16. Returns its path."""
+    """The model as a GGUF file, in bf16 if it is no such file. Returns its path."""
+    if Path(files).is_file():
+        return files
     copy = scratch / "gguf"
     copy.mkdir()
     for path in Path(files).resolve().iterdir():
@@ -236,8 +241,8 @@ def _timed(command: list[str]) -> float:
     return time.perf_counter() - start
 
 
-def read_all(directory: Path) -> None:
-    for path in directory.iterdir():
+def read_all(model: Path) -> None:
+    for path in model.iterdir() if model.is_dir() else [model]:
         if path.is_file():
             path.read_bytes()
 
@@ -292,7 +297,8 @@ def _print_others(
                 f"{name}, process start to the end after one token: {_spread(seconds)}, {median / end:.2f}x Ember's end"
             )
     for name, found in rates.items():
-        print(f"{name}: {statistics.median(found):.2f} GB/s ({min(found):.2f} - {max(found):.2f})")
+        if found:
+            print(f"{name}: {statistics.median(found):.2f} GB/s ({min(found):.2f} - {max(found):.2f})")
 
 
 def _spread(seconds: list[float]) -> str:

@@ -1,10 +1,12 @@
 """Ember beside transformers, vLLM's CPU build and llama.cpp: the same weights, the same prompts, one after the other.
 
     python benchmarks/peers.py [--model qwen3-0.6b] [--batches 1 8 32] [--prompt 128] [--output 32] [--peers ...]
+    python benchmarks/peers.py --model FILE.gguf ...
 
 Each peer gets an environment of its own under --environments, made on the first run (llama.cpp is compiled, which takes
 a while) and kept. Each runs in its own process; with --passes the whole round is repeated and medians are printed, so
-that a noisy moment does not fall on one of them alone. `peer_runs/timing.py` says what is measured.
+that a noisy moment does not fall on one of them alone.
+`peer_runs/timing.py` says what is measured. A GGUF file is run by Ember and llama.cpp, as it is.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # not this directory: its queue.py is not the library's
 
 from benchmarks.shapes import SHAPES, make_checkpoint  # noqa: E402
+from ember.gguf.header import read_header  # noqa: E402
 
 CPU_TORCH = ["--extra-index-url", "https://download.pytorch.org/whl/cpu"]
 PEERS: dict[str, tuple[str, list[str], dict[str, str]]] = {
@@ -43,28 +46,39 @@ Row = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="qwen3-0.6b", help=f"{', '.join(SHAPES)} or a directory")
+    parser.add_argument("--model", default="qwen3-0.6b", help=f"{', '.join(SHAPES)}, a directory or a GGUF file")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--output", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=2, help="in one process, after one that warms up")
     parser.add_argument("--passes", type=int, default=2, help="processes of each peer, in turn")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--peers", nargs="+", choices=list(PEERS), help="default: all that run the model")
     parser.add_argument("--environments", type=Path, default=Path.home() / ".cache" / "ember-peers")
     options = parser.parse_args()
     directory = Path(options.model)
     if options.model in SHAPES:
         directory = make_checkpoint(options.model, Path(os.environ.get("EMBER_BENCH_DIR", options.environments)))
-    config = json.loads((directory / "config.json").read_text())
+    is_file = directory.is_file()
+    if options.peers is None:
+        options.peers = ["llama.cpp"] if is_file else list(PEERS)
     asked = {name: getattr(options, name) for name in ("batches", "prompt", "output", "rounds", "threads")}
-    asked |= {"directory": str(directory.resolve()), "vocab_size": config["vocab_size"]}
+    asked |= {"directory": str(directory.resolve()), "vocab_size": _vocab_size(directory)}
     found: dict[str, dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for _ in range(options.passes):
         for peer in dict.fromkeys(["ember", *options.peers]):
             for row in _run(peer, asked, options.environments):
                 found[peer][row["batch"]].append(row)
     _print(options, found)
+
+
+def _vocab_size(model: Path) -> int:
+    if model.is_file():
+        tokens = read_header(model).metadata.texts("tokenizer.ggml.tokens")
+        assert tokens is not None, "the file has no tokenizer"
+        return len(tokens)
+    config = json.loads((model / "config.json").read_text())
+    return int(config["vocab_size"])
 
 
 def _run(peer: str, asked: dict[str, Any], environments: Path) -> list[Row]:
@@ -101,7 +115,7 @@ def _environment(script: str, requirements: list[str], variables: dict[str, str]
 
 def _print(options: argparse.Namespace, found: dict[str, dict[int, list[Row]]]) -> None:
     print(
-        f"\n{options.model}, bfloat16, {options.threads} threads, prompt {options.prompt}, output {options.output}, "
+        f"\n{Path(options.model).name}, {options.threads} threads, prompt {options.prompt}, output {options.output}, "
         f"medians of {options.passes} passes of {options.rounds} rounds; in brackets Ember's rate over the peer's\n"
     )
     print("| batch | peer | prefill tok/s | decode tok/s | peak MB |")

@@ -1,4 +1,4 @@
-"""llama.cpp on the same weights: a GGUF file is written from the checkpoint, then batches are decoded by its C API."""
+"""llama.cpp on the same weights: a GGUF file, or one written from the checkpoint. Batches are decoded by its C API."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head
 
 
 def to_gguf(directory: Path) -> Path:
-    """Write the bf16 checkpoint (one Qwen3 safetensors file) as GGUF beside it, once. Returns its path."""
+    """Write the bf16 checkpoint (one Qwen3 safetensors file) as GGUF beside it, once. Returns its path. A GGUF file is
+    used as it is."""
+    if directory.is_file():
+        return directory
     path = directory / "bf16.gguf"
     if path.exists():
         return path
