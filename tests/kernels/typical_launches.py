@@ -35,6 +35,26 @@ def small_gemm() -> None:
             small_gemm(half(m, k), half(n, k))
 
 
+def float8() -> None:
+    from ember_kernels.float8_gemm import MAX_ROWS, float8_gemm, float8_restore, quantise_rows
+    from ember_kernels.rounding import has_conversion
+
+    float8_e4m3 = partial(torch.empty, dtype=torch.float8_e4m3fn)
+    for hidden, intermediate, heads, kv_heads, _ in SHAPES:
+        qkv, output = (128 * (heads + 2 * kv_heads), hidden), (hidden, 128 * heads)
+        for n, k in (qkv, output, (2 * intermediate, hidden), (hidden, intermediate)):
+            codes = float8_e4m3(n, k)
+            for block in ((1, k), (128, 128)):
+                scales = single(n // block[0], k // block[1])
+                float8_restore(codes, scales, block, half(n, k))
+                for m in BATCHES:
+                    if m <= MAX_ROWS:
+                        float8_gemm(half(m, k), codes, scales, block)
+                        float8_gemm(half(m, k), codes, scales, block, half(n))
+                    elif has_conversion():
+                        quantise_rows(half(m, k))
+
+
 def step() -> None:
     from ember_kernels import step
     from ember_kernels.step_update import SAMPLING_FIELDS
@@ -155,6 +175,7 @@ def sampling() -> None:
 
 LAUNCHES: tuple[Callable[[], None], ...] = (
     small_gemm,
+    float8,
     step,
     experts,
     norm,

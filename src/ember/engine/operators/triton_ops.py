@@ -36,6 +36,7 @@ from ember.engine.layers.rotary import Rotary
 from ember.engine.operators.base import Heads, Step
 from ember.engine.operators.experts import add_shared, route
 from ember.engine.operators.torch_ops import TorchOperators
+from ember.engine.operators.triton_linear import KERNELS, has_scaled, multiply
 from ember_kernels.activation import activation
 from ember_kernels.compile import device_capability
 from ember_kernels.decode_attention import decode_attention, plan_attention
@@ -82,8 +83,8 @@ class TritonStep(Step):
 class TritonOperators:
     """`operators.base.Operators` in Triton kernels. torch computes the operations in `lacking`."""
 
-    layouts: ClassVar[frozenset[type[Linear]]] = frozenset({Linear})
-    """The layouts of weights that `linear` multiplies as they are stored; torch restores the others."""
+    layouts: ClassVar[frozenset[type[Linear]]] = frozenset({Linear, *KERNELS})
+    """The layouts of weights that have kernels; torch restores the others."""
 
     def __init__(self, torch_ops: TorchOperators, lacking: Lacking) -> None:
         config = torch_ops.config
@@ -91,9 +92,10 @@ class TritonOperators:
         self.eps = config.norm_eps
         self.neox = config.rope is None or not config.rope.interleaved
         self.is_recordable = own_attention = "attend" not in lacking
-        self.embed, self.logits = torch_ops.embed, torch_ops.logits
+        self.embed = torch_ops.embed
+        has_scaled(torch_ops.device)
         self._capability: int | None = None  # of the device, when the first product asks for it
-        self.linear = self._linear if MEASURED_GAINS and torch_ops.dtype != torch.float32 else torch_ops.linear
+        self.linear = self._linear if torch_ops.dtype != torch.float32 else torch_ops.linear
         self.add_norm = torch_ops.add_norm if "add_norm" in lacking else self._add_norm
         self._num_tokens = 0
         self._launches: Launches = {}
@@ -183,7 +185,10 @@ class TritonOperators:
     def _linear(self, weight: Linear, x: Tensor, step: Step) -> Tensor:
         if isinstance(weight, JoinedLinear):
             return torch.cat([self._linear(part, x, step) for part in weight.parts], dim=-1)
-        if type(weight) is Linear and x.shape[0] <= MAX_ROWS and len(weight.rows) == 1:
+        if type(weight) is not Linear:
+            made = multiply(weight, x)
+            return self.torch_ops.linear(weight, x, step) if made is None else made
+        if MEASURED_GAINS and x.shape[0] <= MAX_ROWS and len(weight.rows) == 1:
             if self._capability is None:
                 self._capability = device_capability(x.device)
             (matrix,) = weight.rows
@@ -191,6 +196,10 @@ class TritonOperators:
             if uses_small_gemm(x.shape[0], n, k, self._capability) and x.is_contiguous():
                 return small_gemm(x, matrix, weight.bias)
         return self.torch_ops.linear(weight, x, step)
+
+    def logits(self, project: Linear | None, head: Linear, hidden: Tensor) -> Tensor:
+        made = None if project is not None else multiply(head, hidden)
+        return self.torch_ops.logits(project, head, hidden) if made is None else self.torch_ops.finish_logits(made)
 
     def _place_heads(self, attention: Attention, qkv: Tensor, step: TritonStep) -> Heads:
         norm = attention.qk_norm.weight if attention.qk_norm is not None else None  # [heads + kv_heads, head_dim]

@@ -1,0 +1,77 @@
+"""Models of each layout that has kernels give the logits of torch's operators on the restored weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ember.engine.layers.float8_linear import Float8Linear
+from ember.engine.models.decoder import Decoder
+from ember.engine.operators import triton_linear
+from tests.engine_models.paged import Paged
+from tests.engine_models.test_parity import tokens
+from tests.quantization.checkpoints import Store, load, matrices, twins
+from tests.quantization.test_fp8 import by_blocks, by_rows, fp8
+from tests.support.operators import use_triton
+
+SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+FORMS: dict[str, tuple[dict[str, Any], Store, type]] = {
+    "float8 of blocks": (fp8([32, 32]), by_blocks(32, 32), Float8Linear),
+    "float8 of rows": ({"quant_method": "fbgemm_fp8"}, by_rows(), Float8Linear),
+}
+
+
+def logits(model: Decoder) -> list[torch.Tensor]:
+    """A prompt of more rows than kernels multiply as they are stored, one of fewer, and single tokens."""
+    paged = Paged(model, tokens((90, 14)))
+    paged.step([(0, 80)])
+    paged.step([(1, 12), (0, 1)])
+    paged.step([(0, 1), (1, 1)])
+    return paged.finish()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("variant", ["llama", "phi3"])
+def test_logits_are_those_of_restored_weights(
+    variant: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantization, store, layout = FORMS[form]
+    model = load(twins(variant, tmp_path, quantization, store, **SIZES)[0], torch.bfloat16)
+    assert {type(linear) for linear in matrices(model)[:-1]} == {layout}
+    expected = logits(model)
+    use_triton(model)
+    monkeypatch.setattr(layout, "__call__", None)  # no product is torch's on a restored weight
+    for ours, theirs in zip(logits(model), expected, strict=True):
+        assert (ours - theirs).norm() < 0.08 * theirs.norm()  # of bfloat16 in these random models
+
+
+def test_inputs_are_rounded_where_torch_can_multiply_float8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For many rows, and a checkpoint that is made for it."""
+    model = load(twins("llama", tmp_path, *FORMS["float8 of rows"][:2], **SIZES)[0], torch.bfloat16)
+    expected = logits(model)
+    use_triton(model)
+    monkeypatch.setattr(triton_linear, "has_scaled", lambda device: True)
+    calls, multiply = [], torch._scaled_mm
+
+    def watched(*arguments: Any, **options: Any) -> torch.Tensor:
+        calls.append(len(arguments[0]))
+        return multiply(*arguments, **options)
+
+    monkeypatch.setattr(torch, "_scaled_mm", watched)
+    found = logits(model)
+    assert set(calls) == {80} and len(calls) == 3 * 4
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).norm() < 0.3 * theirs.norm()
+
+
+def test_float32_and_other_sizes_are_torchs(tmp_path: Path) -> None:
+    directory, _ = twins("llama", tmp_path, fp8([48, 40]), by_blocks(48, 40), **SIZES)
+    for dtype in (torch.float32, torch.bfloat16):
+        model = load(directory, dtype)
+        expected = logits(model)
+        use_triton(model)
+        for ours, theirs in zip(logits(model), expected, strict=True):
+            assert (ours - theirs).norm() < 0.08 * theirs.norm()
