@@ -23,6 +23,7 @@ typedef struct {
 
 static AttentionTask attention_task(const Model *model, const Layer *layer, const Step *step, i64 row, i64 part, i64 parts) {
     i64 end = step->positions[row] + 1, start = layer->window && end > layer->window ? end - layer->window : 0;
+    if (layer->window && model->window_is_chunk) start = (end - 1) / layer->window * layer->window;
     i64 kv_count = model->kv_heads / parts;
     return (AttentionTask){row, part * kv_count, kv_count, start, end};
 }
@@ -105,7 +106,9 @@ static void attend(const Model *model, const Layer *layer, const Step *step, con
                 four_keys(key, queries + g * size, size, scores + i);
                 prefetch(next, lines);
             }
-            for (i64 i = 0; i < keys; i++) scores[i] *= model->scale;
+            for (i64 i = 0; i < keys; i++) scores[i] *= layer->scale;
+            if (model->soft_cap != 0.0f)
+                for (i64 i = 0; i < keys; i++) scores[i] = model->soft_cap * tangent(scores[i] / model->soft_cap);
             for (i64 i = 0; i < keys; i++) highest = scores[i] > highest ? scores[i] : highest;
             for (i64 i = keys; i < KEYS; i++) scores[i] = -INFINITY;
             for (i64 i = 0; i < KEYS; i++) scores[i] = i < keys ? exponential(scores[i] - highest) : 0.0f;

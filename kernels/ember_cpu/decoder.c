@@ -29,7 +29,7 @@ static i64 most_slabs(const Model *model, i64 rows) {
 /* Size of the workspace of `ember_forward`, in bytes. */
 i64 ember_workspace(const Model *model, i64 rows) {
     i64 heads = model->heads * model->head_dim, kv = model->kv_heads * model->head_dim;
-    i64 floats = model->hidden + heads + 2 * kv, halves = model->hidden + 2 * heads + model->intermediate;
+    i64 floats = 2 * model->hidden + heads + 2 * kv, halves = model->hidden + 2 * heads + model->intermediate;
     return rows * (floats * 4 + halves * 2) + (KINDS - 1) * most_slabs(model, rows) * (i64)sizeof(Slab) + 16 * 64;
 }
 
@@ -48,12 +48,25 @@ static void share_input(Team *team, const Matrix *matrix, const Input *input) {
     barrier(team);
 }
 
+/* The product that attention or an MLP ends with: added to the residual, or written to `delta` if it has a norm. */
+static void multiply_output(Team *team, const Model *model, const Matrix *matrix, const float *norm, const Input *input, float *residual,
+                            float *delta) {
+    if (norm) multiply(team, matrix, input, delta, 0.0f);
+    else multiply(team, matrix, input, residual, model->residual_scale);
+}
+
+/* Add a row of `delta` to that of the residual, if the output has a norm. */
+static void add_output(const Model *model, const float *norm, const float *delta, float *residual) {
+    if (norm) add_normalised(delta, norm, model->hidden, model->eps, model->residual_scale, residual);
+}
+
 /* Run all layers and the final norm on a step of at most MAX_ROWS rows. `workspace`: `ember_workspace` bytes. */
 void ember_forward(const Model *model, const Step *step, char *workspace, int threads) {
     i64 rows = step->rows, hidden = model->hidden, size = model->head_dim, heads = model->heads;
     i64 width = (heads + 2 * model->kv_heads) * size, placed = heads + model->kv_heads;
     i64 parts = rows < 4 * threads || longest_context(step, NULL, rows) > LONG ? model->kv_heads : 1; /* tasks per row of attention */
     float *residual = allocate(&workspace, rows * hidden * 4), *qkv = allocate(&workspace, rows * width * 4);
+    float *delta = allocate(&workspace, rows * hidden * 4); /* the output of attention or MLP, where it is normalised */
     bf16 *normed = allocate(&workspace, rows * hidden * 2), *queries = allocate(&workspace, rows * heads * size * 2);
     bf16 *mixed = allocate(&workspace, rows * heads * size * 2);
     bf16 *inner = allocate(&workspace, rows * model->intermediate * 2);
@@ -73,13 +86,14 @@ void ember_forward(const Model *model, const Step *step, char *workspace, int th
             for (i64 i = 0; i < hidden; i++) residual[row * hidden + i] = from_bf16(step->hidden[row * hidden + i]);
         barrier(&team);
         for (i64 l = 0; l < model->num_layers; l++) {
-            const Layer *layer = model->layers + l;
+            const Layer *layer = model->layers + l, *last = l ? layer - 1 : NULL;
             while ((row = fetch_work(&team, 1)) < rows) {
+                if (last) add_output(model, last->mlp_output_norm, delta + row * hidden, residual + row * hidden);
                 rms_norm(residual + row * hidden, layer->attention_norm, hidden, model->eps, normed + row * hidden);
                 quantise_input(&layer->qkv, &for_heads, row);
             }
             barrier(&team);
-            multiply(&team, &layer->qkv, &for_heads, qkv, 0);
+            multiply(&team, &layer->qkv, &for_heads, qkv, 0.0f);
             barrier(&team);
             while ((task = fetch_work(&team, 4)) < rows * placed)
                 for (i64 end = task + 4 < rows * placed ? task + 4 : rows * placed; task < end; task++) {
@@ -89,20 +103,23 @@ void ember_forward(const Model *model, const Step *step, char *workspace, int th
             barrier(&team);
             attend_rows(&team, model, layer, step, NULL, rows, parts, queries, mixed);
             share_input(&team, &layer->output, &for_output);
-            multiply(&team, &layer->output, &for_output, residual, 1);
+            multiply_output(&team, model, &layer->output, layer->attention_output_norm, &for_output, residual, delta);
             barrier(&team);
             while ((row = fetch_work(&team, 1)) < rows) {
+                add_output(model, layer->attention_output_norm, delta + row * hidden, residual + row * hidden);
                 rms_norm(residual + row * hidden, layer->mlp_norm, hidden, model->eps, normed + row * hidden);
                 quantise_input(&layer->up, &for_up, row);
             }
             barrier(&team);
-            multiply_gated(&team, &layer->up, &for_up, inner);
+            multiply_gated(&team, &layer->up, &for_up, model->activation, inner);
             share_input(&team, &layer->down, &for_down);
-            multiply(&team, &layer->down, &for_down, residual, 1);
+            multiply_output(&team, model, &layer->down, layer->mlp_output_norm, &for_down, residual, delta);
             barrier(&team);
         }
-        while ((row = fetch_work(&team, 1)) < rows)
+        while ((row = fetch_work(&team, 1)) < rows) {
+            add_output(model, model->layers[model->num_layers - 1].mlp_output_norm, delta + row * hidden, residual + row * hidden);
             rms_norm(residual + row * hidden, model->final_norm, hidden, model->eps, step->hidden + row * hidden);
+        }
     }
 }
 
@@ -120,7 +137,7 @@ void ember_linear(const Matrix *matrix, const bf16 *x, i64 rows, float *out, cha
             team.threads = omp_get_num_threads();
         }
         if (needs_slabs(matrix)) share_input(&team, matrix, &input);
-        multiply(&team, matrix, &input, out, 0);
+        multiply(&team, matrix, &input, out, 0.0f);
     }
 }
 
@@ -133,7 +150,7 @@ i64 ember_linear_workspace(const Matrix *matrix, i64 rows) {
 /* ---------------------------------------------------------------- operators for many rows, beside torch's matrix products */
 
 /* hidden += delta (unless it is NULL), out = RMS norm of hidden. All are [rows, size] bfloat16. */
-void ember_add_norm(bf16 *hidden, const bf16 *delta, const bf16 *weight, bf16 *out, i64 rows, i64 size, float eps, int threads) {
+void ember_add_norm(bf16 *hidden, const bf16 *delta, const float *weight, bf16 *out, i64 rows, i64 size, float eps, int threads) {
 #pragma omp parallel num_threads(threads)
     {
         float x[size];
@@ -163,7 +180,7 @@ void ember_place(const Model *model, const Layer *layer, const Step *step, const
         i64 slot = slot_of(layer, step, row) * kv_heads * size;
         float x[MAX_HEAD];
         for (i64 h = 0; h < heads + kv_heads; h++) {
-            const bf16 *norm = layer->query_key_norm ? layer->query_key_norm + h * size : NULL;
+            const float *norm = layer->query_key_norm ? layer->query_key_norm + h * size : NULL;
             for (i64 i = 0; i < size; i++) x[i] = from_bf16(from[h * size + i]);
             bf16 *to = h < heads ? queries + (row * heads + h) * size : keys + (row * kv_heads + h - heads) * size;
             place_head(model, layer, step, row, h < heads, norm, x, to);
@@ -183,12 +200,19 @@ void ember_attend(const Model *model, const Layer *layer, const Step *step, cons
     attend_rows(&team, model, layer, step, chosen, count, parts, queries, out);
 }
 
-/* out [rows, half] = silu(x[:, :half]) * x[:, half:]. */
-void ember_gate(const bf16 *x, bf16 *out, i64 rows, i64 half, int threads) {
+static inline __attribute__((always_inline)) void gate_row(const int activation, const bf16 *gate, i64 half, bf16 *out) {
+    for (i64 i = 0; i < half; i++) {
+        float x = from_bf16(gate[i]);
+        out[i] = to_bf16((activation == SILU ? silu(x) : gelu_tanh(x)) * from_bf16(gate[half + i]));
+    }
+}
+
+/* out [rows, half] = activation(x[:, :half]) * x[:, half:]. */
+void ember_gate(const bf16 *x, bf16 *out, i64 rows, i64 half, i64 activation, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (i64 row = 0; row < rows; row++) {
-        const bf16 *gate = x + row * 2 * half, *up = gate + half;
-        for (i64 i = 0; i < half; i++) out[row * half + i] = to_bf16(silu(from_bf16(gate[i])) * from_bf16(up[i]));
+        if (activation == SILU) gate_row(SILU, x + row * 2 * half, half, out + row * half);
+        else gate_row(GELU_TANH, x + row * 2 * half, half, out + row * half);
     }
 }
 

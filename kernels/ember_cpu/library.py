@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 MAX_ROWS = 128  # rows in one call, as in matrix.h
 ROPES = 2  # kinds of rotary positions in a model, as in model.h
 MAX_PIECES = 3  # of a matrix, as in matrix.h
+ACTIVATIONS = ("silu", "gelu_tanh")  # in the order of numbers.h
 
 _I64, _POINTER = ctypes.c_int64, ctypes.c_void_p
 
@@ -44,6 +45,8 @@ class Layer(ctypes.Structure):
     _fields_ = (
         ("attention_norm", _POINTER),
         ("mlp_norm", _POINTER),
+        ("attention_output_norm", _POINTER),
+        ("mlp_output_norm", _POINTER),
         ("query_key_norm", _POINTER),
         ("qkv", Matrix),
         ("output", Matrix),
@@ -54,6 +57,7 @@ class Layer(ctypes.Structure):
         ("window", _I64),
         ("group", _I64),
         ("rope", _I64),
+        ("scale", ctypes.c_float),
     )
 
 
@@ -71,8 +75,11 @@ class Model(ctypes.Structure):
         ("rotary_dims", _I64 * ROPES),
         ("interleaved", _I64),
         ("rotates_before_norm", _I64),
+        ("window_is_chunk", _I64),
+        ("activation", _I64),
         ("eps", ctypes.c_float),
-        ("scale", ctypes.c_float),
+        ("residual_scale", ctypes.c_float),
+        ("soft_cap", ctypes.c_float),
         ("final_norm", _POINTER),
         ("layers", ctypes.POINTER(Layer)),
     )
@@ -108,7 +115,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ember_attend": (None, (_MODEL, _LAYER, _STEP, _POINTER, _I64, *[_POINTER] * 2, ctypes.c_int)),
     "ember_quantise": (None, (_POINTER, _I64, _I64, ctypes.c_int, _POINTER, ctypes.c_int)),
     "ember_restore": (None, (_MATRIX, _POINTER, _I64, _POINTER, ctypes.c_int)),
-    "ember_gate": (None, (_POINTER, _POINTER, _I64, _I64, ctypes.c_int)),
+    "ember_gate": (None, (_POINTER, _POINTER, _I64, _I64, _I64, ctypes.c_int)),
 }
 """Result and argument types of each function."""
 

@@ -158,8 +158,9 @@ static void add_bias(const bf16 *bias, i64 width, i64 rows, float (*sums)[STRIP]
         for (i64 j = 0; j < width; j++) sums[i][j] += from_bf16(bias[j]);
 }
 
-/* out [rows, matrix rows] = input [rows, columns] times the transposed matrix, plus its bias; added to `out` if `adds`. */
-static void multiply(Team *team, const Matrix *matrix, const Input *input, float *out, int adds) {
+/* out [rows, matrix rows] = input [rows, columns] times the transposed matrix, plus its bias; unless `factor` is 0, it is added to
+ * `out` with that factor. */
+static void multiply(Team *team, const Matrix *matrix, const Input *input, float *out, float factor) {
     i64 total = num_rows(matrix), rows = input->rows;
     float sums[MAX_ROWS][STRIP] __attribute__((aligned(64)));
     for (Chunk work = first_chunk(team, matrix, rows, total); next_chunk(team, &work);)
@@ -169,8 +170,8 @@ static void multiply(Team *team, const Matrix *matrix, const Input *input, float
             if (matrix->bias) add_bias(matrix->bias + n, width, rows, sums);
             for (i64 i = 0; i < rows; i++) {
                 float *to = out + i * total + n;
-                if (adds)
-                    for (i64 j = 0; j < width; j++) to[j] += sums[i][j];
+                if (factor != 0.0f)
+                    for (i64 j = 0; j < width; j++) to[j] += factor * sums[i][j];
                 else if (width == 4) memcpy(to, sums[i], 4 * sizeof(float));
                 else if (width == STRIP) memcpy(to, sums[i], sizeof sums[i]);
                 else memcpy(to, sums[i], (size_t)width * sizeof(float));
@@ -178,8 +179,13 @@ static void multiply(Team *team, const Matrix *matrix, const Input *input, float
         }
 }
 
-/* out [rows, intermediate] = silu(input times gate) * (input times up), where the matrix has the rows of gate first. */
-static void multiply_gated(Team *team, const Matrix *matrix, const Input *input, bf16 *out) {
+/* made [width] = activation(gate) * up. */
+static inline __attribute__((always_inline)) void gated(const int activation, const float *gate, const float *up, i64 width, bf16 *made) {
+    for (i64 j = 0; j < width; j++) made[j] = to_bf16((activation == SILU ? silu(gate[j]) : gelu_tanh(gate[j])) * up[j]);
+}
+
+/* out [rows, intermediate] = activation(input times gate) * (input times up), where the matrix has the rows of gate first. */
+static void multiply_gated(Team *team, const Matrix *matrix, const Input *input, i64 activation, bf16 *out) {
     i64 half = num_rows(matrix) / 2, rows = input->rows;
     float gate[MAX_ROWS][STRIP] __attribute__((aligned(64))), up[MAX_ROWS][STRIP] __attribute__((aligned(64)));
     for (Chunk work = first_chunk(team, matrix, rows, half); next_chunk(team, &work);)
@@ -196,10 +202,8 @@ static void multiply_gated(Team *team, const Matrix *matrix, const Input *input,
             for (i64 i = 0; i < rows; i++) {
                 float *g = gate[i], *u = up[i];
                 bf16 made[STRIP], *to = out + i * half + n;
-                if (width <= 4)
-                    for (i64 j = 0; j < 4; j++) made[j] = to_bf16(silu(g[j]) * u[j]);
-                else
-                    for (i64 j = 0; j < STRIP; j++) made[j] = to_bf16(silu(g[j]) * u[j]);
+                if (activation == SILU) gated(SILU, g, u, width <= 4 ? 4 : STRIP, made);
+                else gated(GELU_TANH, g, u, width <= 4 ? 4 : STRIP, made);
                 memcpy(to, made, (size_t)width * sizeof(bf16));
             }
         }

@@ -8,13 +8,15 @@
 #define ROPES 2 /* kinds of rotary positions in a model */
 
 typedef struct {
-    const bf16 *attention_norm, *mlp_norm; /* [hidden] */
-    const bf16 *query_key_norm;            /* [heads + kv_heads, head_dim] or NULL */
-    Matrix qkv, output, up, down;          /* up: gate's rows first */
+    const float *attention_norm, *mlp_norm;               /* [hidden] */
+    const float *attention_output_norm, *mlp_output_norm; /* [hidden], of outputs before they are added; NULL: none */
+    const float *query_key_norm;                          /* [heads + kv_heads, head_dim] or NULL */
+    Matrix qkv, output, up, down;                         /* up: gate's rows first */
     bf16 *keys, *values;                   /* the layer's cache by slot, [slots, kv_heads, head_dim] */
     i64 window;                            /* tokens of the sliding window; 0: the whole context */
     i64 group;                             /* the cache group: which slots and block tables are the layer's */
     i64 rope;                              /* which of the step's angles its heads have; -1: none */
+    float scale;                           /* of the products of queries and keys */
 } Layer;
 
 typedef struct {
@@ -22,8 +24,12 @@ typedef struct {
     i64 rotary_dims[ROPES];  /* dimensions of a head that are rotated */
     i64 interleaved;         /* whether dimensions 2i and 2i + 1 are a pair; otherwise i and i + half */
     i64 rotates_before_norm; /* whether heads are rotated, then normalised */
-    float eps, scale;        /* of norms; of the products of queries and keys */
-    const bf16 *final_norm; /* [hidden] */
+    i64 window_is_chunk;     /* a window begins at a multiple of its length, not that many tokens before */
+    i64 activation;          /* of the gate: SILU or GELU_TANH */
+    float eps;               /* of norms */
+    float residual_scale;    /* of the outputs of attention and MLP */
+    float soft_cap;          /* scaled products become cap * tanh(products / cap); 0: none */
+    const float *final_norm; /* [hidden] */
     const Layer *layers;
 } Model;
 
@@ -53,14 +59,20 @@ static float inverse_rms(const float *x, i64 size, float eps) {
 }
 
 /* out [size] bfloat16 = RMS norm of x [size] float32, times `weight`. */
-static void rms_norm(const float *x, const bf16 *weight, i64 size, float eps, bf16 *out) {
+static void rms_norm(const float *x, const float *weight, i64 size, float eps, bf16 *out) {
     float scale = inverse_rms(x, size, eps);
-    for (i64 i = 0; i < size; i++) out[i] = to_bf16(x[i] * scale * from_bf16(weight[i]));
+    for (i64 i = 0; i < size; i++) out[i] = to_bf16(x[i] * scale * weight[i]);
 }
 
-static void normalise_head(const Model *model, const bf16 *norm, float *head) {
+/* sum [size] += `factor` times the RMS norm of x [size], times `weight`. */
+static void add_normalised(const float *x, const float *weight, i64 size, float eps, float factor, float *sum) {
+    float scale = inverse_rms(x, size, eps) * factor;
+    for (i64 i = 0; i < size; i++) sum[i] += x[i] * scale * weight[i];
+}
+
+static void normalise_head(const Model *model, const float *norm, float *head) {
     float scale = inverse_rms(head, model->head_dim, model->eps);
-    for (i64 i = 0; i < model->head_dim; i++) head[i] *= scale * from_bf16(norm[i]);
+    for (i64 i = 0; i < model->head_dim; i++) head[i] *= scale * norm[i];
 }
 
 /* Rotary embedding of one head by the angles number `rope` of a row. */
@@ -83,7 +95,7 @@ static void rotate_head(const Model *model, const Step *step, i64 rope, i64 row,
 }
 
 /* QK norm (unless `norm` is NULL), rotary embedding, scale (of a query) and rounding of one head [head_dim]. It overwrites `head`. */
-static void place_head(const Model *model, const Layer *layer, const Step *step, i64 row, int is_query, const bf16 *norm, float *head, bf16 *out) {
+static void place_head(const Model *model, const Layer *layer, const Step *step, i64 row, int is_query, const float *norm, float *head, bf16 *out) {
     const float *scales = layer->rope >= 0 && is_query ? step->query_scales[layer->rope] : NULL;
     if (norm && !model->rotates_before_norm) normalise_head(model, norm, head);
     if (layer->rope >= 0) rotate_head(model, step, layer->rope, row, head);
@@ -96,7 +108,7 @@ static void place_head(const Model *model, const Layer *layer, const Step *step,
  * `qkv`: [heads + 2 kv_heads, head_dim] float32. A row whose slot is negative stores nothing in the cache. */
 static void store_head(const Model *model, const Layer *layer, const Step *step, i64 row, i64 head, float *qkv, bf16 *queries) {
     i64 size = model->head_dim, heads = model->heads, kv_heads = model->kv_heads;
-    const bf16 *norm = layer->query_key_norm ? layer->query_key_norm + head * size : NULL;
+    const float *norm = layer->query_key_norm ? layer->query_key_norm + head * size : NULL;
     if (head < heads) {
         place_head(model, layer, step, row, 1, norm, qkv + head * size, queries + head * size);
         return;

@@ -40,6 +40,14 @@ static inline float exponential(float x) {
 
 static inline float silu(float x) { return x / (1.0f + exponential(-x)); }
 
+/* GELU by way of tanh: x (1 + tanh(u)) / 2 = x / (1 + e^(-2 u)). */
+static inline float gelu_tanh(float x) { return x / (1.0f + exponential(-1.5957691216f * (x + 0.044715f * x * x * x))); }
+
+enum { SILU, GELU_TANH }; /* activations */
+
+/* tanh with an absolute error of about 1e-7. */
+static inline float tangent(float x) { return 1.0f - 2.0f / (exponential(2.0f * x) + 1.0f); }
+
 #if defined(__AVX512F__)
 #define STEP_WIDTH 32 /* elements in a register of weights */
 typedef __m512 Sum;

@@ -7,7 +7,7 @@ import gc
 import mmap
 import shutil
 from functools import cache
-from math import inf
+from math import inf, pi
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,10 @@ FAMILIES = [
     "ministral3",
     "olmo3",
     "granite",
+    "gemma2",
+    "gemma3",
+    "hyperclovax",
+    "nanochat",
     "phi",
     "opt",
     "opt_post_norm",
@@ -210,6 +214,13 @@ def test_not_a_number_fails_its_request_alone(build, checkpoints):
     assert len(tokens(outputs[2, 0])) == 4
 
 
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU by way of tanh, exact also where tanh is close to -1."""
+    wide = x.double()
+    inner = -2 * (2 / pi) ** 0.5 * (wide + 0.044715 * wide**3)
+    return (wide / (1 + inner.clamp(max=500).exp())).float()
+
+
 def test_gates_of_any_size(build):
     """In prompts' own call; the one of a step is the same arithmetic (`exponential`)."""
     library = native.load(build)
@@ -217,11 +228,14 @@ def test_gates_of_any_size(build):
     gate = torch.cat([torch.linspace(-1e4, 1e4, 4001), torch.linspace(-200.0, 200.0, 4001)]).bfloat16()
     x = torch.stack((gate, torch.ones_like(gate))).flatten()[None].contiguous()
     out = torch.empty(1, len(gate), dtype=torch.bfloat16)
-    library.ember_gate(x.data_ptr(), out.data_ptr(), 1, len(gate), 2)
-    torch.testing.assert_close(out[0].float(), torch.nn.functional.silu(gate.float()), rtol=1e-2, atol=1e-30)
-    x[0, :2] = torch.nan
-    library.ember_gate(x.data_ptr(), out.data_ptr(), 1, len(gate), 2)
-    assert out[0, :2].isnan().all() and not out[0, 2:].isnan().any()
+    expected = {"silu": torch.nn.functional.silu(gate.float()), "gelu_tanh": gelu_tanh(gate.float())}
+    for kind, name in enumerate(native.ACTIVATIONS):
+        x[0, :2] = 1.0
+        library.ember_gate(x.data_ptr(), out.data_ptr(), 1, len(gate), kind, 2)
+        torch.testing.assert_close(out[0, 2:].float(), expected[name][2:], rtol=1e-2, atol=1e-30)
+        x[0, :2] = torch.nan
+        library.ember_gate(x.data_ptr(), out.data_ptr(), 1, len(gate), kind, 2)
+        assert out[0, :2].isnan().all() and not out[0, 2:].isnan().any()
 
 
 def test_large_gates_in_a_step(build, tmp_path):

@@ -8,7 +8,7 @@ from math import prod
 
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.fields import shown
-from ember.engine.description.operator_sets import LOOP, NATIVE
+from ember.engine.description.operator_sets import LOOP, NATIVE, NATIVE_LOOP
 from ember.engine.description.weights import Spec, TensorSpec
 from ember.gguf.types import BY_NAME
 from ember_cpu.variants import VARIANTS
@@ -19,7 +19,7 @@ CPU_WEIGHTS = {"int8": "Q8_0", "int4": "Q4_0"}
 
 def is_whole(config: DecoderConfig) -> bool:
     """Whether the library computes a step of few rows in one call: it computes all operations, in its own loop."""
-    return not NATIVE.lacking(config) and not (LOOP | {"experts"}) & config.features().keys()
+    return not NATIVE.lacking(config) and not (LOOP - NATIVE_LOOP | {"experts"}) & config.features().keys()
 
 
 def runs_in_bfloat16(config: DecoderConfig) -> bool:

@@ -50,6 +50,9 @@ class OperatorSet:
         return {operation: found[operation] for operation in OPERATIONS if operation in found}
 
 
+NATIVE_LOOP = frozenset({"wiring=sandwich", "residual_scale"})
+"""Those that the C library computes too, in the loop of its own."""
+
 LOOP = frozenset(
     {
         "wiring=post_norm",
@@ -180,9 +183,6 @@ def _native_faults(config: DecoderConfig) -> Lacking:
         if size % NATIVE_ALIGNMENT or size > NATIVE_MAX_SIZE:
             fault = f"{name}={size} is no multiple of {NATIVE_ALIGNMENT} up to {NATIVE_MAX_SIZE}"
             faults |= dict.fromkeys(("linear", "logits", "add_norm"), fault)
-    if config.norm_offset and config.norm == "rms":
-        fault = f"norms with weights in float32 (norm_offset={config.norm_offset:g})"
-        faults |= dict.fromkeys(("add_norm", "place_heads") if config.qk_norm else ("add_norm",), fault)
     if config.head_dim % NATIVE_ALIGNMENT or config.head_dim > NATIVE_MAX_HEAD_DIM:
         fault = f"head_dim={config.head_dim} is no multiple of {NATIVE_ALIGNMENT} up to {NATIVE_MAX_HEAD_DIM}"
         faults |= dict.fromkeys(("place_heads", "attend"), fault)
@@ -192,12 +192,13 @@ def _native_faults(config: DecoderConfig) -> Lacking:
 NATIVE = OperatorSet(
     "native",
     {
-        "add_norm": frozenset(),
+        "add_norm": frozenset({"norm_affine=False"}),
         "linear": _BIASES,
         "place_heads": _HEADS
         | {"rope_before_norm", "rope_layers", "local_rope", "rope.interleaved", "rope.query_beta"},
-        "attend": frozenset({"attention_scale", "sliding_window"}),
-        "gate": frozenset(),
+        "attend": frozenset({"attention_scale", "divides_scale_by_layer", "attention_soft_cap"})
+        | {"sliding_window", "window_is_chunk"},
+        "gate": frozenset({"activation=gelu_tanh"}),
         "experts": _EXPERTS,  # each expert by its own products
         "logits": frozenset({"embed_dim", "logits_scale", "logits_soft_cap", "head_bias"}),
     },

@@ -27,7 +27,7 @@ from ember.engine.layers.experts import Experts
 from ember.engine.layers.joined import JoinedLinear
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP
-from ember.engine.layers.norm import Norm
+from ember.engine.layers.norm import Norm, QkNorm, RMSNorm
 from ember.engine.layers.scratch import scratch
 from ember.engine.operators.base import Heads, Step
 from ember.engine.operators.experts import compute_experts
@@ -70,6 +70,7 @@ class NativeOperators:
         """`activations`: those that quantised weights are multiplied with: auto (8 bits) or float."""
         config = torch_ops.config
         self._floats = activations == "float"
+        self._norms: dict[int, tuple[Norm | QkNorm, Tensor]] = {}  # each norm by its id, and its weights in float32
         self.torch_ops = torch_ops
         self._library = library
         self._parts = parts
@@ -85,9 +86,12 @@ class NativeOperators:
             rotary_dims=tuple(rope.rotary_dim for rope in config.ropes()),
             interleaved=config.rope is not None and config.rope.interleaved,
             rotates_before_norm=config.rope_before_norm,
+            window_is_chunk=config.window_is_chunk,
+            activation=native.ACTIVATIONS.index(config.activation) if config.activation in native.ACTIVATIONS else 0,
             eps=config.norm_eps,
-            scale=config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale,
-            final_norm=None if parts.final_norm is None else native.address(parts.final_norm.weight),
+            residual_scale=config.residual_scale,
+            soft_cap=config.attention_soft_cap or 0.0,
+            final_norm=self._weight_of(parts.final_norm),
             layers=self._layers,
         )
         # The most rows of a step that one call computes: none if torch computes some operation.
@@ -122,9 +126,10 @@ class NativeOperators:
             return
         block = self._parts.blocks[layer]
         attention, made = block.attention, self._layers[layer]
-        made.attention_norm = native.address(block.attention_norm.weight)
-        made.mlp_norm = native.address(block.mlp_norm.weight)
-        made.query_key_norm = native.address(attention.qk_norm.weight) if attention.qk_norm is not None else None
+        for name in ("attention_norm", "mlp_norm", "attention_output_norm", "mlp_output_norm"):
+            setattr(made, name, self._weight_of(getattr(block, name)))
+        made.query_key_norm = self._weight_of(attention.qk_norm)
+        made.scale = attention.sizes.head_dim**-0.5 if attention.scale is None else attention.scale
         made.window, made.group = attention.window or 0, attention.group
         made.rope = -1 if attention.rope is None else attention.rope
         weights = {"qkv": attention.qkv, "output": attention.output}
@@ -136,6 +141,16 @@ class NativeOperators:
                 self.max_whole_rows = 0
             else:
                 setattr(made, name, matrix)
+
+    def _weight_of(self, norm: Norm | QkNorm | None) -> int | None:
+        """The address of a norm's weights in float32; None: there is no norm."""
+        if norm is None or not isinstance(norm, RMSNorm):  # the library computes no others
+            return None
+        known = self._norms.get(id(norm))
+        if known is None:
+            weight = torch.ones(norm.size) if norm.weight is None else norm.weight.float().contiguous()
+            known = self._norms[id(norm)] = norm, weight
+        return known[1].data_ptr()
 
     def begin(self, batch: Batch, cache: KVCache) -> NativeStep:
         if self._cache is not cache:
@@ -198,7 +213,7 @@ class NativeOperators:
     def _add_norm(self, norm: Norm, residual: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
         rows, size = residual.shape
         normed = torch.empty_like(residual)
-        places = (residual.data_ptr(), native.address(delta), native.address(norm.weight), normed.data_ptr())
+        places = (residual.data_ptr(), native.address(delta), self._weight_of(norm), normed.data_ptr())
         self._library.ember_add_norm(*places, rows, size, norm.eps, torch.get_num_threads())
         return normed, residual
 
@@ -239,7 +254,8 @@ class NativeOperators:
         assert step.plans is not None and step.short is not None and heads.key is not None and heads.value is not None
         query = heads.query.contiguous()
         keys, values = step.cache.by_slot[attention.place]
-        mixed = attend(step.plans[attention.group], query, heads.key, heads.value, keys, values, attention.scale)
+        tensors = (query, heads.key, heads.value, keys, values)
+        mixed = attend(step.plans[attention.group], *tensors, attention.scale, attention.soft_cap)
         self._library.ember_attend(
             self._model,
             self._described[attention.group, attention.place],
@@ -255,7 +271,8 @@ class NativeOperators:
     def _gate(self, mlp: MLP, up: Tensor) -> Tensor:
         rows, size = len(up), up.shape[1] // 2
         inner = up.new_empty(rows, size)
-        self._library.ember_gate(up.data_ptr(), inner.data_ptr(), rows, size, torch.get_num_threads())
+        kind = native.ACTIVATIONS.index(mlp.activation)
+        self._library.ember_gate(up.data_ptr(), inner.data_ptr(), rows, size, kind, torch.get_num_threads())
         return inner
 
     def _experts(self, experts: Experts, hidden: Tensor, step: NativeStep, routed: Tensor | None = None) -> Tensor:
