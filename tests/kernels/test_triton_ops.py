@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from ember.engine.description.operator_sets import TRITON
 from ember.engine.operators import triton_ops
 from ember.engine.operators.choose import choose
+from ember.engine.operators.triton_linear import KERNELS
 from ember.wire import Generate
 from ember_kernels.compile import device_capability
 from ember_kernels.small_gemm import small_gemm
@@ -159,3 +160,7 @@ def test_a_float8_cache_in_kernels_is_that_of_torch(variant, checkpoints):
         found.append(paged.finish())
     # A number between two neighbours of float8 may be rounded to either, as sums before it differ in their order.
     assert_same(found[1], found[0], 2e-2)
+
+
+def test_every_layout_with_a_kernel_is_declared() -> None:
+    assert TRITON.layouts == {"Linear", *(layout.__name__ for layout in KERNELS)}

@@ -10,10 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ember.engine.core.prediction import Target, predict
 from ember.engine.layers.linear import Linear
 from ember.engine.loading.load import load_decoder, read_model_config
 from ember.engine.models.decoder import Decoder
-from ember.wire import Generate
+from ember.engine.operators.choose import decision_for
+from ember.wire import Configure, Generate
 from tests.engine_core.inline import greedy, make_engine, run, tokens
 from tests.engine_models.tiny import VOCAB_SIZE, make_tiny, rewrite_config
 
@@ -72,8 +74,23 @@ def check_weights(quantized: Path, plain: Path, rtol: float = 0.0, dtype: torch.
     for ours, theirs in zip(matrices(found), matrices(expected), strict=True):
         torch.testing.assert_close(ours.weight, theirs.weight, rtol=rtol, atol=rtol * 0.1)
     assert found.num_parameters == expected.num_parameters
+    check_prediction(quantized, found)
     assert found.weight_bytes < expected.weight_bytes
     return found
+
+
+def check_prediction(directory: Path, model: Decoder, **settings: Any) -> None:
+    """Whether what `ember inspect` says without torch is so: the parameters, the operators with the reason, and at most
+    a tenth more bytes than there are."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    targets = [Target("cpu", "cpu", 1 << 33, 1 << 33), Target("80 GB GPU", "cuda", 1 << 33, 1 << 33)]
+    predicted = predict(Configure(model=str(directory), dtype=dtype, **settings), targets)
+    assert predicted.parameters == model.num_parameters
+    for device in predicted.devices:
+        decision = decision_for(model.config, model.parts, model.dtype, device.device)
+        assert f"{device.operators} ({device.operators_reason})" == str(decision)
+        assert device.weight_bytes is not None
+        assert model.weight_bytes <= device.weight_bytes <= 1.1 * model.weight_bytes
 
 
 PROMPTS = [[7, 9, 11], list(range(20, 53)), [5] * 17, [VOCAB_SIZE - 1]]

@@ -28,6 +28,7 @@ from ember.engine.models.decoder import Decoder
 from ember.engine.operators.torch_ops import TorchOperators
 from ember.engine.quantization import formats
 from ember.engine.quantization.base import Files, Source
+from ember.engine.quantization.held import Held
 from ember.engine.quantization.ignored import Ignored
 from ember.engine.quantization.plain import Plain
 from tests.engine_models.paged import Paged
@@ -77,6 +78,9 @@ class Eighths:
 
     def sources(self, spec: Spec) -> list[Source]:
         return self._plain.sources(spec)
+
+    def held(self, spec: Spec, element_size: int) -> Held:
+        return self._plain.held(spec, element_size)
 
     def assemble(self, spec: Spec, tensors: Mapping[str, tuple[Tensor, ...]], dtype: torch.dtype) -> Linear | Tensor:
         plain = self._plain.assemble(spec, tensors, dtype)

@@ -16,7 +16,7 @@ from ember.engine.description.cache_format import is_float8
 from ember.engine.description.cache_groups import bytes_per_page_token, cache_groups, most_pages
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.native_forms import quantised_bytes
-from ember.engine.description.operator_choice import decide, triton_fault
+from ember.engine.description.operator_choice import PLAIN, decide, triton_fault
 from ember.engine.description.weights import count_parameters
 from ember.engine.errors import ModelError
 from ember.engine.loading.checkpoint import open_checkpoint
@@ -189,7 +189,16 @@ def _fill(
     is_here = target.name not in GPUS
     fault = triton_fault() if is_here and not is_cpu else None
     float8_cache = is_float8(configure.kv_cache_dtype, config, target.device, report.warnings)
-    decision = decide(config, report.dtype, target.device, weights, fault, float8_cache)
+    decision = decide(
+        config,
+        report.dtype,
+        target.device,
+        weights,
+        fault,
+        float8_cache,
+        loaded.layouts() if weights == "auto" else frozenset({"BlockLinear"}),
+        loaded.layouts("experts.up") <= PLAIN,
+    )
     report.operators, report.operators_reason = decision.name, decision.reason
     report.torch_computes = decision.lacking
     if decision.warning is not None:

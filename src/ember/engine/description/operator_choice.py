@@ -13,6 +13,8 @@ from ember.engine.description.native_forms import library_fault
 from ember.engine.description.operator_sets import NATIVE, TRITON, Lacking
 from ember_cpu.variants import cpu_flags
 
+PLAIN = frozenset({"Linear"})  # the layout of weights in numbers
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -47,22 +49,35 @@ def decide(
     weights: str = "auto",
     fault: str | None = None,
     float8_cache: bool = False,
+    layouts: frozenset[str] = PLAIN,
+    plain_experts: bool = True,
 ) -> Decision:
     """Choose the operator set for a model on `device` (cuda, cpu) in `dtype` (torch's name).
 
     `weights`: the form of its matrices on a CPU (auto: unchanged; int8, int4). `fault`: why the kernels or the library
-    of that device cannot be used. `float8_cache`: whether the KV cache is in float8.
+    of that device cannot be used. `float8_cache`: whether the KV cache is in float8. `layouts`: of the
+    weights, the names of classes in `layers`. `plain_experts`: whether the experts' matrices are one plain tensor.
     """
     if device == "cuda":
-        return _for_gpu(config, fault)
-    return _for_cpu(config, dtype, weights, fault, float8_cache)
+        decision = _for_gpu(config, fault, plain_experts)
+        return decision if decision.name == "torch" else _with_restored(decision, layouts - TRITON.layouts)
+    decision = _for_cpu(config, dtype, weights, fault, float8_cache)
+    return decision if decision.name == "torch" else _with_restored(decision, layouts - NATIVE.layouts)
 
 
-def _for_gpu(config: DecoderConfig, fault: str | None) -> Decision:
+def _with_restored(decision: Decision, layouts: frozenset[str]) -> Decision:
+    """The decision with the layouts that the set does not multiply as they are stored in its reason."""
+    if not layouts:
+        return decision
+    return replace(decision, reason=f"{decision.reason}; torch restores and multiplies {', '.join(sorted(layouts))}")
+
+
+def _for_gpu(config: DecoderConfig, fault: str | None, plain_experts: bool) -> Decision:
     if fault is not None:
         return Decision("torch", fault, warning=f"{fault}; the model runs on torch operators, which is slower")
     lacking = TRITON.lacking(config)
-    return Decision("triton", f"a GPU{_but(lacking)}", lacking)
+    decision = Decision("triton", f"a GPU{_but(lacking)}", lacking)
+    return decision if plain_experts else decision.without("experts", "their weights are quantized")
 
 
 def _for_cpu(config: DecoderConfig, dtype: str, weights: str, fault: str | None, float8_cache: bool) -> Decision:

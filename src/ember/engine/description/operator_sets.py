@@ -34,6 +34,7 @@ class OperatorSet:
     features: Mapping[str, frozenset[str]]  # for each operation of its own, the features beside the neutral decoder's
     size_faults: Callable[[DecoderConfig], Lacking] = _no_faults
     needs: Mapping[str, str] = field(default_factory=dict)  # operations that work only beside another one of the set
+    layouts: frozenset[str] = frozenset({"Linear"})  # classes in `layers` that it multiplies; torch restores others
 
     def lacking(self, config: DecoderConfig) -> Lacking:
         """The operations of the set that it cannot compute for this decoder."""
@@ -151,6 +152,7 @@ TRITON = OperatorSet(
     needs={
         "place_heads": "attend"
     },  # it writes keys to the cache alone, where torch's attention does not read them all
+    layouts=frozenset({"Linear", "Float8Linear"}),  # `operators.triton_linear.KERNELS`
 )
 
 NATIVE_ALIGNMENT = 32  # elements: rows of matrices and heads are whole registers
@@ -203,6 +205,7 @@ NATIVE = OperatorSet(
         "logits": frozenset({"embed_dim", "logits_scale", "logits_soft_cap", "head_bias"}),
     },
     _native_faults,
+    layouts=frozenset({"Linear", "BlockLinear"}),
 )
 
 SETS = (TORCH, TRITON, NATIVE)

@@ -158,8 +158,17 @@ class LoadPlan:
 
     @property
     def resident_bytes(self) -> int:
-        """The bytes of all parameters on the device."""
-        return sum(parameter.nbytes for parameter in self.parameters)
+        """The bytes of all weights on the device, at most."""
+        return sum(self.weight_format.held(spec, BYTES[self.dtype]).nbytes for spec in self.specs)
+
+    def layouts(self, *names: str) -> frozenset[str]:
+        """The layouts of the linear layers with these last parts of their names; of all but routers without names."""
+        found = (
+            self.weight_format.held(spec, 2).layouts
+            for spec in self.specs
+            if (spec.name.endswith(names) if names else not spec.name.endswith("router"))
+        )
+        return frozenset[str]().union(*found)
 
     @property
     def files(self) -> set[Path]:

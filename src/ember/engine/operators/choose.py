@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from ember.engine.description.operator_choice import Decision, decide
 from ember.engine.description.operator_sets import check_features
 from ember.engine.layers.block import DecoderParts
 from ember.engine.layers.experts import Experts
-from ember.engine.layers.linear import Linear
 from ember.engine.operators.base import Operators
 from ember.engine.operators.torch_ops import TorchOperators
 from ember_cpu import library as native
@@ -62,44 +61,46 @@ def choose(
     return _for_cpu(config, parts, torch_ops, weights, activations)
 
 
+def decision_for(
+    config: DecoderConfig,
+    parts: DecoderParts,
+    dtype: torch.dtype,
+    device: str,
+    weights: str = "auto",
+    fault: str | None = None,
+) -> Decision:
+    """The decision for a decoder with these weights. `fault`: as `decide` has it."""
+    return decide(
+        config,
+        str(dtype).removeprefix("torch."),
+        device,
+        weights,
+        fault,
+        float8_cache=any(block.attention.cache_scales is not None for block in parts.blocks),
+        layouts=frozenset(layout.__name__ for layout in parts.layouts()),
+        plain_experts=all(not isinstance(block.mlp, Experts) or block.mlp.up is not None for block in parts.blocks),
+    )
+
+
 def _for_gpu(config: DecoderConfig, parts: DecoderParts, torch_ops: TorchOperators) -> Choice:
-    dtype = _name(torch_ops.dtype)
     try:
         from ember.engine.operators.triton_ops import TritonOperators
     except ImportError as error:
-        return Choice(torch_ops, decide(config, dtype, "cuda", fault=str(error)))
-    decision = decide(config, dtype, "cuda")
-    if any(isinstance(block.mlp, Experts) and block.mlp.up is None for block in parts.blocks):
-        decision = decision.without("experts", "their weights are quantized")
-    decision = _with_restored(decision, parts, TritonOperators.layouts)
+        return Choice(torch_ops, decision_for(config, parts, torch_ops.dtype, "cuda", fault=str(error)))
+    decision = decision_for(config, parts, torch_ops.dtype, "cuda")
     return Choice(TritonOperators(torch_ops, decision.lacking), decision)
 
 
 def _for_cpu(
     config: DecoderConfig, parts: DecoderParts, torch_ops: TorchOperators, weights: str, activations: str
 ) -> Choice:
-    dtype = _name(torch_ops.dtype)
-    float8_cache = any(block.attention.cache_scales is not None for block in parts.blocks)
-    decision = decide(config, dtype, "cpu", weights, float8_cache=float8_cache)
+    decision = decision_for(config, parts, torch_ops.dtype, "cpu", weights)
     if decision.name != "native":
         return Choice(torch_ops, decision)
     library = native.load()
     if library is None:
         fault = "it cannot be loaded; the log says why"
-        return Choice(torch_ops, decide(config, dtype, "cpu", weights, fault))
+        return Choice(torch_ops, decision_for(config, parts, torch_ops.dtype, "cpu", weights, fault))
     from ember.engine.operators.native_ops import NativeOperators
 
-    decision = _with_restored(decision, parts, NativeOperators.layouts)
     return Choice(NativeOperators(torch_ops, parts, library, decision.lacking, activations), decision)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _with_restored(decision: Decision, parts: DecoderParts, layouts: frozenset[type[Linear]]) -> Decision:
-    """The decision with the layouts that the set does not multiply as they are stored in its reason."""
-    names = sorted(layout.__name__ for layout in parts.layouts() - layouts)
-    if not names:
-        return decision
-    return replace(decision, reason=f"{decision.reason}; torch restores and multiplies {', '.join(names)}")

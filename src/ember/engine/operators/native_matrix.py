@@ -1,4 +1,5 @@
-"""Layouts of weights as matrices of the C library for CPUs."""
+"""Layouts of weights as matrices of the C library for CPUs: those that `description.operator_sets` declares, and joined
+layers of them."""
 
 from __future__ import annotations
 
@@ -9,9 +10,6 @@ from ember.engine.layers.joined import parts_of
 from ember.engine.layers.linear import Linear
 from ember.gguf.types import NUMBERS
 from ember_cpu import library as native
-
-LAYOUTS: frozenset[type[Linear]] = frozenset({Linear, BlockLinear})
-"""The layouts that the library multiplies as they are stored, and joined layers of them."""
 
 
 def matrix_of(linear: Linear, floats: bool) -> native.Matrix | None:

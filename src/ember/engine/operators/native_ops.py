@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ from ember.engine.layers.norm import Norm, QkNorm, RMSNorm
 from ember.engine.layers.scratch import scratch
 from ember.engine.operators.base import Heads, Step
 from ember.engine.operators.experts import compute_experts
-from ember.engine.operators.native_matrix import LAYOUTS, is_quantised, matrix_of
+from ember.engine.operators.native_matrix import is_quantised, matrix_of
 from ember.engine.operators.torch_attention import attend
 from ember.engine.operators.torch_ops import TorchOperators
 from ember_cpu import library as native
@@ -55,8 +54,6 @@ class NativeStep(Step):
 class NativeOperators:
     """`operators.base.Operators` over the C library. torch computes the operations in `lacking`."""
 
-    layouts: ClassVar[frozenset[type[Linear]]] = LAYOUTS
-    """The layouts of weights that the library multiplies as they are stored; torch restores the others."""
     is_recordable = False
 
     def __init__(

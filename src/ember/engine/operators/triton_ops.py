@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,7 +35,7 @@ from ember.engine.layers.rotary import Rotary
 from ember.engine.operators.base import Heads, Step
 from ember.engine.operators.experts import add_shared, route
 from ember.engine.operators.torch_ops import TorchOperators
-from ember.engine.operators.triton_linear import KERNELS, has_scaled, multiply
+from ember.engine.operators.triton_linear import has_scaled, multiply
 from ember_kernels.activation import activation
 from ember_kernels.compile import device_capability
 from ember_kernels.decode_attention import decode_attention, plan_attention
@@ -82,9 +81,6 @@ class TritonStep(Step):
 
 class TritonOperators:
     """`operators.base.Operators` in Triton kernels. torch computes the operations in `lacking`."""
-
-    layouts: ClassVar[frozenset[type[Linear]]] = frozenset({Linear, *KERNELS})
-    """The layouts of weights that have kernels; torch restores the others."""
 
     def __init__(self, torch_ops: TorchOperators, lacking: Lacking) -> None:
         config = torch_ops.config

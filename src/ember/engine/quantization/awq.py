@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.fields import Fields
 from ember.engine.description.weights import LinearSpec, Size, Stored
+from ember.engine.quantization import held
 from ember.engine.quantization.base import Files, Source
+from ember.engine.quantization.held import Held
 from ember.engine.quantization.ignored import Ignored
 from ember.engine.quantization.mixed import Mixed
 from ember.engine.quantization.packed import (
@@ -64,6 +66,9 @@ class AWQScheme:
             ]
         return found
 
+    def held(self, spec: LinearSpec) -> Held:
+        return held.integers(spec, BITS, self.group, self.scales, zeros=True)
+
     def assemble(self, spec: LinearSpec, tensors: Mapping[str, tuple[Tensor, ...]], dtype: torch.dtype) -> Linear:
         from ember.engine.layers.int_linear import IntLinear
 
@@ -94,6 +99,9 @@ class GEMVScheme:
                 module.by_row("scales", ".scales", many, tuple(FLOAT_NAMES), self.scales),
             ]
         return found
+
+    def held(self, spec: LinearSpec) -> Held:
+        return held.integers(spec, BITS, self.group, self.scales, zeros=True)
 
     def assemble(self, spec: LinearSpec, tensors: Mapping[str, tuple[Tensor, ...]], dtype: torch.dtype) -> Linear:
         import torch

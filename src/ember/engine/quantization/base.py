@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ember.engine.description.weights import LinearSpec, Output, Rows, Size, Spec, Stored
+from ember.engine.quantization.held import Held
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +69,9 @@ class WeightFormat(Protocol):
 
     def sources(self, spec: Spec) -> list[Source]:
         """The stored tensors of the weight, in the order of the rows of each part."""
+
+    def held(self, spec: Spec, element_size: int) -> Held:
+        """How the weight lies on the device. `element_size`: bytes of a number in the model's dtype."""
 
     def assemble(self, spec: Spec, tensors: Mapping[str, tuple[Tensor, ...]], dtype: torch.dtype) -> Linear | Tensor:
         """The weight: a linear layer for a `LinearSpec`, a tensor for a `TensorSpec`, or a linear layer for a table of

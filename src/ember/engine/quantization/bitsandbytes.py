@@ -19,7 +19,9 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.description.fields import shown
 from ember.engine.description.weights import LinearSpec, Rows, Size, Stored
 from ember.engine.errors import ModelError
+from ember.engine.quantization import held
 from ember.engine.quantization.base import WEIGHT, Files, Source, matrix_source
+from ember.engine.quantization.held import Held
 from ember.engine.quantization.ignored import Ignored
 from ember.engine.quantization.mixed import Mixed, Scheme
 from ember.engine.quantization.scales import in_order, row_numbers, scale_sources, stored_matrices
@@ -109,6 +111,9 @@ class FourBits:
         whole = (size, 1), Rows(0, size), (0, 1)
         return [Source(f"{suffix}{number}", name, shape, *whole, stored=kinds, dtype=dtype, is_vector=True)]
 
+    def held(self, spec: LinearSpec) -> Held:
+        return held.table(spec, gcd(spec.inputs, _BLOCK), 4)
+
     def assemble(self, spec: LinearSpec, tensors: Mapping[str, tuple[Tensor, ...]], dtype: torch.dtype) -> Linear:
         import torch
 
@@ -155,6 +160,9 @@ class Int8:
     def sources(self, spec: LinearSpec) -> list[Source]:
         codes = [matrix_source(output, spec.columns, stored=("I8",), dtype="int8") for output in spec.outputs]
         return codes + scale_sources(spec, _ABSMAX, ".SCB", (1, None), self.files)
+
+    def held(self, spec: LinearSpec) -> Held:
+        return held.integers(spec, 8, None, "float32")
 
     def assemble(self, spec: LinearSpec, tensors: Mapping[str, tuple[Tensor, ...]], dtype: torch.dtype) -> Linear:
         import torch

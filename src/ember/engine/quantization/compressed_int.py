@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 from ember.engine.description.fields import shown
 from ember.engine.description.weights import LinearSpec, Stored
 from ember.engine.errors import ModelError
+from ember.engine.quantization import held
 from ember.engine.quantization.base import Files, Source
+from ember.engine.quantization.held import Held
 from ember.engine.quantization.packed import (
     FLOAT_NAMES,
     Module,
@@ -81,6 +83,10 @@ class CompressedInts:
                 zeros = scale_sources(spec, "zeros", ".weight_zero_point", _BLOCKS[self.strategy], self.files)
                 found += [source._replace(stored=("I8",), dtype="int8") for source in zeros]
         return found
+
+    def held(self, spec: LinearSpec) -> Held:
+        scales = "float32" if self.group is None else self.scales
+        return held.integers(spec, self.bits, self.group, scales, self.zeros is not None, self.has_order)
 
     def assemble(self, spec: LinearSpec, tensors: Mapping[str, tuple[Tensor, ...]], dtype: torch.dtype) -> Linear:
         import torch

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ember.engine.description.weights import LinearSpec, Stored
+from ember.engine.quantization import held
 from ember.engine.quantization.base import WEIGHT, Files, Source, matrix_source
+from ember.engine.quantization.held import Held
 from ember.engine.quantization.scales import Block, block_of, row_numbers, scale_sources
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ class Float8:
             matrix_source(output, spec.columns, stored=("F8_E4M3",), dtype="float8_e4m3fn") for output in spec.outputs
         ]
         return codes + scale_sources(spec, SCALES, self.suffix, self.block, self.files)
+
+    def held(self, spec: LinearSpec) -> Held:
+        return held.float8(spec, self.block)
 
     def assemble(self, spec: LinearSpec, tensors: Mapping[str, tuple[Tensor, ...]], dtype: torch.dtype) -> Linear:
         import torch

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from ember.engine.description.weights import LinearSpec
 from ember.engine.errors import ModelError
+from ember.engine.quantization import held
 from ember.engine.quantization.base import Files, Source
+from ember.engine.quantization.held import Held
 from ember.engine.quantization.scales import in_order, row_numbers, scale_sources
 
 if TYPE_CHECKING:
@@ -54,6 +56,9 @@ class Fp4:
             found += scale_sources(spec, GLOBAL, self.matrix_scale, _BY_MATRIX, self.files)
         return found
 
+    def held(self, spec: LinearSpec) -> Held:
+        return held.table(spec, self.block, 1, factors=self.matrix_scale is not None)
+
     def assemble(self, spec: LinearSpec, tensors: Mapping[str, tuple[Tensor, ...]], dtype: torch.dtype) -> Linear:
         import torch
 
@@ -61,7 +66,7 @@ class Fp4:
 
         rows = row_numbers(spec, _BY_ROW)
         codes, scales = (
-            in_order(held[0] if len(held) == 1 else torch.cat(held), rows) for held in (tensors[CODES], tensors[SCALES])
+            in_order(read[0] if len(read) == 1 else torch.cat(read), rows) for read in (tensors[CODES], tensors[SCALES])
         )
         if self.name == "mxfp4":
             scales = scales.view(torch.float8_e8m0fnu)

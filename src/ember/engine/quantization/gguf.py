@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.weights import LinearSpec, Output, Size, Spec, TensorSpec
 from ember.engine.errors import ModelError
+from ember.engine.quantization import held
 from ember.engine.quantization.base import BIAS, WEIGHT, Files, Source, bias_sources, matrix_source
+from ember.engine.quantization.held import Held
 from ember.engine.quantization.plain import Plain
 from ember.gguf.types import BLOCKS, GgmlType
 
@@ -45,6 +47,20 @@ class Gguf:
             sources = [matrix_source(output, spec.columns, part) for output in outputs]
             found += sources if kind is None else [_in_bytes(source, BLOCKS[kind], part) for source in sources]
         return [*found, *bias_sources(spec)]
+
+    def held(self, spec: Spec, element_size: int) -> Held:
+        if isinstance(spec, TensorSpec):
+            kind = self._types.get(spec.source)
+            if kind is None:
+                return self._plain.held(spec, element_size)
+            rows, columns = (size.extent for size in spec.shape)
+            return held.blocks(rows, columns, BLOCKS[kind])
+        parts = []
+        for kind, outputs in self._runs(spec):
+            part = spec._replace(outputs=tuple(outputs))
+            own = held.plain(part, element_size)
+            parts.append(own if kind is None else held.blocks(part.num_rows, spec.inputs, BLOCKS[kind]))
+        return held.together(parts, spec, element_size)
 
     def assemble(self, spec: Spec, tensors: Mapping[str, tuple[Tensor, ...]], dtype: torch.dtype) -> Linear | Tensor:
         from ember.engine.layers.block_linear import BlockLinear

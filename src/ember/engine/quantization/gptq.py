@@ -19,7 +19,9 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.description.fields import Fields, shown
 from ember.engine.description.weights import LinearSpec, Stored
 from ember.engine.errors import ModelError
+from ember.engine.quantization import held
 from ember.engine.quantization.base import Files, Source
+from ember.engine.quantization.held import Held
 from ember.engine.quantization.mixed import Mixed
 from ember.engine.quantization.packed import (
     FIELDS,
@@ -68,6 +70,9 @@ class GPTQScheme:
             if self.has_order:
                 found.append(module.inputs_order("order", ".g_idx"))
         return found
+
+    def held(self, spec: LinearSpec) -> Held:
+        return held.integers(spec, self.bits, self.group, self.scales, self.has_zeros, self.has_order)
 
     def assemble(self, spec: LinearSpec, tensors: Mapping[str, tuple[Tensor, ...]], dtype: torch.dtype) -> Linear:
         from ember.engine.layers.int_linear import IntLinear

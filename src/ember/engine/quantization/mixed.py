@@ -11,7 +11,9 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
 from ember.engine.description.weights import LinearSpec, Spec, Stored, TensorSpec
+from ember.engine.quantization import held
 from ember.engine.quantization.base import BIAS, Source, bias_sources
+from ember.engine.quantization.held import Held
 from ember.engine.quantization.plain import Plain
 
 if TYPE_CHECKING:
@@ -26,6 +28,9 @@ class Scheme(Protocol):
 
     def sources(self, spec: LinearSpec) -> list[Source]:
         """The stored tensors of the matrix, without its bias."""
+
+    def held(self, spec: LinearSpec) -> Held:
+        """How the matrix lies on the device, without its bias."""
 
     def assemble(self, spec: LinearSpec, tensors: Mapping[str, tuple[Tensor, ...]], dtype: torch.dtype) -> Linear:
         """The layer of these outputs, without its bias. As `base.WeightFormat.assemble`."""
@@ -51,6 +56,15 @@ class Mixed:
             found += [source._replace(part=f"{number}.{source.part}") for source in sources]
         return found + bias_sources(spec)
 
+    def held(self, spec: Spec, element_size: int) -> Held:
+        if isinstance(spec, TensorSpec):
+            return held.plain(spec, element_size)
+        parts = (
+            held.plain(part, element_size) if scheme is None else scheme.held(part)
+            for scheme, part in self._parts(spec)
+        )
+        return held.together(parts, spec, element_size)
+
     def assemble(self, spec: Spec, tensors: Mapping[str, tuple[Tensor, ...]], dtype: torch.dtype) -> Linear | Tensor:
         if isinstance(spec, TensorSpec):
             return self._plain.assemble(spec, tensors, dtype)
@@ -60,7 +74,7 @@ class Mixed:
         layers: list[Linear] = []
         for number, (scheme, part) in enumerate(self._parts(spec)):
             prefix = f"{number}."
-            own = {name.removeprefix(prefix): held for name, held in tensors.items() if name.startswith(prefix)}
+            own = {name.removeprefix(prefix): read for name, read in tensors.items() if name.startswith(prefix)}
             made = self._plain.assemble(part, own, dtype) if scheme is None else scheme.assemble(part, own, dtype)
             assert isinstance(made, Linear)
             layers.append(made)

@@ -9,6 +9,7 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.description.weights import LinearSpec, Stored
 from ember.engine.quantization.base import Files, Source
 from ember.engine.quantization.fp4 import Fp4
+from ember.engine.quantization.held import Held
 from ember.engine.quantization.ignored import Ignored
 from ember.engine.quantization.mixed import Mixed
 
@@ -29,6 +30,9 @@ class _AsRows:
 
     def sources(self, spec: LinearSpec) -> list[Source]:
         return self._scheme.sources(_as_rows(spec))
+
+    def held(self, spec: LinearSpec) -> Held:
+        return self._scheme.held(spec)
 
     def assemble(self, spec: LinearSpec, tensors: Mapping[str, tuple[Tensor, ...]], dtype: torch.dtype) -> Linear:
         return self._scheme.assemble(_as_rows(spec), tensors, dtype)

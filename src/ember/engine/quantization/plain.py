@@ -7,7 +7,9 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from ember.engine.description.weights import Rows, Spec, TensorSpec
+from ember.engine.quantization import held
 from ember.engine.quantization.base import BIAS, WEIGHT, Source, bias_sources, matrix_source
+from ember.engine.quantization.held import Held
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +42,10 @@ class Plain:
                 )
             ]
         return [matrix_source(output, spec.columns) for output in spec.outputs] + bias_sources(spec)
+
+    def held(self, spec: Spec, element_size: int) -> Held:
+        own = held.plain(spec, element_size)
+        return own if isinstance(spec, TensorSpec) else held.together([own], spec, element_size)
 
     def assemble(self, spec: Spec, tensors: Mapping[str, tuple[Tensor, ...]], dtype: torch.dtype) -> Linear | Tensor:
         if isinstance(spec, TensorSpec):
