@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from ember_kernels.compile import Specialisation
-from ember_kernels.launch import cdiv
+from ember_kernels.launch import cdiv, next_power_of_2
 from ember_kernels.sampling_kernels import (
     BINS,
+    MASSES,
     MAX_SPLITS,
     NOT_SPECIALISED,
     collect_kernel,
@@ -38,6 +39,7 @@ from ember_kernels.sampling_keys import MAX_VOCABULARY
 # The same on all architectures: 16 bytes per thread where rows are streamed; `select` compares 16 pivots at once.
 BLOCK, WARPS = 1024, 4
 SELECT_BLOCK, SELECT_WARPS = 512, 8
+BIAS_WIDTH = 512  # entries of a bias in the tables of the engine
 TARGET_PROGRAMS = 1024  # rows * splits: what the multiprocessors of a large GPU hold at a time
 
 
@@ -47,7 +49,8 @@ class Constraints:
 
     mask: int32 [any, ceil(vocab / 32)], bit i % 32 of word i // 32 allows token i; mask_rows: int32 [rows], the mask of
         each row of the batch, -1: none.
-    bias_ids, bias_values: int32 and float32 [slots, any]; bias_counts: int32 [slots], how many entries a slot uses.
+    bias_ids, bias_values: int32 and float32 [slots, any], in the order of the ids; bias_counts: int32 [slots], how
+        many entries a slot uses.
     prompt_mask: int32 [slots, ceil(vocab / 32)], the tokens of the prompt; output_counts: int16 [slots, vocab], how
         often each was sampled. `sample` counts the tokens that it samples, for rows that have a slot.
     """
@@ -71,9 +74,10 @@ class Workspace:
     scaled: Tensor  # [rows, vocab, padded to 16] float32, written for rows with filters
     candidates: Tensor  # the same shape, int32
     best: Tensor  # [rows, MAX_SPLITS] int64
+    sure: Tensor  # [rows, MAX_SPLITS] int64: the best noisy key of the tokens that are kept whatever the threshold is
     is_nan: Tensor  # [rows, MAX_SPLITS] int32
     histogram: Tensor  # [rows, BINS] int32
-    mass: Tensor  # [rows] int64
+    mass: Tensor  # [rows, MASSES] int64
     num_candidates: Tensor  # [rows] int32
     unused: dict[torch.dtype, Tensor]  # stand-ins for tables that are not given
     no_rows: Tensor  # [rows] int32, all -1
@@ -92,9 +96,10 @@ class Workspace:
             scaled=torch.empty(wide, dtype=torch.float32, device=device),
             candidates=torch.empty(wide, dtype=torch.int32, device=device),
             best=torch.empty(rows, MAX_SPLITS, dtype=torch.int64, device=device),
+            sure=torch.empty(rows, MAX_SPLITS, dtype=torch.int64, device=device),
             is_nan=torch.empty(rows, MAX_SPLITS, dtype=torch.int32, device=device),
             histogram=torch.empty(rows, BINS, dtype=torch.int32, device=device),
-            mass=torch.empty(rows, dtype=torch.int64, device=device),
+            mass=torch.empty(rows, MASSES, dtype=torch.int64, device=device),
             num_candidates=torch.empty(rows, dtype=torch.int32, device=device),
             unused={
                 dtype: torch.zeros(16, dtype=dtype, device=device)
@@ -168,20 +173,36 @@ def sample(
         HAS_BIAS=limits.bias_ids is not None,
         HAS_TABLES=has_tables,
         HAS_FILTERS=has_filters,
+        BIAS_BLOCK=1 if limits.bias_ids is None else next_power_of_2(limits.bias_ids.shape[1]),
         **stream,
     )
     if has_filters:
-        shared = (sampling, workspace.scaled, workspace.best, workspace.histogram, workspace.mass)
         sizes = (stride, sampling.stride(0), vocab, blocks_per_split, num_splits)
-        histogram_kernel[grid](*shared, *sizes, **stream)
-        collect_kernel[grid](*shared, workspace.num_candidates, workspace.candidates, *sizes, **stream)
+        histogram_kernel[grid](
+            sampling, workspace.scaled, workspace.best, workspace.histogram, workspace.mass, *sizes, **stream
+        )
+        collect_kernel[grid](
+            sampling,
+            positions,
+            workspace.scaled,
+            workspace.best,
+            workspace.sure,
+            workspace.histogram,
+            workspace.mass,
+            workspace.num_candidates,
+            workspace.candidates,
+            *sizes,
+            **stream,
+        )
     select_kernel[(rows,)](
         sampling,
         positions,
         slots,
         workspace.scaled,
         workspace.best,
+        workspace.sure,
         workspace.is_nan,
+        workspace.histogram,
         workspace.mass,
         workspace.num_candidates,
         workspace.candidates,
@@ -246,8 +267,9 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
         "counts_ptr": "*i16",
     }
     streamed = common | sizes | {"histogram_ptr": "*i32"}
-    collect = streamed | {"counter_ptr": "*i32", "candidates_ptr": "*i32"}
+    collect = streamed | {"positions_ptr": "*i32", "sure_ptr": "*i64", "counter_ptr": "*i32", "candidates_ptr": "*i32"}
     select = common | rows | {name: kind for name, kind in sizes.items() if name != "blocks_per_split"}
+    select |= {"sure_ptr": "*i64", "histogram_ptr": "*i32"}
     select |= {"candidates_ptr": "*i32", "token_ptr": "*i64", "broken_ptr": "*i8", "threshold_ptr": "*i64"}
     prepare = common | rows | {name: kind for name, kind in sizes.items() if name != "num_splits"}
     prepare |= {f"{name}_ptr": "*i32" for name in ("mask_rows", "mask", "bias_counts", "bias_ids", "prompt_mask")}
@@ -257,10 +279,11 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
         yield _specialisation("histogram", histogram_kernel, streamed, {}, is_aligned)
         yield _specialisation("collect", collect_kernel, collect, {}, is_aligned)
         for has_tables in (False, True):
-            constants = {"HAS_TABLES": has_tables}
+            constants: dict[str, Any] = {"HAS_TABLES": has_tables}
             yield _specialisation("select", select_kernel, select, constants, is_aligned)
             for dtype, has_bias, has_filters in product(("bf16", "fp16", "fp32"), (False, True), (False, True)):
                 constants = {"HAS_TABLES": has_tables, "HAS_BIAS": has_bias, "HAS_FILTERS": has_filters}
+                constants["BIAS_BLOCK"] = BIAS_WIDTH if has_bias else 1
                 signature = prepare | {"logits_ptr": f"*{dtype}"}
                 yield _specialisation(f"prepare {dtype}", prepare_kernel, signature, constants, is_aligned)
 
@@ -269,7 +292,7 @@ def _specialisation(
     name: str, kernel: Any, signature: dict[str, str], constants: dict[str, Any], is_aligned: bool
 ) -> Specialisation:
     label = " ".join(
-        [name, *(key.lower() for key, value in constants.items() if value), *([] if is_aligned else ["odd"])]
+        [name, *(key.lower() for key, value in constants.items() if value is True), *([] if is_aligned else ["odd"])]
     )
     skipped = set(NOT_SPECIALISED) | (set() if is_aligned else {"vocab", "logits_stride"})
     return Specialisation(

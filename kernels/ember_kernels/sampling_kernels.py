@@ -3,12 +3,16 @@
     prepare    (row, split)  masks, bias, penalties, temperature; greedy and unfiltered rows are decided up to a maximum
                              over splits here; rows with top-k, top-p or min-p store their scaled logits
     histogram  (row, split)  of filtered rows: how many tokens lie how far below the maximum, and their mass
-    collect    (row, split)  of filtered rows: ids of the tokens that the histogram cannot exclude, usually a few dozen
-    select     (row)         the exact filters among those, and the sampled token
+    collect    (row, split)  of filtered rows: the tokens of bins that are kept whole take part in the draw here; the
+                             ids of bins in which a threshold may lie are collected, usually a few dozen
+    select     (row)         the exact thresholds among those, and the sampled token
 
 Order. Tokens are compared by one 52-bit key: the value's bits in order, then the lower id first. There are no ties, so
 every filtered set is a prefix of one order. Masses are integers (exp(x - max) * 2^40): sums do not depend on the order
 of addition, and therefore neither on the number of splits nor on the other rows of the batch.
+
+Flat distributions. A row may keep the whole vocabulary. What the histogram decides is therefore never walked through by
+one program: `select` sees the tokens of one to four bins of 1/8 nat.
 """
 
 from __future__ import annotations
@@ -21,12 +25,16 @@ from ember_kernels.sampling_keys import gumbel, key_index, key_value, pack, spli
 from ember_kernels.step_update import SAMPLING_FIELDS
 
 MAX_SPLITS = 64
+MASSES = 3
 BINS = 256  # of 1/8 nat each; the last one has all tokens further down
 NOT_SPECIALISED = ["sampling_stride", "mask_words", "bias_width", "blocks_per_split", "num_splits", "sampling_ptr"]
 NOT_SPECIALISED += ["positions_ptr", "slots_ptr", "mask_rows_ptr"]
 
 _BINS: tl.constexpr = tl.constexpr(BINS)
 _SPLITS: tl.constexpr = tl.constexpr(MAX_SPLITS)
+# Columns of the masses of a row: of all tokens; of the bins that are kept whole; of those that top-k keeps whole and
+# top-p drops.
+_MASSES: tl.constexpr = tl.constexpr(MASSES)
 _MASS: tl.constexpr = tl.constexpr(float(1 << 40))
 # Rows of the table of parameters.
 _TEMPERATURE: tl.constexpr = tl.constexpr(SAMPLING_FIELDS.index("temperature"))
@@ -112,6 +120,7 @@ def prepare_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_TABLES: tl.constexpr,
     HAS_FILTERS: tl.constexpr,
+    BIAS_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -119,7 +128,8 @@ def prepare_kernel(
     sampling_ptr += row
     if split == 0:  # for the kernels that follow
         tl.store(histogram_ptr + row * _BINS + tl.arange(0, _BINS), tl.zeros([_BINS], tl.int32))
-        tl.store(mass_ptr + row, 0)
+        for kind in tl.static_range(_MASSES):
+            tl.store(mass_ptr + row * _MASSES + kind, 0)
         tl.store(counter_ptr + row, 0)
     temperature = _real(sampling_ptr, sampling_stride, _TEMPERATURE)
     repetition = _real(sampling_ptr, sampling_stride, _REPETITION)
@@ -142,9 +152,13 @@ def prepare_kernel(
         index = start + tl.arange(0, BLOCK)
         valid = index < vocab
         x = tl.load(logits_ptr + row * logits_stride + index, mask=valid, other=float("-inf")).to(tl.float32)
-        for entry in range(num_bias):
-            token = tl.load(bias_ids_ptr + slot * bias_width + entry)
-            if (token >= start) & (token < start + BLOCK):
+        if num_bias > 0:  # the ids are in order: each entry is looked at in its own block alone
+            entries = tl.arange(0, BIAS_BLOCK)
+            ids = tl.load(bias_ids_ptr + slot * bias_width + entries, mask=entries < num_bias, other=2147483647)
+            first_entry = tl.sum((ids < start).to(tl.int32), axis=0)
+            end = tl.sum((ids < start + BLOCK).to(tl.int32), axis=0)
+            for entry in range(first_entry, end):
+                token = tl.load(bias_ids_ptr + slot * bias_width + entry)
                 x += tl.where(index == token, tl.load(bias_values_ptr + slot * bias_width + entry), 0.0)
         if mask_row >= 0:
             words = tl.load(mask_ptr + mask_row * mask_words + index // 32, mask=valid, other=0)
@@ -219,34 +233,50 @@ def histogram_kernel(
         counts += tl.histogram(_bin(distance, keep), _BINS)  # what min-p excludes is in the last bin
         masses += _mass(distance, keep)
     tl.atomic_add(histogram_ptr + row * _BINS + tl.arange(0, _BINS), counts, mask=counts > 0)
-    tl.atomic_add(mass_ptr + row, tl.sum(masses, axis=0))
+    tl.atomic_add(mass_ptr + row * _MASSES, tl.sum(masses, axis=0))
 
 
 @triton.jit
-def _last_bin(histogram_ptr, mass_ptr, has_k, top_k, has_p, top_p):
-    """The last bin that may hold a kept token.
+def _uncertain_bins(histogram_ptr, mass_ptr, has_k, top_k, has_p, top_p):
+    """(k, first, last): top-k's threshold lies in bin k, and top-p's in a bin from `first` to `last`. Bins before all
+    of them are kept whole. A threshold that does not exist lies in bin BINS.
 
-    top-k: the bin in which the count reaches k. top-p: the tokens of all later bins, each taken to lie at its bin's
-    upper edge, have less than 1 - p of the mass. With both, top-p is of the mass of top-k's tokens: all are needed.
+    Counts are exact. Masses within a bin are bounded by those at its edges, with a margin for rounding. With both
+    filters, top-p is of the mass of top-k's tokens, of which bin k has from none to all of its own.
     """
     bins = tl.arange(0, _BINS)
     counts = tl.load(histogram_ptr + bins)
-    last = _BINS - 1
+    k = _BINS
     if has_k:
-        last = tl.sum((tl.cumsum(counts, axis=0) < top_k).to(tl.int32), axis=0)
-    elif has_p:
-        budget = (1.0 - top_p) * 0.999 * (tl.load(mass_ptr).to(tl.float32) / _MASS)
-        rest = tl.cumsum(counts.to(tl.float32) * tl.exp(bins.to(tl.float32) * -0.125), axis=0, reverse=True)
-        last = tl.maximum(tl.sum((rest > budget).to(tl.int32), axis=0) - 1, 0)
-    return tl.minimum(last, _BINS - 1)
+        k = tl.sum((tl.cumsum(counts, axis=0) < top_k).to(tl.int32), axis=0)
+    first, last = _BINS, _BINS
+    if has_p:
+        upper = counts.to(tl.float32) * tl.exp(bins.to(tl.float32) * -0.125) * 1.001
+        lower = tl.where(bins < _BINS - 1, upper * 0.8807, 0.0)  # exp(-0.125) * 0.998
+        if has_k:
+            upper = tl.where(bins <= k, upper, 0.0)
+            lower = tl.where(bins < k, lower, 0.0)
+            most, least = tl.sum(upper, axis=0), tl.sum(lower, axis=0)
+        else:
+            total = tl.load(mass_ptr).to(tl.float32) / _MASS
+            most, least = total * 1.001, total * 0.999
+        # The threshold is in the first bin with less behind it than (1 - p) of the mass.
+        behind_most = tl.cumsum(upper, axis=0, reverse=True) - upper
+        behind_least = tl.cumsum(lower, axis=0, reverse=True) - lower
+        first = tl.sum((behind_least > (1.0 - top_p) * most * 1.001 + 1e-6).to(tl.int32), axis=0)
+        last = tl.sum((behind_most > (1.0 - top_p) * least * 0.998 - 1e-6).to(tl.int32), axis=0)
+        last = tl.minimum(last, _BINS - 1)
+    return k, tl.minimum(first, last), last
 
 
 @direct
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
 def collect_kernel(
     sampling_ptr,
+    positions_ptr,
     scaled_ptr,
     best_ptr,
+    sure_ptr,
     histogram_ptr,
     mass_ptr,
     counter_ptr,
@@ -259,30 +289,50 @@ def collect_kernel(
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
+    split = tl.program_id(1)
     sampling_ptr += row
     is_filtered, has_k, top_k, has_p, top_p = _filters(sampling_ptr, sampling_stride, vocab)
     if not is_filtered:
         return
     largest = key_value(_row_best(best_ptr + row * _SPLITS, num_splits))
     log_min_p = _log_min_p(sampling_ptr, sampling_stride)
-    last = _last_bin(histogram_ptr + row * _BINS, mass_ptr + row, has_k, top_k, has_p, top_p)
-    first = tl.program_id(1) * blocks_per_split * BLOCK
+    mass_ptr += row * _MASSES
+    k, first_p, last_p = _uncertain_bins(histogram_ptr + row * _BINS, mass_ptr, has_k, top_k, has_p, top_p)
+    stream = _stream(sampling_ptr, sampling_stride, tl.load(positions_ptr + row))
+    best = tl.full([BLOCK], -1, tl.int64)
+    sure_masses = tl.zeros([BLOCK], tl.int64)
+    dropped_masses = tl.zeros([BLOCK], tl.int64)
+    first = split * blocks_per_split * BLOCK
     for start in range(first, tl.minimum(first + blocks_per_split * BLOCK, vocab), BLOCK):
         index = start + tl.arange(0, BLOCK)
         x = tl.load(scaled_ptr + row * scaled_stride + index, mask=index < vocab, other=float("-inf"))
         distance, keep = _distance(x, largest, log_min_p)
-        keep &= _bin(distance, keep) <= last
-        order = tl.cumsum(keep.to(tl.int32), axis=0)
-        num_kept = tl.max(order, axis=0)
-        if num_kept > 0:
-            base = tl.atomic_add(counter_ptr + row, num_kept)
-            tl.store(candidates_ptr + row * scaled_stride + base + order - 1, index, mask=keep)
+        bin = _bin(distance, keep)
+        is_candidate = keep & ((bin == k) | ((bin >= first_p) & (bin <= last_p) & (bin < k)))
+        is_sure = keep & (bin < k) & (bin < first_p)
+        if tl.max(is_sure.to(tl.int32), axis=0) > 0:
+            best = tl.maximum(best, tl.where(is_sure, pack(x + gumbel(stream, index), index), -1))
+        if has_p:
+            sure_masses += _mass(distance, is_sure)
+            dropped_masses += _mass(distance, keep & (bin < k) & (bin > last_p))
+        order = tl.cumsum(is_candidate.to(tl.int32), axis=0)
+        num_candidates = tl.max(order, axis=0)
+        if num_candidates > 0:
+            base = tl.atomic_add(counter_ptr + row, num_candidates)
+            tl.store(candidates_ptr + row * scaled_stride + base + order - 1, index, mask=is_candidate)
+    tl.store(sure_ptr + row * _SPLITS + split, tl.max(best, axis=0))
+    if has_p:
+        tl.atomic_add(mass_ptr + 1, tl.sum(sure_masses, axis=0))
+        tl.atomic_add(mass_ptr + 2, tl.sum(dropped_masses, axis=0))
 
 
 @triton.jit
-def _threshold(candidates_ptr, scaled_ptr, count, largest, minimum, target, BY_MASS: tl.constexpr, BLOCK: tl.constexpr):
+def _threshold(
+    candidates_ptr, scaled_ptr, count, largest, minimum, above, target, BY_MASS: tl.constexpr, BLOCK: tl.constexpr
+):
     """The largest key such that the candidates at or above it reach `target`, in number or mass. Candidates below the
-    key `minimum` are not counted. Each pass finds 4 bits of the key, from the top."""
+    key `minimum`, and those in bins before `above`, are not counted. Each pass finds 4 bits of the key, from the top.
+    """
     key = tl.full([], 0, tl.int64)
     for digit in range(13):
         shift = 48 - 4 * digit
@@ -293,10 +343,9 @@ def _threshold(candidates_ptr, scaled_ptr, count, largest, minimum, target, BY_M
             index = tl.load(candidates_ptr + i, mask=i < count, other=0)
             x = tl.load(scaled_ptr + index, mask=i < count, other=float("-inf"))
             keys = pack(x, index)
-            weight = _mass(tl.where(x == largest, 0.0, largest - x), keys >= minimum)
-            if not BY_MASS:
-                weight = (keys >= minimum).to(tl.int64)
-            weight = tl.where(i < count, weight, 0)
+            distance = tl.where(x == largest, 0.0, largest - x)
+            counts = (i < count) & (keys >= minimum) & (_bin(distance, i < count) >= above)
+            weight = _mass(distance, counts) if BY_MASS else counts.to(tl.int64)
             sums += tl.sum(tl.where(keys[:, None] >= pivots[None, :], weight[:, None], 0), axis=0)
         key += (tl.sum((sums >= target).to(tl.int64), axis=0) - 1) << shift
     return key
@@ -310,7 +359,9 @@ def select_kernel(
     slots_ptr,
     scaled_ptr,
     best_ptr,
+    sure_ptr,
     nan_ptr,
+    histogram_ptr,
     mass_ptr,
     counter_ptr,
     candidates_ptr,
@@ -338,11 +389,19 @@ def select_kernel(
     if is_filtered:
         candidates_ptr += row * scaled_stride
         scaled_ptr += row * scaled_stride
+        mass_ptr += row * _MASSES
         count = tl.load(counter_ptr + row)
-        if has_k & (top_k < count):
-            threshold = _threshold(candidates_ptr, scaled_ptr, count, largest, threshold, top_k, False, BLOCK)
+        k, first_p, _ = _uncertain_bins(histogram_ptr + row * _BINS, mass_ptr, has_k, top_k, has_p, top_p)
+        if k < _BINS:
+            bins = tl.arange(0, _BINS)
+            num_before = tl.sum(tl.where(bins < k, tl.load(histogram_ptr + row * _BINS + bins), 0), axis=0)
+            # The last bin also counts what min-p excludes, so there may be fewer candidates than are wanted.
+            if top_k - num_before <= count:
+                target = (top_k - num_before).to(tl.int64)
+                threshold = _threshold(candidates_ptr, scaled_ptr, count, largest, threshold, k, target, False, BLOCK)
         if has_p:
-            total = tl.load(mass_ptr + row)
+            sure = tl.load(mass_ptr + 1)
+            total = tl.load(mass_ptr)
             if has_k:
                 masses = tl.zeros([BLOCK], tl.int64)
                 for start in range(0, count, BLOCK):
@@ -351,10 +410,12 @@ def select_kernel(
                     x = tl.load(scaled_ptr + index, mask=i < count, other=float("-inf"))
                     keep = (i < count) & (pack(x, index) >= threshold)
                     masses += _mass(tl.where(x == largest, 0.0, largest - x), keep)
-                total = tl.sum(masses, axis=0)
-            target = tl.maximum((top_p.to(tl.float64) * total.to(tl.float64)).to(tl.int64), 1)
-            if total >= target:  # false only if no token is allowed
-                threshold = _threshold(candidates_ptr, scaled_ptr, count, largest, threshold, target, True, BLOCK)
+                total = tl.sum(masses, axis=0) + sure + tl.load(mass_ptr + 2)
+            target = tl.maximum((top_p.to(tl.float64) * total.to(tl.float64)).to(tl.int64), 1) - sure
+            if total - sure >= target:  # false only if no token is allowed
+                threshold = _threshold(
+                    candidates_ptr, scaled_ptr, count, largest, threshold, first_p, target, True, BLOCK
+                )
         stream = _stream(sampling_ptr, sampling_stride, tl.load(positions_ptr + row))
         best = tl.full([BLOCK], -1, tl.int64)
         for start in range(0, count, BLOCK):
@@ -363,8 +424,8 @@ def select_kernel(
             x = tl.load(scaled_ptr + index, mask=i < count, other=float("-inf"))
             keep = (i < count) & (pack(x, index) >= threshold)
             best = tl.maximum(best, tl.where(keep, pack(x + gumbel(stream, index), index), -1))
-        if count > 0:
-            winner = tl.max(best, axis=0)
+        drawn = tl.maximum(tl.max(best, axis=0), _row_best(sure_ptr + row * _SPLITS, num_splits))
+        winner = tl.where(drawn >= 0, drawn, winner)
     token = key_index(winner)
     tl.store(token_ptr + row, token)
     tl.store(threshold_ptr + row, threshold)

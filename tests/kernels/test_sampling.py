@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
@@ -42,11 +43,14 @@ def places(count, device, first=0):
     return torch.arange(first, first + count, dtype=torch.int32, device=device)
 
 
-def kept_by_kernel(workspace, row, vocab):
-    """The set that the kernels kept: of the candidates, those whose key reaches the threshold."""
-    candidates = workspace.candidates[row, : int(workspace.num_candidates[row])].long()
-    assert len(candidates.unique()) == len(candidates)
-    bits = workspace.scaled[row, candidates].clone()
+def kept_by_kernel(workspace, row, vocab, min_p=0.0):
+    """The set that the kernels kept: what passes min-p, and has a key that reaches the threshold."""
+    collected = workspace.candidates[row, : int(workspace.num_candidates[row])]
+    assert len(collected.unique()) == len(collected)
+    x = workspace.scaled[row, :vocab]
+    lowest = x.max() + math.log(max(min_p, 1e-30)) if min_p > 0.0 else -math.inf
+    candidates = ((x >= lowest) & (x > -math.inf)).nonzero().squeeze(-1)
+    bits = x[candidates].clone()
     bits = torch.where(bits == 0, 0.0, bits).view(torch.int32).long()
     ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits) + (1 << 31)
     keys = (ordered << 20) | ((1 << 20) - 1 - candidates)
@@ -63,7 +67,7 @@ def check_kept(workspace, rows, logits):
         values |= {name: float(torch.tensor(values[name])) for name in ("top_p", "min_p")}  # as float32
         x = logits[row].float() / torch.tensor(values["temperature"], device=logits.device)
         expected = reference.kept_tokens(x, values)
-        actual = kept_by_kernel(workspace, row, logits.shape[1])
+        actual = kept_by_kernel(workspace, row, logits.shape[1], values["min_p"])
         difference = (actual != expected).nonzero().squeeze(-1)
         if len(difference) == 0:
             continue
@@ -109,6 +113,71 @@ def test_flat_distributions_and_ties_are_cut_by_the_lower_id(device):
     check_kept(workspace, rows, logits)
 
 
+def test_of_a_flat_distribution_one_program_sees_a_few_bins(device):
+    vocab = 6000
+    rows = [
+        {"top_p": 0.99, "temperature": 2.0},
+        {"top_p": 0.5, "temperature": 2.0},
+        {"top_k": 5000, "top_p": 0.95, "temperature": 1.5},
+        {"top_k": 5990, "temperature": 3.0},
+        {"min_p": 1e-4},
+        {"top_k": 5000, "top_p": 0.2, "min_p": 1e-3},
+    ]
+    arguments = (3 * torch.randn(len(rows), vocab, device=device), table(rows, device), places(len(rows), device))
+    workspace = Workspace.create(len(rows), vocab, device)
+    tokens, _ = sample(*arguments, workspace=workspace)
+    check_kept(workspace, rows, arguments[0])
+    assert torch.equal(tokens, sample_reference(*arguments)[0])
+    assert int(workspace.num_candidates.max()) < vocab // 5
+    assert int(workspace.num_candidates[4]) == 0  # min-p needs no threshold
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_filters_of_any_distribution(device, seed):
+    draw = random.Random(seed)
+    vocab = draw.choice((50, 700, 1500))
+    rows = [
+        {
+            "temperature": draw.choice((0.3, 1.0, 3.0)),
+            "top_k": draw.choice((0, 1, draw.randrange(1, vocab + 5))),
+            "top_p": draw.choice((1.0, 0.0, draw.random(), 1 - 10 ** -draw.uniform(1, 7))),
+            "min_p": draw.choice((0.0, 0.0, 10 ** -draw.uniform(0, 6))),
+            "seed": draw.randrange(1 << 40),
+        }
+        for _ in range(24)
+    ]
+    shapes = (lambda x: x, lambda x: x.round(), lambda x: 20 * x, lambda x: x.clamp(max=0), lambda x: 0 * x)
+    logits = torch.stack([draw.choice(shapes)(torch.randn(vocab)) for _ in rows]).to(device)
+    arguments = (logits, table(rows, device), places(len(rows), device))
+    workspace = Workspace.create(len(rows), vocab, device)
+    sample(*arguments, workspace=workspace)
+    filtered = [i for i, row in enumerate(rows) if row["top_p"] < 1.0 or row["min_p"] > 0.0 or 0 < row["top_k"] < vocab]
+    for row in filtered:
+        values = OFF | rows[row]
+        values |= {name: float(torch.tensor(values[name])) for name in ("top_p", "min_p")}
+        x = logits[row] / torch.tensor(values["temperature"], device=device)
+        difference = kept_by_kernel(workspace, row, vocab, values["min_p"]) != reference.kept_tokens(x, values)
+        assert int(difference.sum()) <= 1, rows[row]  # a boundary that the last bits of exp decide
+
+
+@pytest.mark.parametrize("num_entries", [1, 511, 512])
+def test_every_entry_of_a_bias_is_added_once(device, num_entries):
+    vocab = 3000
+    ids = torch.cat((torch.tensor([0, 1023, 1024, 2047, 2048, 2999]), 1 + torch.randperm(1000))).unique()
+    ids = ids[torch.randperm(len(ids))[:num_entries]].sort().values
+    limits = Constraints(
+        bias_ids=torch.nn.functional.pad(ids, (0, 512 - num_entries), value=5)[None].int().to(device),
+        bias_values=torch.randn(1, 512, device=device),
+        bias_counts=torch.tensor([num_entries], dtype=torch.int32, device=device),
+    )
+    logits = torch.randn(1, vocab, device=device)
+    workspace = Workspace.create(1, vocab, device)
+    slots = torch.zeros(1, dtype=torch.int32, device=device)
+    sample(logits, table([{"top_k": 9}], device), slots, slots=slots, constraints=limits, workspace=workspace)
+    logits[0, ids.to(device)] += limits.bias_values[0, :num_entries]
+    torch.testing.assert_close(workspace.scaled[:, :vocab], logits)
+
+
 def test_greedy_takes_the_lowest_id_of_ties(device):
     logits = torch.zeros(4, 2500, device=device)
     logits[0, [2001, 700, 1300]] = 3.0
@@ -141,7 +210,7 @@ def constraints(vocab, slots, device):
     return Constraints(
         mask=pack_bitmask(torch.rand(3, vocab) < 0.5).to(device),
         mask_rows=torch.tensor([0, -1, 2, 1, -1, 0], dtype=torch.int32, device=device),
-        bias_ids=torch.stack([torch.randperm(vocab)[:9] for _ in range(slots)]).int().to(device),
+        bias_ids=torch.stack([torch.randperm(vocab)[:9].sort().values for _ in range(slots)]).int().to(device),
         bias_values=(20 * torch.randn(slots, 9)).to(device),
         bias_counts=torch.tensor([9, 0, 3, 9, 1, 5, 9][:slots], dtype=torch.int32, device=device),
         prompt_mask=pack_bitmask(torch.rand(slots, vocab) < 0.2).to(device),

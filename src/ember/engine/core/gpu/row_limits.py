@@ -20,10 +20,9 @@ from torch import Tensor
 from ember.engine.core.gpu.accelerator import Accelerator
 from ember.engine.core.sequence import Sequence
 from ember.wire import SamplingParams
-from ember_kernels.sampling import Constraints
+from ember_kernels.sampling import BIAS_WIDTH, Constraints
 from ember_kernels.step_update import SAMPLING_FIELDS, sampling_words
 
-BIAS_WIDTH = 512  # entries of a bias; a row with a longer one is late
 OPTIONS = frozenset(
     {
         *("temperature", "top_p", "top_k", "min_p"),
@@ -122,8 +121,9 @@ class RowTables:
         self._bias_counts[row] = len(bias)
         if bias:
             upload = self._accelerator.upload
-            self._bias_ids[row, : len(bias)].copy_(upload(np.array(list(bias), dtype=np.int32)))
-            self._bias_values[row, : len(bias)].copy_(upload(np.array(list(bias.values()), dtype=np.float32)))
+            ids, values = zip(*sorted(bias.items()), strict=True)
+            self._bias_ids[row, : len(bias)].copy_(upload(np.array(ids, dtype=np.int32)))
+            self._bias_values[row, : len(bias)].copy_(upload(np.array(values, dtype=np.float32)))
 
     def _fill_counts(self, sequence: Sequence, row: int) -> None:
         if not has_penalties(sequence.sampling):
