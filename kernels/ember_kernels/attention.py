@@ -1,7 +1,8 @@
 # mypy: disable-error-code="no-untyped-def"
 """Functions shared by the attention kernels: reading the paged cache, scores, checks, and the reference.
 
-The cache of a layer is keys and values [num_blocks, block_size, kv_heads, head_dim]. Position p of a sequence is in
+The cache of a layer is keys and values [num_blocks, block_size, kv_heads, head_dim], in which slots of one stride may
+have more than the layer's keys. Position p of a sequence is in
 block block_tables[sequence, p // block_size] at offset p % block_size.
 """
 
@@ -18,6 +19,7 @@ import triton.language as tl
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 LOG2_E = math.log2(math.e)
 NO_WINDOW = 1 << 30
+MAX_HEAD_DIM = 512
 
 # Of the four bytes in $2, two are spread over the halves of a register, and shifted to where bfloat16 has exponent and
 # mantissa. That is the value times 2**(7 - 127), subnormals included, which one multiplication mends. NaN becomes 480.
@@ -205,16 +207,19 @@ def check_cache(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, b
             f"keys {tuple(keys.shape)} and values {tuple(values.shape)} must be [num_blocks, block_size, kv_heads, "
             f"{head_dim}] for query {tuple(query.shape)}"
         )
-    if head_dim % 16 or not 16 <= head_dim <= 256:
-        raise ValueError(f"head_dim must be a multiple of 16 from 16 to 256 and is {head_dim}")
+    if head_dim % 16 or not 16 <= head_dim <= MAX_HEAD_DIM:
+        raise ValueError(f"head_dim must be a multiple of 16 from 16 to {MAX_HEAD_DIM} and is {head_dim}")
     if heads % keys.shape[2]:
         raise ValueError(f"the {heads} heads of query are not a multiple of the cache's {keys.shape[2]} KV heads")
     if query.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise ValueError(f"query must be bfloat16, float16 or float32 and is {query.dtype}")
     if keys.dtype not in (query.dtype, torch.float8_e4m3fn) or values.dtype != keys.dtype:
         raise ValueError(f"the cache must be {query.dtype} or float8_e4m3fn and is {keys.dtype}, {values.dtype}")
-    if not (keys.is_contiguous() and values.is_contiguous()):
-        raise ValueError("the cache of a layer must be contiguous")
+    for cache in (keys, values):
+        if cache.stride()[2:] != (head_dim, 1) or cache.stride(0) != cache.shape[1] * cache.stride(1):
+            raise ValueError(f"a cache's slots must be one stride apart: {tuple(cache.shape)}, {cache.stride()}")
+    if keys.stride(1) != values.stride(1):
+        raise ValueError(f"the slots of keys and values must have one stride: {keys.stride(1)}, {values.stride(1)}")
     if query.stride(2) != 1 or query.stride(1) != head_dim:
         raise ValueError("the heads of a row of query must be contiguous")
     if block_tables.dtype != torch.int32 or block_tables.stride(1) != 1:

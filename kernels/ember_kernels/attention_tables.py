@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-HEAD_DIMS = (64, 80, 96, 112, 128, 192, 256)
+HEAD_DIMS = (64, 80, 96, 112, 128, 192, 256, 512)
 DTYPES = (("bf16", "bf16"), ("fp16", "fp16"), ("bf16", "fp8e4nv"))  # of query and cache
 BLOCK_SIZES = (16, 32, 64, 128)
 ELEMENT_SIZES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8e4nv": 1}
@@ -41,10 +41,11 @@ def config(head_dim: int, element_size: int, capability: int) -> Config:
     (three stages; the kernel carries the block ids one tile ahead). Tiles of 64 leave room for three programs.
     """
     if element_size == 4:
-        return Config(16, 4, 2)
+        return Config(16, 8 if head_dim > 256 else 4, 2)
     is_wide = head_dim > 128
     has_large_shared_memory = capability in (80, 90, 100)  # 163 KiB and more
-    return Config(16 if is_wide and not has_large_shared_memory else 32, 4, 3)
+    is_small = head_dim > 256 or (is_wide and not has_large_shared_memory)  # two programs of 512 fit on sm_90
+    return Config(16 if is_small else 32, 4, 3)
 
 
 def programs_a_multiprocessor(head_dim: int, group: int, capability: int) -> int:

@@ -202,7 +202,7 @@ def decode_attention(
     """Attention of one query a sequence to its paged context, which ends with the query's own key.
 
     query         [seqs, heads, head_dim] bfloat16, float16 or float32; rows may be further apart (a view of qkv)
-    keys, values  [num_blocks, block_size, kv_heads, head_dim] contiguous, of query's dtype or float8_e4m3fn;
+    keys, values  [num_blocks, block_size, kv_heads, head_dim], slots of one stride, of query's dtype or float8_e4m3fn;
                   float8 elements stand for themselves times k_scale and v_scale
     block_tables  int32 [seqs, max_blocks]
     seq_lens      int32 [seqs]; 0 marks a padding row, whose output is zero
@@ -214,7 +214,7 @@ def decode_attention(
     plan          `plan_attention` of the same lengths, window and sizes, for all layers of a step; made without it
     out           [seqs, heads, head_dim] contiguous; allocated without it
 
-    head_dim: a multiple of 16 from 16 to 256. block_size: any. Sums are float32. Returns out.
+    head_dim: a multiple of 16 from 16 to 512. block_size: any. Sums are float32. Returns out.
     """
     check_cache(query, keys, values, block_tables)
     seqs, heads, head_dim = query.shape
@@ -246,7 +246,7 @@ def decode_attention(
         maxima,
         weights,
         query.stride(0),
-        kv_heads * head_dim,
+        keys.stride(1),
         block_tables.stride(0),
         seqs,
         kv_heads,

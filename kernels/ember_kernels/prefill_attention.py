@@ -58,8 +58,13 @@ def config(head_dim: int, element_size: int, rows: int, capability: int) -> Conf
     128 rows are two warp groups of Hopper's matrix instruction, 64 are one. Blocks of keys are as large as registers
     and shared memory (99 KiB on sm_86, sm_89 and sm_120) allow without spilling. The block table is loaded in the loop,
     so five stages give three buffers of keys and values, and copies that overlap the arithmetic; three stages give one.
+    With heads above 256 dimensions 32 rows and their sums fill the registers of eight warps.
     """
     small = rows <= 64
+    if head_dim > 256:
+        if element_size == 2:
+            return Config(32, 32 if capability in (80, 90, 100) else 16, 8, 3)
+        return Config(16, 32, 8, 3) if element_size == 1 else Config(16, 16, 8, 2)
     if element_size == 4:
         return Config(32, 16, 4, 2)
     wide = head_dim > 128
@@ -225,8 +230,8 @@ def prefill_attention(
     """Causal attention of ragged queries, which are the last positions of their sequences' paged contexts.
 
     query         [tokens, heads, head_dim] bfloat16, float16 or float32; rows may be further apart (a view of qkv)
-    keys, values  [num_blocks, block_size, kv_heads, head_dim] contiguous, of query's dtype or float8_e4m3fn (elements
-                  stand for themselves times k_scale and v_scale); they hold the keys and values of the queries already
+    keys, values  [num_blocks, block_size, kv_heads, head_dim], slots of one stride, of query's dtype or float8_e4m3fn
+                  (elements stand for themselves times k_scale and v_scale); they hold those of the queries already
     block_tables  int32 [seqs, max_blocks]
     starts        int32 [seqs + 1]: rows starts[i] to starts[i + 1] of query belong to sequence i; starts[0] may be
                   above 0 (after decodes), and a sequence may have no rows
@@ -235,7 +240,7 @@ def prefill_attention(
     scale, window, soft_cap, sinks: as in `decode_attention`
     out           [tokens, heads, head_dim] contiguous; allocated without it. Rows of no sequence are not written.
 
-    head_dim: a multiple of 16 from 16 to 256. block_size: any. Sums are float32. Returns out.
+    head_dim: a multiple of 16 from 16 to 512. block_size: any. Sums are float32. Returns out.
     """
     check_cache(query, keys, values, block_tables)
     tokens, heads, head_dim = query.shape
@@ -262,7 +267,7 @@ def prefill_attention(
         sinks,
         out,
         query.stride(0),
-        kv_heads * head_dim,
+        keys.stride(1),
         block_tables.stride(0),
         num_seqs,
         group,
@@ -325,7 +330,7 @@ TYPICAL = (
 def specialisations(capability: int) -> Iterator[Specialisation]:
     """Decode attention's variants, with tiles for many rows and for few, with and without windows."""
     for head_dim, dtype, cache_dtype, block_size, features in variants():
-        windowed = block_size == 16
+        windowed = block_size == 16 and head_dim <= 256  # Gemma 4's larger heads see the whole context
         tiles = {config(head_dim, ELEMENT_SIZES[cache_dtype], rows, capability) for rows in (64, 65)}
         for c in sorted(tiles, key=lambda c: c.block_m):
             for window in (False, True)[: 1 + windowed]:

@@ -1,7 +1,8 @@
 """QK norm, rotary embedding and KV cache write in one launch, from the fused projection to attention's inputs.
 
 One program handles a few heads of one token: queries, keys or values. It normalises queries and keys (RMSNorm per head,
-as in Qwen3 and Gemma 3) and rotates them (arXiv 2104.09864). It writes queries to a tensor of their own, and keys and
+as in Qwen3 and Gemma 3) and rotates them (arXiv 2104.09864). In Gemma 4 it normalises values too, without weights, and
+a layer may take its keys for values, or have queries alone. It writes queries to a tensor of their own, and keys and
 values to the token's slot of the paged cache. The norm rounds as in transformers: to the model dtype before and after
 the weight; with a weight in float32 once at the end. The rotation is computed in float32 and rounded once. A float8
 cache is quantised from the rounded value.
@@ -29,9 +30,13 @@ from ember_kernels.launch import cdiv, direct, next_power_of_2
 from ember_kernels.rounding import LARGEST, e4m3_bits, has_conversion, rounded
 
 BLOCK_DIMS = (64, 128, 256)
+MAX_HEAD_DIM = 512
+# Gemma 4: head sizes with normalised values, and whether the values are the keys; of the largest heads few pairs turn.
+NORMED_VALUES = ((256, False), (512, False), (512, True))
+PROPORTIONAL_PAIRS = 64
 TILE, WARPS = 1024, 4  # values per program, and its warps: 16 bytes per thread on all architectures
 HALVES_NOT_SPECIALISED = ["num_heads", "num_kv_heads", "eps", "slot_ptr", "position_ptr"]
-NOT_SPECIALISED = ["num_heads", "num_kv_heads", "rotary_dim", "eps", "scale_stride", "slot_ptr", "position_ptr"]
+NOT_SPECIALISED = [*HALVES_NOT_SPECIALISED, "rotary_dim", "table_dim", "scale_stride"]
 
 
 @triton.jit
@@ -75,6 +80,7 @@ def _rope_cache_kernel(
     num_kv_heads,
     head_dim,
     rotary_dim,
+    table_dim,
     eps,
     scale_stride,
     NEOX: tl.constexpr,
@@ -82,6 +88,8 @@ def _rope_cache_kernel(
     HARDWARE: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
+    NORM_VALUES: tl.constexpr = False,
+    VALUES_ARE_KEYS: tl.constexpr = False,
 ):
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slot_ptr + token).to(tl.int64)
@@ -93,7 +101,10 @@ def _rope_cache_kernel(
     is_turned = (heads < num_heads + num_kv_heads)[:, None]  # queries and keys
     exists = (heads < num_heads + 2 * num_kv_heads)[:, None]
     mask = exists & (dims < head_dim)[None, :]
-    row_ptr = qkv_ptr + token * qkv_stride + heads[:, None] * head_dim
+    stored_heads = heads
+    if VALUES_ARE_KEYS:
+        stored_heads = tl.where(heads < num_heads + num_kv_heads, heads, heads - num_kv_heads)
+    row_ptr = qkv_ptr + token * qkv_stride + stored_heads[:, None] * head_dim
     x = tl.load(row_ptr + dims[None, :], mask=mask, other=0.0).to(tl.float32)
     dtype: tl.constexpr = qkv_ptr.dtype.element_ty
 
@@ -105,6 +116,8 @@ def _rope_cache_kernel(
         key_weight = tl.load(key_weight_ptr + dims, mask=dims < head_dim, other=0.0).to(tl.float32)
         weight = tl.where(is_query, query_weight[None, :], key_weight[None, :])
         y = _normalise(x, inverse, weight, dtype, IS_WIDE)
+        if NORM_VALUES:
+            x *= inverse[:, None]
 
     if table_ptr is not None:
         # The other member of each pair is loaded (and normalised) a second time, from the level-1 cache.
@@ -124,9 +137,10 @@ def _rope_cache_kernel(
             key_weight = tl.load(key_weight_ptr + partner, mask=in_rotation, other=0.0).to(tl.float32)
             weight = tl.where(is_query, query_weight[None, :], key_weight[None, :])
             z = _normalise(z, inverse, weight, dtype, IS_WIDE)
-        angle_ptr = table_ptr + tl.load(position_ptr + token).to(tl.int64) * rotary_dim + frequency
-        cosine = tl.load(angle_ptr, mask=in_rotation, other=1.0)
-        sine = tl.load(angle_ptr + half, mask=in_rotation, other=0.0)
+        angle_ptr = table_ptr + tl.load(position_ptr + token).to(tl.int64) * table_dim + frequency
+        in_table = in_rotation & (frequency < table_dim // 2)
+        cosine = tl.load(angle_ptr, mask=in_table, other=1.0)
+        sine = tl.load(angle_ptr + table_dim // 2, mask=in_table, other=0.0)
         y = y * cosine[None, :] + z * tl.where(is_first, -sine, sine)[None, :]
 
     result = rounded(tl.where(is_turned, y, x), dtype)
@@ -167,6 +181,9 @@ def _rope_cache_halves_kernel(
     IS_WIDE: tl.constexpr,  # the weights are float32, and the heads are not
     BLOCK_HEADS: tl.constexpr,
     HALF: tl.constexpr,
+    PAIRS: tl.constexpr,  # of the table; the others are not rotated
+    NORM_VALUES: tl.constexpr = False,
+    VALUES_ARE_KEYS: tl.constexpr = False,
 ):
     """A few heads of one token; a head has 2 * HALF dimensions, of which i and i + HALF are a pair."""
     token = tl.program_id(0).to(tl.int64)
@@ -180,7 +197,10 @@ def _rope_cache_halves_kernel(
     is_turned = heads < num_heads + num_kv_heads  # queries and keys
     exists = (heads < num_heads + 2 * num_kv_heads)[:, None]
     dtype: tl.constexpr = qkv_ptr.dtype.element_ty
-    pointers = qkv_ptr + token * qkv_stride + heads[:, None] * HEAD_DIM + dims[None, :]
+    stored_heads = heads
+    if VALUES_ARE_KEYS:
+        stored_heads = tl.where(is_turned, heads, heads - num_kv_heads)
+    pointers = qkv_ptr + token * qkv_stride + stored_heads[:, None] * HEAD_DIM + dims[None, :]
     first = tl.load(pointers, mask=exists, other=0.0)
     second = tl.load(pointers + HALF, mask=exists, other=0.0)
     x, z = first.to(tl.float32), second.to(tl.float32)
@@ -195,8 +215,14 @@ def _rope_cache_halves_kernel(
         key_weight = tl.load(key_weight_ptr + HALF + dims).to(tl.float32)
         weight = tl.where(is_query[:, None], query_weight[None, :], key_weight[None, :])
         w = _normalise(z, inverse, weight, dtype, IS_WIDE)
-    angle_ptr = table_ptr + tl.load(position_ptr + token).to(tl.int64) * HEAD_DIM + dims
-    cosine, sine = tl.load(angle_ptr)[None, :], tl.load(angle_ptr + HALF)[None, :]
+        if NORM_VALUES:
+            first, second = rounded(x * inverse[:, None], dtype), rounded(z * inverse[:, None], dtype)
+    angle_ptr = table_ptr + tl.load(position_ptr + token).to(tl.int64) * (2 * PAIRS) + dims
+    if PAIRS == HALF:
+        cosine, sine = tl.load(angle_ptr)[None, :], tl.load(angle_ptr + HALF)[None, :]
+    else:
+        cosine = tl.load(angle_ptr, mask=dims < PAIRS, other=1.0)[None, :]
+        sine = tl.load(angle_ptr + PAIRS, mask=dims < PAIRS, other=0.0)[None, :]
     turned_first = rounded(y * cosine - w * sine, dtype)
     turned_second = rounded(w * cosine + y * sine, dtype)
     query_heads = query_ptr + (token * num_heads + heads) * HEAD_DIM
@@ -221,26 +247,38 @@ def rope_cache(
     key_weight: Tensor | None = None,
     eps: float = 1e-6,
     neox: bool = True,
+    rotary_dim: int | None = None,
+    value_norm: bool = False,
+    values_are_keys: bool = False,
+    has_own_kv: bool = True,
     key_scale: Tensor | None = None,
     value_scale: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Return queries [T, heads, head_dim], normalised and rotated; write keys and values to their slots of the caches.
 
-    qkv: [T, (heads + 2 * kv_heads) * head_dim], rows may be strided; float32, bfloat16 or float16.
+    qkv: [T, (heads + 2 * kv_heads) * head_dim], rows may be strided; float32, bfloat16 or float16. Without values if
+        `values_are_keys`: they are the keys before norm and rotation. Queries alone if not `has_own_kv`: the caches are
+        not written.
     key_cache, value_cache: [num_blocks, block_size, kv_heads, head_dim], slots of one stride, float32, bfloat16,
         float16 or float8_e4m3fn; float8 holds value / scale.
     slot_mapping: [T] int64 or int32; a token of negative slot is padding: nothing is read or written for it.
     positions: [T] int64 or int32. table: [max_positions, rotary_dim] float32, cosines then sines of rotary_dim / 2
         frequencies, of any scaling; None: no rotation. Dimensions past rotary_dim are left as they are.
+    rotary_dim: if it is larger than the table's, only the first pairs of these dimensions are rotated.
     query_weight, key_weight: [head_dim], of qkv's dtype or float32, both or none.
+    value_norm: values are normalised without weights; only with weights of queries and keys.
     neox: pairs (i, i + rotary_dim / 2), else GPT-J's (2i, 2i + 1).
     key_scale, value_scale: float32 [1] or [kv_heads], with float8 caches. out: the queries' tensor, made if None.
     """
     tokens = qkv.shape[0]
     _, _, kv_heads, head_dim = key_cache.shape
-    num_heads = qkv.shape[1] // head_dim - 2 * kv_heads
+    if not has_own_kv:
+        kv_heads = 0
+    num_heads = qkv.shape[1] // head_dim - (1 if values_are_keys else 2) * kv_heads
     _check(qkv, key_cache, value_cache, num_heads, head_dim, key_scale, value_scale, out)
+    if value_norm and query_weight is None:
+        raise ValueError("values are normalised only where queries and keys are")
     if out is None:
         out = torch.empty(tokens, num_heads, head_dim, dtype=qkv.dtype, device=qkv.device)
     if not tokens:
@@ -249,7 +287,10 @@ def rope_cache(
     block_heads = max(1, TILE // block_dim)
     grid = (tokens, cdiv(num_heads + 2 * kv_heads, block_heads))
     qkv_stride = qkv.stride(0) if tokens > 1 else qkv.shape[1]
-    is_whole = table is not None and table.shape[1] == head_dim == block_dim
+    if table is not None and rotary_dim is None:
+        rotary_dim = table.shape[1]
+    is_whole = table is not None and rotary_dim == head_dim == block_dim
+    options = {"NORM_VALUES": value_norm, "VALUES_ARE_KEYS": values_are_keys}
     if is_whole and neox and key_cache.dtype == value_cache.dtype == qkv.dtype and qkv_stride % 8 == 0:
         _rope_cache_halves_kernel[grid](
             qkv,
@@ -270,6 +311,8 @@ def rope_cache(
             IS_WIDE=query_weight is not None and query_weight.dtype != qkv.dtype,
             BLOCK_HEADS=block_heads,
             HALF=head_dim // 2,
+            PAIRS=table.shape[1] // 2 if table is not None else 0,
+            **options,
             num_warps=WARPS,
             num_stages=1,
         )
@@ -294,6 +337,7 @@ def rope_cache(
         num_heads,
         kv_heads,
         head_dim,
+        rotary_dim or 0,
         0 if table is None else table.shape[1],
         eps,
         0 if key_scale is None or key_scale.numel() == 1 else 1,
@@ -302,6 +346,7 @@ def rope_cache(
         HARDWARE=key_scale is not None and has_conversion(),
         BLOCK_HEADS=block_heads,
         BLOCK_DIM=block_dim,
+        **options,
         num_warps=WARPS,
         num_stages=1,
     )
@@ -320,8 +365,8 @@ def _check(
 ) -> None:
     if num_heads < 1 or qkv.shape[1] % head_dim or qkv.stride(1) != 1:
         raise ValueError(f"qkv {tuple(qkv.shape)} does not fit caches {tuple(key_cache.shape)} of key and value heads")
-    if head_dim > BLOCK_DIMS[-1]:
-        raise ValueError(f"head size {head_dim} is more than {BLOCK_DIMS[-1]}")
+    if head_dim > MAX_HEAD_DIM:
+        raise ValueError(f"head size {head_dim} is more than {MAX_HEAD_DIM}")
     for cache in (key_cache, value_cache):
         if cache.stride()[2:] != (head_dim, 1) or cache.stride(0) != cache.shape[1] * cache.stride(1):
             raise ValueError(f"a cache's slots must be one stride apart: {tuple(cache.shape)}, {cache.stride()}")
@@ -344,6 +389,10 @@ def rope_cache_reference(
     key_weight: Tensor | None = None,
     eps: float = 1e-6,
     neox: bool = True,
+    rotary_dim: int | None = None,
+    value_norm: bool = False,
+    values_are_keys: bool = False,
+    has_own_kv: bool = True,
     key_scale: Tensor | None = None,
     value_scale: Tensor | None = None,
     out: Tensor | None = None,
@@ -351,7 +400,18 @@ def rope_cache_reference(
     """The specification of `rope_cache`, in torch."""
     _, _, kv_heads, head_dim = key_cache.shape
     heads = qkv.unflatten(1, (-1, head_dim))
+    if not has_own_kv:
+        kv_heads = 0
+    if values_are_keys:
+        heads = torch.cat([heads, heads[:, heads.shape[1] - kv_heads :]], dim=1)
     query, key, value = heads.split([heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
+    if value_norm:
+        value = value.float() * torch.rsqrt(value.float().square().mean(dim=-1, keepdim=True) + eps)
+        value = value.to(qkv.dtype)
+    if table is not None and rotary_dim is not None:
+        unturned = len(table), (rotary_dim - table.shape[1]) // 2
+        cosine, sine = table.chunk(2, dim=-1)
+        table = torch.cat([cosine, table.new_ones(unturned), sine, table.new_zeros(unturned)], dim=-1)
     turned = []
     for x, weight in ((query, query_weight), (key, key_weight)):
         y = x.float()
@@ -371,6 +431,8 @@ def rope_cache_reference(
     is_real = slot_mapping >= 0
     slots = slot_mapping[is_real].long()
     for x, cache, scale in ((key, key_cache, key_scale), (value, value_cache, value_scale)):
+        if not has_own_kv:
+            break
         kept = x[is_real].float()
         if scale is not None:
             kept = (kept * (1.0 / scale)[:, None]).clamp(-LARGEST, LARGEST)
@@ -384,7 +446,7 @@ def rope_cache_reference(
 def specialisations(capability: int) -> Iterator[Specialisation]:
     """By halves: every dtype and head size, with and without QK norm and Gemma's. In general: NeoX with and without QK
     norm, GPT-J's pairs, no rotation (learned positions, layers without positions) with and without QK norm, float8
-    caches. Slots are int64."""
+    caches. Both with the values of Gemma 4. Slots are int64."""
     yield from _halves_specialisations()
     variants = [
         (dtype, norm, neox, False, float8, True)
@@ -401,15 +463,22 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
         for norm in (False, True)
         for float8 in (False, True)
     ]
-    for (dtype, norm, neox, is_wide, float8, turns), position, block_dim in product(
-        variants, ("i32", "i64"), BLOCK_DIMS
+    plain = [(*variant, block_dim, False, False) for variant in variants for block_dim in BLOCK_DIMS]
+    plain += [
+        (dtype, True, True, False, True, True, block_dim, True, values_are_keys)
+        for dtype in ("bf16", "fp16", "fp32")
+        for block_dim, values_are_keys in NORMED_VALUES
+    ]
+    for (dtype, norm, neox, is_wide, float8, turns, block_dim, norm_values, values_are_keys), position in product(
+        plain, ("i32", "i64")
     ):
         signature = dict.fromkeys(("qkv_ptr", "query_ptr"), f"*{dtype}")
         signature |= dict.fromkeys(("key_cache_ptr", "value_cache_ptr"), "*u8" if float8 else f"*{dtype}")
         signature |= {"slot_ptr": "*i64", "position_ptr": f"*{position}", "eps": "fp32"}
         integers = ("qkv_stride", "key_stride", "value_stride", "num_heads", "num_kv_heads", "head_dim")
-        signature |= dict.fromkeys((*integers, "rotary_dim", "scale_stride"), "i32")
+        signature |= dict.fromkeys((*integers, "rotary_dim", "table_dim", "scale_stride"), "i32")
         constants: dict[str, Any] = {"NEOX": neox, "IS_WIDE": is_wide}
+        constants |= {"NORM_VALUES": norm_values, "VALUES_ARE_KEYS": values_are_keys}
         constants |= {"HARDWARE": float8 and has_conversion(capability)}
         constants |= {"BLOCK_HEADS": TILE // block_dim, "BLOCK_DIM": block_dim}
         optional = dict.fromkeys(
@@ -422,7 +491,7 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
         yield Specialisation(
             f"rope_cache[{dtype} {block_dim} positions {position}{' qk-norm' if norm else ''}"
             f"{' wide' if is_wide else ''}{'' if neox else ' gpt-j'}{' fp8' if float8 else ''}"
-            f"{'' if turns else ' unturned'}]",
+            f"{'' if turns else ' unturned'}{_values(norm_values, values_are_keys)}]",
             _rope_cache_kernel,
             signature,
             constants,
@@ -435,8 +504,10 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
 
 def _halves_specialisations() -> Iterator[Specialisation]:
     norms = ((False, False), (True, False), (True, True))  # QK norm, its weights in float32
-    for dtype, (norm, is_wide), position, block_dim in product(
-        ("bf16", "fp16", "fp32"), norms, ("i32", "i64"), BLOCK_DIMS
+    variants = [(*norm, block_dim, False, False) for norm in norms for block_dim in BLOCK_DIMS]
+    variants += [(True, False, block_dim, True, values_are_keys) for block_dim, values_are_keys in NORMED_VALUES]
+    for dtype, (norm, is_wide, block_dim, norm_values, values_are_keys), position in product(
+        ("bf16", "fp16", "fp32"), variants, ("i32", "i64")
     ):
         signature = dict.fromkeys(("qkv_ptr", "query_ptr", "key_cache_ptr", "value_cache_ptr"), f"*{dtype}")
         signature |= {"slot_ptr": "*i64", "position_ptr": f"*{position}", "table_ptr": "*fp32", "eps": "fp32"}
@@ -446,6 +517,9 @@ def _halves_specialisations() -> Iterator[Specialisation]:
             "IS_WIDE": is_wide,
             "BLOCK_HEADS": TILE // block_dim,
             "HALF": block_dim // 2,
+            "PAIRS": PROPORTIONAL_PAIRS if block_dim == MAX_HEAD_DIM else block_dim // 2,
+            "NORM_VALUES": norm_values,
+            "VALUES_ARE_KEYS": values_are_keys,
         }
         weights = ("query_weight_ptr", "key_weight_ptr")
         if norm:
@@ -454,7 +528,7 @@ def _halves_specialisations() -> Iterator[Specialisation]:
             constants |= dict.fromkeys(weights)
         yield Specialisation(
             f"rope_cache_halves[{dtype} {block_dim} positions {position}{' qk-norm' if norm else ''}"
-            f"{' wide' if is_wide else ''}]",
+            f"{' wide' if is_wide else ''}{_values(norm_values, values_are_keys)}]",
             _rope_cache_halves_kernel,
             signature,
             constants,
@@ -463,3 +537,8 @@ def _halves_specialisations() -> Iterator[Specialisation]:
             tuple(name for name in signature if name not in HALVES_NOT_SPECIALISED),
             typical=dtype == "bf16" and position == "i64" and not is_wide,
         )
+
+
+def _values(norm_values: bool, values_are_keys: bool) -> str:
+    """The part of a specialisation's name about values."""
+    return f"{' values' if norm_values else ''}{' of keys' if values_are_keys else ''}"

@@ -15,6 +15,8 @@ from tests.engine_models.tiny import VOCAB_SIZE, make_tiny
 VARIANTS: dict[str, tuple[str, dict[str, Any], int]] = {  # family, overrides, groups
     "all": ("mistral_window", {"num_hidden_layers": 1}, 1),
     "some": ("ministral", {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}, 2),
+    # Layers with other heads, and layers that read the keys and values of earlier ones.
+    "heads by layer": ("gemma4_small", {}, 2),
     # Torch normalises and rotates its heads, the kernels do the rest.
     "heads in torch": ("olmo3", {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}, 2),
 }

@@ -109,6 +109,14 @@ def test_with_scales_of_the_checkpoint(names: tuple[str, str], dtype: torch.dtyp
     assert answers(directory) == expected
 
 
+def test_layers_without_keys_and_values_read_those_of_others_with_their_scales(tmp_path: Path) -> None:
+    directory = make_tiny("gemma4_small", tmp_path)
+    expected = expected_answers(directory, [*SCALES, SCALES[1], SCALES[1], SCALES[2]])
+    add_scales(directory, ("model.layers.{}.self_attn.k_scale", "model.layers.{}.self_attn.v_scale"))
+    assert answers(directory) == expected
+    assert answers(directory, max_num_batched_tokens=8) == expected
+
+
 def test_a_scale_for_each_head_is_refused_by_name(tmp_path: Path) -> None:
     directory = make_tiny("llama", tmp_path)
     file = directory / "model.safetensors"

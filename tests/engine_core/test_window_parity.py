@@ -30,6 +30,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], int]] = {  # family, overrides, g
     "alternating": ("ministral", {"sliding_window": 12}, 2),
     "five to one": ("ministral", FIVE_TO_ONE, 6),
     "qwen2": ("qwen2_window", {"sliding_window": 20}, 3),
+    "shared": ("gemma4_small", {}, 2),
     "chunks": ("llama4", {"attention_chunk_size": 12}, 3),
 }
 

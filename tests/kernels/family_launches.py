@@ -41,6 +41,12 @@ MULTI_QUERY = {  # one KV head, for which a shape's number of query heads has to
     "falcon": (4544, 18176, 71, 71, 65024),  # Falcon 7B
     "gpt_bigcode": (6144, 24576, 48, 48, 49152),  # StarCoder
 }
+GEMMA4 = {  # whose heads have published sizes alone
+    "gemma4": (5376, 21504, 32, 16, 262144),
+    "gemma4_small": (1536, 6144, 8, 1, 262144),
+    "gemma4_moe": (2816, 2112, 16, 8, 262144),
+    "gemma4_unified": (3840, 15360, 16, 8, 262144),
+}
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Head sizes, and query heads for each key head, of models with soft caps in attention.
 CAPPED = tuple(product((128, 256), range(1, 9)))
@@ -51,11 +57,15 @@ LIMITS = EngineLimits(block_size=16, num_blocks=64, max_num_seqs=20, max_num_bat
 def describe(variant: str, shape: tuple[int, ...], directory: Path) -> DecoderConfig:
     """The first layers of a family's decoder with real sizes."""
     name, fields = tiny_fields(variant)
-    shape = MULTI_QUERY.get(variant, shape)
+    shape = (MULTI_QUERY | GEMMA4).get(variant, shape)
     if name == "CodeGen" and shape[2] % 4:
         shape = SHAPES[0]
     hidden, intermediate, heads, kv_heads, vocabulary = shape
     sizes = {"vocab_size": vocabulary, "head_dim": hidden // heads}
+    if variant in GEMMA4:
+        sizes |= {"head_dim": 256, "global_head_dim": 512, "hidden_size_per_layer_input": 256}
+        sizes |= {"vocab_size_per_layer_input": vocabulary, "num_global_key_value_heads": max(kv_heads // 4, 1)}
+        sizes["hidden_size_per_layer_input"] *= bool(fields.get("hidden_size_per_layer_input"))
     sizes |= dict.fromkeys(("hidden_size", "n_embd", "d_model"), hidden)
     sizes |= dict.fromkeys(("num_attention_heads", "n_head", "n_heads"), heads)
     sizes |= dict.fromkeys(("num_key_value_heads", "num_kv_heads"), kv_heads)
@@ -79,7 +89,9 @@ def models() -> Iterator[tuple[str, DecoderConfig, torch.dtype]]:
                 ):  # its tiles are not listed: nobody serves these so
                     continue
                 if variant in ALL_SHAPES or (number + j) % len(SHAPES) == i:
-                    config = with_layers(describe(variant, shape, Path(directory)), 3)
+                    config = describe(variant, shape, Path(directory))
+                    if not config.shared_kv_layers:  # otherwise the last ones are of their own kind
+                        config = with_layers(config, 3)
                     group = config.num_heads // config.num_kv_heads
                     if config.attention_soft_cap is not None and (config.head_dim, group) not in CAPPED:
                         config = with_layers(describe(variant, SHAPES[-1 - j], Path(directory)), 3)

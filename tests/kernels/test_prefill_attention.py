@@ -81,9 +81,23 @@ def test_every_ratio_of_query_heads_to_kv_heads(device: str, ratio: int) -> None
     _check(problem, sinks=torch.randn(2 * ratio, device=device))
 
 
-@pytest.mark.parametrize("head_dim", [16, 80, 96, 112, 128, 256])
+@pytest.mark.parametrize("head_dim", [16, 80, 96, 112, 128, 256, 512])
 def test_every_head_dim(device: str, head_dim: int) -> None:
     _check(_problem(device, [(0, 40), (50, 3)], head_dim=head_dim, dtype=torch.float16))
+
+
+@pytest.mark.parametrize("head_dim", [64, 512])
+def test_a_cache_whose_slots_have_more_than_the_keys(device: str, head_dim: int) -> None:
+    """Layers with smaller keys lie side by side in a row of the cache."""
+    problem = _problem(device, [(0, 40), (50, 3)], head_dim=head_dim, dtype=torch.float16)
+    for name in ("keys", "values"):
+        wide = torch.full((*problem[name].shape[:2], 3 * 2 * head_dim), NAN, dtype=torch.float16, device=device)
+        own = wide[:, :, 2 * head_dim : 4 * head_dim].unflatten(-1, (2, head_dim))
+        problem[name] = own.copy_(problem[name])
+    _check(problem)
+    _check(problem, window=20)
+    with pytest.raises(ValueError, match="must have one stride"):
+        prefill_attention(**{**problem, "keys": problem["keys"].contiguous()})
 
 
 @pytest.mark.parametrize("block_size", [8, 24, 32, 128])

@@ -21,14 +21,29 @@ def rotary_table(positions, rotary_dim, device):
 
 
 def compare(
-    device, *, dtype, cache_dtype, heads, kv_heads, head_dim, rotary_dim, tokens=5, norm=False, is_wide=False, **options
+    device,
+    *,
+    dtype,
+    cache_dtype,
+    heads,
+    kv_heads,
+    head_dim,
+    rotary_dim,
+    tokens=5,
+    norm=False,
+    is_wide=False,
+    slots_are_wide=False,
+    **options,
 ):
     num_blocks, block_size = tokens // 4 + 3, 8
-    qkv = torch.randn(tokens, (heads + 2 * kv_heads) * head_dim, device=device).to(dtype)
+    own_heads = (1 if options.get("values_are_keys") else 2) * kv_heads if options.get("has_own_kv", True) else 0
+    qkv = torch.randn(tokens, (heads + own_heads) * head_dim, device=device).to(dtype)
     slots = torch.randperm(num_blocks * block_size)[:tokens].to(options.pop("index_dtype", torch.int64)).to(device)
     slots[1:2] = -1
     positions = torch.randint(0, 50, (tokens,), device=device).to(slots.dtype)
     table = rotary_table(50, rotary_dim, device) if rotary_dim else None
+    if options.get("rotary_dim_of_heads"):
+        options["rotary_dim"] = options.pop("rotary_dim_of_heads")
     if norm:
         for name in ("query_weight", "key_weight"):
             options[name] = torch.randn(head_dim, device=device).to(torch.float32 if is_wide else dtype)
@@ -38,6 +53,10 @@ def compare(
     shape = (num_blocks, block_size, kv_heads, head_dim)
     actual, expected = ([poisoned(shape, cache_dtype, device) for _ in range(2)] for _ in range(2))
     query = poisoned((tokens, heads, head_dim), dtype, device)
+    if slots_are_wide:  # the layer's keys are a part of each slot
+        for index, cache in enumerate(actual):
+            wide = poisoned((*shape[:2], kv_heads + 3, head_dim), cache_dtype, device)
+            actual[index] = wide[:, :, 2 : 2 + kv_heads].copy_(cache)
     assert rope_cache(qkv, *actual, slots, positions, table, out=query, **options) is query
     reference = poisoned((tokens, heads, head_dim), dtype, device)
     rope_cache_reference(qkv, *expected, slots, positions, table, out=reference, **options)
@@ -124,6 +143,37 @@ def test_whole_heads_by_halves(device, head_dim, is_wide):
             is_wide=is_wide,
             index_dtype=torch.int32,
         )
+
+
+@pytest.mark.parametrize("is_float8", [False, True])
+@pytest.mark.parametrize("head_dim", [64, 72, 512])
+@pytest.mark.parametrize(
+    "values", [{"value_norm": True}, {"value_norm": True, "values_are_keys": True}, {"has_own_kv": False}]
+)
+def test_values_of_gemma4(device, values, head_dim, is_float8):
+    """Normalised values, which may be the keys, and layers with queries alone. Of 512 dimensions few pairs turn."""
+    for dtype in (torch.float32, torch.bfloat16):
+        for rotated in (head_dim, head_dim // 4):
+            compare(
+                device,
+                dtype=dtype,
+                cache_dtype=torch.float8_e4m3fn if is_float8 else dtype,
+                heads=3,
+                kv_heads=2,
+                head_dim=head_dim,
+                rotary_dim=rotated,
+                rotary_dim_of_heads=head_dim,
+                norm=True,
+                slots_are_wide=True,
+                **values,
+            )
+
+
+def test_values_alone_are_not_normalised(device):
+    cache = torch.zeros(1, 8, 1, 64, device=device)
+    indices = torch.zeros(1, dtype=torch.int64, device=device)
+    with pytest.raises(ValueError, match="values are normalised only where queries and keys are"):
+        rope_cache(torch.zeros(1, 192, device=device), cache, cache.clone(), indices, indices, None, value_norm=True)
 
 
 def test_a_cache_of_another_dtype_and_strided_rows(device):

@@ -120,7 +120,7 @@ TORCH = OperatorSet(
 TORCH_MAX_GATHER = 32_768  # tokens whose K and V its attention copies at once for a group of decodes
 
 TRITON_MAX_HIDDEN = 16384  # ember_kernels.norm.MAX_HIDDEN
-TRITON_MAX_HEAD_DIM = 256
+TRITON_MAX_HEAD_DIM = 512  # ember_kernels.attention.MAX_HEAD_DIM
 TRITON_EXPERT_ALIGNMENT = 16  # elements: row lengths of the experts' matrices are multiples of it
 
 
@@ -131,6 +131,8 @@ def _triton_faults(config: DecoderConfig) -> Lacking:
     for _, _, head_dim in config.all_heads():
         if head_dim % 16 or head_dim > TRITON_MAX_HEAD_DIM:
             faults["attend"] = f"head_dim={head_dim} is no multiple of 16 up to {TRITON_MAX_HEAD_DIM}"
+    if config.value_norm and (config.qk_norm is None or config.qk_norm_layers):
+        faults["place_heads"] = "value_norm in layers without qk_norm"
     if config.experts is not None:
         sizes = {"hidden_size": config.hidden_size, config.experts.intermediate_field: config.experts.intermediate_size}
         for name, size in sizes.items():
@@ -143,8 +145,11 @@ TRITON = OperatorSet(
     "triton",
     {
         "add_norm": _NORMS,
-        "place_heads": _HEADS | {"rope_layers", "local_rope", "rope.interleaved"},
-        "attend": frozenset({"attention_scale", "divides_scale_by_layer", "attention_soft_cap", "sliding_window"}),
+        "place_heads": _HEADS
+        | {"rope_layers", "local_rope", "rope.interleaved", "value_norm", "key_value_layers"}
+        | _HEAD_SIZES,
+        "attend": frozenset({"attention_scale", "divides_scale_by_layer", "attention_soft_cap", "sliding_window"})
+        | _HEAD_SIZES,
         "gate": _GATES,
         "experts": _EXPERTS,
     },

@@ -108,6 +108,7 @@ class TritonOperators:
             self.place_heads = self._place_torch_heads if own_attention else torch_ops.place_heads
         rotaries = torch_ops.rotaries if "place_heads" not in lacking else []
         self._tables = [_angle_table(rotary, config.max_position_embeddings) for rotary in rotaries]
+        self._rotary_dims = [rotary.rotary_dim for rotary in rotaries]
 
     @property
     def reads_packed(self) -> bool:
@@ -202,8 +203,7 @@ class TritonOperators:
         key_scale, value_scale = _scale_tensors(attention)
         keys, values = step.cache.by_page[attention.place]
         query_weight, key_weight = (None, None) if norm is None else (norm[0], norm[-1])
-        _, _, kv_heads, head_dim = keys.shape
-        query = qkv.new_empty((qkv.shape[0], qkv.shape[1] // head_dim - 2 * kv_heads, head_dim))
+        query = qkv.new_empty((qkv.shape[0], attention.sizes.heads, attention.sizes.head_dim))
         call = partial(
             rope_cache,
             qkv,
@@ -216,13 +216,18 @@ class TritonOperators:
             key_weight=key_weight,
             eps=self.eps,
             neox=self.neox,
+            rotary_dim=None if attention.rope is None else self._rotary_dims[attention.rope],
+            value_norm=attention.value_norm is not None,
+            values_are_keys=attention.values_are_keys,
+            has_own_kv=attention.has_own_kv,
             key_scale=key_scale,
             value_scale=value_scale,
             out=query,
         )
         optional = (query_weight, key_weight, key_scale, value_scale)
         given = (qkv, query, keys, values, *(tensor for tensor in optional if tensor is not None))
-        key = (attention.group, attention.rope, qkv.stride(0), None if norm is None else norm.dtype, key_scale is None)
+        kind = (attention.group, attention.rope, attention.has_own_kv, attention.values_are_keys)
+        key = (*kind, qkv.stride(0), None if norm is None else norm.dtype, key_scale is None)
         repeat(step.launches, key, given, call)
         return Heads(query)
 
@@ -334,8 +339,10 @@ def _launch_attention(
 
 
 def _angle_table(rotary: Rotary, max_positions: int) -> Tensor:
-    """[max_positions, rotary_dim] float32: cosines, then sines, of each position."""
+    """[max_positions, 2 * pairs] float32: cosines, then sines, of each position. Pairs that are not rotated, which are
+    the last ones, are left out."""
     frequencies = rotary.inverse_frequencies
+    frequencies = frequencies[: max(int(frequencies.count_nonzero()), 1)]
     positions = torch.arange(max_positions, dtype=torch.float32, device=frequencies.device)
     angles = positions[:, None] * frequencies  # [max_positions, rotary_dim / 2]
     return torch.cat((angles.cos(), angles.sin()), dim=-1) * rotary.attention_factor
