@@ -119,3 +119,12 @@ def test_failures_of_the_settings(arguments: list[str], says: str, capsys: pytes
     assert cli.main(["inspect", *arguments]) == 1
     err = capsys.readouterr().err
     assert says in err and err.count("\n") == 1
+
+
+def test_the_template_of_another_tokenizer_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "chat_template.jinja").write_text("[TOOL_CALLS] {{ messages }}")
+    document = inspected(capsys, "demo", "--tokenizer-name", str(tmp_path))
+    assert (document["text"]["tool_calls"], document["tokenizer_dir"]) == ("mistral", str(tmp_path))
+    assert cli.main(["inspect", "demo", "--tokenizer-name", "/no/such"]) == 1
+    assert "/no/such does not exist: set TOKENIZER_NAME" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from gguf import GGUFWriter
 
+from ember.engine.core.prediction import predict
 from ember.engine.errors import ModelError
 from ember.engine.loading import download as downloading
 from ember.engine.loading import resolve
@@ -18,6 +19,7 @@ from ember.engine.loading.plan import read_headers
 from ember.engine.loading.resolve import Places, resolve_model
 from ember.gguf.files import Choice, choose_files, read_model, split_name
 from ember.gguf.header import GgufError
+from ember.wire import Configure
 from tests.engine_models.test_download import point_at
 from tests.support.fake_hub import FakeHub
 
@@ -199,3 +201,11 @@ def test_a_quantization_that_a_repository_lacks(hub, tmp_path):
     with pytest.raises(ModelError, match="org/name-GGUF has no file of the quantization Q2_K; it has BF16/model-BF16"):
         resolve_model("org/name-GGUF:Q2_K", None, Places(download_dir=str(tmp_path)))
     assert hub.fetched() == set()
+
+
+def test_a_file_on_the_hub_is_described_when_it_is_here(hub, tmp_path):
+    hub.add("org/name-GGUF", dict.fromkeys(FILES, b"GGUF"))
+    for name, says in (("org/name-GGUF:Q8_0", "described when it is downloaded"), ("org/name-GGUF", "but GGUF files")):
+        with pytest.raises(ModelError, match=says):
+            predict(Configure(model=name, download_dir=str(tmp_path / "cache")))
+    assert not hub.fetched()

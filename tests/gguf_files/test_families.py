@@ -11,10 +11,13 @@ import pytest
 import torch
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES
 
+from ember.engine.core.prediction import Target, predict
 from ember.engine.description.gguf.architectures import ARCHITECTURES
 from ember.engine.errors import ModelError
 from ember.engine.loading.load import load_decoder, read_model_config
 from ember.engine.models.decoder import Decoder
+from ember.engine.operators.choose import decision_for
+from ember.wire import Configure
 from tests.engine_models.paged import Paged
 from tests.engine_models.tiny import VOCAB_SIZE, make_tiny, rewrite_config
 from tests.gguf_files.convert import Case, Config, convert
@@ -337,3 +340,17 @@ def test_tensors_that_do_not_belong_are_named(tmp_path):
     _, file = made("llama", tmp_path, change=change)
     with pytest.raises(ModelError, match=r"lacks blk.1.attn_norm.weight \[64\].*blk.1.attn_gate.weight \[64\]"):
         load(file)
+
+
+def test_a_file_is_described_as_it_boots(tmp_path):
+    """Without torch (`ember inspect`): the same operators, bytes and parameters, by the file's name or its folder's."""
+    _, path = made("llama", tmp_path)
+    model = load(path, torch.bfloat16)
+    for name in (path, path.parent):
+        predicted = predict(Configure(model=str(name), dtype="bfloat16"), [Target("cpu", "cpu", 1 << 33, 1 << 33)])
+        (device,) = predicted.devices
+        assert (predicted.model_dir, predicted.tokenizer_dir) == (str(path), str(path))
+        assert (predicted.quantization, predicted.parameters) == ("gguf", model.num_parameters)
+        assert device.fits and device.weight_bytes == model.weight_bytes
+        decision = decision_for(model.config, model.parts, model.dtype, "cpu")
+        assert f"{device.operators} ({device.operators_reason})" == str(decision)

@@ -11,6 +11,7 @@ from gguf import GGUFWriter
 
 from ember.engine.core.grammars.grammar import load_tokenizer as load_for_grammars
 from ember.front.text.tokenizer import Tokenizer, TokenizerError
+from ember.front.text.tokenizer_files import read_chat_template
 from ember.gguf.header import read_header
 from ember.gguf.pretokenizers import PRE_TOKENIZERS
 from ember.gguf.vocabulary import end_token_ids
@@ -107,6 +108,7 @@ def test_named_tokens_and_templates(tmp_path):
     tokenizer = Tokenizer.load(byte_level(tmp_path, **more))
     assert tokenizer.special_tokens == {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     assert tokenizer.chat_template == {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    assert read_chat_template(byte_level(tmp_path, **more)) == tokenizer.chat_template
 
 
 @pytest.mark.parametrize(

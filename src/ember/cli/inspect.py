@@ -41,7 +41,7 @@ def report(settings: Settings, unused: Sequence[str], *, as_json: bool) -> str:
     """The report on the model of the settings. `unused`: lines about settings without effect. Raises InspectError."""
     try:
         predicted = predict(configure_of(settings))
-        text = _text(settings, Path(predicted.model_dir))
+        text = _text(settings, Path(predicted.model_dir), Path(predicted.tokenizer_dir))
     except (ModelError, TokenizerError, TemplateError, ValueError) as error:
         raise InspectError(str(error)) from None
     name = settings.served_names[0]
@@ -56,12 +56,8 @@ def failure(message: str) -> str:
     return json.dumps({"error": message}, indent=2)
 
 
-def _text(settings: Settings, model_dir: Path) -> Text:
-    directory = model_dir
-    if settings.tokenizer_name is not None:
-        place = Path(settings.tokenizer_name).expanduser()
-        directory = place if place.is_dir() else model_dir
-    own = read_chat_template(directory)
+def _text(settings: Settings, model_dir: Path, tokenizer_dir: Path) -> Text:
+    own = read_chat_template(tokenizer_dir)
     template = ChatTemplate.choose(own, {}, settings.custom_chat_template)
     formats: Formats = formats_of(settings, own, template, model_dir)
     return Text(formats.tools_name, formats.tools_reason, formats.reasoning_name, formats.reasoning_reason)

@@ -64,6 +64,11 @@ def load_tokenizer(file: Path) -> GgufTokenizer:
             gc.enable()
 
 
+def load_templates(file: Path) -> dict[str, str]:
+    """The chat templates of a file by name, without its tokenizer. Raises GgufError."""
+    return _templates(read_header(file).metadata)
+
+
 _ADVICE = "set TOKENIZER_NAME to the model that the file was made from"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 
 from ember.engine.core.boot import NO_GPU, check_cpu_weights, cpu_weights_warning, dtype_name
 from ember.engine.core.memory import Memory, available_host_bytes, plan_memory
@@ -23,6 +24,7 @@ from ember.engine.loading.checkpoint import open_checkpoint
 from ember.engine.loading.cuda_context import find_device
 from ember.engine.loading.load import check_room
 from ember.engine.loading.plan import BYTES, LoadPlan, make_plan
+from ember.engine.loading.resolve import Places, resolve_tokenizer
 from ember.wire import Configure
 
 CONTEXT_BYTES = 600 << 20  # of the CUDA context and its libraries, before the weights
@@ -88,6 +90,7 @@ class Prediction:
     """A model, and what a boot on each device would choose."""
 
     model_dir: str
+    tokenizer_dir: str
     architecture: str
     text_architecture: str  # the language model's; of a multimodal checkpoint, another one
     features: list[str]
@@ -119,6 +122,7 @@ def predict(configure: Configure, targets: Sequence[Target] | None = None) -> Pr
     skipped = read.skipped
     return Prediction(
         model_dir=str(checkpoint.model_dir),
+        tokenizer_dir=str(_tokenizer_dir(configure, checkpoint.model_dir)),
         architecture=config.architecture,
         text_architecture=config.text_architecture,
         features=list(config.features()),
@@ -139,6 +143,14 @@ def predict(configure: Configure, targets: Sequence[Target] | None = None) -> Pr
             for target in (here_and_gpus(configure) if targets is None else targets)
         ],
     )
+
+
+def _tokenizer_dir(configure: Configure, model_dir: Path) -> Path:
+    """The directory of the tokenizer. One of its own on the Hub is downloaded, as by a boot."""
+    if not configure.tokenizer:
+        return model_dir
+    places = Places(configure.base_path, configure.download_dir, configure.hf_token)
+    return resolve_tokenizer(configure.tokenizer, configure.tokenizer_revision, places)
 
 
 def here_and_gpus(configure: Configure) -> list[Target]:

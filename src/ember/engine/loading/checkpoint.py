@@ -17,13 +17,14 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.description.read_config import read_json
 from ember.engine.errors import ModelError
 from ember.engine.loading.download import TIMEOUT, WORKERS, patiently
-from ember.engine.loading.files import choose_weights, weight_files
+from ember.engine.loading.files import choose_weights
 from ember.engine.loading.hub_errors import explain
 from ember.engine.loading.hub_files import Repository
 from ember.engine.loading.load import config_reader
 from ember.engine.loading.plan import dummy_entries, read_headers
-from ember.engine.loading.resolve import MODEL, Places, is_local, is_offline, resolve_model
+from ember.engine.loading.resolve import MODEL, NotCachedError, Places, is_offline, resolve_model
 from ember.engine.loading.safetensors_header import TensorEntry, checked_entries
+from ember.gguf.files import Choice, split_name
 from ember.wire import Configure
 
 
@@ -40,28 +41,33 @@ class Checkpoint:
 
 def open_checkpoint(configure: Configure) -> Checkpoint:
     """Find the model as a boot does, and read its headers. Raises ModelError."""
-    read_config = config_reader(configure)
-    places = Places(configure.base_path, configure.download_dir, configure.hf_token)
-    load_format = configure.load_format
-    model_dir = resolve_model(configure.model, configure.revision, places, read_config, None)
+    read_config, load_format = config_reader(configure), configure.load_format
+    choice = Choice(configure.gguf_quantization, configure.gguf_file)
+    places = Places(configure.base_path, configure.download_dir, configure.hf_token, may_download=False)
+    try:
+        model_dir = resolve_model(configure.model, configure.revision, places, read_config, load_format, choice)
+    except NotCachedError:
+        if is_offline():
+            raise
+        return _from_hub(configure, places._replace(may_download=True), choice)
     config = read_config(model_dir)
     if load_format == "dummy":
         return Checkpoint(model_dir, config, dummy_entries(config), is_estimate=True)
-    if is_local(configure.model.strip()) or _has_weights(model_dir, load_format):
-        return Checkpoint(model_dir, config, read_headers(model_dir, load_format))
-    if is_offline():
-        resolve_model(configure.model, configure.revision, places, read_config, load_format)  # it raises
-    name, revision = configure.model.strip(), configure.revision
-    repository = Repository(name, revision, MODEL.setting, MODEL.required, load_format)
+    return Checkpoint(model_dir, config, read_headers(model_dir, load_format))
+
+
+def _from_hub(configure: Configure, places: Places, choice: Choice) -> Checkpoint:
+    """The checkpoint of a model that is not here. Its small files are downloaded."""
+    read_config, load_format = config_reader(configure), configure.load_format
+    name, own = split_name(configure.model.strip())
+    if own or choice or load_format == "gguf":
+        raise ModelError(f"{configure.model} is not here: a GGUF file is described when it is downloaded")
+    model_dir = resolve_model(name, configure.revision, places, read_config, None)
+    config = read_config(model_dir)
+    if load_format == "dummy":
+        return Checkpoint(model_dir, config, dummy_entries(config), is_estimate=True)
+    repository = Repository(name, configure.revision, MODEL.setting, MODEL.required, load_format)
     return _on_hub(repository, model_dir, config, configure.hf_token)
-
-
-def _has_weights(model_dir: Path, load_format: str) -> bool:
-    """Whether every weight file is in a snapshot of the cache."""
-    try:
-        return bool(weight_files(model_dir, load_format))
-    except ModelError:
-        return False
 
 
 def _on_hub(repository: Repository, model_dir: Path, config: DecoderConfig, token: str | None) -> Checkpoint:

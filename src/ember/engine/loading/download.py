@@ -74,7 +74,12 @@ def _download(
     sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
     has_gguf = is_gguf(sizes, repository.load_format, repository.choice)
     if not has_gguf and sizes.keys().isdisjoint(repository.required):
-        raise ModelError(f"{repository.label} has no {repository.required[0]} on the Hub: check {repository.setting}")
+        lacks = f"{repository.label} has no {repository.required[0]} on the Hub"
+        if any(name.endswith(".gguf") for name in sizes):
+            raise ModelError(
+                f"{lacks}, but GGUF files: LOAD_FORMAT=auto serves one, and `ember inspect` reads local ones"
+            )
+        raise ModelError(f"{lacks}: check {repository.setting}")
 
     def fetch(file: str) -> None:
         patiently(

@@ -85,6 +85,10 @@ _TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model", "tekken.json",
 TOKENIZER = Wanted("tokenizer", "TOKENIZER_NAME", _TOKENIZERS, _has_tokenizer, None)
 
 
+class NotCachedError(ModelError):
+    """The model is a name on the Hub, is not here, and may not be downloaded."""
+
+
 class Places(NamedTuple):
     """The places to search, and the settings of a download."""
 
@@ -92,6 +96,7 @@ class Places(NamedTuple):
     download_dir: str | None = None  # a Hugging Face cache directory in place of the user's
     token: str | None = None
     say: Say = lambda line: None  # called with progress lines of a download
+    may_download: bool = True  # otherwise what is not here is a NotCachedError
 
 
 def resolve_model(
@@ -156,8 +161,8 @@ def _resolve(wanted: Wanted, name: str, revision: str | None, places: Places, ch
         if found is not None:
             return found
     repository = Repository(name, revision, setting, wanted.required, wanted.load_format, wanted.choice)
-    if is_offline():
-        raise ModelError(
+    if is_offline() or not places.may_download:
+        raise NotCachedError(
             f"{repository.label} is not cached here and HF_HUB_OFFLINE forbids a download: unset it or add the model"
         )
     has_chosen = places.download_dir or any(map(_variable, _HOME))
@@ -184,11 +189,6 @@ def find_snapshot(hub: Path, name: str, revision: str | None, wanted: Wanted = M
             if wanted.is_whole(candidate):
                 return candidate
     return None
-
-
-def is_local(name: str) -> bool:
-    """Whether a model's name is a path or the demo model's; the others are names on the Hub."""
-    return name == "demo" or Path(name).expanduser().exists()
 
 
 def is_offline() -> bool:

@@ -21,7 +21,7 @@ from ember.front.text import prepared_tokenizer
 from ember.front.text.panics import TokenizerPanic, is_panic, unless_panic, without_panic_lines
 from ember.front.text.template_file import MAX_TEMPLATE_BYTES
 from ember.front.text.token_pieces import ByteTable, TokenPieces, decoder_state, pieces_of, utf8
-from ember.front.text.tokenizer_files import TokenizerError, TokenizerFiles, read_tokenizer_files
+from ember.front.text.tokenizer_files import TokenizerError, TokenizerFiles, one_or_named, read_tokenizer_files
 from ember.regular_file import MAX_TOKENIZER_BYTES, open_regular
 
 if TYPE_CHECKING:
@@ -266,13 +266,11 @@ def _of_gguf(file: Path) -> tuple[tokenizers.Tokenizer, TokenizerFiles]:
                 f"the chat template {ascii(name)[:100]} in {file} has {len(text):,} characters; "
                 f"{MAX_TEMPLATE_BYTES:,} are allowed"
             )
-    templates = found.templates
-    only = templates.get("default") if len(templates) < 2 else None
     return found.backend, TokenizerFiles(
         special_tokens=found.special_tokens,
         eos_token=found.special_tokens.get("eos_token"),
         added_tokens=[],
-        chat_template=only if only is not None else templates or None,
+        chat_template=one_or_named(found.templates),
         split_special_tokens=False,
     )
 

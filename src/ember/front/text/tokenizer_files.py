@@ -157,11 +157,28 @@ def _legacy_added_tokens(directory: Path, config: Mapping[str, Any]) -> dict[int
 
 
 def read_chat_template(directory: Path) -> str | dict[str, str] | None:
-    """The chat template of a directory, without reading its tokenizer. Raises TokenizerError."""
+    """The chat template of a directory or a GGUF file, without reading its tokenizer. Raises TokenizerError."""
+    if directory.is_file():
+        return _template_of_gguf(directory)
     try:
         return _chat_template(directory, _read_json(directory / "tokenizer_config.json"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _malformed(directory, error) from None
+
+
+def _template_of_gguf(file: Path) -> str | dict[str, str] | None:
+    from ember.gguf.header import GgufError
+    from ember.gguf.tokenizer import load_templates
+
+    try:
+        return one_or_named(load_templates(file))
+    except GgufError as error:
+        raise TokenizerError(str(error)) from None
+
+
+def one_or_named(templates: dict[str, str]) -> str | dict[str, str] | None:
+    """The only chat template, or the named ones; None if there are none."""
+    return templates["default"] if templates.keys() == {"default"} else templates or None
 
 
 def _malformed(directory: Path, error: Exception) -> TokenizerError:
@@ -203,4 +220,4 @@ def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | dict[str
                 f"the chat template {ascii(name)[:100]} in {directory} has {len(text):,} characters; "
                 f"{MAX_TEMPLATE_BYTES:,} are allowed"
             )
-    return named["default"] if named.keys() == {"default"} else named
+    return one_or_named(named)
