@@ -23,6 +23,7 @@ KERNELS = {
     "add + rms_norm": "85-90 % of a copy",
     "silu_and_mul": "85-90 % of a copy",
     "small_gemm": "85-90 %, faster than torch for N <= 3072",
+    "int_gemm": "70-85 % up to 16 rows, twice torch's bfloat16 at 4 bits; never slower than it up to 64 rows",
 }
 
 

@@ -55,6 +55,25 @@ def float8() -> None:
                         quantise_rows(half(m, k))
 
 
+def int_products() -> None:
+    from ember_kernels.int_gemm import FORMS, MAX_ROWS, int_gemm, int_restore
+
+    dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+    for hidden, intermediate, heads, kv_heads, _ in SHAPES:
+        qkv, output = (128 * (heads + 2 * kv_heads), hidden), (hidden, 128 * heads)
+        for n, k in (qkv, output, (2 * intermediate, hidden), (hidden, intermediate)):
+            for bits, scale, has_zeros in FORMS:
+                codes = torch.empty(n, k * bits // 8, dtype=torch.uint8)
+                for group in (k,) if scale == "fp32" else (128, k):
+                    scales = torch.empty(n, k // group, dtype=dtypes[scale])
+                    zeros = torch.empty(scales.shape, dtype=torch.uint8) if has_zeros else None
+                    int_restore(codes, scales, zeros, bits, half(n, k))
+                    for m in BATCHES:
+                        if m <= MAX_ROWS:
+                            int_gemm(half(m, k), codes, scales, zeros, bits)
+                            int_gemm(half(m, k), codes, scales, zeros, bits, half(n))
+
+
 def step() -> None:
     from ember_kernels import step
     from ember_kernels.step_update import SAMPLING_FIELDS
@@ -176,6 +195,7 @@ def sampling() -> None:
 LAUNCHES: tuple[Callable[[], None], ...] = (
     small_gemm,
     float8,
+    int_products,
     step,
     experts,
     norm,

@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ember.engine.layers.float8_linear import Float8Linear
+from ember.engine.layers.int_linear import IntLinear
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.scratch import scratch
 from ember_kernels import float8_gemm as float8
+from ember_kernels import int_gemm as ints
 
 _SCALED_ALIGNMENT = 16  # elements: what torch's product of float8 matrices demands of rows and columns
 
@@ -65,4 +67,16 @@ def has_scaled(device: torch.device) -> bool:
     return bool((product == 4.0).all())
 
 
-KERNELS: dict[type[Linear], Callable[[Linear, Tensor], Tensor | None]] = {Float8Linear: _float8}
+def _ints(weight: Linear, x: Tensor) -> Tensor | None:
+    assert isinstance(weight, IntLinear)
+    n, k = weight.out_features, weight.in_features
+    if not ints.can_multiply(k, weight.group):
+        return None
+    x = x.contiguous() if weight.order is None else x.index_select(1, weight.order)
+    held = weight.codes, weight.scales, weight.zeros, weight.bits
+    if len(x) <= ints.MAX_ROWS:
+        return ints.int_gemm(x, *held, weight.bias)
+    return F.linear(x, ints.int_restore(*held, scratch(n, k, x.dtype, x.device)), weight.bias)
+
+
+KERNELS: dict[type[Linear], Callable[[Linear, Tensor], Tensor | None]] = {Float8Linear: _float8, IntLinear: _ints}
