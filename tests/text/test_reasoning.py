@@ -400,6 +400,8 @@ CHOICES = [
     ("{{ '<think>\n' if enable_thinking }}", None, "org/x", None, "qwen3"),
     ("<|channel|>analysis<|message|>", None, "org/x", None, "openai_gptoss"),
     ("<|channel>thought\n", None, "org/x", None, "gemma4"),
+    ("", "gemma4_unified", "org/x", None, "gemma4"),
+    ("", None, "google/gemma-4-E2B-it", None, "gemma4"),
     ("[INST] [THINK]", None, "org/x", None, "mistral"),
     ("<think> <arg_key>", None, "org/x", None, "glm45"),
     ("<think:1a> </think:1a> <tool_sep:1a> <arg_key:1a>", None, "org/x", None, "hy_v3"),

@@ -40,6 +40,7 @@ _BY_TEMPLATE: tuple[tuple[tuple[str, ...], str], ...] = (
 # Parts of config.json's model_type -> the format, for templates that do not tell.
 _BY_MODEL_TYPE: tuple[tuple[str, str], ...] = (
     ("gpt_oss", "openai_gptoss"),
+    ("gemma4", "gemma4"),
     ("seed_oss", "seed_oss"),
     ("minimax", "minimax_m2"),
     ("step3p5", "step3p5"),
@@ -51,6 +52,7 @@ _BY_NAME: tuple[tuple[str, str], ...] = (
     ("deepseek-r1", "deepseek_r1"),
     ("qwq", "deepseek_r1"),
     ("gpt-oss", "openai_gptoss"),
+    ("gemma-4", "gemma4"),
     ("magistral", "mistral"),
     ("seed-oss", "seed_oss"),
     ("minimax-m3", "minimax_m3"),
