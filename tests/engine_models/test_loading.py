@@ -10,6 +10,7 @@ import resource
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from ember.engine.errors import ModelError
 from ember.engine.layers import linear
 from ember.engine.layers.linear import can_pack
 from ember.engine.loading import dtype as dtype_module
-from ember.engine.loading import mapped, reader
+from ember.engine.loading import mapped, place, reader
 from ember.engine.loading.dtype import choose_dtype_name
 from ember.engine.loading.files import prefetch, weight_files
 from ember.engine.loading.load import Loaded, begin, load_decoder
@@ -118,6 +119,48 @@ def test_weights_are_converted_on_the_way(llama: Path, tmp_path: Path, saved: to
         model.parts.blocks[1].attention.qkv.weight, exact.parts.blocks[1].attention.qkv.weight.to(saved).to(wanted)
     )
     assert model.dtype == wanted and load_config(directory).dtype == str(saved).removeprefix("torch.")
+
+
+def test_other_boot_work_is_done_while_threads_read(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threads cannot end before it, and the weights are complete after it."""
+    is_done = threading.Event()
+    read_chunk = place.read_chunk
+
+    def read_late(*arguments: Any) -> None:
+        assert is_done.wait(60)
+        read_chunk(*arguments)
+
+    monkeypatch.setattr(place, "read_chunk", read_late)
+    calls: list[str] = []
+
+    def meanwhile() -> None:
+        calls.append("meanwhile")
+        is_done.set()
+
+    late = load(llama, torch.bfloat16, meanwhile=meanwhile)  # the checkpoint's float32 is converted, so not mapped
+    assert calls == ["meanwhile"]
+    assert same_weights(late, load(llama, torch.bfloat16))
+
+
+@pytest.mark.parametrize("chunk_bytes", [64, 4 << 20])
+def test_staging_memory_is_one_allocation(llama: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
+    """Each thread has two buffers of it, and a row that is longer than a chunk gets memory of its own."""
+    arenas = []
+
+    class Noted(place.Arena):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            arenas.append(list(self._free))
+
+    monkeypatch.setattr(place, "Arena", Noted)
+    monkeypatch.setattr(reader, "CHUNK_BYTES", chunk_bytes)
+    staged = load(llama, torch.bfloat16)
+    (buffers,) = arenas
+    assert len(buffers) == 2 * reader.default_threads() and {len(buffer) for buffer in buffers} == {chunk_bytes}
+    assert len({buffer.untyped_storage().data_ptr() for buffer in buffers}) == 1
+    assert len({buffer.data_ptr() for buffer in buffers}) == len(buffers)
+    monkeypatch.undo()
+    assert same_weights(staged, load(llama, torch.bfloat16))
 
 
 def test_a_mixed_checkpoint_is_converted_tensor_by_tensor(copy: Path) -> None:

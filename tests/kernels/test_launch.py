@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROBE = """
 import random
 from types import SimpleNamespace
@@ -93,9 +95,12 @@ def test_our_launcher_calls_the_binary_that_tritons_would(tmp_path: Path) -> Non
     assert result.stdout.splitlines() == ["True", "-1"], result.stdout + result.stderr[-4000:]
 
 
-def test_repeated_launches_are_those_of_whole_calls() -> None:
+@pytest.mark.parametrize(("script", "families"), [("repeated_launches.py", 10), ("touched_kernels.py", 5)])
+def test_launches_of_models(script: str, families: int) -> None:
+    """Launches that layers repeat are those of whole calls; what a boot loads ahead is what steps launch."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    command = [sys.executable, str(Path(__file__).with_name("repeated_launches.py"))]
+    command = [sys.executable, str(Path(__file__).with_name(script))]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0 and len(result.stdout.splitlines()) == 10, result.stdout + result.stderr[-4000:]
+    assert result.returncode == 0, result.stdout + result.stderr[-4000:]
+    assert len(result.stdout.splitlines()) == families

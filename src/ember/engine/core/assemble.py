@@ -43,7 +43,7 @@ def assemble(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[
     with timeline.phase("device"):
         device = choose_device(configure, warnings)
     dtype = getattr(torch, dtype_name(configure, config, device.type))
-    loaded = load_weights(opened, dtype, device, timeline)
+    loaded = load_weights(opened, dtype, device, timeline, configure.block_size)
     model = loaded.decoder
     cache_dtype = dtype
     if is_float8(configure.kv_cache_dtype, config, device.type, warnings):
@@ -85,8 +85,17 @@ def choose_device(configure: Configure, warnings: list[str]) -> torch.device:
     return torch.device(kind)
 
 
-def load_weights(opened: Opened, dtype: torch.dtype, device: torch.device, timeline: Timeline) -> Loaded:
-    """Load the decoder. Its weights are on the device afterwards, or mapped."""
+def load_weights(
+    opened: Opened, dtype: torch.dtype, device: torch.device, timeline: Timeline, block_size: int
+) -> Loaded:
+    """Load the decoder. Its weights are on the device afterwards, or mapped. Meanwhile a GPU's kernels are loaded."""
+
+    def touch_kernels() -> None:
+        from ember.engine.core.gpu.touch import touch
+
+        use_kernel_cache(opened)
+        touch(opened.config, dtype, device, block_size)
+
     with timeline.phase("load") as detail:
         loaded = load_decoder(
             opened.model_dir,
@@ -97,6 +106,7 @@ def load_weights(opened: Opened, dtype: torch.dtype, device: torch.device, timel
             say=opened.say,
             load_format=opened.load_format,
             free_bytes=torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None,
+            meanwhile=touch_kernels if device.type == "cuda" else None,
         )
         report = loaded.report
         detail.update(
@@ -107,6 +117,19 @@ def load_weights(opened: Opened, dtype: torch.dtype, device: torch.device, timel
             gb_per_s=round(report.gigabytes_per_second, 2),
         )
     return loaded
+
+
+def use_kernel_cache(opened: Opened) -> bool:
+    """Use the baked key of Triton's cache, and count what is found there, from the first call on. Returns whether there
+    is such a key."""
+    if opened.kernels is None:
+        with suppress(ImportError):  # a missing triton is in the reason of the operators' choice
+            from ember_kernels.cache import CacheWatch, use_baked_key
+
+            opened.kernels = CacheWatch()
+            opened.kernels.start()
+            opened.has_baked_key = use_baked_key()
+    return opened.has_baked_key
 
 
 def use_cache_scales(loaded: Loaded) -> None:
@@ -133,13 +156,7 @@ def choose_operators(
             quantise_weights(configure, loaded)
     with timeline.phase("operators") as detail:
         if is_gpu:
-            with suppress(ImportError):  # a missing triton is in the reason of the choice
-                from ember_kernels.cache import CacheWatch, use_baked_key
-
-                watch = CacheWatch()
-                watch.start()
-                opened.kernels = watch
-                detail["baked_key"] = use_baked_key()
+            detail["baked_key"] = use_kernel_cache(opened)
         weights = "auto" if is_gpu else configure.cpu_weights
         choice = choose(model.config, model.parts, model.dtype, model.device, weights, configure.cpu_activations)
         model.ops = choice.ops

@@ -38,6 +38,7 @@ class Opened:
     config: DecoderConfig
     reading: Started | None
     kernels: CacheWatch | None = None  # on a GPU
+    has_baked_key: bool = False  # of Triton's cache
     say: Say = lambda line: None  # called with progress lines of a long load
     load_format: str = "auto"
 

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.read_config import load_config
 from ember.engine.errors import ModelError
+from ember.engine.loading import reader
 from ember.engine.loading.files import prefetch
 from ember.engine.loading.hub_errors import readable
 from ember.engine.loading.mapped import Mapped, Pages, Warming, lies_ready
 from ember.engine.loading.plan import LoadPlan, dummy_entries, make_plan, read_headers
 from ember.engine.loading.progress import Say
-from ember.engine.loading.reader import WeightRead
+from ember.engine.loading.reader import WeightRead, default_threads
 from ember.engine.loading.safetensors_header import TensorEntry
 from ember.engine.quantization.formats import format_of, with_quantization
 from ember.sizes import binary_size
@@ -130,9 +131,10 @@ def load_decoder(
     say: Say | None = None,
     load_format: str = "auto",
     free_bytes: int | None = None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> Loaded:
     """Read the weights and build the decoder. `say` is called with progress lines if it takes long. `free_bytes`: the
-    free memory of a GPU. Raises ModelError."""
+    free memory of a GPU. `meanwhile` is called once while other threads read. Raises ModelError."""
     from ember.engine.models.decoder import Decoder
 
     name = str(dtype).removeprefix("torch.")
@@ -147,7 +149,7 @@ def load_decoder(
     if plan.skipped and say is not None:
         size = readable(sum(entry.nbytes for entry in plan.skipped))
         say(f"{config.architecture} is served as text: {len(plan.skipped)} weights of other parts, {size}, are skipped")
-    weights = load_weights(plan, device, started, say)
+    weights = load_weights(plan, device, started, say, meanwhile)
     config = replace(config, tie_word_embeddings=plan.is_tied)
     decoder = Decoder(config, weights.by_name)
     return Loaded(decoder, weights.report, weights.pages, weights.mapped_bytes, plan.cache_scales)
@@ -195,10 +197,14 @@ class LoadedWeights:
 
 
 def load_weights(
-    plan: LoadPlan, device: torch.device, started: Started | None = None, say: Say | None = None
+    plan: LoadPlan,
+    device: torch.device,
+    started: Started | None = None,
+    say: Say | None = None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> LoadedWeights:
     """Execute a plan, or what is left of it. Raises ModelError."""
-    from ember.engine.loading.place import Staging, assemble, empty_tensors, mapped_tensors
+    from ember.engine.loading.place import Arena, Staging, assemble, empty_tensors, mapped_tensors, release_pinned
 
     tensors: dict[str, tuple[Tensor, ...]] = {}
     readings: list[WeightRead] = []
@@ -212,9 +218,17 @@ def load_weights(
         tensors = mapped_tensors(started.reading.plan, started.mapped)
     if rest.parameters:
         staged = empty_tensors(rest, device)
-        readings.append(WeightRead(rest, lambda: Staging(staged, device)))
+        is_gpu = device.type == "cuda"
+        threads, chunk_bytes = default_threads(), reader.GPU_CHUNK_BYTES if is_gpu else reader.CHUNK_BYTES
+        arena = Arena(threads, chunk_bytes, device)
+        readings.append(WeightRead(rest, lambda: Staging(staged, device, arena), threads, chunk_bytes))
+        if meanwhile is not None:
+            meanwhile()
         readings[-1].wait(say)
         tensors |= staged
+        if is_gpu:
+            del arena
+            release_pinned()
     read_bytes, seconds = sum(reading.nbytes for reading in readings), sum(reading.seconds for reading in readings)
     report = LoadReport(plan.nbytes, read_bytes, seconds, readings[-1].threads, len(plan.files))
     return LoadedWeights(assemble(plan, tensors), report, pages, mapped_bytes)

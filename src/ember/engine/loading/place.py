@@ -11,7 +11,7 @@ from torch import Tensor
 from ember.engine.layers.linear import Linear
 from ember.engine.loading.mapped import Mapped
 from ember.engine.loading.plan import DTYPES, LoadPlan, Parameter
-from ember.engine.loading.reader import CHUNK_BYTES, Chunk, read_chunk
+from ember.engine.loading.reader import Chunk, read_chunk
 
 _TILE_ROWS = 32  # stored rows that are transposed at a time on a CPU
 
@@ -57,14 +57,33 @@ def _dtype(parameter: Parameter) -> torch.dtype:
     return dtype
 
 
+class Arena:
+    """The memory of all buffers of a load as one allocation, since the driver pins memory in turn for all threads. It
+    is pinned for a GPU. Each thread gets two buffers."""
+
+    def __init__(self, num_threads: int, chunk_bytes: int, device: torch.device) -> None:
+        memory = torch.empty(2 * num_threads * chunk_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self._free = list(memory.split(chunk_bytes))
+
+    def buffers(self) -> list[Tensor]:
+        return [self._free.pop(), self._free.pop()]  # list.pop is atomic
+
+
+def release_pinned() -> None:
+    """Return pinned memory that no tensor uses to the system. torch keeps it otherwise, for the process' life."""
+    release = getattr(torch._C, "_host_emptyCache", None)  # in torch since 2.6
+    if release is not None:
+        release()
+
+
 class Staging:
     """The sink of one thread. It alternates between two buffers, so that a copy to the device overlaps the next
     read."""
 
-    def __init__(self, tensors: Mapping[str, tuple[Tensor, ...]], device: torch.device) -> None:
+    def __init__(self, tensors: Mapping[str, tuple[Tensor, ...]], device: torch.device, arena: Arena) -> None:
         self._cuda = device.type == "cuda"
         self._tensors = {name: tensor for name, (tensor,) in tensors.items()}
-        self._buffers = [self._buffer(CHUNK_BYTES) for _ in range(2)]
+        self._buffers = arena.buffers()
         self._stream = torch.cuda.Stream(device) if self._cuda else None
         self._copied = [torch.cuda.Event() for _ in range(2)] if self._cuda else []
         self._turn = 0

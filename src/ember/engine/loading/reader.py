@@ -21,6 +21,7 @@ from ember.engine.loading.safetensors_header import AGAIN
 from ember.regular_file import open_regular
 
 CHUNK_BYTES = 16 << 20
+GPU_CHUNK_BYTES = 4 << 20  # of chunks that go through pinned memory, which takes time to pin
 QUIET_SECONDS = 3.0  # a shorter load reports no progress
 
 
@@ -58,13 +59,15 @@ class Sink(Protocol):
 class WeightRead:
     """A read of weights by threads. `wait()` returns when every byte is in place, or raises the first ModelError."""
 
-    def __init__(self, plan: LoadPlan, open_sink: Callable[[], Sink], threads: int | None = None) -> None:
+    def __init__(
+        self, plan: LoadPlan, open_sink: Callable[[], Sink], threads: int | None = None, chunk_bytes: int | None = None
+    ) -> None:
         self.plan = plan
-        self.threads = threads or min(8, 2 * available_cores())
+        self.threads = threads or default_threads()
         self.seconds = 0.0
         self.nbytes = 0  # bytes that were read
         self.placed_bytes = 0  # bytes that are in place, read or mapped
-        self._chunks = _chunks(plan)
+        self._chunks = _chunks(plan, chunk_bytes or CHUNK_BYTES)
         self._files: dict[Path, int] = {}
         self._lock = threading.Lock()
         self._error: BaseException | None = None
@@ -133,6 +136,10 @@ class WeightRead:
             return self._files[file]
 
 
+def default_threads() -> int:
+    return min(8, 2 * available_cores())
+
+
 def available_cores() -> int:
     """The number of CPUs that this process may run on."""
     try:
@@ -141,14 +148,14 @@ def available_cores() -> int:
         return os.cpu_count() or 1
 
 
-def _chunks(plan: LoadPlan) -> Iterator[Chunk]:
-    """The plan's bytes in chunks of about `CHUNK_BYTES`, in the order of the files."""
+def _chunks(plan: LoadPlan, chunk_bytes: int) -> Iterator[Chunk]:
+    """The plan's bytes in chunks of about `chunk_bytes`, in the order of the files."""
     for parameter, piece in plan.in_file_order():
         if piece.is_flat:
-            yield from _flat_chunks(parameter, piece)
+            yield from _flat_chunks(parameter, piece, chunk_bytes)
             continue
         row_bytes = piece.matrix[1] * piece.item_size
-        rows = max(1, CHUNK_BYTES // row_bytes)
+        rows = max(1, chunk_bytes // row_bytes)
         for start, size, place in piece.stored_runs():
             for done in range(0, size, rows):
                 count = min(rows, size - done)
@@ -156,17 +163,17 @@ def _chunks(plan: LoadPlan) -> Iterator[Chunk]:
                 yield Chunk(parameter, piece, (span,), span[1], place + done, count)
 
 
-def _flat_chunks(parameter: Parameter, piece: Piece) -> Iterator[Chunk]:
+def _flat_chunks(parameter: Parameter, piece: Piece, chunk_bytes: int) -> Iterator[Chunk]:
     """Chunks of a flat piece: parts of one long byte range of the file, or many short ranges."""
     element = piece.row * piece.width
     spans: list[tuple[int, int]] = []
     nbytes = 0
     for offset, size in piece.spans():
         while size:
-            part = min(size, CHUNK_BYTES - nbytes)
+            part = min(size, chunk_bytes - nbytes)
             spans.append((offset, part))
             offset, size, nbytes = offset + part, size - part, nbytes + part
-            if nbytes == CHUNK_BYTES:
+            if nbytes == chunk_bytes:
                 yield Chunk(parameter, piece, tuple(spans), nbytes, element, nbytes // piece.item_size)
                 element, spans, nbytes = element + nbytes // piece.item_size, [], 0
     if spans:

@@ -1,0 +1,84 @@
+"""Loading of libraries and kernels while the weights are still being read, on a GPU.
+
+The first product creates cuBLAS's handle and workspace, and the first launch of a kernel loads its binary. Both take a
+good part of the time between the last weight and the first token. The thread that waits for the weights has nothing to
+do, so it makes such calls before: on tensors of two tokens, with the sizes of the model, which decide on the binaries.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from ember.engine.description.config import DecoderConfig
+from ember.engine.description.operator_sets import TRITON
+
+log = logging.getLogger(__name__)
+
+_TOKENS = 2
+
+
+@torch.inference_mode()
+def touch(config: DecoderConfig, dtype: torch.dtype, device: torch.device, block_size: int) -> None:
+    """Make one call of each operation that a step of the model makes. Errors are logged, and left for the first step
+    to report."""
+    try:
+        zeros = torch.zeros(_TOKENS, config.hidden_size, dtype=dtype, device=device)
+        zeros @ zeros.t()
+        _touch_kernels(config, zeros, block_size)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        log.warning("kernels could not be loaded ahead: %s: %s", type(error).__name__, reason)
+
+
+def _touch_kernels(config: DecoderConfig, x: Tensor, block_size: int) -> None:
+    """Launch kernels that read nothing but zeros: contexts of length 0, and tokens without a slot in the cache."""
+    try:
+        from ember_kernels.activation import KINDS, activation
+        from ember_kernels.decode_attention import decode_attention
+        from ember_kernels.norm import layer_norm, rms_norm
+        from ember_kernels.prefill_attention import prefill_attention
+        from ember_kernels.rope_cache import rope_cache
+    except ImportError:  # triton is not installed: torch computes everything
+        return
+    lacking = TRITON.lacking(config)
+    if "add_norm" not in lacking:
+        for residual in (None, x.clone()):
+            if config.norm == "rms":
+                rms_norm(x, x[0], config.norm_eps, residual=residual)
+            else:
+                layer_norm(x, x[0], x[0], config.norm_eps, residual=residual)
+    if "gate" not in lacking and config.activation in KINDS:
+        width = config.intermediate_size * (2 if config.gated_mlp else 1)
+        activation(x.new_zeros(_TOKENS, width), config.activation, gated=config.gated_mlp)
+    if "attend" in lacking:
+        return
+    numbers = torch.zeros(_TOKENS, dtype=torch.int32, device=x.device)
+    positions, nowhere = torch.zeros_like(numbers, dtype=torch.int64), torch.full_like(numbers, -1, dtype=torch.int64)
+    for (heads, kv_heads, head_dim), window in {(config.heads(i), each) for i, each in enumerate(config.windows())}:
+        keys, values = x.new_zeros(2, 1, block_size, kv_heads, head_dim).unbind()
+        query = x.new_zeros(_TOKENS, heads, head_dim)
+        tables, starts = numbers[:, None].repeat(1, 16), numbers.new_zeros(_TOKENS + 1)
+        cap = config.attention_soft_cap
+        decode_attention(query, keys, values, tables, numbers, window=window, soft_cap=cap)
+        for most in (1, 1024):  # tiles for few rows, and for many
+            prefill_attention(
+                query, keys, values, tables, starts, numbers, max_queries=most, window=window, soft_cap=cap
+            )
+        if "place_heads" not in lacking and config.rope is not None:
+            qkv = x.new_zeros(_TOKENS, (heads + 2 * kv_heads) * head_dim)
+            table = torch.zeros(1, config.rope.rotary_dim, device=x.device)
+            weight = query[0, 0] if config.qk_norm is not None else None
+            rope_cache(
+                qkv,
+                keys,
+                values,
+                nowhere,
+                positions,
+                table,
+                query_weight=weight,
+                key_weight=weight,
+                neox=not config.rope.interleaved,
+            )
