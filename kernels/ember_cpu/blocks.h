@@ -17,12 +17,16 @@
 
 enum { /* the file format's own numbers */
     Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14,
-    IQ4_NL = 20, IQ4_XS = 23, BF16 = 30, MXFP4 = 39
+    IQ4_NL = 20, IQ4_XS = 23, BF16 = 30, MXFP4 = 39,
+    /* Our own: integers of a row one after the other, 4 bits with the first one lowest; scales, and zeros, lie elsewhere. */
+    INT4 = 200, INT8 = 201, INT4_ZEROS = 202, INT8_ZEROS = 203
 };
 
 #define EVERY_SMALL(CASE, ...) \
     CASE(Q4_0, __VA_ARGS__) CASE(Q4_1, __VA_ARGS__) CASE(Q5_0, __VA_ARGS__) CASE(Q5_1, __VA_ARGS__) \
     CASE(Q8_0, __VA_ARGS__) CASE(IQ4_NL, __VA_ARGS__) CASE(MXFP4, __VA_ARGS__)
+#define EVERY_INTEGER(CASE, ...) \
+    CASE(INT4, __VA_ARGS__) CASE(INT8, __VA_ARGS__) CASE(INT4_ZEROS, __VA_ARGS__) CASE(INT8_ZEROS, __VA_ARGS__)
 #define EVERY_SUPER(CASE, ...) \
     CASE(Q2_K, __VA_ARGS__) CASE(Q3_K, __VA_ARGS__) CASE(Q4_K, __VA_ARGS__) CASE(Q5_K, __VA_ARGS__) \
     CASE(Q6_K, __VA_ARGS__) CASE(IQ4_XS, __VA_ARGS__)
@@ -34,13 +38,18 @@ enum { /* the file format's own numbers */
 typedef uint8_t byte;
 
 INLINE int is_super(int type) { return type == Q2_K || type == Q3_K || type == Q4_K || type == Q5_K || type == Q6_K || type == IQ4_XS; }
-INLINE int has_sign(int type) { return type == Q8_0 || type == IQ4_NL || type == IQ4_XS; }
-INLINE int has_minimum(int type) { return type == Q4_1 || type == Q5_1 || type == Q2_K || type == Q4_K || type == Q5_K; }
+INLINE int has_zeros(int type) { return type == INT4_ZEROS || type == INT8_ZEROS; }
+INLINE int has_groups(int type) { return type == INT4 || type == INT8 || has_zeros(type); } /* scales and zeros elsewhere */
+INLINE int is_byte(int type) { return type == INT8 || type == INT8_ZEROS; }
+INLINE int has_sign(int type) { return type == Q8_0 || type == IQ4_NL || type == IQ4_XS || is_byte(type); }
+INLINE int has_minimum(int type) {
+    return type == Q4_1 || type == Q5_1 || type == Q2_K || type == Q4_K || type == Q5_K || has_zeros(type);
+}
 INLINE int part_of(int type) { return type == Q2_K || type == Q3_K || type == Q6_K ? 16 : 32; }
 INLINE int offset_of(int type) {
     switch (type) {
     case Q3_K: return 4;
-    case Q4_0: return 8;
+    case Q4_0: case INT4: return 8;
     case Q5_0: return 16;
     case Q6_K: return 32;
     case MXFP4: return 12;
@@ -62,6 +71,8 @@ INLINE i64 block_bytes(int type) {
     case Q5_K: return 176;
     case Q6_K: return 210;
     case IQ4_XS: return 136;
+    case INT4: case INT4_ZEROS: return 16;
+    case INT8: case INT8_ZEROS: return 32;
     default: return 0;
     }
 }
@@ -132,6 +143,12 @@ INLINE __m256i codes32(const int type, const byte *block, const int j) {
         return _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(0x30)));
     }
     case IQ4_XS: return look_up(iq4_values(), nibbles_of(load16(block + 8 + j * 16)));
+    case INT4: case INT4_ZEROS: {
+        __m128i both = load16(block), low = _mm_and_si128(both, _mm_set1_epi8(15)), high = _mm_srli_epi16(both, 4);
+        high = _mm_and_si128(high, _mm_set1_epi8(15));
+        return _mm256_set_m128i(_mm_unpackhi_epi8(low, high), _mm_unpacklo_epi8(low, high));
+    }
+    case INT8: case INT8_ZEROS: return _mm256_xor_si256(load32(block), _mm256_set1_epi8((char)128)); /* less 128 */
     default: __builtin_unreachable();
     }
 }
@@ -258,7 +275,35 @@ INLINE void restore_blocks(const int type, const byte *row, i64 columns, bf16 *o
     }
 }
 
-/* Restore a row to bfloat16. */
+/* The scales and zeros of rows of integers, in float32: a weight is d * (code - offset) + m. */
+typedef struct {
+    const float *d, *m; /* [rows, stride] */
+    i64 stride;         /* groups in a row */
+    unsigned blocks;    /* of 32 weights in a group */
+} Groups;
+
+enum { FLOAT32, FLOAT16 }; /* types of scales, beside BF16 */
+
+/* Fill d and m of one row with `count` groups. `zeros` may be NULL. */
+static void read_groups(int type, const void *scales, i64 scale_type, const byte *zeros, i64 count, float *d, float *m) {
+    if (scale_type == FLOAT32) memcpy(d, scales, (size_t)count * sizeof(float));
+    else if (scale_type == FLOAT16)
+        for (i64 i = 0; i < count; i++) d[i] = half_at((const byte *)scales + 2 * i);
+    else
+        for (i64 i = 0; i < count; i++) d[i] = from_bf16(((const bf16 *)scales)[i]);
+    if (!zeros) return;
+    for (i64 i = 0; i < count; i++) m[i] = -d[i] * (float)(zeros[i] - (is_byte(type) ? 128 : 0));
+}
+
+/* Restore a row of integers: (code - zero) times the group's scale, rounded to bfloat16. `d`: the scales. */
+static void restore_integers(int type, const byte *row, const float *d, const byte *zeros, i64 columns, i64 group, bf16 *out) {
+    for (i64 k = 0; k < columns; k++) {
+        int code = is_byte(type) ? row[k] : row[k / 2] >> k % 2 * 4 & 15, zero = zeros ? zeros[k / group] : is_byte(type) ? 128 : 8;
+        out[k] = to_bf16((float)(code - zero) * d[k / group]);
+    }
+}
+
+/* Restore a row of blocks to bfloat16. */
 static void restore_row(int type, const char *row, i64 columns, bf16 *out) {
 #define CASE(TYPE, ...) \
     case TYPE: restore_blocks(TYPE, (const byte *)row, columns, out); break;

@@ -228,9 +228,9 @@ void ember_quantise(const bf16 *from, i64 rows, i64 columns, int type, char *out
 void ember_restore(const Matrix *matrix, const i64 *chosen, i64 count, bf16 *out, int threads) {
     i64 columns = matrix->columns;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (i64 i = 0; i < count; i++) {
+    for (i64 i = 0; i < count; i++) { /* in the order of the columns */
         i64 row = chosen ? chosen[i] : i;
         const Piece *piece = piece_of(matrix, &row);
-        restore_row((int)piece->type, piece->data + row * row_bytes((int)piece->type, columns), columns, out + i * columns);
+        restore_of(matrix, piece, row, out + i * columns);
     }
 }

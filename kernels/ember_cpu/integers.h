@@ -108,8 +108,9 @@ INLINE void prefetch_bytes(const char *from, const i64 bytes) {
 }
 
 /* out[i][0..3] = four rows of the matrix, of super-blocks, times row i of the activations, for `count` rows. */
-INLINE void few_super(const int type, const int count, const byte *const w[4], const Slab *x, i64 rows, i64 columns, const char *ahead,
-                      float *out, i64 pitch) {
+INLINE void few_super(const int type, const int count, const byte *const w[4], const Groups *groups, const Slab *x, i64 rows, i64 columns,
+                      const char *ahead, float *out, i64 pitch) {
+    (void)groups;
     __m128 totals[4] = {_mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps()};
     const i64 bytes = block_bytes(type), end = columns / SUPER * bytes;
     for (i64 at = 0; at < end; at += bytes, x += rows, ahead += 4 * bytes) {
@@ -165,9 +166,20 @@ INLINE __m256i pair_sums(const int type, const Wide codes[2][4], const Slab *x, 
 #endif
 }
 
+/* d and m of block number `number` of row r. `block`: its address. */
+INLINE float d_of(const int type, const byte *block, const Groups *groups, i64 r, unsigned number) {
+    return has_groups(type) ? groups->d[r * groups->stride + number / groups->blocks] : factor_of(type, block);
+}
+INLINE float m_of(const int type, const byte *block, const Groups *groups, i64 r, unsigned number) {
+    return has_groups(type) ? groups->m[r * groups->stride + number / groups->blocks] : minimum_of(type, block);
+}
+#define FOUR_SMALL(OF, AT, NUMBER)                                                                                    \
+    _mm_setr_ps(OF(type, now[0] + AT, groups, 0, NUMBER), OF(type, now[1] + AT, groups, 1, NUMBER),                   \
+                OF(type, now[2] + AT, groups, 2, NUMBER), OF(type, now[3] + AT, groups, 3, NUMBER))
+
 /* As `few_super`, of small blocks. */
-INLINE void few_small(const int type, const int count, const byte *const w[4], const Slab *x, i64 rows, i64 columns, const char *ahead,
-                      float *out, i64 pitch) {
+INLINE void few_small(const int type, const int count, const byte *const w[4], const Groups *groups, const Slab *x, i64 rows, i64 columns,
+                      const char *ahead, float *out, i64 pitch) {
     __m256 totals[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
     const i64 bytes = block_bytes(type), blocks = columns / SMALL;
     const int offset = has_sign(type) && SHIFTED ? 128 : offset_of(type);
@@ -189,10 +201,11 @@ INLINE void few_small(const int type, const int count, const byte *const w[4], c
         Wide codes[2][4];
         for (int r = 0; r < 4; r++)
             for (int part = 0; part < 64 / BYTES; part++) codes[part][r] = codes_of(type, now[r] + part * bytes, 0);
-        __m128 first = FOUR(factor_of, type, now, 0), second = FOUR(factor_of, type, now, bytes);
+        const unsigned number = (unsigned)block, next = is_alone ? number : number + 1;
+        __m128 first = FOUR_SMALL(d_of, 0, number), second = FOUR_SMALL(d_of, bytes, next);
         __m256 d = _mm256_set_m128(second, first), m = _mm256_setzero_ps();
         if (is_alone) d = _mm256_insertf128_ps(d, _mm_setzero_ps(), 1);
-        if (has_minimum(type)) m = _mm256_set_m128(FOUR(minimum_of, type, now, bytes), FOUR(minimum_of, type, now, 0));
+        if (has_minimum(type)) m = _mm256_set_m128(FOUR_SMALL(m_of, bytes, next), FOUR_SMALL(m_of, 0, number));
         for (int i = 0; i < count; i++) {
             const Slab *slab = x + i;
             __m256i sums = pair_sums(type, codes, slab, j);
@@ -239,7 +252,8 @@ INLINE void transpose8(__m256i rows[8], int32_t (*out)[LANES]) {
 
 /* Unpack up to 256 columns of LANES rows, whose blocks are `at` bytes into the rows: `count` times 32 columns. Prefetches as much
  * from `ahead` on. */
-INLINE void unpack_panel(const int type, const byte *const w[LANES], i64 at, int count, const char *ahead, Panel *panel) {
+INLINE void unpack_panel(const int type, const byte *const w[LANES], const Groups *groups, i64 at, int count, const char *ahead,
+                         Panel *panel) {
     const i64 bytes = block_bytes(type);
     const __m256i shift = _mm256_set1_epi8(has_sign(type) && SHIFTED ? (char)128 : 0);
     for (int g = 0; g < LANES; g += 8) {
@@ -267,8 +281,9 @@ INLINE void unpack_panel(const int type, const byte *const w[LANES], i64 at, int
         for (int j = 0; j < count; j++) {
             for (int r = 0; r < 8; r++) {
                 rows[r] = _mm256_xor_si256(codes32(type, blocks[r] + j * bytes, 0), shift);
-                panel->d[j][g + r] = factor_of(type, blocks[r] + j * bytes);
-                if (has_minimum(type)) panel->m[j][g + r] = minimum_of(type, blocks[r] + j * bytes);
+                const unsigned number = (unsigned)(at / bytes) + (unsigned)j;
+                panel->d[j][g + r] = d_of(type, blocks[r] + j * bytes, groups, g + r, number);
+                if (has_minimum(type)) panel->m[j][g + r] = m_of(type, blocks[r] + j * bytes, groups, g + r, number);
             }
             transpose8(rows, (int32_t (*)[LANES])(panel->codes[8 * j] + g));
             prefetch_bytes(ahead, 8 * bytes);
@@ -368,11 +383,12 @@ COUNTED(panel_parts_of_32_minimum, 32, 0, 1)
 COUNTED(panel_blocks, 32, 0, 0)
 COUNTED(panel_blocks_sign, 32, 1, 0)
 COUNTED(panel_blocks_minimum, 32, 0, 1)
+COUNTED(panel_blocks_sign_minimum, 32, 1, 1)
 #undef CASE
 
 /* out[i][0..LANES - 1] = LANES rows of the matrix, at `w`, times row i of the activations. */
-INLINE void many_of(const int type, const byte *const w[LANES], const Slab *x, i64 rows, i64 columns, const char *ahead, float *out,
-                    i64 pitch) {
+INLINE void many_of(const int type, const byte *const w[LANES], const Groups *groups, const Slab *x, i64 rows, i64 columns,
+                    const char *ahead, float *out, i64 pitch) {
     Panel panel;
     float totals[rows][2][LANES];
     const int offset = has_sign(type) && SHIFTED ? 128 : offset_of(type);
@@ -380,7 +396,7 @@ INLINE void many_of(const int type, const byte *const w[LANES], const Slab *x, i
     for (i64 k = 0, at = 0; k < columns; k += SUPER, x += rows) {
         const int blocks = (int)(columns - k < SUPER ? columns - k : SUPER) / SMALL;
         const i64 bytes = block_bytes(type) * (is_super(type) ? 1 : blocks);
-        unpack_panel(type, w, at, blocks, ahead, &panel);
+        unpack_panel(type, w, groups, at, blocks, ahead, &panel);
         at += bytes, ahead += LANES * bytes;
         for (i64 i = 0, tiles = (rows + KEPT - 1) / KEPT, tile = 0; tile < tiles; tile++) {
             i64 count = rows / tiles + (tile < rows % tiles);
@@ -388,7 +404,8 @@ INLINE void many_of(const int type, const byte *const w[LANES], const Slab *x, i
                 if (part_of(type) == 16)
                     (has_minimum(type) ? panel_parts_of_16_minimum : panel_parts_of_16)(count, offset, blocks, &panel, x + i, totals + i);
                 else (has_minimum(type) ? panel_parts_of_32_minimum : panel_parts_of_32_sign)(count, offset, blocks, &panel, x + i, totals + i);
-            } else if (has_minimum(type)) panel_blocks_minimum(count, offset, blocks, &panel, x + i, totals + i);
+            } else if (has_minimum(type) && has_sign(type)) panel_blocks_sign_minimum(count, offset, blocks, &panel, x + i, totals + i);
+            else if (has_minimum(type)) panel_blocks_minimum(count, offset, blocks, &panel, x + i, totals + i);
             else if (has_sign(type)) panel_blocks_sign(count, offset, blocks, &panel, x + i, totals + i);
             else panel_blocks(count, offset, blocks, &panel, x + i, totals + i);
             i += count;
@@ -399,20 +416,20 @@ INLINE void many_of(const int type, const byte *const w[LANES], const Slab *x, i
 }
 
 /* out[i][0..n - 1] = n rows of the matrix, at `w`, times row i of the activations, where n is `strip_rows(rows)`. `ahead`: the first
- * byte to prefetch of as many rows. */
-static void multiply_blocks(int type, const byte *const w[LANES], const Slab *x, i64 rows, i64 columns, const char *ahead, float *out,
-                            i64 pitch) {
+ * byte to prefetch of as many rows. `groups`: those of the rows, if they are integers. */
+static void multiply_blocks(int type, const byte *const w[LANES], const Groups *groups, const Slab *x, i64 rows, i64 columns,
+                            const char *ahead, float *out, i64 pitch) {
 #define FEW_CASE(COUNT, TYPE, HOW) \
-    case COUNT: HOW(TYPE, COUNT, w, x, rows, columns, ahead, out, pitch); break;
+    case COUNT: HOW(TYPE, COUNT, w, groups, x, rows, columns, ahead, out, pitch); break;
 #define CASE(TYPE, HOW)                                                              \
     case TYPE:                                                                       \
         switch (rows) {                                                              \
         UP_TO_FEW(FEW_CASE, TYPE, HOW)                                               \
-        default: many_of(TYPE, w, x, rows, columns, ahead, out, pitch); break;       \
+        default: many_of(TYPE, w, groups, x, rows, columns, ahead, out, pitch); break;       \
         }                                                                            \
         break;
     switch (type) {
-    EVERY_SMALL(CASE, few_small) EVERY_SUPER(CASE, few_super)
+    EVERY_SMALL(CASE, few_small) EVERY_INTEGER(CASE, few_small) EVERY_SUPER(CASE, few_super)
     default: __builtin_unreachable();
     }
 #undef CASE

@@ -26,13 +26,27 @@ _I64, _POINTER = ctypes.c_int64, ctypes.c_void_p
 class Piece(ctypes.Structure):
     """Rows of a matrix of one type (matrix.h)."""
 
-    _fields_ = (("data", _POINTER), ("rows", _I64), ("type", _I64))
+    _fields_ = (
+        ("data", _POINTER),
+        ("rows", _I64),
+        ("type", _I64),
+        ("scales", _POINTER),
+        ("zeros", _POINTER),
+        ("group", _I64),
+        ("scale_type", _I64),
+    )
 
 
 class Matrix(ctypes.Structure):
     """A matrix [rows, columns] in up to three pieces of rows (matrix.h)."""
 
-    _fields_ = (("piece", Piece * MAX_PIECES), ("bias", _POINTER), ("columns", _I64), ("floats", _I64))
+    _fields_ = (
+        ("piece", Piece * MAX_PIECES),
+        ("bias", _POINTER),
+        ("columns", _I64),
+        ("order", _POINTER),
+        ("floats", _I64),
+    )
 
     @property
     def rows(self) -> int:
@@ -120,26 +134,44 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 """Result and argument types of each function."""
 
 
-BFLOAT16 = 30  # the type of plain pieces; those of blocks are the numbers of GGUF files (blocks.h)
+# Types of pieces. Those of blocks are the numbers of GGUF files (blocks.h).
+BFLOAT16 = 30
+INT4, INT8 = 200, 201  # 8 and 128 stand for 0
+INT4_ZEROS, INT8_ZEROS = 202, 203
+_SCALE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: BFLOAT16}
 
 
-def block_matrix(
-    pieces: Sequence[tuple[Tensor, int]], columns: int, bias: Tensor | None = None, floats: bool = False
-) -> Matrix:
-    """A matrix of up to three pieces, each a contiguous tensor and its type: BFLOAT16 [rows, columns], or uint8 [rows,
-    bytes of a row] and the type of the blocks. The tensors must outlive the matrix.
+def piece(data: Tensor, kind: int, scales: Tensor | None = None, zeros: Tensor | None = None) -> Piece:
+    """Rows of a matrix, which the tensors must outlive: bfloat16 [rows, columns], or uint8 [rows, bytes of a row].
 
-    `floats`: whether blocks are restored to bfloat16, instead of multiplied with activations of 8 bits.
+    `scales` and `zeros`: of integers, [rows, columns / group], where the group is a multiple of 32. `zeros`: uint8. All
+    tensors are contiguous.
     """
-    made = Matrix(bias=address(bias), columns=columns, floats=floats)
-    for i, (piece, kind) in enumerate(pieces):
-        made.piece[i] = Piece(piece.data_ptr(), len(piece), kind)
+    made = Piece(data.data_ptr(), len(data), kind)
+    if scales is not None:
+        columns = data.shape[1] * (2 if kind in (INT4, INT4_ZEROS) else 1)
+        made.scales, made.zeros = scales.data_ptr(), address(zeros)
+        made.group, made.scale_type = columns // scales.shape[1], _SCALE_TYPES[scales.dtype]
     return made
 
 
-def matrix(pieces: Sequence[Tensor], bias: Tensor | None = None) -> Matrix:
-    """A bfloat16 matrix of up to three pieces, each [rows, columns] and contiguous. They must outlive the matrix."""
-    return block_matrix([(piece, BFLOAT16) for piece in pieces], pieces[0].shape[1], bias)
+def matrix(
+    pieces: Sequence[Piece], columns: int, bias: Tensor | None = None, floats: bool = False, order: Tensor | None = None
+) -> Matrix:
+    """A matrix of up to three pieces. The tensors of all arguments must outlive it.
+
+    `floats`: whether blocks are restored to bfloat16, instead of multiplied with activations of 8 bits. `order`: int32
+    [columns]: column k is multiplied with element order[k] of the input; not with `floats`.
+    """
+    made = Matrix(bias=address(bias), columns=columns, order=address(order), floats=floats)
+    for i, each in enumerate(pieces):
+        made.piece[i] = each
+    return made
+
+
+def plain_matrix(weight: Tensor, bias: Tensor | None = None) -> Matrix:
+    """A bfloat16 matrix [rows, columns], contiguous."""
+    return matrix([piece(weight, BFLOAT16)], weight.shape[1], bias)
 
 
 def address(tensor: Tensor | None) -> int | None:

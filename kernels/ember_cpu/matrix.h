@@ -12,7 +12,10 @@
 /* Some rows of a matrix, one after the other. */
 typedef struct {
     const char *data;
-    i64 rows, type; /* BF16, or a type of blocks */
+    i64 rows, type; /* BF16, or a type of blocks or integers */
+    const char *scales; /* of integers: [rows, columns / group] */
+    const byte *zeros;  /* of the same shape, or NULL */
+    i64 group, scale_type; /* group: a multiple of 32 */
 } Piece;
 
 /* A matrix [rows, columns] in up to three pieces of rows, each with a type of its own. */
@@ -20,7 +23,8 @@ typedef struct {
     Piece piece[MAX_PIECES];
     const bf16 *bias; /* [rows] or NULL */
     i64 columns;
-    i64 floats; /* whether blocks are multiplied by restoring them to bfloat16, instead of with activations of 8 bits */
+    const int32_t *order; /* [columns], column k is multiplied with element order[k] of the input; or NULL */
+    i64 floats; /* whether blocks are multiplied by restoring them to bfloat16, instead of with activations of 8 bits; without order */
 } Matrix;
 
 /* The rows [rows, columns] that a matrix is multiplied with: as they are, and in 8 bits in the forms that its pieces need. */
@@ -47,6 +51,27 @@ static const Piece *piece_of(const Matrix *matrix, i64 *row) {
     return piece;
 }
 
+/* The scales and zeros of a row of integers. */
+static const char *scales_at(const Matrix *matrix, const Piece *piece, i64 row) {
+    return piece->scales + row * (matrix->columns / piece->group) * (piece->scale_type == FLOAT32 ? 4 : 2);
+}
+static const byte *zeros_at(const Matrix *matrix, const Piece *piece, i64 row) {
+    return piece->zeros ? piece->zeros + row * (matrix->columns / piece->group) : NULL;
+}
+
+/* Restore row number `row` of the piece to bfloat16, in the order of its columns. */
+static void restore_of(const Matrix *matrix, const Piece *piece, i64 row, bf16 *out) {
+    const int type = (int)piece->type;
+    const char *data = piece->data + row * row_bytes(type, matrix->columns);
+    if (!has_groups(type)) {
+        restore_row(type, data, matrix->columns, out);
+        return;
+    }
+    float d[matrix->columns / piece->group];
+    read_groups(type, scales_at(matrix, piece, row), piece->scale_type, NULL, matrix->columns / piece->group, d, NULL);
+    restore_integers(type, (const byte *)data, d, zeros_at(matrix, piece, row), matrix->columns, piece->group, out);
+}
+
 static const char *row_of(const Matrix *matrix, i64 row) {
     const Piece *piece = piece_of(matrix, &row);
     return piece->data + row * row_bytes((int)piece->type, matrix->columns);
@@ -66,8 +91,15 @@ static int needs(const Matrix *matrix, int kind) {
 
 /* Quantise row number `row` of the input in the forms that the matrix needs. */
 static void quantise_input(const Matrix *matrix, const Input *input, i64 row) {
+    i64 columns = matrix->columns;
+    const bf16 *x = input->x + row * columns;
+    bf16 ordered[matrix->order ? columns : 1];
+    if (matrix->order) {
+        for (i64 k = 0; k < columns; k++) ordered[k] = x[matrix->order[k]];
+        x = ordered;
+    }
     for (int kind = FLOATS + 1; kind < KINDS; kind++)
-        if (needs(matrix, kind)) quantise_slabs(input->x + row * matrix->columns, matrix->columns, kind, input->rows, input->slabs[kind] + row);
+        if (needs(matrix, kind)) quantise_slabs(x, columns, kind, input->rows, input->slabs[kind] + row);
 }
 
 static int needs_slabs(const Matrix *matrix) { return needs(matrix, SMALL_SCALES) || needs(matrix, SUPER_SCALES); }
@@ -79,12 +111,29 @@ static inline i64 strip_rows(const Matrix *matrix, const Piece *piece, i64 rows)
     return kind_for(matrix, piece) == FLOATS || rows <= FEW ? 4 : LANES;
 }
 
-/* As `multiply_floats`, of blocks that are restored before. */
-static void multiply_restored(int type, const char *const w[4], const bf16 *x, i64 rows, i64 columns, float *out, i64 pitch) {
-    bf16 own[4][columns];
+/* As `multiply_floats`, of `width` rows that are restored before. */
+static void multiply_restored(const Matrix *matrix, const Piece *piece, i64 first, i64 width, const Input *input, float *out, i64 pitch) {
+    bf16 own[4][matrix->columns];
     const bf16 *restored[4];
-    for (int j = 0; j < 4; j++) restore_row(type, w[j], columns, own[j]), restored[j] = own[j];
-    multiply_floats(restored, x, rows, columns, (const char *)own[0], out, pitch);
+    for (i64 j = 0; j < 4; j++) {
+        restored[j] = own[j < width ? j : 0];
+        if (j < width) restore_of(matrix, piece, first + j, own[j]);
+    }
+    multiply_floats(restored, input->x, input->rows, matrix->columns, (const char *)own[0], out, pitch);
+}
+
+/* `multiply_blocks` with integers, whose scales and zeros are converted before. */
+static void multiply_integers(const Matrix *matrix, const Piece *piece, i64 first, i64 width, const byte *const w[STRIP], const Slab *x,
+                              i64 rows, const char *ahead, float *out) {
+    const i64 count = matrix->columns / piece->group, most = rows <= FEW ? 4 : LANES;
+    float d[most * count], m[most * count];
+    for (i64 j = 0; j < most; j++) {
+        i64 row = first + (j < width ? j : width - 1);
+        read_groups((int)piece->type, scales_at(matrix, piece, row), piece->scale_type, zeros_at(matrix, piece, row), count, d + j * count,
+                    m + j * count);
+    }
+    const Groups groups = {d, m, count, (unsigned)(piece->group / SMALL)};
+    multiply_blocks((int)piece->type, w, &groups, x, rows, matrix->columns, ahead, out, STRIP);
 }
 
 /* Rows [first, first + width) of the matrix, which are in one piece, times all rows of the input: out[row][0..width - 1]. `width`
@@ -95,10 +144,12 @@ static void strip(const Matrix *matrix, i64 first, i64 width, i64 then, const In
     const int type = (int)piece->type, kind = kind_for(matrix, piece);
     i64 columns = matrix->columns, bytes = row_bytes(type, columns);
     for (i64 j = 0; j < STRIP; j++) w[j] = piece->data + (first + (j < width ? j : width - 1)) * bytes;
-    if (kind != FLOATS)
-        multiply_blocks(type, (const byte *const *)w, input->slabs[kind], input->rows, columns, ahead, out[0], STRIP);
+    const byte *const *blocks = (const byte *const *)w;
+    if (kind != FLOATS && has_groups(type))
+        multiply_integers(matrix, piece, first, width, blocks, input->slabs[kind], input->rows, ahead, out[0]);
+    else if (kind != FLOATS) multiply_blocks(type, blocks, NULL, input->slabs[kind], input->rows, columns, ahead, out[0], STRIP);
     else if (type == BF16) multiply_floats((const bf16 *const *)w, input->x, input->rows, columns, ahead, out[0], STRIP);
-    else multiply_restored(type, w, input->x, input->rows, columns, out[0], STRIP);
+    else multiply_restored(matrix, piece, first, width, input, out[0], STRIP);
 }
 
 /* ---------------------------------------------------------------- chunks: what a thread fetches */

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ember.engine.description.operator_choice import decide
 from ember.engine.layers.block_linear import BlockLinear
 from ember.engine.layers.joined import JoinedLinear
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP
 from ember.engine.models.decoder import Decoder
+from tests.cpu_kernels.test_integers import integers
 from tests.cpu_kernels.test_native_forward import build, error  # noqa: F401
 from tests.engine_models.paged import Paged
 from tests.engine_models.test_parity import chunked, decode, load, mixed, together, whole
@@ -39,11 +41,20 @@ def blocks_of(linear: Linear, *names: str) -> Linear:
     return parts[0] if len(parts) == 1 else JoinedLinear(parts, linear.bias)
 
 
+def integers_of(linear: Linear) -> Linear:
+    """Random integers in an order of their own, as GPTQ with `desc_act` has them, in place of the layer."""
+    columns, chance = linear.in_features, torch.Generator().manual_seed(0)
+    made = integers(linear.out_features, columns, 4, True, 64, torch.float16)
+    made.scales *= 0.05
+    made.order = torch.randperm(columns, generator=chance).int()
+    return made
+
+
 def with_blocks(model: Decoder) -> None:
     for number, block in enumerate(model.parts.blocks):
         attention = block.attention
         attention.qkv = blocks_of(attention.qkv, *(("Q4_K", "Q6_K") if number % 2 else ("Q4_K", "Q8_0")))
-        attention.output = blocks_of(attention.output, "Q5_0")
+        attention.output = integers_of(attention.output) if number % 2 else blocks_of(attention.output, "Q5_0")
         assert isinstance(block.mlp, MLP)
         block.mlp.up, block.mlp.down = blocks_of(block.mlp.up, "Q4_K", "IQ4_XS"), blocks_of(block.mlp.down, "Q2_K")
     model.parts.head = model.parts.embedding.tokens = blocks_of(model.parts.head, "Q6_K")
@@ -59,6 +70,7 @@ def checkpoint(tmp_path_factory):
 
 def made(directory, activations: str = "auto") -> Decoder:
     model = load(directory, torch.bfloat16)
+    torch.manual_seed(1)
     with_blocks(model)
     choice = choose_for(model, activations=activations)
     assert choice.name == "native" and "restores" not in choice.reason
@@ -70,6 +82,7 @@ def made(directory, activations: str = "auto") -> Decoder:
 def test_one_call_and_parts_are_close_to_restored_weights(family, build, checkpoint):  # noqa: F811
     """Beside torch's operators in float32 on the weights that blocks are restored to."""
     plain = load(checkpoint[family], torch.float32)
+    torch.manual_seed(1)
     with_blocks(plain)
     for linear in [*(each for block in plain.parts.blocks for each in block.matrices()), plain.parts.head]:
         for part in linear.parts if isinstance(linear, JoinedLinear) else [linear]:
@@ -81,7 +94,7 @@ def test_one_call_and_parts_are_close_to_restored_weights(family, build, checkpo
     logits = expected.finish()
     for activations, limit in (("auto", 0.03), ("float", 0.015)):
         one_call, parts = made(checkpoint[family], activations), made(checkpoint[family], activations)
-        assert one_call.ops.max_whole_rows
+        assert one_call.ops.max_whole_rows or activations == "float"  # restored weights have the columns' order
         parts.ops.max_whole_rows = 0
         for schedule in (whole, together, chunked, decode, mixed):
             for model in (one_call, parts):
@@ -113,3 +126,20 @@ def test_many_rows_may_be_restored(build, checkpoint):  # noqa: F811
         logits += paged.finish()
     difference = torch.cat(found) - torch.cat(expected)
     assert 0 < difference.std() / torch.cat(expected).std() < 0.03
+
+
+@pytest.mark.parametrize(
+    ("layouts", "name"),
+    [
+        ({"Linear", "BlockLinear"}, "native"),
+        ({"IntLinear"}, "native"),
+        ({"Linear"}, "torch"),
+        ({"TableLinear"}, "torch"),
+    ],
+)
+def test_cpus_with_amx_run_quantised_weights_in_the_library(layouts, name, checkpoint, monkeypatch):
+    monkeypatch.setattr("ember.engine.description.operator_choice.cpu_flags", lambda: frozenset({"amx_bf16"}))
+    config = load(checkpoint["qwen3"], torch.bfloat16).config
+    decision = decide(config, "bfloat16", "cpu", layouts=frozenset(layouts))
+    assert decision.name == name
+    assert name == "torch" or all(f"{layout} as stored" in decision.reason for layout in layouts - {"Linear"})

@@ -24,7 +24,7 @@ def columns_of(name: str) -> tuple[int, ...]:
 
 
 def matrix(name: str, blocks: Tensor, columns: int, bias: Tensor | None = None, floats: bool = False) -> native.Matrix:
-    return native.block_matrix([(blocks, NUMBERS[name])], columns, bias, floats)
+    return native.matrix([native.piece(blocks, NUMBERS[name])], columns, bias, floats)
 
 
 def rounded(x: Tensor, name: str) -> Tensor:
@@ -148,17 +148,19 @@ def test_pieces_have_types_of_their_own(names, build):  # noqa: F811
     library = native.load(build)
     assert library is not None
     torch.manual_seed(9)
-    pieces: list[tuple[Tensor, int]] = []
+    pieces: list[native.Piece] = []
+    tensors = []
     for number, name in enumerate(names):
         outputs = (33, 7, 12)[number]
         if name == "BF16":
-            pieces.append((torch.randn(outputs, 512).bfloat16(), native.BFLOAT16))
+            tensors.append(torch.randn(outputs, 512).bfloat16())
         else:
-            pieces.append((random_blocks(name, outputs, 512, number), NUMBERS[name]))
+            tensors.append(random_blocks(name, outputs, 512, number))
+        pieces.append(native.piece(tensors[-1], NUMBERS[name]))
     bias = torch.randn(52).bfloat16()
     for rows in (1, 2, 4, 20):
         x = torch.randn(rows, 512).bfloat16()
         for floats in (False, True):
-            found = native.linear(library, native.block_matrix(pieces, 512, bias, floats), x, 2)
-            alone = [native.linear(library, native.block_matrix([piece], 512, None, floats), x, 2) for piece in pieces]
+            found = native.linear(library, native.matrix(pieces, 512, bias, floats), x, 2)
+            alone = [native.linear(library, native.matrix([piece], 512, None, floats), x, 2) for piece in pieces]
             assert torch.equal(found, torch.cat(alone, dim=1) + bias.float())

@@ -123,7 +123,7 @@ def test_restored_weights_are_multiplied_like_plain_ones(build, kind):  # noqa: 
     bias = torch.randn(70).bfloat16()
     linear = to_blocks(library, Linear(torch.randn(70, 256).bfloat16(), bias=bias), CPU_WEIGHTS[kind])
     weight = linear.weight
-    plain = native.matrix((weight,), bias)
+    plain = native.plain_matrix(weight, bias)
     for rows in (*range(1, 15), 128):
         x = torch.randn(rows, 256).bfloat16()
         restored = matrix_of(linear, floats=True)

@@ -61,7 +61,7 @@ def decide(
     if device == "cuda":
         decision = _for_gpu(config, fault, plain_experts)
         return decision if decision.name == "torch" else _with_restored(decision, layouts - TRITON.layouts)
-    decision = _for_cpu(config, dtype, weights, fault, float8_cache)
+    decision = _for_cpu(config, dtype, weights, fault, float8_cache, layouts & NATIVE.layouts - PLAIN)
     return decision if decision.name == "torch" else _with_restored(decision, layouts - NATIVE.layouts)
 
 
@@ -80,7 +80,10 @@ def _for_gpu(config: DecoderConfig, fault: str | None, plain_experts: bool) -> D
     return decision if plain_experts else decision.without("experts", "their weights are quantized")
 
 
-def _for_cpu(config: DecoderConfig, dtype: str, weights: str, fault: str | None, float8_cache: bool) -> Decision:
+def _for_cpu(
+    config: DecoderConfig, dtype: str, weights: str, fault: str | None, float8_cache: bool, small: frozenset[str]
+) -> Decision:
+    """`small`: the layouts of quantised weights that the library multiplies."""
     if dtype != "bfloat16":
         return Decision("torch", f"{dtype} on a CPU, where the C library computes in bfloat16")
     lacking = NATIVE.lacking(config)
@@ -88,13 +91,15 @@ def _for_cpu(config: DecoderConfig, dtype: str, weights: str, fault: str | None,
         lacking |= dict.fromkeys(("place_heads", "attend"), "a KV cache in float8")
     if "linear" in lacking:
         return Decision("torch", f"the C library for CPUs cannot multiply: {lacking['linear']}")
-    if weights == "auto" and "amx_bf16" in cpu_flags():
+    if weights == "auto" and not small and "amx_bf16" in cpu_flags():
         return Decision("torch", "a CPU with AMX, where oneDNN's packed products are the fastest")
     fault = fault or library_fault()
     if fault is not None:
         warning = f"the model runs on torch operators, which is slower, without the C library: {fault}"
         return Decision("torch", f"without the C library for CPUs: {fault}", warning=warning)
     held = "bfloat16" if weights == "auto" else f"{weights} weights"
+    if weights == "auto" and small:
+        held = f"{', '.join(sorted(small))} as stored"
     return Decision("native", f"the C library for CPUs, {held}{_but(lacking)}", lacking)
 
 

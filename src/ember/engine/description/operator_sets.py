@@ -210,7 +210,7 @@ NATIVE = OperatorSet(
         "logits": frozenset({"embed_dim", "logits_scale", "logits_soft_cap", "head_bias"}),
     },
     _native_faults,
-    layouts=frozenset({"Linear", "BlockLinear"}),
+    layouts=frozenset({"Linear", "BlockLinear", "IntLinear"}),
 )
 
 SETS = (TORCH, TRITON, NATIVE)

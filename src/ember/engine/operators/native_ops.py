@@ -222,6 +222,8 @@ class NativeOperators:
             return weight(x)
         if is_quantised(weight):
             if len(x) > self.max_quantised_rows:
+                if matrix.order:
+                    return weight(x)
                 restored = scratch(matrix.rows, matrix.columns, torch.bfloat16, x.device)
                 native.restore_into(self._library, matrix, None, restored, threads)
                 return F.linear(x, restored, weight.bias)
