@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ember.boot import Timeline
 from ember.engine.core.assemble import assemble
@@ -17,6 +18,7 @@ from ember.engine.errors import ModelError
 from ember.engine.layers.block import DecoderParts
 from ember.engine.layers.linear import Linear
 from ember.engine.loading import cuda_context
+from ember.engine.loading.load import load_decoder, read_model_config
 from ember.wire import Configure, Ready
 from tests.engine_models.test_shells import make_shell
 from tests.engine_models.tiny import make_tiny, rewrite_config
@@ -153,6 +155,17 @@ def test_what_fits_on_which_gpu(tmp_path):
         assert device.cache_bytes and device.weight_bytes
         assert device.weight_bytes + device.cache_bytes < device.memory_bytes
         assert device.num_blocks and device.num_blocks * 16 // 8192 == int(device.concurrency or 0)
+
+
+def test_a_boot_refuses_weights_that_do_not_fit(tmp_path):
+    directory = make_tiny("llama", tmp_path)
+    config = read_model_config(directory)
+    needed = predict(Configure(model=str(directory), dtype="bfloat16"), [CPU]).devices[0].weight_bytes
+    assert needed is not None
+    options = {"dtype": torch.bfloat16, "device": torch.device("cpu")}
+    with pytest.raises(ModelError, match=r"the weights need [\d.]+ KiB, but the GPU has [\d.]+ KiB free: use a larger"):
+        load_decoder(directory, config, **options, free_bytes=needed - 1)
+    assert load_decoder(directory, config, **options, free_bytes=needed).decoder.weight_bytes == needed
 
 
 def test_experts_count_in_proportion(tmp_path):

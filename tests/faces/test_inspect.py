@@ -70,6 +70,12 @@ def test_the_documentation_has_every_field(capsys: pytest.CaptureFixture[str]) -
     assert asdict(GroupReport(1, "full", None, 2, 0)).keys() == document["devices"][0]["cache_groups"][0].keys()
 
 
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = f"{sys.executable} -m ember inspect demo | true"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert done.stderr == ""
+
+
 def test_settings_count(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_OVERRIDES", '{"max_position_embeddings": 512, "model_type": "gpt_oss"}')
     monkeypatch.setenv("DTYPE", "float32")

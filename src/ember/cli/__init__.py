@@ -60,6 +60,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except SettingsError as error:
         return _fail(str(error))
+    except BrokenPipeError:  # who reads the output has seen enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         return 130
 

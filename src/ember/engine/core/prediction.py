@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from ember.engine.core.boot import NO_GPU, check_cpu_weights, cpu_weights_warning, dtype_name
 from ember.engine.core.memory import Memory, available_host_bytes, plan_memory
@@ -109,16 +110,26 @@ class Prediction:
     devices: list[DeviceReport]
 
 
+class _Weights(NamedTuple):
+    """The weights in one dtype."""
+
+    plan: LoadPlan
+    nbytes: int  # on the device
+    layouts: frozenset[str]
+    plain_experts: bool
+
+
 def predict(configure: Configure, targets: Sequence[Target] | None = None) -> Prediction:
     """Describe the model of the settings. Raises ModelError with the words of the boot if it cannot be served."""
     checkpoint = open_checkpoint(configure)
     config = checkpoint.config.served_up_to(configure.max_model_len)
 
     @cache
-    def plan(dtype: str) -> LoadPlan:
-        return make_plan(config, checkpoint.entries, dtype)
+    def weights_in(dtype: str) -> _Weights:
+        plan = make_plan(config, checkpoint.entries, dtype)
+        return _Weights(plan, plan.resident_bytes, plan.layouts(), plan.layouts("experts.up") <= PLAIN)
 
-    read = plan(dtype_name(configure, config, "cuda"))
+    read = weights_in(dtype_name(configure, config, "cuda")).plan
     skipped = read.skipped
     return Prediction(
         model_dir=str(checkpoint.model_dir),
@@ -139,7 +150,7 @@ def predict(configure: Configure, targets: Sequence[Target] | None = None) -> Pr
         skipped_bytes=sum(entry.nbytes for entry in skipped),
         warnings=list(config.warnings),
         devices=[
-            _report(configure, config, plan, target)
+            _report(configure, config, weights_in, target)
             for target in (here_and_gpus(configure) if targets is None else targets)
         ],
     )
@@ -171,13 +182,13 @@ def here(device: str) -> Target:
 
 
 def _report(
-    configure: Configure, config: DecoderConfig, plan: Callable[[str], LoadPlan], target: Target
+    configure: Configure, config: DecoderConfig, weights_in: Callable[[str], _Weights], target: Target
 ) -> DeviceReport:
     report = DeviceReport(target.name, target.device, target.free)
     try:
         if not target.total:
             raise ModelError(NO_GPU)
-        _fill(report, configure, config, plan, target)
+        _fill(report, configure, config, weights_in, target)
         report.fits = True
     except ModelError as error:
         report.reason = str(error)
@@ -185,7 +196,11 @@ def _report(
 
 
 def _fill(
-    report: DeviceReport, configure: Configure, config: DecoderConfig, plan: Callable[[str], LoadPlan], target: Target
+    report: DeviceReport,
+    configure: Configure,
+    config: DecoderConfig,
+    weights_in: Callable[[str], _Weights],
+    target: Target,
 ) -> None:
     """Follow the steps of a boot on one device. Raises ModelError in the step at which the boot would fail."""
     report.dtype = dtype_name(configure, config, target.device)
@@ -195,8 +210,8 @@ def _fill(
         check_cpu_weights(configure, config, report.dtype)
     elif (warning := cpu_weights_warning(configure)) is not None:
         report.warnings.append(warning)
-    loaded = plan(report.dtype)
-    report.weight_bytes = loaded.resident_bytes if weights == "auto" else quantised_bytes(loaded.specs, weights)
+    loaded = weights_in(report.dtype)
+    report.weight_bytes = loaded.nbytes if weights == "auto" else quantised_bytes(loaded.plan.specs, weights)
     # A GPU that is not here is one in an image with Triton.
     is_here = target.name not in GPUS
     fault = triton_fault() if is_here and not is_cpu else None
@@ -208,8 +223,8 @@ def _fill(
         weights,
         fault,
         float8_cache,
-        loaded.layouts() if weights == "auto" else frozenset({"BlockLinear"}),
-        loaded.layouts("experts.up") <= PLAIN,
+        loaded.layouts if weights == "auto" else frozenset({"BlockLinear"}),
+        loaded.plain_experts,
     )
     report.operators, report.operators_reason = decision.name, decision.reason
     report.torch_computes = decision.lacking
@@ -223,7 +238,7 @@ def _fill(
     ]
     report.cache_bytes_per_token = sum(group.bytes_per_token for group in groups)
     if not is_cpu:
-        check_room(loaded, target.free)
+        check_room(loaded.nbytes, target.free)
     memory = Memory(target.device, target.free - report.weight_bytes, target.total)
     planned = plan_memory(config, groups, configure, element_size=BYTES[report.dtype], memory=memory)
     report.warnings += planned.warnings

@@ -145,7 +145,7 @@ def load_decoder(
     else:
         plan, started = make_plan(config, read_headers(model_dir, load_format), name), None
     if free_bytes is not None:
-        check_room(plan, free_bytes)
+        check_room(plan.resident_bytes, free_bytes)
     if plan.skipped and say is not None:
         size = readable(sum(entry.nbytes for entry in plan.skipped))
         say(f"{config.architecture} is served as text: {len(plan.skipped)} weights of other parts, {size}, are skipped")
@@ -155,11 +155,11 @@ def load_decoder(
     return Loaded(decoder, weights.report, weights.pages, weights.mapped_bytes, plan.cache_scales)
 
 
-def check_room(plan: LoadPlan, free_bytes: int) -> None:
+def check_room(weight_bytes: int, free_bytes: int) -> None:
     """Raise ModelError if the weights do not fit into the free memory of a GPU."""
-    if plan.resident_bytes > free_bytes:
+    if weight_bytes > free_bytes:
         raise ModelError(
-            f"the weights need {binary_size(plan.resident_bytes)}, but the GPU has {binary_size(free_bytes)} free: use "
+            f"the weights need {binary_size(weight_bytes)}, but the GPU has {binary_size(free_bytes)} free: use "
             "a larger GPU, a smaller model or a quantized one"
         )
 

@@ -199,11 +199,11 @@ def read_headers(model_dir: Path, load_format: str = "auto") -> dict[str, Tensor
 
 def dummy_entries(config: DecoderConfig) -> dict[str, TensorEntry]:
     """The tensors that a checkpoint of this model has, without a file. Raises ModelError."""
-    weight_format, entries = format_of(config), {}
+    weight_format, entries, file = format_of(config), {}, Path("dummy")
     for spec in weight_specs(config):
         for source in weight_format.sources(spec):
             shape = tuple(size.extent for size in source.shape)
-            entries[source.name] = TensorEntry(source.name, Path("dummy"), 0, 0, source.stored[0], shape)
+            entries[source.name] = TensorEntry(source.name, file, 0, 0, source.stored[0], shape)
     return entries
 
 
