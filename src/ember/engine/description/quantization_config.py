@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ember.engine.description.fields import Fields
 
-MODELOPT_FILE = "hf_quant_config.json"  # of ModelOpt, beside a config.json that may say nothing
+# Files beside a config.json that may say nothing, with the `quant_method` that they describe: ModelOpt's own, and those
+# of AutoGPTQ, and of AutoAWQ and SqueezeLLM, from before transformers knew the formats.
+_FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 
-def quantization_of(fields: Fields, modelopt: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """`quantization_config` of config.json (`compression_config` of older compressed-tensors), or the content of
-    ModelOpt's own file, with `quant_method`. None: there is none. Raises ModelError."""
+def read_beside(read: Callable[[str], Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The quantization that a file beside config.json describes, with `quant_method`; empty if there is none. `read`
+    returns the content of a file by its name, empty if it is absent."""
+    for name, method in _FILES.items():
+        found = _flat(read(name))
+        if found:
+            squeezed = name == "quant_config.json" and "wbits" in found
+            return {"quant_method": "squeezellm" if squeezed else method, **found}
+    return {}
+
+
+def quantization_of(fields: Fields, beside: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """`quantization_config` of config.json (`compression_config` of older compressed-tensors), or what a file `beside`
+    it says (`read_beside`). None: there is none. Raises ModelError."""
     for name in ("quantization_config", "compression_config"):
         found = fields.mapping(name)
         if found:
             default = {"quant_method": "compressed-tensors"} if name == "compression_config" else {}
             return default | _flat(found)
-    return {"quant_method": "modelopt"} | _flat(modelopt) if modelopt else None
+    return beside or None
 
 
 def _flat(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ember.engine.description.family import Family
 from ember.engine.description.fields import Fields, listed, shown
 from ember.engine.description.known_fields import HARMLESS, HARMLESS_VALUES, NEUTRAL
 from ember.engine.description.operator_sets import check_features
-from ember.engine.description.quantization_config import MODELOPT_FILE, quantization_of
+from ember.engine.description.quantization_config import quantization_of, read_beside
 from ember.engine.description.shells import SHELL_TYPES, SHELLS, text_fields
 from ember.engine.errors import ModelError
 from ember.regular_file import MAX_JSON_BYTES
@@ -34,9 +34,9 @@ def load_config(model_dir: Path, overrides: Mapping[str, Any] | None = None) -> 
         return _load_gguf(model_dir, overrides or {})
     path = model_dir / "config.json"
     values = overridden(read_json(path, required=True), overrides or {})
-    modelopt = read_json(model_dir / MODELOPT_FILE, required=False)
+    beside = read_beside(lambda name: read_json(model_dir / name, required=False))
     try:
-        config = read_config(values, modelopt)
+        config = read_config(values, beside)
     except ModelError as error:
         raise ModelError(f"{path}{' with HF_OVERRIDES' if overrides else ''}: {error}") from None
     warnings = [f"{path}: {warning}" for warning in config.warnings]
@@ -75,8 +75,8 @@ def _load_gguf(file: Path, overrides: Mapping[str, Any]) -> DecoderConfig:
     return config
 
 
-def read_config(values: Mapping[str, Any], modelopt: Mapping[str, Any] = MappingProxyType({})) -> DecoderConfig:
-    """The configuration that the fields of a config.json describe. `modelopt`: those of hf_quant_config.json. Raises
+def read_config(values: Mapping[str, Any], beside: Mapping[str, Any] = MappingProxyType({})) -> DecoderConfig:
+    """The configuration that the fields of a config.json describe. `beside`: what `read_beside` found. Raises
     ModelError that names a field."""
     fields = Fields(values)
     architecture = text = _architecture(fields, MODEL_TYPES | SHELL_TYPES)
@@ -94,7 +94,7 @@ def read_config(values: Mapping[str, Any], modelopt: Mapping[str, Any] = Mapping
     config = family.read(fields)
     _check_unread(fields, architecture, family)
     own = _token_ids(fields, config.vocab_size)
-    dtype, quantization = _dtype(fields), quantization_of(fields, modelopt)
+    dtype, quantization = _dtype(fields), quantization_of(fields, beside)
     return replace(
         config,
         architecture=architecture,

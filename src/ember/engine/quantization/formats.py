@@ -22,6 +22,7 @@ FORMATS: dict[str, str] = {
     "gptq": "gptq.GPTQ",
     "awq": "awq.AWQ",
     "auto-round": "auto_round.AutoRound",
+    "squeezellm": "squeezellm.SqueezeLLM",
     "gguf": "gguf.Gguf",
     "compressed-tensors": "compressed_tensors.compressed_tensors",
     "modelopt": "modelopt.modelopt",
