@@ -9,22 +9,30 @@ from typing import Any
 import pytest
 import torch
 
+from ember.engine.layers.experts import Experts
 from ember.engine.layers.float8_linear import Float8Linear
 from ember.engine.layers.int_linear import IntLinear
+from ember.engine.layers.table_linear import TableLinear
 from ember.engine.models.decoder import Decoder
 from ember.engine.operators import triton_linear
+from ember.engine.operators.triton_experts import has_kernels
 from tests.engine_models.paged import Paged
 from tests.engine_models.test_parity import tokens
 from tests.quantization.checkpoints import Store, load, matrices, twins
 from tests.quantization.test_awq import AWQ, awq
+from tests.quantization.test_bitsandbytes import FOUR, double_nf4
 from tests.quantization.test_fp8 import by_blocks, by_rows, fp8
 from tests.quantization.test_gptq import config as gptq_config
 from tests.quantization.test_gptq import gptq
+from tests.quantization.test_modelopt import nvfp4
+from tests.quantization.test_mxfp4 import gpt_oss
 from tests.support.operators import use_triton
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
 FORMS: dict[str, tuple[dict[str, Any], Store, type]] = {
     "float8 of blocks": (fp8([32, 32]), by_blocks(32, 32), Float8Linear),
+    "nvfp4": ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, nvfp4, TableLinear),
+    "nf4": (FOUR, double_nf4, TableLinear),
     "float8 of rows": ({"quant_method": "fbgemm_fp8"}, by_rows(), Float8Linear),
     "AWQ": (AWQ, awq(), IntLinear),
     "GPTQ of 8 bits with act-order": (gptq_config(bits=8, desc_act=True), gptq(bits=8, order="share"), IntLinear),
@@ -88,3 +96,25 @@ def test_float32_and_other_sizes_are_torchs(tmp_path: Path) -> None:
         use_triton(model)
         for ours, theirs in zip(logits(model), expected, strict=True):
             assert (ours - theirs).norm() < 0.08 * theirs.norm()
+
+
+def test_experts_in_mxfp4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gpt-oss, whose attention has sinks and is torch's: prompts by sorted pairs, single tokens by gathered ones."""
+    model = load(gpt_oss(tmp_path)[0], torch.bfloat16)
+    expected = logits(model)
+    use_triton(model)
+    monkeypatch.setattr(TableLinear, "__call__", None)  # no expert is torch's on restored weights
+    for ours, theirs in zip(logits(model), expected, strict=True):
+        errors = (ours - theirs).norm(dim=1) / theirs.norm(dim=1)
+        assert errors.median() < 0.08  # bfloat16 alone may choose other experts for some tokens
+
+
+def test_which_experts_are_in_kernels(tmp_path: Path) -> None:
+    def experts(directory: Path) -> Experts:
+        blocks = load(directory, torch.bfloat16).parts.blocks
+        return next(block.mlp for block in blocks if isinstance(block.mlp, Experts))
+
+    found = experts(gpt_oss(tmp_path)[0])
+    assert has_kernels(found.up) and has_kernels(found.down)
+    found = experts(twins("qwen3_moe", tmp_path / "float8", *FORMS["float8 of rows"][:2], **SIZES)[0])
+    assert not has_kernels(found.up) and not has_kernels(None)

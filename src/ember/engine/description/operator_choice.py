@@ -50,16 +50,16 @@ def decide(
     fault: str | None = None,
     float8_cache: bool = False,
     layouts: frozenset[str] = PLAIN,
-    plain_experts: bool = True,
+    own_experts: bool = True,
 ) -> Decision:
     """Choose the operator set for a model on `device` (cuda, cpu) in `dtype` (torch's name).
 
     `weights`: the form of its matrices on a CPU (auto: unchanged; int8, int4). `fault`: why the kernels or the library
     of that device cannot be used. `float8_cache`: whether the KV cache is in float8. `layouts`: of the
-    weights, the names of classes in `layers`. `plain_experts`: whether the experts' matrices are one plain tensor.
+    weights, the names of classes in `layers`. `own_experts`: whether kernels take the experts' matrices.
     """
     if device == "cuda":
-        decision = _for_gpu(config, fault, plain_experts)
+        decision = _for_gpu(config, fault, own_experts)
         return decision if decision.name == "torch" else _with_restored(decision, layouts - TRITON.layouts)
     decision = _for_cpu(config, dtype, weights, fault, float8_cache, layouts & NATIVE.layouts - PLAIN)
     return decision if decision.name == "torch" else _with_restored(decision, layouts - NATIVE.layouts)
@@ -72,12 +72,12 @@ def _with_restored(decision: Decision, layouts: frozenset[str]) -> Decision:
     return replace(decision, reason=f"{decision.reason}; torch restores and multiplies {', '.join(sorted(layouts))}")
 
 
-def _for_gpu(config: DecoderConfig, fault: str | None, plain_experts: bool) -> Decision:
+def _for_gpu(config: DecoderConfig, fault: str | None, own_experts: bool) -> Decision:
     if fault is not None:
         return Decision("torch", fault, warning=f"{fault}; the model runs on torch operators, which is slower")
     lacking = TRITON.lacking(config)
     decision = Decision("triton", f"a GPU{_but(lacking)}", lacking)
-    return decision if plain_experts else decision.without("experts", "their weights are quantized")
+    return decision if own_experts else decision.without("experts", "their weights are quantized")
 
 
 def _for_cpu(

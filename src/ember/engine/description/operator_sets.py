@@ -157,7 +157,7 @@ TRITON = OperatorSet(
     needs={
         "place_heads": "attend"
     },  # it writes keys to the cache alone, where torch's attention does not read them all
-    layouts=frozenset({"Linear", "Float8Linear", "IntLinear"}),  # `operators.triton_linear.KERNELS`
+    layouts=frozenset({"Linear", "Float8Linear", "IntLinear", "TableLinear"}),  # `operators.triton_linear.KERNELS`
 )
 
 NATIVE_ALIGNMENT = 32  # elements: rows of matrices and heads are whole registers

@@ -11,6 +11,7 @@ from ember.engine.description.config import ExpertsConfig
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import RMSNorm
+from ember.engine.layers.restored import RestoredLinear
 
 
 @dataclass(slots=True)
@@ -21,8 +22,10 @@ class Experts:
     router: Linear  # [experts, hidden]
     correction: Tensor | None  # [experts] float32, added to the scores for the choice alone
     each: list[MLP]
-    up: Tensor | None  # of all experts as one tensor, [experts, intermediate or twice it, hidden], if they are one
-    down: Tensor | None  # the same, [experts, hidden, intermediate]
+    # Of all experts, if they are one: a plain tensor [experts, intermediate or twice it, hidden], or a quantised layer,
+    # expert after expert.
+    up: Tensor | RestoredLinear | None
+    down: Tensor | RestoredLinear | None  # the same, [experts, hidden, intermediate]
     up_bias: Tensor | None  # [experts, intermediate or twice it]
     down_bias: Tensor | None  # [experts, hidden]
     shared: MLP | None

@@ -25,7 +25,7 @@ FP4 = (*_FP4, *(-value for value in _FP4))
 class TableLinear(RestoredLinear):
     """weight[i, j] = table[codes[i, j]] * scales[i, j // block] * factors[i], rounded once to the model's dtype."""
 
-    __slots__ = ("block", "codes", "factors", "scales", "table")
+    __slots__ = ("block", "codes", "factors", "is_e2m1", "scales", "table")
 
     def __init__(
         self,
@@ -35,12 +35,14 @@ class TableLinear(RestoredLinear):
         dtype: torch.dtype,
         factors: Tensor | None = None,
         bias: Tensor | None = None,
+        is_e2m1: bool = False,
     ) -> None:
         """`codes`: uint8 [out, in / 2]; of two inputs the first is in the low bits. `table`: float32 [16], or
         [out, 16]. `scales`: [out, in / block] in float32, float8_e4m3fn (nvfp4) or float8_e8m0fnu (mxfp4). `factors`:
-        float32 [out], or None."""
+        float32 [out], or None. `is_e2m1`: whether the table is that of `E2M1`, which kernels need not read."""
         super().__init__(dtype, bias)
         self.codes, self.table, self.scales, self.factors = codes, table, scales, factors
+        self.is_e2m1 = is_e2m1
         self.block = 2 * codes.shape[1] // scales.shape[1]
 
     @property
@@ -63,7 +65,7 @@ class TableLinear(RestoredLinear):
             scales = scales[rows]
         table = self.table if self.table.dim() == 1 else self.table[rows]
         factors = None if self.factors is None else self.factors[rows]
-        return type(self)(self.codes[rows], table, scales, self.dtype, factors)
+        return type(self)(self.codes[rows], table, scales, self.dtype, factors, None, self.is_e2m1)
 
     def restored(self) -> Tensor:
         scales = self.scales.float()

@@ -19,6 +19,7 @@ from ember.engine.layers.layer_inputs import LayerInput, LayerInputs
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP, Xielu
 from ember.engine.layers.norm import JointHeadNorm, LayerNorm, Norm, QkNorm, RMSNorm
+from ember.engine.layers.restored import RestoredLinear
 
 Weights = dict[str, Linear | Tensor]
 """Weights by the names of `description.weights.weight_specs`: linear layers, and vectors and tables."""
@@ -176,8 +177,10 @@ def _router_norm(config: DecoderConfig, weights: Weights, prefix: str) -> RMSNor
     return RMSNorm(scale, config.hidden_size, config.norm_eps)
 
 
-def _stack(linear: Linear, count: int) -> Tensor | None:
-    """The matrices of all experts as one plain tensor [experts, rows, columns], if they are one."""
+def _stack(linear: Linear, count: int) -> Tensor | RestoredLinear | None:
+    """The matrices of all experts as one plain tensor [experts, rows, columns] or one quantised layer, if they are."""
+    if isinstance(linear, RestoredLinear):
+        return linear
     return linear.rows[0].unflatten(0, (count, -1)) if type(linear) is Linear and len(linear.rows) == 1 else None
 
 

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.operator_choice import Decision, decide
 from ember.engine.description.operator_sets import check_features
 from ember.engine.layers.block import DecoderParts
 from ember.engine.layers.experts import Experts
+from ember.engine.layers.linear import Linear
+from ember.engine.layers.table_linear import TableLinear
 from ember.engine.operators.base import Operators
 from ember.engine.operators.torch_ops import TorchOperators
 from ember_cpu import library as native
@@ -70,6 +73,7 @@ def decision_for(
     fault: str | None = None,
 ) -> Decision:
     """The decision for a decoder with these weights. `fault`: as `decide` has it."""
+    experts = [block.mlp for block in parts.blocks if isinstance(block.mlp, Experts)]
     return decide(
         config,
         str(dtype).removeprefix("torch."),
@@ -78,8 +82,15 @@ def decision_for(
         fault,
         float8_cache=any(block.attention.cache_scales is not None for block in parts.blocks),
         layouts=frozenset(layout.__name__ for layout in parts.layouts()),
-        plain_experts=all(not isinstance(block.mlp, Experts) or block.mlp.up is not None for block in parts.blocks),
+        own_experts=all(_in_kernels(matrices) for each in experts for matrices in (each.up, each.down)),
     )
+
+
+def _in_kernels(matrices: Tensor | Linear | None) -> bool:
+    """Whether Triton's kernels multiply the matrices of all experts, which may be one plain tensor or one layer."""
+    if isinstance(matrices, TableLinear):
+        return matrices.in_features % 16 == 0 == matrices.block % 2
+    return isinstance(matrices, Tensor)
 
 
 def _for_gpu(config: DecoderConfig, parts: DecoderParts, torch_ops: TorchOperators) -> Choice:

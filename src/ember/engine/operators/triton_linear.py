@@ -17,8 +17,10 @@ from ember.engine.layers.float8_linear import Float8Linear
 from ember.engine.layers.int_linear import IntLinear
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.scratch import scratch
+from ember.engine.layers.table_linear import TableLinear
 from ember_kernels import float8_gemm as float8
 from ember_kernels import int_gemm as ints
+from ember_kernels import table_gemm as table
 
 _SCALED_ALIGNMENT = 16  # elements: what torch's product of float8 matrices demands of rows and columns
 
@@ -79,4 +81,23 @@ def _ints(weight: Linear, x: Tensor) -> Tensor | None:
     return F.linear(x, ints.int_restore(*held, scratch(n, k, x.dtype, x.device)), weight.bias)
 
 
-KERNELS: dict[type[Linear], Callable[[Linear, Tensor], Tensor | None]] = {Float8Linear: _float8, IntLinear: _ints}
+def _table(weight: Linear, x: Tensor) -> Tensor | None:
+    assert isinstance(weight, TableLinear)
+    if not table.can_multiply(weight.in_features, weight.block):
+        return None
+    if len(x) <= table.MAX_ROWS:
+        return table.table_gemm(x.contiguous(), table_weight(weight), weight.bias)
+    buffer = scratch(weight.out_features, weight.in_features, x.dtype, x.device)
+    return F.linear(x, table.table_restore(table_weight(weight), buffer), weight.bias)
+
+
+def table_weight(weight: TableLinear) -> table.TableWeight:
+    """The weight as the kernels take it."""
+    return table.TableWeight(weight.codes, weight.scales, None if weight.is_e2m1 else weight.table, weight.factors)
+
+
+KERNELS: dict[type[Linear], Callable[[Linear, Tensor], Tensor | None]] = {
+    Float8Linear: _float8,
+    IntLinear: _ints,
+    TableLinear: _table,
+}

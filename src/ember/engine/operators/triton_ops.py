@@ -35,13 +35,14 @@ from ember.engine.layers.rotary import Rotary
 from ember.engine.operators.base import Heads, Step
 from ember.engine.operators.experts import add_shared, route
 from ember.engine.operators.torch_ops import TorchOperators
+from ember.engine.operators.triton_experts import multiply_experts
 from ember.engine.operators.triton_linear import has_scaled, multiply
 from ember_kernels.activation import activation
 from ember_kernels.compile import device_capability
 from ember_kernels.decode_attention import decode_attention, plan_attention
 from ember_kernels.decode_plan import DecodePlan
 from ember_kernels.expert_blocks import expert_blocks
-from ember_kernels.grouped_gemm import block_rows, combine_experts, gather_gemm, grouped_gemm, uses_gather
+from ember_kernels.grouped_gemm import block_rows, combine_experts, uses_gather
 from ember_kernels.launch import Launches, repeat
 from ember_kernels.norm import layer_norm, rms_norm
 from ember_kernels.prefill_attention import prefill_attention
@@ -245,20 +246,15 @@ class TritonOperators:
     def _experts(self, experts: Experts, hidden: Tensor, step: TritonStep, routed: Tensor | None = None) -> Tensor:
         """Few tokens: each pair of token and expert reads the expert's matrices. Otherwise pairs are sorted by
         expert."""
-        assert experts.up is not None and experts.down is not None, "weights on a GPU are one tensor"
         weights, ids = route(self, experts, hidden if routed is None else routed, step)
         count, per_token = experts.config.count, ids.shape[1]
         rows = hidden
         if experts.config.scales_input:
             rows = (hidden[:, None] * weights[..., None]).to(hidden.dtype).flatten(0, 1)  # of each pair
             weights, per_token = torch.ones_like(weights), 1
-        if uses_gather(len(hidden)):
-            up = gather_gemm(rows, experts.up, ids, per_token)
-            down = gather_gemm(self._gated(experts, up, ids), experts.down, ids)
-        else:
-            blocks = expert_blocks(ids, count, block_rows(ids.numel(), count))
-            up = grouped_gemm(rows, experts.up, blocks, per_token)
-            down = grouped_gemm(self._gated(experts, up, ids), experts.down, blocks)
+        blocks = None if uses_gather(len(hidden)) else expert_blocks(ids, count, block_rows(ids.numel(), count))
+        up = multiply_experts(experts.up, rows, ids, count, blocks, per_token)
+        down = multiply_experts(experts.down, self._gated(experts, up, ids), ids, count, blocks)
         if experts.down_bias is not None:
             down = down + experts.down_bias[ids.flatten()]
         mixed = combine_experts(down, ids, weights, count)

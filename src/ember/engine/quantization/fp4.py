@@ -75,4 +75,4 @@ class Fp4:
             stored = torch.cat(tensors[GLOBAL])[:, 0]
             factors = (1.0 / stored if self.is_inverse else stored)[row_numbers(spec, _BY_MATRIX).to(stored.device)]
         table = torch.tensor(E2M1, device=codes.device)
-        return TableLinear(codes, table, scales, dtype, factors)
+        return TableLinear(codes, table, scales, dtype, factors, is_e2m1=True)

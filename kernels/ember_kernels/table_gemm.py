@@ -1,0 +1,324 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Linear layers with codes of 4 bits that stand for the numbers of a table: nf4, fp4, mxfp4, nvfp4.
+
+weight[i, j] = table[code[i, j]] * scales[i, j // block] * factors[i]; y = x @ weight.T + bias. A byte has two inputs,
+the first in the low bits, so a tile of bytes is two tiles of weights: x is read as its even and its odd columns, and
+each is multiplied with one. e2m1 (mxfp4, nvfp4) is converted by arithmetic, other tables are read for each code.
+
+For up to 64 rows `table_gemm` reads each code once, with K split as in `small_gemm`. For more rows `table_restore`
+writes the weight in the dtype of x, and torch multiplies it. `table_experts` has the forms for experts.
+
+Bytes: N * K / 2 codes, and the scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from ember_kernels.attention import e4m3_bits
+from ember_kernels.compile import Specialisation, device_capability
+from ember_kernels.float8_gemm import INTERPRET, LEAST_ROWS, MAX_ROWS, SPLITS, Config, config
+from ember_kernels.launch import cdiv, direct, next_power_of_2
+from ember_kernels.rounding import rounded
+from ember_kernels.small_gemm import REDUCE_BLOCK, add_splits_kernel
+
+RESTORE_ROWS, RESTORE_BYTES = 2, 256
+FLOAT, E4M3, E8M0 = 0, 1, 2  # kinds of scales
+KINDS = {torch.float32: FLOAT, torch.float8_e4m3fn: E4M3, torch.float8_e8m0fnu: E8M0}
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+_INTERPRET: tl.constexpr = tl.constexpr(INTERPRET)
+
+
+class TableWeight(NamedTuple):
+    """A weight [n, k], or the weights of all experts one after the other [experts * n, k].
+
+    codes: uint8 [n, k / 2]. scales: [n, k / block] in float32, float8_e4m3fn or float8_e8m0fnu. table: float32 [16], or
+    [n, 16]; None: e2m1. factors: float32 [n], or None. All are contiguous.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    table: torch.Tensor | None
+    factors: torch.Tensor | None = None
+
+    @property
+    def block(self) -> int:
+        return 2 * self.codes.shape[1] // self.scales.shape[1]
+
+
+def can_multiply(k: int, block: int) -> bool:
+    """Whether the kernels take rows of k inputs with a scale for each `block` of them."""
+    return k % 16 == 0 and block % 2 == 0 and k % block == 0
+
+
+@triton.jit
+def block_scales(scales_ptr, offsets, mask, KIND: tl.constexpr):
+    """Scales as float32, from the kinds FLOAT (0), E4M3 (1) and E8M0 (2), a power of two."""
+    scales = tl.load(scales_ptr + offsets, mask=mask, other=0)
+    if KIND == 1:
+        scales = e4m3_bits(scales, tl.float32)
+    elif KIND == 2:
+        scales = (scales.to(tl.int32) << 23).to(tl.float32, bitcast=True)
+    return scales
+
+
+@triton.jit
+def numbers(codes, table_at, IS_E2M1: tl.constexpr):
+    """The numbers of codes, in float32. e2m1's bits, shifted to where float16 has sign, exponent and mantissa, are the
+    number times 2**(1 - 15), subnormals included."""
+    if IS_E2M1:
+        wide = codes.to(tl.uint16)
+        half = (((wide & 8) << 12) | ((wide & 7) << 9)).to(tl.float16, bitcast=True)
+        found = half.to(tl.float32) * 16384.0
+    else:
+        found = tl.load(table_at + codes.to(tl.int32))
+    return found
+
+
+@triton.jit
+def multiplied(x_even_at, x_odd_at, x_mask, packed, scales, table_at, sums, IS_E2M1: tl.constexpr):
+    """sums + x [rows, 2 * bytes] times a tile of weights [2 * bytes, columns], given as `packed` [bytes, columns]."""
+    dtype: tl.constexpr = x_even_at.dtype.element_ty
+    even, odd = tl.load(x_even_at, mask=x_mask, other=0.0), tl.load(x_odd_at, mask=x_mask, other=0.0)
+    low = rounded(numbers(packed & 15, table_at, IS_E2M1) * scales, dtype)
+    high = rounded(numbers(packed >> 4, table_at, IS_E2M1) * scales, dtype)
+    if _INTERPRET:  # whose dot of bfloat16 is wrong
+        even, odd, low, high = even.to(tl.float32), odd.to(tl.float32), low.to(tl.float32), high.to(tl.float32)
+    return tl.dot(odd, high, tl.dot(even, low, sums))
+
+
+@direct
+@triton.jit(do_not_specialize=["m", "n"])
+def table_gemm_kernel(
+    x_ptr,
+    codes_ptr,
+    scales_ptr,
+    table_ptr,  # None: e2m1
+    factors_ptr,  # None: there are none
+    bias_ptr,
+    y_ptr,
+    m,
+    n,
+    k,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    SCALE_BLOCK: tl.constexpr,
+    KIND: tl.constexpr,
+    TABLE_STRIDE: tl.constexpr,  # 16: each row has a table; 0: all have the same
+):
+    """One tile of N, one slice of K. With SPLIT_K > 1, y is the workspace [SPLIT_K, m, n] in float32."""
+    split = tl.program_id(1)
+    rows = tl.arange(0, BLOCK_M)
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    # Rows beyond the matrices repeat the last one. Their results are not stored.
+    x_rows = tl.minimum(rows, m - 1)
+    w_rows = tl.minimum(columns, n - 1).to(tl.int64)
+    table_at = None if table_ptr is None else table_ptr + w_rows[None, :] * TABLE_STRIDE
+    bytes_at = tl.arange(0, BLOCK_K // 2)
+    slice_k = tl.cdiv(tl.cdiv(k, BLOCK_K), SPLIT_K) * BLOCK_K
+    start = split * slice_k
+    end = tl.minimum(start + slice_k, k)
+    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for first in range(start, end, BLOCK_K):
+        at = first // 2 + bytes_at
+        exists = at < k // 2
+        packed = tl.load(codes_ptr + w_rows[None, :] * (k // 2) + at[:, None], mask=exists[:, None], other=0)
+        places = w_rows[None, :] * (k // SCALE_BLOCK) + (2 * at // SCALE_BLOCK)[:, None]
+        scales = block_scales(scales_ptr, places, exists[:, None], KIND)
+        x_at = x_ptr + x_rows[:, None] * k + 2 * at[None, :]
+        sums = multiplied(x_at, x_at + 1, exists[None, :], packed, scales, table_at, sums, table_ptr is None)
+    if factors_ptr is not None:
+        sums *= tl.load(factors_ptr + w_rows)[None, :]
+    mask = (rows < m)[:, None] & (columns < n)[None, :]
+    if bias_ptr is not None:
+        sums += tl.load(bias_ptr + columns, mask=columns < n, other=0.0).to(tl.float32)[None, :]
+    y_ptr += split.to(tl.int64) * m * n
+    tl.store(y_ptr + rows[:, None] * n + columns[None, :], rounded(sums, y_ptr.dtype.element_ty), mask=mask)
+
+
+@direct
+@triton.jit(do_not_specialize=["n"])
+def table_restore_kernel(
+    codes_ptr,
+    scales_ptr,
+    table_ptr,
+    factors_ptr,
+    out_ptr,
+    n,
+    k,
+    ROWS: tl.constexpr,
+    BYTES: tl.constexpr,
+    SCALE_BLOCK: tl.constexpr,
+    KIND: tl.constexpr,
+    TABLE_STRIDE: tl.constexpr,
+):
+    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    at = tl.program_id(1) * BYTES + tl.arange(0, BYTES)
+    mask = (rows < n)[:, None] & (at < k // 2)[None, :]
+    packed = tl.load(codes_ptr + rows[:, None] * (k // 2) + at[None, :], mask=mask, other=0)
+    places = rows[:, None] * (k // SCALE_BLOCK) + (2 * at // SCALE_BLOCK)[None, :]
+    scales = block_scales(scales_ptr, places, mask, KIND)
+    if factors_ptr is not None:
+        scales *= tl.load(factors_ptr + rows, mask=rows < n, other=0.0)[:, None]
+    table_at = None if table_ptr is None else table_ptr + tl.minimum(rows, n - 1)[:, None] * TABLE_STRIDE
+    low = rounded(numbers(packed & 15, table_at, table_ptr is None) * scales, out_ptr.dtype.element_ty)
+    high = rounded(numbers(packed >> 4, table_at, table_ptr is None) * scales, out_ptr.dtype.element_ty)
+    out_at = out_ptr + rows[:, None] * k + 2 * at[None, :]
+    tl.store(out_at, low, mask=mask)
+    tl.store(out_at + 1, high, mask=mask)
+
+
+def table_config(m: int, n: int, k: int, capability: int) -> Config:
+    return config(m, n, k, 128, capability)
+
+
+def table_gemm(x: torch.Tensor, weight: TableWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x [m, k] @ weight.T + bias [n] -> [m, n]
+
+    x: bfloat16 or float16, contiguous, 1 <= m <= 64. bias: of x's dtype. Each number of the weight is rounded to that
+    dtype, without its factor. Sums are float32, rounded once, and the same in every run.
+    """
+    (m, k), n = x.shape, len(weight.codes)
+    check(x.dtype, weight)
+    if not 1 <= m <= MAX_ROWS or 2 * weight.codes.shape[1] != k or not x.is_contiguous():
+        raise ValueError(f"table_gemm takes 1 to {MAX_ROWS} contiguous rows of {2 * weight.codes.shape[1]}: {x.shape}")
+    c = table_config(m, n, k, device_capability(x.device))
+    out, split = x.new_empty((m, n)), c.split_k > 1
+    partial = torch.empty((c.split_k, m, n), dtype=torch.float32, device=x.device) if split else out
+    table_gemm_kernel[(cdiv(n, c.block_n), c.split_k)](
+        x,
+        *tensors(weight),
+        None if split else bias,
+        partial,
+        m,
+        n,
+        k,
+        BLOCK_M=max(LEAST_ROWS, next_power_of_2(m)),
+        BLOCK_N=c.block_n,
+        BLOCK_K=c.block_k,
+        SPLIT_K=c.split_k,
+        **constants(weight),
+        num_warps=c.num_warps,
+        num_stages=c.num_stages,
+    )
+    if split:
+        add_splits_kernel[(cdiv(m * n, REDUCE_BLOCK),)](
+            partial, bias, out, m * n, n, SPLIT_K=c.split_k, BLOCK=REDUCE_BLOCK, num_warps=4, num_stages=1
+        )
+    return out
+
+
+def table_restore(weight: TableWeight, out: torch.Tensor) -> torch.Tensor:
+    """Write the weight to `out` [n, k], bfloat16 or float16, which is returned."""
+    check(out.dtype, weight)
+    n, k = out.shape
+    table_restore_kernel[(cdiv(n, RESTORE_ROWS), cdiv(k // 2, RESTORE_BYTES))](
+        *tensors(weight),
+        out,
+        n,
+        k,
+        ROWS=RESTORE_ROWS,
+        BYTES=RESTORE_BYTES,
+        **constants(weight),
+        num_warps=4,
+        num_stages=1,
+    )
+    return out
+
+
+def tensors(weight: TableWeight) -> tuple[torch.Tensor | None, ...]:
+    """The tensors of a weight as the kernels take them."""
+    scales = weight.scales if weight.scales.dtype == torch.float32 else weight.scales.view(torch.uint8)
+    return weight.codes, scales, weight.table, weight.factors
+
+
+def constants(weight: TableWeight) -> dict[str, int]:
+    stride = 16 if weight.table is not None and weight.table.dim() == 2 else 0
+    return {"SCALE_BLOCK": weight.block, "KIND": KINDS[weight.scales.dtype], "TABLE_STRIDE": stride}
+
+
+def check(dtype: torch.dtype, weight: TableWeight) -> None:
+    if dtype not in (torch.bfloat16, torch.float16) or weight.scales.dtype not in KINDS:
+        raise ValueError(f"table kernels take bfloat16 or float16, and scales of {list(KINDS)}: {dtype}")
+    k = 2 * weight.codes.shape[1]
+    if k % weight.scales.shape[1] or not can_multiply(k, weight.block):
+        raise ValueError(f"rows of {k} inputs with {weight.scales.shape[1]} scales do not fit the table kernels")
+    if not all(tensor is None or tensor.is_contiguous() for tensor in weight):
+        raise ValueError("table kernels need contiguous tensors")
+
+
+def table_restore_reference(weight: TableWeight, out: torch.Tensor) -> torch.Tensor:
+    """The specification of `table_restore`."""
+    codes = torch.stack((weight.codes & 15, weight.codes >> 4), dim=-1).flatten(1).long()
+    table = torch.tensor(E2M1, device=codes.device) if weight.table is None else weight.table
+    found = table[codes] if table.dim() == 1 else table.gather(1, codes)
+    found = found * weight.scales.float().repeat_interleave(weight.block, dim=1)
+    return out.copy_(found if weight.factors is None else found * weight.factors[:, None])
+
+
+def table_gemm_reference(x: torch.Tensor, weight: TableWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """The specification of `table_gemm`, in float32."""
+    restored = table_restore_reference(weight, torch.empty(len(weight.codes), x.shape[1], device=x.device))
+    return torch.nn.functional.linear(x.float(), restored, None if bias is None else bias.float()).to(x.dtype)
+
+
+class Form(NamedTuple):
+    """Weights that checkpoints have: the arguments of kernels that differ."""
+
+    name: str
+    block: int
+    kind: int
+    has_table: bool
+    has_factors: bool
+
+    def pointers(self) -> dict[str, str]:
+        found = {"codes_ptr": "*u8", "scales_ptr": "*fp32" if self.kind == FLOAT else "*u8"}
+        found |= {"table_ptr": "*fp32"} if self.has_table else {}
+        return found | ({"factors_ptr": "*fp32"} if self.has_factors else {})
+
+    def constants(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"SCALE_BLOCK": self.block, "KIND": self.kind, "TABLE_STRIDE": 0}
+        found |= {} if self.has_table else {"table_ptr": None}
+        return found | ({} if self.has_factors else {"factors_ptr": None})
+
+
+NVFP4 = Form("nvfp4", 16, E4M3, False, True)
+MXFP4 = Form("mxfp4", 32, E8M0, False, False)
+NF4 = Form("nf4", 64, FLOAT, True, False)
+
+
+def specialisations(capability: int) -> Iterator[Specialisation]:
+    """bfloat16, each form without a bias, every split, tiles of 16 (typical) and 64 rows."""
+    stages = table_config(1, 4096, 4096, capability).num_stages
+    for form, split_k, block_m in product((NVFP4, MXFP4, NF4), SPLITS, (16, 64)):
+        pointers = {"x_ptr": "*bf16", **form.pointers(), "y_ptr": "*fp32" if split_k > 1 else "*bf16"}
+        tiles = {"BLOCK_M": block_m, "BLOCK_N": 64, "BLOCK_K": 128, "SPLIT_K": split_k, "bias_ptr": None}
+        yield Specialisation(
+            f"table_gemm[{form.name}_s{split_k}_m{block_m}]",
+            table_gemm_kernel,
+            pointers | dict.fromkeys(("m", "n", "k"), "i32"),
+            form.constants() | tiles,
+            4,
+            stages,
+            (*pointers, "k"),
+            typical=block_m == 16 and split_k == 4,
+        )
+    for form in (NVFP4, MXFP4, NF4):
+        pointers = {**form.pointers(), "out_ptr": "*bf16"}
+        yield Specialisation(
+            f"table_restore[{form.name}]",
+            table_restore_kernel,
+            pointers | {"n": "i32", "k": "i32"},
+            form.constants() | {"ROWS": RESTORE_ROWS, "BYTES": RESTORE_BYTES},
+            4,
+            1,
+            (*pointers, "k"),
+        )
