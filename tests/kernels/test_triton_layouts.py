@@ -54,6 +54,8 @@ def logits(model: Decoder) -> list[torch.Tensor]:
         *product(("llama", "phi3"), ("float8 of blocks", "float8 of rows")),
         ("llama", "AWQ"),
         ("phi3", "GPTQ of 8 bits with act-order"),
+        ("llama", "nvfp4"),
+        ("phi3", "nf4"),
     ],
 )
 def test_logits_are_those_of_restored_weights(

@@ -58,7 +58,7 @@ def _is_scaled(weight: Float8Linear, x: Tensor) -> bool:
 def has_scaled(device: torch.device) -> bool:
     """Whether torch's product of float8 matrices with scales of rows works on the device, tried on a small case. It
     waits for the device, so it is called first before any step."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+    if device.type != "cuda" or not torch.cuda.is_available() or torch.cuda.get_device_capability(device) < (8, 9):
         return False
     ones = torch.ones(16, 16, device=device)
     try:
