@@ -17,7 +17,7 @@
 #endif
 /* Build fingerprint, a digest of sources and compiler options: library.py refuses a library built from other sources. */
 const char ember_build[] = EMBER_BUILD;
-const i64 ember_sizes[] = {sizeof(Matrix), sizeof(Layer), sizeof(Model), sizeof(Step)};
+const i64 ember_sizes[] = {sizeof(Matrix), sizeof(Layer), sizeof(Model), sizeof(Step), sizeof(Experts)};
 
 /* Slabs of each kind for any matrix product of the model. */
 static i64 most_slabs(const Model *model, i64 rows) {
@@ -26,11 +26,26 @@ static i64 most_slabs(const Model *model, i64 rows) {
     return rows * num_slabs(model->intermediate > most ? model->intermediate : most);
 }
 
+/* Slabs of each kind for the pairs of rows and experts. */
+static i64 pair_slabs(const Model *model, i64 rows) {
+    return rows * model->experts_per_token * num_slabs(model->hidden > model->expert_size ? model->hidden : model->expert_size);
+}
+
+/* Bytes that a step with experts needs in addition. */
+static i64 expert_workspace(const Model *model, i64 rows) {
+    i64 pairs = rows * model->experts_per_token;
+    if (!model->experts) return 0;
+    i64 numbers = 2 * model->experts + 1 + 2 * pairs, floats = rows * model->experts + pairs + pairs * model->hidden;
+    i64 halves = pairs * (model->hidden + model->expert_size);
+    return numbers * 8 + floats * 4 + halves * 2 + (KINDS - 1) * pair_slabs(model, rows) * (i64)sizeof(Slab) + 16 * 64;
+}
+
 /* Size of the workspace of `ember_forward`, in bytes. */
 i64 ember_workspace(const Model *model, i64 rows) {
     i64 heads = model->heads * model->head_dim, kv = model->kv_heads * model->head_dim;
     i64 floats = 2 * model->hidden + heads + 2 * kv, halves = model->hidden + 2 * heads + model->intermediate;
-    return rows * (floats * 4 + halves * 2) + (KINDS - 1) * most_slabs(model, rows) * (i64)sizeof(Slab) + 16 * 64;
+    i64 slabs = (KINDS - 1) * most_slabs(model, rows) * (i64)sizeof(Slab);
+    return rows * (floats * 4 + halves * 2) + slabs + 16 * 64 + expert_workspace(model, rows);
 }
 
 static void *allocate(char **at, i64 bytes) {
@@ -60,6 +75,86 @@ static void add_output(const Model *model, const float *norm, const float *delta
     if (norm) add_normalised(delta, norm, model->hidden, model->eps, model->residual_scale, residual);
 }
 
+/* The memory of a step with experts. */
+typedef struct {
+    Choice choice;
+    float *logits;  /* [rows, experts] */
+    float *outputs; /* [pairs, hidden] */
+    bf16 *sorted;   /* [pairs, hidden], the rows of the pairs */
+    bf16 *inner;    /* [pairs, expert_size] */
+    Slab *slabs;
+} ExpertStep;
+
+static ExpertStep expert_step(const Model *model, i64 rows, char **workspace) {
+    i64 pairs = rows * model->experts_per_token;
+    ExpertStep made = {0};
+    if (!model->experts) return made;
+    made.choice.experts = allocate(workspace, model->experts * 8), made.choice.starts = allocate(workspace, (model->experts + 1) * 8);
+    made.choice.ids = allocate(workspace, pairs * 8), made.choice.places = allocate(workspace, pairs * 8);
+    made.choice.weights = allocate(workspace, pairs * 4), made.logits = allocate(workspace, rows * model->experts * 4);
+    made.outputs = allocate(workspace, pairs * model->hidden * 4), made.sorted = allocate(workspace, pairs * model->hidden * 2);
+    made.inner = allocate(workspace, pairs * model->expert_size * 2);
+    made.slabs = allocate(workspace, (KINDS - 1) * pair_slabs(model, rows) * (i64)sizeof(Slab));
+    return made;
+}
+
+#define ONE_THREAD 4 /* rows up to which one thread chooses their experts and sorts them */
+
+/* Copy the row of a pair to its place, and quantise it for its expert. */
+static void sort_row(const Experts *e, const Choice *choice, i64 pair, const Input *normed, const Input *sorted, i64 hidden) {
+    i64 place = choice->places[pair];
+    memcpy((bf16 *)sorted->x + place * hidden, normed->x + pair / e->per_token * hidden, hidden * sizeof(bf16));
+    quantise_place(choice, place, e->up, sorted);
+}
+
+/* Experts of `normed` [rows, hidden], and the MLP that computes every row, added to the residual, or in `delta` if the output has a
+ * norm. `normed` is ready, also in 8 bits for the MLP's first matrix; the result is ready after the next barrier. */
+static void run_experts(Team *team, const Model *model, const Layer *layer, ExpertStep *step, const Input *normed, bf16 *inner, float *residual,
+                        float *delta) {
+    const Experts *e = layer->experts;
+    Choice *choice = &step->choice;
+    i64 rows = normed->rows, hidden = model->hidden, k = e->per_token, row, pair;
+    Input sorted = {step->sorted, {NULL, step->slabs, step->slabs + pair_slabs(model, rows)}, rows * k}, made = sorted, shared = *normed;
+    made.x = step->inner, shared.x = inner;
+    multiply(team, &e->router, normed, step->logits, 0.0f);
+    if (rows > ONE_THREAD) {
+        barrier(team);
+        while ((row = fetch_work(team, 1)) < rows) choose(e, step->logits + row * e->count, choice->weights + row * k, choice->ids + row * k);
+    }
+    if (arrive(team)) {
+        for (row = 0; row < rows && rows <= ONE_THREAD; row++)
+            choose(e, step->logits + row * e->count, choice->weights + row * k, choice->ids + row * k);
+        sort_pairs(e, rows, choice);
+        for (pair = 0; pair < rows * k && rows <= ONE_THREAD; pair++) sort_row(e, choice, pair, normed, &sorted, hidden);
+        release(team);
+    }
+    if (rows > ONE_THREAD) {
+        while ((pair = fetch_work(team, 1)) < rows * k) sort_row(e, choice, pair, normed, &sorted, hidden);
+        barrier(team);
+    }
+    multiply_experts_gated(team, choice, e->up, &sorted, model->activation, step->inner);
+    barrier(team);
+    if (needs_slabs(e->down)) {
+        while ((pair = fetch_work(team, 1)) < rows * k) quantise_place(choice, pair, e->down, &made);
+        barrier(team);
+    }
+    multiply_experts(team, choice, e->down, &made, step->outputs);
+    barrier(team);
+    if (e->shared) {
+        multiply_gated(team, &e->shared_up, normed, model->activation, inner);
+        share_input(team, &e->shared_down, &shared);
+        multiply(team, &e->shared_down, &shared, delta, 0.0f);
+        barrier(team);
+    }
+    while ((row = fetch_work(team, 1)) < rows) {
+        float sum[hidden], *own = delta + row * hidden;
+        mix(e, choice, row, step->outputs, normed->x + row * hidden, hidden, own, sum);
+        if (layer->mlp_output_norm) memcpy(own, sum, hidden * sizeof(float));
+        else
+            for (i64 i = 0; i < hidden; i++) residual[row * hidden + i] += model->residual_scale * sum[i];
+    }
+}
+
 /* Run all layers and the final norm on a step of at most MAX_ROWS rows. `workspace`: `ember_workspace` bytes. */
 void ember_forward(const Model *model, const Step *step, char *workspace, int threads) {
     i64 rows = step->rows, hidden = model->hidden, size = model->head_dim, heads = model->heads;
@@ -74,6 +169,7 @@ void ember_forward(const Model *model, const Step *step, char *workspace, int th
     const Input for_heads = {normed, {NULL, slabs, slabs + most_slabs(model, rows)}, rows};
     Input for_output = for_heads, for_up = for_heads, for_down = for_heads;
     for_output.x = mixed, for_down.x = inner;
+    ExpertStep experts = expert_step(model, rows, &workspace);
     Team team = {0, 0, 0, threads};
 #pragma omp parallel num_threads(threads)
     {
@@ -108,12 +204,16 @@ void ember_forward(const Model *model, const Step *step, char *workspace, int th
             while ((row = fetch_work(&team, 1)) < rows) {
                 add_output(model, layer->attention_output_norm, delta + row * hidden, residual + row * hidden);
                 rms_norm(residual + row * hidden, layer->mlp_norm, hidden, model->eps, normed + row * hidden);
-                quantise_input(&layer->up, &for_up, row);
+                if (!layer->experts) quantise_input(&layer->up, &for_up, row);
+                else if (layer->experts->shared) quantise_input(&layer->experts->shared_up, &for_up, row);
             }
             barrier(&team);
-            multiply_gated(&team, &layer->up, &for_up, model->activation, inner);
-            share_input(&team, &layer->down, &for_down);
-            multiply_output(&team, model, &layer->down, layer->mlp_output_norm, &for_down, residual, delta);
+            if (layer->experts) run_experts(&team, model, layer, &experts, &for_up, inner, residual, delta);
+            else {
+                multiply_gated(&team, &layer->up, &for_up, model->activation, inner);
+                share_input(&team, &layer->down, &for_down);
+                multiply_output(&team, model, &layer->down, layer->mlp_output_norm, &for_down, residual, delta);
+            }
             barrier(&team);
         }
         while ((row = fetch_work(&team, 1)) < rows) {

@@ -53,6 +53,29 @@ class Matrix(ctypes.Structure):
         return sum(piece.rows for piece in self.piece)
 
 
+class Experts(ctypes.Structure):
+    """The experts of a layer (experts.h)."""
+
+    _fields_ = (
+        ("count", _I64),
+        ("per_token", _I64),
+        ("router", Matrix),
+        ("correction", _POINTER),
+        ("up", ctypes.POINTER(Matrix)),
+        ("down", ctypes.POINTER(Matrix)),
+        ("sigmoid", _I64),
+        ("normalised", _I64),
+        ("groups", _I64),
+        ("chosen_groups", _I64),
+        ("norm_min", ctypes.c_float),
+        ("scale", ctypes.c_float),
+        ("shared", _I64),
+        ("shared_up", Matrix),
+        ("shared_down", Matrix),
+        ("shared_router", _POINTER),
+    )
+
+
 class Layer(ctypes.Structure):
     """Weights and KV cache of a layer (model.h)."""
 
@@ -66,6 +89,7 @@ class Layer(ctypes.Structure):
         ("output", Matrix),
         ("up", Matrix),
         ("down", Matrix),
+        ("experts", ctypes.POINTER(Experts)),
         ("keys", _POINTER),
         ("values", _POINTER),
         ("window", _I64),
@@ -86,6 +110,9 @@ class Model(ctypes.Structure):
         ("head_dim", _I64),
         ("intermediate", _I64),
         ("block_size", _I64),
+        ("experts", _I64),
+        ("experts_per_token", _I64),
+        ("expert_size", _I64),
         ("rotary_dims", _I64 * ROPES),
         ("interleaved", _I64),
         ("rotates_before_norm", _I64),

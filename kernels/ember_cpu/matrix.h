@@ -137,9 +137,9 @@ static void multiply_integers(const Matrix *matrix, const Piece *piece, i64 firs
 }
 
 /* Rows [first, first + width) of the matrix, which are in one piece, times all rows of the input: out[row][0..width - 1]. `width`
- * is at most `strip_rows`; more columns of `out` may be written. Prefetches from row `then` on. */
-static void strip(const Matrix *matrix, i64 first, i64 width, i64 then, const Input *input, float (*out)[STRIP]) {
-    const char *w[STRIP], *ahead = row_of(matrix, then);
+ * is at most `strip_rows`; more columns of `out` may be written. Prefetches from `ahead` on. */
+static void strip(const Matrix *matrix, i64 first, i64 width, const char *ahead, const Input *input, float (*out)[STRIP]) {
+    const char *w[STRIP];
     const Piece *piece = piece_of(matrix, &first);
     const int type = (int)piece->type, kind = kind_for(matrix, piece);
     i64 columns = matrix->columns, bytes = row_bytes(type, columns);
@@ -217,7 +217,7 @@ static void multiply(Team *team, const Matrix *matrix, const Input *input, float
     for (Chunk work = first_chunk(team, matrix, rows, total); next_chunk(team, &work);)
         for (i64 n = work.first, width; n < work.end; n += width) {
             width = strip_width(matrix, n, work.end, rows);
-            strip(matrix, n, width, row_to_prefetch(&work, n), input, sums);
+            strip(matrix, n, width, row_of(matrix, row_to_prefetch(&work, n)), input, sums);
             if (matrix->bias) add_bias(matrix->bias + n, width, rows, sums);
             for (i64 i = 0; i < rows; i++) {
                 float *to = out + i * total + n;
@@ -235,6 +235,16 @@ static inline __attribute__((always_inline)) void gated(const int activation, co
     for (i64 j = 0; j < width; j++) made[j] = to_bf16((activation == SILU ? silu(gate[j]) : gelu_tanh(gate[j])) * up[j]);
 }
 
+/* out [rows, width] = activation(gate) * up; rows of `out` are `pitch` elements apart. */
+static void store_gated(i64 activation, float (*gate)[STRIP], float (*up)[STRIP], i64 rows, i64 width, bf16 *out, i64 pitch) {
+    for (i64 i = 0; i < rows; i++) {
+        bf16 made[STRIP];
+        if (activation == SILU) gated(SILU, gate[i], up[i], width <= 4 ? 4 : STRIP, made);
+        else gated(GELU_TANH, gate[i], up[i], width <= 4 ? 4 : STRIP, made);
+        memcpy(out + i * pitch, made, (size_t)width * sizeof(bf16));
+    }
+}
+
 /* out [rows, intermediate] = activation(input times gate) * (input times up), where the matrix has the rows of gate first. */
 static void multiply_gated(Team *team, const Matrix *matrix, const Input *input, i64 activation, bf16 *out) {
     i64 half = num_rows(matrix) / 2, rows = input->rows;
@@ -244,18 +254,12 @@ static void multiply_gated(Team *team, const Matrix *matrix, const Input *input,
             i64 then = row_to_prefetch(&work, n), other = strip_width(matrix, half + n, half + work.end, rows);
             width = strip_width(matrix, n, work.end, rows);
             width = other < width ? other : width;
-            strip(matrix, n, width, then, input, gate);
-            strip(matrix, half + n, width, half + then, input, up);
+            strip(matrix, n, width, row_of(matrix, then), input, gate);
+            strip(matrix, half + n, width, row_of(matrix, half + then), input, up);
             if (matrix->bias) {
                 add_bias(matrix->bias + n, width, rows, gate);
                 add_bias(matrix->bias + half + n, width, rows, up);
             }
-            for (i64 i = 0; i < rows; i++) {
-                float *g = gate[i], *u = up[i];
-                bf16 made[STRIP], *to = out + i * half + n;
-                if (activation == SILU) gated(SILU, g, u, width <= 4 ? 4 : STRIP, made);
-                else gated(GELU_TANH, g, u, width <= 4 ? 4 : STRIP, made);
-                memcpy(to, made, (size_t)width * sizeof(bf16));
-            }
+            store_gated(activation, gate, up, rows, width, out + n, half);
         }
 }

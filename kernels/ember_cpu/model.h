@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-#include "matrix.h"
+#include "experts.h"
 
 #define ROPES 2 /* kinds of rotary positions in a model */
 
@@ -12,6 +12,7 @@ typedef struct {
     const float *attention_output_norm, *mlp_output_norm; /* [hidden], of outputs before they are added; NULL: none */
     const float *query_key_norm;                          /* [heads + kv_heads, head_dim] or NULL */
     Matrix qkv, output, up, down;                         /* up: gate's rows first */
+    const Experts *experts;                               /* in place of up and down; NULL: there are none */
     bf16 *keys, *values;                   /* the layer's cache by slot, [slots, kv_heads, head_dim] */
     i64 window;                            /* tokens of the sliding window; 0: the whole context */
     i64 group;                             /* the cache group: which slots and block tables are the layer's */
@@ -21,6 +22,7 @@ typedef struct {
 
 typedef struct {
     i64 num_layers, hidden, heads, kv_heads, head_dim, intermediate, block_size;
+    i64 experts, experts_per_token, expert_size; /* of the layers with experts; expert_size: intermediate size of each */
     i64 rotary_dims[ROPES];  /* dimensions of a head that are rotated */
     i64 interleaved;         /* whether dimensions 2i and 2i + 1 are a pair; otherwise i and i + half */
     i64 rotates_before_norm; /* whether heads are rotated, then normalised */

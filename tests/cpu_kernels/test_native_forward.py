@@ -132,6 +132,30 @@ def test_logits_are_those_of_transformers(family, build, checkpoints, usual_erro
             assert error(parts, schedule, expected) <= 1.1 * usual
 
 
+EXPERTS = {"qwen3_moe": {}, "qwen2_moe": {"shared_expert_intermediate_size": 96}, "glm4_moe": {}}
+
+
+@pytest.mark.parametrize("family", EXPERTS)
+def test_experts_are_computed_in_one_call(family, build, tmp_path):
+    """Where rounding chooses another expert, errors are large, in any path: of all rows the call may be as far off as
+    torch's operators, and no row depends on the others."""
+    sizes = {"moe_intermediate_size": 64, **EXPERTS[family], **SIZES}
+    directory = make_tiny(family, tmp_path, dtype=torch.bfloat16, **sizes)
+    expected = reference(directory, sequences_of_tokens())
+    usual = error(load(directory, torch.bfloat16), mixed, expected)
+    model = native_model(directory)
+    assert model.ops.max_whole_rows == native.MAX_ROWS
+    assert error(model, mixed, expected) <= 1.5 * usual
+    alone, together_ = Paged(model, sequences_of_tokens((7, 7))), Paged(model, sequences_of_tokens((7, 7)))
+    for row in (0, 1):
+        for _ in range(7):
+            alone.step([(row, 1)])
+    together_.step([(0, 7), (1, 3)])
+    together_.step([(1, 4)])
+    for one, other in zip(alone.finish(), together_.finish(), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("operation", NATIVE.features)
 @pytest.mark.parametrize("family", ["qwen3", "qwen2_window"])
 def test_torch_stands_in_for_any_operation(family, operation, build, checkpoints, usual_errors):
@@ -283,8 +307,9 @@ def test_a_chore_that_fails_leaves_a_whole_model(build, checkpoints, monkeypatch
 def test_structures_are_those_of_the_library(build):
     library = native.load(build)
     assert library is not None
-    sizes = (ctypes.c_int64 * 4).in_dll(library, "ember_sizes")
-    assert list(sizes) == [ctypes.sizeof(kind) for kind in (native.Matrix, native.Layer, native.Model, native.Step)]
+    kinds = (native.Matrix, native.Layer, native.Model, native.Step, native.Experts)
+    sizes = (ctypes.c_int64 * len(kinds)).in_dll(library, "ember_sizes")
+    assert list(sizes) == [ctypes.sizeof(kind) for kind in kinds]
 
 
 def test_a_library_of_another_source_is_not_used(build, monkeypatch, tmp_path):

@@ -19,7 +19,9 @@ CPU_WEIGHTS = {"int8": "Q8_0", "int4": "Q4_0"}
 
 def is_whole(config: DecoderConfig) -> bool:
     """Whether the library computes a step of few rows in one call: it computes all operations, in its own loop."""
-    return not NATIVE.lacking(config) and not (LOOP - NATIVE_LOOP | {"experts"}) & config.features().keys()
+    return (
+        not NATIVE.lacking(config) and not (LOOP | NATIVE.features["experts"]) - NATIVE_LOOP & config.features().keys()
+    )
 
 
 def runs_in_bfloat16(config: DecoderConfig) -> bool:

@@ -51,8 +51,11 @@ class OperatorSet:
         return {operation: found[operation] for operation in OPERATIONS if operation in found}
 
 
-NATIVE_LOOP = frozenset({"wiring=sandwich", "residual_scale"})
-"""Those that the C library computes too, in the loop of its own."""
+NATIVE_LOOP = frozenset({"wiring=sandwich", "residual_scale", "experts"}) | {
+    *("experts.scores=sigmoid", "experts.normalised=False", "experts.scale", "experts.router_bias"),
+    *("experts.wide_router", "experts.correction", "experts.groups", "experts.shared_size", "experts.shared_router"),
+}
+"""The features of the layer loop and of experts that the C library computes in the loop of its own."""
 
 LOOP = frozenset(
     {

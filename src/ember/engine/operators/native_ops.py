@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ember.engine.description.config import DecoderConfig
 from ember.engine.description.native_forms import is_whole
 from ember.engine.description.operator_sets import Lacking
 from ember.engine.layers.batch import Batch
@@ -67,6 +68,7 @@ class NativeOperators:
         """`activations`: those that quantised weights are multiplied with: auto (8 bits) or float."""
         config = torch_ops.config
         self._floats = activations == "float"
+        self._experts_of: dict[int, tuple[native.Experts, Tensor | None]] = {}  # by layer, with what they point to
         self._norms: dict[int, tuple[Norm | QkNorm, Tensor]] = {}  # each norm by its id, and its weights in float32
         self.torch_ops = torch_ops
         self._library = library
@@ -79,7 +81,10 @@ class NativeOperators:
             heads=config.num_heads,
             kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
-            intermediate=config.intermediate_size,
+            intermediate=_largest_mlp(config),
+            experts=0 if config.experts is None else config.experts.count,
+            experts_per_token=0 if config.experts is None else config.experts.per_token,
+            expert_size=0 if config.experts is None else config.experts.intermediate_size,
             rotary_dims=tuple(rope.rotary_dim for rope in config.ropes()),
             interleaved=config.rope is not None and config.rope.interleaved,
             rotates_before_norm=config.rope_before_norm,
@@ -132,12 +137,53 @@ class NativeOperators:
         weights = {"qkv": attention.qkv, "output": attention.output}
         if isinstance(block.mlp, MLP):
             weights |= {"up": block.mlp.up, "down": block.mlp.down}
+        elif self.max_whole_rows:
+            self._place_experts(block.mlp, layer)
         for name, linear in weights.items():
             matrix = matrix_of(linear, self._floats)
             if matrix is None:
                 self.max_whole_rows = 0
             else:
                 setattr(made, name, matrix)
+
+    def _place_experts(self, experts: Experts, layer: int) -> None:
+        """Describe a layer's experts for the library, if it multiplies with the layouts of all matrices."""
+        config = experts.config
+        found = {
+            "router": [experts.router],
+            "up": [mlp.up for mlp in experts.each],
+            "down": [mlp.down for mlp in experts.each],
+        }
+        if experts.shared is not None:
+            found |= {"shared_up": [experts.shared.up], "shared_down": [experts.shared.down]}
+        matrices: dict[str, list[native.Matrix]] = {}
+        for name, linears in found.items():
+            made_of = (matrix_of(linear, self._floats) for linear in linears)
+            matrices[name] = [matrix for matrix in made_of if matrix is not None]
+            if len(matrices[name]) < len(linears) or is_quantised(experts.router):
+                self.max_whole_rows = 0
+                return
+        router = None if experts.shared_router is None else experts.shared_router.weight.to(torch.bfloat16).contiguous()
+        made = native.Experts(
+            count=config.count,
+            per_token=config.per_token,
+            router=matrices["router"][0],
+            correction=native.address(experts.correction),
+            up=(native.Matrix * config.count)(*matrices["up"]),
+            down=(native.Matrix * config.count)(*matrices["down"]),
+            sigmoid=config.scores == "sigmoid",
+            normalised=config.normalised,
+            groups=config.groups,
+            chosen_groups=config.groups_per_token,
+            norm_min=config.norm_min,
+            scale=config.scale,
+            shared=config.shared_size,
+            shared_router=native.address(router),
+        )
+        if experts.shared is not None:
+            made.shared_up, made.shared_down = matrices["shared_up"][0], matrices["shared_down"][0]
+        self._experts_of[layer] = made, router
+        self._layers[layer].experts = ctypes.pointer(made)
 
     def _weight_of(self, norm: Norm | QkNorm | None) -> int | None:
         """The address of a norm's weights in float32; None: there is no norm."""
@@ -286,3 +332,10 @@ class NativeOperators:
         parts = [native.linear(self._library, self._head, x.contiguous(), threads) for x in hidden.split(MAX_ROWS)]
         logits = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self.torch_ops.finish_logits(logits)
+
+
+def _largest_mlp(config: DecoderConfig) -> int:
+    """The largest intermediate size of MLPs, beside the experts'."""
+    is_dense = not all(map(config.has_experts, range(config.num_layers)))
+    shared = 0 if config.experts is None else config.experts.shared_size
+    return max(config.intermediate_size if is_dense else 0, shared)
