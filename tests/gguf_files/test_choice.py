@@ -209,3 +209,15 @@ def test_a_file_on_the_hub_is_described_when_it_is_here(hub, tmp_path):
         with pytest.raises(ModelError, match=says):
             predict(Configure(model=name, download_dir=str(tmp_path / "cache")))
     assert not hub.fetched()
+
+
+def test_another_quantization_in_the_cache_is_not_taken_for_the_usual_one(hub, tmp_path, monkeypatch):
+    hub.add("org/name-GGUF", dict.fromkeys(FILES, b"GGUF"))
+    places = Places(download_dir=str(tmp_path / "cache"))
+    resolve_model("org/name-GGUF:Q8_0", None, places)
+    assert resolve_model("org/name-GGUF", None, places).name == "model-Q4_K_M.gguf"
+    hub.add("org/single-GGUF", {"model-Q8_0.gguf": b"GGUF"})
+    for _ in range(2):
+        assert resolve_model("org/single-GGUF", None, places).name == "model-Q8_0.gguf"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert resolve_model("org/single-GGUF", None, places).name == "model-Q8_0.gguf"

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ember.engine.errors import ModelError
 from ember.engine.loading.files import choose_gguf, is_gguf, names_of_gguf, weight_files
 from ember.engine.loading.hub_files import Repository
-from ember.gguf.files import NO_CHOICE, Choice, first_part, split_name
+from ember.gguf.files import NO_CHOICE, USUAL_QUANTIZATION, Choice, first_part, split_name
 from ember.regular_file import read_regular
 
 Say = Callable[[str], None]
@@ -54,7 +54,10 @@ def _has_config(directory: Path) -> bool:
 
 
 def _has_gguf(directory: Path, choice: Choice) -> bool:
-    """Whether every file of the chosen model in GGUF exists."""
+    """Whether every file of the chosen model in GGUF exists in a snapshot. If none is chosen and the usual one is not
+    here, only the Hub knows whether it has that one, so it is asked unless the user forbids it."""
+    if not choice and not is_offline():
+        choice = Choice(USUAL_QUANTIZATION)
     try:
         return bool(choose_gguf(str(directory), names_of_gguf(directory), choice))
     except ModelError:
