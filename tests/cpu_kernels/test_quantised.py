@@ -29,6 +29,7 @@ from tests.support.operators import choose_for
 
 SIZES: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "dtype": torch.bfloat16}
 OPT_SIZES: dict[str, Any] = {"hidden_size": 128, "ffn_dim": 256, "word_embed_proj_dim": 128, "dtype": torch.bfloat16}
+GEMMA4_SIZES = {**SIZES, "global_head_dim": 64, "hidden_size_per_layer_input": 128}
 KINDS = list(CPU_WEIGHTS)
 
 
@@ -62,14 +63,14 @@ def checkpoints(tmp_path_factory):
     def checkpoint(family: str, kind: str) -> tuple[Path, Path]:
         """A model, and the one that its quantised form stands for."""
         if (family, kind) not in made:
-            sizes = OPT_SIZES if family == "opt" else SIZES
+            sizes = {"opt": OPT_SIZES, "gemma4_small": GEMMA4_SIZES}.get(family, SIZES)
             directory = make_tiny(family, root / family, **sizes)
             twin = make_tiny(family, root / f"{family}-{kind}", **sizes, tie_word_embeddings=False)
             weights = safetensors.torch.load_file(directory / "model.safetensors")
             (tokens,) = (weight for name, weight in weights.items() if name.endswith("embed_tokens.weight"))
             weights.setdefault("lm_head.weight", tokens.clone())
             for name, weight in weights.items():
-                if weight.dim() == 2 and "embed_positions" not in name:
+                if weight.dim() == 2 and not name.endswith(("embed_positions.weight", "embed_tokens_per_layer.weight")):
                     is_token = "embed" in name or "lm_head" in name
                     weights[name] = stands_for(weight, "int8" if is_token else kind)
             safetensors.torch.save_file(weights, twin / "model.safetensors", metadata={"format": "pt"})
@@ -134,7 +135,7 @@ def test_restored_weights_are_multiplied_like_plain_ones(build, kind):  # noqa: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama", "opt"])
+@pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama", "opt", "gemma4_small"])
 def test_the_model_is_that_of_the_weights_it_stands_for(family, kind, build, checkpoints):  # noqa: F811
     """In one call and in parts. With activations in bfloat16 it is as far from transformers in float32 as torch's
     operators are with those weights; with 8 bits not much further."""

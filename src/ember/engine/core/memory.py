@@ -70,9 +70,15 @@ def mixed_graph_bytes(config: DecoderConfig, element_size: int, max_num_batched_
     """The memory of the recorded steps with prompt chunks. All graphs share a pool for activations. It may have to be
     made twice, since a size that is recorded later does not fit into the parts that a smaller one left."""
     sizes = MIXED.sizes_up_to(max_num_batched_tokens)
-    launches = len(sizes) * LAUNCHES_PER_LAYER * config.num_layers
+    launches = len(sizes) * _launches_per_layer(config) * config.num_layers
     hidden = sizes[-1] * config.hidden_size * element_size
     return 2 * sizes[-1] * token_bytes(config, element_size) + hidden + launches * GRAPH_BYTES_PER_LAUNCH
+
+
+def _launches_per_layer(config: DecoderConfig) -> int:
+    """More than usual where a layer has an input of its own, a factor of its output, or experts beside the MLP."""
+    more = 8 * bool(config.layer_input_size) + 2 * config.layer_scalar
+    return LAUNCHES_PER_LAYER + more + (12 if config.experts is not None and config.experts.beside_mlp else 0)
 
 
 def block_table_bytes(num_groups: int, num_rows: int, max_model_len: int, block_size: int) -> int:
