@@ -15,7 +15,10 @@ _FOREIGN_PREFIXES = ("VLLM_", "EMBER_", "OMP_", "HUGGING_FACE_", "OPENAI_")
 _COMMANDS = ("serve", "worker", "platform", "inspect", "models", "quantize", "settings", "boot-report")
 
 
-QUANTIZE_FORMATS = ("gptq", "gptq-8bit", "awq", "w4a16", "w8a16", "w8a8")  # of `ember quantize`
+QUANTIZE_FORMATS = (  # of `ember quantize`
+    *("gptq", "gptq-8bit", "awq", "w4a16", "w8a16", "w8a8"),
+    *("fp8", "fp8-block", "nvfp4", "mxfp4", "nf4"),
+)
 
 
 class _Parser(argparse.ArgumentParser):

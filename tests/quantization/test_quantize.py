@@ -15,7 +15,9 @@ from torch import Tensor
 
 from ember import cli
 from ember.cli.quantize import FORMATS
+from ember.engine.layers.float8_linear import Float8Linear
 from ember.engine.layers.int_linear import IntLinear
+from ember.engine.layers.table_linear import TableLinear
 from ember.engine.loading.write import write_safetensors
 from ember.engine.quantization.write_int import round_to_nearest
 from ember.flags import QUANTIZE_FORMATS
@@ -23,6 +25,7 @@ from tests.engine_models.tiny import make_tiny, rewrite_config
 from tests.quantization.checkpoints import load, matrices
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
+LAYOUTS = (IntLinear, Float8Linear, TableLinear)
 GROUPED = ("gptq", "gptq-8bit", "awq", "w4a16")
 
 
@@ -41,15 +44,19 @@ def test_the_engine_reads_what_is_written(
         variant, {"n_inner": 128, "n_embd": 64, "n_head": 4}
     )
     source = make_tiny(variant, tmp_path / "source", max_shard_size="60KB", **fields)
+    if variant == "gpt2" and form.startswith("fp8"):
+        assert cli.main(["quantize", str(source), str(tmp_path / "target"), "--format", form]) == 1
+        assert f"GPT2LMHeadModel stores matrices as [in, out], which {form} has not" in capsys.readouterr().err
+        return
     target = quantized(source, tmp_path / "target", form)
     left = {"gpt2": "", "qwen3_moe": "; left as they are: model.layers."}.get(variant, "; left as they are: lm_head")
     assert f"matrices quantized{left}" in capsys.readouterr().out
     found, exact = load(target), load(source)
     for ours, theirs in zip(matrices(found), matrices(exact), strict=True):
         error = (ours.weight - theirs.weight).norm() / theirs.weight.norm()
-        assert error < (0.02 if "8" in form else 0.15)
-        assert (error > 0) == isinstance(ours, IntLinear)
-    assert sum(isinstance(linear, IntLinear) for linear in matrices(found)) == len(matrices(found)) - 1
+        assert error < (0.03 if "8" in form else 0.15)
+        assert (error > 0) == isinstance(ours, LAYOUTS)
+    assert sum(isinstance(linear, LAYOUTS) for linear in matrices(found)) == len(matrices(found)) - 1
     assert (target / "generation_config.json").exists() == (source / "generation_config.json").exists()
     assert not (target / "pytorch_model.bin").exists()
 
@@ -58,7 +65,7 @@ def test_the_formats_are_those_of_the_command() -> None:
     assert tuple(FORMATS) == QUANTIZE_FORMATS
 
 
-@pytest.mark.parametrize("form", ["w4a16", "w8a16", "w8a8"])
+@pytest.mark.parametrize("form", ["w4a16", "w8a16", "w8a8", "fp8"])
 def test_the_package_restores_the_same_weights(form: str, tmp_path: Path) -> None:
     source = make_tiny("llama", tmp_path / "source", num_hidden_layers=1, **SIZES)
     target = quantized(source, tmp_path / "target", form)

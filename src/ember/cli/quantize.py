@@ -26,6 +26,7 @@ from ember.engine.loading.plan import DTYPES, make_plan, read_headers
 from ember.engine.loading.resolve import resolve_model
 from ember.engine.loading.safetensors_header import TensorEntry
 from ember.engine.loading.write import write_safetensors
+from ember.engine.quantization.write_float import Float8BlockWriter, Float8RowWriter, Fp4Writer, NF4Writer
 from ember.engine.quantization.write_int import AWQWriter, CompressedWriter, GPTQWriter, Writer
 from ember.sizes import binary_size
 
@@ -38,6 +39,11 @@ FORMATS: dict[str, tuple[Callable[[int], Writer], bool]] = {
     "w4a16": (lambda group: CompressedWriter(4, group), True),
     "w8a16": (lambda group: CompressedWriter(8, None), False),
     "w8a8": (lambda group: CompressedWriter(8, None, rounds_inputs=True), False),
+    "fp8": (lambda group: Float8RowWriter(), False),
+    "fp8-block": (lambda group: Float8BlockWriter(), False),
+    "nvfp4": (lambda group: Fp4Writer(16), False),
+    "mxfp4": (lambda group: Fp4Writer(32), False),
+    "nf4": (lambda group: NF4Writer(), False),
 }
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json", ".h5", ".msgpack", ".onnx")
 
@@ -61,7 +67,7 @@ def quantize(source: str, target: Path, form: str, group: int | None, say: Calla
     """Write the quantised checkpoint to a new or an empty directory. Raises ModelError, OSError."""
     make, has_groups = FORMATS[form]
     if group is not None and not has_groups:
-        raise ModelError(f"--group-size has no meaning with --format {form}, which has a scale for each row")
+        raise ModelError(f"--group-size has no meaning with --format {form}, whose scales have a place of their own")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ModelError(f"{target} exists and is not an empty directory: name another target")
     writer = make(group or GROUP_SIZE)
@@ -73,6 +79,10 @@ def quantize(source: str, target: Path, form: str, group: int | None, say: Calla
     entries = read_headers(directory)
     make_plan(config, entries, "float32")  # whether config.json and the files fit
     modules, transposed = _modules(config, entries)
+    if transposed and form.startswith("fp8"):
+        raise ModelError(
+            f"{config.architecture} stores matrices as [in, out], which {form} has not: name another format"
+        )
     target.mkdir(parents=True, exist_ok=True)
     report = _write(directory, target, entries, modules, transposed, writer, _ignored(config, modules), say)
     document = read_json(directory / "config.json", required=True)
