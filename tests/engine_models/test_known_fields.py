@@ -230,9 +230,16 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ),
     (
         "Gemma4",
-        {"rope_parameters": {"full_attention": {"rope_type": "proportional", "partial_rotary_factor": 1.5}}},
+        {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 1.5},
+                "sliding_attention": {},
+            }
+        },
         "partial_rotary_factor=1.5 turns",
     ),
+    ("Gemma4", {"rope_parameters": {"full_attention": {}}}, "rope_parameters.sliding_attention: it must have full_"),
+    ("Gemma4", {"rope_parameters": {"rope_theta": 1e4}}, "rope_parameters.[a-z_]+: it must have full_attention and"),
     (
         "HunYuanDenseV1",
         {"rope_scaling": {"type": "dynamic", "alpha": 1e300}},
@@ -275,3 +282,14 @@ def test_heads_of_gemma4_are_those_of_both_spellings(tmp_path: Path) -> None:
     path.write_text(json.dumps(content | {"layer_types": layer_types}))
     forced = load_config(tmp_path)
     assert forced.windows() == (*[512] * 29, None) and "the last of layer_types" in forced.warnings[0]
+
+
+def test_the_kind_default_rotates_whole_heads_of_gemma4(tmp_path: Path) -> None:
+    new_config("Gemma4ForCausalLM").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    content["rope_parameters"]["sliding_attention"]["partial_rotary_factor"] = 0.5
+    path.write_text(json.dumps(content))
+    config = load_config(tmp_path)
+    assert config.local_rope is not None and config.local_rope.rotary_dim == 256
+    assert "rope_parameters.sliding_attention.partial_rotary_factor has no meaning" in config.warnings[0]

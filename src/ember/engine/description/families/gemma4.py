@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ember.engine.description.config import DecoderConfig, ExpertNames, ExpertsConfig
 from ember.engine.description.families.gemma import GEMMA3_NAMES
@@ -71,8 +72,7 @@ def read_unified(fields: Fields, *, max_position_embeddings: int = 262144, slidi
     bias, is_full = fields.flag("attention_bias", False), tuple(not windowed for windowed in config.windowed_layers)
     config = _with_heads(config, fields, is_full)
     form = RopeForm(theta=1_000_000.0, per_layer_type=True, absent={"full_attention": _FULL_ROPE})
-    # Its class has no older spelling of rotary positions.
-    ropes = Fields({"rope_parameters": fields.values.get("rope_parameters")}, fields.prefix)
+    ropes = _ropes(fields)
     rope = read_rope(ropes, config.heads(config.num_layers - 1).head_dim, config.max_position_embeddings, form)
     local = read_local_rope(ropes, config.head_dim, config.max_position_embeddings, RopeForm())
     fields.warnings += ropes.warnings
@@ -91,6 +91,22 @@ def read_unified(fields: Fields, *, max_position_embeddings: int = 262144, slidi
         layer_scalar=True,
         logits_soft_cap=fields.optional_number("final_logit_softcapping", None, above=0.0),
     )
+
+
+def _ropes(fields: Fields) -> Fields:
+    """`rope_parameters` alone, since the class has no older spelling of rotary positions: of each type of layers, or
+    none. Its kind default rotates whole heads."""
+    given, types = fields.mapping("rope_parameters"), ("full_attention", "sliding_attention")
+    if given and (wrong := [*({*types} - given.keys()), *(name for name in given if name not in types)]):
+        raise ModelError(
+            f"rope_parameters.{shown(wrong[0])[:64]}: it must have {' and '.join(types)}, and nothing else"
+        )
+    made: dict[str, Any] = {}
+    for name in given:
+        rope = made[name] = dict(Fields(given, "rope_parameters.").mapping(name))
+        if rope.get("rope_type", "default") == "default" and rope.pop("partial_rotary_factor", 1) != 1:
+            fields.warnings.append(f"rope_parameters.{name}.partial_rotary_factor has no meaning for the kind default")
+    return Fields({"rope_parameters": made}, fields.prefix)
 
 
 def _with_heads(config: DecoderConfig, fields: Fields, is_full: tuple[bool, ...]) -> DecoderConfig:
