@@ -3,6 +3,8 @@ weights in float32."""
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP
 from ember.engine.loading.load import load_decoder, read_model_config
 from ember.engine.models.decoder import Decoder
+from ember.gguf.files import read_model
 from tests.engine_models.paged import Paged
 from tests.engine_models.tiny import VOCAB_SIZE, make_tiny
 from tests.gguf_files.convert import Arrays, Case, convert, unpermuted
@@ -196,3 +199,15 @@ def test_weights_are_used_from_the_mapped_file(tmp_path):
     for block in loaded.decoder.parts.blocks:
         assert isinstance(block.mlp, MLP)
         assert all(loaded.pages.hold(rows.data_ptr()) for each in (block.mlp.up, block.mlp.down) for rows in each.rows)
+
+
+def test_the_header_is_freed_when_the_model_is_loaded(tmp_path):
+    """A tokenizer's arrays have many megabytes, and the engine needs none of them."""
+    checkpoint = make_tiny("llama", tmp_path / "checkpoint", **SIZES)
+    file = convert(checkpoint, tmp_path / "model.gguf", LLAMA)
+    config = read_model_config(file)
+    kept = weakref.ref(read_model(file).metadata)
+    assert kept() is not None
+    load_decoder(file, config, dtype=torch.float32, device=CPU)
+    gc.collect()
+    assert kept() is None

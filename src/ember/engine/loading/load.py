@@ -26,6 +26,7 @@ from ember.engine.loading.progress import Say
 from ember.engine.loading.reader import WeightRead, default_threads
 from ember.engine.loading.safetensors_header import TensorEntry
 from ember.engine.quantization.formats import format_of, with_quantization
+from ember.gguf.files import forget
 from ember.sizes import binary_size
 from ember.wire import Configure
 
@@ -144,6 +145,7 @@ def load_decoder(
         plan = started.plan
     else:
         plan, started = make_plan(config, read_headers(model_dir, load_format), name), None
+    forget()
     if free_bytes is not None:
         check_room(plan.resident_bytes, free_bytes)
     if plan.skipped and say is not None:
