@@ -97,9 +97,9 @@ def _ropes(fields: Fields) -> Fields:
     """`rope_parameters` alone, since the class has no older spelling of rotary positions: of each type of layers, or
     none. Its kind default rotates whole heads."""
     given, types = fields.mapping("rope_parameters"), ("full_attention", "sliding_attention")
-    if given and (wrong := [*({*types} - given.keys()), *(name for name in given if name not in types)]):
+    if given and given.keys() != {*types}:
         raise ModelError(
-            f"rope_parameters.{shown(wrong[0])[:64]}: it must have {' and '.join(types)}, and nothing else"
+            f"rope_parameters must have {' and '.join(types)}, and nothing else, not {listed(given.keys())}"
         )
     made: dict[str, Any] = {}
     for name in given:
