@@ -18,7 +18,8 @@ from ember.engine.description.cache_format import is_float8
 from ember.engine.description.cache_groups import bytes_per_page_token, cache_groups, most_pages
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.native_forms import quantised_bytes
-from ember.engine.description.operator_choice import PLAIN, decide, triton_fault
+from ember.engine.description.operator_choice import decide, triton_fault
+from ember.engine.description.operator_sets import TRITON_EXPERT_LAYOUTS
 from ember.engine.description.weights import count_parameters
 from ember.engine.errors import ModelError
 from ember.engine.loading.checkpoint import open_checkpoint
@@ -116,7 +117,7 @@ class _Weights(NamedTuple):
     plan: LoadPlan
     nbytes: int  # on the device
     layouts: frozenset[str]
-    plain_experts: bool
+    own_experts: bool  # whether Triton's kernels take the experts' matrices
 
 
 def predict(configure: Configure, targets: Sequence[Target] | None = None) -> Prediction:
@@ -127,7 +128,7 @@ def predict(configure: Configure, targets: Sequence[Target] | None = None) -> Pr
     @cache
     def weights_in(dtype: str) -> _Weights:
         plan = make_plan(config, checkpoint.entries, dtype)
-        return _Weights(plan, plan.resident_bytes, plan.layouts(), plan.layouts("experts.up") <= PLAIN)
+        return _Weights(plan, plan.resident_bytes, plan.layouts(), _own_experts(plan))
 
     read = weights_in(dtype_name(configure, config, "cuda")).plan
     skipped = read.skipped
@@ -224,7 +225,7 @@ def _fill(
         fault,
         float8_cache,
         loaded.layouts if weights == "auto" else frozenset({"BlockLinear"}),
-        loaded.plain_experts,
+        loaded.own_experts,
     )
     report.operators, report.operators_reason = decision.name, decision.reason
     report.torch_computes = decision.lacking
@@ -249,6 +250,12 @@ def _fill(
     report.max_num_batched_tokens = limits.max_num_batched_tokens
     held = limits.num_blocks / most_pages(groups, limits.max_model_len, 1, limits.block_size)
     report.concurrency = round(min(held, limits.max_num_seqs), 2)
+
+
+def _own_experts(plan: LoadPlan) -> bool:
+    """Whether the matrices of all experts of a layer are one plain tensor or one layer that the kernels take."""
+    experts = (spec for spec in plan.specs if spec.name.endswith(("experts.up", "experts.down")))
+    return all(plan.layouts_of(spec) in TRITON_EXPERT_LAYOUTS for spec in experts)
 
 
 def _active_parameters(config: DecoderConfig, plan: LoadPlan) -> int:

@@ -161,14 +161,13 @@ class LoadPlan:
         """The bytes of all weights on the device, at most."""
         return sum(self.weight_format.held(spec, BYTES[self.dtype]).nbytes for spec in self.specs)
 
-    def layouts(self, *names: str) -> frozenset[str]:
-        """The layouts of the linear layers with these last parts of their names; of all but routers without names."""
-        found = (
-            self.weight_format.held(spec, 2).layouts
-            for spec in self.specs
-            if (spec.name.endswith(names) if names else not spec.name.endswith("router"))
-        )
+    def layouts(self) -> frozenset[str]:
+        """The layouts of all linear layers but routers."""
+        found = (self.layouts_of(spec) for spec in self.specs if not spec.name.endswith("router"))
         return frozenset[str]().union(*found)
+
+    def layouts_of(self, spec: Spec) -> frozenset[str]:
+        return self.weight_format.held(spec, BYTES[self.dtype]).layouts
 
     @property
     def files(self) -> set[Path]:
