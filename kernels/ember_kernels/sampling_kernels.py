@@ -301,7 +301,7 @@ def collect_kernel(
     stream = _stream(sampling_ptr, sampling_stride, tl.load(positions_ptr + row))
     best = tl.full([BLOCK], -1, tl.int64)
     sure_masses = tl.zeros([BLOCK], tl.int64)
-    dropped_masses = tl.zeros([BLOCK], tl.int64)
+    dropped_mass = tl.zeros([], tl.int64)  # a scalar, to save registers: few rows have both filters
     first = split * blocks_per_split * BLOCK
     for start in range(first, tl.minimum(first + blocks_per_split * BLOCK, vocab), BLOCK):
         index = start + tl.arange(0, BLOCK)
@@ -314,7 +314,8 @@ def collect_kernel(
             best = tl.maximum(best, tl.where(is_sure, pack(x + gumbel(stream, index), index), -1))
         if has_p:
             sure_masses += _mass(distance, is_sure)
-            dropped_masses += _mass(distance, keep & (bin < k) & (bin > last_p))
+            if has_k:
+                dropped_mass += tl.sum(_mass(distance, keep & (bin < k) & (bin > last_p)), axis=0)
         order = tl.cumsum(is_candidate.to(tl.int32), axis=0)
         num_candidates = tl.max(order, axis=0)
         if num_candidates > 0:
@@ -323,7 +324,7 @@ def collect_kernel(
     tl.store(sure_ptr + row * _SPLITS + split, tl.max(best, axis=0))
     if has_p:
         tl.atomic_add(mass_ptr + 1, tl.sum(sure_masses, axis=0))
-        tl.atomic_add(mass_ptr + 2, tl.sum(dropped_masses, axis=0))
+        tl.atomic_add(mass_ptr + 2, dropped_mass)
 
 
 @triton.jit
