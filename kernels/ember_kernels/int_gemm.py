@@ -200,7 +200,7 @@ def int_gemm(
     bias: of x's dtype. Sums are float32, rounded once, and the same in every run.
     """
     (m, k), n = x.shape, codes.shape[0]
-    group = _check(x.dtype, k, codes, scales, zeros, bits)
+    group = check(x.dtype, k, codes, scales, zeros, bits)
     if not 1 <= m <= MAX_ROWS or not x.is_contiguous():
         raise ValueError(f"int_gemm takes 1 to {MAX_ROWS} contiguous rows: {tuple(x.shape)}")
     c = config(n, k, group, device_capability(x.device))
@@ -239,7 +239,7 @@ def int_restore(
 ) -> torch.Tensor:
     """Write (codes - zeros) * scales to `out` [n, k], which is returned; the arguments are those of `int_gemm`."""
     n, k = out.shape
-    group = _check(out.dtype, k, codes, scales, zeros, bits)
+    group = check(out.dtype, k, codes, scales, zeros, bits)
     int_restore_kernel[(cdiv(n, RESTORE_ROWS), cdiv(k, RESTORE_COLUMNS))](
         codes,
         scales,
@@ -259,7 +259,7 @@ def int_restore(
     return out
 
 
-def _check(
+def check(
     dtype: torch.dtype, k: int, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, bits: int
 ) -> int:
     """The number of inputs in a group. Raises ValueError for what the kernels do not take."""

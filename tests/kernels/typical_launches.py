@@ -74,6 +74,25 @@ def int_products() -> None:
                             int_gemm(half(m, k), codes, scales, zeros, bits, half(n))
 
 
+def int_experts() -> None:
+    from ember_kernels.expert_blocks import expert_blocks
+    from ember_kernels.grouped_gemm import block_rows
+    from ember_kernels.int_experts import gather_ints, grouped_ints
+    from ember_kernels.int_gemm import FORMS
+
+    dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+    for num_experts, top_k, hidden, intermediate in EXPERTS:
+        for bits, scale, has_zeros in FORMS:
+            codes = torch.empty(num_experts * 2 * intermediate, hidden * bits // 8, dtype=torch.uint8)
+            scales = torch.empty(len(codes), hidden // 128, dtype=dtypes[scale])
+            zeros = torch.empty(scales.shape, dtype=torch.uint8) if has_zeros else None
+            for tokens in (1, 48, 1000):
+                ids = longs(tokens, top_k)
+                gather_ints(half(tokens, hidden), (codes, scales, zeros, bits), num_experts, ids, top_k)
+                blocks = expert_blocks(ids, num_experts, block_rows(ids.numel(), num_experts))
+                grouped_ints(half(tokens, hidden), (codes, scales, zeros, bits), num_experts, blocks, top_k)
+
+
 def step() -> None:
     from ember_kernels import step
     from ember_kernels.step_update import SAMPLING_FIELDS
@@ -196,6 +215,7 @@ LAUNCHES: tuple[Callable[[], None], ...] = (
     small_gemm,
     float8,
     int_products,
+    int_experts,
     step,
     experts,
     norm,

@@ -124,7 +124,8 @@ TORCH_MAX_GATHER = 32_768  # tokens whose K and V its attention copies at once f
 
 TRITON_MAX_HIDDEN = 16384  # ember_kernels.norm.MAX_HIDDEN
 TRITON_MAX_HEAD_DIM = 512  # ember_kernels.attention.MAX_HEAD_DIM
-TRITON_EXPERT_LAYOUTS = (frozenset({"Linear"}), frozenset({"TableLinear"}))  # of the matrices of all experts
+# Of the matrices of all experts: one plain tensor, or one layer.
+TRITON_EXPERT_LAYOUTS = tuple(frozenset({layout}) for layout in ("Linear", "TableLinear", "IntLinear"))
 TRITON_EXPERT_ALIGNMENT = 16  # elements: row lengths of the experts' matrices are multiples of it
 
 

@@ -13,6 +13,7 @@ from ember.engine.description.operator_choice import Decision, decide
 from ember.engine.description.operator_sets import check_features
 from ember.engine.layers.block import DecoderParts
 from ember.engine.layers.experts import Experts
+from ember.engine.layers.int_linear import IntLinear
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.table_linear import TableLinear
 from ember.engine.operators.base import Operators
@@ -90,6 +91,8 @@ def _in_kernels(matrices: Tensor | Linear | None) -> bool:
     """Whether Triton's kernels multiply the matrices of all experts, which may be one plain tensor or one layer."""
     if isinstance(matrices, TableLinear):
         return matrices.in_features % 16 == 0 == matrices.block % 2
+    if isinstance(matrices, IntLinear):
+        return matrices.order is None and matrices.in_features % 32 == 0 and matrices.group & -matrices.group >= 32
     return isinstance(matrices, Tensor)
 
 

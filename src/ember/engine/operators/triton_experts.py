@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ember.engine.layers.int_linear import IntLinear
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.table_linear import TableLinear
 from ember.engine.operators.triton_linear import table_weight
 from ember_kernels.expert_blocks import ExpertBlocks
 from ember_kernels.grouped_gemm import gather_gemm, grouped_gemm
+from ember_kernels.int_experts import gather_ints, grouped_ints
+from ember_kernels.int_gemm import can_multiply as ints_can_multiply
 from ember_kernels.table_experts import gather_table, grouped_table
 from ember_kernels.table_gemm import can_multiply
 
@@ -21,6 +24,8 @@ def has_kernels(matrices: Matrices | None) -> bool:
     """Whether `multiply_experts` takes these matrices."""
     if isinstance(matrices, TableLinear):
         return can_multiply(matrices.in_features, matrices.block)
+    if isinstance(matrices, IntLinear):
+        return matrices.order is None and ints_can_multiply(matrices.in_features, matrices.group)
     return isinstance(matrices, Tensor)
 
 
@@ -35,6 +40,11 @@ def multiply_experts(
             return gather_table(x, weight, count, ids, per_token)
         found: Tensor = grouped_table(x, weight, count, blocks, per_token)
         return found
+    if isinstance(matrices, IntLinear):
+        held = matrices.codes, matrices.scales, matrices.zeros, matrices.bits
+        if blocks is None:
+            return gather_ints(x, held, count, ids, per_token)
+        return grouped_ints(x, held, count, blocks, per_token)
     assert isinstance(matrices, torch.Tensor), "the choice of operators leaves other experts to torch"
     if blocks is None:
         return gather_gemm(x, matrices, ids, per_token)
