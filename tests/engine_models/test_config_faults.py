@@ -101,7 +101,7 @@ def test_every_faulty_field_is_named(name: str) -> None:
     wrong = []
     for path in paths:
         is_new = len(path) == len(text) + 1 and path[-1] not in of_text
-        field = next(part for part in reversed(path) if isinstance(part, str))
+        field = next(part for part in reversed(path) if isinstance(part, str) and not part.isdecimal())
         for value in VALUES[1 if is_new else 0 :]:
             said = fault(changed(fields, path, value))
             if said is not None and (field not in said or "\n" in said):

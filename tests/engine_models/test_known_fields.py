@@ -221,12 +221,12 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
         "top_k_experts=5 is more than num_experts=4",
     ),
     ("Gemma4", {"per_layer_config": {"30": {"head_dim": 64}}}, "per_layer_config: '30' is not the number of one of 30"),
-    ("Gemma4", {"per_layer_config": {"5": {"head_dim": 64}}}, "per_layer_config must be the same for all layers with"),
+    ("Gemma4", {"per_layer_config": {"5": {"head_dim": 64}}}, "per_layer_config must have the same head_dim"),
     ("Gemma4", {"per_layer_config": {"5": {"rms_norm_eps": 1}}}, "per_layer_config.5.rms_norm_eps is not supported"),
     (
         "Gemma4",
         {"attention_k_eq_v": True, "per_layer_config": None, "num_global_key_value_heads": 3},
-        "num_attention_heads=8 must be a multiple of the 3 key-value heads",
+        "num_attention_heads=8 must be a multiple of 3 key-value heads",
     ),
     (
         "Gemma4",
@@ -236,7 +236,7 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
                 "sliding_attention": {},
             }
         },
-        "partial_rotary_factor=1.5 turns",
+        "partial_rotary_factor=1.5 rotates",
     ),
     ("Gemma4", {"rope_parameters": {"full_attention": {}}}, "rope_parameters must have full_attention and sliding"),
     ("Gemma4", {"rope_parameters": {"rope_theta": 1e4}}, "rope_parameters must have full_attention .* not rope_theta"),

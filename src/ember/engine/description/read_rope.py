@@ -162,7 +162,10 @@ def _proportional(rope: Fields, head_dim: int, share: float, theta: float) -> Ro
     """The frequencies are those of whole heads, but only the first pairs of dimensions are rotated."""
     num_pairs = int(share * head_dim // 2)
     if share > 1 or not num_pairs or head_dim % 2:
-        raise ModelError(f"partial_rotary_factor={share:g} turns {num_pairs} pairs of a head's {head_dim} dimensions")
+        raise ModelError(
+            f"partial_rotary_factor={share:g} rotates {num_pairs} pairs of {head_dim} dimensions "
+            "(head_dim, global_head_dim)"
+        )
     factor = rope.number("factor", 1.0, above=0.0, at_most=_MAX_FACTOR)
     return RopeConfig(head_dim, theta, kind="proportional", factor=factor, num_pairs=num_pairs)
 

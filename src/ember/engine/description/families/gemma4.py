@@ -124,13 +124,17 @@ def _with_heads(config: DecoderConfig, fields: Fields, is_full: tuple[bool, ...]
         by_type = {full: {own for own, kind in zip(each, is_full, strict=True) if kind == full} for full in is_full}
         if any(len(found) > 1 for found in by_type.values()) or by_type.get(False, {(None, None)}) != {(None, None)}:
             raise ModelError(
-                "per_layer_config must be the same for all layers with full_attention, and empty for others"
+                "per_layer_config must have the same head_dim and num_key_value_heads for all layers with "
+                "full_attention, and nothing for others (layer_types, num_hidden_layers)"
             )
         ((head_dim, kv_heads),) = by_type[True]
         sizes = head_dim or config.head_dim, kv_heads
     head_dim, kv_heads = sizes[0], sizes[1] or config.num_kv_heads
     if config.num_heads % kv_heads:
-        raise ModelError(f"num_attention_heads={config.num_heads} must be a multiple of the {kv_heads} key-value heads")
+        raise ModelError(
+            f"num_attention_heads={config.num_heads} must be a multiple of {kv_heads} key-value heads "
+            "(num_key_value_heads, num_global_key_value_heads)"
+        )
     is_same = (head_dim, kv_heads) == (config.head_dim, config.num_kv_heads)
     return replace(
         config,
@@ -167,6 +171,9 @@ def _with_shared_layers(config: DecoderConfig, fields: Fields) -> DecoderConfig:
 
 
 def _read_experts(fields: Fields) -> ExpertsConfig:
+    for name in ("num_experts", "top_k_experts"):
+        if fields.values.get(name) is None:
+            raise ModelError(f"the field {fields.prefix}{name} is missing, which enable_moe_block demands")
     count, per_token = fields.integer("num_experts"), fields.integer("top_k_experts")
     if per_token > count:
         raise ModelError(f"top_k_experts={per_token} is more than num_experts={count}")
