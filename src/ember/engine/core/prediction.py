@@ -253,9 +253,11 @@ def _fill(
 
 
 def _own_experts(plan: LoadPlan) -> bool:
-    """Whether the matrices of all experts of a layer are one plain tensor or one layer that the kernels take."""
+    """Whether the matrices of all experts of a layer are one plain tensor or one layer that the kernels take. With an
+    order of inputs for each (act-order) they are several layers."""
+    ordered = {parameter.spec for parameter in plan.parameters if parameter.part.endswith("order")}
     experts = (spec for spec in plan.specs if spec.name.endswith(("experts.up", "experts.down")))
-    return all(plan.layouts_of(spec) in TRITON_EXPERT_LAYOUTS for spec in experts)
+    return all(plan.layouts_of(spec) in TRITON_EXPERT_LAYOUTS and spec.name not in ordered for spec in experts)
 
 
 def _active_parameters(config: DecoderConfig, plan: LoadPlan) -> int:
