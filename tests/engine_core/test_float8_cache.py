@@ -117,11 +117,12 @@ def test_layers_without_keys_and_values_read_those_of_others_with_their_scales(t
     assert answers(directory, max_num_batched_tokens=8) == expected
 
 
-def test_a_scale_for_each_head_is_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float32, "F32"), (torch.float16, "F16"), (torch.bfloat16, "BF16")])
+def test_a_scale_for_each_head_is_refused_by_name(dtype: torch.dtype, name: str, tmp_path: Path) -> None:
     directory = make_tiny("llama", tmp_path)
     file = directory / "model.safetensors"
-    save_file({**load_file(file), "model.layers.1.self_attn.k_scale": torch.ones(2)}, file)
-    with pytest.raises(ModelError, match=r"layers\.1\.self_attn\.k_scale in model.safetensors is \[2\] of F32"):
+    save_file({**load_file(file), "model.layers.1.self_attn.k_scale": torch.ones(2, dtype=dtype)}, file)
+    with pytest.raises(ModelError, match=rf"layers\.1\.self_attn\.k_scale in model.safetensors is \[2\] of {name}"):
         make_engine(directory, kv_cache_dtype="fp8_e4m3")
     make_engine(directory)  # a cache in the model's dtype needs no scales
 

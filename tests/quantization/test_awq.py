@@ -130,6 +130,10 @@ def test_auto_round_gives_modules_bits_of_their_own(tmp_path: Path) -> None:
         ({**ROUND, "bits": 5}, "quantization_config.bits must be 2, 3, 4 or 8, not 5"),
         ({**ROUND, "data_type": "nv_fp"}, "data_type must be int: other numbers are not supported in this format"),
         (
+            {**ROUND, "extra_config": {"model.layers.0.mlp.up_proj": {"bits": 8, "data_type": "mx_fp"}}},
+            "quantization_config.extra_config.data_type must be int: other numbers",
+        ),
+        (
             {**ROUND, "packing_format": "auto_round:fp8"},
             "packing_format must be one of auto_round:auto_gptq, auto_round:gptq",
         ),

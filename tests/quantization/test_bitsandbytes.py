@@ -83,12 +83,37 @@ def test_rows_of_a_matrix(stored: Any) -> None:
 def test_a_quant_state_that_cannot_be_read_is_named(stored: Any) -> None:
     directory, tensors = stored
     key = "nf4.weight.quant_state.bitsandbytes__nf4"
-    for text, error in (("{", "cannot be read as a JSON object"), ('{"blocksize": 0}', "blocksize is 0")):
+    for text, error in (
+        ("{", "cannot be read as a JSON object"),
+        ("[" * 100_000, "cannot be read as a JSON object"),
+        ('{"blocksize": 0}', "blocksize is 0"),
+    ):
         save_file(
             tensors | {key: torch.tensor(list(text.encode()), dtype=torch.uint8)}, directory / "model.safetensors"
         )
         with pytest.raises(ModelError, match=f"nf4.weight.quant_state.*{error}"):
             layer(directory, matrix("nf4", 6, 128).whole())
+
+
+@pytest.mark.parametrize(
+    ("ending", "found"),
+    [("nested_quant_map", torch.zeros(255)), ("nested_absmax", torch.zeros(9)), ("absmax", torch.zeros(1))],
+)
+def test_scales_of_another_number_are_named(ending: str, found: Tensor, stored: Any) -> None:
+    directory, tensors = stored
+    save_file(tensors | {f"nf4_double.weight.{ending}": found}, directory / "model.safetensors")
+    with pytest.raises(ModelError, match=r"nf4_double.weight.absmax (is quantised, but|has 1 scales)"):
+        layer(directory, matrix("nf4_double", 24, 192).whole())
+
+
+def test_a_block_of_scales_may_be_larger_than_all_of_them(stored: Any) -> None:
+    directory, tensors = stored
+    name = "nf4_double.weight.quant_state.bitsandbytes__nf4"
+    state = json.loads(bytes(tensors[name].numpy())) | {"nested_blocksize": 10**15}
+    data = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+    save_file(tensors | {name: data}, directory / "model.safetensors")
+    made = layer(directory, matrix("nf4_double", 24, 192).whole())
+    torch.testing.assert_close(made.weight, tensors["restored.nf4_double"], rtol=1e-6, atol=1e-7)
 
 
 def double_nf4(name: str, weight: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:

@@ -83,8 +83,8 @@ def test_families(variant: str, form: str, tmp_path: Path) -> None:
     check_answers(*twin)
 
 
-@pytest.mark.parametrize("is_shared", [True, False])
-def test_act_order(is_shared: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("order", "is_shared"), [("group", True), ("group", False), ("dynamic", True)])
+def test_act_order(order: str, is_shared: bool, tmp_path: Path) -> None:
     """As versions up to 0.14 wrote it; the package has no act-order any more."""
 
     def store(name: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -101,7 +101,7 @@ def test_act_order(is_shared: bool, tmp_path: Path) -> None:
         }
         return {module + key: tensor for key, tensor in stored.items()}, restore(whole, zeros, scales, groups)
 
-    arguments = {**GROUPS, "symmetric": False, "actorder": "group"}
+    arguments = {**GROUPS, "symmetric": False, "actorder": order}
     twin = twins("llama", tmp_path, config(PACKED, arguments, False), store, **SIZES)
     model = check_weights(*twin)
     assert isinstance(model.parts.blocks[0].attention.qkv, IntLinear if is_shared else JoinedLinear)

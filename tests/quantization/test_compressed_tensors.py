@@ -163,8 +163,17 @@ def test_groups_of_different_formats_and_modules_that_are_ignored(tmp_path: Path
         ({"config_groups": {"a": {"targets": "Linear"}}}, "config_groups.a.targets is 'Linear': it must be names"),
         ({"config_groups": {"a": {"targets": ["Linear"]}}}, "config_groups.a.weights is None: it must be an object"),
         ({"config_groups": {"a": {"targets": ["re:("], "weights": {}}}}, "which is no regular expression"),
-        ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config has the format 'sparse-24-bitmask'"),
-        ({"transform_config": {"config_groups": {"R3": {}}}}, "transform_config has transforms"),
+        (
+            {"sparsity_config": {"format": "sparse-24-bitmask"}},
+            "sparsity_config is .*'sparse-24-bitmask'.*: its format must be dense",
+        ),
+        ({"sparsity_config": ["sparse-24-bitmask"]}, "sparsity_config is .*: its format must be dense"),
+        (
+            {"transform_config": {"config_groups": {"R3": {}}}},
+            "transform_config is .*R3.*: transforms are not supported",
+        ),
+        ({"transform_config": ["R3"]}, "transform_config is .*R3.*: transforms are not supported"),
+        ({"ignore": "lm_head"}, "quantization_config.ignore is 'lm_head': it must be a list of names of modules"),
         (
             {"config_groups": {"a": {"targets": ["Linear"], "weights": {**FLOAT8, "num_bits": 6}}}},
             "config_groups.a.weights .*'num_bits': 6.* are not supported: they may be",

@@ -61,6 +61,20 @@ def test_the_engine_reads_what_is_written(
     assert not (target / "pytorch_model.bin").exists()
 
 
+@pytest.mark.parametrize("form", ["gptq", "awq", "fp8"])
+def test_a_checkpoint_whose_names_lack_the_prefix(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_tiny("llama_tied", tmp_path / "source", num_hidden_layers=1, **SIZES)
+    tensors = load_file(source / "model.safetensors")
+    write_safetensors(
+        source / "model.safetensors", {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    )
+    target = quantized(source, tmp_path / "target", form)
+    assert "left as they are" not in capsys.readouterr().out
+    assert sum(isinstance(linear, LAYOUTS) for linear in matrices(load(target))) == 4
+
+
 def test_the_formats_are_those_of_the_command() -> None:
     assert tuple(FORMATS) == QUANTIZE_FORMATS
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ember.engine.errors import ModelError
@@ -16,7 +17,7 @@ from ember.engine.layers.sparse_table_linear import SparseTableLinear
 from ember.engine.layers.table_linear import TableLinear
 from ember.engine.loading.load import read_model_config
 from tests.engine_models.tiny import make_tiny, rewrite_config
-from tests.quantization.checkpoints import Store, check_answers, check_weights, twins
+from tests.quantization.checkpoints import Store, check_answers, check_weights, load, twins
 from tests.quantization.packing import words
 from tests.quantization.test_awq import AWQ, awq
 from tests.quantization.test_gptq import SIZES, config, gptq
@@ -80,6 +81,29 @@ def test_bits_that_it_does_not_have(tmp_path: Path) -> None:
     rewrite_config(directory, quantization_config={"quant_method": "squeezellm", "wbits": 2})
     with pytest.raises(ModelError, match="quantization_config.wbits must be 3 or 4, not 2"):
         read_model_config(directory)
+
+
+@pytest.mark.parametrize(
+    ("part", "number", "error"),
+    [
+        ("rows", 2**31 - 1, "rows is damaged: it must ascend from 0 to the"),
+        ("rows", -1, "rows is damaged"),
+        ("cols", -1, "cols is damaged: it must have numbers of the 128 inputs"),
+        ("cols", 2**31 - 1, "cols is damaged"),
+        ("vals", None, r"cols|vals"),
+    ],
+)
+def test_outliers_outside_the_matrix(part: str, number: int | None, error: str, tmp_path: Path) -> None:
+    quantized, _ = twins("llama", tmp_path, {"quant_method": "squeezellm", "wbits": 4}, squeezed(4, 0.01), **SIZES)
+    tensors = load_file(quantized / "model.safetensors")
+    name = f"model.layers.0.mlp.down_proj.{part}"
+    if number is None:
+        tensors[name] = torch.tensor(1.0)
+    else:
+        tensors[name][-1 if part == "rows" else 0] = number
+    save_file(tensors, quantized / "model.safetensors")
+    with pytest.raises(ModelError, match=error):
+        load(quantized)
 
 
 OLD: dict[str, tuple[str, dict[str, Any], Store]] = {

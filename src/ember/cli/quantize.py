@@ -84,7 +84,7 @@ def quantize(source: str, target: Path, form: str, group: int | None, say: Calla
             f"{config.architecture} stores matrices as [in, out], which {form} has not: name another format"
         )
     target.mkdir(parents=True, exist_ok=True)
-    report = _write(directory, target, entries, modules, transposed, writer, _ignored(config, modules), say)
+    report = _write(directory, target, entries, modules, transposed, writer, _ignored(config, entries, modules), say)
     document = read_json(directory / "config.json", required=True)
     (target / "config.json").write_text(
         json.dumps({**document, "quantization_config": writer.config(report.ignored)}, indent=2) + "\n"
@@ -97,8 +97,7 @@ def quantize(source: str, target: Path, form: str, group: int | None, say: Calla
 
 def _modules(config: DecoderConfig, entries: Mapping[str, TensorEntry]) -> tuple[dict[str, str], bool]:
     """The modules that are rounded, by the names of their tensors, and whether these are [in, out]."""
-    base = "" if any(name.startswith(f"{config.names.embed_tokens}.") for name in entries) else config.names.base
-    found, transposed = {}, False
+    base, found, transposed = _base(config, entries), {}, False
     for spec in _linear_specs(config):
         if spec.name == "lm_head" or spec.name.endswith("router"):
             continue
@@ -114,9 +113,15 @@ def _modules(config: DecoderConfig, entries: Mapping[str, TensorEntry]) -> tuple
     return found, transposed
 
 
-def _ignored(config: DecoderConfig, modules: Mapping[str, str]) -> list[str]:
-    names = [output.stored.name for spec in _linear_specs(config) for output in spec.outputs]
-    return [name for name in dict.fromkeys(names) if name not in modules.values()]
+def _ignored(config: DecoderConfig, entries: Mapping[str, TensorEntry], modules: Mapping[str, str]) -> list[str]:
+    base, rounded = _base(config, entries), set(modules.values())
+    names = [output.stored.name.removeprefix(base) for spec in _linear_specs(config) for output in spec.outputs]
+    return [name for name in dict.fromkeys(names) if name not in rounded]
+
+
+def _base(config: DecoderConfig, entries: Mapping[str, TensorEntry]) -> str:
+    """The prefix of the family's names that those in the files lack, as in checkpoints without a head."""
+    return "" if any(name.startswith(f"{config.names.embed_tokens}.") for name in entries) else config.names.base
 
 
 def _linear_specs(config: DecoderConfig) -> Iterator[LinearSpec]:

@@ -5,13 +5,14 @@ This module does not import torch.
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Iterable, Mapping
 
 from ember.engine.description.config import DecoderConfig
 from ember.engine.errors import ModelError
-from ember.engine.loading.safetensors_header import AGAIN, TensorEntry
+from ember.engine.loading.safetensors_header import AGAIN, ITEM_SIZES, TensorEntry
 from ember.regular_file import open_regular
 
 KEY, VALUE, BOTH = (".k_scale", ".k_proj.output_scale"), (".v_scale", ".v_proj.output_scale"), (".kv_scale",)
@@ -41,14 +42,14 @@ def _scale(entries: Mapping[str, TensorEntry], layer: str, ends: tuple[str, ...]
     for entry in entries.values():
         if entry.name.startswith(layer) and entry.name.endswith((*ends, *BOTH)):
             value = _number(entry)
-            # Calibration leaves 0 or a negative number where it saw nothing.
-            return value if value > 0.0 else 1.0
+            # Calibration leaves 0, a negative number, or none that is finite where it saw nothing.
+            return value if 0.0 < value < math.inf else 1.0
     return 1.0
 
 
 def _number(entry: TensorEntry) -> float:
     """The only number of a stored tensor."""
-    if entry.nbytes not in (2, 4) or entry.dtype not in ("F32", "F16", "BF16"):
+    if entry.dtype not in ("F32", "F16", "BF16") or entry.nbytes != ITEM_SIZES[entry.dtype]:
         raise ModelError(
             f"{entry.name} in {entry.file.name} is {list(entry.shape)} of {entry.dtype}, but a scale of the KV cache "
             "is one number for all heads of a layer"

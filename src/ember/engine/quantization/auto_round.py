@@ -28,8 +28,6 @@ class AutoRound(Mixed):
 
     def __init__(self, config: DecoderConfig, files: Files) -> None:
         fields = Fields(config.quantization or {}, FIELDS)
-        if fields.text("data_type", "int") != "int":
-            raise fields.error("data_type", "int: other numbers are not supported in this format")
         packing = fields.text("packing_format", "auto_round:auto_gptq") or ""
         packing = _OLD_PACKINGS.get(packing, packing)
         if packing not in PACKINGS:
@@ -59,6 +57,8 @@ class AutoRound(Mixed):
         """The scheme of some modules; None: they are plain."""
         if fields.integer("bits") >= 16:
             return None
+        if fields.text("data_type", "int") != "int":
+            raise fields.error("data_type", "int: other numbers are not supported in this format")
         group = read_group(fields)
         if self._zero_offset is None:
             check_awq_bits(fields)
@@ -74,5 +74,9 @@ class AutoRound(Mixed):
             pattern = re.compile(f"^{re.escape(name)}$" if re.fullmatch(r"[\w.]+", name) else name)
         except re.error as error:
             raise ModelError(f"{where} has {shown(name)}, which is no regular expression: {error}") from None
-        base = {field: self._fields.values[field] for field in ("bits", "group_size") if field in self._fields.values}
+        base = {
+            field: self._fields.values[field]
+            for field in ("bits", "group_size", "data_type")
+            if field in self._fields.values
+        }
         return pattern, self._scheme_from(Fields({**base, **value}, f"{where}."))

@@ -9,12 +9,12 @@ are in JSON in a tensor of bytes (`quant_state`). A matrix of 8 bits has the lar
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import gcd, prod
 from typing import TYPE_CHECKING, Any
 
+from ember import untrusted_json
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.fields import shown
 from ember.engine.description.weights import LinearSpec, Rows, Size, Stored
@@ -25,6 +25,7 @@ from ember.engine.quantization.held import Held
 from ember.engine.quantization.ignored import Ignored
 from ember.engine.quantization.mixed import Mixed, Scheme
 from ember.engine.quantization.scales import in_order, row_numbers, scale_sources, stored_matrices
+from ember.untrusted_json import UntrustedJsonError
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +47,7 @@ def bitsandbytes(config: DecoderConfig, files: Files) -> Mixed:
     if kind not in ("nf4", "fp4"):
         raise ModelError(f"quantization_config.bnb_4bit_quant_type is {shown(kind)}: it must be nf4 or fp4")
     is_8bit = bool(fields.get("load_in_8bit", fields.get("_load_in_8bit", False)))
-    ignored = Ignored(fields.get("llm_int8_skip_modules") or (), "quantization_config.llm_int8_skip_modules")
+    ignored = Ignored(fields.get("llm_int8_skip_modules"), "quantization_config.llm_int8_skip_modules")
 
     def scheme_of(stored: Stored) -> Scheme | None:
         name = stored.name + stored.suffix
@@ -139,12 +140,19 @@ class FourBits:
         stored_bytes = tensors[f"{WEIGHT}{number}"][0].view(torch.uint8).view(rows, columns // 2)
         codes = stored_bytes >> 4 | stored_bytes << 4
         block, scales = int(state.get("blocksize", _BLOCK)), tensors[f"{_ABSMAX}{number}"][0]
-        if (nested := tensors.get(f"{_NESTED}{number}")) is not None:
-            table = tensors[f"{_NESTED_MAP}{number}"][0]
-            largest = nested[0].repeat_interleave(int(state.get("nested_blocksize", _NESTED_BLOCK)))[: len(scales)]
-            scales = table[scales.int()] * largest + float(state.get("nested_offset", 0.0))
+        name = f"{stored.name}{stored.suffix}"
         if len(scales) != -(-rows * columns // block):
-            raise ModelError(f"{stored.name}{stored.suffix}{_ABSMAX} has {len(scales)} scales for blocks of {block}")
+            raise ModelError(f"{name}{_ABSMAX} has {len(scales)} scales for blocks of {block}")
+        if scales.dtype == torch.uint8:
+            nested, table = (tensors.get(f"{suffix}{number}", (scales[:0],))[0] for suffix in (_NESTED, _NESTED_MAP))
+            width = int(state.get("nested_blocksize", _NESTED_BLOCK))
+            if len(table) != 256 or len(nested) != -(-len(scales) // width):
+                raise ModelError(
+                    f"{name}{_ABSMAX} is quantised, but its table {_NESTED_MAP} has {len(table)} of 256 numbers, or "
+                    f"{_NESTED} has {len(nested)} for {len(scales)} scales in blocks of {width}"
+                )
+            groups = torch.arange(len(scales), device=scales.device) // width
+            scales = table[scales.int()] * nested[groups] + float(state.get("nested_offset", 0.0))
         step = gcd(columns, block)
         firsts = torch.arange(0, rows * columns, step, device=scales.device)
         return codes, scales.float()[firsts // block].view(rows, -1)
@@ -183,8 +191,8 @@ def _state(stored: Stored, data: bytes) -> dict[str, Any]:
     """The JSON of a quant_state. Raises ModelError."""
     name = f"{stored.name}{stored.suffix}.quant_state"
     try:
-        state = json.loads(data)
-    except ValueError:
+        state = untrusted_json.loads(data)
+    except UntrustedJsonError:
         state = None
     if not isinstance(state, dict):
         raise ModelError(f"{name} cannot be read as a JSON object: download the file again")

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ember.engine.layers.linear import Linear
 
 UNUSED = (".weight_shape", ".weight_g_idx", ".input_zero_point", ".output_scale", ".output_zero_point")
+_GROUP_ORDER = ("group", "dynamic", True)  # values of `actorder` with a group for each input
 _BLOCKS = {"channel": (1, None), "tensor": (None, None)}
 
 
@@ -146,7 +147,7 @@ def ints_of(says: str, stored: Stored, files: Files, weights: Mapping[str, Any],
     if weights.get("symmetric", True) is not True and (not files or zero_points in files):
         dtype = files[zero_points].dtype if zero_points in files else "I32" if is_packed else "I8"
         zeros = "packed" if dtype == "I32" else "bytes"
-    has_order = order in ("group", True) and (not files or f"{stored.name}.weight_g_idx" in files)
+    has_order = order in _GROUP_ORDER and (not files or f"{stored.name}.weight_g_idx" in files)
     return CompressedInts(
         says=says,
         bits=bits,

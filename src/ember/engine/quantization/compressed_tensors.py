@@ -55,12 +55,13 @@ def compressed_tensors(config: DecoderConfig, files: Files) -> Mixed:
     """`quant_method` compressed-tensors. Raises ModelError."""
     fields = config.quantization or {}
     sparsity = fields.get("sparsity_config") or {}
-    if isinstance(sparsity, dict) and sparsity.get("format") not in _SPARSE:
-        raise ModelError(f"quantization_config.sparsity_config has the format {shown(sparsity['format'])}: use dense")
-    if (fields.get("transform_config") or {}).get("config_groups"):
-        raise ModelError("quantization_config.transform_config has transforms, which are not supported")
+    if not isinstance(sparsity, dict) or sparsity.get("format") not in _SPARSE:
+        raise ModelError(f"quantization_config.sparsity_config is {shown(sparsity)}: its format must be dense")
+    transforms = fields.get("transform_config")
+    if transforms and not (isinstance(transforms, dict) and not transforms.get("config_groups")):
+        raise ModelError(f"quantization_config.transform_config is {shown(transforms)}: transforms are not supported")
     groups = _groups(fields)
-    ignored = Ignored(fields.get("ignore") or (), "quantization_config.ignore")
+    ignored = Ignored(fields.get("ignore"), "quantization_config.ignore")
 
     def scheme_of(stored: Stored) -> Scheme | None:
         if _is_plain(stored, files) if files else stored.name in ignored:

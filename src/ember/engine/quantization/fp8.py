@@ -7,7 +7,7 @@ row. No torch is imported.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.fields import shown
@@ -17,9 +17,6 @@ from ember.engine.quantization.base import Files
 from ember.engine.quantization.float8 import UNUSED, float8_of, is_float8
 from ember.engine.quantization.ignored import Ignored
 from ember.engine.quantization.mixed import Mixed
-
-if TYPE_CHECKING:
-    pass
 
 _LISTS = ("modules_to_not_convert", "ignored_layers")
 
@@ -46,7 +43,7 @@ def fbgemm_fp8(config: DecoderConfig, files: Files) -> Mixed:
 def _format(
     name: str, fields: Mapping[str, Any], files: Files, blocks: tuple[int, int] | None, by_row: bool = False
 ) -> Mixed:
-    ignored = [Ignored(fields.get(field) or (), f"quantization_config.{field}") for field in _LISTS]
+    ignored = [Ignored(fields.get(field), f"quantization_config.{field}") for field in _LISTS]
 
     def scheme_of(stored: Stored) -> Any:
         is_quantised = is_float8(stored, files) if files else not any(stored.name in each for each in ignored)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from ember.engine.description.fields import shown
@@ -29,12 +28,15 @@ class Ignored:
       - `re:` and a regular expression, which matches from the name's beginning on
     """
 
-    def __init__(self, entries: Iterable[str], field: str) -> None:
-        """`field`: the list's name, for errors. Raises ModelError for an entry that cannot be read."""
+    def __init__(self, entries: object, field: str) -> None:
+        """`entries`: the list, or None. `field`: its name, for errors. Raises ModelError if it is no list, or for an
+        entry that cannot be read."""
+        if entries is not None and not isinstance(entries, list | tuple):
+            raise ModelError(f"{field} is {shown(entries)}: it must be a list of names of modules")
         self._names: list[str] = []
         self._patterns: list[str] = []
         self._expressions: list[re.Pattern[str]] = []
-        for entry in entries:
+        for entry in entries or ():
             if not isinstance(entry, str):
                 raise ModelError(f"{field} has {shown(entry)}: its entries must be names of modules")
             if entry.startswith("re:"):

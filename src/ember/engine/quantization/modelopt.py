@@ -33,9 +33,7 @@ def modelopt(config: DecoderConfig, files: Files) -> Mixed:
             f"quantization_config.quant_algo is {shown(algorithm)}: of ModelOpt's, {allowed} are supported"
         )
     algorithm = algorithm.upper()
-    ignored = [
-        Ignored(fields.get(field) or (), f"quantization_config.{field}") for field in ("exclude_modules", "ignore")
-    ]
+    ignored = [Ignored(fields.get(field), f"quantization_config.{field}") for field in ("exclude_modules", "ignore")]
     nvfp4 = Fp4("nvfp4", ".weight", ".weight_scale", ".weight_scale_2", files=files)
     has_blocks = algorithm.startswith("FP8_PB")
     # Weights of ..._WO are not made for rounded inputs.

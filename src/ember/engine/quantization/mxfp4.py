@@ -41,7 +41,7 @@ class _AsRows:
 def mxfp4(config: DecoderConfig, files: Files) -> Mixed:
     """`NAME_blocks` [experts, out, in / 32, 16] and `NAME_scales` [experts, out, in / 32], both of bytes."""
     fields: Mapping[str, Any] = config.quantization or {}
-    ignored = Ignored(fields.get("modules_to_not_convert") or (), "quantization_config.modules_to_not_convert")
+    ignored = Ignored(fields.get("modules_to_not_convert"), "quantization_config.modules_to_not_convert")
     scheme = _AsRows(Fp4("mxfp4", BLOCKS, SCALES, files=files))
 
     def scheme_of(stored: Stored) -> _AsRows | None:

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.fields import Fields
 from ember.engine.description.weights import LinearSpec, Output, Rows, Size, Stored
+from ember.engine.errors import ModelError
 from ember.engine.quantization.base import FLOATS, Files, Source
 from ember.engine.quantization.held import Held
 from ember.engine.quantization.mixed import Mixed
@@ -86,6 +88,7 @@ class SqueezeLLMScheme:
             (begins,), (columns,), (values,) = (tensors[f"{name}{number}"] for name in ("rows", "cols", "vals"))
             taken = _numbers(output).to(begins.device)
             starts = begins.flatten()
+            _check_outliers(output.stored.name, starts, columns, spec.inputs)
             counts = starts.diff()[taken]
             parts.append(SparseTableLinear(part, starts[:-1][taken], counts, columns.flatten(), values.flatten()))
             first += output.rows.total
@@ -107,7 +110,7 @@ class SqueezeLLM(Mixed):
             if is_plain_in(files, name) or (name == head and f"{name}.qweight" not in files):
                 return None
             sparse = files.get(f"{name}.vals")
-            return SqueezeLLMScheme(bits, None if sparse is None else sparse.shape[0])
+            return SqueezeLLMScheme(bits, None if sparse is None else prod(sparse.shape))
 
         super().__init__("squeezellm", scheme_of, UNUSED)
 
@@ -115,6 +118,16 @@ class SqueezeLLM(Mixed):
 def _vector(module: Module, part: str, suffix: str, count: int, stored: tuple[str, ...], dtype: str) -> Source:
     size = Size(count, f"{module.field}: {count}")
     return Source(part, module.name + suffix, (size,), (1, count), Rows(0, 1), (0, count), stored=stored, dtype=dtype)
+
+
+def _check_outliers(name: str, starts: Tensor, columns: Tensor, inputs: int) -> None:
+    """Raise ModelError unless the sparse matrix is inside the dense one."""
+    if starts[0] < 0 or (starts.diff() < 0).any() or starts[-1] > columns.numel():
+        raise ModelError(
+            f"{name}.rows is damaged: it must ascend from 0 to the {columns.numel()} numbers of {name}.cols"
+        )
+    if ((columns < 0) | (columns >= inputs)).any():
+        raise ModelError(f"{name}.cols is damaged: it must have numbers of the {inputs} inputs")
 
 
 def _numbers(output: Output) -> Tensor:

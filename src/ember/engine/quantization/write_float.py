@@ -68,7 +68,7 @@ class Fp4Writer:
             codes = _e2m1_codes(blocks / (scales.float() / overall))
             made = {f"{module}.weight_scale": scales[..., 0], f"{module}.weight_global_scale": overall.reshape(1)}
         else:
-            # A power of two, so that the largest number is at most 6: exponents as of OCP Microscaling Formats 1.0.
+            # A power of two, as of OCP Microscaling Formats 1.0: the largest number is below 8, and clipped to 6.
             exponents = (largest.clamp(min=2.0**-126).log2().floor() - 2).clamp_(-127, 127)
             codes = _e2m1_codes(blocks / exponents.exp2())
             made = {f"{module}.weight_scale": (exponents[..., 0] + 127).to(torch.uint8)}
