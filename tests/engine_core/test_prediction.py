@@ -176,6 +176,14 @@ def test_experts_count_in_proportion(tmp_path):
     assert predicted.parameters - predicted.active_parameters == 3 * 3 * one  # three of four, in three layers
 
 
+def test_norms_of_experts_beside_an_mlp_compute_every_token(tmp_path):
+    directory = make_tiny("gemma4_moe", tmp_path)
+    fields, (predicted, _) = json.loads((directory / "config.json").read_text()), on_cpu(model=str(directory))
+    total = 3 * 3 * fields["hidden_size"] * fields["moe_intermediate_size"] * fields["num_experts"]  # in three layers
+    inactive = total - total * fields["top_k_experts"] // fields["num_experts"]
+    assert predicted.parameters - predicted.active_parameters == inactive
+
+
 def test_groups_of_the_cache(tmp_path):
     _, device = on_cpu(model=str(make_tiny("gemma3", tmp_path)))
     windows = {group.window for group in device.cache_groups}

@@ -200,7 +200,7 @@ def test_chatglm(tmp_path: Path) -> None:
     check(directory, expected)
     assert load_config(directory).warnings == ()
     rewrite_config(directory, multi_query_group_num=3)
-    with pytest.raises(ModelError, match="num_attention_heads=4, multi_query_group_num=3"):
+    with pytest.raises(ModelError, match="num_attention_heads=4 must be a multiple of multi_query_group_num=3"):
         load_config(directory)
 
 
@@ -233,10 +233,35 @@ def test_ling_is_a_glm_with_experts(tmp_path: Path) -> None:
         head_dim=16,
         num_key_value_heads=3,
         score_function="sigmoid",
+        moe_shared_expert_intermediate_size=48,
         **LLAMA_SIZES,
     )
     check(directory, expected)
     assert load_config(directory).warnings == ()
+    rewrite_config(directory, moe_shared_expert_intermediate_size=80, num_shared_experts=2, n_group=None, topk_group=2)
+    experts = load_config(directory).experts
+    assert experts is not None and (experts.shared_size, experts.groups, experts.groups_per_token) == (160, 8, 2)
+
+
+# Each family with a field of its published files, and a value that would change what it computes.
+NOT_READ: list[tuple[str, dict[str, Any]]] = [
+    ("hunyuan_moe", {"group_limited_greedy": True}),
+    ("hunyuan_moe", {"routed_scaling_factor": 2.5}),
+    ("exaone_moe", {"scoring_func": "softmax"}),
+    ("exaone_moe", {"topk_method": "greedy"}),
+    ("mpt", {"ffn_config": {"ffn_type": "mptgeglu"}}),
+    ("mpt", {"norm_type": "rmsnorm"}),
+]
+
+
+@pytest.mark.parametrize(("family", "fields"), NOT_READ)
+def test_a_field_with_a_value_that_is_not_computed_is_named(
+    family: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    directory = make_tiny(family, tmp_path)
+    rewrite_config(directory, **fields)
+    (warning,) = load_config(directory).warnings
+    assert f": {next(iter(fields))}. Where one of them" in warning
 
 
 def test_mpt_with_learned_positions_and_biases_is_a_gpt2(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from ember.engine.layers.int_linear import IntLinear
 from ember.engine.layers.table_linear import TableLinear
 from ember.engine.models.decoder import Decoder
 from ember.engine.operators import triton_linear
-from ember.engine.operators.triton_experts import has_kernels
+from ember.engine.operators.choose import has_kernels
 from tests.engine_models.paged import Paged
 from tests.engine_models.test_parity import tokens
 from tests.quantization.checkpoints import Store, load, matrices, twins

@@ -36,7 +36,7 @@ _GROUPS: dict[str, str] = {
     "there is no swap space; preempted requests are recomputed": "SWAP_SPACE CPU_OFFLOAD_GB KV_OFFLOADING_SIZE "
     "KV_OFFLOADING_BACKEND KV_TRANSFER_CONFIG KV_EVENTS_CONFIG",
     "scales of the KV cache come from the checkpoint, or are 1": "CALCULATE_KV_SCALES",
-    "every layer has K and V of its own": "KV_SHARING_FAST_PREFILL",
+    "prompts pass through all layers, also those that read the K and V of earlier ones": "KV_SHARING_FAST_PREFILL",
     "the engine chooses its kernels and graphs; there is nothing to set": (
         "COMPILATION_CONFIG CUDA_GRAPH_SIZES CUDAGRAPH_CAPTURE_SIZES MAX_CUDAGRAPH_CAPTURE_SIZE "
         "MAX_SEQ_LEN_TO_CAPTURE ATTENTION_BACKEND ATTENTION_CONFIG DISABLE_CASCADE_ATTN VLLM_ATTENTION_BACKEND"

@@ -20,7 +20,7 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.description.native_forms import quantised_bytes
 from ember.engine.description.operator_choice import decide, triton_fault
 from ember.engine.description.operator_sets import TRITON_EXPERT_LAYOUTS
-from ember.engine.description.weights import count_parameters
+from ember.engine.description.weights import Spec, count_parameters
 from ember.engine.errors import ModelError
 from ember.engine.loading.checkpoint import open_checkpoint
 from ember.engine.loading.cuda_context import find_device
@@ -256,8 +256,14 @@ def _own_experts(plan: LoadPlan) -> bool:
     """Whether the matrices of all experts of a layer are one plain tensor or one layer that the kernels take. With an
     order of inputs for each (act-order) they are several layers."""
     ordered = {parameter.spec for parameter in plan.parameters if parameter.part.endswith("order")}
-    experts = (spec for spec in plan.specs if spec.name.endswith(("experts.up", "experts.down")))
-    return all(plan.layouts_of(spec) in TRITON_EXPERT_LAYOUTS and spec.name not in ordered for spec in experts)
+    return all(
+        plan.layouts_of(spec) in TRITON_EXPERT_LAYOUTS and spec.name not in ordered for spec in _expert_specs(plan)
+    )
+
+
+def _expert_specs(plan: LoadPlan) -> list[Spec]:
+    """The matrices of all experts, of each layer."""
+    return [spec for spec in plan.specs if spec.name.endswith(("experts.up", "experts.down"))]
 
 
 def _active_parameters(config: DecoderConfig, plan: LoadPlan) -> int:
@@ -265,7 +271,7 @@ def _active_parameters(config: DecoderConfig, plan: LoadPlan) -> int:
     total = count_parameters(plan.specs)
     if config.experts is None:
         return total
-    experts = count_parameters(spec for spec in plan.specs if ".experts." in spec.name)
+    experts = count_parameters(_expert_specs(plan))
     return total - experts + experts * config.experts.per_token // config.experts.count
 
 

@@ -29,14 +29,15 @@ def read_deepseek_experts(
     normalised: bool = True,
     scale: tuple[str, float] = ("routed_scaling_factor", 1.0),
     shared: tuple[str, int] = ("n_shared_experts", 1),
+    groups: tuple[int, int] = (1, 1),
 ) -> ExpertsConfig:
     """The experts of the `layers` that have them. The other arguments are the family's names of fields, and its
-    defaults. Raises ModelError."""
+    defaults; `groups`: those of n_group and topk_group. Raises ModelError."""
     experts = read_experts(fields, count, ("num_experts_per_tok", per_token), ("moe_intermediate_size", size))
-    groups, chosen = fields.integer("n_group", 1), fields.integer("topk_group", 1)
-    if experts.count % groups or chosen > groups:
+    number, chosen = fields.integer("n_group", groups[0]), fields.integer("topk_group", groups[1])
+    if experts.count % number or chosen > number:
         raise ModelError(
-            f"n_group={groups} must divide {experts.count_field}={experts.count}, and topk_group={chosen} be at most "
+            f"n_group={number} must divide {experts.count_field}={experts.count}, and topk_group={chosen} be at most "
             "n_group"
         )
     return replace(
@@ -47,7 +48,7 @@ def read_deepseek_experts(
         scale=fields.number(*scale),
         wide_router=True,
         correction=True,
-        groups=groups,
+        groups=number,
         groups_per_token=chosen,
         shared_size=fields.integer(*shared) * experts.intermediate_size,
         shared_field=f"{shared[0]} * moe_intermediate_size",

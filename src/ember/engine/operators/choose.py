@@ -83,12 +83,13 @@ def decision_for(
         fault,
         float8_cache=any(block.attention.cache_scales is not None for block in parts.blocks),
         layouts=frozenset(layout.__name__ for layout in parts.layouts()),
-        own_experts=all(_in_kernels(matrices) for each in experts for matrices in (each.up, each.down)),
+        own_experts=all(has_kernels(matrices) for each in experts for matrices in (each.up, each.down)),
     )
 
 
-def _in_kernels(matrices: Tensor | Linear | None) -> bool:
-    """Whether Triton's kernels multiply the matrices of all experts, which may be one plain tensor or one layer."""
+def has_kernels(matrices: Tensor | Linear | None) -> bool:
+    """Whether Triton's kernels multiply the matrices of all experts, which may be one plain tensor or one layer. The
+    sizes are those of the kernels' `can_multiply`, which cannot be imported without Triton."""
     if isinstance(matrices, TableLinear):
         return matrices.in_features % 16 == 0 == matrices.block % 2
     if isinstance(matrices, IntLinear):

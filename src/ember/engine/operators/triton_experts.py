@@ -12,21 +12,10 @@ from ember.engine.operators.triton_linear import table_weight
 from ember_kernels.expert_blocks import ExpertBlocks
 from ember_kernels.grouped_gemm import gather_gemm, grouped_gemm
 from ember_kernels.int_experts import gather_ints, grouped_ints
-from ember_kernels.int_gemm import can_multiply as ints_can_multiply
 from ember_kernels.table_experts import gather_table, grouped_table
-from ember_kernels.table_gemm import can_multiply
 
 Matrices = Tensor | Linear
 """The matrices of all experts: a plain tensor [experts, out, in], or a quantised layer, expert after expert."""
-
-
-def has_kernels(matrices: Matrices | None) -> bool:
-    """Whether `multiply_experts` takes these matrices."""
-    if isinstance(matrices, TableLinear):
-        return can_multiply(matrices.in_features, matrices.block)
-    if isinstance(matrices, IntLinear):
-        return matrices.order is None and ints_can_multiply(matrices.in_features, matrices.group)
-    return isinstance(matrices, Tensor)
 
 
 def multiply_experts(

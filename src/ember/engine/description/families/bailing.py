@@ -30,6 +30,21 @@ def read(fields: Fields) -> DecoderConfig:
     )
     fields.one_of("score_function", "sigmoid", ("sigmoid",))
     must_be(fields, "moe_router_enable_expert_bias", True)
+    experts = read_deepseek_experts(
+        fields,
+        after_dense(fields, config.num_layers, 1),
+        count=("num_experts", 256),
+        size=512,
+        scale=("routed_scaling_factor", 2.5),
+        shared=("num_shared_experts", 1),
+        groups=(8, 4),
+    )
+    name = "moe_shared_expert_intermediate_size"
+    if fields.values.get(name) is not None:
+        number = experts.shared_size // experts.intermediate_size
+        experts = replace(
+            experts, shared_size=number * fields.integer(name), shared_field=f"num_shared_experts * {name}"
+        )
     return replace(
         config,
         names=NAMES,
@@ -37,14 +52,7 @@ def read(fields: Fields) -> DecoderConfig:
         qkv_bias=fields.flag("use_qkv_bias", False),
         output_bias=fields.flag("use_bias", False),
         num_extra_layers=fields.integer("num_nextn_predict_layers", 0, at_least=0),
-        experts=read_deepseek_experts(
-            fields,
-            after_dense(fields, config.num_layers, 1),
-            count=("num_experts", 256),
-            size=512,
-            scale=("routed_scaling_factor", 2.5),
-            shared=("num_shared_experts", 1),
-        ),
+        experts=experts,
     )
 
 
@@ -54,15 +62,13 @@ BAILING_V2 = Family(
     | field_names(
         "score_function moe_router_enable_expert_bias use_qk_norm use_qkv_bias use_bias num_nextn_predict_layers "
         "first_k_dense_replace num_experts num_experts_per_tok moe_intermediate_size num_shared_experts norm_topk_prob "
-        "routed_scaling_factor n_group topk_group"
+        "routed_scaling_factor n_group topk_group moe_shared_expert_intermediate_size"
     ),
     harmless={
         **dict.fromkeys(
-            field_names(
-                "auto_map rotary_dim router_dtype use_rmsnorm moe_shared_expert_intermediate_size output_dropout "
-                "mtp_loss_scaling_factor max_window_layers use_sliding_window"
-            ),
-            (),
-        )
+            field_names("auto_map rotary_dim router_dtype output_dropout mtp_loss_scaling_factor max_window_layers"), ()
+        ),
+        "use_rmsnorm": (True,),
+        "use_sliding_window": (False,),
     },
 )

@@ -32,10 +32,10 @@ def read(fields: Fields) -> DecoderConfig:
     must_be(fields, "apply_residual_connection_post_layernorm", False)
     heads, head_dim = fields.integer("num_attention_heads"), fields.integer("kv_channels", 128)
     kv_heads = fields.integer("multi_query_group_num", 1) if fields.flag("multi_query_attention", False) else heads
-    if heads % kv_heads or head_dim % 4:
-        raise ModelError(
-            f"num_attention_heads={heads}, multi_query_group_num={kv_heads}, kv_channels={head_dim} differ"
-        )
+    if heads % kv_heads:
+        raise ModelError(f"num_attention_heads={heads} must be a multiple of multi_query_group_num={kv_heads}")
+    if head_dim % 4:
+        raise fields.error("kv_channels", "a multiple of 4, as half of the dimensions are rotated in pairs")
     layers = "num_layers" if fields.values.get("num_layers") is not None else "num_hidden_layers"
     vocabulary = "padded_vocab_size" if fields.values.get("padded_vocab_size") is not None else "vocab_size"
     return DecoderConfig(
@@ -65,11 +65,16 @@ CHATGLM = Family(
         "multi_query_group_num multi_query_attention num_layers padded_vocab_size ffn_hidden_size layernorm_epsilon "
         "add_qkv_bias rope_ratio"
     ),
-    harmless=dict.fromkeys(
-        field_names(
-            "auto_map apply_query_key_layer_scaling attention_softmax_in_fp32 bias_dropout_fusion original_rope "
-            "fp32_residual_connection quantization_bit pre_seq_len prefix_projection classifier_dropout"
+    harmless={
+        **dict.fromkeys(
+            field_names(
+                "auto_map apply_query_key_layer_scaling attention_softmax_in_fp32 bias_dropout_fusion original_rope "
+                "classifier_dropout"
+            ),
+            (),
         ),
-        (),
-    ),
+        "fp32_residual_connection": (False,),
+        "quantization_bit": (0,),
+        "prefix_projection": (False,),
+    },
 )

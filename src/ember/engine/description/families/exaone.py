@@ -96,5 +96,10 @@ EXAONE_MOE = Family(
         "mlp_layer_types first_k_dense_replace num_experts num_experts_per_tok moe_intermediate_size "
         "num_shared_experts norm_topk_prob routed_scaling_factor n_group topk_group"
     ),
-    harmless=dict.fromkeys(field_names("num_nextn_predict_layers scoring_func topk_method is_moe_layer"), ()),
+    harmless={
+        "num_nextn_predict_layers": (),
+        "is_moe_layer": (),
+        "scoring_func": ("sigmoid",),
+        "topk_method": ("noaux_tc",),
+    },
 )

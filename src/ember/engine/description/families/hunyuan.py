@@ -119,9 +119,9 @@ HUNYUAN_MOE = Family(
         "moe_layer_num_skipped": (0,),
         "moe_drop_tokens": (False,),
         "norm_topk_prob": (True,),
-        **dict.fromkeys(
-            field_names("moe_random_routing_dropped_token routed_scaling_factor group_limited_greedy"), (False, 1.0)
-        ),
+        "moe_random_routing_dropped_token": (False,),
+        "group_limited_greedy": (False,),
+        "routed_scaling_factor": (1.0,),
     },
 )
 HUNYUAN_V3 = Family(

@@ -77,5 +77,9 @@ MPT = Family(
     CLASSIC_FIELDS
     | frozenset(_SPELLING.values())
     | field_names("no_bias logit_scale attn_config expansion_ratio learned_pos_emb"),
-    harmless=dict.fromkeys(field_names("init_device embedding_fraction norm_type verbose init_config ffn_config"), ()),
+    harmless={
+        **dict.fromkeys(field_names("init_device embedding_fraction verbose init_config"), ()),
+        "norm_type": ("low_precision_layernorm", "layernorm"),
+        "ffn_config": ({"ffn_type": "mptmlp"}, {"ffn_type": "mptmlp", "fc_type": "torch"}, {}),
+    },
 )
