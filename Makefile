@@ -78,7 +78,7 @@ bench: $(VENV)/.dev
 gpu-check: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.gpu_check
 
-# The folder that is carried to a borrowed machine with a GPU (docs/gpu-check.md). The cache in it is compiled by a Python
+# The folder that is carried to a rented machine with a GPU (docs/gpu-check.md). The cache in it is compiled by a Python
 # and a triton like that machine's.
 GPU_CHECK_PYTHON ?= python3.12
 GPU_CHECK_FOLDER := build/gpu-check

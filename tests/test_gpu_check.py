@@ -89,7 +89,7 @@ def test_every_part_of_a_call_has_jobs_and_a_limit(tmp_path: Path) -> None:
         for part in call.parts:
             assert jobs(part, Choice(call.models), tmp_path / "rows.jsonl", tmp_path)
     assert {part for call in CALLS.values() for part in call.parts} == set(PARTS) == set(LIMITS_S)
-    assert sum(call.seconds for call in CALLS.values()) <= 800  # of the 15 minutes of a loan, with two starts
+    assert sum(call.seconds for call in CALLS.values()) <= 800  # of 15 minutes on a machine, with two starts
 
 
 def test_tests_that_need_no_device_are_left_out() -> None:

@@ -19,7 +19,7 @@ SWEEPS = ("sweep_decode", "sweep_prefill")
 
 @dataclass(frozen=True)
 class Call:
-    """What one loan of a machine is spent on, in order of worth."""
+    """What the time on a machine is spent on, in order of worth."""
 
     parts: tuple[str, ...]
     models: tuple[str, ...]

@@ -115,3 +115,9 @@ def test_counts_that_are_too_large_to_list_are_refused(name: str) -> None:
     layers = next(field for field in ("num_hidden_layers", "n_layer") if field in fields)
     said = fault({**fields, layers: 100_000})
     assert said == f"{layers} must be an integer from 1 to 10000, not 100000"
+
+
+@pytest.mark.parametrize(("field", "value"), [("moe_layers", [1, 3]), ("attn_temperature_tuning", "false")])
+def test_values_of_llama4_that_would_pass_for_others(field: str, value: Any) -> None:
+    said = fault(changed(json.loads(written("llama4")), ("text_config", field), value))
+    assert said is not None and said.startswith(f"text_config.{field} must be ")

@@ -47,6 +47,8 @@ def read(fields: Fields) -> DecoderConfig:
     if len(rotated) != layers:
         raise ModelError(f"no_rope_layers has {len(rotated)} entries for num_hidden_layers={layers}")
     tunes = fields.values.get("attn_temperature_tuning", True)  # a number in older files
+    if not isinstance(tunes, bool | int | float | None):
+        raise fields.error("attn_temperature_tuning", "true, false or a number")
     config = replace(
         config,
         names=NAMES,
@@ -70,12 +72,12 @@ def read(fields: Fields) -> DecoderConfig:
 def _experts(fields: Fields, num_layers: int) -> ExpertsConfig:
     """Every layer has experts, or those whose number, counted from 1, is a multiple of an interval, or those listed."""
     experts = read_experts(fields, ("num_local_experts", 16), ("num_experts_per_tok", 1), ("intermediate_size", 8192))
-    listed = fields.values.get("moe_layers")
-    if listed is not None and not (isinstance(listed, list) and all(type(layer) is int for layer in listed)):
-        raise fields.error("moe_layers", "a list of integers")
+    listed, layers = fields.values.get("moe_layers"), range(num_layers)
+    if listed is not None and not (isinstance(listed, list) and all(type(i) is int and i in layers for i in listed)):
+        raise fields.error("moe_layers", f"a list of the numbers of layers, from 0 to {num_layers - 1}")
     sparse = every_nth(fields.integer("interleave_moe_layer_step", 1), True, num_layers)
     if listed is not None:
-        sparse = tuple(layer in listed for layer in range(num_layers))
+        sparse = tuple(layer in listed for layer in layers)
     return replace(
         experts,
         layers=() if all(sparse) else sparse,
