@@ -115,7 +115,7 @@ def int_gemm_kernel(
     end = tl.minimum(start + slice_k, k)
     sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     # Scales and zero points are loaded a tile ahead: they are too small to be pipelined as codes are.
-    at = w_rows * groups + start // group
+    at = w_rows * groups + tl.minimum(start, k - 1) // group  # the last slices may be empty
     next_scales = tl.load(scale_ptr + at)
     if zero_ptr is not None:
         next_zeros = tl.load(zero_ptr + at)

@@ -128,6 +128,8 @@ def test_act_order(order: str, is_shared: bool, tmp_path: Path) -> None:
             {"num_bits": 8},
             "hidden_size=64: 16, but model.layers.0.self_attn.q_proj.weight_packed has 8 columns",
         ),
+        (PACKED, {"actorder": "rows"}, "actorder must be group, dynamic, weight or static, not 'rows'"),
+        (PACKED, {"symmetric": "yes"}, "symmetric must be true or false, not 'yes'"),
         ("marlin-24", {}, "with the format 'marlin-24' are not supported"),
     ],
 )

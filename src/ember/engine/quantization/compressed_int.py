@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from ember.engine.layers.linear import Linear
 
 UNUSED = (".weight_shape", ".weight_g_idx", ".input_zero_point", ".output_scale", ".output_zero_point")
-_GROUP_ORDER = ("group", "dynamic", True)  # values of `actorder` with a group for each input
+# Values of `actorder`: those with a group for each input, and those whose inputs are in order in the files.
+_BY_GROUP, _IN_ORDER = ("group", "dynamic", True), ("weight", "static", False, None)
 _BLOCKS = {"channel": (1, None), "tensor": (None, None)}
 
 
@@ -129,6 +130,8 @@ def ints_of(says: str, stored: Stored, files: Files, weights: Mapping[str, Any],
     ModelError."""
     bits, strategy = weights.get("num_bits", 8), weights.get("strategy")
     group, order = weights.get("group_size"), weights.get("actorder")
+    order = order.lower() if isinstance(order, str) else order
+    symmetric = weights.get("symmetric", True)
     if strategy is None:
         strategy = "group" if isinstance(group, int) and group > 0 else "tensor" if group is None else "channel"
     is_packed = f"{stored.name}.weight_packed" in files if files else "pack" in form
@@ -138,16 +141,20 @@ def ints_of(says: str, stored: Stored, files: Files, weights: Mapping[str, Any],
             f"{says} with the format {shown(form)} are not supported: integers may have 4 or 8 bits, packed ones also "
             "2, in the formats pack-quantized and int-quantized"
         )
+    if order not in (*_BY_GROUP, *_IN_ORDER):
+        raise ModelError(f"{says}: actorder must be group, dynamic, weight or static, not {shown(order)}")
+    if not isinstance(symmetric, bool):
+        raise ModelError(f"{says}: symmetric must be true or false, not {shown(symmetric)}")
     if strategy not in ("group", "channel", "tensor"):
         raise ModelError(f"{says}: the strategy must be group, channel or tensor, not {shown(strategy)}")
     if strategy == "group" and not (isinstance(group, int) and group > 0 and group % 2 == 0):
         raise ModelError(f"{says}: group_size must be a positive even number, not {shown(group)}")
     zeros = None
     zero_points = f"{stored.name}.weight_zero_point"
-    if weights.get("symmetric", True) is not True and (not files or zero_points in files):
+    if not symmetric and (not files or zero_points in files):
         dtype = files[zero_points].dtype if zero_points in files else "I32" if is_packed else "I8"
         zeros = "packed" if dtype == "I32" else "bytes"
-    has_order = order in _GROUP_ORDER and (not files or f"{stored.name}.weight_g_idx" in files)
+    has_order = order in _BY_GROUP and (not files or f"{stored.name}.weight_g_idx" in files)
     return CompressedInts(
         says=says,
         bits=bits,
