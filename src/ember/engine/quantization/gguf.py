@@ -7,11 +7,13 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from ember.engine.description.config import DecoderConfig
+from ember.engine.description.fields import shown
 from ember.engine.description.weights import LinearSpec, Output, Size, Spec, TensorSpec
 from ember.engine.errors import ModelError
 from ember.engine.quantization import held
 from ember.engine.quantization.base import BIAS, WEIGHT, Files, Source, bias_sources, matrix_source
 from ember.engine.quantization.held import Held
+from ember.engine.quantization.packed import FIELDS
 from ember.engine.quantization.plain import Plain
 from ember.gguf.types import BLOCKS, GgmlType
 
@@ -34,7 +36,12 @@ class Gguf:
 
     def __init__(self, config: DecoderConfig, files: Files) -> None:
         self._plain = Plain()
-        self._types: Mapping[str, str] = (config.quantization or {}).get("types") or {}
+        types = (config.quantization or {}).get("types", {})
+        if not isinstance(types, Mapping) or not all(
+            isinstance(kind, str) and kind in BLOCKS for kind in types.values()
+        ):
+            raise ModelError(f"{FIELDS}types is {shown(types)}, which is not read from config.json: name a GGUF file")
+        self._types: Mapping[str, str] = types
 
     def sources(self, spec: Spec) -> list[Source]:
         if isinstance(spec, TensorSpec):
