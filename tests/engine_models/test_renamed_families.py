@@ -199,6 +199,9 @@ def test_chatglm(tmp_path: Path) -> None:
     )
     check(directory, expected)
     assert load_config(directory).warnings == ()
+    rewrite_config(directory, max_position_embeddings=999, quantization_bit=4)
+    (warning,) = load_config(directory).warnings
+    assert "ChatGLMModel: max_position_embeddings, quantization_bit. Where" in warning
     rewrite_config(directory, multi_query_group_num=3)
     with pytest.raises(ModelError, match="num_attention_heads=4 must be a multiple of multi_query_group_num=3"):
         load_config(directory)

@@ -16,6 +16,7 @@ from ember.engine.layers.table_linear import TableLinear
 from ember.engine.models.decoder import Decoder
 from ember.engine.operators import triton_linear
 from ember.engine.operators.choose import has_kernels
+from ember_kernels import int_gemm, table_gemm
 from tests.engine_models.paged import Paged
 from tests.engine_models.test_parity import tokens
 from tests.quantization.checkpoints import Store, load, matrices, twins
@@ -131,3 +132,11 @@ def test_which_experts_are_in_kernels(tmp_path: Path) -> None:
     assert has_kernels(found.up) and has_kernels(found.down)
     found = experts(twins("qwen3_moe", tmp_path / "float8", *FORMS["float8 of rows"][:2], **SIZES)[0])
     assert not has_kernels(found.up) and not has_kernels(None)
+
+
+@pytest.mark.parametrize(("k", "group"), [(64, 32), (96, 96), (80, 16), (48, 48), (64, 8), (24, 8), (40, 40), (96, 48)])
+def test_the_choice_knows_the_sizes_that_kernels_of_experts_take(k: int, group: int) -> None:
+    codes, scales = torch.zeros(2, k // 2, dtype=torch.uint8), torch.ones(2, k // group)
+    assert has_kernels(IntLinear(codes, scales, 4, torch.bfloat16)) == int_gemm.can_multiply(k, group)
+    table = TableLinear(codes, torch.zeros(16), scales, torch.bfloat16)
+    assert has_kernels(table) == table_gemm.can_multiply(k, group)

@@ -6,6 +6,7 @@
     activation, times the other half                                      one launch
     matrix products of at most 16 rows                                    one or two launches, where `small_gemm` was
                                                                           measured to be faster than torch
+    matrix products with quantised weights     one or two launches, or one and torch's product for many rows
     experts                                    three launches for few tokens, otherwise up to six
 
 torch computes the other matrix products, embedding and head. This module imports triton, so it is imported only where

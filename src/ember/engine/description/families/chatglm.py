@@ -59,7 +59,7 @@ def read(fields: Fields) -> DecoderConfig:
 
 CHATGLM = Family(
     read,
-    COMMON_FIELDS
+    COMMON_FIELDS - {"max_position_embeddings"}
     | field_names(
         "rmsnorm post_layer_norm add_bias_linear apply_residual_connection_post_layernorm kv_channels seq_length "
         "multi_query_group_num multi_query_attention num_layers padded_vocab_size ffn_hidden_size layernorm_epsilon "
