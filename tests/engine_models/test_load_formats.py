@@ -93,6 +93,9 @@ FAULTY = {
     "no archive": lambda file, tensors: file.write_bytes(b"x" * 100),
     "cut off": lambda file, tensors: file.write_bytes(_saved(tensors)[:9000]),
     "no pickle": lambda file, tensors: zipfile.ZipFile(file, "w").writestr("archive/data.pkl", b"\x80\x02}."[:2]),
+    "a pickle with a large memo": lambda file, tensors: zipfile.ZipFile(file, "w").writestr(
+        "archive/data.pkl", b"\x80\x02}r" + (1 << 24).to_bytes(4, "little") + b"."
+    ),
     "a pickle": lambda file, tensors: file.write_bytes(pickle.dumps({"a": 1})),
 }
 

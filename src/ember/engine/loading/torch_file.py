@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -113,9 +114,13 @@ def _entries(file: Path, handle: io.BufferedReader, archive: zipfile.ZipFile) ->
     described = members["data.pkl"]
     if described.file_size > MAX_PICKLE:
         raise ModelError(f"its data.pkl has {described.file_size} bytes, over the limit of {MAX_PICKLE}")
-    if "byteorder" in members and archive.read(members["byteorder"])[:10].strip() != b"little":
-        raise ModelError("its numbers are big-endian: save it again on another machine")
-    tensors = _Unpickler(io.BytesIO(archive.read(described))).load()
+    if "byteorder" in members:
+        with archive.open(members["byteorder"]) as order:
+            if order.read(10).strip() != b"little":
+                raise ModelError("its numbers are big-endian: save it again on another machine")
+    data = archive.read(described)
+    _check_memo(data)
+    tensors = _Unpickler(io.BytesIO(data)).load()
     if isinstance(tensors, Mapping) and isinstance(tensors.get("state_dict"), Mapping):
         tensors = tensors["state_dict"]
     if not isinstance(tensors, Mapping) or not all(isinstance(name, str) for name in tensors):
@@ -125,6 +130,14 @@ def _entries(file: Path, handle: io.BufferedReader, archive: zipfile.ZipFile) ->
         for name, tensor in tensors.items()
         if isinstance(tensor, _Tensor)
     }
+
+
+def _check_memo(data: bytes) -> None:
+    """Raise ModelError for a place in the unpickler's memo that is beyond the number of bytes. The unpickler allocates
+    all places before it, which may be many gigabytes."""
+    for opcode, place, _ in pickletools.genops(data):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(place or 0) > len(data):
+            raise ModelError(f"its data.pkl stores an object at the place {place}, in {len(data)} bytes: {AGAIN}")
 
 
 def _entry(
