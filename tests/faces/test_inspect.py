@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, fields
@@ -15,6 +16,7 @@ import pytest
 from ember import cli
 from ember.cli.inspect import Text
 from ember.engine.core.prediction import DeviceReport, GroupReport, Prediction
+from ember.engine.loading.resolve import DEMO
 from tests.engine_models.tiny import make_tiny, rewrite_config
 
 PAGE = Path(__file__).parents[2] / "docs" / "inspect.md"
@@ -134,3 +136,34 @@ def test_the_template_of_another_tokenizer_counts(tmp_path: Path, capsys: pytest
     assert (document["text"]["tool_calls"], document["tokenizer_dir"]) == ("mistral", str(tmp_path))
     assert cli.main(["inspect", "demo", "--tokenizer-name", "/no/such"]) == 1
     assert "/no/such does not exist: set TOKENIZER_NAME" in capsys.readouterr().err
+
+
+def copy_of_demo(directory: Path) -> Path:
+    shutil.copytree(DEMO, directory, dirs_exist_ok=True)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("tokenizer.json", None, "has no tokenizer.json: download the model's tokenizer files"),
+        ("generation_config.json", '{"temperature": "hot"}', "the sampling default temperature must be a number"),
+    ],
+)
+def test_what_the_front_refuses_is_refused(
+    name: str, content: str | None, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = copy_of_demo(tmp_path) / name
+    file.unlink() if content is None else file.write_text(content)
+    assert cli.main(["inspect", str(tmp_path)]) == 1
+    found = capsys.readouterr()
+    assert found.out == "" and found.err.count("\n") == 1 and says in found.err
+
+
+def test_settings_of_cpus_have_no_effect_on_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    cpu, *gpus = inspected(capsys, "demo", "--cpu-weights", "int8", "--cpu-activations", "float")["devices"]
+    assert cpu["warnings"] == [] and len(gpus) == 3
+    for gpu in gpus:
+        assert gpu["warnings"] == [
+            f"{name} has no effect: the model runs on a GPU" for name in ("CPU_WEIGHTS=int8", "CPU_ACTIVATIONS=float")
+        ]

@@ -92,8 +92,8 @@ def patched(path: Path, *changes: tuple[int, bytes]) -> Path:
     ("at", "replacement", "message"),
     [
         (0, b"GGML", "does not begin with GGUF"),
-        (4, struct.pack("<I", 1), "version 1"),
-        (4, struct.pack(">I", 3), "big-endian"),
+        (4, struct.pack("<I", 1), "version 1 of the format, and only 2 and 3 are read: convert it again$"),
+        (4, struct.pack(">I", 3), "big-endian, which is not supported: convert it again$"),
         (8, struct.pack("<Q", 2**60), f"says that it has {2**60} tensors"),
         (16, struct.pack("<Q", 2**60), "entries of metadata, more than fit"),
         (24, struct.pack("<Q", 2**63), "a key of the metadata"),

@@ -10,7 +10,7 @@ import transformers
 from gguf import GGUFWriter
 
 from ember.engine.core.grammars.grammar import load_tokenizer as load_for_grammars
-from ember.front.text.tokenizer import Tokenizer, TokenizerError
+from ember.front.text.tokenizer import Tokenizer, TokenizerError, check_files
 from ember.front.text.tokenizer_files import read_chat_template
 from ember.gguf.header import read_header
 from ember.gguf.pretokenizers import PRE_TOKENIZERS
@@ -34,6 +34,7 @@ def byte_level(directory: Path, pre: str = "smollm", **more: Any) -> Path:
 
 def test_a_tokenizer_is_that_of_the_checkpoint(tmp_path):
     """The demo model's, whose expression splits ordinary text as that of SmolLM does."""
+    check_files(byte_level(tmp_path))
     ours, theirs = Tokenizer.load(byte_level(tmp_path)), Tokenizer.load(DEMO)
     for text in [
         "The capital of France is Paris.",
@@ -211,6 +212,16 @@ def test_a_tokenizer_that_cannot_be_used_is_one_line(more, message, tmp_path):
     with pytest.raises(TokenizerError) as raised:
         Tokenizer.load(byte_level(tmp_path, **more))
     assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("more", [{"ggml.model": "bert"}, {"ggml.pre": "kimi-k2"}, {"ggml.tokens": "a"}])
+def test_an_unsupported_one_is_found_without_making_it(more, tmp_path):
+    file = byte_level(tmp_path, **more)
+    with pytest.raises(TokenizerError) as quick:
+        check_files(file)
+    with pytest.raises(TokenizerError) as whole:
+        Tokenizer.load(file)
+    assert str(quick.value) == str(whole.value)
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,19 @@ def test_sources_and_targets_that_are_refused(tmp_path: Path, capsys: pytest.Cap
     assert "does not exist" in capsys.readouterr().err
 
 
+def test_all_templates_are_copied(tmp_path: Path) -> None:
+    source = make_tiny("llama", tmp_path / "source", num_hidden_layers=1, **SIZES)
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    target = quantized(source, tmp_path / "target", "w8a8")
+    assert (target / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ tools }}"
+
+
+def test_the_demo_models_package_is_not_copied(tmp_path: Path) -> None:
+    target = quantized(Path("demo"), tmp_path / "target", "w8a8")
+    assert (target / "tokenizer.json").exists() and not list(target.glob("*.py"))
+
+
 def test_files_are_those_of_safetensors(tmp_path: Path) -> None:
     tensors = {
         "b": torch.arange(3, dtype=torch.int8),

@@ -13,9 +13,11 @@ from pathlib import Path
 from ember.engine.core.prediction import DeviceReport, GroupReport, Prediction, predict
 from ember.engine.errors import ModelError
 from ember.front.formats import Formats, formats_of
+from ember.front.generation_config import generation_defaults
 from ember.front.start import configure_of
 from ember.front.text.template import ChatTemplate
 from ember.front.text.template_error import TemplateError
+from ember.front.text.tokenizer import check_files
 from ember.front.text.tokenizer_files import TokenizerError, read_chat_template
 from ember.settings import Settings
 from ember.sizes import binary_size
@@ -57,6 +59,8 @@ def failure(message: str) -> str:
 
 
 def _text(settings: Settings, model_dir: Path, tokenizer_dir: Path) -> Text:
+    check_files(tokenizer_dir)
+    generation_defaults(settings, model_dir)
     own = read_chat_template(tokenizer_dir)
     template = ChatTemplate.choose(own, {}, settings.custom_chat_template)
     formats: Formats = formats_of(settings, own, template, model_dir)

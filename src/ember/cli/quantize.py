@@ -45,6 +45,7 @@ FORMATS: dict[str, tuple[Callable[[int], Writer], bool]] = {
     "mxfp4": (lambda group: Fp4Writer(32), False),
     "nf4": (lambda group: NF4Writer(), False),
 }
+_NOT_COPIED = ("config.json", "__init__.py")  # the first is written, the second makes the demo model's a package
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json", ".h5", ".msgpack", ".onnx")
 
 
@@ -89,9 +90,11 @@ def quantize(source: str, target: Path, form: str, group: int | None, say: Calla
     (target / "config.json").write_text(
         json.dumps({**document, "quantization_config": writer.config(report.ignored)}, indent=2) + "\n"
     )
-    for file in directory.iterdir():
-        if file.is_file() and file.name != "config.json" and not file.name.endswith(_WEIGHTS):
-            shutil.copyfile(file, target / file.name)
+    for file in [*directory.iterdir(), *directory.glob("additional_chat_templates/*.jinja")]:
+        if file.is_file() and file.name not in _NOT_COPIED and not file.name.endswith(_WEIGHTS):
+            copy = target / file.relative_to(directory)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
     return report
 
 

@@ -188,8 +188,10 @@ class _Reader:
         (version,) = struct.unpack("<I", self._take(4))
         if version not in VERSIONS:
             if version & 0xFFFF == 0:
-                raise self._error("is big-endian, which is not supported: convert it again")
-            raise self._error(f"has version {version} of the format, and only 2 and 3 are read: convert it again")
+                raise GgufError(f"{self._file} is big-endian, which is not supported: convert it again")
+            raise GgufError(
+                f"{self._file} has version {version} of the format, and only 2 and 3 are read: convert it again"
+            )
         num_tensors, num_entries = self._length(), self._length()
         self._limit("tensors", num_tensors, MAX_TENSORS, 24)
         self._limit("entries of metadata", num_entries, MAX_ENTRIES, 13)

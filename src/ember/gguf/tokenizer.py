@@ -64,6 +64,14 @@ def load_tokenizer(file: Path) -> GgufTokenizer:
             gc.enable()
 
 
+def check_kind(file: Path) -> None:
+    """Raise GgufError if the metadata has no tokenizer of a kind that `load_tokenizer` makes."""
+    metadata = read_header(file).metadata
+    _tokens(metadata)
+    if _kind(metadata) == "gpt2":
+        _pre_tokenizer(metadata)
+
+
 def load_templates(file: Path) -> dict[str, str]:
     """The chat templates of a file by name, without its tokenizer. Raises GgufError."""
     return _templates(read_header(file).metadata)
@@ -74,21 +82,33 @@ _ADVICE = "set TOKENIZER_NAME to the model that the file was made from"
 
 def _load(metadata: Metadata) -> GgufTokenizer:
     vocabulary = _Vocabulary(metadata)
-    kind = metadata.text(MODEL)
+    kind = _kind(metadata)
     if kind == "gpt2":
         backend = vocabulary.byte_level(_pre_tokenizer(metadata))
     elif kind == "llama":
         backend = vocabulary.sentencepiece()
-    elif kind == "gemma4":
-        backend = vocabulary.characters()
     else:
-        given = "no tokenizer" if kind is None else f"a tokenizer of the kind {ascii(kind)[1:-1][:100]}"
-        raise GgufError(f"{metadata.file} has {given}; gpt2, llama and gemma4 are supported: {_ADVICE}")
+        backend = vocabulary.characters()
     backend.add_special_tokens(vocabulary.added(CONTROL))
     backend.add_tokens(vocabulary.added(USER_DEFINED))
     named = {name: vocabulary.tokens[token_id] for name, token_id in role_ids(metadata).items()}
     _add_ends(backend, metadata, named)
     return GgufTokenizer(backend, named, _templates(metadata))
+
+
+def _kind(metadata: Metadata) -> str:
+    kind = metadata.text(MODEL)
+    if kind not in ("gpt2", "llama", "gemma4"):
+        given = "no tokenizer" if kind is None else f"a tokenizer of the kind {ascii(kind)[1:-1][:100]}"
+        raise GgufError(f"{metadata.file} has {given}; gpt2, llama and gemma4 are supported: {_ADVICE}")
+    return kind
+
+
+def _tokens(metadata: Metadata) -> list[str]:
+    tokens = metadata.texts(TOKENS)
+    if not tokens or len(tokens) > MAX_TOKENS:
+        raise GgufError(f"{metadata.file} has {len(tokens or ())} tokens in {TOKENS}: {_ADVICE}")
+    return tokens
 
 
 def _pre_tokenizer(metadata: Metadata) -> PreTokenizer:
@@ -103,9 +123,7 @@ class _Vocabulary:
     """The tokens with their kinds."""
 
     def __init__(self, metadata: Metadata) -> None:
-        tokens = metadata.texts(TOKENS)
-        if not tokens or len(tokens) > MAX_TOKENS:
-            raise GgufError(f"{metadata.file} has {len(tokens or ())} tokens in {TOKENS}: {_ADVICE}")
+        tokens = _tokens(metadata)
         kinds = metadata.numbers(TYPES) or [NORMAL] * len(tokens)
         if len(kinds) != len(tokens):
             raise metadata.error(TYPES, f"as long as {TOKENS}, {len(tokens)}")

@@ -35,6 +35,7 @@ Quantization = Literal[
     "awq_marlin",
     "bitsandbytes",
     "compressed-tensors",
+    "fbgemm_fp8",
     "fp8",
     "gguf",
     "gptq",
@@ -130,7 +131,8 @@ class Settings(BaseSettings):
     quantization: Annotated[Quantization | None, BeforeValidator(quantization_name)] = Field(
         None,
         validation_alias=_names("QUANTIZATION"),
-        description="Quantization method that the checkpoint must have. Unset: whichever config.json names.",
+        description="Quantization method that the checkpoint must have. fp8 and bitsandbytes quantise a plain one "
+        "while it loads. Unset: whichever config.json names.",
     )
     cpu_weights: Annotated[Literal["auto", "int8", "int4"], BeforeValidator(or_auto)] = Field(
         "auto",

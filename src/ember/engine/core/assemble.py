@@ -13,7 +13,7 @@ import torch
 from ember.boot import Timeline
 from ember.engine.core.block_manager import BlockManager
 from ember.engine.core.block_pool import BlockPool
-from ember.engine.core.boot import NO_GPU, Opened, check_cpu_weights, cpu_weights_warning, dtype_name
+from ember.engine.core.boot import NO_GPU, Opened, check_cpu_weights, cpu_settings_warnings, dtype_name
 from ember.engine.core.chores import Chore, Chores, settling
 from ember.engine.core.engine import Engine
 from ember.engine.core.grammars.workers import GrammarWorkers
@@ -150,7 +150,7 @@ def choose_operators(
     model = loaded.decoder
     is_gpu = model.device.type == "cuda"
     if is_gpu:
-        warnings += [warning for warning in (cpu_weights_warning(configure),) if warning is not None]
+        warnings += cpu_settings_warnings(configure)
     elif configure.cpu_weights != "auto":
         with timeline.phase("quantise"):
             quantise_weights(configure, loaded)

@@ -83,11 +83,12 @@ def check_cpu_weights(configure: Configure, config: DecoderConfig, dtype: str) -
         raise ModelError(refused)
 
 
-def cpu_weights_warning(configure: Configure) -> str | None:
-    """The warning on a GPU, where CPU_WEIGHTS has no effect; None if it is not set."""
-    if configure.cpu_weights == "auto":
-        return None
-    return f"CPU_WEIGHTS={configure.cpu_weights} has no effect: the model runs on a GPU"
+def cpu_settings_warnings(configure: Configure) -> list[str]:
+    """A warning for each setting of CPUs that is set, for a model on a GPU."""
+    values = {"CPU_WEIGHTS": configure.cpu_weights, "CPU_ACTIVATIONS": configure.cpu_activations}
+    return [
+        f"{name}={value} has no effect: the model runs on a GPU" for name, value in values.items() if value != "auto"
+    ]
 
 
 def dtype_name(configure: Configure, config: DecoderConfig, kind: str) -> str:

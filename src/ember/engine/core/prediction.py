@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from ember.engine.core.boot import NO_GPU, check_cpu_weights, cpu_weights_warning, dtype_name
+from ember.engine.core.boot import NO_GPU, check_cpu_weights, cpu_settings_warnings, dtype_name
 from ember.engine.core.memory import Memory, available_host_bytes, plan_memory
 from ember.engine.description.cache_format import is_float8
 from ember.engine.description.cache_groups import bytes_per_page_token, cache_groups, most_pages
@@ -209,8 +209,8 @@ def _fill(
     if is_cpu:
         weights = configure.cpu_weights
         check_cpu_weights(configure, config, report.dtype)
-    elif (warning := cpu_weights_warning(configure)) is not None:
-        report.warnings.append(warning)
+    else:
+        report.warnings += cpu_settings_warnings(configure)
     loaded = weights_in(report.dtype)
     report.weight_bytes = loaded.nbytes if weights == "auto" else quantised_bytes(loaded.plan.specs, weights)
     # A GPU that is not here is one in an image with Triton.

@@ -218,8 +218,7 @@ def _backend(directory: Path, caches: Sequence[Path]) -> tuple[tokenizers.Tokeni
     Raises TokenizerError."""
     path = directory / "tokenizer.json"
     if not path.exists():
-        if not all((directory / name).exists() for name in _VOCABULARY):
-            raise TokenizerError(_missing(directory))
+        check_files(directory)
         from ember.byte_level_bpe import VocabularyError, load_vocabulary
 
         try:
@@ -244,6 +243,21 @@ def _backend(directory: Path, caches: Sequence[Path]) -> tuple[tokenizers.Tokeni
             raise
         reason = " ".join(str(error).split())[:300]
     raise TokenizerError(f"{path} cannot be read ({reason}): download the tokenizer files again")
+
+
+def check_files(directory: Path) -> None:
+    """Raise TokenizerError if a model directory lacks the files of a tokenizer, or if the metadata of a GGUF file names
+    one that is not supported. No tokenizer is made."""
+    if directory.is_file():
+        from ember.gguf.header import GgufError
+        from ember.gguf.tokenizer import check_kind
+
+        try:
+            check_kind(directory)
+        except GgufError as error:
+            raise TokenizerError(str(error)) from None
+    elif not (directory / "tokenizer.json").exists() and not all((directory / name).exists() for name in _VOCABULARY):
+        raise TokenizerError(_missing(directory))
 
 
 def _of_gguf(file: Path) -> tuple[tokenizers.Tokenizer, TokenizerFiles]:
