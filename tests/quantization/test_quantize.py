@@ -122,7 +122,7 @@ def test_rounding(bits: int, symmetric: bool) -> None:
         ),
         (
             ["--format", "w8a8", "--group-size", "32"],
-            "--group-size has no meaning with --format w8a8, which has a scale",
+            "--group-size has no meaning with --format w8a8, whose scales have a place of their own",
         ),
         (["--format", "awq", "--group-size", "3"], "--group-size must be a multiple of 8, not 3"),
     ],
