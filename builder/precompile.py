@@ -20,13 +20,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
-# The modules of kernels that the engine launches. The package has others that are not used yet.
+# The modules of kernels that the engine launches.
 MODULES = (
     "activation",
     "decode_attention",
     "decode_plan",
     "expert_blocks",
+    "float8_gemm",
     "grouped_gemm",
+    "int_experts",
+    "int_gemm",
     "norm",
     "prefill_attention",
     "rope_cache",
@@ -34,6 +37,8 @@ MODULES = (
     "sampling_logprobs",
     "small_gemm",
     "step",
+    "table_experts",
+    "table_gemm",
 )
 _KEPT = (".json", ".cubin")
 _GROUP = "__grp__"

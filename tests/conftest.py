@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -20,6 +22,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.parent.name
         if folder == "device_step" or (folder == "kernels" and "device" in getattr(item, "fixturenames", ())):
             item.add_marker("gpu")
+
+
+@pytest.fixture(autouse=True)
+def _remove_log_handlers() -> Iterator[None]:
+    """Remove what a test that sets up logging has left: its handler writes to a stream that is closed with the test."""
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    yield
+    for handler in root.handlers[:]:
+        if type(handler) is logging.StreamHandler and handler not in before:
+            root.removeHandler(handler)
+            root.setLevel(level)
 
 
 def pytest_configure() -> None:

@@ -21,8 +21,9 @@ def test_the_c_library_says_the_same_however_the_work_is_cut(variant, tmp_path, 
         pytest.skip("this machine can run no build of it")
     monkeypatch.setattr("ember.engine.description.operator_choice.cpu_flags", frozenset)
     family, overrides, _ = VARIANTS[variant]
-    sizes = {**SIZES, "intermediate_size_mlp": 96} if family == "llama4" else SIZES
-    directory = make_tiny(family, tmp_path, **{**overrides, **sizes}, dtype=torch.bfloat16)
+    more = {"llama4": {"intermediate_size_mlp": 96}, "gemma4_small": {"hidden_size_per_layer_input": 32}}
+    sizes = {**overrides, **SIZES, **more.get(family, {})}
+    directory = make_tiny(family, tmp_path, **sizes, dtype=torch.bfloat16)
 
     def engine(**configure: Any) -> Engine:
         made = make_engine(directory, dtype="bfloat16", **{"max_num_batched_tokens": 128, **configure})

@@ -278,6 +278,8 @@ def test_heads_of_gemma4_are_those_of_both_spellings(tmp_path: Path) -> None:
     assert made[0].heads(4) == (8, 4, 256) and made[0].heads(5) == (8, 2, 64)
     path.write_text(json.dumps(content | PUBLISHED | {"attention_k_eq_v": False}))
     assert load_config(tmp_path).heads(5) == (8, 4, 64), "without shared keys and values their number is the common one"
+    path.write_text(json.dumps(content | {"per_layer_config": {}}))
+    assert load_config(tmp_path).heads(5) == load_config(tmp_path).heads(4), "an empty object: all heads are equal"
     layer_types = ["sliding_attention"] * 30
     path.write_text(json.dumps(content | {"layer_types": layer_types}))
     forced = load_config(tmp_path)

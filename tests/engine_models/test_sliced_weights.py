@@ -29,7 +29,7 @@ from ember.engine.description.weights import LinearSpec, Output, Rows, Size, Spe
 from ember.engine.errors import ModelError
 from ember.engine.layers.linear import Linear
 from ember.engine.loading import load as loading
-from ember.engine.loading import mapped, place, reader
+from ember.engine.loading import mapped, reader
 from ember.engine.loading.load import LoadedWeights, load_weights
 from ember.engine.loading.plan import make_plan, plan_specs, read_headers
 from ember.engine.quantization.plain import Plain
@@ -86,8 +86,7 @@ def load(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Loa
     if request.param != "mapped":
         monkeypatch.setattr(loading, "begin_plan", lambda plan, device: None)
     if request.param == "staged in small chunks":
-        for module in (reader, place):
-            monkeypatch.setattr(module, "CHUNK_BYTES", 96)
+        monkeypatch.setattr(reader, "CHUNK_BYTES", 96)
 
     def carry_out(directory: Path, description: DecoderConfig, dtype: str = "float32") -> LoadedWeights:
         return load_weights(make_plan(description, read_headers(directory), dtype), CPU)

@@ -101,8 +101,8 @@ def test_a_cache_whose_slots_have_more_than_the_keys(device: str, head_dim: int)
         wide = torch.full((*problem[name].shape[:2], 3 * 2 * head_dim), NAN, dtype=torch.float16, device=device)
         own = wide[:, :, 2 * head_dim : 4 * head_dim].unflatten(-1, (2, head_dim))
         problem[name] = own.copy_(problem[name])
-    _check(problem, splits=1)
-    _check(problem, splits=3, window=20)
+    _check(problem, programs=1)
+    _check(problem, programs=3, window=20)
     with pytest.raises(ValueError, match="must have one stride"):
         decode_attention(**{**problem, "keys": problem["keys"].contiguous()})
 

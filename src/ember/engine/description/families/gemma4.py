@@ -119,7 +119,7 @@ def _with_heads(config: DecoderConfig, fields: Fields, is_full: tuple[bool, ...]
         fields.optional_integer("num_global_key_value_heads", None) if is_shared else None,
     )
     given = fields.mapping("per_layer_config")
-    if given:
+    if fields.values.get("per_layer_config") is not None:  # an empty one says that the heads of all layers are equal
         each = _own_heads(Fields(given, "per_layer_config."), config.num_layers)
         by_type = {full: {own for own, kind in zip(each, is_full, strict=True) if kind == full} for full in is_full}
         if any(len(found) > 1 for found in by_type.values()) or by_type.get(False, {(None, None)}) != {(None, None)}:
