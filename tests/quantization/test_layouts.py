@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from ember.engine.core.chores import settle_weights
 from ember.engine.description.config import DecoderConfig
+from ember.engine.description.read_config import load_config
 from ember.engine.description.weights import LinearSpec, Spec, TensorSpec
 from ember.engine.errors import ModelError
 from ember.engine.layers.experts import Experts
@@ -235,6 +238,27 @@ def test_the_setting_and_the_checkpoint_must_agree(
         return
     with pytest.raises(ModelError, match=error):
         read_model_config(directory, quantization=asked)
+
+
+def test_a_quantization_without_a_method_names_the_field(tmp_path: Path) -> None:
+    directory = make_tiny("llama", tmp_path)
+    config = directory / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": {"bits": 4}}))
+    with pytest.raises(ModelError, match=r"config\.json: quantization_config has no quant_method.* one of fp8, .*gptq"):
+        read_model_config(directory)
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_a_contradiction_names_the_file_that_says_otherwise(
+    is_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = make_tiny("llama", tmp_path)
+    config = replace(load_config(directory), quantization={"quant_method": "gguf"})
+    monkeypatch.setattr("ember.engine.loading.load.load_config", lambda *_: config)
+    model = directory / "model.safetensors" if is_file else directory
+    file = model if is_file else directory / "config.json"
+    with pytest.raises(ModelError, match=f"^{re.escape(str(file))}: the quantization method"):
+        read_model_config(model, quantization="awq")
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,8 @@ def read_model_config(
         config = with_quantization(config, quantization)
         format_of(config)
     except ModelError as error:
-        raise ModelError(f"{model_dir / 'config.json'}: {error}") from None
+        file = model_dir if model_dir.is_file() else model_dir / "config.json"
+        raise ModelError(f"{file}: {error}") from None
     return config
 
 

@@ -56,7 +56,9 @@ def format_of(config: DecoderConfig, files: Files | None = None) -> WeightFormat
     """The format of the model's weights, by default plain. Raises ModelError for an unknown one."""
     if not config.quantization:
         return Plain()
-    method = str(config.quantization.get("quant_method", "unknown"))
+    if config.quantization.get("quant_method") is None:
+        raise ModelError(f"quantization_config has no quant_method, which must be one of {', '.join(FORMATS)}")
+    method = str(config.quantization["quant_method"])
     known = ONLINE if config.quantization.get("is_online") else FORMATS
     if method not in known:
         supported = f"; supported are {', '.join(FORMATS)}" if FORMATS else ""
@@ -76,7 +78,7 @@ def with_quantization(config: DecoderConfig, asked: str | None) -> DecoderConfig
     if asked is None:
         return config
     if config.quantization:
-        method = str(config.quantization.get("quant_method", "unknown"))
+        method = str(config.quantization.get("quant_method", "not named"))
         if method not in SYNONYMS.get(asked, (asked,)):
             raise ModelError(
                 f"the quantization method of the model's config.json is {shown(method)[1:-1]}, which does not match "
