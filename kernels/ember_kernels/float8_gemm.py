@@ -28,7 +28,7 @@ from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.launch import cdiv, direct, next_power_of_2
 from ember_kernels.rounding import e4m3_bits as to_e4m3
 from ember_kernels.rounding import has_conversion, quantise_reference, rounded, row_scale
-from ember_kernels.small_gemm import MULTIPROCESSORS, REDUCE_BLOCK, add_splits_kernel
+from ember_kernels.small_gemm import MULTIPROCESSORS, add_splits, add_splits_specialisation
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 MAX_ROWS = 64
@@ -235,9 +235,7 @@ def float8_gemm(
         num_stages=c.num_stages,
     )
     if split:
-        add_splits_kernel[(cdiv(m * n, REDUCE_BLOCK),)](
-            partial, bias, out, m * n, n, SPLIT_K=c.split_k, BLOCK=REDUCE_BLOCK, num_warps=4, num_stages=1
-        )
+        add_splits(partial, bias, out)
     return out
 
 
@@ -323,17 +321,8 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
                 typical=block_m == 16 and split_k == 4,
             )
     for split_k, bias in product(SPLITS[1:], (False, True)):
-        own = {"partial_ptr": "*fp32", "y_ptr": "*bf16"} | ({"bias_ptr": "*bf16"} if bias else {})
-        yield Specialisation(
-            f"float8_add_splits[s{split_k}{'_bias' if bias else ''}]",
-            add_splits_kernel,
-            own | {"size": "i32", "n": "i32"},
-            {"SPLIT_K": split_k, "BLOCK": REDUCE_BLOCK} | ({} if bias else {"bias_ptr": None}),
-            4,
-            1,
-            tuple(own),
-            typical=False,
-        )
+        name = f"float8_add_splits[s{split_k}{'_bias' if bias else ''}]"
+        yield add_splits_specialisation(name, "bf16", split_k, bias, typical=False)
     if has_conversion(capability):
         own = {"x_ptr": "*bf16", "out_ptr": "*u8", "scale_ptr": "*fp32"}
         constants = {"BLOCK_K": QUANTISE_COLUMNS, "HARDWARE": True}

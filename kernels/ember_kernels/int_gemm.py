@@ -28,7 +28,7 @@ import triton.language as tl
 from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.launch import cdiv, direct
 from ember_kernels.rounding import rounded
-from ember_kernels.small_gemm import MULTIPROCESSORS, REDUCE_BLOCK, add_splits_kernel
+from ember_kernels.small_gemm import MULTIPROCESSORS, add_splits, add_splits_specialisation
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 MAX_ROWS = 64
@@ -228,9 +228,7 @@ def int_gemm(
         num_stages=c.num_stages,
     )
     if split:
-        add_splits_kernel[(cdiv(m * n, REDUCE_BLOCK),)](
-            partial, bias, out, m * n, n, SPLIT_K=c.split_k, BLOCK=REDUCE_BLOCK, num_warps=4, num_stages=1
-        )
+        add_splits(partial, bias, out)
     return out
 
 
@@ -333,17 +331,8 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
                 typical=block_m == TILES[0] and split_k == 4,
             )
     for split_k, bias in product(SPLITS[1:], (False, True)):
-        own = {"partial_ptr": "*fp32", "y_ptr": "*bf16"} | ({"bias_ptr": "*bf16"} if bias else {})
-        yield Specialisation(
-            f"int_add_splits[s{split_k}{'_bias' if bias else ''}]",
-            add_splits_kernel,
-            own | {"size": "i32", "n": "i32"},
-            {"SPLIT_K": split_k, "BLOCK": REDUCE_BLOCK} | ({} if bias else {"bias_ptr": None}),
-            4,
-            1,
-            tuple(own),
-            typical=False,
-        )
+        name = f"int_add_splits[s{split_k}{'_bias' if bias else ''}]"
+        yield add_splits_specialisation(name, "bf16", split_k, bias, typical=False)
     for bits, scale, has_zeros in FORMS:
         own = {"codes_ptr": "*u8", "scale_ptr": f"*{scale}", "out_ptr": "*bf16"} | (
             {"zero_ptr": "*u8"} if has_zeros else {}

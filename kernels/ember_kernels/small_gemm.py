@@ -120,6 +120,29 @@ def add_splits_kernel(partial_ptr, bias_ptr, y_ptr, size, n, SPLIT_K: tl.constex
     tl.store(y_ptr + at, sums.to(y_ptr.dtype.element_ty), mask=mask)
 
 
+def add_splits(partial: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+    """Write the sums over the splits of K to `out` [m, n]: partial [splits, m, n] float32, plus bias [n]."""
+    size, n = out.numel(), out.shape[1]
+    add_splits_kernel[(cdiv(size, REDUCE_BLOCK),)](
+        partial, bias, out, size, n, SPLIT_K=len(partial), BLOCK=REDUCE_BLOCK, num_warps=4, num_stages=1
+    )
+
+
+def add_splits_specialisation(name: str, dtype: str, split_k: int, bias: bool, typical: bool) -> Specialisation:
+    """The launch of `add_splits` for sums of `dtype` (Triton's name) over `split_k` splits."""
+    pointers = {"partial_ptr": "*fp32", "y_ptr": f"*{dtype}"} | ({"bias_ptr": f"*{dtype}"} if bias else {})
+    return Specialisation(
+        name,
+        add_splits_kernel,
+        {**pointers, "size": "i32", "n": "i32"},
+        {"SPLIT_K": split_k, "BLOCK": REDUCE_BLOCK} | ({} if bias else {"bias_ptr": None}),
+        4,
+        1,
+        tuple(pointers),
+        typical,
+    )
+
+
 def small_gemm(
     x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None, out: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -159,9 +182,7 @@ def small_gemm(
         num_stages=c.num_stages,
     )
     if split:
-        add_splits_kernel[(cdiv(m * n, REDUCE_BLOCK),)](
-            partial, bias, out, m * n, n, SPLIT_K=c.split_k, BLOCK=REDUCE_BLOCK, num_warps=4, num_stages=1
-        )
+        add_splits(partial, bias, out)
     return out
 
 
@@ -221,14 +242,4 @@ def _specialisations(c: Config, k: int, dtype: str, bias: bool, typical: bool) -
             typical,
         )
     if split:
-        pointers = {"partial_ptr": "*fp32", "y_ptr": f"*{dtype}"} | ({"bias_ptr": f"*{dtype}"} if bias else {})
-        yield Specialisation(
-            f"add_splits[{name}]",
-            add_splits_kernel,
-            {**pointers, "size": "i32", "n": "i32"},
-            {"SPLIT_K": c.split_k, "BLOCK": REDUCE_BLOCK} | ({} if bias else {"bias_ptr": None}),
-            4,
-            1,
-            tuple(pointers),
-            typical,
-        )
+        yield add_splits_specialisation(f"add_splits[{name}]", dtype, c.split_k, bias, typical)

@@ -26,7 +26,7 @@ from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.float8_gemm import INTERPRET, LEAST_ROWS, MAX_ROWS, SPLITS, Config, config
 from ember_kernels.launch import cdiv, direct, next_power_of_2
 from ember_kernels.rounding import rounded
-from ember_kernels.small_gemm import REDUCE_BLOCK, add_splits_kernel
+from ember_kernels.small_gemm import add_splits
 
 RESTORE_ROWS, RESTORE_BYTES = 2, 256
 FLOAT, E4M3, E8M0 = 0, 1, 2  # kinds of scales
@@ -210,9 +210,7 @@ def table_gemm(x: torch.Tensor, weight: TableWeight, bias: torch.Tensor | None =
         num_stages=c.num_stages,
     )
     if split:
-        add_splits_kernel[(cdiv(m * n, REDUCE_BLOCK),)](
-            partial, bias, out, m * n, n, SPLIT_K=c.split_k, BLOCK=REDUCE_BLOCK, num_warps=4, num_stages=1
-        )
+        add_splits(partial, bias, out)
     return out
 
 

@@ -29,7 +29,7 @@ class Decision:
         return f"{self.name} ({self.reason})"
 
     def without(self, operation: str, fault: str) -> Decision:
-        """The same set, where torch computes one more operation."""
+        """This decision, but with one more operation that torch computes, for the reason `fault`."""
         if operation in self.lacking:
             return self
         more = {operation: fault}

@@ -152,7 +152,7 @@ def _read(cached: Tensor, slots: Rows, buffers: tuple[Tensor, Tensor] | None, in
 
 
 def _read_float8(cached: Tensor, slots: Rows, scale: float, dtype: torch.dtype) -> Tensor:
-    """The same of a float8 cache, converted to `dtype`."""
+    """The slots of a layer's keys or values in a float8 cache, multiplied by their scale, in `dtype`."""
     stored = cached[slots] if isinstance(slots, slice) else cached.view(torch.uint8)[slots].view(cached.dtype)
     return from_float8(stored, scale, dtype)
 

@@ -50,7 +50,7 @@ def read(fields: Fields) -> DecoderConfig:
 
 
 def read_moe(fields: Fields) -> DecoderConfig:
-    """The same with experts, and an MLP that computes every token. Files may have numbers for each layer."""
+    """A Hunyuan decoder with experts, and an MLP that computes every token. Files may have numbers for each layer."""
     config = read(fields)
     size = _for_all_layers(fields, "moe_intermediate_size", config.intermediate_size)
     experts = ExpertsConfig(
