@@ -70,7 +70,7 @@ def test_five_windowed_layers_to_a_full_one():
     groups = cache_groups(FIVE_TO_ONE, 2)
     assert [group.window for group in groups] == [512] * 5 + [None]
     assert {len(group.layers) for group in groups} == {4} and groups[-1].layers == (5, 11, 17, 23)
-    places = cache_places(FIVE_TO_ONE, groups)
+    places = list(cache_places(FIVE_TO_ONE, groups).values())
     assert places[:7] == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (5, 0), (1, 1)]
     assert len(set(places)) == 24
 
@@ -83,7 +83,7 @@ def test_padding_costs_little_and_every_layer_has_its_place(num_full, num_window
     assert sorted(layer for group in groups for layer in group.layers) == list(range(config.num_layers))
     for group in groups:
         assert {config.windows()[layer] for layer in group.layers} == {group.window}
-    assert len(set(cache_places(config, groups))) == config.num_layers
+    assert len(set(cache_places(config, groups).values())) == config.num_layers
     page = bytes_per_page_token(groups)
     assert page == CacheLayout.of(groups).rows * 2 * 2 * 32 * 2
     tokens = sum(min(group.window or 32768, 32768) * page for group in groups)
@@ -120,7 +120,7 @@ def test_layers_with_smaller_heads_lie_side_by_side():
 def test_shared_layers_have_the_place_of_the_last_layer_of_their_kind():
     groups = cache_groups(SHARED, 2)
     assert sorted(layer for group in groups for layer in group.layers) == list(range(17))
-    places = cache_places(SHARED, groups)
+    places = list(cache_places(SHARED, groups).values())
     assert len(set(places[:17])) == 17
     for layer in range(17, 30):
         assert places[layer] == places[11 if layer % 6 == 5 else 16]

@@ -69,7 +69,7 @@ def cache_groups(config: DecoderConfig, element_size: int) -> tuple[CacheGroup, 
     number in the cache. A model with equal layers has one group. Layers without K and V of their own are in none."""
     by_kind: dict[_Kind, list[int]] = {}
     for layer, window in enumerate(config.windows()):
-        if config.has_own_kv(layer):
+        if config.mixer(layer) == "attention" and config.has_own_kv(layer):
             by_kind.setdefault(_Kind(window, config.heads(layer)), []).append(layer)
     slot_size = max(kind.sizes.kv_size for kind in by_kind)
     counts = {kind: len(layers) for kind, layers in by_kind.items()}
@@ -132,16 +132,16 @@ def bytes_per_page_token(groups: Sequence[CacheGroup]) -> int:
     return max(group.bytes_per_token + group.unused_bytes for group in groups)
 
 
-def cache_places(config: DecoderConfig, groups: Sequence[CacheGroup]) -> list[tuple[int, int]]:
-    """The group of each layer of the model, and the index in `CacheLayout.places` of its place in the group's pages.
-    A layer without K and V of its own has those of the layer that it reads."""
+def cache_places(config: DecoderConfig, groups: Sequence[CacheGroup]) -> dict[int, tuple[int, int]]:
+    """The group of each layer that reads pages, and the index in `CacheLayout.places` of its place in them. A layer
+    without K and V of its own has those of the layer that it reads."""
     indices = {place: index for index, place in enumerate(CacheLayout.of(groups).places)}
     found = {
         layer: (g, indices[place])
         for g, group in enumerate(groups)
         for layer, place in zip(group.layers, group.places, strict=True)
     }
-    return [found[source] for source in config.kv_sources()]
+    return {layer: found[source] for layer, source in enumerate(config.kv_sources()) if source in found}
 
 
 def bytes_seen(groups: Sequence[CacheGroup], num_tokens: float) -> float:

@@ -15,6 +15,7 @@ Wiring = Literal["pre_norm", "post_norm", "output_norm", "normed_residual", "san
 MAX_POSITIONS = 2**31 - 1
 QkvOrder = Literal["parts", "heads", "quarters"]
 Scores = Literal["softmax", "sigmoid", "sparsemixer"]
+Mixer = Literal["attention", "latent", "delta", "ssd", "conv"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +210,10 @@ class DecoderConfig:
     windowed_layers: tuple[bool, ...] = ()  # whether each layer has the window, in place of `first_window_layer`
     layer_head_dims: tuple[int, ...] = ()  # the head size of each layer, in place of `head_dim`
     layer_kv_heads: tuple[int, ...] = ()  # the number of key-value heads of each layer, in place of `num_kv_heads`
+    # How each layer mixes tokens; empty: all by attention. latent: attention over compressed keys and values (arXiv
+    # 2405.04434). With a state of fixed size: delta, the gated delta rule (arXiv 2412.06464); ssd, Mamba 2 (arXiv
+    # 2405.21060); conv, a short convolution.
+    layer_mixers: tuple[Mixer, ...] = ()
     layer_intermediate_sizes: tuple[int, ...] = ()  # of each layer's MLP, in place of `intermediate_size`
     value_norm: bool = False  # RMSNorm without weights of each head of the values
     key_value_layers: tuple[bool, ...] = ()  # whether each layer's values are its keys before norm and rotation
@@ -248,8 +253,12 @@ class DecoderConfig:
             return {self.heads(0)}
         return {self.heads(layer) for layer in range(self.num_layers)}
 
+    def mixer(self, layer: int) -> Mixer:
+        """How a layer mixes tokens."""
+        return self.layer_mixers[layer] if self.layer_mixers else "attention"
+
     def has_own_kv(self, layer: int) -> bool:
-        """Whether a layer computes keys and values. The other layers read those of `kv_source`."""
+        """Whether a layer of attention computes keys and values. The other ones read those of `kv_source`."""
         return layer < self.num_layers - self.shared_kv_layers
 
     def kv_sources(self) -> tuple[int, ...]:
@@ -331,6 +340,7 @@ DATA = frozenset(
             "layer_input_vocab_size",
             "first_window_layer",
             "windowed_layers",
+            "layer_mixers",  # each other kind than attention has a part of the configuration, which is the feature
             "tie_word_embeddings",
             "num_extra_layers",
             "swiglu_alpha",

@@ -7,11 +7,11 @@ matrix, each output is a set of rows of that matrix.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from math import prod
 from typing import NamedTuple
 
-from ember.engine.description.config import DecoderConfig, ExpertNames, ExpertsConfig, HeadSizes
+from ember.engine.description.config import DecoderConfig, ExpertNames, ExpertsConfig, HeadSizes, Mixer
 
 
 class Size(NamedTuple):
@@ -193,16 +193,7 @@ def _layer(config: DecoderConfig, sizes: _Sizes, layer: int) -> Iterator[Spec]:
     names, hidden = config.names, sizes.hidden
     ours, theirs = f"layers.{layer}.", names.layer.format(layer)
     yield from _norm(config, hidden, f"{ours}attention_norm", theirs + names.attention_norm)
-    yield _linear(f"{ours}qkv", _qkv(config, sizes, layer, theirs), config.qkv_bias)
-    if config.qk_norm_of(layer) not in (None, "plain"):
-        yield from _qk_norm(config, sizes, "query_norm", sizes.heads.heads, ours, theirs)
-        if config.has_own_kv(layer):
-            yield from _qk_norm(config, sizes, "key_norm", sizes.heads.kv_heads, ours, theirs)
-    output = Stored(theirs + names.output, hidden, sizes.query, names.transposed)
-    yield _linear(f"{ours}output", [output.whole()], config.output_bias)
-    if config.attention_sinks:
-        heads = Size(config.num_heads, f"num_attention_heads={config.num_heads}")
-        yield TensorSpec(f"{ours}sinks", f"{theirs}{names.sinks}", (heads,), "float32")
+    yield from MIXERS[config.mixer(layer)](config, sizes, layer, ours, theirs)
     if names.attention_output_norm is not None:
         yield from _norm(config, hidden, f"{ours}attention_output_norm", theirs + names.attention_output_norm)
     if names.mlp_norm is not None:
@@ -223,6 +214,25 @@ def _layer(config: DecoderConfig, sizes: _Sizes, layer: int) -> Iterator[Spec]:
             yield TensorSpec(f"{ours}activation.{name}", f"{theirs}{names.activation}.{name}", shape)
     down = Stored(f"{theirs}{names.down}", hidden, sizes.inner, names.transposed)
     yield _linear(f"{ours}down", [down.whole()], config.mlp_bias)
+
+
+def _attention(config: DecoderConfig, sizes: _Sizes, layer: int, ours: str, theirs: str) -> Iterator[Spec]:
+    names, hidden = config.names, sizes.hidden
+    yield _linear(f"{ours}qkv", _qkv(config, sizes, layer, theirs), config.qkv_bias)
+    if config.qk_norm_of(layer) not in (None, "plain"):
+        yield from _qk_norm(config, sizes, "query_norm", sizes.heads.heads, ours, theirs)
+        if config.has_own_kv(layer):
+            yield from _qk_norm(config, sizes, "key_norm", sizes.heads.kv_heads, ours, theirs)
+    output = Stored(theirs + names.output, hidden, sizes.query, names.transposed)
+    yield _linear(f"{ours}output", [output.whole()], config.output_bias)
+    if config.attention_sinks:
+        heads = Size(config.num_heads, f"num_attention_heads={config.num_heads}")
+        yield TensorSpec(f"{ours}sinks", f"{theirs}{names.sinks}", (heads,), "float32")
+
+
+MIXERS: dict[Mixer, Callable[[DecoderConfig, _Sizes, int, str, str], Iterator[Spec]]] = {"attention": _attention}
+"""The weights of each kind of mixer, for a layer with these sizes, this index, and these beginnings of names: of the
+weights, and in the checkpoint."""
 
 
 def _qk_norm(

@@ -42,6 +42,14 @@ class Attention:
     has_own_kv: bool  # otherwise `qkv` has queries alone, and K and V are those of an earlier layer
     cache_scales: CacheScales | None = None  # of its K and V if the cache is in float8
 
+    def matrices(self) -> Iterator[Linear]:
+        """Its matrices, in the order of the forward pass."""
+        yield from (self.qkv, self.output)
+
+
+Mixer = Attention
+"""What mixes the tokens of a block. `models.decoder.MIXERS` has the function that computes each kind."""
+
 
 @dataclass(slots=True)
 class BesideExperts:
@@ -58,7 +66,7 @@ class Block:
     """One decoder layer."""
 
     attention_norm: Norm
-    attention: Attention
+    mixer: Mixer
     mlp_norm: Norm  # the same object as `attention_norm` where a block has one norm
     mlp: MLP | Experts
     attention_output_norm: Norm | None = None  # of the wiring sandwich
@@ -68,9 +76,15 @@ class Block:
     layer_input: LayerInput | None = None
     scalar: Tensor | None = None  # [1], factor of the block's output
 
+    @property
+    def attention(self) -> Attention:
+        """The mixer of a block with attention."""
+        assert isinstance(self.mixer, Attention)
+        return self.mixer
+
     def matrices(self) -> Iterator[Linear]:
         """The matrices of the block's matrix products, without those of routers."""
-        yield from (self.attention.qkv, self.attention.output)
+        yield from self.mixer.matrices()
         for mlp in self.mlps():
             yield from (mlp.up, mlp.down)
 
@@ -107,7 +121,7 @@ class DecoderParts:
 
     def groups(self) -> list[Attention]:
         """A layer's attention of each cache group. All layers of a group have the same window and heads."""
-        found = {block.attention.group: block.attention for block in self.blocks}
+        found = {block.mixer.group: block.mixer for block in self.blocks if isinstance(block.mixer, Attention)}
         return [found[group] for group in range(len(found))]
 
     def matrices(self) -> Iterator[Linear]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import copy
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from ember.engine.description.cache_groups import cache_groups, cache_places
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.weights import BESIDE_NORMS, XIELU_WEIGHTS
-from ember.engine.layers.block import Attention, BesideExperts, Block, DecoderParts
+from ember.engine.layers.block import Attention, BesideExperts, Block, DecoderParts, Mixer
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.layer_inputs import LayerInput, LayerInputs
@@ -52,9 +52,7 @@ def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
     windows, places = config.windows(), cache_places(config, cache_groups(config, tokens.dtype.itemsize))
     parts = DecoderParts(
         embedding=embedding,
-        blocks=[
-            _block(config, weights, tokens, layer, windows[layer], *places[layer]) for layer in range(config.num_layers)
-        ],
+        blocks=[_block(config, weights, tokens, layer, windows[layer], places) for layer in range(config.num_layers)],
         final_norm=_norm(config, weights, "final_norm") if config.final_norm else None,
         project_out=_linear(weights, "project_out") if config.embed_dim else None,
         head=_head(config, weights, tokens),
@@ -70,30 +68,14 @@ def _block(
     tokens: Tensor | Linear,
     layer: int,
     window: int | None,
-    group: int,
-    place: int,
+    places: Mapping[int, tuple[int, int]],
 ) -> Block:
+    """A block. `places`: of each layer that reads pages, their group and its place in them."""
     prefix = f"layers.{layer}."
     attention_norm = _norm(config, weights, f"{prefix}attention_norm")
     return Block(
         attention_norm=attention_norm,
-        attention=Attention(
-            qkv=_linear(weights, f"{prefix}qkv"),
-            qk_norm=_qk_norm(config, weights, tokens, layer),
-            output=_linear(weights, f"{prefix}output"),
-            rope=_rope_index(config, layer),
-            sinks=_tensor(weights, f"{prefix}sinks") if config.attention_sinks else None,
-            scale=config.attention_scale_of(layer),
-            soft_cap=config.attention_soft_cap,
-            window=window,
-            window_is_chunk=config.window_is_chunk,
-            group=group,
-            place=place,
-            sizes=config.heads(layer),
-            value_norm=RMSNorm(None, config.heads(layer).head_dim, config.norm_eps) if config.value_norm else None,
-            values_are_keys=config.values_are_keys(layer),
-            has_own_kv=config.has_own_kv(layer),
-        ),
+        mixer=_mixer(config, weights, tokens, layer, window, places),
         attention_output_norm=_optional_norm(config, weights, prefix, "attention_output_norm"),
         mlp_norm=_optional_norm(config, weights, prefix, "mlp_norm") or attention_norm,
         mlp_output_norm=_optional_norm(config, weights, prefix, "mlp_output_norm"),
@@ -102,6 +84,48 @@ def _block(
         beside=_beside(config, weights, prefix) if config.has_mlp(layer) and config.has_experts(layer) else None,
         layer_input=_layer_input(config, weights, layer) if config.layer_input_size else None,
         scalar=_tensor(weights, f"{prefix}scalar") if config.layer_scalar else None,
+    )
+
+
+def _mixer(
+    config: DecoderConfig,
+    weights: Weights,
+    tokens: Tensor | Linear,
+    layer: int,
+    window: int | None,
+    places: Mapping[int, tuple[int, int]],
+) -> Mixer:
+    kind = config.mixer(layer)
+    assert kind == "attention", f"no part of a block computes the mixer {kind}"
+    return _attention(config, weights, tokens, layer, window, *places[layer])
+
+
+def _attention(
+    config: DecoderConfig,
+    weights: Weights,
+    tokens: Tensor | Linear,
+    layer: int,
+    window: int | None,
+    group: int,
+    place: int,
+) -> Attention:
+    prefix, sizes = f"layers.{layer}.", config.heads(layer)
+    return Attention(
+        qkv=_linear(weights, f"{prefix}qkv"),
+        qk_norm=_qk_norm(config, weights, tokens, layer),
+        output=_linear(weights, f"{prefix}output"),
+        rope=_rope_index(config, layer),
+        sinks=_tensor(weights, f"{prefix}sinks") if config.attention_sinks else None,
+        scale=config.attention_scale_of(layer),
+        soft_cap=config.attention_soft_cap,
+        window=window,
+        window_is_chunk=config.window_is_chunk,
+        group=group,
+        place=place,
+        sizes=sizes,
+        value_norm=RMSNorm(None, sizes.head_dim, config.norm_eps) if config.value_norm else None,
+        values_are_keys=config.values_are_keys(layer),
+        has_own_kv=config.has_own_kv(layer),
     )
 
 

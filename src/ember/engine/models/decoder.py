@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ember.engine.description.config import DecoderConfig
 from ember.engine.layers.batch import Batch
-from ember.engine.layers.block import BesideExperts, Block
+from ember.engine.layers.block import Attention, BesideExperts, Block
 from ember.engine.layers.cache import KVCache
 from ember.engine.layers.embedding import look_up
 from ember.engine.layers.layer_inputs import LayerInput, LayerInputs
@@ -36,7 +36,7 @@ def pre_norm(
 ) -> tuple[Tensor, Tensor | None]:
     """x + attention(norm(x)), then x + mlp(norm(x)): most families."""
     normed, residual = ops.add_norm(block.attention_norm, residual, delta)
-    normed, residual = ops.add_norm(block.mlp_norm, residual, _scaled(attention(ops, block, normed, step), block))
+    normed, residual = ops.add_norm(block.mlp_norm, residual, _scaled(mix(ops, block, normed, step), block))
     return residual, _scaled(mlp(ops, block, normed, step), block)
 
 
@@ -44,7 +44,7 @@ def post_norm(
     ops: Ops, block: Block, residual: Tensor, delta: Tensor | None, step: Step
 ) -> tuple[Tensor, Tensor | None]:
     """norm(x + attention(x)), then norm(x + mlp(x)): OPT-350m. Nothing is left to be added."""
-    normed, _ = ops.add_norm(block.attention_norm, residual, _scaled(attention(ops, block, residual, step), block))
+    normed, _ = ops.add_norm(block.attention_norm, residual, _scaled(mix(ops, block, residual, step), block))
     normed, _ = ops.add_norm(block.mlp_norm, normed, _scaled(mlp(ops, block, normed, step), block))
     return normed, None
 
@@ -53,7 +53,7 @@ def output_norm(
     ops: Ops, block: Block, residual: Tensor, delta: Tensor | None, step: Step
 ) -> tuple[Tensor, Tensor | None]:
     """x + norm(attention(x)), then x + norm(mlp(x)): Olmo 2, Exaone 4. Nothing is left to be added."""
-    for part, norm in ((attention, block.attention_norm), (mlp, block.mlp_norm)):
+    for part, norm in ((mix, block.attention_norm), (mlp, block.mlp_norm)):
         normed, _ = ops.add_norm(norm, part(ops, block, residual, step), None)
         residual = residual + _scaled(normed, block)
     return residual, None
@@ -64,7 +64,7 @@ def normed_residual(
 ) -> tuple[Tensor, Tensor | None]:
     """n = norm(x), n + attention(n), then the same with mlp: some models of BLOOM's line."""
     normed, _ = ops.add_norm(block.attention_norm, residual, delta)
-    attended = _scaled(attention(ops, block, normed, step), block)
+    attended = _scaled(mix(ops, block, normed, step), block)
     normed, _ = ops.add_norm(block.mlp_norm, normed + attended, None)
     return normed, _scaled(mlp(ops, block, normed, step), block)
 
@@ -75,7 +75,7 @@ def sandwich(
     """x + norm(attention(norm(x))), then x + norm(mlp(norm(x))): Gemma 2, GLM-4."""
     assert block.attention_output_norm is not None and block.mlp_output_norm is not None
     normed, residual = ops.add_norm(block.attention_norm, residual, delta)
-    delta, _ = ops.add_norm(block.attention_output_norm, attention(ops, block, normed, step), None)
+    delta, _ = ops.add_norm(block.attention_output_norm, mix(ops, block, normed, step), None)
     normed, residual = ops.add_norm(block.mlp_norm, residual, _scaled(delta, block))
     made = mlp(ops, block, normed, step)
     if block.beside is not None:
@@ -88,7 +88,7 @@ def parallel(
 ) -> tuple[Tensor, Tensor | None]:
     """x + attention(norm(x)) + mlp(norm(x)), with one norm for both (GPT-J, Cohere) or one for each (GPT-NeoX)."""
     normed, residual = ops.add_norm(block.attention_norm, residual, delta)
-    attended = _scaled(attention(ops, block, normed, step), block)
+    attended = _scaled(mix(ops, block, normed, step), block)
     if block.mlp_norm is not block.attention_norm:
         normed, residual = ops.add_norm(block.mlp_norm, residual, None)
     return residual + attended, _scaled(mlp(ops, block, normed, step), block)
@@ -104,11 +104,19 @@ WIRINGS: dict[str, Wire] = {
 }
 
 
-def attention(ops: Ops, block: Block, hidden: Tensor, step: Step) -> Tensor:
+def mix(ops: Ops, block: Block, hidden: Tensor, step: Step) -> Tensor:
+    """[T, hidden] -> [T, hidden]: what the block's mixer makes of its tokens and of those before them."""
+    return MIXERS[type(block.mixer)](ops, block.mixer, hidden, step)
+
+
+def attention(ops: Ops, part: Attention, hidden: Tensor, step: Step) -> Tensor:
     """[T, hidden] -> [T, hidden]; K and V of the tokens are written to the cache."""
-    part = block.attention
     heads = ops.place_heads(part, ops.linear(part.qkv, hidden, step), step)
     return ops.linear(part.output, ops.attend(part, heads, step), step)
+
+
+MIXERS: dict[type, Callable[[Ops, Any, Tensor, Step], Tensor]] = {Attention: attention}
+"""The function that computes each kind of mixer."""
 
 
 def mlp(ops: Ops, block: Block, hidden: Tensor, step: Step) -> Tensor:
