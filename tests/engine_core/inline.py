@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from ember.engine.core.boot import open_model
 from ember.engine.core.engine import Engine
 from ember.engine.core.scheduler import Scheduled
 from ember.wire import Configure, Generate, SamplingParams, SequenceOutput
+
+NUM_OUTPUT = int(os.environ.get("EMBER_TEST_TOKENS", "12"))
+"""The number of tokens of each answer that is compared with transformers. `make test-real` asks for more."""
 
 
 def make_engine(directory: Path, **configure) -> Engine:
@@ -63,3 +67,13 @@ def poison(engine: Engine) -> Engine:
 
 def tokens(outputs: list[SequenceOutput]) -> list[int]:
     return [token for output in outputs for token in output.token_ids]
+
+
+def generated(model: Any, prompt: list[int]) -> list[int]:
+    """The greedy tokens of a model of transformers after a prompt."""
+    ids = torch.tensor([prompt])
+    options = {"max_new_tokens": NUM_OUTPUT, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    with torch.inference_mode():
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+    tokens: list[int] = made[0, len(prompt) :].tolist()
+    return tokens

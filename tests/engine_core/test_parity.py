@@ -1,41 +1,39 @@
 """Greedy output equals transformers' `generate` token for token, in float32, however the engine schedules the work."""
 
+import os
 import random
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from ember.engine.description.read_config import load_config
 from ember.wire import Generate
-from tests.engine_core.inline import greedy, make_engine, run, tokens
+from tests.engine_core.inline import NUM_OUTPUT, generated, greedy, make_engine, run, tokens
+from tests.engine_models.test_shells import TINY, make_shell
 from tests.engine_models.tiny import VARIANTS, VOCAB_SIZE, make_tiny
 
-NUM_OUTPUT = 12
 LENGTHS = [1, 3, 9, 16, 24, 33, 50, 7, 16, 2]
 
 
-@pytest.fixture(scope="module", params=sorted(VARIANTS))
+# Of multimodal checkpoints, the suite compares the logits alone (`test_shells`).
+SHELLS = [f"{name} shell" for name in TINY] if "EMBER_TEST_TOKENS" in os.environ else []
+
+
+@pytest.fixture(scope="module", params=[*sorted(VARIANTS), *SHELLS])
 def case(request, tmp_path_factory):
     """A checkpoint, prompts of many lengths (some with a common prefix), and what transformers says to them."""
-    directory = make_tiny(request.param, tmp_path_factory.mktemp(request.param))
+    directory = tmp_path_factory.mktemp(request.param.replace(" ", "_"))
+    if request.param in SHELLS:
+        make_shell(request.param.removesuffix(" shell"), directory)
+    else:
+        make_tiny(request.param, directory)
     rng = random.Random(request.param)
-    prompts = [[rng.randrange(6, VOCAB_SIZE) for _ in range(length)] for length in LENGTHS]
+    prompts = [[rng.randrange(9, VOCAB_SIZE) for _ in range(length)] for length in LENGTHS]
     prompts[5][:17] = prompts[4][:17]
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    expected = []
-    for prompt in prompts:
-        ids = torch.tensor([prompt])
-        with torch.inference_mode():
-            generated = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=NUM_OUTPUT,
-                do_sample=False,
-                eos_token_id=None,
-                pad_token_id=0,
-            )
-        expected.append(generated[0, len(prompt) :].tolist())
+    auto = AutoModelForImageTextToText if request.param in SHELLS else AutoModelForCausalLM
+    model = auto.from_pretrained(directory, dtype=torch.float32).eval()
+    expected = [generated(model, prompt) for prompt in prompts]
     assert len({tuple(answer) for answer in expected}) > 5  # the weights say something
     return directory, prompts, expected
 
@@ -90,9 +88,11 @@ def test_prefix_cache_hits(case):
 @pytest.mark.parametrize("caching", [True, False])
 def test_forced_preemption(case, caching):
     directory, prompts, expected = case
-    engine = make_engine(directory, num_blocks=14, max_model_len=64, enable_prefix_caching=caching)
+    max_model_len = max(LENGTHS) + NUM_OUTPUT
+    num_blocks = 6 + -(-max_model_len // 8)
+    engine = make_engine(directory, num_blocks=num_blocks, max_model_len=max_model_len, enable_prefix_caching=caching)
     assert answers(engine, prompts) == expected
     stats = engine.stats()
     if None in load_config(directory).windows():  # otherwise pages that a window left may be enough
         assert stats.num_preemptions > 0
-    assert stats.num_free_blocks == stats.num_blocks == 14
+    assert stats.num_free_blocks == stats.num_blocks == num_blocks

@@ -15,10 +15,9 @@ from ember.engine.description.cache_groups import cache_groups, most_pages
 from ember.engine.description.read_config import load_config
 from ember.engine.errors import ModelError
 from ember.wire import Generate
-from tests.engine_core.inline import greedy, make_engine, poison, run, tokens
+from tests.engine_core.inline import NUM_OUTPUT, generated, greedy, make_engine, poison, run, tokens
 from tests.engine_models.tiny import VOCAB_SIZE, make_tiny
 
-NUM_OUTPUT = 14
 LENGTHS = [5, 6, 7, 5, 60, 131, 87, 131]
 FIVE_TO_ONE: dict[str, Any] = {
     "num_hidden_layers": 6,
@@ -66,14 +65,7 @@ def case(request, tmp_path_factory):
     family, overrides, num_groups = VARIANTS[request.param]
     directory = make_tiny(family, tmp_path_factory.mktemp("windows"), **overrides)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    options = {"max_new_tokens": NUM_OUTPUT, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    expected = []
-    for prompt in prompts():
-        ids = torch.tensor([prompt])
-        with torch.inference_mode():
-            generated = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
-        expected.append(generated[0, len(prompt) :].tolist())
-    return directory, expected, num_groups
+    return directory, [generated(model, prompt) for prompt in prompts()], num_groups
 
 
 @pytest.mark.parametrize("budget", [2048, 37])
@@ -98,8 +90,8 @@ def test_prefixes_beyond_the_window(case, budget):
 def test_preemption(case, caching):
     """In the pages that the longest sequence needs."""
     directory, expected, _ = case
-    engine = smallest(directory, 80, enable_prefix_caching=caching)
+    engine = smallest(directory, 66 + NUM_OUTPUT, enable_prefix_caching=caching)
     assert answers(engine, 5) == expected[:5]
     assert engine.stats().num_preemptions > 0
-    engine = smallest(directory, 145, enable_prefix_caching=caching)
+    engine = smallest(directory, max(LENGTHS) + NUM_OUTPUT, enable_prefix_caching=caching)
     assert answers(engine) == expected

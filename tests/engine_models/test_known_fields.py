@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import dataclasses
+import inspect
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +77,53 @@ def test_no_field_of_a_class_goes_by_unseen(architecture: str) -> None:
     assert not names - accounted, "read it, or say in known_fields that it does no harm"
     assert not GenerationConfig._get_default_generation_params().keys() - accounted
     assert MODEL_TYPES[cls.model_type] == architecture
+
+
+# What classes other than a text decoder's read: of images and sound, and for tasks other than generation.
+OTHER_CLASSES = re.compile("Vision|Audio|Multimodal|Multi[Mm]odal|MLPProjection|ForConditional|Classification|Summary")
+OTHER_PARTS = re.compile(
+    "(text|vision|audio)_config|(image|video|audio)_token_id|num_channels|patch_size|use_clipped_.*"
+)
+# Settings of one run, and methods.
+NOT_FIELDS = {"_attn_implementation", "_is_quantized", "get_text_config", "to_dict", "num_labels"}
+NOT_READ = {
+    ("OlmoeForCausalLM", "sliding_window"),  # passed on to kernels alone, and its class has no such field
+    ("SolarOpenForCausalLM", "intermediate_size"),  # of an MLP without a size of its own, of which there is none
+}
+
+
+def fields_read_by(source: str) -> set[str]:
+    """The fields of configurations that a modelling file of transformers reads, as attributes or by getattr."""
+    found = set()
+    classes = [node for node in ast.parse(source).body if not OTHER_CLASSES.search(getattr(node, "name", ""))]
+    for node in (inner for outer in classes for inner in ast.walk(outer)):
+        if isinstance(node, ast.Attribute):
+            holder, name = node.value, node.attr
+        elif (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func) == "getattr"
+            and isinstance(node.args[1], ast.Constant)
+        ):
+            holder, name = node.args[0], str(node.args[1].value)
+        else:
+            continue
+        if ast.unparse(holder).removeprefix("self.") in ("config", "text_config", "layer_config"):
+            found.add(name)
+    return found
+
+
+@pytest.mark.parametrize("architecture", [name for name in WITH_CLASS if hasattr(transformers, name)])
+def test_no_field_that_a_model_reads_goes_by_unseen(architecture: str) -> None:
+    """Also one that the configuration class does not have."""
+    cls, family = config_class(architecture), find_family(architecture)
+    accounted = family.fields | family.harmless.keys() | HARMLESS | NEUTRAL.keys() | NOT_FIELDS
+    read = fields_read_by(inspect.getsource(sys.modules[getattr(transformers, architecture).__module__]))
+    by_own_name = {name: {name, cls.attribute_map.get(name)} for name in read}
+    by_own_name |= {own: {own, usual} for usual, own in cls.attribute_map.items() if own in read}
+    unseen = {name for name, names in by_own_name.items() if not names & accounted and not OTHER_PARTS.fullmatch(name)}
+    unseen -= {name for name in unseen if isinstance(getattr(cls, name, None), property)}
+    assert unseen <= {name for owner, name in NOT_READ if owner == architecture}
+    assert len(read) > 5
 
 
 def test_rope_parameters_that_transformers_knows() -> None:
