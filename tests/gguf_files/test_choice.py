@@ -17,8 +17,10 @@ from ember.engine.loading import resolve
 from ember.engine.loading.files import weight_files
 from ember.engine.loading.plan import read_headers
 from ember.engine.loading.resolve import Places, resolve_model
+from ember.front.start import local_tokenizer
 from ember.gguf.files import Choice, choose_files, read_model, split_name
 from ember.gguf.header import GgufError
+from ember.settings import load_settings
 from ember.wire import Configure
 from tests.engine_models.test_download import point_at
 from tests.support.fake_hub import FakeHub
@@ -221,3 +223,22 @@ def test_another_quantization_in_the_cache_is_not_taken_for_the_usual_one(hub, t
         assert resolve_model("org/single-GGUF", None, places).name == "model-Q8_0.gguf"
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert resolve_model("org/single-GGUF", None, places).name == "model-Q8_0.gguf"
+
+
+def test_the_front_knows_a_local_tokenizer_before_the_engine_says_where_it_is(tmp_path):
+    file, part = tmp_path / "m.gguf", tmp_path / "m-00002-of-00002.gguf"
+    for each in (file, part, tmp_path / "tokenizer.json"):
+        each.touch()
+    expected = {
+        str(file): str(file),
+        str(part): str(tmp_path / "m-00001-of-00002.gguf"),
+        str(tmp_path): str(tmp_path),
+        str(tmp_path / "none.gguf"): None,
+        f"{tmp_path}:Q4_0": None,
+        "org/model": None,
+        "demo": None,
+    }
+    assert {name: local_tokenizer(load_settings({"model_name": name})) for name in expected} == expected
+    other = {"model_name": str(file), "tokenizer_name": str(tmp_path)}
+    assert local_tokenizer(load_settings(other)) == str(tmp_path)
+    assert local_tokenizer(load_settings(other | {"tokenizer_name": "org/model"})) is None

@@ -10,8 +10,10 @@ import transformers
 from gguf import GGUFWriter
 
 from ember.engine.core.grammars.grammar import load_tokenizer as load_for_grammars
+from ember.front.text.prepared_tokenizer import NotPreparedError, place_in, prepare
 from ember.front.text.tokenizer import Tokenizer, TokenizerError, check_files
 from ember.front.text.tokenizer_files import read_chat_template
+from ember.gguf import tokenizer as gguf_tokenizer
 from ember.gguf.header import read_header
 from ember.gguf.pretokenizers import PRE_TOKENIZERS
 from ember.gguf.vocabulary import end_token_ids
@@ -30,6 +32,29 @@ TEXTS = [
 
 def byte_level(directory: Path, pre: str = "smollm", **more: Any) -> Path:
     return write_gguf(directory / "model.gguf", of_tokenizer(DEMO, pre, **more), {})
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_prepared_one_is_the_same_and_of_these_metadata_alone(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf_tokenizer, "MIN_PREPARED_BYTES", 100)
+
+    def file(**more: Any) -> Path:
+        return byte_level(tmp_path, **more) if kind == "gpt2" else sentencepiece(tmp_path, **more)
+
+    caches = [tmp_path / "cache"]
+    plain = Tokenizer.load(file(), caches)
+    prepare(file(), place_in(caches, file()))
+    prepared = Tokenizer.load(file(), caches)
+    assert (plain.is_prepared, prepared.is_prepared) == (False, True)
+    assert prepared._backend.to_str() == plain._backend.to_str()
+    assert prepared.special_tokens == plain.special_tokens
+    for text in TEXTS:
+        assert prepared.encode(text) == plain.encode(text)
+    assert Tokenizer.load(file(**{"ggml.add_bos_token": kind == "gpt2"}), caches).is_prepared is False
+    monkeypatch.setattr(gguf_tokenizer, "MIN_PREPARED_BYTES", 1 << 30)
+    assert Tokenizer.load(file(), caches).is_prepared is None
+    with pytest.raises(NotPreparedError, match="too small"):
+        prepare(file(), caches[0] / "other")
 
 
 def test_a_tokenizer_is_that_of_the_checkpoint(tmp_path):

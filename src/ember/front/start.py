@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import gc
 import json
 import logging
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ember.boot import Timeline, now
 from ember.front.link.spawn import spawn
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from ember.front.text.template import ChatTemplate
     from ember.front.text.tokenizer import Tokenizer
     from ember.settings import Settings
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +91,34 @@ def configure_of(settings: Settings, boot_origin: float | None = None) -> Config
     )
 
 
+def local_tokenizer(settings: Settings) -> str | None:
+    """The directory or GGUF file of the tokenizer, if it is known without a search for the model: a path that exists.
+    The engine's answer may still differ."""
+    from ember.gguf.files import SUFFIX, first_part
+
+    name = (settings.tokenizer_name or settings.model_name or "demo").strip()
+    path = Path(name).expanduser()
+    if name == "demo" or not name:
+        return None
+    if path.suffix.lower() == SUFFIX and path.is_file() and not settings.tokenizer_name:
+        return str(first_part(path))
+    return str(path) if (path / "tokenizer.json").is_file() else None
+
+
+def _in_daemon_thread(function: Callable[[str], T], argument: str) -> asyncio.Future[T]:
+    """Call a function in a thread of its own, for which the end of the process does not wait."""
+    future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function(argument))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="load text", daemon=True).start()
+    return asyncio.wrap_future(future)
+
+
 class Worker:
     """The front's half of the boot. It belongs to one event loop."""
 
@@ -145,10 +177,14 @@ class Worker:
         gc.freeze()  # imported objects stay, so collections need not visit them
         gc.enable()  # ember.cli disabled it
         sys.setswitchinterval(SWITCH_INTERVAL_S)
+        expected = local_tokenizer(self.settings)  # loaded before the engine has imported enough to say where it is
+        early = _in_daemon_thread(self._load_text, expected) if expected else None
         located = await asyncio.shield(self.engine.located)
         model_dir = Path(located.model_dir)
         try:
-            tokenizer, template = await asyncio.to_thread(self._load_text, located.tokenizer_dir)
+            if early is None or located.tokenizer_dir != expected:
+                early = _in_daemon_thread(self._load_text, located.tokenizer_dir)
+            tokenizer, template = await early
             if tokenizer.eos_token_id is not None:
                 self.engine.add_end_tokens([tokenizer.eos_token_id])
             defaults = generation_defaults(self.settings, model_dir)
@@ -206,7 +242,7 @@ class Worker:
         for some seconds."""
         from ember.front.text.prepared_tokenizer import cache_directories, place_in
 
-        source = Path(directory) / "tokenizer.json"
+        source = Path(directory) if Path(directory).is_file() else Path(directory) / "tokenizer.json"
         place = place_in(cache_directories(self.settings.base_path), source)
         if place is None:
             return

@@ -7,11 +7,13 @@ is SentencePiece's BPE, in which the token with the highest score is merged firs
 from __future__ import annotations
 
 import gc
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ember.gguf.header import GgufError, Metadata, read_header
+from ember.gguf.header import Array, GgufError, Metadata, read_header
 from ember.gguf.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from ember.gguf.vocabulary import (
     BYTE,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 MAX_TOKENS = 4_000_000
+MIN_PREPARED_BYTES = 1 << 18  # of the tokens; a tokenizer with fewer is made in some hundredths of a second
 MAX_TEMPLATES = 100
 _MAX_WORK = 500_000_000  # the squares of the tokens' lengths; those of 262,000 tokens have 15 million
 _SPACE = "▁"  # SentencePiece's mark in place of a blank
@@ -47,13 +50,16 @@ class GgufTokenizer:
     templates: dict[str, str]
 
 
-def load_tokenizer(file: Path) -> GgufTokenizer:
-    """The tokenizer of a file. Raises GgufError."""
+def load_tokenizer(
+    file: Path, find_prepared: Callable[[str], tokenizers.Tokenizer | None] = lambda digest: None
+) -> GgufTokenizer:
+    """The tokenizer of a file. Raises GgufError. `find_prepared`: is called with `digest(metadata)` and returns the
+    library's tokenizer if it was made before from the same metadata."""
     metadata = read_header(file).metadata
     was_enabled = gc.isenabled()
     gc.disable()  # several hundred thousand objects are made, and none of them is garbage
     try:
-        return _load(metadata)
+        return _load(metadata, find_prepared)
     except GgufError:
         raise
     except Exception as error:  # the library raises bare Exception
@@ -80,7 +86,31 @@ def load_templates(file: Path) -> dict[str, str]:
 _ADVICE = "set TOKENIZER_NAME to the model that the file was made from"
 
 
-def _load(metadata: Metadata) -> GgufTokenizer:
+def digest(metadata: Metadata) -> str:
+    """The SHA-256 of all that a tokenizer is made from: the entries of the metadata, and this code."""
+    found = hashlib.sha256()
+    for module in ("tokenizer.py", "pretokenizers.py", "vocabulary.py"):
+        found.update(Path(__file__).with_name(module).read_bytes())
+    for key, value in metadata.values.items():
+        if key.startswith("tokenizer.ggml."):
+            found.update(repr((key, (value.kind, value.count) if isinstance(value, Array) else value)).encode())
+            found.update(value.data if isinstance(value, Array) else b"")
+    return found.hexdigest()
+
+
+def _load(metadata: Metadata, find_prepared: Callable[[str], tokenizers.Tokenizer | None]) -> GgufTokenizer:
+    tokens = metadata.values.get(TOKENS)
+    is_large = isinstance(tokens, Array) and len(tokens.data) >= MIN_PREPARED_BYTES
+    backend = find_prepared(digest(metadata)) if is_large else None
+    if backend is None:
+        backend = _make(metadata)
+    names = {name: backend.id_to_token(token_id) for name, token_id in role_ids(metadata).items()}
+    return GgufTokenizer(
+        backend, {name: token for name, token in names.items() if token is not None}, _templates(metadata)
+    )
+
+
+def _make(metadata: Metadata) -> tokenizers.Tokenizer:
     vocabulary = _Vocabulary(metadata)
     kind = _kind(metadata)
     if kind == "gpt2":
@@ -93,7 +123,7 @@ def _load(metadata: Metadata) -> GgufTokenizer:
     backend.add_tokens(vocabulary.added(USER_DEFINED))
     named = {name: vocabulary.tokens[token_id] for name, token_id in role_ids(metadata).items()}
     _add_ends(backend, metadata, named)
-    return GgufTokenizer(backend, named, _templates(metadata))
+    return backend
 
 
 def _kind(metadata: Metadata) -> str:
@@ -128,9 +158,11 @@ class _Vocabulary:
         if len(kinds) != len(tokens):
             raise metadata.error(TYPES, f"as long as {TOKENS}, {len(tokens)}")
         self.metadata, self.tokens, self.kinds = metadata, tokens, kinds
-        self.ids: dict[str, int] = {}
-        for token_id, token in enumerate(tokens):
-            self.ids.setdefault(token, token_id)
+        self.ids = dict(zip(tokens, range(len(tokens)), strict=True))
+        if len(self.ids) == len(tokens):
+            return
+        for token_id in reversed(range(len(tokens))):
+            self.ids[tokens[token_id]] = token_id
         for token_id, token in enumerate(tokens):  # of equal ones, all but the first get a name of their own
             if self.ids[token] != token_id:
                 name = f"<duplicate {token_id} of {token}>"

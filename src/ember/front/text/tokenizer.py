@@ -72,7 +72,9 @@ class Tokenizer:
         directory = Path(directory)
         with without_panic_lines():
             if directory.is_file():
-                tokenizer = cls(*_of_gguf(directory))
+                backend, files, is_prepared = _of_gguf(directory, caches)
+                tokenizer = cls(backend, files)
+                tokenizer.is_prepared = is_prepared
                 tokenizer.check(directory)
                 return tokenizer
             backend, vocabulary, is_prepared = _backend(directory, caches)
@@ -260,13 +262,21 @@ def check_files(directory: Path) -> None:
         raise TokenizerError(_missing(directory))
 
 
-def _of_gguf(file: Path) -> tuple[tokenizers.Tokenizer, TokenizerFiles]:
-    """The tokenizer of a GGUF file's metadata. Raises TokenizerError."""
+def _of_gguf(file: Path, caches: Sequence[Path]) -> tuple[tokenizers.Tokenizer, TokenizerFiles, bool | None]:
+    """The tokenizer of a GGUF file's metadata, and `is_prepared`. Raises TokenizerError."""
     from ember.gguf.header import GgufError
     from ember.gguf.tokenizer import load_tokenizer
 
+    is_prepared: bool | None = None
+
+    def find_prepared(digest: str) -> tokenizers.Tokenizer | None:
+        nonlocal is_prepared
+        prepared = prepared_tokenizer.load_gguf(file, digest, caches)
+        is_prepared = prepared is not None
+        return prepared
+
     try:
-        found = load_tokenizer(file)
+        found = load_tokenizer(file, find_prepared)
     except GgufError as error:
         raise TokenizerError(str(error)) from None
     except BaseException as error:  # the library panics
@@ -280,13 +290,14 @@ def _of_gguf(file: Path) -> tuple[tokenizers.Tokenizer, TokenizerFiles]:
                 f"the chat template {ascii(name)[:100]} in {file} has {len(text):,} characters; "
                 f"{MAX_TEMPLATE_BYTES:,} are allowed"
             )
-    return found.backend, TokenizerFiles(
+    files = TokenizerFiles(
         special_tokens=found.special_tokens,
         eos_token=found.special_tokens.get("eos_token"),
         added_tokens=[],
         chat_template=one_or_named(found.templates),
         split_special_tokens=False,
     )
+    return found.backend, files, is_prepared
 
 
 def _regular_size(path: Path) -> int:
