@@ -147,12 +147,6 @@ def test_the_model_is_that_of_the_weights_it_stands_for(family, kind, build, che
         model, parts = (quantised(directory, kind, activations) for _ in range(2))
         parts.ops.max_whole_rows = 0
         for schedule in usual:
-            print(
-                "ERR",
-                activations,
-                error(model, schedule, expected) / usual[schedule],
-                error(parts, schedule, expected) / usual[schedule],
-            )
             assert error(model, schedule, expected) <= factor * usual[schedule]
             assert error(parts, schedule, expected) <= factor * usual[schedule]
 

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ember.engine.description.config import DecoderConfig
+from ember.engine.description.read_config import read_config
+
 VOCAB_SIZE = 199
 EOS_TOKEN_ID = 2
 
@@ -400,6 +403,16 @@ def rewrite_config(directory: Path, **fields: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
+# Together these have every feature of all variants (test_features.py), and the commonest families are among them. The
+# slow tests, in Triton's interpreter, take these.
+COVERING = (
+    *("llama", "qwen2_window", "qwen3", "qwen3_moe", "gemma2", "gemma3", "gemma4_small", "gemma4_moe", "gpt_oss"),
+    *("glm4_moe", "llama4", "opt_post_norm", "nanochat", "solar_open", "cohere_norm", "mpt", "olmo2", "phi_norm"),
+    *("llama_linear", "apertus", "hyperclovax", "vaultgemma", "ministral3", "phi3_long", "gpt2_by_layer"),
+    *("bloom_normed", "qwen2_moe", "phimoe", "olmoe"),
+)
+
+
 def config_class(name: str) -> Any:
     """transformers' configuration class of a name in VARIANTS, which need not have a model's class of its own."""
     import transformers
@@ -417,6 +430,13 @@ def tiny_fields(family: str) -> tuple[str, dict[str, Any]]:
     """The name of a family's (or variant's) classes, and the fields of its configuration."""
     name, differences = VARIANTS[family]
     return name, {**_BASES.get(name, _COMMON), **differences}
+
+
+def tiny_config(family: str) -> DecoderConfig:
+    """The description of a tiny model, without its weights."""
+    name, fields = tiny_fields(family)
+    values = json.loads(config_class(name)(**fields).to_json_string(use_diff=False))
+    return read_config({**values, "architectures": [model_class(name)]})
 
 
 def make_tiny(

@@ -1,4 +1,4 @@
-"""Every family gives transformers' logits with its operations in kernels, and with torch for any one of them."""
+"""Families give transformers' logits with their operations in kernels, and with torch for any one of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.engine_core.inline import greedy, make_engine, run, tokens
 from tests.engine_models.paged import Paged
 from tests.engine_models.test_parity import assert_same, load, reference
 from tests.engine_models.test_parity import tokens as sequences_of_tokens
-from tests.engine_models.tiny import VARIANTS, VOCAB_SIZE, make_tiny
+from tests.engine_models.tiny import COVERING, VOCAB_SIZE, make_tiny
 from tests.support.operators import use_triton
 
 NUM_OUTPUT = 3
@@ -49,7 +49,7 @@ def check(model, sequences, expected) -> None:
     assert_same(found, [theirs[: len(ours)] for ours, theirs in zip(found, expected, strict=True)])
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", COVERING)
 def test_logits_equal_transformers(variant, checkpoints):
     directory, sequences, expected = checkpoints(variant)
     model = load(directory)
