@@ -143,10 +143,10 @@ def test_user_cache_follows_the_usual_variables(tmp_path: Path, monkeypatch: pyt
     ("name", "words"),
     [
         ("", ["MODEL_NAME"]),
-        ("/nope", ["/nope does not exist"]),
+        ("/nope", ["/nope does not exist", "an existing directory, a *.gguf file or a Hugging Face id"]),
         ("./nope/model", ["does not exist"]),
-        ("a/b/c", ["neither"]),
-        ("org/../name", ["neither"]),
+        ("a/b/c", ["does not exist and is no Hugging Face id"]),
+        ("org/../name", ["does not exist and is no Hugging Face id"]),
     ],
 )
 def test_names_that_cannot_be(name: str, words: list[str]) -> None:

@@ -163,6 +163,8 @@ def test_what_the_front_refuses_is_refused(
 def test_settings_of_cpus_have_no_effect_on_gpus(capsys: pytest.CaptureFixture[str]) -> None:
     cpu, *gpus = inspected(capsys, "demo", "--cpu-weights", "int8", "--cpu-activations", "float")["devices"]
     assert cpu["warnings"] == [] and len(gpus) == 3
+    cpu, *_ = inspected(capsys, "demo", "--cpu-activations", "float")["devices"]
+    assert "CPU_ACTIVATIONS=float has no effect: the model's weights are not quantized" in cpu["warnings"][0]
     for gpu in gpus:
         assert gpu["warnings"] == [
             f"{name} has no effect: the model runs on a GPU" for name in ("CPU_WEIGHTS=int8", "CPU_ACTIVATIONS=float")

@@ -18,7 +18,7 @@ from ember.engine.loading.files import weight_files
 from ember.engine.loading.plan import read_headers
 from ember.engine.loading.resolve import Places, resolve_model
 from ember.front.start import local_tokenizer
-from ember.gguf.files import Choice, choose_files, read_model, split_name
+from ember.gguf.files import Choice, choose_files, contradiction, read_model, split_name
 from ember.gguf.header import GgufError
 from ember.settings import load_settings
 from ember.wire import Configure
@@ -102,6 +102,51 @@ def test_a_path_is_a_file_or_a_directory_with_one(tmp_path):
     assert resolve_model(str(tmp_path), choice=Choice(None, "model-Q8_0.gguf")) == tmp_path / "model-Q8_0.gguf"
     with pytest.raises(ModelError, match="no file of the quantization Q2_K; it has model-Q4_K_M.gguf, model-Q8_0.gguf"):
         resolve_model(f"{tmp_path}:Q2_K")
+
+
+@pytest.mark.parametrize(
+    ("name", "choice", "load_format", "message"),
+    [
+        (
+            "org/m:Q4_K_M",
+            Choice("Q8_0"),
+            "auto",
+            "ending says Q4_K_M, and HF_QUANTIZATION says Q8_0: unset one of them",
+        ),
+        ("org/m:Q4_K_M", Choice(None, "m-Q8_0.gguf"), "auto", "ending says Q4_K_M, and HF_MODEL_FILE says m-Q8_0.gguf"),
+        ("org/m", Choice("Q4_K_M", "m-Q8_0.gguf"), "auto", "HF_MODEL_FILE says m-Q8_0.gguf, and HF_QUANTIZATION says"),
+        ("m-Q8_0.gguf", Choice("Q4_K_M"), "auto", "MODEL_NAME=m-Q8_0.gguf says m-Q8_0.gguf, and HF_QUANTIZATION says"),
+        ("m-Q8_0.gguf", Choice(None, "other.gguf"), "auto", "and HF_MODEL_FILE says other.gguf"),
+        ("m-Q8_0.gguf", Choice(), "safetensors", "LOAD_FORMAT=safetensors, but a GGUF file is asked for (MODEL_NAME="),
+        ("org/m:Q8_0", Choice(), "pt", "LOAD_FORMAT=pt, but a GGUF file is asked for (MODEL_NAME=org/m:Q8_0): set"),
+        ("org/m", Choice("Q8_0"), "pt", "is asked for (HF_QUANTIZATION=Q8_0): set LOAD_FORMAT to gguf or auto"),
+        ("org/m", Choice(None, "a.gguf"), "safetensors", "is asked for (HF_MODEL_FILE=a.gguf)"),
+        ("empty", Choice(), "gguf", "empty has no *.gguf files of a language model, and LOAD_FORMAT=gguf asks for one"),
+        ("empty", Choice("Q8_0"), "auto", "and MODEL_NAME or HF_QUANTIZATION asks for Q8_0"),
+    ],
+)
+def test_settings_that_contradict_each_other(name, choice, load_format, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m-Q8_0.gguf").write_bytes(b"GGUF")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    with pytest.raises(ModelError) as raised:
+        resolve_model(name, None, Places(may_download=False), load_format=load_format, choice=choice)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "choice"),
+    [
+        ("org/m", Choice("q8_0"), Choice("Q8_0")),
+        ("org/m", Choice(), Choice("UD-Q4_K_XL", "x/m-UD-Q4_K_XL-00001-of-00002.gguf")),
+        ("m.gguf", Choice(), Choice("Q8_0")),
+        ("m-00002-of-00002.gguf", Choice(), Choice("Q8_0", "m-00001-of-00002.gguf")),
+        ("Q8_0.gguf", Choice(), Choice("Q8_0")),
+    ],
+)
+def test_settings_that_agree(name, own, choice):
+    assert contradiction(name, own, choice) is None
 
 
 def test_other_weights_beside_it_have_precedence_unless_gguf_is_asked_for(tmp_path):

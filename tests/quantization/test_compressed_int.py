@@ -130,6 +130,11 @@ def test_act_order(order: str, is_shared: bool, tmp_path: Path) -> None:
         ),
         (PACKED, {"actorder": "rows"}, "actorder must be group, dynamic, weight or static, not 'rows'"),
         (PACKED, {"symmetric": "yes"}, "symmetric must be true or false, not 'yes'"),
+        (
+            PACKED,
+            {"symmetric": False},
+            r"not symmetric, but the files lack model.layers.0.self_attn.q_proj.weight_ze",
+        ),
         ("marlin-24", {}, "with the format 'marlin-24' are not supported"),
     ],
 )

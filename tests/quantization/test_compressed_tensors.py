@@ -13,6 +13,7 @@ from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from compressed_tensors.quantization.lifecycle.forward import dequantize
 from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
+from compressed_tensors.utils.match import match_targets
 from torch import Tensor
 
 from ember.engine.errors import ModelError
@@ -20,6 +21,9 @@ from ember.engine.layers.float8_linear import Float8Linear
 from ember.engine.layers.joined import JoinedLinear
 from ember.engine.layers.table_linear import TableLinear
 from ember.engine.loading.load import load_decoder, read_model_config
+from ember.engine.quantization import expressions
+from ember.engine.quantization.compressed_tensors import Group, group_of, read_groups
+from ember.engine.quantization.ignored import Ignored
 from tests.engine_models.tiny import make_tiny, rewrite_config
 from tests.quantization.checkpoints import Store, check_answers, check_weights, is_matrix, load, matrices, twins
 
@@ -156,9 +160,58 @@ def test_groups_of_different_formats_and_modules_that_are_ignored(tmp_path: Path
     check_answers(*twin)
 
 
+def groups_of(*targets: list[str]) -> list[Group]:
+    quantization = {
+        "config_groups": {str(number): {"targets": each, "weights": FLOAT8} for number, each in enumerate(targets)}
+    }
+    return read_groups(quantization)
+
+
+@pytest.mark.parametrize(
+    ("targets", "module", "group"),
+    [
+        ([["Linear"]], "model.layers.0.mlp.up_proj", 0),
+        ([["re:.*mlp.*"], ["Linear"]], "model.layers.0.self_attn.q_proj", 1),
+        ([["Linear"], ["re:.*mlp.*"]], "model.layers.0.mlp.up_proj", 1),
+        ([["re:.*"], ["model.layers.0.mlp.up_proj"]], "model.layers.0.mlp.up_proj", 1),
+        ([["re:.*mlp.*"], ["re:.*layers.*"]], "model.layers.0.mlp.up_proj", 1),  # the first in alphabetical order
+        ([["re:.*self_attn.*"]], "model.layers.0.mlp.up_proj", None),
+        ([["LlamaAttention"]], "model.layers.0.mlp.up_proj", None),
+    ],
+)
+def test_a_modules_group_is_the_one_that_the_package_finds(
+    targets: list[list[str]], module: str, group: int | None
+) -> None:
+    ours = group_of(module, groups_of(*targets))
+    assert (None if ours is None else int(ours.name)) == group
+    by_target = {target: number for number, each in enumerate(targets) for target in each}
+    theirs = match_targets(module, torch.nn.Linear(2, 2), by_target)
+    assert (by_target[theirs[0]] if theirs else None) == group
+
+
+@pytest.mark.parametrize("target", ["re:(a+)+$", "re:" + "a?" * 40 + "b", "re:(x|xy)*z", "re:" + ".*a" * 9])
+def test_expressions_without_a_bound_are_refused(target: str) -> None:
+    with pytest.raises(ModelError, match="a regular expression that may take too long"):
+        groups_of([target])
+    with pytest.raises(ModelError, match=r"ignore has 're:.*may take too long"):
+        Ignored([target], "ignore")
+
+
+def test_the_time_of_expressions_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    ignored = Ignored(["re:.*a.*b.*c"], "ignore")
+    assert "model.a.b.c" in ignored and "model" not in ignored
+    monkeypatch.setattr(expressions, "MAX_SECONDS", 0.0)
+    with pytest.raises(ModelError, match="ignore has regular expressions that take more than 0 seconds"):
+        _ = "model" in ignored
+
+
 @pytest.mark.parametrize(
     ("fields", "error"),
     [
+        (
+            {"config_groups": {"a": {"targets": ["re:.*mlp.*"], "weights": {**FLOAT8, "strategy": "channel"}}}},
+            r"q_proj is quantized, but no group of quantization_config.config_groups has it .*: \['re:.*mlp",
+        ),
         ({"config_groups": {}}, r"config_groups is \{\}: it must be an object of groups"),
         ({"config_groups": {"a": {"targets": "Linear"}}}, "config_groups.a.targets is 'Linear': it must be names"),
         ({"config_groups": {"a": {"targets": ["Linear"]}}}, "config_groups.a.weights is None: it must be an object"),

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ember import cli
+from ember.cli import quantize as quantizing
 from ember.cli.quantize import FORMATS
 from ember.engine.layers.float8_linear import Float8Linear
 from ember.engine.layers.int_linear import IntLinear
@@ -143,7 +144,31 @@ def test_sources_and_targets_that_are_refused(tmp_path: Path, capsys: pytest.Cap
     assert cli.main(["quantize", str(source), str(tmp_path / "new"), "--format", "w8a8"]) == 1
     assert "is quantized already (fp8): name a checkpoint with plain weights" in capsys.readouterr().err
     assert cli.main(["quantize", str(tmp_path / "none"), str(tmp_path / "new"), "--format", "w8a8"]) == 1
-    assert "does not exist" in capsys.readouterr().err
+    assert "none does not exist: set SOURCE to an existing directory, a *.gguf file or" in capsys.readouterr().err
+    assert cli.main(["quantize", str(source), " ", "--format", "w8a8"]) == 2
+    assert "TARGET is empty: name a new directory" in capsys.readouterr().err
+
+
+def test_nothing_is_left_of_a_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of several files cannot be written."""
+    source = make_tiny("llama", tmp_path / "source", max_shard_size="60KB", **SIZES)
+    made: list[Path] = []
+
+    def full_disk(path: Path, tensors: Any) -> int:
+        made.append(path)
+        if len(made) == 2:
+            raise OSError(28, "No space left on device", str(path))
+        return write_safetensors(path, tensors)
+
+    monkeypatch.setattr(quantizing, "write_safetensors", full_disk)
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "empty"):
+        made.clear()
+        assert cli.main(["quantize", str(source), str(tmp_path / name), "--format", "w8a8"]) == 1
+        assert "No space left on device" in capsys.readouterr().err and len(made) == 2
+    assert not (tmp_path / "new").exists() and not list((tmp_path / "empty").iterdir())
 
 
 def test_all_templates_are_copied(tmp_path: Path) -> None:

@@ -106,6 +106,15 @@ def test_outliers_outside_the_matrix(part: str, number: int | None, error: str, 
         load(quantized)
 
 
+def test_whole_inputs_that_are_not_quantized(tmp_path: Path) -> None:
+    quantized, _ = twins("llama", tmp_path, {"quant_method": "squeezellm", "wbits": 4}, squeezed(4, 0.01), **SIZES)
+    tensors = load_file(quantized / "model.safetensors")
+    tensors["model.layers.0.mlp.down_proj.full_rows"] = torch.zeros(10, 64)
+    save_file(tensors, quantized / "model.safetensors")
+    with pytest.raises(ModelError, match="full_rows has whole inputs that are not quantized, which is not supported"):
+        load(quantized)
+
+
 OLD: dict[str, tuple[str, dict[str, Any], Store]] = {
     "gptq": ("quantize_config.json", config(), gptq()),
     "awq": ("quant_config.json", {"w_bit": 4, "q_group_size": 32, "zero_point": True, "version": "GEMM"}, awq()),

@@ -231,6 +231,8 @@ def _quantize(flags: argparse.Namespace) -> int:
 
     if flags.group_size is not None and flags.group_size < 8:
         return _fail(f"--group-size must be a multiple of 8, not {flags.group_size}", 2)
+    if not flags.target.strip():
+        return _fail("TARGET is empty: name a new directory", 2)
     try:
         say = lambda line: print(line, file=sys.stderr)  # noqa: E731
         print(quantize(flags.source, Path(flags.target).expanduser(), flags.format, flags.group_size, say))

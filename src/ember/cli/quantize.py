@@ -7,8 +7,10 @@ are. One file of weights is in memory at a time.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +74,7 @@ def quantize(source: str, target: Path, form: str, group: int | None, say: Calla
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ModelError(f"{target} exists and is not an empty directory: name another target")
     writer = make(group or GROUP_SIZE)
-    directory = resolve_model(source)
+    directory = resolve_model(source, setting="SOURCE")
     config = read_model_config(directory)
     if config.quantization:
         method = config.quantization.get("quant_method")
@@ -84,18 +86,38 @@ def quantize(source: str, target: Path, form: str, group: int | None, say: Calla
         raise ModelError(
             f"{config.architecture} stores matrices as [in, out], which {form} has not: name another format"
         )
-    target.mkdir(parents=True, exist_ok=True)
-    report = _write(directory, target, entries, modules, transposed, writer, _ignored(config, entries, modules), say)
-    document = read_json(directory / "config.json", required=True)
-    (target / "config.json").write_text(
-        json.dumps({**document, "quantization_config": writer.config(report.ignored)}, indent=2) + "\n"
-    )
-    for file in [*directory.iterdir(), *directory.glob("additional_chat_templates/*.jinja")]:
-        if file.is_file() and file.name not in _NOT_COPIED and not file.name.endswith(_WEIGHTS):
-            copy = target / file.relative_to(directory)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, copy)
+    ignored = _ignored(config, entries, modules)
+    with whole_or_nothing(target) as unfinished:
+        report = _write(directory, unfinished, entries, modules, transposed, writer, ignored, say)
+        document = read_json(directory / "config.json", required=True)
+        (unfinished / "config.json").write_text(
+            json.dumps({**document, "quantization_config": writer.config(report.ignored)}, indent=2) + "\n"
+        )
+        for file in [*directory.iterdir(), *directory.glob("additional_chat_templates/*.jinja")]:
+            if file.is_file() and file.name not in _NOT_COPIED and not file.name.endswith(_WEIGHTS):
+                copy = unfinished / file.relative_to(directory)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, copy)
     return report
+
+
+@contextmanager
+def whole_or_nothing(target: Path) -> Iterator[Path]:
+    """A directory to write to, whose content is moved to `target` at the end. If the block fails nothing is left."""
+    was_there = target.exists()
+    unfinished = target / f".unfinished-{os.getpid()}"
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        for file in unfinished.iterdir():
+            file.rename(target / file.name)
+        unfinished.rmdir()
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if not was_there:
+            with suppress(OSError):
+                target.rmdir()
+        raise
 
 
 def _modules(config: DecoderConfig, entries: Mapping[str, TensorEntry]) -> tuple[dict[str, str], bool]:

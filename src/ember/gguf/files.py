@@ -17,6 +17,7 @@ MAX_PARTS = 1000
 USUAL_QUANTIZATION = "Q4_K_M"  # chosen of several, as in llama.cpp
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 _QUANTIZATION = re.compile(r"(i?q|tq|bf|f|mxfp)\d")
+_ENDING = re.compile(r"[-._](i?q|tq|bf|f|mxfp)\d[a-z0-9_]*$")  # of the names of most files
 _OTHERS = ("mmproj", "imatrix", "mtp-")  # beginnings of the names of files that are no language models
 _SHOWN = 20  # names in a message
 
@@ -60,7 +61,7 @@ def choose_files(where: str, names: Iterable[str], choice: Choice) -> list[str]:
         if name.lower().endswith(SUFFIX) and not name.rpartition("/")[2].lower().startswith(_OTHERS):
             models.setdefault(_PART.sub(SUFFIX, name), []).append(name)
     if not models:
-        raise GgufError(f"{where} has no *{SUFFIX} files of a language model")
+        raise GgufError(f"{where} has no *{SUFFIX} files of a language model, and {_asks(choice)}")
     found = [name for name in models if _is_meant(name, models[name], choice)]
     if not choice and len(models) == 1:
         found = list(models)
@@ -81,6 +82,44 @@ def choose_files(where: str, names: Iterable[str], choice: Choice) -> list[str]:
     if (split := _PART.search(parts[0])) is not None and (int(split[1]), int(split[2])) != (1, len(parts)):
         raise GgufError(f"{where} has {len(parts)} of the {int(split[2])} parts of {found[0]}: download the others")
     return parts
+
+
+def _asks(choice: Choice) -> str:
+    """Which setting asks for a GGUF file."""
+    if choice.file is not None:
+        return f"MODEL_NAME or HF_MODEL_FILE asks for {ascii(choice.file)[1:-1][:100]}"
+    if choice.quantization is not None:
+        return f"MODEL_NAME or HF_QUANTIZATION asks for {ascii(choice.quantization)[1:-1][:100]}"
+    return "LOAD_FORMAT=gguf asks for one"
+
+
+def contradiction(name: str, own: Choice, choice: Choice) -> str | None:
+    """Why what a model's name says of its GGUF file (`own`) and what HF_QUANTIZATION and HF_MODEL_FILE say (`choice`)
+    cannot both hold; None if they can."""
+    said = []
+    if Path(name).suffix.lower() == SUFFIX:
+        said.append((f"MODEL_NAME={name}", Choice(None, Path(name).name)))
+    said += [("MODEL_NAME's ending", own), ("HF_MODEL_FILE", Choice(None, choice.file))]
+    said.append(("HF_QUANTIZATION", Choice(choice.quantization)))
+    said = [(setting, each) for setting, each in said if each]
+    for number, (setting, each) in enumerate(said):
+        for other_setting, other in said[number + 1 :]:
+            if not _agree(each, other):
+                shown_as = [ascii(of.file or of.quantization)[1:-1][:100] for of in (each, other)]
+                return f"{setting} says {shown_as[0]}, and {other_setting} says {shown_as[1]}: unset one of them"
+    return None
+
+
+def _agree(one: Choice, other: Choice) -> bool:
+    if one.file is not None and other.file is not None:
+        names = [_PART.sub(SUFFIX, each.file).rpartition("/")[2] for each in (one, other) if each.file is not None]
+        return names[0] == names[1]
+    if one.quantization is not None and other.quantization is not None:
+        return one.quantization.lower() == other.quantization.lower()
+    file, quantization = one.file or other.file or "", (one.quantization or other.quantization or "").lower()
+    stem = _PART.sub(SUFFIX, file).rpartition("/")[2].lower().removesuffix(SUFFIX)
+    says_none = _ENDING.search(stem) is None
+    return says_none or stem == quantization or stem.endswith(tuple(mark + quantization for mark in "-._"))
 
 
 def _is_meant(model: str, parts: list[str], choice: Choice) -> bool:

@@ -149,9 +149,8 @@ def choose_operators(
     """
     model = loaded.decoder
     is_gpu = model.device.type == "cuda"
-    if is_gpu:
-        warnings += cpu_settings_warnings(configure)
-    elif configure.cpu_weights != "auto":
+    warnings += cpu_settings_warnings(configure, model.config, not is_gpu)
+    if not is_gpu and configure.cpu_weights != "auto":
         with timeline.phase("quantise"):
             quantise_weights(configure, loaded)
     with timeline.phase("operators") as detail:

@@ -83,9 +83,16 @@ def check_cpu_weights(configure: Configure, config: DecoderConfig, dtype: str) -
         raise ModelError(refused)
 
 
-def cpu_settings_warnings(configure: Configure) -> list[str]:
-    """A warning for each setting of CPUs that is set, for a model on a GPU."""
+def cpu_settings_warnings(configure: Configure, config: DecoderConfig, is_cpu: bool) -> list[str]:
+    """A warning for each setting of CPUs that is set and has no effect on this device."""
     values = {"CPU_WEIGHTS": configure.cpu_weights, "CPU_ACTIVATIONS": configure.cpu_activations}
+    if is_cpu:
+        if configure.cpu_activations == "auto" or configure.cpu_weights != "auto" or config.quantization:
+            return []
+        return [
+            f"CPU_ACTIVATIONS={configure.cpu_activations} has no effect: the model's weights are not quantized, and "
+            "activations of plain weights are not rounded to 8 bits"
+        ]
     return [
         f"{name}={value} has no effect: the model runs on a GPU" for name, value in values.items() if value != "auto"
     ]

@@ -209,8 +209,7 @@ def _fill(
     if is_cpu:
         weights = configure.cpu_weights
         check_cpu_weights(configure, config, report.dtype)
-    else:
-        report.warnings += cpu_settings_warnings(configure)
+    report.warnings += cpu_settings_warnings(configure, config, is_cpu)
     loaded = weights_in(report.dtype)
     report.weight_bytes = loaded.nbytes if weights == "auto" else quantised_bytes(loaded.plan.specs, weights)
     # A GPU that is not here is one in an image with Triton.

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ember.engine.errors import ModelError
 from ember.engine.loading.files import choose_gguf, is_gguf, names_of_gguf, weight_files
 from ember.engine.loading.hub_files import Repository
-from ember.gguf.files import NO_CHOICE, USUAL_QUANTIZATION, Choice, first_part, split_name
+from ember.gguf.files import NO_CHOICE, SUFFIX, USUAL_QUANTIZATION, Choice, contradiction, first_part, split_name
 from ember.regular_file import read_regular
 
 Say = Callable[[str], None]
@@ -35,6 +35,12 @@ class Wanted(NamedTuple):
     is_whole: Callable[[Path], bool]  # whether it is complete, since a download may have been interrupted
     load_format: str | None  # which weights belong to it; None: none
     choice: Choice = NO_CHOICE  # which GGUF file
+
+    @property
+    def forms(self) -> str:
+        """What the setting may be, for messages."""
+        file = "a *.gguf file" if self.what == "model" else ""
+        return ", ".join(filter(None, ("an existing directory", file))) + " or a Hugging Face id (organisation/model)"
 
 
 def _has_weights(directory: Path, load_format: str) -> bool:
@@ -64,17 +70,17 @@ def _has_gguf(directory: Path, choice: Choice) -> bool:
         return False
 
 
-def _model(load_format: str | None, choice: Choice = NO_CHOICE) -> Wanted:
+def _model(load_format: str | None, choice: Choice = NO_CHOICE, setting: str = "MODEL_NAME") -> Wanted:
     """A model with the weights that LOAD_FORMAT says; without any for `dummy` and None."""
     if load_format in (None, "dummy"):
-        return Wanted("model", "MODEL_NAME", ("config.json",), _has_config, None)
+        return Wanted("model", setting, ("config.json",), _has_config, None)
 
     def is_whole(directory: Path) -> bool:
         if not (choice or load_format == "gguf") and _has_weights(directory, load_format):
             return True
         return is_gguf(_names(directory), load_format, choice) and _has_gguf(directory, choice)
 
-    return Wanted("model", "MODEL_NAME", ("config.json",), is_whole, load_format, choice)
+    return Wanted("model", setting, ("config.json",), is_whole, load_format, choice)
 
 
 def _names(directory: Path) -> list[str]:
@@ -109,19 +115,35 @@ def resolve_model(
     check: Callable[[Path], object] = lambda directory: None,
     load_format: str | None = "auto",
     choice: Choice = NO_CHOICE,
+    setting: str = "MODEL_NAME",
 ) -> Path:
     """The model's directory, or its GGUF file, after a download if necessary. `load_format`: which weights it must
-    have; None: none. `choice`: which GGUF file; a name like "org/model:Q4_K_M" says it too.
+    have; None: none. `choice`: which GGUF file; a name like "org/model:Q4_K_M" says it too. `setting`: what names
+    the model, for messages.
 
     `check` is called with the directory before weights are downloaded, and may raise ModelError. Raises ModelError.
     """
-    name = name.strip()
+    name, own = name.strip(), NO_CHOICE
     if not Path(name).expanduser().exists():
         name, own = split_name(name)
-        choice = own or choice
-    wanted = _model(load_format, choice)
+    if (fault := contradiction(name, own, choice)) is not None:
+        raise ModelError(fault)
+    choice = own or choice
+    if load_format in ("safetensors", "pt") and (choice or Path(name).suffix.lower() == SUFFIX):
+        raise ModelError(
+            f"LOAD_FORMAT={load_format}, but a GGUF file is asked for ({_asked(name, own, choice)}): set LOAD_FORMAT "
+            "to gguf or auto, or name a model in that format"
+        )
+    wanted = _model(load_format, choice, setting)
     found = _resolve(wanted, name, revision, places, check)
     return _gguf_in(found, wanted)
+
+
+def _asked(name: str, own: Choice, choice: Choice) -> str:
+    """The setting that asks for a GGUF file."""
+    if own or not choice:
+        return f"MODEL_NAME={name}" + (f":{own.file or own.quantization}" if own else "")
+    return f"HF_MODEL_FILE={choice.file}" if choice.file else f"HF_QUANTIZATION={choice.quantization}"
 
 
 def _gguf_in(found: Path, wanted: Wanted) -> Path:
@@ -139,7 +161,7 @@ def resolve_tokenizer(name: str, revision: str | None = None, places: Places = P
 def _resolve(wanted: Wanted, name: str, revision: str | None, places: Places, check: Callable[[Path], object]) -> Path:
     setting = wanted.setting
     if not name:
-        raise ModelError(f"no {wanted.what} was named: set {setting} to a Hugging Face id or a directory")
+        raise ModelError(f"no {wanted.what} was named: set {setting} to {wanted.forms}")
     if name == "demo":
         first = wanted.required[0]
         if (DEMO / first).exists():
@@ -154,9 +176,9 @@ def _resolve(wanted: Wanted, name: str, revision: str | None, places: Places, ch
         first = wanted.required[0]
         raise ModelError(f"{name} is a file: {setting} names a *.gguf file, or the directory that holds {first}")
     if name.startswith(("/", ".", "~")):
-        raise ModelError(f"{name} does not exist: set {setting} to an existing directory or a Hugging Face id")
+        raise ModelError(f"{name} does not exist: set {setting} to {wanted.forms}")
     if name.count("/") > 1 or "\\" in name or ".." in name:
-        raise ModelError(f"{name} is neither an existing directory nor a Hugging Face id (organisation/model)")
+        raise ModelError(f"{name} does not exist and is no Hugging Face id: set {setting} to {wanted.forms}")
     own = Path(places.download_dir).expanduser() if places.download_dir else hub_cache()
     volume = Path(places.base_path) / "huggingface-cache" / "hub" if places.base_path else None
     for hub in (BAKED, volume, own):

@@ -14,6 +14,7 @@ from ember.engine.errors import ModelError
 from ember.engine.quantization.awq import AWQScheme
 from ember.engine.quantization.awq import check_bits as check_awq_bits
 from ember.engine.quantization.base import Files
+from ember.engine.quantization.expressions import Expression, Expressions
 from ember.engine.quantization.gptq import UNUSED, GPTQScheme, found_in, read_bits
 from ember.engine.quantization.mixed import Mixed, Scheme
 from ember.engine.quantization.packed import FIELDS, is_plain_in, read_group, scale_dtype
@@ -35,6 +36,7 @@ class AutoRound(Mixed):
         self._files, self._head = files, config.names.lm_head
         self._fields, self._zero_offset = fields, PACKINGS[packing]
         self._base = self._scheme_from(fields)
+        self._expressions = Expressions(f"{FIELDS}extra_config")
         self._overrides = [self._override(name, value) for name, value in fields.mapping("extra_config").items()]
         super().__init__("auto-round", self._scheme_for, UNUSED)
 
@@ -65,15 +67,12 @@ class AutoRound(Mixed):
             return AWQScheme(group)
         return GPTQScheme(read_bits(fields), group, has_order=False, zero_offset=self._zero_offset)
 
-    def _override(self, name: str, value: Any) -> tuple[re.Pattern[str], AWQScheme | GPTQScheme | None]:
+    def _override(self, name: str, value: Any) -> tuple[Expression, AWQScheme | GPTQScheme | None]:
         """An entry of `extra_config`: the name of a module, or an expression."""
-        where = f"{FIELDS}extra_config"
+        where = self._expressions.field
         if not isinstance(value, Mapping):
             raise ModelError(f"{where} has {shown(value)} for {shown(name)}: it must be an object")
-        try:
-            pattern = re.compile(f"^{re.escape(name)}$" if re.fullmatch(r"[\w.]+", name) else name)
-        except re.error as error:
-            raise ModelError(f"{where} has {shown(name)}, which is no regular expression: {error}") from None
+        pattern = self._expressions.compile(f"^{re.escape(name)}$" if re.fullmatch(r"[\w.]+", name) else name, name)
         base = {
             field: self._fields.values[field]
             for field in ("bits", "group_size", "data_type")

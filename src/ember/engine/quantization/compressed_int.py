@@ -151,6 +151,8 @@ def ints_of(says: str, stored: Stored, files: Files, weights: Mapping[str, Any],
         raise ModelError(f"{says}: group_size must be a positive even number, not {shown(group)}")
     zeros = None
     zero_points = f"{stored.name}.weight_zero_point"
+    if is_packed and files and not symmetric and strategy != "tensor" and zero_points not in files:
+        raise ModelError(f"{says} are not symmetric, but the files lack {zero_points}: download them again")
     if not symmetric and (not files or zero_points in files):
         dtype = files[zero_points].dtype if zero_points in files else "I32" if is_packed else "I8"
         zeros = "packed" if dtype == "I32" else "bytes"

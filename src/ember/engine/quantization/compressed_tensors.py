@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ember.engine.description.config import DecoderConfig
@@ -18,6 +18,7 @@ from ember.engine.errors import ModelError
 from ember.engine.quantization.base import FLOATS, Files
 from ember.engine.quantization.compressed_int import UNUSED as INT_UNUSED
 from ember.engine.quantization.compressed_int import ints_of
+from ember.engine.quantization.expressions import Expression, Expressions
 from ember.engine.quantization.float8 import UNUSED, float8_of
 from ember.engine.quantization.fp4 import Fp4
 from ember.engine.quantization.ignored import Ignored
@@ -37,13 +38,16 @@ class Group:
     weights: Mapping[str, Any]  # its arguments: num_bits, type, strategy, ...
     inputs: Mapping[str, Any] | None  # the same of activations; None: they are not quantised
     form: str = ""  # the `format` of the group, or of all
+    expressions: Mapping[str, Expression] = field(default_factory=dict)  # by their targets, which begin with "re:"
 
     def names(self, module: str) -> bool:
-        """Whether the group has the module by name. A class such as Linear is no name."""
-        return any(
-            re.match(target[3:], module) is not None if target.startswith("re:") else _is_end(module, target)
-            for target in self.targets
-        )
+        """Whether a target is the module's name, or its end. A class such as Linear is no name."""
+        return any(_is_end(module, target) for target in self.targets if target not in self.expressions)
+
+    @property
+    def has_all(self) -> bool:
+        """Whether the group has all linear layers, by their class."""
+        return "Linear" in self.targets
 
     @property
     def says(self) -> str:
@@ -60,13 +64,21 @@ def compressed_tensors(config: DecoderConfig, files: Files) -> Mixed:
     transforms = fields.get("transform_config")
     if transforms and not (isinstance(transforms, dict) and not transforms.get("config_groups")):
         raise ModelError(f"quantization_config.transform_config is {shown(transforms)}: transforms are not supported")
-    groups = _groups(fields)
+    groups = read_groups(fields)
     ignored = Ignored(fields.get("ignore"), "quantization_config.ignore")
 
     def scheme_of(stored: Stored) -> Scheme | None:
         if _is_plain(stored, files) if files else stored.name in ignored:
             return None
-        return scheme_of_group(group_of(stored, groups), stored, files)
+        group = group_of(stored.name, groups)
+        if group is None and not any(stored.name + suffix in files for suffix in (stored.suffix, PACKED)):
+            return None
+        if group is None:
+            raise ModelError(
+                f"the weight of {stored.name} is quantized, but no group of quantization_config.config_groups has it "
+                f"among its targets: {shown([target for each in groups for target in each.targets])}"
+            )
+        return scheme_of_group(group, stored, files)
 
     return Mixed("compressed-tensors", scheme_of, (*UNUSED, *INT_UNUSED, *_UNUSED))
 
@@ -95,22 +107,25 @@ def scheme_of_group(group: Group, stored: Stored, files: Files) -> Scheme:
     )
 
 
-def group_of(stored: Stored, groups: list[Group]) -> Group:
-    """The group that names the module, or else the first one that has all linear layers."""
+def group_of(module: str, groups: list[Group]) -> Group | None:
+    """The group of a module, as compressed-tensors finds it; None: it is not quantised. A target that is its name
+    precedes regular expressions, the first of which in alphabetical order counts, and these precede its class."""
     for group in groups:
-        if group.names(stored.name):
+        if group.names(module):
             return group
-    for group in groups:
-        if "Linear" in group.targets:
-            return group
-    return groups[0]
+    found = [(target, group) for group in groups for target, each in group.expressions.items() if each.match(module)]
+    if found:
+        return min(found, key=lambda item: item[0])[1]
+    return next((group for group in reversed(groups) if group.has_all), None)
 
 
-def _groups(fields: Mapping[str, Any]) -> list[Group]:
+def read_groups(fields: Mapping[str, Any]) -> list[Group]:
+    """The groups of `config_groups`. Raises ModelError."""
     given = fields.get("config_groups")
     if not isinstance(given, dict) or not given:
         raise ModelError(f"quantization_config.config_groups is {shown(given)}: it must be an object of groups")
     groups = []
+    expressions = Expressions("quantization_config.config_groups")
     for name, group in given.items():
         weights = group.get("weights") if isinstance(group, dict) else None
         targets = group.get("targets") if isinstance(group, dict) else None
@@ -121,19 +136,13 @@ def _groups(fields: Mapping[str, Any]) -> list[Group]:
                 f"quantization_config.config_groups.{name}.weights is {shown(weights)}: it must be an object"
             )
         inputs = group.get("input_activations")
-        for target in targets:
-            _check_pattern(name, target)
+        expressions.field = f"quantization_config.config_groups.{name}.targets"
+        patterns = {each: expressions.compile(each[3:], each) for each in targets if each.startswith("re:")}
         form = str(group.get("format") or fields.get("format") or "")
-        groups.append(Group(name, tuple(targets), weights, inputs if isinstance(inputs, dict) else None, form))
+        groups.append(
+            Group(name, tuple(targets), weights, inputs if isinstance(inputs, dict) else None, form, patterns)
+        )
     return groups
-
-
-def _check_pattern(group: str, target: str) -> None:
-    try:
-        re.compile(target.removeprefix("re:") if target.startswith("re:") else "")
-    except re.error as error:
-        field = f"quantization_config.config_groups.{group}.targets"
-        raise ModelError(f"{field} has {shown(target)}, which is no regular expression: {error}") from None
 
 
 def _block_structure(group: Group, shape: Any) -> tuple[int, int]:

@@ -10,7 +10,6 @@ A matrix NAME has these tensors:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from ember.engine.description.weights import LinearSpec, Stored
 from ember.engine.errors import ModelError
 from ember.engine.quantization import held
 from ember.engine.quantization.base import Files, Source
+from ember.engine.quantization.expressions import Expression, Expressions
 from ember.engine.quantization.held import Held
 from ember.engine.quantization.mixed import Mixed
 from ember.engine.quantization.packed import (
@@ -102,7 +102,10 @@ class GPTQ(Mixed):
         )
         self._head = config.names.lm_head if not fields.flag("lm_head", False) else None
         self._inside = [str(name) for name in _flat(fields.values.get("modules_in_block_to_quantize"))]
-        self._overrides = [_override(name, value, self._base) for name, value in fields.mapping("dynamic").items()]
+        expressions = Expressions(f"{FIELDS}dynamic")
+        self._overrides = [
+            _override(name, value, self._base, expressions) for name, value in fields.mapping("dynamic").items()
+        ]
         super().__init__("gptq", self._scheme_for, UNUSED)
 
     def _scheme_for(self, stored: Stored) -> GPTQScheme | None:
@@ -145,13 +148,12 @@ def _zero_offset(fields: Fields) -> int:
     return {"gptq": 1, "gptq_v2": 0}[fields.one_of(name, "gptq", ("gptq", "gptq_v2"))]
 
 
-def _override(name: str, value: Any, base: GPTQScheme) -> tuple[re.Pattern[str], GPTQScheme | None]:
+def _override(
+    name: str, value: Any, base: GPTQScheme, expressions: Expressions
+) -> tuple[Expression, GPTQScheme | None]:
     """The expression of an entry of `dynamic`, and the scheme of the modules that it matches; None: they are plain."""
-    where = f"{FIELDS}dynamic"
-    try:
-        pattern = re.compile(name.removeprefix("-:").removeprefix("+:"))
-    except re.error as error:
-        raise ModelError(f"{where} has {shown(name)}, which is no regular expression: {error}") from None
+    where = expressions.field
+    pattern = expressions.compile(name.removeprefix("-:").removeprefix("+:"), name)
     if name.startswith("-:"):
         return pattern, None
     if not isinstance(value, Mapping):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from fnmatch import fnmatchcase
 
 from ember.engine.description.fields import shown
 from ember.engine.errors import ModelError
+from ember.engine.quantization.expressions import Expression, Expressions
 
 # Parts of a module that other programs fuse, so that lists may name the whole.
 _FUSED = {
@@ -35,15 +35,13 @@ class Ignored:
             raise ModelError(f"{field} is {shown(entries)}: it must be a list of names of modules")
         self._names: list[str] = []
         self._patterns: list[str] = []
-        self._expressions: list[re.Pattern[str]] = []
+        self._expressions: list[Expression] = []
+        expressions = Expressions(field)
         for entry in entries or ():
             if not isinstance(entry, str):
                 raise ModelError(f"{field} has {shown(entry)}: its entries must be names of modules")
             if entry.startswith("re:"):
-                try:
-                    self._expressions.append(re.compile(entry[3:]))
-                except re.error as error:
-                    raise ModelError(f"{field} has {shown(entry)}, which is no regular expression: {error}") from None
+                self._expressions.append(expressions.compile(entry[3:], entry))
             elif "*" in entry or "?" in entry:
                 self._patterns.append(entry)
             elif entry:

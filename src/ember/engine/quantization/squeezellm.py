@@ -109,6 +109,11 @@ class SqueezeLLM(Mixed):
             name = stored.name
             if is_plain_in(files, name) or (name == head and f"{name}.qweight" not in files):
                 return None
+            if f"{name}.full_rows" in files:
+                raise ModelError(
+                    f"{name}.full_rows has whole inputs that are not quantized, which is not supported: choose a "
+                    "checkpoint without them, whose outliers are in rows, cols and vals"
+                )
             sparse = files.get(f"{name}.vals")
             return SqueezeLLMScheme(bits, None if sparse is None else prod(sparse.shape))
 
