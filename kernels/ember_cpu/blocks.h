@@ -19,14 +19,17 @@ enum { /* the file format's own numbers */
     Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14,
     IQ4_NL = 20, IQ4_XS = 23, BF16 = 30, MXFP4 = 39,
     /* Our own: integers of a row one after the other, 4 bits with the first one lowest; scales, and zeros, lie elsewhere. */
-    INT4 = 200, INT8 = 201, INT4_ZEROS = 202, INT8_ZEROS = 203
+    INT4 = 200, INT8 = 201, INT4_ZEROS = 202, INT8_ZEROS = 203,
+    /* Floats, whose scales lie elsewhere too: of 4 bits (MXFP4's, nibbles as INT4's), codes of 4 bits with a table, e4m3. */
+    E2M1 = 204, TABLE4 = 205, FLOAT8 = 206
 };
 
 #define EVERY_SMALL(CASE, ...) \
     CASE(Q4_0, __VA_ARGS__) CASE(Q4_1, __VA_ARGS__) CASE(Q5_0, __VA_ARGS__) CASE(Q5_1, __VA_ARGS__) \
     CASE(Q8_0, __VA_ARGS__) CASE(IQ4_NL, __VA_ARGS__) CASE(MXFP4, __VA_ARGS__)
 #define EVERY_INTEGER(CASE, ...) \
-    CASE(INT4, __VA_ARGS__) CASE(INT8, __VA_ARGS__) CASE(INT4_ZEROS, __VA_ARGS__) CASE(INT8_ZEROS, __VA_ARGS__)
+    CASE(INT4, __VA_ARGS__) CASE(INT8, __VA_ARGS__) CASE(INT4_ZEROS, __VA_ARGS__) CASE(INT8_ZEROS, __VA_ARGS__) \
+    CASE(E2M1, __VA_ARGS__)
 #define EVERY_SUPER(CASE, ...) \
     CASE(Q2_K, __VA_ARGS__) CASE(Q3_K, __VA_ARGS__) CASE(Q4_K, __VA_ARGS__) CASE(Q5_K, __VA_ARGS__) \
     CASE(Q6_K, __VA_ARGS__) CASE(IQ4_XS, __VA_ARGS__)
@@ -39,7 +42,9 @@ typedef uint8_t byte;
 
 INLINE int is_super(int type) { return type == Q2_K || type == Q3_K || type == Q4_K || type == Q5_K || type == Q6_K || type == IQ4_XS; }
 INLINE int has_zeros(int type) { return type == INT4_ZEROS || type == INT8_ZEROS; }
-INLINE int has_groups(int type) { return type == INT4 || type == INT8 || has_zeros(type); } /* scales and zeros elsewhere */
+/* Integers, also of E2M1, with scales and zeros elsewhere. */
+INLINE int has_groups(int type) { return type == INT4 || type == INT8 || type == E2M1 || has_zeros(type); }
+INLINE int is_decoded(int type) { return type == E2M1 || type == TABLE4 || type == FLOAT8; } /* decoded.h multiplies it as floats */
 INLINE int is_byte(int type) { return type == INT8 || type == INT8_ZEROS; }
 INLINE int has_sign(int type) { return type == Q8_0 || type == IQ4_NL || type == IQ4_XS || is_byte(type); }
 INLINE int has_minimum(int type) {
@@ -52,7 +57,7 @@ INLINE int offset_of(int type) {
     case Q4_0: case INT4: return 8;
     case Q5_0: return 16;
     case Q6_K: return 32;
-    case MXFP4: return 12;
+    case MXFP4: case E2M1: return 12;
     default: return 0;
     }
 }
@@ -71,8 +76,8 @@ INLINE i64 block_bytes(int type) {
     case Q5_K: return 176;
     case Q6_K: return 210;
     case IQ4_XS: return 136;
-    case INT4: case INT4_ZEROS: return 16;
-    case INT8: case INT8_ZEROS: return 32;
+    case INT4: case INT4_ZEROS: case E2M1: case TABLE4: return 16;
+    case INT8: case INT8_ZEROS: case FLOAT8: return 32;
     default: return 0;
     }
 }
@@ -87,6 +92,19 @@ INLINE uint32_t read32(const byte *from) { uint32_t bits; memcpy(&bits, from, 4)
 INLINE __m128i load16(const byte *from) { return _mm_loadu_si128((const __m128i *)from); }
 INLINE __m256i load32(const byte *from) { return _mm256_loadu_si256((const __m256i *)from); }
 INLINE float half_at(const byte *from) { return _cvtsh_ss(read16(from)); }
+
+/* Numbers in e4m3, in the upper bytes of 16-bit words, as float16: each over 256, also the subnormal ones. */
+INLINE __m256i e4m3_halves(__m256i words) {
+    const __m256i magnitude = _mm256_set1_epi16(0x7f00);
+    __m256i nan = _mm256_cmpeq_epi16(_mm256_and_si256(words, magnitude), magnitude);
+    __m256i half = _mm256_and_si256(_mm256_srli_epi16(words, 1), _mm256_set1_epi16(0x3f80));
+    return _mm256_or_si256(_mm256_or_si256(half, _mm256_and_si256(words, _mm256_set1_epi16((short)0x8000))), nan);
+}
+/* The first eight bytes, numbers in e4m3. */
+INLINE __m256 e4m3_numbers(__m128i bytes) {
+    __m256i halves = e4m3_halves(_mm256_castsi128_si256(_mm_unpacklo_epi8(_mm_setzero_si128(), bytes)));
+    return _mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), _mm256_set1_ps(256.0f));
+}
 
 /* ---------------------------------------------------------------- codes */
 
@@ -143,12 +161,12 @@ INLINE __m256i codes32(const int type, const byte *block, const int j) {
         return _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(0x30)));
     }
     case IQ4_XS: return look_up(iq4_values(), nibbles_of(load16(block + 8 + j * 16)));
-    case INT4: case INT4_ZEROS: {
-        __m128i both = load16(block), low = _mm_and_si128(both, _mm_set1_epi8(15)), high = _mm_srli_epi16(both, 4);
-        high = _mm_and_si128(high, _mm_set1_epi8(15));
-        return _mm256_set_m128i(_mm_unpackhi_epi8(low, high), _mm_unpacklo_epi8(low, high));
+    case INT4: case INT4_ZEROS: { /* a byte becomes two, of which the second has its high half */
+        __m256i both = _mm256_cvtepu8_epi16(load16(block));
+        return _mm256_and_si256(_mm256_or_si256(both, _mm256_slli_epi16(both, 4)), _mm256_set1_epi8(15));
     }
     case INT8: case INT8_ZEROS: return _mm256_xor_si256(load32(block), _mm256_set1_epi8((char)128)); /* less 128 */
+    case E2M1: return look_up(mxfp4_values(), codes32(INT4, block, 0));
     default: __builtin_unreachable();
     }
 }
@@ -207,16 +225,19 @@ INLINE __m256i minimums_of(const int type, const byte *block) {
     }
 }
 
+/* Half of the power of two whose exponent it is. The smallest are no normal numbers. */
+INLINE float half_power(byte exponent) {
+    union { uint32_t bits; float value; } u = {exponent < 2 ? 0x200000u << exponent : (uint32_t)(exponent - 1) << 23};
+    return u.value;
+}
+
 /* d. */
 INLINE float factor_of(const int type, const byte *block) {
     switch (type) {
     case Q2_K: return half_at(block + 80);
     case Q3_K: return half_at(block + 108);
     case Q6_K: return half_at(block + 208);
-    case MXFP4: { /* half of the power of two whose exponent it is, of which the smallest are no normal numbers */
-        union { uint32_t bits; float value; } u = {*block < 2 ? 0x200000u << *block : (uint32_t)(*block - 1) << 23};
-        return u.value;
-    }
+    case MXFP4: return half_power(*block);
     default: return half_at(block);
     }
 }
@@ -277,20 +298,39 @@ INLINE void restore_blocks(const int type, const byte *row, i64 columns, bf16 *o
 
 /* The scales and zeros of rows of integers, in float32: a weight is d * (code - offset) + m. */
 typedef struct {
-    const float *d, *m; /* [rows, stride] */
-    i64 stride;         /* groups in a row */
+    const float *d, *m; /* [groups, rows], of as many rows as are multiplied together */
     unsigned blocks;    /* of 32 weights in a group */
 } Groups;
 
-enum { FLOAT32, FLOAT16 }; /* types of scales, beside BF16 */
+enum { FLOAT32, FLOAT16, E4M3, E8M0 }; /* types of scales, beside BF16 */
 
-/* Fill d and m of one row with `count` groups. `zeros` may be NULL. */
-static void read_groups(int type, const void *scales, i64 scale_type, const byte *zeros, i64 count, float *d, float *m) {
-    if (scale_type == FLOAT32) memcpy(d, scales, (size_t)count * sizeof(float));
-    else if (scale_type == FLOAT16)
-        for (i64 i = 0; i < count; i++) d[i] = half_at((const byte *)scales + 2 * i);
-    else
-        for (i64 i = 0; i < count; i++) d[i] = from_bf16(((const bf16 *)scales)[i]);
+INLINE i64 scale_bytes(i64 scale_type) { return scale_type == FLOAT32 ? 4 : scale_type == E4M3 || scale_type == E8M0 ? 1 : 2; }
+
+/* The scales of one row with `count` groups, in float32. */
+static void read_scales(const byte *scales, i64 scale_type, i64 count, float *d) {
+    i64 i = 0;
+    switch (scale_type) {
+    case FLOAT32: memcpy(d, scales, (size_t)count * sizeof(float)); break;
+    case FLOAT16:
+        for (; i + 8 <= count; i += 8) _mm256_storeu_ps(d + i, _mm256_cvtph_ps(load16(scales + 2 * i)));
+        for (; i < count; i++) d[i] = half_at(scales + 2 * i);
+        break;
+    case E8M0: /* the smallest is no normal number, and the largest exponent is no number */
+        for (; i < count; i++) {
+            uint32_t bits = (uint32_t)scales[i] << 23 | (scales[i] == 0 || scales[i] == 255 ? 0x400000u : 0);
+            memcpy(d + i, &bits, sizeof bits);
+        }
+        break;
+    case E4M3:
+        for (; i + 8 <= count; i += 8) _mm256_storeu_ps(d + i, e4m3_numbers(_mm_loadl_epi64((const __m128i *)(scales + i))));
+        for (; i < count; i++) d[i] = _mm256_cvtss_f32(e4m3_numbers(_mm_cvtsi32_si128(scales[i])));
+        break;
+    default: for (; i < count; i++) d[i] = from_bf16((bf16)read16(scales + 2 * i));
+    }
+}
+
+/* m of one row of integers, by its scales. `zeros` may be NULL. */
+static void read_zeros(int type, const byte *zeros, const float *d, i64 count, float *m) {
     if (!zeros) return;
     for (i64 i = 0; i < count; i++) m[i] = -d[i] * (float)(zeros[i] - (is_byte(type) ? 128 : 0));
 }

@@ -8,6 +8,8 @@
 #if defined(__AVX512BF16__)
 #define ROWS_X 6
 #define COUNTS UP_TO_6
+#define ROWS_WIDE 5
+#define WIDE_COUNTS UP_TO_5
 #elif defined(__AVX512F__)
 #define ROWS_X 4
 #define COUNTS UP_TO_4
@@ -54,20 +56,6 @@ static void some_tile(i64 count, int lines, const bf16 *const w[4], const bf16 *
 }
 #undef CASE
 
-/* As `tile`, for all rows of x, in tiles of equal size as far as possible. */
-#if defined(__AVX512BF16__)
-static void many_rows(const bf16 *const w[4], const bf16 *x, i64 columns, i64 rows, const char *ahead, float *out, i64 pitch) {
-    i64 tiles = (rows + ROWS_X - 1) / ROWS_X;
-    int lines = tiles < 4 ? 2 : 1;
-    for (i64 at = 0, i = 0; at < tiles; at++) {
-        i64 count = rows / tiles + (at < rows % tiles);
-        some_tile(count, lines, w, x + i * columns, columns, ahead, out + i * pitch, pitch);
-        i += count;
-        /* Each line is prefetched once. */
-        ahead = (at + 1) * lines < 4 ? ahead + columns / STEP_WIDTH * LINE * lines : (const char *)w[0];
-    }
-}
-#else
 /* As `odds`, without a register for the mask. The sums occupy all registers, and the compiler would spill one of them. */
 #if defined(__AVX512F__)
 static inline Sum odds_of(Wide both) { return _mm512_castsi512_ps(_mm512_maskz_mov_epi16(0xaaaaaaaa, both)); }
@@ -103,6 +91,37 @@ static inline __attribute__((always_inline)) void wide_tile(const int count, con
     for (int i = 0; i < count; i++) _mm_storeu_ps(out + i * pitch, reduce4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]));
 }
 
+#define CASE(COUNT, ...) \
+    case COUNT: wide_tile(COUNT, own, x + i * columns, columns, out + i * pitch, pitch); break;
+
+/* As `wide_tile`, for all rows of x, in tiles of equal size as far as possible. */
+static void wide_rows(const float *own, const bf16 *x, i64 columns, i64 rows, float *out, i64 pitch) {
+    i64 tiles = (rows + ROWS_WIDE - 1) / ROWS_WIDE;
+    for (i64 at = 0, i = 0; at < tiles; at++) {
+        i64 count = rows / tiles + (at < rows % tiles);
+        switch (count) {
+        WIDE_COUNTS(CASE, 0)
+        default: __builtin_unreachable();
+        }
+        i += count;
+    }
+}
+#undef CASE
+
+#if defined(__AVX512BF16__)
+/* As `tile`, for all rows of x, in tiles of equal size as far as possible. */
+static void many_rows(const bf16 *const w[4], const bf16 *x, i64 columns, i64 rows, const char *ahead, float *out, i64 pitch) {
+    i64 tiles = (rows + ROWS_X - 1) / ROWS_X;
+    int lines = tiles < 4 ? 2 : 1;
+    for (i64 at = 0, i = 0; at < tiles; at++) {
+        i64 count = rows / tiles + (at < rows % tiles);
+        some_tile(count, lines, w, x + i * columns, columns, ahead, out + i * pitch, pitch);
+        i += count;
+        /* Each line is prefetched once. */
+        ahead = (at + 1) * lines < 4 ? ahead + columns / STEP_WIDTH * LINE * lines : (const char *)w[0];
+    }
+}
+#else
 /* Unpack a row to float32, in each STEP_WIDTH first the even elements, then the odd ones. Prefetches as many bytes from `ahead` on
  * as it reads. */
 static void widen(const bf16 *row, i64 columns, const char *ahead, float *out) {
@@ -114,23 +133,11 @@ static void widen(const bf16 *row, i64 columns, const char *ahead, float *out) {
     }
 }
 
-#define CASE(COUNT, ...) \
-    case COUNT: wide_tile(COUNT, own[0], x + i * columns, columns, out + i * pitch, pitch); break;
-
 static void many_rows(const bf16 *const w[4], const bf16 *x, i64 columns, i64 rows, const char *ahead, float *out, i64 pitch) {
     float own[4][columns];
-    i64 tiles = (rows + ROWS_WIDE - 1) / ROWS_WIDE;
     for (int j = 0; j < 4; j++) widen(w[j], columns, ahead + j * columns * 2, own[j]);
-    for (i64 at = 0, i = 0; at < tiles; at++) {
-        i64 count = rows / tiles + (at < rows % tiles);
-        switch (count) {
-        WIDE_COUNTS(CASE, 0)
-        default: __builtin_unreachable();
-        }
-        i += count;
-    }
+    wide_rows(own[0], x, columns, rows, out, pitch);
 }
-#undef CASE
 #endif
 
 /* out[i][0..3] = four rows of the matrix, at `w`, times row i of x [rows, columns]. Prefetches from `ahead` on. */

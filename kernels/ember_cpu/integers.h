@@ -80,6 +80,13 @@ INLINE int codes64(const int type, const byte *block, const int j, Wide *codes) 
     case Q4_1: *codes = two_nibbles(block + 4, next + 4); return 1;
     case IQ4_NL: *codes = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(iq4_values()), two_nibbles(block + 2, next + 2)); return 1;
     case MXFP4: *codes = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(mxfp4_values()), two_nibbles(block + 1, next + 1)); return 1;
+    case INT4: case INT4_ZEROS: case E2M1: { /* 32 bytes: a byte becomes two, of which the second has its high half */
+        Wide both = _mm512_cvtepu8_epi16(load32(block));
+        *codes = _mm512_ternarylogic_epi64(both, _mm512_slli_epi16(both, 4), _mm512_set1_epi8(15), 0xa8); /* (a | b) & c */
+        if (type == E2M1) *codes = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(mxfp4_values()), *codes);
+        return 1;
+    }
+    case INT8: case INT8_ZEROS: *codes = _mm512_xor_si512(_mm512_loadu_si512(block), _mm512_set1_epi8((char)128)); return 1;
     case Q4_K: *codes = split_nibbles(block + 16 + 32 * j); return 1;
     case Q5_K: { /* the fifth bits of parts 2j and 2j + 1, moved to bit 4 */
         Wide high = _mm512_broadcast_i64x4(load32(block + 16));
@@ -215,13 +222,6 @@ INLINE __m256i pair_sums(const int type, const Wide codes[2][4], const Slab *x, 
 #endif
 }
 
-/* d and m of block number `number` of row r. `block`: its address. */
-INLINE float d_of(const int type, const byte *block, const Groups *groups, i64 r, unsigned number) {
-    return has_groups(type) ? groups->d[r * groups->stride + number / groups->blocks] : factor_of(type, block);
-}
-INLINE float m_of(const int type, const byte *block, const Groups *groups, i64 r, unsigned number) {
-    return has_groups(type) ? groups->m[r * groups->stride + number / groups->blocks] : minimum_of(type, block);
-}
 /* d of block `number` for four rows, then of the block after it. */
 INLINE __m256 eight_halves(const byte *const now[4], const i64 bytes) {
     __m128i halves = _mm_setzero_si128();
@@ -230,9 +230,6 @@ INLINE __m256 eight_halves(const byte *const now[4], const i64 bytes) {
 #undef HALF
     return _mm256_cvtph_ps(halves);
 }
-#define FOUR_SMALL(OF, AT, NUMBER)                                                                                    \
-    _mm_setr_ps(OF(type, now[0] + AT, groups, 0, NUMBER), OF(type, now[1] + AT, groups, 1, NUMBER),                   \
-                OF(type, now[2] + AT, groups, 2, NUMBER), OF(type, now[3] + AT, groups, 3, NUMBER))
 
 /* As `few_super`, of small blocks. */
 INLINE void few_small(const int type, const int count, const byte *const w[4], const Groups *groups, const Slab *x, i64 rows, i64 columns,
@@ -260,10 +257,15 @@ INLINE void few_small(const int type, const int count, const byte *const w[4], c
             for (int part = 0; part < 64 / BYTES; part++) codes[part][r] = codes_of(type, now[r] + part * bytes, 0);
         const unsigned number = (unsigned)block, next = is_alone ? number : number + 1;
         __m256 d, m = _mm256_setzero_ps();
-        if (has_groups(type) || type == MXFP4) d = _mm256_set_m128(FOUR_SMALL(d_of, bytes, next), FOUR_SMALL(d_of, 0, number));
-        else d = eight_halves(now, bytes);
+        if (has_groups(type)) {
+            const unsigned here = number / groups->blocks * 4, there = next / groups->blocks * 4;
+            d = _mm256_set_m128(_mm_loadu_ps(groups->d + there), _mm_loadu_ps(groups->d + here));
+            if (has_minimum(type)) m = _mm256_set_m128(_mm_loadu_ps(groups->m + there), _mm_loadu_ps(groups->m + here));
+        } else {
+            d = type == MXFP4 ? _mm256_set_m128(FOUR(factor_of, type, now, bytes), FOUR(factor_of, type, now, 0)) : eight_halves(now, bytes);
+            if (has_minimum(type)) m = _mm256_set_m128(FOUR(minimum_of, type, now, bytes), FOUR(minimum_of, type, now, 0));
+        }
         if (is_alone) d = _mm256_insertf128_ps(d, _mm_setzero_ps(), 1);
-        if (has_minimum(type)) m = _mm256_set_m128(FOUR_SMALL(m_of, bytes, next), FOUR_SMALL(m_of, 0, number));
         for (int i = 0; i < count; i++) {
             const Slab *slab = x + i;
             __m256i sums = pair_sums(type, codes, slab, j);
@@ -339,9 +341,14 @@ INLINE void unpack_panel(const int type, const byte *const w[LANES], const Group
         for (int j = 0; j < count; j++) {
             for (int r = 0; r < 8; r++) {
                 rows[r] = _mm256_xor_si256(codes32(type, blocks[r] + j * bytes, 0), shift);
-                const unsigned number = (unsigned)(at / bytes) + (unsigned)j;
-                panel->d[j][g + r] = d_of(type, blocks[r] + j * bytes, groups, g + r, number);
-                if (has_minimum(type)) panel->m[j][g + r] = m_of(type, blocks[r] + j * bytes, groups, g + r, number);
+                if (has_groups(type)) continue;
+                panel->d[j][g + r] = factor_of(type, blocks[r] + j * bytes);
+                if (has_minimum(type)) panel->m[j][g + r] = minimum_of(type, blocks[r] + j * bytes);
+            }
+            if (has_groups(type)) {
+                const i64 group = ((unsigned)(at / bytes) + (unsigned)j) / groups->blocks * LANES + g;
+                _mm256_storeu_ps(panel->d[j] + g, _mm256_loadu_ps(groups->d + group));
+                if (has_minimum(type)) _mm256_storeu_ps(panel->m[j] + g, _mm256_loadu_ps(groups->m + group));
             }
             transpose8(rows, (int32_t (*)[LANES])(panel->codes[8 * j] + g));
             prefetch_bytes(ahead, 8 * bytes);

@@ -34,6 +34,14 @@ class Piece(ctypes.Structure):
         ("zeros", _POINTER),
         ("group", _I64),
         ("scale_type", _I64),
+        ("height", _I64),
+        ("factors", _POINTER),
+        ("table", _POINTER),
+        ("has_tables", _I64),
+        ("starts", _POINTER),
+        ("counts", _POINTER),
+        ("places", _POINTER),
+        ("values", _POINTER),
     )
 
 
@@ -165,21 +173,50 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 BFLOAT16 = 30
 INT4, INT8 = 200, 201  # 8 and 128 stand for 0
 INT4_ZEROS, INT8_ZEROS = 202, 203
-_SCALE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: BFLOAT16}
+E2M1, TABLE4, FLOAT8 = 204, 205, 206
+_SCALE_TYPES = {
+    torch.float32: 0,
+    torch.float16: 1,
+    torch.float8_e4m3fn: 2,
+    torch.float8_e8m0fnu: 3,
+    torch.bfloat16: BFLOAT16,
+}
 
 
-def piece(data: Tensor, kind: int, scales: Tensor | None = None, zeros: Tensor | None = None) -> Piece:
-    """Rows of a matrix, which the tensors must outlive: bfloat16 [rows, columns], or uint8 [rows, bytes of a row].
+def piece(data: Tensor, kind: int) -> Piece:
+    """Rows of a matrix, which the tensor must outlive: bfloat16 [rows, columns], or uint8 [rows, bytes of a row]. It is
+    contiguous, as all tensors below are."""
+    return Piece(data.data_ptr(), len(data), kind)
 
-    `scales` and `zeros`: of integers, [rows, columns / group], where the group is a multiple of 32. `zeros`: uint8. All
-    tensors are contiguous.
+
+def scaled_piece(
+    data: Tensor,
+    kind: int,
+    scales: Tensor,
+    group: int,
+    height: int = 1,
+    *,
+    zeros: Tensor | None = None,
+    factors: Tensor | None = None,
+    table: Tensor | None = None,
+) -> Piece:
+    """Rows of integers or codes, which the tensors must outlive: [rows, bytes of a row].
+
+    `scales`: [rows / height, columns / group], where the last ones may be of fewer. `group`: a multiple of 32, or all
+    columns; of codes of 4 bits also 16. `zeros`: uint8, of the scales' shape. `factors`: float32 [rows], of the scales.
+    `table`: float32, [16] or [rows, 16].
     """
-    made = Piece(data.data_ptr(), len(data), kind)
-    if scales is not None:
-        columns = data.shape[1] * (2 if kind in (INT4, INT4_ZEROS) else 1)
-        made.scales, made.zeros = scales.data_ptr(), address(zeros)
-        made.group, made.scale_type = columns // scales.shape[1], _SCALE_TYPES[scales.dtype]
+    made = Piece(data.data_ptr(), len(data), kind, scales.data_ptr(), address(zeros), group)
+    made.scale_type, made.height, made.factors = _SCALE_TYPES[scales.dtype], height, address(factors)
+    made.table, made.has_tables = address(table), table is not None and table.dim() == 2
     return made
+
+
+def add_singles(to: Piece, starts: Tensor, counts: Tensor, places: Tensor, values: Tensor) -> Piece:
+    """Let single numbers be added to the weights of a piece of codes: row i has counts[i] of `values` (float32), from
+    starts[i] on, in the columns `places`. The other tensors are int32."""
+    to.starts, to.counts, to.places, to.values = map(address, (starts, counts, places, values))
+    return to
 
 
 def matrix(
@@ -187,7 +224,7 @@ def matrix(
 ) -> Matrix:
     """A matrix of up to three pieces. The tensors of all arguments must outlive it.
 
-    `floats`: whether blocks are restored to bfloat16, instead of multiplied with activations of 8 bits. `order`: int32
+    `floats`: whether blocks and integers are multiplied with activations in bfloat16, instead of 8 bits. `order`: int32
     [columns]: column k is multiplied with element order[k] of the input; not with `floats`.
     """
     made = Matrix(bias=address(bias), columns=columns, order=address(order), floats=floats)

@@ -1,8 +1,7 @@
 /* Products of a matrix with few rows of input. Threads fetch the matrix's rows in chunks. */
 #pragma once
 
-#include "floats.h"
-#include "integers.h"
+#include "decoded.h"
 #include "team.h"
 
 #define MAX_PIECES 3
@@ -12,10 +11,17 @@
 /* Some rows of a matrix, one after the other. */
 typedef struct {
     const char *data;
-    i64 rows, type; /* BF16, or a type of blocks or integers */
-    const char *scales; /* of integers: [rows, columns / group] */
+    i64 rows, type; /* BF16, or a type of blocks, integers or codes */
+    const char *scales; /* of integers and codes: [rows / height, columns / group], where the last ones may be of fewer */
     const byte *zeros;  /* of the same shape, or NULL */
-    i64 group, scale_type; /* group: a multiple of 32 */
+    i64 group, scale_type; /* group: a multiple of 32, of codes of 4 bits also 16 */
+    i64 height;            /* rows that have the same scales */
+    const float *factors;  /* [rows], of the scales; or NULL */
+    const float *table;    /* of TABLE4: [16], or one for each row; of E2M1: NULL */
+    i64 has_tables;        /* whether it has one for each row */
+    /* Single numbers, which are added to the weights: row i has counts[i] of `values`, from starts[i] on, in the columns `places`. */
+    const int32_t *starts, *counts, *places; /* or NULL */
+    const float *values;
 } Piece;
 
 /* A matrix [rows, columns] in up to three pieces of rows, each with a type of its own. */
@@ -51,24 +57,52 @@ static const Piece *piece_of(const Matrix *matrix, i64 *row) {
     return piece;
 }
 
-/* The scales and zeros of a row of integers. */
-static const char *scales_at(const Matrix *matrix, const Piece *piece, i64 row) {
-    return piece->scales + row * (matrix->columns / piece->group) * (piece->scale_type == FLOAT32 ? 4 : 2);
+/* Groups of a row of integers or codes. */
+static i64 num_groups(const Matrix *matrix, const Piece *piece) { return (matrix->columns + piece->group - 1) / piece->group; }
+
+/* The scales of a row of integers or codes [groups] in float32, times `unit`. */
+static void scales_of_row(const Matrix *matrix, const Piece *piece, i64 row, float unit, float *d) {
+    const i64 count = num_groups(matrix, piece), stride = count * scale_bytes(piece->scale_type);
+    read_scales((const byte *)piece->scales + row / piece->height * stride, piece->scale_type, count, d);
+    if (piece->factors)
+        for (i64 i = 0; i < count; i++) d[i] *= piece->factors[row];
+    if (unit != 1.0f)
+        for (i64 i = 0; i < count; i++) d[i] *= unit;
 }
 static const byte *zeros_at(const Matrix *matrix, const Piece *piece, i64 row) {
-    return piece->zeros ? piece->zeros + row * (matrix->columns / piece->group) : NULL;
+    return piece->zeros ? piece->zeros + row * num_groups(matrix, piece) : NULL;
+}
+
+/* A row of codes, with its scales in `d`. */
+static Codes codes_of_row(const Matrix *matrix, const Piece *piece, i64 row, float *d) {
+    const int type = (int)piece->type;
+    scales_of_row(matrix, piece, row, type == FLOAT8 ? 256.0f : 1.0f, d);
+    const float *table = type == E2M1 ? E2M1_VALUES : piece->table ? piece->table + (piece->has_tables ? 16 * row : 0) : NULL;
+    return (Codes){(const byte *)piece->data + row * row_bytes(type, matrix->columns), d, table};
+}
+
+/* Add the single numbers of a row to its weights. */
+static void add_singles(const Piece *piece, i64 row, bf16 *weights) {
+    for (i64 n = piece->starts[row], end = n + piece->counts[row]; n < end; n++)
+        weights[piece->places[n]] = to_bf16(from_bf16(weights[piece->places[n]]) + piece->values[n]);
 }
 
 /* Restore row number `row` of the piece to bfloat16, in the order of its columns. */
 static void restore_of(const Matrix *matrix, const Piece *piece, i64 row, bf16 *out) {
     const int type = (int)piece->type;
     const char *data = piece->data + row * row_bytes(type, matrix->columns);
-    if (!has_groups(type)) {
+    if (!has_groups(type) && !is_decoded(type)) {
         restore_row(type, data, matrix->columns, out);
         return;
     }
-    float d[matrix->columns / piece->group];
-    read_groups(type, scales_at(matrix, piece, row), piece->scale_type, NULL, matrix->columns / piece->group, d, NULL);
+    float d[num_groups(matrix, piece)];
+    if (is_decoded(type)) {
+        const Codes codes = codes_of_row(matrix, piece, row, d);
+        restore_codes(type, &codes, piece->group, matrix->columns, out);
+        if (piece->starts) add_singles(piece, row, out);
+        return;
+    }
+    scales_of_row(matrix, piece, row, 1.0f, d);
     restore_integers(type, (const byte *)data, d, zeros_at(matrix, piece, row), matrix->columns, piece->group, out);
 }
 
@@ -78,7 +112,11 @@ static const char *row_of(const Matrix *matrix, i64 row) {
 }
 
 /* The form of activations that a piece is multiplied with. */
-static int kind_for(const Matrix *matrix, const Piece *piece) { return matrix->floats ? FLOATS : kind_of((int)piece->type); }
+static int kind_for(const Matrix *matrix, const Piece *piece) {
+    const int type = (int)piece->type;
+    if (is_decoded(type) && (type != E2M1 || piece->group % SMALL)) return FLOATS;
+    return matrix->floats ? FLOATS : kind_of(type);
+}
 
 /* ---------------------------------------------------------------- activations */
 
@@ -122,17 +160,37 @@ static void multiply_restored(const Matrix *matrix, const Piece *piece, i64 firs
     multiply_floats(restored, input->x, input->rows, matrix->columns, (const char *)own[0], out, pitch);
 }
 
+/* As `multiply_floats`, of `width` rows of codes, whose scales are converted before. */
+static void multiply_codes(const Matrix *matrix, const Piece *piece, i64 first, i64 width, const Input *input, const char *ahead, float *out,
+                           i64 pitch) {
+    const i64 count = num_groups(matrix, piece);
+    float d[4 * count];
+    Codes rows[4];
+    for (i64 j = 0; j < 4; j++) rows[j] = j < width ? codes_of_row(matrix, piece, first + j, d + j * count) : rows[0];
+    multiply_decoded((int)piece->type, rows, piece->group, input->x, input->rows, matrix->columns, ahead, out, pitch);
+}
+
+/* Add the products of the single numbers of `width` rows. */
+static void multiply_singles(const Matrix *matrix, const Piece *piece, i64 first, i64 width, const Input *input, float (*out)[STRIP]) {
+    for (i64 j = 0; j < width; j++)
+        for (i64 n = piece->starts[first + j], end = n + piece->counts[first + j]; n < end; n++)
+            for (i64 i = 0; i < input->rows; i++) out[i][j] += piece->values[n] * from_bf16(input->x[i * matrix->columns + piece->places[n]]);
+}
+
 /* `multiply_blocks` with integers, whose scales and zeros are converted before. */
 static void multiply_integers(const Matrix *matrix, const Piece *piece, i64 first, i64 width, const byte *const w[STRIP], const Slab *x,
                               i64 rows, const char *ahead, float *out) {
-    const i64 count = matrix->columns / piece->group, most = rows <= FEW ? 4 : LANES;
-    float d[most * count], m[most * count];
+    const i64 count = num_groups(matrix, piece), most = rows <= FEW ? 4 : LANES;
+    float d[count * most], m[count * most], row_d[count], row_m[count];
+    const int has_m = has_zeros((int)piece->type);
     for (i64 j = 0; j < most; j++) {
         i64 row = first + (j < width ? j : width - 1);
-        read_groups((int)piece->type, scales_at(matrix, piece, row), piece->scale_type, zeros_at(matrix, piece, row), count, d + j * count,
-                    m + j * count);
+        if (j < width) scales_of_row(matrix, piece, row, piece->type == E2M1 ? 0.5f : 1.0f, row_d); /* its integers are twice the numbers */
+        if (j < width && has_m) read_zeros((int)piece->type, zeros_at(matrix, piece, row), row_d, count, row_m);
+        for (i64 i = 0; i < count; i++) d[i * most + j] = row_d[i];
+        for (i64 i = 0; i < count && has_m; i++) m[i * most + j] = row_m[i];
     }
-    const Groups groups = {d, m, count, (unsigned)(piece->group / SMALL)};
+    const Groups groups = {d, m, (unsigned)(piece->group / SMALL)};
     multiply_blocks((int)piece->type, w, &groups, x, rows, matrix->columns, ahead, out, STRIP);
 }
 
@@ -149,7 +207,9 @@ static void strip(const Matrix *matrix, i64 first, i64 width, const char *ahead,
         multiply_integers(matrix, piece, first, width, blocks, input->slabs[kind], input->rows, ahead, out[0]);
     else if (kind != FLOATS) multiply_blocks(type, blocks, NULL, input->slabs[kind], input->rows, columns, ahead, out[0], STRIP);
     else if (type == BF16) multiply_floats((const bf16 *const *)w, input->x, input->rows, columns, ahead, out[0], STRIP);
+    else if (is_decoded(type)) multiply_codes(matrix, piece, first, width, input, ahead, out[0], STRIP);
     else multiply_restored(matrix, piece, first, width, input, out[0], STRIP);
+    if (piece->starts) multiply_singles(matrix, piece, first, width, input, out);
 }
 
 /* ---------------------------------------------------------------- chunks: what a thread fetches */

@@ -7,10 +7,14 @@ import torch
 
 from ember.engine.description.operator_choice import decide
 from ember.engine.layers.block_linear import BlockLinear
+from ember.engine.layers.float8_linear import Float8Linear
 from ember.engine.layers.joined import JoinedLinear
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP
+from ember.engine.layers.sparse_table_linear import SparseTableLinear
+from ember.engine.layers.table_linear import TableLinear
 from ember.engine.models.decoder import Decoder
+from tests.cpu_kernels.test_floats import layer_of
 from tests.cpu_kernels.test_integers import integers
 from tests.cpu_kernels.test_native_forward import build, error  # noqa: F401
 from tests.engine_models.paged import Paged
@@ -50,6 +54,36 @@ def integers_of(linear: Linear) -> Linear:
     return made
 
 
+def floats_of(linear: Linear, kind: str) -> Linear:
+    """Random float8 or codes with tables, in place of the layer."""
+    made = layer_of(kind, linear.out_features, linear.in_features)
+    factor = 0.02 / made.weight.float().std()
+    if isinstance(made, SparseTableLinear):
+        scaled = [made.table.table, made.values]
+    elif isinstance(made, TableLinear) and made.factors is not None:
+        scaled = [made.factors]
+    elif isinstance(made, TableLinear) and made.is_e2m1:
+        made.scales.view(torch.uint8).add_(int(factor.log2().round()))
+        scaled = []
+    else:
+        assert isinstance(made, TableLinear | Float8Linear)
+        scaled = [made.scales]
+    for tensor in scaled:
+        tensor *= factor
+    made.bias = linear.bias
+    return made
+
+
+def with_floats(model: Decoder) -> None:
+    for number, block in enumerate(model.parts.blocks):
+        attention = block.attention
+        attention.qkv = floats_of(attention.qkv, "fp8-row" if number % 2 else "fp8-block")
+        attention.output = floats_of(attention.output, "sparse" if number % 2 else "nvfp4")
+        assert isinstance(block.mlp, MLP)
+        block.mlp.up, block.mlp.down = floats_of(block.mlp.up, "mxfp4"), floats_of(block.mlp.down, "nf4")
+    model.parts.head = model.parts.embedding.tokens = floats_of(model.parts.head, "nvfp4")
+
+
 def with_blocks(model: Decoder) -> None:
     for number, block in enumerate(model.parts.blocks):
         attention = block.attention
@@ -68,33 +102,38 @@ def checkpoint(tmp_path_factory):
     }
 
 
-def made(directory, activations: str = "auto") -> Decoder:
+def made(directory, activations: str = "auto", with_layers=with_blocks) -> Decoder:
     model = load(directory, torch.bfloat16)
     torch.manual_seed(1)
-    with_blocks(model)
+    with_layers(model)
     choice = choose_for(model, activations=activations)
     assert choice.name == "native" and "restores" not in choice.reason
     model.ops = choice.ops
     return model
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
-def test_one_call_and_parts_are_close_to_restored_weights(family, build, checkpoint):  # noqa: F811
+@pytest.mark.parametrize(
+    ("family", "with_layers"), [("qwen2", with_blocks), ("qwen3", with_blocks), ("qwen3", with_floats)]
+)
+def test_one_call_and_parts_are_close_to_restored_weights(family, with_layers, build, checkpoint):  # noqa: F811
     """Beside torch's operators in float32 on the weights that blocks are restored to."""
     plain = load(checkpoint[family], torch.float32)
     torch.manual_seed(1)
-    with_blocks(plain)
+    with_layers(plain)
     for linear in [*(each for block in plain.parts.blocks for each in block.matrices()), plain.parts.head]:
         for part in linear.parts if isinstance(linear, JoinedLinear) else [linear]:
             part._dtype = torch.float32
+            if isinstance(part, SparseTableLinear):
+                part.table._dtype = torch.float32
         if linear.bias is not None:
             linear.bias = linear.bias.float()
     expected = Paged(plain, sequences_of_tokens())
     whole(expected)
     logits = expected.finish()
     for activations, limit in (("auto", 0.03), ("float", 0.015)):
-        one_call, parts = made(checkpoint[family], activations), made(checkpoint[family], activations)
-        assert one_call.ops.max_whole_rows or activations == "float"  # restored weights have the columns' order
+        one_call, parts = (made(checkpoint[family], activations, with_layers) for _ in range(2))
+        has_order = with_layers is with_blocks  # which restored weights must be in
+        assert one_call.ops.max_whole_rows or (activations == "float" and has_order)
         parts.ops.max_whole_rows = 0
         for schedule in (whole, together, chunked, decode, mixed):
             for model in (one_call, parts):
@@ -115,10 +154,12 @@ def test_a_row_does_not_depend_on_its_neighbours(build, activations, checkpoint)
         assert torch.equal(one, other)
 
 
-def test_many_rows_may_be_restored(build, checkpoint):  # noqa: F811
+@pytest.mark.parametrize("with_layers", [with_blocks, with_floats])
+def test_many_rows_may_be_restored(with_layers, build, checkpoint):  # noqa: F811
     """As on CPUs with AMX, where torch's products are faster for many rows."""
-    model, restoring = made(checkpoint["qwen2"]), made(checkpoint["qwen2"])
-    model.ops.max_whole_rows = restoring.ops.max_whole_rows = restoring.ops.max_quantised_rows = 0
+    model, restoring = (made(checkpoint["qwen2"], with_layers=with_layers) for _ in range(2))
+    model.ops.max_whole_rows = restoring.ops.max_whole_rows = 0
+    restoring.ops.max_quantised_rows = restoring.ops.max_product_rows = 0
     found, expected = [], []
     for decoder, logits in ((restoring, found), (model, expected)):
         paged = Paged(decoder, sequences_of_tokens())
@@ -133,8 +174,8 @@ def test_many_rows_may_be_restored(build, checkpoint):  # noqa: F811
     [
         ({"Linear", "BlockLinear"}, "native"),
         ({"IntLinear"}, "native"),
+        ({"Float8Linear", "TableLinear", "SparseTableLinear"}, "native"),
         ({"Linear"}, "torch"),
-        ({"TableLinear"}, "torch"),
     ],
 )
 def test_cpus_with_amx_run_quantised_weights_in_the_library(layouts, name, checkpoint, monkeypatch):
@@ -142,4 +183,5 @@ def test_cpus_with_amx_run_quantised_weights_in_the_library(layouts, name, check
     config = load(checkpoint["qwen3"], torch.bfloat16).config
     decision = decide(config, "bfloat16", "cpu", layouts=frozenset(layouts))
     assert decision.name == name
-    assert name == "torch" or all(f"{layout} as stored" in decision.reason for layout in layouts - {"Linear"})
+    held = f"{', '.join(sorted(layouts - {'Linear'}))} as stored"
+    assert (held in decision.reason) == (name == "native")

@@ -215,7 +215,8 @@ NATIVE = OperatorSet(
         "logits": frozenset({"embed_dim", "logits_scale", "logits_soft_cap", "head_bias"}),
     },
     _native_faults,
-    layouts=frozenset({"Linear", "BlockLinear", "IntLinear"}),
+    # `operators.native_matrix.matrix_of`
+    layouts=frozenset({"Linear", "BlockLinear", "IntLinear", "Float8Linear", "TableLinear", "SparseTableLinear"}),
 )
 
 SETS = (TORCH, TRITON, NATIVE)

@@ -31,7 +31,7 @@ from ember.engine.layers.norm import Norm, QkNorm, RMSNorm
 from ember.engine.layers.scratch import scratch
 from ember.engine.operators.base import Heads, Step
 from ember.engine.operators.experts import compute_experts
-from ember.engine.operators.native_matrix import is_quantised, matrix_of
+from ember.engine.operators.native_matrix import is_quantised, matrix_of, takes_bfloat16
 from ember.engine.operators.torch_attention import attend
 from ember.engine.operators.torch_ops import TorchOperators
 from ember_cpu import library as native
@@ -105,8 +105,8 @@ class NativeOperators:
         self.weights_moved(None)
         self._cache: KVCache | None = None
         self._workspace = torch.empty(0, dtype=torch.uint8)
-        # The most rows for the library's products of bfloat16 matrices: any number without bfloat16 instructions, as
-        # torch is slow. Quantised ones it multiplies faster than torch, except on CPUs with AMX.
+        # The most rows for the library's products of matrices in bfloat16, or decoded to float32: any number without
+        # bfloat16 instructions, as torch is slow. Others it multiplies faster than torch, except on CPUs with AMX.
         self.max_product_rows = MAX_ROWS if cpu_has_bfloat16() else math.inf
         self.max_quantised_rows = MAX_ROWS if "amx_bf16" in cpu_flags() else math.inf
         self.add_norm = torch_ops.add_norm if "add_norm" in lacking else self._add_norm
@@ -267,7 +267,7 @@ class NativeOperators:
         if matrix is None:
             return weight(x)
         if is_quantised(weight):
-            if len(x) > self.max_quantised_rows:
+            if len(x) > (self.max_product_rows if takes_bfloat16(weight) else self.max_quantised_rows):
                 if matrix.order:
                     return weight(x)
                 restored = scratch(matrix.rows, matrix.columns, torch.bfloat16, x.device)
