@@ -111,8 +111,8 @@ def test_layers_with_smaller_heads_lie_side_by_side():
     full = groups[-1]
     assert full.layers == (5, 11, 17, 23, 29) and full.bytes_per_token == 5 * 2 * 2 * 512 * 2
     assert [(place.row, place.first) for place in full.places] == [(0, 0), (0, 1024), (1, 0), (1, 1024), (2, 0)]
-    assert all(place[2:] == (2, 512) for place in full.places)
-    assert all(place.first == 0 and place[2:] == (8, 256) for group in groups[:-1] for place in group.places)
+    assert all(place[2:] == (2, 512, 0) for place in full.places)
+    assert all(place.first == 0 and place[2:] == (8, 256, 0) for group in groups[:-1] for place in group.places)
     page = bytes_per_page_token(groups)
     assert page == layout.rows * 2 * 2048 * 2 == full.bytes_per_token + full.unused_bytes
 

@@ -31,7 +31,7 @@ class Paged:
         if cache_scales is not None:
             dtype = torch.float8_e4m3fn
             for block in model.parts.blocks:
-                block.attention.cache_scales = CacheScales.of(*cache_scales, model.device)
+                block.mixer.cache_scales = CacheScales.of(*cache_scales, model.device)
         self.model, self.sequences, self.block_size = model, sequences, block_size
         config = model.config
         self.groups = groups = cache_groups(config, dtype.itemsize)

@@ -16,7 +16,17 @@ import torch
 from ember.boot import Timeline
 from ember.engine.core.boot import open_model
 from ember.engine.description import operator_sets
-from ember.engine.description.config import DATA, Activation, DecoderConfig, ExpertsConfig, Norm, QkNorm, Scores, Wiring
+from ember.engine.description.config import (
+    DATA,
+    Activation,
+    DecoderConfig,
+    ExpertsConfig,
+    LatentConfig,
+    Norm,
+    QkNorm,
+    Scores,
+    Wiring,
+)
 from ember.engine.description.families.registry import find_family
 from ember.engine.description.operator_sets import (
     LOOP,
@@ -50,6 +60,7 @@ ROPE = RopeConfig(rotary_dim=16)
 PARTS: dict[str, Any] = {
     "rope": ROPE,
     "local_rope": ROPE,
+    "latent": LatentConfig(16, 16, 16, 16, 16),
     "experts": ExpertsConfig(4, "num_experts", 64, "moe_intermediate_size"),
 }
 

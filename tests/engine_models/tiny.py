@@ -70,6 +70,16 @@ _GEMMA3 = {
     "tie_word_embeddings": True,
 }
 _DEEPSEEK = {"num_experts_per_tok": 2, "moe_intermediate_size": 48, "routed_scaling_factor": 1.5}
+_LATENT_SIZES = {
+    "kv_lora_rank": 40,
+    "q_lora_rank": 24,
+    "qk_nope_head_dim": 20,
+    "qk_rope_head_dim": 12,
+    "v_head_dim": 24,
+    "num_key_value_heads": 4,
+}
+_LATENT = {**_LATENT_SIZES, **_DEEPSEEK, "n_routed_experts": 6}
+_MSCALE = {**_YARN, "mscale": 0.8, "mscale_all_dim": 0.6}
 _GEMMA4_TYPES = ["sliding_attention", "sliding_attention", "full_attention"]
 # 31B: keys that are the values of layers with full attention, and no inputs of single layers.
 _GEMMA4: dict[str, Any] = {
@@ -392,6 +402,35 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "head_dim": 16,
         },
     ),
+    "deepseek_v2": (
+        "DeepseekV2",
+        {
+            **_LATENT,
+            "q_lora_rank": None,
+            "topk_method": "group_limited_greedy",
+            "n_group": 3,
+            "topk_group": 2,
+            "rope_parameters": _MSCALE,
+        },
+    ),
+    "deepseek_v3": (
+        "DeepseekV3",
+        {
+            **_LATENT,
+            "n_group": 3,
+            "topk_group": 2,
+            "first_k_dense_replace": 1,
+            "rope_parameters": _MSCALE,
+            "attention_bias": True,
+        },
+    ),
+    "glm4_moe_lite": ("Glm4MoeLite", {**_LATENT, "v_head_dim": 40, "num_attention_heads": 5, "num_key_value_heads": 5}),
+    "mistral4": (
+        "Mistral4",
+        {**_LATENT, "n_group": 3, "topk_group": 2, "rope_parameters": _QUERY_BETA | {"mscale_all_dim": 0.8}},
+    ),
+    "youtu": ("Youtu", _LATENT_SIZES | {"rope_interleave": False}),
+    "minicpm3": ("MiniCPM3", _LATENT_SIZES | {"tie_word_embeddings": True}),
     "opt": ("OPT", {}),
     "opt_post_norm": ("OPT", {"do_layer_norm_before": False, "word_embed_proj_dim": 32}),
 }
@@ -409,7 +448,7 @@ COVERING = (
     *("llama", "qwen2_window", "qwen3", "qwen3_moe", "gemma2", "gemma3", "gemma4_small", "gemma4_moe", "gpt_oss"),
     *("glm4_moe", "llama4", "opt_post_norm", "nanochat", "solar_open", "cohere_norm", "mpt", "olmo2", "phi_norm"),
     *("llama_linear", "apertus", "hyperclovax", "vaultgemma", "ministral3", "phi3_long", "gpt2_by_layer"),
-    *("bloom_normed", "qwen2_moe", "phimoe", "olmoe"),
+    *("bloom_normed", "qwen2_moe", "phimoe", "olmoe", "deepseek_v2", "youtu"),
 )
 
 
@@ -418,6 +457,8 @@ def config_class(name: str) -> Any:
     import transformers
 
     found = getattr(transformers, model_class(name), None)
+    if found is not None:  # Mistral 4 is known as a part of multimodal models alone
+        transformers.AutoModelForCausalLM.register(found.config_class, found, exist_ok=True)
     return getattr(transformers, f"{name}Config") if found is None else found.config_class
 
 

@@ -89,7 +89,7 @@ def test_weights_are_restored_exactly(variant: str, form: str, tmp_path: Path) -
     assert layouts == {Float8Linear}
 
 
-@pytest.mark.parametrize("variant", ["llama", "qwen3", "qwen3_moe", "phi3"])
+@pytest.mark.parametrize("variant", ["llama", "qwen3", "qwen3_moe", "phi3", "deepseek_v3"])
 def test_answers_are_those_of_the_restored_weights(variant: str, tmp_path: Path) -> None:
     check_answers(*twins(variant, tmp_path, fp8([32, 32]), by_blocks(32, 32)))
 

@@ -137,7 +137,7 @@ def use_cache_scales(loaded: Loaded) -> None:
     decoder = loaded.decoder
     scales = read_cache_scales(decoder.config, loaded.cache_scales)
     for block, (key, value) in zip(decoder.parts.blocks, scales, strict=True):
-        block.attention.cache_scales = CacheScales.of(key, value, decoder.device)
+        block.mixer.cache_scales = CacheScales.of(key, value, decoder.device)
 
 
 def choose_operators(

@@ -4,7 +4,8 @@ All pages have one size: that of some tokens of as many layers as the largest gr
 groups, and memory need not be divided between them in advance.
 
 A page has rows. A slot of a row has the K and V of one token of a layer with the largest heads, or of several layers
-with smaller ones, side by side. The part of a layer in every slot of its row is the layer's place.
+with smaller ones, side by side. The part of a layer in every slot of its row is the layer's place. A layer with latent
+attention stores one vector for each token: it lies where other layers have K, and their V is unused.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ class Place(NamedTuple):
     first: int  # element of the row's slots
     kv_heads: int
     head_dim: int
+    latent_rank: int = 0  # of latents: the first elements of a key that are the value too, which is not stored then
+
+    @property
+    def value_size(self) -> int:
+        """The elements of V in a slot."""
+        return 0 if self.latent_rank else self.kv_heads * self.head_dim
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,11 @@ class _Kind(NamedTuple):
 
     window: int | None
     sizes: HeadSizes
+    latent_rank: int = 0  # as `Place` has it
+
+    @property
+    def value_size(self) -> int:
+        return 0 if self.latent_rank else self.sizes.kv_size
 
     def per_row(self, slot_size: int) -> int:
         """The number of layers in a row."""
@@ -65,35 +77,41 @@ class _Kind(NamedTuple):
 
 
 def cache_groups(config: DecoderConfig, element_size: int) -> tuple[CacheGroup, ...]:
-    """The model's layers in groups of equal windows, equal heads and about equal size. `element_size`: bytes of a
-    number in the cache. A model with equal layers has one group. Layers without K and V of their own are in none."""
+    """The model's layers in groups of equal windows, heads and mixers, and of about equal size. `element_size`: bytes
+    of a number in the cache. A model with equal layers has one group. Layers without K and V of their own have none."""
     by_kind: dict[_Kind, list[int]] = {}
     for layer, window in enumerate(config.windows()):
-        if config.mixer(layer) == "attention" and config.has_own_kv(layer):
+        if config.mixer(layer) == "latent" and config.latent is not None:
+            by_kind.setdefault(_Kind(None, config.heads(layer), config.latent.kv_rank), []).append(layer)
+        elif config.mixer(layer) == "attention" and config.has_own_kv(layer):
             by_kind.setdefault(_Kind(window, config.heads(layer)), []).append(layer)
     slot_size = max(kind.sizes.kv_size for kind in by_kind)
+    value_size = max(kind.value_size for kind in by_kind)
     counts = {kind: len(layers) for kind, layers in by_kind.items()}
     rows = _rows_per_page(counts, slot_size, config.max_position_embeddings)
     return tuple(
-        _group(kind, layers[first : first + rows * kind.per_row(slot_size)], slot_size, element_size)
+        _group(kind, layers[first : first + rows * kind.per_row(slot_size)], (slot_size, value_size), element_size)
         for kind, layers in by_kind.items()
         for first in range(0, len(layers), rows * kind.per_row(slot_size))
     )
 
 
-def _group(kind: _Kind, layers: list[int], slot_size: int, element_size: int) -> CacheGroup:
-    per_row, size = kind.per_row(slot_size), kind.sizes.kv_size
+def _group(kind: _Kind, layers: list[int], slot: tuple[int, int], element_size: int) -> CacheGroup:
+    """`slot`: the elements of K and of V in a slot of a row."""
+    per_row, size = kind.per_row(slot[0]), kind.sizes.kv_size
     rows = -(-len(layers) // per_row)
+    used = (size + kind.value_size) * len(layers)
+    paged: CacheKind = "full" if kind.window is None else "window"
     return CacheGroup(
         layers=tuple(layers),
-        kind="full" if kind.window is None else "window",
+        kind="latent" if kind.latent_rank else paged,
         window=kind.window,
-        bytes_per_token=2 * size * len(layers) * element_size,
+        bytes_per_token=used * element_size,
         places=tuple(
-            Place(index // per_row, index % per_row * size, kind.sizes.kv_heads, kind.sizes.head_dim)
+            Place(index // per_row, index % per_row * size, *kind.sizes[1:], kind.latent_rank)
             for index in range(len(layers))
         ),
-        unused_bytes=2 * (rows * slot_size - size * len(layers)) * element_size,
+        unused_bytes=(rows * sum(slot) - used) * element_size,
     )
 
 
@@ -117,14 +135,15 @@ class CacheLayout(NamedTuple):
     """What a page consists of."""
 
     rows: int  # groups with fewer leave some unused
-    slot_size: int  # elements of K, and of V, of one token in a row
+    slot_size: int  # elements of K of one token in a row
+    value_size: int  # the same of V; 0 if all layers have latents
     places: tuple[Place, ...]  # of the layers of any group
 
     @classmethod
     def of(cls, groups: Sequence[CacheGroup]) -> CacheLayout:
         places = tuple(dict.fromkeys(place for group in groups for place in group.places))
         slot_size = max(place.kv_heads * place.head_dim for place in places)
-        return cls(1 + max(place.row for place in places), slot_size, places)
+        return cls(1 + max(place.row for place in places), slot_size, max(p.value_size for p in places), places)
 
 
 def bytes_per_page_token(groups: Sequence[CacheGroup]) -> int:

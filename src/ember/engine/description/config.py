@@ -71,6 +71,14 @@ class WeightNames:
     # Of the rows of `qkv`. parts: query, key, value of all heads. heads: the same for each key-value head. quarters:
     # query, value, key of each quarter of the heads.
     qkv_order: QkvOrder = "parts"
+    # Of latent attention: the matrices that compress the input, the norms of what they make, and the matrices that make
+    # heads of it. `query` has queries that are not compressed.
+    query_down: str | None = None
+    query_down_norm: str | None = None
+    query_up: str | None = None
+    kv_down: str | None = None
+    kv_down_norm: str | None = None
+    kv_up: str | None = None
     up: str | None = None
     down: str | None = None
     gate: str | None = None
@@ -119,6 +127,7 @@ class ExpertsConfig:
     correction: bool = False  # whether a bias is added to the scores for the choice alone (arXiv 2408.15664)
     groups: int = 1  # consecutive experts form groups, of which the best `groups_per_token` are chosen first
     groups_per_token: int = 1
+    best_of_group: int = 2  # a group's score is the sum of that many best scores
     jitter_eps: float = 0.0  # of sparsemixer: how far below the largest logit a logit counts
     shared_size: int = 0  # intermediate size of an MLP that computes every token; 0: there is none
     shared_field: str = ""  # what `shared_size` is in config.json
@@ -131,6 +140,28 @@ class ExpertsConfig:
     def in_layer(self, layer: int) -> bool:
         """Whether a layer has experts. The other layers have an MLP."""
         return not self.layers or self.layers[layer]
+
+
+@dataclass(frozen=True, slots=True)
+class LatentConfig:
+    """The sizes of latent attention (MLA, arXiv 2405.04434)."""
+
+    kv_rank: int  # of the compressed vector of keys and values, the latent
+    rotary_dim: int  # of a head's query and of the one rotated key of all heads
+    plain_dim: int  # of a head's query and key without rotation
+    value_dim: int  # of a head's value
+    query_rank: int | None  # of the compressed query; None: queries are not compressed
+    norm_eps: float = 1e-6  # of the norms of compressed vectors, whatever `DecoderConfig.norm_eps` is
+
+    @property
+    def size(self) -> int:
+        """The elements of a token in the cache: the latent and the rotated key."""
+        return self.kv_rank + self.rotary_dim
+
+    @property
+    def head_dim(self) -> int:
+        """The size of a head's query and of its expanded key."""
+        return self.plain_dim + self.rotary_dim
 
 
 class HeadSizes(NamedTuple):
@@ -214,6 +245,7 @@ class DecoderConfig:
     # 2405.04434). With a state of fixed size: delta, the gated delta rule (arXiv 2412.06464); ssd, Mamba 2 (arXiv
     # 2405.21060); conv, a short convolution.
     layer_mixers: tuple[Mixer, ...] = ()
+    latent: LatentConfig | None = None  # of layers with latent attention: one key-value head of the size `latent.size`
     layer_intermediate_sizes: tuple[int, ...] = ()  # of each layer's MLP, in place of `intermediate_size`
     value_norm: bool = False  # RMSNorm without weights of each head of the values
     key_value_layers: tuple[bool, ...] = ()  # whether each layer's values are its keys before norm and rotation
@@ -248,7 +280,7 @@ class DecoderConfig:
         )
 
     def all_heads(self) -> set[HeadSizes]:
-        """The sizes of heads that the layers have."""
+        """The sizes of heads that the layers have. Those of latent attention have one key-value head."""
         if not (self.layer_kv_heads or self.layer_head_dims):
             return {self.heads(0)}
         return {self.heads(layer) for layer in range(self.num_layers)}
@@ -350,6 +382,8 @@ DATA = frozenset(
         *("architecture", "names", "intermediate_field", "dtype", "eos_token_ids", "warnings", "is_shell"),
         "text_architecture",
         "quantization",  # it decides on the layouts of weights, which the operator sets declare too
+        *("latent.kv_rank", "latent.query_rank", "latent.rotary_dim", "latent.plain_dim", "latent.value_dim"),
+        "latent.norm_eps",
         # The numbers of a rope kind and of experts.
         *("rope.rotary_dim", "rope.theta", "rope.factor", "rope.original_max_position_embeddings"),
         *("rope.low_freq_factor", "rope.high_freq_factor", "rope.beta_fast", "rope.beta_slow", "rope.truncate"),

@@ -19,9 +19,8 @@ CPU_WEIGHTS = {"int8": "Q8_0", "int4": "Q4_0"}
 
 def is_whole(config: DecoderConfig) -> bool:
     """Whether the library computes a step of few rows in one call: it computes all operations, in its own loop."""
-    return (
-        not NATIVE.lacking(config) and not (LOOP | NATIVE.features["experts"]) - NATIVE_LOOP & config.features().keys()
-    )
+    more = (LOOP | NATIVE.features["experts"]) - NATIVE_LOOP & config.features().keys()
+    return not NATIVE.lacking(config) and not more and config.latent is None
 
 
 def runs_in_bfloat16(config: DecoderConfig) -> bool:
@@ -59,7 +58,7 @@ def _quantised_bytes(spec: Spec, weights: str) -> int:
         return rows * BY_NAME[CPU_WEIGHTS["int8"]].row_bytes(columns)
     rows, columns = spec.num_rows, spec.inputs
     name = spec.name.rpartition(".")[2]
-    if name not in ("qkv", "output", "up", "down", "lm_head"):
+    if name not in ("qkv", "query_up", "output", "up", "down", "lm_head"):
         return rows * (columns + spec.bias) * 2
     kind = BY_NAME[CPU_WEIGHTS["int8" if name == "lm_head" else weights]]
     return rows * (kind.row_bytes(columns) + 2 * spec.bias)

@@ -15,7 +15,18 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.description.fields import shown
 from ember.engine.errors import ModelError
 
-OPERATIONS = ("embed", "add_norm", "linear", "place_heads", "attend", "gate", "experts", "logits")
+OPERATIONS = (
+    "embed",
+    "add_norm",
+    "linear",
+    "place_heads",
+    "attend",
+    "place_latents",
+    "attend_latents",
+    "gate",
+    "experts",
+    "logits",
+)
 """The operations of `operators.base.Operators`, in the order in which a step needs them."""
 
 Lacking = dict[str, str]
@@ -48,7 +59,18 @@ class OperatorSet:
         for operation, needed in self.needs.items():
             if needed in found:
                 found.setdefault(operation, found[needed])
-        return {operation: found[operation] for operation in OPERATIONS if operation in found}
+        return {
+            operation: found[operation] for operation in OPERATIONS if operation in found and _has(config, operation)
+        }
+
+
+def _has(config: DecoderConfig, operation: str) -> bool:
+    """Whether the decoder needs an operation: those of a kind of mixers only where a layer has it."""
+    if operation in ("place_latents", "attend_latents"):
+        return config.latent is not None
+    if operation in ("place_heads", "attend"):
+        return not config.layer_mixers or "attention" in config.layer_mixers
+    return True
 
 
 NATIVE_LOOP = frozenset({"wiring=sandwich", "residual_scale", "experts"}) | {
@@ -95,10 +117,13 @@ _EXPERTS = frozenset(
             "experts.wide_router",
             "experts.correction",
             "experts.groups",
+            "experts.best_of_group",
         ),
         *("experts.shared_size", "experts.shared_router", "experts.router_norm", "experts.expert_scales"),
     }
 )
+
+_LATENTS = _ROPE_KINDS | {"latent", "rope", "rope.interleaved", "rope.query_beta"}
 
 TORCH = OperatorSet(
     "torch",
@@ -114,6 +139,8 @@ TORCH = OperatorSet(
         "attend": frozenset({"attention_scale", "divides_scale_by_layer", "attention_soft_cap", "attention_sinks"})
         | {"sliding_window", "window_is_chunk", "alibi"}
         | _HEAD_SIZES,
+        "place_latents": _LATENTS,
+        "attend_latents": frozenset({"latent", "attention_scale"}),
         "gate": _GATES | {"activation=xielu", "swiglu_limit"},
         "experts": _EXPERTS,
         "logits": frozenset({"embed_dim", "logits_scale", "logits_soft_cap", "head_bias"}),
@@ -129,11 +156,18 @@ TRITON_EXPERT_LAYOUTS = tuple(frozenset({layout}) for layout in ("Linear", "Tabl
 TRITON_EXPERT_ALIGNMENT = 16  # elements: row lengths of the experts' matrices are multiples of it
 
 
+def _head_dims(config: DecoderConfig) -> set[int]:
+    """The sizes of heads of the layers with attention."""
+    if not config.layer_mixers:
+        return {heads.head_dim for heads in config.all_heads()}
+    return {config.heads(layer).head_dim for layer, mixer in enumerate(config.layer_mixers) if mixer == "attention"}
+
+
 def _triton_faults(config: DecoderConfig) -> Lacking:
     faults: Lacking = {}
     if config.hidden_size > TRITON_MAX_HIDDEN:
         faults["add_norm"] = f"hidden_size={config.hidden_size} is above {TRITON_MAX_HIDDEN}"
-    for _, _, head_dim in config.all_heads():
+    for head_dim in _head_dims(config):
         if head_dim % 16 or head_dim > TRITON_MAX_HEAD_DIM:
             faults["attend"] = f"head_dim={head_dim} is no multiple of 16 up to {TRITON_MAX_HEAD_DIM}"
     if config.value_norm and (config.qk_norm is None or config.qk_norm_layers):
@@ -173,7 +207,13 @@ NATIVE_MAX_SIZE = 1 << 17  # elements of a row: some are kept on a thread's stac
 def native_sizes(config: DecoderConfig) -> dict[str, int]:
     """The row lengths of a decoder's matrices, by the fields that they come from."""
     sizes = {"hidden_size": config.hidden_size}
-    for head_dim in sorted({heads.head_dim for heads in config.all_heads()}):
+    if config.latent is not None:
+        sizes |= {
+            "kv_lora_rank": config.latent.kv_rank,
+            "num_heads * v_head_dim": config.num_heads * config.latent.value_dim,
+        }
+        sizes |= {"q_lora_rank": config.latent.query_rank} if config.latent.query_rank else {}
+    for head_dim in sorted(_head_dims(config)):
         name = f"num_heads * {head_dim}" if config.layer_head_dims else "num_heads * head_dim"
         sizes[name] = config.num_heads * head_dim
     if any(map(config.has_mlp, range(config.num_layers))):
@@ -195,7 +235,7 @@ def _native_faults(config: DecoderConfig) -> Lacking:
         if size % NATIVE_ALIGNMENT or size > NATIVE_MAX_SIZE:
             fault = f"{name}={size} is no multiple of {NATIVE_ALIGNMENT} up to {NATIVE_MAX_SIZE}"
             faults |= dict.fromkeys(("linear", "logits", "add_norm"), fault)
-    if config.head_dim % NATIVE_ALIGNMENT or config.head_dim > NATIVE_MAX_HEAD_DIM:
+    if _head_dims(config) and (config.head_dim % NATIVE_ALIGNMENT or config.head_dim > NATIVE_MAX_HEAD_DIM):
         fault = f"head_dim={config.head_dim} is no multiple of {NATIVE_ALIGNMENT} up to {NATIVE_MAX_HEAD_DIM}"
         faults |= dict.fromkeys(("place_heads", "attend"), fault)
     return faults

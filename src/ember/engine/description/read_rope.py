@@ -225,9 +225,12 @@ def _yarn_attention_factor(rope: Fields, factor: float) -> float:
     if rope.values.get("attention_factor") is not None:
         return rope.number("attention_factor", above=0.0)
 
-    def scale(weight: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
-
     if rope.values.get("mscale") and rope.values.get("mscale_all_dim"):
-        return scale(rope.number("mscale", at_least=0.0)) / scale(rope.number("mscale_all_dim", at_least=0.0))
-    return scale(1.0)
+        mscale, mscale_all = (rope.number(name, at_least=0.0) for name in ("mscale", "mscale_all_dim"))
+        return yarn_temperature(factor, mscale) / yarn_temperature(factor, mscale_all)
+    return yarn_temperature(factor)
+
+
+def yarn_temperature(factor: float, weight: float = 1.0) -> float:
+    """YaRN's temperature of a context that is `factor` times as long."""
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0

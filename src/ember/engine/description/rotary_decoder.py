@@ -76,10 +76,13 @@ def read_rotary_decoder(
     return with_rope(config, fields, rope) if reads_rope else config
 
 
-def with_rope(config: DecoderConfig, fields: Fields, form: RopeForm | None = None) -> DecoderConfig:
-    """The configuration with rotary positions, and with the longest context that they allow. Raises ModelError."""
+def with_rope(
+    config: DecoderConfig, fields: Fields, form: RopeForm | None = None, head_dim: int | None = None
+) -> DecoderConfig:
+    """The configuration with rotary positions, and with the longest context that they allow. `head_dim`: the size of
+    which `partial_rotary_factor` is a share, if it is not that of the configuration. Raises ModelError."""
     longest = config.max_position_embeddings
-    rope = read_rope(fields, config.head_dim, longest, form)
+    rope = read_rope(fields, head_dim or config.head_dim, longest, form)
     if rope.kind == "linear":
         longest = max(int(longest * rope.factor), 1)
     if rope.kind == "yarn":

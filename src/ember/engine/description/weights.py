@@ -99,8 +99,14 @@ class LinearSpec(NamedTuple):
 
     @property
     def is_in_block(self) -> bool:
-        """Whether it is a matrix of attention, of an MLP or of experts, and no router."""
-        return self.name.startswith("layers.") and not self.name.endswith("router")
+        """Whether it is a matrix of attention, of an MLP or of experts that may be quantised, and no router."""
+        return self.name.startswith("layers.") and not self.name.endswith("router") and not self.is_restored
+
+    @property
+    def is_restored(self) -> bool:
+        """Whether the decoder keeps it in the model's dtype, however the checkpoint stores it: latent attention
+        multiplies with its rows by heads."""
+        return self.name.endswith(".kv_up")
 
 
 class TensorSpec(NamedTuple):
@@ -230,7 +236,37 @@ def _attention(config: DecoderConfig, sizes: _Sizes, layer: int, ours: str, thei
         yield TensorSpec(f"{ours}sinks", f"{theirs}{names.sinks}", (heads,), "float32")
 
 
-MIXERS: dict[Mixer, Callable[[DecoderConfig, _Sizes, int, str, str], Iterator[Spec]]] = {"attention": _attention}
+def _latent(config: DecoderConfig, sizes: _Sizes, layer: int, ours: str, theirs: str) -> Iterator[Spec]:
+    """The matrices that compress the input are one; the first is that of queries that are not compressed."""
+    names, hidden, latent = config.names, sizes.hidden, config.latent
+    assert latent is not None, "a family with latent attention has its sizes"
+    heads = f"num_attention_heads={config.num_heads}"
+    says = f"{heads} of qk_nope_head_dim={latent.plain_dim} and qk_rope_head_dim={latent.rotary_dim}"
+    query = Size(config.num_heads * latent.head_dim, f"{says}: {config.num_heads * latent.head_dim}")
+    kv_rank = Size(latent.kv_rank, f"kv_lora_rank={latent.kv_rank}")
+    compressed = Size(latent.size, f"{kv_rank.says} and qk_rope_head_dim={latent.rotary_dim}: {latent.size}")
+    kv_size = config.num_heads * (latent.plain_dim + latent.value_dim)
+    says = f"{heads} of qk_nope_head_dim={latent.plain_dim} and v_head_dim={latent.value_dim}"
+    expanded = Size(kv_size, f"{says}: {kv_size}")
+    values = Size(config.num_heads * latent.value_dim, f"{heads} of v_head_dim={latent.value_dim}")
+    down, rank = Stored(f"{theirs}{names.query}", query, hidden), None
+    if latent.query_rank is not None:
+        rank = Size(latent.query_rank, f"q_lora_rank={latent.query_rank}")
+        down = Stored(f"{theirs}{names.query_down}", rank, hidden)
+    kv_down = Stored(f"{theirs}{names.kv_down}", compressed, hidden)
+    yield _linear(f"{ours}qkv", [down.whole(), kv_down.whole()], config.qkv_bias)
+    if rank is not None:
+        yield from _norm(config, rank, f"{ours}query_norm", f"{theirs}{names.query_down_norm}")
+        yield _linear(f"{ours}query_up", [Stored(f"{theirs}{names.query_up}", query, rank).whole()])
+    yield from _norm(config, kv_rank, f"{ours}kv_norm", f"{theirs}{names.kv_down_norm}")
+    yield _linear(f"{ours}kv_up", [Stored(f"{theirs}{names.kv_up}", expanded, kv_rank).whole()])
+    yield _linear(f"{ours}output", [Stored(theirs + names.output, hidden, values).whole()], config.output_bias)
+
+
+MIXERS: dict[Mixer, Callable[[DecoderConfig, _Sizes, int, str, str], Iterator[Spec]]] = {
+    "attention": _attention,
+    "latent": _latent,
+}
 """The weights of each kind of mixer, for a layer with these sizes, this index, and these beginnings of names: of the
 weights, and in the checkpoint."""
 

@@ -15,6 +15,7 @@ from ember.engine.layers.cache import CacheScales
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.joined import parts_of
+from ember.engine.layers.latent import LatentAttention
 from ember.engine.layers.layer_inputs import LayerInput, LayerInputs
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP
@@ -47,7 +48,7 @@ class Attention:
         yield from (self.qkv, self.output)
 
 
-Mixer = Attention
+Mixer = Attention | LatentAttention
 """What mixes the tokens of a block. `models.decoder.MIXERS` has the function that computes each kind."""
 
 
@@ -119,9 +120,10 @@ class DecoderParts:
     head: Linear  # [vocab_size, hidden or embed_dim]
     layer_inputs: LayerInputs | None = None
 
-    def groups(self) -> list[Attention]:
+    def groups(self) -> list[Attention | LatentAttention]:
         """A layer's attention of each cache group. All layers of a group have the same window and heads."""
-        found = {block.mixer.group: block.mixer for block in self.blocks if isinstance(block.mixer, Attention)}
+        mixers = (block.mixer for block in self.blocks)
+        found = {mixer.group: mixer for mixer in mixers if isinstance(mixer, Attention | LatentAttention)}
         return [found[group] for group in range(len(found))]
 
     def matrices(self) -> Iterator[Linear]:

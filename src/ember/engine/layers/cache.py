@@ -46,15 +46,16 @@ class KVCache:
     """
 
     keys: Tensor  # [rows, num_blocks, block_size, slot_size]
-    values: Tensor  # [rows, num_blocks, block_size, slot_size]
+    values: Tensor  # [rows, num_blocks, block_size, value_size]
     places: tuple[Place, ...]
-    # Of each place views of K and V: [num_blocks, block_size, kv_heads, head_dim], and [slots, kv_heads, head_dim].
+    # Of each place views of K and V: [num_blocks, block_size, kv_heads, head_dim], and [slots, kv_heads, head_dim]. Of
+    # latents V is the first part of K.
     by_page: list[tuple[Tensor, Tensor]] = field(init=False)
     by_slot: list[tuple[Tensor, Tensor]] = field(init=False)
 
     def __post_init__(self) -> None:
         """Make the views, which every layer of every step uses, once."""
-        self.by_page = [(_view(self.keys, place), _view(self.values, place)) for place in self.places]
+        self.by_page = [self._views(place) for place in self.places]
         self.by_slot = [(keys.flatten(0, 1), values.flatten(0, 1)) for keys, values in self.by_page]
 
     @property
@@ -70,9 +71,13 @@ class KVCache:
         cls, layout: CacheLayout, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> KVCache:
         """Allocate the cache. On a CPU the kernel maps its memory when pages are first written."""
-        shape = (layout.rows, num_blocks, block_size, layout.slot_size)
-        keys, values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
+        slots, sizes = (layout.rows, num_blocks, block_size), (layout.slot_size, layout.value_size)
+        keys, values = (torch.empty(*slots, size, dtype=dtype, device=device) for size in sizes)
         return cls(keys, values, layout.places)
+
+    def _views(self, place: Place) -> tuple[Tensor, Tensor]:
+        keys = _view(self.keys, place)
+        return keys, keys[..., : place.latent_rank] if place.latent_rank else _view(self.values, place)
 
 
 def _view(rows: Tensor, place: Place) -> Tensor:

@@ -44,7 +44,7 @@ class Experts:
         if config.scales_input:
             ranked = logits  # of which no two become the same score
         if config.groups > 1:
-            ranked = _best_groups(ranked, config.groups, config.groups_per_token)
+            ranked = _best_groups(ranked, config.groups, config.groups_per_token, config.best_of_group)
         ids = ranked.topk(config.per_token, dim=-1).indices
         weights = scores.gather(1, ids)
         if config.normalised:
@@ -54,10 +54,11 @@ class Experts:
         return weights * config.scale if config.scale != 1.0 else weights, ids
 
 
-def _best_groups(scores: Tensor, groups: int, count: int) -> Tensor:
-    """The scores [T, experts], with -inf outside the `count` groups whose two best scores have the largest sums."""
+def _best_groups(scores: Tensor, groups: int, count: int, summed: int) -> Tensor:
+    """The scores [T, experts], with -inf outside the `count` groups whose `summed` best scores have the largest
+    sums."""
     grouped = scores.unflatten(1, (groups, -1))
-    best = grouped.topk(2, dim=-1).values.sum(-1).topk(count, dim=-1).indices  # [T, count]
+    best = grouped.topk(min(summed, grouped.shape[-1]), dim=-1).values.sum(-1).topk(count, dim=-1).indices  # [T, count]
     is_best = torch.zeros(grouped.shape[:2], dtype=torch.bool, device=scores.device).scatter_(1, best, True)
     return grouped.masked_fill(~is_best[..., None], -torch.inf).flatten(1)
 

@@ -10,14 +10,16 @@ from typing import NamedTuple
 
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.shells import text_entries
-from ember.engine.description.weights import Rows, Spec, weight_specs
+from ember.engine.description.weights import LinearSpec, Rows, Spec, weight_specs
 from ember.engine.errors import ModelError
 from ember.engine.loading.cache_scales import is_cache_scale
 from ember.engine.loading.counts import check_counts, misfit
 from ember.engine.loading.files import some, weight_files
 from ember.engine.loading.safetensors_header import ITEM_SIZES, TensorEntry, read_header
+from ember.engine.quantization import held
 from ember.engine.quantization.base import Source, WeightFormat
 from ember.engine.quantization.formats import format_of
+from ember.engine.quantization.held import Held
 
 DTYPES = {
     "BOOL": "bool",
@@ -159,7 +161,7 @@ class LoadPlan:
     @property
     def resident_bytes(self) -> int:
         """The bytes of all weights on the device, at most."""
-        return sum(self.weight_format.held(spec, BYTES[self.dtype]).nbytes for spec in self.specs)
+        return sum(self._held(spec).nbytes for spec in self.specs)
 
     def layouts(self) -> frozenset[str]:
         """The layouts of all linear layers but routers."""
@@ -167,7 +169,13 @@ class LoadPlan:
         return frozenset[str]().union(*found)
 
     def layouts_of(self, spec: Spec) -> frozenset[str]:
-        return self.weight_format.held(spec, BYTES[self.dtype]).layouts
+        return self._held(spec).layouts
+
+    def _held(self, spec: Spec) -> Held:
+        size = BYTES[self.dtype]
+        if isinstance(spec, LinearSpec) and spec.is_restored:
+            return held.plain(spec, size)
+        return self.weight_format.held(spec, size)
 
     @property
     def files(self) -> set[Path]:

@@ -15,6 +15,7 @@ from ember.engine.description.weights import BESIDE_NORMS, XIELU_WEIGHTS
 from ember.engine.layers.block import Attention, BesideExperts, Block, DecoderParts, Mixer
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
+from ember.engine.layers.latent import LatentAttention
 from ember.engine.layers.layer_inputs import LayerInput, LayerInputs
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP, Xielu
@@ -96,6 +97,8 @@ def _mixer(
     places: Mapping[int, tuple[int, int]],
 ) -> Mixer:
     kind = config.mixer(layer)
+    if kind == "latent":
+        return _latent(config, weights, layer, *places[layer])
     assert kind == "attention", f"no part of a block computes the mixer {kind}"
     return _attention(config, weights, tokens, layer, window, *places[layer])
 
@@ -126,6 +129,31 @@ def _attention(
         value_norm=RMSNorm(None, sizes.head_dim, config.norm_eps) if config.value_norm else None,
         values_are_keys=config.values_are_keys(layer),
         has_own_kv=config.has_own_kv(layer),
+    )
+
+
+def _latent(config: DecoderConfig, weights: Weights, layer: int, group: int, place: int) -> LatentAttention:
+    prefix, sizes = f"layers.{layer}.", config.latent
+    assert sizes is not None and config.rope is not None and config.attention_scale is not None
+    kv_up = _linear(weights, f"{prefix}kv_up")
+
+    def norm(name: str, size: int) -> RMSNorm:
+        return RMSNorm(_tensor(weights, f"{prefix}{name}.weight"), size, sizes.norm_eps)
+
+    return LatentAttention(
+        down=_linear(weights, f"{prefix}qkv"),
+        query_norm=None if sizes.query_rank is None else norm("query_norm", sizes.query_rank),
+        query_up=None if sizes.query_rank is None else _linear(weights, f"{prefix}query_up"),
+        kv_norm=norm("kv_norm", sizes.kv_rank),
+        # Its rows are multiplied by heads, so that it cannot be quantised.
+        kv_up=kv_up if type(kv_up) is Linear and len(kv_up.rows) == 1 else Linear(kv_up.weight),
+        output=_linear(weights, f"{prefix}output"),
+        rope=0,
+        scale=config.attention_scale,
+        heads=config.num_heads,
+        sizes=sizes,
+        group=group,
+        place=place,
     )
 
 

@@ -17,6 +17,7 @@ from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention, BesideExperts, Block
 from ember.engine.layers.cache import KVCache
 from ember.engine.layers.embedding import look_up
+from ember.engine.layers.latent import LatentAttention
 from ember.engine.layers.layer_inputs import LayerInput, LayerInputs
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.scratch import reserve
@@ -115,7 +116,20 @@ def attention(ops: Ops, part: Attention, hidden: Tensor, step: Step) -> Tensor:
     return ops.linear(part.output, ops.attend(part, heads, step), step)
 
 
-MIXERS: dict[type, Callable[[Ops, Any, Tensor, Step], Tensor]] = {Attention: attention}
+def latent_attention(ops: Ops, part: LatentAttention, hidden: Tensor, step: Step) -> Tensor:
+    """[T, hidden] -> [T, hidden]; the latents of the tokens are written to the cache."""
+    query, latent = ops.linear(part.down, hidden, step).split(part.down_sizes, dim=-1)
+    if part.query_norm is not None and part.query_up is not None:
+        normed, _ = ops.add_norm(part.query_norm, query.contiguous(), None)
+        query = ops.linear(part.query_up, normed, step)
+    heads = ops.place_latents(part, query, latent, step)
+    return ops.linear(part.output, ops.attend_latents(part, heads, step), step)
+
+
+MIXERS: dict[type, Callable[[Ops, Any, Tensor, Step], Tensor]] = {
+    Attention: attention,
+    LatentAttention: latent_attention,
+}
 """The function that computes each kind of mixer."""
 
 

@@ -20,6 +20,7 @@ from ember.engine.layers.block import Attention
 from ember.engine.layers.cache import KVCache
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
+from ember.engine.layers.latent import LatentAttention, LatentHeads
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm
@@ -89,6 +90,13 @@ class Operators(Protocol[S]):
 
     def attend(self, attention: Attention, heads: Heads, step: S) -> Tensor:
         """Attention of the queries to their sequences' contexts: [T, heads * head_dim]."""
+
+    def place_latents(self, attention: LatentAttention, query: Tensor, latent: Tensor, step: S) -> LatentHeads:
+        """Rotate the query heads [T, heads * (plain_dim + rotary_dim)] and the key in latent [T, kv_rank + rotary_dim],
+        and normalise the rest of it. Write latents and keys to the tokens' slots of the cache."""
+
+    def attend_latents(self, attention: LatentAttention, heads: LatentHeads, step: S) -> Tensor:
+        """Attention of the queries to their sequences' contexts: [T, heads * value_dim]."""
 
     def gate(self, mlp: MLP, up: Tensor) -> Tensor:
         """The activation of up [T, intermediate]; gated: of its first half, times its second half."""

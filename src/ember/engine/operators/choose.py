@@ -81,7 +81,7 @@ def decision_for(
         device,
         weights,
         fault,
-        float8_cache=any(block.attention.cache_scales is not None for block in parts.blocks),
+        float8_cache=any(block.mixer.cache_scales is not None for block in parts.blocks),
         layouts=frozenset(layout.__name__ for layout in parts.layouts()),
         own_experts=all(has_kernels(matrices) for each in experts for matrices in (each.up, each.down)),
     )

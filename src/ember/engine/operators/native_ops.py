@@ -25,6 +25,7 @@ from ember.engine.layers.cache import KVCache
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.joined import JoinedLinear
+from ember.engine.layers.latent import LatentAttention, LatentHeads
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm, QkNorm, RMSNorm
@@ -73,7 +74,7 @@ class NativeOperators:
         self.torch_ops = torch_ops
         self._library = library
         self._parts = parts
-        self._attends = "attend" not in lacking
+        self._attends = "attend" not in lacking and config.latent is None
         self._layers = (native.Layer * config.num_layers)()
         self._model = native.Model(
             num_layers=config.num_layers,
@@ -100,8 +101,11 @@ class NativeOperators:
         self.max_whole_rows = MAX_ROWS if is_whole(config) and not lacking else 0
         for layer in range(config.num_layers):
             self.weights_moved(layer)
-        places = ((block.attention.group, block.attention.place) for block in parts.blocks)
-        self._described = dict(zip(places, self._layers, strict=True))
+        self._described = {
+            (block.mixer.group, block.mixer.place): described
+            for block, described in zip(parts.blocks, self._layers, strict=True)
+            if isinstance(block.mixer, Attention)
+        }
         self.weights_moved(None)
         self._cache: KVCache | None = None
         self._workspace = torch.empty(0, dtype=torch.uint8)
@@ -113,6 +117,7 @@ class NativeOperators:
         self.linear = torch_ops.linear if "linear" in lacking else self._linear
         self.place_heads = torch_ops.place_heads if "place_heads" in lacking else self._place_heads
         self.attend = torch_ops.attend if "attend" in lacking else self._attend
+        self.place_latents = torch_ops.place_latents
         self.gate = torch_ops.gate if "gate" in lacking else self._gate
         self.experts = torch_ops.experts if "experts" in lacking else self._experts
         own_head = "logits" not in lacking and self._head is not None
@@ -127,14 +132,17 @@ class NativeOperators:
             self._head = matrix_of(self._parts.head, self._floats)
             return
         block = self._parts.blocks[layer]
-        attention, made = block.attention, self._layers[layer]
+        made = self._layers[layer]
         for name in ("attention_norm", "mlp_norm", "attention_output_norm", "mlp_output_norm"):
             setattr(made, name, self._weight_of(getattr(block, name)))
-        made.query_key_norm = self._weight_of(attention.qk_norm)
-        made.scale = attention.sizes.head_dim**-0.5 if attention.scale is None else attention.scale
-        made.window, made.group = attention.window or 0, attention.group
-        made.rope = -1 if attention.rope is None else attention.rope
-        weights = {"qkv": attention.qkv, "output": attention.output}
+        weights: dict[str, Linear] = {}
+        if isinstance(block.mixer, Attention):
+            attention = block.mixer
+            made.query_key_norm = self._weight_of(attention.qk_norm)
+            made.scale = attention.sizes.head_dim**-0.5 if attention.scale is None else attention.scale
+            made.window, made.group = attention.window or 0, attention.group
+            made.rope = -1 if attention.rope is None else attention.rope
+            weights = {"qkv": attention.qkv, "output": attention.output}
         if isinstance(block.mlp, MLP):
             weights |= {"up": block.mlp.up, "down": block.mlp.down}
         elif self.max_whole_rows:
@@ -200,8 +208,9 @@ class NativeOperators:
             self._cache = cache
             self._model.block_size = cache.block_size
             for block, described in zip(self._parts.blocks, self._layers, strict=True):
-                keys, values = cache.by_slot[block.attention.place]
-                described.keys, described.values = keys.data_ptr(), values.data_ptr()
+                if isinstance(block.mixer, Attention):
+                    keys, values = cache.by_slot[block.mixer.place]
+                    described.keys, described.values = keys.data_ptr(), values.data_ptr()
         step = NativeStep(batch.token_ids, batch.positions, batch.slot_mapping.unbind(), cache)
         rows, starts = len(batch.token_ids), batch.query_starts
         counts = np.diff(np.array(starts))
@@ -279,6 +288,9 @@ class NativeOperators:
         for given, made in zip(x.split(MAX_ROWS), out.split(MAX_ROWS), strict=True):
             made.copy_(native.linear(self._library, matrix, given, threads))
         return out
+
+    def attend_latents(self, attention: LatentAttention, heads: LatentHeads, step: NativeStep) -> Tensor:
+        return self.torch_ops.attend_expanding(attention, heads, step, lambda weight, x: self.linear(weight, x, step))
 
     def _place_heads(self, attention: Attention, qkv: Tensor, step: NativeStep) -> Heads:
         rows, (heads, kv_heads, size) = len(qkv), attention.sizes

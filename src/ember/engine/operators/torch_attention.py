@@ -26,10 +26,12 @@ from torch import Tensor
 
 from ember.engine.description.operator_sets import TORCH_MAX_GATHER
 from ember.engine.layers.batch import Batch
+from ember.engine.layers.block import Attention
 from ember.engine.layers.cache import CacheScales, from_float8
+from ember.engine.layers.latent import LatentAttention
 
 _IN_PLACE = 512  # context from which a decode with adjacent pages is faster alone than copied into a group
-_MAX_QUERIES = 512  # queries of one masked problem, which bounds the mask and excludes keys beyond its queries
+MAX_QUERIES = 512  # queries of one masked problem, which bounds the mask and excludes keys beyond its queries
 _MAX_SCORED_QUERIES = 64  # the same where scores or masks of every head are in memory
 _FEW_QUERIES = 16  # up to this number, queries after a cached prefix are computed as rows, like decodes
 
@@ -45,7 +47,9 @@ class Segment:
     queries: int  # per sequence
     keys: int  # per sequence, padding included
     slots: Rows | None  # slots of the keys, sequence by sequence; None: the batch's own K and V, causal
-    mask: Tensor | None  # added to the scores: [queries, keys], or [sequences, 1, 1, keys] for decodes
+    # Added to the scores: [queries, keys], or [sequences, 1, 1, keys] for decodes. None: causal, if there are several
+    # queries, whose last one sees all keys.
+    mask: Tensor | None
 
 
 @dataclass(slots=True)
@@ -63,6 +67,13 @@ class GroupShape(NamedTuple):
     window: int | None  # the sliding window; None: full attention
     kv_heads: int
     head_dim: int
+    is_latent: bool = False  # K and V are one latent, and a chunk is one segment without a mask
+
+    @classmethod
+    def of(cls, attention: Attention | LatentAttention) -> GroupShape:
+        if isinstance(attention, LatentAttention):
+            return cls(None, 1, attention.sizes.size, is_latent=True)
+        return cls(attention.window, attention.sizes.kv_heads, attention.sizes.head_dim)
 
 
 def plan_attention(
@@ -80,18 +91,19 @@ def plan_attention(
     begins at a multiple of its length."""
     longest = max(batch.context_lens, default=0)
     plans: list[AttentionPlan] = []
-    for group, (window, _, _) in enumerate(groups):
+    for group, (window, _, _, is_latent) in enumerate(groups):
         effective = None
         if window is not None and window < longest:
             effective = _Window(window, window_is_chunk)
         pages = _Pages.of(batch, group, block_size)
-        segments = _segments(batch, pages, effective, dtype, without, has_scores or slopes is not None)
+        in_small_parts = (has_scores or slopes is not None) and not is_latent
+        segments = _segments(batch, pages, effective, dtype, without, in_small_parts, has_masks=not is_latent)
         plans.append(AttentionPlan(segments, slopes=slopes))
     gathered = [
         max((len(segment.slots) for segment in plan.segments if isinstance(segment.slots, Tensor)), default=0)
         for plan in plans
     ]
-    shapes = [(count, kv_heads, size) for count, (_, kv_heads, size) in zip(gathered, groups, strict=True)]
+    shapes = [(count, each.kv_heads, each.head_dim) for count, each in zip(gathered, groups, strict=True)]
     most = max(map(math.prod, shapes), default=0)
     if most:
         memory = torch.empty(2, most, dtype=dtype, device=batch.slot_mapping.device)
@@ -126,11 +138,11 @@ def attend(
         if segment.slots is None:
             read = key[segment.rows], value[segment.rows]
         elif cache_scales is None:
-            read = _read(keys, segment.slots, plan.buffers, 0), _read(values, segment.slots, plan.buffers, 1)
+            read = read_slots(keys, segment.slots, plan.buffers, 0), read_slots(values, segment.slots, plan.buffers, 1)
         else:
             read = (
-                _read_float8(keys, segment.slots, cache_scales.key, query.dtype),
-                _read_float8(values, segment.slots, cache_scales.value, query.dtype),
+                read_float8(keys, segment.slots, cache_scales.key, query.dtype),
+                read_float8(values, segment.slots, cache_scales.value, query.dtype),
             )
         return _attend_segment(plan, segment, query[segment.rows], *read, scale, soft_cap, sinks)
 
@@ -143,7 +155,7 @@ def attend(
     return output
 
 
-def _read(cached: Tensor, slots: Rows, buffers: tuple[Tensor, Tensor] | None, index: int) -> Tensor:
+def read_slots(cached: Tensor, slots: Rows, buffers: tuple[Tensor, Tensor] | None, index: int) -> Tensor:
     """The slots of a layer's keys or values, in place if they are adjacent, else in the buffer of that index."""
     if isinstance(slots, slice):
         return cached[slots]
@@ -151,7 +163,7 @@ def _read(cached: Tensor, slots: Rows, buffers: tuple[Tensor, Tensor] | None, in
     return torch.index_select(cached, 0, slots, out=buffers[index][: slots.shape[0]])
 
 
-def _read_float8(cached: Tensor, slots: Rows, scale: float, dtype: torch.dtype) -> Tensor:
+def read_float8(cached: Tensor, slots: Rows, scale: float, dtype: torch.dtype) -> Tensor:
     """The slots of a layer's keys or values in a float8 cache, multiplied by their scale, in `dtype`."""
     stored = cached[slots] if isinstance(slots, slice) else cached.view(torch.uint8)[slots].view(cached.dtype)
     return from_float8(stored, scale, dtype)
@@ -322,8 +334,10 @@ def _segments(
     dtype: torch.dtype,
     without: Container[int],
     in_small_parts: bool,
+    has_masks: bool = True,
 ) -> list[Segment]:
-    most = _MAX_SCORED_QUERIES if in_small_parts else _MAX_QUERIES
+    """`has_masks`: otherwise the queries of a chunk are one segment without a mask."""
+    most = _MAX_SCORED_QUERIES if in_small_parts else MAX_QUERIES
     segments: list[Segment] = []
     decodes: list[int] = []
     for sequence, context in enumerate(batch.context_lens):
@@ -335,13 +349,16 @@ def _segments(
             decodes.append(sequence)
         elif queries == context and (window is None or context <= window.size) and not in_small_parts:
             segments.append(Segment(slice(start, stop), 1, queries, queries, None, None))
+        elif not has_masks:
+            slots = _slots(batch, pages, [sequence], [0], context)
+            segments.append(Segment(slice(start, stop), 1, queries, context, slots, None))
         else:
             for begin in range(0, queries, most):
                 count = min(most, queries - begin)
                 end = context - queries + begin + count  # what the stretch sees: positions [first, end)
                 first = 0 if window is None else window.first(end - count)
                 slots = _slots(batch, pages, [sequence], [first], end - first)
-                mask = _mask(batch, count, first, end, window, dtype)
+                mask = causal_mask(batch.slot_mapping.device, count, first, end, window, dtype)
                 rows = slice(start + begin, start + begin + count)
                 segments.append(Segment(rows, 1, count, end - first, slots, mask))
     return segments + _decode_segments(batch, pages, decodes, window, dtype)
@@ -415,9 +432,10 @@ def _adjacent(pages: _Pages, sequence: int, start: int, stop: int) -> bool:
     return bool((np.diff(pages.on_host[sequence, first : last + 1]) == 1).all())
 
 
-def _mask(batch: Batch, queries: int, first: int, context: int, window: _Window | None, dtype: torch.dtype) -> Tensor:
+def causal_mask(
+    device: torch.device, queries: int, first: int, context: int, window: _Window | None, dtype: torch.dtype
+) -> Tensor:
     """[queries, context - first]: the last `queries` positions of `context` see themselves and what came before."""
-    device = batch.slot_mapping.device
     query = torch.arange(context - queries, context, device=device)[:, None]
     key = torch.arange(first, context, device=device)
     hidden = key > query

@@ -15,6 +15,7 @@ from ember.engine.layers.block import Attention, DecoderParts
 from ember.engine.layers.cache import CacheScales, KVCache, from_float8, to_float8
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
+from ember.engine.layers.latent import LatentAttention, LatentHeads
 from ember.engine.layers.linear import Linear, can_pack
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm
@@ -22,6 +23,7 @@ from ember.engine.layers.rotary import Rotary, query_scales
 from ember.engine.operators.base import Heads, Step
 from ember.engine.operators.experts import compute_experts
 from ember.engine.operators.torch_attention import AttentionPlan, GroupShape, attend, plan_attention
+from ember.engine.operators.torch_latent import attend_latents
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -42,7 +44,7 @@ class TorchOperators:
         self.dtype = dtype
         self.device = device
         self.rotaries = [Rotary.build(rope, device) for rope in config.ropes()]
-        self._groups = [GroupShape(each.window, each.sizes.kv_heads, each.sizes.head_dim) for each in parts.groups()]
+        self._groups = [GroupShape.of(each) for each in parts.groups()]
         self._has_scores = config.attention_soft_cap is not None or config.attention_sinks
         self._slopes = torch.tensor(config.alibi, dtype=torch.float32, device=device) if config.alibi else None
 
@@ -140,6 +142,40 @@ class TorchOperators:
         tensors = (heads.query, heads.key, heads.value, keys, values)
         options = attention.scale, attention.soft_cap, attention.sinks, attention.cache_scales
         return attend(step.plans[attention.group], *tensors, *options)
+
+    def place_latents(self, attention: LatentAttention, query: Tensor, latent: Tensor, step: Step) -> LatentHeads:
+        heads, made = self.latents(attention, query, latent, step)
+        slots, (keys, _) = step.slots[attention.group], step.cache.by_slot[attention.place]
+        if attention.cache_scales is not None:
+            scale = attention.cache_scales.key
+            stored = to_float8(made, scale)
+            keys.view(torch.uint8).index_copy_(0, slots, stored.view(torch.uint8)[:, None])
+            return LatentHeads(heads, from_float8(stored, scale, made.dtype))
+        keys.index_copy_(0, slots, made[:, None])
+        return LatentHeads(heads, made)
+
+    def latents(self, attention: LatentAttention, query: Tensor, latent: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """As `place_latents`, without writing the cache: the queries and the latents."""
+        sizes = attention.sizes
+        plain, turned = query.unflatten(1, (attention.heads, -1)).split((sizes.plain_dim, sizes.rotary_dim), dim=-1)
+        latent, key = latent.split((sizes.kv_rank, sizes.rotary_dim), dim=-1)
+        cosines, sines, scales = self.angles(attention.rope, step)
+        rotated = self.rotaries[attention.rope].rotate(torch.cat((turned, key[:, None]), dim=1), cosines, sines)
+        query = torch.cat((plain, rotated[:, :-1]), dim=-1)
+        if scales is not None:
+            query = query * scales
+        return query, torch.cat((attention.kv_norm(latent), rotated[:, -1]), dim=-1)
+
+    def attend_latents(self, attention: LatentAttention, heads: LatentHeads, step: Step) -> Tensor:
+        return self.attend_expanding(attention, heads, step, lambda weight, x: weight(x))
+
+    def attend_expanding(
+        self, attention: LatentAttention, heads: LatentHeads, step: Step, linear: Callable[[Linear, Tensor], Tensor]
+    ) -> Tensor:
+        """As `attend_latents`. `linear` multiplies latents with the matrix that expands them."""
+        assert step.plans is not None
+        keys, _ = step.cache.by_slot[attention.place]
+        return attend_latents(step.plans[attention.group], attention, heads, keys, linear)
 
     def gate(self, mlp: MLP, up: Tensor) -> Tensor:
         activation = mlp.xielu or ACTIVATIONS[mlp.activation]

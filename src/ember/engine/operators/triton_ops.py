@@ -89,7 +89,8 @@ class TritonOperators:
         self.torch_ops = torch_ops
         self.eps = config.norm_eps
         self.neox = config.rope is None or not config.rope.interleaved
-        self.is_recordable = own_attention = "attend" not in lacking
+        own_attention = "attend" not in lacking
+        self.is_recordable = own_attention and config.latent is None
         self.embed = torch_ops.embed
         has_scaled(torch_ops.device)
         self._capability: int | None = None  # of the device, when the first product asks for it
@@ -103,6 +104,7 @@ class TritonOperators:
         self.experts = self._experts if own_experts else torch_ops.experts
         if config.experts is not None and not own_experts:
             self.is_recordable = False  # the host reads how many tokens each expert has
+        self.place_latents, self.attend_latents = torch_ops.place_latents, torch_ops.attend_latents
         self.attend = _attend if own_attention else torch_ops.attend
         if "place_heads" not in lacking:
             self.place_heads = self._place_heads

@@ -14,6 +14,7 @@ from ember.engine.description.native_forms import CPU_WEIGHTS
 from ember.engine.errors import ModelError
 from ember.engine.layers.block import DecoderParts
 from ember.engine.layers.block_linear import BlockLinear
+from ember.engine.layers.latent import LatentAttention
 from ember.engine.layers.linear import Linear, Pages, fresh_memory
 from ember.gguf.types import BY_NAME, NUMBERS
 from ember_cpu import library as native
@@ -51,8 +52,12 @@ def quantise(parts: DecoderParts, weights: str, pages: Pages | None) -> int:
         return made[-1]
 
     for block in parts.blocks:
-        attention = block.attention
-        attention.qkv, attention.output = small(attention.qkv), small(attention.output)
+        mixer = block.mixer
+        if isinstance(mixer, LatentAttention):
+            mixer.down, mixer.output = small(mixer.down), small(mixer.output)
+            mixer.query_up = None if mixer.query_up is None else small(mixer.query_up)
+        else:
+            mixer.qkv, mixer.output = small(mixer.qkv), small(mixer.output)
         for mlp in block.mlps():
             mlp.up, mlp.down = small(mlp.up), small(mlp.down)
     if parts.layer_inputs is not None:

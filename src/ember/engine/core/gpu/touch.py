@@ -57,7 +57,8 @@ def _touch_kernels(config: DecoderConfig, x: Tensor, block_size: int) -> None:
         return
     numbers = torch.zeros(_TOKENS, dtype=torch.int32, device=x.device)
     positions, nowhere = torch.zeros_like(numbers, dtype=torch.int64), torch.full_like(numbers, -1, dtype=torch.int64)
-    for (heads, kv_heads, head_dim), window in {(config.heads(i), each) for i, each in enumerate(config.windows())}:
+    attending = [layer for layer in range(config.num_layers) if config.mixer(layer) == "attention"]
+    for (heads, kv_heads, head_dim), window in {(config.heads(i), config.windows()[i]) for i in attending}:
         keys, values = x.new_zeros(2, 1, block_size, kv_heads, head_dim).unbind()
         query = x.new_zeros(_TOKENS, heads, head_dim)
         tables, starts = numbers[:, None].repeat(1, 16), numbers.new_zeros(_TOKENS + 1)

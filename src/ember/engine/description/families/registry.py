@@ -91,6 +91,12 @@ ARCHITECTURES = {
     "GraniteMoeSharedForCausalLM": ("granitemoeshared", "granite.GRANITE_MOE_SHARED"),
     "MellumForCausalLM": ("mellum", "qwen_moe.MELLUM"),
     "Glm4vMoeForCausalLM": ("glm4v_moe_text", "glm_moe.GLM4V_MOE"),
+    "DeepseekV2ForCausalLM": ("deepseek_v2", "deepseek.V2"),
+    "DeepseekV3ForCausalLM": ("deepseek_v3", "deepseek.V3"),
+    "Glm4MoeLiteForCausalLM": ("glm4_moe_lite", "deepseek.GLM_LITE"),
+    "Mistral4ForCausalLM": ("mistral4", "deepseek.MISTRAL4"),
+    "YoutuForCausalLM": ("youtu", "deepseek.YOUTU"),
+    "MiniCPM3ForCausalLM": ("minicpm3", "minicpm.MINICPM3"),
     "OPTForCausalLM": ("opt", "opt.OPT"),
     # Other names of the same classes.
     "LLaMAForCausalLM": ("llama", "llama.LLAMA"),
