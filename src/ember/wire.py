@@ -104,6 +104,7 @@ class Configure(Struct, tag="configure", frozen=True):
     gpu_memory_utilization: float = 0.92
     kv_cache_memory_bytes: int | None = None
     enable_prefix_caching: bool = True
+    state_checkpoints: int | None = None
     scheduling_policy: str = "fcfs"  # fcfs, priority
     seed: int | None = None  # None = different at every boot
     num_threads: int | None = None

@@ -131,8 +131,7 @@ def test_shared_layers_have_the_place_of_the_last_layer_of_their_kind():
 def test_places_of_a_group_do_not_overlap(config):
     """Every element of a page belongs to one layer of a group at most, and the memory is what pages are counted as."""
     groups = cache_groups(config, 2)
-    layout = CacheLayout.of(groups)
-    cache = KVCache.allocate(layout, 3, BLOCK, torch.bfloat16, torch.device("cpu"))
+    cache = KVCache.allocate(groups, 3, BLOCK, torch.bfloat16, torch.device("cpu"))
     assert cache.keys.nbytes + cache.values.nbytes == 3 * BLOCK * bytes_per_page_token(groups)
     places = cache_places(config, groups)
     for tensors in (cache.keys, cache.values):

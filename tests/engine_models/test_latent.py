@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from ember.engine.description.cache_groups import CacheLayout, bytes_per_page_token, cache_groups
+from ember.engine.description.cache_groups import bytes_per_page_token, cache_groups
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.read_config import load_config
 from ember.engine.errors import ModelError
@@ -243,7 +243,7 @@ def test_a_token_takes_what_arithmetic_says(tmp_path: Path) -> None:
     (group,) = cache_groups(config, 2)
     assert (group.kind, group.window, group.unused_bytes) == ("latent", None, 0)
     assert group.bytes_per_token == bytes_per_page_token([group]) == 47 * 576 * 2
-    cache = KVCache.allocate(CacheLayout.of([group]), 3, 16, torch.bfloat16, torch.device("cpu"))
+    cache = KVCache.allocate([group], 3, 16, torch.bfloat16, torch.device("cpu"))
     assert cache.keys.nbytes == 3 * 16 * group.bytes_per_token and cache.values.nbytes == 0
     keys, values = cache.by_slot[5]
     keys[7] = 1.5

@@ -127,7 +127,9 @@ def test_logits_equal_transformers(variant: str, checkpoints: Any) -> None:
             paged = Paged(model, sequences)
             schedule(paged)
             found = paged.finish()
-            assert_same(found, [theirs[: len(ours)] for ours, theirs in zip(found, expected, strict=True)])
+            seen = [theirs[: len(ours)] for ours, theirs in zip(found, expected, strict=True)]
+            # transformers' own error with states, in float32 against float64, is 5e-5 here.
+            assert_same(found, seen, 2e-5 if not paged.has_states else 2e-4)
             if packed and schedule is together:
                 break
 

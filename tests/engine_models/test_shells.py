@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from ember.engine.description.families.registry import ARCHITECTURES, find_family
 from ember.engine.description.read_config import load_config
-from ember.engine.description.shells import SHELLS
+from ember.engine.description.shells import SHELLS, Shell
 from ember.engine.errors import ModelError
 from ember.engine.loading.load import load_decoder
 from tests.engine_models.paged import Paged
@@ -37,6 +37,15 @@ _TOKENS = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7,
 _VISION = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64}
 _MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 _HALF = {**_MROPE, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
+_INTERLEAVED_MROPE = {**_HALF, "mrope_interleaved": True}
+_DELTA = {
+    "head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 8,
+}
 _PIXTRAL = {
     "hidden_size": 32,
     "intermediate_size": 32,
@@ -110,6 +119,25 @@ TINY: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
             "rope_parameters": {**_MROPE, "mrope_interleaved": True},
         },
         {**_VISION, "deepstack_visual_indexes": [0]},
+        _TOKENS,
+    ),
+    "qwen3_5": (
+        "Qwen3_5",
+        {**_DELTA, "rope_parameters": _INTERLEAVED_MROPE, "tie_word_embeddings": True},
+        _VISION,
+        {**_TOKENS, "tie_word_embeddings": True},
+    ),
+    "qwen3_5_moe": (
+        "Qwen3_5Moe",
+        {
+            **_DELTA,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 40,
+            "rope_parameters": _INTERLEAVED_MROPE,
+        },
+        _VISION,
         _TOKENS,
     ),
     "glm4v_moe": (
@@ -275,9 +303,10 @@ def write(directory: Path, **fields: Any) -> Path:
     return directory
 
 
-def test_unknown_language_models_and_faulty_fields_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="whose language model is Qwen3_5ForCausalLM, is not supported"):
-        load_config(write(tmp_path, architectures=["Qwen3_5ForConditionalGeneration"], text_config=_TEXT))
+def test_unknown_language_models_and_faulty_fields_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SHELLS, "OwlForConditionalGeneration", Shell("owl", "OwlForCausalLM"))
+    with pytest.raises(ModelError, match="whose language model is OwlForCausalLM, is not supported"):
+        load_config(write(tmp_path, architectures=["OwlForConditionalGeneration"], text_config=_TEXT))
     with pytest.raises(ModelError, match=r"Mistral3ForConditionalGeneration \(text_config.model_type 'xyz'\)"):
         load_config(write(tmp_path, model_type="mistral3", text_config={"model_type": "xyz"}))
     with pytest.raises(ModelError, match=r"text_config.hidden_size must be an integer from 1"):

@@ -125,6 +125,16 @@ _GEMMA4_MOE = {
     "moe_intermediate_size": 48,
 }
 _EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+_DELTA: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 8,
+}
+_SHARED_EXPERT = {**_EXPERTS, "shared_expert_intermediate_size": 40}
 _OPT: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 64,
@@ -313,6 +323,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "sliding_window": 9,
         },
     ),
+    "qwen3_5": ("Qwen3_5", {**_DELTA, "tie_word_embeddings": True, "linear_conv_kernel_dim": 3}),
+    "qwen3_5_moe": ("Qwen3_5Moe", {**_DELTA, **_SHARED_EXPERT, "linear_num_value_heads": 2}),
+    "qwen3_next": ("Qwen3Next", {**_DELTA, **_SHARED_EXPERT, "mlp_only_layers": [1], "attention_bias": True}),
     "llama4": (
         "Llama4",
         {

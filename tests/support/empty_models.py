@@ -17,7 +17,7 @@ from ember.engine.core.gpu.device_runner import DeviceRunner
 from ember.engine.core.limits import EngineLimits
 from ember.engine.core.scheduler import Scheduler
 from ember.engine.core.sequence import Sequence
-from ember.engine.description.cache_groups import CacheLayout, cache_groups
+from ember.engine.description.cache_groups import cache_groups
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.operator_sets import TRITON
 from ember.engine.description.weights import LinearSpec, weight_specs
@@ -65,7 +65,7 @@ def empty_runner(config: DecoderConfig, dtype: torch.dtype, limits: EngineLimits
     """The scheduler and the GPU's runner of an engine with an `empty_decoder`."""
     groups = cache_groups(config, dtype.itemsize)
     sizes = limits.num_blocks, limits.block_size
-    cache = KVCache.allocate(CacheLayout.of(groups), *sizes, dtype, torch.device("cpu"))
+    cache = KVCache.allocate(groups, *sizes, dtype, torch.device("cpu"))
     pool = BlockPool(limits.num_blocks, True, len(groups))
     scheduler = Scheduler(BlockManager(pool, groups, limits.block_size), limits)
     return scheduler, DeviceRunner(empty_decoder(config, dtype), cache, torch.device("cpu"), limits)

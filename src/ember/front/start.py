@@ -80,6 +80,7 @@ def configure_of(settings: Settings, boot_origin: float | None = None) -> Config
         gpu_memory_utilization=settings.gpu_memory_utilization,
         kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
         enable_prefix_caching=settings.enable_prefix_caching,
+        state_checkpoints=settings.state_checkpoints,
         scheduling_policy=settings.scheduling_policy,
         seed=settings.seed,
         num_threads=settings.num_threads,

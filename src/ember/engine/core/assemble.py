@@ -22,12 +22,14 @@ from ember.engine.core.limits import EngineLimits
 from ember.engine.core.memory import Memory, available_host_bytes, plan_memory
 from ember.engine.core.runner import Runner, StepRunner
 from ember.engine.core.scheduler import Scheduler
+from ember.engine.core.state_slots import StateSlots
 from ember.engine.core.threads import allowed_cpus, usable_cores
 from ember.engine.description.cache_format import is_float8
-from ember.engine.description.cache_groups import CacheGroup, CacheLayout, bytes_per_page_token, cache_groups
+from ember.engine.description.cache_groups import CacheGroup, bytes_per_page_token, cache_groups, paged
 from ember.engine.description.config import DecoderConfig
 from ember.engine.errors import ModelError
 from ember.engine.layers.cache import CacheScales, KVCache
+from ember.engine.layers.delta import Delta
 from ember.engine.loading.cache_scales import read_cache_scales
 from ember.engine.loading.load import Loaded, load_decoder
 from ember.engine.models.decoder import Decoder
@@ -59,8 +61,12 @@ def assemble(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[
         warnings += plan.warnings
         cache = allocate_cache(config, groups, plan.limits, cache_dtype, device)
     limits = plan.limits
-    pool = BlockPool(limits.num_blocks, configure.enable_prefix_caching, len(groups))
-    scheduler = Scheduler(BlockManager(pool, groups, limits.block_size), limits, configure.scheduling_policy)
+    pool = BlockPool(limits.num_blocks, configure.enable_prefix_caching, len(paged(groups)))
+    states = None
+    if limits.num_checkpoints is not None:
+        states = StateSlots(limits.max_num_seqs, limits.num_checkpoints, limits.block_size)
+    blocks = BlockManager(pool, groups, limits.block_size, states)
+    scheduler = Scheduler(blocks, limits, configure.scheduling_policy)
     grammars = GrammarWorkers(opened.tokenizer_dir, config.vocab_size, config.eos_token_ids)
     runner, chore = make_runner(loaded, cache, device, limits, configure.enforce_eager)
     engine = Engine(runner, scheduler, grammars, limits, configure.seed, Chores([chore]))
@@ -137,7 +143,8 @@ def use_cache_scales(loaded: Loaded) -> None:
     decoder = loaded.decoder
     scales = read_cache_scales(decoder.config, loaded.cache_scales)
     for block, (key, value) in zip(decoder.parts.blocks, scales, strict=True):
-        block.mixer.cache_scales = CacheScales.of(key, value, decoder.device)
+        if not isinstance(block.mixer, Delta):
+            block.mixer.cache_scales = CacheScales.of(key, value, decoder.device)
 
 
 def choose_operators(
@@ -185,7 +192,7 @@ def allocate_cache(
 ) -> KVCache:
     """Allocate the memory of all pages. Raises ModelError."""
     try:
-        return KVCache.allocate(CacheLayout.of(groups), limits.num_blocks, limits.block_size, dtype, device)
+        return KVCache.allocate(groups, limits.num_blocks, limits.block_size, dtype, device, limits.num_states)
     except RuntimeError as error:
         size = limits.num_blocks * limits.block_size * bytes_per_page_token(groups)
         raise ModelError(

@@ -1,4 +1,5 @@
-"""Allocation of pages to sequences: one block table per cache group, and the lookup of cached prefixes.
+"""Allocation of pages and states to sequences: one block table per cache group with pages, a slot for the states of all
+others, and the lookup of cached prefixes.
 
 Pages before the sliding window of a group are freed while the sequence runs, since no query can reach them. They keep
 their content, so a later request may still find them.
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 
 from ember.engine.core.block_pool import BlockPool, chain_hash
 from ember.engine.core.sequence import GIVEN_BACK, Sequence
-from ember.engine.description.cache_groups import CacheGroup
+from ember.engine.core.state_slots import StateMove, StateSlots
+from ember.engine.description.cache_groups import CacheGroup, paged
 
 MIN_WINDOW_CHUNK = 2048  # tokens, which keep a GPU's matrix products busy
 
@@ -33,14 +35,19 @@ class CachedPrefix:
     num_blocks: int
     first_blocks: list[int]  # for each group, the first block that the next token attends to
     blocks: list[list[int]]  # for each group, the pages from that block on; they are not held yet
+    num_pages: int = 0  # blocks whose pages are cached, although a state is not
 
 
 class BlockManager:
-    """Allocates the pages of a pool to sequences, and frees them."""
+    """Allocates the pages of a pool and the slots of states to sequences, and frees them."""
 
-    def __init__(self, pool: BlockPool, groups: Items[CacheGroup], block_size: int) -> None:
+    def __init__(
+        self, pool: BlockPool, groups: Items[CacheGroup], block_size: int, states: StateSlots | None = None
+    ) -> None:
+        """`states`: of a model whose layers have states."""
         self.pool = pool
-        self.groups = groups
+        self.groups = groups = paged(groups)
+        self.states = states
         self.block_size = block_size
         self._windows = [(i, group.window) for i, group in enumerate(groups) if group.window is not None]
         self.has_windows = bool(self._windows)
@@ -57,7 +64,7 @@ class BlockManager:
         for group in self._whole:
             cached = self.pool.cached(group)
             length = next((i for i in range(length) if hashes[i] not in cached), length)
-        found = length
+        found = num_pages = length
         while length:
             for group, window in self._windows:
                 cached = self.pool.cached(group)
@@ -65,6 +72,8 @@ class BlockManager:
                 # Without this page, no prefix that ends after it can be used.
                 missing = next((i for i in range(length - 1, first - 1, -1) if hashes[i] not in cached), None)
                 length = length if missing is None else missing
+            if self.states is not None:
+                length = self.states.longest(hashes, length)
             if length == found:
                 break
             found = length
@@ -75,7 +84,7 @@ class BlockManager:
         blocks = [
             [cached[each] for each in hashes[first:length]] for cached, first in zip(cached_in, firsts, strict=True)
         ]
-        return CachedPrefix(length, firsts, blocks)
+        return CachedPrefix(length, firsts, blocks, num_pages)
 
     def no_prefix(self) -> CachedPrefix:
         """A prefix without blocks."""
@@ -101,6 +110,24 @@ class BlockManager:
         sequence.first_blocks = prefix.first_blocks
         sequence.num_computed_tokens = prefix.num_blocks * self.block_size
         sequence.num_registered_blocks = prefix.num_blocks
+        if self.states is not None:
+            borders = ((sequence.num_tokens - 1) // self.block_size, prefix.num_pages)
+            checkpoint = sequence.block_hashes[prefix.num_blocks - 1] if prefix.num_blocks else None
+            kept = tuple(border * self.block_size for border in borders if border > prefix.num_blocks)
+            sequence.states = self.states.start(checkpoint, kept)
+
+    def move_states(self, sequence: Sequence, num_tokens: int) -> list[StateMove]:
+        """The slots that the sequence's next tokens read and write; empty if no layer has states."""
+        if self.states is None or sequence.states is None:
+            return []
+        return self.states.move(sequence.states, sequence.num_computed_tokens, num_tokens)
+
+    def advance(self, sequence: Sequence, num_tokens: int) -> None:
+        """Count the sequence's next tokens as computed, after the launch of their step."""
+        sequence.num_computed_tokens += num_tokens
+        if self.states is not None and sequence.states is not None:
+            self.states.advance(sequence.states)
+        self.publish(sequence)
 
     def num_new(self, sequence: Sequence, num_tokens: int) -> int:
         """The number of pages that the sequence lacks for its next tokens."""
@@ -131,7 +158,7 @@ class BlockManager:
                 sequence.first_blocks[group] = first
 
     def publish(self, sequence: Sequence) -> None:
-        """Publish the sequence's pages that are full of known tokens."""
+        """Publish the sequence's pages that are full of known tokens, and its states after them."""
         num_full = min(sequence.num_computed_tokens, sequence.num_tokens) // self.block_size
         if num_full > sequence.num_registered_blocks:
             self._extend_hashes(sequence, num_full)
@@ -140,9 +167,15 @@ class BlockManager:
                     if table[i] != GIVEN_BACK:
                         self.pool.publish(table[i], sequence.block_hashes[i], group)
             sequence.num_registered_blocks = num_full
+        if self.states is not None and sequence.states is not None and sequence.states.kept:
+            self._extend_hashes(sequence, num_full)
+            self.states.publish(sequence.states, sequence.block_hashes, num_full * self.block_size)
 
     def free(self, sequence: Sequence) -> None:
-        """Free all pages of the sequence."""
+        """Free all pages and states of the sequence."""
+        if self.states is not None and sequence.states is not None:
+            self.states.free(sequence.states)
+            sequence.states = None
         tables = sequence.block_tables
         if len(tables) == 1 and not sequence.first_blocks[0]:
             self.pool.release(tables[0])

@@ -122,6 +122,7 @@ class Engine:
                 if not _is_out_of_memory(error):
                     raise
                 outputs.append(self._fail_largest(step, str(error).partition("\n")[0]))
+                self.scheduler.abandon([scheduled.sequence for scheduled in step])
             else:
                 self.scheduler.complete(step)
                 for sequence in launched.sequences:
@@ -242,6 +243,7 @@ class Engine:
     def _hold(self, sequence: Sequence) -> None:
         """Handle a sequence whose token a step could not sample because its mask was late."""
         sequence.take_back()
+        self.scheduler.abandon([sequence])
         self._set_aside(sequence)
 
     def _set_aside(self, sequence: Sequence) -> None:

@@ -14,3 +14,10 @@ class EngineLimits:
     max_num_seqs: int  # sequences in a step
     max_num_batched_tokens: int  # tokens in a step
     max_model_len: int  # tokens of a sequence, prompt and output
+    # Slots of the prefix cache for states, in a model whose layers have states; None: it has none.
+    num_checkpoints: int | None = None
+
+    @property
+    def num_states(self) -> int:
+        """The slots of states: one for each sequence in a step, and the checkpoints."""
+        return 0 if self.num_checkpoints is None else self.max_num_seqs + self.num_checkpoints

@@ -9,7 +9,14 @@ from pathlib import Path
 
 from ember.engine.core.gpu.graph_sizes import MIXED
 from ember.engine.core.limits import EngineLimits
-from ember.engine.description.cache_groups import CacheGroup, bytes_per_page_token, longest_sequence, most_pages
+from ember.engine.description.cache_groups import (
+    CacheGroup,
+    bytes_per_page_token,
+    longest_sequence,
+    most_pages,
+    paged,
+    state_bytes,
+)
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.operator_sets import TORCH_MAX_GATHER
 from ember.engine.errors import ModelError
@@ -17,6 +24,9 @@ from ember.sizes import binary_size
 from ember.wire import Configure
 
 CPU_KV_BYTES = 4 << 30  # maximum of the default on a CPU
+STATES_SHARE = 0.5  # most of the cache for the states of running sequences
+CHECKPOINTS_SHARE = 0.25  # of the rest for states in the prefix cache
+DEFAULT_CHECKPOINTS = 4  # most of them for each sequence in a step
 CPU_KV_SHARE = 0.5  # share of the available memory on a CPU
 DEVICE_RESERVE_BYTES = 512 << 20  # libraries' workspaces, fragmentation, graphs of decode steps
 # An estimate that no device has confirmed: what a graph keeps on the device for a launch, and the launches of a layer.
@@ -103,9 +113,10 @@ def plan_memory(
     # Every running sequence must get its token in every step, or the last ones would starve.
     max_num_seqs = min(asked.max_num_seqs or DEFAULT_MAX_NUM_SEQS[memory.device], max_num_batched_tokens)
     block_size, num_blocks = asked.block_size, asked.num_blocks
-    bytes_per_block = bytes_per_page_token(groups) * block_size
+    bytes_per_block, per_sequence = bytes_per_page_token(groups) * block_size, state_bytes(groups)
+    num_checkpoints = None if not per_sequence else 0 if not asked.enable_prefix_caching else asked.state_checkpoints
     wanted = config.max_position_embeddings if asked.max_model_len is None else asked.max_model_len
-    warnings = []
+    warnings: list[str] = []
     if wanted > config.max_position_embeddings:
         raise ModelError(
             f"MAX_MODEL_LEN={wanted} is more than the model's {config.max_position_embeddings} positions; "
@@ -123,9 +134,16 @@ def plan_memory(
             budget = memory.free - unused - activations - tables
         else:
             budget = min(CPU_KV_BYTES, int(memory.free * CPU_KV_SHARE))
-        num_blocks = max(budget, 0) // bytes_per_block
+        if per_sequence:
+            states = plan_states(budget, per_sequence, max_num_seqs, asked, warnings)
+            max_num_seqs, num_checkpoints = states
+            budget -= (max_num_seqs + num_checkpoints) * per_sequence
         # More pages than all sequences at full length are useless. Pages before a window count, since they are cached.
-        num_blocks = min(num_blocks, max_num_seqs * -(-wanted // block_size) * len(groups))
+        num_blocks = max_num_seqs * -(-wanted // block_size) * len(paged(groups))
+        if bytes_per_block:
+            num_blocks = min(num_blocks, max(budget, 0) // bytes_per_block)
+    elif per_sequence and num_checkpoints is None:
+        num_checkpoints = DEFAULT_CHECKPOINTS * max_num_seqs
     capacity = longest_sequence(groups, num_blocks, block_size, wanted)
     if capacity < min(wanted, block_size if asked.max_model_len is None else wanted):
         needed = most_pages(groups, wanted, 1, block_size) * bytes_per_block
@@ -137,8 +155,44 @@ def plan_memory(
     if capacity < wanted:
         warnings.append(f"MAX_MODEL_LEN is {capacity} instead of the model's {wanted}: that is what the KV cache holds")
         wanted = capacity
-    limits = EngineLimits(block_size, num_blocks, max_num_seqs, max_num_batched_tokens, max_model_len=wanted)
+    limits = EngineLimits(
+        block_size,
+        num_blocks,
+        max_num_seqs,
+        max_num_batched_tokens,
+        max_model_len=wanted,
+        num_checkpoints=num_checkpoints,
+    )
     return MemoryPlan(limits, warnings)
+
+
+def plan_states(
+    budget: int, per_sequence: int, max_num_seqs: int, asked: Configure, warnings: list[str]
+) -> tuple[int, int]:
+    """The number of sequences in a step, and of checkpoints of the prefix cache, for which a cache of `budget` bytes
+    has states. Each has `per_sequence` bytes. Running sequences get half of the cache at most, and checkpoints a
+    quarter of the rest, unless the settings say how many. Raises ModelError."""
+    fitting = int(max(budget, 0) * STATES_SHARE) // per_sequence
+    if fitting < 1:
+        raise ModelError(
+            f"the KV cache of {binary_size(max(budget, 0))} has no room for the states of one sequence, "
+            f"{binary_size(per_sequence)}, beside its pages; raise GPU_MEMORY_UTILIZATION or KV_CACHE_MEMORY_BYTES, "
+            "lower MAX_NUM_BATCHED_TOKENS, or use a smaller model"
+        )
+    if fitting < max_num_seqs:
+        warnings.append(
+            f"MAX_NUM_SEQS is {fitting} instead of {max_num_seqs}: the layers of this model have states of "
+            f"{binary_size(per_sequence)} for each sequence, which may take half of the KV cache"
+        )
+        max_num_seqs = fitting
+    rest = (budget - max_num_seqs * per_sequence) // per_sequence
+    if not asked.enable_prefix_caching:
+        return max_num_seqs, 0
+    if asked.state_checkpoints is None:
+        return max_num_seqs, min(DEFAULT_CHECKPOINTS * max_num_seqs, int(rest * CHECKPOINTS_SHARE))
+    if asked.state_checkpoints > rest:
+        warnings.append(f"STATE_CHECKPOINTS is {rest} instead of {asked.state_checkpoints}: that is what fits")
+    return max_num_seqs, min(asked.state_checkpoints, rest)
 
 
 def available_host_bytes(root: Path = Path("/")) -> int:

@@ -14,7 +14,7 @@ from ember.engine.core.grammars.masks import MaskFiller
 from ember.engine.core.sampler import OPTIONS, Sampled, describe_token, sample
 from ember.engine.core.scheduler import Scheduled
 from ember.engine.core.sequence import Sequence
-from ember.engine.layers.batch import Batch
+from ember.engine.layers.batch import Batch, StateRun
 from ember.engine.layers.cache import KVCache
 from ember.engine.models.decoder import Decoder
 from ember.wire import TokenLogprobs
@@ -135,6 +135,7 @@ class Runner:
         positions: list[int] = []
         query_starts = [0]
         context_lens: list[int] = []
+        runs: list[StateRun] = []
         ends = []
         for scheduled in step:
             sequence = scheduled.sequence
@@ -142,6 +143,10 @@ class Runner:
             end = start + scheduled.num_tokens
             token_ids += sequence.token_ids[start:end]
             positions += range(start, end)
+            first = query_starts[-1]
+            for number, move in enumerate(scheduled.states):
+                runs.append(StateRun(first, *move, number))
+                first += move.num_tokens
             query_starts.append(query_starts[-1] + scheduled.num_tokens)
             context_lens.append(end)
             if is_last_chunk(scheduled):
@@ -155,6 +160,7 @@ class Runner:
             query_starts=query_starts,
             context_lens=context_lens,
             logits_indices=self._upload(ends),
+            state_runs=runs,
         )
 
     def _slots(self, step: list[Scheduled], groups: range) -> list[int]:

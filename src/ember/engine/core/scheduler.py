@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import bisect
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from ember.engine.core.block_manager import BlockManager
 from ember.engine.core.limits import EngineLimits
 from ember.engine.core.sequence import Sequence
+from ember.engine.core.state_slots import StateMove
 
 MAX_PROMPT_LOGPROBS_CHUNK = 256  # tokens; bounds the logits [tokens, vocabulary] of requests with prompt_logprobs
 
@@ -28,6 +30,7 @@ class Scheduled:
 
     sequence: Sequence
     num_tokens: int
+    states: list[StateMove] = field(default_factory=list)  # of all the tokens, if layers have states
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -118,14 +121,22 @@ class Scheduler:
             del self.waiting[position]
             step.append(Scheduled(sequence, num_tokens))
             budget -= num_tokens
+        for scheduled in step:
+            scheduled.states = self.blocks.move_states(scheduled.sequence, scheduled.num_tokens)
         return step
 
     def complete(self, step: list[Scheduled]) -> None:
         """Update the sequences after their step was launched, and publish full pages of known tokens."""
         for scheduled in step:
-            sequence = scheduled.sequence
-            sequence.num_computed_tokens += scheduled.num_tokens
-            self.blocks.publish(sequence)
+            self.blocks.advance(scheduled.sequence, scheduled.num_tokens)
+
+    def abandon(self, sequences: Iterable[Sequence]) -> None:
+        """Handle sequences whose computed tokens have to be undone: after a step that failed, or whose sampling was
+        undone. Pages are written again, but a state cannot go back, so sequences with states are computed again."""
+        if self.blocks.states is not None:
+            for sequence in sequences:
+                if sequence in self.running:
+                    self._preempt(sequence)
 
     def _order(self, sequence: Sequence) -> tuple[int, int]:
         return (sequence.priority if self.by_priority else 0, sequence.arrival)

@@ -8,6 +8,7 @@ from array import array
 from dataclasses import dataclass, field
 
 from ember.engine.core.grammars.constraint import Constraint
+from ember.engine.core.state_slots import StateHold
 from ember.engine.core.token_counts import TokenCounts
 from ember.wire import SamplingParams, TokenLogprobs
 
@@ -34,6 +35,7 @@ class Sequence:
     # The pages of each cache group, in tables of equal length, which are read as buffers when the batch is built. Each
     # admission makes a new list. It is empty while the sequence is not running.
     block_tables: list[array[int]] = field(default_factory=list)
+    states: StateHold | None = None  # of a running sequence, if layers have states
     first_blocks: list[int] = field(default_factory=list)  # of each table, the entries before it are GIVEN_BACK
     block_hashes: list[bytes] = field(default_factory=list)  # hash chain over the full blocks of token_ids
     num_computed_tokens: int = 0  # tokens whose K and V are in the cache after the launched steps

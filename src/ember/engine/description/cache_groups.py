@@ -1,4 +1,4 @@
-"""Cache groups: layers that share pages of the KV cache. This module does not import torch.
+"""Cache groups: layers that share pages of the KV cache, or have states. This module does not import torch.
 
 All pages have one size: that of some tokens of as many layers as the largest group has. So one pool of pages serves all
 groups, and memory need not be divided between them in advance.
@@ -6,16 +6,19 @@ groups, and memory need not be divided between them in advance.
 A page has rows. A slot of a row has the K and V of one token of a layer with the largest heads, or of several layers
 with smaller ones, side by side. The part of a layer in every slot of its row is the layer's place. A layer with latent
 attention stores one vector for each token: it lies where other layers have K, and their V is unused.
+
+Layers whose mixers have a state of fixed size (`description.mixers`) are groups without pages. They follow the others.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from ember.engine.description.config import DecoderConfig, HeadSizes
+from ember.engine.description.mixers import StateShape
 
 # What a group stores of a sequence: K and V of all tokens; those of its last tokens; one compressed vector per token
 # for K and V together; a state of fixed size.
@@ -41,7 +44,8 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CacheGroup:
-    """Layers whose K and V are in the same pages: a sequence has one block table for all of them."""
+    """Layers whose K and V are in the same pages: a sequence has one block table for all of them. Or layers whose
+    states have the same shape: a sequence has one slot for the states of all such groups."""
 
     layers: tuple[int, ...]  # indices in the model
     kind: CacheKind
@@ -50,11 +54,16 @@ class CacheGroup:
     bytes_per_sequence: int = 0  # independent of its length
     places: tuple[Place, ...] = ()  # of each of `layers`
     unused_bytes: int = 0  # of a token in the rows that the group uses
+    state: StateShape | None = None  # of a layer, in a group of states
+
+    @property
+    def is_paged(self) -> bool:
+        return self.state is None
 
     def most_pages(self, num_tokens: int, chunk: int, block_size: int) -> int:
         """The most pages that a sequence of `num_tokens` holds at a time, if no step computes more than `chunk` tokens:
         those that the first query of a step attends to, and those that the step writes."""
-        pages = -(-num_tokens // block_size)
+        pages = -(-num_tokens // block_size) if self.is_paged else 0
         if self.window is None:
             return pages
         return min(pages, (self.window + min(chunk, num_tokens) - 3) // block_size + 2)
@@ -79,12 +88,28 @@ class _Kind(NamedTuple):
 def cache_groups(config: DecoderConfig, element_size: int) -> tuple[CacheGroup, ...]:
     """The model's layers in groups of equal windows, heads and mixers, and of about equal size. `element_size`: bytes
     of a number in the cache. A model with equal layers has one group. Layers without K and V of their own have none."""
+    return *_paged_groups(config, element_size), *_state_groups(config)
+
+
+def _state_groups(config: DecoderConfig) -> Iterator[CacheGroup]:
+    layers: dict[StateShape, list[int]] = {}
+    for layer in range(config.num_layers):
+        state = config.state(layer)
+        if state is not None:
+            layers.setdefault(state, []).append(layer)
+    for state, own in layers.items():
+        yield CacheGroup(tuple(own), "state", None, 0, bytes_per_sequence=len(own) * state.nbytes, state=state)
+
+
+def _paged_groups(config: DecoderConfig, element_size: int) -> tuple[CacheGroup, ...]:
     by_kind: dict[_Kind, list[int]] = {}
     for layer, window in enumerate(config.windows()):
         if config.mixer(layer) == "latent" and config.latent is not None:
             by_kind.setdefault(_Kind(None, config.heads(layer), config.latent.kv_rank), []).append(layer)
         elif config.mixer(layer) == "attention" and config.has_own_kv(layer):
             by_kind.setdefault(_Kind(window, config.heads(layer)), []).append(layer)
+    if not by_kind:  # pages that hold nothing: the prefix cache counts tokens by them
+        return (CacheGroup((), "full", None, 0),)
     slot_size = max(kind.sizes.kv_size for kind in by_kind)
     value_size = max(kind.value_size for kind in by_kind)
     counts = {kind: len(layers) for kind, layers in by_kind.items()}
@@ -142,8 +167,21 @@ class CacheLayout(NamedTuple):
     @classmethod
     def of(cls, groups: Sequence[CacheGroup]) -> CacheLayout:
         places = tuple(dict.fromkeys(place for group in groups for place in group.places))
-        slot_size = max(place.kv_heads * place.head_dim for place in places)
-        return cls(1 + max(place.row for place in places), slot_size, max(p.value_size for p in places), places)
+        slot_size = max((place.kv_heads * place.head_dim for place in places), default=0)
+        rows, value_size = (
+            max(sizes, default=0) for sizes in ([p.row + 1 for p in places], [p.value_size for p in places])
+        )
+        return cls(rows, slot_size, value_size, places)
+
+
+def paged(groups: Sequence[CacheGroup]) -> list[CacheGroup]:
+    """The groups that have pages. A sequence has a block table for each."""
+    return [group for group in groups if group.is_paged]
+
+
+def state_bytes(groups: Sequence[CacheGroup]) -> int:
+    """The bytes of a sequence's states in all layers."""
+    return sum(group.bytes_per_sequence for group in groups)
 
 
 def bytes_per_page_token(groups: Sequence[CacheGroup]) -> int:
@@ -157,10 +195,16 @@ def cache_places(config: DecoderConfig, groups: Sequence[CacheGroup]) -> dict[in
     indices = {place: index for index, place in enumerate(CacheLayout.of(groups).places)}
     found = {
         layer: (g, indices[place])
-        for g, group in enumerate(groups)
+        for g, group in enumerate(paged(groups))
         for layer, place in zip(group.layers, group.places, strict=True)
     }
     return {layer: found[source] for layer, source in enumerate(config.kv_sources()) if source in found}
+
+
+def state_places(groups: Sequence[CacheGroup]) -> dict[int, tuple[int, int]]:
+    """Of each layer with a state its group, counted among those of states, and its index in the group."""
+    states = (group for group in groups if not group.is_paged)
+    return {layer: (g, index) for g, group in enumerate(states) for index, layer in enumerate(group.layers)}
 
 
 def bytes_seen(groups: Sequence[CacheGroup], num_tokens: float) -> float:

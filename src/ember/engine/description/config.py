@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+from ember.engine.description.mixers import DeltaConfig, DeltaNames, StateShape
 from ember.engine.description.rope_config import RopeConfig
 
 Norm = Literal["rms", "layer"]
@@ -48,6 +49,7 @@ class ExpertNames:
     output_norm: str | None = None
     suffix: str = ""  # ends of the names of tensors that have all experts: the matrices', and their biases'
     bias_suffix: str = "_bias"
+    apart: ExpertNames | None = None  # in checkpoints of the family whose experts have tensors of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class WeightNames:
     attention_norm: str
     mlp_norm: str | None  # None: attention's norm is the MLP's too
     output: str
+    delta: DeltaNames | None = None
     sinks: str | None = None  # the tensor of attention's sinks, one for each head
     attention_output_norm: str | None = None  # of the wiring sandwich
     mlp_output_norm: str | None = None
@@ -231,6 +234,8 @@ class DecoderConfig:
     embed_scale: float = 1.0  # factor of the token embeddings, rounded to the model's dtype
     embed_norm: bool = False  # norm of the embeddings
     embed_dim: int | None = None  # width of the token embedding if it is projected to and from hidden_size
+    # Outputs of attention are multiplied by the sigmoid of a projection, whose rows follow the query of each head.
+    attention_gate: bool = False
     attention_scale: float | None = None  # factor of the products of queries and keys, in place of head_dim ** -0.5
     divides_scale_by_layer: bool = False  # by the layer's number, counted from 1
     attention_soft_cap: float | None = None  # scaled products become cap * tanh(products / cap)
@@ -246,6 +251,7 @@ class DecoderConfig:
     # 2405.21060); conv, a short convolution.
     layer_mixers: tuple[Mixer, ...] = ()
     latent: LatentConfig | None = None  # of layers with latent attention: one key-value head of the size `latent.size`
+    delta: DeltaConfig | None = None
     layer_intermediate_sizes: tuple[int, ...] = ()  # of each layer's MLP, in place of `intermediate_size`
     value_norm: bool = False  # RMSNorm without weights of each head of the values
     key_value_layers: tuple[bool, ...] = ()  # whether each layer's values are its keys before norm and rotation
@@ -288,6 +294,10 @@ class DecoderConfig:
     def mixer(self, layer: int) -> Mixer:
         """How a layer mixes tokens."""
         return self.layer_mixers[layer] if self.layer_mixers else "attention"
+
+    def state(self, layer: int) -> StateShape | None:
+        """The state of a sequence in a layer; None: the layer has none."""
+        return self.delta.state if self.mixer(layer) == "delta" and self.delta is not None else None
 
     def has_own_kv(self, layer: int) -> bool:
         """Whether a layer of attention computes keys and values. The other ones read those of `kv_source`."""
@@ -389,6 +399,7 @@ DATA = frozenset(
         *("rope.low_freq_factor", "rope.high_freq_factor", "rope.beta_fast", "rope.beta_slow", "rope.truncate"),
         *("rope.attention_factor", "rope.short_factor", "rope.long_factor", "rope.long_attention_factor"),
         *("rope.served_length", "rope.num_pairs"),
+        *("delta.key_heads", "delta.value_heads", "delta.key_dim", "delta.value_dim", "delta.kernel"),
         *("experts.count", "experts.count_field", "experts.intermediate_size", "experts.intermediate_field"),
         *(
             "experts.per_token",

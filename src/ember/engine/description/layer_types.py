@@ -1,11 +1,12 @@
-"""Sliding windows per layer, from `layer_types` of a config.json. This module does not import torch."""
+"""Sliding windows and mixers per layer, from `layer_types` of a config.json. This module does not import torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
-from ember.engine.description.config import DecoderConfig
+from ember.engine.description.config import DecoderConfig, Mixer
 from ember.engine.description.fields import Fields, shown
 from ember.engine.errors import ModelError
 
@@ -25,17 +26,33 @@ def with_layer_types(config: DecoderConfig, fields: Fields, absent: Sequence[boo
     """
     if fields.values.get("layer_types") is None:
         return config if absent is None else replace(config, windowed_layers=tuple(absent))
-    kinds = fields.names("layer_types")
-    if len(kinds) != config.num_layers:
-        raise ModelError(f"layer_types has {len(kinds)} entries for num_hidden_layers={config.num_layers}")
-    known_kinds = HAS_CHUNK if config.window_is_chunk else HAS_WINDOW
-    for kind in dict.fromkeys(kinds):
-        if kind not in known_kinds:
-            known = ", ".join(known_kinds)
-            raise ModelError(f"layer_types: {shown(kind)} is not supported here; supported are {known}")
-    windowed = tuple(known_kinds[kind] for kind in kinds)
+    windowed = _by_type(fields, config.num_layers, HAS_CHUNK if config.window_is_chunk else HAS_WINDOW)
     if any(windowed) and config.sliding_window is None:
         if config.window_is_chunk:
             raise ModelError("layer_types has chunked_attention, but attention_chunk_size is null")
         raise ModelError("layer_types has sliding_attention, but sliding_window is null, or use_sliding_window false")
     return replace(config, windowed_layers=windowed)
+
+
+def read_mixers(
+    fields: Fields, num_layers: int, kinds: Mapping[str, Mixer], absent: Sequence[Mixer]
+) -> tuple[Mixer, ...]:
+    """The mixer of each layer, from `layer_types`. Raises ModelError. `kinds`: the mixer of each type; `absent`: those
+    of a file without the field."""
+    if fields.values.get("layer_types") is None:
+        return tuple(absent)
+    return _by_type(fields, num_layers, kinds)
+
+
+Value = TypeVar("Value")
+
+
+def _by_type(fields: Fields, num_layers: int, known: Mapping[str, Value]) -> tuple[Value, ...]:
+    """What `known` says of each layer's type. Raises ModelError."""
+    kinds = fields.names("layer_types")
+    if len(kinds) != num_layers:
+        raise ModelError(f"layer_types has {len(kinds)} entries for num_hidden_layers={num_layers}")
+    for kind in dict.fromkeys(kinds):
+        if kind not in known:
+            raise ModelError(f"layer_types: {shown(kind)} is not supported here; supported are {', '.join(known)}")
+    return tuple(known[kind] for kind in kinds)

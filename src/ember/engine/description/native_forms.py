@@ -58,7 +58,7 @@ def _quantised_bytes(spec: Spec, weights: str) -> int:
         return rows * BY_NAME[CPU_WEIGHTS["int8"]].row_bytes(columns)
     rows, columns = spec.num_rows, spec.inputs
     name = spec.name.rpartition(".")[2]
-    if name not in ("qkv", "query_up", "output", "up", "down", "lm_head"):
+    if name not in ("qkv", "query_up", "gate", "output", "inputs", "up", "down", "lm_head"):
         return rows * (columns + spec.bias) * 2
     kind = BY_NAME[CPU_WEIGHTS["int8" if name == "lm_head" else weights]]
     return rows * (kind.row_bytes(columns) + 2 * spec.bias)

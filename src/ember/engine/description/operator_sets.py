@@ -16,16 +16,8 @@ from ember.engine.description.fields import shown
 from ember.engine.errors import ModelError
 
 OPERATIONS = (
-    "embed",
-    "add_norm",
-    "linear",
-    "place_heads",
-    "attend",
-    "place_latents",
-    "attend_latents",
-    "gate",
-    "experts",
-    "logits",
+    *("embed", "add_norm", "linear", "place_heads", "attend", "place_latents", "attend_latents"),
+    *("convolve", "delta_rule", "gated_norm", "gate", "experts", "logits"),
 )
 """The operations of `operators.base.Operators`, in the order in which a step needs them."""
 
@@ -92,6 +84,8 @@ LOOP = frozenset(
         "layer_input_size",
         "layer_scalar",
         "experts.beside_mlp",
+        "attention_gate",
+        "delta",
     }
 )
 """The features that the layer loop itself computes (`models.decoder`), over the operations of any set."""
@@ -141,6 +135,9 @@ TORCH = OperatorSet(
         | _HEAD_SIZES,
         "place_latents": _LATENTS,
         "attend_latents": frozenset({"latent", "attention_scale"}),
+        "convolve": frozenset({"delta"}),
+        "delta_rule": frozenset({"delta"}),
+        "gated_norm": frozenset({"delta"}),
         "gate": _GATES | {"activation=xielu", "swiglu_limit"},
         "experts": _EXPERTS,
         "logits": frozenset({"embed_dim", "logits_scale", "logits_soft_cap", "head_bias"}),

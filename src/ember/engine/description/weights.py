@@ -8,6 +8,7 @@ matrix, each output is a set of rows of that matrix.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 from math import prod
 from typing import NamedTuple
 
@@ -231,6 +232,8 @@ def _attention(config: DecoderConfig, sizes: _Sizes, layer: int, ours: str, thei
             yield from _qk_norm(config, sizes, "key_norm", sizes.heads.kv_heads, ours, theirs)
     output = Stored(theirs + names.output, hidden, sizes.query, names.transposed)
     yield _linear(f"{ours}output", [output.whole()], config.output_bias)
+    if config.attention_gate:
+        yield _linear(f"{ours}gate", [_query_and_gate(config, sizes, theirs)[1]], config.qkv_bias)
     if config.attention_sinks:
         heads = Size(config.num_heads, f"num_attention_heads={config.num_heads}")
         yield TensorSpec(f"{ours}sinks", f"{theirs}{names.sinks}", (heads,), "float32")
@@ -261,14 +264,6 @@ def _latent(config: DecoderConfig, sizes: _Sizes, layer: int, ours: str, theirs:
     yield from _norm(config, kv_rank, f"{ours}kv_norm", f"{theirs}{names.kv_down_norm}")
     yield _linear(f"{ours}kv_up", [Stored(f"{theirs}{names.kv_up}", expanded, kv_rank).whole()])
     yield _linear(f"{ours}output", [Stored(theirs + names.output, hidden, values).whole()], config.output_bias)
-
-
-MIXERS: dict[Mixer, Callable[[DecoderConfig, _Sizes, int, str, str], Iterator[Spec]]] = {
-    "attention": _attention,
-    "latent": _latent,
-}
-"""The weights of each kind of mixer, for a layer with these sizes, this index, and these beginnings of names: of the
-weights, and in the checkpoint."""
 
 
 def _qk_norm(
@@ -304,6 +299,9 @@ def _qkv(config: DecoderConfig, sizes: _Sizes, layer: int, theirs: str) -> list[
     names, hidden = config.names, sizes.hidden
     if names.qkv is None:
         parts = [(names.query, sizes.query)]
+        if config.attention_gate:
+            others = (Stored(f"{theirs}{name}", sizes.kv, hidden) for name in (names.key, names.value))
+            return [_query_and_gate(config, sizes, theirs)[0], *(stored.whole() for stored in others)]
         if config.has_own_kv(layer):
             parts.append((names.key, sizes.kv))
             if not config.values_are_keys(layer):
@@ -320,6 +318,57 @@ def _qkv(config: DecoderConfig, sizes: _Sizes, layer: int, theirs: str) -> list[
     step = queries + 2 * head_dim
     runs = ((0, queries), (queries, head_dim), (queries + head_dim, head_dim))
     return [Output(stored, Rows(start, size, heads, step)) for start, size in runs]
+
+
+def _query_and_gate(config: DecoderConfig, sizes: _Sizes, theirs: str) -> tuple[Output, Output]:
+    """The rows of the queries and of the gates, which alternate head by head in one matrix."""
+    heads, _, head_dim = sizes.heads
+    stored = Stored(f"{theirs}{config.names.query}", _twice(sizes.query), sizes.hidden)
+    query, gate = (Output(stored, Rows(first, head_dim, heads, 2 * head_dim)) for first in (0, head_dim))
+    return query, gate
+
+
+def _delta(config: DecoderConfig, sizes: _Sizes, layer: int, ours: str, theirs: str) -> Iterator[Spec]:
+    """The gated delta rule: the inputs of its convolution and its gates, the rates, and its other weights."""
+    delta, names, hidden = config.delta, config.names.delta, sizes.hidden
+    assert delta is not None and names is not None, "a family with this mixer describes it"
+    keys = f"linear_num_key_heads={delta.key_heads} of linear_key_head_dim={delta.key_dim}"
+    values = f"linear_num_value_heads={delta.value_heads} of linear_value_head_dim={delta.value_dim}"
+    channels = Size(delta.channels, f"{keys} and {values}: {delta.channels}")
+    value_heads, value = Size(delta.value_heads, values), Size(delta.value_size, f"{values}: {delta.value_size}")
+    if names.qkv_gate:
+        shared, total = delta.value_heads // delta.key_heads, delta.channels + delta.value_size
+        stored = Stored(theirs + names.qkv_gate, Size(total, f"{keys} and {values}: {total}"), hidden)
+        sizes_of = (delta.key_dim, delta.key_dim, shared * delta.value_dim, shared * delta.value_dim)
+        step, firsts = sum(sizes_of), accumulate(sizes_of, initial=0)
+        inputs = [
+            Output(stored, Rows(first, size, delta.key_heads, step))
+            for first, size in zip(firsts, sizes_of, strict=False)
+        ]
+        both = Stored(theirs + names.beta_alpha, _twice(value_heads), hidden)
+        rates = [Output(both, Rows(first, shared, delta.key_heads, 2 * shared)) for first in (0, shared)]
+    else:
+        inputs = [
+            Stored(theirs + name, rows, hidden).whole() for name, rows in ((names.qkv, channels), (names.gate, value))
+        ]
+        rates = [Stored(theirs + name, value_heads, hidden).whole() for name in (names.beta, names.alpha)]
+    yield _linear(f"{ours}delta.inputs", inputs)
+    yield _linear(f"{ours}delta.rates", rates)
+    kernel = Size(delta.kernel, f"linear_conv_kernel_dim={delta.kernel}")
+    yield TensorSpec(f"{ours}delta.conv", f"{theirs}{names.conv}.weight", (channels, Size(1, "one"), kernel), "float32")
+    yield TensorSpec(f"{ours}delta.decay", f"{theirs}{names.decay}", (value_heads,), "float32")
+    yield TensorSpec(f"{ours}delta.dt_bias", f"{theirs}{names.dt_bias}", (value_heads,), "float32")
+    yield TensorSpec(f"{ours}delta.norm", f"{theirs}{names.norm}.weight", (Size(delta.value_dim, values),))
+    yield _linear(f"{ours}delta.output", [Stored(theirs + names.output, hidden, value).whole()])
+
+
+MIXERS: dict[Mixer, Callable[[DecoderConfig, _Sizes, int, str, str], Iterator[Spec]]] = {
+    "attention": _attention,
+    "latent": _latent,
+    "delta": _delta,
+}
+"""The weights of each kind of mixer, for a layer with these sizes, this index, and these beginnings of names: of the
+weights, and in the checkpoint."""
 
 
 def _up(config: DecoderConfig, sizes: _Sizes, theirs: str) -> list[Output]:

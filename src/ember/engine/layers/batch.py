@@ -7,9 +7,21 @@ groups (`description.cache_groups`) have the group as their first index.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
+
+
+class StateRun(NamedTuple):
+    """Consecutive tokens of a sequence in a model whose layers have states, which start from the state in one slot and
+    leave theirs in another, or in the same."""
+
+    first: int  # token of the flat batch
+    num_tokens: int
+    read: int  # slot; -1: they are the sequence's first tokens
+    write: int
+    round: int  # a run comes after the run of an earlier round whose state it reads
 
 
 @dataclass(slots=True)
@@ -23,3 +35,4 @@ class Batch:
     query_starts: list[int]  # [S + 1], first token of each sequence in the flat batch
     context_lens: list[int]  # [S], tokens of the sequence in the cache after this step (cached prefix + this chunk)
     logits_indices: Tensor  # [R] int64, tokens whose logits are needed
+    state_runs: list[StateRun] = field(default_factory=list)  # all tokens of the batch, if layers have states

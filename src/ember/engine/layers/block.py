@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ember.engine.description.config import HeadSizes
 from ember.engine.layers.cache import CacheScales
+from ember.engine.layers.delta import Delta
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.joined import parts_of
@@ -28,6 +29,7 @@ class Attention:
 
     qkv: Linear  # [(heads + 2 * kv_heads) * head_dim, hidden]
     qk_norm: QkNorm | None  # weight [heads + kv_heads, head_dim]: of each query head, then of each key head
+    gate: Linear | None  # [heads * head_dim, hidden]: the sigmoid of its output is a factor of attention's
     output: Linear  # [hidden, heads * head_dim]
     rope: int | None  # which rotary positions queries and keys have (`DecoderConfig.ropes`); None: none
     sinks: Tensor | None  # [heads] float32: a score of each head beside those of the keys, without a value; None: none
@@ -45,10 +47,13 @@ class Attention:
 
     def matrices(self) -> Iterator[Linear]:
         """Its matrices, in the order of the forward pass."""
-        yield from (self.qkv, self.output)
+        yield self.qkv
+        if self.gate is not None:
+            yield self.gate
+        yield self.output
 
 
-Mixer = Attention | LatentAttention
+Mixer = Attention | LatentAttention | Delta
 """What mixes the tokens of a block. `models.decoder.MIXERS` has the function that computes each kind."""
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ember.engine.description.cache_groups import CacheLayout, Place
+from ember.engine.description.cache_groups import CacheGroup, CacheLayout, Place
 
 FLOAT8_MAX = 448.0  # the largest number of float8_e4m3fn, to which larger ones are clamped
 
@@ -37,6 +38,23 @@ def from_float8(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
 
 
 @dataclass(slots=True)
+class StateCache:
+    """The states of the layers of one group, float32. A sequence's states of all groups are in the same slot."""
+
+    windows: Tensor  # [layers, slots, window, channels], the last inputs of convolutions
+    matrices: Tensor  # [layers, slots, heads, rows, columns]; without a matrix [layers, slots]
+
+    @classmethod
+    def allocate(cls, group: CacheGroup, num_slots: int, device: torch.device) -> StateCache:
+        """Allocate the slots. On a CPU the kernel maps their memory when they are first written."""
+        assert group.state is not None
+        window, channels, matrix = group.state
+        slots = (len(group.layers), num_slots)
+        shapes = (*slots, window, channels), (*slots, *matrix)
+        return cls(*(torch.empty(shape, dtype=torch.float32, device=device) for shape in shapes))
+
+
+@dataclass(slots=True)
 class KVCache:
     """The paged cache of all layers, in the model's dtype or in float8_e4m3fn (`Attention.cache_scales`).
 
@@ -48,6 +66,7 @@ class KVCache:
     keys: Tensor  # [rows, num_blocks, block_size, slot_size]
     values: Tensor  # [rows, num_blocks, block_size, value_size]
     places: tuple[Place, ...]
+    states: list[StateCache] = field(default_factory=list)  # of each group of states
     # Of each place views of K and V: [num_blocks, block_size, kv_heads, head_dim], and [slots, kv_heads, head_dim]. Of
     # latents V is the first part of K.
     by_page: list[tuple[Tensor, Tensor]] = field(init=False)
@@ -68,12 +87,21 @@ class KVCache:
 
     @classmethod
     def allocate(
-        cls, layout: CacheLayout, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+        cls,
+        groups: Sequence[CacheGroup],
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        num_states: int = 0,
     ) -> KVCache:
-        """Allocate the cache. On a CPU the kernel maps its memory when pages are first written."""
+        """Allocate the cache. On a CPU the kernel maps its memory when pages are first written. `num_states`: slots of
+        states."""
+        layout = CacheLayout.of(groups)
         slots, sizes = (layout.rows, num_blocks, block_size), (layout.slot_size, layout.value_size)
         keys, values = (torch.empty(*slots, size, dtype=dtype, device=device) for size in sizes)
-        return cls(keys, values, layout.places)
+        states = [StateCache.allocate(group, num_states, device) for group in groups if not group.is_paged]
+        return cls(keys, values, layout.places, states)
 
     def _views(self, place: Place) -> tuple[Tensor, Tensor]:
         keys = _view(self.keys, place)

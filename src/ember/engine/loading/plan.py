@@ -251,12 +251,16 @@ def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry], dtype: 
 
 
 def _with_known_experts(config: DecoderConfig, entries: Mapping[str, TensorEntry]) -> DecoderConfig:
-    """The configuration where it is known whether stacks of experts are stored transposed. One of the two shapes tells
-    it, also where the matrices of the other are square."""
+    """The configuration where it is known whether experts are stored in stacks, and these transposed. One of the two
+    shapes tells it, also where the matrices of the other are square."""
     names, experts = config.names.experts, config.experts
     if names is None or experts is None or names.transposed is not None:
         return config
     layer = next(layer for layer in range(config.num_layers) if config.has_experts(layer))
+    if names.apart is not None:
+        first = f"{config.names.layer.format(layer)}{names.apart.down.format(0)}."
+        if any(name.startswith(first) for name in entries):
+            return replace(config, names=replace(config.names, experts=names.apart))
     size, hidden = experts.intermediate_size, config.hidden_size
     plain = {names.gate_up: (2 * size, hidden), names.down: (hidden, size)}
     found = {name: entries.get(config.names.layer.format(layer) + str(name)) for name in plain}

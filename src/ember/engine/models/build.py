@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ember.engine.description.cache_groups import cache_groups, cache_places
+from ember.engine.description.cache_groups import cache_groups, cache_places, state_places
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.weights import BESIDE_NORMS, XIELU_WEIGHTS
 from ember.engine.layers.block import Attention, BesideExperts, Block, DecoderParts, Mixer
+from ember.engine.layers.delta import Convolution, Delta, GatedNorm
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.latent import LatentAttention
@@ -50,7 +51,8 @@ def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
         torch.tensor(config.embed_scale, dtype=tokens.dtype).item(),
         _norm(config, weights, "embed_norm") if config.embed_norm else None,
     )
-    windows, places = config.windows(), cache_places(config, cache_groups(config, tokens.dtype.itemsize))
+    groups = cache_groups(config, tokens.dtype.itemsize)
+    windows, places = config.windows(), cache_places(config, groups) | state_places(groups)
     parts = DecoderParts(
         embedding=embedding,
         blocks=[_block(config, weights, tokens, layer, windows[layer], places) for layer in range(config.num_layers)],
@@ -71,7 +73,7 @@ def _block(
     window: int | None,
     places: Mapping[int, tuple[int, int]],
 ) -> Block:
-    """A block. `places`: of each layer that reads pages, their group and its place in them."""
+    """A block. `places`: of each layer the cache group, and its place there."""
     prefix = f"layers.{layer}."
     attention_norm = _norm(config, weights, f"{prefix}attention_norm")
     return Block(
@@ -99,8 +101,26 @@ def _mixer(
     kind = config.mixer(layer)
     if kind == "latent":
         return _latent(config, weights, layer, *places[layer])
+    if kind == "delta":
+        return _delta(config, weights, f"layers.{layer}.", places[layer])
     assert kind == "attention", f"no part of a block computes the mixer {kind}"
     return _attention(config, weights, tokens, layer, window, *places[layer])
+
+
+def _delta(config: DecoderConfig, weights: Weights, prefix: str, state: tuple[int, int]) -> Delta:
+    delta = config.delta
+    assert delta is not None, "a family with this mixer describes it"
+    return Delta(
+        config=delta,
+        inputs=_linear(weights, f"{prefix}delta.inputs"),
+        rates=_linear(weights, f"{prefix}delta.rates"),
+        conv=Convolution(_tensor(weights, f"{prefix}delta.conv").squeeze(1).t().contiguous(), None, has_silu=True),
+        decay=-_tensor(weights, f"{prefix}delta.decay").exp(),
+        dt_bias=_tensor(weights, f"{prefix}delta.dt_bias"),
+        norm=GatedNorm(_tensor(weights, f"{prefix}delta.norm"), config.norm_eps),
+        output=_linear(weights, f"{prefix}delta.output"),
+        state=state,
+    )
 
 
 def _attention(
@@ -115,6 +135,7 @@ def _attention(
     prefix, sizes = f"layers.{layer}.", config.heads(layer)
     return Attention(
         qkv=_linear(weights, f"{prefix}qkv"),
+        gate=_linear(weights, f"{prefix}gate") if config.attention_gate else None,
         qk_norm=_qk_norm(config, weights, tokens, layer),
         output=_linear(weights, f"{prefix}output"),
         rope=_rope_index(config, layer),

@@ -16,6 +16,7 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention, BesideExperts, Block
 from ember.engine.layers.cache import KVCache
+from ember.engine.layers.delta import Delta
 from ember.engine.layers.embedding import look_up
 from ember.engine.layers.latent import LatentAttention
 from ember.engine.layers.layer_inputs import LayerInput, LayerInputs
@@ -113,7 +114,10 @@ def mix(ops: Ops, block: Block, hidden: Tensor, step: Step) -> Tensor:
 def attention(ops: Ops, part: Attention, hidden: Tensor, step: Step) -> Tensor:
     """[T, hidden] -> [T, hidden]; K and V of the tokens are written to the cache."""
     heads = ops.place_heads(part, ops.linear(part.qkv, hidden, step), step)
-    return ops.linear(part.output, ops.attend(part, heads, step), step)
+    attended = ops.attend(part, heads, step)
+    if part.gate is not None:
+        attended = attended * torch.sigmoid(ops.linear(part.gate, hidden, step))
+    return ops.linear(part.output, attended, step)
 
 
 def latent_attention(ops: Ops, part: LatentAttention, hidden: Tensor, step: Step) -> Tensor:
@@ -126,9 +130,19 @@ def latent_attention(ops: Ops, part: LatentAttention, hidden: Tensor, step: Step
     return ops.linear(part.output, ops.attend_latents(part, heads, step), step)
 
 
+def delta(ops: Ops, part: Delta, hidden: Tensor, step: Step) -> Tensor:
+    """[T, hidden] -> [T, hidden]; the states of the step's sequences are updated."""
+    inputs = ops.linear(part.inputs, hidden, step)
+    qkv, gate = inputs.split([part.config.channels, part.config.value_size], dim=-1)
+    qkv = ops.convolve(part.conv, qkv, part.state, step)
+    mixed = ops.delta_rule(part, qkv, ops.linear(part.rates, hidden, step), step)
+    return ops.linear(part.output, ops.gated_norm(part.norm, mixed, gate.view(mixed.shape)).flatten(1), step)
+
+
 MIXERS: dict[type, Callable[[Ops, Any, Tensor, Step], Tensor]] = {
     Attention: attention,
     LatentAttention: latent_attention,
+    Delta: delta,
 }
 """The function that computes each kind of mixer."""
 

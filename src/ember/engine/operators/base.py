@@ -18,6 +18,7 @@ from torch import Tensor
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention
 from ember.engine.layers.cache import KVCache
+from ember.engine.layers.delta import Convolution, Delta, GatedNorm
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.latent import LatentAttention, LatentHeads
@@ -25,6 +26,7 @@ from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm
 from ember.engine.operators.torch_attention import AttentionPlan
+from ember.engine.operators.torch_state import Round
 
 
 @dataclass(slots=True)
@@ -39,6 +41,7 @@ class Step:
     # scales of queries [T, 1, 1], if they are scaled.
     angles: dict[int, tuple[Tensor, Tensor, Tensor | None]] = field(default_factory=dict)
     plans: Sequence[AttentionPlan] | None = None  # of each cache group, where torch's attention computes
+    states: Sequence[Round] = ()  # the plan of mixers with a state, where torch computes them
     layer_inputs: Tensor | None = None  # [T, layers, size], if layers have inputs of their own
 
 
@@ -97,6 +100,17 @@ class Operators(Protocol[S]):
 
     def attend_latents(self, attention: LatentAttention, heads: LatentHeads, step: S) -> Tensor:
         """Attention of the queries to their sequences' contexts: [T, heads * value_dim]."""
+
+    def convolve(self, conv: Convolution, x: Tensor, state: tuple[int, int], step: S) -> Tensor:
+        """The causal convolution of x [T, channels]. The last inputs of each sequence are kept in `state`, a group of
+        states and the layer's index there."""
+
+    def delta_rule(self, delta: Delta, qkv: Tensor, rates: Tensor, step: S) -> Tensor:
+        """The gated delta rule over the sequences' states, which are updated. qkv [T, channels] after the convolution,
+        rates [T, 2 * value_heads]: [T, value_heads, value_dim]."""
+
+    def gated_norm(self, norm: GatedNorm, x: Tensor, gate: Tensor) -> Tensor:
+        """The norm of each head of x [T, heads, size], times the SiLU of the gate of that shape."""
 
     def gate(self, mlp: MLP, up: Tensor) -> Tensor:
         """The activation of up [T, intermediate]; gated: of its first half, times its second half."""

@@ -114,6 +114,8 @@ class NativeOperators:
         self.max_product_rows = MAX_ROWS if cpu_has_bfloat16() else math.inf
         self.max_quantised_rows = MAX_ROWS if "amx_bf16" in cpu_flags() else math.inf
         self.add_norm = torch_ops.add_norm if "add_norm" in lacking else self._add_norm
+        self.convolve, self.gated_norm = torch_ops.convolve, torch_ops.gated_norm
+        self.delta_rule = torch_ops.delta_rule
         self.linear = torch_ops.linear if "linear" in lacking else self._linear
         self.place_heads = torch_ops.place_heads if "place_heads" in lacking else self._place_heads
         self.attend = torch_ops.attend if "attend" in lacking else self._attend
@@ -212,6 +214,7 @@ class NativeOperators:
                     keys, values = cache.by_slot[block.mixer.place]
                     described.keys, described.values = keys.data_ptr(), values.data_ptr()
         step = NativeStep(batch.token_ids, batch.positions, batch.slot_mapping.unbind(), cache)
+        step.states = self.torch_ops.plan_states(batch)
         rows, starts = len(batch.token_ids), batch.query_starts
         counts = np.diff(np.array(starts))
         sequences = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))  # of each row

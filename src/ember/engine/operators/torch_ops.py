@@ -13,6 +13,7 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention, DecoderParts
 from ember.engine.layers.cache import CacheScales, KVCache, from_float8, to_float8
+from ember.engine.layers.delta import Convolution, Delta, GatedNorm
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.latent import LatentAttention, LatentHeads
@@ -24,6 +25,7 @@ from ember.engine.operators.base import Heads, Step
 from ember.engine.operators.experts import compute_experts
 from ember.engine.operators.torch_attention import AttentionPlan, GroupShape, attend, plan_attention
 from ember.engine.operators.torch_latent import attend_latents
+from ember.engine.operators.torch_state import Round, convolve, delta_rule, gated_norm, plan_states
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -58,7 +60,12 @@ class TorchOperators:
     def begin(self, batch: Batch, cache: KVCache) -> Step:
         step = Step(batch.token_ids, batch.positions, batch.slot_mapping.unbind(), cache)
         step.plans = self.plan(batch, cache)
+        step.states = self.plan_states(batch)
         return step
+
+    def plan_states(self, batch: Batch) -> list[Round]:
+        """The plan of the step's mixers with a state."""
+        return plan_states(batch.state_runs, self.device)
 
     def plan(self, batch: Batch, cache: KVCache, without: Container[int] = ()) -> list[AttentionPlan]:
         """The attention plan of the step for each cache group. `without`: sequences that another set attends to."""
@@ -176,6 +183,16 @@ class TorchOperators:
         assert step.plans is not None
         keys, _ = step.cache.by_slot[attention.place]
         return attend_latents(step.plans[attention.group], attention, heads, keys, linear)
+
+    def convolve(self, conv: Convolution, x: Tensor, state: tuple[int, int], step: Step) -> Tensor:
+        group, layer = state
+        return convolve(conv, x, step.states, step.cache.states[group], layer)
+
+    def delta_rule(self, delta: Delta, qkv: Tensor, rates: Tensor, step: Step) -> Tensor:
+        return delta_rule(delta, qkv, rates, step.states, step.cache.states[delta.state[0]])
+
+    def gated_norm(self, norm: GatedNorm, x: Tensor, gate: Tensor) -> Tensor:
+        return gated_norm(norm, x, gate)
 
     def gate(self, mlp: MLP, up: Tensor) -> Tensor:
         activation = mlp.xielu or ACTIVATIONS[mlp.activation]

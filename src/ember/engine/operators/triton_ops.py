@@ -92,6 +92,10 @@ class TritonOperators:
         own_attention = "attend" not in lacking
         self.is_recordable = own_attention and config.latent is None
         self.embed = torch_ops.embed
+        self.convolve, self.gated_norm = torch_ops.convolve, torch_ops.gated_norm
+        self.delta_rule = torch_ops.delta_rule
+        if config.delta is not None:
+            self.is_recordable = False  # torch plans its states on the host
         has_scaled(torch_ops.device)
         self._capability: int | None = None  # of the device, when the first product asks for it
         self.linear = self._linear if torch_ops.dtype != torch.float32 else torch_ops.linear
@@ -139,7 +143,8 @@ class TritonOperators:
             positions=batch.positions,
             slots=batch.slot_mapping.unbind(),
             cache=cache,
-            plans=None if self.is_recordable else self.torch_ops.plan(batch, cache),
+            plans=None if self.attend is _attend else self.torch_ops.plan(batch, cache),
+            states=self.torch_ops.plan_states(batch),
             decodes=decodes,
             chunks=chunks,
         )

@@ -14,6 +14,7 @@ from ember.engine.description.native_forms import CPU_WEIGHTS
 from ember.engine.errors import ModelError
 from ember.engine.layers.block import DecoderParts
 from ember.engine.layers.block_linear import BlockLinear
+from ember.engine.layers.delta import Delta
 from ember.engine.layers.latent import LatentAttention
 from ember.engine.layers.linear import Linear, Pages, fresh_memory
 from ember.gguf.types import BY_NAME, NUMBERS
@@ -53,11 +54,15 @@ def quantise(parts: DecoderParts, weights: str, pages: Pages | None) -> int:
 
     for block in parts.blocks:
         mixer = block.mixer
+        mixer.output = small(mixer.output)
         if isinstance(mixer, LatentAttention):
-            mixer.down, mixer.output = small(mixer.down), small(mixer.output)
+            mixer.down = small(mixer.down)
             mixer.query_up = None if mixer.query_up is None else small(mixer.query_up)
+        elif isinstance(mixer, Delta):
+            mixer.inputs = small(mixer.inputs)
         else:
-            mixer.qkv, mixer.output = small(mixer.qkv), small(mixer.output)
+            mixer.qkv = small(mixer.qkv)
+            mixer.gate = None if mixer.gate is None else small(mixer.gate)
         for mlp in block.mlps():
             mlp.up, mlp.down = small(mlp.up), small(mlp.down)
     if parts.layer_inputs is not None:

@@ -1,0 +1,73 @@
+"""What mixes the tokens of a layer in place of attention, as data. This module does not import torch.
+
+These mixers have a state of fixed size for each sequence: the last inputs of a short convolution, and a matrix for each
+head that every token changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+STATE_BYTES = 4  # of a number in a state, which is float32
+
+
+class StateShape(NamedTuple):
+    """The state of one sequence in one layer."""
+
+    window: int  # inputs of the convolution before the next one
+    channels: int  # of the convolution
+    matrix: tuple[int, ...]  # [heads, rows, columns]; (): there is none
+
+    @property
+    def nbytes(self) -> int:
+        return STATE_BYTES * (self.window * self.channels + (prod(self.matrix) if self.matrix else 0))
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaNames:
+    """The checkpoint's names for the gated delta rule, relative to the layer."""
+
+    conv: str
+    dt_bias: str
+    decay: str  # the logarithm of each head's rate of decay
+    norm: str
+    output: str
+    qkv: str = ""  # query, key, value of all heads
+    gate: str = ""
+    beta: str = ""
+    alpha: str = ""
+    # In place of the four: query, key, value and gate of each key head, and its heads' beta and alpha.
+    qkv_gate: str = ""
+    beta_alpha: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaConfig:
+    """The gated delta rule (arXiv 2412.06464): linear attention whose state is a matrix S of each value head.
+
+    S <- a S + k (b (v - a S^T k))^T, and the output is S^T q. A key head serves consecutive value heads.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int  # of a head
+    value_dim: int
+    kernel: int  # inputs of the convolution of queries, keys and values, the current one included
+
+    @property
+    def key_size(self) -> int:
+        return self.key_heads * self.key_dim
+
+    @property
+    def value_size(self) -> int:
+        return self.value_heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        return 2 * self.key_size + self.value_size
+
+    @property
+    def state(self) -> StateShape:
+        return StateShape(self.kernel - 1, self.channels, (self.value_heads, self.key_dim, self.value_dim))

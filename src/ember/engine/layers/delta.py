@@ -1,0 +1,47 @@
+"""The gated delta rule's parts: the short convolution, the rates of each token, and the norm with a gate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ember.engine.description.mixers import DeltaConfig
+from ember.engine.layers.linear import Linear
+
+
+@dataclass(slots=True)
+class Convolution:
+    """A causal convolution of each channel with its own last inputs."""
+
+    weight: Tensor  # [kernel, channels] float32, the factor of the current input last
+    bias: Tensor | None  # [channels] float32
+    has_silu: bool  # whether its output goes through SiLU
+
+
+@dataclass(slots=True)
+class GatedNorm:
+    """RMSNorm of each head, times the SiLU of a gate."""
+
+    weight: Tensor  # [size]
+    eps: float
+
+
+@dataclass(slots=True)
+class Delta:
+    """The gated delta rule (`description.mixers.DeltaConfig`)."""
+
+    config: DeltaConfig
+    inputs: Linear  # [channels + value_size, hidden]: query, key and value of all heads, and the gates of its output
+    rates: Linear  # [2 * value_heads, hidden]: beta and alpha of each value head
+    conv: Convolution  # of query, key and value
+    decay: Tensor  # [value_heads] float32, negative: the state decays by exp(decay * softplus(alpha + dt_bias))
+    dt_bias: Tensor  # [value_heads] float32
+    norm: GatedNorm
+    output: Linear  # [hidden, value_size]
+    state: tuple[int, int]  # the group of its state, and its index there (`StateCache`)
+
+    def matrices(self) -> Iterator[Linear]:
+        """Its matrices, in the order of the forward pass."""
+        yield from (self.inputs, self.rates, self.output)

@@ -1,0 +1,224 @@
+"""Models whose layers have states: they say what transformers says, however the engine schedules the work, while slots
+that hold no state are filled with NaN. And the slots of states themselves.
+"""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from ember.engine.core.engine import Engine
+from ember.engine.core.state_slots import StateMove, StateSlots
+from ember.wire import Generate
+from tests.engine_core.inline import greedy, make_engine, poison, run, tokens
+from tests.engine_models.tiny import VOCAB_SIZE, make_tiny
+
+NUM_OUTPUT = 14
+LENGTHS = [1, 2, 8, 9, 60, 131, 87, 131]
+VARIANTS = ["qwen3_5"]
+
+
+def prompts() -> list[list[int]]:
+    """The last two begin as the one before them, up to the middle of a page."""
+    rng = random.Random(3)
+    made = [[rng.randrange(6, VOCAB_SIZE) for _ in range(length)] for length in LENGTHS]
+    made[6][:70] = made[5][:70]
+    made[7][:100] = made[5][:100]
+    return made
+
+
+def poison_states(engine: Engine) -> Engine:
+    """From here on, slots that hold no state are filled with NaN before each step."""
+    runner: Any = engine.runner
+    launch, slots = runner.launch, engine.scheduler.blocks.states
+    assert slots is not None
+
+    def poisoned(step: Any) -> Any:
+        moves = [move for scheduled in step for move in scheduled.states]
+        read = {move.read for move in moves} - {move.write for move in moves}
+        held = {each.states.current for each in engine.scheduler.running if each.states is not None}
+        free = [slot for slot in range(slots.num_own + slots.num_checkpoints) if slot not in slots._hash_of]
+        free = [slot for slot in free if slot not in read | held]
+        for states in runner.cache.states:
+            states.windows[:, free] = torch.nan
+            states.matrices[:, free] = torch.nan
+        return launch(step)
+
+    runner.launch = poisoned
+    return poison(engine)
+
+
+def check_empty(engine: Engine) -> None:
+    """Nothing is held: every page and every slot is free."""
+    stats, slots = engine.stats(), engine.scheduler.blocks.states
+    assert stats.num_free_blocks == stats.num_blocks
+    assert slots is not None and slots.num_free == slots.num_own + slots.num_checkpoints
+    assert not any(slots._holders.values()) and slots._slot_of.keys() == set(slots._hash_of.values())
+
+
+def answers(engine: Engine, which: Any = range(8), **params: Any) -> list[list[int]]:
+    given = prompts()
+    outputs = run(engine, [Generate(i, given[i], greedy(NUM_OUTPUT, **params)) for i in which])
+    check_empty(engine)
+    return [tokens(outputs[i, 0]) for i in which]
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def case(request, tmp_path_factory):
+    directory = make_tiny(request.param, tmp_path_factory.mktemp("states"))
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    options = {"max_new_tokens": NUM_OUTPUT, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    expected = []
+    for prompt in prompts():
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            generated = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+        expected.append(generated[0, len(prompt) :].tolist())
+    return directory, expected
+
+
+def engine_of(directory: Path, **configure: Any) -> Engine:
+    return poison_states(make_engine(directory, **configure))
+
+
+@pytest.mark.parametrize("configure", [{}, {"max_num_batched_tokens": 37}, {"max_num_batched_tokens": 8}], ids=str)
+def test_together_in_chunks_and_from_the_prefix_cache(case, configure):
+    """The second time, all full pages before the last token are shared."""
+    directory, expected = case
+    engine = engine_of(directory, **configure)
+    assert answers(engine) == expected
+    hits = engine.stats().prefix_cache_hits
+    assert answers(engine) == expected
+    assert engine.stats().prefix_cache_hits - hits == sum((length - 1) // 8 * 8 for length in LENGTHS)
+
+
+def test_alone_and_without_a_prefix_cache(case):
+    directory, expected = case
+    for configure in ({"enable_prefix_caching": False}, {"state_checkpoints": 0}):
+        engine = engine_of(directory, **configure)
+        for _ in range(2):
+            assert [answers(engine, [i])[0] for i in range(len(LENGTHS))] == expected
+        assert engine.stats().prefix_cache_hits == 0
+
+
+def test_a_common_beginning_is_shared_from_the_third_prompt_on(case):
+    """The second prompt finds pages but no state after them, and leaves one. A hit says what it saved."""
+    directory, expected = case
+    engine = engine_of(directory)
+    hits = []
+    for i in (5, 6, 6, 7, 7):
+        before = engine.stats().prefix_cache_hits
+        assert answers(engine, [i]) == [expected[i]]
+        hits.append(engine.stats().prefix_cache_hits - before)
+    assert hits == [0, 0, 80, 64, 128]
+
+
+def test_a_chat_continues_from_the_end_of_its_answer(case):
+    """The last state that a decode left at the end of a page is found."""
+    directory, expected = case
+    engine = engine_of(directory)
+    assert answers(engine, [4]) == [expected[4]]
+    history = prompts()[4] + expected[4]
+    run(engine, [Generate(9, [*history, 7, 8, 9], greedy(2))])
+    assert engine.stats().prefix_cache_hits == 72 <= len(history)
+
+
+def test_few_pages_and_few_slots(case):
+    """Sequences are preempted and computed again; checkpoints are replaced."""
+    directory, expected = case
+    for checkpoints in (1, 2, 5):
+        engine = engine_of(directory, num_blocks=19, max_model_len=150, state_checkpoints=checkpoints)
+        assert answers(engine) == expected
+        assert engine.stats().num_preemptions > 0
+
+
+def test_samples_share_the_prompt(case):
+    directory, expected = case
+    engine = engine_of(directory)
+    outputs = run(engine, [Generate(1, prompts()[6], greedy(NUM_OUTPUT, n=4))])
+    check_empty(engine)
+    assert [tokens(outputs[1, index]) for index in range(4)] == [expected[6]] * 4
+    assert engine.stats().prefix_cache_hits == 3 * 80
+
+
+def test_a_failed_step_and_an_undone_sampling_are_computed_again(case):
+    """Both have changed states that cannot go back."""
+    directory, expected = case
+    engine = engine_of(directory)
+    runner: Any = engine.runner
+    launch, calls = runner.launch, []
+
+    def failing(step: Any) -> Any:
+        calls.append(step)
+        launched = launch(step)
+        if len(calls) == 6:
+            raise RuntimeError("can't allocate memory")
+        if len(calls) == 9:
+            launched.outcome.late |= {0, 1}
+        return launched
+
+    runner.launch = failing
+    given = prompts()
+    for i in range(4, 8):
+        engine.add(Generate(i, given[i], greedy(NUM_OUTPUT)))
+    outputs: dict[int, list[int]] = {i: [] for i in range(4, 8)}
+    failed = []
+    while engine.has_work:
+        for output in engine.step():
+            outputs[output.request_id] += output.token_ids
+            failed += [output.request_id] if output.error else []
+        for sequence in engine._held:
+            sequence.release()
+        engine._held.clear()
+    check_empty(engine)
+    assert len(failed) == 1
+    assert {i: outputs[i] for i in outputs if i not in failed} == {i: expected[i] for i in outputs if i not in failed}
+
+
+def test_nothing_is_left_of_many_requests(case):
+    """In random order, with aborts in the middle, on few pages and slots."""
+    directory, expected = case
+    engine = engine_of(directory, num_blocks=70, max_model_len=160, max_num_seqs=7, state_checkpoints=9)
+    rng, given = random.Random(5), prompts()
+    made: dict[int, list[int]] = {}
+    chosen: dict[int, int] = {}
+    while len(made) < 200 or engine.has_work:
+        while len(made) < 200 and rng.random() < 0.4:
+            number, which = len(made), rng.randrange(len(given))
+            made[number], chosen[number] = [], which
+            engine.add(Generate(number, given[which], greedy(NUM_OUTPUT)))
+        if made and rng.random() < 0.05:
+            number = rng.choice(list(made))
+            if len(made[number]) < NUM_OUTPUT:
+                engine.abort(number)
+                chosen[number] = -1
+        for output in engine.step():
+            made[output.request_id] += output.token_ids
+    check_empty(engine)
+    for number, which in chosen.items():
+        if which >= 0:
+            assert made[number] == expected[which], number
+    assert engine.stats().prefix_cache_hits > 0
+
+
+def test_a_slot_is_replaced_when_no_one_reads_it():
+    slots = StateSlots(2, 1, 4)
+    first = slots.start(None, (4,))
+    assert slots.move(first, 0, 6) == [StateMove(4, -1, 2), StateMove(2, 2, 0)]
+    slots.advance(first)
+    slots.publish(first, [b"a"], 6)
+    second = slots.start(b"a", (8,))
+    assert slots.move(second, 4, 6) == [StateMove(6, 2, 1)], "the only slot for checkpoints is read"
+    slots.advance(second)
+    assert slots.move(second, 10, 2) == [StateMove(2, 1, 2)] and slots.longest([b"a"], 1) == 0
+    slots.advance(second)
+    slots.publish(second, [b"a", b"b", b"c"], 8)
+    assert slots.longest([b"a", b"b", b"c"], 3) == 0, "its tokens are not known yet"
+    slots.publish(second, [b"a", b"b", b"c"], 12)
+    assert slots.longest([b"a", b"b", b"c"], 3) == 3
+    for hold in (first, second):
+        slots.free(hold)
+    assert slots.num_free == 3
