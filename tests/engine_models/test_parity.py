@@ -155,6 +155,7 @@ def test_long_contexts_in_adjacent_and_in_scattered_pages(variant: str, scattere
 
 BFLOAT16 = [
     "llama",
+    "qwen3_5",
     "llama_mha",
     "qwen3",
     "gemma2",

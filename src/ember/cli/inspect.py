@@ -139,8 +139,9 @@ def _groups(groups: Sequence[GroupReport]) -> str:
     for group in groups:
         found = merged.setdefault((group.kind, group.window), [0, 0])
         found[0] += group.layers
-        found[1] += group.bytes_per_token
+        found[1] += group.bytes_per_token or group.bytes_per_sequence
     return ", ".join(
-        f"{binary_size(size)} in {layers} layers" + ("" if window is None else f" for the last {window} tokens")
-        for (_, window), (layers, size) in merged.items()
+        f"{binary_size(size)} in {layers} layers"
+        + (" a sequence" if kind == "state" else "" if window is None else f" for the last {window} tokens")
+        for (kind, window), (layers, size) in merged.items()
     )
