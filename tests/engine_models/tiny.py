@@ -461,7 +461,7 @@ COVERING = (
     *("llama", "qwen2_window", "qwen3", "qwen3_moe", "gemma2", "gemma3", "gemma4_small", "gemma4_moe", "gpt_oss"),
     *("glm4_moe", "llama4", "opt_post_norm", "nanochat", "solar_open", "cohere_norm", "mpt", "olmo2", "phi_norm"),
     *("llama_linear", "apertus", "hyperclovax", "vaultgemma", "ministral3", "phi3_long", "gpt2_by_layer"),
-    *("bloom_normed", "qwen2_moe", "phimoe", "olmoe", "deepseek_v2", "youtu"),
+    *("bloom_normed", "qwen2_moe", "phimoe", "olmoe", "deepseek_v2", "youtu", "qwen3_5"),
 )
 
 
