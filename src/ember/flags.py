@@ -18,6 +18,7 @@ _COMMANDS = ("serve", "worker", "platform", "inspect", "models", "quantize", "se
 QUANTIZE_FORMATS = (  # of `ember quantize`
     *("gptq", "gptq-8bit", "awq", "w4a16", "w8a16", "w8a8"),
     *("fp8", "fp8-block", "nvfp4", "mxfp4", "nf4"),
+    *("gguf-f32", "gguf-f16", "gguf-bf16", "gguf-q8_0", "gguf-q5_1", "gguf-q5_0", "gguf-q4_1", "gguf-q4_0"),
 )
 
 

@@ -34,7 +34,7 @@ from ember.sizes import binary_size
 
 GROUP_SIZE = 128
 # Values of --format -> the writer, of a group size, and whether the format has groups.
-FORMATS: dict[str, tuple[Callable[[int], Writer], bool]] = {
+FORMATS: dict[str, tuple[Callable[[int], Writer | None], bool]] = {
     "gptq": (lambda group: GPTQWriter(group), True),
     "gptq-8bit": (lambda group: GPTQWriter(group, bits=8), True),
     "awq": (lambda group: AWQWriter(group), True),
@@ -47,6 +47,7 @@ FORMATS: dict[str, tuple[Callable[[int], Writer], bool]] = {
     "mxfp4": (lambda group: Fp4Writer(32), False),
     "nf4": (lambda group: NF4Writer(), False),
 }
+GGUF = "gguf-"  # the beginning of the formats that are types of a GGUF file's matrices
 _NOT_COPIED = ("config.json", "__init__.py")  # the first is written, the second makes the demo model's a package
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json", ".h5", ".msgpack", ".onnx")
 
@@ -68,7 +69,7 @@ class Report:
 
 def quantize(source: str, target: Path, form: str, group: int | None, say: Callable[[str], None]) -> Report:
     """Write the quantised checkpoint to a new or an empty directory. Raises ModelError, OSError."""
-    make, has_groups = FORMATS[form]
+    make, has_groups = FORMATS.get(form, (lambda group: None, False))
     if group is not None and not has_groups:
         raise ModelError(f"--group-size has no meaning with --format {form}, whose scales have a place of their own")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -80,7 +81,15 @@ def quantize(source: str, target: Path, form: str, group: int | None, say: Calla
         method = config.quantization.get("quant_method")
         raise ModelError(f"{directory} is quantized already ({method}): name a checkpoint with plain weights")
     entries = read_headers(directory)
-    make_plan(config, entries, "float32")  # whether config.json and the files fit
+    plan = make_plan(config, entries, "float32")  # whether config.json and the files fit
+    if writer is None:
+        before = sum(entry.nbytes for entry in entries.values())
+        with whole_or_nothing(target) as unfinished:
+            from ember.cli.gguf_file import write_model
+
+            type_name = form.removeprefix(GGUF).upper()
+            written = write_model(directory, unfinished, type_name, config, entries, plan.is_tied, _read, say)
+        return Report(written[0], [], before, written[1])
     modules, transposed = _modules(config, entries)
     if transposed and form.startswith("fp8"):
         raise ModelError(
