@@ -10,7 +10,7 @@ from torch import Tensor
 from ember.engine.description.cache_groups import cache_groups, paged
 from ember.engine.layers.batch import Batch, StateRun
 from ember.engine.layers.cache import CacheScales, KVCache
-from ember.engine.layers.delta import Delta
+from ember.engine.layers.delta import StateMixer
 from ember.engine.models.decoder import Decoder
 
 
@@ -32,7 +32,7 @@ class Paged:
         if cache_scales is not None:
             dtype = torch.float8_e4m3fn
             for mixer in (block.mixer for block in model.parts.blocks):
-                if not isinstance(mixer, Delta):
+                if not isinstance(mixer, StateMixer):
                     mixer.cache_scales = CacheScales.of(*cache_scales, model.device)
         self.model, self.sequences, self.block_size = model, sequences, block_size
         config = model.config

@@ -134,6 +134,7 @@ _DELTA: dict[str, Any] = {
     "linear_key_head_dim": 12,
     "linear_value_head_dim": 8,
 }
+_CONVOLUTIONS = ["conv", "full_attention", "conv", "conv"]
 _SHARED_EXPERT = {**_EXPERTS, "shared_expert_intermediate_size": 40}
 _OPT: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -324,6 +325,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "qwen3_5": ("Qwen3_5", {**_DELTA, "tie_word_embeddings": True, "linear_conv_kernel_dim": 3}),
+    "lfm2": ("Lfm2", {"num_hidden_layers": 4, "layer_types": _CONVOLUTIONS, "conv_bias": True, "norm_eps": 1e-4}),
+    "lfm2_moe": (
+        "Lfm2Moe",
+        {**_EXPERTS, "num_hidden_layers": 4, "layer_types": _CONVOLUTIONS, "num_dense_layers": 1, "conv_L_cache": 4},
+    ),
     "qwen3_5_moe": ("Qwen3_5Moe", {**_DELTA, **_SHARED_EXPERT, "linear_num_value_heads": 2}),
     "qwen3_next": ("Qwen3Next", {**_DELTA, **_SHARED_EXPERT, "mlp_only_layers": [1], "attention_bias": True}),
     "llama4": (
@@ -461,7 +467,7 @@ COVERING = (
     *("llama", "qwen2_window", "qwen3", "qwen3_moe", "gemma2", "gemma3", "gemma4_small", "gemma4_moe", "gpt_oss"),
     *("glm4_moe", "llama4", "opt_post_norm", "nanochat", "solar_open", "cohere_norm", "mpt", "olmo2", "phi_norm"),
     *("llama_linear", "apertus", "hyperclovax", "vaultgemma", "ministral3", "phi3_long", "gpt2_by_layer"),
-    *("bloom_normed", "qwen2_moe", "phimoe", "olmoe", "deepseek_v2", "youtu", "qwen3_5"),
+    *("bloom_normed", "qwen2_moe", "phimoe", "olmoe", "deepseek_v2", "youtu", "qwen3_5", "lfm2"),
 )
 
 
@@ -518,7 +524,7 @@ def make_tiny(
             elif parameter_name.endswith("_bias"):  # of experts
                 parameter.add_(torch.randn_like(parameter) * 0.1)
         for buffer_name, buffer in model.named_buffers():
-            if buffer_name.endswith(("e_score_correction_bias", "layer_scalar")):
+            if buffer_name.endswith(("e_score_correction_bias", "expert_bias", "layer_scalar")):
                 buffer.add_(torch.randn_like(buffer) * 0.1)
     model.to(dtype)
     directory = Path(directory)

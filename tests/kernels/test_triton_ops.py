@@ -56,7 +56,8 @@ def test_logits_equal_transformers(variant, checkpoints):
     use_triton(model)
     # The kernels of experts take 16-bit numbers; in float32 torch computes experts, and the host reads their counts.
     own_attention = "attend" not in TRITON.lacking(model.config) and model.config.latent is None
-    assert model.ops.is_recordable == (own_attention and model.config.experts is None and model.config.delta is None)
+    on_host = (model.config.experts, model.config.delta, model.config.conv)
+    assert model.ops.is_recordable == (own_attention and on_host == (None, None, None))
     check(model, sequences, expected)
 
 

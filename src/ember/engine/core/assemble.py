@@ -29,7 +29,7 @@ from ember.engine.description.cache_groups import CacheGroup, bytes_per_page_tok
 from ember.engine.description.config import DecoderConfig
 from ember.engine.errors import ModelError
 from ember.engine.layers.cache import CacheScales, KVCache
-from ember.engine.layers.delta import Delta
+from ember.engine.layers.delta import StateMixer
 from ember.engine.loading.cache_scales import read_cache_scales
 from ember.engine.loading.load import Loaded, load_decoder
 from ember.engine.models.decoder import Decoder
@@ -143,7 +143,7 @@ def use_cache_scales(loaded: Loaded) -> None:
     decoder = loaded.decoder
     scales = read_cache_scales(decoder.config, loaded.cache_scales)
     for block, (key, value) in zip(decoder.parts.blocks, scales, strict=True):
-        if not isinstance(block.mixer, Delta):
+        if not isinstance(block.mixer, StateMixer):
             block.mixer.cache_scales = CacheScales.of(key, value, decoder.device)
 
 

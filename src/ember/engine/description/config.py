@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from ember.engine.description.mixers import DeltaConfig, DeltaNames, StateShape
+from ember.engine.description.mixers import ConvConfig, ConvNames, DeltaConfig, DeltaNames, StateShape
 from ember.engine.description.rope_config import RopeConfig
 
 Norm = Literal["rms", "layer"]
@@ -64,6 +64,7 @@ class WeightNames:
     mlp_norm: str | None  # None: attention's norm is the MLP's too
     output: str
     delta: DeltaNames | None = None
+    conv: ConvNames | None = None
     sinks: str | None = None  # the tensor of attention's sinks, one for each head
     attention_output_norm: str | None = None  # of the wiring sandwich
     mlp_output_norm: str | None = None
@@ -252,6 +253,7 @@ class DecoderConfig:
     layer_mixers: tuple[Mixer, ...] = ()
     latent: LatentConfig | None = None  # of layers with latent attention: one key-value head of the size `latent.size`
     delta: DeltaConfig | None = None
+    conv: ConvConfig | None = None
     layer_intermediate_sizes: tuple[int, ...] = ()  # of each layer's MLP, in place of `intermediate_size`
     value_norm: bool = False  # RMSNorm without weights of each head of the values
     key_value_layers: tuple[bool, ...] = ()  # whether each layer's values are its keys before norm and rotation
@@ -297,7 +299,10 @@ class DecoderConfig:
 
     def state(self, layer: int) -> StateShape | None:
         """The state of a sequence in a layer; None: the layer has none."""
-        return self.delta.state if self.mixer(layer) == "delta" and self.delta is not None else None
+        mixer = self.mixer(layer)
+        if mixer == "delta" and self.delta is not None:
+            return self.delta.state
+        return self.conv.state(self.hidden_size) if mixer == "conv" and self.conv is not None else None
 
     def has_own_kv(self, layer: int) -> bool:
         """Whether a layer of attention computes keys and values. The other ones read those of `kv_source`."""
@@ -400,6 +405,7 @@ DATA = frozenset(
         *("rope.attention_factor", "rope.short_factor", "rope.long_factor", "rope.long_attention_factor"),
         *("rope.served_length", "rope.num_pairs"),
         *("delta.key_heads", "delta.value_heads", "delta.key_dim", "delta.value_dim", "delta.kernel"),
+        *("conv.kernel", "conv.bias"),
         *("experts.count", "experts.count_field", "experts.intermediate_size", "experts.intermediate_field"),
         *(
             "experts.per_token",

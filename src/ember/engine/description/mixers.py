@@ -71,3 +71,23 @@ class DeltaConfig:
     @property
     def state(self) -> StateShape:
         return StateShape(self.kernel - 1, self.channels, (self.value_heads, self.key_dim, self.value_dim))
+
+
+@dataclass(frozen=True, slots=True)
+class ConvNames:
+    """The checkpoint's names for a short convolution, relative to the layer."""
+
+    inputs: str
+    conv: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConvConfig:
+    """A short convolution with gates: the output is W (c * conv(b * x)), where b, c and x are projections."""
+
+    kernel: int  # inputs of the convolution, the current one included
+    bias: bool = False  # of the convolution and of both projections
+
+    def state(self, channels: int) -> StateShape:
+        return StateShape(self.kernel - 1, channels, ())

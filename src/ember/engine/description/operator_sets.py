@@ -86,6 +86,7 @@ LOOP = frozenset(
         "experts.beside_mlp",
         "attention_gate",
         "delta",
+        "conv",
     }
 )
 """The features that the layer loop itself computes (`models.decoder`), over the operations of any set."""
@@ -135,7 +136,7 @@ TORCH = OperatorSet(
         | _HEAD_SIZES,
         "place_latents": _LATENTS,
         "attend_latents": frozenset({"latent", "attention_scale"}),
-        "convolve": frozenset({"delta"}),
+        "convolve": frozenset({"delta", "conv"}),
         "delta_rule": frozenset({"delta"}),
         "gated_norm": frozenset({"delta"}),
         "gate": _GATES | {"activation=xielu", "swiglu_limit"},

@@ -362,10 +362,23 @@ def _delta(config: DecoderConfig, sizes: _Sizes, layer: int, ours: str, theirs: 
     yield _linear(f"{ours}delta.output", [Stored(theirs + names.output, hidden, value).whole()])
 
 
+def _short_convolution(config: DecoderConfig, sizes: _Sizes, layer: int, ours: str, theirs: str) -> Iterator[Spec]:
+    conv, names, hidden = config.conv, config.names.conv, sizes.hidden
+    assert conv is not None and names is not None, "a family with this mixer describes it"
+    inputs = Size(3 * hidden.extent, f"three times {hidden.says}: {3 * hidden.extent}")
+    yield _linear(f"{ours}conv.inputs", [Stored(theirs + names.inputs, inputs, hidden).whole()], conv.bias)
+    shape = (hidden, Size(1, "one"), Size(conv.kernel, f"conv_L_cache={conv.kernel}"))
+    yield TensorSpec(f"{ours}conv.weight", f"{theirs}{names.conv}.weight", shape, "float32")
+    if conv.bias:
+        yield TensorSpec(f"{ours}conv.bias", f"{theirs}{names.conv}.bias", (hidden,), "float32")
+    yield _linear(f"{ours}conv.output", [Stored(theirs + names.output, hidden, hidden).whole()], conv.bias)
+
+
 MIXERS: dict[Mixer, Callable[[DecoderConfig, _Sizes, int, str, str], Iterator[Spec]]] = {
     "attention": _attention,
     "latent": _latent,
     "delta": _delta,
+    "conv": _short_convolution,
 }
 """The weights of each kind of mixer, for a layer with these sizes, this index, and these beginnings of names: of the
 weights, and in the checkpoint."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ember.engine.description.config import HeadSizes
 from ember.engine.layers.cache import CacheScales
-from ember.engine.layers.delta import Delta
+from ember.engine.layers.delta import StateMixer
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.joined import parts_of
@@ -53,7 +53,7 @@ class Attention:
         yield self.output
 
 
-Mixer = Attention | LatentAttention | Delta
+Mixer = Attention | LatentAttention | StateMixer
 """What mixes the tokens of a block. `models.decoder.MIXERS` has the function that computes each kind."""
 
 

@@ -1,4 +1,4 @@
-"""The gated delta rule's parts: the short convolution, the rates of each token, and the norm with a gate."""
+"""Mixers with a state: the gated delta rule and the short convolution, and what they consist of."""
 
 from __future__ import annotations
 
@@ -18,6 +18,20 @@ class Convolution:
     weight: Tensor  # [kernel, channels] float32, the factor of the current input last
     bias: Tensor | None  # [channels] float32
     has_silu: bool  # whether its output goes through SiLU
+
+
+@dataclass(slots=True)
+class ShortConvolution:
+    """A short convolution with gates (`description.mixers.ConvConfig`)."""
+
+    inputs: Linear  # [3 * hidden, hidden]: the gate of the input, that of the output, and the input
+    conv: Convolution
+    output: Linear  # [hidden, hidden]
+    state: tuple[int, int]  # the group of its state, and its index there (`StateCache`)
+
+    def matrices(self) -> Iterator[Linear]:
+        """Its matrices, in the order of the forward pass."""
+        yield from (self.inputs, self.output)
 
 
 @dataclass(slots=True)
@@ -45,3 +59,6 @@ class Delta:
     def matrices(self) -> Iterator[Linear]:
         """Its matrices, in the order of the forward pass."""
         yield from (self.inputs, self.rates, self.output)
+
+
+StateMixer = Delta | ShortConvolution

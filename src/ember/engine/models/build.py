@@ -13,7 +13,7 @@ from ember.engine.description.cache_groups import cache_groups, cache_places, st
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.weights import BESIDE_NORMS, XIELU_WEIGHTS
 from ember.engine.layers.block import Attention, BesideExperts, Block, DecoderParts, Mixer
-from ember.engine.layers.delta import Convolution, Delta, GatedNorm
+from ember.engine.layers.delta import Convolution, Delta, GatedNorm, ShortConvolution
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.latent import LatentAttention
@@ -103,8 +103,24 @@ def _mixer(
         return _latent(config, weights, layer, *places[layer])
     if kind == "delta":
         return _delta(config, weights, f"layers.{layer}.", places[layer])
+    if kind == "conv":
+        return _short_convolution(config, weights, f"layers.{layer}.", places[layer])
     assert kind == "attention", f"no part of a block computes the mixer {kind}"
     return _attention(config, weights, tokens, layer, window, *places[layer])
+
+
+def _short_convolution(
+    config: DecoderConfig, weights: Weights, prefix: str, state: tuple[int, int]
+) -> ShortConvolution:
+    assert config.conv is not None, "a family with this mixer describes it"
+    weight = _tensor(weights, f"{prefix}conv.weight").squeeze(1).t().contiguous()
+    bias = _tensor(weights, f"{prefix}conv.bias") if config.conv.bias else None
+    return ShortConvolution(
+        inputs=_linear(weights, f"{prefix}conv.inputs"),
+        conv=Convolution(weight, bias, has_silu=False),
+        output=_linear(weights, f"{prefix}conv.output"),
+        state=state,
+    )
 
 
 def _delta(config: DecoderConfig, weights: Weights, prefix: str, state: tuple[int, int]) -> Delta:

@@ -12,7 +12,7 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.description.operator_choice import Decision, decide
 from ember.engine.description.operator_sets import check_features
 from ember.engine.layers.block import DecoderParts
-from ember.engine.layers.delta import Delta
+from ember.engine.layers.delta import StateMixer
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.int_linear import IntLinear
 from ember.engine.layers.linear import Linear
@@ -83,7 +83,7 @@ def decision_for(
         weights,
         fault,
         float8_cache=any(
-            block.mixer.cache_scales is not None for block in parts.blocks if not isinstance(block.mixer, Delta)
+            block.mixer.cache_scales is not None for block in parts.blocks if not isinstance(block.mixer, StateMixer)
         ),
         layouts=frozenset(layout.__name__ for layout in parts.layouts()),
         own_experts=all(has_kernels(matrices) for each in experts for matrices in (each.up, each.down)),

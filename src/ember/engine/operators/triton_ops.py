@@ -94,7 +94,7 @@ class TritonOperators:
         self.embed = torch_ops.embed
         self.convolve, self.gated_norm = torch_ops.convolve, torch_ops.gated_norm
         self.delta_rule = torch_ops.delta_rule
-        if config.delta is not None:
+        if config.delta is not None or config.conv is not None:
             self.is_recordable = False  # torch plans its states on the host
         has_scaled(torch_ops.device)
         self._capability: int | None = None  # of the device, when the first product asks for it

@@ -14,7 +14,7 @@ from ember.engine.description.native_forms import CPU_WEIGHTS
 from ember.engine.errors import ModelError
 from ember.engine.layers.block import DecoderParts
 from ember.engine.layers.block_linear import BlockLinear
-from ember.engine.layers.delta import Delta
+from ember.engine.layers.delta import StateMixer
 from ember.engine.layers.latent import LatentAttention
 from ember.engine.layers.linear import Linear, Pages, fresh_memory
 from ember.gguf.types import BY_NAME, NUMBERS
@@ -58,7 +58,7 @@ def quantise(parts: DecoderParts, weights: str, pages: Pages | None) -> int:
         if isinstance(mixer, LatentAttention):
             mixer.down = small(mixer.down)
             mixer.query_up = None if mixer.query_up is None else small(mixer.query_up)
-        elif isinstance(mixer, Delta):
+        elif isinstance(mixer, StateMixer):
             mixer.inputs = small(mixer.inputs)
         else:
             mixer.qkv = small(mixer.qkv)
