@@ -79,8 +79,8 @@ def with_floats(model: Decoder) -> None:
         attention = block.attention
         attention.qkv = floats_of(attention.qkv, "fp8-row" if number % 2 else "fp8-block")
         attention.output = floats_of(attention.output, "sparse" if number % 2 else "nvfp4")
-        assert isinstance(block.mlp, MLP)
-        block.mlp.up, block.mlp.down = floats_of(block.mlp.up, "mxfp4"), floats_of(block.mlp.down, "nf4")
+        for mlp in [block.mlp] if isinstance(block.mlp, MLP) else block.mlp.each:
+            mlp.up, mlp.down = floats_of(mlp.up, "mxfp4"), floats_of(mlp.down, "nf4")
     model.parts.head = model.parts.embedding.tokens = floats_of(model.parts.head, "nvfp4")
 
 
@@ -97,8 +97,8 @@ def with_blocks(model: Decoder) -> None:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     return {
-        family: make_tiny(family, tmp_path_factory.mktemp(family), **SIZES, tie_word_embeddings=True)
-        for family in ("qwen2", "qwen3")
+        family: make_tiny(family, tmp_path_factory.mktemp(family), **SIZES, **fields, tie_word_embeddings=True)
+        for family, fields in (("qwen2", {}), ("qwen3", {}), ("qwen3_moe", {"moe_intermediate_size": 64}))
     }
 
 
@@ -113,7 +113,7 @@ def made(directory, activations: str = "auto", with_layers=with_blocks) -> Decod
 
 
 @pytest.mark.parametrize(
-    ("family", "with_layers"), [("qwen2", with_blocks), ("qwen3", with_blocks), ("qwen3", with_floats)]
+    ("family", "with_layers"), [("qwen2", with_blocks), ("qwen3", with_blocks), ("qwen3_moe", with_floats)]
 )
 def test_one_call_and_parts_are_close_to_restored_weights(family, with_layers, build, checkpoint):  # noqa: F811
     """Beside torch's operators in float32 on the weights that blocks are restored to."""
