@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # not this directory: its queue.py is not the library's
@@ -194,7 +194,7 @@ def _decode(engine: Engine, batch: int, sizes: Sizes, ceilings: Ceilings) -> Row
                 steps.append(time.perf_counter() - started)
             waiting -= {output.request_id for output in outputs}
     step = statistics.median(steps)
-    model = engine.runner.model
+    model: Any = engine.runner.model
     context = sizes.context + sizes.output / 2
     seen = bytes_seen(cache_groups(model.config, model.dtype.itemsize), context)
     step_bytes = model.weight_bytes - _unread_bytes(model) + batch * seen
@@ -271,7 +271,7 @@ def _prefill(engine: Engine, length: int, ceilings: Ceilings) -> Row:
             engine.step()
         rates.append(count * length / (time.perf_counter() - started))
     rate = statistics.median(rates[1:])
-    model = engine.runner.model
+    model: Any = engine.runner.model
     config = model.config
     attention = 2 * 2 * config.num_layers * config.num_heads * config.head_dim * length / 2  # causal: half of it
     tables = 1 if config.tie_word_embeddings else 2  # the embedding, and the head, which sees few tokens of a step

@@ -64,7 +64,7 @@ def _run(directory: Path, options: argparse.Namespace) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     engine = _engine(directory, options)
-    model = engine.runner.model
+    model: Any = engine.runner.model
     peer = None if options.skip_transformers else _peer(directory, options)
     bandwidth = _bandwidth(options.device)
     rows = []

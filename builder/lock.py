@@ -1,4 +1,5 @@
-"""Write requirements.lock: the exact versions of all packages that the image installs, except torch.
+"""Write requirements.lock: the exact versions of all packages that the image installs, except torch. transformers is
+among them, for the models that it runs.
 
     python -m builder.lock
 
@@ -23,11 +24,12 @@ _HEAD = "# Everything the image installs beside torch; made by `make lock`.\n"
 
 def main() -> int:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["transformers"]]
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "report.json"
         choices = ["--dry-run", "--ignore-installed", "--only-binary=:all:", "--target", directory, "--quiet"]
         command = [sys.executable, "-m", "pip", "install", *choices, "--report", str(report)]
-        subprocess.run([*command, "-c", str(ROOT / "constraints.txt"), *project["dependencies"]], check=True)
+        subprocess.run([*command, "-c", str(ROOT / "constraints.txt"), *wanted], check=True)
         packages = json.loads(report.read_text())["install"]
     LOCK.write_text(render({entry["metadata"]["name"]: entry["metadata"]["version"] for entry in packages}))
     return 0

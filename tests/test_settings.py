@@ -204,7 +204,7 @@ def test_known_names_without_effect_are_named_once():
         ("SWAP_SPACE", "0", "1"),
         ("TOKENIZER_MODE", "auto", "slow"),
         ("ENABLE_LORA", "0", "1"),
-        ("TRUST_REMOTE_CODE", "False", "true"),
+        ("SKIP_TOKENIZER_INIT", "False", "true"),
         ("ENABLE_CHUNKED_PREFILL", "1", "0"),
         ("DISABLE_LOG_REQUESTS", "yes", "false"),
     ],

@@ -14,7 +14,16 @@ from ember.settings import Settings, variable_names
 # The common settings come first. The form hides the groups after them as advanced.
 BASIC = ("model_name", "hf_token", "max_model_len", "gpu_memory_utilization", "max_concurrency", "served_model_name")
 GROUPS = {
-    "Model": ("model_", "tokenizer_", "dtype", "base_path", "download_dir", "load_format", "hf_overrides"),
+    "Model": (
+        "model_",
+        "trust_remote",
+        "tokenizer_",
+        "dtype",
+        "base_path",
+        "download_dir",
+        "load_format",
+        "hf_overrides",
+    ),
     "Chat": ("custom_chat", "chat_template_", "default_chat", "trust_request", "tool_", "exclude_tools", "reasoning_"),
     "Memory and speed": ("kv_cache_", "num_gpu_", "block_size", "max_num_", "enable_prefix", "warmup", "enforce_eager"),
     "API": ("generation_", "override_", "response_role", "max_", "enable_", "return_", "seed", "scheduling_"),

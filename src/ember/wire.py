@@ -90,6 +90,8 @@ class Configure(Struct, tag="configure", frozen=True):
     gguf_quantization: str | None = None  # which of several GGUF files, by its quantization
     gguf_file: str | None = None  # the same by its name
     hf_overrides: dict[str, Any] = {}  # fields that replace those of config.json
+    model_impl: str = "auto"  # auto, ember, transformers: whose code computes the model
+    trust_remote_code: bool = False  # whether code in the model's repository may run
     device: str = "auto"  # auto, cpu, cuda
     dtype: str = "auto"  # auto, bfloat16, float16, float32
     quantization: str | None = None  # the quant_method that config.json must have, or that loading makes

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ember.engine.core.engine import Engine
+from ember.engine.models.decoder import Decoder
 from ember.engine.operators.native_ops import NativeOperators
 from ember_cpu import library as native
 from tests.cpu_kernels.test_native_forward import SIZES
@@ -27,7 +28,8 @@ def test_the_c_library_says_the_same_however_the_work_is_cut(variant, tmp_path, 
 
     def engine(**configure: Any) -> Engine:
         made = make_engine(directory, dtype="bfloat16", **{"max_num_batched_tokens": 128, **configure})
-        assert isinstance(made.runner.model.ops, NativeOperators)
+        model = made.runner.model
+        assert isinstance(model, Decoder) and isinstance(model.ops, NativeOperators)
         return made
 
     expected = answers(engine(enable_prefix_caching=False, max_num_seqs=1))

@@ -16,6 +16,7 @@ from ember.engine.core.gpu.device_runner import DeviceRunner
 from ember.engine.core.gpu.graphs import StepGraphs
 from ember.engine.core.grammars import masks
 from ember.engine.core.runner import Runner
+from ember.engine.models.decoder import Decoder
 from ember.wire import Generate, SequenceOutput
 from ember_kernels.sampling_reference import gumbel, kept_tokens
 from tests.engine_core.inline import Outputs, make_engine, run
@@ -30,7 +31,7 @@ def device_engine(directory: Path, *, enforce_eager: bool = False, **configure: 
     if isinstance(engine.runner, DeviceRunner) and not enforce_eager:
         return engine
     plain, model = engine.runner, engine.runner.model
-    assert isinstance(plain, Runner | DeviceRunner)
+    assert isinstance(plain, Runner | DeviceRunner) and isinstance(model, Decoder)
     if not model.ops.is_recordable:
         use_triton(model)
     engine.runner = runner = DeviceRunner(

@@ -11,6 +11,7 @@ from ember.engine.core import boot
 from ember.engine.core.warmup import warm_up
 from ember.engine.loading import cuda_context
 from ember.engine.loading.cuda_context import create_context
+from ember.engine.models.decoder import Decoder
 from ember.wire import Generate
 from tests.engine_core.inline import greedy, make_engine, run, tokens
 from tests.engine_models.tiny import make_tiny
@@ -35,7 +36,9 @@ def test_nothing_is_left_of_the_warm_up(mode: str, directory: Path) -> None:
 def test_a_full_warm_up_leaves_no_chore(directory: Path) -> None:
     engine = make_engine(directory, dtype="bfloat16")
     warm_up(engine, "eager")
-    assert not engine.runner.model.parts.blocks[0].attention.qkv.packed
+    model = engine.runner.model
+    assert isinstance(model, Decoder)
+    assert not model.parts.blocks[0].attention.qkv.packed
     warm_up(engine, "full")
     assert not engine.do_chore()
 

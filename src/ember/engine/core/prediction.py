@@ -9,20 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from ember.engine.core.boot import NO_GPU, check_cpu_weights, cpu_settings_warnings, dtype_name
 from ember.engine.core.memory import Memory, available_host_bytes, plan_memory
 from ember.engine.description.cache_format import is_float8
 from ember.engine.description.cache_groups import bytes_per_page_token, cache_groups, most_pages
 from ember.engine.description.config import DecoderConfig
+from ember.engine.description.foreign import has_sizes
 from ember.engine.description.native_forms import quantised_bytes
 from ember.engine.description.operator_choice import decide, triton_fault
 from ember.engine.description.operator_sets import TRITON_EXPERT_LAYOUTS
 from ember.engine.description.weights import Spec, count_parameters
 from ember.engine.errors import ModelError
-from ember.engine.loading.checkpoint import open_checkpoint
+from ember.engine.loading.checkpoint import Checkpoint, open_checkpoint
 from ember.engine.loading.cuda_context import find_device
 from ember.engine.loading.load import check_room
 from ember.engine.loading.plan import BYTES, LoadPlan, make_plan
@@ -109,6 +113,7 @@ class Prediction:
     skipped_bytes: int
     warnings: list[str]
     devices: list[DeviceReport]
+    through_transformers: bool = False  # whether transformers' code computes it
 
 
 class _Weights(NamedTuple):
@@ -124,6 +129,8 @@ def predict(configure: Configure, targets: Sequence[Target] | None = None) -> Pr
     """Describe the model of the settings. Raises ModelError with the words of the boot if it cannot be served."""
     checkpoint = open_checkpoint(configure)
     config = checkpoint.config.served_up_to(configure.max_model_len)
+    if config.through_transformers:
+        return _predict_foreign(configure, checkpoint, config, targets)
 
     @cache
     def weights_in(dtype: str) -> _Weights:
@@ -151,9 +158,49 @@ def predict(configure: Configure, targets: Sequence[Target] | None = None) -> Pr
         skipped_bytes=sum(entry.nbytes for entry in skipped),
         warnings=list(config.warnings),
         devices=[
-            _report(configure, config, weights_in, target)
+            _report(target, lambda report, target: _fill(report, configure, config, weights_in, target))
             for target in (here_and_gpus(configure) if targets is None else targets)
         ],
+    )
+
+
+def _predict_foreign(
+    configure: Configure, checkpoint: Checkpoint, config: DecoderConfig, targets: Sequence[Target] | None
+) -> Prediction:
+    """The same for a model that transformers computes: by its config.json and its stored tensors. What transformers'
+    own configuration says is not known here."""
+    parameters = sum(prod(entry.shape) for entry in checkpoint.entries.values())
+
+    def fill(report: DeviceReport, target: Target) -> None:
+        report.dtype = dtype_name(configure, config, target.device)
+        check_cpu_weights(configure, config, report.dtype)
+        is_float8(configure.kv_cache_dtype, config, target.device, report.warnings)
+        report.operators, report.operators_reason = "torch", "through transformers"
+        report.weight_bytes = parameters * BYTES[report.dtype]
+        if not has_sizes(config):
+            raise ModelError("config.json does not tell the sizes that the cache depends on, but transformers may")
+        _fill_room(report, replace(configure, enforce_eager=True), config, target)
+
+    return Prediction(
+        model_dir=str(checkpoint.model_dir),
+        tokenizer_dir=str(_tokenizer_dir(configure, checkpoint.model_dir)),
+        architecture=config.architecture,
+        text_architecture=config.text_architecture,
+        features=[],
+        quantization="plain",
+        checkpoint_dtype=config.dtype,
+        num_layers=config.num_layers,
+        vocab_size=config.vocab_size,
+        max_position_embeddings=config.max_position_embeddings,
+        parameters=parameters,
+        active_parameters=parameters,
+        file_bytes=sum(entry.nbytes for entry in checkpoint.entries.values()) or checkpoint.file_bytes,
+        is_estimate=checkpoint.is_estimate,
+        skipped_tensors=0,
+        skipped_bytes=0,
+        warnings=list(config.warnings),
+        devices=[_report(target, fill) for target in (here_and_gpus(configure) if targets is None else targets)],
+        through_transformers=True,
     )
 
 
@@ -182,14 +229,12 @@ def here(device: str) -> Target:
     return Target("this machine (CPU)", "cpu", free, free)
 
 
-def _report(
-    configure: Configure, config: DecoderConfig, weights_in: Callable[[str], _Weights], target: Target
-) -> DeviceReport:
+def _report(target: Target, fill: Callable[[DeviceReport, Target], None]) -> DeviceReport:
     report = DeviceReport(target.name, target.device, target.free)
     try:
         if not target.total:
             raise ModelError(NO_GPU)
-        _fill(report, configure, config, weights_in, target)
+        fill(report, target)
         report.fits = True
     except ModelError as error:
         report.reason = str(error)
@@ -231,14 +276,21 @@ def _fill(
     if decision.warning is not None:
         report.warnings.append(decision.warning)
     report.cache_dtype = "float8_e4m3fn" if float8_cache else report.dtype
+    _fill_room(report, configure, config, target)
+
+
+def _fill_room(report: DeviceReport, configure: Configure, config: DecoderConfig, target: Target) -> None:
+    """The cache beside the weights on one device. Raises ModelError if they do not fit."""
+    report.cache_dtype = report.cache_dtype or report.dtype
+    assert report.dtype is not None and report.cache_dtype is not None and report.weight_bytes is not None
     groups = cache_groups(config, BYTES[report.cache_dtype])
     report.cache_groups = [
         GroupReport(len(group.layers), group.kind, group.window, group.bytes_per_token, group.bytes_per_sequence)
         for group in groups
     ]
     report.cache_bytes_per_token = sum(group.bytes_per_token for group in groups)
-    if not is_cpu:
-        check_room(loaded.nbytes, target.free)
+    if target.device != "cpu":
+        check_room(report.weight_bytes, target.free)
     memory = Memory(target.device, target.free - report.weight_bytes, target.total)
     planned = plan_memory(config, groups, configure, element_size=BYTES[report.dtype], memory=memory)
     report.warnings += planned.warnings

@@ -14,9 +14,9 @@ from ember.engine.core.grammars.masks import MaskFiller
 from ember.engine.core.sampler import OPTIONS, Sampled, describe_token, sample
 from ember.engine.core.scheduler import Scheduled
 from ember.engine.core.sequence import Sequence
+from ember.engine.description.config import DecoderConfig
 from ember.engine.layers.batch import Batch, StateRun
 from ember.engine.layers.cache import KVCache
-from ember.engine.models.decoder import Decoder
 from ember.wire import TokenLogprobs
 
 SCORED_ROWS = 128  # rows of a prompt that are scored at a time, since logits are large
@@ -48,6 +48,20 @@ class StepResult:
         )
 
 
+class Model(Protocol):
+    """A causal language model over a paged cache: `models.decoder.Decoder`, or one of transformers."""
+
+    config: DecoderConfig
+    dtype: torch.dtype
+    num_parameters: int
+
+    def forward(self, batch: Batch, cache: KVCache) -> Tensor:
+        """Run one step: K and V of the batch are written to the cache. Returns [T, hidden] after the final norm."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[R, hidden] -> [R, vocab_size] in the model's dtype, or float32."""
+
+
 class Launched(Protocol):
     """A launched step."""
 
@@ -69,7 +83,9 @@ class Launched(Protocol):
 class StepRunner(Protocol):
     """The interface of runners."""
 
-    model: Decoder
+    @property
+    def model(self) -> Model: ...
+
     device: torch.device
     runs_ahead: bool  # whether a step is launched before the tokens of the one before are read
     options: frozenset[str]  # the fields of `wire.SamplingParams` that it honours
@@ -105,7 +121,7 @@ class Runner:
     runs_ahead = False
     options = OPTIONS | {"prompt_logprobs"}
 
-    def __init__(self, model: Decoder, cache: KVCache, device: torch.device) -> None:
+    def __init__(self, model: Model, cache: KVCache, device: torch.device) -> None:
         self.model = model
         self.cache = cache
         self.device = device

@@ -6,6 +6,7 @@ from typing import Any
 
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.fields import shown
+from ember.engine.errors import ModelError
 
 
 def is_float8(asked: str, config: DecoderConfig, device_type: str, warnings: list[str]) -> bool:
@@ -13,6 +14,9 @@ def is_float8(asked: str, config: DecoderConfig, device_type: str, warnings: lis
 
     auto follows the checkpoint on a GPU. On a CPU, where float8 is no faster, it means the model's dtype.
     """
+    if asked != "auto" and config.through_transformers:
+        named = f"KV_CACHE_DTYPE={asked} does not fit {config.architecture}"
+        raise ModelError(f"{named}, which runs through transformers: leave it at auto")
     if asked != "auto":
         return True
     scheme = _scheme(config.quantization or {})

@@ -278,6 +278,7 @@ class DecoderConfig:
     warnings: tuple[str, ...] = ()  # about config.json, for the log
     is_shell: bool = False  # the language model of a multimodal checkpoint (`description.shells`)
     text_architecture: str = ""  # the class of the language model; of a shell it is not `architecture`
+    through_transformers: bool = False  # transformers computes it (`description.foreign`)
 
     def heads(self, layer: int) -> HeadSizes:
         """The sizes of a layer's heads."""
@@ -396,6 +397,7 @@ DATA = frozenset(
         # Names, and properties of the checkpoint.
         *("architecture", "names", "intermediate_field", "dtype", "eos_token_ids", "warnings", "is_shell"),
         "text_architecture",
+        "through_transformers",
         "quantization",  # it decides on the layouts of weights, which the operator sets declare too
         *("latent.kv_rank", "latent.query_rank", "latent.rotary_dim", "latent.plain_dim", "latent.value_dim"),
         "latent.norm_eps",

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ember import untrusted_json
 from ember.config_overrides import overridden
-from ember.engine.description.config import DecoderConfig
+from ember.engine.description.config import MAX_POSITIONS, DecoderConfig
 from ember.engine.description.families.registry import ARCHITECTURES, MODEL_TYPES, find_family
 from ember.engine.description.family import Family
 from ember.engine.description.fields import Fields, listed, shown
+from ember.engine.description.foreign import ForeignClass, find_class, read_foreign
 from ember.engine.description.known_fields import HARMLESS, HARMLESS_VALUES, NEUTRAL
 from ember.engine.description.operator_sets import check_features
 from ember.engine.description.quantization_config import quantization_of, read_beside
@@ -23,27 +24,41 @@ from ember.regular_file import MAX_JSON_BYTES
 from ember.untrusted_json import UntrustedJsonError
 
 
-def load_config(model_dir: Path, overrides: Mapping[str, Any] | None = None) -> DecoderConfig:
+class RunsBy(NamedTuple):
+    """Whose code may run a model."""
+
+    model_impl: str = "auto"  # ember: Ember's alone; transformers: transformers'; auto: transformers' for other classes
+    trust_remote_code: bool = False  # whether code in the model's repository may run
+
+
+ONLY_EMBER = RunsBy("ember")
+
+
+def load_config(
+    model_dir: Path, overrides: Mapping[str, Any] | None = None, runs_by: RunsBy = ONLY_EMBER
+) -> DecoderConfig:
     """Read `config.json`, with the fields of HF_OVERRIDES, and the stop tokens of `generation_config.json`. Of a GGUF
-    file (`model_dir`), read the metadata.
+    file (`model_dir`), read the metadata. `runs_by`: whose code may run the model.
 
     Raises ModelError with one line: for a missing or invalid config.json, an unknown architecture or rope type, a
     missing or invalid field, or a feature that no operators compute.
     """
     if model_dir.is_file():
+        if runs_by.model_impl == "transformers":
+            raise ModelError(f"{model_dir}: MODEL_IMPL=transformers does not read GGUF files; leave it at auto")
         return _load_gguf(model_dir, overrides or {})
     path = model_dir / "config.json"
     values = overridden(read_json(path, required=True), overrides or {})
     beside = read_beside(lambda name: read_json(model_dir / name, required=False))
     try:
-        config = read_config(values, beside)
+        config = read_config(values, beside, runs_by)
     except ModelError as error:
         raise ModelError(f"{path}{' with HF_OVERRIDES' if overrides else ''}: {error}") from None
     warnings = [f"{path}: {warning}" for warning in config.warnings]
     path = model_dir / "generation_config.json"
     generation = Fields(read_json(path, required=False))
     try:
-        theirs = _token_ids(generation, config.vocab_size)
+        theirs = _token_ids(generation, config.vocab_size or MAX_POSITIONS)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     warnings += [f"{path}: {warning}" for warning in generation.warnings]
@@ -75,20 +90,25 @@ def _load_gguf(file: Path, overrides: Mapping[str, Any]) -> DecoderConfig:
     return config
 
 
-def read_config(values: Mapping[str, Any], beside: Mapping[str, Any] = MappingProxyType({})) -> DecoderConfig:
-    """The configuration that the fields of a config.json describe. `beside`: what `read_beside` found. Raises
-    ModelError that names a field."""
+def read_config(
+    values: Mapping[str, Any], beside: Mapping[str, Any] = MappingProxyType({}), runs_by: RunsBy = ONLY_EMBER
+) -> DecoderConfig:
+    """The configuration that the fields of a config.json describe. `beside`: what `read_beside` found. `runs_by`: whose
+    code may run the model. Raises ModelError that names a field."""
     fields = Fields(values)
     architecture = text = _architecture(fields, MODEL_TYPES | SHELL_TYPES)
+    if runs_by.model_impl == "transformers":
+        unknown = f"MODEL_IMPL=transformers, and {_named(fields, architecture)} is not one of Ember's alone"
+        return _read_foreign(fields, beside, find_class(fields, architecture, runs_by.trust_remote_code, unknown))
     if architecture in SHELLS:
         fields, text = text_fields(fields, architecture, MODEL_TYPES)
     if text not in ARCHITECTURES:
-        named = f"architectures: {shown(architecture)[1:-1]}"
-        if not fields.names("architectures"):
-            named = f"model_type {shown(fields.values.get('model_type'))}"
         inner = f", whose language model is {text}," if architecture in SHELLS else ""
-        supported = ", ".join(ARCHITECTURES)
-        raise ModelError(f"{named}{inner} is not supported; supported are {supported}")
+        unknown = f"{_named(fields, architecture)}{inner} is not supported"
+        if runs_by.model_impl == "ember" or architecture in SHELLS:
+            raise ModelError(f"{unknown}; supported are {', '.join(ARCHITECTURES)}")
+        unknown += " by Ember's own code (docs/models.md lists its families)"
+        return _read_foreign(fields, beside, find_class(fields, architecture, runs_by.trust_remote_code, unknown))
     assert architecture is not None, "it is one of the supported ones"
     family = find_family(text)
     config = family.read(fields)
@@ -105,6 +125,23 @@ def read_config(values: Mapping[str, Any], beside: Mapping[str, Any] = MappingPr
         eos_token_ids=own,
         warnings=tuple(fields.warnings),
     )
+
+
+def _named(fields: Fields, architecture: str | None) -> str:
+    """The model's class for a message, or its type if no class is named."""
+    if not fields.names("architectures"):
+        return f"model_type {shown(fields.values.get('model_type'))}"
+    return f"architectures: {shown(architecture)[1:-1]}"
+
+
+def _read_foreign(fields: Fields, beside: Mapping[str, Any], found: ForeignClass) -> DecoderConfig:
+    config = read_foreign(fields, found)
+    quantization = quantization_of(fields, beside)
+    if quantization:
+        method = shown(str(quantization.get("quant_method")))[1:-1]
+        raise ModelError(f"{found.name} runs through transformers in plain weights, and these are {method} quantized")
+    own = _token_ids(fields, config.vocab_size or MAX_POSITIONS)
+    return replace(config, dtype=_dtype(fields), eos_token_ids=own, warnings=tuple(fields.warnings))
 
 
 def read_json(path: Path, *, required: bool) -> dict[str, Any]:

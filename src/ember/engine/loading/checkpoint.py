@@ -52,8 +52,13 @@ def open_checkpoint(configure: Configure) -> Checkpoint:
         return _from_hub(configure, places._replace(may_download=True), choice)
     config = read_config(model_dir)
     if load_format == "dummy":
-        return Checkpoint(model_dir, config, dummy_entries(config), is_estimate=True)
+        return Checkpoint(model_dir, config, _dummy_entries(config), is_estimate=True)
     return Checkpoint(model_dir, config, read_headers(model_dir, load_format))
+
+
+def _dummy_entries(config: DecoderConfig) -> dict[str, TensorEntry]:
+    """`dummy_entries`; none for a model whose weights only transformers knows."""
+    return {} if config.through_transformers else dummy_entries(config)
 
 
 def _from_hub(configure: Configure, places: Places, choice: Choice) -> Checkpoint:
@@ -65,7 +70,7 @@ def _from_hub(configure: Configure, places: Places, choice: Choice) -> Checkpoin
     model_dir = resolve_model(name, configure.revision, places, read_config, None)
     config = read_config(model_dir)
     if load_format == "dummy":
-        return Checkpoint(model_dir, config, dummy_entries(config), is_estimate=True)
+        return Checkpoint(model_dir, config, _dummy_entries(config), is_estimate=True)
     repository = Repository(name, configure.revision, MODEL.setting, MODEL.required, load_format)
     return _on_hub(repository, model_dir, config, configure.hf_token)
 
@@ -100,7 +105,7 @@ def _read_hub(
     files = choose_weights(repository.label, sizes, read_index, str(repository.load_format))
     num_bytes = sum(sizes[file] for file in files)
     if not all(file.endswith(".safetensors") for file in files):  # the others say only at their ends what they have
-        return Checkpoint(model_dir, config, dummy_entries(config), num_bytes, is_estimate=True)
+        return Checkpoint(model_dir, config, _dummy_entries(config), num_bytes, is_estimate=True)
 
     def read(file: str) -> dict[str, TensorEntry]:
         parse = partial(api.parse_safetensors_file_metadata, name, file, revision=commit, timeout=TIMEOUT)

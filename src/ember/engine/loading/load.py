@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ember.engine.description.config import DecoderConfig
-from ember.engine.description.read_config import load_config
+from ember.engine.description.read_config import ONLY_EMBER, RunsBy, load_config
 from ember.engine.errors import ModelError
 from ember.engine.loading import reader
 from ember.engine.loading.files import prefetch
@@ -25,6 +25,7 @@ from ember.engine.loading.plan import LoadPlan, dummy_entries, make_plan, read_h
 from ember.engine.loading.progress import Say
 from ember.engine.loading.reader import WeightRead, default_threads
 from ember.engine.loading.safetensors_header import TensorEntry
+from ember.engine.loading.stored import plan_stored
 from ember.engine.quantization.formats import format_of, with_quantization
 from ember.gguf.files import forget
 from ember.sizes import binary_size
@@ -80,12 +81,19 @@ class Started:
 
 
 def read_model_config(
-    model_dir: Path, overrides: Mapping[str, Any] | None = None, quantization: str | None = None
+    model_dir: Path,
+    overrides: Mapping[str, Any] | None = None,
+    quantization: str | None = None,
+    runs_by: RunsBy = ONLY_EMBER,
 ) -> DecoderConfig:
     """Read config.json, and refuse a model that cannot be served before its weights are downloaded. `quantization`:
-    the value of QUANTIZATION. Raises ModelError."""
-    config = load_config(model_dir, overrides)
+    the value of QUANTIZATION. `runs_by`: whose code may run it. Raises ModelError."""
+    config = load_config(model_dir, overrides, runs_by)
     try:
+        if config.through_transformers and quantization is not None:
+            raise ModelError(
+                f"QUANTIZATION={quantization}, but {config.architecture} runs through transformers in plain weights"
+            )
         config = with_quantization(config, quantization)
         format_of(config)
     except ModelError as error:
@@ -96,7 +104,12 @@ def read_model_config(
 
 def config_reader(configure: Configure) -> Callable[[Path], DecoderConfig]:
     """`read_model_config` with the settings' own part."""
-    return partial(read_model_config, overrides=configure.hf_overrides, quantization=configure.quantization)
+    return partial(
+        read_model_config,
+        overrides=configure.hf_overrides,
+        quantization=configure.quantization,
+        runs_by=RunsBy(configure.model_impl, configure.trust_remote_code),
+    )
 
 
 def begin(model_dir: Path, config: DecoderConfig, dtype: str, device: str, load_format: str = "auto") -> Started | None:
@@ -106,7 +119,9 @@ def begin(model_dir: Path, config: DecoderConfig, dtype: str, device: str, load_
     """
     if load_format == "dummy":
         return None
-    started = begin_plan(make_plan(config, read_headers(model_dir, load_format), dtype), device)
+    entries = read_headers(model_dir, load_format)
+    plan = plan_stored(entries, dtype) if config.through_transformers else make_plan(config, entries, dtype)
+    started = begin_plan(plan, device)
     if started is not None and started.rest.parameters:
         prefetch(model_dir, load_format)
     return started
@@ -190,6 +205,16 @@ def load_dummy(config: DecoderConfig, dtype: str, device: torch.device) -> Loade
 
 
 @dataclass(slots=True)
+class LoadedTensors:
+    """The tensors by the names of their parameters, and the other fields of `Loaded`."""
+
+    by_name: dict[str, tuple[Tensor, ...]]
+    report: LoadReport
+    pages: Pages | None
+    mapped_bytes: int
+
+
+@dataclass(slots=True)
 class LoadedWeights:
     """The weights by the names of their specifications, and the other fields of `Loaded`."""
 
@@ -207,7 +232,21 @@ def load_weights(
     meanwhile: Callable[[], None] | None = None,
 ) -> LoadedWeights:
     """Execute a plan, or what is left of it. Raises ModelError."""
-    from ember.engine.loading.place import Arena, Staging, assemble, empty_tensors, mapped_tensors, release_pinned
+    from ember.engine.loading.place import assemble
+
+    read = read_tensors(plan, device, started, say, meanwhile)
+    return LoadedWeights(assemble(plan, read.by_name), read.report, read.pages, read.mapped_bytes)
+
+
+def read_tensors(
+    plan: LoadPlan,
+    device: torch.device,
+    started: Started | None = None,
+    say: Say | None = None,
+    meanwhile: Callable[[], None] | None = None,
+) -> LoadedTensors:
+    """Map or read the parameters of a plan. Raises ModelError."""
+    from ember.engine.loading.place import Arena, Staging, empty_tensors, mapped_tensors, release_pinned
 
     tensors: dict[str, tuple[Tensor, ...]] = {}
     readings: list[WeightRead] = []
@@ -234,4 +273,4 @@ def load_weights(
             release_pinned()
     read_bytes, seconds = sum(reading.nbytes for reading in readings), sum(reading.seconds for reading in readings)
     report = LoadReport(plan.nbytes, read_bytes, seconds, readings[-1].threads, len(plan.files))
-    return LoadedWeights(assemble(plan, tensors), report, pages, mapped_bytes)
+    return LoadedTensors(tensors, report, pages, mapped_bytes)
