@@ -229,7 +229,8 @@ def test_rope_of_older_files_is_what_transformers_makes_of_it(
     assert "rope_theta" not in content and content.pop("rope_parameters")
     path.write_text(json.dumps(content | rope))
     older = load_config(tmp_path)
-    assert (older.rope, older.local_rope, older.warnings) == (newer.rope, newer.local_rope, ())
+    assert (older.rope, older.local_rope, older.warnings) == (newer.rope, newer.local_rope, newer.warnings)
+    assert all("longrope has short_factor for all" in warning for warning in newer.warnings)
     assert older.max_position_embeddings == newer.max_position_embeddings
 
 

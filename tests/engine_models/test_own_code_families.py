@@ -61,19 +61,33 @@ def test_internlm2_is_a_llama_with_names_and_a_fused_matrix_of_its_own(tmp_path:
     assert "the rope type dynamic changes longer contexts only" in warning and "=256 are served" in warning
 
 
-def test_minicpm_is_a_granite_with_other_factors(tmp_path: Path) -> None:
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0 + n for n in range(8)],
+    "long_factor": [3.0] * 8,
+    "attention_factor": 1.3,
+}
+
+
+@pytest.mark.parametrize("original", [None, 1, 256], ids=["MiniCPM 2", "MiniCPM 4, long", "MiniCPM 4, short"])
+def test_minicpm_is_a_granite_with_other_factors(original: int | None, tmp_path: Path) -> None:
     factors: dict[str, Any] = {
         "embedding_multiplier": 12.0,
         "attention_multiplier": 16**-0.5,
         "residual_multiplier": 1.4 / 3**0.5,
         "logits_scaling": 64 / 16,
     }
-    directory = make_tiny("granite", tmp_path, **factors, mlp_bias=False)
+    rope = {"rope_theta": 777.0, **({"original_max_position_embeddings": original, **LONGROPE} if original else {})}
+    directory = make_tiny("granite", tmp_path, **factors, mlp_bias=False, rope_parameters=dict(rope))
     expected = reference(directory, tokens())
     rewrite_config(directory, architectures=["MiniCPMForCausalLM"], model_type="minicpm", mlp_bias=None)
     rewrite_config(directory, **dict.fromkeys(factors), scale_emb=12, scale_depth=1.4, dim_model_base=16)
+    rewrite_config(directory, rope_parameters=None, rope_theta=rope.pop("rope_theta"), rope_scaling=rope or None)
+    rewrite_config(directory, mup_denominator=32)
     check(directory, expected)
-    assert load_config(directory).warnings == ()
+    assert ["MAX_MODEL_LEN up to 1," in warning for warning in load_config(directory).warnings] == [True] * (
+        original == 1
+    )
     rewrite_config(directory, num_experts=8)
     with pytest.raises(ModelError, match="num_experts must be 0: experts of MiniCPM are not supported, not 8"):
         load_config(directory)

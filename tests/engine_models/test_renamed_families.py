@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from ember.engine.description.classic_decoder import alibi_slopes
 from ember.engine.description.families.registry import ARCHITECTURES, MODEL_TYPES, find_family
@@ -143,9 +144,23 @@ def test_exaone3(tmp_path: Path) -> None:
     assert load_config(directory).warnings == ()
 
 
+def with_alibi(model: Any, slopes: list[float]) -> list[Tensor]:
+    """The logits of a Llama of transformers without rotary positions, and with ALiBi (arXiv 2108.12409) as its mask."""
+    model.model.rotary_emb.inv_freq.zero_()
+    found = []
+    for sequence in tokens():
+        positions = torch.arange(len(sequence))
+        distances = positions[:, None] - positions
+        mask = torch.where(distances < 0, -torch.inf, -torch.tensor(slopes)[:, None, None] * distances)
+        with torch.inference_mode():
+            found.append(model(sequence[None], attention_mask=mask[None]).logits[0])
+    return found
+
+
 def test_baichuan(tmp_path: Path) -> None:
     directory = make_tiny("llama", tmp_path, num_key_value_heads=4)
     expected = reference(directory, tokens())
+    plain = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager")
     rename(directory, {}, fused="self_attn.W_pack")
     replace_config(directory, architectures=["BaiChuanForCausalLM"], model_type="baichuan", **LLAMA_SIZES)
     check(directory, expected)
@@ -153,6 +168,11 @@ def test_baichuan(tmp_path: Path) -> None:
     rewrite_config(directory, max_position_embeddings=None, model_max_length=256)
     larger = load_config(directory)
     assert larger.alibi == alibi_slopes(4) and larger.rope is None and larger.max_position_embeddings == 256
+    check(directory, with_alibi(plain, [0.25, 0.0625, 0.015625, 0.00390625]))
+    rewrite_config(directory, rope_scaling={"type": "linear", "factor": 2.0})
+    scaled = load_config(directory)
+    assert "rope_scaling of the kind 'linear' changes nothing" in scaled.warnings[0]
+    assert (scaled.max_position_embeddings, scaled.alibi) == (256, larger.alibi)
 
 
 def test_the_head_of_baichuan_2_has_rows_of_length_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,12 +312,3 @@ def test_mpt_with_learned_positions_and_biases_is_a_gpt2(tmp_path: Path) -> None
     rewrite_config(directory, attn_config={"qk_ln": True})
     with pytest.raises(ModelError, match="attn_config.qk_ln must be false"):
         load_config(directory)
-
-
-def test_minicpm4_has_long_factors_of_rope(tmp_path: Path) -> None:
-    directory = make_tiny("llama", tmp_path)
-    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "original_max_position_embeddings": 64}
-    rewrite_config(directory, architectures=["MiniCPMForCausalLM"], rope_parameters=None)
-    rewrite_config(directory, rope_scaling={"rope_type": "longrope", **factors}, rope_theta=10_000.0)
-    rope = load_config(directory).rope
-    assert rope is not None and rope.kind == "longrope" and rope.long_factor == (2.0,) * 8

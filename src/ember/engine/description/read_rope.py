@@ -51,6 +51,7 @@ class RopeForm:
     interleaved: bool = False
     per_layer_type: bool = False  # `rope_parameters` has an object for each type of layers
     reads_alpha: bool = False  # `alpha` with the kind dynamic stretches theta once for all lengths (Hunyuan)
+    has_short_factors: bool = False  # longrope has `short_factor` at every length (Phi-3.5-MoE)
     reads_query_beta: bool = False  # queries are scaled by their positions with `llama_4_scaling_beta` (Ministral 3)
 
 
@@ -86,6 +87,14 @@ def read_local_rope(fields: Fields, head_dim: int, max_position_embeddings: int,
     name = "rope_parameters.sliding_attention"
     given = Fields(fields.mapping("rope_parameters"), "rope_parameters.").mapping("sliding_attention")
     return _rope(fields, Fields(given, f"{name}."), head_dim, max_position_embeddings, form)
+
+
+def warn_of_unused_rope(fields: Fields) -> None:
+    """Warn of a scaling of rotary positions in the file of a model that has ALiBi instead."""
+    for name in ("rope_scaling", "rope_parameters"):
+        given = fields.mapping(name)
+        if (kind := given.get("rope_type") or given.get("type") or "default") != "default":
+            fields.warnings.append(f"{name} of the kind {shown(kind)} changes nothing: the positions are ALiBi's")
 
 
 def _rope(fields: Fields, rope: Fields, head_dim: int, max_position_embeddings: int, form: RopeForm) -> RopeConfig:
@@ -130,7 +139,7 @@ def _rope(fields: Fields, rope: Fields, head_dim: int, max_position_embeddings: 
         "original_max_position_embeddings", max_position_embeddings
     )
     if kind == "longrope":
-        return _longrope(rope, base, original, max_position_embeddings)
+        return _longrope(fields, rope, base, original, max_position_embeddings, form)
     if kind == "llama3":
         low, high = rope.number("low_freq_factor", above=0.0), rope.number("high_freq_factor", above=0.0)
         if high <= low:
@@ -187,7 +196,9 @@ def _dynamic(fields: Fields, rope: Fields, base: RopeConfig, original: int) -> R
     )
 
 
-def _longrope(rope: Fields, base: RopeConfig, original: int, max_position_embeddings: int) -> RopeConfig:
+def _longrope(
+    fields: Fields, rope: Fields, base: RopeConfig, original: int, max_position_embeddings: int, form: RopeForm
+) -> RopeConfig:
     """`attention_factor` by default: sqrt(1 + ln(factor) / ln(original)) (arXiv 2402.13753), where `factor` is that of
     the context's extension."""
     count = base.rotary_dim // 2
@@ -196,13 +207,22 @@ def _longrope(rope: Fields, base: RopeConfig, original: int, max_position_embedd
     attention_factor = rope.number("attention_factor", attention_factor, above=0.0)
     why = f", half of the dimensions that head_dim and partial_rotary_factor rotate ({base.rotary_dim})"
     has_own = rope.values.get("long_mscale") is not None
+    short_factor, long_factor = rope.numbers("short_factor", count, why), rope.numbers("long_factor", count, why)
+    if short_factor != long_factor and form.has_short_factors:
+        fields.warnings.append(f"{rope.prefix}long_factor is not read: as in transformers, short_factor always holds")
+        long_factor = short_factor
+    elif short_factor != long_factor and max_position_embeddings > original:
+        fields.warnings.append(
+            f"the rope type longrope has short_factor for all sequences with a MAX_MODEL_LEN up to {original}, and "
+            "otherwise long_factor for all"
+        )
     return replace(
         base,
         kind="longrope",
         factor=factor,
         original_max_position_embeddings=original,
-        short_factor=rope.numbers("short_factor", count, why),
-        long_factor=rope.numbers("long_factor", count, why),
+        short_factor=short_factor,
+        long_factor=long_factor,
         attention_factor=rope.number("short_mscale", attention_factor, above=0.0),
         long_attention_factor=rope.number("long_mscale", above=0.0) if has_own else None,
         served_length=max_position_embeddings,

@@ -8,7 +8,7 @@ from ember.engine.description.classic_decoder import CLASSIC_FIELDS, alibi_slope
 from ember.engine.description.config import DecoderConfig, WeightNames
 from ember.engine.description.family import Family, field_names
 from ember.engine.description.fields import Fields
-from ember.engine.description.read_rope import ROPE_FIELDS
+from ember.engine.description.read_rope import ROPE_FIELDS, warn_of_unused_rope
 from ember.engine.description.rotary_decoder import with_rope
 from ember.engine.errors import ModelError
 
@@ -56,6 +56,7 @@ def read(fields: Fields) -> DecoderConfig:
         mlp_bias=bias,
     )
     if fields.flag("alibi", False):
+        warn_of_unused_rope(fields)
         return replace(config, alibi=alibi_slopes(config.num_heads, scale=config.head_dim**-0.5))
     return with_rope(config, fields)
 

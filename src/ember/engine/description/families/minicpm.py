@@ -51,7 +51,11 @@ def read_minicpm3(fields: Fields) -> DecoderConfig:
     )
 
 
-MINICPM = Family(read, ROTARY_FIELDS | field_names("attention_bias scale_emb scale_depth dim_model_base num_experts"))
+MINICPM = Family(
+    read,
+    ROTARY_FIELDS | field_names("attention_bias scale_emb scale_depth dim_model_base num_experts"),
+    harmless={"mup_denominator": ()},  # of drafts
+)
 MINICPM3 = Family(
     read_minicpm3, LATENT_FIELDS | field_names("mlp_bias scale_emb scale_depth dim_model_base"), LATENT_HARMLESS
 )
