@@ -76,6 +76,7 @@ def test_bad_settings(checkpoint, env, says, face):
         ("config.json", b'{"architectures": ["BambaForCausalLM"]}', r"BambaForCausalLM.*LlamaForCausalLM"),
         ("tokenizer.json", None, r"tokenizer\.json"),
         ("tokenizer.json", b"{}", r"tokenizer\.json"),
+        ("chat_template.jinja", b"{% if %}", r"template is not valid Jinja: line 1.*CUSTOM_CHAT_TEMPLATE"),
     ],
 )
 def test_broken_files(checkpoint, tmp_path, name, content, says):

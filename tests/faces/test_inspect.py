@@ -147,6 +147,9 @@ def copy_of_demo(directory: Path) -> Path:
     ("name", "content", "says"),
     [
         ("tokenizer.json", None, "has no tokenizer.json: download the model's tokenizer files"),
+        ("chat_template.jinja", "{% if %}", "the chat template is not valid Jinja: line 1: Expected an expression"),
+        ("tokenizer_config.json", '{"chat_template": 5}', "must be Jinja text, or named templates, not 5"),
+        ("tokenizer_config.json", '{"chat_template": [{"name": "a", "template": 5}]}', "or named templates, not 5"),
         ("generation_config.json", '{"temperature": "hot"}', "the sampling default temperature must be a number"),
     ],
 )
@@ -158,6 +161,19 @@ def test_what_the_front_refuses_is_refused(
     assert cli.main(["inspect", str(tmp_path)]) == 1
     found = capsys.readouterr()
     assert found.out == "" and found.err.count("\n") == 1 and says in found.err
+
+
+def test_a_model_without_a_chat_template_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = copy_of_demo(tmp_path) / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": None}))
+    text = inspected(capsys, str(tmp_path))["text"]
+    assert text["chat_template"] == "none"
+    assert text["chat_template_reason"].startswith("the model has no chat template: chat requests are refused unless")
+    (tmp_path / "chat_template.jinja").write_text("{% if %}")
+    text = inspected(capsys, str(tmp_path), "--custom-chat-template", "{{ messages }}")["text"]
+    assert (text["chat_template"], text["chat_template_reason"]) == ("custom", "CUSTOM_CHAT_TEMPLATE")
+    assert cli.main(["inspect", str(tmp_path), "--custom-chat-template", "{% if %}"]) == 1
+    assert "CUSTOM_CHAT_TEMPLATE cannot be used: the chat template is not valid" in capsys.readouterr().err
 
 
 def test_settings_of_cpus_have_no_effect_on_gpus(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from ember.engine.description.layouts import ORDERED_INTEGERS, SMALL_TABLES
 from ember.engine.description.operator_sets import TRITON
 from ember.engine.operators import triton_ops
 from ember.engine.operators.choose import choose
@@ -165,4 +166,4 @@ def test_a_float8_cache_in_kernels_is_that_of_torch(variant, checkpoints):
 
 
 def test_every_layout_with_a_kernel_is_declared() -> None:
-    assert TRITON.layouts == {"Linear", *(layout.__name__ for layout in KERNELS)}
+    assert TRITON.layouts == {"Linear", ORDERED_INTEGERS, SMALL_TABLES, *(layout.__name__ for layout in KERNELS)}

@@ -82,15 +82,18 @@ def check_weights(quantized: Path, plain: Path, rtol: float = 0.0, dtype: torch.
 def check_prediction(directory: Path, model: Decoder, **settings: Any) -> None:
     """Whether what `ember inspect` says without torch is so: the parameters, the operators with the reason, and at most
     a tenth more bytes than there are."""
-    dtype = str(model.dtype).removeprefix("torch.")
     targets = [Target("cpu", "cpu", 1 << 33, 1 << 33), Target("80 GB GPU", "cuda", 1 << 33, 1 << 33)]
-    predicted = predict(Configure(model=str(directory), dtype=dtype, **settings), targets)
-    assert predicted.parameters == model.num_parameters
-    for device in predicted.devices:
-        decision = decision_for(model.config, model.parts, model.dtype, device.device)
-        assert f"{device.operators} ({device.operators_reason})" == str(decision)
-        assert device.weight_bytes is not None
-        assert model.weight_bytes <= device.weight_bytes <= 1.1 * model.weight_bytes
+    for dtype, activations in ((model.dtype, "auto"), (torch.bfloat16, "auto"), (torch.bfloat16, "float")):
+        name = str(dtype).removeprefix("torch.")
+        configure = Configure(model=str(directory), dtype=name, cpu_activations=activations, **settings)
+        predicted = predict(configure, targets)
+        assert predicted.parameters == model.num_parameters
+        for device in predicted.devices:
+            decision = decision_for(model.config, model.parts, dtype, device.device, activations=activations)
+            assert f"{device.operators} ({device.operators_reason})" == str(decision)
+            assert device.weight_bytes is not None
+            if dtype == model.dtype:
+                assert model.weight_bytes <= device.weight_bytes <= 1.1 * model.weight_bytes
 
 
 PROMPTS = [[7, 9, 11], list(range(20, 53)), [5] * 17, [VOCAB_SIZE - 1]]

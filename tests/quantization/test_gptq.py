@@ -70,6 +70,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "act-order of each": ("qwen2", {"order": "each"}, {"desc_act": True}, {}),
     "fused": ("phi3", {"order": "share"}, {"desc_act": True}, {}),
     "experts": ("qwen3_moe", {"order": "each"}, {"desc_act": True}, {"moe_intermediate_size": 64}),
+    "experts in groups of 16": ("mixtral", {"group": 16}, {"group_size": 16}, {}),
     "tied": ("llama_tied", {}, {}, {}),
     "head": ("llama", {}, {"lm_head": True}, {"vocab_size": 200}),
     "transposed": ("gpt2", {"transposed": True}, {}, {"n_inner": 128, "n_embd": 64, "n_head": 4}),

@@ -15,7 +15,7 @@ from ember.engine.errors import ModelError
 from ember.front.formats import Formats, formats_of
 from ember.front.generation_config import generation_defaults
 from ember.front.start import configure_of
-from ember.front.text.template import ChatTemplate
+from ember.front.text.template_choice import choose_template, fault_of
 from ember.front.text.template_error import TemplateError
 from ember.front.text.tokenizer import check_files
 from ember.front.text.tokenizer_files import TokenizerError, read_chat_template
@@ -29,6 +29,8 @@ _LABEL = 14  # columns of the names at the left
 class Text:
     """What the front would choose."""
 
+    chat_template: str  # custom, own, none
+    chat_template_reason: str
     tool_calls: str  # the format's name, or none
     tool_calls_reason: str
     reasoning: str
@@ -62,9 +64,18 @@ def _text(settings: Settings, model_dir: Path, tokenizer_dir: Path) -> Text:
     check_files(tokenizer_dir)
     generation_defaults(settings, model_dir)
     own = read_chat_template(tokenizer_dir)
-    template = ChatTemplate.choose(own, {}, settings.custom_chat_template)
+    template, reason = choose_template(own, {}, settings.custom_chat_template)
+    if template is not None and (fault := fault_of(template)) is not None:
+        raise TemplateError(fault)
     formats: Formats = formats_of(settings, own, template, model_dir)
-    return Text(formats.tools_name, formats.tools_reason, formats.reasoning_name, formats.reasoning_reason)
+    return Text(
+        chat_template="none" if template is None else "custom" if settings.custom_chat_template else "own",
+        chat_template_reason=reason,
+        tool_calls=formats.tools_name,
+        tool_calls_reason=formats.tools_reason,
+        reasoning=formats.reasoning_name,
+        reasoning_reason=formats.reasoning_reason,
+    )
 
 
 def _lines(predicted: Prediction, text: Text, unused: Sequence[str]) -> Iterator[str]:
@@ -74,6 +85,7 @@ def _lines(predicted: Prediction, text: Text, unused: Sequence[str]) -> Iterator
     size = f"{binary_size(predicted.file_bytes)} {about}" if predicted.file_bytes else about
     yield _row("weights", f"{predicted.quantization}, {predicted.checkpoint_dtype}, {size}")
     yield _row("context", f"{predicted.max_position_embeddings or 'an unknown number of'} tokens")
+    yield _row("chat template", text.chat_template_reason)
     yield _row("tool calls", f"{text.tool_calls} ({text.tool_calls_reason})")
     yield _row("reasoning", f"{text.reasoning} ({text.reasoning_reason})")
     for device in predicted.devices:

@@ -174,6 +174,8 @@ class Worker:
         from ember.front.generation_config import generation_defaults
         from ember.front.link.engine import EngineError
         from ember.front.metrics import Metrics
+        from ember.front.text.template_choice import fault_of
+        from ember.front.text.template_error import TemplateError
         from ember.front.text.tokenizer import TokenizerError
         from ember.front.tracing import Tracer, TracingError
 
@@ -187,16 +189,18 @@ class Worker:
         try:
             if early is None or located.tokenizer_dir != expected:
                 early = _in_daemon_thread(self._load_text, located.tokenizer_dir)
-            tokenizer, template = await early
+            tokenizer, template, reason = await early
             if tokenizer.eos_token_id is not None:
                 self.engine.add_end_tokens([tokenizer.eos_token_id])
             defaults = generation_defaults(self.settings, model_dir)
             formats = choose_formats(self.settings, tokenizer, template, model_dir)
             endpoint = self.settings.otlp_traces_endpoint
             tracer = await asyncio.to_thread(Tracer, endpoint, self.settings.served_names[0]) if endpoint else None
-        except (TokenizerError, TracingError, OSError, ValueError) as error:
+        except (TokenizerError, TemplateError, TracingError, OSError, ValueError) as error:
             raise EngineError(str(error)) from None
         info = await self.engine.wait_ready()
+        if template is not None and (fault := await asyncio.to_thread(fault_of, template)) is not None:
+            raise EngineError(fault)
         self.timeline.mark("ready")
         self.timeline.extend(info.boot_phases)
         self._services = Services(
@@ -213,7 +217,7 @@ class Worker:
             reasoning_format=formats.reasoning,
             tool_format=formats.tools,
         )
-        for warning in info.warnings:
+        for warning in (*info.warnings, *([] if template is not None else [reason])):
             log.warning(warning)
         if not info.eos_token_ids:
             log.warning("no file of the model names an end token of its vocabulary: answers run to max_tokens")
@@ -274,28 +278,19 @@ class Worker:
                 self._report_failed = True  # log it once, although the report is written again at the first token
                 log.warning("EMBER_BOOT_REPORT=%s cannot be written: %s", path, error.strerror or error)
 
-    def _load_text(self, directory: str) -> tuple[Tokenizer, ChatTemplate | None]:
-        from ember.front.link.engine import EngineError
+    def _load_text(self, directory: str) -> tuple[Tokenizer, ChatTemplate | None, str]:
+        """The tokenizer, and the template; or None, and why there is none."""
         from ember.front.text.prepared_tokenizer import cache_directories
-        from ember.front.text.template import ChatTemplate
-        from ember.front.text.template_error import TemplateError
+        from ember.front.text.template_choice import choose_template
         from ember.front.text.tokenizer import Tokenizer
 
-        custom = self.settings.custom_chat_template
         with self.timeline.phase("tokenizer") as detail:
             tokenizer = Tokenizer.load(directory, cache_directories(self.settings.base_path))
             if tokenizer.is_prepared is not None:
                 detail["prepared"] = tokenizer.is_prepared
         with self.timeline.phase("template"):
-            try:
-                template = ChatTemplate.for_tokenizer(tokenizer, custom)
-                if custom and template:
-                    _ = template.variables  # parse it: an error should end the boot, not the first request
-            except TemplateError as error:
-                if custom:
-                    raise EngineError(f"CUSTOM_CHAT_TEMPLATE cannot be used: {error}") from None
-                log.warning("chat requests will be refused: %s", error)
-                template = None
+            custom = self.settings.custom_chat_template
+            template, reason = choose_template(tokenizer.chat_template, tokenizer.special_tokens, custom)
         if template is not None:  # prepare it while the engine is loading, so that the first chat need not
             threading.Thread(target=template.prepare, name="template", daemon=True).start()
-        return tokenizer, template
+        return tokenizer, template, reason

@@ -270,6 +270,7 @@ def _fill(
         float8_cache,
         loaded.layouts if weights == "auto" else frozenset({"BlockLinear"}),
         loaded.own_experts,
+        configure.cpu_activations,
     )
     report.operators, report.operators_reason = decision.name, decision.reason
     report.torch_computes = decision.lacking
@@ -304,12 +305,9 @@ def _fill_room(report: DeviceReport, configure: Configure, config: DecoderConfig
 
 
 def _own_experts(plan: LoadPlan) -> bool:
-    """Whether the matrices of all experts of a layer are one plain tensor or one layer that the kernels take. With an
-    order of inputs for each (act-order) they are several layers."""
-    ordered = {parameter.spec for parameter in plan.parameters if parameter.part.endswith("order")}
-    return all(
-        plan.layouts_of(spec) in TRITON_EXPERT_LAYOUTS and spec.name not in ordered for spec in _expert_specs(plan)
-    )
+    """Whether the matrices of all experts of a layer are one plain tensor or one layer that the kernels take."""
+    held = map(plan.held, _expert_specs(plan))
+    return all(each.parts == 1 and each.layouts in TRITON_EXPERT_LAYOUTS for each in held)
 
 
 def _expert_specs(plan: LoadPlan) -> list[Spec]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 
 from ember.engine.description.config import DecoderConfig
+from ember.engine.description.layouts import ORDERED_INTEGERS
 from ember.engine.description.native_forms import library_fault
 from ember.engine.description.operator_sets import NATIVE, TRITON, Lacking
 from ember_cpu.variants import cpu_flags
@@ -51,18 +52,21 @@ def decide(
     float8_cache: bool = False,
     layouts: frozenset[str] = PLAIN,
     own_experts: bool = True,
+    activations: str = "auto",
 ) -> Decision:
     """Choose the operator set for a model on `device` (cuda, cpu) in `dtype` (torch's name).
 
     `weights`: the form of its matrices on a CPU (auto: unchanged; int8, int4). `fault`: why the kernels or the library
     of that device cannot be used. `float8_cache`: whether the KV cache is in float8. `layouts`: of the
-    weights, the names of classes in `layers`. `own_experts`: whether kernels take the experts' matrices.
+    weights, by name (`layouts`). `own_experts`: whether kernels take the experts' matrices. `activations`: those that
+    a CPU multiplies quantised weights with (auto: in 8 bits; float).
     """
     if device == "cuda":
         decision = _for_gpu(config, fault, own_experts)
         return decision if decision.name == "torch" else _with_restored(decision, layouts - TRITON.layouts)
-    decision = _for_cpu(config, dtype, weights, fault, float8_cache, layouts & NATIVE.layouts - PLAIN)
-    return decision if decision.name == "torch" else _with_restored(decision, layouts - NATIVE.layouts)
+    own = NATIVE.layouts - {ORDERED_INTEGERS} if activations == "float" else NATIVE.layouts
+    decision = _for_cpu(config, dtype, weights, fault, float8_cache, layouts & own - PLAIN)
+    return decision if decision.name == "torch" else _with_restored(decision, layouts - own)
 
 
 def _with_restored(decision: Decision, layouts: frozenset[str]) -> Decision:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.fields import shown
+from ember.engine.description.layouts import ORDERED_INTEGERS, SMALL_TABLES
 from ember.engine.errors import ModelError
 
 OPERATIONS = (
@@ -37,7 +38,7 @@ class OperatorSet:
     features: Mapping[str, frozenset[str]]  # for each operation of its own, the features beside the neutral decoder's
     size_faults: Callable[[DecoderConfig], Lacking] = _no_faults
     needs: Mapping[str, str] = field(default_factory=dict)  # operations that work only beside another one of the set
-    layouts: frozenset[str] = frozenset({"Linear"})  # classes in `layers` that it multiplies; torch restores others
+    layouts: frozenset[str] = frozenset({"Linear"})  # of weights that it multiplies; torch restores others
 
     def lacking(self, config: DecoderConfig) -> Lacking:
         """The operations of the set that it cannot compute for this decoder."""
@@ -150,7 +151,7 @@ TORCH_MAX_GATHER = 32_768  # tokens whose K and V its attention copies at once f
 TRITON_MAX_HIDDEN = 16384  # ember_kernels.norm.MAX_HIDDEN
 TRITON_MAX_HEAD_DIM = 512  # ember_kernels.attention.MAX_HEAD_DIM
 # Of the matrices of all experts: one plain tensor, or one layer.
-TRITON_EXPERT_LAYOUTS = tuple(frozenset({layout}) for layout in ("Linear", "TableLinear", "IntLinear"))
+TRITON_EXPERT_LAYOUTS = tuple(frozenset({layout}) for layout in ("Linear", "TableLinear", SMALL_TABLES, "IntLinear"))
 TRITON_EXPERT_ALIGNMENT = 16  # elements: row lengths of the experts' matrices are multiples of it
 
 
@@ -194,7 +195,7 @@ TRITON = OperatorSet(
     needs={
         "place_heads": "attend"
     },  # it writes keys to the cache alone, where torch's attention does not read them all
-    layouts=frozenset({"Linear", "Float8Linear", "IntLinear", "TableLinear"}),  # `operators.triton_linear.KERNELS`
+    layouts=frozenset({"Linear", "Float8Linear", "IntLinear", ORDERED_INTEGERS, "TableLinear", SMALL_TABLES}),
 )
 
 NATIVE_ALIGNMENT = 32  # elements: rows of matrices and heads are whole registers
@@ -254,7 +255,9 @@ NATIVE = OperatorSet(
     },
     _native_faults,
     # `operators.native_matrix.matrix_of`
-    layouts=frozenset({"Linear", "BlockLinear", "IntLinear", "Float8Linear", "TableLinear", "SparseTableLinear"}),
+    layouts=frozenset(
+        {"Linear", "BlockLinear", "IntLinear", ORDERED_INTEGERS, "Float8Linear", "TableLinear", "SparseTableLinear"}
+    ),
 )
 
 SETS = (TORCH, TRITON, NATIVE)

@@ -146,3 +146,7 @@ class DecoderParts:
     def layouts(self) -> set[type[Linear]]:
         """The layouts of the matrices, those of the parts where several layers are joined."""
         return {type(part) for linear in self.matrices() for part in parts_of(linear)}
+
+    def layout_names(self) -> frozenset[str]:
+        """The same by the names that operator sets declare."""
+        return frozenset(part.layout for linear in self.matrices() for part in parts_of(linear))

@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ember.engine.description import layouts
 from ember.engine.layers.restored import RestoredLinear
 
 
@@ -31,6 +32,10 @@ class Float8Linear(RestoredLinear):
         super().__init__(dtype, bias)
         self.codes, self.scales, self.block = codes, scales, block
         self.quantises_inputs = quantises_inputs
+
+    @property
+    def layout(self) -> str:
+        return layouts.float8(self.in_features, self.block[1])
 
     @property
     def out_features(self) -> int:

@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ember.engine.description import layouts
 from ember.engine.layers.restored import RestoredLinear
 
 
@@ -33,6 +34,10 @@ class IntLinear(RestoredLinear):
         super().__init__(dtype, bias)
         self.codes, self.scales, self.bits, self.zeros, self.order = codes, scales, bits, zeros, order
         self.group = codes.shape[1] * 8 // bits // scales.shape[1]
+
+    @property
+    def layout(self) -> str:
+        return layouts.integers(self.group, self.order is not None)
 
     @property
     def out_features(self) -> int:

@@ -47,6 +47,11 @@ class Linear:
         self.packed = packed
 
     @property
+    def layout(self) -> str:
+        """The name by which operator sets declare that they multiply it (`description.layouts`)."""
+        return type(self).__name__
+
+    @property
     def out_features(self) -> int:
         return sum(map(len, self.rows))
 

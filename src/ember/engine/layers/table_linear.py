@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ember.engine.description import layouts
 from ember.engine.layers.restored import RestoredLinear
 
 # The 16 numbers of each code. e2m1: OCP Microscaling Formats 1.0. nf4: arXiv 2305.14314, appendix E. fp4: bitsandbytes'
@@ -44,6 +45,10 @@ class TableLinear(RestoredLinear):
         self.codes, self.table, self.scales, self.factors = codes, table, scales, factors
         self.is_e2m1 = is_e2m1
         self.block = 2 * codes.shape[1] // scales.shape[1]
+
+    @property
+    def layout(self) -> str:
+        return layouts.table(self.in_features, self.block)
 
     @property
     def out_features(self) -> int:

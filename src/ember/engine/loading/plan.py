@@ -161,17 +161,15 @@ class LoadPlan:
     @property
     def resident_bytes(self) -> int:
         """The bytes of all weights on the device, at most."""
-        return sum(self._held(spec).nbytes for spec in self.specs)
+        return sum(self.held(spec).nbytes for spec in self.specs)
 
     def layouts(self) -> frozenset[str]:
         """The layouts of all linear layers but routers."""
-        found = (self.layouts_of(spec) for spec in self.specs if not spec.name.endswith("router"))
+        found = (self.held(spec).layouts for spec in self.specs if not spec.name.endswith("router"))
         return frozenset[str]().union(*found)
 
-    def layouts_of(self, spec: Spec) -> frozenset[str]:
-        return self._held(spec).layouts
-
-    def _held(self, spec: Spec) -> Held:
+    def held(self, spec: Spec) -> Held:
+        """How a weight lies on the device."""
         size = BYTES[self.dtype]
         if isinstance(spec, LinearSpec) and spec.is_restored:
             return held.plain(spec, size)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.operator_choice import Decision, decide
-from ember.engine.description.operator_sets import check_features
+from ember.engine.description.operator_sets import TRITON_EXPERT_LAYOUTS, check_features
 from ember.engine.layers.block import DecoderParts
 from ember.engine.layers.delta import StateMixer
 from ember.engine.layers.experts import Experts
@@ -73,6 +73,7 @@ def decision_for(
     device: str,
     weights: str = "auto",
     fault: str | None = None,
+    activations: str = "auto",
 ) -> Decision:
     """The decision for a decoder with these weights. `fault`: as `decide` has it."""
     experts = [block.mlp for block in parts.blocks if isinstance(block.mlp, Experts)]
@@ -85,18 +86,16 @@ def decision_for(
         float8_cache=any(
             block.mixer.cache_scales is not None for block in parts.blocks if not isinstance(block.mixer, StateMixer)
         ),
-        layouts=frozenset(layout.__name__ for layout in parts.layouts()),
+        layouts=parts.layout_names(),
         own_experts=all(has_kernels(matrices) for each in experts for matrices in (each.up, each.down)),
+        activations=activations,
     )
 
 
 def has_kernels(matrices: Tensor | Linear | None) -> bool:
-    """Whether Triton's kernels multiply the matrices of all experts, which may be one plain tensor or one layer. The
-    sizes are those of the kernels' `can_multiply`, which cannot be imported without Triton."""
-    if isinstance(matrices, TableLinear):
-        return matrices.in_features % 16 == 0 == matrices.block % 2
-    if isinstance(matrices, IntLinear):
-        return matrices.order is None and matrices.in_features % 32 == 0 and matrices.group & -matrices.group >= 32
+    """Whether Triton's kernels multiply the matrices of all experts, which may be one plain tensor or one layer."""
+    if isinstance(matrices, (TableLinear, IntLinear)):
+        return frozenset({matrices.layout}) in TRITON_EXPERT_LAYOUTS
     return isinstance(matrices, Tensor)
 
 
@@ -112,13 +111,13 @@ def _for_gpu(config: DecoderConfig, parts: DecoderParts, torch_ops: TorchOperato
 def _for_cpu(
     config: DecoderConfig, parts: DecoderParts, torch_ops: TorchOperators, weights: str, activations: str
 ) -> Choice:
-    decision = decision_for(config, parts, torch_ops.dtype, "cpu", weights)
+    decision = decision_for(config, parts, torch_ops.dtype, "cpu", weights, activations=activations)
     if decision.name != "native":
         return Choice(torch_ops, decision)
     library = native.load()
     if library is None:
         fault = "it cannot be loaded; the log says why"
-        return Choice(torch_ops, decision_for(config, parts, torch_ops.dtype, "cpu", weights, fault))
+        return Choice(torch_ops, decision_for(config, parts, torch_ops.dtype, "cpu", weights, fault, activations))
     from ember.engine.operators.native_ops import NativeOperators
 
     return Choice(NativeOperators(torch_ops, parts, library, decision.lacking, activations), decision)

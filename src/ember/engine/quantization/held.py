@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from math import prod
 from typing import NamedTuple
 
+from ember.engine.description import layouts
 from ember.engine.description.weights import LinearSpec, Spec, TensorSpec
 from ember.gguf.types import GgmlType
 
@@ -17,10 +18,11 @@ SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes of a number by its 
 
 
 class Held(NamedTuple):
-    """One weight on the device. `layouts`: the names of the classes of its layers; none of a tensor."""
+    """One weight on the device. `layouts`: those of its `parts`, the layers side by side; none of a tensor."""
 
     layouts: frozenset[str]
     nbytes: int
+    parts: int = 1
 
 
 def plain(spec: Spec, element_size: int) -> Held:
@@ -36,10 +38,12 @@ def integers(
 ) -> Held:
     """`IntLinear`, which has 2 and 3 bits as 4. `group`: inputs of a scale; None or -1: all. `order`: whether each
     output has an order of its inputs."""
-    groups = 1 if group in (None, -1) else -(-spec.inputs // group)
+    group = spec.inputs if group is None or group == -1 else group
+    groups = -(-spec.inputs // group)
     row = spec.inputs * max(bits, 4) // 8 + groups * (SIZES[scales] + zeros)
     orders = 4 * spec.inputs * len(spec.outputs) * order
-    return Held(frozenset({"IntLinear"}), spec.num_rows * row + orders)
+    layout = layouts.integers(group, order)
+    return Held(frozenset({layout}), spec.num_rows * row + orders)
 
 
 def float8(spec: LinearSpec, block: tuple[int | None, int | None]) -> Held:
@@ -50,13 +54,14 @@ def float8(spec: LinearSpec, block: tuple[int | None, int | None]) -> Held:
     is_aligned = all(output.rows.runs == 1 and output.rows.start % height == 0 for output in spec.outputs)
     is_aligned = is_aligned and all(output.rows.size % height == 0 for output in spec.outputs[:-1])
     scale_rows = -(-rows // height) if is_aligned else rows
-    return Held(frozenset({"Float8Linear"}), rows * spec.inputs + 4 * scale_rows * per_row)
+    layout = layouts.float8(spec.inputs, block[1] or spec.inputs)
+    return Held(frozenset({layout}), rows * spec.inputs + 4 * scale_rows * per_row)
 
 
 def table(spec: LinearSpec, block: int, scale_size: int, factors: bool = False) -> Held:
     """`TableLinear`: 4 bits and a scale of `scale_size` bytes for each block. `factors`: whether rows have one each."""
     row = spec.inputs // 2 + -(-spec.inputs // block) * scale_size + 4 * factors
-    return Held(frozenset({"TableLinear"}), spec.num_rows * row + 64)
+    return Held(frozenset({layouts.table(spec.inputs, block)}), spec.num_rows * row + 64)
 
 
 def blocks(rows: int, columns: int, kind: GgmlType) -> Held:
@@ -68,4 +73,5 @@ def together(parts: Iterable[Held], spec: LinearSpec, element_size: int) -> Held
     """The layers of some outputs each, with the bias of all."""
     parts = list(parts)
     bias = element_size * spec.num_rows * spec.bias
-    return Held(frozenset[str]().union(*(part.layouts for part in parts)), bias + sum(part.nbytes for part in parts))
+    found = frozenset[str]().union(*(part.layouts for part in parts))
+    return Held(found, bias + sum(part.nbytes for part in parts), sum(part.parts for part in parts))

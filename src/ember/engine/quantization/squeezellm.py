@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
+from ember.engine.description import layouts
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.fields import Fields
 from ember.engine.description.weights import LinearSpec, Output, Rows, Size, Stored
@@ -62,7 +63,7 @@ class SqueezeLLMScheme:
         table = 4 * 16 + 4  # bytes of a row, with its scale of one
         dense = spec.num_rows * (spec.inputs // 2 + table)
         if self.outliers is None:
-            return Held(frozenset({"TableLinear"}), dense)
+            return Held(frozenset({layouts.table(spec.inputs, spec.inputs)}), dense)
         sparse = 8 * spec.num_rows + len(spec.outputs) * 8 * self.outliers
         return Held(frozenset({"SparseTableLinear"}), dense + sparse)
 

@@ -122,8 +122,18 @@ class ChatTemplate:
 
     def prepare(self) -> None:
         """Import jinja2 and compile the template before the first `render`. Raises nothing."""
-        with suppress(Exception):  # a request that needs the template gets the error
-            _ = self.content_format, self.history_form, self._template
+        with suppress(Exception):  # `fault` names what is wrong
+            _ = self._template, self.content_format, self.history_form
+
+    def fault(self) -> str | None:
+        """What is wrong with the template; None if it can be compiled."""
+        try:
+            _ = self._template
+        except TemplateError as error:
+            return error.message
+        except Exception as error:  # a limit of the compiler, such as its recursion
+            return f"the chat template cannot be compiled: {type(error).__name__}: {error}"
+        return None
 
     @cached_property
     def content_format(self) -> Literal["string", "openai"]:

@@ -8,6 +8,7 @@ begins with BOS.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,6 +190,11 @@ def _malformed(directory: Path, error: Exception) -> TokenizerError:
     )
 
 
+def _no_template(file: Path, given: object) -> TokenizerError:
+    value = reprlib.repr(given)
+    return TokenizerError(f"chat_template in {file} must be Jinja text, or named templates, not {ascii(value)[1:-1]}")
+
+
 def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | dict[str, str] | None:
     """The chat template, or the named ones if there are several.
 
@@ -203,6 +209,11 @@ def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | dict[str
         named.update(template)
     elif isinstance(template, list):
         named.update({entry["name"]: entry["template"] for entry in template})
+    elif template is not None:
+        raise _no_template(directory / "tokenizer_config.json", template)
+    for text in named.values():
+        if not isinstance(text, str):
+            raise _no_template(directory / "tokenizer_config.json", text)
     try:
         if (path := directory / "chat_template.jinja").exists():
             named = {"default": read_template(path)}
@@ -210,7 +221,10 @@ def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | dict[str
             named[path.stem] = read_template(path)
     except TemplateFileError as error:
         raise TokenizerError(f"the chat template {error}") from None
-    if not named and isinstance(processor := _read_json(directory / "chat_template.json").get("chat_template"), str):
+    path = directory / "chat_template.json"
+    if not named and (processor := _read_json(path).get("chat_template")) is not None:
+        if not isinstance(processor, str):
+            raise _no_template(path, processor)
         named["default"] = processor
     if not named:
         return None
