@@ -28,7 +28,7 @@ from ember.engine.description.config import (
     Wiring,
 )
 from ember.engine.description.families.registry import find_family
-from ember.engine.description.mixers import ConvConfig, DeltaConfig
+from ember.engine.description.mixers import ConvConfig, DeltaConfig, SsdConfig
 from ember.engine.description.operator_sets import (
     LOOP,
     NATIVE,
@@ -65,6 +65,7 @@ PARTS: dict[str, Any] = {
     "experts": ExpertsConfig(4, "num_experts", 64, "moe_intermediate_size"),
     "delta": DeltaConfig(2, 4, 8, 8, 4),
     "conv": ConvConfig(3),
+    "ssd": SsdConfig(4, 8, 2, 8, 4),
 }
 
 

@@ -135,6 +135,7 @@ _DELTA: dict[str, Any] = {
     "linear_value_head_dim": 8,
 }
 _CONVOLUTIONS = ["conv", "full_attention", "conv", "conv"]
+_SSD = {"mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_state": 12}
 _SHARED_EXPERT = {**_EXPERTS, "shared_expert_intermediate_size": 40}
 _OPT: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -330,6 +331,30 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "Lfm2Moe",
         {**_EXPERTS, "num_hidden_layers": 4, "layer_types": _CONVOLUTIONS, "num_dense_layers": 1, "conv_L_cache": 4},
     ),
+    "granitemoehybrid": (
+        "GraniteMoeHybrid",
+        {
+            **_SSD,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "num_local_experts": 4,
+            "shared_intermediate_size": 80,
+            "attention_multiplier": 0.1,
+            "residual_multiplier": 0.22,
+        },
+    ),
+    "granitemoehybrid_dense": (
+        "GraniteMoeHybrid",
+        {
+            **_SSD,
+            "layer_types": ["full_attention", "linear_attention", "linear_attention"],
+            "num_local_experts": 0,
+            "shared_intermediate_size": 80,
+            "position_embedding_type": "rope",
+            "attention_multiplier": 0.1,
+            "mamba_proj_bias": True,
+        },
+    ),
+    "bamba": ("Bamba", {**_SSD, "attn_layer_indices": [1], "mamba_conv_bias": False, "mlp_bias": True}),
     "qwen3_5_moe": ("Qwen3_5Moe", {**_DELTA, **_SHARED_EXPERT, "linear_num_value_heads": 2}),
     "qwen3_next": ("Qwen3Next", {**_DELTA, **_SHARED_EXPERT, "mlp_only_layers": [1], "attention_bias": True}),
     "llama4": (
@@ -485,7 +510,7 @@ COVERING = (
     *("llama", "qwen2_window", "qwen3", "qwen3_moe", "gemma2", "gemma3", "gemma4_small", "gemma4_moe", "gpt_oss"),
     *("glm4_moe", "llama4", "opt_post_norm", "nanochat", "solar_open", "cohere_norm", "mpt", "olmo2", "phi_norm"),
     *("llama_linear", "apertus", "hyperclovax", "vaultgemma", "ministral3", "phi3_long", "gpt2_by_layer"),
-    *("bloom_normed", "qwen2_moe", "phimoe", "olmoe", "deepseek_v2", "youtu", "qwen3_5", "lfm2"),
+    *("bloom_normed", "qwen2_moe", "phimoe", "olmoe", "deepseek_v2", "youtu", "qwen3_5", "lfm2", "bamba"),
 )
 
 

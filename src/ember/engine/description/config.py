@@ -6,7 +6,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from ember.engine.description.mixers import ConvConfig, ConvNames, DeltaConfig, DeltaNames, StateShape
+from ember.engine.description.mixers import (
+    ConvConfig,
+    ConvNames,
+    DeltaConfig,
+    DeltaNames,
+    SsdConfig,
+    SsdNames,
+    StateShape,
+)
 from ember.engine.description.rope_config import RopeConfig
 
 Norm = Literal["rms", "layer"]
@@ -65,6 +73,7 @@ class WeightNames:
     output: str
     delta: DeltaNames | None = None
     conv: ConvNames | None = None
+    ssd: SsdNames | None = None
     sinks: str | None = None  # the tensor of attention's sinks, one for each head
     attention_output_norm: str | None = None  # of the wiring sandwich
     mlp_output_norm: str | None = None
@@ -254,6 +263,7 @@ class DecoderConfig:
     latent: LatentConfig | None = None  # of layers with latent attention: one key-value head of the size `latent.size`
     delta: DeltaConfig | None = None
     conv: ConvConfig | None = None
+    ssd: SsdConfig | None = None
     layer_intermediate_sizes: tuple[int, ...] = ()  # of each layer's MLP, in place of `intermediate_size`
     value_norm: bool = False  # RMSNorm without weights of each head of the values
     key_value_layers: tuple[bool, ...] = ()  # whether each layer's values are its keys before norm and rotation
@@ -303,6 +313,8 @@ class DecoderConfig:
         mixer = self.mixer(layer)
         if mixer == "delta" and self.delta is not None:
             return self.delta.state
+        if mixer == "ssd" and self.ssd is not None:
+            return self.ssd.state
         return self.conv.state(self.hidden_size) if mixer == "conv" and self.conv is not None else None
 
     def has_own_kv(self, layer: int) -> bool:
@@ -408,6 +420,8 @@ DATA = frozenset(
         *("rope.served_length", "rope.num_pairs"),
         *("delta.key_heads", "delta.value_heads", "delta.key_dim", "delta.value_dim", "delta.kernel"),
         *("conv.kernel", "conv.bias"),
+        *("ssd.heads", "ssd.head_dim", "ssd.groups", "ssd.state_dim", "ssd.kernel", "ssd.conv_bias", "ssd.bias"),
+        *("ssd.least_dt", "ssd.most_dt"),
         *("experts.count", "experts.count_field", "experts.intermediate_size", "experts.intermediate_field"),
         *(
             "experts.per_token",

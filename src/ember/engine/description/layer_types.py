@@ -35,24 +35,26 @@ def with_layer_types(config: DecoderConfig, fields: Fields, absent: Sequence[boo
 
 
 def read_mixers(
-    fields: Fields, num_layers: int, kinds: Mapping[str, Mixer], absent: Sequence[Mixer]
+    fields: Fields, num_layers: int, kinds: Mapping[str, Mixer], absent: Sequence[Mixer], name: str = "layer_types"
 ) -> tuple[Mixer, ...]:
-    """The mixer of each layer, from `layer_types`. Raises ModelError. `kinds`: the mixer of each type; `absent`: those
-    of a file without the field."""
-    if fields.values.get("layer_types") is None:
+    """The mixer of each layer, from the field `name`. Raises ModelError. `kinds`: the mixer of each type; `absent`:
+    those of a file without the field."""
+    if fields.values.get(name) is None:
         return tuple(absent)
-    return _by_type(fields, num_layers, kinds)
+    return _by_type(fields, num_layers, kinds, name)
 
 
 Value = TypeVar("Value")
 
 
-def _by_type(fields: Fields, num_layers: int, known: Mapping[str, Value]) -> tuple[Value, ...]:
+def _by_type(
+    fields: Fields, num_layers: int, known: Mapping[str, Value], name: str = "layer_types"
+) -> tuple[Value, ...]:
     """What `known` says of each layer's type. Raises ModelError."""
-    kinds = fields.names("layer_types")
+    kinds = fields.names(name)
     if len(kinds) != num_layers:
-        raise ModelError(f"layer_types has {len(kinds)} entries for num_hidden_layers={num_layers}")
+        raise ModelError(f"{name} has {len(kinds)} entries for num_hidden_layers={num_layers}")
     for kind in dict.fromkeys(kinds):
         if kind not in known:
-            raise ModelError(f"layer_types: {shown(kind)} is not supported here; supported are {', '.join(known)}")
+            raise ModelError(f"{name}: {shown(kind)} is not supported here; supported are {', '.join(known)}")
     return tuple(known[kind] for kind in kinds)

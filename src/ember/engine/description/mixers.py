@@ -7,7 +7,7 @@ head that every token changes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from typing import NamedTuple
 
 STATE_BYTES = 4  # of a number in a state, which is float32
@@ -91,3 +91,51 @@ class ConvConfig:
 
     def state(self, channels: int) -> StateShape:
         return StateShape(self.kernel - 1, channels, ())
+
+
+@dataclass(frozen=True, slots=True)
+class SsdNames:
+    """The checkpoint's names for Mamba 2, relative to the layer."""
+
+    inputs: str
+    conv: str
+    dt_bias: str
+    decay: str  # the logarithm of each head's rate of decay
+    skip: str
+    norm: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class SsdConfig:
+    """Mamba 2 (arXiv 2405.21060): linear attention whose state is a matrix S of each head.
+
+    S <- a S + b (dt x)^T with a = exp(A dt), and the output is S^T c + D x. The heads of a group share b and c.
+    """
+
+    heads: int
+    head_dim: int
+    groups: int
+    state_dim: int  # of b and c
+    kernel: int  # inputs of the convolution of x, b and c, the current one included
+    conv_bias: bool = True
+    bias: bool = False  # of the projections
+    least_dt: float = 0.0
+    most_dt: float = inf
+
+    @property
+    def inner_size(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def group_size(self) -> int:
+        """The size of b and of c of all groups."""
+        return self.groups * self.state_dim
+
+    @property
+    def channels(self) -> int:
+        return self.inner_size + 2 * self.group_size
+
+    @property
+    def state(self) -> StateShape:
+        return StateShape(self.kernel - 1, self.channels, (self.heads, self.state_dim, self.head_dim))

@@ -18,7 +18,7 @@ from ember.engine.errors import ModelError
 
 OPERATIONS = (
     *("embed", "add_norm", "linear", "place_heads", "attend", "place_latents", "attend_latents"),
-    *("convolve", "delta_rule", "gated_norm", "gate", "experts", "logits"),
+    *("convolve", "delta_rule", "scan", "gated_norm", "gate", "experts", "logits"),
 )
 """The operations of `operators.base.Operators`, in the order in which a step needs them."""
 
@@ -88,6 +88,7 @@ LOOP = frozenset(
         "attention_gate",
         "delta",
         "conv",
+        "ssd",
     }
 )
 """The features that the layer loop itself computes (`models.decoder`), over the operations of any set."""
@@ -137,9 +138,10 @@ TORCH = OperatorSet(
         | _HEAD_SIZES,
         "place_latents": _LATENTS,
         "attend_latents": frozenset({"latent", "attention_scale"}),
-        "convolve": frozenset({"delta", "conv"}),
+        "convolve": frozenset({"delta", "conv", "ssd"}),
         "delta_rule": frozenset({"delta"}),
-        "gated_norm": frozenset({"delta"}),
+        "scan": frozenset({"ssd"}),
+        "gated_norm": frozenset({"delta", "ssd"}),
         "gate": _GATES | {"activation=xielu", "swiglu_limit"},
         "experts": _EXPERTS,
         "logits": frozenset({"embed_dim", "logits_scale", "logits_soft_cap", "head_bias"}),

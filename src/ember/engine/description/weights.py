@@ -362,6 +362,26 @@ def _delta(config: DecoderConfig, sizes: _Sizes, layer: int, ours: str, theirs: 
     yield _linear(f"{ours}delta.output", [Stored(theirs + names.output, hidden, value).whole()])
 
 
+def _ssd(config: DecoderConfig, sizes: _Sizes, layer: int, ours: str, theirs: str) -> Iterator[Spec]:
+    """Mamba 2. Its first matrix has the gates, the inputs of the convolution, and dt."""
+    ssd, names, hidden = config.ssd, config.names.ssd, sizes.hidden
+    assert ssd is not None and names is not None, "a family with this mixer describes it"
+    says = f"{ssd.heads} heads of {ssd.head_dim} and {ssd.groups} groups of {ssd.state_dim} of Mamba 2"
+    heads, inner = Size(ssd.heads, says), Size(ssd.inner_size, says)
+    channels = Size(ssd.channels, f"{says}: {ssd.channels}")
+    total = ssd.inner_size + ssd.channels + ssd.heads
+    inputs = Stored(theirs + names.inputs, Size(total, f"{says}: {total}"), hidden)
+    yield _linear(f"{ours}ssd.inputs", [inputs.whole()], ssd.bias)
+    shape = (channels, Size(1, "one"), Size(ssd.kernel, f"a convolution of {ssd.kernel} inputs"))
+    yield TensorSpec(f"{ours}ssd.conv", f"{theirs}{names.conv}.weight", shape, "float32")
+    if ssd.conv_bias:
+        yield TensorSpec(f"{ours}ssd.conv_bias", f"{theirs}{names.conv}.bias", (channels,), "float32")
+    for name in ("dt_bias", "decay", "skip"):
+        yield TensorSpec(f"{ours}ssd.{name}", f"{theirs}{getattr(names, name)}", (heads,), "float32")
+    yield TensorSpec(f"{ours}ssd.norm", f"{theirs}{names.norm}.weight", (inner,))
+    yield _linear(f"{ours}ssd.output", [Stored(theirs + names.output, hidden, inner).whole()], ssd.bias)
+
+
 def _short_convolution(config: DecoderConfig, sizes: _Sizes, layer: int, ours: str, theirs: str) -> Iterator[Spec]:
     conv, names, hidden = config.conv, config.names.conv, sizes.hidden
     assert conv is not None and names is not None, "a family with this mixer describes it"
@@ -379,6 +399,7 @@ MIXERS: dict[Mixer, Callable[[DecoderConfig, _Sizes, int, str, str], Iterator[Sp
     "latent": _latent,
     "delta": _delta,
     "conv": _short_convolution,
+    "ssd": _ssd,
 }
 """The weights of each kind of mixer, for a layer with these sizes, this index, and these beginnings of names: of the
 weights, and in the checkpoint."""

@@ -1,4 +1,4 @@
-"""Mixers with a state: the gated delta rule and the short convolution, and what they consist of."""
+"""Mixers with a state: the gated delta rule, Mamba 2 and the short convolution, and what they consist of."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ember.engine.description.mixers import DeltaConfig
+from ember.engine.description.mixers import DeltaConfig, SsdConfig
 from ember.engine.layers.linear import Linear
 
 
@@ -18,6 +18,15 @@ class Convolution:
     weight: Tensor  # [kernel, channels] float32, the factor of the current input last
     bias: Tensor | None  # [channels] float32
     has_silu: bool  # whether its output goes through SiLU
+
+
+@dataclass(slots=True)
+class GatedNorm:
+    """RMSNorm of each head, times the SiLU of a gate."""
+
+    weight: Tensor  # [size], or [heads, size]
+    eps: float
+    gate_first: bool = False  # whether the gate is applied before the norm
 
 
 @dataclass(slots=True)
@@ -32,14 +41,6 @@ class ShortConvolution:
     def matrices(self) -> Iterator[Linear]:
         """Its matrices, in the order of the forward pass."""
         yield from (self.inputs, self.output)
-
-
-@dataclass(slots=True)
-class GatedNorm:
-    """RMSNorm of each head, times the SiLU of a gate."""
-
-    weight: Tensor  # [size]
-    eps: float
 
 
 @dataclass(slots=True)
@@ -61,4 +62,23 @@ class Delta:
         yield from (self.inputs, self.rates, self.output)
 
 
-StateMixer = Delta | ShortConvolution
+@dataclass(slots=True)
+class Ssd:
+    """Mamba 2 (`description.mixers.SsdConfig`)."""
+
+    config: SsdConfig
+    inputs: Linear  # [inner_size + channels + heads, hidden]: gates, the inputs x, b and c of the convolution, dt
+    conv: Convolution
+    decay: Tensor  # [heads] float32, negative: the state decays by exp(decay * dt)
+    dt_bias: Tensor  # [heads] float32, added before the softplus of dt
+    skip: Tensor  # [heads] float32, factor of x in the output
+    norm: GatedNorm
+    output: Linear  # [hidden, inner_size]
+    state: tuple[int, int]  # the group of its state, and its index there (`StateCache`)
+
+    def matrices(self) -> Iterator[Linear]:
+        """Its matrices, in the order of the forward pass."""
+        yield from (self.inputs, self.output)
+
+
+StateMixer = Delta | ShortConvolution | Ssd

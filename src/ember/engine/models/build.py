@@ -13,7 +13,7 @@ from ember.engine.description.cache_groups import cache_groups, cache_places, st
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.weights import BESIDE_NORMS, XIELU_WEIGHTS
 from ember.engine.layers.block import Attention, BesideExperts, Block, DecoderParts, Mixer
-from ember.engine.layers.delta import Convolution, Delta, GatedNorm, ShortConvolution
+from ember.engine.layers.delta import Convolution, Delta, GatedNorm, ShortConvolution, Ssd
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.latent import LatentAttention
@@ -103,10 +103,30 @@ def _mixer(
         return _latent(config, weights, layer, *places[layer])
     if kind == "delta":
         return _delta(config, weights, f"layers.{layer}.", places[layer])
+    if kind == "ssd":
+        return _ssd(config, weights, f"layers.{layer}.ssd.", places[layer])
     if kind == "conv":
         return _short_convolution(config, weights, f"layers.{layer}.", places[layer])
     assert kind == "attention", f"no part of a block computes the mixer {kind}"
     return _attention(config, weights, tokens, layer, window, *places[layer])
+
+
+def _ssd(config: DecoderConfig, weights: Weights, prefix: str, state: tuple[int, int]) -> Ssd:
+    ssd = config.ssd
+    assert ssd is not None, "a family with this mixer describes it"
+    bias = _tensor(weights, f"{prefix}conv_bias") if ssd.conv_bias else None
+    norm = _tensor(weights, f"{prefix}norm").unflatten(0, (ssd.groups, -1))
+    return Ssd(
+        config=ssd,
+        inputs=_linear(weights, f"{prefix}inputs"),
+        conv=Convolution(_tensor(weights, f"{prefix}conv").squeeze(1).t().contiguous(), bias, has_silu=True),
+        decay=-_tensor(weights, f"{prefix}decay").exp(),
+        dt_bias=_tensor(weights, f"{prefix}dt_bias"),
+        skip=_tensor(weights, f"{prefix}skip"),
+        norm=GatedNorm(norm, config.norm_eps, gate_first=True),
+        output=_linear(weights, f"{prefix}output"),
+        state=state,
+    )
 
 
 def _short_convolution(

@@ -16,7 +16,7 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention, BesideExperts, Block
 from ember.engine.layers.cache import KVCache
-from ember.engine.layers.delta import Delta, ShortConvolution
+from ember.engine.layers.delta import Delta, ShortConvolution, Ssd
 from ember.engine.layers.embedding import look_up
 from ember.engine.layers.latent import LatentAttention
 from ember.engine.layers.layer_inputs import LayerInput, LayerInputs
@@ -139,6 +139,17 @@ def delta(ops: Ops, part: Delta, hidden: Tensor, step: Step) -> Tensor:
     return ops.linear(part.output, ops.gated_norm(part.norm, mixed, gate.view(mixed.shape)).flatten(1), step)
 
 
+def ssd(ops: Ops, part: Ssd, hidden: Tensor, step: Step) -> Tensor:
+    """[T, hidden] -> [T, hidden]; the states of the step's sequences are updated."""
+    config = part.config
+    inputs = ops.linear(part.inputs, hidden, step)
+    gate, mixed, dt = inputs.split([config.inner_size, config.channels, config.heads], dim=-1)
+    scanned = ops.scan(part, ops.convolve(part.conv, mixed, part.state, step), dt, step).flatten(1)
+    groups = (config.groups, -1)
+    normed = ops.gated_norm(part.norm, scanned.unflatten(1, groups), gate.unflatten(1, groups))
+    return ops.linear(part.output, normed.flatten(1), step)
+
+
 def short_convolution(ops: Ops, part: ShortConvolution, hidden: Tensor, step: Step) -> Tensor:
     """[T, hidden] -> [T, hidden]; the states of the step's sequences are updated."""
     before, after, x = ops.linear(part.inputs, hidden, step).chunk(3, dim=-1)
@@ -150,6 +161,7 @@ MIXERS: dict[type, Callable[[Ops, Any, Tensor, Step], Tensor]] = {
     LatentAttention: latent_attention,
     Delta: delta,
     ShortConvolution: short_convolution,
+    Ssd: ssd,
 }
 """The function that computes each kind of mixer."""
 

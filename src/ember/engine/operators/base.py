@@ -18,7 +18,7 @@ from torch import Tensor
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention
 from ember.engine.layers.cache import KVCache
-from ember.engine.layers.delta import Convolution, Delta, GatedNorm
+from ember.engine.layers.delta import Convolution, Delta, GatedNorm, Ssd
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.latent import LatentAttention, LatentHeads
@@ -109,8 +109,13 @@ class Operators(Protocol[S]):
         """The gated delta rule over the sequences' states, which are updated. qkv [T, channels] after the convolution,
         rates [T, 2 * value_heads]: [T, value_heads, value_dim]."""
 
+    def scan(self, ssd: Ssd, x: Tensor, dt: Tensor, step: S) -> Tensor:
+        """Mamba 2's recurrence over the sequences' states, which are updated. x [T, channels] after the convolution,
+        dt [T, heads]: [T, heads, head_dim] float32."""
+
     def gated_norm(self, norm: GatedNorm, x: Tensor, gate: Tensor) -> Tensor:
-        """The norm of each head of x [T, heads, size], times the SiLU of the gate of that shape."""
+        """The norm of each head of x [T, heads, size], times the SiLU of the gate of that shape, in the gate's
+        dtype."""
 
     def gate(self, mlp: MLP, up: Tensor) -> Tensor:
         """The activation of up [T, intermediate]; gated: of its first half, times its second half."""

@@ -1,4 +1,4 @@
-"""Mixers with a state, in torch operators: the causal convolution and the gated delta rule.
+"""Mixers with a state, in torch operators: the causal convolution, the gated delta rule and Mamba 2.
 
 `plan_states` makes a plan once per step, on the host, and every layer runs it. A run is some consecutive tokens of a
 sequence that start from one slot's state and end in another's (`layers.batch.StateRun`). The runs of a round do not
@@ -6,7 +6,8 @@ depend on each other. There are two kinds:
 
 - single tokens, which change their state directly. Where their slots are adjacent, they do so in place;
 - longer runs, in chunks. What a chunk computes by itself is computed for all chunks of all runs at once, and then the
-  states go from chunk to chunk, for all runs side by side (arXiv 2412.06464, section 3.3).
+  states go from chunk to chunk, for all runs side by side (arXiv 2412.06464, section 3.3). Mamba 2 is the same without
+  the delta rule's correction of the values (arXiv 2405.21060, section 6).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from ember.engine.layers.batch import StateRun
 from ember.engine.layers.cache import StateCache
-from ember.engine.layers.delta import Convolution, Delta, GatedNorm
+from ember.engine.layers.delta import Convolution, Delta, GatedNorm, Ssd
 
 MAX_CHUNK = 64  # tokens
 _MAX_PIECES = 4  # of single tokens with adjacent slots, above which states are copied
@@ -230,53 +231,75 @@ def _unit(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
 
+def scan(part: Ssd, x: Tensor, dt: Tensor, rounds: Sequence[Round], cache: StateCache) -> Tensor:
+    """Mamba 2's recurrence. x [T, channels] after the convolution, dt [T, heads]: [T, heads, head_dim] float32."""
+    config, states = part.config, cache.matrices[part.state[1]]  # [slots, heads, state_dim, head_dim]
+    x, b, c = x.float().split([config.inner_size, config.group_size, config.group_size], dim=-1)
+    shared = config.heads // config.groups
+    key, query = (each.unflatten(1, (config.groups, -1)).repeat_interleave(shared, 1) for each in (b, c))
+    x = x.unflatten(1, (config.heads, -1))
+    dt = F.softplus(dt.float() + part.dt_bias).clamp(config.least_dt, config.most_dt)
+    value, log_decay = x * dt[..., None], dt * part.decay
+    output = torch.empty_like(x)
+    for each in rounds:
+        if each.singles is not None:
+            rows = each.singles.rows
+            output[rows] = _single_tokens(
+                each.singles, query[rows], key[rows], value[rows], None, log_decay[rows].exp(), states
+            )
+        if each.longer is not None:
+            rows = each.longer.rows
+            output[rows] = _in_chunks(each.longer, query[rows], key[rows], value[rows], None, log_decay[rows], states)
+    return output.addcmul_(x, part.skip[:, None])
+
+
 def _single_tokens(
-    plan: Singles, query: Tensor, key: Tensor, value: Tensor, beta: Tensor, decay: Tensor, states: Tensor
+    plan: Singles, query: Tensor, key: Tensor, value: Tensor, beta: Tensor | None, decay: Tensor, states: Tensor
 ) -> Tensor:
     """One token of each run: query and key [n, heads, key_dim], value [n, heads, value_dim], beta and decay
-    [n, heads]. Returns [n, heads, value_dim]."""
+    [n, heads]. Without beta, the values are added to the state as they are. Returns [n, heads, value_dim]."""
     made = torch.empty_like(value)
-    both = torch.stack((key, query), dim=2)  # [n, heads, 2, key_dim]
+    both = query[:, :, None] if beta is None else torch.stack((query, key), dim=2)  # [n, heads, 1 or 2, key_dim]
     overlap = (key * query).sum(-1, keepdim=True)
     for tokens, slots in plan.pieces:
         state = states[plan.reads[tokens]] if slots is None else states[slots]
         faded = decay[tokens, :, None]
-        held, read = (both[tokens] @ state).unbind(2)  # of the state before the token, [n, heads, value_dim]
-        delta = (value[tokens] - held * faded) * beta[tokens, :, None]
-        made[tokens] = torch.addcmul(read * faded, delta, overlap[tokens])
+        read = both[tokens] @ state  # of the state before the token, [n, heads, 1 or 2, value_dim]
+        new = value[tokens]
+        if beta is not None:
+            new = (new - read[:, :, 1] * faded) * beta[tokens, :, None]
+        made[tokens] = torch.addcmul(read[:, :, 0] * faded, new, overlap[tokens])
         state.mul_(faded[..., None])
-        state.view(-1, *state.shape[2:]).baddbmm_(key[tokens].flatten(0, 1)[:, :, None], delta.flatten(0, 1)[:, None])
+        state.view(-1, *state.shape[2:]).baddbmm_(key[tokens].flatten(0, 1)[:, :, None], new.flatten(0, 1)[:, None])
         if slots is None:
             states[plan.writes[tokens]] = state
     return made
 
 
 def _in_chunks(
-    plan: Longer, query: Tensor, key: Tensor, value: Tensor, beta: Tensor, log_decay: Tensor, states: Tensor
+    plan: Longer, query: Tensor, key: Tensor, value: Tensor, beta: Tensor | None, log_decay: Tensor, states: Tensor
 ) -> Tensor:
     """All tokens of the runs, [tokens, heads, ...] as in `_single_tokens`."""
 
     def chunked(x: Tensor) -> Tensor:
-        """[tokens, heads, dim] -> [chunks, heads, size, dim]"""
-        return x[plan.chunks].transpose(1, 2).contiguous()
+        """[tokens, heads, dim] -> [chunks, heads, size, dim]; padding is zero."""
+        return (x[plan.chunks] * plan.is_token[..., None, None]).transpose(1, 2).contiguous()
 
-    query, key, value = chunked(query), chunked(key), chunked(value)
-    beta, log_decay = (
-        x[plan.chunks].mul_(plan.is_token[..., None]).transpose(1, 2)[..., None] for x in (beta, log_decay)
-    )
-    total = log_decay.cumsum(2)  # [chunks, heads, size, 1]
+    query, key, value, total = chunked(query), chunked(key), chunked(value), chunked(log_decay[..., None]).cumsum(2)
     size = total.shape[2]
     later = torch.ones(size, size, dtype=torch.bool, device=total.device).triu_(1)
     between = (total - total.transpose(2, 3)).masked_fill_(later, float("-inf")).exp_()  # decay from each token to each
     faded, turned = total.exp(), key.transpose(2, 3)
-    weighted = key * beta
-    # The values that the tokens of a chunk add, as far as the chunk decides on them, and their part of the state.
-    added, from_state = torch.linalg.solve_triangular(
-        (weighted @ turned).mul_(between),
-        torch.cat((value.mul_(beta), weighted.mul_(faded)), dim=-1),
-        upper=False,
-        unitriangular=True,
-    ).split([value.shape[-1], key.shape[-1]], dim=-1)
+    from_state: Tensor | None = None
+    if beta is not None:  # the values that the tokens of a chunk add, as far as the chunk decides, and the state's part
+        rates = chunked(beta[..., None])
+        weighted = key * rates
+        value, from_state = torch.linalg.solve_triangular(
+            (weighted @ turned).mul_(between),
+            torch.cat((value.mul_(rates), weighted.mul_(faded)), dim=-1),
+            upper=False,
+            unitriangular=True,
+        ).split([value.shape[-1], key.shape[-1]], dim=-1)
     scores = (query @ turned).mul_(between)
     query = query.mul_(faded)
     kept = total[:, :, -1:].exp()  # of the state, by the whole chunk
@@ -285,7 +308,7 @@ def _in_chunks(
     made = torch.empty_like(value)
     for step in plan.steps:
         running = state[: step.stop - step.start]
-        new = added[step] - from_state[step] @ running
+        new = value[step] if from_state is None else value[step] - from_state[step] @ running
         made[step] = (query[step] @ running).add_(scores[step] @ new)
         running.mul_(kept[step]).add_(turned[step] @ new)
     states[plan.writes] = state
@@ -293,6 +316,9 @@ def _in_chunks(
 
 
 def gated_norm(norm: GatedNorm, x: Tensor, gate: Tensor) -> Tensor:
-    """RMSNorm of x [..., size], times the SiLU of the gate. The gate is applied in float32."""
-    normed = F.rms_norm(x.float(), x.shape[-1:], None, norm.eps).to(x.dtype) * norm.weight
-    return (normed * F.silu(gate.float())).to(x.dtype)
+    """RMSNorm of x [..., size] and the SiLU of the gate, which is applied in float32."""
+    wide = x.float()
+    if norm.gate_first:
+        return (F.rms_norm(wide * F.silu(gate.float()), x.shape[-1:], None, norm.eps) * norm.weight).to(gate.dtype)
+    normed = F.rms_norm(wide, x.shape[-1:], None, norm.eps).to(gate.dtype) * norm.weight
+    return (normed * F.silu(gate.float())).to(gate.dtype)

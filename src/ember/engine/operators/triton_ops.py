@@ -93,8 +93,8 @@ class TritonOperators:
         self.is_recordable = own_attention and config.latent is None
         self.embed = torch_ops.embed
         self.convolve, self.gated_norm = torch_ops.convolve, torch_ops.gated_norm
-        self.delta_rule = torch_ops.delta_rule
-        if config.delta is not None or config.conv is not None:
+        self.delta_rule, self.scan = torch_ops.delta_rule, torch_ops.scan
+        if (config.delta, config.conv, config.ssd) != (None, None, None):
             self.is_recordable = False  # torch plans its states on the host
         has_scaled(torch_ops.device)
         self._capability: int | None = None  # of the device, when the first product asks for it

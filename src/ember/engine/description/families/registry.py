@@ -73,6 +73,8 @@ ARCHITECTURES = {
     "MptForCausalLM": ("mpt", "mpt.MPT"),
     "Qwen2MoeForCausalLM": ("qwen2_moe", "qwen_moe.QWEN2_MOE"),
     "Qwen3MoeForCausalLM": ("qwen3_moe", "qwen_moe.QWEN3_MOE"),
+    "GraniteMoeHybridForCausalLM": ("granitemoehybrid", "granite_hybrid.GRANITE_HYBRID"),
+    "BambaForCausalLM": ("bamba", "granite_hybrid.BAMBA"),
     "Lfm2ForCausalLM": ("lfm2", "lfm2.LFM2"),
     "Lfm2MoeForCausalLM": ("lfm2_moe", "lfm2.LFM2_MOE"),
     "Qwen3_5ForCausalLM": ("qwen3_5_text", "qwen3_5.QWEN3_5"),

@@ -1,0 +1,91 @@
+"""The fields of config.json about Mamba 2. This module does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf
+from types import MappingProxyType
+
+from ember.engine.description.family import field_names
+from ember.engine.description.fields import Fields
+from ember.engine.description.mixers import SsdConfig, SsdNames
+from ember.engine.errors import ModelError
+
+SSD_FIELDS = field_names(
+    "mamba_n_heads mamba_n_groups mamba_d_state mamba_d_head mamba_d_conv mamba_expand mamba_conv_bias mamba_proj_bias "
+    "time_step_limit"
+)
+HARMLESS = field_names("mamba_chunk_size")  # how the same is computed
+
+
+def ssd_names(module: str) -> SsdNames:
+    """The names of a module's weights."""
+    return SsdNames(
+        inputs=f"{module}.in_proj",
+        conv=f"{module}.conv1d",
+        dt_bias=f"{module}.dt_bias",
+        decay=f"{module}.A_log",
+        skip=f"{module}.D",
+        norm=f"{module}.norm",
+        output=f"{module}.out_proj",
+    )
+
+
+def read_ssd(
+    fields: Fields, hidden_size: int, names: Mapping[str, str] = MappingProxyType({}), **defaults: int | bool
+) -> SsdConfig:
+    """Read the fields in `SSD_FIELDS`, for which `names` may have other names and `defaults` other defaults. Raises
+    ModelError."""
+
+    def name(field: str) -> str:
+        return names.get(field, field)
+
+    def integer(field: str, default: int) -> int:
+        return fields.integer(name(field), int(defaults.get(field, default)))
+
+    heads, expand = integer("mamba_n_heads", 128), integer("mamba_expand", 2)
+    head_name = name("mamba_d_head")
+    if fields.values.get(head_name) in (None, "auto") and "mamba_d_head" not in defaults:
+        head_dim = max(expand * hidden_size // heads, 1)
+    else:
+        head_dim = integer("mamba_d_head", 64)
+    groups = integer("mamba_n_groups", 1)
+    if heads * head_dim != expand * hidden_size and "mamba_expand" not in defaults:
+        raise ModelError(
+            f"{name('mamba_n_heads')}={heads} of {head_name}={head_dim} must be "
+            f"{name('mamba_expand')}={expand} times hidden_size={hidden_size}"
+        )
+    if heads % groups:
+        raise ModelError(f"{name('mamba_n_heads')}={heads} must be a multiple of {name('mamba_n_groups')}={groups}")
+    least, most = _limits(fields)
+    return SsdConfig(
+        heads=heads,
+        head_dim=head_dim,
+        groups=groups,
+        state_dim=integer("mamba_d_state", 256),
+        kernel=integer("mamba_d_conv", 4),
+        conv_bias=fields.flag(name("mamba_conv_bias"), bool(defaults.get("mamba_conv_bias", True))),
+        bias=fields.flag(name("mamba_proj_bias"), bool(defaults.get("mamba_proj_bias", False))),
+        least_dt=least,
+        most_dt=most,
+    )
+
+
+def _limits(fields: Fields) -> tuple[float, float]:
+    """`time_step_limit`: two numbers, of which the second may be infinite."""
+    given = fields.values.get("time_step_limit")
+    if given is None:
+        return 0.0, inf
+    wanted = "two numbers, the smaller one first"
+    if not isinstance(given, list | tuple) or len(given) != 2:
+        raise fields.error("time_step_limit", wanted)
+    found: list[float] = []
+    for each in given:
+        value = each.get("__float__") if isinstance(each, dict) else each
+        value = inf if value in ("Infinity", "inf") else value
+        if type(value) not in (int, float):
+            raise fields.error("time_step_limit", wanted)
+        found.append(float(value))  # type: ignore[arg-type]
+    if not found[0] <= found[1]:
+        raise fields.error("time_step_limit", wanted)
+    return found[0], found[1]
