@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ember.engine.description.operator_sets import NATIVE
 from ember.engine.layers.float8_linear import Float8Linear
 from ember.engine.layers.joined import JoinedLinear
 from ember.engine.layers.linear import Linear
@@ -17,6 +18,7 @@ from ember.engine.layers.table_linear import E2M1, FP4, NF4, TableLinear
 from ember.engine.operators.native_matrix import matrix_of
 from ember_cpu import library as native
 from tests.cpu_kernels.test_blocks import BUILDS, assert_close, rounded
+from tests.cpu_kernels.test_integers import integers
 from tests.cpu_kernels.test_native_forward import build  # noqa: F401
 
 KINDS = ("fp8-block", "fp8-row", "fp8-tensor", "nvfp4", "mxfp4", "nf4", "fp4", "squeezellm", "sparse")
@@ -173,8 +175,12 @@ def test_pieces_have_layouts_of_their_own(build):  # noqa: F811
         torch.testing.assert_close(found, torch.cat(alone, dim=1), rtol=0, atol=0)
 
 
-def test_blocks_that_are_no_whole_registers_are_left_to_torch():
-    codes = torch.zeros(8, 48, dtype=torch.uint8)
-    assert matrix_of(TableLinear(codes, torch.tensor(NF4), torch.ones(8, 12), torch.bfloat16), False) is None
-    wide = torch.zeros(8, 96).to(E4M3)
-    assert matrix_of(Float8Linear(wide, torch.ones(8, 2), (1, 48), torch.bfloat16), False) is None
+def test_the_set_declares_the_layouts_that_the_library_multiplies():
+    codes, wide = torch.zeros(8, 48, dtype=torch.uint8), torch.zeros(8, 96).to(E4M3)
+    layers: list[Linear] = [layer_of(kind, 8, 96) for kind in KINDS]
+    layers += [TableLinear(codes, torch.tensor(NF4), torch.ones(8, 96 // group), torch.bfloat16) for group in (8, 48)]
+    layers += [Float8Linear(wide, torch.ones(8, 2), (1, width), torch.bfloat16) for width in (48, 64)]
+    layers += [integers(8, 96, 4, False, group, torch.float16) for group in (16, 32, 48, 96)]
+    for layer in layers:
+        assert (layer.layout in NATIVE.layouts) == (matrix_of(layer, floats=False) is not None), layer.layout
+    assert sum(layer.layout not in NATIVE.layouts for layer in layers) == 5

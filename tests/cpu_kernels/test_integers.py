@@ -92,7 +92,3 @@ def test_inputs_in_an_order_of_their_own(build):  # noqa: F811
         torch.testing.assert_close(found.double(), given @ weight.T + bias.double(), rtol=1e-5, atol=1e-4)
     parts[1].order = order.flip(0)
     assert matrix_of(joined, floats=False) is None
-
-
-def test_small_groups_are_left_to_torch():
-    assert matrix_of(integers(8, 96, 4, False, 16, torch.float16), floats=False) is None
