@@ -2,7 +2,8 @@
 
 It holds the project, wheels of what such a machine lacks, and a Triton cache with every binary that gpu-check needs,
 compiled here without a GPU. Triton's own files are part of the cache's keys, so this runs in a Python like that
-machine's (benchmarks/gpu_check/machine.txt).
+machine's (benchmarks/gpu_check/machine.txt). Binaries of an earlier build are used again where their keys are the
+same; `--fresh` compiles all of them.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ CAPABILITY = "90"
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder.resolve()
+    parser.add_argument("--fresh", action="store_true", help="without the binaries of an earlier build")
+    options = parser.parse_args()
+    folder = options.folder.resolve()
+    if options.fresh:
+        shutil.rmtree(CACHE, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "wheels").mkdir(parents=True)
     _copy_project(folder / "project")
@@ -49,7 +54,7 @@ def main() -> int:
     count = len(list(CACHE.rglob("*.cubin")))
     print(f"{folder}: {size / 2**20:.1f} MiB, {count} binaries in the cache")
     if size > MAX_BYTES:
-        print(f"the folder is larger than {MAX_BYTES >> 20} MiB", file=sys.stderr)
+        print(f"the folder is larger than {MAX_BYTES >> 20} MiB; --fresh leaves old binaries out", file=sys.stderr)
         return 1
     return 0
 
@@ -90,7 +95,6 @@ def _describe(manifest: Path, variables: dict[str, str]) -> None:
 
 def _bake(folder: Path, variables: dict[str, str]) -> None:
     """Fill the cache: all that typical models launch, then all that tests and benchmarks ask for."""
-    shutil.rmtree(CACHE, ignore_errors=True)
     command = [sys.executable, "-m", "ember_kernels.compile", "--capabilities", CAPABILITY, "--typical", "--launchers"]
     subprocess.run(command, env=variables, check=True)
     _pack(folder / "triton.tar.gz")

@@ -32,6 +32,11 @@ CALLS = {
 }
 
 
+def _workers(cores: int) -> int:
+    """How many tests run at a time: a large machine has something left for the driver's threads."""
+    return cores if cores <= 4 else min(12, cores - 2)
+
+
 @dataclass(frozen=True)
 class Choice:
     """What was asked for on the command line."""
@@ -39,7 +44,7 @@ class Choice:
     models: tuple[str, ...]
     engine_parts: tuple[str, ...] = ENGINE_PARTS[:-1]  # a peer's warm-up costs more than it tells
     kernels: tuple[str, ...] = ()
-    workers: int = field(default_factory=lambda: max(1, min(12, (os.cpu_count() or 1) - 2)))
+    workers: int = field(default_factory=lambda: _workers(os.cpu_count() or 1))
     is_dry: bool = False
 
 

@@ -1,7 +1,8 @@
 """Activations of the MLP, plain and gated, optionally with float8 output.
 
 Rounding is that of transformers: the activation is computed in float32 and rounded to the model dtype, then multiplied.
-float8 is quantised from the rounded product.
+float8 is quantised from the rounded product. With a limit (gpt-oss) gate is clamped from above and up on both sides,
+and the product is (up + 1) * gate * sigmoid(alpha * gate).
 """
 
 from __future__ import annotations
@@ -37,23 +38,42 @@ def _activate(x, KIND: tl.constexpr):
 
 
 @triton.jit
-def _values(x_ptr, columns, mask, size, KIND: tl.constexpr, GATED: tl.constexpr):
+def _values(x_ptr, columns, mask, size, limit, alpha, KIND: tl.constexpr, GATED: tl.constexpr, HAS_LIMIT: tl.constexpr):
     """The rounded result at `columns` of the row at x_ptr, in the model dtype."""
     gate = tl.load(x_ptr + columns, mask=mask, other=0.0)
-    result = rounded(_activate(gate.to(tl.float32), KIND), gate.dtype)
+    wide = gate.to(tl.float32)
+    if HAS_LIMIT:
+        wide = tl.where(wide > limit, limit, wide)  # not minimum: NaN stays NaN
+        result = rounded(wide * tl.sigmoid(alpha * wide), gate.dtype)
+    else:
+        result = rounded(_activate(wide, KIND), gate.dtype)
     if GATED:
-        up = tl.load(x_ptr + size + columns, mask=mask, other=0.0)
-        result = rounded(result.to(tl.float32) * up.to(tl.float32), gate.dtype)
+        up = tl.load(x_ptr + size + columns, mask=mask, other=0.0).to(tl.float32)
+        if HAS_LIMIT:
+            up = tl.where(up > limit, limit, tl.where(up < -limit, -limit, up))
+            up = rounded(up + 1.0, gate.dtype).to(tl.float32)
+        result = rounded(result.to(tl.float32) * up, gate.dtype)
     return result
 
 
 @direct
 @triton.jit
-def _activation_kernel(x_ptr, out_ptr, x_stride, size, KIND: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr):
+def _activation_kernel(
+    x_ptr,
+    out_ptr,
+    x_stride,
+    size,
+    limit,
+    alpha,
+    KIND: tl.constexpr,
+    GATED: tl.constexpr,
+    HAS_LIMIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < size
-    result = _values(x_ptr + row * x_stride, columns, mask, size, KIND, GATED)
+    result = _values(x_ptr + row * x_stride, columns, mask, size, limit, alpha, KIND, GATED, HAS_LIMIT)
     tl.store(out_ptr + row * size + columns, result, mask=mask)
 
 
@@ -75,26 +95,35 @@ def _activation_float8_kernel(
     largest = tl.zeros([BLOCK], tl.float32)
     for start in range(0, size, BLOCK):
         columns = start + tl.arange(0, BLOCK)
-        result = _values(x_ptr + row * x_stride, columns, columns < size, size, KIND, GATED)
+        result = _values(x_ptr + row * x_stride, columns, columns < size, size, 0.0, 0.0, KIND, GATED, False)
         largest = tl.maximum(largest, tl.abs(result.to(tl.float32)))
     scale, factor = row_scale(tl.max(largest, axis=0))
     tl.store(scale_ptr + row, scale)
     for start in range(0, size, BLOCK):
         columns = start + tl.arange(0, BLOCK)
-        result = _values(x_ptr + row * x_stride, columns, columns < size, size, KIND, GATED)
+        result = _values(x_ptr + row * x_stride, columns, columns < size, size, 0.0, 0.0, KIND, GATED, False)
         bits = e4m3_bits(result.to(tl.float32) * factor, HARDWARE)
         tl.store(out_ptr + row * size + columns, bits, mask=columns < size)
 
 
 def activation(
-    x: Tensor, kind: str, *, gated: bool = True, quantise: bool = False, out: Tensor | None = None
+    x: Tensor,
+    kind: str,
+    *,
+    gated: bool = True,
+    quantise: bool = False,
+    limit: float | None = None,
+    alpha: float = 1.0,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """act(x[:, :size]) * x[:, size:] if gated, else act(x); `kind` is one of KINDS ("gelu" is the exact one, with erf).
 
     x: [T, 2 * size] if gated, else [T, size]; rows may be strided; float32, bfloat16 or float16. Returns (out, None)
     with out [T, size] as x, made if it is not given, or with `quantise` (e4m3 [T, size], float32 scale [T]); out is
-    about value * scale.
+    about value * scale. limit, alpha: of the clamped form of gated SiLU, which is not quantised.
     """
+    if limit is not None and (kind != "silu" or not gated or quantise):
+        raise ValueError(f"only gated silu without quantisation has a limit, not {kind}")
     if kind not in KINDS:
         raise ValueError(f"activation {kind!r} is not one of {', '.join(KINDS)}")
     tokens, width = x.shape
@@ -107,7 +136,18 @@ def activation(
     scale = torch.empty(tokens, dtype=torch.float32, device=x.device) if quantise else None
     if tokens and scale is None:
         _activation_kernel[(tokens, cdiv(size, BLOCK))](
-            x, out, stride, size, KIND=kind, GATED=gated, BLOCK=BLOCK, num_warps=WARPS, num_stages=1
+            x,
+            out,
+            stride,
+            size,
+            0.0 if limit is None else float(limit),
+            float(alpha),
+            KIND=kind,
+            GATED=gated,
+            HAS_LIMIT=limit is not None,
+            BLOCK=BLOCK,
+            num_warps=WARPS,
+            num_stages=1,
         )
     elif tokens:
         _activation_float8_kernel[(tokens,)](
@@ -127,12 +167,22 @@ def activation(
 
 
 def activation_reference(
-    x: Tensor, kind: str, *, gated: bool = True, quantise: bool = False
+    x: Tensor,
+    kind: str,
+    *,
+    gated: bool = True,
+    quantise: bool = False,
+    limit: float | None = None,
+    alpha: float = 1.0,
 ) -> tuple[Tensor, Tensor | None]:
     """The specification of `activation`, in torch."""
     gate, up = x.chunk(2, dim=-1) if gated else (x, None)
     wide = gate.float()
-    if kind == "silu":
+    if limit is not None and up is not None:
+        wide = wide.clamp(max=limit)
+        up = (up.float().clamp(-limit, limit) + 1).to(x.dtype)
+        result = wide * torch.sigmoid(alpha * wide)
+    elif kind == "silu":
         result = F.silu(wide)
     elif kind in ("gelu", "gelu_tanh"):
         result = F.gelu(wide, approximate="tanh" if kind == "gelu_tanh" else "none")
@@ -146,34 +196,34 @@ def activation_reference(
 
 def specialisations(capability: int) -> Iterator[Specialisation]:
     """Every kind of activation, gated and plain, in every dtype. Gated SiLU in bfloat16 is typical."""
-    for kind in KINDS:
-        for gated in (True, False):
-            for dtype in ("bf16", "fp16", "fp32"):
-                name = f"{kind} {'gated' if gated else 'plain'} {dtype}"
-                typical = kind == "silu" and gated and dtype == "bf16"
-                constants = {"KIND": kind, "GATED": gated, "BLOCK": BLOCK}
-                signature = {"x_ptr": f"*{dtype}", "out_ptr": f"*{dtype}", "x_stride": "i32", "size": "i32"}
-                yield Specialisation(
-                    f"activation[{name}]",
-                    _activation_kernel,
-                    signature,
-                    constants,
-                    WARPS,
-                    1,
-                    tuple(signature),
-                    typical,
-                )
-                if dtype == "fp32":
-                    continue
-                constants = constants | {"HARDWARE": has_conversion(capability), "BLOCK": ROW_BLOCK}
-                signature = signature | {"out_ptr": "*u8", "scale_ptr": "*fp32"}
-                yield Specialisation(
-                    f"activation[{name} fp8]",
-                    _activation_float8_kernel,
-                    signature,
-                    constants,
-                    ROW_WARPS,
-                    1,
-                    tuple(signature),
-                    typical and capability >= 89,
-                )
+    kinds = [(kind, gated, False) for kind in KINDS for gated in (True, False)]
+    for kind, gated, has_limit in (*kinds, ("silu", True, True)):
+        for dtype in ("bf16", "fp16", "fp32"):
+            name = f"{kind} {'gated' if gated else 'plain'} {dtype}{' clamped' if has_limit else ''}"
+            typical = kind == "silu" and gated and dtype == "bf16"
+            constants = {"KIND": kind, "GATED": gated, "BLOCK": BLOCK}
+            signature = {"x_ptr": f"*{dtype}", "out_ptr": f"*{dtype}", "x_stride": "i32", "size": "i32"}
+            yield Specialisation(
+                f"activation[{name}]",
+                _activation_kernel,
+                signature | {"limit": "fp32", "alpha": "fp32"},
+                constants | {"HAS_LIMIT": has_limit},
+                WARPS,
+                1,
+                tuple(signature),
+                typical,
+            )
+            if dtype == "fp32" or has_limit:
+                continue
+            constants = constants | {"HARDWARE": has_conversion(capability), "BLOCK": ROW_BLOCK}
+            signature = signature | {"out_ptr": "*u8", "scale_ptr": "*fp32"}
+            yield Specialisation(
+                f"activation[{name} fp8]",
+                _activation_float8_kernel,
+                signature,
+                constants,
+                ROW_WARPS,
+                1,
+                tuple(signature),
+                typical and capability >= 89,
+            )

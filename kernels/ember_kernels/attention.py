@@ -108,10 +108,12 @@ def attend_tiles(
     begin,
     end,
     positions,
+    firsts,
     seq_len,
-    window,
     scale,
     soft_cap,
+    slopes,
+    last,
     DTYPE: tl.constexpr,
     MASKED: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -120,25 +122,28 @@ def attend_tiles(
     BLOCK_SIZE: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_CAP: tl.constexpr,
+    HAS_SLOPES: tl.constexpr,
     FP8_BITS: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
     """Let `query` [rows, head_dim] attend to the keys from `begin` (a multiple of BLOCK_N) to `end`, tile by tile.
 
     MASKED: some rows do not attend to some of the keys, which may be before every window or beyond the context. These
-    keys are not loaded, since their pages may hold anything, NaN included.
+    keys are not loaded, since their pages may hold anything, NaN included. With HAS_WINDOW each row sees the keys from
+    `firsts` to its position. With HAS_SLOPES each row's score of a key at position p has slopes * (p - last) added, in
+    units of log 2.
     """
     dims = tl.arange(0, BLOCK_D)
     offsets = tl.arange(0, BLOCK_N)
     dim_mask = dims < HEAD_DIM
     if MASKED and HAS_WINDOW:
-        lowest = tl.min(positions, 0) - window
+        lowest = tl.min(firsts, 0)
     for tile in range(begin, end, BLOCK_N):
         at = tile + offsets
         if MASKED:
             stored = at < seq_len
             if HAS_WINDOW:
-                stored &= at > lowest
+                stored &= at >= lowest
             blocks = tl.load(table_ptr + at // BLOCK_SIZE, mask=stored, other=0).to(tl.int64)
         else:
             blocks = tl.load(table_ptr + at // BLOCK_SIZE).to(tl.int64)
@@ -156,15 +161,18 @@ def attend_tiles(
             value = tl.load(value_ptrs)
         key = cache_tile(key, DTYPE, FP8_BITS, INTERPRET)
         scores = tl.dot(query, key, input_precision="ieee")
-        if HAS_CAP:
+        if HAS_CAP or HAS_SLOPES:
             scores = scores_of(scores, scale, soft_cap, HAS_CAP)
+        if HAS_SLOPES:
+            scores += slopes[:, None] * (at - last).to(tl.float32)[None, :]
         if MASKED:
             visible = at[None, :] <= positions[:, None]
             if HAS_WINDOW:
-                visible &= at[None, :] > positions[:, None] - window
+                visible &= at[None, :] >= firsts[:, None]
             scores = tl.where(visible, scores, float("-inf"))
-        # Without a cap, the scale is a factor inside the exponent: one multiply-add, where scaled scores need two.
-        factor = 1.0 if HAS_CAP else scale
+        # Without a cap or slopes, the scale is a factor inside the exponent: one multiply-add, where there would be two
+        # operations.
+        factor = 1.0 if HAS_CAP or HAS_SLOPES else scale
         highest = tl.maximum(maxima, tl.max(scores, 1) * factor)
         if MASKED and HAS_WINDOW:  # a row may have had no visible key yet
             base = tl.where(highest == float("-inf"), 0.0, highest)
@@ -236,8 +244,10 @@ def paged_attention_reference(
     *,
     scale: float | None = None,
     window: int | None = None,
+    is_chunk: bool = False,
     soft_cap: float | None = None,
     sinks: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
 ) -> torch.Tensor:
@@ -261,12 +271,15 @@ def paged_attention_reference(
         positions = at[length - q.shape[0] :, None]
         hidden = at > positions  # [queries, context]
         if window is not None:
-            hidden |= at <= positions - window
-            unseen = at <= at[length - q.shape[0]] - window  # pages before the window may hold anything
+            firsts = positions // window * window if is_chunk else positions - window + 1
+            hidden |= at < firsts
+            unseen = at < firsts[0]  # pages before the window may hold anything
             k[unseen], v[unseen] = 0, 0
         scores = torch.einsum("qhd,khd->hqk", q, k) * (head_dim**-0.5 if scale is None else scale)
         if soft_cap is not None:
             scores = soft_cap * torch.tanh(scores / soft_cap)
+        if slopes is not None:
+            scores = scores + slopes.float()[:, None, None] * (at - positions)
         scores = scores.masked_fill(hidden, -torch.inf)
         if sinks is not None:
             column = sinks.float()[:, None, None].expand(-1, scores.shape[1], 1)

@@ -11,21 +11,28 @@ BLOCK_SIZES = (16, 32, 64, 128)
 ELEMENT_SIZES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8e4nv": 1}
 
 
+# What some models' attention has beside the usual, and their head sizes: gpt-oss has sinks, Gemma 2 soft caps, Llama 4
+# chunks in place of sliding windows, and BLOOM, MPT, Baichuan 13B and others the slopes of ALiBi.
+FEATURES: dict[str, tuple[int, ...]] = {
+    "sinks": (64,),
+    "cap": (128, 256),
+    "chunk": (128,),
+    "slopes": (64, 80, 96, 128),
+}
+
+
 def variants() -> Iterator[tuple[int, str, str, int, str]]:
-    """(head_dim, dtype, dtype of the cache, block size, "", "cap" or "sinks"); prefill attention compiles the same."""
+    """(head_dim, dtype, dtype of the cache, block size, one of FEATURES or ""); prefill attention compiles the same."""
     for head_dim in HEAD_DIMS:
+        own = [feature for feature, head_dims in FEATURES.items() if head_dim in head_dims]
         for dtype, cache_dtype in DTYPES:
-            yield head_dim, dtype, cache_dtype, 16, ""
-            if head_dim == 64:
-                yield head_dim, dtype, cache_dtype, 16, "sinks"
-            if head_dim in (128, 256):
-                yield head_dim, dtype, cache_dtype, 16, "cap"
+            for feature in ("", *own):
+                yield head_dim, dtype, cache_dtype, 16, feature
             if head_dim in (64, 128) and dtype == "bf16":
                 for block_size in BLOCK_SIZES[1:]:
                     yield head_dim, dtype, cache_dtype, block_size, ""
-        yield head_dim, "fp32", "fp32", 16, ""
-        if head_dim in (128, 256):
-            yield head_dim, "fp32", "fp32", 16, "cap"
+        for feature in ("", *own):
+            yield head_dim, "fp32", "fp32", 16, feature
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ from ember_kernels.launch import direct, next_power_of_2
         "block_tables_ptr",
         "seq_lens_ptr",
         "sinks_ptr",
+        "slopes_ptr",
         "maxima_ptr",
         "weights_ptr",
         "table_stride",
@@ -69,6 +70,7 @@ def decode_attention_kernel(
     seq_lens_ptr,
     words_ptr,
     sinks_ptr,
+    slopes_ptr,
     out_ptr,
     sums_ptr,
     maxima_ptr,
@@ -91,6 +93,8 @@ def decode_attention_kernel(
     BLOCK_SIZE: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     HAS_CAP: tl.constexpr,
+    HAS_SLOPES: tl.constexpr,
+    IS_CHUNK: tl.constexpr,
     FP8_BITS: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
@@ -113,7 +117,7 @@ def decode_attention_kernel(
     while at < stop:
         seq = tl.load(busy_ptr + place).to(tl.int64)
         seq_len = tl.load(seq_lens_ptr + seq)
-        first, start, tiles = visible_tiles(seq_len, window, BLOCK_N)
+        first, start, tiles = visible_tiles(seq_len, window, BLOCK_N, IS_CHUNK)
         offset = at - tl.load(words_ptr + HEADER + seq) * kv_heads
         kv_head = offset // tiles
         tile = offset - kv_head * tiles
@@ -121,6 +125,8 @@ def decode_attention_kernel(
         start += tile * BLOCK_N
         end = tl.minimum(start + count * BLOCK_N, seq_len)
         row_heads = kv_head * group + rows
+        if HAS_SLOPES:
+            slopes = tl.load(slopes_ptr + row_heads, mask=row_mask, other=0.0) * 1.4426950408889634
         query = tl.load(
             query_ptr + seq * query_stride + row_heads[:, None] * HEAD_DIM + dims[None, :], mask=mask, other=0.0
         )
@@ -152,6 +158,8 @@ def decode_attention_kernel(
             key = tl.load(head_keys_ptr + slots[None, :] + dims[:, None], mask=key_mask, other=0.0)
             key = cache_tile(key, DTYPE, FP8_BITS, INTERPRET)
             scores = scores_of(tl.dot(query, key, input_precision="ieee"), scale, soft_cap, HAS_CAP)
+            if HAS_SLOPES:
+                scores += slopes[:, None] * (positions + 1 - seq_len).to(tl.float32)[None, :]
             scores = tl.where(visible[None, :], scores, float("-inf"))
             highest = tl.maximum(maxima, tl.max(scores, 1))  # finite: every tile has a visible position
             weight = tl.exp2(scores - highest[:, None])
@@ -191,8 +199,10 @@ def decode_attention(
     *,
     scale: float | None = None,
     window: int | None = None,
+    is_chunk: bool = False,
     soft_cap: float | None = None,
     sinks: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
     programs: int | None = None,
@@ -208,8 +218,10 @@ def decode_attention(
     seq_lens      int32 [seqs]; 0 marks a padding row, whose output is zero
     scale         of the scores; 1 / sqrt(head_dim) without it
     window        a query sees so many positions, its own included; all without it
+    is_chunk      a query sees the positions from the last multiple of `window` on (Llama 4)
     soft_cap      scores become soft_cap * tanh(scores / soft_cap)
     sinks         [heads] a logit per head that takes weight and has no value (gpt-oss), any float dtype
+    slopes        float32 [heads], of ALiBi: times the distance to a key, which is below zero, they are added to scores
     programs      how many share the work, instead of as many as the device holds
     plan          `plan_attention` of the same lengths, window and sizes, for all layers of a step; made without it
     out           [seqs, heads, head_dim] contiguous; allocated without it
@@ -224,7 +236,7 @@ def decode_attention(
     if seqs == 0:
         return out
     if plan is None:
-        plan = plan_attention(seq_lens, heads, keys, window=window, programs=programs)
+        plan = plan_attention(seq_lens, heads, keys, window=window, is_chunk=is_chunk, programs=programs)
     elif (seqs, heads, kv_heads, head_dim) != (plan.num_seqs, plan.heads, plan.kv_heads, plan.head_dim):
         raise ValueError(f"the plan is for {plan.num_seqs} sequences and {plan.heads} heads, the query {query.shape}")
     capability = device_capability(query.device)
@@ -241,6 +253,7 @@ def decode_attention(
         seq_lens,
         plan.words,
         sinks,
+        slopes,
         out,
         sums,
         maxima,
@@ -263,6 +276,8 @@ def decode_attention(
         BLOCK_SIZE=keys.shape[1],
         HAS_SINKS=sinks is not None,
         HAS_CAP=soft_cap is not None,
+        HAS_SLOPES=slopes is not None,
+        IS_CHUNK=plan.is_chunk,
         FP8_BITS=fp8_bits,
         INTERPRET=INTERPRET,
         num_warps=c.num_warps,
@@ -274,7 +289,13 @@ def decode_attention(
 
 
 def plan_attention(
-    seq_lens: torch.Tensor, heads: int, keys: torch.Tensor, *, window: int | None = None, programs: int | None = None
+    seq_lens: torch.Tensor,
+    heads: int,
+    keys: torch.Tensor,
+    *,
+    window: int | None = None,
+    is_chunk: bool = False,
+    programs: int | None = None,
 ) -> DecodePlan:
     """The plan of `decode_attention` for contexts of these lengths in a cache like `keys`."""
     kv_heads, head_dim = keys.shape[2:]
@@ -283,7 +304,8 @@ def plan_attention(
         fitting = programs_a_multiprocessor(head_dim, heads // kv_heads, capability)
         programs = fitting * multiprocessors(keys.device, capability)
     block_n = config(head_dim, keys.element_size(), capability).block_n
-    return plan_decodes(seq_lens, heads, kv_heads, head_dim, block_n=block_n, num_programs=programs, window=window)
+    options = {"block_n": block_n, "num_programs": programs}
+    return plan_decodes(seq_lens, heads, kv_heads, head_dim, **options, window=window, is_chunk=is_chunk)
 
 
 def decode_attention_reference(
@@ -295,8 +317,10 @@ def decode_attention_reference(
     *,
     scale: float | None = None,
     window: int | None = None,
+    is_chunk: bool = False,
     soft_cap: float | None = None,
     sinks: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
     programs: int | None = None,
@@ -305,14 +329,14 @@ def decode_attention_reference(
 ) -> torch.Tensor:
     """As `decode_attention`, in float32; programs and plan change nothing."""
     starts = list(range(query.shape[0] + 1))
-    options: dict[str, Any] = {"scale": scale, "window": window, "soft_cap": soft_cap, "sinks": sinks}
-    options |= {"k_scale": k_scale, "v_scale": v_scale}
+    options: dict[str, Any] = {"scale": scale, "window": window, "is_chunk": is_chunk, "soft_cap": soft_cap}
+    options |= {"sinks": sinks, "slopes": slopes, "k_scale": k_scale, "v_scale": v_scale}
     result = paged_attention_reference(query, keys, values, block_tables, starts, seq_lens.tolist(), **options)
     return result if out is None else out.copy_(result)
 
 
-# What boots ask for: float8 caches for bfloat16 queries alone, sinks (gpt-oss, head_dim 64) and soft caps (Gemma 2,
-# 128 and 256) where models have them. What is not listed compiles when it is first used.
+# What boots ask for: float8 caches for bfloat16 queries alone, and features where models have them
+# (`attention_tables.FEATURES`). What is not listed compiles when it is first used.
 def specialisations(capability: int) -> Iterator[Specialisation]:
     for variant in variants():
         yield from _specialisations(capability, *variant)
@@ -324,12 +348,11 @@ def _specialisations(
     fp8_bits = cache_dtype == "fp8e4nv" and capability < 89
     stored = "u8" if fp8_bits else cache_dtype
     c = config(head_dim, ELEMENT_SIZES[cache_dtype], capability)
-    usual = block_size == 16 and features != "cap"
+    usual = block_size == 16 and features in ("", "sinks")
     typical = usual and (head_dim, cache_dtype) in ((128, "bf16"), (64, "bf16"), (128, "fp8e4nv"))
     name = f"{dtype}_cache_{cache_dtype}_d{head_dim}_p{block_size}{'_' + features if features else ''}"
     block_d = next_power_of_2(head_dim)
     sizes = {"HEAD_DIM": head_dim, "BLOCK_D": block_d, "BLOCK_N": c.block_n}
-    sinks = features == "sinks"
     # Rows of a tile: the query heads of one KV head. GLM-4 32B has 24, StarCoder 48 and Falcon 7B 71; other models have
     # 16 or fewer.
     more = {128: (32, 64), 64: (128,)} if block_size == 16 and not features else {}
@@ -353,15 +376,18 @@ def _specialisations(
             "HEADER": HEADER,
             "BLOCK_M": block_m,
             "BLOCK_SIZE": block_size,
-            "HAS_SINKS": sinks,
+            "HAS_SINKS": features == "sinks",
             "HAS_CAP": features == "cap",
+            "HAS_SLOPES": features == "slopes",
+            "IS_CHUNK": features == "chunk",
             "FP8_BITS": fp8_bits,
             "INTERPRET": False,
         }
-        if sinks:
-            signature["sinks_ptr"] = f"*{dtype}"
-        else:
-            constants["sinks_ptr"] = None
+        for name_of_numbers in ("sinks", "slopes"):
+            if features == name_of_numbers:
+                signature[f"{name_of_numbers}_ptr"] = "*fp32"
+            else:
+                constants[f"{name_of_numbers}_ptr"] = None
         yield Specialisation(
             f"decode_attention[{name}{f'_m{block_m}' if block_m > 16 else ''}]",
             decode_attention_kernel,

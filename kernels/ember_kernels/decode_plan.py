@@ -54,6 +54,7 @@ class DecodePlan:
     head_dim: int
     block_n: int
     window: int
+    is_chunk: bool
 
 
 @cache
@@ -66,9 +67,13 @@ def multiprocessors(device: torch.device, capability: int) -> int:
 
 
 @triton.jit
-def visible_tiles(seq_len, window, BLOCK_N: tl.constexpr):
-    """The first visible token, the start of its tile (a multiple of BLOCK_N), and the number of tiles."""
-    first = tl.maximum(seq_len - window, 0)
+def visible_tiles(seq_len, window, BLOCK_N: tl.constexpr, IS_CHUNK: tl.constexpr):
+    """The first visible token, the start of its tile (a multiple of BLOCK_N), and the number of tiles. IS_CHUNK: the
+    window begins at a multiple of its length."""
+    if IS_CHUNK:
+        first = tl.maximum(seq_len - 1, 0) // window * window
+    else:
+        first = tl.maximum(seq_len - window, 0)
     start = first // BLOCK_N * BLOCK_N
     return first, start, tl.cdiv(seq_len - start, BLOCK_N)
 
@@ -85,6 +90,7 @@ def plan_kernel(
     HEADER: tl.constexpr,
     BLOCK_N: tl.constexpr,
     LEAST_TILES: tl.constexpr,
+    IS_CHUNK: tl.constexpr,
     SEQS_BLOCK: tl.constexpr,
     PROGRAMS_BLOCK: tl.constexpr,
 ):
@@ -97,7 +103,7 @@ def plan_kernel(
     for first in range(0, num_seqs, SEQS_BLOCK):
         seq = first + tl.arange(0, SEQS_BLOCK)
         seq_len = tl.load(seq_lens_ptr + seq, mask=seq < num_seqs, other=0)
-        _, _, tiles = visible_tiles(seq_len, window, BLOCK_N)
+        _, _, tiles = visible_tiles(seq_len, window, BLOCK_N, IS_CHUNK)
         tl.store(before_ptr + seq, total + tl.cumsum(tiles, 0) - tiles, mask=seq < num_seqs)
         is_busy = (tiles > 0).to(tl.int32)
         tl.store(busy_ptr + num_busy + tl.cumsum(is_busy, 0) - 1, seq, mask=tiles > 0)
@@ -129,10 +135,11 @@ def plan_decodes(
     block_n: int,
     num_programs: int,
     window: int | None = None,
+    is_chunk: bool = False,
 ) -> DecodePlan:
     """Divide the work of decode attention for contexts of these lengths, int32 [seqs], among `num_programs`."""
     num_seqs, device = seq_lens.shape[0], seq_lens.device
-    reach = NO_WINDOW if window is None else window
+    reach, is_chunk = (NO_WINDOW, False) if window is None else (window, is_chunk)
     words = torch.empty(HEADER + 2 * num_seqs + num_programs, dtype=torch.int32, device=device)
     rows = 2 * num_programs * (heads // kv_heads)
     parts = torch.empty(rows * (head_dim + 2), dtype=torch.float32, device=device)
@@ -147,19 +154,21 @@ def plan_decodes(
             HEADER=HEADER,
             BLOCK_N=block_n,
             LEAST_TILES=max(1, PIECE_TOKENS // block_n),
+            IS_CHUNK=is_chunk,
             SEQS_BLOCK=SEQS_BLOCK,
             PROGRAMS_BLOCK=PROGRAMS_BLOCK,
             num_warps=8,
             num_stages=1,
         )
-    return DecodePlan(words, parts, num_seqs, num_programs, heads, kv_heads, head_dim, block_n, reach)
+    return DecodePlan(words, parts, num_seqs, num_programs, heads, kv_heads, head_dim, block_n, reach, is_chunk)
 
 
 def plan_reference(lengths: list[int], plan: DecodePlan) -> list[int]:
     """The words of the plan for these lengths, without those of sequences that are not in the list of busy ones."""
     tiles = []
     for length in lengths:
-        start = max(length - plan.window, 0) // plan.block_n * plan.block_n
+        first = max(length - 1, 0) // plan.window * plan.window if plan.is_chunk else max(length - plan.window, 0)
+        start = first // plan.block_n * plan.block_n
         tiles.append(-(-(length - start) // plan.block_n))
     before = [sum(tiles[:i]) for i in range(len(tiles))]
     busy = [i for i, count in enumerate(tiles) if count]
@@ -192,6 +201,7 @@ def add_parts_kernel(
     BLOCK_N: tl.constexpr,
     PARTS_A_LOAD: tl.constexpr,
     HAS_SINKS: tl.constexpr,
+    IS_CHUNK: tl.constexpr,
 ):
     """One head of one sequence: the weighted sum of its parts, if it has several. Padding gets zeros."""
     seq = tl.program_id(0).to(tl.int64)
@@ -200,7 +210,7 @@ def add_parts_kernel(
     dims = tl.arange(0, BLOCK_D)
     dim_mask = dims < HEAD_DIM
     out_ptr += (seq * heads + head) * HEAD_DIM
-    _, _, tiles = visible_tiles(tl.load(seq_lens_ptr + seq), window, BLOCK_N)
+    _, _, tiles = visible_tiles(tl.load(seq_lens_ptr + seq), window, BLOCK_N, IS_CHUNK)
     if tiles == 0:
         tl.store(out_ptr + dims, tl.zeros([BLOCK_D], tl.float32).to(out_ptr.dtype.element_ty), mask=dim_mask)
         return
@@ -261,6 +271,7 @@ def add_parts(
         BLOCK_N=plan.block_n,
         PARTS_A_LOAD=PARTS_A_LOAD,
         HAS_SINKS=sinks is not None,
+        IS_CHUNK=plan.is_chunk,
         num_warps=4,
         num_stages=1,
     )
@@ -274,15 +285,15 @@ def split_parts(plan: DecodePlan) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 
 def specialisations(capability: int) -> Iterator[Specialisation]:
     """Both kernels for every specialisation of decode attention."""
-    block_ns, seen = set(), set()
+    seen = set()
     for head_dim, dtype, cache_dtype, _, features in variants():
         block_n = config(head_dim, ELEMENT_SIZES[cache_dtype], capability).block_n
-        sinks = features == "sinks"
-        typical = dtype == "bf16" and head_dim in (64, 128)
-        if block_n not in block_ns:
-            block_ns.add(block_n)
-            yield _plan_specialisation(block_n, typical)
-        key = (head_dim, dtype, block_n, sinks)
+        sinks, is_chunk = features == "sinks", features == "chunk"
+        typical = dtype == "bf16" and head_dim in (64, 128) and not is_chunk
+        if (block_n, is_chunk) not in seen:
+            seen.add((block_n, is_chunk))
+            yield _plan_specialisation(block_n, is_chunk, typical)
+        key = (head_dim, dtype, block_n, sinks, is_chunk)
         if key in seen:
             continue
         seen.add(key)
@@ -297,23 +308,26 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
             "BLOCK_N": block_n,
             "PARTS_A_LOAD": PARTS_A_LOAD,
             "HAS_SINKS": sinks,
+            "IS_CHUNK": is_chunk,
         }
         if sinks:
-            signature["sinks_ptr"] = f"*{dtype}"
+            signature["sinks_ptr"] = "*fp32"
         else:
             constants["sinks_ptr"] = None
-        name = f"add_parts[{dtype}_d{head_dim}_n{block_n}{'_sinks' if sinks else ''}]"
+        name = f"add_parts[{dtype}_d{head_dim}_n{block_n}{'_sinks' if sinks else ''}{'_chunk' if is_chunk else ''}]"
         yield Specialisation(name, add_parts_kernel, signature, constants, 4, 1, divisible, typical)
 
 
-def _plan_specialisation(block_n: int, typical: bool) -> Specialisation:
+def _plan_specialisation(block_n: int, is_chunk: bool, typical: bool) -> Specialisation:
     signature = {"seq_lens_ptr": "*i32", "words_ptr": "*i32"}
     signature |= dict.fromkeys(("num_seqs", "kv_heads", "window", "num_programs"), "i32")
     constants = {
         "HEADER": HEADER,
         "BLOCK_N": block_n,
         "LEAST_TILES": max(1, PIECE_TOKENS // block_n),
+        "IS_CHUNK": is_chunk,
         "SEQS_BLOCK": SEQS_BLOCK,
         "PROGRAMS_BLOCK": PROGRAMS_BLOCK,
     }
-    return Specialisation(f"plan[n{block_n}]", plan_kernel, signature, constants, 8, 1, ("words_ptr",), typical)
+    name = f"plan[n{block_n}{'_chunk' if is_chunk else ''}]"
+    return Specialisation(name, plan_kernel, signature, constants, 8, 1, ("words_ptr",), typical)

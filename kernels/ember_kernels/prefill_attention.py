@@ -84,6 +84,7 @@ def config(head_dim: int, element_size: int, rows: int, capability: int) -> Conf
         "starts_ptr",
         "seq_lens_ptr",
         "sinks_ptr",
+        "slopes_ptr",
         "table_stride",
         "num_seqs",
         "group",
@@ -98,6 +99,7 @@ def prefill_attention_kernel(
     starts_ptr,
     seq_lens_ptr,
     sinks_ptr,
+    slopes_ptr,
     out_ptr,
     query_stride,
     kv_stride,
@@ -115,8 +117,10 @@ def prefill_attention_kernel(
     BLOCK_SIZE: tl.constexpr,
     STARTS_BLOCK: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    IS_CHUNK: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     HAS_CAP: tl.constexpr,
+    HAS_SLOPES: tl.constexpr,
     FP8_BITS: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
@@ -160,14 +164,26 @@ def prefill_attention_kernel(
     middle = (lowest + 1) // BLOCK_N * BLOCK_N
     end = highest + 1
     begin, full = 0, 0
+    firsts = positions  # the first key that each row sees, if there is a window
     if HAS_WINDOW:
-        begin = tl.maximum(lowest - window + 1, 0) // BLOCK_N * BLOCK_N
-        full = tl.cdiv(tl.maximum(highest - window + 1, 0), BLOCK_N) * BLOCK_N
+        if IS_CHUNK:
+            firsts = positions // window * window
+            begin = lowest // window * window
+            full = highest // window * window
+        else:
+            firsts = positions - window + 1
+            begin = tl.maximum(lowest - window + 1, 0)
+            full = tl.maximum(highest - window + 1, 0)
+        begin = begin // BLOCK_N * BLOCK_N
+        full = tl.cdiv(full, BLOCK_N) * BLOCK_N
         middle = tl.maximum(middle, begin)
         full = tl.minimum(full, middle)
     keys_ptr += kv_head * HEAD_DIM
     values_ptr += kv_head * HEAD_DIM
     table_ptr = block_tables_ptr + tl.cast(seq, tl.int64) * table_stride
+    slopes = 0.0
+    if HAS_SLOPES:
+        slopes = tl.load(slopes_ptr + row_heads) * 1.4426950408889634
     maxima = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     weights = tl.zeros((BLOCK_M,), tl.float32)
     sums = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
@@ -184,10 +200,12 @@ def prefill_attention_kernel(
             begin if part == 0 else (full if part == 1 else middle),
             full if part == 0 else (middle if part == 1 else end),
             positions,
+            firsts,
             seq_len,
-            window,
             scale,
             soft_cap,
+            slopes,
+            highest,
             DTYPE=DTYPE,
             MASKED=part != 1,
             HEAD_DIM=HEAD_DIM,
@@ -196,6 +214,7 @@ def prefill_attention_kernel(
             BLOCK_SIZE=BLOCK_SIZE,
             HAS_WINDOW=HAS_WINDOW,
             HAS_CAP=HAS_CAP,
+            HAS_SLOPES=HAS_SLOPES,
             FP8_BITS=FP8_BITS,
             INTERPRET=INTERPRET,
         )
@@ -221,8 +240,10 @@ def prefill_attention(
     max_queries: int,
     scale: float | None = None,
     window: int | None = None,
+    is_chunk: bool = False,
     soft_cap: float | None = None,
     sinks: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
     out: torch.Tensor | None = None,
@@ -237,7 +258,7 @@ def prefill_attention(
                   above 0 (after decodes), and a sequence may have no rows
     seq_lens      int32 [seqs]: context lengths, queries included, so never below the sequence's number of rows
     max_queries   no sequence has more rows; decides on the tiles
-    scale, window, soft_cap, sinks: as in `decode_attention`
+    scale, window, is_chunk, soft_cap, sinks, slopes: as in `decode_attention`
     out           [tokens, heads, head_dim] contiguous; allocated without it. Rows of no sequence are not written.
 
     head_dim: a multiple of 16 from 16 to 512. block_size: any. Sums are float32. Returns out.
@@ -265,6 +286,7 @@ def prefill_attention(
         starts,
         seq_lens,
         sinks,
+        slopes,
         out,
         query.stride(0),
         keys.stride(1),
@@ -282,8 +304,10 @@ def prefill_attention(
         BLOCK_SIZE=keys.shape[1],
         STARTS_BLOCK=STARTS_BLOCK,
         HAS_WINDOW=window is not None,
+        IS_CHUNK=is_chunk and window is not None,
         HAS_SINKS=sinks is not None,
         HAS_CAP=soft_cap is not None,
+        HAS_SLOPES=slopes is not None,
         FP8_BITS=fp8_bits,
         INTERPRET=INTERPRET,
         num_warps=c.num_warps,
@@ -303,15 +327,17 @@ def prefill_attention_reference(
     max_queries: int,
     scale: float | None = None,
     window: int | None = None,
+    is_chunk: bool = False,
     soft_cap: float | None = None,
     sinks: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As `prefill_attention`, in float32; max_queries changes nothing. Rows of no sequence are zero."""
-    options: dict[str, Any] = {"scale": scale, "window": window, "soft_cap": soft_cap, "sinks": sinks}
-    options |= {"k_scale": k_scale, "v_scale": v_scale}
+    options: dict[str, Any] = {"scale": scale, "window": window, "is_chunk": is_chunk, "soft_cap": soft_cap}
+    options |= {"sinks": sinks, "slopes": slopes, "k_scale": k_scale, "v_scale": v_scale}
     bounds, lengths = starts.tolist(), seq_lens.tolist()
     result = paged_attention_reference(query, keys, values, block_tables, bounds, lengths, **options)
     return result if out is None else out.copy_(result)
@@ -333,7 +359,11 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
         windowed = block_size == 16 and head_dim <= 256  # Gemma 4's larger heads see the whole context
         tiles = {config(head_dim, ELEMENT_SIZES[cache_dtype], rows, capability) for rows in (64, 65)}
         for c in sorted(tiles, key=lambda c: c.block_m):
-            for window in (False, True)[: 1 + windowed]:
+            if features == "chunk":
+                windows: tuple[bool, ...] = (True,)
+            else:
+                windows = (False, True) if windowed and features != "slopes" else (False,)
+            for window in windows:
                 yield _specialisation(capability, c, head_dim, dtype, cache_dtype, block_size, features, window)
 
 
@@ -371,15 +401,18 @@ def _specialisation(
         "BLOCK_SIZE": block_size,
         "STARTS_BLOCK": STARTS_BLOCK,
         "HAS_WINDOW": window,
+        "IS_CHUNK": features == "chunk",
         "HAS_SINKS": features == "sinks",
         "HAS_CAP": features == "cap",
+        "HAS_SLOPES": features == "slopes",
         "FP8_BITS": fp8_bits,
         "INTERPRET": False,
     }
-    if features == "sinks":
-        signature["sinks_ptr"] = f"*{dtype}"
-    else:
-        constants["sinks_ptr"] = None
+    for numbers in ("sinks", "slopes"):
+        if features == numbers:
+            signature[f"{numbers}_ptr"] = "*fp32"
+        else:
+            constants[f"{numbers}_ptr"] = None
     usual = c.block_m == 128 and block_size == 16 and dtype == "bf16"
     typical = usual and (head_dim, cache_dtype, features, window) in TYPICAL
     return Specialisation(

@@ -4,7 +4,8 @@
 
 prints each binary that the GPU's runner asks for and no module lists in its specialisations, so that the image lacks
 it. The first capability is tried with every family, the others with Llama. Families are those of
-`tests/engine_models/tiny.py`: a new one there is covered here.
+`tests/engine_models/tiny.py`: a new one there is covered here. Published models, plain and quantised, are those of
+`published_models.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from ember.engine.description.operator_sets import TRITON
 from ember.engine.description.read_config import load_config
 from ember_kernels import compile as kernels
 from tests.engine_models.tiny import VARIANTS, config_class, model_class, tiny_fields
-from tests.support.empty_models import EmptyEngine, no_products, with_layers
+from tests.kernels.published_models import published_models
+from tests.support.empty_models import EmptyEngine, Layout, no_products, with_layers
 
 # hidden, intermediate, heads, kv_heads, vocabulary
 SHAPES = (
@@ -40,6 +42,14 @@ SHAPES = (
 MULTI_QUERY = {  # one KV head, for which a shape's number of query heads has to be that of a published model
     "falcon": (4544, 18176, 71, 71, 65024),  # Falcon 7B
     "gpt_bigcode": (6144, 24576, 48, 48, 49152),  # StarCoder
+}
+PUBLISHED_HEADS = {  # families whose attention has a feature that is compiled for published sizes of heads alone
+    "gpt_oss": (4096, 2880, 64, 8, 201088),
+    "llama4": (5120, 8192, 40, 8, 202048),
+    "falcon_alibi": (2048, 8192, 32, 32, 50304),
+    "bloom": (2560, 10240, 32, 32, 250880),
+    "bloom_normed": (4096, 16384, 32, 32, 250880),
+    "mpt": (4096, 16384, 32, 32, 50432),
 }
 GEMMA4 = {  # whose heads have published sizes alone
     "gemma4": (5376, 21504, 32, 16, 262144),
@@ -57,7 +67,7 @@ LIMITS = EngineLimits(block_size=16, num_blocks=64, max_num_seqs=20, max_num_bat
 def describe(variant: str, shape: tuple[int, ...], directory: Path) -> DecoderConfig:
     """The first layers of a family's decoder with real sizes."""
     name, fields = tiny_fields(variant)
-    shape = (MULTI_QUERY | GEMMA4).get(variant, shape)
+    shape = (MULTI_QUERY | GEMMA4 | PUBLISHED_HEADS).get(variant, shape)
     if name == "CodeGen" and shape[2] % 4:
         shape = SHAPES[0]
     hidden, intermediate, heads, kv_heads, vocabulary = shape
@@ -101,9 +111,9 @@ def models() -> Iterator[tuple[str, DecoderConfig, torch.dtype]]:
                         yield f"{variant} {shape} {dtype}", config, dtype
 
 
-def run(config: DecoderConfig, dtype: torch.dtype, has_options: bool) -> None:
+def run(config: DecoderConfig, dtype: torch.dtype, has_options: bool, layout: Layout | None = None) -> None:
     """Prompts in chunks, decodes alone and beside prompts, and the recording of graphs: of all with the options."""
-    engine = EmptyEngine(config, dtype, LIMITS)
+    engine = EmptyEngine(config, dtype, LIMITS, layout)
     engine.add(1)
     engine.step()
     engine.step()
@@ -127,17 +137,18 @@ def shortened(identity: str) -> str:
 
 
 def main() -> None:
-    described = list(models())
+    described: list[tuple[str, DecoderConfig, torch.dtype, Layout | None]] = [(*model, None) for model in models()]
+    described += published_models()
     first, *others = map(int, sys.argv[1:])
     for capability in (first, *others):
         listed = kernels.listed(capability)
         seen: set[str] = set()
-        for name, config, dtype in described:
+        for name, config, dtype, layout in described:
             has_options = name.startswith("llama ")
             if capability != first and not has_options:
                 continue
             with kernels.dry_run(capability) as launched, torch.inference_mode(), no_products():
-                run(config, dtype, has_options)
+                run(config, dtype, has_options, layout)
             assert launched, name
             for identity in sorted(launched - listed - seen):
                 print(f"{name} on sm_{capability}: {shortened(identity)}")

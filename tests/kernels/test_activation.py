@@ -35,6 +35,22 @@ def test_large_inputs_do_not_overflow(device):
         torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_clamped(device, dtype):
+    x = (6 * torch.randn(3, 2 * 1001, device=device)).to(dtype)
+    x[0, :3], x[0, 1001:1004] = torch.tensor([-30.0, 30.0, torch.inf]), torch.tensor([-30.0, 30.0, 1.0])
+    clamp = {"limit": 7.0, "alpha": 1.702}
+    actual, _ = kernels.activation(x, "silu", **clamp)
+    gate, up = x.float().chunk(2, dim=-1)
+    gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
+    exact = (up + 1) * gate * torch.sigmoid(1.702 * gate)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(actual.float(), exact, rtol=tolerance, atol=tolerance)
+    check(kernels.activation(x, "silu", **clamp), kernels.activation_reference(x, "silu", **clamp), dtype)
+    with pytest.raises(ValueError, match="only gated silu"):
+        kernels.activation(x, "gelu", **clamp)
+
+
 def test_strided_rows(device):
     x = torch.randn(3, 100, device=device)[:, 20:60]
     actual, _ = kernels.activation(x, "silu")

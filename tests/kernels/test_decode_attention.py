@@ -57,7 +57,8 @@ def _check(problem: dict[str, Any], **options: Any) -> torch.Tensor:
     seqs, heads, head_dim = query.shape
     out = torch.full((seqs + 1, heads, head_dim), NAN, dtype=query.dtype, device=query.device)
     window, programs = options.get("window"), options.get("programs")
-    plan = plan_attention(problem["seq_lens"], heads, problem["keys"], window=window, programs=programs)
+    split = {"window": window, "is_chunk": options.get("is_chunk", False), "programs": programs}
+    plan = plan_attention(problem["seq_lens"], heads, problem["keys"], **split)
     plan.parts.fill_(NAN)
     result = decode_attention(**problem, **options, plan=plan, out=out[:seqs])
     assert result.data_ptr() == out.data_ptr()
@@ -119,6 +120,24 @@ def test_window(device: str, window: int, programs: int) -> None:
     for i, length in enumerate([150, 3, 16, 101]):  # pages that lie before the window may have been given away
         problem["block_tables"][i, : max(0, length - window) // 16] = 0
     _check(problem, window=window, programs=programs)
+
+
+@pytest.mark.parametrize("programs", [1, 9])
+@pytest.mark.parametrize("chunk", [1, 16, 50])
+def test_chunks(device: str, chunk: int, programs: int) -> None:
+    lengths = [150, 3, 0, 16, 101, 51, 50]
+    problem = _problem(device, lengths, block_size=16)
+    for i, length in enumerate(lengths):  # pages that lie before the chunk may have been given away
+        problem["block_tables"][i, : max(0, length - 1) // chunk * chunk // 16] = 0
+    _check(problem, window=chunk, is_chunk=True, programs=programs)
+
+
+@pytest.mark.parametrize("programs", [1, 7])
+def test_alibi(device: str, programs: int) -> None:
+    problem = _problem(device, [0, 290, 31], heads=8)
+    slopes = torch.tensor([0.5**i for i in range(8)], device=device)
+    _check(problem, slopes=slopes, programs=programs)
+    _check(problem, slopes=8 * slopes, scale=0.5, window=100, programs=programs)
 
 
 @pytest.mark.parametrize("programs", [1, 7])
@@ -190,14 +209,15 @@ def _pieces(plan: DecodePlan) -> list[int]:
     return [max(0, min(share, total - program * share)) for program in range(plan.num_programs)]
 
 
-@pytest.mark.parametrize("window", [None, 1, 100])
-@pytest.mark.parametrize("programs", [1, 7, 70, 528])
-def test_the_plan_is_that_of_its_specification(device: str, window: int | None, programs: int) -> None:
+@pytest.mark.parametrize(("window", "is_chunk"), [(None, False), (1, False), (100, False), (100, True), (1000, True)])
+@pytest.mark.parametrize("programs", [1, 7, 528])
+def test_the_plan_is_that_of_its_specification(device: str, window: int | None, is_chunk: bool, programs: int) -> None:
     draw = random.Random(programs)
     for num_seqs in (1, 3, 255, 256, 257, 300):
         lengths = [draw.choice((0, 1, 31, 32, 33, draw.randrange(9000))) for _ in range(num_seqs)]
         seq_lens = torch.tensor(lengths, dtype=torch.int32, device=device)
-        plan = plan_decodes(seq_lens, 8, 2, 64, block_n=32, num_programs=programs, window=window)
+        split = {"block_n": 32, "num_programs": programs}
+        plan = plan_decodes(seq_lens, 8, 2, 64, **split, window=window, is_chunk=is_chunk)
         words, expected = plan.words.tolist(), plan_reference(lengths, plan)
         num_busy = sum(length > 0 for length in lengths)
         begins = HEADER + 2 * num_seqs

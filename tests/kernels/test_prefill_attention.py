@@ -115,6 +115,22 @@ def test_window(device: str, window: int, dtype: torch.dtype) -> None:
     _check(problem, window=window)
 
 
+@pytest.mark.parametrize("chunk", [1, 16, 50, 128])
+def test_chunks(device: str, chunk: int) -> None:
+    sequences = [(0, 170), (120, 10), (3, 1), (150, 30)]
+    problem = _problem(device, sequences, dtype=torch.float16)
+    for i, (cached, _) in enumerate(sequences):  # pages before the chunk of the first query may be given away
+        problem["block_tables"][i, : cached // chunk * chunk // 16] = 0
+    _check(problem, window=chunk, is_chunk=True)
+
+
+def test_alibi(device: str) -> None:
+    problem = _problem(device, [(0, 170), (120, 10), (3, 1)], heads=8, dtype=torch.float16)
+    slopes = torch.tensor([0.5**i for i in range(8)], device=device)
+    _check(problem, slopes=slopes)
+    _check(problem, slopes=8 * slopes, scale=0.5, window=50)
+
+
 def test_a_prompt_in_chunks_is_the_prompt_at_once(device: str) -> None:
     whole = _problem(device, [(0, 150)], dtype=torch.float16)
     expected = _check(whole)

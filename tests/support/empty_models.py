@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -29,15 +29,22 @@ from ember.engine.operators.torch_ops import TorchOperators
 from ember.engine.operators.triton_ops import TritonOperators
 from ember.wire import SamplingParams
 
+Layout = Callable[[str, int, int], Linear | None]
+"""From a matrix's name, rows and columns to a quantised layer without memory; None: it is not quantised."""
 
-def empty_decoder(config: DecoderConfig, dtype: torch.dtype) -> Decoder:
+
+def empty_decoder(config: DecoderConfig, dtype: torch.dtype, layout: Layout | None = None) -> Decoder:
     """The decoder on Triton's operators. Its matrices have no memory, so it needs `no_products`."""
     weights: Weights = {}
     for spec in weight_specs(config):
         if isinstance(spec, LinearSpec):
             rows = sum(output.rows.total for output in spec.outputs)
             bias = torch.empty(rows, dtype=dtype) if spec.bias else None
-            weights[spec.name] = Linear(torch.empty(rows, spec.inputs, dtype=dtype, device="meta"), bias=bias)
+            quantised = None if layout is None else layout(spec.name, rows, spec.inputs)
+            if quantised is None:
+                quantised = Linear(torch.empty(rows, spec.inputs, dtype=dtype, device="meta"))
+            quantised.bias = bias
+            weights[spec.name] = quantised
         else:
             own = dtype if spec.dtype is None else getattr(torch, spec.dtype)
             weights[spec.name] = torch.empty([size.extent for size in spec.shape], dtype=own)
@@ -61,21 +68,25 @@ def no_products() -> Iterator[None]:
         F.linear = linear
 
 
-def empty_runner(config: DecoderConfig, dtype: torch.dtype, limits: EngineLimits) -> tuple[Scheduler, DeviceRunner]:
+def empty_runner(
+    config: DecoderConfig, dtype: torch.dtype, limits: EngineLimits, layout: Layout | None = None
+) -> tuple[Scheduler, DeviceRunner]:
     """The scheduler and the GPU's runner of an engine with an `empty_decoder`."""
     groups = cache_groups(config, dtype.itemsize)
     sizes = limits.num_blocks, limits.block_size
     cache = KVCache.allocate(groups, *sizes, dtype, torch.device("cpu"))
     pool = BlockPool(limits.num_blocks, True, len(groups))
     scheduler = Scheduler(BlockManager(pool, groups, limits.block_size), limits)
-    return scheduler, DeviceRunner(empty_decoder(config, dtype), cache, torch.device("cpu"), limits)
+    return scheduler, DeviceRunner(empty_decoder(config, dtype, layout), cache, torch.device("cpu"), limits)
 
 
 class EmptyEngine:
     """A scheduler and the GPU's runner without results: every sampled token is the same."""
 
-    def __init__(self, config: DecoderConfig, dtype: torch.dtype, limits: EngineLimits) -> None:
-        self.scheduler, self.runner = empty_runner(config, dtype, limits)
+    def __init__(
+        self, config: DecoderConfig, dtype: torch.dtype, limits: EngineLimits, layout: Layout | None = None
+    ) -> None:
+        self.scheduler, self.runner = empty_runner(config, dtype, limits, layout)
         self._num_sequences = 0
 
     def add(self, num_tokens: int, **sampling: Any) -> Sequence:

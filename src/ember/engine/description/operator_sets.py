@@ -188,9 +188,10 @@ TRITON = OperatorSet(
         "place_heads": _HEADS
         | {"rope_layers", "local_rope", "rope.interleaved", "value_norm", "key_value_layers"}
         | _HEAD_SIZES,
-        "attend": frozenset({"attention_scale", "divides_scale_by_layer", "attention_soft_cap", "sliding_window"})
+        "attend": frozenset({"attention_scale", "divides_scale_by_layer", "attention_soft_cap", "attention_sinks"})
+        | {"sliding_window", "window_is_chunk", "alibi"}
         | _HEAD_SIZES,
-        "gate": _GATES,
+        "gate": _GATES | {"swiglu_limit"},
         "experts": _EXPERTS,
     },
     _triton_faults,

@@ -48,7 +48,7 @@ class TorchOperators:
         self.rotaries = [Rotary.build(rope, device) for rope in config.ropes()]
         self._groups = [GroupShape.of(each) for each in parts.groups()]
         self._has_scores = config.attention_soft_cap is not None or config.attention_sinks
-        self._slopes = torch.tensor(config.alibi, dtype=torch.float32, device=device) if config.alibi else None
+        self.slopes = torch.tensor(config.alibi, dtype=torch.float32, device=device) if config.alibi else None
 
     @property
     def reads_packed(self) -> bool:
@@ -69,7 +69,7 @@ class TorchOperators:
 
     def plan(self, batch: Batch, cache: KVCache, without: Container[int] = ()) -> list[AttentionPlan]:
         """The attention plan of the step for each cache group. `without`: sequences that another set attends to."""
-        kinds = self._slopes, self._has_scores, self.config.window_is_chunk
+        kinds = self.slopes, self._has_scores, self.config.window_is_chunk
         return plan_attention(batch, self._groups, cache.block_size, self.dtype, without, *kinds)
 
     def whole_step(self, step: Step) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,7 +110,8 @@ class TritonOperators:
         if config.experts is not None and not own_experts:
             self.is_recordable = False  # the host reads how many tokens each expert has
         self.place_latents, self.attend_latents = torch_ops.place_latents, torch_ops.attend_latents
-        self.attend = _attend if own_attention else torch_ops.attend
+        self.slopes = torch_ops.slopes
+        self.attend = self._attend if own_attention else torch_ops.attend
         if "place_heads" not in lacking:
             self.place_heads = self._place_heads
         else:
@@ -181,10 +183,12 @@ class TritonOperators:
 
     def _gate(self, mlp: MLP, up: Tensor) -> Tensor:
         num_tokens, width = up.shape
-        kind, gated = mlp.activation, mlp.gated
+        gated = mlp.gated
+        limit = mlp.limit if gated else None
+        kind = mlp.activation if limit is None else "silu"
         out = up.new_empty((num_tokens, width // 2 if gated else width))
-        key = (kind, gated, width, up.stride(0), up.dtype)
-        call = partial(activation, up, kind, gated=gated, out=out)
+        key = (kind, gated, limit, width, up.stride(0), up.dtype)
+        call = partial(activation, up, kind, gated=gated, limit=limit, alpha=mlp.alpha, out=out)
         repeat(self._launches_of(num_tokens), key, (up, out), call)
         return out
 
@@ -274,72 +278,55 @@ class TritonOperators:
             up = up + experts.up_bias[ids.flatten()]
         return self.gate(experts.each[0], up)
 
+    def _attend(self, attention: Attention, heads: Heads, step: TritonStep) -> Tensor:
+        query = heads.query
+        keys, values = step.cache.by_page[attention.place]
+        mixed = torch.empty_like(query)
+        decodes = step.decodes
+        if decodes is not None and attention.group not in decodes.plans:
+            decodes.plans[attention.group] = plan_attention(
+                decodes.context_lens,
+                query.shape[1],
+                keys,
+                window=attention.window,
+                is_chunk=attention.window_is_chunk,
+            )
+        key: tuple[Any, ...] = (attention.group, attention.scale, attention.soft_cap, attention.window, query.stride(0))
+        if (scales := attention.cache_scales) is not None:
+            key = (*key, scales.key, scales.value)
+        sinks = () if attention.sinks is None else (attention.sinks,)
+        given = (query, keys, values, mixed, *sinks)
+        repeat(step.launches, key, given, partial(self._launch_attention, attention, step, query, keys, values, mixed))
+        return mixed.flatten(1)
+
+    def _launch_attention(
+        self, attention: Attention, step: TritonStep, query: Tensor, keys: Tensor, values: Tensor, mixed: Tensor
+    ) -> None:
+        """Attention of all tokens, to `mixed` [T, heads, head_dim]."""
+        group, scales = attention.group, attention.cache_scales
+        options: dict[str, Any] = {
+            "scale": attention.scale,
+            "window": attention.window,
+            "is_chunk": attention.window_is_chunk,
+            "soft_cap": attention.soft_cap,
+            "sinks": attention.sinks,
+            "slopes": self.slopes,
+        }
+        if scales is not None:
+            options |= {"k_scale": scales.key, "v_scale": scales.value}
+        if (decodes := step.decodes) is not None:
+            count, lens = len(decodes.context_lens), decodes.context_lens
+            tables, plan = decodes.block_tables[group], decodes.plans[group]
+            decode_attention(query[:count], keys, values, tables, lens, **options, plan=plan, out=mixed[:count])
+        if (chunks := step.chunks) is not None:  # after the decodes, whose padding has outputs where chunks begin
+            places = chunks.block_tables[group], chunks.starts, chunks.context_lens
+            most = chunks.max_queries
+            prefill_attention(query, keys, values, *places, max_queries=most, **options, out=mixed)
+
 
 def _scale_tensors(attention: Attention) -> tuple[Tensor, Tensor] | tuple[None, None]:
     """The scales of K and V in a float8 cache, for the kernel that writes it."""
     return (None, None) if attention.cache_scales is None else attention.cache_scales.tensors
-
-
-def _attend(attention: Attention, heads: Heads, step: TritonStep) -> Tensor:
-    query = heads.query
-    keys, values = step.cache.by_page[attention.place]
-    scales = attention.cache_scales
-    factors = (1.0, 1.0) if scales is None else (scales.key, scales.value)
-    mixed = torch.empty_like(query)
-    decodes = step.decodes
-    if decodes is not None and attention.group not in decodes.plans:
-        plan = plan_attention(decodes.context_lens, query.shape[1], keys, window=attention.window)
-        decodes.plans[attention.group] = plan
-    key = (attention.group, attention.scale, attention.soft_cap, attention.window, factors, query.stride(0))
-    call = partial(_launch_attention, attention, step, query, keys, values, factors, mixed)
-    repeat(step.launches, key, (query, keys, values, mixed), call)
-    return mixed.flatten(1)
-
-
-def _launch_attention(
-    attention: Attention,
-    step: TritonStep,
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    factors: tuple[float, float],
-    mixed: Tensor,
-) -> None:
-    """Attention of all tokens, to `mixed` [T, heads, head_dim]. `factors`: of K and V in a float8 cache."""
-    group = attention.group
-    key_scale, value_scale = factors
-    if (decodes := step.decodes) is not None:
-        count = len(decodes.context_lens)
-        decode_attention(
-            query[:count],
-            keys,
-            values,
-            decodes.block_tables[group],
-            decodes.context_lens,
-            scale=attention.scale,
-            soft_cap=attention.soft_cap,
-            window=attention.window,
-            k_scale=key_scale,
-            v_scale=value_scale,
-            plan=decodes.plans[group],
-            out=mixed[:count],
-        )
-    if (chunks := step.chunks) is not None:  # after the decodes, whose padding has outputs where chunks begin
-        prefill_attention(
-            query,
-            keys,
-            values,
-            chunks.block_tables[group],
-            chunks.starts,
-            chunks.context_lens,
-            max_queries=chunks.max_queries,
-            scale=attention.scale,
-            soft_cap=attention.soft_cap,
-            window=attention.window,
-            k_scale=key_scale,
-            v_scale=value_scale,
-            out=mixed,
-        )
 
 
 def _angle_table(rotary: Rotary, max_positions: int) -> Tensor:

@@ -8,6 +8,7 @@ do, so it makes such calls before: on tensors of two tokens, with the sizes of t
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,9 @@ def _touch_kernels(config: DecoderConfig, x: Tensor, block_size: int) -> None:
                 layer_norm(x, x[0], x[0], config.norm_eps, residual=residual)
     if "gate" not in lacking and config.activation in KINDS:
         width = config.intermediate_size * (2 if config.gated_mlp else 1)
-        activation(x.new_zeros(_TOKENS, width), config.activation, gated=config.gated_mlp)
+        limit = config.swiglu_limit if config.gated_mlp else None
+        kind = config.activation if limit is None else "silu"
+        activation(x.new_zeros(_TOKENS, width), kind, gated=config.gated_mlp, limit=limit, alpha=config.swiglu_alpha)
     if "attend" in lacking:
         return
     numbers = torch.zeros(_TOKENS, dtype=torch.int32, device=x.device)
@@ -62,12 +65,13 @@ def _touch_kernels(config: DecoderConfig, x: Tensor, block_size: int) -> None:
         keys, values = x.new_zeros(2, 1, block_size, kv_heads, head_dim).unbind()
         query = x.new_zeros(_TOKENS, heads, head_dim)
         tables, starts = numbers[:, None].repeat(1, 16), numbers.new_zeros(_TOKENS + 1)
-        cap = config.attention_soft_cap
-        decode_attention(query, keys, values, tables, numbers, window=window, soft_cap=cap)
+        of_heads = torch.zeros(heads, dtype=torch.float32, device=x.device)
+        options: dict[str, Any] = {"window": window, "is_chunk": config.window_is_chunk}
+        options |= {"soft_cap": config.attention_soft_cap, "sinks": of_heads if config.attention_sinks else None}
+        options |= {"slopes": of_heads if config.alibi else None}
+        decode_attention(query, keys, values, tables, numbers, **options)
         for most in (1, 1024):  # tiles for few rows, and for many
-            prefill_attention(
-                query, keys, values, tables, starts, numbers, max_queries=most, window=window, soft_cap=cap
-            )
+            prefill_attention(query, keys, values, tables, starts, numbers, max_queries=most, **options)
         if "place_heads" not in lacking and config.rope is not None:
             qkv = x.new_zeros(_TOKENS, (heads + 2 * kv_heads) * head_dim)
             table = torch.zeros(1, config.rope.rotary_dim, device=x.device)

@@ -1,0 +1,137 @@
+"""Published models with few layers, plain and in the layouts of quantised checkpoints, without the weights' memory."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ember.engine.description.config import DecoderConfig
+from ember.engine.description.operator_sets import TRITON
+from ember.engine.description.read_config import load_config
+from ember.engine.layers.float8_linear import Float8Linear
+from ember.engine.layers.int_linear import IntLinear
+from ember.engine.layers.linear import Linear
+from ember.engine.layers.table_linear import TableLinear
+from tests.support.empty_models import Layout
+
+
+def _fields(architecture: str, hidden: int, intermediate: int, heads: int, kv_heads: int, **others: Any) -> Any:
+    sizes = {"hidden_size": hidden, "intermediate_size": intermediate}
+    sizes |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "num_hidden_layers": 2}
+    return {"architectures": [f"{architecture}ForCausalLM"], **sizes, "max_position_embeddings": 8192, **others}
+
+
+_QWEN3 = {"head_dim": 128, "vocab_size": 151936}
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "Llama 3.1 8B": _fields("Llama", 4096, 14336, 32, 8, vocab_size=128256),
+    "Qwen3 0.6B": _fields("Qwen3", 1024, 3072, 16, 8, **_QWEN3, tie_word_embeddings=True),
+    "Qwen3 30B-A3B": _fields(
+        *("Qwen3Moe", 2048, 6144, 32, 4),
+        **_QWEN3,
+        num_experts=128,
+        num_experts_per_tok=8,
+        moe_intermediate_size=768,
+        norm_topk_prob=True,
+    ),
+    "gpt-oss 20B": _fields(
+        *("GptOss", 2880, 2880, 64, 8),
+        head_dim=64,
+        vocab_size=201088,
+        num_local_experts=32,
+        num_experts_per_tok=4,
+    ),
+    "Gemma 3 27B": _fields(
+        *("Gemma3", 5376, 21504, 32, 16),
+        head_dim=128,
+        vocab_size=262208,
+        query_pre_attn_scalar=168,
+        sliding_window=1024,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "Llama 4 Scout": _fields(
+        *("Llama4", 5120, 8192, 40, 8),
+        head_dim=128,
+        vocab_size=202048,
+        intermediate_size_mlp=16384,
+        num_local_experts=16,
+        no_rope_layers=[1, 0],
+        attention_chunk_size=1024,
+    ),
+    "GLM 4.5 Air": _fields(
+        *("Glm4Moe", 4096, 10944, 96, 8),
+        head_dim=128,
+        vocab_size=151552,
+        n_routed_experts=128,
+        num_experts_per_tok=8,
+        moe_intermediate_size=1408,
+        n_shared_experts=1,
+        first_k_dense_replace=1,
+        attention_bias=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5},
+    ),
+    "Mixtral 8x7B": _fields(
+        *("Mixtral", 4096, 14336, 32, 8), vocab_size=32000, num_local_experts=8, num_experts_per_tok=2
+    ),
+    "Baichuan 2 13B": _fields("Baichuan", 5120, 13696, 40, 40, vocab_size=125696, model_max_length=4096),
+}
+
+_codes = partial(torch.empty, dtype=torch.uint8, device="meta")
+_floats = partial(torch.empty, device="meta")
+
+
+def _ints(bits: int, scale: torch.dtype, has_zeros: bool, name: str, rows: int, columns: int) -> Linear:
+    scales = _floats(rows, columns // 128, dtype=scale)
+    zeros = _codes(scales.shape) if has_zeros else None
+    return IntLinear(_codes(rows, columns * bits // 8), scales, bits, torch.bfloat16, zeros)
+
+
+def _float8(block: tuple[int, int], name: str, rows: int, columns: int) -> Linear:
+    height, width = block[0], min(block[1], columns)
+    codes = torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device="meta")
+    return Float8Linear(codes, _floats(-(-rows // height), -(-columns // width)), (height, width), torch.bfloat16)
+
+
+def _table(block: int, scale: torch.dtype, is_e2m1: bool, has_factors: bool, name: str, rows: int, columns: int) -> Any:
+    scales, factors = _floats(rows, columns // block, dtype=scale), _floats(rows) if has_factors else None
+    return TableLinear(_codes(rows, columns // 2), _floats(16), scales, torch.bfloat16, factors, is_e2m1=is_e2m1)
+
+
+_MXFP4 = partial(_table, 32, torch.float8_e8m0fnu, True, False)
+_GPTQ = partial(_ints, 4, torch.float16, False)
+LAYOUTS: dict[str, tuple[str, Callable[..., Linear]]] = {
+    "GPTQ": ("Llama 3.1 8B", _GPTQ),
+    "AWQ": ("Llama 3.1 8B", partial(_ints, 4, torch.float16, True)),
+    "compressed int4": ("Llama 3.1 8B", partial(_ints, 4, torch.bfloat16, False)),
+    "GPTQ of 8 bits": ("Qwen3 0.6B", partial(_ints, 8, torch.float16, False)),
+    "float8 of blocks": ("Qwen3 0.6B", partial(_float8, (128, 128))),
+    "float8 of rows": ("Llama 3.1 8B", partial(_float8, (1, 1 << 20))),
+    "nf4": ("Llama 3.1 8B", partial(_table, 64, torch.float32, False, False)),
+    "nvfp4": ("Llama 3.1 8B", partial(_table, 16, torch.float8_e4m3fn, True, True)),
+    "GPTQ of experts": ("Qwen3 30B-A3B", _GPTQ),
+    "mxfp4 of experts": ("gpt-oss 20B", lambda name, *sizes: _MXFP4(name, *sizes) if "experts" in name else None),
+}
+
+
+def _in_layers(layout: Callable[..., Linear | None], name: str, rows: int, columns: int) -> Linear | None:
+    """The layout of a layer's matrices, without those of routers."""
+    return layout(name, rows, columns) if name.startswith("layers.") and "router" not in name else None
+
+
+def published_models() -> Iterator[tuple[str, DecoderConfig, torch.dtype, Layout | None]]:
+    """Each model, and each layout in one of them, as this project's own operators compute them."""
+    read = {}
+    for name, fields in PUBLISHED.items():
+        with tempfile.TemporaryDirectory() as directory:
+            (Path(directory) / "config.json").write_text(json.dumps(fields))
+            read[name] = load_config(Path(directory))
+        lacking = TRITON.lacking(read[name])
+        assert not {"attend", "experts", "gate"} & set(lacking), f"{name}: torch computes {lacking}"
+        yield name, read[name], torch.bfloat16, None
+    for form, (name, layout) in LAYOUTS.items():
+        yield f"{name}, {form}", read[name], torch.bfloat16, partial(_in_layers, layout)
