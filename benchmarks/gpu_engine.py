@@ -5,8 +5,9 @@
 decode: tokens/s at several batch sizes after prompts of 1k, the share of what reading weights and cache allows, and how
 much of a step the device waits for the host. prefill: tokens/s at 1k and 8k, the share of the measured matmul rate.
 first: time to the first token of one prompt of 1k. workload: nano-vllm's (256 requests, 100 to 1024 tokens in and out,
-temperature 0.6, no end token). peer: the same workload in transformers. Ceilings, a copy of 1 GiB and a bfloat16 matmul
-of 8192^3, are measured in the same run. Rows are printed when they are known; `--rows FILE` adds them to a file.
+temperature 0.6, no end token). profile: the kernels that take most of a decode step and of a prompt's. peer: the
+workload in transformers. Ceilings, a copy of 1 GiB and a bfloat16 matmul of 8192^3, are measured in the same run. Rows
+are printed when they are known; `--rows FILE` adds them to a file.
 `--dry` runs all of it in small on the CPU, with made-up ceilings; figures mean nothing then.
 """
 
@@ -40,8 +41,9 @@ if TYPE_CHECKING:
     from ember.engine.models.decoder import Decoder
     from ember.wire import SamplingParams
 
-PARTS = ("decode", "prefill", "first", "workload", "peer")
+PARTS = ("decode", "prefill", "first", "workload", "profile", "peer")
 REPEATS = 3
+PROFILED_STEPS, PROFILED_KERNELS = 8, 12
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,9 @@ def _measure_engine(engine: Engine, parts: list[str], sizes: Sizes, ceilings: Ce
             yield _prefill(engine, length, ceilings)
     if "workload" in parts:
         yield _workload(engine, sizes)
+    if "profile" in parts:
+        for batch in sizes.batches:
+            yield from _profile(engine, batch, sizes)
 
 
 def _engine(directory: Path, sizes: Sizes, device: str) -> Engine:
@@ -278,6 +283,51 @@ def _prefill(engine: Engine, length: int, ceilings: Ceilings) -> Row:
     flops = 2 * (model.num_parameters - tables * config.vocab_size * config.hidden_size) + attention  # a token
     share = rate * flops / ceilings.flops_per_second
     return {"part": "prefill", "prompt": length, "tokens_per_second": rate, "share_of_matmul_rate": share}
+
+
+def _profile(engine: Engine, batch: int, sizes: Sizes) -> Iterator[Row]:
+    """Microseconds of a step by kernel, the longest first, over the prompts' steps and over decode steps."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from ember.wire import Generate
+
+    on_gpu = engine.runner.model.device.type == "cuda"
+    prompts = _prompts(engine, [sizes.context] * batch, seed=batch)
+    waiting = {i for i, _ in enumerate(prompts)}
+    for i, prompt in enumerate(prompts):
+        engine.add(Generate(i, prompt, _greedy(sizes.output)))
+
+    def prefill() -> bool:
+        waiting.difference_update(output.request_id for output in engine.step())
+        return bool(waiting)
+
+    def decode() -> bool:
+        engine.step()
+        return True
+
+    for name, step, most in (("prefill", prefill, 1 << 20), ("decode", decode, PROFILED_STEPS)):
+        count = 0
+        with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
+            while count < most and engine.has_work:
+                count += 1
+                if not step():
+                    break
+            if on_gpu:
+                torch.cuda.synchronize()
+        events = [(e.self_device_time_total if on_gpu else e.self_cpu_time_total, e) for e in profiler.key_averages()]
+        total = sum(microseconds for microseconds, _ in events) or 1.0
+        for microseconds, event in sorted(events, key=lambda pair: -pair[0])[:PROFILED_KERNELS]:
+            row = {
+                "part": "profile",
+                "step": name,
+                "batch": batch,
+                "kernel": event.key[:80],
+                "share": microseconds / total,
+            }
+            yield row | {"microseconds": microseconds / count, "launches": event.count / count}
+    while engine.has_work:
+        engine.step()
 
 
 def _requests(vocabulary: int, sizes: Sizes) -> tuple[list[list[int]], list[int]]:

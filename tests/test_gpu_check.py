@@ -30,10 +30,12 @@ def _gpu_check(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.timeout(240)
 def test_a_dry_run_measures_the_engine_and_a_kernel_and_counts_what_the_cache_lacks(tmp_path: Path) -> None:
-    arguments = ["second", "--dry", "--parts", "engine", "kernels", "--kernels", "activation"]
+    arguments = ["second", "--dry", "--parts", "engine", "kernels", "profile", "--kernels", "activation"]
     done = _gpu_check(tmp_path, *arguments)
     rows = RowFile(tmp_path / "rows.jsonl").read()
-    assert {"environment", "ceilings", "first", "decode", "prefill", "workload", "kernels"} <= {r["part"] for r in rows}
+    assert {"environment", "ceilings", "first", "decode", "prefill", "workload", "kernels", "profile"} <= {
+        r["part"] for r in rows
+    }
     assert (done.returncode, "binaries were not in the cache" in done.stdout) == (1, True)
     assert HEAD.splitlines()[0] in (tmp_path / "table.md").read_text()
     (tmp_path / "misses.txt").unlink()

@@ -7,12 +7,13 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PARTS = ("tests", "engine", "sweep", "boot", "kernels")
+PARTS = ("tests", "engine", "sweep", "boot", "kernels", "profile")
 # How many sequences decode at a time, by model.
 BATCHES = {"qwen3-0.6b": (1, 8, 64, 256), "llama-3.1-8b": (1, 8, 64, 256), "qwen3-32b": (1, 8, 64)}
+PROFILED_BATCHES = (1, 64)
 ENGINE_PARTS = ("first", "decode", "prefill", "workload", "peer")
 TESTS = ("tests/kernels", "tests/device_step")
-LIMITS_S = {"tests": 150, "engine": 150, "sweep": 90, "boot": 75, "kernels": 110}
+LIMITS_S = {"tests": 150, "engine": 150, "sweep": 90, "boot": 75, "kernels": 110, "profile": 45}
 MISSES = "misses.txt"
 SWEEPS = ("sweep_decode", "sweep_prefill")
 
@@ -28,7 +29,7 @@ class Call:
 
 CALLS = {
     "first": Call(("tests", "engine"), ("qwen3-0.6b",), 300),
-    "second": Call(("sweep", "engine", "boot", "kernels"), ("llama-3.1-8b",), 500),
+    "second": Call(("sweep", "engine", "boot", "kernels", "profile"), ("llama-3.1-8b",), 400),
 }
 
 
@@ -68,12 +69,14 @@ def jobs(part: str, choice: Choice, rows: Path, checkpoints: Path) -> list[Job]:
         names = SWEEPS if part == "sweep" else choice.kernels
         command = [sys.executable, "-m", "benchmarks.kernels", *names, *end]
         return [Job(part, command, seconds, {"EMBER_FAKED_GPU_MISSES": str(rows.with_name(MISSES))})]
-    script = f"benchmarks/gpu_{part}.py"
+    script = f"benchmarks/gpu_{'boot' if part == 'boot' else 'engine'}.py"
     made = []
     for model in choice.models:
         command = [sys.executable, script, "--model", model, "--checkpoints", str(checkpoints)]
         if part == "engine":
             command += ["--parts", *choice.engine_parts, "--batches", *map(str, BATCHES[model])]
+        elif part == "profile":
+            command += ["--parts", "profile", "--batches", *map(str, PROFILED_BATCHES)]
         made.append(Job(f"{part} {model}", [*command, *end], seconds))
     return made
 

@@ -50,6 +50,9 @@ def _cells(row: Row, peers: dict[str, float]) -> tuple[str, str, str] | None:
             return "transformers, continuous batching", rate, ""
         case "boot":
             return f"boot {row['run']}", f"first token {row['first_token']:.2f} s", f"answer {row['answer']:.2f} s"
+        case "profile":
+            what = f"{row['step']}, batch {row['batch']}: {row['kernel']}"
+            return what, f"{row['microseconds']:.1f} us a step", f"{100 * row['share']:.0f} % of it"
         case "kernels":
             beside = f"{100 * row['share_of_bound']:.0f} % of the bound"
             if row["peer_seconds"]:

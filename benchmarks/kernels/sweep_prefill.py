@@ -1,6 +1,7 @@
 """Configurations of prefill attention, for its `config`, beside torch's ways to compute the same.
 
-Fresh prompts of one length are also given to cuDNN's attention and to torch's own, as a dense batch.
+Fresh prompts of one length are also given to cuDNN's attention and to torch's own, as a dense batch, and single ones to
+`dense_attention`, which reads them from pages: from which length on it is faster is printed as an entry of its table.
 python -m benchmarks.kernels.sweep_prefill
 """
 
@@ -9,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.kernels.common import SHAPES, Ceilings, Row, Shape, main, measure
+from benchmarks.kernels.common import SHAPES, Ceilings, Row, Shape, main, measure, measure_peer
 from benchmarks.kernels.decode_attention import paged_batch
 from benchmarks.kernels.sweep import Case, sweep
 
+PROMPTS = (1024, 2048, 4096, 8192, 16384, 32768)  # tokens of single prompts
 CASES = ((8, 0, 1024), (1, 0, 8192), (1, 0, 32768), (1, 8192, 2048))  # sequences, cached and new tokens of each
 CONFIGURATIONS: tuple[tuple[int, int, int, int], ...] = (
     (128, 64, 8, 3),
@@ -62,6 +65,32 @@ def run(ceilings: Ceilings) -> Iterator[Row]:
     configurations = [Config(*each) for each in CONFIGURATIONS]
     entry = "prefill_attention.config(head_dim=128, element_size=2)"
     yield from sweep("prefill", prefill_attention, configurations, _cases(SHAPES[1]), measure, entry)
+    yield from _dense(SHAPES[1])
+
+
+def _dense(shape: Shape) -> Iterator[Row]:
+    from ember_kernels import dense_attention
+    from ember_kernels.compile import device_capability
+    from ember_kernels.prefill_attention import prefill_attention
+
+    capability, least = device_capability(torch.device("cuda")), None
+    for new in PROMPTS:
+        batch = paged_batch(shape, 1, new, torch.bfloat16, 16)
+        query = torch.randn(new, shape.heads, shape.head_dim, device="cuda").bfloat16()
+        starts = torch.tensor([0, new], dtype=torch.int32, device="cuda")
+        call = partial(prefill_attention, query, **batch, starts=starts, max_queries=new, bounds=(0, new))
+        expected, usual = call(), measure(call)
+        with patch.dict(dense_attention.MEASURED, {capability: 1}):
+            seconds = measure_peer(call)
+            is_same = seconds > 0 and (query.is_meta or torch.allclose(call(), expected, rtol=2e-2, atol=2e-2))
+        least = (least or new) if is_same and seconds < usual else None
+        if seconds:
+            flops = 2.0 * shape.heads * shape.head_dim * new * (new + 1)
+            moved = 4.0 * shape.head_dim * new * (shape.heads + shape.kv_heads)
+            name = f"{shape.name} 1 x {new}" + ("" if is_same else ", another result")
+            yield Row("prefill: cuDNN from pages", name, seconds, moved, flops, "kernel", usual)
+    entry = "stays empty: the kernel is faster" if least is None else f"{{{capability}: {least}}} is the measured entry"
+    print(f"dense_attention.MEASURED {entry}", flush=True)
 
 
 if __name__ == "__main__":

@@ -285,7 +285,7 @@ def split_parts(plan: DecodePlan) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 
 def specialisations(capability: int) -> Iterator[Specialisation]:
     """Both kernels for every specialisation of decode attention."""
-    seen = set()
+    seen: set[tuple[object, ...]] = set()
     for head_dim, dtype, cache_dtype, _, features in variants():
         block_n = config(head_dim, ELEMENT_SIZES[cache_dtype], capability).block_n
         sinks, is_chunk = features == "sinks", features == "chunk"

@@ -13,8 +13,8 @@ without the code before them: checks, choices of tiles, keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from triton import knobs
@@ -118,13 +118,14 @@ class Direct:
 
 def _is_watched() -> bool:
     """Whether a profiler has hooks for launches, which Triton's launcher calls."""
-    enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    runtime = knobs.runtime
+    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
     return bool((enter is not None and getattr(enter, "calls", True)) or (leave is not None and leave.calls))
 
 
 @dataclass(slots=True)
 class Launch:
-    """One launch of a loaded binary. `places`: (index of an argument, index of the tensor that takes its place)."""
+    """One launch of a loaded binary. `places`: (index in `line`, index of the tensor that is put there)."""
 
     run: Callable[..., Any]
     grid: tuple[int, int, int]
@@ -132,27 +133,35 @@ class Launch:
     metadata: Any
     arguments: list[Any]
     places: tuple[tuple[int, int], ...] = ()
+    line: list[Any] = field(default_factory=list)  # everything that `run` is called with, the stream left out
+
+
+STREAM = 3  # its index in a line
 
 
 Launches = dict[Hashable, list[Launch] | None]
 
 
-def repeat(launches: Launches, key: Hashable, tensors: tuple[Any, ...], call: Callable[[], Any]) -> None:
+def repeat(
+    launches: Launches, key: Hashable, tensors: tuple[Any, ...], call: Callable[[], Any], num_checked: int | None = None
+) -> None:
     """`call()`, or the launches that the last call under this key has made, with these tensors in place of its own.
 
     Calls of one key differ in nothing but these tensors, which the caller holds on to. None of the others may be
-    specific to a call, nor may a kernel get a part of one of these that does not begin where it begins.
+    specific to a call, nor may a kernel get a part of one of these that does not begin where it begins. `num_checked`:
+    the caller knows that the tensors after so many have addresses that are multiples of 16; None: it knows of none.
     """
     global _captured
     known = launches.get(key)
-    if known is not None and not _is_watched() and all(tensor.data_ptr() % 16 == 0 for tensor in tensors):
+    if known is not None and not _is_watched() and are_aligned(tensors[:num_checked]):
         active = driver.active
         stream = active.get_current_stream(active.get_current_device())
         for launch in known:
-            arguments = launch.arguments.copy()
+            line = launch.line.copy()
+            line[STREAM] = stream
             for at, index in launch.places:
-                arguments[at] = tensors[index]
-            launch.run(*launch.grid, stream, launch.function, launch.metadata, None, None, None, *arguments)
+                line[at] = tensors[index]
+            launch.run(*line)
         return
     captured: list[Launch | None] = []
     _captured = captured
@@ -161,6 +170,14 @@ def repeat(launches: Launches, key: Hashable, tensors: tuple[Any, ...], call: Ca
     finally:
         _captured = None
     launches[key] = _repeatable(captured, tensors)
+
+
+def are_aligned(tensors: Iterable[Any]) -> bool:
+    """Whether all addresses are multiples of 16, which binaries for repeated launches rely on."""
+    for tensor in tensors:  # noqa: SIM110 - a generator takes longer than the checks
+        if tensor.data_ptr() & 15:
+            return False
+    return True
 
 
 def _repeatable(captured: list[Launch | None], tensors: tuple[Any, ...]) -> list[Launch] | None:
@@ -173,11 +190,12 @@ def _repeatable(captured: list[Launch | None], tensors: tuple[Any, ...]) -> list
     for launch in captured:
         if launch is None:
             return None
-        places = []
-        for at, argument in enumerate(launch.arguments):
+        head = [*launch.grid, None, launch.function, launch.metadata, None, None, None]
+        launch.line, places = [*head, *launch.arguments], []
+        for at, argument in enumerate(launch.arguments, len(head)):
             if hasattr(argument, "data_ptr") and (index := by_address.get(argument.data_ptr())) is not None:
                 places.append((at, index))
-                launch.arguments[at] = None
-        launch.places = tuple(places)
+                launch.line[at] = None
+        launch.places, launch.arguments = tuple(places), []
         made.append(launch)
     return made or None

@@ -20,7 +20,7 @@ FLOPs: 4 * heads * head_dim * (visible pairs of query and key). Bytes: queries, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,7 @@ from ember_kernels.attention import (
 )
 from ember_kernels.attention_tables import ELEMENT_SIZES, variants
 from ember_kernels.compile import Specialisation, device_capability
+from ember_kernels.dense_attention import dense_attention, uses_dense
 from ember_kernels.launch import direct, next_power_of_2
 
 STARTS_BLOCK = 256
@@ -246,6 +247,7 @@ def prefill_attention(
     slopes: torch.Tensor | None = None,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
+    bounds: Sequence[int] = (),
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal attention of ragged queries, which are the last positions of their sequences' paged contexts.
@@ -259,6 +261,8 @@ def prefill_attention(
     seq_lens      int32 [seqs]: context lengths, queries included, so never below the sequence's number of rows
     max_queries   no sequence has more rows; decides on the tiles
     scale, window, is_chunk, soft_cap, sinks, slopes: as in `decode_attention`
+    bounds        the numbers in `starts`, if nothing was cached of any sequence before;
+                  then `dense_attention` computes long prompts where it was measured to be faster
     out           [tokens, heads, head_dim] contiguous; allocated without it. Rows of no sequence are not written.
 
     head_dim: a multiple of 16 from 16 to 512. block_size: any. Sums are float32. Returns out.
@@ -273,6 +277,9 @@ def prefill_attention(
         out = query.new_empty((tokens, heads, head_dim))
     if tokens == 0 or num_seqs == 0:
         return out
+    is_plain = window is None and soft_cap is None and sinks is None and slopes is None
+    if bounds and is_plain and uses_dense(query, keys, bounds, capability):
+        return dense_attention(query, keys, values, block_tables, bounds, scale, out)
     keys, values, fp8_bits = as_stored(keys, values, capability)
     factor, cap = score_factors(scale, k_scale, soft_cap, head_dim)
     group = heads // kv_heads
@@ -333,13 +340,14 @@ def prefill_attention_reference(
     slopes: torch.Tensor | None = None,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
+    bounds: Sequence[int] = (),
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As `prefill_attention`, in float32; max_queries changes nothing. Rows of no sequence are zero."""
+    """As `prefill_attention`, in float32; max_queries and bounds change nothing. Rows of no sequence are zero."""
     options: dict[str, Any] = {"scale": scale, "window": window, "is_chunk": is_chunk, "soft_cap": soft_cap}
     options |= {"sinks": sinks, "slopes": slopes, "k_scale": k_scale, "v_scale": v_scale}
-    bounds, lengths = starts.tolist(), seq_lens.tolist()
-    result = paged_attention_reference(query, keys, values, block_tables, bounds, lengths, **options)
+    lengths = seq_lens.tolist()
+    result = paged_attention_reference(query, keys, values, block_tables, starts.tolist(), lengths, **options)
     return result if out is None else out.copy_(result)
 
 

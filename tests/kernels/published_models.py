@@ -27,7 +27,7 @@ def _fields(architecture: str, hidden: int, intermediate: int, heads: int, kv_he
     return {"architectures": [f"{architecture}ForCausalLM"], **sizes, "max_position_embeddings": 8192, **others}
 
 
-_QWEN3 = {"head_dim": 128, "vocab_size": 151936}
+_QWEN3: dict[str, Any] = {"head_dim": 128, "vocab_size": 151936}
 PUBLISHED: dict[str, dict[str, Any]] = {
     "Llama 3.1 8B": _fields("Llama", 4096, 14336, 32, 8, vocab_size=128256),
     "Qwen3 0.6B": _fields("Qwen3", 1024, 3072, 16, 8, **_QWEN3, tie_word_embeddings=True),
@@ -104,7 +104,7 @@ def _table(block: int, scale: torch.dtype, is_e2m1: bool, has_factors: bool, nam
 
 _MXFP4 = partial(_table, 32, torch.float8_e8m0fnu, True, False)
 _GPTQ = partial(_ints, 4, torch.float16, False)
-LAYOUTS: dict[str, tuple[str, Callable[..., Linear]]] = {
+LAYOUTS: dict[str, tuple[str, Callable[..., Linear | None]]] = {
     "GPTQ": ("Llama 3.1 8B", _GPTQ),
     "AWQ": ("Llama 3.1 8B", partial(_ints, 4, torch.float16, True)),
     "compressed int4": ("Llama 3.1 8B", partial(_ints, 4, torch.bfloat16, False)),

@@ -25,7 +25,10 @@ from tests.kernels.family_launches import LIMITS, SHAPES, describe
 from tests.support.empty_models import EmptyEngine, no_products, with_layers
 
 # Norms of each kind and place, norms of heads, windows, soft caps, plain activations, one KV head, experts.
-FAMILIES = ("llama", "mistral_window", "qwen3", "olmo2", "cohere", "glm4", "opt", "gemma2", "falcon", "qwen3_moe")
+FAMILIES = (
+    *("llama", "mistral_window", "qwen3", "olmo2", "cohere", "glm4", "opt", "gemma2", "falcon", "qwen3_moe"),
+    *("gpt_oss", "llama4", "bloom", "mpt"),  # sinks, chunks, slopes, clamped activations
+)
 seen: list[Any] = []
 num_compared = 0
 
@@ -42,12 +45,19 @@ def pretend(self: Any, key: Any, signature: Any, device: int, *rest: Any) -> Any
     return binary
 
 
-def compared(launches: launch.Launches, key: Any, tensors: tuple[Any, ...], call: Callable[[], Any]) -> None:
+def compared(
+    launches: launch.Launches,
+    key: Any,
+    tensors: tuple[Any, ...],
+    call: Callable[[], Any],
+    num_checked: int | None = None,
+) -> None:
     """`repeat`, and if it repeats what is known, the whole call after it."""
     global num_compared
     is_known = launches.get(key) is not None
     seen.clear()
-    launch.repeat(launches, key, tensors, call)
+    assert launch.are_aligned(tensors), key  # also those that the caller vouches for
+    launch.repeat(launches, key, tensors, call, num_checked)
     if is_known:
         repeated = seen.copy()
         seen.clear()

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+from ember_kernels import dense_attention
+from ember_kernels.compile import device_capability
 from ember_kernels.prefill_attention import config, prefill_attention, prefill_attention_reference
 
 NAN = float("nan")
@@ -129,6 +131,26 @@ def test_alibi(device: str) -> None:
     slopes = torch.tensor([0.5**i for i in range(8)], device=device)
     _check(problem, slopes=slopes)
     _check(problem, slopes=8 * slopes, scale=0.5, window=50)
+
+
+def test_fresh_prompts_by_the_dense_operator(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it was measured to be faster, for prompts that are long enough and that it can compute."""
+    problem = _problem(device, [(0, 40), (0, 70)], heads=8, dtype=torch.float16, before=3)
+    bounds, seen = [3, 43, 113], []
+
+    def watched(*arguments: Any) -> torch.Tensor:
+        seen.append(len(arguments))
+        return dense_attention.dense_attention(*arguments)
+
+    monkeypatch.setattr("ember_kernels.prefill_attention.dense_attention", watched)
+    monkeypatch.setitem(dense_attention.MEASURED, device_capability(problem["query"].device), 40)
+    _check(problem, bounds=bounds)
+    _check(problem, bounds=bounds, scale=0.3)
+    assert len(seen) == 2
+    _check(problem, bounds=bounds, window=9)
+    _check(problem)
+    _check(_problem(device, [(0, 39), (0, 70)], dtype=torch.float16), bounds=[0, 39, 109])
+    assert len(seen) == 2
 
 
 def test_a_prompt_in_chunks_is_the_prompt_at_once(device: str) -> None:

@@ -17,17 +17,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ember.engine.description.config import HeadSizes
 from ember.engine.description.operator_sets import Lacking
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention
 from ember.engine.layers.cache import KVCache
+from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.joined import JoinedLinear
 from ember.engine.layers.linear import Linear
@@ -43,13 +45,16 @@ from ember_kernels.activation import activation
 from ember_kernels.compile import device_capability
 from ember_kernels.decode_attention import decode_attention, plan_attention
 from ember_kernels.decode_plan import DecodePlan
+from ember_kernels.dense_attention import MEASURED
 from ember_kernels.expert_blocks import expert_blocks
 from ember_kernels.grouped_gemm import block_rows, combine_experts, uses_gather
-from ember_kernels.launch import Launches, repeat
+from ember_kernels.launch import Launches, are_aligned, repeat
 from ember_kernels.norm import layer_norm, rms_norm
 from ember_kernels.prefill_attention import prefill_attention
 from ember_kernels.rope_cache import rope_cache
 from ember_kernels.small_gemm import MAX_ROWS, MEASURED_GAINS, small_gemm, uses_small_gemm
+
+MAX_REUSED_TOKENS = 1024  # of a step whose layers share memory for their outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,7 @@ class Chunks:
     starts: Tensor  # [S + 1] int32, first token of each, and the end of the last
     context_lens: Tensor  # [S] int32
     max_queries: int
+    bounds: Sequence[int] = ()  # the numbers in `starts`, on the host, if each chunk begins its prompt; otherwise empty
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,6 +86,7 @@ class TritonStep(Step):
     decodes: Decodes | None
     chunks: Chunks | None
     launches: Launches = field(default_factory=dict)  # of its first layers, which the others repeat
+    heads: dict[HeadSizes, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)  # `_heads` of all layers
 
 
 class TritonOperators:
@@ -92,11 +99,16 @@ class TritonOperators:
         self.neox = config.rope is None or not config.rope.interleaved
         own_attention = "attend" not in lacking
         self.is_recordable = own_attention and config.latent is None
-        self.embed = torch_ops.embed
         self.convolve, self.gated_norm = torch_ops.convolve, torch_ops.gated_norm
         self.delta_rule, self.scan = torch_ops.delta_rule, torch_ops.scan
         if (config.delta, config.conv, config.ssd) != (None, None, None):
             self.is_recordable = False  # torch plans its states on the host
+        mixers = (config.latent, config.delta, config.conv)
+        has_more_norms = config.layer_input_size or config.layer_scalar or any(each is not None for each in mixers)
+        self._reuses_norms = config.wiring == "pre_norm" and not has_more_norms
+        self._outputs: dict[Any, Tensor] = {}  # of norms and activations of the present step, for all layers
+        self._aligned: set[int] = set()  # the ids of norms and attentions whose tensors repeated launches take
+        self._of_heads: dict[int, tuple[Tensor | None, ...]] = {}
         has_scaled(torch_ops.device)
         self._capability: int | None = None  # of the device, when the first product asks for it
         self.linear = self._linear if torch_ops.dtype != torch.float32 else torch_ops.linear
@@ -125,7 +137,13 @@ class TritonOperators:
         return False
 
     def weights_moved(self, layer: int | None) -> None:
-        """These operators store no addresses."""
+        """These operators store no addresses, but whether they are aligned."""
+        self._aligned.clear()
+        self._of_heads.clear()
+
+    def embed(self, embedding: Embedding, step: Step) -> Tensor:
+        self._outputs = {}
+        return self.torch_ops.embed(embedding, step)
 
     def begin(self, batch: Batch, cache: KVCache) -> TritonStep:
         starts = batch.query_starts
@@ -139,7 +157,9 @@ class TritonOperators:
             decodes = Decodes(tables[:, :num_decodes].unbind(), lens[:num_decodes])
         if num_decodes < len(counts):
             first_tokens = torch.tensor(starts[num_decodes:], dtype=torch.int32).to(device, non_blocking=True)
-            chunks = Chunks(tables[:, num_decodes:].unbind(), first_tokens, lens[num_decodes:], max(counts))
+            is_whole = counts[num_decodes:] == batch.context_lens[num_decodes:]
+            bounds = starts[num_decodes:] if is_whole else ()
+            chunks = Chunks(tables[:, num_decodes:].unbind(), first_tokens, lens[num_decodes:], max(counts), bounds)
         return TritonStep(
             token_ids=batch.token_ids,
             positions=batch.positions,
@@ -160,88 +180,124 @@ class TritonOperators:
             self._num_tokens, self._launches = num_tokens, {}
         return self._launches
 
+    def _output(self, like: Tensor, shape: tuple[int, int]) -> Tensor:
+        """A matrix for what is read before the next output of this shape is written. Steps in which the device has more
+        to do than the host allocate their own, so that no memory is held until the next step."""
+        if shape[0] > MAX_REUSED_TOKENS:
+            return like.new_empty(shape)
+        known = self._outputs.get(shape)
+        if known is None:
+            known = self._outputs[shape] = like.new_empty(shape)
+        return known
+
     def _add_norm(self, norm: Norm, residual: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
         x, added = (residual, None) if delta is None else (delta, residual)
-        weight, bias = norm.weight, None if isinstance(norm, RMSNorm) else norm.bias
-        if weight is None and isinstance(norm, RMSNorm):
+        is_rms = isinstance(norm, RMSNorm)
+        weight, bias = norm.weight, None if is_rms else norm.bias  # type: ignore[union-attr]
+        if weight is None and is_rms:
             weight = self._ones = x.new_ones(norm.size) if self._ones is None else self._ones
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
         num_tokens, width = x.shape
-        given = tuple(tensor for tensor in (x, out, added, weight, bias) if tensor is not None)
+        shape = num_tokens, width
+        out = self._output(x, shape) if self._reuses_norms else x.new_empty(shape)
+        given: tuple[Tensor, ...] = (x, out) if added is None else (x, added, out)
+        if weight is not None:
+            given = (*given, weight) if bias is None else (*given, weight, bias)
+        stride = width if x.is_contiguous() else x.stride(0)
         dtype = None if weight is None else weight.dtype
-        kind = (type(norm), norm.eps, None if added is None else added.is_contiguous())
-        key = (kind, width, x.stride(0), x.dtype, dtype, bias is None)
+        kind = (is_rms, norm.eps, bias is None, None if added is None else added.is_contiguous())
+        key = (kind, width, stride, x.dtype, dtype)
 
         def call() -> None:
-            if isinstance(norm, RMSNorm):
+            if is_rms:
                 rms_norm(x, weight, norm.eps, residual=added, out=out)
             else:
                 layer_norm(x, weight, bias, norm.eps, residual=added, out=out)
 
-        repeat(self._launches_of(num_tokens), key, given, call)
+        repeat(
+            self._launches_of(num_tokens), key, given, call, self._num_inputs(norm, given, 1 if added is None else 2)
+        )
         return out, residual
+
+    def _num_inputs(self, part: Norm | Attention | Tensor, given: tuple[Tensor, ...], count: int) -> int | None:
+        """How many tensors a repeated launch checks: the first ones, which other operations have made. Those of the
+        model are checked once, and outputs of these operators are whole allocations."""
+        if id(part) in self._aligned:
+            return count
+        if are_aligned(given[count:]):
+            self._aligned.add(id(part))
+        return None
 
     def _gate(self, mlp: MLP, up: Tensor) -> Tensor:
         num_tokens, width = up.shape
         gated = mlp.gated
         limit = mlp.limit if gated else None
         kind = mlp.activation if limit is None else "silu"
-        out = up.new_empty((num_tokens, width // 2 if gated else width))
-        key = (kind, gated, limit, width, up.stride(0), up.dtype)
-        call = partial(activation, up, kind, gated=gated, limit=limit, alpha=mlp.alpha, out=out)
-        repeat(self._launches_of(num_tokens), key, (up, out), call)
+        out = self._output(up, (num_tokens, width // 2 if gated else width))
+        key = (kind, gated, limit, width, width if up.is_contiguous() else up.stride(0), up.dtype)
+
+        def call() -> None:
+            activation(up, kind, gated=gated, limit=limit, alpha=mlp.alpha, out=out)
+
+        repeat(self._launches_of(num_tokens), key, (up, out), call, 1)
         return out
 
     def _linear(self, weight: Linear, x: Tensor, step: Step) -> Tensor:
-        if isinstance(weight, JoinedLinear):
-            return torch.cat([self._linear(part, x, step) for part in weight.parts], dim=-1)
         if type(weight) is not Linear:
+            if isinstance(weight, JoinedLinear):
+                return torch.cat([self._linear(part, x, step) for part in weight.parts], dim=-1)
             made = multiply(weight, x)
             return self.torch_ops.linear(weight, x, step) if made is None else made
-        if MEASURED_GAINS and x.shape[0] <= MAX_ROWS and len(weight.rows) == 1:
+        if len(weight.rows) > 1:
+            return self.torch_ops.linear(weight, x, step)
+        (matrix,) = weight.rows
+        if MEASURED_GAINS and x.shape[0] <= MAX_ROWS:
             if self._capability is None:
                 self._capability = device_capability(x.device)
-            (matrix,) = weight.rows
             n, k = matrix.shape
             if uses_small_gemm(x.shape[0], n, k, self._capability) and x.is_contiguous():
                 return small_gemm(x, matrix, weight.bias)
-        return self.torch_ops.linear(weight, x, step)
+        return F.linear(x, matrix, weight.bias)
 
     def logits(self, project: Linear | None, head: Linear, hidden: Tensor) -> Tensor:
         made = None if project is not None else multiply(head, hidden)
         return self.torch_ops.logits(project, head, hidden) if made is None else self.torch_ops.finish_logits(made)
 
     def _place_heads(self, attention: Attention, qkv: Tensor, step: TritonStep) -> Heads:
-        norm = attention.qk_norm.weight if attention.qk_norm is not None else None  # [heads + kv_heads, head_dim]
-        key_scale, value_scale = _scale_tensors(attention)
+        of_heads = self._of_heads.get(id(attention))
+        if of_heads is None:
+            norm = None if attention.qk_norm is None else attention.qk_norm.weight  # [heads + kv_heads, head_dim]
+            weights = (None, None) if norm is None else (norm[0], norm[-1])
+            of_heads = self._of_heads[id(attention)] = (*weights, *_scale_tensors(attention))
+        query_weight, key_weight, key_scale, value_scale = of_heads
         keys, values = step.cache.by_page[attention.place]
-        query_weight, key_weight = (None, None) if norm is None else (norm[0], norm[-1])
-        query = qkv.new_empty((qkv.shape[0], attention.sizes.heads, attention.sizes.head_dim))
-        call = partial(
-            rope_cache,
-            qkv,
-            keys,
-            values,
-            step.slots[attention.group],
-            step.positions,
-            None if attention.rope is None else self._tables[attention.rope],
-            query_weight=query_weight,
-            key_weight=key_weight,
-            eps=self.eps,
-            neox=self.neox,
-            rotary_dim=None if attention.rope is None else self._rotary_dims[attention.rope],
-            value_norm=attention.value_norm is not None,
-            values_are_keys=attention.values_are_keys,
-            has_own_kv=attention.has_own_kv,
-            key_scale=key_scale,
-            value_scale=value_scale,
-            out=query,
-        )
-        optional = (query_weight, key_weight, key_scale, value_scale)
-        given = (qkv, query, keys, values, *(tensor for tensor in optional if tensor is not None))
+        query, _, _ = _heads(attention.sizes, qkv, step)
+
+        def call() -> None:
+            rope_cache(
+                qkv,
+                keys,
+                values,
+                step.slots[attention.group],
+                step.positions,
+                None if attention.rope is None else self._tables[attention.rope],
+                query_weight=query_weight,
+                key_weight=key_weight,
+                eps=self.eps,
+                neox=self.neox,
+                rotary_dim=None if attention.rope is None else self._rotary_dims[attention.rope],
+                value_norm=attention.value_norm is not None,
+                values_are_keys=attention.values_are_keys,
+                has_own_kv=attention.has_own_kv,
+                key_scale=key_scale,
+                value_scale=value_scale,
+                out=query,
+            )
+
+        given = (qkv, query, keys, values, *[tensor for tensor in of_heads if tensor is not None])
         kind = (attention.group, attention.rope, attention.has_own_kv, attention.values_are_keys)
-        key = (*kind, qkv.stride(0), None if norm is None else norm.dtype, key_scale is None)
-        repeat(step.launches, key, given, call)
+        stride = 0 if qkv.is_contiguous() else qkv.stride(0)
+        key = (*kind, stride, None if query_weight is None else query_weight.dtype, key_scale is None)
+        repeat(step.launches, key, given, call, self._num_inputs(attention, given, 1))
         return Heads(query)
 
     def _place_torch_heads(self, attention: Attention, qkv: Tensor, step: TritonStep) -> Heads:
@@ -281,7 +337,7 @@ class TritonOperators:
     def _attend(self, attention: Attention, heads: Heads, step: TritonStep) -> Tensor:
         query = heads.query
         keys, values = step.cache.by_page[attention.place]
-        mixed = torch.empty_like(query)
+        _, mixed, flat = _heads(attention.sizes, query, step)
         decodes = step.decodes
         if decodes is not None and attention.group not in decodes.plans:
             decodes.plans[attention.group] = plan_attention(
@@ -291,13 +347,21 @@ class TritonOperators:
                 window=attention.window,
                 is_chunk=attention.window_is_chunk,
             )
-        key: tuple[Any, ...] = (attention.group, attention.scale, attention.soft_cap, attention.window, query.stride(0))
+        key: tuple[Any, ...] = (attention.group, attention.scale, attention.soft_cap, attention.window)
         if (scales := attention.cache_scales) is not None:
             key = (*key, scales.key, scales.value)
         sinks = () if attention.sinks is None else (attention.sinks,)
         given = (query, keys, values, mixed, *sinks)
-        repeat(step.launches, key, given, partial(self._launch_attention, attention, step, query, keys, values, mixed))
-        return mixed.flatten(1)
+        num_checked = self._num_inputs(attention if attention.sinks is None else attention.sinks, given, 1)
+
+        def call() -> None:
+            self._launch_attention(attention, step, query, keys, values, mixed)
+
+        if step.chunks is not None and step.chunks.bounds and MEASURED:
+            call()  # perhaps by torch's operator, which is no launch that can be repeated
+        else:
+            repeat(step.launches, key, given, call, num_checked)
+        return flat
 
     def _launch_attention(
         self, attention: Attention, step: TritonStep, query: Tensor, keys: Tensor, values: Tensor, mixed: Tensor
@@ -320,8 +384,21 @@ class TritonOperators:
             decode_attention(query[:count], keys, values, tables, lens, **options, plan=plan, out=mixed[:count])
         if (chunks := step.chunks) is not None:  # after the decodes, whose padding has outputs where chunks begin
             places = chunks.block_tables[group], chunks.starts, chunks.context_lens
-            most = chunks.max_queries
-            prefill_attention(query, keys, values, *places, max_queries=most, **options, out=mixed)
+            options |= {"max_queries": chunks.max_queries, "bounds": chunks.bounds, "out": mixed}
+            prefill_attention(query, keys, values, *places, **options)
+
+
+def _heads(sizes: HeadSizes, like: Tensor, step: TritonStep) -> tuple[Tensor, Tensor, Tensor]:
+    """Memory for queries and for attention's outputs, both [T, heads, head_dim], and the latter as [T, heads *
+    head_dim]: that of all layers with such heads, which read it before the next one writes it."""
+    known = step.heads.get(sizes)
+    if known is None:
+        query = like.new_empty((like.shape[0], sizes.heads, sizes.head_dim))
+        mixed = torch.empty_like(query)
+        known = query, mixed, mixed.flatten(1)
+        if like.shape[0] <= MAX_REUSED_TOKENS:
+            step.heads[sizes] = known
+    return known
 
 
 def _scale_tensors(attention: Attention) -> tuple[Tensor, Tensor] | tuple[None, None]:

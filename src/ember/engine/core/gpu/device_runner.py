@@ -217,7 +217,9 @@ class DeviceRunner:
             hidden = self._hidden
         else:
             most_queries = max(chunk.num_tokens for chunk in chunks)
-            shape = Shape(arrays.num_tokens, num_decodes, len(chunks), most_queries)
+            is_whole = all(chunk.sequence.num_computed_tokens == 0 for chunk in chunks)
+            bounds = tuple(arrays.starts) if is_whole else ()
+            shape = Shape(arrays.num_tokens, num_decodes, len(chunks), most_queries, bounds)
             hidden = self.model.run(self.inputs.step(shape))
             if is_short:
                 self.mixed_graphs.observe_eager(time.perf_counter() - started)

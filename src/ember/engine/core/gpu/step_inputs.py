@@ -31,6 +31,7 @@ class Shape:
     num_decodes: int
     num_chunks: int
     max_queries: int  # no chunk has more tokens
+    bounds: tuple[int, ...] = ()  # where chunks begin and end in the batch, if each begins its prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ class StepInputs:
             decodes = Decodes(tables, lens)
         if shape.num_chunks:
             starts, (rows, lens) = self._chunks[0, : shape.num_chunks + 1], self._chunks[1:, : shape.num_chunks]
-            chunks = Chunks(self._gather(rows, lens, self._chunk_tables), starts, lens, shape.max_queries)
+            chunks = Chunks(self._gather(rows, lens, self._chunk_tables), starts, lens, shape.max_queries, shape.bounds)
         return TritonStep(
             cache=self._cache,
             token_ids=self._token_ids[: shape.num_tokens],
