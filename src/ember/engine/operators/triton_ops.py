@@ -97,7 +97,7 @@ class TritonOperators:
         self.torch_ops = torch_ops
         self.eps = config.norm_eps
         self.neox = config.rope is None or not config.rope.interleaved
-        own_attention = "attend" not in lacking
+        self._has_own_attention = own_attention = "attend" not in lacking
         self.is_recordable = own_attention and config.latent is None
         self.convolve, self.gated_norm = torch_ops.convolve, torch_ops.gated_norm
         self.delta_rule, self.scan = torch_ops.delta_rule, torch_ops.scan
@@ -165,7 +165,7 @@ class TritonOperators:
             positions=batch.positions,
             slots=batch.slot_mapping.unbind(),
             cache=cache,
-            plans=None if self.attend is _attend else self.torch_ops.plan(batch, cache),
+            plans=None if self._has_own_attention else self.torch_ops.plan(batch, cache),
             states=self.torch_ops.plan_states(batch),
             decodes=decodes,
             chunks=chunks,
