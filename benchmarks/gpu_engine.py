@@ -102,7 +102,7 @@ def measure(directory: Path, parts: list[str], sizes: Sizes, ceilings: Ceilings,
     import torch
 
     if set(parts) - {"peer"}:
-        yield from _measure_engine(_engine(directory, sizes, device), parts, sizes, ceilings)
+        yield from _measure_engine(_engine(directory, sizes, device), parts, sizes, ceilings, device)
     gc.collect()  # the engine is gone, and with it its memory
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -110,7 +110,7 @@ def measure(directory: Path, parts: list[str], sizes: Sizes, ceilings: Ceilings,
         yield _peer(directory, sizes, device)
 
 
-def _measure_engine(engine: Engine, parts: list[str], sizes: Sizes, ceilings: Ceilings) -> Iterator[Row]:
+def _measure_engine(engine: Engine, parts: list[str], sizes: Sizes, ceilings: Ceilings, device: str) -> Iterator[Row]:
     if "first" in parts:
         yield _first(engine, sizes)
     if "decode" in parts:
@@ -123,7 +123,7 @@ def _measure_engine(engine: Engine, parts: list[str], sizes: Sizes, ceilings: Ce
         yield _workload(engine, sizes)
     if "profile" in parts:
         for batch in sizes.batches:
-            yield from _profile(engine, batch, sizes)
+            yield from _profile(engine, batch, sizes, device == "cuda")
 
 
 def _engine(directory: Path, sizes: Sizes, device: str) -> Engine:
@@ -285,14 +285,13 @@ def _prefill(engine: Engine, length: int, ceilings: Ceilings) -> Row:
     return {"part": "prefill", "prompt": length, "tokens_per_second": rate, "share_of_matmul_rate": share}
 
 
-def _profile(engine: Engine, batch: int, sizes: Sizes) -> Iterator[Row]:
+def _profile(engine: Engine, batch: int, sizes: Sizes, on_gpu: bool) -> Iterator[Row]:
     """Microseconds of a step by kernel, the longest first, over the prompts' steps and over decode steps."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
     from ember.wire import Generate
 
-    on_gpu = engine.runner.model.device.type == "cuda"
     prompts = _prompts(engine, [sizes.context] * batch, seed=batch)
     waiting = {i for i, _ in enumerate(prompts)}
     for i, prompt in enumerate(prompts):

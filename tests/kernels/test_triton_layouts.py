@@ -102,11 +102,13 @@ def test_float32_and_other_sizes_are_torchs(tmp_path: Path) -> None:
 
 
 def test_experts_in_mxfp4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """gpt-oss: prompts by sorted pairs, single tokens by gathered ones. Nothing in a step is read on the host."""
+    """gpt-oss: prompts by sorted pairs, single tokens by gathered ones. Attention and activations are torch's on both
+    sides, since another rounding there chooses other experts. In kernels too, nothing in a step is read on the host."""
     model = load(gpt_oss(tmp_path)[0], torch.bfloat16)
     expected = logits(model)
     use_triton(model)
     assert model.ops.is_recordable
+    use_triton(model, dict.fromkeys(("place_heads", "attend", "gate"), "a test"))
     monkeypatch.setattr(TableLinear, "__call__", None)  # no expert is torch's on restored weights
     for ours, theirs in zip(logits(model), expected, strict=True):
         errors = (ours - theirs).norm(dim=1) / theirs.norm(dim=1)

@@ -103,8 +103,7 @@ class TritonOperators:
         self.delta_rule, self.scan = torch_ops.delta_rule, torch_ops.scan
         if (config.delta, config.conv, config.ssd) != (None, None, None):
             self.is_recordable = False  # torch plans its states on the host
-        mixers = (config.latent, config.delta, config.conv)
-        has_more_norms = config.layer_input_size or config.layer_scalar or any(each is not None for each in mixers)
+        has_more_norms = config.layer_input_size or config.layer_scalar or not self.is_recordable
         self._reuses_norms = config.wiring == "pre_norm" and not has_more_norms
         self._outputs: dict[Any, Tensor] = {}  # of norms and activations of the present step, for all layers
         self._aligned: set[int] = set()  # the ids of norms and attentions whose tensors repeated launches take
