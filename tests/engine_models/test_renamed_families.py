@@ -108,6 +108,16 @@ def test_mimo_is_a_qwen2_whose_layers_for_further_tokens_are_not_read(tmp_path: 
     assert load_config(directory).warnings == ()
 
 
+def test_layers_of_ernie_for_further_tokens_are_not_read(tmp_path: Path) -> None:
+    directory = make_tiny("ernie_moe", tmp_path)
+    expected, file = reference(directory, tokens()), directory / "model.safetensors"
+    extra = {"model.mtp_block.0.input_layernorm.weight": torch.zeros(64)}
+    safetensors.torch.save_file(safetensors.torch.load_file(file) | extra, file, metadata={"format": "pt"})
+    rewrite_config(directory, num_nextn_predict_layers=1, moe_gate="topk", moe_use_aux_free=True)
+    check(directory, expected)
+    assert load_config(directory).warnings == ()
+
+
 EXAONE3 = {
     r"^model\.layers\.(\d+)\.": r"transformer.h.\1.",
     r"^model\.embed_tokens": "transformer.wte",

@@ -21,6 +21,7 @@ HARMLESS = field_names(
     initializer_range init_std pretraining_tp gradient_checkpointing neftune_noise_alpha
 
     transformers_version _name_or_path name_or_path _commit_hash unsloth_version unsloth_fixed transformers.js_config
+    auto_map cache_implementation attention_softmax_in_fp32 scale_attention_softmax_in_fp32
     tokenizer_class model_max_length _flash_attn_2_enabled attn_implementation _attn_implementation
     output_router_logits router_aux_loss_coef router_jitter_noise input_jitter_noise
     _attn_implementation_autoset _attn_implementation_internal _experts_implementation experts_implementation

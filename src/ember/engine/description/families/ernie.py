@@ -55,7 +55,7 @@ def read_moe(fields: Fields) -> DecoderConfig:
     shared = fields.integer("moe_num_shared_experts", 2, at_least=0)
     return replace(
         config,
-        names=replace(config.names, experts=MOE_NAMES),
+        names=replace(config.names, experts=MOE_NAMES, unused=("model.mtp_",)),
         head_bias=config.mlp_bias,
         experts=replace(
             experts,
@@ -78,4 +78,9 @@ ERNIE4_5_MOE = Family(
         "moe_num_experts num_experts moe_k num_experts_per_tok moe_intermediate_size moe_layer_start_index "
         "moe_layer_end_index moe_layer_interval moe_num_shared_experts moe_norm_min"
     ),
+    harmless={
+        **dict.fromkeys(field_names("moe_capacity num_nextn_predict_layers"), ()),
+        "moe_gate": ("topk",),
+        "moe_use_aux_free": (True,),
+    },
 )

@@ -108,6 +108,7 @@ GEMMA2 = Family(
     GEMMA1.fields - {"hidden_act"}
     | field_names("hidden_activation query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping")
     | field_names("sliding_window layer_types"),
+    harmless={"hidden_act": ()},  # beside `hidden_activation`, which holds
 )
 VAULTGEMMA = Family(read_vaultgemma, GEMMA2.fields)
 GEMMA3 = Family(

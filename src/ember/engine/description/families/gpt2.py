@@ -52,5 +52,11 @@ _NOT_READ = dict.fromkeys(
     ),
     (),
 )
-GPT2 = Family(read_gpt2, GPT_FIELDS | {"scale_attn_weights", "scale_attn_by_inverse_layer_idx"}, harmless=_NOT_READ)
-GPT_BIGCODE = Family(read_bigcode, GPT_FIELDS | {"scale_attn_weights", "multi_query"}, harmless=_NOT_READ)
+GPT2 = Family(
+    read_gpt2,
+    GPT_FIELDS | {"scale_attn_weights", "scale_attn_by_inverse_layer_idx"},
+    harmless=_NOT_READ,
+)
+GPT_BIGCODE = Family(
+    read_bigcode, GPT_FIELDS | {"scale_attn_weights", "multi_query"}, harmless={**_NOT_READ, "pad_key_length": ()}
+)

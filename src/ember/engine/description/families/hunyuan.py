@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ember.engine.description.config import DecoderConfig, ExpertsConfig
 from ember.engine.description.deepseek_experts import DEEPSEEK_NAMES, read_deepseek_experts, sparse_layers
@@ -101,18 +102,21 @@ def _for_all_layers(fields: Fields, name: str, default: int) -> int:
 # Of other models and tasks: images, classification, caches that layers share.
 _UNUSED = field_names(
     "im_start_id im_end_id im_newline_id text_start_id text_end_id mask_init_id org_vocab_size class_num pool_type "
-    "dense_list attention_head_dim cla_share_factor"
+    "dense_list attention_head_dim cla_share_factor pad_id"
 )
 _ALWAYS = {"use_qk_norm": (True,), "use_rotary_pos_emb": (True,), "norm_type": ("rms",), "use_cla": (False,)}
 _NEVER = {"add_classification_head": (False,), "mlp_bias": (False,)}
+_ONE: dict[str, tuple[Any, ...]] = {"num_experts": (1,), "num_shared_expert": (1,)}  # the MLP
 HUNYUAN_DENSE = Family(
-    read, ROTARY_FIELDS | {"attention_bias"}, harmless={**dict.fromkeys(_UNUSED, ()), **_ALWAYS, **_NEVER}
+    read, ROTARY_FIELDS | {"attention_bias"}, harmless={**dict.fromkeys(_UNUSED, ()), **_ALWAYS, **_NEVER, **_ONE}
 )
 HUNYUAN_MOE = Family(
     read_moe,
     HUNYUAN_DENSE.fields | field_names("num_experts moe_topk moe_intermediate_size num_shared_expert"),
     harmless={
-        **HUNYUAN_DENSE.harmless,
+        **dict.fromkeys(_UNUSED, ()),
+        **_ALWAYS,
+        **_NEVER,
         "num_local_experts": (),
         "num_experts_per_tok": (),
         "use_mixed_mlp_moe": (True,),

@@ -85,7 +85,11 @@ CWM_ROPE = {  # of a config.json without rope_parameters
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
 }
-LLAMA = Family(read, ROTARY_FIELDS | {"attention_bias", "mlp_bias"})
+LLAMA = Family(
+    read,
+    ROTARY_FIELDS | {"attention_bias", "mlp_bias"},
+    harmless={"activation": ("swiglu",)},  # of Falcon 3
+)
 ARCEE = Family(read_arcee, LLAMA.fields)
 CWM = Family(read_cwm, LLAMA.fields | {"sliding_window", "layer_types"})
 INTERNLM1 = Family(read_internlm, LLAMA.fields | {"bias"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ember.engine.description.config import DecoderConfig, ExpertsConfig
 from ember.engine.description.family import Family, field_names
@@ -66,4 +67,12 @@ def _experts(fields: Fields, *, count: int, per_token: int, size: int) -> Expert
 _FIELDS = ROTARY_FIELDS | field_names("num_local_experts num_experts num_experts_per_tok")
 MIXTRAL = Family(read_mixtral, _FIELDS | {"sliding_window"})
 PHIMOE = Family(read_phimoe, MIXTRAL.fields | field_names("attention_bias lm_head_bias router_jitter_noise"))
-MINIMAX_M2 = Family(read_minimax_m2, _FIELDS | {"rotary_dim"})
+_OF_OTHER_MINIMAX = field_names(
+    "attn_type_list layernorm_full_attention_beta layernorm_linear_attention_beta layernorm_mlp_beta "
+    "mlp_intermediate_size mtp_transformer_layers num_mtp_modules use_mtp shared_moe_mode max_model_len"
+)
+_ALWAYS: dict[str, tuple[Any, ...]] = {"qk_norm_type": ("per_layer",), "scoring_func": ("sigmoid",)}
+_ALWAYS |= {"use_qk_norm": (True,), "use_routing_bias": (True,), "shared_intermediate_size": (0,)}
+MINIMAX_M2 = Family(
+    read_minimax_m2, _FIELDS | {"rotary_dim"}, harmless={**dict.fromkeys(_OF_OTHER_MINIMAX, ()), **_ALWAYS}
+)

@@ -78,7 +78,7 @@ MPT = Family(
     | frozenset(_SPELLING.values())
     | field_names("no_bias logit_scale attn_config expansion_ratio learned_pos_emb"),
     harmless={
-        **dict.fromkeys(field_names("init_device embedding_fraction verbose init_config"), ()),
+        **dict.fromkeys(field_names("init_device embedding_fraction verbose init_config tokenizer_name"), ()),
         "norm_type": ("low_precision_layernorm", "layernorm"),
         "ffn_config": ({"ffn_type": "mptmlp"}, {"ffn_type": "mptmlp", "fc_type": "torch"}, {}),
     },

@@ -58,4 +58,6 @@ def read_phi3(fields: Fields) -> DecoderConfig:
 
 
 PHI = Family(read_phi, ROTARY_FIELDS - {"rms_norm_eps"} | field_names("layer_norm_eps qk_layernorm"))
-PHI3 = Family(read_phi3, ROTARY_FIELDS | {"sliding_window"}, harmless={"attention_bias": (False,)})
+_NEVER = field_names("attention_bias mlp_bias lm_head_bias")
+_PHI4: dict[str, tuple[int, ...]] = {"full_attn_mod": (1,), "interpolate_factor": (1,)}
+PHI3 = Family(read_phi3, ROTARY_FIELDS | {"sliding_window"}, harmless=dict.fromkeys(_NEVER, (False,)) | _PHI4)

@@ -139,7 +139,9 @@ QWEN3_VL_MOE = Family(
     | {"attention_bias"},
     harmless={"norm_topk_prob": (True,)},
 )
-QWEN3_MOE = Family(read_qwen3_moe, ROTARY_FIELDS | _EXPERT_FIELDS | {"attention_bias"})
+QWEN3_MOE = Family(
+    read_qwen3_moe, ROTARY_FIELDS | _EXPERT_FIELDS | {"attention_bias"}, harmless={"max_window_layers": ()}
+)
 MELLUM = Family(
     read_mellum,
     ROTARY_FIELDS

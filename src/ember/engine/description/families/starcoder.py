@@ -40,5 +40,10 @@ def read(fields: Fields) -> DecoderConfig:
 STARCODER2 = Family(
     read,
     ROTARY_FIELDS - {"rms_norm_eps"} | {"norm_epsilon", "use_bias", "sliding_window"},
-    harmless={"mlp_type": ("default",), "norm_type": ("layer_norm",)},
+    harmless={
+        "mlp_type": ("default",),
+        "norm_type": ("layer_norm",),
+        "scale_attn_weights": (True,),
+        "activation_function": (),  # beside `hidden_act`, which holds
+    },
 )
