@@ -22,6 +22,7 @@ import triton.language as tl
 
 from ember_kernels.compile import Specialisation
 from ember_kernels.launch import cdiv, direct, next_power_of_2
+from ember_kernels.rounding import rounded
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 CHUNK = 256  # pairs per program
@@ -48,6 +49,34 @@ class ExpertBlocks:
 def max_expert_blocks(num_pairs: int, num_experts: int, block_m: int) -> int:
     """The most blocks that any routing of `num_pairs` pairs needs."""
     return (num_pairs + min(num_pairs, num_experts) * (block_m - 1)) // block_m
+
+
+@triton.jit
+def pairs_of_block(sorted_pairs_ptr, experts_ptr, block_rows_ptr, block, num_experts, BLOCK_M: tl.constexpr):
+    """The pairs of a block in a kernel of experts' products: which of its rows are pairs [BLOCK_M], their numbers
+    [BLOCK_M], their expert in int64, and whether there is one (otherwise the expert is 0, and nothing need be read).
+
+    sorted_pairs_ptr None: block b is pair b alone, whose expert is experts[b], perhaps none of [0, num_experts).
+    """
+    rows = tl.arange(0, BLOCK_M)
+    expert = tl.load(experts_ptr + block).to(tl.int64)
+    if sorted_pairs_ptr is None:
+        is_pair = rows < 1
+        pairs = tl.zeros((BLOCK_M,), tl.int32) + block
+        has_expert = (expert >= 0) & (expert < num_experts)
+    else:
+        num_rows = tl.load(block_rows_ptr + block)
+        is_pair = rows < num_rows
+        pairs = tl.load(sorted_pairs_ptr + block * BLOCK_M + rows, mask=is_pair, other=0)
+        has_expert = num_rows > 0
+    return is_pair, pairs, tl.where(has_expert, expert, 0), has_expert
+
+
+@triton.jit
+def store_pairs(out_ptr, sums, is_pair, pairs, columns, n):
+    """Store the products of a block's pairs, [BLOCK_M, columns], to out [pairs, n]."""
+    out_at = out_ptr + pairs.to(tl.int64)[:, None] * n + columns[None, :]
+    tl.store(out_at, rounded(sums, out_ptr.dtype.element_ty), mask=is_pair[:, None] & (columns < n)[None, :])
 
 
 @direct

@@ -3,7 +3,7 @@
 
 For up to 64 rows `float8_gemm` reads each code once, converts it in registers and multiplies in the dtype of x, which
 has every number of e4m3; so only the weight is rounded. The products of a tile of K are multiplied by its scales where
-these belong to blocks, the sums at the end where they belong to rows. K is split as in `small_gemm`.
+these belong to blocks, the sums at the end where they belong to rows. K is split as `split_k` describes.
 
 For more rows `float8_restore` writes the weight in the dtype of x, and torch multiplies it. If inputs may be rounded
 too, `quantise_rows` rounds them for torch's product of two float8 matrices.
@@ -13,9 +13,7 @@ Bytes: N * K codes, where a bfloat16 weight has 2 * N * K.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -26,11 +24,10 @@ import triton.language as tl
 from ember_kernels.attention import e4m3_bits, packed_e4m3
 from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.launch import cdiv, direct, next_power_of_2
+from ember_kernels.rounding import INTERPRET, has_conversion, quantise_reference, rounded, row_scale
 from ember_kernels.rounding import e4m3_bits as to_e4m3
-from ember_kernels.rounding import has_conversion, quantise_reference, rounded, row_scale
-from ember_kernels.small_gemm import MULTIPROCESSORS, add_splits, add_splits_specialisation
+from ember_kernels.split_k import SPLIT, Config, add_splits, endings, no_bias, split_config, store_sums, workspace
 
-INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 MAX_ROWS = 64
 LEAST_ROWS = 16  # of a tile
 RESTORE_ROWS, RESTORE_COLUMNS = 4, 512
@@ -38,24 +35,9 @@ QUANTISE_COLUMNS = 2048
 _INTERPRET: tl.constexpr = tl.constexpr(INTERPRET)
 
 
-@dataclass(frozen=True)
-class Config:
-    block_n: int
-    block_k: int
-    split_k: int
-    num_warps: int
-    num_stages: int
-
-
-def config(m: int, n: int, k: int, width: int, capability: int) -> Config:
-    """The launch configuration: two programs a multiprocessor by splits of K, as in `small_gemm`. `width`: columns of a
-    block of scales."""
-    block_n, block_k = 64, min(128, width & -width)
-    wanted = 2 * MULTIPROCESSORS.get(capability, 132)
-    split_k, most = 1, min(16, max(1, k // (2 * block_k)))
-    while 2 * split_k <= most and split_k * cdiv(n, block_n) < wanted:
-        split_k *= 2
-    return Config(block_n, block_k, split_k, num_warps=4, num_stages=4 if capability in (80, 90, 100) else 3)
+def config(n: int, k: int, width: int, capability: int) -> Config:
+    """The launch configuration. `width`: columns of a block of scales."""
+    return split_config(n, k, 64, min(128, width & -width), capability)
 
 
 def can_multiply(n: int, k: int, block: tuple[int, int]) -> bool:
@@ -74,8 +56,50 @@ def float8_tile(codes, DTYPE: tl.constexpr):
     return e4m3_bits(codes, DTYPE)
 
 
+@triton.jit
+def float8_sums(
+    x_rows_at,
+    codes_ptr,
+    scale_ptr,
+    w_rows,
+    k,
+    start,
+    end,
+    scale_stride,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    HEIGHT: tl.constexpr,  # rows of a block of scales
+    WIDTH: tl.constexpr,  # its columns, a multiple of BLOCK_K; 0: all
+):
+    """The products [BLOCK_M, BLOCK_N] over the inputs from `start` to `end`. `x_rows_at` [BLOCK_M, 1]: rows of inputs;
+    `w_rows` [BLOCK_N]: rows of the weight."""
+    scale_at = scale_ptr + (w_rows // HEIGHT) * scale_stride
+    offsets = tl.arange(0, BLOCK_K)
+    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for first in range(start, end, BLOCK_K):
+        at = first + offsets
+        if EVEN_K:
+            x = tl.load(x_rows_at + at[None, :])
+            codes = tl.load(codes_ptr + w_rows[None, :] * k + at[:, None])
+        else:
+            x = tl.load(x_rows_at + at[None, :], mask=at[None, :] < k, other=0.0)
+            codes = tl.load(codes_ptr + w_rows[None, :] * k + at[:, None], mask=at[:, None] < k, other=0)
+        w = float8_tile(codes, x_rows_at.dtype.element_ty)
+        if _INTERPRET:
+            x = x.to(tl.float32)
+        if WIDTH:
+            sums += tl.dot(x, w) * tl.load(scale_at + first // WIDTH)[None, :]
+        else:
+            sums = tl.dot(x, w, sums)
+    if not WIDTH:
+        sums *= tl.load(scale_at)[None, :]
+    return sums
+
+
 @direct
-@triton.jit(do_not_specialize=["m", "n", "scale_stride"])
+@triton.jit(do_not_specialize=["m", "n", "scale_stride", "slice_tiles"])
 def float8_gemm_kernel(
     x_ptr,
     codes_ptr,
@@ -86,49 +110,40 @@ def float8_gemm_kernel(
     n,
     k,
     scale_stride,
+    slice_tiles,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    SPLIT_K: tl.constexpr,
     EVEN_K: tl.constexpr,
-    HEIGHT: tl.constexpr,  # rows of a block of scales
-    WIDTH: tl.constexpr,  # its columns, a multiple of BLOCK_K; 0: all
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
-    """One tile of N, one slice of K. With SPLIT_K > 1, y is the workspace [SPLIT_K, m, n] in float32."""
+    """One tile of N, one slice of K. With several slices y is the workspace [slices, m, n] in float32."""
     split = tl.program_id(1)
     rows = tl.arange(0, BLOCK_M)
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     # Rows beyond the matrices repeat the last one, so loads need no mask. Their results are not stored.
-    x_rows = tl.minimum(rows, m - 1)
+    x_rows_at = x_ptr + tl.minimum(rows, m - 1)[:, None] * k
     w_rows = tl.minimum(columns, n - 1).to(tl.int64)
-    scale_at = scale_ptr + (w_rows // HEIGHT) * scale_stride
-    offsets = tl.arange(0, BLOCK_K)
-    slice_k = tl.cdiv(tl.cdiv(k, BLOCK_K), SPLIT_K) * BLOCK_K
-    start = split * slice_k
-    end = tl.minimum(start + slice_k, k)
-    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for first in range(start, end, BLOCK_K):
-        at = first + offsets
-        if EVEN_K:
-            x = tl.load(x_ptr + x_rows[:, None] * k + at[None, :])
-            codes = tl.load(codes_ptr + w_rows[None, :] * k + at[:, None])
-        else:
-            x = tl.load(x_ptr + x_rows[:, None] * k + at[None, :], mask=at[None, :] < k, other=0.0)
-            codes = tl.load(codes_ptr + w_rows[None, :] * k + at[:, None], mask=at[:, None] < k, other=0)
-        w = float8_tile(codes, x_ptr.dtype.element_ty)
-        if _INTERPRET:
-            x = x.to(tl.float32)
-        if WIDTH:
-            sums += tl.dot(x, w) * tl.load(scale_at + first // WIDTH)[None, :]
-        else:
-            sums = tl.dot(x, w, sums)
-    if not WIDTH:
-        sums *= tl.load(scale_at)[None, :]
-    mask = (rows < m)[:, None] & (columns < n)[None, :]
-    if bias_ptr is not None:
-        sums += tl.load(bias_ptr + columns, mask=columns < n, other=0.0).to(tl.float32)[None, :]
-    y_ptr += split.to(tl.int64) * m * n
-    tl.store(y_ptr + rows[:, None] * n + columns[None, :], rounded(sums, y_ptr.dtype.element_ty), mask=mask)
+    start = split * (slice_tiles * BLOCK_K)
+    end = tl.minimum(start + slice_tiles * BLOCK_K, k)
+    sums = float8_sums(
+        x_rows_at,
+        codes_ptr,
+        scale_ptr,
+        w_rows,
+        k,
+        start,
+        end,
+        scale_stride,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+        EVEN_K,
+        HEIGHT,
+        WIDTH,
+    )
+    store_sums(y_ptr, sums, bias_ptr, rows, columns, m, n, split)
 
 
 @direct
@@ -207,36 +222,34 @@ def float8_gemm(
     dtype. Sums are float32, rounded once, and the same in every run.
     """
     (m, k), n = x.shape, codes.shape[0]
-    _check(x.dtype, codes, scales, block)
+    check(x.dtype, codes, scales, block)
     if not 1 <= m <= MAX_ROWS or codes.shape[1] != k or not x.is_contiguous():
         raise ValueError(f"float8_gemm takes 1 to {MAX_ROWS} contiguous rows of {codes.shape[1]}: {tuple(x.shape)}")
     width = 0 if block[1] >= k else block[1]
-    c = config(m, n, k, width or 128, device_capability(x.device))
-    out, split = x.new_empty((m, n)), c.split_k > 1
-    partial = torch.empty((c.split_k, m, n), dtype=torch.float32, device=x.device) if split else out
+    c = config(n, k, width or 128, device_capability(x.device))
+    out = x.new_empty((m, n))
+    partial = workspace(out, c.split_k)
     float8_gemm_kernel[(cdiv(n, c.block_n), c.split_k)](
         x,
         codes.view(torch.uint8),
         scales,
-        None if split else bias,
+        bias if partial is out else None,
         partial,
         m,
         n,
         k,
         scales.shape[1],
+        c.slice_tiles(k),
         BLOCK_M=max(LEAST_ROWS, next_power_of_2(m)),
         BLOCK_N=c.block_n,
         BLOCK_K=c.block_k,
-        SPLIT_K=c.split_k,
         EVEN_K=k % c.block_k == 0,
         HEIGHT=block[0],
         WIDTH=width,
         num_warps=c.num_warps,
         num_stages=c.num_stages,
     )
-    if split:
-        add_splits(partial, bias, out)
-    return out
+    return add_splits(partial, bias, out)
 
 
 def float8_restore(
@@ -244,7 +257,7 @@ def float8_restore(
 ) -> torch.Tensor:
     """Write codes [n, k] * scales to `out` [n, k], which is returned; the arguments are those of `float8_gemm`."""
     n, k = codes.shape
-    _check(out.dtype, codes, scales, block)
+    check(out.dtype, codes, scales, block)
     float8_restore_kernel[(cdiv(n, RESTORE_ROWS), cdiv(k, RESTORE_COLUMNS))](
         codes.view(torch.uint8),
         scales,
@@ -262,7 +275,7 @@ def float8_restore(
     return out
 
 
-def _check(dtype: torch.dtype, codes: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]) -> None:
+def check(dtype: torch.dtype, codes: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]) -> None:
     n, k = codes.shape
     if not can_multiply(n, k, block):
         raise ValueError(f"blocks of {block} do not fit kernels for a weight {tuple(codes.shape)}")
@@ -296,33 +309,28 @@ def float8_gemm_reference(
     return torch.nn.functional.linear(x.float(), weight, None if bias is None else bias.float()).to(x.dtype)
 
 
-SPLITS = (1, 2, 4, 8, 16)  # of `config`
 FORMS = ((1, 0), (128, 128))  # height and width of blocks
 
 
 def specialisations(capability: int) -> Iterator[Specialisation]:
-    """bfloat16, scales of rows and of blocks of 128, every split, tiles of 16 (typical), 32 and 64 rows."""
+    """bfloat16, scales of rows and of blocks of 128, tiles of 16 (typical), 32 and 64 rows."""
     pointers = {"x_ptr": "*bf16", "codes_ptr": "*u8", "scale_ptr": "*fp32"}
-    sizes = dict.fromkeys(("m", "n", "k", "scale_stride"), "i32")
-    stages = config(1, 4096, 4096, 128, capability).num_stages
-    for (height, width), split_k, block_m in product(FORMS, SPLITS, (16, 32, 64)):
-        for bias in (False, True)[: 2 if split_k == 1 else 1]:
-            own = pointers | {"y_ptr": "*fp32" if split_k > 1 else "*bf16"} | ({"bias_ptr": "*bf16"} if bias else {})
-            constants: dict[str, Any] = {"BLOCK_M": block_m, "BLOCK_N": 64, "BLOCK_K": 128, "SPLIT_K": split_k}
-            constants |= {"EVEN_K": True, "HEIGHT": height, "WIDTH": width} | ({} if bias else {"bias_ptr": None})
-            yield Specialisation(
-                f"float8_gemm[{height}x{width}_s{split_k}_m{block_m}{'_bias' if bias else ''}]",
-                float8_gemm_kernel,
-                own | sizes,
-                constants,
-                4,
-                stages,
-                (*own, "k"),
-                typical=block_m == 16 and split_k == 4,
-            )
-    for split_k, bias in product(SPLITS[1:], (False, True)):
-        name = f"float8_add_splits[s{split_k}{'_bias' if bias else ''}]"
-        yield add_splits_specialisation(name, "bf16", split_k, bias, typical=False)
+    sizes = dict.fromkeys(("m", "n", "k", "scale_stride", "slice_tiles"), "i32")
+    stages = config(4096, 4096, 128, capability).num_stages
+    for (height, width), (ending, ends), block_m in product(FORMS, endings().items(), (16, 32, 64)):
+        own = pointers | ends
+        constants: dict[str, Any] = {"BLOCK_M": block_m, "BLOCK_N": 64, "BLOCK_K": 128}
+        constants |= {"EVEN_K": True, "HEIGHT": height, "WIDTH": width} | no_bias(ends)
+        yield Specialisation(
+            f"float8_gemm[{height}x{width}_m{block_m}{ending}]",
+            float8_gemm_kernel,
+            own | sizes,
+            constants,
+            4,
+            stages,
+            (*own, "k"),
+            typical=block_m == 16 and ending == SPLIT,
+        )
     if has_conversion(capability):
         own = {"x_ptr": "*bf16", "out_ptr": "*u8", "scale_ptr": "*fp32"}
         constants = {"BLOCK_K": QUANTISE_COLUMNS, "HARDWARE": True}

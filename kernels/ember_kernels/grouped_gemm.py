@@ -17,7 +17,6 @@ belong to no expert here (see `expert_blocks`) are not written by `grouped_gemm`
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,16 +26,16 @@ import triton
 import triton.language as tl
 
 from ember_kernels.compile import Specialisation, device_capability
-from ember_kernels.expert_blocks import ExpertBlocks
+from ember_kernels.expert_blocks import ExpertBlocks, pairs_of_block, store_pairs
 from ember_kernels.launch import cdiv, direct
+from ember_kernels.small_gemm import plain_sums
+from ember_kernels.split_k import LARGE_SHARED
 
-INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 # Below this number of tokens `gather_gemm` reads weights hardly more often than `grouped_gemm` and needs no sorting.
 # The number is an estimate: benchmarks/kernels/grouped_gemm.py compares the two.
 GATHER_MAX_TOKENS = 4
 GATHER_BLOCK_N = 16
 COMBINE_BLOCK = 1024
-LARGE_SHARED = (80, 90, 100)  # at least 163 KB a multiprocessor; the others have 99 KB
 
 
 @dataclass(frozen=True)
@@ -87,42 +86,29 @@ def grouped_gemm_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EVEN_K: tl.constexpr,
-    INTERPRET: tl.constexpr,
 ):
     """One block of pairs, one tile of N. Tiles of a block are adjacent programs, which share its activations in L2."""
     tiles = tl.cdiv(n, BLOCK_N)
-    block = tl.program_id(0) // tiles
-    num_rows = tl.load(block_rows_ptr + block)
-    if num_rows == 0:
-        return
-    expert = tl.load(block_experts_ptr + block).to(tl.int64)
-    rows = tl.arange(0, BLOCK_M)
-    pairs = tl.load(sorted_pairs_ptr + block * BLOCK_M + rows, mask=rows < num_rows, other=0)
+    is_pair, pairs, expert, has_expert = pairs_of_block(
+        sorted_pairs_ptr, block_experts_ptr, block_rows_ptr, tl.program_id(0) // tiles, 0, BLOCK_M
+    )
     columns = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
-    at = tl.arange(0, BLOCK_K)
     # Rows and columns beyond the last repeat another one, so loads need no mask. Their results are not stored.
-    a_rows = (pairs // divisor).to(tl.int64)
-    w_rows = tl.minimum(columns, n - 1).to(tl.int64)
-    a_at = a_ptr + a_rows[:, None] * k + at[None, :]
-    w_at = w_ptr + expert * n * k + w_rows[None, :] * k + at[:, None]
-    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for first in range(0, k, BLOCK_K):
-        if EVEN_K:
-            a = tl.load(a_at)
-            w = tl.load(w_at)
-        else:
-            a = tl.load(a_at, mask=(first + at < k)[None, :], other=0.0)
-            w = tl.load(w_at, mask=(first + at < k)[:, None], other=0.0)
-        if INTERPRET:  # the interpreter's dot of bfloat16 is wrong
-            a, w = a.to(tl.float32), w.to(tl.float32)
-        sums = tl.dot(a, w, sums)
-        a_at += BLOCK_K
-        w_at += BLOCK_K
+    sums = plain_sums(
+        a_ptr + (pairs // divisor).to(tl.int64)[:, None] * k,
+        w_ptr,
+        expert * n + tl.minimum(columns, n - 1).to(tl.int64),
+        k,
+        0,
+        tl.where(has_expert, k, 0),
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+        EVEN_K,
+    )
     if router_ptr is not None:
         sums *= tl.load(router_ptr + pairs).to(tl.float32)[:, None]
-    out_at = out_ptr + pairs.to(tl.int64)[:, None] * n + columns[None, :]
-    mask = (rows < num_rows)[:, None] & (columns < n)[None, :]
-    tl.store(out_at, sums.to(out_ptr.dtype.element_ty), mask=mask)
+    store_pairs(out_ptr, sums, is_pair, pairs, columns, n)
 
 
 @direct
@@ -220,7 +206,6 @@ def grouped_gemm(
         BLOCK_N=c.block_n,
         BLOCK_K=c.block_k,
         EVEN_K=k % c.block_k == 0,
-        INTERPRET=INTERPRET,
         num_warps=c.num_warps,
         num_stages=c.num_stages,
     )
@@ -372,7 +357,7 @@ def _gemm_specialisations(dtype: str, even: bool, typical: bool, capability: int
     indices = dict.fromkeys(("sorted_pairs_ptr", "block_experts_ptr", "block_rows_ptr"), "*i32")
     for block_m in (16, 32, 64, 128):
         c = config(block_m, capability)
-        tiles = {"BLOCK_M": block_m, "BLOCK_N": c.block_n, "BLOCK_K": c.block_k, "INTERPRET": False}
+        tiles = {"BLOCK_M": block_m, "BLOCK_N": c.block_n, "BLOCK_K": c.block_k}
         yield Specialisation(
             f"grouped_gemm[{name}_m{block_m}]",
             grouped_gemm_kernel,

@@ -15,14 +15,14 @@ import triton
 import triton.language as tl
 
 from ember_kernels.compile import Specialisation, device_capability
-from ember_kernels.expert_blocks import ExpertBlocks
-from ember_kernels.int_gemm import FORMS, INTERPRET, check, int_restore_reference, integers
+from ember_kernels.expert_blocks import ExpertBlocks, pairs_of_block, store_pairs
+from ember_kernels.int_gemm import FORMS, check, int_restore_reference, int_sums
 from ember_kernels.launch import cdiv, direct
 from ember_kernels.rounding import rounded
+from ember_kernels.split_k import LARGE_SHARED
 
 GATHER_BLOCK_N = 16
 BLOCK_N = 64
-_INTERPRET: tl.constexpr = tl.constexpr(INTERPRET)
 
 Ints = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, int]
 """Codes, scales, zero points and bits, as `int_gemm` takes them, of all experts."""
@@ -52,44 +52,29 @@ def grouped_ints_kernel(
 ):
     """One block of pairs, one tile of N. Tiles of a block are adjacent programs, which share its activations in L2."""
     tiles = tl.cdiv(n, BLOCK_N)
-    block = tl.program_id(0) // tiles
-    num_rows = tl.load(block_rows_ptr + block)
-    if num_rows == 0:
-        return
-    expert = tl.load(block_experts_ptr + block).to(tl.int64)
-    rows = tl.arange(0, BLOCK_M)
-    pairs = tl.load(sorted_pairs_ptr + block * BLOCK_M + rows, mask=rows < num_rows, other=0)
+    is_pair, pairs, expert, has_expert = pairs_of_block(
+        sorted_pairs_ptr, block_experts_ptr, block_rows_ptr, tl.program_id(0) // tiles, 0, BLOCK_M
+    )
     columns = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     # Rows and columns beyond the last repeat another one. Their results are not stored.
-    a_rows = (pairs // divisor).to(tl.int64)
-    w_rows = expert * n + tl.minimum(columns, n - 1).to(tl.int64)
-    offsets = tl.arange(0, BLOCK_K)
-    byte_offsets = tl.arange(0, BLOCK_K * BITS // 8)
-    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for first in range(0, k, BLOCK_K):
-        a = tl.load(a_ptr + a_rows[:, None] * k + (first + offsets)[None, :])
-        codes = tl.load(codes_ptr + w_rows[None, :] * row_bytes + (first * BITS // 8 + byte_offsets)[:, None])
-        at = w_rows * groups + first // group
-        scales = tl.load(scale_ptr + at).to(tl.float32)
-        if zero_ptr is not None:
-            zeros = tl.load(zero_ptr + at).to(tl.int32)[None, :]
-        else:
-            zeros = tl.full((1, BLOCK_N), 1 << (BITS - 1), tl.int32)
-        if BITS == 4:
-            even, odd = tl.split(tl.reshape(a, (BLOCK_M, BLOCK_K // 2, 2)))
-            low = integers(codes & 15, zeros, BITS, a_ptr.dtype.element_ty)
-            high = integers(codes >> 4, zeros, BITS, a_ptr.dtype.element_ty)
-            if _INTERPRET:
-                even, odd = even.to(tl.float32), odd.to(tl.float32)
-            products = tl.dot(odd, high, tl.dot(even, low))
-        else:
-            if _INTERPRET:
-                a = a.to(tl.float32)
-            products = tl.dot(a, integers(codes, zeros, BITS, a_ptr.dtype.element_ty))
-        sums += products * scales[None, :]
-    out_at = out_ptr + pairs.to(tl.int64)[:, None] * n + columns[None, :]
-    mask = (rows < num_rows)[:, None] & (columns < n)[None, :]
-    tl.store(out_at, rounded(sums, out_ptr.dtype.element_ty), mask=mask)
+    sums = int_sums(
+        a_ptr + (pairs // divisor).to(tl.int64)[:, None] * k,
+        codes_ptr,
+        scale_ptr,
+        zero_ptr,
+        expert * n + tl.minimum(columns, n - 1).to(tl.int64),
+        k,
+        0,
+        tl.where(has_expert, k, 0),
+        row_bytes,
+        group,
+        groups,
+        BITS,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+    )
+    store_pairs(out_ptr, sums, is_pair, pairs, columns, n)
 
 
 @direct
@@ -228,7 +213,7 @@ def _warps(block_m: int) -> int:
 
 
 def _stages(capability: int) -> int:
-    return 4 if capability in (80, 90, 100) else 3
+    return 4 if capability in LARGE_SHARED else 3
 
 
 def _sizes(a: torch.Tensor, weight: Ints, num_experts: int) -> tuple[int, int, int]:

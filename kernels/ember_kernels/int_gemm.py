@@ -3,7 +3,7 @@
 
 For up to 64 rows `int_gemm` reads each code once. A tile of K lies in one group: integers less their zero point, which
 the dtype of x has exactly, are multiplied, and the products of the tile are multiplied by its scale in float32. So the
-weight is never rounded. K is split as in `small_gemm`.
+weight is never rounded. K is split as `split_k` describes.
 
 Of 4 bits, a byte has two consecutive inputs. They are not put side by side: the even and the odd columns of x, which is
 small, are multiplied with the low and the high bits.
@@ -15,9 +15,7 @@ Bytes: N * K * bits / 8 codes, N * K / group scales (and zero points), where a b
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -27,33 +25,18 @@ import triton.language as tl
 
 from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.launch import cdiv, direct
-from ember_kernels.rounding import rounded
-from ember_kernels.small_gemm import MULTIPROCESSORS, add_splits, add_splits_specialisation
+from ember_kernels.rounding import INTERPRET, rounded
+from ember_kernels.split_k import SPLIT, Config, add_splits, endings, no_bias, split_config, store_sums, workspace
 
-INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 MAX_ROWS = 64
 TILES = (16, 64)  # rows of a tile
 RESTORE_ROWS, RESTORE_COLUMNS = 4, 512
 _INTERPRET: tl.constexpr = tl.constexpr(INTERPRET)
 
 
-@dataclass(frozen=True)
-class Config:
-    block_n: int
-    block_k: int
-    split_k: int
-    num_warps: int
-    num_stages: int
-
-
 def config(n: int, k: int, group: int, capability: int) -> Config:
-    """The launch configuration: two programs a multiprocessor by splits of K, as in `small_gemm`."""
-    block_n, block_k = 64, min(128, group & -group)
-    wanted = 2 * MULTIPROCESSORS.get(capability, 132)
-    split_k, most = 1, min(16, max(1, k // (2 * block_k)))
-    while 2 * split_k <= most and split_k * cdiv(n, block_n) < wanted:
-        split_k *= 2
-    return Config(block_n, block_k, split_k, num_warps=4, num_stages=4 if capability in (80, 90, 100) else 3)
+    """The launch configuration. A tile of K lies in one group."""
+    return split_config(n, k, 64, min(128, group & -group), capability)
 
 
 def can_multiply(k: int, group: int) -> bool:
@@ -80,18 +63,16 @@ def integers(codes, zeros, BITS: tl.constexpr, DTYPE: tl.constexpr):
     return (shifted - (8388608 + zeros).to(tl.float32)).to(tl.bfloat16)
 
 
-@direct
-@triton.jit(do_not_specialize=["m", "n", "group", "groups"])
-def int_gemm_kernel(
-    x_ptr,
+@triton.jit
+def int_sums(
+    x_rows_at,
     codes_ptr,
     scale_ptr,
     zero_ptr,
-    bias_ptr,
-    y_ptr,
-    m,
-    n,
+    w_rows,
     k,
+    start,
+    end,
     row_bytes,
     group,
     groups,
@@ -99,20 +80,12 @@ def int_gemm_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    SPLIT_K: tl.constexpr,
 ):
-    """One tile of N, one slice of K. With SPLIT_K > 1, y is the workspace [SPLIT_K, m, n] in float32."""
-    split = tl.program_id(1)
-    rows = tl.arange(0, BLOCK_M)
-    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    # Rows beyond the matrices repeat the last one, so loads need no mask. Their results are not stored.
-    x_rows = tl.minimum(rows, m - 1)
-    w_rows = tl.minimum(columns, n - 1).to(tl.int64)
+    """The products [BLOCK_M, BLOCK_N] over the inputs from `start` to `end`. `x_rows_at` [BLOCK_M, 1]: rows of inputs;
+    `w_rows` [BLOCK_N]: rows of the weight."""
+    dtype: tl.constexpr = x_rows_at.dtype.element_ty
     offsets = tl.arange(0, BLOCK_K)
     byte_offsets = tl.arange(0, BLOCK_K * BITS // 8)
-    slice_k = tl.cdiv(tl.cdiv(k, BLOCK_K), SPLIT_K) * BLOCK_K
-    start = split * slice_k
-    end = tl.minimum(start + slice_k, k)
     sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     # Scales and zero points are loaded a tile ahead: they are too small to be pipelined as codes are.
     at = w_rows * groups + tl.minimum(start, k - 1) // group  # the last slices may be empty
@@ -128,25 +101,71 @@ def int_gemm_kernel(
             next_zeros = tl.load(zero_ptr + at)
         else:
             zeros = tl.full((1, BLOCK_N), 1 << (BITS - 1), tl.int32)
-        x = tl.load(x_ptr + x_rows[:, None] * k + (first + offsets)[None, :])
+        x = tl.load(x_rows_at + (first + offsets)[None, :])
         codes = tl.load(codes_ptr + w_rows[None, :] * row_bytes + (first * BITS // 8 + byte_offsets)[:, None])
         if BITS == 4:
             even, odd = tl.split(tl.reshape(x, (BLOCK_M, BLOCK_K // 2, 2)))
-            low = integers(codes & 15, zeros, BITS, x_ptr.dtype.element_ty)
-            high = integers(codes >> 4, zeros, BITS, x_ptr.dtype.element_ty)
+            low = integers(codes & 15, zeros, BITS, dtype)
+            high = integers(codes >> 4, zeros, BITS, dtype)
             if _INTERPRET:
                 even, odd = even.to(tl.float32), odd.to(tl.float32)
             products = tl.dot(odd, high, tl.dot(even, low))
         else:
             if _INTERPRET:
                 x = x.to(tl.float32)
-            products = tl.dot(x, integers(codes, zeros, BITS, x_ptr.dtype.element_ty))
+            products = tl.dot(x, integers(codes, zeros, BITS, dtype))
         sums += products * scales[None, :]
-    mask = (rows < m)[:, None] & (columns < n)[None, :]
-    if bias_ptr is not None:
-        sums += tl.load(bias_ptr + columns, mask=columns < n, other=0.0).to(tl.float32)[None, :]
-    y_ptr += split.to(tl.int64) * m * n
-    tl.store(y_ptr + rows[:, None] * n + columns[None, :], rounded(sums, y_ptr.dtype.element_ty), mask=mask)
+    return sums
+
+
+@direct
+@triton.jit(do_not_specialize=["m", "n", "group", "groups", "slice_tiles"])
+def int_gemm_kernel(
+    x_ptr,
+    codes_ptr,
+    scale_ptr,
+    zero_ptr,
+    bias_ptr,
+    y_ptr,
+    m,
+    n,
+    k,
+    row_bytes,
+    group,
+    groups,
+    slice_tiles,
+    BITS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One tile of N, one slice of K. With several slices y is the workspace [slices, m, n] in float32."""
+    split = tl.program_id(1)
+    rows = tl.arange(0, BLOCK_M)
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    # Rows beyond the matrices repeat the last one, so loads need no mask. Their results are not stored.
+    x_rows_at = x_ptr + tl.minimum(rows, m - 1)[:, None] * k
+    w_rows = tl.minimum(columns, n - 1).to(tl.int64)
+    start = split * (slice_tiles * BLOCK_K)
+    end = tl.minimum(start + slice_tiles * BLOCK_K, k)
+    sums = int_sums(
+        x_rows_at,
+        codes_ptr,
+        scale_ptr,
+        zero_ptr,
+        w_rows,
+        k,
+        start,
+        end,
+        row_bytes,
+        group,
+        groups,
+        BITS,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+    )
+    store_sums(y_ptr, sums, bias_ptr, rows, columns, m, n, split)
 
 
 @direct
@@ -204,14 +223,14 @@ def int_gemm(
     if not 1 <= m <= MAX_ROWS or not x.is_contiguous():
         raise ValueError(f"int_gemm takes 1 to {MAX_ROWS} contiguous rows: {tuple(x.shape)}")
     c = config(n, k, group, device_capability(x.device))
-    out, split = x.new_empty((m, n)), c.split_k > 1
-    partial = torch.empty((c.split_k, m, n), dtype=torch.float32, device=x.device) if split else out
+    out = x.new_empty((m, n))
+    partial = workspace(out, c.split_k)
     int_gemm_kernel[(cdiv(n, c.block_n), c.split_k)](
         x,
         codes,
         scales,
         zeros,
-        None if split else bias,
+        bias if partial is out else None,
         partial,
         m,
         n,
@@ -219,17 +238,15 @@ def int_gemm(
         codes.shape[1],
         group,
         scales.shape[1],
+        c.slice_tiles(k),
         BITS=bits,
         BLOCK_M=TILES[0] if m <= TILES[0] else TILES[1],
         BLOCK_N=c.block_n,
         BLOCK_K=c.block_k,
-        SPLIT_K=c.split_k,
         num_warps=c.num_warps,
         num_stages=c.num_stages,
     )
-    if split:
-        add_splits(partial, bias, out)
-    return out
+    return add_splits(partial, bias, out)
 
 
 def int_restore(
@@ -301,38 +318,29 @@ def int_gemm_reference(
     return torch.nn.functional.linear(x.float(), weight, None if bias is None else bias.float()).to(x.dtype)
 
 
-SPLITS = (1, 2, 4, 8, 16)  # of `config`
 # Bits, dtype of the scales, whether there are zero points: GPTQ, AWQ, compressed-tensors of bfloat16 models.
 FORMS = ((4, "fp16", False), (4, "fp16", True), (4, "bf16", False), (8, "fp16", False), (8, "fp32", False))
 BLOCK_K = 128  # of groups of 128, or of whole rows
 
 
 def specialisations(capability: int) -> Iterator[Specialisation]:
-    """bfloat16, groups of 128 or rows, every split, both tiles."""
+    """bfloat16, groups of 128 or rows, both tiles."""
     stages = config(4096, 4096, BLOCK_K, capability).num_stages
-    for (bits, scale, has_zeros), split_k, block_m in product(FORMS, SPLITS, TILES):
-        for bias in (False, True)[: 2 if split_k == 1 else 1]:
-            own = {"x_ptr": "*bf16", "codes_ptr": "*u8", "scale_ptr": f"*{scale}"}
-            own |= {"y_ptr": "*fp32" if split_k > 1 else "*bf16"}
-            constants: dict[str, Any] = {"BITS": bits, "BLOCK_M": block_m, "BLOCK_N": 64, "BLOCK_K": BLOCK_K}
-            constants |= {"SPLIT_K": split_k}
-            for name, kind, is_given in (("zero_ptr", "*u8", has_zeros), ("bias_ptr", "*bf16", bias)):
-                own |= {name: kind} if is_given else {}
-                constants |= {} if is_given else {name: None}
-            form = f"w{bits}_{scale}{'_zeros' if has_zeros else ''}"
-            yield Specialisation(
-                f"int_gemm[{form}_s{split_k}_m{block_m}{'_bias' if bias else ''}]",
-                int_gemm_kernel,
-                own | dict.fromkeys(("m", "n", "k", "row_bytes", "group", "groups"), "i32"),
-                constants,
-                4,
-                stages,
-                (*own, "k", "row_bytes"),
-                typical=block_m == TILES[0] and split_k == 4,
-            )
-    for split_k, bias in product(SPLITS[1:], (False, True)):
-        name = f"int_add_splits[s{split_k}{'_bias' if bias else ''}]"
-        yield add_splits_specialisation(name, "bf16", split_k, bias, typical=False)
+    for (bits, scale, has_zeros), (ending, ends), block_m in product(FORMS, endings().items(), TILES):
+        own = {"x_ptr": "*bf16", "codes_ptr": "*u8", "scale_ptr": f"*{scale}", **ends}
+        own |= {"zero_ptr": "*u8"} if has_zeros else {}
+        constants: dict[str, Any] = {"BITS": bits, "BLOCK_M": block_m, "BLOCK_N": 64, "BLOCK_K": BLOCK_K}
+        constants |= no_bias(ends) | ({} if has_zeros else {"zero_ptr": None})
+        yield Specialisation(
+            f"int_gemm[w{bits}_{scale}{'_zeros' if has_zeros else ''}_m{block_m}{ending}]",
+            int_gemm_kernel,
+            own | dict.fromkeys(("m", "n", "k", "row_bytes", "group", "groups", "slice_tiles"), "i32"),
+            constants,
+            4,
+            stages,
+            (*own, "k", "row_bytes"),
+            typical=block_m == TILES[0] and ending == SPLIT,
+        )
     for bits, scale, has_zeros in FORMS:
         own = {"codes_ptr": "*u8", "scale_ptr": f"*{scale}", "out_ptr": "*bf16"} | (
             {"zero_ptr": "*u8"} if has_zeros else {}

@@ -15,10 +15,11 @@ import triton
 import triton.language as tl
 
 from ember_kernels.compile import Specialisation, device_capability
-from ember_kernels.expert_blocks import ExpertBlocks
-from ember_kernels.grouped_gemm import LARGE_SHARED, Config
+from ember_kernels.expert_blocks import ExpertBlocks, pairs_of_block, store_pairs
+from ember_kernels.grouped_gemm import Config
 from ember_kernels.launch import cdiv, direct
 from ember_kernels.rounding import rounded
+from ember_kernels.split_k import LARGE_SHARED
 from ember_kernels.table_gemm import (
     MXFP4,
     NF4,
@@ -27,9 +28,9 @@ from ember_kernels.table_gemm import (
     block_scales,
     check,
     constants,
-    multiplied,
     numbers,
     table_restore_reference,
+    table_sums,
     tensors,
 )
 
@@ -66,33 +67,29 @@ def grouped_table_kernel(
 ):
     """One block of pairs, one tile of N. Tiles of a block are adjacent programs, which share its activations in L2."""
     tiles = tl.cdiv(n, BLOCK_N)
-    block = tl.program_id(0) // tiles
-    num_rows = tl.load(block_rows_ptr + block)
-    if num_rows == 0:
-        return
-    expert = tl.load(block_experts_ptr + block).to(tl.int64)
-    rows = tl.arange(0, BLOCK_M)
-    pairs = tl.load(sorted_pairs_ptr + block * BLOCK_M + rows, mask=rows < num_rows, other=0)
+    is_pair, pairs, expert, has_expert = pairs_of_block(
+        sorted_pairs_ptr, block_experts_ptr, block_rows_ptr, tl.program_id(0) // tiles, 0, BLOCK_M
+    )
     columns = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     # Rows and columns beyond the last repeat another one. Their results are not stored.
-    a_rows = (pairs // divisor).to(tl.int64)
-    w_rows = expert * n + tl.minimum(columns, n - 1).to(tl.int64)
-    table_at = None if table_ptr is None else table_ptr + w_rows[None, :] * TABLE_STRIDE
-    bytes_at = tl.arange(0, BLOCK_K // 2)
-    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for first in range(0, k, BLOCK_K):
-        at = first // 2 + bytes_at
-        exists = at < k // 2
-        packed = tl.load(codes_ptr + w_rows[None, :] * (k // 2) + at[:, None], mask=exists[:, None], other=0)
-        places = w_rows[None, :] * (k // SCALE_BLOCK) + (2 * at // SCALE_BLOCK)[:, None]
-        scales = block_scales(scales_ptr, places, exists[:, None], KIND)
-        a_at = a_ptr + a_rows[:, None] * k + 2 * at[None, :]
-        sums = multiplied(a_at, a_at + 1, exists[None, :], packed, scales, table_at, sums, table_ptr is None)
-    if factors_ptr is not None:
-        sums *= tl.load(factors_ptr + w_rows)[None, :]
-    out_at = out_ptr + pairs.to(tl.int64)[:, None] * n + columns[None, :]
-    mask = (rows < num_rows)[:, None] & (columns < n)[None, :]
-    tl.store(out_at, rounded(sums, out_ptr.dtype.element_ty), mask=mask)
+    sums = table_sums(
+        a_ptr + (pairs // divisor).to(tl.int64)[:, None] * k,
+        codes_ptr,
+        scales_ptr,
+        table_ptr,
+        factors_ptr,
+        expert * n + tl.minimum(columns, n - 1).to(tl.int64),
+        k,
+        0,
+        tl.where(has_expert, k, 0),
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+        SCALE_BLOCK,
+        KIND,
+        TABLE_STRIDE,
+    )
+    store_pairs(out_ptr, sums, is_pair, pairs, columns, n)
 
 
 @direct

@@ -5,7 +5,7 @@ weight[i, j] = table[code[i, j]] * scales[i, j // block] * factors[i]; y = x @ w
 the first in the low bits, so a tile of bytes is two tiles of weights: x is read as its even and its odd columns, and
 each is multiplied with one. e2m1 (mxfp4, nvfp4) is converted by arithmetic, other tables are read for each code.
 
-For up to 64 rows `table_gemm` reads each code once, with K split as in `small_gemm`. For more rows `table_restore`
+For up to 64 rows `table_gemm` reads each code once, with K split as `split_k` describes. For more rows `table_restore`
 writes the weight in the dtype of x, and torch multiplies it. `table_experts` has the forms for experts.
 
 Bytes: N * K / 2 codes, and the scales.
@@ -23,10 +23,10 @@ import triton.language as tl
 
 from ember_kernels.attention import e4m3_bits
 from ember_kernels.compile import Specialisation, device_capability
-from ember_kernels.float8_gemm import INTERPRET, LEAST_ROWS, MAX_ROWS, SPLITS, Config, config
+from ember_kernels.float8_gemm import LEAST_ROWS, MAX_ROWS
 from ember_kernels.launch import cdiv, direct, next_power_of_2
-from ember_kernels.rounding import rounded
-from ember_kernels.small_gemm import add_splits
+from ember_kernels.rounding import INTERPRET, rounded
+from ember_kernels.split_k import SPLIT, Config, add_splits, endings, no_bias, split_config, store_sums, workspace
 
 RESTORE_ROWS, RESTORE_BYTES = 2, 256
 FLOAT, E4M3, E8M0 = 0, 1, 2  # kinds of scales
@@ -93,39 +93,28 @@ def multiplied(x_even_at, x_odd_at, x_mask, packed, scales, table_at, sums, IS_E
     return tl.dot(odd, high, tl.dot(even, low, sums))
 
 
-@direct
-@triton.jit(do_not_specialize=["m", "n"])
-def table_gemm_kernel(
-    x_ptr,
+@triton.jit
+def table_sums(
+    x_rows_at,
     codes_ptr,
     scales_ptr,
     table_ptr,  # None: e2m1
     factors_ptr,  # None: there are none
-    bias_ptr,
-    y_ptr,
-    m,
-    n,
+    w_rows,
     k,
+    start,
+    end,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    SPLIT_K: tl.constexpr,
     SCALE_BLOCK: tl.constexpr,
     KIND: tl.constexpr,
     TABLE_STRIDE: tl.constexpr,  # 16: each row has a table; 0: all have the same
 ):
-    """One tile of N, one slice of K. With SPLIT_K > 1, y is the workspace [SPLIT_K, m, n] in float32."""
-    split = tl.program_id(1)
-    rows = tl.arange(0, BLOCK_M)
-    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    # Rows beyond the matrices repeat the last one. Their results are not stored.
-    x_rows = tl.minimum(rows, m - 1)
-    w_rows = tl.minimum(columns, n - 1).to(tl.int64)
+    """The products [BLOCK_M, BLOCK_N] over the inputs from `start` to `end`. `x_rows_at` [BLOCK_M, 1]: rows of inputs;
+    `w_rows` [BLOCK_N]: rows of the weight."""
     table_at = None if table_ptr is None else table_ptr + w_rows[None, :] * TABLE_STRIDE
     bytes_at = tl.arange(0, BLOCK_K // 2)
-    slice_k = tl.cdiv(tl.cdiv(k, BLOCK_K), SPLIT_K) * BLOCK_K
-    start = split * slice_k
-    end = tl.minimum(start + slice_k, k)
     sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for first in range(start, end, BLOCK_K):
         at = first // 2 + bytes_at
@@ -133,15 +122,61 @@ def table_gemm_kernel(
         packed = tl.load(codes_ptr + w_rows[None, :] * (k // 2) + at[:, None], mask=exists[:, None], other=0)
         places = w_rows[None, :] * (k // SCALE_BLOCK) + (2 * at // SCALE_BLOCK)[:, None]
         scales = block_scales(scales_ptr, places, exists[:, None], KIND)
-        x_at = x_ptr + x_rows[:, None] * k + 2 * at[None, :]
+        x_at = x_rows_at + 2 * at[None, :]
         sums = multiplied(x_at, x_at + 1, exists[None, :], packed, scales, table_at, sums, table_ptr is None)
     if factors_ptr is not None:
         sums *= tl.load(factors_ptr + w_rows)[None, :]
-    mask = (rows < m)[:, None] & (columns < n)[None, :]
-    if bias_ptr is not None:
-        sums += tl.load(bias_ptr + columns, mask=columns < n, other=0.0).to(tl.float32)[None, :]
-    y_ptr += split.to(tl.int64) * m * n
-    tl.store(y_ptr + rows[:, None] * n + columns[None, :], rounded(sums, y_ptr.dtype.element_ty), mask=mask)
+    return sums
+
+
+@direct
+@triton.jit(do_not_specialize=["m", "n", "slice_tiles"])
+def table_gemm_kernel(
+    x_ptr,
+    codes_ptr,
+    scales_ptr,
+    table_ptr,
+    factors_ptr,
+    bias_ptr,
+    y_ptr,
+    m,
+    n,
+    k,
+    slice_tiles,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SCALE_BLOCK: tl.constexpr,
+    KIND: tl.constexpr,
+    TABLE_STRIDE: tl.constexpr,
+):
+    """One tile of N, one slice of K. With several slices y is the workspace [slices, m, n] in float32."""
+    split = tl.program_id(1)
+    rows = tl.arange(0, BLOCK_M)
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    # Rows beyond the matrices repeat the last one. Their results are not stored.
+    x_rows_at = x_ptr + tl.minimum(rows, m - 1)[:, None] * k
+    w_rows = tl.minimum(columns, n - 1).to(tl.int64)
+    start = split * (slice_tiles * BLOCK_K)
+    end = tl.minimum(start + slice_tiles * BLOCK_K, k)
+    sums = table_sums(
+        x_rows_at,
+        codes_ptr,
+        scales_ptr,
+        table_ptr,
+        factors_ptr,
+        w_rows,
+        k,
+        start,
+        end,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+        SCALE_BLOCK,
+        KIND,
+        TABLE_STRIDE,
+    )
+    store_sums(y_ptr, sums, bias_ptr, rows, columns, m, n, split)
 
 
 @direct
@@ -176,8 +211,9 @@ def table_restore_kernel(
     tl.store(out_at + 1, high, mask=mask)
 
 
-def table_config(m: int, n: int, k: int, capability: int) -> Config:
-    return config(m, n, k, 128, capability)
+def config(n: int, k: int, capability: int) -> Config:
+    """The launch configuration."""
+    return split_config(n, k, 64, 128, capability)
 
 
 def table_gemm(x: torch.Tensor, weight: TableWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -190,28 +226,26 @@ def table_gemm(x: torch.Tensor, weight: TableWeight, bias: torch.Tensor | None =
     check(x.dtype, weight)
     if not 1 <= m <= MAX_ROWS or 2 * weight.codes.shape[1] != k or not x.is_contiguous():
         raise ValueError(f"table_gemm takes 1 to {MAX_ROWS} contiguous rows of {2 * weight.codes.shape[1]}: {x.shape}")
-    c = table_config(m, n, k, device_capability(x.device))
-    out, split = x.new_empty((m, n)), c.split_k > 1
-    partial = torch.empty((c.split_k, m, n), dtype=torch.float32, device=x.device) if split else out
+    c = config(n, k, device_capability(x.device))
+    out = x.new_empty((m, n))
+    partial = workspace(out, c.split_k)
     table_gemm_kernel[(cdiv(n, c.block_n), c.split_k)](
         x,
         *tensors(weight),
-        None if split else bias,
+        bias if partial is out else None,
         partial,
         m,
         n,
         k,
+        c.slice_tiles(k),
         BLOCK_M=max(LEAST_ROWS, next_power_of_2(m)),
         BLOCK_N=c.block_n,
         BLOCK_K=c.block_k,
-        SPLIT_K=c.split_k,
         **constants(weight),
         num_warps=c.num_warps,
         num_stages=c.num_stages,
     )
-    if split:
-        add_splits(partial, bias, out)
-    return out
+    return add_splits(partial, bias, out)
 
 
 def table_restore(weight: TableWeight, out: torch.Tensor) -> torch.Tensor:
@@ -294,20 +328,19 @@ NF4 = Form("nf4", 64, FLOAT, True, False)
 
 
 def specialisations(capability: int) -> Iterator[Specialisation]:
-    """bfloat16, each form without a bias, every split, tiles of 16 (typical) and 64 rows."""
-    stages = table_config(1, 4096, 4096, capability).num_stages
-    for form, split_k, block_m in product((NVFP4, MXFP4, NF4), SPLITS, (16, 64)):
-        pointers = {"x_ptr": "*bf16", **form.pointers(), "y_ptr": "*fp32" if split_k > 1 else "*bf16"}
-        tiles = {"BLOCK_M": block_m, "BLOCK_N": 64, "BLOCK_K": 128, "SPLIT_K": split_k, "bias_ptr": None}
+    """bfloat16, each form, tiles of 16 (typical) and 64 rows."""
+    stages = config(4096, 4096, capability).num_stages
+    for form, (ending, ends), block_m in product((NVFP4, MXFP4, NF4), endings().items(), (16, 64)):
+        pointers = {"x_ptr": "*bf16", **form.pointers(), **ends}
         yield Specialisation(
-            f"table_gemm[{form.name}_s{split_k}_m{block_m}]",
+            f"table_gemm[{form.name}_m{block_m}{ending}]",
             table_gemm_kernel,
-            pointers | dict.fromkeys(("m", "n", "k"), "i32"),
-            form.constants() | tiles,
+            pointers | dict.fromkeys(("m", "n", "k", "slice_tiles"), "i32"),
+            form.constants() | {"BLOCK_M": block_m, "BLOCK_N": 64, "BLOCK_K": 128} | no_bias(ends),
             4,
             stages,
             (*pointers, "k"),
-            typical=block_m == 16 and split_k == 4,
+            typical=block_m == 16 and ending == SPLIT,
         )
     for form in (NVFP4, MXFP4, NF4):
         pointers = {**form.pointers(), "out_ptr": "*bf16"}

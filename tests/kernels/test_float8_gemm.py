@@ -8,7 +8,6 @@ import torch
 pytest.importorskip("triton")
 from ember_kernels.float8_gemm import (
     can_multiply,
-    config,
     float8_gemm,
     float8_gemm_reference,
     float8_restore,
@@ -63,22 +62,6 @@ def test_rounds_rows(device: str, dtype: torch.dtype) -> None:
     (codes, scales), (expected, largest) = quantise_rows(x), quantise_rows_reference(x)
     torch.testing.assert_close(scales, largest)
     assert torch.equal(codes.view(torch.uint8), expected.view(torch.uint8))
-
-
-def test_the_order_of_the_sum_is_fixed(device: str) -> None:
-    x = torch.randn(4, 1024, device=device).to(torch.bfloat16)
-    made = weight(64, 1024, (128, 128), device)
-    assert config(4, 64, 1024, 128, 90).split_k > 1
-    assert torch.equal(float8_gemm(x, *made), float8_gemm(x, *made))
-
-
-def test_splits_never_leave_one_empty() -> None:
-    for n in (8, 1024, 4096):
-        for k in (16, 256, 1024, 3072, 14336):
-            for width in (32, 128):
-                c = config(1, n, k, width, 90)
-                tiles = -(-k // c.block_k)
-                assert (c.split_k - 1) * -(-tiles // c.split_k) < tiles
 
 
 def test_refuses_what_it_cannot_do(device: str) -> None:

@@ -60,14 +60,6 @@ def test_the_order_of_the_sum_is_fixed_and_one_split_adds_the_bias_itself(
     torch.testing.assert_close(int_gemm(x, *held, 4, bias), split, rtol=1e-2, atol=1e-2)
 
 
-def test_splits_fill_the_device_and_never_leave_one_empty() -> None:
-    for n in (8, 1024, 4096, 151936):
-        for k, group in ((128, 128), (1024, 32), (4096, 128), (14336, 14336), (11008, 64)):
-            c = config(n, k, group, 90)
-            slice_tiles = -(-(k // c.block_k) // c.split_k)
-            assert (c.split_k - 1) * slice_tiles < k // c.block_k and group % c.block_k == 0
-
-
 @pytest.mark.parametrize(
     ("k", "group", "fits"), [(4096, 128, True), (4096, 4096, True), (96, 48, False), (80, 80, False), (96, 96, True)]
 )

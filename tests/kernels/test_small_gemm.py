@@ -46,17 +46,6 @@ def test_unsplit_form_adds_the_bias_itself(device: str, monkeypatch: pytest.Monk
     _close(small_gemm(x, w, bias), small_gemm_reference(x, w, bias))
 
 
-def test_splits_fill_the_device_and_never_leave_one_empty() -> None:
-    for n in (8, 1024, 4096, 151936):
-        for k in (16, 256, 1024, 3072, 14336):
-            c = config(n, k, 90)
-            tiles = -(-k // c.block_k)
-            slice_tiles = -(-tiles // c.split_k)
-            assert (c.split_k - 1) * slice_tiles < tiles
-    assert config(1024, 2048, 90).split_k >= 4
-    assert config(151936, 1024, 90).split_k == 1
-
-
 def test_is_used_only_where_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MEASURED_GAINS", {90: {(1024, 2048): 4}})
     assert uses_small_gemm(4, 1024, 2048, 90)

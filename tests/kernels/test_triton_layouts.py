@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -9,16 +12,23 @@ from typing import Any
 import pytest
 import torch
 
+from ember.engine.layers.block_linear import BlockLinear
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.float8_linear import Float8Linear
 from ember.engine.layers.int_linear import IntLinear
+from ember.engine.layers.joined import joined
+from ember.engine.layers.linear import Linear
+from ember.engine.layers.restored import RestoredLinear
 from ember.engine.layers.table_linear import TableLinear
 from ember.engine.models.decoder import Decoder
-from ember.engine.operators import triton_linear
+from ember.engine.operators import triton_float8
 from ember.engine.operators.choose import has_kernels
-from ember_kernels import int_gemm, table_gemm
+from ember.engine.operators.triton_linear import MODULES
+from ember_kernels import float8_gemm, int_gemm, table_gemm
 from tests.engine_models.paged import Paged
+from tests.engine_models.test_parity import load as load_plain
 from tests.engine_models.test_parity import tokens
+from tests.engine_models.tiny import make_tiny
 from tests.quantization.checkpoints import Store, load, matrices, twins
 from tests.quantization.test_awq import AWQ, awq
 from tests.quantization.test_bitsandbytes import FOUR, double_nf4
@@ -27,6 +37,7 @@ from tests.quantization.test_gptq import config as gptq_config
 from tests.quantization.test_gptq import gptq
 from tests.quantization.test_modelopt import nvfp4
 from tests.quantization.test_mxfp4 import gpt_oss
+from tests.support.gguf_blocks import random_blocks
 from tests.support.operators import use_triton
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
@@ -40,11 +51,11 @@ FORMS: dict[str, tuple[dict[str, Any], Store, type]] = {
 }
 
 
-def logits(model: Decoder) -> list[torch.Tensor]:
+def logits(model: Decoder, many: int = 80, few: int = 12) -> list[torch.Tensor]:
     """A prompt of more rows than kernels multiply as they are stored, one of fewer, and single tokens."""
     paged = Paged(model, tokens((90, 14)))
-    paged.step([(0, 80)])
-    paged.step([(1, 12), (0, 1)])
+    paged.step([(0, many)])
+    paged.step([(1, few), (0, 1)])
     paged.step([(0, 1), (1, 1)])
     return paged.finish()
 
@@ -77,7 +88,7 @@ def test_inputs_are_rounded_where_torch_can_multiply_float8(tmp_path: Path, monk
     model = load(twins("llama", tmp_path, *FORMS["float8 of rows"][:2], **SIZES)[0], torch.bfloat16)
     expected = logits(model)
     use_triton(model)
-    monkeypatch.setattr(triton_linear, "has_scaled", lambda device: True)
+    monkeypatch.setattr(triton_float8, "has_scaled", lambda device: True)
     calls, multiply = [], torch._scaled_mm
 
     def watched(*arguments: Any, **options: Any) -> torch.Tensor:
@@ -115,12 +126,16 @@ def test_experts_in_mxfp4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert errors.median() < 0.08  # bfloat16 alone may choose other experts for some tokens
 
 
-def test_experts_in_awq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    directory = twins("qwen3_moe", tmp_path, AWQ, awq(), **SIZES, moe_intermediate_size=64)[0]
+@pytest.mark.parametrize("form", ["AWQ", "float8 of blocks"])
+def test_experts_in_one_layer(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quantization, store, layout = FORMS[form]
+    directory = twins(
+        "qwen3_moe", tmp_path, quantization, store, **SIZES, moe_intermediate_size=64, num_hidden_layers=2
+    )[0]
     model = load(directory, torch.bfloat16)
     expected = logits(model)
     use_triton(model)
-    monkeypatch.setattr(IntLinear, "__call__", None)  # no expert is torch's on restored weights
+    monkeypatch.setattr(layout, "__call__", None)  # no expert is torch's on restored weights
     for ours, theirs in zip(logits(model), expected, strict=True):
         errors = (ours - theirs).norm(dim=1) / theirs.norm(dim=1)
         assert errors.median() < 0.15  # bfloat16 alone may choose other experts for some tokens
@@ -134,7 +149,7 @@ def test_which_experts_are_in_kernels(tmp_path: Path) -> None:
     found = experts(gpt_oss(tmp_path)[0])
     assert has_kernels(found.up) and has_kernels(found.down)
     found = experts(twins("qwen3_moe", tmp_path / "float8", *FORMS["float8 of rows"][:2], **SIZES)[0])
-    assert not has_kernels(found.up) and not has_kernels(None)
+    assert has_kernels(found.up) and has_kernels(found.down) and not has_kernels(None)
 
 
 @pytest.mark.parametrize(("k", "group"), [(64, 32), (96, 96), (80, 16), (48, 48), (64, 8), (24, 8), (40, 40), (96, 48)])
@@ -143,3 +158,81 @@ def test_the_choice_knows_the_sizes_that_kernels_of_experts_take(k: int, group: 
     assert has_kernels(IntLinear(codes, scales, 4, torch.bfloat16)) == int_gemm.can_multiply(k, group)
     table = TableLinear(codes, torch.zeros(16), scales, torch.bfloat16)
     assert has_kernels(table) == table_gemm.can_multiply(k, group)
+    float8 = Float8Linear(torch.zeros(2, k).to(torch.float8_e4m3fn), scales, (1, group), torch.bfloat16)
+    assert has_kernels(float8) == float8_gemm.can_multiply(2, k, (1, group))
+
+
+def in_blocks(linear: Linear, *names: str) -> Linear:
+    """Random blocks of these types, each with an equal part of the rows, in place of a layer."""
+    rows, columns = linear.out_features // len(names), linear.in_features
+    spread = {"Q4_K": 1e-4, "Q6_K": 2e-5, "Q8_0": 3e-4}
+    return joined(
+        [
+            BlockLinear(random_blocks(name, rows, columns, i, spread[name]), type=name, dtype=torch.bfloat16)
+            for i, name in enumerate(names)
+        ]
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_gguf_blocks(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in files in Q4_K_M, where values and others have more bits; also the head, and all experts of a layer."""
+    sizes = SIZES | dict.fromkeys(("hidden_size", "intermediate_size", "moe_intermediate_size"), 256)
+    sizes["num_hidden_layers"] = 1 if family == "llama" else 2  # of which the second has experts
+    model = load_plain(make_tiny(family, tmp_path, **sizes), torch.bfloat16)
+    for block in model.parts.blocks:
+        block.attention.qkv = in_blocks(block.attention.qkv, "Q4_K", "Q6_K")
+        mlp = block.mlp
+        if isinstance(mlp, Experts):
+            up, down = ([getattr(each, name) for each in mlp.each] for name in ("up", "down"))
+            stacks = in_blocks(all_rows(up), "Q4_K"), in_blocks(all_rows(down), "Q6_K")
+            for each, *parts in zip(mlp.each, *(stack.split(len(up)) for stack in stacks), strict=True):
+                each.up, each.down = parts
+            up_rows, down_rows = stacks
+            assert isinstance(up_rows, RestoredLinear) and isinstance(down_rows, RestoredLinear)
+            mlp.up, mlp.down = up_rows, down_rows
+            assert has_kernels(mlp.up) and has_kernels(mlp.down)
+        else:
+            mlp.up, mlp.down = in_blocks(mlp.up, "Q4_K"), in_blocks(mlp.down, "Q8_0")
+    model.parts.head = in_blocks(model.parts.head, "Q6_K")
+    expected = logits(model, 66, 5)
+    use_triton(model)
+    monkeypatch.setattr(BlockLinear, "__call__", None)  # no product is torch's on a restored weight
+    for ours, theirs in zip(logits(model, 66, 5), expected, strict=True):
+        errors = (ours - theirs).norm(dim=1) / theirs.norm(dim=1)
+        assert errors.median() < 0.1  # bfloat16 alone may choose other experts for some tokens
+
+
+def all_rows(linears: list[Linear]) -> Linear:
+    return Linear(torch.cat([linear.weight for linear in linears]))
+
+
+IMPORTS = """
+import sys, torch
+from ember.engine.operators import triton_ops
+from ember.engine.operators.triton_linear import MODULES, load
+from ember.engine.layers.linear import Linear
+
+def loaded():
+    return {name.partition(".")[2] for name in sys.modules if name.startswith("ember_kernels.")}
+
+quantised = ("int_", "table_", "float8_", "block_", "expert", "grouped_")
+load([Linear], torch.device("cpu"))
+print([name for name in loaded() if name.startswith(quantised)])
+for layout, name in MODULES.items():
+    before = loaded()
+    load([layout], torch.device("cpu"))
+    print(name, sorted(loaded() - before))
+"""
+
+
+def test_kernels_are_imported_with_a_layout_that_has_them() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", IMPORTS],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    none, *lines = result.stdout.splitlines()
+    assert none == "[]", result.stderr[-2000:]
+    assert len(lines) == len(MODULES) and all("_gemm" in line for line in lines), lines

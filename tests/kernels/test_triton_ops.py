@@ -12,7 +12,7 @@ from ember.engine.description.layouts import ORDERED_INTEGERS, SMALL_TABLES
 from ember.engine.description.operator_sets import TRITON
 from ember.engine.operators import triton_ops
 from ember.engine.operators.choose import choose
-from ember.engine.operators.triton_linear import KERNELS
+from ember.engine.operators.triton_linear import MODULES
 from ember.wire import Generate
 from ember_kernels.compile import device_capability
 from ember_kernels.small_gemm import small_gemm
@@ -166,4 +166,4 @@ def test_a_float8_cache_in_kernels_is_that_of_torch(variant, checkpoints):
 
 
 def test_every_layout_with_a_kernel_is_declared() -> None:
-    assert TRITON.layouts == {"Linear", ORDERED_INTEGERS, SMALL_TABLES, *(layout.__name__ for layout in KERNELS)}
+    assert TRITON.layouts == {"Linear", ORDERED_INTEGERS, SMALL_TABLES, *(layout.__name__ for layout in MODULES)}

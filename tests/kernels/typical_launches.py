@@ -93,6 +93,45 @@ def int_experts() -> None:
                 grouped_ints(half(tokens, hidden), (codes, scales, zeros, bits), num_experts, blocks, top_k)
 
 
+def quantised_experts() -> None:
+    from ember_kernels.block_experts import gather_blocks, grouped_blocks
+    from ember_kernels.expert_blocks import expert_blocks
+    from ember_kernels.float8_experts import gather_float8, grouped_float8
+    from ember_kernels.grouped_gemm import block_rows
+
+    for num_experts, top_k, hidden, intermediate in EXPERTS:
+        rows = num_experts * 2 * intermediate
+        codes, gguf = torch.empty(rows, hidden, dtype=torch.float8_e4m3fn), in_blocks("Q4_K", rows, hidden)
+        for tokens in (1, 48, 200, 1000):
+            x, ids = half(tokens, hidden), longs(tokens, top_k)
+            blocks = expert_blocks(ids, num_experts, block_rows(ids.numel(), num_experts))
+            gather_blocks(x, gguf, "Q4_K", num_experts, ids, top_k)
+            grouped_blocks(x, gguf, "Q4_K", num_experts, blocks, top_k)
+            for block in ((1, hidden), (128, 128)):
+                weight = codes, single(rows // block[0], hidden // block[1]), block
+                gather_float8(x, weight, num_experts, ids, top_k)
+                grouped_float8(x, weight, num_experts, blocks, top_k)
+
+
+def in_blocks(name: str, n: int, k: int) -> torch.Tensor:
+    from ember_kernels.block_types import BLOCK_TYPES
+
+    return torch.empty(n, k // BLOCK_TYPES[name].elements * BLOCK_TYPES[name].size, dtype=torch.uint8)
+
+
+def block_products() -> None:
+    from ember_kernels.block_gemm import MAX_ROWS, block_gemm, block_restore
+    from ember_kernels.block_types import BLOCK_TYPES
+
+    for name in BLOCK_TYPES:
+        for n, k in ((6144, 4096), (256, 2560), (28672, 4096)):
+            blocks = in_blocks(name, n, k)
+            block_restore(blocks, name, half(n, k))
+            for m in (1, 17, MAX_ROWS):
+                block_gemm(half(m, k), blocks, name)
+                block_gemm(half(m, k), blocks, name, half(n))
+
+
 def step() -> None:
     from ember_kernels import step
     from ember_kernels.step_update import SAMPLING_FIELDS
@@ -216,6 +255,8 @@ LAUNCHES: tuple[Callable[[], None], ...] = (
     float8,
     int_products,
     int_experts,
+    block_products,
+    quantised_experts,
     step,
     experts,
     norm,

@@ -153,7 +153,10 @@ TORCH_MAX_GATHER = 32_768  # tokens whose K and V its attention copies at once f
 TRITON_MAX_HIDDEN = 16384  # ember_kernels.norm.MAX_HIDDEN
 TRITON_MAX_HEAD_DIM = 512  # ember_kernels.attention.MAX_HEAD_DIM
 # Of the matrices of all experts: one plain tensor, or one layer.
-TRITON_EXPERT_LAYOUTS = tuple(frozenset({layout}) for layout in ("Linear", "TableLinear", SMALL_TABLES, "IntLinear"))
+TRITON_EXPERT_LAYOUTS = tuple(
+    frozenset({layout})
+    for layout in ("Linear", "BlockLinear", "Float8Linear", "IntLinear", "TableLinear", SMALL_TABLES)
+)
 TRITON_EXPERT_ALIGNMENT = 16  # elements: row lengths of the experts' matrices are multiples of it
 
 
@@ -198,7 +201,9 @@ TRITON = OperatorSet(
     needs={
         "place_heads": "attend"
     },  # it writes keys to the cache alone, where torch's attention does not read them all
-    layouts=frozenset({"Linear", "Float8Linear", "IntLinear", ORDERED_INTEGERS, "TableLinear", SMALL_TABLES}),
+    layouts=frozenset(
+        {"Linear", "BlockLinear", "Float8Linear", "IntLinear", ORDERED_INTEGERS, "TableLinear", SMALL_TABLES}
+    ),  # `operators.triton_linear.MODULES`
 )
 
 NATIVE_ALIGNMENT = 32  # elements: rows of matrices and heads are whole registers

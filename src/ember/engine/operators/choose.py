@@ -14,9 +14,7 @@ from ember.engine.description.operator_sets import TRITON_EXPERT_LAYOUTS, check_
 from ember.engine.layers.block import DecoderParts
 from ember.engine.layers.delta import StateMixer
 from ember.engine.layers.experts import Experts
-from ember.engine.layers.int_linear import IntLinear
 from ember.engine.layers.linear import Linear
-from ember.engine.layers.table_linear import TableLinear
 from ember.engine.operators.base import Operators
 from ember.engine.operators.torch_ops import TorchOperators
 from ember_cpu import library as native
@@ -94,14 +92,17 @@ def decision_for(
 
 def has_kernels(matrices: Tensor | Linear | None) -> bool:
     """Whether Triton's kernels multiply the matrices of all experts, which may be one plain tensor or one layer."""
-    if isinstance(matrices, (TableLinear, IntLinear)):
+    if isinstance(matrices, Linear):
         return frozenset({matrices.layout}) in TRITON_EXPERT_LAYOUTS
     return isinstance(matrices, Tensor)
 
 
 def _for_gpu(config: DecoderConfig, parts: DecoderParts, torch_ops: TorchOperators) -> Choice:
     try:
+        from ember.engine.operators.triton_linear import load
         from ember.engine.operators.triton_ops import TritonOperators
+
+        load(parts.layouts(), torch_ops.device)
     except ImportError as error:
         return Choice(torch_ops, decision_for(config, parts, torch_ops.dtype, "cuda", fault=str(error)))
     decision = decision_for(config, parts, torch_ops.dtype, "cuda")

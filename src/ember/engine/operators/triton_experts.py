@@ -1,21 +1,43 @@
-"""Products of all experts of a layer in Triton kernels, for each form that their weights have."""
+"""A layer of experts in Triton kernels, for each form that their weights have."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ember.engine.layers.int_linear import IntLinear
+from ember.engine.layers.experts import Experts
 from ember.engine.layers.linear import Linear
-from ember.engine.layers.table_linear import TableLinear
-from ember.engine.operators.triton_linear import table_weight
-from ember_kernels.expert_blocks import ExpertBlocks
-from ember_kernels.grouped_gemm import gather_gemm, grouped_gemm
-from ember_kernels.int_experts import gather_ints, grouped_ints
-from ember_kernels.table_experts import gather_table, grouped_table
+from ember.engine.operators.base import Operators, Step
+from ember.engine.operators.experts import add_shared, route
+from ember.engine.operators.triton_linear import kernels_of
+from ember_kernels.expert_blocks import ExpertBlocks, expert_blocks
+from ember_kernels.grouped_gemm import block_rows, combine_experts, gather_gemm, grouped_gemm, uses_gather
 
 Matrices = Tensor | Linear
 """The matrices of all experts: a plain tensor [experts, out, in], or a quantised layer, expert after expert."""
+
+
+def compute_experts(
+    ops: Operators[Any], experts: Experts, hidden: Tensor, step: Step, routed: Tensor | None = None
+) -> Tensor:
+    """`Operators.experts`. Few tokens: each pair of token and expert reads the expert's matrices. Otherwise pairs are
+    sorted by expert. The host reads nothing."""
+    weights, ids = route(ops, experts, hidden if routed is None else routed, step)
+    count, per_token = experts.config.count, ids.shape[1]
+    rows = hidden
+    if experts.config.scales_input:
+        rows = (hidden[:, None] * weights[..., None]).to(hidden.dtype).flatten(0, 1)  # of each pair
+        weights, per_token = torch.ones_like(weights), 1
+    blocks = None if uses_gather(len(hidden)) else expert_blocks(ids, count, block_rows(ids.numel(), count))
+    up = multiply_experts(experts.up, rows, ids, count, blocks, per_token)
+    if experts.up_bias is not None:
+        up = up + experts.up_bias[ids.flatten()]
+    down = multiply_experts(experts.down, ops.gate(experts.each[0], up), ids, count, blocks)
+    if experts.down_bias is not None:
+        down = down + experts.down_bias[ids.flatten()]
+    return add_shared(ops, experts, combine_experts(down, ids, weights, count), hidden, step)
 
 
 def multiply_experts(
@@ -23,18 +45,11 @@ def multiply_experts(
 ) -> Tensor:
     """Row p // per_token of x times the matrix of pair p's expert, for all pairs: [pairs, out]. `blocks`: the pairs
     sorted by expert; None: each pair reads its expert's matrix."""
-    if isinstance(matrices, TableLinear):
-        weight = table_weight(matrices)
-        if blocks is None:
-            return gather_table(x, weight, count, ids, per_token)
-        found: Tensor = grouped_table(x, weight, count, blocks, per_token)
-        return found
-    if isinstance(matrices, IntLinear):
-        held = matrices.codes, matrices.scales, matrices.zeros, matrices.bits
-        if blocks is None:
-            return gather_ints(x, held, count, ids, per_token)
-        return grouped_ints(x, held, count, blocks, per_token)
-    assert isinstance(matrices, torch.Tensor), "the choice of operators leaves other experts to torch"
+    if isinstance(matrices, Linear):
+        kernels = kernels_of(type(matrices))
+        assert kernels is not None, "the choice of operators leaves other experts to torch"
+        return kernels.experts(matrices, x, ids, count, blocks, per_token)
+    assert matrices is not None, "the choice of operators leaves other experts to torch"
     if blocks is None:
         return gather_gemm(x, matrices, ids, per_token)
     return grouped_gemm(x, matrices, blocks, per_token)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -30,24 +31,19 @@ from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention
 from ember.engine.layers.cache import KVCache
 from ember.engine.layers.embedding import Embedding
-from ember.engine.layers.experts import Experts
 from ember.engine.layers.joined import JoinedLinear
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm, RMSNorm
 from ember.engine.layers.rotary import Rotary
 from ember.engine.operators.base import Heads, Step
-from ember.engine.operators.experts import add_shared, route
 from ember.engine.operators.torch_ops import TorchOperators
-from ember.engine.operators.triton_experts import multiply_experts
-from ember.engine.operators.triton_linear import has_scaled, multiply
+from ember.engine.operators.triton_linear import multiply
 from ember_kernels.activation import activation
 from ember_kernels.compile import device_capability
 from ember_kernels.decode_attention import decode_attention, plan_attention
 from ember_kernels.decode_plan import DecodePlan
 from ember_kernels.dense_attention import MEASURED
-from ember_kernels.expert_blocks import expert_blocks
-from ember_kernels.grouped_gemm import block_rows, combine_experts, uses_gather
 from ember_kernels.launch import Launches, are_aligned, repeat
 from ember_kernels.norm import layer_norm, rms_norm
 from ember_kernels.prefill_attention import prefill_attention
@@ -108,7 +104,6 @@ class TritonOperators:
         self._outputs: dict[Any, Tensor] = {}  # of norms and activations of the present step, for all layers
         self._aligned: set[int] = set()  # the ids of norms and attentions whose tensors repeated launches take
         self._of_heads: dict[int, tuple[Tensor | None, ...]] = {}
-        has_scaled(torch_ops.device)
         self._capability: int | None = None  # of the device, when the first product asks for it
         self.linear = self._linear if torch_ops.dtype != torch.float32 else torch_ops.linear
         self.add_norm = torch_ops.add_norm if "add_norm" in lacking else self._add_norm
@@ -117,8 +112,12 @@ class TritonOperators:
         self._ones: Tensor | None = None  # the weights of RMSNorms without weights, when the first one is computed
         self.gate = torch_ops.gate if "gate" in lacking else self._gate
         own_experts = "experts" not in lacking and torch_ops.dtype != torch.float32
-        self.experts = self._experts if own_experts else torch_ops.experts
-        if config.experts is not None and not own_experts:
+        self.experts = torch_ops.experts
+        if config.experts is not None and own_experts:
+            from ember.engine.operators.triton_experts import compute_experts
+
+            self.experts = partial(compute_experts, self)
+        elif config.experts is not None:
             self.is_recordable = False  # the host reads how many tokens each expert has
         self.place_latents, self.attend_latents = torch_ops.place_latents, torch_ops.attend_latents
         self.slopes = torch_ops.slopes
@@ -309,29 +308,6 @@ class TritonOperators:
         key_scale, value_scale = _scale_tensors(attention)
         cache = step.cache.by_page[attention.place]
         return Heads(rope_cache(qkv, *cache, *places, None, key_scale=key_scale, value_scale=value_scale))
-
-    def _experts(self, experts: Experts, hidden: Tensor, step: TritonStep, routed: Tensor | None = None) -> Tensor:
-        """Few tokens: each pair of token and expert reads the expert's matrices. Otherwise pairs are sorted by
-        expert."""
-        weights, ids = route(self, experts, hidden if routed is None else routed, step)
-        count, per_token = experts.config.count, ids.shape[1]
-        rows = hidden
-        if experts.config.scales_input:
-            rows = (hidden[:, None] * weights[..., None]).to(hidden.dtype).flatten(0, 1)  # of each pair
-            weights, per_token = torch.ones_like(weights), 1
-        blocks = None if uses_gather(len(hidden)) else expert_blocks(ids, count, block_rows(ids.numel(), count))
-        up = multiply_experts(experts.up, rows, ids, count, blocks, per_token)
-        down = multiply_experts(experts.down, self._gated(experts, up, ids), ids, count, blocks)
-        if experts.down_bias is not None:
-            down = down + experts.down_bias[ids.flatten()]
-        mixed = combine_experts(down, ids, weights, count)
-        return add_shared(self, experts, mixed, hidden, step)
-
-    def _gated(self, experts: Experts, up: Tensor, ids: Tensor) -> Tensor:
-        """The activation of the pairs' up [pairs, intermediate or twice it]."""
-        if experts.up_bias is not None:
-            up = up + experts.up_bias[ids.flatten()]
-        return self.gate(experts.each[0], up)
 
     def _attend(self, attention: Attention, heads: Heads, step: TritonStep) -> Tensor:
         query = heads.query
