@@ -114,6 +114,7 @@ LAYOUTS: dict[str, tuple[str, Callable[..., Linear | None]]] = {
     "nf4": ("Llama 3.1 8B", partial(_table, 64, torch.float32, False, False)),
     "nvfp4": ("Llama 3.1 8B", partial(_table, 16, torch.float8_e4m3fn, True, True)),
     "GPTQ of experts": ("Qwen3 30B-A3B", _GPTQ),
+    "float8 of experts": ("Qwen3 30B-A3B", partial(_float8, (128, 128))),
     "mxfp4 of experts": ("gpt-oss 20B", lambda name, *sizes: _MXFP4(name, *sizes) if "experts" in name else None),
 }
 
