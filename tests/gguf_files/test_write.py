@@ -11,7 +11,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize, quantize
 from safetensors.torch import load_file
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from ember import cli
 from ember.cli.quantize import GGUF
@@ -103,10 +103,11 @@ def byte_level(pre: str) -> Tokenizer:
 
 
 def sentencepiece() -> Tokenizer:
-    tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "h", "e", "l", "he", "▁a", "▁he", "ll"]
+    tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁ahel", "he", "▁a", "▁he", "ll", "aa", "lll"]
     vocab = {token: number for number, token in enumerate(tokens)}
-    merges = [("h", "e"), ("▁", "a"), ("▁", "he"), ("l", "l")]
+    merges = [("h", "e"), ("▁", "a"), ("▁", "he"), ("a", "a"), ("l", "l"), ("ll", "l"), ("l", "ll")]
     backend = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.add_tokens([AddedToken("aa", normalized=False)])  # as the newlines of Gemma: its merge is never used
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     backend.decoder = decoders.Sequence(steps)

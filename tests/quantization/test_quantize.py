@@ -144,7 +144,7 @@ def test_sources_and_targets_that_are_refused(tmp_path: Path, capsys: pytest.Cap
     assert cli.main(["quantize", str(source), str(tmp_path / "new"), "--format", "w8a8"]) == 1
     assert "is quantized already (fp8): name a checkpoint with plain weights" in capsys.readouterr().err
     assert cli.main(["quantize", str(tmp_path / "none"), str(tmp_path / "new"), "--format", "w8a8"]) == 1
-    assert "none does not exist: set SOURCE to an existing directory, a *.gguf file or" in capsys.readouterr().err
+    assert "none does not exist: set SOURCE to an existing directory or a Hugging Face id" in capsys.readouterr().err
     assert cli.main(["quantize", str(source), " ", "--format", "w8a8"]) == 2
     assert "TARGET is empty: name a new directory" in capsys.readouterr().err
 

@@ -39,7 +39,7 @@ class Wanted(NamedTuple):
     @property
     def forms(self) -> str:
         """What the setting may be, for messages."""
-        file = "a *.gguf file" if self.what == "model" else ""
+        file = "a *.gguf file" if self.setting == "MODEL_NAME" else ""
         return ", ".join(filter(None, ("an existing directory", file))) + " or a Hugging Face id (organisation/model)"
 
 
