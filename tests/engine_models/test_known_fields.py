@@ -200,6 +200,7 @@ NEWER_KEYS: list[dict[str, Any]] = [
 OWN_ROPES: dict[str, list[dict[str, Any]]] = {
     **dict.fromkeys(("Olmo3ForCausalLM", "Gemma3ForCausalLM"), NEWER_KEYS),  # their classes do not know `type`
     "MellumForCausalLM": [],  # it has no older files
+    "Cohere2MoeForCausalLM": [],  # nor has it
     "Phi3ForCausalLM": [{"rope_theta": 777.0}, {"rope_scaling": SU, "max_position_embeddings": 65536}],
     "GPTNeoXForCausalLM": [
         {"rotary_emb_base": 777, "rotary_pct": 0.5},

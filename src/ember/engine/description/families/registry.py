@@ -41,6 +41,7 @@ ARCHITECTURES = {
     "Starcoder2ForCausalLM": ("starcoder2", "starcoder.STARCODER2"),
     "CohereForCausalLM": ("cohere", "cohere.COHERE"),
     "Cohere2ForCausalLM": ("cohere2", "cohere.COHERE2"),
+    "Cohere2MoeForCausalLM": ("cohere2_moe", "cohere.COHERE2_MOE"),
     "Ernie4_5ForCausalLM": ("ernie4_5", "ernie.ERNIE4_5"),
     "GlmForCausalLM": ("glm", "glm.GLM"),
     "StableLmForCausalLM": ("stablelm", "stablelm.STABLELM"),
