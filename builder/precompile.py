@@ -23,9 +23,12 @@ CAPABILITIES = (80, 86, 89, 90, 100, 120)
 # The modules of kernels that the engine launches.
 MODULES = (
     "activation",
+    "block_experts",
+    "block_gemm",
     "decode_attention",
     "decode_plan",
     "expert_blocks",
+    "float8_experts",
     "float8_gemm",
     "grouped_gemm",
     "int_experts",
@@ -36,6 +39,7 @@ MODULES = (
     "sampling",
     "sampling_logprobs",
     "small_gemm",
+    "split_k",
     "step",
     "table_experts",
     "table_gemm",

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from builder.precompile import MODULES
+
 CAPABILITIES = (80, 90, 120)
 # Local memory a thread, in bytes: a few registers at most, which a kernel bound by bandwidth does not feel.
 MAX_SPILL_BYTES = 64
@@ -30,6 +32,12 @@ def test_every_typical_kernel_compiles_without_spills(capability: int) -> None:
     result = _run(*command, "--processes", "2", "--max-spills", str(MAX_SPILL_BYTES))
     print(result.stdout)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+
+
+def test_the_image_has_the_kernels_of_every_module() -> None:
+    from ember_kernels.compile import kernel_modules
+
+    assert list(MODULES) == kernel_modules()
 
 
 @pytest.mark.timeout(240)
