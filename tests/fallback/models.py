@@ -19,6 +19,7 @@ _LATENT = {
 _WINDOW = {"sliding_window": 9, "head_dim": 16}
 FAMILIES: dict[str, dict[str, Any]] = {  # the class -> fields beside the common ones
     "AfmoeForCausalLM": {**_EXPERTS, **_WINDOW, "num_dense_layers": 1, "num_shared_experts": 1},
+    "AriaTextForCausalLM": {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
     "AXK1ForCausalLM": {**_LATENT, **_EXPERTS, "n_routed_experts": 8, "n_group": 2, "topk_group": 1},
     "BitNetForCausalLM": {},
     "Cohere2MoeForCausalLM": {**_EXPERTS, **_WINDOW},
@@ -43,7 +44,7 @@ FAMILIES: dict[str, dict[str, Any]] = {  # the class -> fields beside the common
         "intermediate_size": [112] * 5,
         "activation_sparsity_pattern": [0.0] * 5,
     },
-    "GraniteSWAForCausalLM": _WINDOW,
+    "GraniteSWAForCausalLM": {**_WINDOW, "sliding_window": 10},
     "JetMoeForCausalLM": {**_EXPERTS, "kv_channels": 16, "num_hidden_layers": 2},
     "ModernBertDecoderForCausalLM": {"local_attention": 18},
     "MoshiForCausalLM": {"head_dim": 16, "ffn_dim": 128},

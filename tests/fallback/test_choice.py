@@ -17,8 +17,8 @@ from ember.engine.fallback.model import ForeignModel
 from ember.engine.models.decoder import Decoder
 from ember.wire import Configure, Generate, Ready
 from tests.engine_core.inline import NUM_OUTPUT, generated, greedy, make_engine, run, tokens
-from tests.engine_models.tiny import make_tiny, rewrite_config
-from tests.fallback.models import make_model
+from tests.engine_models.tiny import _COMMON, make_tiny, rewrite_config
+from tests.fallback.models import FAMILIES, make_model
 
 PROMPT = [9, 81, 33, 20, 77, 150, 11, 12, 13, 64, 5, 99]
 
@@ -76,7 +76,12 @@ REFUSED = {
     "encoder": ("BartForConditionalGeneration", {"is_encoder_decoder": True}, "not supported by Ember's own code"),
     "not causal": ("BertLMHeadModel", {"is_decoder": False}, "a mask of its own"),
     "quantized": ("BitNetForCausalLM", {"quantization_config": {"quant_method": "bitnet"}}, "bitnet quantized"),
-    "multimodal": ("NeverSeenForConditionalGeneration", {"text_config": {"hidden_size": 8}}, "this one is multimodal"),
+    "multimodal": ("NeverSeenForConditionalGeneration", {"text_config": {"model_type": "x"}}, "this one is multimodal"),
+    "multimodal encoder": (
+        "NeverSeenForConditionalGeneration",
+        {"text_config": {"model_type": "bitnet"}, "is_encoder_decoder": True},
+        "is an encoder and a decoder",
+    ),
     "nowhere": ("NeverSeenForCausalLM", {}, "transformers has no causal language model of this name either"),
 }
 
@@ -114,6 +119,25 @@ def test_a_rope_that_depends_on_the_batch_is_served_up_to_its_original_length(tm
     with pytest.raises(ModelError, match="rope type dynamic .* set MAX_MODEL_LEN to at most 64"):
         make_engine(directory)
     assert make_engine(directory, max_model_len=64).limits.max_model_len == 64
+
+
+def test_a_multimodal_class_is_served_as_text_where_its_language_model_is_one_of_transformers(tmp_path):
+    text = {**_COMMON, **FAMILIES["AriaTextForCausalLM"], "initializer_range": 0.2}
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.AriaConfig(
+        text_config=text,
+        vision_config={**vision, "image_size": 28, "patch_size": 14},
+        projector_patch_to_query_dict={4: 2},
+    )
+    torch.manual_seed(0)
+    model = transformers.AriaForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path)
+    engine = make_engine(tmp_path)
+    assert said(engine) == generated(model, PROMPT)
+    config = engine.runner.model.config
+    assert (config.architecture, config.text_architecture) == ("AriaForConditionalGeneration", "AriaTextForCausalLM")
+    predicted = predict(Configure(model=str(tmp_path)), [Target("here", "cpu", 1 << 30, 1 << 30)])
+    assert predicted.skipped_tensors > 0 and predicted.parameters == engine.runner.model.num_parameters
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):

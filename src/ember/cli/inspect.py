@@ -109,7 +109,7 @@ def _architecture(predicted: Prediction) -> str:
     inner = predicted.text_architecture
     layers = f"{predicted.num_layers or 'some'} layers"
     if predicted.through_transformers:
-        return f"{predicted.architecture}, {layers}, through transformers"
+        layers += ", through transformers"
     if inner != predicted.architecture:
         return f"{predicted.architecture}, served as text: its language model is {inner}, {layers}"
     return f"{predicted.architecture}, {layers}"

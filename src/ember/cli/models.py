@@ -69,9 +69,10 @@ _TESTED = """
   equal models of other classes.
 - Every multimodal class in the second table is compared with its own class in transformers.
 - Through transformers, these are compared with transformers' own generate in the same ways:
-  A.X K1, AFMoE, BitNet, Cohere 2 with experts, CTRL, DiffLlama, Flint, Gemma 3n, Granite with
-  windows, JetMoE, ModernBERT's decoder, Moshi. gpt-oss, Gemma 3, Llama, Llama 4, Mixtral and Qwen3
-  say through transformers what they say by Ember's own code.
+  A.X K1, AFMoE, Aria (also its multimodal class, as text), BitNet, Cohere 2 with experts, CTRL,
+  DiffLlama, Flint, Gemma 3n, Granite with windows, JetMoE, ModernBERT's decoder, Moshi. gpt-oss,
+  Gemma 3, Llama, Llama 4, Mixtral and Qwen3 say through transformers what they say by Ember's own
+  code.
 - Triton's kernels run in Triton's interpreter there. They have not been run on a GPU yet.
 - `make test` compares the first 12 greedy tokens. `make test-real` compares 64, of the multimodal
   classes too, and all are equal.

@@ -31,6 +31,7 @@ from ember.engine.loading.cuda_context import find_device
 from ember.engine.loading.load import check_room
 from ember.engine.loading.plan import BYTES, LoadPlan, make_plan
 from ember.engine.loading.resolve import Places, resolve_tokenizer
+from ember.engine.loading.stored import own_entries
 from ember.wire import Configure
 
 CONTEXT_BYTES = 600 << 20  # of the CUDA context and its libraries, before the weights
@@ -169,7 +170,8 @@ def _predict_foreign(
 ) -> Prediction:
     """The same for a model that transformers computes: by its config.json and its stored tensors. What transformers'
     own configuration says is not known here."""
-    parameters = sum(prod(entry.shape) for entry in checkpoint.entries.values())
+    entries, skipped = own_entries(config, checkpoint.entries)
+    parameters = sum(prod(entry.shape) for entry in entries.values())
 
     def fill(report: DeviceReport, target: Target) -> None:
         report.dtype = dtype_name(configure, config, target.device)
@@ -194,10 +196,10 @@ def _predict_foreign(
         max_position_embeddings=config.max_position_embeddings,
         parameters=parameters,
         active_parameters=parameters,
-        file_bytes=sum(entry.nbytes for entry in checkpoint.entries.values()) or checkpoint.file_bytes,
+        file_bytes=sum(entry.nbytes for entry in entries.values()) or checkpoint.file_bytes,
         is_estimate=checkpoint.is_estimate,
-        skipped_tensors=0,
-        skipped_bytes=0,
+        skipped_tensors=len(skipped),
+        skipped_bytes=sum(entry.nbytes for entry in skipped.values()),
         warnings=list(config.warnings),
         devices=[_report(target, fill) for target in (here_and_gpus(configure) if targets is None else targets)],
         through_transformers=True,

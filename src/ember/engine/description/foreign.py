@@ -7,6 +7,7 @@ source files. The sizes are what config.json says. transformers' own configurati
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -37,6 +38,7 @@ class ForeignClass:
 
     name: str
     is_remote: bool = False  # its code is beside the weights, not in transformers
+    shell: str | None = None  # the multimodal class of the checkpoint, of which it is the language model
 
 
 def find_class(fields: Fields, architecture: str | None, trust_remote_code: bool, unknown: str) -> ForeignClass:
@@ -48,6 +50,10 @@ def find_class(fields: Fields, architecture: str | None, trust_remote_code: bool
     if source is None:
         raise ModelError(f"{unknown}; transformers, which may run it, is not installed: pip install '{EXTRA}'")
     known = _causal_classes(source)
+    inner = known.get(str(fields.mapping("text_config").get("model_type")))
+    if architecture is not None and inner is not None and inner != architecture:
+        _check_source(source, inner, [kind for kind, each in known.items() if each == inner])
+        return ForeignClass(inner, shell=architecture)
     name = architecture or known.get(fields.text("model_type", "") or "")
     if name in known.values() and name is not None:
         _check_source(source, name, [kind for kind, each in known.items() if each == name])
@@ -55,7 +61,7 @@ def find_class(fields: Fields, architecture: str | None, trust_remote_code: bool
     if not has_code:
         why = "transformers has no causal language model of this name either"
         if fields.mapping("text_config"):
-            why = "transformers runs language models alone here, and this one is multimodal"
+            why = "this one is multimodal, and transformers has no language model of the type in its text_config"
         raise ModelError(f"{unknown}; {why}")
     if not trust_remote_code:
         raise ModelError(
@@ -69,7 +75,9 @@ def read_foreign(fields: Fields, found: ForeignClass) -> DecoderConfig:
     """What config.json says about the sizes of such a model; 0 where it does not say it. Raises ModelError for a model
     that transformers cannot run over Ember's cache."""
     if fields.flag("is_encoder_decoder", False):
-        raise ModelError(f"{found.name} is an encoder and a decoder, and decoders alone are served")
+        raise ModelError(f"{found.shell or found.name} is an encoder and a decoder, and decoders alone are served")
+    if found.shell is not None:
+        fields = Fields(text_values(fields.values))
     sizes: dict[str, Any] = {name: _size(fields, names) for name, names in _SIZES.items()}
     sizes["num_kv_heads"] = sizes["num_kv_heads"] or sizes["num_heads"]
     if not sizes["head_dim"] and sizes["num_heads"]:
@@ -81,14 +89,24 @@ def read_foreign(fields: Fields, found: ForeignClass) -> DecoderConfig:
     if isinstance(types, list) and len(types) == sizes["num_layers"]:
         windowed = tuple("sliding" in str(kind) or "chunked" in str(kind) for kind in types)
     return DecoderConfig(
-        architecture=found.name,
+        architecture=found.shell or found.name,
         text_architecture=found.name,
+        is_shell=found.shell is not None,
         names=_NO_NAMES,
         through_transformers=True,
         sliding_window=window if type(window) is int and window > 0 and any(windowed) else None,
         windowed_layers=windowed,
         **sizes,
     )
+
+
+def text_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a multimodal checkpoint's language model, whose weights may be tied outside of `text_config`."""
+    own = dict(values["text_config"])
+    for name in ("tie_word_embeddings", "eos_token_id"):
+        if own.get(name) is None and values.get(name) is not None:
+            own[name] = values[name]
+    return own
 
 
 def has_sizes(config: DecoderConfig) -> bool:

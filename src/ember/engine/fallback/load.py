@@ -16,17 +16,18 @@ from ember.boot import Timeline
 from ember.config_overrides import overridden
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.fields import listed
-from ember.engine.description.foreign import EXTRA
+from ember.engine.description.foreign import EXTRA, text_values
 from ember.engine.description.read_config import read_json
 from ember.engine.errors import ModelError
 from ember.engine.fallback.model import ForeignModel
 from ember.engine.fallback.paged import PagedAttention
 from ember.engine.fallback.trial import check
+from ember.engine.loading.hub_errors import readable
 from ember.engine.loading.load import Started, check_room, read_tensors
 from ember.engine.loading.mapped import Pages
 from ember.engine.loading.plan import read_headers
 from ember.engine.loading.progress import Say
-from ember.engine.loading.stored import plan_stored, stored_bytes
+from ember.engine.loading.stored import own_entries, plan_stored, stored_bytes
 
 log = logging.getLogger(__name__)
 _DUMMY_SEED = 1234
@@ -62,12 +63,19 @@ def load_foreign(
     with timeline.phase("import_transformers") as detail:
         detail["version"] = version = import_transformers()
         values = overridden(read_json(model_dir / "config.json", required=True), overrides or {})
+        if config.is_shell:
+            values = text_values(values)
         with _named(config):
-            classes = _classes(model_dir, config.architecture, values, trust_remote_code)
+            classes = _classes(model_dir, config.text_architecture, values, trust_remote_code)
     with timeline.phase("load") as detail:
         read, stored = None, _Stored({})
         if load_format != "dummy":
-            name, entries = str(dtype).removeprefix("torch."), read_headers(model_dir, load_format)
+            name = str(dtype).removeprefix("torch.")
+            entries, skipped = own_entries(config, read_headers(model_dir, load_format))
+            if skipped and say is not None:
+                size = readable(sum(entry.nbytes for entry in skipped.values()))
+                parts = f"{len(skipped)} weights of other parts, {size}, are skipped"
+                say(f"{config.architecture} is served as text: {parts}")
             if device.type == "cuda":
                 check_room(stored_bytes(entries, name), torch.cuda.mem_get_info(device)[0])
             plan = started.plan if started is not None else plan_stored(entries, name)

@@ -25,7 +25,7 @@ from ember.engine.loading.plan import LoadPlan, dummy_entries, make_plan, read_h
 from ember.engine.loading.progress import Say
 from ember.engine.loading.reader import WeightRead, default_threads
 from ember.engine.loading.safetensors_header import TensorEntry
-from ember.engine.loading.stored import plan_stored
+from ember.engine.loading.stored import own_entries, plan_stored
 from ember.engine.quantization.formats import format_of, with_quantization
 from ember.gguf.files import forget
 from ember.sizes import binary_size
@@ -120,7 +120,10 @@ def begin(model_dir: Path, config: DecoderConfig, dtype: str, device: str, load_
     if load_format == "dummy":
         return None
     entries = read_headers(model_dir, load_format)
-    plan = plan_stored(entries, dtype) if config.through_transformers else make_plan(config, entries, dtype)
+    if config.through_transformers:
+        plan = plan_stored(own_entries(config, entries)[0], dtype)
+    else:
+        plan = make_plan(config, entries, dtype)
     started = begin_plan(plan, device)
     if started is not None and started.rest.parameters:
         prefetch(model_dir, load_format)
