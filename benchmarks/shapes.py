@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
 QWEN3_0_6B: dict[str, Any] = {
@@ -58,7 +60,40 @@ QWEN3_32B: dict[str, Any] = QWEN3_0_6B | {
     "num_attention_heads": 64,
     "tie_word_embeddings": False,
 }
-SHAPES = {"qwen3-0.6b": QWEN3_0_6B, "llama-3.1-8b": LLAMA_3_1_8B, "qwen3-32b": QWEN3_32B}
+# GLM-4.7-Flash's heads, latents and choice of experts in fewer and narrower layers.
+GLM_FLASH_SMALL: dict[str, Any] = {
+    "architectures": ["Glm4MoeLiteForCausalLM"],
+    "model_type": "glm4_moe_lite",
+    "vocab_size": 151936,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "moe_intermediate_size": 512,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 10,
+    "num_key_value_heads": 10,
+    "n_routed_experts": 16,
+    "num_experts_per_tok": 4,
+    "n_shared_experts": 1,
+    "q_lora_rank": 384,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 192,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 256,
+    "routed_scaling_factor": 1.8,
+    "rope_theta": 1000000.0,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 202752,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "eos_token_id": 151645,
+    "bos_token_id": 151643,
+}
+SHAPES = {
+    "qwen3-0.6b": QWEN3_0_6B,
+    "llama-3.1-8b": LLAMA_3_1_8B,
+    "qwen3-32b": QWEN3_32B,
+    "glm-flash-small": GLM_FLASH_SMALL,
+}
 RANDOM_NUMBERS = 1 << 26  # made once and repeated: a large model's worth of them would take minutes
 NUM_BYTE_LEVEL_TOKENS = 151643
 CHAT_TEMPLATE = (
@@ -89,11 +124,30 @@ def make_checkpoint(shape: str, directory: Path) -> Path:
             weights[name] = torch.ones(parameter.shape, dtype=torch.bfloat16)
         else:
             weights[name] = _stretch(numbers, 7919 * i % RANDOM_NUMBERS, parameter.numel()).view(parameter.shape)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            weights[name] = torch.zeros(buffer.shape)
+    weights = {stored: tensor for name, stack in weights.items() for stored, tensor in _by_expert(name, stack)}
     write_tokenizer(path)
     partial = path / "model.safetensors.partial"
     save_file(weights, partial, metadata={"format": "pt"})
     partial.rename(path / "model.safetensors")
     return path
+
+
+def _by_expert(name: str, stack: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """A weight by the name in checkpoints, which have each expert's matrices apart."""
+    prefix, found, last = name.partition(".mlp.experts.")
+    if not found:
+        yield name, stack
+        return
+    for expert, matrix in enumerate(stack):
+        own = f"{prefix}{found}{expert}"
+        if last == "gate_up_proj":
+            for part, rows in zip(("gate_proj", "up_proj"), matrix.chunk(2), strict=True):
+                yield f"{own}.{part}.weight", rows.clone()
+        else:
+            yield f"{own}.{last}.weight", matrix.clone()
 
 
 def _stretch(numbers: Tensor, start: int, count: int) -> Tensor:

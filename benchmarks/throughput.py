@@ -25,7 +25,11 @@ sys.path[0] = str(ROOT)  # not this directory: its queue.py is not the library's
 from benchmarks.shapes import SHAPES, make_checkpoint  # noqa: E402
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ember.engine.core.engine import Engine
+
+    Clock = Callable[[], float]
 
 
 def main() -> None:
@@ -41,6 +45,9 @@ def main() -> None:
     parser.add_argument("--avx2", action="store_true", help="as on a CPU that has AVX2 and nothing newer")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--json", type=Path, default=None, metavar="FILE")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="seconds of all threads, for ratios while the machine has other work"
+    )
     parser.add_argument("--skip-transformers", action="store_true")
     options = parser.parse_args()
     # As the worker does for its engine process; OpenMP reads it when torch is imported, which is further down.
@@ -67,6 +74,7 @@ def _run(directory: Path, options: argparse.Namespace) -> None:
     model: Any = engine.runner.model
     peer = None if options.skip_transformers else _peer(directory, options)
     bandwidth = _bandwidth(options.device)
+    clock = time.process_time if options.cpu_time else time.perf_counter
     rows = []
     dtype = getattr(torch, options.dtype)
     weights = options.dtype if options.cpu_weights == "auto" else options.cpu_weights
@@ -82,8 +90,8 @@ def _run(directory: Path, options: argparse.Namespace) -> None:
         theirs: list[tuple[float, float]] = []
         for round_ in range(options.rounds + 1):
             prompts = _prompts(model.config.vocab_size, batch, options.prompt, seed=round_ + 1000 * batch)
-            measured = _measure_ember(engine, prompts, options.output)
-            compared = _measure_peer(peer, prompts, options.output) if peer is not None else None
+            measured = _measure_ember(engine, prompts, options.output, clock)
+            compared = _measure_peer(peer, prompts, options.output, clock) if peer is not None else None
             if round_ > 0:  # the first round warms up
                 ours.append(measured)
                 if compared:
@@ -167,32 +175,32 @@ def _prompts(vocab_size: int, batch: int, length: int, seed: int) -> list[list[i
     return torch.randint(10, vocab_size - 10, (batch, length), generator=generator).tolist()
 
 
-def _measure_ember(engine: Engine, prompts: list[list[int]], num_output: int) -> tuple[float, float]:
+def _measure_ember(engine: Engine, prompts: list[list[int]], num_output: int, clock: Clock) -> tuple[float, float]:
     """Returns (prefill tokens/s, decode tokens/s)."""
     from ember.wire import Generate, SamplingParams
 
     sampling = SamplingParams(max_tokens=num_output, temperature=0.0, ignore_eos=True)
     for i, prompt in enumerate(prompts):
         engine.add(Generate(i, prompt, sampling))
-    start = time.perf_counter()
+    start = clock()
     waiting = set(range(len(prompts)))
     while waiting:
         waiting -= {output.request_id for output in engine.step()}
-    first = time.perf_counter()
+    first = clock()
     produced = 0
     while engine.has_work:
         produced += len(engine.step())
-    end = time.perf_counter()
+    end = clock()
     return sum(map(len, prompts)) / (first - start), produced / (end - first)
 
 
-def _measure_peer(model: Any, prompts: list[list[int]], num_output: int) -> tuple[float, float]:
+def _measure_peer(model: Any, prompts: list[list[int]], num_output: int, clock: Clock) -> tuple[float, float]:
     import torch
 
     ids = torch.tensor(prompts, device=model.device)
     times = []
     for count in (1, num_output):
-        start = time.perf_counter()
+        start = clock()
         model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -201,7 +209,7 @@ def _measure_peer(model: Any, prompts: list[list[int]], num_output: int) -> tupl
             do_sample=False,
             pad_token_id=0,
         )
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return ids.numel() / times[0], len(prompts) * (num_output - 1) / (times[1] - times[0])
 
 
