@@ -366,7 +366,7 @@ def test_more_new_pages_than_the_buffer_takes(directory, monkeypatch):
     compare(directory, [Generate(i, PROMPT * 3, greedy(3)) for i in range(3)])
 
 
-@pytest.mark.parametrize("family", ["qwen2_window", "opt"])
+@pytest.mark.parametrize("family", ["qwen2_window", "opt", "youtu"])
 def test_other_families(family, tmp_path):
     directory = make_tiny(family, tmp_path, num_hidden_layers=2)
     compare(directory, [Generate(i, PROMPT * i, greedy(5)) for i in (1, 2)], max_num_batched_tokens=13)

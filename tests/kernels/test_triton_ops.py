@@ -56,7 +56,7 @@ def test_logits_equal_transformers(variant, checkpoints):
     model = load(directory)
     use_triton(model)
     # The kernels of experts take 16-bit numbers; in float32 torch computes experts, and the host reads their counts.
-    own_attention = "attend" not in TRITON.lacking(model.config) and model.config.latent is None
+    own_attention = not {"attend", "attend_latents"} & TRITON.lacking(model.config).keys()
     on_host = (model.config.experts, model.config.delta, model.config.conv, model.config.ssd)
     assert model.ops.is_recordable == (own_attention and on_host == (None,) * 4)
     check(model, sequences, expected)

@@ -53,11 +53,13 @@ class OperatorSet:
             if needed in found:
                 found.setdefault(operation, found[needed])
         return {
-            operation: found[operation] for operation in OPERATIONS if operation in found and _has(config, operation)
+            operation: found[operation]
+            for operation in OPERATIONS
+            if operation in found and is_needed(config, operation)
         }
 
 
-def _has(config: DecoderConfig, operation: str) -> bool:
+def is_needed(config: DecoderConfig, operation: str) -> bool:
     """Whether the decoder needs an operation: those of a kind of mixers only where a layer has it."""
     if operation in ("place_latents", "attend_latents"):
         return config.latent is not None
@@ -174,6 +176,8 @@ def _triton_faults(config: DecoderConfig) -> Lacking:
     for head_dim in _head_dims(config):
         if head_dim % 16 or head_dim > TRITON_MAX_HEAD_DIM:
             faults["attend"] = f"head_dim={head_dim} is no multiple of 16 up to {TRITON_MAX_HEAD_DIM}"
+    if config.latent is not None and config.latent.kv_rank > TRITON_MAX_HEAD_DIM:
+        faults["attend_latents"] = f"kv_lora_rank={config.latent.kv_rank} is above {TRITON_MAX_HEAD_DIM}"
     if config.value_norm and (config.qk_norm is None or config.qk_norm_layers):
         faults["place_heads"] = "value_norm in layers without qk_norm"
     if config.experts is not None:
@@ -194,13 +198,14 @@ TRITON = OperatorSet(
         "attend": frozenset({"attention_scale", "divides_scale_by_layer", "attention_soft_cap", "attention_sinks"})
         | {"sliding_window", "window_is_chunk", "alibi"}
         | _HEAD_SIZES,
+        "place_latents": _LATENTS - {"rope.query_beta"},
+        "attend_latents": frozenset({"latent", "attention_scale"}),
         "gate": _GATES | {"swiglu_limit"},
         "experts": _EXPERTS,
     },
     _triton_faults,
-    needs={
-        "place_heads": "attend"
-    },  # it writes keys to the cache alone, where torch's attention does not read them all
+    # It writes keys to the cache alone, where torch's attention does not read them all, and absorbs queries.
+    needs={"place_heads": "attend", "place_latents": "attend_latents", "attend_latents": "place_latents"},
     layouts=frozenset(
         {"Linear", "BlockLinear", "Float8Linear", "IntLinear", ORDERED_INTEGERS, "TableLinear", SMALL_TABLES}
     ),  # `operators.triton_linear.MODULES`

@@ -3,6 +3,8 @@
     norm of residual + delta, and the sum                                 one launch
     QK norm, rotary embedding, keys and values into the cache             one launch
     attention                                  decodes: two launches; prompt chunks: one
+    latent attention                           norm, rotation and the cache write: one launch; decodes: two, prompt
+                                               chunks: one; torch's products absorb queries and expand outputs
     activation, times the other half                                      one launch
     matrix products of at most 16 rows                                    one or two launches, where `small_gemm` was
                                                                           measured to be faster than torch
@@ -32,11 +34,13 @@ from ember.engine.layers.block import Attention
 from ember.engine.layers.cache import KVCache
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.joined import JoinedLinear
+from ember.engine.layers.latent import LatentAttention, LatentHeads
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm, RMSNorm
 from ember.engine.layers.rotary import Rotary
 from ember.engine.operators.base import Heads, Step
+from ember.engine.operators.torch_latent import release
 from ember.engine.operators.torch_ops import TorchOperators
 from ember.engine.operators.triton_linear import multiply
 from ember_kernels.activation import activation
@@ -44,6 +48,8 @@ from ember_kernels.compile import device_capability
 from ember_kernels.decode_attention import decode_attention, plan_attention
 from ember_kernels.decode_plan import DecodePlan
 from ember_kernels.dense_attention import MEASURED
+from ember_kernels.latent_attention import latent_decode, latent_prefill, plan_latents
+from ember_kernels.latent_cache import latent_cache
 from ember_kernels.launch import Launches, are_aligned, repeat
 from ember_kernels.norm import layer_norm, rms_norm
 from ember_kernels.prefill_attention import prefill_attention
@@ -93,8 +99,10 @@ class TritonOperators:
         self.torch_ops = torch_ops
         self.eps = config.norm_eps
         self.neox = config.rope is None or not config.rope.interleaved
-        self._has_own_attention = own_attention = "attend" not in lacking
-        self.is_recordable = own_attention and config.latent is None
+        own_attention = "attend" not in lacking
+        own_latents = "attend_latents" not in lacking
+        self._plans_attention = not own_attention or (config.latent is not None and not own_latents)
+        self.is_recordable = not self._plans_attention
         self.convolve, self.gated_norm = torch_ops.convolve, torch_ops.gated_norm
         self.delta_rule, self.scan = torch_ops.delta_rule, torch_ops.scan
         if (config.delta, config.conv, config.ssd) != (None, None, None):
@@ -119,14 +127,16 @@ class TritonOperators:
             self.experts = partial(compute_experts, self)
         elif config.experts is not None:
             self.is_recordable = False  # the host reads how many tokens each expert has
-        self.place_latents, self.attend_latents = torch_ops.place_latents, torch_ops.attend_latents
+        self.place_latents = self._place_latents if own_latents else torch_ops.place_latents
+        self.attend_latents = self._attend_latents if own_latents else torch_ops.attend_latents
         self.slopes = torch_ops.slopes
         self.attend = self._attend if own_attention else torch_ops.attend
         if "place_heads" not in lacking:
             self.place_heads = self._place_heads
         else:
             self.place_heads = self._place_torch_heads if own_attention else torch_ops.place_heads
-        rotaries = torch_ops.rotaries if "place_heads" not in lacking else []
+        turns = "place_heads" not in lacking if config.latent is None else own_latents
+        rotaries = torch_ops.rotaries if turns else []
         self._tables = [_angle_table(rotary, config.max_position_embeddings) for rotary in rotaries]
         self._rotary_dims = [rotary.rotary_dim for rotary in rotaries]
 
@@ -163,7 +173,7 @@ class TritonOperators:
             positions=batch.positions,
             slots=batch.slot_mapping.unbind(),
             cache=cache,
-            plans=None if self._has_own_attention else self.torch_ops.plan(batch, cache),
+            plans=self.torch_ops.plan(batch, cache) if self._plans_attention else None,
             states=self.torch_ops.plan_states(batch),
             decodes=decodes,
             chunks=chunks,
@@ -308,6 +318,49 @@ class TritonOperators:
         key_scale, value_scale = _scale_tensors(attention)
         cache = step.cache.by_page[attention.place]
         return Heads(rope_cache(qkv, *cache, *places, None, key_scale=key_scale, value_scale=value_scale))
+
+    def _place_latents(
+        self, attention: LatentAttention, query: Tensor, latent: Tensor, step: TritonStep
+    ) -> LatentHeads:
+        """The queries are absorbed."""
+        sizes, scales = attention.sizes, attention.cache_scales
+        plain, turned = query.unflatten(1, (attention.heads, -1)).split((sizes.plain_dim, sizes.rotary_dim), dim=-1)
+        absorbed = query.new_empty((len(query), attention.heads, sizes.size))
+        absorbed[..., : sizes.kv_rank] = torch.bmm(plain.transpose(0, 1), attention.key_up).transpose(0, 1)
+        weight = attention.kv_norm.weight
+        assert weight is not None
+        latent_cache(
+            turned,
+            latent,
+            weight,
+            step.cache.by_page[attention.place][0],
+            step.slots[attention.group],
+            step.positions,
+            self._tables[attention.rope],
+            eps=sizes.norm_eps,
+            neox=self.neox,
+            scale=None if scales is None else scales.tensors[0],
+            out=absorbed,
+        )
+        return LatentHeads(absorbed)
+
+    def _attend_latents(self, attention: LatentAttention, heads: LatentHeads, step: TritonStep) -> Tensor:
+        query, rank, group = heads.query, attention.sizes.kv_rank, attention.group
+        cache, _ = step.cache.by_page[attention.place]
+        scales = attention.cache_scales
+        options: dict[str, Any] = {"rank": rank, "scale": attention.scale}
+        options["cache_scale"] = 1.0 if scales is None else scales.key
+        mixed = query.new_empty((*query.shape[:2], rank))
+        if (decodes := step.decodes) is not None:
+            lens, count = decodes.context_lens, len(decodes.context_lens)
+            if group not in decodes.plans:
+                decodes.plans[group] = plan_latents(lens, attention.heads, cache, rank)
+            options_here = {**options, "plan": decodes.plans[group], "out": mixed[:count]}
+            latent_decode(query[:count], cache, decodes.block_tables[group], lens, **options_here)
+        if (chunks := step.chunks) is not None:  # after the decodes, whose padding has outputs where chunks begin
+            tables = chunks.block_tables[group]
+            latent_prefill(query, cache, tables, chunks.starts, chunks.context_lens, out=mixed, **options)
+        return release(attention, mixed)
 
     def _attend(self, attention: Attention, heads: Heads, step: TritonStep) -> Tensor:
         query = heads.query

@@ -56,7 +56,9 @@ def _touch_kernels(config: DecoderConfig, x: Tensor, block_size: int) -> None:
         limit = config.swiglu_limit if config.gated_mlp else None
         kind = config.activation if limit is None else "silu"
         activation(x.new_zeros(_TOKENS, width), kind, gated=config.gated_mlp, limit=limit, alpha=config.swiglu_alpha)
-    if "attend" in lacking:
+    if config.latent is not None and "attend_latents" not in lacking:
+        _touch_latents(config, x, block_size)
+    if "attend" in lacking or "attention" not in map(config.mixer, range(config.num_layers)):
         return
     numbers = torch.zeros(_TOKENS, dtype=torch.int32, device=x.device)
     positions, nowhere = torch.zeros_like(numbers, dtype=torch.int64), torch.full_like(numbers, -1, dtype=torch.int64)
@@ -87,3 +89,21 @@ def _touch_kernels(config: DecoderConfig, x: Tensor, block_size: int) -> None:
                 key_weight=weight,
                 neox=not config.rope.interleaved,
             )
+
+
+def _touch_latents(config: DecoderConfig, x: Tensor, block_size: int) -> None:
+    from ember_kernels.latent_attention import latent_decode, latent_prefill
+    from ember_kernels.latent_cache import latent_cache
+
+    sizes, heads = config.latent, config.num_heads
+    assert sizes is not None
+    cache, query = x.new_zeros(1, block_size, 1, sizes.size), x.new_zeros(_TOKENS, heads, sizes.size)
+    numbers = torch.zeros(_TOKENS, dtype=torch.int32, device=x.device)
+    positions, nowhere = torch.zeros_like(numbers, dtype=torch.int64), torch.full_like(numbers, -1, dtype=torch.int64)
+    table, weight = torch.zeros(1, sizes.rotary_dim, device=x.device), x.new_zeros(sizes.kv_rank)
+    neox = config.rope is None or not config.rope.interleaved
+    given = (x.new_zeros(_TOKENS, heads, sizes.head_dim)[..., sizes.plain_dim :], cache.new_zeros(_TOKENS, sizes.size))
+    latent_cache(*given, weight, cache, nowhere, positions, table, eps=sizes.norm_eps, neox=neox, out=query)
+    tables, starts = numbers[:, None].repeat(1, 16), numbers.new_zeros(_TOKENS + 1)
+    latent_decode(query, cache, tables, numbers, rank=sizes.kv_rank, scale=1.0)
+    latent_prefill(query, cache, tables, starts, numbers, rank=sizes.kv_rank, scale=1.0)
