@@ -79,7 +79,7 @@ def with_floats(model: Decoder) -> None:
         attention = block.attention
         attention.qkv = floats_of(attention.qkv, "fp8-row" if number % 2 else "fp8-block")
         attention.output = floats_of(attention.output, "sparse" if number % 2 else "nvfp4")
-        for mlp in [block.mlp] if isinstance(block.mlp, MLP) else block.mlp.each:
+        for mlp in block.mlps():
             mlp.up, mlp.down = floats_of(mlp.up, "mxfp4"), floats_of(mlp.down, "nf4")
     model.parts.head = model.parts.embedding.tokens = floats_of(model.parts.head, "nvfp4")
 

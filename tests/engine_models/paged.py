@@ -32,7 +32,7 @@ class Paged:
         if cache_scales is not None:
             dtype = torch.float8_e4m3fn
             for mixer in (block.mixer for block in model.parts.blocks):
-                if not isinstance(mixer, StateMixer):
+                if mixer is not None and not isinstance(mixer, StateMixer):
                     mixer.cache_scales = CacheScales.of(*cache_scales, model.device)
         self.model, self.sequences, self.block_size = model, sequences, block_size
         config = model.config

@@ -374,6 +374,28 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "bamba": ("Bamba", {**_SSD, "attn_layer_indices": [1], "mamba_conv_bias": False, "mlp_bias": True}),
+    "nemotron_h": (
+        "NemotronH",
+        {
+            "layers_block_type": ["linear_attention", "moe", "full_attention", "linear_attention", "mlp", "moe"],
+            "head_dim": 16,
+            "mamba_num_heads": 6,
+            "mamba_head_dim": 20,
+            "n_groups": 3,
+            "ssm_state_size": 12,
+            "n_routed_experts": 6,
+            "moe_intermediate_size": 48,
+            "moe_shared_expert_intermediate_size": 40,
+            "routed_scaling_factor": 1.5,
+            "n_group": 2,
+            "use_bias": True,
+            "mlp_bias": True,
+        },
+    ),
+    "mamba2": (
+        "Mamba2",
+        {"hidden_size": 64, "n_groups": 2, "state_size": 12, "use_bias": True, "num_heads": 8, "head_dim": 16},
+    ),
     "qwen3_5_moe": ("Qwen3_5Moe", {**_DELTA, **_SHARED_EXPERT, "linear_num_value_heads": 2}),
     "qwen3_next": ("Qwen3Next", {**_DELTA, **_SHARED_EXPERT, "mlp_only_layers": [1], "attention_bias": True}),
     "llama4": (
@@ -529,7 +551,7 @@ COVERING = (
     *("llama", "qwen2_window", "qwen3", "qwen3_moe", "gemma2", "gemma3", "gemma4_small", "gemma4_moe", "gpt_oss"),
     *("glm4_moe", "llama4", "opt_post_norm", "nanochat", "solar_open", "cohere_norm", "mpt", "olmo2", "phi_norm"),
     *("llama_linear", "apertus", "hyperclovax", "vaultgemma", "ministral3", "phi3_long", "gpt2_by_layer"),
-    *("bloom_normed", "qwen2_moe", "phimoe", "olmoe", "deepseek_v2", "youtu", "qwen3_5", "lfm2", "bamba"),
+    *("bloom_normed", "qwen2_moe", "phimoe", "olmoe", "deepseek_v2", "youtu", "qwen3_5", "lfm2", "bamba", "mamba2"),
 )
 
 

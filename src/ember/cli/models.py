@@ -23,6 +23,7 @@ _TYPICAL = {
     "num_attention_heads": 16,
     "num_key_value_heads": 8,
     "head_dim": 128,
+    "num_heads": 32,  # of Mamba 2
 }
 # The end of the first sentence of a family's module, and a value of a feature that does not say more than its name.
 _SOURCES = re.compile(r"( \([^()]*arXiv[^()]*\))?\.( .*)?$")

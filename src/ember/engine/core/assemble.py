@@ -198,7 +198,7 @@ def use_cache_scales(loaded: Loaded) -> None:
     decoder = loaded.decoder
     scales = read_cache_scales(decoder.config, loaded.cache_scales)
     for block, (key, value) in zip(decoder.parts.blocks, scales, strict=True):
-        if not isinstance(block.mixer, StateMixer):
+        if block.mixer is not None and not isinstance(block.mixer, StateMixer):
             block.mixer.cache_scales = CacheScales.of(key, value, decoder.device)
 
 

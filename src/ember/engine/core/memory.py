@@ -26,6 +26,7 @@ from ember.wire import Configure
 CPU_KV_BYTES = 4 << 30  # maximum of the default on a CPU
 STATES_SHARE = 0.5  # most of the cache for the states of running sequences
 CHECKPOINTS_SHARE = 0.25  # of the rest for states in the prefix cache
+EMPTY_PAGES = 1 << 17  # of a model whose layers all have states: pages without content
 DEFAULT_CHECKPOINTS = 4  # most of them for each sequence in a step
 CPU_KV_SHARE = 0.5  # share of the available memory on a CPU
 DEVICE_RESERVE_BYTES = 512 << 20  # libraries' workspaces, fragmentation, graphs of decode steps
@@ -140,8 +141,8 @@ def plan_memory(
             budget -= (max_num_seqs + num_checkpoints) * per_sequence
         # More pages than all sequences at full length are useless. Pages before a window count, since they are cached.
         num_blocks = max_num_seqs * -(-wanted // block_size) * len(paged(groups))
-        if bytes_per_block:
-            num_blocks = min(num_blocks, max(budget, 0) // bytes_per_block)
+        most = max(budget, 0) // bytes_per_block if bytes_per_block else max(EMPTY_PAGES, -(-wanted // block_size))
+        num_blocks = min(num_blocks, most)
     elif per_sequence and num_checkpoints is None:
         num_checkpoints = DEFAULT_CHECKPOINTS * max_num_seqs
     capacity = longest_sequence(groups, num_blocks, block_size, wanted)

@@ -20,11 +20,11 @@ from ember.engine.description.rope_config import RopeConfig
 Norm = Literal["rms", "layer"]
 Activation = Literal["silu", "relu", "relu2", "gelu", "gelu_tanh", "xielu"]
 QkNorm = Literal["head", "all", "layer", "layer_bias", "plain"]
-Wiring = Literal["pre_norm", "post_norm", "output_norm", "normed_residual", "sandwich", "parallel"]
+Wiring = Literal["pre_norm", "post_norm", "output_norm", "normed_residual", "sandwich", "parallel", "alone"]
 MAX_POSITIONS = 2**31 - 1
 QkvOrder = Literal["parts", "heads", "quarters"]
 Scores = Literal["softmax", "sigmoid", "sparsemixer"]
-Mixer = Literal["attention", "latent", "delta", "ssd", "conv"]
+Mixer = Literal["attention", "latent", "delta", "ssd", "conv", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +258,7 @@ class DecoderConfig:
     layer_kv_heads: tuple[int, ...] = ()  # the number of key-value heads of each layer, in place of `num_kv_heads`
     # How each layer mixes tokens; empty: all by attention. latent: attention over compressed keys and values (arXiv
     # 2405.04434). With a state of fixed size: delta, the gated delta rule (arXiv 2412.06464); ssd, Mamba 2 (arXiv
-    # 2405.21060); conv, a short convolution.
+    # 2405.21060); conv, a short convolution. none: a layer of the wiring alone that has an MLP or experts.
     layer_mixers: tuple[Mixer, ...] = ()
     latent: LatentConfig | None = None  # of layers with latent attention: one key-value head of the size `latent.size`
     delta: DeltaConfig | None = None
@@ -333,6 +333,8 @@ class DecoderConfig:
 
     def has_mlp(self, layer: int) -> bool:
         """Whether a layer has an MLP: in place of experts, or beside them."""
+        if self.wiring == "alone" and self.mixer(layer) != "none":
+            return False
         return self.experts is None or self.experts.beside_mlp or not self.experts.in_layer(layer)
 
     def mlp_size(self, layer: int) -> int:

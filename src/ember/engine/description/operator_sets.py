@@ -81,6 +81,7 @@ LOOP = frozenset(
         "wiring=normed_residual",
         "wiring=sandwich",
         "wiring=parallel",
+        "wiring=alone",
         "residual_scale",
         "final_norm=False",
         "layer_intermediate_sizes",

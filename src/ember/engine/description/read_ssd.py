@@ -32,10 +32,15 @@ def ssd_names(module: str) -> SsdNames:
 
 
 def read_ssd(
-    fields: Fields, hidden_size: int, names: Mapping[str, str] = MappingProxyType({}), **defaults: int | bool
+    fields: Fields,
+    hidden_size: int,
+    names: Mapping[str, str] = MappingProxyType({}),
+    limits: tuple[float, float] | None = None,
+    **defaults: int | bool,
 ) -> SsdConfig:
-    """Read the fields in `SSD_FIELDS`, for which `names` may have other names and `defaults` other defaults. Raises
-    ModelError."""
+    """Read the fields in `SSD_FIELDS`, for which `names` may have other names and `defaults` other defaults. Without a
+    default of the heads' size, the heads are `mamba_expand` times as large as the hidden states. `limits`: of dt, in
+    place of `time_step_limit`. Raises ModelError."""
 
     def name(field: str) -> str:
         return names.get(field, field)
@@ -43,21 +48,23 @@ def read_ssd(
     def integer(field: str, default: int) -> int:
         return fields.integer(name(field), int(defaults.get(field, default)))
 
-    heads, expand = integer("mamba_n_heads", 128), integer("mamba_expand", 2)
+    heads, groups = integer("mamba_n_heads", 128), integer("mamba_n_groups", 1)
     head_name = name("mamba_d_head")
-    if fields.values.get(head_name) in (None, "auto") and "mamba_d_head" not in defaults:
-        head_dim = max(expand * hidden_size // heads, 1)
-    else:
+    if "mamba_d_head" in defaults:
         head_dim = integer("mamba_d_head", 64)
-    groups = integer("mamba_n_groups", 1)
-    if heads * head_dim != expand * hidden_size and "mamba_expand" not in defaults:
-        raise ModelError(
-            f"{name('mamba_n_heads')}={heads} of {head_name}={head_dim} must be "
-            f"{name('mamba_expand')}={expand} times hidden_size={hidden_size}"
-        )
+    else:
+        expand = integer("mamba_expand", 2)
+        head_dim = max(expand * hidden_size // heads, 1)
+        if fields.values.get(head_name) not in (None, "auto"):
+            head_dim = fields.integer(head_name)
+        if heads * head_dim != expand * hidden_size:
+            raise ModelError(
+                f"{name('mamba_n_heads')}={heads} of {head_name}={head_dim} must be "
+                f"{name('mamba_expand')}={expand} times hidden_size={hidden_size}"
+            )
     if heads % groups:
         raise ModelError(f"{name('mamba_n_heads')}={heads} must be a multiple of {name('mamba_n_groups')}={groups}")
-    least, most = _limits(fields)
+    least, most = _limits(fields) if limits is None else limits
     return SsdConfig(
         heads=heads,
         head_dim=head_dim,

@@ -400,6 +400,7 @@ MIXERS: dict[Mixer, Callable[[DecoderConfig, _Sizes, int, str, str], Iterator[Sp
     "delta": _delta,
     "conv": _short_convolution,
     "ssd": _ssd,
+    "none": lambda *_: iter(()),
 }
 """The weights of each kind of mixer, for a layer with these sizes, this index, and these beginnings of names: of the
 weights, and in the checkpoint."""

@@ -72,9 +72,9 @@ class Block:
     """One decoder layer."""
 
     attention_norm: Norm
-    mixer: Mixer
+    mixer: Mixer | None  # None: the block has an MLP alone
     mlp_norm: Norm  # the same object as `attention_norm` where a block has one norm
-    mlp: MLP | Experts
+    mlp: MLP | Experts | None  # None: the block has a mixer alone
     attention_output_norm: Norm | None = None  # of the wiring sandwich
     mlp_output_norm: Norm | None = None
     residual_scale: float = 1.0  # of the outputs of attention and MLP
@@ -90,7 +90,8 @@ class Block:
 
     def matrices(self) -> Iterator[Linear]:
         """The matrices of the block's matrix products, without those of routers."""
-        yield from self.mixer.matrices()
+        if self.mixer is not None:
+            yield from self.mixer.matrices()
         for mlp in self.mlps():
             yield from (mlp.up, mlp.down)
 

@@ -82,12 +82,19 @@ def _block(
         attention_output_norm=_optional_norm(config, weights, prefix, "attention_output_norm"),
         mlp_norm=_optional_norm(config, weights, prefix, "mlp_norm") or attention_norm,
         mlp_output_norm=_optional_norm(config, weights, prefix, "mlp_output_norm"),
-        mlp=_mlp(config, weights, prefix) if config.has_mlp(layer) else _experts(config, weights, prefix),
+        mlp=_mlp_or_experts(config, weights, layer),
         residual_scale=config.residual_scale,
         beside=_beside(config, weights, prefix) if config.has_mlp(layer) and config.has_experts(layer) else None,
         layer_input=_layer_input(config, weights, layer) if config.layer_input_size else None,
         scalar=_tensor(weights, f"{prefix}scalar") if config.layer_scalar else None,
     )
+
+
+def _mlp_or_experts(config: DecoderConfig, weights: Weights, layer: int) -> MLP | Experts | None:
+    prefix = f"layers.{layer}."
+    if config.has_mlp(layer):
+        return _mlp(config, weights, prefix)
+    return _experts(config, weights, prefix) if config.has_experts(layer) else None
 
 
 def _mixer(
@@ -97,8 +104,10 @@ def _mixer(
     layer: int,
     window: int | None,
     places: Mapping[int, tuple[int, int]],
-) -> Mixer:
+) -> Mixer | None:
     kind = config.mixer(layer)
+    if kind == "none":
+        return None
     if kind == "latent":
         return _latent(config, weights, layer, *places[layer])
     if kind == "delta":

@@ -96,6 +96,13 @@ def parallel(
     return residual + attended, _scaled(mlp(ops, block, normed, step), block)
 
 
+def alone(ops: Ops, block: Block, residual: Tensor, delta: Tensor | None, step: Step) -> tuple[Tensor, Tensor | None]:
+    """x + part(norm(x)), where a layer has a mixer, an MLP, or experts: Nemotron-H, Mamba 2."""
+    normed, residual = ops.add_norm(block.attention_norm, residual, delta)
+    part = mlp if block.mixer is None else mix
+    return residual, _scaled(part(ops, block, normed, step), block)
+
+
 WIRINGS: dict[str, Wire] = {
     "pre_norm": pre_norm,
     "post_norm": post_norm,
@@ -103,6 +110,7 @@ WIRINGS: dict[str, Wire] = {
     "normed_residual": normed_residual,
     "sandwich": sandwich,
     "parallel": parallel,
+    "alone": alone,
 }
 
 
@@ -169,6 +177,7 @@ MIXERS: dict[type, Callable[[Ops, Any, Tensor, Step], Tensor]] = {
 def mlp(ops: Ops, block: Block, hidden: Tensor, step: Step) -> Tensor:
     """[T, hidden] -> [T, hidden]."""
     part = block.mlp
+    assert part is not None, "a layer without an MLP has another wiring"
     return compute_mlp(ops, part, hidden, step) if isinstance(part, MLP) else ops.experts(part, hidden, step)
 
 

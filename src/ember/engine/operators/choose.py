@@ -82,7 +82,9 @@ def decision_for(
         weights,
         fault,
         float8_cache=any(
-            block.mixer.cache_scales is not None for block in parts.blocks if not isinstance(block.mixer, StateMixer)
+            mixer.cache_scales is not None
+            for mixer in (block.mixer for block in parts.blocks)
+            if mixer is not None and not isinstance(mixer, StateMixer)
         ),
         layouts=parts.layout_names(),
         own_experts=all(has_kernels(matrices) for each in experts for matrices in (each.up, each.down)),

@@ -147,7 +147,7 @@ class NativeOperators:
             weights = {"qkv": attention.qkv, "output": attention.output}
         if isinstance(block.mlp, MLP):
             weights |= {"up": block.mlp.up, "down": block.mlp.down}
-        elif self.max_whole_rows:
+        elif self.max_whole_rows and block.mlp is not None:
             self._place_experts(block.mlp, layer)
         for name, linear in weights.items():
             matrix = matrix_of(linear, self._floats)

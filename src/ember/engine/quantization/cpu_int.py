@@ -54,13 +54,14 @@ def quantise(parts: DecoderParts, weights: str, pages: Pages | None) -> int:
 
     for block in parts.blocks:
         mixer = block.mixer
-        mixer.output = small(mixer.output)
+        if mixer is not None:
+            mixer.output = small(mixer.output)
         if isinstance(mixer, LatentAttention):
             mixer.down = small(mixer.down)
             mixer.query_up = None if mixer.query_up is None else small(mixer.query_up)
         elif isinstance(mixer, StateMixer):
             mixer.inputs = small(mixer.inputs)
-        else:
+        elif mixer is not None:
             mixer.qkv = small(mixer.qkv)
             mixer.gate = None if mixer.gate is None else small(mixer.gate)
         for mlp in block.mlps():

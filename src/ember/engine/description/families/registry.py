@@ -76,6 +76,8 @@ ARCHITECTURES = {
     "Qwen3MoeForCausalLM": ("qwen3_moe", "qwen_moe.QWEN3_MOE"),
     "GraniteMoeHybridForCausalLM": ("granitemoehybrid", "granite_hybrid.GRANITE_HYBRID"),
     "BambaForCausalLM": ("bamba", "granite_hybrid.BAMBA"),
+    "NemotronHForCausalLM": ("nemotron_h", "nemotron_h.NEMOTRON_H"),
+    "Mamba2ForCausalLM": ("mamba2", "nemotron_h.MAMBA2"),
     "Lfm2ForCausalLM": ("lfm2", "lfm2.LFM2"),
     "Lfm2MoeForCausalLM": ("lfm2_moe", "lfm2.LFM2_MOE"),
     "Qwen3_5ForCausalLM": ("qwen3_5_text", "qwen3_5.QWEN3_5"),
