@@ -87,6 +87,14 @@ def test_one_form_of_the_weights_is_fetched(hub: FakeHub, tmp_path: Path) -> Non
         assert (directory / name).read_bytes() == content
 
 
+def test_code_is_fetched_if_it_may_run(hub: FakeHub, tmp_path: Path) -> None:
+    code = {"modeling_own.py": b"pass", "inference/modeling_other.py": b"pass "}
+    hub.add("org/own", {**SMALL, **code, "model.safetensors": WEIGHTS})
+    for place, with_code in ((tmp_path / "without", False), (tmp_path / "with", True)):
+        found = resolve_model("org/own", None, places(place, with_code=with_code))
+        assert (found / "modeling_own.py").exists() == with_code and not (found / "inference").exists()
+
+
 def test_a_whole_file_is_fetched_whatever_an_index_says(hub: FakeHub, tmp_path: Path) -> None:
     hub.add("org/name", {**SMALL, **SHARDS, "model.safetensors": WEIGHTS, "model.safetensors.index.json": INDEX})
     directory = resolve_model("org/name", None, places(tmp_path))

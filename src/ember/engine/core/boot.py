@@ -54,7 +54,8 @@ def open_model(configure: Configure, timeline: Timeline, tell: Callable[[Located
     if is_cuda:
         threading.Thread(target=create_context, name="cuda-context", daemon=True).start()
     say = lambda line: tell(Notice(line))  # noqa: E731
-    places = Places(configure.base_path, configure.download_dir, configure.hf_token, say)
+    where = configure.base_path, configure.download_dir, configure.hf_token
+    places = Places(*where, say, with_code=configure.trust_remote_code)
     with timeline.phase("locate"):
         read_config = config_reader(configure)
         load_format = configure.load_format

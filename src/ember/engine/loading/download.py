@@ -94,7 +94,7 @@ def _download(
     if has_gguf:  # it has all that the other files have
         weights = choose_gguf(repository.label, sizes, repository.choice)
     else:
-        small = text_files(sizes, repository.load_format)
+        small = text_files(sizes, repository.load_format, repository.with_code)
         _fetch_all([file for file in small if not (snapshot / file).exists()], fetch)
         check(snapshot)
     if repository.load_format is not None:

@@ -28,6 +28,7 @@ class Repository:
     required: tuple[str, ...]  # files of which one must exist; errors name the first
     load_format: str | None  # which weights (`loading.files.FORMS`, gguf or auto); None: none
     choice: Choice = NO_CHOICE  # which GGUF file
+    with_code: bool = False  # whether Python modules are needed too (TRUST_REMOTE_CODE)
 
     @property
     def label(self) -> str:
@@ -38,16 +39,18 @@ class Repository:
         return self.setting.replace("_NAME", "_REVISION")
 
 
-def text_files(names: Iterable[str], load_format: str | None = "auto") -> list[str]:
+def text_files(names: Iterable[str], load_format: str | None = "auto", with_code: bool = False) -> list[str]:
     """Configuration, tokenizer and templates: small files at the root and in folders that are not of other programs.
-    `load_format`: which weights are read (None: none); only their index is chosen."""
+    `load_format`: which weights are read (None: none); only their index is chosen. `with_code`: and Python modules at
+    the root."""
     names, chosen = list(names), []
     index = _index_file(names, load_format)
     for name in names:
         path = PurePosixPath(name)
         is_foreign = len(path.parts) > 2 or path.parts[0].lower() in _FOREIGN or path.parts[0].startswith(".")
         is_foreign_index = name.endswith(".index.json") and name != index
-        if path.suffix in _TEXT_SUFFIXES and not is_foreign and not is_foreign_index:
+        is_code = with_code and path.suffix == ".py" and len(path.parts) == 1
+        if is_code or (path.suffix in _TEXT_SUFFIXES and not is_foreign and not is_foreign_index):
             chosen.append(name)
     return sorted(chosen)
 

@@ -106,6 +106,7 @@ class Places(NamedTuple):
     token: str | None = None
     say: Say = lambda line: None  # called with progress lines of a download
     may_download: bool = True  # otherwise what is not here is a NotCachedError
+    with_code: bool = False  # download Python modules too (TRUST_REMOTE_CODE)
 
 
 def resolve_model(
@@ -185,7 +186,8 @@ def _resolve(wanted: Wanted, name: str, revision: str | None, places: Places, ch
         found = find_snapshot(hub, name, revision, wanted) if hub else None
         if found is not None:
             return found
-    repository = Repository(name, revision, setting, wanted.required, wanted.load_format, wanted.choice)
+    chosen = wanted.load_format, wanted.choice, places.with_code
+    repository = Repository(name, revision, setting, wanted.required, *chosen)
     if is_offline() or not places.may_download:
         raise NotCachedError(
             f"{repository.label} is not cached here and HF_HUB_OFFLINE forbids a download: unset it or add the model"
