@@ -88,11 +88,37 @@ GLM_FLASH_SMALL: dict[str, Any] = {
     "eos_token_id": 151645,
     "bos_token_id": 151643,
 }
+# Qwen3.5-0.8B, whose layers but every fourth have the gated delta rule.
+QWEN3_5_0_8B: dict[str, Any] = {
+    "architectures": ["Qwen3_5ForCausalLM"],
+    "model_type": "qwen3_5_text",
+    "vocab_size": 248320,
+    "hidden_size": 1024,
+    "intermediate_size": 3584,
+    "num_hidden_layers": 24,
+    "full_attention_interval": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 16,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000000, "partial_rotary_factor": 0.25},
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 262144,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "eos_token_id": 151645,
+    "bos_token_id": 151643,
+}
 SHAPES = {
     "qwen3-0.6b": QWEN3_0_6B,
     "llama-3.1-8b": LLAMA_3_1_8B,
     "qwen3-32b": QWEN3_32B,
     "glm-flash-small": GLM_FLASH_SMALL,
+    "qwen3.5-0.8b": QWEN3_5_0_8B,
 }
 RANDOM_NUMBERS = 1 << 26  # made once and repeated: a large model's worth of them would take minutes
 NUM_BYTE_LEVEL_TOKENS = 151643
