@@ -427,7 +427,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
                 **_LONGROPE,
                 "attention_factor": 1.0,
                 "short_factor": [1.0 + 0.1 * pair for pair in range(8)],
-                "long_factor": [9.0] * 8,
+                "long_factor": [1.0 + 0.1 * pair for pair in range(8)],  # transformers never reads them
                 "short_mscale": 3.0,
                 "long_mscale": 1.2,
                 "original_max_position_embeddings": 1,

@@ -51,7 +51,6 @@ class RopeForm:
     interleaved: bool = False
     per_layer_type: bool = False  # `rope_parameters` has an object for each type of layers
     reads_alpha: bool = False  # `alpha` with the kind dynamic stretches theta once for all lengths (Hunyuan)
-    has_short_factors: bool = False  # longrope has `short_factor` at every length (Phi-3.5-MoE)
     reads_query_beta: bool = False  # queries are scaled by their positions with `llama_4_scaling_beta` (Ministral 3)
 
 
@@ -139,7 +138,7 @@ def _rope(fields: Fields, rope: Fields, head_dim: int, max_position_embeddings: 
         "original_max_position_embeddings", max_position_embeddings
     )
     if kind == "longrope":
-        return _longrope(fields, rope, base, original, max_position_embeddings, form)
+        return _longrope(fields, rope, base, original, max_position_embeddings)
     if kind == "llama3":
         low, high = rope.number("low_freq_factor", above=0.0), rope.number("high_freq_factor", above=0.0)
         if high <= low:
@@ -197,7 +196,7 @@ def _dynamic(fields: Fields, rope: Fields, base: RopeConfig, original: int) -> R
 
 
 def _longrope(
-    fields: Fields, rope: Fields, base: RopeConfig, original: int, max_position_embeddings: int, form: RopeForm
+    fields: Fields, rope: Fields, base: RopeConfig, original: int, max_position_embeddings: int
 ) -> RopeConfig:
     """`attention_factor` by default: sqrt(1 + ln(factor) / ln(original)) (arXiv 2402.13753), where `factor` is that of
     the context's extension."""
@@ -208,10 +207,7 @@ def _longrope(
     why = f", half of the dimensions that head_dim and partial_rotary_factor rotate ({base.rotary_dim})"
     has_own = rope.values.get("long_mscale") is not None
     short_factor, long_factor = rope.numbers("short_factor", count, why), rope.numbers("long_factor", count, why)
-    if short_factor != long_factor and form.has_short_factors:
-        fields.warnings.append(f"{rope.prefix}long_factor is not read: as in transformers, short_factor always holds")
-        long_factor = short_factor
-    elif short_factor != long_factor and max_position_embeddings > original:
+    if short_factor != long_factor and max_position_embeddings > original:
         fields.warnings.append(
             f"the rope type longrope has short_factor for all sequences with a MAX_MODEL_LEN up to {original}, and "
             "otherwise long_factor for all"

@@ -19,11 +19,11 @@ MINIMAX_NAMES = replace(
     key_norm="self_attn.k_norm",
     experts=replace(MIXTRAL_NAMES, correction="block_sparse_moe.e_score_correction_bias"),
 )
-ROPE = RopeForm(theta=1_000_000.0)
 
 
-def read_mixtral(fields: Fields, rope: RopeForm = ROPE) -> DecoderConfig:
+def read_mixtral(fields: Fields) -> DecoderConfig:
     """A Mistral with 8 experts, of which a token has 2."""
+    rope = RopeForm(theta=1_000_000.0)
     return replace(
         read_rotary_decoder(fields, max_position_embeddings=131072, num_kv_heads=8, norm_eps=1e-5, rope=rope),
         names=NAMES,
@@ -33,11 +33,10 @@ def read_mixtral(fields: Fields, rope: RopeForm = ROPE) -> DecoderConfig:
 
 
 def read_phimoe(fields: Fields) -> DecoderConfig:
-    """A Mixtral with LayerNorms and biases, whose experts are chosen by sparsemixer. Its longrope has the short factors
-    at every length, as in transformers."""
+    """A Mixtral with LayerNorms and biases, whose experts are chosen by sparsemixer."""
     bias, eps = fields.flag("attention_bias", False), fields.number("router_jitter_noise", 0.01, at_least=0.0)
     return replace(
-        read_mixtral(fields, replace(ROPE, has_short_factors=True)),
+        read_mixtral(fields),
         norm="layer",
         norm_bias=True,
         qkv_bias=bias,
