@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoConfig
 
 from ember.engine.description.cache_groups import bytes_per_page_token, cache_groups
@@ -21,9 +22,11 @@ from ember.engine.errors import ModelError
 from ember.engine.layers.cache import KVCache
 from ember.engine.operators import torch_latent
 from ember.engine.operators.torch_latent import expands
+from ember_cpu import library as native
 from tests.engine_models.paged import Paged
 from tests.engine_models.test_parity import assert_same, load, reference, tokens
 from tests.engine_models.tiny import make_tiny
+from tests.support.operators import use_native
 
 _YARN = {"type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 4096}
 _ROUTER = {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "norm_topk_prob": True, "moe_layer_freq": 1}
@@ -283,6 +286,36 @@ def test_chunks_expand_a_prefix_in_parts(tmp_path: Path, monkeypatch: pytest.Mon
     paged.step([(0, 75), (1, 61)])
     paged.step([(1, 69), (0, 125)])
     assert_same(paged.finish(), expected)
+
+
+def test_bfloat16_is_as_exact_as_transformers(tmp_path: Path) -> None:
+    """In torch, and with the C library for all but attention. A token whose experts are others by rounding differs
+    much, so it is the typical one that counts."""
+    sizes: dict[str, Any] = {
+        "kv_lora_rank": 64,
+        "q_lora_rank": 64,
+        "qk_nope_head_dim": 32,
+        "qk_rope_head_dim": 32,
+        "v_head_dim": 32,
+    }
+    sizes |= {"moe_intermediate_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4}
+    directory = make_tiny("glm4_moe_lite", tmp_path, dtype=torch.bfloat16, initializer_range=0.08, **sizes)
+    sequences, model = tokens((120, 37)), load(directory, torch.bfloat16)
+    expected, theirs = (reference(directory, sequences, dtype) for dtype in (torch.float32, torch.bfloat16))
+
+    def error(found: list[Tensor]) -> float:
+        errors = zip(found, expected, strict=True)
+        return max(float(((ours - exact).norm(dim=1) / exact.norm(dim=1)).median()) for ours, exact in errors)
+
+    assert native.load() is not None
+    for use in (lambda: None, lambda: use_native(model)):
+        use()
+        paged = Paged(model, sequences)
+        paged.step([(0, 100), (1, 20)])
+        for _ in range(17):
+            paged.step([(0, 1), (1, 1)])
+        paged.step([(0, 3)])
+        assert error(paged.finish()) < 2 * error(theirs)
 
 
 def test_a_cache_in_float8(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def _groups(groups: Sequence[GroupReport]) -> str:
         found[0] += group.layers
         found[1] += group.bytes_per_token or group.bytes_per_sequence
     return ", ".join(
-        f"{binary_size(size)} in {layers} layers"
+        f"{binary_size(size)} in {layers} layers{' with latents' if kind == 'latent' else ''}"
         + (" a sequence" if kind == "state" else "" if window is None else f" for the last {window} tokens")
         for (kind, window), (layers, size) in merged.items()
     )
