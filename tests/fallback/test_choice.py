@@ -69,7 +69,7 @@ def test_weights_that_need_no_conversion_are_used_from_the_file(tmp_path):
 
 
 REFUSED = {
-    "recurrent": ("Mamba2ForCausalLM", {"model_type": "mamba2"}, "a recurrent state of its own beside the KV cache"),
+    "recurrent": ("RwkvForCausalLM", {"model_type": "rwkv"}, "a recurrent state of its own beside the KV cache"),
     "no interface": ("XGLMForCausalLM", {}, "attention does not go through transformers' attention interface"),
     "own masks": ("DogeForCausalLM", {}, "masks in a way of its own"),
     "some layers": ("Lfm3ForCausalLM", {}, "of its 3 layers do not call transformers' attention interface"),

@@ -174,7 +174,7 @@ class PagedAttention:
                 raise ModelError(f"the model's attention has `{name}`, which paged attention has no form for")
         if key.shape[2] != query.shape[2]:
             raise ModelError(f"a token's attention is to {key.shape[2]} keys of a batch of {query.shape[2]} tokens")
-        number = source = len(self._kept)
+        source = len(self._kept)
         for earlier, (keys, values) in enumerate(self._kept):
             if _is_same(keys, key) and _is_same(values, value):
                 source = earlier
@@ -182,7 +182,6 @@ class PagedAttention:
         self._kept.append((key, value))
         head_dim = max(key.shape[3], value.shape[3])
         has_scores = softcap is not None or sinks is not None
-        assert source <= number
         return Call(query.shape[1], key.shape[1], head_dim, mask or Mask(None, False), has_scores, source)
 
 

@@ -7,6 +7,8 @@ positions that it counts itself) says something else there, and is refused.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,8 +17,11 @@ from ember.engine.fallback.model import ForeignModel
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.cache import KVCache
 
+Steps = Sequence[Sequence[tuple[int, int]]]
+"""Steps of a run: each has sequences, with the number of tokens that it computes of them."""
+
 _LENGTHS = (9, 6)
-_STEPS = (  # of each sequence, the tokens of a step: whole chunks, a decode beside a chunk, a decode alone
+_STEPS: Steps = (  # of each sequence, the tokens of a step: whole chunks, a decode beside a chunk, a decode alone
     ((0, 4),),
     ((0, 1), (1, 4)),
     ((1, 1), (0, 3)),
@@ -71,15 +76,16 @@ def _agree(logits: list[Tensor], expected: list[Tensor], dtype: torch.dtype) -> 
     return bool((torch.cat(distances) < close).float().mean() > 0.6)
 
 
-def _run(model: ForeignModel, tokens: list[Tensor], steps: object) -> list[Tensor]:
+def _run(model: ForeignModel, tokens: list[Tensor], steps: Steps) -> list[Tensor]:
     """The logits of every token of the sequences, computed in these steps: the number of tokens of each sequence."""
     device, groups = model.device, model.groups
     per_sequence = -(-max(_LENGTHS) // _BLOCK_SIZE)
     num_blocks = len(tokens) * per_sequence * len(groups)
     cache = KVCache.allocate(groups, num_blocks, _BLOCK_SIZE, model.dtype, device)
     tables = torch.arange(num_blocks).flip(0).view(len(groups), len(tokens), per_sequence)
-    done, logits = [0] * len(tokens), [[] for _ in tokens]  # type: ignore[var-annotated]
-    for step in steps:  # type: ignore[attr-defined]
+    done = [0] * len(tokens)
+    logits: list[list[Tensor]] = [[] for _ in tokens]
+    for step in steps:
         rows = [row for row, _ in step]
         places = [torch.arange(done[row], done[row] + number) for row, number in step]
         starts = [0]
