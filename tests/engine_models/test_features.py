@@ -29,6 +29,7 @@ from ember.engine.description.config import (
 )
 from ember.engine.description.families.registry import find_family
 from ember.engine.description.mixers import ConvConfig, DeltaConfig, SsdConfig
+from ember.engine.description.operator_choice import decide
 from ember.engine.description.operator_sets import (
     LOOP,
     NATIVE,
@@ -219,6 +220,13 @@ def test_every_family_is_computed() -> None:
         features[variant] = {*config.features(), config.wiring}
     everything = set().union(*features.values())
     assert set().union(*(features[variant] for variant in COVERING)) == everything
+
+
+def test_the_choice_says_that_torch_computes_states() -> None:
+    for variant, expected in (("mamba2", {"convolve", "scan", "gated_norm"}), ("lfm2", {"convolve"}), ("llama", set())):
+        decision = decide(tiny_config(variant), "bfloat16", "cuda")
+        assert decision.name == "triton" and decision.lacking.keys() == expected
+        assert ("torch computes convolve: layers have states" in decision.reason) == bool(expected)
 
 
 def test_the_declarations_are_read_without_torch() -> None:

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.layouts import ORDERED_INTEGERS
 from ember.engine.description.native_forms import library_fault
-from ember.engine.description.operator_sets import NATIVE, TRITON, Lacking
+from ember.engine.description.operator_sets import NATIVE, STATE_OPERATIONS, TORCH, TRITON, Lacking, OperatorSet
 from ember_cpu.variants import cpu_flags
 
 PLAIN = frozenset({"Linear"})  # the layout of weights in numbers
@@ -63,10 +63,22 @@ def decide(
     """
     if device == "cuda":
         decision = _for_gpu(config, fault, own_experts)
+        decision = _with_states(decision, config, TRITON)
         return decision if decision.name == "torch" else _with_restored(decision, layouts - TRITON.layouts)
     own = NATIVE.layouts - {ORDERED_INTEGERS} if activations == "float" else NATIVE.layouts
     decision = _for_cpu(config, dtype, weights, fault, float8_cache, layouts & own - PLAIN)
+    decision = _with_states(decision, config, NATIVE)
     return decision if decision.name == "torch" else _with_restored(decision, layouts - own)
+
+
+def _with_states(decision: Decision, config: DecoderConfig, own: OperatorSet) -> Decision:
+    """The decision with the operations on states that the model has and the set has not."""
+    if decision.name == "torch":
+        return decision
+    for operation in STATE_OPERATIONS:
+        if operation not in own.features and TORCH.features[operation] & config.features().keys():
+            decision = decision.without(operation, "layers have states")
+    return decision
 
 
 def _with_restored(decision: Decision, layouts: frozenset[str]) -> Decision:

@@ -22,6 +22,9 @@ OPERATIONS = (
 )
 """The operations of `operators.base.Operators`, in the order in which a step needs them."""
 
+STATE_OPERATIONS = ("convolve", "delta_rule", "scan", "gated_norm")
+"""The operations of mixers with a state."""
+
 Lacking = dict[str, str]
 """Operations that torch computes for a set, each with the feature or size that the set lacks."""
 
