@@ -2,6 +2,7 @@
 
 import json
 import logging
+import subprocess
 import sys
 from typing import Any
 
@@ -53,3 +54,17 @@ def test_what_is_given_as_fields_is_bounded_too() -> None:
 def test_ordinary_text_is_left_as_it_is() -> None:
     assert printable("naïve – “日本” 😀 \\n") == "naïve – “日本” 😀 \\n"
     assert printable("a\nb\x1b[0m") == "a\\nb\\x1b[0m"
+
+
+def test_a_line_does_not_wait_for_the_end_of_what_holds_standard_error_back() -> None:
+    """A tokenizer's load keeps the library's lines back. A boot that fails meanwhile says why, and ends."""
+    code = (
+        "import logging, os; from ember import logs; from ember.front.text.panics import without_panic_lines\n"
+        "from ember.settings import Settings\n"
+        "logs.set_up(Settings(model_name='demo'))\n"
+        "with without_panic_lines():\n"
+        "    logging.getLogger('ember').error('the reason')\n"
+        "    os._exit(1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.endswith("ERROR ember: the reason\n")

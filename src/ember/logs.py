@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from ember.settings import Settings
@@ -80,9 +80,19 @@ def printable(text: str) -> str:
 
 def set_up(settings: Settings) -> None:
     """Configure logging to stderr with LOG_LEVEL and LOG_FORMAT. A second call replaces the first configuration."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(_standard_error())
     handler.setFormatter(Formatter(settings.log_format == "json", secrets_of(settings)))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+
+
+def _standard_error() -> TextIO:
+    """Standard error by a descriptor of its own. During the boot the one that libraries write to leads elsewhere at
+    times (`front.text.panics`), and a line that says why the boot failed must not wait for its return."""
+    try:
+        descriptor = sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):  # replaced by a stream in memory, or closed
+        return sys.stderr
+    return open(os.dup(descriptor), "w", encoding=sys.stderr.encoding, errors="backslashreplace")
 
 
 def secrets_of(settings: Settings, environ: Mapping[str, str] = os.environ) -> set[str]:
