@@ -22,17 +22,19 @@ def cases() -> Iterator[tuple[Shape, int]]:
 
 def run(ceilings: Ceilings) -> Iterator[Row]:
     from ember_kernels.activation import activation
+    from ember_kernels.rounding import new_rounded
 
     for shape, tokens in cases():
         x = torch.randn(tokens, 2 * shape.intermediate, dtype=torch.bfloat16, device="cuda")
         gate, up = x.chunk(2, dim=-1)
         peer = measure(lambda gate=gate, up=up: torch.nn.functional.silu(gate) * up)  # type: ignore[misc]
         plain = measure(lambda x=x: activation(x, "silu"))  # type: ignore[misc]
-        quantised = measure(lambda x=x: activation(x, "silu", quantise=True))  # type: ignore[misc]
+        codes = new_rounded(x, tokens, shape.intermediate)
+        quantised = measure(lambda x=x, to=codes: activation(x, "silu", rounded_to=to))  # type: ignore[misc]
         case = f"{shape.name} {tokens} x {shape.intermediate}"
         moved = tokens * shape.intermediate * 2
         yield Row("silu_and_mul", case, plain, bytes=3 * moved, peer="torch", peer_seconds=peer)
-        yield Row("silu_and_mul fp8", case, quantised, bytes=2.5 * moved)
+        yield Row("silu_and_mul fp8", case, quantised, bytes=3.5 * moved)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ def cases() -> Iterator[tuple[Shape, int]]:
 
 def run(ceilings: Ceilings) -> Iterator[Row]:
     from ember_kernels.norm import rms_norm
+    from ember_kernels.rounding import new_rounded
 
     for shape, tokens in cases():
         x = torch.randn(tokens, shape.hidden, dtype=torch.bfloat16, device="cuda")
@@ -32,14 +33,16 @@ def run(ceilings: Ceilings) -> Iterator[Row]:
             residual.add_(x)
             torch.nn.functional.rms_norm(residual, (size,), weight, 1e-6)
 
-        def kernel(quantise=False, x=x, residual=residual, weight=weight) -> None:  # type: ignore[no-untyped-def]
-            rms_norm(x, weight, 1e-6, residual=residual, quantise=quantise)
+        def kernel(rounded_to=None, x=x, residual=residual, weight=weight) -> None:  # type: ignore[no-untyped-def]
+            rms_norm(x, weight, 1e-6, residual=residual, rounded_to=rounded_to)
+
+        codes = new_rounded(x, *x.shape)
 
         peer = measure(torch_norm)
         case = f"{shape.name} {tokens} x {shape.hidden}"
         moved = tokens * shape.hidden * 2
         yield Row("add + rms_norm", case, measure(kernel), bytes=4 * moved, peer="torch", peer_seconds=peer)
-        yield Row("add + rms_norm fp8", case, measure(lambda run=kernel: run(True)), bytes=3.5 * moved)  # type: ignore[misc]
+        yield Row("add + rms_norm fp8", case, measure(lambda run=kernel, to=codes: run(to)), bytes=4.5 * moved)  # type: ignore[misc]
 
 
 if __name__ == "__main__":

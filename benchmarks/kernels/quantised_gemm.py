@@ -96,6 +96,7 @@ def _float8(form: str, n: int, k: int, m: int) -> tuple[str, int, Callable[[], P
 
         def scaled(x: Tensor) -> Tensor:
             rounded, factors = quantise_rows(x)
+            rounded = rounded.view(torch.float8_e4m3fn)
             return torch._scaled_mm(rounded, codes.T, factors, scales.T.contiguous(), out_dtype=x.dtype)
 
         if m <= MAX_ROWS:

@@ -1,8 +1,8 @@
-"""Activations of the MLP, plain and gated, optionally with float8 output.
+"""Activations of the MLP, plain and gated, and optionally the result in float8 too.
 
 Rounding is that of transformers: the activation is computed in float32 and rounded to the model dtype, then multiplied.
-float8 is quantised from the rounded product. With a limit (gpt-oss) gate is clamped from above and up on both sides,
-and the product is (up + 1) * gate * sigmoid(alpha * gate).
+float8 is made from the rounded product, which is written beside it. With a limit (gpt-oss) gate is clamped from above
+and up on both sides, and the product is (up + 1) * gate * sigmoid(alpha * gate).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ember_kernels.compile import Specialisation
 from ember_kernels.launch import cdiv, direct
-from ember_kernels.rounding import e4m3_bits, has_conversion, quantise_reference, rounded, row_scale
+from ember_kernels.rounding import Rounded, e4m3_bits, has_conversion, rounded, row_scale
 
 KINDS = ("silu", "gelu_tanh", "gelu", "relu", "relu2")
 # Values that a program handles at a time, and its warps: 16 bytes per thread on all architectures.
@@ -82,6 +82,7 @@ def _activation_kernel(
 def _activation_float8_kernel(
     x_ptr,
     out_ptr,
+    codes_ptr,
     scale_ptr,
     x_stride,
     size,
@@ -90,7 +91,7 @@ def _activation_float8_kernel(
     HARDWARE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Each program reads one row twice: for its largest magnitude, then (from the cache) to quantise it."""
+    """Each program reads one row twice: for its largest magnitude, then (from the cache) for the results."""
     row = tl.program_id(0).to(tl.int64)
     largest = tl.zeros([BLOCK], tl.float32)
     for start in range(0, size, BLOCK):
@@ -103,7 +104,8 @@ def _activation_float8_kernel(
         columns = start + tl.arange(0, BLOCK)
         result = _values(x_ptr + row * x_stride, columns, columns < size, size, 0.0, 0.0, KIND, GATED, False)
         bits = e4m3_bits(result.to(tl.float32) * factor, HARDWARE)
-        tl.store(out_ptr + row * size + columns, bits, mask=columns < size)
+        tl.store(out_ptr + row * size + columns, result, mask=columns < size)
+        tl.store(codes_ptr + row * size + columns, bits, mask=columns < size)
 
 
 def activation(
@@ -111,19 +113,19 @@ def activation(
     kind: str,
     *,
     gated: bool = True,
-    quantise: bool = False,
+    rounded_to: Rounded | None = None,
     limit: float | None = None,
     alpha: float = 1.0,
     out: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
+) -> Tensor:
     """act(x[:, :size]) * x[:, size:] if gated, else act(x); `kind` is one of KINDS ("gelu" is the exact one, with erf).
 
-    x: [T, 2 * size] if gated, else [T, size]; rows may be strided; float32, bfloat16 or float16. Returns (out, None)
-    with out [T, size] as x, made if it is not given, or with `quantise` (e4m3 [T, size], float32 scale [T]); out is
-    about value * scale. limit, alpha: of the clamped form of gated SiLU, which is not quantised.
+    x: [T, 2 * size] if gated, else [T, size]; rows may be strided; float32, bfloat16 or float16. Returns out
+    [T, size] as x, made if it is not given. `rounded_to`: where out is written in float8 too. limit, alpha: of the
+    clamped form of gated SiLU, which is not written in float8.
     """
-    if limit is not None and (kind != "silu" or not gated or quantise):
-        raise ValueError(f"only gated silu without quantisation has a limit, not {kind}")
+    if limit is not None and (kind != "silu" or not gated or rounded_to is not None):
+        raise ValueError(f"only gated silu without float8 has a limit, not {kind}")
     if kind not in KINDS:
         raise ValueError(f"activation {kind!r} is not one of {', '.join(KINDS)}")
     tokens, width = x.shape
@@ -131,10 +133,9 @@ def activation(
         raise ValueError(f"x must have contiguous rows, of even length if gated: {tuple(x.shape)}, {x.stride()}")
     size = width // 2 if gated else width
     stride = x.stride(0) if tokens > 1 else width
-    if out is None or quantise:
-        out = torch.empty(tokens, size, dtype=torch.uint8 if quantise else x.dtype, device=x.device)
-    scale = torch.empty(tokens, dtype=torch.float32, device=x.device) if quantise else None
-    if tokens and scale is None:
+    if out is None:
+        out = torch.empty(tokens, size, dtype=x.dtype, device=x.device)
+    if tokens and rounded_to is None:
         _activation_kernel[(tokens, cdiv(size, BLOCK))](
             x,
             out,
@@ -149,11 +150,11 @@ def activation(
             num_warps=WARPS,
             num_stages=1,
         )
-    elif tokens:
+    elif tokens and rounded_to is not None:
         _activation_float8_kernel[(tokens,)](
             x,
             out,
-            scale,
+            *rounded_to,
             stride,
             size,
             KIND=kind,
@@ -163,7 +164,7 @@ def activation(
             num_warps=ROW_WARPS,
             num_stages=1,
         )
-    return (out.view(torch.float8_e4m3fn), scale) if quantise else (out, None)
+    return out
 
 
 def activation_reference(
@@ -171,10 +172,9 @@ def activation_reference(
     kind: str,
     *,
     gated: bool = True,
-    quantise: bool = False,
     limit: float | None = None,
     alpha: float = 1.0,
-) -> tuple[Tensor, Tensor | None]:
+) -> Tensor:
     """The specification of `activation`, in torch."""
     gate, up = x.chunk(2, dim=-1) if gated else (x, None)
     wide = gate.float()
@@ -191,7 +191,7 @@ def activation_reference(
     result = result.to(x.dtype)
     if up is not None:
         result = (result.float() * up.float()).to(x.dtype)
-    return quantise_reference(result) if quantise else (result, None)
+    return result
 
 
 def specialisations(capability: int) -> Iterator[Specialisation]:
@@ -213,10 +213,10 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
                 tuple(signature),
                 typical,
             )
-            if dtype == "fp32" or has_limit:
+            if dtype != "bf16" or has_limit or not has_conversion(capability):
                 continue
-            constants = constants | {"HARDWARE": has_conversion(capability), "BLOCK": ROW_BLOCK}
-            signature = signature | {"out_ptr": "*u8", "scale_ptr": "*fp32"}
+            constants = constants | {"HARDWARE": True, "BLOCK": ROW_BLOCK}
+            signature = signature | {"codes_ptr": "*u8", "scale_ptr": "*fp32"}
             yield Specialisation(
                 f"activation[{name} fp8]",
                 _activation_float8_kernel,
@@ -225,5 +225,5 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
                 ROW_WARPS,
                 1,
                 tuple(signature),
-                typical and capability >= 89,
+                typical,
             )

@@ -24,7 +24,15 @@ import triton.language as tl
 from ember_kernels.attention import e4m3_bits, packed_e4m3
 from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.launch import cdiv, direct, next_power_of_2
-from ember_kernels.rounding import INTERPRET, has_conversion, quantise_reference, rounded, row_scale
+from ember_kernels.rounding import (
+    INTERPRET,
+    Rounded,
+    has_conversion,
+    new_rounded,
+    quantise_reference,
+    rounded,
+    row_scale,
+)
 from ember_kernels.rounding import e4m3_bits as to_e4m3
 from ember_kernels.split_k import SPLIT, Config, add_splits, endings, no_bias, split_config, store_sums, workspace
 
@@ -191,21 +199,20 @@ def quantise_rows_kernel(x_ptr, out_ptr, scale_ptr, k, x_stride, BLOCK_K: tl.con
         tl.store(out_ptr + row * k + first + at, to_e4m3(x.to(tl.float32) * factor, HARDWARE), mask=first + at < k)
 
 
-def quantise_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [m, k] -> float8_e4m3fn [m, k] and float32 scales [m, 1], whose product is about x. Rows may be strided."""
+def quantise_rows(x: torch.Tensor) -> Rounded:
+    """x [m, k], whose rows may be strided, in float8."""
     m, k = x.shape
-    out = torch.empty((m, k), dtype=torch.uint8, device=x.device)
-    scales = torch.empty((m, 1), dtype=torch.float32, device=x.device)
+    out, scales = new_rounded(x, m, k)
     quantise_rows_kernel[(m,)](
         x, out, scales, k, x.stride(0), BLOCK_K=QUANTISE_COLUMNS, HARDWARE=has_conversion(), num_warps=4, num_stages=1
     )
-    return out.view(torch.float8_e4m3fn), scales
+    return out, scales
 
 
-def quantise_rows_reference(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantise_rows_reference(x: torch.Tensor) -> Rounded:
     """The specification of `quantise_rows`."""
     codes, scales = quantise_reference(x)
-    return codes, scales[:, None]
+    return codes.view(torch.uint8), scales[:, None]
 
 
 def float8_gemm(

@@ -1,9 +1,10 @@
-"""Residual add + RMSNorm (arXiv 1910.07467) or LayerNorm (arXiv 1607.06450), optionally with float8 output.
+"""Residual add + RMSNorm (arXiv 1910.07467) or LayerNorm (arXiv 1607.06450), and optionally the result in float8 too.
 
 One program normalises one row and holds it in registers: a row is read once and written once. Rounding is that of
 transformers. The residual sum is rounded to the model dtype before it is normalised. RMSNorm rounds the normalised row
 to the model dtype and then multiplies it by the weight; a weight in float32 is multiplied before the only rounding, as
-in Gemma. LayerNorm rounds once at the end. float8 is quantised from the rounded result.
+in Gemma. LayerNorm rounds once at the end. float8 is made from the rounded result, which is
+written beside it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ember_kernels.compile import Specialisation
 from ember_kernels.launch import direct, next_power_of_2
-from ember_kernels.rounding import e4m3_bits, has_conversion, quantise_reference, rounded, row_scale
+from ember_kernels.rounding import Rounded, e4m3_bits, has_conversion, rounded, row_scale
 
 MAX_HIDDEN = 16384
 # Warps by row length, the same on all architectures: the kernel mostly moves 16 bytes per thread.
@@ -33,7 +34,8 @@ def _norm_kernel(
     weight_ptr,  # None: ones
     bias_ptr,  # None: zeros
     out_ptr,
-    scale_ptr,  # None: out has the model dtype
+    codes_ptr,  # None: the result is not written in float8
+    scale_ptr,
     x_stride,
     hidden,
     eps,
@@ -63,12 +65,12 @@ def _norm_kernel(
     if bias_ptr is not None:
         y += tl.load(bias_ptr + columns, mask=mask, other=0.0).to(tl.float32)
     y = rounded(y, loaded.dtype)
-    if scale_ptr is not None:
+    tl.store(out_ptr + row * hidden + columns, y, mask=mask)
+    if codes_ptr is not None:
         y = y.to(tl.float32)
         scale, factor = row_scale(tl.max(tl.abs(y), axis=0))
         tl.store(scale_ptr + row, scale)
-        y = e4m3_bits(y * factor, HARDWARE)
-    tl.store(out_ptr + row * hidden + columns, y, mask=mask)
+        tl.store(codes_ptr + row * hidden + columns, e4m3_bits(y * factor, HARDWARE), mask=mask)
 
 
 def rms_norm(
@@ -77,16 +79,16 @@ def rms_norm(
     eps: float,
     *,
     residual: Tensor | None = None,
-    quantise: bool = False,
+    rounded_to: Rounded | None = None,
     out: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
+) -> Tensor:
     """RMSNorm of x, or of x + residual. The sum replaces `residual` in place.
 
     x: [T, hidden], rows may be strided, float32, bfloat16 or float16. residual: [T, hidden] contiguous. weight:
-    [hidden], of x's dtype or float32. Returns (out, None), out [T, hidden] as x, made if it is not given, or with
-    `quantise` (e4m3 [T, hidden], float32 scale [T]), where out is about value * scale.
+    [hidden], of x's dtype or float32. Returns out [T, hidden] as x, made if it is not given. `rounded_to`: where out is
+    written in float8 too.
     """
-    return _launch(x, weight, None, eps, residual, True, quantise, out)
+    return _launch(x, weight, None, eps, residual, True, rounded_to, out)
 
 
 def layer_norm(
@@ -96,11 +98,11 @@ def layer_norm(
     eps: float,
     *,
     residual: Tensor | None = None,
-    quantise: bool = False,
+    rounded_to: Rounded | None = None,
     out: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
+) -> Tensor:
     """LayerNorm of x, or of x + residual. Arguments and results are those of `rms_norm`. bias: [hidden]."""
-    return _launch(x, weight, bias, eps, residual, False, quantise, out)
+    return _launch(x, weight, bias, eps, residual, False, rounded_to, out)
 
 
 def _launch(
@@ -110,18 +112,18 @@ def _launch(
     eps: float,
     residual: Tensor | None,
     rms: bool,
-    quantise: bool,
+    rounded_to: Rounded | None,
     out: Tensor | None,
-) -> tuple[Tensor, Tensor | None]:
+) -> Tensor:
     tokens, hidden = x.shape
     if hidden > MAX_HIDDEN:
         raise ValueError(f"hidden size {hidden}: the norm kernel holds a row of at most {MAX_HIDDEN} values")
     if x.stride(-1) != 1 or (residual is not None and not residual.is_contiguous()):
         raise ValueError(f"rows must be contiguous: strides of x {x.stride()}")
     block = max(512, next_power_of_2(hidden))
-    if out is None or quantise:
-        out = torch.empty(tokens, hidden, dtype=torch.uint8 if quantise else x.dtype, device=x.device)
-    scale = torch.empty(tokens, dtype=torch.float32, device=x.device) if quantise else None
+    if out is None:
+        out = torch.empty(tokens, hidden, dtype=x.dtype, device=x.device)
+    codes, scale = (None, None) if rounded_to is None else rounded_to
     if tokens:
         _norm_kernel[(tokens,)](
             x,
@@ -129,18 +131,19 @@ def _launch(
             weight,
             bias,
             out,
+            codes,
             scale,
             x.stride(0) if tokens > 1 else hidden,
             hidden,
             eps,
             RMS=rms,
             IS_WIDE=weight is not None and weight.dtype != x.dtype,
-            HARDWARE=quantise and has_conversion(),
+            HARDWARE=codes is not None and has_conversion(),
             BLOCK=block,
             num_warps=WARPS[block],
             num_stages=1,
         )
-    return (out.view(torch.float8_e4m3fn), scale) if quantise else (out, None)
+    return out
 
 
 def rms_norm_reference(
@@ -149,8 +152,7 @@ def rms_norm_reference(
     eps: float,
     *,
     residual: Tensor | None = None,
-    quantise: bool = False,
-) -> tuple[Tensor, Tensor | None]:
+) -> Tensor:
     """The specification of `rms_norm`, in torch."""
     if residual is not None:
         x = residual.copy_(x + residual)
@@ -159,8 +161,7 @@ def rms_norm_reference(
         y = y.to(x.dtype).float()
     if weight is not None:
         y = y * weight.float()
-    y = y.to(x.dtype)
-    return quantise_reference(y) if quantise else (y, None)
+    return y.to(x.dtype)
 
 
 def layer_norm_reference(
@@ -170,19 +171,17 @@ def layer_norm_reference(
     eps: float,
     *,
     residual: Tensor | None = None,
-    quantise: bool = False,
-) -> tuple[Tensor, Tensor | None]:
+) -> Tensor:
     """The specification of `layer_norm`, in torch."""
     if residual is not None:
         x = residual.copy_(x + residual)
-    y = torch.nn.functional.layer_norm(
+    return torch.nn.functional.layer_norm(
         x.float(),
         x.shape[-1:],
         None if weight is None else weight.float(),
         None if bias is None else bias.float(),
         eps,
     ).to(x.dtype)
-    return quantise_reference(y) if quantise else (y, None)
 
 
 def specialisations(capability: int) -> Iterator[Specialisation]:
@@ -195,30 +194,30 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
     for dtype, rms, is_wide, has_weight, has_bias in kinds:
         for block, warps in WARPS.items():
             for has_residual in (True, False):
-                for quantise in (False, True) if dtype != "fp32" else (False,):
+                for is_rounded in (False, True) if dtype == "bf16" and has_conversion(capability) else (False,):
                     signature = {"x_ptr": f"*{dtype}", "out_ptr": f"*{dtype}"}
                     signature |= {"x_stride": "i32", "hidden": "i32", "eps": "fp32"}
                     constants: dict[str, Any] = {"RMS": rms, "IS_WIDE": is_wide, "BLOCK": block}
-                    constants["HARDWARE"] = quantise and has_conversion(capability)
+                    constants["HARDWARE"] = is_rounded
                     optional = {"residual_ptr": has_residual, "weight_ptr": has_weight, "bias_ptr": has_bias}
-                    optional |= {"scale_ptr": quantise}
                     for name, given in optional.items():
                         if given:
-                            is_float32 = name == "scale_ptr" or (name == "weight_ptr" and is_wide)
-                            signature[name] = "*fp32" if is_float32 else f"*{dtype}"
+                            signature[name] = "*fp32" if name == "weight_ptr" and is_wide else f"*{dtype}"
                         else:
                             constants[name] = None
-                    if quantise:
-                        signature["out_ptr"] = "*u8"
+                    if is_rounded:
+                        signature |= {"codes_ptr": "*u8", "scale_ptr": "*fp32"}
+                    else:
+                        constants |= {"codes_ptr": None, "scale_ptr": None}
                     yield Specialisation(
                         f"norm[{'rms' if rms else 'layer'} {dtype} {block}{' residual' if has_residual else ''}"
                         f"{' wide' if is_wide else ''}{' bias' if has_bias else ''}"
-                        f"{'' if has_weight else ' no weight'}{' fp8' if quantise else ''}]",
+                        f"{'' if has_weight else ' no weight'}{' fp8' if is_rounded else ''}]",
                         _norm_kernel,
                         signature,
                         constants,
                         warps,
                         1,
                         tuple(name for name in signature if name != "eps"),
-                        typical=dtype == "bf16" and rms and not is_wide and (not quantise or capability >= 89),
+                        typical=dtype == "bf16" and rms and not is_wide,
                     )

@@ -15,6 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 LARGEST = 448.0
+Rounded = tuple[Tensor, Tensor]
+"""What a row is also written to in float8: its codes, uint8 [T, size], and its scale, float32 [T, 1]. Their product is
+about the row."""
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 _INTERPRET: tl.constexpr = tl.constexpr(INTERPRET)
 
@@ -55,6 +58,12 @@ def e4m3_bits(x, HARDWARE: tl.constexpr):
     code = tl.where(magnitude < 0x3C800000, subnormal, normal)
     code = tl.where(magnitude > 0x7F800000, 0x7F, code)
     return (code | ((bits >> 24) & 0x80)).to(tl.uint8)
+
+
+def new_rounded(like: Tensor, tokens: int, size: int) -> Rounded:
+    """Uninitialised memory for rows in float8, on the device of `like`."""
+    codes = torch.empty((tokens, size), dtype=torch.uint8, device=like.device)
+    return codes, torch.empty((tokens, 1), dtype=torch.float32, device=like.device)
 
 
 @triton.jit

@@ -94,7 +94,8 @@ def _ints(bits: int, scale: torch.dtype, has_zeros: bool, name: str, rows: int, 
 def _float8(block: tuple[int, int], name: str, rows: int, columns: int) -> Linear:
     height, width = block[0], min(block[1], columns)
     codes = torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device="meta")
-    return Float8Linear(codes, _floats(-(-rows // height), -(-columns // width)), (height, width), torch.bfloat16)
+    scales = _floats(-(-rows // height), -(-columns // width))
+    return Float8Linear(codes, scales, (height, width), torch.bfloat16, quantises_inputs=True)
 
 
 def _table(block: int, scale: torch.dtype, is_e2m1: bool, has_factors: bool, name: str, rows: int, columns: int) -> Any:
@@ -122,6 +123,11 @@ LAYOUTS: dict[str, tuple[str, Callable[..., Linear | None]]] = {
 def _in_layers(layout: Callable[..., Linear | None], name: str, rows: int, columns: int) -> Linear | None:
     """The layout of a layer's matrices, without those of routers."""
     return layout(name, rows, columns) if name.startswith("layers.") and "router" not in name else None
+
+
+def float8_rows() -> Layout:
+    """Matrices in float8 with scales of rows, of a checkpoint that is made for inputs in float8."""
+    return partial(_in_layers, LAYOUTS["float8 of rows"][1])
 
 
 def published_models() -> Iterator[tuple[str, DecoderConfig, torch.dtype, Layout | None]]:

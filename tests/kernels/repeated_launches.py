@@ -22,6 +22,7 @@ from ember.engine.operators import triton_ops
 from ember_kernels import compile as kernels
 from ember_kernels import launch
 from tests.kernels.family_launches import LIMITS, SHAPES, describe
+from tests.kernels.published_models import float8_rows
 from tests.support.empty_models import EmptyEngine, no_products, with_layers
 
 # Norms of each kind and place, norms of heads, windows, soft caps, plain activations, one KV head, experts.
@@ -29,6 +30,7 @@ FAMILIES = (
     *("llama", "mistral_window", "qwen3", "olmo2", "cohere", "glm4", "opt", "gemma2", "falcon", "qwen3_moe"),
     *("gpt_oss", "llama4", "bloom", "mpt"),  # sinks, chunks, slopes, clamped activations
 )
+FLOAT8 = "llama in float8"  # whose norms and activations write float8 too
 seen: list[Any] = []
 num_compared = 0
 
@@ -73,13 +75,13 @@ def main() -> None:
     properties = torch.cuda.get_device_capability
     torch.cuda.get_device_capability = lambda device=None: (9, 0)  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as directory, kernels._active(kernels._Driver(90)), torch.inference_mode():
-        for variant in FAMILIES:
-            config = with_layers(describe(variant, SHAPES[1], Path(directory)), 3)
+        for variant in (*FAMILIES, FLOAT8):
+            config = with_layers(describe(variant.partition(" ")[0], SHAPES[1], Path(directory)), 3)
             lacking = TRITON.lacking(config)
             assert "attend" not in lacking and "experts" not in lacking, variant
             num_compared = 0
-            engine = EmptyEngine(config, torch.bfloat16, LIMITS)
             with no_products():
+                engine = EmptyEngine(config, torch.bfloat16, LIMITS, float8_rows() if variant == FLOAT8 else None)
                 for num_tokens in (1, 5, 70):
                     engine.add(num_tokens)
                     for _ in range(2):

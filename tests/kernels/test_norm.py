@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from ember_kernels import norm, rounding
+from ember_kernels.float8_gemm import quantise_rows
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # A float32 sum in another order may round to the neighbouring half-precision number, and the product of that number
@@ -42,66 +43,59 @@ def test_float8_conversion_keeps_nan(device):
     assert out.view(torch.float8_e4m3fn).float().isnan().tolist() == [True, False]
 
 
-def check(actual, expected, dtype):
-    """Values within a unit in the last place of the row's dtype; float8 within one of its steps, scales alike."""
-    (value, scale), (value_reference, scale_reference) = actual, expected
-    assert (scale is None) == (scale_reference is None)
-    if scale is None:
-        torch.testing.assert_close(value, value_reference, rtol=TOLERANCE[dtype], atol=1e-5)
-        return
-    torch.testing.assert_close(scale, scale_reference, rtol=TOLERANCE[dtype], atol=0)
-    dequantised = value.float() * scale[:, None]
-    reference = value_reference.float() * scale_reference[:, None]
-    torch.testing.assert_close(dequantised, reference, rtol=0.13, atol=2 * float(scale.max()) * 2**-9)
-    assert (value.view(torch.uint8) == value_reference.view(torch.uint8)).float().mean() > 0.98
+def check(actual, expected, dtype, rounded=None):
+    """Values within a unit in the last place of the dtype. In float8 they are those of `quantise_rows`, bit by bit."""
+    torch.testing.assert_close(actual, expected, rtol=TOLERANCE[dtype], atol=1e-5)
+    if rounded is not None:
+        for found, alone in zip(rounded, quantise_rows(actual), strict=True):
+            assert torch.equal(found, alone)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("has_residual", [True, False])
-@pytest.mark.parametrize("quantise", [False, True])
+@pytest.mark.parametrize("is_rounded", [False, True])
 @pytest.mark.parametrize("is_wide", [False, True])
-def test_rms_norm(device, has_gpu, dtype, has_residual, quantise, is_wide):
+def test_rms_norm(device, has_gpu, dtype, has_residual, is_rounded, is_wide):
     for tokens, hidden in [(1, 64), (5, 1000), (3, 5120)] + ([(17, 16384), (513, 4096)] if has_gpu else []):
         x = torch.randn(tokens, hidden, device=device).to(dtype)
         weight = torch.randn(hidden, device=device).to(torch.float32 if is_wide else dtype)
         residual = (3 * torch.randn(tokens, hidden, device=device)).to(dtype) if has_residual else None
         kept = None if residual is None else residual.clone()
-        actual = norm.rms_norm(x, weight, 1e-6, residual=residual, quantise=quantise)
-        expected = norm.rms_norm_reference(x, weight, 1e-6, residual=kept, quantise=quantise)
-        check(actual, expected, dtype)
+        rounded = rounding.new_rounded(x, tokens, hidden) if is_rounded else None
+        actual = norm.rms_norm(x, weight, 1e-6, residual=residual, rounded_to=rounded)
+        check(actual, norm.rms_norm_reference(x, weight, 1e-6, residual=kept), dtype, rounded)
         if residual is not None:
             assert torch.equal(residual, kept)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("has_bias", [True, False])
-@pytest.mark.parametrize("quantise", [False, True])
-def test_layer_norm(device, dtype, has_bias, quantise):
+@pytest.mark.parametrize("is_rounded", [False, True])
+def test_layer_norm(device, dtype, has_bias, is_rounded):
     for tokens, hidden in [(1, 17), (4, 768), (2, 2049)]:
         x = (torch.randn(tokens, hidden, device=device) + 2).to(dtype)
         weight = torch.randn(hidden, device=device).to(dtype)
         bias = torch.randn(hidden, device=device).to(dtype) if has_bias else None
         residual = torch.randn(tokens, hidden, device=device).to(dtype)
         kept = residual.clone()
-        actual = norm.layer_norm(x, weight, bias, 1e-5, residual=residual, quantise=quantise)
-        expected = norm.layer_norm_reference(x, weight, bias, 1e-5, residual=kept, quantise=quantise)
+        rounded = rounding.new_rounded(x, tokens, hidden) if is_rounded else None
+        actual = norm.layer_norm(x, weight, bias, 1e-5, residual=residual, rounded_to=rounded)
+        expected = norm.layer_norm_reference(x, weight, bias, 1e-5, residual=kept)
         # The mean is taken away, so results near zero carry the rounding of larger numbers.
-        if quantise:
-            check(actual, expected, dtype)
-        else:
-            torch.testing.assert_close(actual[0], expected[0], rtol=TOLERANCE[dtype], atol=2e-5)
+        torch.testing.assert_close(actual, expected, rtol=TOLERANCE[dtype], atol=2e-5)
+        check(actual, actual, dtype, rounded)
         assert torch.equal(residual, kept)
 
 
 def test_strided_rows_and_no_weight(device):
     wide = torch.randn(4, 200, device=device)
     x = wide[:, 30:130]
-    actual, _ = norm.rms_norm(x, None, 1e-6)
-    expected, _ = norm.rms_norm_reference(x, None, 1e-6)
+    actual = norm.rms_norm(x, None, 1e-6)
+    expected = norm.rms_norm_reference(x, None, 1e-6)
     torch.testing.assert_close(actual, expected)
 
 
 def test_no_rows_and_too_long_rows(device):
-    assert norm.rms_norm(torch.empty(0, 64, device=device), None, 1e-6)[0].shape == (0, 64)
+    assert norm.rms_norm(torch.empty(0, 64, device=device), None, 1e-6).shape == (0, 64)
     with pytest.raises(ValueError, match="at most 16384"):
         norm.rms_norm(torch.empty(1, 16385, device=device), None, 1e-6)

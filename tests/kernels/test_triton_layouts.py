@@ -26,6 +26,7 @@ from ember.engine.models.decoder import Decoder
 from ember.engine.operators import triton_float8
 from ember.engine.operators.choose import has_kernels
 from ember.engine.operators.triton_linear import MODULES
+from ember.engine.operators.triton_rounded import RoundedOutputs
 from ember_kernels import float8_gemm, int_gemm, table_gemm
 from tests.engine_models.paged import Paged
 from tests.engine_models.test_parity import load as load_plain
@@ -85,23 +86,44 @@ def test_logits_are_those_of_restored_weights(
         assert (ours - theirs).norm() < 0.15 * theirs.norm()  # of bfloat16 in these random models
 
 
-def test_inputs_are_rounded_where_torch_can_multiply_float8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For many rows, and a checkpoint that is made for it."""
-    model = load(twins("llama", tmp_path, *FORMS["float8 of rows"][:2], **SIZES)[0], torch.bfloat16)
-    expected = logits(model)
+@pytest.mark.parametrize("variant", ["llama", "gemma2"])
+def test_inputs_are_rounded_where_torch_can_multiply_float8(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For many rows, and a checkpoint that is made for it: by the norms and activations, and by a launch of its own for
+    the output of attention alone. Launches for all of them give the same bits."""
+    directory, _ = twins(variant, tmp_path, *FORMS["float8 of rows"][:2], **SIZES, num_hidden_layers=1)
+    model = load(directory, torch.bfloat16)
+
+    def prompt() -> torch.Tensor:
+        paged = Paged(model, tokens((66,)))
+        paged.step([(0, 66)])
+        return paged.finish()[0]
+
+    expected = prompt()
     use_triton(model)
     monkeypatch.setattr(triton_float8, "has_scaled", lambda device: True)
-    calls, multiply = [], torch._scaled_mm
+    products = watch(monkeypatch, torch, "_scaled_mm")
+    launches = watch(monkeypatch, float8_gemm, "quantise_rows")
+    found = prompt()
+    assert products == [66] * 4 and launches == [66]
+    assert (found - expected).norm() < 0.3 * expected.norm()
+    monkeypatch.setattr(RoundedOutputs, "allocate", lambda *arguments: None)
+    assert torch.equal(prompt(), found)
+    assert products == [66] * 8 and launches == [66] * 5
 
-    def watched(*arguments: Any, **options: Any) -> torch.Tensor:
-        calls.append(len(arguments[0]))
-        return multiply(*arguments, **options)
 
-    monkeypatch.setattr(torch, "_scaled_mm", watched)
-    found = logits(model)
-    assert set(calls) == {80} and len(calls) == 3 * 4
-    for ours, theirs in zip(found, expected, strict=True):
-        assert (ours - theirs).norm() < 0.3 * theirs.norm()
+def watch(monkeypatch: pytest.MonkeyPatch, place: Any, name: str) -> list[int]:
+    """The numbers of rows that a function is called with from now on."""
+    calls: list[int] = []
+    function = getattr(place, name)
+
+    def watched(x: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        calls.append(len(x))
+        return function(x, *arguments, **options)
+
+    monkeypatch.setattr(place, name, watched)
+    return calls
 
 
 def test_float32_and_other_sizes_are_torchs(tmp_path: Path) -> None:

@@ -170,19 +170,25 @@ def experts() -> None:
 
 def norm() -> None:
     from ember_kernels.norm import rms_norm
+    from ember_kernels.rounding import has_conversion, new_rounded
 
     for hidden, *_ in SHAPES:
         for tokens in BATCHES:
+            x, codes = half(tokens, hidden), new_rounded(half(1), tokens, hidden)
             for residual in (None, half(tokens, hidden)):
-                rms_norm(half(tokens, hidden), half(hidden), 1e-6, residual=residual)
+                for rounded_to in (None, codes) if has_conversion() else (None,):
+                    rms_norm(x, half(hidden), 1e-6, residual=residual, rounded_to=rounded_to)
 
 
 def activation() -> None:
     from ember_kernels.activation import activation
+    from ember_kernels.rounding import has_conversion, new_rounded
 
     for _, intermediate, *_ in SHAPES:
         for tokens in BATCHES:
-            activation(half(tokens, 2 * intermediate), "silu")
+            codes = new_rounded(half(1), tokens, intermediate)
+            for rounded_to in (None, codes) if has_conversion() else (None,):
+                activation(half(tokens, 2 * intermediate), "silu", rounded_to=rounded_to)
 
 
 def rope_cache() -> None:

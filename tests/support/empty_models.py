@@ -25,9 +25,11 @@ from ember.engine.layers.cache import KVCache
 from ember.engine.layers.linear import Linear
 from ember.engine.models.build import Weights
 from ember.engine.models.decoder import Decoder
+from ember.engine.operators import triton_float8
 from ember.engine.operators.torch_ops import TorchOperators
 from ember.engine.operators.triton_ops import TritonOperators
 from ember.wire import SamplingParams
+from ember_kernels.rounding import has_conversion
 
 Layout = Callable[[str, int, int], Linear | None]
 """From a matrix's name, rows and columns to a quantised layer without memory; None: it is not quantised."""
@@ -55,17 +57,22 @@ def empty_decoder(config: DecoderConfig, dtype: torch.dtype, layout: Layout | No
 
 @contextmanager
 def no_products() -> Iterator[None]:
-    """Let torch's matrix products compute nothing. Their results have the right shapes."""
-    linear = F.linear
+    """Let torch's matrix products compute nothing. Their results have the right shapes. That of two float8 matrices is
+    there if the GPU that is pretended has float8."""
+    linear, scaled, has_scaled = F.linear, torch._scaled_mm, triton_float8.has_scaled
 
     def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return input.new_empty((*input.shape[:-1], weight.shape[0]))
 
-    F.linear = product  # type: ignore[assignment]
+    def scaled_product(a: Tensor, b: Tensor, *scales: Tensor, out_dtype: torch.dtype) -> Tensor:
+        return torch.empty(len(a), b.shape[1], dtype=out_dtype)
+
+    F.linear, torch._scaled_mm = product, scaled_product  # type: ignore[assignment]
+    triton_float8.has_scaled = lambda device: has_conversion()  # type: ignore[assignment]
     try:
         yield
     finally:
-        F.linear = linear
+        F.linear, torch._scaled_mm, triton_float8.has_scaled = linear, scaled, has_scaled
 
 
 def empty_runner(

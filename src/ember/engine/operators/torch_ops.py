@@ -43,6 +43,7 @@ class TorchOperators:
 
     def __init__(self, config: DecoderConfig, parts: DecoderParts, dtype: torch.dtype, device: torch.device) -> None:
         self.config = config
+        self.parts = parts
         self.dtype = dtype
         self.device = device
         self.rotaries = [Rotary.build(rope, device) for rope in config.ropes()]

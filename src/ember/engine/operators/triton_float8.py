@@ -11,10 +11,11 @@ from torch import Tensor
 from ember.engine.layers.float8_linear import Float8Linear
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.scratch import scratch
-from ember.engine.operators.triton_linear import LayoutKernels
+from ember.engine.operators.triton_linear import LayoutKernels, Rounding
 from ember_kernels import float8_gemm as float8
 from ember_kernels.expert_blocks import ExpertBlocks
 from ember_kernels.float8_experts import gather_float8, grouped_float8
+from ember_kernels.rounding import Rounded
 
 _SCALED_ALIGNMENT = 16  # elements: what torch's product of float8 matrices demands of rows and columns
 
@@ -27,11 +28,22 @@ def _linear(weight: Linear, x: Tensor) -> Tensor | None:
     if len(x) <= float8.MAX_ROWS:
         return float8.float8_gemm(x.contiguous(), weight.codes, weight.scales, weight.block, weight.bias)
     if _is_scaled(weight, x):
-        codes, scales = float8.quantise_rows(x)
-        product = torch._scaled_mm(codes, weight.codes.T, scales, weight.scales.T.contiguous(), out_dtype=x.dtype)
-        return product if weight.bias is None else product.add_(weight.bias)
+        return _multiply_rounded(weight, x, float8.quantise_rows(x))
     buffer = scratch(n, k, x.dtype, x.device)
     return F.linear(x, float8.float8_restore(weight.codes, weight.scales, weight.block, buffer), weight.bias)
+
+
+def _multiply_rounded(weight: Linear, x: Tensor, rounded: Rounded) -> Tensor:
+    assert isinstance(weight, Float8Linear)
+    codes, scales = rounded
+    operands = codes.view(torch.float8_e4m3fn), weight.codes.T, scales, weight.scales.T.contiguous()
+    product = torch._scaled_mm(*operands, out_dtype=x.dtype)
+    return product if weight.bias is None else product.add_(weight.bias)
+
+
+def _rounds(weight: Linear, x: Tensor) -> bool:
+    assert isinstance(weight, Float8Linear)
+    return len(x) > float8.MAX_ROWS and _is_scaled(weight, x)
 
 
 def _experts(
@@ -70,4 +82,4 @@ def _prepare(device: torch.device) -> None:
     has_scaled(device)
 
 
-KERNELS = LayoutKernels(_linear, _experts, _prepare)
+KERNELS = LayoutKernels(_linear, _experts, _prepare, Rounding(_rounds, _multiply_rounded))

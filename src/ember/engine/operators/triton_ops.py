@@ -43,6 +43,7 @@ from ember.engine.operators.base import Heads, Step
 from ember.engine.operators.torch_latent import release
 from ember.engine.operators.torch_ops import TorchOperators
 from ember.engine.operators.triton_linear import multiply
+from ember.engine.operators.triton_rounded import RoundedOutputs
 from ember_kernels.activation import activation
 from ember_kernels.compile import device_capability
 from ember_kernels.decode_attention import decode_attention, plan_attention
@@ -110,6 +111,7 @@ class TritonOperators:
         has_more_norms = config.layer_input_size or config.layer_scalar or not self.is_recordable
         self._reuses_norms = config.wiring == "pre_norm" and not has_more_norms
         self._outputs: dict[Any, Tensor] = {}  # of norms and activations of the present step, for all layers
+        self._rounded = RoundedOutputs(config.wiring, torch_ops.parts)
         self._aligned: set[int] = set()  # the ids of norms and attentions whose tensors repeated launches take
         self._of_heads: dict[int, tuple[Tensor | None, ...]] = {}
         self._capability: int | None = None  # of the device, when the first product asks for it
@@ -151,6 +153,7 @@ class TritonOperators:
 
     def embed(self, embedding: Embedding, step: Step) -> Tensor:
         self._outputs = {}
+        self._rounded.clear()
         return self.torch_ops.embed(embedding, step)
 
     def begin(self, batch: Batch, cache: KVCache) -> TritonStep:
@@ -210,20 +213,24 @@ class TritonOperators:
         given: tuple[Tensor, ...] = (x, out) if added is None else (x, added, out)
         if weight is not None:
             given = (*given, weight) if bias is None else (*given, weight, bias)
+        rounded_to = self._rounded.allocate(norm, x, shape, num_tokens <= MAX_REUSED_TOKENS)
+        if rounded_to is not None:
+            given = (*given, *rounded_to)
         stride = width if x.is_contiguous() else x.stride(0)
         dtype = None if weight is None else weight.dtype
         kind = (is_rms, norm.eps, bias is None, None if added is None else added.is_contiguous())
-        key = (kind, width, stride, x.dtype, dtype)
+        key = (kind, width, stride, x.dtype, dtype, rounded_to is None)
 
         def call() -> None:
             if is_rms:
-                rms_norm(x, weight, norm.eps, residual=added, out=out)
+                rms_norm(x, weight, norm.eps, residual=added, rounded_to=rounded_to, out=out)
             else:
-                layer_norm(x, weight, bias, norm.eps, residual=added, out=out)
+                layer_norm(x, weight, bias, norm.eps, residual=added, rounded_to=rounded_to, out=out)
 
         repeat(
             self._launches_of(num_tokens), key, given, call, self._num_inputs(norm, given, 1 if added is None else 2)
         )
+        self._rounded.store(out, rounded_to)
         return out, residual
 
     def _num_inputs(self, part: Norm | Attention | Tensor, given: tuple[Tensor, ...], count: int) -> int | None:
@@ -240,20 +247,27 @@ class TritonOperators:
         gated = mlp.gated
         limit = mlp.limit if gated else None
         kind = mlp.activation if limit is None else "silu"
-        out = self._output(up, (num_tokens, width // 2 if gated else width))
-        key = (kind, gated, limit, width, width if up.is_contiguous() else up.stride(0), up.dtype)
+        shape = num_tokens, width // 2 if gated else width
+        out = self._output(up, shape)
+        rounded_to = None
+        if limit is None:
+            rounded_to = self._rounded.allocate(mlp, up, shape, num_tokens <= MAX_REUSED_TOKENS)
+        given = (up, out) if rounded_to is None else (up, out, *rounded_to)
+        stride = width if up.is_contiguous() else up.stride(0)
+        key = (kind, gated, limit, width, stride, up.dtype, rounded_to is None)
 
         def call() -> None:
-            activation(up, kind, gated=gated, limit=limit, alpha=mlp.alpha, out=out)
+            activation(up, kind, gated=gated, rounded_to=rounded_to, limit=limit, alpha=mlp.alpha, out=out)
 
-        repeat(self._launches_of(num_tokens), key, (up, out), call, 1)
+        repeat(self._launches_of(num_tokens), key, given, call, 1)
+        self._rounded.store(out, rounded_to)
         return out
 
     def _linear(self, weight: Linear, x: Tensor, step: Step) -> Tensor:
         if type(weight) is not Linear:
             if isinstance(weight, JoinedLinear):
                 return torch.cat([self._linear(part, x, step) for part in weight.parts], dim=-1)
-            made = multiply(weight, x)
+            made = multiply(weight, x, self._rounded.find(x))
             return self.torch_ops.linear(weight, x, step) if made is None else made
         if len(weight.rows) > 1:
             return self.torch_ops.linear(weight, x, step)
