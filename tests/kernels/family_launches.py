@@ -57,6 +57,9 @@ GEMMA4 = {  # whose heads have published sizes alone
     "gemma4_moe": (2816, 2112, 16, 8, 262144),
     "gemma4_unified": (3840, 15360, 16, 8, 262144),
 }
+# Published sizes of latent attention. Youtu's tiny model alone has pairs by halves.
+LATENTS = {"kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
+MINICPM3 = {"kv_lora_rank": 256, "q_lora_rank": 768, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64}
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Head sizes, and query heads for each key head, of models with soft caps in attention.
 CAPPED = tuple(product((128, 256), range(1, 9)))
@@ -80,6 +83,8 @@ def describe(variant: str, shape: tuple[int, ...], directory: Path) -> DecoderCo
     sizes |= dict.fromkeys(("num_attention_heads", "n_head", "n_heads"), heads)
     sizes |= dict.fromkeys(("num_key_value_heads", "num_kv_heads"), kv_heads)
     sizes |= dict.fromkeys(("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"), intermediate)
+    sizes |= MINICPM3 if name == "MiniCPM3" else LATENTS
+    sizes["rope_interleave"] = True
     fields |= {field: size for field, size in sizes.items() if field in fields}
     if fields.get("rope_parameters", {}).get("rope_type") == "longrope":
         count = int(hidden // heads * fields.get("partial_rotary_factor", 1.0)) // 2
@@ -102,7 +107,7 @@ def models() -> Iterator[tuple[str, DecoderConfig, torch.dtype]]:
                     continue
                 if variant in ALL_SHAPES or (number + j) % len(SHAPES) == i:
                     config = describe(variant, shape, Path(directory))
-                    if (config.latent, config.delta, config.conv, config.ssd) != (None, None, None, None):
+                    if (config.delta, config.conv, config.ssd) != (None, None, None):
                         continue  # torch plans these on the host, in another runner
                     if not config.shared_kv_layers:  # otherwise the last ones are of their own kind
                         config = with_layers(config, 3)
@@ -111,7 +116,9 @@ def models() -> Iterator[tuple[str, DecoderConfig, torch.dtype]]:
                         config = with_layers(describe(variant, SHAPES[-1 - j], Path(directory)), 3)
                     lacking = TRITON.lacking(config)
                     own_experts = config.experts is None or ("experts" not in lacking and dtype != torch.float32)
-                    if "attend" not in lacking and own_experts:  # otherwise another runner executes the steps
+                    if (
+                        not {"attend", "attend_latents"} & lacking.keys() and own_experts
+                    ):  # otherwise another runner executes the steps
                         yield f"{variant} {shape} {dtype}", config, dtype
 
 

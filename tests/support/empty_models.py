@@ -59,7 +59,7 @@ def empty_decoder(config: DecoderConfig, dtype: torch.dtype, layout: Layout | No
 def no_products() -> Iterator[None]:
     """Let torch's matrix products compute nothing. Their results have the right shapes. That of two float8 matrices is
     there if the GPU that is pretended has float8."""
-    linear, scaled, has_scaled = F.linear, torch._scaled_mm, triton_float8.has_scaled
+    linear, bmm, scaled, has_scaled = F.linear, torch.bmm, torch._scaled_mm, triton_float8.has_scaled
 
     def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return input.new_empty((*input.shape[:-1], weight.shape[0]))
@@ -67,12 +67,15 @@ def no_products() -> Iterator[None]:
     def scaled_product(a: Tensor, b: Tensor, *scales: Tensor, out_dtype: torch.dtype) -> Tensor:
         return torch.empty(len(a), b.shape[1], dtype=out_dtype)
 
-    F.linear, torch._scaled_mm = product, scaled_product  # type: ignore[assignment]
+    def products(input: Tensor, mat2: Tensor) -> Tensor:
+        return input.new_empty((*input.shape[:2], mat2.shape[2]))
+
+    F.linear, torch.bmm, torch._scaled_mm = product, products, scaled_product  # type: ignore[assignment]
     triton_float8.has_scaled = lambda device: has_conversion()  # type: ignore[assignment]
     try:
         yield
     finally:
-        F.linear, torch._scaled_mm, triton_float8.has_scaled = linear, scaled, has_scaled
+        F.linear, torch.bmm, torch._scaled_mm, triton_float8.has_scaled = linear, bmm, scaled, has_scaled
 
 
 def empty_runner(
