@@ -85,6 +85,8 @@ def describe(variant: str, shape: tuple[int, ...], directory: Path) -> DecoderCo
     sizes |= dict.fromkeys(("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"), intermediate)
     sizes |= MINICPM3 if name == "MiniCPM3" else LATENTS
     sizes["rope_interleave"] = True
+    if name == "Mamba2":  # whose inner size is twice the hidden one
+        sizes["num_heads"] = 2 * heads
     fields |= {field: size for field, size in sizes.items() if field in fields}
     if fields.get("rope_parameters", {}).get("rope_type") == "longrope":
         count = int(hidden // heads * fields.get("partial_rotary_factor", 1.0)) // 2

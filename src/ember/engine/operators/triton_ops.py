@@ -260,7 +260,8 @@ class TritonOperators:
             activation(up, kind, gated=gated, rounded_to=rounded_to, limit=limit, alpha=mlp.alpha, out=out)
 
         repeat(self._launches_of(num_tokens), key, given, call, 1)
-        self._rounded.store(out, rounded_to)
+        if rounded_to is not None or self._rounded.find(out) is not None:
+            self._rounded.store(out, rounded_to)  # otherwise the MLP beside experts may still need that of the norm
         return out
 
     def _linear(self, weight: Linear, x: Tensor, step: Step) -> Tensor:
