@@ -509,7 +509,7 @@ def latent_prefill_reference(
     cache_scale: float = 1.0,
     out: Tensor | None = None,
 ) -> Tensor:
-    """As `latent_prefill`, in float32. Rows of no sequence are zero."""
+    """The specification of `latent_prefill`, in float32. Rows of no sequence are zero."""
     bounds, lengths = starts.tolist(), seq_lens.tolist()
     options: dict[str, Any] = {"scale": scale, "k_scale": cache_scale, "v_scale": cache_scale}
     mixed = paged_attention_reference(query, cache, cache, block_tables, bounds, lengths, **options)[..., :rank]
@@ -528,7 +528,7 @@ def latent_decode_reference(
     plan: DecodePlan | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """As `latent_decode`, in float32; a plan changes nothing."""
+    """The specification of `latent_decode`, in float32. A plan changes nothing."""
     starts = torch.arange(query.shape[0] + 1)
     options: dict[str, Any] = {"rank": rank, "scale": scale, "cache_scale": cache_scale, "out": out}
     return latent_prefill_reference(query, cache, block_tables, starts, seq_lens, **options)

@@ -25,7 +25,10 @@ GROUPS = {
         "hf_overrides",
     ),
     "Chat": ("custom_chat", "chat_template_", "default_chat", "trust_request", "tool_", "exclude_tools", "reasoning_"),
-    "Memory and speed": ("kv_cache_", "num_gpu_", "block_size", "max_num_", "enable_prefix", "warmup", "enforce_eager"),
+    "Memory and speed": (
+        *("kv_cache_", "num_gpu_", "block_size", "max_num_", "enable_prefix", "state_checkpoints", "warmup"),
+        "enforce_eager",
+    ),
     "API": ("generation_", "override_", "response_role", "max_", "enable_", "return_", "seed", "scheduling_"),
     "Queue": ("queue_", "drain_", "stream_", "default_batch", "min_batch", "batch_size", "native_", "raw_"),
 }

@@ -11,8 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ember.engine.core.engine import Engine
+from ember.engine.core.memory import Memory, plan_memory
 from ember.engine.core.state_slots import StateMove, StateSlots
-from ember.wire import Generate
+from ember.engine.description.cache_groups import cache_groups, paged
+from ember.wire import Configure, Generate
 from tests.engine_core.inline import greedy, make_engine, poison, run, tokens
 from tests.engine_models.tiny import VOCAB_SIZE, make_tiny
 
@@ -102,6 +104,19 @@ def test_alone_and_without_a_prefix_cache(case):
         for _ in range(2):
             assert [answers(engine, [i])[0] for i in range(len(LENGTHS))] == expected
         assert engine.stats().prefix_cache_hits == 0
+
+
+def test_checkpoints_without_a_prefix_cache_or_states_are_named(case):
+    configure = Configure(model="", block_size=4, num_blocks=99, state_checkpoints=3, enable_prefix_caching=False)
+    engine = engine_of(case[0])
+    config = engine.runner.model.config
+    groups = cache_groups(config, 4)
+    with_states = plan_memory(config, groups, configure, element_size=4, memory=Memory("cpu", 1 << 30))
+    assert with_states.limits.num_checkpoints == 0
+    assert "STATE_CHECKPOINTS=3 has no effect: ENABLE_PREFIX_CACHING is off" in with_states.warnings
+    pages = paged(groups)
+    without = plan_memory(config, pages, configure, element_size=4, memory=Memory("cpu", 1 << 30))
+    assert "STATE_CHECKPOINTS=3 has no effect: no layer of this model has states" in without.warnings
 
 
 def test_a_common_beginning_is_shared_from_the_third_prompt_on(case):

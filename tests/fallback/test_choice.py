@@ -167,6 +167,15 @@ def test_code_of_the_repository_runs_if_it_is_trusted(tmp_path, monkeypatch):
         make_engine(directory, trust_remote_code=True)
 
 
+def test_code_of_another_repository_is_refused(tmp_path):
+    directory = make_model("BitNetForCausalLM", tmp_path)
+    code = {"AutoConfig": "someone/else--modeling_finch.FinchConfig"}
+    code["AutoModelForCausalLM"] = "someone/else--modeling_finch.FinchForCausalLM"
+    rewrite_config(directory, model_type="finch", architectures=["FinchForCausalLM"], auto_map=code)
+    with pytest.raises(ModelError, match="another repository .*someone/else--modeling_finch.*put the files beside"):
+        make_engine(directory, trust_remote_code=True)
+
+
 def test_without_transformers_the_message_says_what_to_install(tmp_path, monkeypatch):
     directory = make_model("BitNetForCausalLM", tmp_path)
     monkeypatch.setattr("ember.engine.description.foreign._source_directory", lambda: None)

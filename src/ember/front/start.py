@@ -111,6 +111,7 @@ def local_tokenizer(settings: Settings) -> str | None:
 def _in_daemon_thread(function: Callable[[str], T], argument: str) -> asyncio.Future[T]:
     """Call a function in a thread of its own, for which the end of the process does not wait."""
     future: concurrent.futures.Future[T] = concurrent.futures.Future()
+    future.set_running_or_notify_cancel()  # cancelling what waits for it does not cancel it
 
     def run() -> None:
         try:

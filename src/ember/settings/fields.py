@@ -213,9 +213,9 @@ class Settings(BaseSettings):
     state_checkpoints: NonNegativeInt = Field(
         None,
         validation_alias=_names("STATE_CHECKPOINTS"),
-        description="Of models whose layers have states (Qwen 3.5): the number of states in the prefix cache, each "
-        "after a part of some prompt. 0: prompts are not shared. Unset: up to 4 for each of MAX_NUM_SEQS, in a quarter "
-        "of the memory that running sequences leave.",
+        description="Of models whose layers have states (docs/engine.md): the number of states in the prefix cache, "
+        "each after a part of some prompt. 0: prompts are not shared. Unset: up to 4 for each of MAX_NUM_SEQS, in a "
+        "quarter of the memory that running sequences leave.",
     )
     scheduling_policy: Annotated[Literal["fcfs", "priority"], BeforeValidator(lower)] = Field(
         "fcfs",

@@ -26,7 +26,7 @@ from ember.engine.core.scheduler import Scheduler
 from ember.engine.core.state_slots import StateSlots
 from ember.engine.core.threads import allowed_cpus, usable_cores
 from ember.engine.description.cache_format import is_float8
-from ember.engine.description.cache_groups import CacheGroup, bytes_per_page_token, cache_groups, paged
+from ember.engine.description.cache_groups import CacheGroup, bytes_per_page_token, cache_groups, paged, state_bytes
 from ember.engine.description.config import DecoderConfig
 from ember.engine.errors import ModelError
 from ember.engine.layers.cache import CacheScales, KVCache
@@ -76,7 +76,8 @@ def assemble_foreign(
     timeline: Timeline,
     warnings: list[str],
 ) -> tuple[Engine, Ready]:
-    """The same for a model that transformers computes over the paged cache. Raises ModelError."""
+    """The engine around a model that transformers computes over the paged cache, and what it tells the front. Raises
+    ModelError."""
     from ember.engine.fallback.load import load_foreign  # few models need it
 
     loaded = load_foreign(
@@ -245,14 +246,17 @@ def measure_memory(device: torch.device, pending_bytes: int) -> Memory:
 def allocate_cache(
     config: DecoderConfig, groups: Sequence[CacheGroup], limits: EngineLimits, dtype: torch.dtype, device: torch.device
 ) -> KVCache:
-    """Allocate the memory of all pages. Raises ModelError."""
+    """Allocate the memory of all pages and states. Raises ModelError."""
     try:
         return KVCache.allocate(groups, limits.num_blocks, limits.block_size, dtype, device, limits.num_states)
     except RuntimeError as error:
         size = limits.num_blocks * limits.block_size * bytes_per_page_token(groups)
+        size += limits.num_states * state_bytes(groups)
+        states = f" and {limits.num_states} states" if limits.num_states else ""
+        lower = "MAX_NUM_SEQS, " if states else ""
         raise ModelError(
-            f"a KV cache of {limits.num_blocks} pages, {binary_size(size)}, cannot be allocated; lower "
-            f"NUM_GPU_BLOCKS_OVERRIDE, KV_CACHE_MEMORY_BYTES or GPU_MEMORY_UTILIZATION "
+            f"a KV cache of {limits.num_blocks} pages{states}, {binary_size(size)}, cannot be allocated; lower "
+            f"NUM_GPU_BLOCKS_OVERRIDE, {lower}KV_CACHE_MEMORY_BYTES or GPU_MEMORY_UTILIZATION "
             f"({str(error).partition(chr(10))[0][:200]})"
         ) from None
 

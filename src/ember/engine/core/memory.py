@@ -118,6 +118,8 @@ def plan_memory(
     num_checkpoints = None if not per_sequence else 0 if not asked.enable_prefix_caching else asked.state_checkpoints
     wanted = config.max_position_embeddings if asked.max_model_len is None else asked.max_model_len
     warnings: list[str] = []
+    if asked.state_checkpoints is not None and (unused_by := _unused_checkpoints(asked, per_sequence)):
+        warnings.append(f"STATE_CHECKPOINTS={asked.state_checkpoints} has no effect: {unused_by}")
     if wanted > config.max_position_embeddings:
         raise ModelError(
             f"MAX_MODEL_LEN={wanted} is more than the model's {config.max_position_embeddings} positions; "
@@ -165,6 +167,13 @@ def plan_memory(
         num_checkpoints=num_checkpoints,
     )
     return MemoryPlan(limits, warnings)
+
+
+def _unused_checkpoints(asked: Configure, per_sequence: int) -> str | None:
+    """Why checkpoints of states are not used; None: they are."""
+    if not per_sequence:
+        return "no layer of this model has states"
+    return None if asked.enable_prefix_caching else "ENABLE_PREFIX_CACHING is off"
 
 
 def plan_states(

@@ -168,8 +168,8 @@ def predict(configure: Configure, targets: Sequence[Target] | None = None) -> Pr
 def _predict_foreign(
     configure: Configure, checkpoint: Checkpoint, config: DecoderConfig, targets: Sequence[Target] | None
 ) -> Prediction:
-    """The same for a model that transformers computes: by its config.json and its stored tensors. What transformers'
-    own configuration says is not known here."""
+    """Describe a model that transformers computes, by its config.json and its stored tensors. What transformers' own
+    configuration says is not known here."""
     entries, skipped = own_entries(config, checkpoint.entries)
     parameters = sum(prod(entry.shape) for entry in entries.values())
 

@@ -47,7 +47,7 @@ class StateHold:
     borders: tuple[int, ...]  # numbers of tokens after which the state is kept, beside ends of steps
     following: int = -1  # slot with the state after the step that is being launched
     kept: list[Kept] = field(default_factory=list)
-    last_decoded: int = -1  # the newest published checkpoint of its decodes
+    last_decoded: bytes = b""  # the hash of the newest published checkpoint of its decodes
 
 
 class StateSlots:
@@ -117,9 +117,10 @@ class StateSlots:
             if block_hash not in self._slot_of:
                 self._slot_of[block_hash], self._hash_of[slot] = slot, block_hash
                 if is_decoded:
-                    if hold.last_decoded in self._idle:
-                        self._idle.move_to_end(hold.last_decoded, last=False)
-                    hold.last_decoded = slot
+                    before = self._slot_of.get(hold.last_decoded)
+                    if before is not None and before in self._idle:
+                        self._idle.move_to_end(before, last=False)
+                    hold.last_decoded = block_hash
             self._release(slot)
 
     def free(self, hold: StateHold) -> None:

@@ -68,6 +68,11 @@ def find_class(fields: Fields, architecture: str | None, trust_remote_code: bool
             f"{unknown}; its config.json names code in the model's repository ({shown(code['AutoModelForCausalLM'])}), "
             "which runs with TRUST_REMOTE_CODE=true alone: set it if you trust the repository"
         )
+    if any("--" in str(code[each]) for each in ("AutoConfig", "AutoModelForCausalLM")):
+        raise ModelError(
+            f"{unknown}; its config.json names code in another repository ({shown(code['AutoModelForCausalLM'])}), of "
+            "which no setting tells the commit: put the files beside config.json, and name them without the repository"
+        )
     return ForeignClass(name or str(code["AutoModelForCausalLM"]).rpartition(".")[2], is_remote=True)
 
 

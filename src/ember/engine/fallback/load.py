@@ -194,6 +194,7 @@ def _classes(model_dir: Path, architecture: str, values: Mapping[str, Any], trus
 
 
 def _remote_classes(model_dir: Path, values: Mapping[str, Any], trust_remote_code: bool) -> tuple[Any, Any]:
+    """The classes that `auto_map` names, of modules beside the weights. Raises ModelError."""
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     code = values.get("auto_map") or {}

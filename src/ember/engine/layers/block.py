@@ -149,5 +149,5 @@ class DecoderParts:
         return {type(part) for linear in self.matrices() for part in parts_of(linear)}
 
     def layout_names(self) -> frozenset[str]:
-        """The same by the names that operator sets declare."""
+        """The layouts of all matrices, by the names that operator sets declare."""
         return frozenset(part.layout for linear in self.matrices() for part in parts_of(linear))

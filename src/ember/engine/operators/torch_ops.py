@@ -163,7 +163,7 @@ class TorchOperators:
         return LatentHeads(heads, made)
 
     def latents(self, attention: LatentAttention, query: Tensor, latent: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """As `place_latents`, without writing the cache: the queries and the latents."""
+        """The rotated query heads and the latents of `place_latents`, which are not written to the cache."""
         sizes = attention.sizes
         plain, turned = query.unflatten(1, (attention.heads, -1)).split((sizes.plain_dim, sizes.rotary_dim), dim=-1)
         latent, key = latent.split((sizes.kv_rank, sizes.rotary_dim), dim=-1)
@@ -180,7 +180,7 @@ class TorchOperators:
     def attend_expanding(
         self, attention: LatentAttention, heads: LatentHeads, step: Step, linear: Callable[[Linear, Tensor], Tensor]
     ) -> Tensor:
-        """As `attend_latents`. `linear` multiplies latents with the matrix that expands them."""
+        """The attention of `attend_latents`. `linear` multiplies latents with the matrix that expands them."""
         assert step.plans is not None
         keys, _ = step.cache.by_slot[attention.place]
         return attend_latents(step.plans[attention.group], attention, heads, keys, linear)
