@@ -38,6 +38,8 @@ def write_gguf(
     array with its type's name. An array of uint8 has blocks already; others are quantised."""
     writer = GGUFWriter(path, architecture)
     for key, value in metadata.items():
+        if value is None:  # the entry is left out
+            continue
         if key == "general.alignment":
             writer.add_custom_alignment(value)
         elif isinstance(value, bool):

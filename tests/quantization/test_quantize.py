@@ -12,6 +12,7 @@ from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from ember import cli
 from ember.cli import quantize as quantizing
@@ -22,6 +23,7 @@ from ember.engine.layers.table_linear import TableLinear
 from ember.engine.loading.write import write_safetensors
 from ember.engine.quantization.write_int import round_to_nearest
 from ember.flags import QUANTIZE_FORMATS
+from tests.engine_models.paged import Paged
 from tests.engine_models.tiny import make_tiny, rewrite_config
 from tests.quantization.checkpoints import load, matrices
 
@@ -74,6 +76,25 @@ def test_a_checkpoint_whose_names_lack_the_prefix(
     target = quantized(source, tmp_path / "target", form)
     assert "left as they are" not in capsys.readouterr().out
     assert sum(isinstance(linear, LAYOUTS) for linear in matrices(load(target))) == 4
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_tied_head_stays_plain_in_other_programs(form: str, tmp_path: Path) -> None:
+    """Every list of modules names the head. GPTQ's formats have a flag for it. All inputs are one group."""
+    source = make_tiny("llama_tied", tmp_path / "source", num_hidden_layers=1, **SIZES | {"intermediate_size": 64})
+    target = tmp_path / "target"
+    group = ["--group-size", "64"] if form in GROUPED else []
+    assert cli.main(["quantize", str(source), str(target), "--format", form, *group]) == 0
+    fields = json.loads((target / "config.json").read_text())["quantization_config"]
+    lists = [fields[name] for name in ("ignore", "modules_to_not_convert", "llm_int8_skip_modules") if name in fields]
+    assert lists == [["lm_head"]] or fields["lm_head"] is False
+    tokens = torch.tensor([3, 14, 15, 9])
+    paged = Paged(load(target), [tokens])
+    paged.step([(0, len(tokens))])
+    if form == "w8a16":
+        with torch.no_grad():
+            theirs = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)(tokens[None]).logits[0]
+        torch.testing.assert_close(paged.finish()[0], theirs, rtol=1e-3, atol=1e-3 * theirs.abs().max().item())
 
 
 def test_the_formats_are_those_of_the_command() -> None:

@@ -98,9 +98,10 @@ def quantize(source: str, target: Path, form: str, group: int | None, say: Calla
     ignored = _ignored(config, entries, modules)
     with whole_or_nothing(target) as unfinished:
         report = _write(directory, unfinished, entries, modules, transposed, writer, ignored, say)
+        listed = [*ignored, *_others(config, entries, ignored)]
         document = read_json(directory / "config.json", required=True)
         (unfinished / "config.json").write_text(
-            json.dumps({**document, "quantization_config": writer.config(report.ignored)}, indent=2) + "\n"
+            json.dumps({**document, "quantization_config": writer.config(listed)}, indent=2) + "\n"
         )
         for file in [*directory.iterdir(), *directory.glob("additional_chat_templates/*.jinja")]:
             if file.is_file() and file.name not in _NOT_COPIED and not file.name.endswith(_WEIGHTS):
@@ -151,6 +152,19 @@ def _ignored(config: DecoderConfig, entries: Mapping[str, TensorEntry], modules:
     base, rounded = _base(config, entries), set(modules.values())
     names = [output.stored.name.removeprefix(base) for spec in _linear_specs(config) for output in spec.outputs]
     return [name for name in dict.fromkeys(names) if name not in rounded]
+
+
+def _others(config: DecoderConfig, entries: Mapping[str, TensorEntry], ignored: list[str]) -> list[str]:
+    """The linear layers that programs with modules of their own have beside the stored ones that are the decoder's: a
+    head that is tied to the embedding, and those of encoders of images and sound. They would be quantised, unless the
+    configuration says that they are not."""
+    base, head = _base(config, entries), config.names.lm_head
+    specs = [spec for spec in weight_specs(config) if not isinstance(spec, LinearSpec)]
+    known = {output.stored.name + output.stored.suffix for spec in _linear_specs(config) for output in spec.outputs}
+    known = {name.removeprefix(base) for name in known | {spec.source for spec in specs}}
+    found = [name for name, entry in entries.items() if name.endswith(".weight") and len(entry.shape) == 2]
+    others = [head, *(name.removesuffix(".weight") for name in found if name.removeprefix(base) not in known)]
+    return [name for name in dict.fromkeys(others) if name not in ignored]
 
 
 def _base(config: DecoderConfig, entries: Mapping[str, TensorEntry]) -> str:

@@ -80,7 +80,8 @@ def _round(groups: Tensor, bits: int, symmetric: bool, dtype: torch.dtype) -> tu
 
 def _words(values: Tensor, bits: int) -> Tensor:
     """Integers of 4 or 8 bits [rows, columns] in words along the columns: int32 [rows, columns * bits / 32]."""
-    return pack(values, bits).contiguous().view(torch.int32)
+    # Bytes of a single row may have any stride between rows, with which torch makes no words of them.
+    return pack(values, bits).flatten().view(torch.int32).view(len(values), -1)
 
 
 def _check(module: str, weight: Tensor, group: int, outputs: int) -> None:

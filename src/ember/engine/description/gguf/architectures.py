@@ -47,7 +47,7 @@ def _gemma(largest: int) -> Callable[[Facts], Values]:
         scalar = facts.integer("embedding_length") // max(heads, 1) if is_largest else head_dim
         values: Values = {"query_pre_attn_scalar": scalar}
         for field in ("attn_logit_softcapping", "final_logit_softcapping"):
-            values[field] = facts.optional(field) and facts.number(field)
+            values[field] = facts.number(field, 0.0) or None
         if facts.architecture == "gemma2":
             values["sliding_window"] = facts.integer("attention.sliding_window", 4096)
         return values
@@ -108,14 +108,14 @@ def _mpt(facts: Facts) -> Values:
     attention: Values = {"alibi": facts.number("attention.max_alibi_bias", 8.0) > 0}
     if attention["alibi"]:
         attention["alibi_bias_max"] = round(facts.number("attention.max_alibi_bias", 8.0))
-    if facts.optional("attention.clamp_kqv"):
-        attention["clip_qkv"] = facts.number("attention.clamp_kqv")
+    if clip := facts.number("attention.clamp_kqv", 0.0):
+        attention["clip_qkv"] = clip
     hidden = facts.integer("embedding_length")
     return {"attn_config": attention, "expansion_ratio": facts.integer("feed_forward_length") // max(hidden, 1)}
 
 
 def _olmo(facts: Facts) -> Values:
-    return {"clip_qkv": facts.optional("attention.clamp_kqv") and facts.number("attention.clamp_kqv")}
+    return {"clip_qkv": facts.number("attention.clamp_kqv", 0.0) or None}
 
 
 def _qwen_moe(facts: Facts) -> Values:
@@ -162,7 +162,7 @@ def _glm_moe(facts: Facts) -> Values:
         "n_shared_experts": facts.integer("expert_shared_count"),
         "first_k_dense_replace": facts.integer("leading_dense_block_count", 0),
         "routed_scaling_factor": facts.number("expert_weights_scale", 1.0),
-        "norm_topk_prob": bool(facts.optional("expert_weights_norm")),
+        "norm_topk_prob": facts.flag("expert_weights_norm", False),
         "use_qk_norm": facts.has("attn_q_norm.weight"),
         "n_group": facts.integer("expert_group_count", 1),
         "topk_group": facts.integer("expert_group_used_count", 1),
@@ -175,7 +175,7 @@ def _minimax(facts: Facts) -> Values:
 
 
 def _gptneox(facts: Facts) -> Values:
-    return {"use_parallel_residual": bool(facts.optional("use_parallel_residual"))}
+    return {"use_parallel_residual": facts.flag("use_parallel_residual", False)}
 
 
 _OUTPUT_NORMS = {"attention_norm": "post_attention_norm", "mlp_norm": "post_ffw_norm"}

@@ -124,15 +124,15 @@ def _common_fields(facts: Facts) -> Values:
         "max_position_embeddings": facts.integer("context_length"),
         "intermediate_size": facts.integer("feed_forward_length", 0) or None,
         "attention_bias": facts.has("attn_q.bias") or facts.has("attn_qkv.bias"),
-        "num_local_experts": facts.optional("expert_count"),
-        "num_experts_per_tok": facts.optional("expert_used_count"),
+        "num_local_experts": facts.integer("expert_count", 0) or None,
+        "num_experts_per_tok": facts.integer("expert_used_count", 0) or None,
         "sliding_window": window,
         "layer_types": None if window is None else _layer_types(facts, layers),
         "rope_parameters": _rope(facts, layers, head_dim),
         "original_max_position_embeddings": facts.integer("rope.scaling.original_context_length", 0) or None,
     }
     for key, names in _EPSILONS.items():
-        if facts.optional(key) is not None:
+        if facts.optional(key) is not None or key == _required_epsilon(facts):
             values |= dict.fromkeys(names, facts.number(key))
     return {name: value for name, value in values.items() if value is not None or name == "sliding_window"}
 
@@ -141,14 +141,27 @@ _EPSILONS = {
     "attention.layer_norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"),
     "attention.layer_norm_rms_epsilon": ("rms_norm_eps",),
 }
+# The architectures whose norms subtract the mean.
+_LAYER_NORMS = (
+    *("gpt2", "starcoder", "starcoder2", "gptneox", "falcon", "bloom", "mpt", "stablelm", "olmo", "phi2"),
+    *("command-r", "cohere2", "nemotron", "jais2"),
+)
+
+
+def _required_epsilon(facts: Facts) -> str | None:
+    """The key that a file without any epsilon lacks: what a family's config.json has by default is none of it."""
+    if any(facts.optional(key) is not None for key in _EPSILONS):
+        return None
+    is_layer_norm = facts.architecture in _LAYER_NORMS
+    return "attention.layer_norm_epsilon" if is_layer_norm else "attention.layer_norm_rms_epsilon"
 
 
 def _layer_types(facts: Facts, layers: int) -> list[str] | None:
     """The layers with the sliding window, from a flag for each layer, or the distance of those without it."""
     flags = facts.array("attention.sliding_window_pattern")
     if flags is None:
-        period = facts.optional("attention.sliding_window_pattern")
-        if type(period) is not int or period < 1:
+        period = facts.integer("attention.sliding_window_pattern", 0)
+        if period < 1:
             return None
         flags = [(layer + 1) % period != 0 for layer in range(layers)]
     return ["sliding_attention" if flag else "full_attention" for flag in flags[:layers]]

@@ -39,9 +39,17 @@ class Facts:
         value = self.optional(name)
         if value is None and default is not None:
             return default
-        if type(value) not in (int, float):
-            raise self._error(name, "a number")
+        if type(value) is not float:  # the bits of a float in an integer's type would be a number of another size
+            raise self._error(name, "a number in float32 or float64")
         return shortest(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.optional(name)
+        if value is None:
+            return default
+        if type(value) is not bool:
+            raise self._error(name, "true or false")
+        return value
 
     def optional(self, name: str) -> Any:
         """The value, or None. An array with one entry for each layer is its value if all layers have the same."""
@@ -56,13 +64,14 @@ class Facts:
         return numbers[0]
 
     def array(self, name: str) -> list[Any] | None:
-        """The values of an array of numbers or flags; None if it is absent or a single value."""
+        """The values of an array of integers or flags; None if it is absent or a single value."""
         value = self.metadata.values.get(self._key(name))
         if not isinstance(value, Array):
             return None
-        if value.is_texts:
-            raise self._error(name, "an array of numbers")
-        return value.numbers() if value.count else []
+        numbers: list[Any] | None = None if value.is_texts else value.numbers() if value.count else []
+        if numbers is None or any(type(number) is float for number in numbers):
+            raise self._error(name, "an array of integers or flags")
+        return numbers
 
     def has(self, name: str) -> bool:
         """Whether there is a tensor of that name, or one in some layer whose name ends so ("attn_q.bias")."""
