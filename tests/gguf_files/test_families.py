@@ -229,7 +229,7 @@ def test_a_model_computes_what_its_checkpoint_does(name, tmp_path):
         file = with_rope_factors(checkpoint, tmp_path)
     wanted = logits(load(checkpoint))
     model = load(file)
-    assert model.config.warnings == ()
+    assert len(model.config.warnings) == (name == "phi3_long")  # which says what lengths each list of factors is for
     assert model.config.eos_token_ids == [2]
     scale = max(each.abs().max().item() for each in wanted)
     for found, expected in zip(logits(model), wanted, strict=True):
