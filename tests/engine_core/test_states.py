@@ -14,6 +14,8 @@ from ember.engine.core.engine import Engine
 from ember.engine.core.memory import Memory, plan_memory
 from ember.engine.core.state_slots import StateMove, StateSlots
 from ember.engine.description.cache_groups import cache_groups, paged
+from ember.engine.layers.batch import StateRun
+from ember.engine.operators.torch_state import plan_states
 from ember.wire import Configure, Generate
 from tests.engine_core.inline import greedy, make_engine, poison, run, tokens
 from tests.engine_models.tiny import VOCAB_SIZE, make_tiny
@@ -237,3 +239,10 @@ def test_a_slot_is_replaced_when_no_one_reads_it():
     for hold in (first, second):
         slots.free(hold)
     assert slots.num_free == 3
+
+
+def test_a_short_run_beside_a_long_one_is_not_padded_to_its_chunks():
+    runs = [StateRun(0, 2, -1, 0, 0), StateRun(2, 200, -1, 1, 0), StateRun(202, 1, 2, 2, 0), StateRun(203, 3, 3, 3, 0)]
+    (only,) = plan_states(runs, torch.device("cpu"))
+    assert only.singles is not None and only.singles.rows.tolist() == [202]
+    assert [(longer.chunks.shape, longer.lengths) for longer in only.longer] == [((4, 64), [200]), ((2, 8), [3, 2])]

@@ -80,6 +80,7 @@ def assemble_foreign(
     ModelError."""
     from ember.engine.fallback.load import load_foreign  # few models need it
 
+    is_float8(configure.kv_cache_dtype, opened.config, device.type, warnings)  # refuses it
     loaded = load_foreign(
         opened.model_dir,
         opened.config,
@@ -94,7 +95,6 @@ def assemble_foreign(
         max_model_len=configure.max_model_len,
     )
     model, config = loaded.model, loaded.model.config
-    is_float8(configure.kv_cache_dtype, config, device.type, warnings)  # refuses it
     warnings += loaded.warnings
     if loaded.pages is not None:
         loaded.pages.map_ahead()

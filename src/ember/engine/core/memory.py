@@ -18,6 +18,7 @@ from ember.engine.description.cache_groups import (
     state_bytes,
 )
 from ember.engine.description.config import DecoderConfig
+from ember.engine.description.mixers import STATE_CHUNK
 from ember.engine.description.operator_sets import TORCH_MAX_GATHER
 from ember.engine.errors import ModelError
 from ember.sizes import binary_size
@@ -74,7 +75,24 @@ def token_bytes(config: DecoderConfig, element_size: int) -> int:
     if config.experts is not None:
         inner = 3 * config.experts.intermediate_size
         widths += config.experts.per_token * (3 * config.hidden_size + inner) + 3 * config.experts.shared_size
-    return widths * element_size
+    return widths * element_size + _state_token_bytes(config)
+
+
+def _state_token_bytes(config: DecoderConfig) -> int:
+    """The same of the mixers with a state, which torch computes in float32, with the keys of each head, and with two
+    matrices [chunk, chunk] for the tokens of a chunk (`operators.torch_state`)."""
+    most = 0
+    if config.conv is not None:
+        most = 4 * config.hidden_size
+    if config.delta is not None:
+        delta = config.delta
+        heads = 8 * (delta.key_dim + delta.value_dim) + 3 * STATE_CHUNK
+        most = max(most, 3 * delta.channels + delta.value_heads * heads)
+    if config.ssd is not None:
+        ssd = config.ssd
+        heads = 8 * ssd.state_dim + 6 * ssd.head_dim + 3 * STATE_CHUNK
+        most = max(most, 3 * ssd.channels + ssd.heads * heads)
+    return 4 * most
 
 
 def mixed_graph_bytes(config: DecoderConfig, element_size: int, max_num_batched_tokens: int) -> int:

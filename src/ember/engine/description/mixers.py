@@ -11,6 +11,7 @@ from math import inf, prod
 from typing import NamedTuple
 
 STATE_BYTES = 4  # of a number in a state, which is float32
+STATE_CHUNK = 64  # most tokens that are computed together before the state is changed
 
 
 class StateShape(NamedTuple):

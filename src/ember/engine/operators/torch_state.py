@@ -14,18 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ember.engine.description.mixers import STATE_CHUNK
 from ember.engine.layers.batch import StateRun
 from ember.engine.layers.cache import StateCache
 from ember.engine.layers.delta import Convolution, Delta, GatedNorm, Ssd
 
-MAX_CHUNK = 64  # tokens
 _MAX_PIECES = 4  # of single tokens with adjacent slots, above which states are copied
 
 
@@ -57,7 +57,7 @@ class Extended(NamedTuple):
 
 @dataclass(slots=True)
 class Longer:
-    """The other runs, the longest first. Their chunks are in the order of their number, then of the runs."""
+    """Runs with chunks of one size, the longest first. The chunks are in the order of their number, then of runs."""
 
     rows: Tensor  # [tokens] int64, of the batch
     lengths: list[int]  # in tokens
@@ -97,7 +97,7 @@ class Round:
     """Runs that do not depend on each other."""
 
     singles: Singles | None
-    longer: Longer | None
+    longer: list[Longer]  # by the sizes of their chunks, so that a short run has little padding
 
 
 def plan_states(runs: Sequence[StateRun], device: torch.device) -> list[Round]:
@@ -111,7 +111,16 @@ def plan_states(runs: Sequence[StateRun], device: torch.device) -> list[Round]:
 def _round(runs: list[StateRun], device: torch.device) -> Round:
     singles = sorted((run for run in runs if run.num_tokens == 1 and run.read >= 0), key=lambda run: run.read)
     longer = sorted((run for run in runs if run.num_tokens > 1 or run.read < 0), key=lambda run: -run.num_tokens)
-    return Round(_singles(singles, device) if singles else None, _longer(longer, device) if longer else None)
+    by_size = groupby(longer, key=lambda run: _chunk_size(run.num_tokens))
+    return Round(
+        _singles(singles, device) if singles else None,
+        [_longer(list(same), size, device) for size, same in by_size],
+    )
+
+
+def _chunk_size(num_tokens: int) -> int:
+    """A power of two from 8 on, not much larger than a run."""
+    return min(STATE_CHUNK, max(8, 1 << (num_tokens - 1).bit_length()))
 
 
 def _singles(runs: list[StateRun], device: torch.device) -> Singles:
@@ -130,8 +139,7 @@ def _singles(runs: list[StateRun], device: torch.device) -> Singles:
     return Singles(rows, reads, writes, pieces)
 
 
-def _longer(runs: list[StateRun], device: torch.device) -> Longer:
-    size = min(MAX_CHUNK, max(8, 1 << (runs[0].num_tokens - 1).bit_length()))
+def _longer(runs: list[StateRun], size: int, device: torch.device) -> Longer:
     counts = [-(-run.num_tokens // size) for run in runs]
     chunks: list[list[int]] = []
     steps: list[slice] = []
@@ -180,8 +188,8 @@ def convolve(conv: Convolution, x: Tensor, rounds: Sequence[Round], cache: State
             made = torch.addcmul((window * conv.weight[:-1]).sum(1), current, conv.weight[-1])
             output[singles.rows] = _finish(conv, made).to(x.dtype)
             windows[singles.writes] = torch.cat((window[:, 1:], current[:, None]), dim=1)
-        if each.longer is not None:
-            longer, width = each.longer, windows.shape[1]
+        for longer in each.longer:
+            width = windows.shape[1]
             extended = longer.extend(width)
             inputs = x.new_empty(extended.size, x.shape[1], dtype=torch.float32)
             inputs[extended.tokens] = x[longer.rows].float()
@@ -219,9 +227,9 @@ def delta_rule(part: Delta, qkv: Tensor, rates: Tensor, rounds: Sequence[Round],
                 each.singles, query[rows], key[rows], value[rows], beta[rows], log_decay[rows].exp(), states
             )
             output[rows] = made.to(output.dtype)
-        if each.longer is not None:
-            rows = each.longer.rows
-            made = _in_chunks(each.longer, query[rows], key[rows], value[rows], beta[rows], log_decay[rows], states)
+        for longer in each.longer:
+            rows = longer.rows
+            made = _in_chunks(longer, query[rows], key[rows], value[rows], beta[rows], log_decay[rows], states)
             output[rows] = made.to(output.dtype)
     return output
 
@@ -247,9 +255,9 @@ def scan(part: Ssd, x: Tensor, dt: Tensor, rounds: Sequence[Round], cache: State
             output[rows] = _single_tokens(
                 each.singles, query[rows], key[rows], value[rows], None, log_decay[rows].exp(), states
             )
-        if each.longer is not None:
-            rows = each.longer.rows
-            output[rows] = _in_chunks(each.longer, query[rows], key[rows], value[rows], None, log_decay[rows], states)
+        for longer in each.longer:
+            rows = longer.rows
+            output[rows] = _in_chunks(longer, query[rows], key[rows], value[rows], None, log_decay[rows], states)
     return output.addcmul_(x, part.skip[:, None])
 
 
