@@ -246,3 +246,14 @@ def test_a_short_run_beside_a_long_one_is_not_padded_to_its_chunks():
     (only,) = plan_states(runs, torch.device("cpu"))
     assert only.singles is not None and only.singles.rows.tolist() == [202]
     assert [(longer.chunks.shape, longer.lengths) for longer in only.longer] == [((4, 64), [200]), ((2, 8), [3, 2])]
+
+
+def test_a_convolution_of_width_1_has_an_empty_state(tmp_path):
+    directory = make_tiny("lfm2", tmp_path, conv_L_cache=1)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    engine = engine_of(directory)
+    for _ in range(2):
+        for prompt, answer in zip(prompts(), answers(engine), strict=True):
+            with torch.inference_mode():
+                logits = model(input_ids=torch.tensor([prompt + answer])).logits[0]
+            assert logits[len(prompt) - 1 : -1].argmax(-1).tolist() == answer

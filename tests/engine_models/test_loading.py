@@ -184,6 +184,13 @@ def test_checkpoint_of_the_bare_model_and_stored_tied_head(tmp_path: Path) -> No
     tensors["layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
     save_file(tensors, file, {"format": "pt"})
     assert same_weights(load(directory), exact)
+    assert load(directory).config.tie_word_embeddings
+    tensors["lm_head.weight"][-1, -1] += 1  # another head than the embedding holds against config.json
+    save_file(tensors, file, {"format": "pt"})
+    model = load(directory)
+    assert not model.config.tie_word_embeddings
+    assert torch.equal(model.parts.head.weight, tensors["lm_head.weight"])
+    assert torch.equal(model.parts.embedding.tokens, tensors["embed_tokens.weight"])
 
 
 def test_packing_replaces_the_plain_weights_layer_by_layer(llama: Path, tmp_path: Path) -> None:

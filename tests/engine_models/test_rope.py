@@ -39,6 +39,13 @@ KINDS: list[dict[str, Any]] = [
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 512,
     },
+    {  # Llama 4 Scout's limits
+        "rope_type": "llama3",
+        "factor": 16.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 1.0,
+        "original_max_position_embeddings": 512,
+    },
     {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024},
     {
         "rope_type": "yarn",

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,7 @@ def quantize(source: str, target: Path, form: str, group: int | None, say: Calla
         raise ModelError(f"{directory} is quantized already ({method}): name a checkpoint with plain weights")
     entries = read_headers(directory)
     plan = make_plan(config, entries, "float32")  # whether config.json and the files fit
+    config = replace(config, tie_word_embeddings=plan.is_tied)
     if writer is None:
         before = sum(entry.nbytes for entry in entries.values())
         with whole_or_nothing(target) as unfinished:

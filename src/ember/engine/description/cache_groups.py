@@ -180,8 +180,10 @@ def paged(groups: Sequence[CacheGroup]) -> list[CacheGroup]:
 
 
 def state_bytes(groups: Sequence[CacheGroup]) -> int:
-    """The bytes of a sequence's states in all layers."""
-    return sum(group.bytes_per_sequence for group in groups)
+    """The bytes of a sequence's states in all layers, 0 only if none has a state: an empty one, that of a convolution
+    of width 1, has slots all the same, and counts as one byte."""
+    states = [group.bytes_per_sequence for group in groups if group.state is not None]
+    return max(1, sum(states)) if states else 0
 
 
 def bytes_per_page_token(groups: Sequence[CacheGroup]) -> int:

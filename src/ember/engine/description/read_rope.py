@@ -141,8 +141,8 @@ def _rope(fields: Fields, rope: Fields, head_dim: int, max_position_embeddings: 
         return _longrope(fields, rope, base, original, max_position_embeddings)
     if kind == "llama3":
         low, high = rope.number("low_freq_factor", above=0.0), rope.number("high_freq_factor", above=0.0)
-        if high <= low:
-            raise rope.error("high_freq_factor", f"above low_freq_factor={low:g}")
+        if high < low:
+            raise rope.error("high_freq_factor", f"at least low_freq_factor={low:g}")
         return replace(
             base,
             kind="llama3",

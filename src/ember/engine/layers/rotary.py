@@ -114,10 +114,11 @@ def _dynamic_theta(config: RopeConfig) -> float:
 
 
 def _llama3(config: RopeConfig, frequencies: Tensor) -> Tensor:
-    """Llama 3.1's frequencies: low ones are divided by `factor`, high ones kept, those between interpolated."""
+    """Llama 3.1's frequencies: low ones are divided by `factor`, high ones kept, those between interpolated. Where both
+    limits are equal, as in Llama 4 Scout, none are between."""
     turns = config.original_max_position_embeddings * frequencies / (2 * math.pi)  # full turns in the original context
-    kept = (turns - config.low_freq_factor) / (config.high_freq_factor - config.low_freq_factor)
-    kept = kept.clamp(0.0, 1.0)
+    low, high = config.low_freq_factor, config.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0.0, 1.0) if high > low else (turns >= low).to(turns.dtype)
     return frequencies * kept + frequencies / config.factor * (1 - kept)
 
 

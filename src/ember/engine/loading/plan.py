@@ -16,6 +16,7 @@ from ember.engine.loading.cache_scales import is_cache_scale
 from ember.engine.loading.counts import check_counts, misfit
 from ember.engine.loading.files import some, weight_files
 from ember.engine.loading.safetensors_header import ITEM_SIZES, TensorEntry, read_header
+from ember.engine.loading.tied_head import is_tied
 from ember.engine.quantization import held
 from ember.engine.quantization.base import Source, WeightFormat
 from ember.engine.quantization.formats import format_of
@@ -144,7 +145,7 @@ class LoadPlan:
     parameters: list[Parameter]
     skipped: tuple[TensorEntry, ...] = ()  # stored tensors of the other parts of a multimodal model
     cache_scales: tuple[TensorEntry, ...] = ()  # stored scales of a float8 KV cache
-    is_tied: bool = False  # whether the embedding is the head; for a multimodal model the files decide
+    is_tied: bool = False  # whether the embedding is the head (`tied_head`)
 
     def split(self, belongs: Callable[[Parameter], bool]) -> tuple[LoadPlan, LoadPlan]:
         """The plan of some parameters, and the plan of the others. Both have the weights of the whole plan."""
@@ -221,9 +222,7 @@ def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry], dtype: 
     skipped: Mapping[str, TensorEntry] = {}
     if config.is_shell:
         entries, skipped = text_entries(entries)
-        # The classes of shells disagree on the default of tie_word_embeddings, and config.json may lack it.
-        has_head = any(name.startswith(f"{names.lm_head}.") for name in entries)
-        config = replace(config, tie_word_embeddings=not has_head)
+    config = replace(config, tie_word_embeddings=is_tied(config, entries))
     # A checkpoint of the bare model, without a head, lacks the first part of the names.
     base = "" if any(name.startswith(f"{names.embed_tokens}.") for name in entries) else names.base
     check_counts(config, entries, base)

@@ -135,8 +135,8 @@ def rope_divisors(config: DecoderConfig) -> list[float] | None:
     found = []
     for pair in range(0, rope.rotary_dim, 2):
         turns = rope.original_max_position_embeddings * rope.theta ** -(pair / rope.rotary_dim) / (2 * math.pi)
-        kept = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-        kept = min(max(kept, 0.0), 1.0)
+        low, high = rope.low_freq_factor, rope.high_freq_factor
+        kept = min(max((turns - low) / (high - low), 0.0), 1.0) if high > low else float(turns >= low)
         found.append(1 / (kept + (1 - kept) / rope.factor))
     return found
 

@@ -1,0 +1,58 @@
+"""Whether the token embedding is the head of a checkpoint. This module does not import torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from ember.engine.description.config import DecoderConfig
+from ember.engine.loading.safetensors_header import TensorEntry
+from ember.regular_file import open_regular
+
+_FLOATS = ("F16", "BF16", "F32")
+_SPANS, _SPAN_BYTES = 16, 4096  # of each tensor that are compared; small tensors are compared whole
+
+
+def is_tied(config: DecoderConfig, entries: Mapping[str, TensorEntry]) -> bool:
+    """Whether the embedding is the head. As in transformers, a head in the files that differs from the embedding holds
+    against config.json, and a copy of the embedding is left alone. Multimodal models need no word of config.json."""
+    head = entries.get(f"{config.names.lm_head}.weight")
+    if config.is_shell:
+        # The classes of shells disagree on the default of tie_word_embeddings, and config.json may lack it.
+        return not any(name.startswith(f"{config.names.lm_head}.") for name in entries)
+    name = f"{config.names.embed_tokens}.weight"
+    embedding = entries.get(name) or entries.get(name.removeprefix(config.names.base))
+    if not config.tie_word_embeddings or head is None or embedding is None:
+        return config.tie_word_embeddings
+    if head.dtype not in _FLOATS or embedding.dtype not in _FLOATS:
+        return True
+    return _is_copy(head, embedding)
+
+
+def _is_copy(one: TensorEntry, other: TensorEntry) -> bool:
+    """Whether two tensors are equal, by some spans of their bytes: training changes all rows of a head, and reading two
+    large matrices would make the boot slow."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    if (one.file, one.offset) == (other.file, other.offset):
+        return True
+    size = one.nbytes
+    if size <= _SPANS * _SPAN_BYTES:
+        spans = [(0, size)]
+    else:
+        step = (size - _SPAN_BYTES) / (_SPANS - 1)
+        spans = [(round(number * step), _SPAN_BYTES) for number in range(_SPANS)]
+    try:
+        first, second = open_regular(one.file), None
+        try:
+            second = open_regular(other.file)
+            return all(
+                os.pread(first, length, one.offset + start) == os.pread(second, length, other.offset + start)
+                for start, length in spans
+            )
+        finally:
+            os.close(first)
+            if second is not None:
+                os.close(second)
+    except OSError:  # the files are described without being here
+        return True
