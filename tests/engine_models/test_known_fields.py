@@ -260,6 +260,7 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ("Exaone4", {"layer_types": None, "sliding_window_pattern": "LLLG"}, "sliding_window_pattern must be an integer"),
     ("Cohere2", {"layer_types": None, "sliding_window_pattern": 0}, "sliding_window_pattern must be an integer"),
     ("Granite", {"logits_scaling": 0}, "logits_scaling must be a number above 0, not 0"),
+    ("Bamba", {"partial_rotary_factor": 1.0}, "partial_rotary_factor must be 0.5, as in every Bamba, not 1.0"),
     ("Olmo", {"clip_qkv": "8"}, "clip_qkv must be a number of at least 0, not '8'"),
     ("Olmo3", {"rope_parameters": {"full_attention": 3}}, "rope_parameters.full_attention must be an object, not 3"),
     ("Apertus", {"hidden_act": "mish"}, "hidden_act must be one of silu, "),

@@ -190,6 +190,7 @@ def test_checkpoint_of_the_bare_model_and_stored_tied_head(tmp_path: Path) -> No
     model = load(directory)
     assert not model.config.tie_word_embeddings
     assert torch.equal(model.parts.head.weight, tensors["lm_head.weight"])
+    assert isinstance(model.parts.embedding.tokens, torch.Tensor)
     assert torch.equal(model.parts.embedding.tokens, tensors["embed_tokens.weight"])
 
 

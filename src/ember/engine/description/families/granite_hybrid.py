@@ -56,7 +56,9 @@ def read_granite(fields: Fields) -> DecoderConfig:
 
 
 def read_bamba(fields: Fields) -> DecoderConfig:
-    """Bamba: a Llama in which few layers have attention, with partial rotary positions."""
+    """Bamba: a Llama in which few layers have attention, with rotary positions of half of each head."""
+    if fields.values.get("partial_rotary_factor") not in (None, 0.5):
+        raise fields.error("partial_rotary_factor", "0.5, as in every Bamba")
     config = llama.read(
         fields,
         max_position_embeddings=262144,
@@ -90,12 +92,13 @@ GRANITE_HYBRID = Family(
     granite.GRANITE_MOE_SHARED.fields
     | SSD_FIELDS
     | field_names("layer_types layers_block_type position_embedding_type"),
-    harmless=dict.fromkeys(HARMLESS, ()),
+    harmless={**dict.fromkeys(HARMLESS | {"init_method"}, ()), "normalization_function": ("rmsnorm",)},
 )
 BAMBA = Family(
     read_bamba,
     llama.LLAMA.fields | SSD_FIELDS | {"attn_layer_indices"},
     harmless=dict.fromkeys(
-        HARMLESS | field_names("num_logits_to_keep z_loss_coefficient layer_types layers_block_type"), ()
+        HARMLESS | field_names("attn_rotary_emb num_logits_to_keep z_loss_coefficient layer_types layers_block_type"),
+        (),
     ),
 )

@@ -6,6 +6,7 @@ Three of four layers have the gated delta rule (arXiv 2412.06464), the others at
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ember.engine.description.config import DecoderConfig, ExpertsConfig, Mixer, WeightNames
 from ember.engine.description.families.qwen import QWEN3_NAMES
@@ -124,13 +125,21 @@ _FIELDS = ROTARY_FIELDS | field_names(
     "linear_key_head_dim linear_value_head_dim linear_conv_kernel_dim"
 )
 _EXPERT_FIELDS = field_names("num_experts num_experts_per_tok moe_intermediate_size shared_expert_intermediate_size")
-QWEN3_5 = Family(read_qwen3_5, _FIELDS)
+# Published files say that attention has a gate, that states are float32, and how further tokens are predicted.
+_HARMLESS: dict[str, tuple[Any, ...]] = {
+    "attn_output_gate": (True,),
+    "mamba_ssm_dtype": ("float32",),
+    "mtp_num_hidden_layers": (),
+    "mtp_use_dedicated_embeddings": (),
+}
+QWEN3_5 = Family(read_qwen3_5, _FIELDS, harmless=_HARMLESS)
 QWEN3_5_MOE = Family(
     read_qwen3_5_moe,
     (_FIELDS | _EXPERT_FIELDS) - {"intermediate_size"},
-    harmless={"intermediate_size": ()},  # no layer has an MLP alone
+    harmless={**_HARMLESS, "intermediate_size": ()},  # no layer has an MLP alone
 )
 QWEN3_NEXT = Family(
     read_qwen3_next,
     _FIELDS | _EXPERT_FIELDS | field_names("norm_topk_prob decoder_sparse_step mlp_only_layers"),
+    harmless={"use_sliding_window": (False,)},
 )
