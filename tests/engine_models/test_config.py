@@ -106,7 +106,6 @@ def test_a_number_of_layers_that_no_memory_holds_is_refused_at_once(tmp_path: Pa
         ({"attn_logit_softcapping": 30.0, "query_pre_attn_scalar": 9}, "attn_logit_softcapping, query_pre_attn_scalar"),
         ({"sliding_window": 16, "layer_types": ALTERNATING}, "sliding_window, layer_types"),
         ({"rope_interleaved": True}, "rope_interleaved"),
-        ({"auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}}, "auto_map"),
         ({f"own_{i}": 1 for i in range(20)}, "own_7 and 12 more"),
         ({"own" + chr(27) + "[31m": 1}, r"own\x1b[31m"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0, "short_factor": [1.0]}}, "rope_scaling.short_factor"),
