@@ -70,13 +70,17 @@ def test_the_package_reads_the_file(type_name: str, tmp_path: Path, capsys: pyte
         assert np.array_equal(restored, dequantize(quantize(weight, tensor.tensor_type), tensor.tensor_type))
 
 
-@pytest.mark.parametrize("variant", ["phi3", "gpt2", "qwen2_moe", "llama_mixed"])
+@pytest.mark.parametrize("variant", ["phi3", "gpt2", "qwen2_moe", "llama_mixed", "qwen3_moe"])
 def test_families_that_are_not_written_are_named(
     variant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if variant == "llama_mixed":  # a window has no place in the metadata of this architecture
         source = make_tiny("mistral", tmp_path / "source", sliding_window=7)
         message = "cannot be written as a GGUF file: sliding_window"
+    elif variant == "qwen3_moe":  # files of this architecture have normalised scores
+        fields: dict[str, Any] = {"decoder_sparse_step": 1, "use_sliding_window": False}
+        source = make_tiny(variant, tmp_path / "source", norm_topk_prob=False, **fields)
+        message = "experts.normalised (norm_topk_prob in config.json) is False, and the file would say True"
     else:
         source, message = make_tiny(variant, tmp_path / "source"), "cannot be written as a GGUF file; these can: Llama"
     assert cli.main(["quantize", str(source), str(tmp_path / "target"), "--format", "gguf-q8_0"]) == 1

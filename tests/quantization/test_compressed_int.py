@@ -106,6 +106,9 @@ def test_act_order(order: str, is_shared: bool, tmp_path: Path) -> None:
     model = check_weights(*twin)
     assert isinstance(model.parts.blocks[0].attention.qkv, IntLinear if is_shared else JoinedLinear)
     check_answers(*twin)
+    rewrite_config(twin[0], quantization_config=config(PACKED, {**arguments, "actorder": None}, False))
+    with pytest.raises(ModelError, match="g_idx gives inputs to groups in another order"):
+        load(twin[0])
 
 
 @pytest.mark.parametrize(

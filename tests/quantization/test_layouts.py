@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ember.engine.core.chores import settle_weights
 from ember.engine.description.config import DecoderConfig
+from ember.engine.description.native_forms import refusal
 from ember.engine.description.read_config import load_config
 from ember.engine.description.weights import LinearSpec, Spec, TensorSpec
 from ember.engine.errors import ModelError
@@ -27,6 +28,7 @@ from ember.engine.layers.linear import Linear, cut
 from ember.engine.layers.restored import RestoredLinear
 from ember.engine.layers.scratch import reserve, scratch
 from ember.engine.loading.load import load_decoder, read_model_config
+from ember.engine.loading.resolve import resolve_model
 from ember.engine.models.decoder import Decoder
 from ember.engine.operators.torch_ops import TorchOperators
 from ember.engine.quantization import formats
@@ -35,7 +37,7 @@ from ember.engine.quantization.held import Held
 from ember.engine.quantization.ignored import Ignored
 from ember.engine.quantization.plain import Plain
 from tests.engine_models.paged import Paged
-from tests.engine_models.tiny import VOCAB_SIZE, make_tiny
+from tests.engine_models.tiny import VOCAB_SIZE, make_tiny, rewrite_config
 from tests.support.operators import choose_for
 
 CPU = torch.device("cpu")
@@ -243,9 +245,21 @@ def test_the_setting_and_the_checkpoint_must_agree(
 def test_a_quantization_without_a_method_names_the_field(tmp_path: Path) -> None:
     directory = make_tiny("llama", tmp_path)
     config = directory / "config.json"
+    rewrite_config(directory, quantization_config={"quant_method": "AWQ", "bits": 4})
+    assert (read_model_config(directory).quantization or {})["quant_method"] == "awq"
+    rewrite_config(directory, quantization_config={"quant_method": 5})
+    with pytest.raises(ModelError, match=r"quantization_config\.quant_method must be the name of a format.*, not 5"):
+        read_model_config(directory)
     config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": {"bits": 4}}))
     with pytest.raises(ModelError, match=r"config\.json: quantization_config has no quant_method.* one of fp8, .*gptq"):
         read_model_config(directory)
+
+
+def test_settings_that_no_gguf_file_can_have_say_that_it_is_one() -> None:
+    config = replace(read_model_config(resolve_model("demo")), quantization={"quant_method": "gguf"})
+    with pytest.raises(ModelError, match="weights are in a GGUF file, which does not match QUANTIZATION=fp8"):
+        formats.with_quantization(config, "fp8")
+    assert "matrices of GGUF files are used as they are stored" in (refusal(config, "bfloat16", "int4") or "")
 
 
 @pytest.mark.parametrize("is_file", [True, False])
@@ -257,7 +271,7 @@ def test_a_contradiction_names_the_file_that_says_otherwise(
     monkeypatch.setattr("ember.engine.loading.load.load_config", lambda *_: config)
     model = directory / "model.safetensors" if is_file else directory
     file = model if is_file else directory / "config.json"
-    with pytest.raises(ModelError, match=f"^{re.escape(str(file))}: the quantization method"):
+    with pytest.raises(ModelError, match=f"^{re.escape(str(file))}: the model's weights are in a GGUF file"):
         read_model_config(model, quantization="awq")
 
 

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from ember import cli
 from ember.cli import quantize as quantizing
 from ember.cli.quantize import FORMATS, GGUF
+from ember.engine.errors import ModelError
 from ember.engine.layers.float8_linear import Float8Linear
 from ember.engine.layers.int_linear import IntLinear
 from ember.engine.layers.table_linear import TableLinear
@@ -115,6 +116,16 @@ def test_the_package_restores_the_same_weights(form: str, tmp_path: Path) -> Non
     restored = compressor.decompress(own, scheme)["weight"]
     assert isinstance(restored, Tensor)
     torch.testing.assert_close(next(load(target).parts.blocks[0].mlps()).down.weight, restored)
+
+
+def test_a_scale_by_which_weights_are_no_numbers_is_named(tmp_path: Path) -> None:
+    source = make_tiny("llama", tmp_path / "source", num_hidden_layers=1, **SIZES)
+    target = quantized(source, tmp_path / "target", "nvfp4")
+    tensors = load_file(target / "model.safetensors")
+    tensors["model.layers.0.mlp.down_proj.weight_global_scale"].zero_()
+    write_safetensors(target / "model.safetensors", tensors)
+    with pytest.raises(ModelError, match=r"down_proj\.weight_global_scale.* no numbers"):
+        load(target)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -30,6 +30,7 @@ from ember.engine.loading.safetensors_header import TensorEntry
 from ember.engine.loading.write import write_safetensors
 from ember.engine.quantization.write_float import Float8BlockWriter, Float8RowWriter, Fp4Writer, NF4Writer
 from ember.engine.quantization.write_int import AWQWriter, CompressedWriter, GPTQWriter, Writer
+from ember.gguf.types import BLOCKS
 from ember.sizes import binary_size
 
 GROUP_SIZE = 128
@@ -60,11 +61,12 @@ class Report:
     ignored: list[str]  # linear layers that are left as they are
     bytes_before: int
     bytes_after: int
+    is_plain: bool = False  # whether the type that was written has no blocks
 
     def __str__(self) -> str:
         left = f"; left as they are: {_some(self.ignored)}" if self.ignored else ""
         sizes = f"{binary_size(self.bytes_before)} became {binary_size(self.bytes_after)}"
-        return f"{self.quantized} matrices quantized{left}. {sizes}."
+        return f"{self.quantized} matrices {'written' if self.is_plain else 'quantized'}{left}. {sizes}."
 
 
 def quantize(source: str, target: Path, form: str, group: int | None, say: Callable[[str], None]) -> Report:
@@ -90,7 +92,7 @@ def quantize(source: str, target: Path, form: str, group: int | None, say: Calla
 
             type_name = form.removeprefix(GGUF).upper()
             written = write_model(directory, unfinished, type_name, config, entries, plan.is_tied, _read, say)
-        return Report(written[0], [], before, written[1])
+        return Report(written[0], [], before, written[1], is_plain=type_name not in BLOCKS)
     modules, transposed = _modules(config, entries)
     if transposed and form.startswith("fp8"):
         raise ModelError(

@@ -68,6 +68,8 @@ def refusal(config: DecoderConfig, dtype: str, weights: str) -> str | None:
     """Why matrices cannot be quantised to `weights` (int8, int4) on this machine; None if they can."""
     if config.quantization:
         method = shown(str(config.quantization.get("quant_method")))[1:-1]
+        if method == "gguf":
+            return f"CPU_WEIGHTS={weights}: matrices of GGUF files are used as they are stored: leave it at auto"
         return f"CPU_WEIGHTS={weights} quantises plain weights, and the model's are {method} already: leave it at auto"
     if dtype != "bfloat16":
         return f"CPU_WEIGHTS={weights} needs DTYPE=bfloat16 or auto, and it is {dtype}"

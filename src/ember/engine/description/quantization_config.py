@@ -30,8 +30,16 @@ def quantization_of(fields: Fields, beside: Mapping[str, Any]) -> Mapping[str, A
         found = fields.mapping(name)
         if found:
             default = {"quant_method": "compressed-tensors"} if name == "compression_config" else {}
-            return default | _flat(found)
+            return _named(default | _flat(found), name)
     return beside or None
+
+
+def _named(found: dict[str, Any], field: str) -> dict[str, Any]:
+    """The same with `quant_method` in small letters, as QUANTIZATION has it. Raises ModelError unless it is text."""
+    method = found.get("quant_method")
+    if method is not None and not isinstance(method, str):
+        raise Fields(found, f"{field}.").error("quant_method", "the name of a format, such as awq")
+    return found if method is None else found | {"quant_method": method.lower()}
 
 
 def _flat(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from ember.engine.quantization.packed import (
     Module,
     as_codes,
     by_words,
+    check_plain_order,
     middle,
     ordered,
     scale_dtype,
@@ -56,6 +57,7 @@ class CompressedInts:
     is_packed: bool
     zeros: str | None  # how zero points are stored: packed, bytes; None: there are none
     has_order: bool
+    checks_order: bool  # whether weight_g_idx is only compared with the order that config.json says
     scales: str  # dtype of the scales of groups, torch's name
     files: Files
 
@@ -77,7 +79,7 @@ class CompressedInts:
                 found.append(module.word_rows("zeros", ".weight_zero_point", self.bits, groups))
             elif self.zeros == "bytes" and groups is not None:
                 found.append(module.by_row("zeros", ".weight_zero_point", groups, ("I8",), "int8"))
-            if self.has_order:
+            if self.has_order or self.checks_order:
                 found.append(module.inputs_order("order", ".weight_g_idx"))
         if self.group is None:
             found += scale_sources(spec, "scales", ".weight_scale", _BLOCKS[self.strategy], self.files)
@@ -112,6 +114,8 @@ class CompressedInts:
         else:
             codes, bits = _from_bytes(torch.cat(tensors["codes"]), self.bits)
         layer = IntLinear(codes, scales, bits, dtype, zeros)
+        if self.checks_order:
+            check_plain_order(layer, spec, tensors["order"], f"actorder of {self.says}")
         return layer if not self.has_order else ordered(layer, spec, tensors["order"][0])
 
 
@@ -156,7 +160,8 @@ def ints_of(says: str, stored: Stored, files: Files, weights: Mapping[str, Any],
     if not symmetric and (not files or zero_points in files):
         dtype = files[zero_points].dtype if zero_points in files else "I32" if is_packed else "I8"
         zeros = "packed" if dtype == "I32" else "bytes"
-    has_order = order in _BY_GROUP and (not files or f"{stored.name}.weight_g_idx" in files)
+    has_g_idx = f"{stored.name}.weight_g_idx" in files
+    has_order = order in _BY_GROUP and (not files or has_g_idx)
     return CompressedInts(
         says=says,
         bits=bits,
@@ -165,6 +170,7 @@ def ints_of(says: str, stored: Stored, files: Files, weights: Mapping[str, Any],
         is_packed=is_packed,
         zeros=zeros,
         has_order=has_order,
+        checks_order=has_g_idx and order in _IN_ORDER and strategy == "group",
         scales=scale_dtype(files, f"{stored.name}.weight_scale"),
         files=_NO_FILES if strategy == "group" else files,
     )

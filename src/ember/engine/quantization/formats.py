@@ -79,6 +79,11 @@ def with_quantization(config: DecoderConfig, asked: str | None) -> DecoderConfig
         return config
     if config.quantization:
         method = str(config.quantization.get("quant_method", "not named"))
+        if method not in SYNONYMS.get(asked, (asked,)) and method == "gguf":
+            raise ModelError(
+                f"the model's weights are in a GGUF file, which does not match QUANTIZATION={asked}: leave "
+                "QUANTIZATION unset, or choose another model"
+            )
         if method not in SYNONYMS.get(asked, (asked,)):
             raise ModelError(
                 f"the quantization method of the model's config.json is {shown(method)[1:-1]}, which does not match "

@@ -73,6 +73,11 @@ class Fp4:
         factors = None
         if self.matrix_scale is not None:
             stored = torch.cat(tensors[GLOBAL])[:, 0]
-            factors = (1.0 / stored if self.is_inverse else stored)[row_numbers(spec, _BY_MATRIX).to(stored.device)]
+            factors = 1.0 / stored if self.is_inverse else stored
+            if not bool(factors.isfinite().all()):
+                name = spec.outputs[0].stored.name + self.matrix_scale
+                what = ", or one beside it, has a scale by which weights are no numbers: download the model again"
+                raise ModelError(f"{name}{what}")
+            factors = factors[row_numbers(spec, _BY_MATRIX).to(stored.device)]
         table = torch.tensor(E2M1, device=codes.device)
         return TableLinear(codes, table, scales, dtype, factors, is_e2m1=True)

@@ -28,6 +28,7 @@ from ember.engine.quantization.packed import (
     Module,
     as_codes,
     by_words,
+    check_plain_order,
     is_plain_in,
     middle,
     ordered,
@@ -55,6 +56,7 @@ class GPTQScheme:
     zero_offset: int  # to be added to stored zero points
     has_zeros: bool = True
     scales: str = "float16"  # their dtype, torch's name
+    checks_order: bool = False  # whether g_idx is only compared with the order that config.json says
 
     def sources(self, spec: LinearSpec) -> list[Source]:
         found = []
@@ -67,7 +69,7 @@ class GPTQScheme:
             ]
             if self.has_zeros:
                 found.append(module.grouped_zeros("zeros", ".qzeros", group, self.bits))
-            if self.has_order:
+            if self.has_order or self.checks_order:
                 found.append(module.inputs_order("order", ".g_idx"))
         return found
 
@@ -85,6 +87,8 @@ class GPTQScheme:
             zeros = middle((stored + self.zero_offset) & ((1 << self.bits) - 1), self.bits)
         codes, bits = as_codes(tensors["codes"], self.bits, zeros is None)
         layer = IntLinear(codes, scales, bits, dtype, zeros)
+        if self.checks_order:
+            check_plain_order(layer, spec, tensors["order"], f"{FIELDS}desc_act")
         return layer if not self.has_order else ordered(layer, spec, tensors["order"][0])
 
 
@@ -129,8 +133,13 @@ class GPTQ(Mixed):
 
 def found_in(files: Files, name: str, scheme: GPTQScheme) -> GPTQScheme:
     """The scheme with what the files say of a module."""
-    has_order = scheme.has_order and (not files or f"{name}.g_idx" in files)
-    return replace(scheme, scales=scale_dtype(files, f"{name}.scales"), has_order=has_order)
+    is_stored = f"{name}.g_idx" in files
+    return replace(
+        scheme,
+        scales=scale_dtype(files, f"{name}.scales"),
+        has_order=scheme.has_order and (not files or is_stored),
+        checks_order=is_stored and not scheme.has_order,
+    )
 
 
 def read_bits(fields: Fields) -> int:

@@ -226,6 +226,23 @@ def order_of(groups: Tensor, group: int, name: str) -> Tensor | None:
     return order.int()
 
 
+def check_plain_order(layer: IntLinear, spec: LinearSpec, stored: tuple[Tensor, ...], field: str) -> None:
+    """Raise ModelError unless the inputs of each output's groups, of which `stored` has a row for each output, are
+    together: config.json says so in `field`. Numbers that are all the same say nothing."""
+    import torch
+
+    groups = torch.cat(stored)
+    first, last = spec.columns
+    expected = torch.arange(first, last, device=groups.device) // layer.group
+    is_right = (groups == expected).all(1) | (groups == groups[:, :1]).all(1)
+    if not bool(is_right.all()):
+        name = spec.outputs[int(is_right.long().argmin())].stored.name
+        raise ModelError(
+            f"{name}: its g_idx gives inputs to groups in another order than theirs, but {field} says that they are in "
+            "order: correct config.json, or download the model again"
+        )
+
+
 def ordered(layer: IntLinear, spec: LinearSpec, groups: Tensor) -> Linear:
     """The layer with each output's inputs in the order of their groups, of which `groups` has a row for each output."""
     import torch

@@ -84,9 +84,12 @@ def _words(values: Tensor, bits: int) -> Tensor:
     return pack(values, bits).flatten().view(torch.int32).view(len(values), -1)
 
 
-def _check(module: str, weight: Tensor, group: int, outputs: int) -> None:
-    """Raise ModelError unless groups divide the inputs, and the number `outputs` the outputs."""
-    if weight.shape[1] % group or group % 8:
+def _check(module: str, weight: Tensor, group: int | None, outputs: int) -> None:
+    """Raise ModelError unless groups divide the inputs, and the number `outputs` the outputs. `group`: None for a scale
+    of each row."""
+    if group is None and weight.shape[1] % 8:
+        raise ModelError(f"{module} has {weight.shape[1]} inputs, which this format needs as a multiple of 8")
+    if group is not None and (weight.shape[1] % group or group % 8):
         raise ModelError(
             f"--group-size {group} must be a multiple of 8 that divides the {weight.shape[1]} inputs of {module}"
         )
@@ -167,7 +170,7 @@ class CompressedWriter:
 
     def tensors(self, module: str, weight: Tensor) -> dict[str, Tensor]:
         inputs = weight.shape[1]
-        _check(module, weight, self.group or inputs, 1)
+        _check(module, weight, self.group, 1)
         dtype = weight.dtype if weight.dtype.itemsize == 2 else torch.float32
         made = round_to_nearest(weight, self.bits, self.group or inputs, symmetric=True, scales=dtype)
         found = {f"{module}.weight_scale": made.scales}

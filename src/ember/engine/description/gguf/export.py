@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import fields, replace
+from collections.abc import Collection
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
 from ember.engine.description.config import DecoderConfig, WeightNames
@@ -43,6 +43,11 @@ _SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"),
     *("max_position_embeddings", "norm_eps"),
 )
+# Parts of the description -> the fields of config.json that say them.
+_FIELDS = {
+    "experts.layers": "decoder_sparse_step and mlp_only_layers",
+    "experts.normalised": "norm_topk_prob",
+}
 _NUMBER = re.compile(r"\{\}")
 
 
@@ -213,16 +218,22 @@ def check_equal(config: DecoderConfig, written: DecoderConfig) -> None:
     """Raise ModelError unless the file describes the same model, apart from how its tensors are stored."""
     is_listed = config.rope is not None and config.rope.kind == "llama3"  # in the file it is a list of divisors
     ours, theirs = (_comparable(each, is_listed) for each in (config, written))
+    for name in sorted(ours.keys() & theirs.keys()):  # the fields of experts and of rotary positions, one by one
+        if is_dataclass(ours[name]) and type(ours[name]) is type(theirs[name]):
+            for made in (ours, theirs):
+                made |= {f"{name}.{each.name}": getattr(made[name], each.name) for each in fields(made[name])}
+                del made[name]
     names = sorted(ours.keys() | theirs.keys())
     if different := [name for name in names if not _is_same(ours.get(name), theirs.get(name))]:
         name = different[0]
+        given = f"{name} ({_FIELDS[name]} in config.json)" if name in _FIELDS else name
         raise ModelError(
-            f"{config.architecture} cannot be written as a GGUF file: {name} is {shown(ours.get(name))}, and the file "
+            f"{config.architecture} cannot be written as a GGUF file: {given} is {shown(ours.get(name))}, and the file "
             f"would say {shown(theirs.get(name))}"
         )
 
 
-def _comparable(config: DecoderConfig, is_listed: bool) -> Mapping[str, Any]:
+def _comparable(config: DecoderConfig, is_listed: bool) -> dict[str, Any]:
     rope, local = (
         each and replace(each, interleaved=False, served_length=0) for each in (config.rope, config.local_rope)
     )
