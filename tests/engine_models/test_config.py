@@ -168,6 +168,12 @@ def test_model_type_stands_in_for_architectures(tmp_path: Path) -> None:
         ({"rope_theta": 0}, ["rope_theta", "0", "above 0"]),
         ({"rope_theta": -1e4}, ["rope_theta", "-10000.0"]),
         ({"rope_theta": float("inf")}, ["rope_theta", "inf"]),
+        ({"rope_theta": -1, "rope_scaling": LLAMA3}, [": rope_theta", "-1"]),
+        ({"head_dim": 15}, ["head_dim=15 must be even"]),
+        (
+            {"rope_scaling": {"type": "yarn", "original_max_position_embeddings": 64}},
+            ["rope_scaling.factor is missing"],
+        ),
         ({"rope_parameters": {"rope_theta": 0.0}}, ["rope_parameters.rope_theta", "0.0"]),
         ({"rope_scaling": []}, ["rope_scaling", "an object", "[]"]),
         ({"rope_parameters": "default"}, ["rope_parameters", "an object"]),

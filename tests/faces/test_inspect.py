@@ -149,6 +149,7 @@ def copy_of_demo(directory: Path) -> Path:
         ("tokenizer.json", None, "has no tokenizer.json: download the model's tokenizer files"),
         ("chat_template.jinja", "{% if %}", "the chat template is not valid Jinja: line 1: Expected an expression"),
         ("tokenizer_config.json", '{"chat_template": 5}', "must be Jinja text, or named templates, not 5"),
+        ("tokenizer_config.json", '{"chat_template": ["x"]}', "must be Jinja text, or named templates, not ['x']"),
         ("tokenizer_config.json", '{"chat_template": [{"name": "a", "template": 5}]}', "or named templates, not 5"),
         ("generation_config.json", '{"temperature": "hot"}', "the sampling default temperature must be a number"),
     ],

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from ember.boot import Timeline
+from ember.cli.inspect import Text, _lines
 from ember.engine.core.assemble import assemble
 from ember.engine.core.boot import open_model
 from ember.engine.core.prediction import Target, predict
@@ -189,6 +190,8 @@ def test_inspect_says_through_transformers_and_what_is_known(tmp_path):
     assert predicted.through_transformers and predicted.architecture == "GraniteSWAForCausalLM"
     (device,) = predicted.devices
     assert device.fits and device.operators_reason == "through transformers" and device.weight_bytes
+    lines = list(_lines(predicted, Text("none", "", "none", "", "none", ""), []))
+    assert any("a trial at the boot decides whether it can be served" in line for line in lines)
     engine = make_engine(directory)
     assert predicted.parameters == engine.runner.model.num_parameters
     rewrite_config(directory, num_attention_heads=None, num_key_value_heads=None)

@@ -92,6 +92,10 @@ def _lines(predicted: Prediction, text: Text, unused: Sequence[str]) -> Iterator
         yield ""
         yield from _device_lines(device)
     ignored = [*predicted.warnings, *unused]
+    if predicted.through_transformers:
+        ignored.insert(
+            0, "transformers' code computes this model: a trial at the boot decides whether it can be served"
+        )
     if predicted.skipped_tensors:
         skipped = f"{predicted.skipped_tensors} weights, {binary_size(predicted.skipped_bytes)}"
         ignored.insert(0, f"the parts of {predicted.architecture} beside its language model: {skipped}")

@@ -122,7 +122,8 @@ class Settings(BaseSettings):
         "auto",
         validation_alias=_names("MODEL_IMPL"),
         description="Code that computes the model. auto takes Ember's own where it knows the family, else that of "
-        "transformers over Ember's paged attention, which is slower. ember and transformers take one of the two.",
+        "transformers over Ember's paged attention, which is slower. ember, also called vllm, and transformers take "
+        "one of the two.",
     )
     trust_remote_code: bool = Field(
         False,
@@ -214,8 +215,8 @@ class Settings(BaseSettings):
         None,
         validation_alias=_names("STATE_CHECKPOINTS"),
         description="Of models whose layers have states (docs/engine.md): the number of states in the prefix cache, "
-        "each after a part of some prompt. 0: prompts are not shared. Unset: up to 4 for each of MAX_NUM_SEQS, in a "
-        "quarter of the memory that running sequences leave.",
+        "each after a part of some prompt. 0: prompts are not shared. Unset or -1: up to 4 for each of MAX_NUM_SEQS, "
+        "in a quarter of the memory that running sequences leave.",
     )
     scheduling_policy: Annotated[Literal["fcfs", "priority"], BeforeValidator(lower)] = Field(
         "fcfs",

@@ -54,7 +54,8 @@ def load_config(
         config = read_config(values, beside, runs_by)
     except ModelError as error:
         raise ModelError(f"{path}{' with HF_OVERRIDES' if overrides else ''}: {error}") from None
-    warnings = [f"{path}: {warning}" for warning in config.warnings]
+    source = f"{path}{' with HF_OVERRIDES' if overrides else ''}"
+    warnings = [f"{source}: {warning}" for warning in config.warnings]
     path = model_dir / "generation_config.json"
     generation = Fields(read_json(path, required=False))
     try:
@@ -85,7 +86,8 @@ def _load_gguf(file: Path, overrides: Mapping[str, Any]) -> DecoderConfig:
         config = described.adapted(read_config(overridden(values, overrides)))
     except ModelError as error:
         raise ModelError(f"{file}{' with HF_OVERRIDES' if overrides else ''}: {error}") from None
-    config = replace(config, warnings=tuple(f"{file}: {warning}" for warning in config.warnings))
+    source = f"{file}{' with HF_OVERRIDES' if overrides else ''}"
+    config = replace(config, warnings=tuple(f"{source}: {warning}" for warning in config.warnings))
     check_features(config)
     return config
 

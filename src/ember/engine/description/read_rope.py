@@ -72,6 +72,9 @@ def read_rope(fields: Fields, head_dim: int, max_position_embeddings: int, form:
         "rope_theta": fields.values.get(form.theta_name),
         "partial_rotary_factor": fields.values.get(form.share_name),
     }
+    for key, own_name in (("rope_theta", form.theta_name), ("partial_rotary_factor", form.share_name)):
+        if given.get(key) is None and own[key] is not None:
+            fields.number(own_name, above=0.0)  # a fault is that of the field beside the object
     other = fields.mapping("rope_parameters")
     if name == "rope_scaling" and other and other != given:
         fields.warnings.append("it has both rope_scaling and rope_parameters, which differ: rope_scaling holds")
@@ -118,6 +121,8 @@ def _rope(fields: Fields, rope: Fields, head_dim: int, max_position_embeddings: 
     if kind == "proportional":
         return _proportional(rope, head_dim, share, theta)
     rotary_dim = int(head_dim * share)
+    if share == 1 and head_dim % 2:
+        raise ModelError(f"head_dim={head_dim} must be even: rotary positions turn pairs of dimensions")
     if not 0 < rotary_dim <= head_dim or rotary_dim % 2:
         raise ModelError(
             f"{rope.prefix}partial_rotary_factor={share:g} rotates {rotary_dim} of head_dim={head_dim} dimensions: it "
@@ -151,6 +156,8 @@ def _rope(fields: Fields, rope: Fields, head_dim: int, max_position_embeddings: 
             high_freq_factor=high,
             original_max_position_embeddings=original,
         )
+    if "factor" not in rope.values:
+        raise ModelError(f"the field {rope.prefix}factor is missing")
     factor = _extension(rope, original, max_position_embeddings)
     if base.theta <= 1:
         raise rope.error("rope_theta", "a number above 1 for yarn")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from ember.engine.description.config import DecoderConfig
 from ember.engine.errors import ModelError
+from ember.engine.loading.files import some
 from ember.engine.loading.safetensors_header import TensorEntry
 
 
@@ -47,5 +48,6 @@ def _fault(
         return f"{says}, but the files have {last + 1} {what}, to {name.format(last)[:-1]}"
     if len(numbers) < count:
         missing = next(number for number in range(count) if number not in numbers)
-        return f"{says}, but the files lack {name.format(missing)[:-1]}"
+        instead = "" if numbers or not entries else f": they have {some(list(entries))}"
+        return f"{says}, but the files lack {name.format(missing)[:-1]}{instead}"
     return None

@@ -204,11 +204,14 @@ def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | dict[str
     template = config.get("chat_template")
     named: dict[str, str] = {}
     if isinstance(template, str):
-        named["default"] = template
+        named |= {"default": template} if template else {}
     elif isinstance(template, dict):
         named.update(template)
     elif isinstance(template, list):
-        named.update({entry["name"]: entry["template"] for entry in template})
+        try:
+            named.update({entry["name"]: entry["template"] for entry in template})
+        except (KeyError, TypeError):
+            raise _no_template(directory / "tokenizer_config.json", template) from None
     elif template is not None:
         raise _no_template(directory / "tokenizer_config.json", template)
     for text in named.values():
