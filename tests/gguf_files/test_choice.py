@@ -122,11 +122,14 @@ def test_a_path_is_a_file_or_a_directory_with_one(tmp_path):
         ("org/m", Choice("Q8_0"), "pt", "is asked for (HF_QUANTIZATION=Q8_0): set LOAD_FORMAT to gguf or auto"),
         ("org/m", Choice(None, "a.gguf"), "safetensors", "is asked for (HF_MODEL_FILE=a.gguf)"),
         ("empty", Choice(), "gguf", "empty has no *.gguf files of a language model, and LOAD_FORMAT=gguf asks for one"),
+        ("files", Choice(), "safetensors", "LOAD_FORMAT=safetensors, but the weights of files are GGUF files: set"),
         ("empty", Choice("Q8_0"), "auto", "and MODEL_NAME or HF_QUANTIZATION asks for Q8_0"),
     ],
 )
 def test_settings_that_contradict_each_other(name, choice, load_format, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "m.gguf").touch()
     (tmp_path / "m-Q8_0.gguf").write_bytes(b"GGUF")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text("{}")

@@ -135,6 +135,12 @@ def resolve_model(
             f"LOAD_FORMAT={load_format}, but a GGUF file is asked for ({_asked(name, own, choice)}): set LOAD_FORMAT "
             "to gguf or auto, or name a model in that format"
         )
+    directory = Path(name).expanduser()
+    if load_format in ("safetensors", "pt") and directory.is_dir() and is_gguf(_names(directory), "auto", NO_CHOICE):
+        raise ModelError(
+            f"LOAD_FORMAT={load_format}, but the weights of {directory} are GGUF files: set LOAD_FORMAT to gguf or "
+            "auto, or name a model in that format"
+        )
     wanted = _model(load_format, choice, setting)
     found = _resolve(wanted, name, revision, places, check)
     return _gguf_in(found, wanted)
