@@ -83,8 +83,8 @@ def read_command_moe(fields: Fields) -> DecoderConfig:
     has_window = config.windowed_layers if window is not None else (False,) * layers
     size = fields.optional_integer("prefix_dense_intermediate_size", None) or config.intermediate_size
     shared = fields.integer("num_shared_experts", 0, at_least=0)
-    if shared and any(not each for each in dense):
-        fields.one_of("shared_expert_combination_strategy", "average", ("sum",))
+    if shared and not all(dense) and (fields.text(_COMBINATION) or "average") != "sum":
+        raise fields.error(_COMBINATION, f"sum with num_shared_experts={shared}: no other is supported")
     scores = fields.one_of("expert_selection_fn", "softmax", ("softmax", "sigmoid"))
     found = read_experts(
         fields, ("num_experts", 8), ("num_experts_per_tok", 2), ("intermediate_size", config.intermediate_size)
@@ -110,10 +110,11 @@ def _dense_layers(fields: Fields, num_layers: int, first: int) -> tuple[bool, ..
     """Whether each layer has an MLP in place of experts."""
     kinds = fields.names("mlp_layer_types") or ["dense"] * first + ["sparse"] * (num_layers - first)
     if len(kinds) != num_layers or not set(kinds) <= {"dense", "sparse"}:
-        raise fields.error("mlp_layer_types", f"a list of {num_layers} times dense or sparse")
+        raise fields.error("mlp_layer_types", f"a list of num_hidden_layers={num_layers} times dense or sparse")
     return tuple(kind == "dense" for kind in kinds)
 
 
+_COMBINATION = "shared_expert_combination_strategy"
 _PREFIX = "prefix_dense_sliding_window_pattern"
 _FIELDS = ROTARY_FIELDS - {"rms_norm_eps"} | field_names("layer_norm_eps attention_bias logit_scale model_max_length")
 COHERE = Family(read_command_r, _FIELDS | {"use_qk_norm"})
