@@ -33,6 +33,8 @@ MODULES = (
     "grouped_gemm",
     "int_experts",
     "int_gemm",
+    "latent_attention",
+    "latent_cache",
     "norm",
     "prefill_attention",
     "rope_cache",

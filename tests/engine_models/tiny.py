@@ -383,6 +383,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "mamba_head_dim": 20,
             "n_groups": 3,
             "ssm_state_size": 12,
+            "time_step_min": 1e-6,  # transformers clamps the steps of prompts alone
             "n_routed_experts": 6,
             "moe_intermediate_size": 48,
             "moe_shared_expert_intermediate_size": 40,

@@ -101,7 +101,8 @@ def test_the_image_has_the_kernels_that_the_engine_imports() -> None:
     ).replace("from ember", "before = set(sys.modules); from ember", 1)
     result = run(["-c", code])
     assert result.returncode == 0, result.stderr[-2000:]
-    assert tuple(result.stdout.split()) == precompile.MODULES
+    imported = set(result.stdout.split())  # the kernels of layouts of weights are imported where a model has them
+    assert "norm" in imported and imported <= set(precompile.MODULES)
 
 
 def test_a_cpu_build_of_torch_has_nothing_to_compile(tmp_path: Path) -> None:

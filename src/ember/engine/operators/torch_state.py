@@ -302,7 +302,7 @@ def _in_chunks(
     if beta is not None:  # the values that the tokens of a chunk add, as far as the chunk decides, and the state's part
         rates = chunked(beta[..., None])
         weighted = key * rates
-        value, from_state = torch.linalg.solve_triangular(
+        value, from_state = torch.ops.aten.linalg_solve_triangular(
             (weighted @ turned).mul_(between),
             torch.cat((value.mul_(rates), weighted.mul_(faded)), dim=-1),
             upper=False,
