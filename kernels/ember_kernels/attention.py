@@ -20,6 +20,7 @@ INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 LOG2_E = math.log2(math.e)
 NO_WINDOW = 1 << 30
 MAX_HEAD_DIM = 512
+STARTS_BLOCK = 256  # sequences whose tiles `prompt_tile` counts at once
 
 # Of the four bytes in $2, two are spread over the halves of a register, and shifted to where bfloat16 has exponent and
 # mantissa. That is the value times 2**(7 - 127), subnormals included, which one multiplication mends. NaN becomes 480.
@@ -41,6 +42,22 @@ fma.rn.bf16x2 $0, low, factor, sign;
 fma.rn.bf16x2 $1, high, factor, sign;
 }"""
 _E4M3_TO_BF16: tl.constexpr = tl.constexpr(E4M3_TO_BF16)
+
+
+@triton.jit
+def prompt_tile(starts_ptr, num_seqs, number, tokens_a_tile, STARTS_BLOCK: tl.constexpr):
+    """The sequence of a tile of prompts, its first token in the batch, its number of tokens, and the tile's first token
+    within it. Tiles without tokens begin at the number of tokens or after it."""
+    origin = tl.load(starts_ptr)
+    seq = -1
+    for first in range(0, num_seqs, STARTS_BLOCK):
+        some = first + tl.arange(0, STARTS_BLOCK)
+        starts = tl.load(starts_ptr + some, mask=some < num_seqs, other=0)
+        first_tiles = (starts - origin) // tokens_a_tile + some
+        seq += tl.sum(((some < num_seqs) & (first_tiles <= number)).to(tl.int32), 0)
+    start = tl.load(starts_ptr + seq)
+    queries = tl.load(starts_ptr + seq + 1) - start
+    return seq, start, queries, (number - (start - origin) // tokens_a_tile - seq) * tokens_a_tile
 
 
 @triton.jit

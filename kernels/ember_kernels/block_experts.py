@@ -17,11 +17,17 @@ import triton.language as tl
 from ember_kernels.block_gemm import BLOCK_N, TYPICAL, block_sums, check, constants
 from ember_kernels.block_types import BLOCK_TYPES
 from ember_kernels.compile import Specialisation, device_capability
-from ember_kernels.expert_blocks import ExpertBlocks, pairs_of_block, store_pairs
+from ember_kernels.expert_blocks import (
+    GATHER_BLOCK_M,
+    ExpertBlocks,
+    Places,
+    no_places,
+    pairs_of_block,
+    places_of,
+    store_pairs,
+)
 from ember_kernels.launch import cdiv, direct
 from ember_kernels.split_k import LARGE_SHARED
-
-GATHER_BLOCK_M = 16  # rows of the least tile that is multiplied, of which a gathered pair fills one
 
 
 @direct
@@ -84,7 +90,7 @@ def gather_blocks(
     expert_ids: torch.Tensor,
     top_k: int = 1,
 ) -> torch.Tensor:
-    """The same product for few pairs and without sorting. Pairs without an expert give zeros."""
+    """The product of `grouped_blocks`, of few pairs and without sorting. Pairs without an expert give zeros."""
     pairs = expert_ids.numel()
     where = None, expert_ids, None
     return _launch(a, weight, type_name, num_experts, where, GATHER_BLOCK_M, pairs, pairs, top_k)
@@ -95,7 +101,7 @@ def _launch(
     weight: torch.Tensor,
     type_name: str,
     num_experts: int,
-    where: tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None],
+    where: Places,
     block_m: int,
     num_blocks: int,
     num_pairs: int,
@@ -138,17 +144,12 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
     """bfloat16, every type, every size of blocks, and gathered pairs."""
     sizes = dict.fromkeys(("n", "k", "row_blocks", "divisor", "num_experts"), "i32")
     for type_name, block_m in product(BLOCK_TYPES, (0, 16, 32, 64, 128)):
-        pointers = {"a_ptr": "*bf16", "blocks_ptr": "*u8", "out_ptr": "*bf16"}
-        if block_m:
-            pointers |= dict.fromkeys(("sorted_pairs_ptr", "experts_ptr", "block_rows_ptr"), "*i32")
-        else:
-            pointers |= {"experts_ptr": "*i64"}
+        pointers = {"a_ptr": "*bf16", "blocks_ptr": "*u8", "out_ptr": "*bf16"} | places_of(block_m)
         yield Specialisation(
             f"{f'grouped_blocks[{type_name}_m{block_m}]' if block_m else f'gather_blocks[{type_name}]'}",
             block_experts_kernel,
             pointers | sizes,
-            {"BLOCK_M": block_m or GATHER_BLOCK_M, "BLOCK_N": BLOCK_N, **constants(type_name)}
-            | ({} if block_m else {"sorted_pairs_ptr": None, "block_rows_ptr": None}),
+            {"BLOCK_M": block_m or GATHER_BLOCK_M, "BLOCK_N": BLOCK_N, **constants(type_name)} | no_places(block_m),
             _warps(block_m),
             _stages(capability),
             (*pointers, "k"),

@@ -23,7 +23,7 @@ from ember_kernels.block_types import BLOCK_TYPES, block_tile
 from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.launch import cdiv, direct
 from ember_kernels.rounding import INTERPRET
-from ember_kernels.split_k import Config, add_splits, split_config, store_sums, workspace
+from ember_kernels.split_k import Config, add_splits, split_config, store_sums, tile_of_product, workspace
 
 MAX_ROWS = 64
 TILES = (16, 64)  # rows of a tile
@@ -90,12 +90,8 @@ def block_gemm_kernel(
     POSITIONS: tl.constexpr,
 ):
     """One tile of N, one slice of K. With several slices y is the workspace [slices, m, n] in float32."""
-    split = tl.program_id(1)
-    rows = tl.arange(0, BLOCK_M)
-    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    # Rows beyond the matrices repeat the last one. Their results are not stored.
-    x_rows_at = x_ptr + tl.minimum(rows, m - 1)[:, None] * k
-    row_at = blocks_ptr + tl.minimum(columns, n - 1).to(tl.int64)[None, None, :] * (row_blocks * SIZE)
+    split, rows, columns, x_rows_at, w_rows = tile_of_product(x_ptr, m, n, k, BLOCK_M, BLOCK_N)
+    row_at = blocks_ptr + w_rows[None, None, :] * (row_blocks * SIZE)
     first = split * slice_tiles
     last = tl.minimum(first + slice_tiles, tl.cdiv(k, POSITIONS * PLANES))
     sums = block_sums(

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MEASURED: dict[int, int] = {}
-"""By capability: the tokens of a prompt from which on this is faster than the kernel. Empty until a GPU has run
+"""The tokens of a prompt from which on this is faster than the kernel, by capability. It is empty until a GPU has run
 `benchmarks.kernels.sweep_prefill`, which prints the entry."""
 MAX_HEAD_DIM = 128
 

@@ -28,6 +28,7 @@ INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 CHUNK = 256  # pairs per program
 PART = 32  # pairs compared at once, which bounds the registers
 COUNT_ROWS = 16  # chunks whose counts are added at once
+GATHER_BLOCK_M = 16  # rows of the least tile that is multiplied, of which a gathered pair fills one
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,22 @@ class ExpertBlocks:
 def max_expert_blocks(num_pairs: int, num_experts: int, block_m: int) -> int:
     """The most blocks that any routing of `num_pairs` pairs needs."""
     return (num_pairs + min(num_pairs, num_experts) * (block_m - 1)) // block_m
+
+
+Places = tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None]
+"""The first three arguments of `pairs_of_block`."""
+
+
+def places_of(block_m: int) -> dict[str, str]:
+    """The types of `Places` in blocks of `block_m` pairs; 0: gathered pairs."""
+    if not block_m:
+        return {"experts_ptr": "*i64"}
+    return dict.fromkeys(("sorted_pairs_ptr", "experts_ptr", "block_rows_ptr"), "*i32")
+
+
+def no_places(block_m: int) -> dict[str, None]:
+    """The constants of a launch with gathered pairs."""
+    return {} if block_m else {"sorted_pairs_ptr": None, "block_rows_ptr": None}
 
 
 @triton.jit

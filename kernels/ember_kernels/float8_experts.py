@@ -15,11 +15,17 @@ import triton
 import triton.language as tl
 
 from ember_kernels.compile import Specialisation, device_capability
-from ember_kernels.expert_blocks import ExpertBlocks, pairs_of_block, store_pairs
+from ember_kernels.expert_blocks import (
+    GATHER_BLOCK_M,
+    ExpertBlocks,
+    Places,
+    no_places,
+    pairs_of_block,
+    places_of,
+    store_pairs,
+)
 from ember_kernels.float8_gemm import FORMS, check, config, float8_restore_reference, float8_sums
 from ember_kernels.launch import cdiv, direct
-
-GATHER_BLOCK_M = 16  # rows of the least tile that is multiplied, of which a gathered pair fills one
 
 Float8 = tuple[torch.Tensor, torch.Tensor, tuple[int, int]]
 """Codes, scales and their blocks, as `float8_gemm` takes them, of all experts."""
@@ -86,7 +92,7 @@ def grouped_float8(
 def gather_float8(
     a: torch.Tensor, weight: Float8, num_experts: int, expert_ids: torch.Tensor, top_k: int = 1
 ) -> torch.Tensor:
-    """The same product for few pairs and without sorting. Pairs without an expert give zeros."""
+    """The product of `grouped_float8`, of few pairs and without sorting. Pairs without an expert give zeros."""
     pairs = expert_ids.numel()
     return _launch(a, weight, num_experts, (None, expert_ids, None), GATHER_BLOCK_M, pairs, pairs, top_k)
 
@@ -95,7 +101,7 @@ def _launch(
     a: torch.Tensor,
     weight: Float8,
     num_experts: int,
-    where: tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None],
+    where: Places,
     block_m: int,
     num_blocks: int,
     num_pairs: int,
@@ -160,18 +166,14 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
     sizes = dict.fromkeys(("n", "k", "scale_stride", "divisor", "num_experts"), "i32")
     stages = config(4096, 4096, 128, capability).num_stages
     for (height, width), block_m in product(FORMS, (0, 16, 32, 64, 128)):
-        pointers = {"a_ptr": "*bf16", "codes_ptr": "*u8", "scale_ptr": "*fp32", "out_ptr": "*bf16"}
-        if block_m:
-            pointers |= dict.fromkeys(("sorted_pairs_ptr", "experts_ptr", "block_rows_ptr"), "*i32")
-        else:
-            pointers |= {"experts_ptr": "*i64"}
+        pointers = {"a_ptr": "*bf16", "codes_ptr": "*u8", "scale_ptr": "*fp32", "out_ptr": "*bf16"} | places_of(block_m)
         yield Specialisation(
             f"{'grouped' if block_m else 'gather'}_float8[{height}x{width}{f'_m{block_m}' if block_m else ''}]",
             float8_experts_kernel,
             pointers | sizes,
             {"BLOCK_M": block_m or GATHER_BLOCK_M, "BLOCK_N": 64, "BLOCK_K": 128, "EVEN_K": True}
             | {"HEIGHT": height, "WIDTH": width}
-            | ({} if block_m else {"sorted_pairs_ptr": None, "block_rows_ptr": None}),
+            | no_places(block_m),
             _warps(block_m),
             _stages(block_m, stages),
             (*pointers, "k"),

@@ -34,7 +34,17 @@ from ember_kernels.rounding import (
     row_scale,
 )
 from ember_kernels.rounding import e4m3_bits as to_e4m3
-from ember_kernels.split_k import SPLIT, Config, add_splits, endings, no_bias, split_config, store_sums, workspace
+from ember_kernels.split_k import (
+    SPLIT,
+    Config,
+    add_splits,
+    endings,
+    no_bias,
+    split_config,
+    store_sums,
+    tile_of_product,
+    workspace,
+)
 
 MAX_ROWS = 64
 LEAST_ROWS = 16  # of a tile
@@ -127,12 +137,7 @@ def float8_gemm_kernel(
     WIDTH: tl.constexpr,
 ):
     """One tile of N, one slice of K. With several slices y is the workspace [slices, m, n] in float32."""
-    split = tl.program_id(1)
-    rows = tl.arange(0, BLOCK_M)
-    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    # Rows beyond the matrices repeat the last one, so loads need no mask. Their results are not stored.
-    x_rows_at = x_ptr + tl.minimum(rows, m - 1)[:, None] * k
-    w_rows = tl.minimum(columns, n - 1).to(tl.int64)
+    split, rows, columns, x_rows_at, w_rows = tile_of_product(x_ptr, m, n, k, BLOCK_M, BLOCK_N)
     start = split * (slice_tiles * BLOCK_K)
     end = tl.minimum(start + slice_tiles * BLOCK_K, k)
     sums = float8_sums(

@@ -26,7 +26,17 @@ import triton.language as tl
 from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.launch import cdiv, direct
 from ember_kernels.rounding import INTERPRET, rounded
-from ember_kernels.split_k import SPLIT, Config, add_splits, endings, no_bias, split_config, store_sums, workspace
+from ember_kernels.split_k import (
+    SPLIT,
+    Config,
+    add_splits,
+    endings,
+    no_bias,
+    split_config,
+    store_sums,
+    tile_of_product,
+    workspace,
+)
 
 MAX_ROWS = 64
 TILES = (16, 64)  # rows of a tile
@@ -140,12 +150,7 @@ def int_gemm_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """One tile of N, one slice of K. With several slices y is the workspace [slices, m, n] in float32."""
-    split = tl.program_id(1)
-    rows = tl.arange(0, BLOCK_M)
-    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    # Rows beyond the matrices repeat the last one, so loads need no mask. Their results are not stored.
-    x_rows_at = x_ptr + tl.minimum(rows, m - 1)[:, None] * k
-    w_rows = tl.minimum(columns, n - 1).to(tl.int64)
+    split, rows, columns, x_rows_at, w_rows = tile_of_product(x_ptr, m, n, k, BLOCK_M, BLOCK_N)
     start = split * (slice_tiles * BLOCK_K)
     end = tl.minimum(start + slice_tiles * BLOCK_K, k)
     sums = int_sums(

@@ -22,7 +22,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ember_kernels.attention import INTERPRET, LOG2_E, NO_WINDOW, cache_tile, paged_attention_reference
+from ember_kernels.attention import (
+    INTERPRET,
+    LOG2_E,
+    NO_WINDOW,
+    STARTS_BLOCK,
+    cache_tile,
+    paged_attention_reference,
+    prompt_tile,
+)
 from ember_kernels.attention_tables import config as decode_config
 from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.decode_plan import (
@@ -34,11 +42,11 @@ from ember_kernels.decode_plan import (
     split_parts,
     visible_tiles,
 )
+from ember_kernels.latent_cache import SIZES
 from ember_kernels.launch import direct, next_power_of_2
 
 MOST_HEADS = 16  # rows of a decode's tile: the least a tensor core takes
 PROGRAMS = 2  # of decodes for each multiprocessor
-STARTS_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,6 @@ def _attend(
     begin,
     end,
     positions,
-    seq_len,
     scale,
     DTYPE: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -84,7 +91,7 @@ def _attend(
     FP8_BITS: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """Let rows of query [rows, rank] and turned [rows, rotary_dim] attend to latents from `begin` to `end`."""
+    """The attention of rows of query [rows, rank] and turned [rows, rotary_dim] to latents from `begin` to `end`."""
     ranks = tl.arange(0, BLOCK_RANK)
     dims = tl.arange(0, BLOCK_ROTARY)
     offsets = tl.arange(0, BLOCK_N)
@@ -206,7 +213,6 @@ def latent_decode_kernel(
             start,
             end,
             rows,
-            seq_len,
             scale,
             DTYPE=DTYPE,
             CAUSAL=False,
@@ -260,20 +266,11 @@ def latent_prefill_kernel(
     FP8_BITS: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """Some tokens of one sequence times `group` heads. The numbering of tiles is that of prefill attention."""
+    """Some tokens of one sequence times `group` heads. `prompt_tile` has the numbering of tiles."""
     number = tl.num_programs(0) - 1 - tl.program_id(0)
     tokens_a_tile = BLOCK_M // group
-    origin = tl.load(starts_ptr)
-    seq = -1
-    for first in range(0, num_seqs, STARTS_BLOCK):
-        some = first + tl.arange(0, STARTS_BLOCK)
-        starts = tl.load(starts_ptr + some, mask=some < num_seqs, other=0)
-        first_tiles = (starts - origin) // tokens_a_tile + some
-        seq += tl.sum(((some < num_seqs) & (first_tiles <= number)).to(tl.int32), 0)
-    start = tl.load(starts_ptr + seq)
-    queries = tl.load(starts_ptr + seq + 1) - start
+    seq, start, queries, first_token = prompt_tile(starts_ptr, num_seqs, number, tokens_a_tile, STARTS_BLOCK)
     seq_len = tl.load(seq_lens_ptr + seq)
-    first_token = (number - (start - origin) // tokens_a_tile - seq) * tokens_a_tile
     if first_token >= queries:
         return
     rows = tl.arange(0, BLOCK_M)
@@ -306,7 +303,6 @@ def latent_prefill_kernel(
         0,
         seq_len - queries + last_token + 1,
         positions,
-        seq_len,
         scale,
         DTYPE=DTYPE,
         CAUSAL=True,
@@ -534,8 +530,6 @@ def latent_decode_reference(
     return latent_prefill_reference(query, cache, block_tables, starts, seq_lens, **options)
 
 
-# (rank, rotary_dim): DeepSeek and most others, Mistral 4, MiniCPM 3.
-SIZES = ((512, 64), (256, 64), (256, 32))
 DTYPES = (("bf16", "bf16"), ("fp16", "fp16"), ("bf16", "fp8e4nv"), ("fp32", "fp32"))  # of query and cache
 
 

@@ -31,18 +31,18 @@ import triton.language as tl
 from ember_kernels.attention import (
     INTERPRET,
     NO_WINDOW,
+    STARTS_BLOCK,
     as_stored,
     attend_tiles,
     check_cache,
     paged_attention_reference,
+    prompt_tile,
     score_factors,
 )
 from ember_kernels.attention_tables import ELEMENT_SIZES, variants
 from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.dense_attention import dense_attention, uses_dense
 from ember_kernels.launch import direct, next_power_of_2
-
-STARTS_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -129,17 +129,8 @@ def prefill_attention_kernel(
     number = tl.num_programs(0) - 1 - tl.program_id(0)
     kv_head = tl.program_id(1)
     tokens_a_tile = BLOCK_M // group
-    origin = tl.load(starts_ptr)
-    seq = -1
-    for first in range(0, num_seqs, STARTS_BLOCK):
-        some = first + tl.arange(0, STARTS_BLOCK)
-        starts = tl.load(starts_ptr + some, mask=some < num_seqs, other=0)
-        first_tiles = (starts - origin) // tokens_a_tile + some
-        seq += tl.sum(((some < num_seqs) & (first_tiles <= number)).to(tl.int32), 0)
-    start = tl.load(starts_ptr + seq)
-    queries = tl.load(starts_ptr + seq + 1) - start
+    seq, start, queries, first_token = prompt_tile(starts_ptr, num_seqs, number, tokens_a_tile, STARTS_BLOCK)
     seq_len = tl.load(seq_lens_ptr + seq)
-    first_token = (number - (start - origin) // tokens_a_tile - seq) * tokens_a_tile
     if first_token >= queries:
         return
 
@@ -343,7 +334,8 @@ def prefill_attention_reference(
     bounds: Sequence[int] = (),
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As `prefill_attention`, in float32; max_queries and bounds change nothing. Rows of no sequence are zero."""
+    """The specification of `prefill_attention`, in float32. Rows of no sequence are zero; max_queries and bounds change
+    nothing."""
     options: dict[str, Any] = {"scale": scale, "window": window, "is_chunk": is_chunk, "soft_cap": soft_cap}
     options |= {"sinks": sinks, "slopes": slopes, "k_scale": k_scale, "v_scale": v_scale}
     lengths = seq_lens.tolist()

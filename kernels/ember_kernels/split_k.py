@@ -55,6 +55,17 @@ def split_config(n: int, k: int, block_n: int, block_k: int, capability: int, pe
 
 
 @triton.jit
+def tile_of_product(x_ptr, m, n, k, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The tile of a program, with one tile of M: the slice of K, the rows and columns of the result, where the rows of
+    x [m, k] are, and the rows of weights. Those beyond the matrices repeat the last one, so loads need no mask; their
+    results are not stored."""
+    rows = tl.arange(0, BLOCK_M)
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    x_rows_at = x_ptr + tl.minimum(rows, m - 1)[:, None] * k
+    return tl.program_id(1), rows, columns, x_rows_at, tl.minimum(columns, n - 1).to(tl.int64)
+
+
+@triton.jit
 def store_sums(y_ptr, sums, bias_ptr, rows, columns, m, n, split):
     """Store a tile of sums plus the bias: to y [m, n], or to the workspace [splits, m, n] of a split."""
     mask = (rows < m)[:, None] & (columns < n)[None, :]

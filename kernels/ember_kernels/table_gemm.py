@@ -26,7 +26,17 @@ from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.float8_gemm import LEAST_ROWS, MAX_ROWS
 from ember_kernels.launch import cdiv, direct, next_power_of_2
 from ember_kernels.rounding import INTERPRET, rounded
-from ember_kernels.split_k import SPLIT, Config, add_splits, endings, no_bias, split_config, store_sums, workspace
+from ember_kernels.split_k import (
+    SPLIT,
+    Config,
+    add_splits,
+    endings,
+    no_bias,
+    split_config,
+    store_sums,
+    tile_of_product,
+    workspace,
+)
 
 RESTORE_ROWS, RESTORE_BYTES = 2, 256
 FLOAT, E4M3, E8M0 = 0, 1, 2  # kinds of scales
@@ -151,12 +161,7 @@ def table_gemm_kernel(
     TABLE_STRIDE: tl.constexpr,
 ):
     """One tile of N, one slice of K. With several slices y is the workspace [slices, m, n] in float32."""
-    split = tl.program_id(1)
-    rows = tl.arange(0, BLOCK_M)
-    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    # Rows beyond the matrices repeat the last one. Their results are not stored.
-    x_rows_at = x_ptr + tl.minimum(rows, m - 1)[:, None] * k
-    w_rows = tl.minimum(columns, n - 1).to(tl.int64)
+    split, rows, columns, x_rows_at, w_rows = tile_of_product(x_ptr, m, n, k, BLOCK_M, BLOCK_N)
     start = split * (slice_tiles * BLOCK_K)
     end = tl.minimum(start + slice_tiles * BLOCK_K, k)
     sums = table_sums(

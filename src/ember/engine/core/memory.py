@@ -79,8 +79,8 @@ def token_bytes(config: DecoderConfig, element_size: int) -> int:
 
 
 def _state_token_bytes(config: DecoderConfig) -> int:
-    """The same of the mixers with a state, which torch computes in float32, with the keys of each head, and with two
-    matrices [chunk, chunk] for the tokens of a chunk (`operators.torch_state`)."""
+    """An upper bound of what a token takes in the mixers with a state. Torch computes them in float32, with the keys of
+    each head, and with two matrices [chunk, chunk] for the tokens of a chunk (`operators.torch_state`)."""
     most = 0
     if config.conv is not None:
         most = 4 * config.hidden_size

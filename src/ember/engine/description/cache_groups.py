@@ -204,7 +204,7 @@ def cache_places(config: DecoderConfig, groups: Sequence[CacheGroup]) -> dict[in
 
 
 def state_places(groups: Sequence[CacheGroup]) -> dict[int, tuple[int, int]]:
-    """Of each layer with a state its group, counted among those of states, and its index in the group."""
+    """The place of each layer with a state: its group, counted among those of states, and its index in the group."""
     states = (group for group in groups if not group.is_paged)
     return {layer: (g, index) for g, group in enumerate(states) for index, layer in enumerate(group.layers)}
 

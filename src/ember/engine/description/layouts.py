@@ -14,14 +14,14 @@ _ROW = 16  # inputs: the same of rows
 
 
 def integers(group: int, is_ordered: bool) -> str:
-    """Of `IntLinear`. `group`: inputs of a scale."""
+    """The name of an `IntLinear` in a report. `group`: inputs of a scale."""
     if group % _GROUP:
         return f"IntLinear in groups of {group}"
     return ORDERED_INTEGERS if is_ordered else "IntLinear"
 
 
 def float8(inputs: int, block: int) -> str:
-    """Of `Float8Linear`. `block`: inputs of a scale."""
+    """The name of a `Float8Linear` in a report. `block`: inputs of a scale."""
     if inputs % _ROW:
         return f"Float8Linear in rows of {inputs}"
     return "Float8Linear" if block >= inputs or block % _GROUP == 0 else f"Float8Linear in blocks of {block}"
