@@ -139,9 +139,13 @@ class Generate(Request, tag="generate", frozen=True):
 
 
 class Pool(Request, tag="pool", frozen=True):
-    """Run the prompt through the model once and pool its hidden states. There is one output."""
+    """Run the prompt through the model once and pool its hidden states. There is one output, whose `pooled` has the
+    values."""
 
     task: PoolingTask
+    token_type_ids: list[int] = []  # the segment of each token of a pair of texts; empty = all 0
+    dimensions: int | None = None  # only so many values of the embedding, which is normalised after it is cut
+    use_activation: bool | None = None  # embed: normalise; classify: softmax or sigmoid; None = as the model says
 
 
 class Abort(Struct, tag="abort", frozen=True, omit_defaults=True):
@@ -184,6 +188,17 @@ class Notice(Struct, tag="notice", frozen=True):
     level: str = "info"  # or warning
 
 
+class Pooling(Struct, frozen=True, omit_defaults=True):
+    """What a model of pooling tasks makes of a text."""
+
+    dimensions: int  # of an embedding, or of the hidden states that a head classifies
+    is_matryoshka: bool = False  # whether a request may ask for fewer dimensions
+    matryoshka_dimensions: list[int] = []  # which numbers of them; empty = any
+    labels: list[str] = []  # of the classes in their order; empty without a head that classifies
+    activation: str = "none"  # of an output where a request does not say: none, normalize, softmax, sigmoid
+    has_token_types: bool = False  # whether the model tells the segments of a pair apart
+
+
 class Ready(Struct, tag="ready", frozen=True):
     """Sent once, when the engine can serve. It describes the engine to the front."""
 
@@ -203,6 +218,7 @@ class Ready(Struct, tag="ready", frozen=True):
     weights: str = "auto"  # of matrices on a CPU: auto = in dtype, int8, int4
     tasks: tuple[Task, ...] = ("generate",)  # what the model can do; a request for another task is refused
     operators: str = ""  # which operators compute the model, and why: "native (the C library for CPUs, bfloat16)"
+    pooling: Pooling | None = None  # None = the model only generates
 
 
 class Phases(Struct, tag="phases", frozen=True):
@@ -223,6 +239,13 @@ class TokenLogprobs(Struct, array_like=True, frozen=True):
     asked_logprobs: list[float] = []
 
 
+class Pooled(Struct, array_like=True, frozen=True):
+    """The values that a `Pool` request asked for."""
+
+    data: bytes  # float32, little-endian, row after row
+    shape: list[int]  # [dimensions], [classes], or [tokens, dimensions or classes] for a task of every token
+
+
 class SequenceOutput(Struct, array_like=True, frozen=True):
     """The output of one step for one sample of one request."""
 
@@ -237,6 +260,7 @@ class SequenceOutput(Struct, array_like=True, frozen=True):
     error: str | None = None  # with finish_reason error
     error_param: str | None = None  # with an error that is the request's own: the field at fault (a 400)
     queue_seconds: float = 0.0  # with the first tokens: from its arrival in the engine to its first step
+    pooled: Pooled | None = None  # of a `Pool` request; it has no tokens, and its finish_reason is stop
 
 
 class Stats(Struct, tag="stats", frozen=True):

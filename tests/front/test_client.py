@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from ember import wire
@@ -435,11 +437,13 @@ async def test_a_client_that_is_closed_while_a_crash_is_cleared_up_starts_nothin
 
 async def test_a_pooling_request_returns_its_one_output(engines):
     client = await started(engines)
-    pooling = asyncio.create_task(client.pool([4, 5], "embed", priority=3, cache_salt="salt", adapter="sql"))
+    shared = {"priority": 3, "cache_salt": "salt", "adapter": "sql"}
+    options = {"token_type_ids": [0, 1], "dimensions": 2, "use_activation": False, **shared}
+    pooling = asyncio.create_task(client.pool([4, 5], "embed", **options))
     request = await engines[0].read()
-    expected = wire.Pool(request.request_id, [4, 5], "embed", priority=3, cache_salt="salt", adapter="sql")
-    assert request == expected
-    answer = output(request.request_id, [], finish="stop")
+    assert request == wire.Pool(request.request_id, [4, 5], "embed", **options)
+    pooled = wire.Pooled(struct.pack("<2f", 0.5, -1.0), [2])
+    answer = msgspec.structs.replace(output(request.request_id, [], finish="stop"), pooled=pooled)
     engines[0].write(wire.Outputs([answer]))
     assert await asyncio.wait_for(pooling, 5) == answer
     assert not client._generations and client.admission.num_requests == 0

@@ -46,11 +46,21 @@ class InlineEngine:
         prompt_token_ids: list[int],
         task: wire.PoolingTask,
         *,
+        token_type_ids: list[int] | None = None,
+        dimensions: int | None = None,
+        use_activation: bool | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
         adapter: str | None = None,
     ) -> wire.SequenceOutput:
-        options: dict[str, Any] = {"priority": priority, "cache_salt": cache_salt, "adapter": adapter}
+        options: dict[str, Any] = {
+            "token_type_ids": token_type_ids or [],
+            "dimensions": dimensions,
+            "use_activation": use_activation,
+            "priority": priority,
+            "cache_salt": cache_salt,
+            "adapter": adapter,
+        }
         generation = self._start(wire.Pool(self.num_requests + 1, prompt_token_ids, task, **options))
         (output,) = [output async for outputs in generation for output in outputs]
         check_output(output)
