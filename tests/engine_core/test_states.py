@@ -22,7 +22,7 @@ from tests.engine_models.tiny import VOCAB_SIZE, make_tiny
 
 NUM_OUTPUT = 14
 LENGTHS = [1, 2, 8, 9, 60, 131, 87, 131]
-VARIANTS = ["qwen3_5", "lfm2", "bamba", "mamba2"]
+VARIANTS = ["qwen3_5", "lfm2", "falcon_h1", "mamba2"]
 
 
 def prompts() -> list[list[int]]:

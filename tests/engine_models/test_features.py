@@ -28,7 +28,7 @@ from ember.engine.description.config import (
     Wiring,
 )
 from ember.engine.description.families.registry import find_family
-from ember.engine.description.mixers import ConvConfig, DeltaConfig, SsdConfig
+from ember.engine.description.mixers import ConvConfig, DeltaConfig, SsdConfig, SsdNorm
 from ember.engine.description.operator_choice import decide
 from ember.engine.description.operator_sets import (
     LOOP,
@@ -57,6 +57,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "activation": get_args(Activation),
     "rope.kind": get_args(RopeKind),
     "experts.scores": get_args(Scores),
+    "ssd.norm": get_args(SsdNorm),
 }
 ROPE = RopeConfig(rotary_dim=16)
 PARTS: dict[str, Any] = {
@@ -99,7 +100,12 @@ def described(kind: type, prefix: str = "") -> list[tuple[str, Any]]:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [*described(DecoderConfig), *described(RopeConfig, "rope."), *described(ExpertsConfig, "experts.")],
+    [
+        *described(DecoderConfig),
+        *described(RopeConfig, "rope."),
+        *described(ExpertsConfig, "experts."),
+        *described(SsdConfig, "ssd."),
+    ],
     ids=lambda value: str(value)[:30],
 )
 def test_every_field_is_data_or_a_feature_that_operators_compute(name: str, value: Any) -> None:
@@ -126,11 +132,10 @@ def test_the_declarations_are_of_features_that_there_are() -> None:
     possible: set[str] = set()
     for name, value in described(DecoderConfig):
         possible |= replace(neutral(), **{name: value}).features().keys()
-    for name, value in described(RopeConfig, "rope."):
-        possible |= replace(neutral(), rope=replace(ROPE, **{name.removeprefix("rope."): value})).features().keys()
-    for name, value in described(ExpertsConfig, "experts."):
-        experts = replace(PARTS["experts"], **{name.removeprefix("experts."): value})
-        possible |= replace(neutral(), experts=experts).features().keys()
+    for part, described_part in PARTS.items():
+        for name, value in described(type(described_part), f"{part}."):
+            own = {name.removeprefix(f"{part}."): value}
+            possible |= replace(neutral(), **{part: replace(described_part, **own)}).features().keys()
     assert possible >= DECLARED
     assert tuple(TORCH.features) == OPERATIONS and WIRINGS.keys() == set(get_args(Wiring))
     for each in (TRITON, NATIVE):

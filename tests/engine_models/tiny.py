@@ -136,6 +136,18 @@ _DELTA: dict[str, Any] = {
 }
 _CONVOLUTIONS = ["conv", "full_attention", "conv", "conv"]
 _SSD = {"mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_state": 12}
+_FALCON_H1: dict[str, Any] = {
+    "head_dim": 24,
+    "embedding_multiplier": 3.1,
+    "lm_head_multiplier": 0.3,
+    "key_multiplier": 0.4,
+    "attention_in_multiplier": 0.7,
+    "attention_out_multiplier": 0.9,
+    "mlp_multipliers": [0.8, 0.6],
+    "ssm_in_multiplier": 1.25,
+    "ssm_multipliers": [0.35, 0.25, 0.3, 0.5, 0.45],
+    "ssm_out_multiplier": 0.24,
+}
 _SHARED_EXPERT = {**_EXPERTS, "shared_expert_intermediate_size": 40}
 _OPT: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -374,6 +386,23 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "bamba": ("Bamba", {**_SSD, "attn_layer_indices": [1], "mamba_conv_bias": False, "mlp_bias": True}),
+    "falcon_h1": (
+        "FalconH1",
+        {
+            **_SSD,
+            **_FALCON_H1,
+            "mamba_d_ssm": 96,
+            "mamba_norm_before_gate": False,
+            "mamba_rms_norm": True,
+            "projectors_bias": True,
+            "mlp_bias": True,
+        },
+    ),
+    "falcon_h1_no_norm": (
+        "FalconH1",
+        {**_SSD, **_FALCON_H1, "mamba_d_ssm": None, "mamba_proj_bias": True, "attention_bias": True},
+    ),
+    "falcon_h1_norm_first": ("FalconH1", {**_SSD, "mamba_d_ssm": 64, "mamba_rms_norm": True, "num_hidden_layers": 2}),
     "nemotron_h": (
         "NemotronH",
         {
@@ -553,6 +582,7 @@ COVERING = (
     *("glm4_moe", "llama4", "opt_post_norm", "nanochat", "solar_open", "cohere_norm", "mpt", "olmo2", "phi_norm"),
     *("llama_linear", "apertus", "hyperclovax", "vaultgemma", "ministral3", "phi3_long", "gpt2_by_layer"),
     *("bloom_normed", "qwen2_moe", "phimoe", "olmoe", "deepseek_v2", "youtu", "qwen3_5", "lfm2", "bamba", "mamba2"),
+    *("falcon_h1_no_norm", "falcon_h1_norm_first"),
 )
 
 

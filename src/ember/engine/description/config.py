@@ -264,6 +264,11 @@ class DecoderConfig:
     delta: DeltaConfig | None = None
     conv: ConvConfig | None = None
     ssd: SsdConfig | None = None
+    ssd_beside_attention: bool = False  # every layer has attention and Mamba 2, whose outputs are added
+    attention_input_scale: float = 1.0  # of the hidden states before attention
+    attention_output_scale: float = 1.0
+    gate_scale: float = 1.0  # of an MLP's gate before the activation
+    mlp_output_scale: float = 1.0
     layer_intermediate_sizes: tuple[int, ...] = ()  # of each layer's MLP, in place of `intermediate_size`
     value_norm: bool = False  # RMSNorm without weights of each head of the values
     key_value_layers: tuple[bool, ...] = ()  # whether each layer's values are its keys before norm and rotation
@@ -311,6 +316,8 @@ class DecoderConfig:
     def state(self, layer: int) -> StateShape | None:
         """The state of a sequence in a layer; None: the layer has none."""
         mixer = self.mixer(layer)
+        if self.ssd_beside_attention:
+            mixer = "ssd"
         if mixer == "delta" and self.delta is not None:
             return self.delta.state
         if mixer == "ssd" and self.ssd is not None:
@@ -423,6 +430,7 @@ DATA = frozenset(
         *("delta.key_heads", "delta.value_heads", "delta.key_dim", "delta.value_dim", "delta.kernel"),
         *("conv.kernel", "conv.bias"),
         *("ssd.heads", "ssd.head_dim", "ssd.groups", "ssd.state_dim", "ssd.kernel", "ssd.conv_bias", "ssd.bias"),
+        "ssd.output_bias",
         *("ssd.least_dt", "ssd.most_dt"),
         *("experts.count", "experts.count_field", "experts.intermediate_size", "experts.intermediate_field"),
         *(

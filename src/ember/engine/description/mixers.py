@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf, prod
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 STATE_BYTES = 4  # of a number in a state, which is float32
 STATE_CHUNK = 64  # most tokens that are computed together before the state is changed
+
+
+SsdNorm = Literal["after_gate", "before_gate", "none"]
 
 
 class StateShape(NamedTuple):
@@ -120,9 +123,19 @@ class SsdConfig:
     state_dim: int  # of b and c
     kernel: int  # inputs of the convolution of x, b and c, the current one included
     conv_bias: bool = True
-    bias: bool = False  # of the projections
+    bias: bool = False  # of the first projection
+    output_bias: bool = False
+    # The norm of the output, of each group: after the output is multiplied by the SiLU of the gate, before that, or
+    # none.
+    norm: SsdNorm = "after_gate"
     least_dt: float = 0.0
     most_dt: float = inf
+    # Factors of the hidden states, of the gate, of x, b and c before the convolution, of dt, and of the output.
+    input_scale: float = 1.0
+    gate_scale: float = 1.0
+    channel_scales: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    dt_scale: float = 1.0
+    output_scale: float = 1.0
 
     @property
     def inner_size(self) -> int:

@@ -95,6 +95,17 @@ LOOP = frozenset(
         "delta",
         "conv",
         "ssd",
+        "ssd.norm=none",
+        "ssd.input_scale",
+        "ssd.gate_scale",
+        "ssd.channel_scales",
+        "ssd.dt_scale",
+        "ssd.output_scale",
+        "ssd_beside_attention",
+        "attention_input_scale",
+        "attention_output_scale",
+        "gate_scale",
+        "mlp_output_scale",
     }
 )
 """The features that the layer loop itself computes (`models.decoder`), over the operations of any set."""
@@ -147,7 +158,7 @@ TORCH = OperatorSet(
         "convolve": frozenset({"delta", "conv", "ssd"}),
         "delta_rule": frozenset({"delta"}),
         "scan": frozenset({"ssd"}),
-        "gated_norm": frozenset({"delta", "ssd"}),
+        "gated_norm": frozenset({"delta", "ssd", "ssd.norm=before_gate"}),
         "gate": _GATES | {"activation=xielu", "swiglu_limit"},
         "experts": _EXPERTS,
         "logits": frozenset({"embed_dim", "logits_scale", "logits_soft_cap", "head_bias"}),

@@ -36,11 +36,13 @@ def read_ssd(
     hidden_size: int,
     names: Mapping[str, str] = MappingProxyType({}),
     limits: tuple[float, float] | None = None,
+    inner: tuple[str, int] | None = None,
     **defaults: int | bool,
 ) -> SsdConfig:
     """Read the fields in `SSD_FIELDS`, for which `names` may have other names and `defaults` other defaults. Without a
     default of the heads' size, the heads are `mamba_expand` times as large as the hidden states. `limits`: of dt, in
-    place of `time_step_limit`. Raises ModelError."""
+    place of `time_step_limit`. `inner`: the field that has the size of all heads, unless it is null, and its default.
+    Raises ModelError."""
 
     def name(field: str) -> str:
         return names.get(field, field)
@@ -54,17 +56,19 @@ def read_ssd(
         head_dim = integer("mamba_d_head", 64)
     else:
         expand = integer("mamba_expand", 2)
-        head_dim = max(expand * hidden_size // heads, 1)
+        total, says = expand * hidden_size, f"{name('mamba_expand')}={expand} times hidden_size={hidden_size}"
+        given = None if inner is None else fields.optional_integer(*inner)
+        if inner is not None and given is not None:
+            total, says = given, f"{inner[0]}={given}"
+        head_dim = max(total // heads, 1)
         if fields.values.get(head_name) not in (None, "auto"):
             head_dim = fields.integer(head_name)
-        if heads * head_dim != expand * hidden_size:
-            raise ModelError(
-                f"{name('mamba_n_heads')}={heads} of {head_name}={head_dim} must be "
-                f"{name('mamba_expand')}={expand} times hidden_size={hidden_size}"
-            )
+        if heads * head_dim != total:
+            raise ModelError(f"{name('mamba_n_heads')}={heads} of {head_name}={head_dim} must be {says}")
     if heads % groups:
         raise ModelError(f"{name('mamba_n_heads')}={heads} must be a multiple of {name('mamba_n_groups')}={groups}")
     least, most = _limits(fields) if limits is None else limits
+    bias = fields.flag(name("mamba_proj_bias"), bool(defaults.get("mamba_proj_bias", False)))
     return SsdConfig(
         heads=heads,
         head_dim=head_dim,
@@ -72,7 +76,8 @@ def read_ssd(
         state_dim=integer("mamba_d_state", 256),
         kernel=integer("mamba_d_conv", 4),
         conv_bias=fields.flag(name("mamba_conv_bias"), bool(defaults.get("mamba_conv_bias", True))),
-        bias=fields.flag(name("mamba_proj_bias"), bool(defaults.get("mamba_proj_bias", False))),
+        bias=bias,
+        output_bias=bias,
         least_dt=least,
         most_dt=most,
     )

@@ -201,6 +201,8 @@ def _layer(config: DecoderConfig, sizes: _Sizes, layer: int) -> Iterator[Spec]:
     ours, theirs = f"layers.{layer}.", names.layer.format(layer)
     yield from _norm(config, hidden, f"{ours}attention_norm", theirs + names.attention_norm)
     yield from MIXERS[config.mixer(layer)](config, sizes, layer, ours, theirs)
+    if config.ssd_beside_attention:
+        yield from _ssd(config, sizes, layer, ours, theirs)
     if names.attention_output_norm is not None:
         yield from _norm(config, hidden, f"{ours}attention_output_norm", theirs + names.attention_output_norm)
     if names.mlp_norm is not None:
@@ -378,8 +380,9 @@ def _ssd(config: DecoderConfig, sizes: _Sizes, layer: int, ours: str, theirs: st
         yield TensorSpec(f"{ours}ssd.conv_bias", f"{theirs}{names.conv}.bias", (channels,), "float32")
     for name in ("dt_bias", "decay", "skip"):
         yield TensorSpec(f"{ours}ssd.{name}", f"{theirs}{getattr(names, name)}", (heads,), "float32")
-    yield TensorSpec(f"{ours}ssd.norm", f"{theirs}{names.norm}.weight", (inner,))
-    yield _linear(f"{ours}ssd.output", [Stored(theirs + names.output, hidden, inner).whole()], ssd.bias)
+    if ssd.norm != "none":
+        yield TensorSpec(f"{ours}ssd.norm", f"{theirs}{names.norm}.weight", (inner,))
+    yield _linear(f"{ours}ssd.output", [Stored(theirs + names.output, hidden, inner).whole()], ssd.output_bias)
 
 
 def _short_convolution(config: DecoderConfig, sizes: _Sizes, layer: int, ours: str, theirs: str) -> Iterator[Spec]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ember.engine.description.config import HeadSizes
 from ember.engine.layers.cache import CacheScales
-from ember.engine.layers.delta import StateMixer
+from ember.engine.layers.delta import Ssd, StateMixer
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.joined import parts_of
@@ -43,6 +43,8 @@ class Attention:
     value_norm: RMSNorm | None  # of each head of the values, without weights
     values_are_keys: bool  # `qkv` has no values: they are the keys before norm and rotation
     has_own_kv: bool  # otherwise `qkv` has queries alone, and K and V are those of an earlier layer
+    input_scale: float = 1.0
+    output_scale: float = 1.0
     cache_scales: CacheScales | None = None  # of its K and V if the cache is in float8
 
     def matrices(self) -> Iterator[Linear]:
@@ -81,6 +83,7 @@ class Block:
     beside: BesideExperts | None = None
     layer_input: LayerInput | None = None
     scalar: Tensor | None = None  # [1], factor of the block's output
+    ssd: Ssd | None = None  # beside attention, to whose output its own is added
 
     @property
     def attention(self) -> Attention:
@@ -92,6 +95,8 @@ class Block:
         """The matrices of the block's matrix products, without those of routers."""
         if self.mixer is not None:
             yield from self.mixer.matrices()
+        if self.ssd is not None:
+            yield from self.ssd.matrices()
         for mlp in self.mlps():
             yield from (mlp.up, mlp.down)
 

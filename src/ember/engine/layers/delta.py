@@ -72,7 +72,7 @@ class Ssd:
     decay: Tensor  # [heads] float32, negative: the state decays by exp(decay * dt)
     dt_bias: Tensor  # [heads] float32, added before the softplus of dt
     skip: Tensor  # [heads] float32, factor of x in the output
-    norm: GatedNorm
+    norm: GatedNorm | None  # None: the output is multiplied by the SiLU of the gate alone
     output: Linear  # [hidden, inner_size]
     state: tuple[int, int]  # the group of its state, and its index there (`StateCache`)
 

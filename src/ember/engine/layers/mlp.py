@@ -49,3 +49,5 @@ class MLP:
     xielu: Xielu | None = None  # of the activation xielu
     limit: float | None = None
     alpha: float = 1.702
+    gate_scale: float = 1.0  # of gate(x)
+    output_scale: float = 1.0

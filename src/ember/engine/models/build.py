@@ -52,10 +52,12 @@ def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
         _norm(config, weights, "embed_norm") if config.embed_norm else None,
     )
     groups = cache_groups(config, tokens.dtype.itemsize)
-    windows, places = config.windows(), cache_places(config, groups) | state_places(groups)
+    windows, pages, states = config.windows(), cache_places(config, groups), state_places(groups)
     parts = DecoderParts(
         embedding=embedding,
-        blocks=[_block(config, weights, tokens, layer, windows[layer], places) for layer in range(config.num_layers)],
+        blocks=[
+            _block(config, weights, tokens, layer, windows[layer], pages, states) for layer in range(config.num_layers)
+        ],
         final_norm=_norm(config, weights, "final_norm") if config.final_norm else None,
         project_out=_linear(weights, "project_out") if config.embed_dim else None,
         head=_head(config, weights, tokens),
@@ -71,14 +73,15 @@ def _block(
     tokens: Tensor | Linear,
     layer: int,
     window: int | None,
-    places: Mapping[int, tuple[int, int]],
+    pages: Mapping[int, tuple[int, int]],
+    states: Mapping[int, tuple[int, int]],
 ) -> Block:
-    """A block. `places`: of each layer the cache group, and its place there."""
+    """A block. `pages` and `states`: of each layer the cache group, and its place there."""
     prefix = f"layers.{layer}."
     attention_norm = _norm(config, weights, f"{prefix}attention_norm")
     return Block(
         attention_norm=attention_norm,
-        mixer=_mixer(config, weights, tokens, layer, window, places),
+        mixer=_mixer(config, weights, tokens, layer, window, {**states, **pages}),
         attention_output_norm=_optional_norm(config, weights, prefix, "attention_output_norm"),
         mlp_norm=_optional_norm(config, weights, prefix, "mlp_norm") or attention_norm,
         mlp_output_norm=_optional_norm(config, weights, prefix, "mlp_output_norm"),
@@ -87,6 +90,7 @@ def _block(
         beside=_beside(config, weights, prefix) if config.has_mlp(layer) and config.has_experts(layer) else None,
         layer_input=_layer_input(config, weights, layer) if config.layer_input_size else None,
         scalar=_tensor(weights, f"{prefix}scalar") if config.layer_scalar else None,
+        ssd=_ssd(config, weights, f"{prefix}ssd.", states[layer]) if config.ssd_beside_attention else None,
     )
 
 
@@ -124,15 +128,22 @@ def _ssd(config: DecoderConfig, weights: Weights, prefix: str, state: tuple[int,
     ssd = config.ssd
     assert ssd is not None, "a family with this mixer describes it"
     bias = _tensor(weights, f"{prefix}conv_bias") if ssd.conv_bias else None
-    norm = _tensor(weights, f"{prefix}norm").unflatten(0, (ssd.groups, -1))
+    norm = None
+    if ssd.norm != "none":
+        weight = _tensor(weights, f"{prefix}norm").unflatten(0, (ssd.groups, -1))
+        norm = GatedNorm(weight, config.norm_eps, gate_first=ssd.norm == "after_gate")
+    taps = _tensor(weights, f"{prefix}conv").squeeze(1).t().contiguous()
+    if any(scale != 1.0 for scale in ssd.channel_scales):  # factors of the convolution's inputs are those of its taps
+        parts = taps.split([ssd.inner_size, ssd.group_size, ssd.group_size], dim=1)
+        taps = torch.cat([part * scale for part, scale in zip(parts, ssd.channel_scales, strict=True)], dim=1)
     return Ssd(
         config=ssd,
         inputs=_linear(weights, f"{prefix}inputs"),
-        conv=Convolution(_tensor(weights, f"{prefix}conv").squeeze(1).t().contiguous(), bias, has_silu=True),
+        conv=Convolution(taps, bias, has_silu=True),
         decay=-_tensor(weights, f"{prefix}decay").exp(),
         dt_bias=_tensor(weights, f"{prefix}dt_bias"),
         skip=_tensor(weights, f"{prefix}skip"),
-        norm=GatedNorm(norm, config.norm_eps, gate_first=True),
+        norm=norm,
         output=_linear(weights, f"{prefix}output"),
         state=state,
     )
@@ -195,6 +206,8 @@ def _attention(
         value_norm=RMSNorm(None, sizes.head_dim, config.norm_eps) if config.value_norm else None,
         values_are_keys=config.values_are_keys(layer),
         has_own_kv=config.has_own_kv(layer),
+        input_scale=config.attention_input_scale,
+        output_scale=config.attention_output_scale,
     )
 
 
@@ -240,7 +253,8 @@ def _head(config: DecoderConfig, weights: Weights, tokens: Tensor | Linear) -> L
 def _mlp(config: DecoderConfig, weights: Weights, prefix: str) -> MLP:
     up, down = _linear(weights, f"{prefix}up"), _linear(weights, f"{prefix}down")
     xielu = _xielu(weights, prefix) if config.activation == "xielu" else None
-    return MLP(up, down, config.activation, config.gated_mlp, xielu, config.swiglu_limit, config.swiglu_alpha)
+    limits, scales = (config.swiglu_limit, config.swiglu_alpha), (config.gate_scale, config.mlp_output_scale)
+    return MLP(up, down, config.activation, config.gated_mlp, xielu, *limits, *scales)
 
 
 def _layer_inputs(config: DecoderConfig, weights: Weights, dtype: torch.dtype) -> LayerInputs:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ember.engine.description.config import DecoderConfig
@@ -116,16 +117,20 @@ WIRINGS: dict[str, Wire] = {
 
 def mix(ops: Ops, block: Block, hidden: Tensor, step: Step) -> Tensor:
     """[T, hidden] -> [T, hidden]: what the block's mixer makes of its tokens and of those before them."""
-    return MIXERS[type(block.mixer)](ops, block.mixer, hidden, step)
+    mixed = MIXERS[type(block.mixer)](ops, block.mixer, hidden, step)
+    return mixed if block.ssd is None else mixed + ssd(ops, block.ssd, hidden, step)
 
 
 def attention(ops: Ops, part: Attention, hidden: Tensor, step: Step) -> Tensor:
     """[T, hidden] -> [T, hidden]; K and V of the tokens are written to the cache."""
+    if part.input_scale != 1.0:
+        hidden = hidden * part.input_scale
     heads = ops.place_heads(part, ops.linear(part.qkv, hidden, step), step)
     attended = ops.attend(part, heads, step)
     if part.gate is not None:
         attended = attended * torch.sigmoid(ops.linear(part.gate, hidden, step))
-    return ops.linear(part.output, attended, step)
+    out = ops.linear(part.output, attended, step)
+    return out if part.output_scale == 1.0 else out * part.output_scale
 
 
 def latent_attention(ops: Ops, part: LatentAttention, hidden: Tensor, step: Step) -> Tensor:
@@ -150,12 +155,20 @@ def delta(ops: Ops, part: Delta, hidden: Tensor, step: Step) -> Tensor:
 def ssd(ops: Ops, part: Ssd, hidden: Tensor, step: Step) -> Tensor:
     """[T, hidden] -> [T, hidden]; the states of the step's sequences are updated."""
     config = part.config
+    if config.input_scale != 1.0:
+        hidden = hidden * config.input_scale
     inputs = ops.linear(part.inputs, hidden, step)
     gate, mixed, dt = inputs.split([config.inner_size, config.channels, config.heads], dim=-1)
+    gate = gate if config.gate_scale == 1.0 else gate * config.gate_scale
+    dt = dt if config.dt_scale == 1.0 else dt * config.dt_scale
     scanned = ops.scan(part, ops.convolve(part.conv, mixed, part.state, step), dt, step).flatten(1)
-    groups = (config.groups, -1)
-    normed = ops.gated_norm(part.norm, scanned.unflatten(1, groups), gate.unflatten(1, groups))
-    return ops.linear(part.output, normed.flatten(1), step)
+    if part.norm is None:
+        made = (scanned * F.silu(gate)).to(hidden.dtype)
+    else:
+        groups = (config.groups, -1)
+        made = ops.gated_norm(part.norm, scanned.unflatten(1, groups), gate.unflatten(1, groups)).flatten(1)
+    out = ops.linear(part.output, made, step)
+    return out if config.output_scale == 1.0 else out * config.output_scale
 
 
 def short_convolution(ops: Ops, part: ShortConvolution, hidden: Tensor, step: Step) -> Tensor:

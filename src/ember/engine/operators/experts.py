@@ -53,7 +53,11 @@ def compute_experts(ops: Ops, experts: Experts, hidden: Tensor, step: Step, rout
 
 def compute_mlp(ops: Ops, mlp: MLP, hidden: Tensor, step: Step) -> Tensor:
     """[T, hidden] -> [T, hidden]."""
-    return ops.linear(mlp.down, ops.gate(mlp, ops.linear(mlp.up, hidden, step)), step)
+    up = ops.linear(mlp.up, hidden, step)
+    if mlp.gate_scale != 1.0:
+        up[:, : up.shape[1] // 2] *= mlp.gate_scale
+    out = ops.linear(mlp.down, ops.gate(mlp, up), step)
+    return out if mlp.output_scale == 1.0 else out * mlp.output_scale
 
 
 def add_shared(ops: Ops, experts: Experts, mixed: Tensor, hidden: Tensor, step: Step) -> Tensor:

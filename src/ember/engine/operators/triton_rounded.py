@@ -89,6 +89,8 @@ def _after_norms(block: Block) -> list[tuple[Norm, list[Linear]]]:
             pairs.append((mixer.query_norm, [mixer.query_up]))
     elif mixer is not None:
         pairs.append((block.attention_norm, [mixer.inputs]))
+    if block.ssd is not None:
+        pairs.append((block.attention_norm, [block.ssd.inputs]))
     if mlp is not None:
         pairs.append((block.mlp_norm, [mlp.up]))
     return pairs

@@ -64,6 +64,8 @@ def quantise(parts: DecoderParts, weights: str, pages: Pages | None) -> int:
         elif mixer is not None:
             mixer.qkv = small(mixer.qkv)
             mixer.gate = None if mixer.gate is None else small(mixer.gate)
+        if block.ssd is not None:
+            block.ssd.inputs, block.ssd.output = small(block.ssd.inputs), small(block.ssd.output)
         for mlp in block.mlps():
             mlp.up, mlp.down = small(mlp.up), small(mlp.down)
     if parts.layer_inputs is not None:

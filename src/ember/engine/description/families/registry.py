@@ -76,6 +76,7 @@ ARCHITECTURES = {
     "Qwen3MoeForCausalLM": ("qwen3_moe", "qwen_moe.QWEN3_MOE"),
     "GraniteMoeHybridForCausalLM": ("granitemoehybrid", "granite_hybrid.GRANITE_HYBRID"),
     "BambaForCausalLM": ("bamba", "granite_hybrid.BAMBA"),
+    "FalconH1ForCausalLM": ("falcon_h1", "falcon_h1.FALCON_H1"),
     "NemotronHForCausalLM": ("nemotron_h", "nemotron_h.NEMOTRON_H"),
     "Mamba2ForCausalLM": ("mamba2", "nemotron_h.MAMBA2"),
     "Lfm2ForCausalLM": ("lfm2", "lfm2.LFM2"),
