@@ -422,6 +422,20 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "mlp_bias": True,
         },
     ),
+    "nemotron_h_latent": (
+        "NemotronH",
+        {
+            "layers_block_type": ["moe", "full_attention", "moe"],
+            "head_dim": 16,
+            "num_key_value_heads": 1,
+            "n_routed_experts": 6,
+            "moe_intermediate_size": 48,
+            "moe_shared_expert_intermediate_size": 40,
+            "moe_latent_size": 32,
+            "norm_topk_prob": False,
+            "mlp_bias": True,
+        },
+    ),
     "mamba2": (
         "Mamba2",
         {"hidden_size": 64, "n_groups": 2, "state_size": 12, "use_bias": True, "num_heads": 8, "head_dim": 16},
@@ -582,7 +596,7 @@ COVERING = (
     *("glm4_moe", "llama4", "opt_post_norm", "nanochat", "solar_open", "cohere_norm", "mpt", "olmo2", "phi_norm"),
     *("llama_linear", "apertus", "hyperclovax", "vaultgemma", "ministral3", "phi3_long", "gpt2_by_layer"),
     *("bloom_normed", "qwen2_moe", "phimoe", "olmoe", "deepseek_v2", "youtu", "qwen3_5", "lfm2", "bamba", "mamba2"),
-    *("falcon_h1_no_norm", "falcon_h1_norm_first"),
+    *("falcon_h1_no_norm", "falcon_h1_norm_first", "nemotron_h_latent"),
 )
 
 

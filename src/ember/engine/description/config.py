@@ -49,6 +49,8 @@ class ExpertNames:
     shared_up: str | None = None
     shared_down: str | None = None
     shared_gate_up: str | None = None  # in place of `shared_gate` and `shared_up`
+    latent_down: str | None = None  # the matrices before and after experts of another width than the hidden states
+    latent_up: str | None = None
     shared_router: str | None = None  # the matrix of one row that weighs that MLP's output
     router_scale: str | None = None  # the vector by which the router's normalised inputs are multiplied
     expert_scales: str | None = None  # the vector of factors of the experts' outputs
@@ -145,6 +147,7 @@ class ExpertsConfig:
     shared_size: int = 0  # intermediate size of an MLP that computes every token; 0: there is none
     shared_field: str = ""  # what `shared_size` is in config.json
     shared_router: bool = False  # whether its output is weighted with the sigmoid of a product
+    latent_size: int | None = None  # width of the experts' inputs and outputs, which are projected; None: hidden_size
     biases: bool | None = None  # of the experts' matrices; None: if MLPs have them
     beside_mlp: bool = False  # whether a layer has an MLP too: norm(mlp(norm(x))) + norm(experts(norm(x)))
     router_norm: bool = False  # whether the router normalises its input, which is that of the experts before their norm

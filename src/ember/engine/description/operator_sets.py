@@ -134,6 +134,7 @@ _EXPERTS = frozenset(
             "experts.best_of_group",
         ),
         *("experts.shared_size", "experts.shared_router", "experts.router_norm", "experts.expert_scales"),
+        "experts.latent_size",
     }
 )
 
@@ -196,7 +197,9 @@ def _triton_faults(config: DecoderConfig) -> Lacking:
     if config.value_norm and (config.qk_norm is None or config.qk_norm_layers):
         faults["place_heads"] = "value_norm in layers without qk_norm"
     if config.experts is not None:
-        sizes = {"hidden_size": config.hidden_size, config.experts.intermediate_field: config.experts.intermediate_size}
+        width = config.experts.latent_size
+        sizes = {"hidden_size": config.hidden_size} if width is None else {"moe_latent_size": width}
+        sizes |= {config.experts.intermediate_field: config.experts.intermediate_size}
         for name, size in sizes.items():
             if size % TRITON_EXPERT_ALIGNMENT:
                 faults["experts"] = f"{name}={size} is no multiple of {TRITON_EXPERT_ALIGNMENT}"
@@ -253,6 +256,8 @@ def native_sizes(config: DecoderConfig) -> dict[str, int]:
         sizes[config.experts.intermediate_field] = config.experts.intermediate_size
         if config.experts.shared_size:
             sizes[config.experts.shared_field] = config.experts.shared_size
+        if config.experts.latent_size is not None:
+            sizes["moe_latent_size"] = config.experts.latent_size
     return sizes | ({"embed_dim": config.embed_dim} if config.embed_dim else {})
 
 

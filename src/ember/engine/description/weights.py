@@ -458,6 +458,12 @@ def _experts(config: DecoderConfig, experts: ExpertsConfig, hidden: Size, ours: 
         shape = (count,) if names.correction_dim == 1 else (Size(1, "one row"), count)
         yield TensorSpec(f"{ours}correction", f"{theirs}{names.correction}", shape, "float32")
 
+    width = hidden
+    if experts.latent_size is not None:
+        width = Size(experts.latent_size, f"moe_latent_size={experts.latent_size}")
+        down = Stored(f"{theirs}{names.latent_down}", width, hidden)
+        yield _linear(f"{ours}experts.latent_down", [down.whole()], config.mlp_bias)
+
     def outputs(*matrices: tuple[str | None, Size, Size, tuple[Rows, ...]]) -> list[Output]:
         """The `rows` of each matrix (name, rows and columns, rows that are used) of each expert."""
         stacks = [
@@ -479,14 +485,18 @@ def _experts(config: DecoderConfig, experts: ExpertsConfig, hidden: Size, ours: 
     if names.gate_up is not None:
         every_other = tuple(Rows(start, 1, inner.extent, 2) for start in (0, 1))
         taken = every_other if names.alternates else (Rows(0, 2 * inner.extent),)
-        ups = outputs((names.gate_up, _twice(inner), hidden, taken))
+        ups = outputs((names.gate_up, _twice(inner), width, taken))
     elif config.gated_mlp:
-        ups = outputs((names.gate, inner, hidden, whole), (names.up, inner, hidden, whole))
+        ups = outputs((names.gate, inner, width, whole), (names.up, inner, width, whole))
     else:
-        ups = outputs((names.up, inner, hidden, whole))
+        ups = outputs((names.up, inner, width, whole))
     biases = config.mlp_bias if experts.biases is None else experts.biases
+    if experts.latent_size is not None:
+        yield _linear(
+            f"{ours}experts.latent_up", [Stored(f"{theirs}{names.latent_up}", hidden, width).whole()], config.mlp_bias
+        )
     yield _linear(f"{ours}experts.up", ups, biases)
-    yield _linear(f"{ours}experts.down", outputs((names.down, hidden, inner, (Rows(0, hidden.extent),))), biases)
+    yield _linear(f"{ours}experts.down", outputs((names.down, width, inner, (Rows(0, width.extent),))), biases)
     if experts.shared_size:
         yield from _shared_mlp(config, experts, names, hidden, ours, theirs)
 

@@ -99,6 +99,9 @@ class Block:
             yield from self.ssd.matrices()
         for mlp in self.mlps():
             yield from (mlp.up, mlp.down)
+        experts = self.experts
+        if experts is not None and experts.latent_down is not None and experts.latent_up is not None:
+            yield from (experts.latent_down, experts.latent_up)
 
     def mlps(self) -> Iterator[MLP]:
         """The block's MLP, its experts and the MLP that computes every token, and that of its input."""

@@ -29,6 +29,8 @@ class Experts:
     up_bias: Tensor | None  # [experts, intermediate or twice it]
     down_bias: Tensor | None  # [experts, hidden]
     shared: MLP | None
+    latent_down: Linear | None  # [latent size, hidden], of the experts' inputs; None: they are the hidden states
+    latent_up: Linear | None  # [hidden, latent size], of the sum of the experts' outputs
     shared_router: Linear | None  # [1, hidden]
     router_norm: RMSNorm | None = None  # of the router's input
     scales: Tensor | None = None  # [experts] float32, factors of the experts' outputs

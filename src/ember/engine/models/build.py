@@ -297,6 +297,8 @@ def _experts(config: DecoderConfig, weights: Weights, prefix: str) -> Experts:
         up_bias=None if up.bias is None else up.bias.view(experts.count, -1),
         down_bias=None if down.bias is None else down.bias.view(experts.count, -1),
         shared=_mlp(config, weights, f"{prefix}shared.") if experts.shared_size else None,
+        latent_down=None if experts.latent_size is None else _linear(weights, f"{prefix}experts.latent_down"),
+        latent_up=None if experts.latent_size is None else _linear(weights, f"{prefix}experts.latent_up"),
         shared_router=_linear(weights, f"{prefix}shared.router") if experts.shared_router else None,
         router_norm=_router_norm(config, weights, prefix) if experts.router_norm else None,
         scales=_tensor(weights, f"{prefix}expert_scales") if experts.expert_scales else None,

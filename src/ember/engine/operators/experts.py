@@ -33,10 +33,10 @@ def compute_experts(ops: Ops, experts: Experts, hidden: Tensor, step: Step, rout
     numbers of tokens. `routed`: what the router sees, if it is not `hidden`.
     """
     weights, ids = route(ops, experts, hidden if routed is None else routed, step)
-    per_token = ids.shape[1]
+    per_token, rows = ids.shape[1], inputs(ops, experts, hidden, step)
     order = ids.flatten().argsort(stable=True)  # of the pairs of token and expert
     counts = torch.bincount(ids.flatten(), minlength=len(experts.each)).tolist()
-    sorted_hidden = hidden[order // per_token]
+    sorted_hidden = rows[order // per_token]
     if experts.config.scales_input:
         sorted_hidden = (sorted_hidden * weights.flatten()[order, None]).to(hidden.dtype)
         weights = torch.ones_like(weights)
@@ -45,10 +45,15 @@ def compute_experts(ops: Ops, experts: Experts, hidden: Tensor, step: Step, rout
         if count:
             computed.append(compute_mlp(ops, mlp, sorted_hidden[first : first + count], step))
             first += count
-    outputs = torch.empty(len(order), hidden.shape[1], dtype=hidden.dtype, device=hidden.device)
+    outputs = torch.empty(len(order), rows.shape[1], dtype=hidden.dtype, device=hidden.device)
     outputs[order] = torch.cat(computed)
     mixed = (outputs.unflatten(0, (-1, per_token)) * weights[..., None]).sum(1).to(hidden.dtype)
-    return add_shared(ops, experts, mixed, hidden, step)
+    return finish(ops, experts, mixed, hidden, step)
+
+
+def inputs(ops: Ops, experts: Experts, hidden: Tensor, step: Step) -> Tensor:
+    """What the experts compute with: the hidden states [T, hidden], or their projection [T, latent size]."""
+    return hidden if experts.latent_down is None else ops.linear(experts.latent_down, hidden, step)
 
 
 def compute_mlp(ops: Ops, mlp: MLP, hidden: Tensor, step: Step) -> Tensor:
@@ -60,8 +65,11 @@ def compute_mlp(ops: Ops, mlp: MLP, hidden: Tensor, step: Step) -> Tensor:
     return out if mlp.output_scale == 1.0 else out * mlp.output_scale
 
 
-def add_shared(ops: Ops, experts: Experts, mixed: Tensor, hidden: Tensor, step: Step) -> Tensor:
-    """`mixed` [T, hidden] plus the output of the MLP that computes every token, if there is one."""
+def finish(ops: Ops, experts: Experts, mixed: Tensor, hidden: Tensor, step: Step) -> Tensor:
+    """The sum of the experts' outputs `mixed`, projected to [T, hidden] if they have another width, plus the output of
+    the MLP that computes every token, if there is one."""
+    if experts.latent_up is not None:
+        mixed = ops.linear(experts.latent_up, mixed, step)
     if experts.shared is None:
         return mixed
     shared = compute_mlp(ops, experts.shared, hidden, step)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.linear import Linear
 from ember.engine.operators.base import Operators, Step
-from ember.engine.operators.experts import add_shared, route
+from ember.engine.operators.experts import finish, inputs, route
 from ember.engine.operators.triton_linear import kernels_of
 from ember_kernels.expert_blocks import ExpertBlocks, expert_blocks
 from ember_kernels.grouped_gemm import block_rows, combine_experts, gather_gemm, grouped_gemm, uses_gather
@@ -26,9 +26,9 @@ def compute_experts(
     sorted by expert. The host reads nothing."""
     weights, ids = route(ops, experts, hidden if routed is None else routed, step)
     count, per_token = experts.config.count, ids.shape[1]
-    rows = hidden
+    rows = inputs(ops, experts, hidden, step)
     if experts.config.scales_input:
-        rows = (hidden[:, None] * weights[..., None]).to(hidden.dtype).flatten(0, 1)  # of each pair
+        rows = (rows[:, None] * weights[..., None]).to(hidden.dtype).flatten(0, 1)  # of each pair
         weights, per_token = torch.ones_like(weights), 1
     blocks = None if uses_gather(len(hidden)) else expert_blocks(ids, count, block_rows(ids.numel(), count))
     up = multiply_experts(experts.up, rows, ids, count, blocks, per_token)
@@ -37,7 +37,7 @@ def compute_experts(
     down = multiply_experts(experts.down, ops.gate(experts.each[0], up), ids, count, blocks)
     if experts.down_bias is not None:
         down = down + experts.down_bias[ids.flatten()]
-    return add_shared(ops, experts, combine_experts(down, ids, weights, count), hidden, step)
+    return finish(ops, experts, combine_experts(down, ids, weights, count), hidden, step)
 
 
 def multiply_experts(

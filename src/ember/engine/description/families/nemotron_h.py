@@ -12,12 +12,11 @@ from typing import Any
 
 from ember.engine.description.config import DecoderConfig, ExpertNames, Mixer
 from ember.engine.description.family import ACTIVATIONS, Family, field_names
-from ember.engine.description.fields import MAX_LAYERS, Fields, shown
+from ember.engine.description.fields import MAX_LAYERS, Fields
 from ember.engine.description.layer_types import read_mixers
 from ember.engine.description.read_experts import read_experts
 from ember.engine.description.read_ssd import read_ssd, ssd_names
 from ember.engine.description.rotary_decoder import LLAMA_NAMES, ROTARY_FIELDS, read_rotary_decoder
-from ember.engine.errors import ModelError
 
 NAMES = replace(
     LLAMA_NAMES,
@@ -40,6 +39,8 @@ NAMES = replace(
         up="mixer.experts.{}.up_proj",
         down="mixer.experts.{}.down_proj",
         correction="mixer.gate.e_score_correction_bias",
+        latent_down="mixer.fc1_latent_proj",
+        latent_up="mixer.fc2_latent_proj",
         shared_up="mixer.shared_experts.up_proj",
         shared_down="mixer.shared_experts.down_proj",
     ),
@@ -98,8 +99,6 @@ def read_nemotron_h(fields: Fields) -> DecoderConfig:
         config = replace(config, ssd=None)
     if not any(has_experts):
         return config
-    if fields.optional_integer("moe_latent_size", None) is not None:
-        raise ModelError(f"moe_latent_size={shown(fields.values['moe_latent_size'])}: experts behind a projection")
     experts = read_experts(
         fields,
         ("n_routed_experts num_local_experts", 8),
@@ -121,6 +120,7 @@ def read_nemotron_h(fields: Fields) -> DecoderConfig:
             groups_per_token=fields.integer("topk_group", 1),
             shared_size=fields.integer("moe_shared_expert_intermediate_size", 7688),
             shared_field="moe_shared_expert_intermediate_size",
+            latent_size=fields.optional_integer("moe_latent_size", None),
         ),
     )
 
