@@ -76,13 +76,13 @@ class Named:
     def opening(self, runs: Runs) -> list[Event]:
         return [named("begin")]
 
-    def delta(self, piece: Piece, runs: Runs) -> Event | None:
+    def deltas(self, piece: Piece, runs: Runs) -> list[Event]:
         if self._fault == "writer":
             raise RuntimeError("a bug in /some/path.py")
-        return named("part", text=piece.text)
+        return [named("part", text=piece.text)]
 
-    def usage(self, runs: Runs) -> Event:
-        return named("end")
+    def closing(self, runs: Runs) -> list[Event]:
+        return [named("end")]
 
 
 def named(name: str, **fields: Any) -> Event:
@@ -108,7 +108,7 @@ async def talk(services: Services, raw_request: Request) -> Response | EventStre
 
 
 def opened(raw_request: Request, request: CompletionRequest, services: Services, info: Ready) -> ApiCall:
-    return open_call(raw_request, request, services, info, completion_prompts(request, services, info), "talk")
+    return open_call(raw_request, request, services, info, completion_prompts(request, services, info), "talk-")
 
 
 async def forget(services: Services, raw_request: Request) -> Response:

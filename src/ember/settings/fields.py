@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, field_validator
@@ -135,6 +136,12 @@ class Settings(BaseSettings):
         default_factory=list,
         validation_alias=_names("OPENAI_SERVED_MODEL_NAME_OVERRIDE", "SERVED_MODEL_NAME"),
         description="Names under which the model is served, separated by commas. Answers carry the first.",
+    )
+    model_aliases: CommaList = Field(
+        default_factory=list,
+        validation_alias=_names("MODEL_ALIASES"),
+        description="Further names that requests may ask for, separated by commas, with * for any characters: "
+        "`claude-*` serves clients that know only Anthropic's models. They are not listed by /v1/models.",
     )
     dtype: Annotated[Literal["auto", "bfloat16", "float16", "float32"], BeforeValidator(dtype_name)] = Field(
         "auto",
@@ -565,6 +572,10 @@ class Settings(BaseSettings):
     def served_names(self) -> list[str]:
         """The names the API knows the model by; the first is the one it answers with."""
         return self.served_model_name or [self.model_name or "demo"]
+
+    def serves(self, name: str) -> bool:
+        """Whether a request may ask for the model by this name."""
+        return name in self.served_names or any(fnmatchcase(name, alias) for alias in self.model_aliases)
 
 
 def variable_names(field: str) -> list[str]:

@@ -12,42 +12,42 @@ from pydantic import BaseModel, ConfigDict
 FinishReason = Literal["stop", "length", "abort", "repetition", "tool_calls", "function_call"]
 
 
-class _Answer(BaseModel):
+class AnswerModel(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
 # ------------------------------------------------------------------------------------------------------------ errors
 
 
-class ErrorDetail(_Answer):
+class ErrorDetail(AnswerModel):
     message: str
     type: str
     param: str | None
     code: int | str
 
 
-class Error(_Answer):
+class Error(AnswerModel):
     error: ErrorDetail
 
 
-class Unauthorized(_Answer):
+class Unauthorized(AnswerModel):
     error: Literal["Unauthorized"]
 
 
 # ------------------------------------------------------------------------------------------------------- generation
 
 
-class PromptTokensDetails(_Answer):
+class PromptTokensDetails(AnswerModel):
     cached_tokens: int
     created_cache_tokens: None = None
     multimodal_tokens: None = None
 
 
-class CompletionTokensDetails(_Answer):
+class CompletionTokensDetails(AnswerModel):
     reasoning_tokens: int
 
 
-class Usage(_Answer):
+class Usage(AnswerModel):
     prompt_tokens: int
     total_tokens: int
     completion_tokens: int
@@ -55,7 +55,7 @@ class Usage(_Answer):
     completion_tokens_details: CompletionTokensDetails | None = None
 
 
-class RequestTimes(_Answer):
+class RequestTimes(AnswerModel):
     time_to_first_token_ms: float | None = None
     generation_time_ms: float | None = None
     queue_time_ms: float | None = None
@@ -63,7 +63,7 @@ class RequestTimes(_Answer):
     tokens_per_second: float | None = None
 
 
-class PromptLogprob(_Answer):
+class PromptLogprob(AnswerModel):
     logprob: float
     rank: int
     decoded_token: str
@@ -72,7 +72,7 @@ class PromptLogprob(_Answer):
 PromptLogprobs = list[dict[str, PromptLogprob] | None]
 
 
-class TokenLogprob(_Answer):
+class TokenLogprob(AnswerModel):
     token: str
     logprob: float
     bytes: list[int]
@@ -82,22 +82,22 @@ class ChatLogprob(TokenLogprob):
     top_logprobs: list[TokenLogprob]
 
 
-class ChatLogprobs(_Answer):
+class ChatLogprobs(AnswerModel):
     content: list[ChatLogprob]
 
 
-class FunctionCall(_Answer):
+class FunctionCall(AnswerModel):
     name: str
     arguments: str
 
 
-class ToolCall(_Answer):
+class ToolCall(AnswerModel):
     id: str
     type: Literal["function"]
     function: FunctionCall
 
 
-class ChatMessage(_Answer):
+class ChatMessage(AnswerModel):
     role: str
     content: str | None
     refusal: None
@@ -109,7 +109,7 @@ class ChatMessage(_Answer):
     tool_calls: list[ToolCall] = []
 
 
-class ChatChoice(_Answer):
+class ChatChoice(AnswerModel):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
@@ -120,7 +120,7 @@ class ChatChoice(_Answer):
     weight_versions: None
 
 
-class _Whole(_Answer):
+class _Whole(AnswerModel):
     id: str
     created: int
     model: str
@@ -152,14 +152,14 @@ class ChatBatch(_Whole):
     choices: list[ConversationChoice]
 
 
-class CompletionLogprobs(_Answer):
+class CompletionLogprobs(AnswerModel):
     text_offset: list[int]
     token_logprobs: list[float | None]
     tokens: list[str]
     top_logprobs: list[dict[str, float] | None]
 
 
-class CompletionChoice(_Answer):
+class CompletionChoice(AnswerModel):
     index: int
     text: str
     logprobs: CompletionLogprobs | None
@@ -181,19 +181,19 @@ class Completion(_Whole):
 # ----------------------------------------------------------------------------------------------------------- streams
 
 
-class FunctionCallDelta(_Answer):
+class FunctionCallDelta(AnswerModel):
     name: str = ""
     arguments: str
 
 
-class ToolCallDelta(_Answer):
+class ToolCallDelta(AnswerModel):
     index: int
     id: str = ""
     type: Literal["function"] = "function"
     function: FunctionCallDelta
 
 
-class ChatDelta(_Answer):
+class ChatDelta(AnswerModel):
     role: str = ""
     content: str = ""
     reasoning: str = ""
@@ -202,7 +202,7 @@ class ChatDelta(_Answer):
     function_call: FunctionCallDelta | None = None
 
 
-class ChatChunkChoice(_Answer):
+class ChatChunkChoice(AnswerModel):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
@@ -211,7 +211,7 @@ class ChatChunkChoice(_Answer):
     token_ids: list[int] = []
 
 
-class _Chunk(_Answer):
+class _Chunk(AnswerModel):
     id: str
     created: int
     model: str
@@ -227,7 +227,7 @@ class ChatCompletionChunk(_Chunk):
     prompt_text: str | None = None
 
 
-class CompletionChunkChoice(_Answer):
+class CompletionChunkChoice(AnswerModel):
     index: int
     text: str
     logprobs: CompletionLogprobs | None
@@ -245,14 +245,14 @@ class CompletionChunk(_Chunk):
 # ------------------------------------------------------------------------------------------------- tokens and models
 
 
-class Tokens(_Answer):
+class Tokens(AnswerModel):
     count: int
     max_model_len: int
     tokens: list[int]
     token_strs: list[str | None] | None
 
 
-class Text(_Answer):
+class Text(AnswerModel):
     prompt: str
 
 
@@ -265,7 +265,7 @@ class TokenizerInfo(BaseModel):
     chat_template: str = ""
 
 
-class ModelPermission(_Answer):
+class ModelPermission(AnswerModel):
     id: str
     object: Literal["model_permission"]
     created: int
@@ -280,7 +280,7 @@ class ModelPermission(_Answer):
     is_blocking: bool
 
 
-class Model(_Answer):
+class Model(AnswerModel):
     id: str
     object: Literal["model"]
     created: int
@@ -291,7 +291,7 @@ class Model(_Answer):
     permission: list[ModelPermission]
 
 
-class Models(_Answer):
+class Models(AnswerModel):
     object: Literal["list"]
     data: list[Model]
 
@@ -299,11 +299,11 @@ class Models(_Answer):
 # --------------------------------------------------------------------------------------------------------- operation
 
 
-class ServerLoad(_Answer):
+class ServerLoad(AnswerModel):
     server_load: int
 
 
-class Version(_Answer):
+class Version(AnswerModel):
     version: str
 
 

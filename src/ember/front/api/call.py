@@ -153,7 +153,7 @@ def open_call(
     return ApiCall(
         services=services,
         info=info,
-        id=f"{id_prefix}-{name}",
+        id=f"{id_prefix}{name}",
         created=int(time.time()),
         headers=_headers(
             [*ignored_fields(request, REFUSED), *_unread_options(request, services), *ignored], services, name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ember.front.api.body import parse_body
@@ -27,21 +28,37 @@ async def create_chat_completion(services: Services, raw_request: Request) -> Re
     """Raises ApiError for every failure before the first token."""
     request = await parse_body(ChatRequest, raw_request.body)
     services.check_model(request.model)
-    refuse_unsupported(request)
-    refuse_template_overrides(request)
-    tools = requested_tools(request, services)
-    adds_generation_prompt(request)
-    info = await services.ready()
-    call = await in_thread(request, _open, raw_request, request, services, info, tools)
+    call = await open_chat(services, raw_request, request, "chatcmpl-")
     if request.stream:
         return EventStream(await start_stream(call, _Chunks(call, request)), call.headers)
     return await _answer(call, request)
 
 
-def _open(raw_request: Request, request: ChatRequest, services: Services, info: Ready, tools: ToolUse) -> ApiCall:
+async def open_chat(
+    services: Services, raw_request: Request, request: ChatRequest, id_prefix: str, ignored: Sequence[str] = ()
+) -> ApiCall:
+    """The call of a chat, for every route that answers conversations. `ignored` names further parts of the body that
+    have no effect. Raises ApiError."""
+    refuse_unsupported(request)
+    refuse_template_overrides(request)
+    tools = requested_tools(request, services)
+    adds_generation_prompt(request)
+    info = await services.ready()
+    return await in_thread(request, _open, raw_request, request, services, info, tools, id_prefix, ignored)
+
+
+def _open(
+    raw_request: Request,
+    request: ChatRequest,
+    services: Services,
+    info: Ready,
+    tools: ToolUse,
+    id_prefix: str,
+    ignored: Sequence[str],
+) -> ApiCall:
     reader = requested_reader(request, services, tools, asked_variables(request, services))
     prompt, unread = chat_prompt(request, services, info, tools.shown)
-    return open_call(raw_request, request, services, info, [prompt], "chatcmpl", unread, reader)
+    return open_call(raw_request, request, services, info, [prompt], id_prefix, [*unread, *ignored], reader)
 
 
 def _is_legacy(request: ChatRequest) -> bool:
@@ -131,15 +148,15 @@ class _Chunks:
             ]
         return chunks
 
-    def delta(self, piece: Piece, runs: Runs) -> Event | None:
-        """The chunk of one piece; None when there is nothing to tell."""
+    def deltas(self, piece: Piece, runs: Runs) -> Sequence[Event]:
+        """The chunk of one piece, if there is anything to tell."""
         if piece.finish_reason is None and self._is_plain:
             text = piece.text
             if len(piece.deltas) == 1 and type(delta := piece.deltas[0]) is Content:
                 text = delta.text
             elif piece.deltas:
-                return self._plain_event(piece.choice, json_text(delta_fields(piece, self._is_legacy)))
-            return self._plain_event(piece.choice, f'{{"content":{json_text(text)}}}') if text else None
+                return (self._plain_event(piece.choice, json_text(delta_fields(piece, self._is_legacy))),)
+            return (self._plain_event(piece.choice, f'{{"content":{json_text(text)}}}'),) if text else ()
         request = self._request
         choice: dict[str, Any] = {
             "index": piece.choice,
@@ -157,12 +174,13 @@ class _Chunks:
             if not self._call.stream_usage.at_end:
                 extra["system_fingerprint"] = self._call.fingerprint
         elif not (choice["delta"] or choice["logprobs"] or choice.get("token_ids")):
-            return None
+            return ()
         num_tokens = runs.runs[0].samples[piece.choice].num_tokens
-        return self._event(runs, choice, num_tokens, extra)
+        return (self._event(runs, choice, num_tokens, extra),)
 
-    def usage(self, runs: Runs) -> Event:
-        return event({**self._head, **self._call.final_chunk(runs)})
+    def closing(self, runs: Runs) -> Sequence[Event]:
+        """The usage, where it is asked for."""
+        return (event({**self._head, **self._call.final_chunk(runs)}),) if self._call.stream_usage.at_end else ()
 
     def _plain_event(self, choice: int, delta: str) -> Event:
         return Event(f'{self._prefix}{choice},"delta":{delta},"logprobs":null,"finish_reason":null}}]}}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ember.front.api.body import parse_body
@@ -34,7 +35,7 @@ async def create_completion(services: Services, raw_request: Request) -> Respons
 
 def _open(raw_request: Request, request: CompletionRequest, services: Services, info: Ready) -> ApiCall:
     prompts = completion_prompts(request, services, info)
-    return open_call(raw_request, request, services, info, prompts, "cmpl")
+    return open_call(raw_request, request, services, info, prompts, "cmpl-")
 
 
 class _Choice:
@@ -136,20 +137,20 @@ class _Chunks:
         """There is no role to tell."""
         return []
 
-    def delta(self, piece: Piece, runs: Runs) -> Event | None:
-        """The chunk of one piece; None when there is nothing to tell."""
+    def deltas(self, piece: Piece, runs: Runs) -> Sequence[Event]:
+        """The chunk of one piece, if there is anything to tell."""
         if piece.finish_reason is None and self._is_plain:
             if not piece.text:
-                return None
+                return ()
             text = json_text(piece.text)
             end = '"logprobs":null,"finish_reason":null,"stop_reason":null}]}'
-            return Event(f'{self._prefix}{piece.choice},"text":{text},{end}')
+            return (Event(f'{self._prefix}{piece.choice},"text":{text},{end}'),)
         run = runs.runs[piece.choice // self._call.n]
         shown = self._choices[piece.choice]
         text, columns = shown.show(piece, run)
         tells_tokens = (columns and columns["tokens"]) or (piece.token_ids and self._request.return_token_ids)
         if not (text or tells_tokens or piece.finish_reason):
-            return None
+            return ()
         choice: dict[str, Any] = {
             "index": piece.choice,
             "text": text,
@@ -167,7 +168,8 @@ class _Chunks:
             chunk["system_fingerprint"] = self._call.fingerprint
         if self._call.stream_usage.in_chunks:
             chunk["usage"] = self._call.final_usage(runs, run.samples[piece.choice % self._call.n].num_tokens)
-        return event(chunk)
+        return (event(chunk),)
 
-    def usage(self, runs: Runs) -> Event:
-        return event({**self._head, **self._call.final_chunk(runs)})
+    def closing(self, runs: Runs) -> Sequence[Event]:
+        """The usage, where it is asked for."""
+        return (event({**self._head, **self._call.final_chunk(runs)}),) if self._call.stream_usage.at_end else ()

@@ -18,12 +18,15 @@ from pydantic.json_schema import models_json_schema
 
 from ember import __version__
 from ember.front.api import answers, schemas
+from ember.front.api.anthropic import answers as anthropic_answers
+from ember.front.api.anthropic import schemas as anthropic_schemas
 from ember.front.api.exchange import REQUEST_ID_HEADER, Response
 from ember.front.api.load import FORMAT_HEADER, LOAD_HEADER
 from ember.front.api.route import Model, Route
 from ember.front.api.services import Services
 
 _SCHEMAS = "#/components/schemas/"
+_MODULES = (schemas, answers, anthropic_schemas, anthropic_answers)  # of models that records give by name
 _OF_EVERY_ROUTE = (400, 401, 500, 503)
 _OF_BODIES = (404, 408, 413)
 
@@ -134,7 +137,7 @@ def _model(model: Model) -> type[BaseModel]:
     """The class of a model, which a route's record may give by name."""
     if not isinstance(model, str):
         return model
-    found: type[BaseModel] = getattr(schemas, model, None) or getattr(answers, model)
+    found: type[BaseModel] = next(getattr(module, model) for module in _MODULES if hasattr(module, model))
     return found
 
 

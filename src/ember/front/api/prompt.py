@@ -77,7 +77,7 @@ def _guarded(text: str, request: GenerationRequest, tokenizer: Tokenizer, info: 
         f"characters, more than {most}, which cannot fit. Please reduce the length of the input prompt. "
         f"(parameter=input_text, value={len(text)})"
     )
-    raise bad_request(message, "input_text")
+    raise PromptTooLong(message, "input_text", None, info.max_model_len)
 
 
 @lru_cache(maxsize=4)
@@ -118,13 +118,22 @@ def truncated(token_ids: list[int], request: GenerationRequest | TokenizeRequest
     return token_ids
 
 
-def too_long(num_tokens: int, max_model_len: int) -> ApiError:
+class PromptTooLong(ApiError):
+    """A 400 for a prompt that is longer than the context."""
+
+    def __init__(self, message: str, param: str, num_tokens: int | None, max_model_len: int) -> None:
+        super().__init__(400, message, param=param)
+        self.num_tokens = num_tokens  # None = it has too many characters to be counted
+        self.max_model_len = max_model_len
+
+
+def too_long(num_tokens: int, max_model_len: int) -> PromptTooLong:
     message = (
         f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains {num_tokens} "
         "input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input "
         f"prompt. (parameter=input_tokens, value={num_tokens})"
     )
-    return bad_request(message, "input_tokens")
+    return PromptTooLong(message, "input_tokens", num_tokens, max_model_len)
 
 
 def empty_prompt() -> ApiError:

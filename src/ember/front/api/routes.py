@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 
+from ember.front.api.anthropic.forms import ANTHROPIC_ERRORS, ANTHROPIC_EVENTS
 from ember.front.api.batch import create_chat_batch
 from ember.front.api.chat import create_chat_completion
 from ember.front.api.completions import create_completion
-from ember.front.api.exchange import Request, Response
+from ember.front.api.exchange import EventStream, Request, Response
 from ember.front.api.invocations import invoke
 from ember.front.api.load import load
 from ember.front.api.models import get_model, list_models
@@ -24,6 +26,16 @@ def _at_once(answer: Callable[[Services], Response]) -> Handler:
 
     async def handler(services: Services, raw_request: Request) -> Response:
         return answer(services)
+
+    return handler
+
+
+def _later(module: str, name: str) -> Handler:
+    """A handler whose module is imported at its first request, so that it does not delay a boot."""
+
+    async def handler(services: Services, raw_request: Request) -> Response | EventStream:
+        answer: Handler = getattr(import_module(module), name)
+        return await answer(services, raw_request)
 
     return handler
 
@@ -76,6 +88,38 @@ ROUTES = (
             body=("CompletionRequest",),
             answer=("Completion",),
             chunk=("CompletionChunk",),
+        ),
+    ),
+    Route(
+        path="/v1/messages",
+        methods=("POST",),
+        answer=_later("ember.front.api.anthropic.messages", "create_message"),
+        task="generate",
+        errors=ANTHROPIC_ERRORS,
+        framing=ANTHROPIC_EVENTS,
+        about=Description(
+            summary="Anthropic's chat",
+            body=("MessagesRequest",),
+            answer=("AnthropicAnswer",),
+            chunk=(
+                "MessageStart",
+                "Ping",
+                "BlockStartEvent",
+                "BlockDeltaEvent",
+                "BlockStopEvent",
+                "MessageDelta",
+                "MessageStop",
+            ),
+        ),
+    ),
+    Route(
+        path="/v1/messages/count_tokens",
+        methods=("POST",),
+        answer=_later("ember.front.api.anthropic.messages", "count_tokens"),
+        task="generate",
+        errors=ANTHROPIC_ERRORS,
+        about=Description(
+            summary="The tokens of Anthropic's chat", body=("CountTokensRequest",), answer=("AnthropicTokens",)
         ),
     ),
     Route(

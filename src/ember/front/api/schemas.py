@@ -47,7 +47,7 @@ def _few_prompts(given: Any) -> Any:
     return given
 
 
-def _few_keys(given: Any) -> Any:
+def few_keys(given: Any) -> Any:
     if isinstance(given, dict) and len(given) > MAX_KEYS:
         raise PydanticCustomError("too_long", f"Object should have at most {MAX_KEYS} keys, not {len(given)}")
     return given
@@ -62,7 +62,7 @@ def _demanded(schema: dict[str, Any]) -> None:
     schema.pop("default", None)
 
 
-class _Open(BaseModel):
+class OpenModel(BaseModel):
     """A body or an object that keeps unknown keys."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
@@ -70,17 +70,17 @@ class _Open(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _check_keys(cls, given: Any) -> Any:
-        return _few_keys(given)
+        return few_keys(given)
 
 
-class StreamOptions(_Open):
+class StreamOptions(OpenModel):
     """The usage that a stream reports."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
 
 
-class RepetitionDetection(_Open):
+class RepetitionDetection(OpenModel):
     """When repeated output ends; see `repetition.py`."""
 
     max_pattern_size: Int64 | None = None
@@ -94,7 +94,7 @@ _FORMAT_EXTRA = {
 }
 
 
-class ResponseFormat(_Open):
+class ResponseFormat(OpenModel):
     """`schema`, `format`, `structures` and `triggers` are among the unknown keys; see `structured.py`."""
 
     type: str
@@ -106,7 +106,7 @@ class ResponseFormat(_Open):
         return _FORMAT_EXTRA.get(self.type, frozenset())
 
 
-class GenerationRequest(_Open):
+class GenerationRequest(OpenModel):
     """The fields that chat and completions share."""
 
     model: str | None = None
@@ -185,7 +185,7 @@ class Message(TypedDict, total=False):
 
 
 Messages = Annotated[
-    list[Annotated[Message, BeforeValidator(_few_keys)]], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
+    list[Annotated[Message, BeforeValidator(few_keys)]], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
 ]
 
 
@@ -227,7 +227,7 @@ class CompletionRequest(GenerationRequest):
     suffix: str | None = None
 
 
-class BatchChatRequest(_Open):
+class BatchChatRequest(OpenModel):
     """POST /v1/chat/completions/batch. Each conversation becomes a `ChatRequest` with the body's other fields."""
 
     model: str | None = None
@@ -235,7 +235,7 @@ class BatchChatRequest(_Open):
     n: Int64 | None = None
 
 
-class TokenizeRequest(_Open):
+class TokenizeRequest(OpenModel):
     """POST /tokenize with a text."""
 
     model: str | None = None
@@ -252,7 +252,7 @@ class TokenizeChatRequest(ChatRequest):
     return_token_strs: bool | None = None
 
 
-class DetokenizeRequest(_Open):
+class DetokenizeRequest(OpenModel):
     """POST /detokenize."""
 
     model: str | None = None

@@ -45,7 +45,7 @@ class Services:
 
     def check_model(self, name: str | None) -> None:
         """Raises ApiError 404 for a name that is not served. A missing or empty name means the base model."""
-        if name and name not in self.settings.served_names:
+        if name and not self.settings.serves(name):
             raise ApiError(404, f"The model `{name[:200]}` does not exist.", param="model")
 
     async def ready(self) -> Ready:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -67,9 +67,9 @@ class StartedEvents(AsyncGenerator[Event, None]):
 class ChunkWriter(Protocol):
     """Turns what the engine produces into the events of one route's streams."""
 
-    def opening(self, runs: Runs) -> list[Event]: ...
-    def delta(self, piece: Piece, runs: Runs) -> Event | None: ...
-    def usage(self, runs: Runs) -> Event: ...
+    def opening(self, runs: Runs) -> Sequence[Event]: ...
+    def deltas(self, piece: Piece, runs: Runs) -> Sequence[Event]: ...
+    def closing(self, runs: Runs) -> Sequence[Event]: ...
 
 
 async def start_stream(call: ApiCall, writer: ChunkWriter) -> StartedEvents:
@@ -93,10 +93,10 @@ async def _events(call: ApiCall, writer: ChunkWriter) -> AsyncGenerator[Event, N
                     for chunk in writer.opening(runs):
                         yield chunk
                 for piece in intervals.due(pieces):
-                    if (delta := writer.delta(piece, runs)) is not None:
+                    for delta in writer.deltas(piece, runs):
                         yield delta
-        if call.stream_usage.at_end:
-            yield writer.usage(runs)
+        for last in writer.closing(runs):
+            yield last
     except ApiError:
         raise
     except Exception:

@@ -40,7 +40,7 @@ async def tokenize(services: Services, raw_request: Request) -> Response:
         refuse_template_overrides(request)
         adds_generation_prompt(request)
         tools = requested_tools(request, services, to_run=False).shown
-        token_ids, unread = await in_thread(request, _chat_tokens, request, services, tools)
+        token_ids, unread = await in_thread(request, chat_tokens, request, services, tools)
     else:
         request = await parse_body(TokenizeRequest, raw_request.body)
         services.check_model(request.model)
@@ -68,7 +68,7 @@ async def detokenize(services: Services, raw_request: Request) -> Response:
     return Response(200, {"prompt": text}, _headers(ignored_fields(request)))
 
 
-def _chat_tokens(
+def chat_tokens(
     request: ChatRequest, services: Services, tools: list[dict[str, Any]] | None
 ) -> tuple[list[int], list[str]]:
     """The token ids of the chat, and the names of what the template does not read."""

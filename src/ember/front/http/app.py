@@ -169,13 +169,17 @@ class _Face:
             return response
 
     def _is_authorised(self, http: web.BaseRequest) -> bool:
-        """Whether the request has a valid key. All keys are compared, each in constant time."""
+        """Whether the request has a valid key, as a bearer token or as Anthropic's clients send it. All keys are
+        compared, each in constant time."""
         if not self._key_digests:
             return True
         scheme, _, token = http.headers.get("Authorization", "").partition(" ")
-        digest = _digest(token.strip())
-        matches = [hmac.compare_digest(digest, key) for key in self._key_digests]
-        return scheme.lower() == "bearer" and any(matches)
+        given = [token.strip()] if scheme.lower() == "bearer" else []
+        if (own := http.headers.get("x-api-key")) is not None:
+            given.append(own.strip())
+        digests = [_digest(key) for key in given]
+        matches = [hmac.compare_digest(digest, key) for digest in digests for key in self._key_digests]
+        return any(matches)
 
     def _echo_headers(self, http: web.BaseRequest) -> dict[str, str]:
         if not self._settings.enable_request_id_headers:

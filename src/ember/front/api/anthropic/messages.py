@@ -1,0 +1,166 @@
+"""POST /v1/messages and /v1/messages/count_tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from ember.front.api.anthropic.schemas import CountTokensRequest, MessagesRequest
+from ember.front.api.anthropic.translate import chat_body, own_error
+from ember.front.api.blocks import Block, BlockDelta, BlockEvent, BlockReader, BlockStart, whole_blocks
+from ember.front.api.body import IGNORED_FIELDS_HEADER, MAX_IGNORED, parse_body
+from ember.front.api.call import ApiCall
+from ember.front.api.chat import open_chat
+from ember.front.api.exchange import Event, EventStream, Request, Response
+from ember.front.api.runs import Runs
+from ember.front.api.samples import Piece
+from ember.front.api.schemas import ChatRequest, TokenizeChatRequest
+from ember.front.api.services import Services
+from ember.front.api.streaming import json_text, start_stream
+from ember.front.api.threads import in_thread
+from ember.front.api.tokenize import chat_tokens
+from ember.front.api.tools import requested_tools
+from ember.front.errors import ApiError
+from ember.untrusted_json import UntrustedJsonError, loads_strict
+
+_STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}
+
+
+async def create_message(services: Services, raw_request: Request) -> Response | EventStream:
+    """Raises ApiError for every failure before the first token."""
+    request = await parse_body(MessagesRequest, raw_request.body)
+    services.check_model(request.model)
+    body, ignored = chat_body(request, services)
+    try:
+        call = await open_chat(services, raw_request, await parse_body(ChatRequest, body), "msg_", ignored)
+    except ApiError as error:
+        raise own_error(error) from None
+    call.headers["request-id"] = call.id
+    if request.stream:
+        return EventStream(await start_stream(call, _Events(call)), call.headers)
+    async with call.runs() as runs:
+        (piece,) = await runs.collect()
+    blocks = whole_blocks(piece)
+    message = {
+        **_head(call),
+        "content": [_whole_block(block) for block in blocks],
+        **_stop(piece, blocks),
+        "usage": _usage(runs),
+    }
+    return Response(200, message, call.headers)
+
+
+async def count_tokens(services: Services, raw_request: Request) -> Response:
+    """Count the tokens of a conversation without running it. Raises ApiError."""
+    request = await parse_body(CountTokensRequest, raw_request.body)
+    services.check_model(request.model)
+    await services.ready()
+    body, ignored = chat_body(request, services)
+    chat = await parse_body(TokenizeChatRequest, body)
+    tools = requested_tools(chat, services, to_run=False).shown
+    token_ids, unread = await in_thread(chat, chat_tokens, chat, services, tools)
+    names = [*ignored, *unread][:MAX_IGNORED]
+    return Response(200, {"input_tokens": len(token_ids)}, {IGNORED_FIELDS_HEADER: ", ".join(names)} if names else {})
+
+
+def _head(call: ApiCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "message", "role": "assistant", "model": call.services.model_name}
+
+
+def _stop(piece: Piece, blocks: Sequence[Block]) -> dict[str, Any]:
+    """`stop_reason` and `stop_sequence` of a finished sample."""
+    if piece.finish_reason == "stop" and isinstance(piece.stop_reason, str):
+        return {"stop_reason": "stop_sequence", "stop_sequence": piece.stop_reason}
+    reason = _STOP_REASONS.get(piece.finish_reason or "", "end_turn")
+    if reason == "end_turn" and blocks and blocks[-1].kind == "call":  # of a tool that the request named
+        reason = "tool_use"
+    return {"stop_reason": reason, "stop_sequence": None}
+
+
+def _usage(runs: Runs) -> dict[str, Any]:
+    """Tokens of the prompt that the prefix cache had are counted apart, as Anthropic counts them."""
+    cached = runs.cached_tokens()
+    return {
+        "input_tokens": runs.prompt_tokens() - cached,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": cached,
+        "output_tokens": runs.completion_tokens(),
+    }
+
+
+def _signature(block: Block) -> str:
+    """What proves a block of thinking. It is read by nobody here: a client sends it back with the block."""
+    return hashlib.sha256(block.text.encode("utf-8", "replace")).hexdigest()
+
+
+def _whole_block(block: Block) -> dict[str, Any]:
+    if block.kind == "reasoning":
+        return {"type": "thinking", "thinking": block.text, "signature": _signature(block)}
+    if block.kind == "text":
+        return {"type": "text", "text": block.text}
+    return {"type": "tool_use", "id": block.id, "name": block.name, "input": _input(block.text)}
+
+
+def _input(arguments: str) -> dict[str, Any]:
+    """The arguments of a call as an object: an empty one where they were cut off."""
+    try:
+        given = loads_strict(arguments.encode())
+    except UntrustedJsonError:
+        return {}
+    return given if isinstance(given, dict) else {}
+
+
+class _Events:
+    """Writes the events of one stream. Each has its type as its name."""
+
+    def __init__(self, call: ApiCall) -> None:
+        self._call = call
+        self._reader = BlockReader()
+        self._last: Piece | None = None
+
+    def opening(self, runs: Runs) -> Sequence[Event]:
+        usage = {**_usage(runs), "output_tokens": 0}
+        message = {**_head(self._call), "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
+        return (_event("message_start", message=message), _event("ping"))
+
+    def deltas(self, piece: Piece, runs: Runs) -> Sequence[Event]:
+        self._last = piece
+        return [event for found in self._reader.push(piece) for event in self._of(found)]
+
+    def closing(self, runs: Runs) -> Sequence[Event]:
+        assert self._last is not None
+        stop = _stop(self._last, self._reader.blocks)
+        return (_event("message_delta", delta=stop, usage=_usage(runs)), _event("message_stop"))
+
+    def _of(self, found: BlockEvent) -> list[Event]:
+        index = found.block.index
+        if isinstance(found, BlockStart):
+            return [_event("content_block_start", index=index, content_block=_empty_block(found.block))]
+        if isinstance(found, BlockDelta):
+            return [_event("content_block_delta", index=index, delta=_delta(found.block, found.text))]
+        ending = [_event("content_block_stop", index=index)]
+        if found.block.kind == "reasoning":
+            delta = {"type": "signature_delta", "signature": _signature(found.block)}
+            ending.insert(0, _event("content_block_delta", index=index, delta=delta))
+        return ending
+
+
+def _empty_block(block: Block) -> dict[str, Any]:
+    if block.kind == "reasoning":
+        return {"type": "thinking", "thinking": "", "signature": ""}
+    if block.kind == "text":
+        return {"type": "text", "text": ""}
+    return {"type": "tool_use", "id": block.id, "name": block.name, "input": {}}
+
+
+def _delta(block: Block, text: str) -> dict[str, Any]:
+    if block.kind == "reasoning":
+        return {"type": "thinking_delta", "thinking": text}
+    if block.kind == "text":
+        return {"type": "text_delta", "text": text}
+    return {"type": "input_json_delta", "partial_json": text}
+
+
+def _event(kind: str, **fields: Any) -> Event:
+    return Event(json_text({"type": kind, **fields}), kind)
