@@ -40,7 +40,6 @@ from ember_kernels.decode_plan import (
     add_parts,
     multiprocessors,
     plan_decodes,
-    split_parts,
     visible_tiles,
 )
 from ember_kernels.launch import direct, next_power_of_2
@@ -244,7 +243,7 @@ def decode_attention(
     factor, cap = score_factors(scale, k_scale, soft_cap, head_dim)
     c = config(head_dim, keys.element_size(), capability)
     group = heads // kv_heads
-    sums, maxima, weights = split_parts(plan)
+    sums, maxima, weights = plan.split
     decode_attention_kernel[(plan.num_programs,)](
         query,
         keys,

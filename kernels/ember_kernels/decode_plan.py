@@ -43,10 +43,12 @@ class DecodePlan:
             sequences that have any, in order; of each program the place in that list where it begins
     parts   float32 on the device, two parts of a context for each program: sums of values times weights [group,
             head_dim], then of all parts the maximal scores (in units of log 2) and the sums of weights [group] each
+    split   views of `parts` that begin with the sums, the maximal scores and the sums of weights
     """
 
     words: torch.Tensor
     parts: torch.Tensor
+    split: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     num_seqs: int
     num_programs: int
     heads: int
@@ -143,6 +145,7 @@ def plan_decodes(
     words = torch.empty(HEADER + 2 * num_seqs + num_programs, dtype=torch.int32, device=device)
     rows = 2 * num_programs * (heads // kv_heads)
     parts = torch.empty(rows * (head_dim + 2), dtype=torch.float32, device=device)
+    split = parts, parts[rows * head_dim :], parts[rows * (head_dim + 1) :]
     if num_seqs:
         plan_kernel[(1,)](
             seq_lens,
@@ -160,7 +163,7 @@ def plan_decodes(
             num_warps=8,
             num_stages=1,
         )
-    return DecodePlan(words, parts, num_seqs, num_programs, heads, kv_heads, head_dim, block_n, reach, is_chunk)
+    return DecodePlan(words, parts, split, num_seqs, num_programs, heads, kv_heads, head_dim, block_n, reach, is_chunk)
 
 
 def plan_reference(lengths: list[int], plan: DecodePlan) -> list[int]:
@@ -252,7 +255,7 @@ def add_parts(
 ) -> None:
     """Complete out [seqs, heads, head_dim], which has the rows of contexts that one program has computed."""
     head_dim = plan.head_dim
-    sums, maxima, weights = split_parts(plan)
+    sums, maxima, weights = plan.split
     add_parts_kernel[(plan.num_seqs, plan.heads)](
         plan.words,
         sums,
@@ -275,12 +278,6 @@ def add_parts(
         num_warps=4,
         num_stages=1,
     )
-
-
-def split_parts(plan: DecodePlan) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The sums, maximal scores and weights of a plan's parts."""
-    rows = 2 * plan.num_programs * (plan.heads // plan.kv_heads)
-    return plan.parts, plan.parts[rows * plan.head_dim :], plan.parts[rows * (plan.head_dim + 1) :]
 
 
 def specialisations(capability: int) -> Iterator[Specialisation]:

@@ -39,7 +39,6 @@ from ember_kernels.decode_plan import (
     add_parts,
     multiprocessors,
     plan_decodes,
-    split_parts,
     visible_tiles,
 )
 from ember_kernels.latent_cache import SIZES
@@ -367,7 +366,7 @@ def latent_decode(
     capability = device_capability(query.device)
     stored, fp8_bits = _as_stored(cache, capability)
     group = head_group(heads)
-    sums, maxima, weights = split_parts(plan)
+    sums, maxima, weights = plan.split
     c = decode_config(rank, cache.element_size(), capability)
     latent_decode_kernel[(plan.num_programs,)](
         query,

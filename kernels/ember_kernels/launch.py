@@ -7,22 +7,24 @@ generated once for each combination of argument types. A key that is new goes th
 or loads the binary. Later launches call the binary's launcher at once.
 
 The layers of a decoder are alike: in one step an operation of theirs launches the same kernels with the same grids and
-numbers, and with other tensors. `repeat` makes the first layer's call and then repeats its launches for the others,
-without the code before them: checks, choices of tiles, keys.
+numbers, and with other tensors. `Launches` keeps the first layer's launches as complete lines of arguments, in which
+pointers are addresses. The other layers write theirs into these lines and call the launchers' C functions, without the
+code before them: checks, choices of tiles, keys, and Triton's launcher in Python.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field
-from typing import Any
+import copy
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from triton import knobs
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 Key = tuple[Any, ...]
-_captured: list[Launch | None] | None = None  # by the call that `repeat` makes; None: a launch through Triton
+_captured: list[Launch | None] | None = None  # by the call that `Launches.make` makes; None: a launch through Triton
 
 
 def cdiv(x: int, y: int) -> int:
@@ -54,8 +56,8 @@ class Direct:
             raise TypeError(f"{kernel.__name__}: tl.constexpr arguments must come last")
         self._defaults = {p.name: p.default for p in params[self.num_plain :] if p.has_default}
         self._names = [parameter.name for parameter in params[self.num_plain :]]
-        self._keys: dict[tuple[type, ...], Callable[[tuple[Any, ...]], Key] | None] = {}
-        self._binaries: dict[Key, tuple[Any, Any, Any, tuple[Any, ...]]] = {}
+        self._keys: dict[tuple[type, ...], Callable[..., Key] | None] = {}
+        self._binaries: dict[Key, Binary] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.kernel, name)
@@ -76,25 +78,26 @@ class Direct:
             make_key = self._keys[types] = self._key_function(arguments)
         key = None
         if make_key is not None and not _is_watched():
-            key = (device, types, make_key(arguments), *constants, *constants.values())
+            key = (device, make_key, make_key(*arguments), *constants, *constants.values())
             known = self._binaries.get(key)
             if known is not None:
-                run, function, metadata, rest = known
                 x, y, z = (*grid, 1, 1)[:3]
                 stream = active.get_current_stream(device)
-                run(x, y, z, stream, function, metadata, None, None, None, *arguments, *rest)
+                if known.is_nested:
+                    known.function(x, y, z, stream, *known.head, (*arguments, *known.constants))
+                else:
+                    known.function(x, y, z, stream, *known.head, *arguments, *known.constants)
                 if _captured is not None:
-                    _captured.append(Launch(run, (x, y, z), function, metadata, [*arguments, *rest]))
+                    _captured.append(Launch(known, (x, y, z, stream), arguments))
                 return
         if _captured is not None:
             _captured.append(None)  # once it is loaded, the next call can be repeated
-        binary = self.kernel.run(*arguments, grid=grid, warmup=False, **constants)
-        if key is not None and binary is not None:
-            given = self._defaults | constants
-            rest = tuple(given[name] for name in self._names)
-            self._binaries[key] = binary.run, binary.function, binary.packed_metadata, rest
+        loaded = self.kernel.run(*arguments, grid=grid, warmup=False, **constants)
+        if key is not None and loaded is not None:
+            values = self._defaults | constants
+            self._binaries[key] = make_binary(loaded, arguments, tuple(values[name] for name in self._names))
 
-    def _key_function(self, arguments: tuple[Any, ...]) -> Callable[[tuple[Any, ...]], Key] | None:
+    def _key_function(self, arguments: tuple[Any, ...]) -> Callable[..., Key] | None:
         """The function that describes arguments of these types; None: Triton has to look at them."""
         if len(arguments) != self.num_plain:
             return None
@@ -102,17 +105,18 @@ class Direct:
         for i, (argument, parameter) in enumerate(zip(arguments, self.kernel.params, strict=False)):
             is_aligned = not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment)
             if hasattr(argument, "data_ptr"):
-                parts.append(f"a[{i}].dtype")
+                parts.append(f"a{i}.dtype")
                 if is_aligned:
-                    parts.append(f"a[{i}].data_ptr() % 16 == 0")
+                    parts.append(f"a{i}.data_ptr() & 15 == 0")
             elif isinstance(argument, int) and not isinstance(argument, bool):
-                parts.append(f"(a[{i}] + 0x80000000) >> 32")  # 0: it fits into 32 bits
-                parts.append(f"a[{i}] >> 63")  # 0 or -1: it fits into 64 bits with a sign
+                # 0: it fits into 32 bits. 0 and -1 after it: it fits into 64 bits with a sign.
+                parts.append(f"0 if -0x80000000 <= a{i} <= 0x7FFFFFFF else (1, a{i} >> 63)")
                 if not parameter.do_not_specialize:
-                    parts.append(f"1 if a[{i}] == 1 else a[{i}] % 16 == 0 and 16")
+                    parts.append(f"a{i} & 15 == 0 or a{i} == 1 and 1.5")
             elif not (argument is None or isinstance(argument, float | bool)):
                 return None
-        described: Callable[[tuple[Any, ...]], Key] = eval(f"lambda a: ({''.join(part + ', ' for part in parts)})")
+        names = ", ".join(f"a{i}" for i in range(len(arguments)))
+        described: Callable[..., Key] = eval(f"lambda {names}: ({''.join(part + ', ' for part in parts)})")
         return described
 
 
@@ -123,79 +127,121 @@ def _is_watched() -> bool:
     return bool((enter is not None and getattr(enter, "calls", True)) or (leave is not None and leave.calls))
 
 
-@dataclass(slots=True)
-class Launch:
-    """One launch of a loaded binary. `places`: (index in `line`, index of the tensor that is put there)."""
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """A loaded binary, and how it is launched: function(x, y, z, stream, *head, *arguments, *constants), where the
+    kernel's arguments and constants may also be one tuple (`is_nested`)."""
 
-    run: Callable[..., Any]
-    grid: tuple[int, int, int]
-    function: Any
-    metadata: Any
-    arguments: list[Any]
-    places: tuple[tuple[int, int], ...] = ()
-    line: list[Any] = field(default_factory=list)  # everything that `run` is called with, the stream left out
-
-
-STREAM = 3  # its index in a line
+    function: Callable[..., Any]
+    head: tuple[Any, ...]
+    is_nested: bool
+    constants: tuple[Any, ...]  # the arguments after those that a launch gives
+    pointers: tuple[int, ...]  # which of the arguments are tensors
 
 
-Launches = dict[Hashable, list[Launch] | None]
+class Launch(NamedTuple):
+    """One launch of a loaded binary."""
+
+    binary: Binary
+    place: tuple[int, int, int, int]  # the grid and the stream
+    arguments: tuple[Any, ...]
 
 
-def repeat(
-    launches: Launches, key: Hashable, tensors: tuple[Any, ...], call: Callable[[], Any], num_checked: int | None = None
-) -> None:
-    """`call()`, or the launches that the last call under this key has made, with these tensors in place of its own.
+def make_binary(loaded: Any, arguments: tuple[Any, ...], constants: tuple[Any, ...]) -> Binary:
+    """Describe a binary for launches with such arguments.
 
-    Calls of one key differ in nothing but these tensors, which the caller holds on to. None of the others may be
-    specific to a call, nor may a kernel get a part of one of these that does not begin where it begins. `num_checked`:
-    the caller knows that the tensors after so many have addresses that are multiples of 16; None: it knows of none.
+    Triton's launcher is Python code that calls a C function with more arguments. Which ones is found by letting a copy
+    of it call something else. A launcher that has to do more at each launch, such as to allocate scratch memory, is
+    called itself.
     """
-    global _captured
-    known = launches.get(key)
-    if known is not None and not _is_watched() and are_aligned(tensors[:num_checked]):
-        active = driver.active
-        stream = active.get_current_stream(active.get_current_device())
-        for launch in known:
-            line = launch.line.copy()
-            line[STREAM] = stream
-            for at, index in launch.places:
-                line[at] = tensors[index]
-            launch.run(*line)
-        return
-    captured: list[Launch | None] = []
-    _captured = captured
-    try:
-        call()
-    finally:
-        _captured = None
-    launches[key] = _repeatable(captured, tensors)
+    pointers = tuple(i for i, argument in enumerate(arguments) if hasattr(argument, "data_ptr"))
+    run, head = loaded.run, (loaded.function, loaded.packed_metadata, None, None, None)
+    sizes = (getattr(run, name, None) for name in ("global_scratch_size", "profile_scratch_size"))
+    if all(size == 0 for size in sizes) and not getattr(run, "gsan_enabled", False):
+        calls: list[tuple[Any, ...]] = []
+        observed = copy.copy(run)
+        observed.launch = lambda *given: calls.append(given)
+        place = tuple(object() for _ in range(4))
+        stand_ins = tuple(object() for _ in range(len(arguments) + len(constants)))
+        observed(*place, *head, *stand_ins)
+        (given,) = calls
+        if given[:4] == place and given[-1] == stand_ins:
+            return Binary(run.launch, given[4:-1], True, constants, pointers)
+        if given[:4] == place and given[-len(stand_ins) :] == stand_ins:
+            return Binary(run.launch, given[4 : -len(stand_ins)], False, constants, pointers)
+    return Binary(run, head, False, constants, pointers)
 
 
-def are_aligned(tensors: Iterable[Any]) -> bool:
-    """Whether all addresses are multiples of 16, which binaries for repeated launches rely on."""
-    for tensor in tensors:  # noqa: SIM110 - a generator takes longer than the checks
-        if tensor.data_ptr() & 15:
+# A launcher, its line of arguments, the list that has those of the kernel (the line itself, or what becomes its last
+# element as a tuple), and the places of the addresses in that list, each with the index of the address.
+Line = tuple[Callable[..., Any], list[Any], list[Any], list[tuple[int, int]]]
+
+
+class Launches:
+    """The launches of one step, by what calls of an operation have in common.
+
+    Calls of one key differ in nothing but the addresses of some tensors, which the caller holds on to. None of the
+    other tensors may be specific to a call, nor may a kernel get a part of one of these that does not begin where it
+    begins. All launches of a step are in one stream.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, list[Line] | None] = {}
+        self._kept: list[Any] = []  # the other tensors, of which lines have the addresses
+
+    def repeat(self, key: Hashable, addresses: Sequence[int]) -> bool:
+        """Repeat the launches of the last call under this key, with these addresses. Returns whether it did; otherwise
+        the call has to be made."""
+        known = self._known.get(key)
+        if known is None:
             return False
-    return True
+        for address in addresses:
+            if address & 15:  # which binaries rely on
+                return False
+        for run, line, arguments, places in known:
+            for at, index in places:
+                arguments[at] = addresses[index]
+            if arguments is not line:
+                line[-1] = tuple(arguments)
+            run(*line)
+        return True
 
+    def make(self, key: Hashable, addresses: Sequence[int], call: Callable[[], Any]) -> None:
+        """`call()`, whose launches are kept to be repeated, if all of them can be."""
+        global _captured
+        captured: list[Launch | None] = []
+        _captured = captured
+        try:
+            call()
+        finally:
+            _captured = None
+        self._known[key] = self._lines(captured, addresses)
 
-def _repeatable(captured: list[Launch | None], tensors: tuple[Any, ...]) -> list[Launch] | None:
-    """The launches without the tensors, which are not kept; None if they cannot be repeated."""
-    addresses = [tensor.data_ptr() for tensor in tensors]
-    by_address = {address: index for index, address in enumerate(addresses)}
-    if len(by_address) < len(tensors) or any(address % 16 or not address for address in addresses):
-        return None
-    made = []
-    for launch in captured:
-        if launch is None:
+    def _lines(self, captured: list[Launch | None], addresses: Sequence[int]) -> list[Line] | None:
+        """The lines of arguments of launches without the addresses; None if the launches cannot be repeated."""
+        indexes = {address: index for index, address in enumerate(addresses)}
+        if len(indexes) < len(addresses) or any(address & 15 or not address for address in addresses):
             return None
-        head = [*launch.grid, None, launch.function, launch.metadata, None, None, None]
-        launch.line, places = [*head, *launch.arguments], []
-        for at, argument in enumerate(launch.arguments, len(head)):
-            if hasattr(argument, "data_ptr") and (index := by_address.get(argument.data_ptr())) is not None:
+        lines = []
+        for launch in captured:
+            if launch is None:
+                return None
+            lines.append(self._line(launch, indexes))
+        return lines or None
+
+    def _line(self, launch: Launch, indexes: dict[int, int]) -> Line:
+        binary = launch.binary
+        arguments, places = list(launch.arguments), []
+        for at in binary.pointers:
+            address = arguments[at].data_ptr()
+            index = indexes.get(address)
+            if index is None:
+                self._kept.append(arguments[at])
+            else:
                 places.append((at, index))
-                launch.line[at] = None
-        launch.places, launch.arguments = tuple(places), []
-        made.append(launch)
-    return made or None
+            arguments[at] = address
+        head = [*launch.place, *binary.head]
+        if binary.is_nested:
+            return binary.function, [*head, None], [*arguments, *binary.constants], places
+        line = [*head, *arguments, *binary.constants]
+        return binary.function, line, line, [(len(head) + at, index) for at, index in places]

@@ -14,6 +14,7 @@ copied. One device buffer is enough, since the stream orders its reader before t
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -24,6 +25,7 @@ ENTRY = 3
 RECORD_HEADER = 3
 KEEP_TOKEN = -1
 
+_SEED, _SEED_WORDS = struct.Struct("<Q"), struct.Struct("<2i")
 # A row's sampling parameters, one word each: floats as their bits, the 64-bit seed as two words. `table` and `mask` are
 # one more than the row of `sampling.Constraints`' tables and of its masks, so that the zeros of padding mean none.
 SAMPLING_FIELDS = (
@@ -78,10 +80,9 @@ def sampling_words(
     mask: int = 0,
 ) -> tuple[int, ...]:
     """The words of `SAMPLING_FIELDS`."""
-    seed_words = np.array([seed & ((1 << 64) - 1)], dtype=np.uint64).view(np.int32).tolist()
-    penalties = [float_word(value) for value in (repetition_penalty, presence_penalty, frequency_penalty)]
-    fixed = (float_word(temperature), float_word(top_p), float_word(min_p), top_k)
-    return (*fixed, *seed_words, *penalties, table, mask)
+    floats = (temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty)
+    filters, penalties = np.array(floats, dtype=np.float32).view(np.int32).reshape(2, 3).tolist()
+    return (*filters, top_k, *_SEED_WORDS.unpack(_SEED.pack(seed & ((1 << 64) - 1))), *penalties, table, mask)
 
 
 def words_needed(update: StepUpdate, capacity: int, words: int) -> int:

@@ -9,7 +9,7 @@ Nothing is compiled or launched.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +18,12 @@ import torch
 from triton.runtime.jit import JITFunction
 
 from ember.engine.description.operator_sets import TRITON
-from ember.engine.operators import triton_ops
+from ember.engine.operators.triton_ops import TritonStep
 from ember_kernels import compile as kernels
-from ember_kernels import launch
+from ember_kernels.launch import Launches
 from tests.kernels.family_launches import LIMITS, SHAPES, describe
 from tests.kernels.published_models import float8_rows
-from tests.support.empty_models import EmptyEngine, no_products, with_layers
+from tests.support.empty_models import EmptyEngine, empty_launcher, no_products, with_layers
 
 # Norms of each kind and place, norms of heads, windows, soft caps, plain activations, one KV head, experts.
 FAMILIES = (
@@ -38,40 +38,46 @@ num_compared = 0
 def pretend(self: Any, key: Any, signature: Any, device: int, *rest: Any) -> Any:
     """In place of a compilation: a binary that notes its launches."""
 
-    def run(x: int, y: int, z: int, stream: int, function: Any, metadata: Any, *given: Any) -> None:
-        arguments = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in given[3:]]
-        seen.append((self.__name__, str(key), (x, y, z), arguments))
+    def launch(*given: Any) -> None:
+        if isinstance(given[-1], tuple):
+            given = (*given[:-1], *given[-1])
+        arguments = [each.data_ptr() if isinstance(each, torch.Tensor) else each for each in given]
+        seen.append((self.__name__, str(key), arguments))
 
+    run = empty_launcher(launch)
     binary = SimpleNamespace(run=run, launch_metadata=lambda *a: None, function=0, packed_metadata=())
     self.device_caches[device][0][key] = binary
     return binary
 
 
-def compared(
-    launches: launch.Launches,
-    key: Any,
-    tensors: tuple[Any, ...],
-    call: Callable[[], Any],
-    num_checked: int | None = None,
-) -> None:
-    """`repeat`, and if it repeats what is known, the whole call after it."""
-    global num_compared
-    is_known = launches.get(key) is not None
-    seen.clear()
-    assert launch.are_aligned(tensors), key  # also those that the caller vouches for
-    launch.repeat(launches, key, tensors, call, num_checked)
-    if is_known:
-        repeated = seen.copy()
+class Compared(Launches):
+    """Launches that are repeated and made by a whole call after that."""
+
+    repeated: list[Any] | None = None
+
+    def repeat(self, key: Any, addresses: Sequence[int]) -> bool:
         seen.clear()
-        call()
-        assert repeated == seen, f"{key}: {repeated} is not {seen}"
-        num_compared += 1
+        is_repeated = super().repeat(key, addresses)
+        self.repeated = seen.copy() if is_repeated else None
+        return False
+
+    def make(self, key: Any, addresses: Sequence[int], call: Callable[[], Any]) -> None:
+        global num_compared
+        seen.clear()
+        if self.repeated is None:
+            super().make(key, addresses, call)
+        else:
+            call()
+            assert self.repeated == seen, f"{key}: {self.repeated} is not {seen}"
+            num_compared += 1
 
 
 def main() -> None:
     global num_compared
     JITFunction._do_compile = pretend
-    triton_ops.repeat = compared
+    create: Any = TritonStep.__init__
+    steps: Any = TritonStep
+    steps.__init__ = lambda self, **fields: create(self, **fields, launches=Compared())
     properties = torch.cuda.get_device_capability
     torch.cuda.get_device_capability = lambda device=None: (9, 0)  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as directory, kernels._active(kernels._Driver(90)), torch.inference_mode():

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from triton.backends.nvidia.driver import CudaLauncher
 
 from ember.engine.core.block_manager import BlockManager
 from ember.engine.core.block_pool import BlockPool, root_hash
@@ -53,6 +54,20 @@ def empty_decoder(config: DecoderConfig, dtype: torch.dtype, layout: Layout | No
     model = Decoder(config, weights)
     model.ops = TritonOperators(TorchOperators(config, model.parts, dtype, torch.device("cpu")), TRITON.lacking(config))
     return model
+
+
+# The attributes of Triton's launcher besides `launch`, of all versions; no binary here needs scratch memory.
+_LAUNCHER = (
+    *("global_scratch_size", "global_scratch_align", "profile_scratch_size", "profile_scratch_align"),
+    *("launch_cooperative_grid", "launch_pdl", "gsan_enabled", "arg_annotations", "kernel_signature"),
+)
+
+
+def empty_launcher(launch: Callable[..., None]) -> CudaLauncher:
+    """Triton's launcher of a binary with `launch` in place of its C function, which needs a driver."""
+    launcher = object.__new__(CudaLauncher)
+    launcher.__dict__ = dict.fromkeys(_LAUNCHER, 0) | {"launch": launch, "num_ctas": 1}
+    return launcher
 
 
 @contextmanager

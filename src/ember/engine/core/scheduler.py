@@ -37,7 +37,7 @@ class Scheduled:
         """The number of these tokens that belong to the prompt. It must be read before `num_computed_tokens`
         changes."""
         left = self.sequence.num_prompt_tokens - self.sequence.num_computed_tokens
-        return max(0, min(self.num_tokens, left))
+        return min(self.num_tokens, left) if left > 0 else 0
 
 
 @dataclass(slots=True)
@@ -96,9 +96,9 @@ class Scheduler:
         for sequence in decoding + prefilling:
             if budget == 0:
                 break
-            if sequence in preempted:
+            if preempted and sequence in preempted:
                 continue
-            num_tokens = min(self._chunk(sequence), budget)
+            num_tokens = 1 if sequence.num_uncomputed_tokens == 1 else min(self._chunk(sequence), budget)
             if self.blocks.num_new(sequence, num_tokens) > 0:
                 num_tokens, victims = self._allocate(sequence, num_tokens)
                 if victims:
@@ -121,8 +121,9 @@ class Scheduler:
             del self.waiting[position]
             step.append(Scheduled(sequence, num_tokens))
             budget -= num_tokens
-        for scheduled in step:
-            scheduled.states = self.blocks.move_states(scheduled.sequence, scheduled.num_tokens)
+        if self.blocks.states is not None:
+            for scheduled in step:
+                scheduled.states = self.blocks.move_states(scheduled.sequence, scheduled.num_tokens)
         return step
 
     def complete(self, step: list[Scheduled]) -> None:

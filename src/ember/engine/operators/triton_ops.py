@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +51,7 @@ from ember_kernels.decode_plan import DecodePlan
 from ember_kernels.dense_attention import MEASURED
 from ember_kernels.latent_attention import latent_decode, latent_prefill, plan_latents
 from ember_kernels.latent_cache import latent_cache
-from ember_kernels.launch import Launches, are_aligned, repeat
+from ember_kernels.launch import Launches
 from ember_kernels.norm import layer_norm, rms_norm
 from ember_kernels.prefill_attention import prefill_attention
 from ember_kernels.rope_cache import rope_cache
@@ -80,6 +80,16 @@ class Chunks:
     bounds: Sequence[int] = ()  # the numbers in `starts`, on the host, if each chunk begins its prompt; otherwise empty
 
 
+class HeadMemory(NamedTuple):
+    """Memory for queries and for attention's outputs. If it is shared, a layer reads it before the next one writes
+    it."""
+
+    query: Tensor  # [T, heads, head_dim]
+    mixed: Tensor  # [T, heads, head_dim]
+    flat: Tensor  # the same as [T, heads * head_dim]
+    is_shared: bool
+
+
 @dataclass(slots=True, kw_only=True)
 class TritonStep(Step):
     """A step whose inputs are on the device; nothing looks at their values. The tokens of decodes come first, in the
@@ -88,8 +98,32 @@ class TritonStep(Step):
 
     decodes: Decodes | None
     chunks: Chunks | None
-    launches: Launches = field(default_factory=dict)  # of its first layers, which the others repeat
-    heads: dict[HeadSizes, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)  # `_heads` of all layers
+    launches: Launches = field(default_factory=Launches)  # of its first layers, which the others repeat
+    heads: dict[HeadSizes, HeadMemory] = field(default_factory=dict)
+
+
+class NormSite(NamedTuple):
+    """What the kernel of one norm takes in every step. `kind`: equal for norms whose launches differ in nothing but
+    addresses."""
+
+    norm: Norm
+    kind: int
+    weight: Tensor | None
+    bias: Tensor | None
+    addresses: tuple[int, ...]  # of weight and bias
+
+
+class AttentionSite(NamedTuple):
+    """What the kernels of one attention layer take in every step; `kind` as that of norms."""
+
+    kind: int
+    cache: KVCache
+    keys: Tensor
+    values: Tensor
+    weights: tuple[Tensor, Tensor] | tuple[None, None]  # of the norms of queries and keys
+    scales: tuple[Tensor, Tensor] | tuple[None, None]  # of a float8 cache
+    addresses: tuple[int, ...]  # of all these
+    attended: tuple[int, ...]  # of the cache and the sinks
 
 
 class TritonOperators:
@@ -112,13 +146,14 @@ class TritonOperators:
         self._reuses_norms = config.wiring == "pre_norm" and not has_more_norms
         self._outputs: dict[Any, Tensor] = {}  # of norms and activations of the present step, for all layers
         self._rounded = RoundedOutputs(config.wiring, torch_ops.parts)
-        self._aligned: set[int] = set()  # the ids of norms and attentions whose tensors repeated launches take
-        self._of_heads: dict[int, tuple[Tensor | None, ...]] = {}
+        self._kinds: dict[tuple[Any, ...], int] = {}  # descriptions of norms, MLPs and attentions, numbered
+        self._norms: dict[int, NormSite] = {}  # by their ids, as the others
+        self._mlps: dict[int, int] = {}  # their kinds
+        self._attentions: dict[int, AttentionSite] = {}
         self._capability: int | None = None  # of the device, when the first product asks for it
         self.linear = self._linear if torch_ops.dtype != torch.float32 else torch_ops.linear
         self.add_norm = torch_ops.add_norm if "add_norm" in lacking else self._add_norm
-        self._num_tokens = 0
-        self._launches: Launches = {}
+        self._launches = Launches()  # of the present step
         self._ones: Tensor | None = None  # the weights of RMSNorms without weights, when the first one is computed
         self.gate = torch_ops.gate if "gate" in lacking else self._gate
         own_experts = "experts" not in lacking and torch_ops.dtype != torch.float32
@@ -147,12 +182,13 @@ class TritonOperators:
         return False
 
     def weights_moved(self, layer: int | None) -> None:
-        """These operators store no addresses, but whether they are aligned."""
-        self._aligned.clear()
-        self._of_heads.clear()
+        """These operators store the addresses of norms' weights."""
+        self._norms.clear()
+        self._attentions.clear()
 
     def embed(self, embedding: Embedding, step: Step) -> Tensor:
-        self._outputs = {}
+        assert isinstance(step, TritonStep)
+        self._outputs, self._launches = {}, step.launches
         self._rounded.clear()
         return self.torch_ops.embed(embedding, step)
 
@@ -185,12 +221,6 @@ class TritonOperators:
     def whole_step(self, step: TritonStep) -> None:
         return None
 
-    def _launches_of(self, num_tokens: int) -> Launches:
-        """The launches of norms and activations, which depend on the number of tokens alone."""
-        if num_tokens != self._num_tokens:
-            self._num_tokens, self._launches = num_tokens, {}
-        return self._launches
-
     def _output(self, like: Tensor, shape: tuple[int, int]) -> Tensor:
         """A matrix for what is read before the next output of this shape is written. Steps in which the device has more
         to do than the host allocate their own, so that no memory is held until the next step."""
@@ -203,63 +233,70 @@ class TritonOperators:
 
     def _add_norm(self, norm: Norm, residual: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
         x, added = (residual, None) if delta is None else (delta, residual)
-        is_rms = isinstance(norm, RMSNorm)
-        weight, bias = norm.weight, None if is_rms else norm.bias  # type: ignore[union-attr]
-        if weight is None and is_rms:
-            weight = self._ones = x.new_ones(norm.size) if self._ones is None else self._ones
         num_tokens, width = x.shape
         shape = num_tokens, width
-        out = self._output(x, shape) if self._reuses_norms else x.new_empty(shape)
-        given: tuple[Tensor, ...] = (x, out) if added is None else (x, added, out)
-        if weight is not None:
-            given = (*given, weight) if bias is None else (*given, weight, bias)
-        rounded_to = self._rounded.allocate(norm, x, shape, num_tokens <= MAX_REUSED_TOKENS)
-        if rounded_to is not None:
-            given = (*given, *rounded_to)
+        site = self._norms.get(id(norm))
+        if site is None:
+            site = self._norms[id(norm)] = self._norm_site(norm, x)
+        is_shared = num_tokens <= MAX_REUSED_TOKENS
+        rounded_to = self._rounded.allocate(norm, x, shape, is_shared)
+        own: tuple[int, ...] = ()
+        if is_shared and self._reuses_norms:
+            out = self._output(x, shape)  # its address is that of the launches which are repeated
+        else:
+            out = x.new_empty(shape)
+            own = (out.data_ptr(),)
+        if rounded_to is not None and not is_shared:
+            own = (*own, *[part.data_ptr() for part in rounded_to])
         stride = width if x.is_contiguous() else x.stride(0)
-        dtype = None if weight is None else weight.dtype
-        kind = (is_rms, norm.eps, bias is None, None if added is None else added.is_contiguous())
-        key = (kind, width, stride, x.dtype, dtype, rounded_to is None)
-
-        def call() -> None:
-            if is_rms:
-                rms_norm(x, weight, norm.eps, residual=added, rounded_to=rounded_to, out=out)
+        key: tuple[Any, ...] = (site.kind, num_tokens, stride, rounded_to is None)
+        if added is None:
+            addresses = (x.data_ptr(), *site.addresses, *own)
+        else:
+            key = (*key, added.is_contiguous())
+            addresses = (x.data_ptr(), added.data_ptr(), *site.addresses, *own)
+        if not self._launches.repeat(key, addresses):
+            options: dict[str, Any] = {"residual": added, "rounded_to": rounded_to, "out": out}
+            if isinstance(norm, RMSNorm):
+                self._launches.make(key, addresses, lambda: rms_norm(x, site.weight, norm.eps, **options))
             else:
-                layer_norm(x, weight, bias, norm.eps, residual=added, rounded_to=rounded_to, out=out)
-
-        repeat(
-            self._launches_of(num_tokens), key, given, call, self._num_inputs(norm, given, 1 if added is None else 2)
-        )
+                self._launches.make(key, addresses, lambda: layer_norm(x, site.weight, site.bias, norm.eps, **options))
         self._rounded.store(out, rounded_to)
         return out, residual
 
-    def _num_inputs(self, part: Norm | Attention | Tensor, given: tuple[Tensor, ...], count: int) -> int | None:
-        """How many tensors a repeated launch checks: the first ones, which other operations have made. Those of the
-        model are checked once, and outputs of these operators are whole allocations."""
-        if id(part) in self._aligned:
-            return count
-        if are_aligned(given[count:]):
-            self._aligned.add(id(part))
-        return None
+    def _norm_site(self, norm: Norm, x: Tensor) -> NormSite:
+        weight, bias = norm.weight, None if isinstance(norm, RMSNorm) else norm.bias
+        if weight is None and isinstance(norm, RMSNorm):
+            weight = self._ones = x.new_ones(norm.size) if self._ones is None else self._ones
+        dtype = None if weight is None else weight.dtype
+        kind = self._number(type(norm), norm.eps, norm.size, x.dtype, dtype, bias is None)
+        addresses = tuple(each.data_ptr() for each in (weight, bias) if each is not None)
+        return NormSite(norm, kind, weight, bias, addresses)
+
+    def _number(self, *description: Any) -> int:
+        """A number for a description of launches: a short key."""
+        return self._kinds.setdefault(description, len(self._kinds))
 
     def _gate(self, mlp: MLP, up: Tensor) -> Tensor:
         num_tokens, width = up.shape
         gated = mlp.gated
         limit = mlp.limit if gated else None
-        kind = mlp.activation if limit is None else "silu"
         shape = num_tokens, width // 2 if gated else width
+        is_shared = num_tokens <= MAX_REUSED_TOKENS
         out = self._output(up, shape)
-        rounded_to = None
-        if limit is None:
-            rounded_to = self._rounded.allocate(mlp, up, shape, num_tokens <= MAX_REUSED_TOKENS)
-        given = (up, out) if rounded_to is None else (up, out, *rounded_to)
+        rounded_to = None if limit is not None else self._rounded.allocate(mlp, up, shape, is_shared)
+        kind = self._mlps.get(id(mlp))
+        if kind is None:
+            kind = self._mlps[id(mlp)] = self._number(mlp.activation, gated, limit, mlp.alpha, up.dtype)
         stride = width if up.is_contiguous() else up.stride(0)
-        key = (kind, gated, limit, width, stride, up.dtype, rounded_to is None)
-
-        def call() -> None:
-            activation(up, kind, gated=gated, rounded_to=rounded_to, limit=limit, alpha=mlp.alpha, out=out)
-
-        repeat(self._launches_of(num_tokens), key, given, call, 1)
+        key = (kind, num_tokens, width, stride, rounded_to is None)
+        addresses = [up.data_ptr()]
+        if not is_shared:
+            addresses += [tensor.data_ptr() for tensor in (out, *(rounded_to or ()))]
+        if not self._launches.repeat(key, addresses):
+            name = mlp.activation if limit is None else "silu"
+            options: dict[str, Any] = {"rounded_to": rounded_to, "limit": limit, "alpha": mlp.alpha, "out": out}
+            self._launches.make(key, addresses, lambda: activation(up, name, gated=gated, **options))
         if rounded_to is not None or self._rounded.find(out) is not None:
             self._rounded.store(out, rounded_to)  # otherwise the MLP beside experts may still need that of the norm
         return out
@@ -285,42 +322,62 @@ class TritonOperators:
         made = None if project is not None else multiply(head, hidden)
         return self.torch_ops.logits(project, head, hidden) if made is None else self.torch_ops.finish_logits(made)
 
+    def _site(self, attention: Attention, x: Tensor, cache: KVCache) -> AttentionSite:
+        """What the layer's kernels take, described when the first step needs it."""
+        site = self._attentions.get(id(attention))
+        if site is not None and site.cache is cache:
+            return site
+        norm = None if attention.qk_norm is None else attention.qk_norm.weight  # [heads + kv_heads, head_dim]
+        weights = (None, None) if norm is None else (norm[0], norm[-1])
+        scales, scale_tensors = attention.cache_scales, _scale_tensors(attention)
+        kind = self._number(
+            *(attention.group, attention.sizes, attention.rope, attention.has_own_kv, attention.values_are_keys),
+            *(attention.value_norm is None, attention.scale, attention.soft_cap, attention.window),
+            *(x.dtype, None if norm is None else norm.dtype, attention.sinks is None),
+            *((None, None) if scales is None else (scales.key, scales.value)),
+        )
+        keys, values = cache.by_page[attention.place]
+        addresses = [
+            tuple(each.data_ptr() for each in (keys, values, *others) if each is not None)
+            for others in ((*weights, *scale_tensors), (attention.sinks,))
+        ]
+        site = AttentionSite(kind, cache, keys, values, weights, scale_tensors, *addresses)
+        self._attentions[id(attention)] = site
+        return site
+
     def _place_heads(self, attention: Attention, qkv: Tensor, step: TritonStep) -> Heads:
-        of_heads = self._of_heads.get(id(attention))
-        if of_heads is None:
-            norm = None if attention.qk_norm is None else attention.qk_norm.weight  # [heads + kv_heads, head_dim]
-            weights = (None, None) if norm is None else (norm[0], norm[-1])
-            of_heads = self._of_heads[id(attention)] = (*weights, *_scale_tensors(attention))
-        query_weight, key_weight, key_scale, value_scale = of_heads
-        keys, values = step.cache.by_page[attention.place]
-        query, _, _ = _heads(attention.sizes, qkv, step)
+        site = self._site(attention, qkv, step.cache)
+        memory = _heads(attention.sizes, qkv, step)
+        query = memory.query
+        if memory.is_shared:
+            addresses = (qkv.data_ptr(), *site.addresses)
+        else:
+            addresses = (qkv.data_ptr(), query.data_ptr(), *site.addresses)
+        key = ("place", site.kind, 0 if qkv.is_contiguous() else qkv.stride(0))
+        if not step.launches.repeat(key, addresses):
 
-        def call() -> None:
-            rope_cache(
-                qkv,
-                keys,
-                values,
-                step.slots[attention.group],
-                step.positions,
-                None if attention.rope is None else self._tables[attention.rope],
-                query_weight=query_weight,
-                key_weight=key_weight,
-                eps=self.eps,
-                neox=self.neox,
-                rotary_dim=None if attention.rope is None else self._rotary_dims[attention.rope],
-                value_norm=attention.value_norm is not None,
-                values_are_keys=attention.values_are_keys,
-                has_own_kv=attention.has_own_kv,
-                key_scale=key_scale,
-                value_scale=value_scale,
-                out=query,
-            )
+            def call() -> None:
+                rope_cache(
+                    qkv,
+                    site.keys,
+                    site.values,
+                    step.slots[attention.group],
+                    step.positions,
+                    None if attention.rope is None else self._tables[attention.rope],
+                    query_weight=site.weights[0],
+                    key_weight=site.weights[1],
+                    eps=self.eps,
+                    neox=self.neox,
+                    rotary_dim=None if attention.rope is None else self._rotary_dims[attention.rope],
+                    value_norm=attention.value_norm is not None,
+                    values_are_keys=attention.values_are_keys,
+                    has_own_kv=attention.has_own_kv,
+                    key_scale=site.scales[0],
+                    value_scale=site.scales[1],
+                    out=query,
+                )
 
-        given = (qkv, query, keys, values, *[tensor for tensor in of_heads if tensor is not None])
-        kind = (attention.group, attention.rope, attention.has_own_kv, attention.values_are_keys)
-        stride = 0 if qkv.is_contiguous() else qkv.stride(0)
-        key = (*kind, stride, None if query_weight is None else query_weight.dtype, key_scale is None)
-        repeat(step.launches, key, given, call, self._num_inputs(attention, given, 1))
+            step.launches.make(key, addresses, call)
         return Heads(query)
 
     def _place_torch_heads(self, attention: Attention, qkv: Tensor, step: TritonStep) -> Heads:
@@ -379,32 +436,29 @@ class TritonOperators:
 
     def _attend(self, attention: Attention, heads: Heads, step: TritonStep) -> Tensor:
         query = heads.query
-        keys, values = step.cache.by_page[attention.place]
-        _, mixed, flat = _heads(attention.sizes, query, step)
-        decodes = step.decodes
-        if decodes is not None and attention.group not in decodes.plans:
-            decodes.plans[attention.group] = plan_attention(
-                decodes.context_lens,
-                query.shape[1],
-                keys,
-                window=attention.window,
-                is_chunk=attention.window_is_chunk,
-            )
-        key: tuple[Any, ...] = (attention.group, attention.scale, attention.soft_cap, attention.window)
-        if (scales := attention.cache_scales) is not None:
-            key = (*key, scales.key, scales.value)
-        sinks = () if attention.sinks is None else (attention.sinks,)
-        given = (query, keys, values, mixed, *sinks)
-        num_checked = self._num_inputs(attention if attention.sinks is None else attention.sinks, given, 1)
-
-        def call() -> None:
-            self._launch_attention(attention, step, query, keys, values, mixed)
-
-        if step.chunks is not None and step.chunks.bounds and MEASURED:
-            call()  # perhaps by torch's operator, which is no launch that can be repeated
+        site = self._site(attention, query, step.cache)
+        memory = _heads(attention.sizes, query, step)
+        mixed = memory.mixed
+        if query is memory.query and memory.is_shared:
+            addresses = site.attended
         else:
-            repeat(step.launches, key, given, call, num_checked)
-        return flat
+            addresses = (query.data_ptr(), mixed.data_ptr(), *site.attended)
+        key = ("attend", site.kind)
+        if not step.launches.repeat(key, addresses):
+            decodes, group = step.decodes, attention.group
+            if decodes is not None and group not in decodes.plans:  # for all layers of the group
+                options: dict[str, Any] = {"window": attention.window, "is_chunk": attention.window_is_chunk}
+                plan = plan_attention(decodes.context_lens, query.shape[1], site.keys, **options)
+                decodes.plans[group] = plan
+
+            def call() -> None:
+                self._launch_attention(attention, step, query, site.keys, site.values, mixed)
+
+            if step.chunks is not None and step.chunks.bounds and MEASURED:
+                call()  # perhaps by torch's operator, which is no launch that can be repeated
+            else:
+                step.launches.make(key, addresses, call)
+        return memory.flat
 
     def _launch_attention(
         self, attention: Attention, step: TritonStep, query: Tensor, keys: Tensor, values: Tensor, mixed: Tensor
@@ -431,15 +485,14 @@ class TritonOperators:
             prefill_attention(query, keys, values, *places, **options)
 
 
-def _heads(sizes: HeadSizes, like: Tensor, step: TritonStep) -> tuple[Tensor, Tensor, Tensor]:
-    """Memory for queries and for attention's outputs, both [T, heads, head_dim], and the latter as [T, heads *
-    head_dim]: that of all layers with such heads, which read it before the next one writes it."""
+def _heads(sizes: HeadSizes, like: Tensor, step: TritonStep) -> HeadMemory:
+    """That of all layers with such heads, if it is shared."""
     known = step.heads.get(sizes)
     if known is None:
         query = like.new_empty((like.shape[0], sizes.heads, sizes.head_dim))
         mixed = torch.empty_like(query)
-        known = query, mixed, mixed.flatten(1)
-        if like.shape[0] <= MAX_REUSED_TOKENS:
+        known = HeadMemory(query, mixed, mixed.flatten(1), like.shape[0] <= MAX_REUSED_TOKENS)
+        if known.is_shared:
             step.heads[sizes] = known
     return known
 

@@ -139,8 +139,12 @@ class DeviceRunner:
     @torch.inference_mode()
     def launch(self, step: list[Scheduled]) -> LaunchedStep:
         """Launch one step. Raises torch.OutOfMemoryError; the step may then be scheduled again."""
-        decodes = [s.sequence for s in step if s.num_tokens == 1 and is_last_chunk(s)]
-        chunks = [s for s in step if s.num_tokens != 1 or not is_last_chunk(s)]
+        decodes, chunks = [], []
+        for scheduled in step:
+            if scheduled.num_tokens == 1 and is_last_chunk(scheduled):
+                decodes.append(scheduled.sequence)
+            else:
+                chunks.append(scheduled)
         sequences = decodes + [chunk.sequence for chunk in chunks if is_last_chunk(chunk)]
         try:
             return self._launch(sequences, len(decodes), chunks)

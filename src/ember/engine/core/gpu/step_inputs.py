@@ -45,20 +45,22 @@ class ChunkArrays:
 
     @classmethod
     def of(cls, chunks: list[Scheduled], rows: list[Row], num_decodes: int, block_size: int) -> ChunkArrays:
-        parts = []
+        num_tokens = sum(chunk.num_tokens for chunk in chunks)
+        tokens = np.empty((2 + len(chunks[0].sequence.block_tables), num_tokens), dtype=np.int64)
         starts, ends = [num_decodes], []
         for chunk in chunks:
-            sequence = chunk.sequence
-            first = sequence.num_computed_tokens
-            at = np.arange(first, first + chunk.num_tokens)
-            pages, offsets = np.divmod(at, block_size)
-            tables = (np.frombuffer(table, dtype=np.int64) for table in sequence.block_tables)
-            slots = [table[pages] * block_size + offsets for table in tables]
-            parts.append(np.stack((sequence.token_ids[first : first + chunk.num_tokens], at, *slots)))
-            ends.append(first + chunk.num_tokens)
+            sequence, at = chunk.sequence, starts[-1] - num_decodes
+            first, end = sequence.num_computed_tokens, sequence.num_computed_tokens + chunk.num_tokens
+            own = tokens[:, at : at + chunk.num_tokens]
+            own[0] = sequence.token_ids[first:end]
+            positions = own[1] = np.arange(first, end)
+            pages = positions // block_size
+            for table, slots in zip(sequence.block_tables, own[2:], strict=True):
+                slots[:] = positions + (np.frombuffer(table, dtype=np.int64)[pages] - pages) * block_size
+            ends.append(end)
             starts.append(starts[-1] + chunk.num_tokens)
         sequences = np.array((starts, [*(row.index for row in rows), -1], [*ends, 0]))
-        return cls(np.concatenate(parts, axis=1), sequences, starts, starts[-1])
+        return cls(tokens, sequences, starts, starts[-1])
 
     def padded(self, num_tokens: int, num_chunks: int) -> ChunkArrays:
         """The same, filled up for a step of so many tokens and chunks. Further chunks begin where the batch ends."""
@@ -142,6 +144,6 @@ class StepInputs:
 
     def _gather(self, rows: Tensor, lens: Tensor, out: Tensor) -> tuple[Tensor, ...]:
         """The block tables [rows, max_blocks] of each cache group."""
-        tables = out[:, : len(lens)]
+        tables = out[:, : lens.shape[0]]
         gather_block_tables(rows, lens, self._rows.block_tables, tables, self._cache.block_size)
         return tables.unbind()
