@@ -23,6 +23,10 @@ GROUPS = {
         "download_dir",
         "load_format",
         "hf_overrides",
+        "runner",
+        "convert",
+        "task",
+        "pooler_config",
     ),
     "Chat": ("custom_chat", "chat_template_", "default_chat", "trust_request", "tool_", "exclude_tools", "reasoning_"),
     "Memory and speed": (

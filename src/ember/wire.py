@@ -92,6 +92,9 @@ class Configure(Struct, tag="configure", frozen=True):
     hf_overrides: dict[str, Any] = {}  # fields that replace those of config.json
     model_impl: str = "auto"  # auto, ember, transformers: whose code computes the model
     trust_remote_code: bool = False  # whether code in the model's repository may run
+    runner: str = "auto"  # auto, generate, pooling: what the model is served for
+    convert: str = "auto"  # auto, none, embed, classify, reward: what a pooling model makes
+    pooler_config: dict[str, Any] = {}  # how, in vLLM's names; it holds against the model's files
     device: str = "auto"  # auto, cpu, cuda
     dtype: str = "auto"  # auto, bfloat16, float16, float32
     quantization: str | None = None  # the quant_method that config.json must have, or that loading makes
@@ -144,6 +147,7 @@ class Pool(Request, tag="pool", frozen=True):
 
     task: PoolingTask
     token_type_ids: list[int] = []  # the segment of each token of a pair of texts; empty = all 0
+    num_instruction_tokens: int = 0  # the first tokens, which are not pooled where `Pooling.includes_prompt` is False
     dimensions: int | None = None  # only so many values of the embedding, which is normalised after it is cut
     use_activation: bool | None = None  # embed: normalise; classify: softmax or sigmoid; None = as the model says
 
@@ -197,6 +201,7 @@ class Pooling(Struct, frozen=True, omit_defaults=True):
     labels: list[str] = []  # of the classes in their order; empty without a head that classifies
     activation: str = "none"  # of an output where a request does not say: none, normalize, softmax, sigmoid
     has_token_types: bool = False  # whether the model tells the segments of a pair apart
+    includes_prompt: bool = True  # whether the tokens of an instruction before a text are pooled with it
 
 
 class Ready(Struct, tag="ready", frozen=True):

@@ -629,9 +629,16 @@ def tiny_config(family: str) -> DecoderConfig:
 
 
 def make_tiny(
-    family: str, directory: str | Path, *, seed: int = 0, max_shard_size: str = "5GB", **overrides: Any
+    family: str,
+    directory: str | Path,
+    *,
+    seed: int = 0,
+    max_shard_size: str = "5GB",
+    auto: str = "AutoModelForCausalLM",
+    **overrides: Any,
 ) -> Path:
-    """Save a tiny random model of a family (or variant, see VARIANTS) and return its directory.
+    """Save a tiny random model of a family (or variant, see VARIANTS) and return its directory. `auto`: the class of
+    transformers that makes it.
 
     `overrides` are fields of its configuration; `dtype` is that of the saved weights (default float32).
     """
@@ -643,7 +650,7 @@ def make_tiny(
     fields = {"init_std" if name == "OPT" else "initializer_range": 0.3, **fields, **overrides}
     config = config_class(name)(**fields)
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model = getattr(transformers, auto).from_config(config).eval()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter.dim() == 1:  # biases are zero and norms one where a model is new: make each matter
@@ -658,6 +665,7 @@ def make_tiny(
     model.to(dtype)
     directory = Path(directory)
     model.save_pretrained(directory, max_shard_size=max_shard_size)
-    if model.config.architectures != [model_class(name)]:  # InternLM 3 is a Llama in transformers
+    is_causal = auto == "AutoModelForCausalLM"
+    if is_causal and model.config.architectures != [model_class(name)]:  # InternLM 3 is a Llama in transformers
         rewrite_config(directory, architectures=[model_class(name)])
     return directory

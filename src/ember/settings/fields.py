@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, field_validator
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ember.settings import forms
@@ -20,6 +20,7 @@ from ember.settings.values import (
     byte_count,
     clean,
     comma_list,
+    convert_name,
     dtype_name,
     human_int,
     is_blank,
@@ -131,6 +132,37 @@ class Settings(BaseSettings):
         validation_alias=_names("TRUST_REMOTE_CODE"),
         description="Run Python code out of the model's repository, where neither Ember nor transformers has its "
         "class. Set it for repositories that you trust.",
+    )
+    runner: Annotated[Literal["auto", "generate", "pooling"], BeforeValidator(or_auto)] = Field(
+        "auto",
+        validation_alias=_names("RUNNER"),
+        description="What the model is served for: generate answers with text, pooling with vectors or classes. auto "
+        "goes by the model's class, and by the files of sentence-transformers beside it.",
+    )
+    convert: Annotated[Literal["auto", "none", "embed", "classify", "reward"], BeforeValidator(convert_name)] = Field(
+        "auto",
+        validation_alias=_names("CONVERT"),
+        description="What a model makes of a text with RUNNER=pooling, which these values imply: embed a vector, "
+        "classify scores of classes, reward a score of each token. auto goes by the model's class. none allows no "
+        "conversion.",
+    )
+    task: Annotated[
+        Literal["auto", "generate", "embed", "embedding", "classify", "score", "reward"], BeforeValidator(or_auto)
+    ] = Field(
+        "auto",
+        validation_alias=_names("TASK"),
+        description="Older setting in place of RUNNER and CONVERT, with which it must not contradict: generate, embed, "
+        "classify, score or reward.",
+    )
+    pooler_config: Annotated[
+        dict[str, Any], NoDecode, BeforeValidator(forms.json_object('{"pooling_type": "MEAN", "use_activation": true}'))
+    ] = Field(
+        default_factory=dict,
+        validation_alias=_names("POOLER_CONFIG", "OVERRIDE_POOLER_CONFIG"),
+        description='How a model of RUNNER=pooling pools, as JSON, such as {"pooling_type": "MEAN", "use_activation": '
+        "true}: pooling_type (CLS, LAST, MEAN, MAX, WEIGHTED_MEAN, MEAN_SQRT_LEN), use_activation (normalised "
+        "embeddings, probabilities), dimensions, logit_bias, step_tag_id, returned_token_ids. It holds against the "
+        "model's own files.",
     )
     served_model_name: CommaList = Field(
         default_factory=list,
@@ -542,6 +574,17 @@ class Settings(BaseSettings):
     def _zero_is_unset(cls, value: int | None) -> int | None:
         return value or None
 
+    @field_validator("task")
+    @classmethod
+    def _agrees(cls, value: str, info: ValidationInfo) -> str:
+        for name, meant in zip(("runner", "convert"), forms.TASKS[value], strict=True):
+            given = info.data.get(name, "auto")
+            if "auto" not in (given, meant) and given != meant:
+                raise ValueError(
+                    f"it means {name.upper()}={meant}, but {name.upper()} is {given}: leave one of them out"
+                )
+        return value
+
     @field_validator("api_key", mode="before")
     @classmethod
     def _holds_a_key(cls, value: Any) -> Any:
@@ -567,6 +610,15 @@ class Settings(BaseSettings):
         found = environment.env_vars
         environment.env_vars = {name: value for name, value in found.items() if not is_blank(name, value)}
         return init_settings, environment
+
+    @property
+    def tasks(self) -> tuple[str, str]:
+        """RUNNER and CONVERT, which TASK may say in their place."""
+        runner, convert = forms.TASKS[self.task]
+        return (
+            self.runner if self.runner != "auto" else runner,
+            self.convert if self.convert != "auto" else convert,
+        )
 
     @property
     def served_names(self) -> list[str]:

@@ -12,6 +12,17 @@ from ember.untrusted_json import loads
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")  # only characters that a URL does not percent-encode
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]{1,5})?")
 
+# The values of TASK, and the RUNNER and CONVERT that each means.
+TASKS = {
+    "auto": ("auto", "auto"),
+    "generate": ("generate", "auto"),
+    "embed": ("pooling", "embed"),
+    "embedding": ("pooling", "embed"),
+    "classify": ("pooling", "classify"),
+    "reward": ("pooling", "reward"),
+    "score": ("pooling", "auto"),
+}
+
 
 def http_url(value: str | None) -> str | None:
     """Check an http(s) URL with a host."""

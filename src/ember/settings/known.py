@@ -19,7 +19,7 @@ _GROUPS: dict[str, str] = {
         "HF_CONFIG_PATH CONFIG_FORMAT ROPE_SCALING ROPE_THETA DISABLE_SLIDING_WINDOW OVERRIDE_ATTENTION_DTYPE"
     ),
     "the tokenizer is the model's tokenizer.json or that of TOKENIZER_NAME": "TOKENIZER_MODE SKIP_TOKENIZER_INIT",
-    "only text generation is served": "TASK RUNNER CONVERT POOLER_CONFIG OVERRIDE_POOLER_CONFIG IO_PROCESSOR_PLUGIN",
+    "plugins are not loaded": "IO_PROCESSOR_PLUGIN",
     "the installed transformers is never changed at boot; use another image": "TRANSFORMERS_VERSION",
     # --- one device
     "one worker uses one device; scale by more workers": (
@@ -124,8 +124,7 @@ _MET_ANYWAY: dict[str, str] = {
         "DECODE_CONTEXT_PARALLEL_SIZE API_SERVER_COUNT NUM_SCHEDULER_STEPS"
     ),
     "0": "SWAP_SPACE CPU_OFFLOAD_GB KV_OFFLOADING_SIZE NUM_REDUNDANT_EXPERTS DATA_PARALLEL_RANK NUM_SPECULATIVE_TOKENS",
-    "auto": "TOKENIZER_MODE CONFIG_FORMAT CONVERT TASK RUNNER",
-    "generate": "TASK RUNNER",
+    "auto": "TOKENIZER_MODE CONFIG_FORMAT",
     "raw_logprobs": "LOGPROBS_MODE",
     "true": "ENABLE_CHUNKED_PREFILL DISABLE_LOG_REQUESTS",
     "false": (

@@ -93,6 +93,11 @@ def model_impl_name(value: Any) -> Any:
     return "ember" if value == "vllm" else value
 
 
+def convert_name(value: Any) -> Any:
+    """`none` is a value of its own here: it forbids a conversion."""
+    return value.strip().lower() if isinstance(value, str) and value.strip().lower() == "none" else or_auto(value)
+
+
 def dtype_name(value: Any) -> Any:
     value = or_auto(value)
     return _DTYPES.get(value, value) if isinstance(value, str) else value

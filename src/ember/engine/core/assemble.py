@@ -18,9 +18,9 @@ from ember.engine.core.boot import NO_GPU, Opened, check_cpu_weights, cpu_settin
 from ember.engine.core.chores import Chore, Chores, settling
 from ember.engine.core.engine import Engine
 from ember.engine.core.grammars.workers import GrammarWorkers
-from ember.engine.core.intake import TASKS
 from ember.engine.core.limits import EngineLimits
 from ember.engine.core.memory import Memory, available_host_bytes, plan_memory
+from ember.engine.core.pool_runner import PoolRunner
 from ember.engine.core.runner import Model, Runner, StepRunner
 from ember.engine.core.scheduler import Scheduler
 from ember.engine.core.state_slots import StateSlots
@@ -31,17 +31,21 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.errors import ModelError
 from ember.engine.layers.cache import CacheScales, KVCache
 from ember.engine.layers.delta import StateMixer
+from ember.engine.layers.pooler import Pooler
 from ember.engine.loading.cache_scales import read_cache_scales
 from ember.engine.loading.load import Loaded, load_decoder
+from ember.engine.loading.pooler import load_pooler
 from ember.engine.operators.choose import choose
 from ember.engine.quantization.cpu_int import quantise
 from ember.sizes import binary_size
-from ember.wire import Configure, Ready
+from ember.wire import Configure, Pooling, Ready, Task
 
 
 def assemble(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Engine, Ready]:
     """Load the weights, choose operators, allocate the cache and make the engine. Raises ModelError."""
     config, warnings = opened.config, list(opened.config.warnings)
+    if config.pooling is not None:
+        configure = replace(configure, enforce_eager=True)  # graphs are of steps that sample
     with timeline.phase("device"):
         device = choose_device(configure, warnings)
     dtype = getattr(torch, dtype_name(configure, config, device.type))
@@ -63,9 +67,16 @@ def assemble(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[
         warnings += plan.warnings
         cache = allocate_cache(config, groups, plan.limits, cache_dtype, device)
     limits = plan.limits
-    runner, chore = make_runner(loaded, cache, device, limits, configure.enforce_eager)
+    if config.pooling is not None:
+        with timeline.phase("pooler"):
+            pooler = load_pooler(opened.model_dir, opened.tokenizer_dir, config, device, opened.load_format)
+        runner: StepRunner = PoolRunner(model, cache, device, pooler)
+        chore = settling(model, loaded.pages)
+    else:
+        pooler = None
+        runner, chore = make_runner(loaded, cache, device, limits, configure.enforce_eager)
     engine = make_engine(configure, opened, runner, groups, limits, [chore])
-    return engine, describe(configure, model, operators, device, limits, warnings, timeline)
+    return engine, describe(configure, model, operators, device, limits, warnings, timeline, pooler)
 
 
 def assemble_foreign(
@@ -282,9 +293,11 @@ def describe(
     limits: EngineLimits,
     warnings: list[str],
     timeline: Timeline,
+    pooler: Pooler | None = None,
 ) -> Ready:
     """The message that tells the front about the engine."""
     config = model.config
+    tasks: tuple[Task, ...] = ("generate",) if pooler is None else pooler.config.tasks
     return Ready(
         architecture=config.architecture,
         device=device.type,
@@ -296,10 +309,25 @@ def describe(
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         eos_token_ids=list(config.eos_token_ids),
-        num_parameters=model.num_parameters,
+        num_parameters=model.num_parameters + (0 if pooler is None else pooler.num_parameters),
         warnings=warnings,
         boot_phases=timeline.report()["phases"],
         weights=configure.cpu_weights if device.type == "cpu" else "auto",
-        tasks=TASKS,
+        tasks=tasks,
         operators=operators,
+        pooling=None if pooler is None else describe_pooling(pooler),
+    )
+
+
+def describe_pooling(pooler: Pooler) -> Pooling:
+    """What the front needs to know of a pooler."""
+    config = pooler.config
+    return Pooling(
+        dimensions=config.dimensions or pooler.outputs,
+        is_matryoshka=config.is_matryoshka,
+        matryoshka_dimensions=list(config.matryoshka_dimensions),
+        labels=list(config.labels),
+        activation=config.activation,
+        has_token_types=config.has_token_types,
+        includes_prompt=config.includes_prompt,
     )

@@ -11,14 +11,14 @@ from ember.engine.core.chores import Chores
 from ember.engine.core.grammars.compiling import CompilingRequests
 from ember.engine.core.grammars.constraint import Constraint
 from ember.engine.core.grammars.workers import GrammarWorker, GrammarWorkers, Matcher
-from ember.engine.core.intake import Intake, refuse_pooling
+from ember.engine.core.intake import Intake
 from ember.engine.core.limits import EngineLimits
 from ember.engine.core.runner import Launched, StepRunner
 from ember.engine.core.scheduler import Scheduled, Scheduler
 from ember.engine.core.sequence import Sequence
 from ember.engine.errors import GrammarError
 from ember.histogram import STEP_TOKENS, Histogram
-from ember.wire import Generate, Pool, SequenceOutput, Stats, TokenLogprobs
+from ember.wire import Generate, Pool, Pooled, SequenceOutput, Stats, TokenLogprobs
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +85,15 @@ class Engine:
         return []
 
     def pool(self, request: Pool) -> list[SequenceOutput]:
-        """Answer a request for a pooling task with an error: no supported model has a pooler."""
-        return [refuse_pooling(request)]
+        """Queue a request for a pooling task. A request that can never run is answered at once with an error."""
+        refused = self._intake.pool_refusal(request, is_id_in_use=request.request_id in self._sequences)
+        if refused:
+            return refused
+        sequence = self._intake.pool_sequence(request)
+        self._sequences[request.request_id] = [sequence]
+        self._prompt_tokens += len(request.prompt_token_ids)
+        self.scheduler.add(sequence)
+        return []
 
     def abort(self, request_id: int, index: int | None = None) -> None:
         """End a request, or one of its samples. Its pages are free when this returns. Unknown ids are ignored."""
@@ -190,6 +197,9 @@ class Engine:
                 outputs += self._fail_grammar(sequence, result.errors[row])
             elif result.is_broken[row]:
                 outputs.append(self._fail(sequence, "the model's output was not a number (NaN)"))
+            elif result.pooled:
+                self.is_cold = False
+                outputs.append(self._end(sequence, _pooled(sequence, result.pooled[row])))
             else:
                 output = self._append(sequence, result.token_ids[row], result.logprobs.get(row))
                 if output.finish_reason == "stop" or sequence.grammar is None:
@@ -397,6 +407,19 @@ class Engine:
         siblings.remove(sequence)
         if not siblings:
             del self._sequences[sequence.request_id]
+
+
+def _pooled(sequence: Sequence, pooled: Pooled) -> SequenceOutput:
+    """The only output of a request for a pooling task."""
+    return SequenceOutput(
+        request_id=sequence.request_id,
+        index=0,
+        token_ids=[],
+        finish_reason="stop",
+        num_cached_tokens=max(sequence.num_cached_tokens, 0),
+        queue_seconds=sequence.admitted - sequence.arrived,
+        pooled=pooled,
+    )
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

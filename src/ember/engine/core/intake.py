@@ -9,11 +9,12 @@ import msgspec
 
 from ember.engine.core.block_pool import root_hash
 from ember.engine.core.limits import EngineLimits
+from ember.engine.core.pool_runner import PoolRunner
 from ember.engine.core.runner import StepRunner
 from ember.engine.core.sequence import Sequence
-from ember.wire import Generate, Pool, PoolingTask, SamplingParams, SequenceOutput, Task
+from ember.engine.description.pooling import PoolingConfig
+from ember.wire import Generate, Pool, PoolingTask, Request, SamplingParams, SequenceOutput
 
-TASKS: tuple[Task, ...] = ("generate",)  # tasks of every supported model
 _VERBS: dict[PoolingTask, str] = {
     "embed": "embed",
     "token_embed": "embed tokens",
@@ -21,6 +22,7 @@ _VERBS: dict[PoolingTask, str] = {
     "token_classify": "classify tokens",
     "score": "score",
 }
+_POOLS = SamplingParams(max_tokens=0)  # of a request for a pooling task
 OPTIONS = frozenset({"max_tokens", "n", "seed", "ignore_eos", "stop_token_ids"})
 """The options of `wire.SamplingParams` that the engine implements, independently of its runner."""
 _DEFAULTS = SamplingParams(max_tokens=0)
@@ -30,31 +32,77 @@ class Intake:
     """Checks requests against the engine's limits and options, and makes their sequences."""
 
     def __init__(self, runner: StepRunner, limits: EngineLimits, seed: int | None, shares_prompts: bool) -> None:
+        """`shares_prompts`: whether the first of several samples computes the prompt for all."""
         self._limits = limits
         self._vocab_size = runner.model.config.vocab_size
         self._seed = int.from_bytes(os.urandom(8), "little") if seed is None else seed
-        self._shares_prompts = shares_prompts  # whether the first of several samples computes the prompt for all
+        self._shares_prompts = shares_prompts
         self._num_arrivals = 0
+        self._pooling = runner.model.config.pooling
+        self._pooled_size = runner.pooler.outputs if isinstance(runner, PoolRunner) else 0
         fields = SamplingParams.__struct_fields__
         self._unsupported = [name for name in fields if name not in OPTIONS | runner.options]
 
     def refusal(self, request: Generate, is_id_in_use: bool) -> list[SequenceOutput]:
         """The errors of a request that can never run; empty for other requests."""
-        num_prompt_tokens, vocab_size = len(request.prompt_token_ids), self._vocab_size
         error, param = None, None
-        if request.adapter is not None:
-            error, param = f"The adapter {reprlib.repr(request.adapter)} is not loaded.", "model"
-        elif not 0 < num_prompt_tokens <= self._limits.max_model_len:
-            error = f"a prompt of {num_prompt_tokens} tokens cannot run, 1 to {self._limits.max_model_len} are possible"
-        elif max(request.prompt_token_ids) >= vocab_size or min(request.prompt_token_ids) < 0:
-            error = f"a token id of the prompt is not in [0, {vocab_size})"
-        elif is_id_in_use:
-            error = f"request id {request.request_id} is in use"
+        if self._pooling is not None:
+            error, param = f"This model does not generate; its tasks are {', '.join(self._pooling.tasks)}.", "model"
+        elif fault := self._fault(request, is_id_in_use):
+            error, param = fault
         elif option := self._unsupported_option(request.sampling):
             error, param = f"`{option}` is not supported with this model on this device", option
         if error is None:
             return []
         return [_refused(request.request_id, index, error, param) for index in range(request.sampling.n)]
+
+    def pool_refusal(self, request: Pool, is_id_in_use: bool) -> list[SequenceOutput]:
+        """The error of a request for a pooling task that can never run; empty for other requests."""
+        pooling = self._pooling
+        error: tuple[str, str | None] | None = None
+        if pooling is None:
+            error = f"This model generates; it does not {_VERBS[request.task]}.", "model"
+        elif request.task not in pooling.tasks:
+            error = f"This model does not {_VERBS[request.task]}; its tasks are {', '.join(pooling.tasks)}.", "model"
+        elif fault := self._fault(request, is_id_in_use):
+            error = fault
+        elif len(request.token_type_ids) not in (0, len(request.prompt_token_ids)):
+            error = f"{len(request.token_type_ids)} token types for {len(request.prompt_token_ids)} tokens", None
+        elif request.dimensions is not None:
+            error = _dimensions_fault(request.dimensions, request.task, pooling, self._pooled_size)
+        return [] if error is None else [_refused(request.request_id, 0, *error)]
+
+    def pool_sequence(self, request: Pool) -> Sequence:
+        """The sequence of a request that can run."""
+        assert self._pooling is not None
+        self._num_arrivals += 1
+        is_pooled = request.task not in ("token_embed", "token_classify")
+        return Sequence(
+            request_id=request.request_id,
+            index=0,
+            token_ids=request.prompt_token_ids,
+            num_prompt_tokens=len(request.prompt_token_ids),
+            sampling=_POOLS,
+            seed=0,
+            priority=request.priority,
+            arrival=self._num_arrivals,
+            salt=root_hash(request.cache_salt),
+            max_num_tokens=len(request.prompt_token_ids),
+            pool=request,
+            reads_whole_prompt=not (is_pooled and self._pooling.reads_last_token_alone),
+        )
+
+    def _fault(self, request: Request, is_id_in_use: bool) -> tuple[str, str | None] | None:
+        """What is wrong with a request of any kind, and the field; None: nothing."""
+        num_prompt_tokens, vocab_size = len(request.prompt_token_ids), self._vocab_size
+        if request.adapter is not None:
+            return f"The adapter {reprlib.repr(request.adapter)} is not loaded.", "model"
+        if not 0 < num_prompt_tokens <= self._limits.max_model_len:
+            possible = f"1 to {self._limits.max_model_len} are possible"
+            return f"a prompt of {num_prompt_tokens} tokens cannot run, {possible}", None
+        if max(request.prompt_token_ids) >= vocab_size or min(request.prompt_token_ids) < 0:
+            return f"a token id of the prompt is not in [0, {vocab_size})", None
+        return (f"request id {request.request_id} is in use", None) if is_id_in_use else None
 
     def sequences(self, request: Generate) -> list[Sequence]:
         """The samples of a request that can run."""
@@ -90,10 +138,20 @@ class Intake:
         return None
 
 
-def refuse_pooling(request: Pool) -> SequenceOutput:
-    """The answer to a request for a pooling task: an error that names the task, since no supported model has a
-    pooler."""
-    return _refused(request.request_id, 0, f"This model generates; it does not {_VERBS[request.task]}.", "model")
+def _dimensions_fault(
+    dimensions: int, task: PoolingTask, pooling: PoolingConfig, size: int
+) -> tuple[str, str | None] | None:
+    """What is wrong with the `dimensions` of a request; None: nothing. `size`: of a whole embedding."""
+    if task not in ("embed", "token_embed"):
+        return f"`dimensions` is of embeddings, and the task is {task}.", "dimensions"
+    if not pooling.is_matryoshka:
+        return "`dimensions` is not supported: the model's embeddings were not trained to be cut.", "dimensions"
+    allowed = pooling.matryoshka_dimensions
+    if allowed and dimensions not in allowed:
+        return f"`dimensions` must be one of {', '.join(map(str, allowed))}, not {dimensions}.", "dimensions"
+    if not 1 <= dimensions <= size:
+        return f"`dimensions` must be from 1 to {size}, not {dimensions}.", "dimensions"
+    return None
 
 
 def _refused(request_id: int, index: int, error: str, param: str | None) -> SequenceOutput:

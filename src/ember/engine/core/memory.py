@@ -130,11 +130,16 @@ def plan_memory(
     """
     max_num_batched_tokens = asked.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS[memory.device]
     # Every running sequence must get its token in every step, or the last ones would starve.
-    max_num_seqs = min(asked.max_num_seqs or DEFAULT_MAX_NUM_SEQS[memory.device], max_num_batched_tokens)
+    # Of texts to be pooled a step takes as many as its tokens allow.
+    default = DEFAULT_MAX_NUM_SEQS["cuda" if config.pooling is not None else memory.device]
+    max_num_seqs = min(asked.max_num_seqs or default, max_num_batched_tokens)
     block_size, num_blocks = asked.block_size, asked.num_blocks
     bytes_per_block, per_sequence = bytes_per_page_token(groups) * block_size, state_bytes(groups)
     num_checkpoints = None if not per_sequence else 0 if not asked.enable_prefix_caching else asked.state_checkpoints
-    wanted = config.max_position_embeddings if asked.max_model_len is None else asked.max_model_len
+    longest = config.max_position_embeddings
+    if config.pooling is not None and config.pooling.max_length is not None:
+        longest = min(longest, config.pooling.max_length)
+    wanted = longest if asked.max_model_len is None else asked.max_model_len
     warnings: list[str] = []
     if asked.state_checkpoints is not None and (unused_by := _unused_checkpoints(asked, per_sequence)):
         warnings.append(f"STATE_CHECKPOINTS={asked.state_checkpoints} has no effect: {unused_by}")

@@ -17,7 +17,7 @@ from ember.engine.core.sequence import Sequence
 from ember.engine.description.config import DecoderConfig
 from ember.engine.layers.batch import Batch, StateRun
 from ember.engine.layers.cache import KVCache
-from ember.wire import TokenLogprobs
+from ember.wire import Pooled, TokenLogprobs
 
 SCORED_ROWS = 128  # rows of a prompt that are scored at a time, since logits are large
 
@@ -34,6 +34,7 @@ class StepResult:
     errors: dict[int, str] = field(default_factory=dict)  # row -> why its grammar has failed
     late: set[int] = field(default_factory=set)  # rows whose mask was late; their tokens are meaningless
     given_up: set[int] = field(default_factory=set)  # rows that `Launched.draw_late` returned
+    pooled: list[Pooled] = field(default_factory=list)  # of each sequence, in place of tokens, from a pooling model
 
     @classmethod
     def of(cls, sequences: list[Sequence], sampled: Sampled) -> StepResult:

@@ -190,7 +190,7 @@ class Scheduler:
     def _admit(self, sequence: Sequence, budget: int) -> int:
         """Start a sequence with its cached prefix. Returns the tokens to compute now; 0: it has to wait."""
         blocks = self.blocks
-        uses_cache = self.pool.enable_prefix_caching and not sequence.wants_prompt_logprobs
+        uses_cache = self.pool.enable_prefix_caching and sequence.may_skip_prefix
         prefix = blocks.find_prefix(sequence) if uses_cache else blocks.no_prefix()
         # There must be room for the whole prompt although only a chunk is allocated now: partly computed prompts would
         # preempt each other. If nothing is running, waiting would not help.

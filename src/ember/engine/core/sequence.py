@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from ember.engine.core.grammars.constraint import Constraint
 from ember.engine.core.state_slots import StateHold
 from ember.engine.core.token_counts import TokenCounts
-from ember.wire import SamplingParams, TokenLogprobs
+from ember.engine.layers.pooler import Partial
+from ember.wire import Pool, SamplingParams, TokenLogprobs
 
 GIVEN_BACK = -1  # entry of a block table: a page before a sliding window, which the sequence has freed
 
@@ -48,6 +49,9 @@ class Sequence:
     token_counts: TokenCounts | None = None  # of sequences with penalties
     grammar: Constraint | None = None  # of sequences with a grammar, or with a budget or marks of reasoning
     held_since: float | None = None  # time since which it is held, because its grammar is late
+    pool: Pool | None = None  # the request of a pooling task, which generates nothing
+    partial: Partial | None = None  # what its computed chunks left for pooling
+    reads_whole_prompt: bool = False  # whether pooling needs the hidden states of every token
     finish_reason: str | None = None  # of a held sequence whose last token was its last by length
 
     @property
@@ -89,6 +93,11 @@ class Sequence:
     def scored_prompt(self) -> list[TokenLogprobs | None] | None:
         """The log probabilities of the prompt's tokens, if requested. The first token has none."""
         return (self.prompt_logprobs or [None]) if self.wants_prompt_logprobs else None
+
+    @property
+    def may_skip_prefix(self) -> bool:
+        """Whether nothing is needed of the prompt's tokens that are found in the prefix cache."""
+        return not (self.wants_prompt_logprobs or self.reads_whole_prompt)
 
     @property
     def wants_prompt_logprobs(self) -> bool:

@@ -6,7 +6,7 @@ A normal boot has no warm-up: the first request loads only what it needs.
 from __future__ import annotations
 
 from ember.engine.core.engine import Engine
-from ember.wire import Generate, SamplingParams
+from ember.wire import Generate, Pool, SamplingParams
 
 _REQUEST_ID = 1 << 62  # an id that the front does not use
 _TOKENS = 4
@@ -18,9 +18,13 @@ def warm_up(engine: Engine, mode: str) -> None:
     if mode == "none":
         return
     prompt = list(range(_TOKENS))
+    pooling = engine.runner.model.config.pooling
     for temperature in (0.0, 1.0):
-        sampling = SamplingParams(max_tokens=_TOKENS, temperature=temperature, ignore_eos=True)
-        engine.add(Generate(_REQUEST_ID, prompt, sampling, cache_salt="warmup"))
+        if pooling is not None:
+            engine.pool(Pool(_REQUEST_ID, prompt, pooling.tasks[0], cache_salt="warmup"))
+        else:
+            sampling = SamplingParams(max_tokens=_TOKENS, temperature=temperature, ignore_eos=True)
+            engine.add(Generate(_REQUEST_ID, prompt, sampling, cache_salt="warmup"))
         while engine.has_work:
             engine.step()
     if mode == "full":

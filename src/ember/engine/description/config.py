@@ -15,6 +15,7 @@ from ember.engine.description.mixers import (
     SsdNames,
     StateShape,
 )
+from ember.engine.description.pooling import PoolingConfig
 from ember.engine.description.rope_config import RopeConfig
 
 Norm = Literal["rms", "layer"]
@@ -297,6 +298,7 @@ class DecoderConfig:
     is_shell: bool = False  # the language model of a multimodal checkpoint (`description.shells`)
     text_architecture: str = ""  # the class of the language model; of a shell it is not `architecture`
     through_transformers: bool = False  # transformers computes it (`description.foreign`)
+    pooling: PoolingConfig | None = None  # of a model that makes vectors or classes; None: it generates
 
     def heads(self, layer: int) -> HeadSizes:
         """The sizes of a layer's heads."""
@@ -422,6 +424,7 @@ DATA = frozenset(
         *("architecture", "names", "intermediate_field", "dtype", "eos_token_ids", "warnings", "is_shell"),
         "text_architecture",
         "through_transformers",
+        "pooling",  # every operator set computes hidden states
         "quantization",  # it decides on the layouts of weights, which the operator sets declare too
         *("latent.kv_rank", "latent.query_rank", "latent.rotary_dim", "latent.plain_dim", "latent.value_dim"),
         "latent.norm_eps",

@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 from ember import untrusted_json
 from ember.config_overrides import overridden
 from ember.engine.description.config import MAX_POSITIONS, DecoderConfig
-from ember.engine.description.families.registry import ARCHITECTURES, MODEL_TYPES, find_family
+from ember.engine.description.families.registry import ARCHITECTURES, MODEL_TYPES, find_family, with_head
 from ember.engine.description.family import Family
 from ember.engine.description.fields import Fields, listed, shown
 from ember.engine.description.foreign import ForeignClass, find_class, read_foreign
 from ember.engine.description.known_fields import HARMLESS, HARMLESS_VALUES, NEUTRAL
 from ember.engine.description.operator_sets import check_features
+from ember.engine.description.pooling import Modules, TaskSettings, read_pooling
 from ember.engine.description.quantization_config import quantization_of, read_beside
+from ember.engine.description.sentence_transformers import read_modules, reader
 from ember.engine.description.shells import SHELL_TYPES, SHELLS, text_fields
 from ember.engine.errors import ModelError
 from ember.regular_file import MAX_JSON_BYTES
@@ -25,10 +27,11 @@ from ember.untrusted_json import UntrustedJsonError
 
 
 class RunsBy(NamedTuple):
-    """Whose code may run a model."""
+    """Whose code may run a model, and what it is asked for."""
 
     model_impl: str = "auto"  # ember: Ember's alone; transformers: transformers'; auto: transformers' for other classes
     trust_remote_code: bool = False  # whether code in the model's repository may run
+    tasks: TaskSettings = TaskSettings()
 
 
 ONLY_EMBER = RunsBy("ember")
@@ -46,12 +49,13 @@ def load_config(
     if model_dir.is_file():
         if runs_by.model_impl == "transformers":
             raise ModelError(f"{model_dir}: MODEL_IMPL=transformers does not read GGUF files; leave it at auto")
-        return _load_gguf(model_dir, overrides or {})
+        return _load_gguf(model_dir, overrides or {}, runs_by)
     path = model_dir / "config.json"
     values = overridden(read_json(path, required=True), overrides or {})
     beside = read_beside(lambda name: read_json(model_dir / name, required=False))
     try:
         config = read_config(values, beside, runs_by)
+        config = with_pooling(config, values, runs_by.tasks, read_modules(reader(model_dir)))
     except ModelError as error:
         raise ModelError(f"{path}{' with HF_OVERRIDES' if overrides else ''}: {error}") from None
     source = f"{path}{' with HF_OVERRIDES' if overrides else ''}"
@@ -69,7 +73,7 @@ def load_config(
     return config
 
 
-def _load_gguf(file: Path, overrides: Mapping[str, Any]) -> DecoderConfig:
+def _load_gguf(file: Path, overrides: Mapping[str, Any], runs_by: RunsBy) -> DecoderConfig:
     """Read a GGUF file's metadata as a config.json. Raises ModelError."""
     from ember.engine.description.gguf.common import read_gguf_model
     from ember.gguf.files import read_model
@@ -83,7 +87,8 @@ def _load_gguf(file: Path, overrides: Mapping[str, Any]) -> DecoderConfig:
     known = find_family(described.fields["architectures"][0]).fields
     values = {name: value for name, value in described.fields.items() if name in known}
     try:
-        config = described.adapted(read_config(overridden(values, overrides)))
+        fields = overridden(values, overrides)
+        config = with_pooling(described.adapted(read_config(fields)), fields, runs_by.tasks, Modules())
     except ModelError as error:
         raise ModelError(f"{file}{' with HF_OVERRIDES' if overrides else ''}: {error}") from None
     source = f"{file}{' with HF_OVERRIDES' if overrides else ''}"
@@ -104,6 +109,7 @@ def read_config(
         return _read_foreign(fields, beside, find_class(fields, architecture, runs_by.trust_remote_code, unknown))
     if architecture in SHELLS:
         fields, text = text_fields(fields, architecture, MODEL_TYPES)
+    text, _ = with_head(text)
     if text not in ARCHITECTURES:
         inner = f", whose language model is {text}," if architecture in SHELLS else ""
         unknown = f"{_named(fields, architecture)}{inner} is not supported"
@@ -127,6 +133,22 @@ def read_config(
         eos_token_ids=own,
         warnings=tuple(fields.warnings),
     )
+
+
+def with_pooling(
+    config: DecoderConfig, values: Mapping[str, Any], settings: TaskSettings, modules: Modules
+) -> DecoderConfig:
+    """The configuration with what the settings, the class and the files say of pooling. Raises ModelError."""
+    _, kind = with_head(config.architecture)
+    pooling = read_pooling(kind, values, settings, modules)
+    if pooling is None:
+        return config
+    if config.through_transformers:
+        raise ModelError(
+            f"{config.architecture} runs through transformers, which serves no pooling: set RUNNER=generate"
+        )
+    # Nothing reads the head for tokens, so that it is not loaded.
+    return replace(config, pooling=pooling, tie_word_embeddings=True, head_bias=False)
 
 
 def _named(fields: Fields, architecture: str | None) -> str:

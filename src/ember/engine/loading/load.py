@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ember.engine.description.config import DecoderConfig
+from ember.engine.description.pooling import TaskSettings
 from ember.engine.description.read_config import ONLY_EMBER, RunsBy, load_config
 from ember.engine.errors import ModelError
 from ember.engine.loading import reader
@@ -102,13 +103,17 @@ def read_model_config(
     return config
 
 
+def tasks_of(configure: Configure) -> TaskSettings:
+    return TaskSettings(configure.runner, configure.convert, configure.pooler_config)
+
+
 def config_reader(configure: Configure) -> Callable[[Path], DecoderConfig]:
     """`read_model_config` with the settings' own part."""
     return partial(
         read_model_config,
         overrides=configure.hf_overrides,
         quantization=configure.quantization,
-        runs_by=RunsBy(configure.model_impl, configure.trust_remote_code),
+        runs_by=RunsBy(configure.model_impl, configure.trust_remote_code, tasks_of(configure)),
     )
 
 

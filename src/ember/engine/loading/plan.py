@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ember.engine.description.config import DecoderConfig
+from ember.engine.description.pooling import POOLER_NAMES
 from ember.engine.description.shells import text_entries
 from ember.engine.description.weights import LinearSpec, Rows, Spec, weight_specs
 from ember.engine.errors import ModelError
@@ -235,9 +236,11 @@ def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry], dtype: 
         extra += tuple(names.layer.format(layer) + beginning for beginning in names.unused_kv)
 
     def may_be_unused(name: str) -> bool:
-        """Whether a stored tensor is a copy of a tied head, a buffer, of a layer that predicts further tokens, or makes
-        keys and values of a layer that reads those of another one."""
+        """Whether a stored tensor is a copy of a tied head, of a pooler (`loading.pooler` reads it), a buffer, of a
+        layer that predicts further tokens, or makes keys and values of a layer that reads those of another one."""
         if config.tie_word_embeddings and name.startswith(f"{names.lm_head}."):
+            return True
+        if config.pooling is not None and name.removeprefix("model.").startswith(POOLER_NAMES):
             return True
         return name.endswith(unused) or name.startswith((*extra, *names.unused)) or is_cache_scale(name)
 

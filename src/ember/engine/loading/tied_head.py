@@ -16,6 +16,8 @@ _SPANS, _SPAN_BYTES = 16, 4096  # of each tensor that are compared; small tensor
 def is_tied(config: DecoderConfig, entries: Mapping[str, TensorEntry]) -> bool:
     """Whether the embedding is the head. As in transformers, a head in the files that differs from the embedding holds
     against config.json, and a copy of the embedding is left alone. Multimodal models need no word of config.json."""
+    if config.pooling is not None:  # no head for tokens is read
+        return True
     head = entries.get(f"{config.names.lm_head}.weight")
     if config.is_shell:
         # The classes of shells disagree on the default of tie_word_embeddings, and config.json may lack it.

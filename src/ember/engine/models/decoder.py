@@ -290,6 +290,11 @@ class Decoder:
             return ops.add_norm(parts.final_norm, residual, delta)[0]
         return residual if delta is None else residual + delta
 
+    def states(self, batch: Batch, cache: KVCache) -> Tensor:
+        """As `forward`, for a pooler: [T, width] after the projection out, where there is one."""
+        hidden = self.forward(batch, cache)
+        return hidden if self.parts.project_out is None else self.parts.project_out(hidden)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, hidden] -> [R, vocab_size] in the model's dtype, or float32."""
         return self.ops.logits(self.parts.project_out, self.parts.head, hidden)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from ember.engine.description.family import Family
+from ember.engine.description.pooling import Kind
 
 # The class that saved the weights -> its `model_type`, and its Family: the module in this room, and the name.
 ARCHITECTURES = {
@@ -120,6 +121,29 @@ ARCHITECTURES = {
 }
 # `model_type` -> the class that is meant by a file without `architectures`: the first one.
 MODEL_TYPES = {model_type: architecture for architecture, (model_type, _) in reversed(ARCHITECTURES.items())}
+
+# The ends of the names of classes without a head for tokens. `...Model` comes last, as it is the end of others.
+_ENDS: dict[str, Kind] = {
+    "ForSequenceClassification": "sequence_classification",
+    "ForTokenClassification": "token_classification",
+    "ForProcessRewardModel": "process_reward",
+    "ForRewardModel": "reward",
+    "TextModel": "model",
+    "Model": "model",
+}
+
+
+def with_head(architecture: str | None) -> tuple[str | None, Kind]:
+    """The class that generates and has the same decoder, and what the given class ends in."""
+    if architecture is None or architecture in ARCHITECTURES:
+        return architecture, "generate"
+    for end, kind in _ENDS.items():
+        if architecture.endswith(end):
+            stem = architecture.removesuffix(end).removesuffix("Text")
+            for name in (f"{stem}ForCausalLM", f"{stem}LMHeadModel"):
+                if name in ARCHITECTURES:
+                    return name, kind
+    return architecture, "generate"
 
 
 def find_family(architecture: str) -> Family:

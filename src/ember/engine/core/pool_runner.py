@@ -1,0 +1,49 @@
+"""The runner of a model of pooling tasks: each step runs the model over prompts, or chunks of them, and pools the
+hidden states. Nothing is sampled."""
+
+from __future__ import annotations
+
+import torch
+
+from ember.engine.core.runner import Runner, StepResult, is_last_chunk
+from ember.engine.core.scheduler import Scheduled
+from ember.engine.layers.cache import KVCache
+from ember.engine.layers.pooler import Chunk, Pooler
+from ember.engine.models.decoder import Decoder
+from ember.wire import Pooled
+
+
+class PoolRunner(Runner):
+    """Runs the model over its cache, and the pooler, one step at a time, on any device."""
+
+    options: frozenset[str] = frozenset()
+
+    def __init__(self, decoder: Decoder, cache: KVCache, device: torch.device, pooler: Pooler) -> None:
+        super().__init__(decoder, cache, device)
+        self.decoder = decoder
+        self.pooler = pooler
+
+    @torch.inference_mode()
+    def run(self, step: list[Scheduled]) -> StepResult:
+        """Run one forward pass over the scheduled tokens, and pool the texts that are complete with them."""
+        return self.pool(self.decoder.states(self._batch(step), self.cache), step)
+
+    def pool(self, hidden: torch.Tensor, step: list[Scheduled]) -> StepResult:
+        """Pool the hidden states of a step, [tokens, hidden]."""
+        chunks = []
+        for scheduled in step:
+            sequence = scheduled.sequence
+            assert sequence.pool is not None, "a model of pooling tasks has requests for them"
+            first = sequence.num_computed_tokens
+            before = sequence.partial if first else None  # a preempted sequence begins again
+            chunks.append(Chunk(sequence.pool, first, scheduled.num_tokens, is_last_chunk(scheduled), before))
+        outputs = self.pooler.pool(hidden, chunks)
+        result = StepResult()
+        for scheduled, found in zip(step, outputs, strict=True):
+            scheduled.sequence.partial = found.partial
+            if found.output is not None:
+                values = found.output.numpy().astype("<f4", copy=False)
+                result.is_broken.append(not bool(torch.isfinite(found.output).all()))
+                result.pooled.append(Pooled(values.tobytes(), list(values.shape)))
+                result.sequences.append(scheduled.sequence)
+        return result

@@ -1,0 +1,345 @@
+"""How a model of pooling tasks makes vectors and classes of hidden states, as data. This module does not import torch.
+
+`PoolingConfig` describes it for encoders and decoders alike. It comes from the files of sentence-transformers, from the
+architecture (`...ForSequenceClassification`), and from the settings RUNNER, CONVERT and POOLER_CONFIG, in which the
+names and their meaning are vLLM's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+from ember.engine.description.fields import Fields, shown
+from ember.engine.errors import ModelError
+from ember.wire import PoolingTask
+
+PoolingType = Literal["cls", "max", "mean", "mean_sqrt_len", "weighted_mean", "last"]
+PoolingActivation = Literal["none", "normalize", "softmax", "sigmoid"]
+# What a class of models ends in: tokens; nothing (`...Model`); classes of a text or of each token; a reward.
+Kind = Literal["generate", "model", "sequence_classification", "token_classification", "reward", "process_reward"]
+Convert = Literal["none", "embed", "classify", "reward"]
+
+DENSE_ACTIVATIONS = {
+    "identity": "identity",
+    "linear": "identity",
+    "tanh": "tanh",
+    "relu": "relu",
+    "gelu": "gelu",
+    "geluactivation": "gelu",
+    "sigmoid": "sigmoid",
+    "silu": "silu",
+}
+"""Activations of dense layers by the names of their classes in lower case."""
+SCORE_NAMES = ("score", "classifier")  # modules of the head of a class that classifies
+POOLER_NAMES = ("score.", "classifier.", "v_head.")
+"""Beginnings of the names of tensors of such heads."""
+
+
+@dataclass(frozen=True, slots=True)
+class DenseConfig:
+    """A linear layer after pooling, and its activation. Its tensors are float32 when it computes."""
+
+    names: tuple[str, ...]  # of the module; the first one that the files have. Its tensors are `weight` and `bias`
+    outputs: int | None = None  # None: as many as the stored matrix has rows
+    activation: str = "identity"  # of `DENSE_ACTIVATIONS`
+    directory: str = ""  # of a module of sentence-transformers, in the model's; "": the model's own files
+    is_required: bool = True  # otherwise a checkpoint without it pools hidden states
+
+
+@dataclass(frozen=True, slots=True)
+class TokenHead:
+    """A head whose rows are those of a language model's head: the scores of tokens such as yes and no."""
+
+    tokens: tuple[str, ...]
+    is_difference: bool  # one row: that of the second token less that of the first
+
+
+@dataclass(frozen=True, slots=True)
+class PoolingConfig:
+    """From hidden states to the output: pooling, `dense`, the cut to `dimensions`, the activation."""
+
+    convert: Convert  # what the output is
+    types: tuple[PoolingType, ...]  # results of several kinds of pooling are joined
+    dense: tuple[DenseConfig, ...] = ()
+    token_head: TokenHead | None = None
+    activation: PoolingActivation = "none"  # where a request does not say
+    labels: tuple[str, ...] = ()
+    is_per_token: bool = False  # whether the head is meant for tokens alone
+    dimensions: int | None = None  # of embeddings, where a request does not say
+    is_matryoshka: bool = False
+    matryoshka_dimensions: tuple[int, ...] = ()
+    max_length: int | None = None  # longest text in tokens, if not the model's longest context
+    includes_prompt: bool = True  # whether the tokens of an instruction before the text are pooled too
+    has_token_types: bool = False
+    logit_bias: float = 0.0  # subtracted from logits before their activation
+    step_tag_id: int | None = None  # only these tokens have an output, of a task of every token
+    returned_token_ids: tuple[int, ...] = ()  # only these columns, of a task of every token
+
+    @property
+    def tasks(self) -> tuple[PoolingTask, ...]:
+        """The tasks that the model does."""
+        if self.convert == "embed":
+            return ("embed", "token_embed")
+        if self.convert == "reward" or self.is_per_token:
+            return ("token_classify",)
+        return ("classify", "score", "token_classify") if len(self.labels) == 1 else ("classify", "token_classify")
+
+    @property
+    def reads_last_token_alone(self) -> bool:
+        """Whether the pooled tasks need the last token's hidden states alone, so that a cached prefix serves them."""
+        return self.types == ("last",)
+
+
+class TaskSettings(NamedTuple):
+    """The settings of tasks: RUNNER, CONVERT and POOLER_CONFIG."""
+
+    runner: str = "auto"
+    convert: str = "auto"
+    pooler: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(slots=True)
+class Modules:
+    """What the files of sentence-transformers say (`description.sentence_transformers`)."""
+
+    types: tuple[PoolingType, ...] = ()
+    dense: tuple[DenseConfig, ...] = ()
+    normalizes: bool = False
+    includes_prompt: bool = True
+    max_length: int | None = None
+    is_there: bool = False  # whether modules.json describes an embedding model
+    warnings: list[str] = field(default_factory=list)
+
+
+def read_pooling(
+    kind: Kind,
+    values: Mapping[str, Any],
+    settings: TaskSettings,
+    modules: Modules,
+    *,
+    default: PoolingType = "last",
+    has_token_types: bool = False,
+) -> PoolingConfig | None:
+    """The pooling of a model with these fields of config.json; None: it generates. `kind`: of its class. `default`: the
+    pooling of its family where nothing else says it. Raises ModelError."""
+    convert = _convert(kind, settings, modules)
+    if convert is None:
+        if settings.pooler:
+            raise ModelError("POOLER_CONFIG is set, but the model generates: set RUNNER=pooling, or leave it out")
+        return None
+    asked = _Asked(settings.pooler)
+    fields = Fields(values)
+    if convert == "embed":
+        matryoshka = _matryoshka(fields)
+        config = PoolingConfig(
+            convert,
+            asked.types or modules.types or (default,),
+            dense=modules.dense,
+            activation="normalize" if (modules.normalizes if modules.is_there else True) else "none",
+            dimensions=asked.dimensions,
+            is_matryoshka=bool(matryoshka) or fields.flag("is_matryoshka", False),
+            matryoshka_dimensions=matryoshka,
+            includes_prompt=modules.includes_prompt,
+            max_length=modules.max_length,
+            has_token_types=has_token_types,
+        )
+        if config.dimensions is not None and not config.is_matryoshka:
+            raise ModelError(
+                f"POOLER_CONFIG: dimensions is {config.dimensions}, but the model has no matryoshka_dimensions: leave "
+                'it out, or set HF_OVERRIDES={"is_matryoshka": true}'
+            )
+        return _with_switch(config, asked)
+    if asked.dimensions is not None:
+        raise ModelError(f"POOLER_CONFIG: dimensions is of embeddings, and the model serves {convert}: leave it out")
+    labels = _labels(fields)
+    token_head = _token_head(fields)
+    if token_head is not None:
+        labels = labels[:1] if token_head.is_difference else _fitting(labels, len(token_head.tokens))
+    dense: tuple[DenseConfig, ...] = (DenseConfig(SCORE_NAMES, len(labels)),)
+    activation = _activation(fields, len(labels))
+    if kind == "reward":  # Qwen 2.5's has two layers, InternLM 2's one
+        first = DenseConfig(("score.0",), activation="relu", is_required=False)
+        dense, activation, labels = (first, DenseConfig(("score.2", "v_head"), 1)), "none", ("LABEL_0",)
+    elif kind == "process_reward":
+        labels = _fitting(labels, 2)
+        dense = (DenseConfig(("score.0",), activation="relu"), DenseConfig(("score.2",), 2))
+        activation = "softmax"
+    elif convert == "reward":  # of a model without a head the hidden states
+        dense, activation = (DenseConfig(("score.2", "v_head", *SCORE_NAMES), is_required=False),), "none"
+        labels = ()
+    config = PoolingConfig(
+        convert,
+        asked.types or modules.types or (default,),
+        dense=() if token_head is not None else dense,
+        token_head=token_head,
+        activation=activation,
+        labels=labels,
+        is_per_token=kind == "token_classification",
+        max_length=modules.max_length,
+        has_token_types=has_token_types,
+        logit_bias=asked.logit_bias,
+        step_tag_id=asked.step_tag_id,
+        returned_token_ids=asked.returned_token_ids,
+    )
+    return _with_switch(config, asked)
+
+
+def _convert(kind: Kind, settings: TaskSettings, modules: Modules) -> Convert | None:
+    """What the model serves; None: it generates. Raises ModelError for settings that contradict each other or its
+    class."""
+    runner, convert = settings.runner, settings.convert
+    of_class: dict[Kind, Convert] = {
+        "model": "embed",
+        "sequence_classification": "classify",
+        "token_classification": "classify",
+        "reward": "reward",
+        "process_reward": "reward",
+    }
+    own = of_class.get(kind)
+    if runner == "generate":
+        if convert not in ("auto", "none"):
+            raise ModelError(f"RUNNER=generate and CONVERT={convert} contradict each other: leave one of them at auto")
+        if own is not None:
+            raise ModelError("RUNNER=generate, but the model's class has no head for tokens: leave RUNNER at auto")
+        return None
+    if convert in ("embed", "classify", "reward"):
+        return convert  # type: ignore[return-value]
+    if convert == "none" or own is not None:
+        if own is None and runner == "pooling":
+            raise ModelError("RUNNER=pooling and CONVERT=none, but the model's class generates: set CONVERT=embed")
+        return own
+    return "embed" if runner == "pooling" or modules.is_there else None
+
+
+def _matryoshka(fields: Fields) -> tuple[int, ...]:
+    value = fields.values.get("matryoshka_dimensions")
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(type(item) is int and item > 0 for item in value):
+        raise fields.error("matryoshka_dimensions", "a list of positive integers")
+    return tuple(sorted(value))
+
+
+def _labels(fields: Fields) -> tuple[str, ...]:
+    """The names of the classes, from `id2label`, or from their number."""
+    named = fields.mapping("id2label")
+    count = fields.integer("num_labels", len(named) or 2, at_most=1_000_000)
+    numbered = {}
+    for key, label in named.items():
+        if not str(key).isdecimal() or int(key) >= count:
+            raise fields.error("id2label", f"an object from the numbers 0 to {count - 1} to labels")
+        numbered[int(key)] = str(label)
+    return tuple(numbered.get(number, f"LABEL_{number}") for number in range(count))
+
+
+def _fitting(labels: tuple[str, ...], count: int) -> tuple[str, ...]:
+    return labels if len(labels) == count else tuple(f"LABEL_{number}" for number in range(count))
+
+
+def _token_head(fields: Fields) -> TokenHead | None:
+    """The head that classifier_from_token and method describe, vLLM's fields in HF_OVERRIDES or config.json."""
+    tokens, method = tuple(fields.names("classifier_from_token")), fields.text("method")
+    if fields.flag("is_original_qwen3_reranker", False):
+        method = "from_2_way_softmax"
+    if not tokens:
+        if method is not None and method in _METHODS:
+            raise ModelError(f"classifier_from_token is missing, whose tokens {method} makes a head of")
+        return None
+    if method not in _METHODS:
+        raise fields.error("method", f"one of {', '.join(_METHODS)}, as classifier_from_token is set")
+    if method == "from_2_way_softmax" and len(tokens) != 2:
+        raise fields.error("classifier_from_token", f"a list of two tokens for {method}")
+    return TokenHead(tokens, method == "from_2_way_softmax")
+
+
+_METHODS = ("from_2_way_softmax", "no_post_processing")
+
+
+def _activation(fields: Fields, num_labels: int) -> PoolingActivation:
+    """The activation of classes, as transformers and sentence-transformers train them."""
+    problem = fields.text("problem_type")
+    by_problem: dict[str, PoolingActivation] = {
+        "regression": "none",
+        "multi_label_classification": "sigmoid",
+        "single_label_classification": "sigmoid" if num_labels < 2 else "softmax",
+    }
+    if problem is not None:
+        if problem not in by_problem:
+            raise fields.error("problem_type", f"one of {', '.join(by_problem)}")
+        return by_problem[problem]
+    name = fields.mapping("sentence_transformers").get("activation_fn")
+    name = name or fields.text("sbert_ce_default_activation_function")
+    if name is None:
+        return "sigmoid" if num_labels < 2 else "softmax"
+    found = str(name).rpartition(".")[2].lower()
+    activations: dict[str, PoolingActivation] = {"identity": "none", "sigmoid": "sigmoid", "softmax": "softmax"}
+    if found not in activations:
+        raise ModelError(f"the activation {shown(name)} of classes is not supported: Identity, Sigmoid or Softmax are")
+    return activations[found]
+
+
+def _with_switch(config: PoolingConfig, asked: _Asked) -> PoolingConfig:
+    """The configuration with the activation that POOLER_CONFIG turns on or off."""
+    if asked.use_activation is None:
+        return config
+    on: PoolingActivation = config.activation
+    if on == "none":
+        on = "normalize" if config.convert == "embed" else "sigmoid" if len(config.labels) < 2 else "softmax"
+    return replace(config, activation=on if asked.use_activation else "none")
+
+
+_TYPES: dict[str, PoolingType] = {
+    "cls": "cls",
+    "last": "last",
+    "lasttoken": "last",
+    "mean": "mean",
+    "max": "max",
+    "weightedmean": "weighted_mean",
+    "meansqrtlen": "mean_sqrt_len",
+}
+_TOKEN_TYPES = ("all", "step")
+_FIELDS = (
+    *("pooling_type", "seq_pooling_type", "tok_pooling_type", "normalize", "softmax", "activation", "use_activation"),
+    *("dimensions", "logit_bias", "step_tag_id", "returned_token_ids"),
+)
+
+
+class _Asked:
+    """The fields of POOLER_CONFIG. Raises ModelError that names a field."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        fields = Fields(values, "POOLER_CONFIG: ")
+        if unknown := [name for name in values if name not in _FIELDS]:
+            raise ModelError(f"POOLER_CONFIG: {shown(unknown[0])} is not a field of it: it has {', '.join(_FIELDS)}")
+        found = [self._type(fields, name) for name in ("pooling_type", "seq_pooling_type")]
+        self.types = tuple(dict.fromkeys(each for each in found if each is not None))[:1]
+        token_type = (fields.text("tok_pooling_type") or "all").lower()
+        if token_type not in _TOKEN_TYPES:
+            raise fields.error("tok_pooling_type", "ALL or STEP")
+        switches = [values[name] for name in ("use_activation", "normalize", "softmax", "activation") if name in values]
+        for name in ("use_activation", "normalize", "softmax", "activation"):
+            fields.flag(name, False)
+        switches = [switch for switch in switches if switch is not None]
+        if len(set(switches)) > 1:
+            raise ModelError("POOLER_CONFIG: use_activation and its older names contradict each other: set one of them")
+        self.use_activation: bool | None = switches[0] if switches else None
+        self.dimensions = fields.optional_integer("dimensions", None)
+        self.logit_bias = fields.number("logit_bias", 0.0)
+        self.step_tag_id = None if values.get("step_tag_id") is None else fields.integer("step_tag_id", at_least=0)
+        ids = values.get("returned_token_ids") or []
+        if not isinstance(ids, list) or not all(type(item) is int and item >= 0 for item in ids):
+            raise fields.error("returned_token_ids", "a list of numbers of columns, from 0 on")
+        self.returned_token_ids = tuple(ids)
+
+    @staticmethod
+    def _type(fields: Fields, name: str) -> PoolingType | None:
+        value = fields.text(name)
+        plain = None if value is None else value.lower().replace("_", "").replace("-", "")
+        if plain is None or (plain in _TOKEN_TYPES and name == "pooling_type"):
+            return None
+        if plain not in _TYPES:
+            raise fields.error(name, "CLS, LAST, MEAN, MAX, WEIGHTED_MEAN or MEAN_SQRT_LEN")
+        return _TYPES[plain]

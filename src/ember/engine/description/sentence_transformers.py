@@ -1,0 +1,123 @@
+"""The files of sentence-transformers: modules.json and the configuration of each module. This module does not import
+torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ember import untrusted_json
+from ember.engine.description.fields import Fields, shown
+from ember.engine.description.pooling import DENSE_ACTIVATIONS, DenseConfig, Modules, PoolingType
+from ember.engine.errors import ModelError
+from ember.regular_file import MAX_JSON_BYTES
+from ember.untrusted_json import UntrustedJsonError
+
+Read = Callable[[str], Any]
+"""Reads a JSON file of the model by its path; None if it does not exist."""
+
+# The modes of pooling by the field of each, in the order in which their results are joined.
+_MODES: dict[str, PoolingType] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
+    "pooling_mode_weightedmean_tokens": "weighted_mean",
+    "pooling_mode_lasttoken": "last",
+}
+_NAMES: dict[str, PoolingType] = {
+    "cls": "cls",
+    "max": "max",
+    "mean": "mean",
+    "mean_sqrt_len_tokens": "mean_sqrt_len",
+    "weightedmean": "weighted_mean",
+    "lasttoken": "last",
+}
+_LENGTH_FILES = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+
+
+def reader(model_dir: Path) -> Read:
+    """The reader of a directory's files. It raises ModelError."""
+
+    def read(name: str) -> Any:
+        path = model_dir / name
+        if not path.exists():
+            return None
+        try:
+            return untrusted_json.read_file(path, MAX_JSON_BYTES)
+        except (UntrustedJsonError, OSError) as error:
+            raise ModelError(f"{path} cannot be read as JSON ({error}): download the file again") from None
+
+    return read
+
+
+def read_modules(read: Read) -> Modules:
+    """What the files say of pooling; of a model without modules.json only the longest text. Raises ModelError."""
+    found = Modules(max_length=_max_length(read))
+    entries = read("modules.json")
+    if entries is None:
+        return found
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ModelError("modules.json must be a list of modules")
+    found.is_there = True
+    for entry in entries:
+        kind, path = str(entry.get("type", "")).rpartition(".")[2], _inside(entry.get("path", ""))
+        config = read(f"{path}/config.json" if path else "config.json") if kind in ("Pooling", "Dense") else None
+        if kind in ("Pooling", "Dense") and not isinstance(config, dict):
+            raise ModelError(f"{path}/config.json of the module {kind} is missing or is no object")
+        fields = Fields(config or {}, f"{path}/config.json: ")
+        if kind == "Pooling":
+            found.types = _types(fields)
+            found.includes_prompt = fields.flag("include_prompt", True)
+        elif kind == "Dense":
+            found.dense = (*found.dense, _dense(fields, path))
+        elif kind == "Normalize":
+            found.normalizes = True
+        elif kind not in ("Transformer", "Dropout"):
+            known = "Transformer, Pooling, Dense, Normalize and Dropout are"
+            raise ModelError(f"modules.json has the module {shown(entry.get('type'))}, which is not supported: {known}")
+        elif path:
+            raise ModelError(f"modules.json has the model in {shown(path)}: only one in the directory itself is served")
+    return found
+
+
+def _inside(path: object) -> str:
+    """A path of modules.json, which must stay in the model's directory. Raises ModelError."""
+    if not isinstance(path, str) or path.startswith("/") or ".." in PurePosixPath(path).parts:
+        raise ModelError(f"modules.json has the path {shown(path)}, which is not one in the model's directory")
+    return path.strip("/")
+
+
+def _types(fields: Fields) -> tuple[PoolingType, ...]:
+    if (mode := fields.values.get("pooling_mode")) is not None:  # newer files
+        modes = mode if isinstance(mode, list) else [mode]
+        if not modes or not all(isinstance(each, str) and each in _NAMES for each in modes):
+            raise fields.error("pooling_mode", f"one or several of {', '.join(_NAMES)}")
+        order = list(_NAMES)
+        return tuple(_NAMES[each] for each in sorted(modes, key=order.index))
+    types = tuple(kind for name, kind in _MODES.items() if fields.flag(name, False))
+    if not types:
+        raise ModelError(f"{fields.prefix}no kind of pooling is on, and one of {', '.join(_MODES)} must be")
+    return types
+
+
+def _dense(fields: Fields, path: str) -> DenseConfig:
+    name = (fields.text("activation_function") or "torch.nn.modules.activation.Tanh").rpartition(".")[2].lower()
+    if name not in DENSE_ACTIVATIONS:
+        raise fields.error("activation_function", f"a class named {', '.join(DENSE_ACTIVATIONS)}")
+    for field in ("module_input_name", "module_output_name"):
+        fields.one_of(field, "sentence_embedding", ("sentence_embedding",))
+    return DenseConfig(("linear",), fields.integer("out_features"), DENSE_ACTIVATIONS[name], path)
+
+
+def _max_length(read: Read) -> int | None:
+    """The longest text that the files of the module Transformer allow."""
+    for name in _LENGTH_FILES:
+        values = read(name)
+        if isinstance(values, Mapping):
+            return Fields(values, f"{name}: ").optional_integer("max_seq_length", None)
+    return None

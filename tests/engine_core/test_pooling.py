@@ -1,0 +1,356 @@
+"""Pooling tasks of decoders: vectors and classes equal those of transformers, however the engine schedules the work."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from ember.engine.core.engine import Engine
+from ember.engine.errors import ModelError
+from ember.wire import Generate, Pool, Pooled, SequenceOutput
+from tests.engine_core.inline import greedy, make_engine
+from tests.engine_models.tiny import VOCAB_SIZE, make_tiny
+
+LENGTHS = [1, 3, 9, 16, 24, 33, 50, 7]
+
+
+def prompts(seed: str) -> list[list[int]]:
+    rng = random.Random(seed)
+    made = [[rng.randrange(9, VOCAB_SIZE) for _ in range(length)] for length in LENGTHS]
+    made[5][:17] = made[4][:17]
+    return made
+
+
+def values(pooled: Pooled) -> np.ndarray:
+    return np.frombuffer(pooled.data, "<f4").reshape(pooled.shape)
+
+
+def answers(engine: Engine, requests: list[Pool]) -> list[SequenceOutput]:
+    found: dict[int, SequenceOutput] = {}
+    for request in requests:
+        for output in engine.pool(request):
+            found[output.request_id] = output
+    while engine.has_work:
+        for output in engine.step():
+            assert output.request_id not in found
+            found[output.request_id] = output
+    return [found[request.request_id] for request in requests]
+
+
+def pooled(engine: Engine, texts: list[list[int]], task: Any, **options: Any) -> list[np.ndarray]:
+    outputs = answers(engine, [Pool(i, text, task, **options) for i, text in enumerate(texts)])
+    return [values(output.pooled) for output in outputs if output.pooled is not None]
+
+
+def hidden_states(directory: Path, texts: list[list[int]]) -> list[np.ndarray]:
+    model = transformers.AutoModel.from_pretrained(directory, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        return [model(torch.tensor([text])).last_hidden_state[0].numpy() for text in texts]
+
+
+def check(engine: Engine, texts: list[list[int]], task: Any, expected: list[np.ndarray], **options: Any) -> None:
+    """Alone, and in a mixed batch; the engine's budget says whether in chunks."""
+    for found in (
+        [pooled(engine, [text], task, **options)[0] for text in texts],
+        pooled(engine, texts, task, **options),
+    ):
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "mistral_window", "gpt2", "opt_post_norm"])
+def test_embeddings_of_the_bare_class(family, tmp_path):
+    directory = make_tiny(family, tmp_path, auto="AutoModel")
+    texts = prompts(family)
+    states = hidden_states(directory, texts)
+    for budget in (2048, 11):
+        engine = make_engine(directory, max_num_batched_tokens=budget)
+        check(engine, texts, "embed", [unit(each[-1]) for each in states])
+        check(engine, texts, "embed", [each[-1] for each in states], use_activation=False)
+        check(engine, texts, "token_embed", [unit(each) for each in states])
+    assert engine.stats().num_free_blocks == engine.stats().num_blocks
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe"])
+def test_heads_that_classify(family, tmp_path):
+    fields = {
+        "num_labels": 3,
+        "id2label": {0: "no", 1: "maybe", 2: "yes"},
+        "problem_type": "multi_label_classification",
+    }
+    texts = prompts(family)
+    for auto, task in (
+        ("AutoModelForSequenceClassification", "classify"),
+        ("AutoModelForTokenClassification", "token_classify"),
+    ):
+        directory = make_tiny(family, tmp_path / task, auto=auto, **fields)
+        model = getattr(transformers, auto).from_pretrained(directory, dtype=torch.float32).eval()
+        with torch.inference_mode():
+            logits = [model(torch.tensor([text])).logits[0].numpy() for text in texts]
+        for budget in (2048, 11):
+            engine = make_engine(directory, max_num_batched_tokens=budget)
+            check(engine, texts, task, logits, use_activation=False)
+            check(engine, texts, task, [1 / (1 + np.exp(-each)) for each in logits])
+
+
+def test_softmax_of_several_classes_and_sigmoid_of_one(tmp_path):
+    texts = prompts("labels")
+    for count, activate in ((2, lambda x: np.exp(x) / np.exp(x).sum()), (1, lambda x: 1 / (1 + np.exp(-x)))):
+        directory = make_tiny(
+            "qwen2", tmp_path / str(count), auto="AutoModelForSequenceClassification", num_labels=count
+        )
+        engine = make_engine(directory)
+        raw = pooled(engine, texts, "classify", use_activation=False)
+        check(engine, texts, "classify", [activate(each) for each in raw])
+        if count == 1:
+            check(engine, texts, "score", [activate(each) for each in raw])
+        else:
+            (refused,) = answers(engine, [Pool(0, [9], "score")])
+            assert refused.error_param == "model" and "does not score" in refused.error
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory):
+    """A causal language model with the files of sentence-transformers."""
+    directory = make_tiny("qwen3", tmp_path_factory.mktemp("embedder"))
+    (directory / "modules.json").write_text(
+        json.dumps(
+            [
+                {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+                for number, (kind, path) in enumerate(
+                    [("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"), ("Normalize", "3_Normalize")]
+                )
+            ]
+        )
+    )
+    (directory / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 60, "do_lower_case": False}))
+    (directory / "2_Dense").mkdir()
+    dense = {
+        "in_features": 64,
+        "out_features": 40,
+        "bias": True,
+        "activation_function": "torch.nn.modules.activation.Tanh",
+    }
+    (directory / "2_Dense/config.json").write_text(json.dumps(dense))
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        "linear.weight": torch.randn(40, 64, generator=generator) / 8,
+        "linear.bias": torch.randn(40, generator=generator),
+    }
+    save_file(weights, directory / "2_Dense/model.safetensors")
+    (directory / "1_Pooling").mkdir()
+    return directory
+
+
+def use_pooling(directory: Path, *modes: str, **fields: Any) -> None:
+    modes_on = {f"pooling_mode_{mode}": True for mode in modes}
+    config = {"word_embedding_dimension": 64, "pooling_mode_cls_token": False, **modes_on, **fields}
+    (directory / "1_Pooling/config.json").write_text(json.dumps(config))
+
+
+MODES = {
+    "cls_token": lambda states: states[0],
+    "mean_tokens": lambda states: states.mean(0),
+    "max_tokens": lambda states: states.max(0),
+    "mean_sqrt_len_tokens": lambda states: states.sum(0) / len(states) ** 0.5,
+    "weightedmean_tokens": lambda states: np.average(states, axis=0, weights=np.arange(1, len(states) + 1)),
+    "lasttoken": lambda states: states[-1],
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_files_of_sentence_transformers(embedder, mode):
+    use_pooling(embedder, mode)
+    texts = prompts(mode)
+    dense = load_file(embedder / "2_Dense/model.safetensors")
+    weight, bias = dense["linear.weight"].numpy(), dense["linear.bias"].numpy()
+    expected = [unit(np.tanh(weight @ MODES[mode](each) + bias)) for each in hidden_states(embedder, texts)]
+    for budget in (2048, 11):
+        check(make_engine(embedder, max_num_batched_tokens=budget), texts, "embed", expected)
+
+
+def test_an_instruction_may_be_left_out_of_the_mean(embedder):
+    use_pooling(embedder, "mean_tokens", include_prompt=False)
+    texts = [text for text in prompts("instruction") if len(text) > 8]
+    dense = load_file(embedder / "2_Dense/model.safetensors")
+    weight, bias = dense["linear.weight"].numpy(), dense["linear.bias"].numpy()
+    expected = [unit(np.tanh(weight @ each[8:].mean(0) + bias)) for each in hidden_states(embedder, texts)]
+    for budget in (2048, 5):
+        engine = make_engine(embedder, max_num_batched_tokens=budget)
+        check(engine, texts, "embed", expected, num_instruction_tokens=8)
+
+
+def test_a_cached_prefix_serves_the_last_token_alone(embedder):
+    use_pooling(embedder, "lasttoken")
+    text = prompts("prefix")[6]
+    for pooler, cached in (({}, 48), ({"pooling_type": "MEAN"}, 0)):
+        engine = make_engine(embedder, pooler_config=pooler)
+        first, again = answers(engine, [Pool(1, text, "embed")]) + answers(engine, [Pool(2, text, "embed")])
+        assert (first.num_cached_tokens, again.num_cached_tokens) == (0, cached)
+        np.testing.assert_allclose(values(first.pooled), values(again.pooled), atol=1e-5)
+        (every,) = answers(engine, [Pool(3, text, "token_embed")])
+        assert every.num_cached_tokens == 0 and every.pooled.shape == [50, 40]
+
+
+def test_what_is_refused_and_that_the_engine_goes_on(embedder):
+    use_pooling(embedder, "lasttoken")
+    engine = make_engine(embedder)
+    (generating,) = engine.add(Generate(1, [9], greedy(3)))
+    assert generating.error == "This model does not generate; its tasks are embed, token_embed."
+    cases = [
+        (Pool(1, [9], "classify"), "does not classify", "model"),
+        (Pool(2, [9] * 61, "embed"), "61 tokens cannot run, 1 to 60", None),
+        (Pool(3, [], "embed"), "0 tokens cannot run", None),
+        (Pool(4, [VOCAB_SIZE], "embed"), "token id", None),
+        (Pool(5, [9], "embed", dimensions=8), "not trained to be cut", "dimensions"),
+        (Pool(6, [9], "embed", token_type_ids=[0, 1]), "2 token types for 1 tokens", None),
+        (Pool(7, [9], "embed", adapter="other"), "'other' is not loaded", "model"),
+    ]
+    for request, error, param in cases:
+        (output,) = engine.pool(request)
+        assert output.finish_reason == "error" and error in output.error and output.error_param == param
+    engine.pool(Pool(8, [9] * 20, "embed"))
+    engine.abort(8)
+    assert not engine.has_work and engine.stats().num_free_blocks == engine.stats().num_blocks
+    assert pooled(engine, [[9, 10]], "embed")[0].shape == (40,)
+
+
+def test_nan_and_lack_of_memory_end_single_requests(embedder, monkeypatch):
+    use_pooling(embedder, "mean_tokens")
+    engine = make_engine(embedder)
+    texts = prompts("faults")
+    expected = pooled(engine, texts, "embed")
+    forward = engine.runner.model.states
+
+    def broken(batch: Any, cache: Any) -> torch.Tensor:
+        states = forward(batch, cache)
+        states[batch.query_starts[2]] = torch.nan
+        return states
+
+    monkeypatch.setattr(engine.runner.model, "states", broken)
+    outputs = answers(engine, [Pool(i, text, "embed") for i, text in enumerate(texts)])
+    assert [output.finish_reason for output in outputs] == ["stop", "stop", "error", *["stop"] * 5]
+    assert "not a number" in outputs[2].error
+    calls = []
+
+    def full(batch: Any, cache: Any) -> torch.Tensor:
+        calls.append(len(batch.token_ids))
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("no memory")
+        return forward(batch, cache)
+
+    monkeypatch.setattr(engine.runner.model, "states", full)
+    outputs = answers(engine, [Pool(i, text, "embed") for i, text in enumerate(texts)])
+    assert [i for i, output in enumerate(outputs) if output.finish_reason == "error"] == [6]  # the longest one
+    for i, output in enumerate(outputs):
+        if i != 6:
+            np.testing.assert_allclose(values(output.pooled), expected[i], atol=1e-5)
+
+
+def test_preempted_texts_begin_again(embedder):
+    use_pooling(embedder, "mean_tokens", "max_tokens")
+    (embedder / "modules.json").rename(embedder / "aside.json")
+    try:
+        texts = prompts("preempted")
+        settings = {"runner": "pooling", "pooler_config": {"seq_pooling_type": "mean"}, "max_num_batched_tokens": 13}
+        expected = pooled(make_engine(embedder, **settings), texts, "embed")
+        engine = make_engine(embedder, num_blocks=9, **settings)
+        found = pooled(engine, texts, "embed")
+    finally:
+        (embedder / "aside.json").rename(embedder / "modules.json")
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_dimensions_of_matryoshka_embeddings(embedder):
+    use_pooling(embedder, "lasttoken")
+    engine = make_engine(embedder, hf_overrides={"matryoshka_dimensions": [16, 8]})
+    raw = pooled(engine, [[9, 10, 11]], "embed", use_activation=False)[0]
+    np.testing.assert_allclose(pooled(engine, [[9, 10, 11]], "embed", dimensions=8)[0], unit(raw[:8]), atol=1e-5)
+    (refused,) = engine.pool(Pool(1, [9], "embed", dimensions=9))
+    assert refused.error == "`dimensions` must be one of 8, 16, not 9."
+
+
+@pytest.mark.parametrize("method", ["from_2_way_softmax", "no_post_processing"])
+def test_a_head_of_tokens(method, tmp_path):
+    directory = make_tiny("qwen3", tmp_path, architectures=["Qwen3ForCausalLM"])
+    tokenizer = {"model": {"type": "BPE", "vocab": {"no": 30, "other": 31}, "merges": []}}
+    tokenizer["added_tokens"] = [{"id": 77, "content": "yes"}]
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    overrides = {
+        "architectures": ["Qwen3ForSequenceClassification"],
+        "classifier_from_token": ["no", "yes"],
+        **({"is_original_qwen3_reranker": True} if method == "from_2_way_softmax" else {"method": method}),
+    }
+    texts = prompts(method)
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        logits = [model(torch.tensor([text])).logits[0, -1, [30, 77]] for text in texts]
+    probabilities = [torch.softmax(each, 0).numpy() for each in logits]
+    engine = make_engine(directory, hf_overrides=overrides)
+    if method == "from_2_way_softmax":
+        check(engine, texts, "score", [each[1:] for each in probabilities])
+    else:
+        check(engine, texts, "classify", probabilities)
+
+
+def test_reward_models(tmp_path):
+    directory = make_tiny("qwen2", tmp_path, auto="AutoModel", num_labels=2)
+    state = load_file(directory / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"score.0.weight": (64, 64), "score.0.bias": (64,), "score.2.weight": (2, 64), "score.2.bias": (2,)}
+    head = {name: torch.randn(size, generator=generator) / 4 for name, size in sizes.items()}
+    save_file({f"model.{name}": tensor for name, tensor in state.items()} | head, directory / "model.safetensors")
+    texts = prompts("reward")
+    states = [torch.tensor(each) for each in hidden_states(tmp_path, texts)]
+    hidden = [torch.relu(each @ head["score.0.weight"].T + head["score.0.bias"]) for each in states]
+    logits = [each @ head["score.2.weight"].T + head["score.2.bias"] for each in hidden]
+    overrides = {"architectures": ["Qwen2ForProcessRewardModel"]}
+    engine = make_engine(directory, hf_overrides=overrides, max_num_batched_tokens=11)
+    check(engine, texts, "token_classify", [torch.softmax(each, -1).numpy() for each in logits])
+    engine = make_engine(directory, hf_overrides=overrides, pooler_config={"step_tag_id": texts[6][20]})
+    (found,) = pooled(engine, [texts[6]], "token_classify")
+    rows = [i for i, token_id in enumerate(texts[6]) if token_id == texts[6][20]]
+    np.testing.assert_allclose(found, torch.softmax(logits[6], -1).numpy()[rows], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"convert": "classify"}, "has no score.weight or classifier.weight for Qwen3ForCausalLM: its head is missing"),
+        ({"runner": "generate", "convert": "embed"}, "RUNNER=generate and CONVERT=embed contradict"),
+        ({"runner": "pooling", "convert": "none"}, "set CONVERT=embed"),
+        ({"pooler_config": {"pooling": "MEAN"}}, "POOLER_CONFIG: 'pooling' is not a field of it"),
+        ({"pooler_config": {"pooling_type": "MIDDLE"}}, "POOLER_CONFIG: pooling_type must be CLS, LAST, MEAN"),
+        ({"pooler_config": {"normalize": True, "use_activation": False}}, "contradict"),
+        ({"pooler_config": {"dimensions": 8}}, "no matryoshka_dimensions"),
+        ({"runner": "generate", "pooler_config": {"dimensions": 8}}, "POOLER_CONFIG is set, but the model generates"),
+        ({"hf_overrides": {"architectures": ["Qwen3Model"]}, "runner": "generate"}, "no head for tokens"),
+        ({"hf_overrides": {"classifier_from_token": ["a"], "method": "x"}, "convert": "classify"}, "method must be"),
+        ({"hf_overrides": {"is_causal": False}}, "is_causal is False"),
+    ],
+)
+def test_settings_that_contradict(embedder, settings, error):
+    use_pooling(embedder, "lasttoken")
+    with pytest.raises(ModelError, match=".*") as raised:
+        make_engine(embedder, **settings)
+    assert error in str(raised.value)
+
+
+def test_the_settings_decide_what_a_causal_model_does(embedder):
+    use_pooling(embedder, "lasttoken")
+    assert make_engine(embedder, runner="generate").runner.model.config.pooling is None
+    reward = make_engine(embedder, convert="reward")
+    assert pooled(reward, [[9, 10]], "token_classify")[0].shape == (2, 64)
