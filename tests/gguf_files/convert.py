@@ -36,6 +36,8 @@ class Case:
     fused: tuple[str, int] | None = None  # the end of a fused matrix's name, and how many key-value heads it has
     transposed: tuple[str, ...] = ()
     metadata: Callable[[Config], Mapping[str, Any]] = lambda config: {}
+    # What is changed beyond that, by the checkpoint's names, to names that the package knows.
+    tensors: Callable[[dict[str, torch.Tensor], Config], dict[str, torch.Tensor]] = lambda tensors, config: tensors
 
 
 def permuted(rows: torch.Tensor, heads: int) -> torch.Tensor:
@@ -50,16 +52,16 @@ def unpermuted(rows: torch.Tensor, heads: int) -> torch.Tensor:
 def gguf_arrays(directory: Path, case: Case) -> Arrays:
     """The tensors of a checkpoint by their names in GGUF files, in float32."""
     config = json.loads((directory / "config.json").read_text())
-    layers = config.get("num_hidden_layers") or config.get("n_layer") or config["n_layers"]
+    layers = num_layers(config)
     names = get_tensor_name_map(case.arch, layers)
     found: Arrays = {}
-    for name, tensor in _stacked(load_file(directory / "model.safetensors")).items():
+    for name, tensor in case.tensors(_stacked(load_file(directory / "model.safetensors")), config).items():
         made = _changed(name, tensor.float(), case, config)
         for source, value in _split_experts(name, made, case).items():
             source = source.replace("e_score_correction_bias", "e_score_correction.bias")
             if case.arch == MODEL_ARCH.BLOOM:
                 source = source.removeprefix("transformer.")
-            known = names.get_name(source, try_suffixes=(".weight", ".bias"))
+            known = names.get_name(source, try_suffixes=(".weight", ".bias", ".scale"))
             assert known is not None, source
             found[known] = np.ascontiguousarray(value.numpy())
     return found
@@ -112,14 +114,19 @@ def _split_experts(name: str, tensor: torch.Tensor, case: Case) -> dict[str, tor
     return {name: tensor}
 
 
+def num_layers(config: Config) -> int:
+    kinds = config.get("layers_block_type")
+    return len(kinds) if kinds else config.get("num_hidden_layers") or config.get("n_layer") or config["n_layers"]
+
+
 def common_metadata(config: Config, arch: str) -> dict[str, Any]:
     """The entries that every architecture has."""
-    heads = config.get("num_attention_heads") or config.get("n_head") or config["n_heads"]
+    heads = config.get("num_attention_heads") or config.get("n_head") or config.get("n_heads") or 0
     hidden = config.get("hidden_size") or config.get("n_embd") or config["d_model"]
     rope: dict[str, Any] = config.get("rope_parameters") or {}
     rope = rope.get("full_attention", rope)
     found = {
-        "block_count": config.get("num_hidden_layers") or config.get("n_layer") or config["n_layers"],
+        "block_count": num_layers(config),
         "context_length": config.get("max_position_embeddings") or config.get("n_positions") or 256,
         "embedding_length": hidden,
         "feed_forward_length": config.get("intermediate_size") or config.get("ffn_hidden_size") or 4 * hidden,
@@ -136,6 +143,16 @@ def common_metadata(config: Config, arch: str) -> dict[str, Any]:
     return {f"{arch}.{key}": value for key, value in found.items() if value is not None}
 
 
+def _activation(directory: Path) -> dict[str, list[float]]:
+    """The weights of the activation xielu, one of each kind for every layer."""
+    tensors = load_file(directory / "model.safetensors")
+    found: dict[str, list[float]] = {f"xielu.{kind}": [] for kind in ("alpha_p", "alpha_n", "beta", "eps")}
+    for name in sorted(tensors):
+        if ".act_fn." in name:
+            found[f"xielu.{name.rpartition('.')[2]}"].append(tensors[name].float().item())
+    return found
+
+
 def convert(
     directory: Path,
     path: Path,
@@ -149,6 +166,7 @@ def convert(
     arch, arrays = MODEL_ARCH_NAMES[case.arch], gguf_arrays(directory, case)
     tensors = {name: (each, kinds(name, each) if each.ndim > 1 else "F32") for name, each in arrays.items()}
     metadata = common_metadata(config, arch) | {f"{arch}.{key}": value for key, value in case.metadata(config).items()}
+    metadata |= {key: values for key, values in _activation(directory).items() if values}
     metadata["tokenizer.ggml.eos_token_id"] = 2
     if change is not None:
         tensors = dict(change(arrays))

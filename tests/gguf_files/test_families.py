@@ -21,6 +21,7 @@ from ember.wire import Configure
 from tests.engine_models.paged import Paged
 from tests.engine_models.tiny import VOCAB_SIZE, make_tiny, rewrite_config
 from tests.gguf_files.convert import Case, Config, convert
+from tests.gguf_files.state_cases import STATE_CASES
 
 FACTORS = {"short_factor": [1.0 + 0.1 * i for i in range(6)], "long_factor": [2.0 + 0.7 * i for i in range(6)]}
 LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, **FACTORS}
@@ -193,7 +194,7 @@ CASES = {
     "minimax_m2": Case(
         A.MINIMAXM2, "minimax_m2", metadata=lambda config: {"rope.dimension_count": config["rotary_dim"]}
     ),
-}
+} | STATE_CASES
 
 
 def load(path: Path, dtype: torch.dtype = torch.float32) -> Decoder:
@@ -300,7 +301,7 @@ def test_query_key_and_value_may_be_one_matrix_in_every_architecture(tmp_path):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"general.architecture": "deepseek2"}, "the architecture deepseek2, which is not supported in GGUF files"),
+        ({"general.architecture": "jamba"}, "the architecture jamba, which is not supported in GGUF files"),
         ({"general.architecture": "clip"}, "is a vision projector, not a language model"),
         ({"general.type": "adapter"}, "is a LoRA adapter, not a language model"),
         (

@@ -95,6 +95,9 @@ def test_every_kind_of_splitting_returns_its_texts(pre, tmp_path):
         ("deepseek-v3", "a1234, b!", ["a", "123", "4", ",", "Ġb", "!"]),
         ("default", "a.b 12345", ["a", ".", "b", "Ġ", "123", "45"]),
         ("bloom", "a, b", ["a", ",", "Ġb"]),
+        ("kimi-k2", "abc你好 1234", ["abc", "ä½łå¥½", "Ġ", "123", "4"]),
+        ("exaone-moe", "a b 12", ["aĠb", "Ġ", "1", "2"]),
+        ("youtu", "fooBar's 12", ["foo", "Bar's", "Ġ", "1", "2"]),
     ],
 )
 def test_texts_are_split_as_the_kind_says(pre, text, pieces, tmp_path):
@@ -222,7 +225,7 @@ def test_grammars_get_the_same_tokens(tmp_path):
             {"ggml.model": "bert"},
             "a tokenizer of the kind bert; gpt2, llama and gemma4 are supported: set TOKENIZER_NAME",
         ),
-        ({"ggml.pre": "kimi-k2"}, "tokenizer.ggml.pre is 'kimi-k2', which is unknown"),
+        ({"ggml.pre": "afmoe"}, "tokenizer.ggml.pre is 'afmoe', which is unknown"),
         ({"ggml.merges": ["ab"]}, "tokenizer.ggml.merges has 'ab', which is not two tokens"),
         ({"ggml.merges": ["q zzz"]}, "its tokenizer cannot be used"),
         ({"ggml.merges": [1, 2]}, "tokenizer.ggml.merges must be an array of strings"),
@@ -239,7 +242,7 @@ def test_a_tokenizer_that_cannot_be_used_is_one_line(more, message, tmp_path):
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("more", [{"ggml.model": "bert"}, {"ggml.pre": "kimi-k2"}, {"ggml.tokens": "a"}])
+@pytest.mark.parametrize("more", [{"ggml.model": "bert"}, {"ggml.pre": "afmoe"}, {"ggml.tokens": "a"}])
 def test_an_unsupported_one_is_found_without_making_it(more, tmp_path):
     file = byte_level(tmp_path, **more)
     with pytest.raises(TokenizerError) as quick:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tests.engine_models.paged import Paged
 from tests.engine_models.tiny import VOCAB_SIZE, make_tiny
 from tests.gguf_files.convert import Arrays, Case, convert, unpermuted
 from tests.gguf_files.files import BLOCK_TYPES, QUANTIZED_BY_PACKAGE
+from tests.gguf_files.state_cases import STATE_CASES
 from tests.support.gguf_blocks import random_blocks
 
 SIZES: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "head_dim": 64}
@@ -145,6 +147,30 @@ def test_in_16_bits(dtype, tmp_path):
     torch.testing.assert_close(ours.parts.head.weight.float(), wide.parts.head.weight, rtol=0.01, atol=1e-4)
     ids = torch.arange(9)
     assert torch.equal(ours.parts.embedding(ids, ids), wide.parts.embedding(ids, ids).to(dtype))
+
+
+def test_the_matrices_of_latent_attention_in_blocks(tmp_path):
+    """The keys' are stored transposed, which the decoder undoes; each kind of matrix has its own type."""
+    sizes = {"kv_lora_rank": 64, "qk_nope_head_dim": 32, "attention_bias": False, "rope_parameters": None}
+    case = replace(STATE_CASES["deepseek_v3"], fields=sizes)
+    checkpoint = make_tiny(case.variant, tmp_path / "checkpoint", **sizes)
+    whole = load(convert(checkpoint, tmp_path / "whole.gguf", case))
+    types = {"attn_k_b": "Q8_0", "attn_v_b": "Q5_1"}
+    kept: dict[str, tuple[np.ndarray, str]] = {}
+
+    def change(arrays: Arrays, restores: bool = False) -> Tensors:
+        for name, array in arrays.items():
+            kind = types.get(name.split(".")[-2], "F32")
+            packed = quantize(array, GGMLQuantizationType[kind])
+            kept[name] = (dequantize(packed, GGMLQuantizationType[kind]), "F32") if restores else (packed, kind)
+        return kept
+
+    ours = load(convert(checkpoint, tmp_path / "model.gguf", case, change=change))
+    wanted = load(convert(checkpoint, tmp_path / "wanted.gguf", case, change=lambda arrays: change(arrays, True)))
+    for one, other, exact in zip(ours.parts.blocks, wanted.parts.blocks, whole.parts.blocks, strict=True):
+        found, restored_weight = (each.mixer.kv_up.weight for each in (one, other))  # type: ignore[union-attr]
+        assert torch.equal(found, restored_weight)
+        assert not torch.equal(found, exact.mixer.kv_up.weight)  # type: ignore[union-attr]
 
 
 def test_experts_stay_in_one_tensor(tmp_path):

@@ -54,6 +54,20 @@ _JAIS2 = (
 )
 _BAILING = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 _SEED = rf"{_ENDING}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}"
+_EXAONE_MOE = (
+    rf"{_ENDING}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+_NO_HAN = tuple(f"[{kind[1:-1]}&&[^\\p{{Han}}]]" for kind in (_UPPER, _LOWER))
+_KIMI = (
+    rf"\p{{Han}}+|[^\r\n\p{{L}}\p{{N}}]?{_NO_HAN[0]}*{_NO_HAN[1]}+{_ENDING}?|"
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_NO_HAN[0]}+{_NO_HAN[1]}*{_ENDING}?|"
+    rf"\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
+)
+_YOUTU = (
+    r"[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥\u3040-ゟ゠-ヿ]+",
+    rf"{_CASES[0]}{_ENDING}?|{_CASES[1]}{_ENDING}?|\p{{N}}|{_MARKS}",
+)
 _DIGITS = r"\p{N}"
 
 _KINDS: dict[PreTokenizer, str] = {
@@ -79,6 +93,9 @@ _KINDS: dict[PreTokenizer, str] = {
     PreTokenizer((_JAIS2,)): "jais-2",
     PreTokenizer((_BAILING,)): "bailingmoe bailingmoe2 llada-moe",
     PreTokenizer((_SEED,)): "seed-coder",
+    PreTokenizer((_EXAONE_MOE,)): "exaone-moe",
+    PreTokenizer((_KIMI,)): "kimi-k2",
+    PreTokenizer(_YOUTU, ignores_merges=True): "youtu",
     PreTokenizer((r"\p{N}+", r"(?=(\d{3})+(?!\d))")): "superbpe",
     PreTokenizer((r"[^\n]+|[\n]+",), is_bytes=False): "gemma4",
 }

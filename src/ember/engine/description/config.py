@@ -95,6 +95,9 @@ class WeightNames:
     kv_down: str | None = None
     kv_down_norm: str | None = None
     kv_up: str | None = None
+    # In place of `kv_up`: the matrices of all heads that make keys, transposed, and those that make values.
+    key_up: str | None = None
+    value_up: str | None = None
     up: str | None = None
     down: str | None = None
     gate: str | None = None

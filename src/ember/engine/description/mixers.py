@@ -42,7 +42,7 @@ class DeltaNames:
     gate: str = ""
     beta: str = ""
     alpha: str = ""
-    # In place of the four: query, key, value and gate of each key head, and its heads' beta and alpha.
+    # In place of the two and the two: query, key, value and gate of each key head, and its heads' beta and alpha.
     qkv_gate: str = ""
     beta_alpha: str = ""
 
@@ -59,6 +59,7 @@ class DeltaConfig:
     key_dim: int  # of a head
     value_dim: int
     kernel: int  # inputs of the convolution of queries, keys and values, the current one included
+    tiled: bool = False  # value head i has key head i % key_heads, in place of consecutive value heads for each
 
     @property
     def key_size(self) -> int:

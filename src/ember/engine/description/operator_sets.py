@@ -157,7 +157,7 @@ TORCH = OperatorSet(
         "place_latents": _LATENTS,
         "attend_latents": frozenset({"latent", "attention_scale"}),
         "convolve": frozenset({"delta", "conv", "ssd"}),
-        "delta_rule": frozenset({"delta"}),
+        "delta_rule": frozenset({"delta", "delta.tiled"}),
         "scan": frozenset({"ssd"}),
         "gated_norm": frozenset({"delta", "ssd", "ssd.norm=before_gate"}),
         "gate": _GATES | {"activation=xielu", "swiglu_limit"},

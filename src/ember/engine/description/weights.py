@@ -12,7 +12,14 @@ from itertools import accumulate
 from math import prod
 from typing import NamedTuple
 
-from ember.engine.description.config import DecoderConfig, ExpertNames, ExpertsConfig, HeadSizes, Mixer
+from ember.engine.description.config import (
+    DecoderConfig,
+    ExpertNames,
+    ExpertsConfig,
+    HeadSizes,
+    LatentConfig,
+    Mixer,
+)
 
 
 class Size(NamedTuple):
@@ -264,8 +271,23 @@ def _latent(config: DecoderConfig, sizes: _Sizes, layer: int, ours: str, theirs:
         yield from _norm(config, rank, f"{ours}query_norm", f"{theirs}{names.query_down_norm}")
         yield _linear(f"{ours}query_up", [Stored(f"{theirs}{names.query_up}", query, rank).whole()])
     yield from _norm(config, kv_rank, f"{ours}kv_norm", f"{theirs}{names.kv_down_norm}")
-    yield _linear(f"{ours}kv_up", [Stored(f"{theirs}{names.kv_up}", expanded, kv_rank).whole()])
+    if names.kv_up is None:
+        yield _linear(f"{ours}kv_up", _by_heads(config, latent, kv_rank, theirs))
+    else:
+        yield _linear(f"{ours}kv_up", [Stored(f"{theirs}{names.kv_up}", expanded, kv_rank).whole()])
     yield _linear(f"{ours}output", [Stored(theirs + names.output, hidden, values).whole()], config.output_bias)
+
+
+def _by_heads(config: DecoderConfig, latent: LatentConfig, kv_rank: Size, theirs: str) -> list[Output]:
+    """The rows that make a head's keys, then those that make its values, head by head, from a stack for each."""
+    heads = Size(config.num_heads, f"num_attention_heads={config.num_heads}")
+    plain = Size(latent.plain_dim, f"qk_nope_head_dim={latent.plain_dim}")
+    value = Size(latent.value_dim, f"v_head_dim={latent.value_dim}")
+    stacks = (
+        Stored(f"{theirs}{config.names.key_up}", plain, kv_rank, transposed=True, stack=heads),
+        Stored(f"{theirs}{config.names.value_up}", value, kv_rank, stack=heads),
+    )
+    return [Output(each, Rows(0, each.rows.extent), head) for head in range(config.num_heads) for each in stacks]
 
 
 def _qk_norm(
@@ -338,8 +360,8 @@ def _delta(config: DecoderConfig, sizes: _Sizes, layer: int, ours: str, theirs: 
     values = f"linear_num_value_heads={delta.value_heads} of linear_value_head_dim={delta.value_dim}"
     channels = Size(delta.channels, f"{keys} and {values}: {delta.channels}")
     value_heads, value = Size(delta.value_heads, values), Size(delta.value_size, f"{values}: {delta.value_size}")
+    shared, total = delta.value_heads // delta.key_heads, delta.channels + delta.value_size
     if names.qkv_gate:
-        shared, total = delta.value_heads // delta.key_heads, delta.channels + delta.value_size
         stored = Stored(theirs + names.qkv_gate, Size(total, f"{keys} and {values}: {total}"), hidden)
         sizes_of = (delta.key_dim, delta.key_dim, shared * delta.value_dim, shared * delta.value_dim)
         step, firsts = sum(sizes_of), accumulate(sizes_of, initial=0)
@@ -347,12 +369,13 @@ def _delta(config: DecoderConfig, sizes: _Sizes, layer: int, ours: str, theirs: 
             Output(stored, Rows(first, size, delta.key_heads, step))
             for first, size in zip(firsts, sizes_of, strict=False)
         ]
+    else:
+        parts = ((names.qkv, channels), (names.gate, value))
+        inputs = [Stored(theirs + name, rows, hidden).whole() for name, rows in parts]
+    if names.beta_alpha:
         both = Stored(theirs + names.beta_alpha, _twice(value_heads), hidden)
         rates = [Output(both, Rows(first, shared, delta.key_heads, 2 * shared)) for first in (0, shared)]
     else:
-        inputs = [
-            Stored(theirs + name, rows, hidden).whole() for name, rows in ((names.qkv, channels), (names.gate, value))
-        ]
         rates = [Stored(theirs + name, value_heads, hidden).whole() for name in (names.beta, names.alpha)]
     yield _linear(f"{ours}delta.inputs", inputs)
     yield _linear(f"{ours}delta.rates", rates)

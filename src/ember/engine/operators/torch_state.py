@@ -214,7 +214,11 @@ def delta_rule(part: Delta, qkv: Tensor, rates: Tensor, rounds: Sequence[Round],
     config, states = part.config, cache.matrices[part.state[1]]  # [slots, heads, key_dim, value_dim]
     query, key, value = qkv.float().split([config.key_size, config.key_size, config.value_size], dim=-1)
     shared = config.value_heads // config.key_heads
-    query, key = (_unit(x.unflatten(1, (config.key_heads, -1))).repeat_interleave(shared, 1) for x in (query, key))
+    query, key = (_unit(x.unflatten(1, (config.key_heads, -1))) for x in (query, key))
+    if config.tiled:
+        query, key = query.repeat(1, shared, 1), key.repeat(1, shared, 1)
+    else:
+        query, key = query.repeat_interleave(shared, 1), key.repeat_interleave(shared, 1)
     query *= config.key_dim**-0.5
     value = value.unflatten(1, (config.value_heads, -1))
     beta, alpha = rates.float().chunk(2, dim=-1)

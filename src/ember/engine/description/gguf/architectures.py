@@ -8,26 +8,14 @@ in `common.py`. Facts from llama.cpp: `llama_model_rope_type` (which files have 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import replace
 
+from ember.engine.description.config import DecoderConfig
+from ember.engine.description.gguf import expert_fields, gemma4, mixer_fields
+from ember.engine.description.gguf.architecture import Architecture, Values
 from ember.engine.description.gguf.facts import Facts
-
-Values = dict[str, Any]  # fields of a config.json
-
-
-def _nothing(facts: Facts) -> Values:
-    return {}
-
-
-class Architecture(NamedTuple):
-    """One value of general.architecture."""
-
-    model: str | Callable[[Facts], str]  # the class of Hugging Face's checkpoint
-    interleaved: bool = False  # the pairs of rotary positions are neighbours; if not, the halves of a head
-    fields: Callable[[Facts], Values] = _nothing  # the fields beyond the common ones
-    names: Mapping[str, str | None] = MappingProxyType({})  # names of tensors that differ from the usual
+from ember.engine.description.weights import XIELU_WEIGHTS
 
 
 def _llama(facts: Facts) -> str:
@@ -64,6 +52,10 @@ def _granite(facts: Facts) -> Values:
         "attention_multiplier": facts.number("attention.scale", 0.0) or usual,
         "logits_scaling": facts.number("logit_scale", 1.0),
     }
+
+
+def _granite_hybrid(facts: Facts) -> Values:
+    return _granite(facts) | mixer_fields.granite_hybrid(facts)
 
 
 def _minicpm(facts: Facts) -> Values:
@@ -118,16 +110,6 @@ def _olmo(facts: Facts) -> Values:
     return {"clip_qkv": facts.number("attention.clamp_kqv", 0.0) or None}
 
 
-def _qwen_moe(facts: Facts) -> Values:
-    hidden, used = facts.integer("feed_forward_length", 0), facts.integer("expert_used_count")
-    return {
-        "moe_intermediate_size": facts.integer("expert_feed_forward_length", hidden // max(used, 1)),
-        "shared_expert_intermediate_size": facts.integer("expert_shared_feed_forward_length", hidden),
-        "norm_topk_prob": facts.architecture != "qwen2moe",
-        "qkv_bias": facts.has("attn_q.bias") or facts.has("attn_qkv.bias"),
-    }
-
-
 def _gpt_oss(facts: Facts) -> Values:
     return {"intermediate_size": facts.integer("expert_feed_forward_length")}
 
@@ -140,38 +122,30 @@ def _phimoe(facts: Facts) -> Values:
     return {"lm_head_bias": True}
 
 
-def _ernie_moe(facts: Facts) -> Values:
-    shared = facts.integer("expert_shared_count", 0)
-    size = facts.integer("expert_feed_forward_length")
-    if not shared and facts.optional("expert_shared_feed_forward_length"):
-        shared = facts.integer("expert_shared_feed_forward_length") // max(size, 1)
-    return {
-        "moe_num_experts": facts.integer("expert_count"),
-        "moe_k": facts.integer("expert_used_count"),
-        "moe_intermediate_size": size,
-        "moe_num_shared_experts": shared,
-        "moe_layer_start_index": facts.integer("leading_dense_block_count", 0),
-        "moe_layer_interval": facts.integer("interleave_moe_layer_step", 1),
-    }
+def _baichuan(facts: Facts) -> Values:
+    """The larger models have ALiBi, which a config.json says by having no max_position_embeddings."""
+    if facts.integer("block_count") != 40:
+        return {}
+    return {"model_max_length": facts.integer("context_length"), "max_position_embeddings": None}
 
 
-def _glm_moe(facts: Facts) -> Values:
-    return {
-        "n_routed_experts": facts.integer("expert_count"),
-        "moe_intermediate_size": facts.integer("expert_feed_forward_length"),
-        "n_shared_experts": facts.integer("expert_shared_count"),
-        "first_k_dense_replace": facts.integer("leading_dense_block_count", 0),
-        "routed_scaling_factor": facts.number("expert_weights_scale", 1.0),
-        "norm_topk_prob": facts.flag("expert_weights_norm", False),
-        "use_qk_norm": facts.has("attn_q_norm.weight"),
-        "n_group": facts.integer("expert_group_count", 1),
-        "topk_group": facts.integer("expert_group_used_count", 1),
-        "num_nextn_predict_layers": facts.integer("nextn_predict_layers", 0),
-    }
+def _orion(facts: Facts) -> Values:
+    """A config.json has the epsilon of LayerNorm under RMSNorm's name."""
+    keys = ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon")
+    key = next((each for each in keys if facts.optional(each) is not None), keys[0])
+    return {"rms_norm_eps": facts.number(key)}
 
 
-def _minimax(facts: Facts) -> Values:
-    return {"intermediate_size": facts.integer("expert_feed_forward_length", facts.integer("feed_forward_length", 0))}
+def _adapt_apertus(facts: Facts, config: DecoderConfig) -> DecoderConfig:
+    """The metadata has the weights of the activation, one of each kind for every layer."""
+    numbers: dict[str, float] = {}
+    for name in XIELU_WEIGHTS:
+        values = facts.metadata.numbers(f"xielu.{name}") or []
+        if len(values) < config.num_layers:
+            raise facts.metadata.error(f"xielu.{name}", f"a number for each of {config.num_layers} layers")
+        numbers |= {f"blk.{layer}.xielu.{name}": value for layer, value in enumerate(values)}
+    quantization = {**(config.quantization or {}), "numbers": numbers}
+    return replace(config, names=replace(config.names, activation="xielu"), quantization=quantization)
 
 
 def _gptneox(facts: Facts) -> Values:
@@ -185,6 +159,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture(_llama, interleaved=True),
     "mistral3": Architecture("Ministral3ForCausalLM", interleaved=True),
     "exaone": Architecture("LlamaForCausalLM"),
+    "apertus": Architecture("ApertusForCausalLM", adapt=_adapt_apertus),
+    "baichuan": Architecture("BaichuanForCausalLM", interleaved=True, fields=_baichuan),
+    "orion": Architecture("OrionForCausalLM", fields=_orion),
+    "xverse": Architecture("XverseForCausalLM", interleaved=True),
+    "llama4": Architecture("Llama4ForCausalLM", interleaved=True, fields=expert_fields.llama4),
     "arcee": Architecture("ArceeForCausalLM", interleaved=True),
     "smollm3": Architecture("SmolLM3ForCausalLM", interleaved=True),
     "seed_oss": Architecture("SeedOssForCausalLM", names=_NORM_AFTER),
@@ -192,12 +171,20 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2vl": Architecture("Qwen2ForCausalLM"),
     "qwen3": Architecture("Qwen3ForCausalLM"),
     "qwen3vl": Architecture("Qwen3ForCausalLM"),
-    "qwen2moe": Architecture("Qwen2MoeForCausalLM", fields=_qwen_moe),
-    "qwen3moe": Architecture("Qwen3MoeForCausalLM", fields=_qwen_moe),
-    "qwen3vlmoe": Architecture("Qwen3MoeForCausalLM", fields=_qwen_moe),
+    "qwen2moe": Architecture("Qwen2MoeForCausalLM", fields=expert_fields.qwen_moe),
+    "qwen3moe": Architecture("Qwen3MoeForCausalLM", fields=expert_fields.qwen_moe),
+    "qwen3vlmoe": Architecture("Qwen3MoeForCausalLM", fields=expert_fields.qwen_moe),
     "gemma": Architecture("GemmaForCausalLM"),
     "gemma2": Architecture("Gemma2ForCausalLM", fields=_gemma(46)),
     "gemma3": Architecture("Gemma3ForCausalLM", fields=_gemma(62)),
+    "gemma4": Architecture("Gemma4ForCausalLM", fields=gemma4.gemma4, differs=True),
+    "qwen3next": Architecture("Qwen3NextForCausalLM", fields=mixer_fields.qwen3_5_moe, names=_NORM_AFTER),
+    "qwen35": Architecture(
+        "Qwen3_5ForCausalLM", fields=mixer_fields.qwen3_5, names=_NORM_AFTER, adapt=mixer_fields.adapt_qwen3_5
+    ),
+    "qwen35moe": Architecture(
+        "Qwen3_5MoeForCausalLM", fields=mixer_fields.qwen3_5_moe, names=_NORM_AFTER, adapt=mixer_fields.adapt_qwen3_5
+    ),
     "phi2": Architecture("PhiForCausalLM", fields=_phi2),
     "phi3": Architecture("Phi3ForCausalLM"),
     "phimoe": Architecture("PhimoeForCausalLM", fields=_phimoe),
@@ -215,18 +202,38 @@ ARCHITECTURES: dict[str, Architecture] = {
     "olmoe": Architecture("OlmoeForCausalLM"),
     "granite": Architecture("GraniteForCausalLM", interleaved=True, fields=_granite),
     "granitemoe": Architecture("GraniteMoeForCausalLM", interleaved=True, fields=_granite),
+    "granitehybrid": Architecture(
+        "GraniteMoeHybridForCausalLM", interleaved=True, fields=_granite_hybrid, differs=True
+    ),
+    "nemotron_h": Architecture("NemotronHForCausalLM", fields=mixer_fields.nemotron_h, differs=True),
+    "nemotron_h_moe": Architecture("NemotronHForCausalLM", fields=mixer_fields.nemotron_h, differs=True),
+    "falcon-h1": Architecture("FalconH1ForCausalLM", fields=mixer_fields.falcon_h1),
+    "mamba2": Architecture("Mamba2ForCausalLM", fields=mixer_fields.mamba2, has_attention=False),
+    "lfm2": Architecture("Lfm2ForCausalLM", fields=mixer_fields.lfm2, adapt=mixer_fields.adapt_lfm2, differs=True),
+    "lfm2moe": Architecture(
+        "Lfm2MoeForCausalLM", fields=mixer_fields.lfm2_moe, adapt=mixer_fields.adapt_lfm2, differs=True
+    ),
+    "deepseek2": Architecture(
+        mixer_fields.deepseek_model, interleaved=True, fields=mixer_fields.deepseek2, is_latent=True
+    ),
+    "mistral4": Architecture("Mistral4ForCausalLM", interleaved=True, fields=mixer_fields.deepseek2, is_latent=True),
+    "minicpm3": Architecture("MiniCPM3ForCausalLM", fields=mixer_fields.minicpm3, is_latent=True),
     "command-r": Architecture("CohereForCausalLM", interleaved=True, fields=_cohere),
     "cohere2": Architecture("Cohere2ForCausalLM", interleaved=True, fields=_cohere),
     "chatglm": Architecture("GlmForCausalLM", interleaved=True),
     "glm4": Architecture("Glm4ForCausalLM", interleaved=True),
-    "glm4moe": Architecture("Glm4MoeForCausalLM", fields=_glm_moe, names=_NORM_AFTER),
+    "glm4moe": Architecture("Glm4MoeForCausalLM", fields=expert_fields.glm_moe, names=_NORM_AFTER),
+    "dots1": Architecture("Dots1ForCausalLM", fields=expert_fields.dots1),
+    "bailingmoe2": Architecture("BailingMoeV2ForCausalLM", fields=expert_fields.bailing),
+    "exaone-moe": Architecture("ExaoneMoeForCausalLM", fields=expert_fields.deepseek_experts),
     "exaone4": Architecture("Exaone4ForCausalLM", names=_OUTPUT_NORMS),
     "hunyuan-dense": Architecture("HunYuanDenseV1ForCausalLM"),
+    "hunyuan-moe": Architecture("HunYuanMoEV1ForCausalLM", fields=expert_fields.hunyuan_moe),
     "nemotron": Architecture("NemotronForCausalLM"),
     "ernie4_5": Architecture("Ernie4_5ForCausalLM", interleaved=True),
-    "ernie4_5-moe": Architecture("Ernie4_5_MoeForCausalLM", interleaved=True, fields=_ernie_moe),
+    "ernie4_5-moe": Architecture("Ernie4_5_MoeForCausalLM", interleaved=True, fields=expert_fields.ernie_moe),
     "minicpm": Architecture("MiniCPMForCausalLM", interleaved=True, fields=_minicpm),
     "internlm2": Architecture("InternLM2ForCausalLM", interleaved=True),
     "jais2": Architecture("Jais2ForCausalLM"),
-    "minimax-m2": Architecture("MiniMaxM2ForCausalLM", fields=_minimax),
+    "minimax-m2": Architecture("MiniMaxM2ForCausalLM", fields=expert_fields.minimax),
 }

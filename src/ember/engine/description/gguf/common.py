@@ -17,7 +17,6 @@ from ember.gguf.header import Metadata, Tensor
 from ember.gguf.types import BLOCKS
 from ember.gguf.vocabulary import end_token_ids
 
-MAX_LAYERS = 100_000
 _OTHER_KINDS = {"adapter": "a LoRA adapter", "imatrix": "an importance matrix", "mmproj": "a vision projector"}
 
 
@@ -43,13 +42,13 @@ class GgufModel:
                 experts,
                 router_bias=has("ffn_gate_inp.bias"),
                 correction=has("exp_probs_b.bias"),
-                shared_size=experts.shared_size if has("ffn_up_shexp.weight") else 0,
+                shared_size=self._shared_size(config.gated_mlp) if experts.shared_size else 0,
                 shared_router=has("ffn_gate_inp_shexp.weight"),
             )
         own = dict(self.architecture.names)
         if has("attn_norm_2.weight"):  # Falcon's norm of attention; `attn_norm` is that of the MLP
             own |= {"attention_norm": "attn_norm_2", "mlp_norm": "attn_norm"}
-        return replace(
+        config = replace(
             config,
             names=gguf_names(config, self.facts.of_layers, own),
             rope=rope,
@@ -62,7 +61,15 @@ class GgufModel:
             tie_word_embeddings=not has("output.weight"),
             dtype=self._dtype(),
             quantization={"quant_method": "gguf", "types": self._types()},
+            num_extra_layers=self.facts.integer("nextn_predict_layers", 0),
         )
+        return self.architecture.adapt(self.facts, config)
+
+    def _shared_size(self, is_gated: bool) -> int:
+        """The size of the MLP that computes every token, 0 if there is none: a matrix of it with its gate has twice as
+        many rows."""
+        rows = self.facts.rows("ffn_up_shexp.weight") or 0
+        return rows // 2 if is_gated and not self.facts.has("ffn_gate_shexp.weight") else rows
 
     def _types(self) -> dict[str, str]:
         """The type of each quantised tensor."""
@@ -92,24 +99,28 @@ def read_gguf_model(metadata: Metadata, tensors: Mapping[str, Tensor]) -> GgufMo
         )
     architecture, facts = ARCHITECTURES[name], Facts(metadata, name, tensors)
     model = architecture.model if isinstance(architecture.model, str) else architecture.model(facts)
-    fields = {"architectures": [model], **_common_fields(facts), **architecture.fields(facts)}
+    fields = {"architectures": [model], **_common_fields(facts, architecture), **architecture.fields(facts)}
     if ends := end_token_ids(metadata):
         fields["eos_token_id"] = ends
     return GgufModel(facts, architecture, fields)
 
 
-def _common_fields(facts: Facts) -> Values:
+def _common_fields(facts: Facts, architecture: Architecture) -> Values:
     """The fields that most families read, under their usual names."""
-    layers, hidden = facts.integer("block_count"), facts.integer("embedding_length")
-    if not 0 < layers <= MAX_LAYERS:
-        raise ModelError(f"{facts.metadata.file}: block_count must be from 1 to {MAX_LAYERS}, not {layers}")
-    layers -= facts.integer("nextn_predict_layers", 0)
+    layers, hidden = facts.num_layers, facts.integer("embedding_length")
     heads = facts.integer("attention.head_count")
-    if heads < 1:
+    if heads < 1 and architecture.has_attention:
         raise ModelError(f"{facts.metadata.file}: attention.head_count must be at least 1, not {heads}")
-    head_dim = facts.integer("attention.key_length", hidden // heads)
-    if facts.integer("attention.value_length", head_dim) != head_dim:
+    head_dim = facts.integer("attention.key_length", hidden // max(heads, 1))
+    if architecture.is_latent:
+        head_dim = facts.integer("rope.dimension_count")
+    elif facts.integer("attention.value_length", head_dim) != head_dim:
         raise ModelError(f"{facts.metadata.file}: keys and values of different lengths are not supported")
+
+    def size(name: str, default: int) -> int:
+        """The largest of all layers, if they may differ."""
+        return max(facts.of_each_layer(name, default)) if architecture.differs else facts.integer(name, default)
+
     embedding = facts.tensors.get("token_embd.weight")
     if embedding is None or not embedding.shape:
         raise ModelError(f"{facts.metadata.file} has no tensor token_embd.weight: it is no language model")
@@ -119,16 +130,16 @@ def _common_fields(facts: Facts) -> Values:
         "hidden_size": hidden,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": facts.integer("attention.head_count_kv", heads),
+        "num_key_value_heads": size("attention.head_count_kv", heads),
         "head_dim": head_dim,
         "max_position_embeddings": facts.integer("context_length"),
-        "intermediate_size": facts.integer("feed_forward_length", 0) or None,
+        "intermediate_size": size("feed_forward_length", 0) or None,
         "attention_bias": facts.has("attn_q.bias") or facts.has("attn_qkv.bias"),
         "num_local_experts": facts.integer("expert_count", 0) or None,
         "num_experts_per_tok": facts.integer("expert_used_count", 0) or None,
         "sliding_window": window,
         "layer_types": None if window is None else _layer_types(facts, layers),
-        "rope_parameters": _rope(facts, layers, head_dim),
+        "rope_parameters": _rope(facts, layers, None if architecture.is_latent else head_dim),
         "original_max_position_embeddings": facts.integer("rope.scaling.original_context_length", 0) or None,
     }
     for key, names in _EPSILONS.items():
@@ -144,7 +155,7 @@ _EPSILONS = {
 # The architectures whose norms subtract the mean.
 _LAYER_NORMS = (
     *("gpt2", "starcoder", "starcoder2", "gptneox", "falcon", "bloom", "mpt", "stablelm", "olmo", "phi2"),
-    *("command-r", "cohere2", "nemotron", "jais2"),
+    *("command-r", "cohere2", "nemotron", "jais2", "orion"),
 )
 
 
@@ -167,9 +178,12 @@ def _layer_types(facts: Facts, layers: int) -> list[str] | None:
     return ["sliding_attention" if flag else "full_attention" for flag in flags[:layers]]
 
 
-def _rope(facts: Facts, layers: int, head_dim: int) -> Values:
-    """The rotary positions as `rope_parameters`, for each type of layers where a second base is known."""
+def _rope(facts: Facts, layers: int, head_dim: int | None) -> Values:
+    """The rotary positions as `rope_parameters`, for each type of layers where a second base is known. `head_dim`: None
+    of latent attention, which rotates parts of their own."""
     rope: Values = {"rope_theta": facts.number("rope.freq_base", 10_000.0), "rope_type": "default"}
+    if head_dim is None:
+        return rope | _scaling(facts)
     turned = facts.integer("rope.dimension_count", head_dim)
     rope["partial_rotary_factor"] = share = turned / max(head_dim, 1)
     if int(share * head_dim) < turned:  # the quotient was rounded down
@@ -220,7 +234,10 @@ def _yarn(facts: Facts) -> Values:
     if facts.optional("rope.scaling.yarn_attn_factor"):
         values["attention_factor"] = facts.number("rope.scaling.yarn_attn_factor")
     elif facts.optional("rope.scaling.yarn_log_multiplier"):
-        values |= {"mscale": 1.0, "mscale_all_dim": facts.number("rope.scaling.yarn_log_multiplier")}
+        weight = facts.number("rope.scaling.yarn_log_multiplier")
+        if facts.optional("attention.kv_lora_rank"):  # a tenth in files with latent attention
+            weight *= 10
+        values |= {"mscale": weight if facts.architecture == "deepseek2" else 1.0, "mscale_all_dim": weight}
     if facts.optional("attention.temperature_scale"):
         values["llama_4_scaling_beta"] = facts.number("attention.temperature_scale")
     return values

@@ -12,6 +12,7 @@ from ember.gguf.header import Array, Metadata, Tensor, shortest
 from ember.regular_file import open_regular
 
 _IN_LAYER = re.compile(r"blk\.\d+\.")
+MAX_LAYERS = 100_000
 MAX_FACTORS = 4096  # numbers of a tensor that is read with the configuration
 
 
@@ -73,13 +74,35 @@ class Facts:
             raise self._error(name, "an array of integers or flags")
         return numbers
 
+    def of_each_layer(self, name: str, default: int | None = None) -> list[int]:
+        """An integer for each layer, or one for all."""
+        numbers, layers = self.array(name), self.num_layers
+        if numbers is None:
+            return [self.integer(name, default)] * layers
+        if len(numbers) < layers or any(type(number) is not int for number in numbers):
+            raise self._error(name, f"an integer for each of {layers} layers")
+        return numbers[:layers]
+
+    @property
+    def num_layers(self) -> int:
+        """The number of layers without those that predict further tokens. Raises ModelError if there is none."""
+        layers = self.integer("block_count")
+        if not 0 < layers <= MAX_LAYERS:
+            raise ModelError(f"{self.metadata.file}: block_count must be from 1 to {MAX_LAYERS}, not {layers}")
+        return max(layers - self.integer("nextn_predict_layers", 0), 1)
+
+    def in_layer(self, layer: int, name: str) -> bool:
+        """Whether a layer has a tensor."""
+        return f"blk.{layer}.{name}" in self.tensors
+
     def has(self, name: str) -> bool:
         """Whether there is a tensor of that name, or one in some layer whose name ends so ("attn_q.bias")."""
         return name in self.tensors or name in self.of_layers
 
     def rows(self, name: str) -> int | None:
-        """The number of rows of a matrix of the first layer; None if there is none."""
-        tensor = self.tensors.get(f"blk.0.{name}")
+        """The number of rows of a matrix of the first layer that has it; None if there is none."""
+        found = (self.tensors.get(f"blk.{layer}.{name}") for layer in range(self.num_layers if self.has(name) else 0))
+        tensor = next(filter(None, found), None)
         return None if tensor is None or len(tensor.shape) != 2 else tensor.shape[0]
 
     def factors(self, name: str) -> list[float] | None:
