@@ -20,7 +20,7 @@ JOB = json.dumps({"input": {"messages": [{"role": "user", "content": "hi"}], "sa
 def hub() -> Iterator[FakeHub]:
     with FakeHub() as hub:
         hub.add("Org/Demo", {file.name: file.read_bytes() for file in DEMO.iterdir() if file.is_file()})
-        hub.add("org/unknown", {"config.json": b'{"architectures": ["JambaForCausalLM"]}', "model.safetensors": b"x"})
+        hub.add("org/unknown", {"config.json": b'{"architectures": ["RwkvForCausalLM"]}', "model.safetensors": b"x"})
         yield hub
 
 
@@ -56,7 +56,7 @@ def test_a_model_from_the_hub_answers_and_a_second_boot_needs_no_hub(hub: FakeHu
     [
         ({"MODEL_NAME": "org/none"}, r"org/none was not found.*MODEL_NAME.*HF_TOKEN"),
         ({"MODEL_NAME": "Org/Demo", "HF_TOKEN": "hf_planted"}, r"refuses HF_TOKEN"),
-        ({"MODEL_NAME": "org/unknown"}, r"JambaForCausalLM"),
+        ({"MODEL_NAME": "org/unknown"}, r"RwkvForCausalLM"),
         ({"MODEL_NAME": "Org/Demo", "HF_ENDPOINT": "http://127.0.0.1:9"}, r"Hub cannot be reached.*network"),
     ],
     ids=["unknown", "wrong token", "unsupported", "unreachable"],

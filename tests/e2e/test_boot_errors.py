@@ -73,7 +73,7 @@ def test_bad_settings(checkpoint, env, says, face):
         ("model.safetensors", None, r"safetensors"),
         ("config.json", b"{", r"config\.json"),
         ("config.json", None, r"config\.json"),
-        ("config.json", b'{"architectures": ["JambaForCausalLM"]}', r"JambaForCausalLM is not of Ember's families"),
+        ("config.json", b'{"architectures": ["RwkvForCausalLM"]}', r"RwkvForCausalLM is not of Ember's families"),
         ("tokenizer.json", None, r"tokenizer\.json"),
         ("tokenizer.json", b"{}", r"tokenizer\.json"),
         ("chat_template.jinja", b"{% if %}", r"template is not valid Jinja: line 1.*CUSTOM_CHAT_TEMPLATE"),

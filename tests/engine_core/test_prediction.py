@@ -114,7 +114,7 @@ def test_a_device_that_cannot_serve_has_the_words_of_the_boot(settings, says):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"architectures": ["JambaForCausalLM"]}, "JambaForCausalLM is not of Ember's families and cannot be served"),
+        ({"architectures": ["RwkvForCausalLM"]}, "RwkvForCausalLM is not of Ember's families and cannot be served"),
         ({"architectures": ["NobodysForCausalLM"]}, "NobodysForCausalLM is not supported"),
         ({"num_hidden_layers": 4}, "num_hidden_layers=4, but the files"),
         ({"hidden_size": "x"}, "hidden_size must be"),

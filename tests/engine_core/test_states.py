@@ -22,7 +22,7 @@ from tests.engine_models.tiny import VOCAB_SIZE, make_tiny
 
 NUM_OUTPUT = 14
 LENGTHS = [1, 2, 8, 9, 60, 131, 87, 131]
-VARIANTS = ["qwen3_5", "lfm2", "falcon_h1", "mamba2"]
+VARIANTS = ["qwen3_5", "lfm2", "falcon_h1", "mamba"]
 
 
 def prompts() -> list[list[int]]:
@@ -85,7 +85,8 @@ def case(request, tmp_path_factory):
 
 
 def engine_of(directory: Path, **configure: Any) -> Engine:
-    return poison_states(make_engine(directory, **configure))
+    """An engine with few pages, all of which are poisoned before each step."""
+    return poison_states(make_engine(directory, **{"num_blocks": 500, **configure}))
 
 
 @pytest.mark.parametrize("configure", [{}, {"max_num_batched_tokens": 37}, {"max_num_batched_tokens": 8}], ids=str)

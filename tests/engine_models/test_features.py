@@ -28,7 +28,7 @@ from ember.engine.description.config import (
     Wiring,
 )
 from ember.engine.description.families.registry import find_family
-from ember.engine.description.mixers import ConvConfig, DeltaConfig, SsdConfig, SsdNorm
+from ember.engine.description.mixers import ConvConfig, DeltaConfig, SelectiveConfig, SelectiveNorm, SsdConfig, SsdNorm
 from ember.engine.description.operator_choice import decide
 from ember.engine.description.operator_sets import (
     LOOP,
@@ -58,6 +58,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rope.kind": get_args(RopeKind),
     "experts.scores": get_args(Scores),
     "ssd.norm": get_args(SsdNorm),
+    "selective.norm": get_args(SelectiveNorm),
 }
 ROPE = RopeConfig(rotary_dim=16)
 PARTS: dict[str, Any] = {
@@ -68,6 +69,7 @@ PARTS: dict[str, Any] = {
     "delta": DeltaConfig(2, 4, 8, 8, 4),
     "conv": ConvConfig(3),
     "ssd": SsdConfig(4, 8, 2, 8, 4),
+    "selective": SelectiveConfig(64, 8, 4, 4),
 }
 
 

@@ -430,11 +430,28 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "num_key_value_heads": 1,
             "n_routed_experts": 6,
             "moe_intermediate_size": 48,
-            "moe_shared_expert_intermediate_size": 40,
+            "moe_shared_expert_intermediate_size": 80,
             "moe_latent_size": 32,
             "norm_topk_prob": False,
             "mlp_bias": True,
         },
+    ),
+    "jamba": (
+        "Jamba",
+        {
+            "attn_layer_period": 3,
+            "attn_layer_offset": 1,
+            "num_experts": 5,
+            "mamba_d_state": 12,
+            "mamba_dt_rank": 10,
+            "mamba_proj_bias": True,
+            "num_hidden_layers": 4,
+        },
+    ),
+    "mamba": ("Mamba", {"hidden_size": 64, "state_size": 12, "use_bias": True, "expand": 3, "conv_kernel": 3}),
+    "falcon_mamba": (
+        "FalconMamba",
+        {"hidden_size": 64, "time_step_rank": 7, "use_conv_bias": False, "mixer_rms_eps": 1e-4, "num_hidden_layers": 2},
     ),
     "mamba2": (
         "Mamba2",
@@ -596,7 +613,7 @@ COVERING = (
     *("glm4_moe", "llama4", "opt_post_norm", "nanochat", "solar_open", "cohere_norm", "mpt", "olmo2", "phi_norm"),
     *("llama_linear", "apertus", "hyperclovax", "vaultgemma", "ministral3", "phi3_long", "gpt2_by_layer"),
     *("bloom_normed", "qwen2_moe", "phimoe", "olmoe", "deepseek_v2", "youtu", "qwen3_5", "lfm2", "bamba", "mamba2"),
-    *("falcon_h1_no_norm", "falcon_h1_norm_first", "nemotron_h_latent"),
+    *("falcon_h1_no_norm", "falcon_h1_norm_first", "nemotron_h_latent", "jamba", "falcon_mamba"),
 )
 
 

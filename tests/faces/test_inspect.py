@@ -95,7 +95,7 @@ def test_settings_count(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"architectures": ["JambaForCausalLM"]}, r"config\.json: JambaForCausalLM is not of Ember's families"),
+        ({"architectures": ["RwkvForCausalLM"]}, r"config\.json: RwkvForCausalLM is not of Ember's families"),
         ({"vocab_size": None}, r"config\.json: the field vocab_size is missing"),
         ({"num_hidden_layers": 9}, r"num_hidden_layers=9, but the files have 3 layers"),
     ],

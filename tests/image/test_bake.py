@@ -117,7 +117,7 @@ def test_another_tokenizer_comes_along(hub: FakeHub, tmp_path: Path, monkeypatch
     ("arguments", "says"),
     [
         (["--name", "org/none"], "was not found"),
-        (["--name", "org/unknown"], "JambaForCausalLM"),
+        (["--name", "org/unknown"], "RwkvForCausalLM"),
         (["--name", "/my/model"], "--build-context model=DIRECTORY"),
         (["--name", "me/mine", "--from", "NOT-A-MODEL"], "no config.json"),
     ],
@@ -125,7 +125,7 @@ def test_another_tokenizer_comes_along(hub: FakeHub, tmp_path: Path, monkeypatch
 def test_what_cannot_be_served_fails_the_build_in_one_line(
     hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
 ) -> None:
-    hub.add("org/unknown", {"config.json": b'{"architectures": ["JambaForCausalLM"]}', "model.safetensors": b"x"})
+    hub.add("org/unknown", {"config.json": b'{"architectures": ["RwkvForCausalLM"]}', "model.safetensors": b"x"})
     source = tmp_path / "directory"
     source.mkdir()
     (source / "notes.txt").touch()

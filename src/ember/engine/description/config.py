@@ -11,6 +11,8 @@ from ember.engine.description.mixers import (
     ConvNames,
     DeltaConfig,
     DeltaNames,
+    SelectiveConfig,
+    SelectiveNames,
     SsdConfig,
     SsdNames,
     StateShape,
@@ -25,7 +27,7 @@ Wiring = Literal["pre_norm", "post_norm", "output_norm", "normed_residual", "san
 MAX_POSITIONS = 2**31 - 1
 QkvOrder = Literal["parts", "heads", "quarters"]
 Scores = Literal["softmax", "sigmoid", "sparsemixer"]
-Mixer = Literal["attention", "latent", "delta", "ssd", "conv", "none"]
+Mixer = Literal["attention", "latent", "delta", "ssd", "selective", "conv", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class WeightNames:
     delta: DeltaNames | None = None
     conv: ConvNames | None = None
     ssd: SsdNames | None = None
+    selective: SelectiveNames | None = None
     sinks: str | None = None  # the tensor of attention's sinks, one for each head
     attention_output_norm: str | None = None  # of the wiring sandwich
     mlp_output_norm: str | None = None
@@ -265,12 +268,14 @@ class DecoderConfig:
     layer_kv_heads: tuple[int, ...] = ()  # the number of key-value heads of each layer, in place of `num_kv_heads`
     # How each layer mixes tokens; empty: all by attention. latent: attention over compressed keys and values (arXiv
     # 2405.04434). With a state of fixed size: delta, the gated delta rule (arXiv 2412.06464); ssd, Mamba 2 (arXiv
-    # 2405.21060); conv, a short convolution. none: a layer of the wiring alone that has an MLP or experts.
+    # 2405.21060); selective, Mamba 1 (arXiv 2312.00752); conv, a short convolution. none: a layer of the wiring alone
+    # that has an MLP or experts.
     layer_mixers: tuple[Mixer, ...] = ()
     latent: LatentConfig | None = None  # of layers with latent attention: one key-value head of the size `latent.size`
     delta: DeltaConfig | None = None
     conv: ConvConfig | None = None
     ssd: SsdConfig | None = None
+    selective: SelectiveConfig | None = None
     ssd_beside_attention: bool = False  # every layer has attention and Mamba 2, whose outputs are added
     attention_input_scale: float = 1.0  # of the hidden states before attention
     attention_output_scale: float = 1.0
@@ -330,6 +335,8 @@ class DecoderConfig:
             return self.delta.state
         if mixer == "ssd" and self.ssd is not None:
             return self.ssd.state
+        if mixer == "selective" and self.selective is not None:
+            return self.selective.state
         return self.conv.state(self.hidden_size) if mixer == "conv" and self.conv is not None else None
 
     def has_own_kv(self, layer: int) -> bool:
@@ -441,6 +448,8 @@ DATA = frozenset(
         *("ssd.heads", "ssd.head_dim", "ssd.groups", "ssd.state_dim", "ssd.kernel", "ssd.conv_bias", "ssd.bias"),
         "ssd.output_bias",
         *("ssd.least_dt", "ssd.most_dt"),
+        *("selective.inner_size", "selective.state_dim", "selective.dt_rank", "selective.kernel"),
+        *("selective.conv_bias", "selective.bias", "selective.norm_eps"),
         *("experts.count", "experts.count_field", "experts.intermediate_size", "experts.intermediate_field"),
         *(
             "experts.per_token",

@@ -14,6 +14,23 @@ STATE_BYTES = 4  # of a number in a state, which is float32
 STATE_CHUNK = 64  # most tokens that are computed together before the state is changed
 
 
+@dataclass(frozen=True, slots=True)
+class SelectiveNames:
+    """The checkpoint's names for Mamba 1, relative to the layer."""
+
+    inputs: str
+    conv: str
+    rates: str
+    dt: str
+    decay: str  # the logarithm of the rates of decay
+    skip: str
+    output: str
+    dt_norm: str = ""
+    b_norm: str = ""
+    c_norm: str = ""
+
+
+SelectiveNorm = Literal["weighted", "plain"]
 SsdNorm = Literal["after_gate", "before_gate", "none"]
 
 
@@ -154,3 +171,25 @@ class SsdConfig:
     @property
     def state(self) -> StateShape:
         return StateShape(self.kernel - 1, self.channels, (self.heads, self.state_dim, self.head_dim))
+
+
+@dataclass(frozen=True, slots=True)
+class SelectiveConfig:
+    """Mamba 1 (arXiv 2312.00752): every channel i has a state of its own, of which each number s fades at its own rate.
+
+    S[s, i] <- exp(A[s, i] dt[i]) S[s, i] + b[s] dt[i] x[i], and the output is S^T c + D x. dt, b and c are projections
+    of x, that of dt in two parts.
+    """
+
+    inner_size: int
+    state_dim: int  # of b and c
+    dt_rank: int  # between the two projections of dt
+    kernel: int  # inputs of the convolution of x, the current one included
+    conv_bias: bool = True
+    bias: bool = False  # of the first and of the last projection
+    norm: SelectiveNorm | None = None  # RMSNorm of dt (between its projections), b and c, with weights or without
+    norm_eps: float = 1e-6
+
+    @property
+    def state(self) -> StateShape:
+        return StateShape(self.kernel - 1, self.inner_size, (1, self.state_dim, self.inner_size))

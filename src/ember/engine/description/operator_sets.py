@@ -18,11 +18,11 @@ from ember.engine.errors import ModelError
 
 OPERATIONS = (
     *("embed", "add_norm", "linear", "place_heads", "attend", "place_latents", "attend_latents"),
-    *("convolve", "delta_rule", "scan", "gated_norm", "gate", "experts", "logits"),
+    *("convolve", "delta_rule", "scan", "selective_scan", "gated_norm", "gate", "experts", "logits"),
 )
 """The operations of `operators.base.Operators`, in the order in which a step needs them."""
 
-STATE_OPERATIONS = ("convolve", "delta_rule", "scan", "gated_norm")
+STATE_OPERATIONS = ("convolve", "delta_rule", "scan", "selective_scan", "gated_norm")
 """The operations of mixers with a state."""
 
 Lacking = dict[str, str]
@@ -95,6 +95,9 @@ LOOP = frozenset(
         "delta",
         "conv",
         "ssd",
+        "selective",
+        "selective.norm=weighted",
+        "selective.norm=plain",
         "ssd.norm=none",
         "ssd.input_scale",
         "ssd.gate_scale",
@@ -156,9 +159,10 @@ TORCH = OperatorSet(
         | _HEAD_SIZES,
         "place_latents": _LATENTS,
         "attend_latents": frozenset({"latent", "attention_scale"}),
-        "convolve": frozenset({"delta", "conv", "ssd"}),
+        "convolve": frozenset({"delta", "conv", "ssd", "selective"}),
         "delta_rule": frozenset({"delta", "delta.tiled"}),
         "scan": frozenset({"ssd"}),
+        "selective_scan": frozenset({"selective"}),
         "gated_norm": frozenset({"delta", "ssd", "ssd.norm=before_gate"}),
         "gate": _GATES | {"activation=xielu", "swiglu_limit"},
         "experts": _EXPERTS,
@@ -243,6 +247,12 @@ def native_sizes(config: DecoderConfig) -> dict[str, int]:
             "num_heads * v_head_dim": config.num_heads * config.latent.value_dim,
         }
         sizes |= {"q_lora_rank": config.latent.query_rank} if config.latent.query_rank else {}
+    if config.delta is not None:
+        sizes["linear_num_value_heads * linear_value_head_dim"] = config.delta.value_size
+    if config.ssd is not None:
+        sizes["the size of Mamba 2's heads"] = config.ssd.inner_size
+    if config.selective is not None:
+        sizes |= {"the inner size of Mamba": config.selective.inner_size, "its rank of dt": config.selective.dt_rank}
     for head_dim in sorted(_head_dims(config)):
         name = f"num_heads * {head_dim}" if config.layer_head_dims else "num_heads * head_dim"
         sizes[name] = config.num_heads * head_dim

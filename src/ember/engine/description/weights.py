@@ -408,6 +408,31 @@ def _ssd(config: DecoderConfig, sizes: _Sizes, layer: int, ours: str, theirs: st
     yield _linear(f"{ours}ssd.output", [Stored(theirs + names.output, hidden, inner).whole()], ssd.output_bias)
 
 
+def _selective(config: DecoderConfig, sizes: _Sizes, layer: int, ours: str, theirs: str) -> Iterator[Spec]:
+    """Mamba 1. Its first matrix has x and the gates, the second one what dt is made of, b and c."""
+    part, names, hidden = config.selective, config.names.selective, sizes.hidden
+    assert part is not None and names is not None, "a family with this mixer describes it"
+    inner = Size(part.inner_size, f"an inner size of Mamba of {part.inner_size}")
+    state, rank = (
+        Size(part.state_dim, f"states of {part.state_dim}"),
+        Size(part.dt_rank, f"a rank of dt of {part.dt_rank}"),
+    )
+    rates = Size(rank.extent + 2 * state.extent, f"{rank.says} and two vectors of {state.extent}")
+    yield _linear(f"{ours}selective.inputs", [Stored(theirs + names.inputs, _twice(inner), hidden).whole()], part.bias)
+    shape = (inner, Size(1, "one"), Size(part.kernel, f"a convolution of {part.kernel} inputs"))
+    yield TensorSpec(f"{ours}selective.conv", f"{theirs}{names.conv}.weight", shape, "float32")
+    if part.conv_bias:
+        yield TensorSpec(f"{ours}selective.conv_bias", f"{theirs}{names.conv}.bias", (inner,), "float32")
+    yield _linear(f"{ours}selective.rates", [Stored(theirs + names.rates, rates, inner).whole()])
+    if part.norm == "weighted":
+        for name, size in (("dt_norm", rank), ("b_norm", state), ("c_norm", state)):
+            yield TensorSpec(f"{ours}selective.{name}", f"{theirs}{getattr(names, name)}.weight", (size,))
+    yield _linear(f"{ours}selective.dt", [Stored(theirs + names.dt, inner, rank).whole()], True)
+    yield TensorSpec(f"{ours}selective.decay", f"{theirs}{names.decay}", (inner, state), "float32")
+    yield TensorSpec(f"{ours}selective.skip", f"{theirs}{names.skip}", (inner,), "float32")
+    yield _linear(f"{ours}selective.output", [Stored(theirs + names.output, hidden, inner).whole()], part.bias)
+
+
 def _short_convolution(config: DecoderConfig, sizes: _Sizes, layer: int, ours: str, theirs: str) -> Iterator[Spec]:
     conv, names, hidden = config.conv, config.names.conv, sizes.hidden
     assert conv is not None and names is not None, "a family with this mixer describes it"
@@ -426,6 +451,7 @@ MIXERS: dict[Mixer, Callable[[DecoderConfig, _Sizes, int, str, str], Iterator[Sp
     "delta": _delta,
     "conv": _short_convolution,
     "ssd": _ssd,
+    "selective": _selective,
     "none": lambda *_: iter(()),
 }
 """The weights of each kind of mixer, for a layer with these sizes, this index, and these beginnings of names: of the

@@ -1,4 +1,4 @@
-"""Mixers with a state: the gated delta rule, Mamba 2 and the short convolution, and what they consist of."""
+"""Mixers with a state: the gated delta rule, Mamba 1 and 2 and the short convolution, and what they consist of."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ember.engine.description.mixers import DeltaConfig, SsdConfig
+from ember.engine.description.mixers import DeltaConfig, SelectiveConfig, SsdConfig
 from ember.engine.layers.linear import Linear
+from ember.engine.layers.norm import RMSNorm
 
 
 @dataclass(slots=True)
@@ -81,4 +82,24 @@ class Ssd:
         yield from (self.inputs, self.output)
 
 
-StateMixer = Delta | ShortConvolution | Ssd
+@dataclass(slots=True)
+class Selective:
+    """Mamba 1 (`description.mixers.SelectiveConfig`)."""
+
+    config: SelectiveConfig
+    inputs: Linear  # [2 * inner_size, hidden]: x, and the gates of the output
+    conv: Convolution  # of x
+    rates: Linear  # [dt_rank + 2 * state_dim, inner_size]: what dt is made of, b, and c
+    norms: tuple[RMSNorm, RMSNorm, RMSNorm] | None  # of these three
+    dt: Linear  # [inner_size, dt_rank]
+    decay: Tensor  # [state_dim, inner_size] float32, negative: the state decays by exp(decay * dt)
+    skip: Tensor  # [inner_size] float32, factor of x in the output
+    output: Linear  # [hidden, inner_size]
+    state: tuple[int, int]  # the group of its state, and its index there (`StateCache`)
+
+    def matrices(self) -> Iterator[Linear]:
+        """Its matrices, in the order of the forward pass."""
+        yield from (self.inputs, self.rates, self.dt, self.output)
+
+
+StateMixer = Delta | ShortConvolution | Ssd | Selective

@@ -13,7 +13,7 @@ from ember.engine.description.cache_groups import cache_groups, cache_places, st
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.weights import BESIDE_NORMS, XIELU_WEIGHTS
 from ember.engine.layers.block import Attention, BesideExperts, Block, DecoderParts, Mixer
-from ember.engine.layers.delta import Convolution, Delta, GatedNorm, ShortConvolution, Ssd
+from ember.engine.layers.delta import Convolution, Delta, GatedNorm, Selective, ShortConvolution, Ssd
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.latent import LatentAttention
@@ -118,6 +118,8 @@ def _mixer(
         return _delta(config, weights, f"layers.{layer}.", places[layer])
     if kind == "ssd":
         return _ssd(config, weights, f"layers.{layer}.ssd.", places[layer])
+    if kind == "selective":
+        return _selective(config, weights, f"layers.{layer}.selective.", places[layer])
     if kind == "conv":
         return _short_convolution(config, weights, f"layers.{layer}.", places[layer])
     assert kind == "attention", f"no part of a block computes the mixer {kind}"
@@ -144,6 +146,31 @@ def _ssd(config: DecoderConfig, weights: Weights, prefix: str, state: tuple[int,
         dt_bias=_tensor(weights, f"{prefix}dt_bias"),
         skip=_tensor(weights, f"{prefix}skip"),
         norm=norm,
+        output=_linear(weights, f"{prefix}output"),
+        state=state,
+    )
+
+
+def _selective(config: DecoderConfig, weights: Weights, prefix: str, state: tuple[int, int]) -> Selective:
+    part = config.selective
+    assert part is not None, "a family with this mixer describes it"
+
+    def norm(name: str, size: int) -> RMSNorm:
+        weight = _tensor(weights, f"{prefix}{name}") if part.norm == "weighted" else None
+        return RMSNorm(weight, size, part.norm_eps)
+
+    sizes = {"dt_norm": part.dt_rank, "b_norm": part.state_dim, "c_norm": part.state_dim}
+    dt_norm, b_norm, c_norm = (norm(name, size) for name, size in sizes.items())
+    bias = _tensor(weights, f"{prefix}conv_bias") if part.conv_bias else None
+    return Selective(
+        config=part,
+        inputs=_linear(weights, f"{prefix}inputs"),
+        conv=Convolution(_tensor(weights, f"{prefix}conv").squeeze(1).t().contiguous(), bias, has_silu=True),
+        rates=_linear(weights, f"{prefix}rates"),
+        norms=None if part.norm is None else (dt_norm, b_norm, c_norm),
+        dt=_linear(weights, f"{prefix}dt"),
+        decay=-_tensor(weights, f"{prefix}decay").t().exp().contiguous(),
+        skip=_tensor(weights, f"{prefix}skip"),
         output=_linear(weights, f"{prefix}output"),
         state=state,
     )

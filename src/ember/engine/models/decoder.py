@@ -17,7 +17,7 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention, BesideExperts, Block
 from ember.engine.layers.cache import KVCache
-from ember.engine.layers.delta import Delta, ShortConvolution, Ssd
+from ember.engine.layers.delta import Delta, Selective, ShortConvolution, Ssd
 from ember.engine.layers.embedding import look_up
 from ember.engine.layers.latent import LatentAttention
 from ember.engine.layers.layer_inputs import LayerInput, LayerInputs
@@ -171,6 +171,18 @@ def ssd(ops: Ops, part: Ssd, hidden: Tensor, step: Step) -> Tensor:
     return out if config.output_scale == 1.0 else out * config.output_scale
 
 
+def selective(ops: Ops, part: Selective, hidden: Tensor, step: Step) -> Tensor:
+    """[T, hidden] -> [T, hidden]; the states of the step's sequences are updated."""
+    config = part.config
+    x, gate = ops.linear(part.inputs, hidden, step).chunk(2, dim=-1)
+    x = ops.convolve(part.conv, x, part.state, step)
+    dt, b, c = ops.linear(part.rates, x, step).split([config.dt_rank, config.state_dim, config.state_dim], dim=-1)
+    if part.norms is not None:
+        dt, b, c = (norm(each) for norm, each in zip(part.norms, (dt, b, c), strict=True))
+    scanned = ops.selective_scan(part, x, ops.linear(part.dt, dt.contiguous(), step), b, c, step)
+    return ops.linear(part.output, (scanned * F.silu(gate)).to(hidden.dtype), step)
+
+
 def short_convolution(ops: Ops, part: ShortConvolution, hidden: Tensor, step: Step) -> Tensor:
     """[T, hidden] -> [T, hidden]; the states of the step's sequences are updated."""
     before, after, x = ops.linear(part.inputs, hidden, step).chunk(3, dim=-1)
@@ -183,6 +195,7 @@ MIXERS: dict[type, Callable[[Ops, Any, Tensor, Step], Tensor]] = {
     Delta: delta,
     ShortConvolution: short_convolution,
     Ssd: ssd,
+    Selective: selective,
 }
 """The function that computes each kind of mixer."""
 

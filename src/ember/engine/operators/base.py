@@ -18,7 +18,7 @@ from torch import Tensor
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention
 from ember.engine.layers.cache import KVCache
-from ember.engine.layers.delta import Convolution, Delta, GatedNorm, Ssd
+from ember.engine.layers.delta import Convolution, Delta, GatedNorm, Selective, Ssd
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.latent import LatentAttention, LatentHeads
@@ -112,6 +112,10 @@ class Operators(Protocol[S]):
     def scan(self, ssd: Ssd, x: Tensor, dt: Tensor, step: S) -> Tensor:
         """Mamba 2's recurrence over the sequences' states, which are updated. x [T, channels] after the convolution,
         dt [T, heads]: [T, heads, head_dim] float32."""
+
+    def selective_scan(self, part: Selective, x: Tensor, dt: Tensor, b: Tensor, c: Tensor, step: S) -> Tensor:
+        """Mamba 1's recurrence over the sequences' states, which are updated. x [T, inner_size] after the convolution,
+        dt [T, inner_size] before its softplus, b and c [T, state_dim]: [T, inner_size] float32."""
 
     def gated_norm(self, norm: GatedNorm, x: Tensor, gate: Tensor) -> Tensor:
         """The norm of each head of x [T, heads, size], times the SiLU of the gate of that shape, in the gate's

@@ -116,6 +116,7 @@ class NativeOperators:
         self.add_norm = torch_ops.add_norm if "add_norm" in lacking else self._add_norm
         self.convolve, self.gated_norm = torch_ops.convolve, torch_ops.gated_norm
         self.delta_rule, self.scan = torch_ops.delta_rule, torch_ops.scan
+        self.selective_scan = torch_ops.selective_scan
         self.linear = torch_ops.linear if "linear" in lacking else self._linear
         self.place_heads = torch_ops.place_heads if "place_heads" in lacking else self._place_heads
         self.attend = torch_ops.attend if "attend" in lacking else self._attend

@@ -13,7 +13,7 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention, DecoderParts
 from ember.engine.layers.cache import CacheScales, KVCache, from_float8, to_float8
-from ember.engine.layers.delta import Convolution, Delta, GatedNorm, Ssd
+from ember.engine.layers.delta import Convolution, Delta, GatedNorm, Selective, Ssd
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.latent import LatentAttention, LatentHeads
@@ -25,6 +25,7 @@ from ember.engine.operators.base import Heads, Step
 from ember.engine.operators.experts import compute_experts
 from ember.engine.operators.torch_attention import AttentionPlan, GroupShape, attend, plan_attention
 from ember.engine.operators.torch_latent import attend_latents
+from ember.engine.operators.torch_selective import selective_scan
 from ember.engine.operators.torch_state import Round, convolve, delta_rule, gated_norm, plan_states, scan
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -194,6 +195,9 @@ class TorchOperators:
 
     def scan(self, ssd: Ssd, x: Tensor, dt: Tensor, step: Step) -> Tensor:
         return scan(ssd, x, dt, step.states, step.cache.states[ssd.state[0]])
+
+    def selective_scan(self, part: Selective, x: Tensor, dt: Tensor, b: Tensor, c: Tensor, step: Step) -> Tensor:
+        return selective_scan(part, x, dt, b, c, step.states, step.cache.states[part.state[0]])
 
     def gated_norm(self, norm: GatedNorm, x: Tensor, gate: Tensor) -> Tensor:
         return gated_norm(norm, x, gate)

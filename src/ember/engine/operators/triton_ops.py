@@ -140,6 +140,7 @@ class TritonOperators:
         self.is_recordable = not self._plans_attention
         self.convolve, self.gated_norm = torch_ops.convolve, torch_ops.gated_norm
         self.delta_rule, self.scan = torch_ops.delta_rule, torch_ops.scan
+        self.selective_scan = torch_ops.selective_scan
         if (config.delta, config.conv, config.ssd) != (None, None, None):
             self.is_recordable = False  # torch plans its states on the host
         has_more_norms = config.layer_input_size or config.layer_scalar or not self.is_recordable
