@@ -1,6 +1,7 @@
 """The scheduler without a model: budgets, order, preemption, sharing, and conservation of pages."""
 
 import random
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,6 +47,22 @@ def run_step(scheduler: Scheduler, token: int = 7) -> dict[int, int]:
         sequence.is_prefilled = True
         sequence.token_ids.append(token)
     return {s.sequence.request_id: s.num_tokens for s in step}
+
+
+def test_whole_texts_wait_for_a_step_in_which_they_fit():
+    s = scheduler(budget=10, caching=False)
+    s.limits = replace(s.limits, whole_texts=True)
+    for arrival, length in enumerate([4, 6, 3, 25, 10, 1, 5]):
+        s.add(make(arrival, range(length)))
+    steps = []
+    while s.has_work:
+        step = s.schedule()
+        s.complete(step)
+        steps.append([scheduled.num_tokens for scheduled in step])
+        for scheduled in step:
+            s.remove(scheduled.sequence)
+    assert steps == [[4, 6], [3], [25], [10], [1, 5]]
+    assert s.pool.num_free == s.pool.num_blocks
 
 
 def test_decodes_go_before_prefills_under_the_budget():

@@ -89,7 +89,7 @@ class Intake:
             salt=root_hash(request.cache_salt),
             max_num_tokens=len(request.prompt_token_ids),
             pool=request,
-            reads_whole_prompt=not (is_pooled and self._pooling.reads_last_token_alone),
+            reads_whole_prompt=self._limits.whole_texts or not (is_pooled and self._pooling.reads_last_token_alone),
         )
 
     def _fault(self, request: Request, is_id_in_use: bool) -> tuple[str, str | None] | None:

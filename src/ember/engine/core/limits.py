@@ -16,6 +16,7 @@ class EngineLimits:
     max_model_len: int  # tokens of a sequence, prompt and output
     # Slots of the prefix cache for states, in a model whose layers have states; None: it has none.
     num_checkpoints: int | None = None
+    whole_texts: bool = False  # whether a text is computed in one step, since its tokens see later ones
 
     @property
     def num_states(self) -> int:

@@ -94,11 +94,12 @@ class Scheduler:
             for sequence in going_on:
                 self.blocks.give_back_unreachable(sequence)
         for sequence in decoding + prefilling:
-            if budget == 0:
+            if budget <= 0:
                 break
             if preempted and sequence in preempted:
                 continue
-            num_tokens = 1 if sequence.num_uncomputed_tokens == 1 else min(self._chunk(sequence), budget)
+            left = self._budget(sequence, budget, bool(step))
+            num_tokens = 1 if sequence.num_uncomputed_tokens == 1 else min(self._chunk(sequence), left)
             if self.blocks.num_new(sequence, num_tokens) > 0:
                 num_tokens, victims = self._allocate(sequence, num_tokens)
                 if victims:
@@ -114,7 +115,8 @@ class Scheduler:
             if sequence.num_pending or sequence.is_held or self._waits_for_leader(sequence):
                 position += 1
                 continue
-            num_tokens = self._admit_in_turn(sequence, budget)
+            left = self._budget(sequence, budget, bool(step))
+            num_tokens = self._admit_in_turn(sequence, left) if left else 0
             position = self.waiting.index(sequence, position)  # a held sequence before it may have been removed
             if num_tokens == 0:
                 break
@@ -141,6 +143,13 @@ class Scheduler:
 
     def _order(self, sequence: Sequence) -> tuple[int, int]:
         return (sequence.priority if self.by_priority else 0, sequence.arrival)
+
+    def _budget(self, sequence: Sequence, budget: int, has_others: bool) -> int:
+        """The tokens of the step that a sequence may take, of the `budget` that is left. A text that is computed whole
+        takes all it needs if it is the first, and waits for the next step if it does not fit behind others."""
+        if not self.limits.whole_texts or sequence.num_uncomputed_tokens <= budget:
+            return budget
+        return 0 if has_others else sequence.num_uncomputed_tokens
 
     def _chunk(self, sequence: Sequence) -> int:
         num_tokens = sequence.num_uncomputed_tokens
@@ -194,7 +203,9 @@ class Scheduler:
         prefix = blocks.find_prefix(sequence) if uses_cache else blocks.no_prefix()
         # There must be room for the whole prompt although only a chunk is allocated now: partly computed prompts would
         # preempt each other. If nothing is running, waiting would not help.
-        chunk = min(self._chunk(sequence), self.limits.max_num_batched_tokens)
+        chunk = self._chunk(sequence)
+        if not self.limits.whole_texts:
+            chunk = min(chunk, self.limits.max_num_batched_tokens)
         if self.running and blocks.most_new(sequence, prefix, chunk) > self.pool.num_free:
             return 0
         blocks.start(sequence, prefix)
