@@ -449,6 +449,22 @@ class Settings(BaseSettings):
             "are matched.",
         )
     )
+    responses_store: Annotated[str, Field(pattern="^(auto|off|memory|sqlite:.+)$")] = Field(
+        "auto",
+        validation_alias=_names("RESPONSES_STORE"),
+        description="Where responses of /v1/responses are kept: memory, a file (`sqlite:/data/responses.db`), or off. "
+        "auto keeps those of HTTP requests in memory, and none of queue jobs.",
+    )
+    responses_store_bytes: Annotated[int, Field(ge=0, le=MAX_INT), BeforeValidator(byte_count)] = Field(
+        256 * 2**20,
+        validation_alias=_names("RESPONSES_STORE_BYTES"),
+        description="Largest size of all stored responses, in bytes (`256M`). The oldest are dropped first.",
+    )
+    responses_store_seconds: Annotated[float, Field(gt=0, le=10000 * DAY_SECONDS)] = Field(
+        float(DAY_SECONDS),
+        validation_alias=_names("RESPONSES_STORE_SECONDS"),
+        description="Seconds after which a stored response is dropped.",
+    )
     max_request_bytes: Annotated[int, Field(ge=1024, le=2**31), BeforeValidator(byte_count)] = Field(
         32 * 2**20,
         validation_alias=_names("MAX_REQUEST_BYTES", "VLLM_HTTP_MAX_REQUEST_BODY_SIZE"),

@@ -26,6 +26,7 @@ class Request:
     query: Mapping[str, str] = field(default_factory=dict)
     arrived: float = field(default_factory=time.monotonic)  # when the face had it
     parameters: Mapping[str, str] = field(default_factory=dict)  # of the route's path, percent-decoded; the router's
+    is_job: bool = False  # it came from the queue
 
 
 @dataclass(slots=True)

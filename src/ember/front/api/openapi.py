@@ -22,11 +22,20 @@ from ember.front.api.anthropic import answers as anthropic_answers
 from ember.front.api.anthropic import schemas as anthropic_schemas
 from ember.front.api.exchange import REQUEST_ID_HEADER, Response
 from ember.front.api.load import FORMAT_HEADER, LOAD_HEADER
+from ember.front.api.responses import answers as responses_answers
+from ember.front.api.responses import schemas as responses_schemas
 from ember.front.api.route import Model, Route
 from ember.front.api.services import Services
 
 _SCHEMAS = "#/components/schemas/"
-_MODULES = (schemas, answers, anthropic_schemas, anthropic_answers)  # of models that records give by name
+_MODULES = (
+    schemas,
+    answers,
+    anthropic_schemas,
+    anthropic_answers,
+    responses_schemas,
+    responses_answers,
+)  # of models that records give by name
 _OF_EVERY_ROUTE = (400, 401, 500, 503)
 _OF_BODIES = (404, 408, 413)
 

@@ -13,6 +13,7 @@ from ember.front.api.exchange import EventStream, Request, Response
 from ember.front.api.invocations import invoke
 from ember.front.api.load import load
 from ember.front.api.models import get_model, list_models
+from ember.front.api.responses.forms import RESPONSES_EVENTS
 from ember.front.api.route import Description, Handler, Route
 from ember.front.api.router import Router
 from ember.front.api.services import Services
@@ -89,6 +90,62 @@ ROUTES = (
             answer=("Completion",),
             chunk=("CompletionChunk",),
         ),
+    ),
+    Route(
+        path="/v1/responses",
+        methods=("POST",),
+        answer=_later("ember.front.api.responses.create", "create_response"),
+        task="generate",
+        framing=RESPONSES_EVENTS,
+        about=Description(
+            summary="OpenAI's Responses",
+            body=("ResponsesRequest",),
+            answer=("ResponseObject",),
+            chunk=("ResponseEvent",),
+        ),
+    ),
+    Route(
+        path="/v1/responses/input_tokens",
+        methods=("POST",),
+        answer=_later("ember.front.api.responses.create", "count_input_tokens"),
+        task="generate",
+        about=Description(
+            summary="The tokens of a response's prompt", body=("InputTokensRequest",), answer=("InputTokens",)
+        ),
+    ),
+    Route(
+        path="/v1/responses/{response_id}",
+        methods=("GET",),
+        answer=_later("ember.front.api.responses.stored", "get_response"),
+        task="generate",
+        framing=RESPONSES_EVENTS,
+        about=Description(
+            summary="A stored response, or its events",
+            answer=("ResponseObject",),
+            chunk=("ResponseEvent",),
+            errors=(404,),
+        ),
+    ),
+    Route(
+        path="/v1/responses/{response_id}",
+        methods=("DELETE",),
+        answer=_later("ember.front.api.responses.stored", "delete_response"),
+        task="generate",
+        about=Description(summary="Delete a stored response", answer=("ResponseDeleted",), errors=(404,)),
+    ),
+    Route(
+        path="/v1/responses/{response_id}/cancel",
+        methods=("POST",),
+        answer=_later("ember.front.api.responses.stored", "cancel_response"),
+        task="generate",
+        about=Description(summary="Stop a response in the background", answer=("ResponseObject",), errors=(404,)),
+    ),
+    Route(
+        path="/v1/responses/{response_id}/input_items",
+        methods=("GET",),
+        answer=_later("ember.front.api.responses.stored", "list_input_items"),
+        task="generate",
+        about=Description(summary="The input of a stored response", answer=("InputItems",), errors=(404,)),
     ),
     Route(
         path="/v1/messages",

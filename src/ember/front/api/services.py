@@ -37,6 +37,7 @@ class Services:
     metrics: Metrics = field(default_factory=Metrics)
     reasoning_format: ReasoningFormat | None = None  # None: all output is content
     tool_format: ToolFormat | None = None  # None: tools cannot be called
+    kept: dict[str, Any] = field(default_factory=dict)  # what routes keep from one request to the next, by their names
 
     @property
     def model_name(self) -> str:

@@ -94,7 +94,7 @@ def parse_input(
     if as_tokens and body is not None:
         body = _for_tokens(body, stream)
     return QueueJob(
-        Request(method=method, path=path, body=body, headers=headers, query=query),
+        Request(method=method, path=path, body=body, headers=headers, query=query, is_job=True),
         router.find(method, path).route,
         stream=stream,
         native_tokens=as_tokens,

@@ -1,0 +1,150 @@
+"""From the items of a response's input to the messages of a chat.
+
+Items of the assistant that follow each other (reasoning, text, calls) are one message of the chat, as the model wrote
+them in one go.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ember.front.errors import bad_request
+
+SEALED = "ember:"  # begins `encrypted_content` of this worker's own reasoning
+ROLES = ("user", "assistant", "system", "developer")
+_KINDS = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
+_TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
+
+Item = Mapping[str, Any]
+
+
+def as_items(given: str | Sequence[Item]) -> list[dict[str, Any]]:
+    """The input as a list of items. A text is a message of the user."""
+    if isinstance(given, str):
+        return [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": given}]}]
+    return [dict(item) for item in given]
+
+
+def seal(text: str) -> str:
+    """`encrypted_content` for a text. It is not encrypted, as the client has the text beside it."""
+    return SEALED + base64.b64encode(text.encode("utf-8", "replace")).decode()
+
+
+def chat_messages(items: Sequence[Item], model_name: str, place: str = "input") -> list[dict[str, Any]]:
+    """The messages of a chat. References must have been resolved before. Raises ApiError 400 that names the item at
+    fault."""
+    reader = _Reader(model_name)
+    for index, item in enumerate(items):
+        reader.read(item, f"{place}.{index}")
+    return reader.messages
+
+
+class _Reader:
+    def __init__(self, model_name: str) -> None:
+        self._model_name = model_name
+        self.messages: list[dict[str, Any]] = []
+        self._names: dict[str, str] = {}  # of functions, by the id of their call
+
+    def read(self, item: Item, place: str) -> None:
+        kind = item.get("type") or ("message" if "role" in item else None)
+        if kind == "message":
+            self._read_message(item, place)
+        elif kind == "reasoning":
+            self._read_reasoning(item, place)
+        elif kind == "function_call":
+            self._read_call(item, place)
+        elif kind == "function_call_output":
+            call_id = _string(item, "call_id", place)
+            parts = self._parts(item.get("output"), f"{place}.output")
+            named = {"name": self._names[call_id]} if call_id in self._names else {}
+            self.messages.append({"role": "tool", "tool_call_id": call_id, "content": parts, **named})
+        else:
+            message = f"`{place}.type` must be one of {', '.join(map(repr, _KINDS))}, got {str(kind)[:64]!r}."
+            raise bad_request(message, f"{place}.type")
+
+    def _read_message(self, item: Item, place: str) -> None:
+        role = item.get("role")
+        if role not in ROLES:
+            message = f"`{place}.role` must be one of {', '.join(map(repr, ROLES))}, got {str(role)[:64]!r}."
+            raise bad_request(message, f"{place}.role")
+        parts = self._parts(item.get("content"), f"{place}.content")
+        if role == "assistant":
+            self._assistant(has_calls=False)["content"] += parts
+        else:
+            self.messages.append({"role": role, "content": parts})
+
+    def _read_reasoning(self, item: Item, place: str) -> None:
+        texts = [*_texts(item.get("content"), "reasoning_text", f"{place}.content")]
+        if not texts and isinstance(sealed := item.get("encrypted_content"), str) and sealed.startswith(SEALED):
+            texts = [_opened(sealed, place)]
+        if not texts:
+            texts = _texts(item.get("summary"), "summary_text", f"{place}.summary")
+        if texts:
+            message = self._assistant(has_calls=False, has_content=False)
+            message["reasoning"] = message.get("reasoning", "") + "".join(texts)
+
+    def _read_call(self, item: Item, place: str) -> None:
+        call_id, name = _string(item, "call_id", place), _string(item, "name", place)
+        self._names[call_id] = name
+        function = {"name": name, "arguments": _string(item, "arguments", place)}
+        calls = self._assistant().setdefault("tool_calls", [])
+        calls.append({"id": call_id, "type": "function", "function": function})
+
+    def _assistant(self, *, has_calls: bool = True, has_content: bool = True) -> dict[str, Any]:
+        """The assistant's message that the next item belongs to: the last one, unless it has what cannot come before
+        the item."""
+        last = self.messages[-1] if self.messages else None
+        fits = last is not None and last["role"] == "assistant"
+        if (
+            last is not None
+            and fits
+            and (has_calls or "tool_calls" not in last)
+            and (has_content or not last["content"])
+        ):
+            return last
+        self.messages.append({"role": "assistant", "content": []})
+        return self.messages[-1]
+
+    def _parts(self, content: Any, place: str) -> list[dict[str, Any]]:
+        """Content as text parts of a chat."""
+        if isinstance(content, str):
+            return [{"type": "text", "text": content}]
+        if not isinstance(content, list):
+            raise bad_request(f"`{place}` must be a string or a list of parts.", place)
+        parts = []
+        for index, part in enumerate(content):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind not in _TEXT_PARTS:
+                what = "a part without a type" if kind is None else f"a part of type {str(kind)[:64]!r}"
+                message = f"{self._model_name} is not a multimodal model; {place}.{index}: {what} cannot be used, "
+                raise bad_request(f"{message}only {', '.join(_TEXT_PARTS)}.", f"{place}.{index}")
+            parts.append({"type": "text", "text": _string(part, _TEXT_PARTS[kind], f"{place}.{index}")})
+        return parts
+
+
+def _texts(given: Any, kind: str, place: str) -> list[str]:
+    if given is None:
+        return []
+    if not isinstance(given, list):
+        raise bad_request(f"`{place}` must be a list of parts of type {kind!r}.", place)
+    return [
+        _string(part if isinstance(part, dict) else {}, "text", f"{place}.{index}") for index, part in enumerate(given)
+    ]
+
+
+def _opened(sealed: str, place: str) -> str:
+    try:
+        return base64.b64decode(sealed.removeprefix(SEALED), validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        name = f"{place}.encrypted_content"
+        raise bad_request(f"`{name}` is not what this worker gave out.", name) from None
+
+
+def _string(item: Item, name: str, place: str) -> str:
+    value = item.get(name)
+    if not isinstance(value, str):
+        raise bad_request(f"`{place}.{name}` must be a string.", f"{place}.{name}")
+    return value

@@ -1,0 +1,212 @@
+"""The objects of a response: its items, itself, and the events of its stream."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ember.front.api.blocks import Block, BlockDelta, BlockEnd, BlockEvent, BlockReader, BlockStart
+from ember.front.api.call import ApiCall
+from ember.front.api.exchange import Event
+from ember.front.api.logprobs import chat_logprobs
+from ember.front.api.responses.items import seal
+from ember.front.api.responses.schemas import ResponsesRequest
+from ember.front.api.responses.translate import ENCRYPTED, LOGPROBS
+from ember.front.api.runs import Runs
+from ember.front.api.samples import Piece
+from ember.front.api.streaming import json_text
+from ember.front.errors import ApiError
+from ember.wire import TokenLogprobs
+
+_PREFIXES = {"reasoning": "rs", "text": "msg", "call": "fc"}
+
+
+def new_id(prefix: str) -> str:
+    return f"{prefix}_{uuid.uuid4().hex}"
+
+
+@dataclass(slots=True)
+class Reply:
+    """A response while it is made. `blocks` are those of its output."""
+
+    call: ApiCall
+    request: ResponsesRequest
+    is_stored: bool
+    reader: BlockReader = field(default_factory=BlockReader)
+    ids: dict[int, str] = field(default_factory=dict)  # of items, by their place
+    last: Piece | None = None
+
+    def item(self, block: Block, status: str) -> dict[str, Any]:
+        """The item of a block. One that has just begun is empty."""
+        item_id = self.ids.setdefault(block.index, new_id(_PREFIXES[block.kind]))
+        text = block.text
+        if block.kind == "reasoning":
+            content = [{"type": "reasoning_text", "text": text}] if text else []
+            item: dict[str, Any] = {"id": item_id, "type": "reasoning", "summary": [], "content": content}
+            wants_seal = ENCRYPTED in (self.request.include or ())
+            return {**item, "encrypted_content": seal(text) if wants_seal and text else None, "status": status}
+        if block.kind == "text":
+            content = [self.text_part(block)] if text else []
+            return {"id": item_id, "type": "message", "role": "assistant", "status": status, "content": content}
+        named = {"call_id": block.id, "name": block.name, "arguments": text}
+        return {"id": item_id, "type": "function_call", **named, "status": status}
+
+    def text_part(self, block: Block, text: str | None = None) -> dict[str, Any]:
+        logprobs = self.logprobs(block.logprobs) if text is None else []
+        return {
+            "type": "output_text",
+            "text": block.text if text is None else text,
+            "annotations": [],
+            "logprobs": logprobs,
+        }
+
+    def logprobs(self, entries: Sequence[TokenLogprobs]) -> list[dict[str, Any]]:
+        if LOGPROBS not in (self.request.include or ()):
+            return []
+        found: list[dict[str, Any]] = chat_logprobs(entries, self.request.top_logprobs or 0, self.call.names)["content"]
+        return found
+
+    def items(self) -> list[dict[str, Any]]:
+        """The items of the output. The last one is incomplete where the output was cut."""
+        blocks = self.reader.blocks
+        statuses = ["completed"] * len(blocks)
+        if blocks and self.last is not None and self.last.finish_reason == "length":
+            statuses[-1] = "incomplete"
+        return [self.item(block, status) for block, status in zip(blocks, statuses, strict=True)]
+
+    def body(self, status: str, runs: Runs | None = None, error: ApiError | None = None) -> dict[str, Any]:
+        """The response object. With `runs` it has its usage."""
+        request = self.request
+        sampling = self.call.specs[0].sampling
+        reasoning = request.reasoning or {}
+        return {
+            "id": self.call.id,
+            "object": "response",
+            "created_at": self.call.created,
+            "completed_at": int(time.time()) if status == "completed" else None,
+            "status": status,
+            "background": bool(request.background),
+            "error": None if error is None else {"code": "server_error", "message": error.message},
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+            "instructions": request.instructions,
+            "max_output_tokens": request.max_output_tokens,
+            "max_tool_calls": request.max_tool_calls,
+            "metadata": request.metadata or {},
+            "model": self.call.services.model_name,
+            "output": [] if status in ("queued", "in_progress") else self.items(),
+            "parallel_tool_calls": request.parallel_tool_calls is not False,
+            "previous_response_id": request.previous_response_id,
+            "prompt": None,
+            "prompt_cache_key": request.prompt_cache_key,
+            "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
+            "safety_identifier": request.safety_identifier,
+            "service_tier": request.service_tier or "auto",
+            "store": self.is_stored,
+            "temperature": sampling.temperature,
+            "text": {"format": {"type": "text"}, **(request.text or {})},
+            "tool_choice": request.tool_choice or "auto",
+            "tools": request.tools or [],
+            "top_logprobs": request.top_logprobs or 0,
+            "top_p": sampling.top_p,
+            "truncation": request.truncation or "disabled",
+            "usage": None if runs is None else usage(runs),
+            "user": request.user,
+        }
+
+    def finished(self, runs: Runs) -> dict[str, Any]:
+        """The response object at the end."""
+        is_cut = self.last is not None and self.last.finish_reason == "length"
+        return self.body("incomplete" if is_cut else "completed", runs)
+
+
+def usage(runs: Runs) -> dict[str, Any]:
+    prompt, output = runs.prompt_tokens(), runs.completion_tokens()
+    return {
+        "input_tokens": prompt,
+        "input_tokens_details": {"cached_tokens": runs.cached_tokens()},
+        "output_tokens": output,
+        "output_tokens_details": {"reasoning_tokens": runs.reasoning_tokens()},
+        "total_tokens": prompt + output,
+    }
+
+
+class ResponseEvents:
+    """Writes the events of one stream, numbered in their order."""
+
+    def __init__(self, reply: Reply) -> None:
+        self._reply = reply
+        self._number = 0
+        self.body: dict[str, Any] | None = None  # the response at its end
+
+    def opening(self, runs: Runs) -> Sequence[Event]:
+        body = self._reply.body("in_progress")
+        return [self._event("response.created", response=body), self._event("response.in_progress", response=body)]
+
+    def deltas(self, piece: Piece, runs: Runs) -> Sequence[Event]:
+        self._reply.last = piece
+        return [event for found in self._reply.reader.push(piece) for event in self._of(found)]
+
+    def closing(self, runs: Runs) -> Sequence[Event]:
+        self.body = self._reply.finished(runs)
+        return [self._event(f"response.{self.body['status']}", response=self.body)]
+
+    def failed(self, error: ApiError) -> Event:
+        """The last event of a response that failed in the middle."""
+        self.body = self._reply.body("failed", error=error)
+        return self._event("response.failed", response=self.body)
+
+    def _of(self, found: BlockEvent) -> list[Event]:
+        block = found.block
+        if isinstance(found, BlockStart):
+            return self._begin(block)
+        place = {"item_id": self._reply.ids[block.index], "output_index": block.index}
+        part = {**place, "content_index": 0}
+        if isinstance(found, BlockDelta):
+            if block.kind == "call":
+                return [self._event("response.function_call_arguments.delta", **place, delta=found.text)]
+            if block.kind == "reasoning":
+                return [self._event("response.reasoning_text.delta", **part, delta=found.text)]
+            logprobs = self._reply.logprobs(found.logprobs)
+            return [self._event("response.output_text.delta", **part, delta=found.text, logprobs=logprobs)]
+        assert isinstance(found, BlockEnd)
+        return self._end(block, place, part)
+
+    def _begin(self, block: Block) -> list[Event]:
+        item = self._reply.item(Block(block.kind, block.index, block.id, block.name), "in_progress")
+        place = {"item_id": item["id"], "output_index": block.index}
+        events = [self._event("response.output_item.added", output_index=block.index, item=item)]
+        if block.kind != "call":
+            empty = self._part(block, "")
+            events.append(self._event("response.content_part.added", **place, content_index=0, part=empty))
+        return events
+
+    def _end(self, block: Block, place: dict[str, Any], part: dict[str, Any]) -> list[Event]:
+        text = block.text
+        events = []
+        if block.kind == "call":
+            kind = "response.function_call_arguments.done"
+            events.append(self._event(kind, **place, name=block.name, arguments=text))
+        elif block.kind == "reasoning":
+            events.append(self._event("response.reasoning_text.done", **part, text=text))
+        else:
+            logprobs = self._reply.logprobs(block.logprobs)
+            events.append(self._event("response.output_text.done", **part, text=text, logprobs=logprobs))
+        if block.kind != "call":
+            events.append(self._event("response.content_part.done", **part, part=self._part(block)))
+        last = self._reply.last
+        is_cut = last is not None and last.finish_reason == "length" and block is self._reply.reader.blocks[-1]
+        item = self._reply.item(block, "incomplete" if is_cut else "completed")
+        events.append(self._event("response.output_item.done", output_index=block.index, item=item))
+        return events
+
+    def _part(self, block: Block, text: str | None = None) -> dict[str, Any]:
+        if block.kind == "reasoning":
+            return {"type": "reasoning_text", "text": block.text if text is None else text}
+        return self._reply.text_part(block, text)
+
+    def _event(self, kind: str, **fields: Any) -> Event:
+        number, self._number = self._number, self._number + 1
+        return Event(json_text({"type": kind, "sequence_number": number, **fields}), kind)

@@ -1,0 +1,178 @@
+"""From the body of a request to /v1/responses to that of a chat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ember.front.api.body import WITHOUT_EFFECT, reported
+from ember.front.api.responses.items import chat_messages
+from ember.front.api.responses.schemas import InputTokensRequest, ResponsesRequest
+from ember.front.api.services import Services
+from ember.front.errors import bad_request
+
+LOGPROBS = "message.output_text.logprobs"
+ENCRYPTED = "reasoning.encrypted_content"
+_INCLUDED = (LOGPROBS, ENCRYPTED)
+# Parts that OpenAI's own tools would add: there are none, so nothing is left out without them.
+_OF_OTHER_TOOLS = (
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+)
+
+# Options of chats that vLLM's Responses API takes too, and others that only sample.
+_PASSED = (
+    "allowed_token_ids",
+    "bad_words",
+    "cache_salt",
+    "frequency_penalty",
+    "ignore_eos",
+    "include_stop_str_in_output",
+    "kv_transfer_params",
+    "logit_bias",
+    "min_p",
+    "min_tokens",
+    "presence_penalty",
+    "priority",
+    "repetition_detection",
+    "repetition_penalty",
+    "request_id",
+    "seed",
+    "skip_special_tokens",
+    "stop",
+    "stop_token_ids",
+    "stream_interval",
+    "structured_outputs",
+    "thinking_token_budget",
+    "top_k",
+)
+
+
+def chat_body(
+    request: InputTokensRequest, history: Sequence[dict[str, Any]], items: Sequence[dict[str, Any]], services: Services
+) -> tuple[dict[str, Any], list[str]]:
+    """The body of the chat, and the names of what has no effect. `history` are the items of earlier responses, `items`
+    those of this one. Raises ApiError 400."""
+    for name in ("prompt", "conversation"):
+        if getattr(request, name) is not None:
+            raise bad_request(f"`{name}` is not supported: send `input`, or `previous_response_id`.", name)
+    earlier = chat_messages(history, services.model_name, "previous_response_id.input")
+    messages = [*earlier, *chat_messages(items, services.model_name)]
+    if not messages:
+        raise bad_request("`input` must be a non-empty string or list of items.", "input")
+    if request.instructions:
+        messages.insert(0, {"role": "system", "content": request.instructions})
+    extra = {name: value for name, value in (request.model_extra or {}).items() if value is not None}
+    body: dict[str, Any] = {name: extra[name] for name in _PASSED if name in extra}
+    body |= {
+        "model": request.model,
+        "messages": messages,
+        "chat_template": request.chat_template,
+        "chat_template_kwargs": request.chat_template_kwargs,
+        "parallel_tool_calls": request.parallel_tool_calls,
+        "truncate_prompt_tokens": -1 if request.truncation == "auto" else None,
+    }
+    if items and _is_unfinished(items[-1]):
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
+    body |= _tools(request)
+    body |= _form(request)
+    if request.reasoning and request.reasoning.get("effort") is not None:
+        body["reasoning_effort"] = request.reasoning["effort"]
+    if isinstance(request, ResponsesRequest):
+        body |= {
+            "max_completion_tokens": request.max_output_tokens,
+            "stream": request.stream,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "include_reasoning": request.include_reasoning,
+        }
+        included = _included(request)
+        if LOGPROBS in included:
+            body |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
+    return body, _ignored(request)
+
+
+def _is_unfinished(item: dict[str, Any]) -> bool:
+    """Whether the item is a message of the assistant that is to be continued."""
+    is_message = item.get("type", "message") == "message" and item.get("role") == "assistant"
+    return is_message and item.get("status") in ("in_progress", "incomplete")
+
+
+def _included(request: ResponsesRequest) -> set[str]:
+    """Raises ApiError 400 for an unknown name."""
+    given = set(request.include or ())
+    for name in sorted(given.difference(_INCLUDED, _OF_OTHER_TOOLS)):
+        allowed = ", ".join(map(repr, (*_INCLUDED, *_OF_OTHER_TOOLS)))
+        raise bad_request(f"`include` must be of {allowed}, got {name[:64]!r}.", "include")
+    return given
+
+
+def _tools(request: InputTokensRequest) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    if request.tools:
+        made["tools"] = [_tool(tool, f"tools.{index}") for index, tool in enumerate(request.tools)]
+    choice = request.tool_choice
+    if isinstance(choice, dict):
+        kind = choice.get("type")
+        if kind == "function":
+            choice = {"type": "function", "function": {"name": choice.get("name")}}
+        elif kind == "allowed_tools":
+            listed = choice.get("tools")
+            choice = {**choice, "tools": [_named(tool) for tool in listed] if isinstance(listed, list) else listed}
+        else:
+            message = f"`tool_choice.type` must be 'function' or 'allowed_tools', got {str(kind)[:64]!r}."
+            raise bad_request(message, "tool_choice.type")
+    if choice is not None and (request.tools or choice not in ("auto", "none")):
+        made["tool_choice"] = choice
+    return made
+
+
+def _named(tool: Any) -> Any:
+    """A tool of `allowed_tools`, whose name stands beside its type here."""
+    return {"type": "function", "function": {"name": tool.get("name")}} if isinstance(tool, dict) else tool
+
+
+def _tool(tool: dict[str, Any], place: str) -> dict[str, Any]:
+    kind = tool.get("type")
+    if kind != "function":
+        message = f"`{place}.type` must be 'function', got {str(kind)[:64]!r}: this worker has no tools of its own, "
+        raise bad_request(f"{message}and a model calls functions alone.", f"{place}.type")
+    if isinstance(tool.get("function"), dict):  # as in a chat
+        return tool
+    function = {name: tool[name] for name in ("name", "description", "parameters", "strict") if name in tool}
+    return {"type": "function", "function": function}
+
+
+def _form(request: InputTokensRequest) -> dict[str, Any]:
+    """`response_format`."""
+    form = (request.text or {}).get("format")
+    if form is None:
+        return {}
+    kind = form.get("type") if isinstance(form, dict) else None
+    if kind == "text":
+        return {}
+    if kind == "json_object":
+        return {"response_format": {"type": "json_object"}}
+    if kind == "json_schema":
+        if not isinstance(form.get("schema"), dict):
+            raise bad_request("`text.format.schema` must be a JSON schema, an object.", "text.format.schema")
+        schema = {
+            name: form[name] for name in ("name", "description", "schema", "strict") if form.get(name) is not None
+        }
+        return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", **schema}}}
+    message = f"`text.format.type` must be 'text', 'json_object' or 'json_schema', got {str(kind)[:64]!r}."
+    raise bad_request(message, "text.format.type")
+
+
+def _ignored(request: InputTokensRequest) -> list[str]:
+    """The names of given fields that have no effect."""
+    known = WITHOUT_EFFECT.union(_PASSED)
+    names = [name for name, value in (request.model_extra or {}).items() if value is not None and name not in known]
+    for field, read in (("reasoning", {"effort"}), ("text", {"format"}), ("stream_options", {"include_obfuscation"})):
+        given = getattr(request, field, None) or {}
+        names += [f"{field}.{name}" for name in sorted(given.keys() - read, key=str) if given[name] is not None]
+    return reported(names, "the request field %s has no effect (logged once per name)")

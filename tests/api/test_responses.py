@@ -1,0 +1,407 @@
+"""POST /v1/responses and the routes of stored responses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ember.front.api.exchange import EventStream, Request, Response
+from ember.front.api.responses.answers import InputItems, InputTokens, ResponseDeleted, ResponseEvent, ResponseObject
+from ember.front.api.responses.store import MemoryStore, SqliteStore, Stored
+from ember.front.api.routes import ROUTER
+from ember.front.errors import ApiError
+from tests.api.fakes import Deployment, say
+from tests.api.talking import ADD, CALL_ADD, CALL_SUB, SUB, talking
+
+PATH = "/v1/responses"
+TOOLS = [{"type": "function", **ADD["function"]}, {"type": "function", **SUB["function"]}]
+THOUGHT = f"<think>\nLet me see.\n</think>\n\nI will.\n{CALL_ADD}\n{CALL_SUB}"
+ALL = ["reasoning", "message", "function_call", "function_call"]
+
+
+@pytest.fixture
+def deployment() -> Deployment:
+    return talking()
+
+
+def ask(deployment: Deployment, given: Any = "hi", **fields: Any) -> Any:
+    answer = deployment.request("POST", PATH, {"input": given, **fields}).body
+    ResponseObject.model_validate(answer, strict=True)
+    return answer
+
+
+def refusal(deployment: Deployment, method: str, path: str, body: Any = None, **query: str) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        request(deployment, method, path, body, **query)
+    return caught.value
+
+
+def request(deployment: Deployment, method: str, path: str, body: Any = None, **query: str) -> Any:
+    answer = asyncio.run(ROUTER.dispatch(deployment.services, Request(method, path, body, query=query)))
+    assert isinstance(answer, Response)
+    return answer.body
+
+
+def streamed(deployment: Deployment, given: Any = "hi", **fields: Any) -> list[Any]:
+    events = deployment.events(PATH, {"input": given, "stream": True, **fields})
+    return checked(events)
+
+
+def checked(events: list[Any]) -> list[Any]:
+    """The documents of the events, which are numbered and named after their types."""
+    documents = [json.loads(event.data) for event in events]
+    for number, (event, document) in enumerate(zip(events, documents, strict=True)):
+        assert (event.name, number) == (document["type"], document["sequence_number"])
+        ResponseEvent.model_validate(document, strict=True)
+    return documents
+
+
+def plain(item: Any) -> Any:
+    """An item without what differs from one answer to the next."""
+    return {name: value for name, value in item.items() if name not in ("id", "call_id")}
+
+
+def test_a_whole_answer(deployment: Deployment) -> None:
+    deployment.says(THOUGHT)
+    answer = ask(deployment, tools=TOOLS, instructions="be", metadata={"a": "b"}, temperature=0.5)
+    assert [item["type"] for item in answer["output"]] == ALL
+    reasoning, message, add, sub = answer["output"]
+    assert reasoning["content"][0]["text"].strip() == "Let me see."
+    assert message["content"][0]["text"].strip() == "I will."
+    assert (add["name"], json.loads(add["arguments"])) == ("add", {"a": 1, "b": 2})
+    assert json.loads(sub["arguments"]) == {"x": "é🦜"}
+    assert len({item["id"] for item in answer["output"]}) == 4
+    assert (answer["status"], answer["metadata"], answer["temperature"]) == ("completed", {"a": "b"}, 0.5)
+    assert answer["usage"]["input_tokens_details"] == {"cached_tokens": 3}
+    assert answer["usage"]["output_tokens_details"]["reasoning_tokens"] > 0
+    assert answer["usage"]["total_tokens"] == answer["usage"]["input_tokens"] + answer["usage"]["output_tokens"]
+    assert deployment.prompt_text.startswith("<|system|>be<|user|>hi")
+
+
+@pytest.mark.parametrize("per_step", [1, 7, 1000])
+def test_a_stream_adds_up_to_the_whole_answer(deployment: Deployment, per_step: int) -> None:
+    deployment.says(THOUGHT, per_step)
+    documents = streamed(deployment, tools=TOOLS)
+    kinds = [document["type"].removeprefix("response.") for document in documents]
+    assert kinds[:2] == ["created", "in_progress"]
+    assert kinds[-1] == "completed"
+    steps = [kind for kind, before in zip(kinds[2:], ["", *kinds[2:]], strict=False) if kind != before]
+    said = ["output_item.added", "content_part.added"]
+    ending = ["content_part.done", "output_item.done"]
+    call = ["output_item.added", "function_call_arguments.delta", "function_call_arguments.done", "output_item.done"]
+    assert steps == [
+        *[*said, "reasoning_text.delta", "reasoning_text.done", *ending],
+        *[*said, "output_text.delta", "output_text.done", *ending],
+        *call,
+        *call,
+        "completed",
+    ]
+    items: list[Any] = []
+    for document in documents:
+        kind = document["type"].removeprefix("response.")
+        if kind == "output_item.added":
+            items.append(document["item"])
+            assert document["item"]["status"] == "in_progress"
+            texts = [""]
+        elif kind.endswith(".delta"):
+            assert document["item_id"] == items[document["output_index"]]["id"]
+            texts.append(document["delta"])
+        elif kind.endswith(("text.done", "arguments.done")):
+            assert (document.get("text") or document.get("arguments")) == "".join(texts)
+        elif kind == "output_item.done":
+            items[document["output_index"]] = document["item"]
+    last = documents[-1]["response"]
+    assert last["output"] == items
+    whole = ask(deployment, tools=TOOLS)
+    assert [plain(item) for item in whole["output"]] == [plain(item) for item in items]
+    assert whole["usage"] == last["usage"]
+
+
+def test_an_answer_that_was_cut_is_incomplete(deployment: Deployment) -> None:
+    deployment.says("hello world")
+    answer = ask(deployment, max_output_tokens=4)
+    assert (answer["status"], answer["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
+    assert answer["output"][0]["status"] == "incomplete"
+    documents = streamed(deployment, max_output_tokens=4)
+    assert documents[-1]["type"] == "response.incomplete"
+    assert documents[-2]["item"]["status"] == "incomplete"
+
+
+def test_log_probabilities_come_where_they_are_asked_for(deployment: Deployment) -> None:
+    deployment.says("hello")
+    fields: dict[str, Any] = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    (entry, *_) = ask(deployment, **fields)["output"][0]["content"][0]["logprobs"]
+    assert len(entry["top_logprobs"]) == 2
+    documents = streamed(deployment, **fields)
+    deltas = [
+        entry for document in documents if document["type"].endswith("text.delta") for entry in document["logprobs"]
+    ]
+    (done,) = (document["logprobs"] for document in documents if document["type"].endswith("text.done"))
+    assert deltas == done
+    assert ask(deployment, top_logprobs=2)["output"][0]["content"][0]["logprobs"] == []
+
+
+def test_a_failure_in_the_middle_is_the_last_event(deployment: Deployment) -> None:
+    tokens = say(deployment.tokenizer, "hello")
+    deployment.engine.script = lambda prompt, sampling: [
+        *tokens(prompt, sampling)[:2],
+        ApiError(500, "The engine failed."),
+    ]
+    last = streamed(deployment)[-1]
+    assert last["type"] == "response.failed"
+    assert last["response"]["error"] == {"code": "server_error", "message": "The engine failed."}
+    assert last["response"]["status"] == "failed"
+
+
+def test_items_become_a_chat(deployment: Deployment) -> None:
+    call = {"type": "function_call", "call_id": "c1", "name": "add", "arguments": '{"a": 1}'}
+    ask(
+        deployment,
+        [
+            {"role": "developer", "content": "be"},
+            {"role": "user", "content": [{"type": "input_text", "text": "one"}]},
+            {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+            {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "two"}]},
+            call,
+            {**call, "call_id": "c2", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c1", "output": "3"},
+            {"type": "function_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": "4"}]},
+            {"type": "reasoning", "summary": [], "encrypted_content": "ember:aG0="},
+            {"type": "reasoning", "summary": [], "encrypted_content": "of another"},
+            {"role": "assistant", "content": "five"},
+            {"role": "user", "content": "six"},
+        ],
+        tools=TOOLS,
+    )
+    head = '<tool_call>{"name": "add", "arguments": '
+    first, second = (f"{head}{arguments}}}</tool_call>" for arguments in ('{"a": 1}', "{}"))
+    assert deployment.prompt_text == (
+        f"<|system|>be<|user|>one<|assistant|><think>hm</think>two{first}{second}<|tool|>3<|tool|>4"
+        "<|assistant|><think>hm</think>five<|user|>six<tools>add sub </tools><|assistant|>"
+    )
+
+
+def test_reasoning_can_be_sent_back_sealed(deployment: Deployment) -> None:
+    deployment.says("<think>\nhm\n</think>\nso")
+    answer = ask(deployment, include=["reasoning.encrypted_content"])
+    sealed = {"type": "reasoning", "summary": [], "encrypted_content": answer["output"][0]["encrypted_content"]}
+    ask(deployment, [{"role": "user", "content": "hi"}, sealed, answer["output"][1], {"role": "user", "content": "go"}])
+    assert "<|assistant|><think>hm" in deployment.prompt_text.replace("\n", "")
+
+
+def test_an_unfinished_message_is_continued(deployment: Deployment) -> None:
+    ask(
+        deployment, [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "The", "status": "incomplete"}]
+    )
+    assert deployment.prompt_text.endswith("<|assistant|>The")
+
+
+@pytest.mark.parametrize(
+    ("choice", "mode"),
+    [
+        ("required", True),
+        ({"type": "function", "name": "add"}, True),
+        ({"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "sub"}]}, True),
+        ("auto", False),
+        ("none", False),
+    ],
+)
+def test_the_choice_of_tools(deployment: Deployment, choice: Any, mode: bool) -> None:
+    deployment.says(CALL_ADD)
+    ask(deployment, tools=TOOLS, tool_choice=choice)
+    assert (deployment.engine.sampling.grammar is not None) == mode
+
+
+@pytest.mark.parametrize("kind", ["json_object", "json_schema", "text"])
+def test_the_form_of_the_text(deployment: Deployment, kind: str) -> None:
+    form = {"type": kind, "name": "x", "schema": {"type": "object"}} if kind == "json_schema" else {"type": kind}
+    assert ask(deployment, text={"format": form})["text"]["format"] == form
+    assert (deployment.engine.sampling.grammar is not None) == (kind != "text")
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"input": None}, "`input` must be"),
+        ({"input": []}, "`input` must be"),
+        ({"input": [{"role": "pope", "content": "x"}]}, "input.0.role"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "'input_image'"),
+        ({"input": [{"role": "user"}]}, "input.0.content"),
+        ({"input": [{"type": "custom_tool_call"}]}, "'custom_tool_call'"),
+        ({"input": [{"type": "function_call", "name": "x"}]}, "input.0.call_id"),
+        ({"input": [{"type": "function_call_output", "call_id": "x"}]}, "input.0.output"),
+        ({"tools": [{"type": "web_search"}]}, "'web_search'"),
+        ({"tools": [{"type": "custom", "name": "x"}]}, "'custom'"),
+        ({"tools": [{"type": "function"}]}, "name"),
+        ({"tool_choice": "required"}, "tools"),
+        ({"tool_choice": {"type": "web_search"}}, "'web_search'"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "mul"}}, "tool_choice"),
+        ({"include": ["all"]}, "'all'"),
+        ({"text": {"format": {"type": "xml"}}}, "'xml'"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
+        ({"prompt": {"id": "x"}}, "`prompt`"),
+        ({"conversation": "x"}, "`conversation`"),
+        ({"truncation": "some"}, "truncation"),
+        ({"service_tier": "best"}, "service_tier"),
+        ({"max_output_tokens": 0}, "max_tokens must be at least 1"),
+        ({"max_tool_calls": 0}, "max_tool_calls"),
+        ({"metadata": {"a": 1}}, "metadata.a"),
+        ({"reasoning": {"effort": "huge"}}, "reasoning_effort"),
+        ({"background": True, "store": False}, "background"),
+    ],
+)
+def test_bad_input_is_named(deployment: Deployment, fields: Any, text: str) -> None:
+    error = refusal(deployment, "POST", PATH, {"input": "hi", **fields})
+    assert error.status == 400
+    assert text in error.message
+
+
+def test_what_has_no_effect_is_told(deployment: Deployment) -> None:
+    body = {"input": "hi", "novel": 1, "reasoning": {"summary": "auto"}, "text": {"verbosity": "low"}, "user": "u"}
+    headers = deployment.request("POST", PATH, body).headers
+    assert headers["X-Ember-Ignored-Fields"] == "novel, reasoning.summary, text.verbosity"
+
+
+def test_a_prompt_is_cut_where_that_is_asked_for(deployment: Deployment) -> None:
+    assert refusal(deployment, "POST", PATH, {"input": "x" * 5000}).param == "input_tokens"
+    ask(deployment, "x" * 5000, truncation="auto")
+    assert len(deployment.engine.prompt) == 4095
+
+
+def test_a_response_is_continued_read_listed_and_deleted(deployment: Deployment) -> None:
+    deployment.says("one")
+    first = ask(deployment, "a", instructions="be")
+    deployment.says("two", 2)
+    second = streamed(deployment, "b", previous_response_id=first["id"])[-1]["response"]
+    assert deployment.prompt_text == "<|user|>a<|assistant|>one<|user|>b<|assistant|>"
+    reference = {"type": "item_reference", "id": first["output"][0]["id"]}
+    ask(deployment, [{"role": "user", "content": "c"}, reference, {"role": "user", "content": "d"}], store=False)
+    assert deployment.prompt_text == "<|user|>c<|assistant|>one<|user|>d<|assistant|>"
+    assert request(deployment, "GET", f"{PATH}/{second['id']}") == second
+    listed = request(deployment, "GET", f"{PATH}/{second['id']}/input_items", order="asc")
+    InputItems.model_validate(listed, strict=True)
+    assert [item["role"] for item in listed["data"]] == ["user", "assistant", "user"]
+    page = request(deployment, "GET", f"{PATH}/{second['id']}/input_items", limit="1", after=listed["last_id"])
+    assert (page["data"], page["has_more"]) == ([listed["data"][1]], True)
+    counted = request(deployment, "POST", f"{PATH}/input_tokens", {"input": "b", "previous_response_id": first["id"]})
+    InputTokens.model_validate(counted, strict=True)
+    assert counted["input_tokens"] == second["usage"]["input_tokens"]
+    deleted = request(deployment, "DELETE", f"{PATH}/{first['id']}")
+    ResponseDeleted.model_validate(deleted, strict=True)
+    for method, path, body in (
+        ("GET", f"{PATH}/{first['id']}", None),
+        ("DELETE", f"{PATH}/{first['id']}", None),
+        ("POST", f"{PATH}/{first['id']}/cancel", None),
+        ("GET", f"{PATH}/{first['id']}/input_items", None),
+        ("POST", PATH, {"input": "x", "previous_response_id": second["id"]}),
+        ("POST", PATH, {"input": [reference]}),
+    ):
+        assert refusal(deployment, method, path, body).status == 404
+
+
+def test_what_is_not_stored_is_not_found(deployment: Deployment) -> None:
+    answer = ask(deployment, store=False)
+    assert answer["store"] is False
+    assert refusal(deployment, "GET", f"{PATH}/{answer['id']}").status == 404
+    off = talking(responses_store="off")
+    assert ask(off)["store"] is False
+    assert "RESPONSES_STORE" in refusal(off, "POST", PATH, {"input": "x", "previous_response_id": "resp_1"}).message
+    assert "RESPONSES_STORE" in refusal(off, "GET", f"{PATH}/resp_1").message
+    job = asyncio.run(ROUTER.dispatch(deployment.services, Request("POST", PATH, {"input": "x"}, is_job=True)))
+    assert isinstance(job, Response)
+    assert job.body["store"] is False
+
+
+@pytest.mark.parametrize("query", [{"limit": "0"}, {"limit": "x"}, {"order": "up"}, {"after": "msg_0"}])
+def test_bad_queries_of_a_list_are_named(deployment: Deployment, query: Any) -> None:
+    path = f"{PATH}/{ask(deployment)['id']}/input_items"
+    error = refusal(deployment, "GET", path, **query)
+    assert (error.status, error.param) == (400, next(iter(query)))
+
+
+def test_a_response_in_the_background(deployment: Deployment) -> None:
+    async def run() -> None:
+        async def call(method: str, path: str, body: Any = None, **query: str) -> Any:
+            answer = await ROUTER.dispatch(deployment.services, Request(method, path, body, query=query))
+            return answer if isinstance(answer, EventStream) else answer.body
+
+        deployment.says("hello world")
+        queued = await call("POST", PATH, {"input": "hi", "background": True})
+        assert queued["status"] == "queued"
+        path = f"{PATH}/{queued['id']}"
+        events = checked([event async for event in (await call("GET", path, stream="true")).events])
+        assert events[-1]["type"] == "response.completed"
+        assert await call("GET", path) == events[-1]["response"]
+        late = await call("GET", path, stream="true", starting_after=str(len(events) - 2))
+        assert [json.loads(event.data) async for event in late.events] == events[-1:]
+        assert (await call("POST", f"{path}/cancel"))["status"] == "completed"
+
+        deployment.engine.delay = 0.05
+        queued = await call("POST", PATH, {"input": "hi", "background": True})
+        await asyncio.sleep(0.1)
+        path = f"{PATH}/{queued['id']}"
+        assert (await call("GET", path))["status"] == "in_progress"
+        with pytest.raises(ApiError, match="not finished|not found"):
+            await call("POST", PATH, {"input": "x", "previous_response_id": queued["id"]})
+        assert (await call("POST", f"{path}/cancel"))["status"] == "cancelled"
+        assert deployment.engine.generations[-1].aborted
+        assert (await call("GET", path))["status"] == "cancelled"
+        queued = await call("POST", PATH, {"input": "hi", "background": True})
+        await call("DELETE", f"{PATH}/{queued['id']}")
+        with pytest.raises(ApiError, match="not found"):
+            await call("GET", f"{PATH}/{queued['id']}")
+
+        deployment.engine.script = lambda prompt, sampling: [ApiError(500, "The engine failed.")]
+        stream = await call("POST", PATH, {"input": "hi", "background": True, "stream": True})
+        (failed,) = [json.loads(event.data) async for event in stream.events]
+        assert failed["response"]["error"]["message"] == "The engine failed."
+
+    asyncio.run(run())
+    with pytest.raises(ApiError, match="background"):
+        deployment.engine.delay = 0
+        deployment.says("hello")
+        request(deployment, "POST", f"{PATH}/{ask(deployment)['id']}/cancel")
+
+
+def stored(name: str, size: int = 10, previous: str | None = None) -> Stored:
+    item = {"id": f"item_{name}", "type": "message", "role": "user", "content": "x" * size}
+    return Stored({"id": name, "previous_response_id": previous, "output": []}, [item])
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_stores_have_limits(tmp_path: Path, kind: str) -> None:
+    async def run() -> None:
+        def opened(max_bytes: int, seconds: float) -> MemoryStore | SqliteStore:
+            if kind == "memory":
+                return MemoryStore(max_bytes, seconds)
+            return SqliteStore(str(tmp_path / "store.db"), max_bytes, seconds)
+
+        store = opened(1000, 60)
+        for name in "abc":
+            await store.put(stored(name, 300))
+        assert await store.get("a") is None
+        assert await store.item("item_a") is None
+        assert await store.get("c") == stored("c", 300)
+        assert (await store.item("item_c") or {})["id"] == "item_c"
+        await store.put(stored("c", 20))
+        assert await store.get("c") == stored("c", 20)
+        assert await store.delete("c")
+        assert not await store.delete("c")
+        if kind == "sqlite":
+            assert await opened(1000, 60).get("b") == stored("b", 300)  # another worker
+        store = opened(1000, 0.01)
+        await store.put(stored("d"))
+        await asyncio.sleep(0.02)
+        assert await store.get("d") is None
+
+    asyncio.run(run())
+
+
+def test_a_file_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
+    deployment = talking(responses_store=f"sqlite:{tmp_path}/none/store.db")
+    error = refusal(deployment, "POST", PATH, {"input": "hi"})
+    assert (error.status, "RESPONSES_STORE" in error.message) == (500, True)
