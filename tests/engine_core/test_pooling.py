@@ -14,8 +14,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from ember.engine.core.engine import Engine
+from ember.engine.core.prediction import predict
 from ember.engine.errors import ModelError
-from ember.wire import Generate, Pool, Pooled, SequenceOutput
+from ember.wire import Configure, Generate, Pool, Pooled, SequenceOutput
 from tests.engine_core.inline import greedy, make_engine
 from tests.engine_models.tiny import VOCAB_SIZE, make_tiny
 
@@ -347,6 +348,19 @@ def test_settings_that_contradict(embedder, settings, error):
     with pytest.raises(ModelError, match=".*") as raised:
         make_engine(embedder, **settings)
     assert error in str(raised.value)
+
+
+def test_the_prediction_is_what_the_boot_says(embedder):
+    use_pooling(embedder, "mean_tokens", "max_tokens")
+    with pytest.raises(ModelError, match=r"linear.weight is F32 \[40, 64\] in model.safetensors, not \[40, 128\]"):
+        predict(Configure(model=str(embedder), device="cpu"))
+    use_pooling(embedder, "mean_tokens")
+    predicted = predict(Configure(model=str(embedder), device="cpu"))
+    assert predicted.tasks == ["embed", "token_embed"] and predicted.pooling is not None
+    assert (predicted.pooling.types, predicted.pooling.layers, predicted.pooling.dimensions) == (["mean"], 1, 40)
+    assert predicted.devices[0].max_model_len == 60
+    with pytest.raises(ModelError, match="its head is missing"):
+        predict(Configure(model=str(embedder), device="cpu", convert="classify"))
 
 
 def test_the_settings_decide_what_a_causal_model_does(embedder):

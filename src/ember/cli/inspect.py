@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ember.engine.core.prediction import DeviceReport, GroupReport, Prediction, predict
+from ember.engine.core.prediction import DeviceReport, GroupReport, PoolingReport, Prediction, predict
+from ember.engine.description.fields import listed
 from ember.engine.errors import ModelError
 from ember.front.formats import Formats, formats_of
 from ember.front.generation_config import generation_defaults
@@ -85,9 +86,15 @@ def _lines(predicted: Prediction, text: Text, unused: Sequence[str]) -> Iterator
     size = f"{binary_size(predicted.file_bytes)} {about}" if predicted.file_bytes else about
     yield _row("weights", f"{predicted.quantization}, {predicted.checkpoint_dtype}, {size}")
     yield _row("context", f"{predicted.max_position_embeddings or 'an unknown number of'} tokens")
-    yield _row("chat template", text.chat_template_reason)
-    yield _row("tool calls", f"{text.tool_calls} ({text.tool_calls_reason})")
-    yield _row("reasoning", f"{text.reasoning} ({text.reasoning_reason})")
+    yield _row("tasks", ", ".join(predicted.tasks))
+    if predicted.pooling is not None:
+        yield _row("pooling", _pooling(predicted.pooling))
+        if predicted.pooling.labels:
+            yield _row("labels", listed(predicted.pooling.labels))
+    else:
+        yield _row("chat template", text.chat_template_reason)
+        yield _row("tool calls", f"{text.tool_calls} ({text.tool_calls_reason})")
+        yield _row("reasoning", f"{text.reasoning} ({text.reasoning_reason})")
     for device in predicted.devices:
         yield ""
         yield from _device_lines(device)
@@ -105,6 +112,19 @@ def _lines(predicted: Prediction, text: Text, unused: Sequence[str]) -> Iterator
         yield from (f"  - {line}" for line in ignored)
 
 
+def _pooling(pooling: PoolingReport) -> str:
+    """The way from hidden states to outputs."""
+    parts = [" and ".join(pooling.types)]
+    if pooling.layers:
+        parts.append(f"{pooling.layers} linear layer{'s' * (pooling.layers > 1)}")
+    if pooling.dimensions is not None:
+        parts.append(f"{pooling.dimensions} outputs")
+    if pooling.is_matryoshka:
+        allowed = ", ".join(map(str, pooling.matryoshka_dimensions))
+        parts.append(f"which a request may cut to {allowed or 'fewer'}")
+    return ", ".join([*parts, "as they are" if pooling.activation == "none" else pooling.activation])
+
+
 def _row(label: str, value: str) -> str:
     return f"  {label:<{_LABEL}} {value}"
 
@@ -114,6 +134,8 @@ def _architecture(predicted: Prediction) -> str:
     layers = f"{predicted.num_layers or 'some'} layers"
     if predicted.through_transformers:
         layers += ", through transformers"
+    if inner != predicted.architecture and predicted.pooling is not None:
+        return f"{predicted.architecture}, on the decoder of {inner}, {layers}"
     if inner != predicted.architecture:
         return f"{predicted.architecture}, served as text: its language model is {inner}, {layers}"
     return f"{predicted.architecture}, {layers}"

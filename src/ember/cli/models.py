@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from importlib import import_module
@@ -49,6 +50,29 @@ Most other causal language models are served through transformers' code over Emb
 - *GPU* and *CPU* name what torch computes there; everything else is computed by Triton's kernels,
   or in bfloat16 by the C library. An empty cell: nothing.
 """
+_POOLING = """
+## Pooling models
+
+Every class in the first table has others on the same decoder, with another end of the name:
+`...Model`, `...ForSequenceClassification`, `...ForTokenClassification`, `...ForRewardModel` and
+`...ForProcessRewardModel`. They serve embeddings, classes, scores and rewards
+([engine.md](engine.md#pooling)). A `...ForCausalLM` does so with a modules.json of
+sentence-transformers, or with `RUNNER=pooling` or `CONVERT`. `ember inspect` names the tasks of a
+model.
+
+| published models | how they are served |
+|---|---|
+| Qwen3-Embedding, E5-Mistral, SFR-Embedding, Linq | as they are: the last token, normalised |
+"""
+_RERANKERS = {  # whose classes come from tokens: the fields of HF_OVERRIDES
+    "bge-reranker-v2-gemma": ("Gemma", {"classifier_from_token": ["Yes"], "method": "no_post_processing"}),
+    "mxbai-rerank-v2": ("Qwen2", {"classifier_from_token": ["0", "1"], "method": "from_2_way_softmax"}),
+    "Qwen3-Reranker": ("Qwen3", {"classifier_from_token": ["no", "yes"], "is_original_qwen3_reranker": True}),
+}
+_REWARDS = (
+    '| Qwen2.5-Math-RM and -PRM, InternLM2-Reward | as they are; `POOLER_CONFIG={"step_tag_id": 151651}` leaves the '
+    "scores of a PRM's steps |"
+)
 _SHELLS = """
 ## Multimodal models, served as text
 
@@ -88,7 +112,11 @@ def page() -> str:
     """The whole page."""
     lines = [_HEAD, "| family | architecture | `model_type` | features | GPU: torch computes | CPU: torch computes |"]
     lines += ["|---|---|---|---|---|---|", *sorted(map(_row, ARCHITECTURES), key=str.lower)]
-    lines += [_SHELLS, "| architecture | `model_type` | language model |", "|---|---|---|"]
+    lines.append(_POOLING.rstrip())
+    for name, (family, fields) in _RERANKERS.items():
+        overrides = json.dumps({"architectures": [f"{family}ForSequenceClassification"], **fields})
+        lines.append(f"| {name} | `HF_OVERRIDES={overrides}` |")
+    lines += [_REWARDS, _SHELLS, "| architecture | `model_type` | language model |", "|---|---|---|"]
     for architecture, shell in SHELLS.items():
         if shell.architecture is None or shell.architecture in ARCHITECTURES:
             inner = "the class of its `text_config`" if shell.architecture is None else f"`{shell.architecture}`"

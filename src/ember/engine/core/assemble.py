@@ -44,8 +44,6 @@ from ember.wire import Configure, Pooling, Ready, Task
 def assemble(configure: Configure, opened: Opened, timeline: Timeline) -> tuple[Engine, Ready]:
     """Load the weights, choose operators, allocate the cache and make the engine. Raises ModelError."""
     config, warnings = opened.config, list(opened.config.warnings)
-    if config.pooling is not None:
-        configure = replace(configure, enforce_eager=True)  # graphs are of steps that sample
     with timeline.phase("device"):
         device = choose_device(configure, warnings)
     dtype = getattr(torch, dtype_name(configure, config, device.type))

@@ -154,7 +154,7 @@ def plan_memory(
         elif memory.device == "cuda":
             activations = activation_bytes(config, element_size, max_num_batched_tokens, max_num_seqs, wanted)
             tables = block_table_bytes(len(groups), max_num_seqs, wanted, block_size)
-            if not asked.enforce_eager:
+            if not asked.enforce_eager and config.pooling is None:  # graphs are of steps that sample
                 activations += mixed_graph_bytes(config, element_size, max_num_batched_tokens)
             unused = int(memory.total * (1 - asked.gpu_memory_utilization)) + DEVICE_RESERVE_BYTES
             budget = memory.free - unused - activations - tables

@@ -24,12 +24,14 @@ from ember.engine.description.foreign import has_sizes
 from ember.engine.description.native_forms import quantised_bytes
 from ember.engine.description.operator_choice import decide, triton_fault
 from ember.engine.description.operator_sets import TRITON_EXPERT_LAYOUTS
+from ember.engine.description.pooling import PoolingConfig
 from ember.engine.description.weights import Spec, count_parameters
 from ember.engine.errors import ModelError
 from ember.engine.loading.checkpoint import Checkpoint, open_checkpoint
 from ember.engine.loading.cuda_context import find_device
 from ember.engine.loading.load import check_room
 from ember.engine.loading.plan import BYTES, LoadPlan, make_plan
+from ember.engine.loading.pooler_plan import plan_pooler, pooled_width
 from ember.engine.loading.resolve import Places, resolve_tokenizer
 from ember.engine.loading.stored import own_entries
 from ember.wire import Configure
@@ -92,6 +94,19 @@ class DeviceReport:
     warnings: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class PoolingReport:
+    """How a model of pooling tasks makes vectors or classes."""
+
+    types: list[str]  # kinds of pooling, whose results are joined
+    layers: int | None  # linear layers after pooling; None: not known without the files
+    dimensions: int | None  # of the outputs
+    activation: str  # none, normalize, softmax, sigmoid
+    labels: list[str]
+    matryoshka_dimensions: list[int]
+    is_matryoshka: bool
+
+
 @dataclass(slots=True)
 class Prediction:
     """A model, and what a boot on each device would choose."""
@@ -115,6 +130,8 @@ class Prediction:
     warnings: list[str]
     devices: list[DeviceReport]
     through_transformers: bool = False  # whether transformers' code computes it
+    tasks: list[str] = field(default_factory=lambda: ["generate"])  # what the model serves
+    pooling: PoolingReport | None = None  # of pooling tasks
 
 
 class _Weights(NamedTuple):
@@ -140,9 +157,10 @@ def predict(configure: Configure, targets: Sequence[Target] | None = None) -> Pr
 
     read = weights_in(dtype_name(configure, config, "cuda")).plan
     skipped = read.skipped
+    tokenizer_dir = _tokenizer_dir(configure, checkpoint.model_dir)
     return Prediction(
         model_dir=str(checkpoint.model_dir),
-        tokenizer_dir=str(_tokenizer_dir(configure, checkpoint.model_dir)),
+        tokenizer_dir=str(tokenizer_dir),
         architecture=config.architecture,
         text_architecture=config.text_architecture,
         features=list(config.features()),
@@ -162,6 +180,28 @@ def predict(configure: Configure, targets: Sequence[Target] | None = None) -> Pr
             _report(target, lambda report, target: _fill(report, configure, config, weights_in, target))
             for target in (here_and_gpus(configure) if targets is None else targets)
         ],
+        tasks=["generate"] if config.pooling is None else list(config.pooling.tasks),
+        pooling=None if config.pooling is None else _pooling(checkpoint, tokenizer_dir, config, config.pooling),
+    )
+
+
+def _pooling(
+    checkpoint: Checkpoint, tokenizer_dir: Path, config: DecoderConfig, pooling: PoolingConfig
+) -> PoolingReport:
+    """The report on a pooler. Raises ModelError for a head that the files lack."""
+    directories = [checkpoint.model_dir / each.directory for each in pooling.dense]
+    layers, outputs = None, pooling.dense[-1].outputs if pooling.dense else pooled_width(config)
+    if not checkpoint.is_estimate and all(any(each.glob("*model*")) for each in directories):
+        plan = plan_pooler(checkpoint.model_dir, tokenizer_dir, config, checkpoint.entries)
+        layers, outputs = len(plan.layers), plan.outputs
+    return PoolingReport(
+        types=list(pooling.types),
+        layers=layers,
+        dimensions=pooling.dimensions or outputs,
+        activation=pooling.activation,
+        labels=list(pooling.labels),
+        matryoshka_dimensions=list(pooling.matryoshka_dimensions),
+        is_matryoshka=pooling.is_matryoshka,
     )
 
 
