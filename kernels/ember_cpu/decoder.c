@@ -11,6 +11,7 @@
 #include <omp.h>
 
 #include "attention.h"
+#include "float32.h"
 
 #ifndef EMBER_BUILD
 #define EMBER_BUILD "unknown"
@@ -245,6 +246,19 @@ void ember_linear(const Matrix *matrix, const bf16 *x, i64 rows, float *out, cha
 i64 ember_linear_workspace(const Matrix *matrix, i64 rows) {
     int kinds = needs(matrix, SMALL_SCALES) + needs(matrix, SUPER_SCALES);
     return kinds * rows * num_slabs(matrix->columns) * (i64)sizeof(Slab) + 64;
+}
+
+/* out [rows, matrix rows] = x [rows, columns] times the transposed matrix, plus `bias` (NULL: none), all in float32. `columns` is a
+ * multiple of FLOATS_WIDE, and the matrix has four rows at least. */
+void ember_linear_float32(const float *weights, const float *bias, i64 matrix_rows, i64 columns, const float *x, i64 rows, float *out,
+                          int threads) {
+    i64 last = matrix_rows - 4;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 first = 0; first < matrix_rows; first += 4) {
+        i64 row = first < last ? first : last; /* the last four, of which some may have been computed before */
+        __m128 added = bias ? _mm_loadu_ps(bias + row) : _mm_setzero_ps();
+        multiply_float32(weights + row * columns, x, columns, rows, added, out + row, matrix_rows);
+    }
 }
 
 /* ---------------------------------------------------------------- operators for many rows, beside torch's matrix products */

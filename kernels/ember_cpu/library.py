@@ -158,6 +158,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ember_workspace": (_I64, (_MODEL, _I64)),
     "ember_forward": (None, (_MODEL, _STEP, _POINTER, ctypes.c_int)),
     "ember_linear": (None, (_MATRIX, _POINTER, _I64, *[_POINTER] * 2, ctypes.c_int)),
+    "ember_linear_float32": (None, (_POINTER, _POINTER, _I64, _I64, _POINTER, _I64, _POINTER, ctypes.c_int)),
     "ember_linear_workspace": (_I64, (_MATRIX, _I64)),
     "ember_add_norm": (None, (*[_POINTER] * 4, _I64, _I64, ctypes.c_float, ctypes.c_int)),
     "ember_place": (None, (_MODEL, _LAYER, _STEP, *[_POINTER] * 3, ctypes.c_int)),
@@ -269,6 +270,17 @@ def linear(library: ctypes.CDLL, weight: Matrix, x: Tensor, threads: int) -> Ten
     workspace = torch.empty(library.ember_linear_workspace(weight, len(x)), dtype=torch.uint8)
     library.ember_linear(weight, x.data_ptr(), len(x), out.data_ptr(), workspace.data_ptr(), threads)
     return out
+
+
+def linear_float32(
+    library: ctypes.CDLL, weight: Tensor, bias: Tensor | None, x: Tensor, out: Tensor, threads: int
+) -> None:
+    """out [rows, matrix rows] = x [rows, columns] times the transposed weight [matrix rows, columns], plus the bias.
+
+    All are float32 and contiguous; `columns` is a multiple of 16, and the matrix has four rows or more."""
+    library.ember_linear_float32(
+        weight.data_ptr(), address(bias), *weight.shape, x.data_ptr(), len(x), out.data_ptr(), threads
+    )
 
 
 def restore_into(library: ctypes.CDLL, weight: Matrix, ids: Tensor | None, out: Tensor, threads: int) -> None:

@@ -28,6 +28,7 @@ from ember.engine.loading.mapped import Pages
 from ember.engine.loading.plan import read_headers
 from ember.engine.loading.progress import Say
 from ember.engine.loading.stored import own_entries, plan_stored, stored_bytes
+from ember.engine.operators.native_modules import use_library
 
 log = logging.getLogger(__name__)
 _DUMMY_SEED = 1234
@@ -88,6 +89,8 @@ def load_foreign(
         with _named(config):
             lm, attention, warnings = _make(*classes, values, dtype, device, stored)
             model = ForeignModel(lm, attention, config, max_model_len)
+    if device.type == "cpu":
+        use_library(model.lm)
     with timeline.phase("trial"), _named(config):
         check(model)
     if read is None or device.type != "cpu":
