@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ember_kernels.compile import Specialisation
+from ember_kernels.early import wait_for_inputs
 from ember_kernels.launch import cdiv, direct
 from ember_kernels.rounding import Rounded, e4m3_bits, has_conversion, rounded, row_scale
 
@@ -69,7 +70,9 @@ def _activation_kernel(
     GATED: tl.constexpr,
     HAS_LIMIT: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):
+    wait_for_inputs(EARLY)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < size
@@ -90,8 +93,10 @@ def _activation_float8_kernel(
     GATED: tl.constexpr,
     HARDWARE: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):
     """Each program reads one row twice: for its largest magnitude, then (from the cache) for the results."""
+    wait_for_inputs(EARLY)
     row = tl.program_id(0).to(tl.int64)
     largest = tl.zeros([BLOCK], tl.float32)
     for start in range(0, size, BLOCK):

@@ -40,12 +40,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from typing import Any
 
 import torch
 
+from ember_kernels import early
 from ember_kernels.launchers import build_launcher, needs_launchers
 
 # Triton 3.10 changes the default to off. The option is part of the cache key and of the numerics, so it is set here.
@@ -294,7 +295,16 @@ def table(rows: Iterable[Compiled]) -> str:
 
 def specialisations_of(module: str, capability: int) -> list[Specialisation]:
     """What a kernel module lists for a device of this capability."""
-    return list(importlib.import_module(f"{__package__ or 'ember_kernels'}.{module}").specialisations(capability))
+    made = list(importlib.import_module(f"{__package__ or 'ember_kernels'}.{module}").specialisations(capability))
+    if capability not in early.CAPABILITIES:
+        return made
+    return [as_early(each) if early.can_be_early(each.kernel) else each for each in made]
+
+
+def as_early(specialisation: Specialisation) -> Specialisation:
+    """The binary of the same kernel that is started early (`ember_kernels.early`)."""
+    constants, options = specialisation.constants | {"EARLY": True}, specialisation.options | early.OPTIONS
+    return replace(specialisation, name=f"{specialisation.name} early", constants=constants, options=options)
 
 
 def _compile(item: tuple[str, int, int, bool]) -> Compiled:

@@ -42,6 +42,7 @@ from ember_kernels.decode_plan import (
     plan_decodes,
     visible_tiles,
 )
+from ember_kernels.early import wait_for_inputs
 from ember_kernels.launch import direct, next_power_of_2
 
 
@@ -96,8 +97,10 @@ def decode_attention_kernel(
     IS_CHUNK: tl.constexpr,
     FP8_BITS: tl.constexpr,
     INTERPRET: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):
     """A piece of the plan's list of tiles: contexts of KV heads, the first and last of which may be divided."""
+    wait_for_inputs(EARLY)
     program = tl.program_id(0)
     share = tl.load(words_ptr)
     begin = program * share

@@ -25,6 +25,7 @@ import triton.language as tl
 from ember_kernels.attention import INTERPRET, NO_WINDOW
 from ember_kernels.attention_tables import ELEMENT_SIZES, config, variants
 from ember_kernels.compile import Specialisation
+from ember_kernels.early import wait_for_inputs
 from ember_kernels.launch import direct, next_power_of_2
 
 PIECE_TOKENS = 64  # no program takes less, unless there is no more
@@ -205,8 +206,10 @@ def add_parts_kernel(
     PARTS_A_LOAD: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     IS_CHUNK: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):
     """One head of one sequence: the weighted sum of its parts, if it has several. Padding gets zeros."""
+    wait_for_inputs(EARLY)
     seq = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     heads = tl.num_programs(1)

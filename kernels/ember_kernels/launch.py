@@ -23,6 +23,8 @@ from triton import knobs
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from ember_kernels import early
+
 Key = tuple[Any, ...]
 _captured: list[Launch | None] | None = None  # by the call that `Launches.make` makes; None: a launch through Triton
 
@@ -58,6 +60,7 @@ class Direct:
         self._names = [parameter.name for parameter in params[self.num_plain :]]
         self._keys: dict[tuple[type, ...], Callable[..., Key] | None] = {}
         self._binaries: dict[Key, Binary] = {}
+        self._can_be_early = early.can_be_early(kernel)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.kernel, name)
@@ -71,6 +74,8 @@ class Direct:
     def _launch(self, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
         active = driver.active
         device = active.get_current_device()
+        if early.CAPABILITIES and self._can_be_early and active.get_current_target().arch in early.CAPABILITIES:
+            constants = {**constants, "EARLY": True, **early.OPTIONS}
         types = tuple(map(type, arguments))
         try:
             make_key = self._keys[types]

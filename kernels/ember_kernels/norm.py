@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ember_kernels.compile import Specialisation
+from ember_kernels.early import wait_for_inputs
 from ember_kernels.launch import direct, next_power_of_2
 from ember_kernels.rounding import Rounded, e4m3_bits, has_conversion, rounded, row_scale
 
@@ -43,7 +44,9 @@ def _norm_kernel(
     IS_WIDE: tl.constexpr,  # the weight is float32, and the row is not
     HARDWARE: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):
+    wait_for_inputs(EARLY)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < hidden

@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ember_kernels.compile import Specialisation
+from ember_kernels.early import wait_for_inputs
 from ember_kernels.launch import cdiv, direct, next_power_of_2
 from ember_kernels.rounding import LARGEST, e4m3_bits, has_conversion, rounded
 
@@ -90,7 +91,9 @@ def _rope_cache_kernel(
     BLOCK_DIM: tl.constexpr,
     NORM_VALUES: tl.constexpr = False,
     VALUES_ARE_KEYS: tl.constexpr = False,
+    EARLY: tl.constexpr = False,
 ):
+    wait_for_inputs(EARLY)
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slot_ptr + token).to(tl.int64)
     if slot < 0:
@@ -184,8 +187,10 @@ def _rope_cache_halves_kernel(
     PAIRS: tl.constexpr,  # of the table; the others are not rotated
     NORM_VALUES: tl.constexpr = False,
     VALUES_ARE_KEYS: tl.constexpr = False,
+    EARLY: tl.constexpr = False,
 ):
     """A few heads of one token; a head has 2 * HALF dimensions, of which i and i + HALF are a pair."""
+    wait_for_inputs(EARLY)
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slot_ptr + token).to(tl.int64)
     if slot < 0:
