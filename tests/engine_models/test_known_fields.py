@@ -85,7 +85,7 @@ OTHER_PARTS = re.compile(
     "(text|vision|audio)_config|(image|video|audio)_token_id|num_channels|patch_size|use_clipped_.*"
 )
 # Settings of one run, and methods.
-NOT_FIELDS = {"_attn_implementation", "_is_quantized", "get_text_config", "to_dict", "num_labels"}
+NOT_FIELDS = {"_attn_implementation", "_rope_type_labels", "_is_quantized", "get_text_config", "to_dict", "num_labels"}
 NOT_READ = {
     ("OlmoeForCausalLM", "sliding_window"),  # passed on to kernels alone, and its class has no such field
     ("SolarOpenForCausalLM", "intermediate_size"),  # of an MLP without a size of its own, of which there is none

@@ -362,6 +362,42 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "Lfm2Moe",
         {**_EXPERTS, "num_hidden_layers": 4, "layer_types": _CONVOLUTIONS, "num_dense_layers": 1, "conv_L_cache": 4},
     ),
+    "lfm3": (
+        "Lfm3",
+        {
+            "num_hidden_layers": 5,
+            "head_dim": 16,
+            "sliding_window": 9,
+            "norm_eps": 1e-4,
+            "conv_bias": True,
+            "attention_bias": True,
+            "max_position_embeddings": 256,
+        },
+    ),
+    "lfm3_plain": (
+        "Lfm3",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 24,
+            "layer_types": ["conv", "conv", "full_attention", "conv"],
+            "use_sandwich_norm": False,
+            "use_attention_gate": False,
+        },
+    ),
+    "granite_swa": (
+        "GraniteSWA",
+        {
+            "sliding_window": 9,
+            "num_hidden_layers": 5,
+            "layer_rope_theta": [1000.0, 5e4, 0, 5e4, 1000.0],
+            "attention_multiplier": 0.1,
+            "residual_multiplier": 0.22,
+        },
+    ),
+    "granitemoe_swa": (
+        "GraniteMoeSWA",
+        {"sliding_window": 9, "layer_types": _ALTERNATING, "num_local_experts": 4, "attention_multiplier": 0.1},
+    ),
     "granitemoehybrid": (
         "GraniteMoeHybrid",
         {
@@ -613,7 +649,7 @@ COVERING = (
     *("glm4_moe", "llama4", "opt_post_norm", "nanochat", "solar_open", "cohere_norm", "mpt", "olmo2", "phi_norm"),
     *("llama_linear", "apertus", "hyperclovax", "vaultgemma", "ministral3", "phi3_long", "gpt2_by_layer"),
     *("bloom_normed", "qwen2_moe", "phimoe", "olmoe", "deepseek_v2", "youtu", "qwen3_5", "lfm2", "bamba", "mamba2"),
-    *("falcon_h1_no_norm", "falcon_h1_norm_first", "nemotron_h_latent", "jamba", "falcon_mamba"),
+    *("falcon_h1_no_norm", "falcon_h1_norm_first", "nemotron_h_latent", "jamba", "falcon_mamba", "lfm3"),
 )
 
 

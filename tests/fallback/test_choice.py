@@ -73,7 +73,7 @@ REFUSED = {
     "recurrent": ("RwkvForCausalLM", {"model_type": "rwkv"}, "a recurrent state of its own beside the KV cache"),
     "no interface": ("XGLMForCausalLM", {}, "attention does not go through transformers' attention interface"),
     "own masks": ("DogeForCausalLM", {}, "masks in a way of its own"),
-    "some layers": ("Lfm3ForCausalLM", {}, "of its 3 layers do not call transformers' attention interface"),
+    "some layers": ("MiniMaxForCausalLM", {}, "of its 3 layers do not call transformers' attention interface"),
     "encoder": ("BartForConditionalGeneration", {"is_encoder_decoder": True}, "not supported by Ember's own code"),
     "not causal": ("BertLMHeadModel", {"is_decoder": False}, "a mask of its own"),
     "quantized": ("BitNetForCausalLM", {"quantization_config": {"quant_method": "bitnet"}}, "bitnet quantized"),
@@ -185,9 +185,9 @@ def test_without_transformers_the_message_says_what_to_install(tmp_path, monkeyp
 
 
 def test_inspect_says_through_transformers_and_what_is_known(tmp_path):
-    directory = make_model("GraniteSWAForCausalLM", tmp_path)
+    directory = make_model("DiffLlamaForCausalLM", tmp_path)
     predicted = predict(Configure(model=str(directory)), [Target("here", "cpu", 1 << 30, 1 << 30)])
-    assert predicted.through_transformers and predicted.architecture == "GraniteSWAForCausalLM"
+    assert predicted.through_transformers and predicted.architecture == "DiffLlamaForCausalLM"
     (device,) = predicted.devices
     assert device.fits and device.operators_reason == "through transformers" and device.weight_bytes
     lines = list(_lines(predicted, Text("none", "", "none", "", "none", ""), []))

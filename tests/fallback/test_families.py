@@ -37,7 +37,7 @@ def test_a_family_says_what_transformers_says(name, tmp_path):
     directory = make_model(name, tmp_path)
     model = getattr(transformers, name).from_pretrained(directory, dtype=torch.float32).eval()
     expected = [generated(model, prompt) for prompt in prompts()]
-    engine = poison(make_engine(directory, num_blocks=600))
+    engine = poison(make_engine(directory, num_blocks=600, model_impl="transformers"))
     assert answers(engine) == expected  # a batch of eight, of which two find the beginning of another one's prompt
     again = run(engine, [Generate(9, prompts()[5], greedy(NUM_OUTPUT))])
     assert tokens(again[9, 0]) == expected[5] and again[9, 0][0].num_cached_tokens >= 32
@@ -50,7 +50,8 @@ def test_a_family_says_what_transformers_says(name, tmp_path):
     assert stats.num_free_blocks == stats.num_blocks
     # The same in chunks of prompts at awkward places, with pages for hardly more than a sequence: others are preempted.
     length = max(LENGTHS) + NUM_OUTPUT
+    limits = {"max_num_batched_tokens": 13, "max_model_len": length}
     pages = most_pages(engine.scheduler.blocks.groups, length, 13, 8) * 5 // 4
-    small = poison(make_engine(directory, num_blocks=pages, max_num_batched_tokens=13, max_model_len=length))
+    small = poison(make_engine(directory, num_blocks=pages, **limits, model_impl="transformers"))
     assert answers(small) == expected
     assert small.stats().num_preemptions > 0

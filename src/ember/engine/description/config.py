@@ -80,6 +80,7 @@ class WeightNames:
     conv: ConvNames | None = None
     ssd: SsdNames | None = None
     selective: SelectiveNames | None = None
+    head_gate: str | None = None  # the matrix with a row for each head
     sinks: str | None = None  # the tensor of attention's sinks, one for each head
     attention_output_norm: str | None = None  # of the wiring sandwich
     mlp_output_norm: str | None = None
@@ -256,6 +257,7 @@ class DecoderConfig:
     embed_dim: int | None = None  # width of the token embedding if it is projected to and from hidden_size
     # Outputs of attention are multiplied by the sigmoid of a projection, whose rows follow the query of each head.
     attention_gate: bool = False
+    head_gate: bool = False  # the output of each head is multiplied by the sigmoid of a number, which is a projection
     attention_scale: float | None = None  # factor of the products of queries and keys, in place of head_dim ** -0.5
     divides_scale_by_layer: bool = False  # by the layer's number, counted from 1
     attention_soft_cap: float | None = None  # scaled products become cap * tanh(products / cap)

@@ -92,6 +92,7 @@ LOOP = frozenset(
         "layer_scalar",
         "experts.beside_mlp",
         "attention_gate",
+        "head_gate",
         "delta",
         "conv",
         "ssd",

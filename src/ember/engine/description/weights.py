@@ -243,6 +243,9 @@ def _attention(config: DecoderConfig, sizes: _Sizes, layer: int, ours: str, thei
     yield _linear(f"{ours}output", [output.whole()], config.output_bias)
     if config.attention_gate:
         yield _linear(f"{ours}gate", [_query_and_gate(config, sizes, theirs)[1]], config.qkv_bias)
+    if config.head_gate:
+        heads = Size(config.num_heads, f"num_attention_heads={config.num_heads}")
+        yield _linear(f"{ours}gate", [Stored(f"{theirs}{names.head_gate}", heads, hidden).whole()])
     if config.attention_sinks:
         heads = Size(config.num_heads, f"num_attention_heads={config.num_heads}")
         yield TensorSpec(f"{ours}sinks", f"{theirs}{names.sinks}", (heads,), "float32")

@@ -218,7 +218,7 @@ def _attention(
     prefix, sizes = f"layers.{layer}.", config.heads(layer)
     return Attention(
         qkv=_linear(weights, f"{prefix}qkv"),
-        gate=_linear(weights, f"{prefix}gate") if config.attention_gate else None,
+        gate=_linear(weights, f"{prefix}gate") if config.attention_gate or config.head_gate else None,
         qk_norm=_qk_norm(config, weights, tokens, layer),
         output=_linear(weights, f"{prefix}output"),
         rope=_rope_index(config, layer),

@@ -128,7 +128,8 @@ def attention(ops: Ops, part: Attention, hidden: Tensor, step: Step) -> Tensor:
     heads = ops.place_heads(part, ops.linear(part.qkv, hidden, step), step)
     attended = ops.attend(part, heads, step)
     if part.gate is not None:
-        attended = attended * torch.sigmoid(ops.linear(part.gate, hidden, step))
+        gate = torch.sigmoid(ops.linear(part.gate, hidden, step))  # of each number, or of each head
+        attended = (attended.unflatten(1, (gate.shape[1], -1)) * gate[..., None]).flatten(1)
     out = ops.linear(part.output, attended, step)
     return out if part.output_scale == 1.0 else out * part.output_scale
 
