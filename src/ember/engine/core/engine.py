@@ -12,6 +12,7 @@ from ember.engine.core.grammars.compiling import CompilingRequests
 from ember.engine.core.grammars.constraint import Constraint
 from ember.engine.core.grammars.workers import GrammarWorker, GrammarWorkers, Matcher
 from ember.engine.core.intake import Intake
+from ember.engine.core.isolation import can_isolate, compute_alone
 from ember.engine.core.limits import EngineLimits
 from ember.engine.core.runner import Launched, StepRunner
 from ember.engine.core.scheduler import Scheduled, Scheduler
@@ -125,11 +126,14 @@ class Engine:
             num_step_tokens = sum(scheduled.num_prompt_tokens for scheduled in step)
             try:
                 launched = self.runner.launch(step)
-            except RuntimeError as error:
-                if not _is_out_of_memory(error):
+            except Exception as error:
+                if _is_out_of_memory(error):
+                    outputs.append(self._fail_largest(step, str(error).partition("\n")[0]))
+                    self.scheduler.abandon([scheduled.sequence for scheduled in step])
+                elif can_isolate(self.runner, error):
+                    outputs += self._isolate(step, error)
+                else:
                     raise
-                outputs.append(self._fail_largest(step, str(error).partition("\n")[0]))
-                self.scheduler.abandon([scheduled.sequence for scheduled in step])
             else:
                 self.scheduler.complete(step)
                 for sequence in launched.sequences:
@@ -351,6 +355,19 @@ class Engine:
             self._drop(sequence)
         return output
 
+    def _isolate(self, step: list[Scheduled], error: Exception) -> list[SequenceOutput]:
+        """Handle a step in which the model's code failed: fail the sequences at fault and continue the others."""
+        computed, failed = compute_alone(self.runner, step, error)
+        self.scheduler.complete([scheduled for scheduled, _ in computed])
+        for _, launched in computed:
+            for sequence in launched.sequences:
+                sequence.num_pending += 1
+        outputs = [self._fail(sequence, message) for sequence, message in failed]
+        for _, launched in computed:
+            outputs += self._draw_late(launched)
+            outputs += self._take_in(launched)
+        return outputs
+
     def _fail_largest(self, step: list[Scheduled], reason: str) -> SequenceOutput:
         """Handle a lack of memory: fail the sequence with the most tokens in the step and continue the others."""
         largest = max(step, key=lambda scheduled: scheduled.num_tokens).sequence
@@ -422,7 +439,9 @@ def _pooled(sequence: Sequence, pooled: Pooled) -> SequenceOutput:
     )
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     """Whether an error is a lack of memory. torch raises an exception of its own for a device's memory, but a plain
     RuntimeError for the host's."""
+    if not isinstance(error, RuntimeError):
+        return False
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
