@@ -146,6 +146,30 @@ def test_a_download_goes_on_with_the_files_that_are_missing(hub: FakeHub, tmp_pa
     assert hub.fetched() == {"model-3-of-4.safetensors"}
 
 
+def test_weights_of_modules_of_sentence_transformers_are_fetched_too(hub: FakeHub, tmp_path: Path) -> None:
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in
+               (("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"))]  # fmt: skip
+    files = {
+        "modules.json": json.dumps(modules).encode(),
+        "1_Pooling/config.json": b'{"pooling_mode_cls_token": true}',
+        "2_Dense/config.json": b'{"in_features": 1, "out_features": 1}',
+        "2_Dense/model.safetensors": WEIGHTS[:1000],
+        "2_Dense/pytorch_model.bin": b"pickled",
+        "onnx/model.safetensors": b"of another program",
+    }
+    hub.add("org/name", {**SMALL, "model.safetensors": WEIGHTS, **files})
+    directory = resolve_model("org/name", None, places(tmp_path))
+    assert hub.fetched() == {*SMALL, "model.safetensors", *files} - {
+        "2_Dense/pytorch_model.bin",
+        "onnx/model.safetensors",
+    }
+    (directory / "2_Dense/model.safetensors").resolve().unlink()
+    (directory / "2_Dense/model.safetensors").unlink()
+    hub.requests.clear()
+    assert resolve_model("org/name", None, places(tmp_path)) == directory
+    assert hub.fetched() == {"2_Dense/model.safetensors"}
+
+
 def test_a_model_that_cannot_be_served_is_refused_before_its_weights(hub: FakeHub, tmp_path: Path) -> None:
     hub.add("org/name", {**SMALL, "model.safetensors": WEIGHTS})
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable
 from importlib import import_module
+from typing import Any
 
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.families.registry import ARCHITECTURES, find_family
@@ -64,7 +65,7 @@ model.
 |---|---|
 | Qwen3-Embedding, E5-Mistral, SFR-Embedding, Linq | as they are: the last token, normalised |
 """
-_RERANKERS = {  # whose classes come from tokens: the fields of HF_OVERRIDES
+_RERANKERS: dict[str, tuple[str, dict[str, Any]]] = {  # whose classes come from tokens: the fields of HF_OVERRIDES
     "bge-reranker-v2-gemma": ("Gemma", {"classifier_from_token": ["Yes"], "method": "no_post_processing"}),
     "mxbai-rerank-v2": ("Qwen2", {"classifier_from_token": ["0", "1"], "method": "from_2_way_softmax"}),
     "Qwen3-Reranker": ("Qwen3", {"classifier_from_token": ["no", "yes"], "is_original_qwen3_reranker": True}),

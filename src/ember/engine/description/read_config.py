@@ -55,7 +55,8 @@ def load_config(
     beside = read_beside(lambda name: read_json(model_dir / name, required=False))
     try:
         config = read_config(values, beside, runs_by)
-        config = with_pooling(config, values, runs_by.tasks, read_modules(reader(model_dir)))
+        modules = Modules() if runs_by.tasks.runner == "generate" else read_modules(reader(model_dir))
+        config = with_pooling(config, values, runs_by.tasks, modules)
     except ModelError as error:
         raise ModelError(f"{path}{' with HF_OVERRIDES' if overrides else ''}: {error}") from None
     source = f"{path}{' with HF_OVERRIDES' if overrides else ''}"

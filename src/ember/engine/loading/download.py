@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ember.engine.description.read_config import read_json
+from ember.engine.description.sentence_transformers import read_modules, reader
 from ember.engine.errors import ModelError
 from ember.engine.loading.files import choose_gguf, choose_weights, is_gguf
 from ember.engine.loading.hub_errors import explain, may_pass, no_space, readable
-from ember.engine.loading.hub_files import Repository, text_files
+from ember.engine.loading.hub_files import Repository, module_weights, text_files
 from ember.engine.loading.progress import Progress, Say
 
 WORKERS = 8  # parallel downloads
@@ -101,12 +102,22 @@ def _download(
         weights = weights or choose_weights(
             repository.label, sizes, lambda index: _index(snapshot / index), repository.load_format
         )
+        if not has_gguf:
+            weights = [*weights, *module_weights(sizes, _module_directories(snapshot))]
         missing = {file: sizes[file] for file in weights if not (snapshot / file).exists()}
         _require_space(repository.label, cache_dir, sum(missing.values()))
         if missing:
             _fetch_weights(repository.label, folder / "blobs", missing, fetch, say)
     _write_ref(folder, repository.revision or "main", info.sha)
     return snapshot
+
+
+def _module_directories(snapshot: Path) -> list[str]:
+    """The directories of the modules of sentence-transformers that have weights."""
+    try:
+        return [each.directory for each in read_modules(reader(snapshot)).dense]
+    except ModelError:
+        return []  # a model of another kind, or one that the check has let pass
 
 
 def _index(path: Path) -> dict[str, object]:

@@ -55,6 +55,16 @@ def text_files(names: Iterable[str], load_format: str | None = "auto", with_code
     return sorted(chosen)
 
 
+def module_weights(names: Iterable[str], directories: Iterable[str]) -> list[str]:
+    """The weight files of modules of sentence-transformers, which are in directories of their own."""
+    names = set(names)
+    found = []
+    for directory in directories:
+        files = (f"{directory}/{file}" for file in ("model.safetensors", "pytorch_model.bin"))
+        found += [file for file in files if file in names][:1]
+    return found
+
+
 def _index_file(names: list[str], load_format: str | None) -> str | None:
     """The index of the first form of weights that a repository has, among those that are read."""
     root = [name for name in names if "/" not in name]

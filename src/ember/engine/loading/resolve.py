@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from ember.engine.description.sentence_transformers import read_modules, reader
 from ember.engine.errors import ModelError
 from ember.engine.loading.files import choose_gguf, is_gguf, names_of_gguf, weight_files
 from ember.engine.loading.hub_files import Repository
@@ -44,11 +45,18 @@ class Wanted(NamedTuple):
 
 
 def _has_weights(directory: Path, load_format: str) -> bool:
-    """Whether the configuration and every weight file exist."""
+    """Whether the configuration and every weight file exist, those of modules of sentence-transformers too."""
     try:
-        return (directory / "config.json").exists() and bool(weight_files(directory, load_format))
+        if not ((directory / "config.json").exists() and weight_files(directory, load_format)):
+            return False
     except ModelError:
         return False
+    try:
+        dense = read_modules(reader(directory)).dense
+    except ModelError:  # which reading the model says again
+        return True
+    files = ("model.safetensors", "pytorch_model.bin")
+    return all(any((directory / each.directory / file).exists() for file in files) for each in dense)
 
 
 def _has_tokenizer(directory: Path) -> bool:
