@@ -4,6 +4,7 @@
 # make venv   only the environment             make gpu-check   all that needs an NVIDIA GPU
 # make gpu-check-folder   the same to carry to a machine with one   make gpu-check-dry   and to try it without
 # make test-clients   nine SDKs and frameworks against the demo model
+# make test-agents    Claude Code, Codex and opencode against a scripted model
 # make test-triton    the kernels under the oldest triton that is supported
 # make test-real      beside transformers: a real model, and 64 tokens of every family
 # make image  the container image, with docker make image-check the same without docker, started and asked
@@ -19,7 +20,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TEST_PROCESSES ?= 4
 SOAK_MINUTES ?= 30
 
-.PHONY: run test test-clients test-triton test-real lint soak bench gpu-check gpu-check-folder gpu-check-dry venv demo-model image image-check hub lock clean
+.PHONY: run test test-clients test-agents test-triton test-real lint soak bench gpu-check gpu-check-folder gpu-check-dry venv demo-model image image-check hub lock clean
 
 run: $(VENV)/.library
 	@$(BIN)/python handler.py
@@ -31,6 +32,14 @@ test: $(VENV)/.dev
 # Node are left out. `make test` leaves tests/clients out.
 test-clients: $(VENV)/.dev .venv-clients/.made .venv-clients/node/.made
 	$(BIN)/python -m pytest tests/clients
+
+test-agents: $(VENV)/.dev .venv-clients/agents/.made
+	$(BIN)/python -m pytest tests/clients/test_agents.py
+
+.venv-clients/agents/.made: tests/clients/agents/package.json
+	@mkdir -p $(@D) && cp $< $(@D)
+	npm install --prefix $(@D) --no-package-lock --no-audit --no-fund --loglevel=error
+	@touch $@
 
 .venv-clients/.made: tests/clients/requirements.txt
 	$(PYTHON) -m venv .venv-clients

@@ -76,7 +76,7 @@ def test_a_whole_answer(deployment: Deployment) -> None:
     assert json.loads(sub["arguments"]) == {"x": "é🦜"}
     assert len({item["id"] for item in answer["output"]}) == 4
     assert (answer["status"], answer["metadata"], answer["temperature"]) == ("completed", {"a": "b"}, 0.5)
-    assert answer["usage"]["input_tokens_details"] == {"cached_tokens": 3}
+    assert answer["usage"]["input_tokens_details"] == {"cached_tokens": 3, "cache_write_tokens": 0}
     assert answer["usage"]["output_tokens_details"]["reasoning_tokens"] > 0
     assert answer["usage"]["total_tokens"] == answer["usage"]["input_tokens"] + answer["usage"]["output_tokens"]
     assert deployment.prompt_text.startswith("<|system|>be<|user|>hi")
@@ -119,6 +119,19 @@ def test_a_stream_adds_up_to_the_whole_answer(deployment: Deployment, per_step: 
     whole = ask(deployment, tools=TOOLS)
     assert [plain(item) for item in whole["output"]] == [plain(item) for item in items]
     assert whole["usage"] == last["usage"]
+
+
+def test_functions_of_a_namespace(deployment: Deployment) -> None:
+    deployment.says(CALL_ADD.replace("add", "math__add"))
+    space = {"type": "namespace", "name": "math", "tools": [TOOLS[0]]}
+    documents = streamed(deployment, tools=[space, TOOLS[1]], tool_choice="required")
+    (item,) = documents[-1]["response"]["output"]
+    assert (item["namespace"], item["name"]) == ("math", "add")
+    assert next(document for document in documents if document["type"].endswith("arguments.done"))["name"] == "add"
+    ask(deployment, [{"role": "user", "content": "hi"}, item], tools=[space])
+    assert '"name": "math__add"' in deployment.prompt_text
+    error = refusal(deployment, "POST", PATH, {"input": "hi", "tools": [{**space, "tools": [{"type": "custom"}]}]})
+    assert error.param == "tools.0.tools.0.type"
 
 
 def test_an_answer_that_was_cut_is_incomplete(deployment: Deployment) -> None:

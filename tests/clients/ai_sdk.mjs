@@ -1,6 +1,7 @@
 // What Vercel's AI SDK does with a server, through its adapter for OpenAI-compatible servers and through OpenAI's own:
 // node --input-type=module - BASE_URL < ai_sdk.mjs, in the directory whose node_modules has the packages.
 import assert from "node:assert/strict";
+import { createAnthropic } from "@ai-sdk/anthropic";
 import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { APICallError, generateObject, generateText, Output, stepCountIs, streamObject, streamText, tool } from "ai";
@@ -11,6 +12,8 @@ const compatible = { name: "ember", baseURL, apiKey: "none", includeUsage: true 
 const model = createOpenAICompatible({ ...compatible, supportsStructuredOutputs: true })("demo");
 const describing = createOpenAICompatible(compatible)("demo"); // json_object, with the schema in the prompt
 const openai = createOpenAI({ baseURL, apiKey: "none" }).chat("demo");
+const responses = createOpenAI({ baseURL, apiKey: "none" }).responses("demo");
+const anthropic = createAnthropic({ baseURL, apiKey: "none" })("demo");
 const prompt = "What is the capital of France?";
 const Place = z.object({ city: z.string().max(20), size: z.enum(["small", "large"]) });
 const settled = { temperature: 0, maxRetries: 0, maxOutputTokens: 200 };
@@ -122,6 +125,12 @@ async function aborts(model) {
 
 for (const one of [model, openai]) {
   for (const session of [wholeAndStreamed, toolLoop, structured, errors, aborts]) {
+    console.log(one.provider, session.name);
+    await session(one);
+  }
+}
+for (const one of [responses, anthropic]) {
+  for (const session of [wholeAndStreamed, toolLoop, structured, aborts]) {
     console.log(one.provider, session.name);
     await session(one);
   }

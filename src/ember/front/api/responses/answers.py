@@ -45,6 +45,7 @@ class FunctionCallItem(AnswerModel):
     type: Literal["function_call"]
     call_id: str
     name: str
+    namespace: str | None = None
     arguments: str
     status: Status
 
@@ -54,6 +55,7 @@ OutputItem = Annotated[ReasoningItem | MessageItem | FunctionCallItem, Field(dis
 
 class CachedTokens(AnswerModel):
     cached_tokens: int
+    cache_write_tokens: int
 
 
 class ReasoningTokens(AnswerModel):

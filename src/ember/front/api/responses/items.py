@@ -33,6 +33,11 @@ def seal(text: str) -> str:
     return SEALED + base64.b64encode(text.encode("utf-8", "replace")).decode()
 
 
+def full_name(name: Any, namespace: Any) -> Any:
+    """The name of a function as the model knows it. One in a namespace begins with the namespace's name."""
+    return f"{namespace}__{name}" if isinstance(namespace, str) and isinstance(name, str) else name
+
+
 def chat_messages(items: Sequence[Item], model_name: str, place: str = "input") -> list[dict[str, Any]]:
     """The messages of a chat. References must have been resolved before. Raises ApiError 400 that names the item at
     fault."""
@@ -87,7 +92,7 @@ class _Reader:
             message["reasoning"] = message.get("reasoning", "") + "".join(texts)
 
     def _read_call(self, item: Item, place: str) -> None:
-        call_id, name = _string(item, "call_id", place), _string(item, "name", place)
+        call_id, name = _string(item, "call_id", place), full_name(_string(item, "name", place), item.get("namespace"))
         self._names[call_id] = name
         function = {"name": name, "arguments": _string(item, "arguments", place)}
         calls = self._assistant().setdefault("tool_calls", [])

@@ -14,7 +14,7 @@ from ember.front.api.exchange import Event
 from ember.front.api.logprobs import chat_logprobs
 from ember.front.api.responses.items import seal
 from ember.front.api.responses.schemas import ResponsesRequest
-from ember.front.api.responses.translate import ENCRYPTED, LOGPROBS
+from ember.front.api.responses.translate import ENCRYPTED, LOGPROBS, namespaces
 from ember.front.api.runs import Runs
 from ember.front.api.samples import Piece
 from ember.front.api.streaming import json_text
@@ -38,6 +38,10 @@ class Reply:
     reader: BlockReader = field(default_factory=BlockReader)
     ids: dict[int, str] = field(default_factory=dict)  # of items, by their place
     last: Piece | None = None
+    namespaces: dict[str, tuple[str, str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.namespaces = namespaces(self.request)
 
     def item(self, block: Block, status: str) -> dict[str, Any]:
         """The item of a block. One that has just begun is empty."""
@@ -51,7 +55,9 @@ class Reply:
         if block.kind == "text":
             content = [self.text_part(block)] if text else []
             return {"id": item_id, "type": "message", "role": "assistant", "status": status, "content": content}
-        named = {"call_id": block.id, "name": block.name, "arguments": text}
+        namespace, name = self.namespaces.get(block.name, (None, block.name))
+        own = {} if namespace is None else {"namespace": namespace}
+        named = {"call_id": block.id, "name": name, **own, "arguments": text}
         return {"id": item_id, "type": "function_call", **named, "status": status}
 
     def text_part(self, block: Block, text: str | None = None) -> dict[str, Any]:
@@ -126,7 +132,7 @@ def usage(runs: Runs) -> dict[str, Any]:
     prompt, output = runs.prompt_tokens(), runs.completion_tokens()
     return {
         "input_tokens": prompt,
-        "input_tokens_details": {"cached_tokens": runs.cached_tokens()},
+        "input_tokens_details": {"cached_tokens": runs.cached_tokens(), "cache_write_tokens": 0},
         "output_tokens": output,
         "output_tokens_details": {"reasoning_tokens": runs.reasoning_tokens()},
         "total_tokens": prompt + output,
@@ -188,7 +194,8 @@ class ResponseEvents:
         events = []
         if block.kind == "call":
             kind = "response.function_call_arguments.done"
-            events.append(self._event(kind, **place, name=block.name, arguments=text))
+            name = self._reply.item(block, "in_progress")["name"]
+            events.append(self._event(kind, **place, name=name, arguments=text))
         elif block.kind == "reasoning":
             events.append(self._event("response.reasoning_text.done", **part, text=text))
         else:

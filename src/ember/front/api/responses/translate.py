@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ember.front.api.body import WITHOUT_EFFECT, reported
-from ember.front.api.responses.items import chat_messages
+from ember.front.api.responses.items import chat_messages, full_name
 from ember.front.api.responses.schemas import InputTokensRequest, ResponsesRequest
 from ember.front.api.services import Services
 from ember.front.errors import bad_request
@@ -114,12 +114,12 @@ def _included(request: ResponsesRequest) -> set[str]:
 def _tools(request: InputTokensRequest) -> dict[str, Any]:
     made: dict[str, Any] = {}
     if request.tools:
-        made["tools"] = [_tool(tool, f"tools.{index}") for index, tool in enumerate(request.tools)]
+        made["tools"] = [made for index, tool in enumerate(request.tools) for made in _tool(tool, f"tools.{index}")]
     choice = request.tool_choice
     if isinstance(choice, dict):
         kind = choice.get("type")
         if kind == "function":
-            choice = {"type": "function", "function": {"name": choice.get("name")}}
+            choice = _named(choice)
         elif kind == "allowed_tools":
             listed = choice.get("tools")
             choice = {**choice, "tools": [_named(tool) for tool in listed] if isinstance(listed, list) else listed}
@@ -132,19 +132,41 @@ def _tools(request: InputTokensRequest) -> dict[str, Any]:
 
 
 def _named(tool: Any) -> Any:
-    """A tool of `allowed_tools`, whose name stands beside its type here."""
-    return {"type": "function", "function": {"name": tool.get("name")}} if isinstance(tool, dict) else tool
+    """A tool of a choice, whose name stands beside its type here."""
+    if not isinstance(tool, dict):
+        return tool
+    return {"type": "function", "function": {"name": full_name(tool.get("name"), tool.get("namespace"))}}
 
 
-def _tool(tool: dict[str, Any], place: str) -> dict[str, Any]:
+def _tool(tool: dict[str, Any], place: str, namespace: str | None = None) -> list[dict[str, Any]]:
+    """The functions of a chat that a tool is: one, or those of a namespace."""
     kind = tool.get("type")
+    if kind == "namespace" and namespace is None:
+        name, inner = tool.get("name"), tool.get("tools")
+        if not isinstance(name, str) or not name:
+            raise bad_request(f"`{place}.name` must be a non-empty string.", f"{place}.name")
+        if not isinstance(inner, list) or not all(isinstance(entry, dict) for entry in inner):
+            raise bad_request(f"`{place}.tools` must be a list of functions.", f"{place}.tools")
+        return [made for index, entry in enumerate(inner) for made in _tool(entry, f"{place}.tools.{index}", name)]
     if kind != "function":
         message = f"`{place}.type` must be 'function', got {str(kind)[:64]!r}: this worker has no tools of its own, "
         raise bad_request(f"{message}and a model calls functions alone.", f"{place}.type")
     if isinstance(tool.get("function"), dict):  # as in a chat
-        return tool
+        return [tool]
     function = {name: tool[name] for name in ("name", "description", "parameters", "strict") if name in tool}
-    return {"type": "function", "function": function}
+    if namespace is not None:
+        function["name"] = full_name(tool.get("name"), namespace)
+    return [{"type": "function", "function": function}]
+
+
+def namespaces(request: InputTokensRequest) -> dict[str, tuple[str, str]]:
+    """From the names of functions as the model knows them to their namespace and their name in it."""
+    found = {}
+    for tool in request.tools or ():
+        if tool.get("type") == "namespace":
+            for entry in tool["tools"]:
+                found[full_name(entry.get("name"), tool["name"])] = (tool["name"], entry["name"])
+    return found
 
 
 def _form(request: InputTokensRequest) -> dict[str, Any]:
