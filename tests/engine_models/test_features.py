@@ -20,6 +20,8 @@ from ember.engine.description.config import (
     DATA,
     Activation,
     DecoderConfig,
+    Disentangled,
+    DistanceBias,
     ExpertsConfig,
     LatentConfig,
     Norm,
@@ -70,6 +72,8 @@ PARTS: dict[str, Any] = {
     "conv": ConvConfig(3),
     "ssd": SsdConfig(4, 8, 2, 8, 4),
     "selective": SelectiveConfig(64, 8, 4, 4),
+    "distance_bias": DistanceBias(32),
+    "disentangled": Disentangled(16, 16, 64),
 }
 
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from ember.engine.description.config import DecoderConfig
-from ember.engine.description.families.registry import ARCHITECTURES, find_family
+from ember.engine.description.families.registry import ARCHITECTURES, ENCODERS, find_family
 from ember.engine.description.fields import Fields
 from ember.engine.description.operator_sets import LOOP, NATIVE, OPERATIONS, TORCH, TRITON, Lacking, OperatorSet
 from ember.engine.description.shells import SHELLS
@@ -26,6 +26,12 @@ _TYPICAL = {
     "num_key_value_heads": 8,
     "head_dim": 128,
     "num_heads": 32,  # of Mamba 2
+    "dim": 2048,  # of DistilBERT
+    "n_layers": 12,
+    "n_heads": 16,
+    "hidden_dim": 4096,
+    "relative_attention": True,  # of DeBERTa
+    "share_att_key": True,
 }
 # The end of the first sentence of a family's module, and a value of a feature that does not say more than its name.
 _SOURCES = re.compile(r"( \([^()]*arXiv[^()]*\))?\.( .*)?$")
@@ -39,7 +45,7 @@ one model, with its sizes ([inspect.md](inspect.md)). [adding-models.md](adding-
 how a family is added, [quantization.md](quantization.md) the weight formats.
 
 A model is served by Ember's own code if the class in `architectures` of its config.json, or its
-`model_type`, is in one of the first two tables. What else its config.json says is refused by name
+`model_type`, is in one of the first three tables. What else its config.json says is refused by name
 if nothing computes it.
 
 Most other causal language models are served through transformers' code over Ember's paged attention
@@ -54,7 +60,7 @@ Most other causal language models are served through transformers' code over Emb
 _POOLING = """
 ## Pooling models
 
-Every class in the first table has others on the same decoder, with another end of the name:
+Every class in the first two tables has others on the same model, with another end of the name:
 `...Model`, `...ForSequenceClassification`, `...ForTokenClassification`, `...ForRewardModel` and
 `...ForProcessRewardModel`. They serve embeddings, classes, scores and rewards
 ([engine.md](engine.md#pooling)). A `...ForCausalLM` does so with a modules.json of
@@ -79,6 +85,13 @@ _SHELLS = """
 
 The weights of their other parts are skipped. Parts of a message that are no text get a 400.
 """
+_ENCODERS = """
+## Encoders
+
+They make vectors of texts, and classes with a head. Checkpoints of masked language models are read
+without their head. Nothing is cached, and a step has whole texts without padding.
+
+"""
 _OPERATORS = """
 ## Features and operator sets
 
@@ -93,12 +106,14 @@ _TESTED = """
   and the logits of every operator set. Families whose code is not in transformers (Aquila,
   Baichuan, ChatGLM, EXAONE 3, InternLM, Ling 2, MiMo, MiniCPM, Orion, XVERSE) are compared with
   equal models of other classes.
-- Every multimodal class in the second table is compared with its own class in transformers.
+- Every multimodal class in the third table is compared with its own class in transformers.
 - Through transformers, these are compared with transformers' own generate in the same ways:
   A.X K1, AFMoE, Aria (also its multimodal class, as text), BitNet, Cohere 2 with experts, CTRL,
   DiffLlama, Flint, Gemma 3n, Granite with windows, JetMoE, ModernBERT's decoder, Moshi. gpt-oss,
   Gemma 3, Llama, Llama 4, Mixtral and Qwen3 say through transformers what they say by Ember's own
   code.
+- Every encoder is compared with transformers on tiny random models: the hidden states in float32,
+  alone and in batches of texts of different lengths.
 - Triton's kernels run in Triton's interpreter there. They have not been run on a GPU yet.
 - `make test` compares the first 12 greedy tokens. `make test-real` compares 64, of the multimodal
   classes too, and all are equal.
@@ -111,8 +126,10 @@ _TESTED = """
 
 def page() -> str:
     """The whole page."""
-    lines = [_HEAD, "| family | architecture | `model_type` | features | GPU: torch computes | CPU: torch computes |"]
-    lines += ["|---|---|---|---|---|---|", *sorted(map(_row, ARCHITECTURES), key=str.lower)]
+    head = ["| family | architecture | `model_type` | features | GPU: torch computes | CPU: torch computes |"]
+    head.append("|---|---|---|---|---|---|")
+    lines = [_HEAD, *head, *sorted(map(_row, ARCHITECTURES), key=str.lower)]
+    lines += [_ENCODERS.rstrip("\n") + "\n", *head, *sorted(map(_row, ENCODERS), key=str.lower)]
     lines.append(_POOLING.rstrip())
     for name, (family, fields) in _RERANKERS.items():
         overrides = json.dumps({"architectures": [f"{family}ForSequenceClassification"], **fields})
@@ -137,7 +154,7 @@ def typical(architecture: str) -> DecoderConfig:
 
 
 def _row(architecture: str) -> str:
-    model_type, place = ARCHITECTURES[architecture]
+    model_type, place = (ARCHITECTURES | ENCODERS)[architecture]
     config = typical(architecture)
     features = _codes(config.features())
     cells = (_lacking(TRITON.lacking(config)), _lacking(NATIVE.lacking(config)))

@@ -128,7 +128,8 @@ def make_engine(
 ) -> Engine:
     """The engine around a runner."""
     config = runner.model.config
-    pool = BlockPool(limits.num_blocks, configure.enable_prefix_caching, len(paged(groups)))
+    caches = configure.enable_prefix_caching and not config.bidirectional
+    pool = BlockPool(limits.num_blocks, caches, len(paged(groups)))
     states = None
     if limits.num_checkpoints is not None:
         states = StateSlots(limits.max_num_seqs, limits.num_checkpoints, limits.block_size)

@@ -88,11 +88,14 @@ def settle_weights(decoder: Decoder, pages: Pages | None) -> Iterator[None]:
         embedding.tokens = yield from in_own_memory(pages, embedding.tokens)
         if embedding.positions is not None:
             embedding.positions = embedding.positions.clone()
+        if embedding.token_types is not None:
+            embedding.token_types = embedding.token_types.clone()
         if is_tied:
             parts.head = Linear(embedding.tokens, bias=parts.head.bias)
     elif isinstance(embedding.tokens, Linear):
         yield from embedding.tokens.settle(False, pages)
-    yield from parts.head.settle(packs, None if is_tied else pages)
-    decoder.ops.weights_moved(None)
+    if parts.has_head:
+        yield from parts.head.settle(packs, None if is_tied else pages)
+        decoder.ops.weights_moved(None)
     for extra in parts.others():
         yield from extra.settle(packs, pages)

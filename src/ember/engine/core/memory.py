@@ -188,6 +188,7 @@ def plan_memory(
         max_num_batched_tokens,
         max_model_len=wanted,
         num_checkpoints=num_checkpoints,
+        whole_texts=config.bidirectional,
     )
     return MemoryPlan(limits, warnings)
 

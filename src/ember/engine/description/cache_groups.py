@@ -103,12 +103,12 @@ def _state_groups(config: DecoderConfig) -> Iterator[CacheGroup]:
 
 def _paged_groups(config: DecoderConfig, element_size: int) -> tuple[CacheGroup, ...]:
     by_kind: dict[_Kind, list[int]] = {}
-    for layer, window in enumerate(config.windows()):
+    for layer, window in enumerate(() if config.bidirectional else config.windows()):
         if config.mixer(layer) == "latent" and config.latent is not None:
             by_kind.setdefault(_Kind(None, config.heads(layer), config.latent.kv_rank), []).append(layer)
         elif config.mixer(layer) == "attention" and config.has_own_kv(layer):
             by_kind.setdefault(_Kind(window, config.heads(layer)), []).append(layer)
-    if not by_kind:  # pages that hold nothing: the prefix cache counts tokens by them
+    if not by_kind:  # pages that hold nothing: the prefix cache and the scheduler count tokens by them
         return (CacheGroup((), "full", None, 0),)
     slot_size = max(kind.sizes.kv_size for kind in by_kind)
     value_size = max(kind.value_size for kind in by_kind)

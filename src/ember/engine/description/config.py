@@ -1,4 +1,4 @@
-"""A decoder-only model as data. This module does not import torch."""
+"""A model as data: a decoder, or an encoder, which is bidirectional. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ember.engine.description.mixers import (
     SsdNames,
     StateShape,
 )
-from ember.engine.description.pooling import PoolingConfig
+from ember.engine.description.pooling import ClassifierHead, PoolingConfig
 from ember.engine.description.rope_config import RopeConfig
 
 Norm = Literal["rms", "layer"]
@@ -106,6 +106,7 @@ class WeightNames:
     down: str | None = None
     gate: str | None = None
     gate_up: str | None = None  # gate and up in one matrix, gate's rows first, in place of the two
+    up_gate: str | None = None  # the same with up's rows first
     activation: str | None = None  # of the module with the weights of xielu
     experts: ExpertNames | None = None
     query_norm: str | None = None  # with {} for the head's number if each head has a tensor of its own
@@ -122,10 +123,15 @@ class WeightNames:
     unused_kv: tuple[str, ...] = ()  # beginnings of names that layers without K and V of their own may have stored
     embed_positions: str | None = None
     embed_norm: str | None = None
+    embed_token_types: str | None = None
+    distance_bias: str | None = None  # the table of biases by distance
+    position_vectors: str | None = None  # the table of relative positions, and its norm
+    position_norm: str | None = None
     project_in: str | None = None
     project_out: str | None = None
     transposed: bool = False  # the matrices of the layers are stored as [in, out]
     base: str = "model."  # prefix that the names lack in a checkpoint of the model without a head
+    other_base: str | None = None  # a prefix that some checkpoints have in place of `base`
     buffers: tuple[str, ...] = ()  # suffixes of the names of stored tensors that are not weights
     unused: tuple[str, ...] = ()  # prefixes of the names of tensors that are not read: they predict further tokens
 
@@ -188,6 +194,29 @@ class LatentConfig:
         return self.plain_dim + self.rotary_dim
 
 
+@dataclass(frozen=True, slots=True)
+class DistanceBias:
+    """A learned number for each head and bucket of distances between two tokens, added to their score (as in T5, arXiv
+    1910.10683). Half of the buckets are for keys after the query. Buckets are exact up to half of their number, and
+    logarithmic up to `max_distance`."""
+
+    buckets: int
+    max_distance: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Disentangled:
+    """Attention between contents and relative positions (DeBERTa, arXiv 2006.03654). The vectors of positions have a
+    norm, and the keys and queries of each layer are made of them by the layer's own matrices."""
+
+    span: int  # of distances in each direction; the table has twice as many rows
+    buckets: int  # logarithmic beyond half of it; 0: distances are clamped
+    max_distance: int
+    content_to_position: bool = True
+    position_to_content: bool = True
+    norm: bool = True  # of the table's rows
+
+
 class HeadSizes(NamedTuple):
     """The numbers of a layer's heads, and their size."""
 
@@ -222,6 +251,8 @@ class DecoderConfig:
     head_dim: int
     max_position_embeddings: int  # the longest context in tokens, with rope scaling
     names: WeightNames
+    bidirectional: bool = False  # tokens see the whole text, not those before them alone; nothing is cached
+    has_head: bool = True  # whether it has logits
     norm: Norm = "rms"
     norm_eps: float = 1e-6
     norm_bias: bool = False
@@ -229,6 +260,7 @@ class DecoderConfig:
     norm_offset: float = 0.0  # added to the stored weights of norms when they are loaded; those of RMSNorm are float32
     wiring: Wiring = "pre_norm"  # how the residual, the norms and the parts of a block are connected
     residual_scale: float = 1.0  # of the outputs of attention and MLP, before they are added to the residual
+    first_norm: bool = True  # whether the first layer's attention has a norm, beside that of the embeddings
     final_norm: bool = True
     logits_scale: float = 1.0  # factor of the logits
     logits_soft_cap: float | None = None  # scaled logits become cap * tanh(logits / cap)
@@ -239,6 +271,7 @@ class DecoderConfig:
     clips_after_norm: bool = False  # after their norms instead
     output_bias: bool = False
     mlp_bias: bool = False
+    up_bias: bool | None = None  # of the MLP's first matrix; None: as `mlp_bias` says
     # Norms of queries and keys. head: RMSNorm of each head, with the same weights for all. all: RMSNorm of all query
     # heads together, and of all key heads. layer: LayerNorm of each head, with weights of its own. layer_bias:
     # LayerNorm of each head, with the same weights and biases for all. plain: RMSNorm of each head without weights.
@@ -255,6 +288,10 @@ class DecoderConfig:
     embed_scale: float = 1.0  # factor of the token embeddings, rounded to the model's dtype
     embed_norm: bool = False  # norm of the embeddings
     embed_dim: int | None = None  # width of the token embedding if it is projected to and from hidden_size
+    projects_sum: bool = False  # the normalised sum of all embeddings is projected, with a bias
+    token_types: int = 0  # rows of the table of token types, whose rows are added to the embeddings; 0: there is none
+    distance_bias: DistanceBias | None = None
+    disentangled: Disentangled | None = None
     # Outputs of attention are multiplied by the sigmoid of a projection, whose rows follow the query of each head.
     attention_gate: bool = False
     head_gate: bool = False  # the output of each head is multiplied by the sigmoid of a number, which is a projection
@@ -262,7 +299,8 @@ class DecoderConfig:
     divides_scale_by_layer: bool = False  # by the layer's number, counted from 1
     attention_soft_cap: float | None = None  # scaled products become cap * tanh(products / cap)
     attention_sinks: bool = False  # each head has a number that takes part in the softmax, and has no value
-    sliding_window: int | None = None  # in tokens including the query's own
+    # In tokens including the query's own; of a bidirectional model as many in the other direction too.
+    sliding_window: int | None = None
     window_is_chunk: bool = False  # a token sees its own chunk, of that many tokens from a multiple of it on
     first_window_layer: int = 0  # the first layer with the window
     windowed_layers: tuple[bool, ...] = ()  # whether each layer has the window, in place of `first_window_layer`
@@ -308,6 +346,7 @@ class DecoderConfig:
     is_shell: bool = False  # the language model of a multimodal checkpoint (`description.shells`)
     text_architecture: str = ""  # the class of the language model; of a shell it is not `architecture`
     through_transformers: bool = False  # transformers computes it (`description.foreign`)
+    classifier_head: ClassifierHead | None = None  # of an encoder
     pooling: PoolingConfig | None = None  # of a model that makes vectors or classes; None: it generates
 
     def heads(self, layer: int) -> HeadSizes:
@@ -418,7 +457,7 @@ DATA = frozenset(
     {
         # Sizes and numbers of every equation.
         *("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"),
-        *("max_position_embeddings", "norm_eps", "norm_offset"),
+        *("max_position_embeddings", "norm_eps", "norm_offset", "has_head", "up_bias"),
         # The layers with the window, and the weights of the head.
         *(
             "qk_norm_layers",
@@ -436,6 +475,7 @@ DATA = frozenset(
         *("architecture", "names", "intermediate_field", "dtype", "eos_token_ids", "warnings", "is_shell"),
         "text_architecture",
         "through_transformers",
+        "classifier_head",
         "pooling",  # every operator set computes hidden states
         "quantization",  # it decides on the layouts of weights, which the operator sets declare too
         *("latent.kv_rank", "latent.query_rank", "latent.rotary_dim", "latent.plain_dim", "latent.value_dim"),
@@ -462,6 +502,9 @@ DATA = frozenset(
             "experts.shared_field",
             "experts.biases",
         ),
+        *("distance_bias.buckets", "distance_bias.max_distance"),
+        *("disentangled.span", "disentangled.buckets", "disentangled.max_distance"),
+        *("disentangled.content_to_position", "disentangled.position_to_content", "disentangled.norm"),
     }
 )
 """The fields of a decoder and of its parts that change no equation."""

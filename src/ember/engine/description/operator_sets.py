@@ -85,6 +85,7 @@ LOOP = frozenset(
         "wiring=sandwich",
         "wiring=parallel",
         "wiring=alone",
+        "first_norm=False",
         "residual_scale",
         "final_norm=False",
         "layer_intermediate_sizes",
@@ -147,16 +148,18 @@ _LATENTS = _ROPE_KINDS | {"latent", "rope", "rope.interleaved", "rope.query_beta
 TORCH = OperatorSet(
     "torch",
     {
-        "embed": frozenset({"position_offset", "embed_scale", "embed_norm", "embed_dim"}),
+        "embed": frozenset(
+            {"position_offset", "embed_scale", "embed_norm", "embed_dim", "projects_sum", "token_types"}
+        ),
         "add_norm": _NORMS,
         "linear": _BIASES,
         "place_heads": _HEADS
         | {"qk_norm=all", "qk_norm=layer", "qk_norm=layer_bias", "nope_beta", "qkv_clip", "clips_after_norm"}
         | {"rope_before_norm", "rope_layers", "local_rope", "rope.interleaved", "rope.query_beta"}
-        | {"value_norm", "key_value_layers"}
+        | {"value_norm", "key_value_layers", "bidirectional"}
         | _HEAD_SIZES,
         "attend": frozenset({"attention_scale", "divides_scale_by_layer", "attention_soft_cap", "attention_sinks"})
-        | {"sliding_window", "window_is_chunk", "alibi"}
+        | {"sliding_window", "window_is_chunk", "alibi", "bidirectional", "distance_bias", "disentangled"}
         | _HEAD_SIZES,
         "place_latents": _LATENTS,
         "attend_latents": frozenset({"latent", "attention_scale"}),
@@ -170,6 +173,11 @@ TORCH = OperatorSet(
         "logits": frozenset({"embed_dim", "logits_scale", "logits_soft_cap", "head_bias"}),
     },
 )
+
+ONLY_CAUSAL = frozenset(
+    {"attention_soft_cap", "attention_sinks", "window_is_chunk", "alibi", "latent", "delta", "conv", "ssd"}
+) | {"shared_kv_layers"}
+"""The features that no set computes in a model that is bidirectional."""
 
 TORCH_MAX_GATHER = 32_768  # tokens whose K and V its attention copies at once for a group of decodes
 
@@ -315,6 +323,9 @@ def described(feature: str, value: object) -> str:
 def check_features(config: DecoderConfig) -> None:
     """Raise ModelError that names the features that no operator set computes, with their values."""
     known = LOOP.union(*TORCH.features.values())
+    where = ""
+    if config.bidirectional:
+        known, where = known - ONLY_CAUSAL, " for tokens that see the whole text"
     unknown = [described(name, value) for name, value in config.features().items() if name not in known]
     if unknown:
-        raise ModelError(f"no operators compute {', '.join(unknown)}: {config.architecture} cannot be served")
+        raise ModelError(f"no operators compute {', '.join(unknown)}{where}: {config.architecture} cannot be served")

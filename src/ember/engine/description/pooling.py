@@ -58,6 +58,15 @@ class TokenHead:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassifierHead:
+    """How an encoder's class for classification makes classes of hidden states. Its class for tokens has the last layer
+    alone."""
+
+    dense: tuple[DenseConfig, ...]  # the last one has a row for each class
+    type: PoolingType = "cls"
+
+
+@dataclass(frozen=True, slots=True)
 class PoolingConfig:
     """From hidden states to the output: pooling, `dense`, the cut to `dimensions`, the activation."""
 
@@ -122,9 +131,10 @@ def read_pooling(
     *,
     default: PoolingType = "last",
     has_token_types: bool = False,
+    head: ClassifierHead | None = None,
 ) -> PoolingConfig | None:
     """The pooling of a model with these fields of config.json; None: it generates. `kind`: of its class. `default`: the
-    pooling of its family where nothing else says it. Raises ModelError."""
+    pooling of its family where nothing else says it. `head`: of an encoder that classifies. Raises ModelError."""
     convert = _convert(kind, settings, modules)
     if convert is None:
         if settings.pooler:
@@ -160,6 +170,9 @@ def read_pooling(
         labels = labels[:1] if token_head.is_difference else _fitting(labels, len(token_head.tokens))
     dense: tuple[DenseConfig, ...] = (DenseConfig(SCORE_NAMES, len(labels)),)
     activation = _activation(fields, len(labels))
+    if head is not None and convert == "classify":
+        before = () if kind == "token_classification" else head.dense[:-1]
+        default, dense = head.type, (*before, replace(head.dense[-1], outputs=len(labels)))
     if kind == "reward":  # Qwen 2.5's has two layers, InternLM 2's one
         first = DenseConfig(("score.0",), activation="relu", is_required=False)
         dense, activation, labels = (first, DenseConfig(("score.2", "v_head"), 1)), "none", ("LABEL_0",)

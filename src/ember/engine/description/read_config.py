@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ember import untrusted_json
 from ember.config_overrides import overridden
 from ember.engine.description.config import MAX_POSITIONS, DecoderConfig
-from ember.engine.description.families.registry import ARCHITECTURES, MODEL_TYPES, find_family, with_head
+from ember.engine.description.families.registry import ARCHITECTURES, ENCODERS, MODEL_TYPES, find_family, with_head
 from ember.engine.description.family import Family
 from ember.engine.description.fields import Fields, listed, shown
 from ember.engine.description.foreign import ForeignClass, find_class, read_foreign
@@ -111,7 +111,7 @@ def read_config(
     if architecture in SHELLS:
         fields, text = text_fields(fields, architecture, MODEL_TYPES)
     text, _ = with_head(text)
-    if text not in ARCHITECTURES:
+    if text not in ARCHITECTURES and text not in ENCODERS:
         inner = f", whose language model is {text}," if architecture in SHELLS else ""
         unknown = f"{_named(fields, architecture)}{inner} is not supported"
         if runs_by.model_impl == "ember" or architecture in SHELLS:
@@ -121,6 +121,8 @@ def read_config(
     assert architecture is not None, "it is one of the supported ones"
     family = find_family(text)
     config = family.read(fields)
+    if not fields.flag("is_causal", True):
+        config = replace(config, bidirectional=True)
     _check_unread(fields, architecture, family)
     own = _token_ids(fields, config.vocab_size)
     dtype, quantization = _dtype(fields), quantization_of(fields, beside)
@@ -141,7 +143,17 @@ def with_pooling(
 ) -> DecoderConfig:
     """The configuration with what the settings, the class and the files say of pooling. Raises ModelError."""
     _, kind = with_head(config.architecture)
-    pooling = read_pooling(kind, values, settings, modules)
+    pooling = read_pooling(
+        kind,
+        values,
+        settings,
+        modules,
+        default="last" if config.has_head else "cls",
+        has_token_types=config.token_types > 1,
+        head=config.classifier_head,
+    )
+    if pooling is None and config.bidirectional:
+        raise ModelError(f"{config.architecture} sees the whole text, and only causal models generate: unset RUNNER")
     if pooling is None:
         return config
     if config.through_transformers:

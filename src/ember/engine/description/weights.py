@@ -136,21 +136,29 @@ def weight_specs(config: DecoderConfig) -> list[Spec]:
     vocabulary, embed = Size(config.vocab_size, f"vocab_size={config.vocab_size}"), hidden
     if config.embed_dim is not None:
         embed = Size(config.embed_dim, f"word_embed_proj_dim={config.embed_dim}")
+    summed = embed if config.projects_sum else hidden  # the width at which all embeddings are added
     specs: list[Spec] = [TensorSpec("embed_tokens", f"{names.embed_tokens}.weight", (vocabulary, embed))]
     if config.position_offset is not None:
         positions = config.max_position_embeddings + config.position_offset
         rows = Size(positions, f"max_position_embeddings and its offset: {positions}")
-        specs.append(TensorSpec("embed_positions", f"{names.embed_positions}.weight", (rows, hidden)))
+        specs.append(TensorSpec("embed_positions", f"{names.embed_positions}.weight", (rows, summed)))
+    if config.token_types:
+        types = Size(config.token_types, f"type_vocab_size={config.token_types}")
+        specs.append(TensorSpec("embed_token_types", f"{names.embed_token_types}.weight", (types, summed)))
     if config.embed_norm:
-        specs += _norm(config, hidden, "embed_norm", str(names.embed_norm))
+        specs += _norm(config, summed, "embed_norm", str(names.embed_norm))
     if config.layer_input_size:
         specs += _layer_inputs(config, hidden)
     if config.embed_dim is not None:
-        specs.append(_linear("project_in", [Stored(str(names.project_in), hidden, embed).whole()]))
+        projection = Stored(str(names.project_in), hidden, embed).whole()
+        specs.append(_linear("project_in", [projection], config.projects_sum))
+    specs += _relative_positions(config, hidden)
     for layer in range(config.num_layers):
         specs += _layer(config, _Sizes.of(config, hidden, layer), layer)
     if config.final_norm:
         specs += _norm(config, hidden, "final_norm", names.final_norm)
+    if not config.has_head:
+        return specs
     if config.embed_dim is not None:
         specs.append(_linear("project_out", [Stored(str(names.project_out), embed, hidden).whole()]))
     if not config.tie_word_embeddings:
@@ -158,6 +166,22 @@ def weight_specs(config: DecoderConfig) -> list[Spec]:
     elif config.head_bias:
         specs.append(TensorSpec("lm_head.bias", f"{names.lm_head}.bias", (vocabulary,)))
     return specs
+
+
+def _relative_positions(config: DecoderConfig, hidden: Size) -> Iterator[Spec]:
+    """The tables of relative positions, which all layers share."""
+    names = config.names
+    if config.distance_bias is not None:
+        buckets = config.distance_bias.buckets
+        rows = Size(buckets, f"relative_attention_num_buckets={buckets}")
+        heads = Size(config.num_heads, f"num_attention_heads={config.num_heads}")
+        yield TensorSpec("distance_bias", f"{names.distance_bias}.weight", (rows, heads))
+    if config.disentangled is not None:
+        count = 2 * config.disentangled.span
+        rows = Size(count, f"twice position_buckets or max_relative_positions: {count}")
+        yield TensorSpec("position_vectors", f"{names.position_vectors}.weight", (rows, hidden))
+        if config.disentangled.norm:
+            yield from _norm(config, hidden, "position_norm", str(names.position_norm))
 
 
 def count_parameters(specs: Iterable[Spec]) -> int:
@@ -206,7 +230,8 @@ def _mlp_size(config: DecoderConfig, layer: int) -> Size:
 def _layer(config: DecoderConfig, sizes: _Sizes, layer: int) -> Iterator[Spec]:
     names, hidden = config.names, sizes.hidden
     ours, theirs = f"layers.{layer}.", names.layer.format(layer)
-    yield from _norm(config, hidden, f"{ours}attention_norm", theirs + names.attention_norm)
+    if layer or config.first_norm:
+        yield from _norm(config, hidden, f"{ours}attention_norm", theirs + names.attention_norm)
     yield from MIXERS[config.mixer(layer)](config, sizes, layer, ours, theirs)
     if config.ssd_beside_attention:
         yield from _ssd(config, sizes, layer, ours, theirs)
@@ -224,7 +249,8 @@ def _layer(config: DecoderConfig, sizes: _Sizes, layer: int) -> Iterator[Spec]:
         yield from _experts(config, config.experts, hidden, ours, theirs)
     if not config.has_mlp(layer):
         return
-    yield _linear(f"{ours}up", _up(config, sizes, theirs), config.mlp_bias)
+    up_bias = config.mlp_bias if config.up_bias is None else config.up_bias
+    yield _linear(f"{ours}up", _up(config, sizes, theirs), up_bias)
     if config.activation == "xielu":
         for name, shape in XIELU_WEIGHTS.items():
             yield TensorSpec(f"{ours}activation.{name}", f"{theirs}{names.activation}.{name}", shape)
@@ -468,6 +494,9 @@ def _up(config: DecoderConfig, sizes: _Sizes, theirs: str) -> list[Output]:
         return [Stored(f"{theirs}{names.up}", inner, hidden, names.transposed).whole()]
     if names.gate_up is not None:
         return [Stored(theirs + names.gate_up, _twice(inner), hidden, names.transposed).whole()]
+    if names.up_gate is not None:
+        stored, size = Stored(theirs + names.up_gate, _twice(inner), hidden, names.transposed), inner.extent
+        return [Output(stored, Rows(first, size)) for first in (size, 0)]
     return [Stored(f"{theirs}{name}", inner, hidden, names.transposed).whole() for name in (names.gate, names.up)]
 
 

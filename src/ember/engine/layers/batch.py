@@ -36,3 +36,4 @@ class Batch:
     context_lens: list[int]  # [S], tokens of the sequence in the cache after this step (cached prefix + this chunk)
     logits_indices: Tensor  # [R] int64, tokens whose logits are needed
     state_runs: list[StateRun] = field(default_factory=list)  # all tokens of the batch, if layers have states
+    token_types: Tensor | None = None  # [T] int64, the segment of each token of a pair of texts; None: all 0

@@ -1,4 +1,4 @@
-"""The parts of a decoder as data classes: its blocks, its embedding and its head.
+"""The parts of a model as data classes: its blocks, its embedding and its head.
 
 The layer loop (`models.decoder`) has the order in which the parts are computed, an operator set their computation.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ember.engine.description.config import HeadSizes
+from ember.engine.description.config import Disentangled, DistanceBias, HeadSizes
 from ember.engine.layers.cache import CacheScales
 from ember.engine.layers.delta import Ssd, StateMixer
 from ember.engine.layers.embedding import Embedding
@@ -24,8 +24,25 @@ from ember.engine.layers.norm import Norm, QkNorm, RMSNorm
 
 
 @dataclass(slots=True)
+class DistanceTable:
+    """A number for each head and each distance of a key from its query, added to their score."""
+
+    of_bucket: Tensor  # [heads, buckets]
+    config: DistanceBias
+
+
+@dataclass(slots=True)
+class PositionHeads:
+    """The keys and queries that a layer makes of the vectors of relative positions (`description.config`)."""
+
+    query: Tensor  # [heads, 2 * span, head_dim]
+    key: Tensor
+    config: Disentangled
+
+
+@dataclass(slots=True)
 class Attention:
-    """Softmax attention over the paged KV cache."""
+    """Softmax attention: over the paged KV cache, or of an encoder over the tokens of the same text."""
 
     qkv: Linear  # [(heads + 2 * kv_heads) * head_dim, hidden]
     qk_norm: QkNorm | None  # weight [heads + kv_heads, head_dim]: of each query head, then of each key head
@@ -48,6 +65,8 @@ class Attention:
     input_scale: float = 1.0
     output_scale: float = 1.0
     cache_scales: CacheScales | None = None  # of its K and V if the cache is in float8
+    distances: DistanceTable | None = None  # the same object in all layers
+    relative: PositionHeads | None = None
 
     def matrices(self) -> Iterator[Linear]:
         """Its matrices, in the order of the forward pass."""
@@ -75,7 +94,7 @@ class BesideExperts:
 class Block:
     """One decoder layer."""
 
-    attention_norm: Norm
+    attention_norm: Norm  # of a block that `enters_normed`: that of the embeddings, which was applied to its input
     mixer: Mixer | None  # None: the block has an MLP alone
     mlp_norm: Norm  # the same object as `attention_norm` where a block has one norm
     mlp: MLP | Experts | None  # None: the block has a mixer alone
@@ -86,6 +105,7 @@ class Block:
     layer_input: LayerInput | None = None
     scalar: Tensor | None = None  # [1], factor of the block's output
     ssd: Ssd | None = None  # beside attention, to whose output its own is added
+    enters_normed: bool = False  # its attention has no norm, since its input is normalised already
 
     @property
     def attention(self) -> Attention:
@@ -133,8 +153,9 @@ class DecoderParts:
     blocks: list[Block]
     final_norm: Norm | None
     project_out: Linear | None  # [embed_dim, hidden]
-    head: Linear  # [vocab_size, hidden or embed_dim]
+    head: Linear  # [vocab_size, hidden or embed_dim]; of a model without logits the embedding, which nothing multiplies
     layer_inputs: LayerInputs | None = None
+    has_head: bool = True
 
     def groups(self) -> list[Attention | LatentAttention]:
         """A layer's attention of each cache group. All layers of a group have the same window and heads."""
@@ -147,7 +168,8 @@ class DecoderParts:
         for block in self.blocks:
             yield from block.matrices()
         yield from self.others()
-        yield self.head
+        if self.has_head:
+            yield self.head
 
     def others(self) -> Iterator[Linear]:
         """The matrices that are neither in a block nor the head."""

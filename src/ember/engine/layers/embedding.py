@@ -21,20 +21,27 @@ class Embedding:
     project: Linear | None = None  # [hidden, embed_dim]
     scale: float = 1.0  # of the tokens' embeddings
     norm: Norm | None = None
+    token_types: Tensor | None = None  # [types, hidden]
+    projects_sum: bool = False  # `project` is of the normalised sum of all embeddings
 
-    def __call__(self, token_ids: Tensor, positions: Tensor) -> Tensor:
-        """[T] ids and [T] positions -> [T, hidden]."""
-        return self.finish(look_up(self.tokens, token_ids), positions)
+    def __call__(self, token_ids: Tensor, positions: Tensor, token_types: Tensor | None = None) -> Tensor:
+        """[T] ids, [T] positions and [T] token types (None: all 0) -> [T, hidden]."""
+        return self.finish(look_up(self.tokens, token_ids), positions, token_types)
 
-    def finish(self, hidden: Tensor, positions: Tensor) -> Tensor:
+    def finish(self, hidden: Tensor, positions: Tensor, token_types: Tensor | None = None) -> Tensor:
         """The rest of `__call__`, from the rows of `tokens` on: [T, embed_dim] -> [T, hidden]."""
         if self.scale != 1.0:
             hidden = hidden * self.scale
-        if self.project is not None:
+        if self.project is not None and not self.projects_sum:
             hidden = self.project(hidden)
         if self.positions is not None:
             hidden = hidden + F.embedding(positions + self.position_offset, self.positions)
-        return hidden if self.norm is None else self.norm(hidden)
+        if self.token_types is not None:
+            same = self.token_types[0] if token_types is None else F.embedding(token_types, self.token_types)
+            hidden = hidden + same
+        if self.norm is not None:
+            hidden = self.norm(hidden)
+        return self.project(hidden) if self.project is not None and self.projects_sum else hidden
 
 
 def look_up(table: Tensor | Linear, ids: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ember.engine.description.config import DecoderConfig
+from ember.engine.description.config import DecoderConfig, WeightNames
 from ember.engine.description.pooling import POOLER_NAMES
 from ember.engine.description.shells import text_entries
 from ember.engine.description.weights import LinearSpec, Rows, Spec, weight_specs
@@ -43,6 +43,7 @@ DTYPES = {
 }  # safetensors' names -> torch's names
 BYTES = {torch_name: ITEM_SIZES[name] for name, torch_name in DTYPES.items()}  # of an element
 _BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".masked_bias")  # buffers of old checkpoints, not weights
+_OLDER_NORMS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # of old encoders
 _AXES = {1: ("entries",), 2: ("rows", "columns"), 3: ("matrices", "rows", "columns")}
 
 
@@ -223,6 +224,8 @@ def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry], dtype: 
     skipped: Mapping[str, TensorEntry] = {}
     if config.is_shell:
         entries, skipped = text_entries(entries)
+    if config.bidirectional:
+        entries = {_newer_name(name, names): entry for name, entry in entries.items()}
     config = replace(config, tie_word_embeddings=is_tied(config, entries))
     # A checkpoint of the bare model, without a head, lacks the first part of the names.
     base = "" if any(name.startswith(f"{names.embed_tokens}.") for name in entries) else names.base
@@ -248,6 +251,17 @@ def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry], dtype: 
     plan = plan_specs(specs, weight_format, entries, dtype, architecture, base, may_be_unused)
     scales = tuple(replace(entry, name=base + name) for name, entry in entries.items() if is_cache_scale(name))
     return replace(plan, skipped=tuple(skipped.values()), cache_scales=scales, is_tied=config.tie_word_embeddings)
+
+
+def _newer_name(name: str, names: WeightNames) -> str:
+    """The name of an encoder's tensor, of which some checkpoints have another prefix, and those that were converted
+    from TensorFlow another end for norms."""
+    if names.other_base is not None and name.startswith(names.other_base):
+        name = names.base + name.removeprefix(names.other_base)
+    for old, newer in _OLDER_NORMS.items():
+        if name.endswith(old):
+            return name.removesuffix(old) + newer
+    return name
 
 
 def _with_known_experts(config: DecoderConfig, entries: Mapping[str, TensorEntry]) -> DecoderConfig:

@@ -50,7 +50,8 @@ class PoolerPlan:
 def pooled_width(config: DecoderConfig) -> int:
     """The width of what pooling gives to the layers after it."""
     assert config.pooling is not None, "the model has pooling"
-    return (config.hidden_size if config.embed_dim is None else config.embed_dim) * len(config.pooling.types)
+    width = config.hidden_size if config.embed_dim is None or not config.has_head else config.embed_dim
+    return width * len(config.pooling.types)
 
 
 def plan_pooler(

@@ -1,4 +1,4 @@
-"""Construction of a decoder's parts from its named weights."""
+"""Construction of a model's parts from its named weights."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ember.engine.description.cache_groups import cache_groups, cache_places, state_places
-from ember.engine.description.config import DecoderConfig
+from ember.engine.description.config import DecoderConfig, Disentangled
 from ember.engine.description.weights import BESIDE_NORMS, XIELU_WEIGHTS
-from ember.engine.layers.block import Attention, BesideExperts, Block, DecoderParts, Mixer
+from ember.engine.layers.block import (
+    Attention,
+    BesideExperts,
+    Block,
+    DecoderParts,
+    DistanceTable,
+    Mixer,
+    PositionHeads,
+)
 from ember.engine.layers.delta import Convolution, Delta, GatedNorm, Selective, ShortConvolution, Ssd
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
@@ -49,22 +57,57 @@ def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
         config.position_offset or 0,
         _linear(weights, "project_in") if config.embed_dim else None,
         torch.tensor(config.embed_scale, dtype=tokens.dtype).item(),
-        _norm(config, weights, "embed_norm") if config.embed_norm else None,
+        _embed_norm(config, weights) if config.embed_norm else None,
+        _tensor(weights, "embed_token_types") if config.token_types else None,
+        config.projects_sum,
     )
+    relative = _relative_positions(config, weights)
     groups = cache_groups(config, tokens.dtype.itemsize)
     windows, pages, states = config.windows(), cache_places(config, groups), state_places(groups)
+    if config.bidirectional:
+        pages = dict.fromkeys(range(config.num_layers), (0, 0))  # nothing is cached
     parts = DecoderParts(
         embedding=embedding,
         blocks=[
             _block(config, weights, tokens, layer, windows[layer], pages, states) for layer in range(config.num_layers)
         ],
         final_norm=_norm(config, weights, "final_norm") if config.final_norm else None,
-        project_out=_linear(weights, "project_out") if config.embed_dim else None,
+        project_out=_linear(weights, "project_out") if config.embed_dim and config.has_head else None,
         head=_head(config, weights, tokens),
+        has_head=config.has_head,
         layer_inputs=_layer_inputs(config, weights, tokens.dtype) if config.layer_input_size else None,
     )
-    assert not weights, f"no part of the decoder uses {', '.join(weights)}"
+    assert not weights, f"no part of the model uses {', '.join(weights)}"
+    if not config.first_norm:
+        assert embedding.norm is not None, "a family without the first norm normalises its embeddings"
+        parts.blocks[0].attention_norm, parts.blocks[0].enters_normed = embedding.norm, True
+    for block in parts.blocks:
+        if isinstance(relative, DistanceTable):
+            block.attention.distances = relative
+        elif relative is not None and config.disentangled is not None:
+            block.attention.relative = _position_heads(block.attention, relative, config.disentangled)
     return parts
+
+
+def _embed_norm(config: DecoderConfig, weights: Weights) -> Norm:
+    return _norm(config, weights, "embed_norm", config.embed_dim if config.projects_sum else None)
+
+
+def _relative_positions(config: DecoderConfig, weights: Weights) -> DistanceTable | Tensor | None:
+    """What all layers know of relative positions: biases by distance, or the normalised vectors of positions."""
+    if config.distance_bias is not None:
+        return DistanceTable(_tensor(weights, "distance_bias").t().contiguous(), config.distance_bias)
+    if config.disentangled is None:
+        return None
+    vectors = _tensor(weights, "position_vectors")
+    return _norm(config, weights, "position_norm")(vectors) if config.disentangled.norm else vectors
+
+
+def _position_heads(attention: Attention, vectors: Tensor, config: Disentangled) -> PositionHeads:
+    """The heads of the vectors of positions, by the layer's own matrices."""
+    heads, _, size = attention.sizes
+    made = attention.qkv(vectors).unflatten(1, (-1, heads, size)).permute(1, 2, 0, 3)  # [3, heads, rows, size]
+    return PositionHeads(made[0].contiguous(), made[1].contiguous(), config)
 
 
 def _block(
@@ -78,12 +121,14 @@ def _block(
 ) -> Block:
     """A block. `pages` and `states`: of each layer the cache group, and its place there."""
     prefix = f"layers.{layer}."
-    attention_norm = _norm(config, weights, f"{prefix}attention_norm")
+    attention_norm = _norm(config, weights, f"{prefix}attention_norm") if layer or config.first_norm else None
+    mlp_norm = _optional_norm(config, weights, prefix, "mlp_norm") or attention_norm
+    assert mlp_norm is not None, "a block has a norm"
     return Block(
-        attention_norm=attention_norm,
+        attention_norm=attention_norm or mlp_norm,
         mixer=_mixer(config, weights, tokens, layer, window, {**states, **pages}),
         attention_output_norm=_optional_norm(config, weights, prefix, "attention_output_norm"),
-        mlp_norm=_optional_norm(config, weights, prefix, "mlp_norm") or attention_norm,
+        mlp_norm=mlp_norm,
         mlp_output_norm=_optional_norm(config, weights, prefix, "mlp_output_norm"),
         mlp=_mlp_or_experts(config, weights, layer),
         residual_scale=config.residual_scale,

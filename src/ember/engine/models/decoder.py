@@ -1,4 +1,4 @@
-"""The decoder: one loop over its blocks, for every family and every operator set.
+"""The model: one loop over its blocks, for every family of decoders and encoders, and for every operator set.
 
 The wiring connects a block's parts with the residual. The operators compute the parts (`operators.base`). Call this
 under `torch.inference_mode()`.
@@ -38,7 +38,9 @@ def pre_norm(
     ops: Ops, block: Block, residual: Tensor, delta: Tensor | None, step: Step
 ) -> tuple[Tensor, Tensor | None]:
     """x + attention(norm(x)), then x + mlp(norm(x)): most families."""
-    normed, residual = ops.add_norm(block.attention_norm, residual, delta)
+    normed = residual
+    if not block.enters_normed:
+        normed, residual = ops.add_norm(block.attention_norm, residual, delta)
     normed, residual = ops.add_norm(block.mlp_norm, residual, _scaled(mix(ops, block, normed, step), block))
     return residual, _scaled(mlp(ops, block, normed, step), block)
 
@@ -46,7 +48,7 @@ def pre_norm(
 def post_norm(
     ops: Ops, block: Block, residual: Tensor, delta: Tensor | None, step: Step
 ) -> tuple[Tensor, Tensor | None]:
-    """norm(x + attention(x)), then norm(x + mlp(x)): OPT-350m. Nothing is left to be added."""
+    """norm(x + attention(x)), then norm(x + mlp(x)): OPT-350m, BERT. Nothing is left to be added."""
     normed, _ = ops.add_norm(block.attention_norm, residual, _scaled(mix(ops, block, residual, step), block))
     normed, _ = ops.add_norm(block.mlp_norm, normed, _scaled(mlp(ops, block, normed, step), block))
     return normed, None
@@ -250,7 +252,7 @@ def extended(wire: Wire) -> Wire:
 
 
 class Decoder:
-    """A model's weights and its forward pass.
+    """A model's weights and its forward pass. A model that is not causal is an encoder.
 
     `ops` computes it: torch's operators, until `operators.choose` has found better ones.
     """
@@ -311,4 +313,5 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, hidden] -> [R, vocab_size] in the model's dtype, or float32."""
+        assert self.parts.has_head, "the model has no logits"
         return self.ops.logits(self.parts.project_out, self.parts.head, hidden)

@@ -1,4 +1,4 @@
-"""The operations of a decoder's forward pass, as a protocol. `models.decoder` has the loop over them.
+"""The operations of a model's forward pass, as a protocol. `models.decoder` has the loop over them.
 
 Three sets implement them: `torch_ops` on every device, `triton_ops` on GPUs, `native_ops` on CPUs. A set computes some
 operations itself. It takes the others from `torch_ops`, and those that a model needs in a form that it lacks. What each
@@ -27,6 +27,7 @@ from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm
 from ember.engine.operators.torch_attention import AttentionPlan
 from ember.engine.operators.torch_state import Round
+from ember.engine.operators.torch_texts import TextPlan
 
 
 @dataclass(slots=True)
@@ -43,10 +44,13 @@ class Step:
     plans: Sequence[AttentionPlan] | None = None  # of each cache group, where torch's attention computes
     states: Sequence[Round] = ()  # the plan of mixers with a state, where torch computes them
     layer_inputs: Tensor | None = None  # [T, layers, size], if layers have inputs of their own
+    token_types: Tensor | None = None  # [T] int64; None: all 0
+    texts: TextPlan | None = None  # of an encoder, whose attention needs no cache
 
 
 class Heads(NamedTuple):
-    """The heads of a step's tokens, normalised and rotated. Keys and values are in the cache already."""
+    """The heads of a step's tokens, normalised and rotated. Keys and values are in the cache already, if there is
+    one."""
 
     query: Tensor  # [T, heads, head_dim]
     key: Tensor | None = None  # [T, kv_heads, head_dim]; None: attention reads it in the cache

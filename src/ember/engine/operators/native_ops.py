@@ -207,6 +207,11 @@ class NativeOperators:
         return known[1].data_ptr()
 
     def begin(self, batch: Batch, cache: KVCache) -> NativeStep:
+        if self.torch_ops.config.bidirectional:  # torch computes its attention
+            unused = batch.slot_mapping.unbind()
+            texts = NativeStep(batch.token_ids, batch.positions, unused, cache, token_types=batch.token_types)
+            texts.texts = self.torch_ops.plan_texts(batch)
+            return texts
         if self._cache is not cache:
             self._cache = cache
             self._model.block_size = cache.block_size
@@ -264,7 +269,7 @@ class NativeOperators:
             return self.torch_ops.embed(embedding, step).contiguous()
         found = torch.empty(len(ids), matrix.columns, dtype=torch.bfloat16)
         native.restore_into(self._library, matrix, ids.contiguous(), found, torch.get_num_threads())
-        return embedding.finish(found, step.positions).contiguous()
+        return embedding.finish(found, step.positions, step.token_types).contiguous()
 
     def _add_norm(self, norm: Norm, residual: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
         rows, size = residual.shape

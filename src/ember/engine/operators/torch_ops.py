@@ -27,6 +27,7 @@ from ember.engine.operators.torch_attention import AttentionPlan, GroupShape, at
 from ember.engine.operators.torch_latent import attend_latents
 from ember.engine.operators.torch_selective import selective_scan
 from ember.engine.operators.torch_state import Round, convolve, delta_rule, gated_norm, plan_states, scan
+from ember.engine.operators.torch_texts import TextPlan, attend_texts
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -60,10 +61,17 @@ class TorchOperators:
         """These operators store no addresses."""
 
     def begin(self, batch: Batch, cache: KVCache) -> Step:
-        step = Step(batch.token_ids, batch.positions, batch.slot_mapping.unbind(), cache)
+        step = Step(batch.token_ids, batch.positions, batch.slot_mapping.unbind(), cache, token_types=batch.token_types)
+        if self.config.bidirectional:
+            step.texts = self.plan_texts(batch)
+            return step
         step.plans = self.plan(batch, cache)
         step.states = self.plan_states(batch)
         return step
+
+    def plan_texts(self, batch: Batch) -> TextPlan:
+        """The plan of an encoder's attention."""
+        return TextPlan(batch.query_starts, self.dtype, self.device)
 
     def plan_states(self, batch: Batch) -> list[Round]:
         """The plan of the step's mixers with a state."""
@@ -78,7 +86,7 @@ class TorchOperators:
         return None
 
     def embed(self, embedding: Embedding, step: Step) -> Tensor:
-        return embedding(step.token_ids, step.positions)
+        return embedding(step.token_ids, step.positions, step.token_types)
 
     def add_norm(self, norm: Norm, residual: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
         if delta is not None:
@@ -90,6 +98,8 @@ class TorchOperators:
 
     def place_heads(self, attention: Attention, qkv: Tensor, step: Step) -> Heads:
         query, key, value = self.heads(attention, qkv, step)
+        if step.texts is not None:
+            return Heads(query, key, value)
         slots, (keys, values) = step.slots[attention.group], step.cache.by_slot[attention.place]
         scales = attention.cache_scales
         if key is None or value is None:
@@ -146,6 +156,9 @@ class TorchOperators:
         return found
 
     def attend(self, attention: Attention, heads: Heads, step: Step) -> Tensor:
+        if step.texts is not None:
+            assert heads.key is not None and heads.value is not None
+            return attend_texts(step.texts, attention, heads.query, heads.key, heads.value)
         assert step.plans is not None and heads.key is not None and heads.value is not None
         keys, values = step.cache.by_slot[attention.place]
         tensors = (heads.query, heads.key, heads.value, keys, values)

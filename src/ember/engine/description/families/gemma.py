@@ -29,8 +29,6 @@ def read_gemma1(
     rope: RopeForm | None = None,
 ) -> DecoderConfig:
     """A Llama with scaled embeddings and norms whose weights are stored less one. `gelu` means its approximation."""
-    if fields.values.get("use_bidirectional_attention"):
-        raise fields.error("use_bidirectional_attention", "false: only causal models generate text")
     config = read_rotary_decoder(
         fields,
         max_position_embeddings=max_position_embeddings,
@@ -49,6 +47,7 @@ def read_gemma1(
         embed_scale=config.hidden_size**0.5,
         qkv_bias=bias,
         output_bias=bias,
+        bidirectional=fields.flag("use_bidirectional_attention", False),
     )
 
 
@@ -98,6 +97,8 @@ def read_gemma3(fields: Fields) -> DecoderConfig:
         local_rope=None if local == config.rope else local,
         sliding_window=fields.optional_integer("sliding_window", 4096),
     )
+    if config.bidirectional and config.sliding_window is not None:  # of both directions together
+        config = replace(config, sliding_window=config.sliding_window // 2 + 1)
     interval = fields.integer("sliding_window_pattern", fields.integer("_sliding_window_pattern", 6))
     return with_layer_types(config, fields, every_nth(interval, False, config.num_layers))
 

@@ -125,8 +125,26 @@ ARCHITECTURES = {
     "BaiChuanForCausalLM": ("baichuan", "baichuan.BAICHUAN"),
     "ChatGLMForConditionalGeneration": ("chatglm", "chatglm.CHATGLM"),
 }
+# The same of encoders, by their class without a head.
+ENCODERS = {
+    "BertModel": ("bert", "bert.BERT"),
+    "RobertaModel": ("roberta", "bert.ROBERTA"),
+    "XLMRobertaModel": ("xlm-roberta", "bert.ROBERTA"),
+    "CamembertModel": ("camembert", "bert.ROBERTA"),
+    "DistilBertModel": ("distilbert", "distilbert.DISTILBERT"),
+    "MPNetModel": ("mpnet", "mpnet.MPNET"),
+    "ElectraModel": ("electra", "electra.ELECTRA"),
+    "ModernBertModel": ("modernbert", "modernbert.MODERNBERT"),
+    "NomicBertModel": ("nomic_bert", "nomic_bert.NOMIC_BERT"),
+    "GteModel": ("gte", "nomic_bert.GTE"),
+    "EuroBertModel": ("eurobert", "modernbert.EUROBERT"),
+    "DebertaV2Model": ("deberta-v2", "deberta.DEBERTA_V2"),
+    "NewModel": ("new", "nomic_bert.GTE"),
+}
 # `model_type` -> the class that is meant by a file without `architectures`: the first one.
-MODEL_TYPES = {model_type: architecture for architecture, (model_type, _) in reversed(ARCHITECTURES.items())}
+MODEL_TYPES = {
+    model_type: architecture for architecture, (model_type, _) in reversed((ARCHITECTURES | ENCODERS).items())
+}
 
 # The ends of the names of classes without a head for tokens. `...Model` comes last, as it is the end of others.
 _ENDS: dict[str, Kind] = {
@@ -134,27 +152,30 @@ _ENDS: dict[str, Kind] = {
     "ForTokenClassification": "token_classification",
     "ForProcessRewardModel": "process_reward",
     "ForRewardModel": "reward",
+    "ForMaskedLM": "model",
+    "ForPreTraining": "model",
     "TextModel": "model",
     "Model": "model",
 }
 
 
 def with_head(architecture: str | None) -> tuple[str | None, Kind]:
-    """The class that generates and has the same decoder, and what the given class ends in."""
+    """The class that generates and has the same decoder, or the encoder's class without a head, and what the given
+    class ends in."""
     if architecture is None or architecture in ARCHITECTURES:
         return architecture, "generate"
     for end, kind in _ENDS.items():
         if architecture.endswith(end):
             stem = architecture.removesuffix(end).removesuffix("Text")
-            for name in (f"{stem}ForCausalLM", f"{stem}LMHeadModel"):
-                if name in ARCHITECTURES:
+            for name in (f"{stem}ForCausalLM", f"{stem}LMHeadModel", f"{stem}Model"):
+                if name in ARCHITECTURES or name in ENCODERS:
                     return name, kind
     return architecture, "generate"
 
 
 def find_family(architecture: str) -> Family:
-    """The family of one of `ARCHITECTURES`."""
-    _, place = ARCHITECTURES[architecture]
+    """The family of one of `ARCHITECTURES` or `ENCODERS`."""
+    _, place = (ARCHITECTURES | ENCODERS)[architecture]
     module, name = place.split(".")
     family: Family = getattr(import_module(f"ember.engine.description.families.{module}"), name)
     return family

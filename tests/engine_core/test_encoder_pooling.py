@@ -1,0 +1,101 @@
+"""Encoders through the engine: whole texts of different lengths in one step, pooled, and classified by their heads."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from ember.engine.errors import ModelError
+from ember.wire import Pool
+from tests.engine_core.inline import make_engine
+from tests.engine_core.test_pooling import answers, check, unit, values
+from tests.engine_models.tiny_encoders import VOCAB_SIZE, encoder_classes, make_encoder, randomised
+
+LENGTHS = (3, 30, 3, 9, 70, 1, 30)
+HEADS = {
+    "BertForSequenceClassification": "bert",
+    "BertForTokenClassification": "bert",
+    "RobertaForSequenceClassification": "roberta",
+    "XLMRobertaForSequenceClassification": "xlm_roberta",
+    "DistilBertForSequenceClassification": "distilbert",
+    "MPNetForSequenceClassification": "mpnet",
+    "ElectraForSequenceClassification": "electra",
+    "DebertaV2ForSequenceClassification": "deberta",
+    "GteForSequenceClassification": "gte",
+    "NomicBertForSequenceClassification": "nomic",
+}
+
+
+def texts_of(seed: str) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(5, VOCAB_SIZE) for _ in range(length)] for length in LENGTHS]
+
+
+@torch.inference_mode()
+def run(model: Any, text: list[int], types: list[int] | None = None) -> np.ndarray:
+    """The first output of transformers: hidden states [tokens, hidden], or logits."""
+    named = {} if types is None else {"token_type_ids": torch.tensor([types])}
+    found: np.ndarray = model(torch.tensor([text]), **named)[0][0].numpy()
+    return found
+
+
+def test_embeddings_are_those_of_the_first_token(tmp_path: Path) -> None:
+    model, texts = make_encoder("bert", tmp_path), texts_of("bert")
+    expected = [unit(run(model, text)[0]) for text in texts]
+    for budget in (2048, 40):  # a text of 70 tokens is a step of its own
+        engine = make_engine(tmp_path, max_num_batched_tokens=budget)
+        check(engine, texts, "embed", expected)
+        assert engine.stats().prefix_cache_hits == 0
+
+
+def test_segments_of_pairs_reach_the_model(tmp_path: Path) -> None:
+    """Beside texts without segments in the same step."""
+    model, texts = make_encoder("bert", tmp_path), texts_of("pairs")
+    types = [[] if number % 2 else [place % 3 for place in range(len(text))] for number, text in enumerate(texts)]
+    engine = make_engine(tmp_path)
+    pools = [Pool(i, text, "embed", token_type_ids=own) for i, (text, own) in enumerate(zip(texts, types, strict=True))]
+    for output, text, own in zip(answers(engine, pools), texts, types, strict=True):
+        assert output.pooled is not None
+        np.testing.assert_allclose(values(output.pooled), unit(run(model, text, own or [0] * len(text))[0]), atol=1e-4)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_heads_are_those_of_transformers(head: str, tmp_path: Path) -> None:
+    _, config = encoder_classes(HEADS[head])
+    config.num_labels = 3
+    model = randomised(getattr(transformers, head)(config))
+    model.save_pretrained(tmp_path)
+    engine, texts = make_engine(tmp_path), texts_of(head)
+    expected = [run(model, text) for text in texts]
+    task = "token_classify" if "Token" in head else "classify"
+    check(engine, texts, task, expected, use_activation=False)
+
+
+def test_a_gemma_that_sees_the_whole_text(tmp_path: Path) -> None:
+    """EmbeddingGemma: windows reach in both directions."""
+    fields = {"vocab_size": VOCAB_SIZE, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
+    fields |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "query_pre_attn_scalar": 20}
+    layers = ["sliding_attention", "full_attention", "sliding_attention"]
+    config = transformers.Gemma3TextConfig(
+        **fields, sliding_window=12, layer_types=layers, use_bidirectional_attention=True, pad_token_id=0
+    )
+    assert config.sliding_window == 7
+    model = randomised(transformers.Gemma3TextModel(config))
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sliding_window": 12}))  # as files have it
+    engine, texts = make_engine(tmp_path), texts_of("gemma")
+    check(engine, texts, "embed", [unit(run(model, text)[-1]) for text in texts])
+
+
+def test_an_encoder_does_not_generate(tmp_path: Path) -> None:
+    make_encoder("bert", tmp_path)
+    with pytest.raises(ModelError, match="has no head for tokens"):
+        make_engine(tmp_path, runner="generate")
