@@ -11,14 +11,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ember.engine.core.engine import Engine
-from ember.engine.core.memory import Memory, plan_memory
+from ember.engine.core.memory import Memory, MemoryPlan, plan_memory
 from ember.engine.core.state_slots import StateMove, StateSlots
-from ember.engine.description.cache_groups import cache_groups, paged
+from ember.engine.description.cache_groups import cache_groups, paged, state_bytes
+from ember.engine.errors import ModelError
 from ember.engine.layers.batch import StateRun
 from ember.engine.operators.torch_state import plan_states
 from ember.wire import Configure, Generate
 from tests.engine_core.inline import greedy, make_engine, poison, run, tokens
-from tests.engine_models.tiny import VOCAB_SIZE, make_tiny
+from tests.engine_models.tiny import VOCAB_SIZE, make_tiny, tiny_config
 
 NUM_OUTPUT = 14
 LENGTHS = [1, 2, 8, 9, 60, 131, 87, 131]
@@ -247,6 +248,28 @@ def test_a_short_run_beside_a_long_one_is_not_padded_to_its_chunks():
     (only,) = plan_states(runs, torch.device("cpu"))
     assert only.singles is not None and only.singles.rows.tolist() == [202]
     assert [(longer.chunks.shape, longer.lengths) for longer in only.longer] == [((4, 64), [200]), ((2, 8), [3, 2])]
+
+
+def test_slots_fit_beside_the_pages_that_a_setting_says():
+    config = tiny_config("mamba")
+    groups = cache_groups(config, 4)
+    each = state_bytes(groups)
+
+    def plan(device: str, num_slots: int, **fields: Any) -> MemoryPlan:
+        asked = Configure(model="", num_blocks=99, kv_cache_memory_bytes=num_slots * each, **fields)
+        return plan_memory(config, groups, asked, element_size=4, memory=Memory(device, 1 << 30))
+
+    made = plan("cpu", 11, max_num_seqs=8)
+    assert (made.limits.num_blocks, made.limits.max_num_seqs, made.limits.num_checkpoints) == (99, 8, 3)
+    assert "MAX_NUM_SEQS" not in str(made.warnings)
+    fewer = plan("cpu", 5, max_num_seqs=8)
+    assert (fewer.limits.max_num_seqs, fewer.limits.num_checkpoints) == (5, 0)
+    assert any("MAX_NUM_SEQS is 5 instead of 8" in warning for warning in fewer.warnings)
+    with pytest.raises(ModelError, match="no room for the states of one sequence") as caught:
+        plan("cpu", 0)
+    assert "GPU_MEMORY" not in str(caught.value) and "set or raise KV_CACHE_MEMORY_BYTES" in str(caught.value)
+    with pytest.raises(ModelError, match="raise GPU_MEMORY_UTILIZATION"):
+        plan("cuda", 0)
 
 
 def test_a_convolution_of_width_1_has_an_empty_state(tmp_path):

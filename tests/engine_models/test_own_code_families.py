@@ -36,7 +36,8 @@ def check(directory: Path, expected: list[Tensor]) -> None:
     paged = Paged(load(directory), tokens())
     mixed(paged)
     found = paged.finish()
-    assert_same(found, [theirs[: len(ours)] for ours, theirs in zip(found, expected, strict=True)])
+    seen = [theirs[: len(ours)] for ours, theirs in zip(found, expected, strict=True)]
+    assert_same(found, seen, 2e-4 if paged.has_states else 2e-5)
 
 
 def test_internlm2_is_a_llama_with_names_and_a_fused_matrix_of_its_own(tmp_path: Path) -> None:

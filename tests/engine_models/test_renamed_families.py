@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from ember.engine.core.prediction import predict
 from ember.engine.description.classic_decoder import alibi_slopes
 from ember.engine.description.families.registry import ARCHITECTURES, MODEL_TYPES, find_family
 from ember.engine.description.read_config import load_config
 from ember.engine.errors import ModelError
+from ember.engine.loading.load import load_decoder
+from ember.wire import Configure
 from tests.engine_models.test_own_code_families import check
 from tests.engine_models.test_parity import reference, tokens
 from tests.engine_models.tiny import make_tiny, rewrite_config
@@ -322,3 +325,25 @@ def test_mpt_with_learned_positions_and_biases_is_a_gpt2(tmp_path: Path) -> None
     rewrite_config(directory, attn_config={"qk_ln": True})
     with pytest.raises(ModelError, match="attn_config.qk_ln must be false"):
         load_config(directory)
+
+
+def test_qwen_3_5_with_all_experts_in_one_tensor_and_layers_for_further_tokens(tmp_path: Path) -> None:
+    """As it is published; transformers saves a tensor for each expert. What is not read is counted."""
+    directory = make_tiny("qwen3_5_moe", tmp_path)
+    expected, file = reference(directory, tokens()), directory / "model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    count = load_config(directory).experts.count  # type: ignore[union-attr]
+    for layer in range(4):
+        own = f"model.layers.{layer}.mlp.experts."
+        each = [[weights.pop(f"{own}{i}.{name}_proj.weight") for name in ("gate", "up", "down")] for i in range(count)]
+        weights[f"{own}gate_up_proj"] = torch.stack([torch.cat(matrices[:2]) for matrices in each])
+        weights[f"{own}down_proj"] = torch.stack([matrices[2] for matrices in each])
+    further = {"mtp.fc.weight": torch.zeros(64, 128), "mtp.norm.weight": torch.zeros(64)}
+    safetensors.torch.save_file(weights | further, file, metadata={"format": "pt"})
+    check(directory, expected)
+    said: list[str] = []
+    config, device = load_config(directory), torch.device("cpu")
+    load_decoder(directory, config, dtype=torch.float32, device=device, say=said.append)
+    assert said == ["2 weights that predict further tokens, 33.0 kB, are skipped"]
+    predicted = predict(Configure(model=str(directory)), [])
+    assert (predicted.predicting_tensors, predicted.predicting_bytes) == (2, 4 * 129 * 64)

@@ -103,6 +103,9 @@ def _lines(predicted: Prediction, text: Text, unused: Sequence[str]) -> Iterator
         ignored.insert(
             0, "transformers' code computes this model: a trial at the boot decides whether it can be served"
         )
+    if predicted.predicting_tensors:
+        further = f"{predicted.predicting_tensors} weights, {binary_size(predicted.predicting_bytes)}"
+        ignored.insert(0, f"the layers that predict further tokens: {further}")
     if predicted.skipped_tensors:
         skipped = f"{predicted.skipped_tensors} weights, {binary_size(predicted.skipped_bytes)}"
         ignored.insert(0, f"the parts of {predicted.architecture} beside its language model: {skipped}")

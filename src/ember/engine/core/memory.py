@@ -92,6 +92,9 @@ def _state_token_bytes(config: DecoderConfig) -> int:
         ssd = config.ssd
         heads = 8 * ssd.state_dim + 6 * ssd.head_dim + 3 * STATE_CHUNK
         most = max(most, 3 * ssd.channels + ssd.heads * heads)
+    if config.selective is not None:
+        inner = config.selective.inner_size
+        most = max(most, 10 * inner + 4 * config.selective.state_dim * inner // STATE_CHUNK)
     return 4 * most
 
 
@@ -148,35 +151,23 @@ def plan_memory(
             f"MAX_MODEL_LEN={wanted} is more than the model's {config.max_position_embeddings} positions; "
             f"set MAX_MODEL_LEN to at most {config.max_position_embeddings}"
         )
+    budget = _cache_bytes(config, groups, asked, element_size, memory, (max_num_batched_tokens, max_num_seqs, wanted))
+    if per_sequence:
+        pages = None if num_blocks is None else num_blocks * bytes_per_block
+        states = plan_states(budget, per_sequence, max_num_seqs, asked, warnings, memory.device, pages)
+        max_num_seqs, num_checkpoints = states
+        budget -= (max_num_seqs + num_checkpoints) * per_sequence
     if num_blocks is None:
-        if asked.kv_cache_memory_bytes is not None:
-            budget = asked.kv_cache_memory_bytes
-        elif memory.device == "cuda":
-            activations = activation_bytes(config, element_size, max_num_batched_tokens, max_num_seqs, wanted)
-            tables = block_table_bytes(len(groups), max_num_seqs, wanted, block_size)
-            if not asked.enforce_eager and config.pooling is None:  # graphs are of steps that sample
-                activations += mixed_graph_bytes(config, element_size, max_num_batched_tokens)
-            unused = int(memory.total * (1 - asked.gpu_memory_utilization)) + DEVICE_RESERVE_BYTES
-            budget = memory.free - unused - activations - tables
-        else:
-            budget = min(CPU_KV_BYTES, int(memory.free * CPU_KV_SHARE))
-        if per_sequence:
-            states = plan_states(budget, per_sequence, max_num_seqs, asked, warnings)
-            max_num_seqs, num_checkpoints = states
-            budget -= (max_num_seqs + num_checkpoints) * per_sequence
         # More pages than all sequences at full length are useless. Pages before a window count, since they are cached.
         num_blocks = max_num_seqs * -(-wanted // block_size) * len(paged(groups))
         most = max(budget, 0) // bytes_per_block if bytes_per_block else max(EMPTY_PAGES, -(-wanted // block_size))
         num_blocks = min(num_blocks, most)
-    elif per_sequence and num_checkpoints is None:
-        num_checkpoints = DEFAULT_CHECKPOINTS * max_num_seqs
     capacity = longest_sequence(groups, num_blocks, block_size, wanted)
     if capacity < min(wanted, block_size if asked.max_model_len is None else wanted):
         needed = most_pages(groups, wanted, 1, block_size) * bytes_per_block
         raise ModelError(
             f"the KV cache has room for {capacity} tokens, but a context of {wanted} needs {binary_size(needed)}; "
-            "lower MAX_MODEL_LEN, MAX_NUM_BATCHED_TOKENS or MAX_NUM_SEQS, raise GPU_MEMORY_UTILIZATION or "
-            "KV_CACHE_MEMORY_BYTES, or use a smaller model"
+            f"lower MAX_MODEL_LEN, MAX_NUM_BATCHED_TOKENS or MAX_NUM_SEQS, {_more_memory(memory.device)}"
         )
     if capacity < wanted:
         warnings.append(f"MAX_MODEL_LEN is {capacity} instead of the model's {wanted}: that is what the KV cache holds")
@@ -193,6 +184,35 @@ def plan_memory(
     return MemoryPlan(limits, warnings)
 
 
+def _cache_bytes(
+    config: DecoderConfig,
+    groups: Sequence[CacheGroup],
+    asked: Configure,
+    element_size: int,
+    memory: Memory,
+    limits: tuple[int, int, int],
+) -> int:
+    """The bytes that pages and states may take. `limits`: tokens and sequences of a step, and the longest context."""
+    max_num_batched_tokens, max_num_seqs, wanted = limits
+    if asked.kv_cache_memory_bytes is not None:
+        return asked.kv_cache_memory_bytes
+    if memory.device != "cuda":
+        return min(CPU_KV_BYTES, int(memory.free * CPU_KV_SHARE))
+    activations = activation_bytes(config, element_size, max_num_batched_tokens, max_num_seqs, wanted)
+    tables = block_table_bytes(len(groups), max_num_seqs, wanted, asked.block_size)
+    if not asked.enforce_eager and config.pooling is None:  # graphs are of steps that sample
+        activations += mixed_graph_bytes(config, element_size, max_num_batched_tokens)
+    unused = int(memory.total * (1 - asked.gpu_memory_utilization)) + DEVICE_RESERVE_BYTES
+    return memory.free - unused - activations - tables
+
+
+def _more_memory(device: str) -> str:
+    """What to do for a larger cache."""
+    if device == "cuda":
+        return "raise GPU_MEMORY_UTILIZATION or KV_CACHE_MEMORY_BYTES, or use a smaller model"
+    return "set or raise KV_CACHE_MEMORY_BYTES, use a machine with more memory, or a smaller model"
+
+
 def _unused_checkpoints(asked: Configure, per_sequence: int) -> str | None:
     """Why checkpoints of states are not used; None: they are."""
     if not per_sequence:
@@ -201,29 +221,39 @@ def _unused_checkpoints(asked: Configure, per_sequence: int) -> str | None:
 
 
 def plan_states(
-    budget: int, per_sequence: int, max_num_seqs: int, asked: Configure, warnings: list[str]
+    budget: int,
+    per_sequence: int,
+    max_num_seqs: int,
+    asked: Configure,
+    warnings: list[str],
+    device: str,
+    pages: int | None,
 ) -> tuple[int, int]:
     """The number of sequences in a step, and of checkpoints of the prefix cache, for which a cache of `budget` bytes
     has states. Each has `per_sequence` bytes. Running sequences get half of the cache at most, and checkpoints a
-    quarter of the rest, unless the settings say how many. Raises ModelError."""
-    fitting = int(max(budget, 0) * STATES_SHARE) // per_sequence
+    quarter of the rest, unless the settings say how many. `pages`: the bytes of as many pages as the settings say;
+    states may take all that they leave. Raises ModelError."""
+    share = int(max(budget, 0) * STATES_SHARE) if pages is None else max(budget - pages, 0)
+    fitting = share // per_sequence
     if fitting < 1:
         raise ModelError(
             f"the KV cache of {binary_size(max(budget, 0))} has no room for the states of one sequence, "
-            f"{binary_size(per_sequence)}, beside its pages; raise GPU_MEMORY_UTILIZATION or KV_CACHE_MEMORY_BYTES, "
-            "lower MAX_NUM_BATCHED_TOKENS, or use a smaller model"
+            f"{binary_size(per_sequence)}, beside its pages{' of NUM_GPU_BLOCKS_OVERRIDE' if pages else ''}; "
+            f"lower {'NUM_GPU_BLOCKS_OVERRIDE' if pages else 'MAX_NUM_BATCHED_TOKENS'}, {_more_memory(device)}"
         )
     if fitting < max_num_seqs:
         warnings.append(
             f"MAX_NUM_SEQS is {fitting} instead of {max_num_seqs}: the layers of this model have states of "
-            f"{binary_size(per_sequence)} for each sequence, which may take half of the KV cache"
+            f"{binary_size(per_sequence)} for each sequence, which may take "
+            f"{'half of the KV cache' if pages is None else 'what its pages leave of the KV cache'}"
         )
         max_num_seqs = fitting
-    rest = (budget - max_num_seqs * per_sequence) // per_sequence
+    rest = (budget - (pages or 0) - max_num_seqs * per_sequence) // per_sequence
     if not asked.enable_prefix_caching:
         return max_num_seqs, 0
     if asked.state_checkpoints is None:
-        return max_num_seqs, min(DEFAULT_CHECKPOINTS * max_num_seqs, int(rest * CHECKPOINTS_SHARE))
+        most = rest if pages is not None else int(rest * CHECKPOINTS_SHARE)
+        return max_num_seqs, min(DEFAULT_CHECKPOINTS * max_num_seqs, most)
     if asked.state_checkpoints > rest:
         warnings.append(f"STATE_CHECKPOINTS is {rest} instead of {asked.state_checkpoints}: that is what fits")
     return max_num_seqs, min(asked.state_checkpoints, rest)

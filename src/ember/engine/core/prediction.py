@@ -127,6 +127,8 @@ class Prediction:
     is_estimate: bool  # whether the weights are computed from config.json, as their headers cannot be read
     skipped_tensors: int  # of a multimodal checkpoint's other parts
     skipped_bytes: int
+    predicting_tensors: int  # that predict further tokens, which are not read
+    predicting_bytes: int
     warnings: list[str]
     devices: list[DeviceReport]
     through_transformers: bool = False  # whether transformers' code computes it
@@ -175,6 +177,8 @@ def predict(configure: Configure, targets: Sequence[Target] | None = None) -> Pr
         is_estimate=checkpoint.is_estimate,
         skipped_tensors=len(skipped),
         skipped_bytes=sum(entry.nbytes for entry in skipped),
+        predicting_tensors=len(read.predicting),
+        predicting_bytes=sum(entry.nbytes for entry in read.predicting),
         warnings=list(config.warnings),
         devices=[
             _report(target, lambda report, target: _fill(report, configure, config, weights_in, target))
@@ -240,6 +244,8 @@ def _predict_foreign(
         is_estimate=checkpoint.is_estimate,
         skipped_tensors=len(skipped),
         skipped_bytes=sum(entry.nbytes for entry in skipped.values()),
+        predicting_tensors=0,
+        predicting_bytes=0,
         warnings=list(config.warnings),
         devices=[_report(target, fill) for target in (here_and_gpus(configure) if targets is None else targets)],
         through_transformers=True,

@@ -175,6 +175,9 @@ def load_decoder(
     if plan.skipped and say is not None:
         size = readable(sum(entry.nbytes for entry in plan.skipped))
         say(f"{config.architecture} is served as text: {len(plan.skipped)} weights of other parts, {size}, are skipped")
+    if plan.predicting and say is not None:
+        size = readable(sum(entry.nbytes for entry in plan.predicting))
+        say(f"{len(plan.predicting)} weights that predict further tokens, {size}, are skipped")
     weights = load_weights(plan, device, started, say, meanwhile)
     config = replace(config, tie_word_embeddings=plan.is_tied)
     decoder = Decoder(config, weights.by_name)

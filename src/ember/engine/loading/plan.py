@@ -146,6 +146,7 @@ class LoadPlan:
     dtype: str  # of the model, torch's name
     parameters: list[Parameter]
     skipped: tuple[TensorEntry, ...] = ()  # stored tensors of the other parts of a multimodal model
+    predicting: tuple[TensorEntry, ...] = ()  # stored tensors that predict further tokens, which are not read
     cache_scales: tuple[TensorEntry, ...] = ()  # stored scales of a float8 KV cache
     is_tied: bool = False  # whether the embedding is the head (`tied_head`)
 
@@ -233,8 +234,9 @@ def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry], dtype: 
     weight_format = format_of(config, {base + name: entry for name, entry in entries.items()} if base else entries)
     unused = (*_BUFFERS, *names.buffers, *weight_format.unused)
 
-    extra = tuple(names.layer.format(config.num_layers + layer) for layer in range(config.num_extra_layers))
-
+    further = tuple(names.layer.format(config.num_layers + layer) for layer in range(config.num_extra_layers))
+    further += names.unused
+    extra: tuple[str, ...] = ()
     for layer in range(config.num_layers - config.shared_kv_layers, config.num_layers):
         extra += tuple(names.layer.format(layer) + beginning for beginning in names.unused_kv)
 
@@ -245,12 +247,20 @@ def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry], dtype: 
             return True
         if config.pooling is not None and name.removeprefix("model.").startswith(POOLER_NAMES):
             return True
-        return name.endswith(unused) or name.startswith((*extra, *names.unused)) or is_cache_scale(name)
+        return name.endswith(unused) or name.startswith((*further, *extra)) or is_cache_scale(name)
 
     specs = weight_specs(_with_known_experts(config, entries))
     plan = plan_specs(specs, weight_format, entries, dtype, architecture, base, may_be_unused)
     scales = tuple(replace(entry, name=base + name) for name, entry in entries.items() if is_cache_scale(name))
-    return replace(plan, skipped=tuple(skipped.values()), cache_scales=scales, is_tied=config.tie_word_embeddings)
+    return replace(
+        plan,
+        skipped=tuple(skipped.values()),
+        predicting=tuple(
+            entry for name, entry in entries.items() if name.startswith(further) or (base + name).startswith(further)
+        ),
+        cache_scales=scales,
+        is_tied=config.tie_word_embeddings,
+    )
 
 
 def _newer_name(name: str, names: WeightNames) -> str:
