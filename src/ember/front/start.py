@@ -112,7 +112,8 @@ def local_tokenizer(settings: Settings) -> str | None:
 
 
 def _in_daemon_thread(function: Callable[[str], T], argument: str) -> asyncio.Future[T]:
-    """Call a function in a thread of its own, for which the end of the process does not wait."""
+    """Call a function in a thread of its own, for which the end of the process does not wait. What it returns or raises
+    need not be looked at."""
     future: concurrent.futures.Future[T] = concurrent.futures.Future()
     future.set_running_or_notify_cancel()  # cancelling what waits for it does not cancel it
 
@@ -123,7 +124,9 @@ def _in_daemon_thread(function: Callable[[str], T], argument: str) -> asyncio.Fu
             future.set_exception(error)
 
     threading.Thread(target=run, name="load text", daemon=True).start()
-    return asyncio.wrap_future(future)
+    waited = asyncio.wrap_future(future)
+    waited.add_done_callback(lambda done: done.cancelled() or done.exception())  # asyncio logs errors that nobody saw
+    return waited
 
 
 class Worker:
@@ -193,7 +196,8 @@ class Worker:
         try:
             if early is None or located.tokenizer_dir != expected:
                 early = _in_daemon_thread(self._load_text, located.tokenizer_dir)
-            tokenizer, template, reason = await early
+            tokenizer, template, reason, loaded = await early
+            self.timeline.phases += loaded.phases
             if tokenizer.eos_token_id is not None:
                 self.engine.add_end_tokens([tokenizer.eos_token_id])
             defaults = generation_defaults(self.settings, model_dir)
@@ -282,19 +286,20 @@ class Worker:
                 self._report_failed = True  # log it once, although the report is written again at the first token
                 log.warning("EMBER_BOOT_REPORT=%s cannot be written: %s", path, error.strerror or error)
 
-    def _load_text(self, directory: str) -> tuple[Tokenizer, ChatTemplate | None, str]:
-        """The tokenizer, and the template; or None, and why there is none."""
+    def _load_text(self, directory: str) -> tuple[Tokenizer, ChatTemplate | None, str, Timeline]:
+        """The tokenizer, the template or None, why it is that one, and the phases of loading them."""
         from ember.front.text.prepared_tokenizer import cache_directories
         from ember.front.text.template_choice import choose_template
         from ember.front.text.tokenizer import Tokenizer
 
-        with self.timeline.phase("tokenizer") as detail:
+        timeline = Timeline(self.timeline.process, self.timeline.origin)  # of this load: another one may be used
+        with timeline.phase("tokenizer") as detail:
             tokenizer = Tokenizer.load(directory, cache_directories(self.settings.base_path))
             if tokenizer.is_prepared is not None:
                 detail["prepared"] = tokenizer.is_prepared
-        with self.timeline.phase("template"):
+        with timeline.phase("template"):
             custom = self.settings.custom_chat_template
             template, reason = choose_template(tokenizer.chat_template, tokenizer.special_tokens, custom)
         if template is not None:  # prepare it while the engine is loading, so that the first chat need not
             threading.Thread(target=template.prepare, name="template", daemon=True).start()
-        return tokenizer, template, reason
+        return tokenizer, template, reason, timeline
