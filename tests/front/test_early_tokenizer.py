@@ -1,4 +1,4 @@
-"""The tokenizer that the front loads before the engine says where the model is, where the engine says something else."""
+"""The tokenizer that the front loads before the engine says where the model is, where that is elsewhere."""
 
 import asyncio
 import gc

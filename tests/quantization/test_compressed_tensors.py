@@ -189,7 +189,33 @@ def test_a_modules_group_is_the_one_that_the_package_finds(
     assert (by_target[theirs[0]] if theirs else None) == group
 
 
-@pytest.mark.parametrize("target", ["re:(a+)+$", "re:" + "a?" * 40 + "b", "re:(x|xy)*z", "re:" + ".*a" * 9])
+UNBOUNDED = {
+    "(a+)+$",
+    "a?" * 40 + "b",
+    "(x|xy)*z",
+    ".*a" * 9,
+    "(?P<n>[)]a*)(?#c){2,}",
+    "(?:[]|]|[|])*b",
+    r"(?:(?=\()|\))+",
+    "(?x: a* )",
+    "(?x)a b",
+    "(?:(a*)*){0}(b*)*c",
+}
+BOUNDED = {
+    r"model\.layers\.(?!0)(\d|1\d)\.(?:q|k|v)_proj",
+    r".*[*+(|\]]\(+\*?",
+    "(?#(a*)(?i:a|b)*{}",
+    r"(?P<n>a{,3})(?(n)b|c)(?P=n)(?<!x)\Z",
+    "x{2}[^]a]*?(?>y)?",
+}
+
+
+@pytest.mark.parametrize("expression", sorted(BOUNDED))
+def test_expressions_with_a_bound_are_taken(expression: str) -> None:
+    assert "?" not in Ignored(["re:" + expression], "ignore")
+
+
+@pytest.mark.parametrize("target", sorted("re:" + each for each in UNBOUNDED))
 def test_expressions_without_a_bound_are_refused(target: str) -> None:
     with pytest.raises(ModelError, match="a regular expression that may take too long"):
         groups_of([target])

@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 import time
 from math import inf, log2
-from re import _constants as codes  # type: ignore[attr-defined]
-from re import _parser  # type: ignore[attr-defined]
 from typing import Any
 
 from ember.engine.description.fields import shown
@@ -21,7 +19,10 @@ MAX_BITS = 28  # the binary logarithm of the ways that one match may have to try
 _REPEAT_BITS = 4.5  # of one repetition: six of them have 2 ** 27 ways to share the 64 characters of a name
 MAX_SECONDS = 10.0  # of all matches with the expressions of one field
 _FEW = 4  # a repetition of at most so many copies counts as these copies
-_REPEATS = (codes.MAX_REPEAT, codes.MIN_REPEAT, codes.POSSESSIVE_REPEAT)
+_COMMENTS = re.compile(r"(?:\(\?#[^)]*\))*")
+_REPETITION = re.compile(r"(?:[*+?]|\{(?!\})(\d*)(?:(,)(\d*))?\})[?+]?")
+_CLASS = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
+_GROUP = re.compile(r"\((?:\?(?:P<\w+>|[:=!>]|<[=!]|(?P<back>P=\w+)|(?P<choice>\(\w+\))|(?P<flags>[a-zA-Z-]+):?))?")
 
 
 class Expressions:
@@ -41,14 +42,14 @@ class Expressions:
                 raise ModelError(
                     f"{self.field} has a regular expression of {len(text)} characters; {MAX_LENGTH} are allowed"
                 )
-            bits = _bits(_parser.parse(text))
             pattern = re.compile(text)
+            bits = inf if pattern.flags & re.VERBOSE else _Scanner(text).bits()
         except (re.error, RecursionError, OverflowError) as error:
             raise ModelError(f"{self.field} has {entry}, which is no regular expression: {error}") from None
         if bits > MAX_BITS:
             raise ModelError(
                 f"{self.field} has {entry}, a regular expression that may take too long: no repetition may be inside "
-                "of another, and there may be few of them beside each other"
+                "of another, there may be few of them beside each other, and the flag x is not allowed"
             )
         return Expression(self, pattern)
 
@@ -79,28 +80,86 @@ class Expression:
         return found
 
 
-def _bits(parsed: Any) -> float:
-    """The binary logarithm of the number of ways that a match may have to try; infinite for a repetition of a part
-    that can itself match in several ways."""
-    total = 0.0
-    for operation, argument in parsed:
-        if operation in _REPEATS:
-            least, most, inner = argument
-            own = _bits(inner)
-            if most <= _FEW:
-                total += most * own + log2(most - least + 1)
-            elif own:
-                return inf
-            elif most > least:
-                total += _REPEAT_BITS
-        elif operation is codes.BRANCH:
-            alternatives = [_bits(each) for each in argument[1]]
-            most_bits = max(alternatives)
-            total += inf if most_bits > MAX_BITS else log2(sum(2.0**bits for bits in alternatives))
-        elif operation in (codes.SUBPATTERN, codes.ASSERT, codes.ASSERT_NOT):
-            total += _bits(argument[-1])
-        elif operation is codes.ATOMIC_GROUP:
-            total += _bits(argument)
-        elif operation is codes.GROUPREF_EXISTS:
-            total += 1 + sum(_bits(part) for part in argument[1:] if part is not None)
-    return total
+class _Scanner:
+    """Reads an expression that `re` has compiled, so its syntax is right. `at`: the first character that is not read
+    yet."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+
+    def bits(self) -> float:
+        """The binary logarithm of the number of ways that a match may have to try; infinite for a repetition of a part
+        that can itself match in several ways."""
+        return _of_any(self._alternatives())
+
+    def _alternatives(self) -> list[float]:
+        """Read up to the end of the group: the bits of each alternative."""
+        start = self.at
+        found = [self._sequence()]
+        while self.text[self.at : self.at + 1] == "|":
+            self.at += 1
+            found.append(self._sequence())
+        single = self.text[start : self.at].split("|")
+        if len(set(single)) == len(found) and all(len(each) == 1 and each.isalnum() for each in single):
+            return [0.0]  # different characters, which are a class
+        return found
+
+    def _sequence(self) -> float:
+        total = 0.0
+        while self.at < len(self.text) and self.text[self.at] not in "|)":
+            total += self._repeated(self._part())
+        return total
+
+    def _part(self) -> float:
+        """Read a character, a class or a group."""
+        character = self.text[self.at]
+        if character == "(":
+            return self._group()
+        if character == "[":
+            self._skip(_CLASS)
+        else:
+            self.at += 2 if character == "\\" else 1
+        return 0.0
+
+    def _group(self) -> float:
+        if self.text.startswith("(?#", self.at):  # a comment
+            self.at = self.text.index(")", self.at) + 1
+            return 0.0
+        opening = self._skip(_GROUP)
+        found = self._alternatives()
+        self.at += 1
+        if "x" in (opening["flags"] or "").partition("-")[0]:
+            return inf
+        if opening["choice"]:
+            return 1 + sum(found)
+        return _of_any(found)
+
+    def _repeated(self, own: float) -> float:
+        """The bits of a part, whose own are given, with the repetition that follows it."""
+        self._skip(_COMMENTS)
+        found = _REPETITION.match(self.text, self.at)
+        if found is None:
+            return own
+        self.at = found.end()
+        if found[0][0] == "{":
+            least = int(found[1] or 0)
+            most = (int(found[3]) if found[3] else inf) if found[2] else least
+        else:
+            least, most = (1 if found[0][0] == "+" else 0), (1 if found[0][0] == "?" else inf)
+        if most <= _FEW and own < inf:
+            return most * own + log2(most - least + 1)
+        if own:
+            return inf
+        return _REPEAT_BITS if most > least else 0.0
+
+    def _skip(self, pattern: re.Pattern[str]) -> re.Match[str]:
+        found = pattern.match(self.text, self.at)
+        assert found is not None, self.text
+        self.at = found.end()
+        return found
+
+
+def _of_any(alternatives: list[float]) -> float:
+    """The bits of a choice of alternatives."""
+    return inf if max(alternatives) > MAX_BITS else log2(sum(2.0**bits for bits in alternatives))
