@@ -56,6 +56,7 @@ class Vocabulary:
     backend: tokenizers.Tokenizer
     kind: Kind
     config: dict[str, Any]  # tokenizer_config.json
+    file: str = VOCABULARY
 
     @property
     def special_tokens(self) -> dict[str, str]:
@@ -94,9 +95,9 @@ def load_vocabulary(directory: Path) -> Vocabulary:
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-    config = _object(directory / "tokenizer_config.json")
+    config = object_in(directory / "tokenizer_config.json")
     kind = _kind(directory, config)
-    vocab = _object(directory / VOCABULARY)
+    vocab = object_in(directory / VOCABULARY)
     if not vocab or not all(type(token_id) is int and 0 <= token_id < 2**31 for token_id in vocab.values()):
         raise VocabularyError(f"{directory / VOCABULARY} must map each token to its id: download the file again")
     try:
@@ -123,7 +124,7 @@ def _kind(directory: Path, config: dict[str, Any]) -> Kind:
     name = config.get("tokenizer_class")
     kind = _KINDS.get(name.removesuffix("Fast")) if isinstance(name, str) else None
     if name is None:
-        model_type = _object(directory / "config.json").get("model_type")
+        model_type = object_in(directory / "config.json").get("model_type")
         kind = _KINDS_BY_TYPE.get(model_type) if isinstance(model_type, str) else None
         name = f"a model of the type {model_type}"
     if kind is None:
@@ -163,7 +164,7 @@ def _merges(path: Path) -> list[tuple[str, str]]:
     return merges
 
 
-def _object(path: Path) -> dict[str, Any]:
+def object_in(path: Path) -> dict[str, Any]:
     """The JSON object in a file, empty if the file does not exist. Raises VocabularyError."""
     try:
         return untrusted_json.read_object(path, MAX_JSON_BYTES) or {}

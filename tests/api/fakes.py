@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import msgspec
 import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
@@ -21,6 +23,7 @@ from ember.front.api.routes import ROUTER
 from ember.front.api.services import Services
 from ember.front.errors import ApiError
 from ember.front.link.engine import EngineError
+from ember.front.link.pooling import PoolOptions, PoolText
 from ember.front.text.template import ChatTemplate
 from ember.front.text.tokenizer import Tokenizer
 from ember.settings import Settings
@@ -139,6 +142,7 @@ class FakeEngine:
         self.delay = 0.0
         self.calls: list[tuple[list[int], wire.SamplingParams, int, str | None]] = []
         self.generations: list[FakeGeneration] = []
+        self.pooled: list[tuple[list[PoolText], PoolOptions]] = []
 
     @property
     def info(self) -> wire.Ready:
@@ -175,8 +179,25 @@ class FakeEngine:
         self.generations.append(generation)
         return generation
 
-    async def pool(self, prompt_token_ids: list[int], task: wire.PoolingTask, **options: Any) -> wire.SequenceOutput:
-        raise NotImplementedError
+    async def pool_many(self, texts: Sequence[PoolText], options: PoolOptions) -> list[wire.SequenceOutput]:
+        self.pooled.append((list(texts), options))
+        await asyncio.sleep(self.delay)
+        return [
+            wire.SequenceOutput(1, 0, [], "stop", num_cached_tokens=1, pooled=self.pool(text, options))
+            for text in texts
+        ]
+
+    def pool(self, text: PoolText, options: PoolOptions) -> wire.Pooled:
+        """Values that depend on the text: the first is the number of its tokens, at least for embeddings."""
+        pooling = self.info.pooling
+        assert pooling is not None
+        width = {"classify": len(pooling.labels), "token_classify": len(pooling.labels), "score": 1}.get(options.task)
+        width = width or options.dimensions or pooling.dimensions
+        values = [float(len(text.token_ids)), *(float(token_id % 7) - 3 for token_id in text.token_ids)]
+        row = (values * width)[:width]
+        rows = len(text.token_ids) if options.task.startswith("token_") else 1
+        shape = [width] if rows == 1 and not options.task.startswith("token_") else [rows, width]
+        return wire.Pooled(struct.pack(f"<{rows * width}f", *row * rows), shape)
 
     async def stats(self) -> wire.Stats:
         raise NotImplementedError
@@ -262,6 +283,11 @@ class Deployment:
 
     def says(self, text: str | Sequence[int], per_step: int = 1) -> None:
         self.engine.script = say(self.tokenizer, text, per_step)
+
+    def pools(self, *tasks: Any, **pooling: Any) -> None:
+        """Serve a model of these tasks from now on, with 8 dimensions and 2 classes."""
+        described = wire.Pooling(**{"dimensions": 8, "labels": ["bad", "good"], **pooling})
+        self.engine._info = msgspec.structs.replace(self.engine._info, tasks=tasks, pooling=described)
 
     def use_template(self, source: str) -> None:
         self.services.template = ChatTemplate(source, self.tokenizer.special_tokens)

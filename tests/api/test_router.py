@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
 import pytest
 from openai.types import Model
 
@@ -12,7 +11,7 @@ from ember.front.errors import ApiError
 from tests.api.fakes import MAX_MODEL_LEN, Deployment, refused
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/embeddings", "/v1/chat", "/V1/models", ""])
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/embed", "/v1/chat", "/V1/models", ""])
 def test_unknown_paths(deployment: Deployment, path: str) -> None:
     with pytest.raises(ApiError) as caught:
         deployment.request("GET", path)
@@ -22,23 +21,24 @@ def test_unknown_paths(deployment: Deployment, path: str) -> None:
     }
 
 
-def test_a_route_is_not_there_for_a_model_that_does_not_do_its_task(deployment: Deployment) -> None:
+def test_a_route_of_another_task_is_refused_with_what_the_model_does(deployment: Deployment) -> None:
     info = deployment.engine.info
-    deployment.engine._info = msgspec.structs.replace(info, tasks=("embed", "score"))
-    for path in ("/v1/chat/completions", "/v1/completions", "/v1/chat/completions/batch", "/invocations"):
+    deployment.pools("embed", "score")
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/chat/completions/batch"):
         error = refused(deployment, path, {"prompt": "x"})
-        assert (error.status, error.type) == (404, "Not Found")
-        assert error.message == "Not Found: this model does not generate; what it does: embed, score"
+        assert (error.status, error.type, error.param) == (400, "BadRequestError", "model")
+        assert error.message == f"{path} needs a model that does generate. The model `org/tiny` does embed, score."
     assert deployment.request("POST", "/tokenize", {"prompt": "x"}).status == 200
-    assert deployment.request("GET", "/v1/models").status == 200
+    (model,) = deployment.request("GET", "/v1/models").body["data"]
+    assert model["tasks"] == ["embed", "score"]
+    assert deployment.request("GET", "/health").headers == {"X-Ember-Tasks": "embed, score"}
     deployment.engine._info = info
     assert deployment.complete("x")
-
-
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/pooling", "/classify", "/score", "/v1/score", "/v1/rerank"])
-def test_routes_of_other_tasks_are_not_there(deployment: Deployment, path: str) -> None:
-    error = refused(deployment, path, {"input": "x"})
-    assert (error.status, error.message, error.type) == (404, "Not Found", "Not Found")
+    deployment.engine.calls.clear()
+    for path in ("/v1/embeddings", "/pooling", "/classify", "/score", "/v1/score", "/v1/rerank", "/v2/embed"):
+        error = refused(deployment, path, {"input": "x"})
+        assert (error.status, error.param) == (400, "model")
+        assert error.message.endswith("The model `org/tiny` does generate.")
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ TRIAL = (
         answer=talk,
         errors=TROUBLES,
         framing=ServerSentEvents(trouble, error_name="trouble"),
-        task="generate",
+        tasks=("generate",),
         about=ABOUT,
     ),
     Route(

@@ -21,6 +21,7 @@ from ember.front.link import outbox
 from ember.front.link.admission import Admission
 from ember.front.link.client import EngineClient
 from ember.front.link.engine import EngineError
+from ember.front.link.pooling import MIN_AHEAD, PoolOptions, PoolText
 from ember.front.link.spawn import EngineProcess
 from ember.front.link.suspects import fingerprint
 
@@ -479,6 +480,60 @@ async def test_a_pooling_request_fails_with_the_engine(engines):
     engines[0].die()
     with pytest.raises(ApiError, match="The engine failed while"):
         await asyncio.wait_for(pooling, 5)
+    await client.close()
+
+
+async def test_texts_of_one_request_are_sent_as_the_engine_has_room_and_come_back_in_order(engines):
+    client = await started(engines)
+    client.admission = Admission(max_requests=1, max_tokens=100)
+    texts = [PoolText([position] * 8) for position in range(100)]  # a step has 32 tokens
+    pooling = asyncio.create_task(client.pool_many(texts, PoolOptions("embed")))
+    requests = [await engines[0].read()]
+    assert len(engines[0].inbox) == MIN_AHEAD - 1
+    with pytest.raises(ApiError, match="as many as MAX_NUM_QUEUED_REQS allows"):
+        client.generate([1], SAMPLING)
+    assert (client.admission.num_requests, client.admission.num_tokens) == (1, 800)
+    while not pooling.done():
+        requests += engines[0].inbox
+        engines[0].inbox.clear()
+        assert len(requests) <= MIN_AHEAD
+        last = requests.pop()  # the engine may be done with them in any order
+        answer = output(last.request_id, [], finish="stop", pooled=wire.Pooled(b"", last.prompt_token_ids[:1]))
+        engines[0].write(wire.Outputs([answer]))
+        await asyncio.sleep(0.002)
+        if not requests and not pooling.done():
+            requests.append(await engines[0].read())
+    assert [answer.pooled.shape for answer in pooling.result()] == [[position] for position in range(100)]
+    assert client.admission.num_requests == client.admission.num_tokens == 0 and not client._generations
+    await client.close()
+
+
+async def test_texts_that_are_left_end_with_a_request_that_fails_or_is_cancelled(engines):
+    client = await started(engines, restarts=1)
+    texts = [PoolText([position]) for position in range(1000)]
+    for error, end in (("broken", ApiError), (None, asyncio.CancelledError)):
+        pooling = asyncio.create_task(client.pool_many(texts, PoolOptions("embed")))
+        first = await engines[0].read()
+        others = [message.request_id for message in engines[0].inbox]
+        engines[0].inbox.clear()
+        if error is None:
+            pooling.cancel()
+        else:
+            engines[0].write(wire.Outputs([output(first.request_id, [], finish="error", error=error)]))
+        with pytest.raises(end):
+            await pooling
+        await asyncio.sleep(0)
+        await engines[0].read()
+        aborted = {message.request_id for message in engines[0].inbox}
+        assert aborted < {first.request_id, *others} and len(aborted) == len(others) - (error is not None)
+        engines[0].inbox.clear()
+        assert client.admission.num_requests == client.admission.num_tokens == 0 and not client._generations
+    pooling = asyncio.create_task(client.pool_many(texts, PoolOptions("embed")))
+    await engines[0].read()
+    engines[0].die()
+    with pytest.raises(ApiError, match="The engine failed while this request was running"):
+        await pooling
+    assert client.admission.num_tokens == 0 and not client._generations
     await client.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from ember import wire
 from ember.boot import Timeline
 from ember.engine.core.assemble import assemble
 from ember.engine.core.boot import open_model
-from ember.front.link.generation import Generation, check_output
+from ember.front.link.generation import Generation
+from ember.front.link.pooling import PoolBatch, PooledText, PoolOptions, PoolText
 
 
 class InlineEngine:
@@ -23,7 +25,7 @@ class InlineEngine:
         self.core, self.info = assemble(message, open_model(message, timeline, lambda located: None), timeline)
         self.is_ready, self.is_dead = True, False
         self.num_requests = 0
-        self._generations: dict[int, Generation] = {}
+        self._generations: dict[int, Generation | PooledText] = {}
         self._stepping: asyncio.Task[None] | None = None
 
     async def wait_ready(self) -> wire.Ready:
@@ -39,43 +41,39 @@ class InlineEngine:
         adapter: str | None = None,
     ) -> Any:
         options: dict[str, Any] = {"priority": priority, "cache_salt": cache_salt, "adapter": adapter}
-        return self._start(wire.Generate(self.num_requests + 1, prompt_token_ids, sampling, **options))
+        message = wire.Generate(self.num_requests + 1, prompt_token_ids, sampling, **options)
+        generation = Generation(message, self.abort)
+        self._start(message, generation)
+        return generation
+
+    async def pool_many(self, texts: Sequence[PoolText], options: PoolOptions) -> list[wire.SequenceOutput]:
+        def send(text: PoolText, batch: PoolBatch, position: int) -> wire.Pool:
+            request = options.request(self.num_requests + 1, text)
+            self._start(request, PooledText(request, batch, position))
+            return request
+
+        batch = PoolBatch(
+            texts, self.info.max_num_batched_tokens, send, lambda request_id: self.abort(request_id, None, True)
+        )
+        return await batch.result()
 
     async def pool(
-        self,
-        prompt_token_ids: list[int],
-        task: wire.PoolingTask,
-        *,
-        token_type_ids: list[int] | None = None,
-        dimensions: int | None = None,
-        use_activation: bool | None = None,
-        priority: int = 0,
-        cache_salt: str | None = None,
-        adapter: str | None = None,
+        self, prompt_token_ids: list[int], task: wire.PoolingTask, token_type_ids: Sequence[int] = (), **options: Any
     ) -> wire.SequenceOutput:
-        options: dict[str, Any] = {
-            "token_type_ids": token_type_ids or [],
-            "dimensions": dimensions,
-            "use_activation": use_activation,
-            "priority": priority,
-            "cache_salt": cache_salt,
-            "adapter": adapter,
-        }
-        generation = self._start(wire.Pool(self.num_requests + 1, prompt_token_ids, task, **options))
-        (output,) = [output async for outputs in generation for output in outputs]
-        check_output(output)
+        (output,) = await self.pool_many(
+            [PoolText(prompt_token_ids, list(token_type_ids))], PoolOptions(task, **options)
+        )
         return output
 
-    def _start(self, message: wire.Generate | wire.Pool) -> Generation:
+    def _start(self, message: wire.Generate | wire.Pool, reader: Generation | PooledText) -> None:
         self.num_requests += 1
         (request,) = wire.decode_front(wire.frame_front([wire.encode_front(message)])[4:])
         assert isinstance(request, wire.Generate | wire.Pool)
-        generation = Generation(request, self.abort)
-        self._generations[self.num_requests] = generation
-        self._route(self.core.add(request) if isinstance(request, wire.Generate) else self.core.pool(request))
+        self._generations[self.num_requests] = reader
+        outputs = self.core.add(request) if isinstance(request, wire.Generate) else self.core.pool(request)
+        asyncio.get_running_loop().call_soon(self._route, outputs)  # a batch notes a text after it was sent
         if self._stepping is None or self._stepping.done():
             self._stepping = asyncio.get_running_loop().create_task(self._step())
-        return generation
 
     async def stats(self) -> wire.Stats:
         return self.core.stats()

@@ -22,6 +22,7 @@ from ember.wire import Configure
 if TYPE_CHECKING:
     from ember.front.api.services import Services
     from ember.front.link.client import EngineClient
+    from ember.front.text.sentence_files import SentenceFiles
     from ember.front.text.template import ChatTemplate
     from ember.front.text.tokenizer import Tokenizer
     from ember.settings import Settings
@@ -95,6 +96,16 @@ def configure_of(settings: Settings, boot_origin: float | None = None) -> Config
         lean_torch=settings.lean_torch,
         boot_origin=boot_origin,
     )
+
+
+def _pooling_texts(model_dir: Path) -> SentenceFiles:
+    """What the model's files say about texts. It also imports the pooling routes, so that the first request need
+    not."""
+    import ember.front.api.pooling.cohere
+    import ember.front.api.pooling.score  # noqa: F401
+    from ember.front.text.sentence_files import read_sentence_files
+
+    return read_sentence_files(model_dir)
 
 
 def local_tokenizer(settings: Settings) -> str | None:
@@ -181,6 +192,7 @@ class Worker:
         from ember.front.generation_config import generation_defaults
         from ember.front.link.engine import EngineError
         from ember.front.metrics import Metrics
+        from ember.front.text.sentence_files import SentenceFiles
         from ember.front.text.template_choice import fault_of
         from ember.front.text.template_error import TemplateError
         from ember.front.text.tokenizer import TokenizerError
@@ -208,7 +220,10 @@ class Worker:
             raise EngineError(str(error)) from None
         info = await self.engine.wait_ready()
         if template is not None and (fault := await asyncio.to_thread(fault_of, template)) is not None:
-            raise EngineError(fault)
+            if info.pooling is None or self.settings.custom_chat_template:
+                raise EngineError(fault)
+            template, reason = None, fault  # it is left from the model that this one was made from
+        sentences = SentenceFiles() if info.pooling is None else await asyncio.to_thread(_pooling_texts, model_dir)
         self.timeline.mark("ready")
         self.timeline.extend(info.boot_phases)
         self._services = Services(
@@ -224,10 +239,11 @@ class Worker:
             metrics=Metrics(tracer=tracer),
             reasoning_format=formats.reasoning,
             tool_format=formats.tools,
+            sentences=sentences,
         )
-        for warning in (*info.warnings, *([] if template is not None else [reason])):
+        for warning in (*info.warnings, *([] if template is not None or info.pooling is not None else [reason])):
             log.warning(warning)
-        if not info.eos_token_ids:
+        if not info.eos_token_ids and info.pooling is None:
             log.warning("no file of the model names an end token of its vocabulary: answers run to max_tokens")
         if tokenizer.vocab_size > info.vocab_size:
             log.warning(

@@ -145,17 +145,13 @@ def open_call(
     as_ids = request.return_tokens_as_token_ids
     if as_ids is None:
         as_ids = services.settings.return_tokens_as_token_ids
-    given = raw_request.headers.get(REQUEST_ID_HEADER.lower())  # the header wins
-    if request.request_id is not None and not is_fit_id(request.request_id):
-        message = f"`request_id` must be 1 to {MAX_ID_CHARS} printable ASCII characters."
-        raise bad_request(message, "request_id")
-    name = request_id(given, request.request_id, REQUEST_ID.get())
+    name = request_name(raw_request, request.request_id)
     return ApiCall(
         services=services,
         info=info,
         id=f"{id_prefix}{name}",
         created=int(time.time()),
-        headers=_headers(
+        headers=answer_headers(
             [*ignored_fields(request, REFUSED), *_unread_options(request, services), *ignored], services, name
         ),
         stream_usage=usage,
@@ -184,14 +180,29 @@ def _unread_options(request: GenerationRequest, services: Services) -> list[str]
     """The given options that have no effect with the others, or in this deployment."""
     message = "the request field %s has no effect together with use_beam_search, or without it (logged once per name)"
     names = reported(without_effect(request), message)
-    if request.priority and services.settings.scheduling_policy != "priority":
-        names += reported(
-            ["priority"], "the request field %s has no effect without SCHEDULING_POLICY=priority (logged once per name)"
-        )
-    return names
+    return [*names, *unread_priority(request.priority, services)]
 
 
-def _headers(ignored: Sequence[str], services: Services, name: str) -> dict[str, str]:
+def unread_priority(priority: int | None, services: Services) -> list[str]:
+    """`priority` where it is given and has no effect in this deployment."""
+    if not priority or services.settings.scheduling_policy == "priority":
+        return []
+    return reported(
+        ["priority"], "the request field %s has no effect without SCHEDULING_POLICY=priority (logged once per name)"
+    )
+
+
+def request_name(raw_request: Request, given: str | None) -> str:
+    """The last part of the answer's id: from the header, which wins, from the body, or a new one. Raises ApiError
+    400."""
+    if given is not None and not is_fit_id(given):
+        message = f"`request_id` must be 1 to {MAX_ID_CHARS} printable ASCII characters."
+        raise bad_request(message, "request_id")
+    return request_id(raw_request.headers.get(REQUEST_ID_HEADER.lower()), given, REQUEST_ID.get())
+
+
+def answer_headers(ignored: Sequence[str], services: Services, name: str) -> dict[str, str]:
+    """The headers of an answer: the fields that have no effect, and the id if the deployment shows it."""
     headers = {}
     if ignored:
         headers[IGNORED_FIELDS_HEADER] = ", ".join(ignored[:MAX_IGNORED])

@@ -31,7 +31,7 @@ class Request:
 
 @dataclass(slots=True)
 class Response:
-    """A whole answer: a dict or list is JSON, a str plain text, None an empty body."""
+    """A whole answer: a dict or list is JSON, a str plain text, bytes themselves, None an empty body."""
 
     status: int = 200
     body: Any = None

@@ -59,10 +59,7 @@ class Meter:
             self.metrics.finished.update(reasons)
         if isinstance(failure, ApiError):
             failure.is_logged = True
-        line = self._line(runs, reasons, now)
-        log.info("finished: %s", _as_text(line.items()), extra={"fields": line})
-        if self.metrics.tracer is not None:
-            self.metrics.tracer.record(line)
+        log_finished(self._line(runs, reasons, now), self.metrics)
 
     def _observe(self, clock: Clock, num_prompt_tokens: int, num_tokens: int, now: float) -> None:
         metrics = self.metrics
@@ -113,6 +110,13 @@ def request_metrics(clock: Clock, num_tokens: int, arrived: float) -> dict[str, 
         round(num_tokens / busy, 2) if busy > 0 else None,
     )
     return dict(zip(_REQUEST_METRICS, values, strict=True))
+
+
+def log_finished(line: dict[str, Any], metrics: Metrics) -> None:
+    """Log a request that the engine worked on, in one line, and hand the line to the tracer."""
+    log.info("finished: %s", _as_text(line.items()), extra={"fields": line})
+    if metrics.tracer is not None:
+        metrics.tracer.record(line)
 
 
 def log_refusal(request_id: str, route: str, status: int, kind: str, seconds: float) -> None:

@@ -31,6 +31,7 @@ def _model(services: Services, name: str) -> dict[str, Any]:
         "owned_by": "ember",
         "root": services.settings.model_name or services.model_dir,
         "parent": None,
+        "tasks": list(engine.info.tasks) if engine.is_ready else None,
         "max_model_len": engine.info.max_model_len if engine.is_ready else services.settings.max_model_len,
         "permission": [
             {

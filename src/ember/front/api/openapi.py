@@ -22,6 +22,8 @@ from ember.front.api.anthropic import answers as anthropic_answers
 from ember.front.api.anthropic import schemas as anthropic_schemas
 from ember.front.api.exchange import REQUEST_ID_HEADER, Response
 from ember.front.api.load import FORMAT_HEADER, LOAD_HEADER
+from ember.front.api.pooling import answers as pooling_answers
+from ember.front.api.pooling import schemas as pooling_schemas
 from ember.front.api.responses import answers as responses_answers
 from ember.front.api.responses import schemas as responses_schemas
 from ember.front.api.route import Model, Route
@@ -35,6 +37,8 @@ _MODULES = (
     anthropic_answers,
     responses_schemas,
     responses_answers,
+    pooling_schemas,
+    pooling_answers,
 )  # of models that records give by name
 _OF_EVERY_ROUTE = (400, 401, 500, 503)
 _OF_BODIES = (404, 408, 413)
@@ -93,7 +97,7 @@ def _operation(route: Route, method: str) -> dict[str, Any]:
         "operationId": f"{method.lower()}{route.path.translate(_IN_NAMES)}",
         "responses": _responses(route, has_body=method != "HEAD"),
     }
-    parameters = [_HEADERS[name] for name in (REQUEST_ID_HEADER, FORMAT_HEADER) if route.task is not None]
+    parameters = [_HEADERS[name] for name in (REQUEST_ID_HEADER, FORMAT_HEADER) if route.tasks or route.about.chunk]
     parameters += [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in re.findall(r"\{(\w+)\}", route.path)
@@ -119,7 +123,7 @@ def _responses(route: Route, *, has_body: bool) -> dict[str, Any]:
         documents = [_reference(model) for model in (*about.chunk, route.errors.model)]
         success["description"] = f"OK. With `stream` the answer is {route.framing.description}."
         success["content"][route.framing.media_type.partition(";")[0]] = {"itemSchema": route.framing.schema(documents)}
-    if route.task is not None:
+    if route.tasks or route.about.chunk:
         load = {"schema": {"type": "string"}, "description": "Present if the request asks for it."}
         success["headers"] = {LOAD_HEADER: load}
     responses = {"200": success}

@@ -10,6 +10,7 @@ from functools import lru_cache
 from ember.front.api.schemas import ChatRequest, GenerationRequest, TokenizeRequest
 from ember.front.api.services import Services
 from ember.front.errors import ApiError, bad_request, encodable
+from ember.front.text.layout import cut
 from ember.front.text.panics import TokenizerPanic
 from ember.front.text.tokenizer import Tokenizer
 from ember.wire import Ready
@@ -32,11 +33,11 @@ def encode_text(
     text: str, request: GenerationRequest, services: Services, info: Ready, *, add_special_tokens: bool
 ) -> Prompt:
     text = encodable(text)
-    kept = _guarded(text, request, services.tokenizer, info)
+    kept = guarded(text, cut_side(request), services.tokenizer, info)
     param = "messages" if isinstance(request, ChatRequest) else "prompt"
     token_ids = encode(services.tokenizer, kept, add_special_tokens, param)
     fitted = fit(token_ids, request, info)
-    _check_rows(fitted, services.tokenizer, info, param)
+    check_rows(fitted, services.tokenizer, info, param)
     if len(fitted) < len(token_ids) or len(kept) < len(text):
         text = services.tokenizer.decode(fitted)
     return Prompt(fitted, text)
@@ -52,7 +53,7 @@ def encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool, param: str
         raise bad_request(message, param) from None
 
 
-def _check_rows(token_ids: Sequence[int], tokenizer: Tokenizer, info: Ready, param: str) -> None:
+def check_rows(token_ids: Sequence[int], tokenizer: Tokenizer, info: Ready, param: str) -> None:
     """Raises ApiError 400 for a text with a token that the tokenizer knows and the model does not."""
     if token_ids and (largest := max(token_ids)) >= info.vocab_size:
         token = reprlib.repr(tokenizer.vocab_entry(largest))
@@ -63,15 +64,16 @@ def _check_rows(token_ids: Sequence[int], tokenizer: Tokenizer, info: Ready, par
         raise bad_request(message, param)
 
 
-def _guarded(text: str, request: GenerationRequest, tokenizer: Tokenizer, info: Ready) -> str:
-    """Bound the work of tokenising. No text may be longer than the context filled with the longest token."""
+def guarded(text: str, side: str | None, tokenizer: Tokenizer, info: Ready) -> str:
+    """Bound the work of tokenising. No text may be longer than the context filled with the longest token. `side` is
+    where it may be cut; with None it is refused with ApiError 400."""
     if len(text) <= info.max_model_len * USUAL_CHARS_PER_TOKEN:
         return text
     most = info.max_model_len * _longest_token(tokenizer)
     if len(text) <= most:
         return text
-    if request.truncate_prompt_tokens is not None:
-        return text[-most:] if _truncates_left(request) else text[:most]
+    if side is not None:
+        return text[-most:] if side == "left" else text[:most]
     message = (
         f"This model's maximum context length is {info.max_model_len} tokens. However, your prompt has {len(text)} "
         f"characters, more than {most}, which cannot fit. Please reduce the length of the input prompt. "
@@ -85,8 +87,11 @@ def _longest_token(tokenizer: Tokenizer) -> int:
     return max((len(tokenizer.token_text(token_id)) for token_id in range(tokenizer.vocab_size)), default=1) or 1
 
 
-def _truncates_left(request: GenerationRequest | TokenizeRequest) -> bool:
-    return request.truncation_side != "right"
+def cut_side(request: GenerationRequest | TokenizeRequest) -> str | None:
+    """Where the prompt is cut if it is too long; None if it must not be."""
+    if request.truncate_prompt_tokens is None:
+        return None
+    return request.truncation_side or "left"
 
 
 def fit(token_ids: list[int], request: GenerationRequest, info: Ready) -> list[int]:
@@ -103,19 +108,22 @@ def fit(token_ids: list[int], request: GenerationRequest, info: Ready) -> list[i
 
 def truncated(token_ids: list[int], request: GenerationRequest | TokenizeRequest, info: Ready) -> list[int]:
     """The token ids that `truncate_prompt_tokens` leaves. Raises ApiError 400."""
-    keep = request.truncate_prompt_tokens
-    longest = info.max_model_len
-    if keep is not None:
-        if keep > longest:
-            message = (
-                f"truncate_prompt_tokens={keep} cannot be greater than max_model_len={longest}. "
-                f"Please request a smaller truncation size. (parameter=truncate_prompt_tokens, value={keep})"
-            )
-            raise bad_request(message, "truncate_prompt_tokens")
-        keep = longest - 1 if keep == -1 else keep  # one place is left for the output
-        if len(token_ids) > keep:
-            token_ids = token_ids[len(token_ids) - keep :] if _truncates_left(request) else token_ids[:keep]
-    return token_ids
+    side = cut_side(request)
+    if side is None:
+        return token_ids
+    keep = kept_tokens(request.truncate_prompt_tokens, info, info.max_model_len - 1)  # a place is left for the output
+    return cut(token_ids, keep, side)
+
+
+def kept_tokens(asked: int | None, info: Ready, most: int) -> int:
+    """How many tokens `truncate_prompt_tokens` leaves; -1 stands for `most`. Raises ApiError 400."""
+    if asked is not None and asked > info.max_model_len:
+        message = (
+            f"truncate_prompt_tokens={asked} cannot be greater than max_model_len={info.max_model_len}. "
+            f"Please request a smaller truncation size. (parameter=truncate_prompt_tokens, value={asked})"
+        )
+        raise bad_request(message, "truncate_prompt_tokens")
+    return most if asked is None or asked == -1 else asked
 
 
 class PromptTooLong(ApiError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -26,6 +27,16 @@ if TYPE_CHECKING:
 Model = type[BaseModel] | str
 Handler = Callable[["Services", Request], Awaitable[Response | EventStream]]
 StatusHandler = Callable[["Engine"], Response]
+
+
+def loaded_later(module: str, name: str) -> Handler:
+    """A handler whose module is imported at its first request, so that it does not delay a boot."""
+
+    async def handler(services: Services, raw_request: Request) -> Response | EventStream:
+        answer: Handler = getattr(import_module(module), name)
+        return await answer(services, raw_request)
+
+    return handler
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ class Route:
     status: StatusHandler | None = None
     errors: ErrorForm = OPENAI_ERRORS
     framing: Framing = OPENAI_EVENTS  # of its streams, and of the error of a queue job that asked for a stream
-    task: Task | None = None  # what the model must be able to do; the route is not there for a model that cannot
+    tasks: tuple[Task, ...] = ()  # the model must be able to do one of them; none: the route is for every model
     is_health_check: bool = False  # needs no key, and answers on PORT_HEALTH too
     enabled_by: str | None = None  # the setting without which the route is not there
     second_path: str | None = None  # the setting that gives the route another path over HTTP

@@ -14,8 +14,7 @@ from ember.front.api.load import FORMAT_HEADER, load_headers
 from ember.front.api.meter import log_refusal
 from ember.front.api.route import NO_ROUTE, Route
 from ember.front.api.services import Services
-from ember.front.errors import ApiError, internal_error
-from ember.front.link.engine import Engine
+from ember.front.errors import ApiError, bad_request, internal_error
 from ember.front.tracing import TRACEPARENT
 from ember.logs import REQUEST_ID
 from ember.settings import Settings
@@ -104,11 +103,11 @@ class Router:
         try:
             match.check()
             _check_enabled(route, services.settings)
-            _check_task(route, services.engine)
+            _check_task(route, services)
             raw_request.parameters = match.parameters
             assert route.answer is not None
             answer = await route.answer(services, raw_request)
-            if route.task is not None and FORMAT_HEADER in raw_request.headers:
+            if route.tasks and FORMAT_HEADER in raw_request.headers:
                 await _tell_load(services, answer, raw_request.headers[FORMAT_HEADER])
         except ApiError as error:
             _note_error(services, raw_request, route, error)
@@ -143,17 +142,20 @@ def _check_enabled(route: Route, settings: Settings) -> None:
         raise ApiError(404, message, type="Not Found")
 
 
-def _check_task(route: Route, engine: Engine) -> None:
-    """Raises ApiError 404 for a task that the model does not do, once the engine has named its tasks."""
-    if route.task is None:
+def _check_task(route: Route, services: Services) -> None:
+    """Raises ApiError 400 for a route whose tasks the model does not do, once the engine has named its own."""
+    if not route.tasks:
         return
     try:
-        tasks = engine.info.tasks
+        tasks = services.engine.info.tasks
     except ApiError:  # it is being started
         return
-    if route.task not in tasks:
-        message = f"Not Found: this model does not {route.task}; what it does: {', '.join(tasks)}"
-        raise ApiError(404, message, type="Not Found")
+    if set(route.tasks).isdisjoint(tasks):
+        message = (
+            f"{route.path} needs a model that does {' or '.join(route.tasks)}. The model `{services.model_name}` does "
+            f"{', '.join(tasks)}."
+        )
+        raise bad_request(message, "model")
 
 
 async def _tell_load(services: Services, answer: Response | EventStream, form: str) -> None:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
+from typing import get_args
 
 from ember.front.api.anthropic.forms import ANTHROPIC_ERRORS, ANTHROPIC_EVENTS
 from ember.front.api.batch import create_chat_batch
 from ember.front.api.chat import create_chat_completion
 from ember.front.api.completions import create_completion
-from ember.front.api.exchange import EventStream, Request, Response
+from ember.front.api.exchange import Request, Response
 from ember.front.api.invocations import invoke
 from ember.front.api.load import load
 from ember.front.api.models import get_model, list_models
+from ember.front.api.pooling.routes import POOLING_ROUTES
 from ember.front.api.responses.forms import RESPONSES_EVENTS
-from ember.front.api.route import Description, Handler, Route
+from ember.front.api.route import Description, Handler, Route, loaded_later
 from ember.front.api.router import Router
 from ember.front.api.services import Services
 from ember.front.api.status import boot, health, ping, version
 from ember.front.api.tokenize import detokenize, tokenize
 from ember.front.api.tokenizer_info import tokenizer_info
+from ember.wire import PoolingTask
 
 
 def _at_once(answer: Callable[[Services], Response]) -> Handler:
@@ -27,16 +29,6 @@ def _at_once(answer: Callable[[Services], Response]) -> Handler:
 
     async def handler(services: Services, raw_request: Request) -> Response:
         return answer(services)
-
-    return handler
-
-
-def _later(module: str, name: str) -> Handler:
-    """A handler whose module is imported at its first request, so that it does not delay a boot."""
-
-    async def handler(services: Services, raw_request: Request) -> Response | EventStream:
-        answer: Handler = getattr(import_module(module), name)
-        return await answer(services, raw_request)
 
     return handler
 
@@ -62,7 +54,7 @@ ROUTES = (
         path="/v1/chat/completions",
         methods=("POST",),
         answer=create_chat_completion,
-        task="generate",
+        tasks=("generate",),
         job_field="messages",
         about=Description(
             summary="Answer a conversation",
@@ -75,14 +67,14 @@ ROUTES = (
         path="/v1/chat/completions/batch",
         methods=("POST",),
         answer=create_chat_batch,
-        task="generate",
+        tasks=("generate",),
         about=Description(summary="Answer many conversations", body=("BatchChatRequest",), answer=("ChatBatch",)),
     ),
     Route(
         path="/v1/completions",
         methods=("POST",),
         answer=create_completion,
-        task="generate",
+        tasks=("generate",),
         job_field="prompt",
         about=Description(
             summary="Continue a text",
@@ -94,8 +86,8 @@ ROUTES = (
     Route(
         path="/v1/responses",
         methods=("POST",),
-        answer=_later("ember.front.api.responses.create", "create_response"),
-        task="generate",
+        answer=loaded_later("ember.front.api.responses.create", "create_response"),
+        tasks=("generate",),
         framing=RESPONSES_EVENTS,
         about=Description(
             summary="OpenAI's Responses",
@@ -107,8 +99,8 @@ ROUTES = (
     Route(
         path="/v1/responses/input_tokens",
         methods=("POST",),
-        answer=_later("ember.front.api.responses.create", "count_input_tokens"),
-        task="generate",
+        answer=loaded_later("ember.front.api.responses.create", "count_input_tokens"),
+        tasks=("generate",),
         about=Description(
             summary="The tokens of a response's prompt", body=("InputTokensRequest",), answer=("InputTokens",)
         ),
@@ -116,8 +108,8 @@ ROUTES = (
     Route(
         path="/v1/responses/{response_id}",
         methods=("GET",),
-        answer=_later("ember.front.api.responses.stored", "get_response"),
-        task="generate",
+        answer=loaded_later("ember.front.api.responses.stored", "get_response"),
+        tasks=("generate",),
         framing=RESPONSES_EVENTS,
         about=Description(
             summary="A stored response, or its events",
@@ -129,29 +121,30 @@ ROUTES = (
     Route(
         path="/v1/responses/{response_id}",
         methods=("DELETE",),
-        answer=_later("ember.front.api.responses.stored", "delete_response"),
-        task="generate",
+        answer=loaded_later("ember.front.api.responses.stored", "delete_response"),
+        tasks=("generate",),
         about=Description(summary="Delete a stored response", answer=("ResponseDeleted",), errors=(404,)),
     ),
     Route(
         path="/v1/responses/{response_id}/cancel",
         methods=("POST",),
-        answer=_later("ember.front.api.responses.stored", "cancel_response"),
-        task="generate",
+        answer=loaded_later("ember.front.api.responses.stored", "cancel_response"),
+        tasks=("generate",),
         about=Description(summary="Stop a response in the background", answer=("ResponseObject",), errors=(404,)),
     ),
     Route(
         path="/v1/responses/{response_id}/input_items",
         methods=("GET",),
-        answer=_later("ember.front.api.responses.stored", "list_input_items"),
-        task="generate",
+        answer=loaded_later("ember.front.api.responses.stored", "list_input_items"),
+        tasks=("generate",),
         about=Description(summary="The input of a stored response", answer=("InputItems",), errors=(404,)),
     ),
+    *POOLING_ROUTES,
     Route(
         path="/v1/messages",
         methods=("POST",),
-        answer=_later("ember.front.api.anthropic.messages", "create_message"),
-        task="generate",
+        answer=loaded_later("ember.front.api.anthropic.messages", "create_message"),
+        tasks=("generate",),
         errors=ANTHROPIC_ERRORS,
         framing=ANTHROPIC_EVENTS,
         about=Description(
@@ -172,8 +165,8 @@ ROUTES = (
     Route(
         path="/v1/messages/count_tokens",
         methods=("POST",),
-        answer=_later("ember.front.api.anthropic.messages", "count_tokens"),
-        task="generate",
+        answer=loaded_later("ember.front.api.anthropic.messages", "count_tokens"),
+        tasks=("generate",),
         errors=ANTHROPIC_ERRORS,
         about=Description(
             summary="The tokens of Anthropic's chat", body=("CountTokensRequest",), answer=("AnthropicTokens",)
@@ -183,11 +176,29 @@ ROUTES = (
         path="/invocations",
         methods=("POST",),
         answer=invoke,
-        task="generate",
+        tasks=(*get_args(PoolingTask), "generate"),
         about=Description(
-            summary="SageMaker's route: a chat or a completion, as the body is",
-            body=("ChatRequest", "CompletionRequest"),
-            answer=("ChatCompletion", "Completion"),
+            summary="SageMaker's route: the body says which of the others is meant",
+            body=(
+                "ChatRequest",
+                "CompletionRequest",
+                "EmbeddingRequest",
+                "CohereEmbedRequest",
+                "PoolRequest",
+                "ClassifyRequest",
+                "ScoreRequest",
+                "RerankRequest",
+            ),
+            answer=(
+                "ChatCompletion",
+                "Completion",
+                "Embeddings",
+                "CohereEmbeddings",
+                "PooledList",
+                "Classification",
+                "Scores",
+                "Rerank",
+            ),
             chunk=("ChatCompletionChunk", "CompletionChunk"),
         ),
     ),

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from ember.front.api.sampling_ranges import INT64_MAX
-from ember.front.api.schemas import GenerationRequest
 from ember.front.errors import bad_request
 
 
-def requested_priority(request: GenerationRequest, header: str | None) -> int:
+class Scheduled(Protocol):
+    """A body with these fields."""
+
+    @property
+    def priority(self) -> int | None: ...
+    @property
+    def cache_salt(self) -> str | None: ...
+
+
+def requested_priority(request: Scheduled, header: str | None) -> int:
     """The header `X-Vllm-Priority` wins over the field. Raises ApiError 400."""
     if header is None:
         return request.priority or 0
@@ -20,7 +30,7 @@ def requested_priority(request: GenerationRequest, header: str | None) -> int:
     return value
 
 
-def requested_cache_salt(request: GenerationRequest) -> str | None:
+def requested_cache_salt(request: Scheduled) -> str | None:
     """Requests with different salts share no cached prefix. Raises ApiError 400."""
     salt = request.cache_salt
     if salt is not None and (not 1 <= len(salt) <= 128 or any(char in salt for char in "@/\\\0")):

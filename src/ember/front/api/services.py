@@ -12,6 +12,7 @@ from ember.front.errors import ApiError
 from ember.front.link.engine import Engine, EngineError
 from ember.front.metrics import Metrics
 from ember.front.text.reasoning import ReasoningFormat
+from ember.front.text.sentence_files import SentenceFiles
 from ember.front.text.template import ChatTemplate
 from ember.front.text.tokenizer import Tokenizer
 from ember.settings import Settings
@@ -38,6 +39,7 @@ class Services:
     reasoning_format: ReasoningFormat | None = None  # None: all output is content
     tool_format: ToolFormat | None = None  # None: tools cannot be called
     kept: dict[str, Any] = field(default_factory=dict)  # what routes keep from one request to the next, by their names
+    sentences: SentenceFiles = field(default_factory=SentenceFiles)  # of a pooling model
 
     @property
     def model_name(self) -> str:

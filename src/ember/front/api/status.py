@@ -11,10 +11,15 @@ from ember.front.api.exchange import Response
 from ember.front.api.services import Services
 from ember.front.link.engine import Engine
 
+TASKS_HEADER = "X-Ember-Tasks"
+
 
 def health(engine: Engine) -> Response:
-    """200 when requests are answered, 503 while loading and when the engine is dead."""
-    return Response(200 if engine.is_ready and not engine.is_dead else 503)
+    """200 when requests are answered, with what the model does in a header; 503 while loading and when the engine is
+    dead."""
+    if not engine.is_ready or engine.is_dead:
+        return Response(503)
+    return Response(200, headers={TASKS_HEADER: ", ".join(engine.info.tasks)})
 
 
 def ping(engine: Engine) -> Response:

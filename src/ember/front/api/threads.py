@@ -12,7 +12,8 @@ from contextvars import copy_context
 from functools import cache, partial
 from typing import Any, TypeVar
 
-from ember.front.api.schemas import GenerationRequest
+from pydantic import BaseModel
+
 from ember.front.errors import ApiError
 from ember.front.text.untrusted import ABANDONMENT, Abandonment
 
@@ -34,7 +35,7 @@ _FORM_FIELDS = (
 )
 
 
-async def in_thread(request: GenerationRequest, work: Callable[..., Result], *arguments: Any) -> Result:
+async def in_thread(request: BaseModel, work: Callable[..., Result], *arguments: Any) -> Result:
     """Run the work that opens a request in a thread of the right pool. A chat template that the request brought is
     ended when the client leaves. Raises what `work` raises, and ApiError 503 when the process for such a template
     cannot be started."""

@@ -19,6 +19,9 @@ def whole_answer(answer: Response, headers: dict[str, str]) -> web.Response:
     if isinstance(answer.body, str):
         headers.setdefault("Content-Type", "text/plain; charset=utf-8")
         return web.Response(status=answer.status, body=answer.body.encode(), headers=headers)
+    if isinstance(answer.body, bytes):
+        headers.setdefault("Content-Type", "application/octet-stream")
+        return web.Response(status=answer.status, body=answer.body, headers=headers)
     return _json_answer(answer.status, answer.body, headers)
 
 

@@ -39,6 +39,13 @@ class Admission:
         self._waiting[request_id] = num_tokens
         self.num_tokens += num_tokens
 
+    def reduce(self, request_id: int, num_tokens: int) -> None:
+        """Let a request wait with fewer tokens: some of its texts are done. An unknown one is ignored."""
+        if request_id in self._waiting:
+            self._waiting[request_id] -= num_tokens
+            self.num_tokens -= num_tokens
+            self._tell()
+
     def leave(self, request_id: int) -> None:
         """Remove a request that has its first token, or is over. An unknown one is ignored."""
         if request_id in self._waiting:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
@@ -21,9 +21,10 @@ from ember.boot import Timeline
 from ember.front.errors import ApiError
 from ember.front.link.admission import Admission
 from ember.front.link.engine import EngineError
-from ember.front.link.generation import Generation, check_output
+from ember.front.link.generation import Generation
 from ember.front.link.liveness import is_ending, is_stopped
 from ember.front.link.outbox import Outbox
+from ember.front.link.pooling import PoolBatch, PooledText, PoolOptions, PoolText
 from ember.front.link.silence import Silence
 from ember.front.link.spawn import EngineProcess, spawn
 from ember.front.link.suspects import Suspects, fingerprint
@@ -59,7 +60,7 @@ class EngineClient:
         self._ready_at = 0.0
         self._transport: asyncio.Transport | None = None
         self._outbox = Outbox()
-        self._generations: dict[int, Generation] = {}
+        self._generations: dict[int, Generation | PooledText] = {}
         self._num_requests = 0
         self._suspects = Suspects()
         self._tried: dict[int, bytes] = {}  # suspects by request id, the first of which is in the engine
@@ -147,56 +148,63 @@ class EngineClient:
         )
         return self._start(request)
 
+    async def pool_many(self, texts: Sequence[PoolText], options: PoolOptions) -> list[wire.SequenceOutput]:
+        """Run texts and return their outputs, in the same order. Being cancelled aborts them. They count as one request
+        that waits. Raises ApiError as `generate` does, and a 400 where the engine says that its model does not do this
+        task."""
+        _ = self.info
+        batch_id = self._next_id()
+        self.admission.enter(batch_id, sum(len(text.token_ids) for text in texts))
+
+        def send(text: PoolText, batch: PoolBatch, position: int) -> wire.Pool:
+            request = options.request(self._next_id(), text)
+            self._submit(request)
+            self._generations[request.request_id] = PooledText(request, batch, position)
+            return request
+
+        def stop(request_id: int) -> None:
+            self._abort(request_id, None, True)
+
+        batch = PoolBatch(texts, self.info.max_num_batched_tokens, send, stop)
+        batch.on_output = lambda num_tokens: self.admission.reduce(batch_id, num_tokens)
+        try:
+            return await batch.result()
+        finally:
+            self.admission.leave(batch_id)
+
     async def pool(
-        self,
-        prompt_token_ids: list[int],
-        task: wire.PoolingTask,
-        *,
-        token_type_ids: list[int] | None = None,
-        dimensions: int | None = None,
-        use_activation: bool | None = None,
-        priority: int = 0,
-        cache_salt: str | None = None,
-        adapter: str | None = None,
+        self, prompt_token_ids: list[int], task: wire.PoolingTask, token_type_ids: Sequence[int] = (), **options: Any
     ) -> wire.SequenceOutput:
-        """Run a prompt for `task` and return its output. Being cancelled aborts the request. Raises ApiError as
-        `generate` does, and a 400 where the engine says that its model does not do this task."""
-        request = wire.Pool(
-            self._next_id(),
-            prompt_token_ids,
-            task,
-            token_type_ids=token_type_ids or [],
-            dimensions=dimensions,
-            use_activation=use_activation,
-            priority=priority,
-            cache_salt=cache_salt,
-            adapter=adapter,
+        """The same for one text. `options` are those of `PoolOptions`."""
+        (output,) = await self.pool_many(
+            [PoolText(prompt_token_ids, list(token_type_ids))], PoolOptions(task, **options)
         )
-        async with self._start(request) as generation:
-            (output,) = [output async for outputs in generation for output in outputs]
-        check_output(output)
         return output
 
     def _next_id(self) -> int:
         self._num_requests += 1
         return self._num_requests
 
-    def _start(self, request: wire.Generate | wire.Pool) -> Generation:
-        """Send a request to the engine, or hold it back while another suspect is tried. Raises ApiError."""
+    def _start(self, request: wire.Generate) -> Generation:
+        """Start a request. Raises ApiError."""
         _ = self.info
         self.admission.enter(request.request_id, len(request.prompt_token_ids))
         try:
-            if not self._hold_suspect(request):
-                self._outbox.send(request)
+            self._submit(request)
         except ApiError:
             self.admission.leave(request.request_id)
             raise
-        except ValueError as error:
-            self.admission.leave(request.request_id)
-            raise ApiError(400, f"The request holds a value that cannot be passed on: {error}") from None
         generation = Generation(request, self._abort)
         self._generations[request.request_id] = generation
         return generation
+
+    def _submit(self, request: wire.Generate | wire.Pool) -> None:
+        """Send a request to the engine, or hold it back while another suspect is tried. Raises ApiError."""
+        try:
+            if not self._hold_suspect(request):
+                self._outbox.send(request)
+        except ValueError as error:
+            raise ApiError(400, f"The request holds a value that cannot be passed on: {error}") from None
 
     async def stats(self) -> wire.Stats:
         """The engine's statistics at its next step. Raises ApiError while the engine is not ready."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from ember import wire
 from ember.front.link.generation import Generation
+from ember.front.link.pooling import PoolOptions, PoolText
 
 
 class EngineError(Exception):
@@ -31,16 +33,5 @@ class Engine(Protocol):
         cache_salt: str | None = None,
         adapter: str | None = None,
     ) -> Generation: ...
-    async def pool(
-        self,
-        prompt_token_ids: list[int],
-        task: wire.PoolingTask,
-        *,
-        token_type_ids: list[int] | None = None,
-        dimensions: int | None = None,
-        use_activation: bool | None = None,
-        priority: int = 0,
-        cache_salt: str | None = None,
-        adapter: str | None = None,
-    ) -> wire.SequenceOutput: ...
+    async def pool_many(self, texts: Sequence[PoolText], options: PoolOptions) -> list[wire.SequenceOutput]: ...
     async def stats(self) -> wire.Stats: ...

@@ -14,13 +14,12 @@ Stop = Callable[[int, int | None, bool], None]  # request id, sample (None: all)
 
 
 class Generation:
-    """One request: `sampling.n` samples, or the one output of a `Pool`. Iterate over it inside `async with`, which
-    aborts what is unfinished."""
+    """One request: `sampling.n` samples. Iterate over it inside `async with`, which aborts what is unfinished."""
 
-    def __init__(self, request: wire.Generate | wire.Pool, stop: Stop) -> None:
+    def __init__(self, request: wire.Generate, stop: Stop) -> None:
         self.request = request
         self._stop = stop
-        self._unfinished = set(range(request.sampling.n if isinstance(request, wire.Generate) else 1))
+        self._unfinished = set(range(request.sampling.n))
         self._outputs: list[wire.SequenceOutput] = []
         self._error: ApiError | None = None
         self._arrived = asyncio.Event()

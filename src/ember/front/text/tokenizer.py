@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import tokenizers
 
 from ember.front.text import prepared_tokenizer
+from ember.front.text.layout import Layout, layout_of
 from ember.front.text.panics import TokenizerPanic, is_panic, unless_panic, without_panic_lines
 from ember.front.text.template_file import MAX_TEMPLATE_BYTES
 from ember.front.text.token_pieces import ByteTable, TokenPieces, decoder_state, pieces_of, utf8
@@ -26,6 +27,7 @@ from ember.regular_file import MAX_TOKENIZER_BYTES, open_regular
 
 if TYPE_CHECKING:
     from ember.byte_level_bpe import Vocabulary
+    from ember.word_pieces import WordPieces
 
 __all__ = ["Tokenizer", "TokenizerError", "TokenizerPanic"]
 
@@ -39,7 +41,16 @@ _PROBE = (
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa                                        1111111111111111111111111111!\n"
 )
 _VOCABULARY = ("vocab.json", "merges.txt")
-_OTHER_FORMATS = ("tokenizer.model", "tekken.json", "tiktoken.model", *_VOCABULARY, "vocab.txt")
+_WORD_PIECES = "vocab.txt"
+_OTHER_FORMATS = (
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "spm.model",
+    "tekken.json",
+    "tiktoken.model",
+    *_VOCABULARY,
+)
 
 
 class Tokenizer:
@@ -61,6 +72,7 @@ class Tokenizer:
         self.bos_token_id = self._named_id("bos_token")
         self.eos_token_id = None if files.eos_token is None else backend.token_to_id(files.eos_token)
         self.pad_token_id = self._named_id("pad_token")
+        self.truncation_side = files.truncation_side
         self.is_prepared: bool | None = None  # whether it was read in its prepared form; None if it needs none
 
     @classmethod
@@ -78,7 +90,7 @@ class Tokenizer:
                 tokenizer.check(directory)
                 return tokenizer
             backend, vocabulary, is_prepared = _backend(directory, caches)
-            path = directory / ("tokenizer.json" if vocabulary is None else _VOCABULARY[0])
+            path = directory / ("tokenizer.json" if vocabulary is None else vocabulary.file)
             backend.no_truncation()
             padding = backend.padding
             backend.no_padding()
@@ -130,6 +142,26 @@ class Tokenizer:
         except TypeError:
             whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             return self._encode(whole, add_special_tokens)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode texts without the special tokens around them, on several cores. The GIL is released."""
+        try:
+            found = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        except TypeError:  # an unpaired surrogate
+            return [self.encode(text, add_special_tokens=False) for text in texts]
+        except BaseException as error:
+            raise unless_panic(error) from None
+        return [encoding.ids for encoding in found]
+
+    @cached_property
+    def single_layout(self) -> Layout:
+        """The special tokens around a text."""
+        return layout_of(self._backend, _SIMPLE)
+
+    @cached_property
+    def pair_layout(self) -> Layout:
+        """The special tokens around and between the texts of a pair."""
+        return layout_of(self._backend, _SIMPLE, _SIMPLE)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Decode a whole sequence. Invalid UTF-8 becomes U+FFFD. Ids outside the vocabulary have no text; outside
@@ -215,16 +247,20 @@ class Tokenizer:
         return None if token is None else self._backend.token_to_id(token)
 
 
-def _backend(directory: Path, caches: Sequence[Path]) -> tuple[tokenizers.Tokenizer, Vocabulary | None, bool | None]:
+def _backend(
+    directory: Path, caches: Sequence[Path]
+) -> tuple[tokenizers.Tokenizer, Vocabulary | WordPieces | None, bool | None]:
     """The library's tokenizer, the vocabulary that it was made from if there is no tokenizer.json, and `is_prepared`.
     Raises TokenizerError."""
     path = directory / "tokenizer.json"
     if not path.exists():
         check_files(directory)
         from ember.byte_level_bpe import VocabularyError, load_vocabulary
+        from ember.word_pieces import load_word_pieces
 
+        has_pairs = all((directory / name).exists() for name in _VOCABULARY)
         try:
-            vocabulary = load_vocabulary(directory)
+            vocabulary = load_vocabulary(directory) if has_pairs else load_word_pieces(directory)
         except VocabularyError as error:
             raise TokenizerError(str(error)) from None
         return vocabulary.backend, vocabulary, None
@@ -258,8 +294,11 @@ def check_files(directory: Path) -> None:
             check_kind(directory)
         except GgufError as error:
             raise TokenizerError(str(error)) from None
-    elif not (directory / "tokenizer.json").exists() and not all((directory / name).exists() for name in _VOCABULARY):
-        raise TokenizerError(_missing(directory))
+        return
+    for names in (("tokenizer.json",), _VOCABULARY, (_WORD_PIECES,)):
+        if all((directory / name).exists() for name in names):
+            return
+    raise TokenizerError(_missing(directory))
 
 
 def _of_gguf(file: Path, caches: Sequence[Path]) -> tuple[tokenizers.Tokenizer, TokenizerFiles, bool | None]:

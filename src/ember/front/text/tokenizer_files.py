@@ -40,6 +40,7 @@ class TokenizerFiles:
     added_tokens: list[AddedToken]  # to be added to the tokenizer, in this order
     chat_template: str | dict[str, str] | None
     split_special_tokens: bool  # whether the text of a special token is encoded as ordinary text
+    truncation_side: str = "right"  # where a text that is too long is cut, if the request does not say
 
 
 def read_tokenizer_files(
@@ -89,6 +90,7 @@ def _read_files(
         added_tokens=list(tokens.values()),
         chat_template=_chat_template(directory, config),
         split_special_tokens=bool(config.get("split_special_tokens", False)),
+        truncation_side="left" if config.get("truncation_side") == "left" else "right",
     )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ember.front.api.exchange import EventStream, Request, Response
+from ember.front.api.route import NO_ROUTE
 from ember.front.api.router import Router
 from ember.front.errors import ApiError, internal_error
 from ember.front.worker.coalesce import ANY_SIZE, BatchSizes, Pieces
@@ -154,7 +155,8 @@ class JobRun:
     def _form_of(self, stream: bool, is_native: bool) -> Form:
         if is_native:
             return TokenLists(self._route)
-        if not stream:
+        never_streams = self._route is not NO_ROUTE and not self._route.about.chunk
+        if not stream or never_streams:
             return Whole(self._route)
         return StreamText(self._route) if self._handling.raw else ParsedChunks(self._route)
 

@@ -6,6 +6,7 @@ An input has one of these shapes. The first that matches is used:
 2. `openai_route` alone, or with an empty `openai_input`                           -> GET
 3. `route`, `body`?, `method`?                                                     -> POST with a body, else GET
 4. `messages` or `prompt`, with `sampling_params`? and `stream`?                   -> POST to the route of that field
+5. `query` with `docs` or `documents`, or `input`                                  -> the same, for pooling models
 
 The route of a field is the route whose record names that field (`Route.job_field`).
 """
@@ -28,12 +29,14 @@ from ember.front.worker.coalesce import BatchSizes
 _ALLOWED = (
     "the job input must contain one of: `openai_route` with `openai_input` (an OpenAI request; without the input, a "
     "GET such as /v1/models), `route` with `body` and `method`, `messages` or `prompt` (with `sampling_params` and "
-    "`stream`)"
+    "`stream`), `input` (to embed), `query` with `docs` or `documents` (to rerank)"
 )
 _METHODS = ("GET", "POST", "DELETE")
 # Keys of the native shape that the worker reads itself. Every other key is a field of the request.
 _BATCH_SIZES = frozenset({"max_batch_size", "min_batch_size", "batch_size_growth_factor"})
 _CONTROL = _BATCH_SIZES | {"messages", "prompt", "sampling_params", "apply_chat_template", "use_openai_format"}
+# Fields of a rerank in the native shape under their names in other workers.
+_RERANK_NAMES = {"docs": "documents", "return_docs": "return_documents"}
 # For each shape with a whole request, the keys that are read. Others have no effect.
 _BESIDE = {
     "openai_input": _BATCH_SIZES | {"openai_input", "openai_route"},
@@ -90,7 +93,8 @@ def parse_input(
     if method == "POST" and body is not None and body.get("model") in (None, ""):
         body = {**body, "model": model}
     stream = _is_true((body or {}).get("stream"))
-    as_tokens = native_tokens and _is_native(job_input) and not _is_true(job_input.get("use_openai_format"))
+    is_native = _is_native(job_input) and _native_field(job_input) in ("messages", "prompt")
+    as_tokens = native_tokens and is_native and not _is_true(job_input.get("use_openai_format"))
     if as_tokens and body is not None:
         body = _for_tokens(body, stream)
     return QueueJob(
@@ -120,8 +124,7 @@ def asked_route(job_input: Any, router: Router) -> Route:
     named = job_input.get("openai_route") or (None if job_input.get("openai_input") else job_input.get("route"))
     if isinstance(named, str):
         return router.find("POST", _split_route(named)[0]).route
-    is_prompt = job_input.get("prompt") is not None and job_input.get("messages") is None
-    return router.for_job_field("prompt" if is_prompt else "messages") or NO_ROUTE
+    return router.for_job_field(_native_field(job_input) or "messages") or NO_ROUTE
 
 
 def _check_is_json(job_input: dict[str, Any]) -> None:
@@ -171,9 +174,27 @@ def _request_of(job_input: dict[str, Any], router: Router) -> tuple[str, str, di
         return "GET", route, None
     if job_input.get("route"):
         return _generic(job_input)
-    if job_input.get("messages") is not None or job_input.get("prompt") is not None:
+    field = _native_field(job_input)
+    if field in ("messages", "prompt"):
         return ("POST", *_native(job_input, router))
+    if field is not None:
+        return "POST", _path_for(field, router), _native_texts(job_input, field)
     raise bad_request(_ALLOWED, "input")
+
+
+def _native_field(job_input: dict[str, Any]) -> str | None:
+    """The field that tells the route of a job in the native shape."""
+    return next((name for name in ("messages", "prompt", "query", "input") if job_input.get(name) is not None), None)
+
+
+def _native_texts(job_input: dict[str, Any], field: str) -> dict[str, Any]:
+    """The body of a request for a pooling model."""
+    body = {key: value for key, value in job_input.items() if key not in _CONTROL}
+    if field == "query":
+        body = {_RERANK_NAMES.get(key, key): value for key, value in body.items()}
+        if "return_docs" in job_input or "docs" in job_input:  # the worker with these names leaves documents out
+            body.setdefault("return_documents", False)
+    return body
 
 
 def _name_ignored(job_input: dict[str, Any]) -> None:

@@ -153,6 +153,9 @@ def json_body(response: Response) -> Any:
         raise ApiError(response.status, str(response.body or response.status))
     if response.body is None:
         return {"status": "ok"}
+    if isinstance(response.body, bytes):
+        message = "A queue carries no answer in bytes; ask for encoding_format 'base64' or 'float'."
+        raise ApiError(400, message, param="encoding_format")
     return orjson.loads(orjson.dumps(response.body, option=orjson.OPT_NON_STR_KEYS))
 
 

@@ -1,0 +1,163 @@
+"""From queries and documents to the token ids of pairs for a cross-encoder, or of single texts. Runs in a thread.
+
+A pair has one of three forms: a score template renders it, the tokenizer puts its separators around the two texts, or
+the document follows the query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ember.front.api.pooling.schemas import PairRequest
+from ember.front.api.pooling.texts import Limits, encoded, requested_limits, text_tokens
+from ember.front.api.services import Services
+from ember.front.errors import bad_request
+from ember.front.link.pooling import PoolText
+from ember.front.text.layout import Layout, cut, longest_first
+from ember.front.text.score_template import score_template
+from ember.front.text.template import ChatTemplate
+from ember.front.text.template_error import TemplateError
+from ember.front.text.tokenizer import Tokenizer
+from ember.wire import Ready
+
+_NO_SPECIAL = Layout(((), (), ()), ((), (), ()), (0, 0), (0, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class PairLimits:
+    """How long a pair and each of its sides may be."""
+
+    whole: Limits
+    query_tokens: int | None  # None: no limit
+    document_tokens: int | None
+    names: tuple[str, str]  # of the two sides in the body
+
+    def cut(self, query: list[int], document: list[int]) -> tuple[list[int], list[int]]:
+        if self.query_tokens is not None:
+            query = query[: self.query_tokens]
+        if self.document_tokens is not None:
+            document = document[: self.document_tokens]
+        return query, document
+
+
+def pair_limits(request: PairRequest, services: Services, info: Ready, names: tuple[str, str]) -> PairLimits:
+    """Raises ApiError 400."""
+    for name in ("max_tokens_per_query", "max_tokens_per_doc"):
+        value = getattr(request, name)
+        if value and value >= info.max_model_len:
+            message = f"{name} ({value}) must be less than max_model_len ({info.max_model_len})."
+            raise bad_request(message, name)
+    whole = requested_limits(request, services.tokenizer, info)
+    return PairLimits(whole, request.max_tokens_per_query or None, request.max_tokens_per_doc or None, names)
+
+
+def side_texts(
+    queries: Sequence[str], documents: Sequence[str], services: Services, limits: PairLimits
+) -> list[PoolText]:
+    """All queries, then all documents, for a model that embeds each alone. Raises ApiError 400."""
+    found = []
+    for texts, limit, name in zip(
+        (queries, documents), (limits.query_tokens, limits.document_tokens), limits.names, strict=True
+    ):
+        cut_texts = _cut_texts(texts, limit, services, limits.whole, name)
+        found += text_tokens(cut_texts, services, limits.whole, True, name)
+    return found
+
+
+def pair_texts(
+    queries: Sequence[str],
+    documents: Sequence[str],
+    request: PairRequest,
+    services: Services,
+    limits: PairLimits,
+) -> list[PoolText]:
+    """The pair of each document with its query, or with the only one. Raises ApiError 400."""
+    template = score_template(
+        services.tokenizer, services.settings.custom_chat_template, limits.whole.info.architecture
+    )
+    if template is not None:
+        return _rendered(queries, documents, template, request, services, limits)
+    tokenizer = services.tokenizer
+    if request.instruction is not None:
+        raise bad_request("instruction needs a score template, which this model does not have.", "instruction")
+    # The text before it is guarded is cut on the right, as a pair whose side is too long has no other use.
+    sides = [
+        encoded(texts, services, limits.whole, name)
+        for texts, name in zip((queries, documents), limits.names, strict=True)
+    ]
+    if has_separator(tokenizer):
+        layout = tokenizer.pair_layout
+    else:
+        single = tokenizer.single_layout
+        first, last = single.special[0], single.special[-1]
+        layout = Layout((first, (), last), ((0,) * len(first), (), (0,) * len(last)), (0, 0), (0, 1))
+    pooling = limits.whole.info.pooling
+    with_types = pooling is not None and pooling.has_token_types
+    found = []
+    for position, document in enumerate(sides[1]):
+        query = sides[0][0] if len(queries) == 1 else sides[0][position]
+        query, document = limits.cut(query, document)
+        query, document = _cut_pair(query, document, layout, limits.whole)
+        whole = layout.join(query, document)
+        limits.whole.check(whole, limits.names[1], position)
+        types = layout.types(query, document) if with_types else []
+        found.append(PoolText(whole, types if any(types) else []))
+    return found
+
+
+def has_separator(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer separates the texts of a pair, as those of encoders do."""
+    between = tokenizer.pair_layout.special[1]
+    names = ("sep_token", "eos_token")
+    ends = {tokenizer.token_id(token) for name in names if (token := tokenizer.special_tokens.get(name)) is not None}
+    return bool(ends.intersection(between))
+
+
+def _cut_pair(query: list[int], document: list[int], layout: Layout, whole: Limits) -> tuple[list[int], list[int]]:
+    """Cut a pair that is too long, its longer text first."""
+    if whole.side is None:
+        return query, document
+    most = max(0, whole.num_kept - layout.num_special)
+    num_query, num_document = longest_first((len(query), len(document)), most)
+    return cut(query, num_query, whole.side), cut(document, num_document, whole.side)
+
+
+def _rendered(
+    queries: Sequence[str],
+    documents: Sequence[str],
+    template: ChatTemplate,
+    request: PairRequest,
+    services: Services,
+    limits: PairLimits,
+) -> list[PoolText]:
+    queries = _cut_texts(queries, limits.query_tokens, services, limits.whole, limits.names[0])
+    documents = _cut_texts(documents, limits.document_tokens, services, limits.whole, limits.names[1])
+    variables: dict[str, Any] = dict(request.chat_template_kwargs or {})
+    if request.instruction is not None:
+        variables["instruction"] = request.instruction
+    texts = []
+    for position, document in enumerate(documents):
+        query = queries[0] if len(queries) == 1 else queries[position]
+        messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]
+        try:
+            texts.append(template.render(messages, add_generation_prompt=True, **variables))
+        except (TemplateError, TypeError) as error:  # a variable of a reserved name
+            raise bad_request(f"The score template failed: {error}", limits.names[1]) from None
+    bos = services.tokenizer.special_tokens.get("bos_token")
+    has_special = bos is not None and texts[0].startswith(bos)
+    return text_tokens(texts, services, limits.whole, not has_special, limits.names[1])
+
+
+def _cut_texts(
+    texts: Sequence[str], num_tokens: int | None, services: Services, whole: Limits, name: str
+) -> Sequence[str]:
+    """Each text with at most so many tokens, as text again."""
+    if num_tokens is None:
+        return texts
+    tokenizer = services.tokenizer
+    return [
+        text if len(token_ids) <= num_tokens else tokenizer.decode(token_ids[:num_tokens])
+        for text, token_ids in zip(texts, encoded(texts, services, whole, name), strict=True)
+    ]

@@ -1,0 +1,92 @@
+"""The routes of pooling models. Their modules are imported at the first request, so that no other boot waits for
+them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ember.front.api.route import Description, ErrorForm, Handler, Route, loaded_later
+from ember.front.errors import ApiError
+
+
+def cohere_error(error: ApiError) -> dict[str, Any]:
+    return {"message": error.message}
+
+
+COHERE_ERRORS = ErrorForm(cohere_error, "CohereError")
+
+
+_ROOM = "ember.front.api.pooling"
+_embeddings = loaded_later(f"{_ROOM}.embeddings", "create_embeddings")
+_pooling = loaded_later(f"{_ROOM}.embeddings", "create_pooling")
+_classify = loaded_later(f"{_ROOM}.classify", "create_classification")
+_score = loaded_later(f"{_ROOM}.score", "create_score")
+_rerank = loaded_later(f"{_ROOM}.score", "create_rerank")
+_cohere_rerank = loaded_later(f"{_ROOM}.score", "create_cohere_rerank")
+_cohere_embed = loaded_later(f"{_ROOM}.cohere", "create_cohere_embeddings")
+
+
+def invoked(body: dict[str, Any], tasks: tuple[str, ...]) -> Handler | None:
+    """The handler of a pooling body that names no route; None if no field tells what it asks for."""
+    if body.get("query") is not None and body.get("documents") is not None:
+        return _rerank
+    if body.get("texts") is not None or body.get("inputs") is not None:
+        return _cohere_embed
+    if any(body.get(name) is not None for name in ("text_1", "queries", "data_1")):
+        return _score
+    if body.get("input") is None and body.get("messages") is None:
+        return None
+    if body.get("task") is not None and "embed" not in tasks:
+        return _pooling
+    return _embeddings if "embed" in tasks else _classify if "classify" in tasks else _pooling
+
+
+def _scoring(path: str, answer: Handler, **fields: Any) -> Route:
+    is_rerank = path.endswith("rerank")
+    about = Description(
+        summary="Sort documents by a query" if is_rerank else "Score pairs of texts",
+        body=("RerankRequest",) if is_rerank else ("ScoreRequest",),
+        answer=("Rerank",) if is_rerank else ("Scores",),
+    )
+    return Route(path=path, methods=("POST",), answer=answer, tasks=("score", "embed"), about=about, **fields)
+
+
+POOLING_ROUTES = (
+    Route(
+        path="/v1/embeddings",
+        methods=("POST",),
+        answer=_embeddings,
+        tasks=("embed",),
+        job_field="input",
+        about=Description(summary="Embed texts", body=("EmbeddingRequest",), answer=("Embeddings",)),
+    ),
+    Route(
+        path="/v2/embed",
+        methods=("POST",),
+        answer=_cohere_embed,
+        tasks=("embed",),
+        errors=COHERE_ERRORS,
+        about=Description(
+            summary="Embed texts, in Cohere's form", body=("CohereEmbedRequest",), answer=("CohereEmbeddings",)
+        ),
+    ),
+    Route(
+        path="/pooling",
+        methods=("POST",),
+        answer=_pooling,
+        tasks=("embed", "token_embed", "classify", "token_classify", "score"),
+        about=Description(summary="Vectors of texts or of their tokens", body=("PoolRequest",), answer=("PooledList",)),
+    ),
+    Route(
+        path="/classify",
+        methods=("POST",),
+        answer=_classify,
+        tasks=("classify",),
+        about=Description(summary="Classify texts", body=("ClassifyRequest",), answer=("Classification",)),
+    ),
+    _scoring("/score", _score),
+    _scoring("/v1/score", _score),
+    _scoring("/rerank", _rerank, job_field="query"),
+    _scoring("/v1/rerank", _rerank),
+    _scoring("/v2/rerank", _cohere_rerank, errors=COHERE_ERRORS),
+)

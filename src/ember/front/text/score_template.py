@@ -1,0 +1,48 @@
+"""Score templates: how a reranker made of a language model wants a query and a document in one prompt.
+
+A template is rendered with two messages, whose roles are `query` and `document`, and may read `instruction`. A model's
+own chat template counts as one only if it names both roles: most models have that of the chat model they were made
+from.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from ember.front.text.template import ChatTemplate
+from ember.front.text.tokenizer import Tokenizer
+
+_ROLES = (re.compile(r"""["']query["']"""), re.compile(r"""["']document["']"""))
+
+# The prompts of models whose repositories have no template for them, by the class of the model and a token that only
+# tokenizers of its family have.
+_QWEN3 = (
+    "{% set instruction = instruction | default('Given a web search query, retrieve relevant passages that answer the "
+    "query') %}"
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+    "<Instruct>: {{ instruction }}\n<Query>: {{ messages[0]['content'] }}\n<Document>: {{ messages[1]['content'] }}"
+    "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+)
+_KNOWN = (("Qwen3For", "<|im_start|>", _QWEN3),)
+
+
+def score_template(tokenizer: Tokenizer, custom: str | None, architecture: str) -> ChatTemplate | None:
+    """The template of the deployment (CUSTOM_CHAT_TEMPLATE), the model's own, or the one known for its class; None if
+    pairs are tokenised as pairs. Raises TemplateError for a custom one that is no template."""
+    own = tokenizer.chat_template
+    source = own if isinstance(own, str) else None
+    return _chosen(source, custom, architecture, tokenizer)
+
+
+@lru_cache(maxsize=4)
+def _chosen(own: str | None, custom: str | None, architecture: str, tokenizer: Tokenizer) -> ChatTemplate | None:
+    if custom is not None:
+        return ChatTemplate.choose(None, tokenizer.special_tokens, custom)
+    if own is not None and all(role.search(own) for role in _ROLES):
+        return ChatTemplate(own, tokenizer.special_tokens)
+    for prefix, token, source in _KNOWN:
+        if architecture.startswith(prefix) and tokenizer.token_id(token) is not None:
+            return ChatTemplate(source, tokenizer.special_tokens)
+    return None

@@ -1,0 +1,55 @@
+"""What the files of sentence-transformers say about texts: named prompts, and lower case.
+
+Prompts are texts such as "query: " that a model wants before its input. They are in config_sentence_transformers.json.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ember import untrusted_json
+from ember.regular_file import MAX_JSON_BYTES
+from ember.untrusted_json import UntrustedJsonError
+
+log = logging.getLogger(__name__)
+
+PROMPTS_FILE = "config_sentence_transformers.json"
+TEXT_FILE = "sentence_bert_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class SentenceFiles:
+    """The part of the files that concerns the text of a request."""
+
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None  # of a request that names none
+    lower_case: bool = False  # whether texts are lower-cased before they are tokenised
+
+    def prompt(self, name: str | None) -> str:
+        """The text of a named prompt, which must exist, or of the default one."""
+        name = self.default_prompt_name if name is None else name
+        return "" if name is None else self.prompts[name]
+
+
+def read_sentence_files(directory: Path) -> SentenceFiles:
+    """Read the files of a model. One that is missing or broken says nothing; a broken one is logged."""
+    config = _read(directory / PROMPTS_FILE)
+    given = config.get("prompts")
+    prompts = given if isinstance(given, dict) else {}
+    prompts = {name: text for name, text in prompts.items() if isinstance(text, str)}
+    default = config.get("default_prompt_name")
+    if not isinstance(default, str) or default not in prompts:
+        default = None
+    return SentenceFiles(prompts, default, _read(directory / TEXT_FILE).get("do_lower_case") is True)
+
+
+def _read(path: Path) -> dict[str, object]:
+    if not path.parent.is_dir():  # a GGUF file
+        return {}
+    try:
+        return untrusted_json.read_object(path, MAX_JSON_BYTES) or {}
+    except UntrustedJsonError as error:
+        log.warning("%s cannot be read and is ignored (%s): download the file again", path, error)
+        return {}
