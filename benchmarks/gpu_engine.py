@@ -4,7 +4,8 @@
 
 decode: tokens/s at several batch sizes after prompts of 1k, the share of what reading weights and cache allows, and how
 much of a step the device waits for the host. prefill: tokens/s at 1k and 8k, the share of the measured matmul rate.
-first: time to the first token of one prompt of 1k. workload: nano-vllm's (256 requests, 100 to 1024 tokens in and out,
+first: time to the first token of one prompt of 1k. mixed: what the host needs to launch steps of decodes and a prompt,
+kernel by kernel and from a graph. workload: nano-vllm's (256 requests, 100 to 1024 tokens in and out,
 temperature 0.6, no end token). profile: the kernels that take most of a decode step and of a prompt's. peer: the
 workload in transformers. Ceilings, a copy of 1 GiB and a bfloat16 matmul of 8192^3, are measured in the same run. Rows
 are printed when they are known; `--rows FILE` adds them to a file.
@@ -41,8 +42,9 @@ if TYPE_CHECKING:
     from ember.engine.models.decoder import Decoder
     from ember.wire import SamplingParams
 
-PARTS = ("decode", "prefill", "first", "workload", "profile", "peer")
+PARTS = ("decode", "prefill", "first", "mixed", "workload", "profile", "peer")
 REPEATS = 3
+MIXED_STEPS = 24
 PROFILED_STEPS, PROFILED_KERNELS = 8, 12
 
 
@@ -57,9 +59,10 @@ class Sizes:
     requests: int = 256
     shortest: int = 100
     longest: int = 1024
+    mixed: int = 64
 
 
-DRY = Sizes(context=24, output=8, prefills=(24, 96), batches=(1, 4), requests=6, shortest=4, longest=24)
+DRY = Sizes(context=24, output=8, prefills=(24, 96), batches=(1, 4), requests=6, shortest=4, longest=24, mixed=4)
 
 
 def main() -> None:
@@ -119,6 +122,9 @@ def _measure_engine(engine: Engine, parts: list[str], sizes: Sizes, ceilings: Ce
     if "prefill" in parts:
         for length in sizes.prefills:
             yield _prefill(engine, length, ceilings)
+    if "mixed" in parts:
+        for from_graph in (False, True):
+            yield _mixed(engine, sizes, from_graph)
     if "workload" in parts:
         yield _workload(engine, sizes)
     if "profile" in parts:
@@ -210,6 +216,50 @@ def _decode(engine: Engine, batch: int, sizes: Sizes, ceilings: Ceilings) -> Row
         busy = statistics.median(device)
         row |= {"step_seconds": step, "device_seconds": busy, "device_waits": max(0.0, 1 - busy / step)}
     return row
+
+
+def _mixed(engine: Engine, sizes: Sizes, from_graph: bool) -> Row:
+    """The host's time to launch a step of decodes and a prompt of as many tokens, until the last launch is done."""
+    from ember.engine.core.gpu.device_runner import DeviceRunner
+    from ember.wire import Generate
+
+    runner: Any = engine.runner
+    seconds: list[float] = []
+    launch = runner.launch
+
+    def timed(step: Any) -> Any:
+        started = time.perf_counter()
+        launched = launch(step)
+        seconds.append(time.perf_counter() - started)
+        return launched
+
+    count = sizes.mixed
+    prompts = _prompts(engine, [count] * (count + MIXED_STEPS), seed=1)
+    for i, prompt in enumerate(prompts[:count]):
+        engine.add(Generate(i, prompt, _greedy(MIXED_STEPS + 8)))
+    while engine.scheduler.waiting:
+        engine.step()
+    runner.launch = timed
+    if not from_graph and isinstance(runner, DeviceRunner):
+        runner.mixed_graphs.size_for = lambda step: None  # type: ignore[method-assign]
+    try:
+        for i, prompt in enumerate(prompts[count:], count):
+            engine.add(Generate(i, prompt, _greedy(1)))
+            engine.step()
+    finally:
+        del runner.launch
+        vars(getattr(runner, "mixed_graphs", runner)).pop("size_for", None)
+    while engine.has_work:
+        engine.step()
+    step = statistics.median(seconds)
+    a_layer = 1e6 * step / engine.runner.model.config.num_layers
+    return {
+        "part": "mixed",
+        "decodes": count,
+        "from_graph": from_graph,
+        "seconds": step,
+        "microseconds_a_layer": a_layer,
+    }
 
 
 def _unread_bytes(model: Decoder) -> int:

@@ -11,7 +11,7 @@ PARTS = ("tests", "engine", "sweep", "boot", "kernels", "profile")
 # How many sequences decode at a time, by model.
 BATCHES = {"qwen3-0.6b": (1, 8, 64, 256), "llama-3.1-8b": (1, 8, 64, 256), "qwen3-32b": (1, 8, 64)}
 PROFILED_BATCHES = (1, 64)
-ENGINE_PARTS = ("first", "decode", "prefill", "workload", "peer")
+ENGINE_PARTS = ("first", "decode", "mixed", "prefill", "workload", "peer")
 TESTS = ("tests/kernels", "tests/device_step")
 LIMITS_S = {"tests": 150, "engine": 150, "sweep": 90, "boot": 75, "kernels": 110, "profile": 45}
 MISSES = "misses.txt"

@@ -1,4 +1,5 @@
 """A plugin for pytest: each test that fails is written and printed when it has failed, and the counts at the end.
+Counts so far are printed after every `_OFTEN` tests.
 
 A time limit then costs only the tests that had not run. EMBER_TEST_ROWS names the file of rows.
 """
@@ -16,6 +17,7 @@ from benchmarks.rows import RowFile
 
 _counts: Counter[str] = Counter()
 _TEXT = 3000  # characters of a failure that are kept
+_OFTEN = 50
 
 
 def _file() -> RowFile:
@@ -35,6 +37,8 @@ def pytest_runtest_logreport(report: Any) -> None:
         text = str(report.longrepr)[-_TEXT:]
         print(f"\nFAILED {report.nodeid}\n{text}", flush=True)
         _file().add({"part": "test", "name": report.nodeid, "outcome": report.outcome, "text": text})
+    if _counts.total() % _OFTEN == 0:
+        print(f"\n{', '.join(f'{count} {outcome}' for outcome, count in sorted(_counts.items()))}", flush=True)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -43,6 +43,14 @@ def _cells(row: Row, peers: dict[str, float]) -> tuple[str, str, str] | None:
             return f"prefill, prompts of {row['prompt']}", rate, f"{share:.0f} % of the matmul rate"
         case "first":
             return f"first token, prompt of {row['prompt']}", f"{1000 * row['seconds']:.1f} ms", ""
+        case "mixed":
+            how = "from a graph" if row["from_graph"] else "kernel by kernel"
+            figure = f"{1e6 * row['seconds']:.0f} us of the host"
+            return (
+                f"{row['decodes']} decodes and a prompt, {how}",
+                figure,
+                f"{row['microseconds_a_layer']:.0f} us a layer",
+            )
         case "workload":
             peer = peers.get(row["model"])
             return "nano-vllm's workload", rate, f"{row['tokens_per_second'] / peer:.2f}x transformers" if peer else ""
