@@ -157,6 +157,35 @@ def test_command_line_beats_environment_beats_file(monkeypatch, tmp_path):
     assert (settings.model_name, settings.max_model_len, settings.block_size) == ("from-file", 200, 64)
 
 
+def test_a_command_line_of_vllm(monkeypatch):
+    monkeypatch.setenv("MAX_MODEL_LEN", "200")
+    monkeypatch.setenv("BLOCK_SIZE", "32")
+    line = "--max-model-len 300 --served-model-name a 'b' --no-enable-prefix-caching --model=m/n --max_num_seqs=5 "
+    line += """-q awq --hf-overrides '{"a": 1}' --enforce-eager --seed -1 --block-size='' --port 1 --port 9"""
+    monkeypatch.setenv("VLLM_EXTRA_ARGS", line)
+    settings = load_settings({"seed": 3})
+    assert (settings.max_model_len, settings.served_model_name, settings.model_name) == (300, ["a", "b"], "m/n")
+    assert (settings.enable_prefix_caching, settings.enforce_eager, settings.max_num_seqs) == (False, True, 5)
+    assert (settings.quantization, settings.hf_overrides) == ("awq", {"a": 1})
+    assert (settings.seed, settings.block_size, settings.port) == (3, 32, 9)
+    assert warn_unused() == []
+    extra = {"VLLM_EXTRA_ARGS": "-tp 2 -pp 1 --novel x --swap-space=4 --compilation-config.mode 3"}
+    lines = warn_unused(extra)
+    named = ["-tp", "--novel", "--swap-space", "--compilation-config.mode"]
+    assert [line.partition(" in VLLM_EXTRA_ARGS has no effect: ")[0] for line in lines] == named
+    assert [line.partition("effect: ")[2] for line in lines][1:3] == ["unknown setting", KNOWN_UNUSED["SWAP_SPACE"]]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"), [("--api-key 'planted", "closing quotation"), ("planted --x", "before every")]
+)
+def test_a_command_line_that_is_none(monkeypatch, line, says):
+    monkeypatch.setenv("VLLM_EXTRA_ARGS", line)
+    with pytest.raises(SettingsError, match=f"^VLLM_EXTRA_ARGS: .*{says}") as caught:
+        load_settings()
+    assert "planted" not in str(caught.value)
+
+
 @pytest.mark.parametrize("field", Settings.model_fields)
 def test_the_file_has_every_setting_under_the_names_of_its_flags_and_variables(monkeypatch, tmp_path, caplog, field):
     file = tmp_path / "config.yaml"

@@ -64,7 +64,7 @@ _GROUPS: dict[str, str] = {
     ),
     "there is no sleep mode; the platform stops idle workers": "ENABLE_SLEEP_MODE",
     "the engine is configured by the settings of this worker alone": (
-        "ADDITIONAL_CONFIG VLLM_EXTRA_ARGS VLLM_USE_DEEP_GEMM VLLM_USE_V1"
+        "ADDITIONAL_CONFIG VLLM_USE_DEEP_GEMM VLLM_USE_V1"
     ),
     # --- the API
     "formats of tool calls and of reasoning are data of Ember; choose one with TOOL_CALL_PARSER or REASONING_PARSER": (

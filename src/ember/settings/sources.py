@@ -1,4 +1,5 @@
-"""Where the values of settings come from: command line > environment > YAML file (`VLLM_CONFIG_FILE`) > defaults.
+"""Where the values of settings come from: command line > `VLLM_EXTRA_ARGS` > environment > YAML file
+(`VLLM_CONFIG_FILE`) > defaults.
 
 What is empty or blank counts as unset. A value that cannot be used raises `SettingsError`.
 """
@@ -12,6 +13,8 @@ from typing import Any
 
 from pydantic import SecretStr, ValidationError
 
+from ember.settings.extra_args import NAME as EXTRA_ARGS
+from ember.settings.extra_args import read_extra_args
 from ember.settings.fields import Settings, variable_names
 from ember.settings.known import KNOWN_UNUSED, is_met_anyway
 from ember.settings.values import is_blank
@@ -26,7 +29,7 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
 
     Raises SettingsError.
     """
-    values = dict(_yaml_values())
+    values = {**_yaml_values(), **_extra_values()}
     given = {field: value for field, value in (overrides or {}).items() if value is not None}
     values.update({field: value for field, value in given.items() if not is_blank(field, value)})
     try:
@@ -62,11 +65,37 @@ def warn_unused(environ: Mapping[str, str] = os.environ) -> list[str]:
         for name in names
         if not is_met_anyway(name, environ[name])
     ]
+    by_name = _fields_by_name()
     path, entries = _yaml_entries(environ)
     for key, name, field, value in entries:
         if field is None and not is_met_anyway(name, value):
             lines.append(f"{key} in {path} has no effect: {KNOWN_UNUSED.get(name, 'unknown setting')}")
+    for flag, name, value in _extra_args(environ):
+        if name not in by_name and not is_met_anyway(name, value):
+            lines.append(f"{flag} in {EXTRA_ARGS} has no effect: {KNOWN_UNUSED.get(name, 'unknown setting')}")
     return lines
+
+
+def _extra_values() -> dict[str, Any]:
+    """Values of VLLM_EXTRA_ARGS as field names. Of a flag that stands there twice the last one holds."""
+    by_name = _fields_by_name()
+    given = [(name, value) for _, name, value in _extra_args(os.environ) if not is_blank(name, value)]
+    return {by_name[name]: value for name, value in given if name in by_name}
+
+
+def _extra_args(environ: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """The flags of VLLM_EXTRA_ARGS. Raises SettingsError."""
+    line = environ.get(EXTRA_ARGS, "").strip()
+    try:
+        return read_extra_args(line)
+    except ValueError as error:
+        advice = "it must be flags of `vllm serve`, such as `--max-model-len 4096`, or be unset"
+        raise SettingsError(f"{EXTRA_ARGS}: {str(error).lower()}; {advice}") from None  # it may hold a key
+
+
+def _fields_by_name() -> dict[str, str]:
+    """From the names of variables, aliases among them, to fields."""
+    return {name: field for field in Settings.model_fields for name in (*variable_names(field), field.upper())}
 
 
 def _yaml_values() -> dict[str, Any]:
@@ -98,7 +127,7 @@ def _yaml_entries(environ: Mapping[str, str]) -> tuple[str, list[tuple[Any, str,
         raise SettingsError(f"VLLM_CONFIG_FILE={path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise SettingsError(f"VLLM_CONFIG_FILE={path} must hold a mapping of setting names to values")
-    by_name = {name: field for field in Settings.model_fields for name in (*variable_names(field), field.upper())}
+    by_name = _fields_by_name()
     named = [(key, str(key).replace("-", "_").upper(), value) for key, value in content.items()]
     entries = [
         (key, name, by_name.get(name), value)
