@@ -131,7 +131,7 @@ $(VENV)/.runtime: pyproject.toml constraints.txt builder/environment.py
 	@touch $@
 
 # Without a compiler this says so, and the worker runs on torch's operators.
-$(VENV)/.library: $(VENV)/.runtime $(wildcard kernels/ember_cpu/*.c kernels/ember_cpu/*.h kernels/ember_cpu/*.py)
+$(VENV)/.library: $(VENV)/.runtime $(wildcard kernels/ember_cpu/*.c kernels/ember_cpu/text/*.c kernels/ember_cpu/*.h kernels/ember_cpu/*.py)
 	@$(BIN)/python -m ember_cpu.build || true
 	@touch $@
 

@@ -42,18 +42,23 @@ class Variant:
         return cpu_flags().issuperset(self.flags)
 
     def fault(self, folder: Path = HERE) -> str | None:
-        """Why the library file cannot be used; None if it can. Loading a truncated file would crash the process."""
-        file = library_file(self.name, folder)
-        try:
-            content = file.read_bytes()
-        except OSError:
-            return f"{file.name} does not exist"
-        if len(content) < 64 or content[:6] != b"\x7fELF\x02\x01":
-            return f"{file.name} is not a 64-bit ELF library"
-        (sections,), (size, count) = struct.unpack_from("<Q", content, 40), struct.unpack_from("<2H", content, 58)
-        if len(content) < sections + size * count:  # section headers are at the end (System V ABI, chapter 4)
-            return f"{file.name} is truncated"
-        return None if self.build(folder).encode() in content else f"{file.name} was built from other sources"
+        """Why the library file cannot be used; None if it can."""
+        return fault_of(library_file(self.name, folder), self.build(folder))
+
+
+def fault_of(file: Path, build: str) -> str | None:
+    """Why a library file cannot be used; None if it can. `build`: its fingerprint. Loading a truncated file would crash
+    the process."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return f"{file.name} does not exist"
+    if len(content) < 64 or content[:6] != b"\x7fELF\x02\x01":
+        return f"{file.name} is not a 64-bit ELF library"
+    (sections,), (size, count) = struct.unpack_from("<Q", content, 40), struct.unpack_from("<2H", content, 58)
+    if len(content) < sections + size * count:  # section headers are at the end (System V ABI, chapter 4)
+        return f"{file.name} is truncated"
+    return None if build.encode() in content else f"{file.name} was built from other sources"
 
 
 _AVX2 = ("avx2", "fma", "bmi1", "bmi2", "f16c")

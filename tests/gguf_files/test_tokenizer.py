@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ember.gguf import tokenizer as gguf_tokenizer
 from ember.gguf.header import read_header
 from ember.gguf.pretokenizers import PRE_TOKENIZERS
 from ember.gguf.vocabulary import end_token_ids
+from ember_cpu import merges
 from tests.gguf_files.files import write_gguf
 from tests.gguf_files.vocabularies import of_tokenizer
 
@@ -187,6 +189,23 @@ def test_sentencepiece_merges_the_highest_score_first(text, pieces, tmp_path):
     assert tokenizer.vocab_entry(ids[0]) == "<s>"
     assert [tokenizer.vocab_entry(token_id) for token_id in ids[1:]] == pieces
     assert tokenizer.special_tokens == {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
+@pytest.mark.parametrize("extra", ["", "\0"])
+def test_merges_are_the_same_with_and_without_the_library(extra):
+    """It does not take tokens with a NUL, which it has between two."""
+    generator = random.Random(5)
+    letters = ["a", "b", "é", "▁", "好", "🦊"]
+    texts = {"".join(generator.choices(letters, k=generator.randint(1, 6))) for _ in range(800)}
+    tokens = [*letters, *sorted(texts - {*letters}), f"a{extra}z", ""]
+    order = generator.sample(range(len(tokens)), len(tokens) - 3)
+    found = merges.merges_of(tokens, order)
+    if merges.fault_of(merges.library_file(), merges.build()) is not None:
+        pytest.skip("the library is not compiled")
+    known = {*tokens}
+    splits = [(token[:at], token[at:]) for token in map(tokens.__getitem__, order) for at in range(1, len(token))]
+    wanted = [pair for pair in splits if known.issuperset(pair)]
+    assert len(wanted) > 100 and found == (None if extra else wanted)
 
 
 def test_sentencepiece_without_a_blank_in_front(tmp_path):

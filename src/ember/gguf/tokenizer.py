@@ -233,19 +233,21 @@ class _Vocabulary:
 
     def _merges_of_scores(self, scores: list[float]) -> list[tuple[str, str]]:
         """Every pair of tokens that together are a token, those with the highest score first."""
+        from ember_cpu.merges import merges_of  # few tokenizers need it
+
         ids, tokens, kinds = self.ids, self.tokens, self.kinds
         if sum(len(token) ** 2 for token in tokens) > _MAX_WORK:
             raise GgufError(f"{self.metadata.file}: {TOKENS} are too long for a SentencePiece tokenizer: {_ADVICE}")
-        merges: list[tuple[str, str]] = []
-        for token_id in sorted(range(len(tokens)), key=scores.__getitem__, reverse=True):
-            if kinds[token_id] != NORMAL:
-                continue
-            token = tokens[token_id]
-            for at in range(1, len(token)):
-                left = token[:at]
-                if left in ids and (right := token[at:]) in ids:
-                    merges.append((left, right))
-        return merges
+        by_score = sorted(range(len(tokens)), key=scores.__getitem__, reverse=True)
+        normal = [token_id for token_id in by_score if kinds[token_id] == NORMAL]
+        if (found := merges_of(tokens, normal)) is not None:
+            return found
+        return [
+            (left, right)
+            for token in map(tokens.__getitem__, normal)
+            for at in range(1, len(token))
+            if (left := token[:at]) in ids and (right := token[at:]) in ids
+        ]
 
     def _adds_space(self, default: bool) -> bool:
         given = self.metadata.flag("tokenizer.ggml.add_space_prefix")
