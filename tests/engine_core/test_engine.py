@@ -6,7 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from ember.engine.core.broken_weights import broken_weights
 from ember.engine.errors import ModelError
+from ember.engine.layers.block_linear import BlockLinear
 from ember.wire import Generate, SamplingParams
 from tests.engine_core.inline import greedy, make_engine, run, tokens
 from tests.engine_models.tiny import EOS_TOKEN_ID, VOCAB_SIZE, make_tiny
@@ -175,6 +177,23 @@ def test_a_request_for_an_adapter_that_is_not_loaded_is_refused_by_its_name(engi
         assert (output.finish_reason, output.error_param, output.token_ids) == ("error", "model", [])
         assert "'sql'" in output.error
     assert len(tokens(outputs[2, 0])) == 2
+
+
+def test_weights_that_are_no_numbers_are_named_after_the_first_output(tmp_path, caplog):
+    engine = make_engine(make_tiny("llama", tmp_path))
+    parts = engine.runner.model.parts
+    qkv = parts.blocks[1].mixer.qkv
+    blocks = torch.full((192, 36), 255, dtype=torch.uint8)  # Q4_0, whose scale is the first two bytes, a NaN
+    parts.blocks[1].mixer.qkv = BlockLinear(blocks, type="Q4_0", dtype=qkv.dtype)
+    assert broken_weights(engine.runner.model) == ["blocks.1.mixer.qkv"]
+    parts.blocks[1].mixer.qkv = qkv
+    parts.head.rows[0][7, 3] = math.inf
+    outputs = run(engine, [Generate(1, PROMPT, greedy(3)), Generate(2, PROMPT[:5], greedy(3))])
+    parts.head.rows[0][7, 3] = math.nan
+    outputs |= run(engine, [Generate(3, PROMPT, greedy(3))])
+    named = "NaN or infinities in head"
+    assert named in outputs[3, 0][-1].error
+    assert sum(named.removesuffix(" in head") in record.message for record in caplog.records) == 1
 
 
 def test_nan_fails_its_request_alone(engine, monkeypatch):

@@ -50,6 +50,7 @@ class Engine:
         self._sequences: dict[int, list[Sequence]] = {}  # by request id, unfinished samples only
         self._held: list[Sequence] = []  # those with `Sequence.is_held`
         self._launched: Launched | None = None  # the step whose tokens have not been read
+        self._broken_weights: list[str] | None = None  # their names; None: not searched for
         self.is_cold = True  # no token was generated yet
         self._prompt_tokens = 0
         self._generation_tokens = 0
@@ -200,7 +201,7 @@ class Engine:
             if row in result.errors:
                 outputs += self._fail_grammar(sequence, result.errors[row])
             elif result.is_broken[row]:
-                outputs.append(self._fail(sequence, "the model's output was not a number (NaN)"))
+                outputs.append(self._fail(sequence, self._fault_of_output()))
             elif result.pooled:
                 self.is_cold = False
                 outputs.append(self._end(sequence, _pooled(sequence, result.pooled[row])))
@@ -400,6 +401,19 @@ class Engine:
                 param = sequence.sampling.grammar.param
                 outputs.append(self._fail(sequence, f"`{param}` cannot be used: {compiled.error}", param))
         return outputs
+
+    def _fault_of_output(self) -> str:
+        """What is said of an output that is no number. The weights are searched after the first one."""
+        if self._broken_weights is None:
+            from ember.engine.core.broken_weights import broken_weights  # most workers never need it
+
+            self._broken_weights = broken_weights(self.runner.model)
+            named = ", ".join(self._broken_weights) or "none of the weights is the cause: all are finite"
+            log.error("the model's output was not a number (NaN); weights with NaN or infinities: %s", named)
+        message = "the model's output was not a number (NaN)"
+        if not self._broken_weights:
+            return message
+        return f"{message}: the checkpoint has NaN or infinities in {', '.join(self._broken_weights)}"
 
     def _fail_grammar(self, sequence: Sequence, error: str) -> list[SequenceOutput]:
         """End the whole request of a failed grammar with an error. A grammar may fail by itself or in combination with
