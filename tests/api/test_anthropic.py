@@ -277,6 +277,11 @@ def test_a_prompt_that_is_too_long_is_told_in_the_words_that_clients_look_for(de
     assert error.message.endswith(" tokens > 4096 maximum")
 
 
+def test_a_limit_beyond_the_context_is_what_the_context_leaves(deployment: Deployment) -> None:
+    ask(deployment, max_tokens=32_000)
+    assert deployment.engine.sampling.max_tokens == 4096 - len(deployment.engine.prompt)
+
+
 def test_names_that_stand_for_the_model() -> None:
     deployment = talking(model_aliases="claude-*, haiku")
     for name in ("claude-opus-4-5", "haiku", "org/tiny"):

@@ -28,7 +28,7 @@ def get_weather(city: str) -> str:
 def main(base_url: str) -> None:
     is_queue = "/v2/" in base_url
     client = Anthropic(base_url=base_url.removesuffix("/v1"), api_key="none", max_retries=0)
-    options: Any = {"model": "demo", "temperature": 0, "max_tokens": 200}
+    options: Any = {"model": "demo", "max_tokens": 200, "extra_body": {"temperature": 0}}
 
     def says(*contents: Any) -> Any:
         return [{"role": "user" if i % 2 == 0 else "assistant", "content": c} for i, c in enumerate(contents)]
@@ -67,7 +67,7 @@ def main(base_url: str) -> None:
     forced = client.messages.create(messages=says("Hello"), tools=[TOOL], tool_choice={"type": "any"}, **options)
     assert forced.stop_reason == "tool_use", forced
     try:
-        client.messages.create(messages=says(QUESTION), **{**options, "temperature": -1})
+        client.messages.create(messages=says(QUESTION), **{**options, "extra_body": {"temperature": -1}})
     except (BadRequestError, InternalServerError) as error:
         assert isinstance(error, InternalServerError) == is_queue, error
         assert "temperature" in str(error), error

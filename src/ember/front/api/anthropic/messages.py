@@ -32,6 +32,8 @@ async def create_message(services: Services, raw_request: Request) -> Response |
     request = await parse_body(MessagesRequest, raw_request.body)
     services.check_model(request.model)
     body, ignored = chat_body(request, services)
+    # Clients have to send a limit and do not know the context: a larger one means what the context leaves.
+    body["max_tokens"] = min(request.max_tokens, (await services.ready()).max_model_len)
     try:
         call = await open_chat(services, raw_request, await parse_body(ChatRequest, body), "msg_", ignored)
     except ApiError as error:
