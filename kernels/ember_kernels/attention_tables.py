@@ -11,10 +11,11 @@ BLOCK_SIZES = (16, 32, 64, 128)
 ELEMENT_SIZES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8e4nv": 1}
 
 
-# What some models' attention has beside the usual, and their head sizes: gpt-oss has sinks, Gemma 2 soft caps, Llama 4
-# chunks in place of sliding windows, and BLOOM, MPT, Baichuan 13B and others the slopes of ALiBi.
+# What some models' attention has beside the usual, and their head sizes: gpt-oss and Granite with windows have sinks,
+# Gemma 2 soft caps, Llama 4 chunks in place of sliding windows, and BLOOM, MPT, Baichuan 13B and others the slopes of
+# ALiBi.
 FEATURES: dict[str, tuple[int, ...]] = {
-    "sinks": (64,),
+    "sinks": (64, 128),
     "cap": (128, 256),
     "chunk": (128,),
     "slopes": (64, 80, 96, 128),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from ember.engine.description.cache_groups import bytes_per_page_token, cache_groups
 from ember.engine.description.config import DecoderConfig
@@ -22,7 +22,10 @@ from ember.engine.errors import ModelError
 from ember.engine.layers.cache import KVCache
 from ember.engine.operators import torch_latent
 from ember.engine.operators.torch_latent import expands
+from ember.wire import Generate
 from ember_cpu import library as native
+from tests.engine_core.inline import NUM_OUTPUT, generated, greedy, make_engine, poison, run
+from tests.engine_core.inline import tokens as said
 from tests.engine_models.paged import Paged
 from tests.engine_models.test_parity import assert_same, load, reference, tokens
 from tests.engine_models.tiny import make_tiny
@@ -316,6 +319,25 @@ def test_bfloat16_is_as_exact_as_transformers(tmp_path: Path) -> None:
             paged.step([(0, 1), (1, 1)])
         paged.step([(0, 3)])
         assert error(paged.finish()) < 2 * error(theirs)
+
+
+def test_an_abort_in_the_middle_of_a_prompt_frees_its_pages(tmp_path: Path) -> None:
+    """The next prompt finds the latents of the pages that were full, and says what transformers says."""
+    directory = make_tiny("glm4_moe_lite", tmp_path)
+    prompt, other = (sequence.tolist() for sequence in tokens((60, 20)))
+    engine = poison(make_engine(directory, num_blocks=30, max_num_batched_tokens=13))
+    engine.add(Generate(0, prompt, greedy(NUM_OUTPUT)))
+    engine.add(Generate(1, other, greedy(NUM_OUTPUT)))
+    for _ in range(3):
+        engine.step()
+    engine.abort(0)
+    run(engine, [])
+    stats = engine.stats()
+    assert stats.num_free_blocks == stats.num_blocks
+    again = run(engine, [Generate(2, prompt, greedy(NUM_OUTPUT))])
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    assert said(again[2, 0]) == generated(model, prompt) and again[2, 0][0].num_cached_tokens == 32
+    assert engine.stats().num_free_blocks == stats.num_blocks
 
 
 def test_a_cache_in_float8(tmp_path: Path) -> None:

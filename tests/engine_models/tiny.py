@@ -649,7 +649,7 @@ COVERING = (
     *("glm4_moe", "llama4", "opt_post_norm", "nanochat", "solar_open", "cohere_norm", "mpt", "olmo2", "phi_norm"),
     *("llama_linear", "apertus", "hyperclovax", "vaultgemma", "ministral3", "phi3_long", "gpt2_by_layer"),
     *("bloom_normed", "qwen2_moe", "phimoe", "olmoe", "deepseek_v2", "youtu", "qwen3_5", "lfm2", "bamba", "mamba2"),
-    *("falcon_h1_no_norm", "falcon_h1_norm_first", "nemotron_h_latent", "jamba", "falcon_mamba", "lfm3"),
+    *("falcon_h1_no_norm", "falcon_h1_norm_first", "nemotron_h_latent", "jamba", "falcon_mamba", "lfm3", "mistral4"),
 )
 
 

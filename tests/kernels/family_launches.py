@@ -45,6 +45,8 @@ MULTI_QUERY = {  # one KV head, for which a shape's number of query heads has to
 }
 PUBLISHED_HEADS = {  # families whose attention has a feature that is compiled for published sizes of heads alone
     "gpt_oss": (4096, 2880, 64, 8, 201088),
+    "granite_swa": (2560, 8192, 20, 4, 100352),
+    "granitemoe_swa": (2560, 8192, 20, 4, 100352),
     "llama4": (5120, 8192, 40, 8, 202048),
     "falcon_alibi": (2048, 8192, 32, 32, 50304),
     "bloom": (2560, 10240, 32, 32, 250880),

@@ -229,7 +229,7 @@ TRITON = OperatorSet(
         "attend": frozenset({"attention_scale", "divides_scale_by_layer", "attention_soft_cap", "attention_sinks"})
         | {"sliding_window", "window_is_chunk", "alibi"}
         | _HEAD_SIZES,
-        "place_latents": _LATENTS - {"rope.query_beta"},
+        "place_latents": _LATENTS,
         "attend_latents": frozenset({"latent", "attention_scale"}),
         "gate": _GATES | {"swiglu_limit"},
         "experts": _EXPERTS,

@@ -146,6 +146,7 @@ class TritonOperators:
         has_more_norms = config.layer_input_size or config.layer_scalar or not self.is_recordable
         self._reuses_norms = config.wiring == "pre_norm" and not has_more_norms
         self._outputs: dict[Any, Tensor] = {}  # of norms and activations of the present step, for all layers
+        self._query_scales: dict[int, Tensor] = {}  # of the present step, by rotary positions
         self._rounded = RoundedOutputs(config.wiring, torch_ops.parts)
         self._kinds: dict[tuple[Any, ...], int] = {}  # descriptions of norms, MLPs and attentions, numbered
         self._norms: dict[int, NormSite] = {}  # by their ids, as the others
@@ -189,7 +190,7 @@ class TritonOperators:
 
     def embed(self, embedding: Embedding, step: Step) -> Tensor:
         assert isinstance(step, TritonStep)
-        self._outputs, self._launches = {}, step.launches
+        self._outputs, self._launches, self._query_scales = {}, step.launches, {}
         self._rounded.clear()
         return self.torch_ops.embed(embedding, step)
 
@@ -415,6 +416,13 @@ class TritonOperators:
             scale=None if scales is None else scales.tensors[0],
             out=absorbed,
         )
+        rotary = self.torch_ops.rotaries[attention.rope]
+        if rotary.query_beta:
+            if attention.rope not in self._query_scales:  # for all layers of a step
+                scales_of = rotary.query_scales(step.positions, query.dtype)
+                assert scales_of is not None
+                self._query_scales[attention.rope] = scales_of
+            absorbed.mul_(self._query_scales[attention.rope])
         return LatentHeads(absorbed)
 
     def _attend_latents(self, attention: LatentAttention, heads: LatentHeads, step: TritonStep) -> Tensor:
