@@ -30,6 +30,10 @@ HEADS = {
     "DebertaV2ForSequenceClassification": "deberta",
     "GteForSequenceClassification": "gte",
     "NomicBertForSequenceClassification": "nomic",
+    "RobertaForTokenClassification": "roberta",
+    "ModernBertForSequenceClassification": "modernbert",
+    "ModernBertForTokenClassification": "modernbert_biases",
+    "EuroBertForSequenceClassification": "eurobert",
 }
 
 
@@ -70,6 +74,8 @@ def test_segments_of_pairs_reach_the_model(tmp_path: Path) -> None:
 def test_heads_are_those_of_transformers(head: str, tmp_path: Path) -> None:
     _, config = encoder_classes(HEADS[head])
     config.num_labels = 3
+    if hasattr(config, "classifier_pooling"):
+        config.classifier_pooling = "mean"
     model = randomised(getattr(transformers, head)(config))
     model.save_pretrained(tmp_path)
     engine, texts = make_engine(tmp_path), texts_of(head)

@@ -45,6 +45,8 @@ class DenseConfig:
     names: tuple[str, ...]  # of the module; the first one that the files have. Its tensors are `weight` and `bias`
     outputs: int | None = None  # None: as many as the stored matrix has rows
     activation: str = "identity"  # of `DENSE_ACTIVATIONS`
+    norm: str | None = None  # of a LayerNorm after the activation: the module's name
+    norm_eps: float = 1e-5
     directory: str = ""  # of a module of sentence-transformers, in the model's; "": the model's own files
     is_required: bool = True  # otherwise a checkpoint without it pools hidden states
 
@@ -59,11 +61,11 @@ class TokenHead:
 
 @dataclass(frozen=True, slots=True)
 class ClassifierHead:
-    """How an encoder's class for classification makes classes of hidden states. Its class for tokens has the last layer
-    alone."""
+    """How an encoder's class for classification makes classes of hidden states."""
 
     dense: tuple[DenseConfig, ...]  # the last one has a row for each class
     type: PoolingType = "cls"
+    is_for_tokens: bool = False  # whether the class for tokens has these layers too; otherwise it has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +173,10 @@ def read_pooling(
     dense: tuple[DenseConfig, ...] = (DenseConfig(SCORE_NAMES, len(labels)),)
     activation = _activation(fields, len(labels))
     if head is not None and convert == "classify":
-        before = () if kind == "token_classification" else head.dense[:-1]
-        default, dense = head.type, (*before, replace(head.dense[-1], outputs=len(labels)))
+        default, layers = head.type, head.dense
+        if kind == "token_classification" and not head.is_for_tokens:
+            layers = (DenseConfig(("classifier",)),)
+        dense = (*layers[:-1], replace(layers[-1], outputs=len(labels)))
     if kind == "reward":  # Qwen 2.5's has two layers, InternLM 2's one
         first = DenseConfig(("score.0",), activation="relu", is_required=False)
         dense, activation, labels = (first, DenseConfig(("score.2", "v_head"), 1)), "none", ("LABEL_0",)

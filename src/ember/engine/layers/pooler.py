@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ember.engine.description.pooling import PoolingActivation, PoolingConfig, PoolingType
+from ember.engine.layers.norm import LayerNorm
 from ember.wire import Pool
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -35,13 +36,15 @@ class Dense:
     weight: Tensor  # [out, in] float32
     bias: Tensor | None = None  # [out] float32
     activation: str = "identity"
+    norm: LayerNorm | None = None
 
     @property
     def outputs(self) -> int:
         return len(self.weight)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return _ACTIVATIONS[self.activation](F.linear(x, self.weight, self.bias))
+        x = _ACTIVATIONS[self.activation](F.linear(x, self.weight, self.bias))
+        return x if self.norm is None else self.norm(x)
 
 
 @dataclass(slots=True)

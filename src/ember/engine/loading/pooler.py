@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.pooling import DenseConfig, PoolingConfig
+from ember.engine.layers.norm import LayerNorm
 from ember.engine.layers.pooler import Dense, Pooler
 from ember.engine.loading.load import read_tensors
 from ember.engine.loading.plan import read_headers
@@ -42,7 +43,11 @@ def _load(plan: DensePlan, device: torch.device) -> Dense:
     weight = rows[0] if len(rows) == 1 else torch.cat(rows)
     if plan.is_difference:
         weight = weight[1:] - weight[:1]
-    return Dense(weight, None if plan.bias is None else _read(plan.bias, device), plan.activation)
+    norm = None
+    if plan.norm is not None:
+        scale, shift = (None if entry is None else _read(entry, device) for entry in plan.norm)
+        norm = LayerNorm(scale, shift, plan.outputs, plan.norm_eps)
+    return Dense(weight, None if plan.bias is None else _read(plan.bias, device), plan.activation, norm)
 
 
 def _read(entry: TensorEntry, device: torch.device) -> Tensor:

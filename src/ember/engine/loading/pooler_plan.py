@@ -27,6 +27,8 @@ class DensePlan:
     weights: tuple[TensorEntry, ...]  # one after the other
     bias: TensorEntry | None = None
     activation: str = "identity"
+    norm: tuple[TensorEntry, TensorEntry | None] | None = None  # weight and bias of a LayerNorm after the activation
+    norm_eps: float = 1e-5
     is_difference: bool = False  # its only row is the second stored one less the first
 
     @property
@@ -35,8 +37,8 @@ class DensePlan:
 
     @property
     def num_parameters(self) -> int:
-        stored = (*self.weights, *(() if self.bias is None else (self.bias,)))
-        return sum(prod(entry.shape) for entry in stored)
+        stored = (*self.weights, self.bias, *(self.norm or ()))
+        return sum(prod(entry.shape) for entry in stored if entry is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +95,18 @@ def _layer(
         raise ModelError(f"{place} has no {wanted} for {architecture}{advice}")
     weight, bias = entries[f"{stem}.weight"], entries.get(f"{stem}.bias")
     outputs = weight.shape[0] if config.outputs is None else config.outputs
-    for entry, shape in ((weight, (outputs, inputs)), (bias, (outputs,))):
+    norm, norm_bias = (entries.get(f"{config.norm}.{part}") for part in ("weight", "bias"))
+    if norm is None and config.norm is not None:
+        raise ModelError(f"{place} has no {config.norm}.weight for {architecture}")
+    shapes = ((weight, (outputs, inputs)), (bias, (outputs,)), (norm, (outputs,)), (norm_bias, (outputs,)))
+    for entry, shape in shapes:
         if entry is not None and (entry.shape != shape or entry.dtype not in _FLOATS):
             raise ModelError(
                 f"{entry.name} is {entry.dtype} {list(entry.shape)} in {entry.file.name}, not {list(shape)} of floats: "
                 "config.json does not fit the weight files"
             )
-    return DensePlan((weight,), bias, config.activation)
+    of_norm = None if norm is None else (norm, norm_bias)
+    return DensePlan((weight,), bias, config.activation, of_norm, config.norm_eps)
 
 
 def _module_entries(directory: Path) -> Mapping[str, TensorEntry]:

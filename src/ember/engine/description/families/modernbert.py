@@ -8,6 +8,7 @@ from ember.engine.description.config import DecoderConfig, WeightNames
 from ember.engine.description.family import Family, field_names
 from ember.engine.description.fields import Fields
 from ember.engine.description.layer_types import with_layer_types
+from ember.engine.description.pooling import ClassifierHead, DenseConfig, PoolingType
 from ember.engine.description.read_encoder import ENCODER_FIELDS, read_encoder
 from ember.engine.description.read_rope import ROPE_FIELDS, RopeForm, read_local_rope, read_rope
 from ember.engine.description.rotary_decoder import ROTARY_FIELDS, read_rotary_decoder
@@ -59,14 +60,26 @@ def read_modernbert(fields: Fields) -> DecoderConfig:
         rope=rope,
         local_rope=None if local == rope else local,
         sliding_window=fields.integer("local_attention", 128) // 2 + 1,
+        classifier_head=_head(fields, config.norm_eps),
     )
     interval = fields.integer("global_attn_every_n_layers", 3)
     windows = tuple(layer % interval != 0 for layer in range(config.num_layers))
     return with_layer_types(config, fields, windows)
 
 
+def _head(fields: Fields, norm_eps: float) -> ClassifierHead:
+    """A layer with an activation and a norm, and the classes."""
+    act = fields.one_of("classifier_activation", "gelu", ("gelu", "tanh", "relu", "silu"))
+    first = DenseConfig(("head.dense",), activation=act, norm="head.norm", norm_eps=norm_eps)
+    pooling: PoolingType = "mean" if fields.one_of("classifier_pooling", "cls", ("cls", "mean")) == "mean" else "cls"
+    return ClassifierHead((first, DenseConfig(("classifier",))), pooling, is_for_tokens=True)
+
+
 def read_eurobert(fields: Fields) -> DecoderConfig:
     """A Llama that sees the whole text."""
+    pooling = fields.one_of("classifier_pooling", "late", ("late", "bos", "mean"))
+    if pooling == "late" and "EuroBertForSequenceClassification" in fields.names("architectures"):
+        raise fields.error("classifier_pooling", "bos or mean: the mean of tokens' classes is not supported")
     bias = fields.flag("attention_bias", False)
     config = read_rotary_decoder(fields, max_position_embeddings=8192, norm_eps=1e-5)
     return replace(
@@ -77,6 +90,11 @@ def read_eurobert(fields: Fields) -> DecoderConfig:
         qkv_bias=bias,
         output_bias=bias,
         mlp_bias=fields.flag("mlp_bias", False),
+        names=replace(config.names, unused=("dense.",)),
+        classifier_head=ClassifierHead(
+            (DenseConfig(("dense",), activation="gelu"), DenseConfig(("classifier",))),
+            "mean" if pooling == "mean" else "cls",
+        ),
     )
 
 
@@ -85,18 +103,19 @@ MODERNBERT = Family(
     (ENCODER_FIELDS | ROPE_FIELDS | frozenset(_SPELLING.values()))
     - field_names("rope_theta partial_rotary_factor original_max_position_embeddings type_vocab_size")
     | field_names("attention_bias mlp_bias norm_bias layer_types local_attention")
-    | field_names("global_attn_every_n_layers global_rope_theta local_rope_theta"),
+    | field_names("global_attn_every_n_layers global_rope_theta local_rope_theta")
+    | field_names("classifier_pooling classifier_activation"),
     harmless=dict.fromkeys(
         field_names(
-            "initializer_cutoff_factor mlp_dropout decoder_bias classifier_pooling classifier_bias "
-            "classifier_activation deterministic_flash_attn sparse_prediction sparse_pred_ignore_index "
-            "reference_compile repad_logits_with_grad hidden_act layer_norm_eps"
+            "initializer_cutoff_factor mlp_dropout decoder_bias classifier_bias deterministic_flash_attn "
+            "sparse_prediction sparse_pred_ignore_index reference_compile repad_logits_with_grad hidden_act "
+            "layer_norm_eps"
         ),
         (),
     ),
 )
 EUROBERT = Family(
     read_eurobert,
-    ROTARY_FIELDS | field_names("attention_bias mlp_bias"),
-    harmless=dict.fromkeys(field_names("classifier_pooling clf_pooling"), ()),
+    ROTARY_FIELDS | field_names("attention_bias mlp_bias classifier_pooling"),
+    harmless={"clf_pooling": ()},
 )
