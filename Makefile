@@ -95,9 +95,10 @@ GPU_CHECK_FOLDER := build/gpu-check
 gpu-check-folder: .venv-gpu-check/.made
 	.venv-gpu-check/bin/python -m builder.gpu_folder $(GPU_CHECK_FOLDER)
 
-# Both calls of the folder as on that machine, but without a GPU.
+# Both calls of the folder as on that machine, but without a GPU. Tests and sweeps have run so when the cache was filled.
 gpu-check-dry: gpu-check-folder
-	.venv-gpu-check/bin/python $(GPU_CHECK_FOLDER)/run.py first second --dry --out $(CURDIR)/build/gpu-check-dry
+	.venv-gpu-check/bin/python $(GPU_CHECK_FOLDER)/run.py first second --dry --parts engine boot kernels profile \
+		--out $(CURDIR)/build/gpu-check-dry
 
 .venv-gpu-check/.made: benchmarks/gpu_check/machine.txt
 	$(GPU_CHECK_PYTHON) -m venv .venv-gpu-check

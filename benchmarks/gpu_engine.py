@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 PARTS = ("decode", "prefill", "first", "mixed", "workload", "profile", "peer")
 REPEATS = 3
-MIXED_STEPS = 24
 PROFILED_STEPS, PROFILED_KERNELS = 8, 12
 
 
@@ -59,10 +58,13 @@ class Sizes:
     requests: int = 256
     shortest: int = 100
     longest: int = 1024
-    mixed: int = 64
+    mixed: int = 64  # sequences that decode, and tokens of the prompt beside them
+    mixed_steps: int = 24
 
 
-DRY = Sizes(context=24, output=8, prefills=(24, 96), batches=(1, 4), requests=6, shortest=4, longest=24, mixed=4)
+DRY = Sizes(
+    context=24, output=8, prefills=(24, 96), batches=(1, 4), requests=6, shortest=4, longest=24, mixed=4, mixed_steps=3
+)
 
 
 def main() -> None:
@@ -234,9 +236,9 @@ def _mixed(engine: Engine, sizes: Sizes, from_graph: bool) -> Row:
         return launched
 
     count = sizes.mixed
-    prompts = _prompts(engine, [count] * (count + MIXED_STEPS), seed=1)
+    prompts = _prompts(engine, [count] * (count + sizes.mixed_steps), seed=1)
     for i, prompt in enumerate(prompts[:count]):
-        engine.add(Generate(i, prompt, _greedy(MIXED_STEPS + 8)))
+        engine.add(Generate(i, prompt, _greedy(sizes.mixed_steps + 8)))
     while engine.scheduler.waiting:
         engine.step()
     runner.launch = timed

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TextIO
 
 from benchmarks.gpu_check import environment
-from benchmarks.gpu_check.parts import BATCHES, CALLS, ENGINE_PARTS, MISSES, PARTS, Choice, Job, jobs
+from benchmarks.gpu_check.parts import BATCHES, CALLS, DRY_FACTOR, ENGINE_PARTS, MISSES, PARTS, Choice, Job, jobs
 from benchmarks.gpu_check.table import table
 from benchmarks.rows import RowFile
 
@@ -44,7 +44,7 @@ def main() -> int:
             call = CALLS[name]
             models = tuple(options.models or call.models)
             choice = Choice(models, tuple(options.engine_parts), tuple(options.kernels), is_dry=options.dry)
-            ends = time.monotonic() + (options.seconds or call.seconds * (10 if options.dry else 1))
+            ends = time.monotonic() + (options.seconds or call.seconds * (DRY_FACTOR if options.dry else 1))
             for part in [part for part in call.parts if part in options.parts]:
                 assert rows.path is not None
                 of_part = jobs(part, choice, rows.path, Path(scratch))

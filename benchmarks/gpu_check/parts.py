@@ -14,6 +14,7 @@ PROFILED_BATCHES = (1, 64)
 ENGINE_PARTS = ("first", "decode", "mixed", "prefill", "workload", "peer")
 TESTS = ("tests/kernels", "tests/device_step")
 LIMITS_S = {"tests": 150, "engine": 150, "sweep": 90, "boot": 75, "kernels": 110, "profile": 45}
+DRY_FACTOR = 40  # of a dry run's limits: without a device most of it is the compiler's time, on two cores perhaps
 MISSES = "misses.txt"
 SWEEPS = ("sweep_decode", "sweep_prefill")
 
@@ -61,7 +62,7 @@ class Job:
 
 def jobs(part: str, choice: Choice, rows: Path, checkpoints: Path) -> list[Job]:
     """The processes of a part."""
-    seconds = LIMITS_S[part] * (10 if choice.is_dry else 1)  # without a device most of it is the compiler's time
+    seconds = LIMITS_S[part] * (DRY_FACTOR if choice.is_dry else 1)
     end = ["--rows", str(rows), *(["--dry"] if choice.is_dry else [])]
     if part == "tests":
         return [_tests(choice, rows, seconds)]
