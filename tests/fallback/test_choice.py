@@ -1,21 +1,28 @@
 """Whose code computes a model: MODEL_IMPL and TRUST_REMOTE_CODE, and what cannot run through transformers."""
 
+import contextlib
+import io
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
 
+import ember.demo
 from ember.boot import Timeline
-from ember.cli.inspect import Text, _lines
+from ember.cli.inspect import InspectError, Text, _lines, report
 from ember.engine.core.assemble import assemble
 from ember.engine.core.boot import open_model
 from ember.engine.core.prediction import Target, predict
 from ember.engine.errors import ModelError
+from ember.engine.fallback import construct
 from ember.engine.fallback.model import ForeignModel
 from ember.engine.models.decoder import Decoder
+from ember.settings import load_settings
 from ember.wire import Configure, Generate, Ready
 from tests.engine_core.inline import NUM_OUTPUT, generated, greedy, make_engine, run, tokens
 from tests.engine_models.tiny import _COMMON, make_tiny, rewrite_config
@@ -197,6 +204,36 @@ def test_inspect_says_through_transformers_and_what_is_known(tmp_path):
     rewrite_config(directory, num_attention_heads=None, num_key_value_heads=None)
     (device,) = predict(Configure(model=str(directory)), [Target("here", "cpu", 1 << 30, 1 << 30)]).devices
     assert not device.fits and "config.json does not tell the sizes" in str(device.reason)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "reason"),
+    [
+        ("DogeForCausalLM", {}, "it computes with masks in a way of its own"),
+        ("BertLMHeadModel", {"is_decoder": False}, "a mask of its own"),
+        ("BitNetForCausalLM", {}, None),
+        ("AriaTextForCausalLM", {}, None),
+    ],
+)
+def test_inspect_says_what_the_boot_would_say_of_the_code(name, fields, reason, tmp_path, monkeypatch):
+    directory = make_model(name, tmp_path, **{**FAMILIES.get(name, {}), **fields})
+    shutil.copy(Path(ember.demo.__file__).parent / "tokenizer.json", directory)
+
+    def run_here(command, *, input, **options):  # the process would import torch and transformers again
+        assert command[1:] == ("-m", "ember.engine.fallback.construct")
+        said = io.StringIO()
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(input)))
+        with contextlib.redirect_stdout(said):
+            construct.main()
+        return SimpleNamespace(stdout=said.getvalue())
+
+    monkeypatch.setattr("ember.cli.inspect.subprocess.run", run_here)
+    settings = load_settings({"model_name": str(directory)})
+    if reason is None:
+        assert "through transformers" in report(settings, [], as_json=False)
+    else:
+        with pytest.raises(InspectError, match=f"{name} cannot be served through transformers.*{reason}"):
+            report(settings, [], as_json=False)
 
 
 def test_dummy_weights_need_no_file(tmp_path):

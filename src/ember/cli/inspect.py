@@ -6,9 +6,13 @@ Neither torch nor the weights are read. The report is text, or JSON (docs/inspec
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import msgspec
 
 from ember.engine.core.prediction import DeviceReport, GroupReport, PoolingReport, Prediction, predict
 from ember.engine.description.fields import listed
@@ -22,7 +26,9 @@ from ember.front.text.tokenizer import check_files
 from ember.front.text.tokenizer_files import TokenizerError, read_chat_template
 from ember.settings import Settings
 from ember.sizes import binary_size
+from ember.wire import Configure
 
+CONSTRUCT_S = 180.0  # of the process that makes a model of transformers
 _LABEL = 14  # columns of the names at the left
 
 
@@ -45,7 +51,10 @@ class InspectError(Exception):
 def report(settings: Settings, unused: Sequence[str], *, as_json: bool) -> str:
     """The report on the model of the settings. `unused`: lines about settings without effect. Raises InspectError."""
     try:
-        predicted = predict(configure_of(settings))
+        configure = configure_of(settings)
+        predicted = predict(configure)
+        if predicted.through_transformers:
+            _construct(msgspec.structs.replace(configure, model=predicted.model_dir))
         text = _text(settings, Path(predicted.model_dir), Path(predicted.tokenizer_dir))
     except (ModelError, TokenizerError, TemplateError, ValueError) as error:
         raise InspectError(str(error)) from None
@@ -54,6 +63,21 @@ def report(settings: Settings, unused: Sequence[str], *, as_json: bool) -> str:
         fields = {"model": name, **asdict(predicted), "text": asdict(text), "unused_settings": list(unused)}
         return json.dumps(fields, indent=2)
     return "\n".join([name, *_lines(predicted, text, unused)])
+
+
+def _construct(configure: Configure) -> None:
+    """Let a process make the model of transformers without its weights. Raises ModelError with the reason if that says
+    that the model cannot be served. A process that ends without an answer decides nothing."""
+    command = (sys.executable, "-m", "ember.engine.fallback.construct")
+    try:
+        done = subprocess.run(
+            command, input=msgspec.json.encode(configure), capture_output=True, timeout=CONSTRUCT_S, check=True
+        )
+        error = json.loads(done.stdout)["error"]
+    except (subprocess.SubprocessError, OSError, ValueError):
+        return
+    if error is not None:
+        raise ModelError(error)
 
 
 def failure(message: str) -> str:

@@ -63,11 +63,8 @@ def load_foreign(
     the model's class and the reason if it cannot be served."""
     with timeline.phase("import_transformers") as detail:
         detail["version"] = version = import_transformers()
-        values = overridden(read_json(model_dir / "config.json", required=True), overrides or {})
-        if config.is_shell:
-            values = text_values(values)
-        with _named(config):
-            classes = _classes(model_dir, config.text_architecture, values, trust_remote_code)
+        with named(config):
+            config_class, model_class, values = classes_of(model_dir, config, overrides, trust_remote_code)
     with timeline.phase("load") as detail:
         read, stored = None, _Stored({})
         if load_format != "dummy":
@@ -86,12 +83,12 @@ def load_foreign(
             )
             report = read.report
             detail.update(bytes=report.nbytes, read_bytes=report.read_bytes, read_s=round(report.seconds, 4))
-        with _named(config):
-            lm, attention, warnings = _make(*classes, values, dtype, device, stored)
+        with named(config):
+            lm, attention, warnings = _make(config_class, model_class, values, dtype, device, stored)
             model = ForeignModel(lm, attention, config, max_model_len)
     if device.type == "cpu":
         use_library(model.lm)
-    with timeline.phase("trial"), _named(config):
+    with timeline.phase("trial"), named(config):
         check(model)
     if read is None or device.type != "cpu":
         return LoadedForeign(model, None, 0, version, warnings)
@@ -99,7 +96,7 @@ def load_foreign(
 
 
 @contextmanager
-def _named(config: DecoderConfig) -> Iterator[None]:
+def named(config: DecoderConfig) -> Iterator[None]:
     """Begin the message of a ModelError in the block with the model's class."""
     try:
         yield
@@ -167,7 +164,7 @@ def _make(
         raise
     except Exception as error:  # code of any model
         log.debug("transformers could not make the model", exc_info=True)
-        raise ModelError(f"transformers could not make it: {type(error).__name__}: {_one_line(error)}") from error
+        raise ModelError(f"transformers could not make it: {shown_error(error)}") from error
     if theirs.is_encoder_decoder:
         raise ModelError("it is an encoder and a decoder, and decoders alone are served")
     if stored and info["missing_keys"]:
@@ -179,12 +176,17 @@ def _make(
     return lm.eval().to(device), attention, warnings
 
 
-def _classes(model_dir: Path, architecture: str, values: Mapping[str, Any], trust_remote_code: bool) -> tuple[Any, Any]:
-    """The classes of the configuration and of the model: transformers' own, or those of modules beside the weights,
-    where TRUST_REMOTE_CODE allows it. Raises ModelError."""
+def classes_of(
+    model_dir: Path, config: DecoderConfig, overrides: Mapping[str, Any] | None, trust_remote_code: bool
+) -> tuple[Any, Any, dict[str, Any]]:
+    """The classes of the configuration and of the model, transformers' own or those of modules beside the weights where
+    TRUST_REMOTE_CODE allows it, and the fields of config.json. Raises ModelError."""
     import transformers
 
-    model_class = getattr(transformers, architecture, None)
+    values = overridden(read_json(model_dir / "config.json", required=True), overrides or {})
+    if config.is_shell:
+        values = text_values(values)
+    model_class = getattr(transformers, config.text_architecture, None)
     if model_class is not None:
         config_class = model_class.config_class
     else:
@@ -193,7 +195,7 @@ def _classes(model_dir: Path, architecture: str, values: Mapping[str, Any], trus
         raise ModelError("its attention does not go through transformers' attention interface")
     if getattr(model_class, "_is_stateful", False):
         raise ModelError("it has a recurrent state of its own beside the KV cache")
-    return config_class, model_class
+    return config_class, model_class, values
 
 
 def _remote_classes(model_dir: Path, values: Mapping[str, Any], trust_remote_code: bool) -> tuple[Any, Any]:
@@ -207,9 +209,10 @@ def _remote_classes(model_dir: Path, values: Mapping[str, Any], trust_remote_cod
     try:
         config_class, model_class = (get_class_from_dynamic_module(name, str(model_dir)) for name in names)
     except Exception as error:  # code of the model's repository
-        raise ModelError(f"its own code cannot be imported: {type(error).__name__}: {_one_line(error)}") from error
+        raise ModelError(f"its own code cannot be imported: {shown_error(error)}") from error
     return config_class, model_class
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+def shown_error(error: Exception) -> str:
+    """An error of foreign code in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
