@@ -18,7 +18,7 @@ from ember.engine.core.prediction import predict
 from ember.engine.errors import ModelError
 from ember.wire import Configure, Generate, Pool, Pooled, SequenceOutput
 from tests.engine_core.inline import greedy, make_engine
-from tests.engine_models.tiny import VOCAB_SIZE, make_tiny
+from tests.engine_models.tiny import VOCAB_SIZE, make_tiny, rewrite_config
 
 LENGTHS = [1, 3, 9, 16, 24, 33, 50, 7]
 
@@ -71,7 +71,7 @@ def unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.linalg.norm(vector, axis=-1, keepdims=True)
 
 
-@pytest.mark.parametrize("family", ["qwen3", "mistral_window", "gpt2", "opt_post_norm"])
+@pytest.mark.parametrize("family", ["qwen3", "mistral_window", "gpt2", "opt_post_norm", "qwen3_5_moe"])
 def test_embeddings_of_the_bare_class(family, tmp_path):
     directory = make_tiny(family, tmp_path, auto="AutoModel")
     texts = prompts(family)
@@ -82,6 +82,18 @@ def test_embeddings_of_the_bare_class(family, tmp_path):
         check(engine, texts, "embed", [each[-1] for each in states], use_activation=False)
         check(engine, texts, "token_embed", [unit(each) for each in states])
     assert engine.stats().num_free_blocks == engine.stats().num_blocks
+
+
+@pytest.mark.parametrize("fields", [{"is_causal": False}, {"architectures": ["Qwen2BidirectionalModel"]}])
+def test_a_decoder_that_sees_the_whole_text(fields, tmp_path):
+    directory = make_tiny("qwen2", tmp_path, auto="AutoModel")
+    texts = prompts("whole")
+    rewrite_config(directory, is_causal=False)
+    expected = [unit(each.mean(0)) for each in hidden_states(directory, texts)]
+    overrides = {"is_causal": True, "pooling": "avg", **fields}
+    pooler = {} if "architectures" in fields else {"pooling_type": "MEAN"}
+    engine = make_engine(directory, hf_overrides=overrides, pooler_config=pooler, max_num_batched_tokens=11)
+    check(engine, texts, "embed", expected)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe"])
@@ -340,7 +352,7 @@ def test_reward_models(tmp_path):
         ({"runner": "generate", "pooler_config": {"dimensions": 8}}, "POOLER_CONFIG is set, but the model generates"),
         ({"hf_overrides": {"architectures": ["Qwen3Model"]}, "runner": "generate"}, "no head for tokens"),
         ({"hf_overrides": {"classifier_from_token": ["a"], "method": "x"}, "convert": "classify"}, "method must be"),
-        ({"hf_overrides": {"is_causal": False}}, "is_causal is False"),
+        ({"hf_overrides": {"is_causal": False}, "runner": "generate"}, "only causal models generate"),
     ],
 )
 def test_settings_that_contradict(embedder, settings, error):

@@ -41,7 +41,7 @@ HARMLESS = field_names(
     id2label label2id num_labels problem_type finetuning_task task_specific_params prefix
     tie_encoder_decoder is_decoder use_bfloat16 tf_legacy_loss base_model_tp_plan base_model_pp_plan base_model_ep_plan
     keys_to_ignore_at_inference tie_last_hidden_states
-    is_matryoshka matryoshka_dimensions classifier_from_token method is_original_qwen3_reranker use_sep_token
+    pooling is_matryoshka matryoshka_dimensions classifier_from_token method is_original_qwen3_reranker use_sep_token
     sentence_transformers sbert_ce_default_activation_function
     """
 )
@@ -51,13 +51,13 @@ HARMLESS = field_names(
 HARMLESS_VALUES: dict[str, tuple[Any, ...]] = {
     "rope_interleaved": (False,),
     "scale_embeddings": (False,),
+    "is_causal": (True, False),  # which `read_config` reads for every family
     "hidden_activation": ("gelu_pytorch_tanh",),  # of Gemma 1, beside `hidden_act`
 }
 
 # Fields of transformers' base configuration, which have a meaning for every family: the values that change nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False,),
-    "is_causal": (True,),
     "add_cross_attention": (False,),
     "cross_attention_hidden_size": (),
     "pruned_heads": ({},),

@@ -325,7 +325,7 @@ def check_features(config: DecoderConfig) -> None:
     known = LOOP.union(*TORCH.features.values())
     where = ""
     if config.bidirectional:
-        known, where = known - ONLY_CAUSAL, " for tokens that see the whole text"
+        known, where = known - ONLY_CAUSAL, " with use_bidirectional_attention (or is_causal=false)"
     unknown = [described(name, value) for name, value in config.features().items() if name not in known]
     if unknown:
         raise ModelError(f"no operators compute {', '.join(unknown)}{where}: {config.architecture} cannot be served")

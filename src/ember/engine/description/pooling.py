@@ -33,6 +33,8 @@ DENSE_ACTIVATIONS = {
     "silu": "silu",
 }
 """Activations of dense layers by the names of their classes in lower case."""
+POOLING_NAMES: dict[str, PoolingType] = {"avg": "mean", "cls": "cls", "last": "last"}
+"""Kinds of pooling by their names in the field `pooling` of config.json."""
 SCORE_NAMES = ("score", "classifier")  # modules of the head of a class that classifies
 POOLER_NAMES = ("score.", "classifier.", "v_head.")
 """Beginnings of the names of tensors of such heads."""

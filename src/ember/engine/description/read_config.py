@@ -11,13 +11,20 @@ from typing import Any, NamedTuple
 from ember import untrusted_json
 from ember.config_overrides import overridden
 from ember.engine.description.config import MAX_POSITIONS, DecoderConfig
-from ember.engine.description.families.registry import ARCHITECTURES, ENCODERS, MODEL_TYPES, find_family, with_head
+from ember.engine.description.families.registry import (
+    ARCHITECTURES,
+    ENCODERS,
+    MODEL_TYPES,
+    WHOLE_TEXT,
+    find_family,
+    with_head,
+)
 from ember.engine.description.family import Family
 from ember.engine.description.fields import Fields, listed, shown
 from ember.engine.description.foreign import ForeignClass, find_class, read_foreign
 from ember.engine.description.known_fields import HARMLESS, HARMLESS_VALUES, NEUTRAL
 from ember.engine.description.operator_sets import check_features
-from ember.engine.description.pooling import Modules, TaskSettings, read_pooling
+from ember.engine.description.pooling import POOLING_NAMES, Modules, PoolingType, TaskSettings, read_pooling
 from ember.engine.description.quantization_config import quantization_of, read_beside
 from ember.engine.description.sentence_transformers import read_modules, reader
 from ember.engine.description.shells import SHELL_TYPES, SHELLS, text_fields
@@ -121,7 +128,7 @@ def read_config(
     assert architecture is not None, "it is one of the supported ones"
     family = find_family(text)
     config = family.read(fields)
-    if not fields.flag("is_causal", True):
+    if not fields.flag("is_causal", True) or WHOLE_TEXT in architecture:
         config = replace(config, bidirectional=True)
     _check_unread(fields, architecture, family)
     own = _token_ids(fields, config.vocab_size)
@@ -148,7 +155,7 @@ def with_pooling(
         values,
         settings,
         modules,
-        default="last" if config.has_head else "cls",
+        default=_default_pooling(config, Fields(values)),
         has_token_types=config.token_types > 1,
         head=config.classifier_head,
     )
@@ -162,6 +169,13 @@ def with_pooling(
         )
     # Nothing reads the head for tokens, so that it is not loaded.
     return replace(config, pooling=pooling, tie_word_embeddings=True, head_bias=False)
+
+
+def _default_pooling(config: DecoderConfig, fields: Fields) -> PoolingType:
+    """The pooling of a model whose files have none of sentence-transformers."""
+    if WHOLE_TEXT in config.architecture:
+        return POOLING_NAMES[fields.one_of("pooling", "avg", POOLING_NAMES)]
+    return "last" if config.has_head else "cls"
 
 
 def _named(fields: Fields, architecture: str | None) -> str:

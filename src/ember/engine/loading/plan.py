@@ -249,7 +249,7 @@ def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry], dtype: 
             return True
         return name.endswith(unused) or name.startswith((*further, *extra)) or is_cache_scale(name)
 
-    specs = weight_specs(_with_known_experts(config, entries))
+    specs = weight_specs(_with_known_experts(config, {base + name: entry for name, entry in entries.items()}))
     plan = plan_specs(specs, weight_format, entries, dtype, architecture, base, may_be_unused)
     scales = tuple(replace(entry, name=base + name) for name, entry in entries.items() if is_cache_scale(name))
     return replace(

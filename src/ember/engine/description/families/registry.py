@@ -158,6 +158,8 @@ _ENDS: dict[str, Kind] = {
     "Model": "model",
 }
 
+WHOLE_TEXT = "Bidirectional"  # in the names of classes of decoders that see the whole text: LlamaBidirectionalModel
+
 
 def with_head(architecture: str | None) -> tuple[str | None, Kind]:
     """The class that generates and has the same decoder, or the encoder's class without a head, and what the given
@@ -166,7 +168,7 @@ def with_head(architecture: str | None) -> tuple[str | None, Kind]:
         return architecture, "generate"
     for end, kind in _ENDS.items():
         if architecture.endswith(end):
-            stem = architecture.removesuffix(end).removesuffix("Text")
+            stem = architecture.removesuffix(end).removesuffix("Text").removesuffix(WHOLE_TEXT)
             for name in (f"{stem}ForCausalLM", f"{stem}LMHeadModel", f"{stem}Model"):
                 if name in ARCHITECTURES or name in ENCODERS:
                     return name, kind
