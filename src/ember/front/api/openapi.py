@@ -28,6 +28,8 @@ from ember.front.api.responses import answers as responses_answers
 from ember.front.api.responses import schemas as responses_schemas
 from ember.front.api.route import Model, Route
 from ember.front.api.services import Services
+from ember.front.api.tgi import answers as tgi_answers
+from ember.front.api.tgi import schemas as tgi_schemas
 
 _SCHEMAS = "#/components/schemas/"
 _MODULES = (
@@ -39,6 +41,8 @@ _MODULES = (
     responses_answers,
     pooling_schemas,
     pooling_answers,
+    tgi_schemas,
+    tgi_answers,
 )  # of models that records give by name
 _OF_EVERY_ROUTE = (400, 401, 500, 503)
 _OF_BODIES = (404, 408, 413)

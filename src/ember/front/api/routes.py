@@ -19,6 +19,7 @@ from ember.front.api.route import Description, Handler, Route, loaded_later
 from ember.front.api.router import Router
 from ember.front.api.services import Services
 from ember.front.api.status import boot, health, ping, version
+from ember.front.api.tgi.forms import TGI_ERRORS, TGI_EVENTS
 from ember.front.api.tokenize import detokenize, tokenize
 from ember.front.api.tokenizer_info import tokenizer_info
 from ember.wire import PoolingTask
@@ -200,6 +201,42 @@ ROUTES = (
                 "Rerank",
             ),
             chunk=("ChatCompletionChunk", "CompletionChunk"),
+        ),
+    ),
+    Route(
+        path="/generate",
+        methods=("POST",),
+        answer=loaded_later("ember.front.api.tgi.generate", "generate"),
+        tasks=("generate",),
+        errors=TGI_ERRORS,
+        about=Description(summary="TGI: continue a text", body=("TgiRequest",), answer=("TgiAnswer",)),
+    ),
+    Route(
+        path="/generate_stream",
+        methods=("POST",),
+        answer=loaded_later("ember.front.api.tgi.generate", "generate_stream"),
+        tasks=("generate",),
+        errors=TGI_ERRORS,
+        framing=TGI_EVENTS,
+        about=Description(
+            summary="TGI: continue a text, token by token",
+            body=("TgiRequest",),
+            answer=("TgiAnswer",),
+            chunk=("TgiChunk",),
+        ),
+    ),
+    Route(
+        path="/",
+        methods=("POST",),
+        answer=loaded_later("ember.front.api.tgi.generate", "generate_at_root"),
+        tasks=("generate",),
+        errors=TGI_ERRORS,
+        framing=TGI_EVENTS,
+        about=Description(
+            summary="TGI: the route of huggingface_hub's client",
+            body=("TgiRequest",),
+            answer=("TgiAnswers",),
+            chunk=("TgiChunk",),
         ),
     ),
     Route(

@@ -1,0 +1,1 @@
+"""The routes of Text Generation Inference: POST /generate, /generate_stream and /."""
