@@ -111,7 +111,8 @@ def _dense(fields: Fields, path: str) -> DenseConfig:
         raise fields.error("activation_function", f"a class named {', '.join(DENSE_ACTIVATIONS)}")
     for field in ("module_input_name", "module_output_name"):
         fields.one_of(field, "sentence_embedding", ("sentence_embedding",))
-    return DenseConfig(("linear",), fields.integer("out_features"), DENSE_ACTIVATIONS[name], path)
+    outputs = fields.integer("out_features")
+    return DenseConfig(("linear",), outputs, activation=DENSE_ACTIVATIONS[name], directory=path)
 
 
 def _max_length(read: Read) -> int | None:
