@@ -96,6 +96,12 @@ def server(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
 
 
 @pytest.fixture(scope="module", params=FACES)
+def pooling_server(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
+    """The demo model as one for embeddings."""
+    yield from endpoint(request.param, {"RUNNER": "pooling"})
+
+
+@pytest.fixture(scope="module", params=FACES)
 def busy_server(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
     """It runs one request while another waits."""
     yield from endpoint(request.param, {"MAX_NUM_SEQS": "1", "MAX_NUM_QUEUED_REQS": "1"})
@@ -127,6 +133,11 @@ def run(script: str, interpreter: Path | None, server: Endpoint) -> str:
 def test_session(server: Endpoint, script: str, interpreter: Path | None) -> None:
     assert run(script, interpreter, server) == "ok"
     server.wait_idle()
+
+
+def test_embeddings_and_rerank(pooling_server: Endpoint) -> None:
+    assert run("pooling_python.py", PYTHON, pooling_server) == "ok"
+    pooling_server.wait_idle()
 
 
 @pytest.mark.parametrize(("script", "interpreter"), IMPATIENT)

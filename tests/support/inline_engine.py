@@ -52,9 +52,7 @@ class InlineEngine:
             self._start(request, PooledText(request, batch, position))
             return request
 
-        batch = PoolBatch(
-            texts, self.info.max_num_batched_tokens, send, lambda request_id: self.abort(request_id, None, True)
-        )
+        batch = PoolBatch(texts, self.info, send, lambda request_id: self.abort(request_id, None, True))
         return await batch.result()
 
     async def pool(

@@ -165,7 +165,7 @@ class EngineClient:
         def stop(request_id: int) -> None:
             self._abort(request_id, None, True)
 
-        batch = PoolBatch(texts, self.info.max_num_batched_tokens, send, stop)
+        batch = PoolBatch(texts, self.info, send, stop)
         batch.on_output = lambda num_tokens: self.admission.reduce(batch_id, num_tokens)
         try:
             return await batch.result()

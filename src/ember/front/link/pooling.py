@@ -15,7 +15,9 @@ from ember import wire
 from ember.front.errors import ApiError
 from ember.front.link.generation import check_output
 
-STEPS_AHEAD = 2  # steps' worth of prompt tokens that a request has in the engine
+# Steps' worth of prompt tokens that a request has in the engine. On a CPU a step takes so long that the wait for the
+# next texts does not matter, and a query that comes meanwhile runs before them.
+STEPS_AHEAD, STEPS_AHEAD_ON_CPU = 2, 1
 MIN_AHEAD = 16  # texts that it has there at least
 
 
@@ -81,9 +83,10 @@ Stop = Callable[[int], None]  # ends the text with this request id
 class PoolBatch:
     """All texts of one request. `result` waits for them and ends those that are left when it is cancelled."""
 
-    def __init__(self, texts: Sequence[PoolText], step_tokens: int, send: Send, stop: Stop) -> None:
+    def __init__(self, texts: Sequence[PoolText], info: wire.Ready, send: Send, stop: Stop) -> None:
         self._texts = texts
-        self._tokens_ahead = STEPS_AHEAD * step_tokens
+        steps = STEPS_AHEAD_ON_CPU if info.device == "cpu" else STEPS_AHEAD
+        self._tokens_ahead = steps * info.max_num_batched_tokens
         self._send = send
         self._stop = stop
         self._outputs: list[wire.SequenceOutput | None] = [None] * len(texts)
