@@ -102,6 +102,24 @@ TINY: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"tie_word_embeddings": False},
     ),
     "llava": ("Llava", {"model_type": "llama"}, _PIXTRAL | {"model_type": "pixtral"}, {}),
+    "lfm2_vl": (
+        "Lfm2Vl",
+        {"model_type": "lfm2", "layer_types": ["conv", "full_attention", "conv"], "tie_word_embeddings": True},
+        {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+        {"tie_word_embeddings": True},
+    ),
+    "lfm3_vl": (
+        "Lfm3Vl",
+        {
+            "model_type": "lfm3",
+            "head_dim": 16,
+            "num_hidden_layers": 5,
+            "sliding_window": 9,
+            "tie_word_embeddings": True,
+        },
+        {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16},
+        {**_TOKENS, "tie_word_embeddings": True},
+    ),
     "glm4v": (
         "Glm4v",
         {"rope_parameters": _HALF},

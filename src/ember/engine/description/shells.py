@@ -53,6 +53,8 @@ SHELLS = {
     "Mistral3ForConditionalGeneration": Shell("mistral3", None),
     "LlavaForConditionalGeneration": Shell("llava", None),
     "Llama4ForConditionalGeneration": Shell("llama4", "Llama4ForCausalLM"),
+    "Lfm2VlForConditionalGeneration": Shell("lfm2_vl", "Lfm2ForCausalLM"),
+    "Lfm3VlForConditionalGeneration": Shell("lfm3_vl", "Lfm3ForCausalLM"),
     "Glm4vForConditionalGeneration": Shell("glm4v", "Glm4ForCausalLM", _GLM_V),
     "Glm46VForConditionalGeneration": Shell("glm46v", "Glm4ForCausalLM", _GLM_V),
     "Glm4vMoeForConditionalGeneration": Shell("glm4v_moe", "Glm4vMoeForCausalLM"),
@@ -77,6 +79,7 @@ _OTHER_FIELDS = field_names(
     text_config vision_config audio_config projector_hidden_act vision_feature_layer vision_feature_select_strategy
     multimodal_projector_bias spatial_merge_size image_seq_length mm_tokens_per_image projector_patch_merger
     vision_soft_tokens_per_image use_image_newline_parameter
+    projector_hidden_size projector_bias projector_use_layernorm downsample_factor
     """
 )
 _FROM_SHELL = field_names("dtype torch_dtype quantization_config compression_config eos_token_id tie_word_embeddings")
