@@ -150,7 +150,9 @@ def test_nothing_is_cached_and_there_is_no_head() -> None:
 
 def test_what_no_set_computes_for_encoders_is_refused() -> None:
     config = read_config({"architectures": ["BertModel"], **ENCODER_VARIANTS["bert"][1]})
-    with pytest.raises(ModelError, match="no operators compute attention_soft_cap=5.0 with use_bidirectional_attention"):
+    with pytest.raises(
+        ModelError, match="no operators compute attention_soft_cap=5.0 with use_bidirectional_attention"
+    ):
         check_features(dataclasses.replace(config, attention_soft_cap=5.0))
 
 
