@@ -54,6 +54,7 @@ class Sizes:
     context: int = 1024
     output: int = 96
     prefills: tuple[int, ...] = (1024, 8192)
+    most_prompts: int = 1 << 10  # at a time
     batches: tuple[int, ...] = (1, 8, 64, 256)
     requests: int = 256
     shortest: int = 100
@@ -63,7 +64,16 @@ class Sizes:
 
 
 DRY = Sizes(
-    context=24, output=8, prefills=(24, 96), batches=(1, 4), requests=6, shortest=4, longest=24, mixed=4, mixed_steps=3
+    context=24,
+    output=8,
+    prefills=(24, 96),
+    most_prompts=2,
+    batches=(1, 4),
+    requests=6,
+    shortest=4,
+    longest=24,
+    mixed=4,
+    mixed_steps=3,
 )
 
 
@@ -123,7 +133,7 @@ def _measure_engine(engine: Engine, parts: list[str], sizes: Sizes, ceilings: Ce
             yield _decode(engine, batch, sizes, ceilings)
     if "prefill" in parts:
         for length in sizes.prefills:
-            yield _prefill(engine, length, ceilings)
+            yield _prefill(engine, length, sizes, ceilings)
     if "mixed" in parts:
         for from_graph in (False, True):
             yield _mixed(engine, sizes, from_graph)
@@ -313,12 +323,12 @@ def _graph_launches(engine: Engine) -> Iterator[list[_Launch]]:
         del graphs.launch
 
 
-def _prefill(engine: Engine, length: int, ceilings: Ceilings) -> Row:
+def _prefill(engine: Engine, length: int, sizes: Sizes, ceilings: Ceilings) -> Row:
     """Prompt tokens per second with the engine full of prompts of one length."""
     from ember.wire import Generate
 
     budget = engine.limits.max_num_batched_tokens
-    count = max(1, 2 * budget // length)
+    count = min(max(1, 2 * budget // length), sizes.most_prompts)
     rates = []
     for repeat in range(REPEATS + 1):
         for i, prompt in enumerate(_prompts(engine, [length] * count, seed=repeat)):
