@@ -301,3 +301,23 @@ def test_a_key_that_is_none_does_not_leave_the_server_open(monkeypatch, value):
         load_settings()
     with pytest.raises(SettingsError, match="holds no key"):
         load_settings({"api_key": value})
+
+
+@pytest.mark.parametrize(
+    ("variables", "tasks"),
+    [
+        ({}, ("auto", "auto")),
+        ({"TASK": "embedding"}, ("pooling", "embed")),
+        ({"TASK": "score", "CONVERT": "classify"}, ("pooling", "classify")),
+        ({"RUNNER": "pooling", "CONVERT": "none"}, ("pooling", "none")),
+        ({"TASK": "embed", "RUNNER": "generate"}, None),
+    ],
+)
+def test_the_older_setting_of_tasks_means_the_newer_two(monkeypatch, variables, tasks):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if tasks is None:
+        with pytest.raises(SettingsError, match="TASK=embed: it means RUNNER=pooling, but RUNNER is generate"):
+            load_settings()
+    else:
+        assert load_settings().tasks == tasks
