@@ -26,6 +26,7 @@ from tests.engine_models.tiny_encoders import (
     batch_of,
     encoder_classes,
     make_encoder,
+    randomised,
 )
 
 CPU = torch.device("cpu")
@@ -182,3 +183,19 @@ def test_gte_stretches_its_rotary_positions(tmp_path: Path) -> None:
     steps = torch.arange(0, 16, 2) / 16
     torch.testing.assert_close(inverse_frequencies(scaled), 160_000.0**-steps / 8 ** (2 / 16))
     assert inverse_frequencies(scaled)[-1] == pytest.approx(inverse_frequencies(plain)[-1].item() / 8)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu", "silu"])
+def test_packed_matrices_compute_the_same(activation: str, tmp_path: Path) -> None:
+    """Some activations are computed in the product of a packed matrix."""
+    from ember.engine.core.chores import settle_weights
+
+    name, fields = ENCODER_VARIANTS["bert"]
+    cls = getattr(transformers, name)
+    model = randomised(cls(cls.config_class(**fields, hidden_act=activation)))
+    model.save_pretrained(tmp_path)
+    decoder = loaded(tmp_path)
+    for _ in settle_weights(decoder, None):
+        pass
+    assert next(decoder.parts.blocks[0].mlps()).up.packed == decoder.ops.reads_packed
+    assert_equal(model, decoder, texts_of((5, 40)))

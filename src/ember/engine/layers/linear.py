@@ -20,6 +20,7 @@ from torch import Tensor
 
 _HUGE_PAGE = 2 << 20
 _PIECE = 16 << 20  # bytes copied at a time, during which a running request waits some hundredths of a second at most
+_FUSED = {"gelu": "none", "gelu_tanh": "tanh", "relu": ""}  # activations in packed layers -> oneDNN's algorithm
 _ROWS_HINT = 32  # rows of input for which the packed layout is chosen; it works for any number
 
 
@@ -116,6 +117,14 @@ class Linear:
         biases = self.bias.split([len(rows) for rows in self.rows])
         return torch.cat([F.linear(x, rows, bias) for rows, bias in zip(self.rows, biases, strict=True)], dim=-1)
 
+    def activated(self, x: Tensor, activation: str) -> Tensor | None:
+        """The activation of the layer's output, in one operation; None: the layer cannot."""
+        algorithm = _FUSED.get(activation)
+        if not self.packed or algorithm is None or x.dtype != torch.float32:  # 16 bits would be rounded elsewhere
+            return None
+        name = activation.partition("_")[0]
+        return torch.ops.mkldnn._linear_pointwise(x, self.rows[0], self.bias, name, [], algorithm)
+
     def settle(self, packs: bool, pages: Pages | None) -> Iterator[None]:
         """Pack the weight if it `packs` and `can_pack` allows it; else copy it to memory of its own if it is mapped
         (`pages`). A generator: it yields between chunks so that requests can run."""
@@ -185,7 +194,11 @@ def can_pack(device_type: str, dtype: torch.dtype) -> bool:
         packed = Linear(torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT), packed=True)
         for rows in (1, 65):
             x = (torch.arange(rows * 96, dtype=torch.float32).reshape(rows, 96) % 5 - 2).to(dtype)
-            if not torch.equal(packed(x), F.linear(x, weight)):  # sums of small integers are exact in any order
+            plain = F.linear(x, weight)
+            if not torch.equal(packed(x), plain):  # sums of small integers are exact in any order
+                return False
+            made = packed.activated(x, "gelu")
+            if made is not None and not torch.allclose(made, F.gelu(plain), atol=1e-5):
                 return False
     except (AttributeError, RuntimeError, TypeError):
         return False

@@ -58,10 +58,13 @@ def inputs(ops: Ops, experts: Experts, hidden: Tensor, step: Step) -> Tensor:
 
 def compute_mlp(ops: Ops, mlp: MLP, hidden: Tensor, step: Step) -> Tensor:
     """[T, hidden] -> [T, hidden]."""
-    up = ops.linear(mlp.up, hidden, step)
-    if mlp.gate_scale != 1.0:
-        up[:, : up.shape[1] // 2] *= mlp.gate_scale
-    out = ops.linear(mlp.down, ops.gate(mlp, up), step)
+    inner = None if mlp.gated else mlp.up.activated(hidden, mlp.activation)
+    if inner is None:
+        up = ops.linear(mlp.up, hidden, step)
+        if mlp.gate_scale != 1.0:
+            up[:, : up.shape[1] // 2] *= mlp.gate_scale
+        inner = ops.gate(mlp, up)
+    out = ops.linear(mlp.down, inner, step)
     return out if mlp.output_scale == 1.0 else out * mlp.output_scale
 
 
