@@ -65,6 +65,28 @@ def poison(engine: Engine) -> Engine:
     return engine
 
 
+def poison_states(engine: Engine) -> Engine:
+    """From here on, slots that hold no state are filled with NaN before each step."""
+    runner: Any = engine.runner
+    launch, slots = runner.launch, engine.scheduler.blocks.states
+    assert slots is not None
+
+    def poisoned(step: Any) -> Any:
+        moves = [move for scheduled in step for move in scheduled.states]
+        read = {move.read for move in moves} - {move.write for move in moves}
+        holds = [each.states for each in engine.scheduler.running if each.states is not None]
+        held = {hold.current for hold in holds} | {kept.slot for hold in holds for kept in hold.kept}
+        free = [slot for slot in range(slots.num_own + slots.num_checkpoints) if slot not in slots._hash_of]
+        free = [slot for slot in free if slot not in read | held]
+        for states in runner.cache.states:
+            states.windows[:, free] = torch.nan
+            states.matrices[:, free] = torch.nan
+        return launch(step)
+
+    runner.launch = poisoned
+    return poison(engine)
+
+
 def tokens(outputs: list[SequenceOutput]) -> list[int]:
     return [token for output in outputs for token in output.token_ids]
 

@@ -18,7 +18,7 @@ from ember.engine.errors import ModelError
 from ember.engine.layers.batch import StateRun
 from ember.engine.operators.torch_state import plan_states
 from ember.wire import Configure, Generate
-from tests.engine_core.inline import greedy, make_engine, poison, run, tokens
+from tests.engine_core.inline import greedy, make_engine, poison_states, run, tokens
 from tests.engine_models.tiny import VOCAB_SIZE, make_tiny, tiny_config
 
 NUM_OUTPUT = 14
@@ -33,27 +33,6 @@ def prompts() -> list[list[int]]:
     made[6][:70] = made[5][:70]
     made[7][:100] = made[5][:100]
     return made
-
-
-def poison_states(engine: Engine) -> Engine:
-    """From here on, slots that hold no state are filled with NaN before each step."""
-    runner: Any = engine.runner
-    launch, slots = runner.launch, engine.scheduler.blocks.states
-    assert slots is not None
-
-    def poisoned(step: Any) -> Any:
-        moves = [move for scheduled in step for move in scheduled.states]
-        read = {move.read for move in moves} - {move.write for move in moves}
-        held = {each.states.current for each in engine.scheduler.running if each.states is not None}
-        free = [slot for slot in range(slots.num_own + slots.num_checkpoints) if slot not in slots._hash_of]
-        free = [slot for slot in free if slot not in read | held]
-        for states in runner.cache.states:
-            states.windows[:, free] = torch.nan
-            states.matrices[:, free] = torch.nan
-        return launch(step)
-
-    runner.launch = poisoned
-    return poison(engine)
 
 
 def check_empty(engine: Engine) -> None:

@@ -37,6 +37,7 @@ from ember.engine.description.operator_sets import (
     NATIVE,
     OPERATIONS,
     SETS,
+    STATE_OPERATIONS,
     TORCH,
     TRITON,
     check_features,
@@ -233,11 +234,15 @@ def test_every_family_is_computed() -> None:
     assert set().union(*(features[variant] for variant in COVERING)) == everything
 
 
-def test_the_choice_says_that_torch_computes_states() -> None:
-    for variant, expected in (("mamba2", {"convolve", "scan", "gated_norm"}), ("lfm2", {"convolve"}), ("llama", set())):
+def test_states_are_computed_in_kernels_and_what_is_not_is_named() -> None:
+    for variant in ("mamba2", "qwen3_5", "lfm2"):
         decision = decide(tiny_config(variant), "bfloat16", "cuda")
-        assert decision.name == "triton" and decision.lacking.keys() == expected
-        assert ("torch computes convolve: layers have states" in decision.reason) == bool(expected)
+        assert decision.name == "triton" and not decision.lacking.keys() & set(STATE_OPERATIONS)
+    wide = tiny_config("mamba2")
+    assert wide.ssd is not None
+    wide = replace(wide, ssd=replace(wide.ssd, state_dim=257))
+    assert decide(wide, "bfloat16", "cuda").lacking.keys() == {"scan"}
+    assert decide(tiny_config("jamba"), "bfloat16", "cuda").lacking.keys() >= {"convolve", "selective_scan"}
 
 
 def test_the_declarations_are_read_without_torch() -> None:

@@ -62,6 +62,11 @@ GEMMA4 = {  # whose heads have published sizes alone
 # Published sizes of latent attention. Youtu's tiny model alone has pairs by halves.
 LATENTS = {"kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
 MINICPM3 = {"kv_lora_rank": 256, "q_lora_rank": 768, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64}
+# Published sizes of mixers with a state.
+STATES = {"linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_num_key_heads": 16}
+STATES |= {"linear_num_value_heads": 32, "mamba_d_state": 128, "mamba_d_head": 64, "state_size": 128}
+STATES |= {"linear_conv_kernel_dim": 4, "conv_L_cache": 3}
+STATES |= {"ssm_state_size": 128, "mamba_head_dim": 80, "mamba_num_heads": 126}
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Head sizes, and query heads for each key head, of models with soft caps in attention.
 CAPPED = tuple(product((128, 256), range(1, 9)))
@@ -87,8 +92,11 @@ def describe(variant: str, shape: tuple[int, ...], directory: Path) -> DecoderCo
     sizes |= dict.fromkeys(("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"), intermediate)
     sizes |= MINICPM3 if name == "MiniCPM3" else LATENTS
     sizes["rope_interleave"] = True
-    if name == "Mamba2":  # whose inner size is twice the hidden one
-        sizes["num_heads"] = 2 * heads
+    sizes |= dict.fromkeys(("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size"), 512)
+    sizes |= STATES | {"mamba_d_ssm": 2 * hidden}  # the inner size
+    sizes |= dict.fromkeys(("mamba_n_heads", "num_heads"), 2 * hidden // STATES["mamba_d_head"])
+    if name == "Mamba2":
+        sizes["head_dim"] = 64
     fields |= {field: size for field, size in sizes.items() if field in fields}
     if fields.get("rope_parameters", {}).get("rope_type") == "longrope":
         count = int(hidden // heads * fields.get("partial_rotary_factor", 1.0)) // 2
@@ -111,8 +119,8 @@ def models() -> Iterator[tuple[str, DecoderConfig, torch.dtype]]:
                     continue
                 if variant in ALL_SHAPES or (number + j) % len(SHAPES) == i:
                     config = describe(variant, shape, Path(directory))
-                    if (config.delta, config.conv, config.ssd, config.selective) != (None,) * 4:
-                        continue  # torch plans these on the host, in another runner
+                    if config.selective is not None:
+                        continue  # torch plans these states on the host, in another runner
                     if not config.shared_kv_layers:  # otherwise the last ones are of their own kind
                         config = with_layers(config, 3)
                     group = config.num_heads // config.num_kv_heads

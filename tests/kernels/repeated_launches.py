@@ -18,7 +18,7 @@ import torch
 from triton.runtime.jit import JITFunction
 
 from ember.engine.description.operator_sets import TRITON
-from ember.engine.operators.triton_ops import TritonStep
+from ember.engine.operators.triton_step import TritonStep
 from ember_kernels import compile as kernels
 from ember_kernels.launch import Launches
 from tests.kernels.family_launches import LIMITS, SHAPES, describe

@@ -57,8 +57,8 @@ def test_logits_equal_transformers(variant, checkpoints):
     use_triton(model)
     # The kernels of experts take 16-bit numbers; in float32 torch computes experts, and the host reads their counts.
     own_attention = not {"attend", "attend_latents"} & TRITON.lacking(model.config).keys()
-    on_host = (model.config.experts, model.config.delta, model.config.conv, model.config.ssd)
-    assert model.ops.is_recordable == (own_attention and on_host == (None,) * 4)
+    on_host = model.config.experts, model.config.selective
+    assert model.ops.is_recordable == (own_attention and on_host == (None, None))
     check(model, sequences, expected)
 
 

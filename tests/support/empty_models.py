@@ -18,7 +18,8 @@ from ember.engine.core.gpu.device_runner import DeviceRunner
 from ember.engine.core.limits import EngineLimits
 from ember.engine.core.scheduler import Scheduler
 from ember.engine.core.sequence import Sequence
-from ember.engine.description.cache_groups import cache_groups
+from ember.engine.core.state_slots import StateSlots
+from ember.engine.description.cache_groups import cache_groups, paged
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.operator_sets import TRITON
 from ember.engine.description.weights import LinearSpec, weight_specs
@@ -31,6 +32,8 @@ from ember.engine.operators.torch_ops import TorchOperators
 from ember.engine.operators.triton_ops import TritonOperators
 from ember.wire import SamplingParams
 from ember_kernels.rounding import has_conversion
+
+NUM_CHECKPOINTS = 4  # of a model whose layers have states
 
 Layout = Callable[[str, int, int], Linear | None]
 """From a matrix's name, rows and columns to a quantised layer without memory; None: it is not quantised."""
@@ -98,10 +101,14 @@ def empty_runner(
 ) -> tuple[Scheduler, DeviceRunner]:
     """The scheduler and the GPU's runner of an engine with an `empty_decoder`."""
     groups = cache_groups(config, dtype.itemsize)
-    sizes = limits.num_blocks, limits.block_size
-    cache = KVCache.allocate(groups, *sizes, dtype, torch.device("cpu"))
-    pool = BlockPool(limits.num_blocks, True, len(groups))
-    scheduler = Scheduler(BlockManager(pool, groups, limits.block_size), limits)
+    sizes, own = (limits.num_blocks, limits.block_size), paged(groups)
+    states = None
+    if len(own) < len(groups):
+        states = StateSlots(limits.max_num_seqs, NUM_CHECKPOINTS, limits.block_size)
+    num_states = limits.max_num_seqs + NUM_CHECKPOINTS if states is not None else 0
+    cache = KVCache.allocate(groups, *sizes, dtype, torch.device("cpu"), num_states)
+    pool = BlockPool(limits.num_blocks, True, len(own))
+    scheduler = Scheduler(BlockManager(pool, groups, limits.block_size, states), limits)
     return scheduler, DeviceRunner(empty_decoder(config, dtype, layout), cache, torch.device("cpu"), limits)
 
 
@@ -140,7 +147,7 @@ class EmptyEngine:
 
 BY_LAYER = (
     *("windowed_layers", "rope_layers", "qk_norm_layers", "key_value_layers"),
-    *("layer_head_dims", "layer_kv_heads", "layer_intermediate_sizes"),
+    *("layer_head_dims", "layer_kv_heads", "layer_intermediate_sizes", "layer_mixers"),
 )  # the fields that have a value for each layer
 
 

@@ -25,6 +25,9 @@ OPERATIONS = (
 STATE_OPERATIONS = ("convolve", "delta_rule", "scan", "selective_scan", "gated_norm")
 """The operations of mixers with a state."""
 
+PLANNED_OPERATIONS = ("convolve", "delta_rule", "scan", "selective_scan")
+"""Those of them that torch plans on the host (`operators.torch_state`)."""
+
 Lacking = dict[str, str]
 """Operations that torch computes for a set, each with the feature or size that the set lacks."""
 
@@ -183,6 +186,7 @@ TORCH_MAX_GATHER = 32_768  # tokens whose K and V its attention copies at once f
 
 TRITON_MAX_HIDDEN = 16384  # ember_kernels.norm.MAX_HIDDEN
 TRITON_MAX_HEAD_DIM = 512  # ember_kernels.attention.MAX_HEAD_DIM
+TRITON_MAX_STATE_ROWS = 256  # of a head's state, which a program holds in registers
 # Of the matrices of all experts: one plain tensor, or one layer.
 TRITON_EXPERT_LAYOUTS = tuple(
     frozenset({layout})
@@ -209,6 +213,12 @@ def _triton_faults(config: DecoderConfig) -> Lacking:
         faults["attend_latents"] = f"kv_lora_rank={config.latent.kv_rank} is above {TRITON_MAX_HEAD_DIM}"
     if config.value_norm and (config.qk_norm is None or config.qk_norm_layers):
         faults["place_heads"] = "value_norm in layers without qk_norm"
+    if config.delta is not None and config.delta.key_dim > TRITON_MAX_STATE_ROWS:
+        faults["delta_rule"] = f"linear_key_head_dim={config.delta.key_dim} is above {TRITON_MAX_STATE_ROWS}"
+    if config.ssd is not None and config.ssd.state_dim > TRITON_MAX_STATE_ROWS:
+        faults["scan"] = f"a state of {config.ssd.state_dim} is above {TRITON_MAX_STATE_ROWS}"
+    if config.ssd is not None and config.ssd.inner_size // config.ssd.groups > TRITON_MAX_HIDDEN:
+        faults["gated_norm"] = f"a norm of {config.ssd.inner_size // config.ssd.groups} is above {TRITON_MAX_HIDDEN}"
     if config.experts is not None:
         width = config.experts.latent_size
         sizes = {"hidden_size": config.hidden_size} if width is None else {"moe_latent_size": width}
@@ -233,6 +243,10 @@ TRITON = OperatorSet(
         "attend_latents": frozenset({"latent", "attention_scale"}),
         "gate": _GATES | {"swiglu_limit"},
         "experts": _EXPERTS,
+        "convolve": frozenset({"delta", "conv", "ssd"}),
+        "delta_rule": frozenset({"delta", "delta.tiled"}),
+        "scan": frozenset({"ssd"}),
+        "gated_norm": frozenset({"delta", "ssd", "ssd.norm=before_gate"}),
     },
     _triton_faults,
     # It writes keys to the cache alone, where torch's attention does not read them all, and absorbs queries.

@@ -10,6 +10,8 @@
                                                                           measured to be faster than torch
     matrix products with quantised weights     one or two launches, or one and torch's product for many rows
     experts                                    three launches for few tokens, otherwise up to six
+    mixers with a state (`triton_state`)       convolution, gated norm: one launch each; the delta rule, Mamba 2:
+                                               decodes: one launch, prompt chunks: two
 
 torch computes the other matrix products, embedding and head. This module imports triton, so it is imported only where
 it is used.
@@ -17,8 +19,6 @@ it is used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ember.engine.description.config import HeadSizes
-from ember.engine.description.operator_sets import Lacking
+from ember.engine.description.operator_sets import PLANNED_OPERATIONS, TORCH, TRITON, Lacking
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention
 from ember.engine.layers.cache import KVCache
@@ -39,15 +39,17 @@ from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm, RMSNorm
 from ember.engine.layers.rotary import Rotary
+from ember.engine.operators import triton_state
 from ember.engine.operators.base import Heads, Step
 from ember.engine.operators.torch_latent import release
 from ember.engine.operators.torch_ops import TorchOperators
 from ember.engine.operators.triton_linear import multiply
 from ember.engine.operators.triton_rounded import RoundedOutputs
+from ember.engine.operators.triton_state import runs_of_batch
+from ember.engine.operators.triton_step import Chunks, Decodes, HeadMemory, TritonStep
 from ember_kernels.activation import activation
 from ember_kernels.compile import device_capability
 from ember_kernels.decode_attention import decode_attention, plan_attention
-from ember_kernels.decode_plan import DecodePlan
 from ember_kernels.dense_attention import MEASURED
 from ember_kernels.latent_attention import latent_decode, latent_prefill, plan_latents
 from ember_kernels.latent_cache import latent_cache
@@ -58,48 +60,6 @@ from ember_kernels.rope_cache import rope_cache
 from ember_kernels.small_gemm import MAX_ROWS, MEASURED_GAINS, small_gemm, uses_small_gemm
 
 MAX_REUSED_TOKENS = 1024  # of a step whose layers share memory for their outputs
-
-
-@dataclass(frozen=True, slots=True)
-class Decodes:
-    """The sequences with one query each. Length 0 is padding."""
-
-    block_tables: Sequence[Tensor]  # of each cache group, [S, max_blocks] int32; none is read before a window
-    context_lens: Tensor  # [S] int32
-    plans: dict[int, DecodePlan] = field(default_factory=dict)  # of each cache group, when its first layer has made it
-
-
-@dataclass(frozen=True, slots=True)
-class Chunks:
-    """The other sequences: chunks of prompts. A chunk without tokens is padding."""
-
-    block_tables: Sequence[Tensor]  # as those of decodes
-    starts: Tensor  # [S + 1] int32, first token of each, and the end of the last
-    context_lens: Tensor  # [S] int32
-    max_queries: int
-    bounds: Sequence[int] = ()  # the numbers in `starts`, on the host, if each chunk begins its prompt; otherwise empty
-
-
-class HeadMemory(NamedTuple):
-    """Memory for queries and for attention's outputs. If it is shared, a layer reads it before the next one writes
-    it."""
-
-    query: Tensor  # [T, heads, head_dim]
-    mixed: Tensor  # [T, heads, head_dim]
-    flat: Tensor  # the same as [T, heads * head_dim]
-    is_shared: bool
-
-
-@dataclass(slots=True, kw_only=True)
-class TritonStep(Step):
-    """A step whose inputs are on the device; nothing looks at their values. The tokens of decodes come first, in the
-    order of the sequences. Those of chunks may begin before the padding of the decodes ends. A token with a negative
-    slot is padding, which is not written to the cache."""
-
-    decodes: Decodes | None
-    chunks: Chunks | None
-    launches: Launches = field(default_factory=Launches)  # of its first layers, which the others repeat
-    heads: dict[HeadSizes, HeadMemory] = field(default_factory=dict)
 
 
 class NormSite(NamedTuple):
@@ -137,12 +97,16 @@ class TritonOperators:
         own_attention = "attend" not in lacking
         own_latents = "attend_latents" not in lacking
         self._plans_attention = not own_attention or (config.latent is not None and not own_latents)
-        self.is_recordable = not self._plans_attention
-        self.convolve, self.gated_norm = torch_ops.convolve, torch_ops.gated_norm
-        self.delta_rule, self.scan = torch_ops.delta_rule, torch_ops.scan
+        features = config.features().keys()
+        on_host = [name for name in PLANNED_OPERATIONS if name in lacking or name not in TRITON.features]
+        self._has_states = any(map(config.state, range(config.num_layers)))
+        self._plans_states = any(TORCH.features[name] & features for name in on_host)
+        self.is_recordable = not (self._plans_attention or self._plans_states)
+        self.convolve = torch_ops.convolve if "convolve" in lacking else triton_state.convolve
+        self.delta_rule = torch_ops.delta_rule if "delta_rule" in lacking else triton_state.delta_rule
+        self.scan = torch_ops.scan if "scan" in lacking else triton_state.scan
         self.selective_scan = torch_ops.selective_scan
-        if (config.delta, config.conv, config.ssd) != (None, None, None):
-            self.is_recordable = False  # torch plans its states on the host
+        self.gated_norm = torch_ops.gated_norm if "gated_norm" in lacking else triton_state.gated_norm
         has_more_norms = config.layer_input_size or config.layer_scalar or not self.is_recordable
         self._reuses_norms = config.wiring == "pre_norm" and not has_more_norms
         self._outputs: dict[Any, Tensor] = {}  # of norms and activations of the present step, for all layers
@@ -201,21 +165,25 @@ class TritonOperators:
         device = batch.token_ids.device
         tables = batch.block_tables.to(torch.int32)
         lens = torch.tensor(batch.context_lens, dtype=torch.int32).to(device, non_blocking=True)
-        decodes = chunks = None
+        decodes = chunks = slots = runs = None
+        if self._has_states:
+            rows = runs_of_batch(batch.state_runs, starts, num_decodes)
+            slots, runs = (torch.from_numpy(each).to(device, non_blocking=True) for each in rows)
         if num_decodes:
-            decodes = Decodes(tables[:, :num_decodes].unbind(), lens[:num_decodes])
+            decodes = Decodes(tables[:, :num_decodes].unbind(), lens[:num_decodes], states=slots)
         if num_decodes < len(counts):
             first_tokens = torch.tensor(starts[num_decodes:], dtype=torch.int32).to(device, non_blocking=True)
             is_whole = counts[num_decodes:] == batch.context_lens[num_decodes:]
             bounds = starts[num_decodes:] if is_whole else ()
-            chunks = Chunks(tables[:, num_decodes:].unbind(), first_tokens, lens[num_decodes:], max(counts), bounds)
+            places = tables[:, num_decodes:].unbind(), first_tokens, lens[num_decodes:]
+            chunks = Chunks(*places, max(counts), bounds, runs)
         return TritonStep(
             token_ids=batch.token_ids,
             positions=batch.positions,
             slots=batch.slot_mapping.unbind(),
             cache=cache,
             plans=self.torch_ops.plan(batch, cache) if self._plans_attention else None,
-            states=self.torch_ops.plan_states(batch),
+            states=self.torch_ops.plan_states(batch) if self._plans_states else (),
             decodes=decodes,
             chunks=chunks,
         )

@@ -117,9 +117,10 @@ class DeviceRunner:
         config = model.config
         vocab_size, max_blocks = config.vocab_size, -(-limits.max_model_len // cache.block_size)
         self.tables = RowTables(max_num_seqs, vocab_size, config.eos_token_ids, accelerator)
-        num_groups = len(model.parts.groups())
+        num_groups = max(len(model.parts.groups()), 1)  # without attention, pages hold nothing
         self.rows = DeviceRows(max_num_seqs, num_groups, max_blocks, accelerator, self.tables)
-        self.buffer = StepBuffer(max_num_seqs, max_num_batched_tokens, num_groups, accelerator)
+        has_states = bool(cache.states)
+        self.buffer = StepBuffer(max_num_seqs, max_num_batched_tokens, num_groups, accelerator, has_states)
         self.workspace = Workspace.create(max_num_seqs, vocab_size, device)
         self.inputs = StepInputs(self.rows, self.buffer, cache, limits)
         self._limits = torch.zeros((2, max_num_seqs), dtype=torch.int32, device=device)  # rows of tables and masks
@@ -139,23 +140,29 @@ class DeviceRunner:
     @torch.inference_mode()
     def launch(self, step: list[Scheduled]) -> LaunchedStep:
         """Launch one step. Raises torch.OutOfMemoryError; the step may then be scheduled again."""
-        decodes, chunks = [], []
+        decodes: list[Scheduled] = []
+        chunks: list[Scheduled] = []
         for scheduled in step:
-            if scheduled.num_tokens == 1 and is_last_chunk(scheduled):
-                decodes.append(scheduled.sequence)
-            else:
-                chunks.append(scheduled)
-        sequences = decodes + [chunk.sequence for chunk in chunks if is_last_chunk(chunk)]
+            (decodes if scheduled.num_tokens == 1 and is_last_chunk(scheduled) else chunks).append(scheduled)
+        sequences = [scheduled.sequence for scheduled in decodes]
+        sequences += [chunk.sequence for chunk in chunks if is_last_chunk(chunk)]
+        states = [(move.read, move.write) for scheduled in decodes for move in scheduled.states]
         try:
-            return self._launch(sequences, len(decodes), chunks)
+            return self._launch(sequences, len(decodes), chunks, states)
         except RuntimeError:
             self.rows.distrust([scheduled.sequence for scheduled in step])
             raise
 
-    def _launch(self, sequences: list[Sequence], num_decodes: int, chunks: list[Scheduled]) -> LaunchedStep:
-        """Launch a step in which `sequences` get a token, the decodes first."""
+    def _launch(
+        self, sequences: list[Sequence], num_decodes: int, chunks: list[Scheduled], states: list[tuple[int, int]]
+    ) -> LaunchedStep:
+        """Launch a step in which `sequences` get a token, the decodes first. `states`: slots of the decodes' states, to
+        read and to write."""
         rows = [self.rows.row_of(sequence) for sequence in sequences]
-        prompts = self._launch_mixed(rows, num_decodes, chunks) if chunks else self._launch_decodes(rows)
+        if chunks:
+            prompts = self._launch_mixed(rows, num_decodes, chunks, states)
+        else:
+            prompts = self._launch_decodes(rows, states)
         late = [(i, row) for i, row in enumerate(rows) if row.limits.is_late]
         tokens = self.accelerator.download(self._drawn[: len(sequences)])
         launched = LaunchedStep(sequences, late, tokens, _not_marked, self._draw_late, prompts=prompts)
@@ -174,9 +181,9 @@ class DeviceRunner:
         """Record a part of a graph, as a chore: see `core.chores.Chore`. Returns whether more is left."""
         return record_next((self.decode_graphs, self.mixed_graphs), is_idle)
 
-    def _launch_decodes(self, rows: list[Row]) -> list[tuple[Sequence, int, Underway]]:
+    def _launch_decodes(self, rows: list[Row], states: list[tuple[int, int]]) -> list[tuple[Sequence, int, Underway]]:
         records, entries = self._changes(rows, len(rows))
-        self._send([row.index for row in rows], records, entries)
+        self._send([row.index for row in rows], records, entries, states)
         size = self.decode_graphs.size_for(len(rows))
         if size is not None:
             self.decode_graphs.launch(size)
@@ -191,10 +198,10 @@ class DeviceRunner:
         inputs = self.inputs
         inputs.prepare(num_rows)
         hidden = self.model.run(inputs.step(Shape(num_rows, num_rows, num_chunks=0, max_queries=1)))
-        self._draw(hidden, inputs.decode_lens[:num_rows], step_rows(self.buffer.words, num_rows))
+        self._draw(hidden, inputs.decode_lens[:num_rows], step_rows(self.buffer.update, num_rows))
 
     def _launch_mixed(
-        self, rows: list[Row], num_decodes: int, chunks: list[Scheduled]
+        self, rows: list[Row], num_decodes: int, chunks: list[Scheduled], states: list[tuple[int, int]]
     ) -> list[tuple[Sequence, int, Underway]]:
         """Decodes (the first of `rows`) and prompt chunks; `rows` are those that get a token."""
         records, entries = self._changes(rows, num_decodes)
@@ -212,10 +219,10 @@ class DeviceRunner:
         drawn[1, : len(rows)] = [*range(num_decodes), *last]
         drawn[2, : len(rows)] = [row.sequence.num_tokens + row.sequence.num_pending for row in rows]
         decode_rows = [row.index for row in rows[:num_decodes]]
-        sent = self._send(decode_rows, records, entries, (arrays.tokens, arrays.sequences, drawn))
+        *sent, drawn_on_device = self._send(decode_rows, records, entries, states, (*arrays.sent, drawn))
         started = time.perf_counter()
         self.inputs.prepare(num_decodes if size is None else min(size, self.limits.max_num_seqs))
-        self.inputs.place_chunks(sent[0], sent[1], num_decodes)
+        self.inputs.place_chunks(num_decodes, *sent)
         if size is not None:
             self.mixed_graphs.launch(size)
             hidden = self._hidden
@@ -229,7 +236,7 @@ class DeviceRunner:
                 self.mixed_graphs.observe_eager(time.perf_counter() - started)
         prompts = self._score_prompts(chunks, arrays.starts, hidden)
         if rows:
-            drawn_rows, drawn_from, positions = sent[2][:, : len(rows)]
+            drawn_rows, drawn_from, positions = drawn_on_device[:, : len(rows)]
             words = self.rows.sampling.index_select(0, drawn_rows)
             self.inputs.sampling[:, : len(rows)].copy_(words.t())
             self._draw(hidden.index_select(0, drawn_from), positions, drawn_rows)
@@ -254,14 +261,19 @@ class DeviceRunner:
         return records, entries
 
     def _send(
-        self, rows: list[int], records: list[Record], entries: list[Entry], arrays: Iterable[np.ndarray] = ()
+        self,
+        rows: list[int],
+        records: list[Record],
+        entries: list[Entry],
+        states: list[tuple[int, int]],
+        arrays: Iterable[np.ndarray] = (),
     ) -> list[Tensor]:
-        """Send the step's update and arrays. If many long prompts are scheduled at once, their pages are sent
-        before."""
+        """Send the step's update, the slots of the decodes' states, and arrays. If many long prompts are scheduled at
+        once, their pages are sent before."""
         while len(entries) > ENTRIES:
             self.inputs.prepare(0, self.buffer.pack_alone(entries[:ENTRIES]))
             entries = entries[ENTRIES:]
-        return self.buffer.send(rows, records, entries, arrays)
+        return self.buffer.send(rows, records, entries, arrays, states)
 
     def _draw(self, hidden: Tensor, positions: Tensor, rows: Tensor) -> None:
         """Sample a token for each of `hidden` [rows, hidden] and store it in its row for the next step."""

@@ -18,7 +18,9 @@ from ember.engine.core.gpu.step_buffer import StepBuffer
 from ember.engine.core.limits import EngineLimits
 from ember.engine.core.scheduler import Scheduled
 from ember.engine.layers.cache import KVCache
-from ember.engine.operators.triton_ops import Chunks, Decodes, TritonStep
+from ember.engine.operators.triton_state import run_rows
+from ember.engine.operators.triton_step import Chunks, Decodes, TritonStep
+from ember_kernels.state_math import RUNS
 from ember_kernels.step import gather_block_tables, prepare_step, step_rows
 from ember_kernels.step_update import SAMPLING_FIELDS
 
@@ -42,6 +44,7 @@ class ChunkArrays:
     sequences: np.ndarray  # [3, chunks + 1]: the first token in the batch and its end; row and context length of each
     starts: list[int]  # [chunks + 1], as in `sequences`
     num_tokens: int
+    runs: np.ndarray | None = None  # `triton_state.run_rows` of the chunks, if layers have states
 
     @classmethod
     def of(cls, chunks: list[Scheduled], rows: list[Row], num_decodes: int, block_size: int) -> ChunkArrays:
@@ -60,7 +63,8 @@ class ChunkArrays:
             ends.append(end)
             starts.append(starts[-1] + chunk.num_tokens)
         sequences = np.array((starts, [*(row.index for row in rows), -1], [*ends, 0]))
-        return cls(tokens, sequences, starts, starts[-1])
+        runs = run_rows(starts, [chunk.states for chunk in chunks]) if chunks[0].states else None
+        return cls(tokens, sequences, starts, starts[-1], runs)
 
     def padded(self, num_tokens: int, num_chunks: int) -> ChunkArrays:
         """The same, filled up for a step of so many tokens and chunks. Further chunks begin where the batch ends."""
@@ -70,7 +74,17 @@ class ChunkArrays:
         sequences = np.zeros((3, num_chunks + 1), dtype=np.int64)
         sequences[0], sequences[1] = self.num_tokens, -1
         sequences[:, : len(self.starts)] = self.sequences
-        return ChunkArrays(tokens, sequences, self.starts, self.num_tokens)
+        runs = None
+        if self.runs is not None:
+            runs = np.full((3, num_chunks * RUNS + 1), -1, dtype=np.int32)
+            runs[0] = self.num_tokens
+            runs[:, : self.runs.shape[1]] = self.runs
+        return ChunkArrays(tokens, sequences, self.starts, self.num_tokens, runs)
+
+    @property
+    def sent(self) -> list[np.ndarray]:
+        """What the device needs."""
+        return [self.tokens, self.sequences, *([] if self.runs is None else [self.runs])]
 
 
 class StepInputs:
@@ -91,13 +105,16 @@ class StepInputs:
             torch.zeros((num_groups, max_rows, max_blocks), dtype=torch.int32, device=device) for _ in range(2)
         )
         self._chunks = torch.zeros((3, -(-(max_rows + 1) // 4) * 4), dtype=torch.int32, device=device)
+        self._has_states = bool(cache.states)
+        num_runs = max_rows * RUNS + 1 if self._has_states else 0
+        self._runs = torch.zeros((3, -(-num_runs // 4) * 4), dtype=torch.int32, device=device)
         self.sampling = torch.zeros((len(SAMPLING_FIELDS), max_rows), dtype=torch.int32, device=device)
 
     def prepare(self, num_rows: int, update: Tensor | None = None) -> None:
         """Apply an update to the rows' state, by default that of the buffer, and write the inputs of its first rows."""
         rows = self._rows
         prepare_step(
-            self._buffer.words if update is None else update,
+            self._buffer.update if update is None else update,
             rows.last_tokens,
             rows.positions,
             rows.block_tables,
@@ -111,10 +128,12 @@ class StepInputs:
             self._cache.block_size,
         )
 
-    def place_chunks(self, tokens: Tensor, sequences: Tensor, num_decodes: int) -> None:
-        """Write the inputs of prompt chunks: the arrays of `ChunkArrays`, after so many decodes."""
+    def place_chunks(self, num_decodes: int, tokens: Tensor, sequences: Tensor, runs: Tensor | None = None) -> None:
+        """Write the inputs of prompt chunks, those of `ChunkArrays.sent`, after so many decodes."""
         self._tokens[:, num_decodes : num_decodes + tokens.shape[1]].copy_(tokens)
         self._chunks[:, : sequences.shape[1]].copy_(sequences)
+        if runs is not None:
+            self._runs[:, : runs.shape[1]].copy_(runs)
 
     def clear(self) -> None:
         """Set all inputs to those of a step without sequences."""
@@ -122,17 +141,21 @@ class StepInputs:
         self._slots.fill_(-1)
         self.decode_lens.zero_()
         self._chunks.zero_()
+        self._runs.zero_()
 
     def step(self, shape: Shape) -> TritonStep:
         """Launch what makes the block tables in the order of the batch. Returns the step's inputs."""
         decodes = chunks = None
         if shape.num_decodes:
-            rows, lens = step_rows(self._buffer.words, shape.num_decodes), self.decode_lens[: shape.num_decodes]
+            rows, lens = step_rows(self._buffer.update, shape.num_decodes), self.decode_lens[: shape.num_decodes]
             tables = self._gather(rows, lens, self._decode_tables)
-            decodes = Decodes(tables, lens)
+            slots = self._buffer.states[:, : shape.num_decodes] if self._has_states else None
+            decodes = Decodes(tables, lens, states=slots)
         if shape.num_chunks:
             starts, (rows, lens) = self._chunks[0, : shape.num_chunks + 1], self._chunks[1:, : shape.num_chunks]
-            chunks = Chunks(self._gather(rows, lens, self._chunk_tables), starts, lens, shape.max_queries, shape.bounds)
+            tables = self._gather(rows, lens, self._chunk_tables)
+            runs = self._runs[:, : shape.num_chunks * RUNS + 1] if self._has_states else None
+            chunks = Chunks(tables, starts, lens, shape.max_queries, shape.bounds, runs)
         return TritonStep(
             cache=self._cache,
             token_ids=self._token_ids[: shape.num_tokens],
