@@ -1,0 +1,69 @@
+"""Whatever the body of the routes of agents and of TGI: an answer or an ApiError below 500, never anything else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ember.front.api.anthropic.schemas import CountTokensRequest, MessagesRequest
+from ember.front.api.responses.schemas import InputTokensRequest, ResponsesRequest
+from ember.front.api.tgi.schemas import TgiParameters
+from tests.api.fakes import Deployment
+from tests.api.talking import talking
+from tests.api.test_bodies import SOME, bodies, check, keys, scalars, values
+
+KINDS = st.sampled_from(
+    [
+        *("text", "thinking", "redacted_thinking", "tool_use", "tool_result", "document", "search_result", "image"),
+        *("input_text", "output_text", "reasoning_text", "message", "reasoning", "function_call", "item_reference"),
+        *("function_call_output", "function", "namespace", "custom", "web_search", "enabled", "json_schema", "tool"),
+    ]
+)
+NAMES = st.sampled_from(
+    [
+        *("text", "thinking", "id", "name", "input", "tool_use_id", "content", "source", "data", "call_id", "output"),
+        *("arguments", "summary", "encrypted_content", "status", "namespace", "tools", "input_schema", "parameters"),
+        *("budget_tokens", "schema", "format", "title", "strict", "mode"),
+    ]
+)
+blocks = st.builds(
+    lambda kind, fields: {"type": kind, **fields}, KINDS, st.dictionaries(NAMES | keys, values, max_size=4)
+)
+inner = values | blocks | st.lists(blocks, max_size=3)
+talk = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "system", "developer", "ctx", "x"])}, optional={"content": inner}
+    )
+    | blocks,
+    max_size=4,
+)
+shared = {"tools": inner, "tool_choice": inner}
+anthropic = {"messages": talk, **shared, "system": inner, "thinking": inner, "output_config": inner}
+responses = {"input": talk | scalars, **shared, "text": st.fixed_dictionaries({"format": inner}), "reasoning": inner}
+ROUTES = {
+    "/v1/messages": bodies(MessagesRequest, ["novel"], max_tokens=st.integers(0, 3000), **anthropic),
+    "/v1/messages/count_tokens": bodies(CountTokensRequest, ["novel"], **anthropic),
+    "/v1/responses": bodies(ResponsesRequest, ["novel"], **responses),
+    "/v1/responses/input_tokens": bodies(InputTokensRequest, ["novel"], **responses),
+    "/generate": st.fixed_dictionaries(
+        {"inputs": st.text(max_size=9) | scalars}, optional={"parameters": bodies(TgiParameters, ["novel"])}
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def deployment() -> Deployment:
+    return talking()
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_no_body_is_a_server_error(deployment: Deployment, path: str) -> None:
+    @SOME
+    @given(body=ROUTES[path])
+    def run(body: Any) -> None:
+        check(deployment, path, body)
+
+    run()
