@@ -49,7 +49,11 @@ LIKELY: dict[str, st.SearchStrategy[Any]] = {
     "chat_template_kwargs": st.dictionaries(text, junk, max_size=2),
 }
 ROUTES = [(route.path, getattr(schemas, str(route.about.body[0]))) for route in POOLING_ROUTES]
-REQUIRED = {"EmbeddingRequest": ("input",), "PoolRequest": ("input",), "ClassifyRequest": ("input",)}
+REQUIRED: dict[str, tuple[str, ...]] = {
+    "EmbeddingRequest": ("input",),
+    "PoolRequest": ("input",),
+    "ClassifyRequest": ("input",),
+}
 REQUIRED |= {"ScoreRequest": ("text_1", "text_2"), "RerankRequest": ("query", "documents")}
 REQUIRED |= {"CohereEmbedRequest": ("texts", "input_type")}
 
