@@ -133,7 +133,8 @@ class WeightNames:
     base: str = "model."  # prefix that the names lack in a checkpoint of the model without a head
     other_base: str | None = None  # a prefix that some checkpoints have in place of `base`
     buffers: tuple[str, ...] = ()  # suffixes of the names of stored tensors that are not weights
-    unused: tuple[str, ...] = ()  # prefixes of the names of tensors that are not read: they predict further tokens
+    # Prefixes of the names of tensors that are not read: they predict further tokens, or are an encoder's heads.
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -256,7 +256,9 @@ def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry], dtype: 
         plan,
         skipped=tuple(skipped.values()),
         predicting=tuple(
-            entry for name, entry in entries.items() if name.startswith(further) or (base + name).startswith(further)
+            entry
+            for name, entry in entries.items()
+            if config.has_head and (name.startswith(further) or (base + name).startswith(further))
         ),
         cache_scales=scales,
         is_tied=config.tie_word_embeddings,

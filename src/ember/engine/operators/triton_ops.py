@@ -159,6 +159,17 @@ class TritonOperators:
         return self.torch_ops.embed(embedding, step)
 
     def begin(self, batch: Batch, cache: KVCache) -> TritonStep:
+        if self.torch_ops.config.bidirectional:  # torch computes its attention
+            return TritonStep(
+                token_ids=batch.token_ids,
+                positions=batch.positions,
+                slots=batch.slot_mapping.unbind(),
+                cache=cache,
+                token_types=batch.token_types,
+                texts=self.torch_ops.plan_texts(batch),
+                decodes=None,
+                chunks=None,
+            )
         starts = batch.query_starts
         counts = [stop - start for start, stop in pairwise(starts)]
         num_decodes = next((i for i, count in enumerate(counts) if count != 1), len(counts))
