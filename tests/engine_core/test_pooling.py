@@ -13,6 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from ember.cli.quantize import quantize
 from ember.engine.core.engine import Engine
 from ember.engine.core.prediction import predict
 from ember.engine.errors import ModelError
@@ -373,6 +374,15 @@ def test_the_prediction_is_what_the_boot_says(embedder):
     assert predicted.devices[0].max_model_len == 60
     with pytest.raises(ModelError, match="its head is missing"):
         predict(Configure(model=str(embedder), device="cpu", convert="classify"))
+
+
+def test_modules_are_copied_with_a_quantised_model(embedder, tmp_path):
+    use_pooling(embedder, "mean_tokens")
+    quantize(str(embedder), tmp_path / "quantised", "w8a16", None, print)
+    texts = prompts("quantised")
+    expected = pooled(make_engine(embedder), texts, "embed")
+    for one, other in zip(pooled(make_engine(tmp_path / "quantised"), texts, "embed"), expected, strict=True):
+        assert one @ other > 0.99
 
 
 def test_the_settings_decide_what_a_causal_model_does(embedder):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.read_config import read_json
+from ember.engine.description.sentence_transformers import module_directories, reader
 from ember.engine.description.weights import LinearSpec, weight_specs
 from ember.engine.errors import ModelError
 from ember.engine.loading.files import INDEX, SINGLE
@@ -111,6 +112,9 @@ def quantize(source: str, target: Path, form: str, group: int | None, say: Calla
                 copy = unfinished / file.relative_to(directory)
                 copy.parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, copy)
+        for module in module_directories(reader(directory)):  # of sentence-transformers, with weights of their own
+            if (directory / module).is_dir():
+                shutil.copytree(directory / module, unfinished / module, dirs_exist_ok=True)
     return report
 
 

@@ -85,6 +85,13 @@ def read_modules(read: Read) -> Modules:
     return found
 
 
+def module_directories(read: Read) -> list[str]:
+    """The directories of the modules beside the model itself. Raises ModelError."""
+    entries = read("modules.json")
+    paths = [_inside(entry.get("path", "")) for entry in entries if isinstance(entry, dict)] if entries else []
+    return [path for path in paths if path]
+
+
 def _inside(path: object) -> str:
     """A path of modules.json, which must stay in the model's directory. Raises ModelError."""
     if not isinstance(path, str) or path.startswith("/") or ".." in PurePosixPath(path).parts:
