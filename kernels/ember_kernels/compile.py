@@ -321,6 +321,9 @@ def _run(name: str, specialisation: Specialisation) -> Any:
     kernel = specialisation.kernel
     if not hasattr(kernel, "device_caches"):
         raise RuntimeError(f"{name}: kernels cannot be compiled under TRITON_INTERPRET=1; unset it")
+    from ember_kernels.launch import settle
+
+    settle(kernel)
     return kernel.run(
         *_arguments(name, specialisation),
         grid=(1, 1, 1),

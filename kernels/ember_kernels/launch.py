@@ -97,6 +97,7 @@ class Direct:
                 return
         if _captured is not None:
             _captured.append(None)  # once it is loaded, the next call can be repeated
+        settle(self.kernel)
         loaded = self.kernel.run(*arguments, grid=grid, warmup=False, **constants)
         if key is not None and loaded is not None:
             values = self._defaults | constants
@@ -123,6 +124,20 @@ class Direct:
         names = ", ".join(f"a{i}" for i in range(len(arguments)))
         described: Callable[..., Key] = eval(f"lambda {names}: ({''.join(part + ', ' for part in parts)})")
         return described
+
+
+def settle(kernel: Any) -> None:
+    """Compute a kernel's part of the cache's keys after that of every function that it calls.
+
+    Triton leaves the global constants of a called function out if it meets that function for the first time. The key
+    would then depend on what else the process has launched before, and a binary in the image would not be found.
+    """
+    if kernel.hash is None:
+        for name in kernel.fn.__code__.co_names:
+            called = kernel.fn.__globals__.get(name)
+            if isinstance(called, JITFunction):
+                settle(called)
+        _ = kernel.cache_key
 
 
 def _is_watched() -> bool:
