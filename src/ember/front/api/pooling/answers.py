@@ -106,8 +106,11 @@ class Rerank(AnswerModel):
     meta: CohereMeta | None = None
 
 
+Rows = list[list[float]]  # named here, as a field of the next class is called float
+
+
 class CohereVectors(AnswerModel):
-    float: list[list[float]] | None = None
+    float: Rows | None = None
     int8: list[list[int]] | None = None
     uint8: list[list[int]] | None = None
     binary: list[list[int]] | None = None
