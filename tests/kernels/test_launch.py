@@ -95,6 +95,27 @@ def test_our_launcher_calls_the_binary_that_tritons_would(tmp_path: Path) -> Non
     assert result.stdout.splitlines() == ["True", "-1"], result.stdout + result.stderr[-4000:]
 
 
+KEYS = """
+import importlib, sys
+from ember_kernels.launch import settle
+keys = {}
+for name in sys.argv[1:]:
+    kernel = getattr(importlib.import_module(f"ember_kernels.{name}"), f"{name}_kernel").kernel
+    settle(kernel)
+    keys[name] = kernel.cache_key
+print(sorted(keys.items()))
+"""
+
+
+def test_a_kernels_key_does_not_depend_on_what_was_launched_before() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    orders = ["small_gemm", "grouped_gemm"], ["grouped_gemm", "small_gemm"]  # which call the same function
+    commands = [[sys.executable, "-c", KEYS, *order] for order in orders]
+    first, second = (subprocess.run(each, capture_output=True, text=True, env=environment) for each in commands)
+    assert first.stdout == second.stdout != "", first.stderr[-2000:] + second.stderr[-2000:]
+
+
 @pytest.mark.parametrize(("script", "families"), [("repeated_launches.py", 15), ("touched_kernels.py", 5)])
 def test_launches_of_models(script: str, families: int) -> None:
     """Launches that layers repeat are those of whole calls; what a boot loads ahead is what steps launch."""
