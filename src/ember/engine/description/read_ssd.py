@@ -58,7 +58,9 @@ def read_ssd(
         expand = integer("mamba_expand", 2)
         total, says = expand * hidden_size, f"{name('mamba_expand')}={expand} times hidden_size={hidden_size}"
         given = None if inner is None else fields.optional_integer(*inner)
-        if inner is not None and given is not None:
+        if inner is not None and given is None:
+            says = f"{says} where {inner[0]} is null"
+        elif inner is not None and given is not None:
             total, says = given, f"{inner[0]}={given}"
         head_dim = max(total // heads, 1)
         if fields.values.get(head_name) not in (None, "auto"):

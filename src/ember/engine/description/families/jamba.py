@@ -13,6 +13,7 @@ from ember.engine.description.fields import MAX_LAYERS, Fields
 from ember.engine.description.mixers import SelectiveConfig, SelectiveNames
 from ember.engine.description.read_experts import read_experts
 from ember.engine.description.rotary_decoder import LLAMA_NAMES, ROTARY_FIELDS, read_rotary_decoder
+from ember.engine.errors import ModelError
 
 
 def selective_names(module: str) -> SelectiveNames:
@@ -81,7 +82,9 @@ def read_jamba(fields: Fields) -> DecoderConfig:
 def _every(fields: Fields, period_name: str, period: int, offset_name: str, offset: int) -> Callable[[int], bool]:
     """Whether a layer is one of those at an offset in each period."""
     every = fields.integer(period_name, period)
-    first = fields.integer(offset_name, offset, at_least=0, at_most=every - 1)
+    first = fields.integer(offset_name, offset, at_least=0)
+    if first >= every:
+        raise ModelError(f"{offset_name}={first} must be less than {period_name}={every}")
     return lambda layer: layer % every == first
 
 
