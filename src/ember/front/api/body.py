@@ -64,6 +64,11 @@ _short.maxstring = _short.maxother = MAX_INPUT_CHARS
 _reported: set[str] = set()
 
 
+def shown(value: Any) -> str:
+    """A value of a body as an error message shows it: shortened."""
+    return _short.repr(value)[:MAX_INPUT_CHARS]
+
+
 async def parse_body(model: type[RequestModel], body: Any) -> RequestModel:
     """Validate a body. Raises ApiError 400 of type `Bad Request`, which lists each error with its place."""
     return await asyncio.to_thread(_parse, model, body) if _is_large(body) else _parse(model, body)
@@ -136,11 +141,11 @@ def _is_broken(value: Any) -> bool:
 
 def ignored_fields(request: BaseModel, refused_elsewhere: frozenset[str] = frozenset()) -> list[str]:
     """The names of the given fields that have no effect. Each is logged when it is first seen."""
-    names = [name for name in _extra(request) if name not in WITHOUT_EFFECT and name not in refused_elsewhere]
+    names = [name for name in extra_fields(request) if name not in WITHOUT_EFFECT and name not in refused_elsewhere]
     for field, value in request:
         if isinstance(value, BaseModel):
             read: frozenset[str] = getattr(value, "read_extra", frozenset())
-            names += [f"{field}.{name}" for name in _extra(value) if name not in read]
+            names += [f"{field}.{name}" for name in extra_fields(value) if name not in read]
             given = getattr(value, "json_schema", None)  # of a response format
             if isinstance(given, dict):
                 unread = {name for name, inner in given.items() if inner is not None} - _JSON_SCHEMA_FIELDS
@@ -151,7 +156,8 @@ def ignored_fields(request: BaseModel, refused_elsewhere: frozenset[str] = froze
     return reported(names, "the request field %s is unknown and has no effect (logged once per name)")
 
 
-def _extra(model: BaseModel) -> list[str]:
+def extra_fields(model: BaseModel) -> list[str]:
+    """The names of given fields that the model does not have."""
     return [name for name, value in (model.model_extra or {}).items() if value is not None]
 
 
@@ -176,7 +182,7 @@ def _invalid(found: Sequence[Any], body: Any) -> ApiError:
     for error in found[:MAX_ENTRIES]:
         place = _place(error["loc"], body, missing=error["type"] == "missing")
         first_place = first_place or place
-        given = _short.repr(error["input"])[:MAX_INPUT_CHARS]
+        given = shown(error["input"])
         entry = f"{{'type': {error['type']!r}, 'loc': {place!r}, 'msg': {error['msg']!r}, 'input': {given}}}"
         entries.append("  " + entry[:MAX_ENTRY_CHARS])
     count = len(found)

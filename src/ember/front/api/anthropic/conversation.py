@@ -4,8 +4,8 @@ Blocks of a message become its text, its reasoning, its calls, or messages of th
 of a user that follow each other become one, as Anthropic has it, because many templates demand that roles take turns.
 
 Clients such as Claude Code add instructions in the middle of a conversation. Their text is put into the message beside
-them and not into the system prompt: a new system prompt would change the begin of the prompt, and no turn could use the
-prefix cache.
+them and not into the system prompt: a new system prompt would change the beginning of the prompt, and no turn could
+use the prefix cache.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ember.front.api.body import shown
+from ember.front.api.chat_translation import required_string
 from ember.front.errors import ApiError, bad_request
 
 INSTRUCTING = ("system", "developer", "ctx", "msg")  # roles of instructions, under the names of several clients
@@ -109,7 +111,7 @@ class _Reader:
             where = f"{place}.{index}"
             kind = block.get("type")
             if kind == "thinking":
-                reasoning.append(_string(block, "thinking", where))
+                reasoning.append(required_string(block, "thinking", where))
             elif kind == "tool_use":
                 calls.append(self._call(block, where))
             elif kind not in _OPAQUE:
@@ -122,16 +124,16 @@ class _Reader:
         self._turns.append(turn)
 
     def _call(self, block: Mapping[str, Any], place: str) -> dict[str, Any]:
-        call_id, name = _string(block, "id", place), _string(block, "name", place)
+        call_id, name = required_string(block, "id", place), required_string(block, "name", place)
         given = block.get("input") or {}
         if not isinstance(given, dict):
-            raise bad_request(f"`{place}.input` must be an object.", f"{place}.input")
+            raise bad_request(f"`{place}.input` must be an object, got {shown(given)}.", f"{place}.input")
         self._names[call_id] = name
         function = {"name": name, "arguments": json.dumps(given, ensure_ascii=False)}
         return {"id": call_id, "type": "function", "function": function}
 
     def _result(self, block: Mapping[str, Any], place: str) -> dict[str, Any]:
-        call_id = _string(block, "tool_use_id", place)
+        call_id = required_string(block, "tool_use_id", place)
         content = block.get("content")
         turn = {"role": "tool", "tool_call_id": call_id, "content": self._parts(content or [], f"{place}.content")}
         if call_id in self._names:
@@ -140,24 +142,24 @@ class _Reader:
 
     def _parts(self, content: Any, place: str) -> list[Part]:
         if not isinstance(content, str | list):
-            raise bad_request(f"`{place}` must be a string or a list of blocks.", place)
+            raise bad_request(f"`{place}` must be a string or a list of blocks, got {shown(content)}.", place)
         blocks = _blocks(content)
         return [part for index, block in enumerate(blocks) for part in self._block_parts(block, f"{place}.{index}")]
 
     def _block_parts(self, block: Any, place: str) -> list[Part]:
         """The text parts of one block. An empty text gives none."""
         if not isinstance(block, dict):
-            raise bad_request(f"`{place}` must be an object, a block.", place)
+            raise bad_request(f"`{place}` must be an object, a block, got {shown(block)}.", place)
         kind = block.get("type")
         if kind == "text":
-            return _part(_string(block, "text", place))
+            return _part(required_string(block, "text", place))
         if kind == "document":
             return self._document(block, place)
         if kind == "search_result":
             title = [text for text in (block.get("title"), block.get("source")) if isinstance(text, str)]
             return [*_part("\n".join(title)), *self._parts(block.get("content") or [], f"{place}.content")]
         if kind == "tool_reference":
-            return _part(_string(block, "tool_name", place))
+            return _part(required_string(block, "tool_name", place))
         if kind in _MEDIA:
             raise self._no_media(f"{place}: a block of type {kind!r}", place)
         message = f"`{place}.type`: a block of type {str(kind)[:64]!r} cannot be used here; allowed are text, document "
@@ -172,7 +174,7 @@ class _Reader:
         if isinstance(block.get("context"), str):
             head += _part(block["context"])
         if kind == "text":
-            return [*head, *_part(_string(source, "data", f"{place}.source"))]  # type: ignore[arg-type]
+            return [*head, *_part(required_string(source, "data", f"{place}.source"))]  # type: ignore[arg-type]
         if kind == "content":
             return [*head, *self._parts(source.get("content") or [], f"{place}.source.content")]  # type: ignore[union-attr]
         raise self._no_media(f"{place}: a document with a source of type {str(kind)[:64]!r}", place)
@@ -187,10 +189,3 @@ def _blocks(content: str | Sequence[Any]) -> Sequence[Any]:
 
 def _part(text: str) -> list[Part]:
     return [{"type": "text", "text": text}] if text else []
-
-
-def _string(block: Mapping[str, Any], name: str, place: str) -> str:
-    value = block.get(name)
-    if not isinstance(value, str):
-        raise bad_request(f"`{place}.{name}` must be a string.", f"{place}.{name}")
-    return value

@@ -9,18 +9,16 @@ from typing import Any
 from ember.front.api.anthropic.schemas import CountTokensRequest, MessagesRequest
 from ember.front.api.anthropic.translate import chat_body, own_error
 from ember.front.api.blocks import Block, BlockDelta, BlockEvent, BlockReader, BlockStart, whole_blocks
-from ember.front.api.body import IGNORED_FIELDS_HEADER, MAX_IGNORED, parse_body
+from ember.front.api.body import parse_body
 from ember.front.api.call import ApiCall
 from ember.front.api.chat import open_chat
+from ember.front.api.chat_translation import count_chat_tokens
 from ember.front.api.exchange import Event, EventStream, Request, Response
 from ember.front.api.runs import Runs
 from ember.front.api.samples import Piece
-from ember.front.api.schemas import ChatRequest, TokenizeChatRequest
+from ember.front.api.schemas import ChatRequest
 from ember.front.api.services import Services
 from ember.front.api.streaming import json_text, start_stream
-from ember.front.api.threads import in_thread
-from ember.front.api.tokenize import chat_tokens
-from ember.front.api.tools import requested_tools
 from ember.front.errors import ApiError
 from ember.untrusted_json import UntrustedJsonError, loads_strict
 
@@ -59,11 +57,8 @@ async def count_tokens(services: Services, raw_request: Request) -> Response:
     services.check_model(request.model)
     await services.ready()
     body, ignored = chat_body(request, services)
-    chat = await parse_body(TokenizeChatRequest, body)
-    tools = requested_tools(chat, services, to_run=False).shown
-    token_ids, unread = await in_thread(chat, chat_tokens, chat, services, tools)
-    names = [*ignored, *unread][:MAX_IGNORED]
-    return Response(200, {"input_tokens": len(token_ids)}, {IGNORED_FIELDS_HEADER: ", ".join(names)} if names else {})
+    count, headers = await count_chat_tokens(body, ignored, services)
+    return Response(200, {"input_tokens": count}, headers)
 
 
 def _head(call: ApiCall) -> dict[str, Any]:

@@ -6,37 +6,15 @@ from typing import Any
 
 from ember.front.api.anthropic.conversation import chat_messages
 from ember.front.api.anthropic.schemas import CountTokensRequest, MessagesRequest
-from ember.front.api.body import WITHOUT_EFFECT, reported
+from ember.front.api.body import WITHOUT_EFFECT, extra_fields, reported
+from ember.front.api.chat_translation import CHAT_OPTIONS, chat_options
 from ember.front.api.prompt import PromptTooLong
 from ember.front.api.services import Services
 from ember.front.errors import ApiError, bad_request
 
 MIN_BUDGET = 1024  # tokens of thinking, as Anthropic has it
 
-# Options of chats that vLLM's Messages API takes too, and others that only sample.
-_PASSED = (
-    "allowed_token_ids",
-    "bad_words",
-    "cache_salt",
-    "frequency_penalty",
-    "ignore_eos",
-    "include_stop_str_in_output",
-    "kv_transfer_params",
-    "logit_bias",
-    "min_p",
-    "min_tokens",
-    "presence_penalty",
-    "priority",
-    "repetition_detection",
-    "repetition_penalty",
-    "request_id",
-    "seed",
-    "skip_special_tokens",
-    "stop_token_ids",
-    "stream_interval",
-    "structured_outputs",
-    "truncate_prompt_tokens",
-)
+_PASSED = (*CHAT_OPTIONS, "truncate_prompt_tokens")
 # Fields of Anthropic's that cannot change the answer, beside those of `body.WITHOUT_EFFECT`.
 _WITHOUT_EFFECT = frozenset({"inference_geo", "anthropic_version", "anthropic_beta"})
 _TOOL_FIELDS = {"type", "name", "description", "input_schema", "strict", "cache_control"}
@@ -46,8 +24,7 @@ _OUTPUT_FIELDS = {"effort", "format"}
 
 def chat_body(request: CountTokensRequest, services: Services) -> tuple[dict[str, Any], list[str]]:
     """The body of the chat, and the names of what has no effect. Raises ApiError 400."""
-    extra = {name: value for name, value in (request.model_extra or {}).items() if value is not None}
-    body: dict[str, Any] = {name: extra[name] for name in _PASSED if name in extra}
+    body = chat_options(request, _PASSED)
     body |= {
         "model": request.model,
         "messages": chat_messages(request.messages, request.system, services.model_name),
@@ -160,7 +137,7 @@ def _output(request: CountTokensRequest) -> dict[str, Any]:
 def _ignored(request: CountTokensRequest) -> list[str]:
     """The names of given fields that have no effect."""
     known = WITHOUT_EFFECT.union(_PASSED, _WITHOUT_EFFECT)
-    names = [name for name, value in (request.model_extra or {}).items() if value is not None and name not in known]
+    names = [name for name in extra_fields(request) if name not in known]
     inner = {f"tools.{name}" for tool in request.tools or () for name in tool.keys() - _TOOL_FIELDS}
     for field, read in (("thinking", _THINKING_FIELDS), ("output_config", _OUTPUT_FIELDS)):
         inner |= {f"{field}.{name}" for name in (getattr(request, field) or {}).keys() - read}

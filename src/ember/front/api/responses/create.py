@@ -7,8 +7,9 @@ import logging
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from ember.front.api.body import IGNORED_FIELDS_HEADER, MAX_IGNORED, parse_body
+from ember.front.api.body import parse_body, shown
 from ember.front.api.chat import open_chat
+from ember.front.api.chat_translation import count_chat_tokens, required_string
 from ember.front.api.exchange import Event, EventStream, Request, Response
 from ember.front.api.responses.background import Running, background_of
 from ember.front.api.responses.items import as_items
@@ -16,12 +17,9 @@ from ember.front.api.responses.output import Reply, ResponseEvents, new_id
 from ember.front.api.responses.schemas import InputTokensRequest, ResponsesRequest
 from ember.front.api.responses.store import Item, Store, Stored, store_of
 from ember.front.api.responses.translate import chat_body
-from ember.front.api.schemas import ChatRequest, TokenizeChatRequest
+from ember.front.api.schemas import ChatRequest
 from ember.front.api.services import Services
 from ember.front.api.streaming import StartedEvents, start_stream
-from ember.front.api.threads import in_thread
-from ember.front.api.tokenize import chat_tokens
-from ember.front.api.tools import requested_tools
 from ember.front.errors import ApiError, bad_request, internal_error
 
 log = logging.getLogger(__name__)
@@ -65,12 +63,8 @@ async def count_input_tokens(services: Services, raw_request: Request) -> Respon
     await services.ready()
     history, items = await _conversation(request, store_of(services, raw_request))
     body, ignored = chat_body(request, history, items, services)
-    chat = await parse_body(TokenizeChatRequest, body)
-    tools = requested_tools(chat, services, to_run=False).shown
-    token_ids, unread = await in_thread(chat, chat_tokens, chat, services, tools)
-    names = [*ignored, *unread][:MAX_IGNORED]
-    headers = {IGNORED_FIELDS_HEADER: ", ".join(names)} if names else {}
-    return Response(200, {"object": "response.input_tokens", "input_tokens": len(token_ids)}, headers)
+    count, headers = await count_chat_tokens(body, ignored, services)
+    return Response(200, {"object": "response.input_tokens", "input_tokens": count}, headers)
 
 
 def _check_metadata(metadata: dict[str, Any] | None) -> None:
@@ -81,7 +75,8 @@ def _check_metadata(metadata: dict[str, Any] | None) -> None:
         raise bad_request(f"`metadata` must have at most {MAX_METADATA} keys, got {len(metadata)}.", "metadata")
     for name, value in metadata.items():
         if not isinstance(value, str) or len(value) > 512 or len(name) > 64:
-            message = f"`metadata.{name[:64]}` must be a string of at most 512 characters under a key of at most 64."
+            message = f"`metadata.{name[:64]}` must be a string of at most 512 characters under a key of at most 64, "
+            message += f"got {shown(value)}."
             raise bad_request(message, "metadata")
 
 
@@ -91,10 +86,8 @@ async def _conversation(request: InputTokensRequest, store: Store | None) -> tup
     items = []
     for index, item in enumerate(as_items(request.input or [])):
         if item.get("type") == "item_reference" or (item.keys() == {"id"}):
-            item = await _referred(item.get("id"), history, store, f"input.{index}")
-        prefix = {"function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}.get(
-            item.get("type", ""), "msg"
-        )
+            item = await _referred(item, history, store, f"input.{index}")
+        prefix = _PREFIXES.get(item.get("type", ""), "msg")
         items.append({**item, "id": item["id"] if isinstance(item.get("id"), str) else new_id(prefix)})
     return history, items
 
@@ -111,7 +104,7 @@ async def _history(previous_id: str | None, store: Store | None) -> list[Item]:
             raise bad_request(message, param)
         stored = await store.get(name)
         if stored is None:
-            message = f"Previous response with id {name[:100]!r} not found: it was not stored, or is no longer."
+            message = f"Previous response with id {name[:100]!r} not found: it was not stored, or has expired."
             raise ApiError(404, message, param=param)
         if stored.body["status"] in ("queued", "in_progress"):
             raise bad_request(f"The response {name[:100]!r} is not finished.", param)
@@ -122,15 +115,14 @@ async def _history(previous_id: str | None, store: Store | None) -> list[Item]:
     return [item for stored in reversed(found) for item in stored.all_items]
 
 
-async def _referred(item_id: Any, history: list[Item], store: Store | None, place: str) -> Item:
+async def _referred(reference: Item, history: list[Item], store: Store | None, place: str) -> Item:
     """The item of a reference. Raises ApiError 400 and 404."""
-    if not isinstance(item_id, str):
-        raise bad_request(f"`{place}.id` must be a string.", f"{place}.id")
+    item_id = required_string(reference, "id", place)
     item = next((item for item in history if item.get("id") == item_id), None)
     if item is None and store is not None:
         item = await store.item(item_id)
     if item is None:
-        message = f"`{place}`: item with id {item_id[:100]!r} not found: its response was not stored, or is no longer."
+        message = f"`{place}`: item with id {item_id[:100]!r} not found: its response was not stored, or has expired."
         raise ApiError(404, message, param=place)
     return item
 

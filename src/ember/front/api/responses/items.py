@@ -11,6 +11,8 @@ import binascii
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ember.front.api.body import shown
+from ember.front.api.chat_translation import required_string
 from ember.front.errors import bad_request
 
 SEALED = "ember:"  # begins `encrypted_content` of this worker's own reasoning
@@ -62,7 +64,7 @@ class _Reader:
         elif kind == "function_call":
             self._read_call(item, place)
         elif kind == "function_call_output":
-            call_id = _string(item, "call_id", place)
+            call_id = required_string(item, "call_id", place)
             parts = self._parts(item.get("output"), f"{place}.output")
             named = {"name": self._names[call_id]} if call_id in self._names else {}
             self.messages.append({"role": "tool", "tool_call_id": call_id, "content": parts, **named})
@@ -92,9 +94,12 @@ class _Reader:
             message["reasoning"] = message.get("reasoning", "") + "".join(texts)
 
     def _read_call(self, item: Item, place: str) -> None:
-        call_id, name = _string(item, "call_id", place), full_name(_string(item, "name", place), item.get("namespace"))
+        call_id, name = (
+            required_string(item, "call_id", place),
+            full_name(required_string(item, "name", place), item.get("namespace")),
+        )
         self._names[call_id] = name
-        function = {"name": name, "arguments": _string(item, "arguments", place)}
+        function = {"name": name, "arguments": required_string(item, "arguments", place)}
         calls = self._assistant().setdefault("tool_calls", [])
         calls.append({"id": call_id, "type": "function", "function": function})
 
@@ -118,7 +123,7 @@ class _Reader:
         if isinstance(content, str):
             return [{"type": "text", "text": content}]
         if not isinstance(content, list):
-            raise bad_request(f"`{place}` must be a string or a list of parts.", place)
+            raise bad_request(f"`{place}` must be a string or a list of parts, got {shown(content)}.", place)
         parts = []
         for index, part in enumerate(content):
             kind = part.get("type") if isinstance(part, dict) else None
@@ -126,7 +131,7 @@ class _Reader:
                 what = "a part without a type" if kind is None else f"a part of type {str(kind)[:64]!r}"
                 message = f"{self._model_name} is not a multimodal model; {place}.{index}: {what} cannot be used, "
                 raise bad_request(f"{message}only {', '.join(_TEXT_PARTS)}.", f"{place}.{index}")
-            parts.append({"type": "text", "text": _string(part, _TEXT_PARTS[kind], f"{place}.{index}")})
+            parts.append({"type": "text", "text": required_string(part, _TEXT_PARTS[kind], f"{place}.{index}")})
         return parts
 
 
@@ -134,9 +139,10 @@ def _texts(given: Any, kind: str, place: str) -> list[str]:
     if given is None:
         return []
     if not isinstance(given, list):
-        raise bad_request(f"`{place}` must be a list of parts of type {kind!r}.", place)
+        raise bad_request(f"`{place}` must be a list of parts of type {kind!r}, got {shown(given)}.", place)
     return [
-        _string(part if isinstance(part, dict) else {}, "text", f"{place}.{index}") for index, part in enumerate(given)
+        required_string(part if isinstance(part, dict) else {}, "text", f"{place}.{index}")
+        for index, part in enumerate(given)
     ]
 
 
@@ -146,10 +152,3 @@ def _opened(sealed: str, place: str) -> str:
     except (binascii.Error, UnicodeDecodeError):
         name = f"{place}.encrypted_content"
         raise bad_request(f"`{name}` is not what this worker gave out.", name) from None
-
-
-def _string(item: Item, name: str, place: str) -> str:
-    value = item.get(name)
-    if not isinstance(value, str):
-        raise bad_request(f"`{place}.{name}` must be a string.", f"{place}.{name}")
-    return value

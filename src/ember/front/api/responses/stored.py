@@ -117,7 +117,7 @@ async def _stored(services: Services, raw_request: Request, name: str) -> tuple[
     store = store_of(services, raw_request)
     stored = await store.get(name) if store is not None else None
     if store is None or stored is None:
-        why = "RESPONSES_STORE is off" if store is None else "it was not stored, or is no longer"
+        why = "RESPONSES_STORE is off" if store is None else "it was not stored, or has expired"
         raise ApiError(404, f"Response with id {name[:100]!r} not found: {why}.", param="response_id")
     return store, stored
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ember.front.api.body import WITHOUT_EFFECT, reported
+from ember.front.api.body import WITHOUT_EFFECT, extra_fields, reported
+from ember.front.api.chat_translation import CHAT_OPTIONS, chat_options
 from ember.front.api.responses.items import chat_messages, full_name
 from ember.front.api.responses.schemas import InputTokensRequest, ResponsesRequest
 from ember.front.api.services import Services
@@ -24,32 +25,7 @@ _OF_OTHER_TOOLS = (
     "web_search_call.results",
 )
 
-# Options of chats that vLLM's Responses API takes too, and others that only sample.
-_PASSED = (
-    "allowed_token_ids",
-    "bad_words",
-    "cache_salt",
-    "frequency_penalty",
-    "ignore_eos",
-    "include_stop_str_in_output",
-    "kv_transfer_params",
-    "logit_bias",
-    "min_p",
-    "min_tokens",
-    "presence_penalty",
-    "priority",
-    "repetition_detection",
-    "repetition_penalty",
-    "request_id",
-    "seed",
-    "skip_special_tokens",
-    "stop",
-    "stop_token_ids",
-    "stream_interval",
-    "structured_outputs",
-    "thinking_token_budget",
-    "top_k",
-)
+_PASSED = (*CHAT_OPTIONS, "stop", "thinking_token_budget", "top_k")
 
 
 def chat_body(
@@ -66,8 +42,7 @@ def chat_body(
         raise bad_request("`input` must be a non-empty string or list of items.", "input")
     if request.instructions:
         messages.insert(0, {"role": "system", "content": request.instructions})
-    extra = {name: value for name, value in (request.model_extra or {}).items() if value is not None}
-    body: dict[str, Any] = {name: extra[name] for name in _PASSED if name in extra}
+    body = chat_options(request, _PASSED)
     body |= {
         "model": request.model,
         "messages": messages,
@@ -193,7 +168,7 @@ def _form(request: InputTokensRequest) -> dict[str, Any]:
 def _ignored(request: InputTokensRequest) -> list[str]:
     """The names of given fields that have no effect."""
     known = WITHOUT_EFFECT.union(_PASSED)
-    names = [name for name, value in (request.model_extra or {}).items() if value is not None and name not in known]
+    names = [name for name in extra_fields(request) if name not in known]
     for field, read in (("reasoning", {"effort"}), ("text", {"format"}), ("stream_options", {"include_obfuscation"})):
         given = getattr(request, field, None) or {}
         names += [f"{field}.{name}" for name in sorted(given.keys() - read, key=str) if given[name] is not None]
