@@ -10,15 +10,16 @@ import ast
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
 import ember
 from ember.boot import Timeline
-from ember.wire import Configure, Generate, Grammar, SamplingParams
+from ember.wire import Configure, Generate, Grammar, Pool, PoolingTask, SamplingParams
 
 _SCHEMA = '{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}'
 _SAMPLINGS = (
@@ -51,6 +52,7 @@ def run(is_over: Callable[[], bool]) -> int:
     for configure in _configurations(torch):
         if not is_over():
             tokens += _requests(configure)
+            pool_texts(msgspec.structs.replace(configure, runner="pooling", convert="embed"))
     return tokens
 
 
@@ -91,6 +93,27 @@ def _requests(configure: Configure) -> int:
         pass
     engine.stats()
     return tokens
+
+
+def pool_texts(configure: Configure) -> int:
+    """Pool a short and a longer text for each task of a pooling model. Returns the number of results."""
+    from ember.engine.core.assemble import assemble
+    from ember.engine.core.boot import open_model
+    from ember.engine.errors import ModelError
+
+    timeline = Timeline("probe")
+    try:
+        engine, ready = assemble(configure, open_model(configure, timeline, lambda message: None), timeline)
+    except ModelError:  # quantised weights need the C library
+        return 0
+    for number, (task, length) in enumerate(product(ready.tasks, _PROMPT_LENGTHS[:2])):
+        engine.pool(Pool(number, [10 + i % 50 for i in range(length)], cast(PoolingTask, task)))
+    results = 0
+    while engine.has_work:
+        results += sum(output.pooled is not None for output in engine.step())
+    while engine.do_chore():
+        pass
+    return results
 
 
 def _import_all(package: str) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from ember.engine.lean import torch_list
 from ember.engine.lean.torch_list import find_torch, load_list
+from tests.engine_models.tiny_encoders import encoder_classes
 
 FOUND = find_torch()
 assert FOUND is not None
@@ -301,6 +302,25 @@ def test_a_boot_and_requests_need_nothing_of_what_is_deferred():
     assert not lean.is_complete, lean.deferral.completed_for
     """
     run("import sys; sys.path.insert(0, '.')\n" + LEAN + textwrap.dedent(code))
+
+
+def test_pooling_needs_nothing_of_what_is_deferred(tmp_path):
+    """A decoder, and encoders whose kinds of attention differ, with weights that are made on the spot."""
+    for variant in ("bert", "mpnet", "modernbert", "deberta"):
+        cls, config = encoder_classes(variant)
+        config.architectures = [cls.__name__]
+        config.save_pretrained(tmp_path / variant)
+    code = """
+    from builder.lean_probe import pool_texts
+    from ember.wire import Configure
+    base = dict(device="cpu", max_model_len=64, num_blocks=40, runner="pooling", load_format="dummy")
+    assert pool_texts(Configure(model="demo", convert="embed", **base)) == 4
+    assert pool_texts(Configure(model="demo", convert="classify", hf_overrides={"num_labels": 3}, **base)) == 4
+    for directory in sys.argv[1:]:
+        assert pool_texts(Configure(model=directory, **base)) == 4, directory
+        assert not lean.is_complete, (directory, lean.deferral.completed_for)
+    """
+    run("import sys; sys.path.insert(0, '.')\n" + LEAN + textwrap.dedent(code), *map(str, tmp_path.iterdir()))
 
 
 def test_transformers_generates_in_the_process_of_an_engine_that_has_answered():

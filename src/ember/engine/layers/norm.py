@@ -9,6 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def unit_rows(x: Tensor) -> Tensor:
+    """[rows, size] with each row at the length 1, as `F.normalize` computes it, which would import all of torch."""
+    return x / torch.ops.aten.linalg_vector_norm(x, 2.0, [1], True).clamp_min(1e-12)
+
+
 @dataclass(slots=True)
 class RMSNorm:
     """x / rms(x) * weight over the last dimension, summed in float32."""

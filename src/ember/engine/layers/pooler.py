@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ember.engine.description.pooling import PoolingActivation, PoolingConfig, PoolingType
-from ember.engine.layers.norm import LayerNorm
+from ember.engine.layers.norm import LayerNorm, unit_rows
 from ember.wire import Pool
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -157,7 +157,7 @@ class Pooler:
         if self.config.logit_bias:
             values = values - self.config.logit_bias
         if activation == "normalize":
-            return F.normalize(values)
+            return unit_rows(values)
         if activation == "softmax":
             return torch.softmax(values, dim=-1)
         return torch.sigmoid(values) if activation == "sigmoid" else values

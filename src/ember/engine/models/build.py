@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from copy import copy
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ember.engine.description.cache_groups import cache_groups, cache_places, state_places
@@ -28,7 +27,7 @@ from ember.engine.layers.latent import LatentAttention
 from ember.engine.layers.layer_inputs import LayerInput, LayerInputs
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP, Xielu
-from ember.engine.layers.norm import JointHeadNorm, LayerNorm, Norm, QkNorm, RMSNorm
+from ember.engine.layers.norm import JointHeadNorm, LayerNorm, Norm, QkNorm, RMSNorm, unit_rows
 from ember.engine.layers.restored import RestoredLinear
 
 Weights = dict[str, Linear | Tensor]
@@ -311,7 +310,7 @@ def _latent(config: DecoderConfig, weights: Weights, layer: int, group: int, pla
 def _head(config: DecoderConfig, weights: Weights, tokens: Tensor | Linear) -> Linear:
     if not config.tie_word_embeddings:
         head = _linear(weights, "lm_head")
-        return Linear(F.normalize(head.weight), bias=head.bias) if config.normalised_head else head
+        return Linear(unit_rows(head.weight), bias=head.bias) if config.normalised_head else head
     bias = _tensor(weights, "lm_head.bias") if config.head_bias else None
     if isinstance(tokens, Tensor):
         return Linear(tokens, bias=bias)
