@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ember.front.api.anthropic.schemas import CountTokensRequest, MessagesRequest
@@ -59,9 +59,12 @@ def deployment() -> Deployment:
     return talking()
 
 
+FEW = settings(SOME, max_examples=40)  # for routes that count tokens, which read their bodies as those beside them do
+
+
 @pytest.mark.parametrize("path", ROUTES)
 def test_no_body_is_a_server_error(deployment: Deployment, path: str) -> None:
-    @SOME
+    @(FEW if path.endswith("tokens") else SOME)
     @given(body=ROUTES[path])
     def run(body: Any) -> None:
         check(deployment, path, body)

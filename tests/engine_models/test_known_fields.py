@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import dataclasses
 import inspect
@@ -18,7 +19,8 @@ import transformers
 from transformers import GenerationConfig
 from transformers.modeling_rope_utils import RopeParameters
 
-from ember.engine.description.families.registry import ARCHITECTURES, MODEL_TYPES, find_family
+from ember.cli.models import TYPICAL
+from ember.engine.description.families.registry import ARCHITECTURES, ENCODERS, MODEL_TYPES, find_family
 from ember.engine.description.fields import Fields
 from ember.engine.description.known_fields import HARMLESS, NEUTRAL
 from ember.engine.description.read_config import load_config
@@ -308,6 +310,16 @@ def test_a_fault_names_the_field(name: str, fields: dict[str, Any], message: str
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     with pytest.raises(ModelError, match=f"config.json: {message}"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize("odd", [[{}], ""])
+def test_a_value_of_the_wrong_type_in_any_field_is_a_model_error(odd: Any) -> None:
+    families = {id(find_family(name)): name for name in (*ARCHITECTURES, *ENCODERS)}
+    for architecture in families.values():
+        family = find_family(architecture)
+        for field in family.fields | family.harmless.keys():
+            with contextlib.suppress(ModelError):
+                family.read(Fields({**TYPICAL, "architectures": [architecture], field: odd}))
 
 
 LAYERS_OF_GEMMA4 = {str(layer): {"head_dim": 64, "num_key_value_heads": 2} for layer in (5, 11, 17, 23, 29)}

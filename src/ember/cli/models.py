@@ -15,7 +15,7 @@ from ember.engine.description.operator_sets import LOOP, NATIVE, OPERATIONS, TOR
 from ember.engine.description.shells import SHELLS
 
 # Sizes that every operator set takes. Every other field has the default of its family.
-_TYPICAL = {
+TYPICAL = {
     "vocab_size": 32_000,
     "hidden_size": 2048,
     "intermediate_size": 4096,
@@ -150,7 +150,7 @@ def page() -> str:
 
 def typical(architecture: str) -> DecoderConfig:
     """A model of usual sizes with the default fields of its family."""
-    return find_family(architecture).read(Fields(_TYPICAL))
+    return find_family(architecture).read(Fields(TYPICAL))
 
 
 def _row(architecture: str) -> str:

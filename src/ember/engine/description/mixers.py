@@ -59,9 +59,8 @@ class DeltaNames:
     gate: str = ""
     beta: str = ""
     alpha: str = ""
-    # In place of the two and the two: query, key, value and gate of each key head, and its heads' beta and alpha.
-    qkv_gate: str = ""
-    beta_alpha: str = ""
+    qkv_gate: str = ""  # one matrix in place of `qkv` and `gate`: query, key, value and gate of each key head in turn
+    beta_alpha: str = ""  # one in place of `beta` and `alpha`: those of each key head's value heads in turn
 
 
 @dataclass(frozen=True, slots=True)

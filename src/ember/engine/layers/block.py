@@ -46,9 +46,9 @@ class Attention:
 
     qkv: Linear  # [(heads + 2 * kv_heads) * head_dim, hidden]
     qk_norm: QkNorm | None  # weight [heads + kv_heads, head_dim]: of each query head, then of each key head
-    gate: (
-        Linear | None
-    )  # [heads * head_dim, hidden], or [heads, hidden]: the sigmoid of its output is a factor of attention's
+    # The sigmoid of its output is a factor of attention's: [heads * head_dim, hidden], or [heads, hidden], one for each
+    # head. None: there is none.
+    gate: Linear | None
     output: Linear  # [hidden, heads * head_dim]
     rope: int | None  # which rotary positions queries and keys have (`DecoderConfig.ropes`); None: none
     sinks: Tensor | None  # [heads] float32: a score of each head beside those of the keys, without a value; None: none

@@ -9,7 +9,6 @@ from ember.engine.description.families.bert import bert_names
 from ember.engine.description.family import Family, field_names
 from ember.engine.description.fields import Fields
 from ember.engine.description.read_encoder import ENCODER_FIELDS, classifier_of, read_encoder
-from ember.engine.errors import ModelError
 
 _UNUSED = ("lm_predictions.", "mask_predictions.", "deberta.embeddings.position_embeddings.")
 DEBERTA_NAMES = replace(
@@ -47,8 +46,8 @@ def read(fields: Fields) -> DecoderConfig:
     far = far if far > 0 else longest
     kinds = fields.values.get("pos_att_type") or []
     kinds = kinds.split("|") if isinstance(kinds, str) else kinds
-    if not isinstance(kinds, list) or not set(kinds) <= {"c2p", "p2c"}:
-        raise ModelError(f"pos_att_type must be a list of c2p and p2c, not {str(kinds)[:100]}")
+    if not isinstance(kinds, list) or not all(kind in ("c2p", "p2c") for kind in kinds):
+        raise fields.error("pos_att_type", "a list of c2p and p2c")
     norms = str(fields.text("norm_rel_ebd", "none"))
     relative = Disentangled(
         span=buckets if buckets > 0 else far,

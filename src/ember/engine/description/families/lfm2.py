@@ -5,7 +5,6 @@ Most layers have a short convolution with gates, the others attention.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from ember.engine.description.config import DecoderConfig, ExpertNames, Mixer
@@ -102,7 +101,7 @@ def _read(fields: Fields, intermediate: tuple[str, int]) -> DecoderConfig:
     attention = fields.values.get("full_attn_idxs")
     if attention is None:
         attention = range(config.num_layers)
-    elif not isinstance(attention, Sequence) or not all(type(layer) is int for layer in attention):
+    elif not isinstance(attention, list) or not all(type(layer) is int for layer in attention):
         raise fields.error("full_attn_idxs", "a list of integers")
     absent: list[Mixer] = ["attention" if layer in attention else "conv" for layer in range(config.num_layers)]
     mixers = read_mixers(fields, config.num_layers, _MIXERS, absent)
