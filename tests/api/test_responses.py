@@ -168,6 +168,7 @@ def test_a_failure_in_the_middle_is_the_last_event(deployment: Deployment) -> No
     assert last["type"] == "response.failed"
     assert last["response"]["error"] == {"code": "server_error", "message": "The engine failed."}
     assert last["response"]["status"] == "failed"
+    assert [item["status"] for item in last["response"]["output"]] == ["incomplete"]
 
 
 def test_items_become_a_chat(deployment: Deployment) -> None:
@@ -245,6 +246,9 @@ def test_the_form_of_the_text(deployment: Deployment, kind: str) -> None:
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "'input_image'"),
         ({"input": [{"role": "user"}]}, "input.0.content"),
         ({"input": [{"type": "custom_tool_call"}]}, "'custom_tool_call'"),
+        ({"input": [{"type": ["message"], "role": "user", "content": "x"}]}, "input.0.type"),
+        ({"input": [{"role": "user", "content": [{"type": ["text"], "text": "x"}]}]}, "input.0.content.0"),
+        ({"tools": [{"type": "namespace", "name": "x", "tools": [ADD]}]}, "name"),
         ({"input": [{"type": "function_call", "name": "x"}]}, "input.0.call_id"),
         ({"input": [{"type": "function_call_output", "call_id": "x"}]}, "input.0.output"),
         ({"tools": [{"type": "web_search"}]}, "'web_search'"),
@@ -358,11 +362,14 @@ def test_a_response_in_the_background(deployment: Deployment) -> None:
         await asyncio.sleep(0.1)
         path = f"{PATH}/{queued['id']}"
         assert (await call("GET", path))["status"] == "in_progress"
+        assert len(deployment.services.tasks) == 1
         with pytest.raises(ApiError, match="not finished|not found"):
             await call("POST", PATH, {"input": "x", "previous_response_id": queued["id"]})
-        assert (await call("POST", f"{path}/cancel"))["status"] == "cancelled"
+        both = await asyncio.gather(*(call("POST", f"{path}/cancel") for _ in range(2)))
+        assert [(body["status"], body["output"][-1]["status"]) for body in both] == [("cancelled", "incomplete")] * 2
         assert deployment.engine.generations[-1].aborted
-        assert (await call("GET", path))["status"] == "cancelled"
+        assert (await call("GET", path)) == both[0]
+        assert not deployment.services.tasks
         queued = await call("POST", PATH, {"input": "hi", "background": True})
         await call("DELETE", f"{PATH}/{queued['id']}")
         with pytest.raises(ApiError, match="not found"):
@@ -370,7 +377,8 @@ def test_a_response_in_the_background(deployment: Deployment) -> None:
 
         deployment.engine.script = lambda prompt, sampling: [ApiError(500, "The engine failed.")]
         stream = await call("POST", PATH, {"input": "hi", "background": True, "stream": True})
-        (failed,) = [json.loads(event.data) async for event in stream.events]
+        created, failed = checked([event async for event in stream.events])
+        assert (created["type"], created["response"]["status"]) == ("response.created", "queued")
         assert failed["response"]["error"]["message"] == "The engine failed."
 
     asyncio.run(run())
@@ -400,6 +408,8 @@ def test_stores_have_limits(tmp_path: Path, kind: str) -> None:
         assert await store.item("item_a") is None
         assert await store.get("c") == stored("c", 300)
         assert (await store.item("item_c") or {})["id"] == "item_c"
+        await store.put(stored("huge", 2000))
+        assert await store.get("huge") is None
         await store.put(stored("c", 20))
         assert await store.get("c") == stored("c", 20)
         assert await store.delete("c")
@@ -418,3 +428,48 @@ def test_a_file_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
     deployment = talking(responses_store=f"sqlite:{tmp_path}/none/store.db")
     error = refusal(deployment, "POST", PATH, {"input": "hi"})
     assert (error.status, "RESPONSES_STORE" in error.message) == (500, True)
+
+
+def test_a_file_is_used_when_it_can_be(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    path.write_bytes(b"not a database " * 100)
+    deployment = talking(responses_store=f"sqlite:{path}")
+    assert refusal(deployment, "POST", PATH, {"input": "hi"}).status == 500
+    path.unlink()
+    request(deployment, "GET", f"{PATH}/{ask(deployment)['id']}")
+
+
+def test_workers_share_what_is_made_in_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ember.front.api.responses.background.SIGN_SECONDS", 0.02)
+    here, there = (talking(responses_store=f"sqlite:{tmp_path}/store.db") for _ in range(2))
+    here.engine.delay = 0.05
+
+    async def run() -> None:
+        async def call(deployment: Deployment, method: str, path: str, body: Any = None) -> Any:
+            answer = await deployment.dispatch(method, path, body)
+            assert isinstance(answer, Response)
+            return answer.body
+
+        async def begun() -> str:
+            queued = await call(here, "POST", PATH, {"input": "hi", "background": True})
+            path = f"{PATH}/{queued['id']}"
+            assert (await call(there, "GET", path))["status"] in ("queued", "in_progress")
+            return path
+
+        path = await begun()
+        assert (await call(there, "POST", f"{path}/cancel"))["status"] == "cancelled"
+        assert here.engine.generations[-1].aborted
+        path = await begun()
+        await call(there, "DELETE", path)
+        await asyncio.gather(*here.services.tasks)
+        assert here.engine.generations[-1].aborted
+        for deployment in (here, there):
+            with pytest.raises(ApiError, match="not found"):
+                await call(deployment, "GET", path)
+
+        path = await begun()
+        monkeypatch.setattr("ember.front.api.responses.store.GONE_AFTER", -1)
+        gone = await call(there, "GET", path)
+        assert (gone["status"], gone["error"]["code"]) == ("failed", "server_error")
+
+    asyncio.run(run())

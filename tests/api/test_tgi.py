@@ -52,6 +52,7 @@ def test_a_stream_has_an_event_for_each_token(deployment: Deployment, per_step: 
         assert [chunk["generated_text"] for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
         assert chunks[-1]["generated_text"] == "hello world"
         assert chunks[-1]["details"]["generated_tokens"] == len(chunks)
+        assert streamed(deployment, path, return_full_text=True)[-1]["generated_text"] == "hihello world"
 
 
 def test_how_it_ends(deployment: Deployment) -> None:
@@ -81,6 +82,7 @@ def test_options_reach_the_engine(deployment: Deployment) -> None:
         ({"best_of": 0}, "parameters.best_of"),
         ({"best_of": 2}, "do_sample"),
         ({"grammar": {"type": "xml"}}, "parameters.grammar"),
+        ({"grammar": {"type": ["json"], "value": {}}}, "parameters.grammar"),
         ({"max_new_tokens": "many"}, "max_new_tokens"),
         ({"top_p": 2}, "top_p"),
     ],

@@ -38,6 +38,7 @@ class FakeWorker:
         self.boot_error = boot_error
         self.aborted: list[str] = []
         self.closed = False
+        self.tasks: set[asyncio.Task[None]] = set()
         info = SimpleNamespace(max_num_seqs=max_num_seqs, tasks=("generate",))
         self.engine = SimpleNamespace(is_ready=False, is_dead=False, info=info, admission=admission or Admission())
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import os
+import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from aiohttp.test_utils import TestClient
 from ember.front.api.exchange import Event, EventStream
 from ember.front.http import app as face
 from ember.front.http.app import make_app, make_health_app
+from ember.front.http.server import serve
 from ember.front.link.engine import EngineError
 from ember.settings import SettingsError, load_settings
 from tests.faces.fakes import FAKE_ROUTER, FakeWorker, event, fake_answer, fake_router, frame
@@ -461,3 +464,23 @@ def test_a_body_that_does_not_decode_ends_the_connection_in_words(encoding: str)
         assert message == f"The request body cannot be read: Can not decode content-encoding: {encoding}"
 
     with_client(scenario)
+
+
+def test_a_stopping_server_waits_for_work_whose_request_was_answered() -> None:
+    was_closed = []
+
+    class Working(FakeWorker):
+        async def start(self) -> None:
+            await super().start()
+            self.tasks.add(asyncio.create_task(self.work()))
+
+        async def work(self) -> None:
+            await self.ready()
+            await asyncio.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(0.2)
+            was_closed.append(self.closed)
+
+    settings = load_settings({"model_name": "m", "host": "127.0.0.1", "port": 0})
+    assert serve(settings, Working(), FAKE_ROUTER) == 0  # type: ignore[arg-type]
+    assert was_closed == [False]

@@ -177,6 +177,11 @@ class Worker:
         await self.engine.dead.wait()
         return self.engine.error or "the engine ended"
 
+    @property
+    def tasks(self) -> set[asyncio.Task[None]]:
+        """Work that goes on after its request was answered."""
+        return set() if self._services is None else self._services.tasks
+
     async def close(self) -> None:
         for task in (self._booting, self._preparing):
             if task is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ class Services:
     reasoning_format: ReasoningFormat | None = None  # None: all output is content
     tool_format: ToolFormat | None = None  # None: tools cannot be called
     kept: dict[str, Any] = field(default_factory=dict)  # what routes keep from one request to the next, by their names
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)  # work that goes on after its request was answered
     sentences: SentenceFiles = field(default_factory=SentenceFiles)  # of a pooling model
 
     @property

@@ -62,7 +62,7 @@ async def _serve(settings: Settings, worker: Worker, router: Router) -> int:
         status = await _until_over(worker, stopping, settings.drain_timeout)
         stopping.set()
         await site.stop()
-        await _drain(server.in_flight, hurrying, settings.drain_timeout)
+        await _drain(server.in_flight | worker.tasks, hurrying, settings.drain_timeout)
         return status
     finally:
         with contextlib.suppress(Exception):  # requests still in flight get an error

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from typing import Any
 
 from ember.front.api.exchange import Event
+from ember.front.api.responses.store import Store
 from ember.front.api.services import Services
+from ember.front.errors import ApiError
+
+log = logging.getLogger(__name__)
 
 MAX_KEPT = 64  # finished responses whose events can be read again
+SIGN_SECONDS = 1.0  # between two signs to the workers that share a store
 
 
 class Running:
@@ -20,8 +26,16 @@ class Running:
         self.body = body
         self.task: asyncio.Task[None] | None = None
         self.is_over = False
+        self.is_deleted = False
+        self.is_ending = False  # its work is being cancelled, or is done and being stored
         self._events: list[Event] = []
         self._news = asyncio.Event()
+
+    def cancel(self) -> None:
+        """Stop the work. What ends already is left to end: a second cancellation would come while it is stored."""
+        if self.task is not None and not self.is_ending:
+            self.is_ending = True
+            self.task.cancel()
 
     def add(self, event: Event) -> None:
         self._events.append(event)
@@ -54,9 +68,12 @@ class Background:
 
     def __init__(self) -> None:
         self._running: OrderedDict[str, Running] = OrderedDict()
+        self._watching: asyncio.Task[None] | None = None
 
-    def add(self, response_id: str, running: Running) -> None:
+    def add(self, response_id: str, running: Running, store: Store) -> None:
         self._running[response_id] = running
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.create_task(self._watch(store))
         over = [name for name, other in self._running.items() if other.is_over]
         for name in over[: max(0, len(over) - MAX_KEPT)]:
             del self._running[name]
@@ -67,8 +84,25 @@ class Background:
     def forget(self, response_id: str) -> None:
         """Drop a response that was deleted, and stop its work."""
         running = self._running.pop(response_id, None)
-        if running is not None and running.task is not None:
-            running.task.cancel()
+        if running is not None:
+            running.is_deleted = True
+            running.cancel()
+
+    async def _watch(self, store: Store) -> None:
+        """While responses are being made, give signs of them, and do what clients asked other workers for."""
+        while names := [name for name, running in self._running.items() if not running.is_over]:
+            await asyncio.sleep(SIGN_SECONDS)
+            try:
+                wishes = await store.still_made(names)
+            except ApiError as error:
+                log.error("responses in the background cannot be watched: %s", error.message)
+                continue
+            for name, wish in wishes.items():
+                running = self._running.get(name)
+                if wish == "delete":
+                    self.forget(name)
+                elif running is not None:
+                    running.cancel()
 
 
 def background_of(services: Services) -> Background:

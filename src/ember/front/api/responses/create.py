@@ -15,7 +15,7 @@ from ember.front.api.responses.background import Running, background_of
 from ember.front.api.responses.items import as_items
 from ember.front.api.responses.output import Reply, ResponseEvents, new_id
 from ember.front.api.responses.schemas import InputTokensRequest, ResponsesRequest
-from ember.front.api.responses.store import Item, Store, Stored, store_of
+from ember.front.api.responses.store import UNFINISHED, Item, Store, Stored, store_of
 from ember.front.api.responses.translate import chat_body
 from ember.front.api.schemas import ChatRequest
 from ember.front.api.services import Services
@@ -87,7 +87,7 @@ async def _conversation(request: InputTokensRequest, store: Store | None) -> tup
     for index, item in enumerate(as_items(request.input or [])):
         if item.get("type") == "item_reference" or (item.keys() == {"id"}):
             item = await _referred(item, history, store, f"input.{index}")
-        prefix = _PREFIXES.get(item.get("type", ""), "msg")
+        prefix = _PREFIXES.get(str(item.get("type")), "msg")
         items.append({**item, "id": item["id"] if isinstance(item.get("id"), str) else new_id(prefix)})
     return history, items
 
@@ -106,7 +106,7 @@ async def _history(previous_id: str | None, store: Store | None) -> list[Item]:
         if stored is None:
             message = f"Previous response with id {name[:100]!r} not found: it was not stored, or has expired."
             raise ApiError(404, message, param=param)
-        if stored.body["status"] in ("queued", "in_progress"):
+        if stored.body["status"] in UNFINISHED:
             raise bad_request(f"The response {name[:100]!r} is not finished.", param)
         found.append(stored)
         if len(found) > MAX_CHAIN:
@@ -168,10 +168,13 @@ async def _events(
 async def _in_background(services: Services, reply: Reply, store: Store, items: list[Item]) -> Response | EventStream:
     """Start the response and answer at once. Raises ApiError 500 where it cannot be stored."""
     running = Running(reply.body("queued"))
+    await store.still_made([reply.call.id])
     await store.put(Stored(running.body, items))
     running.task = asyncio.create_task(_work(running, reply, store, items))
+    services.tasks.add(running.task)
+    running.task.add_done_callback(services.tasks.discard)
     await asyncio.sleep(0)  # the task begins: from here on it handles its being cancelled
-    background_of(services).add(reply.call.id, running)
+    background_of(services).add(reply.call.id, running, store)
     if reply.request.stream:
         return EventStream(running.follow(0), reply.call.headers)
     return Response(200, {**running.body, "status": "queued"}, reply.call.headers)
@@ -181,6 +184,7 @@ async def _work(running: Running, reply: Reply, store: Store, items: list[Item])
     """Make a response to its end, whatever that is, and store it."""
     writer = ResponseEvents(reply)
     body = reply.body("failed", error=internal_error())
+    running.add(writer.created("queued"))
     try:
         running.body = reply.body("in_progress")
         started = await start_stream(reply.call, writer)
@@ -196,8 +200,11 @@ async def _work(running: Running, reply: Reply, store: Store, items: list[Item])
         body = writer.body
     except Exception:
         log.exception("a response in the background failed")
+    running.is_ending = True
     try:
-        await _keep(store, body, items)
+        wishes = await store.still_made([reply.call.id])
+        if not running.is_deleted and wishes.get(reply.call.id) != "delete":
+            await _keep(store, body, items)
     except ApiError as error:
         log.error("a response in the background was not stored: %s", error.message)
     running.end(body)

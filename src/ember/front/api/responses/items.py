@@ -127,7 +127,7 @@ class _Reader:
         parts = []
         for index, part in enumerate(content):
             kind = part.get("type") if isinstance(part, dict) else None
-            if kind not in _TEXT_PARTS:
+            if not isinstance(kind, str) or kind not in _TEXT_PARTS:
                 what = "a part without a type" if kind is None else f"a part of type {str(kind)[:64]!r}"
                 message = f"{self._model_name} is not a multimodal model; {place}.{index}: {what} cannot be used, "
                 raise bad_request(f"{message}only {', '.join(_TEXT_PARTS)}.", f"{place}.{index}")

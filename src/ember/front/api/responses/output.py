@@ -14,6 +14,7 @@ from ember.front.api.exchange import Event
 from ember.front.api.logprobs import chat_logprobs
 from ember.front.api.responses.items import seal
 from ember.front.api.responses.schemas import ResponsesRequest
+from ember.front.api.responses.store import UNFINISHED
 from ember.front.api.responses.translate import ENCRYPTED, LOGPROBS, namespaces
 from ember.front.api.runs import Runs
 from ember.front.api.samples import Piece
@@ -76,10 +77,10 @@ class Reply:
         return found
 
     def items(self) -> list[dict[str, Any]]:
-        """The items of the output. The last one is incomplete where the output was cut."""
+        """The items of the output. The last one is incomplete where the output was cut, or has not ended."""
         blocks = self.reader.blocks
         statuses = ["completed"] * len(blocks)
-        if blocks and self.last is not None and self.last.finish_reason == "length":
+        if blocks and (self.last is None or self.last.finish_reason in (None, "length")):
             statuses[-1] = "incomplete"
         return [self.item(block, status) for block, status in zip(blocks, statuses, strict=True)]
 
@@ -102,7 +103,7 @@ class Reply:
             "max_tool_calls": request.max_tool_calls,
             "metadata": request.metadata or {},
             "model": self.call.services.model_name,
-            "output": [] if status in ("queued", "in_progress") else self.items(),
+            "output": [] if status in UNFINISHED else self.items(),
             "parallel_tool_calls": request.parallel_tool_calls is not False,
             "previous_response_id": request.previous_response_id,
             "prompt": None,
@@ -147,9 +148,14 @@ class ResponseEvents:
         self._number = 0
         self.body: dict[str, Any] | None = None  # the response at its end
 
+    def created(self, status: str = "in_progress") -> Event:
+        """The first event."""
+        return self._event("response.created", response=self._reply.body(status))
+
     def opening(self, runs: Runs) -> Sequence[Event]:
         body = self._reply.body("in_progress")
-        return [self._event("response.created", response=body), self._event("response.in_progress", response=body)]
+        created = [self.created()] if self._number == 0 else []
+        return [*created, self._event("response.in_progress", response=body)]
 
     def deltas(self, piece: Piece, runs: Runs) -> Sequence[Event]:
         self._reply.last = piece

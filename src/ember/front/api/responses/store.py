@@ -11,9 +11,9 @@ import sqlite3
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import orjson
 
@@ -23,6 +23,10 @@ from ember.front.errors import ApiError
 
 Item = dict[str, Any]
 SQLITE = "sqlite:"
+UNFINISHED = ("queued", "in_progress")
+Wish = Literal["cancel", "delete"]
+GONE_AFTER = 20.0  # seconds without a sign of the worker that makes a response
+_GONE = {"code": "server_error", "message": "The worker that made this response has ended."}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +60,18 @@ class Store(Protocol):
     async def delete(self, response_id: str) -> bool: ...
     async def item(self, item_id: str) -> Item | None: ...
 
+    async def still_made(self, response_ids: Sequence[str]) -> dict[str, Wish]:
+        """Tell other workers that these responses are being made here, and hear what their clients wish."""
+        ...
+
+    async def wish(self, response_id: str, wish: Wish) -> bool:
+        """Tell the worker that makes the response what to do with it. Returns whether there is one."""
+        ...
+
 
 class MemoryStore:
-    """Responses in memory. A response that is read counts as new for the limit of size."""
+    """Responses in memory. A response that is read counts as new for the limit of size. One that is larger than the
+    limit is not kept, and drives out no other."""
 
     def __init__(self, max_bytes: int, max_seconds: float) -> None:
         self._max_bytes = max_bytes
@@ -70,6 +83,8 @@ class MemoryStore:
     async def put(self, stored: Stored) -> None:
         await self.delete(stored.id)
         size = len(orjson.dumps([stored.body, stored.items]))
+        if size > self._max_bytes:
+            return
         self._entries[stored.id] = (stored, size, time.monotonic() + self._max_seconds)
         self._places |= {item["id"]: stored.id for item in stored.all_items if isinstance(item.get("id"), str)}
         self.num_bytes += size
@@ -99,9 +114,32 @@ class MemoryStore:
     async def item(self, item_id: str) -> Item | None:
         return _find(await self.get(self._places.get(item_id, "")), item_id)
 
+    async def still_made(self, response_ids: Sequence[str]) -> dict[str, Wish]:
+        return {}
+
+    async def wish(self, response_id: str, wish: Wish) -> bool:
+        return False
+
+
+_SCHEMA = (
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA foreign_keys=ON",
+    "CREATE TABLE IF NOT EXISTS responses "
+    "(id TEXT PRIMARY KEY, stored REAL NOT NULL, size INTEGER NOT NULL, body BLOB NOT NULL, items BLOB NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS items "
+    "(id TEXT NOT NULL, response TEXT NOT NULL REFERENCES responses(id) ON DELETE CASCADE)",
+    "CREATE INDEX IF NOT EXISTS items_by_id ON items(id)",
+    "CREATE INDEX IF NOT EXISTS items_by_response ON items(response)",
+    "CREATE TABLE IF NOT EXISTS made (id TEXT PRIMARY KEY, seen REAL NOT NULL, wish TEXT)",
+)
+
 
 class SqliteStore:
-    """Responses in a file, which several workers may share and which outlives them."""
+    """Responses in a file, which several workers may share and which outlives them.
+
+    The table `made` has those that a worker makes in the background now: when it last gave a sign, and what the client
+    asked another worker to do with the response. One whose worker gives no signs any more has failed.
+    """
 
     def __init__(self, path: str, max_bytes: int, max_seconds: float) -> None:
         self._max_bytes = max_bytes
@@ -125,6 +163,14 @@ class SqliteStore:
         found: Stored | None = await self._run(self._of_item, item_id)
         return _find(found, item_id)
 
+    async def still_made(self, response_ids: Sequence[str]) -> dict[str, Wish]:
+        found: dict[str, Wish] = await self._run(self._still_made, response_ids)
+        return found
+
+    async def wish(self, response_id: str, wish: Wish) -> bool:
+        found: bool = await self._run(self._wish, response_id, wish)
+        return found
+
     async def _run(self, work: Any, *arguments: Any) -> Any:
         return await asyncio.to_thread(self._locked, work, *arguments)
 
@@ -138,27 +184,24 @@ class SqliteStore:
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
-            self._connection = sqlite3.connect(self._path, timeout=10, check_same_thread=False)
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA foreign_keys=ON")
-            self._connection.execute(
-                "CREATE TABLE IF NOT EXISTS responses "
-                "(id TEXT PRIMARY KEY, stored REAL NOT NULL, size INTEGER NOT NULL, "
-                "body BLOB NOT NULL, items BLOB NOT NULL)"
-            )
-            self._connection.execute(
-                "CREATE TABLE IF NOT EXISTS items "
-                "(id TEXT NOT NULL, response TEXT NOT NULL REFERENCES responses(id) ON DELETE CASCADE)"
-            )
-            self._connection.execute("CREATE INDEX IF NOT EXISTS items_by_id ON items(id)")
-            self._connection.execute("CREATE INDEX IF NOT EXISTS items_by_response ON items(response)")
+            connection = sqlite3.connect(self._path, timeout=10, check_same_thread=False)
+            try:
+                for statement in _SCHEMA:
+                    connection.execute(statement)
+            except sqlite3.Error:
+                connection.close()
+                raise
+            self._connection = connection
         return self._connection
 
     def _put(self, connection: sqlite3.Connection, stored: Stored) -> None:
         self._delete(connection, stored.id)
         body, items = orjson.dumps(stored.body), orjson.dumps(stored.items)
         now = time.time()
-        row = (stored.id, now, len(body) + len(items), body, items)
+        size = len(body) + len(items)
+        if size > self._max_bytes:
+            return
+        row = (stored.id, now, size, body, items)
         connection.execute("INSERT INTO responses VALUES (?, ?, ?, ?, ?)", row)
         ids = [(item["id"], stored.id) for item in stored.all_items if isinstance(item.get("id"), str)]
         connection.executemany("INSERT INTO items VALUES (?, ?)", ids)
@@ -173,10 +216,32 @@ class SqliteStore:
         since = time.time() - self._max_seconds
         query = "SELECT body, items FROM responses WHERE id = ? AND stored >= ?"
         row = connection.execute(query, (response_id, since)).fetchone()
-        return None if row is None else Stored(orjson.loads(row[0]), orjson.loads(row[1]))
+        if row is None:
+            return None
+        body = orjson.loads(row[0])
+        if body.get("status") in UNFINISHED and not self._is_made(connection, response_id):
+            body |= {"status": "failed", "error": _GONE}
+        return Stored(body, orjson.loads(row[1]))
+
+    def _is_made(self, connection: sqlite3.Connection, response_id: str) -> bool:
+        query = "SELECT 1 FROM made WHERE id = ? AND seen >= ?"
+        return connection.execute(query, (response_id, time.time() - GONE_AFTER)).fetchone() is not None
 
     def _delete(self, connection: sqlite3.Connection, response_id: str) -> bool:
         return connection.execute("DELETE FROM responses WHERE id = ?", (response_id,)).rowcount > 0
+
+    def _still_made(self, connection: sqlite3.Connection, response_ids: Iterable[str]) -> dict[str, str]:
+        now = time.time()
+        query = "INSERT INTO made VALUES (?, ?, NULL) ON CONFLICT(id) DO UPDATE SET seen = excluded.seen RETURNING wish"
+        found = {name: connection.execute(query, (name, now)).fetchone()[0] for name in response_ids}
+        connection.execute("DELETE FROM made WHERE seen < ?", (now - GONE_AFTER,))
+        return {name: wish for name, wish in found.items() if wish is not None}
+
+    def _wish(self, connection: sqlite3.Connection, response_id: str, wish: Wish) -> bool:
+        if not self._is_made(connection, response_id):
+            return False
+        connection.execute("UPDATE made SET wish = ? WHERE id = ?", (wish, response_id))
+        return True
 
     def _of_item(self, connection: sqlite3.Connection, item_id: str) -> Stored | None:
         row = connection.execute("SELECT response FROM items WHERE id = ? LIMIT 1", (item_id,)).fetchone()

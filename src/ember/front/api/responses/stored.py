@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 from ember.front.api.exchange import EventStream, Request, Response
-from ember.front.api.responses.background import background_of
-from ember.front.api.responses.store import Item, Store, Stored, store_of
+from ember.front.api.responses.background import Running, background_of
+from ember.front.api.responses.store import GONE_AFTER, UNFINISHED, Item, Store, Stored, store_of
 from ember.front.api.services import Services
 from ember.front.errors import ApiError, bad_request
 
@@ -39,11 +40,11 @@ async def delete_response(services: Services, raw_request: Request) -> Response:
     background = background_of(services)
     running = background.get(name)
     if running is not None:
-        if running.task is not None and not running.is_over:
-            running.task.cancel()
-            await asyncio.wait([running.task])
+        await _stopped(running)
         background.forget(name)
-    store, _ = await _stored(services, raw_request, name)
+    store, stored = await _stored(services, raw_request, name)
+    if stored.body["status"] in UNFINISHED:
+        await store.wish(name, "delete")
     await store.delete(name)
     return Response(200, {"id": name, "object": "response", "deleted": True})
 
@@ -53,13 +54,13 @@ async def cancel_response(services: Services, raw_request: Request) -> Response:
     name = raw_request.parameters["response_id"]
     running = background_of(services).get(name)
     if running is None:
-        _, stored = await _stored(services, raw_request, name)
+        store, stored = await _stored(services, raw_request, name)
         if not stored.body["background"]:
             raise bad_request("Only a response with `background` set to true can be cancelled.", "response_id")
+        if stored.body["status"] in UNFINISHED and await store.wish(name, "cancel"):
+            stored = await _ended(store, stored)
         return Response(200, stored.body)
-    if running.task is not None and not running.is_over:
-        running.task.cancel()
-        await asyncio.wait([running.task])
+    await _stopped(running)
     return Response(200, running.body)
 
 
@@ -99,6 +100,22 @@ async def list_input_items(services: Services, raw_request: Request) -> Response
             "has_more": len(items) > limit,
         },
     )
+
+
+async def _stopped(running: Running) -> None:
+    if running.task is not None and not running.is_over:
+        running.cancel()
+        await asyncio.wait([running.task])
+
+
+async def _ended(store: Store, stored: Stored) -> Stored:
+    """The response when the worker that makes it has ended it, or as it is after a while."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(GONE_AFTER):
+            while stored.body["status"] in UNFINISHED:
+                await asyncio.sleep(0.1)
+                stored = await store.get(stored.id) or stored
+    return stored
 
 
 def _shown(item: Item) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def _tool(tool: dict[str, Any], place: str, namespace: str | None = None) -> lis
     if kind != "function":
         message = f"`{place}.type` must be 'function', got {str(kind)[:64]!r}: this worker has no tools of its own, "
         raise bad_request(f"{message}and a model calls functions alone.", f"{place}.type")
-    if isinstance(tool.get("function"), dict):  # as in a chat
+    if isinstance(tool.get("function"), dict) and namespace is None:  # as in a chat
         return [tool]
     function = {name: tool[name] for name in ("name", "description", "parameters", "strict") if name in tool}
     if namespace is not None:

@@ -55,11 +55,14 @@ async def _generate(services: Services, raw_request: Request, *, streams: bool |
     streams = bool(request.stream) if streams is None else streams
     if streams and (given.best_of or 1) > 1:
         raise bad_request("`parameters.best_of` must be 1 in a stream.", "parameters.best_of")
+    if streams and given.decoder_input_details:
+        message = "`parameters.decoder_input_details` must be false in a stream."
+        raise bad_request(message, "parameters.decoder_input_details")
     completion = await parse_body(CompletionRequest, body)
     info = await services.ready()
     call = await in_thread(completion, _open, raw_request, completion, services, info)
     if streams:
-        return EventStream(await start_stream(call, _Chunks(call, given)), call.headers)
+        return EventStream(await start_stream(call, _Chunks(call, request.inputs, given)), call.headers)
     async with call.runs() as runs:
         pieces = await runs.collect()
     piece = max(pieces, key=lambda choice: sum(entry.logprob for entry in choice.logprobs))
@@ -120,7 +123,7 @@ def _grammar(given: dict[str, Any] | None) -> dict[str, Any]:
     if given is None:
         return {}
     kind = given.get("type")
-    if kind not in _GRAMMARS or given.get("value") is None:
+    if not isinstance(kind, str) or kind not in _GRAMMARS or given.get("value") is None:
         message = '`parameters.grammar` must be {"type": "json" or "regex", "value": ...}.'
         raise bad_request(message, "parameters.grammar")
     value = given["value"]
@@ -164,11 +167,11 @@ def _prefill(runs: Runs, call: ApiCall) -> list[dict[str, Any]]:
 class _Chunks:
     """Writes the events of one stream: one for each token. The last has the whole text and the details."""
 
-    def __init__(self, call: ApiCall, given: TgiParameters) -> None:
+    def __init__(self, call: ApiCall, inputs: str, given: TgiParameters) -> None:
         self._call = call
         self._given = given
         self._index = 0
-        self._texts: list[str] = []
+        self._texts = [inputs] if given.return_full_text else []
         self._held: TokenLogprobs | None = None  # the newest token: whether it is the last one is not known yet
 
     def opening(self, runs: Runs) -> Sequence[Event]:
