@@ -65,16 +65,15 @@ class Vocabulary:
         return {name: token for name, token in self.kind.special_tokens.items() if token in known}
 
     def finish(self, named: dict[str, str]) -> None:
-        """Set the tokens around a text, after all tokens were added. `named`: "bos_token" -> "<s>"."""
+        """Set the tokens around a text, after all tokens were added. `named`: "bos_token" -> "<s>". Raises
+        VocabularyError for a token that is not in the vocabulary."""
         from tokenizers import processors
 
         def single(name: str) -> list[str]:
             return [named[name]] if self.config.get(f"add_{name}") is True and name in named else []
 
         def pair(name: str) -> tuple[str, int]:
-            token_id = self.backend.token_to_id(named[name])
-            assert token_id is not None
-            return named[name], token_id
+            return named[name], known_id(self.backend, name, named[name])
 
         adds = {"add_bos_token", "add_eos_token"} & self.config.keys()
         if self.kind.has_class_token and not adds and {"sep_token", "cls_token"} <= named.keys():
@@ -88,6 +87,15 @@ class Vocabulary:
             single=[*before, "$A", *behind],
             special_tokens=[pair(name) for name in ("bos_token", "eos_token") if single(name)],
         )
+
+
+def known_id(backend: tokenizers.Tokenizer, name: str, token: str) -> int:
+    """The id of a special token, which has this name in tokenizer_config.json. Raises VocabularyError for a token that
+    is not in the vocabulary."""
+    token_id: int | None = backend.token_to_id(token)
+    if token_id is None:
+        raise VocabularyError(f"{name} is {ascii(token)[:40]}, which is not in the vocabulary")
+    return token_id
 
 
 def load_vocabulary(directory: Path) -> Vocabulary:

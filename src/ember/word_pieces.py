@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ember.byte_level_bpe import VocabularyError, conversion, object_in
+from ember.byte_level_bpe import VocabularyError, conversion, known_id, object_in
 from ember.regular_file import MAX_JSON_BYTES, read_regular
 
 if TYPE_CHECKING:
@@ -46,17 +46,19 @@ class WordPieces:
     file: str = FILE
 
     def finish(self, named: dict[str, str]) -> None:
-        """Set the tokens around a text, after all tokens were added. `named`: "cls_token" -> "[CLS]"."""
+        """Set the tokens around a text, after all tokens were added. `named`: "cls_token" -> "[CLS]". Raises
+        VocabularyError for a token that is not in the vocabulary."""
         from tokenizers import processors
 
         cls, sep = (named.get(name, self.special_tokens.get(name)) for name in ("cls_token", "sep_token"))
         if cls is None or sep is None:
             return
+        ids = {cls: known_id(self.backend, "cls_token", cls), sep: known_id(self.backend, "sep_token", sep)}
         between = f"{sep} {sep} $B {sep}" if self.is_mpnet else f"{sep} $B:1 {sep}:1"
         self.backend.post_processor = processors.TemplateProcessing(
             single=f"{cls} $A {sep}",
             pair=f"{cls} $A {between}",
-            special_tokens=[(token, self.backend.token_to_id(token)) for token in dict.fromkeys((cls, sep))],
+            special_tokens=list(ids.items()),
         )
 
 

@@ -49,7 +49,7 @@ def test_the_table_in_the_docs_is_the_table_of_routes() -> None:
     text = (Path(__file__).parents[2] / "docs" / "routes.md").read_text()
     rows = re.findall(r"^\| `(/[^`]*)` \| ([A-Z, ]+) \| (yes|) ?\|", text, re.MULTILINE)
     streams = {True: "yes", False: ""}
-    assert rows == [(route.path, ", ".join(route.methods), streams[bool(route.about.chunk)]) for route in ROUTES]
+    assert rows == [(route.path, ", ".join(route.methods), streams[route.streams]) for route in ROUTES]
 
 
 def test_the_key_and_the_root_path(deploy: Any) -> None:

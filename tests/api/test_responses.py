@@ -440,7 +440,7 @@ def test_a_file_is_used_when_it_can_be(tmp_path: Path) -> None:
 
 
 def test_workers_share_what_is_made_in_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ember.front.api.responses.background.SIGN_SECONDS", 0.02)
+    monkeypatch.setattr("ember.front.api.responses.background.HEARTBEAT_SECONDS", 0.02)
     here, there = (talking(responses_store=f"sqlite:{tmp_path}/store.db") for _ in range(2))
     here.engine.delay = 0.05
 
@@ -468,7 +468,7 @@ def test_workers_share_what_is_made_in_the_background(tmp_path: Path, monkeypatc
                 await call(deployment, "GET", path)
 
         path = await begun()
-        monkeypatch.setattr("ember.front.api.responses.store.GONE_AFTER", -1)
+        monkeypatch.setattr("ember.front.api.responses.store.HEARTBEAT_TIMEOUT", -1)
         gone = await call(there, "GET", path)
         assert (gone["status"], gone["error"]["code"]) == ("failed", "server_error")
 

@@ -189,6 +189,11 @@ def test_a_tokenizer_json_is_taken_before_the_two_files(directories: dict[str, P
         ("vocab.json", b'{"a":' * 1000, "nested more than"),
         ("tokenizer_config.json", b'{"tokenizer_class": "CLIPTokenizer"}', "CLIPTokenizer, of which only GPT2Tok"),
         ("tokenizer_config.json", b'{"tokenizer_class": 5}', "of 5, of which only"),
+        (
+            "tokenizer_config.json",
+            b'{"tokenizer_class": "GPT2Tokenizer", "add_bos_token": true, "bos_token": ""}',
+            "bos_token is '', which is not in the vocabulary",
+        ),
         ("tokenizer_config.json", b"{}", "a model of the type None, of which only"),
     ],
 )

@@ -65,6 +65,8 @@ def test_a_vocab_of_another_kind_is_refused(tmp_path: Path) -> None:
         saved(tmp_path, BERT, "wordy")
     with pytest.raises(TokenizerError, match="has no token '\\[UNK\\]' for unknown words"):
         saved(tmp_path, WORDS, "bert")
+    with pytest.raises(TokenizerError, match="tokenizer_config.json: cls_token is '', which is not in the vocabulary"):
+        saved(tmp_path, BERT, "bert", cls_token="")
     (tmp_path / "vocab.txt").unlink()
     (tmp_path / "sentencepiece.bpe.model").write_bytes(b"x")
     with pytest.raises(TokenizerError, match="has sentencepiece.bpe.model but no tokenizer.json: convert it once"):

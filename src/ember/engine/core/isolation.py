@@ -12,6 +12,7 @@ import logging
 from ember.engine.core.runner import Launched, StepRunner
 from ember.engine.core.scheduler import Scheduled
 from ember.engine.core.sequence import Sequence
+from ember.engine.errors import described
 
 log = logging.getLogger(__name__)
 
@@ -37,17 +38,13 @@ def compute_alone(
                 if not can_isolate(runner, own):
                     raise
                 error = own
-        failed.append((scheduled.sequence, f"the model's code failed: {_described(error)}"))
+        failed.append((scheduled.sequence, f"the model's code failed: {described(error)}"))
     if failed:
-        log.error("the model's code failed for %d of %d sequences: %s", len(failed), len(step), _described(error))
+        log.error("the model's code failed for %d of %d sequences: %s", len(failed), len(step), described(error))
     else:
         log.error(
             "the model's code failed in a step of %d sequences, and for none of them alone, so all go on: %s",
             len(step),
-            _described(error),
+            described(error),
         )
     return computed, failed
-
-
-def _described(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 import torch
 
-from ember.engine.errors import ModelError
-from ember.engine.fallback.load import classes_of, import_transformers, named, shown_error
+from ember.engine.errors import ModelError, described
+from ember.engine.fallback.load import classes_of, import_transformers, named
 from ember.engine.fallback.model import ForeignModel
 from ember.engine.fallback.paged import PagedAttention
 from ember.engine.loading.load import config_reader
@@ -39,7 +39,7 @@ def check(configure: Configure) -> None:
             with torch.device("meta"):
                 lm = model_class(config_class.from_dict(values)).eval()
         except Exception as error:  # code of any model
-            raise ModelError(f"transformers could not make it: {shown_error(error)}") from error
+            raise ModelError(f"transformers could not make it: {described(error)}") from error
         if sum(each.numel() for each in lm.parameters()) > _MOST_PARAMETERS:
             return
         lm = lm.to_empty(device="cpu")

@@ -18,7 +18,7 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.description.fields import listed
 from ember.engine.description.foreign import EXTRA, text_values
 from ember.engine.description.read_config import read_json
-from ember.engine.errors import ModelError
+from ember.engine.errors import ModelError, described
 from ember.engine.fallback.model import ForeignModel
 from ember.engine.fallback.paged import PagedAttention
 from ember.engine.fallback.trial import check
@@ -164,7 +164,7 @@ def _make(
         raise
     except Exception as error:  # code of any model
         log.debug("transformers could not make the model", exc_info=True)
-        raise ModelError(f"transformers could not make it: {shown_error(error)}") from error
+        raise ModelError(f"transformers could not make it: {described(error)}") from error
     if theirs.is_encoder_decoder:
         raise ModelError("it is an encoder and a decoder, and decoders alone are served")
     if stored and info["missing_keys"]:
@@ -209,10 +209,5 @@ def _remote_classes(model_dir: Path, values: Mapping[str, Any], trust_remote_cod
     try:
         config_class, model_class = (get_class_from_dynamic_module(name, str(model_dir)) for name in names)
     except Exception as error:  # code of the model's repository
-        raise ModelError(f"its own code cannot be imported: {shown_error(error)}") from error
+        raise ModelError(f"its own code cannot be imported: {described(error)}") from error
     return config_class, model_class
-
-
-def shown_error(error: Exception) -> str:
-    """An error of foreign code in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ember.engine.errors import ModelError
+from ember.engine.errors import ModelError, described
 from ember.engine.fallback.model import ForeignModel
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.cache import KVCache
@@ -39,9 +39,7 @@ def check(model: ForeignModel) -> None:
     except ModelError:
         raise
     except Exception as error:  # code of any model
-        raise ModelError(
-            f"it failed in a trial: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise ModelError(f"it failed in a trial: {described(error)}") from error
 
 
 @torch.inference_mode()

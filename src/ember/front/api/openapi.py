@@ -101,7 +101,7 @@ def _operation(route: Route, method: str) -> dict[str, Any]:
         "operationId": f"{method.lower()}{route.path.translate(_IN_NAMES)}",
         "responses": _responses(route, has_body=method != "HEAD"),
     }
-    parameters = [_HEADERS[name] for name in (REQUEST_ID_HEADER, FORMAT_HEADER) if route.tasks or route.about.chunk]
+    parameters = [_HEADERS[name] for name in (REQUEST_ID_HEADER, FORMAT_HEADER) if route.tasks or route.streams]
     parameters += [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in re.findall(r"\{(\w+)\}", route.path)
@@ -123,11 +123,11 @@ def _responses(route: Route, *, has_body: bool) -> dict[str, Any]:
     elif isinstance(about.answer, str) and has_body:
         schema = {"type": "string"} if about.answer == "text/plain" else {"type": "object"}
         success["content"] = {about.answer: {"schema": schema}}
-    if about.chunk:
+    if route.streams:
         documents = [_reference(model) for model in (*about.chunk, route.errors.model)]
         success["description"] = f"OK. With `stream` the answer is {route.framing.description}."
         success["content"][route.framing.media_type.partition(";")[0]] = {"itemSchema": route.framing.schema(documents)}
-    if route.tasks or route.about.chunk:
+    if route.tasks or route.streams:
         load = {"schema": {"type": "string"}, "description": "Present if the request asks for it."}
         success["headers"] = {LOAD_HEADER: load}
     responses = {"200": success}

@@ -84,6 +84,11 @@ class Route:
     second_path: str | None = None  # the setting that gives the route another path over HTTP
     job_field: str | None = None  # a queue job that names no route and has this field is a request for this one
 
+    @property
+    def streams(self) -> bool:
+        """Whether its answer can be a stream."""
+        return bool(self.about.chunk)
+
 
 _NOTHING = Description(summary="", answer=None)
 NO_ROUTE = Route(path="none", methods=(), about=_NOTHING)  # whose forms answer where there is no route

@@ -99,7 +99,7 @@ class Tokenizer:
             backend.add_tokens(files.added_tokens)
             backend.encode_special_tokens = files.split_special_tokens
             if vocabulary is not None:
-                vocabulary.finish(files.special_tokens)
+                _finish(vocabulary, files.special_tokens, directory)
             tokenizer = cls(backend, files)
             tokenizer.is_prepared = is_prepared
             tokenizer.check(path)
@@ -281,6 +281,16 @@ def _backend(
             raise
         reason = " ".join(str(error).split())[:300]
     raise TokenizerError(f"{path} cannot be read ({reason}): download the tokenizer files again")
+
+
+def _finish(vocabulary: Vocabulary | WordPieces, special_tokens: dict[str, str], directory: Path) -> None:
+    """Set the tokens around a text. Raises TokenizerError."""
+    from ember.byte_level_bpe import VocabularyError
+
+    try:
+        vocabulary.finish(special_tokens)
+    except VocabularyError as error:
+        raise TokenizerError(f"{directory / 'tokenizer_config.json'}: {error}") from None
 
 
 def check_files(directory: Path) -> None:

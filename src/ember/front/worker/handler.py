@@ -155,8 +155,7 @@ class JobRun:
     def _form_of(self, stream: bool, is_native: bool) -> Form:
         if is_native:
             return TokenLists(self._route)
-        never_streams = self._route is not NO_ROUTE and not self._route.about.chunk
-        if not stream or never_streams:
+        if not stream or (self._route is not NO_ROUTE and not self._route.streams):
             return Whole(self._route)
         return StreamText(self._route) if self._handling.raw else ParsedChunks(self._route)
 

@@ -16,7 +16,7 @@ from ember.front.errors import ApiError
 log = logging.getLogger(__name__)
 
 MAX_KEPT = 64  # finished responses whose events can be read again
-SIGN_SECONDS = 1.0  # between two signs to the workers that share a store
+HEARTBEAT_SECONDS = 1.0  # between two heartbeats to the workers that share a store
 
 
 class Running:
@@ -89,17 +89,17 @@ class Background:
             running.cancel()
 
     async def _watch(self, store: Store) -> None:
-        """While responses are being made, give signs of them, and do what clients asked other workers for."""
+        """While responses are being made, send heartbeats, and follow the commands that come back."""
         while names := [name for name, running in self._running.items() if not running.is_over]:
-            await asyncio.sleep(SIGN_SECONDS)
+            await asyncio.sleep(HEARTBEAT_SECONDS)
             try:
-                wishes = await store.still_made(names)
+                commands = await store.heartbeat(names)
             except ApiError as error:
                 log.error("responses in the background cannot be watched: %s", error.message)
                 continue
-            for name, wish in wishes.items():
+            for name, command in commands.items():
                 running = self._running.get(name)
-                if wish == "delete":
+                if command == "delete":
                     self.forget(name)
                 elif running is not None:
                     running.cancel()

@@ -168,7 +168,7 @@ async def _events(
 async def _in_background(services: Services, reply: Reply, store: Store, items: list[Item]) -> Response | EventStream:
     """Start the response and answer at once. Raises ApiError 500 where it cannot be stored."""
     running = Running(reply.body("queued"))
-    await store.still_made([reply.call.id])
+    await store.heartbeat([reply.call.id])
     await store.put(Stored(running.body, items))
     running.task = asyncio.create_task(_work(running, reply, store, items))
     services.tasks.add(running.task)
@@ -202,8 +202,8 @@ async def _work(running: Running, reply: Reply, store: Store, items: list[Item])
         log.exception("a response in the background failed")
     running.is_ending = True
     try:
-        wishes = await store.still_made([reply.call.id])
-        if not running.is_deleted and wishes.get(reply.call.id) != "delete":
+        commands = await store.heartbeat([reply.call.id])
+        if not running.is_deleted and commands.get(reply.call.id) != "delete":
             await _keep(store, body, items)
     except ApiError as error:
         log.error("a response in the background was not stored: %s", error.message)

@@ -24,9 +24,9 @@ from ember.front.errors import ApiError
 Item = dict[str, Any]
 SQLITE = "sqlite:"
 UNFINISHED = ("queued", "in_progress")
-Wish = Literal["cancel", "delete"]
-GONE_AFTER = 20.0  # seconds without a sign of the worker that makes a response
-_GONE = {"code": "server_error", "message": "The worker that made this response has ended."}
+Command = Literal["cancel", "delete"]
+HEARTBEAT_TIMEOUT = 20.0  # seconds after which a response without a heartbeat of its worker has failed
+_WORKER_ENDED = {"code": "server_error", "message": "The worker that made this response has ended."}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +60,13 @@ class Store(Protocol):
     async def delete(self, response_id: str) -> bool: ...
     async def item(self, item_id: str) -> Item | None: ...
 
-    async def still_made(self, response_ids: Sequence[str]) -> dict[str, Wish]:
-        """Tell other workers that these responses are being made here, and hear what their clients wish."""
+    async def heartbeat(self, response_ids: Sequence[str]) -> dict[str, Command]:
+        """Record that this worker is making these responses. Returns what clients asked other workers to do with
+        them."""
         ...
 
-    async def wish(self, response_id: str, wish: Wish) -> bool:
-        """Tell the worker that makes the response what to do with it. Returns whether there is one."""
+    async def send_command(self, response_id: str, command: Command) -> bool:
+        """Leave a command for the worker that is making the response. Returns whether there is one."""
         ...
 
 
@@ -114,10 +115,10 @@ class MemoryStore:
     async def item(self, item_id: str) -> Item | None:
         return _find(await self.get(self._places.get(item_id, "")), item_id)
 
-    async def still_made(self, response_ids: Sequence[str]) -> dict[str, Wish]:
+    async def heartbeat(self, response_ids: Sequence[str]) -> dict[str, Command]:
         return {}
 
-    async def wish(self, response_id: str, wish: Wish) -> bool:
+    async def send_command(self, response_id: str, command: Command) -> bool:
         return False
 
 
@@ -130,15 +131,15 @@ _SCHEMA = (
     "(id TEXT NOT NULL, response TEXT NOT NULL REFERENCES responses(id) ON DELETE CASCADE)",
     "CREATE INDEX IF NOT EXISTS items_by_id ON items(id)",
     "CREATE INDEX IF NOT EXISTS items_by_response ON items(response)",
-    "CREATE TABLE IF NOT EXISTS made (id TEXT PRIMARY KEY, seen REAL NOT NULL, wish TEXT)",
+    "CREATE TABLE IF NOT EXISTS running (id TEXT PRIMARY KEY, seen REAL NOT NULL, command TEXT)",
 )
 
 
 class SqliteStore:
     """Responses in a file, which several workers may share and which outlives them.
 
-    The table `made` has those that a worker makes in the background now: when it last gave a sign, and what the client
-    asked another worker to do with the response. One whose worker gives no signs any more has failed.
+    The table `running` has the responses that a worker is making in the background: the time of its last heartbeat, and
+    a command that another worker has left for it. A response whose heartbeats have stopped has failed.
     """
 
     def __init__(self, path: str, max_bytes: int, max_seconds: float) -> None:
@@ -163,12 +164,12 @@ class SqliteStore:
         found: Stored | None = await self._run(self._of_item, item_id)
         return _find(found, item_id)
 
-    async def still_made(self, response_ids: Sequence[str]) -> dict[str, Wish]:
-        found: dict[str, Wish] = await self._run(self._still_made, response_ids)
+    async def heartbeat(self, response_ids: Sequence[str]) -> dict[str, Command]:
+        found: dict[str, Command] = await self._run(self._heartbeat, response_ids)
         return found
 
-    async def wish(self, response_id: str, wish: Wish) -> bool:
-        found: bool = await self._run(self._wish, response_id, wish)
+    async def send_command(self, response_id: str, command: Command) -> bool:
+        found: bool = await self._run(self._send_command, response_id, command)
         return found
 
     async def _run(self, work: Any, *arguments: Any) -> Any:
@@ -219,28 +220,31 @@ class SqliteStore:
         if row is None:
             return None
         body = orjson.loads(row[0])
-        if body.get("status") in UNFINISHED and not self._is_made(connection, response_id):
-            body |= {"status": "failed", "error": _GONE}
+        if body.get("status") in UNFINISHED and not self._is_alive(connection, response_id):
+            body |= {"status": "failed", "error": _WORKER_ENDED}
         return Stored(body, orjson.loads(row[1]))
 
-    def _is_made(self, connection: sqlite3.Connection, response_id: str) -> bool:
-        query = "SELECT 1 FROM made WHERE id = ? AND seen >= ?"
-        return connection.execute(query, (response_id, time.time() - GONE_AFTER)).fetchone() is not None
+    def _is_alive(self, connection: sqlite3.Connection, response_id: str) -> bool:
+        query = "SELECT 1 FROM running WHERE id = ? AND seen >= ?"
+        return connection.execute(query, (response_id, time.time() - HEARTBEAT_TIMEOUT)).fetchone() is not None
 
     def _delete(self, connection: sqlite3.Connection, response_id: str) -> bool:
         return connection.execute("DELETE FROM responses WHERE id = ?", (response_id,)).rowcount > 0
 
-    def _still_made(self, connection: sqlite3.Connection, response_ids: Iterable[str]) -> dict[str, str]:
+    def _heartbeat(self, connection: sqlite3.Connection, response_ids: Iterable[str]) -> dict[str, str]:
         now = time.time()
-        query = "INSERT INTO made VALUES (?, ?, NULL) ON CONFLICT(id) DO UPDATE SET seen = excluded.seen RETURNING wish"
+        query = (
+            "INSERT INTO running VALUES (?, ?, NULL) ON CONFLICT(id) DO UPDATE SET seen = excluded.seen "
+            "RETURNING command"
+        )
         found = {name: connection.execute(query, (name, now)).fetchone()[0] for name in response_ids}
-        connection.execute("DELETE FROM made WHERE seen < ?", (now - GONE_AFTER,))
-        return {name: wish for name, wish in found.items() if wish is not None}
+        connection.execute("DELETE FROM running WHERE seen < ?", (now - HEARTBEAT_TIMEOUT,))
+        return {name: command for name, command in found.items() if command is not None}
 
-    def _wish(self, connection: sqlite3.Connection, response_id: str, wish: Wish) -> bool:
-        if not self._is_made(connection, response_id):
+    def _send_command(self, connection: sqlite3.Connection, response_id: str, command: Command) -> bool:
+        if not self._is_alive(connection, response_id):
             return False
-        connection.execute("UPDATE made SET wish = ? WHERE id = ?", (wish, response_id))
+        connection.execute("UPDATE running SET command = ? WHERE id = ?", (command, response_id))
         return True
 
     def _of_item(self, connection: sqlite3.Connection, item_id: str) -> Stored | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ember.front.api.exchange import EventStream, Request, Response
 from ember.front.api.responses.background import Running, background_of
-from ember.front.api.responses.store import GONE_AFTER, UNFINISHED, Item, Store, Stored, store_of
+from ember.front.api.responses.store import HEARTBEAT_TIMEOUT, UNFINISHED, Item, Store, Stored, store_of
 from ember.front.api.services import Services
 from ember.front.errors import ApiError, bad_request
 
@@ -44,7 +44,7 @@ async def delete_response(services: Services, raw_request: Request) -> Response:
         background.forget(name)
     store, stored = await _stored(services, raw_request, name)
     if stored.body["status"] in UNFINISHED:
-        await store.wish(name, "delete")
+        await store.send_command(name, "delete")
     await store.delete(name)
     return Response(200, {"id": name, "object": "response", "deleted": True})
 
@@ -57,7 +57,7 @@ async def cancel_response(services: Services, raw_request: Request) -> Response:
         store, stored = await _stored(services, raw_request, name)
         if not stored.body["background"]:
             raise bad_request("Only a response with `background` set to true can be cancelled.", "response_id")
-        if stored.body["status"] in UNFINISHED and await store.wish(name, "cancel"):
+        if stored.body["status"] in UNFINISHED and await store.send_command(name, "cancel"):
             stored = await _ended(store, stored)
         return Response(200, stored.body)
     await _stopped(running)
@@ -111,7 +111,7 @@ async def _stopped(running: Running) -> None:
 async def _ended(store: Store, stored: Stored) -> Stored:
     """The response when the worker that makes it has ended it, or as it is after a while."""
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(GONE_AFTER):
+        async with asyncio.timeout(HEARTBEAT_TIMEOUT):
             while stored.body["status"] in UNFINISHED:
                 await asyncio.sleep(0.1)
                 stored = await store.get(stored.id) or stored
