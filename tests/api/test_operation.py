@@ -138,6 +138,13 @@ def test_what_is_shown_over_http_is_shown_to_a_job(deploy: Any, path: str) -> No
         assert answer.status == 200
 
 
+def test_a_job_for_a_post_without_a_body() -> None:
+    jobs: list[dict[str, Any]] = [{}, {"openai_input": {}}, {"openai_input": None}]
+    for job in jobs:
+        request = parse_input({"openai_route": "/v1/responses/resp_1/cancel", **job}, ROUTER, model="m").request
+        assert (request.method, request.path) == ("POST", "/v1/responses/resp_1/cancel")
+
+
 POOLING_PATHS = {route.path for route in POOLING_ROUTES}
 
 
@@ -157,6 +164,7 @@ def test_a_job_for_a_route_that_needs_a_body(deployment: Deployment, path: str) 
         COMPLETIONS: {"prompt": "hi"},
         "/v1/messages": {"messages": USER, "max_tokens": 5},
         **{path: {"input": "hi"} for path in ("/v1/responses", "/v1/responses/input_tokens")},
+        **{path: {"inputs": "hi"} for path in ("/generate", "/generate_stream", "/")},
     }
     body = bodies.get(path, {"messages": [USER] if "batch" in path else USER})
     if path in POOLING_PATHS:

@@ -155,6 +155,12 @@ def test_log_probabilities_come_where_they_are_asked_for(deployment: Deployment)
     ]
     (done,) = (document["logprobs"] for document in documents if document["type"].endswith("text.done"))
     assert deltas == done
+    deployment.says(f"<think>hm</think>\n\nso<b>{CALL_ADD}and{CALL_SUB}")
+    for answer in (ask(deployment, tools=TOOLS, **fields), streamed(deployment, tools=TOOLS, **fields)[-1]["response"]):
+        parts = [item["content"][0] for item in answer["output"] if item["type"] == "message"]
+        assert [part["text"] for part in parts] == ["so<b>", "and"]
+        assert ["".join(entry["token"] for entry in part["logprobs"]) for part in parts] == ["so<b>", "and"]
+    deployment.says("hello")
     assert ask(deployment, top_logprobs=2)["output"][0]["content"][0]["logprobs"] == []
 
 

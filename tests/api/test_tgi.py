@@ -96,6 +96,13 @@ def test_bad_input_is_named(deployment: Deployment, parameters: Any, text: str) 
     assert (text in found["error"], found["error_type"]) == (True, "validation")
 
 
+def test_a_stream_refuses_what_it_cannot_have(deployment: Deployment) -> None:
+    with pytest.raises(ApiError, match=r"parameters\.decoder_input_details"):
+        streamed(deployment, decoder_input_details=True)
+    with pytest.raises(ApiError, match="does not exist"):
+        deployment.request("POST", "/generate", {"inputs": "hi", "model": "other"})
+
+
 def test_what_has_no_effect_is_told(deployment: Deployment) -> None:
     answer = deployment.request("POST", "/generate", {"inputs": "hi", "parameters": {"novel": 1}})
     assert answer.headers["X-Ember-Ignored-Fields"] == "parameters.novel"

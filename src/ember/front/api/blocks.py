@@ -3,6 +3,9 @@
 Routes whose answers are lists of items (Anthropic's content blocks, the items of OpenAI's Responses) read the pieces of
 a sample through `BlockReader`. White space before a block that is not text is no content: a text block begins with the
 first piece that holds anything else.
+
+The log probabilities of a piece belong to the text in it, or to the next text where the piece itself has none because
+its text is held back. Those of reasoning and of calls belong to no block.
 """
 
 from __future__ import annotations
@@ -67,6 +70,7 @@ class BlockReader:
         self.blocks: list[Block] = []
         self._open: Block | None = None
         self._blank = ""  # white space that may begin a text block
+        self._waiting: tuple[TokenLogprobs, ...] = ()  # of text that is still held back
         self._events: list[BlockEvent] = []
         self._has_content = True
 
@@ -74,7 +78,8 @@ class BlockReader:
         """The events of one piece. After the last piece, which has a finish reason, all blocks have ended."""
         self._has_content = piece.has_content
         deltas: Iterable[Delta] = piece.deltas or ((Content(piece.text),) if piece.text else ())
-        logprobs = tuple(piece.logprobs)
+        logprobs = (*self._waiting, *piece.logprobs)
+        is_held = not deltas and (self._open is None or self._open.kind == "text")
         for delta in deltas:
             if isinstance(delta, ToolCallStart):
                 self._blank = ""
@@ -88,6 +93,7 @@ class BlockReader:
                     self._add(delta.text)
             elif delta.text and self._has_content:
                 logprobs = self._add_content(delta.text, logprobs)
+        self._waiting = logprobs if is_held or self._blank else ()
         if piece.finish_reason is not None:
             self._finish()
         events, self._events = self._events, []

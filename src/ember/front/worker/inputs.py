@@ -3,7 +3,7 @@
 An input has one of these shapes. The first that matches is used:
 
 1. `openai_input` with content, `openai_route` (default: the route of `messages`)  -> POST
-2. `openai_route` alone, or with an empty `openai_input`                           -> GET
+2. `openai_route` alone, or with an empty `openai_input`                           -> GET, or POST where there is no GET
 3. `route`, `body`?, `method`?                                                     -> POST with a body, else GET
 4. `messages` or `prompt`, with `sampling_params`? and `stream`?                   -> POST to the route of that field
 5. `query` with `docs` or `documents`, or `input`                                  -> the same, for pooling models
@@ -170,6 +170,8 @@ def _request_of(job_input: dict[str, Any], router: Router) -> tuple[str, str, di
         route = _text(openai_route, "openai_route")
         found = router.find("GET", _split_route(route)[0])
         if "POST" in found.allowed and not found.is_allowed:  # the answer would be a 405 without a hint
+            if not router.find("POST", _split_route(route)[0]).route.about.body:
+                return "POST", route, {}
             raise bad_request(f"openai_input is missing: {route} needs a request body", "openai_input")
         return "GET", route, None
     if job_input.get("route"):

@@ -49,8 +49,10 @@ async def create_response(services: Services, raw_request: Request) -> Response 
     if request.stream:
         return EventStream(await _stream(reply, keeps, items), call.headers)
     async with call.runs() as runs:
-        (reply.last,) = await runs.collect()
-    reply.reader.push(reply.last)
+        while (pieces := await runs.next()) is not None:
+            for piece in pieces:
+                reply.push(piece)
+        runs.check_not_empty()
     answer = reply.finished(runs)
     await _keep(keeps, answer, items)
     return Response(200, answer, call.headers)

@@ -44,6 +44,10 @@ class Reply:
     def __post_init__(self) -> None:
         self.namespaces = namespaces(self.request)
 
+    def push(self, piece: Piece) -> list[BlockEvent]:
+        self.last = piece
+        return self.reader.push(piece)
+
     def item(self, block: Block, status: str) -> dict[str, Any]:
         """The item of a block. One that has just begun is empty."""
         item_id = self.ids.setdefault(block.index, new_id(_PREFIXES[block.kind]))
@@ -158,8 +162,7 @@ class ResponseEvents:
         return [*created, self._event("response.in_progress", response=body)]
 
     def deltas(self, piece: Piece, runs: Runs) -> Sequence[Event]:
-        self._reply.last = piece
-        return [event for found in self._reply.reader.push(piece) for event in self._of(found)]
+        return [event for found in self._reply.push(piece) for event in self._of(found)]
 
     def closing(self, runs: Runs) -> Sequence[Event]:
         self.body = self._reply.finished(runs)

@@ -50,6 +50,7 @@ async def generate_at_root(services: Services, raw_request: Request) -> Response
 
 async def _generate(services: Services, raw_request: Request, *, streams: bool | None) -> Response | EventStream:
     request = await parse_body(TgiRequest, raw_request.body)
+    services.check_model(request.model)
     given = request.parameters or TgiParameters()
     body = _completion(request.inputs, given)
     streams = bool(request.stream) if streams is None else streams

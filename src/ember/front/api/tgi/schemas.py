@@ -34,6 +34,7 @@ class TgiParameters(OpenModel):
 class TgiRequest(OpenModel):
     """POST /generate, /generate_stream and /."""
 
+    model: str | None = None
     inputs: str
     parameters: TgiParameters | None = None
     stream: bool | None = None
