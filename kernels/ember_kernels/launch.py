@@ -15,6 +15,7 @@ code before them: checks, choices of tiles, keys, and Triton's launcher in Pytho
 from __future__ import annotations
 
 import copy
+import dis
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -133,9 +134,11 @@ def settle(kernel: Any) -> None:
     would then depend on what else the process has launched before, and a binary in the image would not be found.
     """
     if kernel.hash is None:
-        for name in kernel.fn.__code__.co_names:
+        # `co_names` would have attributes too: a function named `dot` calls `tl.dot`.
+        names = {each.argval for each in dis.get_instructions(kernel.fn) if each.opname == "LOAD_GLOBAL"}
+        for name in sorted(names):
             called = kernel.fn.__globals__.get(name)
-            if isinstance(called, JITFunction):
+            if isinstance(called, JITFunction) and called is not kernel:
                 settle(called)
         _ = kernel.cache_key
 
