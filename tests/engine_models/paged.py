@@ -10,7 +10,7 @@ from torch import Tensor
 from ember.engine.description.cache_groups import cache_groups, paged
 from ember.engine.layers.batch import Batch, StateRun
 from ember.engine.layers.cache import CacheScales, KVCache
-from ember.engine.layers.delta import StateMixer
+from ember.engine.layers.mixers import StateMixer
 from ember.engine.models.decoder import Decoder
 
 

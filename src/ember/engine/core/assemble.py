@@ -30,7 +30,7 @@ from ember.engine.description.cache_groups import CacheGroup, bytes_per_page_tok
 from ember.engine.description.config import DecoderConfig
 from ember.engine.errors import ModelError
 from ember.engine.layers.cache import CacheScales, KVCache
-from ember.engine.layers.delta import StateMixer
+from ember.engine.layers.mixers import StateMixer
 from ember.engine.layers.pooler import Pooler
 from ember.engine.loading.cache_scales import read_cache_scales
 from ember.engine.loading.load import Loaded, load_decoder

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ember.engine.description.config import Disentangled, DistanceBias, HeadSizes
 from ember.engine.layers.cache import CacheScales
-from ember.engine.layers.delta import Ssd, StateMixer
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.joined import parts_of
 from ember.engine.layers.latent import LatentAttention
 from ember.engine.layers.layer_inputs import LayerInput, LayerInputs
 from ember.engine.layers.linear import Linear
+from ember.engine.layers.mixers import Ssd, StateMixer
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm, QkNorm, RMSNorm
 

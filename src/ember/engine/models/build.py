@@ -20,12 +20,12 @@ from ember.engine.layers.block import (
     Mixer,
     PositionHeads,
 )
-from ember.engine.layers.delta import Convolution, Delta, GatedNorm, Selective, ShortConvolution, Ssd
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.latent import LatentAttention
 from ember.engine.layers.layer_inputs import LayerInput, LayerInputs
 from ember.engine.layers.linear import Linear
+from ember.engine.layers.mixers import Convolution, Delta, GatedNorm, Selective, ShortConvolution, Ssd
 from ember.engine.layers.mlp import MLP, Xielu
 from ember.engine.layers.norm import JointHeadNorm, LayerNorm, Norm, QkNorm, RMSNorm, unit_rows
 from ember.engine.layers.restored import RestoredLinear

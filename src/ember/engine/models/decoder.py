@@ -17,10 +17,10 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention, BesideExperts, Block
 from ember.engine.layers.cache import KVCache
-from ember.engine.layers.delta import Delta, Selective, ShortConvolution, Ssd
 from ember.engine.layers.embedding import look_up
 from ember.engine.layers.latent import LatentAttention
 from ember.engine.layers.layer_inputs import LayerInput, LayerInputs
+from ember.engine.layers.mixers import Delta, Selective, ShortConvolution, Ssd
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.scratch import reserve
 from ember.engine.models.build import Weights, build_parts, tensors_of

@@ -18,11 +18,11 @@ from torch import Tensor
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention
 from ember.engine.layers.cache import KVCache
-from ember.engine.layers.delta import Convolution, Delta, GatedNorm, Selective, Ssd
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.latent import LatentAttention, LatentHeads
 from ember.engine.layers.linear import Linear
+from ember.engine.layers.mixers import Convolution, Delta, GatedNorm, Selective, Ssd
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm
 from ember.engine.operators.torch_attention import AttentionPlan

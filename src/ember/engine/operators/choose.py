@@ -12,9 +12,9 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.description.operator_choice import Decision, decide
 from ember.engine.description.operator_sets import TRITON_EXPERT_LAYOUTS, check_features
 from ember.engine.layers.block import DecoderParts
-from ember.engine.layers.delta import StateMixer
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.linear import Linear
+from ember.engine.layers.mixers import StateMixer
 from ember.engine.operators.base import Operators
 from ember.engine.operators.torch_ops import TorchOperators
 from ember_cpu import library as native

@@ -13,11 +13,11 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention, DecoderParts
 from ember.engine.layers.cache import CacheScales, KVCache, from_float8, to_float8
-from ember.engine.layers.delta import Convolution, Delta, GatedNorm, Selective, Ssd
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
 from ember.engine.layers.latent import LatentAttention, LatentHeads
 from ember.engine.layers.linear import Linear, can_pack
+from ember.engine.layers.mixers import Convolution, Delta, GatedNorm, Selective, Ssd
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm
 from ember.engine.layers.rotary import Rotary, query_scales

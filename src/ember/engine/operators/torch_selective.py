@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ember.engine.layers.cache import StateCache
-from ember.engine.layers.delta import Selective
+from ember.engine.layers.mixers import Selective
 from ember.engine.operators.torch_state import Longer, Round, Singles
 
 

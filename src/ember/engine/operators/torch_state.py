@@ -24,7 +24,7 @@ from torch import Tensor
 from ember.engine.description.mixers import STATE_CHUNK
 from ember.engine.layers.batch import StateRun
 from ember.engine.layers.cache import StateCache
-from ember.engine.layers.delta import Convolution, Delta, GatedNorm, Ssd
+from ember.engine.layers.mixers import Convolution, Delta, GatedNorm, Ssd
 
 _MAX_PIECES = 4  # of single tokens with adjacent slots, above which states are copied
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ember.engine.layers.batch import StateRun
-from ember.engine.layers.delta import Convolution, Delta, GatedNorm, Ssd
+from ember.engine.layers.mixers import Convolution, Delta, GatedNorm, Ssd
 from ember.engine.operators.triton_step import TritonStep
 from ember_kernels.convolution import convolution, convolution_step
 from ember_kernels.gated_norm import gated_norm as launch_gated_norm

@@ -14,9 +14,9 @@ from ember.engine.description.native_forms import CPU_WEIGHTS
 from ember.engine.errors import ModelError
 from ember.engine.layers.block import DecoderParts
 from ember.engine.layers.block_linear import BlockLinear
-from ember.engine.layers.delta import StateMixer
 from ember.engine.layers.latent import LatentAttention
 from ember.engine.layers.linear import Linear, Pages, fresh_memory
+from ember.engine.layers.mixers import StateMixer
 from ember.gguf.types import BY_NAME, NUMBERS
 from ember_cpu import library as native
 
