@@ -39,7 +39,7 @@ class Thinking(Struct, frozen=True, omit_defaults=True):
     is_over: bool = False  # it ended in the prompt: a grammar holds from the first token
     budget: int | None = None  # reasoning tokens at most; after them the end is forced
     forced_token_ids: list[int] = []  # what is forced then; empty = the first spelling of the end
-    break_token_ids: list[list[int]] = []  # what ends it and belongs to what follows: the begin of a tool call
+    break_token_ids: list[list[int]] = []  # what ends it and belongs to what follows: the start of a tool call
     gap_token_ids: list[int] = []  # forced between the end and a grammar's first token: the blank lines of a template
 
 

@@ -182,7 +182,7 @@ def test_a_conversation_becomes_a_chat(deployment: Deployment) -> None:
     )
 
 
-def test_later_instructions_leave_the_begin_of_the_prompt_alone(deployment: Deployment) -> None:
+def test_later_instructions_leave_the_start_of_the_prompt_alone(deployment: Deployment) -> None:
     result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "3"}]}
     use = {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "add", "input": {}}]}
     ask(deployment, {"role": "system", "content": "be"}, "hi", use, result, {"role": "system", "content": "note"})

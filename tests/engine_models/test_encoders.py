@@ -161,6 +161,7 @@ def test_what_no_set_computes_for_encoders_is_refused() -> None:
     ("architecture", "fields", "message"),
     [
         ("BertModel", {"position_embedding_type": "relative_key"}, "position_embedding_type must be one of absolute"),
+        ("RobertaModel", {"position_embedding_type": "rotary"}, "position_embedding_type must be one of absolute: no"),
         ("NomicBertModel", {"prenorm": True}, "prenorm must be false"),
         ("DebertaV2Model", {"relative_attention": True}, "share_att_key must be true"),
         ("GteModel", {"rope_scaling": {"type": "ntk", "factor": 2.0, "mixed_b": 1.0}}, "rope_scaling.mixed_b must be"),

@@ -41,7 +41,8 @@ def read_encoder(
     def name(usual: str) -> str:
         return spelled(fields, spelling, usual)
 
-    fields.one_of("position_embedding_type", "absolute", ("absolute", "rope", "rotary"))
+    kinds = ("absolute",) if position_offset is not None else ("absolute", "rope", "rotary")
+    fields.one_of("position_embedding_type", "absolute", kinds)
     hidden_size, num_heads = fields.integer(name("hidden_size")), fields.integer(name("num_attention_heads"))
     rows = fields.integer(name("max_position_embeddings"), max_position_embeddings)
     if token_types is not None:

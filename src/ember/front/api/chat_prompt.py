@@ -17,7 +17,7 @@ from ember.wire import Ready
 
 
 def adds_generation_prompt(request: ChatRequest) -> bool:
-    """Whether the prompt ends with the begin of an answer. It does not when the last message is to be continued. Raises
+    """Whether the prompt ends with the start of an answer. It does not when the last message is to be continued. Raises
     ApiError 400 when the request asks for both."""
     if request.continue_final_message:
         if request.add_generation_prompt:

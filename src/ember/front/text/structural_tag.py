@@ -101,7 +101,7 @@ class _Builder:
         return made
 
     def _tag(self, form: dict[str, Any], skip: str = "") -> str:
-        """The begin, content and end of a tag, without the prefix `skip` of its begin."""
+        """The fields `begin`, `content` and `end` of a tag, `begin` without the prefix `skip`."""
         self._num_tags += 1
         if self._num_tags > MAX_TAGS:
             raise ValueError(f"a structural tag has at most {MAX_TAGS} tags")

@@ -162,7 +162,7 @@ class _Reader:
             return _part(required_string(block, "tool_name", place))
         if kind in _MEDIA:
             raise self._no_media(f"{place}: a block of type {kind!r}", place)
-        message = f"`{place}.type`: a block of type {str(kind)[:64]!r} cannot be used here; allowed are text, document "
+        message = f"`{place}.type`: a block of type {shown(kind)} cannot be used here; allowed are text, document "
         message += "(of text), search_result, in a message of a user tool_result, in one of an assistant thinking, "
         raise bad_request(f"{message}redacted_thinking and tool_use.", f"{place}.type")
 
@@ -177,7 +177,7 @@ class _Reader:
             return [*head, *_part(required_string(source, "data", f"{place}.source"))]  # type: ignore[arg-type]
         if kind == "content":
             return [*head, *self._parts(source.get("content") or [], f"{place}.source.content")]  # type: ignore[union-attr]
-        raise self._no_media(f"{place}: a document with a source of type {str(kind)[:64]!r}", place)
+        raise self._no_media(f"{place}: a document with a source of type {shown(kind)}", place)
 
     def _no_media(self, what: str, place: str) -> ApiError:
         return bad_request(f"{self._model_name} is not a multimodal model; {what} cannot be used.", place)

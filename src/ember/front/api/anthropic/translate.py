@@ -6,7 +6,7 @@ from typing import Any
 
 from ember.front.api.anthropic.conversation import chat_messages
 from ember.front.api.anthropic.schemas import CountTokensRequest, MessagesRequest
-from ember.front.api.body import WITHOUT_EFFECT, extra_fields, reported
+from ember.front.api.body import WITHOUT_EFFECT, extra_fields, reported, shown
 from ember.front.api.chat_translation import CHAT_OPTIONS, chat_options
 from ember.front.api.prompt import PromptTooLong
 from ember.front.api.services import Services
@@ -69,7 +69,7 @@ def _tools(request: CountTokensRequest) -> dict[str, Any]:
         if request.tools or mode == "required":
             made["tool_choice"] = mode
     else:
-        message = f"`tool_choice.type` must be 'auto', 'any', 'tool' or 'none', got {str(kind)[:64]!r}."
+        message = f"`tool_choice.type` must be 'auto', 'any', 'tool' or 'none', got {shown(kind)}."
         raise bad_request(message, "tool_choice.type")
     if choice.get("disable_parallel_tool_use"):
         made["parallel_tool_calls"] = False
@@ -79,7 +79,7 @@ def _tools(request: CountTokensRequest) -> dict[str, Any]:
 def _tool(tool: dict[str, Any], place: str) -> dict[str, Any]:
     kind = tool.get("type")
     if kind not in (None, "custom"):
-        message = f"`{place}.type` must be 'custom', got {str(kind)[:64]!r}: this worker has no tools of its own, "
+        message = f"`{place}.type` must be 'custom', got {shown(kind)}: this worker has no tools of its own, "
         raise bad_request(f"{message}and a tool that the client runs needs an `input_schema`.", f"{place}.type")
     schema = tool.get("input_schema")
     if not isinstance(schema, dict):
@@ -101,11 +101,11 @@ def _thinking(request: CountTokensRequest, services: Services) -> dict[str, Any]
     if kind == "adaptive":
         return {"enable_thinking": True}
     if kind != "enabled":
-        message = f"`thinking.type` must be 'enabled', 'disabled' or 'adaptive', got {str(kind)[:64]!r}."
+        message = f"`thinking.type` must be 'enabled', 'disabled' or 'adaptive', got {shown(kind)}."
         raise bad_request(message, "thinking.type")
     budget = thinking.get("budget_tokens")
     if type(budget) is not int or budget < MIN_BUDGET:
-        message = f"`thinking.budget_tokens` must be a whole number of at least {MIN_BUDGET}, got {repr(budget)[:64]}."
+        message = f"`thinking.budget_tokens` must be a whole number of at least {MIN_BUDGET}, got {shown(budget)}."
         raise bad_request(message, "thinking.budget_tokens")
     if isinstance(request, MessagesRequest) and budget >= request.max_tokens:
         message = f"`max_tokens` must be greater than `thinking.budget_tokens`={budget}, got {request.max_tokens}."

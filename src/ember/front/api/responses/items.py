@@ -69,13 +69,13 @@ class _Reader:
             named = {"name": self._names[call_id]} if call_id in self._names else {}
             self.messages.append({"role": "tool", "tool_call_id": call_id, "content": parts, **named})
         else:
-            message = f"`{place}.type` must be one of {', '.join(map(repr, _KINDS))}, got {str(kind)[:64]!r}."
+            message = f"`{place}.type` must be one of {', '.join(map(repr, _KINDS))}, got {shown(kind)}."
             raise bad_request(message, f"{place}.type")
 
     def _read_message(self, item: Item, place: str) -> None:
         role = item.get("role")
         if role not in ROLES:
-            message = f"`{place}.role` must be one of {', '.join(map(repr, ROLES))}, got {str(role)[:64]!r}."
+            message = f"`{place}.role` must be one of {', '.join(map(repr, ROLES))}, got {shown(role)}."
             raise bad_request(message, f"{place}.role")
         parts = self._parts(item.get("content"), f"{place}.content")
         if role == "assistant":
@@ -128,7 +128,7 @@ class _Reader:
         for index, part in enumerate(content):
             kind = part.get("type") if isinstance(part, dict) else None
             if not isinstance(kind, str) or kind not in _TEXT_PARTS:
-                what = "a part without a type" if kind is None else f"a part of type {str(kind)[:64]!r}"
+                what = "a part without a type" if kind is None else f"a part of type {shown(kind)}"
                 message = f"{self._model_name} is not a multimodal model; {place}.{index}: {what} cannot be used, "
                 raise bad_request(f"{message}only {', '.join(_TEXT_PARTS)}.", f"{place}.{index}")
             parts.append({"type": "text", "text": required_string(part, _TEXT_PARTS[kind], f"{place}.{index}")})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ember.front.api.body import WITHOUT_EFFECT, extra_fields, reported
+from ember.front.api.body import WITHOUT_EFFECT, extra_fields, reported, shown
 from ember.front.api.chat_translation import CHAT_OPTIONS, chat_options
 from ember.front.api.responses.items import chat_messages, full_name
 from ember.front.api.responses.schemas import InputTokensRequest, ResponsesRequest
@@ -99,7 +99,7 @@ def _tools(request: InputTokensRequest) -> dict[str, Any]:
             listed = choice.get("tools")
             choice = {**choice, "tools": [_named(tool) for tool in listed] if isinstance(listed, list) else listed}
         else:
-            message = f"`tool_choice.type` must be 'function' or 'allowed_tools', got {str(kind)[:64]!r}."
+            message = f"`tool_choice.type` must be 'function' or 'allowed_tools', got {shown(kind)}."
             raise bad_request(message, "tool_choice.type")
     if choice is not None and (request.tools or choice not in ("auto", "none")):
         made["tool_choice"] = choice
@@ -124,7 +124,7 @@ def _tool(tool: dict[str, Any], place: str, namespace: str | None = None) -> lis
             raise bad_request(f"`{place}.tools` must be a list of functions.", f"{place}.tools")
         return [made for index, entry in enumerate(inner) for made in _tool(entry, f"{place}.tools.{index}", name)]
     if kind != "function":
-        message = f"`{place}.type` must be 'function', got {str(kind)[:64]!r}: this worker has no tools of its own, "
+        message = f"`{place}.type` must be 'function', got {shown(kind)}: this worker has no tools of its own, "
         raise bad_request(f"{message}and a model calls functions alone.", f"{place}.type")
     if isinstance(tool.get("function"), dict) and namespace is None:  # as in a chat
         return [tool]
@@ -161,7 +161,7 @@ def _form(request: InputTokensRequest) -> dict[str, Any]:
             name: form[name] for name in ("name", "description", "schema", "strict") if form.get(name) is not None
         }
         return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", **schema}}}
-    message = f"`text.format.type` must be 'text', 'json_object' or 'json_schema', got {str(kind)[:64]!r}."
+    message = f"`text.format.type` must be 'text', 'json_object' or 'json_schema', got {shown(kind)}."
     raise bad_request(message, "text.format.type")
 
 

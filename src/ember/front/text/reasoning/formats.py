@@ -38,7 +38,7 @@ class Tags:
     broken_by: tuple[str, ...] = ()  # marks of tool calls that end the reasoning as well
     wrapper: tuple[str, str] | None = None  # what stands around the answer
     dropped: tuple[str, ...] = ()  # marks that are shown nowhere: those around an answer, and of messages
-    label: str = ""  # the begin of the reasoning's text that names it and may be missing
+    label: str = ""  # the start of the reasoning's text that names it and may be missing
     blanks: str = "\n"  # characters that only set the reasoning apart from its marks
     has_citations: bool = False  # see citations.py
     gap: str = "\n\n"  # between the end and the answer

@@ -49,7 +49,7 @@ class XmlCalls:
     lead: str = ""  # before each call of the section
     trail: str = ""  # after it
     header_mark: str = ""  # before the header
-    header: str = ""  # before the begin of each section, with the function's name; calls begin with a section alone
+    header: str = ""  # before the start of each section, with the function's name; calls begin with a section alone
     other_end: str = ""  # end of a section that ends the output
 
     @property
