@@ -295,6 +295,36 @@ def test_dimensions_of_matryoshka_embeddings(embedder):
     np.testing.assert_allclose(pooled(engine, [[9, 10, 11]], "embed", dimensions=8)[0], unit(raw[:8]), atol=1e-5)
     (refused,) = engine.pool(Pool(1, [9], "embed", dimensions=9))
     assert refused.error == "`dimensions` must be one of 8, 16, not 9."
+    for own in (engine, make_engine(embedder)):  # clients send the model's own number too
+        assert pooled(own, [[9]], "embed", dimensions=40)[0].shape == (40,)
+
+
+def test_what_newer_files_of_sentence_transformers_say(embedder, tmp_path):
+    """An activation and a number of dimensions in config_sentence_transformers.json, and the module LogitScore."""
+    use_pooling(embedder, "lasttoken")
+    (embedder / "config_sentence_transformers.json").write_text('{"truncate_dim": 8}')
+    text = [9, 10, 11]
+    engine = make_engine(embedder)
+    raw = pooled(engine, [text], "embed", dimensions=40, use_activation=False)[0]
+    np.testing.assert_allclose(pooled(engine, [text], "embed")[0], unit(raw[:8]), atol=1e-5)
+    (embedder / "config_sentence_transformers.json").unlink()
+
+    directory = make_tiny("qwen3", tmp_path, architectures=["Qwen3ForCausalLM"])
+    module = {"idx": 1, "name": "1", "path": "1_LogitScore", "type": "sentence_transformers.cross_encoder.LogitScore"}
+    (directory / "modules.json").write_text(json.dumps([module]))
+    (directory / "1_LogitScore").mkdir()
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        yes, no = model(torch.tensor([text])).logits[0, -1, [77, 30]].double().numpy()
+    for ids, name, expected in (
+        ({"true_token_id": 77, "false_token_id": 30}, "Identity", yes - no),
+        ({"true_token_id": 77, "false_token_id": None}, "Sigmoid", 1 / (1 + np.exp(-yes))),
+    ):
+        (directory / "1_LogitScore/config.json").write_text(json.dumps(ids))
+        whole = {"model_type": "CrossEncoder", "activation_fn": f"torch.nn.modules.linear.{name}"}
+        (directory / "config_sentence_transformers.json").write_text(json.dumps(whole))
+        engine = make_engine(directory)
+        np.testing.assert_allclose(pooled(engine, [text], "score")[0], [expected], atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["from_2_way_softmax", "no_post_processing"])

@@ -64,8 +64,8 @@ Every class in the first two tables has others on the same model, with another e
 `...Model`, `...ForSequenceClassification`, `...ForTokenClassification`, `...ForRewardModel` and
 `...ForProcessRewardModel`. They serve embeddings, classes, scores and rewards
 ([engine.md](engine.md#pooling)). A `...ForCausalLM` does so with a modules.json of
-sentence-transformers, or with `RUNNER=pooling` or `CONVERT`. `ember inspect` names the tasks of a
-model.
+sentence-transformers, or with `RUNNER=pooling` or `CONVERT`; with the module `LogitScore` it is a
+reranker. `ember inspect` names the tasks of a model.
 
 | published models | how they are served |
 |---|---|

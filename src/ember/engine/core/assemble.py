@@ -322,7 +322,7 @@ def describe_pooling(pooler: Pooler) -> Pooling:
     """What the front needs to know of a pooler."""
     config = pooler.config
     return Pooling(
-        dimensions=config.dimensions or pooler.outputs,
+        dimensions=min(config.dimensions or pooler.outputs, pooler.outputs),
         is_matryoshka=config.is_matryoshka,
         matryoshka_dimensions=list(config.matryoshka_dimensions),
         labels=list(config.labels),

@@ -144,6 +144,8 @@ def _dimensions_fault(
     """What is wrong with the `dimensions` of a request; None: nothing. `size`: of a whole embedding."""
     if task not in ("embed", "token_embed"):
         return f"`dimensions` is of embeddings, and the task is {task}.", "dimensions"
+    if dimensions in (size, pooling.dimensions):  # the model's own number
+        return None
     if not pooling.is_matryoshka:
         return "`dimensions` is not supported: the model's embeddings were not trained to be cut.", "dimensions"
     allowed = pooling.matryoshka_dimensions

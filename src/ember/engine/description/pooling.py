@@ -57,8 +57,13 @@ class DenseConfig:
 class TokenHead:
     """A head whose rows are those of a language model's head: the scores of tokens such as yes and no."""
 
-    tokens: tuple[str, ...]
+    tokens: tuple[str, ...]  # by their text
     is_difference: bool  # one row: that of the second token less that of the first
+    ids: tuple[int, ...] = ()  # of the tokens, where files give these instead of the texts
+
+    @property
+    def outputs(self) -> int:
+        return 1 if self.is_difference else len(self.tokens or self.ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +129,9 @@ class Modules:
     includes_prompt: bool = True
     max_length: int | None = None
     is_there: bool = False  # whether modules.json describes an embedding model
+    token_head: TokenHead | None = None  # of a reranker that compares the scores of tokens
+    activation_name: str | None = None  # the class of a reranker's activation
+    dimensions: int | None = None  # that embeddings are cut to
     warnings: list[str] = field(default_factory=list)
 
 
@@ -153,8 +161,8 @@ def read_pooling(
             asked.types or modules.types or (default,),
             dense=modules.dense,
             activation="normalize" if (modules.normalizes if modules.is_there else True) else "none",
-            dimensions=asked.dimensions,
-            is_matryoshka=bool(matryoshka) or fields.flag("is_matryoshka", False),
+            dimensions=asked.dimensions or modules.dimensions,
+            is_matryoshka=bool(matryoshka or modules.dimensions) or fields.flag("is_matryoshka", False),
             matryoshka_dimensions=matryoshka,
             includes_prompt=modules.includes_prompt,
             max_length=modules.max_length,
@@ -169,11 +177,11 @@ def read_pooling(
     if asked.dimensions is not None:
         raise ModelError(f"POOLER_CONFIG: dimensions is of embeddings, and the model serves {convert}: leave it out")
     labels = _labels(fields)
-    token_head = _token_head(fields)
+    token_head = _token_head(fields) or (modules.token_head if convert == "classify" else None)
     if token_head is not None:
-        labels = labels[:1] if token_head.is_difference else _fitting(labels, len(token_head.tokens))
+        labels = labels[:1] if token_head.is_difference else _fitting(labels, token_head.outputs)
     dense: tuple[DenseConfig, ...] = (DenseConfig(SCORE_NAMES, len(labels)),)
-    activation = _activation(fields, len(labels))
+    activation = _activation(fields, len(labels), modules.activation_name)
     if head is not None and convert == "classify":
         default, layers = head.type, head.dense
         if kind == "token_classification" and not head.is_for_tokens:
@@ -230,6 +238,8 @@ def _convert(kind: Kind, settings: TaskSettings, modules: Modules) -> Convert | 
         if own is None and runner == "pooling":
             raise ModelError("RUNNER=pooling and CONVERT=none, but the model's class generates: set CONVERT=embed")
         return own
+    if modules.token_head is not None:
+        return "classify"
     return "embed" if runner == "pooling" or modules.is_there else None
 
 
@@ -277,8 +287,9 @@ def _token_head(fields: Fields) -> TokenHead | None:
 _METHODS = ("from_2_way_softmax", "no_post_processing")
 
 
-def _activation(fields: Fields, num_labels: int) -> PoolingActivation:
-    """The activation of classes, as transformers and sentence-transformers train them."""
+def _activation(fields: Fields, num_labels: int, name: object) -> PoolingActivation:
+    """The activation of classes, as transformers and sentence-transformers train them. `name`: the class that the newer
+    files of sentence-transformers name."""
     problem = fields.text("problem_type")
     by_problem: dict[str, PoolingActivation] = {
         "regression": "none",
@@ -289,7 +300,7 @@ def _activation(fields: Fields, num_labels: int) -> PoolingActivation:
         if problem not in by_problem:
             raise fields.error("problem_type", f"one of {', '.join(by_problem)}")
         return by_problem[problem]
-    name = fields.mapping("sentence_transformers").get("activation_fn")
+    name = name or fields.mapping("sentence_transformers").get("activation_fn")
     name = name or fields.text("sbert_ce_default_activation_function")
     if name is None:
         return "sigmoid" if num_labels < 2 else "softmax"

@@ -9,7 +9,7 @@ from typing import Any
 
 from ember import untrusted_json
 from ember.engine.description.fields import Fields, shown
-from ember.engine.description.pooling import DENSE_ACTIVATIONS, DenseConfig, Modules, PoolingType
+from ember.engine.description.pooling import DENSE_ACTIVATIONS, DenseConfig, Modules, PoolingType, TokenHead
 from ember.engine.errors import ModelError
 from ember.regular_file import MAX_JSON_BYTES
 from ember.untrusted_json import UntrustedJsonError
@@ -34,6 +34,7 @@ _NAMES: dict[str, PoolingType] = {
     "weightedmean": "weighted_mean",
     "lasttoken": "last",
 }
+_WITH_CONFIG = ("Pooling", "Dense", "LogitScore")
 _LENGTH_FILES = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -56,8 +57,14 @@ def reader(model_dir: Path) -> Read:
 
 
 def read_modules(read: Read) -> Modules:
-    """What the files say of pooling; of a model without modules.json only the longest text. Raises ModelError."""
-    found = Modules(max_length=_max_length(read))
+    """What the files say of pooling; of a model without modules.json only the longest text and what
+    config_sentence_transformers.json says. Raises ModelError."""
+    whole = Fields(_whole(read), "config_sentence_transformers.json: ")
+    found = Modules(
+        max_length=_max_length(read),
+        activation_name=whole.text("activation_fn"),
+        dimensions=whole.optional_integer("truncate_dim", None),
+    )
     entries = read("modules.json")
     if entries is None:
         return found
@@ -66,8 +73,8 @@ def read_modules(read: Read) -> Modules:
     found.is_there = True
     for entry in entries:
         kind, path = str(entry.get("type", "")).rpartition(".")[2], _inside(entry.get("path", ""))
-        config = read(f"{path}/config.json" if path else "config.json") if kind in ("Pooling", "Dense") else None
-        if kind in ("Pooling", "Dense") and not isinstance(config, dict):
+        config = read(f"{path}/config.json" if path else "config.json") if kind in _WITH_CONFIG else None
+        if kind in _WITH_CONFIG and not isinstance(config, dict):
             raise ModelError(f"{path}/config.json of the module {kind} is missing or is no object")
         fields = Fields(config or {}, f"{path}/config.json: ")
         if kind == "Pooling":
@@ -77,8 +84,10 @@ def read_modules(read: Read) -> Modules:
             found.dense = (*found.dense, _dense(fields, path))
         elif kind == "Normalize":
             found.normalizes = True
+        elif kind == "LogitScore":
+            found.token_head, found.is_there = _logit_score(fields), False
         elif kind not in ("Transformer", "Dropout"):
-            known = "Transformer, Pooling, Dense, Normalize and Dropout are"
+            known = "Transformer, Pooling, Dense, Normalize, LogitScore and Dropout are"
             raise ModelError(f"modules.json has the module {shown(entry.get('type'))}, which is not supported: {known}")
         elif path:
             raise ModelError(f"modules.json has the model in {shown(path)}: only one in the directory itself is served")
@@ -120,6 +129,20 @@ def _dense(fields: Fields, path: str) -> DenseConfig:
         fields.one_of(field, "sentence_embedding", ("sentence_embedding",))
     outputs = fields.integer("out_features")
     return DenseConfig(("linear",), outputs, activation=DENSE_ACTIVATIONS[name], directory=path)
+
+
+def _logit_score(fields: Fields) -> TokenHead:
+    """The head of a reranker: the score of one token, from which that of another is subtracted if there is one."""
+    fields.one_of("module_input_name", "causal_logits", ("causal_logits",))
+    yes = fields.integer("true_token_id", at_least=0)
+    if fields.values.get("false_token_id") is None:
+        return TokenHead((), is_difference=False, ids=(yes,))
+    return TokenHead((), is_difference=True, ids=(fields.integer("false_token_id", at_least=0), yes))
+
+
+def _whole(read: Read) -> Mapping[str, Any]:
+    values = read("config_sentence_transformers.json")
+    return values if isinstance(values, dict) else {}
 
 
 def _max_length(read: Read) -> int | None:

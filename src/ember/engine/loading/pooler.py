@@ -61,7 +61,7 @@ def _dummy(pooling: PoolingConfig, width: int, device: torch.device) -> Pooler:
     """A pooler with small random weights, the same ones each time."""
     layers, generator = pooling.dense, torch.Generator(device).manual_seed(0)
     if pooling.token_head is not None:
-        layers = (DenseConfig(("score",), 1 if pooling.token_head.is_difference else len(pooling.token_head.tokens)),)
+        layers = (DenseConfig(("score",), pooling.token_head.outputs),)
     dense = []
     for each in layers:
         outputs = width if each.outputs is None else each.outputs

@@ -131,12 +131,13 @@ def _token_layer(
     entry = next((entries[name] for name in candidates if name in entries), None)
     if entry is None or entry.dtype not in _FLOATS:
         raise ModelError(
-            f"classifier_from_token needs the head of the language model as plain numbers, and {model_dir} has none"
+            f"the head of tokens needs the head of the language model as plain numbers, and {model_dir} has none"
         )
+    numbers = list(head.ids) or token_ids(tokenizer_dir, head.tokens)
     rows = []
-    for token, number in zip(head.tokens, token_ids(tokenizer_dir, head.tokens), strict=True):
+    for token, number in zip(head.tokens or head.ids, numbers, strict=True):
         if number >= entry.shape[0]:
-            raise ModelError(f"classifier_from_token: {shown(token)} has id {number}, beyond the {entry.shape[0]} rows")
+            raise ModelError(f"the head of tokens: {shown(token)} has id {number}, beyond the {entry.shape[0]} rows")
         size = entry.nbytes // entry.shape[0]
         offset = entry.offset + number * size
         rows.append(replace(entry, name=f"{number}", offset=offset, nbytes=size, shape=(1, *entry.shape[1:])))

@@ -23,7 +23,7 @@ _QWEN3 = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
     'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
     "<Instruct>: {{ instruction }}\n<Query>: {{ messages[0]['content'] }}\n<Document>: {{ messages[1]['content'] }}"
-    "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>{{ '\n\n' }}"  # Jinja drops a template's last line break
 )
 _KNOWN = (("Qwen3For", "<|im_start|>", _QWEN3),)
 
