@@ -163,6 +163,7 @@ def test_what_no_set_computes_for_encoders_is_refused() -> None:
         ("BertModel", {"position_embedding_type": "relative_key"}, "position_embedding_type must be one of absolute"),
         ("RobertaModel", {"position_embedding_type": "rotary"}, "position_embedding_type must be one of absolute: no"),
         ("NomicBertModel", {"prenorm": True}, "prenorm must be false"),
+        ("BertModel", {"is_decoder": True}, "is_decoder must be false"),
         ("DebertaV2Model", {"relative_attention": True}, "share_att_key must be true"),
         ("GteModel", {"rope_scaling": {"type": "ntk", "factor": 2.0, "mixed_b": 1.0}}, "rope_scaling.mixed_b must be"),
     ],
@@ -170,6 +171,19 @@ def test_what_no_set_computes_for_encoders_is_refused() -> None:
 def test_what_is_not_supported_is_named(architecture: str, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         read_config({"architectures": [architecture], **ENCODER_VARIANTS["bert"][1], **fields})
+
+
+def test_fields_of_published_files_change_nothing() -> None:
+    """ModernBERT has one kind of positions, whatever its files say (Granite's and Ettin's)."""
+    for architecture, fields in (
+        ("ModernBertModel", {"position_embedding_type": "sans_pos"}),
+        ("BertModel", {"directionality": "bidi", "pooler_fc_size": 768, "output_past": True, "_num_labels": 6}),
+        ("NomicBertModel", {"parallel_block_tied_norm": False}),
+        ("EuroBertModel", {"bos_token": "<s>", "num_key_value_heads": 4}),
+    ):
+        given = {"architectures": [architecture], **ENCODER_VARIANTS["bert"][1], "type_vocab_size": 2}
+        plain = read_config(given)
+        assert read_config(given | fields) == plain, architecture
 
 
 def test_gte_stretches_its_rotary_positions(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ HARMLESS = field_names(
     target_lookbehind output_scores return_dict_in_generate generation_config
 
     output_hidden_states output_attentions return_dict use_return_dict torchscript chunk_size_feed_forward
-    id2label label2id num_labels problem_type finetuning_task task_specific_params prefix
+    id2label label2id num_labels _num_labels output_past problem_type finetuning_task task_specific_params prefix
     tie_encoder_decoder is_decoder use_bfloat16 tf_legacy_loss base_model_tp_plan base_model_pp_plan base_model_ep_plan
     keys_to_ignore_at_inference tie_last_hidden_states
     pooling is_matryoshka matryoshka_dimensions classifier_from_token method is_original_qwen3_reranker use_sep_token

@@ -160,7 +160,9 @@ def with_pooling(
         head=config.classifier_head,
     )
     if pooling is None and config.bidirectional:
-        raise ModelError(f"{config.architecture} sees the whole text, and only causal models generate: unset RUNNER")
+        raise ModelError(
+            f"{config.architecture} sees the whole text, and only causal models generate: set RUNNER=pooling"
+        )
     if pooling is None:
         return config
     if config.through_transformers:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from ember.engine.description.classic_decoder import spelled
+from ember.engine.description.classic_decoder import must_be, spelled
 from ember.engine.description.config import DecoderConfig, WeightNames
 from ember.engine.description.family import ACTIVATIONS, COMMON_FIELDS, divide_into_heads, field_names
 from ember.engine.description.fields import MAX_LAYERS, Fields
 from ember.engine.description.pooling import ClassifierHead, DenseConfig
 
 ENCODER_FIELDS = COMMON_FIELDS | field_names(
-    "intermediate_size hidden_act layer_norm_eps type_vocab_size position_embedding_type"
+    "intermediate_size hidden_act layer_norm_eps type_vocab_size position_embedding_type is_decoder"
 )
 ENCODER_ACTIVATIONS = ACTIVATIONS | {"swish": "silu", "swiglu": "silu", "geglu": "gelu"}
 USUAL: Mapping[str, str] = MappingProxyType({})
@@ -41,8 +41,9 @@ def read_encoder(
     def name(usual: str) -> str:
         return spelled(fields, spelling, usual)
 
-    kinds = ("absolute",) if position_offset is not None else ("absolute", "rope", "rotary")
+    kinds = ("absolute",) if position_offset is not None else ("absolute", "rope", "rotary", "sans_pos")
     fields.one_of("position_embedding_type", "absolute", kinds)
+    must_be(fields, "is_decoder", False)
     hidden_size, num_heads = fields.integer(name("hidden_size")), fields.integer(name("num_attention_heads"))
     rows = fields.integer(name("max_position_embeddings"), max_position_embeddings)
     if token_types is not None:

@@ -56,5 +56,15 @@ def read_roberta(fields: Fields) -> DecoderConfig:
     return read_encoder(fields, ROBERTA_NAMES, position_offset=offset, head=TWO_LAYERS)
 
 
-BERT = Family(read_bert, ENCODER_FIELDS)
+BERT = Family(
+    read_bert,
+    ENCODER_FIELDS,
+    harmless=dict.fromkeys(  # of TensorFlow's first checkpoints
+        field_names(
+            "directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head "
+            "pooler_type"
+        ),
+        (),
+    ),
+)
 ROBERTA = Family(read_roberta, ENCODER_FIELDS | field_names("pad_token_id"))

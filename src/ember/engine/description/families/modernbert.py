@@ -117,5 +117,5 @@ MODERNBERT = Family(
 EUROBERT = Family(
     read_eurobert,
     ROTARY_FIELDS | field_names("attention_bias mlp_bias classifier_pooling"),
-    harmless={"clf_pooling": ()},
+    harmless=dict.fromkeys(field_names("clf_pooling bos_token eos_token pad_token mask_token"), ()),
 )

@@ -131,6 +131,7 @@ NOMIC_BERT = Family(
     harmless={
         "rotary_emb_scale_base": (None,),
         "head_dim": (),
+        "parallel_block_tied_norm": (),  # of parallel blocks alone
         **dict.fromkeys(
             field_names(
                 "dense_seq_output fused_bias_fc fused_dropout_add_ln last_layer_subset pad_vocab_size_multiple "
