@@ -84,7 +84,9 @@ def test_options_reach_the_engine(deployment: Deployment) -> None:
         ({"grammar": {"type": "xml"}}, "parameters.grammar"),
         ({"grammar": {"type": ["json"], "value": {}}}, "parameters.grammar"),
         ({"max_new_tokens": "many"}, "max_new_tokens"),
-        ({"top_p": 2}, "top_p"),
+        ({"top_p": 2}, "parameters.top_p must"),
+        ({"max_new_tokens": 0}, "parameters.max_new_tokens must"),
+        ({"best_of": 1000, "do_sample": True}, "parameters.best_of must"),
     ],
 )
 def test_bad_input_is_named(deployment: Deployment, parameters: Any, text: str) -> None:

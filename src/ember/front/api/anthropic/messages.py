@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ember.front.api.anthropic.schemas import CountTokensRequest, MessagesRequest
-from ember.front.api.anthropic.translate import chat_body, own_error
+from ember.front.api.anthropic.translate import FIELD_NAMES, chat_body, own_error
 from ember.front.api.blocks import Block, BlockDelta, BlockEvent, BlockReader, BlockStart, whole_blocks
 from ember.front.api.body import parse_body
 from ember.front.api.call import ApiCall
@@ -33,7 +33,8 @@ async def create_message(services: Services, raw_request: Request) -> Response |
     # Clients have to send a limit and do not know the context: a larger one means what the context leaves.
     body["max_tokens"] = min(request.max_tokens, (await services.ready()).max_model_len)
     try:
-        call = await open_chat(services, raw_request, await parse_body(ChatRequest, body), "msg_", ignored)
+        with FIELD_NAMES.in_errors():
+            call = await open_chat(services, raw_request, await parse_body(ChatRequest, body), "msg_", ignored)
     except ApiError as error:
         raise own_error(error) from None
     call.headers["request-id"] = call.id
@@ -57,7 +58,8 @@ async def count_tokens(services: Services, raw_request: Request) -> Response:
     services.check_model(request.model)
     await services.ready()
     body, ignored = chat_body(request, services)
-    count, headers = await count_chat_tokens(body, ignored, services)
+    with FIELD_NAMES.in_errors():
+        count, headers = await count_chat_tokens(body, ignored, services)
     return Response(200, {"input_tokens": count}, headers)
 
 

@@ -8,10 +8,21 @@ from ember.front.api.anthropic.conversation import chat_messages
 from ember.front.api.anthropic.schemas import CountTokensRequest, MessagesRequest
 from ember.front.api.body import WITHOUT_EFFECT, extra_fields, reported, shown
 from ember.front.api.chat_translation import CHAT_OPTIONS, chat_options
+from ember.front.api.field_names import FieldNames
 from ember.front.api.prompt import PromptTooLong
 from ember.front.api.services import Services
 from ember.front.errors import ApiError, bad_request
 
+FIELD_NAMES = FieldNames(
+    {
+        "reasoning_effort": "output_config.effort",
+        "response_format.json_schema": "output_config.format",
+        "response_format": "output_config.format",
+        "stop": "stop_sequences",
+        "thinking_token_budget": "thinking.budget_tokens",
+    },
+    functions={"parameters": "input_schema"},
+)
 MIN_BUDGET = 1024  # tokens of thinking, as Anthropic has it
 
 _PASSED = (*CHAT_OPTIONS, "truncate_prompt_tokens")

@@ -16,7 +16,7 @@ from ember.front.api.responses.items import as_items
 from ember.front.api.responses.output import Reply, ResponseEvents, new_id
 from ember.front.api.responses.schemas import InputTokensRequest, ResponsesRequest
 from ember.front.api.responses.store import UNFINISHED, Item, Store, Stored, store_of
-from ember.front.api.responses.translate import chat_body
+from ember.front.api.responses.translate import FIELD_NAMES, chat_body
 from ember.front.api.schemas import ChatRequest
 from ember.front.api.services import Services
 from ember.front.api.streaming import StartedEvents, start_stream
@@ -41,7 +41,8 @@ async def create_response(services: Services, raw_request: Request) -> Response 
         raise bad_request(message, "background")
     history, items = await _conversation(request, store)
     body, ignored = chat_body(request, history, items, services)
-    call = await open_chat(services, raw_request, await parse_body(ChatRequest, body), "resp_", ignored)
+    with FIELD_NAMES.in_errors():
+        call = await open_chat(services, raw_request, await parse_body(ChatRequest, body), "resp_", ignored)
     reply = Reply(call, request, is_stored=keeps is not None)
     if request.background:
         assert keeps is not None
@@ -65,7 +66,8 @@ async def count_input_tokens(services: Services, raw_request: Request) -> Respon
     await services.ready()
     history, items = await _conversation(request, store_of(services, raw_request))
     body, ignored = chat_body(request, history, items, services)
-    count, headers = await count_chat_tokens(body, ignored, services)
+    with FIELD_NAMES.in_errors():
+        count, headers = await count_chat_tokens(body, ignored, services)
     return Response(200, {"object": "response.input_tokens", "input_tokens": count}, headers)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ember.front.api.body import WITHOUT_EFFECT, extra_fields, reported, shown
 from ember.front.api.chat_translation import CHAT_OPTIONS, chat_options
+from ember.front.api.field_names import FieldNames
 from ember.front.api.responses.items import chat_messages, full_name
 from ember.front.api.responses.schemas import InputTokensRequest, ResponsesRequest
 from ember.front.api.services import Services
@@ -14,6 +15,16 @@ from ember.front.errors import bad_request
 
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"
+FIELD_NAMES = FieldNames(
+    {
+        "max_completion_tokens": "max_output_tokens",
+        "max_tokens": "max_output_tokens",
+        "reasoning_effort": "reasoning.effort",
+        "response_format.json_schema": "text.format",
+        "response_format": "text.format",
+    },
+    functions={},
+)
 _INCLUDED = (LOGPROBS, ENCRYPTED)
 # Parts that OpenAI's own tools would add: there are none, so nothing is left out without them.
 _OF_OTHER_TOOLS = (
@@ -95,6 +106,8 @@ def _tools(request: InputTokensRequest) -> dict[str, Any]:
         kind = choice.get("type")
         if kind == "function":
             choice = _named(choice)
+            if not isinstance(choice["function"].get("name"), str):
+                raise bad_request("`tool_choice.name` must be the name of a tool.", "tool_choice.name")
         elif kind == "allowed_tools":
             listed = choice.get("tools")
             choice = {**choice, "tools": [_named(tool) for tool in listed] if isinstance(listed, list) else listed}
@@ -108,7 +121,7 @@ def _tools(request: InputTokensRequest) -> dict[str, Any]:
 
 def _named(tool: Any) -> Any:
     """A tool of a choice, whose name stands beside its type here."""
-    if not isinstance(tool, dict):
+    if not isinstance(tool, dict) or isinstance(tool.get("function"), dict):  # as in a chat
         return tool
     return {"type": "function", "function": {"name": full_name(tool.get("name"), tool.get("namespace"))}}
 

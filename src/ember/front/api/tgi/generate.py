@@ -13,6 +13,7 @@ from ember.front.api.body import parse_body
 from ember.front.api.call import ApiCall, open_call
 from ember.front.api.completion_prompts import completion_prompts
 from ember.front.api.exchange import Event, EventStream, Request, Response
+from ember.front.api.field_names import FieldNames
 from ember.front.api.logprobs import finite
 from ember.front.api.runs import Runs
 from ember.front.api.samples import Piece
@@ -26,6 +27,18 @@ from ember.wire import Ready, TokenLogprobs
 
 MAX_NEW_TOKENS = 100  # where a request does not say
 _PASSED = ("frequency_penalty", "repetition_penalty", "seed", "top_k", "top_p", "temperature")
+_FIELD_NAMES = FieldNames(
+    {name: f"parameters.{name}" for name in _PASSED}
+    | {
+        "logprobs": "parameters.top_n_tokens",
+        "max_tokens": "parameters.max_new_tokens",
+        "n": "parameters.best_of",
+        "stop": "parameters.stop",
+        "structured_outputs.json": "parameters.grammar",
+        "structured_outputs.regex": "parameters.grammar",
+        "truncate_prompt_tokens": "parameters.truncate",
+    }
+)
 _GRAMMARS = {"json": "json", "json_schema": "json", "regex": "regex"}
 
 
@@ -59,9 +72,10 @@ async def _generate(services: Services, raw_request: Request, *, streams: bool |
     if streams and given.decoder_input_details:
         message = "`parameters.decoder_input_details` must be false in a stream."
         raise bad_request(message, "parameters.decoder_input_details")
-    completion = await parse_body(CompletionRequest, body)
-    info = await services.ready()
-    call = await in_thread(completion, _open, raw_request, completion, services, info)
+    with _FIELD_NAMES.in_errors():
+        completion = await parse_body(CompletionRequest, body)
+        info = await services.ready()
+        call = await in_thread(completion, _open, raw_request, completion, services, info)
     if streams:
         return EventStream(await start_stream(call, _Chunks(call, request.inputs, given)), call.headers)
     async with call.runs() as runs:
