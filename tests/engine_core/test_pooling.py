@@ -316,6 +316,7 @@ def test_what_newer_files_of_sentence_transformers_say(embedder, tmp_path):
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     with torch.inference_mode():
         yes, no = model(torch.tensor([text])).logits[0, -1, [77, 30]].double().numpy()
+    (directory / "tokenizer_config.json").write_text('{"model_max_length": 33}')
     for ids, name, expected in (
         ({"true_token_id": 77, "false_token_id": 30}, "Identity", yes - no),
         ({"true_token_id": 77, "false_token_id": None}, "Sigmoid", 1 / (1 + np.exp(-yes))),
@@ -325,6 +326,8 @@ def test_what_newer_files_of_sentence_transformers_say(embedder, tmp_path):
         (directory / "config_sentence_transformers.json").write_text(json.dumps(whole))
         engine = make_engine(directory)
         np.testing.assert_allclose(pooled(engine, [text], "score")[0], [expected], atol=1e-4)
+        (refused,) = engine.pool(Pool(1, [9] * 34, "score"))
+        assert refused.error is not None and "33" in refused.error
 
 
 @pytest.mark.parametrize("method", ["from_2_way_softmax", "no_post_processing"])

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ember import untrusted_json
+from ember.engine.description.config import MAX_POSITIONS
 from ember.engine.description.fields import Fields, shown
 from ember.engine.description.pooling import DENSE_ACTIVATIONS, DenseConfig, Modules, PoolingType, TokenHead
 from ember.engine.errors import ModelError
@@ -71,6 +72,8 @@ def read_modules(read: Read) -> Modules:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ModelError("modules.json must be a list of modules")
     found.is_there = True
+    if found.max_length is None:
+        found.max_length = _tokenizer_length(read)
     for entry in entries:
         kind, path = str(entry.get("type", "")).rpartition(".")[2], _inside(entry.get("path", ""))
         config = read(f"{path}/config.json" if path else "config.json") if kind in _WITH_CONFIG else None
@@ -152,3 +155,11 @@ def _max_length(read: Read) -> int | None:
         if isinstance(values, Mapping):
             return Fields(values, f"{name}: ").optional_integer("max_seq_length", None)
     return None
+
+
+def _tokenizer_length(read: Read) -> int | None:
+    """The longest text that the tokenizer's files name, where newer files of sentence-transformers have it. A model
+    without such a limit names a number beyond any context."""
+    values = read("tokenizer_config.json")
+    length = values.get("model_max_length") if isinstance(values, dict) else None
+    return length if type(length) is int and 0 < length < MAX_POSITIONS else None
