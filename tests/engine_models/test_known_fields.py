@@ -266,6 +266,17 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ("Olmo", {"clip_qkv": "8"}, "clip_qkv must be a number of at least 0, not '8'"),
     ("Olmo3", {"rope_parameters": {"full_attention": 3}}, "rope_parameters.full_attention must be an object, not 3"),
     ("Apertus", {"hidden_act": "mish"}, "hidden_act must be one of silu, "),
+    *(
+        (name, {field: "gelu"}, f"{field} must be one of silu: no other is supported, not 'gelu'")  # of convolutions
+        for field, names in (
+            ("hidden_act", "Bamba GraniteMoeHybrid FalconH1 Mamba2 Qwen3_5 Qwen3_5Moe Qwen3Next"),
+            ("mamba_hidden_act", "NemotronH"),
+        )
+        for name in names.split()
+    ),
+    ("FalconH1", {"key_multiplier": -0.5}, "key_multiplier must be a number above 0, not -0.5"),
+    ("Granite", {"attention_multiplier": -1.0}, "attention_multiplier must be a number above 0, not -1.0"),
+    ("HyperCLOVAX", {"attention_multiplier": -1.0}, "attention_multiplier must be a number above 0, not -1.0"),
     ("Gemma4", {"use_bidirectional_attention": "all"}, "use_bidirectional_attention must be null or 'vision'"),
     ("Gemma4", {"vocab_size_per_layer_input": 99}, "vocab_size_per_layer_input=99 is less than vocab_size=262144"),
     ("Gemma4", {"num_kv_shared_layers": 25}, "num_kv_shared_layers=25: no layer of each of layer_types is left"),
@@ -310,6 +321,11 @@ def test_a_fault_names_the_field(name: str, fields: dict[str, Any], message: str
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     with pytest.raises(ModelError, match=f"config.json: {message}"):
         load_config(tmp_path)
+
+
+def test_one_expert_of_jamba_is_an_mlp_whatever_a_token_has(tmp_path: Path) -> None:
+    new_config("JambaForCausalLM", num_experts=1, num_experts_per_tok=2).save_pretrained(tmp_path)
+    assert load_config(tmp_path).experts is None
 
 
 @pytest.mark.parametrize("odd", [[{}], ""])

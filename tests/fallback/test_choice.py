@@ -160,8 +160,13 @@ def test_code_of_the_repository_runs_if_it_is_trusted(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     directory = make_tiny("llama", tmp_path / "model")
     (directory / "modeling_finch.py").write_text(
-        "from transformers import LlamaConfig, LlamaForCausalLM\n\n\nclass FinchConfig(LlamaConfig):\n"
-        '    model_type = "finch"\n\n\nclass FinchForCausalLM(LlamaForCausalLM):\n    config_class = FinchConfig\n'
+        "from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel\n\n\nclass FinchConfig(LlamaConfig):\n"
+        '    model_type = "finch"\n\n\nclass FinchModel(LlamaModel):\n'
+        "    def forward(self, input_ids=None, **options):\n"
+        "        return super().forward(input_ids=input_ids, **options)\n\n\n"
+        "class FinchForCausalLM(LlamaForCausalLM):\n    config_class = FinchConfig\n\n"
+        "    def __init__(self, config):\n        super().__init__(config)\n"
+        "        self.model = FinchModel(config)\n        self.post_init()\n"
     )
     expected = said(make_engine(directory))
     code = {"AutoConfig": "modeling_finch.FinchConfig", "AutoModelForCausalLM": "modeling_finch.FinchForCausalLM"}

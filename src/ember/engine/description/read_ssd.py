@@ -39,10 +39,10 @@ def read_ssd(
     inner: tuple[str, int] | None = None,
     **defaults: int | bool,
 ) -> SsdConfig:
-    """Read the fields in `SSD_FIELDS`, for which `names` may have other names and `defaults` other defaults. Without a
-    default of the heads' size, the heads are `mamba_expand` times as large as the hidden states. `limits`: of dt, in
-    place of `time_step_limit`. `inner`: the field that has the size of all heads, unless it is null, and its default.
-    Raises ModelError."""
+    """Read the fields in `SSD_FIELDS` and `hidden_act`, for which `names` may have other names and `defaults` other
+    defaults. Without a default of the heads' size, the heads are `mamba_expand` times as large as the hidden states.
+    `limits`: of dt, in place of `time_step_limit`. `inner`: the field that has the size of all heads, unless it is
+    null, and its default. Raises ModelError."""
 
     def name(field: str) -> str:
         return names.get(field, field)
@@ -69,6 +69,7 @@ def read_ssd(
             raise ModelError(f"{name('mamba_n_heads')}={heads} of {head_name}={head_dim} must be {says}")
     if heads % groups:
         raise ModelError(f"{name('mamba_n_heads')}={heads} must be a multiple of {name('mamba_n_groups')}={groups}")
+    fields.one_of(name("hidden_act"), "silu", ("silu",))  # that of the convolution
     least, most = _limits(fields) if limits is None else limits
     bias = fields.flag(name("mamba_proj_bias"), bool(defaults.get("mamba_proj_bias", False)))
     return SsdConfig(

@@ -117,7 +117,8 @@ def _base_model(lm: Any) -> Any:
     if base is None:
         raise ModelError("its class has no base model beside a head")
     parameters = inspect.signature(base.forward).parameters
-    if "position_ids" not in parameters and "kwargs" not in parameters:
+    takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    if "position_ids" not in parameters and not takes_all:
         raise ModelError("it takes no position_ids, which tell the positions of a batch of many sequences")
     return base
 

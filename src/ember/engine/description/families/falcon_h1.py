@@ -29,8 +29,7 @@ NAMES = replace(
 def read(fields: Fields) -> DecoderConfig:
     """A Llama with Mamba 2 beside attention, and factors of nearly everything."""
     config = llama.read(fields, max_position_embeddings=8192, num_kv_heads=8, norm_eps=1e-5)
-    fields.one_of("hidden_act", "silu", ("silu",))  # that of the convolution too
-    key_scale = fields.number("key_multiplier", 1.0)
+    key_scale = fields.number("key_multiplier", 1.0, above=0.0)
     gate_scale, mlp_scale = _factors(fields, "mlp_multipliers", 2)
     return replace(
         config,

@@ -25,7 +25,7 @@ def read(fields: Fields, **defaults: Any) -> DecoderConfig:
     return replace(
         llama.read(fields, **defaults),
         embed_scale=fields.number("embedding_multiplier", 1.0),
-        attention_scale=fields.number("attention_multiplier", 1.0),
+        attention_scale=fields.number("attention_multiplier", 1.0, above=0.0),
         residual_scale=fields.number("residual_multiplier", 1.0),
         logits_scale=1 / fields.number("logits_scaling", 1.0, above=0.0),
     )
@@ -33,7 +33,7 @@ def read(fields: Fields, **defaults: Any) -> DecoderConfig:
 
 def read_hyperclovax(fields: Fields) -> DecoderConfig:
     """HyperCLOVA X: Granite, most often with norms of outputs, whose factor of the logits is not a divisor."""
-    given, config = fields.optional_number("attention_multiplier", None), llama.read(fields)
+    given, config = fields.optional_number("attention_multiplier", None, above=0.0), llama.read(fields)
     has_norms = fields.flag("use_post_norm", True)
     return replace(
         config,

@@ -72,10 +72,11 @@ def read_jamba(fields: Fields) -> DecoderConfig:
             ),
         )
     has_experts = tuple(map(_every(fields, "expert_layer_period", 2, "expert_layer_offset", 1), layers))
+    names = [name for name in ("num_experts", "num_local_experts") if fields.values.get(name) is not None]
+    if not any(has_experts) or (names and fields.integer(names[0]) == 1):
+        return config  # one expert is an MLP without a router, whatever num_experts_per_tok says
     size = (config.intermediate_field, config.intermediate_size)
     experts = read_experts(fields, ("num_experts num_local_experts", 16), ("num_experts_per_tok", 2), size)
-    if experts.count == 1 or not any(has_experts):
-        return config
     return replace(config, experts=replace(experts, layers=has_experts, normalised=False))
 
 

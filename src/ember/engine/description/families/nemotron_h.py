@@ -60,6 +60,7 @@ _SSD_NAMES = {
     "mamba_d_conv": "conv_kernel",
     "mamba_conv_bias": "use_conv_bias",
     "mamba_proj_bias": "use_bias",
+    "hidden_act": "mamba_hidden_act",
 }
 MAMBA2_CONTEXT = 131_072  # tokens; its states have no longest context, but pages without content count tokens
 
@@ -146,6 +147,7 @@ def read_mamba2(fields: Fields) -> DecoderConfig:
         "mamba_d_head": "head_dim",
         "mamba_d_state": "state_size",
         "mamba_expand": "expand",
+        "hidden_act": "hidden_act",
     }
     ssd = read_ssd(fields, hidden_size, names, mamba_n_groups=8, mamba_d_state=128)
     num_layers = fields.integer("num_hidden_layers", 64, at_most=MAX_LAYERS)
@@ -179,8 +181,8 @@ NEMOTRON_H = Family(
         - field_names("partial_rotary_factor original_max_position_embeddings num_hidden_layers")
     )
     | field_names(
-        "layers_block_type hybrid_override_pattern layer_norm_epsilon mlp_hidden_act mlp_bias mamba_num_heads "
-        "mamba_head_dim n_groups ssm_state_size conv_kernel use_conv_bias use_bias time_step_min "
+        "layers_block_type hybrid_override_pattern layer_norm_epsilon mlp_hidden_act mamba_hidden_act mlp_bias "
+        "mamba_num_heads mamba_head_dim n_groups ssm_state_size conv_kernel use_conv_bias use_bias time_step_min "
         "n_routed_experts num_local_experts num_experts_per_tok moe_intermediate_size moe_latent_size norm_topk_prob "
         "routed_scaling_factor n_group topk_group moe_shared_expert_intermediate_size"
     ),
@@ -195,7 +197,6 @@ NEMOTRON_H = Family(
             (),
         ),
         "attention_bias": (False,),
-        "mamba_hidden_act": ("silu",),
     },
 )
 MAMBA2 = Family(

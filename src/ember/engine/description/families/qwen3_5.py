@@ -78,6 +78,7 @@ def _read(
         rope=RopeForm(share=0.25),
         intermediate=intermediate,
     )
+    fields.one_of("hidden_act", "silu", ("silu",))  # that of the convolution too
     delta = DeltaConfig(
         key_heads=fields.integer("linear_num_key_heads", 16),
         value_heads=fields.integer("linear_num_value_heads", 32),
