@@ -22,8 +22,6 @@ from ember.front.text.template_error import TemplateError
 from ember.front.text.tokenizer import Tokenizer
 from ember.wire import Ready
 
-_NO_SPECIAL = Layout(((), (), ()), ((), (), ()), (0, 0), (0, 1))
-
 
 @dataclass(frozen=True, slots=True)
 class PairLimits:
