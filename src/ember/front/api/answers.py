@@ -287,6 +287,7 @@ class Model(AnswerModel):
     owned_by: str
     root: str
     parent: str | None
+    tasks: list[str] | None
     max_model_len: int | None
     permission: list[ModelPermission]
 
