@@ -291,8 +291,12 @@ def _check(x: Tensor, weight: Tensor, windows: Tensor, out: Tensor) -> tuple[int
 
 
 # The inputs before the current one, whether SiLU follows, and whether there is a bias: of the delta rule, of Mamba 2,
-# and of LFM2.
-KINDS = ((3, True, False), (3, True, True), (2, False, False), (2, False, True))
+# of LFM2, and of LFM3.
+KINDS = (
+    (3, True, False),
+    (3, True, True),
+    *((window, False, has_bias) for window in (2, 6) for has_bias in (False, True)),
+)
 
 
 def specialisations(capability: int) -> Iterator[Specialisation]:

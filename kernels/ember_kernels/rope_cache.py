@@ -507,11 +507,17 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
         )
 
 
+def _pairs(block_dim: int) -> int:
+    """Pairs of values that are rotated by halves in most heads of a size."""
+    return PROPORTIONAL_PAIRS if block_dim == MAX_HEAD_DIM else block_dim // 2
+
+
 def _halves_specialisations() -> Iterator[Specialisation]:
     norms = ((False, False), (True, False), (True, True))  # QK norm, its weights in float32
-    variants = [(*norm, block_dim, False, False) for norm in norms for block_dim in BLOCK_DIMS]
-    variants += [(True, False, block_dim, True, values_are_keys) for block_dim, values_are_keys in NORMED_VALUES]
-    for dtype, (norm, is_wide, block_dim, norm_values, values_are_keys), position in product(
+    variants = [(*norm, block_dim, False, False, _pairs(block_dim)) for norm in norms for block_dim in BLOCK_DIMS]
+    variants += [(True, False, block_dim, True, are_keys, _pairs(block_dim)) for block_dim, are_keys in NORMED_VALUES]
+    variants += [(True, False, block_dim, False, False, block_dim // 4) for block_dim in (64, 128)]  # LFM3: half a head
+    for dtype, (norm, is_wide, block_dim, norm_values, values_are_keys, pairs), position in product(
         ("bf16", "fp16", "fp32"), variants, ("i32", "i64")
     ):
         signature = dict.fromkeys(("qkv_ptr", "query_ptr", "key_cache_ptr", "value_cache_ptr"), f"*{dtype}")
@@ -522,7 +528,7 @@ def _halves_specialisations() -> Iterator[Specialisation]:
             "IS_WIDE": is_wide,
             "BLOCK_HEADS": TILE // block_dim,
             "HALF": block_dim // 2,
-            "PAIRS": PROPORTIONAL_PAIRS if block_dim == MAX_HEAD_DIM else block_dim // 2,
+            "PAIRS": pairs,
             "NORM_VALUES": norm_values,
             "VALUES_ARE_KEYS": values_are_keys,
         }
@@ -533,7 +539,8 @@ def _halves_specialisations() -> Iterator[Specialisation]:
             constants |= dict.fromkeys(weights)
         yield Specialisation(
             f"rope_cache_halves[{dtype} {block_dim} positions {position}{' qk-norm' if norm else ''}"
-            f"{' wide' if is_wide else ''}{_values(norm_values, values_are_keys)}]",
+            f"{' wide' if is_wide else ''}{'' if pairs == _pairs(block_dim) else f' {pairs} pairs'}"
+            f"{_values(norm_values, values_are_keys)}]",
             _rope_cache_halves_kernel,
             signature,
             constants,

@@ -96,7 +96,8 @@ def test_the_hash_of_another_triton_is_not_taken(cache: Path, tmp_path: Path) ->
 
 def test_the_image_has_the_kernels_that_the_engine_imports() -> None:
     code = (
-        "import sys, ember.engine.core.gpu.device_runner; from ember_kernels.compile import kernel_modules; "
+        "import sys, ember.engine.core.gpu.device_runner, ember.engine.operators.triton_ops; "
+        "from ember_kernels.compile import kernel_modules; "
         "print(*[name for name in kernel_modules() if 'ember_kernels.' + name in before])"
     ).replace("from ember", "before = set(sys.modules); from ember", 1)
     result = run(["-c", code])

@@ -69,7 +69,7 @@ class Router:
 
     def find(self, method: str, path: str) -> Match:
         """`path` as it was sent: percent-encoded, with or without a query and slashes at its end."""
-        found, parameters = self._at(plain_path(path))
+        found, parameters = self._at(plain_path(path)) if path else ((), {})
         if not found:
             return _NO_MATCH
         allowed = tuple(dict.fromkeys(each for route in found for each in route.methods))

@@ -85,7 +85,7 @@ def below_root(path: str, root_path: str | None) -> str:
 
 def find(router: Router, settings: Settings, http: web.BaseRequest) -> Match:
     """The match of a request in the router's table. A path named by a setting may itself begin with ROOT_PATH."""
-    path = http.rel_url.raw_path
+    path = "" if http.method == "CONNECT" else http.rel_url.raw_path  # CONNECT names a host in place of a path
     found = router.find(http.method, below_root(path, settings.root_path))
     return found if found.allowed else router.find(http.method, path)
 
