@@ -41,10 +41,12 @@ from ember_kernels.state_math import (
     delta_reference,
     dot,
     each_run,
+    load_state,
     precision,
     scratch_type,
     softplus,
     ssd_reference,
+    state_place,
 )
 from ember_kernels.state_step import delta_tokens, ssd_tokens
 
@@ -387,12 +389,9 @@ def chunk_states_kernel(
     columns = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
     within = rows < K
     inside = columns < V
-    mask = within[:, None] & inside[None, :]
-    place = (head * K + rows)[:, None] * V + columns[None, :]
-    size = heads.to(tl.int64) * (K * V)
+    place, mask, size = state_place(head, heads, columns, K, V, BLOCK_K)
     read = tl.load(runs_ptr + runs_stride).to(tl.int64)
-    has_state = (rows < tl.where(read >= 0, K, 0))[:, None] & inside[None, :]
-    state = tl.load(states_ptr + read * size + place, mask=has_state, other=0.0)
+    state = load_state(states_ptr, read, size, place, columns, K, V, BLOCK_K)
     skip = 0.0
     if skip_ptr is not None:
         skip = tl.load(skip_ptr + head)

@@ -38,6 +38,23 @@ def softplus(x):
 
 
 @triton.jit
+def state_place(head, heads, columns, K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Where some columns of one head's state are in a slot, which of them are there, and the number of elements of a
+    slot."""
+    rows = tl.arange(0, BLOCK_K)
+    mask = (rows < K)[:, None] & (columns < V)[None, :]
+    return (head * K + rows)[:, None] * V + columns[None, :], mask, heads.to(tl.int64) * (K * V)
+
+
+@triton.jit
+def load_state(states_ptr, read, size, place, columns, K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The columns at `place` of the state in slot `read`: zeros where that is negative."""
+    rows = tl.arange(0, BLOCK_K)
+    has_state = (rows < tl.where(read >= 0, K, 0))[:, None] & (columns < V)[None, :]
+    return tl.load(states_ptr + read * size + place, mask=has_state, other=0.0)
+
+
+@triton.jit
 def dot(a, b, HALF: tl.constexpr, PRECISION: tl.constexpr):
     """a @ b in float32, of factors in bfloat16 or in float32."""
     if HALF:
@@ -88,7 +105,8 @@ def each_run(runs: Tensor) -> list[tuple[int, int, int, int]]:
 
 
 def runs_of_steps(reads: Tensor, writes: Tensor) -> list[tuple[int, int, int, int]]:
-    """As `each_run`, for one token a sequence. A negative slot to write marks padding."""
+    """(token, 1, slot to read, slot to write) of steps that have one token of each sequence. A negative slot to write
+    marks padding, which is left out."""
     rows = enumerate(zip(reads.tolist(), writes.tolist(), strict=True))
     return [(row, 1, read, write) for row, (read, write) in rows if write >= 0]
 

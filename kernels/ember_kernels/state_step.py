@@ -32,9 +32,11 @@ from ember_kernels.state_math import (
     check_runs,
     check_state,
     delta_reference,
+    load_state,
     runs_of_steps,
     softplus,
     ssd_reference,
+    state_place,
 )
 
 BLOCK_V = 32  # columns: 128 bytes of each row
@@ -143,15 +145,10 @@ def delta_step_kernel(
     if write < 0:
         return
     read = tl.load(reads_ptr + row).to(tl.int64)
-    rows = tl.arange(0, BLOCK_K)
     columns = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
-    within = rows < K
     inside = columns < V
-    mask = within[:, None] & inside[None, :]
-    place = (head * K + rows)[:, None] * V + columns[None, :]
-    size = heads.to(tl.int64) * (K * V)
-    has_state = (rows < tl.where(read >= 0, K, 0))[:, None] & inside[None, :]
-    state = tl.load(states_ptr + read * size + place, mask=has_state, other=0.0)
+    place, mask, size = state_place(head, heads, columns, K, V, BLOCK_K)
+    state = load_state(states_ptr, read, size, place, columns, K, V, BLOCK_K)
 
     made, state = _delta_token(
         state,
@@ -209,15 +206,10 @@ def ssd_step_kernel(
     if write < 0:
         return
     read = tl.load(reads_ptr + row).to(tl.int64)
-    rows = tl.arange(0, BLOCK_K)
     columns = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
-    within = rows < K
     inside = columns < V
-    mask = within[:, None] & inside[None, :]
-    place = (head * K + rows)[:, None] * V + columns[None, :]
-    size = heads.to(tl.int64) * (K * V)
-    has_state = (rows < tl.where(read >= 0, K, 0))[:, None] & inside[None, :]
-    state = tl.load(states_ptr + read * size + place, mask=has_state, other=0.0)
+    place, mask, size = state_place(head, heads, columns, K, V, BLOCK_K)
+    state = load_state(states_ptr, read, size, place, columns, K, V, BLOCK_K)
 
     made, state = _ssd_token(
         state,
@@ -280,15 +272,11 @@ def delta_tokens_kernel(
     """Some columns of the state of one head of one sequence, through all of its runs, a token at a time."""
     head = tl.program_id(1)
     runs_ptr += tl.program_id(2) * RUNS
-    rows = tl.arange(0, BLOCK_K)
     columns = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
     inside = columns < V
-    mask = (rows < K)[:, None] & inside[None, :]
-    place = (head * K + rows)[:, None] * V + columns[None, :]
-    size = heads.to(tl.int64) * (K * V)
+    place, mask, size = state_place(head, heads, columns, K, V, BLOCK_K)
     read = tl.load(runs_ptr + runs_stride).to(tl.int64)
-    has_state = (rows < tl.where(read >= 0, K, 0))[:, None] & inside[None, :]
-    state = tl.load(states_ptr + read * size + place, mask=has_state, other=0.0)
+    state = load_state(states_ptr, read, size, place, columns, K, V, BLOCK_K)
     decay = tl.load(decay_ptr + head)
     bias = tl.load(bias_ptr + head)
     for run in range(RUNS):
@@ -360,15 +348,11 @@ def ssd_tokens_kernel(
     """Some columns of the state of one head of one sequence, through all of its runs, a token at a time."""
     head = tl.program_id(1)
     runs_ptr += tl.program_id(2) * RUNS
-    rows = tl.arange(0, BLOCK_K)
     columns = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
     inside = columns < V
-    mask = (rows < K)[:, None] & inside[None, :]
-    place = (head * K + rows)[:, None] * V + columns[None, :]
-    size = heads.to(tl.int64) * (K * V)
+    place, mask, size = state_place(head, heads, columns, K, V, BLOCK_K)
     read = tl.load(runs_ptr + runs_stride).to(tl.int64)
-    has_state = (rows < tl.where(read >= 0, K, 0))[:, None] & inside[None, :]
-    state = tl.load(states_ptr + read * size + place, mask=has_state, other=0.0)
+    state = load_state(states_ptr, read, size, place, columns, K, V, BLOCK_K)
     decay = tl.load(decay_ptr + head)
     bias = tl.load(bias_ptr + head)
     skip = tl.load(skip_ptr + head)
@@ -556,7 +540,8 @@ def delta_tokens(
     tiled: bool = False,
     out: Tensor,
 ) -> Tensor:
-    """As `state_chunks.delta_chunks`, in float32 throughout. It takes a step for each token."""
+    """The gated delta rule for ragged prompts, in float32 throughout and a step for each token. The arguments are those
+    of `state_chunks.delta_chunks`."""
     heads, key_dim, value_dim = states.shape[1:]
     check_state(states, heads, key_dim, value_dim)
     delta_tokens_kernel[(cdiv(value_dim, BLOCK_V), heads, check_runs(runs))](
@@ -599,7 +584,8 @@ def ssd_tokens(
     limits: tuple[float, float],
     out: Tensor,
 ) -> Tensor:
-    """As `state_chunks.ssd_chunks`, in float32 throughout. It takes a step for each token."""
+    """Mamba 2's recurrence for ragged prompts, in float32 throughout and a step for each token. The arguments are those
+    of `state_chunks.ssd_chunks`."""
     heads, state_dim, head_dim = states.shape[1:]
     check_state(states, heads, state_dim, head_dim)
     ssd_tokens_kernel[(cdiv(head_dim, BLOCK_V), heads, check_runs(runs))](
