@@ -104,6 +104,7 @@ def test_the_image_has_the_kernels_that_the_engine_imports() -> None:
     assert result.returncode == 0, result.stderr[-2000:]
     imported = set(result.stdout.split())  # the kernels of layouts of weights are imported where a model has them
     assert "norm" in imported and imported <= set(precompile.MODULES)
+    assert not imported & {"convolution", "gated_norm", "state_chunks", "state_step"}  # a model without states needs none
 
 
 def test_a_cpu_build_of_torch_has_nothing_to_compile(tmp_path: Path) -> None:

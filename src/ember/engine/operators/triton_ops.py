@@ -39,13 +39,12 @@ from ember.engine.layers.linear import Linear
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm, RMSNorm
 from ember.engine.layers.rotary import Rotary
-from ember.engine.operators import triton_state
 from ember.engine.operators.base import Heads, Step
+from ember.engine.operators.state_runs import runs_of_batch
 from ember.engine.operators.torch_latent import release
 from ember.engine.operators.torch_ops import TorchOperators
 from ember.engine.operators.triton_linear import multiply
 from ember.engine.operators.triton_rounded import RoundedOutputs
-from ember.engine.operators.triton_state import runs_of_batch
 from ember.engine.operators.triton_step import Chunks, Decodes, HeadMemory, TritonStep
 from ember_kernels.activation import activation
 from ember_kernels.compile import device_capability
@@ -102,11 +101,10 @@ class TritonOperators:
         self._has_states = any(map(config.state, range(config.num_layers)))
         self._plans_states = any(TORCH.features[name] & features for name in on_host)
         self.is_recordable = not (self._plans_attention or self._plans_states)
-        self.convolve = torch_ops.convolve if "convolve" in lacking else triton_state.convolve
-        self.delta_rule = torch_ops.delta_rule if "delta_rule" in lacking else triton_state.delta_rule
-        self.scan = torch_ops.scan if "scan" in lacking else triton_state.scan
-        self.selective_scan = torch_ops.selective_scan
-        self.gated_norm = torch_ops.gated_norm if "gated_norm" in lacking else triton_state.gated_norm
+        self.convolve, self.delta_rule, self.scan = torch_ops.convolve, torch_ops.delta_rule, torch_ops.scan
+        self.gated_norm, self.selective_scan = torch_ops.gated_norm, torch_ops.selective_scan
+        if self._has_states:
+            self._take_state_kernels(lacking)
         has_more_norms = config.layer_input_size or config.layer_scalar or not self.is_recordable
         self._reuses_norms = config.wiring == "pre_norm" and not has_more_norms
         self._outputs: dict[Any, Tensor] = {}  # of norms and activations of the present step, for all layers
@@ -142,6 +140,14 @@ class TritonOperators:
         rotaries = torch_ops.rotaries if turns else []
         self._tables = [_angle_table(rotary, config.max_position_embeddings) for rotary in rotaries]
         self._rotary_dims = [rotary.rotary_dim for rotary in rotaries]
+
+    def _take_state_kernels(self, lacking: Lacking) -> None:
+        """Take the operations of mixers with a state that the kernels have. Other models do not import them."""
+        from ember.engine.operators import triton_state
+
+        for name in ("convolve", "delta_rule", "scan", "gated_norm"):
+            if name not in lacking:
+                setattr(self, name, getattr(triton_state, name))
 
     @property
     def reads_packed(self) -> bool:

@@ -33,7 +33,7 @@ class Chunks:
     context_lens: Tensor  # [S] int32
     max_queries: int
     bounds: Sequence[int] = ()  # the numbers in `starts`, on the host, if each chunk begins its prompt; otherwise empty
-    runs: Tensor | None = None  # `triton_state.run_rows` of the chunks, if layers have states
+    runs: Tensor | None = None  # `state_runs.run_rows` of the chunks, if layers have states
 
 
 class HeadMemory(NamedTuple):

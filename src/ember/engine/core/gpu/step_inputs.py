@@ -18,7 +18,7 @@ from ember.engine.core.gpu.step_buffer import StepBuffer
 from ember.engine.core.limits import EngineLimits
 from ember.engine.core.scheduler import Scheduled
 from ember.engine.layers.cache import KVCache
-from ember.engine.operators.triton_state import run_rows
+from ember.engine.operators.state_runs import run_rows
 from ember.engine.operators.triton_step import Chunks, Decodes, TritonStep
 from ember_kernels.state_math import RUNS
 from ember_kernels.step import gather_block_tables, prepare_step, step_rows
@@ -44,7 +44,7 @@ class ChunkArrays:
     sequences: np.ndarray  # [3, chunks + 1]: the first token in the batch and its end; row and context length of each
     starts: list[int]  # [chunks + 1], as in `sequences`
     num_tokens: int
-    runs: np.ndarray | None = None  # `triton_state.run_rows` of the chunks, if layers have states
+    runs: np.ndarray | None = None  # `state_runs.run_rows` of the chunks, if layers have states
 
     @classmethod
     def of(cls, chunks: list[Scheduled], rows: list[Row], num_decodes: int, block_size: int) -> ChunkArrays:
