@@ -62,20 +62,34 @@ def test_logits_equal_transformers(variant, checkpoints):
     check(model, sequences, expected)
 
 
-@pytest.mark.parametrize("operation", TRITON.features)
-@pytest.mark.parametrize("variant", ["qwen3", "opt_post_norm"])
+ATTENTION = ("add_norm", "place_heads", "attend", "gate")
+OPERATIONS_OF = {  # variants with the operations that each of them has in kernels
+    "qwen3": ATTENTION,
+    "opt_post_norm": ATTENTION,
+    "deepseek_v2": ("place_latents", "attend_latents"),
+    "qwen3_5": ("convolve", "delta_rule", "gated_norm"),
+    "mamba2": ("convolve", "scan", "gated_norm"),
+}
+
+
+@pytest.mark.parametrize(
+    ("variant", "operation"), [(variant, name) for variant, names in OPERATIONS_OF.items() for name in names]
+)
 def test_torch_stands_in_for_any_operation(variant, operation, checkpoints):
     directory, sequences, expected = checkpoints(variant)
     model = load(directory)
     lacking = {operation} | {other for other, needed in TRITON.needs.items() if needed == operation}
     use_triton(model, dict.fromkeys(lacking, "a test"))
-    for name in TRITON.features:
-        only_written = name == "place_heads" and lacking == {
-            name
-        }  # torch's heads, which the kernel writes to the cache
+    for name in OPERATIONS_OF[variant]:
+        # Where torch attends, `place_heads` of the kernels may stand: they write torch's heads to the cache.
+        only_written = lacking == {"place_heads"} and name == "place_heads"
         is_torch = getattr(model.ops, name) == getattr(model.ops.torch_ops, name)
-        assert name == "experts" or is_torch == (name in lacking and not only_written)
+        assert is_torch == (name in lacking and not only_written), name
     check(model, sequences, expected)
+
+
+def test_every_operation_in_kernels_is_once_left_to_torch():
+    assert set(TRITON.features) - {"experts"} == set().union(*OPERATIONS_OF.values())  # torch's experts: float32
 
 
 @pytest.mark.parametrize("variant", ["qwen2_window", "llama"])
