@@ -111,6 +111,6 @@ ENV PATH=/opt/ember/venv/bin:/opt/ember/app/bin:${PATH} \
 WORKDIR /opt/ember
 EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=15s --retries=3 \
-    CMD ["/opt/ember/venv/bin/python", "-m", "ember.health"]
+    CMD ["/opt/ember/venv/bin/python", "-P", "-m", "ember.health"]
 ENTRYPOINT ["/opt/ember/entrypoint.sh"]
 CMD ["python", "/opt/ember/handler.py"]

@@ -11,6 +11,7 @@ import http.client
 import os
 import sys
 from collections.abc import Iterator
+from itertools import dropwhile
 from pathlib import Path
 
 _TIMEOUT = 4.0
@@ -26,7 +27,8 @@ def main(proc: Path = Path("/proc")) -> int:
 
 
 def command_lines(proc: Path) -> Iterator[list[str]]:
-    """Command lines of running processes without interpreter: ["-m", "ember.engine", "5"] is ["ember.engine", "5"]."""
+    """Command lines of running processes without the interpreter and its flags: ["python", "-P", "-m", "ember.engine",
+    "5"] is ["ember.engine", "5"]."""
     for entry in sorted(proc.glob("[0-9]*"), key=lambda path: int(path.name)):
         try:
             state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
@@ -37,7 +39,7 @@ def command_lines(proc: Path) -> Iterator[list[str]]:
             continue
         if words and Path(words[0]).name.startswith("python"):
             words = words[1:]
-            words = words[1:] if words[:1] == ["-m"] else words
+            words = list(dropwhile(("-P", "-m").__contains__, words))
         if words and words[0]:
             yield [words[0], *words[1:], ""]
 

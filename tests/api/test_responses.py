@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from ember.front.api.exchange import EventStream, Request, Response
+from ember.front.api.exchange import Event, EventStream, Request, Response
 from ember.front.api.responses.answers import InputItems, InputTokens, ResponseDeleted, ResponseEvent, ResponseObject
+from ember.front.api.responses.background import Background, Running
 from ember.front.api.responses.store import MemoryStore, SqliteStore, Stored
 from ember.front.api.routes import ROUTER
 from ember.front.errors import ApiError
@@ -280,6 +281,9 @@ def test_the_form_of_the_text(deployment: Deployment, kind: str) -> None:
         ({"tools": [{"type": "function", "name": "x", "parameters": 7}]}, "`tools.0.parameters`"),
         ({"tools": TOOLS, "tool_choice": {"type": "function"}}, "`tool_choice.name`"),
         ({"background": True, "store": False}, "background"),
+        ({"top_logprobs": -2}, "`top_logprobs` must be a positive value"),
+        ({"top_logprobs": 21}, "greater than max allowed: 20"),
+        ({"tools": [{"type": None, "name": "x"}]}, "got null"),
     ],
 )
 def test_bad_input_is_named(deployment: Deployment, fields: Any, text: str) -> None:
@@ -349,6 +353,36 @@ def test_bad_queries_of_a_list_are_named(deployment: Deployment, query: Any) -> 
     path = f"{PATH}/{ask(deployment)['id']}/input_items"
     error = refusal(deployment, "GET", path, **query)
     assert (error.status, error.param) == (400, next(iter(query)))
+
+
+def test_responses_with_one_request_id_are_different_ones(deployment: Deployment) -> None:
+    answers = [deployment.request("POST", PATH, {"input": given}, x_request_id="a/b").body for given in ("one", "two")]
+    assert len({answer["id"] for answer in answers}) == 2
+    assert [request(deployment, "GET", f"{PATH}/{answer['id']}") for answer in answers] == answers
+
+
+@pytest.mark.parametrize("limits", [(2000, 60.0), (10**9, 0.0)])
+def test_events_of_finished_responses_have_the_limits_of_the_store(limits: tuple[int, float]) -> None:
+    async def run() -> None:
+        background, store = Background(*limits), MemoryStore(*limits)
+        for number in range(5):
+            running = Running({})
+            running.add(Event("x" * 900))
+            background.add(f"{number}", running, store)
+            running.end({})
+        await store.put(stored("kept", size=500))
+        background.trim()
+        assert [number for number in range(5) if background.get(f"{number}")] == ([4] if limits[1] else [])
+        running = Running({})  # what is still being made stays
+        background.add("made", running, store)
+        running.add(Event("x" * 10_000))
+        assert background.get("made") is running
+        running.end({})
+        assert background.get("made") is None
+        assert background._watching is not None
+        background._watching.cancel()
+
+    asyncio.run(run())
 
 
 def test_a_response_in_the_background(deployment: Deployment) -> None:

@@ -28,7 +28,12 @@ def worker(queue: FakeQueue, request: pytest.FixtureRequest) -> Iterator[Process
 
 
 @pytest.fixture(scope="module")
-def server_url() -> Iterator[str]:
-    """The URL of one `ember serve demo` that is ready."""
-    with Process("-m", "ember", "serve", "demo", "--host", "127.0.0.1", "--port", "0") as server:
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of one `ember serve demo` that is ready. Files in its working directory have the names of modules that
+    its processes import."""
+    directory = tmp_path_factory.mktemp("work")
+    for name in ("queue", "json", "sitecustomize", "numpy"):
+        (directory / f"{name}.py").write_text("raise SystemExit('a file of the working directory was imported')")
+    command = ("-P", "-m", "ember", "serve", "demo", "--host", "127.0.0.1", "--port", "0")
+    with Process(*command, cwd=directory) as server:
         yield url_of(server, BOOT_SECONDS)

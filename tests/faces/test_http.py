@@ -248,6 +248,15 @@ def test_request_id_header() -> None:
 
     with_client(scenario, enable_request_id_headers=True)
 
+    async def of_anthropic(client: Client, worker: FakeWorker) -> None:
+        for body in (b"{}", b"{"):
+            headers = {"X-Request-Id": "mine", "Content-Type": "application/json"}
+            response = await client.post("/v1/messages", data=body, headers=headers)
+            assert response.headers.getall("request-id") == ["mine"] and response.status in (400, 404)
+        assert (await client.get("/v1/messages")).headers["request-id"].isalnum()
+
+    with_client(of_anthropic)
+
     async def without(client: Client, worker: FakeWorker) -> None:
         response = await client.get("/v1/models", headers={"X-Request-Id": "mine"})
         assert "X-Request-Id" not in response.headers

@@ -225,7 +225,7 @@ def test_inspect_says_what_the_boot_would_say_of_the_code(name, fields, reason, 
     shutil.copy(Path(ember.demo.__file__).parent / "tokenizer.json", directory)
 
     def run_here(command, *, input, **options):  # the process would import torch and transformers again
-        assert command[1:] == ("-m", "ember.engine.fallback.construct")
+        assert command[1:] == ["-P", "-m", "ember.engine.fallback.construct"]
         said = io.StringIO()
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(input)))
         with contextlib.redirect_stdout(said):

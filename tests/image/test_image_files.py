@@ -71,7 +71,7 @@ def test_variables_of_the_image_are_settings_or_other_programs() -> None:
 def test_the_last_stage_builds_nothing() -> None:
     final = DOCKERFILE[DOCKERFILE.index("AS final") :]
     assert "apt-get" not in final and "pip install" not in final
-    assert "HEALTHCHECK" in final and '"-m", "ember.health"' in final and "handler.py" in final
+    assert "HEALTHCHECK" in final and '"-P", "-m", "ember.health"' in final and "handler.py" in final
 
 
 def test_everything_that_is_copied_exists_and_is_in_the_context() -> None:
@@ -173,7 +173,7 @@ WORKER = "/opt/ember/venv/bin/python /opt/ember/handler.py"
 
 @pytest.mark.parametrize(("state", "status"), [("S", 0), ("R", 0), ("Z", 1)])
 def test_a_queue_worker_is_well_while_its_engine_runs(tmp_path: Path, state: str, status: int) -> None:
-    directory = proc(tmp_path, ("S", WORKER), (state, "/opt/ember/venv/bin/python -m ember.engine 7"))
+    directory = proc(tmp_path, ("S", WORKER), (state, "/opt/ember/venv/bin/python -P -m ember.engine 7"))
     assert health.main(directory) == status
 
 

@@ -431,6 +431,18 @@ def test_openai_requests_become_jobs() -> None:
         error = {"message": "bad", "type": "BadRequestError", "param": None, "code": 400}
         await calls.report("job-done", job["id"], json.dumps({"error": json.dumps(error)}))
         assert await asked == (500, {"error": error})
+        asked = asyncio.create_task(calls.client("DELETE", "/openai/v1/responses/resp_1"))
+        job = await calls.take()
+        assert job["input"] == {"route": "/v1/responses/resp_1", "method": "DELETE"}
+        await calls.report("job-done", job["id"], '{"output": [{"deleted": true}]}')
+        assert await asked == (200, {"deleted": True})
+        events = "/openai/v1/responses/resp_1?stream=true&starting_after=2"
+        getting = asyncio.create_task(calls.session.get(calls.base + events))
+        job = await calls.take()
+        assert job["input"] == {"openai_route": events.removeprefix("/openai")}
+        await calls.report("job-stream", job["id"], '{"output": "event: a\\n\\n"}')
+        await calls.report("job-done", job["id"], '{"output": ["event: a\\n\\n"]}')
+        assert await (await getting).text() == "event: a\n\n"
         asked = asyncio.create_task(calls.client("POST", "/openai/v1/completions", {}))
         job = await calls.take()
         await calls.report("job-done", job["id"], json.dumps({"error": "it broke"}))

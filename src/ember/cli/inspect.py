@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from ember.front.text.template_choice import choose_template, fault_of
 from ember.front.text.template_error import TemplateError
 from ember.front.text.tokenizer import check_files
 from ember.front.text.tokenizer_files import TokenizerError, read_chat_template
+from ember.interpreter import module_command
 from ember.settings import Settings
 from ember.sizes import binary_size
 from ember.wire import Configure
@@ -68,7 +68,7 @@ def report(settings: Settings, unused: Sequence[str], *, as_json: bool) -> str:
 def _construct(configure: Configure) -> None:
     """Let a process make the model of transformers without its weights. Raises ModelError with the reason if that says
     that the model cannot be served. A process that ends without an answer decides nothing."""
-    command = (sys.executable, "-m", "ember.engine.fallback.construct")
+    command = module_command("ember.engine.fallback.construct")
     try:
         done = subprocess.run(
             command, input=msgspec.json.encode(configure), capture_output=True, timeout=CONSTRUCT_S, check=True

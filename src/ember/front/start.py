@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ember.boot import Timeline, now
 from ember.front.link.spawn import spawn
+from ember.interpreter import module_command
 from ember.wire import Configure
 
 if TYPE_CHECKING:
@@ -285,7 +286,7 @@ class Worker:
         await asyncio.sleep(PREPARE_AFTER_S)
         while self.engine.is_busy:
             await asyncio.sleep(PREPARE_AFTER_S)
-        command = (sys.executable, "-m", "ember.front.text.prepared_tokenizer", str(source), str(place))
+        command = module_command("ember.front.text.prepared_tokenizer", str(source), str(place))
         quiet = asyncio.subprocess.DEVNULL
         try:
             process = await asyncio.create_subprocess_exec(*command, stdin=quiet, stdout=quiet, stderr=quiet)

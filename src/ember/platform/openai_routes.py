@@ -26,6 +26,7 @@ def add_openai_routes(app: web.Application) -> None:
     for prefix in ("/v2/{endpoint}", ""):
         app.router.add_get(prefix + _PATH, openai)
         app.router.add_post(prefix + _PATH, openai)
+        app.router.add_delete(prefix + _PATH, openai)
 
 
 async def openai(http: web.Request) -> web.StreamResponse:
@@ -34,13 +35,16 @@ async def openai(http: web.Request) -> web.StreamResponse:
         if http.content_type not in ("application/json", "application/octet-stream"):  # octet-stream: none given
             raise PlatformError(415, f"a queue carries JSON bodies only, not {http.content_type}")
         body, size = await read_json(http, RUNSYNC_BYTES)
-    job_input: dict[str, Any] = {"openai_route": "/" + http.match_info["path"]}
-    if body is not None:
+    route = "/" + http.match_info["path"] + (f"?{http.query_string}" if http.query_string else "")
+    job_input: dict[str, Any] = {"openai_route": route}
+    if http.method == "DELETE":  # the shape of jobs that has a method
+        job_input = {"route": route, "method": http.method}
+    elif body is not None:
         job_input["openai_input"] = body
     endpoint = http.app[ENDPOINT]
     job = endpoint.submit(Job(new_id(is_sync=True), job_input, is_sync=True, size=size))
     try:
-        if isinstance(body, dict) and body.get("stream") is True:
+        if (isinstance(body, dict) and body.get("stream") is True) or http.query.get("stream") in ("true", "1"):
             return await _streamed(http, endpoint, job)
         await endpoint.wait_final(job, math.inf)
         return _whole(job)

@@ -61,12 +61,13 @@ class _Short(reprlib.Repr):
 _short = _Short()
 _short.maxlevel, _short.maxdict, _short.maxlist = 4, 8, 12
 _short.maxstring = _short.maxother = MAX_INPUT_CHARS
+_JSON_WORDS = {None: "null", True: "true", False: "false"}
 _reported: set[str] = set()
 
 
 def shown(value: Any) -> str:
-    """A value of a body as an error message shows it: shortened."""
-    return _short.repr(value)[:MAX_INPUT_CHARS]
+    """A value of a body as an error message shows it: shortened, and null, true and false as JSON spells them."""
+    return _JSON_WORDS[value] if isinstance(value, bool | None) else _short.repr(value)[:MAX_INPUT_CHARS]
 
 
 async def parse_body(model: type[RequestModel], body: Any) -> RequestModel:
@@ -182,7 +183,7 @@ def _invalid(found: Sequence[Any], body: Any) -> ApiError:
     for error in found[:MAX_ENTRIES]:
         place = _place(error["loc"], body, missing=error["type"] == "missing")
         first_place = first_place or place
-        given = shown(error["input"])
+        given = _short.repr(error["input"])[:MAX_INPUT_CHARS]  # vLLM's form, which is Python's
         entry = f"{{'type': {error['type']!r}, 'loc': {place!r}, 'msg': {error['msg']!r}, 'input': {given}}}"
         entries.append("  " + entry[:MAX_ENTRY_CHARS])
     count = len(found)

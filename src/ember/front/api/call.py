@@ -40,6 +40,7 @@ class ApiCall:
     services: Services
     info: Ready
     id: str
+    log_id: str  # the same, unless a route replaces `id` by one that no client can repeat
     created: int
     headers: dict[str, str]
     stream_usage: StreamUsage
@@ -49,7 +50,7 @@ class ApiCall:
     arrived: float  # reading of time.monotonic()
 
     def runs(self) -> Runs:
-        return Runs(self.specs, self.services, Meter(self.services.metrics, self.id, self.arrived))
+        return Runs(self.specs, self.services, Meter(self.services.metrics, self.log_id, self.arrived))
 
     @property
     def n(self) -> int:
@@ -150,6 +151,7 @@ def open_call(
         services=services,
         info=info,
         id=f"{id_prefix}{name}",
+        log_id=f"{id_prefix}{name}",
         created=int(time.time()),
         headers=answer_headers(
             [*ignored_fields(request, REFUSED), *_unread_options(request, services), *ignored], services, name

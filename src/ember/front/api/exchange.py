@@ -27,6 +27,7 @@ class Request:
     arrived: float = field(default_factory=time.monotonic)  # when the face had it
     parameters: Mapping[str, str] = field(default_factory=dict)  # of the route's path, percent-decoded; the router's
     is_job: bool = False  # it came from the queue
+    id: str | None = None  # the name that the face has given it, for the log and for headers
 
 
 @dataclass(slots=True)
@@ -61,6 +62,11 @@ REQUEST_ID_HEADER = "X-Request-Id"
 
 
 MAX_ID_CHARS = 256
+
+
+def new_id(prefix: str) -> str:
+    """An id that no other object has."""
+    return f"{prefix}_{uuid.uuid4().hex}"
 
 
 def is_fit_id(name: str) -> bool:

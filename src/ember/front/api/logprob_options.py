@@ -33,12 +33,12 @@ def requested_logprobs(request: GenerationRequest, settings: Settings, info: Rea
         assert isinstance(request, CompletionRequest)
         wanted = request.logprobs
         field = "logprobs"
-    logprobs = _checked_logprobs(wanted, "sample", field, settings, info)
+    logprobs = checked_logprobs(wanted, "sample", field, settings, info)
     asked = request.prompt_logprobs
     if request.stream and asked is not None and (asked > 0 or asked == -1):
         message = f"`prompt_logprobs` are not available when `stream=True`. (parameter=prompt_logprobs, value={asked})"
         raise bad_request(message, "prompt_logprobs")
-    prompt_logprobs = _checked_logprobs(asked, "prompt", "prompt_logprobs", settings, info)
+    prompt_logprobs = checked_logprobs(asked, "prompt", "prompt_logprobs", settings, info)
     if isinstance(request, CompletionRequest) and request.echo and logprobs is not None:
         wanted_of_prompt = {logprobs, logprobs if prompt_logprobs is None else prompt_logprobs}
         prompt_logprobs = -1 if -1 in wanted_of_prompt else max(wanted_of_prompt)
@@ -74,7 +74,8 @@ def _chat_logprobs(request: ChatRequest) -> int | None:
     return top if request.logprobs else None
 
 
-def _checked_logprobs(wanted: int | None, kind: str, field: str, settings: Settings, info: Ready) -> int | None:
+def checked_logprobs(wanted: int | None, kind: str, field: str, settings: Settings, info: Ready) -> int | None:
+    """The number of likely tokens, -1 for the whole vocabulary. Raises ApiError 400."""
     if wanted is None:
         return None
     if wanted < -1:

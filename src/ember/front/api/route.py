@@ -77,6 +77,7 @@ class Route:
     answer: Handler | None = None
     status: StatusHandler | None = None
     errors: ErrorForm = OPENAI_ERRORS
+    id_header: str | None = None  # the header in which an answer over HTTP has the request's id, whatever the settings
     framing: Framing = OPENAI_EVENTS  # of its streams, and of the error of a queue job that asked for a stream
     tasks: tuple[Task, ...] = ()  # the model must be able to do one of them; none: the route is for every model
     is_health_check: bool = False  # needs no key, and answers on PORT_HEALTH too

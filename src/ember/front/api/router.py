@@ -98,7 +98,7 @@ class Router:
         if route.status is not None:
             match.check()
             return route.status(services.engine)
-        REQUEST_ID.set(request_id(raw_request.headers.get(REQUEST_ID_HEADER.lower())))
+        REQUEST_ID.set(raw_request.id or request_id(raw_request.headers.get(REQUEST_ID_HEADER.lower())))
         TRACEPARENT.set(raw_request.headers.get("traceparent"))
         try:
             match.check()

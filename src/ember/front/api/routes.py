@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import get_args
 
-from ember.front.api.anthropic.forms import ANTHROPIC_ERRORS, ANTHROPIC_EVENTS
+from ember.front.api.anthropic.forms import ANTHROPIC_ERRORS, ANTHROPIC_EVENTS, ANTHROPIC_ID_HEADER
 from ember.front.api.batch import create_chat_batch
 from ember.front.api.chat import create_chat_completion
 from ember.front.api.completions import create_completion
@@ -147,6 +147,7 @@ ROUTES = (
         answer=loaded_later("ember.front.api.anthropic.messages", "create_message"),
         tasks=("generate",),
         errors=ANTHROPIC_ERRORS,
+        id_header=ANTHROPIC_ID_HEADER,
         framing=ANTHROPIC_EVENTS,
         about=Description(
             summary="Anthropic's chat",
@@ -169,6 +170,7 @@ ROUTES = (
         answer=loaded_later("ember.front.api.anthropic.messages", "count_tokens"),
         tasks=("generate",),
         errors=ANTHROPIC_ERRORS,
+        id_header=ANTHROPIC_ID_HEADER,
         about=Description(
             summary="The tokens of Anthropic's chat", body=("CountTokensRequest",), answer=("AnthropicTokens",)
         ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ember.front.api.body import shown
 from ember.front.api.schemas import ChatRequest
 from ember.front.api.services import Services
 from ember.front.errors import ApiError, bad_request
@@ -90,7 +91,7 @@ def _check_tool(tool: dict[str, Any], place: str, field: str) -> None:
     """Raises ApiError 400 for a tool that is not a function with a name, or whose parameters are not a schema."""
     kind = tool.get("type", "function")
     if kind != "function":
-        raise bad_request(f"`{place}.type` must be 'function', got {str(kind)[:64]!r}.", field)
+        raise bad_request(f"`{place}.type` must be 'function', got {shown(kind)}.", field)
     function = tool.get("function")
     if not isinstance(function, dict):
         raise bad_request(f"`{place}.function` must be an object.", field)
@@ -108,7 +109,7 @@ def _named(tools: list[dict[str, Any]], choice: dict[str, Any], is_legacy: bool)
     field = "function_call" if is_legacy else "tool_choice"
     kind = choice.get("type", "function")
     if kind != "function" and not is_legacy:
-        message = f"`tool_choice.type` must be 'function' or 'allowed_tools', got {str(kind)[:64]!r}."
+        message = f"`tool_choice.type` must be 'function' or 'allowed_tools', got {shown(kind)}."
         raise bad_request(message, field)
     function = choice if is_legacy else choice.get("function")
     name = function.get("name") if isinstance(function, dict) else None

@@ -19,6 +19,7 @@ from aiohttp import HttpVersion11, web
 
 from ember.front.api.exchange import REQUEST_ID_HEADER, EventStream, Request, Response, request_id
 from ember.front.api.framing import Framing
+from ember.front.api.route import Route
 from ember.front.api.router import Match, Router
 from ember.front.api.services import Services
 from ember.front.errors import ApiError, internal_error, shutting_down
@@ -83,9 +84,14 @@ def below_root(path: str, root_path: str | None) -> str:
     return path.removeprefix(root_path or "") if is_below else path
 
 
+def path_of(http: web.BaseRequest) -> str:
+    """The path as it was sent. It is empty for CONNECT, whose target is a host."""
+    return "" if http.method == "CONNECT" else http.rel_url.raw_path
+
+
 def find(router: Router, settings: Settings, http: web.BaseRequest) -> Match:
     """The match of a request in the router's table. A path named by a setting may itself begin with ROOT_PATH."""
-    path = "" if http.method == "CONNECT" else http.rel_url.raw_path  # CONNECT names a host in place of a path
+    path = path_of(http)
     found = router.find(http.method, below_root(path, settings.root_path))
     return found if found.allowed else router.find(http.method, path)
 
@@ -107,12 +113,13 @@ class _Face:
 
     async def answer(self, http: web.BaseRequest) -> web.StreamResponse:
         """Answer a request. Raises only errors of a disconnected client."""
-        headers = {**self._echo_headers(http), **cors_headers(self._settings, http)}
         found = find(self._router, self._settings, http)
+        name = request_id(http.headers.get(REQUEST_ID_HEADER))
+        headers = {**self._id_headers(found.route, name), **cors_headers(self._settings, http)}
         try:
             if self._stopping.is_set():
                 raise shutting_down()
-            return await self._answer(http, found, headers)
+            return await self._answer(http, found, name, headers)
         except ApiError as error:
             return error_answer(error, found.route, headers)
         except web.HTTPRequestEntityTooLarge:
@@ -123,7 +130,9 @@ class _Face:
             log.exception("%r %r failed unexpectedly", http.method[:20], http.path[:200])
             return error_answer(internal_error(), found.route, headers)
 
-    async def _answer(self, http: web.BaseRequest, found: Match, headers: dict[str, str]) -> web.StreamResponse:
+    async def _answer(
+        self, http: web.BaseRequest, found: Match, name: str, headers: dict[str, str]
+    ) -> web.StreamResponse:
         route = found.route
         if route.is_health_check:
             return whole_answer(status(found, self._backend), headers)
@@ -142,8 +151,8 @@ class _Face:
         except EngineError as error:
             raise ApiError(500, str(error), headers={"x-should-retry": "false"}) from None
         lowered = {name.lower(): value for name, value in http.headers.items()}
-        path = below_root(http.rel_url.raw_path, self._settings.root_path)
-        request = Request(http.method, path, body, lowered, dict(http.query), arrived)
+        path = below_root(path_of(http), self._settings.root_path)
+        request = Request(http.method, path, body, lowered, dict(http.query), arrived, id=name)
         answer = await self._router.dispatch(services, request)
         if isinstance(answer, EventStream):
             return await self._send_events(http, answer, route.framing, headers)
@@ -181,10 +190,10 @@ class _Face:
         matches = [hmac.compare_digest(digest, key) for digest in digests for key in self._key_digests]
         return any(matches)
 
-    def _echo_headers(self, http: web.BaseRequest) -> dict[str, str]:
-        if not self._settings.enable_request_id_headers:
-            return {}
-        return {REQUEST_ID_HEADER: request_id(http.headers.get(REQUEST_ID_HEADER))}
+    def _id_headers(self, route: Route, name: str) -> dict[str, str]:
+        """The headers with the request's id: that of the route, and the general one if the deployment shows it."""
+        headers = {} if route.id_header is None else {route.id_header: name}
+        return {**headers, REQUEST_ID_HEADER: name} if self._settings.enable_request_id_headers else headers
 
 
 async def _parsed_body(http: web.BaseRequest, stopping: asyncio.Event) -> Any:

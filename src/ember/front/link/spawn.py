@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 import time
 from typing import NamedTuple
+
+from ember.interpreter import module_command
 
 # OpenMP reads its variable when torch loads it. Threads that spin while they wait take cores from the threads that they
 # wait for: on two shared cores a decode step took 2 to 16 times as long.
@@ -42,7 +43,7 @@ def spawn() -> EngineProcess:
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", "ember.engine", str(theirs.fileno())],
+            module_command("ember.engine", str(theirs.fileno())),
             pass_fds=[theirs.fileno()],
             env={**_ENVIRONMENT, **os.environ},
             stdin=subprocess.DEVNULL,

@@ -20,6 +20,7 @@ from typing import Any, Literal, Self
 
 from ember.front.text.call_history import HistoryForm, IdForm
 from ember.front.text.template_error import TemplateError
+from ember.interpreter import module_command
 
 MEMORY_BYTES = 512 * 2**20  # of the whole process, Python itself included
 MAX_ANSWER_BYTES = 128 * 2**20
@@ -64,7 +65,7 @@ class UntrustedTemplate:
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "ember.front.text.untrusted_child", str(MEMORY_BYTES), str(self._timeout)],
+            module_command("ember.front.text.untrusted_child", str(MEMORY_BYTES), str(self._timeout)),
             env={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

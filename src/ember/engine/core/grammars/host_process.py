@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ember.engine.core.grammars.host import mask_bytes
 from ember.engine.core.grammars.messages import Fork, Hello, Kill, Mailbox, Start, encode
+from ember.interpreter import module_command
 
 _RECEIVE_BYTES = 1 << 16
 
@@ -26,7 +27,7 @@ class HostProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ember.engine.core.grammars.host", str(theirs.fileno())],
+                module_command("ember.engine.core.grammars.host", str(theirs.fileno())),
                 pass_fds=[theirs.fileno()],
                 env={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},  # and no secrets
                 stdin=subprocess.DEVNULL,

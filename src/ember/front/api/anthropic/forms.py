@@ -26,4 +26,5 @@ def anthropic_error(error: ApiError) -> dict[str, Any]:
 
 
 ANTHROPIC_ERRORS = ErrorForm(anthropic_error, "AnthropicError")
+ANTHROPIC_ID_HEADER = "request-id"  # which its SDKs show with answers and errors
 ANTHROPIC_EVENTS = ServerSentEvents(anthropic_error, error_name="error")

@@ -13,7 +13,7 @@ from ember.front.api.body import parse_body
 from ember.front.api.call import ApiCall
 from ember.front.api.chat import open_chat
 from ember.front.api.chat_translation import count_chat_tokens
-from ember.front.api.exchange import Event, EventStream, Request, Response
+from ember.front.api.exchange import Event, EventStream, Request, Response, new_id
 from ember.front.api.runs import Runs
 from ember.front.api.samples import Piece
 from ember.front.api.schemas import ChatRequest
@@ -37,7 +37,7 @@ async def create_message(services: Services, raw_request: Request) -> Response |
             call = await open_chat(services, raw_request, await parse_body(ChatRequest, body), "msg_", ignored)
     except ApiError as error:
         raise own_error(error) from None
-    call.headers["request-id"] = call.id
+    call.id = new_id("msg")
     if request.stream:
         return EventStream(await start_stream(call, _Events(call)), call.headers)
     async with call.runs() as runs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -28,6 +29,8 @@ class Running:
         self.is_over = False
         self.is_deleted = False
         self.is_ending = False  # its work is being cancelled, or is done and being stored
+        self.ended_at = 0.0  # on time.monotonic()
+        self.num_bytes = 0  # of the events
         self._events: list[Event] = []
         self._news = asyncio.Event()
 
@@ -39,11 +42,13 @@ class Running:
 
     def add(self, event: Event) -> None:
         self._events.append(event)
+        self.num_bytes += len(event.data)
         self._tell()
 
     def end(self, body: dict[str, Any]) -> None:
         self.body = body
         self.is_over = True
+        self.ended_at = time.monotonic()
         self._tell()
 
     async def follow(self, first: int) -> AsyncGenerator[Event, None]:
@@ -64,9 +69,16 @@ class Running:
 
 
 class Background:
-    """The responses of one deployment that are made in the background, and the last ones that were."""
+    """The responses of one deployment that are made in the background, and the last ones that were.
 
-    def __init__(self) -> None:
+    The events of finished ones share the limits of the store: stored responses and events together have at most
+    RESPONSES_STORE_BYTES of memory. A response that was dropped here is still in the store.
+    """
+
+    def __init__(self, max_bytes: int, max_seconds: float) -> None:
+        self._max_bytes = max_bytes
+        self._max_seconds = max_seconds
+        self._store: Store | None = None
         self._running: OrderedDict[str, Running] = OrderedDict()
         self._watching: asyncio.Task[None] | None = None
 
@@ -74,11 +86,25 @@ class Background:
         self._running[response_id] = running
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._watch(store))
-        over = [name for name, other in self._running.items() if other.is_over]
-        for name in over[: max(0, len(over) - MAX_KEPT)]:
+        self._store = store
+        self.trim()
+
+    def trim(self) -> None:
+        """Drop finished responses beyond the limits, the oldest first."""
+        over = {name: running for name, running in self._running.items() if running.is_over}
+        num_bytes = sum(running.num_bytes for running in over.values())
+        num_bytes += self._store.num_bytes if self._store is not None else 0
+        since = time.monotonic() - self._max_seconds
+        num_left = len(over)
+        for name, running in over.items():
+            if num_left <= MAX_KEPT and num_bytes <= self._max_bytes and running.ended_at >= since:
+                break
             del self._running[name]
+            num_left -= 1
+            num_bytes -= running.num_bytes
 
     def get(self, response_id: str) -> Running | None:
+        self.trim()
         return self._running.get(response_id)
 
     def forget(self, response_id: str) -> None:
@@ -106,5 +132,9 @@ class Background:
 
 
 def background_of(services: Services) -> Background:
-    found: Background = services.kept.setdefault("background_responses", Background())
+    found: Background | None = services.kept.get("background_responses")
+    if found is None:
+        settings = services.settings
+        found = Background(settings.responses_store_bytes, settings.responses_store_seconds)
+        services.kept["background_responses"] = found
     return found

@@ -10,10 +10,11 @@ from typing import Any
 from ember.front.api.body import parse_body, shown
 from ember.front.api.chat import open_chat
 from ember.front.api.chat_translation import count_chat_tokens, required_string
-from ember.front.api.exchange import Event, EventStream, Request, Response
+from ember.front.api.exchange import Event, EventStream, Request, Response, new_id
+from ember.front.api.logprob_options import checked_logprobs
 from ember.front.api.responses.background import Running, background_of
 from ember.front.api.responses.items import as_items
-from ember.front.api.responses.output import Reply, ResponseEvents, new_id
+from ember.front.api.responses.output import Reply, ResponseEvents
 from ember.front.api.responses.schemas import InputTokensRequest, ResponsesRequest
 from ember.front.api.responses.store import UNFINISHED, Item, Store, Stored, store_of
 from ember.front.api.responses.translate import FIELD_NAMES, chat_body
@@ -34,6 +35,7 @@ async def create_response(services: Services, raw_request: Request) -> Response 
     request = await parse_body(ResponsesRequest, raw_request.body)
     services.check_model(request.model)
     _check_metadata(request.metadata)
+    background_of(services).trim()
     store = store_of(services, raw_request)
     keeps = store if request.store is not False else None
     if request.background and keeps is None:
@@ -43,6 +45,8 @@ async def create_response(services: Services, raw_request: Request) -> Response 
     body, ignored = chat_body(request, history, items, services)
     with FIELD_NAMES.in_errors():
         call = await open_chat(services, raw_request, await parse_body(ChatRequest, body), "resp_", ignored)
+    checked_logprobs(request.top_logprobs, "sample", "top_logprobs", services.settings, call.info)
+    call.id = new_id("resp")  # it names a stored response, so another request with the same X-Request-Id needs another
     reply = Reply(call, request, is_stored=keeps is not None)
     if request.background:
         assert keeps is not None
@@ -212,3 +216,4 @@ async def _work(running: Running, reply: Reply, store: Store, items: list[Item])
     except ApiError as error:
         log.error("a response in the background was not stored: %s", error.message)
     running.end(body)
+    background_of(reply.call.services).trim()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ember.front.api.blocks import Block, BlockDelta, BlockEnd, BlockEvent, BlockReader, BlockStart
 from ember.front.api.call import ApiCall
-from ember.front.api.exchange import Event
+from ember.front.api.exchange import Event, new_id
 from ember.front.api.logprobs import chat_logprobs
 from ember.front.api.responses.items import seal
 from ember.front.api.responses.schemas import ResponsesRequest
@@ -23,10 +22,6 @@ from ember.front.errors import ApiError
 from ember.wire import TokenLogprobs
 
 _PREFIXES = {"reasoning": "rs", "text": "msg", "call": "fc"}
-
-
-def new_id(prefix: str) -> str:
-    return f"{prefix}_{uuid.uuid4().hex}"
 
 
 @dataclass(slots=True)

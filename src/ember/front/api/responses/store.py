@@ -55,6 +55,11 @@ class Stored:
 class Store(Protocol):
     """A store. Its methods raise ApiError 500 where it cannot be read or written."""
 
+    @property
+    def num_bytes(self) -> int:
+        """What it holds in memory."""
+        ...
+
     async def put(self, stored: Stored) -> None: ...
     async def get(self, response_id: str) -> Stored | None: ...
     async def delete(self, response_id: str) -> bool: ...
@@ -141,6 +146,8 @@ class SqliteStore:
     The table `running` has the responses that a worker is making in the background: the time of its last heartbeat, and
     a command that another worker has left for it. A response whose heartbeats have stopped has failed.
     """
+
+    num_bytes = 0
 
     def __init__(self, path: str, max_bytes: int, max_seconds: float) -> None:
         self._max_bytes = max_bytes
