@@ -28,6 +28,8 @@ HEADS = {
     "MPNetForSequenceClassification": "mpnet",
     "ElectraForSequenceClassification": "electra",
     "DebertaV2ForSequenceClassification": "deberta",
+    "AlbertForSequenceClassification": "albert",
+    "AlbertForTokenClassification": "albert",
     "GteForSequenceClassification": "gte",
     "NomicBertForSequenceClassification": "nomic",
     "RobertaForTokenClassification": "roberta",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from ember.cli.quantize import quantize
 from ember.engine.core.engine import Engine
 from ember.engine.core.prediction import predict
 from ember.engine.errors import ModelError
+from ember.engine.loading.resolve import resolve_model
+from ember.front.text.sentence_files import read_sentence_files
 from ember.wire import Configure, Generate, Pool, Pooled, SequenceOutput
 from tests.engine_core.inline import greedy, make_engine
+from tests.engine_models.test_own_code_families import rewrite_as_internlm2
 from tests.engine_models.tiny import VOCAB_SIZE, make_tiny, rewrite_config
 
 LENGTHS = [1, 3, 9, 16, 24, 33, 50, 7]
@@ -353,15 +357,43 @@ def test_a_head_of_tokens(method, tmp_path):
         check(engine, texts, "classify", probabilities)
 
 
-def test_reward_models(tmp_path):
-    directory = make_tiny("qwen2", tmp_path, auto="AutoModel", num_labels=2)
-    state = load_file(directory / "model.safetensors")
-    generator = torch.Generator().manual_seed(0)
-    sizes = {"score.0.weight": (64, 64), "score.0.bias": (64,), "score.2.weight": (2, 64), "score.2.bias": (2,)}
+def add_head(directory: Path, sizes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """Add the random weights of a head to a checkpoint. Returns them."""
+    file, generator = directory / "model.safetensors", torch.Generator().manual_seed(0)
     head = {name: torch.randn(size, generator=generator) / 4 for name, size in sizes.items()}
-    save_file({f"model.{name}": tensor for name, tensor in state.items()} | head, directory / "model.safetensors")
+    save_file(load_file(file) | head, file)
+    return head
+
+
+def test_a_reward_of_each_token(tmp_path):
+    """InternLM 2 has one layer, Qwen 2.5 two."""
+    texts = prompts("rewards")
+    directory = make_tiny("llama", tmp_path / "internlm2")
+    states = hidden_states(directory, texts)
+    rewrite_as_internlm2(directory)
+    weight = add_head(directory, {"v_head.weight": (1, 64)})["v_head.weight"].numpy()
+    engine = make_engine(
+        directory, hf_overrides={"architectures": ["InternLM2ForRewardModel"]}, max_num_batched_tokens=11
+    )
+    check(engine, texts, "token_classify", [each @ weight.T for each in states])
+
+    directory = make_tiny("qwen2", tmp_path / "qwen2")
+    states = hidden_states(directory, texts)
+    sizes = {"score.0.weight": (64, 64), "score.0.bias": (64,), "score.2.weight": (1, 64), "score.2.bias": (1,)}
+    first, shift, last, end = (tensor.numpy() for tensor in add_head(directory, sizes).values())
+    engine = make_engine(directory, hf_overrides={"architectures": ["Qwen2ForRewardModel"]})
+    expected = [np.maximum(each @ first.T + shift, 0) @ last.T + end for each in states]
+    check(engine, texts, "token_classify", expected)
+
+
+def test_a_reward_of_each_step(tmp_path):
+    directory = make_tiny("qwen2", tmp_path, auto="AutoModel", num_labels=2)
     texts = prompts("reward")
-    states = [torch.tensor(each) for each in hidden_states(tmp_path, texts)]
+    states = [torch.tensor(each) for each in hidden_states(directory, texts)]
+    file = directory / "model.safetensors"
+    save_file({f"model.{name}": tensor for name, tensor in load_file(file).items()}, file)
+    sizes = {"score.0.weight": (64, 64), "score.0.bias": (64,), "score.2.weight": (2, 64), "score.2.bias": (2,)}
+    head = add_head(directory, sizes)
     hidden = [torch.relu(each @ head["score.0.weight"].T + head["score.0.bias"]) for each in states]
     logits = [each @ head["score.2.weight"].T + head["score.2.bias"] for each in hidden]
     overrides = {"architectures": ["Qwen2ForProcessRewardModel"]}
@@ -416,6 +448,29 @@ def test_modules_are_copied_with_a_quantised_model(embedder, tmp_path):
     expected = pooled(make_engine(embedder), texts, "embed")
     for one, other in zip(pooled(make_engine(tmp_path / "quantised"), texts, "embed"), expected, strict=True):
         assert one @ other > 0.99
+
+
+def test_the_model_may_be_in_a_directory_of_its_own(embedder, tmp_path):
+    """As older versions of sentence-transformers wrote it."""
+    use_pooling(embedder, "mean_tokens")
+    root, texts = tmp_path / "root", [[9, 10, 11]]
+    shutil.copytree(embedder, root)
+    inner = root / "0_Transformer"
+    inner.mkdir()
+    for file in root.iterdir():
+        if file.is_file() and file.name != "modules.json":
+            file.rename(inner / file.name)
+    modules = json.loads((root / "modules.json").read_text())
+    modules[0]["path"] = inner.name
+    (root / "modules.json").write_text(json.dumps(modules))
+    (root / "config_sentence_transformers.json").write_text('{"prompts": {"query": "q: "}}')
+    expected = pooled(make_engine(embedder), texts, "embed")[0]
+    engine = make_engine(root)
+    assert engine.limits.max_model_len == 60 and resolve_model(str(root)) == inner
+    np.testing.assert_array_equal(pooled(engine, texts, "embed")[0], expected)
+    assert read_sentence_files(inner).prompts == {"query": "q: "}
+    quantize(str(root), tmp_path / "quantised", "w8a16", None, print)
+    assert pooled(make_engine(tmp_path / "quantised"), texts, "embed")[0] @ expected > 0.99
 
 
 def test_the_settings_decide_what_a_causal_model_does(embedder):

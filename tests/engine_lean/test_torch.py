@@ -306,7 +306,7 @@ def test_a_boot_and_requests_need_nothing_of_what_is_deferred():
 
 def test_pooling_needs_nothing_of_what_is_deferred(tmp_path):
     """A decoder, and encoders whose kinds of attention differ, with weights that are made on the spot."""
-    for variant in ("bert", "mpnet", "modernbert", "deberta"):
+    for variant in ("bert", "mpnet", "modernbert", "deberta_convolution"):
         cls, config = encoder_classes(variant)
         config.architectures = [cls.__name__]
         config.save_pretrained(tmp_path / variant)

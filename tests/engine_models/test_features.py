@@ -27,6 +27,7 @@ from ember.engine.description.config import (
     Norm,
     QkNorm,
     Scores,
+    TextConvolution,
     Wiring,
 )
 from ember.engine.description.families.registry import find_family
@@ -75,6 +76,7 @@ PARTS: dict[str, Any] = {
     "selective": SelectiveConfig(64, 8, 4, 4),
     "distance_bias": DistanceBias(32),
     "disentangled": Disentangled(16, 16, 64),
+    "text_conv": TextConvolution(3, "gelu"),
 }
 
 

@@ -44,6 +44,14 @@ def test_internlm2_is_a_llama_with_names_and_a_fused_matrix_of_its_own(tmp_path:
     """`wqkv` has, for each key-value head, its queries, its key and its value."""
     directory = make_tiny("llama", tmp_path)
     expected = reference(directory, tokens())
+    rewrite_as_internlm2(directory)
+    check(directory, expected)
+    (warning,) = load_config(directory).warnings
+    assert "the rope type dynamic changes longer contexts only" in warning and "=256 are served" in warning
+
+
+def rewrite_as_internlm2(directory: Path) -> None:
+    """Give the tiny Llama the names and the configuration of InternLM 2."""
     config, file = load_config(directory), directory / "model.safetensors"
     weights = safetensors.torch.load_file(file)
     for layer in range(config.num_layers):
@@ -57,9 +65,6 @@ def test_internlm2_is_a_llama_with_names_and_a_fused_matrix_of_its_own(tmp_path:
     rewrite_config(directory, architectures=["InternLM2ForCausalLM"], model_type="internlm2", bias=False)
     rewrite_config(directory, rope_parameters=None, rope_theta=10000.0, rope_scaling=scaling)
     rewrite_config(directory, attention_bias=None, mlp_bias=None)
-    check(directory, expected)
-    (warning,) = load_config(directory).warnings
-    assert "the rope type dynamic changes longer contexts only" in warning and "=256 are served" in warning
 
 
 LONGROPE = {

@@ -62,6 +62,11 @@ ENCODER_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "DebertaV2Model",
         {**_DEBERTA, **_CLAMPED, "position_biased_input": True, "type_vocab_size": 2},
     ),
+    "deberta_convolution": (
+        "DebertaV2Model",
+        {**_DEBERTA, "conv_kernel_size": 3, "conv_act": "gelu", "conv_groups": 2},
+    ),
+    "albert": ("AlbertModel", {**_COMMON, "embedding_size": 32, "num_hidden_layers": 5, "num_hidden_groups": 2}),
 }
 
 

@@ -32,6 +32,7 @@ from ember.engine.loading.write import write_safetensors
 from ember.engine.quantization.write_float import Float8BlockWriter, Float8RowWriter, Fp4Writer, NF4Writer
 from ember.engine.quantization.write_int import AWQWriter, CompressedWriter, GPTQWriter, Writer
 from ember.gguf.types import BLOCKS
+from ember.sentence_layout import MODULES_FILE, module_root
 from ember.sizes import binary_size
 
 GROUP_SIZE = 128
@@ -112,10 +113,24 @@ def quantize(source: str, target: Path, form: str, group: int | None, say: Calla
                 copy = unfinished / file.relative_to(directory)
                 copy.parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, copy)
-        for module in module_directories(reader(directory)):  # of sentence-transformers, with weights of their own
-            if (directory / module).is_dir():
-                shutil.copytree(directory / module, unfinished / module, dirs_exist_ok=True)
+        _copy_modules(directory, unfinished)
     return report
+
+
+def _copy_modules(directory: Path, target: Path) -> None:
+    """Copy the modules of sentence-transformers, which have weights of their own. In the copy the model is beside
+    modules.json, also where it is in a directory of its own."""
+    root = module_root(directory)
+    for module in module_directories(reader(root)):
+        if (root / module).is_dir() and root / module != directory:
+            shutil.copytree(root / module, target / module, dirs_exist_ok=True)
+    if root == directory:
+        return
+    entries = reader(root)(MODULES_FILE)
+    moved = [{**entry, "path": ""} if entry.get("path") == directory.name else entry for entry in entries]
+    (target / MODULES_FILE).write_text(json.dumps(moved, indent=2) + "\n")
+    for file in root.glob("config_sentence_transformers.json"):
+        shutil.copyfile(file, target / file.name)
 
 
 @contextmanager

@@ -127,6 +127,8 @@ class WeightNames:
     distance_bias: str | None = None  # the table of biases by distance
     position_vectors: str | None = None  # the table of relative positions, and its norm
     position_norm: str | None = None
+    text_conv: str | None = None  # the convolution over a text's tokens, and its norm
+    text_conv_norm: str | None = None
     project_in: str | None = None
     project_out: str | None = None
     transposed: bool = False  # the matrices of the layers are stored as [in, out]
@@ -218,6 +220,16 @@ class Disentangled:
     norm: bool = True  # of the table's rows
 
 
+@dataclass(frozen=True, slots=True)
+class TextConvolution:
+    """A convolution of the embeddings over the tokens of each text. After the first layer, whose output is x, comes
+    norm(x + activation(convolution)) (DeBERTa)."""
+
+    kernel: int
+    activation: str  # of `pooling.DENSE_ACTIVATIONS`
+    groups: int = 1
+
+
 class HeadSizes(NamedTuple):
     """The numbers of a layer's heads, and their size."""
 
@@ -261,6 +273,8 @@ class DecoderConfig:
     norm_offset: float = 0.0  # added to the stored weights of norms when they are loaded; those of RMSNorm are float32
     wiring: Wiring = "pre_norm"  # how the residual, the norms and the parts of a block are connected
     residual_scale: float = 1.0  # of the outputs of attention and MLP, before they are added to the residual
+    # The layers in the order in which they are computed, where some are computed several times; empty: each one once.
+    layer_order: tuple[int, ...] = ()
     first_norm: bool = True  # whether the first layer's attention has a norm, beside that of the embeddings
     final_norm: bool = True
     logits_scale: float = 1.0  # factor of the logits
@@ -293,6 +307,7 @@ class DecoderConfig:
     token_types: int = 0  # rows of the table of token types, whose rows are added to the embeddings; 0: there is none
     distance_bias: DistanceBias | None = None
     disentangled: Disentangled | None = None
+    text_conv: TextConvolution | None = None
     # Outputs of attention are multiplied by the sigmoid of a projection, whose rows follow the query of each head.
     attention_gate: bool = False
     head_gate: bool = False  # the output of each head is multiplied by the sigmoid of a number, which is a projection
@@ -506,6 +521,7 @@ DATA = frozenset(
         *("distance_bias.buckets", "distance_bias.max_distance"),
         *("disentangled.span", "disentangled.buckets", "disentangled.max_distance"),
         *("disentangled.content_to_position", "disentangled.position_to_content", "disentangled.norm"),
+        *("text_conv.kernel", "text_conv.activation", "text_conv.groups"),
     }
 )
 """The fields of a decoder and of its parts that change no equation."""

@@ -89,6 +89,8 @@ LOOP = frozenset(
         "wiring=parallel",
         "wiring=alone",
         "first_norm=False",
+        "layer_order",
+        "text_conv",
         "residual_scale",
         "final_norm=False",
         "layer_intermediate_sizes",

@@ -26,7 +26,7 @@ from ember.engine.description.known_fields import HARMLESS, HARMLESS_VALUES, NEU
 from ember.engine.description.operator_sets import check_features
 from ember.engine.description.pooling import POOLING_NAMES, Modules, PoolingType, TaskSettings, read_pooling
 from ember.engine.description.quantization_config import quantization_of, read_beside
-from ember.engine.description.sentence_transformers import read_modules, reader
+from ember.engine.description.sentence_transformers import read_model_modules
 from ember.engine.description.shells import SHELL_TYPES, SHELLS, text_fields
 from ember.engine.errors import ModelError
 from ember.regular_file import MAX_JSON_BYTES
@@ -62,7 +62,7 @@ def load_config(
     beside = read_beside(lambda name: read_json(model_dir / name, required=False))
     try:
         config = read_config(values, beside, runs_by)
-        modules = Modules() if runs_by.tasks.runner == "generate" else read_modules(reader(model_dir))
+        modules = Modules() if runs_by.tasks.runner == "generate" else read_model_modules(model_dir)
         config = with_pooling(config, values, runs_by.tasks, modules)
     except ModelError as error:
         raise ModelError(f"{path}{' with HF_OVERRIDES' if overrides else ''}: {error}") from None

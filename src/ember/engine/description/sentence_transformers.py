@@ -13,6 +13,7 @@ from ember.engine.description.fields import Fields, shown
 from ember.engine.description.pooling import DENSE_ACTIVATIONS, DenseConfig, Modules, PoolingType, TokenHead
 from ember.engine.errors import ModelError
 from ember.regular_file import MAX_JSON_BYTES
+from ember.sentence_layout import module_root
 from ember.untrusted_json import UntrustedJsonError
 
 Read = Callable[[str], Any]
@@ -57,12 +58,19 @@ def reader(model_dir: Path) -> Read:
     return read
 
 
-def read_modules(read: Read) -> Modules:
+def read_model_modules(model_dir: Path) -> Modules:
+    """What the files beside a model, or above it, say of pooling. Raises ModelError."""
+    root = module_root(model_dir)
+    return read_modules(reader(root), "" if root == model_dir else model_dir.name)
+
+
+def read_modules(read: Read, own: str = "") -> Modules:
     """What the files say of pooling; of a model without modules.json only the longest text and what
-    config_sentence_transformers.json says. Raises ModelError."""
+    config_sentence_transformers.json says. `own`: the model's directory, if it is not that of modules.json. Raises
+    ModelError."""
     whole = Fields(_whole(read), "config_sentence_transformers.json: ")
     found = Modules(
-        max_length=_max_length(read),
+        max_length=_max_length(read, own),
         activation_name=whole.text("activation_fn"),
         dimensions=whole.optional_integer("truncate_dim", None),
     )
@@ -73,7 +81,7 @@ def read_modules(read: Read) -> Modules:
         raise ModelError("modules.json must be a list of modules")
     found.is_there = True
     if found.max_length is None:
-        found.max_length = _tokenizer_length(read)
+        found.max_length = _tokenizer_length(read, own)
     for entry in entries:
         kind, path = str(entry.get("type", "")).rpartition(".")[2], _inside(entry.get("path", ""))
         config = read(f"{path}/config.json" if path else "config.json") if kind in _WITH_CONFIG else None
@@ -84,7 +92,7 @@ def read_modules(read: Read) -> Modules:
             found.types = _types(fields)
             found.includes_prompt = fields.flag("include_prompt", True)
         elif kind == "Dense":
-            found.dense = (*found.dense, _dense(fields, path))
+            found.dense = (*found.dense, _dense(fields, f"../{path}" if own else path))
         elif kind == "Normalize":
             found.normalizes = True
         elif kind == "LogitScore":
@@ -92,8 +100,8 @@ def read_modules(read: Read) -> Modules:
         elif kind not in ("Transformer", "Dropout"):
             known = "Transformer, Pooling, Dense, Normalize, LogitScore and Dropout are"
             raise ModelError(f"modules.json has the module {shown(entry.get('type'))}, which is not supported: {known}")
-        elif path:
-            raise ModelError(f"modules.json has the model in {shown(path)}: only one in the directory itself is served")
+        elif path != own:
+            raise ModelError(f"modules.json has the model in {shown(path)}: and its files are not there")
     return found
 
 
@@ -148,18 +156,18 @@ def _whole(read: Read) -> Mapping[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _max_length(read: Read) -> int | None:
+def _max_length(read: Read, own: str) -> int | None:
     """The longest text that the files of the module Transformer allow."""
     for name in _LENGTH_FILES:
-        values = read(name)
+        values = read(str(PurePosixPath(own, name)))
         if isinstance(values, Mapping):
             return Fields(values, f"{name}: ").optional_integer("max_seq_length", None)
     return None
 
 
-def _tokenizer_length(read: Read) -> int | None:
+def _tokenizer_length(read: Read, own: str) -> int | None:
     """The longest text that the tokenizer's files name, where newer files of sentence-transformers have it. A model
     without such a limit names a number beyond any context."""
-    values = read("tokenizer_config.json")
+    values = read(str(PurePosixPath(own, "tokenizer_config.json")))
     length = values.get("model_max_length") if isinstance(values, dict) else None
     return length if type(length) is int and 0 < length < MAX_POSITIONS else None

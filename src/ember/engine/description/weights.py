@@ -153,6 +153,7 @@ def weight_specs(config: DecoderConfig) -> list[Spec]:
         projection = Stored(str(names.project_in), hidden, embed).whole()
         specs.append(_linear("project_in", [projection], config.projects_sum))
     specs += _relative_positions(config, hidden)
+    specs += _text_conv(config, hidden)
     for layer in range(config.num_layers):
         specs += _layer(config, _Sizes.of(config, hidden, layer), layer)
     if config.final_norm:
@@ -182,6 +183,17 @@ def _relative_positions(config: DecoderConfig, hidden: Size) -> Iterator[Spec]:
         yield TensorSpec("position_vectors", f"{names.position_vectors}.weight", (rows, hidden))
         if config.disentangled.norm:
             yield from _norm(config, hidden, "position_norm", str(names.position_norm))
+
+
+def _text_conv(config: DecoderConfig, hidden: Size) -> Iterator[Spec]:
+    conv, name = config.text_conv, config.names.text_conv
+    if conv is None:
+        return
+    inputs = Size(hidden.extent // conv.groups, f"{hidden.says} in conv_groups={conv.groups}")
+    kernel = Size(conv.kernel, f"conv_kernel_size={conv.kernel}")
+    yield TensorSpec("text_conv.weight", f"{name}.weight", (hidden, inputs, kernel))
+    yield TensorSpec("text_conv.bias", f"{name}.bias", (hidden,))
+    yield from _norm(config, hidden, "text_conv.norm", str(config.names.text_conv_norm))
 
 
 def count_parameters(specs: Iterable[Spec]) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ember.engine.description.config import Disentangled, DistanceBias, HeadSizes
+from ember.engine.description.config import Disentangled, DistanceBias, HeadSizes, TextConvolution
 from ember.engine.layers.cache import CacheScales
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
@@ -146,6 +146,16 @@ class Block:
 
 
 @dataclass(slots=True)
+class TextConv:
+    """The convolution of the embeddings over the tokens of each text, and the norm after it."""
+
+    weight: Tensor  # [hidden, hidden / groups, kernel]
+    bias: Tensor  # [hidden]
+    norm: Norm
+    config: TextConvolution
+
+
+@dataclass(slots=True)
 class DecoderParts:
     """All weights of a decoder, from token ids to logits."""
 
@@ -156,6 +166,8 @@ class DecoderParts:
     head: Linear  # [vocab_size, hidden or embed_dim]; of a model without logits the embedding, which nothing multiplies
     layer_inputs: LayerInputs | None = None
     has_head: bool = True
+    layer_order: tuple[int, ...] = ()  # the blocks in the order in which they are computed
+    text_conv: TextConv | None = None
 
     def groups(self) -> list[Attention | LatentAttention]:
         """A layer's attention of each cache group. All layers of a group have the same window and heads."""

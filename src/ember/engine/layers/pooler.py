@@ -18,7 +18,7 @@ from ember.engine.description.pooling import PoolingActivation, PoolingConfig, P
 from ember.engine.layers.norm import LayerNorm, unit_rows
 from ember.wire import Pool
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
     "tanh": torch.tanh,
     "relu": F.relu,
@@ -43,7 +43,7 @@ class Dense:
         return len(self.weight)
 
     def __call__(self, x: Tensor) -> Tensor:
-        x = _ACTIVATIONS[self.activation](F.linear(x, self.weight, self.bias))
+        x = ACTIVATIONS[self.activation](F.linear(x, self.weight, self.bias))
         return x if self.norm is None else self.norm(x)
 
 

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ember.engine.description.sentence_transformers import read_modules, reader
+from ember.engine.description.sentence_transformers import read_model_modules
 from ember.engine.errors import ModelError
 from ember.engine.loading.files import choose_gguf, is_gguf, names_of_gguf, weight_files
 from ember.engine.loading.hub_files import Repository
 from ember.gguf.files import NO_CHOICE, SUFFIX, USUAL_QUANTIZATION, Choice, contradiction, first_part, split_name
 from ember.regular_file import read_regular
+from ember.sentence_layout import transformer_directory
 
 Say = Callable[[str], None]
 _MAX_REF_BYTES = 1000
@@ -52,7 +53,7 @@ def _has_weights(directory: Path, load_format: str) -> bool:
     except ModelError:
         return False
     try:
-        dense = read_modules(reader(directory)).dense
+        dense = read_model_modules(directory).dense
     except ModelError:  # which reading the model says again
         return True
     files = ("model.safetensors", "pytorch_model.bin")
@@ -144,6 +145,8 @@ def resolve_model(
             "to gguf or auto, or name a model in that format"
         )
     directory = Path(name).expanduser()
+    if directory.is_dir() and (own_directory := transformer_directory(directory)) != directory:
+        name, directory = str(own_directory), own_directory
     if load_format in ("safetensors", "pt") and directory.is_dir() and is_gguf(_names(directory), "auto", NO_CHOICE):
         raise ModelError(
             f"LOAD_FORMAT={load_format}, but the weights of {directory} are GGUF files: set LOAD_FORMAT to gguf or "

@@ -19,6 +19,7 @@ from ember.engine.layers.block import (
     DistanceTable,
     Mixer,
     PositionHeads,
+    TextConv,
 )
 from ember.engine.layers.embedding import Embedding
 from ember.engine.layers.experts import Experts
@@ -61,6 +62,7 @@ def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
         config.projects_sum,
     )
     relative = _relative_positions(config, weights)
+    text_conv = _text_conv(config, weights)
     groups = cache_groups(config, tokens.dtype.itemsize)
     windows, pages, states = config.windows(), cache_places(config, groups), state_places(groups)
     if config.bidirectional:
@@ -75,6 +77,8 @@ def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
         head=_head(config, weights, tokens),
         has_head=config.has_head,
         layer_inputs=_layer_inputs(config, weights, tokens.dtype) if config.layer_input_size else None,
+        layer_order=config.layer_order or tuple(range(config.num_layers)),
+        text_conv=text_conv,
     )
     assert not weights, f"no part of the model uses {', '.join(weights)}"
     if not config.first_norm:
@@ -100,6 +104,13 @@ def _relative_positions(config: DecoderConfig, weights: Weights) -> DistanceTabl
         return None
     vectors = _tensor(weights, "position_vectors")
     return _norm(config, weights, "position_norm")(vectors) if config.disentangled.norm else vectors
+
+
+def _text_conv(config: DecoderConfig, weights: Weights) -> TextConv | None:
+    if config.text_conv is None:
+        return None
+    weight, bias = (_tensor(weights, f"text_conv.{part}") for part in ("weight", "bias"))
+    return TextConv(weight, bias, _norm(config, weights, "text_conv.norm"), config.text_conv)
 
 
 def _position_heads(attention: Attention, vectors: Tensor, config: Disentangled) -> PositionHeads:

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from ember.engine.description.config import DecoderConfig
 from ember.engine.layers.batch import Batch
-from ember.engine.layers.block import Attention, BesideExperts, Block
+from ember.engine.layers.block import Attention, BesideExperts, Block, TextConv
 from ember.engine.layers.cache import KVCache
 from ember.engine.layers.embedding import look_up
 from ember.engine.layers.latent import LatentAttention
 from ember.engine.layers.layer_inputs import LayerInput, LayerInputs
 from ember.engine.layers.mixers import Delta, Selective, ShortConvolution, Ssd
 from ember.engine.layers.mlp import MLP
+from ember.engine.layers.pooler import ACTIVATIONS
 from ember.engine.layers.scratch import reserve
 from ember.engine.models.build import Weights, build_parts, tensors_of
 from ember.engine.operators.base import Operators, Step
@@ -235,6 +236,17 @@ def with_layer_input(ops: Ops, part: LayerInput, hidden: Tensor, step: Step) -> 
     return ops.add_norm(part.norm, ops.linear(part.mlp.down, ops.gate(part.mlp, gate), step), None)[0]
 
 
+def convolve_texts(conv: TextConv, embedded: Tensor, step: Step) -> Tensor:
+    """[T, hidden] -> [T, hidden]: the activated convolution over the tokens of each text."""
+    assert step.texts is not None, "an encoder's step has a plan of its texts"
+    padding, groups, made = conv.config.kernel // 2, conv.config.groups, torch.empty_like(embedded)
+    for texts in step.texts.groups:
+        rows = embedded[texts.rows].unflatten(0, (texts.texts, texts.length)).transpose(1, 2)
+        convolved = F.conv1d(rows, conv.weight, conv.bias, padding=padding, groups=groups)
+        made[texts.rows] = convolved.transpose(1, 2).flatten(0, 1)
+    return ACTIVATIONS[conv.config.activation](made)
+
+
 def extended(wire: Wire) -> Wire:
     """The wiring, with the layer's own input and the factor of its output."""
 
@@ -300,8 +312,12 @@ class Decoder:
         residual, delta = ops.embed(parts.embedding, step), None
         if parts.layer_inputs is not None:
             step.layer_inputs = layer_inputs(ops, parts.layer_inputs, residual, step)
-        for block in parts.blocks:
-            residual, delta = self._wire(ops, block, residual, delta, step)
+        convolved = None if parts.text_conv is None else convolve_texts(parts.text_conv, residual, step)
+        for layer in parts.layer_order:
+            residual, delta = self._wire(ops, parts.blocks[layer], residual, delta, step)
+            if convolved is not None and parts.text_conv is not None:
+                assert delta is None, "the family's wiring leaves no delta"
+                residual, convolved = ops.add_norm(parts.text_conv.norm, residual, convolved)[0], None
         if parts.final_norm is not None:
             return ops.add_norm(parts.final_norm, residual, delta)[0]
         return residual if delta is None else residual + delta

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ember import untrusted_json
 from ember.regular_file import MAX_JSON_BYTES
+from ember.sentence_layout import module_root
 from ember.untrusted_json import UntrustedJsonError
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class SentenceFiles:
 
 def read_sentence_files(directory: Path) -> SentenceFiles:
     """Read the files of a model. One that is missing or broken says nothing; a broken one is logged."""
-    config = _read(directory / PROMPTS_FILE)
+    config = _read(module_root(directory) / PROMPTS_FILE)
     given = config.get("prompts")
     prompts = given if isinstance(given, dict) else {}
     prompts = {name: text for name, text in prompts.items() if isinstance(text, str)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ember.engine.description.config import DecoderConfig, Disentangled
+from ember.engine.description.config import DecoderConfig, Disentangled, TextConvolution
 from ember.engine.description.families.bert import bert_names
 from ember.engine.description.family import Family, field_names
 from ember.engine.description.fields import Fields
@@ -18,6 +18,8 @@ DEBERTA_NAMES = replace(
     value="attention.self.value_proj",
     position_vectors="deberta.encoder.rel_embeddings",
     position_norm="deberta.encoder.LayerNorm",
+    text_conv="deberta.encoder.conv.conv",
+    text_conv_norm="deberta.encoder.conv.LayerNorm",
 )
 
 
@@ -29,8 +31,6 @@ def read(fields: Fields) -> DecoderConfig:
     width = fields.optional_integer("embedding_size", None)
     if width not in (None, fields.values.get("hidden_size")):
         raise fields.error("embedding_size", "hidden_size: another is not supported")
-    if fields.integer("conv_kernel_size", 0, at_least=0):
-        raise fields.error("conv_kernel_size", "0: a convolution in the first layer is not supported")
     act = fields.one_of("pooler_hidden_act", "gelu", ("gelu", "tanh", "relu", "silu"))
     learned = fields.flag("position_biased_input", True)
     config = read_encoder(
@@ -58,15 +58,26 @@ def read(fields: Fields) -> DecoderConfig:
         norm="layer_norm" in norms,
     )
     scale = (config.head_dim * (1 + len(set(kinds)))) ** -0.5
-    return replace(config, disentangled=relative, attention_scale=scale)
+    return replace(config, disentangled=relative, attention_scale=scale, text_conv=_convolution(fields, config))
+
+
+def _convolution(fields: Fields, config: DecoderConfig) -> TextConvolution | None:
+    kernel, groups = fields.integer("conv_kernel_size", 0, at_least=0), fields.integer("conv_groups", 1)
+    if not kernel:
+        return None
+    if kernel % 2 == 0:
+        raise fields.error("conv_kernel_size", "an odd number, so that the text keeps its length")
+    if config.hidden_size % groups:
+        raise fields.error("conv_groups", f"a divisor of hidden_size={config.hidden_size}")
+    return TextConvolution(kernel, fields.one_of("conv_act", "tanh", ("tanh", "gelu", "relu", "silu")), groups)
 
 
 DEBERTA_V2 = Family(
     read,
     ENCODER_FIELDS
-    | field_names("relative_attention share_att_key embedding_size conv_kernel_size position_biased_input")
+    | field_names(
+        "relative_attention share_att_key embedding_size conv_kernel_size conv_groups conv_act position_biased_input"
+    )
     | field_names("position_buckets max_relative_positions pos_att_type norm_rel_ebd pooler_hidden_act"),
-    harmless=dict.fromkeys(
-        field_names("pooler_dropout pooler_hidden_size legacy conv_act cls_dropout padding_idx"), ()
-    ),
+    harmless=dict.fromkeys(field_names("pooler_dropout pooler_hidden_size legacy cls_dropout padding_idx"), ()),
 )

@@ -133,6 +133,7 @@ ENCODERS = {
     "CamembertModel": ("camembert", "bert.ROBERTA"),
     "DistilBertModel": ("distilbert", "distilbert.DISTILBERT"),
     "MPNetModel": ("mpnet", "mpnet.MPNET"),
+    "AlbertModel": ("albert", "albert.ALBERT"),
     "ElectraModel": ("electra", "electra.ELECTRA"),
     "ModernBertModel": ("modernbert", "modernbert.MODERNBERT"),
     "NomicBertModel": ("nomic_bert", "nomic_bert.NOMIC_BERT"),
