@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from ember.front.api.openai_forms import openai_error
+from ember.front.api.pooling import late_interaction
 from ember.front.api.pooling.routes import COHERE_ERRORS
 from ember.front.api.pooling.vectors import SIZES, as_bytes
 from ember.front.api.routes import ROUTER
@@ -242,6 +243,32 @@ def test_scores_of_an_embedder_are_cosines(embedder: Deployment) -> None:
     ]
     expected = vectors[0] @ vectors[2] / numpy.linalg.norm(vectors[0]) / numpy.linalg.norm(vectors[2])
     assert [entry["score"] for entry in answer["data"]] == pytest.approx([1.0, expected])
+    assert answer["data"][0]["score"] <= 1.0
+
+
+def test_scores_of_late_interaction(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The documents come in parts, and each token of the query is compared with all of its document."""
+
+    def pooled(text: PoolText, options: PoolOptions) -> Pooled:
+        rows = numpy.random.default_rng(text.token_ids).standard_normal((len(text.token_ids), 3)).astype("<f4")
+        return Pooled(rows.tobytes(), list(rows.shape))
+
+    def vectors(text: str) -> numpy.ndarray[Any, Any]:
+        rows = pooled(PoolText(deployment.tokenizer.encode(text, True)), options(deployment))
+        return numpy.frombuffer(rows.data, "<f4").reshape(rows.shape)
+
+    deployment.pools("token_embed", dimensions=3)
+    deployment.engine.pool = pooled  # type: ignore[method-assign]
+    documents = ["a", "b c", "hello w", "x"]
+    monkeypatch.setattr(late_interaction, "MAX_TOKENS", 6)
+    answer = ask(deployment, RERANK, {"query": "he", "documents": documents})
+    expected = [(vectors("he") @ vectors(document).T).max(axis=1).sum() for document in documents]
+    for entry in answer["results"]:
+        assert entry["relevance_score"] == pytest.approx(expected[entry["index"]], rel=1e-5)
+    assert [len(found) for found, _ in deployment.engine.pooled] == [1, 2, 2]
+    pairs = ask(deployment, SCORE, {"text_1": documents, "text_2": documents[::-1]})["data"]
+    expected = [(vectors(a) @ vectors(b).T).max(axis=1).sum() for a, b in zip(documents, documents[::-1], strict=True)]
+    assert [entry["score"] for entry in pairs] == pytest.approx(expected, rel=1e-5)
 
 
 def test_documents_are_sorted(reranker: Deployment) -> None:

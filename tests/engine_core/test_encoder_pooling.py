@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from ember.engine.errors import ModelError
 from ember.wire import Pool
@@ -84,6 +85,33 @@ def test_heads_are_those_of_transformers(head: str, tmp_path: Path) -> None:
     expected = [run(model, text) for text in texts]
     task = "token_classify" if "Token" in head else "classify"
     check(engine, texts, task, expected, use_activation=False)
+
+
+def test_vectors_of_tokens_for_late_interaction(tmp_path: Path) -> None:
+    """ColBERT's class for BERT, and PyLate's modules."""
+    generator, texts = torch.Generator().manual_seed(0), texts_of("late")
+    projection = torch.randn(24, 64, generator=generator)
+    for variant in ("bert", "modernbert"):
+        model, directory = make_encoder(variant, tmp_path / variant), tmp_path / variant
+        if variant == "bert":
+            weights = {f"bert.{name}": tensor for name, tensor in model.state_dict().items()}
+            save_file({**weights, "linear.weight": projection}, directory / "model.safetensors")
+            path = directory / "config.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": ["HF_ColBERT"]}))
+        else:
+            modules = [("", "sentence_transformers.models.Transformer"), ("1_Dense", "pylate.models.Dense.Dense")]
+            entries = [{"idx": place, "path": path, "type": kind} for place, (path, kind) in enumerate(modules)]
+            (directory / "modules.json").write_text(json.dumps(entries))
+            (directory / "1_Dense").mkdir()
+            dense = {"out_features": 24, "bias": False, "activation_function": "torch.nn.modules.linear.Identity"}
+            (directory / "1_Dense/config.json").write_text(json.dumps(dense))
+            save_file({"linear.weight": projection}, directory / "1_Dense/model.safetensors")
+        engine = make_engine(directory)
+        expected = [run(model, text) @ projection.numpy().T for text in texts]
+        check(engine, texts, "token_embed", expected, use_activation=False)
+        check(engine, texts, "token_embed", [unit(each) for each in expected])
+        (refused,) = engine.pool(Pool(99, [9], "embed"))
+        assert refused.error == "This model does not embed; its tasks are token_embed."
 
 
 def test_a_gemma_that_sees_the_whole_text(tmp_path: Path) -> None:

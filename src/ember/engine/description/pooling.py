@@ -18,8 +18,17 @@ from ember.wire import PoolingTask
 
 PoolingType = Literal["cls", "max", "mean", "mean_sqrt_len", "weighted_mean", "last"]
 PoolingActivation = Literal["none", "normalize", "softmax", "sigmoid"]
-# What a class of models ends in: tokens; nothing (`...Model`); classes of a text or of each token; a reward.
-Kind = Literal["generate", "model", "sequence_classification", "token_classification", "reward", "process_reward"]
+# What a class of models ends in: tokens; nothing (`...Model`); classes of a text or of each token; a reward; vectors of
+# tokens whose late interaction is a score (ColBERT).
+Kind = Literal[
+    "generate",
+    "model",
+    "sequence_classification",
+    "token_classification",
+    "reward",
+    "process_reward",
+    "late_interaction",
+]
 Convert = Literal["none", "embed", "classify", "reward"]
 
 DENSE_ACTIVATIONS = {
@@ -36,7 +45,8 @@ DENSE_ACTIVATIONS = {
 POOLING_NAMES: dict[str, PoolingType] = {"avg": "mean", "cls": "cls", "last": "last"}
 """Kinds of pooling by their names in the field `pooling` of config.json."""
 SCORE_NAMES = ("score", "classifier")  # modules of the head of a class that classifies
-POOLER_NAMES = ("score.", "classifier.", "v_head.")
+LATE_NAMES = ("linear", "colbert_linear")  # of the projection of tokens
+POOLER_NAMES = ("score.", "classifier.", "v_head.", "linear.", "colbert_linear.")
 """Beginnings of the names of tensors of such heads."""
 
 
@@ -100,7 +110,7 @@ class PoolingConfig:
     def tasks(self) -> tuple[PoolingTask, ...]:
         """The tasks that the model does."""
         if self.convert == "embed":
-            return ("embed", "token_embed")
+            return ("token_embed",) if self.is_per_token else ("embed", "token_embed")
         if self.convert == "reward" or self.is_per_token:
             return ("token_classify",)
         return ("classify", "score", "token_classify") if len(self.labels) == 1 else ("classify", "token_classify")
@@ -156,11 +166,14 @@ def read_pooling(
     fields = Fields(values)
     if convert == "embed":
         matryoshka = _matryoshka(fields)
+        # A model of sentence-transformers that projects tokens and does not pool them is one of PyLate.
+        is_late = kind == "late_interaction" or bool(modules.is_there and modules.dense and not modules.types)
         config = PoolingConfig(
             convert,
             asked.types or modules.types or (default,),
-            dense=modules.dense,
-            activation="normalize" if (modules.normalizes if modules.is_there else True) else "none",
+            dense=modules.dense or ((DenseConfig(LATE_NAMES),) if is_late else ()),
+            activation="none" if modules.is_there and not modules.normalizes and not is_late else "normalize",
+            is_per_token=is_late,
             dimensions=asked.dimensions or modules.dimensions,
             is_matryoshka=bool(matryoshka or modules.dimensions) or fields.flag("is_matryoshka", False),
             matryoshka_dimensions=matryoshka,
@@ -220,6 +233,7 @@ def _convert(kind: Kind, settings: TaskSettings, modules: Modules) -> Convert | 
     runner, convert = settings.runner, settings.convert
     of_class: dict[Kind, Convert] = {
         "model": "embed",
+        "late_interaction": "embed",
         "sequence_classification": "classify",
         "token_classification": "classify",
         "reward": "reward",

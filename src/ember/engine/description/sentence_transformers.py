@@ -137,7 +137,9 @@ def _dense(fields: Fields, path: str) -> DenseConfig:
     if name not in DENSE_ACTIVATIONS:
         raise fields.error("activation_function", f"a class named {', '.join(DENSE_ACTIVATIONS)}")
     for field in ("module_input_name", "module_output_name"):
-        fields.one_of(field, "sentence_embedding", ("sentence_embedding",))
+        fields.one_of(field, "sentence_embedding", ("sentence_embedding", "token_embeddings"))
+    if fields.flag("use_residual", False):
+        raise fields.error("use_residual", "false: a residual is not supported")
     outputs = fields.integer("out_features")
     return DenseConfig(("linear",), outputs, activation=DENSE_ACTIVATIONS[name], directory=path)
 

@@ -159,6 +159,8 @@ _ENDS: dict[str, Kind] = {
     "Model": "model",
 }
 
+_LATE = "ColBERT"  # the beginning of the names of classes that make vectors of tokens: ColBERTModernBertModel
+_LATE_BERT = ("HF_ColBERT", "ColBERTModel")
 WHOLE_TEXT = "Bidirectional"  # in the names of classes of decoders that see the whole text: LlamaBidirectionalModel
 
 
@@ -167,6 +169,10 @@ def with_head(architecture: str | None) -> tuple[str | None, Kind]:
     class ends in."""
     if architecture is None or architecture in ARCHITECTURES:
         return architecture, "generate"
+    if architecture in _LATE_BERT:
+        return "BertModel", "late_interaction"
+    if architecture.startswith(_LATE):
+        return with_head(architecture.removeprefix(_LATE))[0], "late_interaction"
     for end, kind in _ENDS.items():
         if architecture.endswith(end):
             stem = architecture.removesuffix(end).removesuffix("Text").removesuffix(WHOLE_TEXT)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ember.front.api.route import Description, ErrorForm, Handler, Route, loaded_later
 from ember.front.errors import ApiError
+from ember.wire import PoolingTask
 
 
 def cohere_error(error: ApiError) -> dict[str, Any]:
@@ -41,6 +42,10 @@ def invoked(body: dict[str, Any], tasks: tuple[str, ...]) -> Handler | None:
     return _embeddings if "embed" in tasks else _classify if "classify" in tasks else _pooling
 
 
+SCORING: tuple[PoolingTask, ...] = ("score", "embed", "token_embed")
+"""The tasks of which scores are made: the first one that the model does."""
+
+
 def _scoring(path: str, answer: Handler, **fields: Any) -> Route:
     is_rerank = path.endswith("rerank")
     about = Description(
@@ -48,7 +53,7 @@ def _scoring(path: str, answer: Handler, **fields: Any) -> Route:
         body=("RerankRequest",) if is_rerank else ("ScoreRequest",),
         answer=("Rerank",) if is_rerank else ("Scores",),
     )
-    return Route(path=path, methods=("POST",), answer=answer, tasks=("score", "embed"), about=about, **fields)
+    return Route(path=path, methods=("POST",), answer=answer, tasks=SCORING, about=about, **fields)
 
 
 POOLING_ROUTES = (

@@ -1,4 +1,5 @@
-"""POST /score and /rerank: how well texts fit each other, by a cross-encoder or by the cosine of two embeddings."""
+"""POST /score and /rerank: how well texts fit each other, by a cross-encoder, by the cosine of two embeddings, or by
+the late interaction of their tokens' vectors."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Any
 from ember.front.api.body import parse_body
 from ember.front.api.exchange import Request, Response
 from ember.front.api.pooling.call import PoolingCall, open_pooling_call, written
+from ember.front.api.pooling.late_interaction import late_scores
 from ember.front.api.pooling.pairs import PairLimits, pair_limits, pair_texts, side_texts
 from ember.front.api.pooling.schemas import PairRequest, RerankRequest, ScoreRequest
 from ember.front.api.pooling.texts import plain_texts
@@ -100,9 +102,10 @@ async def _scores(
         pairs = await in_thread(request, pair_texts, queries, documents, request, services, limits)
         pooled = await call.run(pairs, "score", use_activation=request.use_activation)
         return [_single(each) for each in pooled]
-    texts = await in_thread(request, side_texts, queries, documents, services, limits)
+    texts, count = await in_thread(request, side_texts, queries, documents, services, limits), len(queries)
+    if "embed" not in call.info.tasks:
+        return await late_scores(call, texts[:count], texts[count:], request.use_activation)
     pooled = await call.run(texts, "embed")
-    count = len(queries)
     return await written(pooled, lambda: _cosines(pooled[:count], pooled[count:]))
 
 
@@ -114,12 +117,13 @@ def _single(pooled: Pooled) -> float:
 
 
 def _cosines(queries: Sequence[Pooled], documents: Sequence[Pooled]) -> list[float]:
-    """The cosine of each document with its query, or with the only one. That of a vector of zeros is 0."""
+    """The cosine of each document with its query, or with the only one. That of a vector of zeros is 0. Rounding makes
+    none larger than 1."""
     left = [_unit(values_of(query)) for query in queries]
     if len(left) == 1:
         left *= len(documents)
     return [
-        sum(map(operator.mul, vector, _unit(values_of(document))))
+        max(-1.0, min(1.0, sum(map(operator.mul, vector, _unit(values_of(document))))))
         for vector, document in zip(left, documents, strict=True)
     ]
 

@@ -25,15 +25,20 @@ _SIGN_BITS = bytes(48 + (byte < 128) for byte in range(256))  # "1" for the top 
 
 
 def values_of(pooled: Pooled) -> list[float]:
-    """All values, row after row. Raises ApiError 500 if one is no number, which JSON cannot hold and no client
-    expects."""
+    """All values, row after row. Raises ApiError 500 if one is no number."""
     values = array("f", pooled.data)
     if sys.byteorder == "big":
         values.byteswap()
     numbers = values.tolist()
-    if not math.isfinite(sum(numbers)):
-        raise ApiError(500, "The model's output holds values that are not finite; a dtype of float32 may help.")
+    check_finite(sum(numbers))
     return numbers
+
+
+def check_finite(total: float) -> None:
+    """Raises ApiError 500 if a sum of values shows that one is no number, which JSON cannot hold and no client
+    expects."""
+    if not math.isfinite(total):
+        raise ApiError(500, "The model's output holds values that are not finite; a dtype of float32 may help.")
 
 
 def as_json(pooled: Pooled) -> orjson.Fragment:
