@@ -1,13 +1,13 @@
 """Counts the launches of the GPU runner's steps and the host's CPU time for them, without a GPU.
 
-    python benchmarks/host_time.py [--layers 32] [--steps 40]
+    python benchmarks/host_time.py [--layers 32] [--steps 40] [--latent]
 
 The C function that launches a kernel is replaced by nothing, after everything in Python up to it, and so are the launch
 of a graph and torch's matrix products. The other operators of torch run on a CPU over few bytes. What C code and the
 driver need for launches and products (some microseconds each) is therefore missing, and the rest is the engine's own:
 scheduling, packing, arguments and outputs of kernels, the tokens' handling. Times are CPU times of the thread, the
 median of the steps. Everything is measured twice: with launches by Triton's own launcher, and by ours
-(`ember_kernels.launch`).
+(`ember_kernels.launch`). `--latent`: a model with latent attention, as DeepSeek's are.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +34,7 @@ from ember.engine.core.chores import Chores
 from ember.engine.core.engine import Engine
 from ember.engine.core.grammars.workers import GrammarWorkers
 from ember.engine.core.limits import EngineLimits
-from ember.engine.description.config import DecoderConfig, WeightNames
+from ember.engine.description.config import DecoderConfig, LatentConfig, Mixer, WeightNames
 from ember.engine.description.rope_config import RopeConfig
 from ember.wire import Generate, SamplingParams
 from ember_kernels import compile as kernels
@@ -55,6 +56,20 @@ NAMES = WeightNames(
     up="up",
     down="down",
 )
+LATENT: dict[str, Any] = {
+    "names": replace(
+        NAMES,
+        query_down="query_down",
+        query_down_norm="query_norm",
+        query_up="query_up",
+        kv_down="kv_down",
+        kv_down_norm="kv_norm",
+        kv_up="kv_up",
+    ),
+    "latent": LatentConfig(kv_rank=32, rotary_dim=16, plain_dim=16, value_dim=16, query_rank=32),
+    "head_dim": 48,  # what the cache has of a token
+    "attention_scale": 0.2,
+}
 CONTEXT = 64  # tokens of each prompt
 
 
@@ -117,7 +132,7 @@ def launcher(is_ours: bool) -> Iterator[None]:
         Direct.__getitem__ = ours  # type: ignore[method-assign]
 
 
-def make_engine(num_layers: int, max_num_seqs: int) -> Engine:
+def make_engine(num_layers: int, max_num_seqs: int, is_latent: bool) -> Engine:
     config = DecoderConfig(
         architecture="LlamaForCausalLM",
         vocab_size=448,
@@ -132,6 +147,9 @@ def make_engine(num_layers: int, max_num_seqs: int) -> Engine:
         rope=RopeConfig(rotary_dim=16, theta=10000.0),
         eos_token_ids=[2],
     )
+    if is_latent:
+        mixer: Mixer = "latent"
+        config = replace(config, layer_mixers=(mixer,) * num_layers, **LATENT)
     limits = EngineLimits(
         block_size=16, num_blocks=8192, max_num_seqs=max_num_seqs, max_num_batched_tokens=8192, max_model_len=8192
     )
@@ -161,10 +179,10 @@ def measure(step: Callable[[], Any], counter: Counter, steps: int) -> tuple[int,
     return (counter.launches - counted) // steps, statistics.median(times)
 
 
-def rows(num_layers: int, steps: int, counter: Counter) -> Iterator[tuple[str, int, float]]:
+def rows(num_layers: int, steps: int, counter: Counter, is_latent: bool) -> Iterator[tuple[str, int, float]]:
     """The name, the launches and the microseconds of every kind of step."""
     with empty_launches(counter), no_time_for_products(), torch.inference_mode():
-        engine = filled(num_layers, 64)
+        engine = filled(num_layers, 64, is_latent)
         yield "64 decodes, kernel by kernel", *measure(engine.step, counter, steps)
         numbers = iter(range(1000, 10_000))
 
@@ -173,18 +191,18 @@ def rows(num_layers: int, steps: int, counter: Counter) -> Iterator[tuple[str, i
             engine.step()
 
         yield "64 decodes and a prompt, kernel by kernel", *measure(mixed, counter, steps)
-        engine = filled(num_layers, 64)
+        engine = filled(num_layers, 64, is_latent)
         record(engine, counter)
         yield "64 decodes and a prompt, a graph", *measure(mixed, counter, steps)
         for num_rows in (1, 64, 256):
-            engine = filled(num_layers, num_rows)
+            engine = filled(num_layers, num_rows, is_latent)
             record(engine, counter)
             yield f"{num_rows} decodes, a graph", *measure(engine.step, counter, steps)
 
 
-def filled(num_layers: int, num_rows: int) -> Engine:
+def filled(num_layers: int, num_rows: int, is_latent: bool) -> Engine:
     """An engine that decodes so many sequences."""
-    engine = make_engine(num_layers, num_rows + 8)
+    engine = make_engine(num_layers, num_rows + 8, is_latent)
     for number in range(num_rows):
         add(engine, number)
     return engine
@@ -206,6 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--latent", action="store_true", help="latent attention in all layers")
     options = parser.parse_args()
     torch.set_num_threads(1)
     counter = Counter()
@@ -213,7 +232,7 @@ def main() -> None:
         name = "our launcher" if is_ours else "Triton's launcher"
         print(f"{name:<44} {'launches':>8} {'us a step':>10} {'us a layer':>10}")
         with launcher(is_ours):
-            for name, launches, microseconds in rows(options.layers, options.steps, counter):
+            for name, launches, microseconds in rows(options.layers, options.steps, counter, options.latent):
                 per_layer = microseconds / options.layers
                 print(f"{name:<44} {launches:>8} {microseconds:>10.0f} {per_layer:>10.1f}", flush=True)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path("/tmp/ember-gpu-check/triton")  # the same there as here
-MAX_BYTES = 40 << 20  # of 64 MiB, the rest of which is for what else is carried
+MAX_BYTES = 62 << 20  # of the folder and the checkout that is carried with it; 64 MiB is what such machines take
 # What machines with torch and transformers often lack. Versions are those of requirements.lock.
 PACKAGES: tuple[str, ...] = (
     "msgspec",
@@ -50,14 +50,20 @@ def main() -> int:
     variables = _variables(folder / "project")
     _describe(folder / "manifest.json", variables)
     is_filled = _bake(folder, variables)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size, checkout = _size(folder), _size(folder / "project")
     count = len(list(CACHE.rglob("*.cubin")))
-    print(f"{folder}: {size / 2**20:.1f} MiB, {count} binaries in the cache")
-    if size > MAX_BYTES:
-        print(f"the folder is larger than {MAX_BYTES >> 20} MiB; --fresh leaves old binaries out", file=sys.stderr)
+    print(f"{folder}: {size / 2**20:.1f} MiB, {count} binaries in the cache; the checkout: {checkout / 2**20:.1f} MiB")
+    is_small = size + checkout <= MAX_BYTES
+    if not is_small:
+        limit = f"{MAX_BYTES >> 20} MiB"
+        print(f"folder and checkout have more than {limit}; --fresh leaves old binaries out", file=sys.stderr)
     if not is_filled:
         print("a part failed while the cache was filled: binaries may be missing in it", file=sys.stderr)
-    return 0 if is_filled and size <= MAX_BYTES else 1
+    return 0 if is_filled and is_small else 1
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _copy_project(project: Path) -> None:

@@ -85,8 +85,10 @@ def no_products() -> Iterator[None]:
     def scaled_product(a: Tensor, b: Tensor, *scales: Tensor, out_dtype: torch.dtype) -> Tensor:
         return torch.empty(len(a), b.shape[1], dtype=out_dtype)
 
-    def products(input: Tensor, mat2: Tensor) -> Tensor:
-        return input.new_empty((*input.shape[:2], mat2.shape[2]))
+    def products(input: Tensor, mat2: Tensor, out: Tensor | None = None) -> Tensor:
+        shape = *input.shape[:2], mat2.shape[2]
+        assert out is None or out.shape == shape
+        return input.new_empty(shape) if out is None else out
 
     F.linear, torch.bmm, torch._scaled_mm = product, products, scaled_product  # type: ignore[assignment]
     triton_float8.has_scaled = lambda device: has_conversion()  # type: ignore[assignment]

@@ -41,11 +41,10 @@ from ember.engine.layers.norm import Norm, RMSNorm
 from ember.engine.layers.rotary import Rotary
 from ember.engine.operators.base import Heads, Step
 from ember.engine.operators.state_runs import runs_of_batch
-from ember.engine.operators.torch_latent import release
 from ember.engine.operators.torch_ops import TorchOperators
 from ember.engine.operators.triton_linear import multiply
 from ember.engine.operators.triton_rounded import RoundedOutputs
-from ember.engine.operators.triton_step import Chunks, Decodes, HeadMemory, TritonStep
+from ember.engine.operators.triton_step import Chunks, Decodes, HeadMemory, LatentMemory, TritonStep
 from ember_kernels.activation import activation
 from ember_kernels.compile import device_capability
 from ember_kernels.decode_attention import decode_attention, plan_attention
@@ -85,6 +84,21 @@ class AttentionSite(NamedTuple):
     attended: tuple[int, ...]  # of the cache and the sinks
 
 
+class LatentSite(NamedTuple):
+    """What the kernels of one layer with latent attention take in every step; `kind` as that of norms."""
+
+    kind: int
+    cache: KVCache
+    latents: Tensor  # the layer's, in pages
+    weight: Tensor  # of the norm
+    scale: Tensor | None  # of a float8 cache
+    key_up: Tensor
+    value_up: Tensor  # [heads, kv_rank, value_dim]
+    turned: int  # bytes before the rotated part of a head's query
+    placed: tuple[int, ...]  # addresses of the three tensors above
+    attended: tuple[int, ...]  # that of the latents
+
+
 class TritonOperators:
     """`operators.base.Operators` in Triton kernels. torch computes the operations in `lacking`."""
 
@@ -114,6 +128,7 @@ class TritonOperators:
         self._norms: dict[int, NormSite] = {}  # by their ids, as the others
         self._mlps: dict[int, int] = {}  # their kinds
         self._attentions: dict[int, AttentionSite] = {}
+        self._latents: dict[int, LatentSite] = {}
         self._capability: int | None = None  # of the device, when the first product asks for it
         self.linear = self._linear if torch_ops.dtype != torch.float32 else torch_ops.linear
         self.add_norm = torch_ops.add_norm if "add_norm" in lacking else self._add_norm
@@ -157,6 +172,7 @@ class TritonOperators:
         """These operators store the addresses of norms' weights."""
         self._norms.clear()
         self._attentions.clear()
+        self._latents.clear()
 
     def embed(self, embedding: Embedding, step: Step) -> Tensor:
         assert isinstance(step, TritonStep)
@@ -378,55 +394,93 @@ class TritonOperators:
         cache = step.cache.by_page[attention.place]
         return Heads(rope_cache(qkv, *cache, *places, None, key_scale=key_scale, value_scale=value_scale))
 
+    def _latent_site(self, attention: LatentAttention, x: Tensor, cache: KVCache) -> LatentSite:
+        """What the layer's kernels take, described when the first step needs it."""
+        site = self._latents.get(id(attention))
+        if site is not None and site.cache is cache:
+            return site
+        sizes, scales, weight = attention.sizes, attention.cache_scales, attention.kv_norm.weight
+        assert weight is not None
+        kind = self._number(
+            *("latents", attention.group, sizes, attention.rope, attention.heads, attention.scale),
+            *(x.dtype, weight.dtype, None if scales is None else scales.key),
+        )
+        latents, _ = cache.by_page[attention.place]
+        scale = None if scales is None else scales.tensors[0]
+        placed = tuple(each.data_ptr() for each in (latents, weight, scale) if each is not None)
+        turned = sizes.plain_dim * x.element_size()
+        up = attention.key_up, attention.value_up.transpose(1, 2)
+        site = LatentSite(kind, cache, latents, weight, scale, *up, turned, placed, placed[:1])
+        self._latents[id(attention)] = site
+        return site
+
     def _place_latents(
         self, attention: LatentAttention, query: Tensor, latent: Tensor, step: TritonStep
     ) -> LatentHeads:
         """The queries are absorbed."""
-        sizes, scales = attention.sizes, attention.cache_scales
-        plain, turned = query.unflatten(1, (attention.heads, -1)).split((sizes.plain_dim, sizes.rotary_dim), dim=-1)
-        absorbed = query.new_empty((len(query), attention.heads, sizes.size))
-        absorbed[..., : sizes.kv_rank] = torch.bmm(plain.transpose(0, 1), attention.key_up).transpose(0, 1)
-        weight = attention.kv_norm.weight
-        assert weight is not None
-        latent_cache(
-            turned,
-            latent,
-            weight,
-            step.cache.by_page[attention.place][0],
-            step.slots[attention.group],
-            step.positions,
-            self._tables[attention.rope],
-            eps=sizes.norm_eps,
-            neox=self.neox,
-            scale=None if scales is None else scales.tensors[0],
-            out=absorbed,
-        )
+        sizes, site = attention.sizes, self._latent_site(attention, query, step.cache)
+        memory = _latent_memory(attention, query, step)
+        heads = query.view(query.shape[0], attention.heads, sizes.head_dim)
+        plain = heads[..., : sizes.plain_dim].transpose(0, 1)
+        torch.bmm(plain, site.key_up, out=memory.plain)
+        addresses: tuple[int, ...] = (query.data_ptr() + site.turned, latent.data_ptr(), *site.placed)
+        if not memory.is_shared:
+            addresses = (*addresses, memory.turned.data_ptr())
+        key = ("place latents", site.kind, query.stride(0), latent.stride(0))
+        if not step.launches.repeat(key, addresses):
+
+            def call() -> None:
+                latent_cache(
+                    heads[..., sizes.plain_dim :],
+                    latent,
+                    site.weight,
+                    site.latents,
+                    step.slots[attention.group],
+                    step.positions,
+                    self._tables[attention.rope],
+                    eps=sizes.norm_eps,
+                    neox=self.neox,
+                    scale=site.scale,
+                    out=memory.query,
+                )
+
+            step.launches.make(key, addresses, call)
         rotary = self.torch_ops.rotaries[attention.rope]
         if rotary.query_beta:
             if attention.rope not in self._query_scales:  # for all layers of a step
                 scales_of = rotary.query_scales(step.positions, query.dtype)
                 assert scales_of is not None
                 self._query_scales[attention.rope] = scales_of
-            absorbed.mul_(self._query_scales[attention.rope])
-        return LatentHeads(absorbed)
+            memory.query.mul_(self._query_scales[attention.rope])
+        return LatentHeads(memory.query)
 
     def _attend_latents(self, attention: LatentAttention, heads: LatentHeads, step: TritonStep) -> Tensor:
         query, rank, group = heads.query, attention.sizes.kv_rank, attention.group
-        cache, _ = step.cache.by_page[attention.place]
-        scales = attention.cache_scales
+        site = self._latent_site(attention, query, step.cache)
+        memory, cache, scales = _latent_memory(attention, query, step), site.latents, attention.cache_scales
+        if query is memory.query and memory.is_shared:
+            mixed, addresses = memory.mixed, site.attended
+        else:
+            mixed = query.new_empty((*query.shape[:2], rank))
+            addresses = (query.data_ptr(), mixed.data_ptr(), *site.attended)
         options: dict[str, Any] = {"rank": rank, "scale": attention.scale}
         options["cache_scale"] = 1.0 if scales is None else scales.key
-        mixed = query.new_empty((*query.shape[:2], rank))
-        if (decodes := step.decodes) is not None:
+        decodes, chunks, key = step.decodes, step.chunks, ("attend latents", site.kind)
+        if decodes is not None and not step.launches.repeat(key, addresses):
             lens, count = decodes.context_lens, len(decodes.context_lens)
             if group not in decodes.plans:
                 decodes.plans[group] = plan_latents(lens, attention.heads, cache, rank)
-            options_here = {**options, "plan": decodes.plans[group], "out": mixed[:count]}
-            latent_decode(query[:count], cache, decodes.block_tables[group], lens, **options_here)
-        if (chunks := step.chunks) is not None:  # after the decodes, whose padding has outputs where chunks begin
-            tables = chunks.block_tables[group]
-            latent_prefill(query, cache, tables, chunks.starts, chunks.context_lens, out=mixed, **options)
-        return release(attention, mixed)
+            of_decodes = query[:count], cache, decodes.block_tables[group], lens
+            own = {**options, "plan": decodes.plans[group], "out": mixed[:count]}
+            step.launches.make(key, addresses, lambda: latent_decode(*of_decodes, **own))
+        key = ("attend latents of prompts", site.kind)
+        if chunks is not None and not step.launches.repeat(key, addresses):
+            # After the decodes, whose padding has outputs where chunks begin.
+            of_chunks = query, cache, chunks.block_tables[group], chunks.starts, chunks.context_lens
+            step.launches.make(key, addresses, lambda: latent_prefill(*of_chunks, out=mixed, **options))
+        out = query.new_empty((*query.shape[:2], attention.sizes.value_dim))
+        torch.bmm(mixed.transpose(0, 1), site.value_up, out=out.transpose(0, 1))
+        return out.flatten(1)
 
     def _attend(self, attention: Attention, heads: Heads, step: TritonStep) -> Tensor:
         query = heads.query
@@ -488,6 +542,20 @@ def _heads(sizes: HeadSizes, like: Tensor, step: TritonStep) -> HeadMemory:
         known = HeadMemory(query, mixed, mixed.flatten(1), like.shape[0] <= MAX_REUSED_TOKENS)
         if known.is_shared:
             step.heads[sizes] = known
+    return known
+
+
+def _latent_memory(attention: LatentAttention, like: Tensor, step: TritonStep) -> LatentMemory:
+    """That of all layers, if it is shared."""
+    known = step.latents
+    if known is None:
+        rank, num_tokens = attention.sizes.kv_rank, like.shape[0]
+        query = like.new_empty((num_tokens, attention.heads, attention.sizes.size))
+        plain, turned = query[..., :rank].transpose(0, 1), query[..., rank:]
+        mixed = like.new_empty((num_tokens, attention.heads, rank))
+        known = LatentMemory(query, plain, turned, mixed, num_tokens <= MAX_REUSED_TOKENS)
+        if known.is_shared:
+            step.latents = known
     return known
 
 

@@ -46,6 +46,16 @@ class HeadMemory(NamedTuple):
     is_shared: bool
 
 
+class LatentMemory(NamedTuple):
+    """Memory for the absorbed queries of latent attention and for its mixed latents, shared as in `HeadMemory`."""
+
+    query: Tensor  # [T, heads, kv_rank + rotary_dim]
+    plain: Tensor  # its first part, which is not rotated: [heads, T, kv_rank]
+    turned: Tensor  # its second part: [T, heads, rotary_dim]
+    mixed: Tensor  # [T, heads, kv_rank]
+    is_shared: bool
+
+
 @dataclass(slots=True, kw_only=True)
 class TritonStep(Step):
     """A step whose inputs are on the device; nothing looks at their values. The tokens of decodes come first, in the
@@ -56,3 +66,4 @@ class TritonStep(Step):
     chunks: Chunks | None
     launches: Launches = field(default_factory=Launches)  # of its first layers, which the others repeat
     heads: dict[HeadSizes, HeadMemory] = field(default_factory=dict)
+    latents: LatentMemory | None = None
