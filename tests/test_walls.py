@@ -18,13 +18,13 @@ from tests.support.imports import cycles, imported_names, imports, module_files
 # From top to bottom. A room may import itself and what is in a line below its own; rooms of one line leave each other
 # alone. Imports in functions and under TYPE_CHECKING count.
 FRONT = (
-    ("ember.front.worker", "ember.front.http"),
+    ("ember.front.worker", "ember.front.http", "ember.front.offline"),
     ("ember.front.start",),
     ("ember.front.formats", "ember.front.generation_config"),
     ("ember.front.api",),
     ("ember.front.text", "ember.front.link"),
     ("ember.front.metrics",),
-    ("ember.front.errors", "ember.front.signals", "ember.front.tracing"),
+    ("ember.front.errors", "ember.front.loop", "ember.front.signals", "ember.front.tracing"),
 )
 ENGINE = (
     ("ember.engine.__main__",),

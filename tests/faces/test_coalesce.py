@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ember.front.loop import EngineLoop
 from ember.front.worker.coalesce import MAX_PIECE_BYTES, BatchSizes, Pieces, cut, wire_bytes
-from ember.front.worker.loop import EngineLoop
 
 
 async def _put_all(pieces: Pieces, events: list[str]) -> None:

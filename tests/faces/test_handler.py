@@ -13,9 +13,9 @@ import pytest
 
 from ember.front.api.exchange import Event, EventStream, Response
 from ember.front.errors import ApiError
+from ember.front.loop import EngineLoop
 from ember.front.worker.coalesce import BatchSizes
 from ember.front.worker.handler import Answer, Handler, Handling, make_handler
-from ember.front.worker.loop import EngineLoop
 from tests.faces.fakes import FAKE_ROUTER, FakeWorker, event, frame
 
 CHAT = "/v1/chat/completions"

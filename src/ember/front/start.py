@@ -38,8 +38,9 @@ SWITCH_INTERVAL_S = 0.0005
 PREPARE_AFTER_S = 10.0  # from the boot on, and again while requests run
 
 
-def launch(settings: Settings) -> Worker:
-    """Start the engine process at once. Returns a worker that continues the boot in an event loop."""
+def launch(settings: Settings, *, owns_process: bool = True) -> Worker:
+    """Start the engine process at once. Returns a worker that continues the boot in an event loop. With `owns_process`
+    false this process belongs to somebody else, whose settings of the interpreter stay as they are."""
     timeline = Timeline("front")
     engine = spawn()
     timeline.add("spawn", timeline.origin, engine.started)
@@ -50,7 +51,7 @@ def launch(settings: Settings) -> Worker:
 
     admission = Admission(settings.max_num_queued_reqs, settings.max_num_queued_tokens)
     client = EngineClient(engine, configure, timeline, settings.engine_restarts, admission)
-    return Worker(settings, client, timeline)
+    return Worker(settings, client, timeline, owns_process)
 
 
 def configure_of(settings: Settings, boot_origin: float | None = None) -> Configure:
@@ -144,10 +145,11 @@ def _in_daemon_thread(function: Callable[[str], T], argument: str) -> asyncio.Fu
 class Worker:
     """The front's half of the boot. It belongs to one event loop."""
 
-    def __init__(self, settings: Settings, engine: EngineClient, timeline: Timeline) -> None:
+    def __init__(self, settings: Settings, engine: EngineClient, timeline: Timeline, owns_process: bool = True) -> None:
         self.settings = settings
         self.engine = engine
         self.timeline = timeline
+        self._owns_process = owns_process
         engine.on_first_token = self.write_boot_report
         self._booting: asyncio.Task[Services] | None = None
         self._services: Services | None = None
@@ -204,9 +206,10 @@ class Worker:
         from ember.front.text.tokenizer import TokenizerError
         from ember.front.tracing import Tracer, TracingError
 
-        gc.freeze()  # imported objects stay, so collections need not visit them
-        gc.enable()  # ember.cli disabled it
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        if self._owns_process:
+            gc.freeze()  # imported objects stay, so collections need not visit them
+            gc.enable()  # ember.cli disabled it
+            sys.setswitchinterval(SWITCH_INTERVAL_S)
         expected = local_tokenizer(self.settings)  # loaded before the engine has imported enough to say where it is
         early = _in_daemon_thread(self._load_text, expected) if expected else None
         located = await asyncio.shield(self.engine.located)

@@ -41,6 +41,25 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
     return settings
 
 
+def load_arguments(arguments: Mapping[str, Any]) -> tuple[Settings, list[str]]:
+    """Read the settings, with arguments under the names of vLLM's engine arguments over the environment: they are the
+    names of variables, as in VLLM_EXTRA_ARGS. Returns them, and a line for each argument that has no effect. Raises
+    TypeError for an unknown name, and SettingsError."""
+    by_name = _fields_by_name()
+    given = {name: value for name, value in arguments.items() if value is not None}
+    unknown = [name for name in given if name.upper() not in by_name and name.upper() not in KNOWN_UNUSED]
+    if unknown:
+        raise TypeError(f"{unknown[0]!r} is no argument of the engine; `ember settings` prints those that there are")
+    lines = [
+        f"{name} has no effect: {KNOWN_UNUSED[name.upper()]}"
+        for name, value in given.items()
+        if name.upper() not in by_name and not is_met_anyway(name.upper(), value)
+    ]
+    return load_settings(
+        {by_name[name.upper()]: value for name, value in given.items() if name.upper() in by_name}
+    ), lines
+
+
 def _keys_of(path: str) -> list[SecretStr]:
     """The keys in a file. Raises SettingsError; its content is never shown."""
     try:

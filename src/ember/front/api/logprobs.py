@@ -32,7 +32,7 @@ class TokenNames:
         return list(self._tokenizer.token_bytes(token_id))
 
 
-def _shown(entry: TokenLogprobs, num_top: int) -> list[tuple[int, float]]:
+def alternatives(entry: TokenLogprobs, num_top: int) -> list[tuple[int, float]]:
     """The alternatives at one position: the token itself, then the others of the `num_top` likeliest (-1 = all). Tokens
     that the request names in `logprob_token_ids` replace the likeliest."""
     if entry.asked_ids:
@@ -48,7 +48,7 @@ def chat_logprobs(entries: Sequence[TokenLogprobs], num_top: int, names: TokenNa
     the `num_top`; tokens that the request named are all there."""
     content = []
     for entry in entries:
-        top = _shown(entry, num_top)
+        top = alternatives(entry, num_top)
         if num_top != -1 and not entry.asked_ids:
             top = top[:num_top]
         content.append(
@@ -106,7 +106,7 @@ class CompletionLogprobs:
                 continue
             logprobs.append(finite(entry.logprob))
             by_name: dict[str, float] = {}
-            for alternative, logprob in _shown(entry, self._num_top):
+            for alternative, logprob in alternatives(entry, self._num_top):
                 # Where two tokens have one name, the sampled or likelier one stays.
                 by_name.setdefault(self._names.name(alternative), finite(logprob))
             top.append(by_name)
@@ -143,7 +143,7 @@ def prompt_logprobs(
             positions.append(None)
             continue
         ranks = {token_id: rank for rank, token_id in enumerate(entry.top_ids, start=1)}
-        kept = _shown(entry, num_top)
+        kept = alternatives(entry, num_top)
         positions.append(
             {
                 str(token_id): {

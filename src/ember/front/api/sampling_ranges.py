@@ -39,6 +39,11 @@ def in_range(name: str, request: GenerationRequest, defaults: Mapping[str, Any],
         value = defaults.get(name)
     if value is None:
         value = neutral
+    return check_range(name, value)
+
+
+def check_range(name: str, value: float) -> float:
+    """The value. Raises ApiError 400 when it is out of the option's range."""
     is_fit, allowed = _ALLOWED[name]
     if not is_fit(value):
         raise bad_request(f"{name} must be {allowed}, got {value:g}.", name)

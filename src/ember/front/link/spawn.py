@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import time
+import weakref
 from typing import NamedTuple
 
 from ember.interpreter import module_command
@@ -34,6 +35,17 @@ class EngineProcess(NamedTuple):
 
 
 _prepared: list[EngineProcess] = []
+_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # to all engines of this process
+
+
+def _close_in_child() -> None:
+    """Close the sockets in a process that was forked off. One that outlives this process would hold them open, and
+    the engines would not see that their front is gone."""
+    for each in list(_sockets):
+        each.close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 def spawn() -> EngineProcess:
@@ -41,6 +53,7 @@ def spawn() -> EngineProcess:
     if _prepared:
         return _prepared.pop()
     ours, theirs = socket.socketpair()
+    _sockets.add(ours)
     with theirs:
         process = subprocess.Popen(
             module_command("ember.engine", str(theirs.fileno())),

@@ -59,10 +59,10 @@ def read_job(text: str | None, file: Path = TEST_INPUT_FILE) -> dict[str, Any]:
 
 def run(settings: Settings, worker: Worker, job: dict[str, Any]) -> int:
     """Boot, run the job, print its document. Returns the exit code: 0, or 1 when the job or the boot failed."""
+    from ember.front.loop import EngineLoop
     from ember.front.worker.answer import answer_with, handling_for
     from ember.front.worker.handler import make_handler
     from ember.front.worker.health import boot_failure
-    from ember.front.worker.loop import EngineLoop
     from ember.front.worker.sdk import LEAVE_SECONDS, boot, close, end_engine
     from ember.front.worker.signals import leave_on_signals
 

@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from ember.front.loop import EngineLoop
 from ember.front.worker.health import boot_failure, report_unhealthy
-from ember.front.worker.loop import EngineLoop
 from ember.front.worker.signals import leave_on_signals
 from ember.settings import Settings
 

@@ -19,6 +19,7 @@ from ember.front.api.pooling.vectors import values_of
 from ember.front.api.services import Services
 from ember.front.api.threads import in_thread
 from ember.front.errors import ApiError, bad_request
+from ember.front.link.pooling import PoolText
 from ember.wire import Pooled
 
 _SIDES = (("queries", "documents"), ("queries", "items"), ("text_1", "text_2"), ("data_1", "data_2"))
@@ -34,7 +35,7 @@ async def create_score(services: Services, raw_request: Request) -> Response:
     documents = plain_texts(getattr(request, second), second)
     _check_counts(queries, documents, first, second)
     limits = pair_limits(request, services, info, (first, second))
-    scores = await _scores(call, request, queries, documents, limits)
+    scores = [score for _, score in await scored_texts(call, request, queries, documents, limits)]
     body = {
         "id": call.id,
         "object": "list",
@@ -69,7 +70,7 @@ async def _rerank(services: Services, raw_request: Request, *, is_cohere: bool) 
     if is_cohere and request.max_tokens_per_doc:
         request.max_tokens_per_doc = min(request.max_tokens_per_doc, info.max_model_len - 1)
     limits = pair_limits(request, services, info, ("query", "documents"))
-    scores = await _scores(call, request, [query], documents, limits)
+    scores = [score for _, score in await scored_texts(call, request, [query], documents, limits)]
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
     with_documents = is_cohere is False if request.return_documents is None else request.return_documents
     results = []
@@ -93,20 +94,23 @@ def cohere_meta(call: PoolingCall) -> dict[str, Any]:
     }
 
 
-async def _scores(
+async def scored_texts(
     call: PoolingCall, request: PairRequest, queries: Sequence[str], documents: Sequence[str], limits: PairLimits
-) -> list[float]:
-    """One score for each document. Raises ApiError."""
+) -> list[tuple[PoolText, float]]:
+    """Each document as the model read it, with its query where the model reads pairs, and its score. Raises
+    ApiError."""
     services = call.services
     if "score" in call.info.tasks:
         pairs = await in_thread(request, pair_texts, queries, documents, request, services, limits)
         pooled = await call.run(pairs, "score", use_activation=request.use_activation)
-        return [_single(each) for each in pooled]
+        return list(zip(pairs, [_single(each) for each in pooled], strict=True))
     texts, count = await in_thread(request, side_texts, queries, documents, services, limits), len(queries)
-    if "embed" not in call.info.tasks:
-        return await late_scores(call, texts[:count], texts[count:], request.use_activation)
-    pooled = await call.run(texts, "embed")
-    return await written(pooled, lambda: _cosines(pooled[:count], pooled[count:]))
+    if "embed" in call.info.tasks:
+        pooled = await call.run(texts, "embed")
+        scores = await written(pooled, lambda: _cosines(pooled[:count], pooled[count:]))
+    else:
+        scores = await late_scores(call, texts[:count], texts[count:], request.use_activation)
+    return list(zip(texts[count:], scores, strict=True))
 
 
 def _single(pooled: Pooled) -> float:

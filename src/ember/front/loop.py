@@ -1,8 +1,9 @@
 """The loop that owns the engine's client, in a thread of its own.
 
-The SDK calls `asyncio.run` more than once, and only after the engine is ready. The client's socket and every generation
-must live on one loop from the start of the boot to the end of the last job. So that loop runs in a thread, while the
-main thread imports the SDK. `submit` passes a job to the loop, and its events come back through `Pieces`.
+Offline use (`front/offline/`) calls from any thread, also from one whose own event loop is running. The SDK calls
+`asyncio.run` more than once, and only after the engine is ready. The client's socket and every generation must live on
+one loop from the start of the boot to the end of the last job. So that loop runs in a thread, while the main thread
+imports the SDK. `submit` passes a job to the loop, and its events come back through `Pieces`.
 """
 
 from __future__ import annotations

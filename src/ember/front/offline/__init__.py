@@ -1,0 +1,1 @@
+"""Offline use: the engine in a Python program, with the names of vLLM's `LLM` class."""

@@ -1,0 +1,327 @@
+"""`LLM`: a model in a Python program, with the methods of vLLM's class of this name."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import os
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from ember.front.api.services import Services
+from ember.front.offline import pooling
+from ember.front.offline.generation import beam_output, complete, converse, request_output
+from ember.front.offline.outputs import (
+    BeamSearchOutput,
+    ClassificationOutput,
+    ClassificationRequestOutput,
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    PoolingOutput,
+    PoolingRequestOutput,
+    RequestOutput,
+    ScoringOutput,
+    ScoringRequestOutput,
+)
+from ember.front.offline.params import BeamSearchParams, PoolingParams, SamplingParams
+from ember.front.offline.prompts import PromptType, read_prompts
+from ember.front.offline.session import Progress, Session
+from ember.front.text.template_choice import choose_template
+from ember.front.text.template_error import TemplateError
+from ember.settings import load_arguments
+from ember.wire import PoolingTask
+
+log = logging.getLogger(__name__)
+
+Tqdm = bool | Callable[..., Any]
+Messages = Sequence[Mapping[str, Any]]
+_FIRST_TASKS: tuple[PoolingTask, ...] = ("token_embed", "token_classify", "embed", "classify", "score")
+
+
+class LLM:
+    """A model with an engine of its own, a child process that ends with `shutdown()`, with the block of a `with`, and
+    with the program, however that ends.
+
+    `arguments` are vLLM's engine arguments (`dtype`, `max_model_len`, `gpu_memory_utilization`, ...); each is a
+    setting of Ember. The environment holds where an argument is not given. Methods may be called from any thread, also
+    from one whose event loop is running.
+
+    Raises TypeError for an unknown argument, ValueError for a wrong value, RuntimeError when the model cannot be
+    loaded.
+    """
+
+    def __init__(self, model: str = "demo", **arguments: Any) -> None:
+        if "seed" not in arguments and not os.environ.get("SEED"):
+            arguments["seed"] = 0  # the same program gives the same outputs
+        settings, without_effect = load_arguments({"model": model, **arguments})
+        for line in without_effect:
+            log.warning("%s", line)
+        self._session = Session(settings)
+        self._numbers = itertools.count()
+        self._templates: tuple[str, Services] | None = None
+        self._finalizer = weakref.finalize(self, self._session.close)
+
+    def shutdown(self) -> None:
+        """End the engine and free its memory. Calls that still run fail."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+    @property
+    def _services(self) -> Services:
+        return self._session.services
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What the model can do: generate, or pooling tasks."""
+        return self._services.engine.info.tasks
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """The defaults of the model's generation_config.json."""
+        known = {field.name for field in dataclasses.fields(SamplingParams)}
+        defaults = dict(self._services.generation_defaults)
+        if (longest := defaults.pop("max_new_tokens", None)) is not None:
+            defaults["max_tokens"] = longest
+        return SamplingParams(
+            **{name: value for name, value in defaults.items() if name in known and value is not None}
+        )
+
+    # ------------------------------------------------------------------------------------------------------ generation
+
+    def generate(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: Tqdm = True,
+        priority: Sequence[int] | None = None,
+        lora_request: None = None,
+    ) -> list[RequestOutput]:
+        """Continue each prompt. The results are in the order of the prompts. Raises PromptError and RuntimeError."""
+        _refuse_adapter(lora_request)
+        given = read_prompts(prompts)
+        work = self._generating(complete, self._services, sampling_params, len(given), priority, {}, is_chat=False)
+        return self._session.run(given, work, Progress(len(given), use_tqdm, "Processed prompts"))
+
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: Tqdm = True,
+        lora_request: None = None,
+        chat_template: str | None = None,
+        chat_template_content_format: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: list[dict[str, Any]] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer each conversation: a list of messages, or a list of those. Raises PromptError and RuntimeError."""
+        _refuse_adapter(lora_request)
+        given = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
+        fields = {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "tools": tools,
+            "chat_template_kwargs": chat_template_kwargs,
+        }
+        services = self._services
+        if chat_template is not None:
+            services = self._with_template(chat_template)
+        if chat_template_content_format not in (None, "auto"):
+            changed = services.settings.model_copy(
+                update={"chat_template_content_format": chat_template_content_format}
+            )
+            services = dataclasses.replace(services, settings=changed)
+        work = self._generating(converse, services, sampling_params, len(given), None, fields, is_chat=True)
+        return self._session.run(given, work, Progress(len(given), use_tqdm, "Processed prompts"))
+
+    def beam_search(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        params: BeamSearchParams,
+        lora_request: None = None,
+        use_tqdm: Tqdm = False,
+        concurrency_limit: int | None = None,
+    ) -> list[BeamSearchOutput]:
+        """Search for the likeliest continuations of each prompt. Raises PromptError and RuntimeError."""
+        _refuse_adapter(lora_request)
+        given = read_prompts(prompts)
+        fields = params.body()
+
+        async def work(index: int, prompt: Any) -> BeamSearchOutput:
+            call, _ = await complete(self._services, self._name(), prompt, fields)
+            return await beam_output(call)
+
+        window = concurrency_limit or max(1, self._session.window // params.beam_width)
+        return self._session.run(given, work, Progress(len(given), use_tqdm, "Beam search"), window)
+
+    def _generating(
+        self,
+        opened: Any,
+        services: Services,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        count: int,
+        priority: Sequence[int] | None,
+        fields: dict[str, Any],
+        *,
+        is_chat: bool,
+    ) -> Any:
+        """The work of `Session.run` for prompts or chats. Raises ValueError for lists of another length."""
+        for name, value in (("sampling_params", sampling_params), ("priority", priority)):
+            if isinstance(value, Sequence) and len(value) != count:
+                raise ValueError(f"{name} must have one entry for each of the {count} prompts, got {len(value)}.")
+        longest = services.engine.info.max_model_len
+        bodies: dict[int, dict[str, Any]] = {}  # one for each object of parameters
+
+        def body_of(params: SamplingParams | None) -> dict[str, Any]:
+            if params is None:  # the deployment's defaults hold
+                return {**fields, "max_tokens": services.generation_defaults.get("max_new_tokens") or 16}
+            if id(params) not in bodies:
+                bodies[id(params)] = {**fields, **(params.chat_body(longest) if is_chat else params.body(longest))}
+            return bodies[id(params)]
+
+        async def work(index: int, prompt: Any) -> RequestOutput:
+            params = sampling_params[index] if isinstance(sampling_params, Sequence) else sampling_params
+            body = body_of(params)
+            if priority is not None:
+                body = {**body, "priority": priority[index]}
+            call, text = await opened(services, self._name(), prompt, body)
+            if params is None:
+                return await request_output(call, text, None, None, True)
+            return await request_output(call, text, params.logprobs, params.prompt_logprobs, params.detokenize)
+
+        return work
+
+    def _name(self) -> str:
+        return str(next(self._numbers))
+
+    def _with_template(self, source: str) -> Services:
+        """The services with another chat template: Jinja text, the path of a file with it, or the name of one of the
+        model's. Raises ValueError."""
+        services = self._services
+        if self._templates is not None and self._templates[0] == source:
+            return self._templates[1]
+        own = services.tokenizer.chat_template
+        if isinstance(own, dict) and source in own:
+            source = own[source]
+        try:
+            template, _ = choose_template(own, services.tokenizer.special_tokens, source)
+        except TemplateError as error:
+            raise ValueError(str(error).replace("CUSTOM_CHAT_TEMPLATE", "chat_template")) from None
+        settings = services.settings.model_copy(update={"custom_chat_template": source})
+        changed = dataclasses.replace(services, template=template, settings=settings)
+        self._templates = (source, changed)
+        return changed
+
+    # --------------------------------------------------------------------------------------------------------- pooling
+
+    def embed(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        *,
+        use_tqdm: Tqdm = True,
+        pooling_params: PoolingParams | None = None,
+        lora_request: None = None,
+    ) -> list[EmbeddingRequestOutput]:
+        """The embedding of each prompt. Raises PromptError and RuntimeError."""
+        _refuse_adapter(lora_request)
+        return [
+            EmbeddingRequestOutput(name, EmbeddingOutput(values), token_ids)
+            for name, values, token_ids in self._pooled(prompts, "embed", pooling_params, use_tqdm)
+        ]
+
+    def classify(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        *,
+        use_tqdm: Tqdm = True,
+        pooling_params: PoolingParams | None = None,
+        lora_request: None = None,
+    ) -> list[ClassificationRequestOutput]:
+        """The probabilities of the classes of each prompt. Raises PromptError and RuntimeError."""
+        _refuse_adapter(lora_request)
+        return [
+            ClassificationRequestOutput(name, ClassificationOutput(values), token_ids)
+            for name, values, token_ids in self._pooled(prompts, "classify", pooling_params, use_tqdm)
+        ]
+
+    def encode(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        pooling_params: PoolingParams | None = None,
+        *,
+        pooling_task: str | None = None,
+        use_tqdm: Tqdm = True,
+        lora_request: None = None,
+    ) -> list[PoolingRequestOutput[PoolingOutput]]:
+        """What a pooling task makes of each prompt: without a task, the values of every token where the model has them.
+        Raises PromptError and RuntimeError."""
+        _refuse_adapter(lora_request)
+        task = pooling_task or (pooling_params.task if pooling_params is not None else None)
+        if task is None:
+            task = next((name for name in _FIRST_TASKS if name in self.tasks), "embed")
+        return [
+            PoolingRequestOutput(name, PoolingOutput(values), token_ids)
+            for name, values, token_ids in self._pooled(prompts, task, pooling_params, use_tqdm)
+        ]
+
+    def score(
+        self,
+        data_1: str | Sequence[str],
+        data_2: str | Sequence[str],
+        *,
+        use_tqdm: Tqdm = True,
+        pooling_params: PoolingParams | None = None,
+        lora_request: None = None,
+    ) -> list[ScoringRequestOutput]:
+        """How well pairs of texts fit each other: one text with each of many, or two lists of one length. Raises
+        ValueError, PromptError and RuntimeError."""
+        _refuse_adapter(lora_request)
+        first = [data_1] if isinstance(data_1, str) else list(data_1)
+        second = [data_2] if isinstance(data_2, str) else list(data_2)
+        if not first or not second or (len(first) > 1 and len(first) != len(second)):
+            message = f"got {len(first)} and {len(second)} texts"
+            raise ValueError(f"data_1 and data_2 must have 1:1, 1:N or N:N texts; {message}.")
+        starts = range(0, len(second), pooling.CHUNK)
+        fields = {} if pooling_params is None else pooling_params.body()
+
+        async def work(index: int, start: int) -> list[Any]:
+            documents = second[start : start + pooling.CHUNK]
+            queries = first if len(first) == 1 else first[start : start + pooling.CHUNK]
+            return await pooling.score(self._services, queries, documents, fields)
+
+        found = self._session.run(starts, work, Progress(len(starts), use_tqdm, "Scored"), pooling.WINDOW)
+        return [
+            ScoringRequestOutput(self._name(), ScoringOutput(value), text.token_ids)
+            for chunk in found
+            for text, value in chunk
+        ]
+
+    def _pooled(
+        self, prompts: Any, task: str, params: PoolingParams | None, use_tqdm: Tqdm
+    ) -> list[tuple[str, list[Any], list[int]]]:
+        """A request id, the values and the token ids of each prompt."""
+        fields = {} if params is None else params.body()
+        chunks = list(pooling.chunks(read_prompts(prompts)))
+
+        async def work(index: int, chunk: Any) -> list[tuple[list[Any], list[int]]]:
+            pooled = await pooling.pool(self._services, chunk, task, fields)
+            return [(pooling.numbers(values), text.token_ids) for text, values in pooled]
+
+        found = self._session.run(chunks, work, Progress(len(chunks), use_tqdm, "Pooled"), pooling.WINDOW)
+        return [(self._name(), values, token_ids) for chunk in found for values, token_ids in chunk]
+
+
+def _refuse_adapter(lora_request: Any) -> None:
+    if lora_request is not None:
+        raise ValueError("lora_request is not supported by this version of Ember; leave it out")

@@ -1,0 +1,170 @@
+"""The engine of one `LLM`: its process, the loop that its client runs on, and the feeding of many requests.
+
+The loop has a thread of its own, so that callers may be anywhere: in a notebook, whose own loop is running, or in
+several threads at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ember.front.api.services import Services
+from ember.front.errors import ApiError
+from ember.front.link.engine import EngineError
+from ember.front.loop import EngineLoop
+from ember.front.offline.errors import raise_for
+from ember.front.start import Worker, launch
+
+if TYPE_CHECKING:
+    from ember.settings import Settings
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+CLOSE_SECONDS = 10.0
+LOOK_SECONDS = 0.1  # between two looks at how far the work is, where that is shown
+STEPS_AHEAD = 2  # requests in the front and the engine, in steps of the engine that are full
+
+
+class Session:
+    """A booted engine. Raises RuntimeError, with one line, when the boot fails."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._loop = EngineLoop()
+        self._loop.start()
+        self._worker = launch(settings, owns_process=False)
+        self._worker.engine.admission.refuses = False  # what is fed is bounded here
+        self.is_closed = False
+        try:
+            self.services: Services = self._wait(_boot(self._worker))
+        except EngineError as error:
+            self.close()
+            raise RuntimeError(str(error)) from None
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def window(self) -> int:
+        """How many requests are under way at a time: enough for the next step to be full when one is done."""
+        return STEPS_AHEAD * self.services.engine.info.max_num_seqs
+
+    def close(self) -> None:
+        """End the engine's process. Requests that still run fail."""
+        if not self.is_closed:
+            self.is_closed = True
+            with contextlib.suppress(Exception):
+                self._loop.submit(self._worker.close()).result(CLOSE_SECONDS)
+            self._loop.stop()
+
+    def run(
+        self,
+        items: Iterable[Item],
+        work: Callable[[int, Item], Awaitable[Result]],
+        progress: Progress,
+        window: int | None = None,
+    ) -> list[Result]:
+        """The results of `work` for each item, in the order of the items. `work` gets the place of the item too. Only
+        so many items as fit the window are under way at a time. An interruption aborts them.
+
+        Raises PromptError and RuntimeError for the first item that fails.
+        """
+        if self.is_closed:
+            raise RuntimeError("The engine was shut down.")
+        feed = _Feed(list(items), work, progress)
+        with progress:
+            return self._wait(feed.run(window or self.window), progress)
+
+    def _wait(self, coroutine: Any, progress: Progress | None = None) -> Any:
+        """Wait for the result of a coroutine on the loop, and show the progress meanwhile. An exception in this thread,
+        such as KeyboardInterrupt, cancels it."""
+        future = self._loop.submit(coroutine)
+        patience = LOOK_SECONDS if progress is not None and progress.is_shown else None
+        try:
+            while not concurrent.futures.wait([future], patience).done:
+                assert progress is not None
+                progress.show()
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+
+async def _boot(worker: Worker) -> Services:
+    await worker.start()
+    return await worker.ready()
+
+
+class Progress:
+    """How many items are done, on a terminal: tqdm's line, or that of a class with tqdm's interface that the caller
+    gives. It is written by the caller's thread."""
+
+    def __init__(self, total: int, use_tqdm: bool | Callable[..., Any], description: str) -> None:
+        self._total = total
+        self._description = description
+        self._make: Callable[..., Any] | None = None
+        self._options: dict[str, Any] = {}
+        if callable(use_tqdm):
+            self._make = use_tqdm
+        elif use_tqdm and total:
+            from tqdm import tqdm
+
+            self._make, self._options = tqdm, {"disable": None}  # it is shown on a terminal alone
+        self._bar: Any = None
+        self._num_shown = 0
+        self.num_done = 0  # counted by the loop's thread
+
+    @property
+    def is_shown(self) -> bool:
+        return self._bar is not None and not getattr(self._bar, "disable", False)
+
+    def __enter__(self) -> Progress:
+        if self._make is not None:
+            self._bar = self._make(total=self._total, desc=self._description, dynamic_ncols=True, **self._options)
+        return self
+
+    def show(self) -> None:
+        num_new, self._num_shown = self.num_done - self._num_shown, self.num_done
+        if num_new and self._bar is not None:
+            self._bar.update(num_new)
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self.show()
+            self._bar.close()
+
+
+class _Feed:
+    """Runs `work` for many items, so many at a time, and puts the results in their places."""
+
+    def __init__(self, items: list[Any], work: Callable[[int, Any], Awaitable[Any]], progress: Progress) -> None:
+        self._items = items
+        self._work = work
+        self._progress = progress
+        self._results: list[Any] = [None] * len(items)
+        self._next = 0
+
+    async def run(self, window: int) -> list[Any]:
+        """Raises what `raise_for` raises."""
+        runners = [asyncio.create_task(self._run_some()) for _ in range(min(window, len(self._items)))]
+        try:
+            await asyncio.gather(*runners)
+        finally:
+            for runner in runners:
+                runner.cancel()
+            await asyncio.gather(*runners, return_exceptions=True)
+        return self._results
+
+    async def _run_some(self) -> None:
+        while self._next < len(self._items):
+            index = self._next
+            self._next += 1
+            try:
+                self._results[index] = await self._work(index, self._items[index])
+            except ApiError as error:
+                raise_for(error, index, len(self._items), self._results)
+            self._progress.num_done += 1
