@@ -245,7 +245,7 @@ def say(tokenizer: Tokenizer, text: str | Sequence[int], per_step: int = 1) -> S
                     token_ids=new,
                     finish_reason=reason if is_last else None,
                     stop_reason=stop_reason if is_last else None,
-                    logprobs=None if sampling.logprobs is None else [logprob_of(i, sampling.logprobs) for i in new],
+                    logprobs=None if sampling.logprobs is None else [_logprob(i, sampling) for i in new],
                     num_cached_tokens=3 if start == 0 else 0,
                     prompt_logprobs=_prompt_logprobs(prompt, sampling) if start == index == 0 else None,
                 )
@@ -255,6 +255,14 @@ def say(tokenizer: Tokenizer, text: str | Sequence[int], per_step: int = 1) -> S
         return steps
 
     return script
+
+
+def _logprob(token_id: int, sampling: wire.SamplingParams) -> wire.TokenLogprobs:
+    """With the tokens that the request names, each less likely than the one before."""
+    asked = sampling.logprob_token_ids
+    values = [-0.5 * (1 + place) for place in range(len(asked))]
+    found = logprob_of(token_id, sampling.logprobs or 0)
+    return msgspec.structs.replace(found, asked_ids=asked, asked_logprobs=values)
 
 
 def _prompt_logprobs(prompt: list[int], sampling: wire.SamplingParams) -> list[wire.TokenLogprobs | None] | None:

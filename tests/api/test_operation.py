@@ -20,6 +20,7 @@ from ember.front.text.template import ChatTemplate
 from ember.front.worker.inputs import parse_input
 from tests.api.fakes import MAX_MODEL_LEN, Deployment, make_tokenizer, refused
 from tests.api.test_metrics import stats
+from tests.api.test_scale_out import BODIES
 
 CHAT, COMPLETIONS, INVOCATIONS = "/v1/chat/completions", "/v1/completions", "/invocations"
 USER = [{"role": "user", "content": "hi"}]
@@ -149,7 +150,8 @@ POOLING_PATHS = {route.path for route in POOLING_ROUTES}
 
 
 @pytest.mark.parametrize("path", [route.path for route in ROUTES if route.about.body])
-def test_a_job_for_a_route_that_needs_a_body(deployment: Deployment, path: str) -> None:
+def test_a_job_for_a_route_that_needs_a_body(deploy: Any, path: str) -> None:
+    deployment = deploy(enable_scale_out=True)
     with pytest.raises(ApiError, match="openai_input is missing"):
         parse_input({"openai_route": path}, ROUTER, model="org/tiny")
     bodies: dict[str, Any] = {
@@ -165,6 +167,7 @@ def test_a_job_for_a_route_that_needs_a_body(deployment: Deployment, path: str) 
         "/v1/messages": {"messages": USER, "max_tokens": 5},
         **{path: {"input": "hi"} for path in ("/v1/responses", "/v1/responses/input_tokens")},
         **{path: {"inputs": "hi"} for path in ("/generate", "/generate_stream", "/")},
+        **BODIES,
     }
     body = bodies.get(path, {"messages": [USER] if "batch" in path else USER})
     if path in POOLING_PATHS:

@@ -411,6 +411,12 @@ class Settings(BaseSettings):
         validation_alias=_names("ENABLE_TOKENIZER_INFO_ENDPOINT"),
         description="Serve GET /tokenizer_info, with the tokenizer's configuration and the chat template.",
     )
+    enable_scale_out: bool = Field(
+        False,
+        validation_alias=_names("ENABLE_SCALE_OUT", "VLLM_ENABLE_SCALE_OUT_ENDPOINTS"),
+        description="Serve the routes that divide a request between servers: /render, /inference/v1/generate and "
+        "/derender (docs/routes.md). Without it they are a 403.",
+    )
 
     # --- the faces
     host: str = Field("0.0.0.0", validation_alias=_names("HOST"), description="Address on which `ember serve` listens.")

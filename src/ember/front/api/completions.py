@@ -25,12 +25,17 @@ async def create_completion(services: Services, raw_request: Request) -> Respons
     """Raises ApiError for every failure before the first token."""
     request = await parse_body(CompletionRequest, raw_request.body)
     services.check_model(request.model)
-    refuse_unsupported(request)
-    info = await services.ready()
-    call = await in_thread(request, _open, raw_request, request, services, info)
+    call = await open_completion(services, raw_request, request)
     if request.stream:
         return EventStream(await start_stream(call, _Chunks(call, request)), call.headers)
     return await _answer(call, request)
+
+
+async def open_completion(services: Services, raw_request: Request, request: CompletionRequest) -> ApiCall:
+    """The call of a completion, for every route that answers them. Raises ApiError."""
+    refuse_unsupported(request)
+    info = await services.ready()
+    return await in_thread(request, _open, raw_request, request, services, info)
 
 
 def _open(raw_request: Request, request: CompletionRequest, services: Services, info: Ready) -> ApiCall:

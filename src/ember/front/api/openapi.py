@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from ember import __version__
-from ember.front.api import answers, schemas
+from ember.front.api import answers, generative_scoring, schemas
 from ember.front.api.anthropic import answers as anthropic_answers
 from ember.front.api.anthropic import schemas as anthropic_schemas
 from ember.front.api.exchange import REQUEST_ID_HEADER, Response
@@ -27,6 +27,8 @@ from ember.front.api.pooling import schemas as pooling_schemas
 from ember.front.api.responses import answers as responses_answers
 from ember.front.api.responses import schemas as responses_schemas
 from ember.front.api.route import Model, Route
+from ember.front.api.scale_out import answers as scale_out_answers
+from ember.front.api.scale_out import schemas as scale_out_schemas
 from ember.front.api.services import Services
 from ember.front.api.tgi import answers as tgi_answers
 from ember.front.api.tgi import schemas as tgi_schemas
@@ -43,6 +45,9 @@ _MODULES = (
     pooling_answers,
     tgi_schemas,
     tgi_answers,
+    scale_out_schemas,
+    scale_out_answers,
+    generative_scoring,
 )  # of models that records give by name
 _OF_EVERY_ROUTE = (400, 401, 500, 503)
 _OF_BODIES = (404, 408, 413)

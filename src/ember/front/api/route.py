@@ -82,6 +82,8 @@ class Route:
     tasks: tuple[Task, ...] = ()  # the model must be able to do one of them; none: the route is for every model
     is_health_check: bool = False  # needs no key, and answers on PORT_HEALTH too
     enabled_by: str | None = None  # the setting without which the route is not there
+    is_forbidden_without: bool = False  # its answer without that setting is 403 in place of 404, as vLLM has it
+    is_admin: bool = False  # for the operator: over HTTP with ADMIN_API_KEY, and no queue job
     second_path: str | None = None  # the setting that gives the route another path over HTTP
     job_field: str | None = None  # a queue job that names no route and has this field is a request for this one
 

@@ -103,6 +103,9 @@ class Router:
         try:
             match.check()
             _check_enabled(route, services.settings)
+            if route.is_admin and raw_request.is_job:
+                message = f"{route.path} is for the operator of a worker, over HTTP; a job reaches any worker."
+                raise ApiError(403, message, type="PermissionDeniedError")
             _check_task(route, services)
             raw_request.parameters = match.parameters
             assert route.answer is not None
@@ -137,9 +140,12 @@ def _pattern(path: str) -> re.Pattern[str]:
 
 
 def _check_enabled(route: Route, settings: Settings) -> None:
-    if route.enabled_by is not None and not getattr(settings, route.enabled_by):
-        message = f"Not Found: set {route.enabled_by.upper()} to true for this route"
-        raise ApiError(404, message, type="Not Found")
+    if route.enabled_by is None or getattr(settings, route.enabled_by):
+        return
+    hint = f"set {route.enabled_by.upper()} to true for this route"
+    if route.is_forbidden_without:
+        raise ApiError(403, f"{route.path} is disabled: {hint}.", type="PermissionDeniedError")
+    raise ApiError(404, f"Not Found: {hint}", type="Not Found")
 
 
 def _check_task(route: Route, services: Services) -> None:

@@ -17,6 +17,7 @@ from ember.front.api.pooling.routes import POOLING_ROUTES
 from ember.front.api.responses.forms import RESPONSES_EVENTS
 from ember.front.api.route import Description, Handler, Route, loaded_later
 from ember.front.api.router import Router
+from ember.front.api.scale_out.routes import SCALE_OUT_ROUTES
 from ember.front.api.services import Services
 from ember.front.api.status import boot, health, ping, version
 from ember.front.api.tgi.forms import TGI_ERRORS, TGI_EVENTS
@@ -139,6 +140,18 @@ ROUTES = (
         answer=loaded_later("ember.front.api.responses.stored", "list_input_items"),
         tasks=("generate",),
         about=Description(summary="The input of a stored response", answer=("InputItems",), errors=(404,)),
+    ),
+    *SCALE_OUT_ROUTES,
+    Route(
+        path="/generative_scoring",
+        methods=("POST",),
+        answer=loaded_later("ember.front.api.generative_scoring", "score_labels"),
+        tasks=("generate",),
+        about=Description(
+            summary="How likely tokens are after a query and an item",
+            body=("GenerativeScoringRequest",),
+            answer=("LabelScores",),
+        ),
     ),
     *POOLING_ROUTES,
     Route(

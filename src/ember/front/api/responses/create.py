@@ -41,7 +41,7 @@ async def create_response(services: Services, raw_request: Request) -> Response 
     if request.background and keeps is None:
         message = "`background` needs a stored response: leave `store` out, and set RESPONSES_STORE where it is off."
         raise bad_request(message, "background")
-    history, items = await _conversation(request, store)
+    history, items = await conversation(request, store)
     body, ignored = chat_body(request, history, items, services)
     with FIELD_NAMES.in_errors():
         call = await open_chat(services, raw_request, await parse_body(ChatRequest, body), "resp_", ignored)
@@ -68,7 +68,7 @@ async def count_input_tokens(services: Services, raw_request: Request) -> Respon
     request = await parse_body(InputTokensRequest, raw_request.body)
     services.check_model(request.model)
     await services.ready()
-    history, items = await _conversation(request, store_of(services, raw_request))
+    history, items = await conversation(request, store_of(services, raw_request))
     body, ignored = chat_body(request, history, items, services)
     with FIELD_NAMES.in_errors():
         count, headers = await count_chat_tokens(body, ignored, services)
@@ -88,7 +88,7 @@ def _check_metadata(metadata: dict[str, Any] | None) -> None:
             raise bad_request(message, "metadata")
 
 
-async def _conversation(request: InputTokensRequest, store: Store | None) -> tuple[list[Item], list[Item]]:
+async def conversation(request: InputTokensRequest, store: Store | None) -> tuple[list[Item], list[Item]]:
     """The items of the responses that this one continues, and its own, each with an id. Raises ApiError."""
     history = await _history(request.previous_response_id, store)
     items = []
