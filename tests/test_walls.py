@@ -49,7 +49,7 @@ KERNELS = {  # package -> who may import it; a package of kernels imports nothin
     "ember_kernels": ("ember.engine.core", "ember.engine.operators"),
     "ember_cpu": ("ember.engine.operators", "ember.engine.quantization"),
     "ember_cpu.variants": ("ember.engine.description", "ember.engine.loading"),  # the CPU's flags, before torch
-    "ember_cpu.merges": ("ground",),  # for the tokenizers of GGUF files
+    "ember_cpu.vocabulary": ("ground",),  # for the tokenizers of GGUF files
 }
 LIBRARIES = {  # room -> what none of its files imports
     "ember.front": {"torch", "triton", "transformers"},
@@ -203,7 +203,7 @@ def test_engine_never_loads_the_compiler_stack():
 def test_kernels_import_nothing_from_ember(package):
     path = importlib.import_module(package).__path__
     found = (module.name for module in pkgutil.iter_modules(path, f"{package}."))
-    libraries = (".decoder_", ".text_merges")  # which are no modules
+    libraries = (".decoder_", ".text_vocabulary")  # which are no modules
     names = [package, *(name for name in found if not any(part in name for part in libraries))]
     code = f"import sys\nfor name in {names!r}: __import__(name)\nprint('\\n'.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Compile `decoder.c` once for each variant, and `text/merges.c` once: `python -m ember_cpu.build [--compiler cc]`.
+"""Compile `decoder.c` once for each variant, and `text/` once: `python -m ember_cpu.build [--compiler cc]`.
 
 The library is optional. Without it, or without a compiler, the engine runs on torch's operators alone.
 """
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ember_cpu import merges
+from ember_cpu import vocabulary
 from ember_cpu.variants import HERE, VARIANTS, Variant, library_file
 
 
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--into", type=Path, default=HERE)
     options = parser.parse_args(arguments)
     if shutil.which(options.compiler) is not None:
-        compile_merges(options.compiler, options.into)
+        compile_vocabulary(options.compiler, options.into)
     if platform.machine() != "x86_64":
         print(f"no CPU kernels for {platform.machine()}: the engine uses torch's operators", file=sys.stderr)
         return 0
@@ -37,21 +37,27 @@ def main(arguments: list[str] | None = None) -> int:
 def compile_variant(compiler: str, variant: Variant, into: Path) -> bool:
     """Compile a variant unless its library is up to date. Returns whether the library exists now."""
     library = library_file(variant.name, into)
-    return _compile(compiler, variant.options, HERE / "decoder.c", library, variant.build(), ("-lm",))
+    return _compile(compiler, variant.options, (HERE / "decoder.c",), library, variant.build(), ("-lm",))
 
 
-def compile_merges(compiler: str, into: Path) -> bool:
-    """Compile the search for a tokenizer's merges unless it is up to date. Returns whether the library exists now."""
-    return _compile(compiler, merges.OPTIONS, merges.SOURCE, merges.library_file(into), merges.build(), ())
+def compile_vocabulary(compiler: str, into: Path) -> bool:
+    """Compile the functions for vocabularies unless it is up to date. Returns whether the library exists now."""
+    library = vocabulary.library_file(into)
+    return _compile(compiler, vocabulary.OPTIONS, vocabulary.SOURCES, library, vocabulary.build(), ())
 
 
 def _compile(
-    compiler: str, options: tuple[str, ...], source: Path, library: Path, build: str, libraries: tuple[str, ...]
+    compiler: str,
+    options: tuple[str, ...],
+    sources: tuple[Path, ...],
+    library: Path,
+    build: str,
+    libraries: tuple[str, ...],
 ) -> bool:
     if library.exists() and build.encode() in library.read_bytes():
         return True
     partial = library.with_suffix(f".{os.getpid()}")
-    command = [compiler, *options, f'-DEMBER_BUILD="{build}"', str(source), "-o", str(partial), *libraries]
+    command = [compiler, *options, f'-DEMBER_BUILD="{build}"', *map(str, sources), "-o", str(partial), *libraries]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         print(f"{library.name} cannot be compiled: {done.stderr.strip()[-1000:]}", file=sys.stderr)

@@ -12,6 +12,7 @@ import pytest
 
 from ember.gguf import header
 from ember.gguf.header import Array, GgufError, read_header
+from ember_cpu import vocabulary
 from tests.gguf_files.files import write_gguf
 
 METADATA = {
@@ -37,7 +38,11 @@ def a_file(directory: Path) -> Path:
     return write_gguf(directory / "model.gguf", METADATA, tensors)
 
 
-def test_metadata_and_tensors_are_what_the_package_wrote(tmp_path):
+@pytest.mark.parametrize(("stretch", "has_library"), [(20, True), (20, False), (1 << 20, True)])
+def test_metadata_and_tensors_are_what_the_package_wrote(stretch, has_library, tmp_path, monkeypatch):
+    monkeypatch.setattr(header, "_STRETCH", stretch)  # bytes read at a time
+    if not has_library:
+        monkeypatch.setattr(vocabulary, "_library", lambda: None)
     found = read_header(a_file(tmp_path))
     metadata = found.metadata
     assert metadata.text("general.architecture") == "llama"

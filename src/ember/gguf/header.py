@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 from ember.gguf.types import OTHER_TYPES, TYPES, GgmlType
 from ember.regular_file import open_regular
+from ember_cpu.vocabulary import joined, skip
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -54,6 +55,8 @@ class Array:
 
     def texts(self) -> list[str]:
         """The strings of an array of strings. Bytes that are not UTF-8 become U+FFFD."""
+        if (text := joined(self.data, self.count)) is not None:
+            return text.decode("utf-8", "replace").split("\0")[:-1]
         data, at, found = bytes(self.data), 0, []
         for _ in range(self.count):
             (length,) = _LENGTH(data, at)
@@ -211,7 +214,7 @@ class _Reader:
             arrays.append((key, kind, count, start, self._at))
             values[key] = 0  # its place in the order
         stored = [self._tensor() for _ in range(num_tensors)]
-        data = memoryview(bytes(self._data))  # arrays refer to it
+        data = memoryview(self._data).toreadonly()  # arrays refer to it
         for key, kind, count, start, stop in arrays:
             values[key] = Array(kind, count, data[start:stop])
         metadata = Metadata(self._file, values)
@@ -294,19 +297,19 @@ class _Reader:
             what = "arrays" if kind == _ARRAY else f"elements of the unknown type {kind}"
             raise self._error(f"has the key {_shown(key)} with an array of {what}, which is not supported")
         self._limit(f"strings in {_shown(key)}", count, MAX_HEADER, 8)
-        at, data = self._at, self._data
-        for _ in range(count):
-            try:
-                (length,) = _LENGTH(data, at)
-            except struct.error:
-                self._at = at
-                self._need(8)
-                (length,) = _LENGTH(data, at)
-            at += 8 + length
-            if at > MAX_HEADER:
-                raise self._error(f"has a string of {length} bytes in {_shown(key)}, beyond the limit of its header")
-        self._at = at
-        self._need(0)
+        left = count
+        while left:
+            passed, self._at = skip(self._data, self._at, left)
+            left -= passed
+            if left:  # the next one is not read whole
+                length = self._length()
+                if length > MAX_HEADER:
+                    raise self._error(
+                        f"has a string of {length} bytes in {_shown(key)}, beyond the limit of its header"
+                    )
+                self._need(length)
+                self._at += length
+                left -= 1
 
     def _text(self, limit: int, what: str) -> str:
         length = self._length()

@@ -232,8 +232,9 @@ class _Vocabulary:
         return merges
 
     def _merges_of_scores(self, scores: list[float]) -> list[tuple[str, str]]:
-        """Every pair of tokens that together are a token, those with the highest score first."""
-        from ember_cpu.merges import merges_of  # few tokenizers need it
+        """The merges that make the tokens, those of the highest score first. Without the library, which leaves out
+        merges that are never applied, every pair of tokens that together are a token."""
+        from ember_cpu.vocabulary import merges_of  # few tokenizers need it
 
         ids, tokens, kinds = self.ids, self.tokens, self.kinds
         if sum(len(token) ** 2 for token in tokens) > _MAX_WORK:

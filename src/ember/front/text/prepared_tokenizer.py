@@ -1,5 +1,5 @@
 """A prepared form of a large tokenizer.json, which loads in two thirds of the time: beside the file or in a cache.
-That of a GGUF file's tokenizer loads in less than half of the time, since its merges are not searched for again.
+That of a GGUF file's tokenizer is not searched for merges again.
 
 The library parses JSON through two intermediate forms. A prepared file has the vocabulary as text and the merges as
 numbers, from which the library's constructor makes the same model. It is stored only if the library serialises the
