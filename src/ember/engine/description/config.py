@@ -445,6 +445,12 @@ class DecoderConfig:
         """The rotary positions of the model's layers: `rope`, and `local_rope` if there is one."""
         return tuple(rope for rope in (self.rope, self.local_rope) if rope is not None)
 
+    def rope_index(self, layer: int) -> int | None:
+        """The rotary positions of a layer, as an index of `ropes`; None: the layer has none."""
+        if self.rope is None or (self.rope_layers and not self.rope_layers[layer]):
+            return None
+        return 1 if self.local_rope is not None and self.has_window()[layer] else 0
+
     def served_up_to(self, max_model_len: int | None) -> DecoderConfig:
         """The configuration where sequences have at most `max_model_len` tokens, on which some kinds of rotary
         positions depend; None: as long as the model allows."""

@@ -342,7 +342,7 @@ def _qk_norm(
                 f"{ours}{name}.{head}.weight",
                 source.format(head),
                 (sizes.head,),
-                _norm_dtype(config),
+                norm_dtype(config),
                 config.norm_offset,
             )
         return
@@ -353,7 +353,7 @@ def _qk_norm(
         "layer": (heads, sizes.head),
     }
     yield TensorSpec(
-        f"{ours}{name}.weight", source, shapes[str(config.qk_norm)], _norm_dtype(config), config.norm_offset
+        f"{ours}{name}.weight", source, shapes[str(config.qk_norm)], norm_dtype(config), config.norm_offset
     )
     if config.qk_norm == "layer_bias":
         yield TensorSpec(f"{ours}{name}.bias", source.removesuffix(".weight") + ".bias", (sizes.head,))
@@ -624,11 +624,11 @@ def _linear(name: str, outputs: list[Output], bias: bool = False) -> LinearSpec:
 
 def _norm(config: DecoderConfig, size: Size, name: str, source: str) -> Iterator[TensorSpec]:
     if config.norm_affine:
-        yield TensorSpec(f"{name}.weight", f"{source}.weight", (size,), _norm_dtype(config), config.norm_offset)
+        yield TensorSpec(f"{name}.weight", f"{source}.weight", (size,), norm_dtype(config), config.norm_offset)
     if config.norm_bias:
         yield TensorSpec(f"{name}.bias", f"{source}.bias", (size,))
 
 
-def _norm_dtype(config: DecoderConfig) -> str | None:
+def norm_dtype(config: DecoderConfig) -> str | None:
     """The dtype of norms' weights. An offset of 1 hides small weights in bfloat16, and Gemma's were never rounded."""
     return "float32" if config.norm_offset and config.norm == "rms" else None

@@ -276,7 +276,7 @@ def _attention(
         gate=_linear(weights, f"{prefix}gate") if config.attention_gate or config.head_gate else None,
         qk_norm=_qk_norm(config, weights, tokens, layer),
         output=_linear(weights, f"{prefix}output"),
-        rope=_rope_index(config, layer),
+        rope=config.rope_index(layer),
         sinks=_tensor(weights, f"{prefix}sinks") if config.attention_sinks else None,
         scale=config.attention_scale_of(layer),
         soft_cap=config.attention_soft_cap,
@@ -398,13 +398,6 @@ def _stack(linear: Linear, count: int) -> Tensor | RestoredLinear | None:
     if isinstance(linear, RestoredLinear):
         return linear
     return linear.rows[0].unflatten(0, (count, -1)) if type(linear) is Linear and len(linear.rows) == 1 else None
-
-
-def _rope_index(config: DecoderConfig, layer: int) -> int | None:
-    """The rotary positions of a layer, as an index of `DecoderConfig.ropes`."""
-    if config.rope is None or (config.rope_layers and not config.rope_layers[layer]):
-        return None
-    return 1 if config.local_rope is not None and config.has_window()[layer] else 0
 
 
 def _optional_norm(config: DecoderConfig, weights: Weights, prefix: str, name: str) -> Norm | None:

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.operator_sets import TRITON
+from ember.engine.description.rope_config import RopeConfig
+from ember.engine.description.weights import norm_dtype
+from ember.engine.layers.rotary import inverse_frequencies
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +48,17 @@ def _touch_kernels(config: DecoderConfig, x: Tensor, block_size: int) -> None:
     except ImportError:  # triton is not installed: torch computes everything
         return
     lacking = TRITON.lacking(config)
+    of_norms = norm_dtype(config)
+    norm_type = x.dtype if of_norms is None else getattr(torch, of_norms)
     if "add_norm" not in lacking:
+        norm_weight = x.new_zeros(config.hidden_size, dtype=norm_type)
+        bias = norm_weight if config.norm_bias else None
         for residual in (None, x.clone()):
             if config.norm == "rms":
-                rms_norm(x, x[0], config.norm_eps, residual=residual)
+                rms_norm(x, norm_weight if config.norm_affine else x[0], config.norm_eps, residual=residual)
             else:
-                layer_norm(x, x[0], x[0], config.norm_eps, residual=residual)
+                weight = norm_weight if config.norm_affine else None
+                layer_norm(x, weight, bias, config.norm_eps, residual=residual)
     if "gate" not in lacking and config.activation in KINDS:
         width = config.intermediate_size * (2 if config.gated_mlp else 1)
         limit = config.swiglu_limit if config.gated_mlp else None
@@ -58,12 +66,18 @@ def _touch_kernels(config: DecoderConfig, x: Tensor, block_size: int) -> None:
         activation(x.new_zeros(_TOKENS, width), kind, gated=config.gated_mlp, limit=limit, alpha=config.swiglu_alpha)
     if config.latent is not None and "attend_latents" not in lacking:
         _touch_latents(config, x, block_size)
+    if any(map(config.state, range(config.num_layers))):  # other models do not import these kernels
+        from ember.engine.core.gpu.touch_states import touch_states
+
+        touch_states(config, x, lacking)
     if "attend" in lacking or "attention" not in map(config.mixer, range(config.num_layers)):
         return
     numbers = torch.zeros(_TOKENS, dtype=torch.int32, device=x.device)
     positions, nowhere = torch.zeros_like(numbers, dtype=torch.int64), torch.full_like(numbers, -1, dtype=torch.int64)
     attending = [layer for layer in range(config.num_layers) if config.mixer(layer) == "attention"]
-    for (heads, kv_heads, head_dim), window in {(config.heads(i), config.windows()[i]) for i in attending}:
+    windows, has_norms = config.windows(), config.qk_norm_of
+    kinds = {(config.heads(i), windows[i], config.rope_index(i), has_norms(i) is not None) for i in attending}
+    for (heads, kv_heads, head_dim), window, rope, has_norm in kinds:
         keys, values = x.new_zeros(2, 1, block_size, kv_heads, head_dim).unbind()
         query = x.new_zeros(_TOKENS, heads, head_dim)
         tables, starts = numbers[:, None].repeat(1, 16), numbers.new_zeros(_TOKENS + 1)
@@ -74,21 +88,28 @@ def _touch_kernels(config: DecoderConfig, x: Tensor, block_size: int) -> None:
         decode_attention(query, keys, values, tables, numbers, **options)
         for most in (1, 1024):  # tiles for few rows, and for many
             prefill_attention(query, keys, values, tables, starts, numbers, max_queries=most, **options)
-        if "place_heads" not in lacking and config.rope is not None:
-            qkv = x.new_zeros(_TOKENS, (heads + 2 * kv_heads) * head_dim)
-            table = torch.zeros(1, config.rope.rotary_dim, device=x.device)
-            weight = query[0, 0] if config.qk_norm is not None else None
-            rope_cache(
-                qkv,
-                keys,
-                values,
-                nowhere,
-                positions,
-                table,
-                query_weight=weight,
-                key_weight=weight,
-                neox=not config.rope.interleaved,
-            )
+        if "place_heads" in lacking:
+            continue
+        qkv = x.new_zeros(_TOKENS, (heads + 2 * kv_heads) * head_dim)
+        weight = x.new_zeros(head_dim, dtype=norm_type) if has_norm else None
+        rope_cache(
+            qkv,
+            keys,
+            values,
+            nowhere,
+            positions,
+            None if rope is None else _angle_table(config.ropes()[rope], x.device),
+            query_weight=weight,
+            key_weight=weight,
+            neox=config.rope is None or not config.rope.interleaved,
+            rotary_dim=None if rope is None else config.ropes()[rope].rotary_dim,
+        )
+
+
+def _angle_table(rope: RopeConfig, device: torch.device) -> Tensor:
+    """Zeros in place of the angles of one position. Pairs that are not rotated are left out."""
+    pairs = max(int(inverse_frequencies(rope).count_nonzero()), 1)
+    return torch.zeros(1, 2 * pairs, device=device)
 
 
 def _touch_latents(config: DecoderConfig, x: Tensor, block_size: int) -> None:
