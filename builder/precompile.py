@@ -49,6 +49,7 @@ MODULES = (
     "step",
     "table_experts",
     "table_gemm",
+    "text_attention",
 )
 _KEPT = (".json", ".cubin")
 _GROUP = "__grp__"

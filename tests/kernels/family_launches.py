@@ -2,8 +2,8 @@
 
     python tests/kernels/family_launches.py CAPABILITY ...
 
-prints each binary that the GPU's runner asks for and no module lists in its specialisations, so that the image lacks
-it. The first capability is tried with every family, the others with Llama. Families are those of
+prints each binary that the GPU's runner, or an encoder, asks for and no module lists in its specialisations, so that
+the image lacks it. The first capability is tried with every family, the others with Llama. Families are those of
 `tests/engine_models/tiny.py`: a new one there is covered here. Published models, plain and quantised, are those of
 `published_models.py`.
 """
@@ -25,8 +25,9 @@ from ember.engine.description.operator_sets import TRITON
 from ember.engine.description.read_config import load_config
 from ember_kernels import compile as kernels
 from tests.engine_models.tiny import COVERING, VARIANTS, config_class, model_class, tiny_fields
-from tests.kernels.published_models import published_models
-from tests.support.empty_models import EmptyEngine, Layout, no_products, with_layers
+from tests.engine_models.tiny_encoders import NO_CACHE, batch_of
+from tests.kernels.published_models import published_encoders, published_models
+from tests.support.empty_models import EmptyEngine, Layout, empty_decoder, no_products, with_layers
 
 # hidden, intermediate, heads, kv_heads, vocabulary
 SHAPES = (
@@ -153,6 +154,13 @@ def run(config: DecoderConfig, dtype: torch.dtype, has_options: bool, layout: La
     engine.step()
 
 
+def run_texts(config: DecoderConfig, dtype: torch.dtype) -> None:
+    """Steps of an encoder: one text, short ones alone, and short ones beside long ones."""
+    model = empty_decoder(config, dtype)
+    for lengths in ([1], [3, 9, 20], [2, 2, 90, 300]):
+        model.states(batch_of([[3] * length for length in lengths]), NO_CACHE)
+
+
 def shortened(identity: str) -> str:
     """The parts of an identity that a list of specialisations has, without its options."""
     data = json.loads(identity)
@@ -175,6 +183,15 @@ def main() -> None:
             assert launched, name
             for identity in sorted(launched - listed - seen):
                 print(f"{name} on sm_{capability}: {shortened(identity)}")
+            seen |= launched
+        for (name, config), dtype in product(published_encoders(), DTYPES):
+            if dtype != torch.bfloat16 and capability != first:
+                continue
+            with kernels.dry_run(capability) as launched, torch.inference_mode(), no_products():
+                run_texts(config, dtype)
+            assert any("text_attention" in identity for identity in launched), name
+            for identity in sorted(launched - listed - seen):
+                print(f"{name} {dtype} on sm_{capability}: {shortened(identity)}")
             seen |= launched
 
 

@@ -121,6 +121,34 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "Baichuan 2 13B": _fields("Baichuan", 5120, 13696, 40, 40, vocab_size=125696, model_max_length=4096),
 }
 
+
+def _encoder(architecture: str, hidden: int, intermediate: int, heads: int, **others: Any) -> Any:
+    sizes = _fields(architecture, hidden, intermediate, heads, heads, vocab_size=30528)
+    return {**sizes, "architectures": [architecture], "max_position_embeddings": 512, **others}
+
+
+_GEMMA: dict[str, Any] = {"head_dim": 256, "vocab_size": 262144, "query_pre_attn_scalar": 256, "sliding_window": 512}
+ENCODERS: dict[str, dict[str, Any]] = {
+    "all-MiniLM-L6-v2, e5-small, bge-small": _encoder("BertModel", 384, 1536, 12),
+    "BERT, bge-base": _encoder("BertModel", 768, 3072, 12),
+    "bge-m3, XLM-R large": _encoder("XLMRobertaModel", 1024, 4096, 16, max_position_embeddings=8194),
+    "all-mpnet-base-v2": _encoder("MPNetModel", 768, 3072, 12),
+    "all-distilroberta-v1": _encoder("RobertaModel", 768, 3072, 12),
+    "ELECTRA small": _encoder("ElectraModel", 256, 1024, 4, embedding_size=128),
+    "ModernBERT base": _encoder("ModernBertModel", 768, 1152, 12, local_attention=128, global_attn_every_n_layers=2),
+    "nomic-embed-text-v1.5": _encoder("NomicBertModel", 768, 3072, 12),
+    "gte-multilingual-base": _encoder("NewModel", 768, 3072, 12),
+    "EuroBERT 610M": _encoder("EuroBertModel", 1152, 4096, 18, num_key_value_heads=6),
+    "EmbeddingGemma 300M": _encoder(
+        *("Gemma3TextModel", 768, 1152, 3),
+        **_GEMMA,
+        num_key_value_heads=1,
+        use_bidirectional_attention=True,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "llama-nv-embed 8B": _encoder("LlamaBidirectionalModel", 4096, 14336, 32, num_key_value_heads=8),
+}
+
 _codes = partial(torch.empty, dtype=torch.uint8, device="meta")
 _floats = partial(torch.empty, device="meta")
 
@@ -170,15 +198,27 @@ def float8_rows() -> Layout:
     return partial(_in_layers, LAYOUTS["float8 of rows"][1])
 
 
+def _read(fields: dict[str, Any]) -> DecoderConfig:
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / "config.json").write_text(json.dumps(fields))
+        return load_config(Path(directory))
+
+
 def published_models() -> Iterator[tuple[str, DecoderConfig, torch.dtype, Layout | None]]:
     """Each model, and each layout in one of them, as this project's own operators compute them."""
     read = {}
     for name, fields in PUBLISHED.items():
-        with tempfile.TemporaryDirectory() as directory:
-            (Path(directory) / "config.json").write_text(json.dumps(fields))
-            read[name] = load_config(Path(directory))
+        read[name] = _read(fields)
         lacking = TRITON.lacking(read[name])
         assert not {"attend", "experts", "gate"} & set(lacking), f"{name}: torch computes {lacking}"
         yield name, read[name], torch.bfloat16, None
     for form, (name, layout) in LAYOUTS.items():
         yield f"{name}, {form}", read[name], torch.bfloat16, partial(_in_layers, layout)
+
+
+def published_encoders() -> Iterator[tuple[str, DecoderConfig]]:
+    """Encoders of which torch computes nothing but matrix products and the embedding."""
+    for name, fields in ENCODERS.items():
+        config = _read(fields)
+        assert not TRITON.lacking(config), f"{name}: torch computes {TRITON.lacking(config)}"
+        yield name, config

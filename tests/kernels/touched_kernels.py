@@ -16,7 +16,8 @@ import torch
 
 from ember.engine.core.gpu import touch
 from ember_kernels import compile as kernels
-from tests.kernels.family_launches import LIMITS, SHAPES, describe
+from tests.kernels.family_launches import LIMITS, SHAPES, describe, run_texts
+from tests.kernels.published_models import published_encoders
 from tests.support.empty_models import EmptyEngine, no_products, with_layers
 
 FAMILIES = ("llama", "qwen3", "mistral_window", "opt", "ministral", "gemma3", "cohere")
@@ -55,6 +56,13 @@ def main() -> None:
             imported = [name for name in STATES if f"ember_kernels.{name}" in sys.modules]
             assert bool(imported) == has_states, f"{variant}: {imported}"
             print(f"{len(touched)} {variant}")
+    for name, config in published_encoders():
+        with kernels.dry_run(90) as touched:
+            touch(config, torch.bfloat16, torch.device("cpu"), LIMITS.block_size)
+        with kernels.dry_run(90) as launched, torch.inference_mode(), no_products():
+            run_texts(config, torch.bfloat16)
+        assert touched and touched <= launched, f"{name}: {touched - launched}"
+        print(f"{len(touched)} {name}")
 
 
 if __name__ == "__main__":

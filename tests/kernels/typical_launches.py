@@ -224,6 +224,16 @@ def prefill_attention() -> None:
                 prefill_attention(half(seqs * queries, heads, 128), cache, cache, *where, max_queries=queries)
 
 
+def text_attention() -> None:
+    from ember_kernels.text_attention import text_attention
+
+    for heads, kv_heads, head_dim in ((12, 12, 32), (12, 12, 64), (16, 16, 64), (3, 1, 256)):
+        for length, window in ((8, None), (512, None), (512, 64)):
+            qkv = half(3 * length, (heads + 2 * kv_heads) * head_dim).unflatten(1, (-1, head_dim))
+            query, keys, values = qkv.split((heads, kv_heads, kv_heads), 1)
+            text_attention(query, keys, values, integers(4), longest=length, window=window)
+
+
 def logprobs() -> None:
     from ember_kernels.sampling_logprobs import logprobs
 
@@ -270,6 +280,7 @@ LAUNCHES: tuple[Callable[[], None], ...] = (
     rope_cache,
     decode_attention,
     prefill_attention,
+    text_attention,
     sampling,
     logprobs,
 )

@@ -236,10 +236,10 @@ TRITON = OperatorSet(
     {
         "add_norm": _NORMS,
         "place_heads": _HEADS
-        | {"rope_layers", "local_rope", "rope.interleaved", "value_norm", "key_value_layers"}
+        | {"rope_layers", "local_rope", "rope.interleaved", "value_norm", "key_value_layers", "bidirectional"}
         | _HEAD_SIZES,
         "attend": frozenset({"attention_scale", "divides_scale_by_layer", "attention_soft_cap", "attention_sinks"})
-        | {"sliding_window", "window_is_chunk", "alibi"}
+        | {"sliding_window", "window_is_chunk", "alibi", "bidirectional", "distance_bias"}
         | _HEAD_SIZES,
         "place_latents": _LATENTS,
         "attend_latents": frozenset({"latent", "attention_scale"}),

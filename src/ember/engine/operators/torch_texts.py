@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import NamedTuple
 
 import torch
@@ -45,7 +45,30 @@ class TextPlan:
             self.groups.append(EqualTexts(first, len(list(texts)), length))
             first = self.groups[-1].rows.stop
         self.dtype, self.device = dtype, device
+        self._starts = starts
         self._kept: dict[tuple[object, ...], Tensor] = {}
+        self._parts: dict[int, list[tuple[Tensor, int]]] = {}
+
+    @property
+    def rows(self) -> Tensor:
+        """int64 [tokens]: the rows of the batch."""
+        return self.kept(("rows",), lambda: torch.arange(self._starts[-1], device=self.device))
+
+    def parts(self, short: int) -> list[tuple[Tensor, int]]:
+        """The texts in one or two parts for kernels: those of up to `short` tokens, and the others, if the texts are
+        sorted so. Each part: int32 [texts + 1] first tokens on the device, and the length of the longest text."""
+        found = self._parts.get(short)
+        if found is None:
+            starts = torch.tensor(self._starts, dtype=torch.int32).to(self.device, non_blocking=True)
+            lengths = [group.length for group in self.groups]
+            middle = sum(length <= short for length in lengths)
+            is_sorted = all(length <= short for length in lengths[:middle])
+            bounds = sorted({0, middle, len(lengths)} if is_sorted else {0, len(lengths)})
+            counts = list(accumulate((group.texts for group in self.groups), initial=0))
+            found = self._parts[short] = [
+                (starts[counts[first] : counts[last] + 1], max(lengths[first:last])) for first, last in pairwise(bounds)
+            ]
+        return found
 
     def kept(self, key: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
         """A tensor that all layers share."""

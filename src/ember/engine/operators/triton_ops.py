@@ -2,7 +2,8 @@
 
     norm of residual + delta, and the sum                                 one launch
     QK norm, rotary embedding, keys and values into the cache             one launch
-    attention                                  decodes: two launches; prompt chunks: one
+    attention                                  decodes: two launches; prompt chunks: one; texts of an encoder: one or
+                                               two
     latent attention                           norm, rotation and the cache write: one launch; decodes: two, prompt
                                                chunks: one; torch's products absorb queries and expand outputs
     activation, times the other half                                      one launch
@@ -19,6 +20,7 @@ it is used.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -42,10 +44,12 @@ from ember.engine.layers.rotary import Rotary
 from ember.engine.operators.base import Heads, Step
 from ember.engine.operators.state_runs import runs_of_batch
 from ember.engine.operators.torch_ops import TorchOperators
+from ember.engine.operators.torch_texts import distance_buckets
 from ember.engine.operators.triton_linear import multiply
 from ember.engine.operators.triton_rounded import RoundedOutputs
 from ember.engine.operators.triton_step import Chunks, Decodes, HeadMemory, LatentMemory, TritonStep
 from ember_kernels.activation import activation
+from ember_kernels.attention import LOG2_E
 from ember_kernels.compile import device_capability
 from ember_kernels.decode_attention import decode_attention, plan_attention
 from ember_kernels.dense_attention import MEASURED
@@ -56,6 +60,7 @@ from ember_kernels.norm import layer_norm, rms_norm
 from ember_kernels.prefill_attention import prefill_attention
 from ember_kernels.rope_cache import rope_cache
 from ember_kernels.small_gemm import MAX_ROWS, MEASURED_GAINS, small_gemm, uses_small_gemm
+from ember_kernels.text_attention import SMALL_ROWS, text_attention
 
 MAX_REUSED_TOKENS = 1024  # of a step whose layers share memory for their outputs
 
@@ -114,7 +119,7 @@ class TritonOperators:
         on_host = [name for name in PLANNED_OPERATIONS if name in lacking or name not in TRITON.features]
         self._has_states = any(map(config.state, range(config.num_layers)))
         self._plans_states = any(TORCH.features[name] & features for name in on_host)
-        self.is_recordable = not (self._plans_attention or self._plans_states)
+        self.is_recordable = not (self._plans_attention or self._plans_states or config.bidirectional)
         self.convolve, self.delta_rule, self.scan = torch_ops.convolve, torch_ops.delta_rule, torch_ops.scan
         self.gated_norm, self.selective_scan = torch_ops.gated_norm, torch_ops.selective_scan
         if self._has_states:
@@ -129,6 +134,7 @@ class TritonOperators:
         self._mlps: dict[int, int] = {}  # their kinds
         self._attentions: dict[int, AttentionSite] = {}
         self._latents: dict[int, LatentSite] = {}
+        self._biases: dict[int, Tensor] = {}  # of distances, by the ids of their tables
         self._capability: int | None = None  # of the device, when the first product asks for it
         self.linear = self._linear if torch_ops.dtype != torch.float32 else torch_ops.linear
         self.add_norm = torch_ops.add_norm if "add_norm" in lacking else self._add_norm
@@ -143,11 +149,15 @@ class TritonOperators:
             self.experts = partial(compute_experts, self)
         elif config.experts is not None:
             self.is_recordable = False  # the host reads how many tokens each expert has
+        self.place_heads: Callable[[Attention, Tensor, TritonStep], Heads]
         self.place_latents = self._place_latents if own_latents else torch_ops.place_latents
         self.attend_latents = self._attend_latents if own_latents else torch_ops.attend_latents
         self.slopes = torch_ops.slopes
         self.attend = self._attend if own_attention else torch_ops.attend
-        if "place_heads" not in lacking:
+        if config.bidirectional:  # there is no cache to place heads in
+            self.attend = self._attend_texts if own_attention else torch_ops.attend
+            self.place_heads = torch_ops.place_heads if "place_heads" in lacking else self._place_text_heads
+        elif "place_heads" not in lacking:
             self.place_heads = self._place_heads
         else:
             self.place_heads = self._place_torch_heads if own_attention else torch_ops.place_heads
@@ -173,6 +183,7 @@ class TritonOperators:
         self._norms.clear()
         self._attentions.clear()
         self._latents.clear()
+        self._biases.clear()
 
     def embed(self, embedding: Embedding, step: Step) -> Tensor:
         assert isinstance(step, TritonStep)
@@ -181,7 +192,7 @@ class TritonOperators:
         return self.torch_ops.embed(embedding, step)
 
     def begin(self, batch: Batch, cache: KVCache) -> TritonStep:
-        if self.torch_ops.config.bidirectional:  # torch computes its attention
+        if self.torch_ops.config.bidirectional:
             return TritonStep(
                 token_ids=batch.token_ids,
                 positions=batch.positions,
@@ -413,6 +424,80 @@ class TritonOperators:
         site = LatentSite(kind, cache, latents, weight, scale, *up, turned, placed, placed[:1])
         self._latents[id(attention)] = site
         return site
+
+    def _place_text_heads(self, attention: Attention, qkv: Tensor, step: TritonStep) -> Heads:
+        """The heads of an encoder: parts of `qkv`. What is normalised or rotated is written to memory of its own, by
+        the kernel that writes to the cache elsewhere."""
+        norm = attention.qk_norm
+        if attention.rope is None and norm is None:
+            return self.torch_ops.place_heads(attention, qkv, step)
+        heads, kv_heads, head_dim = attention.sizes
+        assert step.texts is not None
+        keys, values = (qkv.new_empty((1, len(qkv), kv_heads, head_dim)) for _ in range(2))
+        query, rows = qkv.new_empty((len(qkv), heads, head_dim)), step.texts.rows
+        weights: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
+        if norm is not None and norm.weight is not None:
+            weights = norm.weight[0], norm.weight[-1]
+        addresses = [each.data_ptr() for each in (qkv, keys, values, query, *weights) if each is not None]
+        key = ("place", attention.sizes, attention.rope, norm is None, attention.value_norm is None)
+
+        def call() -> None:
+            rope_cache(
+                qkv,
+                keys,
+                values,
+                rows,
+                step.positions,
+                None if attention.rope is None else self._tables[attention.rope],
+                query_weight=weights[0],
+                key_weight=weights[1],
+                eps=self.eps,
+                neox=self.neox,
+                rotary_dim=None if attention.rope is None else self._rotary_dims[attention.rope],
+                value_norm=attention.value_norm is not None,
+                values_are_keys=attention.values_are_keys,
+                out=query,
+            )
+
+        if not step.launches.repeat(key, addresses):
+            step.launches.make(key, addresses, call)
+        return Heads(query, keys[0], values[0])
+
+    def _attend_texts(self, attention: Attention, heads: Heads, step: TritonStep) -> Tensor:
+        """The attention of an encoder: one launch for its texts, or one for the short ones and one for the others."""
+        texts, (query, key, value) = step.texts, heads
+        assert texts is not None and key is not None and value is not None
+        out = query.new_empty(query.shape)
+        biases = self._text_biases(attention)
+        parts = texts.parts(SMALL_ROWS // (query.shape[1] // key.shape[1]))
+
+        def call() -> None:
+            for starts, longest in parts:
+                window = attention.window
+                if window is not None and window >= longest:
+                    window = None
+                options: dict[str, Any] = {"scale": attention.scale, "window": window, "biases": biases, "out": out}
+                text_attention(query, key, value, starts, longest=longest, **options)
+
+        places = attention.sizes, query.stride(0), key.stride(0), value.stride(0)
+        kind = ("attend", *places, attention.scale, attention.window, biases is None)
+        addresses = [each.data_ptr() for each in (query, key, value, out, biases) if each is not None]
+        if not step.launches.repeat(kind, addresses):
+            step.launches.make(kind, addresses, call)
+        return out.flatten(1)
+
+    def _text_biases(self, attention: Attention) -> Tensor | None:
+        """The biases of distances as the kernel takes them, made when the first step needs them."""
+        table = attention.distances
+        if table is None:
+            return None
+        known = self._biases.get(id(table))
+        if known is None:
+            span = table.config.max_distance
+            distances = torch.arange(-span, span + 1, device=table.of_bucket.device)
+            of_distance = table.of_bucket[:, distance_buckets(distances, table.config)].float() * LOG2_E
+            known = self._biases[id(table)] = of_distance.contiguous()
+        return known
 
     def _place_latents(
         self, attention: LatentAttention, query: Tensor, latent: Tensor, step: TritonStep

@@ -53,7 +53,8 @@ def _touch_kernels(config: DecoderConfig, x: Tensor, block_size: int) -> None:
     if "add_norm" not in lacking:
         norm_weight = x.new_zeros(config.hidden_size, dtype=norm_type)
         bias = norm_weight if config.norm_bias else None
-        for residual in (None, x.clone()):
+        adds_always = config.wiring == "post_norm" or not config.first_norm
+        for residual in (x.clone(),) if adds_always else (None, x.clone()):
             if config.norm == "rms":
                 rms_norm(x, norm_weight if config.norm_affine else x[0], config.norm_eps, residual=residual)
             else:
@@ -71,6 +72,9 @@ def _touch_kernels(config: DecoderConfig, x: Tensor, block_size: int) -> None:
 
         touch_states(config, x, lacking)
     if "attend" in lacking or "attention" not in map(config.mixer, range(config.num_layers)):
+        return
+    if config.bidirectional:
+        _touch_texts(config, x, norm_type)
         return
     numbers = torch.zeros(_TOKENS, dtype=torch.int32, device=x.device)
     positions, nowhere = torch.zeros_like(numbers, dtype=torch.int64), torch.full_like(numbers, -1, dtype=torch.int64)
@@ -110,6 +114,39 @@ def _angle_table(rope: RopeConfig, device: torch.device) -> Tensor:
     """Zeros in place of the angles of one position. Pairs that are not rotated are left out."""
     pairs = max(int(inverse_frequencies(rope).count_nonzero()), 1)
     return torch.zeros(1, 2 * pairs, device=device)
+
+
+def _touch_texts(config: DecoderConfig, x: Tensor, norm_type: torch.dtype) -> None:
+    from ember_kernels.rope_cache import rope_cache
+    from ember_kernels.text_attention import text_attention
+
+    starts = torch.zeros(2, dtype=torch.int32, device=x.device)
+    nowhere = torch.full((_TOKENS,), -1, dtype=torch.int64, device=x.device)
+    layers, windows, has_norms = range(config.num_layers), config.windows(), config.qk_norm_of
+    kinds = {(config.heads(i), windows[i], config.rope_index(i), has_norms(i) is not None) for i in layers}
+    for (heads, kv_heads, head_dim), window, rope, has_norm in kinds:
+        query = x.new_zeros(_TOKENS, heads, head_dim)
+        keys, values = x.new_zeros(2, 1, _TOKENS, kv_heads, head_dim).unbind()
+        biases = None
+        if config.distance_bias is not None:
+            biases = torch.zeros(heads, 2 * config.distance_bias.max_distance + 1, device=x.device)
+        for longest, own_window in ((1, None), (1024, window)):  # tiles for few rows, and for many
+            text_attention(query, keys[0], values[0], starts, longest=longest, window=own_window, biases=biases)
+        if rope is None and not has_norm:
+            continue
+        weight = x.new_zeros(head_dim, dtype=norm_type) if has_norm else None
+        rope_cache(
+            x.new_zeros(_TOKENS, (heads + 2 * kv_heads) * head_dim),
+            keys,
+            values,
+            nowhere,
+            nowhere,
+            None if rope is None else _angle_table(config.ropes()[rope], x.device),
+            query_weight=weight,
+            key_weight=weight,
+            neox=config.rope is None or not config.rope.interleaved,
+            rotary_dim=None if rope is None else config.ropes()[rope].rotary_dim,
+        )
 
 
 def _touch_latents(config: DecoderConfig, x: Tensor, block_size: int) -> None:
