@@ -58,7 +58,7 @@ def main() -> None:
             print(f"{len(touched)} {variant}")
     for name, config in published_encoders():
         with kernels.dry_run(90) as touched:
-            touch(config, torch.bfloat16, torch.device("cpu"), LIMITS.block_size)
+            touch.touch(config, torch.bfloat16, torch.device("cpu"), LIMITS.block_size)
         with kernels.dry_run(90) as launched, torch.inference_mode(), no_products():
             run_texts(config, torch.bfloat16)
         assert touched and touched <= launched, f"{name}: {touched - launched}"
