@@ -12,7 +12,7 @@ from ember import __version__
 from ember.settings import Settings, variable_names
 
 _FOREIGN_PREFIXES = ("VLLM_", "EMBER_", "OMP_", "HUGGING_FACE_", "OPENAI_")
-_COMMANDS = ("serve", "worker", "platform", "inspect", "models", "quantize", "settings", "boot-report")
+_COMMANDS = ("serve", "worker", "platform", "batch", "inspect", "models", "quantize", "settings", "boot-report")
 
 
 QUANTIZE_FORMATS = (  # of `ember quantize`
@@ -52,6 +52,13 @@ def make_parser() -> argparse.ArgumentParser:
     platform.add_argument("positional_model", nargs="?", metavar="MODEL", help="run a worker with it in this process")
     platform.add_argument("--env", metavar="URL", help="print the variables of a worker for the platform at URL")
     _add_settings(platform)
+    batch = commands.add_parser("batch", help="run a file of requests", allow_abbrev=False)
+    batch.add_argument("source", metavar="IN", help="the requests, JSON lines in OpenAI's form")
+    batch.add_argument("output", metavar="OUT", help="the results; what it has already is not run again")
+    batch.add_argument("--errors", metavar="FILE", help="the results of requests that failed, instead of OUT")
+    batch.add_argument("--url", metavar="URL", help="a server of the OpenAI API that answers, instead of a model here")
+    batch.add_argument("--concurrency", type=_count, metavar="N", help="requests under way at a time")
+    _add_settings(batch)
     inspect = commands.add_parser(
         "inspect", help="say what a boot of a model would choose and need", allow_abbrev=False
     )
@@ -70,6 +77,13 @@ def make_parser() -> argparse.ArgumentParser:
     settings = commands.add_parser("settings", help="print the table of settings", allow_abbrev=False)
     settings.add_argument("--hub", action="store_true", help="print them as the RunPod Hub's hub.json instead")
     return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"it must be at least 1, not {value}")
+    return value
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 `ember serve [MODEL]`   the HTTP server
 `ember worker`          the queue worker; the same as `python handler.py`
 `ember platform [MODEL]` the serverless platform on this machine, with a worker of its own if a model is named
+`ember batch IN OUT`    a file of requests, with a model in this process or against a server
 `ember inspect MODEL`   what a boot of the model would choose, need and ignore, here and on common GPUs
 `ember models`          the models that are served, as Markdown
 `ember quantize SOURCE TARGET --format FORMAT`   a checkpoint with rounded weights
@@ -50,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
             return _worker(flags)
         if flags.command == "platform":
             return _platform(flags)
+        if flags.command == "batch":
+            return _batch(flags)
         if flags.command == "inspect":
             return _inspect(flags)
         if flags.command == "quantize":
@@ -205,6 +208,23 @@ def _local_job(flags: argparse.Namespace) -> int:
     from ember.front.start import launch
 
     return local.run(settings, launch(settings), job)
+
+
+def _batch(flags: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from ember.cli.batch import BatchError, run
+
+    settings = _load(flags)
+    if flags.url is None:
+        _require_model(settings)
+    keys = [key.get_secret_value() for key in settings.api_key]
+    errors = None if flags.errors is None else Path(flags.errors)
+    key = keys[0] if keys else os.environ.get("OPENAI_API_KEY")
+    try:
+        return run(Path(flags.source), Path(flags.output), errors, settings, flags.url, key, flags.concurrency)
+    except BatchError as error:
+        return _fail(str(error))
 
 
 def _inspect(flags: argparse.Namespace) -> int:

@@ -6,12 +6,12 @@ several threads at a time.
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ember.front.api.feed import feed
 from ember.front.api.services import Services
 from ember.front.errors import ApiError
 from ember.front.link.engine import EngineError
@@ -75,9 +75,20 @@ class Session:
         """
         if self.is_closed:
             raise RuntimeError("The engine was shut down.")
-        feed = _Feed(list(items), work, progress)
+        given = list(items)
+        results: list[Any] = [None] * len(given)
+
+        async def place(numbered: tuple[int, Item]) -> None:
+            index, item = numbered
+            try:
+                results[index] = await work(index, item)
+            except ApiError as error:
+                raise_for(error, index, len(given), results)
+            progress.num_done += 1
+
         with progress:
-            return self._wait(feed.run(window or self.window), progress)
+            self._wait(feed(enumerate(given), place, min(window or self.window, len(given))), progress)
+        return results
 
     def _wait(self, coroutine: Any, progress: Progress | None = None) -> Any:
         """Wait for the result of a coroutine on the loop, and show the progress meanwhile. An exception in this thread,
@@ -136,35 +147,3 @@ class Progress:
         if self._bar is not None:
             self.show()
             self._bar.close()
-
-
-class _Feed:
-    """Runs `work` for many items, so many at a time, and puts the results in their places."""
-
-    def __init__(self, items: list[Any], work: Callable[[int, Any], Awaitable[Any]], progress: Progress) -> None:
-        self._items = items
-        self._work = work
-        self._progress = progress
-        self._results: list[Any] = [None] * len(items)
-        self._next = 0
-
-    async def run(self, window: int) -> list[Any]:
-        """Raises what `raise_for` raises."""
-        runners = [asyncio.create_task(self._run_some()) for _ in range(min(window, len(self._items)))]
-        try:
-            await asyncio.gather(*runners)
-        finally:
-            for runner in runners:
-                runner.cancel()
-            await asyncio.gather(*runners, return_exceptions=True)
-        return self._results
-
-    async def _run_some(self) -> None:
-        while self._next < len(self._items):
-            index = self._next
-            self._next += 1
-            try:
-                self._results[index] = await self._work(index, self._items[index])
-            except ApiError as error:
-                raise_for(error, index, len(self._items), self._results)
-            self._progress.num_done += 1

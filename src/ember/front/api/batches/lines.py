@@ -1,0 +1,117 @@
+"""The lines of a batch's input: one request each, as `{"custom_id", "method", "url", "body"}`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ember.front.api.body import shown
+from ember.untrusted_json import UntrustedJsonError, loads_strict
+
+MAX_LINE_BYTES = 32 * 2**20
+MAX_FAULTS = 100  # that are listed of one file
+MAX_ID_CHARS = 512
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLine:
+    """One request. `url` is the path of a route."""
+
+    number: int  # of the line, from 1
+    custom_id: str
+    url: str
+    body: Any
+
+    @property
+    def key(self) -> bytes:
+        return key_of(self.custom_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a line is no request. A file with such a line is not run."""
+
+    number: int
+    code: str
+    message: str
+    param: str | None = None
+
+    def body(self) -> dict[str, Any]:
+        return {"code": self.code, "line": self.number, "message": self.message, "param": self.param}
+
+
+@dataclass(slots=True)
+class Checked:
+    """What a look at the whole input found."""
+
+    places: dict[bytes, int] = field(default_factory=dict)  # from `key_of` each custom_id to its line
+    faults: list[Fault] = field(default_factory=list)  # the first `MAX_FAULTS`
+    num_faults: int = 0
+
+
+def key_of(custom_id: str) -> bytes:
+    """A short name of an id: the ids of a file of any size stay in memory."""
+    return hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def check_file(path: Path, endpoint: str | None = None) -> Checked:
+    """Read all lines once. With an `endpoint` every line must be for this path. Raises OSError."""
+    checked = Checked()
+    for line in read_lines(path):
+        fault = line if isinstance(line, Fault) else None
+        if isinstance(line, BatchLine):
+            if (earlier := checked.places.setdefault(line.key, line.number)) != line.number:
+                message = f"The custom_id {shown(line.custom_id)} is that of line {earlier} too; each must be unique."
+                fault = Fault(line.number, "duplicate_custom_id", message, "custom_id")
+            elif endpoint is not None and line.url != endpoint:
+                message = f"The url is {shown(line.url)}, but the batch is for {endpoint!r}."
+                fault = Fault(line.number, "mismatched_endpoint", message, "url")
+        if fault is not None:
+            checked.num_faults += 1
+            checked.faults += [fault] if checked.num_faults <= MAX_FAULTS else []
+    if not checked.places and not checked.num_faults:
+        checked.num_faults = 1
+        checked.faults.append(Fault(1, "empty_file", "The file has no requests."))
+    return checked
+
+
+def read_lines(path: Path) -> Iterator[BatchLine | Fault]:
+    """The lines that are not blank. Raises OSError."""
+    with path.open("rb") as file:
+        number = 0
+        while raw := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(raw) > MAX_LINE_BYTES:
+                yield Fault(number, "line_too_long", f"A line has at most {MAX_LINE_BYTES} bytes.")
+                return
+            text = (raw.removeprefix(_BOM) if number == 1 else raw).strip()
+            if text:
+                yield _read(number, text)
+
+
+def _read(number: int, text: bytes) -> BatchLine | Fault:
+    try:
+        given = loads_strict(text)
+    except UntrustedJsonError as error:
+        return Fault(number, "invalid_json_line", f"This line is not JSON: {error}")
+    if not isinstance(given, dict):
+        return Fault(number, "invalid_json_line", f"A line must be an object, got {shown(given)}.")
+    custom_id, method, url = given.get("custom_id"), given.get("method", "POST"), given.get("url")
+    if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_ID_CHARS:
+        message = f"custom_id must be a text of 1 to {MAX_ID_CHARS} characters, got {shown(custom_id)}."
+        return Fault(number, "invalid_custom_id", message, "custom_id")
+    if method != "POST":
+        return Fault(number, "invalid_method", f"method must be 'POST', got {shown(method)}.", "method")
+    if not isinstance(url, str) or not url.startswith("/"):
+        message = f"url must be the path of a route, such as '/v1/chat/completions', got {shown(url)}."
+        return Fault(number, "invalid_url", message, "url")
+    body = given.get("body")
+    if not isinstance(body, dict):
+        return Fault(number, "invalid_body", f"body must be an object, got {shown(body)}.", "body")
+    if body.get("stream"):
+        return Fault(number, "invalid_body", "An answer in a batch cannot be a stream; leave `stream` out.", "stream")
+    return BatchLine(number, custom_id, url, body)
