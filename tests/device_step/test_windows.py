@@ -12,11 +12,12 @@ from tests.device_step.engines import all_said, check_empty, device_engine, reco
 from tests.engine_core.inline import greedy, make_engine, poison, run
 from tests.engine_models.tiny import VOCAB_SIZE, make_tiny
 
+TWICE = ["sliding_attention", "full_attention"] * 2
 VARIANTS: dict[str, tuple[str, dict[str, Any], int]] = {  # family, overrides, groups
     "all": ("mistral_window", {"num_hidden_layers": 1}, 1),
     "some": ("ministral", {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}, 2),
     # Layers with other heads, and layers that read the keys and values of earlier ones.
-    "heads by layer": ("gemma4_small", {}, 2),
+    "heads by layer": ("gemma4_small", {"num_hidden_layers": 4, "layer_types": TWICE, "num_kv_shared_layers": 2}, 2),
     # Torch normalises and rotates its heads, the kernels do the rest.
     "heads in torch": ("olmo3", {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}, 2),
 }
@@ -45,6 +46,7 @@ def test_in_chunks_and_by_cached_prefixes(case):
     check_empty(engine)
 
 
+@pytest.mark.parametrize("case", ["all", "some"], indirect=True, scope="module")
 def test_with_preemption(case):
     directory, requests, expected, num_groups = case
     configure = {"num_blocks": {1: 4, 2: 11}[num_groups], "max_model_len": 48, "max_num_batched_tokens": 16}
