@@ -148,7 +148,8 @@ class Pool(Request, tag="pool", frozen=True):
     task: PoolingTask
     token_type_ids: list[int] = []  # the segment of each token of a pair of texts; empty = all 0
     num_instruction_tokens: int = 0  # the first tokens, which are not pooled where `Pooling.includes_prompt` is False
-    dimensions: int | None = None  # only so many values of the embedding, which is normalised after it is cut
+    # Only so many values of the embedding, which is normalised after it is cut. The front checks them (`Pooling`).
+    dimensions: int | None = None
     use_activation: bool | None = None  # embed: normalise; classify: softmax or sigmoid; None = as the model says
 
 
@@ -195,7 +196,8 @@ class Notice(Struct, tag="notice", frozen=True):
 class Pooling(Struct, frozen=True, omit_defaults=True):
     """What a model of pooling tasks makes of a text."""
 
-    dimensions: int  # of an embedding, or of the hidden states that a head classifies
+    dimensions: int  # of an embedding where a request does not say, or of the hidden states that a head classifies
+    most_dimensions: int  # of an embedding that is not cut
     is_matryoshka: bool = False  # whether a request may ask for fewer dimensions
     matryoshka_dimensions: list[int] = []  # which numbers of them; empty = any
     labels: list[str] = []  # of the classes in their order; empty without a head that classifies

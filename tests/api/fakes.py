@@ -293,7 +293,8 @@ class Deployment:
 
     def pools(self, *tasks: Any, **pooling: Any) -> None:
         """Serve a model of these tasks from now on, with 8 dimensions and 2 classes."""
-        described = wire.Pooling(**{"dimensions": 8, "labels": ["bad", "good"], **pooling})
+        most = pooling.get("dimensions", 8)
+        described = wire.Pooling(**{"dimensions": 8, "most_dimensions": most, "labels": ["bad", "good"], **pooling})
         self.engine._info = msgspec.structs.replace(self.engine._info, tasks=tasks, pooling=described)
 
     def use_template(self, source: str) -> None:

@@ -35,7 +35,7 @@ ROWS = [
     Row("a field is missing", CHAT, {"messages": None}, "body.messages", "1 validation error", type="Bad Request"),
     Row("a value has another type", CHAT, {"n": "many"}, "body.n", "1 validation error", type="Bad Request"),
     Row("model unknown", CHAT, {"model": "x"}, "model", "The model `x` does not exist.", 404, "NotFoundError"),
-    Row("path unknown", "/v1/embed", {}, None, "Not Found", 404, "Not Found"),
+    Row("path unknown", "/v1/nothing", {}, None, "Not Found", 404, "Not Found"),
     Row(
         "prompt tokens > max_model_len",
         COMPLETIONS,

@@ -158,6 +158,7 @@ def test_a_job_for_a_route_that_needs_a_body(deploy: Any, path: str) -> None:
         "/tokenize": {"prompt": "hi"},
         "/detokenize": {"tokens": [1]},
         "/v1/embeddings": {"input": "hi"},
+        "/v1/embed": {"texts": ["hi"]},
         "/v2/embed": {"texts": ["hi"], "input_type": "clustering"},
         "/pooling": {"input": "hi"},
         "/classify": {"input": "hi"},

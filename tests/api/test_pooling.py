@@ -18,6 +18,7 @@ import torch
 
 from ember.front.api.openai_forms import openai_error
 from ember.front.api.pooling import late_interaction
+from ember.front.api.pooling.answers import CohereEmbeddings, CohereFloats
 from ember.front.api.pooling.routes import COHERE_ERRORS
 from ember.front.api.pooling.vectors import SIZES, as_bytes
 from ember.front.api.routes import ROUTER
@@ -67,6 +68,20 @@ def texts(deployment: Deployment) -> list[str]:
 
 def options(deployment: Deployment) -> PoolOptions:
     return deployment.engine.pooled[-1][1]
+
+
+def run_job(deployment: Deployment, job: Any) -> Any:
+    """The only output of a job."""
+
+    async def run() -> list[Any]:
+        async def answer(request: Any) -> Any:
+            return await ROUTER.dispatch(deployment.services, request)
+
+        handler = make_handler(Handling(ThisLoop(), answer, ROUTER, model="org/tiny", native_tokens=True))
+        return [output async for output in handler({"id": "job", "input": job})]
+
+    (output,) = asyncio.run(run())
+    return orjson.loads(orjson.dumps(output))
 
 
 def test_the_examples_of_the_docs(deployment: Deployment) -> None:
@@ -130,6 +145,21 @@ def test_options_reach_the_engine(embedder: Deployment) -> None:
     assert options(embedder).use_activation is False
     ask(embedder, EMBED, {"input": "hello", "add_special_tokens": False})
     assert texts(embedder) == ["hello"]
+
+
+def test_dimensions_that_a_model_was_trained_for(embedder: Deployment) -> None:
+    """Its own number, with and without the cut that it makes by itself, is always one."""
+    embedder.pools("embed", dimensions=4, most_dimensions=8, is_matryoshka=True, matryoshka_dimensions=[2, 6])
+    for asked, allowed in ((2, True), (4, True), (8, True), (3, False), (9, False)):
+        body = {"input": "a", "dimensions": asked}
+        if allowed:
+            assert len(ask(embedder, EMBED, body)["data"][0]["embedding"]) == asked
+        else:
+            with pytest.raises(ApiError, match=r"only supports \[2, 6\] matryoshka dimensions"):
+                ask(embedder, EMBED, body)
+    embedder.pools("embed", is_matryoshka=True)
+    with pytest.raises(ApiError, match="dimensions must be at most 8, the model's own, got 9"):
+        ask(embedder, EMBED, {"input": "a", "dimensions": 9})
 
 
 def test_a_text_is_cut_and_keeps_its_special_tokens(embedder: Deployment) -> None:
@@ -213,6 +243,17 @@ def test_types_of_cohere(embedder: Deployment) -> None:
     parts = {"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
     ask(embedder, COHERE, {"inputs": [parts], "input_type": "clustering", "truncate": "START", "max_tokens": 2})
     assert texts(embedder) == [f"{BOS}b"]
+
+
+def test_the_first_api_of_cohere(embedder: Deployment) -> None:
+    """Its client takes vectors without types as they are; `input_type` is for newer models."""
+    answer = ask(embedder, "/v1/embed", {"texts": ["a", "b"], "truncate": "END"})
+    assert (answer["response_type"], answer["meta"]["api_version"]) == ("embeddings_floats", {"version": "1"})
+    assert answer["texts"] == ["a", "b"] and [len(row) for row in answer["embeddings"]] == [8, 8]
+    typed = ask(embedder, "/v1/embed", {"texts": ["a"], "embedding_types": ["int8"], "input_type": "clustering"})
+    assert typed["response_type"] == "embeddings_by_type" and typed["embeddings"].keys() == {"int8"}
+    CohereFloats.model_validate(answer)
+    CohereEmbeddings.model_validate(typed)
 
 
 def test_pairs_of_a_cross_encoder(reranker: Deployment) -> None:
@@ -373,15 +414,20 @@ def test_values_that_are_no_numbers_are_an_error(embedder: Deployment) -> None:
         (("embed",), {"input": "a"}, "embd"),
         (("embed",), {"texts": ["a"], "input_type": "clustering"}, "embd"),
         (("classify",), {"input": "a"}, "classify"),
+        (("classify", "token_classify"), {"input": "a", "task": "token_classify"}, "pooling"),
         (("token_classify",), {"input": "a"}, "pooling"),
+        (("embed", "token_embed"), {"input": "a", "task": "retrieval.query"}, "embd"),
         (("score",), {"text_1": "a", "text_2": "b"}, "score"),
         (("embed",), {"query": "a", "documents": ["b"]}, "rerank"),
     ],
 )
 def test_invocations(deployment: Deployment, tasks: tuple[str, ...], body: Any, kind: str) -> None:
+    """The fields tell the route, as do those of a job that names none."""
     deployment.pools(*tasks)
     assert ask(deployment, "/invocations", body)["id"].startswith(f"{kind}-")
-    with pytest.raises(ApiError, match="Cannot find suitable handler"):
+    if "input" in body:
+        assert run_job(deployment, body)["id"].startswith(f"{kind}-")
+    with pytest.raises(ApiError, match=f"Cannot find suitable handler.*`{next(iter(body))}`.*does {tasks[0]}"):
         deployment.request("POST", "/invocations", {"prompt": "a"})
 
 
@@ -399,14 +445,7 @@ def test_invocations(deployment: Deployment, tasks: tuple[str, ...], body: Any, 
     ],
 )
 def test_jobs(embedder: Deployment, job: Any, field: str) -> None:
-    async def run() -> list[Any]:
-        async def answer(request: Any) -> Any:
-            return await ROUTER.dispatch(embedder.services, request)
-
-        handler = make_handler(Handling(ThisLoop(), answer, ROUTER, model="org/tiny", native_tokens=True))
-        return [output async for output in handler({"id": "job", "input": job})]
-
-    (output,) = asyncio.run(run())
+    output = run_job(embedder, job)
     assert field in output
     if "docs" in job:
         assert output["results"][0]["document"] is not None

@@ -11,7 +11,7 @@ from ember.front.errors import ApiError
 from tests.api.fakes import MAX_MODEL_LEN, Deployment, refused
 
 
-@pytest.mark.parametrize("path", ["/none", "/v1", "/v1/embed", "/v1/chat", "/V1/models"])
+@pytest.mark.parametrize("path", ["/none", "/v1", "/v1/score/1", "/v1/chat", "/V1/models"])
 def test_unknown_paths(deployment: Deployment, path: str) -> None:
     with pytest.raises(ApiError) as caught:
         deployment.request("GET", path)

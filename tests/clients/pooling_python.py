@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 import cohere
 import openai
 from cohere.core import ApiError
-from langchain_cohere import CohereRerank
+from langchain_cohere import CohereEmbeddings, CohereRerank
 from langchain_openai import OpenAIEmbeddings
 from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
@@ -63,8 +63,13 @@ def with_cohere(root: str, vectors: list[list[float]]) -> None:
     assert near(list(struct.unpack(f"<{len(vectors[0])}f", base64.b64decode(packed[0]))), vectors[0])
     ranked = client.rerank(model="demo", query=QUERY, documents=TEXTS, top_n=2).results
     assert len(ranked) == 2 and ranked[0].relevance_score >= ranked[1].relevance_score
-    first = cohere.Client("none", base_url=root).rerank(model="demo", query=QUERY, documents=TEXTS)
+    older = cohere.Client("none", base_url=root)
+    first = older.rerank(model="demo", query=QUERY, documents=TEXTS)
     assert [each.index for each in first.results][:2] == [each.index for each in ranked]
+    plain = older.embed(model="demo", texts=TEXTS)
+    assert plain.response_type == "embeddings_floats" and all(map(near, plain.embeddings, vectors))
+    typed = older.embed(model="demo", texts=TEXTS, input_type="search_query", embedding_types=["int8"])
+    assert typed.response_type == "embeddings_by_type" and typed.embeddings.int8 == answer.embeddings.int8
     try:
         client.embed(model="demo", texts=[], input_type="search_document")
     except ApiError as error:
@@ -77,6 +82,9 @@ def with_langchain(base_url: str, root: str, vectors: list[list[float]]) -> None
     embeddings = OpenAIEmbeddings(model="demo", base_url=base_url, api_key="none", check_embedding_ctx_length=False)
     assert all(map(near, embeddings.embed_documents(TEXTS), vectors))
     assert near(embeddings.embed_query(TEXTS[0]), vectors[0])
+    adapter = CohereEmbeddings(model="demo", base_url=root, cohere_api_key="none")
+    assert all(map(near, adapter.embed_documents(TEXTS), vectors))
+    assert near(adapter.embed_query(TEXTS[0]), vectors[0])
     reranker = CohereRerank(model="demo", base_url=root, cohere_api_key="none", top_n=2)
     assert len(reranker.rerank(TEXTS, QUERY)) == 2
 

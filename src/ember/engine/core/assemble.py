@@ -323,6 +323,7 @@ def describe_pooling(pooler: Pooler) -> Pooling:
     config = pooler.config
     return Pooling(
         dimensions=min(config.dimensions or pooler.outputs, pooler.outputs),
+        most_dimensions=pooler.outputs,
         is_matryoshka=config.is_matryoshka,
         matryoshka_dimensions=list(config.matryoshka_dimensions),
         labels=list(config.labels),

@@ -9,10 +9,8 @@ import msgspec
 
 from ember.engine.core.block_pool import root_hash
 from ember.engine.core.limits import EngineLimits
-from ember.engine.core.pool_runner import PoolRunner
 from ember.engine.core.runner import StepRunner
 from ember.engine.core.sequence import Sequence
-from ember.engine.description.pooling import PoolingConfig
 from ember.wire import Generate, Pool, PoolingTask, Request, SamplingParams, SequenceOutput
 
 _VERBS: dict[PoolingTask, str] = {
@@ -39,7 +37,6 @@ class Intake:
         self._shares_prompts = shares_prompts
         self._num_arrivals = 0
         self._pooling = runner.model.config.pooling
-        self._pooled_size = runner.pooler.outputs if isinstance(runner, PoolRunner) else 0
         fields = SamplingParams.__struct_fields__
         self._unsupported = [name for name in fields if name not in OPTIONS | runner.options]
 
@@ -68,8 +65,6 @@ class Intake:
             error = fault
         elif len(request.token_type_ids) not in (0, len(request.prompt_token_ids)):
             error = f"{len(request.token_type_ids)} token types for {len(request.prompt_token_ids)} tokens", None
-        elif request.dimensions is not None:
-            error = _dimensions_fault(request.dimensions, request.task, pooling, self._pooled_size)
         return [] if error is None else [_refused(request.request_id, 0, *error)]
 
     def pool_sequence(self, request: Pool) -> Sequence:
@@ -136,24 +131,6 @@ class Intake:
             if getattr(sampling, name) != getattr(_DEFAULTS, name):
                 return name
         return None
-
-
-def _dimensions_fault(
-    dimensions: int, task: PoolingTask, pooling: PoolingConfig, size: int
-) -> tuple[str, str | None] | None:
-    """What is wrong with the `dimensions` of a request; None: nothing. `size`: of a whole embedding."""
-    if task not in ("embed", "token_embed"):
-        return f"`dimensions` is of embeddings, and the task is {task}.", "dimensions"
-    if dimensions in (size, pooling.dimensions):  # the model's own number
-        return None
-    if not pooling.is_matryoshka:
-        return "`dimensions` is not supported: the model's embeddings were not trained to be cut.", "dimensions"
-    allowed = pooling.matryoshka_dimensions
-    if allowed and dimensions not in allowed:
-        return f"`dimensions` must be one of {', '.join(map(str, allowed))}, not {dimensions}.", "dimensions"
-    if not 1 <= dimensions <= size:
-        return f"`dimensions` must be from 1 to {size}, not {dimensions}.", "dimensions"
-    return None
 
 
 def _refused(request_id: int, index: int, error: str, param: str | None) -> SequenceOutput:

@@ -42,12 +42,27 @@ DENSE_ACTIVATIONS = {
     "silu": "silu",
 }
 """Activations of dense layers by the names of their classes in lower case."""
-POOLING_NAMES: dict[str, PoolingType] = {"avg": "mean", "cls": "cls", "last": "last"}
-"""Kinds of pooling by their names in the field `pooling` of config.json."""
+# The kinds of pooling in the order in which the results of several are joined. Their names are those of POOLER_CONFIG,
+# of the files of sentence-transformers and of the field `pooling` of config.json, in lower case without - and _.
+_TYPE_NAMES: dict[PoolingType, tuple[str, ...]] = {
+    "cls": ("cls", "clstoken"),
+    "max": ("max", "maxtokens"),
+    "mean": ("mean", "avg", "meantokens"),
+    "mean_sqrt_len": ("meansqrtlen", "meansqrtlentokens"),
+    "weighted_mean": ("weightedmean", "weightedmeantokens"),
+    "last": ("last", "lasttoken"),
+}
+POOLING_TYPES = tuple(_TYPE_NAMES)
 SCORE_NAMES = ("score", "classifier")  # modules of the head of a class that classifies
 LATE_NAMES = ("linear", "colbert_linear")  # of the projection of tokens
 POOLER_NAMES = ("score.", "classifier.", "v_head.", "linear.", "colbert_linear.")
 """Beginnings of the names of tensors of such heads."""
+
+
+def pooling_type(name: str) -> PoolingType | None:
+    """The kind of pooling with this name, however it is spelled; None: there is none."""
+    plain = name.lower().replace("_", "").replace("-", "")
+    return next((kind for kind, names in _TYPE_NAMES.items() if plain in names), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,15 +350,6 @@ def _with_switch(config: PoolingConfig, asked: _Asked) -> PoolingConfig:
     return replace(config, activation=on if asked.use_activation else "none")
 
 
-_TYPES: dict[str, PoolingType] = {
-    "cls": "cls",
-    "last": "last",
-    "lasttoken": "last",
-    "mean": "mean",
-    "max": "max",
-    "weightedmean": "weighted_mean",
-    "meansqrtlen": "mean_sqrt_len",
-}
 _TOKEN_TYPES = ("all", "step")
 _FIELDS = (
     *("pooling_type", "seq_pooling_type", "tok_pooling_type", "normalize", "softmax", "activation", "use_activation"),
@@ -381,9 +387,9 @@ class _Asked:
     @staticmethod
     def _type(fields: Fields, name: str) -> PoolingType | None:
         value = fields.text(name)
-        plain = None if value is None else value.lower().replace("_", "").replace("-", "")
-        if plain is None or (plain in _TOKEN_TYPES and name == "pooling_type"):
+        if value is None or (value.lower() in _TOKEN_TYPES and name == "pooling_type"):
             return None
-        if plain not in _TYPES:
-            raise fields.error(name, "CLS, LAST, MEAN, MAX, WEIGHTED_MEAN or MEAN_SQRT_LEN")
-        return _TYPES[plain]
+        kind = pooling_type(value)
+        if kind is None:
+            raise fields.error(name, f"one of {', '.join(POOLING_TYPES).upper()}")
+        return kind

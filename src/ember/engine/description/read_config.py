@@ -24,7 +24,14 @@ from ember.engine.description.fields import Fields, listed, shown
 from ember.engine.description.foreign import ForeignClass, find_class, read_foreign
 from ember.engine.description.known_fields import HARMLESS, HARMLESS_VALUES, NEUTRAL
 from ember.engine.description.operator_sets import check_features
-from ember.engine.description.pooling import POOLING_NAMES, Modules, PoolingType, TaskSettings, read_pooling
+from ember.engine.description.pooling import (
+    POOLING_TYPES,
+    Modules,
+    PoolingType,
+    TaskSettings,
+    pooling_type,
+    read_pooling,
+)
 from ember.engine.description.quantization_config import quantization_of, read_beside
 from ember.engine.description.sentence_transformers import read_model_modules
 from ember.engine.description.shells import SHELL_TYPES, SHELLS, text_fields
@@ -176,7 +183,10 @@ def with_pooling(
 def _default_pooling(config: DecoderConfig, fields: Fields) -> PoolingType:
     """The pooling of a model whose files have none of sentence-transformers."""
     if WHOLE_TEXT in config.architecture:
-        return POOLING_NAMES[fields.one_of("pooling", "avg", POOLING_NAMES)]
+        kind = pooling_type(fields.text("pooling") or "avg")
+        if kind is None:
+            raise fields.error("pooling", f"avg, or one of {', '.join(POOLING_TYPES)}")
+        return kind
     return "last" if config.has_head else "cls"
 
 

@@ -10,7 +10,15 @@ from typing import Any
 from ember import untrusted_json
 from ember.engine.description.config import MAX_POSITIONS
 from ember.engine.description.fields import Fields, shown
-from ember.engine.description.pooling import DENSE_ACTIVATIONS, DenseConfig, Modules, PoolingType, TokenHead
+from ember.engine.description.pooling import (
+    DENSE_ACTIVATIONS,
+    POOLING_TYPES,
+    DenseConfig,
+    Modules,
+    PoolingType,
+    TokenHead,
+    pooling_type,
+)
 from ember.engine.errors import ModelError
 from ember.regular_file import MAX_JSON_BYTES
 from ember.sentence_layout import module_root
@@ -19,23 +27,7 @@ from ember.untrusted_json import UntrustedJsonError
 Read = Callable[[str], Any]
 """Reads a JSON file of the model by its path; None if it does not exist."""
 
-# The modes of pooling by the field of each, in the order in which their results are joined.
-_MODES: dict[str, PoolingType] = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
-    "pooling_mode_weightedmean_tokens": "weighted_mean",
-    "pooling_mode_lasttoken": "last",
-}
-_NAMES: dict[str, PoolingType] = {
-    "cls": "cls",
-    "max": "max",
-    "mean": "mean",
-    "mean_sqrt_len_tokens": "mean_sqrt_len",
-    "weightedmean": "weighted_mean",
-    "lasttoken": "last",
-}
+_MODE = "pooling_mode_"  # the beginning of the flags of older files
 _WITH_CONFIG = ("Pooling", "Dense", "LogitScore")
 _LENGTH_FILES = tuple(
     f"sentence_{kind}_config.json"
@@ -120,16 +112,18 @@ def _inside(path: object) -> str:
 
 
 def _types(fields: Fields) -> tuple[PoolingType, ...]:
-    if (mode := fields.values.get("pooling_mode")) is not None:  # newer files
-        modes = mode if isinstance(mode, list) else [mode]
-        if not modes or not all(isinstance(each, str) and each in _NAMES for each in modes):
-            raise fields.error("pooling_mode", f"one or several of {', '.join(_NAMES)}")
-        order = list(_NAMES)
-        return tuple(_NAMES[each] for each in sorted(modes, key=order.index))
-    types = tuple(kind for name, kind in _MODES.items() if fields.flag(name, False))
-    if not types:
-        raise ModelError(f"{fields.prefix}no kind of pooling is on, and one of {', '.join(_MODES)} must be")
-    return types
+    """The kinds of pooling, in the order in which their results are joined."""
+    mode = fields.values.get("pooling_mode")
+    if mode is None:  # older files have a flag for each kind
+        names = [name for name in fields.values if name.startswith(_MODE) and fields.flag(name, False)]
+        mode = [name.removeprefix(_MODE) for name in names]
+    modes = mode if isinstance(mode, list) else [mode]
+    found = {pooling_type(name) if isinstance(name, str) else None for name in modes}
+    if not found or None in found:
+        raise fields.error(
+            "pooling_mode", f"one or several of {', '.join(POOLING_TYPES)}, or a flag such as {_MODE}cls_token"
+        )
+    return tuple(kind for kind in POOLING_TYPES if kind in found)
 
 
 def _dense(fields: Fields, path: str) -> DenseConfig:

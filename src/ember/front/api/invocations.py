@@ -2,42 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ember.front.api.body import parse_body
-from ember.front.api.chat import create_chat_completion
-from ember.front.api.completions import create_completion
 from ember.front.api.exchange import EventStream, Request, Response
-from ember.front.api.pooling.routes import invoked
+from ember.front.api.route import Handler, Route
 from ember.front.api.schemas import ChatRequest
 from ember.front.api.services import Services
 from ember.front.errors import ApiError, bad_request
 
 
-async def invoke(services: Services, raw_request: Request) -> Response | EventStream:
-    """Answer a chat if the body has `messages`, or a completion if it has a `prompt`. With both it is a chat, if that
-    is valid. With a pooling model the body is one of the pooling routes'. Raises ApiError."""
-    given = raw_request.body if isinstance(raw_request.body, dict) else {}
-    tasks = (await services.ready()).tasks
-    if "generate" not in tasks:
-        pooling = invoked(given, tasks)
-        if pooling is None:
-            message = (
-                "Cannot find suitable handler for request. Expected `input`, `messages`, `texts`, `query` with "
-                f"`documents`, or `text_1` with `text_2`: {services.model_name} does {', '.join(tasks)}."
-            )
-            raise bad_request(message, "body")
-        return await pooling(services, raw_request)
-    has_messages, has_prompt = (given.get(name) is not None for name in ("messages", "prompt"))
-    if has_messages and has_prompt:
-        has_messages = await _is_chat(raw_request)
-    if has_messages:
-        return await create_chat_completion(services, raw_request)
-    if has_prompt:
-        return await create_completion(services, raw_request)
-    message = (
-        "Cannot find suitable handler for request. Expected one of: ['ChatCompletionRequest', 'CompletionRequest'], "
-        "which have `messages` or a `prompt`."
+def invoker(routes: Sequence[Route]) -> Handler:
+    """The handler that answers with one of `routes`: with the one of the model's tasks of which the body has the most
+    fields (`Route.told_by`), the first of equal ones. It raises ApiError."""
+
+    async def invoke(services: Services, raw_request: Request) -> Response | EventStream:
+        tasks = (await services.ready()).tasks
+        possible = [route for route in routes if not set(tasks).isdisjoint(route.tasks)]
+        body = raw_request.body if isinstance(raw_request.body, dict) else {}
+        given = {name for name, value in body.items() if value is not None}
+        told = {
+            route: max((len(group) for group in route.told_by if given.issuperset(group)), default=0)
+            for route in possible
+        }
+        found = sorted((route for route in possible if told[route]), key=lambda route: -told[route])
+        if not found:
+            raise bad_request(_nothing_known(possible, services, tasks), "body")
+        chosen = found[0]
+        if found[1:] and "ChatRequest" in chosen.about.body and not await _is_chat(raw_request):
+            chosen = found[1]  # a completion
+        assert chosen.answer is not None
+        return await chosen.answer(services, raw_request)
+
+    return invoke
+
+
+def _nothing_known(possible: Sequence[Route], services: Services, tasks: Sequence[str]) -> str:
+    start = "Cannot find suitable handler for request. Expected"
+    if "generate" in tasks:
+        return (
+            f"{start} one of: ['ChatCompletionRequest', 'CompletionRequest'], which have `messages` or a `prompt`. The "
+            f"model `{services.model_name}` does {', '.join(tasks)}."
+        )
+    groups = dict.fromkeys(
+        " with ".join(f"`{name}`" for name in group) for route in possible for group in route.told_by
     )
-    raise bad_request(message, "body")
+    return f"{start} one of: {', '.join(groups)}. The model `{services.model_name}` does {', '.join(tasks)}."
 
 
 async def _is_chat(raw_request: Request) -> bool:

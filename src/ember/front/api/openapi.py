@@ -11,44 +11,26 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from http import HTTPStatus
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from ember import __version__
-from ember.front.api import answers, generative_scoring, schemas
-from ember.front.api.anthropic import answers as anthropic_answers
-from ember.front.api.anthropic import schemas as anthropic_schemas
+from ember.front import api
+from ember.front.api import generative_scoring
 from ember.front.api.exchange import REQUEST_ID_HEADER, Response
 from ember.front.api.load import FORMAT_HEADER, LOAD_HEADER
-from ember.front.api.pooling import answers as pooling_answers
-from ember.front.api.pooling import schemas as pooling_schemas
-from ember.front.api.responses import answers as responses_answers
-from ember.front.api.responses import schemas as responses_schemas
 from ember.front.api.route import Model, Route
-from ember.front.api.scale_out import answers as scale_out_answers
-from ember.front.api.scale_out import schemas as scale_out_schemas
 from ember.front.api.services import Services
-from ember.front.api.tgi import answers as tgi_answers
-from ember.front.api.tgi import schemas as tgi_schemas
 
 _SCHEMAS = "#/components/schemas/"
-_MODULES = (
-    schemas,
-    answers,
-    anthropic_schemas,
-    anthropic_answers,
-    responses_schemas,
-    responses_answers,
-    pooling_schemas,
-    pooling_answers,
-    tgi_schemas,
-    tgi_answers,
-    scale_out_schemas,
-    scale_out_answers,
-    generative_scoring,
-)  # of models that records give by name
+_ROOMS = ("", *(f"{module.name}." for module in iter_modules(api.__path__) if module.ispkg))
+_MODULES = [import_module(f"{api.__name__}.{room}{part}") for room in _ROOMS for part in ("schemas", "answers")]
+_MODULES.append(generative_scoring)
+"""The modules of the models that records give by name: every room of the api has two."""
 _OF_EVERY_ROUTE = (400, 401, 500, 503)
 _OF_BODIES = (404, 408, 413)
 

@@ -10,7 +10,7 @@ from ember.front.api.batch import create_chat_batch
 from ember.front.api.chat import create_chat_completion
 from ember.front.api.completions import create_completion
 from ember.front.api.exchange import Request, Response
-from ember.front.api.invocations import invoke
+from ember.front.api.invocations import invoker
 from ember.front.api.load import load
 from ember.front.api.models import get_model, list_models
 from ember.front.api.pooling.routes import POOLING_ROUTES
@@ -51,20 +51,38 @@ async def _openapi(services: Services, raw_request: Request) -> Response:
     return await openapi_page(services, ROUTER.routes)
 
 
-ROUTES = (
-    Route(
-        path="/v1/chat/completions",
-        methods=("POST",),
-        answer=create_chat_completion,
-        tasks=("generate",),
-        job_field="messages",
-        about=Description(
-            summary="Answer a conversation",
-            body=("ChatRequest",),
-            answer=("ChatCompletion",),
-            chunk=("ChatCompletionChunk",),
-        ),
+_CHAT = Route(
+    path="/v1/chat/completions",
+    methods=("POST",),
+    answer=create_chat_completion,
+    tasks=("generate",),
+    job_field="messages",
+    told_by=(("messages",),),
+    about=Description(
+        summary="Answer a conversation",
+        body=("ChatRequest",),
+        answer=("ChatCompletion",),
+        chunk=("ChatCompletionChunk",),
     ),
+)
+_COMPLETION = Route(
+    path="/v1/completions",
+    methods=("POST",),
+    answer=create_completion,
+    tasks=("generate",),
+    job_field="prompt",
+    told_by=(("prompt",),),
+    about=Description(
+        summary="Continue a text",
+        body=("CompletionRequest",),
+        answer=("Completion",),
+        chunk=("CompletionChunk",),
+    ),
+)
+_INVOKED = tuple(route for route in (_CHAT, _COMPLETION, *POOLING_ROUTES) if route.told_by)
+
+ROUTES = (
+    _CHAT,
     Route(
         path="/v1/chat/completions/batch",
         methods=("POST",),
@@ -72,19 +90,7 @@ ROUTES = (
         tasks=("generate",),
         about=Description(summary="Answer many conversations", body=("BatchChatRequest",), answer=("ChatBatch",)),
     ),
-    Route(
-        path="/v1/completions",
-        methods=("POST",),
-        answer=create_completion,
-        tasks=("generate",),
-        job_field="prompt",
-        about=Description(
-            summary="Continue a text",
-            body=("CompletionRequest",),
-            answer=("Completion",),
-            chunk=("CompletionChunk",),
-        ),
-    ),
+    _COMPLETION,
     Route(
         path="/v1/responses",
         methods=("POST",),
@@ -191,31 +197,14 @@ ROUTES = (
     Route(
         path="/invocations",
         methods=("POST",),
-        answer=invoke,
+        answer=invoker(_INVOKED),
         tasks=(*get_args(PoolingTask), "generate"),
+        job_field="input",
         about=Description(
             summary="SageMaker's route: the body says which of the others is meant",
-            body=(
-                "ChatRequest",
-                "CompletionRequest",
-                "EmbeddingRequest",
-                "CohereEmbedRequest",
-                "PoolRequest",
-                "ClassifyRequest",
-                "ScoreRequest",
-                "RerankRequest",
-            ),
-            answer=(
-                "ChatCompletion",
-                "Completion",
-                "Embeddings",
-                "CohereEmbeddings",
-                "PooledList",
-                "Classification",
-                "Scores",
-                "Rerank",
-            ),
-            chunk=("ChatCompletionChunk", "CompletionChunk"),
+            body=tuple(dict.fromkeys(name for route in _INVOKED for name in route.about.body)),
+            answer=tuple(dict.fromkeys(name for route in _INVOKED for name in route.about.answer or ())),
+            chunk=(*_CHAT.about.chunk, *_COMPLETION.about.chunk),
         ),
     ),
     Route(

@@ -85,7 +85,7 @@ class RerankUsage(AnswerModel):
 
 
 class ApiVersion(AnswerModel):
-    version: Literal["2"]
+    version: Literal["1", "2"]
 
 
 class CohereTokens(AnswerModel):
@@ -124,6 +124,14 @@ class CohereEmbeddings(AnswerModel):
     texts: list[str] | None = None
     meta: CohereMeta
     response_type: Literal["embeddings_by_type"]
+
+
+class CohereFloats(AnswerModel):
+    id: str
+    embeddings: Rows
+    texts: list[str]
+    meta: CohereMeta
+    response_type: Literal["embeddings_floats"]
 
 
 class CohereError(AnswerModel):

@@ -12,7 +12,7 @@ from ember.front.api.body import ignored_fields
 from ember.front.api.call import answer_headers, request_name, unread_priority
 from ember.front.api.exchange import Request
 from ember.front.api.meter import log_finished
-from ember.front.api.pooling.schemas import CohereEmbedRequest, PoolingRequest
+from ember.front.api.pooling.schemas import FirstCohereEmbedRequest, PoolingRequest
 from ember.front.api.scheduling import requested_cache_salt, requested_priority
 from ember.front.api.services import Services
 from ember.front.api.usage import usage_body
@@ -112,7 +112,7 @@ class PoolingCall:
 
 def open_pooling_call(
     raw_request: Request,
-    request: PoolingRequest | CohereEmbedRequest,
+    request: PoolingRequest | FirstCohereEmbedRequest,
     services: Services,
     info: Ready,
     id_prefix: str,

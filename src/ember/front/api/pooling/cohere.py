@@ -1,16 +1,16 @@
-"""POST /v2/embed: embeddings in the form of Cohere's second API, and the form of its errors."""
+"""POST /v2/embed and /v1/embed: embeddings in the forms of Cohere's two APIs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from ember.front.api.body import parse_body
 from ember.front.api.exchange import Request, Response
 from ember.front.api.pooling import vectors
-from ember.front.api.pooling.call import PoolingCall, open_pooling_call, written
+from ember.front.api.pooling.call import open_pooling_call, prompt_of, written
 from ember.front.api.pooling.embeddings import check_bits, check_dimensions
-from ember.front.api.pooling.schemas import CohereEmbedRequest
+from ember.front.api.pooling.schemas import CohereEmbedRequest, FirstCohereEmbedRequest
 from ember.front.api.pooling.score import cohere_meta
 from ember.front.api.pooling.texts import Limits, joined, text_tokens
 from ember.front.api.services import Services
@@ -30,11 +30,21 @@ _PROMPT_NAMES = {
 
 async def create_cohere_embeddings(services: Services, raw_request: Request) -> Response:
     """Embed `texts`, or the texts in `inputs`. Raises ApiError."""
+    return await _embed(services, raw_request, CohereEmbedRequest)
+
+
+async def create_first_cohere_embeddings(services: Services, raw_request: Request) -> Response:
+    """The same in the form of the first API: without `embedding_types` the vectors stand alone, and `input_type` may be
+    missing. Raises ApiError."""
+    return await _embed(services, raw_request, FirstCohereEmbedRequest)
+
+
+async def _embed(services: Services, raw_request: Request, schema: type[FirstCohereEmbedRequest]) -> Response:
     info = await services.ready()
-    request = await parse_body(CohereEmbedRequest, raw_request.body)
+    request = await parse_body(schema, raw_request.body)
     call = open_pooling_call(raw_request, request, services, info, "embd")
     check_dimensions(request.output_dimension, "output_dimension", services, info)
-    prompt = _prompt(request.input_type, services)
+    prompt = prompt_of(None, services) if request.input_type is None else _prompt(request.input_type, services)
     texts = _texts(request)
     pool_texts = await in_thread(request, text_tokens, texts, services, _limits(request, info), True, "texts", prompt)
     if request.truncate == "NONE" and request.max_tokens is not None:
@@ -45,19 +55,23 @@ async def create_cohere_embeddings(services: Services, raw_request: Request) -> 
         if kind in ("binary", "ubinary"):
             check_bits(pooled, "embedding_types")
     echo = None if request.texts is None else texts
-    return await written(pooled, lambda: _answer(call, pooled, kinds, echo))
 
+    def write() -> Response:
+        embeddings: Any = {kind: [_WRITERS[kind](each) for each in pooled] for kind in kinds}
+        form, version = "embeddings_by_type", "2" if schema is CohereEmbedRequest else "1"
+        if version == "1" and not request.embedding_types:
+            embeddings, form = embeddings["float"], "embeddings_floats"
+        body: dict[str, Any] = {
+            "id": call.id,
+            "embeddings": embeddings,
+            "meta": cohere_meta(call, version),
+            "response_type": form,
+        }
+        if echo is not None:
+            body["texts"] = echo
+        return Response(200, body, call.headers)
 
-def _answer(call: PoolingCall, pooled: Sequence[Pooled], kinds: Sequence[str], texts: list[str] | None) -> Response:
-    body: dict[str, Any] = {
-        "id": call.id,
-        "embeddings": {kind: [_WRITERS[kind](each) for each in pooled] for kind in kinds},
-        "meta": cohere_meta(call),
-        "response_type": "embeddings_by_type",
-    }
-    if texts is not None:
-        body["texts"] = texts
-    return Response(200, body, call.headers)
+    return await written(pooled, write)
 
 
 _WRITERS: dict[str, Callable[[Pooled], Any]] = {
@@ -70,7 +84,7 @@ _WRITERS: dict[str, Callable[[Pooled], Any]] = {
 }
 
 
-def _texts(request: CohereEmbedRequest) -> list[str]:
+def _texts(request: FirstCohereEmbedRequest) -> list[str]:
     if request.images:
         raise later("images")
     if request.texts and request.inputs:
@@ -81,7 +95,7 @@ def _texts(request: CohereEmbedRequest) -> list[str]:
     return texts
 
 
-def _limits(request: CohereEmbedRequest, info: Ready) -> Limits:
+def _limits(request: FirstCohereEmbedRequest, info: Ready) -> Limits:
     most = info.max_model_len
     if request.truncate == "NONE":
         return Limits(info, most, None)

@@ -74,7 +74,7 @@ def check_dimensions(asked: int | None, param: str, services: Services, info: Re
     pooling, name = info.pooling, services.model_name
     if asked < 1:
         raise bad_request(f"{param} must be greater than 0, got {asked}.", param)
-    if asked == pooling.dimensions:
+    if asked in (pooling.dimensions, pooling.most_dimensions):  # the model's own number
         return
     if not pooling.is_matryoshka:
         message = (
@@ -89,8 +89,8 @@ def check_dimensions(asked: int | None, param: str, services: Services, info: Re
             f"poor results. ({param}={asked})"
         )
         raise bad_request(message, param)
-    if asked > pooling.dimensions:
-        raise bad_request(f"{param} must be at most {pooling.dimensions}, the model's own, got {asked}.", param)
+    if asked > pooling.most_dimensions:
+        raise bad_request(f"{param} must be at most {pooling.most_dimensions}, the model's own, got {asked}.", param)
 
 
 def check_bits(pooled: Sequence[Pooled], kind: str) -> None:

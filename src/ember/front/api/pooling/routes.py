@@ -25,21 +25,12 @@ _score = loaded_later(f"{_ROOM}.score", "create_score")
 _rerank = loaded_later(f"{_ROOM}.score", "create_rerank")
 _cohere_rerank = loaded_later(f"{_ROOM}.score", "create_cohere_rerank")
 _cohere_embed = loaded_later(f"{_ROOM}.cohere", "create_cohere_embeddings")
+_first_cohere_embed = loaded_later(f"{_ROOM}.cohere", "create_first_cohere_embeddings")
 
 
-def invoked(body: dict[str, Any], tasks: tuple[str, ...]) -> Handler | None:
-    """The handler of a pooling body that names no route; None if no field tells what it asks for."""
-    if body.get("query") is not None and body.get("documents") is not None:
-        return _rerank
-    if body.get("texts") is not None or body.get("inputs") is not None:
-        return _cohere_embed
-    if any(body.get(name) is not None for name in ("text_1", "queries", "data_1")):
-        return _score
-    if body.get("input") is None and body.get("messages") is None:
-        return None
-    if body.get("task") is not None and "embed" not in tasks:
-        return _pooling
-    return _embeddings if "embed" in tasks else _classify if "classify" in tasks else _pooling
+SIDES = (("queries", "documents"), ("queries", "items"), ("text_1", "text_2"), ("data_1", "data_2"))
+_INPUT = (("input",), ("messages",))  # what tells a body of texts
+_INPUT_AND_TASK = (("input", "task"), ("messages", "task"))
 
 
 SCORING: tuple[PoolingTask, ...] = ("score", "embed", "token_embed")
@@ -62,7 +53,7 @@ POOLING_ROUTES = (
         methods=("POST",),
         answer=_embeddings,
         tasks=("embed",),
-        job_field="input",
+        told_by=(*_INPUT_AND_TASK, *_INPUT),
         about=Description(summary="Embed texts", body=("EmbeddingRequest",), answer=("Embeddings",)),
     ),
     Route(
@@ -70,28 +61,43 @@ POOLING_ROUTES = (
         methods=("POST",),
         answer=_cohere_embed,
         tasks=("embed",),
+        told_by=(("texts",), ("inputs",)),
         errors=COHERE_ERRORS,
         about=Description(
             summary="Embed texts, in Cohere's form", body=("CohereEmbedRequest",), answer=("CohereEmbeddings",)
         ),
     ),
     Route(
-        path="/pooling",
+        path="/v1/embed",
         methods=("POST",),
-        answer=_pooling,
-        tasks=("embed", "token_embed", "classify", "token_classify", "score"),
-        about=Description(summary="Vectors of texts or of their tokens", body=("PoolRequest",), answer=("PooledList",)),
+        answer=_first_cohere_embed,
+        tasks=("embed",),
+        errors=COHERE_ERRORS,
+        about=Description(
+            summary="Embed texts, in the form of Cohere's first API",
+            body=("FirstCohereEmbedRequest",),
+            answer=("CohereFloats", "CohereEmbeddings"),
+        ),
     ),
     Route(
         path="/classify",
         methods=("POST",),
         answer=_classify,
         tasks=("classify",),
+        told_by=_INPUT,
         about=Description(summary="Classify texts", body=("ClassifyRequest",), answer=("Classification",)),
     ),
-    _scoring("/score", _score),
+    Route(
+        path="/pooling",
+        methods=("POST",),
+        answer=_pooling,
+        tasks=("embed", "token_embed", "classify", "token_classify", "score"),
+        told_by=(*_INPUT_AND_TASK, *_INPUT),
+        about=Description(summary="Vectors of texts or of their tokens", body=("PoolRequest",), answer=("PooledList",)),
+    ),
+    _scoring("/score", _score, told_by=SIDES),
     _scoring("/v1/score", _score),
-    _scoring("/rerank", _rerank, job_field="query"),
+    _scoring("/rerank", _rerank, job_field="query", told_by=(("query", "documents"),)),
     _scoring("/v1/rerank", _rerank),
     _scoring("/v2/rerank", _cohere_rerank, errors=COHERE_ERRORS),
 )

@@ -138,11 +138,11 @@ class CohereInput(OpenModel):
     content: Items[Part]
 
 
-class CohereEmbedRequest(OpenModel):
-    """POST /v2/embed."""
+class FirstCohereEmbedRequest(OpenModel):
+    """POST /v1/embed."""
 
     model: str | None = None
-    input_type: str
+    input_type: str | None = None
     texts: Annotated[Texts | None, _few_texts("texts")] = None
     inputs: Annotated[list[CohereInput] | None, _few_texts("inputs")] = None
     images: Items[Any] | None = None
@@ -153,3 +153,9 @@ class CohereEmbedRequest(OpenModel):
     priority: Int64 | None = None
     cache_salt: str | None = None
     request_id: str | None = None
+
+
+class CohereEmbedRequest(FirstCohereEmbedRequest):
+    """POST /v2/embed."""
+
+    input_type: str

@@ -13,6 +13,7 @@ from ember.front.api.exchange import Request, Response
 from ember.front.api.pooling.call import PoolingCall, open_pooling_call, written
 from ember.front.api.pooling.late_interaction import late_scores
 from ember.front.api.pooling.pairs import PairLimits, pair_limits, pair_texts, side_texts
+from ember.front.api.pooling.routes import SIDES
 from ember.front.api.pooling.schemas import PairRequest, RerankRequest, ScoreRequest
 from ember.front.api.pooling.texts import plain_texts
 from ember.front.api.pooling.vectors import values_of
@@ -21,8 +22,6 @@ from ember.front.api.threads import in_thread
 from ember.front.errors import ApiError, bad_request
 from ember.front.link.pooling import PoolText
 from ember.wire import Pooled
-
-_SIDES = (("queries", "documents"), ("queries", "items"), ("text_1", "text_2"), ("data_1", "data_2"))
 
 
 async def create_score(services: Services, raw_request: Request) -> Response:
@@ -86,9 +85,9 @@ async def _rerank(services: Services, raw_request: Request, *, is_cohere: bool) 
     return Response(200, body, call.headers)
 
 
-def cohere_meta(call: PoolingCall) -> dict[str, Any]:
+def cohere_meta(call: PoolingCall, version: str = "2") -> dict[str, Any]:
     return {
-        "api_version": {"version": "2"},
+        "api_version": {"version": version},
         "billed_units": {"input_tokens": call.prompt_tokens},
         "tokens": {"input_tokens": call.prompt_tokens},
     }
@@ -139,10 +138,10 @@ def _unit(values: list[float]) -> list[float]:
 
 def _sides(request: ScoreRequest) -> tuple[str, str]:
     """The names of the two sides in the body. Raises ApiError 400."""
-    for first, second in _SIDES:
+    for first, second in SIDES:
         if getattr(request, first) is not None and getattr(request, second) is not None:
             return first, second
-    names = " or ".join(f"`{first}` and `{second}`" for first, second in _SIDES)
+    names = " or ".join(f"`{first}` and `{second}`" for first, second in SIDES)
     raise bad_request(f"The texts to score are missing: give {names}.", "body")
 
 
