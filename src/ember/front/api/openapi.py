@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from http import HTTPStatus
 from importlib import import_module
+from importlib.util import find_spec
 from pkgutil import iter_modules
 from typing import Any
 
@@ -27,10 +28,10 @@ from ember.front.api.route import Model, Route
 from ember.front.api.services import Services
 
 _SCHEMAS = "#/components/schemas/"
+# The modules of the models that records give by name: `schemas` and `answers` of every room of the api that has them.
 _ROOMS = ("", *(f"{module.name}." for module in iter_modules(api.__path__) if module.ispkg))
-_MODULES = [import_module(f"{api.__name__}.{room}{part}") for room in _ROOMS for part in ("schemas", "answers")]
-_MODULES.append(generative_scoring)
-"""The modules of the models that records give by name: every room of the api has two."""
+_PLACES = (f"{api.__name__}.{room}{part}" for room in _ROOMS for part in ("schemas", "answers"))
+_MODULES = (*(import_module(place) for place in _PLACES if find_spec(place)), generative_scoring)
 _OF_EVERY_ROUTE = (400, 401, 500, 503)
 _OF_BODIES = (404, 408, 413)
 
