@@ -178,6 +178,23 @@ def test_code_of_the_repository_runs_if_it_is_trusted(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "modules")
     with pytest.raises(ModelError, match=r"its own code cannot be imported.*a_module_that_nobody_has"):
         make_engine(directory, trust_remote_code=True)
+    shutil.rmtree(tmp_path / "modules", ignore_errors=True)
+    (directory / "modeling_finch.py").write_text("import sys\n\nsys.exit('no')\n")
+    with pytest.raises(ModelError, match=r"its own code cannot be imported.*SystemExit\(no\)"):
+        make_engine(directory, trust_remote_code=True)
+
+
+@pytest.mark.parametrize("place", ["__init__", "forward"])
+def test_code_that_ends_the_process_ends_the_boot_with_a_message(tmp_path, monkeypatch, place):
+    from transformers import BitNetModel
+
+    def leave(*given, **named):
+        raise SystemExit(3)
+
+    directory = make_model("BitNetForCausalLM", tmp_path)
+    monkeypatch.setattr(BitNetModel, place, leave)
+    with pytest.raises(ModelError, match=r"^BitNetForCausalLM cannot be served .*SystemExit\(3\)"):
+        make_engine(directory)
 
 
 def test_code_of_another_repository_is_refused(tmp_path):

@@ -20,6 +20,21 @@ def engine(tmp_path):
     return make_engine(make_model("BitNetForCausalLM", tmp_path), max_num_batched_tokens=12)
 
 
+def test_code_that_would_end_the_process_ends_its_request(engine, monkeypatch):
+    base = engine.runner.model.base
+    forward = base.forward
+
+    def leaving(input_ids, **options):
+        if FAULT in input_ids:
+            raise SystemExit(1)
+        return forward(input_ids=input_ids, **options)
+
+    monkeypatch.setattr(base, "forward", leaving)
+    found = run(engine, requests()[:2])
+    message = "the model's code failed: RuntimeError: the code would have ended the process: SystemExit(1)"
+    assert found[1, 0][-1].error == message and found[0, 0][-1].finish_reason == "length"
+
+
 def break_for(engine, monkeypatch, is_at_fault, error):
     """Let the model raise the error in the steps whose batch is at fault."""
     forward = engine.runner.model.forward

@@ -15,6 +15,7 @@ import msgspec
 import torch
 
 from ember.engine.errors import ModelError, described
+from ember.engine.fallback.guard import no_exit
 from ember.engine.fallback.load import classes_of, import_transformers, named
 from ember.engine.fallback.model import ForeignModel
 from ember.engine.fallback.paged import PagedAttention
@@ -36,7 +37,7 @@ def check(configure: Configure) -> None:
             model_dir, config, configure.hf_overrides, configure.trust_remote_code
         )
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), no_exit():
                 lm = model_class(config_class.from_dict(values)).eval()
         except Exception as error:  # code of any model
             raise ModelError(f"transformers could not make it: {described(error)}") from error

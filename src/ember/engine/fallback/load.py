@@ -19,6 +19,7 @@ from ember.engine.description.fields import listed
 from ember.engine.description.foreign import EXTRA, text_values
 from ember.engine.description.read_config import read_json
 from ember.engine.errors import ModelError, described
+from ember.engine.fallback.guard import no_exit
 from ember.engine.fallback.model import ForeignModel
 from ember.engine.fallback.paged import PagedAttention
 from ember.engine.fallback.trial import check
@@ -148,9 +149,10 @@ def _make(
     """The language model with its weights, its attention function, and warnings. Raises ModelError."""
     attention = PagedAttention()
     try:
-        theirs = config_class.from_dict(values)
+        with no_exit():
+            theirs = config_class.from_dict(values)
         theirs.use_cache = False
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), no_exit():
             torch.manual_seed(_DUMMY_SEED)  # of weights that no file has, with LOAD_FORMAT=dummy
             lm, info = model_class.from_pretrained(
                 None,
@@ -207,7 +209,8 @@ def _remote_classes(model_dir: Path, values: Mapping[str, Any], trust_remote_cod
     if not trust_remote_code or not all(isinstance(name, str) for name in names):
         raise ModelError("transformers has no class of this name")
     try:
-        config_class, model_class = (get_class_from_dynamic_module(name, str(model_dir)) for name in names)
+        with no_exit():
+            config_class, model_class = (get_class_from_dynamic_module(name, str(model_dir)) for name in names)
     except Exception as error:  # code of the model's repository
         raise ModelError(f"its own code cannot be imported: {described(error)}") from error
     return config_class, model_class

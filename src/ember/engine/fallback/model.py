@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ember.engine.description.cache_groups import CacheGroup, cache_groups, cache_places
 from ember.engine.description.config import DecoderConfig
 from ember.engine.errors import ModelError
+from ember.engine.fallback.guard import no_exit
 from ember.engine.fallback.paged import Call, PagedAttention, Place
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.cache import KVCache
@@ -60,11 +61,13 @@ class ForeignModel:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, hidden] -> [R, vocab_size] by the model's own head, with what it does to the logits."""
-        logits: Tensor = self._head(inputs_embeds=hidden[None], use_cache=False).logits[0]
+        with no_exit():
+            logits: Tensor = self._head(inputs_embeds=hidden[None], use_cache=False).logits[0]
         return logits[:, : self.config.vocab_size]
 
     def _hidden(self, token_ids: Tensor, positions: Tensor) -> Tensor:
-        output = self.base(input_ids=token_ids[None], position_ids=positions[None], use_cache=False)
+        with no_exit():
+            output = self.base(input_ids=token_ids[None], position_ids=positions[None], use_cache=False)
         hidden: Tensor = output[0]
         return hidden[0]
 

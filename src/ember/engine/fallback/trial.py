@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ember.engine.errors import ModelError, described
+from ember.engine.fallback.guard import no_exit
 from ember.engine.fallback.model import ForeignModel
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.cache import KVCache
@@ -35,7 +36,8 @@ _CLOSE_IN_16_BITS = 0.1
 def check(model: ForeignModel) -> None:
     """Raise ModelError if the model says something else over the cache than by itself, or fails."""
     try:
-        _check(model)
+        with no_exit():
+            _check(model)
     except ModelError:
         raise
     except Exception as error:  # code of any model
