@@ -37,6 +37,7 @@ MODULES = (
     "int_gemm",
     "latent_attention",
     "latent_cache",
+    "latent_expansion",
     "norm",
     "prefill_attention",
     "rope_cache",

@@ -1,7 +1,8 @@
 """Latent attention on cold latents, with the heads of GLM-4.7-Flash and of DeepSeek V3.
 
 The bytes are those of the visible latents, read once, whatever the number of groups of heads that read them; the
-percent is of the copy bandwidth measured in the same run. Prompts are compared with the matmul rate.
+percent is of the copy bandwidth measured in the same run. Prompts are compared with the matmul rate: absorbed ones, and
+those whose keys and values are expanded, with the product that expands them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ RANK, ROTARY_DIM, BLOCK_SIZE = 512, 64, 16
 HEADS = {"GLM-4.7-Flash": 20, "DeepSeek V3": 128}
 BATCHES = ((1, 1024), (1, 32768), (16, 4096), (64, 4096), (256, 1024))  # sequences, context
 PROMPTS = (1024, 8192)
+SIZES = {"GLM-4.7-Flash": (192, 256), "DeepSeek V3": (128, 128)}  # of a head's key without rotation, and of its value
+EXPANDED = ((1024, 1024), (8192, 8192), (2048, 65536))  # tokens, context
 
 
 def paged_latents(seqs: int, context: int) -> dict[str, Any]:
@@ -46,6 +49,37 @@ def run(ceilings: Ceilings) -> Iterator[Row]:
             flops = float(tokens * tokens * heads * (2 * RANK + ROTARY_DIM))
             moved = 2.0 * tokens * (RANK + ROTARY_DIM)
             yield Row("latent_prefill", f"{name} {tokens}", seconds, moved, flops)
+        for tokens, context in EXPANDED:
+            yield _expanded(name, heads, tokens, context)
+
+
+def _expanded(name: str, heads: int, tokens: int, context: int) -> Row:
+    """The last `tokens` of a context, in the pieces that the engine makes."""
+    from ember.engine.description.config import LatentConfig
+    from ember.engine.description.expansion import keys_at_once
+    from ember_kernels.latent_expansion import Carried, expanded_attention, gather_latents, upload_pieces
+
+    sizes = SIZES[name]
+    keys = keys_at_once(LatentConfig(RANK, ROTARY_DIM, *sizes, query_rank=None), heads, 2)
+    plain_dim, value_dim = sizes
+    pieces = upload_pieces([0, tokens], [context], keys, torch.device("cuda"))
+    query = torch.randn(tokens, heads, plain_dim + ROTARY_DIM, device="cuda").bfloat16()
+    matrix = torch.randn(heads * (plain_dim + value_dim), RANK, device="cuda").bfloat16()
+    out = query.new_empty(tokens, heads, value_dim)
+    carried = Carried.like(out)
+    given = paged_latents(1, context)
+    cache, tables = given["cache"], given["block_tables"]
+
+    def attend() -> None:
+        for piece in pieces:
+            latent, turned = gather_latents(cache, tables, piece, rank=RANK, dtype=query.dtype)
+            up = torch.nn.functional.linear(latent, matrix)
+            expanded_attention(query, up, turned, piece, scale=0.07, carried=carried, out=out)
+
+    pairs = tokens * (context - tokens / 2)
+    products = pairs * (plain_dim + ROTARY_DIM + value_dim) + context * RANK * (plain_dim + value_dim)
+    moved = 2.0 * context * (RANK + ROTARY_DIM)
+    return Row("latent_expanded", f"{name} {tokens} of {context}", measure_graph(attend), moved, 2.0 * heads * products)
 
 
 if __name__ == "__main__":

@@ -364,7 +364,7 @@ def latent_decode(
     if plan is None:
         plan = plan_latents(seq_lens, heads, cache, rank)
     capability = device_capability(query.device)
-    stored, fp8_bits = _as_stored(cache, capability)
+    stored, fp8_bits = as_stored(cache, capability)
     group = head_group(heads)
     sums, maxima, weights = plan.split
     c = decode_config(rank, cache.element_size(), capability)
@@ -424,7 +424,7 @@ def latent_prefill(
     if tokens == 0 or num_seqs == 0:
         return out
     capability = device_capability(query.device)
-    stored, fp8_bits = _as_stored(cache, capability)
+    stored, fp8_bits = as_stored(cache, capability)
     c = config(rank, cache.element_size(), capability)
     group = head_group(heads, c.block_m)
     latent_prefill_kernel[(tokens // (c.block_m // group) + num_seqs, heads // group)](
@@ -468,7 +468,7 @@ def _sizes(rank: int, size: int, stored: Tensor, fp8_bits: bool) -> dict[str, An
     }
 
 
-def _as_stored(cache: Tensor, capability: int) -> tuple[Tensor, bool]:
+def as_stored(cache: Tensor, capability: int) -> tuple[Tensor, bool]:
     """The cache and False; or as uint8 and True where the device has no float8 type."""
     if cache.dtype == torch.float8_e4m3fn and (INTERPRET or capability < 89):
         return cache.view(torch.uint8), True

@@ -130,11 +130,12 @@ def latent_cache(
     table         float32 [positions, rotary_dim]: cosines, then sines, of each pair
     neox          pairs by halves; otherwise neighbours are pairs
     scale         float32 [1], of a float8 cache
-    out           [tokens, heads, rank + rotary_dim] contiguous, whose last dimensions are written
+    out           [tokens, heads, at least rotary_dim] contiguous, whose last dimensions are written; it may be what
+                  `query` is a view of
     """
     tokens, heads, rotary_dim = query.shape
     rank = weight.shape[0]
-    if latent.shape != (tokens, rank + rotary_dim) or out.shape != (tokens, heads, rank + rotary_dim):
+    if latent.shape != (tokens, rank + rotary_dim) or out.shape[:2] != (tokens, heads) or out.shape[2] < rotary_dim:
         raise ValueError(
             f"latent {tuple(latent.shape)} and out {tuple(out.shape)} do not fit query {tuple(query.shape)}"
         )
@@ -156,12 +157,12 @@ def latent_cache(
         positions,
         table,
         scale,
-        out[:, :, rank:],
+        out[:, :, -rotary_dim:],
         latent.stride(0),
         query.stride(0),
         query.stride(1),
         cache.stride(1),
-        rank + rotary_dim,
+        out.shape[2],
         heads,
         eps,
         RANK=rank,
@@ -200,7 +201,7 @@ def latent_cache_reference(
     turned = (first * cosines - second * sines, second * cosines + first * sines)
     made = torch.cat(turned, dim=-1) if neox else torch.stack(turned, dim=-1).flatten(-2)
     made = made.to(dtype)
-    out[is_real, :, rank:] = made[is_real, :-1]
+    out[is_real, :, -table.shape[1] :] = made[is_real, :-1]
     kept = torch.cat((x, made[:, -1]), dim=-1)[is_real]
     if scale is not None:
         kept = (kept.float() * (1.0 / scale)).clamp(-LARGEST, LARGEST)

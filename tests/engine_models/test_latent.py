@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ember.engine.core.memory import activation_bytes
 from ember.engine.description.cache_groups import bytes_per_page_token, cache_groups
 from ember.engine.description.config import DecoderConfig
+from ember.engine.description.expansion import EXPANDED_BYTES, LEAST_KEYS, expands, keys_at_once
 from ember.engine.description.read_config import load_config
 from ember.engine.errors import ModelError
 from ember.engine.layers.cache import KVCache
 from ember.engine.operators import torch_latent
-from ember.engine.operators.torch_latent import expands
 from ember.wire import Generate
 from ember_cpu import library as native
 from tests.engine_core.inline import NUM_OUTPUT, generated, greedy, make_engine, poison, run
@@ -256,6 +257,21 @@ def test_a_token_takes_what_arithmetic_says(tmp_path: Path) -> None:
     assert values.shape == (48, 1, 512) and (values[7] == 1.5).all(), "the latent is a part of the key"
 
 
+@pytest.mark.parametrize(("name", "least"), [("GLM-4.7-Flash", 399), ("DeepSeek-V3", 171)])
+def test_expanded_keys_and_values_are_in_the_plan_of_memory(name: str, least: int, tmp_path: Path) -> None:
+    """What the kernels get for a long context in pieces: keys, values and latents, queries, outputs and sums."""
+    config = config_of(tmp_path, name)
+    sizes, heads, tokens = config.latent, config.num_heads, 8192
+    assert sizes is not None and next(queries for queries in range(500) if expands(sizes, queries)) == least
+    keys = keys_at_once(sizes, heads, 2)
+    elements = keys * (heads * (sizes.plain_dim + sizes.value_dim) + sizes.size)
+    assert keys >= LEAST_KEYS and 2 * elements <= EXPANDED_BYTES
+    needed = 2 * elements + tokens * heads * (2 * (sizes.head_dim + sizes.value_dim) + 4 * (sizes.value_dim + 2))
+    without = replace(config, latent=None)
+    planned = activation_bytes(config, 2, tokens, 1, 65536) - activation_bytes(without, 2, tokens, 1, 65536)
+    assert needed <= planned < 1.5 * needed
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
@@ -282,7 +298,8 @@ def test_chunks_expand_a_prefix_in_parts(tmp_path: Path, monkeypatch: pytest.Mon
     """Some heads at a time, and some queries at a time."""
     directory, sequences = make_tiny("deepseek_v3", tmp_path), tokens((200, 130))
     model, expected = load(directory), reference(directory, sequences)
-    assert expands(model.parts.blocks[0].mixer, 60) and not expands(model.parts.blocks[0].mixer, 20)  # type: ignore[arg-type]
+    sizes = model.config.latent
+    assert sizes is not None and expands(sizes, 60) and not expands(sizes, 20)
     monkeypatch.setattr(torch_latent, "_MAX_EXPANDED", 1 << 14)
     monkeypatch.setattr(torch_latent, "MAX_QUERIES", 32)
     paged = Paged(model, sequences)

@@ -14,6 +14,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -135,6 +136,14 @@ def models() -> Iterator[tuple[str, DecoderConfig, torch.dtype]]:
                         yield f"{variant} {shape} {dtype}", config, dtype
 
 
+def expand(config: DecoderConfig, dtype: torch.dtype, layout: Layout | None) -> None:
+    """A prompt in chunks whose keys are expanded."""
+    engine = EmptyEngine(config, dtype, replace(LIMITS, max_num_batched_tokens=512, num_blocks=128), layout)
+    engine.add(1030)
+    for _ in range(2):
+        engine.step()
+
+
 def run(config: DecoderConfig, dtype: torch.dtype, has_options: bool, layout: Layout | None = None) -> None:
     """Prompts in chunks, decodes alone and beside prompts, and the recording of graphs: of all with the options."""
     engine = EmptyEngine(config, dtype, LIMITS, layout)
@@ -149,6 +158,8 @@ def run(config: DecoderConfig, dtype: torch.dtype, has_options: bool, layout: La
         engine.add(5, prompt_logprobs=1, bad_words=[[5, 6], [7]])
     for _ in range(4):
         engine.step()
+    if config.latent is not None:
+        expand(config, dtype, layout)
     while engine.runner.record_next(is_idle=True) and has_options:
         pass
     engine.step()

@@ -16,6 +16,15 @@ from ember_kernels.latent_attention import (
     plan_latents,
 )
 from ember_kernels.latent_cache import latent_cache, latent_cache_reference
+from ember_kernels.latent_expansion import (
+    Carried,
+    expanded_attention,
+    expanded_attention_reference,
+    gather_latents,
+    gather_latents_reference,
+    plan_pieces,
+    upload_pieces,
+)
 
 NAN = float("nan")
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -93,6 +102,73 @@ def test_prompts(device: str, heads: int, rank: int, rotary_dim: int, dtype: tor
     assert out[:2].isnan().all()
     tolerance = TOLERANCES[dtype]
     torch.testing.assert_close(out[2:].float(), expected[2:].float(), rtol=tolerance, atol=tolerance)
+
+
+def test_contexts_are_divided_into_pieces() -> None:
+    assert plan_pieces([0, 2, 3], [4, 3], 9) == [(0, 7, [[0, 2, 3], [0, 4, 7], [0, 0, 0], [4, 3, 0]])]
+    assert plan_pieces([0, 2, 3], [4, 3], 5) == [
+        (0, 5, [[0, 2, 3], [0, 4, 5], [0, 0, 0], [4, 3, 0]]),
+        (1, 2, [[0, 1], [0, 2], [1, 0], [3, 0]]),
+    ]
+    lens = [1, 40, 7, 7, 19]
+    for most in range(1, 80):
+        keys: list[list[int]] = [[] for _ in lens]
+        for first, num_keys, (_, rows, positions, contexts) in plan_pieces([0, 1, 21, 28, 30, 31], lens, most):
+            assert rows[-1] == num_keys <= most
+            for i in range(len(rows) - 1):
+                keys[first + i] += range(positions[i], positions[i] + rows[i + 1] - rows[i])
+                assert contexts[i] == lens[first + i]
+        assert keys == [list(range(length)) for length in lens]
+
+
+EXPANDED = [
+    # heads, rank, plain_dim, rotary_dim, value_dim, dtype, float8
+    (3, 40, 24, 12, 40, torch.float32, False),
+    (2, 64, 48, 16, 32, torch.bfloat16, True),
+]
+
+
+@pytest.mark.parametrize(("heads", "rank", "plain_dim", "rotary_dim", "value_dim", "dtype", "float8"), EXPANDED)
+@pytest.mark.parametrize("most_keys", [200, 45])
+def test_prompts_with_expanded_keys(
+    device: str,
+    heads: int,
+    rank: int,
+    plain_dim: int,
+    rotary_dim: int,
+    value_dim: int,
+    dtype: torch.dtype,
+    float8: bool,
+    most_keys: int,
+) -> None:
+    """A fresh prompt, a chunk after a prefix and a single row, of whole contexts and of divided ones."""
+    lengths, starts, tolerance = [19, 110, 33], [0, 19, 60, 61], TOLERANCES[dtype]
+    sizes: dict[str, Any] = {"heads": heads, "rank": rank, "rotary_dim": rotary_dim, "dtype": dtype, "float8": float8}
+    problem = _problem(device, lengths, [19, 41, 1], **sizes)
+    query = torch.randn(starts[-1], heads, plain_dim + rotary_dim).to(device).to(dtype)
+    matrix = (torch.randn(heads * (plain_dim + value_dim), rank) / rank**0.5).to(device).to(dtype)
+    pieces = upload_pieces(starts, lengths, most_keys, torch.device(device))
+    assert [piece.is_split for piece in pieces] == ([False] if most_keys == 200 else [True] * 4)
+    found, expected = (torch.full((starts[-1], heads, value_dim), NAN, dtype=dtype, device=device) for _ in range(2))
+    ours, theirs = Carried.like(found), Carried.like(expected)
+    options: dict[str, Any] = {"rank": rank, "dtype": dtype, "cache_scale": problem["cache_scale"]}
+    for piece in pieces:
+        gathered = problem["cache"], problem["block_tables"], piece
+        latent, turned = gather_latents(*gathered, **options)
+        for made, wanted in zip((latent, turned), gather_latents_reference(*gathered, **options), strict=True):
+            assert torch.equal(made, wanted)
+        up = latent @ matrix.t()
+        expanded_attention(query, up, turned, piece, scale=0.2, carried=ours, out=found)
+        expanded_attention_reference(query, up, turned, piece, scale=0.2, carried=theirs, out=expected)
+    torch.testing.assert_close(found.float(), expected.float(), rtol=tolerance, atol=tolerance)
+    # The same as absorbed: queries times the keys' rows, mixed latents times the values' rows.
+    if dtype == torch.float32:
+        keys, values = matrix.unflatten(0, (heads, -1)).split((plain_dim, value_dim), dim=1)
+        plain, rest = query.split((plain_dim, rotary_dim), dim=2)
+        problem["query"] = torch.cat((torch.einsum("thp,hpr->thr", plain, keys), rest), dim=2)
+        problem |= {"starts": torch.tensor(starts, dtype=torch.int32, device=device), "scale": 0.2}
+        mixed = torch.einsum("thr,hvr->thv", latent_prefill_reference(**problem), values)
+        torch.testing.assert_close(found, mixed, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("neox", [False, True])

@@ -10,11 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from ember.engine.description.layouts import ORDERED_INTEGERS, SMALL_TABLES
 from ember.engine.description.operator_sets import TRITON
-from ember.engine.operators import triton_ops
+from ember.engine.operators import triton_latent, triton_ops
 from ember.engine.operators.choose import choose
 from ember.engine.operators.triton_linear import MODULES
 from ember.wire import Generate
 from ember_kernels.compile import device_capability
+from ember_kernels.latent_expansion import upload_pieces
 from ember_kernels.small_gemm import small_gemm
 from tests.engine_core.inline import greedy, make_engine, run, tokens
 from tests.engine_models.paged import Paged
@@ -60,6 +61,24 @@ def test_logits_equal_transformers(variant, checkpoints):
     on_host = model.config.experts, model.config.selective
     assert model.ops.is_recordable == (own_attention and on_host == (None, None))
     check(model, sequences, expected)
+
+
+@pytest.mark.parametrize("variant", ["deepseek_v2", "youtu", "glm4_moe_lite", "mistral4"])
+def test_long_chunks_with_expanded_keys_equal_transformers(variant, checkpoints, monkeypatch):
+    """Beside decodes and short chunks, and of contexts in several pieces."""
+    directory, sequences, expected = checkpoints(variant)
+    monkeypatch.setattr(triton_latent, "expands", lambda sizes, queries: queries >= 4)
+    monkeypatch.setattr(triton_latent, "keys_at_once", lambda *sizes: 11)
+    made = []
+    monkeypatch.setattr(triton_latent, "upload_pieces", lambda *given: made.append(upload_pieces(*given)) or made[-1])
+    model = load(directory)
+    use_triton(model)
+    paged = Paged(model, sequences)
+    paged.step([(1, 2), (0, 5)])
+    paged.step([(1, 1), (0, 8), (2, 9)])
+    found = paged.finish()
+    assert [[piece.is_split for piece in pieces] for pieces in made] == [[False], [True] * 2]
+    assert_same(found, [theirs[: len(ours)] for ours, theirs in zip(found, expected, strict=True)])
 
 
 ATTENTION = ("add_norm", "place_heads", "attend", "gate")

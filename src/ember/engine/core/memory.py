@@ -18,6 +18,7 @@ from ember.engine.description.cache_groups import (
     state_bytes,
 )
 from ember.engine.description.config import DecoderConfig
+from ember.engine.description.expansion import expanded_bytes
 from ember.engine.description.mixers import STATE_CHUNK
 from ember.engine.description.operator_sets import TORCH_MAX_GATHER
 from ember.engine.errors import ModelError
@@ -59,12 +60,16 @@ def activation_bytes(
     config: DecoderConfig, element_size: int, num_tokens: int, num_rows: int, max_model_len: int
 ) -> int:
     """An upper bound of one step's memory in bytes: that of the tokens, the K and V of one context gathered from its
-    pages, and the logits. Logits exist at most three times (the step's, the output layer's, those of deferred rows),
-    with the samplers' tables (8 bytes per row and token, 2 of counts, masks) and one float32 copy."""
+    pages, those that latent attention expands, and the logits. Logits exist at most three times (the step's, the output
+    layer's, those of deferred rows), with the samplers' tables (8 bytes per row and token, 2 of counts, masks) and one
+    float32 copy."""
     kv_size = max(heads.kv_size for heads in config.all_heads())
     gathered = 2 * max(max_model_len, TORCH_MAX_GATHER) * kv_size * element_size
     logits = num_rows * config.vocab_size * (3 * element_size + 15)
-    return gathered + num_tokens * token_bytes(config, element_size) + logits
+    expanded = 0
+    if config.latent is not None:
+        expanded = expanded_bytes(config.latent, config.num_heads, element_size, num_tokens)
+    return gathered + expanded + num_tokens * token_bytes(config, element_size) + logits
 
 
 def token_bytes(config: DecoderConfig, element_size: int) -> int:

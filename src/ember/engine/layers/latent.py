@@ -68,5 +68,6 @@ class LatentAttention:
 class LatentHeads(NamedTuple):
     """The queries and latents of a step's tokens, normalised and rotated. The latents are in the cache already."""
 
-    query: Tensor  # [T, heads, plain_dim + rotary_dim]
+    query: Tensor  # [T, heads, plain_dim + rotary_dim], or absorbed [T, heads, kv_rank + rotary_dim]
     latent: Tensor | None = None  # [T, kv_rank + rotary_dim]; None: attention reads it in the cache
+    absorbed: Tensor | None = None  # the absorbed queries of the first tokens, where `query` has the others alone

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ember.engine.description.expansion import expands
 from ember.engine.layers.latent import LatentAttention, LatentHeads
 from ember.engine.layers.linear import Linear
 from ember.engine.operators.torch_attention import (
@@ -46,7 +47,7 @@ def attend_latents(
             read = read_slots(cached, segment.slots, plan.buffers, 0)
         else:
             read = read_float8(cached, segment.slots, attention.cache_scales.key, query.dtype)
-        if segment.queries > 1 and expands(attention, segment.queries):
+        if segment.queries > 1 and expands(attention.sizes, segment.queries):
             return _expanded(attention, query, read[:, 0], linear)
         return _absorbed(attention, query, read[:, 0], segment)
 
@@ -57,14 +58,6 @@ def attend_latents(
     for segment in plan.segments:
         output[segment.rows] = computed(segment)
     return output
-
-
-def expands(attention: LatentAttention, queries: int) -> bool:
-    """Whether that many queries after a prefix cost less with expanded keys and values than with absorbed matrices:
-    the products of a key and head, without the factor that is common."""
-    sizes = attention.sizes
-    expanded = sizes.kv_rank * (sizes.plain_dim + sizes.value_dim) + queries * (sizes.head_dim + sizes.value_dim)
-    return expanded < queries * (sizes.size + sizes.kv_rank)
 
 
 def _expanded(attention: LatentAttention, query: Tensor, latents: Tensor, linear: Product) -> Tensor:

@@ -5,7 +5,8 @@
     attention                                  decodes: two launches; prompt chunks: one; texts of an encoder: one or
                                                two
     latent attention                           norm, rotation and the cache write: one launch; decodes: two, prompt
-                                               chunks: one; torch's products absorb queries and expand outputs
+                                               chunks: one; torch's products absorb queries and expand outputs.
+                                               Long chunks (`triton_latent`): two and torch's product for each piece
     activation, times the other half                                      one launch
     matrix products of at most 16 rows                                    one or two launches, where `small_gemm` was
                                                                           measured to be faster than torch
@@ -23,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +62,9 @@ from ember_kernels.prefill_attention import prefill_attention
 from ember_kernels.rope_cache import rope_cache
 from ember_kernels.small_gemm import MAX_ROWS, MEASURED_GAINS, small_gemm, uses_small_gemm
 from ember_kernels.text_attention import SMALL_ROWS, text_attention
+
+if TYPE_CHECKING:
+    from ember.engine.operators.triton_latent import Expander
 
 MAX_REUSED_TOKENS = 1024  # of a step whose layers share memory for their outputs
 
@@ -165,6 +169,11 @@ class TritonOperators:
         rotaries = torch_ops.rotaries if turns else []
         self._tables = [_angle_table(rotary, config.max_position_embeddings) for rotary in rotaries]
         self._rotary_dims = [rotary.rotary_dim for rotary in rotaries]
+        self._expander: Expander | None = None
+        if config.latent is not None and own_latents:
+            from ember.engine.operators.triton_latent import Expander
+
+            self._expander = Expander(self, torch_ops, config.latent, self._tables)
 
     def _take_state_kernels(self, lacking: Lacking) -> None:
         """Take the operations of mixers with a state that the kernels have. Other models do not import them."""
@@ -217,10 +226,8 @@ class TritonOperators:
             decodes = Decodes(tables[:, :num_decodes].unbind(), lens[:num_decodes], states=slots)
         if num_decodes < len(counts):
             first_tokens = torch.tensor(starts[num_decodes:], dtype=torch.int32).to(device, non_blocking=True)
-            is_whole = counts[num_decodes:] == batch.context_lens[num_decodes:]
-            bounds = starts[num_decodes:] if is_whole else ()
             places = tables[:, num_decodes:].unbind(), first_tokens, lens[num_decodes:]
-            chunks = Chunks(*places, max(counts), bounds, runs)
+            chunks = Chunks(*places, max(counts), starts[num_decodes:], batch.context_lens[num_decodes:], runs)
         return TritonStep(
             token_ids=batch.token_ids,
             positions=batch.positions,
@@ -502,7 +509,10 @@ class TritonOperators:
     def _place_latents(
         self, attention: LatentAttention, query: Tensor, latent: Tensor, step: TritonStep
     ) -> LatentHeads:
-        """The queries are absorbed."""
+        """The queries are absorbed, but for those of long chunks."""
+        assert self._expander is not None
+        if (expansion := self._expander.find(step, attention.group)) is not None:
+            return self._expander.place(expansion, attention, query, latent, step)
         sizes, site = attention.sizes, self._latent_site(attention, query, step.cache)
         memory = _latent_memory(attention, query, step)
         heads = query.view(query.shape[0], attention.heads, sizes.head_dim)
@@ -541,6 +551,9 @@ class TritonOperators:
 
     def _attend_latents(self, attention: LatentAttention, heads: LatentHeads, step: TritonStep) -> Tensor:
         query, rank, group = heads.query, attention.sizes.kv_rank, attention.group
+        assert self._expander is not None
+        if (expansion := self._expander.find(step, group)) is not None:
+            return self._expander.attend(expansion, attention, heads, step)
         site = self._latent_site(attention, query, step.cache)
         memory, cache, scales = _latent_memory(attention, query, step), site.latents, attention.cache_scales
         if query is memory.query and memory.is_shared:
@@ -587,7 +600,7 @@ class TritonOperators:
             def call() -> None:
                 self._launch_attention(attention, step, query, site.keys, site.values, mixed)
 
-            if step.chunks is not None and step.chunks.bounds and MEASURED:
+            if MEASURED and step.chunks is not None and step.chunks.fresh:
                 call()  # perhaps by torch's operator, which is no launch that can be repeated
             else:
                 step.launches.make(key, addresses, call)
@@ -614,7 +627,7 @@ class TritonOperators:
             decode_attention(query[:count], keys, values, tables, lens, **options, plan=plan, out=mixed[:count])
         if (chunks := step.chunks) is not None:  # after the decodes, whose padding has outputs where chunks begin
             places = chunks.block_tables[group], chunks.starts, chunks.context_lens
-            options |= {"max_queries": chunks.max_queries, "bounds": chunks.bounds, "out": mixed}
+            options |= {"max_queries": chunks.max_queries, "bounds": chunks.fresh if MEASURED else (), "out": mixed}
             prefill_attention(query, keys, values, *places, **options)
 
 

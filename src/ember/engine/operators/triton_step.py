@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from itertools import pairwise
+from operator import eq
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
@@ -12,6 +14,9 @@ from ember.engine.description.config import HeadSizes
 from ember.engine.operators.base import Step
 from ember_kernels.decode_plan import DecodePlan
 from ember_kernels.launch import Launches
+
+if TYPE_CHECKING:
+    from ember_kernels.latent_expansion import Piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +37,16 @@ class Chunks:
     starts: Tensor  # [S + 1] int32, first token of each, and the end of the last
     context_lens: Tensor  # [S] int32
     max_queries: int
-    bounds: Sequence[int] = ()  # the numbers in `starts`, on the host, if each chunk begins its prompt; otherwise empty
+    # The numbers in `starts` and `context_lens`, if the host knows them; otherwise, as in recorded steps, empty.
+    bounds: Sequence[int] = ()
+    lens: Sequence[int] = ()
     runs: Tensor | None = None  # `state_runs.run_rows` of the chunks, if layers have states
+
+    @property
+    def fresh(self) -> Sequence[int]:
+        """`bounds`, if each chunk is known to begin its prompt; otherwise empty."""
+        counts = (stop - start for start, stop in pairwise(self.bounds))
+        return self.bounds if self.lens and all(map(eq, counts, self.lens)) else ()
 
 
 class HeadMemory(NamedTuple):
@@ -67,3 +80,15 @@ class TritonStep(Step):
     launches: Launches = field(default_factory=Launches)  # of its first layers, which the others repeat
     heads: dict[HeadSizes, HeadMemory] = field(default_factory=dict)
     latents: LatentMemory | None = None
+    expansions: dict[int, Expansion | None] = field(default_factory=dict)  # of each cache group with latents
+
+
+@dataclass(slots=True)
+class Expansion:
+    """How a step's tokens are divided."""
+
+    absorbed: TritonStep | None  # decodes and short chunks, which are the first tokens
+    first_token: int  # of the expanded chunks
+    tables: Tensor  # [S, max_blocks] int32, their block tables
+    pieces: list[Piece]
+    query_scales: dict[int, Tensor] = field(default_factory=dict)  # by rotary positions, for all layers

@@ -35,6 +35,7 @@ from ember.engine.core.runner import SCORED_ROWS, StepResult, is_last_chunk
 from ember.engine.core.sampler import Sampled
 from ember.engine.core.scheduler import Scheduled
 from ember.engine.core.sequence import Sequence
+from ember.engine.description.expansion import expands
 from ember.engine.layers.cache import KVCache
 from ember.engine.models.decoder import Decoder
 from ember_kernels.sampling import Workspace, sample
@@ -144,6 +145,8 @@ class DeviceRunner:
         chunks: list[Scheduled] = []
         for scheduled in step:
             (decodes if scheduled.num_tokens == 1 and is_last_chunk(scheduled) else chunks).append(scheduled)
+        if self.model.config.latent is not None:
+            chunks.sort(key=lambda chunk: chunk.num_tokens)  # those whose keys are expanded come last
         sequences = [scheduled.sequence for scheduled in decodes]
         sequences += [chunk.sequence for chunk in chunks if is_last_chunk(chunk)]
         states = [(move.read, move.write) for scheduled in decodes for move in scheduled.states]
@@ -210,6 +213,8 @@ class DeviceRunner:
             entries += self.rows.new_blocks(row)
         arrays = ChunkArrays.of(chunks, chunk_rows, num_decodes, self.cache.block_size)
         is_short = arrays.num_tokens <= self._max_mixed_tokens and len(chunks) <= self._max_chunks
+        if is_short and self.model.config.latent is not None:  # which memory expanded keys take is decided on the host
+            is_short = not any(expands(self.model.config.latent, chunk.num_tokens) for chunk in chunks)
         size = self.mixed_graphs.size_for(arrays.num_tokens) if is_short else None
         if size is not None:
             arrays = arrays.padded(size, self._max_chunks)
@@ -228,9 +233,8 @@ class DeviceRunner:
             hidden = self._hidden
         else:
             most_queries = max(chunk.num_tokens for chunk in chunks)
-            is_whole = all(chunk.sequence.num_computed_tokens == 0 for chunk in chunks)
-            bounds = tuple(arrays.starts) if is_whole else ()
-            shape = Shape(arrays.num_tokens, num_decodes, len(chunks), most_queries, bounds)
+            lens = tuple(chunk.sequence.num_computed_tokens + chunk.num_tokens for chunk in chunks)
+            shape = Shape(arrays.num_tokens, num_decodes, len(chunks), most_queries, tuple(arrays.starts), lens)
             hidden = self.model.run(self.inputs.step(shape))
             if is_short:
                 self.mixed_graphs.observe_eager(time.perf_counter() - started)

@@ -33,7 +33,9 @@ class Shape:
     num_decodes: int
     num_chunks: int
     max_queries: int  # no chunk has more tokens
-    bounds: tuple[int, ...] = ()  # where chunks begin and end in the batch, if each begins its prompt
+    # Where chunks begin and end in the batch, and the lengths of their contexts; empty for a step that is recorded.
+    bounds: tuple[int, ...] = ()
+    lens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,7 @@ class StepInputs:
             starts, (rows, lens) = self._chunks[0, : shape.num_chunks + 1], self._chunks[1:, : shape.num_chunks]
             tables = self._gather(rows, lens, self._chunk_tables)
             runs = self._runs[:, : shape.num_chunks * RUNS + 1] if self._has_states else None
-            chunks = Chunks(tables, starts, lens, shape.max_queries, shape.bounds, runs)
+            chunks = Chunks(tables, starts, lens, shape.max_queries, shape.bounds, shape.lens, runs)
         return TritonStep(
             cache=self._cache,
             token_ids=self._token_ids[: shape.num_tokens],

@@ -152,6 +152,7 @@ def _touch_texts(config: DecoderConfig, x: Tensor, norm_type: torch.dtype) -> No
 def _touch_latents(config: DecoderConfig, x: Tensor, block_size: int) -> None:
     from ember_kernels.latent_attention import latent_decode, latent_prefill
     from ember_kernels.latent_cache import latent_cache
+    from ember_kernels.latent_expansion import Carried, expanded_attention, gather_latents, upload_pieces
 
     sizes, heads = config.latent, config.num_heads
     assert sizes is not None
@@ -165,3 +166,12 @@ def _touch_latents(config: DecoderConfig, x: Tensor, block_size: int) -> None:
     tables, starts = numbers[:, None].repeat(1, 16), numbers.new_zeros(_TOKENS + 1)
     latent_decode(query, cache, tables, numbers, rank=sizes.kv_rank, scale=1.0)
     latent_prefill(query, cache, tables, starts, numbers, rank=sizes.kv_rank, scale=1.0)
+    (piece,) = upload_pieces([0, 1], [1], 1, x.device)
+    _, turned = gather_latents(cache, tables, piece, rank=sizes.kv_rank, dtype=x.dtype)
+    up = x.new_zeros(1, heads * (sizes.plain_dim + sizes.value_dim))
+    out = x.new_empty(1, heads, sizes.value_dim)
+    for is_split in (False, True):
+        own, carried = piece._replace(is_split=is_split), Carried.like(out)
+        expanded_attention(
+            given[0].new_zeros(1, heads, sizes.head_dim), up, turned, own, scale=1.0, carried=carried, out=out
+        )
