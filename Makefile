@@ -4,6 +4,7 @@
 # make venv   only the environment             make gpu-check   all that needs an NVIDIA GPU
 # make gpu-check-folder   the same to carry to a machine with one   make gpu-check-dry   and to try it without
 # make test-clients   nine SDKs and frameworks against the demo model
+# make test-page      the page in a headless Chromium, which Debian's package brings
 # make test-agents    Claude Code, Codex and opencode against a scripted model
 # make test-triton    the kernels under the oldest triton that is supported
 # make test-real      beside transformers: a real model, and 64 tokens of every family
@@ -20,13 +21,25 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TEST_PROCESSES ?= 4
 SOAK_MINUTES ?= 30
 
-.PHONY: run test test-clients test-agents test-triton test-real lint soak bench gpu-check gpu-check-folder gpu-check-dry venv demo-model image image-check hub lock clean
+.PHONY: run test test-page test-clients test-agents test-triton test-real lint soak bench gpu-check gpu-check-folder gpu-check-dry venv demo-model image image-check hub lock clean
 
 run: $(VENV)/.library
 	@$(BIN)/python handler.py
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --maxprocesses $(TEST_PROCESSES) --dist loadfile
+
+# The page in a headless Chromium, driven by playwright. Chromium is installed where apt-get and its rights are there;
+# without one the tests say so and are skipped. Screenshots are in build/screenshots.
+test-page: $(VENV)/.dev .venv-page/.made
+	PYTHONPATH=$(CURDIR)/.venv-page $(BIN)/python -m pytest tests/page
+
+.venv-page/.made: | $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --target $(@D) playwright
+	@command -v chromium chromium-browser google-chrome >/dev/null \
+	    || { apt-get update -qq && apt-get install --yes --quiet --no-install-recommends chromium fonts-noto-core; } \
+	    || echo "no Chromium could be installed: the page's tests are skipped without one"
+	@touch $@
 
 # The clients are many packages, with an older OpenAI SDK, and have an environment of their own. Without npm those for
 # Node are left out. `make test` leaves tests/clients out.

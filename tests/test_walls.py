@@ -42,7 +42,7 @@ PLATFORM = (("ember.platform",),)
 ENTRY = ("ember.cli", "ember.__main__")  # these and what is in them may import everything
 # All other modules directly in `ember`, and these rooms, are the ground: everybody may import them, and they import the
 # ground alone.
-GROUND = ("ember.settings", "ember.gguf")
+GROUND = ("ember.settings", "ember.gguf", "ember.page")
 PACKAGES = ("ember", "ember.front", "ember.engine", "ember.demo")  # whose own `__init__` is ground too
 
 KERNELS = {  # package -> who may import it; a package of kernels imports nothing of ours but itself
@@ -59,7 +59,7 @@ LIBRARIES = {  # room -> what none of its files imports
 }
 EXCEPT = {"ember.engine.fallback": {"transformers"}}  # a room within one -> what it may import, in functions
 LOADED = {  # wing -> what is not loaded when all of it is imported
-    "ember.front": {"torch", "triton", "transformers", "llguidance", "ember.engine"},
+    "ember.front": {"torch", "triton", "transformers", "llguidance", "ember.engine", "ember.page"},
     "ember.engine": {
         *("aiohttp", "runpod", "pydantic", "pydantic_settings", "jinja2", "transformers", "ember.front"),
         "llguidance",  # with the first grammar, not with the boot

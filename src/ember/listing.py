@@ -44,6 +44,7 @@ LEFT_OUT = {
     "api_key": "the platform checks its own keys; only `ember serve` reads it",
     "api_key_file": "only `ember serve` reads it",
     "allowed_origins": "only `ember serve` reads it",
+    "page": "only `ember serve` and `ember platform` have it",
     "max_request_bytes": "only `ember serve` reads it",
     "root_path": "only `ember serve` reads it",
     "port_health": "only `ember serve` listens",

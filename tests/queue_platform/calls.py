@@ -63,8 +63,10 @@ class Calls:
 
 
 @asynccontextmanager
-async def platform(store: Store | None = None, keys: tuple[str, ...] = (), poll: float = 0.3) -> AsyncIterator[Calls]:
-    played = Platform(store or MemoryStore(), keys, poll_seconds=poll)
+async def platform(
+    store: Store | None = None, keys: tuple[str, ...] = (), poll: float = 0.3, page: bool = True
+) -> AsyncIterator[Calls]:
+    played = Platform(store or MemoryStore(), keys, poll_seconds=poll, page=page)
     await played.start("127.0.0.1", 0)
     try:
         async with aiohttp.ClientSession() as session:

@@ -125,7 +125,8 @@ def _platform(flags: argparse.Namespace) -> int:
         store = open_store(settings.platform_store)
     except StoreError as error:
         return _fail(str(error))
-    return serve(store, host, settings.port, [key.get_secret_value() for key in settings.api_key])
+    keys = [key.get_secret_value() for key in settings.api_key]
+    return serve(store, host, settings.port, keys, page=settings.page)
 
 
 def _platform_and_worker(flags: argparse.Namespace, host: str | None = None, port: int | None = None) -> int:
@@ -141,7 +142,7 @@ def _platform_and_worker(flags: argparse.Namespace, host: str | None = None, por
     port = settings.port if port is None else port
     keys = [key.get_secret_value() for key in settings.api_key]
     try:
-        platform = PlatformThread(open_store(settings.platform_store), host, port, keys)
+        platform = PlatformThread(open_store(settings.platform_store), host, port, keys, page=settings.page)
         platform.start()
     except StoreError as error:
         return _fail(str(error))

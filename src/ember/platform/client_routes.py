@@ -1,4 +1,5 @@
-"""The client API: /run, /runsync, /status, /stream, /cancel, /retry, /purge-queue and /health, with GET and POST."""
+"""The client API: /run, /runsync, /status, /stream, /cancel, /retry, /purge-queue, /health and /jobs, with GET and
+POST."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ ENDPOINT: web.AppKey[Endpoint] = web.AppKey("endpoint", Endpoint)
 
 RUN_BYTES, RUNSYNC_BYTES = 10 * 2**20, 20 * 2**20  # maximum size of a request's body
 _WAIT_MS = (1_000, 90_000, 300_000)  # least, default, most
+_LISTED = (1, 50, 1_000)  # jobs of /jobs: least, default, most
 _STREAM_SECONDS = 5.0  # how long /stream waits for output; the SDK's client times out after ten
 
 
@@ -32,6 +34,7 @@ def add_client_routes(app: web.Application) -> None:
             ("/retry/{job}", retry),
             ("/purge-queue", purge_queue),
             ("/health", health),
+            ("/jobs", jobs),
         ):
             app.router.add_get(prefix + path, handler)
             app.router.add_post(prefix + path, handler)
@@ -100,6 +103,12 @@ async def purge_queue(http: web.Request) -> web.Response:
 
 async def health(http: web.Request) -> web.Response:
     return answer(http.app[ENDPOINT].health())
+
+
+async def jobs(http: web.Request) -> web.Response:
+    """Return the newest jobs, `?limit=` of them at most, without their outputs. Production has no such call."""
+    limit = query_number(http, "limit", _LISTED)
+    return answer({"jobs": [job.summary() for job in http.app[ENDPOINT].newest(limit)]})
 
 
 def _promise(http: web.Request, jobs: list[Job], body: dict[str, Any]) -> web.Response:

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from ember.platform.jobs import (
@@ -91,6 +92,10 @@ class Endpoint:
         if job is None:
             raise PlatformError(404, f"the job {job_id[:100]} does not exist; results are kept for a limited time")
         return job
+
+    def newest(self, count: int) -> list[Job]:
+        """The jobs that were submitted last, newest first."""
+        return list(islice(reversed(self.jobs.values()), count))
 
     async def wait_final(self, job: Job, seconds: float) -> None:
         """Wait until the job has ended, at most `seconds`."""

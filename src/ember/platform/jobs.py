@@ -130,6 +130,12 @@ class Job:
             body["error"] = self.error
         return body
 
+    def summary(self) -> dict[str, Any]:
+        """The job's row in /jobs: its body without output and error, its time of arrival and its OpenAI route."""
+        route = self.input.get("openai_route") if isinstance(self.input, dict) else None
+        row = {name: value for name, value in self.body().items() if name not in ("output", "error")}
+        return {**row, "created": self.created, "route": route[:100] if isinstance(route, str) else None}
+
     def for_worker(self) -> dict[str, Any]:
         return {**self.extra, "id": self.id, "input": self.input, **({"webhook": self.webhook} if self.webhook else {})}
 

@@ -35,9 +35,11 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 class Platform:
     """One endpoint and its server. `keys`: one is required of clients and workers. Without keys all requests are served
-    except those of web pages of another origin."""
+    except those of web pages of another origin. `page`: whether browsers get a page at `/`."""
 
-    def __init__(self, store: Store, keys: Sequence[str] = (), poll_seconds: float = 25.0) -> None:
+    def __init__(
+        self, store: Store, keys: Sequence[str] = (), poll_seconds: float = 25.0, *, page: bool = True
+    ) -> None:
         self._store = store
         self._webhooks = Webhooks()
         self._keys = keys
@@ -50,6 +52,7 @@ class Platform:
         add_client_routes(self._app)
         add_openai_routes(self._app)
         add_worker_routes(self._app)
+        self._has_page = page
         self._runner: web.AppRunner | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self.url = ""
@@ -95,6 +98,8 @@ class Platform:
     @web.middleware
     async def _guard(self, http: web.Request, handler: Handler) -> web.StreamResponse:
         try:
+            if self._has_page and (page := _page(http)) is not None:
+                return page
             assert self._access is not None
             self._access.check(http)
             return await handler(http)
@@ -109,6 +114,17 @@ class Platform:
         except Exception:
             log.exception("%r %r failed", http.method[:20], http.path[:200])
             return answer({"error": "internal error; the platform's log has it"}, 500)
+
+
+def _page(http: web.Request) -> web.Response | None:
+    """The page for a browser's GET of `/`. It is the same for everybody and holds nothing of the endpoint, so it needs
+    no key and may be linked to. None for other requests."""
+    if http.method != "GET" or http.path != "/":
+        return None
+    from ember.page.answer import page_answer  # read when it is asked for
+
+    page = page_answer("platform", http.headers)
+    return web.Response(status=page.status, headers=page.headers, body=page.body) if page is not None else None
 
 
 def _http_log() -> logging.Logger:
@@ -145,9 +161,9 @@ def new_worker_id() -> str:
     return f"local-{secrets.token_hex(4)}"
 
 
-def serve(store: Store, host: str, port: int, keys: Sequence[str]) -> int:
+def serve(store: Store, host: str, port: int, keys: Sequence[str], *, page: bool = True) -> int:
     """Run the platform until SIGTERM or SIGINT. Returns the exit status."""
-    return asyncio.run(_serve(Platform(store, keys), host, port))
+    return asyncio.run(_serve(Platform(store, keys, page=page), host, port))
 
 
 async def _serve(platform: Platform, host: str, port: int) -> int:
@@ -173,8 +189,9 @@ async def _serve(platform: Platform, host: str, port: int) -> int:
 class PlatformThread:
     """The platform in a thread, for a worker in the main thread, which handles signals there."""
 
-    def __init__(self, store: Store, host: str, port: int, keys: Sequence[str]) -> None:
+    def __init__(self, store: Store, host: str, port: int, keys: Sequence[str], *, page: bool = True) -> None:
         self._arguments = (store, host, port, keys)
+        self._has_page = page
         self._started = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="platform", daemon=True)
@@ -202,7 +219,7 @@ class PlatformThread:
     async def _main(self) -> None:
         store, host, port, keys = self._arguments
         self._stopping = asyncio.Event()
-        platform = Platform(store, keys)
+        platform = Platform(store, keys, page=self._has_page)
         try:
             await platform.start(host, port)
         except OSError as error:

@@ -447,6 +447,12 @@ class Settings(BaseSettings):
         description="Origins whose pages may call `ember serve` from a browser (CORS), separated by commas. `*` "
         "allows all. Unset: none.",
     )
+    page: bool = Field(
+        True,
+        validation_alias=_names("PAGE"),
+        description="Answer a browser's GET of `/` with a page to try and watch the model, on `ember serve` and "
+        "`ember platform`.",
+    )
     root_path: Annotated[str, BeforeValidator(lambda value: clean(value) or ""), AfterValidator(forms.root_path)] = (
         Field(
             "",

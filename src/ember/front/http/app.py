@@ -138,6 +138,8 @@ class _Face:
             return whole_answer(status(found, self._backend), headers)
         if is_preflight(http, headers):
             return web.Response(status=204, headers=headers)
+        if (page := self._page(http, headers)) is not None:
+            return page
         if not self._is_authorised(http):
             raise ApiError(401, "Unauthorized", type="Unauthorized")
         if route.status is not None:
@@ -157,6 +159,19 @@ class _Face:
         if isinstance(answer, EventStream):
             return await self._send_events(http, answer, route.framing, headers)
         return whole_answer(answer, headers)
+
+    def _page(self, http: web.BaseRequest, headers: dict[str, str]) -> web.Response | None:
+        """The page for a browser's GET of `/`. It needs no key, as it asks for one where a route does. None for other
+        requests: the table of routes answers them."""
+        is_root = not below_root(http.rel_url.raw_path, self._settings.root_path).strip("/")
+        if not (self._settings.page and http.method == "GET" and is_root):
+            return None
+        from ember.page.answer import page_answer  # not with the boot
+
+        page = page_answer("worker", http.headers)
+        if page is None:
+            return None
+        return web.Response(status=page.status, headers={**headers, **page.headers}, body=page.body)
 
     async def _send_events(
         self, http: web.BaseRequest, answer: EventStream, framing: Framing, headers: dict[str, str]

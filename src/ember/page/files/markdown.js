@@ -1,0 +1,340 @@
+// Markdown as elements. Text that a model wrote never becomes markup: HTML in it is shown as it is, images are links.
+
+const DEPTH = 8; // of lists and quotes in each other
+const FENCE = /^ {0,3}(`{3,}|~{3,})[ \t]*([^`]*)$/;
+const HEADING = /^ {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*$/;
+const RULE = /^ {0,3}(?:(?:\*[ \t]*){3,}|(?:-[ \t]*){3,}|(?:_[ \t]*){3,})$/;
+const ITEM = /^( *)([-*+]|\d{1,9}[.)])(?:( +)(.*)|)$/;
+const QUOTE = /^ {0,3}> ?/;
+const DELIMITERS = /^ *\|? *:?-+:? *(?:\| *:?-+:? *)*\|? *$/;
+const INDENT = "    ";
+
+// The blocks of some lines: their kind, their lines from `from` to `to`, and what their kind needs.
+function blocksOf(lines, depth = 0) {
+  const blocks = [];
+  let at = 0;
+  while (at < lines.length) {
+    if (!lines[at].trim()) {
+      at += 1;
+      continue;
+    }
+    const block = blockAt(lines, at, depth);
+    blocks.push({ ...block, from: at });
+    at = block.to;
+  }
+  return blocks;
+}
+
+function blockAt(lines, at, depth) {
+  const line = lines[at];
+  const fence = FENCE.exec(line);
+  if (fence) return fenced(lines, at, fence);
+  const heading = HEADING.exec(line);
+  if (heading) return { kind: "heading", level: heading[1].length, text: heading[2] ?? "", to: at + 1 };
+  if (RULE.test(line)) return { kind: "rule", to: at + 1 };
+  if (QUOTE.test(line) && depth < DEPTH) {
+    let to = at;
+    while (to < lines.length && QUOTE.test(lines[to])) to += 1;
+    return { kind: "quote", lines: lines.slice(at, to).map((each) => each.replace(QUOTE, "")), to };
+  }
+  if (ITEM.test(line) && depth < DEPTH) return list(lines, at);
+  if (isTable(lines, at)) {
+    let to = at + 2;
+    while (to < lines.length && lines[to].includes("|")) to += 1;
+    return { kind: "table", lines: lines.slice(at, to), to };
+  }
+  if (line.startsWith(INDENT)) {
+    let to = at;
+    while (to < lines.length && (lines[to].startsWith(INDENT) || !lines[to].trim())) to += 1;
+    while (!lines[to - 1].trim()) to -= 1;
+    return { kind: "code", language: "", text: lines.slice(at, to).map((each) => each.slice(4)).join("\n"), to };
+  }
+  let to = at + 1;
+  while (to < lines.length && !interrupts(lines, to, depth)) to += 1;
+  return { kind: "paragraph", text: lines.slice(at, to).map((each) => each.trimStart()).join("\n"), to };
+}
+
+// Whether a line ends the paragraph before it.
+function interrupts(lines, at, depth) {
+  const line = lines[at];
+  if (!line.trim() || FENCE.test(line) || HEADING.test(line) || RULE.test(line)) return true;
+  if (depth < DEPTH && (QUOTE.test(line) || /^ {0,3}(?:[-*+]|1[.)]) +\S/.test(line))) return true;
+  return isTable(lines, at);
+}
+
+function isTable(lines, at) {
+  const next = lines[at + 1];
+  return lines[at].includes("|") && next !== undefined && next.includes("-") && next.includes("|") && DELIMITERS.test(next);
+}
+
+function fenced(lines, at, [, mark, info]) {
+  const close = new RegExp(`^ {0,3}\\${mark[0]}{${mark.length},}[ \\t]*$`);
+  let to = at + 1;
+  while (to < lines.length && !close.test(lines[to])) to += 1;
+  const text = lines.slice(at + 1, to).join("\n");
+  return { kind: "code", language: info.trim().split(/\s/)[0], text, to: Math.min(to + 1, lines.length) };
+}
+
+function list(lines, at) {
+  const first = ITEM.exec(lines[at]);
+  const isOrdered = /\d/.test(first[2]);
+  const items = [];
+  let to = at;
+  while (to < lines.length) {
+    const item = ITEM.exec(lines[to]);
+    if (!item || item[1].length > first[1].length + 3 || item[2].at(-1) !== first[2].at(-1) || RULE.test(lines[to])) break;
+    const indent = item[1].length + item[2].length + 1;
+    const own = [item[4] ?? ""];
+    to += 1;
+    while (to < lines.length) {
+      const line = lines[to];
+      if (!line.trim()) {
+        const next = lines.findIndex((each, index) => index > to && each.trim());
+        if (next < 0 || !lines[next].startsWith(" ".repeat(Math.min(indent, 2)))) break;
+        own.push("");
+      } else if (line.startsWith(" ".repeat(indent))) own.push(line.slice(indent));
+      else if (/^ {2,}/.test(line) && ITEM.test(line) && line.search(/\S/) > item[1].length) own.push(line.trimStart());
+      else if (ITEM.test(line) || !own.at(-1) || FENCE.test(line) || HEADING.test(line) || QUOTE.test(line)) break;
+      else own.push(line.trimStart());
+      to += 1;
+    }
+    items.push(own);
+    const next = lines.findIndex((each, index) => index >= to && each.trim());
+    if (next < 0 || !ITEM.test(lines[next])) break;
+    to = next;
+  }
+  return { kind: "list", isOrdered, start: isOrdered ? parseInt(first[2], 10) : 1, items, to };
+}
+
+function cellsOf(line) {
+  const cells = line.trim().replace(/^\|/, "").replace(/\|$/, "").split(/(?<!\\)\|/);
+  return cells.map((cell) => cell.trim().replaceAll("\\|", "|"));
+}
+
+// A direction is found for each block at the top; what is in a list, a quote or a table has that of the whole, since an
+// element with a direction of its own does not count for the one around it.
+function blockElement(block, depth = 0) {
+  const dir = depth ? null : "auto";
+  switch (block.kind) {
+    case "heading":
+      return inline(make(`h${Math.min(block.level + 2, 6)}`, { dir, class: `h-${block.level}` }), block.text);
+    case "rule":
+      return make("hr");
+    case "code":
+      return codeBlock(block.text, block.language).figure;
+    case "quote":
+      return make("blockquote", { dir }, ...blocksOf(block.lines, depth + 1).map((each) => blockElement(each, depth + 1)));
+    case "list": {
+      const element = make(block.isOrdered ? "ol" : "ul", { dir, start: block.start === 1 ? null : block.start });
+      for (const lines of block.items) {
+        const inner = blocksOf(lines, depth + 1);
+        const item = make("li");
+        for (const each of inner) {
+          if (each.kind === "paragraph" && inner.indexOf(each) === 0) inline(item, each.text);
+          else item.append(blockElement(each, depth + 1));
+        }
+        element.append(item);
+      }
+      return element;
+    }
+    case "table": {
+      const [head, marks, ...rows] = block.lines.map(cellsOf);
+      const sides = marks.map((mark) => (/:$/.test(mark) ? (mark.startsWith(":") ? "center" : "end") : "start"));
+      const row = (cells, tag) =>
+        make("tr", {}, ...head.map((_, i) => inline(make(tag, { class: `to-${sides[i] ?? "start"}` }), cells[i] ?? "")));
+      const table = make("table", { dir }, make("thead", {}, row(head, "th")), make("tbody", {}, ...rows.map((cells) => row(cells, "td"))));
+      return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" }, table);
+    }
+    default:
+      return inline(make("p", { dir }), block.text);
+  }
+}
+
+const LINK = /(!?)\[((?:[^[\]\\]|\\.){0,500})\]\(\s*<?((?:[^\s<>()\\]|\([^\s<>()]{0,500}\)){1,2000})>?(?:\s+"[^"]{0,500}")?\s*\)/y;
+const ANGLE = /<((?:https?:\/\/|mailto:)[^\s<>]{1,2000})>/y;
+const BARE = /https?:\/\/[^\s<>"`\]]{1,2000}/y;
+const SPECIAL = /[\\`*_~[!<\nh]/g;
+
+// Add text with its emphasis, code and links to an element. Returns the element.
+function inline(element, text, isLink = false) {
+  const nodes = []; // strings and elements
+  const openers = []; // { char, count, place in nodes }
+  const noCode = new Set(); // lengths of backticks that nothing closes
+  let at = 0;
+  while (at < text.length) {
+    SPECIAL.lastIndex = at;
+    const found = SPECIAL.exec(text)?.index ?? text.length;
+    if (found > at) nodes.push(text.slice(at, found));
+    at = found;
+    if (at === text.length) break;
+    const char = text[at];
+    if (char === "\\" && /[!-/:-@[-`{-~]/.test(text[at + 1] ?? "")) {
+      nodes.push(text[at + 1]);
+      at += 2;
+    } else if (char === "`") {
+      const marks = /`+/y;
+      marks.lastIndex = at;
+      const mark = marks.exec(text)[0];
+      const end = noCode.has(mark.length) ? -1 : closing(text, at + mark.length, mark.length);
+      if (end < 0) {
+        noCode.add(mark.length);
+        nodes.push(mark);
+        at += mark.length;
+      } else {
+        const inner = text.slice(at + mark.length, end).replaceAll("\n", " ");
+        nodes.push(make("code", { dir: "ltr" }, /^ .*\S.* $/.test(inner) ? inner.slice(1, -1) : inner));
+        at = end + mark.length;
+      }
+    } else if (char === "*" || char === "_" || char === "~") {
+      at = emphasis(text, at, nodes, openers);
+    } else if (char === "\n") {
+      nodes.push(make("br"));
+      at += 1;
+    } else {
+      const link = isLink ? null : linkAt(text, at, char);
+      nodes.push(link ? link.node : char);
+      at += link ? link.length : 1;
+    }
+  }
+  for (const opener of openers) nodes[opener.place] = opener.char.repeat(opener.count);
+  element.append(...nodes);
+  element.normalize();
+  return element;
+}
+
+function closing(text, from, length) {
+  const marks = /`+/g;
+  marks.lastIndex = from;
+  for (let match; (match = marks.exec(text)); ) if (match[0].length === length) return match.index;
+  return -1;
+}
+
+// Read a run of marks: close what it closes, and keep it as an opener otherwise. Returns the place behind it.
+function emphasis(text, at, nodes, openers) {
+  const char = text[at];
+  let end = at;
+  while (text[end] === char) end += 1;
+  const before = text[at - 1] ?? " ";
+  const after = text[end] ?? " ";
+  const isWord = (each) => /[\p{L}\p{N}]/u.test(each);
+  const opens = !/\s/.test(after) && (char !== "_" || !isWord(before));
+  const closes = !/\s/.test(before) && (char !== "_" || !isWord(after));
+  let count = end - at;
+  if (count > 3 || (char === "~" && count !== 2)) {
+    nodes.push(text.slice(at, end));
+    return end;
+  }
+  while (closes && count > 0) {
+    const index = openers.findLastIndex((opener) => opener.char === char);
+    if (index < 0) break;
+    for (const opener of openers.splice(index + 1)) nodes[opener.place] = opener.char.repeat(opener.count);
+    const opener = openers[index];
+    const used = Math.min(opener.count, count) >= 2 ? 2 : 1;
+    if (char === "~" && used !== 2) break;
+    const inner = nodes.splice(opener.place + 1);
+    nodes.push(make(char === "~" ? "s" : used === 2 ? "strong" : "em", {}, ...inner));
+    opener.count -= used;
+    count -= used;
+    if (opener.count === 0) {
+      nodes[opener.place] = "";
+      openers.splice(index, 1);
+    }
+  }
+  if (count > 0 && opens && openers.length < 50) {
+    openers.push({ char, count, place: nodes.length });
+    nodes.push("");
+  } else if (count > 0) nodes.push(char.repeat(count));
+  return end;
+}
+
+function linkAt(text, at, char) {
+  if (char === "[" || char === "!") {
+    LINK.lastIndex = at;
+    const match = LINK.exec(text);
+    if (!match) return null;
+    const node = anchor(match[3]);
+    if (!node) return { node: match[0], length: match[0].length };
+    inline(node, (match[1] ? "image: " : "") + (match[2] || match[3]), true);
+    return { node, length: match[0].length };
+  }
+  const isBare = char === "h" && !/\w/.test(text[at - 1] ?? "");
+  if (char !== "<" && !isBare) return null;
+  const pattern = char === "<" ? ANGLE : BARE;
+  pattern.lastIndex = at;
+  const match = pattern.exec(text);
+  if (!match) return null;
+  let address = match[1] ?? match[0];
+  if (isBare) {
+    address = address.replace(/[.,;:!?*_~'"]+$/, "");
+    if (address.endsWith(")") && !address.includes("(")) address = address.slice(0, -1);
+  }
+  const node = anchor(address);
+  if (!node) return null;
+  node.append(address);
+  return { node, length: isBare ? address.length : match[0].length };
+}
+
+// A link to another site, for addresses of the web and of mail alone.
+function anchor(address) {
+  let url;
+  try {
+    url = new URL(address);
+  } catch {
+    return null;
+  }
+  if (!["http:", "https:", "mailto:"].includes(url.protocol)) return null;
+  return make("a", { href: url.href, target: "_blank", rel: "noopener noreferrer nofollow" });
+}
+
+// Markdown that grows. What is complete is never touched again, so that long answers stay fast.
+class GrowingMarkdown {
+  constructor(element, onblock = () => {}) {
+    this.element = element;
+    this.onblock = onblock; // gets the text of each block that is complete
+    this.start = 0; // in the text, of the blocks that may still change
+    this.open = []; // their elements
+    this.code = null; // of the last block, if it is code: { text, node }
+  }
+
+  update(text, isComplete = false) {
+    if (this.code && !isComplete && this.grow(text)) return;
+    const lines = text.slice(this.start).split("\n");
+    const blocks = blocksOf(lines);
+    // The last line may still become another kind of line, and with it the end of the block before it.
+    const isSettled = (index) => isComplete || (index + 1 < blocks.length && blocks[index + 1].from < lines.length - 1);
+    for (const element of this.open) element.remove();
+    this.open = [];
+    this.code = null;
+    let settled = 0;
+    blocks.forEach((block, index) => {
+      const element = blockElement(block);
+      this.element.append(element);
+      if (settled === index && isSettled(index)) {
+        settled += 1;
+        this.onblock(block.kind === "code" ? `Code: ${block.text}` : element.textContent);
+      } else this.open.push(element);
+    });
+    const next = blocks[settled];
+    this.start += lines.slice(0, next ? next.from : isComplete ? lines.length : 0).reduce((sum, line) => sum + line.length + 1, 0);
+    this.start = Math.min(this.start, text.length);
+    const last = blocks.at(-1);
+    if (!isComplete && last?.kind === "code" && this.open.length === 1) {
+      const node = this.open[0].querySelector("code").firstChild;
+      if (node && FENCE.test(lines[last.from]) && last.to === lines.length && text.endsWith(last.text)) {
+        this.code = { length: text.length, node, mark: FENCE.exec(lines[last.from])[1] };
+      }
+    }
+  }
+
+  // Add to an open block of code. Returns false when it may have been closed.
+  grow(text) {
+    const added = text.slice(this.code.length);
+    const line = text.slice(text.lastIndexOf("\n", this.code.length - 1) + 1);
+    if (line.includes(this.code.mark[0].repeat(3)) || text.length < this.code.length) {
+      return false;
+    }
+    this.code.node.appendData(added);
+    this.code.length = text.length;
+    return true;
+  }
+}
