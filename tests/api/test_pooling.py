@@ -274,6 +274,9 @@ def test_pairs_of_a_cross_encoder(reranker: Deployment) -> None:
     reranker.services.settings.custom_chat_template = template
     ask(reranker, RERANK, {"query": "q", "documents": ["d"], "instruction": "compare"})
     assert texts(reranker) == [f"{BOS}compare|q|d"]
+    reranker.services.sentences = SentenceFiles({"query": "rank"}, "query")
+    ask(reranker, RERANK, {"query": "q", "documents": ["d"]})
+    assert texts(reranker) == [f"{BOS}rank|q|d"]
 
 
 def test_scores_of_an_embedder_are_cosines(embedder: Deployment) -> None:
@@ -360,6 +363,7 @@ def test_classes(reranker: Deployment) -> None:
         (EMBED, {"input": "a", "request_id": "\n"}, "request_id", "printable"),
         (EMBED, {"input": ["a"] * 131_073}, "input", "at most 131072 items, got 131073"),
         (EMBED, {"messages": [{"role": "forbidden", "content": "x"}]}, None, "Only user and assistant roles"),
+        (POOLING, {"data": {"image": "x"}, "task": "plugin"}, "data", "give `input` or `messages`"),
         (POOLING, {"input": "a", "task": "encode"}, "task", "was removed; use token_embed"),
         (POOLING, {"input": "a", "task": "generate"}, "task", "Unsupported task: 'generate'"),
         (SCORE, {"text_1": "a"}, "body", "give `queries` and `documents`"),

@@ -411,6 +411,7 @@ def test_a_reward_of_each_step(tmp_path):
         ({"pooler_config": {"pooling": "MEAN"}}, "POOLER_CONFIG: 'pooling' is not a field of it"),
         ({"pooler_config": {"pooling_type": "MIDDLE"}}, "POOLER_CONFIG: pooling_type must be one of CLS, MAX, MEAN"),
         ({"pooler_config": {"normalize": True, "use_activation": False}}, "contradict"),
+        ({"pooler_config": {"task": "classify"}}, "task 'classify' is not one of the model's: embed, token_embed"),
         ({"pooler_config": {"dimensions": 8}}, "no matryoshka_dimensions"),
         ({"runner": "generate", "pooler_config": {"dimensions": 8}}, "POOLER_CONFIG is set, but the model generates"),
         ({"hf_overrides": {"architectures": ["Qwen3Model"]}, "runner": "generate"}, "no head for tokens"),
@@ -473,5 +474,8 @@ def test_the_model_may_be_in_a_directory_of_its_own(embedder, tmp_path):
 def test_the_settings_decide_what_a_causal_model_does(embedder):
     use_pooling(embedder, "lasttoken")
     assert make_engine(embedder, runner="generate").runner.model.config.pooling is None
+    assert make_engine(embedder, pooler_config={"task": "token_embed"}).runner.model.config.pooling.tasks == (
+        "token_embed",
+    )
     reward = make_engine(embedder, convert="reward")
     assert pooled(reward, [[9, 10]], "token_classify")[0].shape == (2, 64)

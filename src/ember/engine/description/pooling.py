@@ -120,10 +120,20 @@ class PoolingConfig:
     logit_bias: float = 0.0  # subtracted from logits before their activation
     step_tag_id: int | None = None  # only these tokens have an output, of a task of every token
     returned_token_ids: tuple[int, ...] = ()  # only these columns, of a task of every token
+    only_task: PoolingTask | None = None  # of those that the model does; `score` is one of `classify`
 
     @property
     def tasks(self) -> tuple[PoolingTask, ...]:
         """The tasks that the model does."""
+        only = self.only_task
+        own = self._own_tasks()
+        return (
+            own
+            if only is None
+            else tuple(task for task in own if task == only or (task, only) == ("score", "classify"))
+        )
+
+    def _own_tasks(self) -> tuple[PoolingTask, ...]:
         if self.convert == "embed":
             return ("token_embed",) if self.is_per_token else ("embed", "token_embed")
         if self.convert == "reward" or self.is_per_token:
@@ -201,7 +211,7 @@ def read_pooling(
                 f"POOLER_CONFIG: dimensions is {config.dimensions}, but the model has no matryoshka_dimensions: leave "
                 'it out, or set HF_OVERRIDES={"is_matryoshka": true}'
             )
-        return _with_switch(config, asked)
+        return _as_asked(config, asked)
     if asked.dimensions is not None:
         raise ModelError(f"POOLER_CONFIG: dimensions is of embeddings, and the model serves {convert}: leave it out")
     labels = _labels(fields)
@@ -239,7 +249,7 @@ def read_pooling(
         step_tag_id=asked.step_tag_id,
         returned_token_ids=asked.returned_token_ids,
     )
-    return _with_switch(config, asked)
+    return _as_asked(config, asked)
 
 
 def _convert(kind: Kind, settings: TaskSettings, modules: Modules) -> Convert | None:
@@ -340,8 +350,16 @@ def _activation(fields: Fields, num_labels: int, name: object) -> PoolingActivat
     return activations[found]
 
 
-def _with_switch(config: PoolingConfig, asked: _Asked) -> PoolingConfig:
-    """The configuration with the activation that POOLER_CONFIG turns on or off."""
+def _as_asked(config: PoolingConfig, asked: _Asked) -> PoolingConfig:
+    """The configuration with the one task that POOLER_CONFIG names, and the activation that it turns on or off. Raises
+    ModelError."""
+    if asked.task is not None:
+        own: PoolingTask | None = next((task for task in config.tasks if task == asked.task), None)
+        if own is None:
+            raise ModelError(
+                f"POOLER_CONFIG: task {shown(asked.task)} is not one of the model's: {', '.join(config.tasks)}"
+            )
+        config = replace(config, only_task=own)
     if asked.use_activation is None:
         return config
     on: PoolingActivation = config.activation
@@ -353,7 +371,7 @@ def _with_switch(config: PoolingConfig, asked: _Asked) -> PoolingConfig:
 _TOKEN_TYPES = ("all", "step")
 _FIELDS = (
     *("pooling_type", "seq_pooling_type", "tok_pooling_type", "normalize", "softmax", "activation", "use_activation"),
-    *("dimensions", "logit_bias", "step_tag_id", "returned_token_ids"),
+    *("dimensions", "logit_bias", "step_tag_id", "returned_token_ids", "task"),
 )
 
 
@@ -377,6 +395,7 @@ class _Asked:
             raise ModelError("POOLER_CONFIG: use_activation and its older names contradict each other: set one of them")
         self.use_activation: bool | None = switches[0] if switches else None
         self.dimensions = fields.optional_integer("dimensions", None)
+        self.task = fields.text("task")
         self.logit_bias = fields.number("logit_bias", 0.0)
         self.step_tag_id = None if values.get("step_tag_id") is None else fields.integer("step_tag_id", at_least=0)
         ids = values.get("returned_token_ids") or []

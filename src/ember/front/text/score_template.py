@@ -1,19 +1,22 @@
 """Score templates: how a reranker made of a language model wants a query and a document in one prompt.
 
-A template is rendered with two messages, whose roles are `query` and `document`, and may read `instruction`. A model's
-own chat template counts as one only if it names both roles: most models have that of the chat model they were made
-from.
+A template is rendered with two messages, whose roles are `query` and `document`. It may read an instruction: as
+`instruction`, or as a third message of the role `system`, where it names that. A model's own chat template counts as a
+score template only if it names the roles of the pair: most models have that of the chat model they were made from.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 from ember.front.text.template import ChatTemplate
 from ember.front.text.tokenizer import Tokenizer
 
 _ROLES = (re.compile(r"""["']query["']"""), re.compile(r"""["']document["']"""))
+_SYSTEM = re.compile(r"""["']system["']""")
 
 # The prompts of models whose repositories have no template for them, by the class of the model and a token that only
 # tokenizers of its family have.
@@ -34,6 +37,18 @@ def score_template(tokenizer: Tokenizer, custom: str | None, architecture: str) 
     own = tokenizer.chat_template
     source = own if isinstance(own, str) else None
     return _chosen(source, custom, architecture, tokenizer)
+
+
+def render_pair(
+    template: ChatTemplate, query: str, document: str, instruction: str | None, variables: Mapping[str, Any]
+) -> str:
+    """The prompt of a pair. Raises TemplateError, and TypeError for a variable of a reserved name."""
+    messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]
+    if instruction is not None:
+        variables = {**variables, "instruction": instruction}
+        if _SYSTEM.search(template.source):
+            messages.append({"role": "system", "content": instruction})  # last, as some templates count messages
+    return template.render(messages, add_generation_prompt=True, **variables)
 
 
 @lru_cache(maxsize=4)

@@ -55,6 +55,8 @@ async def create_pooling(services: Services, raw_request: Request) -> Response:
     """Run a pooling task on the texts of `input`, or the conversation in `messages`. Raises ApiError."""
     info = await services.ready()
     request = await parse_body(PoolRequest, raw_request.body)
+    if (request.model_extra or {}).get("data") is not None:
+        raise later("data", "vLLM's plugins read it; give `input` or `messages`")
     call = open_pooling_call(raw_request, request, services, info, "pooling")
     task = _requested_task(request.task, info)
     if request.dimensions is not None and task not in ("embed", "token_embed"):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ember.front.api.pooling.schemas import PairRequest
 from ember.front.api.pooling.texts import Limits, encoded, requested_limits, text_tokens
@@ -16,7 +15,7 @@ from ember.front.api.services import Services
 from ember.front.errors import bad_request
 from ember.front.link.pooling import PoolText
 from ember.front.text.layout import Layout, cut, longest_first
-from ember.front.text.score_template import score_template
+from ember.front.text.score_template import render_pair, score_template
 from ember.front.text.template import ChatTemplate
 from ember.front.text.template_error import TemplateError
 from ember.front.text.tokenizer import Tokenizer
@@ -132,15 +131,15 @@ def _rendered(
 ) -> list[PoolText]:
     queries = _cut_texts(queries, limits.query_tokens, services, limits.whole, limits.names[0])
     documents = _cut_texts(documents, limits.document_tokens, services, limits.whole, limits.names[1])
-    variables: dict[str, Any] = dict(request.chat_template_kwargs or {})
-    if request.instruction is not None:
-        variables["instruction"] = request.instruction
+    variables = request.chat_template_kwargs or {}
+    instruction = request.instruction
+    if instruction is None and "instruction" not in variables:
+        instruction = services.sentences.prompt(None) or None  # of the model's files
     texts = []
     for position, document in enumerate(documents):
         query = queries[0] if len(queries) == 1 else queries[position]
-        messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]
         try:
-            texts.append(template.render(messages, add_generation_prompt=True, **variables))
+            texts.append(render_pair(template, query, document, instruction, variables))
         except (TemplateError, TypeError) as error:  # a variable of a reserved name
             raise bad_request(f"The score template failed: {error}", limits.names[1]) from None
     bos = services.tokenizer.special_tokens.get("bos_token")
