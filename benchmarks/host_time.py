@@ -1,13 +1,14 @@
 """Counts the launches of the GPU runner's steps and the host's CPU time for them, without a GPU.
 
-    python benchmarks/host_time.py [--layers 32] [--steps 40] [--latent]
+    python benchmarks/host_time.py [--layers 32] [--steps 40] [--mixer attention|latent|delta]
 
 The C function that launches a kernel is replaced by nothing, after everything in Python up to it, and so are the launch
 of a graph and torch's matrix products. The other operators of torch run on a CPU over few bytes. What C code and the
 driver need for launches and products (some microseconds each) is therefore missing, and the rest is the engine's own:
 scheduling, packing, arguments and outputs of kernels, the tokens' handling. Times are CPU times of the thread, the
 median of the steps. Everything is measured twice: with launches by Triton's own launcher, and by ours
-(`ember_kernels.launch`). `--latent`: a model with latent attention, as DeepSeek's are.
+(`ember_kernels.launch`). `--mixer`: latent attention, as DeepSeek's models have
+it, or the gated delta rule, in all layers.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from ember.engine.core.engine import Engine
 from ember.engine.core.grammars.workers import GrammarWorkers
 from ember.engine.core.limits import EngineLimits
 from ember.engine.description.config import DecoderConfig, LatentConfig, Mixer, WeightNames
+from ember.engine.description.mixers import DeltaConfig, DeltaNames
 from ember.engine.description.rope_config import RopeConfig
 from ember.wire import Generate, SamplingParams
 from ember_kernels import compile as kernels
@@ -70,6 +72,16 @@ LATENT: dict[str, Any] = {
     "head_dim": 48,  # what the cache has of a token
     "attention_scale": 0.2,
 }
+DELTA: dict[str, Any] = {
+    "names": replace(
+        NAMES,
+        delta=DeltaNames(
+            conv="conv", dt_bias="dt", decay="decay", norm="norm", output="output", qkv_gate="qkvz", beta_alpha="ba"
+        ),
+    ),
+    "delta": DeltaConfig(key_heads=1, value_heads=8, key_dim=16, value_dim=16, kernel=4),
+}
+FIELDS: dict[Mixer, dict[str, Any]] = {"attention": {}, "latent": LATENT, "delta": DELTA}
 CONTEXT = 64  # tokens of each prompt
 
 
@@ -132,7 +144,7 @@ def launcher(is_ours: bool) -> Iterator[None]:
         Direct.__getitem__ = ours  # type: ignore[method-assign]
 
 
-def make_engine(num_layers: int, max_num_seqs: int, is_latent: bool) -> Engine:
+def make_engine(num_layers: int, max_num_seqs: int, mixer: Mixer) -> Engine:
     config = DecoderConfig(
         architecture="LlamaForCausalLM",
         vocab_size=448,
@@ -147,9 +159,7 @@ def make_engine(num_layers: int, max_num_seqs: int, is_latent: bool) -> Engine:
         rope=RopeConfig(rotary_dim=16, theta=10000.0),
         eos_token_ids=[2],
     )
-    if is_latent:
-        mixer: Mixer = "latent"
-        config = replace(config, layer_mixers=(mixer,) * num_layers, **LATENT)
+    config = replace(config, layer_mixers=(mixer,) * num_layers, **FIELDS[mixer])
     limits = EngineLimits(
         block_size=16, num_blocks=8192, max_num_seqs=max_num_seqs, max_num_batched_tokens=8192, max_model_len=8192
     )
@@ -179,10 +189,10 @@ def measure(step: Callable[[], Any], counter: Counter, steps: int) -> tuple[int,
     return (counter.launches - counted) // steps, statistics.median(times)
 
 
-def rows(num_layers: int, steps: int, counter: Counter, is_latent: bool) -> Iterator[tuple[str, int, float]]:
+def rows(num_layers: int, steps: int, counter: Counter, mixer: Mixer) -> Iterator[tuple[str, int, float]]:
     """The name, the launches and the microseconds of every kind of step."""
     with empty_launches(counter), no_time_for_products(), torch.inference_mode():
-        engine = filled(num_layers, 64, is_latent)
+        engine = filled(num_layers, 64, mixer)
         yield "64 decodes, kernel by kernel", *measure(engine.step, counter, steps)
         numbers = iter(range(1000, 10_000))
 
@@ -191,18 +201,18 @@ def rows(num_layers: int, steps: int, counter: Counter, is_latent: bool) -> Iter
             engine.step()
 
         yield "64 decodes and a prompt, kernel by kernel", *measure(mixed, counter, steps)
-        engine = filled(num_layers, 64, is_latent)
+        engine = filled(num_layers, 64, mixer)
         record(engine, counter)
         yield "64 decodes and a prompt, a graph", *measure(mixed, counter, steps)
         for num_rows in (1, 64, 256):
-            engine = filled(num_layers, num_rows, is_latent)
+            engine = filled(num_layers, num_rows, mixer)
             record(engine, counter)
             yield f"{num_rows} decodes, a graph", *measure(engine.step, counter, steps)
 
 
-def filled(num_layers: int, num_rows: int, is_latent: bool) -> Engine:
+def filled(num_layers: int, num_rows: int, mixer: Mixer) -> Engine:
     """An engine that decodes so many sequences."""
-    engine = make_engine(num_layers, num_rows + 8, is_latent)
+    engine = make_engine(num_layers, num_rows + 8, mixer)
     for number in range(num_rows):
         add(engine, number)
     return engine
@@ -224,7 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--latent", action="store_true", help="latent attention in all layers")
+    parser.add_argument("--mixer", choices=FIELDS, default="attention")
     options = parser.parse_args()
     torch.set_num_threads(1)
     counter = Counter()
@@ -232,7 +242,7 @@ def main() -> None:
         name = "our launcher" if is_ours else "Triton's launcher"
         print(f"{name:<44} {'launches':>8} {'us a step':>10} {'us a layer':>10}")
         with launcher(is_ours):
-            for name, launches, microseconds in rows(options.layers, options.steps, counter, options.latent):
+            for name, launches, microseconds in rows(options.layers, options.steps, counter, options.mixer):
                 per_layer = microseconds / options.layers
                 print(f"{name:<44} {launches:>8} {microseconds:>10.0f} {per_layer:>10.1f}", flush=True)
 

@@ -14,12 +14,14 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path("/tmp/ember-gpu-check/triton")  # the same there as here
 MAX_BYTES = 62 << 20  # of the folder and the checkout that is carried with it; 64 MiB is what such machines take
-# What machines with torch and transformers often lack. Versions are those of requirements.lock.
+# What machines with torch and transformers often lack. Versions are those of requirements.lock, and of constraints.txt
+# for what tests alone import.
 PACKAGES: tuple[str, ...] = (
     "msgspec",
     "llguidance",
@@ -29,7 +31,7 @@ PACKAGES: tuple[str, ...] = (
     "pydantic-settings",
     "annotated-types",
 )
-PACKAGES += ("typing-inspection", "python-dotenv", "prometheus-client")
+PACKAGES += ("typing-inspection", "python-dotenv", "prometheus-client", "gguf")
 PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_28_x86_64", "manylinux_2_31_x86_64")
 CAPABILITY = "90"
 
@@ -77,13 +79,19 @@ def _copy_project(project: Path) -> None:
 
 
 def _download(wheels: Path) -> None:
-    locked = (ROOT / "requirements.lock").read_text().split()
-    pins = [pin for pin in locked if pin.partition("==")[0] in PACKAGES]
+    pins = [f"{name}=={versions()[name]}" for name in PACKAGES]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--python-version", "3.12", "--implementation", "cp"]
     for platform in PLATFORMS:
         command += ["--platform", platform]
     subprocess.run([*command, "--dest", str(wheels), *pins], check=True)
+
+
+def versions() -> dict[str, str]:
+    """The pinned version of each package."""
+    pins = [(ROOT / name).read_text().split() for name in ("constraints.txt", "requirements.lock")]
+    pairs = [pin.partition("==") for pin in chain(*pins)]
+    return {name: version for name, _, version in pairs if version}
 
 
 def _variables(project: Path) -> dict[str, str]:

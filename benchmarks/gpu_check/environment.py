@@ -22,7 +22,7 @@ MODULES: tuple[str, ...] = (
     "tokenizers",
 )
 MODULES += ("huggingface_hub", "aiohttp", "prometheus_client", "safetensors", "transformers", "pytest", "xdist")
-MODULES += ("pytest_timeout",)
+MODULES += ("pytest_timeout", "gguf")
 
 
 def missing() -> list[str]:

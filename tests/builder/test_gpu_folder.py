@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
+from benchmarks.gpu_check import environment, parts
 from builder import gpu_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,5 +59,35 @@ def test_the_project_in_the_folder_is_what_is_under_version_control(tmp_path: Pa
 
 
 def test_every_carried_package_has_a_version() -> None:
-    locked = {pin.partition("==")[0] for pin in (ROOT / "requirements.lock").read_text().split()}
-    assert set(gpu_folder.PACKAGES) <= locked
+    assert set(gpu_folder.PACKAGES) <= set(gpu_folder.versions())
+
+
+def _imported(file: Path, seen: dict[Path, set[str]]) -> None:
+    """Fill `seen` with the packages that a test's file imports, and those that do so whom it imports."""
+    if file in seen or not file.exists():
+        return
+    packages = seen[file] = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Expr) and "importorskip" in ast.unparse(node):
+            (wanted,) = re.findall(r"'(\w+)'", ast.unparse(node))
+            if wanted not in CHECKED:  # the rest is skipped on such a machine
+                return
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        for name in names:
+            packages.add(name.partition(".")[0])
+            _imported((ROOT / name.replace(".", "/")).with_suffix(".py"), seen)
+
+
+CHECKED = {"torch", "triton", *environment.MODULES}
+
+
+def test_tests_for_a_gpu_import_what_is_looked_for_there_before_they_start() -> None:
+    seen: dict[Path, set[str]] = {}
+    for folder in parts.TESTS:
+        for file in (ROOT / folder).glob("*.py"):
+            _imported(file, seen)
+    own = {"ember", "ember_kernels", "ember_cpu", "tests", "benchmarks", "builder", *sys.stdlib_module_names}
+    needed = {name: file.name for file, names in seen.items() for name in names - own}
+    assert {"torch", "gguf", "tokenizers"} <= needed.keys()
+    assert not {name: file for name, file in needed.items() if name not in CHECKED}

@@ -48,7 +48,14 @@ from ember.engine.operators.torch_ops import TorchOperators
 from ember.engine.operators.torch_texts import distance_buckets
 from ember.engine.operators.triton_linear import multiply
 from ember.engine.operators.triton_rounded import RoundedOutputs
-from ember.engine.operators.triton_step import Chunks, Decodes, HeadMemory, LatentMemory, TritonStep
+from ember.engine.operators.triton_step import (
+    MAX_REUSED_TOKENS,
+    Chunks,
+    Decodes,
+    HeadMemory,
+    LatentMemory,
+    TritonStep,
+)
 from ember_kernels.activation import activation
 from ember_kernels.attention import LOG2_E
 from ember_kernels.compile import device_capability
@@ -65,8 +72,6 @@ from ember_kernels.text_attention import SMALL_ROWS, text_attention
 
 if TYPE_CHECKING:
     from ember.engine.operators.triton_latent import Expander
-
-MAX_REUSED_TOKENS = 1024  # of a step whose layers share memory for their outputs
 
 
 class NormSite(NamedTuple):
@@ -179,9 +184,11 @@ class TritonOperators:
         """Take the operations of mixers with a state that the kernels have. Other models do not import them."""
         from ember.engine.operators import triton_state
 
-        for name in ("convolve", "delta_rule", "scan", "gated_norm"):
+        for name in ("convolve", "delta_rule", "scan"):
             if name not in lacking:
                 setattr(self, name, getattr(triton_state, name))
+        if "gated_norm" not in lacking:
+            self.gated_norm = lambda norm, x, gate: triton_state.gated_norm(norm, x, gate, self._launches)
 
     @property
     def reads_packed(self) -> bool:

@@ -18,6 +18,8 @@ from ember_kernels.launch import Launches
 if TYPE_CHECKING:
     from ember_kernels.latent_expansion import Piece
 
+MAX_REUSED_TOKENS = 1024  # of a step whose layers share memory for their outputs
+
 
 @dataclass(frozen=True, slots=True)
 class Decodes:
