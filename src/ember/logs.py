@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)  # of the current request
 
-_SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "RUNPOD_AI_API_KEY", "API_KEY", "VLLM_API_KEY")
+_SECRET_VARIABLES = (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "RUNPOD_AI_API_KEY",
+    "API_KEY",
+    "VLLM_API_KEY",
+    "ADMIN_API_KEY",
+)
 _SHORTEST_SECRET = 6  # characters; a shorter secret would match inside ordinary words
 _HIDDEN = "(hidden)"
 # Line breaks of every kind, terminal controls, marks that change the reading direction, unpaired surrogates.
@@ -97,7 +104,7 @@ def _standard_error() -> TextIO:
 
 def secrets_of(settings: Settings, environ: Mapping[str, str] = os.environ) -> set[str]:
     """All keys and tokens that must not be printed: those of the settings and those of the platform's variables."""
-    found = {key.get_secret_value() for key in settings.api_key}
+    found = {key.get_secret_value() for key in (*settings.api_key, *settings.admin_api_key)}
     if settings.hf_token is not None:
         found.add(settings.hf_token.get_secret_value())
     for name in _SECRET_VARIABLES:

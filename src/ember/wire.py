@@ -164,6 +164,16 @@ class GetStats(Struct, tag="get_stats", frozen=True):
     """Ask for one `Stats`."""
 
 
+class Hold(Struct, tag="hold", frozen=True):
+    """Run no steps, or run them again. Requests keep their places and pages meanwhile."""
+
+    is_held: bool
+
+
+class ResetPrefixCache(Struct, tag="reset_prefix_cache", frozen=True):
+    """Forget what the prefix cache has. Running requests keep their pages."""
+
+
 class EndTokens(Struct, tag="end_tokens", frozen=True):
     """The tokenizer's end tokens, which end an answer beside those of the model's configuration (`Ready`)."""
 
@@ -174,7 +184,7 @@ class Shutdown(Struct, tag="shutdown", frozen=True):
     """End the process at once."""
 
 
-FrontMessage = Configure | EndTokens | Generate | Pool | Abort | GetStats | Shutdown
+FrontMessage = Configure | EndTokens | Generate | Pool | Abort | GetStats | Hold | ResetPrefixCache | Shutdown
 
 # ---------------------------------------------------------------------------------------------- engine -> front
 

@@ -22,7 +22,9 @@ from ember.front.api.openai_forms import openai_error
 from ember.front.api.routes import ROUTER
 from ember.front.api.services import Services
 from ember.front.errors import ApiError
+from ember.front.link.control import Control
 from ember.front.link.engine import EngineError
+from ember.front.link.gate import Gate
 from ember.front.link.pooling import PoolOptions, PoolText
 from ember.front.text.template import ChatTemplate
 from ember.front.text.tokenizer import Tokenizer
@@ -142,6 +144,11 @@ class FakeEngine:
         self.calls: list[tuple[list[int], wire.SamplingParams, int, str | None]] = []
         self.generations: list[FakeGeneration] = []
         self.pooled: list[tuple[list[PoolText], PoolOptions]] = []
+        self.gate = Gate()
+        self.control = Control(self)
+        self.is_busy = False
+        self.model_dir = "/no/such/model"
+        self.told: list[str] = []  # by the operator
 
     @property
     def info(self) -> wire.Ready:
@@ -151,13 +158,14 @@ class FakeEngine:
 
     @property
     def is_ready(self) -> bool:
-        return self.state == "ready"
+        return self.state == "ready" and self.gate.is_open
 
     @property
     def is_dead(self) -> bool:
         return self.state == "dead"
 
     async def wait_ready(self) -> wire.Ready:
+        await self.gate.wait()
         while self.state == "loading":
             await asyncio.sleep(0.001)
         if self.state == "dead":
@@ -197,6 +205,25 @@ class FakeEngine:
         rows = len(text.token_ids) if options.task.startswith("token_") else 1
         shape = [width] if rows == 1 and not options.task.startswith("token_") else [rows, width]
         return wire.Pooled(struct.pack(f"<{rows * width}f", *row * rows), shape)
+
+    def abort_all(self) -> None:
+        self.told.append("abort")
+        for generation in self.generations:
+            generation.abort()
+
+    def hold(self, is_held: bool) -> None:
+        self.told.append("hold" if is_held else "go on")
+
+    async def reset_prefix_cache(self) -> None:
+        self.told.append("reset")
+
+    async def stop_process(self) -> None:
+        self.told.append("stop")
+
+    async def start_process(self) -> None:
+        self.told.append("start")
+        if self.state == "dead":
+            raise EngineError("the GPU is gone")
 
     async def stats(self) -> wire.Stats:
         raise NotImplementedError

@@ -127,8 +127,10 @@ def test_a_client_that_leaves_while_the_load_is_asked_for_ends_its_stream(deploy
 
 # ------------------------------------------------------------------------------------------------------ as queue jobs
 
+SHOWN = [route.path for route in ROUTES if "GET" in route.methods and "{" not in route.path and not route.is_admin]
 
-@pytest.mark.parametrize("path", [route.path for route in ROUTES if "GET" in route.methods and "{" not in route.path])
+
+@pytest.mark.parametrize("path", SHOWN)
 def test_what_is_shown_over_http_is_shown_to_a_job(deploy: Any, path: str) -> None:
     deployment = deploy(enable_tokenizer_info_endpoint=True)
     deployment.engine.stats = stats  # type: ignore[method-assign]
@@ -149,7 +151,7 @@ def test_a_job_for_a_post_without_a_body() -> None:
 POOLING_PATHS = {route.path for route in POOLING_ROUTES}
 
 
-@pytest.mark.parametrize("path", [route.path for route in ROUTES if route.about.body])
+@pytest.mark.parametrize("path", [route.path for route in ROUTES if route.about.body and not route.is_admin])
 def test_a_job_for_a_route_that_needs_a_body(deploy: Any, path: str) -> None:
     deployment = deploy(enable_scale_out=True)
     with pytest.raises(ApiError, match="openai_input is missing"):

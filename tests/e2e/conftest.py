@@ -35,5 +35,6 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     for name in ("queue", "json", "sitecustomize", "numpy"):
         (directory / f"{name}.py").write_text("raise SystemExit('a file of the working directory was imported')")
     command = ("-P", "-m", "ember", "serve", "demo", "--host", "127.0.0.1", "--port", "0")
-    with Process(*command, cwd=directory) as server:
+    env = {"SERVER_DEV_MODE": "true", "ENABLE_SLEEP_MODE": "true"}
+    with Process(*command, cwd=directory, env=env) as server:
         yield url_of(server, BOOT_SECONDS)

@@ -8,6 +8,7 @@ import socket
 import struct
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tests.e2e.test_engine_killed import ask
@@ -77,3 +78,40 @@ def test_nothing_is_computed_for_clients_that_left(server_url: str) -> None:
     assert figures(server_url)["vllm:generation_tokens_total"] == before  # it rests
     assert before < 96 * 900 / 4  # of the 96 requests, some with several samples, next to nothing was computed
     assert ask(server_url, max_tokens=2)[0] == 200
+
+
+def test_a_server_that_sleeps_and_wakes_up(server_url: str) -> None:
+    """The operator's routes on a real engine: after each sleep the answer is that of before."""
+    body = {**CHAT, "max_tokens": 9, "temperature": 0}
+    long = {**body, "max_tokens": 1, "messages": [{"role": "user", "content": "one two three " * 20}]}
+
+    def post(path: str, given: Any = None) -> Any:
+        data = b"" if given is None else json.dumps(given).encode()
+        request = urllib.request.Request(server_url + path, data, {"Content-Type": "application/json"}, method="POST")
+        with urllib.request.urlopen(request, timeout=120) as response:
+            text = response.read()
+            return json.loads(text) if text else None
+
+    said = post("/v1/chat/completions", body)["choices"][0]["message"]["content"]
+    for level in (1, 2):
+        post(f"/sleep?level={level}")
+        assert figures(server_url)["ember_engine_up"] == 0
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(post, "/v1/chat/completions", body)
+            post("/wake_up")
+            assert waiting.result()["choices"][0]["message"]["content"] == said
+    post("/v1/chat/completions", long)
+    hits = figures(server_url)["vllm:prefix_cache_hits_total"]
+    post("/v1/chat/completions", long)
+    assert (found := figures(server_url)["vllm:prefix_cache_hits_total"]) > hits
+    post("/reset_prefix_cache")
+    post("/v1/chat/completions", long)
+    assert figures(server_url)["vllm:prefix_cache_hits_total"] == found
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(post, "/v1/chat/completions", {**CHAT, "max_tokens": 300})
+        while not figures(server_url)["vllm:num_requests_running"]:
+            time.sleep(0.02)
+        post("/pause?mode=keep")
+        assert not running.done()
+        post("/resume")
+        assert running.result()["usage"]["completion_tokens"] == 300

@@ -91,6 +91,21 @@ def test_a_page_is_found_by_its_group_and_its_hash():
     assert (find(pool, chain([1]), 0), find(pool, chain([1]), 1)) == ([first], [])
 
 
+def test_forgotten_content_is_found_no_more_and_its_pages_stay():
+    pool = BlockPool(4)
+    first, second = chain([1, 2], [3, 4])
+    held, free = pool.allocate(), pool.allocate()
+    pool.publish(held, first)
+    pool.publish(free, second)
+    pool.release([free])
+    pool.forget_prefixes()
+    assert find(pool, [first, second]) == [] and pool.num_free == 3
+    pool.publish(held, second)
+    assert find(pool, [second]) == [held]
+    pool.release([held])
+    assert sorted(pool.allocate() for _ in range(4)) == [0, 1, 2, 3]
+
+
 def test_caching_can_be_turned_off():
     pool = BlockPool(1, enable_prefix_caching=False)
     block = pool.allocate()

@@ -150,6 +150,18 @@ def test_abort_frees_pages_at_once(engine):
     assert not engine.has_work and engine.stats().num_free_blocks == total
 
 
+def test_a_held_engine_keeps_its_requests_and_goes_on(engine):
+    expected = tokens(one(engine, max_tokens=6))
+    engine.add(Generate(7, PROMPT, greedy(6)))
+    made = tokens(engine.step())
+    engine.is_held = True
+    assert not engine.has_work and engine.stats().num_running == 1
+    engine.is_held = False
+    while engine.has_work:
+        made += tokens(engine.step())
+    assert made == expected
+
+
 def test_a_sample_aborted_before_its_siblings_started_does_not_hold_them_up(engine):
     engine.add(Generate(1, PROMPT * 2, greedy(4, n=3)))
     engine.abort(1, 0)

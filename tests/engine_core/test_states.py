@@ -222,6 +222,25 @@ def test_a_slot_is_replaced_when_no_one_reads_it():
     assert slots.num_free == 3
 
 
+def test_forgotten_checkpoints_are_slots_again():
+    slots = StateSlots(2, 2, block_size=4)
+    hold = slots.start(None, ())
+    slots.move(hold, 0, 4)
+    slots.advance(hold)
+    slots.publish(hold, [b"a"], 4)
+    assert slots.longest([b"a"], 1) == 1
+    slots.forget_checkpoints()
+    assert slots.longest([b"a"], 1) == 0
+    slots.free(hold)
+    assert slots.num_free == 4
+    other = slots.start(None, ())
+    slots.move(other, 0, 4)
+    slots.advance(other)
+    slots.publish(other, [b"a"], 4)
+    slots.free(other)
+    assert slots.longest([b"a"], 1) == 1 and slots.num_free == 4
+
+
 def test_a_short_run_beside_a_long_one_is_not_padded_to_its_chunks():
     runs = [StateRun(0, 2, -1, 0, 0), StateRun(2, 200, -1, 1, 0), StateRun(202, 1, 2, 2, 0), StateRun(203, 3, 3, 3, 0)]
     (only,) = plan_states(runs, torch.device("cpu"))

@@ -493,3 +493,27 @@ def test_a_stopping_server_waits_for_work_whose_request_was_answered() -> None:
     settings = load_settings({"model_name": "m", "host": "127.0.0.1", "port": 0})
     assert serve(settings, Working(), FAKE_ROUTER) == 0  # type: ignore[arg-type]
     assert was_closed == [False]
+
+
+@pytest.mark.parametrize(
+    ("keys", "given", "status"),
+    [
+        ({}, None, 404),
+        ({"api_key": "one"}, "one", 403),
+        ({"api_key": "one"}, None, 401),
+        ({"api_key": "one", "admin_api_key": "two"}, "one", 403),
+        ({"api_key": "one", "admin_api_key": "two"}, "two", 404),
+        ({"admin_api_key": "two"}, None, 401),
+        ({"admin_api_key": "two"}, "two", 404),
+    ],
+)
+def test_the_operators_routes_ask_for_the_operators_key(keys: Any, given: str | None, status: int) -> None:
+    """The fake api has none of these routes: its 404 is that of a request that was let in."""
+
+    async def scenario(client: Client, worker: FakeWorker) -> None:
+        headers = {} if given is None else {"Authorization": f"Bearer {given}"}
+        assert (await client.post("/sleep", headers=headers)).status == status
+        expected = 401 if "api_key" in keys and given is None else 200
+        assert (await client.get("/v1/models", headers=headers)).status == expected
+
+    with_client(scenario, server_dev_mode=True, **keys)

@@ -93,6 +93,65 @@ def anyio_backend():
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.parametrize("level", [1, 2])
+async def test_a_sleep_ends_the_process_and_a_start_serves_what_waits(engines, level, tmp_path):
+    client = await started(engines)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    engines[0].write(wire.Located(str(tmp_path), str(tmp_path)))
+    await client.located
+    running = client.generate([1], SAMPLING)
+    await client.control.sleep(level, "abort")
+    assert [outputs async for outputs in running] == [] and engines[0].process.poll() is not None
+    assert not client.is_ready and not client.is_dead and not client.dead.is_set()
+    with pytest.raises(ApiError, match="asleep") as caught:
+        client.generate([2], SAMPLING)
+    assert caught.value.status == 503
+    waiting = asyncio.create_task(client.wait_ready())
+    waking = asyncio.create_task(client.control.wake_up())
+    while len(engines) < 2:
+        await asyncio.sleep(0.01)
+    assert isinstance(await engines[1].read(), wire.Configure)
+    assert not waiting.done()
+    engines[1].write(READY)
+    await waking
+    assert await waiting == READY and client.is_ready
+    client.generate([2], SAMPLING)
+    assert (await engines[1].read()).prompt_token_ids == [2]
+    engines[1].die()
+    await client.dead.wait()  # it does not restart: it sleeps no more
+
+
+async def test_a_boot_that_fails_after_a_sleep_is_final(engines, tmp_path):
+    client = await started(engines)
+    engines[0].write(wire.Located(str(tmp_path), str(tmp_path)))
+    await client.located
+    await client.control.sleep(1, "wait")
+    waking = asyncio.create_task(client.control.wake_up(["weights"]))
+    while len(engines) < 2:
+        await asyncio.sleep(0.01)
+    engines[1].write(wire.Failed("the weights are gone", "boot"))
+    engines[1].die()
+    with pytest.raises(EngineError, match="the weights are gone"):
+        await waking
+    assert client.is_dead
+
+
+async def test_a_pause_holds_the_engine_and_a_reset_is_awaited(engines):
+    client = await started(engines)
+    running = client.generate([1], SAMPLING)
+    await engines[0].read()
+    await client.control.pause("keep")
+    assert await engines[0].read() == wire.Hold(True)
+    await client.control.resume()
+    assert await engines[0].read() == wire.Hold(False)
+    running.abort()
+    resetting = asyncio.create_task(client.reset_prefix_cache())
+    assert [type(await engines[0].read()) for _ in range(3)] == [wire.Abort, wire.ResetPrefixCache, wire.GetStats]
+    assert not resetting.done()
+    engines[0].write(wire.Stats(0, 0, 8, 8, 0, 0, 0, 0, 0, 0))
+    await resetting
+
+
 async def test_outputs_reach_their_requests(engines):
     client = await started(engines)
     first, second = client.generate([1, 2], SAMPLING), client.generate([3], SAMPLING)

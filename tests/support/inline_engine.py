@@ -25,6 +25,7 @@ class InlineEngine:
         self.core, self.info = assemble(message, open_model(message, timeline, lambda located: None), timeline)
         self.is_ready, self.is_dead = True, False
         self.num_requests = 0
+        self.control: Any = None  # the steps run between everything else, so there is nothing to pause
         self._generations: dict[int, Generation | PooledText] = {}
         self._stepping: asyncio.Task[None] | None = None
 
@@ -72,6 +73,9 @@ class InlineEngine:
         asyncio.get_running_loop().call_soon(self._route, outputs)  # a batch notes a text after it was sent
         if self._stepping is None or self._stepping.done():
             self._stepping = asyncio.get_running_loop().create_task(self._step())
+
+    async def reset_prefix_cache(self) -> None:
+        self.core.scheduler.blocks.forget_prefixes()
 
     async def stats(self) -> wire.Stats:
         return self.core.stats()

@@ -437,6 +437,22 @@ class Settings(BaseSettings):
         validation_alias=_names("API_KEY_FILE"),
         description="File with further keys, one a line. Empty lines and lines that begin with # are skipped.",
     )
+    admin_api_key: Annotated[list[SecretStr], NoDecode, BeforeValidator(comma_list)] = Field(
+        default_factory=list,
+        validation_alias=_names("ADMIN_API_KEY"),
+        description="Keys of the operator, separated by commas: for the routes of SERVER_DEV_MODE, and every other.",
+    )
+    server_dev_mode: bool = Field(
+        False,
+        validation_alias=_names("SERVER_DEV_MODE", "VLLM_SERVER_DEV_MODE"),
+        description="Serve the operator's routes: /sleep, /wake_up, /pause, /abort_requests, /reset_prefix_cache, "
+        "/server_info and others (docs/routes.md).",
+    )
+    enable_sleep_mode: bool = Field(
+        False,
+        validation_alias=_names("ENABLE_SLEEP_MODE"),
+        description="Let POST /sleep free the device's memory. It needs SERVER_DEV_MODE.",
+    )
     allowed_origins: Annotated[
         list[Annotated[str, AfterValidator(forms.origin)]],
         NoDecode,
@@ -613,7 +629,7 @@ class Settings(BaseSettings):
                 )
         return value
 
-    @field_validator("api_key", mode="before")
+    @field_validator("api_key", "admin_api_key", mode="before")
     @classmethod
     def _holds_a_key(cls, value: Any) -> Any:
         if isinstance(value, str) and not any(part.strip() for part in value.split(",")):

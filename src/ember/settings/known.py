@@ -62,7 +62,6 @@ _GROUPS: dict[str, str] = {
     "logit processors are not loaded; use logit_bias, bad_words or allowed_token_ids in the request": (
         "LOGITS_PROCESSORS LOGITS_PROCESSOR_PATTERN"
     ),
-    "there is no sleep mode; the platform stops idle workers": "ENABLE_SLEEP_MODE",
     "the engine is configured by the settings of this worker alone": (
         "ADDITIONAL_CONFIG VLLM_USE_DEEP_GEMM VLLM_USE_V1"
     ),
@@ -130,7 +129,7 @@ _MET_ANYWAY: dict[str, str] = {
     "false": (
         "DISABLE_SLIDING_WINDOW SKIP_TOKENIZER_INIT ENABLE_EXPERT_PARALLEL ENABLE_EPLB ENABLE_DBO "
         "DATA_PARALLEL_HYBRID_LB CALCULATE_KV_SCALES KV_SHARING_FAST_PREFILL ENABLE_LORA FULLY_SHARDED_LORAS "
-        "ENABLE_LORA_BIAS ENABLE_SLEEP_MODE LANGUAGE_MODEL_ONLY ENABLE_MM_EMBEDS TRUST_REQUEST_MM_KWARGS "
+        "ENABLE_LORA_BIAS LANGUAGE_MODEL_ONLY ENABLE_MM_EMBEDS TRUST_REQUEST_MM_KWARGS "
         "ENABLE_PROMPT_EMBEDS ENABLE_LOG_REQUESTS ENABLE_LOG_OUTPUTS ALLOW_CREDENTIALS ENABLE_SSL_REFRESH"
     ),
 }

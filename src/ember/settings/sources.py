@@ -165,7 +165,7 @@ def _one_line(error: ValidationError) -> str:
         name = variable_names(field)[0] if field in Settings.model_fields else field
         if field in Settings.model_fields:
             name = next((alias for alias in variable_names(field) if os.environ.get(alias)), name)
-        secret = field in ("hf_token", "api_key")
+        secret = field in ("hf_token", "api_key", "admin_api_key")
         given = "(hidden)" if secret else str(item.get("input"))[:100]
         lines.append(f"{name}={given}: {_reason(item)}")
     return "; ".join(lines)

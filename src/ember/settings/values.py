@@ -117,7 +117,7 @@ PositiveInt = Annotated[Annotated[int, Field(ge=1, le=MAX_INT)] | None, BeforeVa
 NonNegativeInt = Annotated[Annotated[int, Field(ge=0, le=MAX_INT)] | None, BeforeValidator(count)]
 CommaList = Annotated[list[str], NoDecode, BeforeValidator(comma_list)]
 
-_KEYS = ("API_KEY", "VLLM_API_KEY")  # set to blanks they are a mistake that would leave a server open
+_KEYS = ("API_KEY", "VLLM_API_KEY", "ADMIN_API_KEY")  # set to blanks they are a mistake that would leave a server open
 
 
 def is_blank(name: str, value: Any) -> bool:

@@ -116,6 +116,12 @@ class BlockManager:
             kept = tuple(border * self.block_size for border in borders if border > prefix.num_blocks)
             sequence.states = self.states.start(checkpoint, kept)
 
+    def forget_prefixes(self) -> None:
+        """Empty the prefix cache. Sequences keep their pages and states."""
+        self.pool.forget_prefixes()
+        if self.states is not None:
+            self.states.forget_checkpoints()
+
     def move_states(self, sequence: Sequence, num_tokens: int) -> list[StateMove]:
         """The slots that the sequence's next tokens read and write; empty if no layer has states."""
         if self.states is None or sequence.states is None:

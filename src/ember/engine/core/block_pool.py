@@ -80,6 +80,13 @@ class BlockPool:
                 if self._hashes[block] is None:  # it has no cached content: reuse it before others
                     self._free.move_to_end(block, last=False)
 
+    def forget_prefixes(self) -> None:
+        """Forget the content of all pages."""
+        for cached in self._block_of:
+            for block in cached.values():
+                self._hashes[block] = None
+            cached.clear()
+
     def _forget(self, block: int) -> None:
         block_hash = self._hashes[block]
         if block_hash is not None:

@@ -35,10 +35,12 @@ from ember.wire import (
     FrontMessage,
     Generate,
     GetStats,
+    Hold,
     Notice,
     Outputs,
     Pool,
     Ready,
+    ResetPrefixCache,
     SequenceOutput,
     Shutdown,
     decode_front,
@@ -216,6 +218,10 @@ def _serve(
                         engine.add_end_tokens(message.token_ids)
                     case GetStats():
                         connection.send(engine.stats())
+                    case Hold():
+                        engine.is_held = message.is_held
+                    case ResetPrefixCache():
+                        engine.scheduler.blocks.forget_prefixes()
                     case Shutdown():
                         return
                     case Configure():

@@ -130,6 +130,13 @@ class StateSlots:
         for kept in hold.kept:
             self._release(kept.slot)
 
+    def forget_checkpoints(self) -> None:
+        """Forget the content of all checkpoints. One that a sequence reads is free when that has left it."""
+        self._slot_of.clear()
+        self._hash_of.clear()
+        self._spare += self._idle
+        self._idle.clear()
+
     def _allocate(self) -> int | None:
         """A slot for a checkpoint, with one holder; None: all are in use."""
         if self._spare:

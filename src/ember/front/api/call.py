@@ -41,6 +41,7 @@ class ApiCall:
     info: Ready
     id: str
     log_id: str  # the same, unless a route replaces `id` by one that no client can repeat
+    name: str  # of the request: the last part of `log_id`
     created: int
     headers: dict[str, str]
     stream_usage: StreamUsage
@@ -50,7 +51,8 @@ class ApiCall:
     arrived: float  # reading of time.monotonic()
 
     def runs(self) -> Runs:
-        return Runs(self.specs, self.services, Meter(self.services.metrics, self.log_id, self.arrived))
+        meter = Meter(self.services.metrics, self.log_id, self.arrived)
+        return Runs(self.specs, self.services, meter, frozenset({self.id, self.log_id, self.name}))
 
     @property
     def n(self) -> int:
@@ -152,6 +154,7 @@ def open_call(
         info=info,
         id=f"{id_prefix}{name}",
         log_id=f"{id_prefix}{name}",
+        name=name,
         created=int(time.time()),
         headers=answer_headers(
             [*ignored_fields(request, REFUSED), *_unread_options(request, services), *ignored], services, name

@@ -51,6 +51,7 @@ class _Page(Collector):
     def collect(self) -> Iterator[Metric]:
         metrics = self._services.metrics
         yield self._gauge("ember_engine_up", "1 while the engine answers requests.", float(self._stats is not None))
+        yield self._sleep()
         if self._stats is not None and self._info is not None:
             yield from self._engine(self._stats, self._info)
         yield from self._requests(metrics)
@@ -100,6 +101,15 @@ class _Page(Collector):
         cache = GaugeMetricFamily("vllm:cache_config_info", "1; the KV cache as labels.", labels=list(labels))
         cache.add_metric(list(labels.values()), 1)
         yield cache
+
+    def _sleep(self) -> Metric:
+        level = self._services.engine.control.level
+        state = GaugeMetricFamily(
+            "vllm:engine_sleep_state", "1 for the state of the engine.", labels=[*self._labels, "sleep_state"]
+        )
+        for name, levels in (("awake", (None, 0)), ("weights_offloaded", (1,)), ("discard_all", (2,))):
+            state.add_metric([*self._labels.values(), name], float(level in levels))
+        return state
 
     def _requests(self, metrics: Metrics) -> Iterator[Metric]:
         labels = [*self._labels, "finished_reason"]

@@ -9,6 +9,7 @@ from ember.front.api.anthropic.forms import ANTHROPIC_ERRORS, ANTHROPIC_EVENTS, 
 from ember.front.api.batch import create_chat_batch
 from ember.front.api.chat import create_chat_completion
 from ember.front.api.completions import create_completion
+from ember.front.api.dev.routes import DEV_ROUTES
 from ember.front.api.exchange import Request, Response
 from ember.front.api.invocations import invoker
 from ember.front.api.load import load
@@ -302,6 +303,7 @@ ROUTES = (
         answer=_openapi,
         about=Description(summary="This page", answer="application/json"),
     ),
+    *DEV_ROUTES,
     Route(
         path="/version",
         methods=("GET", "HEAD"),

@@ -24,7 +24,11 @@ class Runs:
     Leaving the block aborts whatever is unfinished.
     """
 
-    def __init__(self, specs: list[RunSpec], services: Services, meter: Meter) -> None:
+    def __init__(
+        self, specs: list[RunSpec], services: Services, meter: Meter, names: frozenset[str] = frozenset()
+    ) -> None:
+        """`names`: by which the request can be aborted."""
+        self.names = names
         self._specs = specs
         self._meter = meter
         self._services = services
@@ -45,6 +49,7 @@ class Runs:
             await self._stack.aclose()
             raise
         self._services.metrics.in_flight += 1
+        self._services.running.add(self)
         self._num_open = len(self.runs)
         if self._num_open == 1:
             self._iterator = aiter(self.runs[0].generation)
@@ -56,6 +61,7 @@ class Runs:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._services.metrics.in_flight -= 1
+        self._services.running.discard(self)
         for pump in self._pumps:
             pump.cancel()
         await self._stack.aclose()
@@ -67,6 +73,11 @@ class Runs:
         if spec.beams is not None:
             return BeamSearch(engine, spec.prompt.token_ids, spec.sampling, spec.beams, spec.priority, spec.cache_salt)
         return engine.generate(spec.prompt.token_ids, spec.sampling, priority=spec.priority, cache_salt=spec.cache_salt)
+
+    def abort(self) -> None:
+        """End what is unfinished. The reader gets what there is, with the finish reason `abort`."""
+        for run in self.runs:
+            run.generation.abort()
 
     async def next(self) -> list[Piece] | None:
         """The next pieces, at most one for each choice. None at the end. Raises ApiError when the engine failed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ember import __version__
 from ember.boot import Timeline
@@ -21,6 +21,14 @@ from ember.wire import Ready
 
 if TYPE_CHECKING:
     from ember.front.text.tools import ToolFormat
+
+
+class Running(Protocol):
+    """A request that is being generated for."""
+
+    names: frozenset[str]
+
+    def abort(self) -> None: ...
 
 
 @dataclass
@@ -41,6 +49,7 @@ class Services:
     tool_format: ToolFormat | None = None  # None: tools cannot be called
     kept: dict[str, Any] = field(default_factory=dict)  # what routes keep from one request to the next, by their names
     tasks: set[asyncio.Task[None]] = field(default_factory=set)  # work that goes on after its request was answered
+    running: set[Running] = field(default_factory=set)  # the requests that are being generated for
     sentences: SentenceFiles = field(default_factory=SentenceFiles)  # of a pooling model
 
     @property
@@ -61,6 +70,11 @@ class Services:
             return await self.engine.wait_ready()
         except EngineError as error:
             raise ApiError(500, str(error), headers={"x-should-retry": "false"}) from error
+
+    async def ready_to_control(self) -> None:
+        """Wait until the engine has booted, whether it is paused or asleep now or not. Raises ApiError 500."""
+        if not self.engine.control.is_paused:
+            await self.ready()
 
     def fingerprint(self, info: Ready) -> str:
         """`ember-<version>-<8 hex>`: equal for equal builds of equal models on equal kinds of device."""

@@ -15,16 +15,16 @@ TASKS_HEADER = "X-Ember-Tasks"
 
 
 def health(engine: Engine) -> Response:
-    """200 when requests are answered, with what the model does in a header; 503 while loading and when the engine is
-    dead."""
-    if not engine.is_ready or engine.is_dead:
+    """200 when requests are answered, with what the model does in a header, also while they wait for the end of a pause
+    or a sleep; 503 while loading and when the engine is dead."""
+    if engine.is_dead or not (engine.is_ready or engine.control.is_paused):
         return Response(503)
     return Response(200, headers={TASKS_HEADER: ", ".join(engine.info.tasks)})
 
 
 def ping(engine: Engine) -> Response:
     """The health check of a serverless platform's load balancer. It is `health` with a 204 while the model loads, which
-    means initialising."""
+    means initialising, or is paused or asleep, so that it gets no requests."""
     if engine.is_dead:
         return Response(503)
     return Response(200 if engine.is_ready else 204)

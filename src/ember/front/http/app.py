@@ -110,6 +110,7 @@ class _Face:
         self._router = router
         self._stopping = stopping
         self._key_digests = [_digest(key.get_secret_value()) for key in settings.api_key]
+        self._admin_digests = [_digest(key.get_secret_value()) for key in settings.admin_api_key]
 
     async def answer(self, http: web.BaseRequest) -> web.StreamResponse:
         """Answer a request. Raises only errors of a disconnected client."""
@@ -140,8 +141,7 @@ class _Face:
             return web.Response(status=204, headers=headers)
         if (page := self._page(http, headers)) is not None:
             return page
-        if not self._is_authorised(http):
-            raise ApiError(401, "Unauthorized", type="Unauthorized")
+        self._check_key(http, route)
         if route.status is not None:
             return whole_answer(status(found, self._backend), headers)
         if (http.content_length or 0) > self._settings.max_request_bytes:
@@ -154,7 +154,8 @@ class _Face:
             raise ApiError(500, str(error), headers={"x-should-retry": "false"}) from None
         lowered = {name.lower(): value for name, value in http.headers.items()}
         path = below_root(path_of(http), self._settings.root_path)
-        request = Request(http.method, path, body, lowered, dict(http.query), arrived, id=name)
+        query = {key: ",".join(http.query.getall(key)) for key in http.query}
+        request = Request(http.method, path, body, lowered, query, arrived, id=name)
         answer = await self._router.dispatch(services, request)
         if isinstance(answer, EventStream):
             return await self._send_events(http, answer, route.framing, headers)
@@ -192,17 +193,26 @@ class _Face:
             await response.write_eof(framing.end().encode())
             return response
 
-    def _is_authorised(self, http: web.BaseRequest) -> bool:
-        """Whether the request has a valid key, as a bearer token or as Anthropic's clients send it. All keys are
+    def _check_key(self, http: web.BaseRequest, route: Route) -> None:
+        """Raises ApiError 401 for a request without a valid key, and 403 for a route of the operator with a client's.
+        Without any keys, every request is accepted."""
+        has_admin_key = self._has_key(http, self._admin_digests)
+        has_key = has_admin_key or self._has_key(http, self._key_digests)
+        if (self._key_digests or (route.is_admin and self._admin_digests)) and not has_key:
+            raise ApiError(401, "Unauthorized", type="Unauthorized")
+        if route.is_admin and not has_admin_key and (self._key_digests or self._admin_digests):
+            hint = "it needs the key of ADMIN_API_KEY" if self._admin_digests else "set ADMIN_API_KEY for it"
+            raise ApiError(403, f"{route.path} is for the operator: {hint}.", type="PermissionDeniedError")
+
+    def _has_key(self, http: web.BaseRequest, keys: list[bytes]) -> bool:
+        """Whether the request has one of the keys, as a bearer token or as Anthropic's clients send it. All keys are
         compared, each in constant time."""
-        if not self._key_digests:
-            return True
         scheme, _, token = http.headers.get("Authorization", "").partition(" ")
         given = [token.strip()] if scheme.lower() == "bearer" else []
         if (own := http.headers.get("x-api-key")) is not None:
             given.append(own.strip())
         digests = [_digest(key) for key in given]
-        matches = [hmac.compare_digest(digest, key) for digest in digests for key in self._key_digests]
+        matches = [hmac.compare_digest(digest, key) for digest in digests for key in keys]
         return any(matches)
 
     def _id_headers(self, route: Route, name: str) -> dict[str, str]:

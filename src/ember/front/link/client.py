@@ -20,7 +20,9 @@ from ember import wire
 from ember.boot import Timeline
 from ember.front.errors import ApiError
 from ember.front.link.admission import Admission
+from ember.front.link.control import Control
 from ember.front.link.engine import EngineError
+from ember.front.link.gate import Gate
 from ember.front.link.generation import Generation
 from ember.front.link.liveness import is_ending, is_stopped
 from ember.front.link.outbox import Outbox
@@ -69,6 +71,9 @@ class EngineClient:
         self._info: wire.Ready | None = None
         self._end_tokens = wire.EndTokens([])  # of the tokenizer
         self._is_closing = False
+        self._is_stopped = False  # the process was ended for a sleep
+        self.gate = Gate()
+        self.control = Control(self)
         self._tasks: set[asyncio.Task[None]] = set()
         self._silence = Silence(configure.step_timeout, self._is_expecting, self._ask, self._give_up)
         self.located: asyncio.Future[wire.Located]
@@ -102,19 +107,26 @@ class EngineClient:
     @property
     def is_ready(self) -> bool:
         """Whether the engine can serve. It is False as soon as the process is killed, long before its socket closes,
-        and while the process is stopped."""
+        while the process is stopped, and while the engine is paused or asleep."""
         process = self._engine.process
-        return self._info is not None and not is_ending(process) and not is_stopped(process)
+        return self._info is not None and self.gate.is_open and not is_ending(process) and not is_stopped(process)
 
     @property
     def is_dead(self) -> bool:
         """Whether the engine has ended, or is ending, and is not restarted."""
-        return self.dead.is_set() or (not self._may_restart() and is_ending(self._engine.process))
+        if self.dead.is_set() or self._is_stopped:
+            return self.dead.is_set()
+        return not self._may_restart() and is_ending(self._engine.process)
 
     @property
     def is_busy(self) -> bool:
         """Whether a request is under way."""
         return bool(self._generations)
+
+    @property
+    def model_dir(self) -> str:
+        """The directory or file of the model, once it was found."""
+        return self.located.result().model_dir
 
     def add_end_tokens(self, token_ids: list[int]) -> None:
         """Let the tokenizer's end tokens end answers too, also after a restart of the engine."""
@@ -123,9 +135,13 @@ class EngineClient:
             self._info = self._with_end_tokens(self._info)
 
     async def wait_ready(self) -> wire.Ready:
-        """Wait for the boot or the restart to end. Raises EngineError when it fails."""
-        info = await asyncio.shield(self._ready)
-        return self._info or info  # which may know more end tokens by now
+        """Wait for the boot or the restart to end, and for that of a pause or a sleep. Raises EngineError when the
+        engine fails."""
+        while True:
+            await self.gate.wait()
+            info = await asyncio.shield(self._ready)
+            if self.gate.is_open:
+                return self._info or info  # which may know more end tokens by now
 
     def generate(
         self,
@@ -153,6 +169,7 @@ class EngineClient:
         that waits. Raises ApiError as `generate` does, and a 400 where the engine says that its model does not do this
         task."""
         _ = self.info
+        self.gate.check()
         batch_id = self._next_id()
         self.admission.enter(batch_id, sum(len(text.token_ids) for text in texts))
 
@@ -188,6 +205,7 @@ class EngineClient:
     def _start(self, request: wire.Generate) -> Generation:
         """Start a request. Raises ApiError."""
         _ = self.info
+        self.gate.check()
         self.admission.enter(request.request_id, len(request.prompt_token_ids))
         try:
             self._submit(request)
@@ -209,10 +227,44 @@ class EngineClient:
     async def stats(self) -> wire.Stats:
         """The engine's statistics at its next step. Raises ApiError while the engine is not ready."""
         _ = self.info
+        if self._is_stopped:
+            raise ApiError(503, "The engine is asleep.")
         waiter: asyncio.Future[wire.Stats] = asyncio.get_running_loop().create_future()
         self._stats_waiters.append(waiter)
         self._outbox.send(wire.GetStats())
         return await waiter
+
+    def abort_all(self) -> None:
+        """End the requests that run, as if their clients had left."""
+        for request in list(self._generations.values()):
+            request.abort()
+
+    def hold(self, is_held: bool) -> None:
+        """Let the engine run no steps, or run them again."""
+        self._outbox.send(wire.Hold(is_held))
+
+    async def reset_prefix_cache(self) -> None:
+        """Returns when the prefix cache is empty. Raises ApiError while the engine is not ready."""
+        _ = self.info
+        self._outbox.send(wire.ResetPrefixCache())
+        await self.stats()  # the engine reads its messages in order
+
+    async def stop_process(self) -> None:
+        """End the engine's process until `start_process`. No request may be under way."""
+        self._is_stopped = True
+        if self._transport is not None:
+            self._transport.close()
+        self._engine.process.kill()  # the process has no state to save
+        await self._reap()
+
+    async def start_process(self) -> None:
+        """Start the engine again and wait for its boot. Raises OSError when it cannot be started, and EngineError when
+        its boot fails."""
+        engine = spawn()
+        self._engine, self._info, self._is_stopped = engine, None, False
+        self._ready = asyncio.get_running_loop().create_future()
+        await self._connect()
+        await asyncio.shield(self._ready)
 
     async def close(self) -> None:
         """End the engine process, and fail the requests in flight."""
@@ -337,7 +389,7 @@ class EngineClient:
 
     def _disconnected(self) -> None:
         """Handle a closed socket: the process has ended or is about to."""
-        if self._is_closing:
+        if self._is_closing or self._is_stopped:
             return
         was_ready = self._info is not None
         if self._has_been_healthy():

@@ -71,6 +71,10 @@ class PooledText:
         self._batch.take(self._position, self.request, output)
         return True
 
+    def abort(self) -> None:
+        """End the whole request, whose other texts are then ended in the engine."""
+        self._batch.fail(ApiError(503, "The request was aborted."))
+
     def fail(self, error: ApiError) -> None:
         """End the whole request: the engine is gone, and its texts with it."""
         self._batch.lose(error)

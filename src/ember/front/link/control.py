@@ -1,0 +1,130 @@
+"""The operator's control over the engine: pausing it, and putting it to sleep.
+
+Asleep, the engine's process has ended, so that the device's memory is free: weights, KV cache and all. Level 1 leaves
+the weights in the host's memory (the page cache), level 2 drops them from there too. Waking up is a boot of the engine,
+which reads them from where they are. Level 0 only pauses. Requests that come meanwhile wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from typing import Literal, Protocol, get_args
+
+from ember.front.errors import ApiError, bad_request
+from ember.front.link.gate import Gate
+from ember.front.link.weight_files import drop_from_memory, keep_in_memory, weight_files
+
+Mode = Literal["abort", "wait", "keep"]  # what happens to requests that run: end them, await them, freeze them
+MODES: tuple[Mode, ...] = get_args(Mode)
+TAGS = ("weights", "kv_cache")
+LEVELS = (0, 1, 2)
+_LOOK_S = 0.05  # between two looks at whether the last request has ended
+
+
+class Controlled(Protocol):
+    """What this needs of the engine's client."""
+
+    gate: Gate
+
+    @property
+    def is_busy(self) -> bool: ...
+    @property
+    def model_dir(self) -> str: ...
+    def abort_all(self) -> None: ...
+    def hold(self, is_held: bool) -> None: ...
+    async def reset_prefix_cache(self) -> None: ...
+    async def stop_process(self) -> None: ...
+    async def start_process(self) -> None: ...
+
+
+class Control:
+    """One change at a time: a second one waits for the first."""
+
+    def __init__(self, engine: Controlled) -> None:
+        self._engine = engine
+        self._changing = asyncio.Lock()
+        self._asleep: set[str] = set()  # tags that are still to be woken up
+        self._is_held = False
+        self.level: int | None = None  # of the sleep
+        self._is_paused = False
+
+    @property
+    def is_sleeping(self) -> bool:
+        return self.level is not None
+
+    @property
+    def is_paused(self) -> bool:
+        return self._is_paused or self.is_sleeping
+
+    async def pause(self, mode: Mode, *, clears_cache: bool = True) -> None:
+        async with self._changing:
+            await self._quiesce(mode, clears_cache)
+            self._is_paused = True
+
+    async def resume(self) -> None:
+        """End a pause. A sleep goes on."""
+        async with self._changing:
+            self._is_paused = False
+            self._open()
+
+    async def sleep(self, level: int, mode: Mode) -> None:
+        """Raises ApiError 400 for a level that frees the memory of requests that are to be kept."""
+        if level > 0 and mode == "keep":
+            raise bad_request(f"mode 'keep' needs level 0: level {level} frees the memory of running requests.", "mode")
+        async with self._changing:
+            if (self.level or 0) >= 1:
+                self.level = max(self.level or 0, level)
+                return
+            await self._quiesce(mode, clears_cache=level == 0)
+            if level > 0:
+                files = await asyncio.to_thread(weight_files, self._engine.model_dir)
+                if level == 1:
+                    await asyncio.to_thread(keep_in_memory, files)
+                await self._engine.stop_process()
+                if level == 2:
+                    await asyncio.to_thread(drop_from_memory, files)
+            self.level = level
+            self._asleep = set(TAGS)
+
+    async def wake_up(self, tags: Collection[str] = ()) -> None:
+        """Wake up these parts, or all. The first one starts the engine; requests go on with the last one. Raises
+        ApiError 500 when the engine cannot start, and EngineError when its boot fails."""
+        async with self._changing:
+            if self.level is None:
+                return
+            if self.level > 0 and len(self._asleep) == len(TAGS):
+                try:
+                    await self._engine.start_process()
+                except OSError as error:
+                    raise ApiError(500, f"The engine cannot be started: {error.strerror or error}.") from None
+            self._asleep -= set(tags or TAGS)
+            if not self._asleep:
+                self.level = None
+                self._open()
+
+    async def _quiesce(self, mode: Mode, clears_cache: bool) -> None:
+        """Let no request start, and end, await or freeze those that run."""
+        self._engine.gate.close()
+        if mode == "keep":
+            self._is_held = True
+            self._engine.hold(True)
+            return
+        if mode == "abort":
+            self._engine.abort_all()
+        try:
+            while self._engine.is_busy:
+                await asyncio.sleep(_LOOK_S)
+        except asyncio.CancelledError:  # who asked has left
+            self._open()
+            raise
+        if clears_cache:
+            await self._engine.reset_prefix_cache()
+
+    def _open(self) -> None:
+        if self.is_paused:
+            return
+        if self._is_held:
+            self._is_held = False
+            self._engine.hold(False)
+        self._engine.gate.open()

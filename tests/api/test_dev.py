@@ -1,0 +1,161 @@
+"""The operator's routes: what they answer, what they do to requests, and what they refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from ember.front.api.exchange import Request, Response
+from ember.front.api.routes import ROUTER, ROUTES
+from ember.front.errors import ApiError
+from ember.front.worker.inputs import parse_input
+from tests.api.fakes import Deployment
+
+CHAT = "/v1/chat/completions"
+USER = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture
+def deployment(deploy: Any) -> Deployment:
+    made: Deployment = deploy(server_dev_mode=True, enable_sleep_mode=True)
+    return made
+
+
+async def call(deployment: Deployment, method: str, path: str, body: Any = None, **query: str) -> Any:
+    answer = await ROUTER.dispatch(deployment.services, Request(method, path, body, query=query))
+    assert isinstance(answer, Response) and answer.status == 200
+    return answer.body
+
+
+@pytest.mark.parametrize(
+    ("level", "told"), [("0", ["abort", "reset"]), ("1", ["abort", "stop"]), ("2", ["abort", "stop"])]
+)
+def test_requests_wait_while_the_engine_is_asleep(deployment: Deployment, level: str, told: list[str]) -> None:
+    async def run() -> None:
+        assert await call(deployment, "POST", "/sleep", level=level) is None
+        assert await call(deployment, "GET", "/is_sleeping") == {"is_sleeping": True}
+        assert await call(deployment, "GET", "/is_paused") == {"is_paused": True}
+        assert ROUTER.find("GET", "/health").route.status(deployment.engine).status == 200  # type: ignore[misc]
+        assert ROUTER.find("GET", "/ping").route.status(deployment.engine).status == 204  # type: ignore[misc]
+        asked = asyncio.create_task(call(deployment, "POST", CHAT, {"messages": USER}))
+        await asyncio.sleep(0.05)
+        assert not asked.done() and deployment.engine.told == told
+        await call(deployment, "POST", "/wake_up", tags="weights")
+        assert await call(deployment, "GET", "/is_sleeping") == {"is_sleeping": True}
+        await call(deployment, "POST", "/wake_up", tags="kv_cache")
+        assert (await asked)["choices"][0]["message"]["content"] == "hello world"
+        assert await call(deployment, "GET", "/is_sleeping") == {"is_sleeping": False}
+        assert deployment.engine.told == [*told, *(["start"] if level != "0" else [])]
+        await call(deployment, "POST", "/wake_up")  # it is awake
+
+    asyncio.run(run())
+
+
+def test_a_pause_and_a_sleep_end_apart(deployment: Deployment) -> None:
+    async def run() -> None:
+        assert await call(deployment, "POST", "/pause", mode="keep") == {"status": "paused"}
+        await call(deployment, "POST", "/sleep", level="0", mode="wait")
+        assert await call(deployment, "POST", "/resume") == {"status": "resumed"}
+        assert await call(deployment, "GET", "/is_paused") == {"is_paused": True}
+        await call(deployment, "POST", "/wake_up")
+        assert deployment.engine.told == ["hold", "reset", "go on"]
+        assert deployment.engine.is_ready
+        await call(deployment, "POST", "/pause", wait_for_inflight_requests="true", clear_cache="false")
+        assert deployment.engine.told[3:] == []
+
+    asyncio.run(run())
+
+
+def test_an_engine_that_does_not_wake_up(deployment: Deployment) -> None:
+    async def run() -> None:
+        await call(deployment, "POST", "/sleep")
+        deployment.engine.state = "dead"
+        with pytest.raises(ApiError, match="the GPU is gone") as caught:
+            await call(deployment, "POST", "/wake_up")
+        assert caught.value.status == 500
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("ids", [["chatcmpl-mine"], ["mine", "x"], [], None])
+def test_requests_are_aborted(deployment: Deployment, ids: Any) -> None:
+    async def run() -> None:
+        deployment.engine.delay = 0.02
+        headers = {"x-request-id": "mine"}
+        body = {"messages": USER, "ignore_eos": True}
+        asked = asyncio.create_task(ROUTER.dispatch(deployment.services, Request("POST", CHAT, body, headers)))
+        while not deployment.engine.generations:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        assert await call(deployment, "POST", "/abort_requests", {"request_ids": ["other"]}) == {
+            "status": "aborted",
+            "aborted": 0,
+        }
+        named = None if ids is None else {"request_ids": ids}
+        assert (await call(deployment, "POST", "/abort_requests", named))["aborted"] == 1
+        answer = await asked
+        assert isinstance(answer, Response)
+        assert answer.body["choices"][0]["finish_reason"] == "abort"
+        assert not deployment.services.running
+
+    asyncio.run(run())
+
+
+def test_caches_and_information(deploy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "hidden-key")
+    monkeypatch.setenv("VLLM_USE_V1", "1")
+    deployment = deploy(server_dev_mode=True, admin_api_key="of-the-admin", hf_token="hf_of-the-hub")
+
+    async def run() -> None:
+        await call(deployment, "POST", "/reset_prefix_cache", reset_running_requests="true")
+        assert deployment.engine.told == ["reset"]
+        await call(deployment, "POST", "/reset_mm_cache")
+        assert await call(deployment, "GET", "/get_world_size") == {"world_size": 1}
+        for form, kind in (("text", str), ("json", dict)):
+            info = await call(deployment, "GET", "/server_info", config_format=form)
+            assert isinstance(info["vllm_config"], kind) and "model_name" in info["vllm_config"]
+            text = json.dumps(info)
+            assert info["vllm_env"] == {"VLLM_USE_V1": "1"} and info["system_env"]["device"] == "cpu"
+            assert not any(secret in text for secret in ("hidden-key", "of-the-admin", "hf_of", "***"))
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "query", "param"),
+    [
+        ("POST", "/sleep", {"level": "3"}, "level"),
+        ("POST", "/sleep", {"level": "-1"}, "level"),
+        ("POST", "/sleep", {"level": "one"}, "level"),
+        ("POST", "/sleep", {"mode": "soon"}, "mode"),
+        ("POST", "/sleep", {"mode": "keep"}, "mode"),
+        ("POST", "/wake_up", {"tags": "weights,all"}, "tags"),
+        ("POST", "/pause", {"mode": ""}, "mode"),
+        ("POST", "/pause", {"clear_cache": "maybe"}, "clear_cache"),
+        ("POST", "/reset_prefix_cache", {"reset_external": "2"}, "reset_external"),
+        ("GET", "/server_info", {"config_format": "xml"}, "config_format"),
+    ],
+)
+def test_bad_input_is_named(deployment: Deployment, method: str, path: str, query: Any, param: str) -> None:
+    with pytest.raises(ApiError, match=f"`?{param}") as caught:
+        asyncio.run(call(deployment, method, path, **query))
+    assert (caught.value.status, caught.value.param) == (400, param)
+    assert deployment.engine.is_ready and not deployment.engine.told
+
+
+def test_they_are_for_the_operator_alone(deploy: Any) -> None:
+    for route in ROUTES:
+        if not route.is_admin:
+            continue
+        with pytest.raises(ApiError, match="set SERVER_DEV_MODE to true"):
+            asyncio.run(call(deploy(), route.methods[0], route.path))
+        shape = {"openai_route": route.path} if route.methods[0] == "GET" else {"route": route.path, "method": "POST"}
+        job = parse_input(shape, ROUTER, model="org/tiny").request
+        with pytest.raises(ApiError, match="for the operator") as caught:
+            asyncio.run(ROUTER.dispatch(deploy(server_dev_mode=True).services, job))
+        assert (caught.value.status, caught.value.type) == (403, "PermissionDeniedError")
+    with pytest.raises(ApiError, match="ENABLE_SLEEP_MODE"):
+        asyncio.run(call(deploy(server_dev_mode=True), "POST", "/sleep"))
