@@ -19,7 +19,7 @@ import torch
 from ember.front.api.openai_forms import openai_error
 from ember.front.api.pooling import late_interaction
 from ember.front.api.pooling.answers import CohereEmbeddings, CohereFloats
-from ember.front.api.pooling.routes import COHERE_ERRORS
+from ember.front.api.pooling.routes import COHERE_ERRORS, POOLING_ROUTES
 from ember.front.api.pooling.vectors import SIZES, as_bytes
 from ember.front.api.routes import ROUTER
 from ember.front.errors import ApiError
@@ -402,6 +402,50 @@ def test_errors(embedder: Deployment, path: str, body: Any, param: str | None, w
     assert words in error.message
     assert openai_error(error)["error"]["code"] == 400
     assert ROUTER.find("POST", COHERE).route.errors is COHERE_ERRORS
+
+
+def body_of(path: str, text: Any) -> dict[str, Any]:
+    """A body for a route with one text."""
+    if path.endswith("embed"):
+        return {"texts": [text], "input_type": "clustering", "truncate": "NONE"}
+    if path.endswith("score"):
+        return {"text_1": "a", "text_2": text}
+    return {"query": "a", "documents": [text]} if path.endswith("rerank") else {"input": text}
+
+
+@pytest.mark.parametrize("path", [route.path for route in POOLING_ROUTES])
+def test_the_table_of_errors_on_each_route(deployment: Deployment, path: str) -> None:
+    """What clients of vLLM match on, in the form of the route."""
+    deployment.pools("embed", "classify")
+    good, long = body_of(path, "a"), body_of(path, "b " * 200)
+    rows: list[tuple[Any, int, str, str | None, str]] = [
+        ({**good, "model": "x"}, 404, "NotFoundError", "model", "The model `x` does not exist."),
+        ({**good, "cache_salt": "@"}, 400, "BadRequestError", "cache_salt", "cache_salt"),
+        ({**good, "priority": "high"}, 400, "Bad Request", "body.priority", "1 validation error"),
+        ([], 400, "Bad Request", "body", "valid"),
+        (body_of(path, 5), 400, "Bad Request", None, "validation error"),
+        (body_of(path, "\ud800"), 400, "Bad Request", None, "surrogate"),
+        (long, 400, "BadRequestError", "input_tokens", f"maximum context length is {MAX_MODEL_LEN} tokens. However"),
+        (body_of(path, "a" * 100_000), 400, "BadRequestError", "input_text", "100000 characters"),
+    ]
+    if not path.endswith("embed"):
+        most = {**good, "truncate_prompt_tokens": MAX_MODEL_LEN + 1}
+        rows.append((most, 400, "BadRequestError", "truncate_prompt_tokens", "cannot be greater than max_model_len"))
+    form = ROUTER.find("POST", path).route.errors
+    for body, status, kind, param, words in rows:
+        error = refusal(deployment, path, body)
+        assert (error.status, error.type) == (status, kind), error.message
+        assert param in (None, error.param) and words in error.message
+        assert words in orjson.dumps(form.body(error)).decode()
+    assert ask(
+        deployment,
+        path,
+        {**long, **({"truncate": "END"} if path.endswith("embed") else {"truncate_prompt_tokens": -1})},
+    )
+    deployment.pools("token_classify")
+    if path != POOLING:
+        deployment.engine.pooled.clear()
+        assert refusal(deployment, path, good).param == "model"
 
 
 def test_values_that_are_no_numbers_are_an_error(embedder: Deployment) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 from pathlib import Path
 from typing import Any
 
+import numpy
 import orjson
 import pytest
 import torch
@@ -57,8 +60,28 @@ def test_vectors_of_a_sentence_model(tmp_path: Path) -> None:
     body = {"input": DOCUMENTS, "task": "token_embed", "use_activation": False}
     for entry, expected in zip(data(deployment, "/pooling", body), rows, strict=True):
         assert torch.allclose(torch.tensor(entry["data"]), expected, atol=1e-4)
-    many = data(deployment, "/v1/embeddings", {"input": DOCUMENTS * 50})
-    (alone,) = data(deployment, "/v1/embeddings", {"input": DOCUMENTS[0]})
-    assert len(many) == 150
-    assert many[-3]["embedding"] == pytest.approx(alone["embedding"], abs=1e-4)
+    asyncio.run(many_at_once(deployment))
     deployment.services.engine.check_empty()  # type: ignore[attr-defined]
+
+
+async def many_at_once(deployment: Deployment) -> None:
+    """Ten thousand texts of one request beside 256 single ones, and a request that is cancelled in the middle."""
+
+    async def vectors(texts: Any) -> list[Any]:
+        body = {"input": texts, "encoding_format": "base64"}
+        answer: Any = (await deployment.dispatch("POST", "/v1/embeddings", body)).body  # type: ignore[union-attr]
+        return [numpy.frombuffer(base64.b64decode(entry["embedding"]), "<f4") for entry in answer["data"]]
+
+    engine: Any = deployment.services.engine
+    alone = [(await vectors(text))[0] for text in DOCUMENTS]
+    cancelled = asyncio.create_task(vectors(DOCUMENTS * 1000))
+    many = asyncio.create_task(vectors(DOCUMENTS * 3334))
+    while engine.num_requests < 500:
+        await asyncio.sleep(0)
+    cancelled.cancel()
+    singles = await asyncio.gather(*(vectors(DOCUMENTS[number % 3]) for number in range(256)))
+    assert not many.done(), "single texts do not wait for many"
+    for found in ([one for (one,) in singles], await many):
+        expected = numpy.stack([alone[number % 3] for number in range(len(found))])
+        numpy.testing.assert_allclose(numpy.stack(found), expected, atol=1e-4)
+    assert len(many.result()) == 10_002 and cancelled.cancelled()
