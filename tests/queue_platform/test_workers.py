@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ember.front.worker.fitness import GIB, Host, unfit
 from ember.platform import worker_routes
 from ember.platform.server import PlatformThread, worker_environment
 from ember.platform.store import MemoryStore
@@ -22,21 +23,27 @@ FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 
 
 @contextmanager
-def running(client: str, workers: int = 1, key: str | None = None) -> Iterator[str]:
-    """The URL of an endpoint with that many workers."""
+def endpoint(client: str, workers: int = 1, key: str | None = None, **env: str) -> Iterator[tuple[str, list[Process]]]:
+    """The URL of an endpoint with that many workers, and these."""
     platform = PlatformThread(MemoryStore(), "127.0.0.1", 0, [key] if key else [])
     platform.start()
     processes: list[Process] = []
     try:
         for number in range(workers):
-            env = worker_environment(platform.url, f"worker-{number}", key)
+            own = {**worker_environment(platform.url, f"worker-{number}", key), "RUNPOD_PING_INTERVAL": "1000", **env}
             options = {"settings": {"queue_client": client, "max_concurrency": 8}}
-            processes.append(Process(SCRIPT, json.dumps(options), env={**env, "RUNPOD_PING_INTERVAL": "1000"}))
-        yield f"{platform.url}/v2/test"
+            processes.append(Process(SCRIPT, json.dumps(options), env=own))
+        yield f"{platform.url}/v2/test", processes
     finally:
         for process in processes:
             process.__exit__(None, None, None)
         platform.stop()
+
+
+@contextmanager
+def running(client: str, workers: int = 1, key: str | None = None) -> Iterator[str]:
+    with endpoint(client, workers, key) as (url, _):
+        yield url
 
 
 def call(url: str, body: Any = None, key: str | None = None) -> Any:
@@ -162,3 +169,41 @@ def test_any_handler_on_the_sdk_whose_result_is_refused_fails_its_job(
             assert "levels deep" in bodies["deep"]["error"]
     finally:
         platform.stop()
+
+
+def test_a_host_that_is_unfit_is_reported_to_the_platform() -> None:
+    with endpoint("direct", RUNPOD_MIN_MEMORY_GB="1000000") as (url, (process,)):
+        assert process.wait(60) == 1
+        (line,) = [line for line in process.log().splitlines() if "ERROR" in line]
+        assert "of memory are free, less than RUNPOD_MIN_MEMORY_GB=1e+06; the worker exits" in line
+        assert call(f"{url}/health")["workers"]["unhealthy"] == 1
+
+
+@pytest.mark.parametrize(
+    ("environ", "host", "check"),
+    [
+        ({}, Host(), None),
+        ({}, Host(GIB // 5), "memory"),
+        ({}, Host(3 * GIB, 5.0), None),
+        ({"RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "false"}, Host(3 * GIB, 50.0), "memory"),
+        ({"RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "false"}, Host(5 * GIB, 9.9), "disk"),
+        ({"RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true"}, Host(0, 0.0, True), None),
+        ({}, Host(8 * GIB, 0.4), "disk"),
+        ({"RUNPOD_MIN_DISK_PERCENT": "0"}, Host(8 * GIB, 0.0), None),
+        ({}, Host(8 * GIB, 50.0, True), "gpu"),
+        ({"RUNPOD_SKIP_GPU_CHECK": "true"}, Host(8 * GIB, 50.0, True), None),
+        ({}, Host(8 * GIB, 50.0, True, 11.7), "cuda_version"),
+        ({}, Host(8 * GIB, 50.0, True, 12.8), None),
+        ({"RUNPOD_MIN_CUDA_VERSION": "13.0"}, Host(8 * GIB, 50.0, True, 12.8), "cuda_version"),
+    ],
+)
+def test_the_checks_of_a_host(environ: dict[str, str], host: Host, check: str | None) -> None:
+    found = unfit(environ, host)
+    assert (found and found.check) == check
+    assert found is None or "\n" not in found.reason
+
+
+@pytest.mark.parametrize("value", ["much", "-1", "nan", "1e99"])
+def test_a_threshold_that_is_no_number(value: str) -> None:
+    with pytest.raises(ValueError, match="RUNPOD_MIN_MEMORY_GB=.* must be a number from 0 to"):
+        unfit({"RUNPOD_MIN_MEMORY_GB": value}, Host())

@@ -13,6 +13,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from ember.front.signals import on_signals
+from ember.front.worker.fitness import Unfit, unfit
 from ember.front.worker.handler import Handling, ThisLoop
 from ember.front.worker.health import boot_failure, report_unhealthy
 from ember.front.worker.queue import REPORT_SECONDS, Queue, keep_pinging
@@ -36,6 +37,8 @@ async def _run(settings: Settings, worker: Worker) -> int:
     stopping, hurrying = on_signals()
     try:
         await worker.start()
+        if not await asyncio.to_thread(_is_fit):
+            return 1
         try:
             addresses = Addresses.from_environment()
         except QueueError as error:
@@ -47,6 +50,18 @@ async def _run(settings: Settings, worker: Worker) -> int:
         with contextlib.suppress(Exception):
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await worker.close()
+
+
+def _is_fit() -> bool:
+    """Whether the host passes the checks, the first failure of which is reported here."""
+    try:
+        found = unfit()
+    except ValueError as error:
+        found = Unfit("settings", str(error))
+    if found is not None:
+        log.error("%s; the worker exits", found.reason)
+        report_unhealthy(found.reason, found.check)
+    return found is None
 
 
 async def _serve(
@@ -113,7 +128,7 @@ async def _until_over(
             log.error("the engine failed and is not restarted: %s; the worker exits", dead.result())
             queue.stop(drain_timeout=REPORT_SECONDS)
             await asyncio.wait((serving,))
-            await asyncio.to_thread(report_unhealthy, "the engine has failed for good")
+            await asyncio.to_thread(report_unhealthy, f"the engine has failed for good: {dead.result()}")
             return 1
         queue.stop()
         await asyncio.wait((serving, hurry), return_when=asyncio.FIRST_COMPLETED)

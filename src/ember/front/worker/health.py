@@ -14,13 +14,13 @@ _PING_SECONDS = 2.0
 _REASON_CHARS = 256
 
 
-def report_unhealthy(reason: str) -> None:
+def report_unhealthy(reason: str, check: str = "ember") -> None:
     """Tell the platform, as its SDK does when its own checks fail. This never raises, and takes two seconds at most."""
     url = os.environ.get("RUNPOD_WEBHOOK_PING", "").replace("$RUNPOD_POD_ID", os.environ.get("RUNPOD_POD_ID", ""))
     key = os.environ.get("RUNPOD_AI_API_KEY", "")
     if not url.startswith(("http://", "https://")) or not key:
         return
-    query = urlencode({"status": "unhealthy", "check": "ember", "reason": reason[:_REASON_CHARS]})
+    query = urlencode({"status": "unhealthy", "check": check, "reason": reason[:_REASON_CHARS]})
     try:
         request = Request(f"{url}{'&' if '?' in url else '?'}{query}", headers={"Authorization": key})
         with urlopen(request, timeout=_PING_SECONDS) as response:
