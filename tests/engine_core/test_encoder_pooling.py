@@ -114,6 +114,30 @@ def test_vectors_of_tokens_for_late_interaction(tmp_path: Path) -> None:
         assert refused.error == "This model does not embed; its tasks are token_embed."
 
 
+@pytest.mark.parametrize(
+    ("head", "variant"),
+    [("BertForMaskedLM", "bert"), ("RobertaForMaskedLM", "roberta"), ("DistilBertForMaskedLM", "distilbert")],
+)
+def test_weights_of_the_vocabulary(head: str, variant: str, tmp_path: Path) -> None:
+    """SPLADE: of sentence-transformers' modules, and of vLLM's class."""
+    _, config = encoder_classes(variant)
+    model, texts = randomised(getattr(transformers, head)(config)), texts_of(head)
+    model.save_pretrained(tmp_path)
+    expected = [np.log1p(np.maximum(run(model, text), 0)).max(0) for text in texts]
+    if variant == "bert":
+        engine = make_engine(tmp_path, hf_overrides={"architectures": ["BertSpladeSparseEmbeddingModel"]})
+        check(engine, texts[:3], "embed", expected[:3])
+        assert engine.runner.model.config.pooling is not None
+        assert engine.runner.model.config.pooling.tasks == ("embed",)
+    place = "sentence_transformers.sparse_encoder.models."
+    modules = [("", "MLMTransformer"), ("1_SpladePooling", "SpladePooling")]
+    entries = [{"idx": number, "path": path, "type": place + kind} for number, (path, kind) in enumerate(modules)]
+    (tmp_path / "modules.json").write_text(json.dumps(entries))
+    (tmp_path / "1_SpladePooling").mkdir()
+    (tmp_path / "1_SpladePooling/config.json").write_text('{"pooling_strategy": "max", "activation_function": "relu"}')
+    check(make_engine(tmp_path), texts, "embed", expected)
+
+
 def test_a_gemma_that_sees_the_whole_text(tmp_path: Path) -> None:
     """EmbeddingGemma: windows reach in both directions."""
     fields = {"vocab_size": VOCAB_SIZE, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}

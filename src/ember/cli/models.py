@@ -80,6 +80,12 @@ _REWARDS = (
     '| Qwen2.5-Math-RM and -PRM, InternLM2-Reward | as they are; `POOLER_CONFIG={"step_tag_id": 151651}` leaves the '
     "scores of a PRM's steps |"
 )
+_TOKENS = (
+    "| ColBERT v2, answerai-colbert, PyLate's models | as they are; others of ModernBERT with `HF_OVERRIDES={"
+    '"architectures": ["ColBERTModernBertModel"]}`; `/score` and `/rerank` by late interaction |\n'
+    "| SPLADE of BERT, RoBERTa and DistilBERT | as they are with a modules.json, and otherwise with `HF_OVERRIDES={"
+    '"architectures": ["BertSpladeSparseEmbeddingModel"]}`: a weight of each token of the vocabulary |'
+)
 _SHELLS = """
 ## Multimodal models, served as text
 
@@ -134,7 +140,7 @@ def page() -> str:
     for name, (family, fields) in _RERANKERS.items():
         overrides = json.dumps({"architectures": [f"{family}ForSequenceClassification"], **fields})
         lines.append(f"| {name} | `HF_OVERRIDES={overrides}` |")
-    lines += [_REWARDS, _SHELLS, "| architecture | `model_type` | language model |", "|---|---|---|"]
+    lines += [_REWARDS, _TOKENS, _SHELLS, "| architecture | `model_type` | language model |", "|---|---|---|"]
     for architecture, shell in SHELLS.items():
         if shell.architecture is None or shell.architecture in ARCHITECTURES:
             inner = "the class of its `text_config`" if shell.architecture is None else f"`{shell.architecture}`"

@@ -17,7 +17,7 @@ from ember.engine.description.mixers import (
     SsdNames,
     StateShape,
 )
-from ember.engine.description.pooling import ClassifierHead, PoolingConfig
+from ember.engine.description.pooling import ClassifierHead, DenseConfig, PoolingConfig
 from ember.engine.description.rope_config import RopeConfig
 
 Norm = Literal["rms", "layer"]
@@ -363,6 +363,7 @@ class DecoderConfig:
     text_architecture: str = ""  # the class of the language model; of a shell it is not `architecture`
     through_transformers: bool = False  # transformers computes it (`description.foreign`)
     classifier_head: ClassifierHead | None = None  # of an encoder
+    mask_head: tuple[DenseConfig, ...] = ()  # the layers of an encoder that tell masked tokens
     pooling: PoolingConfig | None = None  # of a model that makes vectors or classes; None: it generates
 
     def heads(self, layer: int) -> HeadSizes:
@@ -498,6 +499,7 @@ DATA = frozenset(
         "text_architecture",
         "through_transformers",
         "classifier_head",
+        "mask_head",
         "pooling",  # every operator set computes hidden states
         "quantization",  # it decides on the layouts of weights, which the operator sets declare too
         *("latent.kv_rank", "latent.query_rank", "latent.rotary_dim", "latent.plain_dim", "latent.value_dim"),

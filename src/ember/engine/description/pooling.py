@@ -19,7 +19,7 @@ from ember.wire import PoolingTask
 PoolingType = Literal["cls", "max", "mean", "mean_sqrt_len", "weighted_mean", "last"]
 PoolingActivation = Literal["none", "normalize", "softmax", "sigmoid"]
 # What a class of models ends in: tokens; nothing (`...Model`); classes of a text or of each token; a reward; vectors of
-# tokens whose late interaction is a score (ColBERT).
+# tokens whose late interaction is a score (ColBERT); a weight of each token of the vocabulary (SPLADE).
 Kind = Literal[
     "generate",
     "model",
@@ -28,6 +28,7 @@ Kind = Literal[
     "reward",
     "process_reward",
     "late_interaction",
+    "sparse",
 ]
 Convert = Literal["none", "embed", "classify", "reward"]
 
@@ -71,6 +72,7 @@ class DenseConfig:
 
     names: tuple[str, ...]  # of the module; the first one that the files have. Its tensors are `weight` and `bias`
     outputs: int | None = None  # None: as many as the stored matrix has rows
+    bias: str | None = None  # the tensor of the bias, where it has another name than the module's
     activation: str = "identity"  # of `DENSE_ACTIVATIONS`
     norm: str | None = None  # of a LayerNorm after the activation: the module's name
     norm_eps: float = 1e-5
@@ -120,6 +122,8 @@ class PoolingConfig:
     logit_bias: float = 0.0  # subtracted from logits before their activation
     step_tag_id: int | None = None  # only these tokens have an output, of a task of every token
     returned_token_ids: tuple[int, ...] = ()  # only these columns, of a task of every token
+    # Whether `dense` is of each token, and the vector has the largest log(1 + relu(x)) (SPLADE, arXiv 2109.10086).
+    is_sparse: bool = False
     only_task: PoolingTask | None = None  # of those that the model does; `score` is one of `classify`
 
     @property
@@ -134,6 +138,8 @@ class PoolingConfig:
         )
 
     def _own_tasks(self) -> tuple[PoolingTask, ...]:
+        if self.is_sparse:
+            return ("embed",)
         if self.convert == "embed":
             return ("token_embed",) if self.is_per_token else ("embed", "token_embed")
         if self.convert == "reward" or self.is_per_token:
@@ -164,6 +170,7 @@ class Modules:
     includes_prompt: bool = True
     max_length: int | None = None
     is_there: bool = False  # whether modules.json describes an embedding model
+    is_sparse: bool = False  # whether they describe a vector of weights of the vocabulary
     token_head: TokenHead | None = None  # of a reranker that compares the scores of tokens
     activation_name: str | None = None  # the class of a reranker's activation
     dimensions: int | None = None  # that embeddings are cut to
@@ -179,9 +186,11 @@ def read_pooling(
     default: PoolingType = "last",
     has_token_types: bool = False,
     head: ClassifierHead | None = None,
+    mask_head: tuple[DenseConfig, ...] = (),
 ) -> PoolingConfig | None:
     """The pooling of a model with these fields of config.json; None: it generates. `kind`: of its class. `default`: the
-    pooling of its family where nothing else says it. `head`: of an encoder that classifies. Raises ModelError."""
+    pooling of its family where nothing else says it. `head`: of an encoder that classifies. `mask_head`: of one that
+    tells masked tokens. Raises ModelError."""
     convert = _convert(kind, settings, modules)
     if convert is None:
         if settings.pooler:
@@ -192,13 +201,19 @@ def read_pooling(
     if convert == "embed":
         matryoshka = _matryoshka(fields)
         # A model of sentence-transformers that projects tokens and does not pool them is one of PyLate.
+        is_sparse = kind == "sparse" or modules.is_sparse
+        if is_sparse and not mask_head:
+            raise ModelError("sparse vectors are served of BERT, RoBERTa and DistilBERT, and this is another family")
         is_late = kind == "late_interaction" or bool(modules.is_there and modules.dense and not modules.types)
         config = PoolingConfig(
             convert,
-            asked.types or modules.types or (default,),
-            dense=modules.dense or ((DenseConfig(LATE_NAMES),) if is_late else ()),
-            activation="none" if modules.is_there and not modules.normalizes and not is_late else "normalize",
+            ("max",) if is_sparse else asked.types or modules.types or (default,),
+            dense=mask_head if is_sparse else modules.dense or ((DenseConfig(LATE_NAMES),) if is_late else ()),
+            activation="none"
+            if is_sparse or (modules.is_there and not modules.normalizes and not is_late)
+            else "normalize",
             is_per_token=is_late,
+            is_sparse=is_sparse,
             dimensions=asked.dimensions or modules.dimensions,
             is_matryoshka=bool(matryoshka or modules.dimensions) or fields.flag("is_matryoshka", False),
             matryoshka_dimensions=matryoshka,
@@ -259,6 +274,7 @@ def _convert(kind: Kind, settings: TaskSettings, modules: Modules) -> Convert | 
     of_class: dict[Kind, Convert] = {
         "model": "embed",
         "late_interaction": "embed",
+        "sparse": "embed",
         "sequence_classification": "classify",
         "token_classification": "classify",
         "reward": "reward",

@@ -165,6 +165,7 @@ def with_pooling(
         default=_default_pooling(config, Fields(values)),
         has_token_types=config.token_types > 1,
         head=config.classifier_head,
+        mask_head=config.mask_head,
     )
     if pooling is None and config.bidirectional:
         raise ModelError(

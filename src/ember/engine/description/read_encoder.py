@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from ember.engine.description.classic_decoder import must_be, spelled
@@ -90,3 +91,14 @@ def classifier_of(bases: tuple[str, ...], *layers: tuple[str, str]) -> Classifie
     return ClassifierHead(
         tuple(DenseConfig(each, activation=act) for each, (_, act) in zip(names, layers, strict=True))
     )
+
+
+def with_mask_head(
+    config: DecoderConfig, transform: str, norm: str, decoder: str, bias: str, activation: str | None = None
+) -> DecoderConfig:
+    """The configuration with the head for masked tokens of these modules. Its last matrix is `decoder`, or the
+    embedding. `activation`: in place of the layers'."""
+    embedding = config.names.embed_tokens
+    first = DenseConfig((transform,), activation=activation or config.activation, norm=norm, norm_eps=config.norm_eps)
+    last = DenseConfig((decoder, embedding, embedding.removeprefix(config.names.base)), config.vocab_size, bias=bias)
+    return replace(config, mask_head=(first, last))

@@ -28,7 +28,7 @@ Read = Callable[[str], Any]
 """Reads a JSON file of the model by its path; None if it does not exist."""
 
 _MODE = "pooling_mode_"  # the beginning of the flags of older files
-_WITH_CONFIG = ("Pooling", "Dense", "LogitScore")
+_WITH_CONFIG = ("Pooling", "Dense", "LogitScore", "SpladePooling")
 _LENGTH_FILES = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -89,8 +89,12 @@ def read_modules(read: Read, own: str = "") -> Modules:
             found.normalizes = True
         elif kind == "LogitScore":
             found.token_head, found.is_there = _logit_score(fields), False
-        elif kind not in ("Transformer", "Dropout"):
-            known = "Transformer, Pooling, Dense, Normalize, LogitScore and Dropout are"
+        elif kind == "SpladePooling":
+            fields.one_of("pooling_strategy", "max", ("max",))
+            fields.one_of("activation_function", "relu", ("relu",))
+            found.is_sparse = True
+        elif kind not in ("Transformer", "MLMTransformer", "Dropout"):
+            known = "Transformer, Pooling, Dense, Normalize, LogitScore, SpladePooling and Dropout are"
             raise ModelError(f"modules.json has the module {shown(entry.get('type'))}, which is not supported: {known}")
         elif path != own:
             raise ModelError(f"modules.json has the model in {shown(path)}: and its files are not there")

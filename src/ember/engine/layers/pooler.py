@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -23,6 +24,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "relu": F.relu,
     "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "sigmoid": torch.sigmoid,
     "silu": F.silu,
 }
@@ -119,6 +121,10 @@ class Pooler:
                 return
             ends = torch.tensor([starts[i + 1] - 1 for i in complete], device=hidden.device)
             pooled = hidden.index_select(0, ends).float()
+        elif self.config.is_sparse:  # of an encoder, whose texts are whole
+            weights = torch.stack([self._weights(hidden[starts[i] : starts[i + 1]]) for i in rows])
+            self._activate(weights, [chunks[i].request for i in rows], rows, outputs)
+            return
         else:
             self._accumulate(hidden, chunks, starts, rows, partials)
             if not complete:
@@ -127,6 +133,14 @@ class Pooler:
         for dense in self.dense:
             pooled = dense(pooled)
         self._activate(pooled, [chunks[i].request for i in complete], complete, outputs)
+
+    def _weights(self, hidden: Tensor) -> Tensor:
+        """The weights of the vocabulary in a text whose hidden states are [tokens, hidden]. Texts are computed one by
+        one, as a row of each token is much larger than its hidden states."""
+        values = hidden.float()
+        for dense in self.dense:
+            values = dense(values)
+        return torch.log1p(torch.relu(values.amax(0)))  # which grows with the value
 
     def _activate(
         self, pooled: Tensor, requests: Sequence[Pool], places: Sequence[int], outputs: list[Tensor | None]

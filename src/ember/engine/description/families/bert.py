@@ -6,7 +6,7 @@ from ember.engine.description.config import DecoderConfig, WeightNames
 from ember.engine.description.family import Family, field_names
 from ember.engine.description.fields import Fields
 from ember.engine.description.pooling import ClassifierHead
-from ember.engine.description.read_encoder import ENCODER_FIELDS, classifier_of, read_encoder
+from ember.engine.description.read_encoder import ENCODER_FIELDS, classifier_of, read_encoder, with_mask_head
 
 
 def bert_names(base: str, more_unused: tuple[str, ...] = ()) -> WeightNames:
@@ -47,13 +47,16 @@ def pooler_and_classifier(*bases: str) -> ClassifierHead:
 
 def read_bert(fields: Fields) -> DecoderConfig:
     """Learned positions and token types, LayerNorm after the sums, GELU."""
-    return read_encoder(fields, BERT_NAMES, head=pooler_and_classifier("bert."))
+    config = read_encoder(fields, BERT_NAMES, head=pooler_and_classifier("bert."))
+    transform, bias = "cls.predictions.transform.", "cls.predictions.bias"
+    return with_mask_head(config, f"{transform}dense", f"{transform}LayerNorm", "cls.predictions.decoder", bias)
 
 
 def read_roberta(fields: Fields) -> DecoderConfig:
     """A BERT whose positions begin after that of padding."""
     offset = fields.integer("pad_token_id", 1, at_least=0) + 1
-    return read_encoder(fields, ROBERTA_NAMES, position_offset=offset, head=TWO_LAYERS)
+    config = read_encoder(fields, ROBERTA_NAMES, position_offset=offset, head=TWO_LAYERS)
+    return with_mask_head(config, "lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias", "gelu")
 
 
 BERT = Family(

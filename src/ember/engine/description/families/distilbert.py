@@ -8,7 +8,7 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.description.families.bert import bert_names
 from ember.engine.description.family import Family, field_names
 from ember.engine.description.fields import Fields
-from ember.engine.description.read_encoder import ENCODER_FIELDS, classifier_of, read_encoder
+from ember.engine.description.read_encoder import ENCODER_FIELDS, classifier_of, read_encoder, with_mask_head
 
 _SPELLING = {
     "hidden_size": "dim",
@@ -35,7 +35,9 @@ DISTILBERT_NAMES = replace(
 def read(fields: Fields) -> DecoderConfig:
     """A BERT without token types."""
     head = classifier_of((), ("pre_classifier", "relu"), ("classifier", "identity"))
-    return read_encoder(fields, DISTILBERT_NAMES, spelling=_SPELLING, token_types=None, head=head)
+    config = read_encoder(fields, DISTILBERT_NAMES, spelling=_SPELLING, token_types=None, head=head)
+    modules = ("vocab_transform", "vocab_layer_norm", "vocab_projector", "vocab_projector.bias")
+    return with_mask_head(config, *modules)
 
 
 DISTILBERT = Family(

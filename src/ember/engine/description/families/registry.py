@@ -153,6 +153,7 @@ _ENDS: dict[str, Kind] = {
     "ForTokenClassification": "token_classification",
     "ForProcessRewardModel": "process_reward",
     "ForRewardModel": "reward",
+    "SpladeSparseEmbeddingModel": "sparse",
     "ForMaskedLM": "model",
     "ForPreTraining": "model",
     "TextModel": "model",
