@@ -16,7 +16,7 @@ from tests.page.scripted import Server, pooler
 def test_the_engine_and_its_boot(open_page: Open, server: Server, width: int) -> None:
     page = open_page(f"{server.url}/#engine", width=width, dark=width < 1000)
     page.get_by_text("of 64, 16 tokens each").wait_for()
-    page.locator(".tile").filter(has_text="Tokens per second").locator("dd").first.filter(has_not_text="–").wait_for()
+    page.locator(".tile").filter(has_text="Tokens/s").locator("dd").first.filter(has_not_text="–").wait_for()
     assert page.locator(".marks").inner_text().split("\n")[0].startswith("1.42 s")
     rows = page.locator(".boot tbody tr")
     assert rows.count() == 12

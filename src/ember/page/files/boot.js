@@ -17,8 +17,8 @@ function bootView(report) {
     fill.style.insetInlineStart = place(phase.start);
     fill.style.width = `max(2px, ${(Math.max(0, Math.min(total, phase.end) - Math.min(total, phase.start)) / total) * 100}%)`;
     const isLate = ready !== undefined && phase.start > ready;
-    const track = make("td", { class: "track", "aria-hidden": "true" }, ...ready === undefined ? [] : [line(place(ready))], isLate ? make("span", { class: "late" }, "later") : fill);
-    const detail = Object.entries(phase.detail ?? {}).map(([name, value]) => `${name} ${typeof value === "object" ? JSON.stringify(value) : value}`).join(", ");
+    const track = make("td", { class: "track", "aria-hidden": "true" }, ...(ready === undefined || isLate ? [] : [line(place(ready))]), isLate ? make("span", { class: "late" }, "later") : fill);
+    const detail = Object.entries(phase.detail ?? {}).map(([name, value]) => `${name.replaceAll("_", " ")} ${asDetail(name, value)}`).join(", ");
     return make(
       "tr",
       { class: isLate ? "is-late" : null },
@@ -34,6 +34,11 @@ function bootView(report) {
   const summary = marks.map(([name, at]) => make("li", {}, make("b", {}, asSeconds(at)), ` ${MARK_NAMES[name] ?? name.replaceAll("_", " ")}`));
   const legend = make("p", { class: "legend" }, make("span", { class: "process of-front" }, "front"), make("span", { class: "process of-engine" }, "engine"));
   return make("div", {}, make("ul", { class: "marks", "aria-label": "Since the start of the process" }, ...summary), legend, make("div", { class: "scroll", tabindex: "0", role: "region", "aria-labelledby": "boot-title" }, table));
+}
+
+function asDetail(name, value) {
+  if (typeof value === "object") return JSON.stringify(value);
+  return /bytes$/.test(name) && value >= 1e6 ? `${asNumber(value / 1e6)} MB` : value;
 }
 
 function line(at) {

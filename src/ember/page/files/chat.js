@@ -56,14 +56,8 @@ const chat = {
 
   send(text) {
     if (this.running || !text.trim()) return;
-    let settings;
-    try {
-      settings = settingsOf();
-    } catch (error) {
-      if (!(error instanceof FieldError)) throw error;
-      showFault(error);
-      return;
-    }
+    const settings = this.settings();
+    if (!settings) return;
     $("prompt").value = "";
     fitPrompt();
     this.addUser(text);
@@ -97,14 +91,21 @@ const chat = {
   },
 
   again() {
-    if (this.running) return;
+    const settings = this.running ? null : this.settings();
+    if (!settings) return;
     while (this.turns.length && !["user", "tool"].includes(this.turns.at(-1).message?.role)) this.cut(this.turns.length - 1);
-    $("turns").querySelectorAll(":scope > .error").forEach((each) => each.remove());
+    this.cut(this.turns.length);
+    this.run(settings);
+  },
+
+  // The settings; null where a field is at fault, which is told beside it.
+  settings() {
     try {
-      this.run(settingsOf());
+      return settingsOf();
     } catch (error) {
       if (!(error instanceof FieldError)) throw error;
       showFault(error);
+      return null;
     }
   },
 
@@ -177,13 +178,14 @@ const chat = {
     if (answer.text) actions.append(copyButton(() => answer.text));
     actions.append(
       make("button", { type: "button", class: "quiet", onclick: () => showCode(API + CHAT_ROUTE, CHAT_ROUTE, body) }, "As code"),
-      make("button", { type: "button", class: "quiet", onclick: () => this.isLast(turn) && this.again() }, "Ask again"),
+      make("button", { type: "button", class: "quiet", onclick: () => this.cutAfter(turn) && this.again() }, "Ask again"),
     );
     answer.foot.append(actions);
     if (answer.calls.length) this.askForResults(turn, answer);
   },
 
-  isLast(turn) {
+  // Take away what came after a turn. Returns false where that cannot be done.
+  cutAfter(turn) {
     const index = this.turns.indexOf(turn);
     if (index < 0 || this.running) return false;
     this.cut(index + 1);
@@ -200,15 +202,8 @@ const chat = {
     });
     const send = make("button", { type: "button", class: "primary" }, fields.length > 1 ? "Send the results" : "Send the result");
     send.addEventListener("click", () => {
-      if (!this.isLast(turn)) return;
-      let settings;
-      try {
-        settings = settingsOf();
-      } catch (error) {
-        if (!(error instanceof FieldError)) throw error;
-        showFault(error);
-        return;
-      }
+      const settings = this.running ? null : this.settings();
+      if (!settings || !this.cutAfter(turn)) return;
       answer.calls.forEach((call, index) => {
         const content = fields[index].value;
         const label = make("p", { class: "call-head" }, "result of ", make("code", { translate: "no" }, call.name));
@@ -227,10 +222,11 @@ const chat = {
   },
 
   showRunning(is) {
-    const hadFocus = [$("send"), $("stop")].includes(document.activeElement);
+    // What had the focus may be gone, such as the button of an error. A phone's keyboard is not called up by it.
+    const hadFocus = [$("send"), $("stop"), document.body].includes(document.activeElement);
     $("send").hidden = is;
     $("stop").hidden = !is;
-    if (hadFocus) (is ? $("stop") : $("prompt")).focus();
+    if (hadFocus) (is ? $("stop") : matchMedia("(pointer: fine)").matches ? $("prompt") : $("send")).focus();
   },
 };
 

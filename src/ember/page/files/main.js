@@ -17,7 +17,7 @@ const models = {
     if (IS_PLATFORM && !connection.health?.workers.ready) return;
     this.isAsking = true;
     try {
-      const { data } = await askJson(`${API}/v1/models`, { signal: AbortSignal.timeout(60_000), isOwn: true });
+      const { data } = await askJson(`${API}/v1/models`, { seconds: 60, isOwn: true });
       this.names = data.map(({ id }) => id);
       this.tasks = data[0]?.tasks ?? ["generate"];
       $("set-model").replaceChildren(...this.names.map((name) => make("option", { value: name }, name)));

@@ -64,7 +64,8 @@ function interrupts(lines, at, depth) {
 
 function isTable(lines, at) {
   const next = lines[at + 1];
-  return lines[at].includes("|") && next !== undefined && next.includes("-") && next.includes("|") && DELIMITERS.test(next);
+  if (next === undefined || !lines[at].includes("|") || !next.includes("|") || !DELIMITERS.test(next)) return false;
+  return cellsOf(lines[at]).length === cellsOf(next).length;
 }
 
 function fenced(lines, at, [, mark, info]) {
@@ -89,7 +90,7 @@ function list(lines, at) {
     while (to < lines.length) {
       const line = lines[to];
       if (!line.trim()) {
-        const next = lines.findIndex((each, index) => index > to && each.trim());
+        const next = filledLine(lines, to + 1);
         if (next < 0 || !lines[next].startsWith(" ".repeat(Math.min(indent, 2)))) break;
         own.push("");
       } else if (line.startsWith(" ".repeat(indent))) own.push(line.slice(indent));
@@ -99,11 +100,17 @@ function list(lines, at) {
       to += 1;
     }
     items.push(own);
-    const next = lines.findIndex((each, index) => index >= to && each.trim());
+    const next = filledLine(lines, to);
     if (next < 0 || !ITEM.test(lines[next])) break;
     to = next;
   }
   return { kind: "list", isOrdered, start: isOrdered ? parseInt(first[2], 10) : 1, items, to };
+}
+
+// The place of the next line from `at` on that is not blank; -1 where there is none.
+function filledLine(lines, at) {
+  while (at < lines.length && !lines[at].trim()) at += 1;
+  return at < lines.length ? at : -1;
 }
 
 function cellsOf(line) {
@@ -111,28 +118,33 @@ function cellsOf(line) {
   return cells.map((cell) => cell.trim().replaceAll("\\|", "|"));
 }
 
-// A direction is found for each block at the top; what is in a list, a quote or a table has that of the whole, since an
-// element with a direction of its own does not count for the one around it.
+// The element of a block. A direction is found for each block at the top; what is in a list, a quote or a table has that of
+// the whole, since an element with a direction of its own does not count for the one around it.
 function blockElement(block, depth = 0) {
-  const dir = depth ? null : "auto";
+  const element = plainElement(block, depth);
+  const text = block.kind === "table" ? element.firstChild : ["rule", "code"].includes(block.kind) ? null : element;
+  if (depth === 0) text?.setAttribute("dir", "auto"); // last: a browser looks for the direction at each change after it
+  return element;
+}
+
+function plainElement(block, depth) {
   switch (block.kind) {
     case "heading":
-      return inline(make(`h${Math.min(block.level + 2, 6)}`, { dir, class: `h-${block.level}` }), block.text);
+      return inline(make(`h${Math.min(block.level + 2, 6)}`, { class: `h-${block.level}` }), block.text);
     case "rule":
       return make("hr");
     case "code":
       return codeBlock(block.text, block.language).figure;
     case "quote":
-      return make("blockquote", { dir }, ...blocksOf(block.lines, depth + 1).map((each) => blockElement(each, depth + 1)));
+      return make("blockquote", {}, ...blocksOf(block.lines, depth + 1).map((each) => blockElement(each, depth + 1)));
     case "list": {
-      const element = make(block.isOrdered ? "ol" : "ul", { dir, start: block.start === 1 ? null : block.start });
+      const element = make(block.isOrdered ? "ol" : "ul", { start: block.start === 1 ? null : block.start });
       for (const lines of block.items) {
-        const inner = blocksOf(lines, depth + 1);
         const item = make("li");
-        for (const each of inner) {
-          if (each.kind === "paragraph" && inner.indexOf(each) === 0) inline(item, each.text);
+        blocksOf(lines, depth + 1).forEach((each, index) => {
+          if (each.kind === "paragraph" && index === 0) inline(item, each.text);
           else item.append(blockElement(each, depth + 1));
-        }
+        });
         element.append(item);
       }
       return element;
@@ -141,12 +153,12 @@ function blockElement(block, depth = 0) {
       const [head, marks, ...rows] = block.lines.map(cellsOf);
       const sides = marks.map((mark) => (/:$/.test(mark) ? (mark.startsWith(":") ? "center" : "end") : "start"));
       const row = (cells, tag) =>
-        make("tr", {}, ...head.map((_, i) => inline(make(tag, { class: `to-${sides[i] ?? "start"}` }), cells[i] ?? "")));
-      const table = make("table", { dir }, make("thead", {}, row(head, "th")), make("tbody", {}, ...rows.map((cells) => row(cells, "td"))));
+        make("tr", {}, ...cells.slice(0, head.length).map((cell, i) => inline(make(tag, { class: `to-${sides[i]}` }), cell)));
+      const table = make("table", {}, make("thead", {}, row(head, "th")), make("tbody", {}, ...rows.map((cells) => row(cells, "td"))));
       return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" }, table);
     }
     default:
-      return inline(make("p", { dir }), block.text);
+      return inline(make("p"), block.text);
   }
 }
 
@@ -160,16 +172,22 @@ function inline(element, text, isLink = false) {
   const nodes = []; // strings and elements
   const openers = []; // { char, count, place in nodes }
   const noCode = new Set(); // lengths of backticks that nothing closes
+  // Text is put beside text, since elements with many pieces of text are slow. The place of an opener stays its own.
+  const put = (piece) => {
+    const last = nodes.length - 1;
+    if (typeof nodes[last] === "string" && openers.at(-1)?.place !== last) nodes[last] += piece;
+    else nodes.push(piece);
+  };
   let at = 0;
   while (at < text.length) {
     SPECIAL.lastIndex = at;
     const found = SPECIAL.exec(text)?.index ?? text.length;
-    if (found > at) nodes.push(text.slice(at, found));
+    if (found > at) put(text.slice(at, found));
     at = found;
     if (at === text.length) break;
     const char = text[at];
     if (char === "\\" && /[!-/:-@[-`{-~]/.test(text[at + 1] ?? "")) {
-      nodes.push(text[at + 1]);
+      put(text[at + 1]);
       at += 2;
     } else if (char === "`") {
       const marks = /`+/y;
@@ -178,7 +196,7 @@ function inline(element, text, isLink = false) {
       const end = noCode.has(mark.length) ? -1 : closing(text, at + mark.length, mark.length);
       if (end < 0) {
         noCode.add(mark.length);
-        nodes.push(mark);
+        put(mark);
         at += mark.length;
       } else {
         const inner = text.slice(at + mark.length, end).replaceAll("\n", " ");
@@ -186,19 +204,34 @@ function inline(element, text, isLink = false) {
         at = end + mark.length;
       }
     } else if (char === "*" || char === "_" || char === "~") {
-      at = emphasis(text, at, nodes, openers);
+      at = emphasis(text, at, nodes, openers, put);
     } else if (char === "\n") {
       nodes.push(make("br"));
       at += 1;
     } else {
       const link = isLink ? null : linkAt(text, at, char);
-      nodes.push(link ? link.node : char);
+      if (link && typeof link.node !== "string") nodes.push(link.node);
+      else put(link?.node ?? char);
       at += link ? link.length : 1;
     }
   }
   for (const opener of openers) nodes[opener.place] = opener.char.repeat(opener.count);
-  element.append(...nodes);
-  element.normalize();
+  return filledWith(element, nodes);
+}
+
+// Add elements and text, of which pieces that stand together become one.
+function filledWith(element, nodes) {
+  let text = "";
+  for (const node of nodes) {
+    if (typeof node === "string") {
+      text += node;
+      continue;
+    }
+    if (text) element.append(text);
+    text = "";
+    element.append(node);
+  }
+  if (text) element.append(text);
   return element;
 }
 
@@ -210,7 +243,7 @@ function closing(text, from, length) {
 }
 
 // Read a run of marks: close what it closes, and keep it as an opener otherwise. Returns the place behind it.
-function emphasis(text, at, nodes, openers) {
+function emphasis(text, at, nodes, openers, put) {
   const char = text[at];
   let end = at;
   while (text[end] === char) end += 1;
@@ -221,7 +254,7 @@ function emphasis(text, at, nodes, openers) {
   const closes = !/\s/.test(before) && (char !== "_" || !isWord(after));
   let count = end - at;
   if (count > 3 || (char === "~" && count !== 2)) {
-    nodes.push(text.slice(at, end));
+    put(text.slice(at, end));
     return end;
   }
   while (closes && count > 0) {
@@ -232,7 +265,7 @@ function emphasis(text, at, nodes, openers) {
     const used = Math.min(opener.count, count) >= 2 ? 2 : 1;
     if (char === "~" && used !== 2) break;
     const inner = nodes.splice(opener.place + 1);
-    nodes.push(make(char === "~" ? "s" : used === 2 ? "strong" : "em", {}, ...inner));
+    nodes.push(filledWith(make(char === "~" ? "s" : used === 2 ? "strong" : "em"), inner));
     opener.count -= used;
     count -= used;
     if (opener.count === 0) {
@@ -243,7 +276,7 @@ function emphasis(text, at, nodes, openers) {
   if (count > 0 && opens && openers.length < 50) {
     openers.push({ char, count, place: nodes.length });
     nodes.push("");
-  } else if (count > 0) nodes.push(char.repeat(count));
+  } else if (count > 0) put(char.repeat(count));
   return end;
 }
 

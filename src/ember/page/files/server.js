@@ -5,6 +5,8 @@ const ROOT = location.pathname.replace(/\/+$/, ""); // where a proxy shows the s
 const ENDPOINT = IS_PLATFORM ? `${ROOT}/v2/LOCAL` : ROOT;
 const API = IS_PLATFORM ? `${ENDPOINT}/openai` : ROOT;
 
+const HEALTH_SECONDS = 8; // a server that takes longer to say how it is counts as lost
+
 let apiKey = null; // in memory only
 let askingForKey = null;
 let isKeyRefused = false; // the person closed the question; only what they do themselves asks again
@@ -27,9 +29,9 @@ class LostError extends Error {
   }
 }
 
-// A request. `body` is sent as JSON; `isOwn` is one that the page makes by itself. Returns the Response of a success.
-// Raises ServerError, LostError and AbortError.
-async function ask(url, { method, body, signal, isOwn = false } = {}) {
+// A request. `body` is sent as JSON; `seconds` is how long the server may take; `isOwn` is a request that the page makes
+// by itself. Returns the Response of a success. Raises ServerError, LostError, and the AbortError or TimeoutError of fetch.
+async function ask(url, { method, body, signal, seconds, isOwn = false } = {}) {
   for (;;) {
     const headers = {};
     if (body !== undefined) headers["Content-Type"] = "application/json";
@@ -41,13 +43,13 @@ async function ask(url, { method, body, signal, isOwn = false } = {}) {
         method: method ?? (body === undefined ? "GET" : "POST"),
         headers,
         body: body === undefined ? undefined : JSON.stringify(body),
-        signal,
+        signal: seconds ? AbortSignal.timeout(seconds * 1000) : signal,
         cache: "no-store",
         credentials: "omit",
         redirect: "error",
       });
     } catch (error) {
-      if (error.name === "AbortError") throw error;
+      if (["AbortError", "TimeoutError"].includes(error.name)) throw error;
       connection.lose();
       throw new LostError();
     }
@@ -73,7 +75,7 @@ async function askJson(url, options) {
   try {
     return await response.json();
   } catch (error) {
-    if (error.name === "AbortError") throw error;
+    if (["AbortError", "TimeoutError"].includes(error.name)) throw error;
     throw new LostError();
   }
 }
@@ -191,10 +193,10 @@ const connection = {
   },
 
   async found() {
-    const options = { cache: "no-store", credentials: "omit", redirect: "error", signal: AbortSignal.timeout(8000) };
+    const options = { cache: "no-store", credentials: "omit", redirect: "error", signal: AbortSignal.timeout(HEALTH_SECONDS * 1000) };
     if (IS_PLATFORM) {
       try {
-        this.health = await askJson(`${ENDPOINT}/health`, { isOwn: true });
+        this.health = await askJson(`${ENDPOINT}/health`, { isOwn: true, seconds: HEALTH_SECONDS });
         return "ready";
       } catch (error) {
         if (error instanceof ServerError) return error.status === 401 ? "locked" : "dead";
