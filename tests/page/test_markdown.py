@@ -108,7 +108,7 @@ def test_growing_text_ends_as_the_whole(page: Any) -> None:
         ("**open", "<p>**open</p>"),
         ("``a`b`` `c", '<p><code dir="ltr">a`b</code> `c</p>'),
         ("\\*no\\* <b>&amp;", "<p>*no* &lt;b&gt;&amp;amp;</p>"),
-        ("a\nb\n# c\nd", '<p>a<br>b</p><h3 class="h-1">c</h3><p>d</p>'),
+        ("a\nb\n# c\nd", '<p>a<br>b</p><h2 class="h-1">c</h2><p>d</p>'),
         ("1. a\n\n   b\n2. c", "<ol><li>a<p>b</p></li><li>c</li></ol>"),
         ("3. a\n4. b", '<ol start="3"><li>a</li><li>b</li></ol>'),
         ("- a\n  more\n- b\n\nend", "<ul><li>a<br>more</li><li>b</li></ul><p>end</p>"),

@@ -130,7 +130,7 @@ function blockElement(block, depth = 0) {
 function plainElement(block, depth) {
   switch (block.kind) {
     case "heading":
-      return inline(make(`h${Math.min(block.level + 2, 6)}`, { class: `h-${block.level}` }), block.text);
+      return inline(make(`h${Math.min(block.level + 1, 6)}`, { class: `h-${block.level}` }), block.text);
     case "rule":
       return make("hr");
     case "code":

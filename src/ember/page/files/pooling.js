@@ -83,7 +83,7 @@ function similarities(texts, answer) {
     const cells = vectors.map((right) => {
       const cosine = left.reduce((sum, value, k) => sum + value * right[k], 0);
       const cell = make("td", { class: "heat" }, cosine.toFixed(2));
-      cell.style.setProperty("--heat", `${Math.round(Math.max(0, Math.min(1, cosine)) * 60)}%`);
+      cell.style.setProperty("--heat", `${Math.round(Math.max(0, Math.min(1, cosine)) * 45)}%`);
       return cell;
     });
     return make("tr", {}, make("th", { scope: "row", class: "text", dir: "auto" }, `${i + 1} ${texts[i]}`), ...cells);
