@@ -236,6 +236,8 @@ def test_known_names_without_effect_are_named_once():
         ("SKIP_TOKENIZER_INIT", "False", "true"),
         ("ENABLE_CHUNKED_PREFILL", "1", "0"),
         ("DISABLE_LOG_REQUESTS", "yes", "false"),
+        ("VLLM_ENABLE_RESPONSES_API_STORE", "1", "0"),
+        ("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH", "0", "1"),
     ],
 )
 def test_what_happens_anyway_is_not_said_to_have_no_effect(monkeypatch, tmp_path, name, met, unmet):

@@ -530,7 +530,7 @@ class Settings(BaseSettings):
         30.0,
         ge=0,
         le=DAY_SECONDS,
-        validation_alias=_names("DRAIN_TIMEOUT"),
+        validation_alias=_names("DRAIN_TIMEOUT", "SHUTDOWN_TIMEOUT"),
         description="Seconds that jobs and requests in flight have to finish after SIGTERM. What is left then ends "
         "with an error.",
     )

@@ -19,7 +19,9 @@ _GROUPS: dict[str, str] = {
         "HF_CONFIG_PATH CONFIG_FORMAT ROPE_SCALING ROPE_THETA DISABLE_SLIDING_WINDOW OVERRIDE_ATTENTION_DTYPE"
     ),
     "the tokenizer is the model's tokenizer.json or that of TOKENIZER_NAME": "TOKENIZER_MODE SKIP_TOKENIZER_INIT",
-    "plugins are not loaded": "IO_PROCESSOR_PLUGIN",
+    "plugins are not loaded": "IO_PROCESSOR_PLUGIN VLLM_PLUGINS",
+    "models come from the Hugging Face Hub": "VLLM_USE_MODELSCOPE",
+    "DOWNLOAD_DIR and BASE_PATH say where files are kept": "VLLM_CACHE_ROOT",
     "the installed transformers is never changed at boot; use another image": "TRANSFORMERS_VERSION",
     # --- one device
     "one worker uses one device; scale by more workers": (
@@ -55,7 +57,8 @@ _GROUPS: dict[str, str] = {
     ),
     f"LoRA adapters are {_LATER}; serve a merged model": (
         "ENABLE_LORA LORA_MODULES LORA_DTYPE MAX_LORAS MAX_LORA_RANK MAX_CPU_LORAS FULLY_SHARDED_LORAS "
-        "ENABLE_LORA_BIAS LORA_EXTRA_VOCAB_SIZE DEFAULT_MM_LORAS VLLM_ALLOW_RUNTIME_LORA_UPDATING"
+        "ENABLE_LORA_BIAS LORA_EXTRA_VOCAB_SIZE DEFAULT_MM_LORAS VLLM_ALLOW_RUNTIME_LORA_UPDATING "
+        "VLLM_LORA_RESOLVER_CACHE_DIR VLLM_LORA_RESOLVER_HF_REPO_LIST"
     ),
     "state space layers are not served": "MAMBA_CACHE_DTYPE MAMBA_SSM_CACHE_DTYPE",
     "logprobs are of the raw distribution": "LOGPROBS_MODE",
@@ -85,7 +88,9 @@ _GROUPS: dict[str, str] = {
         "LIMIT_MM_PER_PROMPT LANGUAGE_MODEL_ONLY MEDIA_IO_KWARGS MM_PROCESSOR_KWARGS MM_PROCESSOR_CACHE_GB "
         "MM_PROCESSOR_CACHE_TYPE MM_SHM_CACHE_MAX_OBJECT_SIZE_MB MM_ENCODER_TP_MODE SKIP_MM_PROFILING "
         "INTERLEAVE_MM_STRINGS ALLOWED_LOCAL_MEDIA_PATH ALLOWED_MEDIA_DOMAINS VIDEO_PRUNING_RATE "
-        "DISABLE_CHUNKED_MM_INPUT DISABLE_MM_PREPROCESSOR_CACHE TRUST_REQUEST_MM_KWARGS ENABLE_MM_EMBEDS"
+        "DISABLE_CHUNKED_MM_INPUT DISABLE_MM_PREPROCESSOR_CACHE TRUST_REQUEST_MM_KWARGS ENABLE_MM_EMBEDS "
+        "VLLM_IMAGE_FETCH_TIMEOUT VLLM_VIDEO_FETCH_TIMEOUT VLLM_AUDIO_FETCH_TIMEOUT VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB "
+        "VLLM_MAX_IMAGE_PIXELS VLLM_MEDIA_URL_ALLOW_REDIRECTS"
     ),
     "prompts are text or token ids": "ENABLE_PROMPT_EMBEDS",
     "deployments of other workers always set it, and it would delay streams; set BATCH_SIZE_GROWTH_FACTOR": (
@@ -94,9 +99,12 @@ _GROUPS: dict[str, str] = {
     "neither prompts nor answers are ever logged": (
         "ENABLE_LOG_REQUESTS DISABLE_LOG_REQUESTS ENABLE_LOG_OUTPUTS MAX_LOG_LEN LOG_ERROR_STACK"
     ),
-    "set LOG_LEVEL": "UVICORN_LOG_LEVEL VLLM_LOGGING_LEVEL LOG_CONFIG_FILE DISABLE_UVICORN_ACCESS_LOG",
+    "set LOG_LEVEL": (
+        "UVICORN_LOG_LEVEL VLLM_LOGGING_LEVEL LOG_CONFIG_FILE DISABLE_UVICORN_ACCESS_LOG "
+        "DISABLE_ACCESS_LOG_FOR_ENDPOINTS"
+    ),
     "GET /metrics and GET /load are always there, and each request has one line in the log": (
-        "DISABLE_LOG_STATS SHOW_HIDDEN_METRICS_FOR_VERSION ENABLE_SERVER_LOAD_TRACKING"
+        "DISABLE_LOG_STATS SHOW_HIDDEN_METRICS_FOR_VERSION ENABLE_SERVER_LOAD_TRACKING CUSTOM_HISTOGRAM_BUCKETS"
     ),
     "OTLP_TRACES_ENDPOINT has one span for each request": "COLLECT_DETAILED_TRACES",
     "ALLOWED_ORIGINS is all there is to set about CORS": "ALLOW_CREDENTIALS ALLOWED_METHODS ALLOWED_HEADERS",
@@ -104,12 +112,36 @@ _GROUPS: dict[str, str] = {
         "SSL_KEYFILE SSL_CERTFILE SSL_CA_CERTS "
         "SSL_CERT_REQS ENABLE_SSL_REFRESH UDS MIDDLEWARE H11_MAX_HEADER_COUNT H11_MAX_INCOMPLETE_EVENT_SIZE"
     ),
-    "there is one API server": "API_SERVER_COUNT DISABLE_FRONTEND_MULTIPROCESSING",
+    "there is one API server": ("API_SERVER_COUNT DISABLE_FRONTEND_MULTIPROCESSING VLLM_USE_RUST_FRONTEND"),
+    "RESPONSES_STORE says where responses are stored; over HTTP they are by default": "VLLM_ENABLE_RESPONSES_API_STORE",
+    "a request names one of the served models; MODEL_ALIASES adds patterns": "VLLM_SKIP_MODEL_NAME_VALIDATION",
+    "the limits of a request's lists are fixed": (
+        "VLLM_MAX_N_SEQUENCES VLLM_MAX_COMPLETION_PROMPTS VLLM_MAX_NUM_BAD_WORDS"
+    ),
+    "grammars are compiled and calls are read within limits of their own": (
+        "VLLM_REGEX_COMPILATION_TIMEOUT_S VLLM_TOOL_PARSE_REGEX_TIMEOUT_SECONDS"
+    ),
+    "a tool with `strict`, and a call that is demanded, always follow their schema": (
+        "VLLM_ENFORCE_STRICT_TOOL_CALLING"
+    ),
+    "streams have no comments between events": "SSE_KEEP_ALIVE_INTERVAL",
+    "idle connections have limits of their own": "VLLM_HTTP_TIMEOUT_KEEP_ALIVE",
+    "system_fingerprint has one form": "FINGERPRINT_MODE",
     "GET /openapi.json is behind the key like every route, and there are no other pages": "DISABLE_FASTAPI_DOCS",
     # --- the process
     "the engine is a process of this worker, reached without a port": "VLLM_PORT VLLM_BASE_URL",
     "the worker waits for its engine as long as the platform lets it": (
         "VLLM_STARTUP_TIMEOUT VLLM_ENGINE_READY_TIMEOUT_S"
+    ),
+    "a worker whose engine has failed for good exits, so that the platform replaces it": (
+        "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH"
+    ),
+    "nothing is reported to anybody": "VLLM_NO_USAGE_STATS",
+    "there is no realtime server; use `ember serve`": "RUNPOD_REALTIME_PORT RUNPOD_REALTIME_CONCURRENCY",
+    "outputs are JSON, and nothing is uploaded": ("BUCKET_ENDPOINT_URL BUCKET_ACCESS_KEY_ID BUCKET_SECRET_ACCESS_KEY"),
+    "the boot of the engine tests the GPU, and the queue the network": (
+        "RUNPOD_NETWORK_CHECK_TIMEOUT RUNPOD_GPU_BENCHMARK_TIMEOUT RUNPOD_GPU_TEST_TIMEOUT "
+        "RUNPOD_GPU_MAX_ERROR_MESSAGES RUNPOD_BINARY_GPU_TEST_PATH"
     ),
     "a request runs until it ends or its job is cancelled; bound it with max_tokens": "REQUEST_TIMEOUT",
 }
@@ -120,9 +152,14 @@ KNOWN_UNUSED: dict[str, str] = {name: hint for hint, names in _GROUPS.items() fo
 _MET_ANYWAY: dict[str, str] = {
     "1": (
         "TENSOR_PARALLEL_SIZE PIPELINE_PARALLEL_SIZE DATA_PARALLEL_SIZE DATA_PARALLEL_SIZE_LOCAL "
-        "DECODE_CONTEXT_PARALLEL_SIZE API_SERVER_COUNT NUM_SCHEDULER_STEPS"
+        "DECODE_CONTEXT_PARALLEL_SIZE API_SERVER_COUNT NUM_SCHEDULER_STEPS VLLM_ENABLE_RESPONSES_API_STORE "
+        "VLLM_ENFORCE_STRICT_TOOL_CALLING VLLM_NO_USAGE_STATS"
     ),
-    "0": "SWAP_SPACE CPU_OFFLOAD_GB KV_OFFLOADING_SIZE NUM_REDUNDANT_EXPERTS DATA_PARALLEL_RANK NUM_SPECULATIVE_TOKENS",
+    "0": (
+        "SWAP_SPACE CPU_OFFLOAD_GB KV_OFFLOADING_SIZE NUM_REDUNDANT_EXPERTS DATA_PARALLEL_RANK NUM_SPECULATIVE_TOKENS "
+        "SSE_KEEP_ALIVE_INTERVAL VLLM_USE_MODELSCOPE VLLM_SKIP_MODEL_NAME_VALIDATION "
+        "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH VLLM_USE_RUST_FRONTEND RUNPOD_REALTIME_PORT"
+    ),
     "auto": "TOKENIZER_MODE CONFIG_FORMAT",
     "raw_logprobs": "LOGPROBS_MODE",
     "true": "ENABLE_CHUNKED_PREFILL DISABLE_LOG_REQUESTS",
