@@ -43,6 +43,7 @@ MODULES = (
     "rope_cache",
     "sampling",
     "sampling_logprobs",
+    "selective_scan",
     "small_gemm",
     "split_k",
     "state_chunks",

@@ -54,6 +54,30 @@ def run(ceilings: Ceilings) -> Iterator[Row]:
             yield from _decodes(name, heads, seqs)
         for tokens in PROMPTS:
             yield from _prompts(name, heads, tokens)
+    yield from _selective()
+
+
+def _selective() -> Iterator[Row]:
+    """Mamba 1 with the channels of Falcon Mamba 7B. A prompt's bytes are its inputs and outputs, and each of its FLOPs
+    is one of seven for each number of a state and token."""
+    from ember_kernels.selective_scan import selective_chunks, selective_step
+
+    inner, rows, name = 8192, 16, "Falcon Mamba 7B"
+    numbers = -_numbers(rows, inner, dtype=torch.float32).abs(), _numbers(inner, dtype=torch.float32)
+    for tokens in (*BATCHES, *PROMPTS):
+        is_prompt = tokens in PROMPTS
+        given = _numbers(tokens, inner), _numbers(tokens, inner), _numbers(tokens, rows), _numbers(tokens, rows)
+        states = _numbers(1 if is_prompt else tokens, 1, rows, inner, dtype=torch.float32)
+        out = _numbers(tokens, inner, dtype=torch.float32)
+        if is_prompt:
+            runs = _integers([[0, tokens, tokens, tokens], [-1] * 4, [0, -1, -1, -1]])
+            seconds = measure_graph(partial(selective_chunks, *given, *numbers, states, runs, out=out))
+            flops = 7.0 * tokens * rows * inner
+            yield Row("selective_chunks", f"{name} {tokens}", seconds, 8.0 * tokens * inner, flops)
+        else:
+            reads, writes = _integers([list(range(tokens))] * 2).unbind()
+            seconds = measure_graph(partial(selective_step, *given, *numbers, states, reads, writes, out=out))
+            yield Row("selective_step", f"{name} {tokens}", seconds, 8.0 * states.numel() + 8.0 * tokens * inner)
 
 
 def _decodes(name: str, heads: Heads, seqs: int) -> Iterator[Row]:

@@ -26,6 +26,7 @@ RUNS = 3  # of a sequence
 # Rows and columns of the state of one head in published models, for which kernels are compiled ahead.
 DELTA_SIZES = ((128, 128),)
 SSD_SIZES = ((128, 64), (128, 80), (64, 64), (256, 64), (256, 128))
+SELECTIVE_SIZES = (16,)  # numbers of a channel
 EPS = 1e-6  # below the square of a query's or key's length
 
 

@@ -12,8 +12,9 @@ from tests.device_step.engines import all_said, check_empty, device_engine, reco
 from tests.engine_core.inline import greedy, make_engine, poison_states, run
 from tests.engine_models.tiny import VOCAB_SIZE, make_tiny
 
-VARIANTS: dict[str, dict[str, Any]] = {  # the delta rule beside attention, and Mamba 2 alone
+VARIANTS: dict[str, dict[str, Any]] = {  # the delta rule beside attention, Mamba 1 and 2 alone
     "qwen3_5": {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]},
+    "falcon_mamba": {"num_hidden_layers": 1},
     "mamba2": {"num_hidden_layers": 1, "num_heads": 4, "head_dim": 32},
 }
 
@@ -28,6 +29,7 @@ def case(request, tmp_path_factory):
     return directory, requests, all_said(run(make_engine(directory), requests))
 
 
+@pytest.mark.parametrize("case", ["qwen3_5", "falcon_mamba"], indirect=True)
 def test_in_chunks_by_checkpoints_and_with_preemption(case):
     """States go on from chunk to chunk and from the prefix cache. Slots are used again, and hold NaN in between."""
     directory, requests, expected = case

@@ -237,14 +237,17 @@ def test_every_family_is_computed() -> None:
 
 
 def test_states_are_computed_in_kernels_and_what_is_not_is_named() -> None:
-    for variant in ("mamba2", "qwen3_5", "lfm2"):
+    for variant in ("mamba2", "qwen3_5", "lfm2", "jamba"):
         decision = decide(tiny_config(variant), "bfloat16", "cuda")
         assert decision.name == "triton" and not decision.lacking.keys() & set(STATE_OPERATIONS)
     wide = tiny_config("mamba2")
     assert wide.ssd is not None
     wide = replace(wide, ssd=replace(wide.ssd, state_dim=257))
     assert decide(wide, "bfloat16", "cuda").lacking.keys() == {"scan"}
-    assert decide(tiny_config("jamba"), "bfloat16", "cuda").lacking.keys() >= {"convolve", "selective_scan"}
+    wide = tiny_config("jamba")
+    assert wide.selective is not None
+    wide = replace(wide, selective=replace(wide.selective, state_dim=257))
+    assert decide(wide, "bfloat16", "cuda").lacking.keys() >= {"selective_scan"}
 
 
 def test_the_declarations_are_read_without_torch() -> None:

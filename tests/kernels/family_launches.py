@@ -97,6 +97,8 @@ def describe(variant: str, shape: tuple[int, ...], directory: Path) -> DecoderCo
     sizes |= dict.fromkeys(("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size"), 512)
     sizes |= STATES | {"mamba_d_ssm": 2 * hidden}  # the inner size
     sizes |= dict.fromkeys(("mamba_n_heads", "num_heads"), 2 * hidden // STATES["mamba_d_head"])
+    if name in ("Jamba", "Mamba", "FalconMamba"):
+        sizes |= {"mamba_d_state": 16, "state_size": 16, "conv_kernel": 4, "expand": 2}
     if name == "Mamba2":
         sizes["head_dim"] = 64
     fields |= {field: size for field, size in sizes.items() if field in fields}
@@ -121,10 +123,8 @@ def models() -> Iterator[tuple[str, DecoderConfig, torch.dtype]]:
                     continue
                 if variant in ALL_SHAPES or (number + j) % len(SHAPES) == i:
                     config = describe(variant, shape, Path(directory))
-                    if config.selective is not None:
-                        continue  # torch plans these states on the host, in another runner
                     if not config.shared_kv_layers:  # otherwise the last ones are of their own kind
-                        config = with_layers(config, 3)
+                        config = with_layers(config, min(config.num_layers, 3))
                     group = config.num_heads // config.num_kv_heads
                     if config.attention_soft_cap is not None and (config.head_dim, group) not in CAPPED:
                         config = with_layers(describe(variant, SHAPES[-1 - j], Path(directory)), 3)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ember_kernels import convolution as convolutions
 from ember_kernels import gated_norm as norms
-from ember_kernels import state_chunks, state_step
+from ember_kernels import selective_scan, state_chunks, state_step
 from ember_kernels.state_math import each_run
 
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -163,6 +163,27 @@ def test_mamba_2(device: str, heads: int, groups: int, state_dim: int, head_dim:
         own, out = states.clone(), torch.full_like(results[0][0], torch.nan)
         state_step.ssd_tokens(*given, own, runs_on(device), groups=1, limits=(0.01, 2.5), out=out)
         check([(out, own), results[1]], list(range(2, 103)), dtype)
+
+
+@pytest.mark.parametrize(("state_dim", "inner", "dtype"), [(16, 70, torch.float32), (12, 40, torch.bfloat16)])
+def test_mamba_1(device: str, state_dim: int, inner: int, dtype: torch.dtype) -> None:
+    tokens = STARTS[-1] + 3
+    x, dt = (torch.randn(tokens, inner + 8).to(device).to(dtype)[:, 8:] for _ in range(2))
+    b, c = torch.randn(tokens, 5 + 2 * state_dim).to(device).to(dtype)[:, 5:].chunk(2, dim=1)
+    given = x, dt, b, c, -torch.rand(state_dim, inner, device=device) * 2, torch.randn(inner, device=device)
+    states = states_of(1, state_dim, inner).to(device)
+    results, singles = [], []
+    for name in ("", "_reference"):
+        own, out = states.clone(), torch.full((tokens, inner), torch.nan, device=device)
+        getattr(selective_scan, f"selective_chunks{name}")(*given, own, runs_on(device), out=out)
+        results.append((out, own))
+        own, out = states.clone(), out[:4].clone().fill_(torch.nan)
+        slots = integers(SINGLE_READS, device), integers(SINGLE_WRITES, device)
+        rows = (each[:4] for each in given[:4])
+        getattr(selective_scan, f"selective_step{name}")(*rows, *given[4:], own, *slots, out=out)
+        singles.append((out, own))
+    check(results, list(range(2, 103)), torch.float32)
+    check(singles, [0, 1, 3], torch.float32)
 
 
 @pytest.mark.parametrize("gate_first", [False, True])

@@ -28,6 +28,7 @@ from ember.wire import Configure
 CPU_KV_BYTES = 4 << 30  # maximum of the default on a CPU
 STATES_SHARE = 0.5  # most of the cache for the states of running sequences
 CHECKPOINTS_SHARE = 0.25  # of the rest for states in the prefix cache
+MOST_RUNS = 3  # of a sequence in a step: ember_kernels.state_math.RUNS
 EMPTY_PAGES = 1 << 17  # of a model whose layers all have states: pages without content
 DEFAULT_CHECKPOINTS = 4  # most of them for each sequence in a step
 CPU_KV_SHARE = 0.5  # share of the available memory on a CPU
@@ -69,6 +70,9 @@ def activation_bytes(
     expanded = 0
     if config.latent is not None:
         expanded = expanded_bytes(config.latent, config.num_heads, element_size, num_tokens)
+    if config.selective is not None:  # what each chunk of each run adds to a state, one chunk more than are full
+        part = (config.selective.state_dim + 1) * config.selective.inner_size
+        expanded += 4 * part * (num_tokens // STATE_CHUNK + MOST_RUNS * num_rows)
     return gathered + expanded + num_tokens * token_bytes(config, element_size) + logits
 
 

@@ -219,6 +219,8 @@ def _triton_faults(config: DecoderConfig) -> Lacking:
         faults["delta_rule"] = f"linear_key_head_dim={config.delta.key_dim} is above {TRITON_MAX_STATE_ROWS}"
     if config.ssd is not None and config.ssd.state_dim > TRITON_MAX_STATE_ROWS:
         faults["scan"] = f"a state of {config.ssd.state_dim} is above {TRITON_MAX_STATE_ROWS}"
+    if config.selective is not None and config.selective.state_dim > TRITON_MAX_STATE_ROWS:
+        faults["selective_scan"] = f"a state of {config.selective.state_dim} is above {TRITON_MAX_STATE_ROWS}"
     if config.ssd is not None and config.ssd.inner_size // config.ssd.groups > TRITON_MAX_HIDDEN:
         faults["gated_norm"] = f"a norm of {config.ssd.inner_size // config.ssd.groups} is above {TRITON_MAX_HIDDEN}"
     if config.experts is not None:
@@ -245,9 +247,10 @@ TRITON = OperatorSet(
         "attend_latents": frozenset({"latent", "attention_scale"}),
         "gate": _GATES | {"swiglu_limit"},
         "experts": _EXPERTS,
-        "convolve": frozenset({"delta", "conv", "ssd"}),
+        "convolve": frozenset({"delta", "conv", "ssd", "selective"}),
         "delta_rule": frozenset({"delta", "delta.tiled"}),
         "scan": frozenset({"ssd"}),
+        "selective_scan": frozenset({"selective"}),
         "gated_norm": frozenset({"delta", "ssd", "ssd.norm=before_gate"}),
     },
     _triton_faults,

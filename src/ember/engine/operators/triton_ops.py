@@ -12,8 +12,8 @@
                                                                           measured to be faster than torch
     matrix products with quantised weights     one or two launches, or one and torch's product for many rows
     experts                                    three launches for few tokens, otherwise up to six
-    mixers with a state (`triton_state`)       convolution, gated norm: one launch each; the delta rule, Mamba 2:
-                                               decodes: one launch, prompt chunks: two
+    mixers with a state (`triton_state`)       convolution, gated norm: one launch each; the delta rule, Mamba 1 and 2:
+                                               decodes: one launch, prompt chunks: two, Mamba 1: three
 
 torch computes the other matrix products, embedding and head. This module imports triton, so it is imported only where
 it is used.
@@ -184,7 +184,7 @@ class TritonOperators:
         """Take the operations of mixers with a state that the kernels have. Other models do not import them."""
         from ember.engine.operators import triton_state
 
-        for name in ("convolve", "delta_rule", "scan"):
+        for name in ("convolve", "delta_rule", "scan", "selective_scan"):
             if name not in lacking:
                 setattr(self, name, getattr(triton_state, name))
         if "gated_norm" not in lacking:

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ember.engine.layers.mixers import Convolution, Delta, GatedNorm, Ssd
+from ember.engine.layers.mixers import Convolution, Delta, GatedNorm, Selective, Ssd
 from ember.engine.operators.triton_step import MAX_REUSED_TOKENS, TritonStep
 from ember_kernels.convolution import convolution, convolution_step
 from ember_kernels.gated_norm import gated_norm as launch_gated_norm
 from ember_kernels.launch import Launches
+from ember_kernels.selective_scan import selective_chunks, selective_step
 from ember_kernels.state_chunks import delta_chunks, ssd_chunks
 from ember_kernels.state_step import delta_step, ssd_step
 
@@ -92,6 +93,27 @@ def scan(part: Ssd, x: Tensor, dt: Tensor, step: TritonStep) -> Tensor:
     b = addresses[0] + config.inner_size * x.element_size()
     addresses += (b, b + config.group_size * x.element_size())
     _launch(step.launches, ("scan", group, x.stride(0), dt.stride(0)), addresses, x.shape[0], call)
+    return out
+
+
+def selective_scan(part: Selective, x: Tensor, dt: Tensor, b: Tensor, c: Tensor, step: TritonStep) -> Tensor:
+    """`Operators.selective_scan` (`operators.base`)."""
+    group, layer = part.state
+    out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    given = part.decay, part.skip, step.cache.states[group].matrices[layer]
+
+    def call() -> None:
+        if (decodes := step.decodes) is not None:
+            slots, count = decodes.states, len(decodes.context_lens)
+            assert slots is not None
+            selective_step(x[:count], dt[:count], b[:count], c[:count], *given, *slots, out=out[:count])
+        if (chunks := step.chunks) is not None:
+            assert chunks.runs is not None
+            selective_chunks(x, dt, b, c, *given, chunks.runs, out=out)
+
+    addresses = [each.data_ptr() for each in (x, dt, b, c, out, *given)]
+    key = ("selective", group, *(each.stride(0) for each in (x, dt, b, c)))
+    _launch(step.launches, key, addresses, x.shape[0], call)
     return out
 
 

@@ -60,7 +60,8 @@ def _touch_kernels(config: DecoderConfig, x: Tensor, block_size: int) -> None:
             else:
                 weight = norm_weight if config.norm_affine else None
                 layer_norm(x, weight, bias, config.norm_eps, residual=residual)
-    if "gate" not in lacking and config.activation in KINDS:
+    has_mlp = any(map(config.has_mlp, range(config.num_layers)))
+    if has_mlp and "gate" not in lacking and config.activation in KINDS:
         width = config.intermediate_size * (2 if config.gated_mlp else 1)
         limit = config.swiglu_limit if config.gated_mlp else None
         kind = config.activation if limit is None else "silu"

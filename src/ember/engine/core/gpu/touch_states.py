@@ -11,6 +11,7 @@ from torch import Tensor
 from ember.engine.description.config import DecoderConfig
 from ember_kernels.convolution import convolution, convolution_step
 from ember_kernels.gated_norm import gated_norm
+from ember_kernels.selective_scan import selective_chunks, selective_step
 from ember_kernels.state_chunks import delta_chunks, ssd_chunks
 from ember_kernels.state_math import RUNS
 from ember_kernels.state_step import delta_step, ssd_step
@@ -27,6 +28,8 @@ def touch_states(config: DecoderConfig, x: Tensor, lacking: Collection[str]) -> 
         _touch_delta(config, x, lacking)
     if config.ssd is not None and ("ssd" in mixers or config.ssd_beside_attention):
         _touch_ssd(config, x, lacking)
+    if config.selective is not None and "selective" in mixers:
+        _touch_selective(config, x, lacking)
 
 
 def _touch_delta(config: DecoderConfig, x: Tensor, lacking: Collection[str]) -> None:
@@ -70,6 +73,24 @@ def _touch_ssd(config: DecoderConfig, x: Tensor, lacking: Collection[str]) -> No
         weight = x.new_zeros(part.inner_size).unflatten(0, of_groups)
         is_first = part.norm == "after_gate"
         gated_norm(scanned.flatten(1).unflatten(1, of_groups), gate, weight, config.norm_eps, gate_first=is_first)
+
+
+def _touch_selective(config: DecoderConfig, x: Tensor, lacking: Collection[str]) -> None:
+    part = config.selective
+    assert part is not None
+    inputs = x.new_zeros(len(x), 2 * part.inner_size)[:, : part.inner_size]
+    if "convolve" not in lacking:
+        inputs = _convolve(inputs, part.kernel, part.conv_bias, silu=True)
+    if "selective_scan" not in lacking:
+        (reads, writes), _, runs = _places(x)
+        out = x.new_zeros((len(x), part.inner_size), dtype=torch.float32)
+        rates = x.new_zeros(len(x), part.dt_rank + 2 * part.state_dim)
+        b, c = rates[:, part.dt_rank :].chunk(2, dim=-1)
+        given = inputs.contiguous(), x.new_zeros(out.shape), b, c
+        states = out.new_zeros(1, 1, part.state_dim, part.inner_size)
+        numbers = states[0, 0], out[0], states
+        selective_step(*given, *numbers, reads, writes, out=out)
+        selective_chunks(*given, *numbers, runs, out=out)
 
 
 def _convolve(x: Tensor, kernel: int, has_bias: bool, *, silu: bool) -> Tensor:
