@@ -12,6 +12,7 @@ import torch
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from compressed_tensors.quantization.utils import calculate_qparams
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ember.engine.errors import ModelError
@@ -148,6 +149,17 @@ def test_arguments_that_cannot_be_served(
         (tmp_path / file.name).write_bytes(file.read_bytes())
     rewrite_config(tmp_path, quantization_config=config(form, {**GROUPS, **changed}, False))
     with pytest.raises(ModelError, match=error):
+        load(tmp_path)
+
+
+def test_another_shape_than_the_files_say(w4a16: Path, tmp_path: Path) -> None:
+    for file in w4a16.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight_shape"
+    assert tensors[name].tolist() == [SIZES["hidden_size"], SIZES["intermediate_size"]]
+    save_file({**tensors, name: tensors[name].flip(0).contiguous()}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"hidden_size=64 and intermediate_size=.*, but .*down_proj.weight_shape is"):
         load(tmp_path)
 
 

@@ -6,6 +6,7 @@ A matrix NAME has these tensors. The integers are signed; packed ones have half 
     NAME.weight_scale       [out, in / group], or one for each row or for the matrix
     NAME.weight_zero_point  int32 [out * bits / 32, in / group], or int8 in the scales' shape; absent if symmetric
     NAME.weight_g_idx       int32 [in], each input's group (`actorder` group)
+    NAME.weight_shape       [2], out and in, of packed ones, with which the matrix is compared
 
 torch is imported in functions only.
 """
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ember.engine.description.fields import shown
-from ember.engine.description.weights import LinearSpec, Stored
+from ember.engine.description.weights import LinearSpec, Rows, Size, Stored
 from ember.engine.errors import ModelError
 from ember.engine.quantization import held
 from ember.engine.quantization.base import Files, Source
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
 
     from ember.engine.layers.linear import Linear
 
-UNUSED = (".weight_shape", ".weight_g_idx", ".input_zero_point", ".output_scale", ".output_zero_point")
+SHAPE = ".weight_shape"
+_INTEGERS = ("I64", "I32")
+UNUSED = (SHAPE, ".weight_g_idx", ".input_zero_point", ".output_scale", ".output_zero_point")
 # Values of `actorder`: those with a group for each input, and those whose inputs are in order in the files.
 _BY_GROUP, _IN_ORDER = ("group", "dynamic", True), ("weight", "static", False, None)
 _BLOCKS = {"channel": (1, None), "tensor": (None, None)}
@@ -60,6 +63,7 @@ class CompressedInts:
     checks_order: bool  # whether weight_g_idx is only compared with the order that config.json says
     scales: str  # dtype of the scales of groups, torch's name
     files: Files
+    has_shape: bool  # whether the files say the matrix's shape
 
     def sources(self, spec: LinearSpec) -> list[Source]:
         found: list[Source] = []
@@ -81,6 +85,8 @@ class CompressedInts:
                 found.append(module.by_row("zeros", ".weight_zero_point", groups, ("I8",), "int8"))
             if self.has_order or self.checks_order:
                 found.append(module.inputs_order("order", ".weight_g_idx"))
+            if self.has_shape:
+                found.append(_shape_source(module.name))
         if self.group is None:
             found += scale_sources(spec, "scales", ".weight_scale", _BLOCKS[self.strategy], self.files)
             if self.zeros == "bytes":
@@ -97,6 +103,8 @@ class CompressedInts:
 
         from ember.engine.layers.int_linear import IntLinear
 
+        if self.has_shape:
+            _check_shapes(spec, torch.cat(tensors["shape"]).view(-1, 2).tolist())
         half = 1 << (self.bits - 1)
         zeros = torch.cat(tensors["zeros"]) if self.zeros is not None else None
         if zeros is not None and self.zeros == "packed":
@@ -117,6 +125,24 @@ class CompressedInts:
         if self.checks_order:
             check_plain_order(layer, spec, tensors["order"], f"actorder of {self.says}")
         return layer if not self.has_order else ordered(layer, spec, tensors["order"][0])
+
+
+def _shape_source(module: str) -> Source:
+    columns = (0, 2)
+    return Source(
+        "shape", module + SHAPE, (Size(2, "two"),), (1, 2), Rows(0, 1), columns, stored=_INTEGERS, dtype="int64"
+    )
+
+
+def _check_shapes(spec: LinearSpec, shapes: list[list[int]]) -> None:
+    """Raise ModelError if the files say another shape of a stored matrix than config.json."""
+    for output, shape in zip(spec.outputs, shapes, strict=True):
+        name, rows, columns = output.stored.name, output.stored.rows, output.stored.columns
+        if shape != [rows.extent, columns.extent]:
+            raise ModelError(
+                f"{rows.says} and {columns.says}, but {name}{SHAPE} is {shape}: use another checkpoint, or its own "
+                "config.json"
+            )
 
 
 def _from_bytes(values: Tensor, bits: int) -> tuple[Tensor, int]:
@@ -160,6 +186,7 @@ def ints_of(says: str, stored: Stored, files: Files, weights: Mapping[str, Any],
     if not symmetric and (not files or zero_points in files):
         dtype = files[zero_points].dtype if zero_points in files else "I32" if is_packed else "I8"
         zeros = "packed" if dtype == "I32" else "bytes"
+    shape = files.get(stored.name + SHAPE)
     has_g_idx = f"{stored.name}.weight_g_idx" in files
     has_order = order in _BY_GROUP and (not files or has_g_idx)
     return CompressedInts(
@@ -173,6 +200,7 @@ def ints_of(says: str, stored: Stored, files: Files, weights: Mapping[str, Any],
         checks_order=has_g_idx and order in _IN_ORDER and strategy == "group",
         scales=scale_dtype(files, f"{stored.name}.weight_scale"),
         files=_NO_FILES if strategy == "group" else files,
+        has_shape=shape is not None and shape.shape == (2,) and shape.dtype in _INTEGERS,
     )
 
 
