@@ -18,8 +18,10 @@ from torch import Tensor
 from ember.engine.core.chores import Chores, settling
 from ember.engine.description.operator_sets import NATIVE
 from ember.engine.description.read_config import load_config
+from ember.engine.layers.mlp import MLP
 from ember.engine.loading.load import load_decoder
 from ember.engine.models.decoder import Decoder
+from ember.engine.operators.experts import compute_mlp
 from ember.engine.operators.native_ops import NativeOperators
 from ember.wire import Generate
 from ember_cpu import library as native
@@ -203,6 +205,17 @@ def test_more_rows_of_logits_than_one_call_takes(build, checkpoints):
     hidden = torch.randn(2 * native.MAX_ROWS + 3, 128).bfloat16()
     expected = hidden.float() @ model.parts.head.weight.float().T
     torch.testing.assert_close(model.logits(hidden), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_an_mlp_of_more_rows_than_it_computes_at_a_time(build, checkpoints, monkeypatch):
+    directory, _ = checkpoints("qwen3")
+    model, step = native_model(directory), Any
+    mlp = model.parts.blocks[0].mlp
+    assert isinstance(mlp, MLP) and isinstance(model.ops, NativeOperators)
+    hidden = torch.randn(int(model.ops.max_mlp_rows) + 9, model.config.hidden_size, dtype=torch.bfloat16)
+    parts = compute_mlp(model.ops, mlp, hidden, step)
+    monkeypatch.setattr(NativeOperators, "max_mlp_rows", inf)
+    assert parts.equal(compute_mlp(model.ops, mlp, hidden, step))
 
 
 def test_weights_that_move_are_found_again(build, checkpoints, monkeypatch):

@@ -243,7 +243,7 @@ class Settings(BaseSettings):
     max_num_batched_tokens: NonNegativeInt = Field(
         None,
         validation_alias=_names("MAX_NUM_BATCHED_TOKENS"),
-        description="Most tokens that one step computes. 0 or unset: 8192 on a GPU, 2048 on a CPU.",
+        description="Most tokens that one step computes. 0 or unset: 8192 on a GPU, 1024 on a CPU (2048 for pooling).",
     )
     enable_prefix_caching: bool = Field(
         True,

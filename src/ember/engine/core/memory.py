@@ -37,7 +37,8 @@ DEVICE_RESERVE_BYTES = 512 << 20  # libraries' workspaces, fragmentation, graphs
 GRAPH_BYTES_PER_LAUNCH, LAUNCHES_PER_LAYER = 16 << 10, 12
 
 DEFAULT_MAX_NUM_SEQS = {"cuda": 256, "cpu": 64}
-DEFAULT_MAX_NUM_BATCHED_TOKENS = {"cuda": 8192, "cpu": 2048}
+DEFAULT_MAX_NUM_BATCHED_TOKENS = {"cuda": 8192, "cpu": 1024}  # on a CPU 2048 take more memory and no less time
+POOLED_TOKENS = 2048  # of whole texts in a step on a CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,10 @@ def plan_memory(
 
     Raises ModelError, with advice, if not even one context of the wanted length fits.
     """
-    max_num_batched_tokens = asked.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS[memory.device]
+    default = DEFAULT_MAX_NUM_BATCHED_TOKENS[memory.device]
+    if config.pooling is not None:
+        default = max(default, POOLED_TOKENS)
+    max_num_batched_tokens = asked.max_num_batched_tokens or default
     # Every running sequence must get its token in every step, or the last ones would starve.
     # Of texts to be pooled a step takes as many as its tokens allow.
     default = DEFAULT_MAX_NUM_SEQS["cuda" if config.pooling is not None else memory.device]

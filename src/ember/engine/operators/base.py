@@ -71,6 +71,10 @@ class Operators(Protocol[S]):
     def reads_packed(self) -> bool:
         """Whether matrices should be repacked for oneDNN, in time, so that `linear` reads them fastest."""
 
+    @property
+    def max_mlp_rows(self) -> float:
+        """How many rows an MLP computes at a time. It is finite where more rows take memory and save no time."""
+
     def weights_moved(self, layer: int | None) -> None:
         """Matrices of a layer, or the head (None), were replaced: a set that holds addresses must read them again."""
 

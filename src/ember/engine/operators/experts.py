@@ -58,6 +58,13 @@ def inputs(ops: Ops, experts: Experts, hidden: Tensor, step: Step) -> Tensor:
 
 def compute_mlp(ops: Ops, mlp: MLP, hidden: Tensor, step: Step) -> Tensor:
     """[T, hidden] -> [T, hidden]."""
+    if len(hidden) <= ops.max_mlp_rows:
+        return _compute_mlp(ops, mlp, hidden, step)
+    most = int(ops.max_mlp_rows)
+    return torch.cat([_compute_mlp(ops, mlp, rows, step) for rows in hidden.split(most)])
+
+
+def _compute_mlp(ops: Ops, mlp: MLP, hidden: Tensor, step: Step) -> Tensor:
     inner = None if mlp.gated else mlp.up.activated(hidden, mlp.activation)
     if inner is None:
         up = ops.linear(mlp.up, hidden, step)

@@ -130,6 +130,12 @@ class NativeOperators:
     def reads_packed(self) -> bool:
         return False
 
+    @property
+    def max_mlp_rows(self) -> float:
+        """Finite where the library multiplies all matrices, since it takes MAX_ROWS rows at a time anyway."""
+        is_library = self.max_whole_rows and min(self.max_product_rows, self.max_quantised_rows) == math.inf
+        return 4 * MAX_ROWS if is_library else math.inf
+
     def weights_moved(self, layer: int | None) -> None:
         if layer is None:
             self._head = matrix_of(self._parts.head, self._floats)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container
 from functools import partial
 
@@ -42,6 +43,7 @@ class TorchOperators:
     """`operators.base.Operators` over torch's operators. They multiply every layout of weights."""
 
     is_recordable = False  # attention is planned on the host
+    max_mlp_rows = math.inf
 
     def __init__(self, config: DecoderConfig, parts: DecoderParts, dtype: torch.dtype, device: torch.device) -> None:
         self.config = config

@@ -21,6 +21,7 @@ it is used.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -115,6 +116,8 @@ class LatentSite(NamedTuple):
 
 class TritonOperators:
     """`operators.base.Operators` in Triton kernels. torch computes the operations in `lacking`."""
+
+    max_mlp_rows = math.inf
 
     def __init__(self, torch_ops: TorchOperators, lacking: Lacking) -> None:
         config = torch_ops.config
