@@ -48,6 +48,7 @@ LEFT_OUT = {
     "enable_sleep_mode": "its routes are no queue jobs",
     "allowed_origins": "only `ember serve` reads it",
     "page": "only `ember serve` and `ember platform` have it",
+    "batch_dir": "only `ember serve` has these routes",
     "max_request_bytes": "only `ember serve` reads it",
     "root_path": "only `ember serve` reads it",
     "port_health": "only `ember serve` listens",

@@ -17,6 +17,7 @@ from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ember.front.api.batches.manager import batches_of
 from ember.front.api.pooling.routes import POOLING_ROUTES
 from ember.front.api.routes import ROUTER, ROUTES
 from ember.front.http.app import make_app
@@ -61,6 +62,8 @@ GIVEN: dict[str, dict[str, Any]] = {
 }
 SWITCHES = ("enable_tokenizer_info_endpoint", "enable_scale_out", "server_dev_mode", "enable_sleep_mode")
 UNTRIED = {"/sleep", "/pause"}  # they would hold all others; tests/api/test_dev.py has them
+BATCHES = "/v1/batches"
+BATCH = {"endpoint": "/v1/completions", "completion_window": "24h"}
 KEPT = ("stream", "temperature", "top_p", "user", "store")
 POOLING_PATHS = {route.path for route in POOLING_ROUTES}
 # Routes with bodies of other routes, whose bad input those are asked with.
@@ -87,9 +90,10 @@ class Backend:
 
 
 @pytest.fixture(scope="module")
-def address(tokenizer: Tokenizer) -> Iterator[str]:
+def address(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of a server in a thread of its own."""
-    deployment = Deployment(tokenizer, max_logprobs=-1, **dict.fromkeys(SWITCHES, True))
+    enabled: Any = {**dict.fromkeys(SWITCHES, True), "batch_dir": str(tmp_path_factory.mktemp("batches"))}
+    deployment = Deployment(tokenizer, max_logprobs=-1, **enabled)
     deployment.engine.stats = stats  # type: ignore[method-assign]
     deployment.pools("generate", *get_args(PoolingTask))
     started = threading.Event()
@@ -107,6 +111,7 @@ def address(tokenizer: Tokenizer) -> Iterator[str]:
         started.set()
         await stop.wait()
         await runner.cleanup()
+        await batches_of(deployment.services).close()
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
     thread.start()
@@ -141,6 +146,14 @@ def test_answers_are_as_documented(address: str, schema: Any, path: str, method:
             named = {"model": "org/tiny"}
             if "{response_id}" in path:
                 named["response_id"] = stored_response(address)
+            if "{file_id}" in path or path == BATCHES:
+                named["file_id"] = stored_file(address)
+            if "{batch_id}" in path:
+                named["batch_id"] = posted(address, BATCHES, {**BATCH, "input_file_id": stored_file(address)})
+            if path == BATCHES and method == "POST":
+                case.body = {**BATCH, "input_file_id": named["file_id"]}
+            if path == "/v1/files" and method == "POST":
+                case.body = {"file": b"x", "purpose": "batch"}
             case.path_parameters = {name: named[name] for name in case.path_parameters or {}}
         statuses.add(case.call_and_validate(base_url=address, checks=CHECKS).status_code)
 
@@ -150,9 +163,24 @@ def test_answers_are_as_documented(address: str, schema: Any, path: str, method:
 
 def stored_response(address: str) -> str:
     """The id of a response that was made in the background."""
-    body = json.dumps({"input": "hi", "background": True}).encode()
-    request = Request(f"{address}/v1/responses", body, {"Content-Type": "application/json"})
-    with urlopen(request, timeout=30) as answer:
+    return posted(address, "/v1/responses", {"input": "hi", "background": True})
+
+
+def stored_file(address: str) -> str:
+    """The id of a file of requests."""
+    lines = [
+        json.dumps({"custom_id": str(number), "method": "POST", "url": "/v1/completions", "body": {"prompt": "hi"}})
+        for number in range(300)
+    ]
+    parts = [('purpose"', "batch"), ('file"; filename="in.jsonl"', "\n".join(lines))]
+    form = "".join(f'--x\r\nContent-Disposition: form-data; name="{name}\r\n\r\n{text}\r\n' for name, text in parts)
+    return posted(address, "/v1/files", f"{form}--x--\r\n".encode(), "multipart/form-data; boundary=x")
+
+
+def posted(address: str, path: str, body: Any, content_type: str = "application/json") -> str:
+    """The id of what a POST makes."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with urlopen(Request(address + path, data, {"Content-Type": content_type}), timeout=30) as answer:
         name: str = json.load(answer)["id"]
     return name
 

@@ -131,8 +131,8 @@ SHOWN = [route.path for route in ROUTES if "GET" in route.methods and "{" not in
 
 
 @pytest.mark.parametrize("path", SHOWN)
-def test_what_is_shown_over_http_is_shown_to_a_job(deploy: Any, path: str) -> None:
-    deployment = deploy(enable_tokenizer_info_endpoint=True)
+def test_what_is_shown_over_http_is_shown_to_a_job(deploy: Any, path: str, tmp_path: Path) -> None:
+    deployment = deploy(enable_tokenizer_info_endpoint=True, batch_dir=str(tmp_path))
     deployment.engine.stats = stats  # type: ignore[method-assign]
     for route in (path, f"/openai{path}"):
         request = parse_input({"openai_route": route}, ROUTER, model="org/tiny").request
@@ -151,7 +151,10 @@ def test_a_job_for_a_post_without_a_body() -> None:
 POOLING_PATHS = {route.path for route in POOLING_ROUTES}
 
 
-@pytest.mark.parametrize("path", [route.path for route in ROUTES if route.about.body and not route.is_admin])
+WITH_BODIES = [route.path for route in ROUTES if route.about.body and not route.is_admin and route.path not in SHOWN]
+
+
+@pytest.mark.parametrize("path", WITH_BODIES)
 def test_a_job_for_a_route_that_needs_a_body(deploy: Any, path: str) -> None:
     deployment = deploy(enable_scale_out=True)
     with pytest.raises(ApiError, match="openai_input is missing"):

@@ -493,6 +493,12 @@ class Settings(BaseSettings):
         validation_alias=_names("RESPONSES_STORE_SECONDS"),
         description="Seconds after which a stored response is dropped.",
     )
+    batch_dir: OptionalStr = Field(
+        None,
+        validation_alias=_names("BATCH_DIR"),
+        description="Directory of /v1/files and /v1/batches, which are off without it. A server that starts goes on "
+        "with the batches there that are not over.",
+    )
     max_request_bytes: Annotated[int, Field(ge=1024, le=2**31), BeforeValidator(byte_count)] = Field(
         32 * 2**20,
         validation_alias=_names("MAX_REQUEST_BYTES", "VLLM_HTTP_MAX_REQUEST_BODY_SIZE"),

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,7 +22,7 @@ class Request:
 
     method: str
     path: str
-    body: Any = None  # parsed JSON, None when there was no body
+    body: Any = None  # parsed JSON, or a form as a dict; None when there was no body
     headers: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
     arrived: float = field(default_factory=time.monotonic)  # when the face had it
@@ -30,9 +31,18 @@ class Request:
     id: str | None = None  # the name that the face has given it, for the log and for headers
 
 
+@dataclass(frozen=True, slots=True)
+class UploadedFile:
+    """A file in the body of a request that is a form. It is removed behind the request unless it was moved away."""
+
+    filename: str  # as the client names it
+    path: Path
+
+
 @dataclass(slots=True)
 class Response:
-    """A whole answer: a dict or list is JSON, a str plain text, bytes themselves, None an empty body."""
+    """A whole answer: a dict or list is JSON, a str plain text, bytes themselves, None an empty body. A path stands for
+    the bytes of a file."""
 
     status: int = 200
     body: Any = None

@@ -142,7 +142,8 @@ def _pattern(path: str) -> re.Pattern[str]:
 def _check_enabled(route: Route, settings: Settings) -> None:
     if route.enabled_by is None or getattr(settings, route.enabled_by):
         return
-    hint = f"set {route.enabled_by.upper()} to true for this route"
+    how = " to true" if isinstance(getattr(settings, route.enabled_by), bool) else ""
+    hint = f"set {route.enabled_by.upper()}{how} for this route"
     if route.is_forbidden_without:
         raise ApiError(403, f"{route.path} is disabled: {hint}.", type="PermissionDeniedError")
     raise ApiError(404, f"Not Found: {hint}", type="Not Found")

@@ -7,6 +7,7 @@ from typing import get_args
 
 from ember.front.api.anthropic.forms import ANTHROPIC_ERRORS, ANTHROPIC_EVENTS, ANTHROPIC_ID_HEADER
 from ember.front.api.batch import create_chat_batch
+from ember.front.api.batches.routes import BATCH_ROUTES
 from ember.front.api.chat import create_chat_completion
 from ember.front.api.completions import create_completion
 from ember.front.api.dev.routes import DEV_ROUTES
@@ -160,6 +161,7 @@ ROUTES = (
             answer=("LabelScores",),
         ),
     ),
+    *BATCH_ROUTES,
     *POOLING_ROUTES,
     Route(
         path="/v1/messages",

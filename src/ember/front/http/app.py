@@ -13,10 +13,12 @@ import logging
 import math
 import time
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any, Protocol
 
 from aiohttp import HttpVersion11, web
 
+from ember.front.api.batches.store import Store
 from ember.front.api.exchange import REQUEST_ID_HEADER, EventStream, Request, Response, request_id
 from ember.front.api.framing import Framing
 from ember.front.api.route import Route
@@ -26,6 +28,7 @@ from ember.front.errors import ApiError, internal_error, shutting_down
 from ember.front.http.answers import error_answer, whole_answer
 from ember.front.http.connection import Server
 from ember.front.http.cors import cors_headers, is_preflight
+from ember.front.http.forms import is_form, read_form, remove_files, send_file
 from ember.front.link.engine import EngineError
 from ember.settings import Settings
 from ember.untrusted_json import MAX_VALUES, UntrustedJsonError, loads_strict
@@ -144,10 +147,22 @@ class _Face:
         self._check_key(http, route)
         if route.status is not None:
             return whole_answer(status(found, self._backend), headers)
+        arrived = time.monotonic()
+        if route.takes_files and is_form(http):
+            directory = self._settings.batch_dir
+            form = {} if directory is None else await read_form(http, Store(directory).files)
+            try:
+                return await self._dispatch(http, found, name, headers, arrived, form)
+            finally:
+                remove_files(form)
         if (http.content_length or 0) > self._settings.max_request_bytes:
             raise _too_large(self._settings.max_request_bytes)
-        arrived = time.monotonic()
         body = await _parsed_body(http, self._stopping)
+        return await self._dispatch(http, found, name, headers, arrived, body)
+
+    async def _dispatch(
+        self, http: web.BaseRequest, found: Match, name: str, headers: dict[str, str], arrived: float, body: Any
+    ) -> web.StreamResponse:
         try:
             services = await self._backend.ready()
         except EngineError as error:
@@ -158,7 +173,9 @@ class _Face:
         request = Request(http.method, path, body, lowered, query, arrived, id=name)
         answer = await self._router.dispatch(services, request)
         if isinstance(answer, EventStream):
-            return await self._send_events(http, answer, route.framing, headers)
+            return await self._send_events(http, answer, found.route.framing, headers)
+        if isinstance(answer.body, Path):
+            return await send_file(http, answer.body, {**headers, **answer.headers})
         return whole_answer(answer, headers)
 
     def _page(self, http: web.BaseRequest, headers: dict[str, str]) -> web.Response | None:

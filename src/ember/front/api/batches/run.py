@@ -74,8 +74,8 @@ class BatchRun:
                 yield line
 
     async def run(self, ask: Ask, window: int) -> None:
-        """Run what is left. Being cancelled loses only what is under way. Raises ResultsError, and GaveUp where there
-        is a limit of patience."""
+        """Run what is left. Being cancelled loses only what is under way. Raises ResultsError, and GaveUp where nobody
+        answers any more."""
 
         async def work(line: BatchLine) -> None:
             self.add(line, (await self._asked(ask, line)).answer)
