@@ -61,10 +61,36 @@ def test_a_pause_and_a_sleep_end_apart(deployment: Deployment) -> None:
         assert await call(deployment, "POST", "/resume") == {"status": "resumed"}
         assert await call(deployment, "GET", "/is_paused") == {"is_paused": True}
         await call(deployment, "POST", "/wake_up")
-        assert deployment.engine.told == ["hold", "reset", "go on"]
+        assert deployment.engine.told == ["hold", "go on", "reset"]
         assert deployment.engine.is_ready
         await call(deployment, "POST", "/pause", wait_for_inflight_requests="true", clear_cache="false")
         assert deployment.engine.told[3:] == []
+
+    asyncio.run(run())
+
+
+def test_a_change_that_fails_or_whose_caller_leaves_stops_nobody_for_good(deployment: Deployment) -> None:
+    async def run() -> None:
+        async def broken() -> None:
+            raise ApiError(503, "The model is being loaded; try again in a moment.")
+
+        reset, deployment.engine.reset_prefix_cache = deployment.engine.reset_prefix_cache, broken  # type: ignore[method-assign]
+        with pytest.raises(ApiError, match="being loaded"):
+            await call(deployment, "POST", "/pause")
+        assert deployment.engine.is_ready
+        deployment.engine.reset_prefix_cache = reset  # type: ignore[method-assign]
+
+        deployment.engine.is_busy = True
+        leaving = asyncio.create_task(call(deployment, "POST", "/sleep", mode="wait"))
+        await asyncio.sleep(0.05)
+        leaving.cancel()
+        waking = asyncio.create_task(call(deployment, "POST", "/wake_up"))
+        await asyncio.sleep(0.05)
+        assert not waking.done() and not deployment.engine.gate.is_open and not deployment.engine.told[1:]
+        deployment.engine.is_busy = False
+        await waking
+        assert deployment.engine.told == ["abort", "stop", "start"]
+        await call(deployment, "POST", CHAT, {"messages": USER})
 
     asyncio.run(run())
 
@@ -76,6 +102,8 @@ def test_an_engine_that_does_not_wake_up(deployment: Deployment) -> None:
         with pytest.raises(ApiError, match="the GPU is gone") as caught:
             await call(deployment, "POST", "/wake_up")
         assert caught.value.status == 500
+        with pytest.raises(ApiError, match="too small"):
+            await call(deployment, "POST", CHAT, {"messages": USER})
 
     asyncio.run(run())
 

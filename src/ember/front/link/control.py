@@ -8,8 +8,8 @@ which reads them from where they are. Level 0 only pauses. Requests that come me
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
-from typing import Literal, Protocol, get_args
+from collections.abc import Collection, Coroutine
+from typing import Any, Literal, Protocol, get_args
 
 from ember.front.errors import ApiError, bad_request
 from ember.front.link.gate import Gate
@@ -39,7 +39,8 @@ class Controlled(Protocol):
 
 
 class Control:
-    """One change at a time: a second one waits for the first."""
+    """One change at a time: a second one waits for the first. A change that has begun is made to its end, also when who
+    asked for it has left."""
 
     def __init__(self, engine: Controlled) -> None:
         self._engine = engine
@@ -48,6 +49,7 @@ class Control:
         self._is_held = False
         self.level: int | None = None  # of the sleep
         self._is_paused = False
+        self._tasks: set[asyncio.Task[None]] = set()  # references, so that they are not garbage collected
 
     @property
     def is_sleeping(self) -> bool:
@@ -58,50 +60,72 @@ class Control:
         return self._is_paused or self.is_sleeping
 
     async def pause(self, mode: Mode, *, clears_cache: bool = True) -> None:
-        async with self._changing:
-            await self._quiesce(mode, clears_cache)
-            self._is_paused = True
+        await self._change(self._pause(mode, clears_cache))
 
     async def resume(self) -> None:
         """End a pause. A sleep goes on."""
-        async with self._changing:
-            self._is_paused = False
-            self._open()
+        await self._change(self._resume())
 
     async def sleep(self, level: int, mode: Mode) -> None:
         """Raises ApiError 400 for a level that frees the memory of requests that are to be kept."""
         if level > 0 and mode == "keep":
             raise bad_request(f"mode 'keep' needs level 0: level {level} frees the memory of running requests.", "mode")
-        async with self._changing:
-            if (self.level or 0) >= 1:
-                self.level = max(self.level or 0, level)
-                return
-            await self._quiesce(mode, clears_cache=level == 0)
-            if level > 0:
-                files = await asyncio.to_thread(weight_files, self._engine.model_dir)
-                if level == 1:
-                    await asyncio.to_thread(keep_in_memory, files)
-                await self._engine.stop_process()
-                if level == 2:
-                    await asyncio.to_thread(drop_from_memory, files)
-            self.level = level
-            self._asleep = set(TAGS)
+        await self._change(self._sleep(level, mode))
 
     async def wake_up(self, tags: Collection[str] = ()) -> None:
         """Wake up these parts, or all. The first one starts the engine; requests go on with the last one. Raises
         ApiError 500 when the engine cannot start, and EngineError when its boot fails."""
-        async with self._changing:
-            if self.level is None:
-                return
-            if self.level > 0 and len(self._asleep) == len(TAGS):
+        await self._change(self._wake_up(tags))
+
+    async def _change(self, work: Coroutine[Any, Any, None]) -> None:
+        async def alone() -> None:
+            async with self._changing:
                 try:
-                    await self._engine.start_process()
-                except OSError as error:
-                    raise ApiError(500, f"The engine cannot be started: {error.strerror or error}.") from None
-            self._asleep -= set(tags or TAGS)
-            if not self._asleep:
+                    await work
+                finally:
+                    self._open()
+
+        task = asyncio.create_task(alone())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.shield(task)
+
+    async def _pause(self, mode: Mode, clears_cache: bool) -> None:
+        await self._quiesce(mode, clears_cache)
+        self._is_paused = True
+
+    async def _resume(self) -> None:
+        self._is_paused = False
+
+    async def _sleep(self, level: int, mode: Mode) -> None:
+        if self.level is not None and self.level >= 1:
+            self.level = max(self.level, level)
+            return
+        await self._quiesce(mode, clears_cache=level == 0)
+        if level > 0:
+            files = await asyncio.to_thread(weight_files, self._engine.model_dir)
+            if level == 1:
+                await asyncio.to_thread(keep_in_memory, files)
+            await self._engine.stop_process()
+            if level == 2:
+                await asyncio.to_thread(drop_from_memory, files)
+        self.level = level
+        self._asleep = set(TAGS)
+
+    async def _wake_up(self, tags: Collection[str]) -> None:
+        if self.level is None:
+            return
+        if self.level > 0 and len(self._asleep) == len(TAGS):
+            try:
+                await self._engine.start_process()
+            except OSError as error:
+                raise ApiError(500, f"The engine cannot be started: {error.strerror or error}.") from None
+            except Exception:  # its boot failed, which is final: requests that wait are to be told
                 self.level = None
-                self._open()
+                raise
+        self._asleep -= set(tags or TAGS)
+        if not self._asleep:
+            self.level = None
 
     async def _quiesce(self, mode: Mode, clears_cache: bool) -> None:
         """Let no request start, and end, await or freeze those that run."""
@@ -112,19 +136,19 @@ class Control:
             return
         if mode == "abort":
             self._engine.abort_all()
-        try:
-            while self._engine.is_busy:
-                await asyncio.sleep(_LOOK_S)
-        except asyncio.CancelledError:  # who asked has left
-            self._open()
-            raise
+        self._release()  # requests that were frozen could not end
+        while self._engine.is_busy:
+            await asyncio.sleep(_LOOK_S)
         if clears_cache:
             await self._engine.reset_prefix_cache()
 
     def _open(self) -> None:
-        if self.is_paused:
-            return
+        """Let requests start, unless there is a pause or a sleep."""
+        if not self.is_paused:
+            self._release()
+            self._engine.gate.open()
+
+    def _release(self) -> None:
         if self._is_held:
             self._is_held = False
             self._engine.hold(False)
-        self._engine.gate.open()
