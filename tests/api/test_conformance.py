@@ -25,7 +25,7 @@ from ember.front.text.tokenizer import Tokenizer
 from ember.wire import PoolingTask
 from tests.api.fakes import VOCAB_SIZE, Deployment
 from tests.api.test_metrics import stats
-from tests.api.test_pooling import COHERE, SCORE
+from tests.api.test_pooling import SCORE
 from tests.api.test_scale_out import BODIES
 
 schemathesis = pytest.importorskip("schemathesis", reason="not installed: `make venv`")
@@ -189,7 +189,8 @@ def answerable(body: Any, path: str) -> Any:
     """A pooling body with texts that a route takes."""
     if path in (SCORE, f"/v1{SCORE}"):
         return {"queries": "hi", "documents": ["hi", "ho"]}
-    names = ("texts", "input_type") if path == COHERE else ("query", "documents") if "rerank" in path else ("input",)
+    of_others = ("query", "documents") if "rerank" in path else ("input",)
+    names = ("texts", "input_type") if path.endswith("/embed") else of_others
     return {
         **{name: value for name, value in body.items() if name != "messages"},
         **{name: TEXTS[name] for name in names},
