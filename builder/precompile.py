@@ -48,6 +48,7 @@ MODULES = (
     "split_k",
     "state_chunks",
     "state_step",
+    "state_tokens",
     "step",
     "table_experts",
     "table_gemm",

@@ -48,7 +48,7 @@ from ember_kernels.state_math import (
     ssd_reference,
     state_place,
 )
-from ember_kernels.state_step import delta_tokens, ssd_tokens
+from ember_kernels.state_tokens import delta_tokens, ssd_tokens
 
 DTYPES = {name: TYPES[name] for name in ("bf16", "fp16")}
 CHUNK = 64

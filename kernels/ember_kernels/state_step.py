@@ -6,9 +6,6 @@ A program takes some columns of the state of one head of one sequence, which it 
 what is a number per head: the decay, beta and the lengths of query and key. `state_math` has the specification. Rows
 whose slot to write is negative are padding: nothing of theirs is read or written.
 
-Prompts of models in float32 take the same step for each token. The matrix products of `state_chunks` would be without
-tensor cores there, and their factors do not fit in registers.
-
 Bytes: 8 * rows * heads * key_dim * value_dim, that of the states read and written.
 """
 
@@ -27,9 +24,7 @@ from ember_kernels.rounding import rounded
 from ember_kernels.state_math import (
     DELTA_SIZES,
     EPS,
-    RUNS,
     SSD_SIZES,
-    check_runs,
     check_state,
     delta_reference,
     load_state,
@@ -44,7 +39,7 @@ WARPS = 4
 
 
 @triton.jit
-def _delta_token(
+def delta_token(
     state,
     token_ptr,
     rates_ptr,
@@ -80,7 +75,7 @@ def _delta_token(
 
 
 @triton.jit
-def _ssd_token(
+def ssd_token(
     state,
     token_ptr,
     dt_ptr,
@@ -150,7 +145,7 @@ def delta_step_kernel(
     place, mask, size = state_place(head, heads, columns, K, V, BLOCK_K)
     state = load_state(states_ptr, read, size, place, columns, K, V, BLOCK_K)
 
-    made, state = _delta_token(
+    made, state = delta_token(
         state,
         qkv_ptr + row * qkv_stride,
         rates_ptr + row * rates_stride,
@@ -211,7 +206,7 @@ def ssd_step_kernel(
     place, mask, size = state_place(head, heads, columns, K, V, BLOCK_K)
     state = load_state(states_ptr, read, size, place, columns, K, V, BLOCK_K)
 
-    made, state = _ssd_token(
+    made, state = ssd_token(
         state,
         x_ptr + row * x_stride,
         dt_ptr + row * dt_stride,
@@ -230,159 +225,6 @@ def ssd_step_kernel(
     )
     tl.store(states_ptr + write * size + place, state, mask=mask)
     tl.store(out_ptr + (row * heads + head) * V + columns, rounded(made, out_ptr.dtype.element_ty), mask=inside)
-
-
-@direct
-@triton.jit(
-    do_not_specialize=[
-        "rates_ptr",
-        "decay_ptr",
-        "bias_ptr",
-        "runs_ptr",
-        "out_ptr",
-        "rates_stride",
-        "runs_stride",
-        "heads",
-        "divisor",
-        "key_heads",
-    ]
-)
-def delta_tokens_kernel(
-    qkv_ptr,
-    rates_ptr,
-    decay_ptr,
-    bias_ptr,
-    states_ptr,
-    runs_ptr,
-    out_ptr,
-    qkv_stride,
-    rates_stride,
-    runs_stride,
-    heads,
-    divisor,
-    key_heads,
-    scale,
-    eps,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    RUNS: tl.constexpr,
-):
-    """Some columns of the state of one head of one sequence, through all of its runs, a token at a time."""
-    head = tl.program_id(1)
-    runs_ptr += tl.program_id(2) * RUNS
-    columns = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
-    inside = columns < V
-    place, mask, size = state_place(head, heads, columns, K, V, BLOCK_K)
-    read = tl.load(runs_ptr + runs_stride).to(tl.int64)
-    state = load_state(states_ptr, read, size, place, columns, K, V, BLOCK_K)
-    decay = tl.load(decay_ptr + head)
-    bias = tl.load(bias_ptr + head)
-    for run in range(RUNS):
-        start = tl.load(runs_ptr + run)
-        stop = tl.load(runs_ptr + run + 1)
-        for token in range(start, stop):
-            row = tl.cast(token, tl.int64)
-            made, state = _delta_token(
-                state,
-                qkv_ptr + row * qkv_stride,
-                rates_ptr + row * rates_stride,
-                decay,
-                bias,
-                head,
-                heads,
-                divisor,
-                key_heads,
-                columns,
-                scale,
-                eps,
-                K,
-                V,
-                BLOCK_K,
-            )
-            made = rounded(made, out_ptr.dtype.element_ty)
-            tl.store(out_ptr + (row * heads + head) * V + columns, made, mask=inside)
-        if stop > start:
-            write = tl.load(runs_ptr + 2 * runs_stride + run).to(tl.int64)
-            tl.store(states_ptr + write * size + place, state, mask=mask)
-
-
-@direct
-@triton.jit(
-    do_not_specialize=[
-        "dt_ptr",
-        "decay_ptr",
-        "bias_ptr",
-        "skip_ptr",
-        "runs_ptr",
-        "out_ptr",
-        "dt_stride",
-        "runs_stride",
-        "heads",
-        "shared",
-    ]
-)
-def ssd_tokens_kernel(
-    x_ptr,
-    dt_ptr,
-    decay_ptr,
-    bias_ptr,
-    skip_ptr,
-    states_ptr,
-    runs_ptr,
-    out_ptr,
-    x_stride,
-    dt_stride,
-    runs_stride,
-    heads,
-    shared,
-    least_dt,
-    most_dt,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    RUNS: tl.constexpr,
-):
-    """Some columns of the state of one head of one sequence, through all of its runs, a token at a time."""
-    head = tl.program_id(1)
-    runs_ptr += tl.program_id(2) * RUNS
-    columns = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
-    inside = columns < V
-    place, mask, size = state_place(head, heads, columns, K, V, BLOCK_K)
-    read = tl.load(runs_ptr + runs_stride).to(tl.int64)
-    state = load_state(states_ptr, read, size, place, columns, K, V, BLOCK_K)
-    decay = tl.load(decay_ptr + head)
-    bias = tl.load(bias_ptr + head)
-    skip = tl.load(skip_ptr + head)
-    for run in range(RUNS):
-        start = tl.load(runs_ptr + run)
-        stop = tl.load(runs_ptr + run + 1)
-        for token in range(start, stop):
-            row = tl.cast(token, tl.int64)
-            made, state = _ssd_token(
-                state,
-                x_ptr + row * x_stride,
-                dt_ptr + row * dt_stride,
-                decay,
-                bias,
-                skip,
-                head,
-                heads,
-                shared,
-                columns,
-                least_dt,
-                most_dt,
-                K,
-                V,
-                BLOCK_K,
-            )
-            made = rounded(made, out_ptr.dtype.element_ty)
-            tl.store(out_ptr + (row * heads + head) * V + columns, made, mask=inside)
-        if stop > start:
-            write = tl.load(runs_ptr + 2 * runs_stride + run).to(tl.int64)
-            tl.store(states_ptr + write * size + place, state, mask=mask)
 
 
 def delta_step(
@@ -430,10 +272,7 @@ def delta_step(
             key_heads,
             key_dim**-0.5,
             EPS,
-            K=key_dim,
-            V=value_dim,
-            BLOCK_K=next_power_of_2(key_dim),
-            BLOCK_V=BLOCK_V,
+            **tile(key_dim, value_dim),
             num_warps=WARPS,
             num_stages=1,
         )
@@ -500,10 +339,7 @@ def ssd_step(
             heads,
             heads // groups,
             *limits,
-            K=state_dim,
-            V=head_dim,
-            BLOCK_K=next_power_of_2(state_dim),
-            BLOCK_V=BLOCK_V,
+            **tile(state_dim, head_dim),
             num_warps=WARPS,
             num_stages=1,
         )
@@ -528,94 +364,10 @@ def ssd_step_reference(
     return ssd_reference(x, dt, decay, dt_bias, skip, limits, states, runs_of_steps(reads, writes), groups, out)
 
 
-def delta_tokens(
-    qkv: Tensor,
-    rates: Tensor,
-    decay: Tensor,
-    dt_bias: Tensor,
-    states: Tensor,
-    runs: Tensor,
-    *,
-    key_heads: int,
-    tiled: bool = False,
-    out: Tensor,
-) -> Tensor:
-    """The gated delta rule for ragged prompts, in float32 throughout and a step for each token. The arguments are those
-    of `state_chunks.delta_chunks`."""
-    heads, key_dim, value_dim = states.shape[1:]
-    check_state(states, heads, key_dim, value_dim)
-    delta_tokens_kernel[(cdiv(value_dim, BLOCK_V), heads, check_runs(runs))](
-        qkv,
-        rates,
-        decay,
-        dt_bias,
-        states,
-        runs,
-        out,
-        qkv.stride(0),
-        rates.stride(0),
-        runs.stride(0),
-        heads,
-        1 if tiled else heads // key_heads,
-        key_heads,
-        key_dim**-0.5,
-        EPS,
-        K=key_dim,
-        V=value_dim,
-        BLOCK_K=next_power_of_2(key_dim),
-        BLOCK_V=BLOCK_V,
-        RUNS=RUNS,
-        num_warps=WARPS,
-        num_stages=1,
-    )
-    return out
-
-
-def ssd_tokens(
-    x: Tensor,
-    dt: Tensor,
-    decay: Tensor,
-    dt_bias: Tensor,
-    skip: Tensor,
-    states: Tensor,
-    runs: Tensor,
-    *,
-    groups: int,
-    limits: tuple[float, float],
-    out: Tensor,
-) -> Tensor:
-    """Mamba 2's recurrence for ragged prompts, in float32 throughout and a step for each token. The arguments are those
-    of `state_chunks.ssd_chunks`."""
-    heads, state_dim, head_dim = states.shape[1:]
-    check_state(states, heads, state_dim, head_dim)
-    ssd_tokens_kernel[(cdiv(head_dim, BLOCK_V), heads, check_runs(runs))](
-        x,
-        dt,
-        decay,
-        dt_bias,
-        skip,
-        states,
-        runs,
-        out,
-        x.stride(0),
-        dt.stride(0),
-        runs.stride(0),
-        heads,
-        heads // groups,
-        *limits,
-        K=state_dim,
-        V=head_dim,
-        BLOCK_K=next_power_of_2(state_dim),
-        BLOCK_V=BLOCK_V,
-        RUNS=RUNS,
-        num_warps=WARPS,
-        num_stages=1,
-    )
-    return out
-
-
-def specialisations(capability: int) -> Iterator[Specialisation]:
-    """Strides of what a convolution has written are multiples of 16, as published sizes have it."""
+def recurrences() -> Iterator[tuple[str, str, tuple[int, int], dict[str, str], tuple[str, ...]]]:
+    """What the kernels that go token by token are compiled for: the rule, the model's dtype, the sizes of a head's
+    state, the types of the arguments but for slots, and the arguments that are multiples of 16. Strides of what a
+    convolution has written are, as published sizes have it."""
     for dtype, is_delta in product(("bf16", "fp16", "fp32"), (True, False)):
         for rows, columns in DELTA_SIZES if is_delta else SSD_SIZES:
             given, rates = ("qkv", "rates") if is_delta else ("x", "dt")
@@ -628,26 +380,23 @@ def specialisations(capability: int) -> Iterator[Specialisation]:
             if not is_delta:
                 signature["skip_ptr"] = "*fp32"
             divisible = (f"{given}_ptr", "states_ptr", f"{given}_stride")
-            sizes = {"K": rows, "V": columns, "BLOCK_K": next_power_of_2(rows), "BLOCK_V": BLOCK_V}
-            name = f"[{dtype} {rows}x{columns}]"
-            yield Specialisation(
-                f"{'delta' if is_delta else 'ssd'}_step{name}",
-                delta_step_kernel if is_delta else ssd_step_kernel,
-                signature | {"reads_ptr": "*i32", "writes_ptr": "*i32"},
-                sizes,
-                WARPS,
-                1,
-                divisible,
-                dtype == "bf16" and (is_delta or (rows, columns) == SSD_SIZES[0]),
-            )
-            if dtype == "fp32":
-                yield Specialisation(
-                    f"{'delta' if is_delta else 'ssd'}_tokens{name}",
-                    delta_tokens_kernel if is_delta else ssd_tokens_kernel,
-                    signature | {"runs_ptr": "*i32", "runs_stride": "i32"},
-                    sizes | {"RUNS": RUNS},
-                    WARPS,
-                    1,
-                    divisible,
-                    False,
-                )
+            yield "delta" if is_delta else "ssd", dtype, (rows, columns), signature, divisible
+
+
+def tile(rows: int, columns: int) -> dict[str, int]:
+    """The constants of the kernels that go token by token."""
+    return {"K": rows, "V": columns, "BLOCK_K": next_power_of_2(rows), "BLOCK_V": BLOCK_V}
+
+
+def specialisations(capability: int) -> Iterator[Specialisation]:
+    for rule, dtype, sizes, signature, divisible in recurrences():
+        yield Specialisation(
+            f"{rule}_step[{dtype} {sizes[0]}x{sizes[1]}]",
+            delta_step_kernel if rule == "delta" else ssd_step_kernel,
+            signature | {"reads_ptr": "*i32", "writes_ptr": "*i32"},
+            tile(*sizes),
+            WARPS,
+            1,
+            divisible,
+            dtype == "bf16" and (rule == "delta" or sizes == SSD_SIZES[0]),
+        )

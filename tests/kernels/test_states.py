@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ember_kernels import convolution as convolutions
 from ember_kernels import gated_norm as norms
-from ember_kernels import selective_scan, state_chunks, state_step
+from ember_kernels import selective_scan, state_chunks, state_step, state_tokens
 from ember_kernels.state_math import each_run
 
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -125,7 +125,7 @@ def test_the_delta_rule(
     check(singles, [0, 1, 3], dtype)
     if heads == 1:  # as for models in float32 on a GPU, token by token
         own, out = states.clone(), torch.full_like(results[0][0], torch.nan)
-        state_step.delta_tokens(qkv, rates, decay, dt_bias, own, runs_on(device), key_heads=key_heads, out=out)
+        state_tokens.delta_tokens(qkv, rates, decay, dt_bias, own, runs_on(device), key_heads=key_heads, out=out)
         check([(out, own), results[1]], list(range(2, 103)), dtype)
 
 
@@ -161,7 +161,7 @@ def test_mamba_2(device: str, heads: int, groups: int, state_dim: int, head_dim:
     if groups == 1:
         given = x, dt, decay, dt_bias, skip
         own, out = states.clone(), torch.full_like(results[0][0], torch.nan)
-        state_step.ssd_tokens(*given, own, runs_on(device), groups=1, limits=(0.01, 2.5), out=out)
+        state_tokens.ssd_tokens(*given, own, runs_on(device), groups=1, limits=(0.01, 2.5), out=out)
         check([(out, own), results[1]], list(range(2, 103)), dtype)
 
 
