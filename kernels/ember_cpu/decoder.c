@@ -12,13 +12,14 @@
 
 #include "attention.h"
 #include "float32.h"
+#include "texts.h"
 
 #ifndef EMBER_BUILD
 #define EMBER_BUILD "unknown"
 #endif
 /* Build fingerprint, a digest of sources and compiler options: library.py refuses a library built from other sources. */
 const char ember_build[] = EMBER_BUILD;
-const i64 ember_sizes[] = {sizeof(Matrix), sizeof(Layer), sizeof(Model), sizeof(Step), sizeof(Experts)};
+const i64 ember_sizes[] = {sizeof(Matrix), sizeof(Layer), sizeof(Model), sizeof(Step), sizeof(Experts), sizeof(Texts)};
 
 /* Slabs of each kind for any matrix product of the model. */
 static i64 most_slabs(const Model *model, i64 rows) {
@@ -328,6 +329,29 @@ void ember_gate(const bf16 *x, bf16 *out, i64 rows, i64 half, i64 activation, in
         if (activation == SILU) gate_row(SILU, x + row * 2 * half, half, out + row * half);
         else gate_row(GELU_TANH, x + row * 2 * half, half, out + row * half);
     }
+}
+
+/* ---------------------------------------------------------------- encoders in float32 */
+
+/* Bytes of memory that `threads` threads need in `ember_texts`. */
+i64 ember_texts_workspace(i64 head_dim, i64 capacity, int threads) { return text_memory(head_dim, capacity) * (i64)sizeof(float) * threads; }
+
+/* The attention of one layer over all texts of a step. `workspace`: `ember_texts_workspace` bytes. */
+void ember_texts(const Texts *texts, float *workspace, int threads) {
+    i64 task, memory = text_memory(texts->head_dim, texts->capacity);
+    Team team = {0, 0, 0, threads};
+#pragma omp parallel num_threads(threads) private(task)
+    while ((task = fetch_work(&team, 1)) < texts->num_units * texts->heads)
+        text_task(texts, texts->units + task / texts->heads * 3, task % texts->heads, workspace + memory * omp_get_thread_num());
+}
+
+/* out = LayerNorm of hidden + delta (unless it is NULL), and hidden += delta if it `keeps` the sum. Weight and bias may be NULL. All are
+ * float32, [rows, size]; the size is a multiple of VECTOR. */
+void ember_add_layer_norm(float *hidden, const float *delta, const float *weight, const float *bias, float *out, i64 rows, i64 size, float eps,
+                          int keeps, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 row = 0; row < rows; row++)
+        layer_norm_row(hidden + row * size, delta ? delta + row * size : NULL, weight, bias, out + row * size, size, eps, keeps);
 }
 
 /* ---------------------------------------------------------------- blocks */

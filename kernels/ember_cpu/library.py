@@ -152,6 +152,30 @@ class Step(ctypes.Structure):
     )
 
 
+class Texts(ctypes.Structure):
+    """The attention of one layer of an encoder (texts.h)."""
+
+    _fields_ = (
+        ("queries", _POINTER),
+        ("keys", _POINTER),
+        ("values", _POINTER),
+        ("biases", _POINTER),
+        ("out", _POINTER),
+        ("units", _POINTER),
+        ("num_units", _I64),
+        ("heads", _I64),
+        ("kv_heads", _I64),
+        ("head_dim", _I64),
+        ("query_stride", _I64),
+        ("key_stride", _I64),
+        ("value_stride", _I64),
+        ("window", _I64),
+        ("span", _I64),
+        ("capacity", _I64),
+        ("scale", ctypes.c_float),
+    )
+
+
 _MODEL, _LAYER, _STEP = ctypes.POINTER(Model), ctypes.POINTER(Layer), ctypes.POINTER(Step)
 _MATRIX = ctypes.POINTER(Matrix)
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -165,6 +189,9 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ember_attend": (None, (_MODEL, _LAYER, _STEP, _POINTER, _I64, *[_POINTER] * 2, ctypes.c_int)),
     "ember_quantise": (None, (_POINTER, _I64, _I64, ctypes.c_int, _POINTER, ctypes.c_int)),
     "ember_restore": (None, (_MATRIX, _POINTER, _I64, _POINTER, ctypes.c_int)),
+    "ember_texts_workspace": (_I64, (_I64, _I64, ctypes.c_int)),
+    "ember_texts": (None, (ctypes.POINTER(Texts), _POINTER, ctypes.c_int)),
+    "ember_add_layer_norm": (None, (*[_POINTER] * 5, _I64, _I64, ctypes.c_float, ctypes.c_int, ctypes.c_int)),
     "ember_gate": (None, (_POINTER, _POINTER, _I64, _I64, _I64, ctypes.c_int)),
 }
 """Result and argument types of each function."""

@@ -320,7 +320,7 @@ def test_a_chore_that_fails_leaves_a_whole_model(build, checkpoints, monkeypatch
 def test_structures_are_those_of_the_library(build):
     library = native.load(build)
     assert library is not None
-    kinds = (native.Matrix, native.Layer, native.Model, native.Step, native.Experts)
+    kinds = (native.Matrix, native.Layer, native.Model, native.Step, native.Experts, native.Texts)
     sizes = (ctypes.c_int64 * len(kinds)).in_dll(library, "ember_sizes")
     assert list(sizes) == [ctypes.sizeof(kind) for kind in kinds]
 

@@ -97,6 +97,9 @@ _ENCODERS = """
 They make vectors of texts, and classes with a head. Checkpoints of masked language models are read
 without their head. Nothing is cached, and a step has whole texts without padding.
 
+On a CPU most of them run in float32: torch multiplies, and the C library computes attention and
+LayerNorm, but for DeBERTa's attention. The column names what torch computes in bfloat16.
+
 """
 _OPERATORS = """
 ## Features and operator sets

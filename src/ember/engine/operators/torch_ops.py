@@ -22,6 +22,7 @@ from ember.engine.layers.mixers import Convolution, Delta, GatedNorm, Selective,
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm
 from ember.engine.layers.rotary import Rotary, query_scales
+from ember.engine.operators import native_texts
 from ember.engine.operators.base import Heads, Step
 from ember.engine.operators.experts import compute_experts
 from ember.engine.operators.torch_attention import AttentionPlan, GroupShape, attend, plan_attention
@@ -53,6 +54,7 @@ class TorchOperators:
         self.rotaries = [Rotary.build(rope, device) for rope in config.ropes()]
         self._groups = [GroupShape.of(each) for each in parts.groups()]
         self._has_scores = config.attention_soft_cap is not None or config.attention_sinks
+        self.texts = native_texts.load(config, dtype, device)
         self.slopes = torch.tensor(config.alibi, dtype=torch.float32, device=device) if config.alibi else None
 
     @property
@@ -91,6 +93,9 @@ class TorchOperators:
         return embedding(step.token_ids, step.positions, step.token_types)
 
     def add_norm(self, norm: Norm, residual: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+        made = None if self.texts is None else self.texts.add_norm(norm, residual, delta)
+        if made is not None:
+            return made
         if delta is not None:
             residual = residual + delta
         return norm(residual), residual
@@ -160,7 +165,9 @@ class TorchOperators:
     def attend(self, attention: Attention, heads: Heads, step: Step) -> Tensor:
         if step.texts is not None:
             assert heads.key is not None and heads.value is not None
-            return attend_texts(step.texts, attention, heads.query, heads.key, heads.value)
+            parts = attention, heads.query, heads.key, heads.value
+            made = None if self.texts is None else self.texts.attend(step.texts, *parts)
+            return attend_texts(step.texts, *parts) if made is None else made
         assert step.plans is not None and heads.key is not None and heads.value is not None
         keys, values = step.cache.by_slot[attention.place]
         tensors = (heads.query, heads.key, heads.value, keys, values)

@@ -44,22 +44,23 @@ class TextPlan:
         for length, texts in groupby(end - start for start, end in pairwise(starts)):
             self.groups.append(EqualTexts(first, len(list(texts)), length))
             first = self.groups[-1].rows.stop
+        self.longest = max((group.length for group in self.groups), default=0)
         self.dtype, self.device = dtype, device
-        self._starts = starts
+        self.starts = starts
         self._kept: dict[tuple[object, ...], Tensor] = {}
         self._parts: dict[int, list[tuple[Tensor, int]]] = {}
 
     @property
     def rows(self) -> Tensor:
         """int64 [tokens]: the rows of the batch."""
-        return self.kept(("rows",), lambda: torch.arange(self._starts[-1], device=self.device))
+        return self.kept(("rows",), lambda: torch.arange(self.starts[-1], device=self.device))
 
     def parts(self, short: int) -> list[tuple[Tensor, int]]:
         """The texts in one or two parts for kernels: those of up to `short` tokens, and the others, if the texts are
         sorted so. Each part: int32 [texts + 1] first tokens on the device, and the length of the longest text."""
         found = self._parts.get(short)
         if found is None:
-            starts = torch.tensor(self._starts, dtype=torch.int32).to(self.device, non_blocking=True)
+            starts = torch.tensor(self.starts, dtype=torch.int32).to(self.device, non_blocking=True)
             lengths = [group.length for group in self.groups]
             middle = sum(length <= short for length in lengths)
             is_sorted = all(length <= short for length in lengths[:middle])
