@@ -36,7 +36,7 @@ test-page: $(VENV)/.dev .venv-page/.made
 
 .venv-page/.made: | $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --target $(@D) playwright
-	@command -v chromium chromium-browser google-chrome >/dev/null \
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null \
 	    || { apt-get update -qq && apt-get install --yes --quiet --no-install-recommends chromium fonts-noto-core; } \
 	    || echo "no Chromium could be installed: the page's tests are skipped without one"
 	@touch $@

@@ -251,6 +251,17 @@ def test_the_keyboard_is_enough(open_page: Open, server: Server) -> None:
     assert page.locator("input, textarea, select").evaluate_all(unnamed) == []
 
 
+def test_under_a_path_of_a_proxy(open_page: Open) -> None:
+    with Server(chat(root_path="/llm")) as server:
+        page = open_page(f"{server.url}/llm/")
+        page.get_by_label("Further fields").fill('{"n": 2}')
+        with page.expect_request("**/llm/v1/chat/completions"):
+            say(page, "hello")
+        text = answer(page).inner_text()
+        assert text.startswith("Hello from the tiny model.") and "the first of 2 choices" in text
+        assert text.count("Hello") == 1
+
+
 def test_a_key_is_asked_for_and_kept_in_memory_alone(open_page: Open) -> None:
     with Server(chat(api_key="one")) as server:
         page = open_page(server.url)

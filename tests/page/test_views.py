@@ -60,6 +60,14 @@ def test_classes_of_a_classifier(open_page: Open) -> None:
         assert "input" in page.locator(".error-text").inner_text()  # as the server says it
 
 
+def test_tokens_of_a_model_that_has_no_vector_of_a_text(open_page: Open) -> None:
+    with Server(pooler("token_embed")) as server:
+        page = open_page(server.url)
+        page.get_by_role("button", name="Compute").click()
+        page.get_by_text("8 values each").wait_for()
+        assert page.locator("#pooling-result pre").inner_text().startswith("[")
+
+
 def call(url: str, body: Any = None, **headers: str) -> Any:
     data = json.dumps(body).encode() if body is not None else None
     asked = urllib.request.Request(url, data, {"Content-Type": "application/json", **headers})

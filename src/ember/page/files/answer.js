@@ -5,6 +5,7 @@ class Answer {
     this.text = "";
     this.reasoning = "";
     this.calls = [];
+    this.count = 1; // choices of the answer, of which the first is shown
     this.isJson = isJson;
     this.began = performance.now();
     this.first = null; // when the first token came
@@ -25,7 +26,8 @@ class Answer {
   // Take in a chunk of the stream.
   add(chunk) {
     if (chunk.usage) this.usage = chunk.usage;
-    const choice = chunk.choices?.[0];
+    const choice = chunk.choices?.find((each) => !each.index);
+    this.count = Math.max(this.count, ...(chunk.choices ?? []).map((each) => each.index + 1));
     if (!choice) return;
     const delta = choice.delta ?? choice.message ?? {};
     const reasoning = delta.reasoning ?? delta.reasoning_content ?? "";
@@ -148,6 +150,7 @@ class Answer {
     if (tokens > 1 && seconds > 0.05) figures.push(`${asNumber((tokens - 1) / seconds)} tokens/s`);
     if (this.usage?.prompt_tokens !== undefined) figures.push(`prompt ${asNumber(this.usage.prompt_tokens)}`);
     if (this.reason && !["stop", "tool_calls"].includes(this.reason)) figures.push(this.reason === "length" ? "cut at the limit of tokens" : this.reason);
+    if (this.count > 1) figures.push(`the first of ${this.count} choices`);
     return figures;
   }
 

@@ -21,10 +21,12 @@ function filled(element, attributes, children) {
   return element;
 }
 
+const LONGEST_SAID = 1000; // characters: a long block of code is rather read where it is
+
 // Tell a screen reader, when it is done with what it says now. Nothing of it is seen.
 function say(text) {
   const said = $("said");
-  said.append(make("p", {}, text));
+  said.append(make("p", {}, text.length > LONGEST_SAID ? `${text.slice(0, LONGEST_SAID)} …` : text));
   while (said.childElementCount > 20) said.firstElementChild.remove();
 }
 

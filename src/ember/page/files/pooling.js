@@ -3,11 +3,13 @@
 const POOLING = {
   embed: { label: "Similarity", route: "/v1/embeddings", texts: "Texts, one a line", example: "The cat sat on the mat.\nA kitten rests on a rug.\nInterest rates rose in March." },
   classify: { label: "Classes", route: "/classify", texts: "Texts, one a line", example: "I loved every minute of it.\nThe delivery never came." },
+  tokens: { label: "Tokens", route: "/pooling", texts: "Texts, one a line", example: "The cat sat on the mat." },
   rank: { label: "Ranking", route: "/rerank", texts: "Documents, one a line", query: "How do plants make sugar?", example: "Photosynthesis turns light, water and carbon dioxide into sugar.\nThe Eiffel Tower is in Paris.\nLeaves are green." },
 };
 
 const pooling = {
   task: null,
+  tokenTask: null, // token_embed or token_classify, where the model does one of them
 
   start() {
     $("pooling-form").addEventListener("submit", (event) => {
@@ -17,8 +19,8 @@ const pooling = {
   },
 
   offer(tasks) {
-    const names = [tasks.includes("embed") && "embed", tasks.includes("classify") && "classify", (tasks.includes("score") || tasks.includes("embed")) && "rank"].filter(Boolean);
-    if (!names.length) names.push("embed");
+    const names = [tasks.includes("embed") && "embed", tasks.includes("classify") && "classify", (tasks.includes("score") || tasks.includes("embed")) && "rank", tasks.some((task) => task.startsWith("token_")) && "tokens"].filter(Boolean);
+    this.tokenTask = tasks.find((task) => task.startsWith("token_"));
     const choose = choices($("pooling-tasks"), names.map((name) => [name, POOLING[name].label]), (name) => this.choose(name));
     choose(names[0]);
   },
@@ -37,6 +39,7 @@ const pooling = {
     const model = models.chosen();
     if (this.task === "embed") return { model, input: texts, encoding_format: "float" };
     if (this.task === "classify") return { model, input: texts };
+    if (this.task === "tokens") return { model, input: texts, task: this.tokenTask };
     return { model, query: $("pooling-query").value, documents: texts };
   },
 
@@ -51,7 +54,7 @@ const pooling = {
       const began = performance.now();
       const answer = await askJson(API + route, { body });
       const took = asSeconds((performance.now() - began) / 1000);
-      const view = task === "embed" ? similarities(texts, answer) : task === "classify" ? classes(texts, answer) : ranks(texts, answer);
+      const view = { embed: similarities, classify: classes, rank: ranks, tokens: tokenRows }[task](texts, answer);
       const tokens = answer.usage?.prompt_tokens ?? answer.usage?.total_tokens;
       const figures = [`${texts.length} ${texts.length === 1 ? "text" : "texts"}`, tokens !== undefined ? `${asNumber(tokens)} tokens` : null, took];
       if (task === "embed") figures.splice(1, 0, `${answer.data[0]?.embedding.length ?? 0} dimensions`);
@@ -111,4 +114,14 @@ function ranks(texts, answer) {
     make("li", {}, make("span", { class: "bar-label wide", dir: "auto" }, texts[index]), bar(score / most), make("span", { class: "bar-value" }, score.toFixed(3))),
   );
   return make("div", { class: "card" }, make("ol", { class: "bars", "aria-label": "Documents by relevance" }, ...rows));
+}
+
+// A row of values for each token of each text.
+function tokenRows(texts, answer) {
+  const cards = answer.data.map(({ index, data }) => {
+    const rows = data.map((row) => `[${row.slice(0, 8).map((value) => value.toFixed(4)).join(", ")}${row.length > 8 ? ", …" : ""}]`);
+    const title = make("p", {}, `${asNumber(data.length)} tokens, ${asNumber(data[0]?.length ?? 0)} values each: `, make("span", { dir: "auto" }, texts[index]));
+    return make("li", { class: "card" }, title, codeBlock(rows.slice(0, 50).join("\n"), "json").figure);
+  });
+  return make("ol", { class: "plain", "aria-label": "Tokens" }, ...cards);
 }
