@@ -6,13 +6,18 @@ This module is separate from `ember.cli`, which starts the engine process before
 from __future__ import annotations
 
 import argparse
+import json
+import math
 from typing import Any, NoReturn
 
 from ember import __version__
 from ember.settings import Settings, variable_names
 
 _FOREIGN_PREFIXES = ("VLLM_", "EMBER_", "OMP_", "HUGGING_FACE_", "OPENAI_")
-_COMMANDS = ("serve", "worker", "platform", "batch", "inspect", "models", "quantize", "settings", "boot-report")
+_COMMANDS = (
+    *("serve", "worker", "platform", "chat", "bench", "batch", "inspect", "models", "quantize", "settings"),
+    "boot-report",
+)
 
 
 QUANTIZE_FORMATS = (  # of `ember quantize`
@@ -52,6 +57,8 @@ def make_parser() -> argparse.ArgumentParser:
     platform.add_argument("positional_model", nargs="?", metavar="MODEL", help="run a worker with it in this process")
     platform.add_argument("--env", metavar="URL", help="print the variables of a worker for the platform at URL")
     _add_settings(platform)
+    _add_chat(commands.add_parser("chat", help="talk to a model in the terminal", allow_abbrev=False))
+    _add_bench(commands.add_parser("bench", help="measure a server of the OpenAI API", allow_abbrev=False))
     batch = commands.add_parser("batch", help="run a file of requests", allow_abbrev=False)
     batch.add_argument("source", metavar="IN", help="the requests, JSON lines in OpenAI's form")
     batch.add_argument("output", metavar="OUT", help="the results; what it has already is not run again")
@@ -77,6 +84,102 @@ def make_parser() -> argparse.ArgumentParser:
     settings = commands.add_parser("settings", help="print the table of settings", allow_abbrev=False)
     settings.add_argument("--hub", action="store_true", help="print them as the RunPod Hub's hub.json instead")
     return parser
+
+
+def _add_chat(chat: argparse.ArgumentParser) -> None:
+    chat.add_argument("positional_model", nargs="?", metavar="MODEL", help="same as --model-name")
+    chat.add_argument("--url", metavar="URL", help="a server of the OpenAI API, instead of a model here")
+    chat.add_argument("--system", metavar="TEXT", help="the system prompt")
+    chat.add_argument("--body", type=_object, default={}, metavar="JSON", help="fields of each request")
+    _add_settings(chat)
+
+
+def _add_bench(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument("positional_model", nargs="?", metavar="MODEL", help="same as --model-name")
+    bench.add_argument("--url", metavar="URL", help="a server of the OpenAI API, instead of a model here")
+    bench.add_argument("--endpoint", choices=("chat", "completions"), default="chat", help="which route to ask")
+    bench.add_argument("--num-prompts", type=_count, default=200, metavar="N", help="requests of the test")
+    bench.add_argument("--rate", type=_positive, metavar="R", help="requests a second; without it all come at once")
+    bench.add_argument(
+        "--burstiness", type=_positive, default=1.0, metavar="B", help="of the times between requests: 1 is Poisson's"
+    )
+    bench.add_argument("--concurrency", type=_count, metavar="N", help="requests under way at a time, at most")
+    bench.add_argument("--input-tokens", type=_count, default=128, metavar="N", help="tokens of a prompt, on average")
+    bench.add_argument("--output-tokens", type=_count, default=128, metavar="N", help="tokens of an answer, on average")
+    bench.add_argument("--spread", type=_share, default=0.0, metavar="S", help="of random lengths: 0.5 is 50 to 150 %%")
+    bench.add_argument("--lengths", choices=("random", "sharegpt"), default="random", help="how lengths are spread")
+    bench.add_argument("--dataset", metavar="FILE", help="prompts: ShareGPT's JSON, or JSON lines with messages")
+    bench.add_argument(
+        "--ignore-eos",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="ask for answers of exactly the wanted length, which OpenAI's own servers do not know",
+    )
+    bench.add_argument("--warm-up", type=int, default=4, metavar="N", help="requests before the test")
+    bench.add_argument("--goodput", type=_goals, default={}, metavar="GOALS", help="such as ttft:300,tpot:50 (ms)")
+    bench.add_argument("--percentiles", type=_percentiles, default="50,90,95,99", metavar="LIST", help="to print")
+    bench.add_argument("--extra-body", type=_object, default={}, metavar="JSON", help="fields of each request")
+    bench.add_argument("--json", dest="json_file", metavar="FILE", help="write all figures and each request")
+    bench.add_argument("--svg", metavar="FILE", help="write a picture of the latencies")
+    bench.add_argument(
+        "--startup",
+        action="append",
+        nargs="?",
+        const="",
+        metavar="COMMAND",
+        help="time starts instead, of MODEL or of a command with {port} in it; several take turns",
+    )
+    bench.add_argument("--runs", type=_count, default=5, metavar="N", help="starts of each command")
+    bench.add_argument("--timeout", type=_positive, default=600.0, metavar="SECONDS", help="the longest start")
+    _add_settings(bench)
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"it is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("it must be a JSON object")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"it must be above 0, not {text}")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"it must be between 0 and 1, not {text}")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+
+
+def _goals(text: str) -> dict[str, float]:
+    goals = {}
+    for part in text.split(","):
+        name, _, value = part.strip().partition(":")
+        if name not in ("ttft", "tpot", "e2e"):
+            raise argparse.ArgumentTypeError(f"{part.strip()!r} is no goal: write ttft:MS, tpot:MS or e2e:MS")
+        goals[name] = _positive(value)
+    return goals
+
+
+def _percentiles(text: str) -> list[float]:
+    values = [_number(part) for part in text.split(",")]
+    if not all(0 <= value <= 100 for value in values):
+        raise argparse.ArgumentTypeError(f"percentiles are between 0 and 100, not {text}")
+    return values
 
 
 def _count(text: str) -> int:

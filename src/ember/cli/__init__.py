@@ -3,6 +3,8 @@
 `ember serve [MODEL]`   the HTTP server
 `ember worker`          the queue worker; the same as `python handler.py`
 `ember platform [MODEL]` the serverless platform on this machine, with a worker of its own if a model is named
+`ember chat [MODEL]`    a conversation in the terminal, with a model here or of a server
+`ember bench [MODEL]`   a load test of a model here or of a server, or the time that servers take to start
 `ember batch IN OUT`    a file of requests, with a model in this process or against a server
 `ember inspect MODEL`   what a boot of the model would choose, need and ignore, here and on common GPUs
 `ember models`          the models that are served, as Markdown
@@ -51,6 +53,10 @@ def main(argv: list[str] | None = None) -> int:
             return _worker(flags)
         if flags.command == "platform":
             return _platform(flags)
+        if flags.command == "chat":
+            return _chat(flags)
+        if flags.command == "bench":
+            return _bench(flags)
         if flags.command == "batch":
             return _batch(flags)
         if flags.command == "inspect":
@@ -211,6 +217,59 @@ def _local_job(flags: argparse.Namespace) -> int:
     return local.run(settings, launch(settings), job)
 
 
+def _chat(flags: argparse.Namespace) -> int:
+    if not _take_positional_model(flags):
+        return 2
+    settings, _ = _read(flags)
+    from ember.cli.chat import ChatError, run
+    from ember.cli.own_server import OwnServerError, own_server
+
+    try:
+        if flags.url is not None:
+            return run(flags.url, settings.model_name, _key_of(settings), flags.system, flags.body)
+        _require_model(settings)
+        with own_server(_serve_arguments(flags)) as (url, key):
+            return run(url, None, key, flags.system, flags.body)
+    except (ChatError, OwnServerError) as error:
+        return _fail(str(error))
+
+
+def _bench(flags: argparse.Namespace) -> int:
+    if not _take_positional_model(flags):
+        return 2
+    settings, _ = _read(flags)
+    if flags.url is None and (flags.startup is None or "" in flags.startup):
+        _require_model(settings)
+    from ember.cli.bench.command import BenchError, run
+
+    try:
+        return run(flags, settings.model_name, _serve_arguments(flags), _key_of(settings))
+    except BenchError as error:
+        return _fail(str(error))
+
+
+def _key_of(settings: Settings) -> str | None:
+    """The key for a server: ours, or that of OpenAI's clients."""
+    return settings.api_key[0].get_secret_value() if settings.api_key else os.environ.get("OPENAI_API_KEY")
+
+
+def _serve_arguments(flags: argparse.Namespace) -> list[str]:
+    """The settings among the flags, as arguments of `ember serve`."""
+    from ember.flags import flag_names
+    from ember.settings import Settings
+
+    arguments = []
+    for name in Settings.model_fields:
+        value, flag = vars(flags).get(name), flag_names(name)[0]
+        if isinstance(value, bool):
+            arguments.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            arguments += [
+                f"{flag}={item}" for item in (value if isinstance(value, list) else [value]) if item is not None
+            ]
+    return arguments
+
+
 def _batch(flags: argparse.Namespace) -> int:
     from pathlib import Path
 
@@ -219,11 +278,11 @@ def _batch(flags: argparse.Namespace) -> int:
     settings = _load(flags)
     if flags.url is None:
         _require_model(settings)
-    keys = [key.get_secret_value() for key in settings.api_key]
     errors = None if flags.errors is None else Path(flags.errors)
-    key = keys[0] if keys else os.environ.get("OPENAI_API_KEY")
     try:
-        return run(Path(flags.source), Path(flags.output), errors, settings, flags.url, key, flags.concurrency)
+        return run(
+            Path(flags.source), Path(flags.output), errors, settings, flags.url, _key_of(settings), flags.concurrency
+        )
     except BatchError as error:
         return _fail(str(error))
 

@@ -1,0 +1,184 @@
+"""Starts of servers: from the spawn of a command to its first answer, several commands in turns."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import statistics
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from ember.cli.api_client import ApiClient, ServerError, connect
+from ember.cli.bench.prompts import PATHS, Endpoint, fields
+
+POLL_SECONDS = 0.005
+STOP_SECONDS = 15.0
+PLACEHOLDER = "{port}"
+
+
+class StartupError(Exception):
+    """A command cannot be timed. The message says which, and what it said last."""
+
+
+@dataclass
+class Startups:
+    """The starts of one command. Times are in seconds since its spawn."""
+
+    command: str
+    listening: list[float] = field(default_factory=list)  # the port took a connection
+    listed: list[float] = field(default_factory=list)  # /v1/models answered
+    answered: list[float] = field(default_factory=list)  # a request for one token was answered with 200
+
+
+def check(commands: list[str]) -> None:
+    """Raise StartupError for a command that cannot be split into words or has no place for its port."""
+    for command in commands:
+        try:
+            parts = shlex.split(command)
+        except ValueError as error:
+            raise StartupError(f"{command!r}: {error}") from None
+        if not parts or PLACEHOLDER not in command:
+            raise StartupError(f"{command!r} has no {PLACEHOLDER}: the port on which the server is to listen")
+
+
+async def time_startups(
+    commands: list[str], num_runs: int, endpoint: Endpoint, model: str | None, key: str | None, timeout: float
+) -> list[Startups]:
+    """Start each command `num_runs` times, in turns, and stop it after its first answer. Raises StartupError."""
+    check(commands)
+    found = [Startups(command) for command in commands]
+    for i in range(num_runs):
+        order = found if i % 2 == 0 else found[::-1]  # so that none always comes after the same one
+        for startups in order:
+            await _start(startups, endpoint, model, key, timeout)
+    return found
+
+
+async def _start(startups: Startups, endpoint: Endpoint, model: str | None, key: str | None, timeout: float) -> None:
+    port = _free_port()
+    words = [word.replace(PLACEHOLDER, str(port)) for word in shlex.split(startups.command)]
+    with tempfile.TemporaryFile() as log:
+        began = time.perf_counter()
+        try:
+            process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        except OSError as error:
+            raise StartupError(f"{words[0]}: {error.strerror}") from None
+        try:
+            async with asyncio.timeout(timeout), connect(f"http://127.0.0.1:{port}", key) as client:
+                await _until_answered(startups, client, port, process, began, endpoint, model)
+        except TimeoutError:
+            raise StartupError(f"{startups.command}: no answer in {timeout:g} s. {_last_line(log)}") from None
+        except ServerError as error:
+            raise StartupError(f"{startups.command}: {error}. {_last_line(log)}") from None
+        finally:
+            _stop(process)
+
+
+async def _until_answered(
+    startups: Startups,
+    client: ApiClient,
+    port: int,
+    process: subprocess.Popen[bytes],
+    began: float,
+    endpoint: Endpoint,
+    model: str | None,
+) -> None:
+    def poll() -> None:
+        if process.poll() is not None:
+            raise ServerError(f"it ended with status {process.returncode} before it answered")
+
+    while not _accepts(port):
+        poll()
+        await asyncio.sleep(POLL_SECONDS)
+    startups.listening.append(time.perf_counter() - began)
+    name = model
+    while True:
+        try:
+            name = await client.model(model)
+            break
+        except ServerError as error:
+            _raise_if_final(error)
+        poll()
+        await asyncio.sleep(POLL_SECONDS)
+    startups.listed.append(time.perf_counter() - began)
+    body = {"model": name, "max_tokens": 1, **fields(endpoint, "Hello")}
+    while True:
+        try:
+            await client.post(PATHS[endpoint], body)
+            break
+        except ServerError as error:
+            _raise_if_final(error)
+        poll()
+        await asyncio.sleep(POLL_SECONDS)
+    startups.answered.append(time.perf_counter() - began)
+
+
+def _raise_if_final(error: ServerError) -> None:
+    """A server that loads is not there yet, or answers 5xx, 404 or 429; other refusals stay."""
+    if error.status is not None and error.status < 500 and error.status not in (404, 429):
+        raise error
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+def _last_line(log: Any) -> str:
+    log.seek(0)
+    lines = log.read().decode("utf-8", "replace").strip().splitlines()
+    return f"It said last: {lines[-1]}" if lines else "It said nothing."
+
+
+def as_document(found: list[Startups]) -> list[dict[str, Any]]:
+    """The times of each command, in seconds."""
+    return [
+        {"command": s.command, "listening_s": s.listening, "models_s": s.listed, "first_answer_s": s.answered}
+        for s in found
+    ]
+
+
+def as_text(found: list[Startups]) -> str:
+    """Medians and ranges of each command, and how they compare with the first one."""
+    lines = [f"from the spawn, in seconds: median of {len(found[0].answered)} (least, most)"]
+    for startups in found:
+        lines += ["", startups.command]
+        for name, values in (
+            ("it listens", startups.listening),
+            ("/v1/models answers", startups.listed),
+            ("a request is answered", startups.answered),
+        ):
+            lines.append(f"  {name:<24}{statistics.median(values):>8.3f}  ({min(values):.3f}, {max(values):.3f})")
+        if startups is not found[0]:
+            ratio = statistics.median(startups.answered) / statistics.median(found[0].answered)
+            lines.append(f"  {'beside the first one':<24}{ratio:>8.2f}x")
+    return "\n".join(lines)

@@ -1,0 +1,201 @@
+"""`ember chat`: its commands, what is written of an answer, and a conversation in a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ember.cli.api_client import ServerError
+from ember.cli.chat import Commands, Conversation, Leave, Screen, answer, pending_call, read_message
+
+CALL = {"index": 0, "id": "c1", "function": {"name": "weather", "arguments": '{"city":'}}
+
+
+class Scripted:
+    """A client whose server says the given deltas."""
+
+    url = "http://server"
+
+    def __init__(self, *deltas: dict[str, Any]) -> None:
+        self.deltas, self.bodies = deltas, list[dict[str, Any]]()
+
+    async def stream(self, _: str, body: dict[str, Any]) -> AsyncIterator[list[dict[str, Any]]]:
+        self.bodies.append(json.loads(json.dumps(body)))
+        for delta in self.deltas:
+            if "error" in delta:
+                raise ServerError(delta["error"])
+            yield [{"choices": [{"delta": delta}]}]
+
+    async def models(self) -> list[str]:
+        return ["one", "two"]
+
+
+def talk(client: Any, *, is_terminal: bool = False) -> tuple[Commands, Conversation, list[str], Screen]:
+    written: list[str] = []
+    screen, conversation = Screen(written.append, is_terminal), Conversation("one")
+    return Commands(client, conversation, screen), conversation, written, screen
+
+
+def test_an_answer_is_written_as_it_comes_and_cannot_control_the_terminal():
+    client = Scripted(
+        {"role": "assistant", "content": ""},
+        {"reasoning_content": "Hm.\x1b[2J"},
+        {"content": "Red\x07 \t\n"},
+        {"content": "sky"},
+        {"tool_calls": [CALL]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": ' "Bonn"}'}}]},
+    )
+    _, conversation, written, screen = talk(client)
+    conversation.messages.append({"role": "user", "content": "Hi"})
+    asyncio.run(answer(client, conversation, screen))
+    assert "".join(written) == 'Hm.\ufffd[2J\n\nRed\ufffd \t\nsky\nweather({"city": "Bonn"})\n'
+    said = conversation.messages[-1]
+    assert said["content"] == "Red\x07 \t\nsky" and said["tool_calls"][0]["function"]["name"] == "weather"
+    assert pending_call(conversation) == said["tool_calls"][0]
+    conversation.messages.append({"role": "tool", "tool_call_id": "c1", "content": "12"})
+    assert pending_call(conversation) is None
+
+
+def test_what_was_said_before_a_fault_is_kept():
+    client = Scripted({"content": "Half"}, {"error": "the engine failed"})
+    _, conversation, _, screen = talk(client)
+    with pytest.raises(ServerError):
+        asyncio.run(answer(client, conversation, screen))
+    assert conversation.messages == [{"role": "assistant", "content": "Half"}]
+
+
+def test_commands_change_what_is_asked(tmp_path: Path):
+    client = Scripted({"content": "Yes"})
+    commands, conversation, _, screen = talk(client)
+    (tmp_path / "tools.json").write_text(json.dumps([{"type": "function", "function": {"name": "weather"}}]))
+    (tmp_path / "schema.json").write_text('{"type": "object"}')
+
+    def run(*lines: str) -> list[bool]:
+        return [asyncio.run(commands.run(line)) for line in lines]
+
+    run("/system Be brief.", "/set temperature 0.5", "/set stop END", f"/tools {tmp_path}/tools.json", "/model two")
+    run(f"/json {tmp_path}/schema.json")
+    conversation.messages.append({"role": "user", "content": "Hi"})
+    asyncio.run(answer(client, conversation, screen))
+    body = client.bodies[0]
+    assert body["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    assert (body["model"], body["temperature"], body["stop"]) == ("two", 0.5, "END")
+    assert body["tools"][0]["function"]["name"] == "weather"
+    assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
+    run(f"/save {tmp_path}/talk.json", "/set stop", "/json off", "/tools off")
+    assert set(conversation.fields) == {"temperature"}
+    assert run("/retry") == [True] and conversation.messages == [{"role": "user", "content": "Hi"}]
+    run("/undo", f"/load {tmp_path}/talk.json")
+    assert [message["content"] for message in conversation.messages] == ["Hi", "Yes"]
+    assert conversation.fields["stop"] == "END" and conversation.system == "Be brief."
+    run("/clear")
+    assert conversation.messages == [] and conversation.system == "Be brief."
+    with pytest.raises(Leave):
+        run("/quit")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/nothing", "there is no /nothing"),
+        ("/set", "needs the name of a field"),
+        ("/tools /does/not/exist", "No such file"),
+        ("/load", "name a file"),
+        ("/save", "needs the name"),
+        ("/model three", "no model 'three': it has one, two"),
+        ("/retry", "no message to answer"),
+        ("/help", "/system"),
+    ],
+)
+def test_a_command_says_what_is_wrong(line: str, message: str):
+    commands, conversation, written, _ = talk(Scripted())
+    assert not asyncio.run(commands.run(line))
+    assert message in "".join(written) and conversation.messages == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["one"], "one"),
+        (["one\\", "two\\", "three"], "one\ntwo\nthree"),
+        (['"""', "one", "", 'two"""'], "one\n\ntwo"),
+        (['"""one"""'], "one"),
+    ],
+)
+def test_messages_of_several_lines(lines: list[str], message: str):
+    rest = iter(lines)
+    assert read_message("> ", lambda _: next(rest)) == message
+    assert not list(rest)
+
+
+def test_a_conversation_in_a_terminal():
+    """A message, a stopped answer, a refused request, and the end of the input; the server ends with the command."""
+    own, other = pty.openpty()
+    command = [sys.executable, "-P", "-m", "ember", "chat", "demo", "--system", "Answer briefly."]
+    process = subprocess.Popen(command, stdin=other, stdout=other, stderr=other, start_new_session=True)
+    os.close(other)
+    terminal = Terminal(own)
+    try:
+        terminal.wait("> ", 120)
+        server = children(process.pid)
+        terminal.say("/set temperature 0")
+        terminal.wait("temperature = 0")
+        terminal.say("What is the capital of France?")
+        terminal.wait("Paris")
+        terminal.wait("tokens")
+        terminal.say("/set min_tokens 100000")
+        terminal.wait("min_tokens = 100000")
+        terminal.say("Hello")
+        terminal.wait("min_tokens")  # the refusal names it
+        terminal.say("/set min_tokens 1800")
+        terminal.say("/set max_tokens 1800")
+        terminal.wait("max_tokens = 1800")
+        terminal.say("Go on and on")
+        terminal.wait(r"\w")
+        os.kill(process.pid, signal.SIGINT)
+        terminal.wait("stopped")
+        terminal.say("/quit")
+        assert process.wait(60) == 0
+        assert server and not any(Path(f"/proc/{pid}").exists() for pid in server)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(own)
+
+
+def children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+class Terminal:
+    """The other end of a terminal. What was waited for is not found again."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._seen = descriptor, ""
+        os.set_blocking(descriptor, False)
+
+    def say(self, line: str) -> None:
+        os.write(self._descriptor, line.encode() + b"\n")
+        self.wait(re.escape(line))  # its echo
+
+    def wait(self, pattern: str, seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while not (match := re.search(pattern, self._seen)):
+            assert time.monotonic() < deadline, f"{pattern!r} is not in {self._seen!r}"
+            try:
+                self._seen += os.read(self._descriptor, 65536).decode("utf-8", "replace")
+            except BlockingIOError:
+                time.sleep(0.02)
+        self._seen = self._seen[match.end() :]
