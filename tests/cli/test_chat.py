@@ -77,7 +77,7 @@ def test_what_was_said_before_a_fault_is_kept():
 
 
 def test_commands_change_what_is_asked(tmp_path: Path):
-    client = Scripted({"content": "Yes"})
+    client: Any = Scripted({"content": "Yes"})
     commands, conversation, _, screen = talk(client)
     (tmp_path / "tools.json").write_text(json.dumps([{"type": "function", "function": {"name": "weather"}}]))
     (tmp_path / "schema.json").write_text('{"type": "object"}')

@@ -152,11 +152,11 @@ def _panel(left: int, top: int, label: str, values: Sequence[float]) -> list[str
         points.append(f"{at:.1f},{top + _HEIGHT * (1 - step / _POINTS):.1f}")
     bottom = top + _HEIGHT
     parts = [f'<text x="{left}" y="{top - 10}">{escape(label)}</text>']
-    for share in (0, 50, 90, 100):
-        y = bottom - _HEIGHT * share / 100
+    for percent in (0, 50, 90, 100):
+        y = bottom - _HEIGHT * percent / 100
         parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{left + _WIDTH}" y2="{y:.1f}" stroke="#dddddd"/>')
         if left == _MARGIN:
-            parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{share} %</text>')
+            parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{percent} %</text>')
     parts.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="#1f77b4" stroke-width="2"/>')
     for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
         x = left + _WIDTH * share
