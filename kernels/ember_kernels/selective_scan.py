@@ -283,8 +283,8 @@ def selective_chunks(
         return out
     tiles, sizes = tokens // CHUNK + num_seqs * RUNS, _sizes(state_dim)
     blocks = cdiv(inner, sizes["BLOCK_V"])
-    parts = torch.empty((tiles, state_dim, inner), dtype=torch.float32, device=x.device)
-    totals = parts.new_empty((tiles, inner))
+    parts = x.new_empty((tiles, state_dim, inner), dtype=torch.float32)
+    totals = x.new_empty((tiles, inner), dtype=torch.float32)
     strides = tuple(each.stride(0) for each in (x, dt, b, c))
     options: dict[str, Any] = {"num_warps": WARPS, "num_stages": 1}
 

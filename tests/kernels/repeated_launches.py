@@ -30,7 +30,7 @@ FAMILIES = (
     *("llama", "mistral_window", "qwen3", "olmo2", "cohere", "glm4", "opt", "gemma2", "falcon", "qwen3_moe"),
     *("gpt_oss", "llama4", "bloom", "mpt"),  # sinks, chunks, slopes, clamped activations
     *("deepseek_v3", "mistral4"),  # latent attention, with and without factors of queries
-    *("qwen3_5", "bamba", "lfm2"),  # states
+    *("qwen3_5", "bamba", "lfm2", "mamba"),  # states
 )
 FLOAT8 = "llama in float8"  # whose norms and activations write float8 too
 seen: list[Any] = []
