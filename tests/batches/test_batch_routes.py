@@ -14,11 +14,11 @@ import pytest
 
 from tests.support.processes import Process, url_of
 
-COMMAND = ("-m", "ember", "serve", "demo", "--host", "127.0.0.1", "--port", "0", "--max-num-seqs", "4")
+COMMAND = ("-m", "ember", "serve", "demo", "--host", "127.0.0.1", "--port", "0")
 
 
-def lines_of(count: int, **fields: Any) -> bytes:
-    body = {"prompt": "A fox", "max_tokens": 30, "ignore_eos": True}
+def lines_of(count: int, max_tokens: int = 16, **fields: Any) -> bytes:
+    body = {"prompt": "A fox", "max_tokens": max_tokens, "ignore_eos": True}
     line = {"method": "POST", "url": "/v1/completions", "body": body, **fields}
     return "".join(json.dumps({"custom_id": f"r{number}", **line}) + "\n" for number in range(count)).encode()
 
@@ -33,9 +33,9 @@ def wait_for(found: Callable[[], Any], is_over: Callable[[Any], bool], seconds: 
 
 def test_files_and_batches_as_the_sdk_uses_them(tmp_path: Path) -> None:
     env = {"BATCH_DIR": str(tmp_path)}
-    with Process(*COMMAND, env=env) as server:
+    with Process(*COMMAND, "--max-num-seqs", "2", env=env) as server:
         client = openai.OpenAI(base_url=url_of(server, 120) + "/v1", api_key="none", max_retries=0)
-        content = lines_of(150) + lines_of(1, custom_id="bad", body={"prompt": "x", "temperature": -1})
+        content = lines_of(100) + lines_of(1, custom_id="bad", body={"prompt": "x", "temperature": -1})
         file = client.files.create(file=("in.jsonl", content), purpose="batch")
         assert file.bytes == len(content) and client.files.retrieve(file.id) == file
         assert client.files.content(file.id).content == content
@@ -78,16 +78,17 @@ def test_files_and_batches_as_the_sdk_uses_them(tmp_path: Path) -> None:
     with Process(*COMMAND, env=env) as server:
         client = openai.OpenAI(base_url=url_of(server, 120) + "/v1", api_key="none", max_retries=0)
         done = wait_for(lambda: client.batches.retrieve(batch.id), lambda batch: batch.status == "completed")
-        assert (done.request_counts.total, done.request_counts.completed, done.request_counts.failed) == (151, 150, 1)
+        assert (done.request_counts.total, done.request_counts.completed, done.request_counts.failed) == (101, 100, 1)
         results = [json.loads(line) for line in client.files.content(done.output_file_id).text.splitlines()]
-        assert sorted(each["custom_id"] for each in results) == sorted(f"r{number}" for number in range(150))
-        assert all(each["response"]["body"]["usage"]["completion_tokens"] == 30 for each in results)
+        assert sorted(each["custom_id"] for each in results) == sorted(f"r{number}" for number in range(100))
+        assert all(each["response"]["body"]["usage"]["completion_tokens"] == 16 for each in results)
         (failed,) = client.files.content(done.error_file_id).text.splitlines()
         assert json.loads(failed)["response"]["status_code"] == 400 and done.metadata == {"run": "1"}
-        cancelled = client.batches.create(input_file_id=file.id, **options)
+        long = client.files.create(file=("long.jsonl", lines_of(300, max_tokens=1500)), purpose="batch")
+        cancelled = client.batches.create(input_file_id=long.id, **options)
         assert client.batches.cancel(cancelled.id).status in ("cancelling", "cancelled")
         ended = wait_for(lambda: client.batches.retrieve(cancelled.id), lambda batch: batch.status == "cancelled")
-        assert ended.cancelled_at is not None and ended.request_counts.completed < 150
+        assert ended.cancelled_at is not None and ended.request_counts.completed < 300
         with pytest.raises(openai.BadRequestError, match="is cancelled and cannot be cancelled"):
             client.batches.cancel(cancelled.id)
         first = client.batches.list(limit=2)

@@ -201,6 +201,15 @@ def test_an_interruption_ends_the_call_and_not_the_engine(llm: LLM) -> None:
     assert not llm._session._worker.engine.is_busy
 
 
+def test_a_crash_of_the_engine_fails_its_call_alone(llm: LLM) -> None:
+    engine = llm._session._worker.engine
+    timer = threading.Timer(0.3, lambda: os.kill(engine._engine.process.pid, signal.SIGKILL))
+    timer.start()
+    with pytest.raises(RuntimeError, match="The engine failed while this request was running"):
+        llm.generate(["Go"] * 5000, SamplingParams(max_tokens=200, ignore_eos=True))
+    assert llm.generate("The sky", GREEDY)[0].finished  # it waits for the restart
+
+
 def test_progress_is_told_to_a_class_of_the_caller_and_to_no_pipe(llm: LLM, capfd: pytest.CaptureFixture[str]) -> None:
     told: list[Any] = []
 

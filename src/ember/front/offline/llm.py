@@ -83,7 +83,7 @@ class LLM:
     @property
     def tasks(self) -> tuple[str, ...]:
         """What the model can do: generate, or pooling tasks."""
-        return self._services.engine.info.tasks
+        return self._session.info.tasks
 
     def get_default_sampling_params(self) -> SamplingParams:
         """The defaults of the model's generation_config.json."""
@@ -180,7 +180,7 @@ class LLM:
         for name, value in (("sampling_params", sampling_params), ("priority", priority)):
             if isinstance(value, Sequence) and len(value) != count:
                 raise ValueError(f"{name} must have one entry for each of the {count} prompts, got {len(value)}.")
-        longest = services.engine.info.max_model_len
+        longest = self._session.info.max_model_len
         bodies: dict[int, dict[str, Any]] = {}  # one for each object of parameters
 
         def body_of(params: SamplingParams | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ember.front.link.engine import EngineError
 from ember.front.loop import EngineLoop
 from ember.front.offline.errors import raise_for
 from ember.front.start import Worker, launch
+from ember.wire import Ready
 
 if TYPE_CHECKING:
     from ember.settings import Settings
@@ -49,9 +50,19 @@ class Session:
             raise
 
     @property
+    def info(self) -> Ready:
+        """What the engine says of itself, once it is ready: it may be being restarted. Raises RuntimeError."""
+        self._check_open()
+        try:
+            info: Ready = self._wait(self.services.ready())
+        except ApiError as error:
+            raise RuntimeError(error.message) from None
+        return info
+
+    @property
     def window(self) -> int:
         """How many requests are under way at a time: enough for the next step to be full when one is done."""
-        return STEPS_AHEAD * self.services.engine.info.max_num_seqs
+        return STEPS_AHEAD * self.info.max_num_seqs
 
     def close(self) -> None:
         """End the engine's process. Requests that still run fail."""
@@ -73,8 +84,7 @@ class Session:
 
         Raises PromptError and RuntimeError for the first item that fails.
         """
-        if self.is_closed:
-            raise RuntimeError("The engine was shut down.")
+        self._check_open()
         given = list(items)
         results: list[Any] = [None] * len(given)
 
@@ -89,6 +99,10 @@ class Session:
         with progress:
             self._wait(feed(enumerate(given), place, min(window or self.window, len(given))), progress)
         return results
+
+    def _check_open(self) -> None:
+        if self.is_closed:
+            raise RuntimeError("The engine was shut down.")
 
     def _wait(self, coroutine: Any, progress: Progress | None = None) -> Any:
         """Wait for the result of a coroutine on the loop, and show the progress meanwhile. An exception in this thread,

@@ -62,8 +62,8 @@ class Batches:
         try:
             async with self._places:
                 await self._run(batch)
-        except (GaveUp, ResultsError, ApiError, OSError) as error:
-            log.error("%s stopped and goes on at the next start: %s", batch["id"], error)
+        except (GaveUp, ResultsError, ApiError, OSError) as error:  # or another server runs it
+            log.warning("%s stopped and goes on at the next start: %s", batch["id"], error)
 
     async def _run(self, batch: Record) -> None:
         """Run a batch to its end. Raises ResultsError, also where another server runs it."""
@@ -97,7 +97,8 @@ class Batches:
 
     async def _work(self, batch: Record, run: BatchRun, checked: Checked) -> str:
         """Run until the batch is done, is cancelled, or its time is over. Returns the status at its end."""
-        window = max(1, self._services.engine.info.max_num_seqs // 2)
+        info = await self._services.ready()  # the engine may be being restarted
+        window = max(1, info.max_num_seqs // 2)
         work = asyncio.create_task(run.run(partial(local.ask, self._services), window))
         shown: tuple[int, int] | None = None
         try:
