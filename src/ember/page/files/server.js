@@ -53,6 +53,7 @@ async function ask(url, { method, body, signal, seconds, isOwn = false } = {}) {
       connection.lose();
       throw new LostError();
     }
+    connection.heard = new Date();
     if (response.ok) return response;
     if (response.status === 401 && !(isOwn && isKeyRefused)) {
       if (used !== apiKey || (await askForKey(used !== null))) continue;
@@ -152,6 +153,7 @@ const connection = {
   failures: 0,
   timer: null,
   health: null, // of a platform
+  heard: new Date(), // when the server answered last
 
   set(state) {
     if (state === this.state) return;
@@ -162,7 +164,6 @@ const connection = {
 
   lose() {
     if (this.state === "lost") return;
-    this.since = new Date();
     this.failures = 0;
     this.set("lost");
     this.later();
@@ -172,7 +173,7 @@ const connection = {
     clearTimeout(this.timer);
     const lost = Math.min(10, 1.5 ** this.failures);
     const seconds = this.state === "lost" ? lost : this.state === "ready" ? 5 : 1;
-    if (this.state === "lost") showLost(this.since, seconds);
+    if (this.state === "lost") showLost(this.heard, seconds);
     this.timer = setTimeout(() => this.look(), seconds * 1000);
   },
 
@@ -184,6 +185,7 @@ const connection = {
     }
     try {
       this.set(await this.found());
+      this.heard = new Date();
       this.failures = 0;
     } catch {
       if (this.state !== "lost") this.lose();
