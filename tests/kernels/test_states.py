@@ -11,10 +11,11 @@ import torch
 pytest.importorskip("triton")
 from torch import Tensor
 
+from ember.engine.core.memory import MOST_RUNS
 from ember_kernels import convolution as convolutions
 from ember_kernels import gated_norm as norms
 from ember_kernels import selective_scan, state_chunks, state_step, state_tokens
-from ember_kernels.state_math import each_run
+from ember_kernels.state_math import RUNS, each_run
 
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 # Of the first sequence: a kept state in the middle, one at the end of its tokens. The second continues its own state.
@@ -206,7 +207,7 @@ def test_what_does_not_fit_is_refused(device: str) -> None:
     def call(states: Tensor, runs: Tensor, key_heads: int) -> None:
         state_chunks.delta_chunks(qkv, rates, others[0], others[1], states, runs, key_heads=key_heads, out=out)
 
-    assert len(each_run(runs_on(device))) == 6
+    assert len(each_run(runs_on(device))) == 6 and MOST_RUNS == RUNS
     with pytest.raises(ValueError, match="runs must be"):
         call(states, runs_on(device)[:, :-1], 1)
     with pytest.raises(ValueError, match="do not fit states"):
