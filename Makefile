@@ -67,8 +67,10 @@ test-agents: $(VENV)/.dev .venv-clients/agents/.made
 
 # The kernels and the GPU's runner, in Triton's interpreter, under the oldest version of triton that is supported.
 OLDEST_TRITON := 3.6.0
+TRITON_TESTS ?= tests/kernels tests/device_step
 test-triton: $(VENV)/.dev .venv-triton/$(OLDEST_TRITON)
-	PYTHONPATH=$(CURDIR)/.venv-triton/$(OLDEST_TRITON) $(BIN)/python -m pytest tests/kernels tests/device_step
+	PYTHONPATH=$(CURDIR)/.venv-triton/$(OLDEST_TRITON) $(BIN)/python -m pytest -n auto --maxprocesses $(TEST_PROCESSES) \
+	    --dist loadfile $(TRITON_TESTS)
 
 .venv-triton/%: | $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ triton==$*
