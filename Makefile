@@ -3,7 +3,7 @@
 # make soak   half an hour of attacks and of load
 # make venv   only the environment             make gpu-check   all that needs an NVIDIA GPU
 # make gpu-check-folder   the same to carry to a machine with one   make gpu-check-dry   and to try it without
-# make test-clients   nine SDKs and frameworks against the demo model
+# make test-clients   SDKs and frameworks against the demo model
 # make test-page      the page in a headless Chromium, which Debian's package brings
 # make test-agents    Claude Code, Codex and opencode against a scripted model
 # make test-triton    the kernels under the oldest triton that is supported
@@ -41,8 +41,8 @@ test-page: $(VENV)/.dev .venv-page/.made
 	    || echo "no Chromium could be installed: the page's tests are skipped without one"
 	@touch $@
 
-# The clients are many packages, with an older OpenAI SDK, and have an environment of their own. Without npm those for
-# Node are left out. `make test` leaves tests/clients out.
+# The clients are many packages, with an older OpenAI SDK, and have an environment of their own; pydantic-ai needs
+# an older SDK of Anthropic's. Without npm the clients for Node are left out. `make test` leaves tests/clients out.
 test-clients: $(VENV)/.dev .venv-clients/.made .venv-clients/node/.made
 	$(BIN)/python -m pytest tests/clients
 
@@ -57,6 +57,7 @@ test-agents: $(VENV)/.dev .venv-clients/agents/.made
 .venv-clients/.made: tests/clients/requirements.txt
 	$(PYTHON) -m venv .venv-clients
 	.venv-clients/bin/python -m pip install --quiet -r $<
+	.venv-clients/bin/python -m pip install --quiet --no-deps --target .venv-clients/anthropic-0 anthropic==0.125.0
 	@touch $@
 
 .venv-clients/node/.made: tests/clients/package.json

@@ -1,4 +1,4 @@
-"""What the OpenAI Agents SDK does with a server, over chat completions: python agents_sdk_chat.py BASE_URL."""
+"""What the OpenAI Agents SDK does with chat completions: python -m tests.clients.agents_sdk_chat BASE_URL."""
 
 import asyncio
 import sys
@@ -12,22 +12,17 @@ from agents import (
     set_tracing_disabled,
 )
 from openai import APIStatusError, AsyncOpenAI, BadRequestError, InternalServerError
-from pydantic import BaseModel, Field
+
+from tests.clients.common import Place, is_queue, weather_in
 
 asked: list[str] = []
-
-
-class Place(BaseModel):
-    """A place."""
-
-    city: str = Field(max_length=20)
 
 
 @function_tool
 def get_weather(city: str) -> str:
     """Get the weather in a city"""
     asked.append(city)
-    return f"21 degrees and clear in {city}"
+    return weather_in(city)
 
 
 async def main(base_url: str) -> None:
@@ -52,7 +47,7 @@ async def main(base_url: str) -> None:
         await Runner.run(Agent(name="x", model=model, model_settings=ModelSettings(temperature=-1)), "Hello")
     except APIStatusError as error:
         # Through a queue a failed job is a 500 with the error as its body.
-        assert type(error) is (InternalServerError if "/v2/" in base_url else BadRequestError), error
+        assert type(error) is (InternalServerError if is_queue(base_url) else BadRequestError), error
         assert "temperature" in str(error), error
     else:
         raise AssertionError("a temperature of -1 was taken")

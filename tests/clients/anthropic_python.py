@@ -1,16 +1,12 @@
-"""What Anthropic's SDK does with /v1/messages: python anthropic_python.py BASE_URL."""
+"""What Anthropic's SDK does with /v1/messages: python -m tests.clients.anthropic_python BASE_URL."""
 
 import sys
 from typing import Any
 
 from anthropic import Anthropic, BadRequestError, InternalServerError, beta_tool
 
-QUESTION = "What is the capital of France?"
-TOOL: Any = {
-    "name": "get_weather",
-    "description": "Get the weather in a city",
-    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-}
+from tests.clients.common import ANTHROPIC_TOOL, QUESTION, is_queue, weather_in
+
 asked: list[str] = []
 
 
@@ -22,11 +18,10 @@ def get_weather(city: str) -> str:
         city: The city.
     """
     asked.append(city)
-    return f"21 degrees and clear in {city}"
+    return weather_in(city)
 
 
 def main(base_url: str) -> None:
-    is_queue = "/v2/" in base_url
     client = Anthropic(base_url=base_url.removesuffix("/v1"), api_key="none", max_retries=0)
     options: Any = {"model": "demo", "max_tokens": 200, "extra_body": {"temperature": 0}}
 
@@ -47,16 +42,16 @@ def main(base_url: str) -> None:
     for city, streams in (("Paris", False), ("Rome", True)):
         history.append({"role": "user", "content": f"What is the weather in {city}?"})
         if streams:
-            with client.messages.stream(messages=history, tools=[TOOL], **options) as stream:
+            with client.messages.stream(messages=history, tools=[ANTHROPIC_TOOL], **options) as stream:
                 answer: Any = stream.get_final_message()
         else:
-            answer = client.messages.create(messages=history, tools=[TOOL], **options)
+            answer = client.messages.create(messages=history, tools=[ANTHROPIC_TOOL], **options)
         assert answer.stop_reason == "tool_use", answer
         use = answer.content[-1]
         assert (use.name, use.input) == ("get_weather", {"city": city}), use
         result = {"type": "tool_result", "tool_use_id": use.id, "content": [{"type": "text", "text": "21 degrees"}]}
         history += [{"role": "assistant", "content": answer.content}, {"role": "user", "content": [result]}]
-        answer = client.messages.create(messages=history, tools=[TOOL], **options)
+        answer = client.messages.create(messages=history, tools=[ANTHROPIC_TOOL], **options)
         assert answer.stop_reason == "end_turn" and answer.content[0].text, answer
         history.append({"role": "assistant", "content": answer.content})
 
@@ -64,12 +59,14 @@ def main(base_url: str) -> None:
         messages=says("What is the weather in Oslo?"), tools=[get_weather], **options
     )
     assert runner.until_done().stop_reason == "end_turn" and asked == ["Oslo"], asked
-    forced = client.messages.create(messages=says("Hello"), tools=[TOOL], tool_choice={"type": "any"}, **options)
+    forced = client.messages.create(
+        messages=says("Hello"), tools=[ANTHROPIC_TOOL], tool_choice={"type": "any"}, **options
+    )
     assert forced.stop_reason == "tool_use", forced
     try:
         client.messages.create(messages=says(QUESTION), **{**options, "extra_body": {"temperature": -1}})
     except (BadRequestError, InternalServerError) as error:
-        assert isinstance(error, InternalServerError) == is_queue, error
+        assert isinstance(error, InternalServerError) == is_queue(base_url), error
         assert "temperature" in str(error), error
     else:
         raise AssertionError("a temperature of -1 was taken")

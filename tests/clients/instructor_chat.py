@@ -1,4 +1,4 @@
-"""What instructor does with a server, in each of its modes: python instructor_chat.py BASE_URL."""
+"""What instructor does with a server, in each of its modes: python -m tests.clients.instructor_chat BASE_URL."""
 
 import sys
 from collections.abc import Iterable
@@ -8,6 +8,8 @@ import instructor
 from instructor.core import InstructorRetryException
 from openai import APIStatusError, OpenAI
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from tests.clients.common import is_queue
 
 WEATHER = "What is the weather in Paris?"
 
@@ -66,7 +68,7 @@ def errors(base_url: str, options: dict[str, Any]) -> None:
         while cause is not None and not isinstance(cause, APIStatusError):
             cause = cause.__cause__ or cause.__context__
         assert "temperature" in str(error), error
-        assert cause is not None and cause.status_code == (500 if "/v2/" in base_url else 400), error
+        assert cause is not None and cause.status_code == (500 if is_queue(base_url) else 400), error
     else:
         raise AssertionError("a temperature of -1 was taken")
 

@@ -1,4 +1,4 @@
-"""What LangChain's OpenAI adapter does with a server: python langchain_chat.py BASE_URL. Run by test_adapters.py."""
+"""What LangChain's OpenAI adapter does with a server: python -m tests.clients.langchain_chat BASE_URL."""
 
 import asyncio
 import sys
@@ -8,19 +8,14 @@ from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from openai import APIError, APIStatusError
-from pydantic import BaseModel, Field
 
-
-class Place(BaseModel):
-    """A place."""
-
-    city: str = Field(max_length=20)
+from tests.clients.common import Place, weather_in
 
 
 @tool
 def get_weather(city: str) -> str:
     """Get the weather in a city"""
-    return f"21 degrees and clear in {city}"
+    return weather_in(city)
 
 
 @tool

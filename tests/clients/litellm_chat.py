@@ -1,4 +1,4 @@
-"""What LiteLLM's OpenAI adapter does with a server: python litellm_chat.py BASE_URL. Run by test_adapters.py."""
+"""What LiteLLM's OpenAI adapter does with a server: python -m tests.clients.litellm_chat BASE_URL."""
 
 import json
 import os
@@ -9,28 +9,8 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # it would fetch a price li
 
 import litellm
 import openai
-from pydantic import BaseModel, Field
 
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": name,
-            "description": description,
-            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-        },
-    }
-    for name, description in (
-        ("get_weather", "Get the weather in a city"),
-        ("get_time", "Get the time in a city"),
-    )
-]
-
-
-class Place(BaseModel):
-    """A place."""
-
-    city: str = Field(max_length=20)
+from tests.clients.common import CHAT_TOOLS, Place, is_queue, weather_in
 
 
 def main(base_url: str) -> None:
@@ -54,12 +34,12 @@ def main(base_url: str) -> None:
         chunks = complete(question, adapter, stream=True)
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text
 
-        called = complete("What is the weather in Paris?", adapter, tools=TOOLS)
+        called = complete("What is the weather in Paris?", adapter, tools=CHAT_TOOLS)
         message = called.choices[0].message
         assert called.choices[0].finish_reason == "tool_calls"
         (call,) = message.tool_calls
         assert (call.function.name, json.loads(call.function.arguments)) == ("get_weather", {"city": "Paris"})
-        pieces = list(complete("What is the weather in Paris?", adapter, tools=TOOLS, stream=True))
+        pieces = list(complete("What is the weather in Paris?", adapter, tools=CHAT_TOOLS, stream=True))
         built = litellm.stream_chunk_builder(pieces)
         assert built is not None
         (again,) = built.choices[0].message.tool_calls
@@ -68,12 +48,12 @@ def main(base_url: str) -> None:
         history: list[Any] = []
         for city in ("Paris", "Rome", "Oslo"):
             history.append({"role": "user", "content": f"What is the weather in {city}?"})
-            message = complete("", adapter, messages=history, tools=TOOLS).choices[0].message
+            message = complete("", adapter, messages=history, tools=CHAT_TOOLS).choices[0].message
             (call,) = message.tool_calls
             assert (call.function.name, json.loads(call.function.arguments)) == ("get_weather", {"city": city})
-            result = {"role": "tool", "tool_call_id": call.id, "content": f"21 degrees and clear in {city}"}
+            result = {"role": "tool", "tool_call_id": call.id, "content": weather_in(city)}
             history += [message.model_dump(exclude_none=True), result]
-            told = complete("", adapter, messages=history, tools=TOOLS).choices[0].message
+            told = complete("", adapter, messages=history, tools=CHAT_TOOLS).choices[0].message
             assert told.content and not told.tool_calls, told
             history.append(told)
 
@@ -88,7 +68,6 @@ def main(base_url: str) -> None:
         assert isinstance(json.loads(loose.choices[0].message.content), dict)
 
         # Over HTTP an error has its own status. Through a queue a failed job is a 500 with the same body.
-        is_queue = "/v2/" in base_url
         refused: list[tuple[dict[str, Any], type[Exception], str]] = [
             ({"top_p": 3}, litellm.BadRequestError, "top_p"),
             ({"messages": []}, litellm.BadRequestError, "messages"),
@@ -102,7 +81,8 @@ def main(base_url: str) -> None:
                     list(answer)
                 except openai.APIError as error:
                     assert says in str(error), error
-                    assert streams or isinstance(error, litellm.InternalServerError if is_queue else kind), error
+                    expected = litellm.InternalServerError if is_queue(base_url) else kind
+                    assert streams or isinstance(error, expected), error
                 else:
                     raise AssertionError(f"no error for a stream with {fields}")
 

@@ -1,4 +1,4 @@
-"""What LlamaIndex's adapter for OpenAI-like servers does: python llama_index_chat.py BASE_URL."""
+"""What LlamaIndex's adapter for OpenAI-like servers does: python -m tests.clients.llama_index_chat BASE_URL."""
 
 import sys
 
@@ -7,13 +7,9 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.openai_like import OpenAILike
 from openai import APIError, APIStatusError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
-
-class Place(BaseModel):
-    """A place."""
-
-    city: str = Field(max_length=20)
+from tests.clients.common import Place, weather_in
 
 
 class Weather(BaseModel):
@@ -26,7 +22,7 @@ class Weather(BaseModel):
 
 def get_weather(city: str) -> str:
     """Get the weather in a city"""
-    return f"21 degrees and clear in {city}"
+    return weather_in(city)
 
 
 def errors(llm: OpenAILike) -> None:

@@ -1,4 +1,4 @@
-"""What OpenAI's own Python SDK does with a server: python openai_python.py BASE_URL. Run by test_adapters.py."""
+"""What OpenAI's own Python SDK does with a server: python -m tests.clients.openai_python BASE_URL."""
 
 import asyncio
 import json
@@ -9,18 +9,9 @@ import openai
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel, Field
 
+from tests.clients.common import CHAT_TOOLS, weather_in
+
 QUESTION: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
-TOOLS: Any = [
-    {
-        "type": "function",
-        "function": {
-            "name": name,
-            "description": description,
-            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-        },
-    }
-    for name, description in (("get_weather", "Get the weather in a city"), ("get_time", "Get the time in a city"))
-]
 
 
 class Place(BaseModel):
@@ -42,10 +33,12 @@ def tool_loop(client: OpenAI) -> None:
     for city, streams in (("Paris", False), ("Rome", True)):
         messages.append({"role": "user", "content": f"What is the weather in {city}?"})
         if streams:
-            with client.chat.completions.stream(model="demo", messages=messages, tools=TOOLS, temperature=0) as stream:
+            with client.chat.completions.stream(
+                model="demo", messages=messages, tools=CHAT_TOOLS, temperature=0
+            ) as stream:
                 message: Any = stream.get_final_completion().choices[0].message
         else:
-            answer = client.chat.completions.create(model="demo", messages=messages, tools=TOOLS, temperature=0)
+            answer = client.chat.completions.create(model="demo", messages=messages, tools=CHAT_TOOLS, temperature=0)
             assert answer.choices[0].finish_reason == "tool_calls"
             message = answer.choices[0].message
         (call,) = message.tool_calls
@@ -56,8 +49,8 @@ def tool_loop(client: OpenAI) -> None:
             "function": {"name": "get_weather", "arguments": call.function.arguments},
         }
         messages.append({"role": "assistant", "content": None, "tool_calls": [given]})
-        messages.append({"role": "tool", "tool_call_id": call.id, "content": f"21 degrees and clear in {city}"})
-        answer = client.chat.completions.create(model="demo", messages=messages, tools=TOOLS, temperature=0)
+        messages.append({"role": "tool", "tool_call_id": call.id, "content": weather_in(city)})
+        answer = client.chat.completions.create(model="demo", messages=messages, tools=CHAT_TOOLS, temperature=0)
         assert answer.choices[0].message.content and not answer.choices[0].message.tool_calls, answer
         messages.append({"role": "assistant", "content": answer.choices[0].message.content})
 

@@ -1,4 +1,4 @@
-"""What OpenAI's SDK and its Agents SDK do with /v1/responses: python openai_responses.py BASE_URL."""
+"""What OpenAI's SDK and its Agents SDK do with /v1/responses: python -m tests.clients.openai_responses BASE_URL."""
 
 import asyncio
 import json
@@ -8,35 +8,17 @@ from typing import Any
 
 from agents import Agent, ModelSettings, OpenAIResponsesModel, Runner, function_tool, set_tracing_disabled
 from openai import AsyncOpenAI, BadRequestError, InternalServerError, OpenAI
-from pydantic import BaseModel, Field
 
-QUESTION = "What is the capital of France?"
-TOOL: Any = {
-    "type": "function",
-    "name": "get_weather",
-    "description": "Get the weather in a city",
-    "parameters": {
-        "type": "object",
-        "properties": {"city": {"type": "string"}},
-        "required": ["city"],
-        "additionalProperties": False,
-    },
-    "strict": True,
-}
+from tests.clients.common import QUESTION, RESPONSES_TOOL, Place, is_queue, weather_in
+
 asked: list[str] = []
-
-
-class Place(BaseModel):
-    """A place."""
-
-    city: str = Field(max_length=20)
 
 
 @function_tool
 def get_weather(city: str) -> str:
     """Get the weather in a city"""
     asked.append(city)
-    return f"21 degrees and clear in {city}"
+    return weather_in(city)
 
 
 def sdk(client: OpenAI) -> None:
@@ -52,12 +34,12 @@ def sdk(client: OpenAI) -> None:
     history: list[Any] = []
     for city in ("Paris", "Rome"):
         history.append({"role": "user", "content": f"What is the weather in {city}?"})
-        answer = client.responses.create(input=history, tools=[TOOL], **options)
+        answer = client.responses.create(input=history, tools=[RESPONSES_TOOL], **options)
         (call,) = (item for item in answer.output if item.type == "function_call")
         assert json.loads(call.arguments) == {"city": city}, call
         history += answer.output
         history.append({"type": "function_call_output", "call_id": call.call_id, "output": "21 degrees"})
-        answer = client.responses.create(input=history, tools=[TOOL], **options)
+        answer = client.responses.create(input=history, tools=[RESPONSES_TOOL], **options)
         assert answer.output_text, answer
         history += answer.output
     cut = client.responses.create(input=QUESTION, **{**options, "max_output_tokens": 2})
@@ -66,10 +48,10 @@ def sdk(client: OpenAI) -> None:
 
 def stored(client: OpenAI) -> None:
     options: Any = {"model": "demo", "temperature": 0, "max_output_tokens": 200}
-    first = client.responses.create(input="What is the weather in Oslo?", tools=[TOOL], **options)
+    first = client.responses.create(input="What is the weather in Oslo?", tools=[RESPONSES_TOOL], **options)
     call: Any = first.output[-1]
     result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "21 degrees"}
-    second = client.responses.create(input=[result], previous_response_id=first.id, tools=[TOOL], **options)
+    second = client.responses.create(input=[result], previous_response_id=first.id, tools=[RESPONSES_TOOL], **options)
     assert second.output_text
     assert client.responses.retrieve(second.id).output_text == second.output_text
     assert len(client.responses.input_items.list(second.id).data) == 3
@@ -100,15 +82,14 @@ async def agents(base_url: str) -> None:
 
 def main(base_url: str) -> None:
     client = OpenAI(base_url=base_url, api_key="none", max_retries=0)
-    is_queue = "/v2/" in base_url
     sdk(client)
-    if not is_queue:  # jobs keep nothing: the next may come to another worker
+    if not is_queue(base_url):  # jobs keep nothing: the next may come to another worker
         stored(client)
     asyncio.run(agents(base_url))
     try:
         client.responses.create(model="demo", input=QUESTION, temperature=-1)
     except (BadRequestError, InternalServerError) as error:
-        assert isinstance(error, InternalServerError) == is_queue, error
+        assert isinstance(error, InternalServerError) == is_queue(base_url), error
         assert "temperature" in str(error), error
     else:
         raise AssertionError("a temperature of -1 was taken")

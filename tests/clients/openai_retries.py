@@ -1,4 +1,4 @@
-"""OpenAI's Python SDK at a server that is too busy: python openai_retries.py BASE_URL. Run by test_adapters.py."""
+"""OpenAI's Python SDK at a server that is too busy: python -m tests.clients.openai_retries BASE_URL."""
 
 import asyncio
 import sys

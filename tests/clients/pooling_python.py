@@ -1,4 +1,4 @@
-"""What clients for embeddings and rerank do: python pooling_python.py BASE_URL."""
+"""What clients for embeddings and rerank do: python -m tests.clients.pooling_python BASE_URL."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""What pydantic-ai's agents do with a server: python pydantic_ai_chat.py BASE_URL. Run by test_adapters.py."""
+"""What pydantic-ai's agents do with a server: python -m tests.clients.pydantic_ai_chat BASE_URL."""
 
 import asyncio
 import sys
@@ -11,8 +11,9 @@ from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.settings import ModelSettings
 
+from tests.clients.common import QUESTION, weather_in
+
 SETTINGS = ModelSettings(temperature=0, max_tokens=300)
-QUESTION = "What is the capital of France?"
 Name = Annotated[str, Field(max_length=20)]
 
 
@@ -46,7 +47,7 @@ async def tools(model: OpenAIChatModel) -> None:
         asked.append(city)
         if len(asked) == 1:
             raise ModelRetry("The station is busy, call it again.")
-        return f"21 degrees and clear in {city}"
+        return weather_in(city)
 
     agent = Agent(model, tools=[get_weather], model_settings=SETTINGS, retries=3)
     first = await agent.run("What is the weather in Paris?")

@@ -7,6 +7,7 @@ them and runs this. docs/clients.md says what each session covers.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,7 @@ needs_node = pytest.mark.skipif(
     reason="the clients for Node need node, and npm when `make test-clients` makes their environment",
 )
 PYTHON = ENVIRONMENT / "bin/python"
+OLDER_ANTHROPIC = ENVIRONMENT / "anthropic-0"  # an older major version, which pydantic-ai needs
 SESSIONS = [
     pytest.param("openai_python.py", PYTHON, id="openai-python"),
     pytest.param("openai_python.py", Path(sys.executable), id="openai-python-newest"),
@@ -44,7 +46,9 @@ SESSIONS = [
     pytest.param("anthropic_python.py", PYTHON, id="anthropic"),
     pytest.param("instructor_chat.py", PYTHON, id="instructor"),
     pytest.param("langchain_chat.py", PYTHON, id="langchain"),
+    pytest.param("langchain_responses.py", PYTHON, id="langchain-responses"),
     pytest.param("litellm_chat.py", PYTHON, id="litellm"),
+    pytest.param("litellm_agents.py", PYTHON, id="litellm-agents"),
     pytest.param("llama_index_chat.py", PYTHON, id="llama-index"),
     pytest.param("agents_sdk_chat.py", PYTHON, id="agents-sdk"),
     pytest.param("pydantic_ai_chat.py", PYTHON, id="pydantic-ai"),
@@ -107,17 +111,22 @@ def busy_server(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
     yield from endpoint(request.param, {"MAX_NUM_SEQS": "1", "MAX_NUM_QUEUED_REQS": "1"})
 
 
-def run(script: str, interpreter: Path | None, server: Endpoint) -> str:
-    """The last line that the script wrote. Without an interpreter it runs in node, beside the packages."""
+def run(script: str, interpreter: Path | None, server: Endpoint, packages: Path | None = None) -> str:
+    """The last line that the script wrote. Without an interpreter it runs in node, beside the packages.
+
+    `packages`: a directory of packages that come before those of the interpreter.
+    """
+    env = os.environ | ({"PYTHONPATH": str(packages)} if packages else {})
     if interpreter is not None:
-        command, directory = [str(interpreter), str(HERE / script), server.base_url], ROOT
+        module = f"tests.clients.{script.removesuffix('.py')}"
+        command, directory = [str(interpreter), "-m", module, server.base_url], ROOT
     else:
         # node looks for packages above the script, and above its working directory for one that comes on stdin.
         command, directory = ["node", "--input-type=module", "-", server.base_url], ENVIRONMENT / "node"
     with (HERE / script).open() as text, tempfile.TemporaryFile("w+") as output:
         try:
             done = subprocess.run(
-                command, cwd=directory, stdin=text, stdout=output, stderr=STDOUT, timeout=SCRIPT_SECONDS
+                command, cwd=directory, env=env, stdin=text, stdout=output, stderr=STDOUT, timeout=SCRIPT_SECONDS
             ).returncode
         except subprocess.TimeoutExpired:
             done = None
@@ -132,6 +141,12 @@ def run(script: str, interpreter: Path | None, server: Endpoint) -> str:
 @pytest.mark.parametrize(("script", "interpreter"), SESSIONS)
 def test_session(server: Endpoint, script: str, interpreter: Path | None) -> None:
     assert run(script, interpreter, server) == "ok"
+    server.wait_idle()
+
+
+@pytest.mark.parametrize("script", ["anthropic_python.py", "pydantic_ai_agents.py"])
+def test_session_with_an_older_anthropic(server: Endpoint, script: str) -> None:
+    assert run(script, PYTHON, server, OLDER_ANTHROPIC) == "ok"
     server.wait_idle()
 
 
