@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path("/tmp/ember-gpu-check/triton")  # the same there as here
-MAX_BYTES = 62 << 20  # of the folder and the checkout that is carried with it; 64 MiB is what such machines take
+MAX_BYTES = 62 << 20  # of the folder and a checkout that is carried with it, which fit an upload of 64 MiB
 # What machines with torch and transformers often lack. Versions are those of requirements.lock, and of constraints.txt
 # for what tests alone import.
 PACKAGES: tuple[str, ...] = (

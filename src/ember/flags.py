@@ -115,7 +115,7 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
         default=True,
         help="ask for answers of exactly the wanted length, which OpenAI's own servers do not know",
     )
-    bench.add_argument("--warm-up", type=int, default=4, metavar="N", help="requests before the test")
+    bench.add_argument("--warm-up", type=_count_or_none, default=4, metavar="N", help="requests before the test")
     bench.add_argument("--goodput", type=_goals, default={}, metavar="GOALS", help="such as ttft:300,tpot:50 (ms)")
     bench.add_argument("--percentiles", type=_percentiles, default="50,90,95,99", metavar="LIST", help="to print")
     bench.add_argument("--extra-body", type=_object, default={}, metavar="JSON", help="fields of each request")
@@ -186,6 +186,13 @@ def _count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"it must be at least 1, not {value}")
+    return value
+
+
+def _count_or_none(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"it must be at least 0, not {value}")
     return value
 
 

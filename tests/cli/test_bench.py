@@ -243,6 +243,7 @@ def test_the_examples_of_the_page_run(tmp_path: Path):
         (["--extra-body", "[1]"], "must be a JSON object"),
         (["--percentiles", "50,101"], "between 0 and 100"),
         (["--num-prompts", "0"], "at least 1"),
+        (["--warm-up", "-1"], "at least 0"),
     ],
 )
 def test_bad_options_are_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):

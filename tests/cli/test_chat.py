@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 
 from ember.cli.api_client import ServerError
-from ember.cli.chat import Commands, Conversation, Leave, Screen, answer, pending_call, read_message
+from ember.cli.chat.commands import Commands, Leave
+from ember.cli.chat.conversation import Conversation, Screen, answer, pending_call
+from ember.cli.chat.terminal import read_message, reply_to
 
 CALL = {"index": 0, "id": "c1", "function": {"name": "weather", "arguments": '{"city":'}}
 
@@ -36,7 +38,7 @@ class Scripted:
         for delta in self.deltas:
             if "error" in delta:
                 raise ServerError(delta["error"])
-            yield [{"choices": [{"delta": delta}]}]
+            yield [{"choices": [{"delta": delta, "finish_reason": delta.get("finish")}]}]
 
     async def models(self) -> list[str]:
         return ["one", "two"]
@@ -56,6 +58,7 @@ def test_an_answer_is_written_as_it_comes_and_cannot_control_the_terminal():
         {"content": "sky"},
         {"tool_calls": [CALL]},
         {"tool_calls": [{"index": 0, "function": {"arguments": ' "Bonn"}'}}]},
+        {"finish": "tool_calls"},
     )
     _, conversation, written, screen = talk(client)
     conversation.messages.append({"role": "user", "content": "Hi"})
@@ -106,6 +109,23 @@ def test_commands_change_what_is_asked(tmp_path: Path):
         run("/quit")
 
 
+def test_a_refused_request_leaves_the_conversation_as_it_was():
+    client: Any = Scripted({"content": "Half\x1b[2J"}, {"error": "it is \x1b]0;owned\x07 full"})
+    commands, conversation, written, screen = talk(client)
+    said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
+    conversation.messages[:] = said
+    for text in ("/retry", "More"):
+        asyncio.run(reply_to(text, client, commands, conversation, screen))
+        assert conversation.messages == said
+    assert "full" in written[-1] and "\x1b" not in "".join(written) and "\x07" not in "".join(written)
+
+
+def test_a_call_that_is_cut_off_waits_for_no_result():
+    _, conversation, _, screen = talk(client := Scripted({"content": "Hm."}, {"tool_calls": [CALL]}))
+    asyncio.run(answer(client, conversation, screen))  # type: ignore[arg-type]
+    assert conversation.messages == [{"role": "assistant", "content": "Hm."}] and pending_call(conversation) is None
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -143,8 +163,11 @@ def test_messages_of_several_lines(lines: list[str], message: str):
 def test_a_conversation_in_a_terminal():
     """A message, a stopped answer, a refused request, and the end of the input; the server ends with the command."""
     own, other = pty.openpty()
-    command = [sys.executable, "-P", "-m", "ember", "chat", "demo", "--system", "Answer briefly."]
-    process = subprocess.Popen(command, stdin=other, stdout=other, stderr=other, start_new_session=True)
+    command = [sys.executable, "-P", "-m", "ember", "chat", "demo", "--system", "Answer briefly.", "--api-key", "k"]
+    log = {"LOG_LEVEL": "error", "LOG_FORMAT": "json"}  # neither hides where the server listens
+    process = subprocess.Popen(
+        command, stdin=other, stdout=other, stderr=other, start_new_session=True, env={**os.environ, **log}
+    )
     os.close(other)
     terminal = Terminal(own)
     try:

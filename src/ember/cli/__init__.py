@@ -221,14 +221,14 @@ def _chat(flags: argparse.Namespace) -> int:
     if not _take_positional_model(flags):
         return 2
     settings, _ = _read(flags)
-    from ember.cli.chat import ChatError, run
+    from ember.cli.chat.terminal import ChatError, run
     from ember.cli.own_server import OwnServerError, own_server
 
     try:
         if flags.url is not None:
             return run(flags.url, settings.model_name, _key_of(settings), flags.system, flags.body)
         _require_model(settings)
-        with own_server(_serve_arguments(flags)) as (url, key):
+        with own_server(_environment_of(flags)) as (url, key):
             return run(url, None, key, flags.system, flags.body)
     except (ChatError, OwnServerError) as error:
         return _fail(str(error))
@@ -243,7 +243,7 @@ def _bench(flags: argparse.Namespace) -> int:
     from ember.cli.bench.command import BenchError, run
 
     try:
-        return run(flags, settings.model_name, _serve_arguments(flags), _key_of(settings))
+        return run(flags, settings.model_name, _environment_of(flags), _key_of(settings))
     except BenchError as error:
         return _fail(str(error))
 
@@ -253,21 +253,15 @@ def _key_of(settings: Settings) -> str | None:
     return settings.api_key[0].get_secret_value() if settings.api_key else os.environ.get("OPENAI_API_KEY")
 
 
-def _serve_arguments(flags: argparse.Namespace) -> list[str]:
-    """The settings among the flags, as arguments of `ember serve`."""
-    from ember.flags import flag_names
-    from ember.settings import Settings
+def _environment_of(flags: argparse.Namespace) -> dict[str, str]:
+    """The settings among the flags, as variables for a server: a command line would show keys to others."""
+    from ember.settings import Settings, variable_names
 
-    arguments = []
+    found = {}
     for name in Settings.model_fields:
-        value, flag = vars(flags).get(name), flag_names(name)[0]
-        if isinstance(value, bool):
-            arguments.append(flag if value else flag.replace("--", "--no-", 1))
-        else:
-            arguments += [
-                f"{flag}={item}" for item in (value if isinstance(value, list) else [value]) if item is not None
-            ]
-    return arguments
+        if (value := vars(flags).get(name)) is not None:
+            found[variable_names(name)[0]] = ",".join(value) if isinstance(value, list) else str(value)
+    return found
 
 
 def _batch(flags: argparse.Namespace) -> int:
@@ -382,7 +376,9 @@ def _require_model(settings: Settings) -> None:
 
 
 def _fail(message: str, status: int = 1) -> int:
-    print(f"ember: error: {' '.join(message.split())}", file=sys.stderr)
+    from ember.logs import printable
+
+    print(f"ember: error: {printable(' '.join(message.split()))}", file=sys.stderr)
     return status
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import orjson
+
+from ember.logs import printable
 
 CONNECT_SECONDS = 30.0
 _SHOWN_CHARACTERS = 500
@@ -17,7 +19,7 @@ class ServerError(Exception):
     """The server refused a request, failed at it, or is gone. `status` is None where no answer came."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split())))
         self.status = status
 
 
@@ -40,6 +42,16 @@ class ApiClient:
         """The document that answers a request. Raises ServerError."""
         async with self._answer("POST", path, body) as response:
             return _document(await response.read())
+
+    async def exchange(
+        self, path: str, body: dict[str, Any], headers: Mapping[str, str]
+    ) -> tuple[int, Mapping[str, str], Any]:
+        """Status, headers and body of whatever answers a request; a body that is no JSON is a text. Raises ServerError
+        where none comes."""
+        async with self._connection("POST", path, body, headers) as response:
+            raw = await response.read()
+        document = _json_or_none(raw)
+        return response.status, response.headers, raw.decode("utf-8", "replace") if document is None else document
 
     async def stream(self, path: str, body: dict[str, Any]) -> AsyncIterator[list[dict[str, Any]]]:
         """The events of a streamed answer, as many at a time as have arrived together. Raises ServerError, also for an
@@ -85,12 +97,20 @@ class ApiClient:
     async def _answer(
         self, method: str, path: str, body: dict[str, Any] | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
+        async with self._connection(method, path, body, {}) as response:
+            if response.status != 200:
+                raw = await response.read()
+                raise ServerError(_message(_json_or_none(raw)) or _text(raw), response.status)
+            yield response
+
+    @asynccontextmanager
+    async def _connection(
+        self, method: str, path: str, body: dict[str, Any] | None, headers: Mapping[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         data = None if body is None else orjson.dumps(body)
+        sent = {**self._headers, **headers}
         try:
-            async with self._session.request(method, self.url + path, data=data, headers=self._headers) as response:
-                if response.status != 200:
-                    raw = await response.read()
-                    raise ServerError(_message(_json_or_none(raw)) or _text(raw), response.status)
+            async with self._session.request(method, self.url + path, data=data, headers=sent) as response:
                 yield response
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ServerError(f"{self.url}: {error or type(error).__name__}") from None

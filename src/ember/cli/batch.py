@@ -11,9 +11,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-import aiohttp
-import orjson
-
+from ember.cli.api_client import ServerError, connect
 from ember.front.api.batches import local
 from ember.front.api.batches.lines import BatchLine, check_file
 from ember.front.api.batches.results import Answer, ResultFile, ResultsError
@@ -25,7 +23,6 @@ from ember.settings import Settings
 
 CONNECTIONS = 64  # requests to a server under way at a time
 PATIENCE_SECONDS = 120.0  # for which a server may be gone
-CONNECT_SECONDS = 30.0
 SHOW_SECONDS = 0.2
 LISTED_FAULTS = 5
 
@@ -125,35 +122,19 @@ async def _local(settings: Settings) -> AsyncIterator[tuple[Ask, int]]:
 @asynccontextmanager
 async def _served(url: str, key: str | None) -> AsyncIterator[tuple[Ask, int]]:
     """A server of the OpenAI API. `url` may end with `/v1`, which the paths of requests begin with."""
-    base = url.rstrip("/").removesuffix("/v1")
-    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector) as session:
+    async with connect(url, key) as client:
 
         async def ask(line: BatchLine) -> Reply:
             name = request_id()
             try:
-                async with session.post(
-                    base + line.url,
-                    data=orjson.dumps(line.body),
-                    headers={"Content-Type": "application/json", "X-Request-Id": name},
-                ) as response:
-                    raw = await response.read()
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                raise Unreachable(f"{base}: {' '.join(str(error).split()) or type(error).__name__}") from None
-            answer = Answer(response.status, response.headers.get("X-Request-Id", name), _json_or_text(raw))
-            may_retry = response.headers.get("x-should-retry") != "false"
-            return Reply(answer, may_retry, _seconds(response.headers.get("retry-after")))
+                status, headers, body = await client.exchange(line.url, line.body, {"X-Request-Id": name})
+            except ServerError as error:
+                raise Unreachable(str(error)) from None
+            answer = Answer(status, headers.get("X-Request-Id", name), body)
+            may_retry = headers.get("x-should-retry") != "false"
+            return Reply(answer, may_retry, _seconds(headers.get("retry-after")))
 
         yield ask, CONNECTIONS
-
-
-def _json_or_text(raw: bytes) -> object:
-    try:
-        return orjson.loads(raw)
-    except ValueError:
-        return raw.decode("utf-8", "replace")
 
 
 def _seconds(text: str | None) -> float | None:

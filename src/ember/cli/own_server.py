@@ -4,40 +4,43 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import secrets
 import signal
+import socket
 import subprocess
-import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_LISTENING = re.compile(r"listening on (http://\S+)")
+from ember.interpreter import module_command
+
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_POLL_SECONDS = 0.02
 _STOP_SECONDS = 15.0
 _KEPT_LINES = 20
 
 
 class OwnServerError(Exception):
-    """The server did not start. The message is what it said last."""
+    """The server did not start. The message is the last line of its log."""
 
 
 @contextmanager
-def own_server(arguments: list[str]) -> Iterator[tuple[str, str]]:
-    """Start a server and stop it at the end. `arguments`: those of `ember serve`. Yields its URL and an API key, which
-    nobody else knows. The server listens at once, and requests wait while the model loads. Raises OwnServerError."""
-    key = secrets.token_hex(16)
-    command = [sys.executable, "-P", "-m", "ember", "serve", *arguments, "--host", "127.0.0.1", "--port", "0"]
+def own_server(environment: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Start a server and stop it at the end. `environment`: its settings, as variables. Yields its URL and an API key,
+    which nobody else knows. The server listens at once, and requests wait while the model loads. Raises
+    OwnServerError."""
+    key, port = secrets.token_hex(16), free_port()
+    own = {"API_KEY": key, "HOST": "127.0.0.1", "PORT": str(port), "LOG_FORMAT": "text"}
     libc = ctypes.CDLL(None)
 
     def end_with_parent() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
     process = subprocess.Popen(
-        command,
-        env={**os.environ, "API_KEY": key},
+        module_command("ember", "serve"),
+        env={**os.environ, **environment, **own},
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -47,9 +50,16 @@ def own_server(arguments: list[str]) -> Iterator[tuple[str, str]]:
     )
     try:
         log = _Log(process)
-        yield log.url(), key
-        if process.poll() is not None:
-            raise OwnServerError(log.last_words())
+        while not accepts(port):
+            if process.poll() is not None:
+                raise OwnServerError(log.last_line())
+            time.sleep(_POLL_SECONDS)
+        try:
+            yield f"http://127.0.0.1:{port}", key
+        except Exception as error:
+            if process.poll() is None:
+                raise
+            raise OwnServerError(log.last_line()) from error  # its reason, not that a request found no server
     finally:
         process.terminate()
         try:
@@ -59,24 +69,32 @@ def own_server(arguments: list[str]) -> Iterator[tuple[str, str]]:
             process.wait()
 
 
+def free_port() -> int:
+    """A port of this machine on which nothing listens now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def accepts(port: int) -> bool:
+    """Whether something on this machine takes connections on the port."""
+    try:
+        socket.create_connection(("127.0.0.1", port), 1.0).close()
+    except OSError:
+        return False
+    return True
+
+
 class _Log:
-    """Reads the server's log in a thread, so that the server never waits for a reader."""
+    """Reads the server's log in a thread, so that the server never waits for a reader, and keeps its end."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
-        self._found: str | None = None
-        self._listening = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
-    def url(self) -> str:
-        self._listening.wait()
-        if self._found is None:
-            raise OwnServerError(self.last_words())
-        return self._found
-
-    def last_words(self) -> str:
+    def last_line(self) -> str:
         """The last line that the server wrote, once it has ended."""
         self._thread.join(_STOP_SECONDS)
         return self._lines[-1] if self._lines else f"the server ended with status {self._process.returncode}"
@@ -85,7 +103,3 @@ class _Log:
         assert self._process.stderr is not None
         for line in self._process.stderr:
             self._lines.append(line.strip())
-            if self._found is None and (match := _LISTENING.search(line)):
-                self._found = match[1]
-                self._listening.set()
-        self._listening.set()

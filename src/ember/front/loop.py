@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import os
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ class EngineLoop:
     """An event loop in a daemon thread. `stop` cancels what still runs on it."""
 
     def __init__(self) -> None:
+        self._process = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
 
@@ -29,7 +31,11 @@ class EngineLoop:
         self._thread.start()
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Run a coroutine on the loop, from any thread. Cancelling the future cancels the coroutine's task."""
+        """Run a coroutine on the loop, from any thread. Cancelling the future cancels the coroutine's task. Raises
+        RuntimeError in a forked child, whose copy of the loop has no thread."""
+        if os.getpid() != self._process:
+            coroutine.close()
+            raise RuntimeError("The engine is the parent's: a forked process makes one of its own.")
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def stop(self, timeout: float = 5.0) -> None:

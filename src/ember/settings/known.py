@@ -60,7 +60,7 @@ _GROUPS: dict[str, str] = {
         "ENABLE_LORA_BIAS LORA_EXTRA_VOCAB_SIZE DEFAULT_MM_LORAS VLLM_ALLOW_RUNTIME_LORA_UPDATING "
         "VLLM_LORA_RESOLVER_CACHE_DIR VLLM_LORA_RESOLVER_HF_REPO_LIST"
     ),
-    "state space layers are not served": "MAMBA_CACHE_DTYPE MAMBA_SSM_CACHE_DTYPE",
+    "the states of layers have the type that the model names": "MAMBA_CACHE_DTYPE MAMBA_SSM_CACHE_DTYPE",
     "logprobs are of the raw distribution": "LOGPROBS_MODE",
     "logit processors are not loaded; use logit_bias, bad_words or allowed_token_ids in the request": (
         "LOGITS_PROCESSORS LOGITS_PROCESSOR_PATTERN"
@@ -127,7 +127,7 @@ _GROUPS: dict[str, str] = {
     "streams have no comments between events": "SSE_KEEP_ALIVE_INTERVAL",
     "idle connections have limits of their own": "VLLM_HTTP_TIMEOUT_KEEP_ALIVE",
     "system_fingerprint has one form": "FINGERPRINT_MODE",
-    "GET /openapi.json is behind the key like every route, and there are no other pages": "DISABLE_FASTAPI_DOCS",
+    "GET /openapi.json is behind the key like every route; PAGE=false turns the page off": "DISABLE_FASTAPI_DOCS",
     # --- the process
     "the engine is a process of this worker, reached without a port": "VLLM_PORT VLLM_BASE_URL",
     "the worker waits for its engine as long as the platform lets it": (

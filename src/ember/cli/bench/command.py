@@ -8,7 +8,6 @@ import contextlib
 import json
 import random
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,22 @@ from ember.cli.api_client import ApiClient, ServerError, connect
 from ember.cli.bench import prompts, report, startup
 from ember.cli.bench.load import Load, LoadTest, Run
 from ember.cli.own_server import OwnServerError, own_server
+from ember.interpreter import module_command
 
 
 class BenchError(Exception):
     """The options cannot be followed, or the server does not serve. The message is for the person who started it."""
 
 
-def run(flags: argparse.Namespace, model: str | None, serve_arguments: list[str], key: str | None) -> int:
-    """Run what the flags ask for and print it. `model`: the name in requests to --url; `serve_arguments`: those of
-    `ember serve` without --url. Returns the exit status: 1 where requests failed. Raises BenchError."""
+def run(flags: argparse.Namespace, model: str | None, environment: dict[str, str], key: str | None) -> int:
+    """Run what the flags ask for and print it. `model`: the name in requests to --url; `environment`: the settings of
+    a server without --url. Returns the exit status: 1 where requests failed. Raises BenchError."""
     try:
         if flags.startup is not None:
-            return _startups(flags, model, serve_arguments, key)
+            return _startups(flags, model, environment, key)
         if flags.url is not None:
             return asyncio.run(_load(flags, flags.url, model, key))
-        with own_server(serve_arguments) as (url, own_key):
+        with own_server(environment) as (url, own_key):
             return asyncio.run(_load(flags, url, None, own_key))
     except (ServerError, OwnServerError, startup.StartupError, prompts.PromptError) as error:
         raise BenchError(str(error)) from None
@@ -38,11 +38,11 @@ def run(flags: argparse.Namespace, model: str | None, serve_arguments: list[str]
         raise BenchError(f"{error.filename}: {error.strerror}") from None
 
 
-def _startups(flags: argparse.Namespace, model: str | None, serve_arguments: list[str], key: str | None) -> int:
-    own = shlex.join([sys.executable, "-m", "ember", "serve", *serve_arguments, "--host", "127.0.0.1", "--port"])
-    commands = [command or f"{own} {startup.PLACEHOLDER}" for command in flags.startup]
+def _startups(flags: argparse.Namespace, model: str | None, environment: dict[str, str], key: str | None) -> int:
+    own = shlex.join(module_command("ember", "serve", "--host", "127.0.0.1", "--port")) + f" {startup.PLACEHOLDER}"
+    found = [startup.Startups(command) if command else startup.Startups(own, environment) for command in flags.startup]
     name = model if any(flags.startup) else None
-    found = asyncio.run(startup.time_startups(commands, flags.runs, flags.endpoint, name, key, flags.timeout))
+    asyncio.run(startup.time_startups(found, flags.runs, flags.endpoint, name, key, flags.timeout))
     print(startup.as_text(found))
     if flags.json_file:
         Path(flags.json_file).write_text(json.dumps(startup.as_document(found), indent=1) + "\n")

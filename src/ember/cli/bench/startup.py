@@ -7,7 +7,6 @@ import contextlib
 import os
 import shlex
 import signal
-import socket
 import statistics
 import subprocess
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 
 from ember.cli.api_client import ApiClient, ServerError, connect
 from ember.cli.bench.prompts import PATHS, Endpoint, fields
+from ember.cli.own_server import accepts, free_port
 
 POLL_SECONDS = 0.005
 STOP_SECONDS = 15.0
@@ -32,6 +32,7 @@ class Startups:
     """The starts of one command. Times are in seconds since its spawn."""
 
     command: str
+    environment: dict[str, str] = field(default_factory=dict)  # beside that of this process
     listening: list[float] = field(default_factory=list)  # the port took a connection
     listed: list[float] = field(default_factory=list)  # /v1/models answered
     answered: list[float] = field(default_factory=list)  # a request for one token was answered with 200
@@ -49,26 +50,29 @@ def check(commands: list[str]) -> None:
 
 
 async def time_startups(
-    commands: list[str], num_runs: int, endpoint: Endpoint, model: str | None, key: str | None, timeout: float
-) -> list[Startups]:
+    found: list[Startups], num_runs: int, endpoint: Endpoint, model: str | None, key: str | None, timeout: float
+) -> None:
     """Start each command `num_runs` times, in turns, and stop it after its first answer. Raises StartupError."""
-    check(commands)
-    found = [Startups(command) for command in commands]
+    check([startups.command for startups in found])
     for i in range(num_runs):
         order = found if i % 2 == 0 else found[::-1]  # so that none always comes after the same one
         for startups in order:
             await _start(startups, endpoint, model, key, timeout)
-    return found
 
 
 async def _start(startups: Startups, endpoint: Endpoint, model: str | None, key: str | None, timeout: float) -> None:
-    port = _free_port()
+    port = free_port()
     words = [word.replace(PLACEHOLDER, str(port)) for word in shlex.split(startups.command)]
     with tempfile.TemporaryFile() as log:
         began = time.perf_counter()
         try:
             process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                words,
+                env={**os.environ, **startups.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         except OSError as error:
             raise StartupError(f"{words[0]}: {error.strerror}") from None
@@ -96,7 +100,7 @@ async def _until_answered(
         if process.poll() is not None:
             raise ServerError(f"it ended with status {process.returncode} before it answered")
 
-    while not _accepts(port):
+    while not accepts(port):
         poll()
         await asyncio.sleep(POLL_SECONDS)
     startups.listening.append(time.perf_counter() - began)
@@ -126,20 +130,6 @@ def _raise_if_final(error: ServerError) -> None:
     """A server that loads is not there yet, or answers 5xx, 404 or 429; other refusals stay."""
     if error.status is not None and error.status < 500 and error.status not in (404, 429):
         raise error
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def _accepts(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 1.0).close()
-    except OSError:
-        return False
-    return True
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

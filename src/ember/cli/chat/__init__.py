@@ -1,0 +1,1 @@
+"""`ember chat`: a conversation in the terminal."""

@@ -1,0 +1,124 @@
+"""`ember chat`: the loop that reads messages in the terminal and has them answered by a server of the OpenAI API."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from ember.cli.api_client import ApiClient, ServerError, connect
+from ember.cli.chat.commands import Commands, Leave
+from ember.cli.chat.conversation import Conversation, Screen, answer, clean, pending_call
+
+
+class ChatError(Exception):
+    """The conversation cannot begin. The message is for the person who started it."""
+
+
+def run(url: str, model: str | None, key: str | None, system: str | None, fields: dict[str, Any]) -> int:
+    """Talk until the person leaves. Where the input is no terminal, all of it is one message. Returns the exit status.
+    Raises ChatError."""
+    screen = Screen.of_stdout()
+    with asyncio.Runner() as runner:
+        return runner.run(_talk(url, model, key, Conversation("", system, fields=fields), screen))
+
+
+async def _talk(url: str, model: str | None, key: str | None, conversation: Conversation, screen: Screen) -> int:
+    async with connect(url, key) as client:
+        try:
+            conversation.model = await client.model(model)
+        except ServerError as error:
+            raise ChatError(str(error)) from None
+        if not sys.stdin.isatty():
+            conversation.messages.append({"role": "user", "content": sys.stdin.read()})
+            try:
+                await answer(client, conversation, screen)
+            except ServerError as error:
+                raise ChatError(str(error)) from None
+            return 0
+        screen.aside(f"{conversation.model} at {client.url}; /help lists the commands\n")
+        commands = Commands(client, conversation, screen)
+        _keep_history()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # asyncio's would not end a line that is being typed
+        while True:
+            try:
+                text = read_message(_prompt_of(conversation))
+                if text.strip():
+                    await reply_to(text, client, commands, conversation, screen)
+            except (EOFError, Leave):
+                screen.text("\n")
+                return 0
+
+
+async def reply_to(
+    text: str, client: ApiClient, commands: Commands, conversation: Conversation, screen: Screen
+) -> None:
+    """Obey a command, or have a message or a tool's result answered. A refused request leaves the conversation as it
+    was. Raises Leave."""
+    before = conversation.messages[:]
+    try:
+        if text.startswith("/"):
+            if not await commands.run(text.strip()):
+                return
+        elif pending := pending_call(conversation):
+            conversation.messages.append({"role": "tool", "tool_call_id": pending["id"], "content": text})
+        else:
+            conversation.messages.append({"role": "user", "content": text})
+        if pending_call(conversation) is None:
+            await _stoppable(answer(client, conversation, screen), screen)
+    except ServerError as error:
+        conversation.messages[:] = before
+        screen.style("31", f"{error}\n")
+
+
+async def _stoppable(work: Any, screen: Screen) -> None:
+    """Wait for an answer, which Ctrl-C stops."""
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, task.cancel)
+    try:
+        await asyncio.wait((task,))
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if task.cancelled():
+        screen.aside("[stopped]\n")
+    elif (error := task.exception()) is not None:
+        raise error
+
+
+def _prompt_of(conversation: Conversation) -> str:
+    call = pending_call(conversation)
+    return "> " if call is None else clean(f"result of {call['function']['name']}> ")
+
+
+def read_message(prompt: str, ask: Callable[[str], str] = input) -> str:
+    """A message from the terminal: one line, lines that end with a backslash and the one after them, or what stands
+    between two times three quotes. Ctrl-C gives an empty one. Raises EOFError."""
+    try:
+        line = ask(prompt)
+        if line.lstrip().startswith('"""'):
+            lines = [line.lstrip()[3:]]
+            while '"""' not in lines[-1]:
+                lines.append(ask(". "))
+            lines[-1] = lines[-1].partition('"""')[0]
+            return "\n".join(lines).strip("\n")
+        lines = [line]
+        while lines[-1].endswith("\\"):
+            lines[-1] = lines[-1][:-1]
+            lines.append(ask(". "))
+        return "\n".join(lines)
+    except KeyboardInterrupt:
+        print()
+        return ""
+
+
+def _keep_history() -> None:
+    """Let the arrow keys edit a line and bring back earlier ones."""
+    try:
+        import readline
+    except ImportError:  # a Python without it
+        return
+    readline.set_history_length(1000)
