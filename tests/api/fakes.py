@@ -146,7 +146,7 @@ class FakeEngine:
         self.pooled: list[tuple[list[PoolText], PoolOptions]] = []
         self.gate = Gate()
         self.control = Control(self)
-        self.is_busy = False
+        self.num_others = 0  # requests that run, of which the api knows nothing
         self.model_dir = "/no/such/model"
         self.told: list[str] = []  # by the operator
 
@@ -159,6 +159,14 @@ class FakeEngine:
     @property
     def is_ready(self) -> bool:
         return self.state == "ready" and self.gate.is_open
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self.num_others or self.gate.inside)
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        return self._info.tasks
 
     @property
     def is_dead(self) -> bool:
@@ -180,13 +188,20 @@ class FakeEngine:
         priority: int = 0,
         cache_salt: str | None = None,
         adapter: str | None = None,
+        is_step: bool = False,
     ) -> Any:
+        if not is_step:
+            self.gate.check()
         self.calls.append((prompt_token_ids, sampling, priority, cache_salt))
         generation = FakeGeneration(self.script(prompt_token_ids, sampling), sampling.n, self.delay)
         self.generations.append(generation)
         return generation
 
-    async def pool_many(self, texts: Sequence[PoolText], options: PoolOptions) -> list[wire.SequenceOutput]:
+    async def pool_many(
+        self, texts: Sequence[PoolText], options: PoolOptions, *, is_step: bool = False
+    ) -> list[wire.SequenceOutput]:
+        if not is_step:
+            self.gate.check()
         self.pooled.append((list(texts), options))
         await asyncio.sleep(self.delay)
         return [
@@ -208,6 +223,8 @@ class FakeEngine:
 
     def abort_all(self) -> None:
         self.told.append("abort")
+        for entrant in list(self.gate.inside):
+            entrant.abort()
         for generation in self.generations:
             generation.abort()
 

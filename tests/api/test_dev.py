@@ -80,17 +80,80 @@ def test_a_change_that_fails_or_whose_caller_leaves_stops_nobody_for_good(deploy
         assert deployment.engine.is_ready
         deployment.engine.reset_prefix_cache = reset  # type: ignore[method-assign]
 
-        deployment.engine.is_busy = True
+        deployment.engine.num_others = 1
         leaving = asyncio.create_task(call(deployment, "POST", "/sleep", mode="wait"))
         await asyncio.sleep(0.05)
         leaving.cancel()
         waking = asyncio.create_task(call(deployment, "POST", "/wake_up"))
         await asyncio.sleep(0.05)
         assert not waking.done() and not deployment.engine.gate.is_open and not deployment.engine.told[1:]
-        deployment.engine.is_busy = False
+        deployment.engine.num_others = 0
         await waking
         assert deployment.engine.told == ["abort", "stop", "start"]
         await call(deployment, "POST", CHAT, {"messages": USER})
+
+    asyncio.run(run())
+
+
+def test_the_state_while_a_pause_waits_and_while_the_engine_wakes_up(deployment: Deployment) -> None:
+    engine = deployment.engine
+
+    def statuses() -> list[int]:
+        return [ROUTER.find("GET", path).route.status(engine).status for path in ("/health", "/ping")]  # type: ignore[misc]
+
+    async def run() -> None:
+        engine.num_others = 1
+        pausing = asyncio.create_task(call(deployment, "POST", "/pause", mode="wait"))
+        await asyncio.sleep(0.01)
+        assert statuses() == [200, 204]
+        assert await call(deployment, "GET", "/is_paused") == {"is_paused": True}
+        assert await call(deployment, "POST", "/resume") == {"status": "resumed"}
+        with pytest.raises(ApiError, match="ended by /resume") as caught:
+            await pausing
+        assert caught.value.status == 409 and statuses() == [200, 200]
+        engine.num_others = 0
+        await call(deployment, "POST", "/sleep")
+        engine.state = "loading"  # as in the boot of a wake-up
+        assert statuses() == [200, 204]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("mode", ["wait", "abort"])
+def test_a_pause_lets_a_beam_search_end_or_ends_it(deployment: Deployment, mode: str) -> None:
+    async def run() -> None:
+        deployment.says("a")
+        deployment.engine.delay = 0.001
+        body = {"prompt": "hi", "use_beam_search": True, "max_tokens": 40, "n": 2, "ignore_eos": True}
+        asked = asyncio.create_task(call(deployment, "POST", "/v1/completions", body))
+        while len(deployment.engine.calls) < 2:
+            await asyncio.sleep(0)
+        await call(deployment, "POST", "/pause", mode=mode)
+        assert asked.done() or not deployment.engine.gate.inside
+        answer = await asked
+        reason, most = ("length", 80) if mode == "wait" else ("abort", 79)
+        assert [choice["finish_reason"] for choice in answer["choices"]] == [reason, reason]
+        assert 0 < answer["usage"]["completion_tokens"] <= most
+        assert deployment.engine.is_busy is False
+
+    asyncio.run(run())
+
+
+def test_a_pooling_request_is_aborted_by_its_id(deployment: Deployment) -> None:
+    async def run() -> None:
+        deployment.pools("embed")
+        deployment.engine.delay = 60.0
+        request = Request("POST", "/v1/embeddings", {"input": "a"}, {"x-request-id": "mine"})
+        asked = asyncio.create_task(ROUTER.dispatch(deployment.services, request))
+        while not deployment.engine.pooled:
+            await asyncio.sleep(0)
+        for ids, count in ((["other"], 0), (["mine"], 1)):
+            answer = await call(deployment, "POST", "/abort_requests", {"request_ids": ids})
+            assert answer == {"status": "aborted", "aborted": count}
+        with pytest.raises(ApiError, match="was aborted") as caught:
+            await asked
+        assert caught.value.status == 503
+        assert not deployment.services.running and not deployment.engine.is_busy
 
     asyncio.run(run())
 

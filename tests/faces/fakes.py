@@ -41,6 +41,7 @@ class FakeWorker:
         self.tasks: set[asyncio.Task[None]] = set()
         info = SimpleNamespace(max_num_seqs=max_num_seqs, tasks=("generate",))
         self.engine = SimpleNamespace(is_ready=False, is_dead=False, info=info, admission=admission or Admission())
+        self.engine.tasks = info.tasks
         self.engine.control = SimpleNamespace(is_paused=False)
 
         async def ready() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -134,6 +135,89 @@ async def test_a_boot_that_fails_after_a_sleep_is_final(engines, tmp_path):
     with pytest.raises(EngineError, match="the weights are gone"):
         await waking
     assert client.is_dead
+
+
+async def located(client: EngineClient, engine: ScriptedEngine, directory: Path) -> None:
+    engine.write(wire.Located(str(directory), str(directory)))
+    await client.located
+
+
+async def test_an_engine_that_crashes_as_it_is_put_to_sleep_starts_with_the_wake_up(engines, tmp_path, monkeypatch):
+    client = await started(engines, restarts=1)
+    await located(client, engines[0], tmp_path)
+    running = client.generate([1], SAMPLING)
+    reap, may_end = client._reap, asyncio.Event()
+
+    async def reap_late() -> int | None:
+        await may_end.wait()
+        return await reap()
+
+    monkeypatch.setattr(client, "_reap", reap_late)
+    async with asyncio.timeout(10):
+        sleeping = asyncio.create_task(client.control.sleep(1, "wait"))
+        await asyncio.sleep(0.01)
+        engines[0].die()
+        with pytest.raises(ApiError, match="failed while this request was running"):
+            await anext(running)
+        while not client._is_stopped:
+            await asyncio.sleep(0.01)
+        may_end.set()
+        await sleeping
+        assert len(engines) == 1 and not client.is_dead
+        waking = asyncio.create_task(client.control.wake_up())
+        while len(engines) < 2:
+            await asyncio.sleep(0.01)
+        engines[1].write(READY)
+        await waking
+        assert client.is_ready and len(engines) == 2
+        engines[1].die()
+        await client.dead.wait()  # the crash during the sleep was the only one that was allowed
+
+
+async def test_an_engine_that_crashes_for_good_as_it_is_put_to_sleep_is_dead(engines, tmp_path):
+    client = await started(engines)
+    await located(client, engines[0], tmp_path)
+    client.generate([1], SAMPLING)
+    async with asyncio.timeout(10):
+        sleeping = asyncio.create_task(client.control.sleep(1, "wait"))
+        await asyncio.sleep(0.01)
+        engines[0].die()
+        with pytest.raises(ApiError, match="not running.*signal 9") as caught:
+            await sleeping
+    assert caught.value.status == 500 and client.is_dead and not client.control.is_sleeping
+
+
+async def test_a_stop_during_a_restart_ends_the_new_process_and_loses_nobody_that_waits(engines):
+    client = await started(engines, restarts=1)
+    async with asyncio.timeout(10):
+        engines[0].die()
+        while len(engines) < 2:
+            await asyncio.sleep(0.01)
+        waiting = asyncio.create_task(client.wait_ready())
+        await asyncio.sleep(0.01)
+        await client.stop_process()
+        assert engines[1].process.poll() is not None and not waiting.done()
+        starting = asyncio.create_task(client.start_process())
+        while len(engines) < 3:
+            await asyncio.sleep(0.01)
+        engines[2].write(READY)
+        await starting
+        assert await waiting == READY
+    await client.close()
+
+
+async def test_a_stop_fails_what_waits_for_statistics_and_expects_no_answer(engines):
+    client = await started(engines)
+    asking = asyncio.create_task(client.stats())
+    assert isinstance(await engines[0].read(), wire.GetStats)
+    await client.stop_process()
+    with pytest.raises(ApiError, match="put to sleep") as caught:
+        await asyncio.wait_for(asking, 10)
+    assert caught.value.status == 503 and not client._is_expecting()
+    with pytest.raises(ApiError, match="asleep"):
+        await client.stats()
+    assert client.info == READY and client.tasks == READY.tasks
+    await client.close()
 
 
 async def test_a_pause_holds_the_engine_and_a_reset_is_awaited(engines):

@@ -29,7 +29,7 @@ def anyio_backend():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(silence, "LOOK_S", 0.02)
+    monkeypatch.setattr(silence, "POLL_S", 0.02)
     monkeypatch.setattr(silence, "ASK_AFTER_S", 0.05)
     monkeypatch.setattr(silence, "GRACE_S", LIMIT_S - TIMEOUT_S)
 

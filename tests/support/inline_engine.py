@@ -11,6 +11,7 @@ from ember import wire
 from ember.boot import Timeline
 from ember.engine.core.assemble import assemble
 from ember.engine.core.boot import open_model
+from ember.front.link.gate import Gate
 from ember.front.link.generation import Generation
 from ember.front.link.pooling import PoolBatch, PooledText, PoolOptions, PoolText
 
@@ -25,6 +26,8 @@ class InlineEngine:
         self.core, self.info = assemble(message, open_model(message, timeline, lambda located: None), timeline)
         self.is_ready, self.is_dead = True, False
         self.num_requests = 0
+        self.tasks = self.info.tasks
+        self.gate = Gate()
         self.control: Any = None  # the steps run between everything else, so there is nothing to pause
         self._generations: dict[int, Generation | PooledText] = {}
         self._stepping: asyncio.Task[None] | None = None
@@ -40,6 +43,7 @@ class InlineEngine:
         priority: int = 0,
         cache_salt: str | None = None,
         adapter: str | None = None,
+        is_step: bool = False,
     ) -> Any:
         options: dict[str, Any] = {"priority": priority, "cache_salt": cache_salt, "adapter": adapter}
         message = wire.Generate(self.num_requests + 1, prompt_token_ids, sampling, **options)
@@ -47,7 +51,9 @@ class InlineEngine:
         self._start(message, generation)
         return generation
 
-    async def pool_many(self, texts: Sequence[PoolText], options: PoolOptions) -> list[wire.SequenceOutput]:
+    async def pool_many(
+        self, texts: Sequence[PoolText], options: PoolOptions, *, is_step: bool = False
+    ) -> list[wire.SequenceOutput]:
         def send(text: PoolText, batch: PoolBatch, position: int) -> wire.Pool:
             request = options.request(self.num_requests + 1, text)
             self._start(request, PooledText(request, batch, position))

@@ -20,6 +20,7 @@ from ember.front.api.ends import Ends, end_token_ids
 from ember.front.api.schemas import CompletionRequest, GenerationRequest
 from ember.front.errors import bad_request
 from ember.front.link.engine import Engine
+from ember.front.link.generation import Generation
 from ember.wire import Ready, SamplingParams, SequenceOutput, TokenLogprobs
 
 MAX_LENGTH_PENALTY = 20.0  # beyond it powers of a length leave the range of floating point numbers
@@ -102,7 +103,7 @@ class _Beam:
 class BeamSearch:
     """One search with the interface of a `Generation`: `sampling.n` samples, whose outputs all come at the end.
 
-    Nothing runs in the engine but while somebody waits for the next output, so there is nothing to abort.
+    Each step is a request to the engine for every beam. They run only while somebody waits for the outputs.
     """
 
     def __init__(
@@ -124,6 +125,8 @@ class BeamSearch:
         self._num_cached_tokens = 0
         self._prompt_logprobs: list[TokenLogprobs | None] | None = None
         self._is_over = False
+        self._is_aborted = False
+        self._step: list[Generation] = []  # the generations of the current step
 
     async def __aenter__(self) -> Self:
         return self
@@ -140,10 +143,20 @@ class BeamSearch:
         if self._is_over:
             raise StopAsyncIteration
         self._is_over = True
-        return await self._search()
+        self._engine.gate.inside.add(self)
+        try:
+            return await self._search()
+        finally:
+            self._engine.gate.inside.discard(self)
 
     def abort(self, index: int | None = None) -> None:
-        """Do nothing: hypotheses compete, so none can be left out."""
+        """End the search, whose outputs are then the best hypotheses so far. A single sample is not left out, because
+        the hypotheses compete."""
+        if index is not None:
+            return
+        self._is_over = self._is_aborted = True
+        for generation in self._step:
+            generation.abort()
 
     async def _search(self) -> list[SequenceOutput]:
         options, max_tokens = self._options, self._sampling.max_tokens
@@ -151,6 +164,8 @@ class BeamSearch:
         complete: list[tuple[float, _Beam]] = []  # by score, the best first
         for length in range(1, max_tokens + 1):
             answers = await self._ask(open_beams)
+            if answers is None:
+                return self._unfinished(open_beams, complete)
             failed = next((answer for answer in answers if answer.finish_reason == "error"), None)
             if failed is not None:
                 return [msgspec.structs.replace(failed, index=0)]
@@ -166,6 +181,17 @@ class BeamSearch:
             if is_last or self._is_decided(open_beams, complete, length):
                 break
         return [self._output(index, beam) for index, (_, beam) in enumerate(complete[: self._sampling.n])]
+
+    def _unfinished(self, open_beams: list[_Beam], complete: list[tuple[float, _Beam]]) -> list[SequenceOutput]:
+        """The best hypotheses of a search that was aborted. Those without an end have no finish reason."""
+        penalty = self._options.length_penalty
+        is_open = [(beam.score / len(beam.token_ids) ** penalty, beam) for beam in open_beams if beam.token_ids]
+        best = sorted([*complete, *is_open], key=lambda scored: -scored[0])[: self._sampling.n]
+        outputs = [self._output(index, beam) for index, (_, beam) in enumerate(best)]
+        return [
+            output if output.finish_reason == "stop" else msgspec.structs.replace(output, finish_reason=None)
+            for output in outputs
+        ]
 
     def _is_decided(self, open_beams: list[_Beam], complete: list[tuple[float, _Beam]], length: int) -> bool:
         options = self._options
@@ -206,8 +232,9 @@ class BeamSearch:
             logprobs = [*logprobs, own]
         return _Beam(score, [*beam.token_ids, token_id], logprobs)
 
-    async def _ask(self, beams: list[_Beam]) -> list[SequenceOutput]:
-        """Ask the engine for the next token's log probabilities of each beam. The token that it samples is ignored."""
+    async def _ask(self, beams: list[_Beam]) -> list[SequenceOutput] | None:
+        """Ask the engine for the next token's log probabilities of each beam. The token that it samples is ignored.
+        None: the search was aborted."""
         wanted = self._sampling.logprobs or 0
         width = self._options.width + len(self._end_ids)  # of each beam; further tokens cannot be in the result
         is_first = not beams[0].token_ids
@@ -220,15 +247,19 @@ class BeamSearch:
         )
         answers = []
         async with AsyncExitStack() as stack:
-            generations = []
+            self._step = []
             for beam in beams:
                 prompt = self._prompt + beam.token_ids
-                generation = self._engine.generate(prompt, params, priority=self._priority, cache_salt=self._cache_salt)
-                generations.append(await stack.enter_async_context(generation))
-            for generation in generations:
+                generation = self._engine.generate(
+                    prompt, params, priority=self._priority, cache_salt=self._cache_salt, is_step=not is_first
+                )
+                self._step.append(await stack.enter_async_context(generation))
+            for generation in self._step:
                 outputs = [output async for step in generation for output in step]
                 is_answered = outputs and (outputs[-1].logprobs or outputs[-1].finish_reason == "error")
-                answers.append(outputs[-1] if is_answered else _ABORTED)
+                if self._is_aborted or not is_answered:
+                    return None
+                answers.append(outputs[-1])
         if is_first:
             self._num_cached_tokens = answers[0].num_cached_tokens
             self._prompt_logprobs = answers[0].prompt_logprobs
@@ -246,6 +277,3 @@ class BeamSearch:
             num_cached_tokens=self._num_cached_tokens,
             prompt_logprobs=self._prompt_logprobs if index == 0 else None,
         )
-
-
-_ABORTED = SequenceOutput(0, 0, [], finish_reason="error", error="The request was aborted before its first token.")

@@ -15,11 +15,12 @@ TASKS_HEADER = "X-Ember-Tasks"
 
 
 def health(engine: Engine) -> Response:
-    """200 when requests are answered, with what the model does in a header, also while they wait for the end of a pause
-    or a sleep; 503 while loading and when the engine is dead."""
+    """200 when requests are answered, with what the model does in a header. Also 200 while they wait for the end of a
+    pause or a sleep, from its beginning until the engine serves again. 503 while loading and when the engine is
+    dead."""
     if engine.is_dead or not (engine.is_ready or engine.control.is_paused):
         return Response(503)
-    return Response(200, headers={TASKS_HEADER: ", ".join(engine.info.tasks)})
+    return Response(200, headers={TASKS_HEADER: ", ".join(engine.tasks)})
 
 
 def ping(engine: Engine) -> Response:

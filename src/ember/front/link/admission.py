@@ -32,9 +32,10 @@ class Admission:
     def num_requests(self) -> int:
         return len(self._waiting)
 
-    def enter(self, request_id: int, num_tokens: int) -> None:
-        """Add a request. Raises ApiError 503 when the queue is full, unless requests are never refused."""
-        if self.refuses:
+    def enter(self, request_id: int, num_tokens: int, *, is_step: bool = False) -> None:
+        """Add a request. Raises ApiError 503 when the queue is full, unless requests are never refused or this is a
+        later step of a request that was admitted."""
+        if self.refuses and not is_step:
             self._check(num_tokens)
         self._waiting[request_id] = num_tokens
         self.num_tokens += num_tokens

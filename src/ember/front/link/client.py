@@ -18,7 +18,7 @@ import msgspec
 
 from ember import wire
 from ember.boot import Timeline
-from ember.front.errors import ApiError
+from ember.front.errors import ApiError, shutting_down
 from ember.front.link.admission import Admission
 from ember.front.link.control import Control
 from ember.front.link.engine import EngineError
@@ -33,8 +33,9 @@ from ember.front.link.suspects import Suspects, fingerprint
 
 log = logging.getLogger(__name__)
 
-EXIT_PATIENCE_S = 5.0  # for a process whose socket is closed to be gone too, and once more when it was killed
-REAP_LOOK_S = 0.01
+EXIT_TIMEOUT_S = 5.0  # for a process whose socket is closed to be gone too, and once more when it was killed
+REAP_POLL_S = 0.01
+_UNKILLABLE = "its process cannot be ended and holds the device's memory"
 HEALTHY_S = 3600.0  # an engine that ran so long starts with the full number of restarts again
 
 
@@ -61,6 +62,7 @@ class EngineClient:
         self._restarts_left = restarts
         self._ready_at = 0.0
         self._transport: asyncio.Transport | None = None
+        self._link: _Link | None = None  # the current connection; messages of earlier ones are dropped
         self._outbox = Outbox()
         self._generations: dict[int, Generation | PooledText] = {}
         self._num_requests = 0
@@ -68,10 +70,13 @@ class EngineClient:
         self._tried: dict[int, bytes] = {}  # suspects by request id, the first of which is in the engine
         self._stats_waiters: list[asyncio.Future[wire.Stats]] = []
         self._failure: wire.Failed | None = None
-        self._info: wire.Ready | None = None
+        self._info: wire.Ready | None = None  # None while no process serves
+        self._last_info: wire.Ready | None = None  # of the process that served last
         self._end_tokens = wire.EndTokens([])  # of the tokenizer
         self._is_closing = False
         self._is_stopped = False  # the process was ended for a sleep
+        self._is_asleep = False  # as `_is_stopped`, and until the next process is ready or has failed
+        self._recovery: asyncio.Task[None] | None = None  # of the last crash
         self.gate = Gate()
         self.control = Control(self)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -93,7 +98,19 @@ class EngineClient:
 
     @property
     def info(self) -> wire.Ready:
-        """The engine's description of itself. Raises ApiError while it is not ready."""
+        """The engine's description of itself. During a sleep it is that of the process that served before. Raises
+        ApiError while the engine is not ready, and when it is dead."""
+        if self._is_asleep and self._last_info is not None:
+            return self._last_info
+        return self._running()
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        """What the model does, as the engine said when it was last ready. It is empty before."""
+        return () if self._last_info is None else self._last_info.tasks
+
+    def _running(self) -> wire.Ready:
+        """The description of the process that serves. Raises ApiError when there is none."""
         if self._info is None:
             if self.is_dead:
                 raise ApiError(
@@ -101,6 +118,8 @@ class EngineClient:
                     f"The engine is not running: {self.error or 'its process ends'}",
                     headers={"x-should-retry": "false"},
                 )
+            if self._is_asleep:
+                raise ApiError(503, "The engine is asleep; try again when it runs.")
             raise ApiError(503, "The model is being loaded; try again in a moment.")
         return self._info
 
@@ -121,7 +140,7 @@ class EngineClient:
     @property
     def is_busy(self) -> bool:
         """Whether a request is under way."""
-        return bool(self._generations)
+        return bool(self._generations or self.gate.inside)
 
     @property
     def model_dir(self) -> str:
@@ -151,9 +170,11 @@ class EngineClient:
         priority: int = 0,
         cache_salt: str | None = None,
         adapter: str | None = None,
+        is_step: bool = False,
     ) -> Generation:
         """Start a request. Raises ApiError while the engine is not ready, when too many wait already, when a value
-        cannot be encoded, and for a request that ended the engine before."""
+        cannot be encoded, and for a request that ended the engine before. `is_step` is a later step of a request in
+        `gate.inside`: neither a pause nor a full queue refuses it."""
         request = wire.Generate(
             self._next_id(),
             prompt_token_ids,
@@ -162,16 +183,17 @@ class EngineClient:
             cache_salt=cache_salt,
             adapter=adapter,
         )
-        return self._start(request)
+        return self._start(request, is_step)
 
-    async def pool_many(self, texts: Sequence[PoolText], options: PoolOptions) -> list[wire.SequenceOutput]:
+    async def pool_many(
+        self, texts: Sequence[PoolText], options: PoolOptions, *, is_step: bool = False
+    ) -> list[wire.SequenceOutput]:
         """Run texts and return their outputs, in the same order. Being cancelled aborts them. They count as one request
         that waits. Raises ApiError as `generate` does, and a 400 where the engine says that its model does not do this
         task."""
-        _ = self.info
-        self.gate.check()
+        self._check_start(is_step)
         batch_id = self._next_id()
-        self.admission.enter(batch_id, sum(len(text.token_ids) for text in texts))
+        self.admission.enter(batch_id, sum(len(text.token_ids) for text in texts), is_step=is_step)
 
         def send(text: PoolText, batch: PoolBatch, position: int) -> wire.Pool:
             request = options.request(self._next_id(), text)
@@ -182,7 +204,7 @@ class EngineClient:
         def stop(request_id: int) -> None:
             self._abort(request_id, None, True)
 
-        batch = PoolBatch(texts, self.info, send, stop)
+        batch = PoolBatch(texts, self._running(), send, stop)
         batch.on_output = lambda num_tokens: self.admission.reduce(batch_id, num_tokens)
         try:
             return await batch.result()
@@ -202,11 +224,16 @@ class EngineClient:
         self._num_requests += 1
         return self._num_requests
 
-    def _start(self, request: wire.Generate) -> Generation:
+    def _check_start(self, is_step: bool) -> None:
+        """Raises ApiError when a request cannot start now."""
+        self._running()
+        if not is_step:
+            self.gate.check()
+
+    def _start(self, request: wire.Generate, is_step: bool) -> Generation:
         """Start a request. Raises ApiError."""
-        _ = self.info
-        self.gate.check()
-        self.admission.enter(request.request_id, len(request.prompt_token_ids))
+        self._check_start(is_step)
+        self.admission.enter(request.request_id, len(request.prompt_token_ids), is_step=is_step)
         try:
             self._submit(request)
         except ApiError:
@@ -226,9 +253,7 @@ class EngineClient:
 
     async def stats(self) -> wire.Stats:
         """The engine's statistics at its next step. Raises ApiError while the engine is not ready."""
-        _ = self.info
-        if self._is_stopped:
-            raise ApiError(503, "The engine is asleep.")
+        self._running()
         waiter: asyncio.Future[wire.Stats] = asyncio.get_running_loop().create_future()
         self._stats_waiters.append(waiter)
         self._outbox.send(wire.GetStats())
@@ -236,6 +261,8 @@ class EngineClient:
 
     def abort_all(self) -> None:
         """End the requests that run, as if their clients had left."""
+        for entrant in list(self.gate.inside):
+            entrant.abort()
         for request in list(self._generations.values()):
             request.abort()
 
@@ -245,24 +272,35 @@ class EngineClient:
 
     async def reset_prefix_cache(self) -> None:
         """Returns when the prefix cache is empty. Raises ApiError while the engine is not ready."""
-        _ = self.info
+        self._running()
         self._outbox.send(wire.ResetPrefixCache())
         await self.stats()  # the engine reads its messages in order
 
     async def stop_process(self) -> None:
-        """End the engine's process until `start_process`. No request may be under way."""
-        self._is_stopped = True
+        """End the engine's process until `start_process`. No request may be under way. Raises ApiError 500 when the
+        engine is dead, or cannot be ended."""
+        self._is_stopped = self._is_asleep = True
+        if self._recovery is not None:  # of a crash a moment ago; it starts no process now
+            await asyncio.wait((self._recovery,))
         if self._transport is not None:
-            self._transport.close()
+            self._transport.abort()
+        self._forget_process()
+        self._fail_in_flight("The engine is put to sleep; try again when it runs.", status=503)
         self._engine.process.kill()  # the process has no state to save
-        await self._reap()
+        status = await self._reap()
+        self._failure = None
+        if status is None and not self.dead.is_set():
+            self._end_for_good(_UNKILLABLE)
+        if self.dead.is_set():
+            self._running()
 
     async def start_process(self) -> None:
-        """Start the engine again and wait for its boot. Raises OSError when it cannot be started, and EngineError when
-        its boot fails."""
+        """Start the engine again and wait for its boot. Raises OSError when it cannot be started, EngineError when its
+        boot fails, and ApiError 503 when the worker is shutting down."""
+        if self._is_closing:
+            raise shutting_down()
         engine = spawn()
-        self._engine, self._info, self._is_stopped = engine, None, False
-        self._ready = asyncio.get_running_loop().create_future()
+        self._engine, self._is_stopped = engine, False
         await self._connect()
         await asyncio.shield(self._ready)
 
@@ -313,7 +351,8 @@ class EngineClient:
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
-        self._transport, _ = await loop.create_connection(lambda: _Link(self), sock=self._engine.socket)
+        self._link = link = _Link(self)
+        self._transport, _ = await loop.create_connection(lambda: link, sock=self._engine.socket)
         self._outbox.connect(self._transport)
         self._outbox.send(self._configure)
 
@@ -342,7 +381,8 @@ class EngineClient:
             case wire.Ready():
                 if self._ready_at:
                     log.info("the engine is ready again")
-                self._info = self._with_end_tokens(message)
+                self._info = self._last_info = self._with_end_tokens(message)
+                self._is_asleep = False
                 self._ready_at = time.monotonic()
                 self._ready.set_result(self._info)
             case wire.Phases():
@@ -359,11 +399,12 @@ class EngineClient:
         self._outbox.send(wire.EndTokens(new))
         return msgspec.structs.replace(info, eos_token_ids=[*info.eos_token_ids, *new])
 
-    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+    def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a coroutine as a task. `close` cancels the task if it still runs."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _is_expecting(self) -> bool:
         """Whether a ready engine has requests to answer."""
@@ -387,21 +428,26 @@ class EngineClient:
     def _has_been_healthy(self) -> bool:
         return self._info is not None and time.monotonic() - self._ready_at > HEALTHY_S
 
-    def _disconnected(self) -> None:
+    def _disconnected(self, link: _Link) -> None:
         """Handle a closed socket: the process has ended or is about to."""
-        if self._is_closing or self._is_stopped:
+        if self._is_closing or self._is_stopped or link is not self._link:
             return
         was_ready = self._info is not None
         if self._has_been_healthy():
             self._restarts_left = self._restarts
-        self._info = None
-        self._outbox.clear()
+        self._forget_process()
         if was_ready:
             reason = self._failure.message if self._failure else "the engine process ended unexpectedly"
             self._blame_in_flight()
             self._fail_in_flight(f"The engine failed while this request was running: {reason}.")
+        self._recovery = self._keep(self._recover(was_ready))
+
+    def _forget_process(self) -> None:
+        """Serve nothing until the next process is ready, for which `wait_ready` waits from now on."""
+        self._info = None
+        self._outbox.clear()
+        if self._ready.done():
             self._ready = asyncio.get_running_loop().create_future()
-        self._keep(self._recover(was_ready))
 
     def _blame_in_flight(self) -> None:
         """Suspect the requests that the engine was working on when it crashed."""
@@ -426,15 +472,20 @@ class EngineClient:
         self._stats_waiters.clear()
 
     async def _recover(self, was_ready: bool) -> None:
+        """Start the engine again after a crash, or end it for good. A crash during a sleep counts, and the next process
+        is that of the wake-up."""
         status = await self._reap()
         if self._is_closing:
             return
         failure, self._failure = self._failure, None
         reason = failure.message if failure else f"the engine process ended unexpectedly ({_describe(status)})"
         if status is None:
-            reason = f"{reason}; its process cannot be ended and holds the device's memory"
+            reason = f"{reason}; {_UNKILLABLE}"
         elif was_ready and self._restarts_left > 0:
             self._restarts_left -= 1
+            if self._is_stopped:
+                log.error("%s; it is started again at the end of the sleep", reason)
+                return
             log.error("%s; the engine is being restarted (ENGINE_RESTARTS allows %d more)", reason, self._restarts_left)
             try:
                 self._engine = spawn()
@@ -442,7 +493,11 @@ class EngineClient:
                 return
             except Exception as error:  # out of processes, files or memory: this worker is of no more use
                 reason = f"{reason}; it could not be restarted: {type(error).__name__}: {error}"
-        self.error = reason
+        self._end_for_good(reason)
+
+    def _end_for_good(self, reason: str) -> None:
+        """The engine is dead: fail those that wait for it."""
+        self.error, self._is_asleep = reason, False
         self.dead.set()
         for future in (self.located, self._ready):
             if not future.done():
@@ -455,9 +510,9 @@ class EngineClient:
         process = self._engine.process
         for force in (process.poll, process.kill):
             force()
-            give_up_at = time.monotonic() + EXIT_PATIENCE_S
+            give_up_at = time.monotonic() + EXIT_TIMEOUT_S
             while (status := process.poll()) is None and time.monotonic() < give_up_at:
-                await asyncio.sleep(REAP_LOOK_S)
+                await asyncio.sleep(REAP_POLL_S)
             if status is not None:
                 return status
         return None
@@ -471,12 +526,14 @@ class _Link(asyncio.Protocol):
         self._frames = wire.FrameBuffer()
 
     def data_received(self, data: bytes) -> None:
+        if self is not self._client._link:
+            return
         self._client._silence.end()
         for payload in self._frames.feed(data):
             self._client._receive(wire.decode_engine(payload))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._client._disconnected()
+        self._client._disconnected(self)
 
 
 def _describe(status: int | None) -> str:

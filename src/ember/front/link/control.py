@@ -8,7 +8,7 @@ which reads them from where they are. Level 0 only pauses. Requests that come me
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Literal, Protocol, get_args
 
 from ember.front.errors import ApiError, bad_request
@@ -19,7 +19,7 @@ Mode = Literal["abort", "wait", "keep"]  # what happens to requests that run: en
 MODES: tuple[Mode, ...] = get_args(Mode)
 TAGS = ("weights", "kv_cache")
 LEVELS = (0, 1, 2)
-_LOOK_S = 0.05  # between two looks at whether the last request has ended
+_POLL_S = 0.05  # between two checks of whether the last request has ended
 
 
 class Controlled(Protocol):
@@ -39,8 +39,9 @@ class Controlled(Protocol):
 
 
 class Control:
-    """One change at a time: a second one waits for the first. A change that has begun is made to its end, also when who
-    asked for it has left."""
+    """Makes one change at a time: a second one waits for the first. A change that has begun is made to its end, also
+    when the client that asked for it has left. Only a pause that still waits for running requests is ended by
+    `resume`."""
 
     def __init__(self, engine: Controlled) -> None:
         self._engine = engine
@@ -49,6 +50,7 @@ class Control:
         self._is_held = False
         self.level: int | None = None  # of the sleep
         self._is_paused = False
+        self._num_resumes = 0
         self._tasks: set[asyncio.Task[None]] = set()  # references, so that they are not garbage collected
 
     @property
@@ -57,13 +59,17 @@ class Control:
 
     @property
     def is_paused(self) -> bool:
-        return self._is_paused or self.is_sleeping
+        """Whether no request may start: from the beginning of a pause or a sleep, while running requests may still end,
+        until its end, when the engine serves again."""
+        return not self._engine.gate.is_open
 
     async def pause(self, mode: Mode, *, clears_cache: bool = True) -> None:
+        """Let no request start. Raises ApiError 409 when `resume` ended the pause while it waited."""
         await self._change(self._pause(mode, clears_cache))
 
     async def resume(self) -> None:
-        """End a pause. A sleep goes on."""
+        """End a pause, also one that still waits for running requests. A sleep goes on."""
+        self._num_resumes += 1
         await self._change(self._resume())
 
     async def sleep(self, level: int, mode: Mode) -> None:
@@ -91,7 +97,13 @@ class Control:
         await asyncio.shield(task)
 
     async def _pause(self, mode: Mode, clears_cache: bool) -> None:
-        await self._quiesce(mode, clears_cache)
+        num_resumes = self._num_resumes
+
+        def check_wanted() -> None:
+            if self._num_resumes != num_resumes:
+                raise ApiError(409, "The pause was ended by /resume while it waited for the running requests.")
+
+        await self._quiesce(mode, clears_cache, check_wanted)
         self._is_paused = True
 
     async def _resume(self) -> None:
@@ -127,8 +139,9 @@ class Control:
         if not self._asleep:
             self.level = None
 
-    async def _quiesce(self, mode: Mode, clears_cache: bool) -> None:
-        """Let no request start, and end, await or freeze those that run."""
+    async def _quiesce(self, mode: Mode, clears_cache: bool, check_wanted: Callable[[], None] = lambda: None) -> None:
+        """Let no request start, and end, await or freeze those that run. Raises what `check_wanted` raises, which is
+        called while requests are awaited."""
         self._engine.gate.close()
         if mode == "keep":
             self._is_held = True
@@ -138,13 +151,14 @@ class Control:
             self._engine.abort_all()
         self._release()  # requests that were frozen could not end
         while self._engine.is_busy:
-            await asyncio.sleep(_LOOK_S)
+            check_wanted()
+            await asyncio.sleep(_POLL_S)
         if clears_cache:
             await self._engine.reset_prefix_cache()
 
     def _open(self) -> None:
         """Let requests start, unless there is a pause or a sleep."""
-        if not self.is_paused:
+        if not (self._is_paused or self.is_sleeping):
             self._release()
             self._engine.gate.open()
 

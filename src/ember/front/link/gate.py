@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol
 
 from ember.front.errors import ApiError
 
 
+class Entrant(Protocol):
+    """A request of several steps, each of which is a request to the engine."""
+
+    def abort(self) -> None: ...
+
+
 class Gate:
-    """Open at first. Requests that come while it is closed wait in front of it (`EngineClient.wait_ready`)."""
+    """Open at first. Requests that come while it is closed wait in front of it (`EngineClient.wait_ready`).
+
+    A request passes the gate once. `inside` holds the requests of several steps that have passed it and may still send
+    further steps (`is_step`), which do not check the gate.
+    """
 
     def __init__(self) -> None:
+        self.inside: set[Entrant] = set()
         self._opened = asyncio.Event()
         self._opened.set()
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from ember.running_time import RunningTime
 
-LOOK_S = 0.5
+POLL_S = 0.5
 ASK_AFTER_S = 1.0
 GRACE_S = 3.0  # beyond STEP_TIMEOUT, so that the engine's watchdog acts first, which can say where it hangs
 
@@ -37,7 +37,7 @@ class Silence:
         self._ask = ask
         self._give_up = give_up
         self._is_asked = False
-        self._time = RunningTime(2 * LOOK_S)
+        self._time = RunningTime(2 * POLL_S)
 
     def end(self) -> None:
         """Start measuring anew, because the engine has sent something."""
@@ -47,7 +47,7 @@ class Silence:
     async def watch(self) -> None:
         """Watches the engine. It runs until it is cancelled."""
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
             seconds = self._time.read()
             if not self._is_expecting():
                 self.end()

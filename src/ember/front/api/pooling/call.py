@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ember.front.api.body import ignored_fields
@@ -25,13 +26,14 @@ Result = TypeVar("Result")
 LARGE_ANSWER = 2**18  # bytes of vectors; larger answers are written in a thread
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class PoolingCall:
-    """One accepted request of a pooling route."""
+    """One accepted request of a pooling route. It can be aborted by its `names` while it runs."""
 
     services: Services
     info: Ready
     id: str
+    names: frozenset[str]
     created: int
     headers: dict[str, str]
     priority: int
@@ -39,11 +41,34 @@ class PoolingCall:
     arrived: float  # reading of time.monotonic()
     prompt_tokens: int = 0  # of all texts
     cached_tokens: int = 0
+    _has_run: bool = field(default=False, init=False)
+    _is_aborted: bool = field(default=False, init=False)
+    _work: asyncio.Task[list[SequenceOutput]] | None = field(default=None, init=False)
 
     @property
     def pooling(self) -> Pooling:
         assert self.info.pooling is not None, "an engine without pooling has no pooling tasks"
         return self.info.pooling
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Lets several `run`s be one request, which passes the gate once and can be aborted between them."""
+        if self in self.services.running:
+            yield
+            return
+        self.services.running.add(self)
+        self.services.engine.gate.inside.add(self)
+        try:
+            yield
+        finally:
+            self.services.running.discard(self)
+            self.services.engine.gate.inside.discard(self)
+
+    def abort(self) -> None:
+        """End the request, which raises ApiError 503 in its reader."""
+        self._is_aborted = True
+        if self._work is not None:
+            self._work.cancel()
 
     async def run(
         self,
@@ -60,7 +85,8 @@ class PoolingCall:
         outputs: list[SequenceOutput] = []
         metrics.in_flight += 1
         try:
-            outputs = await self.services.engine.pool_many(texts, options)
+            with self.under_way():
+                outputs = await self._pool(texts, options)
         except BaseException as error:
             failure = error
             raise
@@ -72,6 +98,25 @@ class PoolingCall:
         found = [output.pooled for output in outputs if output.pooled is not None]
         assert len(found) == len(texts), "the engine answered without values"
         return found
+
+    async def _pool(self, texts: Sequence[PoolText], options: PoolOptions) -> list[SequenceOutput]:
+        """Raises ApiError."""
+        is_step, self._has_run = self._has_run, True
+        self._check_not_aborted()
+        self._work = asyncio.create_task(self.services.engine.pool_many(texts, options, is_step=is_step))
+        try:
+            return await self._work
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if caller is None or not caller.cancelling():  # the client has not left
+                self._check_not_aborted()
+            raise
+        finally:
+            self._work = None
+
+    def _check_not_aborted(self) -> None:
+        if self._is_aborted:
+            raise ApiError(503, "The request was aborted.")
 
     def usage(self) -> dict[str, Any]:
         cached = self.cached_tokens if self.services.settings.enable_prompt_tokens_details else None
@@ -131,6 +176,7 @@ def open_pooling_call(
         services=services,
         info=info,
         id=f"{id_prefix}-{name}",
+        names=frozenset((name, f"{id_prefix}-{name}")),
         created=int(time.time()),
         headers=answer_headers(unread, services, name),
         priority=requested_priority(request, raw_request.headers.get("x-vllm-priority")),
