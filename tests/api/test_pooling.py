@@ -310,9 +310,13 @@ def test_scores_of_late_interaction(deployment: Deployment, monkeypatch: pytest.
     for entry in answer["results"]:
         assert entry["relevance_score"] == pytest.approx(expected[entry["index"]], rel=1e-5)
     assert [len(found) for found, _ in deployment.engine.pooled] == [1, 2, 2]
+    monkeypatch.setattr(late_interaction, "MAX_PRODUCTS", 1)  # one token of a query at a time
+    deployment.engine.pooled.clear()
     pairs = ask(deployment, SCORE, {"text_1": documents, "text_2": documents[::-1]})["data"]
     expected = [(vectors(a) @ vectors(b).T).max(axis=1).sum() for a, b in zip(documents, documents[::-1], strict=True)]
     assert [entry["score"] for entry in pairs] == pytest.approx(expected, rel=1e-5)
+    most = max(sum(len(text.token_ids) for text in texts) for texts, _ in deployment.engine.pooled)
+    assert len(deployment.engine.pooled) > 2 and most <= 12, "the queries come in parts too"
 
 
 def test_documents_are_sorted(reranker: Deployment) -> None:

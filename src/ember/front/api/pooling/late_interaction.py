@@ -15,22 +15,28 @@ from ember.wire import Pooled
 if TYPE_CHECKING:
     from numpy import ndarray
 
-MAX_TOKENS = 2**16  # of documents whose vectors are here at once
+MAX_TOKENS = 2**16  # of texts whose vectors are in memory at once, besides those of an only query
+MAX_PRODUCTS = 2**24  # of a query's tokens with documents' tokens that are in memory at once
 
 
 async def late_scores(
     call: PoolingCall, queries: Sequence[PoolText], documents: Sequence[PoolText], use_activation: bool | None
 ) -> list[float]:
     """The score of each document with its query, or with the only one. Raises ApiError."""
-    made = await call.run(queries, "token_embed", use_activation=use_activation)
+    pairs = [(document,) for document in documents] if len(queries) == 1 else list(zip(documents, queries, strict=True))
+    sizes = [sum(len(text.token_ids) for text in pair) for pair in pairs]
     scores: list[float] = []
-    while len(scores) < len(documents):
-        first, end, num_tokens = len(scores), len(scores), 0
-        while end < len(documents) and (end == first or num_tokens + len(documents[end].token_ids) <= MAX_TOKENS):
-            num_tokens += len(documents[end].token_ids)
-            end += 1
-        pooled = await call.run(documents[first:end], "token_embed", use_activation=use_activation)
-        scores += await asyncio.to_thread(_largest_sums, made[first:end] if len(made) > 1 else made, pooled)
+    with call.under_way():
+        only = await call.run(queries, "token_embed", use_activation=use_activation) if len(queries) == 1 else []
+        while len(scores) < len(pairs):
+            first, end, num_tokens = len(scores), len(scores), 0
+            while end < len(pairs) and (end == first or num_tokens + sizes[end] <= MAX_TOKENS):
+                num_tokens += sizes[end]
+                end += 1
+            texts = [*documents[first:end], *([] if only else queries[first:end])]
+            pooled = await call.run(texts, "token_embed", use_activation=use_activation)
+            made, read = pooled[: end - first], only or pooled[end - first :]
+            scores += await asyncio.to_thread(_largest_sums, read, made)
     return scores
 
 
@@ -39,15 +45,27 @@ def _largest_sums(queries: Sequence[Pooled], documents: Sequence[Pooled]) -> lis
     import numpy  # only these models need it, and the front starts without it
 
     if len(queries) < len(documents):
-        query = _matrix(queries[0])
-        starts = numpy.cumsum([0, *(document.shape[0] for document in documents[:-1])])
-        products = query @ numpy.concatenate([_matrix(document) for document in documents]).T
-        found = numpy.maximum.reduceat(products, starts, axis=1).sum(axis=0)
+        starts = numpy.cumsum([0, *(document.shape[0] for document in documents[:-1])]).tolist()
+        together = numpy.concatenate([_matrix(document) for document in documents])
+        scores = _summed_maxima(_matrix(queries[0]), together, starts)
     else:
         pairs = zip(queries, documents, strict=True)
-        found = numpy.array([(_matrix(left) @ _matrix(right).T).max(axis=1).sum() for left, right in pairs])
-    scores: list[float] = found.tolist()
+        scores = [score for left, right in pairs for score in _summed_maxima(_matrix(left), _matrix(right), [0])]
     check_finite(sum(scores))
+    return scores
+
+
+def _summed_maxima(query: ndarray, documents: ndarray, starts: list[int]) -> list[float]:
+    """The query's score with each of the documents, which begin at these rows. The products are computed for as many
+    tokens of the query at a time as `MAX_PRODUCTS` allows."""
+    import numpy
+
+    rows = max(1, MAX_PRODUCTS // len(documents))
+    total = numpy.zeros(len(starts), numpy.float32)
+    for first in range(0, len(query), rows):
+        products = query[first : first + rows] @ documents.T
+        total += numpy.maximum.reduceat(products, starts, axis=1).sum(axis=0)
+    scores: list[float] = total.tolist()
     return scores
 
 
