@@ -1,6 +1,6 @@
 # make run    a real chat on the bundled demo model       make test   the whole test suite
 # make lint   ruff and mypy                               make bench  boot and throughput figures
-# make soak   half an hour of attacks and of load
+# make soak   half an hour each of attacks, of jobs and of requests
 # make venv   only the environment             make gpu-check   all that needs an NVIDIA GPU
 # make gpu-check-folder   the same to carry to a machine with one   make gpu-check-dry   and to try it without
 # make test-clients   SDKs and frameworks against the demo model
@@ -92,10 +92,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Half an hour of attacks, then half an hour of mixed load; SOAK_MINUTES for each.
+# Half an hour of attacks, of jobs and of all routes at once; SOAK_MINUTES for each.
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.attack --minutes $(SOAK_MINUTES)
 	$(BIN)/python benchmarks/soak.py --minutes $(SOAK_MINUTES)
+	$(BIN)/python benchmarks/soak_routes.py --minutes $(SOAK_MINUTES)
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/boot.py
