@@ -92,7 +92,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Half an hour of attacks, of jobs and of all routes at once; SOAK_MINUTES for each.
+# Half an hour of attacks, of jobs and of requests at once; SOAK_MINUTES for each.
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.attack --minutes $(SOAK_MINUTES)
 	$(BIN)/python benchmarks/soak.py --minutes $(SOAK_MINUTES)
