@@ -8,6 +8,7 @@ import json
 import re
 import struct
 from array import array
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +278,19 @@ def test_pairs_of_a_cross_encoder(reranker: Deployment) -> None:
     reranker.services.sentences = SentenceFiles({"query": "rank"}, "query")
     ask(reranker, RERANK, {"query": "q", "documents": ["d"]})
     assert texts(reranker) == [f"{BOS}rank|q|d"]
+
+
+def test_tokens_that_the_model_lacks(reranker: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the texts, and in what the post-processor puts around them."""
+    tokenizer = reranker.tokenizer
+    monkeypatch.setattr(tokenizer, "single_layout", replace(tokenizer.single_layout, special=((VOCAB_SIZE,), ())))
+    for path, body in (
+        (SCORE, {"queries": "a", "documents": "b"}),
+        (RERANK, {"query": "a", "documents": ["b"]}),
+        (CLASSIFY, {"input": "a"}),
+    ):
+        error = refusal(reranker, path, body)
+        assert error.status == 400 and f"Token id {VOCAB_SIZE} " in error.message
 
 
 def test_scores_of_an_embedder_are_cosines(embedder: Deployment) -> None:

@@ -199,6 +199,25 @@ def test_the_files_of_sentence_transformers(embedder, mode):
         check(make_engine(embedder, max_num_batched_tokens=budget), texts, "embed", expected)
 
 
+def test_modules_are_applied_in_their_order(embedder, tmp_path):
+    use_pooling(embedder, "mean_tokens")
+    shutil.copytree(embedder, tmp_path, dirs_exist_ok=True)
+    first, pool, dense, normalize = json.loads((embedder / "modules.json").read_text())
+    (tmp_path / "modules.json").write_text(json.dumps([first, pool, normalize, dense]))
+    texts, layer = prompts("order"), load_file(embedder / "2_Dense/model.safetensors")
+    weight, bias = layer["linear.weight"].numpy(), layer["linear.bias"].numpy()
+    expected = [np.tanh(weight @ unit(each.mean(0)) + bias) for each in hidden_states(embedder, texts)]
+    check(make_engine(tmp_path), texts, "embed", expected)
+    for entries, error in (
+        ([first, dense, pool], "the module Dense before Pooling"),
+        ([first, normalize, pool], "the module Normalize before Pooling"),
+        ([first, pool, dense, pool], "the module Pooling behind Transformer, Pooling, Dense"),
+    ):
+        (tmp_path / "modules.json").write_text(json.dumps(entries))
+        with pytest.raises(ModelError, match=error):
+            make_engine(tmp_path)
+
+
 def test_an_instruction_may_be_left_out_of_the_mean(embedder):
     use_pooling(embedder, "mean_tokens", include_prompt=False)
     texts = [text for text in prompts("instruction") if len(text) > 8]
@@ -231,8 +250,9 @@ def test_what_is_refused_and_that_the_engine_goes_on(embedder):
         (Pool(1, [9], "classify"), "does not classify", "model"),
         (Pool(2, [9] * 61, "embed"), "61 tokens cannot run, 1 to 60", None),
         (Pool(3, [], "embed"), "0 tokens cannot run", None),
-        (Pool(4, [VOCAB_SIZE], "embed"), "token id", None),
+        (Pool(4, [VOCAB_SIZE], "embed"), "token id", "prompt"),
         (Pool(6, [9], "embed", token_type_ids=[0, 1]), "2 token types for 1 tokens", None),
+        (Pool(5, [9], "embed", token_type_ids=[1]), "type 1 (type_id of the post_processor", "input"),
         (Pool(7, [9], "embed", adapter="other"), "'other' is not loaded", "model"),
     ]
     for request, error, param in cases:

@@ -33,6 +33,7 @@ class Intake:
         """`shares_prompts`: whether the first of several samples computes the prompt for all."""
         self._limits = limits
         self._vocab_size = runner.model.config.vocab_size
+        self._num_token_types = max(1, runner.model.config.token_types)
         self._seed = int.from_bytes(os.urandom(8), "little") if seed is None else seed
         self._shares_prompts = shares_prompts
         self._num_arrivals = 0
@@ -65,6 +66,8 @@ class Intake:
             error = fault
         elif len(request.token_type_ids) not in (0, len(request.prompt_token_ids)):
             error = f"{len(request.token_type_ids)} token types for {len(request.prompt_token_ids)} tokens", None
+        elif wrong_type := self._type_fault(request):
+            error = wrong_type, "input"
         return [] if error is None else [_refused(request.request_id, 0, *error)]
 
     def pool_sequence(self, request: Pool) -> Sequence:
@@ -96,8 +99,19 @@ class Intake:
             possible = f"1 to {self._limits.max_model_len} are possible"
             return f"a prompt of {num_prompt_tokens} tokens cannot run, {possible}", None
         if max(request.prompt_token_ids) >= vocab_size or min(request.prompt_token_ids) < 0:
-            return f"a token id of the prompt is not in [0, {vocab_size})", None
+            return f"a token id of the prompt is not in [0, {vocab_size})", "prompt"
         return (f"request id {request.request_id} is in use", None) if is_id_in_use else None
+
+    def _type_fault(self, request: Pool) -> str | None:
+        """What is wrong with the token types; None: nothing. The tokenizer's post-processor chooses them."""
+        kinds = request.token_type_ids
+        wrong = next((kind for kind in kinds if not 0 <= kind < self._num_token_types), None)
+        if wrong is None:
+            return None
+        return (
+            f"The tokenizer gives tokens the type {wrong} (type_id of the post_processor in tokenizer.json), but the "
+            f"model has {self._num_token_types} (type_vocab_size in config.json)."
+        )
 
     def sequences(self, request: Generate) -> list[Sequence]:
         """The samples of a request that can run."""

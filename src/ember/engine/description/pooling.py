@@ -77,6 +77,7 @@ class DenseConfig:
     norm: str | None = None  # of a LayerNorm after the activation: the module's name
     norm_eps: float = 1e-5
     directory: str = ""  # of a module of sentence-transformers, in the model's; "": the model's own files
+    normalizes_inputs: bool = False  # whether each row is divided by its length before the layer
     is_required: bool = True  # otherwise a checkpoint without it pools hidden states
 
 

@@ -3,7 +3,8 @@ torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -74,17 +75,22 @@ def read_modules(read: Read, own: str = "") -> Modules:
     found.is_there = True
     if found.max_length is None:
         found.max_length = _tokenizer_length(read, own)
+    earlier: list[str] = []
+    has_pooling = any(_kind(entry) == "Pooling" for entry in entries)
     for entry in entries:
-        kind, path = str(entry.get("type", "")).rpartition(".")[2], _inside(entry.get("path", ""))
+        kind, path = _kind(entry), _inside(entry.get("path", ""))
         config = read(f"{path}/config.json" if path else "config.json") if kind in _WITH_CONFIG else None
         if kind in _WITH_CONFIG and not isinstance(config, dict):
             raise ModelError(f"{path}/config.json of the module {kind} is missing or is no object")
         fields = Fields(config or {}, f"{path}/config.json: ")
+        _check_order(kind, fields, earlier, has_pooling)
+        earlier.append(kind)
         if kind == "Pooling":
             found.types = _types(fields)
             found.includes_prompt = fields.flag("include_prompt", True)
         elif kind == "Dense":
-            found.dense = (*found.dense, _dense(fields, f"../{path}" if own else path))
+            dense = replace(_dense(fields, f"../{path}" if own else path), normalizes_inputs=found.normalizes)
+            found.dense, found.normalizes = (*found.dense, dense), False
         elif kind == "Normalize":
             found.normalizes = True
         elif kind == "LogitScore":
@@ -99,6 +105,23 @@ def read_modules(read: Read, own: str = "") -> Modules:
         elif path != own:
             raise ModelError(f"modules.json has the model in {shown(path)}: and its files are not there")
     return found
+
+
+def _kind(entry: Mapping[str, Any]) -> str:
+    """The name of a module's class."""
+    return str(entry.get("type", "")).rpartition(".")[2]
+
+
+def _check_order(kind: str, fields: Fields, earlier: Sequence[str], has_pooling: bool) -> None:
+    """Raises ModelError for a module whose place among the `earlier` ones is not supported: tokens have no other steps
+    before they are pooled, and their vectors are not changed afterwards."""
+    if kind in ("Dense", "Normalize") and has_pooling and "Pooling" not in earlier:
+        raise ModelError(f"modules.json has the module {kind} before Pooling, which is not supported")
+    if kind in ("Pooling", "Transformer") and {kind, "Dense", "Normalize"} & set(earlier):
+        raise ModelError(f"modules.json has the module {kind} behind {', '.join(earlier)}, which is not supported")
+    if kind == "Dense" and has_pooling:
+        for field in ("module_input_name", "module_output_name"):
+            fields.one_of(field, "sentence_embedding", ("sentence_embedding",))
 
 
 def module_directories(read: Read) -> list[str]:

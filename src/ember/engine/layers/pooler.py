@@ -39,12 +39,14 @@ class Dense:
     bias: Tensor | None = None  # [out] float32
     activation: str = "identity"
     norm: LayerNorm | None = None
+    normalizes_inputs: bool = False
 
     @property
     def outputs(self) -> int:
         return len(self.weight)
 
     def __call__(self, x: Tensor) -> Tensor:
+        x = unit_rows(x) if self.normalizes_inputs else x
         x = ACTIVATIONS[self.activation](F.linear(x, self.weight, self.bias))
         return x if self.norm is None else self.norm(x)
 

@@ -47,7 +47,9 @@ def _load(plan: DensePlan, device: torch.device) -> Dense:
     if plan.norm is not None:
         scale, shift = (None if entry is None else _read(entry, device) for entry in plan.norm)
         norm = LayerNorm(scale, shift, plan.outputs, plan.norm_eps)
-    return Dense(weight, None if plan.bias is None else _read(plan.bias, device), plan.activation, norm)
+    return Dense(
+        weight, None if plan.bias is None else _read(plan.bias, device), plan.activation, norm, plan.normalizes_inputs
+    )
 
 
 def _read(entry: TensorEntry, device: torch.device) -> Tensor:
@@ -66,6 +68,6 @@ def _dummy(pooling: PoolingConfig, width: int, device: torch.device) -> Pooler:
     for each in layers:
         outputs = width if each.outputs is None else each.outputs
         weight = torch.empty(outputs, width, device=device).uniform_(-_DUMMY_RANGE, _DUMMY_RANGE, generator=generator)
-        dense.append(Dense(weight, None, each.activation))
+        dense.append(Dense(weight, None, each.activation, normalizes_inputs=each.normalizes_inputs))
         width = outputs
     return Pooler(pooling, dense, width, device)

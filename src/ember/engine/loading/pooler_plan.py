@@ -29,6 +29,7 @@ class DensePlan:
     activation: str = "identity"
     norm: tuple[TensorEntry, TensorEntry | None] | None = None  # weight and bias of a LayerNorm after the activation
     norm_eps: float = 1e-5
+    normalizes_inputs: bool = False  # whether each row is divided by its length before the layer
     is_difference: bool = False  # its only row is the second stored one less the first
 
     @property
@@ -106,7 +107,7 @@ def _layer(
                 "config.json does not fit the weight files"
             )
     of_norm = None if norm is None else (norm, norm_bias)
-    return DensePlan((weight,), bias, config.activation, of_norm, config.norm_eps)
+    return DensePlan((weight,), bias, config.activation, of_norm, config.norm_eps, config.normalizes_inputs)
 
 
 def _module_entries(directory: Path) -> Mapping[str, TensorEntry]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ember.front.api.pooling.schemas import PairRequest
 from ember.front.api.pooling.texts import Limits, encoded, requested_limits, text_tokens
+from ember.front.api.prompt import check_rows
 from ember.front.api.services import Services
 from ember.front.errors import bad_request
 from ember.front.link.pooling import PoolText
@@ -99,6 +100,7 @@ def pair_texts(
         query, document = _cut_pair(query, document, layout, limits.whole)
         whole = layout.join(query, document)
         limits.whole.check(whole, limits.names[1], position)
+        check_rows(whole, tokenizer, limits.whole.info, limits.names[1])
         types = layout.types(query, document) if with_types else []
         found.append(PoolText(whole, types if any(types) else []))
     return found

@@ -145,10 +145,8 @@ def text_tokens(
         if limits.side is not None:
             whole = cut(whole, limits.num_kept, limits.side)
         limits.check(whole, param, position if is_list else None)
+        check_rows(whole, tokenizer, info, param)
         found.append(PoolText(whole, num_instruction_tokens=min(num_prompt, len(whole))))
-    if tokenizer.vocab_size > info.vocab_size:
-        for text in found:
-            check_rows(text.token_ids, tokenizer, info, param)
     return found
 
 
