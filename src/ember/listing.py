@@ -48,7 +48,7 @@ LEFT_OUT = {
     "enable_sleep_mode": "its routes are no queue jobs",
     "allowed_origins": "only `ember serve` reads it",
     "page": "only `ember serve` and `ember platform` have it",
-    "batch_dir": "only `ember serve` has these routes",
+    "batch_dir": "files are uploaded to `ember serve`; only a server that starts continues batches",
     "max_request_bytes": "only `ember serve` reads it",
     "root_path": "only `ember serve` reads it",
     "port_health": "only `ember serve` listens",

@@ -63,6 +63,13 @@ def test_a_faulty_line_is_named(tmp_path: Path, line: str, message: str) -> None
     assert set(checked.places.values()) >= {1, 4}
 
 
+def test_a_file_of_too_many_requests_is_not_read_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text("".join(request(f"r{number}") + "\n" for number in range(4)) + "{")
+    checked = check_file(tmp_path / "in.jsonl", None, 3)
+    assert [(fault.number, fault.code) for fault in checked.faults] == [(4, "too_many_requests")]
+    assert check_file(tmp_path / "in.jsonl", None, 4).faults[0].code == "invalid_json_line"
+
+
 def test_results_of_other_requests_and_of_another_run_are_refused(tmp_path: Path) -> None:
     batch = batch_of(tmp_path, 2)
     with pytest.raises(ResultsError, match="being written by another run"):
@@ -82,16 +89,22 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """What is under way at the end is lost, what has a result is not run again, and a torn line is cut off."""
     asked: Counter[str] = Counter()
 
-    async def ask(line: BatchLine) -> Reply:
-        asked[line.custom_id] += 1
-        if len(asked) > 12:
-            await asyncio.sleep(60)
-        await asyncio.sleep(0)
-        return Reply(Answer(400, "id", {"error": "wrong"})) if line.custom_id == "r3" else OK
-
     async def interrupted(batch: BatchRun) -> None:
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(batch.run(ask, window=4), 0.2)
+        stuck = asyncio.Event()
+
+        async def ask(line: BatchLine) -> Reply:
+            asked[line.custom_id] += 1
+            if len(asked) == 16:
+                stuck.set()
+            if len(asked) > 12:
+                await asyncio.Event().wait()
+            return Reply(Answer(400, "id", {"error": "wrong"})) if line.custom_id == "r3" else OK
+
+        task = asyncio.create_task(batch.run(ask, window=4))
+        await stuck.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
     batch = batch_of(tmp_path, 40)
     asyncio.run(interrupted(batch))
@@ -102,7 +115,6 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
             end.write(torn)
     again = batch_of(tmp_path, 40)
     assert again.counts.done == 12
-    del asked["none"]
     finished = set(asked) - {line.custom_id for line in again.waiting()}
     asked.clear()
 
@@ -150,7 +162,7 @@ def test_a_server_that_is_gone_ends_the_run(tmp_path: Path) -> None:
             await batch.run(ask, window=2)
 
     batch = batch_of(tmp_path, 2)
-    batch.patience = -1.0
+    batch.unreachable_timeout = -1.0
     with pytest.raises(GaveUp, match="http://127.0.0.1:9: "):
         asyncio.run(run())
     assert batch.counts.done == 0

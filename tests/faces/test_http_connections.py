@@ -10,6 +10,7 @@ import socket
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -512,6 +513,53 @@ def test_odd_requests(sent: bytes, expected: int, caplog: pytest.LogCaptureFixtu
 
     asyncio.run(scenario())
     assert not [record for record in caplog.records if record.levelno > logging.INFO or record.exc_info]
+
+
+FORM = b'--x\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\ntext\r\n--x--\r\n'
+
+
+def form_head(*more: str) -> bytes:
+    lines = ["POST /v1/files HTTP/1.1", "Host: x", "Content-Type: multipart/form-data; boundary=x", *more]
+    return "\r\n".join([*lines, f"Content-Length: {len(FORM)}", "\r\n"]).encode()
+
+
+@pytest.mark.parametrize(
+    ("more", "is_stopping", "status"),
+    [("", False, 408), ("", True, 503), ("Content-Encoding: x", False, 415), ("Expect: y", False, 417)],
+)
+def test_a_form_is_a_body_like_others(
+    more: str, is_stopping: bool, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A form whose bytes go on arriving ends at its time limit, and when the server stops."""
+    monkeypatch.setattr(face, "FORM_SECONDS", 600.0 if is_stopping else 0.1)
+    monkeypatch.setattr(face, "STOPPING_BODY_SECONDS", 0.1)
+
+    async def scenario() -> None:
+        async with running(batch_dir=str(tmp_path)) as served:
+            reader, writer = await served.connect()
+            writer.write(form_head(*([more] if more else [])) + FORM[:-20])
+            await served.until(lambda: served.server.face.in_flight or reader._buffer)  # type: ignore[attr-defined]
+            if is_stopping:
+                served.stopping.set()
+            assert (await read_answer(reader))[0] == status
+            writer.close()
+            await served.until(lambda: not list(tmp_path.rglob("upload-*")))
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_waits_to_be_asked_for_its_form(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(batch_dir=str(tmp_path)) as served:
+            reader, writer = await served.connect()
+            writer.write(form_head("Expect: 100-continue"))
+            async with asyncio.timeout(PATIENCE_S):
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+            writer.write(FORM)
+            assert (await read_answer(reader))[0] == 404  # from the fake, which has no such route
+            writer.close()
+
+    asyncio.run(scenario())
 
 
 def test_a_client_that_waits_to_be_asked_for_its_body() -> None:

@@ -59,7 +59,7 @@ def run(
             batch = BatchRun(source, checked, files[0], files[1] if errors is not None else None)
         except (ResultsError, OSError) as error:
             raise BatchError(str(error)) from None
-        batch.patience = None if url is None else PATIENCE_SECONDS
+        batch.unreachable_timeout = None if url is None else PATIENCE_SECONDS
         found = batch.counts.done
         if found:
             print(f"{found} of {batch.counts.total} requests have results already", file=sys.stderr)

@@ -189,9 +189,8 @@ class Worker:
         for task in (self._booting, self._preparing):
             if task is not None:
                 task.cancel()
-        batches = None if self._services is None else self._services.kept.get("batches")
-        if batches is not None:
-            await batches.close()
+        for close in [] if self._services is None else self._services.closers:
+            await close()
         await self.engine.close()
         if self._services is not None and self._services.metrics.tracer is not None:
             await asyncio.to_thread(self._services.metrics.tracer.close)
@@ -199,7 +198,6 @@ class Worker:
     async def _boot(self) -> Services:
         from ember.front.api.services import Services
         from ember.front.api.templates import describe_history
-        from ember.front.errors import ApiError
         from ember.front.formats import choose_formats
         from ember.front.generation_config import generation_defaults
         from ember.front.link.engine import EngineError
@@ -276,13 +274,6 @@ class Worker:
             self.timeline.summary(),
         )
         self.write_boot_report()
-        if self.settings.batch_dir is not None:
-            from ember.front.api.batches.manager import batches_of
-
-            try:
-                batches_of(self._services).resume()
-            except ApiError as error:
-                raise EngineError(error.message) from None
         self._describing = asyncio.create_task(asyncio.to_thread(describe_history, self._services))
         if tokenizer.is_prepared is False:
             self._preparing = asyncio.create_task(self._prepare_tokenizer(located.tokenizer_dir))

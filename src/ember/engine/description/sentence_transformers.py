@@ -103,7 +103,7 @@ def read_modules(read: Read, own: str = "") -> Modules:
             known = "Transformer, Pooling, Dense, Normalize, LogitScore, SpladePooling and Dropout are"
             raise ModelError(f"modules.json has the module {shown(entry.get('type'))}, which is not supported: {known}")
         elif path != own:
-            raise ModelError(f"modules.json has the model in {shown(path)}: and its files are not there")
+            raise ModelError(f"modules.json has the model in {shown(path)}, but its files are not there")
     return found
 
 

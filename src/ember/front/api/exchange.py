@@ -75,8 +75,8 @@ MAX_ID_CHARS = 256
 
 
 def new_id(prefix: str) -> str:
-    """An id that no other object has."""
-    return f"{prefix}_{uuid.uuid4().hex}"
+    """An id that no other object has. The prefix ends with its separator."""
+    return f"{prefix}{uuid.uuid4().hex}"
 
 
 def is_fit_id(name: str) -> bool:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
 
-async def feed(items: Iterator[Item], work: Callable[[Item], Awaitable[None]], window: int) -> None:
-    """Run `work` for each item, at most `window` at a time. Items are taken when they are needed. The first exception,
-    and a cancellation, cancels what is under way. Raises what `work` raises."""
+async def feed(
+    next_item: Callable[[], Awaitable[Item | None]], work: Callable[[Item], Awaitable[None]], window: int
+) -> None:
+    """Run `work` for each item, at most `window` at a time. `next_item` is awaited when another one is needed, and
+    returns None at the end. The first exception, and a cancellation, cancels what is under way. Raises what `work` and
+    `next_item` raise."""
 
     async def run() -> None:
-        for item in items:
+        while (item := await next_item()) is not None:
             await work(item)
 
     runners = [asyncio.create_task(run()) for _ in range(window)]

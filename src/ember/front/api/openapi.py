@@ -98,7 +98,7 @@ def _operation(route: Route, method: str) -> dict[str, Any]:
         described["parameters"] = parameters
     if route.about.body:
         described["requestBody"] = {"required": True, "content": _json(route.about.body)}
-    if route.takes_files:
+    if route.upload_directory is not None:
         properties = {"file": {"type": "string", "format": "binary"}, "purpose": {"type": "string"}}
         form = {"type": "object", "properties": properties, "required": [*properties]}
         described["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": form}}}

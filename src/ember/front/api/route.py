@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -17,6 +18,7 @@ from ember.front.api.exchange import EventStream, Request, Response
 from ember.front.api.framing import Framing
 from ember.front.api.openai_forms import OPENAI_EVENTS, openai_error
 from ember.front.errors import ApiError
+from ember.settings import Settings
 from ember.wire import Task
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ class Route:
     id_header: str | None = None  # the header in which an answer over HTTP has the request's id, whatever the settings
     framing: Framing = OPENAI_EVENTS  # of its streams, and of the error of a queue job that asked for a stream
     tasks: tuple[Task, ...] = ()  # the model must be able to do one of them; none: the route is for every model
-    takes_files: bool = False  # over HTTP the body is a form with files
+    upload_directory: Callable[[Settings], Path | None] | None = None  # the body over HTTP is a form with files
     is_health_check: bool = False  # needs no key, and answers on PORT_HEALTH too
     enabled_by: str | None = None  # the setting without which the route is not there
     is_forbidden_without: bool = False  # its answer without that setting is 403 in place of 404, as vLLM has it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -48,6 +49,7 @@ class Services:
     reasoning_format: ReasoningFormat | None = None  # None: all output is content
     tool_format: ToolFormat | None = None  # None: tools cannot be called
     kept: dict[str, Any] = field(default_factory=dict)  # what routes keep from one request to the next, by their names
+    closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)  # what is awaited at the worker's end
     tasks: set[asyncio.Task[None]] = field(default_factory=set)  # work that goes on after its request was answered
     running: set[Running] = field(default_factory=set)  # the requests that are being generated for
     sentences: SentenceFiles = field(default_factory=SentenceFiles)  # of a pooling model

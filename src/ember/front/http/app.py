@@ -12,13 +12,13 @@ import hmac
 import logging
 import math
 import time
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from aiohttp import HttpVersion11, web
 
-from ember.front.api.batches.store import Store
 from ember.front.api.exchange import REQUEST_ID_HEADER, EventStream, Request, Response, request_id
 from ember.front.api.framing import Framing
 from ember.front.api.route import Route
@@ -28,7 +28,7 @@ from ember.front.errors import ApiError, internal_error, shutting_down
 from ember.front.http.answers import error_answer, whole_answer
 from ember.front.http.connection import Server
 from ember.front.http.cors import cors_headers, is_preflight
-from ember.front.http.forms import is_form, read_form, remove_files, send_file
+from ember.front.http.forms import FORM_SECONDS, is_form, read_form, remove_files, send_file
 from ember.front.link.engine import EngineError
 from ember.settings import Settings
 from ember.untrusted_json import MAX_VALUES, UntrustedJsonError, loads_strict
@@ -148,9 +148,10 @@ class _Face:
         if route.status is not None:
             return whole_answer(status(found, self._backend), headers)
         arrived = time.monotonic()
-        if route.takes_files and is_form(http):
-            directory = self._settings.batch_dir
-            form = {} if directory is None else await read_form(http, Store(directory).files)
+        if route.upload_directory is not None and is_form(http):
+            directory = await asyncio.to_thread(route.upload_directory, self._settings)
+            async with _arriving(http, self._stopping, FORM_SECONDS):
+                form = {} if directory is None else await read_form(http, directory)
             try:
                 return await self._dispatch(http, found, name, headers, arrived, form)
             finally:
@@ -241,15 +242,9 @@ class _Face:
 async def _parsed_body(http: web.BaseRequest, stopping: asyncio.Event) -> Any:
     """Read the JSON body; None if it is empty. Raises ApiError 400, 408 if it does not arrive in time, and 503 if it
     does not arrive soon after the server has begun to stop."""
-    _check_encoding(http)
-    await _ask_for_body(http)
     try:
-        raw = await _read_body(http, stopping)
-    except TimeoutError:
-        if stopping.is_set():
-            raise shutting_down() from None
-        message = f"The request body did not arrive within {BODY_SECONDS:.0f} seconds."
-        raise ApiError(408, message, type="Request Timeout", headers={"Connection": "close"}) from None
+        async with _arriving(http, stopping, BODY_SECONDS):
+            raw = await http.read()
     except web.RequestPayloadError as error:
         reason = getattr(error.__cause__, "message", None) or error  # the message without the parser's status
         message = f"The request body cannot be read: {' '.join(str(reason).split())}"
@@ -268,22 +263,34 @@ async def _parsed_body(http: web.BaseRequest, stopping: asyncio.Event) -> Any:
         raise ApiError(400, f"The request body is not valid JSON: {error}", type="Bad Request", param="body") from None
 
 
-async def _read_body(http: web.BaseRequest, stopping: asyncio.Event) -> bytes:
-    """Read the bytes of the body. Raises TimeoutError."""
+@asynccontextmanager
+async def _arriving(http: web.BaseRequest, stopping: asyncio.Event, seconds: float) -> AsyncIterator[None]:
+    """What every body that is read needs: it is in an encoding that can be read, the client is asked for it, and it
+    arrives in time. Raises ApiError 408, 415, 417, and 503 if it does not arrive soon after the server has begun to
+    stop."""
+    _check_encoding(http)
+    await _ask_for_body(http)
     if http.content.is_eof():
-        return await http.read()
-    async with asyncio.timeout(BODY_SECONDS) as limit:  # `wait_for` may lose a cancellation
+        yield
+        return
+    try:
+        async with asyncio.timeout(seconds) as limit:  # `wait_for` may lose a cancellation
 
-        async def shorten() -> None:
-            await stopping.wait()
-            loop = asyncio.get_running_loop()
-            limit.reschedule(min(limit.when() or math.inf, loop.time() + STOPPING_BODY_SECONDS))
+            async def shorten() -> None:
+                await stopping.wait()
+                loop = asyncio.get_running_loop()
+                limit.reschedule(min(limit.when() or math.inf, loop.time() + STOPPING_BODY_SECONDS))
 
-        shortening = asyncio.create_task(shorten())
-        try:
-            return await http.read()
-        finally:
-            shortening.cancel()
+            shortening = asyncio.create_task(shorten())
+            try:
+                yield
+            finally:
+                shortening.cancel()
+    except TimeoutError:
+        if stopping.is_set():
+            raise shutting_down() from None
+        message = f"The request body did not arrive within {seconds:.0f} seconds."
+        raise ApiError(408, message, type="Request Timeout", headers={"Connection": "close"}) from None
 
 
 def _check_encoding(http: web.BaseRequest) -> None:

@@ -21,6 +21,7 @@ MAX_FIELD_BYTES = 2**16
 MAX_PARTS = 64
 CHUNK_BYTES = 2**18
 PART_SECONDS = 60.0  # for the next bytes to arrive
+FORM_SECONDS = 1800.0  # time limit for a whole form
 
 
 def is_form(http: web.BaseRequest) -> bool:
@@ -47,7 +48,7 @@ async def read_form(http: web.BaseRequest, directory: Path) -> dict[str, Any]:
         if isinstance(error, TimeoutError):
             raise ApiError(408, "The form stopped arriving.", type="Request Timeout", headers=closing) from None
         if isinstance(error, OSError) and not isinstance(error, ConnectionError):
-            raise ApiError(500, f"BATCH_DIR cannot be written: {error.strerror}.", headers=closing) from None
+            raise ApiError(500, f"The form's files cannot be written: {error.strerror}.", headers=closing) from None
         if isinstance(error, Exception) and not isinstance(error, ApiError | ConnectionError):
             # The reader of forms has errors of its own, such as for a header that is none, and some of Python's.
             message = f"The form cannot be read: {ascii(' '.join(str(error).split()))[1:200]}"

@@ -16,12 +16,14 @@ from aiohttp import web
 
 from ember.front.api.router import Router
 from ember.front.api.routes import ROUTER
+from ember.front.errors import ApiError
 from ember.front.http.app import make_app, make_health_app
 from ember.front.http.connection import Server, watch
 from ember.front.link.engine import EngineError
 from ember.front.signals import on_signals
 
 if TYPE_CHECKING:
+    from ember.front.api.services import Services
     from ember.front.start import Worker
     from ember.settings import Settings
 
@@ -126,6 +128,21 @@ async def _drain(in_flight: set[asyncio.Task[Any]], hurrying: asyncio.Event, sec
     hurry.cancel()
 
 
+async def _resume_batches(services: Services) -> bool:
+    """Continue the batches of BATCH_DIR. Other workers than a server's leave them alone. Returns whether the directory
+    can be used."""
+    if services.settings.batch_dir is None:
+        return True
+    from ember.front.api.batches.manager import batches_of
+
+    try:
+        await batches_of(services).resume()
+    except ApiError as error:
+        log.error("%s", error.message)
+        return False
+    return True
+
+
 async def _until_over(worker: Worker, stopping: asyncio.Event, drain: float) -> int:
     """Wait for a signal, a failed boot, or an engine that has failed for good. Returns the exit status."""
     stop = asyncio.create_task(stopping.wait())
@@ -136,6 +153,8 @@ async def _until_over(worker: Worker, stopping: asyncio.Event, drain: float) -> 
         if ready.done() and (error := ready.exception()) is not None:
             message = " ".join(str(error).split()) or type(error).__name__
             log.error("%s", message, exc_info=None if isinstance(error, EngineError) else error)
+            return 1
+        if ready.done() and not await _resume_batches(ready.result()):
             return 1
         await asyncio.wait((stop, dead), return_when=asyncio.FIRST_COMPLETED)
         if stop.done():

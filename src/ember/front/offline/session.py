@@ -96,8 +96,13 @@ class Session:
                 raise_for(error, index, len(given), results)
             progress.num_done += 1
 
+        numbered_items = enumerate(given)
+
+        async def next_item() -> tuple[int, Item] | None:
+            return next(numbered_items, None)
+
         with progress:
-            self._wait(feed(enumerate(given), place, min(window or self.window, len(given))), progress)
+            self._wait(feed(next_item, place, min(window or self.window, len(given))), progress)
         return results
 
     def _check_open(self) -> None:

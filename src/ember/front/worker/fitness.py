@@ -35,7 +35,7 @@ class Unfit:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What is checked. None is unknown, and passes."""
+    """The facts about a host that `unfit` checks. A fact that is None is unknown, and its check passes."""
 
     free_memory: int | None = None  # bytes
     free_disk: float | None = None  # percent

@@ -37,7 +37,7 @@ async def create_message(services: Services, raw_request: Request) -> Response |
             call = await open_chat(services, raw_request, await parse_body(ChatRequest, body), "msg_", ignored)
     except ApiError as error:
         raise own_error(error) from None
-    call.id = new_id("msg")
+    call.id = new_id("msg_")
     if request.stream:
         return EventStream(await start_stream(call, _Events(call)), call.headers)
     async with call.runs() as runs:

@@ -8,9 +8,9 @@ import time
 
 from ember.front.api.batches.manager import batches_of
 from ember.front.api.batches.schemas import BatchCreateRequest
-from ember.front.api.batches.store import FINAL, Record, new_id, page, public
+from ember.front.api.batches.store import FINAL, Record, page, public
 from ember.front.api.body import parse_body, shown
-from ember.front.api.exchange import Request, Response, UploadedFile
+from ember.front.api.exchange import Request, Response, UploadedFile, new_id
 from ember.front.api.routes import ROUTER
 from ember.front.api.services import Services
 from ember.front.api.unsupported import later
@@ -35,17 +35,11 @@ async def create_file(services: Services, raw_request: Request) -> Response:
     if any(name.startswith("expires_after") for name in form):
         raise later("expires_after")
     store = batches_of(services).store
-    file_id = new_id("file-")
-
-    def keep() -> Record:
-        file.path.replace(store.content(file_id))
-        return store.add_file(file_id, file.filename, purpose)
-
-    return Response(200, public(await asyncio.to_thread(keep)))
+    return Response(200, public(await asyncio.to_thread(store.keep_upload, file.path, file.filename, purpose)))
 
 
 async def list_files(services: Services, raw_request: Request) -> Response:
-    """Raises ApiError 400."""
+    """Answer with a page of the files. Raises ApiError 400."""
     files = await asyncio.to_thread(batches_of(services).store.all_files)
     purpose = raw_request.query.get("purpose")
     order = raw_request.query.get("order", "desc")
@@ -56,12 +50,12 @@ async def list_files(services: Services, raw_request: Request) -> Response:
 
 
 async def get_file(services: Services, raw_request: Request) -> Response:
-    """Raises ApiError 404."""
+    """Answer with the record of a file. Raises ApiError 404."""
     return Response(200, public(batches_of(services).store.file(raw_request.parameters["file_id"])))
 
 
 async def delete_file(services: Services, raw_request: Request) -> Response:
-    """Raises ApiError 400 and 404."""
+    """Delete a file. Raises ApiError 400 for the input of a batch that is not over, and 404."""
     file_id = raw_request.parameters["file_id"]
     await asyncio.to_thread(batches_of(services).store.delete_file, file_id)
     return Response(200, {"id": file_id, "object": "file", "deleted": True})
@@ -80,7 +74,7 @@ async def get_content(services: Services, raw_request: Request) -> Response:
 
 
 async def create_batch(services: Services, raw_request: Request) -> Response:
-    """Raises ApiError 400 and 404."""
+    """Start a batch, and answer with its record. Raises ApiError 400 and 404."""
     request = await parse_body(BatchCreateRequest, raw_request.body)
     if request.output_expires_after:
         raise later("output_expires_after")
@@ -126,25 +120,26 @@ async def create_batch(services: Services, raw_request: Request) -> Response:
 
 
 async def list_batches(services: Services, raw_request: Request) -> Response:
-    """Raises ApiError 400."""
+    """Answer with a page of the batches. Raises ApiError 400."""
     store = batches_of(services).store
     found = [_seen(services, batch) for batch in await asyncio.to_thread(store.all_batches)]
     return Response(200, page(found, _limit(raw_request, MAX_BATCHES_LISTED, 20), raw_request.query.get("after")))
 
 
 async def get_batch(services: Services, raw_request: Request) -> Response:
-    """Raises ApiError 404."""
+    """Answer with the record of a batch. Raises ApiError 404."""
     batch = batches_of(services).store.batch(raw_request.parameters["batch_id"])
     return Response(200, public(_seen(services, batch)))
 
 
 async def cancel_batch(services: Services, raw_request: Request) -> Response:
     """End a batch. The results that it has stay. Raises ApiError 400 for one that is over, and 404."""
-    store = batches_of(services).store
-    batch = store.batch(raw_request.parameters["batch_id"])
+    batches = batches_of(services)
+    batch = batches.store.batch(raw_request.parameters["batch_id"])
     if batch["status"] in FINAL:
         raise ApiError(400, f"The batch is {batch['status']} and cannot be cancelled.", param="batch_id")
-    store.ask_to_cancel(batch["id"])
+    batches.store.ask_to_cancel(batch["id"])
+    batches.start(batch, is_new=False)  # which ends it, should no server run it
     return Response(200, public(_seen(services, batch)))
 
 
@@ -157,7 +152,7 @@ def _seen(services: Services, batch: Record) -> Record:
 
 
 def _limit(raw_request: Request, most: int, usual: int | None = None) -> int:
-    """Raises ApiError 400."""
+    """How many records a page may have. Raises ApiError 400."""
     given = raw_request.query.get("limit")
     if given is None:
         return usual or most

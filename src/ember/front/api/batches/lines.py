@@ -13,6 +13,8 @@ from ember.untrusted_json import UntrustedJsonError, loads_strict
 
 MAX_LINE_BYTES = 32 * 2**20
 MAX_FAULTS = 100  # that are listed of one file
+MAX_REQUESTS = 50_000  # of a batch that a server runs: OpenAI's limit
+MAX_MODELS = 16  # whose names are kept of one file
 MAX_ID_CHARS = 512
 _BOM = b"\xef\xbb\xbf"
 
@@ -51,6 +53,7 @@ class Checked:
     places: dict[bytes, int] = field(default_factory=dict)  # from `key_of` each custom_id to its line
     faults: list[Fault] = field(default_factory=list)  # the first `MAX_FAULTS`
     num_faults: int = 0
+    models: set[str] = field(default_factory=set)  # the first `MAX_MODELS` that the requests name
 
 
 def key_of(custom_id: str) -> bytes:
@@ -58,8 +61,9 @@ def key_of(custom_id: str) -> bytes:
     return hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def check_file(path: Path, endpoint: str | None = None) -> Checked:
-    """Read all lines once. With an `endpoint` every line must be for this path. Raises OSError."""
+def check_file(path: Path, endpoint: str | None = None, max_requests: int | None = None) -> Checked:
+    """Read all lines once. With an `endpoint` every line must be for this path; beyond `max_requests` the rest is not
+    read. Raises OSError."""
     checked = Checked()
     for line in read_lines(path):
         fault = line if isinstance(line, Fault) else None
@@ -70,9 +74,17 @@ def check_file(path: Path, endpoint: str | None = None) -> Checked:
             elif endpoint is not None and line.url != endpoint:
                 message = f"The url is {shown(line.url)}, but the batch is for {endpoint!r}."
                 fault = Fault(line.number, "mismatched_endpoint", message, "url")
+            model = line.body.get("model")
+            if isinstance(model, str) and model and len(checked.models) < MAX_MODELS:
+                checked.models.add(model)
         if fault is not None:
             checked.num_faults += 1
             checked.faults += [fault] if checked.num_faults <= MAX_FAULTS else []
+        if max_requests is not None and len(checked.places) > max_requests:
+            message = f"A batch has at most {max_requests} requests; this file has more."
+            checked.faults.insert(0, Fault(line.number, "too_many_requests", message))
+            checked.num_faults += 1
+            break
     if not checked.places and not checked.num_faults:
         checked.num_faults = 1
         checked.faults.append(Fault(1, "empty_file", "The file has no requests."))

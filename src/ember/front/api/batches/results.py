@@ -10,6 +10,7 @@ import fcntl
 import os
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,16 +96,22 @@ class ResultFile:
             os.ftruncate(self._descriptor, size)
             raise ResultsError(f"{self.path} cannot be written: {error.strerror}") from None
 
+    def flush(self) -> None:
+        """Write the file from the page cache to the disk."""
+        with suppress(OSError):  # of a pipe or a device
+            os.fsync(self._descriptor)
+
+    def remove_empty(self) -> None:
+        """Remove the file if it has no results."""
+        if not os.fstat(self._descriptor).st_size:
+            self.path.unlink(missing_ok=True)
+
     def close(self) -> None:
-        """Flush the file to the disk, and end the lock."""
+        """Flush the file, and end the lock."""
         if self._descriptor >= 0:
+            self.flush()
             descriptor, self._descriptor = self._descriptor, -1
-            try:
-                os.fsync(descriptor)
-            except OSError:  # of a pipe or a device
-                pass
-            finally:
-                os.close(descriptor)
+            os.close(descriptor)
 
 
 def _read_result(raw: bytes) -> tuple[bytes | None, bool]:

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ember.front.api.route import Description, Route, loaded_later
+from ember.settings import Settings
 
 _ROOM = "ember.front.api.batches.handlers"
+
+
+def _upload_directory(settings: Settings) -> Path | None:
+    """The directory of uploads, or None where the routes are off. Raises ApiError 500 where it cannot be
+    used."""
+    from ember.front.api.batches.store import Store
+
+    return None if settings.batch_dir is None else Store(settings.batch_dir).files
 
 
 def _route(path: str, method: str, name: str, summary: str, answer: tuple[str, ...] | str) -> Route:
@@ -20,7 +31,7 @@ def _route(path: str, method: str, name: str, summary: str, answer: tuple[str, .
         answer=loaded_later(_ROOM, name),
         about=about,
         enabled_by="batch_dir",
-        takes_files=name == "create_file",
+        upload_directory=_upload_directory if name == "create_file" else None,
     )
 
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 from ember.front.api.batches.lines import BatchLine, Checked, read_lines
 from ember.front.api.batches.results import Answer, ResultFile
 from ember.front.api.feed import feed
 
 MAX_ATTEMPTS = 3  # of a request that the engine or the server failed at
-LATER = frozenset({408, 425, 429, 502, 503, 504})  # statuses that ask for the same request later
+RETRYABLE = frozenset({408, 425, 429, 502, 503, 504})  # statuses that ask for the same request later
 RETRY_SECONDS, MAX_RETRY_SECONDS = 0.5, 30.0
 
+CHUNK_LINES = 32  # that a thread reads or writes at a time
+
+Result = TypeVar("Result")
 Ask = Callable[[BatchLine], Awaitable["Reply"]]
 
 
@@ -23,7 +29,8 @@ class Unreachable(Exception):
 
 
 class GaveUp(Exception):
-    """Nothing could be done for too long. The message is one line."""
+    """The run cannot go on: the server stays unreachable, or the engine has failed for good. The message is one
+    line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +71,8 @@ class BatchRun:
                 self._done |= file.results(checked.places)
         failed = sum(self._done.values())
         self.counts = Counts(len(checked.places), len(self._done) - failed, failed)
-        self.patience: float | None = None  # seconds for which nobody may answer until the run ends; None: no limit
-        self._lost_at: float | None = None  # since when nobody does
+        self.unreachable_timeout: float | None = None  # seconds without any answer after which the run ends
+        self._unreachable_since: float | None = None
 
     def waiting(self) -> Iterator[BatchLine]:
         """The requests without a result, in the order of the input."""
@@ -74,13 +81,24 @@ class BatchRun:
                 yield line
 
     async def run(self, ask: Ask, window: int) -> None:
-        """Run what is left. Being cancelled loses only what is under way. Raises ResultsError, and GaveUp where nobody
-        answers any more."""
+        """Run what is left. Being cancelled loses only what is under way. Raises ResultsError, and GaveUp where the
+        server is unreachable for longer than `unreachable_timeout`."""
 
         async def work(line: BatchLine) -> None:
             self.add(line, (await self._asked(ask, line)).answer)
 
-        await feed(self.waiting(), work, window)
+        waiting = self.waiting()
+        lines: deque[BatchLine] = deque()
+        reading = asyncio.Lock()
+
+        async def next_line() -> BatchLine | None:
+            """The next line of those that a thread read, which may have to skip most of the input."""
+            async with reading:
+                if not lines:
+                    lines.extend(await finished_in_thread(lambda: list(islice(waiting, CHUNK_LINES))))
+                return lines.popleft() if lines else None
+
+        await feed(next_line, work, window)
 
     def add(self, line: BatchLine, answer: Answer) -> None:
         """Append a result. Raises ResultsError."""
@@ -106,13 +124,13 @@ class BatchRun:
             try:
                 reply = await ask(line)
             except Unreachable as error:
-                self._check_patience(str(error))
+                self._check_reachable(str(error))
             else:
-                self._lost_at = None
+                self._unreachable_since = None
                 status = reply.answer.status
-                if not reply.may_retry or (status < 500 and status not in LATER):
+                if not reply.may_retry or (status < 500 and status not in RETRYABLE):
                     return reply
-                if status not in LATER:
+                if status not in RETRYABLE:
                     attempt += 1
                     if attempt == MAX_ATTEMPTS:
                         return reply
@@ -120,9 +138,21 @@ class BatchRun:
             await asyncio.sleep(min(wait, MAX_RETRY_SECONDS))
             delay = min(delay * 2, MAX_RETRY_SECONDS)
 
-    def _check_patience(self, reason: str) -> None:
+    def _check_reachable(self, reason: str) -> None:
         """Raises GaveUp."""
         now = asyncio.get_running_loop().time()
-        self._lost_at = now if self._lost_at is None else self._lost_at
-        if self.patience is not None and now - self._lost_at > self.patience:
-            raise GaveUp(f"nobody has answered for {now - self._lost_at:.0f} seconds: {reason}")
+        self._unreachable_since = now if self._unreachable_since is None else self._unreachable_since
+        if self.unreachable_timeout is not None and now - self._unreachable_since > self.unreachable_timeout:
+            raise GaveUp(f"the server has been unreachable for {now - self._unreachable_since:.0f} seconds: {reason}")
+
+
+async def finished_in_thread(work: Callable[..., Result], *arguments: Any) -> Result:
+    """Run the work in a thread. A cancellation waits until the thread has ended, so that no thread uses a file that was
+    closed. Raises what `work` raises."""
+    task = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait((task,))
+        task.exception()  # nobody else asks for it
+        raise

@@ -1,7 +1,8 @@
 """The directory of a deployment's files and batches (BATCH_DIR).
 
 `files/ID` is a file's content, `files/ID.json` what is known of it, `batches/ID.json` a batch, and `batches/ID.cancel`
-the wish to end it, which is seen by whichever server of the directory runs the batch. JSON is replaced as a whole, so
+the request to cancel it, which is seen by whichever server of the directory runs the batch. An upload is written to
+`files/upload-*` until it is complete. JSON is replaced as a whole, so
 that a crash leaves the old or the new.
 """
 
@@ -17,15 +18,18 @@ from typing import Any
 
 import orjson
 
+from ember.front.api.exchange import new_id
 from ember.front.errors import ApiError
 
 FINAL = ("completed", "failed", "expired", "cancelled")
+ORPHAN_SECONDS = 3600.0  # for which a file without a record is not written before it is removed; uploads take less
 Record = dict[str, Any]
 _ID = re.compile(r"(?:file|batch)[-_][0-9a-f]{32}")
 
 
 class Store:
-    """Raises ApiError 500 where the directory cannot be used."""
+    """The records and files of one BATCH_DIR. The constructor and the methods that write raise ApiError 500 where the
+    directory cannot be used."""
 
     def __init__(self, directory: str) -> None:
         self.files = Path(directory).expanduser() / "files"
@@ -52,8 +56,34 @@ class Store:
             "status_details": None,
             "_made": time.time(),
         }
-        _write(self.files / f"{file_id}.json", record)
+        _write(self._record_of(file_id), record)
         return record
+
+    def keep_upload(self, upload: Path, filename: str, purpose: str) -> Record:
+        """Make an upload one of the files. Where this fails, its content is removed."""
+        file_id = new_id("file-")
+        try:
+            upload.replace(self.content(file_id))
+            return self.add_file(file_id, filename, purpose)
+        except BaseException:
+            self.content(file_id).unlink(missing_ok=True)
+            raise
+
+    def remove_orphans(self) -> None:
+        """Remove what a process that was killed has left: uploads and records that were being written, and contents
+        without a record that are no results of a batch which is not over."""
+        last = time.time() - ORPHAN_SECONDS
+        old = [path for room in (self.files, self.batches) for path in room.iterdir() if _written(path) < last]
+        unfinished = [batch for batch in self.all_batches() if batch["status"] not in FINAL]
+        results = {batch[name] for batch in unfinished for name in ("_output", "_errors")}
+        for path in old:
+            is_content = path.parent == self.files and _ID.fullmatch(path.name) is not None
+            is_lost = is_content and path.name not in results and not self._record_of(path.name).exists()
+            if is_lost or path.name.startswith("upload-") or path.suffix == ".tmp":
+                path.unlink(missing_ok=True)
+
+    def _record_of(self, file_id: str) -> Path:
+        return self.files / f"{file_id}.json"
 
     def file(self, file_id: str) -> Record:
         """Raises ApiError 404."""
@@ -68,7 +98,7 @@ class Store:
         for batch in self.all_batches():
             if batch["input_file_id"] == file_id and batch["status"] not in FINAL:
                 raise ApiError(400, f"The file is the input of {batch['id']}, which is not over.", param="file_id")
-        (self.files / f"{file_id}.json").unlink(missing_ok=True)
+        self._record_of(file_id).unlink(missing_ok=True)
         self.content(file_id).unlink(missing_ok=True)
 
     def all_files(self) -> list[Record]:
@@ -92,12 +122,8 @@ class Store:
     def is_to_be_cancelled(self, batch_id: str) -> bool:
         return (self.batches / f"{batch_id}.cancel").exists()
 
-    def forget_wish(self, batch_id: str) -> None:
+    def forget_cancellation(self, batch_id: str) -> None:
         (self.batches / f"{batch_id}.cancel").unlink(missing_ok=True)
-
-
-def new_id(prefix: str) -> str:
-    return f"{prefix}{uuid.uuid4().hex}"
 
 
 def page(records: Sequence[Record], limit: int, after: str | None, order: str = "desc") -> Record:
@@ -116,6 +142,14 @@ def page(records: Sequence[Record], limit: int, after: str | None, order: str = 
 def public(record: Record) -> Record:
     """A record without what is for the server alone."""
     return {name: value for name, value in record.items() if not name.startswith("_")}
+
+
+def _written(path: Path) -> float:
+    """When a file was last written, in seconds since the epoch; now, if it was removed meanwhile."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
 
 
 def _all(directory: Path) -> list[Record]:

@@ -25,7 +25,7 @@ from ember.front.errors import ApiError, bad_request, internal_error
 
 log = logging.getLogger(__name__)
 
-_PREFIXES = {"function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}  # of the ids of items
+_PREFIXES = {"function_call": "fc_", "function_call_output": "fco_", "reasoning": "rs_"}  # of the ids of items
 MAX_METADATA = 16
 MAX_CHAIN = 10_000  # responses that one continues, one after the other
 
@@ -46,7 +46,7 @@ async def create_response(services: Services, raw_request: Request) -> Response 
     with FIELD_NAMES.in_errors():
         call = await open_chat(services, raw_request, await parse_body(ChatRequest, body), "resp_", ignored)
     checked_logprobs(request.top_logprobs, "sample", "top_logprobs", services.settings, call.info)
-    call.id = new_id("resp")  # it names a stored response, so another request with the same X-Request-Id needs another
+    call.id = new_id("resp_")  # it names a stored response, so another request with the same X-Request-Id needs another
     reply = Reply(call, request, is_stored=keeps is not None)
     if request.background:
         assert keeps is not None
@@ -95,7 +95,7 @@ async def conversation(request: InputTokensRequest, store: Store | None) -> tupl
     for index, item in enumerate(as_items(request.input or [])):
         if item.get("type") == "item_reference" or (item.keys() == {"id"}):
             item = await _referred(item, history, store, f"input.{index}")
-        prefix = _PREFIXES.get(str(item.get("type")), "msg")
+        prefix = _PREFIXES.get(str(item.get("type")), "msg_")
         items.append({**item, "id": item["id"] if isinstance(item.get("id"), str) else new_id(prefix)})
     return history, items
 

@@ -21,7 +21,7 @@ from ember.front.api.streaming import json_text
 from ember.front.errors import ApiError
 from ember.wire import TokenLogprobs
 
-_PREFIXES = {"reasoning": "rs", "text": "msg", "call": "fc"}
+_PREFIXES = {"reasoning": "rs_", "text": "msg_", "call": "fc_"}
 
 
 @dataclass(slots=True)

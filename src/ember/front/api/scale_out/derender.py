@@ -4,8 +4,9 @@ completion, as this server would have given it."""
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from ember.front.api.body import parse_body
 from ember.front.api.chat import open_chat
@@ -28,27 +29,23 @@ from ember.front.api.vocabulary import check_token_ids
 from ember.front.errors import ApiError, bad_request
 from ember.wire import Ready, SequenceOutput, TokenLogprobs
 
+Body = TypeVar("Body", DerenderChatRequest, DerenderCompletionRequest)
+Value = TypeVar("Value")
 _STREAM = "`stream` must be false: send a whole answer of /inference/v1/generate."
 
 
 async def derender_chat(services: Services, raw_request: Request) -> Response:
-    """Raises ApiError."""
-    _refuse_stream(raw_request)
-    request = await parse_body(DerenderChatRequest, raw_request.body)
-    services.check_model(request.model)
-    info = await services.ready()
+    """Answer with the chat completion that generated token ids make. Raises ApiError."""
+    request, info = await _opened(services, raw_request, DerenderChatRequest)
     generated = request.generate_response
     text, role, as_ids = _plain_text(services, info), services.settings.response_role, False
     prompt = request.prompt_token_ids or generated.prompt_token_ids
     headers: dict[str, str] = {}
     chat = request.chat_request
     if chat is not None:
-        services.check_model(chat.model)
-        try:
+        with _in_field("chat_request"):
+            services.check_model(chat.model)
             call = await open_chat(services, raw_request, chat, "chatcmpl-")
-        except ApiError as error:
-            error.param = None if error.param is None else f"chat_request.{error.param.removeprefix('body.')}"
-            raise
         text, role, headers = call.specs[0].text, response_role(chat, services), call.headers
         prompt, as_ids = prompt or call.specs[0].prompt.token_ids, bool(chat.return_tokens_as_token_ids)
     elif services.reasoning_format is not None or services.tool_format is not None:
@@ -76,7 +73,7 @@ async def derender_chat(services: Services, raw_request: Request) -> Response:
     ]
     num_prompt = request.prompt_tokens if request.prompt_tokens is not None else len(prompt)
     body = {
-        **_head(services, info, generated, "chatcmpl", "chat.completion"),
+        **_head(services, info, generated, "chatcmpl-", "chat.completion"),
         "choices": choices,
         "usage": usage_body(num_prompt, _num_tokens([generated]), None),
         "prompt_logprobs": None,
@@ -88,44 +85,30 @@ async def derender_chat(services: Services, raw_request: Request) -> Response:
 
 
 async def derender_completion(services: Services, raw_request: Request) -> Response:
-    """Raises ApiError."""
-    _refuse_stream(raw_request)
-    request = await parse_body(DerenderCompletionRequest, raw_request.body)
-    services.check_model(request.model)
-    info = await services.ready()
+    """Answer with the completion that generated token ids make. Raises ApiError."""
+    request, info = await _opened(services, raw_request, DerenderCompletionRequest)
     all_generated = request.generate_responses
-    nothing = [None] * len(all_generated)
-    counts: Sequence[int | None] = request.prompt_tokens or nothing
-    prompts: Sequence[list[int] | None] = request.prompt_token_ids or nothing
-    for name, length in (("prompt_tokens", len(counts)), ("prompt_token_ids", len(prompts))):
-        if length != len(all_generated):
-            message = f"{name} length ({length}) must equal generate_responses length ({len(all_generated)})"
-            raise bad_request(message, name)
+    given_prompts = _one_each(request.prompt_token_ids, "prompt_token_ids", len(all_generated))
+    counts = _one_each(request.prompt_tokens, "prompt_tokens", len(all_generated))
     text, num_top, as_ids, with_ids = _plain_text(services, info), None, False, False
     headers: dict[str, str] = {}
     asked = request.completion_request
     if asked is not None:
-        services.check_model(asked.model)
-        try:
+        with _in_field("completion_request"):
+            services.check_model(asked.model)
             call = await open_completion(services, raw_request, asked)
-        except ApiError as error:
-            error.param = None if error.param is None else f"completion_request.{error.param.removeprefix('body.')}"
-            raise
         text, headers, num_top = call.specs[0].text, call.headers, asked.logprobs
         as_ids, with_ids = bool(asked.return_tokens_as_token_ids), bool(asked.return_token_ids)
     names = TokenNames(services.tokenizer, as_ids)
     choices: list[dict[str, Any]] = []
     num_prompt = 0
-    for position, (generated, count, given_prompt) in enumerate(zip(all_generated, counts, prompts, strict=True)):
+    for position, (generated, count, given_prompt) in enumerate(zip(all_generated, counts, given_prompts, strict=True)):
         prompt = given_prompt or generated.prompt_token_ids or []
         _check(generated, prompt, info, f"generate_responses.{position}")
         num_prompt += len(prompt) if count is None else count
         pieces = await in_thread(request, _pieces, services, text, generated, prompt)
         for choice, piece in zip(generated.choices, pieces, strict=True):
-            columns = None
-            if num_top is not None and choice.logprobs is not None and choice.logprobs.content:
-                writer = CompletionLogprobs(num_top, names, text.detokenizer(services.tokenizer, prompt))
-                columns = writer.take(choice.token_ids or [], _entries(choice))
+            columns = _completion_logprobs(services, choice, num_top, names, text, prompt)
             choices.append(
                 {
                     "index": len(choices),
@@ -141,7 +124,7 @@ async def derender_completion(services: Services, raw_request: Request) -> Respo
                 }
             )
     body = {
-        **_head(services, info, all_generated[0], "cmpl", "text_completion"),
+        **_head(services, info, all_generated[0], "cmpl-", "text_completion"),
         "choices": choices,
         "usage": usage_body(num_prompt, _num_tokens(all_generated), None),
         "metrics": None,
@@ -149,9 +132,31 @@ async def derender_completion(services: Services, raw_request: Request) -> Respo
     return Response(200, body, headers)
 
 
-def _refuse_stream(raw_request: Request) -> None:
+async def _opened(services: Services, raw_request: Request, schema: type[Body]) -> tuple[Body, Ready]:
+    """The body of a request, and the engine's description of itself. Raises ApiError."""
     if isinstance(raw_request.body, dict) and raw_request.body.get("stream"):
         raise bad_request(_STREAM, "stream")
+    request = await parse_body(schema, raw_request.body)
+    services.check_model(request.model)
+    return request, await services.ready()
+
+
+@contextmanager
+def _in_field(name: str) -> Iterator[None]:
+    """Let the errors of a request inside this one name the field that it is in."""
+    try:
+        yield
+    except ApiError as error:
+        error.param = None if error.param is None else f"{name}.{error.param.removeprefix('body.')}"
+        raise
+
+
+def _one_each(given: Sequence[Value] | None, name: str, count: int) -> Sequence[Value | None]:
+    """A list with one entry for each of the answers, which are None without it. Raises ApiError 400 for another
+    length."""
+    if given and len(given) != count:
+        raise bad_request(f"{name} length ({len(given)}) must equal generate_responses length ({count})", name)
+    return given or [None] * count
 
 
 def _plain_text(services: Services, info: Ready) -> TextOptions:
@@ -214,13 +219,27 @@ def _chat_logprobs(choice: GeneratedChoice, num_top: int | None, names: TokenNam
     return chat_logprobs(_entries(choice), num_top, names)
 
 
+def _completion_logprobs(
+    services: Services,
+    choice: GeneratedChoice,
+    num_top: int | None,
+    names: TokenNames,
+    text: TextOptions,
+    prompt: Sequence[int],
+) -> dict[str, Any] | None:
+    if num_top is None or choice.logprobs is None or not choice.logprobs.content:
+        return None
+    writer = CompletionLogprobs(num_top, names, text.detokenizer(services.tokenizer, prompt))
+    return writer.take(choice.token_ids or [], _entries(choice))
+
+
 def _num_tokens(all_generated: Sequence[Generated]) -> int:
     return sum(len(choice.token_ids or []) for generated in all_generated for choice in generated.choices)
 
 
 def _head(services: Services, info: Ready, generated: Generated, prefix: str, kind: str) -> dict[str, Any]:
     return {
-        "id": generated.request_id or new_id(prefix).replace("_", "-", 1),
+        "id": generated.request_id or new_id(prefix),
         "object": kind,
         "created": int(time.time()),
         "model": services.model_name,

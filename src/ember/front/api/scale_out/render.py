@@ -40,7 +40,7 @@ async def render_chat(services: Services, raw_request: Request) -> Response:
     services.check_model(request.model)
     _check(request)
     call = await open_chat(services, raw_request, request, "chatcmpl-")
-    return Response(200, _rendered(call, request, "chatcmpl")[0], call.headers)
+    return Response(200, _rendered(call, request, "chatcmpl-")[0], call.headers)
 
 
 async def render_completion(services: Services, raw_request: Request) -> Response:
@@ -49,7 +49,7 @@ async def render_completion(services: Services, raw_request: Request) -> Respons
     services.check_model(request.model)
     _check(request)
     call = await open_completion(services, raw_request, request)
-    return Response(200, _rendered(call, request, "cmpl"), call.headers)
+    return Response(200, _rendered(call, request, "cmpl-"), call.headers)
 
 
 async def render_message(services: Services, raw_request: Request) -> Response:
@@ -61,7 +61,7 @@ async def render_message(services: Services, raw_request: Request) -> Response:
     with ANTHROPIC_NAMES.in_errors():
         request = await parse_body(ChatRequest, body)
         call = await open_chat(services, raw_request, request, "msg_", ignored)
-    return Response(200, _rendered(call, request, "msg")[0], call.headers)
+    return Response(200, _rendered(call, request, "msg-")[0], call.headers)
 
 
 async def render_response(services: Services, raw_request: Request) -> Response:
@@ -73,7 +73,7 @@ async def render_response(services: Services, raw_request: Request) -> Response:
     with RESPONSES_NAMES.in_errors():
         request = await parse_body(ChatRequest, body)
         call = await open_chat(services, raw_request, request, "resp_", ignored)
-    return Response(200, _rendered(call, request, "resp")[0], call.headers)
+    return Response(200, _rendered(call, request, "resp-")[0], call.headers)
 
 
 def _check(request: GenerationRequest) -> None:
@@ -85,7 +85,7 @@ def _rendered(call: ApiCall, request: GenerationRequest, prefix: str) -> list[di
     """A body for /inference/v1/generate of each prompt."""
     return [
         {
-            "request_id": new_id(prefix).replace(f"{prefix}_", f"{prefix}-", 1),
+            "request_id": new_id(prefix),
             "token_ids": spec.prompt.token_ids,
             "token_offsets": None,
             "features": None,
