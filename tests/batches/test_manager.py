@@ -37,9 +37,8 @@ class Deployment:
         self.answer: Callable[[str], Awaitable[Reply]] = self._answer_ok
         engine = SimpleNamespace(info=SimpleNamespace(max_num_seqs=4))
         settings = load_settings({"model_name": "m", "batch_dir": str(directory)})
-        self.services: Any = SimpleNamespace(
-            settings=settings, engine=engine, kept={}, closers=[], ready=self.awake.wait
-        )
+        services: Any = SimpleNamespace(settings=settings, engine=engine, kept={}, closers=[], ready=self.awake.wait)
+        self.services = services
         monkeypatch.setattr(local, "ask", self._ask)
         monkeypatch.setattr(manager, "POLL_SECONDS", 0.001)
         monkeypatch.setattr(manager, "RETRY_SECONDS", 0.001)
@@ -248,8 +247,8 @@ def test_files_are_read_in_threads(play: Any, monkeypatch: pytest.MonkeyPatch) -
 
     async def scenario(here: Deployment) -> None:
         monkeypatch.setattr(run, "read_lines", noted)
-        for fields in ({}, {"expires_at": 0}):
-            batch = here.batch("in_progress", results=1, **fields)
+        for expires_at in (time.time() + 3600, 0.0):
+            batch = here.batch("in_progress", results=1, expires_at=expires_at)
             here.batches.start(batch)
             await here.until(batch, "completed", "expired")
         assert threads and threading.get_ident() not in threads

@@ -14,7 +14,7 @@ from ember.front.errors import ApiError, bad_request
 
 def invoker(routes: Sequence[Route]) -> Handler:
     """The handler that answers with one of `routes`: with the one of the model's tasks of which the body has the most
-    fields (`Route.told_by`), the first of equal ones. It raises ApiError."""
+    fields (`Route.identifying_fields`), the first of equal ones. It raises ApiError."""
 
     async def invoke(services: Services, raw_request: Request) -> Response | EventStream:
         tasks = (await services.ready()).tasks
@@ -22,7 +22,7 @@ def invoker(routes: Sequence[Route]) -> Handler:
         body = raw_request.body if isinstance(raw_request.body, dict) else {}
         given = {name for name, value in body.items() if value is not None}
         told = {
-            route: max((len(group) for group in route.told_by if given.issuperset(group)), default=0)
+            route: max((len(group) for group in route.identifying_fields if given.issuperset(group)), default=0)
             for route in possible
         }
         found = sorted((route for route in possible if told[route]), key=lambda route: -told[route])
@@ -45,7 +45,7 @@ def _nothing_known(possible: Sequence[Route], services: Services, tasks: Sequenc
             f"model `{services.model_name}` does {', '.join(tasks)}."
         )
     groups = dict.fromkeys(
-        " with ".join(f"`{name}`" for name in group) for route in possible for group in route.told_by
+        " with ".join(f"`{name}`" for name in group) for route in possible for group in route.identifying_fields
     )
     return f"{start} one of: {', '.join(groups)}. The model `{services.model_name}` does {', '.join(tasks)}."
 

@@ -89,7 +89,7 @@ class Route:
     is_admin: bool = False  # for the operator: over HTTP with ADMIN_API_KEY, and no queue job
     second_path: str | None = None  # the setting that gives the route another path over HTTP
     job_field: str | None = None  # a queue job that names no route and has this field is a request for this one
-    told_by: tuple[tuple[str, ...], ...] = ()  # fields that tell a body of /invocations: all of one group
+    identifying_fields: tuple[tuple[str, ...], ...] = ()  # fields that tell a body of /invocations: all of one group
 
     @property
     def streams(self) -> bool:

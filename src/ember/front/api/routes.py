@@ -59,7 +59,7 @@ _CHAT = Route(
     answer=create_chat_completion,
     tasks=("generate",),
     job_field="messages",
-    told_by=(("messages",),),
+    identifying_fields=(("messages",),),
     about=Description(
         summary="Answer a conversation",
         body=("ChatRequest",),
@@ -73,7 +73,7 @@ _COMPLETION = Route(
     answer=create_completion,
     tasks=("generate",),
     job_field="prompt",
-    told_by=(("prompt",),),
+    identifying_fields=(("prompt",),),
     about=Description(
         summary="Continue a text",
         body=("CompletionRequest",),
@@ -81,7 +81,7 @@ _COMPLETION = Route(
         chunk=("CompletionChunk",),
     ),
 )
-_INVOKED = tuple(route for route in (_CHAT, _COMPLETION, *POOLING_ROUTES) if route.told_by)
+_INVOKED = tuple(route for route in (_CHAT, _COMPLETION, *POOLING_ROUTES) if route.identifying_fields)
 
 ROUTES = (
     _CHAT,

@@ -53,7 +53,7 @@ POOLING_ROUTES = (
         methods=("POST",),
         answer=_embeddings,
         tasks=("embed",),
-        told_by=(*_INPUT_AND_TASK, *_INPUT),
+        identifying_fields=(*_INPUT_AND_TASK, *_INPUT),
         about=Description(summary="Embed texts", body=("EmbeddingRequest",), answer=("Embeddings",)),
     ),
     Route(
@@ -61,7 +61,7 @@ POOLING_ROUTES = (
         methods=("POST",),
         answer=_cohere_embed,
         tasks=("embed",),
-        told_by=(("texts",), ("inputs",)),
+        identifying_fields=(("texts",), ("inputs",)),
         errors=COHERE_ERRORS,
         about=Description(
             summary="Embed texts, in Cohere's form", body=("CohereEmbedRequest",), answer=("CohereEmbeddings",)
@@ -84,7 +84,7 @@ POOLING_ROUTES = (
         methods=("POST",),
         answer=_classify,
         tasks=("classify",),
-        told_by=_INPUT,
+        identifying_fields=_INPUT,
         about=Description(summary="Classify texts", body=("ClassifyRequest",), answer=("Classification",)),
     ),
     Route(
@@ -92,12 +92,12 @@ POOLING_ROUTES = (
         methods=("POST",),
         answer=_pooling,
         tasks=("embed", "token_embed", "classify", "token_classify", "score"),
-        told_by=(*_INPUT_AND_TASK, *_INPUT),
+        identifying_fields=(*_INPUT_AND_TASK, *_INPUT),
         about=Description(summary="Vectors of texts or of their tokens", body=("PoolRequest",), answer=("PooledList",)),
     ),
-    _scoring("/score", _score, told_by=SIDES),
+    _scoring("/score", _score, identifying_fields=SIDES),
     _scoring("/v1/score", _score),
-    _scoring("/rerank", _rerank, job_field="query", told_by=(("query", "documents"),)),
+    _scoring("/rerank", _rerank, job_field="query", identifying_fields=(("query", "documents"),)),
     _scoring("/v1/rerank", _rerank),
     _scoring("/v2/rerank", _cohere_rerank, errors=COHERE_ERRORS),
 )
