@@ -164,10 +164,10 @@ class GetStats(Struct, tag="get_stats", frozen=True):
     """Ask for one `Stats`."""
 
 
-class Hold(Struct, tag="hold", frozen=True):
+class Pause(Struct, tag="pause", frozen=True):
     """Run no steps, or run them again. Requests keep their places and pages meanwhile."""
 
-    is_held: bool
+    is_paused: bool
 
 
 class ResetPrefixCache(Struct, tag="reset_prefix_cache", frozen=True):
@@ -184,7 +184,7 @@ class Shutdown(Struct, tag="shutdown", frozen=True):
     """End the process at once."""
 
 
-FrontMessage = Configure | EndTokens | Generate | Pool | Abort | GetStats | Hold | ResetPrefixCache | Shutdown
+FrontMessage = Configure | EndTokens | Generate | Pool | Abort | GetStats | Pause | ResetPrefixCache | Shutdown
 
 # ---------------------------------------------------------------------------------------------- engine -> front
 

@@ -228,8 +228,8 @@ class FakeEngine:
         for generation in self.generations:
             generation.abort()
 
-    def hold(self, is_held: bool) -> None:
-        self.told.append("hold" if is_held else "go on")
+    def pause_steps(self, is_paused: bool) -> None:
+        self.told.append("pause steps" if is_paused else "go on")
 
     async def reset_prefix_cache(self) -> None:
         self.told.append("reset")

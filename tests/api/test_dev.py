@@ -61,7 +61,7 @@ def test_a_pause_and_a_sleep_end_apart(deployment: Deployment) -> None:
         assert await call(deployment, "POST", "/resume") == {"status": "resumed"}
         assert await call(deployment, "GET", "/is_paused") == {"is_paused": True}
         await call(deployment, "POST", "/wake_up")
-        assert deployment.engine.told == ["hold", "go on", "reset"]
+        assert deployment.engine.told == ["pause steps", "go on", "reset"]
         assert deployment.engine.is_ready
         await call(deployment, "POST", "/pause", wait_for_inflight_requests="true", clear_cache="false")
         assert deployment.engine.told[3:] == []

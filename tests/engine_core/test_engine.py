@@ -154,9 +154,9 @@ def test_a_held_engine_keeps_its_requests_and_goes_on(engine):
     expected = tokens(one(engine, max_tokens=6))
     engine.add(Generate(7, PROMPT, greedy(6)))
     made = tokens(engine.step())
-    engine.is_held = True
+    engine.is_paused = True
     assert not engine.has_work and engine.stats().num_running == 1
-    engine.is_held = False
+    engine.is_paused = False
     while engine.has_work:
         made += tokens(engine.step())
     assert made == expected

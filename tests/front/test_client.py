@@ -225,9 +225,9 @@ async def test_a_pause_holds_the_engine_and_a_reset_is_awaited(engines):
     running = client.generate([1], SAMPLING)
     await engines[0].read()
     await client.control.pause("keep")
-    assert await engines[0].read() == wire.Hold(True)
+    assert await engines[0].read() == wire.Pause(True)
     await client.control.resume()
-    assert await engines[0].read() == wire.Hold(False)
+    assert await engines[0].read() == wire.Pause(False)
     running.abort()
     resetting = asyncio.create_task(client.reset_prefix_cache())
     assert [type(await engines[0].read()) for _ in range(3)] == [wire.Abort, wire.ResetPrefixCache, wire.GetStats]

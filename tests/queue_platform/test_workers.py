@@ -203,6 +203,10 @@ def test_the_checks_of_a_host(environ: dict[str, str], host: Host, check: str | 
     assert found is None or "\n" not in found.reason
 
 
+def test_a_worker_on_a_cpu_needs_no_driver_of_a_gpu() -> None:
+    assert unfit({}, Host(8 * GIB, 50.0, has_gpu=True), uses_gpu=False) is None
+
+
 @pytest.mark.parametrize("value", ["much", "-1", "nan", "1e99"])
 def test_a_threshold_that_is_no_number(value: str) -> None:
     with pytest.raises(ValueError, match="RUNPOD_MIN_MEMORY_GB=.* must be a number from 0 to"):

@@ -75,6 +75,12 @@ def _keys_of(path: str) -> list[SecretStr]:
     return keys
 
 
+def variables(prefix: str) -> dict[str, str]:
+    """The environment's variables whose names begin with the prefix. They are no settings of Ember: the platform's
+    own, for example."""
+    return {name: value for name, value in os.environ.items() if name.startswith(prefix)}
+
+
 def warn_unused(environ: Mapping[str, str] = os.environ) -> list[str]:
     """One line for each variable that other workers read and this one does not act on, and one for each entry of the
     YAML file that is no setting. A value that asks for what Ember does anyway has none. Raises SettingsError."""

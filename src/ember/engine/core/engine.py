@@ -52,7 +52,7 @@ class Engine:
         self._launched: Launched | None = None  # the step whose tokens have not been read
         self._broken_weights: list[str] | None = None  # their names; None: not searched for
         self.is_cold = True  # no token was generated yet
-        self.is_held = False  # no steps are to run
+        self.is_paused = False  # no steps are to run
         self._prompt_tokens = 0
         self._generation_tokens = 0
         self._num_steps = 0
@@ -60,8 +60,8 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step is to run. A step that was launched is read to its end although the engine is held."""
-        if self.is_held:
+        """Whether a step is to run. A step that was launched is read to its end although the engine is paused."""
+        if self.is_paused:
             return self._launched is not None
         return (
             self.scheduler.has_work or bool(self.compiling) or self._launched is not None or self.grammars.has_unwanted
@@ -118,7 +118,7 @@ class Engine:
         outputs = self._take_compiled() if self.compiling else []
         if self._held:
             outputs += self._let_go()
-        step = [] if self.is_held else self.scheduler.schedule()
+        step = [] if self.is_paused else self.scheduler.schedule()
         if not step and self._launched is None:
             if not outputs and self.has_work:  # the only work is to wait for grammars
                 self.grammars.receive(PAUSE_S)

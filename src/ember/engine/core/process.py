@@ -35,9 +35,9 @@ from ember.wire import (
     FrontMessage,
     Generate,
     GetStats,
-    Hold,
     Notice,
     Outputs,
+    Pause,
     Pool,
     Ready,
     ResetPrefixCache,
@@ -218,8 +218,8 @@ def _serve(
                         engine.add_end_tokens(message.token_ids)
                     case GetStats():
                         connection.send(engine.stats())
-                    case Hold():
-                        engine.is_held = message.is_held
+                    case Pause():
+                        engine.is_paused = message.is_paused
                     case ResetPrefixCache():
                         engine.scheduler.blocks.forget_prefixes()
                     case Shutdown():

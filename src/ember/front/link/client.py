@@ -266,9 +266,9 @@ class EngineClient:
         for request in list(self._generations.values()):
             request.abort()
 
-    def hold(self, is_held: bool) -> None:
+    def pause_steps(self, is_paused: bool) -> None:
         """Let the engine run no steps, or run them again."""
-        self._outbox.send(wire.Hold(is_held))
+        self._outbox.send(wire.Pause(is_paused))
 
     async def reset_prefix_cache(self) -> None:
         """Returns when the prefix cache is empty. Raises ApiError while the engine is not ready."""

@@ -32,7 +32,7 @@ class Controlled(Protocol):
     @property
     def model_dir(self) -> str: ...
     def abort_all(self) -> None: ...
-    def hold(self, is_held: bool) -> None: ...
+    def pause_steps(self, is_paused: bool) -> None: ...
     async def reset_prefix_cache(self) -> None: ...
     async def stop_process(self) -> None: ...
     async def start_process(self) -> None: ...
@@ -47,7 +47,7 @@ class Control:
         self._engine = engine
         self._changing = asyncio.Lock()
         self._asleep: set[str] = set()  # tags that are still to be woken up
-        self._is_held = False
+        self._are_steps_paused = False
         self.level: int | None = None  # of the sleep
         self._is_paused = False
         self._num_resumes = 0
@@ -144,8 +144,8 @@ class Control:
         called while requests are awaited."""
         self._engine.gate.close()
         if mode == "keep":
-            self._is_held = True
-            self._engine.hold(True)
+            self._are_steps_paused = True
+            self._engine.pause_steps(True)
             return
         if mode == "abort":
             self._engine.abort_all()
@@ -163,6 +163,6 @@ class Control:
             self._engine.gate.open()
 
     def _release(self) -> None:
-        if self._is_held:
-            self._is_held = False
-            self._engine.hold(False)
+        if self._are_steps_paused:
+            self._are_steps_paused = False
+            self._engine.pause_steps(False)

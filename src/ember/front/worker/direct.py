@@ -18,6 +18,7 @@ from ember.front.worker.handler import Handling, ThisLoop
 from ember.front.worker.health import boot_failure, report_unhealthy
 from ember.front.worker.queue import REPORT_SECONDS, Queue, keep_pinging
 from ember.front.worker.queue_api import Addresses, QueueApi, QueueError, make_session
+from ember.settings import variables
 
 if TYPE_CHECKING:
     from ember.front.start import Worker
@@ -37,7 +38,7 @@ async def _run(settings: Settings, worker: Worker) -> int:
     stopping, hurrying = on_signals()
     try:
         await worker.start()
-        if not await asyncio.to_thread(_is_fit):
+        if not await asyncio.to_thread(_is_fit, settings):
             return 1
         try:
             addresses = Addresses.from_environment()
@@ -52,10 +53,10 @@ async def _run(settings: Settings, worker: Worker) -> int:
                 await worker.close()
 
 
-def _is_fit() -> bool:
+def _is_fit(settings: Settings) -> bool:
     """Whether the host passes the checks, the first failure of which is reported here."""
     try:
-        found = unfit()
+        found = unfit(variables("RUNPOD_"), uses_gpu=settings.device != "cpu")
     except ValueError as error:
         found = Unfit("settings", str(error))
     if found is not None:

@@ -9,7 +9,6 @@ asks for the SDK's own thresholds.
 from __future__ import annotations
 
 import ctypes
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,8 +47,9 @@ class Host:
         return cls(_free_memory(), _free_disk(), gpus, _driver_version() if gpus else None)
 
 
-def unfit(environ: Mapping[str, str] = os.environ, host: Host | None = None) -> Unfit | None:
-    """The first check that this host fails. Raises ValueError for a threshold that is no number."""
+def unfit(environ: Mapping[str, str], host: Host | None = None, *, uses_gpu: bool = True) -> Unfit | None:
+    """The first check that this host fails, or None. `environ` has the variables that set the thresholds. The GPU and
+    its driver are checked only where `uses_gpu`. Raises ValueError for a threshold that is no number."""
     asked = environ.get("RUNPOD_SKIP_AUTO_SYSTEM_CHECKS", "").strip().lower()
     if asked == "true":
         return None
@@ -62,7 +62,8 @@ def unfit(environ: Mapping[str, str] = os.environ, host: Host | None = None) -> 
     if host.free_disk is not None and host.free_disk < disk:
         reason = f"{host.free_disk:.1f} % of the disk are free, less than RUNPOD_MIN_DISK_PERCENT={disk:g}"
         return Unfit("disk", reason)
-    if not host.has_gpu or environ.get("RUNPOD_SKIP_GPU_CHECK", "").strip().lower() == "true":
+    skips_gpu = not uses_gpu or environ.get("RUNPOD_SKIP_GPU_CHECK", "").strip().lower() == "true"
+    if skips_gpu or not host.has_gpu:
         return None
     if host.driver_version is None:
         return Unfit("gpu", "the host has a GPU, but its driver (libcuda.so.1) cannot be used")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 
 from pydantic import SecretStr
@@ -15,13 +14,14 @@ from ember.front.api.services import Services
 from ember.front.errors import ApiError, bad_request
 from ember.front.link.control import LEVELS, MODES, TAGS, Mode
 from ember.front.link.engine import EngineError
+from ember.settings import variables
 
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 _SECRET_PARTS = ("KEY", "TOKEN", "SECRET", "PASSWORD")  # of the names of variables that are not shown
 
 
 async def sleep(services: Services, raw_request: Request) -> Response:
-    """Raises ApiError."""
+    """Put the engine to sleep, which frees the device's memory from level 1 on. Raises ApiError."""
     _check_sleep_mode(services)
     given = raw_request.query.get("level", "1")
     level = int(given) if given.isdecimal() and len(given) < 3 else -1
@@ -34,7 +34,7 @@ async def sleep(services: Services, raw_request: Request) -> Response:
 
 
 async def wake_up(services: Services, raw_request: Request) -> Response:
-    """Raises ApiError."""
+    """End a sleep, or wake up only the parts that `tags` names. Raises ApiError."""
     _check_sleep_mode(services)
     given = raw_request.query.get("tags", "")
     tags = [tag for tag in given.split(",") if tag]
@@ -53,7 +53,7 @@ async def is_sleeping(services: Services, raw_request: Request) -> Response:
 
 
 async def pause(services: Services, raw_request: Request) -> Response:
-    """Raises ApiError."""
+    """Let no request start until `resume`. Raises ApiError."""
     mode = _mode(raw_request)
     if _flag(raw_request, "wait_for_inflight_requests", False):  # the older name of the mode
         mode = "wait"
@@ -97,7 +97,7 @@ async def reset_other_cache(services: Services, raw_request: Request) -> Respons
 
 
 async def server_info(services: Services, raw_request: Request) -> Response:
-    """Raises ApiError."""
+    """The settings and the engine's description, without secrets. Raises ApiError."""
     form = raw_request.query.get("config_format", "text")
     if form not in ("text", "json"):
         raise bad_request(f"`config_format` must be 'text' or 'json', got {form[:64]!r}.", "config_format")
@@ -123,8 +123,8 @@ async def server_info(services: Services, raw_request: Request) -> Response:
         "vllm_config": shown if form == "json" else ", ".join(f"{name}={value!r}" for name, value in shown.items()),
         "vllm_env": {
             name: value
-            for name, value in os.environ.items()
-            if name.startswith("VLLM_") and not any(part in name for part in (*_SECRET_PARTS, "EXTRA_ARGS"))
+            for name, value in variables("VLLM_").items()
+            if not any(part in name for part in (*_SECRET_PARTS, "EXTRA_ARGS"))
         },
         "system_env": system,
     }
@@ -132,7 +132,7 @@ async def server_info(services: Services, raw_request: Request) -> Response:
 
 
 async def get_world_size(services: Services, raw_request: Request) -> Response:
-    """The model is on one device. Raises ApiError."""
+    """The number of devices that the model is on, which is one. Raises ApiError."""
     _flag(raw_request, "include_dp", True)
     return Response(200, {"world_size": 1})
 
@@ -143,7 +143,7 @@ def _check_sleep_mode(services: Services) -> None:
 
 
 def _mode(raw_request: Request) -> Mode:
-    """Raises ApiError 400."""
+    """The query's `mode`: what happens to requests that run. Raises ApiError 400."""
     given = raw_request.query.get("mode", "abort")
     for mode in MODES:
         if given == mode:
@@ -152,7 +152,7 @@ def _mode(raw_request: Request) -> Mode:
 
 
 def _flag(raw_request: Request, name: str, default: bool) -> bool:
-    """Raises ApiError 400."""
+    """A boolean of the query. Raises ApiError 400."""
     given = raw_request.query.get(name)
     if given is None:
         return default
