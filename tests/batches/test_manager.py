@@ -11,13 +11,14 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from ember.front.api.batches import handlers, local, manager, run
 from ember.front.api.batches.lines import BatchLine, read_lines
 from ember.front.api.batches.manager import Batches, batches_of
-from ember.front.api.batches.results import Answer
+from ember.front.api.batches.results import Answer, ResultFile
 from ember.front.api.batches.run import Reply
 from ember.front.api.batches.store import Record, Store
 from ember.front.api.exchange import Request, new_id
@@ -182,6 +183,28 @@ def test_a_batch_that_another_server_ended_meanwhile_is_left(play: Any, monkeypa
         await here.until_left()
         assert here.store.batch(batch["id"]) == over and not here.asked
         assert not here.store.content(batch["_output"]).exists()
+
+    play(scenario)
+
+
+def test_a_batch_is_taken_over_when_its_server_ends(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until then its results are locked, and its input is not read at each try."""
+    check = Mock(side_effect=manager.check_file)
+    monkeypatch.setattr(manager, "check_file", check)
+
+    async def scenario(here: Deployment) -> None:
+        batch = here.batch("in_progress", results=1)
+        other = ResultFile(here.store.content(batch["_output"]))
+        read = Mock(side_effect=here.store.batch)
+        monkeypatch.setattr(here.store, "batch", read)
+        here.batches.start(batch)
+        async with asyncio.timeout(20):
+            while read.call_count < 6:
+                await asyncio.sleep(0.001)
+        assert not here.asked
+        other.close()
+        await here.until(batch, "completed")
+        assert sorted(here.asked) == ["r1", "r2", "r3"] and check.call_count == 1
 
     play(scenario)
 

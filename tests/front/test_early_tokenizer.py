@@ -13,7 +13,9 @@ import ember.demo
 from ember.boot import Timeline
 from ember.front.link.engine import EngineError
 from ember.front.start import Worker
+from ember.front.text.tokenizer import Tokenizer
 from ember.settings import load_settings
+from tests.api.fakes import ready
 
 DEMO = Path(ember.demo.__file__).parent
 END = EngineError("the model cannot be served")
@@ -68,3 +70,21 @@ def test_an_abandoned_tokenizer_leaves_no_trace(tmp_path, is_broken, elsewhere):
     gc.collect()
     assert unseen == []
     assert phases == ({} if elsewhere is None else {"tokenizer": 1, "template": 1})
+
+
+def test_a_worker_leaves_batches_to_the_server(tmp_path):
+    """A session of Python or a queue worker with BATCH_DIR in its environment does not take batches over."""
+
+    class Booting(Engine):
+        async def wait_ready(self):
+            return ready(Tokenizer.load(str(DEMO)))
+
+    async def scenario():
+        settings = load_settings({"model_name": str(DEMO), "batch_dir": str(tmp_path)})
+        worker = Worker(settings, Booting(DEMO), Timeline("front"), owns_process=False)
+        await worker.start()
+        await worker.ready()
+        await worker.close()
+
+    asyncio.run(scenario())
+    assert not list(tmp_path.iterdir())

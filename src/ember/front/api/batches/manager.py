@@ -41,6 +41,7 @@ class Batches:
         self.store = Store(services.settings.batch_dir)
         self._services = services
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._checked: dict[str, Checked] = {}  # of each batch in `_tasks` whose input was read
         self._places = asyncio.Semaphore(MAX_BATCHES)
         services.closers.append(self.close)
 
@@ -62,7 +63,11 @@ class Batches:
         if batch_id not in self._tasks:
             task = asyncio.create_task(self._run_to_end(batch_id, is_new))
             self._tasks[batch_id] = task
-            task.add_done_callback(lambda _: self._tasks.pop(batch_id, None))
+            task.add_done_callback(lambda _: self._forget(batch_id))
+
+    def _forget(self, batch_id: str) -> None:
+        self._tasks.pop(batch_id, None)
+        self._checked.pop(batch_id, None)
 
     async def close(self) -> None:
         """Stop all batches. Those that are not over continue when a server starts."""
@@ -111,7 +116,9 @@ class Batches:
     async def _run(self, batch_id: str, is_new: bool) -> None:
         """Run a batch to its end. Raises ResultsError, also where another server runs it, and what `_work` raises."""
         batch = await asyncio.to_thread(self.store.batch, batch_id)
-        checked = await finished_in_thread(self._check, batch)
+        if batch_id not in self._checked:  # a batch that another server runs is tried again until it is over
+            self._checked[batch_id] = await finished_in_thread(self._check, batch)
+        checked = self._checked[batch_id]
         is_served = not checked.models or any(map(self._services.settings.serves, checked.models))
         if not (is_served or is_new or self._asked_ending(batch)):
             log.info("%s is left to a server of its model: %s", batch_id, ", ".join(sorted(checked.models))[:200])
