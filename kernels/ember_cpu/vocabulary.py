@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import struct
 from array import array
 from collections.abc import Sequence
@@ -58,18 +59,24 @@ def joined(data: memoryview, count: int) -> bytes | None:
 
 def merges_of(tokens: Sequence[str], order: Sequence[int]) -> list[tuple[str, str]] | None:
     """The merges that BPE applies if it prefers to make the tokens `order`, in this order: two tokens for each. Those
-    of a token that BPE never makes are left out. None if the library is missing, or if a token has a NUL."""
+    of a token that BPE never makes are left out. None if the library is missing. The tokens have no surrogates."""
     library = _library()
-    text = "\0".join((*tokens, ""))
-    if library is None or text.count("\0") != len(tokens):
+    if library is None:
         return None
-    content = text.encode("utf-8", "surrogatepass")
+    content = "\udcff".join((*tokens, "")).encode("utf-8", "surrogateescape")  # the byte 0xff behind each
     pairs, chosen = array("i", bytes(8 * len(order))), array("i", order)
-    count = library.ember_merges(content, len(content), len(tokens), _address(chosen), len(chosen), _address(pairs))
+    count = library.ember_merges(
+        content, len(content), len(tokens), _address(chosen), len(chosen), _address(pairs), _hash_base()
+    )
     if count < 0:
         return None
     parts = map(tokens.__getitem__, pairs[: 2 * count])
     return list(zip(parts, parts, strict=True))
+
+
+def _hash_base() -> int:
+    """A random number that is smaller than the prime of the hashes, 2^61 - 1, and larger than a byte."""
+    return int.from_bytes(os.urandom(7), "little") + 257
 
 
 def _address(content: array[int] | bytearray) -> int:
@@ -88,7 +95,7 @@ def _library() -> ctypes.CDLL | None:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     library.ember_skip_strings.argtypes = (pointer, number, number, pointer)
     library.ember_join_strings.argtypes = (ctypes.c_char_p, number, number, pointer)
-    library.ember_merges.argtypes = (ctypes.c_char_p, number, number, pointer, number, pointer)
+    library.ember_merges.argtypes = (ctypes.c_char_p, number, number, pointer, number, pointer, ctypes.c_uint64)
     for function in (library.ember_skip_strings, library.ember_join_strings, library.ember_merges):
         function.restype = number
     return library

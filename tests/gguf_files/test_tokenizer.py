@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ember.front.text.prepared_tokenizer import NotPreparedError, place_in, prep
 from ember.front.text.tokenizer import Tokenizer, TokenizerError, check_files
 from ember.front.text.tokenizer_files import read_chat_template
 from ember.gguf import tokenizer as gguf_tokenizer
-from ember.gguf.header import read_header
+from ember.gguf.header import GgufError, read_header
 from ember.gguf.pretokenizers import PRE_TOKENIZERS
 from ember.gguf.vocabulary import end_token_ids
 from ember_cpu import vocabulary
@@ -219,7 +220,30 @@ def test_the_merges_that_are_left_out_change_no_text(letters):
         assert [token.value for token in other.tokenize(text)] == pieces
         applied.update(pieces)
     assert {token for token in applied if len(token) > 1} <= {left + right for left, right in found}
-    assert vocabulary.merges_of([*tokens, "a\0b"], order) is None  # it has a NUL between two tokens
+    assert vocabulary.merges_of([*tokens, "a\0b"], order) == found  # a NUL is a character as the others
+
+
+def test_tokens_cannot_be_chosen_to_have_one_hash(monkeypatch):
+    """With a known base, a table of such tokens would need hours. Here it is 1: texts of the same letters collide."""
+    if vocabulary.fault_of(vocabulary.library_file(), vocabulary.build()) is not None:
+        pytest.skip("the library is not compiled")
+    tokens = ["".join(letters) for letters in permutations("abcdefg")]
+    assert vocabulary.merges_of(tokens, [0]) == []
+    monkeypatch.setattr(vocabulary, "_hash_base", lambda: 1)
+    assert vocabulary.merges_of(tokens, [0]) is None
+    assert vocabulary.merges_of(["a", "b", "ab", "ba"], [2]) == [("a", "b")]
+
+
+def test_merges_are_counted(tmp_path, monkeypatch):
+    """Those that are listed, and those that are made of the scores where the library does not do it."""
+    monkeypatch.setattr("ember.gguf.tokenizer.MAX_MERGES", 3)
+    with pytest.raises(
+        GgufError, match=r"tokenizer\.ggml\.merges must be an array of at most 3 strings, not an array of 4"
+    ):
+        gguf_tokenizer.load_tokenizer(byte_level(tmp_path, **{"ggml.merges": ["a b", "b a", "a a", "b b"]}))
+    monkeypatch.setattr(vocabulary, "_library", lambda: None)
+    with pytest.raises(GgufError, match="more than 3 merges"):
+        gguf_tokenizer.load_tokenizer(sentencepiece(tmp_path))
 
 
 def test_a_vocabulary_is_the_same_without_the_library(tmp_path, monkeypatch):
@@ -327,5 +351,5 @@ def test_a_file_without_a_tokenizer(tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(TokenizerError, match="0 tokens in tokenizer.ggml.tokens: set TOKENIZER_NAME"):
+    with pytest.raises(TokenizerError, match="has no tokenizer.ggml.tokens: set TOKENIZER_NAME"):
         Tokenizer.load(tmp_path / "model.gguf")

@@ -26,7 +26,7 @@ from ember_cpu.vocabulary import joined, skip
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_HEADER = 256 << 20  # bytes; 262,000 tokens with their merges have 15 MB
-MAX_TENSORS = 1 << 20
+MAX_TENSORS = 1 << 16  # of one file; large models have some thousand, since the experts of a layer are one tensor
 MAX_ENTRIES = 1 << 16  # of the metadata
 MAX_TEXT = 16 << 20  # bytes of one string, such as a template
 _MAX_NAME = 1000  # bytes of a key or a tensor's name
@@ -125,13 +125,15 @@ class Metadata:
             return value
         raise self.error(key, "an integer")
 
-    def texts(self, key: str) -> list[str] | None:
+    def texts(self, key: str, at_most: int = MAX_ENTRIES) -> list[str] | None:
         value = self.values.get(key)
         if value is None:
             return None
-        if isinstance(value, Array) and (value.is_texts or not value.count):
-            return value.texts()
-        raise self.error(key, "an array of strings")
+        if not isinstance(value, Array) or (value.count and not value.is_texts):
+            raise self.error(key, "an array of strings")
+        if value.count > at_most:  # they are counted before they are decoded, which takes a multiple of their bytes
+            raise self.error(key, f"an array of at most {at_most} strings")
+        return value.texts()
 
     def numbers(self, key: str) -> list[Any] | None:
         value = self.values.get(key)

@@ -10,6 +10,7 @@ import gc
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from ember.gguf.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from ember.gguf.vocabulary import (
     BYTE,
     CONTROL,
+    MAX_TOKENS,
     MERGES,
     MODEL,
     NORMAL,
@@ -33,7 +35,7 @@ from ember.gguf.vocabulary import (
 if TYPE_CHECKING:
     import tokenizers
 
-MAX_TOKENS = 4_000_000
+MAX_MERGES = 1 << 20  # twice those of the largest known vocabularies
 MIN_PREPARED_BYTES = 1 << 18  # of the tokens; a tokenizer with fewer is made in some hundredths of a second
 MAX_TEMPLATES = 100
 _MAX_WORK = 500_000_000  # the squares of the tokens' lengths; those of 262,000 tokens have 15 million
@@ -135,9 +137,9 @@ def _kind(metadata: Metadata) -> str:
 
 
 def _tokens(metadata: Metadata) -> list[str]:
-    tokens = metadata.texts(TOKENS)
-    if not tokens or len(tokens) > MAX_TOKENS:
-        raise GgufError(f"{metadata.file} has {len(tokens or ())} tokens in {TOKENS}: {_ADVICE}")
+    tokens = metadata.texts(TOKENS, MAX_TOKENS)
+    if not tokens:
+        raise GgufError(f"{metadata.file} has no {TOKENS}: {_ADVICE}")
     return tokens
 
 
@@ -149,14 +151,20 @@ def _pre_tokenizer(metadata: Metadata) -> PreTokenizer:
     return PRE_TOKENIZERS[name]
 
 
+def _numbers(metadata: Metadata, key: str, num_tokens: int) -> list[Any]:
+    """A number for each token; none if the array is absent or empty. It is counted before it is decoded."""
+    value = metadata.values.get(key)
+    if isinstance(value, Array) and value.count not in (0, num_tokens):
+        raise metadata.error(key, f"as long as {TOKENS}, {num_tokens}")
+    return metadata.numbers(key) or []
+
+
 class _Vocabulary:
     """The tokens with their kinds."""
 
     def __init__(self, metadata: Metadata) -> None:
         tokens = _tokens(metadata)
-        kinds = metadata.numbers(TYPES) or [NORMAL] * len(tokens)
-        if len(kinds) != len(tokens):
-            raise metadata.error(TYPES, f"as long as {TOKENS}, {len(tokens)}")
+        kinds = _numbers(metadata, TYPES, len(tokens)) or [NORMAL] * len(tokens)
         self.metadata, self.tokens, self.kinds = metadata, tokens, kinds
         self.ids = dict(zip(tokens, range(len(tokens)), strict=True))
         if len(self.ids) == len(tokens):
@@ -196,8 +204,8 @@ class _Vocabulary:
 
     def sentencepiece(self) -> tokenizers.Tokenizer:
         """A tokenizer of characters, and of bytes where a character is no token."""
-        scores = self.metadata.numbers(SCORES)
-        if scores is None or len(scores) != len(self.tokens):
+        scores = _numbers(self.metadata, SCORES, len(self.tokens))
+        if not scores:
             raise self.metadata.error(SCORES, f"as long as {TOKENS}, {len(self.tokens)}")
         return self._of_characters(self._merges_of_scores(scores), self._adds_space(True))
 
@@ -222,7 +230,7 @@ class _Vocabulary:
     def _merges(self) -> list[tuple[str, str]]:
         """The listed merges, each of two tokens with a blank between. A token itself may begin with a blank."""
         merges: list[tuple[str, str]] = []
-        for merge in self.metadata.texts(MERGES) or []:
+        for merge in self.metadata.texts(MERGES, MAX_MERGES) or []:
             at = merge.find(" ", 1)
             if at < 0:
                 raise GgufError(f"{self.metadata.file}: {MERGES} has {ascii(merge)[:100]}, which is not two tokens")
@@ -243,12 +251,16 @@ class _Vocabulary:
         normal = [token_id for token_id in by_score if kinds[token_id] == NORMAL]
         if (found := merges_of(tokens, normal)) is not None:
             return found
-        return [
+        every = (
             (left, right)
             for token in map(tokens.__getitem__, normal)
             for at in range(1, len(token))
             if (left := token[:at]) in ids and (right := token[at:]) in ids
-        ]
+        )
+        merges = list(islice(every, MAX_MERGES + 1))
+        if len(merges) > MAX_MERGES:
+            raise GgufError(f"{self.metadata.file}: {TOKENS} have more than {MAX_MERGES} merges: {_ADVICE}")
+        return merges
 
     def _adds_space(self, default: bool) -> bool:
         given = self.metadata.flag("tokenizer.ggml.add_space_prefix")

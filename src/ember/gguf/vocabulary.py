@@ -11,6 +11,7 @@ from ember.gguf.header import Array, Metadata
 
 MODEL, PRE, TOKENS = "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens"
 SCORES, TYPES, MERGES = "tokenizer.ggml.scores", "tokenizer.ggml.token_type", "tokenizer.ggml.merges"
+MAX_TOKENS = 1 << 20  # four times those of the largest known vocabularies
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """The kinds of tokens in `TYPES`, which are SentencePiece's."""
 
@@ -77,6 +78,8 @@ def end_token_ids(metadata: Metadata) -> list[int]:
 def _control_texts(metadata: Metadata) -> dict[int, str]:
     tokens, kinds = metadata.values.get(TOKENS), metadata.values.get(TYPES)
     if not isinstance(tokens, Array) or not tokens.is_texts or not isinstance(kinds, Array) or kinds.is_texts:
+        return {}
+    if kinds.count != tokens.count or tokens.count > MAX_TOKENS:  # no tokenizer is made of them
         return {}
     return tokens.texts_at(_indices(kinds.numbers(), CONTROL))
 

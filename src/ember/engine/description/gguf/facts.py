@@ -59,7 +59,7 @@ class Facts:
             return value
         if value.is_texts or not value.count:
             raise self._error(name, "a number")
-        numbers = value.numbers()
+        numbers = self._numbers(name, value)
         if len(set(numbers)) > 1:
             raise self._error(name, "the same for all layers: layers that differ are not supported")
         return numbers[0]
@@ -69,7 +69,7 @@ class Facts:
         value = self.metadata.values.get(self._key(name))
         if not isinstance(value, Array):
             return None
-        numbers: list[Any] | None = None if value.is_texts else value.numbers() if value.count else []
+        numbers: list[Any] | None = None if value.is_texts else self._numbers(name, value)
         if numbers is None or any(type(number) is float for number in numbers):
             raise self._error(name, "an array of integers or flags")
         return numbers
@@ -119,6 +119,11 @@ class Facts:
         if len(data) != tensor.nbytes:
             raise ModelError(f"{tensor.file} became shorter while it was read")
         return list(struct.unpack(f"<{count}f", data))
+
+    def _numbers(self, name: str, value: Array) -> list[Any]:
+        if value.count > MAX_LAYERS:  # they are counted before they are decoded
+            raise self._error(name, f"an array of at most {MAX_LAYERS} numbers")
+        return value.numbers() if value.count else []
 
     def _key(self, name: str) -> str:
         return f"{self.architecture}.{name}"
