@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ember.engine.description.config import DistanceBias, HeadSizes
+from ember.engine.description.operator_choice import decide
 from ember.engine.description.read_config import load_config
 from ember.engine.layers.block import Attention, DistanceTable
 from ember.engine.layers.linear import Linear
@@ -104,5 +105,9 @@ def test_encoders_have_the_hidden_states_of_torch(variant: str, tmp_path: Path) 
     batch = batch_of([[5, 6, 7], [8, 9, 10], [11] * 40])
     found = decoder.forward(batch, NO_CACHE)
     assert decoder.ops.texts is not None  # type: ignore[attr-defined]
+    assert (
+        "the C library computes attention within texts and LayerNorm" in decide(decoder.config, "float32", "cpu").reason
+    )
+    assert "C library computes attention" not in decide(decoder.config, "float16", "cpu").reason
     decoder.ops.texts = None  # type: ignore[attr-defined]
     torch.testing.assert_close(found, decoder.forward(batch, NO_CACHE), atol=1e-5, rtol=1e-4)

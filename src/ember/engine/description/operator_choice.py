@@ -96,11 +96,19 @@ def _for_gpu(config: DecoderConfig, fault: str | None, own_experts: bool) -> Dec
     return decision if own_experts else decision.without("experts", "their weights are quantized")
 
 
+def has_native_texts(config: DecoderConfig, dtype: str, device: str) -> bool:
+    """Whether the C library computes attention within texts and LayerNorm for the torch set, where it can be used."""
+    return config.bidirectional and dtype == "float32" and device == "cpu"
+
+
 def _for_cpu(
     config: DecoderConfig, dtype: str, weights: str, fault: str | None, float8_cache: bool, small: frozenset[str]
 ) -> Decision:
     """`small`: the layouts of quantised weights that the library multiplies."""
     if dtype != "bfloat16":
+        if has_native_texts(config, dtype, "cpu") and library_fault() is None:
+            reason = f"{dtype} on a CPU; the C library computes attention within texts and LayerNorm"
+            return Decision("torch", reason)
         return Decision("torch", f"{dtype} on a CPU, where the C library computes in bfloat16")
     lacking = NATIVE.lacking(config)
     if float8_cache:

@@ -247,6 +247,18 @@ def convolve_texts(conv: TextConv, embedded: Tensor, step: Step) -> Tensor:
     return ACTIVATIONS[conv.config.activation](made)
 
 
+def beside_convolution(wire: Wire, conv: TextConv) -> Wire:
+    """The wiring of a first layer, to whose output the convolution of the embeddings is added before another norm."""
+
+    def run(ops: Ops, block: Block, residual: Tensor, delta: Tensor | None, step: Step) -> tuple[Tensor, Tensor | None]:
+        convolved = convolve_texts(conv, residual, step)  # the wiring may write to the residual's memory
+        residual, delta = wire(ops, block, residual, delta, step)
+        assert delta is None, "the family's wiring leaves no delta"
+        return ops.add_norm(conv.norm, residual, convolved)[0], None
+
+    return run
+
+
 def extended(wire: Wire) -> Wire:
     """The wiring, with the layer's own input and the factor of its output."""
 
@@ -285,6 +297,8 @@ class Decoder:
         self.ops: Ops = TorchOperators(config, self.parts, self.dtype, self.device)
         wire = WIRINGS[config.wiring]
         self._wire = extended(wire) if config.layer_input_size or config.layer_scalar else wire
+        conv = self.parts.text_conv
+        self._first_wire = self._wire if conv is None else beside_convolution(self._wire, conv)
 
     def bytes_read(self, num_tokens: int) -> float:
         """The bytes of weights that a step of that many tokens reads, if every expert is chosen equally often."""
@@ -312,12 +326,10 @@ class Decoder:
         residual, delta = ops.embed(parts.embedding, step), None
         if parts.layer_inputs is not None:
             step.layer_inputs = layer_inputs(ops, parts.layer_inputs, residual, step)
-        convolved = None if parts.text_conv is None else convolve_texts(parts.text_conv, residual, step)
+        wire = self._first_wire
         for layer in parts.layer_order:
-            residual, delta = self._wire(ops, parts.blocks[layer], residual, delta, step)
-            if convolved is not None and parts.text_conv is not None:
-                assert delta is None, "the family's wiring leaves no delta"
-                residual, convolved = ops.add_norm(parts.text_conv.norm, residual, convolved)[0], None
+            residual, delta = wire(ops, parts.blocks[layer], residual, delta, step)
+            wire = self._wire
         if parts.final_norm is not None:
             return ops.add_norm(parts.final_norm, residual, delta)[0]
         return residual if delta is None else residual + delta

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ember.engine.description.config import DecoderConfig
+from ember.engine.description.operator_choice import has_native_texts
 from ember.engine.layers.block import Attention
 from ember.engine.layers.norm import LayerNorm, Norm
 from ember.engine.operators.torch_texts import TextPlan, distance_buckets
@@ -140,7 +141,7 @@ def _units(plan: TextPlan) -> Tensor:
 
 def load(config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> NativeTexts | None:
     """The library's functions, where the model is an encoder whose texts they compute."""
-    if not config.bidirectional or dtype != torch.float32 or device.type != "cpu":
+    if not has_native_texts(config, str(dtype).removeprefix("torch."), device.type):
         return None
     library = native.load()
     return None if library is None else NativeTexts(library, keeps_sums=config.wiring != "post_norm")
