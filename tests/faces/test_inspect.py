@@ -170,6 +170,10 @@ def test_a_model_without_a_chat_template_says_so(tmp_path: Path, capsys: pytest.
     text = inspected(capsys, str(tmp_path))["text"]
     assert text["chat_template"] == "none"
     assert text["chat_template_reason"].startswith("the model has no chat template: chat requests are refused unless")
+    named = [{"name": "a\x1b[31m\n  b", "template": "x"}]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": named}))
+    assert cli.main(["inspect", str(tmp_path)]) == 0
+    assert "choose one of: a\\x1b[31m\\n  b: chat" in capsys.readouterr().out  # a terminal obeys no name
     (tmp_path / "chat_template.jinja").write_text("{% if %}")
     text = inspected(capsys, str(tmp_path), "--custom-chat-template", "{{ messages }}")["text"]
     assert (text["chat_template"], text["chat_template_reason"]) == ("custom", "CUSTOM_CHAT_TEMPLATE")

@@ -190,6 +190,10 @@ def test_a_split_model_is_read_whole(tmp_path):
     assert resolve_model(str(tmp_path)) == files[0]
     assert weight_files(files[0]) == files
     assert read_model(files[0]).metadata.integer("llama.block_count") == 7
+    capitals = [file.rename(file.with_suffix(".GGUF")) for file in files]
+    assert resolve_model(str(tmp_path)) == resolve_model(str(capitals[2])) == capitals[0]
+    assert weight_files(capitals[0]) == capitals
+    files = [file.rename(file.with_suffix(".gguf")) for file in capitals]
     entries = read_headers(files[0])
     assert {name: entry.file for name, entry in entries.items()} == {
         "tensor.0": files[1],

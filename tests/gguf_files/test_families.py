@@ -314,6 +314,7 @@ def test_query_key_and_value_may_be_one_matrix_in_every_architecture(tmp_path):
         ({"llama.block_count": "3"}, "llama.block_count must be an integer, not '3'"),
         ({"llama.attention.head_count": 0}, "head_count must be at least 1"),
         ({"llama.attention.head_count": [4, 4, 2]}, "the same for all layers"),
+        ({"llama.attention.head_count": [4] * 100_001}, "head_count must be an array of at most 100000 numbers"),
         ({"llama.attention.head_count": 3}, "num_attention_heads=3 must be a multiple"),
         ({"llama.attention.value_length": 7}, "keys and values of different lengths"),
         ({"llama.embedding_length": 32}, "hidden_size=32, but token_embd.weight has 64 columns"),

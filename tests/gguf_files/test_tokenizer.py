@@ -307,6 +307,9 @@ def test_a_tokenizer_that_cannot_be_used_is_one_line(more, message, tmp_path):
     with pytest.raises(TokenizerError) as raised:
         Tokenizer.load(byte_level(tmp_path, **more))
     assert message in str(raised.value) and "\n" not in str(raised.value)
+    if "chat_template" in more:  # `ember inspect` reads it without the tokenizer
+        with pytest.raises(TokenizerError, match="the chat template 'default'"):
+            read_chat_template(tmp_path / "model.gguf")
 
 
 @pytest.mark.parametrize("more", [{"ggml.model": "bert"}, {"ggml.pre": "afmoe"}, {"ggml.tokens": "a"}])

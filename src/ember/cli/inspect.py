@@ -24,6 +24,7 @@ from ember.front.text.template_error import TemplateError
 from ember.front.text.tokenizer import check_files
 from ember.front.text.tokenizer_files import TokenizerError, read_chat_template
 from ember.interpreter import module_command
+from ember.logs import printable
 from ember.settings import Settings
 from ember.sizes import binary_size
 from ember.wire import Configure
@@ -62,7 +63,7 @@ def report(settings: Settings, unused: Sequence[str], *, as_json: bool) -> str:
     if as_json:
         fields = {"model": name, **asdict(predicted), "text": asdict(text), "unused_settings": list(unused)}
         return json.dumps(fields, indent=2)
-    return "\n".join([name, *_lines(predicted, text, unused)])
+    return "\n".join(map(printable, [name, *_lines(predicted, text, unused)]))  # names of files and tensors are in it
 
 
 def _construct(configure: Configure) -> None:

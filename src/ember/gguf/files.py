@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ember.gguf.header import GgufError, Header, Metadata, Tensor, read_header
 
 SUFFIX = ".gguf"
+PATTERN = "*.[gG][gG][uU][fF]"  # of its names, in capitals too
 MAX_PARTS = 1000
 USUAL_QUANTIZATION = "Q4_K_M"  # chosen of several, as in llama.cpp
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
@@ -135,7 +136,7 @@ def _is_meant(model: str, parts: list[str], choice: Choice) -> bool:
 def first_part(file: Path) -> Path:
     """The first file of a split model, of which `file` may be any part."""
     split = _PART.search(file.name)
-    return file if split is None else file.with_name(f"{file.name[: split.start()]}-00001-of-{split[2]}{SUFFIX}")
+    return file if split is None else file.with_name(f"{file.name[: split.start()]}-00001-of-{split[2]}{file.suffix}")
 
 
 def model_files(file: Path) -> list[Path]:
@@ -146,7 +147,7 @@ def model_files(file: Path) -> list[Path]:
     count = int(split[2])
     if int(split[1]) != 1 or not 0 < count <= MAX_PARTS:
         raise GgufError(f"{file} is not the first of its parts: set MODEL_NAME to {first_part(file).name}")
-    stem, last = file.name[: split.start()], f"-of-{split[2]}{SUFFIX}"
+    stem, last = file.name[: split.start()], f"-of-{split[2]}{file.suffix}"
     files = [file.with_name(f"{stem}-{number:05}{last}") for number in range(1, count + 1)]
     if missing := [each.name for each in files if not each.exists()]:
         raise GgufError(f"{file.parent} lacks {missing[0]}, one of the {count} parts of the model: download it again")

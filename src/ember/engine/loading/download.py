@@ -76,7 +76,7 @@ def _download(
     has_gguf = is_gguf(sizes, repository.load_format, repository.choice)
     if not has_gguf and sizes.keys().isdisjoint(repository.required):
         lacks = f"{repository.label} has no {repository.required[0]} on the Hub"
-        if any(name.endswith(".gguf") for name in sizes):
+        if any(name.lower().endswith(".gguf") for name in sizes):
             raise ModelError(
                 f"{lacks}, but GGUF files: LOAD_FORMAT=auto serves one, and `ember inspect` reads local ones"
             )

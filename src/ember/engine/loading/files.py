@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ember.engine.description.read_config import read_json
 from ember.engine.errors import ModelError
-from ember.gguf.files import Choice, choose_files, model_files
+from ember.gguf.files import PATTERN, SUFFIX, Choice, choose_files, model_files
 from ember.gguf.header import GgufError
 from ember.regular_file import open_regular
 
@@ -69,7 +69,7 @@ def is_gguf(names: Iterable[str], load_format: str | None, choice: Choice) -> bo
         return True
     names = list(names)
     others = any(form.is_weight(name) or name == form.index_file for name in names for form in FORMS if "/" not in name)
-    return not others and any(name.endswith(".gguf") for name in names)
+    return not others and any(name.lower().endswith(SUFFIX) for name in names)
 
 
 def choose_gguf(where: str, names: Iterable[str], choice: Choice) -> list[str]:
@@ -82,7 +82,7 @@ def choose_gguf(where: str, names: Iterable[str], choice: Choice) -> list[str]:
 
 def names_of_gguf(directory: Path) -> list[str]:
     """The names of a directory's GGUF files, and of those in its folders."""
-    found = [*directory.glob("*.gguf"), *directory.glob("*/*.gguf")] if directory.is_dir() else []
+    found = [*directory.glob(PATTERN), *directory.glob(f"*/{PATTERN}")] if directory.is_dir() else []
     return [file.relative_to(directory).as_posix() for file in found]
 
 

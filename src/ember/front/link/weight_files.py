@@ -9,7 +9,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-_PATTERNS = ("*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth")
+_PATTERNS = ("*.safetensors", "*.[gG][gG][uU][fF]", "*.bin", "*.pt", "*.pth")
 
 
 def weight_files(model_dir: str) -> list[Path]:

@@ -20,9 +20,14 @@ import tokenizers
 from ember.front.text import prepared_tokenizer
 from ember.front.text.layout import Layout, layout_of
 from ember.front.text.panics import TokenizerPanic, is_panic, unless_panic, without_panic_lines
-from ember.front.text.template_file import MAX_TEMPLATE_BYTES
 from ember.front.text.token_pieces import ByteTable, TokenPieces, decoder_state, pieces_of, utf8
-from ember.front.text.tokenizer_files import TokenizerError, TokenizerFiles, one_or_named, read_tokenizer_files
+from ember.front.text.tokenizer_files import (
+    TokenizerError,
+    TokenizerFiles,
+    one_or_named,
+    read_tokenizer_files,
+    refuse_long,
+)
 from ember.regular_file import MAX_TOKENIZER_BYTES, open_regular
 
 if TYPE_CHECKING:
@@ -333,12 +338,7 @@ def _of_gguf(file: Path, caches: Sequence[Path]) -> tuple[tokenizers.Tokenizer, 
             raise
         reason = " ".join(str(error).split())[:200]
         raise TokenizerError(f"{file}: its tokenizer cannot be used ({reason}): download the file again") from None
-    for name, text in found.templates.items():
-        if len(text) > MAX_TEMPLATE_BYTES:
-            raise TokenizerError(
-                f"the chat template {ascii(name)[:100]} in {file} has {len(text):,} characters; "
-                f"{MAX_TEMPLATE_BYTES:,} are allowed"
-            )
+    refuse_long(found.templates, file)
     files = TokenizerFiles(
         special_tokens=found.special_tokens,
         eos_token=found.special_tokens.get("eos_token"),

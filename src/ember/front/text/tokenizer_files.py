@@ -174,9 +174,21 @@ def _template_of_gguf(file: Path) -> str | dict[str, str] | None:
     from ember.gguf.tokenizer import load_templates
 
     try:
-        return one_or_named(load_templates(file))
+        templates = load_templates(file)
     except GgufError as error:
         raise TokenizerError(str(error)) from None
+    refuse_long(templates, file)
+    return one_or_named(templates)
+
+
+def refuse_long(templates: Mapping[str, str], place: Path) -> None:
+    """Raise TokenizerError if one of the chat templates of a directory or file is too long."""
+    for name, text in templates.items():
+        if len(text) > MAX_TEMPLATE_BYTES:
+            raise TokenizerError(
+                f"the chat template {ascii(name)[:100]} in {place} has {len(text):,} characters; "
+                f"{MAX_TEMPLATE_BYTES:,} are allowed"
+            )
 
 
 def one_or_named(templates: dict[str, str]) -> str | dict[str, str] | None:
@@ -233,10 +245,5 @@ def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | dict[str
         named["default"] = processor
     if not named:
         return None
-    for name, text in named.items():
-        if len(text) > MAX_TEMPLATE_BYTES:
-            raise TokenizerError(
-                f"the chat template {ascii(name)[:100]} in {directory} has {len(text):,} characters; "
-                f"{MAX_TEMPLATE_BYTES:,} are allowed"
-            )
+    refuse_long(named, directory)
     return one_or_named(named)
