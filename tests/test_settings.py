@@ -113,6 +113,19 @@ def test_errors_speak_to_people_and_not_of_their_making(monkeypatch, name, value
     assert not any(inner in str(caught.value).lower() for inner in ("value error", "pattern", "^", "unable to parse"))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "place"),
+    [
+        ("SERVED_MODEL_NAME", "a,\udce9x", "SERVED_MODEL_NAME.1"),  # a byte that is not UTF-8
+        ("HF_OVERRIDES", r'{"id2label": {"0": "\ud800"}}', "HF_OVERRIDES.id2label.0"),
+    ],
+)
+def test_texts_that_cannot_be_written_again_are_refused(monkeypatch, name, value, place):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=f"^{place} is not UTF-8 text"):
+        load_settings()
+
+
 def test_a_file_of_keys_that_is_missing_says_what_it_is_for(monkeypatch):
     monkeypatch.setenv("API_KEY_FILE", "/nope")
     with pytest.raises(SettingsError, match=r"^API_KEY_FILE=/nope: No such file .*one key a line.*unset") as caught:

@@ -37,6 +37,7 @@ _INSIDE = f"(?:{_PLAIN}|{_THREE})*+"
 _BRACKETS = re.compile(r"[\[{]+|[\]}]+")
 _SCALAR = re.compile(rf'(?:[^",\[\]{{}}]++|{_STRING})*+', re.DOTALL)
 _ID = rf'"id"[ \t\n\r]*:[ \t\n\r]*({_STRING})|{_STRING}|{_THREE}'
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -97,6 +98,32 @@ def loads_each(data: bytes, max_depth: int = MAX_DEPTH) -> list[Any]:
     if _is_shallow(data, max_depth):
         return elements
     return [_checked(element, max_depth) for element in elements]
+
+
+def broken_text(value: Any) -> list[str] | None:
+    """The place, as keys, of the first text with a lone surrogate, which UTF-8 cannot represent; None if there is none.
+    A key of an object counts as part of the object."""
+    waiting: list[tuple[Any, Any, Any]] = [(value, None, None)]  # value, its key, the entry it is in
+    while waiting:
+        entry = waiting.pop()
+        value = entry[0]
+        items: Any = ()
+        if isinstance(value, dict):
+            items = value.items()
+        elif isinstance(value, list | tuple):
+            items = enumerate(value)
+        if _is_broken(value) or (isinstance(value, dict) and any(_is_broken(key) for key in value)):
+            parts: list[str] = []
+            while entry is not None and entry[2] is not None:
+                parts.append(str(entry[1])[:64])
+                entry = entry[2]
+            return [*reversed(parts[-8:])]
+        waiting.extend((inner, key, entry) for key, inner in items)
+    return None
+
+
+def _is_broken(value: Any) -> bool:
+    return isinstance(value, str) and not value.isascii() and bool(_SURROGATE.search(value))
 
 
 def read_file(path: Path, max_bytes: int, max_depth: int = MAX_DEPTH) -> Any:

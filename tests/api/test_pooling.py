@@ -209,6 +209,8 @@ def test_base64_and_bytes_are_the_numbers(embedder: Deployment) -> None:
     alone = embedder.request("POST", EMBED, {**body, "encoding_format": "bytes_only", "endianness": "big"})
     assert numpy.frombuffer(alone.body, ">f4").tolist() == [value for row in numbers for value in row]
     bits = ask(embedder, EMBED, {"input": "a", "embedding_type": "ubinary"})["data"][0]["embedding"]
+    encoded = {"input": "a", "embedding_type": "ubinary", "encoding_format": "base64"}
+    assert ask(embedder, EMBED, encoded)["data"][0]["embedding"] == bits
     assert bits == numpy.packbits(numpy.array(numbers[1]) >= 0).tolist()
     with pytest.raises(ApiError, match="'bytes' describes each text in a header"):
         embedder.request("POST", EMBED, {"input": ["a"] * 1000, "encoding_format": "bytes"})
@@ -342,6 +344,13 @@ def test_documents_are_sorted(reranker: Deployment) -> None:
         (0, "a"),
     ]
     (best,) = ask(reranker, "/v2/rerank", {**body, "top_n": 1, "max_tokens_per_doc": 4096})["results"]
+    long = {"query": "a" * 100, "documents": ["b" * 400], "max_tokens_per_doc": 4096}
+    ask(reranker, "/v2/rerank", long)
+    assert texts(reranker) == [BOS + "a" * 100 + "b" * (MAX_MODEL_LEN - 101)]
+    reranker.services.settings.custom_chat_template = "{{ messages[0].content }}|{{ messages[1].content }}|"
+    ask(reranker, "/v2/rerank", long)
+    assert texts(reranker) == [BOS + "a" * 100 + "|" + "b" * (MAX_MODEL_LEN - 103) + "|"]
+    reranker.services.settings.custom_chat_template = None
     assert best.keys() == {"index", "relevance_score"}
     ask(reranker, "/v1/rerank", {**body, "top_n": 0, "return_documents": False})
 
@@ -367,6 +376,12 @@ def test_classes(reranker: Deployment) -> None:
             "maximum context length is 256 tokens. However",
         ),
         (EMBED, {"input": ["a", "b " * 200]}, "input_tokens", "It is input.1."),
+        (
+            EMBED,
+            {"input": "a", "embedding_type": "binary", "encoding_format": "bytes"},
+            "embedding_type",
+            "encoding_format bytes contradict",
+        ),
         (EMBED, {"input": "a" * 100_000}, "input_text", "maximum context length is 256 tokens"),
         (EMBED, {"input": "\ud800"}, "body.input", "lone surrogate"),
         (EMBED, {"input": "a", "truncate_prompt_tokens": 257}, "truncate_prompt_tokens", "cannot be greater than"),

@@ -48,6 +48,8 @@ def test_scores_of_a_cross_encoder(tmp_path: Path) -> None:
         expected = torch.sigmoid(model(**pairs).logits).flatten().tolist()
     answer = deployment.request("POST", "/score", {"queries": QUERY, "documents": DOCUMENTS}).body
     assert [entry["score"] for entry in answer["data"]] == pytest.approx(expected, abs=1e-4)
+    spaced = {"queries": f"the {' ' * 5000} quick {'x' * 5000}", "documents": DOCUMENTS[0]}  # of 13 tokens
+    assert deployment.request("POST", "/score", spaced).body["usage"]["prompt_tokens"] < 20
     ranked = deployment.request("POST", "/v2/rerank", {"query": QUERY, "documents": DOCUMENTS}).body["results"]
     assert [entry["index"] for entry in ranked] == sorted(range(len(expected)), key=lambda index: -expected[index])
     deployment.services.engine.check_empty()  # type: ignore[attr-defined]

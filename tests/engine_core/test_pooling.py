@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from ember.cli.quantize import quantize
 from ember.engine.core.engine import Engine
 from ember.engine.core.prediction import predict
+from ember.engine.description.pooling import Modules, TaskSettings, read_pooling
 from ember.engine.errors import ModelError
+from ember.engine.layers.pooler import Pooler
 from ember.engine.loading.resolve import resolve_model
 from ember.front.text.sentence_files import read_sentence_files
 from ember.wire import Configure, Generate, Pool, Pooled, SequenceOutput
@@ -437,6 +439,8 @@ def test_a_reward_of_each_step(tmp_path):
         ({"hf_overrides": {"architectures": ["Qwen3Model"]}, "runner": "generate"}, "no head for tokens"),
         ({"hf_overrides": {"classifier_from_token": ["a"], "method": "x"}, "convert": "classify"}, "method must be"),
         ({"hf_overrides": {"is_causal": False}, "runner": "generate"}, "only causal models generate"),
+        ({"pooler_config": {"enable_chunked_processing": True}}, "enable_chunked_processing must be false"),
+        ({"pooler_config": {"max_embed_len": 9}}, "max_embed_len must be absent"),
     ],
 )
 def test_settings_that_contradict(embedder, settings, error):
@@ -444,6 +448,24 @@ def test_settings_that_contradict(embedder, settings, error):
     with pytest.raises(ModelError, match=".*") as raised:
         make_engine(embedder, **settings)
     assert error in str(raised.value)
+
+
+def test_texts_of_the_configuration_can_be_written_again(embedder, tmp_path):
+    fields = json.loads((embedder / "config.json").read_text()) | {"id2label": {"0": "\ud800"}}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ModelError, match=r"config.json: id2label.0 holds a lone surrogate"):
+        make_engine(tmp_path)
+
+
+def test_logits_are_shifted_and_scaled():
+    def finished(**asked: Any) -> float:
+        config = read_pooling("sequence_classification", {"num_labels": 1}, TaskSettings(pooler=asked), Modules())
+        assert config is not None
+        pooler = Pooler(config, [], 1, torch.device("cpu"))
+        return float(pooler._finished(torch.tensor([[5.0]]), None, "none"))
+
+    assert finished(logit_mean=2.0, logit_sigma=1.5, enable_chunked_processing=False) == 2.0
+    assert finished(logit_bias=1.0) == 4.0
 
 
 def test_the_prediction_is_what_the_boot_says(embedder):

@@ -161,8 +161,8 @@ class Settings(BaseSettings):
         validation_alias=_names("POOLER_CONFIG", "OVERRIDE_POOLER_CONFIG"),
         description='How a model of RUNNER=pooling pools, as JSON, such as {"pooling_type": "MEAN", "use_activation": '
         "true}: pooling_type (CLS, LAST, MEAN, MAX, WEIGHTED_MEAN, MEAN_SQRT_LEN), use_activation (normalised "
-        "embeddings, probabilities), dimensions, logit_bias, step_tag_id, returned_token_ids, task (the only one that "
-        "is served). It holds against the model's own files.",
+        "embeddings, probabilities), dimensions, logit_mean, logit_sigma, step_tag_id, returned_token_ids, task "
+        "(the only one that is served). It holds against the model's own files.",
     )
     served_model_name: CommaList = Field(
         default_factory=list,

@@ -18,6 +18,7 @@ from ember.settings.extra_args import read_extra_args
 from ember.settings.fields import Settings, variable_names
 from ember.settings.known import KNOWN_UNUSED, is_met_anyway
 from ember.settings.values import is_blank
+from ember.untrusted_json import broken_text
 
 
 class SettingsError(ValueError):
@@ -36,6 +37,10 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
         settings = Settings(**values)
     except ValidationError as error:
         raise SettingsError(_one_line(error)) from None
+    for field in Settings.model_fields:
+        if (place := broken_text(getattr(settings, field))) is not None:
+            name = ".".join([_given_name(field), *place])
+            raise SettingsError(f"{name} is not UTF-8 text, or holds a lone surrogate: write it as UTF-8")
     if settings.api_key_file is not None:
         settings.api_key += _keys_of(settings.api_key_file)
     return settings
@@ -162,15 +167,19 @@ def _yaml_entries(environ: Mapping[str, str]) -> tuple[str, list[tuple[Any, str,
     return path, entries
 
 
+def _given_name(field: str) -> str:
+    """The variable that sets a field, or the one that it is documented under."""
+    names = variable_names(field)
+    return next((alias for alias in names if os.environ.get(alias)), names[0])
+
+
 def _one_line(error: ValidationError) -> str:
     """`MAX_MODEL_LEN=abc: Input should be a valid integer`, for each wrong value, joined by semicolons."""
     by_name = {name: field for field in Settings.model_fields for name in (*variable_names(field), field)}
     lines = []
     for item in error.errors():
         field = by_name.get(str(item["loc"][0]), str(item["loc"][0]))
-        name = variable_names(field)[0] if field in Settings.model_fields else field
-        if field in Settings.model_fields:
-            name = next((alias for alias in variable_names(field) if os.environ.get(alias)), name)
+        name = _given_name(field) if field in Settings.model_fields else field
         secret = field in ("hf_token", "api_key", "admin_api_key")
         given = "(hidden)" if secret else str(item.get("input"))[:100]
         lines.append(f"{name}={given}: {_reason(item)}")

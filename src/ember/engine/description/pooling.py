@@ -120,7 +120,8 @@ class PoolingConfig:
     max_length: int | None = None  # longest text in tokens, if not the model's longest context
     includes_prompt: bool = True  # whether the tokens of an instruction before the text are pooled too
     has_token_types: bool = False
-    logit_bias: float = 0.0  # subtracted from logits before their activation
+    logit_mean: float = 0.0  # subtracted from logits before their activation
+    logit_sigma: float = 1.0  # by which they are divided then
     step_tag_id: int | None = None  # only these tokens have an output, of a task of every token
     returned_token_ids: tuple[int, ...] = ()  # only these columns, of a task of every token
     # Whether `dense` is of each token, and the vector has the largest log(1 + relu(x)) (SPLADE, arXiv 2109.10086).
@@ -261,7 +262,8 @@ def read_pooling(
         is_per_token=kind == "token_classification",
         max_length=modules.max_length,
         has_token_types=has_token_types,
-        logit_bias=asked.logit_bias,
+        logit_mean=asked.logit_mean,
+        logit_sigma=asked.logit_sigma,
         step_tag_id=asked.step_tag_id,
         returned_token_ids=asked.returned_token_ids,
     )
@@ -388,7 +390,8 @@ def _as_asked(config: PoolingConfig, asked: _Asked) -> PoolingConfig:
 _TOKEN_TYPES = ("all", "step")
 _FIELDS = (
     *("pooling_type", "seq_pooling_type", "tok_pooling_type", "normalize", "softmax", "activation", "use_activation"),
-    *("dimensions", "logit_bias", "step_tag_id", "returned_token_ids", "task"),
+    *("dimensions", "logit_bias", "logit_mean", "logit_sigma", "step_tag_id", "returned_token_ids", "task"),
+    *("enable_chunked_processing", "max_embed_len"),
 )
 
 
@@ -413,7 +416,17 @@ class _Asked:
         self.use_activation: bool | None = switches[0] if switches else None
         self.dimensions = fields.optional_integer("dimensions", None)
         self.task = fields.text("task")
-        self.logit_bias = fields.number("logit_bias", 0.0)
+        older, mean = (fields.optional_number(name, None) for name in ("logit_bias", "logit_mean"))
+        if older is not None and mean is not None:
+            raise ModelError("POOLER_CONFIG: logit_bias is the older name of logit_mean: set one of them")
+        self.logit_mean = mean if mean is not None else older or 0.0
+        self.logit_sigma = fields.optional_number("logit_sigma", None, above=0.0) or 1.0
+        if fields.flag("enable_chunked_processing", False):
+            raise fields.error(
+                "enable_chunked_processing", "false: a text longer than the context is not served in pieces"
+            )
+        if values.get("max_embed_len") is not None:
+            raise fields.error("max_embed_len", "absent: it is the longest text of enable_chunked_processing")
         self.step_tag_id = None if values.get("step_tag_id") is None else fields.integer("step_tag_id", at_least=0)
         ids = values.get("returned_token_ids") or []
         if not isinstance(ids, list) or not all(type(item) is int and item >= 0 for item in ids):

@@ -37,7 +37,7 @@ from ember.engine.description.sentence_transformers import read_model_modules
 from ember.engine.description.shells import SHELL_TYPES, SHELLS, text_fields
 from ember.engine.errors import ModelError
 from ember.regular_file import MAX_JSON_BYTES
-from ember.untrusted_json import UntrustedJsonError
+from ember.untrusted_json import UntrustedJsonError, broken_text
 
 
 class RunsBy(NamedTuple):
@@ -66,6 +66,8 @@ def load_config(
         return _load_gguf(model_dir, overrides or {}, runs_by)
     path = model_dir / "config.json"
     values = overridden(read_json(path, required=True), overrides or {})
+    if (place := broken_text(values)) is not None:
+        raise ModelError(f"{path}: {'.'.join(place) or 'a name'} holds a lone surrogate, which is no text: correct it")
     beside = read_beside(lambda name: read_json(model_dir / name, required=False))
     try:
         config = read_config(values, beside, runs_by)

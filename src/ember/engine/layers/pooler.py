@@ -170,8 +170,8 @@ class Pooler:
         """The last steps, for values [rows, outputs]."""
         if dimensions is not None:
             values = values[:, :dimensions]
-        if self.config.logit_bias:
-            values = values - self.config.logit_bias
+        if self.config.logit_mean or self.config.logit_sigma != 1.0:
+            values = (values - self.config.logit_mean) / self.config.logit_sigma
         if activation == "normalize":
             return unit_rows(values)
         if activation == "softmax":

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from ember.front.errors import ApiError, encodable
+from ember.front.errors import ApiError
+from ember.untrusted_json import broken_text
 
 log = logging.getLogger(__name__)
 
@@ -109,35 +110,11 @@ def check_encodable(body: Any) -> None:
         orjson.dumps(body)
         return
     except TypeError:  # or it holds a value that orjson does not write, such as an integer of 100 digits
-        place = _unencodable(body)
-    if place is not None:
+        keys = broken_text(body)
+    if keys is not None:
+        place = ".".join(["body", *keys])
         message = f"{place} holds a lone surrogate. It is not a character and cannot be encoded as UTF-8."
         raise ApiError(400, message, type="Bad Request", param=place)
-
-
-def _unencodable(body: Any) -> str | None:
-    """The place of the first text that cannot be encoded. A key counts as part of its object."""
-    waiting: list[tuple[Any, Any, Any]] = [(body, None, None)]  # value, its key, the entry it is in
-    while waiting:
-        entry = waiting.pop()
-        value = entry[0]
-        items: Any = ()
-        if isinstance(value, dict):
-            items = value.items()
-        elif isinstance(value, list):
-            items = enumerate(value)
-        if _is_broken(value) or (isinstance(value, dict) and any(_is_broken(key) for key in value)):
-            parts: list[str] = []
-            while entry is not None and entry[2] is not None:
-                parts.append(str(entry[1])[:64])
-                entry = entry[2]
-            return ".".join(["body", *reversed(parts[-8:])])
-        waiting.extend((inner, key, entry) for key, inner in items)
-    return None
-
-
-def _is_broken(value: Any) -> bool:
-    return isinstance(value, str) and encodable(value) != value
 
 
 def ignored_fields(request: BaseModel, refused_elsewhere: frozenset[str] = frozenset()) -> list[str]:

@@ -17,6 +17,7 @@ from ember.wire import Ready
 
 NO_PROMPT = "Either prompt or prompt_embeds must be provided and non-empty."
 USUAL_CHARS_PER_TOKEN = 8  # a text below this many per token of context is counted without looking at the vocabulary
+MAX_DROPPED_CHARS = 1 << 20  # of a text whose tokenizer may drop any number of characters
 
 
 @dataclass(slots=True)
@@ -65,11 +66,14 @@ def check_rows(token_ids: Sequence[int], tokenizer: Tokenizer, info: Ready, para
 
 
 def guarded(text: str, side: str | None, tokenizer: Tokenizer, info: Ready) -> str:
-    """Bound the work of tokenising. No text may be longer than the context filled with the longest token. `side` is
+    """Bound the work of tokenising. No text may be longer than the context filled with the longest token, or
+    `MAX_DROPPED_CHARS` where the tokenizer drops characters, such as the spaces of a run. `side` is
     where it may be cut; with None it is refused with ApiError 400."""
     if len(text) <= info.max_model_len * USUAL_CHARS_PER_TOKEN:
         return text
     most = info.max_model_len * _longest_token(tokenizer)
+    if not tokenizer.keeps_characters:
+        most = max(most, MAX_DROPPED_CHARS)
     if len(text) <= most:
         return text
     if side is not None:

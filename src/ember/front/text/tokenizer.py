@@ -9,6 +9,7 @@ If such a tokenizer.json adds a space after each special token, Ember adds it an
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Sequence
 from functools import cached_property
@@ -44,6 +45,11 @@ _PROBE = (
     "Füchse, größer als Mäuse; Привет, мир! 你好，世界。 🦊 https://example.com/a?b=c&d=e#f ==== ---- ........\n"
     "one plain sentence without any mark in it goes on and on over the hills and far away until the evening comes\n"
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa                                        1111111111111111111111111111!\n"
+)
+# In the JSON of a normalizer or pre-tokenizer: what may leave characters out.
+_DROPS = re.compile(
+    r'"type":"(?:Whitespace|WhitespaceSplit|Bert\w+|Strip\w*|Precompiled|CharDelimiterSplit)"|"behavior":"Removed"'
+    r'|"type":"Replace","pattern":\{"Regex"'
 )
 _VOCABULARY = ("vocab.json", "merges.txt")
 _WORD_PIECES = "vocab.txt"
@@ -167,6 +173,15 @@ class Tokenizer:
     def pair_layout(self) -> Layout:
         """The special tokens around and between the texts of a pair."""
         return layout_of(self._backend, _SIMPLE, _SIMPLE)
+
+    @cached_property
+    def keeps_characters(self) -> bool:
+        """Whether every character of a text is in a token, so that the longest token bounds the text. Word pieces and
+        normalizers may drop runs of spaces, and make one token of a word of any length."""
+        if self.pieces is None or not isinstance(self._backend.model, tokenizers.models.BPE):
+            return False
+        steps = (self._backend.normalizer, self._backend.pre_tokenizer)
+        return not any(_DROPS.search(step.__getstate__().decode()) for step in steps if step is not None)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Decode a whole sequence. Invalid UTF-8 becomes U+FFFD. Ids outside the vocabulary have no text; outside

@@ -40,11 +40,17 @@ async def create_embeddings(services: Services, raw_request: Request) -> Respons
             ignored = reported(["task"], "the request field %s names no prompt of the model (logged once per name)")
     call = open_pooling_call(raw_request, request, services, info, "embd", ignored)
     check_dimensions(request.dimensions, "dimensions", services, info)
+    given, encoding = request.embedding_type, request.encoding_format
+    # OpenAI's clients ask for base64 where nobody chose, and leave a list of numbers as it is.
+    allowed = {"binary": (None, "float", "base64"), "ubinary": (None, "float", "base64"), "base64": (None, "base64")}
+    if encoding not in allowed.get(given or "", (encoding,)):
+        message = f"embedding_type {given} and encoding_format {encoding} contradict each other: leave one of them out."
+        raise bad_request(message, "embedding_type")
     texts = await read_texts(request, services, info, prompt_of(prompt_name, services))
     use_activation = request.normalized if request.use_activation is None else request.use_activation
     pooled = await call.run(texts, "embed", dimensions=request.dimensions, use_activation=use_activation)
     kind = request.embedding_type
-    if request.encoding_format is None and kind in ("binary", "ubinary"):
+    if kind in ("binary", "ubinary"):
         signed = kind == "binary"
         check_bits(pooled, kind)
         return await written(pooled, lambda: _listed(call, [vectors.as_bits(each, signed=signed) for each in pooled]))

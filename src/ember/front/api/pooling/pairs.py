@@ -31,16 +31,25 @@ class PairLimits:
     query_tokens: int | None  # None: no limit
     document_tokens: int | None
     names: tuple[str, str]  # of the two sides in the body
+    fits_documents: bool = False  # whether a document is cut further where the pair is longer than the context
 
-    def cut(self, query: list[int], document: list[int]) -> tuple[list[int], list[int]]:
+    def cut(self, query: list[int], document: list[int], num_special: int) -> tuple[list[int], list[int]]:
         if self.query_tokens is not None:
             query = query[: self.query_tokens]
         if self.document_tokens is not None:
             document = document[: self.document_tokens]
+        if self.fits_documents:
+            document = document[: self.left(num_special + len(query))]
         return query, document
 
+    def left(self, num_tokens: int) -> int:
+        """How many tokens a document may have beside so many others."""
+        return max(0, self.whole.info.max_model_len - num_tokens)
 
-def pair_limits(request: PairRequest, services: Services, info: Ready, names: tuple[str, str]) -> PairLimits:
+
+def pair_limits(
+    request: PairRequest, services: Services, info: Ready, names: tuple[str, str], fits_documents: bool = False
+) -> PairLimits:
     """Raises ApiError 400."""
     for name in ("max_tokens_per_query", "max_tokens_per_doc"):
         value = getattr(request, name)
@@ -48,7 +57,8 @@ def pair_limits(request: PairRequest, services: Services, info: Ready, names: tu
             message = f"{name} ({value}) must be less than max_model_len ({info.max_model_len})."
             raise bad_request(message, name)
     whole = requested_limits(request, services.tokenizer, info)
-    return PairLimits(whole, request.max_tokens_per_query or None, request.max_tokens_per_doc or None, names)
+    query_tokens, document_tokens = request.max_tokens_per_query or None, request.max_tokens_per_doc or None
+    return PairLimits(whole, query_tokens, document_tokens, names, fits_documents)
 
 
 def side_texts(
@@ -56,9 +66,10 @@ def side_texts(
 ) -> list[PoolText]:
     """All queries, then all documents, for a model that embeds each alone. Raises ApiError 400."""
     found = []
-    for texts, limit, name in zip(
-        (queries, documents), (limits.query_tokens, limits.document_tokens), limits.names, strict=True
-    ):
+    of_document = limits.document_tokens
+    if limits.fits_documents and of_document is not None:
+        of_document = min(of_document, limits.left(services.tokenizer.single_layout.num_special))
+    for texts, limit, name in zip((queries, documents), (limits.query_tokens, of_document), limits.names, strict=True):
         cut_texts = _cut_texts(texts, limit, services, limits.whole, name)
         found += text_tokens(cut_texts, services, limits.whole, True, name)
     return found
@@ -96,7 +107,7 @@ def pair_texts(
     found = []
     for position, document in enumerate(sides[1]):
         query = sides[0][0] if len(queries) == 1 else sides[0][position]
-        query, document = limits.cut(query, document)
+        query, document = limits.cut(query, document, layout.num_special)
         query, document = _cut_pair(query, document, layout, limits.whole)
         whole = layout.join(query, document)
         limits.whole.check(whole, limits.names[1], position)
@@ -132,18 +143,25 @@ def _rendered(
     limits: PairLimits,
 ) -> list[PoolText]:
     queries = _cut_texts(queries, limits.query_tokens, services, limits.whole, limits.names[0])
-    documents = _cut_texts(documents, limits.document_tokens, services, limits.whole, limits.names[1])
     variables = request.chat_template_kwargs or {}
     instruction = request.instruction
     if instruction is None and "instruction" not in variables:
         instruction = services.sentences.prompt(None) or None  # of the model's files
-    texts = []
-    for position, document in enumerate(documents):
-        query = queries[0] if len(queries) == 1 else queries[position]
+
+    def rendered(query: str, document: str) -> str:
         try:
-            texts.append(render_pair(template, query, document, instruction, variables))
+            return render_pair(template, query, document, instruction, variables)
         except (TemplateError, TypeError) as error:  # a variable of a reserved name
             raise bad_request(f"The score template failed: {error}", limits.names[1]) from None
+
+    of_document = limits.document_tokens
+    if limits.fits_documents and of_document is not None:  # of one query
+        (others,) = encoded([rendered(queries[0], "")], services, limits.whole, limits.names[0])
+        of_document = min(of_document, limits.left(len(others) + services.tokenizer.single_layout.num_special))
+    documents = _cut_texts(documents, of_document, services, limits.whole, limits.names[1])
+    texts = []
+    for position, document in enumerate(documents):
+        texts.append(rendered(queries[0] if len(queries) == 1 else queries[position], document))
     bos = services.tokenizer.special_tokens.get("bos_token")
     has_special = bos is not None and texts[0].startswith(bos)
     return text_tokens(texts, services, limits.whole, not has_special, limits.names[1])

@@ -66,9 +66,10 @@ async def _rerank(services: Services, raw_request: Request, *, is_cohere: bool) 
     documents = plain_texts(request.documents, "documents")
     if not documents:
         raise bad_request("documents must have at least one document.", "documents")
+    fits_documents = is_cohere and bool(request.max_tokens_per_doc)
     if is_cohere and request.max_tokens_per_doc:
         request.max_tokens_per_doc = min(request.max_tokens_per_doc, info.max_model_len - 1)
-    limits = pair_limits(request, services, info, ("query", "documents"))
+    limits = pair_limits(request, services, info, ("query", "documents"), fits_documents)
     scores = [score for _, score in await scored_texts(call, request, [query], documents, limits)]
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
     with_documents = is_cohere is False if request.return_documents is None else request.return_documents
