@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 from ember import __version__
 from ember.settings import Settings, variable_names
@@ -63,7 +64,9 @@ def make_parser() -> argparse.ArgumentParser:
     batch.add_argument("source", metavar="IN", help="the requests, JSON lines in OpenAI's form")
     batch.add_argument("output", metavar="OUT", help="the results; what it has already is not run again")
     batch.add_argument("--errors", metavar="FILE", help="the results of requests that failed, instead of OUT")
-    batch.add_argument("--url", metavar="URL", help="a server of the OpenAI API that answers, instead of a model here")
+    batch.add_argument(
+        "--url", type=_url, metavar="URL", help="a server of the OpenAI API that answers, instead of a model here"
+    )
     batch.add_argument("--concurrency", type=_count, metavar="N", help="requests under way at a time")
     _add_settings(batch)
     inspect = commands.add_parser(
@@ -88,7 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_chat(chat: argparse.ArgumentParser) -> None:
     chat.add_argument("positional_model", nargs="?", metavar="MODEL", help="same as --model-name")
-    chat.add_argument("--url", metavar="URL", help="a server of the OpenAI API, instead of a model here")
+    chat.add_argument("--url", type=_url, metavar="URL", help="a server of the OpenAI API, instead of a model here")
     chat.add_argument("--system", metavar="TEXT", help="the system prompt")
     chat.add_argument("--body", type=_object, default={}, metavar="JSON", help="fields of each request")
     _add_settings(chat)
@@ -96,7 +99,7 @@ def _add_chat(chat: argparse.ArgumentParser) -> None:
 
 def _add_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("positional_model", nargs="?", metavar="MODEL", help="same as --model-name")
-    bench.add_argument("--url", metavar="URL", help="a server of the OpenAI API, instead of a model here")
+    bench.add_argument("--url", type=_url, metavar="URL", help="a server of the OpenAI API, instead of a model here")
     bench.add_argument("--endpoint", choices=("chat", "completions"), default="chat", help="which route to ask")
     bench.add_argument("--num-prompts", type=_count, default=200, metavar="N", help="requests of the test")
     bench.add_argument("--rate", type=_positive, metavar="R", help="requests a second; without it all come at once")
@@ -182,15 +185,29 @@ def _percentiles(text: str) -> list[float]:
     return values
 
 
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise argparse.ArgumentTypeError(f"it must begin with http:// or https:// and a host, not {text!r}")
+    return text
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"it must be a whole number, not {text!r}") from None
+
+
 def _count(text: str) -> int:
-    value = int(text)
+    value = _whole(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"it must be at least 1, not {value}")
     return value
 
 
 def _count_or_none(text: str) -> int:
-    value = int(text)
+    value = _whole(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"it must be at least 0, not {value}")
     return value

@@ -181,7 +181,28 @@ def test_a_server_gets_the_key_and_its_answers_are_kept(tmp_path: Path) -> None:
             reply = await ask(BatchLine(1, "a", "/v1/completions", {"prompt": "x"}))
             assert reply.answer == Answer(200, "theirs", {"path": "/root/v1/completions", "prompt": "x"})
             async with _served(str(server.make_url("/root")), "other") as (ask, _):
-                assert (await ask(BatchLine(1, "a", "/v1/completions", {}))).answer.body == "who?"
+                with pytest.raises(GaveUp, match="refuses the API key.*who"):
+                    await ask(BatchLine(1, "a", "/v1/completions", {}))
+
+    asyncio.run(run())
+
+
+def test_results_go_to_a_regular_file_and_a_refused_key_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="not a regular file"):
+        ResultFile(Path("/dev/full"))
+
+    async def run() -> None:
+        app = web.Application()
+
+        async def refuse(_: web.Request) -> web.Response:
+            return web.json_response({"error": "who?"}, status=401)
+
+        app.router.add_post("/v1/completions", refuse)
+        async with TestServer(app) as server, _served(str(server.make_url("/")), "key") as (ask, _):
+            batch = batch_of(tmp_path, 20)
+            with pytest.raises(GaveUp, match="refuses the API key"):
+                await batch.run(ask, 4)
+            assert batch.counts.done == 0
 
     asyncio.run(run())
 

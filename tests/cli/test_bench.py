@@ -47,6 +47,12 @@ def test_figures_follow_from_the_times_of_tokens():
     assert found["goodput_per_s"] == 0.5  # the second one's first token came late
 
 
+def test_counts_that_the_server_does_not_send_are_unknown():
+    found = report.summary(Run([Outcome(0.0, 0.1, 0.2, [0.1], None, 2, is_counted=False)], 1.0, 0.0, 1), {})
+    text = report.as_text(found, "title")
+    assert found["input_tokens"] is None and "unknown" in text and "2 chunks" in text
+
+
 def test_percentiles_are_numpys():
     values = sorted(random.Random(3).expovariate(1) for _ in range(101))
     for percent in (0, 12.5, 50, 99, 99.9, 100):
@@ -94,7 +100,12 @@ def test_prompts_are_read_from_each_kind_of_file(tmp_path: Path, text: str, expe
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[1, {}]", "none of its 2 rows"), ('{"prompt": "a"}\n{', "line 2 is no JSON"), ("", "none of")],
+    [
+        ("[1, {}]", "none of its 2 rows"),
+        ('{"prompt": "a"}\n{', "line 2 is no JSON"),
+        ("", "none of"),
+        ("[" * 9999, "no JSON"),
+    ],
 )
 def test_a_file_without_prompts_is_named(tmp_path: Path, text: str, message: str):
     (tmp_path / "file").write_text(text)
@@ -106,6 +117,7 @@ FAULTS = {
     "cut": (b'data: {"choices": []}\n\n', "ended before its last event"),
     "event": (b'data: {"error": {"message": "the engine failed"}}\n\n', "the engine failed"),
     "no json": (b"data: {\n\ndata: [DONE]\n\n", "is no JSON"),
+    "usage": (b'data: {"usage": 5}\n\ndata: [DONE]\n\n', "another form"),
     "list": (b"data: [1]\n\ndata: [DONE]\n\n", "is no object"),
 }
 
@@ -243,6 +255,8 @@ def test_the_examples_of_the_page_run(tmp_path: Path):
         (["--extra-body", "[1]"], "must be a JSON object"),
         (["--percentiles", "50,101"], "between 0 and 100"),
         (["--num-prompts", "0"], "at least 1"),
+        (["--concurrency", "x"], "a whole number, not 'x'"),
+        (["--url", "localhost:8000"], "must begin with http"),
         (["--warm-up", "-1"], "at least 0"),
     ],
 )

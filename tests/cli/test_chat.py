@@ -136,6 +136,10 @@ def test_a_call_that_is_cut_off_waits_for_no_result():
         ("/save", "needs the name"),
         ("/model three", "no model 'three': it has one, two"),
         ("/retry", "no message to answer"),
+        ("/load /dev/zero", "not a regular file"),
+        ("/load ~nosuchuser/x", "home directory"),
+        ("/save /dev/full", "/dev/full: No space left"),
+        ("/set n 2", "n cannot be set here"),
         ("/help", "/system"),
     ],
 )
@@ -143,6 +147,52 @@ def test_a_command_says_what_is_wrong(line: str, message: str):
     commands, conversation, written, _ = talk(Scripted())
     assert not asyncio.run(commands.run(line))
     assert message in "".join(written) and conversation.messages == []
+
+
+@pytest.mark.parametrize(
+    ("command", "content", "message"),
+    [
+        ("/load", "[" * 100_000, "is no JSON"),
+        ("/load", '[{"role": "user"}]', "has no conversation"),
+        ("/load", '[{"role": "assistant", "content": "", "tool_calls": [{"x": 1}]}]', "has no conversation"),
+        ("/load", '[{"role": "assistant", "content": "", "tool_calls": 5}]', "has no conversation"),
+        ("/tools", '[{"function": 5}]', "no JSON list of tools"),
+        ("/tools", "[]", "there are no tools"),
+    ],
+)
+def test_a_file_of_another_form_is_refused(tmp_path: Path, command: str, content: str, message: str):
+    commands, conversation, written, _ = talk(Scripted())
+    (tmp_path / "file").write_text(content)
+    asyncio.run(commands.run(f"{command} {tmp_path}/file"))
+    assert message in "".join(written) and conversation.messages == [] and conversation.fields == {}
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [{"content": 5}, {"tool_calls": 5}, {"tool_calls": [{"index": -1}]}, {"tool_calls": [{"function": {"name": 1}}]}],
+)
+def test_an_event_of_another_form_is_an_error_of_the_server(delta: dict[str, Any]):
+    client: Any = Scripted(delta)
+    _, conversation, _, screen = talk(client)
+    with pytest.raises(ServerError, match="another form"):
+        asyncio.run(answer(client, conversation, screen))
+
+
+@pytest.mark.parametrize(
+    ("options", "stdin", "message"),
+    [
+        (["--url", "foo"], b"Hi", "must begin with http"),
+        (["--url", "http://127.0.0.1:1"], b"", "is empty"),
+        (["--url", "http://127.0.0.1:1"], b"\xff\xfe", "Cannot connect"),
+        (["/nonexist"], b"Hi", "/nonexist does not exist"),
+    ],
+)
+def test_what_cannot_be_said_is_one_line(options: list[str], stdin: bytes, message: str):
+    command = [sys.executable, "-P", "-m", "ember", "chat", *options]
+    if "--url" in options and "foo" not in options:
+        command += ["--model", "m"]
+    done = subprocess.run(command, input=stdin, capture_output=True, timeout=120)
+    assert done.returncode and message in done.stderr.decode() and done.stderr.count(b"\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -228,10 +228,15 @@ def _chat(flags: argparse.Namespace) -> int:
         if flags.url is not None:
             return run(flags.url, settings.model_name, _key_of(settings), flags.system, flags.body)
         _require_model(settings)
-        with own_server(_environment_of(flags)) as (url, key):
-            return run(url, None, key, flags.system, flags.body)
+        with own_server(_environment_of(flags)) as server:
+            return run(server.url, None, server.key, flags.system, flags.body, server.end)
     except (ChatError, OwnServerError) as error:
         return _fail(str(error))
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer has no place
+        return _fail(f"the conversation cannot be written: {error.strerror}")
 
 
 def _bench(flags: argparse.Namespace) -> int:

@@ -107,7 +107,10 @@ class ApiClient:
     async def _connection(
         self, method: str, path: str, body: dict[str, Any] | None, headers: Mapping[str, str]
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        data = None if body is None else orjson.dumps(body)
+        try:
+            data = None if body is None else orjson.dumps(body)
+        except TypeError as error:  # half a surrogate, or an integer of more than 64 bits
+            raise ServerError(f"the request cannot be written as JSON: {error}") from None
         sent = {**self._headers, **headers}
         try:
             async with self._session.request(method, self.url + path, data=data, headers=sent) as response:

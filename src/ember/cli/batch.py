@@ -130,6 +130,8 @@ async def _served(url: str, key: str | None) -> AsyncIterator[tuple[Ask, int]]:
                 status, headers, body = await client.exchange(line.url, line.body, {"X-Request-Id": name})
             except ServerError as error:
                 raise Unreachable(str(error)) from None
+            if status == 401:
+                raise GaveUp(f"{client.url} refuses the API key (API_KEY or OPENAI_API_KEY): {body}")
             answer = Answer(status, headers.get("X-Request-Id", name), body)
             may_retry = headers.get("x-should-retry") != "false"
             return Reply(answer, may_retry, _seconds(headers.get("retry-after")))

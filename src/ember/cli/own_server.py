@@ -13,11 +13,13 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from ember.interpreter import module_command
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _POLL_SECONDS = 0.02
+_END_SECONDS = 1.0  # for which the log of a server that does not answer is watched for its end
 _STOP_SECONDS = 15.0
 _KEPT_LINES = 20
 
@@ -26,11 +28,23 @@ class OwnServerError(Exception):
     """The server did not start. The message is the last line of its log."""
 
 
+@dataclass(frozen=True)
+class OwnServer:
+    """A server that runs: its URL, and an API key that nobody else knows."""
+
+    url: str
+    key: str
+    _log: _Log
+
+    def end(self) -> str | None:
+        """The last line of the log of a server that has ended; None while it runs."""
+        return self._log.last_line() if self._log.has_ended() else None
+
+
 @contextmanager
-def own_server(environment: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Start a server and stop it at the end. `environment`: its settings, as variables. Yields its URL and an API key,
-    which nobody else knows. The server listens at once, and requests wait while the model loads. Raises
-    OwnServerError."""
+def own_server(environment: dict[str, str]) -> Iterator[OwnServer]:
+    """Start a server and stop it at the end. `environment`: its settings, as variables. The server listens at once, and
+    requests wait while the model loads. Raises OwnServerError."""
     key, port = secrets.token_hex(16), free_port()
     own = {"API_KEY": key, "HOST": "127.0.0.1", "PORT": str(port), "LOG_FORMAT": "text"}
     libc = ctypes.CDLL(None)
@@ -55,9 +69,9 @@ def own_server(environment: dict[str, str]) -> Iterator[tuple[str, str]]:
                 raise OwnServerError(log.last_line())
             time.sleep(_POLL_SECONDS)
         try:
-            yield f"http://127.0.0.1:{port}", key
+            yield OwnServer(f"http://127.0.0.1:{port}", key, log)
         except Exception as error:
-            if process.poll() is None:
+            if not log.has_ended():
                 raise
             raise OwnServerError(log.last_line()) from error  # its reason, not that a request found no server
     finally:
@@ -93,6 +107,11 @@ class _Log:
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
+
+    def has_ended(self) -> bool:
+        """Whether the server ends: its log does first, while its process may still be there for a moment."""
+        self._thread.join(_END_SECONDS)
+        return not self._thread.is_alive()
 
     def last_line(self) -> str:
         """The last line that the server wrote, once it has ended."""

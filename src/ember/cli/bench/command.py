@@ -30,12 +30,10 @@ def run(flags: argparse.Namespace, model: str | None, environment: dict[str, str
             return _startups(flags, model, environment, key)
         if flags.url is not None:
             return asyncio.run(_load(flags, flags.url, model, key))
-        with own_server(environment) as (url, own_key):
-            return asyncio.run(_load(flags, url, None, own_key))
+        with own_server(environment) as server:
+            return asyncio.run(_load(flags, server.url, None, server.key))
     except (ServerError, OwnServerError, startup.StartupError, prompts.PromptError) as error:
         raise BenchError(str(error)) from None
-    except OSError as error:
-        raise BenchError(f"{error.filename}: {error.strerror}") from None
 
 
 def _startups(flags: argparse.Namespace, model: str | None, environment: dict[str, str], key: str | None) -> int:
@@ -45,7 +43,7 @@ def _startups(flags: argparse.Namespace, model: str | None, environment: dict[st
     asyncio.run(startup.time_startups(found, flags.runs, flags.endpoint, name, key, flags.timeout))
     print(startup.as_text(found))
     if flags.json_file:
-        Path(flags.json_file).write_text(json.dumps(startup.as_document(found), indent=1) + "\n")
+        _write(flags.json_file, json.dumps(startup.as_document(found), indent=1) + "\n")
     return 0
 
 
@@ -66,9 +64,9 @@ async def _load(flags: argparse.Namespace, url: str, model: str | None, key: str
     print(report.as_text(figures, title))
     if flags.json_file:
         document = {"title": title, "model": name, "url": url, **figures, "rows": report.rows(result)}
-        Path(flags.json_file).write_text(json.dumps(document, indent=1) + "\n")
+        _write(flags.json_file, json.dumps(document, indent=1) + "\n")
     if flags.svg:
-        Path(flags.svg).write_text(report.as_svg(result, title))
+        _write(flags.svg, report.as_svg(result, title))
     return 1 if figures["failed"] else 0
 
 
@@ -92,6 +90,13 @@ async def _shown(test: LoadTest, found: list[prompts.Prompt], load: Load, rng: r
 
     with contextlib.closing(tqdm(total=len(found), desc="Requests", dynamic_ncols=True, disable=None)) as bar:
         return await test.run(found, load, rng, lambda: bar.update() and None)
+
+
+def _write(name: str, text: str) -> None:
+    try:
+        Path(name).write_text(text)
+    except OSError as error:
+        raise BenchError(f"{name}: {error.strerror}") from None
 
 
 def _described(flags: argparse.Namespace) -> str:

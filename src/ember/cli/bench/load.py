@@ -23,6 +23,7 @@ class Outcome:
     gaps: list[float] = field(default_factory=list)  # between arrivals of tokens, in seconds
     num_input: int | None = None  # as the server counts
     num_output: int | None = None
+    is_counted: bool = True  # by the server: without its `usage` arrivals are counted
     num_cached: int = 0
     error: str | None = None
 
@@ -145,17 +146,24 @@ class LoadTest:
                             outcome.gaps.append(now - last)
                         num_arrivals, last = num_arrivals + 1, now
                     if usage := event.get("usage"):
-                        outcome.num_input = usage.get("prompt_tokens")
-                        outcome.num_output = usage.get("completion_tokens")
-                        outcome.num_cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+                        outcome.num_input = _count(usage.get("prompt_tokens"))
+                        outcome.num_output = _count(usage.get("completion_tokens"))
+                        details = usage.get("prompt_tokens_details") or {}
+                        outcome.num_cached = _count(details.get("cached_tokens")) or 0
             if outcome.num_output is None:
-                outcome.num_output = num_arrivals  # servers without usage in streams
+                outcome.num_output, outcome.is_counted = num_arrivals, False
         except ServerError as error:
             outcome.error = str(error) if error.status is None else f"{error.status}: {error}"
+        except (AttributeError, TypeError):
+            outcome.error = "an event of the stream has another form than OpenAI's"
         finally:
             self._under_way -= 1
         outcome.end = time.perf_counter() - began
         return outcome
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def _has_tokens(event: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ember.cli.api_client import ApiClient, ServerError
+from ember.regular_file import read_regular
+from ember.untrusted_json import loads
 
 Endpoint = Literal["chat", "completions"]
 PATHS: dict[Endpoint, str] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
@@ -19,6 +20,7 @@ WORDS = (
     *("program", "question", "work", "government", "number", "night", "point", "home", "water", "room", "mother"),
     *("area", "money", "story", "fact", "month", "lot", "right", "study", "book", "eye", "job", "word", "business"),
 )
+MAX_BYTES = 1 << 30  # of a file of prompts
 _TIMES = (1, 3)  # that each word stands in the two prompts by which the tokens of words are counted
 
 # Lengths of conversations with assistants, as ShareGPT's are spread: log-normal, medians and sigmas of the logarithms
@@ -108,7 +110,7 @@ def read(path: Path, endpoint: Endpoint, count: int, rng: random.Random) -> list
     (`conversations`), or JSON lines with `messages`, `prompt`, or the `body` of OpenAI's batch files. Raises
     PromptError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, MAX_BYTES).decode("utf-8")
     except OSError as error:
         raise PromptError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -123,7 +125,7 @@ def read(path: Path, endpoint: Endpoint, count: int, rng: random.Random) -> list
 
 def _rows(path: Path, text: str) -> list[Any]:
     try:
-        whole = json.loads(text)
+        whole = loads(text)
     except ValueError:
         pass
     else:
@@ -132,7 +134,7 @@ def _rows(path: Path, text: str) -> list[Any]:
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             try:
-                rows.append(json.loads(line))
+                rows.append(loads(line))
             except ValueError as error:
                 raise PromptError(f"{path}: line {number} is no JSON: {error}") from None
     return rows

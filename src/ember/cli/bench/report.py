@@ -31,6 +31,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 def summary(run: Run, goals: dict[str, float], percentiles: Sequence[float] = PERCENTILES) -> dict[str, Any]:
     """All figures of a run. Times are in milliseconds but for `duration_s`; rates are per second of the whole run."""
     good = [outcome for outcome in run.outcomes if outcome.error is None]
+    is_known = all(outcome.num_input is not None for outcome in good)
     num_input = sum(outcome.num_input or 0 for outcome in good)
     num_output = sum(outcome.num_output or 0 for outcome in good)
     seconds = run.seconds or math.inf
@@ -38,12 +39,13 @@ def summary(run: Run, goals: dict[str, float], percentiles: Sequence[float] = PE
         "requests": len(run.outcomes),
         "failed": len(run.outcomes) - len(good),
         "duration_s": run.seconds,
-        "input_tokens": num_input,
+        "input_tokens": num_input if is_known else None,
         "cached_tokens": sum(outcome.num_cached for outcome in good),
         "output_tokens": num_output,
+        "output_is_counted": all(outcome.is_counted for outcome in good),
         "requests_per_s": len(good) / seconds,
         "output_tokens_per_s": num_output / seconds,
-        "total_tokens_per_s": (num_input + num_output) / seconds,
+        "total_tokens_per_s": (num_input + num_output) / seconds if is_known else None,
         "peak_concurrency": run.peak_concurrency,
         "client_cpu": run.client_cpu_seconds / seconds,
     }
@@ -83,14 +85,18 @@ def rows(run: Run) -> list[dict[str, Any]]:
 def as_text(found: dict[str, Any], title: str) -> str:
     """The figures as a table for a terminal."""
     lines = [title, ""]
+    kind = "tokens" if found["output_is_counted"] else "chunks (the server's streams have no usage)"
     counts = [
         ("requests", f"{found['requests']:,} ({found['failed']:,} failed)"),
         ("duration", f"{found['duration_s']:.2f} s, at most {found['peak_concurrency']:,} at a time"),
         ("requests", f"{found['requests_per_s']:.2f} a second"),
-        ("input", f"{found['input_tokens']:,} tokens, {found['cached_tokens']:,} of them cached"),
-        ("output", f"{found['output_tokens']:,} tokens, {found['output_tokens_per_s']:,.1f} a second"),
-        ("input and output", f"{found['total_tokens_per_s']:,.1f} tokens a second"),
+        ("output", f"{found['output_tokens']:,} {kind}, {found['output_tokens_per_s']:,.1f} a second"),
     ]
+    if found["input_tokens"] is None:
+        counts.insert(3, ("input", "unknown: the server's streams have no usage"))
+    else:
+        counts.insert(3, ("input", f"{found['input_tokens']:,} tokens, {found['cached_tokens']:,} of them cached"))
+        counts.append(("input and output", f"{found['total_tokens_per_s']:,.1f} tokens a second"))
     if "goodput_per_s" in found:
         goals = ", ".join(f"{name} <= {value:g} ms" for name, value in found["goals_ms"].items())
         counts.append(("goodput", f"{found['goodput_per_s']:.2f} requests a second with {goals}"))

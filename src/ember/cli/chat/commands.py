@@ -8,6 +8,8 @@ from typing import Any
 
 from ember.cli.api_client import ApiClient
 from ember.cli.chat.conversation import Conversation, Screen
+from ember.regular_file import MAX_JSON_BYTES, read_regular
+from ember.untrusted_json import UntrustedJsonError, loads
 
 HELP = """\
 /help                 this list
@@ -25,6 +27,15 @@ HELP = """\
 /quit                 leave, as Ctrl-D does
 A message may have several lines: end a line with \\, or put three quotes (\"\"\") before and after it.
 Ctrl-C stops an answer."""
+
+
+_NOT_TO_SET = {
+    "messages": "a conversation is loaded with /load",
+    "model": "another model is chosen with /model",
+    "n": "a conversation goes on with one answer",
+    "stream": "answers are written as they come",
+    "stream_options": "the tokens of answers are counted",
+}
 
 
 class Leave(Exception):
@@ -49,8 +60,8 @@ class Commands:
         try:
             return bool(await method(rest.strip()))
         except OSError as error:
-            self._say(f"{error.filename}: {error.strerror}")
-        except ValueError as error:
+            self._say(f"{error.filename or rest.strip()}: {error.strerror}")
+        except (ValueError, RuntimeError) as error:  # RuntimeError: a home directory that there is not
             self._say(str(error))
         return False
 
@@ -74,6 +85,8 @@ class Commands:
         name, _, value = rest.partition(" ")
         if not name:
             raise ValueError("/set needs the name of a field and its value, such as /set temperature 0.2")
+        if name in _NOT_TO_SET:
+            raise ValueError(f"{name} cannot be set here: {_NOT_TO_SET[name]}")
         if not value.strip():
             self._talk.fields.pop(name, None)
             self._say(f"{name} is the server's")
@@ -90,13 +103,15 @@ class Commands:
     async def _do_tools(self, rest: str) -> None:
         if rest and rest != "off":
             tools = _read_json(rest)
-            if not isinstance(tools, list):
-                raise ValueError(f"{rest} is no JSON list of tools")
+            if not isinstance(tools, list) or not all(isinstance(_function(tool).get("name"), str) for tool in tools):
+                raise ValueError(f"{rest} is no JSON list of tools, each with a function that has a name")
             self._talk.fields["tools"] = tools
+            if not tools:
+                del self._talk.fields["tools"]
         elif rest:
             self._talk.fields.pop("tools", None)
         tools = self._talk.fields.get("tools") or []
-        names = [str((tool.get("function") or {}).get("name")) for tool in tools if isinstance(tool, dict)]
+        names = [str(_function(tool).get("name")) for tool in (tools if isinstance(tools, list) else [tools])]
         self._say(", ".join(names) if names else "there are no tools")
 
     async def _do_json(self, rest: str) -> None:
@@ -143,22 +158,39 @@ class Commands:
     async def _do_load(self, name: str) -> None:
         document = _read_json(name)
         messages = document.get("messages") if isinstance(document, dict) else document
-        if not isinstance(messages, list) or not all(isinstance(m, dict) and "role" in m for m in messages):
-            raise ValueError(f"{name} has no conversation: a list of messages with roles")
+        if not isinstance(messages, list) or not all(map(_is_message, messages)):
+            raise ValueError(f"{name} has no conversation: a list of messages with roles and texts")
         if messages and messages[0]["role"] == "system":
             self._talk.system, messages = str(messages[0].get("content")), messages[1:]
         self._talk.messages[:] = messages
         if isinstance(document, dict):
             kept = {key: value for key, value in document.items() if key not in ("model", "messages")}
             self._talk.fields.update(kept)
-        self._say(f"{len(messages)} messages")
+        self._say(f"{len(messages)} {'message' if len(messages) == 1 else 'messages'}")
 
 
 def _read_json(name: str) -> Any:
     if not name:
         raise ValueError("name a file")
-    path = Path(name).expanduser()
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return loads(read_regular(Path(name).expanduser(), MAX_JSON_BYTES))
+    except UntrustedJsonError as error:
         raise ValueError(f"{name} is no JSON: {error}") from None
+
+
+def _function(tool: Any) -> dict[str, Any]:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    return function if isinstance(function, dict) else {}
+
+
+def _is_message(value: Any) -> bool:
+    """Whether a value is a message as this command saves them."""
+    if not isinstance(value, dict) or value.get("role") not in ("system", "user", "assistant", "tool"):
+        return False
+    calls = value.get("tool_calls", [])
+    return isinstance(value.get("content"), str) and isinstance(calls, list) and all(map(_is_call, calls))
+
+
+def _is_call(value: Any) -> bool:
+    texts = [_function(value).get("name"), _function(value).get("arguments")]
+    return all(isinstance(text, str) for text in texts) and isinstance(value.get("id"), str)

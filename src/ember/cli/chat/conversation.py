@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ember.cli.api_client import ApiClient
+from ember.cli.api_client import ApiClient, ServerError
 
 _PATH = "/v1/chat/completions"
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # those of a terminal, but for tab and line feed
@@ -72,9 +72,9 @@ class Conversation:
         """Forget the last message of the user and all after it. Returns its text."""
         for i in range(len(self.messages) - 1, -1, -1):
             if self.messages[i]["role"] == "user":
-                text = self.messages[i]["content"]
+                text = self.messages[i].get("content")
                 del self.messages[i:]
-                return str(text)
+                return text if isinstance(text, str) else ""
         return None
 
 
@@ -113,6 +113,7 @@ async def answer(client: ApiClient, conversation: Conversation, screen: Screen) 
     try:
         async for events in client.stream(_PATH, conversation.body()):
             for event in events:
+                check_event(event)
                 found.usage = event.get("usage") or found.usage
                 for choice in (event.get("choices") or [])[:1]:
                     delta = choice.get("delta") or {}
@@ -130,6 +131,26 @@ async def answer(client: ApiClient, conversation: Conversation, screen: Screen) 
     if screen.is_terminal:
         screen.aside(_costs(found, began, first))
     return found
+
+
+def check_event(event: dict[str, Any]) -> None:
+    """Raise ServerError for an event that is no chunk of a chat in OpenAI's form."""
+    try:
+        texts, counts = [], [(event.get("usage") or {}).get("completion_tokens")]
+        for choice in event.get("choices") or []:
+            delta = choice.get("delta") or {}
+            texts += [delta.get(name) for name in ("content", "reasoning_content", "reasoning")]
+            for call in delta.get("tool_calls") or []:
+                function = call.get("function") or {}
+                texts += [call.get("id"), function.get("name"), function.get("arguments")]
+                counts.append(call.get("index"))
+        is_chunk = all(isinstance(text, str | None) for text in texts) and all(
+            count is None or (isinstance(count, int) and count >= 0) for count in counts
+        )
+    except (AttributeError, TypeError):
+        is_chunk = False
+    if not is_chunk:
+        raise ServerError("an event of the stream has another form than OpenAI's")
 
 
 _SAID = ("content", "reasoning_content", "reasoning", "tool_calls")
@@ -153,7 +174,7 @@ def _costs(found: Answer, began: float, first: float | None) -> str:
     if first is None or not count:
         return ""
     seconds = max(time.perf_counter() - first, 1e-9)
-    rate = f", {(count - 1) / seconds:,.0f} a second" if count > 1 else ""
+    rate = f", {(count - 1) / seconds:,.0f} a second" if count > 1 and seconds > 0.01 else ""
     cut = ", cut at max_tokens" if found.finish_reason == "length" else ""
     return f"[{count} tokens{rate}, the first after {first - began:.2f} s{cut}]\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -17,22 +18,43 @@ class ChatError(Exception):
     """The conversation cannot begin. The message is for the person who started it."""
 
 
-def run(url: str, model: str | None, key: str | None, system: str | None, fields: dict[str, Any]) -> int:
-    """Talk until the person leaves. Where the input is no terminal, all of it is one message. Returns the exit status.
-    Raises ChatError."""
+def run(
+    url: str,
+    model: str | None,
+    key: str | None,
+    system: str | None,
+    fields: dict[str, Any],
+    end: Callable[[], str | None] = lambda: None,
+) -> int:
+    """Talk until the person leaves. Where the input is no terminal, all of it is one message. `end` says why a server
+    of the command's own has ended. Returns the exit status. Raises ChatError."""
+    if sys.stdin is None:
+        raise ChatError("there is no standard input")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     screen = Screen.of_stdout()
     with asyncio.Runner() as runner:
-        return runner.run(_talk(url, model, key, Conversation("", system, fields=fields), screen))
+        return runner.run(_talk(url, model, key, Conversation("", system, fields=fields), screen, end))
 
 
-async def _talk(url: str, model: str | None, key: str | None, conversation: Conversation, screen: Screen) -> int:
+async def _talk(
+    url: str,
+    model: str | None,
+    key: str | None,
+    conversation: Conversation,
+    screen: Screen,
+    end: Callable[[], str | None],
+) -> int:
     async with connect(url, key) as client:
         try:
             conversation.model = await client.model(model)
         except ServerError as error:
             raise ChatError(str(error)) from None
         if not sys.stdin.isatty():
-            conversation.messages.append({"role": "user", "content": sys.stdin.read()})
+            text = sys.stdin.read()
+            if not text.strip():
+                raise ChatError("the message on standard input is empty")
+            conversation.messages.append({"role": "user", "content": text})
             try:
                 await answer(client, conversation, screen)
             except ServerError as error:
@@ -45,8 +67,10 @@ async def _talk(url: str, model: str | None, key: str | None, conversation: Conv
         while True:
             try:
                 text = read_message(_prompt_of(conversation))
-                if text.strip():
-                    await reply_to(text, client, commands, conversation, screen)
+                if not text.strip() or await reply_to(text, client, commands, conversation, screen):
+                    continue
+                if (reason := end()) is not None:
+                    raise ChatError(f"the server has ended: {reason}")
             except (EOFError, Leave):
                 screen.text("\n")
                 return 0
@@ -54,14 +78,14 @@ async def _talk(url: str, model: str | None, key: str | None, conversation: Conv
 
 async def reply_to(
     text: str, client: ApiClient, commands: Commands, conversation: Conversation, screen: Screen
-) -> None:
+) -> bool:
     """Obey a command, or have a message or a tool's result answered. A refused request leaves the conversation as it
-    was. Raises Leave."""
+    was. Returns False where the server did not answer to the end. Raises Leave."""
     before = conversation.messages[:]
     try:
         if text.startswith("/"):
             if not await commands.run(text.strip()):
-                return
+                return True
         elif pending := pending_call(conversation):
             conversation.messages.append({"role": "tool", "tool_call_id": pending["id"], "content": text})
         else:
@@ -71,6 +95,8 @@ async def reply_to(
     except ServerError as error:
         conversation.messages[:] = before
         screen.style("31", f"{error}\n")
+        return error.status not in (None, 200)
+    return True
 
 
 async def _stoppable(work: Any, screen: Screen) -> None:

@@ -6,8 +6,10 @@ is cut off, and its request runs again. A file is locked while a run writes it, 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -64,6 +66,8 @@ class ResultFile:
         except OSError as error:
             raise ResultsError(f"{path} cannot be written: {error.strerror}") from None
         try:
+            if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+                raise OSError(errno.EINVAL, "it is not a regular file")
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _cut_torn_line(self._descriptor)
         except BlockingIOError:
