@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,6 +25,7 @@ from tests.api.test_pooling_models import DOCUMENTS, QUERY, served
 from tests.support.processes import Process
 
 text: Any = "text"
+wrong: Any = 5
 text_only: Any = {text: 1}
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
@@ -72,6 +74,9 @@ def test_prompts_have_several_forms_and_each_its_own_options(llm: LLM) -> None:
     assert all(output.outputs[0].text == plain.outputs[0].text for output in outputs[:3])
     assert outputs[3].outputs[0].token_ids == plain.outputs[0].token_ids[:2] and outputs[3].outputs[0].text == ""
     assert llm.generate(ids, GREEDY)[0].outputs[0].text == plain.outputs[0].text
+    arrays: list[Any] = [np.array(ids), torch.tensor(ids), [np.int64(each) for each in ids], tuple(ids)]
+    for given in (*arrays, *({"prompt_token_ids": each} for each in arrays)):
+        assert llm.generate(given, SamplingParams(max_tokens=1))[0].prompt_token_ids == ids
     unlimited = llm.generate([7] * 240, SamplingParams(max_tokens=None, ignore_eos=True))[0]
     assert len(unlimited.outputs[0].token_ids) == 256 - 240
     several = llm.generate("A", SamplingParams(n=3, max_tokens=2, seed=1))[0].outputs
@@ -123,11 +128,34 @@ def test_a_bad_prompt_is_named_and_others_are_not_lost(llm: LLM) -> None:
     forms: list[tuple[Any, str]] = [
         (["fine", 7.5], "not float"),
         ([{"prompt": "x", "multi_modal_data": {"image": 1}}], "multi_modal"),
+        ({"prompt_token_ids": "abc"}, "`prompt_token_ids` must be a list of token ids, not str"),
+        ([{"prompt_token_ids": ["x", "yy"]}], "`prompt_token_ids` .*its entry 0 is 'x', of type str"),
+        ([{"prompt_token_ids": [[1], [2]]}], "entry 0 .*of type list"),
+        ([{"prompt_token_ids": np.array([1.5])}], "entry 0 is 1.5, of type float"),
+        ([b"abc"], "not bytes"),
+        ([{"prompt": ["x"]}], "`prompt` must be a text, not list"),
+        ([{}], "none of the two fields"),
     ]
     for wrong, message in forms:
         with pytest.raises(PromptError, match=message) as caught:
             llm.generate(wrong, GREEDY)
-        assert caught.value.index == len(wrong) - 1
+        assert caught.value.index == (len(wrong) - 1 if isinstance(wrong, list) else 0)
+    untyped: Any = llm
+    calls: list[tuple[Any, str]] = [
+        (lambda: untyped.generate(b"abc"), "prompts .*not bytes"),
+        (lambda: untyped.generate("a", text), "sampling_params must be SamplingParams .*not str"),
+        (lambda: untyped.generate(["a"], [{}]), "each of sampling_params .*not dict"),
+        (lambda: untyped.generate("a", priority=5), "priority .*not int"),
+        (lambda: untyped.generate("a", use_tqdm=5), "use_tqdm .*not int"),
+        (lambda: untyped.beam_search("a", None), "params must be BeamSearchParams, not NoneType"),
+        (lambda: untyped.chat(5), "messages .*not int"),
+        (lambda: untyped.chat({"role": "user"}), "messages .*not dict"),
+        (lambda: untyped.score("a", 5), "data_2 .*not int"),
+        (lambda: untyped.embed("a", pooling_params=5), "pooling_params .*not int"),
+    ]
+    for call, message in calls:
+        with pytest.raises(TypeError, match=message):
+            call()
     with pytest.raises(PromptError, match="messages"):
         llm.chat([{"content": "no role"}], GREEDY)
     with pytest.raises(ValueError, match="sampling_params must have one entry for each of the 2 prompts"):
@@ -141,7 +169,15 @@ def test_a_bad_prompt_is_named_and_others_are_not_lost(llm: LLM) -> None:
     ("make", "kind", "message"),
     [
         (lambda: SamplingParams(temperature=-1), ValueError, "temperature must be in"),
-        (lambda: SamplingParams(top_p=text), ValueError, "top_p must be a number"),
+        (lambda: SamplingParams(top_p=text), ValueError, "top_p must be float, got 'text'"),
+        (lambda: SamplingParams(temperature=True), ValueError, "temperature must be float"),
+        (lambda: SamplingParams(max_tokens=text), ValueError, "max_tokens must be int | None"),
+        (lambda: SamplingParams(logit_bias=wrong), ValueError, "logit_bias must be"),
+        (lambda: SamplingParams(stop=wrong), ValueError, "stop must be"),
+        (lambda: SamplingParams(stop_token_ids=[text]), ValueError, "stop_token_ids must be"),
+        (lambda: BeamSearchParams(0, 2), ValueError, "beam_width must be at least 1"),
+        (lambda: StructuredOutputsParams(regex="a", choice=["b"]), ValueError, "there is regex, choice"),
+        (lambda: LLM(), TypeError, "MODEL_NAME"),
         (lambda: SamplingParams(logits_processors=[print]), ValueError, "logits_processors is not supported"),
         (lambda: SamplingParams(**text_only), TypeError, "argument 'text'"),
         (lambda: BeamSearchParams(2, 2, temperature=0.5), ValueError, "temperature"),

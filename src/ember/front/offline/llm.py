@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from ember.front.api.services import Services
 from ember.front.offline import pooling
+from ember.front.offline.checks import check_argument
 from ember.front.offline.generation import beam_output, complete, converse, request_output
 from ember.front.offline.outputs import (
     BeamSearchOutput,
@@ -49,11 +50,13 @@ class LLM:
     setting of Ember. The environment holds where an argument is not given. Methods may be called from any thread, also
     from one whose event loop is running.
 
-    Raises TypeError for an unknown argument, ValueError for a wrong value, RuntimeError when the model cannot be
-    loaded.
+    Raises TypeError for an unknown argument and where neither `model` nor MODEL_NAME names a model, ValueError for a
+    wrong value, RuntimeError when the model cannot be loaded.
     """
 
-    def __init__(self, model: str = "demo", **arguments: Any) -> None:
+    def __init__(self, model: str | None = None, **arguments: Any) -> None:
+        if model is None and not os.environ.get("MODEL_NAME"):
+            raise TypeError("LLM() needs a model: give `model`, or set MODEL_NAME.")
         if "seed" not in arguments and not os.environ.get("SEED"):
             arguments["seed"] = 0  # the same program gives the same outputs
         settings, without_effect = load_arguments({"model": model, **arguments})
@@ -127,7 +130,9 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer each conversation: a list of messages, or a list of those. Raises PromptError and RuntimeError."""
         _refuse_adapter(lora_request)
-        given = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
+        given = _conversations(messages)
+        if chat_template is not None:
+            check_argument("chat_template", chat_template, isinstance(chat_template, str), "a text")
         fields = {
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
@@ -137,6 +142,10 @@ class LLM:
         services = self._services
         if chat_template is not None:
             services = self._with_template(chat_template)
+        formats = (None, "auto", "string", "openai")
+        if chat_template_content_format not in formats:
+            allowed = ", ".join(map(repr, formats[1:]))
+            raise ValueError(f"chat_template_content_format must be {allowed}, got {chat_template_content_format!r}.")
         if chat_template_content_format not in (None, "auto"):
             changed = services.settings.model_copy(
                 update={"chat_template_content_format": chat_template_content_format}
@@ -155,6 +164,9 @@ class LLM:
     ) -> list[BeamSearchOutput]:
         """Search for the likeliest continuations of each prompt. Raises PromptError and RuntimeError."""
         _refuse_adapter(lora_request)
+        check_argument("params", params, isinstance(params, BeamSearchParams), "BeamSearchParams")
+        if concurrency_limit is not None:
+            _check_count("concurrency_limit", concurrency_limit)
         given = read_prompts(prompts)
         fields = params.body()
 
@@ -176,7 +188,13 @@ class LLM:
         *,
         is_chat: bool,
     ) -> Any:
-        """The work of `Session.run` for prompts or chats. Raises ValueError for lists of another length."""
+        """The work of `Session.run` for prompts or chats. Raises TypeError, and ValueError for lists of another
+        length."""
+        _check_params("sampling_params", sampling_params, SamplingParams, many=True)
+        if priority is not None:
+            check_argument("priority", priority, isinstance(priority, Sequence), "a list of whole numbers")
+            for each in priority:
+                check_argument("each of priority", each, type(each) is int, "a whole number")
         for name, value in (("sampling_params", sampling_params), ("priority", priority)):
             if isinstance(value, Sequence) and len(value) != count:
                 raise ValueError(f"{name} must have one entry for each of the {count} prompts, got {len(value)}.")
@@ -267,6 +285,7 @@ class LLM:
         """What a pooling task makes of each prompt: without a task, the values of every token where the model has them.
         Raises PromptError and RuntimeError."""
         _refuse_adapter(lora_request)
+        _check_params("pooling_params", pooling_params, PoolingParams)
         task = pooling_task or (pooling_params.task if pooling_params is not None else None)
         if task is None:
             task = next((name for name in _FIRST_TASKS if name in self.tasks), "embed")
@@ -287,12 +306,12 @@ class LLM:
         """How well pairs of texts fit each other: one text with each of many, or two lists of one length. Raises
         ValueError, PromptError and RuntimeError."""
         _refuse_adapter(lora_request)
-        first = [data_1] if isinstance(data_1, str) else list(data_1)
-        second = [data_2] if isinstance(data_2, str) else list(data_2)
+        first, second = _texts("data_1", data_1), _texts("data_2", data_2)
         if not first or not second or (len(first) > 1 and len(first) != len(second)):
             message = f"got {len(first)} and {len(second)} texts"
             raise ValueError(f"data_1 and data_2 must have 1:1, 1:N or N:N texts; {message}.")
         starts = range(0, len(second), pooling.CHUNK)
+        _check_params("pooling_params", pooling_params, PoolingParams)
         fields = {} if pooling_params is None else pooling_params.body()
 
         async def work(index: int, start: int) -> list[Any]:
@@ -311,6 +330,7 @@ class LLM:
         self, prompts: Any, task: str, params: PoolingParams | None, use_tqdm: Tqdm
     ) -> list[tuple[str, list[Any], list[int]]]:
         """A request id, the values and the token ids of each prompt."""
+        _check_params("pooling_params", params, PoolingParams)
         fields = {} if params is None else params.body()
         chunks = list(pooling.chunks(read_prompts(prompts)))
 
@@ -320,6 +340,39 @@ class LLM:
 
         found = self._session.run(chunks, work, Progress(len(chunks), use_tqdm, "Pooled"), pooling.WINDOW)
         return [(self._name(), values, token_ids) for chunk in found for values, token_ids in chunk]
+
+
+def _check_params(name: str, given: Any, kind: type, *, many: bool = False) -> None:
+    """Raises TypeError for what is neither None nor of this kind, nor, with `many`, a list of such."""
+    allowed = f"{kind.__name__} or None" + (", or a list of them" if many else "")
+    is_list = many and isinstance(given, Sequence) and not isinstance(given, str | bytes)
+    for each in given if is_list else [given]:
+        check_argument(f"each of {name}" if is_list else name, each, each is None or isinstance(each, kind), allowed)
+
+
+def _check_count(name: str, given: Any) -> None:
+    """Raises TypeError and ValueError."""
+    check_argument(name, given, type(given) is int, "a whole number")
+    if given < 1:
+        raise ValueError(f"{name} must be at least 1, got {given}.")
+
+
+def _conversations(messages: Any) -> list[Any]:
+    """Each conversation of one or several. Raises TypeError."""
+    is_list = isinstance(messages, Sequence) and not isinstance(messages, str | bytes)
+    check_argument("messages", messages, is_list, "a list of messages, or a list of such lists")
+    return [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
+
+
+def _texts(name: str, given: Any) -> list[str]:
+    """Raises TypeError."""
+    found = [given] if isinstance(given, str) else given
+    check_argument(
+        name, given, isinstance(found, Sequence) and not isinstance(found, bytes), "a text or a list of them"
+    )
+    for each in found:
+        check_argument(f"each of {name}", each, isinstance(each, str), "a text")
+    return list(found)
 
 
 def _refuse_adapter(lora_request: Any) -> None:

@@ -7,12 +7,14 @@ from typing import Any
 
 from ember.front.api.sampling_ranges import check_range
 from ember.front.errors import ApiError
+from ember.front.offline.checks import check_options
 
 _NO_WAY = "is not supported by this version of Ember; leave it out"
 _RANGED = (
     *("temperature", "top_p", "top_k", "min_p"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty"),
 )
+_FORMS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 
 
 def _refuse(options: Any, names: tuple[str, ...]) -> None:
@@ -20,6 +22,12 @@ def _refuse(options: Any, names: tuple[str, ...]) -> None:
     for name in names:
         if getattr(options, name):
             raise ValueError(f"{name} {_NO_WAY}")
+
+
+def _at_least_1(options: Any, name: str) -> None:
+    value = getattr(options, name)
+    if value is not None and value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}.")
 
 
 @dataclass
@@ -36,6 +44,14 @@ class StructuredOutputsParams:
     disable_any_whitespace: bool = False
     disable_additional_properties: bool = False
     whitespace_pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an option of a wrong type, and unless exactly one form is given."""
+        check_options(self)
+        given = [name for name in _FORMS if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = ", ".join(given) or "none"
+            raise ValueError(f"structured outputs must have exactly one of {', '.join(_FORMS)}; there is {found}.")
 
 
 class GuidedDecodingParams(StructuredOutputsParams):
@@ -71,7 +87,7 @@ class SamplingParams:
     truncate_prompt_tokens: int | None = None
     structured_outputs: StructuredOutputsParams | dict[str, Any] | None = None
     guided_decoding: StructuredOutputsParams | dict[str, Any] | None = None
-    logit_bias: dict[int, float] | None = None
+    logit_bias: dict[int | str, float] | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
     repetition_detection: dict[str, int] | None = None
@@ -83,20 +99,16 @@ class SamplingParams:
     skip_reading_prefix_cache: bool | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError for an option that is out of range or that Ember does not have."""
+        """Raises ValueError for an option of a wrong type, out of range, or that Ember does not have."""
         _refuse(self, _REFUSED)
+        check_options(self)
         for name in _RANGED:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"{name} must be a number, got {value!r:.80}.")
             try:
-                check_range(name, value)
+                check_range(name, getattr(self, name))
             except ApiError as error:
                 raise ValueError(error.message) from None
-        if self.n < 1:
-            raise ValueError(f"n must be at least 1, got {self.n}.")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}.")
+        _at_least_1(self, "n")
+        _at_least_1(self, "max_tokens")
 
     def body(self, longest: int) -> dict[str, Any]:
         """The fields of a body for /v1/completions. `longest` is the length of the context: an output
@@ -136,8 +148,12 @@ class BeamSearchParams:
     include_stop_str_in_output: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a temperature: Ember's search ranks by the model's own probabilities."""
+        """Raises ValueError for an option of a wrong type or out of range, and for a temperature: Ember's search ranks
+        by the model's own probabilities."""
+        check_options(self)
         _refuse(self, ("temperature",))
+        _at_least_1(self, "beam_width")
+        _at_least_1(self, "max_tokens")
 
     def body(self) -> dict[str, Any]:
         """The fields of a body for /v1/completions."""
@@ -161,6 +177,10 @@ class PoolingParams:
     dimensions: int | None = None
     use_activation: bool | None = None
     task: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an option of a wrong type."""
+        check_options(self)
 
     def body(self) -> dict[str, Any]:
         """The fields of a body for the pooling routes."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ember.front.errors import ApiError, bad_request
+from ember.front.offline.checks import plain
 from ember.front.offline.errors import raise_for
 
 PromptType = str | Sequence[int] | Mapping[str, Any]
@@ -22,17 +24,19 @@ class GivenPrompt:
 
 
 def read_prompts(prompts: Any) -> list[GivenPrompt]:
-    """One prompt, or each of a list; a list of numbers is one prompt. Raises PromptError before any of them runs."""
-    if isinstance(prompts, str | Mapping) or (isinstance(prompts, Sequence) and prompts and _is_number(prompts[0])):
-        prompts = [prompts]
-    if not isinstance(prompts, Sequence):
-        raise TypeError(f"a prompt must be {_FORMS}, or a list of them, not {type(prompts).__name__}")
+    """One prompt, or each of a list; a list or an array of numbers is one prompt. Raises TypeError, and PromptError
+    before any of them runs."""
+    given = _as_list(prompts)
+    if isinstance(prompts, str | Mapping) or (given and _is_number(plain(given[0]))):
+        given = [prompts]
+    if given is None:
+        raise TypeError(f"prompts must be {_FORMS}, or a list of them, not {type(prompts).__name__}.")
     found: list[GivenPrompt] = []
-    for index, given in enumerate(prompts):
+    for index, each in enumerate(given):
         try:
-            found.append(_read_prompt(given))
+            found.append(_read_prompt(each))
         except ApiError as error:
-            raise_for(error, index, len(prompts), [None] * len(prompts))
+            raise_for(error, index, len(given), [None] * len(given))
     return found
 
 
@@ -45,14 +49,37 @@ def _read_prompt(given: Any) -> GivenPrompt:
         asking = [name for name in foreign if given[name]]
         if asking:
             raise bad_request(f"A prompt with {asking[0][:80]!r} is not supported; it must be {_FORMS}.", "prompt")
-        text = given.get("prompt")
-        if given.get("prompt_token_ids") is not None:
-            return GivenPrompt(list(given["prompt_token_ids"]), text)
-        if isinstance(text, str):
+        text, ids = given.get("prompt"), given.get("prompt_token_ids")
+        if text is not None and not isinstance(text, str):
+            raise bad_request(f"A prompt's `prompt` must be a text, not {type(text).__name__}.", "prompt")
+        if ids is not None:
+            return GivenPrompt(_token_ids(ids, "A prompt's `prompt_token_ids`", "a list of token ids"), text)
+        if text is not None:
             return GivenPrompt(text)
-    elif isinstance(given, Sequence) and all(_is_number(token_id) for token_id in given):
-        return GivenPrompt(list(given))
-    raise bad_request(f"A prompt must be {_FORMS}, not {type(given).__name__}.", "prompt")
+        raise bad_request(f"A prompt must be {_FORMS}; this has none of the two fields.", "prompt")
+    return GivenPrompt(_token_ids(given, "A prompt", _FORMS))
+
+
+def _token_ids(given: Any, name: str, allowed: str) -> list[int]:
+    """Raises ApiError 400 for what is no list or array of whole numbers."""
+    ids = _as_list(given)
+    if ids is None:
+        raise bad_request(f"{name} must be {allowed}, not {type(given).__name__}.", "prompt")
+    ids = [token_id if type(token_id) is int else plain(token_id) for token_id in ids]
+    for place, token_id in enumerate(ids):
+        if not _is_number(token_id):
+            wrong = f"its entry {place} is {reprlib.repr(token_id)}, of type {type(token_id).__name__}"
+            raise bad_request(f"{name} must be {allowed}; {wrong}.", "prompt")
+    return ids
+
+
+def _as_list(given: Any) -> list[Any] | None:
+    """A sequence, an array or a tensor as a list; None for anything else."""
+    if isinstance(given, str | bytes | bytearray | memoryview):
+        return None
+    if hasattr(given, "tolist"):
+        given = given.tolist()
+    return list(given) if isinstance(given, Sequence) else None
 
 
 def _is_number(value: Any) -> bool:

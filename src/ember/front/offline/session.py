@@ -16,6 +16,7 @@ from ember.front.api.services import Services
 from ember.front.errors import ApiError
 from ember.front.link.engine import EngineError
 from ember.front.loop import EngineLoop
+from ember.front.offline.checks import check_argument
 from ember.front.offline.errors import raise_for
 from ember.front.start import Worker, launch
 from ember.wire import Ready
@@ -27,7 +28,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CLOSE_SECONDS = 10.0
-LOOK_SECONDS = 0.1  # between two looks at how far the work is, where that is shown
+POLL_SECONDS = 0.1  # the poll interval of the progress, where that is shown
 STEPS_AHEAD = 2  # requests in the front and the engine, in steps of the engine that are full
 
 
@@ -113,9 +114,9 @@ class Session:
         """Wait for the result of a coroutine on the loop, and show the progress meanwhile. An exception in this thread,
         such as KeyboardInterrupt, cancels it."""
         future = self._loop.submit(coroutine)
-        patience = LOOK_SECONDS if progress is not None and progress.is_shown else None
+        poll_interval = POLL_SECONDS if progress is not None and progress.is_shown else None
         try:
-            while not concurrent.futures.wait([future], patience).done:
+            while not concurrent.futures.wait([future], poll_interval).done:
                 assert progress is not None
                 progress.show()
             return future.result()
@@ -134,6 +135,8 @@ class Progress:
     gives. It is written by the caller's thread."""
 
     def __init__(self, total: int, use_tqdm: bool | Callable[..., Any], description: str) -> None:
+        is_fit = use_tqdm is None or isinstance(use_tqdm, bool) or callable(use_tqdm)
+        check_argument("use_tqdm", use_tqdm, is_fit, "true, false, or a class with tqdm's interface")
         self._total = total
         self._description = description
         self._make: Callable[..., Any] | None = None
