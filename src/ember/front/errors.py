@@ -60,6 +60,11 @@ def shutting_down() -> ApiError:
     return ApiError(503, "The worker is shutting down; send the request again.")
 
 
+def aborted() -> ApiError:
+    """A 503 for a request that the operator has ended, where the answer cannot say so itself."""
+    return ApiError(503, "The request was aborted; send it again.")
+
+
 def encodable(text: str) -> str:
     """The text with question marks in place of unpaired surrogates, which JSON encoders refuse."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()

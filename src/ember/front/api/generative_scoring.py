@@ -63,6 +63,7 @@ async def score_labels(services: Services, raw_request: Request) -> Response:
         raise
     async with call.runs() as runs:
         choices = await runs.collect()
+    runs.check_not_aborted()
     is_relative = request.apply_softmax is not False
     body = {
         "id": f"generative-scoring-{call.id.removeprefix('cmpl-')}",

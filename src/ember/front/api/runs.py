@@ -13,7 +13,7 @@ from ember.front.api.meter import Meter
 from ember.front.api.run import Run, RunSpec
 from ember.front.api.samples import Piece
 from ember.front.api.services import Services
-from ember.front.errors import ApiError
+from ember.front.errors import aborted
 from ember.front.link.generation import Generation
 from ember.wire import SequenceOutput
 
@@ -104,7 +104,6 @@ class Runs:
                 choice.logprobs += piece.logprobs
                 choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
                 choice.has_content = piece.has_content
-        self.check_not_empty()
         for choice in whole:
             choice.text = "".join(texts[choice.choice])
         return whole
@@ -121,11 +120,10 @@ class Runs:
     def cached_tokens(self) -> int:
         return sum(run.num_cached_tokens for run in self.runs)
 
-    def check_not_empty(self) -> None:
-        """Raises ApiError 500 when every sample was aborted before its first token: that is no answer."""
-        aborted = all(sample.finish_reason == "abort" for run in self.runs for sample in run.samples)
-        if aborted and self.completion_tokens() == 0:
-            raise ApiError(500, "The request was aborted before its first token.")
+    def check_not_aborted(self) -> None:
+        """Raises ApiError 503 when a sample was aborted. For routes whose answers have no finish reason for that."""
+        if any(sample.finish_reason == "abort" for run in self.runs for sample in run.samples):
+            raise aborted()
 
     async def _next_of_many(self) -> list[Piece]:
         arrived: dict[int, list[SequenceOutput]] = {}

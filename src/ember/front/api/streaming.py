@@ -89,7 +89,6 @@ async def _events(call: ApiCall, writer: ChunkWriter) -> AsyncGenerator[Event, N
             while (pieces := await runs.next()) is not None:
                 if is_first:
                     is_first = False
-                    runs.check_not_empty()
                     for chunk in writer.opening(runs):
                         yield chunk
                 for piece in intervals.due(pieces):

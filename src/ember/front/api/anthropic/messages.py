@@ -19,7 +19,7 @@ from ember.front.api.samples import Piece
 from ember.front.api.schemas import ChatRequest
 from ember.front.api.services import Services
 from ember.front.api.streaming import json_text, start_stream
-from ember.front.errors import ApiError
+from ember.front.errors import ApiError, aborted
 from ember.untrusted_json import UntrustedJsonError, loads_strict
 
 _STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}
@@ -42,6 +42,7 @@ async def create_message(services: Services, raw_request: Request) -> Response |
         return EventStream(await start_stream(call, _Events(call)), call.headers)
     async with call.runs() as runs:
         (piece,) = await runs.collect()
+    runs.check_not_aborted()
     blocks = whole_blocks(piece)
     message = {
         **_head(call),
@@ -69,7 +70,8 @@ def _head(call: ApiCall) -> dict[str, Any]:
 
 def _stop(piece: Piece, blocks: Sequence[Block]) -> dict[str, Any]:
     """`stop_reason` and `stop_sequence` of a finished sample."""
-    if piece.finish_reason == "stop" and isinstance(piece.stop_reason, str):
+    is_cut = bool(blocks) and blocks[-1].kind == "call" and _arguments(blocks[-1].text) is None
+    if isinstance(piece.stop_reason, str) and (piece.finish_reason == "stop" or is_cut):
         return {"stop_reason": "stop_sequence", "stop_sequence": piece.stop_reason}
     reason = _STOP_REASONS.get(piece.finish_reason or "", "end_turn")
     if reason == "end_turn" and blocks and blocks[-1].kind == "call":  # of a tool that the request named
@@ -103,11 +105,16 @@ def _whole_block(block: Block) -> dict[str, Any]:
 
 def _input(arguments: str) -> dict[str, Any]:
     """The arguments of a call as an object: an empty one where they were cut off."""
+    return _arguments(arguments) or {}
+
+
+def _arguments(text: str) -> dict[str, Any] | None:
+    """The arguments of a call. None where they are no object, which is so where they were cut off."""
     try:
-        given = loads_strict(arguments.encode())
+        given = loads_strict(text.encode())
     except UntrustedJsonError:
-        return {}
-    return given if isinstance(given, dict) else {}
+        return None
+    return given if isinstance(given, dict) else None
 
 
 class _Events:
@@ -119,11 +126,14 @@ class _Events:
         self._last: Piece | None = None
 
     def opening(self, runs: Runs) -> Sequence[Event]:
+        runs.check_not_aborted()
         usage = {**_usage(runs), "output_tokens": 0}
         message = {**_head(self._call), "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
         return (_event("message_start", message=message), _event("ping"))
 
     def deltas(self, piece: Piece, runs: Runs) -> Sequence[Event]:
+        if piece.finish_reason == "abort":  # before its blocks end: a client would take a call that was cut for whole
+            raise aborted()
         self._last = piece
         return [event for found in self._reader.push(piece) for event in self._of(found)]
 

@@ -17,7 +17,7 @@ from ember.front.api.pooling.schemas import FirstCohereEmbedRequest, PoolingRequ
 from ember.front.api.scheduling import requested_cache_salt, requested_priority
 from ember.front.api.services import Services
 from ember.front.api.usage import usage_body
-from ember.front.errors import ApiError, bad_request
+from ember.front.errors import ApiError, aborted, bad_request
 from ember.front.link.pooling import PoolOptions, PoolText
 from ember.wire import Pooled, Pooling, PoolingTask, Ready, SequenceOutput
 
@@ -116,7 +116,7 @@ class PoolingCall:
 
     def _check_not_aborted(self) -> None:
         if self._is_aborted:
-            raise ApiError(503, "The request was aborted.")
+            raise aborted()
 
     def usage(self) -> dict[str, Any]:
         cached = self.cached_tokens if self.services.settings.enable_prompt_tokens_details else None

@@ -57,7 +57,6 @@ async def create_response(services: Services, raw_request: Request) -> Response 
         while (pieces := await runs.next()) is not None:
             for piece in pieces:
                 reply.push(piece)
-        runs.check_not_empty()
     answer = reply.finished(runs)
     await _keep(keeps, answer, items)
     return Response(200, answer, call.headers)

@@ -18,9 +18,10 @@ from ember.front.api.responses.translate import ENCRYPTED, LOGPROBS, namespaces
 from ember.front.api.runs import Runs
 from ember.front.api.samples import Piece
 from ember.front.api.streaming import json_text
-from ember.front.errors import ApiError
+from ember.front.errors import ApiError, aborted
 from ember.wire import TokenLogprobs
 
+_CUT = ("length", "abort")  # finish reasons of an output that has no end
 _PREFIXES = {"reasoning": "rs_", "text": "msg_", "call": "fc_"}
 
 
@@ -79,7 +80,7 @@ class Reply:
         """The items of the output. The last one is incomplete where the output was cut, or has not ended."""
         blocks = self.reader.blocks
         statuses = ["completed"] * len(blocks)
-        if blocks and (self.last is None or self.last.finish_reason in (None, "length")):
+        if blocks and (self.last is None or self.last.finish_reason in (None, *_CUT)):
             statuses[-1] = "incomplete"
         return [self.item(block, status) for block, status in zip(blocks, statuses, strict=True)]
 
@@ -124,8 +125,10 @@ class Reply:
 
     def finished(self, runs: Runs) -> dict[str, Any]:
         """The response object at the end."""
-        is_cut = self.last is not None and self.last.finish_reason == "length"
-        return self.body("incomplete" if is_cut else "completed", runs)
+        reason = None if self.last is None else self.last.finish_reason
+        if reason == "abort":
+            return self.body("failed", runs, aborted())
+        return self.body("incomplete" if reason == "length" else "completed", runs)
 
 
 def usage(runs: Runs) -> dict[str, Any]:
@@ -208,7 +211,7 @@ class ResponseEvents:
         if block.kind != "call":
             events.append(self._event("response.content_part.done", **part, part=self._part(block)))
         last = self._reply.last
-        is_cut = last is not None and last.finish_reason == "length" and block is self._reply.reader.blocks[-1]
+        is_cut = last is not None and last.finish_reason in _CUT and block is self._reply.reader.blocks[-1]
         item = self._reply.item(block, "incomplete" if is_cut else "completed")
         events.append(self._event("response.output_item.done", output_index=block.index, item=item))
         return events

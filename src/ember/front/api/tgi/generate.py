@@ -22,7 +22,7 @@ from ember.front.api.services import Services
 from ember.front.api.streaming import event, start_stream
 from ember.front.api.tgi.schemas import TgiParameters, TgiRequest
 from ember.front.api.threads import in_thread
-from ember.front.errors import bad_request
+from ember.front.errors import aborted, bad_request
 from ember.wire import Ready, TokenLogprobs
 
 MAX_NEW_TOKENS = 100  # where a request does not say
@@ -80,6 +80,7 @@ async def _generate(services: Services, raw_request: Request, *, streams: bool |
         return EventStream(await start_stream(call, _Chunks(call, request.inputs, given)), call.headers)
     async with call.runs() as runs:
         pieces = await runs.collect()
+    runs.check_not_aborted()
     piece = max(pieces, key=lambda choice: sum(entry.logprob for entry in choice.logprobs))
     head = request.inputs if given.return_full_text else ""
     answer: dict[str, Any] = {"generated_text": head + piece.text}
@@ -190,9 +191,12 @@ class _Chunks:
         self._held: TokenLogprobs | None = None  # the newest token: whether it is the last one is not known yet
 
     def opening(self, runs: Runs) -> Sequence[Event]:
+        runs.check_not_aborted()
         return ()
 
     def deltas(self, piece: Piece, runs: Runs) -> Sequence[Event]:
+        if piece.finish_reason == "abort":
+            raise aborted()
         self._texts.append(piece.text)
         events = []
         for entry in piece.logprobs:
