@@ -56,6 +56,25 @@ def test_ordinary_text_is_left_as_it_is() -> None:
     assert printable("a\nb\x1b[0m") == "a\\nb\\x1b[0m"
 
 
+def test_the_engines_lines_are_like_the_fronts() -> None:
+    """In the form of LOG_FORMAT, without secrets and controls. Its front is gone here, so that it says why it ends."""
+    code = (
+        "from ember.engine.core import process; from ember.wire import Configure\n"
+        "class Closed:\n"
+        "    def receive(self): return [Configure('/nowhere/hf_token1\x1b[0m', hf_token='hf_token1', **MORE)]\n"
+        "    def send(self, message): raise BrokenPipeError\n"
+        "process._Opening(Closed()).run()\n"
+    )
+    for form in ("json", "text"):
+        command = [sys.executable, "-c", code.replace("MORE", repr({"log_format": form}))]
+        (line,) = subprocess.run(command, capture_output=True, text=True).stderr.splitlines()
+        assert "(hidden)" in line and "hf_token1" not in line and "\x1b" not in line
+        if form == "json":
+            assert json.loads(line)["level"] == "error" and "\x1b[0m does not exist" in json.loads(line)["message"]
+        else:
+            assert " ERROR ember.engine.core.process: /nowhere/" in line
+
+
 def test_a_line_does_not_wait_for_the_end_of_what_holds_standard_error_back() -> None:
     """A tokenizer's load keeps the library's lines back. A boot that fails meanwhile says why, and ends."""
     code = (

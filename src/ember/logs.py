@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from ember.settings import Settings
+    from ember.wire import Configure
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)  # of the current request
 
@@ -87,9 +88,23 @@ def printable(text: str) -> str:
 
 def set_up(settings: Settings) -> None:
     """Configure logging to stderr with LOG_LEVEL and LOG_FORMAT. A second call replaces the first configuration."""
+    _write(settings.log_level, settings.log_format, secrets_of(settings))
+
+
+def set_up_engine(configure: Configure) -> None:
+    """Configure the engine's log like the front's. Libraries log there from warnings on, as they did before."""
+    secrets = _secrets_of_environment(os.environ)
+    if configure.hf_token is not None:
+        secrets.add(configure.hf_token)
+    level = logging.getLevelNamesMapping()[configure.log_level.upper()]
+    _write(max(level, logging.WARNING), configure.log_format, secrets)
+    logging.getLogger("ember").setLevel(level)
+
+
+def _write(level: int | str, form: str, secrets: Iterable[str]) -> None:
     handler = logging.StreamHandler(_standard_error())
-    handler.setFormatter(Formatter(settings.log_format == "json", secrets_of(settings)))
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    handler.setFormatter(Formatter(form == "json", secrets))
+    logging.basicConfig(level=level.upper() if isinstance(level, str) else level, handlers=[handler], force=True)
 
 
 def _standard_error() -> TextIO:
@@ -107,7 +122,9 @@ def secrets_of(settings: Settings, environ: Mapping[str, str] = os.environ) -> s
     found = {key.get_secret_value() for key in (*settings.api_key, *settings.admin_api_key)}
     if settings.hf_token is not None:
         found.add(settings.hf_token.get_secret_value())
-    for name in _SECRET_VARIABLES:
-        value = environ.get(name, "")
-        found.update(part.strip() for part in [value, *value.split(",")])
-    return found - {""}
+    return found | _secrets_of_environment(environ)
+
+
+def _secrets_of_environment(environ: Mapping[str, str]) -> set[str]:
+    values = [environ.get(name, "") for name in _SECRET_VARIABLES]
+    return {part.strip() for value in values for part in [value, *value.split(",")]} - {""}

@@ -117,6 +117,8 @@ class Configure(Struct, tag="configure", frozen=True):
     enforce_eager: bool = False  # on a GPU: record no steps as graphs
     step_timeout: float = 0.0  # seconds until a step that does not return ends the process; 0 = never
     lean_torch: bool = True  # False: with all of torch, also where the import was begun without some of it
+    log_level: str = "info"  # debug, info, warning, error
+    log_format: str = "text"  # text, json
     boot_origin: float | None = None  # the worker's start on the clock of ember.boot.now()
 
 

@@ -96,6 +96,8 @@ def configure_of(settings: Settings, boot_origin: float | None = None) -> Config
         enforce_eager=settings.enforce_eager,
         step_timeout=settings.step_timeout,
         lean_torch=settings.lean_torch,
+        log_level=settings.log_level,
+        log_format=settings.log_format,
         boot_origin=boot_origin,
     )
 

@@ -13,13 +13,12 @@ import os
 import queue
 import signal
 import socket
-import sys
 import threading
-import traceback
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from ember import logs
 from ember.boot import Timeline, now
 from ember.engine.core.boot import Opened, open_model
 from ember.engine.core.first_step import FirstStep
@@ -112,7 +111,7 @@ def main(fd: int) -> int:
     except ModelError as error:
         return _fail(connection, str(error), "boot")
     except Exception as error:
-        traceback.print_exc()
+        log.exception("the engine could not start")
         return _fail(connection, f"the engine could not start: {type(error).__name__}: {error}", "boot")
     gc.freeze()  # without a collection before, since the boot leaves almost no garbage
     gc.enable()
@@ -122,7 +121,7 @@ def main(fd: int) -> int:
     except (BrokenPipeError, ConnectionResetError):
         return 0  # the front has ended
     except Exception as error:
-        traceback.print_exc()
+        log.exception("the engine failed")
         return _fail(connection, f"the engine failed: {type(error).__name__}: {_first_line(error)}", "run")
     return 0
 
@@ -148,13 +147,14 @@ class _Opening:
             if not isinstance(first, Configure):
                 raise ModelError(f"the first message to the engine was {type(first).__name__}, not Configure")
             self.configure = first
+            logs.set_up_engine(first)
             self.timeline = Timeline("engine", first.boot_origin)
             self.opened = open_model(first, self.timeline, self.connection.send)
         except ModelError as error:
             _fail(self.connection, str(error), "boot")
             os._exit(1)
         except Exception as error:
-            traceback.print_exc()
+            log.exception("the engine could not start")
             _fail(self.connection, f"the engine could not start: {type(error).__name__}: {error}", "boot")
             os._exit(1)
 
@@ -245,7 +245,7 @@ def _serve(
 def _hang(connection: Connection, step_timeout: float) -> None:
     """Report that the main thread hangs, and end the process: the device's state is lost."""
     message = f"the engine hangs: a step took longer than STEP_TIMEOUT={step_timeout:g} seconds"
-    sys.stderr.write(f"{message}\n")
+    log.error("%s", message)
     faulthandler.dump_traceback(all_threads=True)
     _fail(connection, message, "run")
     os._exit(1)
@@ -255,7 +255,7 @@ def _fail(connection: Connection, message: str, during: str) -> int:
     try:
         connection.send(Failed(message, during))
     except OSError:
-        print(f"ember engine: {message}", file=sys.stderr)
+        log.error("%s", message)
     return 1
 
 
