@@ -276,6 +276,9 @@ def test_pairs_of_a_cross_encoder(reranker: Deployment) -> None:
     template = "{{ instruction | default('judge') }}|{{ messages[0].content }}|{{ messages[1]['content'] }}"
     reranker.services.settings.custom_chat_template = template
     ask(reranker, RERANK, {"query": "q", "documents": ["d"], "instruction": "compare"})
+    with pytest.raises(ApiError, match="chat_template_kwargs has a name that is reserved") as caught:
+        ask(reranker, RERANK, {"query": "q", "documents": ["d"], "chat_template_kwargs": {"messages": 1}})
+    assert caught.value.status == 400
     assert texts(reranker) == [f"{BOS}compare|q|d"]
     reranker.services.sentences = SentenceFiles({"query": "rank"}, "query")
     ask(reranker, RERANK, {"query": "q", "documents": ["d"]})
@@ -304,6 +307,14 @@ def test_scores_of_an_embedder_are_cosines(embedder: Deployment) -> None:
     expected = vectors[0] @ vectors[2] / numpy.linalg.norm(vectors[0]) / numpy.linalg.norm(vectors[2])
     assert [entry["score"] for entry in answer["data"]] == pytest.approx([1.0, expected])
     assert answer["data"][0]["score"] <= 1.0
+
+
+def test_the_default_prompt_stands_before_texts_that_are_compared(embedder: Deployment) -> None:
+    embedder.services.sentences = SentenceFiles({"query": "find "}, "query")
+    ask(embedder, SCORE, {"text_1": "a", "text_2": "b"})
+    assert texts(embedder) == [f"{BOS}find a", f"{BOS}find b"]
+    ask(embedder, "/v2/rerank", {"query": "a", "documents": ["b" * 400], "max_tokens_per_doc": 4096})
+    assert texts(embedder)[1] == BOS + "find " + "b" * (MAX_MODEL_LEN - 6)
 
 
 def test_scores_of_late_interaction(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -468,10 +468,18 @@ def test_logits_are_shifted_and_scaled():
     assert finished(logit_bias=1.0) == 4.0
 
 
-def test_the_prediction_is_what_the_boot_says(embedder):
+def test_the_prediction_is_what_the_boot_says(embedder, tmp_path):
     use_pooling(embedder, "mean_tokens", "max_tokens")
-    with pytest.raises(ModelError, match=r"linear.weight is F32 \[40, 64\] in model.safetensors, not \[40, 128\]"):
+    with pytest.raises(
+        ModelError,
+        match=r"\[40, 64\] in model.safetensors, not \[40, 128\] of floats: out_features in .*2_Dense/config",
+    ):
         predict(Configure(model=str(embedder), device="cpu"))
+    add_head(make_tiny("qwen3", tmp_path), {"score.weight": (3, 64)})
+    with pytest.raises(
+        ModelError, match=r"number of classes \(2, num_labels or id2label in config.json\) does not fit"
+    ):
+        predict(Configure(model=str(tmp_path), device="cpu", convert="classify"))
     use_pooling(embedder, "mean_tokens")
     predicted = predict(Configure(model=str(embedder), device="cpu"))
     assert predicted.tasks == ["embed", "token_embed"] and predicted.pooling is not None

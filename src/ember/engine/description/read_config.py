@@ -71,7 +71,13 @@ def load_config(
     beside = read_beside(lambda name: read_json(model_dir / name, required=False))
     try:
         config = read_config(values, beside, runs_by)
+    except ModelError as error:
+        raise ModelError(f"{path}{' with HF_OVERRIDES' if overrides else ''}: {error}") from None
+    try:
         modules = Modules() if runs_by.tasks.runner == "generate" else read_model_modules(model_dir)
+    except ModelError as error:
+        raise ModelError(f"{model_dir}: {error}") from None
+    try:
         config = with_pooling(config, values, runs_by.tasks, modules)
     except ModelError as error:
         raise ModelError(f"{path}{' with HF_OVERRIDES' if overrides else ''}: {error}") from None

@@ -104,10 +104,19 @@ def _layer(
         if entry is not None and (entry.shape != shape or entry.dtype not in _FLOATS):
             raise ModelError(
                 f"{entry.name} is {entry.dtype} {list(entry.shape)} in {entry.file.name}, not {list(shape)} of floats: "
-                "config.json does not fit the weight files"
+                f"{_sizes(config, place)} does not fit the weight files"
             )
     of_norm = None if norm is None else (norm, norm_bias)
     return DensePlan((weight,), bias, config.activation, of_norm, config.norm_eps, config.normalizes_inputs)
+
+
+def _sizes(config: DenseConfig, place: Path) -> str:
+    """The fields that demand a layer's sizes."""
+    if config.directory:
+        return f"out_features in {place / 'config.json'}, or the width of what is before it,"
+    if config.outputs is None or {"score.2", "v_head"} & set(config.names):  # a reward's number is the class's
+        return "config.json"
+    return f"the number of classes ({config.outputs}, num_labels or id2label in config.json)"
 
 
 def _module_entries(directory: Path) -> Mapping[str, TensorEntry]:

@@ -42,6 +42,8 @@ def read_sentence_files(directory: Path) -> SentenceFiles:
     prompts = {name: text for name, text in prompts.items() if isinstance(text, str)}
     default = config.get("default_prompt_name")
     if not isinstance(default, str) or default not in prompts:
+        if default is not None:
+            log.warning("default_prompt_name of %s names none of its prompts and is ignored", PROMPTS_FILE)
         default = None
     return SentenceFiles(prompts, default, _read(directory / TEXT_FILE).get("do_lower_case") is True)
 

@@ -66,12 +66,15 @@ def side_texts(
 ) -> list[PoolText]:
     """All queries, then all documents, for a model that embeds each alone. Raises ApiError 400."""
     found = []
+    prompt = services.sentences.prompt(None)  # as of texts that are embedded without a name of a prompt
     of_document = limits.document_tokens
     if limits.fits_documents and of_document is not None:
-        of_document = min(of_document, limits.left(services.tokenizer.single_layout.num_special))
+        (of_prompt,) = services.tokenizer.encode_batch([prompt])
+        others = services.tokenizer.single_layout.num_special + len(of_prompt)
+        of_document = min(of_document, limits.left(others))
     for texts, limit, name in zip((queries, documents), (limits.query_tokens, of_document), limits.names, strict=True):
         cut_texts = _cut_texts(texts, limit, services, limits.whole, name)
-        found += text_tokens(cut_texts, services, limits.whole, True, name)
+        found += text_tokens(cut_texts, services, limits.whole, True, name, prompt)
     return found
 
 
@@ -151,7 +154,10 @@ def _rendered(
     def rendered(query: str, document: str) -> str:
         try:
             return render_pair(template, query, document, instruction, variables)
-        except (TemplateError, TypeError) as error:  # a variable of a reserved name
+        except TypeError:
+            message = "chat_template_kwargs has a name that is reserved, such as messages."
+            raise bad_request(message, "chat_template_kwargs") from None
+        except TemplateError as error:
             raise bad_request(f"The score template failed: {error}", limits.names[1]) from None
 
     of_document = limits.document_tokens
