@@ -119,6 +119,48 @@ def test_the_state_while_a_pause_waits_and_while_the_engine_wakes_up(deployment:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("path", ["/sleep", "/pause"])
+def test_a_second_change_ends_what_the_first_waits_for(deployment: Deployment, path: str) -> None:
+    engine = deployment.engine
+
+    async def run() -> None:
+        engine.num_others = 1
+
+        def abort_all() -> None:
+            engine.told.append("abort")
+            engine.num_others = 0
+
+        engine.abort_all = abort_all  # type: ignore[method-assign]
+        first = asyncio.create_task(call(deployment, "POST", "/sleep", mode="wait"))
+        await asyncio.sleep(0)
+        with pytest.raises(ApiError, match="mode 'abort'") as caught:
+            await call(deployment, "POST", "/pause", mode="keep")
+        assert caught.value.status == 409 and not engine.told
+        async with asyncio.timeout(60):
+            await call(deployment, "POST", path)
+            await first
+        assert engine.told[:2] == ["abort", "stop"]
+
+    asyncio.run(run())
+
+
+def test_a_sleep_after_a_partial_wake_up_stops_the_engine_again(deployment: Deployment) -> None:
+    async def run() -> None:
+        for level in ("1", "2"):
+            await call(deployment, "POST", "/sleep", level=level)
+        await call(deployment, "POST", "/wake_up", tags="weights")
+        await call(deployment, "POST", "/sleep", level="0")
+        assert deployment.engine.told == ["abort", "stop", "start"]
+        await call(deployment, "POST", "/sleep", level="1")
+        assert deployment.engine.told[3:] == ["abort", "stop"]
+        await call(deployment, "POST", "/wake_up", tags="kv_cache")
+        assert deployment.engine.told[5:] == ["start"] and not deployment.engine.is_ready
+        await call(deployment, "POST", "/wake_up", tags="weights")
+        assert deployment.engine.told[6:] == [] and deployment.engine.is_ready
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("mode", ["wait", "abort"])
 def test_a_pause_lets_a_beam_search_end_or_ends_it(deployment: Deployment, mode: str) -> None:
     async def run() -> None:

@@ -130,6 +130,7 @@ async def test_a_boot_that_fails_after_a_sleep_is_final(engines, tmp_path):
     waking = asyncio.create_task(client.control.wake_up(["weights"]))
     while len(engines) < 2:
         await asyncio.sleep(0.01)
+    assert isinstance(await engines[1].read(), wire.Configure)  # a socket closed before would lose the message
     engines[1].write(wire.Failed("the weights are gone", "boot"))
     engines[1].die()
     with pytest.raises(EngineError, match="the weights are gone"):
@@ -172,6 +173,22 @@ async def test_an_engine_that_crashes_as_it_is_put_to_sleep_starts_with_the_wake
         assert client.is_ready and len(engines) == 2
         engines[1].die()
         await client.dead.wait()  # the crash during the sleep was the only one that was allowed
+
+
+async def test_an_engine_that_is_killed_as_it_wakes_up_is_started_again(engines, tmp_path):
+    client = await started(engines, restarts=1)
+    await located(client, engines[0], tmp_path)
+    async with asyncio.timeout(10):
+        await client.control.sleep(1, "wait")
+        waking = asyncio.create_task(client.control.wake_up())
+        for number in (1, 2):
+            while len(engines) <= number:
+                await asyncio.sleep(0.01)
+            if number == 1:
+                engines[1].die()
+        engines[2].write(READY)
+        await waking
+    assert client.is_ready and not client.is_dead
 
 
 async def test_an_engine_that_crashes_for_good_as_it_is_put_to_sleep_is_dead(engines, tmp_path):

@@ -42,8 +42,8 @@ HEALTHY_S = 3600.0  # an engine that ran so long starts with the full number of 
 class EngineClient:
     """Owns the engine process: configures it, routes its outputs, and restarts it after a crash.
 
-    It restarts at most `restarts` times. A failed boot is final, as it would fail again. `admission` limits the
-    requests that wait.
+    It restarts at most `restarts` times. A failed boot is final, as it would fail again. A later boot whose process is
+    killed without a word, as it wakes up or restarts, counts as a crash. `admission` limits the requests that wait.
     """
 
     def __init__(
@@ -481,7 +481,7 @@ class EngineClient:
         reason = failure.message if failure else f"the engine process ended unexpectedly ({_describe(status)})"
         if status is None:
             reason = f"{reason}; {_UNKILLABLE}"
-        elif was_ready and self._restarts_left > 0:
+        elif (was_ready or (self._last_info is not None and failure is None)) and self._restarts_left > 0:
             self._restarts_left -= 1
             if self._is_stopped:
                 log.error("%s; it is started again at the end of the sleep", reason)

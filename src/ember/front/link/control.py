@@ -41,7 +41,7 @@ class Controlled(Protocol):
 class Control:
     """Makes one change at a time: a second one waits for the first. A change that has begun is made to its end, also
     when the client that asked for it has left. Only a pause that still waits for running requests is ended by
-    `resume`."""
+    `resume`. A second pause or sleep that ends the running requests ends those too for which the first one waits."""
 
     def __init__(self, engine: Controlled) -> None:
         self._engine = engine
@@ -51,11 +51,17 @@ class Control:
         self.level: int | None = None  # of the sleep
         self._is_paused = False
         self._num_resumes = 0
+        self._modes: list[Mode] = []  # of the pauses and sleeps that are under way or wait for their turn
         self._tasks: set[asyncio.Task[None]] = set()  # references, so that they are not garbage collected
 
     @property
     def is_sleeping(self) -> bool:
         return self.level is not None
+
+    @property
+    def _is_stopped(self) -> bool:
+        """Whether the sleep has ended the engine's process, and no part was woken up since."""
+        return self.level is not None and self.level > 0 and len(self._asleep) == len(TAGS)
 
     @property
     def is_paused(self) -> bool:
@@ -64,8 +70,9 @@ class Control:
         return not self._engine.gate.is_open
 
     async def pause(self, mode: Mode, *, clears_cache: bool = True) -> None:
-        """Let no request start. Raises ApiError 409 when `resume` ended the pause while it waited."""
-        await self._change(self._pause(mode, clears_cache))
+        """Let no request start. Raises ApiError 409 when `resume` ended the pause while it waited, and for requests
+        that are to be frozen while another pause or sleep waits for their end."""
+        await self._stop_requests(mode, self._pause(mode, clears_cache))
 
     async def resume(self) -> None:
         """End a pause, also one that still waits for running requests. A sleep goes on."""
@@ -73,15 +80,35 @@ class Control:
         await self._change(self._resume())
 
     async def sleep(self, level: int, mode: Mode) -> None:
-        """Raises ApiError 400 for a level that frees the memory of requests that are to be kept."""
+        """Raises ApiError 400 for a level that frees the memory of requests that are to be kept, and 409 as `pause`
+        does for them."""
         if level > 0 and mode == "keep":
             raise bad_request(f"mode 'keep' needs level 0: level {level} frees the memory of running requests.", "mode")
-        await self._change(self._sleep(level, mode))
+        await self._stop_requests(mode, self._sleep(level, mode))
 
     async def wake_up(self, tags: Collection[str] = ()) -> None:
         """Wake up these parts, or all. The first one starts the engine; requests go on with the last one. Raises
         ApiError 500 when the engine cannot start, and EngineError when its boot fails."""
         await self._change(self._wake_up(tags))
+
+    async def _stop_requests(self, mode: Mode, work: Coroutine[Any, Any, None]) -> None:
+        """Make a pause or a sleep."""
+
+        async def counted() -> None:
+            try:
+                await work
+            finally:
+                self._modes.remove(mode)
+
+        if mode == "keep" and "wait" in self._modes:
+            work.close()
+            raise ApiError(
+                409,
+                "Another /pause or /sleep waits for the end of the running requests, which mode 'keep' would freeze: "
+                "end them with mode 'abort', or wait.",
+            )
+        self._modes.append(mode)
+        await self._change(counted())
 
     async def _change(self, work: Coroutine[Any, Any, None]) -> None:
         async def alone() -> None:
@@ -110,15 +137,20 @@ class Control:
         self._is_paused = False
 
     async def _sleep(self, level: int, mode: Mode) -> None:
-        if self.level is not None and self.level >= 1:
-            self.level = max(self.level, level)
-            return
-        await self._quiesce(mode, clears_cache=level == 0)
+        if self.level is not None and self.level > 0 and (level == 0 or (self._is_stopped and level <= self.level)):
+            return  # it sleeps as deeply; but after a wake-up of one part the process runs, and is stopped again
+        if not self._is_stopped:
+            await self._quiesce(mode, clears_cache=level == 0)
         if level > 0:
             files = await asyncio.to_thread(weight_files, self._engine.model_dir)
-            if level == 1:
-                await asyncio.to_thread(keep_in_memory, files)
-            await self._engine.stop_process()
+            if not self._is_stopped:
+                if level == 1:
+                    await asyncio.to_thread(keep_in_memory, files)
+                try:
+                    await self._engine.stop_process()
+                except ApiError:  # the engine is dead: requests that wait are to be told
+                    self.level = None
+                    raise
             if level == 2:
                 await asyncio.to_thread(drop_from_memory, files)
         self.level = level
@@ -127,7 +159,7 @@ class Control:
     async def _wake_up(self, tags: Collection[str]) -> None:
         if self.level is None:
             return
-        if self.level > 0 and len(self._asleep) == len(TAGS):
+        if self._is_stopped:
             try:
                 await self._engine.start_process()
             except OSError as error:
@@ -152,6 +184,9 @@ class Control:
         self._release()  # requests that were frozen could not end
         while self._engine.is_busy:
             check_wanted()
+            if mode == "wait" and "abort" in self._modes:  # a later change ends the requests
+                mode = "abort"
+                self._engine.abort_all()
             await asyncio.sleep(_POLL_S)
         if clears_cache:
             await self._engine.reset_prefix_cache()
