@@ -236,6 +236,8 @@ def test_options_reach_the_engine(deployment: Deployment) -> None:
         ({"role": "user", "content": [{"type": "image", "source": {}}]}, {}, "messages.0.content.0"),
         ({"role": "user", "content": [{"type": "document", "source": {"type": "base64"}}]}, {}, "'base64'"),
         ({"role": "user", "content": [{"type": "tool_result", "content": "x"}]}, {}, "tool_use_id"),
+        ({"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t9"}]}, {}, "unexpected `tool_use_id`"),
+        ("hi", {"tool_choice": {"type": "tool", "name": "mul"}, "tools": TOOLS}, "allowed are"),
         ({"role": "user", "content": [{"type": "novel"}]}, {}, "'novel'"),
         ({"role": "user", "content": [{"text": "x"}]}, {}, "content.0.type"),
         ({"role": "assistant", "content": [{"type": "tool_use", "id": "x"}]}, {}, "content.0.name"),

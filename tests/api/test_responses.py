@@ -284,6 +284,15 @@ def test_the_form_of_the_text(deployment: Deployment, kind: str) -> None:
         ({"top_logprobs": -2}, "`top_logprobs` must be a positive value"),
         ({"top_logprobs": 21}, "greater than max allowed: 20"),
         ({"tools": [{"type": None, "name": "x"}]}, "got null"),
+        ({"input": [{"type": 0, "role": "user", "content": "x"}]}, "`input.0.type` must be one of"),
+        ({"input": [{"type": {}, "role": "user", "content": "x"}]}, "`input.0.type` must be one of"),
+        (
+            {"input": [{"type": "function_call_output", "call_id": "call_x", "output": "3"}]},
+            "No tool call found for function call output with call_id call_x",
+        ),
+        ({"text": {"verbosity": "x"}}, "`text.verbosity` must be"),
+        ({"text": {"format": {"type": "json_schema", "name": "a b!", "schema": {}}}}, "`text.format.name` must be"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "mul"}}, "allowed are"),
     ],
 )
 def test_bad_input_is_named(deployment: Deployment, fields: Any, text: str) -> None:
@@ -401,6 +410,11 @@ def test_a_response_in_the_background(deployment: Deployment) -> None:
         late = await call("GET", path, stream="true", starting_after=str(len(events) - 2))
         assert [json.loads(event.data) async for event in late.events] == events[-1:]
         assert (await call("POST", f"{path}/cancel"))["status"] == "completed"
+        odd = {"starting_after": str(len(events)), "include_obfuscation": "maybe", "include": "nope", "stream": "yes"}
+        for name, value in odd.items():
+            with pytest.raises(ApiError, match=f"`{name}` must be") as caught:
+                await call("GET", path, **{"stream": "true", name: value})
+            assert caught.value.status == 400
 
         deployment.engine.delay = 0.05
         queued = await call("POST", PATH, {"input": "hi", "background": True})
@@ -414,6 +428,8 @@ def test_a_response_in_the_background(deployment: Deployment) -> None:
         assert [(body["status"], body["output"][-1]["status"]) for body in both] == [("cancelled", "incomplete")] * 2
         assert deployment.engine.generations[-1].aborted
         assert (await call("GET", path)) == both[0]
+        events = checked([event async for event in (await call("GET", path, stream="true")).events])
+        assert (events[-1]["type"], events[-1]["response"]) == ("response.failed", both[0])
         assert not deployment.services.tasks
         queued = await call("POST", PATH, {"input": "hi", "background": True})
         await call("DELETE", f"{PATH}/{queued['id']}")

@@ -6,6 +6,7 @@ the answer then has `function_call` in place of `tool_calls`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -121,7 +122,7 @@ def _named(tools: list[dict[str, Any]], choice: dict[str, Any], is_legacy: bool)
         if tool["function"]["name"] == name:
             return tool
     message = f"The tool specified in `{field}` does not match any of the specified `tools`"
-    raise bad_request(message, field)
+    raise bad_request(f"{message}: {_unmatched([name], tools)}", field)
 
 
 def _allowed(tools: list[dict[str, Any]], choice: dict[str, Any]) -> tuple[tuple[dict[str, Any], ...], str]:
@@ -137,8 +138,16 @@ def _allowed(tools: list[dict[str, Any]], choice: dict[str, Any]) -> tuple[tuple
     allowed = tuple(tool for tool in tools if tool["function"]["name"] in names)
     unknown = names.difference(tool["function"]["name"] for tool in allowed)
     if unknown:
-        raise bad_request("A tool specified in `tool_choice` does not match any of the specified `tools`", field)
+        message = "A tool specified in `tool_choice` does not match any of the specified `tools`"
+        raise bad_request(f"{message}: {_unmatched(sorted(unknown, key=str), tools)}", field)
     return allowed, mode
+
+
+def _unmatched(given: Sequence[str | None], tools: Sequence[dict[str, Any]]) -> str:
+    """Which names were given, and which are allowed. Both are shortened."""
+    allowed = [shown(tool["function"]["name"]) for tool in tools[:20]]
+    more = [f"and {len(tools) - 20} more"] if len(tools) > 20 else []
+    return f"got {', '.join(map(shown, given[:5]))}, allowed are {', '.join([*allowed, *more])}."
 
 
 def _name_of(entry: Any) -> str | None:

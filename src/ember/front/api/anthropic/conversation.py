@@ -135,10 +135,12 @@ class _Reader:
     def _result(self, block: Mapping[str, Any], place: str) -> dict[str, Any]:
         call_id = required_string(block, "tool_use_id", place)
         content = block.get("content")
-        turn = {"role": "tool", "tool_call_id": call_id, "content": self._parts(content or [], f"{place}.content")}
-        if call_id in self._names:
-            turn["name"] = self._names[call_id]
-        return turn
+        if call_id not in self._names:
+            message = f"{place}: unexpected `tool_use_id` found in `tool_result` blocks: {call_id[:100]}. "
+            message += "Each `tool_result` block must have a corresponding `tool_use` block before it."
+            raise bad_request(message, f"{place}.tool_use_id")
+        parts = self._parts(content or [], f"{place}.content")
+        return {"role": "tool", "tool_call_id": call_id, "content": parts, "name": self._names[call_id]}
 
     def _parts(self, content: Any, place: str) -> list[Part]:
         if not isinstance(content, str | list):

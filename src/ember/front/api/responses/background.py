@@ -34,6 +34,10 @@ class Running:
         self._events: list[Event] = []
         self._news = asyncio.Event()
 
+    @property
+    def num_events(self) -> int:
+        return len(self._events)
+
     def cancel(self) -> None:
         """Stop the work. What ends already is left to end: a second cancellation would come while it is stored."""
         if self.task is not None and not self.is_ending:

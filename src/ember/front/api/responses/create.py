@@ -111,7 +111,11 @@ async def _history(previous_id: str | None, store: Store | None) -> list[Item]:
             raise bad_request(message, param)
         stored = await store.get(name)
         if stored is None:
-            message = f"Previous response with id {name[:100]!r} not found: it was not stored, or has expired."
+            message = (
+                f"Previous response with id {name[:100]!r} not found: it was not stored, was deleted or has expired."
+            )
+            if found:
+                message += f" The response {found[-1].id!r} continues it."
             raise ApiError(404, message, param=param)
         if stored.body["status"] in UNFINISHED:
             raise bad_request(f"The response {name[:100]!r} is not finished.", param)
@@ -200,7 +204,9 @@ async def _work(running: Running, reply: Reply, store: Store, items: list[Item])
         assert writer.body is not None
         body = writer.body
     except asyncio.CancelledError:
-        body = reply.body("cancelled")
+        running.add(writer.cancelled())
+        assert writer.body is not None
+        body = writer.body
     except ApiError as error:  # before the first token
         running.add(writer.failed(error))
         assert writer.body is not None

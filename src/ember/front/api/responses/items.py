@@ -40,23 +40,30 @@ def full_name(name: Any, namespace: Any) -> Any:
     return f"{namespace}__{name}" if isinstance(namespace, str) and isinstance(name, str) else name
 
 
-def chat_messages(items: Sequence[Item], model_name: str, place: str = "input") -> list[dict[str, Any]]:
-    """The messages of a chat. References must have been resolved before. Raises ApiError 400 that names the item at
-    fault."""
-    reader = _Reader(model_name)
-    for index, item in enumerate(items):
-        reader.read(item, f"{place}.{index}")
-    return reader.messages
+def chat_messages(history: Sequence[Item], items: Sequence[Item], model_name: str) -> list[dict[str, Any]]:
+    """The messages of a chat. `history` are the items of earlier responses. References must have been resolved before.
+    Raises ApiError 400 that names the item at fault."""
+    names: dict[str, str] = {}
+    messages = []
+    for place, given in (("previous_response_id.input", history), ("input", items)):
+        reader = _Reader(model_name, names)
+        for index, item in enumerate(given):
+            reader.read(item, f"{place}.{index}")
+        messages += reader.messages
+    return messages
 
 
 class _Reader:
-    def __init__(self, model_name: str) -> None:
+    def __init__(self, model_name: str, names: dict[str, str]) -> None:
+        """`names`: of functions, by the id of their call."""
         self._model_name = model_name
         self.messages: list[dict[str, Any]] = []
-        self._names: dict[str, str] = {}  # of functions, by the id of their call
+        self._names = names
 
     def read(self, item: Item, place: str) -> None:
-        kind = item.get("type") or ("message" if "role" in item else None)
+        kind = item.get("type")
+        if kind is None and "role" in item:
+            kind = "message"
         if kind == "message":
             self._read_message(item, place)
         elif kind == "reasoning":
@@ -66,8 +73,11 @@ class _Reader:
         elif kind == "function_call_output":
             call_id = required_string(item, "call_id", place)
             parts = self._parts(item.get("output"), f"{place}.output")
-            named = {"name": self._names[call_id]} if call_id in self._names else {}
-            self.messages.append({"role": "tool", "tool_call_id": call_id, "content": parts, **named})
+            if call_id not in self._names:
+                message = f"No tool call found for function call output with call_id {call_id[:100]} (`{place}`)."
+                raise bad_request(message, f"{place}.call_id")
+            name = self._names[call_id]
+            self.messages.append({"role": "tool", "tool_call_id": call_id, "content": parts, "name": name})
         else:
             message = f"`{place}.type` must be one of {', '.join(map(repr, _KINDS))}, got {shown(kind)}."
             raise bad_request(message, f"{place}.type")

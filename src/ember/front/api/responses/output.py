@@ -171,6 +171,12 @@ class ResponseEvents:
         self.body = self._reply.body("failed", error=error)
         return self._event("response.failed", response=self.body)
 
+    def cancelled(self) -> Event:
+        """The last event of a response that was cancelled. Clients know no event of that name, so it is the one for a
+        failure, and the status in it says what happened."""
+        self.body = self._reply.body("cancelled")
+        return self._event("response.failed", response=self.body)
+
     def _of(self, found: BlockEvent) -> list[Event]:
         block = found.block
         if isinstance(found, BlockStart):

@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 from ember.front.api.exchange import EventStream, Request, Response
 from ember.front.api.responses.background import Running, background_of
 from ember.front.api.responses.store import HEARTBEAT_TIMEOUT, UNFINISHED, Item, Store, Stored, store_of
+from ember.front.api.responses.translate import checked_include
 from ember.front.api.services import Services
 from ember.front.errors import ApiError, bad_request
 
 MAX_LISTED = 100
-_TRUE = ("true", "1")
+_FLAGS = {"true": True, "1": True, "false": False, "0": False, "": False}
 
 
 async def get_response(services: Services, raw_request: Request) -> Response | EventStream:
     """The response, or with `stream=true` the events of one in the background. Raises ApiError."""
     name = raw_request.parameters["response_id"]
     running = background_of(services).get(name)
-    if raw_request.query.get("stream", "").lower() in _TRUE:
+    query = raw_request.query
+    _flag(query, "include_obfuscation")
+    for field in ("include", "include[]"):
+        if field in query:
+            checked_include(query[field].split(","))
+    if _flag(query, "stream"):
         if running is None:
             await _stored(services, raw_request, name)
             raise bad_request(
                 "Only a response that was made in the background, lately, can be streamed again.", "stream"
             )
-        after = raw_request.query.get("starting_after")
-        return EventStream(running.follow(0 if after is None else _number("starting_after", after, 0, 2**31) + 1))
+        after = query.get("starting_after")
+        most = max(running.num_events - 1, 0)
+        return EventStream(running.follow(0 if after is None else _number("starting_after", after, 0, most) + 1))
     if running is not None:
         return Response(200, running.body)
     _, stored = await _stored(services, raw_request, name)
@@ -137,6 +145,14 @@ async def _stored(services: Services, raw_request: Request, name: str) -> tuple[
         why = "RESPONSES_STORE is off" if store is None else "it was not stored, or has expired"
         raise ApiError(404, f"Response with id {name[:100]!r} not found: {why}.", param="response_id")
     return store, stored
+
+
+def _flag(query: Mapping[str, str], name: str) -> bool:
+    """Raises ApiError 400."""
+    given = query.get(name, "")
+    if given.lower() not in _FLAGS:
+        raise bad_request(f"`{name}` must be true or false, got {given[:64]!r}.", name)
+    return _FLAGS[given.lower()]
 
 
 def _number(name: str, given: str, least: int, most: int) -> int:

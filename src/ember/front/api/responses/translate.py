@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,9 @@ _OF_OTHER_TOOLS = (
     "web_search_call.results",
 )
 
+_VERBOSITIES = ("low", "medium", "high")
+_FORM_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+
 _PASSED = (*CHAT_OPTIONS, "stop", "thinking_token_budget", "top_k")
 
 
@@ -47,8 +51,7 @@ def chat_body(
     for name in ("prompt", "conversation"):
         if getattr(request, name) is not None:
             raise bad_request(f"`{name}` is not supported: send `input`, or `previous_response_id`.", name)
-    earlier = chat_messages(history, services.model_name, "previous_response_id.input")
-    messages = [*earlier, *chat_messages(items, services.model_name)]
+    messages = chat_messages(history, items, services.model_name)
     if not messages:
         raise bad_request("`input` must be a non-empty string or list of items.", "input")
     if request.instructions:
@@ -76,7 +79,7 @@ def chat_body(
             "top_p": request.top_p,
             "include_reasoning": request.include_reasoning,
         }
-        included = _included(request)
+        included = checked_include(request.include)
         if LOGPROBS in included:
             body |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
     return body, _ignored(request)
@@ -88,9 +91,9 @@ def _is_unfinished(item: dict[str, Any]) -> bool:
     return is_message and item.get("status") in ("in_progress", "incomplete")
 
 
-def _included(request: ResponsesRequest) -> set[str]:
+def checked_include(names: Sequence[str] | None) -> set[str]:
     """Raises ApiError 400 for an unknown name."""
-    given = set(request.include or ())
+    given = set(names or ())
     for name in sorted(given.difference(_INCLUDED, _OF_OTHER_TOOLS)):
         allowed = ", ".join(map(repr, (*_INCLUDED, *_OF_OTHER_TOOLS)))
         raise bad_request(f"`include` must be of {allowed}, got {name[:64]!r}.", "include")
@@ -159,6 +162,10 @@ def namespaces(request: InputTokensRequest) -> dict[str, tuple[str, str]]:
 
 def _form(request: InputTokensRequest) -> dict[str, Any]:
     """`response_format`."""
+    verbosity = (request.text or {}).get("verbosity")
+    if verbosity not in (None, *_VERBOSITIES):
+        message = f"`text.verbosity` must be {', '.join(map(repr, _VERBOSITIES))}, got {shown(verbosity)}."
+        raise bad_request(message, "text.verbosity")
     form = (request.text or {}).get("format")
     if form is None:
         return {}
@@ -170,6 +177,10 @@ def _form(request: InputTokensRequest) -> dict[str, Any]:
     if kind == "json_schema":
         if not isinstance(form.get("schema"), dict):
             raise bad_request("`text.format.schema` must be a JSON schema, an object.", "text.format.schema")
+        name = form.get("name")
+        if name is not None and not (isinstance(name, str) and _FORM_NAME.fullmatch(name)):
+            message = f"`text.format.name` must be of at most 64 letters, digits, _ and -, got {shown(name)}."
+            raise bad_request(message, "text.format.name")
         schema = {
             name: form[name] for name in ("name", "description", "schema", "strict") if form.get(name) is not None
         }
