@@ -161,6 +161,10 @@ def test_dimensions_that_a_model_was_trained_for(embedder: Deployment) -> None:
     embedder.pools("embed", is_matryoshka=True)
     with pytest.raises(ApiError, match="dimensions must be at most 8, the model's own, got 9"):
         ask(embedder, EMBED, {"input": "a", "dimensions": 9})
+    embedder.pools("embed", dimensions=16, is_matryoshka=True)
+    with pytest.raises(ApiError, match="multiple of 8") as caught:
+        ask(embedder, EMBED, {"input": "a", "dimensions": 9, "embedding_type": "binary"})
+    assert caught.value.param == "embedding_type"
 
 
 def test_a_text_is_cut_and_keeps_its_special_tokens(embedder: Deployment) -> None:

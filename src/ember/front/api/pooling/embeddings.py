@@ -52,7 +52,7 @@ async def create_embeddings(services: Services, raw_request: Request) -> Respons
     kind = request.embedding_type
     if kind in ("binary", "ubinary"):
         signed = kind == "binary"
-        check_bits(pooled, kind)
+        check_bits(pooled, "embedding_type")
         return await written(pooled, lambda: _listed(call, [vectors.as_bits(each, signed=signed) for each in pooled]))
     return await encoded_answer(call, request, pooled, "embedding", "embedding", kind or "float")
 
@@ -101,12 +101,12 @@ def check_dimensions(asked: int | None, param: str, services: Services, info: Re
         raise bad_request(f"{param} must be at most {pooling.most_dimensions}, the model's own, got {asked}.", param)
 
 
-def check_bits(pooled: Sequence[Pooled], kind: str) -> None:
+def check_bits(pooled: Sequence[Pooled], param: str) -> None:
     """Raises ApiError 400 for embeddings that cannot be packed eight values to a number."""
     width = pooled[0].shape[-1]
     if width % 8:
         message = f"Embedding dimension must be a multiple of 8 for binary embedding types, but got {width}."
-        raise bad_request(message, kind)
+        raise bad_request(message, param)
 
 
 async def encoded_answer(
