@@ -13,6 +13,8 @@ _ROOM = "ember.front.offline"
 _OFFLINE = {
     "LLM": "llm",
     "PromptError": "errors",
+    "TextPrompt": "prompts",
+    "TokensPrompt": "prompts",
     **dict.fromkeys(
         ("SamplingParams", "BeamSearchParams", "PoolingParams", "StructuredOutputsParams", "GuidedDecodingParams"),
         "params",

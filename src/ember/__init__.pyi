@@ -18,5 +18,7 @@ from ember.front.offline.params import GuidedDecodingParams as GuidedDecodingPar
 from ember.front.offline.params import PoolingParams as PoolingParams
 from ember.front.offline.params import SamplingParams as SamplingParams
 from ember.front.offline.params import StructuredOutputsParams as StructuredOutputsParams
+from ember.front.offline.prompts import TextPrompt as TextPrompt
+from ember.front.offline.prompts import TokensPrompt as TokensPrompt
 
 __version__: str

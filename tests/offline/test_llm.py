@@ -16,7 +16,16 @@ import numpy as np
 import pytest
 import torch
 
-from ember import LLM, BeamSearchParams, PoolingParams, PromptError, SamplingParams, StructuredOutputsParams
+from ember import (
+    LLM,
+    BeamSearchParams,
+    PoolingParams,
+    PromptError,
+    SamplingParams,
+    StructuredOutputsParams,
+    TextPrompt,
+    TokensPrompt,
+)
 from ember.front.api.exchange import Request
 from ember.front.api.routes import ROUTER
 from ember.front.loop import EngineLoop
@@ -109,6 +118,34 @@ def test_chats_are_those_of_the_route_with_the_text_as_the_model_wrote_it(llm: L
     assert chosen.outputs[0].text.endswith(("north", "south"))
     (guided,) = llm.generate("Go", SamplingParams(guided_decoding={"regex": "[ab]{3}"}))
     assert set(guided.outputs[0].text) <= {"a", "b"} and len(guided.outputs[0].text) == 3
+
+
+def test_the_tokenizer_makes_the_prompts_of_chats(llm: LLM) -> None:
+    tokenizer: Any = llm.get_tokenizer()
+    chat = [{"role": "user", "content": "What is 2 plus 5?"}]
+    (answer,) = llm.chat(chat, SamplingParams(max_tokens=1))
+    written = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True)
+    assert (written, ids) == (answer.prompt, answer.prompt_token_ids) and tokenizer.decode(np.array(ids)) == written
+    assert tokenizer.apply_chat_template(chat, chat_template="[{{ messages[0].content }}]", tokenize=False) == (
+        "[What is 2 plus 5?]"
+    )
+    assert "weather" in str(tokenizer.apply_chat_template(chat, tools=[WEATHER], tokenize=False))
+    assert tokenizer.decode(ids[0]) + tokenizer.decode(ids[1:], skip_special_tokens=True) != written
+    (output,) = llm.generate(TokensPrompt(prompt_token_ids=tokenizer.encode("The sky")), GREEDY)
+    assert output.outputs[0] == llm.generate(TextPrompt(prompt="The sky"), GREEDY)[0].outputs[0]
+    long = [7] * 200
+    assert [llm.generate(long, GREEDY)[0].num_cached_tokens > 0 for _ in range(2)][1] and llm.reset_prefix_cache()
+    assert llm.generate(long, GREEDY)[0].num_cached_tokens == 0
+    wrong_calls: list[tuple[Any, type[Exception]]] = [
+        (lambda: tokenizer.encode(wrong), TypeError),
+        (lambda: tokenizer.decode([10**9]), ValueError),
+        (lambda: tokenizer.decode(text), TypeError),
+        (lambda: tokenizer.apply_chat_template(wrong), PromptError),
+    ]
+    for call, kind in wrong_calls:
+        with pytest.raises(kind, match="text|token_ids|messages"):
+            call()
 
 
 def test_beams(llm: LLM) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ember.front.api.body import parse_body
 from ember.front.api.call import ApiCall, open_call
-from ember.front.api.chat_prompt import adds_generation_prompt, asked_variables, chat_prompt
+from ember.front.api.chat_prompt import adds_generation_prompt, asked_variables, chat_prompt, render_chat
 from ember.front.api.completion_prompts import completion_prompts
 from ember.front.api.exchange import Request
 from ember.front.api.logprobs import alternatives
@@ -72,6 +72,16 @@ async def converse(
 
     call = await in_thread(request, opened)
     return call, call.specs[0].prompt.text
+
+
+async def rendered(services: Services, messages: Any, fields: dict[str, Any]) -> str:
+    """The text of a conversation. Raises ApiError."""
+    request = await parse_body(ChatRequest, {**fields, "messages": messages})
+    refuse_template_overrides(request)
+    adds_generation_prompt(request)
+    tools = requested_tools(request, services, to_run=False).shown
+    text, _, _ = await in_thread(request, render_chat, request, services, tools)
+    return text
 
 
 async def request_output(

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ember.front.api.services import Services
+from ember.front.errors import ApiError
 from ember.front.offline import pooling
 from ember.front.offline.checks import check_argument
 from ember.front.offline.generation import beam_output, complete, converse, request_output
@@ -30,6 +31,7 @@ from ember.front.offline.outputs import (
 from ember.front.offline.params import BeamSearchParams, PoolingParams, SamplingParams
 from ember.front.offline.prompts import PromptType, read_prompts
 from ember.front.offline.session import Progress, Session
+from ember.front.offline.tokenizer import OfflineTokenizer
 from ember.front.text.template_choice import choose_template
 from ember.front.text.template_error import TemplateError
 from ember.settings import load_arguments
@@ -97,6 +99,19 @@ class LLM:
         return SamplingParams(
             **{name: value for name, value in defaults.items() if name in known and value is not None}
         )
+
+    def get_tokenizer(self) -> OfflineTokenizer:
+        """The model's tokenizer and chat template."""
+        return OfflineTokenizer(self._services, self._session.wait, self._with_template)
+
+    def reset_prefix_cache(self) -> bool:
+        """Empty the prefix cache. Prompts that run keep their pages. Raises RuntimeError while the engine is not
+        ready."""
+        try:
+            self._session.wait(self._services.engine.reset_prefix_cache())
+        except ApiError as error:
+            raise RuntimeError(error.message) from None
+        return True
 
     # ------------------------------------------------------------------------------------------------------ generation
 

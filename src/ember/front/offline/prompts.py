@@ -5,11 +5,25 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from ember.front.errors import ApiError, bad_request
 from ember.front.offline.checks import plain
 from ember.front.offline.errors import raise_for
+
+
+class TextPrompt(TypedDict):
+    """A prompt as text."""
+
+    prompt: str
+
+
+class TokensPrompt(TypedDict):
+    """A prompt as token ids, with the text that the result shows."""
+
+    prompt_token_ids: Sequence[int]
+    prompt: NotRequired[str]
+
 
 PromptType = str | Sequence[int] | Mapping[str, Any]
 _FORMS = 'a text, token ids, {"prompt": text} or {"prompt_token_ids": ids}'

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ember.front.api.feed import feed
@@ -105,6 +105,14 @@ class Session:
         with progress:
             self._wait(feed(next_item, place, min(window or self.window, len(given))), progress)
         return results
+
+    def wait(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        """The result of a coroutine, which runs on the loop. Raises RuntimeError after the end of the engine."""
+        if self.is_closed:
+            coroutine.close()
+        self._check_open()
+        result: Result = self._wait(coroutine)
+        return result
 
     def _check_open(self) -> None:
         if self.is_closed:
