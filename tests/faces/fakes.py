@@ -74,6 +74,8 @@ class FakeWorker:
         await self.dead.wait()
         return "it was killed"
 
+    async def turn_away(self) -> None: ...
+
     async def close(self) -> None:
         self.closed = True
         log.info("the fake is closed")

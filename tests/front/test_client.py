@@ -191,6 +191,27 @@ async def test_an_engine_that_is_killed_as_it_wakes_up_is_started_again(engines,
     assert client.is_ready and not client.is_dead
 
 
+async def test_a_worker_that_shuts_down_refuses_what_waits_for_a_sleep_or_a_boot(engines, tmp_path):
+    client = await started(engines, restarts=1)
+    await located(client, engines[0], tmp_path)
+    async with asyncio.timeout(10):
+        await client.control.sleep(1, "wait")
+        asleep = asyncio.create_task(client.wait_ready())
+        await asyncio.sleep(0.01)
+        client.gate.end()  # as the server does at a signal
+        with pytest.raises(ApiError, match="shutting down"):
+            await asleep
+        waking = asyncio.create_task(client.control.wake_up())
+        while len(engines) < 2:
+            await asyncio.sleep(0.01)
+        await client.close()
+        for late in (waking, client.wait_ready()):
+            with pytest.raises(ApiError, match="shutting down") as caught:
+                await late
+            assert caught.value.status == 503
+    assert not client.gate.is_open
+
+
 async def test_an_engine_that_crashes_for_good_as_it_is_put_to_sleep_is_dead(engines, tmp_path):
     client = await started(engines)
     await located(client, engines[0], tmp_path)

@@ -187,12 +187,23 @@ class Worker:
         """Work that goes on after its request was answered."""
         return set() if self._services is None else self._services.tasks
 
+    async def turn_away(self) -> None:
+        """Refuse the requests that wait for a paused or sleeping engine: the worker stops, and nobody wakes it up any
+        more. Batches are left to the next start."""
+        if self.engine.gate.is_open:
+            return
+        await self._close_services()
+        self.engine.gate.end()
+
+    async def _close_services(self) -> None:
+        for close in [] if self._services is None else self._services.closers:
+            await close()
+
     async def close(self) -> None:
         for task in (self._booting, self._preparing):
             if task is not None:
                 task.cancel()
-        for close in [] if self._services is None else self._services.closers:
-            await close()
+        await self._close_services()
         await self.engine.close()
         if self._services is not None and self._services.metrics.tracer is not None:
             await asyncio.to_thread(self._services.metrics.tracer.close)

@@ -64,6 +64,7 @@ async def _serve(settings: Settings, worker: Worker, router: Router) -> int:
         status = await _until_over(worker, stopping, settings.drain_timeout)
         stopping.set()
         await site.stop()
+        await worker.turn_away()
         await _drain(server.in_flight | worker.tasks, hurrying, settings.drain_timeout)
         return status
     finally:

@@ -155,7 +155,7 @@ class EngineClient:
 
     async def wait_ready(self) -> wire.Ready:
         """Wait for the boot or the restart to end, and for that of a pause or a sleep. Raises EngineError when the
-        engine fails."""
+        engine fails, and ApiError 503 when the worker shuts down."""
         while True:
             await self.gate.wait()
             info = await asyncio.shield(self._ready)
@@ -310,6 +310,10 @@ class EngineClient:
         if self._transport is not None:
             self._transport.close()
         self._fail_in_flight("The worker is shutting down.", status=503)
+        self.gate.end()
+        if not self._ready.done():
+            self._ready.set_exception(shutting_down())
+            self._ready.exception()  # a future nobody waits for is no unhandled error
         self._engine.process.kill()  # the process has no state to save
         await self._reap()
         for task in self._tasks:
