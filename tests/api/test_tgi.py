@@ -86,6 +86,7 @@ def test_options_reach_the_engine(deployment: Deployment) -> None:
         ({"max_new_tokens": "many"}, "max_new_tokens"),
         ({"top_p": 2}, "parameters.top_p must"),
         ({"max_new_tokens": 0}, "parameters.max_new_tokens must"),
+        ({"truncate": 0}, "parameters.truncate"),
         ({"best_of": 1000, "do_sample": True}, "parameters.best_of must"),
     ],
 )

@@ -223,6 +223,9 @@ def test_keys() -> None:
         assert await status("/v1/models", "bearer two") == 200
         for wrong in (None, "Bearer", "Bearer ", "Bearer on", "Bearer one,two", "Basic one", "one", "Bearer öne"):
             assert await status("/v1/models", wrong) == 401, wrong
+        for name in ("x-api-key", "api-key"):
+            for key, expected in (("two", 200), ("three", 401)):
+                assert (await client.get("/v1/models", headers={name: key})).status == expected, name
         for path in ("/boot", "/boot/", "/nowhere", "/tokenize", "/healthz", "/health/x", "/metrics/x"):
             assert await status(path, None) == 401, path
             assert await status(path, "Bearer one") in (200, 404, 405), path

@@ -414,6 +414,8 @@ def test_keys() -> None:
             assert (await calls.client("GET", path, Authorization="Bearer on"))[0] == 401, path
         assert (await calls.client("GET", "/health", Authorization="Bearer one"))[0] == 200
         assert (await calls.client("GET", "/health", Authorization="two"))[0] == 200  # as workers send it
+        for name in ("x-api-key", "api-key"):
+            assert [(await calls.client("GET", "/health", **{name: key}))[0] for key in ("two", "tw")] == [200, 401]
 
     play(scenario, keys=("one", "two"))
 
@@ -431,6 +433,11 @@ def test_openai_requests_become_jobs() -> None:
         error = {"message": "bad", "type": "BadRequestError", "param": None, "code": 400}
         await calls.report("job-done", job["id"], json.dumps({"error": json.dumps(error)}))
         assert await asked == (500, {"error": error})
+        for told in ('{"type": "overloaded_error", "message": "bad"}', "bad"):  # the second of a worker that ended
+            asked = asyncio.create_task(calls.client("POST", "/openai/v1/messages", {}))
+            await calls.report("job-done", (await calls.take())["id"], json.dumps({"error": told}))
+            kind = "api_error" if told == "bad" else "overloaded_error"
+            assert await asked == (500, {"type": "error", "error": {"type": kind, "message": "bad"}})
         asked = asyncio.create_task(calls.client("DELETE", "/openai/v1/responses/resp_1"))
         job = await calls.take()
         assert job["input"] == {"route": "/v1/responses/resp_1", "method": "DELETE"}

@@ -43,12 +43,13 @@ class Access:
             raise PlatformError(403, f"this platform serves only this machine, not under the name {host[:100]}; {_HOW}")
 
     def _has_key(self, http: web.Request) -> bool:
-        """Whether the request has a key, compared in constant time. Clients send `Bearer KEY`, workers the bare key."""
-        given = http.headers.get("Authorization", "").encode("utf-8", "surrogatepass")
-        if given[:7].lower() == b"bearer ":
-            given = given[7:]
-        digest = _digest(given.strip())
-        matches = [hmac.compare_digest(digest, key) for key in self._keys]
+        """Whether the request has a key, compared in constant time. Clients send `Bearer KEY`, Anthropic's and Azure's
+        a header of their own, and workers the bare key."""
+        given = [http.headers.get(name, "") for name in ("Authorization", "x-api-key", "api-key")]
+        if given[0][:7].lower() == "bearer ":
+            given[0] = given[0][7:]
+        digests = [_digest(key.strip().encode("utf-8", "surrogatepass")) for key in given]
+        matches = [hmac.compare_digest(digest, key) for digest in digests for key in self._keys]
         return any(matches)
 
     def _is_own_name(self, host: str) -> bool:

@@ -47,15 +47,15 @@ async def openai(http: web.Request) -> web.StreamResponse:
         if (isinstance(body, dict) and body.get("stream") is True) or http.query.get("stream") in ("true", "1"):
             return await _streamed(http, endpoint, job)
         await endpoint.wait_final(job, math.inf)
-        return _whole(job)
+        return _whole(http, job)
     except (asyncio.CancelledError, ConnectionError):
         endpoint.cancel(job)
         raise
 
 
-def _whole(job: Job) -> web.Response:
+def _whole(http: web.Request, job: Job) -> web.Response:
     if job.status != COMPLETED:
-        return answer({"error": _error(job)}, 500)
+        return answer(_failure(http, job), 500)
     output = job.output
     if isinstance(output, list) and len(output) == 1:  # the outputs of a generator are a list
         output = output[0]
@@ -65,7 +65,7 @@ def _whole(job: Job) -> web.Response:
 async def _streamed(http: web.Request, endpoint: Endpoint, job: Job) -> web.StreamResponse:
     await endpoint.wait_chunks(job, math.inf)
     if not job.chunks:
-        return _whole(job)
+        return _whole(http, job)
     response = web.StreamResponse(headers=_SSE_HEADERS)
     await response.prepare(http)
     while True:
@@ -75,7 +75,8 @@ async def _streamed(http: web.Request, endpoint: Endpoint, job: Job) -> web.Stre
             break
         await endpoint.wait_chunks(job, math.inf)
     if job.status != COMPLETED:
-        await response.write(_event({"error": _error(job)}).encode("utf-8", "replace"))
+        head = "event: error\n" if _is_anthropic(http) else ""
+        await response.write((head + _event(_failure(http, job))).encode("utf-8", "replace"))
     await response.write_eof()
     return response
 
@@ -88,7 +89,21 @@ def _event(output: Any) -> str:
     return "".join(f"data: {json.dumps(part, ensure_ascii=False)}\n\n" for part in parts)
 
 
-def _error(job: Job) -> Any:
+def _is_anthropic(http: web.Request) -> bool:
+    path: str = http.match_info["path"]
+    return path == "v1/messages" or path.startswith("v1/messages/")
+
+
+def _failure(http: web.Request, job: Job) -> dict[str, Any]:
+    """The body that tells of a failed job, in the form of the route: Anthropic's or OpenAI's."""
+    error = _error(job)
+    if not _is_anthropic(http):
+        return {"error": {"type": "InternalServerError", "param": None, "code": 500, **error}}
+    kind, message = error.get("type", "api_error"), error.get("message", "")
+    return {"type": "error", "error": {"type": kind, "message": message}}
+
+
+def _error(job: Job) -> dict[str, Any]:
     """The job's error as an object. Workers report text, which may be a JSON object."""
     error = job.error if job.error is not None else f"the job is {job.status}"
     if isinstance(error, str):
@@ -99,4 +114,4 @@ def _error(job: Job) -> Any:
         error = parsed if isinstance(parsed, dict) else {"message": error}
     if not isinstance(error, dict):
         error = {"message": json.dumps(error)}
-    return {"type": "InternalServerError", "param": None, "code": 500, **error}
+    return error

@@ -223,12 +223,11 @@ class _Face:
             raise ApiError(403, f"{route.path} is for the operator: {hint}.", type="PermissionDeniedError")
 
     def _has_key(self, http: web.BaseRequest, keys: list[bytes]) -> bool:
-        """Whether the request has one of the keys, as a bearer token or as Anthropic's clients send it. All keys are
-        compared, each in constant time."""
+        """Whether the request has one of the keys, as a bearer token or as Anthropic's and Azure's clients send it. All
+        keys are compared, each in constant time."""
         scheme, _, token = http.headers.get("Authorization", "").partition(" ")
         given = [token.strip()] if scheme.lower() == "bearer" else []
-        if (own := http.headers.get("x-api-key")) is not None:
-            given.append(own.strip())
+        given += [http.headers[name].strip() for name in ("x-api-key", "api-key") if name in http.headers]
         digests = [_digest(key) for key in given]
         matches = [hmac.compare_digest(digest, key) for digest in digests for key in keys]
         return any(matches)

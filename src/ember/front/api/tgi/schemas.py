@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from ember.front.api.schemas import Int64, Items, OpenModel
 
@@ -26,7 +28,7 @@ class TgiParameters(OpenModel):
     top_k: Int64 | None = None
     top_n_tokens: Int64 | None = None
     top_p: float | None = None
-    truncate: Int64 | None = None
+    truncate: Annotated[Int64, Field(ge=1)] | None = None
     typical_p: float | None = None
     watermark: bool | None = None
 
