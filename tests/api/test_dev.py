@@ -144,6 +144,32 @@ def test_a_second_change_ends_what_the_first_waits_for(deployment: Deployment, p
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("ids", [["mine"], ["chatcmpl-mine"], None])
+def test_a_request_that_waits_for_a_sleep_counts_and_can_be_aborted(deployment: Deployment, ids: Any) -> None:
+    async def figures() -> tuple[int, bool]:
+        page = await call(deployment, "GET", "/metrics")
+        line = next(line for line in page.splitlines() if line.startswith("vllm:num_requests_waiting{"))
+        return (await call(deployment, "GET", "/load"))["server_load"], line.endswith(" 1.0")
+
+    async def run() -> None:
+        await call(deployment, "POST", "/sleep")
+        assert (await call(deployment, "POST", "/tokenize", {"prompt": "hi"}))["count"]
+        assert (await call(deployment, "POST", "/detokenize", {"tokens": [1]}))["prompt"]
+        count = {"messages": USER, "model": "org/tiny"}
+        assert (await call(deployment, "POST", "/v1/messages/count_tokens", count))["input_tokens"]
+        request = Request("POST", CHAT, {"messages": USER}, {"x-request-id": "mine"})
+        asked = asyncio.create_task(ROUTER.dispatch(deployment.services, request))
+        await asyncio.sleep(0.01)
+        assert await figures() == (1, True)
+        for names, number in (({"request_ids": ["other"]}, 0), (ids and {"request_ids": ids}, 1)):
+            assert (await call(deployment, "POST", "/abort_requests", names))["aborted"] == number
+        with pytest.raises(ApiError, match="was aborted") as caught:
+            await asked
+        assert caught.value.status == 503 and await figures() == (0, False)
+
+    asyncio.run(run())
+
+
 def test_a_sleep_after_a_partial_wake_up_stops_the_engine_again(deployment: Deployment) -> None:
     async def run() -> None:
         for level in ("1", "2"):

@@ -47,5 +47,6 @@ class Metrics:
     max_tokens: Histogram = field(default_factory=_tokens)
     n: Histogram = field(default_factory=lambda: Histogram((1, 2, 5, 10, 20)))
     in_flight: int = 0  # requests in the engine, or about to be submitted
+    waiting: int = 0  # requests in front of an engine that is paused, asleep or being restarted
     cached_tokens: int = 0  # prompt tokens found in the prefix cache
     tracer: Tracer | None = None  # None: traces are off

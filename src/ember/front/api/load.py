@@ -20,8 +20,8 @@ LOAD_HEADER = "endpoint-load-metrics"
 
 
 def load(services: Services) -> Response:
-    """The number of requests that run in the engine. Each conversation of a batch counts as one."""
-    return Response(200, {"server_load": services.metrics.in_flight})
+    """The number of requests that run in the engine or wait for it. Each conversation of a batch counts as one."""
+    return Response(200, {"server_load": services.metrics.in_flight + services.metrics.waiting})
 
 
 def kv_cache_usage(stats: Stats) -> float:
@@ -42,7 +42,7 @@ async def load_headers(services: Services, wanted: str | None) -> dict[str, str]
     named: dict[str, Any] = {
         "kv_cache_usage_perc": kv_cache_usage(stats),
         "num_requests_running": float(stats.num_running),
-        "num_requests_waiting": float(stats.num_waiting),
+        "num_requests_waiting": float(stats.num_waiting + services.metrics.waiting),
     }
     if form == "JSON":
         return {LOAD_HEADER: f"JSON {orjson.dumps({'named_metrics': named}).decode()}"}

@@ -52,6 +52,12 @@ class _Page(Collector):
         metrics = self._services.metrics
         yield self._gauge("ember_engine_up", "1 while the engine answers requests.", float(self._stats is not None))
         yield self._sleep()
+        in_engine = 0 if self._stats is None else self._stats.num_waiting
+        yield self._gauge(
+            "vllm:num_requests_waiting",
+            "Samples that wait for the batch, and requests that wait for a paused, sleeping or restarting engine.",
+            in_engine + metrics.waiting,
+        )
         if self._stats is not None and self._info is not None:
             yield from self._engine(self._stats, self._info)
         yield from self._requests(metrics)
@@ -65,7 +71,6 @@ class _Page(Collector):
         usage = kv_cache_usage(stats)
         for name, text, value in (
             ("vllm:num_requests_running", "Samples in the batch.", stats.num_running),
-            ("vllm:num_requests_waiting", "Samples that wait for the batch.", stats.num_waiting),
             ("vllm:num_requests_swapped", "Always 0: what is preempted is computed again.", 0),
             ("vllm:kv_cache_usage_perc", "Share of the KV cache's pages in use, 0 to 1.", usage),
             ("vllm:gpu_cache_usage_perc", "The older name of vllm:kv_cache_usage_perc.", usage),

@@ -10,18 +10,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ember import __version__
 from ember.boot import Timeline
-from ember.front.errors import ApiError
+from ember.front.errors import ApiError, aborted
 from ember.front.link.engine import Engine, EngineError
 from ember.front.metrics import Metrics
 from ember.front.text.reasoning import ReasoningFormat
 from ember.front.text.sentence_files import SentenceFiles
 from ember.front.text.template import ChatTemplate
 from ember.front.text.tokenizer import Tokenizer
+from ember.logs import REQUEST_ID
 from ember.settings import Settings
 from ember.wire import Ready
 
 if TYPE_CHECKING:
     from ember.front.text.tools import ToolFormat
+
+
+_ANSWER_PREFIXES = ("chatcmpl-", "cmpl-")  # of answers whose ids follow from the request's
 
 
 class Running(Protocol):
@@ -30,6 +34,17 @@ class Running(Protocol):
     names: frozenset[str]
 
     def abort(self) -> None: ...
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    """A request that waits for a paused, sleeping or restarting engine."""
+
+    names: frozenset[str]
+    work: asyncio.Future[Ready]
+
+    def abort(self) -> None:
+        self.work.cancel()
 
 
 @dataclass
@@ -51,7 +66,7 @@ class Services:
     kept: dict[str, Any] = field(default_factory=dict)  # what routes keep from one request to the next, by their names
     closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)  # what is awaited at the worker's end
     tasks: set[asyncio.Task[None]] = field(default_factory=set)  # work that goes on after its request was answered
-    running: set[Running] = field(default_factory=set)  # the requests that are being generated for
+    running: set[Running] = field(default_factory=set)  # the requests that are being generated for, or wait for it
     sentences: SentenceFiles = field(default_factory=SentenceFiles)  # of a pooling model
 
     @property
@@ -65,9 +80,33 @@ class Services:
             raise ApiError(404, f"The model `{name[:200]}` does not exist.", param="model")
 
     async def ready(self) -> Ready:
-        """Wait until the engine can serve. Raises ApiError 500, which is not to be retried, when it cannot start."""
+        """Wait until the engine can serve. A request that waits counts as one, and can be aborted. Raises ApiError 500,
+        which is not to be retried, when the engine cannot start, and 503 when the request is aborted."""
         if self.engine.is_ready:
             return self.engine.info
+        name = REQUEST_ID.get()
+        if not name:  # what waits is no request, such as the taking of jobs
+            return await self._serving()
+        work = asyncio.ensure_future(self._serving())
+        waiting = _Waiting(frozenset((name, *(f"{prefix}{name}" for prefix in _ANSWER_PREFIXES))), work)
+        self.running.add(waiting)
+        self.metrics.waiting += 1
+        try:
+            await asyncio.wait((work,))
+        finally:
+            self.running.discard(waiting)
+            self.metrics.waiting -= 1
+            work.cancel()
+        if work.cancelled():
+            raise aborted()
+        return work.result()
+
+    async def described(self) -> Ready:
+        """The engine's description, for what needs no step of it: a paused or sleeping engine is not waited for. Raises
+        ApiError as `ready` does."""
+        return self.engine.info if self.engine.control.is_paused else await self.ready()
+
+    async def _serving(self) -> Ready:
         try:
             return await self.engine.wait_ready()
         except EngineError as error:
@@ -75,8 +114,8 @@ class Services:
 
     async def ready_to_control(self) -> None:
         """Wait until the engine has booted, whether it is paused or asleep now or not. Raises ApiError 500."""
-        if not self.engine.control.is_paused:
-            await self.ready()
+        if not (self.engine.control.is_paused or self.engine.is_ready):
+            await self._serving()
 
     def fingerprint(self, info: Ready) -> str:
         """`ember-<version>-<8 hex>`: equal for equal builds of equal models on equal kinds of device."""

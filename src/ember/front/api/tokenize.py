@@ -29,7 +29,7 @@ MAX_TOKENS = 2**19  # of what is to become a text
 
 async def tokenize(services: Services, raw_request: Request) -> Response:
     """Tokenise a prompt, or `messages` as the chat template renders them. Raises ApiError."""
-    info = await services.ready()
+    info = await services.described()
     unread: list[str] = []
     request: TokenizeChatRequest | TokenizeRequest
     if isinstance(raw_request.body, dict) and raw_request.body.get("messages") is not None:
@@ -64,7 +64,7 @@ async def detokenize(services: Services, raw_request: Request) -> Response:
     services.check_model(request.model)
     if len(request.tokens) > MAX_TOKENS:
         raise bad_request(f"tokens must have at most {MAX_TOKENS} entries, got {len(request.tokens)}.", "tokens")
-    text = await asyncio.to_thread(_text, request.tokens, services, await services.ready())
+    text = await asyncio.to_thread(_text, request.tokens, services, await services.described())
     return Response(200, {"prompt": text}, _headers(ignored_fields(request)))
 
 

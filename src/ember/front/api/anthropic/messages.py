@@ -57,7 +57,7 @@ async def count_tokens(services: Services, raw_request: Request) -> Response:
     """Count the tokens of a conversation without running it. Raises ApiError."""
     request = await parse_body(CountTokensRequest, raw_request.body)
     services.check_model(request.model)
-    await services.ready()
+    await services.described()
     body, ignored = chat_body(request, services)
     with FIELD_NAMES.in_errors():
         count, headers = await count_chat_tokens(body, ignored, services)

@@ -66,7 +66,7 @@ async def count_input_tokens(services: Services, raw_request: Request) -> Respon
     """Count the tokens of a response's prompt without running it. Raises ApiError."""
     request = await parse_body(InputTokensRequest, raw_request.body)
     services.check_model(request.model)
-    await services.ready()
+    await services.described()
     history, items = await conversation(request, store_of(services, raw_request))
     body, ignored = chat_body(request, history, items, services)
     with FIELD_NAMES.in_errors():
