@@ -1,12 +1,16 @@
 // Markdown as elements. Text that a model wrote never becomes markup: HTML in it is shown as it is, images are links.
+// A model may write anything, so each pattern reads a line in linear time: no two repetitions beside each other take the same
+// characters, and what has to be read from the end is read by hand.
 
 const DEPTH = 8; // of lists and quotes in each other
-const FENCE = /^ {0,3}(`{3,}|~{3,})[ \t]*([^`]*)$/;
-const HEADING = /^ {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*$/;
+const FENCE = /^ {0,3}(`{3,}|~{3,})/;
+const FENCE_END = /^ {0,3}(`{3,}|~{3,})[ \t]*$/;
+const HEADING = /^ {0,3}(#{1,6})(?![^ \t])/;
+const LINE_END = /[\r\u2028\u2029]/; // the ends of lines within a line: only "\n" divides lines here
 const RULE = /^ {0,3}(?:(?:\*[ \t]*){3,}|(?:-[ \t]*){3,}|(?:_[ \t]*){3,})$/;
-const ITEM = /^( *)([-*+]|\d{1,9}[.)])(?:( +)(.*)|)$/;
+const ITEM = /^( *)([-*+]|\d{1,9}[.)])(?: +(?! )(.*))?$/;
 const QUOTE = /^ {0,3}> ?/;
-const DELIMITERS = /^ *\|? *:?-+:? *(?:\| *:?-+:? *)*\|? *$/;
+const DELIMITERS = /^ *(?:\| *)?:?-+:? *(?:\| *:?-+:? *)*(?:\| *)?$/;
 const INDENT = "    ";
 
 // The blocks of some lines: their kind, their lines from `from` to `to`, and what their kind needs.
@@ -27,10 +31,10 @@ function blocksOf(lines, depth = 0) {
 
 function blockAt(lines, at, depth) {
   const line = lines[at];
-  const fence = FENCE.exec(line);
+  const fence = fenceOf(line);
   if (fence) return fenced(lines, at, fence);
-  const heading = HEADING.exec(line);
-  if (heading) return { kind: "heading", level: heading[1].length, text: heading[2] ?? "", to: at + 1 };
+  const heading = headingOf(line);
+  if (heading) return { kind: "heading", ...heading, to: at + 1 };
   if (RULE.test(line)) return { kind: "rule", to: at + 1 };
   if (QUOTE.test(line) && depth < DEPTH) {
     let to = at;
@@ -57,7 +61,7 @@ function blockAt(lines, at, depth) {
 // Whether a line ends the paragraph before it.
 function interrupts(lines, at, depth) {
   const line = lines[at];
-  if (!line.trim() || FENCE.test(line) || HEADING.test(line) || RULE.test(line)) return true;
+  if (!line.trim() || fenceOf(line) || headingOf(line) || RULE.test(line)) return true;
   if (depth < DEPTH && (QUOTE.test(line) || /^ {0,3}(?:[-*+]|1[.)]) +\S/.test(line))) return true;
   return isTable(lines, at);
 }
@@ -68,10 +72,35 @@ function isTable(lines, at) {
   return cellsOf(lines[at]).length === cellsOf(next).length;
 }
 
-function fenced(lines, at, [, mark, info]) {
-  const close = new RegExp(`^ {0,3}\\${mark[0]}{${mark.length},}[ \\t]*$`);
+// What a line that opens a block of code says: { mark, info }; null for other lines.
+function fenceOf(line) {
+  const match = FENCE.exec(line);
+  if (!match || line.includes("`", match[0].length)) return null;
+  return { mark: match[1], info: line.slice(match[0].length) };
+}
+
+// What a line that is a heading says: { level, text } without the `#`s at its end; null for other lines.
+function headingOf(line) {
+  const match = HEADING.exec(line);
+  if (!match || LINE_END.test(line)) return null;
+  const whole = withoutEnd(line.slice(match[0].length), " \t");
+  const open = withoutEnd(whole, "#");
+  const text = withoutEnd(open, " \t");
+  const isClosed = text !== "" && text !== open;
+  return { level: match[1].length, text: (isClosed ? text : whole).replace(/^[ \t]+/, "") };
+}
+
+// A text without those of the characters that are at its end.
+function withoutEnd(text, characters) {
+  let end = text.length;
+  while (end > 0 && characters.includes(text[end - 1])) end -= 1;
+  return text.slice(0, end);
+}
+
+function fenced(lines, at, { mark, info }) {
+  const closes = (end) => end !== undefined && end[0] === mark[0] && end.length >= mark.length;
   let to = at + 1;
-  while (to < lines.length && !close.test(lines[to])) to += 1;
+  while (to < lines.length && !closes(FENCE_END.exec(lines[to])?.[1])) to += 1;
   const text = lines.slice(at + 1, to).join("\n");
   return { kind: "code", language: info.trim().split(/\s/)[0], text, to: Math.min(to + 1, lines.length) };
 }
@@ -85,17 +114,20 @@ function list(lines, at) {
     const item = ITEM.exec(lines[to]);
     if (!item || item[1].length > first[1].length + 3 || item[2].at(-1) !== first[2].at(-1) || RULE.test(lines[to])) break;
     const indent = item[1].length + item[2].length + 1;
-    const own = [item[4] ?? ""];
+    const inset = " ".repeat(indent);
+    const own = [item[3] ?? ""];
     to += 1;
     while (to < lines.length) {
       const line = lines[to];
       if (!line.trim()) {
         const next = filledLine(lines, to + 1);
         if (next < 0 || !lines[next].startsWith(" ".repeat(Math.min(indent, 2)))) break;
-        own.push("");
-      } else if (line.startsWith(" ".repeat(indent))) own.push(line.slice(indent));
+        for (; to < next; to += 1) own.push("");
+        continue;
+      }
+      if (line.startsWith(inset)) own.push(line.slice(indent));
       else if (/^ {2,}/.test(line) && ITEM.test(line) && line.search(/\S/) > item[1].length) own.push(line.trimStart());
-      else if (ITEM.test(line) || !own.at(-1) || FENCE.test(line) || HEADING.test(line) || QUOTE.test(line)) break;
+      else if (ITEM.test(line) || !own.at(-1) || fenceOf(line) || headingOf(line) || QUOTE.test(line)) break;
       else own.push(line.trimStart());
       to += 1;
     }
@@ -154,7 +186,9 @@ function plainElement(block, depth) {
       const sides = marks.map((mark) => (/:$/.test(mark) ? (mark.startsWith(":") ? "center" : "end") : "start"));
       const row = (cells, tag) =>
         make("tr", {}, ...cells.slice(0, head.length).map((cell, i) => inline(make(tag, { class: `to-${sides[i]}` }), cell)));
-      const table = make("table", {}, make("thead", {}, row(head, "th")), make("tbody", {}, ...rows.map((cells) => row(cells, "td"))));
+      const body = make("tbody");
+      for (const cells of rows) body.append(row(cells, "td")); // one by one: a call has room for so many arguments
+      const table = make("table", {}, make("thead", {}, row(head, "th")), body);
       return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" }, table);
     }
     default:
@@ -171,7 +205,7 @@ const SPECIAL = /[\\`*_~[!<\nh]/g;
 function inline(element, text, isLink = false) {
   const nodes = []; // strings and elements
   const openers = []; // { char, count, place in nodes }
-  const noCode = new Set(); // lengths of backticks that nothing closes
+  let runs = null; // of backticks, once there is one
   // Text is put beside text, since elements with many pieces of text are slow. The place of an opener stays its own.
   const put = (piece) => {
     const last = nodes.length - 1;
@@ -193,14 +227,15 @@ function inline(element, text, isLink = false) {
       const marks = /`+/y;
       marks.lastIndex = at;
       const mark = marks.exec(text)[0];
-      const end = noCode.has(mark.length) ? -1 : closing(text, at + mark.length, mark.length);
+      runs ??= backticks(text);
+      const end = closing(runs, at + mark.length, mark.length);
       if (end < 0) {
-        noCode.add(mark.length);
         put(mark);
         at += mark.length;
       } else {
         const inner = text.slice(at + mark.length, end).replaceAll("\n", " ");
-        nodes.push(make("code", { dir: "ltr" }, /^ .*\S.* $/.test(inner) ? inner.slice(1, -1) : inner));
+        const isPadded = inner.startsWith(" ") && inner.endsWith(" ") && inner.trim() && !LINE_END.test(inner);
+        nodes.push(make("code", { dir: "ltr" }, isPadded ? inner.slice(1, -1) : inner));
         at = end + mark.length;
       }
     } else if (char === "*" || char === "_" || char === "~") {
@@ -235,11 +270,22 @@ function filledWith(element, nodes) {
   return element;
 }
 
-function closing(text, from, length) {
-  const marks = /`+/g;
-  marks.lastIndex = from;
-  for (let match; (match = marks.exec(text)); ) if (match[0].length === length) return match.index;
-  return -1;
+// The places of the runs of backticks, the last first, by their length.
+function backticks(text) {
+  const runs = new Map();
+  for (const { 0: run, index } of text.matchAll(/`+/g)) {
+    if (!runs.has(run.length)) runs.set(run.length, []);
+    runs.get(run.length).push(index);
+  }
+  for (const places of runs.values()) places.reverse();
+  return runs;
+}
+
+// The place of the next run of that length; -1 where there is none. Runs before `from` are forgotten.
+function closing(runs, from, length) {
+  const places = runs.get(length) ?? [];
+  while (places.length && places.at(-1) < from) places.pop();
+  return places.at(-1) ?? -1;
 }
 
 // Read a run of marks: close what it closes, and keep it as an opener otherwise. Returns the place behind it.
@@ -298,7 +344,7 @@ function linkAt(text, at, char) {
   if (!match) return null;
   let address = match[1] ?? match[0];
   if (isBare) {
-    address = address.replace(/[.,;:!?*_~'"]+$/, "");
+    address = withoutEnd(address, ".,;:!?*_~'\"");
     if (address.endsWith(")") && !address.includes("(")) address = address.slice(0, -1);
   }
   const node = anchor(address);
@@ -353,8 +399,9 @@ class GrowingMarkdown {
     const last = blocks.at(-1);
     if (!isComplete && last?.kind === "code" && this.open.length === 1) {
       const node = this.open[0].querySelector("code").firstChild;
-      if (node && FENCE.test(lines[last.from]) && last.to === lines.length && text.endsWith(last.text)) {
-        this.code = { length: text.length, node, mark: FENCE.exec(lines[last.from])[1] };
+      const fence = fenceOf(lines[last.from]);
+      if (node && fence && last.to === lines.length && text.endsWith(last.text)) {
+        this.code = { length: text.length, node, mark: fence.mark };
       }
     }
   }

@@ -1,7 +1,7 @@
 // The server behind the page: requests with a key, its errors, its streams, and whether it is there.
 
 const IS_PLATFORM = document.documentElement.dataset.server === "platform";
-const ROOT = location.pathname.replace(/\/+$/, ""); // where a proxy shows the server
+const ROOT = location.pathname.replace(/(?<!\/)\/+$/, ""); // where a proxy shows the server
 const ENDPOINT = IS_PLATFORM ? `${ROOT}/v2/LOCAL` : ROOT;
 const API = IS_PLATFORM ? `${ENDPOINT}/openai` : ROOT;
 
