@@ -92,7 +92,7 @@ def test_the_page_of_a_worker() -> None:
             assert gzip.decompress(await packed.read()).decode() == text
         plain = await client.get("/", headers={**BROWSER, "Accept-Encoding": "gzip;q=0, identity"})
         assert "Content-Encoding" not in plain.headers and await plain.text() == text
-        for method, headers in (("GET", JSON), ("HEAD", BROWSER), ("PUT", BROWSER)):
+        for method, headers in (("GET", JSON), ("HEAD", JSON), ("PUT", BROWSER)):
             other = await client.request(method, "/", headers=headers)
             assert (other.status, other.headers["Allow"]) == (405, "POST")
 
@@ -108,12 +108,15 @@ def test_the_page_of_a_worker() -> None:
 def test_a_key_a_root_path_and_no_page() -> None:
     async def behind_a_proxy(client: TestClient[Any, Any]) -> None:
         for path, status in (("/", 200), ("/llm", 200), ("/llm/", 200), ("/llm2", 401), ("/llm/v1/models", 401)):
-            assert (await client.get(path, headers=BROWSER)).status == status, path
+            whole, head = [await client.request(each, path, headers=BROWSER) for each in ("GET", "HEAD")]
+            assert whole.status == head.status == status, path
+            assert head.headers["Content-Length"] == whole.headers["Content-Length"] and not await head.read()
 
     with_server(behind_a_proxy, api_key="one", root_path="/llm")
 
     async def without(client: TestClient[Any, Any]) -> None:
-        assert (await client.get("/", headers=BROWSER)).status == 405
+        for method in ("GET", "HEAD"):
+            assert (await client.request(method, "/", headers=BROWSER)).status == 405
 
     with_server(without, page=False)
 

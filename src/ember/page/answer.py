@@ -1,4 +1,4 @@
-"""The answer to a GET for the page: who gets it, and its status, headers and body."""
+"""The answer to a GET or HEAD for the page: who gets it, and its status, headers and body."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class PageAnswer:
 
 
 def page_answer(server: Server, headers: Mapping[str, str]) -> PageAnswer | None:
-    """The answer to a GET with these request headers (of any case, if the mapping ignores it); None for a client that
-    prefers JSON."""
+    """The answer to a GET or HEAD with these request headers (of any case, if the mapping ignores it); None for a
+    client that prefers JSON."""
     if not prefers_page(headers.get("Accept", "*/*")):
         return None
     page = document(server)

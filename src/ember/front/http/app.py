@@ -180,10 +180,10 @@ class _Face:
         return whole_answer(answer, headers)
 
     def _page(self, http: web.BaseRequest, headers: dict[str, str]) -> web.Response | None:
-        """The page for a browser's GET of `/`. It needs no key, as it asks for one where a route does. None for other
-        requests: the table of routes answers them."""
+        """The page for a browser's GET or HEAD of `/`. It needs no key, as it asks for one where a route does. None
+        for other requests: the table of routes answers them."""
         is_root = not below_root(http.rel_url.raw_path, self._settings.root_path).strip("/")
-        if not (self._settings.page and http.method == "GET" and is_root):
+        if not (self._settings.page and http.method in ("GET", "HEAD") and is_root):
             return None
         from ember.page.answer import page_answer  # not with the boot
 
