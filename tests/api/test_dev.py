@@ -170,6 +170,26 @@ def test_a_request_that_waits_for_a_sleep_counts_and_can_be_aborted(deployment: 
     asyncio.run(run())
 
 
+def test_what_a_second_sleep_overtakes_waits_on_and_a_background_response_is_answered(deployment: Deployment) -> None:
+    async def run() -> None:
+        await call(deployment, "POST", "/sleep")
+        asked = asyncio.create_task(call(deployment, "POST", CHAT, {"messages": USER}))
+        async with asyncio.timeout(60):
+            response = await call(deployment, "POST", "/v1/responses", {"input": "hi", "background": True})
+            assert response["status"] == "queued"
+            for _ in range(5):  # the gate opens for a moment, in which nobody has been tokenised
+                await call(deployment, "POST", "/wake_up")
+                await call(deployment, "POST", "/sleep", mode="wait")
+            await call(deployment, "POST", "/wake_up")
+            assert (await asked)["choices"][0]["message"]["content"] == "hello world"
+            while response["status"] in ("queued", "in_progress"):
+                await asyncio.sleep(0.01)
+                response = await call(deployment, "GET", f"/v1/responses/{response['id']}")
+        assert response["status"] == "completed"
+
+    asyncio.run(run())
+
+
 def test_a_sleep_after_a_partial_wake_up_stops_the_engine_again(deployment: Deployment) -> None:
     async def run() -> None:
         for level in ("1", "2"):

@@ -35,15 +35,21 @@ async def create_chat_completion(services: Services, raw_request: Request) -> Re
 
 
 async def open_chat(
-    services: Services, raw_request: Request, request: ChatRequest, id_prefix: str, ignored: Sequence[str] = ()
+    services: Services,
+    raw_request: Request,
+    request: ChatRequest,
+    id_prefix: str,
+    ignored: Sequence[str] = (),
+    *,
+    waits: bool = True,
 ) -> ApiCall:
     """The call of a chat, for every route that answers conversations. `ignored` names further parts of the body that
-    have no effect. Raises ApiError."""
+    have no effect. Without `waits` a pause or a sleep is waited for when the call is run. Raises ApiError."""
     refuse_unsupported(request)
     refuse_template_overrides(request)
     tools = requested_tools(request, services)
     adds_generation_prompt(request)
-    info = await services.ready()
+    info = await (services.ready() if waits else services.described())
     return await in_thread(request, _open, raw_request, request, services, info, tools, id_prefix, ignored)
 
 

@@ -40,6 +40,7 @@ class Runs:
         self.runs: list[Run] = []
 
     async def __aenter__(self) -> Self:
+        await self._services.pass_gate(self.names)
         try:
             for number, spec in enumerate(self._specs):
                 generation = self._start(spec)

@@ -79,16 +79,17 @@ class Services:
         if name and not self.settings.serves(name):
             raise ApiError(404, f"The model `{name[:200]}` does not exist.", param="model")
 
-    async def ready(self) -> Ready:
-        """Wait until the engine can serve. A request that waits counts as one, and can be aborted. Raises ApiError 500,
-        which is not to be retried, when the engine cannot start, and 503 when the request is aborted."""
+    async def ready(self, names: frozenset[str] = frozenset()) -> Ready:
+        """Wait until the engine can serve. A request that waits counts as one, and can be aborted, also by `names`.
+        Raises ApiError 500, which is not to be retried, when the engine cannot start, and 503 when the request is
+        aborted."""
         if self.engine.is_ready:
             return self.engine.info
         name = REQUEST_ID.get()
         if not name:  # what waits is no request, such as the taking of jobs
             return await self._serving()
         work = asyncio.ensure_future(self._serving())
-        waiting = _Waiting(frozenset((name, *(f"{prefix}{name}" for prefix in _ANSWER_PREFIXES))), work)
+        waiting = _Waiting(names.union((name, *(f"{prefix}{name}" for prefix in _ANSWER_PREFIXES))), work)
         self.running.add(waiting)
         self.metrics.waiting += 1
         try:
@@ -100,6 +101,12 @@ class Services:
         if work.cancelled():
             raise aborted()
         return work.result()
+
+    async def pass_gate(self, names: frozenset[str]) -> None:
+        """Wait for the end of a pause or a sleep, which may have begun since the request was read. Raises ApiError as
+        `ready` does."""
+        while not self.engine.gate.is_open:
+            await self.ready(names)
 
     async def described(self) -> Ready:
         """The engine's description, for what needs no step of it: a paused or sleeping engine is not waited for. Raises

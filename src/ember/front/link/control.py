@@ -192,8 +192,8 @@ class Control:
             await self._engine.reset_prefix_cache()
 
     def _open(self) -> None:
-        """Let requests start, unless there is a pause or a sleep."""
-        if not (self._is_paused or self.is_sleeping):
+        """Let requests start, unless there is a pause or a sleep, or one follows at once."""
+        if not (self._is_paused or self.is_sleeping or self._modes):
             self._release()
             self._engine.gate.open()
 

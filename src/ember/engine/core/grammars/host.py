@@ -94,7 +94,10 @@ class Host:
             for message in self._mailbox.feed(data):
                 match message:
                     case Start():
-                        self._start(message)
+                        with contextlib.suppress(
+                            BrokenPipeError, ConnectionResetError
+                        ):  # the engine has gone meanwhile
+                            self._start(message)
                     case Fork():
                         self._fork(message)
                     case Kill():

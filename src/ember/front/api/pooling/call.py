@@ -83,6 +83,8 @@ class PoolingCall:
         metrics = self.services.metrics
         failure: BaseException | None = None
         outputs: list[SequenceOutput] = []
+        if self not in self.services.running:
+            await self.services.pass_gate(self.names)
         metrics.in_flight += 1
         try:
             with self.under_way():

@@ -44,7 +44,8 @@ async def create_response(services: Services, raw_request: Request) -> Response 
     history, items = await conversation(request, store)
     body, ignored = chat_body(request, history, items, services)
     with FIELD_NAMES.in_errors():
-        call = await open_chat(services, raw_request, await parse_body(ChatRequest, body), "resp_", ignored)
+        chat = await parse_body(ChatRequest, body)
+        call = await open_chat(services, raw_request, chat, "resp_", ignored, waits=not request.background)
     checked_logprobs(request.top_logprobs, "sample", "top_logprobs", services.settings, call.info)
     call.id = new_id("resp_")  # it names a stored response, so another request with the same X-Request-Id needs another
     reply = Reply(call, request, is_stored=keeps is not None)
