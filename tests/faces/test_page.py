@@ -132,6 +132,8 @@ def test_the_page_and_the_jobs_of_a_platform() -> None:
             async with calls.session.get(root, headers=headers) as answer:
                 assert answer.status == status
                 assert ('data-server="platform"' in await answer.text()) is (status == 200)
+            async with calls.session.head(root, headers=headers) as head:
+                assert (head.status, await head.read()) == (status, b"")
         key = {"Authorization": "Bearer one"}
         for body in ({"input": {"openai_route": "/v1/models"}}, {"input": 1}):
             await calls.client("POST", "/run", body, **key)

@@ -117,9 +117,9 @@ class Platform:
 
 
 def _page(http: web.Request) -> web.Response | None:
-    """The page for a browser's GET of `/`. It is the same for everybody and holds nothing of the endpoint, so it needs
-    no key and may be linked to. None for other requests."""
-    if http.method != "GET" or http.path != "/":
+    """The page for a browser's GET or HEAD of `/`. It is the same for everybody and holds nothing of the endpoint, so
+    it needs no key and may be linked to. None for other requests."""
+    if http.method not in ("GET", "HEAD") or http.path != "/":
         return None
     from ember.page.answer import page_answer  # read when it is asked for
 
