@@ -58,7 +58,7 @@ def test_a_pause_and_a_sleep_end_apart(deployment: Deployment) -> None:
     async def run() -> None:
         assert await call(deployment, "POST", "/pause", mode="keep") == {"status": "paused"}
         await call(deployment, "POST", "/sleep", level="0", mode="wait")
-        assert await call(deployment, "POST", "/resume") == {"status": "resumed"}
+        assert await call(deployment, "POST", "/resume") == {"status": "resumed", "is_sleeping": True}
         assert await call(deployment, "GET", "/is_paused") == {"is_paused": True}
         await call(deployment, "POST", "/wake_up")
         assert deployment.engine.told == ["pause steps", "go on", "reset"]
@@ -308,6 +308,8 @@ def test_caches_and_information(deploy: Any, monkeypatch: pytest.MonkeyPatch) ->
     [
         ("POST", "/sleep", {"level": "3"}, "level"),
         ("POST", "/sleep", {"level": "-1"}, "level"),
+        ("POST", "/sleep", {"levle": "2"}, "levle"),
+        ("POST", "/resume", {"level": "2"}, "level"),
         ("POST", "/sleep", {"level": "one"}, "level"),
         ("POST", "/sleep", {"mode": "soon"}, "mode"),
         ("POST", "/sleep", {"mode": "keep"}, "mode"),

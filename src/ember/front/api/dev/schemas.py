@@ -29,6 +29,7 @@ class Paused(AnswerModel):
 
 class PauseStatus(AnswerModel):
     status: Literal["paused", "resumed"]
+    is_sleeping: bool | None = None  # true where a sleep goes on
 
 
 class WorldSize(AnswerModel):
