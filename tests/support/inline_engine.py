@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ember import wire
@@ -28,7 +29,9 @@ class InlineEngine:
         self.num_requests = 0
         self.tasks = self.info.tasks
         self.gate = Gate()
-        self.control: Any = None  # the steps run between everything else, so there is nothing to pause
+        self.control: Any = SimpleNamespace(
+            is_paused=False
+        )  # the steps run between everything else, so there is nothing to pause
         self._generations: dict[int, Generation | PooledText] = {}
         self._stepping: asyncio.Task[None] | None = None
 

@@ -22,7 +22,7 @@ _LIBRARIES = (("libtorch_global_deps.so", os.RTLD_GLOBAL), ("libtorch.so", 0))
 # lock: an import of one of them would wait until torch's libraries are loaded, and all later imports with it.
 EXTENSIONS = (
     *("math", "select", "array", "mmap", "zlib", "_bz2", "_lzma", "_heapq", "_queue", "_socket", "_struct", "_json"),
-    *("_hashlib", "_blake2", "_typing", "_datetime", "_opcode", "_uuid", "_decimal", "msgspec"),
+    *("_contextvars", "_hashlib", "_blake2", "_typing", "_datetime", "_opcode", "_uuid", "_decimal", "msgspec"),
 )
 
 _thread: threading.Thread | None = None
