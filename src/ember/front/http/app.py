@@ -182,7 +182,7 @@ class _Face:
     def _page(self, http: web.BaseRequest, headers: dict[str, str]) -> web.Response | None:
         """The page for a browser's GET or HEAD of `/`. It needs no key, as it asks for one where a route does. None
         for other requests: the table of routes answers them."""
-        is_root = not below_root(http.rel_url.raw_path, self._settings.root_path).strip("/")
+        is_root = not below_root(http.raw_path.partition("?")[0], self._settings.root_path).strip("/")
         if not (self._settings.page and http.method in ("GET", "HEAD") and is_root):
             return None
         from ember.page.answer import page_answer  # not with the boot
